@@ -1,0 +1,84 @@
+"""What a reactor is told at its start: limits, deadlines and the gate, frozen.
+
+Every quantity carries its unit in its name; 0 switches a limit off where it says so. Defaults are
+those of the configuration (architecture, section 11).
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["GateLimits", "ListenerOptions", "Settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Limits and deadlines of one reactor, the same for all its connections."""
+
+    # Incoming.
+    head_limit_bytes: int = 16 * 1024
+    head_timeout_ms: int = 10_000
+    upgrade_timeout_ms: int = 10_000
+    message_limit_bytes: int = 64 * 1024
+    fragments_limit: int = 1024
+    message_timeout_ms: int = 30_000
+    control_rate_per_s: int = 100
+    control_burst: int = 200
+    message_rate_per_s: int = 0  # 0: off; burst is one second's worth
+    byte_rate_per_s: int = 0  # 0: off
+    # Outgoing.
+    outbox_limit_bytes: int = 1024 * 1024
+    outbox_limit_frames: int = 256
+    outbox_age_ms: int = 10_000
+    write_timeout_ms: int = 10_000
+    send_buffer_bytes: int = 32 * 1024  # what a blocked socket is charged: the kernel doubles SO_SNDBUF
+    # Heartbeat.
+    ping_interval_ms: int = 25_000  # 0: no heartbeat
+    pong_timeout_ms: int = 10_000
+    idle_timeout_ms: int = 0  # 0: off
+    # Closing.
+    linger_timeout_ms: int = 1_000
+    linger_limit_bytes: int = 256 * 1024
+    linger_limit_sockets: int = 1_000
+    # Memory.
+    pool_enabled: bool = True
+    pool_idle_limit_bytes: int = 16 * 1024 * 1024  # freed buffers kept for reuse
+    max_connections: int = 1_000_000  # size of the slot directory, not a promise of memory
+    # Publications: the opcode of each variant (1 text, 2 binary), at most 8.
+    variant_opcodes: tuple[int, ...] = (1,)
+    # What is sent when the reactor itself refuses a head; empty: nothing is sent.
+    head_timeout_response: bytes = (
+        b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+    head_too_large_response: bytes = (
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+    upgrade_timeout_response: bytes = (
+        b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLimits:
+    """What the gate judges before a byte is read; 0 switches a limit off."""
+
+    descriptors: int = 0  # a socket whose descriptor number would reach this is refused
+    connections: int = 0
+    handshakes_in_progress: int = 1024
+    accepts_per_s: int = 0  # burst is one second's worth
+    partial_bytes: int = 0  # unfinished heads, frames and messages together
+    refusal_drains: int = 32  # refused sockets read to their end at once
+    refusal_drain_bytes: int = 16 * 1024
+    refusal_drain_ms: int = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerOptions:
+    """Socket options set before `listen`, inherited by every accepted socket."""
+
+    backlog: int = 4096
+    reuse_port: bool = False
+    send_buffer_bytes: int = 16 * 1024  # SO_SNDBUF; the kernel doubles it
+    receive_buffer_bytes: int = 16 * 1024  # SO_RCVBUF; the kernel doubles it
+    not_sent_low_water_bytes: int = 16 * 1024  # TCP_NOTSENT_LOWAT
+    no_delay: bool = True
+    defer_accept_s: int = 1
+    user_timeout_ms: int = 50_000  # above every stall deadline plus 10 s

@@ -1,0 +1,106 @@
+"""The registry of reasons: why a connection was refused or ended.
+
+Every refusal, drop and close has exactly one reason and is counted by its name. The numbers are
+shared with the compiled reactor (`wsgate/reactor/structs.pxd`; a test holds the two together) and
+stay stable: append, never renumber.
+
+`close_code` is what the WebSocket peer sees (0: it sees no Close frame), `http_status` what a peer
+that was not upgraded sees (0: no HTTP answer).
+
+Source: RFC 6455 section 7.4.1 for 1000-1015; protocols/codes for 4000-4999.
+"""
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+__all__ = ["REASONS", "Reason", "ReasonEntry"]
+
+
+class Reason(IntEnum):
+    """Why a connection was refused or ended. The name in lower case is the counter's name."""
+
+    NONE = 0
+    # Refused before a byte of the head was read.
+    REFUSED_DESCRIPTORS = 1
+    REFUSED_CONNECTIONS = 2
+    REFUSED_HANDSHAKES = 3
+    REFUSED_RATE = 4
+    REFUSED_PARTIAL_BYTES = 5
+    # Refused over HTTP.
+    HEAD_TIMEOUT = 6
+    HEAD_TOO_LARGE = 7
+    HEAD_REFUSED = 8
+    UPGRADE_TIMEOUT = 9
+    # Ended by the peer.
+    PEER_CLOSED = 10
+    PEER_GONE = 11
+    PEER_RESET = 12
+    # The peer broke RFC 6455 or a limit of it.
+    PROTOCOL_ERROR = 13
+    INVALID_UTF8 = 14
+    MESSAGE_TOO_BIG = 15
+    TOO_MANY_FRAGMENTS = 16
+    CONTROL_RATE = 17
+    MESSAGE_TIMEOUT = 18
+    MESSAGE_RATE = 19
+    BYTE_RATE = 20
+    # Deadlines and slow consumers.
+    HEARTBEAT_TIMEOUT = 21
+    IDLE_TIMEOUT = 22
+    DEADLINE = 23
+    SLOW_CONSUMER = 24
+    OUTBOX_AGE = 25
+    WRITE_STALL = 26
+    # Ours.
+    APPLICATION = 27
+    PARTIAL_BYTES = 28
+    OUT_OF_MEMORY = 29
+    INTERNAL = 30
+    SHUTDOWN = 31
+
+
+class ReasonEntry(NamedTuple):
+    """One row of the registry: reason, what the peer sees, and one plain sentence."""
+
+    reason: Reason
+    close_code: int
+    http_status: int
+    text: str
+
+
+_ROWS: Final = (
+    ReasonEntry(Reason.NONE, 0, 0, "not ended"),
+    ReasonEntry(Reason.REFUSED_DESCRIPTORS, 0, 503, "the process has no descriptor to spare"),
+    ReasonEntry(Reason.REFUSED_CONNECTIONS, 0, 503, "the connection limit is reached"),
+    ReasonEntry(Reason.REFUSED_HANDSHAKES, 0, 503, "too many handshakes are in progress"),
+    ReasonEntry(Reason.REFUSED_RATE, 0, 503, "accepts per second are over the limit"),
+    ReasonEntry(Reason.REFUSED_PARTIAL_BYTES, 0, 503, "unfinished input holds too many bytes"),
+    ReasonEntry(Reason.HEAD_TIMEOUT, 0, 408, "no complete request head before the deadline"),
+    ReasonEntry(Reason.HEAD_TOO_LARGE, 0, 431, "the request head is larger than the cap"),
+    ReasonEntry(Reason.HEAD_REFUSED, 0, 400, "the handshake was refused by the application"),
+    ReasonEntry(Reason.UPGRADE_TIMEOUT, 0, 503, "the application did not decide in time"),
+    ReasonEntry(Reason.PEER_CLOSED, 1000, 0, "the peer sent Close"),
+    ReasonEntry(Reason.PEER_GONE, 0, 0, "the peer ended the stream without Close"),
+    ReasonEntry(Reason.PEER_RESET, 0, 0, "the peer or the network reset the connection"),
+    ReasonEntry(Reason.PROTOCOL_ERROR, 1002, 0, "the peer broke RFC 6455"),
+    ReasonEntry(Reason.INVALID_UTF8, 1007, 0, "text that is not UTF-8"),
+    ReasonEntry(Reason.MESSAGE_TOO_BIG, 1009, 0, "a message is larger than the limit"),
+    ReasonEntry(Reason.TOO_MANY_FRAGMENTS, 1008, 0, "a message has more fragments than the limit"),
+    ReasonEntry(Reason.CONTROL_RATE, 1008, 0, "control frames per second are over the limit"),
+    ReasonEntry(Reason.MESSAGE_TIMEOUT, 1008, 0, "a message was not complete before its deadline"),
+    ReasonEntry(Reason.MESSAGE_RATE, 4029, 0, "messages per second are over the limit"),
+    ReasonEntry(Reason.BYTE_RATE, 4029, 0, "message bytes per second are over the limit"),
+    ReasonEntry(Reason.HEARTBEAT_TIMEOUT, 4008, 0, "no byte within the pong deadline"),
+    ReasonEntry(Reason.IDLE_TIMEOUT, 4003, 0, "no message within the idle limit"),
+    ReasonEntry(Reason.DEADLINE, 4001, 0, "the deadline set by the application passed"),
+    ReasonEntry(Reason.SLOW_CONSUMER, 4010, 0, "the outbox is over its bytes or frames"),
+    ReasonEntry(Reason.OUTBOX_AGE, 4010, 0, "the oldest outbox entry is over its age"),
+    ReasonEntry(Reason.WRITE_STALL, 4010, 0, "the socket took no byte within the write deadline"),
+    ReasonEntry(Reason.APPLICATION, 1000, 0, "closed by the application"),
+    ReasonEntry(Reason.PARTIAL_BYTES, 1013, 0, "unfinished input holds too many bytes"),
+    ReasonEntry(Reason.OUT_OF_MEMORY, 1011, 0, "the process has no memory for this"),
+    ReasonEntry(Reason.INTERNAL, 4050, 0, "a fault of wsgate"),
+    ReasonEntry(Reason.SHUTDOWN, 4012, 0, "the process is ending"),
+)
+
+REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}
