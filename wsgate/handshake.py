@@ -1,0 +1,520 @@
+"""Request head in, `Request` or `Refusal` out; `Request` in, 101 response out.
+
+Owns every rule of RFC 6455 section 4.2 and of RFC 9112 that concerns a WebSocket handshake, the caps
+on its size, and the bytes of each answer. Must not know sockets, clocks, asyncio, paths, users or
+origins that are allowed: those are the shard's, which refuses with `refusal`.
+
+Rules:
+- httptools has the last word on the grammar, but never the only one: it tolerates empty lines before
+  the request line, two spaces in it and a missing version, so what it tolerates is judged before it.
+- Strict beats liberal. A head that two parsers could read in two ways is refused, never repaired.
+- Linear time: whole-head passes in C, one step per header, one step per list element. No regex.
+- Nothing of the request appears in an answer, except the subprotocol that `accept` picked from it.
+- Every refusal has one name. Those decided here are listed in `REFUSALS`.
+
+A missing `Sec-WebSocket-Version` is answered 426 like a wrong one: the answer that names the version
+we speak helps both. 400, 405 and 426 all carry `Sec-WebSocket-Version: 13`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from wsgate.errors import InternalError
+
+__all__ = [
+    "HEADERS_LIMIT",
+    "HEAD_LIMIT_BYTES",
+    "REFUSALS",
+    "REQUEST_LINE_LIMIT_BYTES",
+    "Refusal",
+    "Request",
+    "Upgrade",
+    "accept",
+    "parse_head",
+    "refusal",
+]
+
+HEAD_LIMIT_BYTES: Final = 16 * 1024  # as the reactor's cap, its last line of defence here (S12)
+REQUEST_LINE_LIMIT_BYTES: Final = 8 * 1024  # what nginx and Apache allow (S12)
+HEADERS_LIMIT: Final = 100  # lines; browsers send under 25, Apache allows 100 (S12)
+
+# RFC 6455 section 1.3: appended to the key before hashing.
+_ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_KEY_BYTES: Final = 16
+_PORT_MAX: Final = 65535
+
+_ALPHANUMERIC: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# The sets below are given to bytes.translate(None, set), which removes their members: an empty
+# remainder proves in one C pass that a value has no other byte.
+_TOKEN: Final = _ALPHANUMERIC + b"!#$%&'*+-.^_`|~"  # RFC 9110 section 5.6.2
+_PROTOCOL: Final = _TOKEN + b"/"  # RFC 9110 section 7.8: an Upgrade element may name a version
+_VISIBLE: Final = bytes(range(0x21, 0x7F))
+_TARGET: Final = _VISIBLE.replace(b"#", b"")  # browsers do send | { } ^ unescaped; never a fragment
+_HOST_NAME: Final = _ALPHANUMERIC + b"-._"  # narrower than RFC 3986: no escapes, no userinfo
+_IPV6: Final = b"0123456789ABCDEFabcdef:."
+_DIGITS: Final = b"0123456789"
+# What may stand in a line: tab, visible ASCII, space, and high bytes, which are opaque. Not \x85
+# (NEL): str.splitlines would see a line end in it (S15, Daphne CVE-2026-44546).
+_LINE: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x85), *range(0x86, 0x100)])
+
+# Headers of which a second line is a fault: two readers could pick two values (P8, S15, S17).
+_SINGLE: Final = frozenset(
+    {
+        b"authorization",
+        b"host",
+        b"origin",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+    }
+)
+# An upgrade has no body and waits for nothing (S16). "Content-Length: 0" is refused as well: who
+# sends it believes in a body, and a proxy before us may frame the bytes after the head by it.
+_FORBIDDEN: Final = frozenset({b"content-length", b"transfer-encoding", b"expect"})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A valid opening handshake: what the shard needs to decide whom to let in.
+
+    Text is ASCII except in `headers`. `repr` shows neither query, nor headers, nor authorization:
+    they may hold a token (S21).
+    """
+
+    method: ClassVar[str] = "GET"
+
+    target: str = field(repr=False)
+    """The request target as sent, never decoded; starts with "/"."""
+    host: str
+    """The Host header as sent: name, IPv4 or [IPv6], perhaps with ":port"."""
+    origin: str | None
+    """The Origin header as sent, never empty; None when there was none (not a browser)."""
+    subprotocols: tuple[str, ...]
+    """What the client offers, in its order of preference, without duplicates."""
+    key: bytes = field(repr=False)
+    """Sec-WebSocket-Key as sent, already checked."""
+    headers: Mapping[bytes, bytes] = field(repr=False)
+    """Lower-case name to value; several lines of one name are joined by ", " (Cookie: "; ")."""
+
+    @property
+    def path(self) -> str:
+        """The target up to the first "?", not decoded: compare it, do not open it."""
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        """The target after the first "?", not decoded; "" when there is none."""
+        return self.target.partition("?")[2]
+
+    @property
+    def authorization(self) -> str | None:
+        """The Authorization header, or None."""
+        return self.header("authorization")
+
+    @property
+    def extensions(self) -> str:
+        """The extensions offered, unparsed, all lines joined; "" when there are none."""
+        return self.header("sec-websocket-extensions") or ""
+
+    def header(self, name: str) -> str | None:
+        """The value of any header, decoded as Latin-1, or None when it was not sent.
+
+        Args:
+            name: Lower case.
+        """
+        value = self.headers.get(name.encode("ascii"))
+        return None if value is None else value.decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A granted handshake."""
+
+    response: bytes
+    """The complete 101 response; frames may follow at once."""
+    subprotocol: str | None
+    """The subprotocol it names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A handshake answered with something else than 101."""
+
+    status: int
+    """The HTTP status of `response`."""
+    reason: str
+    """The name it is counted by, in snake case."""
+    response: bytes = field(repr=False)
+    """The complete HTTP/1.1 response with `Connection: close`; nothing may follow."""
+
+
+_PHRASES: Final = {
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    426: b"Upgrade Required",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
+_VERSION_LINE: Final = b"Sec-WebSocket-Version: 13\r\n"
+_STATUS_LINES: Final = {
+    400: _VERSION_LINE,
+    405: b"Allow: GET\r\n" + _VERSION_LINE,  # RFC 9110 section 15.5.6: Allow is due
+    426: b"Upgrade: websocket\r\n" + _VERSION_LINE,  # RFC 9110 section 15.5.22, RFC 6455 section 4.4
+}
+
+
+def refusal(
+    status: int,
+    reason: str,
+    *,
+    retry_after_s: int | None = None,
+    extra_headers: Iterable[tuple[str, str]] = (),
+) -> Refusal:
+    """A refusal with its complete response.
+
+    Args:
+        status: 400, 401, 403, 404, 405, 408, 413, 414, 426, 429, 431 or 503.
+        reason: The name it is counted by; never sent.
+        retry_after_s: Seconds, >= 0, for 429 and 503; jitter is the caller's.
+        extra_headers: Further `(name, value)`, such as WWW-Authenticate with 401.
+
+    Raises:
+        InternalError: The status is not one of those, or a header would break the response.
+    """
+    phrase = _PHRASES.get(status)
+    if phrase is None or (retry_after_s is not None and retry_after_s < 0):
+        raise InternalError(f"no refusal has status {status} and Retry-After {retry_after_s}")
+    # RFC 9110 section 7.6.1: who sends Upgrade must name it in Connection.
+    connection = b"Connection: close, Upgrade\r\n" if status == 426 else b"Connection: close\r\n"
+    retry_after = b"" if retry_after_s is None else b"Retry-After: %d\r\n" % retry_after_s
+    response = b"".join(
+        (
+            b"HTTP/1.1 %d %b\r\n" % (status, phrase),
+            connection,
+            _STATUS_LINES.get(status, b""),
+            retry_after,
+            _header_lines(extra_headers),
+            b"Content-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b\n" % (len(phrase) + 1, phrase),
+        )
+    )
+    return Refusal(status, reason, response)
+
+
+def _header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Our own header lines, proven unable to end the head or to start another one."""
+    lines = []
+    for name, value in headers:
+        raw_name, raw_value = name.encode("latin-1"), value.encode("latin-1")
+        if not raw_name or raw_name.translate(None, _TOKEN) or raw_value.translate(None, _LINE):
+            raise InternalError("a response header is not a header")
+        lines.append(b"%b: %b\r\n" % (raw_name, raw_value))
+    return b"".join(lines)
+
+
+# One constant per fault: refusing costs no rendering.
+_HEAD_TOO_LARGE: Final = refusal(431, "head_too_large")
+_TOO_MANY_HEADERS: Final = refusal(431, "too_many_headers")
+_URI_TOO_LONG: Final = refusal(414, "uri_too_long")
+_MALFORMED_HEAD: Final = refusal(400, "malformed_head")
+_MALFORMED_REQUEST_LINE: Final = refusal(400, "malformed_request_line")
+_MALFORMED_TARGET: Final = refusal(400, "malformed_target")
+_WRONG_METHOD: Final = refusal(405, "wrong_method")
+_WRONG_HTTP_VERSION: Final = refusal(400, "wrong_http_version")
+_DUPLICATE_HEADER: Final = refusal(400, "duplicate_header")
+_REQUEST_BODY: Final = refusal(400, "request_body")
+_BAD_HOST: Final = refusal(400, "bad_host")
+_BAD_ORIGIN: Final = refusal(400, "bad_origin")
+_BAD_HEADER_VALUE: Final = refusal(400, "bad_header_value")
+_NOT_WEBSOCKET: Final = refusal(426, "not_websocket")
+_WRONG_VERSION: Final = refusal(426, "wrong_version")
+_BAD_KEY: Final = refusal(400, "bad_key")
+_BAD_SUBPROTOCOLS: Final = refusal(400, "bad_subprotocols")
+
+REFUSALS: Final[Mapping[str, Refusal]] = {
+    each.reason: each
+    for each in (
+        _HEAD_TOO_LARGE,
+        _TOO_MANY_HEADERS,
+        _URI_TOO_LONG,
+        _MALFORMED_HEAD,
+        _MALFORMED_REQUEST_LINE,
+        _MALFORMED_TARGET,
+        _WRONG_METHOD,
+        _WRONG_HTTP_VERSION,
+        _DUPLICATE_HEADER,
+        _REQUEST_BODY,
+        _BAD_HOST,
+        _BAD_ORIGIN,
+        _BAD_HEADER_VALUE,
+        _NOT_WEBSOCKET,
+        _WRONG_VERSION,
+        _BAD_KEY,
+        _BAD_SUBPROTOCOLS,
+    )
+}
+"""Every refusal `parse_head` can give, by the name it is counted by."""
+
+
+class _Collector:
+    """What httptools calls while it parses one head: one list append per header."""
+
+    __slots__ = ("headers", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # httptools leaves trailing white space on the value (RFC 9112 section 5.1: not part of it).
+        self.headers.append((name.lower(), value.strip(b" \t")))
+
+
+# Part of every handshake, whose whole budget is 20 us with the kernel's share (architecture, section
+# 12): 6.3 us here and 1.0 us in `accept` for a browser's head of 528 bytes and 13 headers. Splitting
+# the lines in Python instead of httptools, just as strict, took 6.7 us.
+# python -m timeit -s "from tests.unit.test_handshake import BROWSER_HEAD as head" \
+#     -s "from wsgate.handshake import parse_head" "parse_head(head)"
+def parse_head(head: bytes) -> Request | Refusal:
+    """The request a head makes, or why it is refused.
+
+    Pure, and linear in `len(head)`.
+
+    Args:
+        head: Everything up to and including the empty line, as the reactor hands it up. Anything
+            else (no empty line, bytes after it) is refused.
+
+    Source: RFC 6455 section 4.2.1; RFC 9112 sections 2 to 5.
+    """
+    header_count = _scan(head)
+    if isinstance(header_count, Refusal):
+        return header_count
+    target = _target(head[: head.find(b"\r\n")])
+    if isinstance(target, Refusal):
+        return target
+    headers = _headers(head, target, header_count)
+    if isinstance(headers, Refusal):
+        return headers
+    return _judge(target, headers)
+
+
+def _scan(head: bytes) -> int | Refusal:
+    """How many header lines are in a head of sound outer form: its size, its bytes, its line ends."""
+    if len(head) > HEAD_LIMIT_BYTES:
+        return _HEAD_TOO_LARGE
+    line_end = head.find(b"\r\n")
+    if line_end > REQUEST_LINE_LIMIT_BYTES or (line_end < 0 and len(head) > REQUEST_LINE_LIMIT_BYTES):
+        return _URI_TOO_LONG
+    # What is left of the whole head must be line ends, whole ones. Proves at once that there is no
+    # bare CR or LF, no NUL and no other control character in any name or value (S15).
+    line_ends = head.translate(None, _LINE)
+    lines = len(line_ends) // 2
+    if line_ends != b"\r\n" * lines or not head.endswith(b"\r\n\r\n"):
+        return _MALFORMED_HEAD
+    header_count = lines - 2  # less the request line's end and the empty line
+    return header_count if header_count <= HEADERS_LIMIT else _TOO_MANY_HEADERS
+
+
+def _target(line: bytes) -> bytes | Refusal:
+    """The request target of an exact `GET <origin-form> HTTP/1.1`."""
+    if not (line.startswith(b"GET ") and line.endswith(b" HTTP/1.1")):
+        return _request_line_fault(line)
+    target = line[4:-9]
+    # RFC 9112 section 3.2: of the four forms only origin-form names a WebSocket resource here.
+    # Absolute-form is refused although 3.2.2 wants it accepted: its authority overrides Host, and no
+    # WebSocket client sends it except to a proxy (P8). The set has no "#" (RFC 6455 section 3), no
+    # space, no high byte.
+    if target[:1] != b"/" or target.translate(None, _TARGET):
+        return _MALFORMED_TARGET
+    return target
+
+
+def _request_line_fault(line: bytes) -> Refusal:
+    """Why a request line is not `GET <target> HTTP/1.1`; the method is judged before the rest."""
+    method, _, rest = line.partition(b" ")
+    target, _, version = rest.rpartition(b" ")
+    if not method or method.translate(None, _TOKEN) or not target:
+        return _MALFORMED_REQUEST_LINE
+    if method != b"GET":
+        return _WRONG_METHOD
+    is_version = len(version) == 8 and version.startswith(b"HTTP/") and version[6:7] == b"."
+    if is_version and version[5:6].isdigit() and version[7:8].isdigit():
+        return _WRONG_HTTP_VERSION
+    return _MALFORMED_REQUEST_LINE
+
+
+def _headers(head: bytes, target: bytes, header_count: int) -> dict[bytes, bytes] | Refusal:
+    """Lower-case name to value, parsed by httptools, lines of one name joined."""
+    collector = _Collector()
+    try:
+        HttpRequestParser(collector).feed_data(head)
+    except HttpParserUpgrade:
+        pass  # how httptools says that it saw Upgrade and Connection; both are judged later
+    except HttpParserError:
+        return _MALFORMED_HEAD
+    pairs = collector.headers
+    # Each line is a header: an empty line before the last one, which ends the head for httptools,
+    # shows here as headers missing. So would any other reading of its own (a folded line, a skipped
+    # one): whatever a version of it does, nobody gets in by it.
+    if collector.target != target or len(pairs) != header_count:
+        return _MALFORMED_HEAD
+    headers = dict(pairs)
+    return headers if len(headers) == len(pairs) else _joined(pairs)
+
+
+def _joined(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | Refusal:
+    """As `dict(pairs)` where some name repeats: joined in order, or refused. Linear."""
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    if any(len(values.get(name, ())) > 1 for name in _SINGLE):
+        return _DUPLICATE_HEADER
+    # RFC 9110 section 5.3; RFC 6265 section 5.4 for Cookie.
+    return {name: (b"; " if name == b"cookie" else b", ").join(each) for name, each in values.items()}
+
+
+def _judge(target: bytes, headers: dict[bytes, bytes]) -> Request | Refusal:
+    """The rules of RFC 6455 section 4.2.1 on headers that are well-formed."""
+    if not _FORBIDDEN.isdisjoint(headers):
+        return _REQUEST_BODY
+    get = headers.get
+    host = get(b"host", b"")
+    if not _is_host(host):
+        return _BAD_HOST
+    # 4.2.1 items 3 and 4.
+    upgrade, connection = get(b"upgrade", b""), get(b"connection", b"")
+    if not (_has_token(upgrade, b"websocket", _PROTOCOL) and _has_token(connection, b"upgrade", _TOKEN)):
+        return _NOT_WEBSOCKET
+    if get(b"sec-websocket-version") != b"13":  # item 6, 4.2.2 item 4
+        return _WRONG_VERSION
+    key = get(b"sec-websocket-key", b"")
+    if not _is_key(key):  # item 5
+        return _BAD_KEY
+    # An empty Origin is a fault, not "no Origin": `if origin` would let it pass as not a browser.
+    origin = get(b"origin")
+    if origin is not None and (not origin or origin.translate(None, _VISIBLE)):
+        return _BAD_ORIGIN
+    if not (get(b"authorization", b"").isascii() and get(b"sec-websocket-extensions", b"").isascii()):
+        return _BAD_HEADER_VALUE
+    offered = get(b"sec-websocket-protocol")
+    subprotocols = () if offered is None else _subprotocols(offered)
+    if subprotocols is None:
+        return _BAD_SUBPROTOCOLS
+    return Request(
+        target.decode("ascii"),
+        host.decode("ascii"),
+        None if origin is None else origin.decode("ascii"),
+        subprotocols,
+        key,
+        headers,
+    )
+
+
+def _is_host(host: bytes) -> bool:
+    """Whether this is a name, an IPv4 or a bracketed IPv6 address, perhaps with a port.
+
+    Narrower than RFC 9110 section 7.2 where that lets odd things in: nothing empty, no userinfo, no
+    percent-escapes, no sub-delimiters, a port of 0 to 65535.
+    """
+    rest = host.translate(None, _HOST_NAME)
+    if not rest:
+        return bool(host)
+    if host.startswith(b"["):
+        address, bracket, port = host[1:].partition(b"]")
+        if not bracket or b":" not in address or address.translate(None, _IPV6):
+            return False
+        return not port or (port.startswith(b":") and _is_port(port[1:]))
+    name, _, port = host.partition(b":")
+    return rest == b":" and bool(name) and _is_port(port)
+
+
+def _is_port(port: bytes) -> bool:
+    return 0 < len(port) <= 5 and not port.translate(None, _DIGITS) and int(port) <= _PORT_MAX
+
+
+def _has_token(value: bytes, token: bytes, characters: bytes) -> bool:
+    """Whether a comma-separated list has this lower-case token, in any case.
+
+    Empty elements are passed over (RFC 9110 section 5.6.1.2); an element with any other than these
+    characters, such as a quote or a space, spoils the whole list.
+    """
+    lower = value.lower()
+    if lower == token:
+        return True
+    elements = [each.strip(b" \t") for each in lower.split(b",")]
+    return token in elements and not b"".join(elements).translate(None, characters)
+
+
+def _is_key(key: bytes) -> bool:
+    """Whether this is the one canonical base64 text of 16 bytes (RFC 6455 section 4.1, item 7)."""
+    try:
+        nonce = a2b_base64(key)
+    except Base64Error:
+        return False
+    # Encoding it again catches what decoding lets pass: foreign characters, bits after the last byte.
+    return len(nonce) == _KEY_BYTES and b2a_base64(nonce, newline=False) == key
+
+
+def _subprotocols(value: bytes) -> tuple[str, ...] | None:
+    """The tokens offered, in order; None when one is empty, repeated or no token (section 4.1, item 10)."""
+    if not value.translate(None, _TOKEN):
+        return (value.decode("ascii"),) if value else None
+    offered = [each.strip(b" \t") for each in value.split(b",")]
+    if not all(offered) or b"".join(offered).translate(None, _TOKEN):
+        return None
+    if len(set(offered)) != len(offered):
+        return None
+    return tuple(each.decode("ascii") for each in offered)
+
+
+def accept(
+    request: Request,
+    *,
+    subprotocol: str | None = None,
+    extensions: str | None = None,
+    extra_headers: Iterable[tuple[str, str]] = (),
+) -> Upgrade:
+    """The 101 response to a request.
+
+    Args:
+        request: From `parse_head`.
+        subprotocol: One of `request.subprotocols`, or None to name none.
+        extensions: The value of Sec-WebSocket-Extensions, or None to grant none.
+        extra_headers: Further `(name, value)`.
+
+    Raises:
+        InternalError: The subprotocol was not offered, or a header would break the response.
+
+    Source: RFC 6455 section 4.2.2, item 5.
+    """
+    digest = hashlib.sha1(request.key + _ACCEPT_GUID, usedforsecurity=False).digest()
+    lines = b""
+    if subprotocol is not None:
+        if subprotocol not in request.subprotocols:
+            raise InternalError("the subprotocol was not offered")
+        lines = b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode("ascii")
+    if extensions is not None:
+        lines += _header_lines((("Sec-WebSocket-Extensions", extensions),))
+    if extra_headers:
+        lines += _header_lines(extra_headers)
+    response = (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (b2a_base64(digest, newline=False), lines)
+    )
+    return Upgrade(response, subprotocol)

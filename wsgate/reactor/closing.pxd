@@ -1,0 +1,19 @@
+"""How a connection ends."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
+from wsgate.reactor.structs cimport Core, Frame
+
+cdef int deliver(
+    Core *core, uint32_t slot, Frame *frame, int klass, uint32_t channel, bint urgent
+) noexcept nogil
+cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept nogil
+cdef void queue_close(Core *core, uint32_t slot) noexcept nogil
+cdef void begin_close(
+    Core *core, uint32_t slot, uint16_t code, const uint8_t *text, uint32_t size, int reason
+) noexcept nogil
+cdef void end_with(Core *core, uint32_t slot, Frame *frame, int reason) noexcept nogil
+cdef void all_written(Core *core, uint32_t slot) noexcept nogil
+cdef void linger(Core *core, uint32_t slot) noexcept nogil
+cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept nogil
+cdef uint16_t close_code_of(int reason) noexcept nogil

@@ -1,0 +1,213 @@
+"""How a connection ends, and what is put in its outbox on the way.
+
+The one path out (states and diagram in structs.pxd):
+
+    fail         OPEN -> FAILING: a fault, or the peer's Close. The event is given first, then the
+                 next flush calls queue_close, so that Close follows the answers made meanwhile.
+    queue_close  FAILING -> CLOSING: `bye` if there is one, then Close.
+    begin_close  OPEN -> CLOSING at the application's wish.
+    end_with     HEAD, DECIDING -> CLOSING: an HTTP answer instead of frames.
+    all_written  CLOSING: the last byte is out. Wait for the peer's Close, or linger.
+    linger       CLOSING -> LINGERING: the write side is shut and input discarded, because a plain
+                 close with unread input resets the peer before it has read why.
+    release      any -> GONE: everything is given back; only the `closed` event is still owed.
+
+The first reason given is the reason; later ones of the same connection are not counted.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
+from wsgate.reactor.channels cimport channel_unsubscribe_all
+from wsgate.reactor.frames cimport frame_close, frame_release
+from wsgate.reactor.outbox cimport (
+    PUSHED, PUSH_OVERFLOW, outbox_close, outbox_discard, outbox_over_half, outbox_push,
+)
+from wsgate.reactor.partial cimport partial_close
+from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
+from wsgate.reactor.structs cimport (
+    BLOCKED, BYTE_RATE, CLASS_CONTROL, CLOSE_QUEUED, CONTROL_RATE, DEADLINE,
+    DROPPED_CLOSING,
+    END_AFTER_WRITE, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_UTF8,
+    LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUT_OF_MEMORY, OUTBOX_AGE,
+    PARTIAL_BYTES, PAUSED_OUTBOX, PEER_CLOSE_SEEN, PEER_CLOSED, PROTOCOL_ERROR, SHUTDOWN, SLOW_CONSUMER,
+    STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN,
+    TOO_MANY_FRAGMENTS, WRITE_STALL, Connection, Core, Frame,
+)
+from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, enter
+from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm
+
+
+cdef uint16_t close_code_of(int reason) noexcept nogil:
+    """The close code of a fault the reactor finds itself; the table is wsgate/reasons.py."""
+    if reason == PROTOCOL_ERROR:
+        return 1002
+    if reason == INVALID_UTF8:
+        return 1007
+    if reason == MESSAGE_TOO_BIG:
+        return 1009
+    if reason in (TOO_MANY_FRAGMENTS, CONTROL_RATE, MESSAGE_TIMEOUT):
+        return 1008
+    if reason in (MESSAGE_RATE, BYTE_RATE):
+        return 4029
+    if reason == HEARTBEAT_TIMEOUT:
+        return 4008
+    if reason == IDLE_TIMEOUT:
+        return 4003
+    if reason in (SLOW_CONSUMER, OUTBOX_AGE, WRITE_STALL):
+        return 4010
+    if reason == PARTIAL_BYTES:
+        return 1013
+    if reason == OUT_OF_MEMORY:
+        return 1011
+    if reason == SHUTDOWN:
+        return 4012
+    if reason == DEADLINE:
+        return 4001
+    return 4050 if reason == INTERNAL else 1000
+
+
+cdef int deliver(
+    Core *core, uint32_t slot, Frame *frame, int klass, uint32_t channel, bint urgent
+) noexcept nogil:
+    """Queue a frame for a connection; 1 when queued, 0 when that ended the connection instead.
+
+    Takes its own reference. A publication dropped by its channel's policy counts as queued: its gap is.
+    """
+    cdef Connection *c = at(core, slot)
+    cdef int outcome = outbox_push(core, c, frame, klass, channel)
+    if outcome != PUSHED:
+        if c.state != STATE_OPEN:
+            core.counters[<int>DROPPED_CLOSING] += 1
+        fail(core, slot, SLOW_CONSUMER if outcome == PUSH_OVERFLOW else OUT_OF_MEMORY, 0)
+        return 0
+    if not c.flags & BLOCKED:
+        dirty_push(core, slot, urgent)
+    if not c.flags & PAUSED_OUTBOX and outbox_over_half(core, c):
+        c.flags |= PAUSED_OUTBOX
+    return 1
+
+
+cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept nogil:
+    """End an open connection; `code` 0 means the reason's own.
+
+    Outside OPEN there is nobody to tell: a connection that is closing already goes on to linger.
+    """
+    cdef Connection *c = at(core, slot)
+    if c.state == STATE_CLOSING and reason != PEER_CLOSED:
+        if reason in (OUT_OF_MEMORY, WRITE_STALL):
+            release(core, slot, reason, True)
+        return
+    if c.state != STATE_OPEN:
+        return
+    c.reason = <uint8_t>reason
+    c.close_code = code if code else close_code_of(reason)
+    enter(core, c, STATE_FAILING)
+    # Unfinished input will never be finished.
+    partial_close(core, c)
+    if reason in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY):
+        outbox_discard(core, c)
+    if reason != PEER_CLOSED:
+        c.flags |= END_AFTER_WRITE
+    attention_push(core, slot)
+
+
+cdef void queue_close(Core *core, uint32_t slot) noexcept nogil:
+    """Put `bye`, if one is set for this code, and Close behind the answers."""
+    cdef Connection *c = at(core, slot)
+    cdef Frame *frame
+    cdef uint32_t index
+    if c.reason != PEER_CLOSED:
+        for index in range(core.bye_count):
+            if core.byes[index].close_code == c.close_code and core.byes[index].frames[c.variant] != NULL:
+                outbox_push(core, c, core.byes[index].frames[c.variant], CLASS_CONTROL, NONE)
+    frame = frame_close(core, c.close_code, NULL, 0)
+    send_last(core, slot, frame)
+
+
+cdef void send_last(Core *core, uint32_t slot, Frame *frame) noexcept nogil:
+    """Queue the frame that ends the stream, and let the write deadline run. Owns the reference."""
+    cdef Connection *c = at(core, slot)
+    cdef int outcome
+    if frame == NULL:
+        release(core, slot, OUT_OF_MEMORY, True)
+        return
+    outcome = outbox_push(core, c, frame, CLASS_CONTROL, NONE)
+    frame_release(core, frame)
+    if outcome != PUSHED:
+        release(core, slot, OUT_OF_MEMORY, True)
+        return
+    if c.state != STATE_CLOSING:
+        enter(core, c, STATE_CLOSING)
+    c.flags |= CLOSE_QUEUED
+    c.deadline_ms = core.clock_ms + core.limits.write_ms
+    wheel_arm(core, slot, c.deadline_ms)
+    if not c.flags & BLOCKED:
+        dirty_push(core, slot, True)
+
+
+cdef void begin_close(
+    Core *core, uint32_t slot, uint16_t code, const uint8_t *text, uint32_t size, int reason
+) noexcept nogil:
+    """Close an open connection after what waits in its outbox."""
+    cdef Connection *c = at(core, slot)
+    c.reason = <uint8_t>reason
+    c.close_code = code
+    send_last(core, slot, frame_close(core, code, text, size))
+
+
+cdef void end_with(Core *core, uint32_t slot, Frame *frame, int reason) noexcept nogil:
+    """Answer a head with these bytes (owned; NULL: with nothing) and end."""
+    cdef Connection *c = at(core, slot)
+    c.reason = <uint8_t>reason
+    c.flags |= END_AFTER_WRITE
+    partial_close(core, c)
+    if frame == NULL:
+        release(core, slot, reason, False)
+        return
+    send_last(core, slot, frame)
+
+
+cdef void all_written(Core *core, uint32_t slot) noexcept nogil:
+    """The outbox is empty and Close was its last entry."""
+    cdef Connection *c = at(core, slot)
+    if c.flags & (END_AFTER_WRITE | PEER_CLOSE_SEEN):
+        linger(core, slot)
+
+
+cdef void linger(Core *core, uint32_t slot) noexcept nogil:
+    """Shut the write side and discard input until the peer ends too, bounded in time and bytes."""
+    cdef Connection *c = at(core, slot)
+    if core.states[<int>STATE_LINGERING] >= core.limits.linger_sockets:
+        core.counters[<int>LINGERS_SKIPPED] += 1
+        release(core, slot, c.reason, False)
+        return
+    seam_shut_write(c)
+    enter(core, c, STATE_LINGERING)
+    partial_close(core, c)
+    c.lingered_units = 0
+    seam_interest(core, slot, True, False)
+    c.deadline_ms = core.clock_ms + core.limits.linger_ms
+    wheel_arm(core, slot, c.deadline_ms)
+    attention_push(core, slot)
+
+
+cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept nogil:
+    """Give back everything but the slot, which waits for the `closed` event."""
+    cdef Connection *c = at(core, slot)
+    if c.state == STATE_GONE:
+        return
+    if c.reason == 0:
+        c.reason = <uint8_t>reason
+    core.ended[c.reason] += 1
+    wheel_disarm(core, slot)
+    dirty_remove(core, slot)
+    channel_unsubscribe_all(core, slot)
+    outbox_close(core, c)
+    partial_close(core, c)
+    if c.flags & BLOCKED:
+        c.flags &= ~BLOCKED
+        core.blocked -= 1
+    # Closing the only descriptor of a socket takes it out of the epoll set.
+    seam_close(c, reset)
+    enter(core, c, STATE_GONE)
+    attention_push(core, slot)

@@ -1,0 +1,184 @@
+"""RFC 6455 framing: plain functions on pointer and length.
+
+Knows no connection, no limit, no policy and no Python, so that fuzzers and sanitizers can call it
+alone. Unaligned bytes are read by memcpy only. State that outlives a call is passed in and out.
+
+Source: RFC 6455 sections 5.2, 5.3, 5.5, 7.4; RFC 3629 section 4.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+
+cdef int codec_header(const uint8_t *data, uint64_t available, FrameHeader *header) noexcept nogil:
+    """Read the header of a client's frame.
+
+    Judges every byte as soon as it is there, so a bad header is bad however it was cut.
+
+    Returns:
+        Its size in bytes (6, 8 or 14); 0 when more bytes are needed; HEADER_BAD for a violation.
+    """
+    cdef uint8_t first, second, size
+    cdef uint64_t length = 0
+    cdef int index, extended
+    if available < 1:
+        return 0
+    first = data[0]
+    if first & 0x70:                          # 5.2: RSV must be 0 unless negotiated
+        return HEADER_BAD
+    header.opcode = first & 0x0F
+    header.final = first >> 7
+    if 3 <= header.opcode <= 7 or header.opcode > 10:   # 5.2: reserved opcodes
+        return HEADER_BAD
+    if header.opcode >= 8 and not header.final:         # 5.5: control frames are not fragmented
+        return HEADER_BAD
+    if available < 2:
+        return 0
+    second = data[1]
+    if not second & 0x80:                     # 5.1: a client masks every frame
+        return HEADER_BAD
+    size = second & 0x7F
+    if header.opcode >= 8 and size > 125:     # 5.5
+        return HEADER_BAD
+    extended = 0 if size < 126 else (2 if size == 126 else 8)
+    if extended == 8 and available > 2 and data[2] & 0x80:   # 5.2: most significant bit must be 0
+        return HEADER_BAD
+    if available < <uint64_t>(2 + extended + 4):
+        # A length that is not minimal is known before the mask has come.
+        if extended == 0 or available < <uint64_t>(2 + extended):
+            return 0
+    if extended == 0:
+        length = size
+    else:
+        for index in range(extended):
+            length = (length << 8) | data[2 + index]
+        if (extended == 2 and length < 126) or (extended == 8 and length < 65536):   # 5.2: minimal
+            return HEADER_BAD
+        if available < <uint64_t>(2 + extended + 4):
+            return 0
+    header.length = length
+    memcpy(header.mask, data + 2 + extended, 4)
+    return 2 + extended + 4
+
+
+cdef void codec_unmask(
+    uint8_t *target, const uint8_t *source, uint64_t size, const uint8_t *mask, uint64_t offset
+) noexcept nogil:
+    """XOR `source` with the mask, from `offset` bytes into the payload; target may be source.
+
+    Eight bytes a step; the compiler widens it. 5.3.
+    """
+    cdef uint8_t key[8]
+    cdef uint64_t wide, word
+    cdef uint64_t index = 0
+    cdef int lane
+    for lane in range(8):
+        key[lane] = mask[(offset + lane) & 3]
+    memcpy(&wide, key, 8)
+    while index + 8 <= size:
+        memcpy(&word, source + index, 8)
+        word ^= wide
+        memcpy(target + index, &word, 8)
+        index += 8
+    while index < size:
+        target[index] = source[index] ^ key[index & 7]
+        index += 1
+
+
+cdef inline uint32_t expect(uint32_t more, uint32_t low, uint32_t high) noexcept nogil:
+    """The state in which `more` bytes are due and the next must lie in low..high."""
+    return more | (low << 8) | (high << 16)
+
+
+cdef inline uint32_t lead(uint8_t byte) noexcept nogil:
+    """The state after a byte that starts a character of two or more. RFC 3629 section 4."""
+    if byte < 0xC2 or byte > 0xF4:            # continuation, overlong C0 C1, beyond U+10FFFF
+        return UTF8_BAD
+    if byte < 0xE0:
+        return expect(1, 0x80, 0xBF)
+    if byte == 0xE0:                          # not overlong
+        return expect(2, 0xA0, 0xBF)
+    if byte == 0xED:                          # no surrogates
+        return expect(2, 0x80, 0x9F)
+    if byte < 0xF0:
+        return expect(2, 0x80, 0xBF)
+    if byte == 0xF0:                          # not overlong
+        return expect(3, 0x90, 0xBF)
+    if byte == 0xF4:                          # not beyond U+10FFFF
+        return expect(3, 0x80, 0x8F)
+    return expect(3, 0x80, 0xBF)
+
+
+cdef uint32_t codec_utf8(uint32_t state, const uint8_t *data, uint64_t size) noexcept nogil:
+    """Continue to validate UTF-8.
+
+    Returns:
+        UTF8_BAD at the first byte that cannot continue; else the state, 0 between characters.
+    """
+    cdef uint64_t index = 0, word
+    cdef uint32_t more
+    cdef uint8_t byte
+    while index < size:
+        if state == 0:
+            while index + 8 <= size:          # ASCII, eight at a time
+                memcpy(&word, data + index, 8)
+                if word & <uint64_t>0x8080808080808080:
+                    break
+                index += 8
+            if index >= size:
+                break
+            byte = data[index]
+            if byte >= 0x80:
+                state = lead(byte)
+                if state == UTF8_BAD:
+                    return UTF8_BAD
+        else:
+            byte = data[index]
+            if byte < ((state >> 8) & 0xFF) or byte > (state >> 16):
+                return UTF8_BAD
+            more = (state & 0xFF) - 1
+            state = expect(more, 0x80, 0xBF) if more else 0
+        index += 1
+    return state
+
+
+cdef int codec_close(const uint8_t *payload, uint64_t size, uint16_t *code) noexcept nogil:
+    """Judge the payload of a Close frame.
+
+    Returns:
+        0 with `code` (1005 when there is none); 1002 or 1007 for what is wrong with it.
+    """
+    cdef uint16_t value
+    if size == 0:
+        code[0] = 1005                        # 7.1.5: no code present
+        return 0
+    if size == 1:                             # 5.5.1: two bytes if any
+        return 1002
+    value = (<uint16_t>payload[0] << 8) | payload[1]
+    # 7.4.1, 7.4.2 and the registry: 1004-1006 and 1015 are never sent, 1016-2999 not assigned.
+    if not (
+        1000 <= value <= 1003 or 1007 <= value <= 1014 or 3000 <= value <= 4999
+    ):
+        return 1002
+    if codec_utf8(0, payload + 2, size - 2) != 0:
+        return 1007
+    code[0] = value
+    return 0
+
+
+cdef uint32_t codec_encode_header(uint8_t *target, uint8_t opcode, uint64_t length) noexcept nogil:
+    """Write the header of a final server frame (2, 4 or 10 bytes); returns its size."""
+    cdef int index
+    target[0] = 0x80 | opcode
+    if length < 126:
+        target[1] = <uint8_t>length
+        return 2
+    if length < 65536:
+        target[1] = 126
+        target[2] = <uint8_t>(length >> 8)
+        target[3] = <uint8_t>length
+        return 4
+    target[1] = 127
+    for index in range(8):
+        target[2 + index] = <uint8_t>(length >> (56 - 8 * index))
+    return 10

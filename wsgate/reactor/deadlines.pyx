@@ -1,0 +1,165 @@
+"""What happens when a connection's timer comes due.
+
+One timer stands for all deadlines of a connection; `nearest` computes them from the state, so nothing
+has to be kept in step. All are on the reactor's own clock, which stands still during a forgiven stall.
+
+    HEAD, DECIDING      the head or the decision has not come: an HTTP answer, then the end
+    OPEN                ping, pong, idle, message completion, write stall, age of the outbox, and the
+                        one deadline of the application
+    CLOSING             the write deadline: reset
+    LINGERING           the linger deadline: close
+"""
+
+from libc.stdint cimport int64_t, uint32_t
+
+from wsgate.reactor.closing cimport deliver, end_with, fail, release
+from wsgate.reactor.outbox cimport PUSHED, outbox_drop_aged, outbox_oldest_ms
+from wsgate.reactor.seam cimport clock_ns, seam_readable
+from wsgate.reactor.structs cimport (
+    BLOCKED, CLASS_CONTROL, DEADLINE, HEAD_TIMEOUT, HEARTBEAT_ARMED, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT,
+    MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, PAUSED_APP, PAUSED_OUTBOX, PING_SENT, PINGS_OUT, STATE_CLOSING,
+    STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TIMERS, UPGRADE_TIMEOUT, WRITE_STALL,
+    Connection, Core, Frame,
+)
+from wsgate.reactor.table cimport at
+from wsgate.reactor.wheel cimport wheel_arm, wheel_pop
+
+cdef enum:
+    NEVER = 0x3FFFFFFFFFFFFFFF
+
+
+cdef inline int64_t since(Core *core, uint32_t moment) noexcept nogil:
+    """The full clock value of a moment kept as its low 32 bits (49 days back at most)."""
+    return core.clock_ms - <uint32_t>(<uint32_t>core.clock_ms - moment)
+
+
+cdef inline uint32_t scatter(uint32_t slot, uint32_t range_) noexcept nogil:
+    """A fixed pseudo-random share of a range for each slot."""
+    return <uint32_t>((<int64_t>(slot * <uint32_t>2654435761) * range_) >> 32)
+
+
+cdef int64_t heartbeat_ms(Core *core, Connection *c, uint32_t slot) noexcept nogil:
+    """When the next ping or the missing pong is due.
+
+    A crowd that connected, or was last heard, in one instant must not be pinged in one: the first
+    interval is spread over its second half, later ones over their last sixteenth.
+    """
+    cdef int64_t interval = core.limits.ping_ms
+    if interval == 0 or c.flags & (PAUSED_APP | PAUSED_OUTBOX | BLOCKED):
+        return NEVER                          # we do not listen, or a ping could not leave
+    if c.flags & PING_SENT:
+        return since(core, c.heartbeat_ms) + core.limits.pong_ms
+    if c.flags & HEARTBEAT_ARMED:
+        return since(core, c.seen_ms) + interval - scatter(slot, <uint32_t>interval >> 4)
+    return since(core, c.seen_ms) + interval - scatter(slot, <uint32_t>interval >> 1)
+
+
+cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
+    """The nearest deadline of a connection, or NEVER."""
+    cdef Connection *c = at(core, slot)
+    cdef int64_t when = NEVER
+    if c.state in (STATE_HEAD, STATE_DECIDING, STATE_CLOSING, STATE_LINGERING):
+        return c.deadline_ms
+    if c.state != STATE_OPEN:
+        return NEVER
+    when = heartbeat_ms(core, c, slot)
+    if c.application_ms:
+        when = min(when, c.application_ms)
+    if core.limits.idle_ms:
+        when = min(when, since(core, c.message_ms) + core.limits.idle_ms)
+    if c.input != NULL and c.input.started_ms and core.limits.message_ms:
+        when = min(when, c.input.started_ms + core.limits.message_ms)
+    if c.flags & BLOCKED and c.outbox != NULL:
+        when = min(when, c.outbox.blocked_ms + core.limits.write_ms)
+        when = min(when, outbox_oldest_ms(core, c) + core.limits.outbox_age_ms)
+    return when
+
+
+cdef void deadlines_arm(Core *core, uint32_t slot) noexcept nogil:
+    """See to it that the nearest deadline is noticed."""
+    cdef int64_t when = nearest(core, slot)
+    if when != NEVER:
+        wheel_arm(core, slot, when)
+    elif at(core, slot).state == STATE_OPEN and core.limits.ping_ms:
+        wheel_arm(core, slot, core.clock_ms + core.limits.ping_ms)    # look again: a pause may have ended
+
+
+cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
+    """Ping a silent peer, or give it up."""
+    cdef Connection *c = at(core, slot)
+    if c.flags & PING_SENT:
+        # Its pong may lie unread because we were late: a byte that waits is life.
+        if seam_readable(c):
+            c.flags &= ~PING_SENT
+            c.seen_ms = <uint32_t>core.clock_ms
+            return
+        fail(core, slot, HEARTBEAT_TIMEOUT, 0)
+        return
+    c.flags |= PING_SENT | HEARTBEAT_ARMED
+    c.heartbeat_ms = <uint32_t>core.clock_ms
+    core.counters[<int>PINGS_OUT] += 1
+    deliver(core, slot, core.ping, CLASS_CONTROL, NONE, True)
+
+
+cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
+    cdef Connection *c = at(core, slot)
+    cdef int64_t now = core.clock_ms
+    if c.application_ms and c.application_ms <= now:
+        c.application_ms = 0
+        fail(core, slot, DEADLINE, c.application_code)
+    elif c.flags & BLOCKED and c.outbox != NULL and c.outbox.blocked_ms + core.limits.write_ms <= now:
+        # Not a byte for a whole write deadline: Close would not leave either.
+        release(core, slot, WRITE_STALL, True)
+    elif (
+        c.flags & BLOCKED and outbox_oldest_ms(core, c) + core.limits.outbox_age_ms <= now
+        and outbox_drop_aged(core, c) != PUSHED
+    ):
+        fail(core, slot, OUTBOX_AGE, 0)
+    elif (
+        c.input != NULL and c.input.started_ms and core.limits.message_ms
+        and c.input.started_ms + core.limits.message_ms <= now
+    ):
+        fail(core, slot, MESSAGE_TIMEOUT, 0)
+    elif core.limits.idle_ms and since(core, c.message_ms) + core.limits.idle_ms <= now:
+        fail(core, slot, IDLE_TIMEOUT, 0)
+    elif heartbeat_ms(core, c, slot) <= now:
+        heartbeat(core, slot)
+
+
+cdef inline Frame *shared(Frame *frame) noexcept nogil:
+    """One more reference, for an owner."""
+    if frame != NULL:
+        frame.references += 1
+    return frame
+
+
+cdef void due(Core *core, uint32_t slot) noexcept nogil:
+    """Act on what has come due and arm the timer for what comes next."""
+    cdef Connection *c = at(core, slot)
+    core.counters[<int>TIMERS] += 1
+    if nearest(core, slot) <= core.clock_ms:
+        if c.state == STATE_OPEN:
+            due_open(core, slot)
+        elif c.state == STATE_HEAD:
+            end_with(core, slot, shared(core.head_timeout), HEAD_TIMEOUT)
+        elif c.state == STATE_DECIDING:
+            end_with(core, slot, shared(core.upgrade_timeout), UPGRADE_TIMEOUT)
+        elif c.state == STATE_CLOSING:
+            release(core, slot, 0, True)
+        elif c.state == STATE_LINGERING:
+            release(core, slot, 0, False)
+    deadlines_arm(core, slot)
+
+
+cdef bint deadlines_run(Core *core, int64_t until_ns) noexcept nogil:
+    """Look at the timers that came due until the time is over; True when more wait."""
+    cdef uint32_t slot
+    cdef int look = 0
+    while True:
+        slot = wheel_pop(core)
+        if slot == NONE:
+            return False
+        due(core, slot)
+        look += 1
+        if look & 63 == 0 and clock_ns() >= until_ns:
+            return core.wheel.due != NONE

@@ -1,0 +1,94 @@
+"""Encoded frames, reference-counted.
+
+A frame is encoded once, header and all (server frames carry no mask, so every receiver gets the same
+bytes), and shared by every outbox it waits in. Whoever makes a frame owns one reference; every
+outbox entry owns another. The last release returns the block to the pool and, for a publication,
+lets go of its channel.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
+
+from wsgate.reactor.channels cimport channel_release
+from wsgate.reactor.codec cimport OP_CLOSE, codec_encode_header
+from wsgate.reactor.memory cimport memory_give, memory_take
+from wsgate.reactor.structs cimport KIND_FRAME, NONE, Core, Frame
+
+cdef enum:
+    HEAD = 24                    # bytes before `data`
+    HEADER_ROOM = 10             # the longest header of a server frame
+
+
+cdef Frame *new_frame(Core *core, uint32_t room) noexcept nogil:
+    """An empty frame with room for so many wire bytes, one reference; NULL without memory."""
+    cdef uint32_t capacity = 0
+    cdef Frame *frame = <Frame *>memory_take(core, <unsigned long long>room + HEAD, KIND_FRAME, &capacity)
+    if frame != NULL:
+        frame.references = 1
+        frame.length = 0
+        frame.capacity = capacity
+        frame.channel = NONE
+        frame.position = 0
+    return frame
+
+
+cdef Frame *frame_raw(Core *core, const uint8_t *data, uint32_t size) noexcept nogil:
+    """Bytes that go out as they are (an HTTP answer)."""
+    cdef Frame *frame = new_frame(core, size)
+    if frame != NULL:
+        memcpy(frame.data, data, size)
+        frame.length = size
+    return frame
+
+
+cdef Frame *frame_message(Core *core, uint8_t opcode, const uint8_t *payload, uint32_t size) noexcept nogil:
+    """One final frame with this payload."""
+    cdef uint8_t header[HEADER_ROOM]
+    cdef uint32_t header_size = codec_encode_header(header, opcode, size)
+    cdef Frame *frame
+    if size > <uint32_t>0xFFFFF000 - HEADER_ROOM - HEAD:
+        return NULL
+    frame = new_frame(core, size + header_size)
+    if frame != NULL:
+        memcpy(frame.data, header, header_size)
+        memcpy(frame.data + header_size, payload, size)
+        frame.length = size + header_size
+    return frame
+
+
+cdef Frame *frame_publication(
+    Core *core, uint8_t opcode, const uint8_t *payload, uint32_t size, uint32_t channel, int64_t position
+) noexcept nogil:
+    """As `frame_message`; keeps `channel` alive while it is queued anywhere."""
+    cdef Frame *frame = frame_message(core, opcode, payload, size)
+    if frame != NULL:
+        frame.channel = channel
+        frame.position = position
+        core.channels.channels[channel].frames += 1
+    return frame
+
+
+cdef Frame *frame_close(Core *core, uint16_t code, const uint8_t *text, uint32_t size) noexcept nogil:
+    """A Close frame; code 0 or 1005 makes an empty one. RFC 6455 section 5.5.1: at most 125 bytes."""
+    cdef uint8_t payload[125]
+    if code == 0 or code == 1005:
+        return frame_message(core, OP_CLOSE, payload, 0)
+    if size > 123:
+        size = 123
+    payload[0] = <uint8_t>(code >> 8)
+    payload[1] = <uint8_t>code
+    memcpy(payload + 2, text, size)
+    return frame_message(core, OP_CLOSE, payload, size + 2)
+
+
+cdef void frame_release(Core *core, Frame *frame) noexcept nogil:
+    """Give one reference back."""
+    cdef uint32_t channel
+    frame.references -= 1
+    if frame.references:
+        return
+    channel = frame.channel
+    memory_give(core, frame, frame.capacity, KIND_FRAME)
+    if channel != NONE:
+        core.channels.channels[channel].frames -= 1
+        channel_release(core, channel)

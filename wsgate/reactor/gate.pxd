@@ -1,0 +1,12 @@
+"""The gate: accepting, and refusing before a byte is read."""
+
+from libc.stdint cimport uint32_t
+
+from wsgate.reactor.structs cimport Core
+
+cdef int gate_accept(Core *core) noexcept nogil
+cdef void gate_drain(Core *core, uint32_t index) noexcept nogil
+cdef void gate_tick(Core *core) noexcept nogil
+cdef void gate_mute(Core *core, bint mute) noexcept nogil
+cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil
+cdef void gate_close_drains(Core *core) noexcept nogil

@@ -1,0 +1,228 @@
+"""The gate: accepting, and refusing before a byte is read.
+
+Accepts in batches of 32, judges each socket from counters alone, and either gives it a slot or
+refuses it with the bytes it was told to. A refusal must arrive: it is answered, half-closed and read
+to its end by one of a few drains (bounded in bytes, time and number). With every drain busy, a peer
+whose whole head has already come is answered and closed at once, since nothing unread is left to
+reset the answer away; any other is closed without a word and counted `refused_silent`.
+
+Out of descriptors (EMFILE and its kin) the listener is taken out of the epoll set until the next
+tick, so that a full process does not spin on a queue it cannot serve.
+"""
+
+from libc.errno cimport EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from wsgate.reactor.seam cimport TAG_DRAIN, TAG_LISTENER, seam_watch
+from wsgate.reactor.structs cimport (
+    ACCEPT_EXHAUSTED, ACCEPT_FAILED, ACCEPTED, DRAINS_MAX, KIND_PARTIAL, PASS_OPENS, RECEIVE_BYTES,
+    REFUSED, REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES, REFUSED_PARTIAL_BYTES,
+    REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING, STATE_HEAD, WANT_IN,
+    Connection, Core, Drain,
+)
+from wsgate.reactor.table cimport attention_push, handle_of, table_free, table_open
+from wsgate.reactor.wheel cimport wheel_arm
+
+cdef extern from * nogil:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <sys/socket.h>
+    """
+    int accept4(int fd, void *address, void *size, int flags)
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    int shutdown(int fd, int how)
+    int SOCK_NONBLOCK
+    int SOCK_CLOEXEC
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    int SHUT_WR
+
+cdef extern from "<sys/epoll.h>" nogil:
+    int epoll_ctl(int epoll, int operation, int fd, void *event)
+    int EPOLL_CTL_DEL
+    uint32_t EPOLLIN
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+
+cdef int judge(Core *core, int fd) noexcept nogil:
+    """0 to let in, else the reason not to. Counters only; the cheapest test first."""
+    cdef int64_t now_ns, cost
+    if core.gate.descriptors and <uint32_t>fd >= core.gate.descriptors:
+        # The kernel hands out the lowest free number: this one counts everything else that is open.
+        return REFUSED_DESCRIPTORS
+    if core.connections >= core.limits.connections or (
+        core.gate.connections and core.connections >= core.gate.connections
+    ):
+        return REFUSED_CONNECTIONS
+    if core.gate.handshakes and (
+        core.states[<int>STATE_HEAD] + core.states[<int>STATE_DECIDING] >= core.gate.handshakes
+    ):
+        return REFUSED_HANDSHAKES
+    if core.gate.partial_bytes and core.held[<int>KIND_PARTIAL] >= core.gate.partial_bytes:
+        return REFUSED_PARTIAL_BYTES
+    if core.gate.accepts_per_s:
+        # A token bucket one second deep, kept as the time at which it would be full again.
+        now_ns = core.clock_ms * 1000000
+        cost = 1000000000 // core.gate.accepts_per_s
+        if core.gate.accept_ns < now_ns:
+            core.gate.accept_ns = now_ns
+        if core.gate.accept_ns + cost > now_ns + 1000000000:
+            return REFUSED_RATE
+        core.gate.accept_ns += cost
+    return 0
+
+
+cdef Drain *free_drain(Core *core, uint32_t *index) noexcept nogil:
+    cdef uint32_t place
+    if core.drain_count >= core.gate.drains:
+        return NULL
+    for place in range(DRAINS_MAX):
+        if core.drains[place].fd < 0:
+            index[0] = place
+            return &core.drains[place]
+    return NULL
+
+
+cdef void answer(Core *core, int fd) noexcept nogil:
+    if core.gate.refusal_length:
+        send(fd, core.gate.refusal, core.gate.refusal_length, MSG_DONTWAIT | MSG_NOSIGNAL)
+    shutdown(fd, SHUT_WR)
+
+
+cdef inline bint ends_head(const uint8_t *data, int64_t size) noexcept nogil:
+    return (
+        size >= 4 and data[size - 4] == 13 and data[size - 3] == 10
+        and data[size - 2] == 13 and data[size - 1] == 10
+    )
+
+
+cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
+    """Tell a peer no, in a way that arrives, as long as that is cheap."""
+    cdef uint32_t index = 0
+    cdef int64_t count
+    cdef Drain *drain
+    core.ended[reason] += 1
+    count = recv(fd, core.receive_buffer, RECEIVE_BYTES, MSG_DONTWAIT)
+    if count == 0 or (count < 0 and errno != EAGAIN):
+        core.counters[<int>REFUSED_SILENT] += 1    # it is gone already
+        close(fd)
+        return
+    drain = free_drain(core, &index)
+    if drain == NULL:
+        if ends_head(core.receive_buffer, count):
+            answer(core, fd)
+            core.counters[<int>REFUSED] += 1
+            core.counters[<int>REFUSED_UNDRAINED] += 1
+        else:
+            core.counters[<int>REFUSED_SILENT] += 1
+        close(fd)
+        return
+    answer(core, fd)
+    core.counters[<int>REFUSED] += 1
+    if seam_watch(core, fd, TAG_DRAIN + index, EPOLLIN) < 0:
+        close(fd)
+        return
+    drain.fd = fd
+    drain.bytes = <uint32_t>count if count > 0 else 0
+    drain.deadline_ms = core.clock_ms + core.gate.drain_ms
+    core.drain_count += 1
+
+
+cdef void end_drain(Core *core, Drain *drain) noexcept nogil:
+    close(drain.fd)
+    drain.fd = -1
+    core.drain_count -= 1
+
+
+cdef void gate_drain(Core *core, uint32_t index) noexcept nogil:
+    """A refused socket has something to read: discard it, or end."""
+    cdef Drain *drain
+    cdef int64_t count
+    if index >= DRAINS_MAX or core.drains[index].fd < 0:
+        return
+    drain = &core.drains[index]
+    count = recv(drain.fd, core.receive_buffer, RECEIVE_BYTES, MSG_DONTWAIT)
+    if count > 0:
+        drain.bytes += <uint32_t>count
+        if drain.bytes <= core.gate.drain_bytes:
+            return
+    elif count < 0 and errno == EAGAIN:
+        return
+    end_drain(core, drain)
+
+
+cdef void gate_close_drains(Core *core) noexcept nogil:
+    """End every drain now."""
+    cdef uint32_t index
+    for index in range(DRAINS_MAX):
+        if core.drains[index].fd >= 0:
+            end_drain(core, &core.drains[index])
+
+
+cdef void gate_mute(Core *core, bint mute) noexcept nogil:
+    """Take the listener out of the epoll set, or put it back."""
+    if core.listener < 0 or core.listener_muted == mute:
+        return
+    if mute:
+        epoll_ctl(core.epoll, EPOLL_CTL_DEL, core.listener, NULL)
+    elif seam_watch(core, core.listener, TAG_LISTENER, EPOLLIN) < 0:
+        return
+    core.listener_muted = mute
+
+
+cdef void gate_tick(Core *core) noexcept nogil:
+    """Every 250 ms: end drains that are over their time, and try a muted listener again."""
+    cdef uint32_t index
+    if core.drain_count:
+        for index in range(DRAINS_MAX):
+            if core.drains[index].fd >= 0 and core.drains[index].deadline_ms <= core.clock_ms:
+                end_drain(core, &core.drains[index])
+    if core.listener_muted:
+        gate_mute(core, False)
+
+
+cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
+    """Give a socket a slot in state HEAD, its deadline running; 0, or -1 without memory."""
+    cdef Connection *c = table_open(core, fd, slot)
+    if c == NULL:
+        return -1
+    if seam_watch(core, fd, handle_of(c, slot[0]), EPOLLIN) < 0:
+        table_free(core, slot[0])
+        return -1
+    c.flags = WANT_IN
+    c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
+    c.deadline_ms = core.clock_ms + core.limits.head_ms
+    wheel_arm(core, slot[0], c.deadline_ms)
+    return 0
+
+
+cdef int gate_accept(Core *core) noexcept nogil:
+    """Accept a batch; 1 when the queue may hold more."""
+    cdef int fd, reason, index
+    cdef uint32_t slot = 0
+    for index in range(PASS_OPENS):
+        fd = accept4(core.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            if errno == EAGAIN:
+                return 0
+            if errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                core.counters[<int>ACCEPT_EXHAUSTED] += 1
+                gate_mute(core, True)
+                return 0
+            core.counters[<int>ACCEPT_FAILED] += 1     # the peer gave up while it waited
+            continue
+        core.counters[<int>ACCEPTED] += 1
+        reason = judge(core, fd)
+        if reason:
+            refuse(core, fd, reason)
+        elif gate_open(core, fd, &slot) < 0:
+            refuse(core, fd, REFUSED_CONNECTIONS)
+        else:
+            # With TCP_DEFER_ACCEPT the head is there already: read it in this pass.
+            attention_push(core, slot)
+    return 1

@@ -1,0 +1,829 @@
+"""The poll loop: one `Reactor` holds all client sockets of a shard.
+
+Owns the epoll set and the reactor's state, and is the only file here that Python code calls. It
+translates: handles to connections, `bytes` to pointers, counters to dictionaries. What a call does
+is in the file named after it. The typed face with all promises is loop.pyi.
+
+A pass: one epoll_wait adds what became ready to the attention queue; then every connection that was
+on the queue gets one turn, in order, until the pass's budget is used. So one peer that talks without
+pause takes one turn in each round and no more.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+import os
+import socket
+
+from wsgate.errors import InternalError, SettingsError
+from wsgate.reactor.settings import GateLimits, Settings
+
+from wsgate.reactor.channels cimport (
+    channel_find, channel_open, channel_release, channel_subscribe, channel_unsubscribe, channels_destroy,
+    channels_start,
+)
+from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
+from wsgate.reactor.codec cimport OP_BINARY, OP_PING, OP_TEXT
+from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_run
+from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
+from wsgate.reactor.gate cimport gate_accept, gate_close_drains, gate_drain, gate_mute, gate_open, gate_tick
+from wsgate.reactor.memory cimport memory_empty_pool
+from wsgate.reactor.reader cimport Pass, take_turn
+from wsgate.reactor.seam cimport TAG_DRAIN, TAG_LISTENER, clock_ns, seam_interest, seam_watch
+from wsgate.reactor.structs cimport *
+from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of, table_destroy
+from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm, wheel_start, wheel_turn
+from wsgate.reactor.writer cimport flush_slice, unblock
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    ctypedef struct epoll_event "struct epoll_event":
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_wait(int epoll, epoll_event *events, int count, int timeout_ms)
+    int EPOLL_CLOEXEC
+    uint32_t EPOLLIN
+    uint32_t EPOLLOUT
+    uint32_t EPOLLERR
+    uint32_t EPOLLHUP
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+__all__ = ["COUNTER_NAMES", "ENUMERATIONS", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES", "Reactor"]
+
+cdef enum:
+    EVENTS_PER_WAIT = 512
+    QUEUE_ENOUGH = 256           # with so many waiting, do not look for more
+    NAME_LIMIT_BYTES = 1024      # of a channel; a sanity bound, the dialect's own is lower
+
+STATE_NAMES = ("free", "head", "deciding", "open", "failing", "closing", "lingering", "gone")
+KIND_NAMES = ("table", "frame", "outbox", "partial", "channel", "subscription")
+REASON_NAMES = (
+    "none", "refused_descriptors", "refused_connections", "refused_handshakes", "refused_rate",
+    "refused_partial_bytes", "head_timeout", "head_too_large", "head_refused", "upgrade_timeout",
+    "peer_closed", "peer_gone", "peer_reset", "protocol_error", "invalid_utf8", "message_too_big",
+    "too_many_fragments", "control_rate", "message_timeout", "message_rate", "byte_rate",
+    "heartbeat_timeout", "idle_timeout", "deadline", "slow_consumer", "outbox_age", "write_stall",
+    "application", "partial_bytes", "out_of_memory", "internal", "shutdown",
+)
+COUNTER_NAMES = (
+    "accepted", "refused", "refused_silent", "refused_undrained", "accept_exhausted", "accept_failed",
+    "opens", "upgrades", "messages_in", "message_bytes_in", "frames_in", "bytes_in", "receives",
+    "bytes_out", "sends", "frames_out", "publications", "deliveries", "sends_blocked", "pings_in",
+    "pongs_in", "pings_out", "pongs_out", "pongs_dropped", "dropped_policy", "dropped_closing", "gaps",
+    "stale", "stalls_forgiven", "lingers_skipped", "pool_hits", "pool_misses", "polls", "timers",
+)
+# What the compiled side believes, for the test that holds it to reasons.py and events.py.
+ENUMERATIONS = {
+    "states": STATES, "kinds": KINDS, "reasons": REASONS, "counters": COUNTERS,
+    "text": EVENT_TEXT, "binary": EVENT_BINARY, "open": EVENT_OPEN, "failing": EVENT_FAILING,
+    "peer_closed": EVENT_PEER_CLOSED, "closed": EVENT_CLOSED, "policy_close": POLICY_CLOSE,
+    "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
+    "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
+    "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
+    "reason_shutdown": SHUTDOWN,
+}
+
+
+cdef class Reactor:
+    """All client sockets of one shard behind one descriptor; see loop.pyi."""
+
+    cdef Core *core
+    cdef object gap_encoder
+    cdef object settings
+
+    # --- life ---------------------------------------------------------------------------------------
+
+    def __cinit__(self):
+        self.core = <Core *>calloc(1, sizeof(Core))
+        if self.core == NULL:
+            raise MemoryError
+        self.core.epoll = self.core.listener = -1
+
+    def __init__(
+        self, settings=None, *, now_ms, gap_encoder=None, hash_key=None,
+    ):
+        cdef Core *core = self.core
+        cdef int index
+        cdef bytes key = os.urandom(16) if hash_key is None else hash_key
+        if core.epoll >= 0:
+            raise InternalError("a reactor is initialised once")
+        if len(key) != 16:
+            raise SettingsError("hash_key must be 16 bytes")
+        self.settings = Settings() if settings is None else settings
+        self.gap_encoder = gap_encoder
+        core.gap_encoder = NULL if gap_encoder is None else <void *>gap_encoder
+        core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
+        core.last_stall_ms = core.now_ms - STALL_EVERY_MS
+        core.free_slot = NONE
+        core.attention.head = core.attention.tail = NONE
+        core.failed.head = core.failed.tail = NONE
+        core.urgent.head = core.urgent.tail = NONE
+        core.bulk.head = core.bulk.tail = NONE
+        for index in range(DRAINS_MAX):
+            core.drains[index].fd = -1
+        apply_settings(core, self.settings)
+        channels_start(core, <const uint8_t *>PyBytes_AS_STRING(key))
+        wheel_start(core)
+        core.chunk_limit = (core.limits.connections + CHUNK_SLOTS - 1) // CHUNK_SLOTS
+        core.chunks = <Connection **>calloc(core.chunk_limit, sizeof(Connection *))
+        core.ping = frame_message(core, OP_PING, b"", 0)
+        core.head_timeout = response_frame(core, self.settings.head_timeout_response)
+        core.head_too_large = response_frame(core, self.settings.head_too_large_response)
+        core.upgrade_timeout = response_frame(core, self.settings.upgrade_timeout_response)
+        if core.chunks == NULL or core.ping == NULL:
+            raise MemoryError
+        self.set_gate(GateLimits(handshakes_in_progress=0), b"")
+        core.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if core.epoll < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        if self.core != NULL:
+            destroy(self.core)
+            free(self.core)
+            self.core = NULL
+
+    def shutdown(self):
+        """Close every socket at once and give everything back; the reactor is of no use afterwards."""
+        self.own()
+        destroy(self.core)
+
+    cdef inline Core *own(self) except NULL:
+        """The state, for a call from outside; refused from inside poll, flush and tick."""
+        if self.core.epoll < 0:
+            raise InternalError("the reactor is shut down")
+        if self.core.busy:
+            raise InternalError("the reactor was called from inside one of its own calls")
+        return self.core
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    def fileno(self):
+        """The epoll descriptor: readable when poll has something to do."""
+        return self.core.epoll
+
+    @property
+    def more(self):
+        """Whether poll should be called again without waiting."""
+        return self.core.attention.count != 0 or self.core.wheel.due != NONE
+
+    def poll(self, int64_t now_ms):
+        """Read what became ready, within the budget; returns events in order. See loop.pyi."""
+        cdef Core *core = self.own()
+        cdef list events = []
+        cdef Pass used
+        cdef uint32_t slot, turns
+        core.counters[<int>POLLS] += 1
+        core.busy = 1
+        try:
+            advance(core, now_ms)
+            memset(&used, 0, sizeof(used))
+            used.until_ns = clock_ns() + PASS_NS
+            if core.wheel.due != NONE:
+                deadlines_run(core, used.until_ns)
+            if core.attention.count < QUEUE_ENOUGH:
+                wait(core)
+            turns = core.attention.count
+            while turns:
+                turns -= 1
+                slot = attention_pop(core)
+                take_turn(core, slot, &used, events)
+                if (
+                    used.messages >= PASS_MESSAGES or used.bytes >= PASS_BYTES
+                    or (turns & 7 == 0 and clock_ns() >= used.until_ns)
+                ):
+                    break
+        finally:
+            core.busy = 0
+        return events
+
+    def flush(self, int64_t now_ms):
+        """Write for at most 2 ms; True when more waits to be written. See loop.pyi."""
+        cdef Core *core = self.own()
+        cdef bint more
+        core.busy = 1
+        advance(core, now_ms)
+        more = flush_slice(core)
+        core.busy = 0
+        return more
+
+    def tick(self, int64_t now_ms):
+        """Turn the timer wheel; call every 250 ms. See loop.pyi."""
+        cdef Core *core = self.own()
+        core.busy = 1
+        advance(core, now_ms)
+        core.last_tick_ms = core.now_ms
+        wheel_turn(core)
+        gate_tick(core)
+        deadlines_run(core, clock_ns() + PASS_NS)
+        core.busy = 0
+
+    # --- coming in ----------------------------------------------------------------------------------
+
+    def listen(self, int listener_fd):
+        """Accept from a listening, non-blocking socket, which stays the caller's."""
+        cdef Core *core = self.own()
+        if core.listener >= 0:
+            raise InternalError("the reactor has a listener")
+        if seam_watch(core, listener_fd, TAG_LISTENER, EPOLLIN) < 0:
+            raise OSError(errno, os.strerror(errno))
+        core.listener = listener_fd
+        core.listener_muted = 0
+
+    def stop_listening(self):
+        """Accept no more; open connections go on."""
+        cdef Core *core = self.own()
+        gate_mute(core, True)
+        core.listener = -1
+
+    def set_gate(self, limits, bytes refusal):
+        """Replace the gate's limits and the bytes a refused peer is sent."""
+        cdef Core *core = self.core
+        cdef uint8_t *copy
+        if core.busy:
+            raise InternalError("the reactor was called from inside one of its own calls")
+        if not 0 <= limits.refusal_drains <= DRAINS_MAX:
+            raise SettingsError(f"refusal_drains must be 0 to {DRAINS_MAX}")
+        copy = <uint8_t *>malloc(len(refusal) + 1)
+        if copy == NULL:
+            raise MemoryError
+        memcpy(copy, PyBytes_AS_STRING(refusal), len(refusal))
+        free(core.gate.refusal)
+        core.gate.refusal = copy
+        core.gate.refusal_length = <uint32_t>len(refusal)
+        core.gate.descriptors = limits.descriptors
+        core.gate.connections = limits.connections
+        core.gate.handshakes = limits.handshakes_in_progress
+        core.gate.accepts_per_s = limits.accepts_per_s
+        core.gate.partial_bytes = limits.partial_bytes
+        core.gate.drains = limits.refusal_drains
+        core.gate.drain_bytes = limits.refusal_drain_bytes
+        core.gate.drain_ms = limits.refusal_drain_ms
+
+    def adopt(self, int fd, *, int64_t now_ms, bint upgraded=False, int variant=0):
+        """Take over a connected socket; returns its handle. See loop.pyi."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c
+        self.check_variant(variant)
+        os.set_blocking(fd, False)
+        advance(core, now_ms)
+        if gate_open(core, fd, &slot) < 0:
+            raise MemoryError("no slot for another connection")
+        c = at(core, slot)
+        if upgraded:
+            c.flags |= OPENED
+            c.variant = <uint8_t>variant
+            open_connection(core, slot)
+        return handle_of(c, slot)
+
+    def upgrade(self, uint64_t conn, bytes response, *, int variant=0):
+        """Answer a head with 101: frames both ways from here on. False for a stale handle."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        cdef Frame *frame
+        self.check_variant(variant)
+        if c == NULL or c.state != STATE_DECIDING:
+            return False
+        frame = frame_raw(core, <const uint8_t *>PyBytes_AS_STRING(response), <uint32_t>len(response))
+        if frame == NULL:
+            raise MemoryError
+        c.variant = <uint8_t>variant
+        open_connection(core, slot)
+        core.counters[<int>UPGRADES] += 1
+        deliver(core, slot, frame, CLASS_CONTROL, NONE, True)
+        frame_release(core, frame)
+        return True
+
+    def refuse(self, uint64_t conn, bytes response, *, int reason=HEAD_REFUSED):
+        """Answer a head with an HTTP response and end. False for a stale handle."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        check_reason(reason)
+        if c == NULL or c.state != STATE_DECIDING:
+            return False
+        end_with(core, slot, response_frame(core, response), reason)
+        return True
+
+    # --- one connection -----------------------------------------------------------------------------
+
+    cdef inline Connection *find(self, uint64_t conn, uint32_t *slot):
+        cdef Connection *c = find(self.core, conn, slot)
+        if c == NULL:
+            self.core.counters[<int>STALE] += 1
+        return c
+
+    cdef int check_variant(self, int variant) except -1:
+        if not 0 <= variant < <int>self.core.variants:
+            raise ValueError(f"variant {variant} is not one of the {self.core.variants} configured")
+        return 0
+
+    def send(self, uint64_t conn, bytes payload, int opcode=OP_TEXT):
+        """Queue one message; False when the connection is gone, closing, or was ended by it."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        cdef Frame *frame
+        cdef int queued
+        if opcode != OP_TEXT and opcode != OP_BINARY:
+            raise ValueError("opcode must be 1 (text) or 2 (binary)")
+        if c == NULL or (c.state != STATE_OPEN and c.state != STATE_FAILING):
+            return False
+        frame = frame_message(
+            core, <uint8_t>opcode, <const uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload)
+        )
+        if frame == NULL:
+            raise MemoryError
+        queued = deliver(core, slot, frame, CLASS_REPLY, NONE, True)
+        frame_release(core, frame)
+        return queued != 0
+
+    def close(self, uint64_t conn, int code, bytes text=b"", *, int reason=APPLICATION):
+        """Send Close after what waits, and end. False when it is not open any more."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        if not (code == 1005 or 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+            raise ValueError(f"{code} is not a close code a server may send")
+        if len(text) > 123:
+            raise ValueError("the text of a Close is at most 123 bytes")
+        check_reason(reason)
+        if c == NULL or c.state != STATE_OPEN:
+            return False
+        begin_close(
+            core, slot, <uint16_t>code, <const uint8_t *>PyBytes_AS_STRING(text), <uint32_t>len(text), reason
+        )
+        return True
+
+    def abort(self, uint64_t conn, *, int reason=APPLICATION):
+        """Reset at once, without Close. False for a stale handle."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        check_reason(reason)
+        if self.find(conn, &slot) == NULL:
+            return False
+        release(core, slot, reason, True)
+        return True
+
+    def pause_reading(self, uint64_t conn):
+        """Stop reading; what was received already may still be delivered up to the end of its turn."""
+        cdef uint32_t slot = 0
+        self.own()
+        cdef Connection *c = self.find(conn, &slot)
+        if c == NULL:
+            return False
+        c.flags |= PAUSED_APP
+        return True
+
+    def resume_reading(self, uint64_t conn):
+        """Read again."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        if c == NULL:
+            return False
+        c.flags &= ~PAUSED_APP
+        if c.state == STATE_OPEN and not c.flags & PAUSED_OUTBOX:
+            seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
+            attention_push(core, slot)
+        return True
+
+    def set_meta(self, uint64_t conn, meta):
+        """Attach one object of the caller's; None removes it."""
+        cdef uint32_t slot = 0
+        self.own()
+        cdef Connection *c = self.find(conn, &slot)
+        cdef PyObject *old
+        if c == NULL:
+            return False
+        old = c.meta
+        c.meta = NULL
+        if meta is not None:
+            Py_INCREF(meta)
+            c.meta = <PyObject *>meta
+        Py_XDECREF(old)
+        return True
+
+    def meta(self, uint64_t conn):
+        """The attached object, or None."""
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        if c == NULL or c.meta == NULL:
+            return None
+        return <object>c.meta
+
+    def set_deadline(self, uint64_t conn, int64_t at_ms, int close_code):
+        """End the connection with `close_code` at a time of the caller's clock; 0 clears."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        if c == NULL:
+            return False
+        c.application_ms = at_ms - core.forgiven_ms if at_ms else 0
+        c.application_code = <uint16_t>close_code
+        deadlines_arm(core, slot)
+        return True
+
+    def peer(self, uint64_t conn):
+        """The peer's address as `host:port` or `[host]:port`; empty when there is none."""
+        cdef uint32_t slot = 0
+        self.own()
+        cdef Connection *c = self.find(conn, &slot)
+        if c == NULL:
+            return ""
+        return peer_name(c.fd)
+
+    def inspect(self, uint64_t conn):
+        """The connection's own numbers, or None for a stale handle. For tests and operators."""
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        if c == NULL:
+            return None
+        return {
+            "state": c.state, "flags": c.flags, "fd": c.fd, "reason": c.reason, "variant": c.variant,
+            "blocked": (c.flags & BLOCKED) != 0,
+            "paused": (c.flags & (PAUSED_APP | PAUSED_OUTBOX)) != 0,
+            "outbox_bytes": 0 if c.outbox == NULL else c.outbox.bytes,
+            "outbox_frames": 0 if c.outbox == NULL else c.outbox.count,
+            "head_written": 0 if c.outbox == NULL else c.outbox.head_written,
+            "pongs": 0 if c.outbox == NULL or c.outbox.control == NULL else c.outbox.control.count,
+            "partial_bytes": 0 if c.input == NULL else c.input.message.length,
+            "partial_capacity": 0 if c.input == NULL else c.input.message.capacity,
+            "backlog_bytes": 0 if c.input == NULL else c.input.backlog.length - c.input.backlog_taken,
+            "subscriptions": c.subscription_count,
+        }
+
+    # --- channels -----------------------------------------------------------------------------------
+
+    def subscribe(self, uint64_t conn, bytes channel, *, int policy=POLICY_CLOSE):
+        """Subscribe; the channel's subscribers here, 0 if it was refused, -1 if it was already there."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0, index
+        cdef int outcome
+        cdef Connection *c = self.find(conn, &slot)
+        if not 0 <= policy <= POLICY_LATEST_ONLY:
+            raise ValueError("policy must be one of the POLICY_ numbers")
+        if not 0 < len(channel) <= NAME_LIMIT_BYTES:
+            raise ValueError(f"a channel name is 1 to {NAME_LIMIT_BYTES} bytes")
+        if c == NULL or c.state != STATE_OPEN:
+            return 0
+        index = channel_open(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel), policy)
+        if index == NONE:
+            raise MemoryError
+        outcome = channel_subscribe(core, slot, index)
+        if outcome < 0:
+            channel_release(core, index)
+            raise MemoryError
+        return core.channels.channels[index].count if outcome else -1
+
+    def unsubscribe(self, uint64_t conn, bytes channel):
+        """Unsubscribe; the subscribers left here, or -1 if it was not subscribed."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0, index
+        cdef Connection *c = self.find(conn, &slot)
+        if c == NULL:
+            return -1
+        index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
+        if index == NONE or channel_unsubscribe(core, slot, index) == 0:
+            return -1
+        return self.subscribers(channel)
+
+    def subscriptions(self, uint64_t conn):
+        """The names of the channels a connection is subscribed to, in no order."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0, cell
+        cdef Connection *c = self.find(conn, &slot)
+        cdef Channel *channel
+        cdef list names = []
+        if c == NULL or c.subscriptions == NULL:
+            return names
+        for cell in range(<uint32_t>1 << c.subscription_bits):
+            if c.subscriptions[cell].channel != NONE:
+                channel = &core.channels.channels[c.subscriptions[cell].channel]
+                names.append(PyBytes_FromStringAndSize(<char *>channel.name, channel.name_length))
+        return names
+
+    def subscribers(self, bytes channel):
+        """How many connections here are subscribed."""
+        cdef uint32_t index = channel_find(
+            self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
+        )
+        return 0 if index == NONE else self.core.channels.channels[index].count
+
+    def publish(self, bytes channel, variants, *, int64_t position=0, uint64_t exclude=0):
+        """Queue one publication for every subscriber; how many it was queued for. See loop.pyi."""
+        cdef Core *core = self.own()
+        cdef Frame *frames[VARIANTS_MAX]
+        cdef uint32_t index
+        cdef int variant = 0
+        cdef int64_t reached
+        memset(frames, 0, sizeof(frames))
+        if len(variants) > <int>core.variants:
+            raise ValueError(f"at most {core.variants} variants are configured")
+        index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
+        if index == NONE or core.channels.channels[index].count == 0:
+            return 0
+        core.counters[<int>PUBLICATIONS] += 1
+        try:
+            for payload in variants:
+                if payload is not None:
+                    frames[variant] = frame_publication(
+                        core, core.variant_opcodes[variant], <const uint8_t *>PyBytes_AS_STRING(<bytes?>payload),
+                        <uint32_t>PyBytes_GET_SIZE(payload), index, position,
+                    )
+                    if frames[variant] == NULL:
+                        raise MemoryError
+                variant += 1
+            reached = walk_subscribers(core, index, frames, exclude)
+        finally:
+            for variant in range(VARIANTS_MAX):
+                if frames[variant] != NULL:
+                    frame_release(core, frames[variant])
+        return reached
+
+    def set_bye(self, int close_code, variants):
+        """What goes before a Close with this code that the reactor itself sends, per variant."""
+        cdef Core *core = self.own()
+        cdef Bye *bye
+        if len(variants) > <int>core.variants:
+            raise ValueError(f"at most {core.variants} variants are configured")
+        bye = bye_for(core, <uint16_t>close_code)
+        if bye == NULL:
+            raise MemoryError
+        for variant, payload in enumerate(variants):
+            if bye.frames[<int>variant] != NULL:
+                frame_release(core, bye.frames[<int>variant])
+                bye.frames[<int>variant] = NULL
+            if payload is not None:
+                bye.frames[<int>variant] = frame_message(
+                    core, core.variant_opcodes[<int>variant],
+                    <const uint8_t *>PyBytes_AS_STRING(<bytes?>payload), <uint32_t>PyBytes_GET_SIZE(payload),
+                )
+
+    # --- numbers ------------------------------------------------------------------------------------
+
+    def counters(self):
+        """Everything that happened, by name, and the census of now; see loop.pyi."""
+        cdef Core *core = self.core
+        cdef int index
+        numbers = {name: core.counters[index] for index, name in enumerate(COUNTER_NAMES)}
+        for index in range(1, REASONS):
+            numbers["ended_" + REASON_NAMES[index]] = core.ended[index]
+        for index in range(1, STATES):
+            numbers["now_" + STATE_NAMES[index]] = core.states[index]
+        numbers["now_connections"] = core.connections
+        numbers["now_blocked"] = core.blocked
+        numbers["now_draining"] = core.drain_count
+        numbers["now_channels"] = core.channels.count
+        return numbers
+
+    def bytes_held(self):
+        """Bytes held by kind; `pool` is what waits for reuse, `kernel_blocked` what blocked sockets cost."""
+        cdef Core *core = self.core
+        held = {name: core.held[index] for index, name in enumerate(KIND_NAMES)}
+        held["pool"] = core.pool.idle_bytes
+        held["kernel_blocked"] = <uint64_t>core.blocked * core.limits.send_buffer_bytes
+        return held
+
+
+# --- below: plain functions on the core -------------------------------------------------------------
+
+cdef int check_reason(int reason) except -1:
+    if not 0 < reason < REASONS:
+        raise ValueError(f"{reason} is not a reason")
+    return 0
+
+
+cdef uint32_t number(settings, str name, int64_t low, int64_t high) except? 0:
+    """A setting within its range, or SettingsError naming it."""
+    value = getattr(settings, name)
+    if not isinstance(value, int) or not low <= value <= high:
+        raise SettingsError(f"{name} must be {low} to {high}, not {value!r}")
+    return value
+
+
+cdef int apply_settings(Core *core, settings) except -1:
+    cdef int64_t most = 1 << 31
+    core.limits.head_bytes = number(settings, "head_limit_bytes", 64, 1 << 20)
+    core.limits.head_ms = number(settings, "head_timeout_ms", 1, most)
+    core.limits.upgrade_ms = number(settings, "upgrade_timeout_ms", 1, most)
+    core.limits.message_bytes = number(settings, "message_limit_bytes", 1, 1 << 30)
+    core.limits.fragments = number(settings, "fragments_limit", 0, most)
+    core.limits.message_ms = number(settings, "message_timeout_ms", 0, most)
+    core.limits.control_rate_per_s = number(settings, "control_rate_per_s", 0, 16_000)
+    core.limits.control_burst = number(settings, "control_burst", 1, 100_000)
+    core.limits.message_rate_per_s = number(settings, "message_rate_per_s", 0, 1_000_000_000)
+    core.limits.byte_rate_per_s = number(settings, "byte_rate_per_s", 0, most)
+    core.limits.outbox_bytes = number(settings, "outbox_limit_bytes", 1024, 1 << 30)
+    core.limits.outbox_frames = number(settings, "outbox_limit_frames", 1, 1 << 20)
+    core.limits.outbox_age_ms = number(settings, "outbox_age_ms", 1, 30 * 60_000)
+    core.limits.write_ms = number(settings, "write_timeout_ms", 1, most)
+    core.limits.send_buffer_bytes = number(settings, "send_buffer_bytes", 0, 1 << 30)
+    core.limits.ping_ms = number(settings, "ping_interval_ms", 0, most)
+    core.limits.pong_ms = number(settings, "pong_timeout_ms", 1, most)
+    core.limits.idle_ms = number(settings, "idle_timeout_ms", 0, most)
+    core.limits.linger_ms = number(settings, "linger_timeout_ms", 0, most)
+    core.limits.linger_bytes = number(settings, "linger_limit_bytes", 0, 1 << 20)
+    core.limits.linger_sockets = number(settings, "linger_limit_sockets", 0, most)
+    core.limits.connections = number(settings, "max_connections", 1, 1 << 24)
+    core.pool.enabled = settings.pool_enabled
+    core.pool.idle_limit_bytes = number(settings, "pool_idle_limit_bytes", 0, 1 << 31)
+    opcodes = settings.variant_opcodes
+    if not 1 <= len(opcodes) <= VARIANTS_MAX or any(code not in (1, 2) for code in opcodes):
+        raise SettingsError(f"variant_opcodes must be 1 to {VARIANTS_MAX} of 1 (text) or 2 (binary)")
+    core.variants = <uint32_t>len(opcodes)
+    for place, opcode in enumerate(opcodes):
+        core.variant_opcodes[<int>place] = opcode
+    return 0
+
+
+cdef Frame *response_frame(Core *core, bytes response) except? NULL:
+    """An HTTP answer as a frame; NULL when there is nothing to say."""
+    cdef Frame *frame
+    if not response:
+        return NULL
+    frame = frame_raw(core, <const uint8_t *>PyBytes_AS_STRING(response), <uint32_t>len(response))
+    if frame == NULL:
+        raise MemoryError
+    return frame
+
+
+cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
+    """Set the clocks. A stall of our own stops the clock that deadlines are on, at most once a minute."""
+    cdef int64_t late
+    if now_ms <= core.now_ms:
+        return
+    late = now_ms - core.last_tick_ms - TICK_MS
+    if late > STALL_MS:
+        if now_ms - core.last_stall_ms >= STALL_EVERY_MS:
+            core.last_stall_ms = now_ms
+            core.forgiven_ms += late
+            core.counters[<int>STALLS_FORGIVEN] += 1
+        core.last_tick_ms = now_ms            # looked at once
+    core.now_ms = now_ms
+    core.clock_ms = now_ms - core.forgiven_ms
+
+
+cdef void ready(Core *core, uint64_t tag, uint32_t reported) noexcept nogil:
+    """Sort one report of epoll."""
+    cdef uint32_t slot = <uint32_t>tag
+    cdef Connection *c
+    if slot == TAG_LISTENER:
+        gate_accept(core)
+        return
+    if slot >= TAG_DRAIN:
+        gate_drain(core, slot - TAG_DRAIN)
+        return
+    c = find(core, tag, &slot)
+    if c == NULL:
+        return                                # reported before it was closed in this very batch
+    if reported & EPOLLOUT:
+        unblock(core, slot)
+    if not reported & (EPOLLIN | EPOLLERR | EPOLLHUP):
+        return
+    if c.flags & WANT_IN and not (c.state == STATE_OPEN and c.flags & (PAUSED_APP | PAUSED_OUTBOX)):
+        attention_push(core, slot)
+    elif reported & (EPOLLERR | EPOLLHUP):
+        release(core, slot, PEER_RESET, False)      # not reading, and there is nobody to write to
+    else:
+        seam_interest(core, slot, False, (c.flags & WANT_OUT) != 0)
+
+
+cdef void wait(Core *core) noexcept nogil:
+    """Ask epoll once, without waiting."""
+    cdef epoll_event events[EVENTS_PER_WAIT]
+    cdef int count = epoll_wait(core.epoll, events, EVENTS_PER_WAIT, 0)
+    cdef int index
+    for index in range(count):
+        ready(core, events[index].data.u64, events[index].events)
+
+
+cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:
+    """Into state OPEN: heartbeat from now, and what came after the head is read."""
+    cdef Connection *c = at(core, slot)
+    enter(core, c, STATE_OPEN)
+    c.deadline_ms = 0
+    c.message_ms = <uint32_t>core.clock_ms
+    c.seen_ms = <uint32_t>core.clock_ms
+    wheel_disarm(core, slot)
+    deadlines_arm(core, slot)
+    seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
+    if c.input != NULL:
+        attention_push(core, slot)
+
+
+cdef int64_t walk_subscribers(Core *core, uint32_t index, Frame **frames, uint64_t exclude) noexcept nogil:
+    """Put one reference into each subscriber's outbox. No Python per subscriber.
+
+    The connection eight places ahead is fetched while this one is served: the walk is bound by cache
+    misses, not by work.
+    """
+    cdef Channel *channel = &core.channels.channels[index]
+    cdef uint32_t place, slot, count = channel.count
+    cdef bint urgent = count <= URGENT_SUBSCRIBERS
+    cdef Connection *c
+    cdef int64_t reached = 0
+    for place in range(count):
+        if place + 8 < count:
+            prefetch(at(core, channel.subscribers[place + 8]))
+        slot = channel.subscribers[place]
+        c = at(core, slot)
+        if c.state != STATE_OPEN or frames[c.variant] == NULL:
+            continue
+        if exclude and handle_of(c, slot) == exclude:
+            continue
+        reached += deliver(core, slot, frames[c.variant], CLASS_PUBLICATION, index, urgent)
+    core.counters[<int>DELIVERIES] += reached
+    return reached
+
+
+cdef extern from *:
+    """
+    #define wsgate_prefetch(address) __builtin_prefetch((address), 1)
+    """
+    void prefetch "wsgate_prefetch"(void *address) noexcept nogil
+
+
+cdef Bye *bye_for(Core *core, uint16_t close_code) noexcept nogil:
+    """The bye of a code, made if there is none."""
+    cdef uint32_t index
+    cdef Bye *grown
+    for index in range(core.bye_count):
+        if core.byes[index].close_code == close_code:
+            return &core.byes[index]
+    grown = <Bye *>malloc((core.bye_count + 1) * sizeof(Bye))
+    if grown == NULL:
+        return NULL
+    memcpy(grown, core.byes, core.bye_count * sizeof(Bye))
+    free(core.byes)
+    core.byes = grown
+    memset(&grown[core.bye_count], 0, sizeof(Bye))
+    grown[core.bye_count].close_code = close_code
+    core.bye_count += 1
+    return &grown[core.bye_count - 1]
+
+
+cdef str peer_name(int fd):
+    """`host:port` of a socket's peer, without taking the descriptor over."""
+    view = socket.socket(fileno=os.dup(fd))
+    try:
+        address = view.getpeername()
+    except OSError:
+        return ""
+    finally:
+        view.close()
+    if not isinstance(address, tuple):
+        return ""
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+cdef inline void drop(Core *core, Frame **frame) noexcept nogil:
+    if frame[0] != NULL:
+        frame_release(core, frame[0])
+        frame[0] = NULL
+
+
+cdef void destroy(Core *core) noexcept:
+    """Close every socket and give every byte back. Harmless the second time."""
+    cdef uint32_t slot, index
+    cdef PyObject *meta
+    if core.chunks != NULL:
+        for slot in range(core.chunk_count << CHUNK_BITS):
+            if at(core, slot).state not in (STATE_FREE, STATE_GONE):
+                release(core, slot, SHUTDOWN, False)
+            meta = at(core, slot).meta
+            at(core, slot).meta = NULL
+            Py_XDECREF(meta)
+    gate_close_drains(core)
+    for index in range(core.bye_count):
+        for slot in range(VARIANTS_MAX):
+            drop(core, &core.byes[index].frames[slot])
+    drop(core, &core.ping)
+    drop(core, &core.head_timeout)
+    drop(core, &core.head_too_large)
+    drop(core, &core.upgrade_timeout)
+    free(core.byes)
+    core.byes = NULL
+    core.bye_count = 0
+    if core.chunks != NULL:
+        table_destroy(core)
+        channels_destroy(core)
+        memory_empty_pool(core)
+        free(core.chunks)
+        core.chunks = NULL
+    free(core.gate.refusal)
+    core.gate.refusal = NULL
+    if core.epoll >= 0:
+        close(core.epoll)
+    core.epoll = core.listener = -1

@@ -1,0 +1,16 @@
+"""Pooled memory in size classes; every byte held is counted by kind."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from wsgate.reactor.structs cimport Buffer, Core
+
+cdef void *memory_take(Core *core, uint64_t size, int kind, uint32_t *capacity) noexcept nogil
+cdef void memory_give(Core *core, void *block, uint32_t capacity, int kind) noexcept nogil
+cdef void memory_empty_pool(Core *core) noexcept nogil
+cdef int buffer_append(
+    Core *core, Buffer *buffer, const uint8_t *data, uint64_t size, uint64_t expected_total, int kind
+) noexcept nogil
+cdef int buffer_reserve(
+    Core *core, Buffer *buffer, uint64_t total, uint64_t expected_total, int kind
+) noexcept nogil
+cdef void buffer_give(Core *core, Buffer *buffer, int kind) noexcept nogil

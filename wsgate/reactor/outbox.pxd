@@ -1,0 +1,23 @@
+"""What waits to be written to one connection."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from wsgate.reactor.structs cimport Connection, Core, Entry, Frame, Outbox
+
+cdef enum Push:
+    PUSHED = 0
+    PUSH_OVERFLOW = 1            # nothing more may be dropped: the connection must be closed
+    PUSH_NO_MEMORY = 2
+
+cdef int outbox_push(
+    Core *core, Connection *c, Frame *frame, int klass, uint32_t channel
+) noexcept nogil
+cdef int outbox_pong(Core *core, Connection *c, const uint8_t *payload, uint32_t size) noexcept nogil
+cdef int outbox_drop_pong(Core *core, Connection *c) noexcept nogil
+cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil
+cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil
+cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *frame) noexcept nogil
+cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexcept nogil
+cdef void outbox_discard(Core *core, Connection *c) noexcept nogil
+cdef void outbox_close(Core *core, Connection *c) noexcept nogil
+cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil

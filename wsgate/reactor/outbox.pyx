@@ -1,0 +1,488 @@
+"""What waits to be written to one connection.
+
+An outbox exists only while something waits. It is bounded by bytes, by frames and by the age of its
+oldest entry, and holds references to shared frames, so that a publication waiting in 15,000 outboxes
+costs its bytes once and 16 bytes per outbox.
+
+The rules of overflow, in order:
+
+1. A CONTROL entry is always taken: pings, `bye` and Close come from a reserve beyond the limits.
+2. While the new entry would put the outbox over its bytes or frames, the oldest droppable entry gives
+   way. Droppable is a publication of a channel with policy DROP_OLDEST, or of one with LATEST_ONLY
+   when a newer one of its channel waits or arrives; never an entry whose first byte is written.
+3. If nothing is droppable and the new entry is itself a publication of a DROP_OLDEST channel, it is
+   the oldest droppable one and gives way.
+4. Otherwise the push fails with PUSH_OVERFLOW and the caller closes the connection (4010).
+5. What gave way leaves a gap in its place. Later drops of that channel merge into the same gap. A gap
+   is charged 64 bytes and one frame, and is turned into a message when its turn to be written comes.
+
+Age obeys the same rules: an entry older than the limit is dropped if droppable (LATEST_ONLY: if a
+newer one waits), else the connection is closed. A gap has no age.
+
+Pongs wait apart, in the control slot, in order: at most 16 and 968 bytes.
+
+The order of the wire: the rest of a half-written entry, the control slot, then entries in order.
+
+Push and consume are O(1) while nothing overflows; a drop is O(entries).
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove
+
+from wsgate.reactor.channels cimport channel_release
+from wsgate.reactor.codec cimport OP_PONG
+from wsgate.reactor.frames cimport frame_release
+from wsgate.reactor.memory cimport memory_give, memory_take
+from wsgate.reactor.structs cimport (
+    CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, DROPPED_CLOSING, DROPPED_POLICY, FRAMES_OUT, GAP_BYTES,
+    KIND_OUTBOX, PONG_BYTES, PONGS_DROPPED, PONGS_MAX, PONGS_OUT, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
+    Connection, ControlSlot, Core, Entry, Frame, Gap, Outbox,
+)
+
+cdef enum:
+    INLINE_ENTRIES = 4
+    AGE_SHIFT = 6                # entry ages count 64 ms steps: 16 bits last 70 minutes
+    SUPERSEDED = 1               # Entry.spare: a newer publication of its LATEST_ONLY channel exists
+
+cdef uint32_t OUTBOX_CAPACITY = 0
+cdef uint32_t CONTROL_CAPACITY = 0
+cdef uint32_t GAP_CAPACITY = 0
+
+
+# --- making, growing, giving back -------------------------------------------------------------------
+
+cdef Outbox *open_outbox(Core *core, Connection *c) noexcept nogil:
+    global OUTBOX_CAPACITY
+    cdef Outbox *outbox = c.outbox
+    if outbox != NULL:
+        return outbox
+    outbox = <Outbox *>memory_take(core, sizeof(Outbox), KIND_OUTBOX, &OUTBOX_CAPACITY)
+    if outbox == NULL:
+        return NULL
+    outbox.entries = outbox.inline_entries
+    outbox.head = outbox.count = outbox.head_written = 0
+    outbox.capacity = INLINE_ENTRIES
+    outbox.bytes = 0
+    outbox.blocked_ms = core.clock_ms
+    outbox.control = NULL
+    c.outbox = outbox
+    return outbox
+
+
+cdef int make_room(Core *core, Outbox *outbox) noexcept nogil:
+    """Room for one more entry behind the last."""
+    cdef Entry *fresh
+    cdef uint32_t capacity = 0
+    if outbox.head + outbox.count < outbox.capacity:
+        return 0
+    if outbox.head * 2 >= outbox.capacity:
+        memmove(outbox.entries, outbox.entries + outbox.head, outbox.count * sizeof(Entry))
+        outbox.head = 0
+        return 0
+    fresh = <Entry *>memory_take(
+        core, <uint64_t>outbox.capacity * 2 * sizeof(Entry), KIND_OUTBOX, &capacity
+    )
+    if fresh == NULL:
+        return -1
+    memcpy(fresh, outbox.entries + outbox.head, outbox.count * sizeof(Entry))
+    if outbox.entries != outbox.inline_entries:
+        memory_give(core, outbox.entries, outbox.capacity * sizeof(Entry), KIND_OUTBOX)
+    outbox.entries = fresh
+    outbox.head = 0
+    outbox.capacity = capacity // sizeof(Entry)
+    return 0
+
+
+cdef inline void free_gap(Core *core, Entry *entry) noexcept nogil:
+    memory_give(core, entry.item, GAP_CAPACITY, KIND_OUTBOX)
+    core.channels.channels[entry.channel].frames -= 1
+    channel_release(core, entry.channel)
+
+
+cdef inline void release_item(Core *core, Entry *entry) noexcept nogil:
+    if entry.klass == CLASS_GAP:
+        free_gap(core, entry)
+    else:
+        frame_release(core, <Frame *>entry.item)
+
+
+cdef inline uint32_t size_of(Entry *entry) noexcept nogil:
+    return GAP_BYTES if entry.klass == CLASS_GAP else (<Frame *>entry.item).length
+
+
+cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
+    """Give the outbox and all it holds back. Whatever still waited is not sent."""
+    cdef Outbox *outbox = c.outbox
+    cdef uint32_t index
+    if outbox == NULL:
+        return
+    core.counters[<int>DROPPED_CLOSING] += outbox.count
+    for index in range(outbox.head, outbox.head + outbox.count):
+        release_item(core, &outbox.entries[index])
+    if outbox.control != NULL:
+        core.counters[<int>PONGS_DROPPED] += outbox.control.count
+        memory_give(core, outbox.control, CONTROL_CAPACITY, KIND_OUTBOX)
+    if outbox.entries != outbox.inline_entries:
+        memory_give(core, outbox.entries, outbox.capacity * sizeof(Entry), KIND_OUTBOX)
+    memory_give(core, outbox, OUTBOX_CAPACITY, KIND_OUTBOX)
+    c.outbox = NULL
+
+
+cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
+    """Drop every entry and pong whose first byte is not written."""
+    cdef Outbox *outbox = c.outbox
+    cdef uint32_t kept, index
+    if outbox == NULL:
+        return
+    kept = 1 if outbox.head_written else 0
+    for index in range(outbox.head + kept, outbox.head + outbox.count):
+        outbox.bytes -= size_of(&outbox.entries[index])
+        release_item(core, &outbox.entries[index])
+    core.counters[<int>DROPPED_CLOSING] += outbox.count - kept
+    outbox.count = kept
+    if outbox.control != NULL:
+        while outbox_drop_pong(core, c):
+            pass
+    if outbox.count == 0 and outbox.control == NULL:
+        outbox_close(core, c)
+
+
+# --- overflow ---------------------------------------------------------------------------------------
+
+cdef inline bint over(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
+    return (
+        outbox.bytes + size > core.limits.outbox_bytes
+        or outbox.count + 1 > core.limits.outbox_frames
+    )
+
+
+cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil:
+    """Whether reading should pause: whoever does not take answers may not ask more."""
+    return c.outbox != NULL and (
+        c.outbox.bytes * 2 > core.limits.outbox_bytes
+        or c.outbox.count * 2 > core.limits.outbox_frames
+    )
+
+
+cdef inline bint droppable(Core *core, Entry *entry) noexcept nogil:
+    cdef int policy
+    if entry.klass != CLASS_PUBLICATION:
+        return False
+    policy = core.channels.channels[entry.channel].policy
+    return policy == POLICY_DROP_OLDEST or (policy == POLICY_LATEST_ONLY and entry.spare == SUPERSEDED)
+
+
+cdef void remove_at(Outbox *outbox, uint32_t index) noexcept nogil:
+    """Close the hole of an entry that is already released; `index` counts from the first."""
+    cdef Entry *entry = outbox.entries + outbox.head + index
+    memmove(entry, entry + 1, (outbox.count - index - 1) * sizeof(Entry))
+    outbox.count -= 1
+
+
+cdef Gap *gap_before(Outbox *outbox, uint32_t end, uint32_t channel) noexcept nogil:
+    """The pending gap of a channel among the first `end` entries, or NULL."""
+    cdef Entry *entry
+    cdef uint32_t index = end
+    while index > 0:
+        index -= 1
+        entry = outbox.entries + outbox.head + index
+        if entry.klass == CLASS_GAP and entry.channel == channel:
+            return <Gap *>entry.item
+    return NULL
+
+
+cdef Gap *new_gap(Core *core, Frame *frame, uint32_t channel) noexcept nogil:
+    """A gap of one publication. Keeps the channel, and so its name, alive as a queued frame does."""
+    global GAP_CAPACITY
+    cdef Gap *gap = <Gap *>memory_take(core, sizeof(Gap), KIND_OUTBOX, &GAP_CAPACITY)
+    if gap != NULL:
+        gap.first = gap.last = frame.position
+        gap.count = 1
+        core.channels.channels[channel].frames += 1
+    return gap
+
+
+cdef inline void widen(Gap *gap, Frame *frame) noexcept nogil:
+    if gap.first == 0:
+        gap.first = frame.position
+    if frame.position:
+        gap.last = frame.position
+    gap.count += 1
+
+
+cdef int drop_at(Core *core, Outbox *outbox, uint32_t index) noexcept nogil:
+    """Let one publication give way to its channel's gap; -1 without memory for a new gap."""
+    cdef Entry *entry = outbox.entries + outbox.head + index
+    cdef Frame *frame = <Frame *>entry.item
+    cdef Gap *gap = gap_before(outbox, index, entry.channel)
+    if gap != NULL:
+        widen(gap, frame)
+        outbox.bytes -= frame.length
+        frame_release(core, frame)
+        remove_at(outbox, index)
+    else:
+        gap = new_gap(core, frame, entry.channel)
+        if gap == NULL:
+            return -1
+        outbox.bytes += GAP_BYTES
+        outbox.bytes -= frame.length
+        entry.item = gap
+        entry.klass = CLASS_GAP
+        frame_release(core, frame)
+    core.counters[<int>DROPPED_POLICY] += 1
+    return 0
+
+
+cdef uint32_t first_droppable(Core *core, Outbox *outbox) noexcept nogil:
+    """Index of the oldest entry that may give way; `count` when there is none."""
+    cdef uint32_t index
+    for index in range(1 if outbox.head_written else 0, outbox.count):
+        if droppable(core, outbox.entries + outbox.head + index):
+            return index
+    return outbox.count
+
+
+cdef void supersede(Core *core, Outbox *outbox, uint32_t channel) noexcept nogil:
+    """A newer publication of a LATEST_ONLY channel came: the one before it may now give way."""
+    cdef Entry *entry
+    cdef uint32_t index = outbox.count
+    while index > 0:
+        index -= 1
+        entry = outbox.entries + outbox.head + index
+        if entry.klass == CLASS_PUBLICATION and entry.channel == channel:
+            entry.spare = SUPERSEDED
+            return
+
+
+cdef int drop_newcomer(Core *core, Outbox *outbox, Frame *frame, uint32_t channel) noexcept nogil:
+    """Rule 3: the publication that arrives is the one that gives way."""
+    cdef Gap *gap = gap_before(outbox, outbox.count, channel)
+    if gap != NULL:
+        widen(gap, frame)
+    else:
+        if over(core, outbox, GAP_BYTES):
+            return PUSH_OVERFLOW
+        if make_room(core, outbox) < 0:
+            return PUSH_NO_MEMORY
+        gap = new_gap(core, frame, channel)
+        if gap == NULL:
+            return PUSH_NO_MEMORY
+        append(core, outbox, gap, CLASS_GAP, channel)
+        outbox.bytes += GAP_BYTES
+    core.counters[<int>DROPPED_POLICY] += 1
+    return PUSHED
+
+
+cdef inline void append(
+    Core *core, Outbox *outbox, void *item, int klass, uint32_t channel
+) noexcept nogil:
+    cdef Entry *entry = outbox.entries + outbox.head + outbox.count
+    entry.item = item
+    entry.channel = channel
+    entry.age = <uint16_t>(core.clock_ms >> AGE_SHIFT)
+    entry.klass = <uint8_t>klass
+    entry.spare = 0
+    outbox.count += 1
+
+
+cdef int outbox_push(
+    Core *core, Connection *c, Frame *frame, int klass, uint32_t channel
+) noexcept nogil:
+    """Queue a frame; takes a reference of its own. A `Push`."""
+    cdef Outbox *outbox = open_outbox(core, c)
+    cdef uint32_t index
+    cdef int policy
+    if outbox == NULL:
+        return PUSH_NO_MEMORY
+    if klass != CLASS_CONTROL:
+        if (
+            klass == CLASS_PUBLICATION and outbox.count
+            and core.channels.channels[channel].policy == POLICY_LATEST_ONLY
+        ):
+            supersede(core, outbox, channel)
+        while over(core, outbox, frame.length):
+            index = first_droppable(core, outbox)
+            if index < outbox.count:
+                if drop_at(core, outbox, index) < 0:
+                    return PUSH_NO_MEMORY
+                continue
+            policy = core.channels.channels[channel].policy if klass == CLASS_PUBLICATION else -1
+            if policy == POLICY_DROP_OLDEST:
+                return drop_newcomer(core, outbox, frame, channel)
+            return PUSH_OVERFLOW
+    if make_room(core, outbox) < 0:
+        return PUSH_NO_MEMORY
+    append(core, outbox, frame, klass, channel)
+    outbox.bytes += frame.length
+    frame.references += 1
+    return PUSHED
+
+
+# --- age --------------------------------------------------------------------------------------------
+
+cdef inline int64_t age_ms(Core *core, Entry *entry) noexcept nogil:
+    return <int64_t><uint16_t>(<uint16_t>(core.clock_ms >> AGE_SHIFT) - entry.age) << AGE_SHIFT
+
+
+cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil:
+    """When the oldest entry that has an age was queued; the far future when there is none."""
+    cdef Entry *entry
+    cdef uint32_t index
+    if c.outbox != NULL:
+        for index in range(c.outbox.count):
+            entry = c.outbox.entries + c.outbox.head + index
+            if entry.klass != CLASS_GAP:
+                return core.clock_ms - age_ms(core, entry)
+    return <int64_t>1 << 62
+
+
+cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil:
+    """Drop what is older than the limit and droppable; PUSH_OVERFLOW if an older one must stay."""
+    cdef Outbox *outbox = c.outbox
+    cdef Entry *entry
+    cdef uint32_t index = 0
+    if outbox == NULL:
+        return PUSHED
+    while index < outbox.count:
+        entry = outbox.entries + outbox.head + index
+        if entry.klass == CLASS_GAP:
+            index += 1
+            continue
+        if age_ms(core, entry) < core.limits.outbox_age_ms:
+            return PUSHED                     # entries are in the order of their age
+        if (index == 0 and outbox.head_written) or not droppable(core, entry):
+            return PUSH_OVERFLOW
+        if drop_at(core, outbox, index) < 0:
+            return PUSH_NO_MEMORY
+    return PUSHED
+
+
+# --- pongs ------------------------------------------------------------------------------------------
+
+cdef int outbox_pong(Core *core, Connection *c, const uint8_t *payload, uint32_t size) noexcept nogil:
+    """Queue a pong (`size` <= 125): PUSHED, PUSH_OVERFLOW when the slot is full, PUSH_NO_MEMORY."""
+    global CONTROL_CAPACITY
+    cdef Outbox *outbox = open_outbox(core, c)
+    cdef ControlSlot *slot
+    if outbox == NULL:
+        return PUSH_NO_MEMORY
+    slot = outbox.control
+    if slot == NULL:
+        slot = <ControlSlot *>memory_take(core, sizeof(ControlSlot), KIND_OUTBOX, &CONTROL_CAPACITY)
+        if slot == NULL:
+            return PUSH_NO_MEMORY
+        slot.used = slot.written = 0
+        slot.count = 0
+        outbox.control = slot
+    if slot.count == PONGS_MAX or slot.used + size + 2 > PONG_BYTES:
+        return PUSH_OVERFLOW
+    slot.data[slot.used] = 0x80 | OP_PONG
+    slot.data[slot.used + 1] = <uint8_t>size
+    memcpy(slot.data + slot.used + 2, payload, size)
+    slot.used += <uint16_t>(size + 2)
+    slot.lengths[slot.count] = <uint8_t>(size + 2)
+    slot.count += 1
+    return PUSHED
+
+
+cdef int outbox_drop_pong(Core *core, Connection *c) noexcept nogil:
+    """Let the oldest unwritten pong give way; 0 when there is none."""
+    cdef ControlSlot *slot = c.outbox.control
+    cdef uint32_t first, start, length
+    if slot == NULL:
+        return 0
+    first = 1 if slot.written else 0
+    if first >= slot.count:
+        if slot.count == 0:
+            free_control(core, c.outbox)
+        return 0
+    start = slot.lengths[0] if first else 0
+    length = slot.lengths[first]
+    memmove(slot.data + start, slot.data + start + length, slot.used - start - length)
+    memmove(slot.lengths + first, slot.lengths + first + 1, slot.count - first - 1)
+    slot.used -= <uint16_t>length
+    slot.count -= 1
+    core.counters[<int>PONGS_DROPPED] += 1
+    if slot.count == 0:
+        free_control(core, c.outbox)
+    return 1
+
+
+cdef void free_control(Core *core, Outbox *outbox) noexcept nogil:
+    memory_give(core, outbox.control, CONTROL_CAPACITY, KIND_OUTBOX)
+    outbox.control = NULL
+
+
+cdef uint64_t consume_pongs(Core *core, Outbox *outbox, uint64_t written) noexcept nogil:
+    """Count bytes against the control slot; returns what is left of them."""
+    cdef ControlSlot *slot = outbox.control
+    cdef uint32_t start = 0, pongs = 0
+    written += slot.written
+    while pongs < slot.count and written >= slot.lengths[pongs]:
+        written -= slot.lengths[pongs]
+        start += slot.lengths[pongs]
+        pongs += 1
+    core.counters[<int>PONGS_OUT] += pongs
+    if pongs == slot.count:
+        free_control(core, outbox)
+        return written
+    memmove(slot.data, slot.data + start, slot.used - start)
+    memmove(slot.lengths, slot.lengths + pongs, slot.count - pongs)
+    slot.used -= <uint16_t>start
+    slot.count -= <uint8_t>pongs
+    slot.written = <uint16_t>written
+    return 0
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *frame) noexcept nogil:
+    """Put the encoded message in a gap's place (its turn has come), or nothing if `frame` is NULL."""
+    cdef Outbox *outbox = c.outbox
+    cdef Entry *entry = outbox.entries + outbox.head + index
+    free_gap(core, entry)
+    outbox.bytes -= GAP_BYTES
+    if frame == NULL:
+        remove_at(outbox, index)
+        return
+    entry.item = frame
+    entry.klass = CLASS_CONTROL
+    outbox.bytes += frame.length
+
+
+cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexcept nogil:
+    """Take off what was written, in the order of the wire; returns the entries that are done.
+
+    The outbox is given back when nothing is left: `c.outbox` is then NULL.
+    """
+    cdef Outbox *outbox = c.outbox
+    cdef Frame *frame
+    cdef uint64_t rest
+    cdef uint32_t done = 0
+    cdef bint head_was_written = outbox.head_written != 0
+    while written:
+        if outbox.control != NULL and not head_was_written:
+            written = consume_pongs(core, outbox, written)
+            continue
+        if outbox.count == 0:
+            break
+        frame = <Frame *>outbox.entries[outbox.head].item
+        rest = frame.length - outbox.head_written
+        if written < rest:
+            outbox.head_written += <uint32_t>written
+            outbox.bytes -= written
+            break
+        written -= rest
+        outbox.bytes -= rest
+        outbox.head_written = 0
+        head_was_written = False
+        outbox.head += 1
+        outbox.count -= 1
+        frame_release(core, frame)
+        done += 1
+    core.counters[<int>FRAMES_OUT] += done
+    if outbox.count == 0:
+        outbox.head = 0
+        if outbox.control == NULL:
+            outbox_close(core, c)
+    return done

@@ -1,0 +1,26 @@
+"""The seam: every system call on a client's socket."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from wsgate.reactor.structs cimport Connection, Core
+
+cdef extern from "<sys/uio.h>" nogil:
+    ctypedef struct iovec "struct iovec":
+        void *iov_base
+        size_t iov_len
+
+cdef enum:
+    SEAM_AGAIN = -1              # nothing now; ask epoll
+    SEAM_GONE = -2               # the socket is of no more use
+    TAG_LISTENER = 0xFFFFFFFE    # low half of an epoll tag; below it, a slot
+    TAG_DRAIN = 0xFFFF0000       # plus the index of a drain
+
+cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil
+cdef int64_t seam_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil
+cdef int64_t seam_send_vector(Core *core, Connection *c, iovec *parts, int count) noexcept nogil
+cdef bint seam_readable(Connection *c) noexcept nogil
+cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil
+cdef void seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil
+cdef void seam_shut_write(Connection *c) noexcept nogil
+cdef void seam_close(Connection *c, bint reset) noexcept nogil
+cdef int64_t clock_ns() noexcept nogil

@@ -1,0 +1,145 @@
+"""The seam: every system call on a client's socket.
+
+Everything above asks here for bytes and never touches a descriptor, so that TLS or a socket handed
+over from another process is a second implementation of these calls and of nothing else.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from wsgate.reactor.structs cimport (
+    BYTES_IN, BYTES_OUT, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN, WANT_OUT, Connection, Core,
+)
+from wsgate.reactor.table cimport at, handle_of
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef struct msghdr "struct msghdr":
+        iovec *msg_iov
+        size_t msg_iovlen
+    ctypedef struct linger_t "struct linger":
+        int l_onoff
+        int l_linger
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    int shutdown(int fd, int how)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    int MSG_PEEK
+    int SHUT_WR
+    int SOL_SOCKET
+    int SO_LINGER
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    ctypedef struct epoll_event "struct epoll_event":
+        uint32_t events
+        epoll_data_t data
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
+    int EPOLL_CTL_ADD
+    int EPOLL_CTL_MOD
+    uint32_t EPOLLIN
+    uint32_t EPOLLOUT
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+cdef extern from "<time.h>" nogil:
+    ctypedef struct timespec "struct timespec":
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *now)
+    int CLOCK_MONOTONIC
+
+
+cdef int64_t clock_ns() noexcept nogil:
+    """The monotonic clock, for budgets inside a pass only; 27 ns. Deadlines use the caller's clock."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil:
+    """Bytes read, 0 at the end of the stream, SEAM_AGAIN or SEAM_GONE."""
+    cdef ssize_t count = recv(c.fd, target, size, MSG_DONTWAIT)
+    core.counters[<int>RECEIVES] += 1
+    if count >= 0:
+        core.counters[<int>BYTES_IN] += count
+        return count
+    return SEAM_AGAIN if errno == EAGAIN or errno == EINTR else SEAM_GONE
+
+
+cdef inline int64_t sent(Core *core, ssize_t count) noexcept nogil:
+    core.counters[<int>SENDS] += 1
+    if count >= 0:
+        core.counters[<int>BYTES_OUT] += count
+        return count
+    if errno == EAGAIN or errno == EINTR:
+        core.counters[<int>SENDS_BLOCKED] += 1
+        return SEAM_AGAIN
+    return SEAM_GONE
+
+
+cdef int64_t seam_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil:
+    """Bytes the socket took, SEAM_AGAIN or SEAM_GONE."""
+    return sent(core, send(c.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL))
+
+
+cdef int64_t seam_send_vector(Core *core, Connection *c, iovec *parts, int count) noexcept nogil:
+    """As `seam_send`, for several pieces in one call."""
+    cdef msghdr message
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = parts
+    message.msg_iovlen = count
+    return sent(core, sendmsg(c.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL))
+
+
+cdef bint seam_readable(Connection *c) noexcept nogil:
+    """Whether a byte waits unread: asked once before a silent peer is given up."""
+    cdef uint8_t byte
+    return recv(c.fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK) > 0
+
+
+cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil:
+    """Add a descriptor to the epoll set; 0 or -1."""
+    cdef epoll_event event
+    event.events = events
+    event.data.u64 = tag
+    return epoll_ctl(core.epoll, EPOLL_CTL_ADD, fd, &event)
+
+
+cdef void seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil:
+    """Say what epoll shall report of a connection; one system call, only on a change."""
+    cdef Connection *c = at(core, slot)
+    cdef epoll_event event
+    if ((c.flags & WANT_IN) != 0) == want_in and ((c.flags & WANT_OUT) != 0) == want_out:
+        return
+    c.flags &= ~(WANT_IN | WANT_OUT)
+    event.events = 0
+    if want_in:
+        c.flags |= WANT_IN
+        event.events |= EPOLLIN
+    if want_out:
+        c.flags |= WANT_OUT
+        event.events |= EPOLLOUT
+    event.data.u64 = handle_of(c, slot)
+    epoll_ctl(core.epoll, EPOLL_CTL_MOD, c.fd, &event)
+
+
+cdef void seam_shut_write(Connection *c) noexcept nogil:
+    """End our side of the stream; the peer reads to its end."""
+    shutdown(c.fd, SHUT_WR)
+
+
+cdef void seam_close(Connection *c, bint reset) noexcept nogil:
+    """Close the descriptor; with `reset` the kernel forgets what it still held for the peer."""
+    cdef linger_t option
+    if reset:
+        option.l_onoff = 1
+        option.l_linger = 0
+        setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    close(c.fd)
+    c.fd = -1

@@ -1,0 +1,5 @@
+"""SipHash-2-4."""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+cdef uint64_t siphash(const uint8_t *key, const uint8_t *data, uint64_t size) noexcept nogil

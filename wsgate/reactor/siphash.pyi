@@ -1,0 +1,3 @@
+"""SipHash-2-4: a keyed hash for names that clients choose."""
+
+def hash_bytes(key: bytes, data: bytes) -> int: ...

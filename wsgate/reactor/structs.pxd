@@ -1,0 +1,407 @@
+"""The shared structs and numbers of the reactor: declarations only, no code.
+
+Who owns what: the `Core` struct owns everything below it. A `Connection` owns its `Input`, its
+`Outbox` and its subscription table; an `Entry` owns one reference to its `Frame`; a `Frame` made by
+`publish` owns one reference to its `Channel`, so that a queued publication keeps its channel's
+policy and name alive. Links between connections are slot numbers, never pointers.
+
+The state of a connection is this one flat struct plus the byte ranges it owns (input, outbox,
+subscriptions) and an opaque meta object; deadlines are absolute, in milliseconds of the reactor's
+own clock. Handing a live connection to another process means writing exactly these down.
+
+    FREE -> HEAD -> DECIDING -> OPEN -> FAILING -> CLOSING -> LINGERING -> GONE -> FREE
+
+    HEAD       the request head is being collected
+    DECIDING   the head was handed up; upgrade() or refuse() is awaited
+    OPEN       frames both ways
+    FAILING    a fault, or the peer's Close, was found; Close is queued at the next flush,
+               after the answers to what the peer said before
+    CLOSING    Close (or an HTTP refusal) is queued or sent; input is parsed only to find Close
+    LINGERING  write side shut; input is discarded so that what was written can arrive
+    GONE       descriptor closed; the `closed` event is still owed, the slot not yet free
+    Every state may fall to GONE at once: end of stream, reset, a deadline.
+"""
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    NONE = 0xFFFFFFFF            # no slot, no channel, end of a list
+    TICK_MS = 250                # one step of the timer wheel
+    WHEEL_SLOTS = 512            # 128 s; later deadlines are looked at again when the wheel has turned
+    RECEIVE_BYTES = 16384        # one recv reads at most this
+    CHUNK_BITS = 10              # connections per slab of the table: 1,024 of 128 bytes
+    CHUNK_SLOTS = 1024
+    POOL_CLASSES = 11            # 64 bytes .. 64 KiB, powers of two
+    POOL_SMALLEST = 64
+    VARIANTS_MAX = 8
+    DRAINS_MAX = 256             # refused sockets that may be drained at once, whatever is asked
+    VISIT_FRAMES = 64            # one write takes at most this many frames
+    VISIT_BYTES = 65536          # and this many bytes
+    PONGS_MAX = 16               # pongs waiting for one connection
+    PONG_BYTES = 968             # their bytes; with the counts the slot fills one 1 KiB buffer
+    URGENT_SUBSCRIBERS = 64      # publications to at most this many are urgent
+    GAP_BYTES = 64               # what a pending gap is charged
+    PASS_MESSAGES = 256          # the read budget of one poll
+    PASS_OPENS = 32
+    PASS_BYTES = 1048576
+    PASS_NS = 2000000
+    TURN_MESSAGES = 64           # of which one connection may take this much before the next
+    TURN_FRAMES = 256
+    SLICE_NS = 2000000           # one flush
+    STALL_MS = 2000              # a tick later than this is our own pause
+    STALL_EVERY_MS = 60000       # forgiven at most this often
+
+cdef enum State:
+    STATE_FREE = 0
+    STATE_HEAD
+    STATE_DECIDING
+    STATE_OPEN
+    STATE_FAILING
+    STATE_CLOSING
+    STATE_LINGERING
+    STATE_GONE
+    STATES
+
+cdef enum Flag:
+    IN_ATTENTION = 1             # on the attention queue
+    IN_FAILED = 2                # on the list of those whose Close the next flush queues
+    IN_URGENT = 4                # on the urgent dirty list
+    IN_BULK = 8                  # on the bulk dirty list
+    WANT_IN = 16                 # registered for EPOLLIN
+    WANT_OUT = 32                # registered for EPOLLOUT
+    BLOCKED = 64                 # the socket said EAGAIN; charged its send buffer
+    PAUSED_APP = 128             # pause_reading
+    PAUSED_OUTBOX = 256          # outbox over half its limit
+    OPENED = 512                 # the open event was given, so a closed event is owed
+    ANNOUNCED = 1024             # failing or peer_closed was given
+    CLOSE_QUEUED = 2048          # the last entry of the outbox ends the write side
+    PEER_CLOSE_SEEN = 4096
+    PING_SENT = 8192             # a ping is unanswered since heartbeat_ms
+    HEARTBEAT_ARMED = 16384      # the first, freely spread ping interval is over
+    END_AFTER_WRITE = 32768      # do not wait for the peer's Close once everything is written
+
+# The numbers of wsgate/reasons.py; a test holds the two together.
+cdef enum Reason:
+    REASON_NONE = 0
+    REFUSED_DESCRIPTORS
+    REFUSED_CONNECTIONS
+    REFUSED_HANDSHAKES
+    REFUSED_RATE
+    REFUSED_PARTIAL_BYTES
+    HEAD_TIMEOUT
+    HEAD_TOO_LARGE
+    HEAD_REFUSED
+    UPGRADE_TIMEOUT
+    PEER_CLOSED
+    PEER_GONE
+    PEER_RESET
+    PROTOCOL_ERROR
+    INVALID_UTF8
+    MESSAGE_TOO_BIG
+    TOO_MANY_FRAGMENTS
+    CONTROL_RATE
+    MESSAGE_TIMEOUT
+    MESSAGE_RATE
+    BYTE_RATE
+    HEARTBEAT_TIMEOUT
+    IDLE_TIMEOUT
+    DEADLINE
+    SLOW_CONSUMER
+    OUTBOX_AGE
+    WRITE_STALL
+    APPLICATION
+    PARTIAL_BYTES
+    OUT_OF_MEMORY
+    INTERNAL
+    SHUTDOWN
+    REASONS
+
+# The numbers of wsgate/reactor/events.py.
+cdef enum EventKind:
+    EVENT_TEXT = 1
+    EVENT_BINARY
+    EVENT_OPEN
+    EVENT_FAILING
+    EVENT_PEER_CLOSED
+    EVENT_CLOSED
+
+cdef enum Policy:
+    POLICY_CLOSE = 0
+    POLICY_DROP_OLDEST
+    POLICY_LATEST_ONLY
+
+cdef enum EntryClass:
+    CLASS_CONTROL = 0            # HTTP answer, ping, bye, Close, a rendered gap: never dropped
+    CLASS_REPLY                  # never dropped
+    CLASS_PUBLICATION            # dropped where the channel's policy allows
+    CLASS_GAP                    # stands where dropped publications stood; `item` is a Gap
+
+# What bytes are held for. Every take and give names one.
+cdef enum Kind:
+    KIND_TABLE = 0               # slabs of connections
+    KIND_FRAME                   # encoded frames, shared ones once
+    KIND_OUTBOX                  # outboxes, their entries, control slots, gaps
+    KIND_PARTIAL                 # unfinished heads, frames, messages; undelivered input
+    KIND_CHANNEL                 # channels, their names and subscriber arrays
+    KIND_SUBSCRIPTION            # the subscription tables of connections
+    KINDS
+
+cdef enum Counter:
+    ACCEPTED = 0
+    REFUSED                      # by the gate, answered
+    REFUSED_SILENT               # by the gate, closed at once
+    REFUSED_UNDRAINED            # answered, but no drain was free: closed at once
+    ACCEPT_EXHAUSTED             # EMFILE, ENFILE, ENOBUFS, ENOMEM from accept
+    ACCEPT_FAILED                # any other failure of accept, the peer's usually
+    OPENS
+    UPGRADES
+    MESSAGES_IN
+    MESSAGE_BYTES_IN
+    FRAMES_IN
+    BYTES_IN
+    RECEIVES
+    BYTES_OUT
+    SENDS
+    FRAMES_OUT
+    PUBLICATIONS
+    DELIVERIES                   # entries queued for publications
+    SENDS_BLOCKED
+    PINGS_IN
+    PONGS_IN
+    PINGS_OUT
+    PONGS_OUT
+    PONGS_DROPPED
+    DROPPED_POLICY               # publications that gave way to a gap
+    DROPPED_CLOSING              # entries discarded because the connection was closing
+    GAPS                         # gaps written
+    STALE                        # calls refused for a stale handle
+    STALLS_FORGIVEN
+    LINGERS_SKIPPED              # closed without lingering: too many at once
+    POOL_HITS
+    POOL_MISSES
+    POLLS
+    TIMERS                       # timers that came due
+    COUNTERS
+
+ctypedef struct Pool:
+    void *idle[POOL_CLASSES]     # freed buffers, linked through their first word
+    uint64_t idle_bytes
+    uint64_t idle_limit_bytes
+    int enabled
+
+ctypedef struct Frame:
+    uint32_t references
+    uint32_t length              # wire bytes in `data`
+    uint32_t capacity            # of the whole allocation
+    uint32_t channel             # NONE, or a channel this frame keeps alive
+    int64_t position             # of the publication; 0 without one
+    uint8_t data[1]
+
+ctypedef struct Gap:
+    int64_t first                # positions of the dropped publications
+    int64_t last
+    uint32_t count
+
+ctypedef struct Entry:           # 16 bytes
+    void *item                   # Frame *, or Gap * for CLASS_GAP
+    uint32_t channel
+    uint16_t age                 # reactor clock in 64 ms steps when it was queued, wrapping
+    uint8_t klass
+    uint8_t spare
+
+ctypedef struct ControlSlot:     # pongs that wait, in order
+    uint16_t used
+    uint16_t written             # of the first pong
+    uint8_t count
+    uint8_t lengths[PONGS_MAX]
+    uint8_t data[PONG_BYTES]
+
+ctypedef struct Outbox:          # exists only while something waits
+    Entry *entries               # `inline_entries` or a pooled array
+    uint32_t head                # first entry
+    uint32_t count
+    uint32_t capacity
+    uint32_t head_written        # bytes of the first entry already written
+    uint64_t bytes               # unwritten bytes of all entries
+    int64_t blocked_ms           # last progress of a blocked socket
+    ControlSlot *control
+    Entry inline_entries[4]
+
+ctypedef struct Buffer:
+    uint8_t *data
+    uint32_t length
+    uint32_t capacity
+
+ctypedef struct Input:           # exists only while something is unfinished
+    Buffer message               # the head, or the message, as far as it has come
+    Buffer backlog               # received but not parsed: the pass was over, or 101 not yet sent
+    uint32_t backlog_taken
+    uint32_t scanned             # head: bytes known to hold no end
+    uint64_t frame_length
+    uint64_t frame_received
+    int64_t started_ms           # first byte of the unfinished message
+    uint32_t fragments
+    uint32_t utf8
+    uint8_t header[14]
+    uint8_t header_length
+    uint8_t in_payload
+    uint8_t opcode               # of the frame in progress
+    uint8_t final
+    uint8_t message_opcode       # 0: no fragmented message in progress
+    uint8_t mask[4]
+    uint8_t control[125]
+
+ctypedef struct Subscription:
+    uint32_t channel             # NONE: free cell
+    uint32_t position            # index of this connection in the channel's array
+
+ctypedef struct Connection:      # 128 bytes: two cache lines
+    int32_t fd
+    uint32_t generation
+    uint8_t state
+    uint8_t variant
+    uint16_t flags
+    uint32_t seen_ms             # last inbound byte, low 32 bits of the clock
+    uint32_t message_ms          # last whole message, likewise
+    uint32_t heartbeat_ms        # the unanswered ping, likewise
+    uint32_t wheel_next
+    uint32_t wheel_previous
+    uint32_t wheel_tick          # NONE: not on the wheel
+    uint32_t dirty_next
+    uint32_t dirty_previous
+    uint32_t attention_next      # also links the failed list
+    int64_t deadline_ms          # of the state: head, decision, closing, linger
+    int64_t application_ms       # set_deadline; 0: none
+    Outbox *outbox
+    Input *input
+    Subscription *subscriptions  # open addressing by channel
+    uint32_t subscription_count
+    uint16_t application_code
+    uint16_t close_code          # of our Close
+    uint8_t reason
+    uint8_t subscription_bits    # log2 of the table's cells
+    uint16_t lingered_units      # of 16 bytes
+    uint32_t control_ms          # token buckets: theoretical arrival times
+    int64_t message_ns
+    int64_t byte_ns
+    PyObject *meta               # owned reference or NULL
+
+ctypedef struct Channel:
+    uint8_t *name
+    uint64_t hash
+    uint32_t *subscribers        # slots
+    uint32_t name_length
+    uint32_t count
+    uint32_t capacity
+    uint32_t frames              # queued frames that keep it alive
+    uint8_t policy
+    uint8_t used
+
+ctypedef struct ChannelTable:
+    Channel *channels
+    uint32_t capacity
+    uint32_t count
+    uint32_t free                # linked through Channel.count
+    uint32_t *cells              # open addressing: channel indexes, NONE when free
+    uint32_t cells_mask
+    uint8_t key[16]              # SipHash key: clients choose the names
+
+ctypedef struct List:            # slots linked through a field of the connection
+    uint32_t head
+    uint32_t tail
+    uint32_t count
+
+ctypedef struct Wheel:
+    uint32_t heads[WHEEL_SLOTS]
+    uint32_t due                 # taken off the wheel, not yet looked at
+    int64_t tick                 # last one taken
+
+ctypedef struct Drain:           # a refused socket read to its end
+    int32_t fd
+    uint32_t bytes
+    int64_t deadline_ms
+
+ctypedef struct Gate:
+    uint32_t descriptors
+    uint32_t connections
+    uint32_t handshakes
+    uint32_t accepts_per_s
+    uint64_t partial_bytes
+    uint32_t drains
+    uint32_t drain_bytes
+    uint32_t drain_ms
+    int64_t accept_ns            # token bucket
+    uint8_t *refusal
+    uint32_t refusal_length
+
+ctypedef struct Limits:
+    uint32_t head_bytes
+    uint32_t head_ms
+    uint32_t upgrade_ms
+    uint64_t message_bytes
+    uint32_t fragments
+    uint32_t message_ms
+    uint32_t control_rate_per_s
+    uint32_t control_burst
+    uint32_t message_rate_per_s
+    uint32_t byte_rate_per_s
+    uint64_t outbox_bytes
+    uint32_t outbox_frames
+    uint32_t outbox_age_ms
+    uint32_t write_ms
+    uint32_t send_buffer_bytes
+    uint32_t ping_ms
+    uint32_t pong_ms
+    uint32_t idle_ms
+    uint32_t linger_ms
+    uint32_t linger_bytes
+    uint32_t linger_sockets
+    uint32_t connections
+
+ctypedef struct Bye:             # what goes before a Close the reactor itself sends
+    uint16_t close_code
+    Frame *frames[VARIANTS_MAX]
+
+ctypedef struct Core:
+    int epoll
+    int listener                 # -1: none
+    int listener_muted           # out of descriptors: looked at again at the next tick
+    int64_t now_ms               # the caller's clock
+    int64_t forgiven_ms          # stalls that deadlines did not count
+    int64_t clock_ms             # now_ms - forgiven_ms: every deadline is on this clock
+    int64_t last_tick_ms         # caller's clock
+    int64_t last_stall_ms
+    Limits limits
+    Gate gate
+    Drain drains[DRAINS_MAX]
+    uint32_t drain_count
+    Pool pool
+    uint64_t held[KINDS]
+    uint64_t counters[COUNTERS]
+    uint64_t ended[REASONS]      # refusals and closes by reason
+    uint32_t states[STATES]      # connections by state
+    uint32_t blocked
+    Connection **chunks
+    uint32_t chunk_count
+    uint32_t chunk_limit
+    uint32_t free_slot           # linked through attention_next
+    uint32_t connections         # slots in use
+    List attention
+    List failed
+    List urgent
+    List bulk
+    Wheel wheel
+    ChannelTable channels
+    uint32_t variants
+    uint8_t variant_opcodes[VARIANTS_MAX]
+    Bye *byes
+    uint32_t bye_count
+    Frame *ping                  # two bytes, shared by all
+    Frame *head_timeout
+    Frame *head_too_large
+    Frame *upgrade_timeout
+    void *gap_encoder            # PyObject *, borrowed from the Reactor; NULL: no gap is sent
+    int gap_error                # the encoder raised
+    int busy                     # inside poll, flush or tick: no call may come in from below
+    uint8_t receive_buffer[RECEIVE_BYTES]

@@ -1,0 +1,40 @@
+"""The connection table: slots, generations, and the lists that link slots."""
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from wsgate.reactor.structs cimport CHUNK_BITS, CHUNK_SLOTS, STATE_FREE, STATE_GONE, Connection, Core
+
+cdef inline Connection *at(Core *core, uint32_t slot) noexcept nogil:
+    """The connection in a slot that exists."""
+    return core.chunks[slot >> CHUNK_BITS] + (slot & (CHUNK_SLOTS - 1))
+
+cdef inline Connection *find(Core *core, uint64_t handle, uint32_t *slot) noexcept nogil:
+    """The live connection of a handle and its slot, or NULL for a stale or made-up one."""
+    cdef uint32_t index = <uint32_t>handle
+    cdef Connection *c
+    if (index >> CHUNK_BITS) >= core.chunk_count:
+        return NULL
+    c = at(core, index)
+    if c.generation != <uint32_t>(handle >> 32) or c.state == STATE_FREE or c.state == STATE_GONE:
+        return NULL
+    slot[0] = index
+    return c
+
+cdef inline uint64_t handle_of(Connection *c, uint32_t slot) noexcept nogil:
+    return (<uint64_t>c.generation << 32) | slot
+
+cdef inline void enter(Core *core, Connection *c, int state) noexcept nogil:
+    """Change the state and its census."""
+    core.states[c.state] -= 1
+    core.states[state] += 1
+    c.state = state
+
+cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nogil
+cdef void table_free(Core *core, uint32_t slot) noexcept nogil
+cdef void table_destroy(Core *core) noexcept nogil
+cdef void attention_push(Core *core, uint32_t slot) noexcept nogil
+cdef uint32_t attention_pop(Core *core) noexcept nogil
+cdef void failed_push(Core *core, uint32_t slot) noexcept nogil
+cdef uint32_t failed_pop(Core *core) noexcept nogil
+cdef void dirty_push(Core *core, uint32_t slot, bint urgent) noexcept nogil
+cdef void dirty_remove(Core *core, uint32_t slot) noexcept nogil

@@ -1,0 +1,183 @@
+"""The connection table: slots, generations, and the lists that link slots.
+
+Owns the slabs of `Connection` structs. A slab never moves, so pointers stay good; slots are reused,
+last freed first, and every freeing raises the slot's generation, so that a handle of the former
+connection is refused for ever (a slot would have to be reused 2^32 times under one late handle).
+
+Lists are links inside the connections: nothing is allocated to queue a connection, and being queued
+twice is prevented by one flag per list. All operations are O(1).
+"""
+
+from libc.stdint cimport int32_t, uint32_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from wsgate.reactor.structs cimport (
+    CHUNK_BITS, CHUNK_SLOTS, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, KIND_TABLE, NONE, STATE_FREE,
+    STATE_HEAD, Connection, List, Core,
+)
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void **block, size_t alignment, size_t size)
+
+cdef enum:
+    SLAB_BYTES = CHUNK_SLOTS * sizeof(Connection)
+
+
+cdef int add_slab(Core *core) noexcept nogil:
+    """One more slab of free slots; -1 when the directory is full or memory is out."""
+    cdef Connection *slab = NULL
+    cdef uint32_t first, index
+    if core.chunk_count >= core.chunk_limit:
+        return -1
+    # Aligned to the cache line, so that a connection is exactly two.
+    if posix_memalign(<void **>&slab, 64, SLAB_BYTES) != 0:
+        return -1
+    memset(slab, 0, SLAB_BYTES)
+    core.held[<int>KIND_TABLE] += SLAB_BYTES
+    first = core.chunk_count << CHUNK_BITS
+    for index in range(CHUNK_SLOTS):
+        slab[index].fd = -1
+        slab[index].generation = 1
+        slab[index].attention_next = first + index + 1 if index + 1 < CHUNK_SLOTS else core.free_slot
+    core.free_slot = first
+    core.chunks[core.chunk_count] = slab
+    core.chunk_count += 1
+    return 0
+
+
+cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nogil:
+    """A slot for a new connection, in state HEAD, all else empty; NULL without memory."""
+    cdef Connection *c
+    cdef uint32_t generation, index
+    if core.connections >= core.limits.connections or (core.free_slot == NONE and add_slab(core) < 0):
+        return NULL
+    index = core.free_slot
+    c = at(core, index)
+    core.free_slot = c.attention_next
+    generation = c.generation
+    memset(c, 0, sizeof(Connection))
+    c.generation = generation
+    c.fd = fd
+    c.state = STATE_HEAD
+    c.wheel_next = c.wheel_previous = c.wheel_tick = NONE
+    c.dirty_next = c.dirty_previous = c.attention_next = NONE
+    core.states[<int>STATE_HEAD] += 1
+    core.connections += 1
+    slot[0] = index
+    return c
+
+
+cdef void table_free(Core *core, uint32_t slot) noexcept nogil:
+    """Return a slot whose connection owns nothing any more."""
+    cdef Connection *c = at(core, slot)
+    core.states[c.state] -= 1
+    c.state = STATE_FREE
+    c.generation += 1
+    if c.generation == 0:                     # a handle is never 0
+        c.generation = 1
+    c.attention_next = core.free_slot
+    core.free_slot = slot
+    core.connections -= 1
+
+
+cdef void table_destroy(Core *core) noexcept nogil:
+    """Free the slabs; every slot must be free."""
+    cdef uint32_t index
+    for index in range(core.chunk_count):
+        free(core.chunks[index])
+    core.held[<int>KIND_TABLE] -= <unsigned long long>core.chunk_count * SLAB_BYTES
+    core.chunk_count = 0
+
+
+cdef inline void append(Core *core, List *queue, uint32_t slot) noexcept nogil:
+    at(core, slot).attention_next = NONE
+    if queue.tail == NONE:
+        queue.head = slot
+    else:
+        at(core, queue.tail).attention_next = slot
+    queue.tail = slot
+    queue.count += 1
+
+
+cdef inline uint32_t take(Core *core, List *queue) noexcept nogil:
+    cdef uint32_t slot = queue.head
+    if slot == NONE:
+        return NONE
+    queue.head = at(core, slot).attention_next
+    if queue.head == NONE:
+        queue.tail = NONE
+    queue.count -= 1
+    return slot
+
+
+cdef void attention_push(Core *core, uint32_t slot) noexcept nogil:
+    """Queue a connection for the next poll. One link serves two lists: a failed one waits there."""
+    cdef Connection *c = at(core, slot)
+    if c.flags & (IN_ATTENTION | IN_FAILED):
+        return
+    c.flags |= IN_ATTENTION
+    append(core, &core.attention, slot)
+
+
+cdef uint32_t attention_pop(Core *core) noexcept nogil:
+    """The connection that waited longest, or NONE."""
+    cdef uint32_t slot = take(core, &core.attention)
+    if slot != NONE:
+        at(core, slot).flags &= ~IN_ATTENTION
+    return slot
+
+
+cdef void failed_push(Core *core, uint32_t slot) noexcept nogil:
+    """Remember that the next flush queues this connection's Close. It must not be in attention."""
+    cdef Connection *c = at(core, slot)
+    if c.flags & (IN_ATTENTION | IN_FAILED):
+        return
+    c.flags |= IN_FAILED
+    append(core, &core.failed, slot)
+
+
+cdef uint32_t failed_pop(Core *core) noexcept nogil:
+    cdef uint32_t slot = take(core, &core.failed)
+    if slot != NONE:
+        at(core, slot).flags &= ~IN_FAILED
+    return slot
+
+
+cdef void dirty_push(Core *core, uint32_t slot, bint urgent) noexcept nogil:
+    """Queue a connection to be written; an urgent call lifts it from the bulk list."""
+    cdef Connection *c = at(core, slot)
+    cdef List *queue
+    if c.flags & IN_URGENT or (c.flags & IN_BULK and not urgent):
+        return
+    if c.flags & IN_BULK:
+        dirty_remove(core, slot)
+    queue = &core.urgent if urgent else &core.bulk
+    c.flags |= IN_URGENT if urgent else IN_BULK
+    c.dirty_next = NONE
+    c.dirty_previous = queue.tail
+    if queue.tail == NONE:
+        queue.head = slot
+    else:
+        at(core, queue.tail).dirty_next = slot
+    queue.tail = slot
+    queue.count += 1
+
+
+cdef void dirty_remove(Core *core, uint32_t slot) noexcept nogil:
+    """Take a connection off whichever dirty list it is on."""
+    cdef Connection *c = at(core, slot)
+    cdef List *queue
+    if not c.flags & (IN_URGENT | IN_BULK):
+        return
+    queue = &core.urgent if c.flags & IN_URGENT else &core.bulk
+    if c.dirty_previous == NONE:
+        queue.head = c.dirty_next
+    else:
+        at(core, c.dirty_previous).dirty_next = c.dirty_next
+    if c.dirty_next == NONE:
+        queue.tail = c.dirty_previous
+    else:
+        at(core, c.dirty_next).dirty_previous = c.dirty_previous
+    queue.count -= 1
+    c.flags &= ~(IN_URGENT | IN_BULK)
