@@ -1,67 +1,231 @@
 """The poll loop: one `Reactor` holds all client sockets of a shard."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final, final
 
 from wsgate.reactor.events import Event
 from wsgate.reactor.settings import GateLimits, Settings
 
-__all__ = ["Reactor"]
+__all__ = ["COUNTER_NAMES", "ENUMERATIONS", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES", "Reactor"]
 
+STATE_NAMES: Final[tuple[str, ...]]
+KIND_NAMES: Final[tuple[str, ...]]
+REASON_NAMES: Final[tuple[str, ...]]
+COUNTER_NAMES: Final[tuple[str, ...]]
+ENUMERATIONS: Final[dict[str, int]]
+
+@final
 class Reactor:
     """All client sockets of one shard behind one descriptor.
 
-    Not thread-safe: one thread calls it. Time is passed in as milliseconds of one monotonic clock
-    that never goes back. A `conn` is an opaque integer handle (slot and generation); a handle whose
-    connection is gone is refused by every call, which then returns False, 0 or None as stated.
+    Not thread-safe: one thread calls it, and no callback may call back into it. Time is passed in as
+    milliseconds of one monotonic clock. `conn` is an opaque handle (slot and generation), never 0; a
+    handle whose connection is gone is refused by every call, for ever, and counted as `stale`.
 
     The driving loop, for any event loop::
 
         def on_readable():
-            for kind, conn, value in reactor.poll(now_ms()): ...
-            if reactor.flush(now_ms()) or reactor.more: loop.call_soon(on_readable)
+            for kind, conn, value in reactor.poll(now_ms()):
+                ...
+            if reactor.flush(now_ms()) or reactor.more:
+                loop.call_soon(on_readable)
+
         loop.add_reader(reactor.fileno(), on_readable)
-        every 250 ms: reactor.tick(now_ms()), then on_readable()
+        # and every 250 ms: reactor.tick(now_ms()), then on_readable()
+
+    After calls from elsewhere (a publication from the bus) call `flush` as above.
     """
 
     def __init__(
         self,
-        settings: Settings = ...,
+        settings: Settings | None = None,
         *,
         now_ms: int,
         gap_encoder: Callable[[int, bytes, int, int], bytes] | None = None,
         hash_key: bytes | None = None,
-    ) -> None: ...
-    def fileno(self) -> int: ...
+    ) -> None:
+        """Make an empty reactor with its own epoll set.
+
+        Args:
+            settings: Limits and deadlines for all connections; defaults to `Settings()`.
+            now_ms: The caller's monotonic clock; no later call may pass less.
+            gap_encoder: Called as `(variant, channel, first, last)` when a consumer that lost
+                publications can be written to again; returns the payload of the message that says so.
+                `first` and `last` are positions, 0 when none was given. Must not call the reactor. An
+                exception closes that connection with 4050. None: nothing is said.
+            hash_key: 16 secret bytes under which channel names are hashed; random by default. Make a
+                new one after a fork.
+
+        Raises:
+            SettingsError: A setting is out of range; the message names it and the range.
+        """
+
+    def fileno(self) -> int:
+        """The epoll descriptor: readable when `poll` has something to do; -1 after shutdown."""
+
     @property
-    def more(self) -> bool: ...
-    def listen(self, listener_fd: int) -> None: ...
-    def stop_listening(self) -> None: ...
-    def set_gate(self, limits: GateLimits, refusal: bytes) -> None: ...
-    def set_bye(self, close_code: int, variants: Sequence[bytes | None]) -> None: ...
-    def adopt(self, fd: int, *, now_ms: int, upgraded: bool = False, variant: int = 0) -> int: ...
-    def poll(self, now_ms: int) -> list[Event]: ...
-    def flush(self, now_ms: int) -> bool: ...
-    def tick(self, now_ms: int) -> None: ...
-    def upgrade(self, conn: int, response: bytes, *, variant: int = 0) -> bool: ...
-    def refuse(self, conn: int, response: bytes, *, reason: int = ...) -> bool: ...
-    def send(self, conn: int, payload: bytes, opcode: int = 1) -> bool: ...
-    def close(self, conn: int, code: int, text: bytes = b"", *, reason: int = ...) -> bool: ...
-    def abort(self, conn: int, *, reason: int = ...) -> bool: ...
-    def pause_reading(self, conn: int) -> bool: ...
-    def resume_reading(self, conn: int) -> bool: ...
-    def subscribe(self, conn: int, channel: bytes, *, policy: int = 0) -> int: ...
-    def unsubscribe(self, conn: int, channel: bytes) -> int: ...
-    def subscriptions(self, conn: int) -> list[bytes]: ...
-    def subscribers(self, channel: bytes) -> int: ...
+    def more(self) -> bool:
+        """Whether `poll` should be called again without waiting for `fileno` to be readable.
+
+        False does not mean that nothing is to be read: data still in the kernel keeps `fileno` readable.
+        """
+
+    def listen(self, listener_fd: int) -> None:
+        """Accept from a listening, non-blocking socket, which stays the caller's."""
+
+    def stop_listening(self) -> None:
+        """Accept no more; connections go on."""
+
+    def set_gate(self, limits: GateLimits, refusal: bytes) -> None:
+        """Replace the gate's limits, and the whole HTTP answer a refused peer is sent."""
+
+    def set_bye(self, close_code: int, variants: Sequence[bytes | None]) -> None:
+        """What goes before a Close with this code that the reactor itself sends: one payload a variant.
+
+        Sent from a reserve: also when the outbox is over its limits.
+        """
+
+    def adopt(self, fd: int, *, now_ms: int, upgraded: bool = False, variant: int = 0) -> int:
+        """Take over a connected stream socket, which is the reactor's from now on.
+
+        Args:
+            fd: The descriptor; made non-blocking.
+            now_ms: The caller's clock.
+            upgraded: Frames both ways at once, without `OPEN`. Otherwise a head is expected, and the
+                first event is `OPEN`, as for an accepted socket.
+            variant: As for `upgrade`, when `upgraded`.
+
+        Returns:
+            The handle.
+        """
+
+    def poll(self, now_ms: int) -> list[Event]:
+        """Read what became ready and return what happened. Never blocks.
+
+        One call takes at most 256 messages, 32 opens, 1 MiB or 2 ms, and at most 64 messages of one
+        connection; whatever is left makes `more` true.
+
+        Returns:
+            `(kind, conn, value)` (see `events`). For each connection in order: `OPEN`, messages, then at
+            most one of `FAILING` and `PEER_CLOSED`, and exactly once, last, `CLOSED`. Answers sent while
+            handling a batch leave before the Close that follows `FAILING` or `PEER_CLOSED`. A
+            connection that was never `OPEN` has no events.
+        """
+
+    def flush(self, now_ms: int) -> bool:
+        """Write what waits, for at most 2 ms; True when more waits (call again soon)."""
+
+    def tick(self, now_ms: int) -> None:
+        """Run the timers that are due; call every 250 ms.
+
+        A tick more than 2 s late is taken for a pause of our own: every deadline moves by the lateness,
+        at most once a minute.
+        """
+
+    def upgrade(self, conn: int, response: bytes, *, variant: int = 0) -> bool:
+        """Answer a head with `response` (a whole 101) and start frames.
+
+        Args:
+            conn: A connection whose `OPEN` was given and not answered yet.
+            response: Sent as it is.
+            variant: Which form of publications this connection takes: an index into
+                `Settings.variant_opcodes`.
+
+        Returns:
+            False for a stale handle, or when it was answered already.
+        """
+
+    def refuse(self, conn: int, response: bytes, *, reason: int = ...) -> bool:
+        """Answer a head with an HTTP response and end, so that the answer arrives. As `upgrade`."""
+
+    def send(self, conn: int, payload: bytes, opcode: int = 1) -> bool:
+        """Queue one message (1 text, 2 binary); it leaves with the next `flush`.
+
+        Text must be valid UTF-8: that is not checked again here.
+
+        Returns:
+            False when the connection is gone or closing, or when this message put its outbox over the
+            limits, which ends it with 4010.
+        """
+
+    def close(self, conn: int, code: int, text: bytes = b"", *, reason: int = ...) -> bool:
+        """Send Close after what waits, await the peer's, and end; False when it is not open."""
+
+    def abort(self, conn: int, *, reason: int = ...) -> bool:
+        """Reset at once, without Close; False for a stale handle."""
+
+    def pause_reading(self, conn: int) -> bool:
+        """Read no more from this connection until `resume_reading`; its heartbeat rests meanwhile."""
+
+    def resume_reading(self, conn: int) -> bool:
+        """Read again."""
+
+    def subscribe(self, conn: int, channel: bytes, *, policy: int = 0) -> int:
+        """Subscribe to a channel (1 to 1,024 bytes). O(1).
+
+        Args:
+            conn: An open connection.
+            channel: Its name.
+            policy: What a full outbox does with its publications, one of the `POLICY_` numbers; counts
+                for the first subscriber of a channel, later ones find it set.
+
+        Returns:
+            The channel's subscribers in this reactor; -1 when it was subscribed already; 0 when the
+            connection is not open.
+        """
+
+    def unsubscribe(self, conn: int, channel: bytes) -> int:
+        """Unsubscribe; the subscribers left here, or -1 when it was not subscribed. O(1)."""
+
+    def subscriptions(self, conn: int) -> list[bytes]:
+        """The names of a connection's channels, in no order."""
+
+    def subscribers(self, channel: bytes) -> int:
+        """How many connections of this reactor are subscribed."""
+
     def publish(
         self, channel: bytes, variants: Sequence[bytes | None], *, position: int = 0, exclude: int = 0
-    ) -> int: ...
-    def set_meta(self, conn: int, meta: object) -> bool: ...
-    def meta(self, conn: int) -> Any: ...
-    def set_deadline(self, conn: int, at_ms: int, close_code: int) -> bool: ...
-    def peer(self, conn: int) -> str: ...
-    def inspect(self, conn: int) -> dict[str, int] | None: ...
-    def counters(self) -> dict[str, int]: ...
-    def bytes_held(self) -> dict[str, int]: ...
-    def shutdown(self) -> None: ...
+    ) -> int:
+        """Queue one publication for every open subscriber. O(subscribers), no Python object for any.
+
+        Args:
+            channel: Its name.
+            variants: One payload for each variant, encoded once here; None sends that variant nothing.
+            position: Where it stands in its channel's stream, > 0, for gaps; 0 without one.
+            exclude: A handle that does not get it; 0 for none.
+
+        Returns:
+            For how many it is queued, or has given way to a gap. Queued is not written.
+        """
+
+    def set_meta(self, conn: int, meta: object) -> bool:
+        """Attach one object of the caller's, held until the `CLOSED` event; None removes it."""
+
+    def meta(self, conn: int) -> Any:
+        """The attached object, or None."""
+
+    def set_deadline(self, conn: int, at_ms: int, close_code: int) -> bool:
+        """End the connection with `close_code` at a time of the caller's clock; `at_ms` 0 clears it."""
+
+    def peer(self, conn: int) -> str:
+        """The peer's address as `host:port` or `[host]:port`; empty for a stale handle or no network."""
+
+    def inspect(self, conn: int) -> dict[str, int] | None:
+        """The connection's own numbers, or None for a stale handle. For tests and operators."""
+
+    def counters(self) -> dict[str, int]:
+        """Everything counted.
+
+        `COUNTER_NAMES` since the start; `ended_<reason>` for refusals and closes; `now_<state>`,
+        `now_connections`, `now_blocked`, `now_draining` and `now_channels` as of now.
+        """
+
+    def bytes_held(self) -> dict[str, int]:
+        """Bytes held as of now, by `KIND_NAMES`.
+
+        Besides: `pool`, freed and kept for reuse; `kernel_blocked`, what sockets that refuse bytes are
+        charged for their send buffers.
+        """
+
+    def shutdown(self) -> None:
+        """Close every socket at once, without Close or events, and give every byte back."""

@@ -634,7 +634,7 @@ cdef int apply_settings(Core *core, settings) except -1:
     core.limits.pong_ms = number(settings, "pong_timeout_ms", 1, most)
     core.limits.idle_ms = number(settings, "idle_timeout_ms", 0, most)
     core.limits.linger_ms = number(settings, "linger_timeout_ms", 0, most)
-    core.limits.linger_bytes = number(settings, "linger_limit_bytes", 0, 1 << 20)
+    core.limits.linger_bytes = number(settings, "linger_limit_bytes", 0, 1 << 19)
     core.limits.linger_sockets = number(settings, "linger_limit_sockets", 0, most)
     core.limits.connections = number(settings, "max_connections", 1, 1 << 24)
     core.pool.enabled = settings.pool_enabled
@@ -660,17 +660,19 @@ cdef Frame *response_frame(Core *core, bytes response) except? NULL:
 
 
 cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
-    """Set the clocks. A stall of our own stops the clock that deadlines are on, at most once a minute."""
+    """Set the clocks. A stall of our own stops the clock that deadlines are on, at most once a minute.
+
+    A stall is a tick that is late while nothing else was called either: a loop that polls is not stalled.
+    """
     cdef int64_t late
     if now_ms <= core.now_ms:
         return
-    late = now_ms - core.last_tick_ms - TICK_MS
+    late = now_ms - max(core.now_ms, core.last_tick_ms + TICK_MS)
     if late > STALL_MS:
         if now_ms - core.last_stall_ms >= STALL_EVERY_MS:
             core.last_stall_ms = now_ms
             core.forgiven_ms += late
             core.counters[<int>STALLS_FORGIVEN] += 1
-        core.last_tick_ms = now_ms            # looked at once
     core.now_ms = now_ms
     core.clock_ms = now_ms - core.forgiven_ms
 
