@@ -12,12 +12,12 @@ secret key because clients choose them. Nothing here touches a Python object.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset, memcmp
 
 from wsgate.reactor.memory cimport memory_give, memory_take
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.structs cimport (
-    KIND_CHANNEL, KIND_SUBSCRIPTION, NONE, Channel, Connection, Core, Subscription,
+    Channel, Connection, Core, KIND_CHANNEL, KIND_SUBSCRIPTION, NONE, Subscription,
 )
 from wsgate.reactor.table cimport at
 

@@ -16,10 +16,10 @@ from wsgate.reactor.closing cimport deliver, end_with, fail, release
 from wsgate.reactor.outbox cimport PUSHED, outbox_drop_aged, outbox_oldest_ms
 from wsgate.reactor.seam cimport clock_ns, seam_readable
 from wsgate.reactor.structs cimport (
-    BLOCKED, CLASS_CONTROL, DEADLINE, HEAD_TIMEOUT, HEARTBEAT_ARMED, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT,
-    MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, PAUSED_APP, PAUSED_OUTBOX, PING_SENT, PINGS_OUT, STATE_CLOSING,
-    STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TIMERS, UPGRADE_TIMEOUT, WRITE_STALL,
-    Connection, Core, Frame,
+    BLOCKED, CLASS_CONTROL, Connection, Core, DEADLINE, Frame, HEAD_TIMEOUT, HEARTBEAT_ARMED,
+    HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, PAUSED_APP, PAUSED_OUTBOX,
+    PINGS_OUT, PING_SENT, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TIMERS,
+    UPGRADE_TIMEOUT, WRITE_STALL,
 )
 from wsgate.reactor.table cimport at
 from wsgate.reactor.wheel cimport wheel_arm, wheel_pop

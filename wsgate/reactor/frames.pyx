@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 from wsgate.reactor.channels cimport channel_release
 from wsgate.reactor.codec cimport OP_CLOSE, codec_encode_header
 from wsgate.reactor.memory cimport memory_give, memory_take
-from wsgate.reactor.structs cimport KIND_FRAME, NONE, Core, Frame
+from wsgate.reactor.structs cimport Core, Frame, KIND_FRAME, NONE
 
 cdef enum:
     HEAD = 24                    # bytes before `data`

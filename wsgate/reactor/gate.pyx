@@ -11,14 +11,14 @@ tick, so that a full process does not spin on a queue it cannot serve.
 """
 
 from libc.errno cimport EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
-from wsgate.reactor.seam cimport TAG_DRAIN, TAG_LISTENER, seam_watch
+from wsgate.reactor.seam cimport EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_watch
 from wsgate.reactor.structs cimport (
-    ACCEPT_EXHAUSTED, ACCEPT_FAILED, ACCEPTED, DRAINS_MAX, KIND_PARTIAL, PASS_OPENS, RECEIVE_BYTES,
-    REFUSED, REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES, REFUSED_PARTIAL_BYTES,
-    REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING, STATE_HEAD, WANT_IN,
-    Connection, Core, Drain,
+    ACCEPTED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, Connection, Core, DRAINS_MAX, Drain, KIND_PARTIAL,
+    PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
+    REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING, STATE_HEAD,
+    WANT_IN,
 )
 from wsgate.reactor.table cimport attention_push, handle_of, table_free, table_open
 from wsgate.reactor.wheel cimport wheel_arm
@@ -39,11 +39,6 @@ cdef extern from * nogil:
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
     int SHUT_WR
-
-cdef extern from "<sys/epoll.h>" nogil:
-    int epoll_ctl(int epoll, int operation, int fd, void *event)
-    int EPOLL_CTL_DEL
-    uint32_t EPOLLIN
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)

@@ -6,12 +6,8 @@ from typing import Any, Final, final
 from wsgate.reactor.events import Event
 from wsgate.reactor.settings import GateLimits, Settings
 
-__all__ = ["COUNTER_NAMES", "ENUMERATIONS", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES", "Reactor"]
+__all__ = ["ENUMERATIONS", "Reactor"]
 
-STATE_NAMES: Final[tuple[str, ...]]
-KIND_NAMES: Final[tuple[str, ...]]
-REASON_NAMES: Final[tuple[str, ...]]
-COUNTER_NAMES: Final[tuple[str, ...]]
 ENUMERATIONS: Final[dict[str, int]]
 
 @final

@@ -9,78 +9,51 @@ on the queue gets one turn, in order, until the pass's budget is used. So one pe
 pause takes one turn in each round and no more.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_XDECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc, calloc
 from libc.string cimport memcpy, memset
+
+from wsgate.reactor.channels cimport (
+    channel_find, channel_open, channel_release, channel_subscribe, channel_unsubscribe,
+)
+from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
+from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT
+from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_run
+from wsgate.reactor.fanout cimport bye_for, walk_subscribers
+from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
+from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
+from wsgate.reactor.reader cimport take_turn
+from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_watch
+from wsgate.reactor.state cimport advance, response_frame, state_destroy, state_start
+from wsgate.reactor.structs cimport (
+    APPLICATION, BLOCKED, Bye, CLASS_CONTROL, CLASS_REPLY, COUNTERS, Channel, Connection, ControlSlot, Core,
+    DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry,
+    Frame, HEAD_REFUSED, KINDS, NONE, OPENED, Outbox, PASS_BYTES, PASS_MESSAGES, PASS_NS, PAUSED_APP,
+    PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, POLLS, PUBLICATIONS, Pass, REASONS,
+    SHUTDOWN, STALE, STATES, STATE_DECIDING, STATE_FAILING, STATE_OPEN, UPGRADES, VARIANTS_MAX, WANT_OUT,
+)
+from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of
+from wsgate.reactor.waiting cimport wait_once
+from wsgate.reactor.wheel cimport wheel_disarm, wheel_turn
+from wsgate.reactor.writer cimport flush_slice
 
 import os
 import socket
 
 from wsgate.errors import InternalError, SettingsError
+from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
 from wsgate.reactor.settings import GateLimits, Settings
 
-from wsgate.reactor.channels cimport (
-    channel_find, channel_open, channel_release, channel_subscribe, channel_unsubscribe, channels_destroy,
-    channels_start,
-)
-from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
-from wsgate.reactor.codec cimport OP_BINARY, OP_PING, OP_TEXT
-from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_run
-from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
-from wsgate.reactor.gate cimport gate_accept, gate_close_drains, gate_drain, gate_mute, gate_open, gate_tick
-from wsgate.reactor.memory cimport memory_empty_pool
-from wsgate.reactor.reader cimport Pass, take_turn
-from wsgate.reactor.seam cimport TAG_DRAIN, TAG_LISTENER, clock_ns, seam_interest, seam_watch
-from wsgate.reactor.structs cimport *
-from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of, table_destroy
-from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm, wheel_start, wheel_turn
-from wsgate.reactor.writer cimport flush_slice, unblock
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    ctypedef struct epoll_event "struct epoll_event":
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_wait(int epoll, epoll_event *events, int count, int timeout_ms)
-    int EPOLL_CLOEXEC
-    uint32_t EPOLLIN
-    uint32_t EPOLLOUT
-    uint32_t EPOLLERR
-    uint32_t EPOLLHUP
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int fd)
-
-__all__ = ["COUNTER_NAMES", "ENUMERATIONS", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES", "Reactor"]
+__all__ = ["ENUMERATIONS", "Reactor"]
 
 cdef enum:
-    EVENTS_PER_WAIT = 512
     QUEUE_ENOUGH = 256           # with so many waiting, do not look for more
     NAME_LIMIT_BYTES = 1024      # of a channel; a sanity bound, the dialect's own is lower
 
-STATE_NAMES = ("free", "head", "deciding", "open", "failing", "closing", "lingering", "gone")
-KIND_NAMES = ("table", "frame", "outbox", "partial", "channel", "subscription")
-REASON_NAMES = (
-    "none", "refused_descriptors", "refused_connections", "refused_handshakes", "refused_rate",
-    "refused_partial_bytes", "head_timeout", "head_too_large", "head_refused", "upgrade_timeout",
-    "peer_closed", "peer_gone", "peer_reset", "protocol_error", "invalid_utf8", "message_too_big",
-    "too_many_fragments", "control_rate", "message_timeout", "message_rate", "byte_rate",
-    "heartbeat_timeout", "idle_timeout", "deadline", "slow_consumer", "outbox_age", "write_stall",
-    "application", "partial_bytes", "out_of_memory", "internal", "shutdown",
-)
-COUNTER_NAMES = (
-    "accepted", "refused", "refused_silent", "refused_undrained", "accept_exhausted", "accept_failed",
-    "opens", "upgrades", "messages_in", "message_bytes_in", "frames_in", "bytes_in", "receives",
-    "bytes_out", "sends", "frames_out", "publications", "deliveries", "sends_blocked", "pings_in",
-    "pongs_in", "pings_out", "pongs_out", "pongs_dropped", "dropped_policy", "dropped_closing", "gaps",
-    "stale", "stalls_forgiven", "lingers_skipped", "pool_hits", "pool_misses", "polls", "timers",
-)
 # What the compiled side believes, for the test that holds it to reasons.py and events.py.
 ENUMERATIONS = {
     "states": STATES, "kinds": KINDS, "reasons": REASONS, "counters": COUNTERS,
@@ -98,7 +71,6 @@ cdef class Reactor:
 
     cdef Core *core
     cdef object gap_encoder
-    cdef object settings
 
     # --- life ---------------------------------------------------------------------------------------
 
@@ -112,50 +84,26 @@ cdef class Reactor:
         self, settings=None, *, now_ms, gap_encoder=None, hash_key=None,
     ):
         cdef Core *core = self.core
-        cdef int index
         cdef bytes key = os.urandom(16) if hash_key is None else hash_key
         if core.epoll >= 0:
             raise InternalError("a reactor is initialised once")
         if len(key) != 16:
             raise SettingsError("hash_key must be 16 bytes")
-        self.settings = Settings() if settings is None else settings
         self.gap_encoder = gap_encoder
         core.gap_encoder = NULL if gap_encoder is None else <void *>gap_encoder
-        core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
-        core.last_stall_ms = core.now_ms - STALL_EVERY_MS
-        core.free_slot = NONE
-        core.attention.head = core.attention.tail = NONE
-        core.failed.head = core.failed.tail = NONE
-        core.urgent.head = core.urgent.tail = NONE
-        core.bulk.head = core.bulk.tail = NONE
-        for index in range(DRAINS_MAX):
-            core.drains[index].fd = -1
-        apply_settings(core, self.settings)
-        channels_start(core, <const uint8_t *>PyBytes_AS_STRING(key))
-        wheel_start(core)
-        core.chunk_limit = (core.limits.connections + CHUNK_SLOTS - 1) // CHUNK_SLOTS
-        core.chunks = <Connection **>calloc(core.chunk_limit, sizeof(Connection *))
-        core.ping = frame_message(core, OP_PING, b"", 0)
-        core.head_timeout = response_frame(core, self.settings.head_timeout_response)
-        core.head_too_large = response_frame(core, self.settings.head_too_large_response)
-        core.upgrade_timeout = response_frame(core, self.settings.upgrade_timeout_response)
-        if core.chunks == NULL or core.ping == NULL:
-            raise MemoryError
+        state_start(core, Settings() if settings is None else settings, now_ms, key)
         self.set_gate(GateLimits(handshakes_in_progress=0), b"")
-        core.epoll = epoll_create1(EPOLL_CLOEXEC)
-        if core.epoll < 0:
-            raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
         if self.core != NULL:
-            destroy(self.core)
+            state_destroy(self.core)
             free(self.core)
             self.core = NULL
 
     def shutdown(self):
         """Close every socket at once and give everything back; the reactor is of no use afterwards."""
         self.own()
-        destroy(self.core)
+        state_destroy(self.core)
 
     cdef inline Core *own(self) except NULL:
         """The state, for a call from outside; refused from inside poll, flush and tick."""
@@ -191,7 +139,7 @@ cdef class Reactor:
             if core.wheel.due != NONE:
                 deadlines_run(core, used.until_ns)
             if core.attention.count < QUEUE_ENOUGH:
-                wait(core)
+                wait_once(core)
             turns = core.attention.count
             while turns:
                 turns -= 1
@@ -597,118 +545,12 @@ cdef class Reactor:
         return held
 
 
-# --- below: plain functions on the core -------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------------
 
 cdef int check_reason(int reason) except -1:
     if not 0 < reason < REASONS:
         raise ValueError(f"{reason} is not a reason")
     return 0
-
-
-cdef uint32_t number(settings, str name, int64_t low, int64_t high) except? 0:
-    """A setting within its range, or SettingsError naming it."""
-    value = getattr(settings, name)
-    if not isinstance(value, int) or not low <= value <= high:
-        raise SettingsError(f"{name} must be {low} to {high}, not {value!r}")
-    return value
-
-
-cdef int apply_settings(Core *core, settings) except -1:
-    cdef int64_t most = 1 << 31
-    core.limits.head_bytes = number(settings, "head_limit_bytes", 64, 1 << 20)
-    core.limits.head_ms = number(settings, "head_timeout_ms", 1, most)
-    core.limits.upgrade_ms = number(settings, "upgrade_timeout_ms", 1, most)
-    core.limits.message_bytes = number(settings, "message_limit_bytes", 1, 1 << 30)
-    core.limits.fragments = number(settings, "fragments_limit", 0, most)
-    core.limits.message_ms = number(settings, "message_timeout_ms", 0, most)
-    core.limits.control_rate_per_s = number(settings, "control_rate_per_s", 0, 16_000)
-    core.limits.control_burst = number(settings, "control_burst", 1, 100_000)
-    core.limits.message_rate_per_s = number(settings, "message_rate_per_s", 0, 1_000_000_000)
-    core.limits.byte_rate_per_s = number(settings, "byte_rate_per_s", 0, most)
-    core.limits.outbox_bytes = number(settings, "outbox_limit_bytes", 1024, 1 << 30)
-    core.limits.outbox_frames = number(settings, "outbox_limit_frames", 1, 1 << 20)
-    core.limits.outbox_age_ms = number(settings, "outbox_age_ms", 1, 30 * 60_000)
-    core.limits.write_ms = number(settings, "write_timeout_ms", 1, most)
-    core.limits.send_buffer_bytes = number(settings, "send_buffer_bytes", 0, 1 << 30)
-    core.limits.ping_ms = number(settings, "ping_interval_ms", 0, most)
-    core.limits.pong_ms = number(settings, "pong_timeout_ms", 1, most)
-    core.limits.idle_ms = number(settings, "idle_timeout_ms", 0, most)
-    core.limits.linger_ms = number(settings, "linger_timeout_ms", 0, most)
-    core.limits.linger_bytes = number(settings, "linger_limit_bytes", 0, 1 << 19)
-    core.limits.linger_sockets = number(settings, "linger_limit_sockets", 0, most)
-    core.limits.connections = number(settings, "max_connections", 1, 1 << 24)
-    core.pool.enabled = settings.pool_enabled
-    core.pool.idle_limit_bytes = number(settings, "pool_idle_limit_bytes", 0, 1 << 31)
-    opcodes = settings.variant_opcodes
-    if not 1 <= len(opcodes) <= VARIANTS_MAX or any(code not in (1, 2) for code in opcodes):
-        raise SettingsError(f"variant_opcodes must be 1 to {VARIANTS_MAX} of 1 (text) or 2 (binary)")
-    core.variants = <uint32_t>len(opcodes)
-    for place, opcode in enumerate(opcodes):
-        core.variant_opcodes[<int>place] = opcode
-    return 0
-
-
-cdef Frame *response_frame(Core *core, bytes response) except? NULL:
-    """An HTTP answer as a frame; NULL when there is nothing to say."""
-    cdef Frame *frame
-    if not response:
-        return NULL
-    frame = frame_raw(core, <const uint8_t *>PyBytes_AS_STRING(response), <uint32_t>len(response))
-    if frame == NULL:
-        raise MemoryError
-    return frame
-
-
-cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
-    """Set the clocks. A stall of our own stops the clock that deadlines are on, at most once a minute.
-
-    A stall is a tick that is late while nothing else was called either: a loop that polls is not stalled.
-    """
-    cdef int64_t late
-    if now_ms <= core.now_ms:
-        return
-    late = now_ms - max(core.now_ms, core.last_tick_ms + TICK_MS)
-    if late > STALL_MS:
-        if now_ms - core.last_stall_ms >= STALL_EVERY_MS:
-            core.last_stall_ms = now_ms
-            core.forgiven_ms += late
-            core.counters[<int>STALLS_FORGIVEN] += 1
-    core.now_ms = now_ms
-    core.clock_ms = now_ms - core.forgiven_ms
-
-
-cdef void ready(Core *core, uint64_t tag, uint32_t reported) noexcept nogil:
-    """Sort one report of epoll."""
-    cdef uint32_t slot = <uint32_t>tag
-    cdef Connection *c
-    if slot == TAG_LISTENER:
-        gate_accept(core)
-        return
-    if slot >= TAG_DRAIN:
-        gate_drain(core, slot - TAG_DRAIN)
-        return
-    c = find(core, tag, &slot)
-    if c == NULL:
-        return                                # reported before it was closed in this very batch
-    if reported & EPOLLOUT:
-        unblock(core, slot)
-    if not reported & (EPOLLIN | EPOLLERR | EPOLLHUP):
-        return
-    if c.flags & WANT_IN and not (c.state == STATE_OPEN and c.flags & (PAUSED_APP | PAUSED_OUTBOX)):
-        attention_push(core, slot)
-    elif reported & (EPOLLERR | EPOLLHUP):
-        release(core, slot, PEER_RESET, False)      # not reading, and there is nobody to write to
-    else:
-        seam_interest(core, slot, False, (c.flags & WANT_OUT) != 0)
-
-
-cdef void wait(Core *core) noexcept nogil:
-    """Ask epoll once, without waiting."""
-    cdef epoll_event events[EVENTS_PER_WAIT]
-    cdef int count = epoll_wait(core.epoll, events, EVENTS_PER_WAIT, 0)
-    cdef int index
-    for index in range(count):
-        ready(core, events[index].data.u64, events[index].events)
 
 
 cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:
@@ -725,57 +567,6 @@ cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:
         attention_push(core, slot)
 
 
-cdef int64_t walk_subscribers(Core *core, uint32_t index, Frame **frames, uint64_t exclude) noexcept nogil:
-    """Put one reference into each subscriber's outbox. No Python per subscriber.
-
-    The connection eight places ahead is fetched while this one is served: the walk is bound by cache
-    misses, not by work.
-    """
-    cdef Channel *channel = &core.channels.channels[index]
-    cdef uint32_t place, slot, count = channel.count
-    cdef bint urgent = count <= URGENT_SUBSCRIBERS
-    cdef Connection *c
-    cdef int64_t reached = 0
-    for place in range(count):
-        if place + 8 < count:
-            prefetch(at(core, channel.subscribers[place + 8]))
-        slot = channel.subscribers[place]
-        c = at(core, slot)
-        if c.state != STATE_OPEN or frames[c.variant] == NULL:
-            continue
-        if exclude and handle_of(c, slot) == exclude:
-            continue
-        reached += deliver(core, slot, frames[c.variant], CLASS_PUBLICATION, index, urgent)
-    core.counters[<int>DELIVERIES] += reached
-    return reached
-
-
-cdef extern from *:
-    """
-    #define wsgate_prefetch(address) __builtin_prefetch((address), 1)
-    """
-    void prefetch "wsgate_prefetch"(void *address) noexcept nogil
-
-
-cdef Bye *bye_for(Core *core, uint16_t close_code) noexcept nogil:
-    """The bye of a code, made if there is none."""
-    cdef uint32_t index
-    cdef Bye *grown
-    for index in range(core.bye_count):
-        if core.byes[index].close_code == close_code:
-            return &core.byes[index]
-    grown = <Bye *>malloc((core.bye_count + 1) * sizeof(Bye))
-    if grown == NULL:
-        return NULL
-    memcpy(grown, core.byes, core.bye_count * sizeof(Bye))
-    free(core.byes)
-    core.byes = grown
-    memset(&grown[core.bye_count], 0, sizeof(Bye))
-    grown[core.bye_count].close_code = close_code
-    core.bye_count += 1
-    return &grown[core.bye_count - 1]
-
-
 cdef str peer_name(int fd):
     """`host:port` of a socket's peer, without taking the descriptor over."""
     view = socket.socket(fileno=os.dup(fd))
@@ -788,44 +579,3 @@ cdef str peer_name(int fd):
     if not isinstance(address, tuple):
         return ""
     return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-
-
-cdef inline void drop(Core *core, Frame **frame) noexcept nogil:
-    if frame[0] != NULL:
-        frame_release(core, frame[0])
-        frame[0] = NULL
-
-
-cdef void destroy(Core *core) noexcept:
-    """Close every socket and give every byte back. Harmless the second time."""
-    cdef uint32_t slot, index
-    cdef PyObject *meta
-    if core.chunks != NULL:
-        for slot in range(core.chunk_count << CHUNK_BITS):
-            if at(core, slot).state not in (STATE_FREE, STATE_GONE):
-                release(core, slot, SHUTDOWN, False)
-            meta = at(core, slot).meta
-            at(core, slot).meta = NULL
-            Py_XDECREF(meta)
-    gate_close_drains(core)
-    for index in range(core.bye_count):
-        for slot in range(VARIANTS_MAX):
-            drop(core, &core.byes[index].frames[slot])
-    drop(core, &core.ping)
-    drop(core, &core.head_timeout)
-    drop(core, &core.head_too_large)
-    drop(core, &core.upgrade_timeout)
-    free(core.byes)
-    core.byes = NULL
-    core.bye_count = 0
-    if core.chunks != NULL:
-        table_destroy(core)
-        channels_destroy(core)
-        memory_empty_pool(core)
-        free(core.chunks)
-        core.chunks = NULL
-    free(core.gate.refusal)
-    core.gate.refusal = NULL
-    if core.epoll >= 0:
-        close(core.epoll)
-    core.epoll = core.listener = -1

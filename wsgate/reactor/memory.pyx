@@ -15,7 +15,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from wsgate.reactor.structs cimport (
-    KIND_PARTIAL, POOL_CLASSES, POOL_HITS, POOL_MISSES, POOL_SMALLEST, Buffer, Core,
+    Buffer, Core, KIND_PARTIAL, POOL_CLASSES, POOL_HITS, POOL_MISSES, POOL_SMALLEST,
 )
 
 # Larger blocks are whole pages, so that realloc of a mapped block moves page tables, not bytes.

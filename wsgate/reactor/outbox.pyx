@@ -34,9 +34,9 @@ from wsgate.reactor.codec cimport OP_PONG
 from wsgate.reactor.frames cimport frame_release
 from wsgate.reactor.memory cimport memory_give, memory_take
 from wsgate.reactor.structs cimport (
-    CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, DROPPED_CLOSING, DROPPED_POLICY, FRAMES_OUT, GAP_BYTES,
-    KIND_OUTBOX, PONG_BYTES, PONGS_DROPPED, PONGS_MAX, PONGS_OUT, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
-    Connection, ControlSlot, Core, Entry, Frame, Gap, Outbox,
+    CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, Connection, ControlSlot, Core, DROPPED_CLOSING,
+    DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap, KIND_OUTBOX, Outbox, POLICY_DROP_OLDEST,
+    POLICY_LATEST_ONLY, PONGS_DROPPED, PONGS_MAX, PONGS_OUT, PONG_BYTES,
 )
 
 cdef enum:

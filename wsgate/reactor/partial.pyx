@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
 from wsgate.reactor.memory cimport buffer_append, buffer_give, memory_give, memory_take
-from wsgate.reactor.structs cimport KIND_PARTIAL, Connection, Core, Input
+from wsgate.reactor.structs cimport Connection, Core, Input, KIND_PARTIAL
 
 cdef uint32_t INPUT_CAPACITY = 0
 

@@ -9,6 +9,21 @@ cdef extern from "<sys/uio.h>" nogil:
         void *iov_base
         size_t iov_len
 
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    ctypedef struct epoll_event "struct epoll_event":
+        uint32_t events
+        epoll_data_t data
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
+    int EPOLL_CTL_ADD
+    int EPOLL_CTL_DEL
+    int EPOLL_CTL_MOD
+    uint32_t EPOLLIN
+    uint32_t EPOLLOUT
+    uint32_t EPOLLERR
+    uint32_t EPOLLHUP
+
 cdef enum:
     SEAM_AGAIN = -1              # nothing now; ask epoll
     SEAM_GONE = -2               # the socket is of no more use

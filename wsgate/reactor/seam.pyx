@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from wsgate.reactor.structs cimport (
-    BYTES_IN, BYTES_OUT, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN, WANT_OUT, Connection, Core,
+    BYTES_IN, BYTES_OUT, Connection, Core, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN, WANT_OUT,
 )
 from wsgate.reactor.table cimport at, handle_of
 
@@ -31,18 +31,6 @@ cdef extern from "<sys/socket.h>" nogil:
     int SHUT_WR
     int SOL_SOCKET
     int SO_LINGER
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    ctypedef struct epoll_event "struct epoll_event":
-        uint32_t events
-        epoll_data_t data
-    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
-    int EPOLL_CTL_ADD
-    int EPOLL_CTL_MOD
-    uint32_t EPOLLIN
-    uint32_t EPOLLOUT
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)

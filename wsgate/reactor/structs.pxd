@@ -359,6 +359,12 @@ ctypedef struct Limits:
     uint32_t linger_sockets
     uint32_t connections
 
+ctypedef struct Pass:            # what one poll has used of its budget
+    uint32_t messages
+    uint32_t opens
+    uint64_t bytes
+    int64_t until_ns
+
 ctypedef struct Bye:             # what goes before a Close the reactor itself sends
     uint16_t close_code
     Frame *frames[VARIANTS_MAX]

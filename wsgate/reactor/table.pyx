@@ -13,8 +13,8 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, KIND_TABLE, NONE, STATE_FREE,
-    STATE_HEAD, Connection, List, Core,
+    CHUNK_BITS, CHUNK_SLOTS, Connection, Core, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, KIND_TABLE,
+    List, NONE, STATE_FREE, STATE_HEAD,
 )
 
 cdef extern from "stdlib.h" nogil:

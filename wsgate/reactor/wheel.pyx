@@ -18,7 +18,7 @@ Source: Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (scheme 6), 
 
 from libc.stdint cimport int64_t, uint32_t
 
-from wsgate.reactor.structs cimport NONE, TICK_MS, WHEEL_SLOTS, Connection, Core
+from wsgate.reactor.structs cimport Connection, Core, NONE, TICK_MS, WHEEL_SLOTS
 from wsgate.reactor.table cimport at
 
 cdef enum:

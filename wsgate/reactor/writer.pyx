@@ -11,22 +11,22 @@ its frames keep their order.
 EPOLLOUT is asked for only after the socket refused bytes, and given up with its first report.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from wsgate.reactor.closing cimport all_written, fail, queue_close, release
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
-    PUSH_NO_MEMORY, PUSH_OVERFLOW, PUSHED, outbox_consume, outbox_drop_pong, outbox_over_half, outbox_pong,
+    PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, outbox_consume, outbox_drop_pong, outbox_over_half, outbox_pong,
     outbox_replace_gap,
 )
 from wsgate.reactor.seam cimport (
     SEAM_AGAIN, SEAM_GONE, clock_ns, iovec, seam_interest, seam_send, seam_send_vector,
 )
 from wsgate.reactor.structs cimport (
-    BLOCKED, CLASS_GAP, CLOSE_QUEUED, GAPS, INTERNAL, NONE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX,
-    PEER_RESET, SLICE_NS, STATE_FAILING, STATE_GONE, STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WANT_IN,
-    Connection, Core, Entry, Frame, Gap, Outbox,
+    BLOCKED, CLASS_GAP, CLOSE_QUEUED, Connection, Core, Entry, Frame, GAPS, Gap, INTERNAL, NONE,
+    OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, SLICE_NS, STATE_FAILING, STATE_GONE,
+    STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WANT_IN,
 )
 from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, failed_pop
 from wsgate.reactor.wheel cimport wheel_arm

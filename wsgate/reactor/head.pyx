@@ -1,0 +1,88 @@
+"""The request head: collected under a cap and an absolute deadline, handed up once, whole.
+
+Looks for the empty line and nothing else: what the head says is judged in wsgate/handshake.py.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from wsgate.reactor.closing cimport end_with, release
+from wsgate.reactor.memory cimport buffer_append, buffer_give
+from wsgate.reactor.partial cimport partial_close, partial_open, partial_stash
+from wsgate.reactor.seam cimport SEAM_AGAIN, SEAM_GONE, seam_receive
+from wsgate.reactor.structs cimport (
+    Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, PARTIAL_BYTES,
+    PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING,
+)
+from wsgate.reactor.table cimport at, enter, handle_of
+
+
+cdef int64_t head_end(const uint8_t *data, uint64_t size, uint64_t start) noexcept nogil:
+    """Size of the head, with its empty line; 0 when it is not whole.
+
+    A line feed without its carriage return ends it too: such a head is bad however it goes on
+    (RFC 9112 section 2.2), and the handshake says so at once instead of at the deadline.
+    """
+    cdef uint64_t index
+    for index in range(start, size):
+        if data[index] == 10:
+            if index == 0 or data[index - 1] != 13:
+                return index + 1
+            if index >= 3 and data[index - 2] == 10 and data[index - 3] == 13:
+                return index + 1
+    return 0
+
+
+cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1:
+    """A request head: collected under a cap, handed up once, whole."""
+    cdef Connection *c = at(core, slot)
+    cdef uint8_t *data = core.receive_buffer
+    cdef uint64_t length, start = 0
+    cdef int64_t end, size = seam_receive(core, c, data, RECEIVE_BYTES)
+    cdef Frame *answer
+    if size == SEAM_AGAIN:
+        return 0
+    if size <= 0:
+        release(core, slot, PEER_RESET if size == SEAM_GONE else PEER_GONE, False)
+        return 0
+    c.seen_ms = <uint32_t>core.clock_ms
+    length = size
+    if c.input != NULL:
+        start = c.input.scanned
+        if buffer_append(core, &c.input.message, data, size, 0, KIND_PARTIAL) < 0:
+            release(core, slot, PARTIAL_BYTES, False)
+            return 0
+        data = c.input.message.data
+        length = c.input.message.length
+    end = head_end(data, length, start)
+    if end > core.limits.head_bytes or (end == 0 and length >= core.limits.head_bytes):
+        answer = core.head_too_large
+        if answer != NULL:
+            answer.references += 1
+        end_with(core, slot, answer, HEAD_TOO_LARGE)
+        return 0
+    if end == 0:
+        if c.input == NULL:
+            if partial_open(core, c) == NULL or buffer_append(
+                core, &c.input.message, data, length, 0, KIND_PARTIAL
+            ) < 0:
+                release(core, slot, PARTIAL_BYTES, False)
+                return 0
+        c.input.scanned = <uint32_t>length
+        return 0
+    # What follows the head are frames, read after 101 and never as HTTP.
+    events.append((EVENT_OPEN, handle_of(c, slot), PyBytes_FromStringAndSize(<char *>data, end)))
+    used.opens += 1
+    core.counters[<int>OPENS] += 1
+    c.flags |= OPENED
+    enter(core, c, STATE_DECIDING)
+    c.deadline_ms = core.clock_ms + core.limits.upgrade_ms
+    if partial_stash(core, c, data + end, <uint32_t>(length - end)) < 0:
+        release(core, slot, PARTIAL_BYTES, False)
+        return 0
+    if c.input != NULL:
+        buffer_give(core, &c.input.message, KIND_PARTIAL)
+        c.input.scanned = 0
+        if c.input.backlog.length == 0:
+            partial_close(core, c)
+    return 0

@@ -1,0 +1,357 @@
+"""Frames in, messages out: RFC 6455 sections 5 and 7, with every limit on what a peer may send.
+
+Frames are unmasked, and text validated, as bytes arrive, mid-frame. A frame that lies whole in the
+buffer is read where it lies; only what is unfinished is copied out (partial.pyx). Pings, pongs,
+Closes and fragments never reach Python; one `bytes` and one tuple are made per whole message.
+
+The first violation ends reading; what was whole before it has been delivered. Limits are judged when
+a header is whole, before any of its payload is kept.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from wsgate.reactor.closing cimport fail, linger
+from wsgate.reactor.codec cimport (
+    FrameHeader, HEADER_BAD, HEADER_MAX, OP_CLOSE, OP_CONTINUATION, OP_PING, OP_TEXT, UTF8_BAD, codec_close,
+    codec_header, codec_unmask, codec_utf8,
+)
+from wsgate.reactor.memory cimport buffer_give, buffer_reserve
+from wsgate.reactor.partial cimport partial_close, partial_open
+from wsgate.reactor.structs cimport (
+    BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
+    MESSAGES_IN, MESSAGE_BYTES_IN, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES, PASS_BYTES, PASS_MESSAGES,
+    PEER_CLOSED, PEER_CLOSE_SEEN, PINGS_IN, PONGS_IN, PROTOCOL_ERROR, Pass, STATE_CLOSING, STATE_HEAD,
+    STATE_OPEN, TOO_MANY_FRAGMENTS, TURN_FRAMES, TURN_MESSAGES,
+)
+from wsgate.reactor.table cimport at, handle_of
+from wsgate.reactor.wheel cimport wheel_arm
+from wsgate.reactor.writer cimport pong
+
+cdef enum Step:
+    STEP_STOP = -1               # the connection is not read any more
+    STEP_OK = 0
+
+cdef enum:
+    NS_PER_S = 1000000000
+
+
+# --- limits -----------------------------------------------------------------------------------------
+
+cdef inline bint conforms(
+    int64_t *arrival_ns, int64_t now_ns, uint32_t rate_per_s, uint64_t amount
+) noexcept nogil:
+    """A token bucket one second deep, kept as the moment at which it would be full again."""
+    if arrival_ns[0] < now_ns:
+        arrival_ns[0] = now_ns
+    arrival_ns[0] += <int64_t>(amount * NS_PER_S // rate_per_s)
+    # An amount larger than a second's worth passes when the bucket is full, and is paid off after.
+    return arrival_ns[0] <= now_ns + NS_PER_S or arrival_ns[0] - <int64_t>(
+        amount * NS_PER_S // rate_per_s
+    ) <= now_ns
+
+
+cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
+    """Whether one more control frame is within the rate and its burst."""
+    cdef uint32_t now = <uint32_t>core.clock_ms, cost, depth
+    if core.limits.control_rate_per_s == 0:
+        return True
+    # In sixteenths of a millisecond, so that rates up to 16,000/s are told apart.
+    now <<= 4
+    cost = 16000 // core.limits.control_rate_per_s
+    depth = cost * core.limits.control_burst
+    if <int>(c.control_ms - now) < 0 or <int>(c.control_ms - now) > <int>(depth + cost):
+        c.control_ms = now
+    c.control_ms += cost
+    return c.control_ms - now <= depth
+
+
+# --- frames -----------------------------------------------------------------------------------------
+
+cdef int violate(Core *core, uint32_t slot, int reason) noexcept nogil:
+    """The peer broke a rule: no more is read from it. While closing, there is nothing left to wait for."""
+    cdef Connection *c = at(core, slot)
+    if c.state == STATE_CLOSING:
+        if c.outbox == NULL and c.flags & CLOSE_QUEUED:
+            linger(core, slot)
+        else:
+            c.flags |= PEER_CLOSE_SEEN
+    else:
+        fail(core, slot, reason, 0)
+    return STEP_STOP
+
+
+cdef int receive_control(
+    Core *core, uint32_t slot, uint8_t opcode, const uint8_t *payload, uint32_t size
+) noexcept nogil:
+    """A whole control frame, unmasked. RFC 6455 section 5.5."""
+    cdef Connection *c = at(core, slot)
+    cdef uint16_t code = 0
+    cdef int wrong
+    if c.state != STATE_OPEN and opcode != OP_CLOSE:
+        return STEP_OK
+    if opcode == OP_CLOSE:
+        wrong = codec_close(payload, size, &code)
+        if wrong:
+            return violate(core, slot, PROTOCOL_ERROR if wrong == 1002 else INVALID_UTF8)
+        c.flags |= PEER_CLOSE_SEEN
+        if c.state == STATE_CLOSING:
+            if c.outbox == NULL and c.flags & CLOSE_QUEUED:
+                linger(core, slot)
+        else:
+            fail(core, slot, PEER_CLOSED, code)
+        return STEP_STOP
+    if not control_conforms(core, c):
+        return violate(core, slot, CONTROL_RATE)
+    if opcode == OP_PING:
+        core.counters[<int>PINGS_IN] += 1
+        pong(core, slot, payload, size)
+        return STEP_OK if c.state == STATE_OPEN else STEP_STOP
+    core.counters[<int>PONGS_IN] += 1
+    return STEP_OK
+
+
+cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept nogil:
+    """Judge a whole header against the message in progress and the limits, before any payload."""
+    cdef Connection *c = at(core, slot)
+    cdef bint in_message = c.input != NULL and c.input.message_opcode
+    cdef uint64_t so_far = c.input.message.length if in_message else 0
+    core.counters[<int>FRAMES_IN] += 1
+    if header.opcode >= OP_CLOSE:
+        return STEP_OK
+    if header.opcode == OP_CONTINUATION:
+        if not in_message and c.state == STATE_OPEN:          # 5.4: nothing to continue
+            return violate(core, slot, PROTOCOL_ERROR)
+    elif in_message:                                          # 5.4: the message before is not whole
+        return violate(core, slot, PROTOCOL_ERROR)
+    if c.state != STATE_OPEN:
+        return STEP_OK                                        # closing: nothing is kept
+    if header.length > core.limits.message_bytes or so_far + header.length > core.limits.message_bytes:
+        return violate(core, slot, MESSAGE_TOO_BIG)
+    if in_message and core.limits.fragments and c.input.fragments + 1 > core.limits.fragments:
+        return violate(core, slot, TOO_MANY_FRAGMENTS)
+    return STEP_OK
+
+
+cdef int admit_message(Core *core, uint32_t slot, uint64_t size) noexcept nogil:
+    """Count a whole message against the connection's rates."""
+    cdef Connection *c = at(core, slot)
+    cdef int64_t now_ns = core.clock_ms * 1000000
+    c.message_ms = <uint32_t>core.clock_ms
+    if core.limits.message_rate_per_s and not conforms(
+        &c.message_ns, now_ns, core.limits.message_rate_per_s, 1
+    ):
+        return violate(core, slot, MESSAGE_RATE)
+    if core.limits.byte_rate_per_s and not conforms(&c.byte_ns, now_ns, core.limits.byte_rate_per_s, size):
+        return violate(core, slot, BYTE_RATE)
+    core.counters[<int>MESSAGES_IN] += 1
+    core.counters[<int>MESSAGE_BYTES_IN] += size
+    return STEP_OK
+
+
+cdef int emit(
+    Core *core, uint32_t slot, uint8_t opcode, const uint8_t *payload, uint64_t size, Pass *used, list events
+) except -2:
+    """A whole message: one event."""
+    cdef Connection *c = at(core, slot)
+    if admit_message(core, slot, size) == STEP_STOP:
+        return STEP_STOP
+    events.append((opcode, handle_of(c, slot), PyBytes_FromStringAndSize(<char *>payload, size)))
+    used.messages += 1
+    used.bytes += size
+    return STEP_OK
+
+
+cdef int receive_whole(
+    Core *core, uint32_t slot, FrameHeader *header, uint8_t *payload, Pass *used, list events
+) except -2:
+    """A frame that lies whole in the buffer, with no message in progress, or a control frame."""
+    codec_unmask(payload, payload, header.length, header.mask, 0)
+    if header.opcode >= OP_CLOSE:
+        return receive_control(core, slot, header.opcode, payload, <uint32_t>header.length)
+    if at(core, slot).state != STATE_OPEN:
+        return STEP_OK
+    if header.opcode == OP_TEXT and codec_utf8(0, payload, header.length) != 0:
+        return violate(core, slot, INVALID_UTF8)
+    return emit(core, slot, header.opcode, payload, header.length, used, events)
+
+
+cdef int begin_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept nogil:
+    """Start to collect a frame's payload."""
+    cdef Connection *c = at(core, slot)
+    cdef Input *input = partial_open(core, c)
+    if input == NULL:
+        return violate(core, slot, PARTIAL_BYTES)
+    if input.started_ms == 0 and header.opcode < OP_CLOSE:
+        start_message(core, slot)
+    input.frame_length = header.length
+    input.frame_received = 0
+    input.opcode = header.opcode
+    input.final = header.final
+    memcpy(input.mask, header.mask, 4)
+    input.in_payload = 1
+    input.header_length = 0
+    if header.opcode < OP_CLOSE:
+        if header.opcode != OP_CONTINUATION:
+            input.message_opcode = header.opcode
+            input.fragments = 0
+            input.utf8 = 0
+        input.fragments += 1
+    return STEP_OK
+
+
+cdef void start_message(Core *core, uint32_t slot) noexcept nogil:
+    """The clock of an unfinished message starts with its first byte."""
+    cdef Connection *c = at(core, slot)
+    if c.input.started_ms == 0:
+        c.input.started_ms = core.clock_ms
+        if core.limits.message_ms and c.state == STATE_OPEN:
+            wheel_arm(core, slot, core.clock_ms + core.limits.message_ms)
+
+
+cdef int receive_payload(Core *core, uint32_t slot, const uint8_t *data, uint64_t size) noexcept nogil:
+    """Some bytes of the frame in progress: unmask and validate them as they come."""
+    cdef Connection *c = at(core, slot)
+    cdef Input *input = c.input
+    cdef uint64_t place
+    if input.opcode >= OP_CLOSE:
+        codec_unmask(input.control + input.frame_received, data, size, input.mask, input.frame_received)
+    elif c.state == STATE_OPEN:
+        place = input.message.length
+        if buffer_reserve(
+            core, &input.message, place + size, place + input.frame_length - input.frame_received, KIND_PARTIAL
+        ) < 0:
+            return violate(core, slot, PARTIAL_BYTES)
+        codec_unmask(input.message.data + place, data, size, input.mask, input.frame_received)
+        input.message.length += <uint32_t>size
+        if input.message_opcode == OP_TEXT:
+            input.utf8 = codec_utf8(input.utf8, input.message.data + place, size)
+            if input.utf8 == UTF8_BAD:
+                return violate(core, slot, INVALID_UTF8)
+    input.frame_received += size
+    return STEP_OK
+
+
+cdef int end_frame(Core *core, uint32_t slot, Pass *used, list events) except -2:
+    """The frame in progress has all its bytes."""
+    cdef Connection *c = at(core, slot)
+    cdef Input *input = c.input
+    cdef int step
+    input.in_payload = 0
+    if input.opcode >= OP_CLOSE:
+        step = receive_control(core, slot, input.opcode, input.control, <uint32_t>input.frame_length)
+    elif not input.final:
+        return STEP_OK
+    else:
+        if input.message_opcode == OP_TEXT and input.utf8 != 0 and c.state == STATE_OPEN:
+            return violate(core, slot, INVALID_UTF8)          # 8.1: ends inside a character
+        step = STEP_OK
+        if c.state == STATE_OPEN:
+            step = emit(
+                core, slot, input.message_opcode, input.message.data, input.message.length, used, events
+            )
+        if step == STEP_OK:
+            input.message_opcode = 0
+            input.started_ms = 0
+            buffer_give(core, &input.message, KIND_PARTIAL)
+    return step
+
+
+cdef inline bint at_boundary(Input *input) noexcept nogil:
+    """Whether a header would start here."""
+    return input == NULL or (input.in_payload == 0 and input.header_length == 0)
+
+
+cdef int64_t collect_header(
+    Core *core, uint32_t slot, const uint8_t *data, uint64_t size, FrameHeader *header, int *outcome
+) noexcept nogil:
+    """Add bytes to a header that came in pieces; returns how many were taken."""
+    cdef Connection *c = at(core, slot)
+    cdef Input *input = partial_open(core, c)
+    cdef uint64_t taken = 0
+    if input == NULL:
+        outcome[0] = HEADER_BAD
+        violate(core, slot, PARTIAL_BYTES)
+        return 0
+    outcome[0] = 0
+    start_message(core, slot)
+    while taken < size and outcome[0] == 0 and input.header_length < HEADER_MAX:
+        input.header[input.header_length] = data[taken]
+        input.header_length += 1
+        taken += 1
+        outcome[0] = codec_header(input.header, input.header_length, header)
+    return taken
+
+
+cdef int64_t parse_frames(
+    Core *core, uint32_t slot, uint8_t *data, uint64_t size, Pass *used, list events
+) except -2:
+    """Parse frames until the bytes or the turn's budget end; how many were taken, -1 to stop."""
+    cdef Connection *c = at(core, slot)
+    cdef FrameHeader header
+    cdef uint64_t place = 0, chunk
+    cdef uint32_t frames = 0, messages = used.messages
+    cdef int step, outcome = 0
+    while place < size:
+        if frames >= TURN_FRAMES or used.messages - messages >= TURN_MESSAGES:
+            return place
+        if used.messages >= PASS_MESSAGES or used.bytes >= PASS_BYTES:
+            return place
+        if c.input == NULL or not c.input.in_payload:
+            if at_boundary(c.input):
+                outcome = codec_header(data + place, size - place, &header)
+                if outcome > 0:
+                    place += outcome
+            if outcome == 0 or not at_boundary(c.input):
+                place += collect_header(core, slot, data + place, size - place, &header, &outcome)
+                if outcome == 0:
+                    return place
+                if c.input == NULL:
+                    return -1
+                if outcome > 0:
+                    c.input.header_length = 0
+            if outcome == HEADER_BAD:
+                violate(core, slot, PROTOCOL_ERROR)
+                return -1
+            outcome = 0
+            frames += 1
+            if admit_frame(core, slot, &header) == STEP_STOP:
+                return -1
+            if header.length <= size - place and (
+                header.opcode >= OP_CLOSE
+                or (header.final and (c.input == NULL or not c.input.message_opcode))
+            ):
+                step = receive_whole(core, slot, &header, data + place, used, events)
+                place += header.length
+                if step == STEP_STOP:
+                    return -1
+                settle(core, c)
+                continue
+            if begin_frame(core, slot, &header) == STEP_STOP:
+                return -1
+        chunk = min(c.input.frame_length - c.input.frame_received, size - place)
+        if receive_payload(core, slot, data + place, chunk) == STEP_STOP:
+            return -1
+        place += chunk
+        if c.input.frame_received == c.input.frame_length:
+            if end_frame(core, slot, used, events) == STEP_STOP:
+                return -1
+            settle(core, c)
+    return place
+
+
+cdef inline void settle(Core *core, Connection *c) noexcept nogil:
+    """At a boundary with nothing unfinished the message's clock stops; see `give_back`."""
+    if c.input != NULL and not c.input.in_payload and not c.input.message_opcode:
+        c.input.started_ms = 0
+
+
+cdef void give_back(Core *core, Connection *c) noexcept nogil:
+    """Return the input to the pool when it holds nothing."""
+    cdef Input *input = c.input
+    if (
+        input != NULL and at_boundary(input) and not input.message_opcode
+        and input.backlog.length == input.backlog_taken and c.state != STATE_HEAD
+    ):
+        partial_close(core, c)

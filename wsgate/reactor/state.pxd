@@ -1,0 +1,10 @@
+"""The life of the reactor's state: made from settings, its clock moved, destroyed."""
+
+from libc.stdint cimport int64_t
+
+from wsgate.reactor.structs cimport Core, Frame
+
+cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1
+cdef Frame *response_frame(Core *core, bytes response) except? NULL
+cdef void advance(Core *core, int64_t now_ms) noexcept nogil
+cdef void state_destroy(Core *core) noexcept

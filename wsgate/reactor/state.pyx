@@ -1,0 +1,177 @@
+"""The life of the reactor's state: made from settings, its clock moved, destroyed.
+
+Settings are checked here, once, each against its range; below this file they are plain numbers.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdlib cimport free, calloc
+
+from wsgate.reactor.channels cimport channels_destroy, channels_start
+from wsgate.reactor.closing cimport release
+from wsgate.reactor.codec cimport OP_PING
+from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
+from wsgate.reactor.gate cimport gate_close_drains
+from wsgate.reactor.memory cimport memory_empty_pool
+from wsgate.reactor.structs cimport (
+    CHUNK_BITS, CHUNK_SLOTS, Connection, Core, DRAINS_MAX, Frame, NONE, SHUTDOWN, STALLS_FORGIVEN,
+    STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
+)
+from wsgate.reactor.table cimport at, table_destroy
+from wsgate.reactor.wheel cimport wheel_start
+
+import os
+
+from wsgate.errors import SettingsError
+
+cdef extern from "<sys/epoll.h>" nogil:
+    int epoll_create1(int flags)
+    int EPOLL_CLOEXEC
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+
+cdef uint32_t number(settings, str name, int64_t low, int64_t high) except? 0:
+    """A setting within its range, or SettingsError naming it."""
+    value = getattr(settings, name)
+    if not isinstance(value, int) or not low <= value <= high:
+        raise SettingsError(f"{name} must be {low} to {high}, not {value!r}")
+    return value
+
+
+cdef int apply_settings(Core *core, settings) except -1:
+    cdef int64_t most = 1 << 31
+    core.limits.head_bytes = number(settings, "head_limit_bytes", 64, 1 << 20)
+    core.limits.head_ms = number(settings, "head_timeout_ms", 1, most)
+    core.limits.upgrade_ms = number(settings, "upgrade_timeout_ms", 1, most)
+    core.limits.message_bytes = number(settings, "message_limit_bytes", 1, 1 << 30)
+    core.limits.fragments = number(settings, "fragments_limit", 0, most)
+    core.limits.message_ms = number(settings, "message_timeout_ms", 0, most)
+    core.limits.control_rate_per_s = number(settings, "control_rate_per_s", 0, 16_000)
+    core.limits.control_burst = number(settings, "control_burst", 1, 100_000)
+    core.limits.message_rate_per_s = number(settings, "message_rate_per_s", 0, 1_000_000_000)
+    core.limits.byte_rate_per_s = number(settings, "byte_rate_per_s", 0, most)
+    core.limits.outbox_bytes = number(settings, "outbox_limit_bytes", 1024, 1 << 30)
+    core.limits.outbox_frames = number(settings, "outbox_limit_frames", 1, 1 << 20)
+    core.limits.outbox_age_ms = number(settings, "outbox_age_ms", 1, 30 * 60_000)
+    core.limits.write_ms = number(settings, "write_timeout_ms", 1, most)
+    core.limits.send_buffer_bytes = number(settings, "send_buffer_bytes", 0, 1 << 30)
+    core.limits.ping_ms = number(settings, "ping_interval_ms", 0, most)
+    core.limits.pong_ms = number(settings, "pong_timeout_ms", 1, most)
+    core.limits.idle_ms = number(settings, "idle_timeout_ms", 0, most)
+    core.limits.linger_ms = number(settings, "linger_timeout_ms", 0, most)
+    core.limits.linger_bytes = number(settings, "linger_limit_bytes", 0, 1 << 19)
+    core.limits.linger_sockets = number(settings, "linger_limit_sockets", 0, most)
+    core.limits.connections = number(settings, "max_connections", 1, 1 << 24)
+    core.pool.enabled = settings.pool_enabled
+    core.pool.idle_limit_bytes = number(settings, "pool_idle_limit_bytes", 0, 1 << 31)
+    opcodes = settings.variant_opcodes
+    if not 1 <= len(opcodes) <= VARIANTS_MAX or any(code not in (1, 2) for code in opcodes):
+        raise SettingsError(f"variant_opcodes must be 1 to {VARIANTS_MAX} of 1 (text) or 2 (binary)")
+    core.variants = <uint32_t>len(opcodes)
+    for place, opcode in enumerate(opcodes):
+        core.variant_opcodes[<int>place] = opcode
+    return 0
+
+
+cdef Frame *response_frame(Core *core, bytes response) except? NULL:
+    """An HTTP answer as a frame; NULL when there is nothing to say."""
+    cdef Frame *frame
+    if not response:
+        return NULL
+    frame = frame_raw(core, <const uint8_t *>PyBytes_AS_STRING(response), <uint32_t>len(response))
+    if frame == NULL:
+        raise MemoryError
+    return frame
+
+
+cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
+    """Make a zeroed core ready: limits, clock, empty lists, its own epoll set."""
+    cdef int index
+    core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
+    core.last_stall_ms = now_ms - STALL_EVERY_MS
+    core.free_slot = NONE
+    core.attention.head = core.attention.tail = NONE
+    core.failed.head = core.failed.tail = NONE
+    core.urgent.head = core.urgent.tail = NONE
+    core.bulk.head = core.bulk.tail = NONE
+    for index in range(DRAINS_MAX):
+        core.drains[index].fd = -1
+    apply_settings(core, settings)
+    channels_start(core, <const uint8_t *>PyBytes_AS_STRING(key))
+    wheel_start(core)
+    core.chunk_limit = (core.limits.connections + CHUNK_SLOTS - 1) // CHUNK_SLOTS
+    core.chunks = <Connection **>calloc(core.chunk_limit, sizeof(Connection *))
+    core.ping = frame_message(core, OP_PING, b"", 0)
+    if core.chunks == NULL or core.ping == NULL:
+        raise MemoryError
+    core.head_timeout = response_frame(core, settings.head_timeout_response)
+    core.head_too_large = response_frame(core, settings.head_too_large_response)
+    core.upgrade_timeout = response_frame(core, settings.upgrade_timeout_response)
+    core.epoll = epoll_create1(EPOLL_CLOEXEC)
+    if core.epoll < 0:
+        raise OSError(errno, os.strerror(errno))
+    return 0
+
+
+cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
+    """Set the clocks. A stall of our own stops the clock that deadlines are on, at most once a minute.
+
+    A stall is a tick that is late while nothing else was called either: a loop that polls is not stalled.
+    """
+    cdef int64_t late
+    if now_ms <= core.now_ms:
+        return
+    late = now_ms - max(core.now_ms, core.last_tick_ms + TICK_MS)
+    if late > STALL_MS:
+        if now_ms - core.last_stall_ms >= STALL_EVERY_MS:
+            core.last_stall_ms = now_ms
+            core.forgiven_ms += late
+            core.counters[<int>STALLS_FORGIVEN] += 1
+    core.now_ms = now_ms
+    core.clock_ms = now_ms - core.forgiven_ms
+
+
+cdef inline void drop(Core *core, Frame **frame) noexcept nogil:
+    if frame[0] != NULL:
+        frame_release(core, frame[0])
+        frame[0] = NULL
+
+
+cdef void state_destroy(Core *core) noexcept:
+    """Close every socket and give every byte back. Harmless the second time."""
+    cdef uint32_t slot, index
+    cdef PyObject *meta
+    if core.chunks != NULL:
+        for slot in range(core.chunk_count << CHUNK_BITS):
+            if at(core, slot).state not in (STATE_FREE, STATE_GONE):
+                release(core, slot, SHUTDOWN, False)
+            meta = at(core, slot).meta
+            at(core, slot).meta = NULL
+            Py_XDECREF(meta)
+    gate_close_drains(core)
+    for index in range(core.bye_count):
+        for slot in range(VARIANTS_MAX):
+            drop(core, &core.byes[index].frames[slot])
+    drop(core, &core.ping)
+    drop(core, &core.head_timeout)
+    drop(core, &core.head_too_large)
+    drop(core, &core.upgrade_timeout)
+    free(core.byes)
+    core.byes = NULL
+    core.bye_count = 0
+    if core.chunks != NULL:
+        table_destroy(core)
+        channels_destroy(core)
+        memory_empty_pool(core)
+        free(core.chunks)
+        core.chunks = NULL
+    free(core.gate.refusal)
+    core.gate.refusal = NULL
+    if core.epoll >= 0:
+        close(core.epoll)
+    core.epoll = core.listener = -1

@@ -1,0 +1,57 @@
+"""What epoll reports, sorted: the listener, refused sockets being drained, connections.
+
+A report only says where to look: connections go on the attention queue and are read in their turn.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from wsgate.reactor.closing cimport release
+from wsgate.reactor.gate cimport gate_accept, gate_drain
+from wsgate.reactor.seam cimport (
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, TAG_DRAIN, TAG_LISTENER, epoll_event, seam_interest,
+)
+from wsgate.reactor.structs cimport (
+    Connection, Core, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, STATE_OPEN, WANT_IN, WANT_OUT,
+)
+from wsgate.reactor.table cimport attention_push, find
+from wsgate.reactor.writer cimport unblock
+
+cdef extern from "<sys/epoll.h>" nogil:
+    int epoll_wait(int epoll, epoll_event *events, int count, int timeout_ms)
+
+cdef enum:
+    EVENTS_PER_WAIT = 512
+
+
+cdef void ready(Core *core, uint64_t tag, uint32_t reported) noexcept nogil:
+    """Sort one report of epoll."""
+    cdef uint32_t slot = <uint32_t>tag
+    cdef Connection *c
+    if slot == TAG_LISTENER:
+        gate_accept(core)
+        return
+    if slot >= TAG_DRAIN:
+        gate_drain(core, slot - TAG_DRAIN)
+        return
+    c = find(core, tag, &slot)
+    if c == NULL:
+        return                                # reported before it was closed in this very batch
+    if reported & EPOLLOUT:
+        unblock(core, slot)
+    if not reported & (EPOLLIN | EPOLLERR | EPOLLHUP):
+        return
+    if c.flags & WANT_IN and not (c.state == STATE_OPEN and c.flags & (PAUSED_APP | PAUSED_OUTBOX)):
+        attention_push(core, slot)
+    elif reported & (EPOLLERR | EPOLLHUP):
+        release(core, slot, PEER_RESET, False)      # not reading, and there is nobody to write to
+    else:
+        seam_interest(core, slot, False, (c.flags & WANT_OUT) != 0)
+
+
+cdef void wait_once(Core *core) noexcept nogil:
+    """Ask epoll once, without waiting."""
+    cdef epoll_event events[EVENTS_PER_WAIT]
+    cdef int count = epoll_wait(core.epoll, events, EVENTS_PER_WAIT, 0)
+    cdef int index
+    for index in range(count):
+        ready(core, events[index].data.u64, events[index].events)
