@@ -1,0 +1,160 @@
+"""What can be asked of the engine: frozen settings and plans, checked when they are made.
+
+The same field names are the arguments of the JSON commands of ``python -m loadtest.engine``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loadtest.engine.stamps import STAMP_BYTES
+
+__all__ = ["ConnectPlan", "EchoPlan", "EngineSettings"]
+
+
+def _require(is_met: bool, message: str) -> None:
+    if not is_met:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Fixed for the life of one engine.
+
+    Attributes:
+        max_connections: Table slots, >= 1; 0 takes what the hard descriptor limit allows less a reserve of
+            64.
+        first_source: First source address inside 127.0.0.0/8; the others follow it one by one. Give every
+            engine process its own range (127.1.0.1, 127.2.0.1, ...). Not used when the server is not on
+            127.0.0.0/8.
+        source_count: Source addresses in rotation, 0 for one per 14,000 slots.
+        read_bytes: Size of the one shared receive buffer, 4 KiB to 16 MiB.
+        stamp_window_bytes: How far into a message a stamp is looked for, 48 to 65,536. Also what a message
+            that arrived in part may cost in memory; bytes beyond it are counted and dropped.
+        first_sequence: The sequence number every stream starts with; None takes the first one a connection
+            sees, so that joining late is no loss.
+        close_timeout_s: How long a connection may take to end once a Close was sent or answered, > 0.
+    """
+
+    max_connections: int = 0
+    first_source: str = "127.1.0.1"
+    source_count: int = 0
+    read_bytes: int = 65_536
+    stamp_window_bytes: int = 512
+    first_sequence: int | None = None
+    close_timeout_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the ranges given above (ValueError)."""
+        _require(0 <= self.max_connections <= 1_000_000, "max_connections must be 0 to 1,000,000")
+        _require(0 <= self.source_count <= 65_536, "source_count must be 0 to 65,536")
+        _require(4_096 <= self.read_bytes <= 16_777_216, "read_bytes must be 4 KiB to 16 MiB")
+        _require(STAMP_BYTES <= self.stamp_window_bytes <= 65_536, "stamp_window_bytes must be 48 to 65,536")
+        _require(
+            self.first_sequence is None or 0 <= self.first_sequence < 2**63, "first_sequence must be >= 0"
+        )
+        _require(self.close_timeout_s > 0, "close_timeout_s must be > 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectPlan:
+    """Open `count` connections to one server.
+
+    Attributes:
+        count: Connections to attempt, >= 1.
+        host: IPv4 literal of the server (names are not resolved).
+        port: TCP port, 1 to 65,535.
+        path: Request target. ``{index}`` becomes the attempt's number in this plan plus `first_index`,
+            ``{token}`` the token of that attempt.
+        headers: Further request headers (name, value), with the same two placeholders.
+            Sec-WebSocket-Extensions is
+            refused: the engine offers none.
+        tokens: Used in turn for ``{token}``; kept only while connecting.
+        first_index: What ``{index}`` starts with.
+        rate_per_s: Attempts per second by the clock (open loop, latency from the intended start); 0 is as
+            fast as `window` allows.
+        window: Handshakes under way at once when `rate_per_s` is 0, >= 1.
+        timeout_s: From SYN to the end of the response head, > 0.
+        receive_buffer_bytes: SO_RCVBUF set before connecting, 0 leaves the kernel's default.
+        slow_share: Share of the attempts, 0 to 1, spread evenly, that become slow readers once open.
+        slow_bytes_per_s: What a slow reader reads per second; 0 is nothing, ever, but what came in one read
+            with the response head. A ping that is not read is not answered.
+        is_overcommitted: Allow more attempts than there are free slots, for storms that are refused; one that
+            finds no slot fails as "no_slot".
+        is_refusal_reset: End refused connections with a reset instead of a FIN (leaves no TIME_WAIT).
+    """
+
+    count: int
+    host: str
+    port: int
+    path: str = "/"
+    headers: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[str, ...] = ()
+    first_index: int = 0
+    rate_per_s: float = 0.0
+    window: int = 256
+    timeout_s: float = 10.0
+    receive_buffer_bytes: int = 0
+    slow_share: float = 0.0
+    slow_bytes_per_s: int = 0
+    is_refusal_reset: bool = False
+    is_overcommitted: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the ranges given above (ValueError)."""
+        _require(self.count >= 1, "count must be >= 1")
+        _require(1 <= self.port <= 65_535, "port must be 1 to 65,535")
+        _require(self.path.startswith("/") and self.path.isascii(), "path must be ASCII and start with /")
+        _require(0 <= self.first_index < 2**31, "first_index must be 0 to 2**31-1")
+        _require(self.rate_per_s >= 0, "rate_per_s must be >= 0")
+        _require(self.window >= 1, "window must be >= 1")
+        _require(self.timeout_s > 0, "timeout_s must be > 0")
+        _require(self.receive_buffer_bytes >= 0, "receive_buffer_bytes must be >= 0")
+        _require(0 <= self.slow_share <= 1, "slow_share must be 0 to 1")
+        _require(0 <= self.slow_bytes_per_s < 2**31, "slow_bytes_per_s must be 0 to 2**31-1")
+        for text in (self.path, *(part for header in self.headers for part in header), *self.tokens):
+            _require("\r" not in text and "\n" not in text, "no CR or LF in the request")
+        for name, _ in self.headers:
+            _require(name.lower() != "sec-websocket-extensions", "the engine offers no extensions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EchoPlan:
+    """Send stamped messages and wait for each to come back on the connection it left by.
+
+    With `rate_per_s` the plan is an open loop: message k of all is due at start + k/rate, connections take
+    turns, and a message that has to wait (for its connection or for the engine) keeps its due time, so
+    waiting is measured.
+
+    Attributes:
+        connections: How many open connections take part (slow readers never do), 0 for all.
+        messages_per_connection: Stop after so many each; 0 for no such end.
+        duration_s: Stop sending after so long; 0 for no such end. At least one of the two ends is needed.
+        payload_bytes: Size of each message, 48 to 1,048,576.
+        in_flight: Unanswered messages per connection at once; 0 is no limit and needs `rate_per_s`.
+        rate_per_s: Messages per second over all connections, by the clock; 0 sends as soon as in_flight
+            allows.
+        drain_s: How long answers are waited for after the last send, >= 0; in a plan with neither rate nor
+            duration, how long without any answer before it is given up.
+        is_text: Text frames instead of binary.
+    """
+
+    connections: int = 0
+    messages_per_connection: int = 0
+    duration_s: float = 0.0
+    payload_bytes: int = 128
+    in_flight: int = 1
+    rate_per_s: float = 0.0
+    drain_s: float = 2.0
+    is_text: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the ranges given above (ValueError)."""
+        _require(self.connections >= 0, "connections must be >= 0")
+        _require(self.messages_per_connection >= 0, "messages_per_connection must be >= 0")
+        _require(self.duration_s >= 0 and self.drain_s >= 0, "durations must be >= 0")
+        _require(self.messages_per_connection > 0 or self.duration_s > 0, "the plan needs an end")
+        _require(STAMP_BYTES <= self.payload_bytes <= 1_048_576, "payload_bytes must be 48 to 1,048,576")
+        _require(0 <= self.in_flight < 2**31, "in_flight must be >= 0")
+        _require(self.rate_per_s >= 0, "rate_per_s must be >= 0")
+        _require(self.in_flight > 0 or self.rate_per_s > 0, "in_flight 0 needs a rate")

@@ -1,0 +1,17 @@
+"""What the bench does to each server. One file per scenario; `SCENARIOS` lists them in the order they run.
+
+A scenario has a floor (what the C probe says of the same work) and a measure (the same work done by a
+server); both return figures by name, in the unit the name carries, for one run. Lost messages are noted on
+the contender: a run that lost something fails, whatever its figures say.
+"""
+
+from loadtest.scenarios.connecting import HANDSHAKE, REFUSAL
+from loadtest.scenarios.echoing import ECHO
+from loadtest.scenarios.fanout import COALESCED, FANOUT
+from loadtest.scenarios.stage import Contender, Scenario, Sizes
+from loadtest.scenarios.walking import WALK
+
+__all__ = ["SCENARIOS", "Contender", "Scenario", "Sizes"]
+
+# `idle` comes before and `heartbeat` after them: both need processes of their own shape (bench.py).
+SCENARIOS: tuple[Scenario, ...] = (HANDSHAKE, REFUSAL, ECHO, FANOUT, COALESCED, WALK)

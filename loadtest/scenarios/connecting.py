@@ -1,0 +1,94 @@
+"""Coming in: what an opened and a refused connection cost the server."""
+
+from __future__ import annotations
+
+from loadtest import bench_floor
+from loadtest.bench_math import per_unit_us
+from loadtest.engine import ConnectPlan, EngineProcess
+from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes
+
+__all__ = ["HANDSHAKE", "REFUSAL"]
+
+
+def _accept_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
+    """Accept and 101; and accepting alone by epoll and by io_uring, with calls and switches each."""
+    result = bench_floor.run(
+        "accept", processors=processors, sockets=sizes.handshakes, window=sizes.handshake_window
+    )
+    figures = {"accept": float(result["accept"]["cpu_us_per_accept"])}
+    names = ("accept_epoll", "accept_epoll_burst", "accept_uring", "accept_uring_burst")
+    alone = bench_floor.run(*names, processors=processors, sockets=sizes.handshakes, window=512)
+    for name in names:
+        if not alone[name]["unavailable"]:
+            figures[name] = float(alone[name]["cpu_us_per_accept"])
+            figures[f"{name}_calls"] = float(alone[name]["system_calls_each"])
+            figures[f"{name}_switches"] = float(alone[name]["voluntary_switches_each"]) + float(
+                alone[name]["involuntary_switches_each"]
+            )
+    return figures
+
+
+def _handshake(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
+    plan = ConnectPlan(
+        count=sizes.handshakes,
+        host="127.0.0.1",
+        port=contender.server.port,
+        path="/ws",
+        window=sizes.handshake_window,
+    )
+    visitor.reset_stats()
+    before_s = contender.server.cpu_s()
+    result = visitor.connect(plan)
+    cpu_s = contender.server.cpu_s() - before_s
+    if result["opened"] != sizes.handshakes:
+        contender.lost.append(
+            f"handshake: {result['opened']} of {sizes.handshakes} opened: {result['failed']}"
+        )
+    latency = visitor.stats()["connect_latency"]
+    visitor.close("reset")
+    contender.server.settle()
+    return {"handshake_us": per_unit_us(cpu_s, result["opened"]), "handshake_p99_ms": latency["p99"] / 1e6}
+
+
+def _refusal_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
+    names = ("refuse", "refuse_at_once")
+    result = bench_floor.run(
+        *names, processors=processors, sockets=sizes.refusals, window=sizes.refusal_window
+    )
+    return {name: float(result[name]["cpu_us_per_accept"]) for name in names}
+
+
+def _refusal(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
+    plan = ConnectPlan(
+        count=sizes.refusals,
+        host="127.0.0.1",
+        port=contender.server.port,
+        path="/ws",
+        window=sizes.refusal_window,
+    )
+    contender.server.call("gate", connections=1)  # the connections held already are more than that
+    before_s = contender.server.cpu_s()
+    result = visitor.connect(plan)
+    contender.server.settle()  # draining and closing belong to the refusal
+    cpu_s = contender.server.cpu_s() - before_s
+    contender.server.call("gate", connections=0)
+    seen = result["refused"].get("503", 0)
+    if seen != sizes.refusals:
+        contender.lost.append(f"refusal: {seen} of {sizes.refusals} read their 503: {result['failed']}")
+    return {"refusal_us": per_unit_us(cpu_s, sizes.refusals)}
+
+
+HANDSHAKE = Scenario(
+    name="handshake",
+    contenders=frozenset({"reactor", "uvloop", "websockets"}),
+    needs_many=False,
+    floor=_accept_floor,
+    measure=_handshake,
+)
+REFUSAL = Scenario(
+    name="refusal",
+    contenders=frozenset({"reactor", "uvloop", "websockets"}),
+    needs_many=False,
+    floor=_refusal_floor,
+    measure=_refusal,
+)

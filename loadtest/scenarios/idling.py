@@ -1,0 +1,53 @@
+"""Idle memory: what one connection that says nothing takes, in the server's process and in the kernel.
+
+Runs first, and on the first contender before all others: the kernel reuses the slabs of closed sockets, so
+that only the first growth after a rest is whole. Processes are all started before: a process that starts or
+ends changes the proportional set size of every other that shares its pages.
+"""
+
+from __future__ import annotations
+
+import time
+
+from loadtest.bench_machine import kernel_memory
+from loadtest.bench_math import per_unit_us
+from loadtest.scenarios.stage import Contender, Figures, open_connections
+
+__all__ = ["open_idle"]
+
+# Long enough for every deadline and buffer of the handshakes to be gone.
+_REST_S = 1.0
+
+
+def open_idle(contender: Contender, count: int) -> Figures:
+    """Open `count` idle connections on the contender's engine and measure what they take.
+
+    Returns:
+        Bytes per connection: `bytes_per_conn` (growth of the server's proportional set size),
+        `private_bytes_per_conn`; `kernel_bytes_per_conn` (growth of all slab pages: both ends of a loopback
+        connection), `kernel_object_bytes_per_conn` (of the objects in them) and
+        `kernel_socket_bytes_per_conn` (queued data); `allocatedblocks_per_conn` (CPython's, a count);
+        `connect_us` (server CPU per connection).
+    """
+    server = contender.server
+    before, kernel_before = server.call("memory"), kernel_memory()
+    before_s = server.cpu_s()
+    open_connections(contender.engine, server, count)
+    cpu_s = server.cpu_s() - before_s
+    time.sleep(_REST_S)
+    after, kernel_after = server.call("memory"), kernel_memory()
+    figures = {
+        "bytes_per_conn": (after["pss_bytes"] - before["pss_bytes"]) / count,
+        "private_bytes_per_conn": (after["private_bytes"] - before["private_bytes"]) / count,
+        "allocatedblocks_per_conn": (after["allocated_blocks"] - before["allocated_blocks"]) / count,
+        "connect_us": per_unit_us(cpu_s, count),
+    }
+    if kernel_before is not None and kernel_after is not None:
+        figures["kernel_bytes_per_conn"] = (kernel_after.slab_bytes - kernel_before.slab_bytes) / count
+        figures["kernel_object_bytes_per_conn"] = (
+            kernel_after.object_bytes - kernel_before.object_bytes
+        ) / count
+        figures["kernel_socket_bytes_per_conn"] = (
+            kernel_after.socket_bytes - kernel_before.socket_bytes
+        ) / count
+    return figures

@@ -1,0 +1,302 @@
+"""The bench: its arithmetic, its report, its eye for losses, and the servers it drives. Nothing is timed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from loadtest import bench, bench_floor, bench_report
+from loadtest.bench_math import Summary, hit_rate, per_second, per_unit_us, ratios, summarize, summarize_all
+from loadtest.bench_server import ServerError, ServerProcess
+from loadtest.engine import EngineProcess, parse_stamp
+from loadtest.peers import frames
+from loadtest.scenarios import SCENARIOS, Sizes
+from loadtest.scenarios.fanout import reconcile
+from loadtest.scenarios.stage import MANY, Contender
+
+ECHOING = ("reactor_server", "websockets_server", "uvloop_server")
+
+
+# ---- arithmetic
+
+
+def test_per_unit() -> None:
+    assert per_unit_us(0.5, 100_000) == pytest.approx(5.0)
+    with pytest.raises(ValueError, match="nothing"):
+        per_unit_us(0.5, 0)
+
+
+def test_per_second() -> None:
+    assert per_second(0.5) == pytest.approx(2_000_000)
+
+
+def test_hit_rate() -> None:
+    assert hit_rate(99, 1) == pytest.approx(0.99)
+    assert hit_rate(0, 0) is None
+
+
+def test_ratios_pair_neighbours() -> None:
+    # A machine that is twice as slow in the second run changes nothing.
+    assert ratios([6.0, 12.0], [8.0, 16.0]) == [0.75, 0.75]
+    assert ratios([6.0, 12.0, 6.0], [8.0]) == [0.75]
+
+
+def test_summary() -> None:
+    assert summarize([3.0, 1.0, 2.0]) == Summary(median=2.0, least=1.0, most=3.0, runs=[3.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match="no run"):
+        summarize([])
+    assert set(summarize_all({"here": [1.0], "nowhere": []})) == {"here"}
+
+
+# ---- report
+
+
+def _result(lost: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    floor = summarize_all(
+        {
+            "fanout": [6.0, 9.0, 6.0],
+            "refuse": [10.0],
+            "refuse_at_once": [8.0],
+            "coalesced16": [0.5],
+            "echo": [5.0],
+        }
+    )
+    reactor = summarize_all(
+        {
+            "bytes_per_conn": [120.0],
+            "fanout_us": [8.0, 10.0, 12.0],
+            "refusal_us": [12.0],
+            "coalesced16_us": [0.625],
+            "echo_us": [8.0],
+            "heartbeat_us": [7.0],
+            "heartbeat_few_us": [9.0],
+        }
+    )
+    same_client = summarize_all({"fanout_us": [7.0, 9.0, 9.0]})
+    servers = {"reactor": reactor, "floor_same_client": same_client}
+    return bench_report.assemble(floor, servers, lost or {})
+
+
+def test_json_has_exactly_these_keys() -> None:
+    result = json.loads(json.dumps(_result()))
+    assert set(result) == {"machine", "kernel", "commit", "floor_us", "reactor", "peers", "pool_off"}
+    assert set(result["peers"]) == {"websockets", "uvloop"}
+
+
+def test_derived_figures() -> None:
+    reactor = _result()["reactor"]
+    assert reactor["fanout_ratio"] == pytest.approx(0.75)  # of 0.75, 0.9 and 0.5
+    assert reactor["spread"]["fanout_ratio"] == pytest.approx([0.5, 0.9])
+    assert reactor["fanout_ratio_same_client"] == pytest.approx(0.875)
+    assert reactor["refusal_ratio"] == pytest.approx(1.2)
+    assert reactor["coalesced_per_s"] == pytest.approx(1_600_000)
+    assert reactor["echo_per_s"] == pytest.approx(125_000)
+    assert reactor["heartbeat_us"] == pytest.approx(7.0)
+    assert reactor["heartbeat_750_us"] == pytest.approx(9.0)
+    assert "handshake_multiple" not in reactor
+
+
+def test_floor_with_the_same_client_joins_the_floor() -> None:
+    floor = _result()["floor_us"]
+    assert floor["fanout"] == pytest.approx(6.0)
+    assert floor["fanout_same_client"] == pytest.approx(9.0)
+
+
+def test_table_shows_figures_budgets_and_losses() -> None:
+    text = bench_report.table(_result({"reactor": ["echo: 1 of 2 came back"]}), Sizes())
+    lines = text.splitlines()
+    assert any(line.startswith("fan-out to 15,000") and "6.00" in line and "10.00" in line for line in lines)
+    assert any(line.startswith("MISS fan-out, share of the floor") for line in lines)
+    assert any(line.startswith("ok   user memory") for line in lines)
+    assert "LOST reactor: echo: 1 of 2 came back" in lines
+    assert "no message and no connection was lost" in bench_report.table(_result(), Sizes())
+
+
+def test_a_busy_engine_voids_the_run() -> None:
+    result = _result()
+    result["reactor"]["fanout_engine_share"] = 0.9
+    assert "VOID reactor" in bench_report.table(result, Sizes())
+
+
+@pytest.mark.parametrize(("lost", "status"), [([], 0), (["echo: 1 of 2 came back"], 1)])
+def test_exit_status_tells_of_losses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: list[str], status: int
+) -> None:
+    def run(self: bench.Bench) -> None:
+        nobody = cast(ServerProcess, None), cast(EngineProcess, None)
+        self.contenders["reactor"] = Contender(
+            name="reactor", server=nobody[0], engine=nobody[1], runs={"echo_us": [5.0]}, lost=lost
+        )
+
+    monkeypatch.setattr(bench.Bench, "run", run)
+    output = tmp_path / "results" / "bench.json"
+    assert bench.main(["--output", str(output)]) == status
+    assert json.loads(output.read_text())["reactor"]["lost"] == lost
+
+
+def test_nothing_measured_is_no_crash() -> None:
+    result = bench_report.assemble({}, {}, {})
+    assert "lost" in bench_report.table(result, Sizes())
+
+
+# ---- losses
+
+
+class _Engine:
+    """Answers as an engine would; `found` and `counted` say how the run went."""
+
+    def __init__(self, found: dict[str, int], counted: dict[str, int]) -> None:
+        self._found = found
+        self._counted = counted
+
+    def reconcile(self, _stream: int, *, first: int, last: int) -> dict[str, int]:
+        assert (first, last) == (1, 9)
+        return {"complete": 10, "incomplete": 5, "silent": 5} | self._found
+
+    def stats(self) -> dict[str, int]:
+        names = ("duplicates", "reordered", "misrouted", "unexpected_disconnects")
+        return dict.fromkeys(names, 0) | self._counted
+
+
+@pytest.mark.parametrize(
+    ("found", "counted", "is_lost"),
+    [
+        ({}, {}, False),
+        ({"complete": 9, "incomplete": 6}, {}, True),  # one subscriber misses a message
+        ({"complete": 9, "incomplete": 6, "silent": 6}, {}, True),  # one subscriber got nothing at all
+        (
+            {"complete": 11, "incomplete": 4, "silent": 4},
+            {},
+            True,
+        ),  # one that did not subscribe got everything
+        ({}, {"duplicates": 1}, True),
+        ({}, {"reordered": 1}, True),
+        ({}, {"unexpected_disconnects": 1}, True),
+    ],
+)
+def test_a_loss_is_noted(found: dict[str, int], counted: dict[str, int], is_lost: bool) -> None:
+    engine = cast(EngineProcess, _Engine(found, counted))
+    contender = Contender(
+        name="x", server=cast(ServerProcess, None), engine=engine, next_sequences={MANY: 10}
+    )
+    reconcile(contender, MANY, 10, 1)
+    assert bool(contender.lost) is is_lost
+
+
+def test_scenarios_have_names_of_their_own() -> None:
+    assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
+
+
+# ---- the driven servers
+
+
+@pytest.fixture(scope="module", params=[*ECHOING, "floor_server"])
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    bench_floor.build()
+    with ServerProcess(request.param) as process:
+        yield process
+
+
+def _connect(server: ServerProcess) -> ClientConnection:
+    return connect(f"ws://127.0.0.1:{server.port}/ws", compression=None, close_timeout=2)
+
+
+def _await_subscribers(server: ServerProcess, channel: str, count: int) -> None:
+    for _ in range(10_000):
+        if server.call("subscribers", channel=channel) == count:
+            return
+    raise AssertionError(f"never {count} subscribers")
+
+
+def test_echo(server: ServerProcess) -> None:
+    if server.module not in ECHOING:
+        pytest.skip("the floor does not echo")
+    with _connect(server) as client:
+        for message in ("ä text", b"\x00 binary", "x" * 200):
+            client.send(message)
+            assert client.recv(timeout=5) == message
+
+
+def test_publish(server: ServerProcess) -> None:
+    with _connect(server) as first, _connect(server) as second, _connect(server) as outsider:
+        for client in (first, second):
+            client.send("subscribe:news")
+        _await_subscribers(server, "news", 2)
+        result = server.call(
+            "publish", channel="news", stream=7, first_sequence=5, count=2, frames=3, rate_per_s=1000.0
+        )
+        assert (result["published"], result["queued"], result["last_sequence"]) == (6, 12, 10)
+        for client in (first, second):
+            for sequence in range(5, 11):
+                message = client.recv(timeout=5)
+                assert isinstance(message, str)
+                assert len(message) == 130
+                stamp = parse_stamp(message.encode())
+                assert stamp is not None
+                assert stamp[:2] == (7, sequence)
+        with pytest.raises(TimeoutError):
+            outsider.recv(timeout=0)
+    _await_subscribers(server, "news", 0)
+
+
+def test_gate(server: ServerProcess) -> None:
+    with _connect(server):
+        server.call("gate", connections=1)
+        with pytest.raises(InvalidStatus) as refused, _connect(server):
+            pass
+        assert refused.value.response.status_code == 503
+        server.call("gate", connections=0)
+        with _connect(server):
+            pass
+
+
+def test_measures_itself(server: ServerProcess) -> None:
+    assert server.cpu_s() > 0
+    memory = server.call("memory")
+    assert memory["pss_bytes"] > 1_000_000
+    assert memory["allocated_blocks"] > 1_000
+    assert server.call("watch_lag", is_on=True) == {"lag_ms": 0.0}
+    assert server.call("watch_lag", is_on=False)["lag_ms"] >= 0
+
+
+def test_a_wrong_command_is_told(server: ServerProcess) -> None:
+    with pytest.raises(ServerError, match="KeyError"):
+        server.call("nonsense")
+    with pytest.raises(ServerError, match="TypeError"):
+        server.call("publish", nonsense=1)
+    assert server.call("hello")["port"] == server.port
+
+
+def test_a_server_that_does_not_start_is_told() -> None:
+    with pytest.raises(ServerError, match="ended"):
+        ServerProcess("no_such_server")
+
+
+# ---- frames of the minimal peers
+
+
+def test_split_frame_whole_and_partial() -> None:
+    # RFC 6455 section 5.7: a masked text frame "Hello", and a second one behind it.
+    hello = bytes.fromhex("818537fa213d7f9f4d5158")
+    data = hello * 2
+    assert frames.split_frame(data, 0, len(data)) == (frames.TEXT, b"Hello", len(hello))
+    for end in range(len(hello)):
+        assert frames.split_frame(data, 0, end) is None
+    long = b"\x82\xfe\x00\x82\x00\x00\x00\x00" + bytes(130)
+    assert frames.split_frame(long, 0, len(long)) == (2, bytes(130), len(long))
+    assert frames.split_frame(b"\x81\x80\x01\x02\x03\x04", 0, 6) == (frames.TEXT, b"", 6)
+
+
+def test_header_of_134_bytes() -> None:
+    assert frames.header(frames.TEXT, 130) == b"\x81\x7e\x00\x82"
+    assert frames.header(frames.PING, 0) == b"\x89\x00"
+
+
+def test_switching_has_the_rfcs_accept() -> None:
+    # RFC 6455 section 1.3.
+    response = frames.switching(b"GET / HTTP/1.1\r\nSEC-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in response
