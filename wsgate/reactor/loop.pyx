@@ -4,9 +4,9 @@ Owns the epoll set and the reactor's state, and is the only file here that Pytho
 translates: handles to connections, `bytes` to pointers, counters to dictionaries. What a call does
 is in the file named after it. The typed face with all promises is loop.pyi.
 
-A pass: one epoll_wait adds what became ready to the attention queue; then every connection that was
-on the queue gets one turn, in order, until the pass's budget is used. So one peer that talks without
-pause takes one turn in each round and no more.
+A pass: epoll_wait adds what became ready to the attention queue; then every connection that was on the
+queue gets one turn, in order, until the pass's budget is used. So one peer that talks without pause
+takes one turn in each round and no more; the more are waiting, the shorter a turn.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -34,7 +34,8 @@ from wsgate.reactor.structs cimport (
     DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry,
     Frame, HEAD_REFUSED, KINDS, NONE, OPENED, Outbox, PASS_BYTES, PASS_MESSAGES, PASS_NS, PAUSED_APP,
     PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, POLLS, PUBLICATIONS, Pass, REASONS,
-    SHUTDOWN, STALE, STATES, STATE_DECIDING, STATE_FAILING, STATE_OPEN, UPGRADES, VARIANTS_MAX, WANT_OUT,
+    SHUTDOWN, STALE, STATES, STATE_DECIDING, STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST,
+    UPGRADES, VARIANTS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of
 from wsgate.reactor.waiting cimport wait_once
@@ -51,7 +52,6 @@ from wsgate.reactor.settings import GateLimits, Settings
 __all__ = ["ENUMERATIONS", "Reactor"]
 
 cdef enum:
-    QUEUE_ENOUGH = 256           # with so many waiting, do not look for more
     NAME_LIMIT_BYTES = 1024      # of a channel; a sanity bound, the dialect's own is lower
 
 # What the compiled side believes, for the test that holds it to reasons.py and events.py.
@@ -138,11 +138,18 @@ cdef class Reactor:
             used.until_ns = clock_ns() + PASS_NS
             if core.wheel.due != NONE:
                 deadlines_run(core, used.until_ns)
-            if core.attention.count < QUEUE_ENOUGH:
+            # Ask epoll once a round of the queue: asking more often only hears again of those who wait
+            # already, and asking never would shut out whoever is not among them.
+            if core.turns_to_wait == 0:
                 wait_once(core)
+                core.turns_to_wait = core.attention.count
             turns = core.attention.count
+            used.turn_messages = min(
+                TURN_MESSAGES, max(TURN_MESSAGES_LEAST, PASS_MESSAGES // max(turns, <uint32_t>1))
+            )
             while turns:
                 turns -= 1
+                core.turns_to_wait -= core.turns_to_wait != 0
                 slot = attention_pop(core)
                 take_turn(core, slot, &used, events)
                 if (

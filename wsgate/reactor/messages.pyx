@@ -23,7 +23,7 @@ from wsgate.reactor.structs cimport (
     BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
     MESSAGES_IN, MESSAGE_BYTES_IN, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES, PASS_BYTES, PASS_MESSAGES,
     PEER_CLOSED, PEER_CLOSE_SEEN, PINGS_IN, PONGS_IN, PROTOCOL_ERROR, Pass, STATE_CLOSING, STATE_HEAD,
-    STATE_OPEN, TOO_MANY_FRAGMENTS, TURN_FRAMES, TURN_MESSAGES,
+    STATE_OPEN, TOO_MANY_FRAGMENTS, TURN_FRAMES,
 )
 from wsgate.reactor.table cimport at, handle_of
 from wsgate.reactor.wheel cimport wheel_arm
@@ -294,7 +294,7 @@ cdef int64_t parse_frames(
     cdef uint32_t frames = 0, messages = used.messages
     cdef int step, outcome = 0
     while place < size:
-        if frames >= TURN_FRAMES or used.messages - messages >= TURN_MESSAGES:
+        if frames >= TURN_FRAMES or used.messages - messages >= used.turn_messages:
             return place
         if used.messages >= PASS_MESSAGES or used.bytes >= PASS_BYTES:
             return place

@@ -46,7 +46,8 @@ cdef enum:
     PASS_OPENS = 32
     PASS_BYTES = 1048576
     PASS_NS = 2000000
-    TURN_MESSAGES = 64           # of which one connection may take this much before the next
+    TURN_MESSAGES = 64           # of which one connection may take this many before the next,
+    TURN_MESSAGES_LEAST = 8      # and fewer the more are waiting
     TURN_FRAMES = 256
     SLICE_NS = 2000000           # one flush
     STALL_MS = 2000              # a tick later than this is our own pause
@@ -363,6 +364,7 @@ ctypedef struct Pass:            # what one poll has used of its budget
     uint32_t messages
     uint32_t opens
     uint64_t bytes
+    uint32_t turn_messages       # what one turn may take
     int64_t until_ns
 
 ctypedef struct Bye:             # what goes before a Close the reactor itself sends
@@ -394,6 +396,7 @@ ctypedef struct Core:
     uint32_t free_slot           # linked through attention_next
     uint32_t connections         # slots in use
     List attention
+    uint32_t turns_to_wait       # until epoll is asked again: one round of the attention queue
     List failed
     List urgent
     List bulk

@@ -1,0 +1,90 @@
+# Everything a developer does, by one word; `make help` lists them. Each verb first sets up what it
+# needs: .venv with the build and test tools, the compiled modules in place, the load engine, the floor.
+# Stamps under .venv remember what was done, so a second run starts at once.
+
+# The first one that is recent enough; `make PYTHON=...` to choose another.
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; \
+	done; echo python3)
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+STAMPS := $(VENV)/stamps
+
+REACTOR := $(wildcard wsgate/reactor/*.pyx wsgate/reactor/*.pxd)
+ENGINE := $(wildcard loadtest/engine/*.pyx loadtest/engine/*.pxd) loadtest/setup_engine.py
+# What stubtest compares: every compiled module that shows itself to Python.
+TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/reactor/*.pyi))
+TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
+COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
+
+.PHONY: help run build test check bench conformance format clean
+
+help:
+	@echo "make run          start a gateway (comes with the next part)"
+	@echo "make build        set up .venv and compile everything in place"
+	@echo "make test         build, then run all tests"
+	@echo "make check        ruff, mypy --strict, stubtest"
+	@echo "make conformance  Autobahn|Testsuite against the installed wheel (PROFILE=full: all 517 cases)"
+	@echo "make bench        the short benchmark, beside the floor of this machine"
+	@echo "make format       let ruff format the code"
+	@echo "make clean        remove what was built; .venv and .cache stay"
+
+run:
+	@echo "Not yet: the gateway itself comes with the next part. Try: make test, make bench"
+
+build: $(STAMPS)/reactor $(STAMPS)/engine
+	@$(MAKE) --no-print-directory -C loadtest/floor
+
+test: build
+	$(RUN) -m pytest --junitxml=reports/tests.xml
+
+check: build
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(RUN) -m mypy
+	$(RUN) -m mypy.stubtest --allowlist tests/support/stubtest-allowlist.txt \
+		--ignore-unused-allowlist $(COMPILED)
+
+bench: build
+	$(RUN) -m loadtest.bench
+
+# The quick profile, then the proof that the runner can turn red. It builds the wheel it tests.
+PROFILE ?= quick
+conformance: $(STAMPS)/tools
+	$(RUN) -m tests.conformance.autobahn.runner --profile $(PROFILE)
+	$(RUN) -m tests.conformance.autobahn.runner --prove
+
+format: $(STAMPS)/tools
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf build dist reports *.egg-info $(STAMPS)/reactor $(STAMPS)/engine
+	find wsgate loadtest -name '*.so' -delete
+	find wsgate loadtest tests -name __pycache__ -prune -exec rm -rf {} +
+	$(MAKE) --no-print-directory -C loadtest/floor clean
+
+$(RUN):
+	sh tests/support/system_packages.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+# pip installs dependency groups since 25.1; a new environment may hold an older one.
+$(STAMPS)/tools: pyproject.toml | $(RUN)
+	$(RUN) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(RUN) -m pip install --quiet --group dev
+	@mkdir -p $(STAMPS) && touch $@
+
+# Editable: Python changes need nothing, and setup.py keeps the objects for the next time.
+$(STAMPS)/installed: pyproject.toml setup.py | $(STAMPS)/tools
+	$(RUN) -m pip install --quiet --no-build-isolation --editable .
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/reactor: $(REACTOR) setup.py $(STAMPS)/installed
+	$(RUN) setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(STAMPS)/engine: $(ENGINE) $(STAMPS)/tools
+	$(RUN) loadtest/setup_engine.py --quiet build_ext --inplace
+	@touch $@

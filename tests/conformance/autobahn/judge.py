@@ -1,0 +1,153 @@
+"""What counts as conforming: the results of Autobahn|Testsuite in, a verdict out; pure.
+
+The suite exits with 0 whether cases failed or nothing ran at all, so nothing of it is believed but
+the results themselves: every expected case must be there, and each must be OK.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypedDict
+
+__all__ = [
+    "PROFILES",
+    "SECTIONS",
+    "CaseResult",
+    "Deviation",
+    "Verdict",
+    "judge",
+    "parse_deviations",
+]
+
+SECTIONS: Final[Mapping[str, int]] = {
+    "1": 16,  # framing
+    "2": 11,  # pings and pongs
+    "3": 7,  # reserved bits
+    "4": 10,  # opcodes
+    "5": 20,  # fragmentation
+    "6": 145,  # UTF-8
+    "7": 37,  # close handshake
+    "9": 54,  # limits and speed
+    "10": 1,  # miscellaneous
+    "12": 90,  # compression, payloads
+    "13": 126,  # compression, parameters
+}
+"""How many cases each section has."""
+
+PROFILES: Final[Mapping[str, tuple[str, ...]]] = {
+    "quick": tuple(section for section in SECTIONS if section not in ("9", "12", "13")),
+    "full": tuple(SECTIONS),
+}
+
+# The suite judges these for information only: RFC 6455 leaves the behaviour open.
+INFORMATIONAL: Final = frozenset({"7.1.6", "7.13.1", "7.13.2"})
+# permessage-deflate is not offered yet: the suite then finds nothing to judge.
+UNIMPLEMENTED: Final = frozenset({"12", "13"})
+
+Deviation = tuple[str, str]
+"""`(behavior, behaviorClose)` as the suite spells them; in an allow-list `OK/NON-STRICT` means either."""
+
+
+class CaseResult(TypedDict):
+    """One entry of the suite's index.json."""
+
+    behavior: str
+    behaviorClose: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the results amount to."""
+
+    counts: Mapping[str, int]
+    """How many cases had each behavior."""
+    faults: tuple[str, ...]
+    """One line for each thing that is wrong, in the order of the cases; empty means conforming."""
+
+    @property
+    def conforms(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+
+def judge(
+    results: Mapping[str, CaseResult],
+    sections: Iterable[str],
+    deviations: Mapping[str, Deviation],
+) -> Verdict:
+    """The verdict on one server's results.
+
+    Args:
+        results: By case id, as index.json has them.
+        sections: The sections that were meant to run; each must be there with all its cases.
+        deviations: Cases that may differ from OK, and must do it in exactly the way listed.
+    """
+    chosen = tuple(sections)
+    faults = _count_faults(results, chosen)
+    for case in sorted(results, key=_case_order):
+        found = (results[case]["behavior"], results[case]["behaviorClose"])
+        if case in deviations:
+            if not all(map(_is_one_of, found, deviations[case])):
+                faults.append(f"{case}: {_show(found)}, but {_show(deviations[case])} is allowed for")
+        elif not _is_fine(case, found):
+            faults.append(f"{case}: {_show(found)}")
+    faults += [
+        f"{case}: allowed for, but did not run"
+        for case in deviations
+        if _section(case) in chosen and case not in results
+    ]
+    return Verdict(Counter(result["behavior"] for result in results.values()), tuple(faults))
+
+
+def parse_deviations(text: str) -> dict[str, Deviation]:
+    """The allow-list: a case a line with behavior, behaviorClose and a reason, or a `#` comment.
+
+    Raises:
+        ValueError: A line is not of that form; a deviation without a reason is not accepted.
+    """
+    deviations = {}
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = [field.strip() for field in line.split(",", 3)]
+        if len(fields) < 4 or not all(fields):
+            raise ValueError(f"not a case, its behavior, its behaviorClose and a reason: {line!r}")
+        case, behavior, behavior_close, _ = fields
+        deviations[case] = (behavior, behavior_close)
+    return deviations
+
+
+def _count_faults(results: Mapping[str, CaseResult], sections: tuple[str, ...]) -> list[str]:
+    """Cases that are missing, or that nobody asked for."""
+    found = Counter(map(_section, results))
+    expected = {section: SECTIONS[section] for section in sections}
+    return [
+        f"section {section}: {found[section]} results, expected exactly {expected.get(section, 0)}"
+        for section in sorted(expected | found, key=int)
+        if found[section] != expected.get(section, 0)
+    ]
+
+
+def _is_one_of(found: str, allowed: str) -> bool:
+    return found in allowed.split("/")
+
+
+def _is_fine(case: str, found: Deviation) -> bool:
+    behavior, behavior_close = found
+    if case in INFORMATIONAL:
+        return behavior in ("OK", "INFORMATIONAL") and behavior_close in ("OK", "INFORMATIONAL")
+    if behavior == "UNIMPLEMENTED":
+        return _section(case) in UNIMPLEMENTED and behavior_close in ("OK", "UNIMPLEMENTED")
+    return found == ("OK", "OK")
+
+
+def _show(found: Deviation) -> str:
+    return f"behavior {found[0]}, close {found[1]}"
+
+
+def _section(case: str) -> str:
+    return case.partition(".")[0]
+
+
+def _case_order(case: str) -> tuple[int, ...]:
+    return tuple(map(int, case.split(".")))

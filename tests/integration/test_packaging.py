@@ -1,0 +1,122 @@
+"""What a stranger gets: the sdist holds what is needed to build, the wheel what is needed to run."""
+
+import subprocess
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from tests.support.wheel import InstalledWheel, clean_environment, installed_wheel
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted(path.stem for path in (ROOT / "wsgate" / "reactor").glob("*.pyx"))
+
+pytestmark = pytest.mark.slow
+
+# Run by the interpreter that has the wheel, from a directory that has nothing.
+ECHO = """
+import socket, sys, time
+import wsgate.reactor, wsgate.reactor.loop
+from wsgate.handshake import accept, parse_head
+
+def now_ms():
+    return time.monotonic_ns() // 1_000_000
+
+HEAD = (b"GET /ws HTTP/1.1\\r\\nHost: localhost\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\nSec-WebSocket-Version: 13\\r\\n\\r\\n")
+HELLO = bytes.fromhex("8185000000006865 6c6c6f")  # "hello" with a zero mask
+ours, theirs = socket.socketpair()
+theirs.setblocking(False)
+reactor = wsgate.reactor.Reactor(now_ms=now_ms())
+reactor.adopt(theirs.detach(), now_ms=now_ms())
+ours.settimeout(10)
+ours.sendall(HEAD + HELLO)
+received = b""
+while not received.endswith(b"\\x81\\x05hello"):
+    for kind, conn, value in reactor.poll(now_ms()):
+        if kind == 3:
+            reactor.upgrade(conn, accept(parse_head(value)).response)
+        elif kind == 1:
+            reactor.send(conn, value)
+    reactor.flush(now_ms())
+    try:
+        received += ours.recv(4096, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        continue
+print(wsgate.reactor.loop.__file__)
+print(received.split(b"\\r\\n")[0].decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def built() -> InstalledWheel:
+    return installed_wheel()
+
+
+def wheel_names(built: InstalledWheel) -> list[PurePosixPath]:
+    with zipfile.ZipFile(built.wheel) as archive:
+        return [PurePosixPath(name) for name in archive.namelist()]
+
+
+def sdist_names(built: InstalledWheel) -> list[PurePosixPath]:
+    """Paths in the sdist, below its one top folder."""
+    with tarfile.open(built.sdist) as archive:
+        return [PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()]
+
+
+def test_the_installed_wheel_echoes_from_another_directory(built: InstalledWheel, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [built.python, "-c", ECHO],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    module, status_line = done.stdout.splitlines()
+    assert "site-packages" in Path(module).parts
+    assert status_line == "HTTP/1.1 101 Switching Protocols"
+
+
+def test_the_wheel_holds_wsgate_and_nothing_else(built: InstalledWheel) -> None:
+    tops = {name.parts[0] for name in wheel_names(built)}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"wsgate"}
+    assert not [name for name in wheel_names(built) if name.suffix in (".c", ".pyx", ".o", ".pyc")]
+
+
+def test_the_wheel_holds_every_compiled_module_and_its_types(built: InstalledWheel) -> None:
+    names = [str(name) for name in wheel_names(built)]
+    compiled = {PurePosixPath(name).name.partition(".")[0] for name in names if name.endswith(".so")}
+    assert compiled == set(MODULES)
+    assert "wsgate/py.typed" in names
+    for path in (ROOT / "wsgate").rglob("*.p[yx][id]"):
+        assert str(path.relative_to(ROOT)) in names
+
+
+def test_the_sdist_holds_the_sources_and_no_generated_c(built: InstalledWheel) -> None:
+    names = {str(name) for name in sdist_names(built)}
+    for path in (ROOT / "wsgate").rglob("*"):
+        if path.suffix in (".py", ".pyx", ".pxd", ".pyi", ".typed"):
+            assert str(path.relative_to(ROOT)) in names
+    assert {"pyproject.toml", "setup.py", "LICENSE"} <= names
+    assert not [name for name in names if name.endswith((".c", ".so", ".o", ".pyc"))]
+    assert not [name for name in names if name.partition("/")[0] in ("tests", "loadtest", "build", ".cache")]
+
+
+def test_nothing_generated_lies_beside_the_sources() -> None:
+    assert not list((ROOT / "wsgate").rglob("*.c"))
+    assert not list((ROOT / "wsgate").rglob("*.html"))
+
+
+def test_the_version_has_one_source(built: InstalledWheel) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project
+    probe = "import wsgate, importlib.metadata as m; print(wsgate.__version__, m.version('wsgate'))"
+    command = [str(built.python), "-I", "-c", probe]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True)
+    in_module, in_metadata = done.stdout.split()
+    assert in_module == in_metadata

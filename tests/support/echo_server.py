@@ -1,0 +1,140 @@
+"""The reactor with default settings and an echo handler: what Autobahn|Testsuite is run against.
+
+Not part of wsgate, which never echoes. Run it with the interpreter of the environment whose wsgate is
+meant; it imports nothing else of this tree::
+
+    python tests/support/echo_server.py [--port 0] [--defect corrupt-payload] [--roomy]
+
+Prints the port on the first line and the file of the compiled loop on the second, then serves until
+it is terminated.
+"""
+
+import argparse
+import asyncio
+import signal
+import time
+
+import uvloop
+
+import wsgate.reactor.loop
+from wsgate.handshake import Refusal, accept, parse_head
+from wsgate.reactor import Reactor, Settings, open_listener
+from wsgate.reactor.events import OPEN
+
+__all__ = ["DEFECTS", "EchoServer"]
+
+TICK_S = 0.25
+
+# For section 9 of the suite, which echoes messages of 16 MiB and of 65,536 fragments: beyond every default.
+ROOMY = Settings(
+    message_limit_bytes=16 * 1024 * 1024,
+    fragments_limit=1024 * 1024,
+    outbox_limit_bytes=64 * 1024 * 1024,
+)
+
+# Planted to prove that the conformance runner turns red.
+DEFECTS = ("none", "corrupt-payload", "swap-opcode", "drop-message")
+
+
+def now_ms() -> int:
+    """Milliseconds of the monotonic clock."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class EchoServer:
+    """Sends every message back as it came."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        port: int,
+        *,
+        settings: Settings | None = None,
+        defect: str = "none",
+    ) -> None:
+        """Open the listener and hook the reactor into the loop.
+
+        Args:
+            loop: Where the reactor's descriptor is registered, once.
+            port: 0 lets the kernel choose.
+            settings: The defaults if not given.
+            defect: One of `DEFECTS`.
+        """
+        self._loop = loop
+        self._defect = defect
+        self._reactor = Reactor(settings or Settings(), now_ms=now_ms())
+        self._listener = open_listener("127.0.0.1", port)
+        self._pass_is_scheduled = False
+        self.port: int = self._listener.getsockname()[1]
+        self._reactor.listen(self._listener.fileno())
+        loop.add_reader(self._reactor.fileno(), self._pass)
+        loop.call_later(TICK_S, self._tick)
+
+    def close(self) -> None:
+        """Drop every connection and give back what was opened."""
+        self._loop.remove_reader(self._reactor.fileno())
+        self._reactor.shutdown()
+        self._listener.close()
+
+    def _pass(self) -> None:
+        """One turn: take events, act on them, write; come again at once if there is more to do."""
+        reactor = self._reactor
+        for kind, conn, value in reactor.poll(now_ms()):
+            if kind < OPEN:
+                assert isinstance(value, bytes)
+                self._echo(conn, kind, value)
+            elif kind == OPEN:
+                assert isinstance(value, bytes)
+                self._open(conn, value)
+        if (reactor.flush(now_ms()) or reactor.more) and not self._pass_is_scheduled:
+            self._pass_is_scheduled = True
+            self._loop.call_soon(self._scheduled_pass)
+
+    def _scheduled_pass(self) -> None:
+        self._pass_is_scheduled = False
+        self._pass()
+
+    def _tick(self) -> None:
+        self._loop.call_later(TICK_S, self._tick)
+        self._reactor.tick(now_ms())
+        self._pass()
+
+    def _open(self, conn: int, head: bytes) -> None:
+        request = parse_head(head)
+        if isinstance(request, Refusal):
+            self._reactor.refuse(conn, request.response)
+        else:
+            self._reactor.upgrade(conn, accept(request).response)
+
+    def _echo(self, conn: int, opcode: int, payload: bytes) -> None:
+        if self._defect == "corrupt-payload":
+            payload = payload[:-1] + b"#"
+        elif self._defect == "swap-opcode":
+            opcode = 3 - opcode
+        elif self._defect == "drop-message":
+            return
+        self._reactor.send(conn, payload, opcode)
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--defect", choices=DEFECTS, default="none")
+    parser.add_argument("--roomy", action="store_true", help="limits for section 9 of the suite")
+    arguments = parser.parse_args()
+    loop = uvloop.new_event_loop()
+    settings = ROOMY if arguments.roomy else Settings()
+    server = EchoServer(loop, arguments.port, settings=settings, defect=arguments.defect)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, loop.stop)
+    print(server.port, wsgate.reactor.loop.__file__, sep="\n", flush=True)
+    try:
+        loop.run_forever()
+    finally:
+        server.close()
+        loop.close()
+
+
+if __name__ == "__main__":
+    main()

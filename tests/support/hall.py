@@ -1,0 +1,197 @@
+"""A rig with a real door: a TCP listener, real clients, and the real handshake behind it.
+
+What `rig` does with socket pairs, for what only a listener shows: accepting, refusing, heads, resets.
+Loopback TCP delivers in its own time, so `settle` waits for a condition, bounded, and never for a
+duration. Also here, because attacks need them: how many descriptors this process may open and has
+open, its proportional set size, and a Python child whose death is the finding.
+"""
+
+import contextlib
+import os
+import re
+import resource
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.support.rig import Peer, Rig
+from wsgate.handshake import Refusal, accept, parse_head
+from wsgate.reactor import GateLimits, ListenerOptions, Settings, events, open_listener
+from wsgate.reactor.events import Event
+
+__all__ = [
+    "HEAD",
+    "REFUSAL",
+    "Hall",
+    "hall",
+    "is_readable",
+    "open_descriptors",
+    "proportional_bytes",
+    "raise_descriptors",
+    "reset",
+    "run_child",
+    "settle",
+    "shake_hands",
+]
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+HEAD: Final = (
+    b"GET /chat HTTP/1.1\r\nHost: example.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+REFUSAL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 3\r\n"
+    b"Content-Length: 5\r\n\r\nfull\n"
+)
+WAIT_ROUNDS: Final = 3000  # of a millisecond: what a busy machine may take to deliver a loopback packet
+
+
+def shake_hands(bench: Rig, event: Event) -> None:
+    """Answer an `OPEN` as the shard does, with `wsgate.handshake`."""
+    kind, conn, value = event
+    if kind != events.OPEN:
+        return
+    assert isinstance(value, bytes)
+    request = parse_head(value)
+    if isinstance(request, Refusal):
+        bench.reactor.refuse(conn, request.response)
+    else:
+        bench.reactor.upgrade(conn, accept(request).response)
+
+
+class Hall(Rig):
+    """A rig that listens."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        limits: GateLimits | None = None,
+        options: ListenerOptions | None = None,
+        refusal: bytes = REFUSAL,
+        on_event: Callable[[Rig, Event], None] | None = shake_hands,
+        now_ms: int = 1_000_000,
+    ) -> None:
+        """Listen on a free port; no deferred accept unless `options` ask for it."""
+        super().__init__(settings, now_ms=now_ms, on_event=on_event)
+        self.listener = open_listener("127.0.0.1", 0, options or ListenerOptions(defer_accept_s=0))
+        self.reactor.set_gate(limits or GateLimits(), refusal)
+        self.reactor.listen(self.listener.fileno())
+
+    def dial(self, data: bytes = b"", *, receive_buffer_bytes: int = 0) -> Peer:
+        """A connected client that has sent `data`; its `conn` is 0 until `meet`."""
+        sock = socket.socket()
+        if receive_buffer_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        sock.connect(self.listener.getsockname())
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer = Peer(sock, 0)
+        self.peers.append(peer)
+        if data:
+            assert peer.send(data) == len(data)
+        return peer
+
+    def meet(self, peer: Peer) -> Peer:
+        """Turn until this client is open for frames; its answer is taken off, its handle known."""
+        name = "{}:{}".format(*peer.sock.getsockname())
+
+        def look() -> bool:
+            for kind, conn, _ in self.events:
+                if kind == events.OPEN and self.reactor.peer(conn) == name:
+                    peer.conn = conn
+            peer.receive()
+            return bool(peer.conn) and b"\r\n\r\n" in peer.received
+
+        settle(self, look)
+        head, _, rest = bytes(peer.received).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        peer.received = bytearray(rest)
+        return peer
+
+    def close(self) -> None:
+        """Close all, the door too."""
+        super().close()
+        self.listener.close()
+
+
+@contextmanager
+def hall(
+    settings: Settings | None = None,
+    *,
+    limits: GateLimits | None = None,
+    options: ListenerOptions | None = None,
+    refusal: bytes = REFUSAL,
+    on_event: Callable[[Rig, Event], None] | None = shake_hands,
+    now_ms: int = 1_000_000,
+) -> Iterator[Hall]:
+    """A `Hall` that is closed at the end."""
+    bench = Hall(settings, limits=limits, options=options, refusal=refusal, on_event=on_event, now_ms=now_ms)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+def settle(bench: Rig, condition: Callable[[], bool]) -> None:
+    """Turn until the condition holds; fails when the kernel has had ample time and it does not."""
+    for _ in range(WAIT_ROUNDS):
+        bench.turn()
+        if condition():
+            return
+        time.sleep(0.001)
+    raise AssertionError("it did not come about")
+
+
+def is_readable(bench: Rig) -> bool:
+    """Whether an event loop would call the reactor now: what a spinning reactor is seen by."""
+    with select.epoll() as outer:
+        outer.register(bench.reactor.fileno(), select.EPOLLIN)
+        return bool(outer.poll(0))
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def open_descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def raise_descriptors(wanted: int) -> int:
+    """Raise the soft limit as far as allowed; how many more may be opened, `wanted` at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = wanted + open_descriptors() + 64
+    if soft < need:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (need if hard < 0 else min(need, hard), hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(wanted, soft - open_descriptors() - 64)
+
+
+def proportional_bytes() -> int:
+    """The proportional set size of this process."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+    assert found is not None
+    return int(found.group(1)) * 1024
+
+
+def run_child(code: str, *, debug_malloc: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a child of the tree's root; a signal that ends it is in `returncode`."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
+    if debug_malloc:
+        environment["PYTHONMALLOC"] = "debug"
+        environment["MALLOC_PERTURB_"] = "165"
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, cwd=ROOT
+    )

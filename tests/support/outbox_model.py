@@ -1,0 +1,274 @@
+"""What a connection's outbox should do, in plain Python and from its rules alone.
+
+The rules are those at the head of `wsgate/reactor/outbox.pyx`. Everything is a list and recomputed
+when asked for: slow, and simple enough to be believed. The one thing a model cannot know is how many
+bytes a socket took; whoever drives it says so.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from wsgate.reactor import events
+
+__all__ = ["PONG_SLOT_BYTES", "PONG_SLOT_FRAMES", "Kind", "OutboxModel", "Waiting", "server_frame"]
+
+GAP_BYTES = 64
+PONG_SLOT_FRAMES = 16
+PONG_SLOT_BYTES = 968
+
+
+def server_frame(opcode: int, payload: bytes) -> bytes:
+    """One final, unmasked frame."""
+    size = len(payload)
+    if size < 126:
+        return bytes([0x80 | opcode, size]) + payload
+    if size < 65536:
+        return bytes([0x80 | opcode, 126]) + size.to_bytes(2, "big") + payload
+    return bytes([0x80 | opcode, 127]) + size.to_bytes(8, "big") + payload
+
+
+class Kind(Enum):
+    """What an entry is, as far as the rules tell entries apart."""
+
+    CONTROL = "control"
+    REPLY = "reply"
+    PUBLICATION = "publication"
+    GAP = "gap"
+
+
+@dataclass
+class Waiting:
+    """One entry. A gap has no `wire` until it is turned into a message."""
+
+    kind: Kind
+    wire: bytes
+    queued_ms: int | None
+    channel: bytes = b""
+    position: int = 0
+    first: int = 0
+    last: int = 0
+
+
+@dataclass
+class OutboxModel:
+    """One connection's outbox: what waits, what was written, what was dropped."""
+
+    limit_bytes: int
+    limit_frames: int
+    age_ms: int
+    policies: dict[bytes, int]
+    variant: int = 0
+    entries: list[Waiting] = field(default_factory=list)
+    head_written: int = 0
+    pongs: list[bytes] = field(default_factory=list)
+    pong_written: int = 0
+    wire: bytearray = field(default_factory=bytearray)  # everything written so far
+    blocked: bool = False
+    paused: bool = False
+    is_open: bool = True
+    dropped_policy: int = 0
+    dropped_closing: int = 0
+    pongs_dropped: int = 0
+    gaps: int = 0
+
+    # --- accounts ---------------------------------------------------------------------------------
+
+    def size_of(self, entry: Waiting) -> int:
+        """What an entry is charged."""
+        return GAP_BYTES if entry.kind is Kind.GAP else len(entry.wire)
+
+    @property
+    def bytes_waiting(self) -> int:
+        """What all entries are charged, less what is written of the first."""
+        return sum(self.size_of(entry) for entry in self.entries) - self.head_written
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits, pongs included."""
+        return not self.entries and not self.pongs
+
+    def is_over(self, size: int) -> bool:
+        """Whether one more entry of this size would be too much."""
+        return self.bytes_waiting + size > self.limit_bytes or len(self.entries) + 1 > self.limit_frames
+
+    # --- rules 1 to 4 -----------------------------------------------------------------------------
+
+    def push(self, entry: Waiting) -> bool:
+        """Queue an entry by the rules; False when that ends the connection instead."""
+        if entry.kind is not Kind.CONTROL:
+            while self.is_over(len(entry.wire)):
+                index = self.oldest_droppable(entry)
+                if index is not None:
+                    self.drop(index)
+                elif (
+                    entry.kind is Kind.PUBLICATION
+                    and self.policies[entry.channel] == events.POLICY_DROP_OLDEST
+                ):
+                    return self.drop_newcomer(entry)
+                else:
+                    self.fail()
+                    return False
+        self.entries.append(entry)
+        self.pause_if_over_half()
+        return True
+
+    def is_droppable(self, index: int, newcomer: Waiting | None) -> bool:
+        """Rule 2, with the entry that arrives as one that may be newer."""
+        entry = self.entries[index]
+        if entry.kind is not Kind.PUBLICATION or (index == 0 and self.head_written):
+            return False
+        policy = self.policies[entry.channel]
+        if policy == events.POLICY_DROP_OLDEST:
+            return True
+        newer = self.entries[index + 1 :] + ([newcomer] if newcomer else [])
+        return policy == events.POLICY_LATEST_ONLY and any(
+            other.kind is Kind.PUBLICATION and other.channel == entry.channel for other in newer
+        )
+
+    def oldest_droppable(self, newcomer: Waiting) -> int | None:
+        """The first entry that may give way to this one."""
+        return next((i for i in range(len(self.entries)) if self.is_droppable(i, newcomer)), None)
+
+    # --- rule 5 -----------------------------------------------------------------------------------
+
+    def drop(self, index: int) -> None:
+        """One entry gives way: into its channel's gap before it, or a gap in its place."""
+        entry = self.entries[index]
+        gap = self.gap_of(entry.channel, index)
+        self.dropped_policy += 1
+        if gap is not None:
+            self.widen(gap, entry.position)
+            del self.entries[index]
+        else:
+            self.entries[index] = self.new_gap(entry)
+
+    def drop_newcomer(self, entry: Waiting) -> bool:
+        """Rule 3: the publication that arrives gives way."""
+        gap = self.gap_of(entry.channel, len(self.entries))
+        if gap is not None:
+            self.widen(gap, entry.position)
+        elif self.is_over(GAP_BYTES):
+            self.fail()
+            return False
+        else:
+            self.entries.append(self.new_gap(entry))
+        self.dropped_policy += 1
+        self.pause_if_over_half()
+        return True
+
+    def gap_of(self, channel: bytes, end: int) -> Waiting | None:
+        """The last pending gap of a channel before an index."""
+        for entry in reversed(self.entries[:end]):
+            if entry.kind is Kind.GAP and entry.channel == channel:
+                return entry
+        return None
+
+    def new_gap(self, entry: Waiting) -> Waiting:
+        """A gap that says one publication is missing."""
+        return Waiting(Kind.GAP, b"", None, entry.channel, 0, entry.position, entry.position)
+
+    def widen(self, gap: Waiting, position: int) -> None:
+        """A gap takes in a later publication."""
+        gap.first = gap.first or position
+        gap.last = position or gap.last
+
+    # --- age --------------------------------------------------------------------------------------
+
+    def grow_old(self, now_ms: int) -> bool:
+        """Drop what is too old; False when an entry that is must stay, which ends the connection."""
+        index = 0
+        while index < len(self.entries):
+            queued_ms = self.entries[index].queued_ms
+            if queued_ms is None or now_ms - queued_ms < self.age_ms:
+                index += 1
+            elif self.is_droppable(index, None):
+                self.drop(index)
+            else:
+                self.fail()
+                return False
+        return True
+
+    # --- pongs ------------------------------------------------------------------------------------
+
+    def pong_fits(self, pong: bytes) -> bool:
+        """Whether the control slot has room."""
+        waiting = sum(map(len, self.pongs))
+        return len(self.pongs) < PONG_SLOT_FRAMES and waiting + len(pong) <= PONG_SLOT_BYTES
+
+    def push_pong(self, pong: bytes) -> None:
+        """Queue a pong at a blocked socket, or into a slot with room: older ones give way."""
+        while not self.pong_fits(pong):
+            self.drop_pong()
+        self.pongs.append(pong)
+
+    def drop_pong(self) -> None:
+        """The oldest pong that is not half-written gives way."""
+        del self.pongs[1 if self.pong_written else 0]
+        self.pongs_dropped += 1
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def render(self) -> None:
+        """A visit turns every gap it reaches into a message. A gap has no age, before and after."""
+        for entry in self.entries:
+            if entry.kind is Kind.GAP:
+                entry.kind = Kind.CONTROL
+                entry.wire = self.gap_wire(entry)
+                self.gaps += 1
+
+    def gap_wire(self, gap: Waiting) -> bytes:
+        """The message that stands for a gap."""
+        payload = b"gap %d %s %d-%d" % (self.variant, gap.channel, gap.first, gap.last)
+        return server_frame(1 + self.variant, payload)
+
+    def write(self, count: int) -> None:
+        """The socket took so many bytes of what was offered."""
+        progressed = count > 0
+        while count:
+            if self.pongs and not self.head_written:
+                count = self.write_pong(count)
+            else:
+                count = self.write_entry(count)
+        if progressed and self.paused and not self.is_over_half():
+            self.paused = False
+
+    def write_pong(self, count: int) -> int:
+        """Bytes left after the first pong took its share."""
+        taken = self.pongs[0][self.pong_written :][:count]
+        self.wire += taken
+        self.pong_written += len(taken)
+        if self.pong_written == len(self.pongs[0]):
+            del self.pongs[0]
+            self.pong_written = 0
+        return count - len(taken)
+
+    def write_entry(self, count: int) -> int:
+        """Bytes left after the first entry took its share."""
+        taken = self.entries[0].wire[self.head_written :][:count]
+        assert taken, "more was written than waited"
+        self.wire += taken
+        self.head_written += len(taken)
+        if self.head_written == len(self.entries[0].wire):
+            del self.entries[0]
+            self.head_written = 0
+        return count - len(taken)
+
+    # --- the rest ---------------------------------------------------------------------------------
+
+    def is_over_half(self) -> bool:
+        """Whether whoever does not take answers may not ask more."""
+        return self.bytes_waiting * 2 > self.limit_bytes or len(self.entries) * 2 > self.limit_frames
+
+    def pause_if_over_half(self) -> None:
+        """After every push."""
+        self.paused = self.paused or self.is_over_half()
+
+    def fail(self) -> None:
+        """4010: whole unsent entries and pongs go."""
+        kept = 1 if self.head_written else 0
+        self.dropped_closing += len(self.entries) - kept
+        del self.entries[kept:]
+        kept = 1 if self.pong_written else 0
+        self.pongs_dropped += len(self.pongs) - kept
+        del self.pongs[kept:]
+        self.is_open = False

@@ -1,0 +1,57 @@
+#!/bin/sh
+# Makes sure that the interpreter given can make environments and compile: a C compiler, the C library's
+# headers, Python's own headers, the venv module. What is missing is installed with apt-get where that
+# is allowed (root, or sudo that asks nothing); else one line says what to install, and it fails.
+# Usage: system_packages.sh PYTHON
+set -eu
+python=$1
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "wsgate needs CPython 3.11 or later, and '$python' is not: make PYTHON=/path/to/python3.11 ..." >&2
+    exit 1
+fi
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+missing_packages() {
+    packages=
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || packages="$packages python$version-venv"
+    headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    test -f "$headers/Python.h" || packages="$packages python$version-dev"
+    command -v "${CC:-cc}" >/dev/null || packages="$packages gcc"
+    # gcc alone does not bring the C library's headers.
+    echo '#include <stdlib.h>' | "${CC:-cc}" -E - >/dev/null 2>&1 || packages="$packages libc6-dev"
+    echo $packages
+}
+
+missing=$(missing_packages)
+test -n "$missing" || exit 0
+
+# Debian's packages serve Debian's interpreter only.
+base=$("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')
+case "$missing" in
+*python*)
+    if test "$base" != /usr; then
+        echo "'$python' lacks its headers or its venv module; take a complete one: make PYTHON=..." >&2
+        exit 1
+    fi ;;
+esac
+
+as_root=
+if test "$(id -u)" != 0; then
+    as_root="sudo -n"
+fi
+if command -v apt-get >/dev/null && { test -z "$as_root" || $as_root true 2>/dev/null; }; then
+    echo "installing: $missing"
+    # An update that fails for one source must not stop an installation that works without it.
+    $as_root apt-get -q update || true
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $missing
+else
+    echo "please install, then try again: $missing" >&2
+    exit 1
+fi
+
+missing=$(missing_packages)
+if test -n "$missing"; then
+    echo "still missing after the installation: $missing" >&2
+    exit 1
+fi

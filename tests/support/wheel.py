@@ -1,0 +1,105 @@
+"""The wheel as a stranger gets it: built from the sdist, installed into an environment of its own.
+
+What is tested against it cannot lean on the source tree by accident. Everything lives under
+.cache/wheel and is made again only when a file that goes into the wheel has changed.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+__all__ = ["InstalledWheel", "clean_environment", "installed_wheel"]
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+CACHE: Final = ROOT / ".cache" / "wheel"
+SUFFIXES: Final = frozenset({".py", ".pyx", ".pxd", ".pyi", ".typed"})
+PACKAGING: Final = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledWheel:
+    """One build of the tree and where it is installed."""
+
+    sdist: Path
+    wheel: Path
+    python: Path
+    """The interpreter of an environment that holds the wheel, its dependencies and uvloop; no more."""
+
+
+def installed_wheel() -> InstalledWheel:
+    """The wheel of the tree as it is now, installed.
+
+    Costs a full compilation when the sources changed since the last call, else a few milliseconds.
+    One process builds at a time; others wait for it.
+
+    Raises:
+        RuntimeError: It does not build or does not install; carries what the tools printed.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        home = CACHE / _digest()
+        if not (home / "complete").exists():
+            _make(home)
+    return InstalledWheel(
+        sdist=_only(home / "dist", "*.tar.gz"),
+        wheel=_only(home / "dist", "*.whl"),
+        python=home / "environment" / "bin" / "python",
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    """Our environment variables without those that would lead a child's Python to the source tree."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
+
+def _digest() -> str:
+    """Names the state of everything that goes into the wheel, and the interpreter it is for."""
+    digest = hashlib.sha256(f"{sys.version} {sys.executable}".encode())
+    sources = (p for p in (ROOT / "wsgate").rglob("*") if p.suffix in SUFFIXES)
+    packaging = (p for p in map(ROOT.joinpath, PACKAGING) if p.exists())
+    for path in sorted([*sources, *packaging]):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _make(home: Path) -> None:
+    """Build and install into `home`; older builds go, since nothing will ask for them again."""
+    for old in CACHE.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+    # Without isolation: the tools are those of the development environment, nothing is downloaded.
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(home / "dist"), str(ROOT))
+    _run(sys.executable, "-m", "venv", str(home / "environment"))
+    wheel = _only(home / "dist", "*.whl")
+    python = home / "environment" / "bin" / "python"
+    # The echo server drives the reactor with uvloop, as shards will; wsgate does not depend on it yet.
+    _run(str(python), "-m", "pip", "install", "--quiet", str(wheel), f"uvloop=={version('uvloop')}")
+    (home / "complete").touch()
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def _run(*command: str) -> None:
+    result = subprocess.run(
+        command,
+        cwd=CACHE,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed with {result.returncode}:\n{result.stdout[-8000:]}")
