@@ -123,6 +123,9 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
         return NONE
     cell = cell_of(core, hash, name, size)
     if cell[0] != NONE:
+        channel = &core.channels.channels[cell[0]]
+        if channel.count == 0:
+            channel.policy = <uint8_t>policy  # only queued frames kept it: it starts anew
         return cell[0]
     if core.channels.free == NONE and grow_channels(core) < 0:
         return NONE

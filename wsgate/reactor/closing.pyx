@@ -25,11 +25,12 @@ from wsgate.reactor.outbox cimport (
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
 from wsgate.reactor.structs cimport (
-    BLOCKED, BYTE_RATE, CLASS_CONTROL, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, DEADLINE,
-    DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_UTF8,
-    LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE, OUT_OF_MEMORY,
-    PARTIAL_BYTES, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR, SHUTDOWN, SLOW_CONSUMER,
-    STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN, TOO_MANY_FRAGMENTS, WRITE_STALL,
+    BLOCKED, BYTE_RATE, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
+    DEADLINE, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL,
+    INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE,
+    OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
+    SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN,
+    TOO_MANY_FRAGMENTS, WANT_OUT, WRITE_STALL,
 )
 from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, enter
 from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm
@@ -80,6 +81,8 @@ cdef int deliver(
         return 0
     if not c.flags & BLOCKED:
         dirty_push(core, slot, urgent)
+    elif c.state == STATE_OPEN:
+        wheel_arm(core, slot, core.clock_ms + core.limits.outbox_age_ms)
     if not c.flags & PAUSED_OUTBOX and outbox_over_half(core, c):
         c.flags |= PAUSED_OUTBOX
     return 1
@@ -119,17 +122,17 @@ cdef void queue_close(Core *core, uint32_t slot) noexcept nogil:
             if core.byes[index].close_code == c.close_code and core.byes[index].frames[c.variant] != NULL:
                 outbox_push(core, c, core.byes[index].frames[c.variant], CLASS_CONTROL, NONE)
     frame = frame_close(core, c.close_code, NULL, 0)
-    send_last(core, slot, frame)
+    send_last(core, slot, frame, CLASS_CONTROL)
 
 
-cdef void send_last(Core *core, uint32_t slot, Frame *frame) noexcept nogil:
+cdef void send_last(Core *core, uint32_t slot, Frame *frame, int klass) noexcept nogil:
     """Queue the frame that ends the stream, and let the write deadline run. Owns the reference."""
     cdef Connection *c = at(core, slot)
     cdef int outcome
     if frame == NULL:
         release(core, slot, OUT_OF_MEMORY, True)
         return
-    outcome = outbox_push(core, c, frame, CLASS_CONTROL, NONE)
+    outcome = outbox_push(core, c, frame, klass, NONE)
     frame_release(core, frame)
     if outcome != PUSHED:
         release(core, slot, OUT_OF_MEMORY, True)
@@ -150,7 +153,11 @@ cdef void begin_close(
     cdef Connection *c = at(core, slot)
     c.reason = <uint8_t>reason
     c.close_code = code
-    send_last(core, slot, frame_close(core, code, text, size))
+    # Whoever paused it is done with it; the peer's Close is still to be read.
+    c.flags &= ~(PAUSED_APP | PAUSED_OUTBOX)
+    seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
+    attention_push(core, slot)
+    send_last(core, slot, frame_close(core, code, text, size), CLASS_CONTROL)
 
 
 cdef void end_with(Core *core, uint32_t slot, Frame *frame, int reason) noexcept nogil:
@@ -162,7 +169,7 @@ cdef void end_with(Core *core, uint32_t slot, Frame *frame, int reason) noexcept
     if frame == NULL:
         release(core, slot, reason, False)
         return
-    send_last(core, slot, frame)
+    send_last(core, slot, frame, CLASS_RESPONSE)
 
 
 cdef void all_written(Core *core, uint32_t slot) noexcept nogil:

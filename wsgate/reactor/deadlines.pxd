@@ -5,4 +5,5 @@ from libc.stdint cimport int64_t, uint32_t
 from wsgate.reactor.structs cimport Core
 
 cdef void deadlines_arm(Core *core, uint32_t slot) noexcept nogil
+cdef void deadlines_resume(Core *core, uint32_t slot) noexcept nogil
 cdef bint deadlines_run(Core *core, int64_t until_ns) noexcept nogil

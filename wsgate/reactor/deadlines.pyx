@@ -10,7 +10,7 @@ has to be kept in step. All are on the reactor's own clock, which stands still d
     LINGERING           the linger deadline: close
 """
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from wsgate.reactor.closing cimport deliver, end_with, fail, release
 from wsgate.reactor.outbox cimport PUSHED, outbox_drop_aged, outbox_oldest_ms
@@ -26,6 +26,7 @@ from wsgate.reactor.wheel cimport wheel_arm, wheel_pop
 
 cdef enum:
     NEVER = 0x3FFFFFFFFFFFFFFF
+    PAUSED = PAUSED_APP | PAUSED_OUTBOX    # what lies unread is our doing: no clock of the peer's runs
 
 
 cdef inline int64_t since(Core *core, uint32_t moment) noexcept nogil:
@@ -45,7 +46,7 @@ cdef int64_t heartbeat_ms(Core *core, Connection *c, uint32_t slot) noexcept nog
     interval is spread over its second half, later ones over their last sixteenth.
     """
     cdef int64_t interval = core.limits.ping_ms
-    if interval == 0 or c.flags & (PAUSED_APP | PAUSED_OUTBOX | BLOCKED):
+    if interval == 0 or c.flags & (PAUSED | BLOCKED):
         return NEVER                          # we do not listen, or a ping could not leave
     if c.flags & PING_SENT:
         return since(core, c.heartbeat_ms) + core.limits.pong_ms
@@ -65,9 +66,9 @@ cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
     when = heartbeat_ms(core, c, slot)
     if c.application_ms:
         when = min(when, c.application_ms)
-    if core.limits.idle_ms:
+    if core.limits.idle_ms and not c.flags & PAUSED:
         when = min(when, since(core, c.message_ms) + core.limits.idle_ms)
-    if c.input != NULL and c.input.started_ms and core.limits.message_ms:
+    if c.input != NULL and c.input.started_ms and core.limits.message_ms and not c.flags & PAUSED:
         when = min(when, c.input.started_ms + core.limits.message_ms)
     if c.flags & BLOCKED and c.outbox != NULL:
         when = min(when, c.outbox.blocked_ms + core.limits.write_ms)
@@ -82,6 +83,15 @@ cdef void deadlines_arm(Core *core, uint32_t slot) noexcept nogil:
         wheel_arm(core, slot, when)
     elif at(core, slot).state == STATE_OPEN and core.limits.ping_ms:
         wheel_arm(core, slot, core.clock_ms + core.limits.ping_ms)    # look again: a pause may have ended
+
+
+cdef void deadlines_resume(Core *core, uint32_t slot) noexcept nogil:
+    """Reading goes on after a pause: the peer's clocks start anew."""
+    cdef Connection *c = at(core, slot)
+    c.seen_ms = c.message_ms = c.heartbeat_ms = <uint32_t>core.clock_ms
+    if c.input != NULL and c.input.started_ms:
+        c.input.started_ms = core.clock_ms
+    deadlines_arm(core, slot)
 
 
 cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
@@ -116,11 +126,11 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
     ):
         fail(core, slot, OUTBOX_AGE, 0)
     elif (
-        c.input != NULL and c.input.started_ms and core.limits.message_ms
+        c.input != NULL and c.input.started_ms and core.limits.message_ms and not c.flags & PAUSED
         and c.input.started_ms + core.limits.message_ms <= now
     ):
         fail(core, slot, MESSAGE_TIMEOUT, 0)
-    elif core.limits.idle_ms and since(core, c.message_ms) + core.limits.idle_ms <= now:
+    elif core.limits.idle_ms and not c.flags & PAUSED and since(core, c.message_ms) + core.limits.idle_ms <= now:
         fail(core, slot, IDLE_TIMEOUT, 0)
     elif heartbeat_ms(core, c, slot) <= now:
         heartbeat(core, slot)
@@ -137,6 +147,8 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
     """Act on what has come due and arm the timer for what comes next."""
     cdef Connection *c = at(core, slot)
     core.counters[<int>TIMERS] += 1
+    if <int32_t>(c.control_ms - (<uint32_t>core.clock_ms << 4)) < 0:
+        c.control_ms = <uint32_t>core.clock_ms << 4    # before its 32 bits wrap, in 74 hours
     if nearest(core, slot) <= core.clock_ms:
         if c.state == STATE_OPEN:
             due_open(core, slot)

@@ -191,6 +191,7 @@ cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
         return -1
     c.flags = WANT_IN
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
+    c.control_ms = <uint32_t>core.clock_ms << 4    # a full bucket; see messages.pyx
     c.deadline_ms = core.clock_ms + core.limits.head_ms
     wheel_arm(core, slot[0], c.deadline_ms)
     return 0

@@ -15,6 +15,7 @@ from wsgate.reactor.structs cimport (
     PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING,
 )
 from wsgate.reactor.table cimport at, enter, handle_of
+from wsgate.reactor.wheel cimport wheel_arm
 
 
 cdef int64_t head_end(const uint8_t *data, uint64_t size, uint64_t start) noexcept nogil:
@@ -77,6 +78,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
     c.flags |= OPENED
     enter(core, c, STATE_DECIDING)
     c.deadline_ms = core.clock_ms + core.limits.upgrade_ms
+    wheel_arm(core, slot, c.deadline_ms)
     if partial_stash(core, c, data + end, <uint32_t>(length - end)) < 0:
         release(core, slot, PARTIAL_BYTES, False)
         return 0

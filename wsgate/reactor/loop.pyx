@@ -22,7 +22,7 @@ from wsgate.reactor.channels cimport (
 )
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT
-from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_run
+from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, deadlines_run
 from wsgate.reactor.fanout cimport bye_for, walk_subscribers
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
@@ -30,12 +30,12 @@ from wsgate.reactor.reader cimport take_turn
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_watch
 from wsgate.reactor.state cimport advance, response_frame, state_destroy, state_start
 from wsgate.reactor.structs cimport (
-    APPLICATION, BLOCKED, Bye, CLASS_CONTROL, CLASS_REPLY, COUNTERS, Channel, Connection, ControlSlot, Core,
-    DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry,
-    Frame, HEAD_REFUSED, KINDS, NONE, OPENED, Outbox, PASS_BYTES, PASS_MESSAGES, PASS_NS, PAUSED_APP,
-    PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, POLLS, PUBLICATIONS, Pass, REASONS,
-    SHUTDOWN, STALE, STATES, STATE_DECIDING, STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST,
-    UPGRADES, VARIANTS_MAX, WANT_OUT,
+    APPLICATION, BLOCKED, Bye, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
+    Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
+    Entry, Frame, HEAD_REFUSED, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
+    PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
+    POLLS, PUBLICATIONS, Pass, REASONS, SHUTDOWN, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
+    STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of
 from wsgate.reactor.waiting cimport wait_once
@@ -200,7 +200,7 @@ cdef class Reactor:
         gate_mute(core, True)
         core.listener = -1
 
-    def set_gate(self, limits, bytes refusal):
+    def set_gate(self, limits, bytes refusal not None):
         """Replace the gate's limits and the bytes a refused peer is sent."""
         cdef Core *core = self.core
         cdef uint8_t *copy
@@ -241,7 +241,7 @@ cdef class Reactor:
             open_connection(core, slot)
         return handle_of(c, slot)
 
-    def upgrade(self, uint64_t conn, bytes response, *, int variant=0):
+    def upgrade(self, uint64_t conn, bytes response not None, *, int variant=0):
         """Answer a head with 101: frames both ways from here on. False for a stale handle."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
@@ -256,11 +256,11 @@ cdef class Reactor:
         c.variant = <uint8_t>variant
         open_connection(core, slot)
         core.counters[<int>UPGRADES] += 1
-        deliver(core, slot, frame, CLASS_CONTROL, NONE, True)
+        deliver(core, slot, frame, CLASS_RESPONSE, NONE, True)
         frame_release(core, frame)
         return True
 
-    def refuse(self, uint64_t conn, bytes response, *, int reason=HEAD_REFUSED):
+    def refuse(self, uint64_t conn, bytes response not None, *, int reason=HEAD_REFUSED):
         """Answer a head with an HTTP response and end. False for a stale handle."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
@@ -284,7 +284,7 @@ cdef class Reactor:
             raise ValueError(f"variant {variant} is not one of the {self.core.variants} configured")
         return 0
 
-    def send(self, uint64_t conn, bytes payload, int opcode=OP_TEXT):
+    def send(self, uint64_t conn, bytes payload not None, int opcode=OP_TEXT):
         """Queue one message; False when the connection is gone, closing, or was ended by it."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
@@ -293,7 +293,7 @@ cdef class Reactor:
         cdef int queued
         if opcode != OP_TEXT and opcode != OP_BINARY:
             raise ValueError("opcode must be 1 (text) or 2 (binary)")
-        if c == NULL or (c.state != STATE_OPEN and c.state != STATE_FAILING):
+        if c == NULL or not takes_replies(c):
             return False
         frame = frame_message(
             core, <uint8_t>opcode, <const uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload)
@@ -304,13 +304,12 @@ cdef class Reactor:
         frame_release(core, frame)
         return queued != 0
 
-    def close(self, uint64_t conn, int code, bytes text=b"", *, int reason=APPLICATION):
+    def close(self, uint64_t conn, int code, bytes text not None=b"", *, int reason=APPLICATION):
         """Send Close after what waits, and end. False when it is not open any more."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
-        if not (code == 1005 or 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
-            raise ValueError(f"{code} is not a close code a server may send")
+        check_code(code)
         if len(text) > 123:
             raise ValueError("the text of a Close is at most 123 bytes")
         check_reason(reason)
@@ -351,6 +350,7 @@ cdef class Reactor:
         c.flags &= ~PAUSED_APP
         if c.state == STATE_OPEN and not c.flags & PAUSED_OUTBOX:
             seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
+            deadlines_resume(core, slot)
             attention_push(core, slot)
         return True
 
@@ -385,6 +385,8 @@ cdef class Reactor:
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL:
             return False
+        if at_ms:
+            check_code(close_code)
         c.application_ms = at_ms - core.forgiven_ms if at_ms else 0
         c.application_code = <uint16_t>close_code
         deadlines_arm(core, slot)
@@ -421,7 +423,7 @@ cdef class Reactor:
 
     # --- channels -----------------------------------------------------------------------------------
 
-    def subscribe(self, uint64_t conn, bytes channel, *, int policy=POLICY_CLOSE):
+    def subscribe(self, uint64_t conn, bytes channel not None, *, int policy=POLICY_CLOSE):
         """Subscribe; the channel's subscribers here, 0 if it was refused, -1 if it was already there."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0, index
@@ -442,7 +444,7 @@ cdef class Reactor:
             raise MemoryError
         return core.channels.channels[index].count if outcome else -1
 
-    def unsubscribe(self, uint64_t conn, bytes channel):
+    def unsubscribe(self, uint64_t conn, bytes channel not None):
         """Unsubscribe; the subscribers left here, or -1 if it was not subscribed."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0, index
@@ -469,14 +471,14 @@ cdef class Reactor:
                 names.append(PyBytes_FromStringAndSize(<char *>channel.name, channel.name_length))
         return names
 
-    def subscribers(self, bytes channel):
+    def subscribers(self, bytes channel not None):
         """How many connections here are subscribed."""
         cdef uint32_t index = channel_find(
             self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
         )
         return 0 if index == NONE else self.core.channels.channels[index].count
 
-    def publish(self, bytes channel, variants, *, int64_t position=0, uint64_t exclude=0):
+    def publish(self, bytes channel not None, variants, *, int64_t position=0, uint64_t exclude=0):
         """Queue one publication for every subscriber; how many it was queued for. See loop.pyi."""
         cdef Core *core = self.own()
         cdef Frame *frames[VARIANTS_MAX]
@@ -513,6 +515,7 @@ cdef class Reactor:
         cdef Bye *bye
         if len(variants) > <int>core.variants:
             raise ValueError(f"at most {core.variants} variants are configured")
+        check_code(close_code)
         bye = bye_for(core, <uint16_t>close_code)
         if bye == NULL:
             raise MemoryError
@@ -558,6 +561,20 @@ cdef int check_reason(int reason) except -1:
     if not 0 < reason < REASONS:
         raise ValueError(f"{reason} is not a reason")
     return 0
+
+
+cdef int check_code(int code) except -1:
+    """RFC 6455 section 7.4: what may stand in a Close we send; 1005 stands for none."""
+    if not (code == 1005 or 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise ValueError(f"{code} is not a close code a server may send")
+    return 0
+
+
+cdef inline bint takes_replies(Connection *c) noexcept nogil:
+    """Open, or failing for a fault that left its outbox whole: answers to what it said before."""
+    return c.state == STATE_OPEN or (
+        c.state == STATE_FAILING and c.reason not in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY)
+    )
 
 
 cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:

@@ -20,4 +20,5 @@ cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *f
 cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexcept nogil
 cdef void outbox_discard(Core *core, Connection *c) noexcept nogil
 cdef void outbox_close(Core *core, Connection *c) noexcept nogil
+cdef bint outbox_head_first(Outbox *outbox) noexcept nogil
 cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil

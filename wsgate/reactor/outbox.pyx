@@ -14,14 +14,16 @@ The rules of overflow, in order:
    the oldest droppable one and gives way.
 4. Otherwise the push fails with PUSH_OVERFLOW and the caller closes the connection (4010).
 5. What gave way leaves a gap in its place. Later drops of that channel merge into the same gap. A gap
-   is charged 64 bytes and one frame, and is turned into a message when its turn to be written comes.
+   is charged one frame and what the first of them was charged, at most 64 bytes, so that giving way
+   never makes the outbox larger; it is turned into a message when its turn to be written comes.
 
 Age obeys the same rules: an entry older than the limit is dropped if droppable (LATEST_ONLY: if a
-newer one waits), else the connection is closed. A gap has no age.
+newer one waits), else the connection is closed. Only replies and publications have an age.
 
 Pongs wait apart, in the control slot, in order: at most 16 and 968 bytes.
 
-The order of the wire: the rest of a half-written entry, the control slot, then entries in order.
+The order of the wire: the rest of a half-written entry or an HTTP answer, the control slot, then
+entries in order.
 
 Push and consume are O(1) while nothing overflows; a drop is O(entries).
 """
@@ -34,9 +36,9 @@ from wsgate.reactor.codec cimport OP_PONG
 from wsgate.reactor.frames cimport frame_release
 from wsgate.reactor.memory cimport memory_give, memory_take
 from wsgate.reactor.structs cimport (
-    CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, Connection, ControlSlot, Core, DROPPED_CLOSING,
-    DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap, KIND_OUTBOX, Outbox, POLICY_DROP_OLDEST,
-    POLICY_LATEST_ONLY, PONGS_DROPPED, PONGS_MAX, PONGS_OUT, PONG_BYTES,
+    CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, CLASS_REPLY, CLASS_RESPONSE, Connection, ControlSlot, Core,
+    DROPPED_CLOSING, DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap, KIND_OUTBOX, Outbox,
+    POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, PONGS_DROPPED, PONGS_MAX, PONGS_OUT, PONG_BYTES,
 )
 
 cdef enum:
@@ -107,7 +109,7 @@ cdef inline void release_item(Core *core, Entry *entry) noexcept nogil:
 
 
 cdef inline uint32_t size_of(Entry *entry) noexcept nogil:
-    return GAP_BYTES if entry.klass == CLASS_GAP else (<Frame *>entry.item).length
+    return (<Gap *>entry.item).charge if entry.klass == CLASS_GAP else (<Frame *>entry.item).length
 
 
 cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
@@ -198,6 +200,7 @@ cdef Gap *new_gap(Core *core, Frame *frame, uint32_t channel) noexcept nogil:
     if gap != NULL:
         gap.first = gap.last = frame.position
         gap.count = 1
+        gap.charge = min(frame.length, <uint32_t>GAP_BYTES)
         core.channels.channels[channel].frames += 1
     return gap
 
@@ -224,7 +227,7 @@ cdef int drop_at(Core *core, Outbox *outbox, uint32_t index) noexcept nogil:
         gap = new_gap(core, frame, entry.channel)
         if gap == NULL:
             return -1
-        outbox.bytes += GAP_BYTES
+        outbox.bytes += gap.charge
         outbox.bytes -= frame.length
         entry.item = gap
         entry.klass = CLASS_GAP
@@ -260,7 +263,7 @@ cdef int drop_newcomer(Core *core, Outbox *outbox, Frame *frame, uint32_t channe
     if gap != NULL:
         widen(gap, frame)
     else:
-        if over(core, outbox, GAP_BYTES):
+        if over(core, outbox, min(frame.length, <uint32_t>GAP_BYTES)):
             return PUSH_OVERFLOW
         if make_room(core, outbox) < 0:
             return PUSH_NO_MEMORY
@@ -268,7 +271,7 @@ cdef int drop_newcomer(Core *core, Outbox *outbox, Frame *frame, uint32_t channe
         if gap == NULL:
             return PUSH_NO_MEMORY
         append(core, outbox, gap, CLASS_GAP, channel)
-        outbox.bytes += GAP_BYTES
+        outbox.bytes += gap.charge
     core.counters[<int>DROPPED_POLICY] += 1
     return PUSHED
 
@@ -294,7 +297,7 @@ cdef int outbox_push(
     cdef int policy
     if outbox == NULL:
         return PUSH_NO_MEMORY
-    if klass != CLASS_CONTROL:
+    if klass != CLASS_CONTROL and klass != CLASS_RESPONSE:
         if (
             klass == CLASS_PUBLICATION and outbox.count
             and core.channels.channels[channel].policy == POLICY_LATEST_ONLY
@@ -320,6 +323,10 @@ cdef int outbox_push(
 
 # --- age --------------------------------------------------------------------------------------------
 
+cdef inline bint ages(Entry *entry) noexcept nogil:
+    return entry.klass == CLASS_REPLY or entry.klass == CLASS_PUBLICATION
+
+
 cdef inline int64_t age_ms(Core *core, Entry *entry) noexcept nogil:
     return <int64_t><uint16_t>(<uint16_t>(core.clock_ms >> AGE_SHIFT) - entry.age) << AGE_SHIFT
 
@@ -331,7 +338,7 @@ cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil:
     if c.outbox != NULL:
         for index in range(c.outbox.count):
             entry = c.outbox.entries + c.outbox.head + index
-            if entry.klass != CLASS_GAP:
+            if ages(entry):
                 return core.clock_ms - age_ms(core, entry)
     return <int64_t>1 << 62
 
@@ -345,7 +352,7 @@ cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil:
         return PUSHED
     while index < outbox.count:
         entry = outbox.entries + outbox.head + index
-        if entry.klass == CLASS_GAP:
+        if not ages(entry):
             index += 1
             continue
         if age_ms(core, entry) < core.limits.outbox_age_ms:
@@ -440,14 +447,21 @@ cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *f
     """Put the encoded message in a gap's place (its turn has come), or nothing if `frame` is NULL."""
     cdef Outbox *outbox = c.outbox
     cdef Entry *entry = outbox.entries + outbox.head + index
+    outbox.bytes -= size_of(entry)
     free_gap(core, entry)
-    outbox.bytes -= GAP_BYTES
     if frame == NULL:
         remove_at(outbox, index)
         return
     entry.item = frame
     entry.klass = CLASS_CONTROL
     outbox.bytes += frame.length
+
+
+cdef bint outbox_head_first(Outbox *outbox) noexcept nogil:
+    """Whether the first entry goes before the pongs: it is half out, or it opens the stream."""
+    return outbox.head_written != 0 or (
+        outbox.count != 0 and outbox.entries[outbox.head].klass == CLASS_RESPONSE
+    )
 
 
 cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexcept nogil:
@@ -459,9 +473,9 @@ cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexce
     cdef Frame *frame
     cdef uint64_t rest
     cdef uint32_t done = 0
-    cdef bint head_was_written = outbox.head_written != 0
+    cdef bint head_first = outbox_head_first(outbox)
     while written:
-        if outbox.control != NULL and not head_was_written:
+        if outbox.control != NULL and not head_first:
             written = consume_pongs(core, outbox, written)
             continue
         if outbox.count == 0:
@@ -475,7 +489,7 @@ cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexce
         written -= rest
         outbox.bytes -= rest
         outbox.head_written = 0
-        head_was_written = False
+        head_first = False
         outbox.head += 1
         outbox.count -= 1
         frame_release(core, frame)

@@ -92,6 +92,8 @@ cdef Frame *response_frame(Core *core, bytes response) except? NULL:
 cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
     """Make a zeroed core ready: limits, clock, empty lists, its own epoll set."""
     cdef int index
+    if now_ms < 0:
+        raise SettingsError("now_ms must be 0 or more")
     core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
     core.last_stall_ms = now_ms - STALL_EVERY_MS
     core.free_slot = NONE
@@ -130,7 +132,7 @@ cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
     if late > STALL_MS:
         if now_ms - core.last_stall_ms >= STALL_EVERY_MS:
             core.last_stall_ms = now_ms
-            core.forgiven_ms += late
+            core.forgiven_ms += late // TICK_MS * TICK_MS    # whole steps: the wheel keeps its phase
             core.counters[<int>STALLS_FORGIVEN] += 1
     core.now_ms = now_ms
     core.clock_ms = now_ms - core.forgiven_ms

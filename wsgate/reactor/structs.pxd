@@ -41,7 +41,7 @@ cdef enum:
     PONGS_MAX = 16               # pongs waiting for one connection
     PONG_BYTES = 968             # their bytes; with the counts the slot fills one 1 KiB buffer
     URGENT_SUBSCRIBERS = 64      # publications to at most this many are urgent
-    GAP_BYTES = 64               # what a pending gap is charged
+    GAP_BYTES = 64               # what a pending gap is charged at most
     PASS_MESSAGES = 256          # the read budget of one poll
     PASS_OPENS = 32
     PASS_BYTES = 1048576
@@ -133,9 +133,10 @@ cdef enum Policy:
     POLICY_LATEST_ONLY
 
 cdef enum EntryClass:
-    CLASS_CONTROL = 0            # HTTP answer, ping, bye, Close, a rendered gap: never dropped
+    CLASS_CONTROL = 0            # ping, bye, Close, an encoded gap: never dropped
     CLASS_REPLY                  # never dropped
     CLASS_PUBLICATION            # dropped where the channel's policy allows
+    CLASS_RESPONSE               # an HTTP answer: nothing overtakes it, never dropped
     CLASS_GAP                    # stands where dropped publications stood; `item` is a Gap
 
 # What bytes are held for. Every take and give names one.
@@ -203,6 +204,7 @@ ctypedef struct Gap:
     int64_t first                # positions of the dropped publications
     int64_t last
     uint32_t count
+    uint32_t charge              # bytes it counts for: no more than the publication it stands for
 
 ctypedef struct Entry:           # 16 bytes
     void *item                   # Frame *, or Gap * for CLASS_GAP
@@ -314,6 +316,7 @@ ctypedef struct List:            # slots linked through a field of the connectio
     uint32_t count
 
 ctypedef struct Wheel:
+    int64_t base_ms              # step 0 on the reactor's clock: steps fall on the caller's ticks
     uint32_t heads[WHEEL_SLOTS]
     uint32_t due                 # taken off the wheel, not yet looked at
     int64_t tick                 # last one taken
@@ -411,6 +414,6 @@ ctypedef struct Core:
     Frame *head_too_large
     Frame *upgrade_timeout
     void *gap_encoder            # PyObject *, borrowed from the Reactor; NULL: no gap is sent
-    int gap_error                # the encoder raised
+    int gap_failed               # the encoder raised: the connection being visited is to be closed
     int busy                     # inside poll, flush or tick: no call may come in from below
     uint8_t receive_buffer[RECEIVE_BYTES]

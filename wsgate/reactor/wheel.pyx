@@ -31,7 +31,8 @@ cdef void wheel_start(Core *core) noexcept nogil:
     for index in range(WHEEL_SLOTS):
         core.wheel.heads[index] = NONE
     core.wheel.due = NONE
-    core.wheel.tick = core.clock_ms // TICK_MS
+    core.wheel.base_ms = core.clock_ms
+    core.wheel.tick = 0
 
 
 cdef inline uint32_t *head_of(Core *core, uint32_t tick) noexcept nogil:
@@ -66,7 +67,7 @@ cdef void wheel_disarm(Core *core, uint32_t slot) noexcept nogil:
 cdef void wheel_arm(Core *core, uint32_t slot, int64_t at_ms) noexcept nogil:
     """See to it that the timer comes due no later than one step after `at_ms`."""
     cdef Connection *c = at(core, slot)
-    cdef int64_t tick = (at_ms + TICK_MS - 1) // TICK_MS
+    cdef int64_t tick = (at_ms - core.wheel.base_ms + TICK_MS - 1) // TICK_MS
     if tick <= core.wheel.tick:
         tick = core.wheel.tick + 1
     elif tick >= core.wheel.tick + WHEEL_SLOTS:
@@ -80,7 +81,7 @@ cdef void wheel_arm(Core *core, uint32_t slot, int64_t at_ms) noexcept nogil:
 
 cdef void wheel_turn(Core *core) noexcept nogil:
     """Move every timer whose step has passed to the due list. O(steps + timers due)."""
-    cdef int64_t now = core.clock_ms // TICK_MS
+    cdef int64_t now = (core.clock_ms - core.wheel.base_ms) // TICK_MS
     cdef int64_t last = now if now - core.wheel.tick < WHEEL_SLOTS else core.wheel.tick + WHEEL_SLOTS
     cdef uint32_t slot
     while core.wheel.tick < last:

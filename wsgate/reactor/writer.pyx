@@ -15,18 +15,19 @@ from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from wsgate.reactor.closing cimport all_written, fail, queue_close, release
+from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
-    PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, outbox_consume, outbox_drop_pong, outbox_over_half, outbox_pong,
-    outbox_replace_gap,
+    PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, outbox_consume, outbox_drop_pong, outbox_head_first,
+    outbox_over_half, outbox_pong, outbox_replace_gap,
 )
 from wsgate.reactor.seam cimport (
     SEAM_AGAIN, SEAM_GONE, clock_ns, iovec, seam_interest, seam_send, seam_send_vector,
 )
 from wsgate.reactor.structs cimport (
     BLOCKED, CLASS_GAP, CLOSE_QUEUED, Connection, Core, Entry, Frame, GAPS, Gap, INTERNAL, NONE,
-    OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, SLICE_NS, STATE_FAILING, STATE_GONE,
-    STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WANT_IN,
+    OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, PING_SENT, SLICE_NS, STATE_FAILING,
+    STATE_GONE, STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WANT_IN,
 )
 from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, failed_pop
 from wsgate.reactor.wheel cimport wheel_arm
@@ -46,16 +47,18 @@ cdef Frame *encode_gap(Core *core, Connection *c, uint32_t channel, Gap *gap) no
     cdef Frame *frame
     if core.gap_encoder == NULL:
         return NULL
-    core.gap_error = 1                        # stays if one of the next lines raises
+    core.gap_failed += 1                      # taken back when nothing raised
     name = PyBytes_FromStringAndSize(
         <char *>core.channels.channels[channel].name, core.channels.channels[channel].name_length
     )
     payload = (<object>core.gap_encoder)(c.variant, name, gap.first, gap.last)
+    if payload is None:
+        raise TypeError("the gap encoder must return bytes")
     frame = frame_message(
         core, core.variant_opcodes[c.variant],
         <const uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload),
     )
-    core.gap_error = 0
+    core.gap_failed -= 1
     return frame
 
 
@@ -66,8 +69,8 @@ cdef int gather(Core *core, Connection *c, iovec *parts) noexcept nogil:
     cdef Frame *frame
     cdef uint32_t index = 0
     cdef int count = 0
-    cdef uint64_t total = 0, size
-    if outbox.head_written == 0 and outbox.control != NULL:
+    cdef uint64_t total = 0, size, rest
+    if outbox.control != NULL and not outbox_head_first(outbox):
         parts[0].iov_base = outbox.control.data + outbox.control.written
         parts[0].iov_len = outbox.control.used - outbox.control.written
         count = 1
@@ -85,16 +88,19 @@ cdef int gather(Core *core, Connection *c, iovec *parts) noexcept nogil:
         if index == 0 and outbox.head_written:
             parts[count].iov_base = frame.data + outbox.head_written
             size -= outbox.head_written
+        rest = size
         if size > VISIT_BYTES - total:
             size = VISIT_BYTES - total
         parts[count].iov_len = size
         total += size
         count += 1
         index += 1
-        if count == 1 and outbox.head_written and outbox.control != NULL:
-            parts[1].iov_base = outbox.control.data + outbox.control.written
-            parts[1].iov_len = outbox.control.used - outbox.control.written
-            count = 2
+        if index == 1 and outbox.control != NULL and outbox_head_first(outbox):
+            if size < rest:
+                break                         # the head is not whole yet: no pong may cut into it
+            parts[count].iov_base = outbox.control.data + outbox.control.written
+            parts[count].iov_len = outbox.control.used - outbox.control.written
+            count += 1
     return count
 
 
@@ -117,6 +123,9 @@ cdef void unblock(Core *core, uint32_t slot) noexcept nogil:
         c.flags &= ~BLOCKED
         core.blocked -= 1
     seam_interest(core, slot, (c.flags & WANT_IN) != 0, False)
+    if c.flags & PING_SENT:
+        c.heartbeat_ms = <uint32_t>core.clock_ms    # it may have left only now
+        deadlines_arm(core, slot)
     if c.outbox != NULL:
         dirty_push(core, slot, False)
 
@@ -128,6 +137,7 @@ cdef void after_progress(Core *core, uint32_t slot) noexcept nogil:
         c.flags &= ~PAUSED_OUTBOX
         if not c.flags & PAUSED_APP:
             seam_interest(core, slot, True, (c.flags & BLOCKED) != 0)
+            deadlines_resume(core, slot)
             attention_push(core, slot)
     if c.outbox == NULL and c.flags & CLOSE_QUEUED:
         all_written(core, slot)
@@ -143,8 +153,8 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
     if c.outbox == NULL or c.flags & BLOCKED:
         return VISIT_DONE
     count = gather(core, c, parts)
-    if core.gap_error:
-        core.gap_error = 0
+    if core.gap_failed:
+        core.gap_failed = 0
         fail(core, slot, INTERNAL, 0)
     if count == 0:
         # Only gaps waited and none is to be sent.
