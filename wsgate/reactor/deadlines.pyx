@@ -147,8 +147,8 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
     """Act on what has come due and arm the timer for what comes next."""
     cdef Connection *c = at(core, slot)
     core.counters[<int>TIMERS] += 1
-    if <int32_t>(c.control_ms - (<uint32_t>core.clock_ms << 4)) < 0:
-        c.control_ms = <uint32_t>core.clock_ms << 4    # before its 32 bits wrap, in 74 hours
+    if <int32_t>(c.control_ms - (<uint32_t>core.now_ms << 4)) < -(1 << 24):
+        c.control_ms = (<uint32_t>core.now_ms << 4) - (1 << 24)    # before its 32 bits wrap, in 74 hours
     if nearest(core, slot) <= core.clock_ms:
         if c.state == STATE_OPEN:
             due_open(core, slot)

@@ -62,7 +62,7 @@ cdef int judge(Core *core, int fd) noexcept nogil:
         return REFUSED_PARTIAL_BYTES
     if core.gate.accepts_per_s:
         # A token bucket one second deep, kept as the time at which it would be full again.
-        now_ns = core.clock_ms * 1000000
+        now_ns = core.now_ms * 1000000
         cost = 1000000000 // core.gate.accepts_per_s
         if core.gate.accept_ns < now_ns:
             core.gate.accept_ns = now_ns
@@ -191,7 +191,7 @@ cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
         return -1
     c.flags = WANT_IN
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
-    c.control_ms = <uint32_t>core.clock_ms << 4    # a full bucket; see messages.pyx
+    c.control_ms = <uint32_t>core.now_ms << 4    # a full bucket; see messages.pyx
     c.deadline_ms = core.clock_ms + core.limits.head_ms
     wheel_arm(core, slot[0], c.deadline_ms)
     return 0

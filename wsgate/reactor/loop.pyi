@@ -201,7 +201,10 @@ class Reactor:
         """The attached object, or None."""
 
     def set_deadline(self, conn: int, at_ms: int, close_code: int) -> bool:
-        """End the connection with `close_code` at a time of the caller's clock; `at_ms` 0 clears it."""
+        """End the connection at a time of the caller's clock; `at_ms` 0 clears it.
+
+        `close_code` 0 means 4001. Raises ValueError for a code a server may not send.
+        """
 
     def peer(self, conn: int) -> str:
         """The peer's address as `host:port` or `[host]:port`; empty for a stale handle or no network."""

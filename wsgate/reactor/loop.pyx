@@ -27,7 +27,7 @@ from wsgate.reactor.fanout cimport bye_for, walk_subscribers
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn
-from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_watch
+from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_peer, seam_watch
 from wsgate.reactor.state cimport advance, response_frame, state_destroy, state_start
 from wsgate.reactor.structs cimport (
     APPLICATION, BLOCKED, Bye, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
@@ -43,7 +43,6 @@ from wsgate.reactor.wheel cimport wheel_disarm, wheel_turn
 from wsgate.reactor.writer cimport flush_slice
 
 import os
-import socket
 
 from wsgate.errors import InternalError, SettingsError
 from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
@@ -385,7 +384,7 @@ cdef class Reactor:
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL:
             return False
-        if at_ms:
+        if at_ms and close_code:
             check_code(close_code)
         c.application_ms = at_ms - core.forgiven_ms if at_ms else 0
         c.application_code = <uint16_t>close_code
@@ -399,7 +398,7 @@ cdef class Reactor:
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL:
             return ""
-        return peer_name(c.fd)
+        return seam_peer(c)
 
     def inspect(self, uint64_t conn):
         """The connection's own numbers, or None for a stale handle. For tests and operators."""
@@ -589,17 +588,3 @@ cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:
     seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
     if c.input != NULL:
         attention_push(core, slot)
-
-
-cdef str peer_name(int fd):
-    """`host:port` of a socket's peer, without taking the descriptor over."""
-    view = socket.socket(fileno=os.dup(fd))
-    try:
-        address = view.getpeername()
-    except OSError:
-        return ""
-    finally:
-        view.close()
-    if not isinstance(address, tuple):
-        return ""
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

@@ -9,7 +9,7 @@ a header is whole, before any of its payload is kept.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from wsgate.reactor.closing cimport fail, linger
@@ -39,32 +39,40 @@ cdef enum:
 
 # --- limits -----------------------------------------------------------------------------------------
 
-cdef inline bint conforms(
-    int64_t *arrival_ns, int64_t now_ns, uint32_t rate_per_s, uint64_t amount
-) noexcept nogil:
+cdef inline int64_t credit_ms(Core *core) noexcept nogil:
+    """How much longer than their depth buckets have filled: what gathered in a pause of ours is no flood."""
+    return core.pause_ms if core.now_ms <= core.pause_until_ms else 0
+
+
+cdef inline bint conforms(Core *core, int64_t *arrival_ns, uint32_t rate_per_s, uint64_t amount) noexcept nogil:
     """A token bucket one second deep, kept as the moment at which it would be full again."""
-    if arrival_ns[0] < now_ns:
-        arrival_ns[0] = now_ns
-    arrival_ns[0] += <int64_t>(amount * NS_PER_S // rate_per_s)
+    cdef int64_t now_ns = core.now_ms * 1000000
+    cdef int64_t full_ns = now_ns - credit_ms(core) * 1000000
+    cdef int64_t cost_ns = <int64_t>(amount * NS_PER_S // rate_per_s)
+    if arrival_ns[0] < full_ns:
+        arrival_ns[0] = full_ns
+    arrival_ns[0] += cost_ns
     # An amount larger than a second's worth passes when the bucket is full, and is paid off after.
-    return arrival_ns[0] <= now_ns + NS_PER_S or arrival_ns[0] - <int64_t>(
-        amount * NS_PER_S // rate_per_s
-    ) <= now_ns
+    return arrival_ns[0] <= now_ns + NS_PER_S or arrival_ns[0] - cost_ns <= now_ns
 
 
 cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
-    """Whether one more control frame is within the rate and its burst."""
-    cdef uint32_t now = <uint32_t>core.clock_ms, cost, depth
+    """Whether one more control frame is within the rate and its burst.
+
+    In sixteenths of a millisecond, so that rates up to 16,000/s are told apart in 32 bits; a bucket that
+    is not looked at for days is kept from wrapping by deadlines.pyx.
+    """
+    cdef uint32_t now, full, cost, depth
     if core.limits.control_rate_per_s == 0:
         return True
-    # In sixteenths of a millisecond, so that rates up to 16,000/s are told apart.
-    now <<= 4
+    now = <uint32_t>core.now_ms << 4
+    full = now - (<uint32_t>credit_ms(core) << 4)
     cost = 16000 // core.limits.control_rate_per_s
     depth = cost * core.limits.control_burst
-    if <int>(c.control_ms - now) < 0 or <int>(c.control_ms - now) > <int>(depth + cost):
-        c.control_ms = now
+    if <int32_t>(c.control_ms - full) < 0:
+        c.control_ms = full
     c.control_ms += cost
-    return c.control_ms - now <= depth
+    return <int32_t>(c.control_ms - now) <= <int32_t>depth
 
 
 # --- frames -----------------------------------------------------------------------------------------
@@ -135,15 +143,18 @@ cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
 
 
 cdef int admit_message(Core *core, uint32_t slot, uint64_t size) noexcept nogil:
-    """Count a whole message against the connection's rates."""
+    """Count a whole message against the connection's rates.
+
+    On the caller's clock: what a peer said at its rate during a pause of ours comes in one burst, and the
+    buckets have filled meanwhile.
+    """
     cdef Connection *c = at(core, slot)
-    cdef int64_t now_ns = core.clock_ms * 1000000
     c.message_ms = <uint32_t>core.clock_ms
     if core.limits.message_rate_per_s and not conforms(
-        &c.message_ns, now_ns, core.limits.message_rate_per_s, 1
+        core, &c.message_ns, core.limits.message_rate_per_s, 1
     ):
         return violate(core, slot, MESSAGE_RATE)
-    if core.limits.byte_rate_per_s and not conforms(&c.byte_ns, now_ns, core.limits.byte_rate_per_s, size):
+    if core.limits.byte_rate_per_s and not conforms(core, &c.byte_ns, core.limits.byte_rate_per_s, size):
         return violate(core, slot, BYTE_RATE)
     core.counters[<int>MESSAGES_IN] += 1
     core.counters[<int>MESSAGE_BYTES_IN] += size

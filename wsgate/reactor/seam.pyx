@@ -32,6 +32,21 @@ cdef extern from "<sys/socket.h>" nogil:
     int SOL_SOCKET
     int SO_LINGER
 
+cdef extern from "<netdb.h>" nogil:
+    ctypedef struct sockaddr "struct sockaddr":
+        unsigned short sa_family
+    ctypedef struct sockaddr_storage "struct sockaddr_storage":
+        unsigned short ss_family
+    int getpeername(int fd, sockaddr *address, unsigned int *size)
+    int getnameinfo(
+        sockaddr *address, unsigned int size, char *host, unsigned int host_size, char *port,
+        unsigned int port_size, int flags
+    )
+    int AF_INET
+    int AF_INET6
+    int NI_NUMERICHOST
+    int NI_NUMERICSERV
+
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
@@ -131,3 +146,17 @@ cdef void seam_close(Connection *c, bint reset) noexcept nogil:
         setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
     close(c.fd)
     c.fd = -1
+
+
+cdef str seam_peer(Connection *c):
+    """`host:port` or `[host]:port` of the peer; empty when it has no network address."""
+    cdef sockaddr_storage address
+    cdef unsigned int size = sizeof(address)
+    cdef char host[64]
+    cdef char port[8]
+    if getpeername(c.fd, <sockaddr *>&address, &size) < 0 or address.ss_family not in (AF_INET, AF_INET6):
+        return ""
+    if getnameinfo(<sockaddr *>&address, size, host, 64, port, 8, NI_NUMERICHOST | NI_NUMERICSERV) != 0:
+        return ""
+    name = (<bytes>host).decode("ascii")
+    return f"[{name}]:{(<bytes>port).decode('ascii')}" if ":" in name else f"{name}:{(<bytes>port).decode('ascii')}"

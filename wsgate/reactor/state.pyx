@@ -17,7 +17,7 @@ from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_close_drains
 from wsgate.reactor.memory cimport memory_empty_pool
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, Connection, Core, DRAINS_MAX, Frame, NONE, SHUTDOWN, STALLS_FORGIVEN,
+    CHUNK_BITS, CHUNK_SLOTS, Connection, Core, DRAINS_MAX, Frame, NONE, PAUSE_MS, SHUTDOWN, STALLS_FORGIVEN,
     STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
 )
 from wsgate.reactor.table cimport at, table_destroy
@@ -128,6 +128,9 @@ cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
     cdef int64_t late
     if now_ms <= core.now_ms:
         return
+    if now_ms - core.now_ms > PAUSE_MS:
+        core.pause_ms = now_ms - core.now_ms
+        core.pause_until_ms = now_ms + PAUSE_MS
     late = now_ms - max(core.now_ms, core.last_tick_ms + TICK_MS)
     if late > STALL_MS:
         if now_ms - core.last_stall_ms >= STALL_EVERY_MS:

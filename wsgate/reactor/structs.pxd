@@ -52,6 +52,7 @@ cdef enum:
     SLICE_NS = 2000000           # one flush
     STALL_MS = 2000              # a tick later than this is our own pause
     STALL_EVERY_MS = 60000       # forgiven at most this often
+    PAUSE_MS = 1000              # between two calls: peers' bytes have gathered
 
 cdef enum State:
     STATE_FREE = 0
@@ -383,6 +384,8 @@ ctypedef struct Core:
     int64_t clock_ms             # now_ms - forgiven_ms: every deadline is on this clock
     int64_t last_tick_ms         # caller's clock
     int64_t last_stall_ms
+    int64_t pause_ms             # the last time nobody called for over a second: so long, and
+    int64_t pause_until_ms       # until when buckets count what filled them meanwhile
     Limits limits
     Gate gate
     Drain drains[DRAINS_MAX]
