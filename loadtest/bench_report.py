@@ -3,7 +3,8 @@
 The JSON has the keys {machine, kernel, commit, floor_us, reactor, peers, pool_off}. A server's object holds
 the median of each figure by name; `spread` has [least, most] of every figure with more than one run, `runs`
 all values in the order they ran, so that the n-th of a server and the n-th of the floor were neighbours in
-time; `lost` lists every run that lost something.
+time; `control_group` gathers what the well-behaved see of the others (medians, from the figures of the same
+names); `lost` lists every run that lost something.
 """
 
 from __future__ import annotations
@@ -38,6 +39,16 @@ _RATES: Final = (
     ("coalesced_per_s", "coalesced16_us"),
     ("coalesced_few_per_s", "coalesced16_few_us"),
     ("coalesced64_few_per_s", "coalesced64_few_us"),
+)
+
+# Name in `control_group`, the figure.
+_CONTROL_GROUP: Final = (
+    ("quiet_p99_ms", "control_quiet_p99_ms"),
+    ("flood_p99_ms", "control_flood_p99_ms"),
+    ("nonreaders_p99_ms", "control_nonreaders_p99_ms"),
+    ("walk_p99_ms", "reply_p99_during_walk_ms"),
+    ("nonreaders_kernel_bytes", "nonreaders_kernel_bytes"),
+    ("nonreaders_booked_bytes", "nonreaders_booked_bytes"),
 )
 
 
@@ -94,7 +105,8 @@ def assemble(
             figures.update(derive(floor, figures, same_client))
         if "heartbeat_us" in figures:
             figures["heartbeat_750_us"] = figures.pop("heartbeat_few_us", figures["heartbeat_us"])
-        return {**_plain(figures), "lost": list(lost.get(name, ()))}
+        group = {short: figures[long]["median"] for short, long in _CONTROL_GROUP if long in figures}
+        return {**_plain(figures), "control_group": group, "lost": list(lost.get(name, ()))}
 
     floor_us = dict(floor)
     for name, summary in same_client.items():
@@ -130,6 +142,16 @@ _ROWS: Final[tuple[tuple[str, str | None, str, int], ...]] = (
     ("ping cycle at {pings_few:,}/s, us", "ping_few", "heartbeat_750_us", 2),
     ("reply while a publication walks, p99, ms", None, "reply_p99_during_walk_ms", 2),
     ("  share of the time walking", None, "walk_share", 2),
+    ("small reply, nothing else going on, p50, ms", None, "control_quiet_p50_ms", 2),
+    ("  p99", None, "control_quiet_p99_ms", 2),
+    ("  while {flooders} peers flood, p50", None, "control_flood_p50_ms", 2),
+    ("  p99", None, "control_flood_p99_ms", 2),
+    ("  answered at all, share", None, "control_flood_answered_share", 2),
+    ("  while {nonreaders} peers never read, p50", None, "control_nonreaders_p50_ms", 2),
+    ("  p99", None, "control_nonreaders_p99_ms", 2),
+    ("1-byte messages of the flood answered per s", None, "flood_answered_per_s", 0),
+    ("kernel send memory, peers that never read, B", None, "nonreaders_kernel_bytes", 0),
+    ("  booked for them", None, "nonreaders_booked_bytes", 0),
     ("pool hit rate", None, "pool_hit_rate", 4),
     ("pool misses per delivery", None, "pool_misses_per_delivery", 5),
 )
@@ -145,6 +167,10 @@ _BUDGETS: Final[tuple[tuple[str, str, float, bool], ...]] = (
     ("ping cycle at 7,500/s, us", "heartbeat_us", 8, False),
     ("ping cycle at 750/s, us", "heartbeat_750_us", 11, False),
     ("reply while a publication walks, p99, ms", "reply_p99_during_walk_ms", 5, False),
+    # Source of these two: the bound of the third crowd, above.
+    ("reply while peers flood, p99, ms", "control_flood_p99_ms", 5, False),
+    ("reply while peers never read, p99, ms", "control_nonreaders_p99_ms", 5, False),
+    ("kernel send memory of them, share of booked", "nonreaders_kernel_share", 1, False),
     ("pool hit rate", "pool_hit_rate", 0.99, True),
 )
 # Beyond it the client, not the server, may be what is measured (performance reference, section 6).
@@ -157,6 +183,8 @@ def table(result: Mapping[str, Any], sizes: Sizes) -> str:
     numbers = {
         "many": sizes.many,
         "few": sizes.few,
+        "flooders": sizes.flooders,
+        "nonreaders": sizes.nonreaders,
         "pings_many": sizes.pinged_many * 1_000 // sizes.ping_interval_ms,
         "pings_few": sizes.pinged_few * 1_000 // sizes.ping_interval_ms,
     }
@@ -166,13 +194,13 @@ def table(result: Mapping[str, Any], sizes: Sizes) -> str:
         result["peers"]["uvloop"],
         result["peers"]["websockets"],
     )
-    lines = [f"{'':46}" + "".join(f"{name:>12}" for name in _COLUMNS)]
+    lines = [f"{'':47}" + "".join(f"{name:>12}" for name in _COLUMNS)]
     for label, floor_name, name, decimals in _ROWS:
         floor_value = result["floor_us"].get(floor_name) if floor_name else None
         values = [floor_value, *(server.get(name) for server in servers)]
         if any(value is not None for value in values):
             lines.append(
-                f"{label.format(**numbers):46}" + "".join(_cell(value, decimals) for value in values)
+                f"{label.format(**numbers):47}" + "".join(_cell(value, decimals) for value in values)
             )
     lines += ["", *_budget_lines(result["reactor"]), "", *_lost_lines(result)]
     return "\n".join(lines)
@@ -190,7 +218,7 @@ def _budget_lines(reactor: Mapping[str, Any]) -> list[str]:
             continue
         is_met = value >= bound if is_least else value <= bound
         least, most = reactor["spread"].get(name, (value, value))
-        verdict = f"{'ok' if is_met else 'MISS':4} {label:42} {value:>12,.4g}"
+        verdict = f"{'ok' if is_met else 'MISS':4} {label:43} {value:>12,.4g}"
         lines.append(f"{verdict}  ({least:,.4g} to {most:,.4g})  {'>=' if is_least else '<='} {bound:,g}")
     return lines
 

@@ -4,7 +4,8 @@ A command is ``{"id": 7, "command": "stats", ...arguments}``, its answer ``{"id"
 ...}`` or ``{"id": 7, "ok": false, "error": "..."}``: the form of ``loadtest.engine``. The process ends when
 told to quit or when its input ends, so it never outlives the bench.
 
-Commands: ``hello`` {pid, port}; ``stats`` {cpu_s, counters, bytes_held}; ``memory`` {pss_bytes,
+Commands: ``hello`` {pid, port}; ``stats`` {cpu_s, counters, bytes_held, and send_memory when asked by
+``with_send_memory``}; ``memory`` {pss_bytes,
 allocated_blocks, after a garbage collection}; ``subscribers`` {channel}; ``publish`` (PublishPlan); ``gate``
 {connections}; ``watch_lag`` {is_on} answers what was seen so far; ``quit``.
 """
@@ -25,6 +26,7 @@ import uvloop
 
 from loadtest.peers.publisher import PublishPlan, publish
 from loadtest.peers.server import Server
+from loadtest.peers.socket_memory import send_memory
 
 __all__ = ["serve"]
 
@@ -115,13 +117,17 @@ class _Control:
         except Exception as error:
             _refuse(number, error)
 
-    def _stats(self) -> dict[str, Any]:
-        return {
+    def _stats(self, *, with_send_memory: bool = False) -> dict[str, Any]:
+        stats: dict[str, Any] = {
             # CLOCK_PROCESS_CPUTIME_ID: user and system time of this process in ns, not in ticks.
             "cpu_s": time.process_time_ns() / 1e9,
             "counters": self._server.counters(),
             "bytes_held": self._server.bytes_held(),
         }
+        if with_send_memory:
+            # In the same turn of the loop: what is held and what is booked are of one moment.
+            stats["send_memory"] = send_memory()
+        return stats
 
 
 class _Lag:

@@ -6,6 +6,7 @@ the contender: a run that lost something fails, whatever its figures say.
 """
 
 from loadtest.scenarios.connecting import HANDSHAKE, REFUSAL
+from loadtest.scenarios.crowding import CROWD
 from loadtest.scenarios.echoing import ECHO
 from loadtest.scenarios.fanout import COALESCED, FANOUT
 from loadtest.scenarios.stage import Contender, Scenario, Sizes
@@ -14,4 +15,4 @@ from loadtest.scenarios.walking import WALK
 __all__ = ["SCENARIOS", "Contender", "Scenario", "Sizes"]
 
 # `idle` comes before and `heartbeat` after them: both need processes of their own shape (bench.py).
-SCENARIOS: tuple[Scenario, ...] = (HANDSHAKE, REFUSAL, ECHO, FANOUT, COALESCED, WALK)
+SCENARIOS: tuple[Scenario, ...] = (HANDSHAKE, REFUSAL, ECHO, FANOUT, COALESCED, WALK, CROWD)

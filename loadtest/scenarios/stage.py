@@ -52,6 +52,16 @@ class Sizes:
     floor_echoes: int = 300  # per connection
     walk_s: float = 2.5
     walk_rate_per_s: int = 400  # echoes on the control connection
+    control_connections: int = 20
+    control_rate_per_s: int = 500  # over all of them
+    control_payload_bytes: int = 64
+    quiet_s: float = 2.0
+    flooders: int = 10
+    flood_s: float = 3.0
+    nonreaders: int = 500
+    nonreaders_s: float = 2.4  # 240 publications: fewer than the 256 frames at which an outbox is full
+    nonreaders_rate_per_s: int = 100
+    nonreaders_payload_bytes: int = 2_048
     ping_interval_ms: int = 2_000
     pinged_many: int = 15_000  # 7,500 pings/s
     pinged_few: int = 1_500  # 750 pings/s
@@ -75,6 +85,10 @@ class Sizes:
             echo_s=0.3,
             floor_echoes=100,
             walk_s=0.5,
+            quiet_s=0.5,
+            flood_s=0.5,
+            nonreaders=100,
+            nonreaders_s=0.5,
             pinged_many=2_000,
             pinged_few=500,
         )

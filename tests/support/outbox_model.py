@@ -47,6 +47,7 @@ class Waiting:
     position: int = 0
     first: int = 0
     last: int = 0
+    charge: int = 0  # of a gap
 
 
 @dataclass
@@ -75,7 +76,7 @@ class OutboxModel:
 
     def size_of(self, entry: Waiting) -> int:
         """What an entry is charged."""
-        return GAP_BYTES if entry.kind is Kind.GAP else len(entry.wire)
+        return entry.charge if entry.kind is Kind.GAP else len(entry.wire)
 
     @property
     def bytes_waiting(self) -> int:
@@ -147,7 +148,7 @@ class OutboxModel:
         gap = self.gap_of(entry.channel, len(self.entries))
         if gap is not None:
             self.widen(gap, entry.position)
-        elif self.is_over(GAP_BYTES):
+        elif self.is_over(min(len(entry.wire), GAP_BYTES)):
             self.fail()
             return False
         else:
@@ -164,8 +165,9 @@ class OutboxModel:
         return None
 
     def new_gap(self, entry: Waiting) -> Waiting:
-        """A gap that says one publication is missing."""
-        return Waiting(Kind.GAP, b"", None, entry.channel, 0, entry.position, entry.position)
+        """A gap that says one publication is missing; never charged more than that."""
+        charge = min(len(entry.wire), GAP_BYTES)
+        return Waiting(Kind.GAP, b"", None, entry.channel, 0, entry.position, entry.position, charge)
 
     def widen(self, gap: Waiting, position: int) -> None:
         """A gap takes in a later publication."""

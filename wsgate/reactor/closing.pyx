@@ -212,7 +212,6 @@ cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept no
     if c.flags & BLOCKED:
         c.flags &= ~BLOCKED
         core.blocked -= 1
-    # Closing the only descriptor of a socket takes it out of the epoll set.
-    seam_close(c, reset)
+    seam_close(core, c, reset)
     enter(core, c, STATE_GONE)
     attention_push(core, slot)

@@ -182,19 +182,19 @@ cdef void gate_tick(Core *core) noexcept nogil:
 
 
 cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
-    """Give a socket a slot in state HEAD, its deadline running; 0, or -1 without memory."""
+    """Give a socket a slot in state HEAD, its deadline running. An `Opened`."""
     cdef Connection *c = table_open(core, fd, slot)
     if c == NULL:
-        return -1
+        return OPEN_FULL
     if seam_watch(core, fd, handle_of(c, slot[0]), EPOLLIN) < 0:
         table_free(core, slot[0])
-        return -1
+        return OPEN_UNWATCHED
     c.flags = WANT_IN
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
     c.control_ms = <uint32_t>core.now_ms << 4    # a full bucket; see messages.pyx
     c.deadline_ms = core.clock_ms + core.limits.head_ms
     wheel_arm(core, slot[0], c.deadline_ms)
-    return 0
+    return OPEN_DONE
 
 
 cdef int gate_accept(Core *core) noexcept nogil:
@@ -216,7 +216,7 @@ cdef int gate_accept(Core *core) noexcept nogil:
         reason = judge(core, fd)
         if reason:
             refuse(core, fd, reason)
-        elif gate_open(core, fd, &slot) < 0:
+        elif gate_open(core, fd, &slot) != OPEN_DONE:
             refuse(core, fd, REFUSED_CONNECTIONS)
         else:
             # With TCP_DEFER_ACCEPT the head is there already: read it in this pass.

@@ -93,6 +93,10 @@ class Reactor:
 
         Returns:
             The handle.
+
+        Raises:
+            OSError: It cannot be watched (not a socket, or already adopted); it stays the caller's.
+            MemoryError: No slot is left; it stays the caller's.
         """
 
     def poll(self, now_ms: int) -> list[Event]:

@@ -14,7 +14,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, calloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from wsgate.reactor.channels cimport (
@@ -25,10 +25,10 @@ from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, deadlines_run
 from wsgate.reactor.fanout cimport bye_for, walk_subscribers
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
-from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
+from wsgate.reactor.gate cimport OPEN_FULL, OPEN_UNWATCHED, gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_peer, seam_watch
-from wsgate.reactor.state cimport advance, response_frame, state_destroy, state_start
+from wsgate.reactor.state cimport advance, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
     APPLICATION, BLOCKED, Bye, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
@@ -74,10 +74,10 @@ cdef class Reactor:
     # --- life ---------------------------------------------------------------------------------------
 
     def __cinit__(self):
-        self.core = <Core *>calloc(1, sizeof(Core))
+        self.core = <Core *>malloc(sizeof(Core))
         if self.core == NULL:
             raise MemoryError
-        self.core.epoll = self.core.listener = -1
+        state_blank(self.core)
 
     def __init__(
         self, settings=None, *, now_ms, gap_encoder=None, hash_key=None,
@@ -102,7 +102,8 @@ cdef class Reactor:
     def shutdown(self):
         """Close every socket at once and give everything back; the reactor is of no use afterwards."""
         self.own()
-        state_destroy(self.core)
+        metas = state_destroy(self.core)
+        del metas
 
     cdef inline Core *own(self) except NULL:
         """The state, for a call from outside; refused from inside poll, flush and tick."""
@@ -227,11 +228,15 @@ cdef class Reactor:
         """Take over a connected socket; returns its handle. See loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
+        cdef int outcome
         cdef Connection *c
         self.check_variant(variant)
         os.set_blocking(fd, False)
         advance(core, now_ms)
-        if gate_open(core, fd, &slot) < 0:
+        outcome = gate_open(core, fd, &slot)
+        if outcome == OPEN_UNWATCHED:
+            raise OSError(errno, os.strerror(errno))
+        if outcome == OPEN_FULL:
             raise MemoryError("no slot for another connection")
         c = at(core, slot)
         if upgraded:
@@ -255,7 +260,8 @@ cdef class Reactor:
         c.variant = <uint8_t>variant
         open_connection(core, slot)
         core.counters[<int>UPGRADES] += 1
-        deliver(core, slot, frame, CLASS_RESPONSE, NONE, True)
+        if frame.length:
+            deliver(core, slot, frame, CLASS_RESPONSE, NONE, True)
         frame_release(core, frame)
         return True
 
@@ -485,14 +491,15 @@ cdef class Reactor:
         cdef int variant = 0
         cdef int64_t reached
         memset(frames, 0, sizeof(frames))
-        if len(variants) > <int>core.variants:
+        payloads = tuple(variants)
+        if len(payloads) > <int>core.variants:
             raise ValueError(f"at most {core.variants} variants are configured")
         index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
         if index == NONE or core.channels.channels[index].count == 0:
             return 0
         core.counters[<int>PUBLICATIONS] += 1
         try:
-            for payload in variants:
+            for payload in payloads:
                 if payload is not None:
                     frames[variant] = frame_publication(
                         core, core.variant_opcodes[variant], <const uint8_t *>PyBytes_AS_STRING(<bytes?>payload),
@@ -512,13 +519,14 @@ cdef class Reactor:
         """What goes before a Close with this code that the reactor itself sends, per variant."""
         cdef Core *core = self.own()
         cdef Bye *bye
-        if len(variants) > <int>core.variants:
+        payloads = tuple(variants)
+        if len(payloads) > <int>core.variants:
             raise ValueError(f"at most {core.variants} variants are configured")
         check_code(close_code)
         bye = bye_for(core, <uint16_t>close_code)
         if bye == NULL:
             raise MemoryError
-        for variant, payload in enumerate(variants):
+        for variant, payload in enumerate(payloads):
             if bye.frames[<int>variant] != NULL:
                 frame_release(core, bye.frames[<int>variant])
                 bye.frames[<int>variant] = NULL

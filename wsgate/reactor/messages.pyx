@@ -69,7 +69,8 @@ cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
     full = now - (<uint32_t>credit_ms(core) << 4)
     cost = 16000 // core.limits.control_rate_per_s
     depth = cost * core.limits.control_burst
-    if <int32_t>(c.control_ms - full) < 0:
+    # Behind, the bucket is full; further ahead than any burst goes, its 32 bits have wrapped meanwhile.
+    if <int32_t>(c.control_ms - full) < 0 or <int32_t>(c.control_ms - now) > <int32_t>(depth + cost):
         c.control_ms = full
     c.control_ms += cost
     return <int32_t>(c.control_ms - now) <= <int32_t>depth

@@ -37,6 +37,6 @@ cdef bint seam_readable(Connection *c) noexcept nogil
 cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil
 cdef void seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil
 cdef void seam_shut_write(Connection *c) noexcept nogil
-cdef void seam_close(Connection *c, bint reset) noexcept nogil
+cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil
 cdef str seam_peer(Connection *c)
 cdef int64_t clock_ns() noexcept nogil

@@ -137,13 +137,15 @@ cdef void seam_shut_write(Connection *c) noexcept nogil:
     shutdown(c.fd, SHUT_WR)
 
 
-cdef void seam_close(Connection *c, bint reset) noexcept nogil:
+cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
     """Close the descriptor; with `reset` the kernel forgets what it still held for the peer."""
     cdef linger_t option
     if reset:
         option.l_onoff = 1
         option.l_linger = 0
         setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+    # A descriptor that was duplicated keeps the socket open, and the set would report it for ever.
+    epoll_ctl(core.epoll, EPOLL_CTL_DEL, c.fd, NULL)
     close(c.fd)
     c.fd = -1
 

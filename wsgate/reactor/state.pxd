@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t
 
 from wsgate.reactor.structs cimport Core, Frame
 
+cdef void state_blank(Core *core) noexcept nogil
 cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1
 cdef Frame *response_frame(Core *core, bytes response) except? NULL
 cdef void advance(Core *core, int64_t now_ms) noexcept nogil
-cdef void state_destroy(Core *core) noexcept
+cdef list state_destroy(Core *core)

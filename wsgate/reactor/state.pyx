@@ -4,11 +4,11 @@ Settings are checked here, once, each against its range; below this file they ar
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, calloc
+from libc.string cimport memset
 
 from wsgate.reactor.channels cimport channels_destroy, channels_start
 from wsgate.reactor.closing cimport release
@@ -89,20 +89,28 @@ cdef Frame *response_frame(Core *core, bytes response) except? NULL:
     return frame
 
 
-cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
-    """Make a zeroed core ready: limits, clock, empty lists, its own epoll set."""
+cdef void state_blank(Core *core) noexcept nogil:
+    """A core that owns nothing: no list has a slot, no place holds a descriptor."""
     cdef int index
-    if now_ms < 0:
-        raise SettingsError("now_ms must be 0 or more")
-    core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
-    core.last_stall_ms = now_ms - STALL_EVERY_MS
+    memset(core, 0, sizeof(Core))
+    core.epoll = core.listener = -1
     core.free_slot = NONE
+    core.channels.free = NONE
+    core.wheel.due = NONE
     core.attention.head = core.attention.tail = NONE
     core.failed.head = core.failed.tail = NONE
     core.urgent.head = core.urgent.tail = NONE
     core.bulk.head = core.bulk.tail = NONE
     for index in range(DRAINS_MAX):
         core.drains[index].fd = -1
+
+
+cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
+    """Make a blank core ready: limits, clock, its own epoll set."""
+    if now_ms < 0:
+        raise SettingsError("now_ms must be 0 or more")
+    core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
+    core.last_stall_ms = now_ms - STALL_EVERY_MS
     apply_settings(core, settings)
     channels_start(core, <const uint8_t *>PyBytes_AS_STRING(key))
     wheel_start(core)
@@ -147,17 +155,25 @@ cdef inline void drop(Core *core, Frame **frame) noexcept nogil:
         frame[0] = NULL
 
 
-cdef void state_destroy(Core *core) noexcept:
-    """Close every socket and give every byte back. Harmless the second time."""
+cdef list state_destroy(Core *core):
+    """Close every socket and give every byte back; the core is blank afterwards.
+
+    Returns the callers' meta objects: they may only be let go when nothing is half destroyed any more,
+    because their finalizers may call anything.
+    """
     cdef uint32_t slot, index
-    cdef PyObject *meta
+    cdef list metas = []
+    if core.epoll >= 0:
+        close(core.epoll)
+    core.epoll = -1                           # from here on every call from outside is refused
     if core.chunks != NULL:
         for slot in range(core.chunk_count << CHUNK_BITS):
             if at(core, slot).state not in (STATE_FREE, STATE_GONE):
                 release(core, slot, SHUTDOWN, False)
-            meta = at(core, slot).meta
-            at(core, slot).meta = NULL
-            Py_XDECREF(meta)
+            if at(core, slot).meta != NULL:
+                metas.append(<object>at(core, slot).meta)
+                Py_XDECREF(at(core, slot).meta)
+                at(core, slot).meta = NULL
     gate_close_drains(core)
     for index in range(core.bye_count):
         for slot in range(VARIANTS_MAX):
@@ -167,16 +183,11 @@ cdef void state_destroy(Core *core) noexcept:
     drop(core, &core.head_too_large)
     drop(core, &core.upgrade_timeout)
     free(core.byes)
-    core.byes = NULL
-    core.bye_count = 0
+    free(core.gate.refusal)
     if core.chunks != NULL:
         table_destroy(core)
         channels_destroy(core)
         memory_empty_pool(core)
         free(core.chunks)
-        core.chunks = NULL
-    free(core.gate.refusal)
-    core.gate.refusal = NULL
-    if core.epoll >= 0:
-        close(core.epoll)
-    core.epoll = core.listener = -1
+    state_blank(core)
+    return metas

@@ -1,0 +1,423 @@
+"""Peers that vanish, half-close or never read, in every state (S27, S28)."""
+
+import socket
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.frames import BINARY, TEXT, client_close, client_frame, client_header
+from tests.support.hall import HEAD, Hall, hall, is_readable, open_descriptors, reset, settle
+from tests.support.rig import Peer, Rig, rig
+from wsgate.reactor import GateLimits, Settings, events
+from wsgate.reasons import Reason
+
+REFUSED = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+# --- how a connection gets into each state ----------------------------------------------------------
+
+
+def silent(bench: Hall) -> Peer:
+    peer = bench.dial()
+    settle(bench, lambda: bench.count("now_head") == 1)
+    return peer
+
+
+def half_a_head(bench: Hall) -> Peer:
+    peer = bench.dial(HEAD[:30])
+    settle(bench, lambda: bench.held()["partial"] > 0)
+    return peer
+
+
+def undecided(bench: Hall) -> Peer:
+    bench.on_event = None
+    peer = bench.dial(HEAD)
+    settle(bench, lambda: bench.count("now_deciding") == 1)
+    peer.conn = bench.events[-1][1]
+    return peer
+
+
+def undecided_and_talking(bench: Hall) -> Peer:
+    peer = undecided(bench)
+    peer.send(client_frame(TEXT, b"early"))
+    bench.turn()
+    return peer
+
+
+def opened(bench: Hall) -> Peer:
+    return bench.meet(bench.dial(HEAD, receive_buffer_bytes=4096))
+
+
+def inside_a_frame(bench: Hall) -> Peer:
+    peer = opened(bench)
+    peer.send(client_header(BINARY, 1000) + bytes(10))
+    settle(bench, lambda: bench.held()["partial"] > 0)
+    return peer
+
+
+def inside_a_header(bench: Hall) -> Peer:
+    peer = opened(bench)
+    peer.send(client_header(BINARY, 1000)[:5])
+    settle(bench, lambda: bench.held()["partial"] > 0)
+    return peer
+
+
+def paused(bench: Hall) -> Peer:
+    peer = opened(bench)
+    bench.reactor.pause_reading(peer.conn)
+    return peer
+
+
+def paused_with_unread_input(bench: Hall) -> Peer:
+    peer = paused(bench)
+    peer.send(client_frame(TEXT, b"unread"))
+    bench.turn()
+    return peer
+
+
+def blocked(bench: Hall) -> Peer:
+    peer = opened(bench)
+    bench.reactor.send(peer.conn, bytes(400_000))
+    settle(bench, lambda: bench.count("now_blocked") == 1)
+    return peer
+
+
+def blocked_over_half(bench: Hall) -> Peer:
+    peer = opened(bench)
+    bench.reactor.send(peer.conn, bytes(900_000))
+    settle(bench, lambda: bench.count("now_blocked") == 1)
+    peer.send(client_frame(TEXT, b"unread"))
+    bench.turn()
+    return peer
+
+
+def closing(bench: Hall) -> Peer:
+    peer = opened(bench)
+    bench.reactor.close(peer.conn, 1000)
+    settle(bench, lambda: bool(peer.receive()))
+    return peer
+
+
+def closing_and_blocked(bench: Hall) -> Peer:
+    peer = blocked(bench)
+    bench.reactor.close(peer.conn, 1000)
+    bench.turn()
+    return peer
+
+
+def failed_and_blocked(bench: Hall) -> Peer:
+    peer = blocked(bench)
+    peer.send(b"\xff\xff")
+    settle(bench, lambda: bench.count("now_closing") == 1)
+    return peer
+
+
+def lingering(bench: Hall) -> Peer:
+    peer = opened(bench)
+    peer.send(b"\xff\xff")
+    settle(bench, lambda: bench.count("now_lingering") == 1)
+    return peer
+
+
+def answered_with_no(bench: Hall) -> Peer:
+    peer = undecided(bench)
+    bench.reactor.refuse(peer.conn, REFUSED)
+    settle(bench, lambda: bench.count("now_lingering") == 1)
+    return peer
+
+
+def refused_at_the_gate(bench: Hall) -> Peer:
+    bench.reactor.set_gate(GateLimits(connections=1, descriptors=1), REFUSED)
+    peer = bench.dial()
+    settle(bench, lambda: bench.count("now_draining") == 1)
+    return peer
+
+
+STATES: dict[str, Callable[[Hall], Peer]] = {
+    state.__name__: state
+    for state in (
+        silent,
+        half_a_head,
+        undecided,
+        undecided_and_talking,
+        opened,
+        inside_a_frame,
+        inside_a_header,
+        paused,
+        paused_with_unread_input,
+        blocked,
+        blocked_over_half,
+        closing,
+        closing_and_blocked,
+        failed_and_blocked,
+        lingering,
+        answered_with_no,
+        refused_at_the_gate,
+    )
+}
+
+# A half-close says nothing to somebody who does not read: these stay, quietly, until they read or end.
+NOT_READING = {
+    "undecided",
+    "undecided_and_talking",
+    "paused",
+    "paused_with_unread_input",
+    "blocked_over_half",
+    "closing_and_blocked",
+    "failed_and_blocked",
+}
+# The peer's end also stays unseen behind bytes that nobody reads: no HUP before our own side is shut.
+FIN_UNSEEN = NOT_READING
+
+
+def is_clean(bench: Rig) -> bool:
+    return bench.count("now_connections") == 0 and bench.count("now_draining") == 0
+
+
+def assert_quiet(bench: Rig) -> None:
+    """Nothing to do, and no event loop would be woken: a spin would show in both."""
+    bench.turn()
+    assert not bench.reactor.more
+    assert not is_readable(bench)
+
+
+def assert_given_back(bench: Rig, descriptors: int) -> None:
+    assert_quiet(bench)
+    assert open_descriptors() <= descriptors
+    held = bench.held()
+    assert sum(held.values()) == held["frame"]
+    for _, conn, _ in bench.events:
+        assert sum(event[:2] == (events.CLOSED, conn) for event in bench.events) == 1
+    if bench.events:
+        assert bench.events[-1][0] == events.CLOSED
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_s27_reset(state: str) -> None:
+    """S27: RST: everything is given back without any clock, whatever the state, and nothing spins."""
+    with hall() as bench:
+        descriptors = open_descriptors()
+        peer = STATES[state](bench)
+        reset(peer.sock)
+        settle(bench, lambda: is_clean(bench))
+        assert_given_back(bench, descriptors)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_s27_fin(state: str) -> None:
+    """S27: the peer closes: given back at once where we read, else at the state's own deadline; no spin."""
+    with hall() as bench:
+        descriptors = open_descriptors()
+        peer = STATES[state](bench)
+        peer.close()
+        if state in FIN_UNSEEN:
+            assert_quiet(bench)
+            if state.startswith("paused"):
+                bench.reactor.resume_reading(peer.conn)
+            bench.pass_ms(12_000)
+        settle(bench, lambda: is_clean(bench))
+        assert_given_back(bench, descriptors)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_s27_half_close(state: str) -> None:
+    """S27: the peer ends only its sending side: as FIN, and no byte of ours makes it spin."""
+    with hall() as bench:
+        descriptors = open_descriptors()
+        peer = STATES[state](bench)
+        peer.sock.shutdown(socket.SHUT_WR)
+        if state in NOT_READING:
+            assert_quiet(bench)
+            if state.startswith("paused"):
+                bench.reactor.resume_reading(peer.conn)
+            bench.pass_ms(22_000)
+        settle(bench, lambda: is_clean(bench))
+        peer.close()
+        assert_given_back(bench, descriptors)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_s27_nothing_at_all(state: str) -> None:
+    """S27: the peer just falls silent: no spin while the deadlines run, and it is over within 50 s."""
+    with hall() as bench:
+        peer = STATES[state](bench)
+        assert_quiet(bench)
+        if state.startswith("paused"):
+            bench.reactor.resume_reading(peer.conn)
+        for _ in range(8):
+            bench.pass_ms(6_500)
+            assert_quiet(bench)
+        assert is_clean(bench)
+
+
+def test_s27_a_reset_between_the_events_and_the_flush() -> None:
+    """S27: failing was announced, the peer resets, the Close is queued only then."""
+    with hall() as bench:
+        peer = opened(bench)
+        peer.send(b"\xff\xff")
+        settle_announced(bench)
+        reset(peer.sock)
+        settle(bench, lambda: is_clean(bench))
+        assert [event[0] for event in bench.events[1:]] == [events.FAILING, events.CLOSED]
+
+
+def settle_announced(bench: Hall) -> None:
+    """Poll without a flush until the fault is announced."""
+    for _ in range(1000):
+        bench.events += bench.reactor.poll(bench.now_ms)
+        if bench.events[-1][0] == events.FAILING:
+            return
+    raise AssertionError("no fault found")
+
+
+def test_s27_a_crowd_that_resets_at_once() -> None:
+    """S27: 200 resets in one pass: bounded passes, all given back."""
+    with hall() as bench:
+        crowd = [bench.dial(HEAD) for _ in range(200)]
+        settle(bench, lambda: bench.count("now_open") == 200)
+        for peer in crowd:
+            reset(peer.sock)
+        polls = bench.count("polls")
+        for _ in range(20):
+            bench.step()
+        settle(bench, lambda: is_clean(bench))
+        assert bench.count("polls") - polls < 200
+        assert sum(event[0] == events.CLOSED for event in bench.events) == 200
+
+
+# --- S28 --------------------------------------------------------------------------------------------
+
+WRITE_MS = 10_000
+GRACE_MS = 2_000
+
+
+def until_gone(bench: Rig, peer: Peer, most_ms: int) -> int:
+    """Milliseconds until the connection's descriptor is closed."""
+    start_ms = bench.now_ms
+    while bench.reactor.inspect(peer.conn) is not None:
+        assert bench.now_ms - start_ms <= most_ms, bench.of(peer)
+        bench.pass_ms(250)
+    return bench.now_ms - start_ms
+
+
+def stuck(bench: Rig, size: int = 300_000) -> Peer:
+    """A peer that never reads, with bytes queued behind a full socket."""
+    peer = bench.connect(tcp=True, send_buffer_bytes=4096)
+    bench.reactor.send(peer.conn, bytes(size))
+    bench.turn()
+    assert bench.count("now_blocked") == 1
+    return peer
+
+
+def test_s28_close() -> None:
+    """S28: the application closes; the peer takes nothing: hard close within the write deadline + 2 s."""
+    with rig(Settings(outbox_age_ms=60_000)) as bench:
+        peer = stuck(bench)
+        assert bench.reactor.close(peer.conn, 1000)
+        until_gone(bench, peer, WRITE_MS + GRACE_MS)
+        bench.turn()
+        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+        assert bench.held() == {**bench.held(), "outbox": 0, "kernel_blocked": 0}
+
+
+def test_s28_close_although_a_little_is_read() -> None:
+    """S28: a peer that takes a few bytes now and then does not move the deadline of its Close."""
+    with rig(Settings(outbox_age_ms=60_000)) as bench:
+        peer = stuck(bench, 3_000_000 // 4)
+        assert bench.reactor.close(peer.conn, 1000)
+        start_ms = bench.now_ms
+        while bench.reactor.inspect(peer.conn) is not None:
+            bench.pass_ms(250)
+            try:
+                peer.sock.recv(3000)
+            except OSError:
+                break
+            assert bench.now_ms - start_ms <= WRITE_MS + GRACE_MS
+
+
+@pytest.mark.parametrize(
+    ("settings", "due_ms", "reason"),
+    [
+        (Settings(idle_timeout_ms=5_000), 5_000, Reason.IDLE_TIMEOUT),
+        (Settings(idle_timeout_ms=30_000), 10_000, Reason.WRITE_STALL),
+        (Settings(outbox_age_ms=3_000), 3_000, Reason.OUTBOX_AGE),
+        (Settings(write_timeout_ms=4_000), 4_000, Reason.WRITE_STALL),
+        (Settings(write_timeout_ms=10_000, outbox_age_ms=20_000), 10_000, Reason.WRITE_STALL),
+    ],
+)
+def test_s28_a_timeout_falls_due(settings: Settings, due_ms: int, reason: Reason) -> None:
+    """S28: idle, age, stall: gone within the write deadline + 2 s after it fell due."""
+    with rig(settings) as bench:
+        peer = stuck(bench)
+        until_gone(bench, peer, due_ms + settings.write_timeout_ms + GRACE_MS)
+        bench.turn()
+        assert bench.of(peer)[-1] == (events.CLOSED, reason)
+        assert bench.count("now_blocked") == 0
+
+
+def test_s28_the_application_deadline_falls_due() -> None:
+    """S28: so does a deadline of the application."""
+    with rig(Settings(outbox_age_ms=60_000)) as bench:
+        peer = stuck(bench)
+        bench.reactor.set_deadline(peer.conn, bench.now_ms + 5_000, 4001)
+        until_gone(bench, peer, 5_000 + WRITE_MS + GRACE_MS)
+        bench.turn()
+        assert bench.of(peer) == [(events.FAILING, 4001), (events.CLOSED, Reason.DEADLINE)]
+
+
+def test_s28_the_heartbeat_falls_due() -> None:
+    """S28: a peer that stopped reading and talking, its socket not yet full when the ping left."""
+    with rig() as bench:
+        peer = bench.connect(tcp=True, send_buffer_bytes=4096)
+        start_ms = bench.now_ms
+        while bench.count("pings_out") == 0:
+            bench.pass_ms(250)
+        bench.pass_ms(9_500)
+        bench.reactor.send(peer.conn, bytes(300_000))
+        until_gone(bench, peer, 2 * WRITE_MS + GRACE_MS)
+        assert bench.now_ms - start_ms <= 25_000 + 10_000 + 2 * WRITE_MS + GRACE_MS
+
+
+def test_s28_a_protocol_error_of_a_peer_that_does_not_read() -> None:
+    """S28: its Close cannot leave either."""
+    with rig(Settings(outbox_age_ms=60_000)) as bench:
+        peer = stuck(bench)
+        peer.send(b"\xff\xff")
+        bench.turn()
+        until_gone(bench, peer, WRITE_MS + GRACE_MS)
+        bench.turn()
+        assert bench.of(peer) == [(events.FAILING, 1002), (events.CLOSED, Reason.PROTOCOL_ERROR)]
+
+
+def test_s28_a_refusal_that_is_not_read() -> None:
+    """S28: an HTTP answer larger than the socket: over at the write deadline, with its reason."""
+    with rig() as bench:
+        peer = bench.connect(tcp=True, upgraded=False, send_buffer_bytes=4096)
+        peer.send(HEAD)
+        bench.turn()
+        assert bench.reactor.refuse(peer.conn, REFUSED + bytes(300_000))
+        bench.turn()
+        until_gone(bench, peer, WRITE_MS + GRACE_MS)
+        bench.turn()
+        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.HEAD_REFUSED)]
+
+
+def test_s28_hard_close_is_a_reset() -> None:
+    """S28: the kernel keeps nothing for a peer that was given up: it is reset."""
+    with rig() as bench:
+        peer = stuck(bench)
+        until_gone(bench, peer, WRITE_MS + GRACE_MS)
+        info = struct.unpack_from("B", peer.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1))
+        assert info[0] == 7  # TCP_CLOSE
+        assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+
+def test_s28_close_in_the_linger_state_is_bounded_too() -> None:
+    """S28: a peer that neither reads nor ends: lingering ends after its second."""
+    with rig() as bench:
+        peer = bench.connect(tcp=True)
+        peer.send(client_close())
+        bench.turn()
+        assert bench.count("now_lingering") == 1
+        until_gone(bench, peer, 1_250)

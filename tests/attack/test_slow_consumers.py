@@ -1,0 +1,218 @@
+"""Consumers that read slowly or not at all: cut, bounded, and harmless to the others (R16, S28)."""
+
+import select
+import socket
+import struct
+
+import pytest
+
+from tests.support.frames import BINARY, CLOSE, PING, PONG, TEXT, ServerFrame, client_frame
+from tests.support.hall import HEAD, hall, settle
+from tests.support.rig import Peer, Rig, rig
+from wsgate.reactor import Settings, events
+from wsgate.reactor.events import POLICY_CLOSE, POLICY_DROP_OLDEST
+from wsgate.reasons import Reason
+
+SO_MEMINFO = 55
+WMEM_QUEUED = 5
+
+
+# --- R16 --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [POLICY_CLOSE, POLICY_DROP_OLDEST])
+def test_r16_one_in_a_hundred_reads_slowly(policy: int) -> None:
+    """R16: 1 % take 1 KB a second: with `close` they are cut with 4010, the others get all, in order.
+
+    With `drop_oldest` nobody is cut for the outbox; the slow ones lose what they cannot take.
+    """
+    with rig(Settings(outbox_limit_frames=64, outbox_age_ms=60_000, write_timeout_ms=60_000)) as bench:
+        slow = [bench.connect(send_buffer_bytes=4096) for _ in range(2)]
+        quick = [bench.connect() for _ in range(198)]
+        got: dict[int, list[bytes]] = {peer.conn: [] for peer in quick}
+        for peer in slow + quick:
+            bench.reactor.subscribe(peer.conn, b"news", policy=policy)
+        for number in range(400):
+            bench.reactor.publish(b"news", [b"%04d" % number + bytes(1000)], position=number + 1)
+            bench.turn()
+            for peer in quick:
+                got[peer.conn] += [frame.payload[:4] for frame in peer.frames()]
+            if number % 10 == 0:
+                bench.pass_ms(250, turns=False)
+                for peer in slow:
+                    peer.reader.receive_data(peer.sock.recv(256))
+        for peer in quick:
+            assert got[peer.conn] == [b"%04d" % number for number in range(400)]
+            assert not bench.of(peer)
+        if policy == POLICY_CLOSE:
+            for peer in slow:
+                assert bench.of(peer)[0] == (events.FAILING, 4010)
+            assert bench.count("now_closing") + bench.count("now_connections") - 198 <= 4
+            assert bench.count("dropped_policy") == 0
+        else:
+            assert not bench.events
+            assert bench.count("dropped_policy") > 0
+        assert bench.held()["outbox"] <= 2 * 8192
+
+
+def test_r16_a_slow_one_reads_why() -> None:
+    """R16: who reads on after being cut finds whole frames and then the Close 4010."""
+    with rig(Settings(outbox_limit_frames=16)) as bench:
+        peer = bench.connect(send_buffer_bytes=4096)
+        bench.reactor.subscribe(peer.conn, b"news")
+        for _ in range(40):
+            bench.reactor.publish(b"news", [bytes(3000)])
+            bench.turn()
+        frames: list[ServerFrame] = []
+        for _ in range(100):
+            frames += peer.frames()
+            bench.turn()
+        assert frames[-1] == ServerFrame(CLOSE, b"\x0f\xaa")
+        assert {len(frame.payload) for frame in frames[:-1]} == {3000}
+        peer.close()
+        bench.turn()
+        assert bench.of(peer) == [(events.FAILING, 4010), (events.CLOSED, Reason.SLOW_CONSUMER)]
+
+
+# --- what waits, whole ------------------------------------------------------------------------------
+
+
+def until_blocked(bench: Rig, peer: Peer, size: int) -> list[bytes]:
+    """Messages of this size, each told from the others, until the last is only partly written."""
+    sent: list[bytes] = []
+    while bench.count("now_blocked") == 0:
+        sent.append((b"%08d" % len(sent)) * (size // 8))
+        assert bench.reactor.send(peer.conn, sent[-1], 2)
+        bench.turn()
+    return sent
+
+
+@pytest.mark.parametrize("drain_bytes", [1 << 20, 100_000, 8_192])
+@pytest.mark.parametrize("size", [8_000, 72_000, 320_000, 800_000])
+@pytest.mark.parametrize("is_tcp", [False, True], ids=["unix", "tcp"])
+def test_a_pong_does_not_get_into_a_frame(size: int, drain_bytes: int, is_tcp: bool) -> None:
+    """A ping that comes while a large message is half sent: its pong goes behind it, not into it.
+
+    The socket is drained in different steps, so that writes begin anywhere and take any length.
+    """
+    with rig() as bench:
+        peer = bench.connect(tcp=is_tcp)
+        sent = until_blocked(bench, peer, size)
+        frames: list[ServerFrame] = []
+        idle = 0
+        for number in range(2000):
+            if number < 50:
+                peer.send(client_frame(PING, b"%d" % number))
+            bench.turn()
+            try:
+                frames += peer.reader.receive_data(peer.sock.recv(drain_bytes))
+                idle = 0
+            except BlockingIOError:
+                # What was written may wait in the kernel for the window to open again.
+                if number >= 50 and not select.select([peer.sock], [], [], 0.02)[0]:
+                    idle += 1
+                if idle == 10:
+                    break
+        assert not bench.events
+        assert [frame.payload for frame in frames if frame.opcode == BINARY] == sent
+        pongs = [int(frame.payload) for frame in frames if frame.opcode == PONG]
+        assert pongs == sorted(set(pongs))
+        assert pongs[-1] == 49
+
+
+def test_nothing_goes_before_the_101() -> None:
+    """A ping behind the head: the answer to the head is the first thing on the wire, the pong the next."""
+    with rig() as bench:
+        peer = bench.connect(upgraded=False)
+        peer.send(HEAD + client_frame(PING, b"early"))
+        bench.turn()
+        bench.reactor.upgrade(peer.conn, b"HTTP/1.1 101 x\r\n\r\n")
+        bench.reactor.poll(bench.now_ms)
+        bench.turn()
+        assert peer.receive() == b"HTTP/1.1 101 x\r\n\r\n\x8a\x05early"
+
+
+# --- kernel memory ----------------------------------------------------------------------------------
+
+
+def kernel_bytes(descriptor: int) -> int:
+    """What the kernel's send queue of a socket holds, overhead and all."""
+    duplicate = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
+    with duplicate:
+        values: tuple[int, ...] = struct.unpack("9I", duplicate.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
+    return values[WMEM_QUEUED]
+
+
+@pytest.mark.parametrize("size", [20, 125, 512, 4_096, 24_000, 31_000, 100_000])
+def test_peers_that_never_read_stay_within_the_booked_amount(size: int) -> None:
+    """S28: what non-readers take of the kernel's send memory is at most `kernel_blocked`."""
+    count = 50
+    with hall(Settings(outbox_limit_bytes=1 << 26, outbox_limit_frames=1 << 16)) as bench:
+        for _ in range(count):
+            bench.dial(HEAD)
+        settle(bench, lambda: bench.count("now_open") == count)
+        handles = [conn for kind, conn, _ in bench.events if kind == events.OPEN]
+        for conn in handles:
+            bench.reactor.subscribe(conn, b"news")
+
+        def is_blocked() -> bool:
+            for _ in range(50):
+                bench.reactor.publish(b"news", [bytes(size)])
+                bench.step()
+            return bench.count("now_blocked") == count
+
+        settle(bench, is_blocked)
+        taken = 0
+        for conn in handles:
+            state = bench.reactor.inspect(conn)
+            assert state is not None
+            taken += kernel_bytes(state["fd"])
+        booked = bench.reactor.bytes_held()["kernel_blocked"]
+        assert taken <= booked, f"{taken / count:.0f} bytes each, {booked / count:.0f} booked"
+
+
+def test_booking_is_given_back() -> None:
+    """A socket that takes bytes again, or is gone, is charged no more."""
+    with rig() as bench:
+        crowd: list[Peer] = []
+        for _ in range(3):
+            peer = bench.connect(send_buffer_bytes=4096)
+            bench.reactor.send(peer.conn, bytes(30_000))
+            crowd.append(peer)
+        bench.turn()
+        booked = bench.reactor.bytes_held()["kernel_blocked"]
+        assert booked >= 3 * Settings().send_buffer_bytes
+        drain(bench, crowd[0])
+        crowd[1].close()
+        bench.turn()
+        bench.reactor.abort(crowd[2].conn)
+        bench.turn()
+        assert bench.reactor.bytes_held()["kernel_blocked"] == 0
+        assert bench.held()["outbox"] == 0
+
+
+def drain(bench: Rig, peer: Peer) -> None:
+    """Read until nothing comes."""
+    for _ in range(100):
+        peer.receive()
+        bench.turn()
+
+
+def test_500_that_never_read_leave_the_others_alone() -> None:
+    """Control group: 500 blocked sockets; a reader's replies leave with every flush, and nothing spins."""
+    with rig(Settings(write_timeout_ms=60_000, outbox_age_ms=60_000)) as bench:
+        for _ in range(500):
+            stuck = bench.connect(send_buffer_bytes=4096)
+            bench.reactor.send(stuck.conn, bytes(30_000))
+        good = bench.connect()
+        bench.turn()
+        assert bench.count("now_blocked") == 500
+        sends = bench.count("sends")
+        for index in range(100):
+            good.send(client_frame(TEXT, b"%d" % index))
+            batch = bench.step()
+            assert batch == [(events.TEXT, good.conn, b"%d" % index)]
+            bench.reactor.send(good.conn, b"%d" % index)
+            assert not bench.reactor.flush(bench.now_ms)
+            assert [frame.payload for frame in good.frames()] == [b"%d" % index]
+        assert bench.count("sends") - sends == 100, "blocked sockets are not tried again"

@@ -1,0 +1,333 @@
+"""The gate before real TCP clients: every limit, and refusals that arrive."""
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.frames import BINARY, TEXT, ServerFrame, client_frame
+from tests.support.hall import HEAD, REFUSAL, Hall, hall, is_readable, open_descriptors, settle
+from tests.support.rig import Peer
+from wsgate.errors import WsgateError
+from wsgate.reactor import GateLimits, Settings, events
+
+EXTRA = client_frame(TEXT, b"early frames") * 20
+
+
+def answer(bench: Hall, peer: Peer) -> bytes:
+    """All that a client reads to the end of the stream; a reset fails the test."""
+
+    def is_over() -> bool:
+        while not peer.ended:
+            try:
+                piece = peer.sock.recv(65536)
+            except BlockingIOError:
+                return False
+            peer.received += piece
+            peer.ended = not piece
+        return True
+
+    settle(bench, is_over)
+    return bytes(peer.received)
+
+
+def fill(bench: Hall, count: int) -> list[Peer]:
+    """So many open connections."""
+    crowd = [bench.dial(HEAD) for _ in range(count)]
+    settle(bench, lambda: bench.count("now_open") == count)
+    return [bench.meet(peer) for peer in crowd]
+
+
+def at_descriptors(bench: Hall) -> str:
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    # The client's end takes that number, ours the next.
+    bench.reactor.set_gate(GateLimits(descriptors=lowest_free + 1), REFUSAL)
+    return "refused_descriptors"
+
+
+def at_connections(bench: Hall) -> str:
+    bench.reactor.set_gate(GateLimits(connections=2), REFUSAL)
+    return "refused_connections"
+
+
+def at_handshakes(bench: Hall) -> str:
+    bench.reactor.set_gate(GateLimits(handshakes_in_progress=1), REFUSAL)
+    bench.dial(HEAD[:10])
+    settle(bench, lambda: bench.count("now_head") == 1)
+    return "refused_handshakes"
+
+
+def at_rate(bench: Hall) -> str:
+    bench.reactor.set_gate(GateLimits(accepts_per_s=1), REFUSAL)
+    fill_one = bench.dial(HEAD)
+    settle(bench, lambda: bench.count("now_open") == 3)
+    bench.meet(fill_one)
+    return "refused_rate"
+
+
+def at_partial_bytes(bench: Hall) -> str:
+    bench.reactor.set_gate(GateLimits(partial_bytes=4096), REFUSAL)
+    greedy = bench.dial(HEAD)
+    settle(bench, lambda: bench.count("now_open") == 3)
+    bench.meet(greedy).send(client_frame(BINARY, bytes(3500))[:-1])
+    settle(bench, lambda: bench.held()["partial"] >= 4096)
+    return "refused_partial_bytes"
+
+
+LIMITS = [at_descriptors, at_connections, at_handshakes, at_rate, at_partial_bytes]
+
+
+@pytest.mark.parametrize("said", [b"", HEAD, HEAD + EXTRA, HEAD + HEAD, HEAD[:50]])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_each_limit_is_refused_by_name_and_the_answer_arrives(
+    limit: Callable[[Hall], str], said: bytes
+) -> None:
+    """Whole answer, no reset, whatever the client said; counted by its reason; the good ones unaffected."""
+    with hall() as bench:
+        good = fill(bench, 2)
+        reason = limit(bench)
+        before = bench.reactor.counters()
+        late = bench.dial(said)
+        assert answer(bench, late) == REFUSAL
+        after = bench.reactor.counters()
+        assert after["refused"] - before["refused"] == 1
+        assert after[f"ended_{reason}"] - before[f"ended_{reason}"] == 1
+        ended = [name for name in after if name.startswith("ended_") and after[name] != before[name]]
+        assert ended == [f"ended_{reason}"]
+        late.close()
+        settle(bench, lambda: bench.count("now_draining") == 0)
+        assert not is_readable(bench)
+        for peer in good:
+            peer.send(client_frame(TEXT, b"still here"))
+        settle(bench, lambda: all(bench.messages(peer) == [b"still here"] for peer in good))
+        assert bench.reactor.send(good[0].conn, b"reply")
+        bench.turn()
+        assert good[0].frames() == [ServerFrame(TEXT, b"reply")]
+
+
+def test_the_limit_itself_is_let_in() -> None:
+    """Exactly `connections` are let in; when one leaves, the next is let in again."""
+    with hall(limits=GateLimits(connections=5)) as bench:
+        crowd = fill(bench, 5)
+        assert answer(bench, bench.dial(HEAD)) == REFUSAL
+        crowd[0].close()
+        settle(bench, lambda: bench.count("now_connections") == 4)
+        bench.meet(bench.dial(HEAD))
+        assert bench.count("refused") == 1
+
+
+def test_handshakes_in_progress_counts_undecided_ones() -> None:
+    """Heads being collected and heads being decided, together."""
+    with hall(limits=GateLimits(handshakes_in_progress=3), on_event=None) as bench:
+        bench.dial(HEAD)
+        bench.dial(HEAD[:20])
+        bench.dial()
+        settle(bench, lambda: bench.count("now_head") == 2 and bench.count("now_deciding") == 1)
+        assert answer(bench, bench.dial(HEAD)) == REFUSAL
+        assert bench.reactor.upgrade(bench.events[0][1], b"101")
+        bench.turn()
+        bench.dial()
+        settle(bench, lambda: bench.count("now_head") == 3)
+        assert bench.count("ended_refused_handshakes") == 1
+
+
+def test_accepts_per_second_is_exact() -> None:
+    """A second's worth at once, then one for each share of a second, on the clock of the caller."""
+    with hall(limits=GateLimits(accepts_per_s=10, refusal_drains=0)) as bench:
+        for _ in range(15):
+            bench.dial()
+        settle(bench, lambda: bench.count("accepted") == 15)
+        assert bench.count("now_head") == 10
+        assert bench.count("ended_refused_rate") == 5
+        for step in range(1, 8):
+            bench.now_ms += 100
+            bench.turn()
+            for _ in range(3):
+                bench.dial()
+            settle(bench, lambda step=step: bench.count("accepted") == 15 + 3 * step)  # type: ignore[misc]
+            assert bench.count("now_head") == 10 + step
+        bench.pass_ms(5_000)
+        for _ in range(12):
+            bench.dial()
+        settle(bench, lambda: bench.count("accepted") == 48)
+        assert bench.count("now_head") == 27
+
+
+def test_no_answer_configured() -> None:
+    """Without refusal bytes the stream just ends, in order."""
+    with hall(limits=GateLimits(connections=1), refusal=b"") as bench:
+        fill(bench, 1)
+        assert answer(bench, bench.dial(HEAD)) == b""
+
+
+def test_a_limit_of_zero_is_off() -> None:
+    """All off: everybody is let in."""
+    with hall(limits=GateLimits(handshakes_in_progress=0)) as bench:
+        for _ in range(100):
+            bench.dial()
+        settle(bench, lambda: bench.count("now_head") == 100)
+
+
+def test_max_connections_of_the_table_is_a_limit_too() -> None:
+    """Without any gate, the directory of slots is the last limit, refused as `refused_connections`."""
+    with hall(Settings(max_connections=2)) as bench:
+        fill(bench, 2)
+        assert answer(bench, bench.dial(HEAD)) == REFUSAL
+        assert bench.count("ended_refused_connections") == 1
+
+
+# --- drains -----------------------------------------------------------------------------------------
+
+
+def test_drains_are_bounded_in_number() -> None:
+    """32 at once; beyond that a peer whose head is there is answered all the same, a silent one is not."""
+    with hall(limits=GateLimits(connections=1)) as bench:
+        fill(bench, 1)
+        for _ in range(32):
+            bench.dial()
+        settle(bench, lambda: bench.count("now_draining") == 32)
+        spoken = bench.dial(HEAD)
+        assert answer(bench, spoken) == REFUSAL
+        assert bench.count("refused_undrained") == 1
+        assert bench.count("refused_silent") == 0
+        silent = bench.dial()
+        settle(bench, lambda: bench.count("refused_silent") == 1)
+        talking = bench.dial(HEAD + EXTRA)
+        settle(bench, lambda: bench.count("refused_silent") == 2)
+        for peer in (silent, talking):
+            settle(bench, lambda peer=peer: not peer.receive() and peer.ended)  # type: ignore[misc]
+        assert bench.count("now_draining") == 32
+        assert bench.count("refused") == 33
+        assert bench.count("ended_refused_connections") == 35
+
+
+def test_a_drain_ends_after_its_second() -> None:
+    """A refused peer that neither reads nor ends is closed at its deadline, and the drain is free."""
+    with hall(limits=GateLimits(connections=1)) as bench:
+        fill(bench, 1)
+        descriptors = open_descriptors()
+        peer = bench.dial(HEAD)
+        settle(bench, lambda: bench.count("now_draining") == 1)
+        bench.pass_ms(750)
+        assert bench.count("now_draining") == 1
+        bench.pass_ms(500)
+        assert bench.count("now_draining") == 0
+        assert open_descriptors() == descriptors + 1
+        assert answer(bench, peer) == REFUSAL
+
+
+def test_a_drain_ends_after_its_bytes() -> None:
+    """16 KiB are read from a refused peer, and one receive at most beyond."""
+    with hall(limits=GateLimits(connections=1)) as bench:
+        fill(bench, 1)
+        peer = bench.dial(HEAD)
+        settle(bench, lambda: bench.count("now_draining") == 1)
+        sent = 0
+        for _ in range(1000):
+            try:
+                sent += peer.sock.send(bytes(4096))
+            except BlockingIOError:
+                pass
+            except ConnectionError:
+                break
+            bench.turn()
+            if bench.count("now_draining") == 0:
+                break
+        assert bench.count("now_draining") == 0
+        assert sent >= 16 * 1024 - len(HEAD)
+
+
+@pytest.mark.parametrize("drains", [-1, 257, 1 << 31])
+def test_drains_that_cannot_be(drains: int) -> None:
+    """Out of range is an error, and the gate stays as it was."""
+    with hall(limits=GateLimits(connections=1)) as bench:
+        with pytest.raises((WsgateError, ValueError, OverflowError)):
+            bench.reactor.set_gate(GateLimits(refusal_drains=drains), b"other")
+        fill(bench, 1)
+        assert answer(bench, bench.dial(HEAD)) == REFUSAL
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        GateLimits(descriptors=-1),
+        GateLimits(connections=-1),
+        GateLimits(accepts_per_s=1 << 40),
+        GateLimits(refusal_drain_bytes=-5),
+        GateLimits(refusal_drain_ms=1 << 40),
+    ],
+)
+def test_limits_that_cannot_be_change_nothing(limits: GateLimits) -> None:
+    """All or nothing: a gate that is refused leaves the former limits and the former answer."""
+    with hall(limits=GateLimits(connections=1)) as bench:
+        with pytest.raises((WsgateError, ValueError, OverflowError)):
+            bench.reactor.set_gate(limits, b"other")
+        fill(bench, 1)
+        assert answer(bench, bench.dial(HEAD)) == REFUSAL
+
+
+def test_a_fast_accept_rate_is_not_unlimited() -> None:
+    """A rate above one a nanosecond makes no sense; the largest that can be set lets people in."""
+    with hall(limits=GateLimits(accepts_per_s=(1 << 32) - 1)) as bench:
+        fill(bench, 3)
+
+
+def test_peers_that_are_gone_before_they_are_refused() -> None:
+    """A peer that went away in the queue costs no answer and no drain."""
+    with hall(limits=GateLimits(connections=1)) as bench:
+        fill(bench, 1)
+        for _ in range(5):
+            bench.dial().close()
+        settle(bench, lambda: bench.count("accepted") == 6)
+        assert bench.count("now_draining") == 0
+        assert bench.count("refused_silent") == 5
+
+
+def test_refusing_a_crowd_does_not_disturb_the_good() -> None:
+    """500 are refused while one talks: every message of it is answered, in order, within the same turns."""
+
+    def on_event(bench: object, event: tuple[int, int, bytes | int]) -> None:
+        del bench
+        if event[0] == events.TEXT and isinstance(event[2], bytes):
+            front.reactor.send(event[1], event[2])
+
+    with hall(limits=GateLimits(connections=1)) as front:
+        good = fill(front, 1)[0]
+        front.on_event = on_event
+        heard = []
+        for index in range(50):
+            for _ in range(10):
+                front.dial(HEAD)
+            good.send(client_frame(TEXT, b"%d" % index))
+            for _ in range(5):
+                front.step()
+            heard += [frame.payload for frame in good.frames()]
+        settle(front, lambda: front.count("ended_refused_connections") == 500)
+        heard += [frame.payload for frame in good.frames()]
+        assert heard == [b"%d" % index for index in range(50)]
+        assert front.count("refused") + front.count("refused_silent") == 500
+
+
+def test_accepting_stops_and_goes_on() -> None:
+    """After `stop_listening` the queue is left alone; another `listen` takes it up."""
+    with hall() as bench:
+        bench.reactor.stop_listening()
+        bench.reactor.stop_listening()
+        waiting = bench.dial(HEAD)
+        bench.turn()
+        assert bench.count("accepted") == 0
+        assert not is_readable(bench)
+        bench.reactor.listen(bench.listener.fileno())
+        bench.meet(waiting)
+
+
+def test_a_listener_that_was_shut_down_does_not_spin() -> None:
+    """Somebody shuts the listening socket down: the reactor must not be woken for it for ever."""
+    with hall() as bench:
+        bench.listener.shutdown(socket.SHUT_RDWR)
+        for _ in range(20):
+            bench.step()
+        assert not is_readable(bench)
+        assert bench.count("accept_failed") <= 64

@@ -1,0 +1,373 @@
+"""Random bytes and random calls against one reactor, with every promise about events checked.
+
+Run as a child, so that a crash is an exit status and not the end of the tests::
+
+    python -m tests.support.reactor_fuzz <seed> <steps>
+
+Prints `sound` when nothing was broken and everything was given back.
+"""
+
+import contextlib
+import os
+import random
+import socket
+import struct
+import sys
+import warnings
+from collections.abc import Callable
+
+from tests.support.frames import FrameReader, client_close, client_frame, client_header
+from wsgate.errors import WsgateError
+from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, events, open_listener
+from wsgate.reasons import Reason
+
+__all__ = ["Fuzz"]
+
+RESPONSE = b"HTTP/1.1 101 x\r\n\r\n"
+HEAD = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+REFUSED_CALLS = (WsgateError, ValueError, OverflowError, TypeError, MemoryError, OSError)
+SETTINGS = Settings(
+    message_limit_bytes=200_000,
+    fragments_limit=20,
+    message_rate_per_s=2000,
+    outbox_limit_bytes=150_000,
+    outbox_limit_frames=40,
+    outbox_age_ms=3_000,
+    write_timeout_ms=4_000,
+    ping_interval_ms=5_000,
+    pong_timeout_ms=2_000,
+    idle_timeout_ms=20_000,
+    message_timeout_ms=4_000,
+    linger_limit_sockets=5,
+    linger_limit_bytes=50_000,
+    variant_opcodes=(1, 2),
+    max_connections=60,
+)
+
+
+class Client:
+    """The other end of one connection."""
+
+    def __init__(self, sock: socket.socket, *, is_open: bool) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.reader = FrameReader()
+        self.head = b""
+        self.is_open = is_open
+
+    def receive(self) -> None:
+        """Read some, and parse it strictly: the reactor may write nothing that is no frame."""
+        try:
+            data = self.sock.recv(random.choice([100, 5000, 1 << 20]))
+        except OSError:
+            return
+        if not self.is_open:
+            self.head += data
+            _, separator, data = self.head.partition(b"\r\n\r\n")
+            if not separator:
+                return
+            self.is_open = self.head.startswith(RESPONSE)
+        if self.is_open:
+            self.reader.receive_data(data)
+
+
+class Watcher:
+    """A meta object that calls the reactor when it is dropped, wherever that happens."""
+
+    def __init__(self, reactor: Reactor, conn: int) -> None:
+        self.reactor, self.conn = reactor, conn
+
+    def __del__(self) -> None:
+        with contextlib.suppress(*REFUSED_CALLS):
+            self.reactor.send(self.conn, b"from the grave")
+        with contextlib.suppress(*REFUSED_CALLS):
+            self.reactor.abort(self.conn)
+
+
+class Fuzz:
+    """One reactor, its peers, and the history of every handle."""
+
+    def __init__(self, seed: int) -> None:
+        """Same seed, same calls; what the kernel does with them may differ."""
+        random.seed(seed)
+        self.now_ms = random.choice([0, 1, 1_000_003, 2**28 - 9_000, 2**32 - 9_000, 10**12])
+        self.reactor = Reactor(SETTINGS, now_ms=self.now_ms, gap_encoder=self.encode_gap)
+        self.listener = open_listener("127.0.0.1", 0, ListenerOptions(defer_accept_s=0))
+        self.reactor.listen(self.listener.fileno())
+        self.clients: list[Client] = []
+        self.handles: list[int] = []
+        self.history: dict[int, list[int]] = {}
+        self.batch: list[int] = []
+        self.operations = self.weighted()
+
+    def weighted(self) -> list[Callable[[], object]]:
+        """What may happen next, as often as it is listed."""
+        often = [self.talk, self.call, self.poll]
+        usual = [self.read, self.publish, self.flush]
+        return [
+            *often * 4,
+            *usual * 3,
+            self.join,
+            self.connect,
+            self.dial,
+            self.leave,
+            self.tick,
+            self.regulate,
+        ]
+
+    def join(self) -> None:
+        """One that is open subscribes to a few."""
+        if self.handles:
+            conn = random.choice(self.handles)
+            for _ in range(4):
+                number = random.randrange(12)
+                self.reactor.subscribe(conn, b"channel-%d" % number, policy=number % 3)
+
+    def encode_gap(self, variant: int, channel: bytes, first: int, last: int) -> bytes:
+        """Fail, lie, or call back, now and then."""
+        choice = random.random()
+        if choice < 0.05:
+            raise RuntimeError("planted")
+        if choice < 0.1:
+            return None  # type: ignore[return-value]
+        if choice < 0.3:
+            self.call()
+            with contextlib.suppress(*REFUSED_CALLS):
+                self.reactor.shutdown()
+                os._exit(3)  # it must refuse
+        return b"gap %d %b %d %d" % (variant, channel, first, last)
+
+    def handle(self) -> int:
+        """Mostly a live one; sometimes gone, made up or absurd."""
+        choice = random.random()
+        if choice < 0.8 and self.handles:
+            return random.choice(self.handles)
+        if choice < 0.9 and self.handles:
+            return random.choice(self.handles) ^ (1 << random.randrange(64))
+        return random.choice([0, 1, -1, 2**63, 2**64 - 1, 2**64, random.getrandbits(64), 0xFFFFFFFF])
+
+    def connect(self) -> None:
+        """A socket pair, as upgraded or with a head to come."""
+        ours, theirs = socket.socketpair()
+        if random.random() < 0.5:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        is_open = random.random() < 0.7
+        fd = ours.detach()
+        try:
+            conn = self.reactor.adopt(fd, now_ms=self.now_ms, upgraded=is_open, variant=random.choice([0, 1]))
+        except MemoryError:
+            os.close(fd)
+            theirs.close()
+            return
+        self.handles.append(conn)
+        if is_open:
+            self.history[conn] = []
+        self.clients.append(Client(theirs, is_open=is_open))
+
+    def dial(self) -> None:
+        """A TCP client."""
+        if len(self.clients) < 100:
+            sock = socket.create_connection(self.listener.getsockname())
+            self.clients.append(Client(sock, is_open=False))
+
+    def talk(self) -> None:
+        """Something sound or something broken, whole or cut."""
+        if not self.clients:
+            return
+        client = random.choice(self.clients)
+        payload = random.randbytes(random.choice([0, 1, 5, 125, 126, 1000, 65_536, 199_000]))
+        sound: list[Callable[[], bytes]] = [
+            lambda: client_frame(2, payload),
+            lambda: client_frame(1, b"text" * (len(payload) // 4)),
+            lambda: client_frame(9, payload[:125]) * random.choice([1, 1, 40]),
+            lambda: client_frame(10, payload[:125]),
+            lambda: client_frame(2, b"", final=False) + client_frame(9) + client_frame(0, payload),
+            lambda: client_frame(2, b"small") * random.randrange(300),
+        ]
+        broken: list[Callable[[], bytes]] = [
+            lambda: client_frame(2, payload, final=False),
+            lambda: client_frame(0, payload, final=False) * 30,
+            lambda: client_header(random.randrange(16), random.getrandbits(random.randrange(1, 64))),
+            lambda: client_close(random.choice([1000, 1001, 1006, 3000, 4999, None])),
+            lambda: HEAD,
+            lambda: HEAD + client_frame(9, b"early") + client_frame(1, b"early"),
+            lambda: b"GET / HTTP/1.1\r\n",
+            lambda: random.randbytes(random.randrange(40)),
+        ]
+        make = random.choice(sound if random.random() < 0.93 else broken)
+        data = make()
+        if not client.is_open and random.random() < 0.7:
+            data = HEAD
+        if random.random() < 0.05:
+            data = data[: random.randrange(len(data) + 1)]
+        with contextlib.suppress(OSError):
+            client.sock.send(data)
+
+    def leave(self) -> None:
+        """FIN, RST or half of it."""
+        if not self.clients or random.random() < 0.8:
+            return
+        client = random.choice(self.clients)
+        choice = random.random()
+        with contextlib.suppress(OSError):
+            if choice < 0.3:
+                client.sock.shutdown(socket.SHUT_WR)
+                return
+            if choice < 0.6:
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sock.close()
+        self.clients.remove(client)
+
+    def read(self) -> None:
+        """One client reads."""
+        if self.clients:
+            random.choice(self.clients).receive()
+
+    def call(self) -> None:
+        """One call with arguments between plausible and absurd."""
+        reactor, conn = self.reactor, self.handle()
+        number = random.choice([0, 1, 2, 999, 1000, 1006, 4000, 5000, -1, 2**31, 2**63, 10**30])
+        payload = random.choice([b"", b"x", b"y" * 126, b"z" * 70_000, b"z" * 140_000])
+        channel = b"channel-%d" % random.randrange(12)
+        calls: list[Callable[[], object]] = [
+            lambda: reactor.send(conn, payload, random.choice([1, 2, 1, 2, number])),
+            lambda: reactor.send(conn, payload),
+            lambda: reactor.upgrade(conn, RESPONSE, variant=random.choice([0, 1, 0, 1, number])),
+            lambda: reactor.upgrade(conn, RESPONSE),
+            lambda: reactor.refuse(conn, payload),
+            lambda: reactor.close(conn, random.choice([1000, 4000, number]), payload),
+            lambda: reactor.abort(conn),
+            lambda: reactor.pause_reading(conn),
+            lambda: reactor.resume_reading(conn),
+            lambda: reactor.resume_reading(conn),
+            lambda: reactor.subscribe(conn, channel, policy=random.choice([0, 1, 2, number])),
+            lambda: reactor.subscribe(conn, channel, policy=1),
+            lambda: reactor.subscribe(conn, channel, policy=2),
+            lambda: reactor.unsubscribe(conn, channel),
+            lambda: reactor.subscriptions(conn),
+            lambda: reactor.subscribers(channel),
+            lambda: reactor.set_meta(conn, random.choice([None, Watcher(reactor, conn), object()])),
+            lambda: reactor.meta(conn),
+            lambda: reactor.set_deadline(conn, random.choice([number, self.now_ms + 500]), 4000),
+            lambda: reactor.set_deadline(conn, self.now_ms + 500, number),
+            lambda: reactor.peer(conn),
+            lambda: reactor.inspect(conn),
+            lambda: reactor.set_bye(random.choice([4010, 4008, number]), [random.choice([b"bye", None])]),
+            lambda: reactor.adopt(random.choice([-1, 10_000, reactor.fileno()]), now_ms=self.now_ms),
+            lambda: reactor.listen(self.listener.fileno()),
+        ]
+        with contextlib.suppress(*REFUSED_CALLS):
+            random.choice(calls)()
+
+    def regulate(self) -> None:
+        """Change the gate, or who listens."""
+        limits = GateLimits(
+            connections=random.choice([0, 0, 30]),
+            handshakes_in_progress=random.choice([0, 5]),
+            accepts_per_s=random.choice([0, 20]),
+            partial_bytes=random.choice([0, 0, 60_000]),
+            refusal_drains=random.choice([0, 2, 32]),
+        )
+        self.reactor.set_gate(limits, b"HTTP/1.1 503 x\r\n\r\n")
+        if random.random() < 0.2:
+            self.reactor.stop_listening()
+            self.reactor.listen(self.listener.fileno())
+
+    def publish(self) -> None:
+        """To a channel that may or may not be."""
+        channel = b"channel-%d" % random.randrange(12)
+        variants: list[bytes | None] = random.choice(
+            [[b"text", b"binary"], [b"t" * 3000, b"b" * 9000], [b"t" * 60_000], [], [None, None]]
+        )
+        position = random.choice([0, 1, 7, 2**62, -1])
+        self.reactor.publish(channel, variants, position=position, exclude=abs(self.handle()) % 2**64)
+
+    def poll(self) -> None:
+        """Poll, check the promises, and now and then call something in the middle of the batch."""
+        for kind, conn, value in self.reactor.poll(self.now_ms):
+            self.check(kind, conn, value)
+            if kind == events.OPEN:
+                self.handles.append(conn)
+                if random.random() < 0.95:
+                    self.reactor.upgrade(conn, RESPONSE, variant=random.choice([0, 1]))
+            elif kind in (events.TEXT, events.BINARY) and isinstance(value, bytes) and random.random() < 0.3:
+                self.reactor.send(conn, value, kind)
+            if random.random() < 0.05:
+                self.call()
+        if random.random() < 0.9:
+            self.flush()
+
+    def check(self, kind: int, conn: int, value: bytes | int) -> None:
+        """Order of events of one handle."""
+        past = self.history.setdefault(conn, [])
+        assert events.CLOSED not in past, "an event after `CLOSED`"
+        if kind == events.OPEN:
+            assert past == [], "`OPEN` is the first event, once"
+        if kind in (events.TEXT, events.BINARY, events.FAILING, events.PEER_CLOSED):
+            assert events.FAILING not in past, "an event after `FAILING`"
+            assert events.PEER_CLOSED not in past, "an event after `PEER_CLOSED`"
+        if kind == events.TEXT:
+            assert isinstance(value, bytes)
+            value.decode()
+        if kind == events.CLOSED:
+            assert Reason(int(value)) != Reason.NONE
+            assert self.reactor.inspect(conn) is None
+            if conn in self.handles:
+                self.handles.remove(conn)
+                if random.random() < 0.2:
+                    self.handles.append(conn)  # and go on using it
+        past.append(kind)
+
+    def flush(self) -> None:
+        """Flush."""
+        self.reactor.flush(self.now_ms)
+
+    def tick(self) -> None:
+        """Time passes: usually a step, sometimes a stall, once in a while backwards."""
+        self.now_ms += random.choice([0, 1, 60, 250, 250, 250, 250, 300, 500, 1000])
+        if random.random() < 0.02:
+            self.now_ms += random.choice([3_000, 10_000, 70_000])
+        self.reactor.tick(self.now_ms - random.choice([0, 0, 0, 500]))
+
+    def settle(self) -> None:
+        """Everybody leaves; time passes; all is given back."""
+        for client in self.clients:
+            client.sock.close()
+        self.reactor.stop_listening()
+        for _ in range(600):
+            self.now_ms += 250
+            self.reactor.tick(self.now_ms)
+            for conn in [conn for conn in self.handles if self.reactor.inspect(conn)]:
+                with contextlib.suppress(*REFUSED_CALLS):
+                    self.reactor.resume_reading(conn)
+                    self.reactor.refuse(conn, b"no")
+            for kind, conn, value in self.reactor.poll(self.now_ms):
+                self.check(kind, conn, value)
+            self.flush()
+        counters, held = self.reactor.counters(), self.reactor.bytes_held()
+        census = {name: count for name, count in counters.items() if name.startswith("now_") and count}
+        assert not census, census
+        assert not self.reactor.more
+        for account in ("outbox", "partial", "subscription", "kernel_blocked"):
+            assert held[account] == 0, (account, held)
+        unfinished = [conn for conn, past in self.history.items() if past[-1:] != [events.CLOSED]]
+        assert not unfinished, "no `CLOSED`"
+
+    def run(self, steps: int) -> None:
+        """Everything."""
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for _ in range(steps):
+            random.choice(self.operations)()
+        self.settle()
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
+        self.reactor.shutdown()
+        held = self.reactor.bytes_held()
+        assert not any(held.values()), held
+        self.listener.close()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.unraisablehook = lambda unraisable: None
+    Fuzz(int(sys.argv[1])).run(int(sys.argv[2]))
+    print("sound")

@@ -1,0 +1,401 @@
+"""Channels against a plain model: who is subscribed, who gets what, and that all of it is given back.
+
+Names are hostile: shared prefixes, one byte apart, zero bytes, the longest that is allowed.
+"""
+
+import socket
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tests.support.frames import BINARY, CLOSE, TEXT, client_close, client_frame
+from tests.support.rig import Peer, Rig, rig
+from wsgate.reactor import Settings, events
+
+CLOSES, OLDEST, LATEST = events.POLICY_CLOSE, events.POLICY_DROP_OLDEST, events.POLICY_LATEST_ONLY
+LONGEST = 1_024
+NAMES = (
+    b"a",
+    b"b",
+    b"\x00",
+    b"\x00\x00",
+    b"a\x00",
+    b"a\x00b",
+    b"\xff" * 63,
+    b"\xff" * 64,
+    b"\xff" * 65,
+    b"x" * LONGEST,
+    b"x" * (LONGEST - 1) + b"y",
+    b"x" * (LONGEST - 1),
+    b"%s%n%d",
+    b"../../etc",
+    "\u00e4\U0001f600".encode(),
+    *(b"room:%d" % number for number in range(40)),
+)
+SEATS = 12
+VARIANTS = (1, 2, 1)
+MACHINE_SETTINGS = Settings(variant_opcodes=VARIANTS, outbox_limit_frames=10_000, ping_interval_ms=0)
+
+seats = st.integers(0, SEATS - 1)
+names = st.sampled_from(NAMES)
+
+
+class Member:
+    """One connection as the model sees it."""
+
+    def __init__(self, peer: Peer, variant: int) -> None:
+        self.peer = peer
+        self.variant = variant
+        self.channels: set[bytes] = set()
+        self.expected: list[tuple[int, bytes]] = []
+        self.is_open = True
+
+
+class ChannelMachine(RuleBasedStateMachine):
+    """A dozen connections that come, go, subscribe and leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Rig(MACHINE_SETTINGS)
+        self.count = 0
+        self.members: list[Member] = []
+        self.stale: list[int] = []
+
+    @initialize()
+    def begin(self) -> None:
+        self.members = [self.arrive(seat % len(VARIANTS)) for seat in range(SEATS)]
+        first = self.members[0].peer.conn
+        self.bench.reactor.subscribe(first, b"first")
+        self.bench.reactor.unsubscribe(first, b"first")
+        # The directory holds 64 channels; it stays.
+        self.start = self.bench.held()
+
+    def arrive(self, variant: int) -> Member:
+        return Member(self.bench.connect(variant=variant), variant)
+
+    def subscribed(self, name: bytes) -> list[Member]:
+        return [member for member in self.members if name in member.channels]
+
+    @rule(seat=seats, name=names)
+    def subscribe(self, seat: int, name: bytes) -> None:
+        member = self.members[seat]
+        expected = len(self.subscribed(name)) + 1
+        if name in member.channels:
+            expected = -1
+        if not member.is_open:
+            expected = 0
+        assert self.bench.reactor.subscribe(member.peer.conn, name) == expected
+        if member.is_open:
+            member.channels.add(name)
+
+    @rule(seat=seats, chosen=st.lists(names, min_size=5))
+    def subscribe_to_many(self, seat: int, chosen: list[bytes]) -> None:
+        for name in chosen:
+            self.subscribe(seat, name)
+
+    @rule(name=names)
+    def subscribe_all(self, name: bytes) -> None:
+        for seat in range(SEATS):
+            self.subscribe(seat, name)
+
+    @rule(seat=seats, name=names)
+    def unsubscribe(self, seat: int, name: bytes) -> None:
+        member = self.members[seat]
+        expected = len(self.subscribed(name)) - 1 if name in member.channels else -1
+        assert self.bench.reactor.unsubscribe(member.peer.conn, name) == expected
+        member.channels.discard(name)
+
+    @rule(
+        name=names,
+        variants=st.lists(st.sampled_from((None, b"", b"one", b"two")), max_size=len(VARIANTS)),
+        excluded=st.one_of(st.none(), seats),
+    )
+    def publish(self, name: bytes, variants: list[bytes | None], excluded: int | None) -> None:
+        self.count += 1
+        payloads = [None if text is None else text + b"%d" % self.count for text in variants]
+        reached = 0
+        for seat, member in enumerate(self.members):
+            payload = payloads[member.variant] if member.variant < len(payloads) else None
+            if not member.is_open or name not in member.channels or payload is None or seat == excluded:
+                continue
+            reached += 1
+            member.expected.append((VARIANTS[member.variant], payload))
+        exclude = 0 if excluded is None else self.members[excluded].peer.conn
+        assert self.bench.reactor.publish(name, payloads, exclude=exclude) == reached
+
+    @rule(seat=seats)
+    def begin_closing(self, seat: int) -> None:
+        """A closing connection is still subscribed, but gets nothing new."""
+        member = self.members[seat]
+        assert self.bench.reactor.close(member.peer.conn, 1000) == member.is_open
+        member.is_open = False
+
+    @rule(seat=seats, how=st.sampled_from(("abort", "reset", "close", "fault")))
+    def leave(self, seat: int, how: str) -> None:
+        member = self.members[seat]
+        self.read()
+        if how == "abort":
+            self.bench.reactor.abort(member.peer.conn)
+        elif how == "close":
+            member.peer.send(client_close())
+        elif how == "fault":
+            member.peer.send(client_frame(3))
+        if how != "abort":
+            self.bench.turn()
+            assert [frame for frame in member.peer.frames() if frame.opcode != CLOSE] == []
+        member.peer.close()
+        self.bench.turn()
+        self.stale.append(member.peer.conn)
+        self.members[seat] = self.arrive(member.variant)
+
+    @rule()
+    def read(self) -> None:
+        self.bench.turn()
+        for member in self.members:
+            frames = [
+                (frame.opcode, frame.payload) for frame in member.peer.frames() if frame.opcode != CLOSE
+            ]
+            assert frames == member.expected
+            member.expected.clear()
+
+    @rule(name=names)
+    def ask_the_dead(self, name: bytes) -> None:
+        before = self.bench.count("stale")
+        for conn in self.stale:
+            assert self.bench.reactor.subscribe(conn, name) == 0
+            assert self.bench.reactor.unsubscribe(conn, name) == -1
+            assert self.bench.reactor.subscriptions(conn) == []
+        assert self.bench.count("stale") == before + 3 * len(self.stale)
+
+    @invariant()
+    def agrees(self) -> None:
+        reactor = self.bench.reactor
+        for member in self.members:
+            held = reactor.subscriptions(member.peer.conn)
+            assert sorted(held) == sorted(member.channels)
+            numbers = reactor.inspect(member.peer.conn)
+            assert numbers is not None and numbers["subscriptions"] == len(member.channels)
+        by_name: dict[bytes, int] = defaultdict(int)
+        for member in self.members:
+            for name in member.channels:
+                by_name[name] += 1
+        for name in NAMES:
+            assert reactor.subscribers(name) == by_name.get(name, 0)
+        # A channel lives while it is subscribed to, or while frames of it wait.
+        now = self.bench.count("now_channels")
+        assert now >= len(by_name)
+        if not any(member.expected for member in self.members):
+            self.bench.turn()
+            assert self.bench.count("now_channels") == len(by_name)
+
+    def teardown(self) -> None:
+        try:
+            if self.members:
+                self.read()
+                for member in self.members:
+                    member.peer.close()
+                self.bench.turn()
+                assert self.bench.count("now_channels") == 0
+                assert self.bench.count("now_connections") == 0
+                assert self.bench.held() == self.start
+        finally:
+            self.bench.close()
+
+
+MACHINE_RUN = settings(
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_channels_do_what_the_model_says() -> None:
+    run_state_machine_as_test(ChannelMachine, settings=MACHINE_RUN)
+
+
+def forgets_one(machine: ChannelMachine, name: bytes) -> list[Member]:
+    return [member for member in machine.members[1:] if name in member.channels]
+
+
+def test_the_machine_notices_a_wrong_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect planted in the model must turn the machine red."""
+    monkeypatch.setattr(ChannelMachine, "subscribed", forgets_one)
+    once = settings(
+        MACHINE_RUN, phases=[Phase.generate], database=None, derandomize=True, report_multiple_bugs=False
+    )
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(ChannelMachine, settings=once)
+
+
+# --- by hand ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, LONGEST + 1, 100_000])
+def test_a_name_has_1_to_1024_bytes(size: int) -> None:
+    with rig() as bench:
+        peer = bench.connect()
+        with pytest.raises(ValueError, match="1 to 1024"):
+            bench.reactor.subscribe(peer.conn, b"n" * size)
+        assert bench.reactor.unsubscribe(peer.conn, b"n" * size) == -1
+        assert bench.reactor.subscribers(b"n" * size) == 0
+        assert bench.reactor.publish(b"n" * size, [b"x"]) == 0
+        assert bench.count("now_channels") == 0
+
+
+@pytest.mark.parametrize("policy", [-1, 3])
+def test_a_policy_is_one_of_three(policy: int) -> None:
+    with rig() as bench:
+        peer = bench.connect()
+        with pytest.raises(ValueError, match="POLICY"):
+            bench.reactor.subscribe(peer.conn, b"a", policy=policy)
+        assert bench.count("now_channels") == 0
+
+
+def test_there_are_no_more_payloads_than_variants() -> None:
+    with rig(Settings(variant_opcodes=(1, 2))) as bench:
+        peer = bench.connect()
+        bench.reactor.subscribe(peer.conn, b"a")
+        with pytest.raises(ValueError, match="at most 2 variants"):
+            bench.reactor.publish(b"a", [b"x"] * 3)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, pytest.raises(ValueError, match="not one of the 2"):
+            bench.reactor.adopt(ours.fileno(), now_ms=bench.now_ms, upgraded=True, variant=2)
+        assert bench.count("publications") == 0
+
+
+def loses_publications(bench: Rig, peer: Peer, name: bytes) -> bool:
+    """Whether a full outbox drops this channel's publications."""
+    for position in range(1, 6):
+        bench.reactor.publish(name, [b"%d" % position], position=position)
+    return bench.count("dropped_policy") > 0 and bench.reactor.inspect(peer.conn) is not None
+
+
+def test_the_first_subscriber_sets_the_policy() -> None:
+    with rig(Settings(outbox_limit_frames=2)) as bench:
+        first, second = bench.connect(), bench.connect()
+        bench.reactor.subscribe(first.conn, b"a", policy=OLDEST)
+        bench.reactor.subscribe(second.conn, b"a", policy=CLOSES)
+        assert loses_publications(bench, second, b"a")
+    with rig(Settings(outbox_limit_frames=2)) as bench:
+        first, second = bench.connect(), bench.connect()
+        bench.reactor.subscribe(first.conn, b"a", policy=CLOSES)
+        bench.reactor.subscribe(second.conn, b"a", policy=OLDEST)
+        assert not loses_publications(bench, second, b"a")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_channel_without_subscribers_forgets_its_policy(waits: bool) -> None:
+    """Also while a publication of it still waits somewhere."""
+    with rig(Settings(outbox_limit_frames=2)) as bench:
+        first, second = bench.connect(), bench.connect()
+        bench.reactor.subscribe(first.conn, b"a", policy=CLOSES)
+        if waits:
+            bench.reactor.publish(b"a", [b"0"])
+        bench.reactor.unsubscribe(first.conn, b"a")
+        assert bench.count("now_channels") == int(waits)
+        assert bench.reactor.subscribe(second.conn, b"a", policy=OLDEST) == 1
+        assert loses_publications(bench, second, b"a")
+
+
+def test_names_come_back_byte_for_byte() -> None:
+    with rig() as bench:
+        peer = bench.connect()
+        for name in NAMES:
+            assert bench.reactor.subscribe(peer.conn, name) == 1
+        assert sorted(bench.reactor.subscriptions(peer.conn)) == sorted(NAMES)
+        for name in NAMES:
+            assert bench.reactor.publish(name, [name.hex().encode()]) == 1
+        bench.turn()
+        assert [bytes.fromhex(frame.payload.decode()) for frame in peer.frames()] == list(NAMES)
+
+
+def crowd_and_leave_by_unsubscribing(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
+    for peer in peers:
+        for name in names:
+            assert bench.reactor.unsubscribe(peer.conn, name) >= 0
+
+
+def crowd_and_leave_backwards(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
+    for name in reversed(names):
+        for peer in reversed(peers):
+            assert bench.reactor.unsubscribe(peer.conn, name) >= 0
+
+
+def crowd_and_leave_by_closing(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
+    for peer in peers:
+        peer.close()
+    bench.turn()
+
+
+Leave = Callable[[Rig, list[Peer], list[bytes]], None]
+
+
+@pytest.mark.parametrize(
+    "leave", [crowd_and_leave_by_unsubscribing, crowd_and_leave_backwards, crowd_and_leave_by_closing]
+)
+def test_a_crowd_gives_back_what_it_took(leave: Leave) -> None:
+    """150 connections in 100 channels: arrays, tables and the directory have grown several times."""
+    with rig() as bench:
+        names = [b"crowd %d" % number for number in range(100)]
+        remains = []
+        for _ in range(3):
+            peers = [bench.connect() for _ in range(150)]
+            for number, name in enumerate(names):
+                for count, peer in enumerate(peers):
+                    assert bench.reactor.subscribe(peer.conn, name) == count + 1
+                assert bench.count("now_channels") == number + 1
+            held = bench.held()
+            # 8 bytes a subscription at three quarters full at worst doubled, 4 in the array doubled.
+            assert 150 * 100 * 8 <= held["subscription"] <= 150 * 100 * 8 * 3
+            assert 150 * 100 * 4 <= held["channel"] <= 150 * 100 * 4 * 2 + 100 * 128 + 32_768
+            leave(bench, peers, names)
+            assert bench.count("now_channels") == 0
+            for peer in peers:
+                peer.close()
+            bench.turn()
+            remains.append(bench.held())
+        assert remains[0]["subscription"] == 0
+        assert remains[0] == remains[1] == remains[2], "only the directory stays, and does not grow"
+        assert remains[0]["channel"] <= 16_384
+
+
+def test_a_crowd_that_left_is_not_on_the_books() -> None:
+    with rig() as bench:
+        peers = [bench.connect() for _ in range(1_000)]
+        for peer in peers:
+            bench.reactor.subscribe(peer.conn, b"a")
+        full = bench.held()["channel"]
+        for peer in peers[10:]:
+            bench.reactor.unsubscribe(peer.conn, b"a")
+        assert bench.reactor.subscribers(b"a") == 10
+        assert bench.held()["channel"] < full / 4 + 4_096
+        assert bench.reactor.publish(b"a", [b"x"]) == 10
+        assert [peer for peer in peers[:10] if not bench.turn() and len(peer.frames()) == 1] == peers[:10]
+
+
+def test_an_excluded_handle_that_is_gone_excludes_nobody() -> None:
+    """Its slot may belong to another by now."""
+    with rig() as bench:
+        gone = bench.connect()
+        bench.reactor.abort(gone.conn)
+        bench.turn()
+        successor = bench.connect()
+        assert successor.conn & 0xFFFFFFFF == gone.conn & 0xFFFFFFFF
+        bench.reactor.subscribe(successor.conn, b"a")
+        assert bench.reactor.publish(b"a", [b"x"], exclude=gone.conn) == 1
+        assert bench.reactor.publish(b"a", [b"x"], exclude=successor.conn) == 0
+
+
+def test_variants_have_their_opcode() -> None:
+    with rig(Settings(variant_opcodes=VARIANTS)) as bench:
+        peers = [bench.connect(variant=variant) for variant in range(3)]
+        for peer in peers:
+            bench.reactor.subscribe(peer.conn, b"a")
+        assert bench.reactor.publish(b"a", [b"text", b"\xff", None]) == 2
+        bench.turn()
+        shown = [[(frame.opcode, frame.payload) for frame in peer.frames()] for peer in peers]
+        assert shown == [[(TEXT, b"text")], [(BINARY, b"\xff")], []]
+        assert bench.count("publications") == 1
+        assert bench.count("deliveries") == 2

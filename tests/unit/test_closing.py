@@ -1,0 +1,368 @@
+"""The way out: order of events and answers, the close handshake, lingering."""
+
+import socket
+
+import pytest
+
+from tests.support.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    ServerFrame,
+    client_close,
+    client_frame,
+    close_code,
+)
+from tests.support.hall import HEAD, is_readable
+from tests.support.rig import Peer, Rig, rig
+from wsgate.reactor import Settings, events
+from wsgate.reactor.events import Event
+from wsgate.reasons import Reason
+
+
+def echo(bench: Rig, event: Event) -> None:
+    kind, conn, value = event
+    if kind in (events.TEXT, events.BINARY) and isinstance(value, bytes):
+        bench.reactor.send(conn, value, kind)
+
+
+def frames_until_end(bench: Rig, peer: Peer) -> list[ServerFrame]:
+    bench.turn()
+    frames = peer.frames()
+    assert peer.ended
+    assert peer.reader.pending == b""
+    return frames
+
+
+# --- order ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "kind", "value", "reason"),
+    [
+        (client_close(1000, b"bye"), events.PEER_CLOSED, 1000, Reason.PEER_CLOSED),
+        (client_close(None), events.PEER_CLOSED, 1005, Reason.PEER_CLOSED),
+        (client_close(4999), events.PEER_CLOSED, 4999, Reason.PEER_CLOSED),
+        (client_close(1006), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_frame(CLOSE, b"\x03"), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_close(1000, b"\xff"), events.FAILING, 1007, Reason.INVALID_UTF8),
+        (client_frame(TEXT, b"\xff"), events.FAILING, 1007, Reason.INVALID_UTF8),
+        (client_frame(3), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_frame(BINARY, b"", rsv=4), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_frame(CONTINUATION), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
+    ],
+)
+def test_answers_first_then_close(
+    ending: bytes, kind: int, value: int, reason: Reason, is_split: bool
+) -> None:
+    """Messages, the fault once, `CLOSED` once and last; the answers arrive before the Close."""
+    with rig(on_event=echo) as bench:
+        peer = bench.connect()
+        stream = client_frame(TEXT, b"one") + client_frame(BINARY, b"two") + ending
+        stream += client_frame(TEXT, b"ignored") + b"\xff" * 20
+        for piece in [stream[i : i + 1] for i in range(len(stream))] if is_split else [stream]:
+            peer.send(piece)
+            bench.step()
+        frames = frames_until_end(bench, peer)
+        assert frames[:2] == [ServerFrame(TEXT, b"one"), ServerFrame(BINARY, b"two")]
+        assert [close_code(frame) for frame in frames[2:]] == [value]
+        peer.close()
+        bench.turn()
+        assert bench.of(peer) == [
+            (events.TEXT, b"one"),
+            (events.BINARY, b"two"),
+            (kind, value),
+            (events.CLOSED, reason),
+        ]
+        assert bench.count(f"ended_{reason.name.lower()}") == 1
+        assert bench.reactor.inspect(peer.conn) is None
+        assert not bench.reactor.send(peer.conn, b"stale")
+
+
+def test_many_answers_larger_than_a_visit_before_the_close() -> None:
+    """300 answers, more than one write takes, all before the Close that the peer asked for."""
+    with rig(Settings(outbox_limit_frames=1000), on_event=echo) as bench:
+        peer = bench.connect()
+        peer.send(b"".join(client_frame(TEXT, b"%03d" % index) for index in range(300)) + client_close())
+        frames = frames_until_end(bench, peer)
+        assert [frame.payload for frame in frames[:-1]] == [b"%03d" % index for index in range(300)]
+        assert close_code(frames[-1]) == 1000
+
+
+def test_nothing_is_sent_after_close() -> None:
+    """Once the application has closed: no message, publication, pong or ping leaves behind it."""
+    with rig() as bench:
+        peer = bench.connect()
+        bench.reactor.subscribe(peer.conn, b"c")
+        assert bench.reactor.close(peer.conn, 4000, b"done")
+        assert not bench.reactor.send(peer.conn, b"late")
+        assert bench.reactor.publish(b"c", [b"late"]) == 0
+        assert not bench.reactor.close(peer.conn, 4001)
+        peer.send(client_frame(PING, b"late"))
+        bench.pass_ms(9_000)
+        assert peer.frames() == [ServerFrame(CLOSE, b"\x0f\xa0done")]
+
+
+def test_while_closing_messages_are_discarded_and_close_completes() -> None:
+    """RFC 6455 section 7.1.2: what still comes is nothing, until the peer's Close."""
+    with rig() as bench:
+        peer = bench.connect()
+        bench.reactor.close(peer.conn, 1001)
+        bench.turn()
+        peer.send(client_frame(TEXT, b"x" * 5000) + client_frame(PING) + client_frame(BINARY, b"y")[:4])
+        bench.turn()
+        peer.send(client_frame(BINARY, b"y")[4:] + client_frame(TEXT, b"\xff") + client_close(1001))
+        bench.turn()
+        assert not bench.of(peer)
+        assert bench.count("now_lingering") == 1
+        peer.close()
+        bench.turn()
+        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+        assert bench.held()["partial"] == 0
+
+
+def test_closing_inside_a_message() -> None:
+    """Closed by us between two fragments: the rest is discarded, the handshake completes."""
+    with rig() as bench:
+        peer = bench.connect()
+        peer.send(client_frame(TEXT, b"a" * 5000, final=False))
+        bench.turn()
+        bench.reactor.close(peer.conn, 1000)
+        bench.turn()
+        peer.send(client_frame(CONTINUATION, b"b") + client_close())
+        bench.turn()
+        assert bench.count("now_lingering") == 1
+        assert bench.held()["partial"] == 0
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xff\xff", client_close(1006), client_frame(CONTINUATION)])
+def test_garbage_instead_of_the_close_that_is_awaited(garbage: bytes) -> None:
+    """There is nothing left to wait for: linger, and the first reason stays."""
+    with rig() as bench:
+        peer = bench.connect()
+        bench.reactor.close(peer.conn, 1000)
+        bench.turn()
+        peer.send(garbage)
+        bench.turn()
+        assert bench.count("now_lingering") + bench.count("now_closing") == 1
+        bench.pass_ms(1_500)
+        assert bench.count("now_lingering") == 0
+        bench.pass_ms(10_000)
+        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+
+
+@pytest.mark.parametrize("unread", [b"", client_frame(TEXT, b"unread"), client_frame(TEXT, b"m") * 200])
+def test_closing_a_paused_connection_completes(unread: bytes) -> None:
+    """Paused, then closed by us: the peer's Close is read all the same, and no reset follows."""
+    with rig() as bench:
+        peer = bench.connect(tcp=True)
+        if len(unread) > 100:
+            # Paused in the middle of a backlog.
+            peer.send(unread)
+            bench.events += bench.reactor.poll(bench.now_ms)
+            unread = b""
+        bench.reactor.pause_reading(peer.conn)
+        peer.send(unread)
+        bench.turn()
+        bench.reactor.close(peer.conn, 1000)
+        bench.turn()
+        assert peer.frames() == [ServerFrame(CLOSE, b"\x03\xe8")]
+        peer.send(client_close())
+        for _ in range(4):
+            bench.pass_ms(250)
+        assert bench.count("now_closing") == 0, "the peer's Close was not read"
+        peer.receive()
+        assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        bench.pass_ms(1_000)
+        assert bench.of(peer)[-1] == (events.CLOSED, Reason.APPLICATION)
+
+
+def test_a_peer_that_never_answers_our_close() -> None:
+    """Reset after the write deadline; until then no spin."""
+    with rig() as bench:
+        peer = bench.connect(tcp=True)
+        bench.reactor.close(peer.conn, 1000)
+        bench.turn()
+        assert not is_readable(bench)
+        bench.pass_ms(9_750)
+        assert not bench.of(peer)
+        bench.pass_ms(500)
+        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+
+
+def test_both_close_at_once() -> None:
+    """Our Close and the peer's cross: one Close each, one event."""
+    with rig() as bench:
+        peer = bench.connect()
+        peer.send(client_close(1001))
+        bench.reactor.close(peer.conn, 1000)
+        frames = frames_until_end(bench, peer)
+        assert [close_code(frame) for frame in frames] == [1000]
+        peer.close()
+        bench.turn()
+        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+
+
+def test_close_inside_a_batch() -> None:
+    """Closed by the application at the first message: later ones of the batch were said before, and no fault
+    of the same batch is announced twice or lost."""
+
+    def close_at_once(bench: Rig, event: Event) -> None:
+        if event[0] == events.TEXT:
+            bench.reactor.close(event[1], 4000)
+
+    for ending in (b"", client_close(), b"\xff\xff"):
+        with rig(on_event=close_at_once) as bench:
+            peer = bench.connect()
+            peer.send(client_frame(TEXT, b"a") + client_frame(TEXT, b"b") + ending)
+            bench.turn()
+            codes = [close_code(frame) for frame in peer.frames() if frame.opcode == CLOSE]
+            assert len(codes) == 1
+            peer.close()
+            bench.turn()
+            kinds = [kind for kind, _ in bench.of(peer)]
+            assert kinds.count(events.CLOSED) == 1
+            assert kinds[-1] == events.CLOSED
+            assert kinds.count(events.FAILING) + kinds.count(events.PEER_CLOSED) <= 1
+
+
+def test_abort_inside_a_batch() -> None:
+    """Aborted at its first message: `CLOSED` once and last, with or without a fault before it."""
+
+    def abort_at_once(bench: Rig, event: Event) -> None:
+        if event[0] != events.CLOSED:
+            bench.reactor.abort(event[1])
+
+    for ending in (b"", client_close(), b"\xff\xff", client_frame(TEXT, b"\xff")):
+        with rig(on_event=abort_at_once) as bench:
+            peer = bench.connect()
+            peer.send(client_frame(TEXT, b"a") + client_frame(TEXT, b"b") + ending)
+            bench.turn()
+            kinds = [kind for kind, _ in bench.of(peer)]
+            assert kinds.count(events.CLOSED) == 1
+            assert kinds[-1] == events.CLOSED
+            assert bench.count("now_connections") == 0
+
+
+@pytest.mark.parametrize("upgraded", [True, False])
+def test_a_connection_that_was_never_open_has_no_events(upgraded: bool) -> None:
+    """Gone before its head: nothing. Adopted as upgraded: `CLOSED`."""
+    with rig() as bench:
+        peer = bench.connect(upgraded=upgraded)
+        peer.close()
+        bench.turn()
+        assert bench.of(peer) == ([(events.CLOSED, Reason.PEER_GONE)] if upgraded else [])
+
+
+@pytest.mark.parametrize("size", [1, 4000, 300_000])
+def test_refuse_arrives_whole(size: int) -> None:
+    """The answer, then the end of the stream, although the peer said more than its head."""
+    with rig() as bench:
+        peer = bench.connect(upgraded=False, tcp=True)
+        peer.send(HEAD + b"x" * 5000)
+        bench.turn()
+        assert bench.reactor.refuse(peer.conn, b"a" * size)
+        got = b""
+        for _ in range(500):
+            bench.turn()
+            got += peer.receive()
+            if peer.ended:
+                break
+        assert got == b"a" * size
+        assert not bench.reactor.refuse(peer.conn, b"again")
+        peer.close()
+        bench.pass_ms(250)
+        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.HEAD_REFUSED)]
+
+
+# --- lingering --------------------------------------------------------------------------------------
+
+
+def lingering(bench: Rig, *, tcp: bool = False) -> Peer:
+    peer = bench.connect(tcp=tcp)
+    peer.send(client_close())
+    bench.turn()
+    state = bench.reactor.inspect(peer.conn)
+    assert state is not None
+    assert bench.count("now_lingering") >= 1
+    return peer
+
+
+def test_linger_ends_after_its_second() -> None:
+    """One second, then closed; silent meanwhile."""
+    with rig() as bench:
+        peer = lingering(bench)
+        bench.pass_ms(750)
+        assert not bench.of(peer)[1:]
+        bench.pass_ms(500)
+        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.PEER_CLOSED)]
+
+
+def test_linger_discards_a_bounded_number_of_bytes() -> None:
+    """256 KiB, then closed, although the peer talks on."""
+    with rig() as bench:
+        peer = lingering(bench)
+        before = bench.count("bytes_in")
+        for _ in range(1000):
+            peer.send(bytes(16_384))
+            bench.turn()
+            if bench.of(peer)[1:]:
+                break
+        taken = bench.count("bytes_in") - before
+        assert 256 * 1024 <= taken <= 256 * 1024 + 2 * 16_384
+
+
+@pytest.mark.parametrize("limit", [0, 16, 65_536, 1 << 19])
+def test_linger_limit_is_kept(limit: int) -> None:
+    """Any limit that may be set, to one receive; in small pieces as in large ones."""
+    for piece in (100, 16_384):
+        with rig(Settings(linger_limit_bytes=limit, linger_timeout_ms=1_000_000)) as bench:
+            peer = lingering(bench)
+            before = bench.count("bytes_in")
+            for _ in range(limit // piece * 2 + 10):
+                peer.send(bytes(piece))
+                bench.turn()
+                if bench.of(peer)[1:]:
+                    break
+            assert bench.of(peer)[1:] == [(events.CLOSED, Reason.PEER_CLOSED)]
+            assert bench.count("bytes_in") - before <= limit + 16_384
+
+
+def test_linger_is_bounded_in_number() -> None:
+    """Beyond the limit of sockets: closed at once, and counted."""
+    with rig(Settings(linger_limit_sockets=3)) as bench:
+        crowd = [bench.connect() for _ in range(10)]
+        for peer in crowd:
+            peer.send(client_close())
+        bench.turn()
+        assert bench.count("now_lingering") == 3
+        assert bench.count("lingers_skipped") == 7
+        assert [close_code(frame) for peer in crowd for frame in peer.frames()] == [1000] * 10
+        assert Settings().linger_limit_sockets == 1000
+        assert Settings().linger_timeout_ms == 1000
+        assert Settings().linger_limit_bytes == 256 * 1024
+
+
+def test_linger_lets_the_reason_arrive() -> None:
+    """The peer keeps talking after its fault: it still reads its Close, and no reset, over real TCP."""
+    with rig() as bench:
+        peer = bench.connect(tcp=True)
+        peer.send(b"\xff\xff" + bytes(100_000))
+        bench.turn()
+        peer.send(bytes(50_000))
+        bench.turn()
+        frames = peer.frames()
+        assert [close_code(frame) for frame in frames] == [1002]
+        assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def test_the_answer_to_a_ping_goes_before_close() -> None:
+    """Answered in order: pong, then Close."""
+    with rig() as bench:
+        peer = bench.connect()
+        peer.send(client_frame(PING, b"p") + client_close())
+        assert [frame.opcode for frame in frames_until_end(bench, peer)] == [PONG, CLOSE]

@@ -1,0 +1,361 @@
+"""Reading: pausing at every moment, early frames, token buckets, budgets of one connection."""
+
+import pytest
+
+from tests.support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, client_close, client_frame
+from tests.support.hall import HEAD, is_readable
+from tests.support.rig import Peer, Rig, rig
+from wsgate.reactor import GateLimits, Settings, events
+from wsgate.reasons import Reason
+
+
+def backlog(bench: Rig, peer: Peer) -> int:
+    state = bench.reactor.inspect(peer.conn)
+    assert state is not None
+    return state["backlog_bytes"]
+
+
+def numbered(count: int, start: int = 0) -> bytes:
+    return b"".join(client_frame(TEXT, b"%05d" % index) for index in range(start, start + count))
+
+
+def numbers(bench: Rig, peer: Peer) -> list[int]:
+    return [int(message) for message in bench.messages(peer)]
+
+
+# --- pausing ----------------------------------------------------------------------------------------
+
+
+def test_paused_before_anything_came() -> None:
+    """Nothing is delivered, nothing spins; all comes with resume, in order."""
+    with rig() as bench:
+        peer = bench.connect()
+        assert bench.reactor.pause_reading(peer.conn)
+        peer.send(numbered(100))
+        bench.turn()
+        assert not bench.of(peer)
+        assert not bench.reactor.more
+        assert not is_readable(bench)
+        assert bench.reactor.resume_reading(peer.conn)
+        bench.turn()
+        assert numbers(bench, peer) == list(range(100))
+
+
+@pytest.mark.parametrize("polls", [1, 2, 3, 5, 10, 23])
+def test_paused_with_a_backlog(polls: int) -> None:
+    """Paused between two turns of a backlog: at most what was parsed is delivered; the rest waits whole."""
+    with rig() as bench:
+        peer = bench.connect()
+        peer.send(numbered(1400))
+        for _ in range(polls):
+            bench.step()
+        heard = len(bench.messages(peer))
+        assert heard == min(64 * polls, 1400)
+        bench.reactor.pause_reading(peer.conn)
+        bench.turn()
+        assert len(bench.messages(peer)) == heard
+        assert not bench.reactor.more
+        assert not is_readable(bench)
+        bench.reactor.resume_reading(peer.conn)
+        bench.turn()
+        assert numbers(bench, peer) == list(range(1400))
+
+
+def test_paused_and_resumed_at_every_message() -> None:
+    """Paused in the batch, resumed after it, over and over: every message once, in order."""
+    with rig() as bench:
+        peer = bench.connect()
+        peer.send(numbered(500))
+        for _ in range(200):
+            batch = bench.reactor.poll(bench.now_ms)
+            bench.events += batch
+            for _, conn, _ in batch:
+                assert bench.reactor.pause_reading(conn)
+            bench.reactor.flush(bench.now_ms)
+            assert not bench.reactor.poll(bench.now_ms)
+            bench.reactor.resume_reading(peer.conn)
+        assert numbers(bench, peer) == list(range(500))
+
+
+def test_resume_before_the_flush() -> None:
+    """Pause and resume with nothing between is nothing."""
+    with rig() as bench:
+        peer = bench.connect()
+        bench.reactor.pause_reading(peer.conn)
+        bench.reactor.resume_reading(peer.conn)
+        bench.reactor.resume_reading(peer.conn)
+        peer.send(numbered(3))
+        bench.turn()
+        assert numbers(bench, peer) == [0, 1, 2]
+
+
+def test_paused_inside_a_frame_and_a_character() -> None:
+    """The unfinished frame waits with its state."""
+    text = "aä€😀".encode() * 20
+    frame = client_frame(TEXT, text)
+    for cut in range(1, len(frame), 7):
+        with rig() as bench:
+            peer = bench.connect()
+            peer.send(frame[:cut])
+            bench.turn()
+            bench.reactor.pause_reading(peer.conn)
+            peer.send(frame[cut:])
+            bench.turn()
+            assert not bench.of(peer)
+            bench.reactor.resume_reading(peer.conn)
+            bench.turn()
+            assert bench.messages(peer) == [text]
+
+
+def test_a_full_outbox_pauses_by_itself() -> None:
+    """Over half its limit the peer is not read; once it has taken its answers it is, in order, all."""
+    with rig(Settings(outbox_limit_bytes=100_000)) as bench:
+        peer = bench.connect(send_buffer_bytes=4096)
+        bench.reactor.send(peer.conn, bytes(90_000))
+        bench.turn()
+        peer.send(numbered(10))
+        bench.turn()
+        assert not bench.of(peer)
+        assert not is_readable(bench)
+        for _ in range(100):
+            peer.receive()
+            bench.turn()
+        assert numbers(bench, peer) == list(range(10))
+
+
+def test_both_pauses_at_once() -> None:
+    """Application and outbox both paused: reading begins only when both are over, in either order."""
+    for application_first in (True, False):
+        with rig(Settings(outbox_limit_bytes=100_000)) as bench:
+            peer = bench.connect(send_buffer_bytes=4096)
+            bench.reactor.send(peer.conn, bytes(90_000))
+            bench.reactor.pause_reading(peer.conn)
+            bench.turn()
+            peer.send(numbered(3))
+            bench.turn()
+            if application_first:
+                bench.reactor.resume_reading(peer.conn)
+                bench.turn()
+                assert not bench.of(peer)
+            for _ in range(100):
+                peer.receive()
+                bench.turn()
+            if not application_first:
+                assert not bench.of(peer)
+                bench.reactor.resume_reading(peer.conn)
+                bench.turn()
+            assert numbers(bench, peer) == [0, 1, 2]
+
+
+def test_paused_while_deciding() -> None:
+    """Paused before the upgrade: frames wait until both upgrade and resume."""
+    with rig() as bench:
+        peer = bench.connect(upgraded=False)
+        peer.send(HEAD + numbered(3))
+        bench.turn()
+        assert bench.reactor.pause_reading(peer.conn)
+        assert bench.reactor.upgrade(peer.conn, b"101")
+        bench.turn()
+        assert not bench.messages(peer)
+        bench.reactor.resume_reading(peer.conn)
+        bench.turn()
+        assert numbers(bench, peer) == [0, 1, 2]
+
+
+def test_what_came_before_a_fault_is_delivered_after_a_pause() -> None:
+    """Messages, then a fault, all behind a pause: order kept."""
+    with rig() as bench:
+        peer = bench.connect()
+        bench.reactor.pause_reading(peer.conn)
+        peer.send(numbered(100) + client_close())
+        bench.turn()
+        bench.reactor.resume_reading(peer.conn)
+        bench.turn()
+        assert numbers(bench, peer) == list(range(100))
+        assert bench.of(peer)[-1] == (events.PEER_CLOSED, 1000)
+
+
+def test_stale_handles() -> None:
+    """Refused and counted."""
+    with rig() as bench:
+        peer = bench.connect()
+        peer.close()
+        bench.turn()
+        before = bench.count("stale")
+        assert not bench.reactor.pause_reading(peer.conn)
+        assert not bench.reactor.resume_reading(peer.conn)
+        assert not bench.reactor.send(peer.conn, b"")
+        assert not bench.reactor.close(peer.conn, 1000)
+        assert not bench.reactor.abort(peer.conn)
+        assert bench.count("stale") - before == 5
+
+
+# --- early frames -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 4))
+def test_early_frames_in_any_cut(cut: int) -> None:
+    """Head and frames in one stream, cut anywhere around the border."""
+    stream = HEAD + client_frame(TEXT, b"early") + client_frame(BINARY, b"bird")
+    place = len(HEAD) - 30 + cut
+    with rig() as bench:
+        peer = bench.connect(upgraded=False)
+        peer.send(stream[:place])
+        bench.turn()
+        peer.send(stream[place:])
+        bench.turn()
+        assert bench.of(peer) == [(events.OPEN, HEAD)]
+        bench.reactor.upgrade(peer.conn, b"101")
+        bench.turn()
+        assert bench.messages(peer) == [b"early", b"bird"]
+        assert bench.held()["partial"] == 0
+
+
+def test_early_frames_beyond_one_receive() -> None:
+    """More early frames than one receive holds: at most one receive is kept, nothing is lost."""
+    with rig() as bench:
+        peer = bench.connect(upgraded=False)
+        peer.send(HEAD + numbered(5000))
+        bench.turn()
+        assert bench.held()["partial"] <= 16_384 + 1024
+        bench.reactor.upgrade(peer.conn, b"101")
+        bench.turn()
+        assert numbers(bench, peer) == list(range(5000))
+
+
+# --- the rates --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [1, 3, 7, 10, 64, 1000])
+def test_message_rate_is_exact(rate: int) -> None:
+    """A second's worth at once passes, one more is 4029, and it is not delivered."""
+    with rig(Settings(message_rate_per_s=rate)) as bench:
+        good, bad = bench.connect(), bench.connect()
+        good.send(client_frame(TEXT, b"m") * rate)
+        bad.send(client_frame(TEXT, b"m") * (rate + 1))
+        bench.turn()
+        assert bench.of(good) == [(events.TEXT, b"m")] * rate
+        assert bench.of(bad) == [(events.TEXT, b"m")] * rate + [(events.FAILING, 4029)]
+        bench.pass_ms(1_500)
+        assert bench.of(bad)[-1] == (events.CLOSED, Reason.MESSAGE_RATE)
+
+
+@pytest.mark.parametrize("rate", [1, 4, 10, 100])
+def test_message_rate_refills_at_the_boundary(rate: int) -> None:
+    """The next token is there exactly 1/rate later: a millisecond before it 4029, on it a message."""
+    step_ms = 1000 // rate
+    for early_ms in (0, 1):
+        with rig(Settings(message_rate_per_s=rate)) as bench:
+            peer = bench.connect()
+            peer.send(client_frame(TEXT, b"m") * rate)
+            bench.turn()
+            for _ in range(20):
+                bench.now_ms += step_ms
+                peer.send(client_frame(TEXT, b"n"))
+                bench.turn()
+            assert not [kind for kind, _ in bench.of(peer) if kind != events.TEXT]
+            bench.now_ms += step_ms - early_ms
+            peer.send(client_frame(TEXT, b"o"))
+            bench.turn()
+            assert bench.of(peer)[-1] == ((events.FAILING, 4029) if early_ms else (events.TEXT, b"o"))
+
+
+def test_messages_in_fragments_count_once() -> None:
+    """A message is counted when it is whole, control frames never."""
+    with rig(Settings(message_rate_per_s=1)) as bench:
+        peer = bench.connect()
+        peer.send(client_frame(TEXT, b"a", final=False) + client_frame(CONTINUATION, b"b") * 1)
+        peer.send(client_frame(PING) * 50 + client_frame(PONG) * 50)
+        bench.turn()
+        assert bench.of(peer) == [(events.TEXT, b"ab")]
+
+
+def test_byte_rate_is_exact() -> None:
+    """A second's worth of payload passes, one byte more is 4029."""
+    with rig(Settings(byte_rate_per_s=1000)) as bench:
+        good, bad = bench.connect(), bench.connect()
+        good.send(client_frame(BINARY, bytes(600)) + client_frame(BINARY, bytes(400)))
+        bad.send(client_frame(BINARY, bytes(600)) + client_frame(BINARY, bytes(401)))
+        bench.turn()
+        assert len(bench.messages(good)) == 2
+        assert [kind for kind, _ in bench.of(bad)] == [events.BINARY, events.FAILING]
+        assert bench.of(bad)[-1] == (events.FAILING, 4029)
+        bench.now_ms += 400
+        good.send(client_frame(BINARY, bytes(400)))
+        bench.turn()
+        assert len(bench.messages(good)) == 3
+        good.send(client_frame(BINARY, b"1"))
+        bench.turn()
+        assert bench.of(good)[-1] == (events.FAILING, 4029)
+
+
+def test_a_message_larger_than_a_second_is_paid_off() -> None:
+    """It passes when the bucket is full, and the next must wait until it is paid."""
+    with rig(Settings(byte_rate_per_s=1000)) as bench:
+        patient, hasty = bench.connect(), bench.connect()
+        for peer in (patient, hasty):
+            peer.send(client_frame(BINARY, bytes(5000)))
+        bench.turn()
+        assert len(bench.messages(patient)) == 1
+        bench.pass_ms(3_999)
+        hasty.send(client_frame(BINARY, b"1"))
+        bench.turn()
+        assert bench.of(hasty)[-1] == (events.FAILING, 4029)
+        bench.now_ms += 2
+        patient.send(client_frame(BINARY, b"1"))
+        bench.turn()
+        assert len(bench.messages(patient)) == 2
+
+
+def test_empty_messages_cost_no_bytes() -> None:
+    """Only payload counts against the byte rate."""
+    with rig(Settings(byte_rate_per_s=1)) as bench:
+        peer = bench.connect()
+        peer.send(client_frame(BINARY) * 500 + client_frame(BINARY, b"1"))
+        bench.turn()
+        assert len(bench.messages(peer)) == 501
+
+
+def test_rates_do_not_count_against_others() -> None:
+    """A bucket is a connection's own."""
+    with rig(Settings(message_rate_per_s=5)) as bench:
+        crowd = [bench.connect() for _ in range(50)]
+        for peer in crowd:
+            peer.send(client_frame(TEXT, b"m") * 5)
+        bench.turn()
+        assert all(len(bench.messages(peer)) == 5 for peer in crowd)
+
+
+# --- partial bytes ----------------------------------------------------------------------------------
+
+
+def test_partial_bytes_are_bounded_by_the_gate() -> None:
+    """S3: unfinished messages of all together obey `partial_bytes`: beyond it 1013, and the others go on."""
+    limit = 256 * 1024
+    with rig() as bench:
+        bench.reactor.set_gate(GateLimits(partial_bytes=limit), b"")
+        crowd = [bench.connect() for _ in range(20)]
+        good = bench.connect()
+        for peer in crowd:
+            peer.send(client_frame(BINARY, bytes(60_000))[:-1])
+            bench.turn()
+            assert bench.held()["partial"] <= limit + 65_536
+        ended = [peer for peer in crowd if bench.of(peer)]
+        assert 0 < len(ended) < 20
+        assert {bench.of(peer)[0] for peer in ended} == {(events.FAILING, 1013)}
+        good.send(client_frame(TEXT, b"small"))
+        bench.turn()
+        assert bench.messages(good) == [b"small"]
+
+
+def test_message_deadline_restarts_with_each_message() -> None:
+    """Slow messages one after the other: each has its own thirty seconds."""
+    with rig() as bench:
+        peer = bench.connect()
+        for _ in range(4):
+            peer.send(client_frame(TEXT, b"a", final=False))
+            bench.pass_ms(20_000)
+            peer.send(client_frame(CONTINUATION, b"b"))
+            bench.turn()
+        assert bench.messages(peer) == [b"ab"] * 4
+        assert [kind for kind, _ in bench.of(peer)] == [events.TEXT] * 4

@@ -1,0 +1,357 @@
+"""One registry, two languages: what Python says of reasons and events is what the reactor believes.
+
+And what the registry promises a peer is what a peer sees: every reason the reactor finds by itself is
+provoked, and its close code or HTTP status read from the wire.
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    TEXT,
+    client_close,
+    client_frame,
+    client_header,
+    close_code,
+)
+from tests.support.rig import Peer, Rig, rig
+from wsgate.reactor import GateLimits, Settings, events, loop, names
+from wsgate.reasons import REASONS, Reason
+
+TURNS = 10  # enough for a peer to read what a tiny send buffer held back
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+# Every module that other rooms may import from, and all that they may import.
+PUBLIC = {
+    "wsgate": {"__version__"},
+    "wsgate.errors": {"InternalError", "PeerError", "SettingsError", "WsgateError"},
+    "wsgate.handshake": {
+        "HEADERS_LIMIT",
+        "HEAD_LIMIT_BYTES",
+        "REFUSALS",
+        "REQUEST_LINE_LIMIT_BYTES",
+        "Refusal",
+        "Request",
+        "Upgrade",
+        "accept",
+        "parse_head",
+        "refusal",
+    },
+    "wsgate.reasons": {"REASONS", "Reason", "ReasonEntry"},
+    "wsgate.reactor": {"GateLimits", "ListenerOptions", "Reactor", "Settings", "open_listener"},
+    "wsgate.reactor.events": {
+        "BINARY",
+        "CLOSED",
+        "FAILING",
+        "OPEN",
+        "PEER_CLOSED",
+        "POLICY_CLOSE",
+        "POLICY_DROP_OLDEST",
+        "POLICY_LATEST_ONLY",
+        "TEXT",
+        "Event",
+    },
+    "wsgate.reactor.listener": {"open_listener"},
+    "wsgate.reactor.loop": {"ENUMERATIONS", "Reactor"},
+    "wsgate.reactor.names": {"COUNTER_NAMES", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES"},
+    "wsgate.reactor.settings": {"GateLimits", "ListenerOptions", "Settings"},
+}
+
+
+# --- two lists of the same things -------------------------------------------------------------------
+
+
+def test_reasons_have_the_numbers_the_reactor_uses() -> None:
+    assert {reason.name.lower(): int(reason) for reason in Reason} == {
+        name: number for number, name in enumerate(names.REASON_NAMES)
+    }
+    assert loop.ENUMERATIONS["reasons"] == len(Reason)
+    # Three numbers the compiled side shows by itself: the first, the last, and that none is missing.
+    assert loop.ENUMERATIONS["reason_shutdown"] == Reason.SHUTDOWN == max(Reason)
+    assert sorted(Reason) == list(range(len(Reason)))
+
+
+def test_every_reason_has_one_row() -> None:
+    assert list(REASONS) == list(Reason)
+    for reason, row in REASONS.items():
+        assert row.reason is reason
+        assert not (row.close_code and row.http_status), "a peer sees one or the other"
+        assert row.close_code == 0 or 1000 <= row.close_code <= 1014 or 4000 <= row.close_code <= 4999
+        assert row.http_status == 0 or 400 <= row.http_status <= 599
+        assert row.text and row.text.isascii()
+
+
+def test_every_event_and_policy_has_the_number_the_reactor_uses() -> None:
+    numbers = {
+        name.lower(): getattr(events, name)
+        for name in events.__all__
+        if isinstance(getattr(events, name), int)
+    }
+    compiled = {name: loop.ENUMERATIONS[name] for name in numbers}
+    assert numbers == compiled
+    # And the other way: nothing the compiled side numbers is missing in events.py.
+    sizes = {name for name in loop.ENUMERATIONS if name.endswith("_bytes")}
+    counts = {"states", "kinds", "reasons", "counters", "reason_shutdown"}
+    assert set(loop.ENUMERATIONS) - sizes - counts == set(numbers)
+    assert (events.TEXT, events.BINARY) == (TEXT, BINARY), "an echo needs no translation"
+
+
+def test_names_are_as_many_as_the_reactor_counts() -> None:
+    for listed, count in (
+        (names.STATE_NAMES, "states"),
+        (names.KIND_NAMES, "kinds"),
+        (names.REASON_NAMES, "reasons"),
+        (names.COUNTER_NAMES, "counters"),
+    ):
+        assert len(listed) == len(set(listed)) == loop.ENUMERATIONS[count]
+
+
+def test_counters_carry_every_name_once() -> None:
+    with rig() as bench:
+        counters = bench.reactor.counters()
+        held = bench.reactor.bytes_held()
+    named = set(names.COUNTER_NAMES)
+    named |= {f"ended_{name}" for name in names.REASON_NAMES[1:]}
+    named |= {f"now_{name}" for name in names.STATE_NAMES[1:]}
+    named |= {"now_connections", "now_blocked", "now_draining", "now_channels"}
+    assert set(counters) == named
+    assert set(held) == {*names.KIND_NAMES, "pool", "kernel_blocked"}
+
+
+def test_state_names_are_those_a_connection_goes_through() -> None:
+    """The names are in the order of the numbers: each is seen once, by number and in the census."""
+    seen: dict[str, str] = {}
+
+    def look(bench: Rig, peer: Peer) -> None:
+        numbers = bench.reactor.inspect(peer.conn)
+        counters = bench.reactor.counters()
+        (census,) = [name for name in names.STATE_NAMES[1:] if counters[f"now_{name}"]]
+        seen[census] = names.STATE_NAMES[numbers["state"]] if numbers else census
+
+    with rig() as bench:
+        peer = bench.connect(upgraded=False)
+        look(bench, peer)
+        peer.send(HEAD)
+        bench.step()
+        look(bench, peer)
+        bench.reactor.upgrade(peer.conn, b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        look(bench, peer)
+        peer.send(client_frame(CONTINUATION))
+        bench.reactor.poll(bench.now_ms)
+        look(bench, peer)
+        bench.reactor.pause_reading(peer.conn)
+        bench.turn()
+        look(bench, peer)
+    with rig() as bench:
+        peer = bench.connect()
+        bench.reactor.close(peer.conn, 1000)
+        look(bench, peer)
+        bench.reactor.abort(peer.conn)
+        look(bench, peer)
+    assert seen == {name: name for name in names.STATE_NAMES[1:]}
+
+
+def test_a_connection_is_two_cache_lines() -> None:
+    assert loop.ENUMERATIONS["connection_bytes"] == 128
+    assert loop.ENUMERATIONS["entry_bytes"] == 16
+    # With its bookkeeping a control slot fills one pooled kilobyte, and so costs no more than it must.
+    assert 512 < loop.ENUMERATIONS["control_slot_bytes"] <= 1024
+    assert loop.ENUMERATIONS["outbox_bytes"] <= 128
+    with rig() as bench:
+        assert bench.reactor.bytes_held()["table"] == 0
+        bench.connect()
+        assert bench.reactor.bytes_held()["table"] == 1024 * loop.ENUMERATIONS["connection_bytes"]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_pinned(module: str) -> None:
+    loaded = importlib.import_module(module)
+    exported = list(loaded.__all__)
+    assert set(exported) == PUBLIC[module]
+    assert len(exported) == len(set(exported))
+    assert all(hasattr(loaded, name) for name in exported)
+
+
+# --- what a peer sees of each -----------------------------------------------------------------------
+
+Drive = Callable[[Rig, Peer], None]
+
+
+def say(*frames: bytes) -> Drive:
+    """The peer says this and no more."""
+
+    def drive(bench: Rig, peer: Peer) -> None:
+        peer.send(b"".join(frames))
+        bench.turn()
+
+    return drive
+
+
+def wait(duration_ms: int, *frames: bytes) -> Drive:
+    """The peer says this and then nothing for a while."""
+
+    def drive(bench: Rig, peer: Peer) -> None:
+        peer.send(b"".join(frames))
+        bench.turn()
+        bench.pass_ms(duration_ms)
+
+    return drive
+
+
+def overflow(bench: Rig, peer: Peer) -> None:
+    assert bench.reactor.send(peer.conn, b"one")
+    assert not bench.reactor.send(peer.conn, b"two")
+    bench.turn()
+
+
+def grow_old(bench: Rig, peer: Peer) -> None:
+    # No byte of the second reply is written when the socket refuses it.
+    while not inspect(bench, peer)["blocked"]:
+        bench.reactor.send(peer.conn, bytes(600))
+        bench.turn()
+    bench.pass_ms(5_000)
+
+
+def late(bench: Rig, peer: Peer) -> None:
+    bench.reactor.set_deadline(peer.conn, bench.now_ms + 1_000, 4001)
+    bench.pass_ms(2_000)
+
+
+def break_the_encoder(bench: Rig, peer: Peer) -> None:
+    bench.reactor.subscribe(peer.conn, b"news", policy=events.POLICY_DROP_OLDEST)
+    for position in (1, 2, 3):
+        bench.reactor.publish(b"news", [b"..."], position=position)
+    bench.turn()
+
+
+def inspect(bench: Rig, peer: Peer) -> dict[str, int]:
+    numbers = bench.reactor.inspect(peer.conn)
+    assert numbers is not None
+    return numbers
+
+
+def raise_error(variant: int, channel: bytes, first: int, last: int) -> bytes:
+    raise ArithmeticError("planted")
+
+
+def limit_partial_bytes(bench: Rig, peer: Peer) -> None:
+    bench.reactor.set_gate(GateLimits(partial_bytes=1024), b"")
+    say(client_header(BINARY, 5000), bytes(4000))(bench, peer)
+
+
+QUIET = {"ping_interval_ms": 0}
+CLOSED_WITH: dict[Reason, tuple[dict[str, int], Drive]] = {
+    Reason.PEER_CLOSED: ({}, say(client_close(1000))),
+    Reason.PROTOCOL_ERROR: ({}, say(client_frame(3))),
+    Reason.INVALID_UTF8: ({}, say(client_frame(TEXT, b"\xff"))),
+    Reason.MESSAGE_TOO_BIG: ({"message_limit_bytes": 10}, say(client_frame(BINARY, bytes(11)))),
+    Reason.TOO_MANY_FRAGMENTS: (
+        {"fragments_limit": 2},
+        say(client_frame(TEXT, final=False), *[client_frame(CONTINUATION, final=False)] * 2),
+    ),
+    Reason.CONTROL_RATE: (
+        {"control_rate_per_s": 1, "control_burst": 2},
+        say(*[client_frame(PING)] * 3),
+    ),
+    Reason.MESSAGE_TIMEOUT: (
+        {"message_timeout_ms": 1_000, **QUIET},
+        wait(2_000, client_frame(TEXT, b"a", final=False)),
+    ),
+    Reason.MESSAGE_RATE: ({"message_rate_per_s": 2}, say(*[client_frame(TEXT, b"a")] * 3)),
+    Reason.BYTE_RATE: ({"byte_rate_per_s": 10}, say(*[client_frame(TEXT, b"0123456")] * 2)),
+    Reason.HEARTBEAT_TIMEOUT: ({"ping_interval_ms": 1_000, "pong_timeout_ms": 1_000}, wait(5_000)),
+    Reason.IDLE_TIMEOUT: ({"idle_timeout_ms": 1_000, **QUIET}, wait(2_000)),
+    Reason.DEADLINE: ({}, late),
+    Reason.SLOW_CONSUMER: ({"outbox_limit_frames": 1}, overflow),
+    Reason.OUTBOX_AGE: ({"outbox_age_ms": 3_000, "write_timeout_ms": 60_000, **QUIET}, grow_old),
+    Reason.PARTIAL_BYTES: ({}, limit_partial_bytes),
+    Reason.INTERNAL: ({"outbox_limit_frames": 1}, break_the_encoder),
+}
+
+# What no test can make the reactor find: it is ours to say, or there is nobody to say it to.
+NOT_FOUND_BY_THE_REACTOR = {
+    Reason.WRITE_STALL,  # reset: a Close would not leave either; driven below
+    Reason.APPLICATION,  # the application's own code
+    Reason.SHUTDOWN,  # likewise
+    Reason.OUT_OF_MEMORY,  # needs malloc to fail
+}
+
+
+def test_every_close_code_of_the_registry_is_driven() -> None:
+    promised = {reason for reason, row in REASONS.items() if row.close_code}
+    assert promised == set(CLOSED_WITH) | NOT_FOUND_BY_THE_REACTOR
+
+
+@pytest.mark.parametrize("reason", CLOSED_WITH, ids=lambda reason: reason.name.lower())
+def test_the_peer_sees_the_close_code_of_the_registry(
+    reason: Reason, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, drive = CLOSED_WITH[reason]
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda info: unraisable.append(info.exc_type))
+    with rig(Settings(**changes), gap_encoder=raise_error) as bench:  # type: ignore[arg-type]
+        peer = bench.connect(send_buffer_bytes=1)
+        drive(bench, peer)
+        frames = peer.frames()
+        for _ in range(TURNS):
+            bench.turn()
+            frames += peer.frames()
+        peer.close()
+        bench.turn()
+        told = [(kind, value) for kind, value in bench.of(peer) if kind not in (TEXT, BINARY)]
+        counters = bench.reactor.counters()
+    code = REASONS[reason].close_code
+    assert frames[-1].opcode == CLOSE
+    assert close_code(frames[-1]) == code
+    assert told == [
+        (events.PEER_CLOSED if reason is Reason.PEER_CLOSED else events.FAILING, code),
+        (events.CLOSED, reason),
+    ]
+    assert {name for name in counters if name.startswith("ended_") and counters[name]} == {
+        f"ended_{reason.name.lower()}"
+    }
+    assert unraisable == ([ArithmeticError] if reason is Reason.INTERNAL else [])
+
+
+def test_a_stalled_write_is_reset_and_named() -> None:
+    with rig(Settings(write_timeout_ms=2_000, outbox_age_ms=60_000, ping_interval_ms=0)) as bench:
+        peer = bench.connect(send_buffer_bytes=1)
+        bench.reactor.send(peer.conn, bytes(100_000))
+        bench.turn()
+        bench.pass_ms(3_000)
+        assert bench.of(peer) == [(events.CLOSED, Reason.WRITE_STALL)]
+        assert bench.count("ended_write_stall") == 1
+        assert all(frame.opcode != CLOSE for frame in peer.frames())
+
+
+ANSWERED_WITH: dict[Reason, tuple[dict[str, int], Drive]] = {
+    Reason.HEAD_TIMEOUT: ({"head_timeout_ms": 1_000}, wait(2_000, HEAD[:-2])),
+    Reason.HEAD_TOO_LARGE: ({"head_limit_bytes": 64}, say(b"GET /", b"a" * 100)),
+    Reason.UPGRADE_TIMEOUT: ({"upgrade_timeout_ms": 1_000}, wait(2_000, HEAD)),
+}
+
+
+@pytest.mark.parametrize("reason", ANSWERED_WITH, ids=lambda reason: reason.name.lower())
+def test_the_peer_sees_the_http_status_of_the_registry(reason: Reason) -> None:
+    changes, drive = ANSWERED_WITH[reason]
+    with rig(Settings(**changes)) as bench:  # type: ignore[arg-type]
+        peer = bench.connect(upgraded=False)
+        drive(bench, peer)
+        answer = peer.receive()
+        assert peer.ended
+        peer.close()
+        bench.turn()
+        status = re.match(rb"HTTP/1\.1 (\d{3}) [ -~]+\r\n([ -~]+\r\n)*\r\n\Z", answer)
+        assert status is not None
+        assert int(status[1]) == REASONS[reason].http_status
+        assert bench.count(f"ended_{reason.name.lower()}") == 1
+        opened = reason is Reason.UPGRADE_TIMEOUT
+        assert [kind for kind, _ in bench.of(peer)] == ([events.OPEN, events.CLOSED] if opened else [])
