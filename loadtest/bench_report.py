@@ -170,7 +170,7 @@ _BUDGETS: Final[tuple[tuple[str, str, float, bool], ...]] = (
     # Source of these two: the bound of the third crowd, above.
     ("reply while peers flood, p99, ms", "control_flood_p99_ms", 5, False),
     ("reply while peers never read, p99, ms", "control_nonreaders_p99_ms", 5, False),
-    ("kernel send memory of them, share of booked", "nonreaders_kernel_share", 1, False),
+    ("their kernel send memory, share of booked", "nonreaders_kernel_share", 1, False),
     ("pool hit rate", "pool_hit_rate", 0.99, True),
 )
 # Beyond it the client, not the server, may be what is measured (performance reference, section 6).
@@ -194,13 +194,13 @@ def table(result: Mapping[str, Any], sizes: Sizes) -> str:
         result["peers"]["uvloop"],
         result["peers"]["websockets"],
     )
-    lines = [f"{'':47}" + "".join(f"{name:>12}" for name in _COLUMNS)]
+    lines = [f"{'':46}" + "".join(f"{name:>12}" for name in _COLUMNS)]
     for label, floor_name, name, decimals in _ROWS:
         floor_value = result["floor_us"].get(floor_name) if floor_name else None
         values = [floor_value, *(server.get(name) for server in servers)]
         if any(value is not None for value in values):
             lines.append(
-                f"{label.format(**numbers):47}" + "".join(_cell(value, decimals) for value in values)
+                f"{label.format(**numbers):46}" + "".join(_cell(value, decimals) for value in values)
             )
     lines += ["", *_budget_lines(result["reactor"]), "", *_lost_lines(result)]
     return "\n".join(lines)
@@ -218,7 +218,7 @@ def _budget_lines(reactor: Mapping[str, Any]) -> list[str]:
             continue
         is_met = value >= bound if is_least else value <= bound
         least, most = reactor["spread"].get(name, (value, value))
-        verdict = f"{'ok' if is_met else 'MISS':4} {label:43} {value:>12,.4g}"
+        verdict = f"{'ok' if is_met else 'MISS':4} {label:42} {value:>12,.4g}"
         lines.append(f"{verdict}  ({least:,.4g} to {most:,.4g})  {'>=' if is_least else '<='} {bound:,g}")
     return lines
 

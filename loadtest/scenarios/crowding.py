@@ -91,7 +91,7 @@ def _beside_nonreaders(contender: Contender, visitor: EngineProcess, sizes: Size
         channel=_CHANNEL,
         stream=_STREAM,
         first_sequence=1,
-        count=max(1, int(sizes.nonreaders_s * sizes.nonreaders_rate_per_s)),
+        count=max(1, round(sizes.nonreaders_s * sizes.nonreaders_rate_per_s)),
         payload_bytes=sizes.nonreaders_payload_bytes,
         rate_per_s=float(sizes.nonreaders_rate_per_s),
     )

@@ -174,7 +174,7 @@ def test_pings_without_end_are_shared_fairly() -> None:
 def test_a_publication_to_many_leaves_replies_in_front() -> None:
     """Control group: while a publication walks 2,000 sockets, a reply leaves with the next slice."""
     count = raise_descriptors(4200) // 2 - 100
-    assert count >= 500
+    assert count >= 200
     with rig() as bench:
         crowd = [bench.connect() for _ in range(min(count, 2000))]
         speaker = bench.connect()

@@ -87,7 +87,7 @@ def test_json_of_the_control_group() -> None:
 
 def test_table_tells_when_more_is_held_than_booked() -> None:
     lines = bench_report.table(_result({"nonreaders_kernel_share": [1.01]}), Sizes()).splitlines()
-    assert any(line.startswith("MISS kernel send memory") for line in lines)
+    assert any(line.startswith("MISS their kernel send memory") for line in lines)
 
 
 # ---- what the kernel holds

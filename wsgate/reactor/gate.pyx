@@ -10,7 +10,7 @@ Out of descriptors (EMFILE and its kin) the listener is taken out of the epoll s
 tick, so that a full process does not spin on a queue it cannot serve.
 """
 
-from libc.errno cimport EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, EBADF, EINVAL, ENOTSOCK, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from wsgate.reactor.seam cimport EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_watch
@@ -210,8 +210,11 @@ cdef int gate_accept(Core *core) noexcept nogil:
                 core.counters[<int>ACCEPT_EXHAUSTED] += 1
                 gate_mute(core, True)
                 return 0
-            core.counters[<int>ACCEPT_FAILED] += 1     # the peer gave up while it waited
-            continue
+            core.counters[<int>ACCEPT_FAILED] += 1
+            if errno in (EBADF, EINVAL, ENOTSOCK):
+                gate_mute(core, True)         # somebody shut the listener: no use in asking again at once
+                return 0
+            continue                          # the peer gave up while it waited
         core.counters[<int>ACCEPTED] += 1
         reason = judge(core, fd)
         if reason:

@@ -32,7 +32,7 @@ from wsgate.reactor.state cimport advance, response_frame, state_blank, state_de
 from wsgate.reactor.structs cimport (
     APPLICATION, BLOCKED, Bye, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, HEAD_REFUSED, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
+    Entry, Frame, Gate, HEAD_REFUSED, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
     POLLS, PUBLICATIONS, Pass, REASONS, SHUTDOWN, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
@@ -203,26 +203,26 @@ cdef class Reactor:
     def set_gate(self, limits, bytes refusal not None):
         """Replace the gate's limits and the bytes a refused peer is sent."""
         cdef Core *core = self.core
-        cdef uint8_t *copy
+        cdef Gate fresh = core.gate
         if core.busy:
             raise InternalError("the reactor was called from inside one of its own calls")
         if not 0 <= limits.refusal_drains <= DRAINS_MAX:
             raise SettingsError(f"refusal_drains must be 0 to {DRAINS_MAX}")
-        copy = <uint8_t *>malloc(len(refusal) + 1)
-        if copy == NULL:
+        fresh.descriptors = limits.descriptors
+        fresh.connections = limits.connections
+        fresh.handshakes = limits.handshakes_in_progress
+        fresh.accepts_per_s = limits.accepts_per_s
+        fresh.partial_bytes = limits.partial_bytes
+        fresh.drains = limits.refusal_drains
+        fresh.drain_bytes = limits.refusal_drain_bytes
+        fresh.drain_ms = limits.refusal_drain_ms
+        fresh.refusal_length = <uint32_t>len(refusal)
+        fresh.refusal = <uint8_t *>malloc(len(refusal) + 1)
+        if fresh.refusal == NULL:
             raise MemoryError
-        memcpy(copy, PyBytes_AS_STRING(refusal), len(refusal))
+        memcpy(fresh.refusal, PyBytes_AS_STRING(refusal), len(refusal))
         free(core.gate.refusal)
-        core.gate.refusal = copy
-        core.gate.refusal_length = <uint32_t>len(refusal)
-        core.gate.descriptors = limits.descriptors
-        core.gate.connections = limits.connections
-        core.gate.handshakes = limits.handshakes_in_progress
-        core.gate.accepts_per_s = limits.accepts_per_s
-        core.gate.partial_bytes = limits.partial_bytes
-        core.gate.drains = limits.refusal_drains
-        core.gate.drain_bytes = limits.refusal_drain_bytes
-        core.gate.drain_ms = limits.refusal_drain_ms
+        core.gate = fresh
 
     def adopt(self, int fd, *, int64_t now_ms, bint upgraded=False, int variant=0):
         """Take over a connected socket; returns its handle. See loop.pyi."""

@@ -6,9 +6,9 @@ Settings are checked here, once, each against its range; below this file they ar
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport Py_XDECREF
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, calloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from wsgate.reactor.channels cimport channels_destroy, channels_start
 from wsgate.reactor.closing cimport release
@@ -17,8 +17,8 @@ from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_close_drains
 from wsgate.reactor.memory cimport memory_empty_pool
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, Connection, Core, DRAINS_MAX, Frame, NONE, PAUSE_MS, SHUTDOWN, STALLS_FORGIVEN,
-    STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
+    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, Connection, Core, DRAINS_MAX, Frame, NONE, PAUSE_MS, REASONS,
+    SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
 )
 from wsgate.reactor.table cimport at, table_destroy
 from wsgate.reactor.wheel cimport wheel_start
@@ -156,13 +156,15 @@ cdef inline void drop(Core *core, Frame **frame) noexcept nogil:
 
 
 cdef list state_destroy(Core *core):
-    """Close every socket and give every byte back; the core is blank afterwards.
+    """Close every socket and give every byte back; the core is blank afterwards, but for its counters.
 
     Returns the callers' meta objects: they may only be let go when nothing is half destroyed any more,
     because their finalizers may call anything.
     """
     cdef uint32_t slot, index
     cdef list metas = []
+    cdef uint64_t counters[COUNTERS]
+    cdef uint64_t ended[REASONS]
     if core.epoll >= 0:
         close(core.epoll)
     core.epoll = -1                           # from here on every call from outside is refused
@@ -189,5 +191,9 @@ cdef list state_destroy(Core *core):
         channels_destroy(core)
         memory_empty_pool(core)
         free(core.chunks)
+    memcpy(counters, core.counters, sizeof(counters))
+    memcpy(ended, core.ended, sizeof(ended))
     state_blank(core)
+    memcpy(core.counters, counters, sizeof(counters))
+    memcpy(core.ended, ended, sizeof(ended))
     return metas
