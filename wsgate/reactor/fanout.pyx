@@ -55,7 +55,8 @@ cdef Bye *bye_for(Core *core, uint16_t close_code) noexcept nogil:
     grown = <Bye *>malloc((core.bye_count + 1) * sizeof(Bye))
     if grown == NULL:
         return NULL
-    memcpy(grown, core.byes, core.bye_count * sizeof(Bye))
+    if core.bye_count:
+        memcpy(grown, core.byes, core.bye_count * sizeof(Bye))
     free(core.byes)
     core.byes = grown
     memset(&grown[core.bye_count], 0, sizeof(Bye))

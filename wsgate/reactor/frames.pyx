@@ -77,7 +77,8 @@ cdef Frame *frame_close(Core *core, uint16_t code, const uint8_t *text, uint32_t
         size = 123
     payload[0] = <uint8_t>(code >> 8)
     payload[1] = <uint8_t>code
-    memcpy(payload + 2, text, size)
+    if size:
+        memcpy(payload + 2, text, size)
     return frame_message(core, OP_CLOSE, payload, size + 2)
 
 

@@ -73,7 +73,10 @@ class Reactor:
         """Accept no more; connections go on."""
 
     def set_gate(self, limits: GateLimits, refusal: bytes) -> None:
-        """Replace the gate's limits, and the whole HTTP answer a refused peer is sent."""
+        """Replace the gate's limits, and the whole HTTP answer (at most 4 KiB) a refused peer is sent.
+
+        All or nothing: SettingsError or OverflowError leaves the former ones.
+        """
 
     def set_bye(self, close_code: int, variants: Sequence[bytes | None]) -> None:
         """What goes before a Close with this code that the reactor itself sends: one payload a variant.
@@ -199,7 +202,11 @@ class Reactor:
         """
 
     def set_meta(self, conn: int, meta: object) -> bool:
-        """Attach one object of the caller's, held until the `CLOSED` event; None removes it."""
+        """Attach one object of the caller's, held until the `CLOSED` event; None removes it.
+
+        The garbage collector does not see it: an object that leads back to the reactor keeps both alive
+        until `shutdown`.
+        """
 
     def meta(self, conn: int) -> Any:
         """The attached object, or None."""

@@ -51,6 +51,7 @@ from wsgate.reactor.settings import GateLimits, Settings
 __all__ = ["ENUMERATIONS", "Reactor"]
 
 cdef enum:
+    REFUSAL_LIMIT_BYTES = 4096   # sent in one call, which the smallest send buffer takes whole
     NAME_LIMIT_BYTES = 1024      # of a channel; a sanity bound, the dialect's own is lower
 
 # What the compiled side believes, for the test that holds it to reasons.py and events.py.
@@ -208,6 +209,8 @@ cdef class Reactor:
             raise InternalError("the reactor was called from inside one of its own calls")
         if not 0 <= limits.refusal_drains <= DRAINS_MAX:
             raise SettingsError(f"refusal_drains must be 0 to {DRAINS_MAX}")
+        if len(refusal) > REFUSAL_LIMIT_BYTES:
+            raise SettingsError(f"a refusal is at most {REFUSAL_LIMIT_BYTES} bytes")
         fresh.descriptors = limits.descriptors
         fresh.connections = limits.connections
         fresh.handshakes = limits.handshakes_in_progress

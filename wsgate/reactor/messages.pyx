@@ -59,7 +59,7 @@ cdef inline bint conforms(Core *core, int64_t *arrival_ns, uint32_t rate_per_s, 
 cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
     """Whether one more control frame is within the rate and its burst.
 
-    In sixteenths of a millisecond, so that rates up to 16,000/s are told apart in 32 bits; a bucket that
+    In sixteenths of a millisecond, so that rates up to 8,000/s are told apart in 32 bits; a bucket that
     is not looked at for days is kept from wrapping by deadlines.pyx.
     """
     cdef uint32_t now, full, cost, depth
@@ -195,8 +195,7 @@ cdef int begin_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
     cdef Input *input = partial_open(core, c)
     if input == NULL:
         return violate(core, slot, PARTIAL_BYTES)
-    if input.started_ms == 0 and header.opcode < OP_CLOSE:
-        start_message(core, slot)
+    start_message(core, slot)
     input.frame_length = header.length
     input.frame_received = 0
     input.opcode = header.opcode

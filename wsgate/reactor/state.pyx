@@ -51,7 +51,7 @@ cdef int apply_settings(Core *core, settings) except -1:
     core.limits.message_bytes = number(settings, "message_limit_bytes", 1, 1 << 30)
     core.limits.fragments = number(settings, "fragments_limit", 0, most)
     core.limits.message_ms = number(settings, "message_timeout_ms", 0, most)
-    core.limits.control_rate_per_s = number(settings, "control_rate_per_s", 0, 16_000)
+    core.limits.control_rate_per_s = number(settings, "control_rate_per_s", 0, 8_000)
     core.limits.control_burst = number(settings, "control_burst", 1, 100_000)
     core.limits.message_rate_per_s = number(settings, "message_rate_per_s", 0, 1_000_000_000)
     core.limits.byte_rate_per_s = number(settings, "byte_rate_per_s", 0, most)
