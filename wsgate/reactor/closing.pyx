@@ -190,7 +190,9 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
     enter(core, c, STATE_LINGERING)
     partial_close(core, c)
     c.lingered_units = 0
-    seam_interest(core, slot, True, False)
+    if seam_interest(core, slot, True, False) < 0:
+        release(core, slot, c.reason, False)
+        return
     c.deadline_ms = core.clock_ms + core.limits.linger_ms
     wheel_arm(core, slot, c.deadline_ms)
     attention_push(core, slot)

@@ -14,12 +14,12 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from wsgate.reactor.closing cimport deliver, end_with, fail, release
 from wsgate.reactor.outbox cimport PUSHED, outbox_drop_aged, outbox_oldest_ms
-from wsgate.reactor.seam cimport clock_ns, seam_readable
+from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_readable
 from wsgate.reactor.structs cimport (
-    BLOCKED, CLASS_CONTROL, Connection, Core, DEADLINE, Frame, HEAD_TIMEOUT, HEARTBEAT_ARMED,
-    HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, PAUSED_APP, PAUSED_OUTBOX,
-    PINGS_OUT, PING_SENT, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TIMERS,
-    UPGRADE_TIMEOUT, WRITE_STALL,
+    BLOCKED, CLASS_CONTROL, Connection, Core, DEADLINE, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
+    IDLE_TIMEOUT, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT,
+    PING_SENT, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TIMERS,
+    UPGRADE_TIMEOUT, WATCHED, WRITE_STALL,
 )
 from wsgate.reactor.table cimport at
 from wsgate.reactor.wheel cimport wheel_arm, wheel_pop
@@ -50,7 +50,7 @@ cdef int64_t heartbeat_ms(Core *core, Connection *c, uint32_t slot) noexcept nog
         return NEVER                          # we do not listen, or a ping could not leave
     if c.flags & PING_SENT:
         return since(core, c.heartbeat_ms) + core.limits.pong_ms
-    if c.flags & HEARTBEAT_ARMED:
+    if c.heartbeat_ms:
         return since(core, c.seen_ms) + interval - scatter(slot, <uint32_t>interval >> 4)
     return since(core, c.seen_ms) + interval - scatter(slot, <uint32_t>interval >> 1)
 
@@ -88,7 +88,9 @@ cdef void deadlines_arm(Core *core, uint32_t slot) noexcept nogil:
 cdef void deadlines_resume(Core *core, uint32_t slot) noexcept nogil:
     """Reading goes on after a pause: the peer's clocks start anew."""
     cdef Connection *c = at(core, slot)
-    c.seen_ms = c.message_ms = c.heartbeat_ms = <uint32_t>core.clock_ms
+    c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
+    if c.flags & PING_SENT:
+        c.heartbeat_ms = <uint32_t>core.clock_ms | 1
     if c.input != NULL and c.input.started_ms:
         c.input.started_ms = core.clock_ms
     deadlines_arm(core, slot)
@@ -105,8 +107,8 @@ cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
             return
         fail(core, slot, HEARTBEAT_TIMEOUT, 0)
         return
-    c.flags |= PING_SENT | HEARTBEAT_ARMED
-    c.heartbeat_ms = <uint32_t>core.clock_ms
+    c.flags |= PING_SENT
+    c.heartbeat_ms = <uint32_t>core.clock_ms | 1
     core.counters[<int>PINGS_OUT] += 1
     deliver(core, slot, core.ping, CLASS_CONTROL, NONE, True)
 
@@ -149,6 +151,9 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
     core.counters[<int>TIMERS] += 1
     if <int32_t>(c.control_ms - (<uint32_t>core.now_ms << 4)) < -(1 << 24):
         c.control_ms = (<uint32_t>core.now_ms << 4) - (1 << 24)    # before its 32 bits wrap, in 74 hours
+    if c.state == STATE_DECIDING and not c.flags & WATCHED and seam_interest(core, slot, True, False) < 0:
+        # Undecided after a tick: from now on it is noticed when the peer goes away.
+        release(core, slot, OUT_OF_MEMORY, True)
     if nearest(core, slot) <= core.clock_ms:
         if c.state == STATE_OPEN:
             due_open(core, slot)

@@ -4,11 +4,6 @@ from libc.stdint cimport uint32_t
 
 from wsgate.reactor.structs cimport Core
 
-cdef enum Opened:
-    OPEN_DONE = 0
-    OPEN_FULL = 1                # no slot, or no memory for one
-    OPEN_UNWATCHED = 2           # epoll refused the descriptor; errno says why
-
 cdef int gate_accept(Core *core) noexcept nogil
 cdef void gate_drain(Core *core, uint32_t index) noexcept nogil
 cdef void gate_tick(Core *core) noexcept nogil

@@ -18,9 +18,8 @@ from wsgate.reactor.structs cimport (
     ACCEPTED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, Connection, Core, DRAINS_MAX, Drain, KIND_PARTIAL,
     PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
     REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING, STATE_HEAD,
-    WANT_IN,
 )
-from wsgate.reactor.table cimport attention_push, handle_of, table_free, table_open
+from wsgate.reactor.table cimport attention_push, table_open
 from wsgate.reactor.wheel cimport wheel_arm
 
 cdef extern from * nogil:
@@ -182,19 +181,18 @@ cdef void gate_tick(Core *core) noexcept nogil:
 
 
 cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
-    """Give a socket a slot in state HEAD, its deadline running. An `Opened`."""
+    """Give a socket a slot in state HEAD, its deadline running; 0, or -1 when there is none.
+
+    It is not in the epoll set yet: its first turn reads it, and puts it there if there is more to wait for.
+    """
     cdef Connection *c = table_open(core, fd, slot)
     if c == NULL:
-        return OPEN_FULL
-    if seam_watch(core, fd, handle_of(c, slot[0]), EPOLLIN) < 0:
-        table_free(core, slot[0])
-        return OPEN_UNWATCHED
-    c.flags = WANT_IN
+        return -1
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
     c.control_ms = <uint32_t>core.now_ms << 4    # a full bucket; see messages.pyx
     c.deadline_ms = core.clock_ms + core.limits.head_ms
     wheel_arm(core, slot[0], c.deadline_ms)
-    return OPEN_DONE
+    return 0
 
 
 cdef int gate_accept(Core *core) noexcept nogil:
@@ -219,9 +217,8 @@ cdef int gate_accept(Core *core) noexcept nogil:
         reason = judge(core, fd)
         if reason:
             refuse(core, fd, reason)
-        elif gate_open(core, fd, &slot) != OPEN_DONE:
+        elif gate_open(core, fd, &slot) < 0:
             refuse(core, fd, REFUSED_CONNECTIONS)
         else:
-            # With TCP_DEFER_ACCEPT the head is there already: read it in this pass.
             attention_push(core, slot)
     return 1

@@ -9,10 +9,10 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from wsgate.reactor.closing cimport end_with, release
 from wsgate.reactor.memory cimport buffer_append, buffer_give
 from wsgate.reactor.partial cimport partial_close, partial_open, partial_stash
-from wsgate.reactor.seam cimport SEAM_AGAIN, SEAM_GONE, seam_receive
+from wsgate.reactor.seam cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive
 from wsgate.reactor.structs cimport (
-    Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, PARTIAL_BYTES,
-    PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING,
+    Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, OUT_OF_MEMORY,
+    PARTIAL_BYTES, PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING, TICK_MS,
 )
 from wsgate.reactor.table cimport at, enter, handle_of
 from wsgate.reactor.wheel cimport wheel_arm
@@ -34,6 +34,12 @@ cdef int64_t head_end(const uint8_t *data, uint64_t size, uint64_t start) noexce
     return 0
 
 
+cdef void await_more(Core *core, uint32_t slot) noexcept nogil:
+    """The head is not whole: epoll says when there is more."""
+    if seam_interest(core, slot, True, False) < 0:
+        release(core, slot, OUT_OF_MEMORY, True)
+
+
 cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1:
     """A request head: collected under a cap, handed up once, whole."""
     cdef Connection *c = at(core, slot)
@@ -42,6 +48,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
     cdef int64_t end, size = seam_receive(core, c, data, RECEIVE_BYTES)
     cdef Frame *answer
     if size == SEAM_AGAIN:
+        await_more(core, slot)
         return 0
     if size <= 0:
         release(core, slot, PEER_RESET if size == SEAM_GONE else PEER_GONE, False)
@@ -70,6 +77,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
                 release(core, slot, PARTIAL_BYTES, False)
                 return 0
         c.input.scanned = <uint32_t>length
+        await_more(core, slot)
         return 0
     # What follows the head are frames, read after 101 and never as HTTP.
     events.append((EVENT_OPEN, handle_of(c, slot), PyBytes_FromStringAndSize(<char *>data, end)))
@@ -78,7 +86,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
     c.flags |= OPENED
     enter(core, c, STATE_DECIDING)
     c.deadline_ms = core.clock_ms + core.limits.upgrade_ms
-    wheel_arm(core, slot, c.deadline_ms)
+    wheel_arm(core, slot, min(c.deadline_ms, core.clock_ms + TICK_MS))    # see `due` in deadlines.pyx
     if partial_stash(core, c, data + end, <uint32_t>(length - end)) < 0:
         release(core, slot, PARTIAL_BYTES, False)
         return 0

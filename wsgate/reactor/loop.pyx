@@ -25,7 +25,7 @@ from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, deadlines_run
 from wsgate.reactor.fanout cimport bye_for, walk_subscribers
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
-from wsgate.reactor.gate cimport OPEN_FULL, OPEN_UNWATCHED, gate_mute, gate_open, gate_tick
+from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_peer, seam_watch
 from wsgate.reactor.state cimport advance, response_frame, state_blank, state_destroy, state_start
@@ -37,7 +37,7 @@ from wsgate.reactor.structs cimport (
     POLLS, PUBLICATIONS, Pass, REASONS, SHUTDOWN, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
 )
-from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of
+from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of, table_free
 from wsgate.reactor.waiting cimport wait_once
 from wsgate.reactor.wheel cimport wheel_disarm, wheel_turn
 from wsgate.reactor.writer cimport flush_slice
@@ -231,17 +231,17 @@ cdef class Reactor:
         """Take over a connected socket; returns its handle. See loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
-        cdef int outcome
         cdef Connection *c
         self.check_variant(variant)
         os.set_blocking(fd, False)
         advance(core, now_ms)
-        outcome = gate_open(core, fd, &slot)
-        if outcome == OPEN_UNWATCHED:
-            raise OSError(errno, os.strerror(errno))
-        if outcome == OPEN_FULL:
+        if gate_open(core, fd, &slot) < 0:
             raise MemoryError("no slot for another connection")
         c = at(core, slot)
+        if seam_interest(core, slot, True, False) < 0:
+            wheel_disarm(core, slot)
+            table_free(core, slot)            # the caller keeps the descriptor
+            raise OSError(errno, os.strerror(errno))
         if upgraded:
             c.flags |= OPENED
             c.variant = <uint8_t>variant
@@ -261,12 +261,12 @@ cdef class Reactor:
         if frame == NULL:
             raise MemoryError
         c.variant = <uint8_t>variant
-        open_connection(core, slot)
         core.counters[<int>UPGRADES] += 1
-        if frame.length:
+        open_connection(core, slot)
+        if frame.length and c.state == STATE_OPEN:
             deliver(core, slot, frame, CLASS_RESPONSE, NONE, True)
         frame_release(core, frame)
-        return True
+        return c.state == STATE_OPEN
 
     def refuse(self, uint64_t conn, bytes response not None, *, int reason=HEAD_REFUSED):
         """Answer a head with an HTTP response and end. False for a stale handle."""
@@ -596,6 +596,7 @@ cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:
     c.seen_ms = <uint32_t>core.clock_ms
     wheel_disarm(core, slot)
     deadlines_arm(core, slot)
-    seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
-    if c.input != NULL:
+    if seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0) < 0:
+        release(core, slot, OUT_OF_MEMORY, True)
+    elif c.input != NULL:
         attention_push(core, slot)

@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from wsgate.reactor.structs cimport (
-    BYTES_IN, BYTES_OUT, Connection, Core, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN, WANT_OUT,
+    BYTES_IN, BYTES_OUT, Connection, Core, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN, WANT_OUT, WATCHED,
 )
 from wsgate.reactor.table cimport at, handle_of
 
@@ -114,22 +114,32 @@ cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexc
     return epoll_ctl(core.epoll, EPOLL_CTL_ADD, fd, &event)
 
 
-cdef void seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil:
-    """Say what epoll shall report of a connection; one system call, only on a change."""
+cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil:
+    """Say what epoll shall report of a connection; one system call, only on a change. 0 or -1.
+
+    An accepted socket enters the set only when it has to be waited for: TCP_DEFER_ACCEPT brings the head
+    with it, and a socket added while it is readable wakes the loop for what is read already (1 us of 20 a
+    handshake). Entering is what can fail.
+    """
     cdef Connection *c = at(core, slot)
     cdef epoll_event event
-    if ((c.flags & WANT_IN) != 0) == want_in and ((c.flags & WANT_OUT) != 0) == want_out:
-        return
-    c.flags &= ~(WANT_IN | WANT_OUT)
+    cdef int operation = EPOLL_CTL_MOD if c.flags & WATCHED else EPOLL_CTL_ADD
+    if (
+        c.flags & WATCHED
+        and ((c.flags & WANT_IN) != 0) == want_in and ((c.flags & WANT_OUT) != 0) == want_out
+    ):
+        return 0
     event.events = 0
     if want_in:
-        c.flags |= WANT_IN
         event.events |= EPOLLIN
     if want_out:
-        c.flags |= WANT_OUT
         event.events |= EPOLLOUT
     event.data.u64 = handle_of(c, slot)
-    epoll_ctl(core.epoll, EPOLL_CTL_MOD, c.fd, &event)
+    if epoll_ctl(core.epoll, operation, c.fd, &event) < 0:
+        return -1
+    c.flags &= ~(WANT_IN | WANT_OUT)
+    c.flags |= WATCHED | (WANT_IN if want_in else 0) | (WANT_OUT if want_out else 0)
+    return 0
 
 
 cdef void seam_shut_write(Connection *c) noexcept nogil:
@@ -145,7 +155,8 @@ cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
         option.l_linger = 0
         setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
     # A descriptor that was duplicated keeps the socket open, and the set would report it for ever.
-    epoll_ctl(core.epoll, EPOLL_CTL_DEL, c.fd, NULL)
+    if c.flags & WATCHED:
+        epoll_ctl(core.epoll, EPOLL_CTL_DEL, c.fd, NULL)
     close(c.fd)
     c.fd = -1
 

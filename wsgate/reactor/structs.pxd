@@ -80,7 +80,7 @@ cdef enum Flag:
     CLOSE_QUEUED = 2048          # the last entry of the outbox ends the write side
     PEER_CLOSE_SEEN = 4096
     PING_SENT = 8192             # a ping is unanswered since heartbeat_ms
-    HEARTBEAT_ARMED = 16384      # the first, freely spread ping interval is over
+    WATCHED = 16384              # in the epoll set
     END_AFTER_WRITE = 32768      # do not wait for the peer's Close once everything is written
 
 # The numbers of wsgate/reasons.py; a test holds the two together.
@@ -268,7 +268,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint16_t flags
     uint32_t seen_ms             # last inbound byte, low 32 bits of the clock
     uint32_t message_ms          # last whole message, likewise
-    uint32_t heartbeat_ms        # the unanswered ping, likewise
+    uint32_t heartbeat_ms        # the last ping, likewise; 0: none yet
     uint32_t wheel_next
     uint32_t wheel_previous
     uint32_t wheel_tick          # NONE: not on the wheel

@@ -124,7 +124,7 @@ cdef void unblock(Core *core, uint32_t slot) noexcept nogil:
         core.blocked -= 1
     seam_interest(core, slot, (c.flags & WANT_IN) != 0, False)
     if c.flags & PING_SENT:
-        c.heartbeat_ms = <uint32_t>core.clock_ms    # it may have left only now
+        c.heartbeat_ms = <uint32_t>core.clock_ms | 1    # it may have left only now
         deadlines_arm(core, slot)
     if c.outbox != NULL:
         dirty_push(core, slot, False)
