@@ -98,7 +98,8 @@ class ReactorServer:
 
     def _pump(self) -> None:
         reactor = self._reactor
-        for kind, conn, value in reactor.poll(_now_ms()):
+        now_ms = time.monotonic_ns() // 1_000_000
+        for kind, conn, value in reactor.poll(now_ms):
             if kind <= events.BINARY:
                 assert isinstance(value, bytes)
                 if value.startswith(SUBSCRIBE):
@@ -108,7 +109,7 @@ class ReactorServer:
             elif kind == events.OPEN:
                 assert isinstance(value, bytes)
                 self._on_open(conn, value)
-        is_behind = reactor.flush(_now_ms())
+        is_behind = reactor.flush(now_ms)
         if is_behind or reactor.more:
             self._schedule()
         if not is_behind and self._waiting:
