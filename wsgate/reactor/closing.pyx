@@ -19,10 +19,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
-from wsgate.reactor.outbox cimport (
-    PUSHED, PUSH_OVERFLOW, outbox_close, outbox_discard, outbox_over_half, outbox_push,
-)
+from wsgate.reactor.outbox cimport outbox_close, outbox_discard, outbox_over_half, outbox_push
 from wsgate.reactor.partial cimport partial_close
+from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
 from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
 from wsgate.reactor.structs cimport (
     BLOCKED, BYTE_RATE, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,

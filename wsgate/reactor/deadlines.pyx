@@ -13,7 +13,8 @@ has to be kept in step. All are on the reactor's own clock, which stands still d
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from wsgate.reactor.closing cimport deliver, end_with, fail, release
-from wsgate.reactor.outbox cimport PUSHED, outbox_drop_aged, outbox_oldest_ms
+from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_oldest_ms
+from wsgate.reactor.pongs cimport PUSHED
 from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_readable
 from wsgate.reactor.structs cimport (
     BLOCKED, CLASS_CONTROL, Connection, Core, DEADLINE, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,

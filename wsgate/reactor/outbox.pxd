@@ -4,16 +4,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from wsgate.reactor.structs cimport Connection, Core, Entry, Frame, Outbox
 
-cdef enum Push:
-    PUSHED = 0
-    PUSH_OVERFLOW = 1            # nothing more may be dropped: the connection must be closed
-    PUSH_NO_MEMORY = 2
-
+cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil
 cdef int outbox_push(
     Core *core, Connection *c, Frame *frame, int klass, uint32_t channel
 ) noexcept nogil
-cdef int outbox_pong(Core *core, Connection *c, const uint8_t *payload, uint32_t size) noexcept nogil
-cdef int outbox_drop_pong(Core *core, Connection *c) noexcept nogil
 cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil
 cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil
 cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *frame) noexcept nogil

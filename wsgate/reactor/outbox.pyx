@@ -20,7 +20,7 @@ The rules of overflow, in order:
 Age obeys the same rules: an entry older than the limit is dropped if droppable (LATEST_ONLY: if a
 newer one waits), else the connection is closed. Only replies and publications have an age.
 
-Pongs wait apart, in the control slot, in order: at most 16 and 968 bytes.
+Pongs wait apart, in the control slot (pongs.pyx).
 
 The order of the wire: the rest of a half-written entry or an HTTP answer, the control slot, then
 entries in order.
@@ -32,13 +32,15 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
 from wsgate.reactor.channels cimport channel_release
-from wsgate.reactor.codec cimport OP_PONG
 from wsgate.reactor.frames cimport frame_release
 from wsgate.reactor.memory cimport memory_give, memory_take
+from wsgate.reactor.pongs cimport (
+    PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_close, pongs_consume, pongs_drop_oldest,
+)
 from wsgate.reactor.structs cimport (
-    CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, CLASS_REPLY, CLASS_RESPONSE, Connection, ControlSlot, Core,
+    CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, CLASS_REPLY, CLASS_RESPONSE, Connection, Core,
     DROPPED_CLOSING, DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap, KIND_OUTBOX, Outbox,
-    POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, PONGS_DROPPED, PONGS_MAX, PONGS_OUT, PONG_BYTES,
+    POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, PONGS_DROPPED,
 )
 
 cdef enum:
@@ -47,13 +49,13 @@ cdef enum:
     SUPERSEDED = 1               # Entry.spare: a newer publication of its LATEST_ONLY channel exists
 
 cdef uint32_t OUTBOX_CAPACITY = 0
-cdef uint32_t CONTROL_CAPACITY = 0
 cdef uint32_t GAP_CAPACITY = 0
 
 
 # --- making, growing, giving back -------------------------------------------------------------------
 
-cdef Outbox *open_outbox(Core *core, Connection *c) noexcept nogil:
+cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil:
+    """The connection's outbox, made if there is none; NULL without memory."""
     global OUTBOX_CAPACITY
     cdef Outbox *outbox = c.outbox
     if outbox != NULL:
@@ -123,7 +125,7 @@ cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
         release_item(core, &outbox.entries[index])
     if outbox.control != NULL:
         core.counters[<int>PONGS_DROPPED] += outbox.control.count
-        memory_give(core, outbox.control, CONTROL_CAPACITY, KIND_OUTBOX)
+        pongs_close(core, outbox)
     if outbox.entries != outbox.inline_entries:
         memory_give(core, outbox.entries, outbox.capacity * sizeof(Entry), KIND_OUTBOX)
     memory_give(core, outbox, OUTBOX_CAPACITY, KIND_OUTBOX)
@@ -143,7 +145,7 @@ cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
     core.counters[<int>DROPPED_CLOSING] += outbox.count - kept
     outbox.count = kept
     if outbox.control != NULL:
-        while outbox_drop_pong(core, c):
+        while pongs_drop_oldest(core, outbox):
             pass
     if outbox.count == 0 and outbox.control == NULL:
         outbox_close(core, c)
@@ -292,7 +294,7 @@ cdef int outbox_push(
     Core *core, Connection *c, Frame *frame, int klass, uint32_t channel
 ) noexcept nogil:
     """Queue a frame; takes a reference of its own. A `Push`."""
-    cdef Outbox *outbox = open_outbox(core, c)
+    cdef Outbox *outbox = outbox_open(core, c)
     cdef uint32_t index
     cdef int policy
     if outbox == NULL:
@@ -364,83 +366,6 @@ cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil:
     return PUSHED
 
 
-# --- pongs ------------------------------------------------------------------------------------------
-
-cdef int outbox_pong(Core *core, Connection *c, const uint8_t *payload, uint32_t size) noexcept nogil:
-    """Queue a pong (`size` <= 125): PUSHED, PUSH_OVERFLOW when the slot is full, PUSH_NO_MEMORY."""
-    global CONTROL_CAPACITY
-    cdef Outbox *outbox = open_outbox(core, c)
-    cdef ControlSlot *slot
-    if outbox == NULL:
-        return PUSH_NO_MEMORY
-    slot = outbox.control
-    if slot == NULL:
-        slot = <ControlSlot *>memory_take(core, sizeof(ControlSlot), KIND_OUTBOX, &CONTROL_CAPACITY)
-        if slot == NULL:
-            return PUSH_NO_MEMORY
-        slot.used = slot.written = 0
-        slot.count = 0
-        outbox.control = slot
-    if slot.count == PONGS_MAX or slot.used + size + 2 > PONG_BYTES:
-        return PUSH_OVERFLOW
-    slot.data[slot.used] = 0x80 | OP_PONG
-    slot.data[slot.used + 1] = <uint8_t>size
-    memcpy(slot.data + slot.used + 2, payload, size)
-    slot.used += <uint16_t>(size + 2)
-    slot.lengths[slot.count] = <uint8_t>(size + 2)
-    slot.count += 1
-    return PUSHED
-
-
-cdef int outbox_drop_pong(Core *core, Connection *c) noexcept nogil:
-    """Let the oldest unwritten pong give way; 0 when there is none."""
-    cdef ControlSlot *slot = c.outbox.control
-    cdef uint32_t first, start, length
-    if slot == NULL:
-        return 0
-    first = 1 if slot.written else 0
-    if first >= slot.count:
-        if slot.count == 0:
-            free_control(core, c.outbox)
-        return 0
-    start = slot.lengths[0] if first else 0
-    length = slot.lengths[first]
-    memmove(slot.data + start, slot.data + start + length, slot.used - start - length)
-    memmove(slot.lengths + first, slot.lengths + first + 1, slot.count - first - 1)
-    slot.used -= <uint16_t>length
-    slot.count -= 1
-    core.counters[<int>PONGS_DROPPED] += 1
-    if slot.count == 0:
-        free_control(core, c.outbox)
-    return 1
-
-
-cdef void free_control(Core *core, Outbox *outbox) noexcept nogil:
-    memory_give(core, outbox.control, CONTROL_CAPACITY, KIND_OUTBOX)
-    outbox.control = NULL
-
-
-cdef uint64_t consume_pongs(Core *core, Outbox *outbox, uint64_t written) noexcept nogil:
-    """Count bytes against the control slot; returns what is left of them."""
-    cdef ControlSlot *slot = outbox.control
-    cdef uint32_t start = 0, pongs = 0
-    written += slot.written
-    while pongs < slot.count and written >= slot.lengths[pongs]:
-        written -= slot.lengths[pongs]
-        start += slot.lengths[pongs]
-        pongs += 1
-    core.counters[<int>PONGS_OUT] += pongs
-    if pongs == slot.count:
-        free_control(core, outbox)
-        return written
-    memmove(slot.data, slot.data + start, slot.used - start)
-    memmove(slot.lengths, slot.lengths + pongs, slot.count - pongs)
-    slot.used -= <uint16_t>start
-    slot.count -= <uint8_t>pongs
-    slot.written = <uint16_t>written
-    return 0
-
-
 # --- writing ----------------------------------------------------------------------------------------
 
 cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *frame) noexcept nogil:
@@ -476,7 +401,7 @@ cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexce
     cdef bint head_first = outbox_head_first(outbox)
     while written:
         if outbox.control != NULL and not head_first:
-            written = consume_pongs(core, outbox, written)
+            written = pongs_consume(core, outbox, written)
             continue
         if outbox.count == 0:
             break

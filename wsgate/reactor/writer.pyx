@@ -18,9 +18,9 @@ from wsgate.reactor.closing cimport all_written, fail, queue_close, release
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
-    PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, outbox_consume, outbox_drop_pong, outbox_head_first,
-    outbox_over_half, outbox_pong, outbox_replace_gap,
+    outbox_consume, outbox_head_first, outbox_open, outbox_over_half, outbox_replace_gap,
 )
+from wsgate.reactor.pongs cimport PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_add, pongs_drop_oldest
 from wsgate.reactor.seam cimport (
     SEAM_AGAIN, SEAM_GONE, clock_ns, iovec, seam_interest, seam_send, seam_send_vector,
 )
@@ -219,14 +219,20 @@ cdef bint flush_slice(Core *core) noexcept nogil:
 cdef void pong(Core *core, uint32_t slot, const uint8_t *payload, uint32_t size) noexcept nogil:
     """Answer a ping, in order. Older pongs give way only when the socket is blocked."""
     cdef Connection *c = at(core, slot)
-    cdef int outcome = outbox_pong(core, c, payload, size)
+    cdef Outbox *outbox = outbox_open(core, c)
+    cdef int outcome
+    if outbox == NULL:
+        fail(core, slot, OUT_OF_MEMORY, 0)
+        return
+    outcome = pongs_add(core, outbox, payload, size)
     if outcome == PUSH_OVERFLOW and not c.flags & BLOCKED:
         visit(core, slot)
-        if c.state != STATE_OPEN:
+        outbox = outbox_open(core, c) if c.state == STATE_OPEN else NULL
+        if outbox == NULL:
             return
-        outcome = outbox_pong(core, c, payload, size)
-    while outcome == PUSH_OVERFLOW and outbox_drop_pong(core, c):
-        outcome = outbox_pong(core, c, payload, size)
+        outcome = pongs_add(core, outbox, payload, size)
+    while outcome == PUSH_OVERFLOW and pongs_drop_oldest(core, outbox):
+        outcome = pongs_add(core, outbox, payload, size)
     if outcome == PUSH_NO_MEMORY:
         fail(core, slot, OUT_OF_MEMORY, 0)
     elif outcome == PUSHED and not c.flags & BLOCKED:
