@@ -212,9 +212,8 @@ def _await_subscribers(server: ServerProcess, channel: str, count: int) -> None:
     raise AssertionError(f"never {count} subscribers")
 
 
+@pytest.mark.parametrize("server", sorted(ECHOING), indirect=True)
 def test_echo(server: ServerProcess) -> None:
-    if server.module not in ECHOING:
-        pytest.skip("the floor does not echo")
     with _connect(server) as client:
         for message in ("ä text", b"\x00 binary", "x" * 200):
             client.send(message)
