@@ -13,7 +13,7 @@ Source: RFC 6455 section 7.4.1 for 1000-1015; protocols/codes for 4000-4999.
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-__all__ = ["REASONS", "Reason", "ReasonEntry"]
+__all__ = ["ERRORS", "REASONS", "ErrorEntry", "Reason", "ReasonEntry"]
 
 
 class Reason(IntEnum):
@@ -47,7 +47,7 @@ class Reason(IntEnum):
     # Deadlines and slow consumers.
     HEARTBEAT_TIMEOUT = 21
     IDLE_TIMEOUT = 22
-    DEADLINE = 23
+    TOKEN_EXPIRED = 23
     SLOW_CONSUMER = 24
     OUTBOX_AGE = 25
     WRITE_STALL = 26
@@ -57,6 +57,12 @@ class Reason(IntEnum):
     OUT_OF_MEMORY = 29
     INTERNAL = 30
     SHUTDOWN = 31
+    # The dialect's and the shard's own.
+    AUTH_TIMEOUT = 32
+    INVALID_TOKEN = 33
+    BAD_MESSAGES = 34
+    UNSUPPORTED_DATA = 35
+    DRAIN = 36
 
 
 class ReasonEntry(NamedTuple):
@@ -92,7 +98,7 @@ _ROWS: Final = (
     ReasonEntry(Reason.BYTE_RATE, 4029, 0, "message bytes per second are over the limit"),
     ReasonEntry(Reason.HEARTBEAT_TIMEOUT, 4008, 0, "no byte within the pong deadline"),
     ReasonEntry(Reason.IDLE_TIMEOUT, 4003, 0, "no message within the idle limit"),
-    ReasonEntry(Reason.DEADLINE, 4001, 0, "the deadline set by the application passed"),
+    ReasonEntry(Reason.TOKEN_EXPIRED, 4001, 0, "the token expired, or another deadline set by the application passed"),
     ReasonEntry(Reason.SLOW_CONSUMER, 4010, 0, "the outbox is over its bytes or frames"),
     ReasonEntry(Reason.OUTBOX_AGE, 4010, 0, "the oldest outbox entry is over its age"),
     ReasonEntry(Reason.WRITE_STALL, 4010, 0, "the socket took no byte within the write deadline"),
@@ -101,6 +107,35 @@ _ROWS: Final = (
     ReasonEntry(Reason.OUT_OF_MEMORY, 1011, 0, "the process has no memory for this"),
     ReasonEntry(Reason.INTERNAL, 4050, 0, "a fault of wsgate"),
     ReasonEntry(Reason.SHUTDOWN, 4012, 0, "the process is ending"),
+    ReasonEntry(Reason.AUTH_TIMEOUT, 4002, 0, "no token within the deadline for the first one"),
+    ReasonEntry(Reason.INVALID_TOKEN, 4501, 0, "the token is not valid here"),
+    ReasonEntry(Reason.BAD_MESSAGES, 4500, 0, "three malformed messages in a row"),
+    ReasonEntry(Reason.UNSUPPORTED_DATA, 1003, 0, "text on a binary dialect, or binary on a text one"),
+    ReasonEntry(Reason.DRAIN, 4012, 0, "the shard is draining: come back, another one answers"),
 )
 
 REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}
+
+
+class ErrorEntry(NamedTuple):
+    """One error a client's command can be answered with; the connection stays."""
+
+    code: int
+    name: str
+    text: str
+
+
+_ERROR_ROWS: Final = (
+    ErrorEntry(400, "bad_request", "the command, a name or the payload is not valid"),
+    ErrorEntry(401, "unauthorized", "the token is missing, expired or not valid"),
+    ErrorEntry(403, "permission_denied", "neither the channel nor the token allows this"),
+    ErrorEntry(404, "unknown_channel", "no such namespace"),
+    ErrorEntry(404, "unknown_op", "no such command"),
+    ErrorEntry(409, "already_subscribed", "this connection is subscribed already"),
+    ErrorEntry(413, "too_large", "the payload is larger than the channel allows"),
+    ErrorEntry(429, "rate_limited", "too many of these at once: slow down"),
+    ErrorEntry(503, "unavailable", "the bus does not answer now: try again"),
+)
+
+ERRORS: Final[dict[str, ErrorEntry]] = {row.name: row for row in _ERROR_ROWS}
+"""Every error of the native protocol by its name, with the HTTP number it carries."""

@@ -368,7 +368,7 @@ def test_s28_the_application_deadline_falls_due() -> None:
         bench.reactor.set_deadline(peer.conn, bench.now_ms + 5_000, 4001)
         until_gone(bench, peer, 5_000 + WRITE_MS + GRACE_MS)
         bench.turn()
-        assert bench.of(peer) == [(events.FAILING, 4001), (events.CLOSED, Reason.DEADLINE)]
+        assert bench.of(peer) == [(events.FAILING, 4001), (events.CLOSED, Reason.TOKEN_EXPIRED)]
 
 
 def test_s28_the_heartbeat_falls_due() -> None:

@@ -579,7 +579,7 @@ WAYS = (
     Way(slow_consumer_who_reads_why, (Reason.SLOW_CONSUMER,)),
     Way(write_stall, (Reason.WRITE_STALL,)),
     Way(never_pongs, (Reason.HEARTBEAT_TIMEOUT,)),
-    Way(deadline, (Reason.DEADLINE,)),
+    Way(deadline, (Reason.TOKEN_EXPIRED,)),
     Way(metas_replaced, GONE),
 )
 

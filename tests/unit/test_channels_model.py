@@ -3,9 +3,11 @@
 Names are hostile: shared prefixes, one byte apart, zero bytes, the longest that is allowed.
 """
 
+import itertools
 import socket
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -39,6 +41,7 @@ NAMES = (
 SEATS = 12
 VARIANTS = (1, 2, 1)
 MACHINE_SETTINGS = Settings(variant_opcodes=VARIANTS, outbox_limit_frames=10_000, ping_interval_ms=0)
+REPORTING_SETTINGS = replace(MACHINE_SETTINGS, report_vacated=True)
 
 seats = st.integers(0, SEATS - 1)
 names = st.sampled_from(NAMES)
@@ -58,12 +61,13 @@ class Member:
 class ChannelMachine(RuleBasedStateMachine):
     """A dozen connections that come, go, subscribe and leave."""
 
-    def __init__(self) -> None:
+    def __init__(self, reactor_settings: Settings = MACHINE_SETTINGS) -> None:
         super().__init__()
-        self.bench = Rig(MACHINE_SETTINGS)
+        self.bench = Rig(reactor_settings)
         self.count = 0
         self.members: list[Member] = []
         self.stale: list[int] = []
+        self.came: dict[bytes, set[int]] = defaultdict(set)
 
     @initialize()
     def begin(self) -> None:
@@ -71,6 +75,7 @@ class ChannelMachine(RuleBasedStateMachine):
         first = self.members[0].peer.conn
         self.bench.reactor.subscribe(first, b"first")
         self.bench.reactor.unsubscribe(first, b"first")
+        self.bench.reactor.take_vacated(1)
         # The directory holds 64 channels; it stays.
         self.start = self.bench.held()
 
@@ -183,14 +188,39 @@ class ChannelMachine(RuleBasedStateMachine):
         for member in self.members:
             for name in member.channels:
                 by_name[name] += 1
+            for name in NAMES:
+                assert reactor.is_subscribed(member.peer.conn, name) == (name in member.channels)
         for name in NAMES:
             assert reactor.subscribers(name) == by_name.get(name, 0)
+        self.directory_agrees(set(by_name))
         # A channel lives while it is subscribed to, or while frames of it wait.
         now = self.bench.count("now_channels")
         assert now >= len(by_name)
         if not any(member.expected for member in self.members):
             self.bench.turn()
-            assert self.bench.count("now_channels") == len(by_name)
+            assert self.bench.count("now_channels") == len(by_name) + self.waits_for_report(set(by_name))
+
+    def waits_for_report(self, occupied: set[bytes]) -> int:
+        return 0
+
+    def directory_agrees(self, occupied: set[bytes]) -> None:
+        """Listing by parts of two names every channel once, and the variants that have come to each."""
+        listed, start = [], 0
+        while True:
+            part, start = self.bench.reactor.channels(start, 2)
+            assert len(part) <= 2
+            listed += part
+            if start == 0:
+                break
+        assert sorted(listed) == sorted(occupied)
+        for name in NAMES:
+            mask = self.bench.reactor.variants(name)
+            if name not in occupied:
+                self.came[name] = set()
+                assert mask == 0
+            else:
+                self.came[name] |= {member.variant for member in self.subscribed(name)}
+                assert mask == sum(1 << variant for variant in self.came[name])
 
     def teardown(self) -> None:
         try:
@@ -199,11 +229,38 @@ class ChannelMachine(RuleBasedStateMachine):
                 for member in self.members:
                     member.peer.close()
                 self.bench.turn()
+                self.bench.reactor.take_vacated(1_000)
                 assert self.bench.count("now_channels") == 0
                 assert self.bench.count("now_connections") == 0
                 assert self.bench.held() == self.start
         finally:
             self.bench.close()
+
+
+class ReportingMachine(ChannelMachine):
+    """As above, and channels that lost their last subscriber wait to be taken note of, once each."""
+
+    def __init__(self) -> None:
+        super().__init__(REPORTING_SETTINGS)
+        self.before: set[bytes] = set()
+        self.emptied: set[bytes] = set()
+
+    def waits_for_report(self, occupied: set[bytes]) -> int:
+        return len(self.emptied - occupied)
+
+    def directory_agrees(self, occupied: set[bytes]) -> None:
+        # No rule empties a channel and fills it again, so that what was missed is what is missing now.
+        self.emptied |= self.before - occupied
+        self.before = occupied
+        super().directory_agrees(occupied)
+
+    @rule(limit=st.integers(0, 5))
+    def take_vacated(self, limit: int) -> None:
+        due = self.emptied - self.before
+        taken = self.bench.reactor.take_vacated(limit)
+        assert len(taken) == len(set(taken)) == min(limit, len(due))
+        assert set(taken) <= due
+        self.emptied -= set(taken)
 
 
 MACHINE_RUN = settings(
@@ -213,6 +270,10 @@ MACHINE_RUN = settings(
 
 def test_channels_do_what_the_model_says() -> None:
     run_state_machine_as_test(ChannelMachine, settings=MACHINE_RUN)
+
+
+def test_channels_that_empty_are_reported_once() -> None:
+    run_state_machine_as_test(ReportingMachine, settings=MACHINE_RUN)
 
 
 def forgets_one(machine: ChannelMachine, name: bytes) -> list[Member]:
@@ -297,6 +358,32 @@ def test_a_channel_without_subscribers_forgets_its_policy(waits: bool) -> None:
         assert bench.count("now_channels") == int(waits)
         assert bench.reactor.subscribe(second.conn, b"a", policy=OLDEST) == 1
         assert loses_publications(bench, second, b"a")
+
+
+def test_a_connection_has_so_many_subscriptions_and_no_more() -> None:
+    with rig(Settings(subscriptions_limit=2)) as bench:
+        peer = bench.connect()
+        assert [bench.reactor.subscribe(peer.conn, name) for name in (b"a", b"b", b"c", b"b")] == [1, 1, -2, -1]
+        assert bench.count("now_channels") == 2
+        bench.reactor.unsubscribe(peer.conn, b"a")
+        assert bench.reactor.subscribe(peer.conn, b"c") == 1
+
+
+def test_public_ids_are_one_to_one_and_tell_nothing() -> None:
+    with rig() as bench, rig() as other:
+        conns = [bench.connect().conn for _ in range(200)]
+        ids = [bench.reactor.public_id(conn) for conn in conns]
+        assert [bench.reactor.find_public(public_id) for public_id in ids] == conns
+        assert len(set(ids)) == len(ids)
+        # Neighbours differ in about half of their bits: the handle is not to be read from it.
+        changed = [(one ^ two).bit_count() for one, two in itertools.pairwise(ids)]
+        assert 28 < sum(changed) / len(changed) < 36
+        # Another process has another key; a connection that is gone has no id any more.
+        assert [other.reactor.find_public(public_id) for public_id in ids] == [0] * len(ids)
+        bench.reactor.abort(conns[0])
+        bench.turn()
+        assert bench.reactor.find_public(ids[0]) == 0
+        assert bench.reactor.find_public(0) == bench.reactor.find_public(2**64 - 1) == 0
 
 
 def test_names_come_back_byte_for_byte() -> None:

@@ -45,7 +45,7 @@ PUBLIC = {
         "parse_head",
         "refusal",
     },
-    "wsgate.reasons": {"REASONS", "Reason", "ReasonEntry"},
+    "wsgate.reasons": {"ERRORS", "REASONS", "ErrorEntry", "Reason", "ReasonEntry"},
     "wsgate.reactor": {"GateLimits", "ListenerOptions", "Reactor", "Settings", "open_listener"},
     "wsgate.reactor.events": {
         "BINARY",
@@ -74,8 +74,8 @@ def test_reasons_have_the_numbers_the_reactor_uses() -> None:
         name: number for number, name in enumerate(names.REASON_NAMES)
     }
     assert loop.ENUMERATIONS["reasons"] == len(Reason)
-    # Three numbers the compiled side shows by itself: the first, the last, and that none is missing.
-    assert loop.ENUMERATIONS["reason_shutdown"] == Reason.SHUTDOWN == max(Reason)
+    # The compiled side shows its last one by itself.
+    assert loop.ENUMERATIONS["reason_last"] == max(Reason)
     assert sorted(Reason) == list(range(len(Reason)))
 
 
@@ -99,7 +99,7 @@ def test_every_event_and_policy_has_the_number_the_reactor_uses() -> None:
     assert numbers == compiled
     # And the other way: nothing the compiled side numbers is missing in events.py.
     sizes = {name for name in loop.ENUMERATIONS if name.endswith("_bytes")}
-    counts = {"states", "kinds", "reasons", "counters", "reason_shutdown"}
+    counts = {"states", "kinds", "reasons", "counters", "reason_last"}
     assert set(loop.ENUMERATIONS) - sizes - counts == set(numbers)
     assert (events.TEXT, events.BINARY) == (TEXT, BINARY), "an echo needs no translation"
 
@@ -225,6 +225,11 @@ def late(bench: Rig, peer: Peer) -> None:
     bench.pass_ms(2_000)
 
 
+def late_to_authenticate(bench: Rig, peer: Peer) -> None:
+    bench.reactor.set_deadline(peer.conn, bench.now_ms + 1_000, 4002)
+    bench.pass_ms(2_000)
+
+
 def break_the_encoder(bench: Rig, peer: Peer) -> None:
     bench.reactor.subscribe(peer.conn, b"news", policy=events.POLICY_DROP_OLDEST)
     for position in (1, 2, 3):
@@ -269,7 +274,8 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, int], Drive]] = {
     Reason.BYTE_RATE: ({"byte_rate_per_s": 10}, say(*[client_frame(TEXT, b"0123456")] * 2)),
     Reason.HEARTBEAT_TIMEOUT: ({"ping_interval_ms": 1_000, "pong_timeout_ms": 1_000}, wait(5_000)),
     Reason.IDLE_TIMEOUT: ({"idle_timeout_ms": 1_000, **QUIET}, wait(2_000)),
-    Reason.DEADLINE: ({}, late),
+    Reason.TOKEN_EXPIRED: ({}, late),
+    Reason.AUTH_TIMEOUT: ({}, late_to_authenticate),
     Reason.SLOW_CONSUMER: ({"outbox_limit_frames": 1}, overflow),
     Reason.OUTBOX_AGE: ({"outbox_age_ms": 3_000, "write_timeout_ms": 60_000, **QUIET}, grow_old),
     Reason.PARTIAL_BYTES: ({}, limit_partial_bytes),
@@ -280,7 +286,11 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, int], Drive]] = {
 NOT_FOUND_BY_THE_REACTOR = {
     Reason.WRITE_STALL,  # reset: a Close would not leave either; driven below
     Reason.APPLICATION,  # the application's own code
-    Reason.SHUTDOWN,  # likewise
+    Reason.SHUTDOWN,  # likewise, as are the shard's own
+    Reason.INVALID_TOKEN,
+    Reason.BAD_MESSAGES,
+    Reason.UNSUPPORTED_DATA,
+    Reason.DRAIN,
     Reason.OUT_OF_MEMORY,  # needs malloc to fail
 }
 

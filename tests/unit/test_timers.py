@@ -283,7 +283,7 @@ def test_application_deadline() -> None:
                 if kind == events.FAILING:
                     ended[conn] = bench.now_ms - start_ms, value
         assert ended == {first.conn: (10_000, 4001), later.conn: (20_000, 4123), earlier.conn: (5_000, 4002)}
-        assert bench.of(first)[-1] == (events.CLOSED, Reason.DEADLINE)
+        assert bench.of(first)[-1] == (events.CLOSED, Reason.TOKEN_EXPIRED)
 
 
 def test_application_deadline_in_the_past() -> None:

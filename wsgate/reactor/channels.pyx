@@ -6,11 +6,13 @@ in that array. Both ways are O(1): subscribe appends to the array and fills a ce
 the array's last slot into the hole and corrects that connection's cell; closing is O(its own
 subscriptions). Up to eight subscriptions fill one 64-byte block.
 
-A channel lives while it has subscribers or while queued frames refer to it; names are hashed with a
-secret key because clients choose them. Nothing here touches a Python object.
+A channel lives while it has subscribers or while queued frames refer to it, and, where the owner asked
+for it, until its owner has taken note that the last one left. A channel with up to two subscribers and
+a name of up to 24 bytes is one cache line and nothing else: most are the inbox of one device. Names are
+hashed with a secret key because clients choose them. Nothing here touches a Python object.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset, memcmp
 
@@ -22,10 +24,26 @@ from wsgate.reactor.structs cimport (
 from wsgate.reactor.table cimport at
 
 cdef enum:
+    FEW = 2                      # subscribers inside the channel itself
+    NAME_HERE = 24               # bytes of a name inside the channel itself
     FIRST_BITS = 3               # 8 cells of 8 bytes: the smallest pooled block
     FIRST_SUBSCRIBERS = 16
     FIRST_CHANNELS = 64
     FIRST_CELLS = 128
+
+
+cdef const uint8_t *channel_name(const Channel *channel) noexcept nogil:
+    """Its name; valid until the channel is released."""
+    if channel.name_length <= NAME_HERE:
+        return &channel.name.here[0]
+    return channel.name.there
+
+
+cdef uint32_t *channel_slots(Channel *channel) noexcept nogil:
+    """Its subscribers' slots, `count` of them; valid until one comes or goes, or a channel is made."""
+    if channel.capacity:
+        return channel.slots.many
+    return &channel.slots.few[0]
 
 
 # --- the directory of channels ----------------------------------------------------------------------
@@ -33,7 +51,7 @@ cdef enum:
 cdef void channels_start(Core *core, const uint8_t *key) noexcept nogil:
     """An empty directory; `key` is 16 secret bytes."""
     memset(&core.channels, 0, sizeof(core.channels))
-    core.channels.free = NONE
+    core.channels.free = core.channels.vacated = NONE
     memcpy(core.channels.key, key, 16)
 
 
@@ -55,7 +73,10 @@ cdef uint32_t *cell_of(Core *core, uint64_t hash, const uint8_t *name, uint32_t 
     cdef Channel *channel
     while core.channels.cells[position] != NONE:
         channel = &core.channels.channels[core.channels.cells[position]]
-        if channel.hash == hash and channel.name_length == size and memcmp(channel.name, name, size) == 0:
+        if (
+            channel.hash == <uint32_t>hash and channel.name_length == size
+            and memcmp(channel_name(channel), name, size) == 0
+        ):
             break
         position = (position + 1) & core.channels.cells_mask
     return &core.channels.cells[position]
@@ -79,29 +100,44 @@ cdef int grow_cells(Core *core) noexcept nogil:
     for index in range(old_cells):
         if old[index] != NONE:
             channel = &core.channels.channels[old[index]]
-            cell_of(core, channel.hash, channel.name, channel.name_length)[0] = old[index]
+            cell_of(core, channel.hash, channel_name(channel), channel.name_length)[0] = old[index]
     free(old)
     return 0
 
 
 cdef int grow_channels(Core *core) noexcept nogil:
-    """Double the directory and link the new places as free."""
+    """Double the directory. The new half is not touched, so that it costs nothing until it is used."""
     cdef uint32_t old = core.channels.capacity
     cdef uint32_t capacity = FIRST_CHANNELS if old == 0 else old * 2
     cdef Channel *channels = <Channel *>realloc(
         core.channels.channels, <uint64_t>capacity * sizeof(Channel)
     )
-    cdef uint32_t index
     if channels == NULL:
         return -1
-    memset(channels + old, 0, <uint64_t>(capacity - old) * sizeof(Channel))
-    for index in range(old, capacity):
-        channels[index].count = index + 1 if index + 1 < capacity else core.channels.free
     core.held[<int>KIND_CHANNEL] += <uint64_t>(capacity - old) * sizeof(Channel)
     core.channels.channels = channels
     core.channels.capacity = capacity
-    core.channels.free = old
     return 0
+
+
+cdef uint32_t take_place(Core *core) noexcept nogil:
+    """A blank place in the directory, or NONE without memory."""
+    cdef uint32_t index = core.channels.free
+    if index != NONE:
+        core.channels.free = core.channels.channels[index].count
+    elif core.channels.made < core.channels.capacity or grow_channels(core) == 0:
+        index = core.channels.made
+        core.channels.made += 1
+    else:
+        return NONE
+    memset(&core.channels.channels[index], 0, sizeof(Channel))
+    return index
+
+
+cdef void give_place(Core *core, uint32_t index) noexcept nogil:
+    memset(&core.channels.channels[index], 0, sizeof(Channel))
+    core.channels.channels[index].count = core.channels.free
+    core.channels.free = index
 
 
 cdef uint32_t channel_find(Core *core, const uint8_t *name, uint32_t size) noexcept nogil:
@@ -125,23 +161,23 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
     if cell[0] != NONE:
         channel = &core.channels.channels[cell[0]]
         if channel.count == 0:
-            channel.policy = <uint8_t>policy  # only queued frames kept it: it starts anew
+            channel.policy = <uint8_t>policy  # nobody is there: it starts anew
+            channel.variants = 0
         return cell[0]
-    if core.channels.free == NONE and grow_channels(core) < 0:
+    index = take_place(core)
+    if index == NONE:
         return NONE
-    index = core.channels.free
     channel = &core.channels.channels[index]
-    channel.name = <uint8_t *>memory_take(core, size if size else 1, KIND_CHANNEL, &capacity)
-    if channel.name == NULL:
-        return NONE
-    core.channels.free = channel.count
-    memcpy(channel.name, name, size)
-    channel.name_length = size
-    channel.hash = hash
-    channel.count = channel.capacity = channel.frames = 0
-    channel.subscribers = NULL
+    if size > NAME_HERE:
+        channel.name.there = <uint8_t *>memory_take(core, size, KIND_CHANNEL, &capacity)
+        if channel.name.there == NULL:
+            give_place(core, index)
+            return NONE
+    channel.name_length = <uint16_t>size
+    memcpy(<void *>channel_name(channel), name, size)
+    channel.hash = <uint32_t>hash
     channel.policy = <uint8_t>policy
-    channel.used = 1
+    channel.is_used = 1
     cell[0] = index
     core.channels.count += 1
     return index
@@ -156,44 +192,84 @@ cdef inline uint32_t name_capacity(uint32_t size) noexcept nogil:
 
 
 cdef void channel_release(Core *core, uint32_t index) noexcept nogil:
-    """Forget a channel that has neither subscribers nor queued frames; else nothing."""
+    """Forget a channel with neither subscribers nor queued frames that nobody has to hear of; else nothing."""
     cdef Channel *channel = &core.channels.channels[index]
     cdef uint32_t hole, probe, home, mask = core.channels.cells_mask
-    if channel.count or channel.frames or not channel.used:
+    if channel.count or channel.frames or channel.is_vacated or not channel.is_used:
         return
     # Close the hole, so that probing needs no tombstones.
-    hole = <uint32_t>(cell_of(core, channel.hash, channel.name, channel.name_length) - core.channels.cells)
+    hole = <uint32_t>(
+        cell_of(core, channel.hash, channel_name(channel), channel.name_length) - core.channels.cells
+    )
     probe = hole
     while True:
         probe = (probe + 1) & mask
         if core.channels.cells[probe] == NONE:
             break
-        home = <uint32_t>core.channels.channels[core.channels.cells[probe]].hash & mask
+        home = core.channels.channels[core.channels.cells[probe]].hash & mask
         if ((probe - home) & mask) >= ((probe - hole) & mask):
             core.channels.cells[hole] = core.channels.cells[probe]
             hole = probe
     core.channels.cells[hole] = NONE
-    if channel.subscribers != NULL:
-        memory_give(core, channel.subscribers, channel.capacity * 4, KIND_CHANNEL)
-    memory_give(core, channel.name, name_capacity(channel.name_length), KIND_CHANNEL)
-    memset(channel, 0, sizeof(Channel))
-    channel.count = core.channels.free
-    core.channels.free = index
+    give_back_slots(core, channel)
+    if channel.name_length > NAME_HERE:
+        memory_give(core, channel.name.there, name_capacity(channel.name_length), KIND_CHANNEL)
+    give_place(core, index)
     core.channels.count -= 1
+
+
+# --- channels that nobody is subscribed to any more ---------------------------------------------------
+
+cdef void vacate(Core *core, uint32_t index) noexcept nogil:
+    """Put a channel whose last subscriber left on the list of those to report, once."""
+    cdef Channel *channel = &core.channels.channels[index]
+    if channel.is_vacated or not core.channels.report_vacated:
+        return
+    give_back_slots(core, channel)
+    channel.is_vacated = 1
+    channel.link = core.channels.vacated
+    core.channels.vacated = index
+
+
+cdef uint32_t channel_take_vacated(Core *core) noexcept nogil:
+    """The next channel of that list that still has no subscriber, or NONE. Release it after use."""
+    cdef uint32_t index
+    cdef Channel *channel
+    while core.channels.vacated != NONE:
+        index = core.channels.vacated
+        channel = &core.channels.channels[index]
+        core.channels.vacated = channel.link
+        channel.is_vacated = 0
+        if channel.count == 0:
+            return index
+    return NONE
 
 
 # --- a channel's array ------------------------------------------------------------------------------
 
+cdef void give_back_slots(Core *core, Channel *channel) noexcept nogil:
+    if channel.capacity:
+        memory_give(core, channel.slots.many, channel.capacity * 4, KIND_CHANNEL)
+        channel.capacity = 0
+
+
 cdef int resize_subscribers(Core *core, Channel *channel, uint32_t wanted) noexcept nogil:
-    cdef uint32_t capacity = 0
-    cdef uint32_t *fresh = <uint32_t *>memory_take(core, <uint64_t>wanted * 4, KIND_CHANNEL, &capacity)
+    """Move the slots to an array of at least `wanted`, or back into the channel when FEW suffice."""
+    cdef uint32_t bytes = 0
+    cdef uint32_t few[FEW]
+    cdef uint32_t *fresh
+    if wanted <= FEW:
+        memcpy(few, channel_slots(channel), <uint64_t>channel.count * 4)
+        give_back_slots(core, channel)
+        memcpy(channel.slots.few, few, sizeof(few))
+        return 0
+    fresh = <uint32_t *>memory_take(core, <uint64_t>wanted * 4, KIND_CHANNEL, &bytes)
     if fresh == NULL:
         return -1
-    if channel.subscribers != NULL:
-        memcpy(fresh, channel.subscribers, <uint64_t>channel.count * 4)
-        memory_give(core, channel.subscribers, channel.capacity * 4, KIND_CHANNEL)
-    channel.subscribers = fresh
-    channel.capacity = capacity // 4
+    memcpy(fresh, channel_slots(channel), <uint64_t>channel.count * 4)
+    give_back_slots(core, channel)
+    channel.slots.many = fresh
+    channel.capacity = bytes // 4
     return 0
 
 
@@ -271,7 +347,7 @@ cdef int channel_subscribe(Core *core, uint32_t slot, uint32_t index) noexcept n
     cdef uint32_t cells
     if cell != NULL and cell.channel == index:
         return 0
-    if channel.count == channel.capacity and resize_subscribers(
+    if channel.count == (channel.capacity if channel.capacity else <uint32_t>FEW) and resize_subscribers(
         core, channel, channel.capacity * 2 if channel.capacity else FIRST_SUBSCRIBERS
     ) < 0:
         return -1
@@ -283,10 +359,20 @@ cdef int channel_subscribe(Core *core, uint32_t slot, uint32_t index) noexcept n
         cell = subscription_of(core, c, index)
     cell.channel = index
     cell.position = channel.count
-    channel.subscribers[channel.count] = slot
+    channel_slots(channel)[channel.count] = slot
     channel.count += 1
+    channel.variants |= 1 << c.variant
     c.subscription_count += 1
     return 1
+
+
+cdef bint is_subscribed(Core *core, Connection *c, uint32_t channel) noexcept nogil:
+    """Whether a connection is subscribed to a channel; NONE is no channel. O(1)."""
+    cdef Subscription *cell
+    if channel == NONE:
+        return False
+    cell = subscription_of(core, c, channel)
+    return cell != NULL and cell.channel == channel
 
 
 cdef void leave(Core *core, uint32_t index, uint32_t position) noexcept nogil:
@@ -295,12 +381,14 @@ cdef void leave(Core *core, uint32_t index, uint32_t position) noexcept nogil:
     cdef uint32_t moved
     channel.count -= 1
     if position != channel.count:
-        moved = channel.subscribers[channel.count]
-        channel.subscribers[position] = moved
+        moved = channel_slots(channel)[channel.count]
+        channel_slots(channel)[position] = moved
         subscription_of(core, at(core, moved), index).position = position
     # A quarter full: give half back, so that a crowd that left does not stay on the books.
-    if channel.capacity > FIRST_SUBSCRIBERS * 4 and channel.count * 4 < channel.capacity:
-        resize_subscribers(core, channel, channel.capacity // 2)
+    if channel.capacity and channel.count * 4 < channel.capacity:
+        resize_subscribers(core, channel, channel.capacity // 2 if channel.count > FEW else FEW)
+    if channel.count == 0:
+        vacate(core, index)
     channel_release(core, index)
 
 

@@ -25,7 +25,7 @@ from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
 from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
 from wsgate.reactor.structs cimport (
     BLOCKED, BYTE_RATE, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
-    DEADLINE, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL,
+    TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL,
     INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE,
     OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
     SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN,
@@ -59,7 +59,7 @@ cdef uint16_t close_code_of(int reason) noexcept nogil:
         return 1011
     if reason == SHUTDOWN:
         return 4012
-    if reason == DEADLINE:
+    if reason == TOKEN_EXPIRED:
         return 4001
     return 4050 if reason == INTERNAL else 1000
 

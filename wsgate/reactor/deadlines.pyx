@@ -17,7 +17,7 @@ from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_oldest_ms
 from wsgate.reactor.pongs cimport PUSHED
 from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_readable
 from wsgate.reactor.structs cimport (
-    BLOCKED, CLASS_CONTROL, Connection, Core, DEADLINE, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
+    AUTH_TIMEOUT, BLOCKED, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
     IDLE_TIMEOUT, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT,
     PING_SENT, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TIMERS,
     UPGRADE_TIMEOUT, WATCHED, WRITE_STALL,
@@ -119,7 +119,8 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
     cdef int64_t now = core.clock_ms
     if c.application_ms and c.application_ms <= now:
         c.application_ms = 0
-        fail(core, slot, DEADLINE, c.application_code)
+        # The deadline for a first token and that of a token are one field; the code tells them apart.
+        fail(core, slot, AUTH_TIMEOUT if c.application_code == 4002 else TOKEN_EXPIRED, c.application_code)
     elif c.flags & BLOCKED and c.outbox != NULL and c.outbox.blocked_ms + core.limits.write_ms <= now:
         # Not a byte for a whole write deadline: Close would not leave either.
         release(core, slot, WRITE_STALL, True)

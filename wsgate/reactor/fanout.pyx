@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from wsgate.reactor.channels cimport channel_slots
 from wsgate.reactor.closing cimport deliver
 from wsgate.reactor.structs cimport (
     Bye, CLASS_PUBLICATION, Channel, Connection, Core, DELIVERIES, Frame, STATE_OPEN, URGENT_SUBSCRIBERS,
@@ -28,13 +29,14 @@ cdef int64_t walk_subscribers(Core *core, uint32_t index, Frame **frames, uint64
     """
     cdef Channel *channel = &core.channels.channels[index]
     cdef uint32_t place, slot, count = channel.count
+    cdef uint32_t *slots = channel_slots(channel)
     cdef bint urgent = count <= URGENT_SUBSCRIBERS
     cdef Connection *c
     cdef int64_t reached = 0
     for place in range(count):
         if place + 8 < count:
-            prefetch(at(core, channel.subscribers[place + 8]))
-        slot = channel.subscribers[place]
+            prefetch(at(core, slots[place + 8]))
+        slot = slots[place]
         c = at(core, slot)
         if c.state != STATE_OPEN or frames[c.variant] == NULL:
             continue

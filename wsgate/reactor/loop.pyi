@@ -173,8 +173,8 @@ class Reactor:
                 for the first subscriber of a channel, later ones find it set.
 
         Returns:
-            The channel's subscribers in this reactor; -1 when it was subscribed already; 0 when the
-            connection is not open.
+            The channel's subscribers in this reactor; -1 when it was subscribed already; -2 when the
+            connection has as many as `Settings.subscriptions_limit`; 0 when it is not open.
         """
 
     def unsubscribe(self, conn: int, channel: bytes) -> int:
@@ -182,6 +182,39 @@ class Reactor:
 
     def subscriptions(self, conn: int) -> list[bytes]:
         """The names of a connection's channels, in no order."""
+
+    def is_subscribed(self, conn: int, channel: bytes) -> bool:
+        """Whether this connection is subscribed. O(1)."""
+
+    def variants(self, channel: bytes) -> int:
+        """Which variants have subscribed to a channel since it was empty, bit n for variant n; 0: empty."""
+
+    def channels(self, start: int, limit: int) -> tuple[list[bytes], int]:
+        """Names of channels with subscribers here, a part at a time.
+
+        Args:
+            start: 0, or where the last call stopped.
+            limit: How many names at most.
+
+        Returns:
+            The names and where to go on, 0 at the end. A channel that had subscribers all the while is
+            listed exactly once; one that came meanwhile perhaps.
+        """
+
+    def take_vacated(self, limit: int) -> list[bytes]:
+        """At most `limit` channels that have lost their last subscriber since they were last taken.
+
+        With `Settings.report_vacated` only. One that has subscribers again is left out.
+        """
+
+    def public_id(self, conn: int) -> int:
+        """The 64 bits under which the outside may know a connection.
+
+        A keyed permutation of the handle (`hash_key`): unique, not to be guessed, nothing to store.
+        """
+
+    def find_public(self, public_id: int) -> int:
+        """The live connection of a public id, or 0: gone, never there, or another process's."""
 
     def subscribers(self, channel: bytes) -> int:
         """How many connections of this reactor are subscribed."""

@@ -18,7 +18,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from wsgate.reactor.channels cimport (
-    channel_find, channel_open, channel_release, channel_subscribe, channel_unsubscribe,
+    channel_find, channel_name, channel_open, channel_release, channel_subscribe, channel_take_vacated,
+    channel_unsubscribe, is_subscribed,
 )
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT
@@ -28,13 +29,14 @@ from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, 
 from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_peer, seam_watch
+from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
     APPLICATION, BLOCKED, Bye, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
-    Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
+    Core, DRAIN, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
     Entry, Frame, Gate, HEAD_REFUSED, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
-    POLLS, PUBLICATIONS, Pass, REASONS, SHUTDOWN, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
+    POLLS, PUBLICATIONS, Pass, REASONS, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of, table_free
@@ -62,7 +64,7 @@ ENUMERATIONS = {
     "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
     "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
     "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
-    "reason_shutdown": SHUTDOWN,
+    "reason_last": DRAIN,
 }
 
 
@@ -279,6 +281,19 @@ cdef class Reactor:
         end_with(core, slot, response_frame(core, response), reason)
         return True
 
+    # --- names for the outside ------------------------------------------------------------------------
+
+    def public_id(self, uint64_t conn):
+        """The 64 bits under which the outside may know this connection; see loop.pyi."""
+        self.own()
+        return disguise(self.core.channels.key, conn, True)
+
+    def find_public(self, uint64_t public_id):
+        """The live connection of a public id, or 0."""
+        cdef uint32_t slot = 0
+        cdef uint64_t conn = disguise(self.own().channels.key, public_id, False)
+        return 0 if find(self.core, conn, &slot) == NULL else conn
+
     # --- one connection -----------------------------------------------------------------------------
 
     cdef inline Connection *find(self, uint64_t conn, uint32_t *slot):
@@ -443,6 +458,9 @@ cdef class Reactor:
             raise ValueError(f"a channel name is 1 to {NAME_LIMIT_BYTES} bytes")
         if c == NULL or c.state != STATE_OPEN:
             return 0
+        if core.limits.subscriptions and c.subscription_count >= core.limits.subscriptions:
+            index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
+            return -1 if is_subscribed(core, c, index) else -2
         index = channel_open(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel), policy)
         if index == NONE:
             raise MemoryError
@@ -469,15 +487,22 @@ cdef class Reactor:
         cdef Core *core = self.own()
         cdef uint32_t slot = 0, cell
         cdef Connection *c = self.find(conn, &slot)
-        cdef Channel *channel
         cdef list names = []
         if c == NULL or c.subscriptions == NULL:
             return names
         for cell in range(<uint32_t>1 << c.subscription_bits):
             if c.subscriptions[cell].channel != NONE:
-                channel = &core.channels.channels[c.subscriptions[cell].channel]
-                names.append(PyBytes_FromStringAndSize(<char *>channel.name, channel.name_length))
+                names.append(name_of(core, c.subscriptions[cell].channel))
         return names
+
+    def is_subscribed(self, uint64_t conn, bytes channel not None):
+        """Whether this connection is subscribed."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        return c != NULL and is_subscribed(
+            core, c, channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
+        )
 
     def subscribers(self, bytes channel not None):
         """How many connections here are subscribed."""
@@ -485,6 +510,41 @@ cdef class Reactor:
             self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
         )
         return 0 if index == NONE else self.core.channels.channels[index].count
+
+    def variants(self, bytes channel not None):
+        """Which variants have subscribed here, a bit each; 0 when nobody is subscribed."""
+        cdef uint32_t index = channel_find(
+            self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
+        )
+        if index == NONE or self.core.channels.channels[index].count == 0:
+            return 0
+        return self.core.channels.channels[index].variants
+
+    def channels(self, uint32_t start, uint32_t limit):
+        """Names of channels with subscribers, from a place in the directory on; see loop.pyi."""
+        cdef Core *core = self.own()
+        cdef list names = []
+        cdef uint32_t index = start
+        while index < core.channels.made and limit:
+            if core.channels.channels[index].is_used and core.channels.channels[index].count:
+                names.append(name_of(core, index))
+                limit -= 1
+            index += 1
+        return names, index if index < core.channels.made else 0
+
+    def take_vacated(self, uint32_t limit):
+        """Channels that lost their last subscriber since they were last taken; see loop.pyi."""
+        cdef Core *core = self.own()
+        cdef list names = []
+        cdef uint32_t index
+        while limit:
+            index = channel_take_vacated(core)
+            if index == NONE:
+                break
+            names.append(name_of(core, index))
+            channel_release(core, index)
+            limit -= 1
+        return names
 
     def publish(self, bytes channel not None, variants, *, int64_t position=0, uint64_t exclude=0):
         """Queue one publication for every subscriber; how many it was queued for. See loop.pyi."""
@@ -566,6 +626,35 @@ cdef class Reactor:
 
 
 # --- helpers ----------------------------------------------------------------------------------------
+
+cdef inline bytes name_of(Core *core, uint32_t index):
+    cdef Channel *channel = &core.channels.channels[index]
+    return PyBytes_FromStringAndSize(<char *>channel_name(channel), channel.name_length)
+
+
+cdef uint64_t disguise(const uint8_t *key, uint64_t number, bint forward) noexcept nogil:
+    """A keyed permutation of 64 bits: four Feistel rounds over SipHash, or their inverse.
+
+    Without the key the result cannot be told from random bits, and no table is needed to come back.
+    Source: Luby and Rackoff, "How to construct pseudorandom permutations" (1988).
+    """
+    cdef uint32_t left = <uint32_t>(number >> 32), right = <uint32_t>number, mixed
+    cdef uint32_t block[2]
+    cdef int step
+    for step in range(4):
+        block[0] = <uint32_t>(step if forward else 3 - step)
+        block[1] = right if forward else left
+        mixed = <uint32_t>siphash(key, <const uint8_t *>block, sizeof(block))
+        if forward:
+            mixed ^= left
+            left = right
+            right = mixed
+        else:
+            mixed ^= right
+            right = left
+            left = mixed
+    return <uint64_t>left << 32 | right
+
 
 cdef int check_reason(int reason) except -1:
     if not 0 < reason < REASONS:

@@ -30,7 +30,7 @@ REASON_NAMES: Final = (
     "byte_rate",
     "heartbeat_timeout",
     "idle_timeout",
-    "deadline",
+    "token_expired",
     "slow_consumer",
     "outbox_age",
     "write_stall",
@@ -39,6 +39,11 @@ REASON_NAMES: Final = (
     "out_of_memory",
     "internal",
     "shutdown",
+    "auth_timeout",
+    "invalid_token",
+    "bad_messages",
+    "unsupported_data",
+    "drain",
 )
 COUNTER_NAMES: Final = (
     "accepted",

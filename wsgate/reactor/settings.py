@@ -44,6 +44,9 @@ class Settings:
     pool_enabled: bool = True
     pool_idle_limit_bytes: int = 16 * 1024 * 1024  # freed buffers kept for reuse
     max_connections: int = 1_000_000  # size of the slot directory, not a promise of memory
+    subscriptions_limit: int = 0  # of one connection; 0: off
+    # Whether channels that lost their last subscriber wait for `take_vacated`. Who sets it must call that.
+    report_vacated: bool = False
     # Publications: the opcode of each variant (1 text, 2 binary), at most 8.
     variant_opcodes: tuple[int, ...] = (1,)
     # What is sent when the reactor itself refuses a head; empty: nothing is sent.

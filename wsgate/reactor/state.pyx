@@ -67,6 +67,7 @@ cdef int apply_settings(Core *core, settings) except -1:
     core.limits.linger_bytes = number(settings, "linger_limit_bytes", 0, 1 << 19)
     core.limits.linger_sockets = number(settings, "linger_limit_sockets", 0, most)
     core.limits.connections = number(settings, "max_connections", 1, 1 << 24)
+    core.limits.subscriptions = number(settings, "subscriptions_limit", 0, 1 << 20)
     core.pool.enabled = settings.pool_enabled
     core.pool.idle_limit_bytes = number(settings, "pool_idle_limit_bytes", 0, 1 << 31)
     opcodes = settings.variant_opcodes
@@ -113,6 +114,7 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
     core.last_stall_ms = now_ms - STALL_EVERY_MS
     apply_settings(core, settings)
     channels_start(core, <const uint8_t *>PyBytes_AS_STRING(key))
+    core.channels.report_vacated = settings.report_vacated
     wheel_start(core)
     core.chunk_limit = (core.limits.connections + CHUNK_SLOTS - 1) // CHUNK_SLOTS
     core.chunks = <Connection **>calloc(core.chunk_limit, sizeof(Connection *))

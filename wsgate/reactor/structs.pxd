@@ -108,7 +108,7 @@ cdef enum Reason:
     BYTE_RATE
     HEARTBEAT_TIMEOUT
     IDLE_TIMEOUT
-    DEADLINE
+    TOKEN_EXPIRED
     SLOW_CONSUMER
     OUTBOX_AGE
     WRITE_STALL
@@ -117,6 +117,11 @@ cdef enum Reason:
     OUT_OF_MEMORY
     INTERNAL
     SHUTDOWN
+    AUTH_TIMEOUT
+    INVALID_TOKEN
+    BAD_MESSAGES
+    UNSUPPORTED_DATA
+    DRAIN
     REASONS
 
 # The numbers of wsgate/reactor/events.py.
@@ -291,22 +296,36 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     int64_t byte_ns
     PyObject *meta               # owned reference or NULL
 
-ctypedef struct Channel:
-    uint8_t *name
-    uint64_t hash
-    uint32_t *subscribers        # slots
-    uint32_t name_length
+ctypedef union ChannelName:      # `here` up to NAME_HERE bytes, else a pooled block
+    uint8_t here[24]
+    uint8_t *there
+
+ctypedef union ChannelSlots:     # `few` while the channel's capacity is 0, else a pooled array
+    uint32_t few[2]
+    uint32_t *many
+
+ctypedef struct Channel:         # 64 bytes, one cache line: an inbox of one device needs no more
+    uint32_t hash                # lower half
     uint32_t count
-    uint32_t capacity
+    uint32_t capacity            # of `slots.many`; 0: `slots.few`
     uint32_t frames              # queued frames that keep it alive
+    uint16_t name_length
     uint8_t policy
-    uint8_t used
+    uint8_t is_used
+    uint8_t variants             # bit n: somebody of variant n has subscribed since it was made
+    uint8_t is_vacated           # in the list of channels to report
+    uint32_t link                # of that list
+    ChannelSlots slots
+    ChannelName name
 
 ctypedef struct ChannelTable:
     Channel *channels
     uint32_t capacity
     uint32_t count
+    uint32_t made                # places ever used; beyond it the memory was never touched
     uint32_t free                # linked through Channel.count
+    uint32_t vacated             # linked through Channel.link; NONE: empty
+    uint8_t report_vacated
     uint32_t *cells              # open addressing: channel indexes, NONE when free
     uint32_t cells_mask
     uint8_t key[16]              # SipHash key: clients choose the names
@@ -363,6 +382,7 @@ ctypedef struct Limits:
     uint32_t linger_bytes
     uint32_t linger_sockets
     uint32_t connections
+    uint32_t subscriptions
 
 ctypedef struct Pass:            # what one poll has used of its budget
     uint32_t messages

@@ -14,6 +14,7 @@ EPOLLOUT is asked for only after the socket refused bytes, and given up with its
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from wsgate.reactor.channels cimport channel_name
 from wsgate.reactor.closing cimport all_written, fail, queue_close, release
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
 from wsgate.reactor.frames cimport frame_message
@@ -49,7 +50,7 @@ cdef Frame *encode_gap(Core *core, Connection *c, uint32_t channel, Gap *gap) no
         return NULL
     core.gap_failed += 1                      # taken back when nothing raised
     name = PyBytes_FromStringAndSize(
-        <char *>core.channels.channels[channel].name, core.channels.channels[channel].name_length
+        <char *>channel_name(&core.channels.channels[channel]), core.channels.channels[channel].name_length
     )
     payload = (<object>core.gap_encoder)(c.variant, name, gap.first, gap.last)
     if payload is None:
