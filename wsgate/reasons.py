@@ -98,7 +98,7 @@ _ROWS: Final = (
     ReasonEntry(Reason.BYTE_RATE, 4029, 0, "message bytes per second are over the limit"),
     ReasonEntry(Reason.HEARTBEAT_TIMEOUT, 4008, 0, "no byte within the pong deadline"),
     ReasonEntry(Reason.IDLE_TIMEOUT, 4003, 0, "no message within the idle limit"),
-    ReasonEntry(Reason.TOKEN_EXPIRED, 4001, 0, "the token expired, or another deadline set by the application passed"),
+    ReasonEntry(Reason.TOKEN_EXPIRED, 4001, 0, "the token expired, or a deadline the application set"),
     ReasonEntry(Reason.SLOW_CONSUMER, 4010, 0, "the outbox is over its bytes or frames"),
     ReasonEntry(Reason.OUTBOX_AGE, 4010, 0, "the oldest outbox entry is over its age"),
     ReasonEntry(Reason.WRITE_STALL, 4010, 0, "the socket took no byte within the write deadline"),
