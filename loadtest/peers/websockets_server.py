@@ -50,6 +50,7 @@ class WebsocketsServer:
             sock=self._listener,
             compression=None,
             ping_interval=self._ping_interval_s,
+            open_timeout=60,  # its own handshakes queue for longer than the default of 10 s
             process_request=self._judge,
             server_header=None,
         )
