@@ -560,7 +560,7 @@ def test_the_machine_notices(defect: type[OutboxModel]) -> None:
         database=None,
         derandomize=True,
         report_multiple_bugs=False,
-        max_examples=1_000,
+        max_examples=10_000,  # ends with the first one that notices
     )
     with pytest.raises((AssertionError, IndexError)):
         run_state_machine_as_test(machine, settings=once)
