@@ -234,6 +234,15 @@ class Reactor:
             For how many it is queued, or has given way to a gap. Queued is not written.
         """
 
+    def variant(self, conn: int) -> int:
+        """Which form of publications this connection takes, as for `upgrade`; -1 for a stale handle."""
+
+    def connections(self, start: int, limit: int) -> tuple[list[int], int]:
+        """Handles of open connections, a part at a time: at most `limit`, and where to go on, 0 at the end.
+
+        One that was open all the while is listed exactly once. O(slots looked at).
+        """
+
     def set_meta(self, conn: int, meta: object) -> bool:
         """Attach one object of the caller's, held until the `CLOSED` event; None removes it.
 

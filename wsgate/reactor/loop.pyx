@@ -32,7 +32,7 @@ from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest,
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
-    APPLICATION, BLOCKED, Bye, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
+    APPLICATION, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAIN, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
     Entry, Frame, Gate, HEAD_REFUSED, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
@@ -376,6 +376,24 @@ cdef class Reactor:
             deadlines_resume(core, slot)
             attention_push(core, slot)
         return True
+
+    def variant(self, uint64_t conn):
+        """Which form of publications this connection takes, or -1 for a stale handle."""
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        return -1 if c == NULL else c.variant
+
+    def connections(self, uint32_t start, uint32_t limit):
+        """Handles of open connections, from a slot on; see loop.pyi."""
+        cdef Core *core = self.own()
+        cdef list handles = []
+        cdef uint32_t slot = start, slots = core.chunk_count * CHUNK_SLOTS
+        while slot < slots and limit:
+            if at(core, slot).state == STATE_OPEN:
+                handles.append(handle_of(at(core, slot), slot))
+                limit -= 1
+            slot += 1
+        return handles, slot if slot < slots else 0
 
     def set_meta(self, uint64_t conn, meta):
         """Attach one object of the caller's; None removes it."""
