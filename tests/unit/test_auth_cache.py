@@ -1,0 +1,310 @@
+"""The cache of verified tokens: never past expiry (S20), bounded, small, and nothing made up."""
+
+import sys
+import tracemalloc
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from wsgate.auth import NO_PERMISSIONS, Identity, Permissions, TokenCache
+from wsgate.auth.cache import AGE_LIMIT_S
+from wsgate.auth.tokens import EXPIRY_LIMIT_S, TOKEN_LIMIT_BYTES
+from wsgate.errors import SettingsError
+
+NOW = 1_800_000_000.5
+SOME = Permissions(("news",), ("chat:*",), ())
+
+
+def identity(user: str = "42", expires_at_s: int = 0, permissions: Permissions = SOME) -> Identity:
+    return Identity(user, permissions, expires_at_s)
+
+
+def test_what_was_put_comes_back_equal_with_shared_permissions() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity("日本", 1_800_000_600), NOW)
+    found = cache.get("token", NOW)
+    assert found == identity("日本", 1_800_000_600)
+    assert found is not None
+    assert found.permissions is SOME
+    assert cache.get("token2", NOW) is None
+    assert cache.get("", NOW) is None
+
+
+def test_text_and_bytes_of_a_token_are_one_token() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity("1"), NOW)
+    assert cache.get(b"token", NOW) == identity("1")
+    cache.put(b"token", identity("2"), NOW)
+    assert cache.get("token", NOW) == identity("2")
+    assert len(cache) == 1
+
+
+def test_s20_nothing_is_served_past_its_expiry() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity(expires_at_s=1_800_000_010), NOW)
+    assert cache.get("token", 1_800_000_009.999) is not None
+    assert cache.get("token", 1_800_000_010) is None
+    assert cache.get("token", 1_800_000_011) is None
+
+
+def test_s20_what_was_put_within_its_leeway_is_not_served() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity(expires_at_s=1_800_000_000), NOW)
+    assert cache.get("token", NOW) is None
+
+
+def test_s20_nothing_is_served_longer_than_the_age_limit() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity(), NOW)
+    assert cache.get("token", int(NOW) + AGE_LIMIT_S - 0.001) is not None
+    assert cache.get("token", int(NOW) + AGE_LIMIT_S) is None
+
+
+def test_s20_a_hit_does_not_prolong_and_a_new_put_does() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity(), NOW)
+    assert cache.get("token", NOW + 200) is not None
+    assert cache.get("token", NOW + 301) is None
+    cache.put("token", identity(), NOW + 302)
+    assert cache.get("token", NOW + 500) is not None
+    assert len(cache) == 1
+
+
+def test_an_entry_from_the_future_is_not_served() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity(), NOW)
+    assert cache.get("token", NOW - 3600) is None
+
+
+def test_a_token_put_again_has_its_last_identity() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity("1", 1_800_000_100), NOW)
+    cache.put("token", identity("1", 1_800_000_200, NO_PERMISSIONS), NOW + 1)
+    assert cache.get("token", NOW + 1) == identity("1", 1_800_000_200, NO_PERMISSIONS)
+    assert len(cache) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 8, 9, 100])
+def test_the_bound_holds_and_the_newest_is_always_there(limit: int) -> None:
+    cache = TokenCache(limit)
+    for number in range(limit * 5 + 20):
+        cache.put(f"token{number}", identity(str(number)), NOW)
+        assert len(cache) == min(number + 1, limit)
+        assert cache.get(f"token{number}", NOW) == identity(str(number))
+
+
+def test_the_bound_holds_for_a_newcomer_to_an_empty_bucket() -> None:
+    cache = TokenCache(9)  # one more than a bucket is meant to hold, so there are two
+    tokens: tuple[list[str], list[str]] = ([], [])
+    for number in range(200):
+        tokens[cache._digest(f"token{number}")[0] & 1].append(f"token{number}")
+    for token in (*tokens[0][:9], tokens[1][0]):
+        cache.put(token, identity(), NOW)
+    assert len(cache) == 9
+    assert cache.get(tokens[0][0], NOW) is None
+    assert cache.get(tokens[1][0], NOW) == identity()
+
+
+def test_when_full_mostly_the_oldest_have_gone() -> None:
+    cache = TokenCache(1000)
+    for number in range(3000):
+        cache.put(f"token{number}", identity(), NOW)
+    kept = [number for number in range(3000) if cache.get(f"token{number}", NOW)]
+    assert len(kept) == 1000
+    # In a strict order all of 2000..2999; with buckets of eight, about three in four.
+    assert sum(number >= 2000 for number in kept) > 600
+    assert sum(number < 1000 for number in kept) < 150
+
+
+def test_a_limit_of_nothing_remembers_nothing() -> None:
+    cache = TokenCache(0)
+    cache.put("token", identity(), NOW)
+    assert cache.get("token", NOW) is None
+    assert len(cache) == 0
+
+
+def test_a_negative_limit_is_refused() -> None:
+    with pytest.raises(SettingsError, match="token_cache"):
+        TokenCache(-1)
+
+
+def test_every_entry_is_found_whatever_the_number_of_buckets() -> None:
+    cache = TokenCache(5000)
+    for number in range(2000):
+        cache.put(f"token{number}", identity(f"user{number}", 1_900_000_000 + number), NOW)
+        if number % 97 == 0 or number < 70:
+            for each in range(number + 1):
+                assert cache.get(f"token{each}", NOW) == identity(f"user{each}", 1_900_000_000 + each)
+    assert cache.get("token2000", NOW) is None
+
+
+def test_what_does_not_fit_a_record_is_not_remembered() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity("x" * 256), NOW)
+    cache.put("token", identity(expires_at_s=EXPIRY_LIMIT_S + 1), NOW)
+    cache.put("token", identity(expires_at_s=-1), NOW)
+    cache.put("token", identity(), 2.0**32)
+    cache.put("token", identity(), -1.0)
+    cache.put("t" * (TOKEN_LIMIT_BYTES + 1), identity(), NOW)
+    assert len(cache) == 0
+
+
+def test_what_is_longer_than_a_token_is_not_even_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = TokenCache(10)
+    monkeypatch.delattr(TokenCache, "_digest")
+    assert cache.get("t" * (TOKEN_LIMIT_BYTES + 1), NOW) is None
+
+
+def test_what_just_fits_a_record_is_remembered() -> None:
+    cache = TokenCache(10)
+    largest = identity("x" * 255, EXPIRY_LIMIT_S)
+    cache.put("t" * TOKEN_LIMIT_BYTES, largest, NOW)
+    cache.put("empty", identity(""), NOW)
+    assert cache.get("t" * TOKEN_LIMIT_BYTES, NOW) == largest
+    assert cache.get("empty", NOW) == identity("")
+
+
+@given(st.one_of(st.text(), st.binary()))
+@example("\ud800")
+def test_any_token_may_be_asked_for_and_put(token: str | bytes) -> None:
+    cache = TokenCache(4)
+    assert cache.get(token, NOW) is None
+    cache.put(token, identity(), NOW)
+    assert cache.get(token, NOW) == identity()
+
+
+def test_a_user_that_looks_like_records_makes_none() -> None:
+    cache = TokenCache(10)
+    cache.put("token1", identity("a" * 100), NOW)
+    cache.put("token2", identity("b" * 29 + "\x00" * 40), NOW)
+    assert cache.get("token1", NOW) == identity("a" * 100)
+    assert cache.get("token2", NOW) == identity("b" * 29 + "\x00" * 40)
+
+
+def test_two_caches_share_no_digest() -> None:
+    one, two = TokenCache(10), TokenCache(10)
+    assert one._digest("token") != two._digest("token")
+    assert one._digest("token") == one._digest(b"token")
+
+
+def sweep_all(cache: TokenCache, now_s: float) -> None:
+    for _ in range(200):
+        cache.sweep(now_s, 64)
+
+
+def test_a_sweep_gives_back_what_is_too_old_and_nothing_else() -> None:
+    cache = TokenCache(10_000)
+    empty = cache.bytes_estimate()
+    for number in range(1000):
+        cache.put(f"old{number}", identity(), NOW)
+    for number in range(1000):
+        cache.put(f"new{number}", identity(), NOW + 200)
+    sweep_all(cache, NOW + 299)
+    assert len(cache) == 2000
+    sweep_all(cache, NOW + 301)
+    assert len(cache) == 1000
+    assert all(cache.get(f"new{number}", NOW + 301) for number in range(1000))
+    sweep_all(cache, NOW + 501)
+    assert len(cache) == 0
+    assert cache.bytes_estimate() == empty
+    cache.put("token", identity(), NOW + 502)
+    assert cache.get("token", NOW + 502) == identity()
+
+
+def test_a_sweep_looks_at_no_more_buckets_than_asked() -> None:
+    cache = TokenCache(10_000)
+    for number in range(2000):
+        cache.put(f"token{number}", identity(), NOW)
+    cache.sweep(NOW + 400, 1)
+    assert 1900 < len(cache) < 2000
+
+
+def test_old_entries_make_room_before_anything_newer_goes() -> None:
+    cache = TokenCache(8)
+    for number in range(8):
+        cache.put(f"old{number}", identity(), NOW)
+    cache.put("new", identity(), NOW + 400)
+    assert len(cache) < 8
+    assert cache.get("new", NOW + 400) == identity()
+
+
+def test_permission_sets_are_let_go_with_their_last_entry() -> None:
+    cache = TokenCache(8)
+    empty = cache.bytes_estimate()
+    for number in range(100):
+        cache.put(f"token{number}", identity(permissions=Permissions((f"room:{number}",), (), ())), NOW)
+    assert len(cache._numbers) == 8
+    found = cache.get("token99", NOW)
+    assert found is not None
+    assert found.permissions.channels == ("room:99",)
+    sweep_all(cache, NOW + 400)
+    assert len(cache._numbers) == 0
+    assert cache.bytes_estimate() == empty
+
+
+def test_an_entry_owns_no_object_and_the_estimate_is_near() -> None:
+    entries = 4000
+    tracemalloc.start()
+    try:
+        cache = TokenCache(entries)
+        blocks, (held, _) = sys.getallocatedblocks(), tracemalloc.get_traced_memory()
+        for number in range(entries):
+            cache.put(b"%d" % number, Identity(f"user{number:06}", SOME, 1_900_000_000 + number), NOW)
+        blocks = sys.getallocatedblocks() - blocks
+        held = tracemalloc.get_traced_memory()[0] - held
+    finally:
+        tracemalloc.stop()
+    assert len(cache) == entries
+    assert blocks < entries * 0.5
+    assert held < entries * 64
+    assert 0.8 * held < cache.bytes_estimate() < 1.25 * held
+
+
+@pytest.mark.parametrize("patterns", [1, 5, 40])
+def test_the_estimate_counts_permission_sets_of_ones_own(patterns: int) -> None:
+    tracemalloc.start()
+    try:
+        cache = TokenCache(1000)
+        held = tracemalloc.get_traced_memory()[0]
+        for number in range(400):
+            own = Permissions((), tuple(f"room:{number}:{each}:*" for each in range(patterns)), ())
+            cache.put(b"%d" % number, identity(permissions=own), NOW)
+        held = tracemalloc.get_traced_memory()[0] - held
+    finally:
+        tracemalloc.stop()
+    assert 0.6 * held < cache.bytes_estimate() < 2 * held
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "get", "sweep"]),
+        st.integers(0, 30),  # which token
+        st.integers(0, 400),  # when it expires from now on; 0: never
+        st.integers(-5, 120),  # how far the clock moves before
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=150)
+@given(STEPS, st.sampled_from([3, 1000]))
+def test_s20_it_serves_what_a_plain_model_would_and_never_anything_else(
+    steps: list[tuple[str, int, int, int]], limit: int
+) -> None:
+    cache, model, now_s = TokenCache(limit), dict[int, tuple[int, Identity]](), int(NOW)
+    for step, token, lifetime_s, passed_s in steps:
+        now_s += passed_s
+        if step == "put":
+            expires_at_s = now_s + lifetime_s if lifetime_s else 0
+            who = identity(f"user{token}", expires_at_s, Permissions((f"room:{token % 3}",), (), ()))
+            cache.put(f"token{token}", who, now_s)
+            model[token] = (now_s, who)
+        elif step == "sweep":
+            cache.sweep(now_s, token)
+        put_s, expected = model.get(token, (0, None))
+        if expected and not (put_s <= now_s < put_s + 300 and not 0 < expected.expires_at_s <= now_s):
+            expected = None
+        found = cache.get(f"token{token}", now_s)
+        assert found == expected or (found is None and limit == 3)
+        assert len(cache) <= min(limit, len(model))

@@ -1,0 +1,29 @@
+"""Who may come in, and what they may do: tokens, keys, permissions, origins.
+
+Pure: keys, clock and limits are passed in. Knows no sockets, no settings file and no log; what a peer
+is told comes from `wsgate.reasons`.
+"""
+
+from wsgate.auth.cache import TokenCache
+from wsgate.auth.keys import ALGORITHMS, KeyRing, VerificationKey, make_key
+from wsgate.auth.origins import OriginPolicy
+from wsgate.auth.permissions import NO_PERMISSIONS, Permissions, PermissionTable
+from wsgate.auth.tokens import FAULTS, ChannelGrant, Identity, TokenError, TokenPolicy, Verifier
+
+__all__ = [
+    "ALGORITHMS",
+    "FAULTS",
+    "NO_PERMISSIONS",
+    "ChannelGrant",
+    "Identity",
+    "KeyRing",
+    "OriginPolicy",
+    "PermissionTable",
+    "Permissions",
+    "TokenCache",
+    "TokenError",
+    "TokenPolicy",
+    "VerificationKey",
+    "Verifier",
+    "make_key",
+]

@@ -1,0 +1,213 @@
+"""Keys that verify tokens: each bound to one algorithm, checked once, when it is made.
+
+Owns what makes key material fit an algorithm. Must not know claims, settings files or JWKS.
+
+Rules:
+- The algorithm belongs to the key. A token's header can only agree with it or be refused, so a public
+  key can never be used as an HMAC secret (CVE-2017-11424, CVE-2022-29217) and `none` does not exist.
+- Material is refused at start, by name, rather than found too weak later.
+- No message and no `repr` shows material.
+"""
+
+from __future__ import annotations
+
+from binascii import a2b_base64, a2b_hex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final, TypeAlias
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt import InvalidKeyError
+from jwt.algorithms import HMACAlgorithm
+from jwt.api_jws import PyJWS
+
+from wsgate.errors import SettingsError
+
+__all__ = ["ALGORITHMS", "KeyRing", "VerificationKey", "make_key"]
+
+PublicKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
+
+# RFC 7518 section 3.2: a key of at least the hash's size.
+_SECRET_MIN_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
+_HMAC_HASHES: Final = {
+    "HS256": HMACAlgorithm.SHA256,
+    "HS384": HMACAlgorithm.SHA384,
+    "HS512": HMACAlgorithm.SHA512,
+}
+_PUBLIC: Final = {
+    "RS256": "an RSA public key of at least 2048 bits",
+    "ES256": "a public key on P-256",
+    "EdDSA": "an Ed25519 public key",
+}
+_RSA_MIN_BITS: Final = 2048  # RFC 7518 section 3.3
+_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+
+ALGORITHMS: Final = (*_SECRET_MIN_BYTES, *_PUBLIC)
+"""Every algorithm a key may have."""
+
+
+class _PreparedHmac(HMACAlgorithm):
+    """HMAC with a key that `make_key` has checked.
+
+    PyJWT looks for PEM, SSH, DER and JWK in the secret again at every token, which is a third of what
+    it takes for one: 19 us with `jwt.decode`, 13 with `verify_connection`, which does more (149 bytes,
+    HS256; `python -m timeit` on both).
+    """
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        return key if isinstance(key, bytes) else key.encode()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerificationKey:
+    """One key and the one algorithm it is for. Made by `make_key`.
+
+    Attributes:
+        kid: Its id in token headers; None: for tokens without one.
+        algorithm: One of `ALGORITHMS`.
+    """
+
+    kid: str | None
+    algorithm: str
+    _material: bytes | PublicKey = field(repr=False)
+
+    def payload(self, token: bytes) -> bytes:
+        """The payload of a token that this key has signed.
+
+        Args:
+            token: The compact form of a JWS; the caller has bounded its size.
+
+        Raises:
+            jwt.InvalidTokenError: It is malformed, not of this algorithm, or not signed by this key.
+        """
+        signed = _parser(self.algorithm).decode_complete(token, self._material, [self.algorithm])
+        payload: bytes = signed["payload"]
+        return payload
+
+
+class KeyRing:
+    """All keys in force.
+
+    Args:
+        keys: In any order. None at all means that no token is ever valid.
+
+    Raises:
+        SettingsError: Two keys have one kid, or two have none.
+    """
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, keys: Iterable[VerificationKey]) -> None:
+        self._keys: dict[str | None, VerificationKey] = {}
+        for key in keys:
+            if key.kid in self._keys:
+                raise SettingsError(f"{_name(key.kid)} is there twice")
+            self._keys[key.kid] = key
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def pick(self, kid: str | None) -> VerificationKey | None:
+        """The one key that a token with this kid may be signed by.
+
+        Args:
+            kid: From the token's header; None when it has none.
+
+        Returns:
+            With a kid, only the key of that kid. Without, the key without a kid, or the only key of
+            all. None: no key. Keys are never tried in turn: a token names its key.
+        """
+        found = self._keys.get(kid)
+        if found is None and kid is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        return found
+
+
+def make_key(
+    kid: str | None, algorithm: str, *, secret: bytes = b"", public_key: str = ""
+) -> VerificationKey:
+    """A key for one algorithm.
+
+    Args:
+        kid: Its id in token headers, not empty; None: for tokens without one.
+        algorithm: One of `ALGORITHMS`.
+        secret: For HS256, HS384, HS512: at least 32, 48, 64 bytes.
+        public_key: For RS256, ES256, EdDSA: PEM text of RSA (>= 2048 bits), P-256, Ed25519.
+
+    Raises:
+        SettingsError: The material is missing, of the other kind, too short, or does not fit the
+            algorithm. A secret that is the text of a public key (PEM, DER, JWK, SSH, also in base64
+            or hexadecimal) is refused: everybody knows it.
+
+    Source: RFC 8725 sections 3.1, 3.2, 3.5.
+    """
+    if kid == "":
+        raise SettingsError("a key's kid must not be empty")
+    if algorithm in _SECRET_MIN_BYTES and not public_key:
+        return VerificationKey(kid, algorithm, _secret(_name(kid), algorithm, secret))
+    if algorithm in _PUBLIC and not secret:
+        return VerificationKey(kid, algorithm, _public(_name(kid), algorithm, public_key))
+    if algorithm in ALGORITHMS:
+        right = "a secret, no public_key" if algorithm in _SECRET_MIN_BYTES else "a public_key, no secret"
+        raise SettingsError(f"{_name(kid)}: {algorithm} takes {right}")
+    raise SettingsError(f"{_name(kid)}: algorithm must be one of {', '.join(ALGORITHMS)}")
+
+
+def _name(kid: str | None) -> str:
+    return "the key without kid" if kid is None else f"key {kid!r}"
+
+
+def _secret(name: str, algorithm: str, secret: bytes) -> bytes:
+    least = _SECRET_MIN_BYTES[algorithm]
+    if len(secret) < least:
+        raise SettingsError(f"{name}: {algorithm} needs a secret of at least {least} bytes")
+    judge = HMACAlgorithm(_HMAC_HASHES[algorithm])
+    try:
+        for form in _forms(secret):
+            judge.prepare_key(form)
+    except InvalidKeyError:
+        # CVE-2022-29217, CVE-2026-48526.
+        raise SettingsError(f"{name}: the secret is the text of a key, certificate or JWK") from None
+    return secret
+
+
+def _forms(secret: bytes) -> Iterator[bytes]:
+    """The secret as it is and, where that gives anything, read as base64 and as hexadecimal."""
+    yield secret
+    base64, hexadecimal = secret.translate(_URL_SAFE) + b"==", b"".join(secret.split())
+    for decode, text in ((a2b_base64, base64), (a2b_hex, hexadecimal)):
+        try:
+            form = decode(text)
+        except ValueError:
+            continue
+        if form:
+            yield form
+
+
+def _public(name: str, algorithm: str, public_key: str) -> PublicKey:
+    try:
+        key = load_pem_public_key(public_key.encode())
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        raise SettingsError(f"{name}: public_key is not the PEM text of a public key") from None
+    if algorithm == "RS256" and isinstance(key, RSAPublicKey) and key.key_size >= _RSA_MIN_BITS:
+        return key
+    if algorithm == "ES256" and isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        return key
+    if algorithm == "EdDSA" and isinstance(key, Ed25519PublicKey):
+        return key
+    raise SettingsError(f"{name}: {algorithm} needs {_PUBLIC[algorithm]}")
+
+
+@cache
+def _parser(algorithm: str) -> PyJWS:
+    """PyJWT's parser, knowing this one algorithm and no other."""
+    parser = PyJWS(algorithms=[algorithm])
+    if algorithm in _HMAC_HASHES:
+        parser.unregister_algorithm(algorithm)
+        parser.register_algorithm(algorithm, _PreparedHmac(_HMAC_HASHES[algorithm]))
+    return parser

@@ -1,0 +1,113 @@
+"""Which web pages may open a connection.
+
+A browser sends its cookies and reaches the local network from any page, so the page's origin is judged
+before its token. What is not a browser sends no Origin and is judged by its token alone.
+
+Rules:
+- An origin is exactly `scheme "://" host [":" port]`. What is anything else is refused, not repaired.
+- Origins are compared whole, part by part, never by prefix or suffix.
+- A name with a dot at its end is another host than the one without, as it is for browsers.
+
+Source: RFC 6454 sections 4 and 6, RFC 6455 section 10.2; architecture, section 6.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from typing import Final, NamedTuple
+
+from wsgate.errors import SettingsError
+
+__all__ = ["OriginPolicy"]
+
+_NULL: Final = "null"  # RFC 6454 section 6.1: pages from files, sandboxed frames, some redirects
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_PAGE_SCHEMES: Final = ("http", "https")
+_PORT_MAX: Final = 65535
+
+# No two parts can match one character, so a match is linear. International names come as xn--.
+_AUTHORITY: Final = r"([a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]{2,45}\])(?::([1-9][0-9]{0,4}))?"
+_ORIGIN: Final = re.compile(rf"([a-z][a-z0-9+.-]*)://{_AUTHORITY}")
+_HOST: Final = re.compile(_AUTHORITY)
+
+
+class _Origin(NamedTuple):
+    """One origin in the one form that is compared."""
+
+    scheme: str
+    host: str
+    port: int | None
+    """None: this scheme has no default port."""
+
+
+@dataclass(frozen=True, slots=True)
+class OriginPolicy:
+    """Which origins are allowed.
+
+    Args:
+        allowed: Exact origins, `scheme://host[:port]`, and perhaps "null".
+        same_host: Whether an origin is allowed whose host and port are those of the Host header. The
+            scheme is then http or https and tells only the default port: TLS may end at a proxy.
+
+    Raises:
+        SettingsError: An entry is not an exact origin.
+    """
+
+    allowed: tuple[str, ...]
+    same_host: bool = field(default=True, kw_only=True)
+    _origins: frozenset[_Origin] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        origins = set()
+        for entry in self.allowed:
+            if entry != _NULL:
+                origin = _parse_origin(entry)
+                if origin is None:
+                    raise SettingsError(f"allowed origin {entry!r} is not scheme://host[:port] or null")
+                origins.add(origin)
+        object.__setattr__(self, "_origins", frozenset(origins))
+
+    def allows(self, origin: str | None, host: str) -> bool:
+        """Whether a page of this origin may connect.
+
+        Args:
+            origin: The Origin header; None: there was none.
+            host: The Host header.
+        """
+        if origin is None:
+            return True
+        if origin == _NULL:
+            return _NULL in self.allowed
+        parsed = _parse_origin(origin)
+        if parsed is None:
+            return False
+        return parsed in self._origins or (self.same_host and _is_same_host(parsed, host))
+
+
+def _is_same_host(origin: _Origin, host: str) -> bool:
+    match = _HOST.fullmatch(host.lower()) if host.isascii() else None
+    return (
+        match is not None
+        and origin.scheme in _PAGE_SCHEMES
+        and _complete(origin.scheme, match[1], match[2]) == origin
+    )
+
+
+def _parse_origin(text: str) -> _Origin | None:
+    # ASCII before lower(): the Kelvin sign becomes a k.
+    match = _ORIGIN.fullmatch(text.lower()) if text.isascii() else None
+    return None if match is None else _complete(match[1], match[2], match[3])
+
+
+def _complete(scheme: str, host: str, port_text: str | None) -> _Origin | None:
+    port = int(port_text) if port_text else _DEFAULT_PORTS.get(scheme)
+    if port is not None and port > _PORT_MAX:
+        return None
+    if host.startswith("["):
+        try:
+            host = f"[{IPv6Address(host[1:-1]).compressed}]"
+        except ValueError:
+            return None
+    return _Origin(scheme, host, port)

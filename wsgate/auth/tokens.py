@@ -1,0 +1,332 @@
+"""A token and the time in, an identity or a channel grant out.
+
+Owns every rule about the header and the claims of a token. PyJWT parses and verifies; the rules about
+claims are here, because the clock is passed in. Must not know sockets, settings files, or who asks.
+
+Rules:
+- Cheapest first: size, then the header alone, then the signature, and only then what was signed. A
+  token as large as the cap costs 0.2 ms before its signature is judged, nearly all in PyJWT.
+- The header is a claim by a stranger: it may name a key of ours, and nothing else in it counts,
+  `typ` included. Extensions that must be understood are not understood (RFC 7515 section 4.1.11,
+  CVE-2026-32597).
+- One message for every fault but expiry, whose cure is a fresh token. A token is called expired only
+  when nothing else is wrong with it. `fault` tells more, for counters and tests, never to a peer.
+- Equal claim names twice: the last one counts, as in PyJWT.
+
+Source: RFC 7515, RFC 7519, RFC 8725; protocols/client/v1/spec.md, "Tokens".
+"""
+
+from __future__ import annotations
+
+from binascii import a2b_base64
+from dataclasses import dataclass
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+from jwt import InvalidAlgorithmError, InvalidSignatureError, PyJWTError
+from msgspec import UNSET, UnsetType
+
+from wsgate.auth.keys import KeyRing, VerificationKey
+from wsgate.auth.permissions import Permissions, PermissionTable, is_channel_name
+from wsgate.errors import PeerError, SettingsError
+from wsgate.reasons import Reason
+
+__all__ = [
+    "EXPIRY_LIMIT_S",
+    "FAULTS",
+    "NAMES_LIMIT",
+    "TOKEN_LIMIT_BYTES",
+    "USER_LIMIT_BYTES",
+    "ChannelGrant",
+    "Identity",
+    "TokenError",
+    "TokenPolicy",
+    "Verifier",
+]
+
+TOKEN_LIMIT_BYTES: Final = 8 * 1024
+"""Longer is refused unread (S18). Half of what a request head may be."""
+_HEADER_LIMIT_BYTES: Final = 2 * 1024  # in base64; with kid and typ it is under 150
+USER_LIMIT_BYTES: Final = 128
+"""Bytes of UTF-8 in `sub`, at most."""
+NAMES_LIMIT: Final = 128
+"""Entries in each of `channels`, `subscribe` and `publish`, at most."""
+EXPIRY_LIMIT_S: Final = 2**32 - 1
+"""The latest expiry there is, in the year 2106: later ones are brought forward, to fit 32 bits."""
+
+FAULTS: Final = (
+    "too_large",
+    "malformed",
+    "critical_header",
+    "unknown_key",
+    "wrong_algorithm",
+    "bad_signature",
+    "bad_claims",
+    "wrong_channel",
+    "wrong_user",
+    "wrong_audience",
+    "wrong_issuer",
+    "not_yet_valid",
+    "expired",
+)
+"""Every name that `TokenError.fault` can have, in the order of the checks."""
+
+_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+_CONTROL: Final = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))  # Unicode's category Cc
+
+Number: TypeAlias = int | float
+Names: TypeAlias = Annotated[list[str], msgspec.Meta(max_length=NAMES_LIMIT)]
+
+
+class TokenError(PeerError):
+    """A token that is not valid here. Neither message nor reason says why, except for expiry.
+
+    Attributes:
+        fault: One of `FAULTS`. For counters and tests; a peer must not learn it.
+    """
+
+    def __init__(self, fault: str) -> None:
+        is_expired = fault == "expired"
+        super().__init__(
+            Reason.TOKEN_EXPIRED if is_expired else Reason.INVALID_TOKEN,
+            "the token has expired" if is_expired else "the token is not valid",
+        )
+        self.fault = fault
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether a fresh token, otherwise the same, would be valid."""
+        return self.fault == "expired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPolicy:
+    """What a token must say, whoever signed it.
+
+    Args:
+        audience: Must be in `aud`; "": `aud` is not looked at.
+        issuer: Must be `iss`; "": `iss` is not looked at.
+        leeway_s: How far clocks may be apart, >= 0.
+        require_exp: Whether a token for a connection must expire; one for a channel always must.
+
+    Raises:
+        SettingsError: The leeway is negative.
+    """
+
+    audience: str = ""
+    issuer: str = ""
+    leeway_s: int = 0
+    require_exp: bool = True
+
+    def __post_init__(self) -> None:
+        if self.leeway_s < 0:
+            raise SettingsError("leeway must not be negative")
+
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
+    """Whose connection this is and what it may do. No garbage collector header: there are many.
+
+    Attributes:
+        user: `sub`, 1 to `USER_LIMIT_BYTES` bytes.
+        permissions: Shared with every equal set.
+        expires_at_s: `exp` in whole seconds since 1970, rounded down, without leeway; 0: never. With
+            leeway it may lie in the past already.
+    """
+
+    user: str
+    permissions: Permissions
+    expires_at_s: int
+
+
+class ChannelGrant(msgspec.Struct, frozen=True, gc=False):
+    """That one user may subscribe to one channel.
+
+    Attributes:
+        user: `sub`.
+        channel: Its exact name.
+        expires_at_s: As in `Identity`, but never 0.
+    """
+
+    user: str
+    channel: str
+    expires_at_s: int
+
+
+class _Header(msgspec.Struct):
+    """What counts of a header, before anything is verified."""
+
+    alg: str = ""
+    kid: str | UnsetType = UNSET
+    crit: msgspec.Raw | UnsetType = UNSET
+    b64: bool = True
+
+
+class _Claims(msgspec.Struct):
+    """What counts of a payload. UNSET rather than None: a claim that is null is ill-typed."""
+
+    sub: str = ""
+    exp: Number | UnsetType = UNSET
+    nbf: Number | UnsetType = UNSET
+    iat: Number | UnsetType = UNSET
+    aud: str | list[str] | UnsetType = UNSET
+    iss: str | UnsetType = UNSET
+    channel: str | UnsetType = UNSET
+    channels: Names = []  # msgspec gives each struct its own list
+    subscribe: Names = []
+    publish: Names = []
+
+
+_HEADERS: Final = msgspec.json.Decoder(_Header)
+_CLAIMS: Final = msgspec.json.Decoder(_Claims)
+
+
+class Verifier:
+    """Decides about tokens.
+
+    Args:
+        keys: All keys in force.
+        policy: What a token must say.
+        permissions: Where equal permission sets become one.
+    """
+
+    __slots__ = ("_keys", "_permissions", "_policy")
+
+    def __init__(self, keys: KeyRing, policy: TokenPolicy, permissions: PermissionTable) -> None:
+        self._keys = keys
+        self._policy = policy
+        self._permissions = permissions
+
+    def verify_connection(self, token: str | bytes, *, now_s: float) -> Identity:
+        """Whose connection this token opens.
+
+        Args:
+            token: As it came; any text or bytes.
+            now_s: Seconds since 1970.
+
+        Raises:
+            TokenError: It opens none. A token with the claim `channel` never does.
+        """
+        claims = self._claims(token)
+        if claims.channel is not UNSET:
+            raise TokenError("bad_claims")
+        _check_user(claims.sub)
+        try:
+            permissions = self._permissions.intern(claims.channels, claims.subscribe, claims.publish)
+        except ValueError:
+            raise TokenError("bad_claims") from None
+        self._check_parties(claims)
+        expires_at_s = self._check_times(claims, now_s, needs_exp=self._policy.require_exp)
+        return Identity(claims.sub, permissions, expires_at_s)
+
+    def verify_channel(
+        self, token: str | bytes, *, channel: str, user: str | None, now_s: float
+    ) -> ChannelGrant:
+        """The grant to subscribe to one channel. Claims about other channels are not looked at.
+
+        Args:
+            token: As it came; any text or bytes.
+            channel: The exact name that was asked for.
+            user: Who asks; None: anybody, so any `sub` will do.
+            now_s: Seconds since 1970.
+
+        Raises:
+            TokenError: It does not open this channel to this user. A token without the claim
+                `channel` never does.
+        """
+        claims = self._claims(token)
+        granted = claims.channel
+        if granted is UNSET or not is_channel_name(granted):
+            raise TokenError("bad_claims")
+        _check_user(claims.sub)
+        if granted != channel:
+            raise TokenError("wrong_channel")
+        if user is not None and claims.sub != user:
+            raise TokenError("wrong_user")
+        self._check_parties(claims)
+        expires_at_s = self._check_times(claims, now_s, needs_exp=True)
+        return ChannelGrant(claims.sub, granted, expires_at_s)
+
+    def _claims(self, token: str | bytes) -> _Claims:
+        """What one of our keys has signed."""
+        raw = _raw(token)
+        payload = _verified(raw, self._key(_header(raw)))
+        try:
+            return _CLAIMS.decode(payload)
+        except msgspec.ValidationError:
+            raise TokenError("bad_claims") from None
+        except (ValueError, RecursionError):
+            raise TokenError("malformed") from None
+
+    def _key(self, header: _Header) -> VerificationKey:
+        """The key a header may name: it picks among ours, and cannot pick the algorithm."""
+        if header.crit is not UNSET or not header.b64:
+            raise TokenError("critical_header")
+        key = self._keys.pick(None if header.kid is UNSET else header.kid)
+        if key is None:
+            raise TokenError("unknown_key")
+        if header.alg != key.algorithm:
+            raise TokenError("wrong_algorithm")
+        return key
+
+    def _check_parties(self, claims: _Claims) -> None:
+        audience, issuer = self._policy.audience, self._policy.issuer
+        if audience:
+            named = [claims.aud] if isinstance(claims.aud, str) else claims.aud
+            if named is UNSET or audience not in named:
+                raise TokenError("wrong_audience")
+        if issuer and claims.iss != issuer:
+            raise TokenError("wrong_issuer")
+
+    def _check_times(self, claims: _Claims, now_s: float, *, needs_exp: bool) -> int:
+        """When the token expires; 0: never. The last check, so that only expiry is called expiry."""
+        leeway_s = self._policy.leeway_s
+        if claims.exp is UNSET and needs_exp:
+            raise TokenError("bad_claims")
+        for start_s in (claims.nbf, claims.iat):
+            if start_s is not UNSET and start_s - leeway_s > now_s:
+                raise TokenError("not_yet_valid")
+        if claims.exp is UNSET:
+            return 0
+        if claims.exp + leeway_s <= now_s:
+            raise TokenError("expired")
+        return max(1, min(int(claims.exp), EXPIRY_LIMIT_S))
+
+
+def _raw(token: str | bytes) -> bytes:
+    """The token as bytes, none of them read if they are too many."""
+    if len(token) > TOKEN_LIMIT_BYTES:
+        raise TokenError("too_large")
+    if isinstance(token, bytes):
+        return token
+    if not token.isascii():
+        raise TokenError("malformed")
+    return token.encode("ascii")
+
+
+def _header(token: bytes) -> _Header:
+    """The header, unverified. PyJWT judges its form again, more strictly, with the signature."""
+    segment, dot, _ = token.partition(b".")
+    if not dot:
+        raise TokenError("malformed")
+    if len(segment) > _HEADER_LIMIT_BYTES:
+        raise TokenError("too_large")
+    try:
+        return _HEADERS.decode(a2b_base64(segment.translate(_URL_SAFE) + b"=="))
+    except (ValueError, RecursionError):
+        raise TokenError("malformed") from None
+
+
+def _verified(token: bytes, key: VerificationKey) -> bytes:
+    try:
+        return key.payload(token)
+    except InvalidSignatureError:
+        raise TokenError("bad_signature") from None
+    except InvalidAlgorithmError:
+        raise TokenError("wrong_algorithm") from None
+    except (PyJWTError, ValueError, RecursionError):
+        raise TokenError("malformed") from None
+
+
+def _check_user(user: str) -> None:
+    if not user or len(user.encode()) > USER_LIMIT_BYTES or not _CONTROL.isdisjoint(user):
+        raise TokenError("bad_claims")
