@@ -1,0 +1,573 @@
+"""Every setting once: type, unit, range, default, and why.
+
+This file is the manual: above each field stands what the key means. The key is the field's name
+without its unit (`ping_interval_ms` is `ping_interval` in a file). Durations are text such as "250ms",
+"25s", "1h" and are held in milliseconds; sizes are text such as "64KiB" or a number of bytes. A range
+holds where a file, the environment or a flag is read (`wsgate.config.sources`); constructing these
+structs by hand checks nothing, and `faults` says what must hold between settings.
+
+Must not know: where a value came from, or who uses it.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import msgspec
+from msgspec import Meta, field
+
+from wsgate.config.units import parse_duration_ms, parse_size_bytes, quote
+from wsgate.errors import InternalError
+
+__all__ = [
+    "Access",
+    "Admin",
+    "Admission",
+    "Algorithm",
+    "Auth",
+    "Bus",
+    "Config",
+    "Health",
+    "Heartbeat",
+    "Inbox",
+    "Key",
+    "Limits",
+    "Log",
+    "LogFormat",
+    "LogLevel",
+    "Namespace",
+    "Section",
+    "Server",
+    "SlowConsumer",
+    "dotted",
+    "faults",
+    "fields_of",
+    "kind_of",
+    "masked",
+]
+
+Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "ES256", "EdDSA"]
+"""How a token is signed. HS: a shared secret; the others: the issuer's public key."""
+
+Access = Literal["anyone", "authenticated", "token", "nobody"]
+"""Who may: everybody, whoever has a token, whoever's token names the channel, no client at all."""
+
+SlowConsumer = Literal["close", "drop_oldest", "latest_only"]
+"""What gives way in a full outbox: the connection, the oldest publications, all but the latest."""
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+MASK: Final = "***"
+
+# The kinds of text that are not plain text. `masked` hides the first two; all may come from a file.
+Secret = Annotated[str, Meta(extra={"kind": "secret"})]
+SecretUrl = Annotated[str, Meta(extra={"kind": "secret_url"})]
+PublicKey = Annotated[str, Meta(extra={"kind": "public_key"})]
+
+
+def _duration(low: str, high: str) -> Meta:
+    return Meta(ge=parse_duration_ms(low), le=parse_duration_ms(high), extra={"kind": "duration"})
+
+
+def _size(low: str, high: str) -> Meta:
+    return Meta(ge=parse_size_bytes(low), le=parse_size_bytes(high), extra={"kind": "size"})
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all sections share: frozen, and their `repr` shows no secret."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [
+            (info.name, masked(kind_of(info), getattr(self, info.name))) for info in fields_of(type(self))
+        ]
+
+
+class Server(Section, frozen=True, kw_only=True):
+    """`[server]`: where clients come in."""
+
+    # Address the client port listens on: an IPv4 or IPv6 address or a name. All of IPv4 by default,
+    # because clients are elsewhere. Not empty. Default "0.0.0.0".
+    host: str = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
+
+    # TCP port for clients. 0 lets the kernel choose one, for tests. 0 to 65535. Default 8000.
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+
+    # Path of the WebSocket endpoint; every other path but /readyz is answered 404. Begins with "/";
+    # printable ASCII without "?" and "#". Default "/ws".
+    path: str = "/ws"
+
+    # Processes that hold sockets, one event loop each. 0 starts one per usable core, which is the most
+    # that helps. 0 to 64. Default 0.
+    shards: Annotated[int, Meta(ge=0, le=64)] = 0
+
+    # Origins of web pages that may connect beside pages of this very host: exact `scheme://host[:port]`
+    # in lower case, or the word null. No patterns: a suffix match is how strangers get in. Default [].
+    allowed_origins: tuple[str, ...] = ()
+
+    # How long connections are given to leave when the server stops: their closes are spread over this
+    # time so that they do not all come back at once. Duration, 0s to 1h. Default "30s".
+    drain_timeout_ms: Annotated[int, _duration("0", "1h")] = field(default=30_000, name="drain_timeout")
+
+    # Development mode: clients need no token and every channel is open, listed or not. It changes
+    # defaults only: what is set explicitly stays. Never where strangers can connect. Default false.
+    dev: bool = False
+
+
+class Key(Section, frozen=True, kw_only=True):
+    """`[auth.keys.<kid>]`: a key that tokens may be signed with."""
+
+    # The one algorithm this key is used with, whatever a token says about itself. One of HS256, HS384,
+    # HS512, RS256, ES256, EdDSA. Required: a guess here would be a hole. No default.
+    algorithm: Algorithm
+
+    # Shared secret of an HS algorithm: at least 32, 48 or 64 bytes for HS256, HS384 or HS512, as long as
+    # the hash, because a shorter one can be guessed. Also as secret_file. Default "".
+    secret: Secret = ""
+
+    # Public key in PEM, for RS256, ES256 and EdDSA. Also as public_key_file. Default "".
+    public_key: PublicKey = ""
+
+
+class Auth(Section, frozen=True, kw_only=True):
+    """`[auth]`: who may come in."""
+
+    # Shared secret (HS256) of tokens that name no key: the simplest set-up. At least 32 bytes. Empty:
+    # only auth.keys count. Also as hmac_secret_file. Default "".
+    hmac_secret: Secret = ""
+
+    # Whether clients without a token may stay; they have no user and reach only channels that are open
+    # to anyone. Default false, with server.dev true.
+    allow_anonymous: bool = False
+
+    # Whether a token may ride on the URL (?token=). Off, because URLs end up in the logs of every proxy
+    # on the way. Default false.
+    allow_query_token: bool = False
+
+    # What the claim `aud` of a token must hold. Empty: not checked. Default "".
+    audience: str = ""
+
+    # What the claim `iss` of a token must be. Empty: not checked. Default "".
+    issuer: str = ""
+
+    # How far the issuer's clock may differ from ours when `exp` and `nbf` are judged. Zero, because
+    # machines keep time today. Duration, 0s to 5m. Default "0s".
+    leeway_ms: Annotated[int, _duration("0", "5m")] = field(default=0, name="leeway")
+
+    # Whether a token must have `exp`. A token without it works for ever once it leaks. Default true.
+    require_exp: bool = True
+
+    # Verified tokens that each shard remembers, so that a client that returns costs no cryptography.
+    # Entries; 0 switches it off. 0 to 10000000. Default 65536.
+    token_cache_entries: Annotated[int, Meta(ge=0, le=10_000_000)] = field(default=65_536, name="token_cache")
+
+    # Keys by the `kid` in a token's header; two at a time make a rotation. A token whose kid is not here
+    # is refused. Default: none.
+    keys: dict[str, Key] = field(default_factory=dict)
+
+
+class Heartbeat(Section, frozen=True, kw_only=True):
+    """`[heartbeat]`: how a dead peer is noticed."""
+
+    # How long a connection may be silent before it is pinged. Below the 30 s after which the strictest
+    # proxies and carriers forget an idle one. 0 switches the heartbeat off: a peer that vanished then
+    # stays until something is written to it. Duration, 0s to 1h. Default "25s".
+    ping_interval_ms: Annotated[int, _duration("0", "1h")] = field(default=25_000, name="ping_interval")
+
+    # How long after a ping any byte must have come, else the connection is closed. More than 0 while
+    # ping_interval is. Duration, 0s to 1h. Default "10s".
+    pong_timeout_ms: Annotated[int, _duration("0", "1h")] = field(default=10_000, name="pong_timeout")
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    """`[limits]`: what one connection may cost."""
+
+    # Largest message a client may send, all fragments together; more closes with 1009. Size, 1B to 1GiB.
+    # Default "64KiB".
+    max_message_bytes: Annotated[int, _size("1B", "1GiB")] = field(default=65_536, name="max_message")
+
+    # Fragments a message may come in, so that a million tiny ones cannot burn the processor. 1 to
+    # 1000000. Default 1024.
+    max_fragments: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024
+
+    # Channels a connection may be subscribed to. 0 switches the limit off. 0 to 1048576. Default 128.
+    max_subscriptions: Annotated[int, Meta(ge=0, le=1_048_576)] = 128
+
+    # Longest channel name, in bytes of UTF-8. The protocol allows 200; less may be asked for. Size, 1B to
+    # 200B. Default "200B".
+    max_channel_name_bytes: Annotated[int, _size("1B", "200B")] = field(default=200, name="max_channel_name")
+
+    # Messages a client may send per second; a burst is one second's worth. 0 switches it off, because no
+    # number fits every application. 0 to 1000000. Default 0.
+    message_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=0, name="message_rate")
+
+    # Bytes a client may send per second; a burst is one second's worth. 0 switches it off. Size, 0B to
+    # 1GiB. Default "0B".
+    byte_rate_per_s: Annotated[int, _size("0", "1GiB")] = field(default=0, name="byte_rate")
+
+    # Bytes that may wait to be written to a connection before its channels' slow_consumer decides. The
+    # hard bound on what one slow reader holds. Size, 1KiB to 1GiB. Default "1MiB".
+    outbox_bytes: Annotated[int, _size("1KiB", "1GiB")] = 1_048_576
+
+    # Frames that may wait, for floods of small ones. 1 to 1048576. Default 256.
+    outbox_frames: Annotated[int, Meta(ge=1, le=1_048_576)] = 256
+
+    # How old what waits may get: news that is late is no news. Duration, 1ms to 30m. Default "10s".
+    outbox_age_ms: Annotated[int, _duration("1ms", "30m")] = field(default=10_000, name="outbox_age")
+
+    # How long the request head may take from accept to its last byte, however it trickles in. Duration,
+    # 1ms to 1h. Default "10s".
+    head_timeout_ms: Annotated[int, _duration("1ms", "1h")] = field(default=10_000, name="head_timeout")
+
+    # How long a client that needs a token may stay without one. Duration, 1ms to 1h. Default "5s".
+    auth_timeout_ms: Annotated[int, _duration("1ms", "1h")] = field(default=5_000, name="auth_timeout")
+
+    # How long a socket may take no byte while something waits for it. Duration, 1ms to 1h. Default "10s".
+    write_timeout_ms: Annotated[int, _duration("1ms", "1h")] = field(default=10_000, name="write_timeout")
+
+    # How long a client may send no message before it is closed with 4003; answers to pings do not count.
+    # 0 switches it off: a phone that only listens is no fault. Duration, 0s to 24h. Default "0s".
+    idle_timeout_ms: Annotated[int, _duration("0", "24h")] = field(default=0, name="idle_timeout")
+
+    # How long a message may take from its first byte to its last, so that half of one cannot hold memory
+    # for ever. 0 switches it off. Duration, 0s to 1h. Default "30s".
+    message_timeout_ms: Annotated[int, _duration("0", "1h")] = field(default=30_000, name="message_timeout")
+
+
+class Admission(Section, frozen=True, kw_only=True):
+    """`[admission]`: what a node takes on. Numbers are per node unless they say otherwise."""
+
+    # Connections at most. 0 takes as many as descriptors allow. 0 to 16777216. Default 0.
+    max_connections: Annotated[int, Meta(ge=0, le=16_777_216)] = 0
+
+    # Descriptors that clients never get: the bus, the admin port and logs need some, and so does
+    # answering those who are refused. 0 to 65536. Default 64.
+    reserve_descriptors: Annotated[int, Meta(ge=0, le=65_536)] = 64
+
+    # Handshakes per second; above it clients are told to come later. 0 switches it off. 0 to 1000000.
+    # Default 0.
+    handshake_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=0, name="handshake_rate")
+
+    # Handshakes under way at once, per shard. On by default, because unfinished ones are the cheapest
+    # attack. 0 switches it off. 0 to 1000000. Default 1024.
+    handshakes_in_progress: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
+
+
+class Bus(Section, frozen=True, kw_only=True):
+    """`[bus]`: the Redis or Valkey that joins shards, nodes and backends."""
+
+    # Where it is: redis://, rediss:// or unix://. Empty starts a private server on a Unix socket, for one
+    # node alone. May hold a password, so it is treated as a secret. Also as url_file. Default "".
+    url: SecretUrl = ""
+
+    # First part of every key and channel on it; gateways with different ones may share a server. 1 to 32
+    # of letters, digits and "_", ".", "-". Default "wsgate".
+    prefix: str = "wsgate"
+
+    # How long connecting to it may take before it is tried again. Duration, 1ms to 5m. Default "5s".
+    connect_timeout_ms: Annotated[int, _duration("1ms", "5m")] = field(default=5_000, name="connect_timeout")
+
+    # How long an answer may take before the command counts as failed. Duration, 1ms to 5m. Default "5s".
+    command_timeout_ms: Annotated[int, _duration("1ms", "5m")] = field(default=5_000, name="command_timeout")
+
+
+class Admin(Section, frozen=True, kw_only=True):
+    """`[admin]`: metrics, health, the API and the dashboard."""
+
+    # Address the admin port listens on. Only this machine by default; any other than 127.0.0.0/8, ::1 and
+    # localhost needs an api_key. Not empty. Default "127.0.0.1".
+    host: str = "127.0.0.1"
+
+    # TCP port. 0 lets the kernel choose one, for tests. 0 to 65535. Default 9000.
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 9000
+
+    # What callers of the API must show. Empty: nobody may call it, except in development mode. Also as
+    # api_key_file. Default "".
+    api_key: Secret = ""
+
+
+class Health(Section, frozen=True, kw_only=True):
+    """`[health]`: how the node knows that it delivers."""
+
+    # How often each shard sends itself a publication through the bus. Readiness follows it, so it is
+    # also how late an outage may be noticed. Duration, 100ms to 1h. Default "5s".
+    canary_interval_ms: Annotated[int, _duration("100ms", "1h")] = field(
+        default=5_000, name="canary_interval"
+    )
+
+
+class Log(Section, frozen=True, kw_only=True):
+    """`[log]`: lines on standard error."""
+
+    # text for people, json (an object per line) for machines. Default "text".
+    format: LogFormat = "text"
+
+    # The least important lines that are still written: debug, info, warning or error. Default "info".
+    level: LogLevel = "info"
+
+
+class Namespace(Section, frozen=True, kw_only=True):
+    """`[channels.<namespace>]`: rules of the channels named `<namespace>:...`.
+
+    A namespace's name is made of letters, digits, "_" and "-". `default` always exists, for channels
+    whose name has no prefix.
+    """
+
+    # Who may subscribe: anyone, authenticated, token or nobody. A token's claims add, they never remove.
+    # Default "token", with server.dev "anyone".
+    subscribe: Access = "token"
+
+    # Which clients may publish: anyone, authenticated, token or nobody. Backends always may. Default
+    # "nobody", with server.dev "anyone".
+    publish: Access = "nobody"
+
+    # What a client that reads too slowly loses: close (the connection, so that no loss goes unseen),
+    # drop_oldest or latest_only (publications, told by a gap). Default "close".
+    slow_consumer: SlowConsumer = "close"
+
+    # Largest publication, its data alone; larger ones are refused from clients and dropped from
+    # backends. Size, 1B to 1GiB. Default "64KiB".
+    max_publish_bytes: Annotated[int, _size("1B", "1GiB")] = field(default=65_536, name="max_publish")
+
+
+class Inbox(Section, frozen=True, kw_only=True):
+    """`[inbox]`: the private channel of a user.
+
+    Backends alone publish to it, and a connection is always subscribed to its own: neither can be set.
+    """
+
+    # What a client that reads too slowly loses: close, drop_oldest or latest_only. Default "close".
+    slow_consumer: SlowConsumer = "close"
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The whole configuration, frozen. `wsgate.config.load` makes it."""
+
+    # [server]: where clients come in.
+    server: Server = Server()
+
+    # [auth]: who may come in.
+    auth: Auth = field(default_factory=Auth)
+
+    # [heartbeat]: how a dead peer is noticed.
+    heartbeat: Heartbeat = Heartbeat()
+
+    # [limits]: what one connection may cost.
+    limits: Limits = Limits()
+
+    # [admission]: what a node takes on.
+    admission: Admission = Admission()
+
+    # [bus]: what joins shards, nodes and backends.
+    bus: Bus = Bus()
+
+    # [admin]: metrics, health, the API and the dashboard.
+    admin: Admin = Admin()
+
+    # [health]: how the node knows that it delivers.
+    health: Health = Health()
+
+    # [log]: lines on standard error.
+    log: Log = Log()
+
+    # [channels.<namespace>]: rules by namespace; "default" is always there.
+    channels: dict[str, Namespace] = field(default_factory=lambda: {"default": Namespace()})
+
+    # [inbox]: rules of every user's private channel.
+    inbox: Inbox = Inbox()
+
+    @property
+    def open_namespaces(self) -> bool:
+        """Whether channels of namespaces that are not listed exist, open to anyone for both.
+
+        True in development mode alone, so that a channel can be tried before it is configured. Else such
+        a channel is unknown. A listed namespace always keeps its own rules.
+        """
+        return self.server.dev
+
+
+@cache
+def fields_of(section: type[msgspec.Struct]) -> tuple[msgspec.inspect.Field, ...]:
+    """What is known of the fields of a section, in the order of the source."""
+    info = msgspec.inspect.type_info(section)
+    if not isinstance(info, msgspec.inspect.StructType):
+        raise InternalError(f"{section.__name__} is not a section")
+    return info.fields
+
+
+def kind_of(info: msgspec.inspect.Field) -> str:
+    """`duration`, `size`, `secret`, `secret_url`, `public_key`; empty when the type says it all."""
+    extra = info.type.extra if isinstance(info.type, msgspec.inspect.Metadata) else None
+    return str((extra or {}).get("kind", ""))
+
+
+def masked(kind: str, value: Any) -> Any:
+    """The value as it may be shown: a secret as `***`, a URL without its password, the rest as it is."""
+    if kind == "secret" and value:
+        return MASK
+    return _without_password(value) if kind == "secret_url" else value
+
+
+def dotted(*keys: str) -> str:
+    """The path of a setting as TOML writes it; a key with odd characters is quoted."""
+    return ".".join(key if _BARE_KEY.fullmatch(key) else quote(key) for key in keys)
+
+
+def _without_password(url: str) -> str:
+    parts = _split_bus_url(url)
+    if parts is None:
+        # Nobody knows where the password of a malformed URL ends.
+        return MASK if url else ""
+    user, mark, host = parts.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    authority = name + (colon and f":{MASK}") + mark + host
+    address, _, rest = url.partition("://")
+    path = rest[len(parts.netloc) :].partition("?")[0]
+    query = parts.query and "?" + "&".join(map(_masked_option, parts.query.split("&")))
+    return f"{address}://{authority}{path}{query}"
+
+
+def _masked_option(option: str) -> str:
+    name = option.partition("=")[0]
+    return f"{name}={MASK}" if unquote(name).lower() == "password" else option
+
+
+def _split_bus_url(url: str) -> SplitResult | None:
+    """The parts of a bus URL; None unless it is clear where its password begins and ends."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if not _URL.fullmatch(url) or parts.fragment:
+        return None
+    if parts.scheme == "unix":
+        is_clear = len(parts.path) > 1 and (not parts.netloc or parts.netloc.endswith("@"))
+    else:
+        is_clear = bool(parts.hostname) and port != 0 and bool(_DATABASE.fullmatch(parts.path))
+    # A raw "@" behind the authority may be where the password really ends; %40 is not.
+    is_lone_path = parts.scheme == "unix" and not parts.netloc
+    return parts if is_clear and (is_lone_path or "@" not in parts.path + parts.query) else None
+
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+_PATH: Final = re.compile(r"/[!-~]*")
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
+_URL: Final = re.compile(r"[a-z+]+://[!-~]+")
+_DATABASE: Final = re.compile(r"/?[0-9]*")
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
+_BUS_SCHEMES: Final = ("redis", "rediss", "unix")
+_LATER_BUS_SCHEMES: Final = ("redis+sentinel", "redis+cluster")
+
+
+def faults(config: Config) -> list[str]:
+    """What is wrong with settings that are right one by one.
+
+    Returns:
+        One line per mistake, each beginning with the path of the setting; empty when all is well. Never
+        a secret.
+    """
+    return [
+        *_server_faults(config.server),
+        *_auth_faults(config),
+        *_heartbeat_faults(config.heartbeat),
+        *_bus_faults(config.bus),
+        *_admin_faults(config.admin),
+        *(
+            f'{dotted("channels", name)}: a namespace is made of letters, digits, "_" and "-"'
+            for name in config.channels
+            if not _BARE_KEY.fullmatch(name)
+        ),
+    ]
+
+
+def _server_faults(server: Server) -> Iterator[str]:
+    if not server.host:
+        yield "server.host: must not be empty"
+    if not _PATH.fullmatch(server.path) or "?" in server.path or "#" in server.path:
+        yield 'server.path: must begin with "/" and be printable ASCII without "?" and "#"'
+    if server.path == "/readyz":
+        yield "server.path: /readyz is where readiness is asked"
+    for index, origin in enumerate(server.allowed_origins):
+        match = _ORIGIN.fullmatch(origin)
+        if origin != "null" and (match is None or int(match[1] or 0) > 65_535):
+            wanted = 'an origin is scheme://host[:port] in lower case, or "null"'
+            yield f"server.allowed_origins[{index}]: {quote(origin)}: {wanted}"
+
+
+def _auth_faults(config: Config) -> Iterator[str]:
+    auth = config.auth
+    if auth.hmac_secret:
+        yield from _secret_faults("auth.hmac_secret", "HS256", auth.hmac_secret)
+    for kid, key in auth.keys.items():
+        if not kid:
+            yield 'auth.keys."": a key needs a name'
+        yield from _key_faults(dotted("auth", "keys", kid), key)
+    if not (auth.hmac_secret or auth.keys or auth.allow_anonymous or config.server.dev):
+        yield "auth: nobody could come in: set auth.hmac_secret, a key in auth.keys or auth.allow_anonymous"
+
+
+def _key_faults(path: str, key: Key) -> Iterator[str]:
+    wanted, other = ("secret", "public_key") if key.algorithm in _SECRET_BYTES else ("public_key", "secret")
+    if getattr(key, other):
+        yield f"{path}.{other}: {key.algorithm} takes a {wanted}, not a {other}"
+    if not getattr(key, wanted):
+        yield f"{path}.{wanted}: required for {key.algorithm}"
+    elif wanted == "secret":
+        yield from _secret_faults(f"{path}.secret", key.algorithm, key.secret)
+    elif "-----BEGIN " not in key.public_key or "PRIVATE KEY-----" in key.public_key:
+        yield f"{path}.public_key: must be a public key in PEM"
+
+
+def _secret_faults(path: str, algorithm: str, secret: str) -> Iterator[str]:
+    least, held = _SECRET_BYTES[algorithm], len(secret.encode())
+    if held < least:
+        yield f"{path}: must be at least {least} bytes for {algorithm}, has {held}"
+
+
+def _heartbeat_faults(heartbeat: Heartbeat) -> Iterator[str]:
+    if heartbeat.ping_interval_ms and not heartbeat.pong_timeout_ms:
+        yield "heartbeat.pong_timeout: must be more than 0 while heartbeat.ping_interval is"
+
+
+def _bus_faults(bus: Bus) -> Iterator[str]:
+    if bus.url:
+        yield from _bus_url_faults(bus.url)
+    if not _PREFIX.fullmatch(bus.prefix):
+        yield 'bus.prefix: must be 1 to 32 letters, digits, "_", "." and "-"'
+
+
+def _bus_url_faults(url: str) -> Iterator[str]:
+    scheme = url.partition("://")[0]
+    if scheme in _LATER_BUS_SCHEMES:
+        yield f"bus.url: {scheme}:// is not supported yet"
+        return
+    if scheme not in _BUS_SCHEMES or "://" not in url:
+        yield "bus.url: must be redis://, rediss:// or unix://"
+        return
+    if _split_bus_url(url) is None:
+        yield "bus.url: this is not a URL such as redis://user:password@host:6379 or unix:///path"
+
+
+def _admin_faults(admin: Admin) -> Iterator[str]:
+    if not admin.host:
+        yield "admin.host: must not be empty"
+    elif not admin.api_key and not _is_loopback(admin.host):
+        yield f"admin.api_key: required, because admin.host {quote(admin.host)} can be reached from outside"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

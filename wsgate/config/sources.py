@@ -1,0 +1,468 @@
+"""Where settings come from: a TOML file, over it the environment, over that flags.
+
+Each source becomes one flat table, path to value, checked on the way; a later table overlays an
+earlier one setting by setting. Every mistake is collected, so that one start shows them all. No message
+holds a secret, nor the path given as `<name>_file`: people put the secret itself there.
+
+Source for the environment's names: architecture, section 11. A name in it is `WSGATE_` and the path in
+upper case joined by `__`; names of keys and namespaces are lower-cased.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import inspect
+
+from wsgate.config.settings import Config, dotted, faults, fields_of, kind_of, masked
+from wsgate.config.units import format_duration, format_size, parse_duration_ms, parse_size_bytes, quote
+from wsgate.errors import InternalError, SettingsError
+
+__all__ = ["effective", "load"]
+
+_PREFIX: Final = "WSGATE_"
+_CONFIG_VARIABLE: Final = "WSGATE_CONFIG"
+_FILE_SUFFIX: Final = "_file"
+_FILE_LIMIT_BYTES: Final = 64 * 1024  # no key is longer; /dev/zero is
+_ANY: Final = "*"  # stands for a name in a path of the schema
+_INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+_BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
+
+# Path to value. An empty table that exists, such as [channels.chat], is an empty dict. None stands for
+# a value that was wrong: it is reported, and nothing is built.
+_Path = tuple[str, ...]
+_Table = dict[_Path, Any]
+
+
+class _Setting(NamedTuple):
+    """One setting of the schema. `kind` is that of its text, or the name of its type."""
+
+    kind: str
+    low: int = 0
+    high: int = 0
+    choices: tuple[str, ...] = ()
+    is_required: bool = False
+
+
+class _FromFile(NamedTuple):
+    """A setting whose value is what a file holds."""
+
+    file: str
+    is_secret: bool
+
+
+def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+    """Read the configuration.
+
+    Args:
+        path: The TOML file. None: the one that `WSGATE_CONFIG` names, or none at all.
+        environ: The environment. Every variable that begins with `WSGATE_` must be a setting.
+        flags: Settings of the command line, nested like the file; a None is a flag not given.
+
+    Returns:
+        The configuration. Of a setting given twice the later source counts: file, environment, flags. A
+        value and its `_file` form are one setting.
+
+    Raises:
+        SettingsError: Something is missing, unknown, ill-typed, out of range or contradicts the rest.
+            One line per mistake, each with the path of the setting. What must hold between settings is
+            judged once each is right by itself.
+    """
+    mistakes: list[str] = []
+    given: _Table = {("channels", "default"): {}}
+    for source in (
+        _Reader(mistakes).tree(_parsed(path or _named_file(environ))),
+        _Reader(mistakes).environment(environ),
+        _Reader(mistakes).tree(flags),
+    ):
+        given |= _spelled_once(source, mistakes)
+    _read_files(given, mistakes)
+    mistakes += _missing(given)
+    _raise_any(mistakes)
+    if given.get(("server", "dev")):
+        _apply_dev_defaults(given)
+    config = _built(given)
+    _raise_any(faults(config))
+    return config
+
+
+def effective(config: Config) -> str:
+    """Every setting in effect, as TOML text that `load` reads.
+
+    Secrets are `***`, the bus URL lacks its password: with these put back, `load` gives the same again.
+    """
+    return "\n\n".join(_tables(config, ())) + "\n"
+
+
+class _Reader:
+    """Turns one source into a table and notes what is wrong with it."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        self._mistakes = mistakes
+        self._table: _Table = {}
+
+    def tree(self, tree: Mapping[str, Any]) -> _Table:
+        """The table of nested mappings: a TOML file or flags."""
+        self._branch(tree, (), ())
+        return self._table
+
+    def environment(self, environ: Mapping[str, str]) -> _Table:
+        """The table of all variables that are ours."""
+        names = sorted(name for name in environ if name.startswith(_PREFIX) and name != _CONFIG_VARIABLE)
+        for name in names:
+            found = _variable_path(name)
+            if found is None:
+                self._mistakes.append(f"{name}: unknown variable{_variable_hint(name)}")
+                continue
+            path, pattern = found
+            self._table |= {path[: place + 1]: {} for place, key in enumerate(pattern) if key == _ANY}
+            self._leaf(path, _schema()[pattern], environ[name], variable=name)
+        return self._table
+
+    def _branch(self, tree: Mapping[str, Any], path: _Path, pattern: _Path) -> None:
+        for key, value in tree.items():
+            below = (*pattern, key)
+            if below not in _known():
+                below = (*pattern, _ANY)
+            here = (*path, key)
+            if below not in _known():
+                self._mistakes.append(f"{dotted(*here)}: unknown setting{_hint(here, pattern)}")
+            elif value is None:
+                continue
+            elif below in _schema():
+                self._leaf(here, _schema()[below], value)
+            elif not isinstance(value, Mapping):
+                self._mistakes.append(f"{dotted(*here)}: expected table, got {_type_name(value)}")
+            else:
+                self._table |= {here: {}} if below[-1] == _ANY else {}
+                self._branch(value, here, below)
+
+    def _leaf(self, path: _Path, setting: _Setting, raw: Any, *, variable: str = "") -> None:
+        self._table[path] = None
+        try:
+            self._table[path] = _value(setting, _from_text(setting, raw) if variable else raw)
+        except SettingsError as fault:
+            origin = f" (from {variable})" if variable else ""
+            self._mistakes.append(f"{dotted(*path)}: {fault}{origin}")
+
+
+@cache
+def _schema() -> Mapping[_Path, _Setting]:
+    """Every setting by path, where `*` stands for a name; `_file` forms as well. Derived from `Config`."""
+    return dict(_settings(Config, ()))
+
+
+@cache
+def _known() -> frozenset[_Path]:
+    """Every path of the schema and every table on the way to it."""
+    return frozenset(path[:length] for path in _schema() for length in range(1, len(path) + 1))
+
+
+def _settings(section: type[msgspec.Struct], path: _Path) -> Iterator[tuple[_Path, _Setting]]:
+    for info in fields_of(section):
+        here = (*path, info.encode_name)
+        if isinstance(info.type, inspect.StructType):
+            yield from _settings(info.type.cls, here)
+        elif isinstance(info.type, inspect.DictType) and isinstance(info.type.value_type, inspect.StructType):
+            yield from _settings(info.type.value_type.cls, (*here, _ANY))
+        else:
+            setting = _setting(info)
+            yield here, setting
+            if setting.kind in ("secret", "secret_url", "public_key"):
+                yield (*path, info.encode_name + _FILE_SUFFIX), _Setting(f"{setting.kind}_file")
+
+
+def _setting(info: inspect.Field) -> _Setting:
+    plain = info.type.type if isinstance(info.type, inspect.Metadata) else info.type
+    kind, is_required = kind_of(info), info.required
+    match plain:
+        case inspect.IntType(ge=int(low), le=int(high)):
+            return _Setting(kind or "int", low, high, is_required=is_required)
+        case inspect.LiteralType():
+            return _Setting("choice", choices=tuple(map(str, plain.values)), is_required=is_required)
+        case inspect.BoolType():
+            return _Setting("bool", is_required=is_required)
+        case inspect.StrType():
+            return _Setting(kind or "str", is_required=is_required)
+        case inspect.VarTupleType(item_type=inspect.StrType()):
+            return _Setting("list", is_required=is_required)
+    raise InternalError(f"{info.name}: a setting of a type that no source can hold, or without a range")
+
+
+def _from_text(setting: _Setting, text: str) -> Any:
+    """What a variable's text means for this setting; text that means nothing stays text."""
+    match setting.kind:
+        case "bool":
+            value: Any = _BOOLEANS.get(text.lower())
+            if value is None:
+                raise SettingsError(f"expected true or false, got {quote(text)}")
+            return value
+        case "int":
+            if not _INTEGER.fullmatch(text):
+                raise SettingsError(f"expected int, got {quote(text)}")
+            return int(text)
+        case "list":
+            return text.split()
+    return text
+
+
+def _value(setting: _Setting, raw: Any) -> Any:
+    """The value as `Config` holds it. SettingsError without the path of the setting."""
+    match setting.kind:
+        case "bool":
+            return _typed(raw, bool)
+        case "int":
+            return _ranged(setting, _typed(raw, int), str)
+        case "duration":
+            if type(raw) is not str:
+                raise SettingsError(f'expected duration such as "25s", got {_type_name(raw)}')
+            return _ranged(setting, parse_duration_ms(raw), format_duration)
+        case "size":
+            if type(raw) not in (int, str):
+                raise SettingsError(f'expected size such as "64KiB", got {_type_name(raw)}')
+            return _ranged(setting, parse_size_bytes(raw) if type(raw) is str else raw, format_size)
+        case "choice":
+            return _chosen(setting, _text(raw))
+        case "list":
+            return tuple(map(_text, raw if isinstance(raw, tuple) else _typed(raw, list)))
+    return _text(raw)
+
+
+def _typed(raw: Any, wanted: type) -> Any:
+    # Exactly: to Python a bool is an int, to whoever wrote `port = true` it is not.
+    if type(raw) is not wanted:
+        raise SettingsError(f"expected {wanted.__name__}, got {_type_name(raw)}")
+    return raw
+
+
+def _text(raw: Any) -> str:
+    text: str = _typed(raw, str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SettingsError("not UTF-8 text") from None
+    return text
+
+
+def _ranged(setting: _Setting, number: int, shown: Any) -> int:
+    if not setting.low <= number <= setting.high:
+        low, high = shown(setting.low), shown(setting.high)
+        raise SettingsError(f"must be {low} to {high}, got {shown(number)}")
+    return number
+
+
+def _chosen(setting: _Setting, text: str) -> str:
+    if text not in setting.choices:
+        raise SettingsError(f"expected one of {', '.join(map(quote, setting.choices))}, got {quote(text)}")
+    return text
+
+
+def _type_name(raw: Any) -> str:
+    return "table" if isinstance(raw, Mapping) else type(raw).__name__
+
+
+def _named_file(environ: Mapping[str, str]) -> Path | None:
+    name = environ.get(_CONFIG_VARIABLE, "")
+    return Path(name) if name else None
+
+
+def _parsed(path: Path | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
+    import tomllib  # here, because a start without a file need not pay for it
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise SettingsError(f"config: cannot read {path}: {fault.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"config: {path} is not UTF-8 text") from None
+    except ValueError as fault:
+        # What tomllib says is a place and a rule, never what is written there.
+        raise SettingsError(f"config: {path}: {fault}") from None
+
+
+def _variable_path(name: str) -> tuple[_Path, _Path] | None:
+    """Path and schema path of a variable; None when no setting has this name."""
+    parts = tuple(name.removeprefix(_PREFIX).lower().split("__"))
+    if name != name.upper():
+        return None
+    if parts in _schema():
+        return parts, parts
+    for pattern in _schema():
+        if _ANY not in pattern or len(parts) < len(pattern):
+            continue
+        # A name may hold "__" itself: it is whatever stands between the section and the key.
+        head, tail = pattern.index(_ANY), pattern.index(_ANY) - len(pattern) + 1
+        middle = "__".join(parts[head:tail])
+        path = (*parts[:head], middle, *parts[tail:])
+        if middle and pattern == (*path[:head], _ANY, *path[head + 1 :]):
+            return path, pattern
+    return None
+
+
+def _variable_hint(name: str) -> str:
+    parts = name.removeprefix(_PREFIX).lower().split("__")
+    near = (
+        [parts[place] if key == _ANY and place < len(parts) else key for place, key in enumerate(pattern)]
+        for pattern in _schema()
+    )
+    meant = _nearest(name.upper(), [_PREFIX + "__".join(keys).upper() for keys in near if _ANY not in keys])
+    return f" (did you mean {meant}?)" if meant else ""
+
+
+def _hint(path: _Path, pattern: _Path) -> str:
+    """What may have been meant: a neighbour with nearly this name, else this name in another section."""
+    beside = [known[-1] for known in _known() if known[:-1] == pattern and known[-1] != _ANY]
+    near = _nearest(path[-1], beside)
+    if near:
+        return f" (did you mean {dotted(*path[:-1], near)}?)"
+    elsewhere = [known for known in _schema() if known[-1] == path[-1]]
+    names = [".".join("<name>" if key == _ANY else key for key in known) for known in elsewhere]
+    return f" (did you mean {' or '.join(names)}?)" if names else ""
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    import difflib  # here, because only mistakes need it
+
+    return next(iter(difflib.get_close_matches(name, sorted(names), 1)), "")
+
+
+def _spelled_once(table: _Table, mistakes: list[str]) -> _Table:
+    """The table of one source with each `_file` form under its setting's own path."""
+    once: _Table = {}
+    for path, value in table.items():
+        pattern = path if path in _schema() else _pattern(path)
+        kind = _schema()[pattern].kind if pattern in _schema() else ""
+        if not kind.endswith(_FILE_SUFFIX):
+            once.setdefault(path, value)
+            continue
+        own = (*path[:-1], path[-1].removesuffix(_FILE_SUFFIX))
+        if value and table.get(own):
+            mistakes.append(f"{dotted(*path)}: {dotted(*own)} is given as well; only one of them can count")
+        elif value:
+            once[own] = _FromFile(value, is_secret=kind.startswith("secret"))
+        elif value is None:
+            once[own] = None
+    return once
+
+
+def _pattern(path: _Path) -> _Path:
+    """The schema path of a path that holds a name."""
+    for pattern in _schema():
+        named = tuple(_ANY if wanted == _ANY else key for wanted, key in zip(pattern, path, strict=False))
+        if len(pattern) == len(path) and named == pattern:
+            return pattern
+    return ()
+
+
+def _read_files(given: _Table, mistakes: list[str]) -> None:
+    for path, value in given.items():
+        if isinstance(value, _FromFile):
+            try:
+                given[path] = _file_text(value)
+            except SettingsError as fault:
+                mistakes.append(f"{dotted(*path)}{_FILE_SUFFIX}: {fault}")
+
+
+def _file_text(source: _FromFile) -> str:
+    try:
+        with open(source.file, "rb", opener=_open_at_once) as file:
+            _check_mode(os.fstat(file.fileno()).st_mode, is_secret=source.is_secret)
+            content = file.read(_FILE_LIMIT_BYTES + 1)
+        text = content.decode()
+    except OSError as fault:
+        raise SettingsError(f"cannot read the file: {fault.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError("the file is not UTF-8 text") from None
+    except ValueError:
+        raise SettingsError("cannot read the file: a path holds no NUL") from None
+    if len(content) > _FILE_LIMIT_BYTES:
+        raise SettingsError(f"the file is larger than {format_size(_FILE_LIMIT_BYTES)}")
+    text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+    if not text:
+        raise SettingsError("the file is empty")
+    return text
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Opening a pipe that nobody writes to would hang the start.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_mode(mode: int, *, is_secret: bool) -> None:
+    if not stat.S_ISREG(mode):
+        raise SettingsError("this is not a regular file")
+    if is_secret and mode & 0o077:
+        raise SettingsError(f"others than its owner can use the file (mode {mode & 0o777:04o}): chmod 600 it")
+
+
+def _missing(given: _Table) -> Iterator[str]:
+    """Settings without a default that a named table lacks."""
+    required = {pattern: setting for pattern, setting in _schema().items() if setting.is_required}
+    for table in [path for path, value in given.items() if value == {}]:
+        for pattern, setting in required.items():
+            path = (*table, pattern[-1])
+            if pattern[:-1] == (*table[:-1], _ANY) and path not in given:
+                yield f"{dotted(*path)}: required, one of {', '.join(map(quote, setting.choices))}"
+
+
+def _apply_dev_defaults(given: _Table) -> None:
+    given.setdefault(("auth", "allow_anonymous"), True)
+    for path in [path for path in given if path[0] == "channels"]:
+        for key in ("subscribe", "publish"):
+            given.setdefault((*path[:2], key), "anyone")
+
+
+def _built(given: _Table) -> Config:
+    tree: dict[str, Any] = {}
+    for path, value in given.items():
+        branch = tree
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        if value == {}:
+            branch.setdefault(path[-1], {})
+        else:
+            branch[path[-1]] = value
+    return msgspec.convert(tree, Config)
+
+
+def _raise_any(mistakes: Iterable[str]) -> None:
+    lines = [f"config: {mistake}" for mistake in mistakes]
+    if lines:
+        raise SettingsError("\n".join(lines))
+
+
+def _tables(section: msgspec.Struct, path: _Path) -> Iterator[str]:
+    lines = [f"[{dotted(*path)}]"] if path else []
+    tables: list[tuple[_Path, msgspec.Struct]] = []
+    for info in fields_of(type(section)):
+        value, here = getattr(section, info.name), (*path, info.encode_name)
+        if isinstance(value, msgspec.Struct):
+            tables.append((here, value))
+        elif isinstance(value, dict):
+            tables += [((*here, name), each) for name, each in value.items()]
+        else:
+            lines.append(f"{info.encode_name} = {_toml(kind_of(info), value)}")
+    if lines:
+        yield "\n".join(lines)
+    for here, table in tables:
+        yield from _tables(table, here)
+
+
+def _toml(kind: str, value: Any) -> str:
+    match masked(kind, value):
+        case bool(truth):
+            return "true" if truth else "false"
+        case int(number):
+            shown = {"duration": format_duration, "size": format_size}.get(kind)
+            return quote(shown(number)) if shown else str(number)
+        case tuple(items):
+            return f"[{', '.join(map(quote, items))}]"
+        case text:
+            return quote(str(text))
