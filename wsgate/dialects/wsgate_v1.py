@@ -1,0 +1,289 @@
+"""`wsgate.v1`: one object per message, as JSON text or as binary msgpack with the same keys.
+
+The two forms differ in how values are written, nowhere in what is said: what is said is in `_Wire`.
+JSON publications are put together from bytes, because their `data` is relayed as it came.
+
+Source: protocols/client/v1/spec.md.
+"""
+
+import base64
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from wsgate.dialects.commands import ID_MAX, OPS, BadCommand, Command, Publish
+from wsgate.payload import BINARY, JSON, TEXT, Payload, is_json
+from wsgate.reasons import ERRORS
+
+__all__ = ["JsonDialect", "MsgpackDialect"]
+
+_TEXT_FRAME: Final = 1  # RFC 6455 section 5.2
+_BINARY_FRAME: Final = 2
+
+_from_json = msgspec.json.Decoder().decode
+_to_json = msgspec.json.Encoder().encode
+_from_msgpack = msgspec.msgpack.Decoder().decode
+_to_msgpack = msgspec.msgpack.Encoder().encode
+
+_FAULTS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
+"""What decoding strangers' bytes raises, all of it the strangers' fault."""
+
+Fields = dict[str, Any]
+
+
+class _Probe(msgspec.Struct, gc=False):
+    """The fields that help to answer a message that is no command; any of them may be anything."""
+
+    op: Raw = Raw()
+    id: Raw = Raw()
+    ch: Raw = Raw()
+
+
+class _Wire:
+    """What both forms say, given how a message is read and written."""
+
+    subprotocol: str
+    opcode: int
+
+    def __init__(
+        self,
+        variant: int,
+        write: Callable[[Fields], bytes],
+        read: Callable[[bytes], Command],
+        probe: Callable[[bytes], _Probe],
+        value: Callable[[Raw], Any],
+    ) -> None:
+        self.variant = variant
+        self._write = write
+        self._read = read
+        self._probe = probe
+        self._value = value
+        self._pong = write({"op": "pong"})  # the most common answer of all
+
+    # --- what comes in --------------------------------------------------------------------------------
+
+    def decode(self, message: bytes) -> Command | BadCommand:
+        """What a client said. Never raises, whatever the bytes are."""
+        try:
+            return self._read(message)
+        except _FAULTS:
+            return self._explain(message)
+
+    def _explain(self, message: bytes) -> BadCommand:
+        """Why it is no command; only ever for what was refused already, so speed is no matter."""
+        try:
+            probe = self._probe(message)
+        except _FAULTS:
+            return BadCommand("bad_request", is_malformed=True)
+        op, id, ch = (self._lenient(raw) for raw in (probe.op, probe.id, probe.ch))
+        is_unknown = isinstance(op, str) and op not in OPS
+        return BadCommand(
+            "unknown_op" if is_unknown else "bad_request",
+            is_malformed=not is_unknown,
+            id=id if type(id) is int and 0 <= id <= ID_MAX else None,
+            ch=ch if isinstance(ch, str) else None,
+        )
+
+    def _lenient(self, raw: Raw) -> Any:
+        try:
+            return self._value(raw)
+        except _FAULTS:
+            return None
+
+    # --- what goes out --------------------------------------------------------------------------------
+
+    def welcome(
+        self,
+        conn: int,
+        user: str | None,
+        node: str,
+        ping_s: int,
+        expires_s: int | None,
+        *,
+        has_bus: bool,
+        id: int | None = None,
+    ) -> bytes:
+        """`welcome`: who the connection is now; `conn` is its public id."""
+        fields: Fields = {"op": "welcome", "conn": f"{conn:016x}"}
+        _put(fields, id=id, user=user)
+        fields |= {"node": node, "ping_s": ping_s}
+        _put(fields, expires_s=expires_s, bus=None if has_bus else False)
+        return self._write(fields)
+
+    def subscribed(self, ch: str, id: int | None = None, *, recovered: bool | None = None) -> bytes:
+        """`subbed`: what is published from now on is delivered."""
+        return self._write(_put({"op": "subbed", "ch": ch}, id=id, recovered=recovered))
+
+    def unsubscribed(self, ch: str, id: int | None = None) -> bytes:
+        """`unsubbed`."""
+        return self._write(_put({"op": "unsubbed", "ch": ch}, id=id))
+
+    def ok(self, id: int, *, expires_s: int | None = None) -> bytes:
+        """`ok`: the command with this id was done."""
+        return self._write(_put({"op": "ok", "id": id}, expires_s=expires_s))
+
+    def pong(self, id: int | None = None) -> bytes:
+        """`pong`."""
+        return self._pong if id is None else self._write({"op": "pong", "id": id})
+
+    def gap(self, ch: str) -> bytes:
+        """`gap`: publications of this channel were dropped here."""
+        return self._write({"op": "gap", "ch": ch})
+
+    def error(
+        self, name: str, *, id: int | None = None, ch: str | None = None, retry_ms: int | None = None
+    ) -> bytes:
+        """`err`, by its name in `wsgate.reasons.ERRORS`."""
+        row = ERRORS[name]
+        fields: Fields = _put({"op": "err"}, id=id, ch=ch)
+        fields |= {"code": row.code, "error": name, "message": row.text}
+        return self._write(_put(fields, retry_ms=retry_ms))
+
+    def bye(self, code: int, reason: str, *, reconnect: bool, retry_ms: int | None) -> bytes:
+        """`bye`: a Close with this code follows."""
+        fields: Fields = {"op": "bye", "code": code, "reason": reason, "reconnect": reconnect}
+        return self._write(_put(fields, retry_ms=retry_ms))
+
+
+def _put(fields: Fields, **optional: Any) -> Fields:
+    """The fields with those added that have something to say."""
+    for name, value in optional.items():
+        if value is not None:
+            fields[name] = value
+    return fields
+
+
+class JsonDialect(_Wire):
+    """`wsgate.v1.json`: text frames, made to be typed by hand."""
+
+    subprotocol = "wsgate.v1.json"
+    opcode = _TEXT_FRAME
+
+    def __init__(self, *, variant: int) -> None:
+        """With its place among the dialects."""
+        super().__init__(
+            variant,
+            write=_to_json,
+            read=msgspec.json.Decoder(Command).decode,
+            probe=msgspec.json.Decoder(_Probe).decode,
+            value=lambda raw: _from_json(raw),
+        )
+
+    def payload(self, command: Publish) -> Payload | None:
+        """The `data` as it came; None where JSON parsers would disagree about it."""
+        data = bytes(command.data)
+        return Payload(JSON, data) if is_json(data) else None
+
+    def publication(
+        self,
+        ch: str,
+        payload: Payload,
+        user: str | None = None,
+        position: str | None = None,
+        timestamp_ms: int | None = None,
+    ) -> bytes:
+        """`msg`: one publication, as every subscriber of this form gets it."""
+        if payload.encoding == JSON:
+            data = b'"data":' + payload.data
+        elif payload.encoding == TEXT:
+            data = b'"data":' + _to_json(payload.data.decode())
+        else:
+            data = b'"b64":"' + base64.b64encode(payload.data) + b'"'
+        parts = [b'{"op":"msg","ch":', _to_json(ch), b",", data]
+        if position is not None:
+            parts += (b',"pos":', _to_json(position))
+        if user is not None:
+            parts += (b',"user":', _to_json(user))
+        if timestamp_ms is not None:
+            parts.append(b',"ts":%d' % timestamp_ms)
+        parts.append(b"}")
+        return b"".join(parts)
+
+
+class MsgpackDialect(_Wire):
+    """`wsgate.v1.msgpack`: binary frames; `data` may be binary as well."""
+
+    subprotocol = "wsgate.v1.msgpack"
+    opcode = _BINARY_FRAME
+
+    def __init__(self, *, variant: int) -> None:
+        """With its place among the dialects."""
+        super().__init__(
+            variant,
+            write=_to_msgpack,
+            read=msgspec.msgpack.Decoder(Command).decode,
+            probe=msgspec.msgpack.Decoder(_Probe).decode,
+            value=lambda raw: _from_msgpack(raw),
+        )
+
+    def payload(self, command: Publish) -> Payload | None:
+        """The `data` as JSON, or as it is when it is all binary; None for what JSON cannot hold."""
+        try:
+            value = _from_msgpack(command.data)
+            if isinstance(value, bytes):
+                return Payload(BINARY, value)
+            return Payload(JSON, _to_json(_storable(value)))
+        except (*_FAULTS, TypeError):
+            return None
+
+    def publication(
+        self,
+        ch: str,
+        payload: Payload,
+        user: str | None = None,
+        position: str | None = None,
+        timestamp_ms: int | None = None,
+    ) -> bytes:
+        """`msg`: one publication, as every subscriber of this form gets it."""
+        fields: Fields = {"op": "msg", "ch": ch, "data": _value_of(payload)}
+        _put(fields, pos=position, user=user, ts=timestamp_ms)
+        try:
+            return _to_msgpack(fields)
+        except OverflowError:
+            fields["data"] = _in_64_bits(fields["data"])
+            return _to_msgpack(fields)
+
+
+def _value_of(payload: Payload) -> Any:
+    if payload.encoding == BINARY:
+        return payload.data
+    if payload.encoding == JSON:
+        try:
+            return _from_json(payload.data)
+        except msgspec.ValidationError:  # a number that no double holds
+            pass
+    return payload.data.decode()
+
+
+def _storable(value: Any) -> Any:
+    """The value, if JSON can hold it; TypeError if not. Binary inside it becomes base64 when written."""
+    if value is None or isinstance(value, str | bool | int | bytes):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+    elif isinstance(value, list):
+        for item in value:
+            _storable(item)
+        return value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if type(key) is not str:
+                raise TypeError("a key that is no string")
+            _storable(item)
+        return value
+    raise TypeError("a value JSON cannot hold")
+
+
+def _in_64_bits(value: Any) -> Any:
+    """Integers msgpack cannot hold as the doubles that JSON parsers of most languages make of them."""
+    if isinstance(value, list):
+        return [_in_64_bits(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _in_64_bits(item) for key, item in value.items()}
+    if type(value) is int and not -(2**63) <= value < 2**64:
+        return float(value)
+    return value
