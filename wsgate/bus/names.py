@@ -1,0 +1,25 @@
+"""What things are called on the bus. Source: protocols/bus/v1/spec.md, "Names"."""
+
+from typing import Final
+
+__all__ = ["INBOX_MARK", "Names"]
+
+INBOX_MARK: Final = "@"
+"""Before a user's id: the name of the user's inbox on the bus. Clients say `@me`."""
+
+
+class Names:
+    """Names under one prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        """With a prefix of 1 to 32 bytes, `wsgate` by default."""
+        self.channels: Final = f"{prefix}:ch:".encode()
+        self._prefix = prefix
+
+    def channel(self, name: bytes) -> bytes:
+        """The pub/sub name of a channel: the prefix and the name as it is, whatever bytes it has."""
+        return self.channels + name
+
+    def probe(self, node: str, shard: int) -> bytes:
+        """The pub/sub name on which a shard hears itself: proof that the bus delivers."""
+        return f"{self._prefix}:probe:{node}:{shard}".encode()
