@@ -12,17 +12,17 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 STAMPS := $(VENV)/stamps
 
-REACTOR := $(wildcard wsgate/reactor/*.pyx wsgate/reactor/*.pxd)
+REACTOR := $(wildcard wsgate/*/*.pyx wsgate/*/*.pxd)
 ENGINE := $(wildcard loadtest/engine/*.pyx loadtest/engine/*.pxd) loadtest/setup_engine.py
 # What stubtest compares: every compiled module that shows itself to Python.
-TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/reactor/*.pyi))
+TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
 .PHONY: help run build test check bench conformance format clean
 
 help:
-	@echo "make run          start a gateway (comes with the next part)"
+	@echo "make run          start a gateway in development mode, with a page to try it"
 	@echo "make build        set up .venv and compile everything in place"
 	@echo "make test         build, then run all tests"
 	@echo "make check        ruff, mypy --strict, stubtest"
@@ -31,8 +31,11 @@ help:
 	@echo "make format       let ruff format the code"
 	@echo "make clean        remove what was built; .venv and .cache stay"
 
-run:
-	@echo "Not yet: the gateway itself comes with the next part. Try: make test, make bench"
+# The gateway itself takes over: Ctrl-C drains it. PORT and ADMIN_PORT where 8000 and 9000 are taken.
+PORT ?= 8000
+ADMIN_PORT ?= 9000
+run: $(STAMPS)/reactor
+	@exec $(BIN)/wsgate serve --dev --port $(PORT) --admin-port $(ADMIN_PORT)
 
 build: $(STAMPS)/reactor $(STAMPS)/engine
 	@$(MAKE) --no-print-directory -C loadtest/floor

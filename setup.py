@@ -1,4 +1,4 @@
-"""The compiled modules: every `wsgate/reactor/*.pyx` is one extension module of the same name.
+"""The compiled modules: every `.pyx` below `wsgate/` is one extension module of the same name.
 
 Owns how C is made and compiled; everything else about the package is in pyproject.toml. Rules:
 generated C goes to build/cython and never into the source tree or an sdist; Cython runs only when
@@ -27,14 +27,14 @@ COMPILE_FLAGS = ["-O3", "-g1", "-fvisibility=hidden", "-Wall"]
 
 
 def extensions() -> list[Extension]:
-    """One extension for each .pyx of the reactor; a .pxd without a .pyx holds declarations only."""
+    """One extension for each .pyx; a .pxd without a .pyx holds declarations only."""
     return [
         Extension(
             ".".join(source.with_suffix("").parts),
             [str(source)],
             extra_compile_args=COMPILE_FLAGS,
         )
-        for source in sorted(Path("wsgate", "reactor").glob("*.pyx"))
+        for source in sorted(Path("wsgate").rglob("*.pyx"))
     ]
 
 

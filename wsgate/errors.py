@@ -5,7 +5,7 @@ package, so that every room may import it. Wire text never comes from `str(exc)`
 told comes from `wsgate.reasons`.
 """
 
-__all__ = ["InternalError", "PeerError", "SettingsError", "WsgateError"]
+__all__ = ["BackendError", "InternalError", "PeerError", "SettingsError", "WsgateError"]
 
 
 class WsgateError(Exception):
@@ -32,3 +32,17 @@ class PeerError(WsgateError):
         """
         super().__init__(detail)
         self.reason = reason
+
+
+class BackendError(WsgateError):
+    """Somebody we depend on failed: the bus, a gateway asked as a client."""
+
+    def __init__(self, detail: str, *, temporary: bool) -> None:
+        """Remember whether trying again may help.
+
+        Args:
+            detail: For people.
+            temporary: Whether the same call may succeed later.
+        """
+        super().__init__(detail)
+        self.temporary = temporary

@@ -16,27 +16,30 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 
 # What a room may import, directly or through its arrows. Rooms on one level have no arrow between them.
 ARROWS: Final[dict[str, tuple[str, ...]]] = {
-    "cli": ("config", "node", "doctor", "client"),
-    "node": ("config", "admin", "shard"),
+    "__main__": ("cli",),
+    "cli": ("config", "node", "doctor", "client", "log"),
+    "node": ("config", "admin", "shard", "log"),
     "doctor": ("errors", "reasons"),
     "client": ("errors", "reasons"),
     "config": ("errors", "reasons"),
-    "admin": ("bus", "statistics"),
-    "shard": ("bus", "admission", "auth", "dialects", "handshake"),
-    "bus": ("reactor",),
+    "admin": ("bus", "statistics", "log"),
+    "shard": ("bus", "admission", "auth", "dialects", "handshake", "log"),
+    "bus": ("reactor", "payload"),
     "admission": ("reactor",),
     "auth": ("reactor",),
-    "dialects": ("reactor",),
+    "dialects": ("reactor", "payload"),
     "handshake": ("reactor",),
     "reactor": ("statistics",),
     "statistics": ("errors", "reasons"),
+    "payload": (),
+    "log": (),
     "errors": (),
     "reasons": (),
     "__init__": (),
 }
 
 # These rooms know no event loop, no Redis and no clock: time is passed in.
-PURE: Final = ("reactor", "handshake", "dialects", "auth")
+PURE: Final = ("reactor", "handshake", "dialects", "auth", "payload")
 IMPURE_MODULES: Final = frozenset({"asyncio", "uvloop", "redis", "valkey", "hiredis", "time", "datetime"})
 
 # Cython is not Python, so its import lines are read line by line.

@@ -1,0 +1,109 @@
+"""The program in the kernel that deals connections out: run here, instruction by instruction, and there."""
+
+import random
+import socket
+import struct
+from collections import Counter
+
+import pytest
+
+from wsgate.errors import SettingsError
+from wsgate.node.listeners import open_group, refuse_waiting, steer, steering_program
+from wsgate.reactor import ListenerOptions
+
+DEALS = 4_000
+QUICK = ListenerOptions(defer_accept_s=0)
+
+
+def run_program(program: bytes, drawn: int) -> int:
+    """What a classic BPF program returns when the random number is `drawn`."""
+    steps = [struct.unpack_from("=HBBI", program, place) for place in range(0, len(program), 8)]
+    place, value = 0, 0
+    while True:
+        code, if_true, if_false, operand = steps[place]
+        place += 1
+        if code == 0x20:
+            value = drawn
+        elif code == 0x94:
+            value %= operand
+        elif code == 0x35:
+            place += if_true if value >= operand else if_false
+        elif code == 0x06:
+            return int(operand)
+        else:
+            raise AssertionError(f"unknown instruction {code:#x}")
+
+
+@pytest.mark.parametrize(
+    "weights", [[1], [1, 1], [5, 0, 5], [0, 0, 7], [0, 0], [1, 1_000_000], [20_000] * 64, [3, 2, 1, 0, 4]]
+)
+def test_every_shard_gets_its_share(weights: list[int]) -> None:
+    chance = random.Random(7)
+    dealt = Counter(run_program(steering_program(weights), chance.getrandbits(32)) for _ in range(DEALS))
+    wanted = weights if any(weights) else [1] * len(weights)
+    for number, weight in enumerate(wanted):
+        share = weight / sum(wanted)
+        spread = 5 * (DEALS * share * (1 - share)) ** 0.5
+        assert abs(dealt[number] - DEALS * share) <= spread + 1
+        assert weight or not dealt[number]
+
+
+def waiting(group: list[socket.socket]) -> list[int]:
+    """How many connections each listener has queued; takes them."""
+    counts = []
+    for listener in group:
+        count = 0
+        while True:
+            try:
+                listener.accept()[0].close()
+            except BlockingIOError:
+                break
+            count += 1
+        counts.append(count)
+    return counts
+
+
+def test_the_kernel_deals_as_it_is_told() -> None:
+    group = open_group("127.0.0.1", 0, 3, QUICK)
+    port = group[0].getsockname()[1]
+    try:
+        for weights in ([0, 5, 0], [1, 1, 0], [0, 0, 9]):
+            steer(group[0], weights)
+            clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+            counts = waiting(group)
+            for client in clients:
+                client.close()
+            assert sum(counts) == 60
+            assert [count > 0 for count in counts] == [weight > 0 for weight in weights]
+    finally:
+        for listener in group:
+            listener.close()
+
+
+def test_a_port_in_use_is_refused_with_a_clear_line() -> None:
+    group = open_group("127.0.0.1", 0, 2, QUICK)
+    port = group[0].getsockname()[1]
+    try:
+        with pytest.raises(SettingsError, match=f"127.0.0.1:{port}: the port is in use"):
+            open_group("127.0.0.1", port, 1, QUICK)
+    finally:
+        for listener in group:
+            listener.close()
+
+
+def test_who_waits_where_nobody_serves_is_answered_503() -> None:
+    group = open_group("127.0.0.1", 0, 1, QUICK)
+    try:
+        clients = [socket.create_connection(group[0].getsockname()) for _ in range(70)]
+        for client in clients:
+            client.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert refuse_waiting(group[0]) == 64
+        assert refuse_waiting(group[0]) == 6
+        for client in clients:
+            client.settimeout(5)
+            answer = client.recv(1_000)
+            assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: " in answer
+            client.close()
+        assert refuse_waiting(group[0]) == 0
+    finally:
+        group[0].close()

@@ -1,0 +1,235 @@
+"""What backends ask over HTTP: `POST /api/<method>`, a JSON object in, a JSON object out.
+
+Every answered method is HTTP 200 with `result` or `error`; anything else means that no method was asked.
+The numbers of errors are those that users of Centrifugo know.
+
+Source: https://centrifugal.dev/docs/server/server_api for the form and the numbers.
+"""
+
+import base64
+import binascii
+import hmac
+import time
+import unicodedata
+from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from wsgate.admin import AdminOptions
+from wsgate.bus import Names, Publication, encode_publication
+from wsgate.bus.names import INBOX_MARK
+from wsgate.payload import BINARY, JSON, Payload, classify
+
+__all__ = ["Api", "ApiKey", "Publish", "is_own_origin"]
+
+Publish = Callable[[bytes, bytes], Awaitable[str]]
+"""Publishes an envelope under a name on the bus; tells what `PublishOutcome` tells."""
+
+BODY_LIMIT_BYTES: Final = 1024 * 1024
+ENVELOPE_ROOM_BYTES: Final = 64 * 1024
+DISCARD_LIMIT_BYTES: Final = 16 * 1024 * 1024
+"""So much of a body that is too large is read and thrown away, so that the refusal arrives."""
+
+CHANNEL_LIMIT_BYTES: Final = 200
+USER_LIMIT_BYTES: Final = 128
+_BEARER: Final = "bearer "
+
+_Answer = dict[str, object]
+_INTERNAL: Final = 100
+_UNAUTHORIZED: Final = 101
+_PERMISSION_DENIED: Final = 103
+_METHOD_NOT_FOUND: Final = 104
+_LIMIT_EXCEEDED: Final = 106
+_BAD_REQUEST: Final = 107
+
+
+def _error(code: int, message: str) -> _Answer:
+    return {"error": {"code": code, "message": message}}
+
+
+# What was not answered as a method, by its HTTP status.
+_REFUSALS: Final = {
+    400: _error(_BAD_REQUEST, "the body is not a JSON object"),
+    401: _error(_UNAUTHORIZED, "unauthorized"),
+    403: _error(_PERMISSION_DENIED, "browsers may call this from its own pages only"),
+    404: _error(_METHOD_NOT_FOUND, "method not found"),
+    405: _error(_BAD_REQUEST, "methods are called by POST"),
+    413: _error(_LIMIT_EXCEEDED, "the body is too large"),
+}
+_HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 405: {"Allow": "POST"}, 413: {"Connection": "close"}}
+
+
+class ApiKey:
+    """The key callers must show.
+
+    Args:
+        key: Empty: no key fits.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._digest = sha256(key.encode()).digest() if key else b""
+
+    def is_shown(self, headers: Headers) -> bool:
+        """Whether `X-API-Key` or `Authorization: Bearer` holds the key.
+
+        Digests are compared, so that the time it takes says nothing about the key or its length.
+        """
+        shown = headers.get("x-api-key")
+        authorization = headers.get("authorization", "")
+        if shown is None and authorization[: len(_BEARER)].lower() == _BEARER:
+            shown = authorization[len(_BEARER) :].strip()
+        if shown is None or not self._digest:
+            return False
+        return hmac.compare_digest(sha256(shown.encode("latin-1")).digest(), self._digest)
+
+
+def is_own_origin(headers: Headers, *, only_loopback: bool) -> bool:
+    """Whether a request comes from no browser, or from a page of this very server.
+
+    Args:
+        headers: The request's.
+        only_loopback: Besides, the server must have been asked for by a name of this machine: a foreign
+            name that was made to point here has the right origin and is foreign all the same.
+    """
+    origins = headers.getlist("origin")
+    if not origins:
+        return True
+    try:
+        parts = urlsplit(origins[0])
+        name = parts.hostname or ""
+    except ValueError:
+        return False
+    if len(origins) > 1 or parts.scheme not in ("http", "https"):
+        return False
+    is_loopback = name in ("localhost", "::1") or name.startswith("127.")
+    is_own = parts.netloc.lower() == headers.get("host", "").lower()
+    return is_own and (is_loopback or not only_loopback)
+
+
+class Api:
+    """The ASGI application behind `/api/{method}`."""
+
+    def __init__(self, options: AdminOptions, publish: Publish) -> None:
+        """With the way to the bus."""
+        self._key = None if options.is_dev else ApiKey(options.api_key)
+        self._only_loopback = options.is_dev and options.is_loopback
+        self._publish_to_bus = publish
+        self._names = Names(options.prefix)
+        self._max_publish_bytes = options.max_publish_bytes
+        # base64 in JSON is a third longer than what it holds.
+        self._body_limit = max(BODY_LIMIT_BYTES, 2 * options.max_publish_bytes) + ENVELOPE_ROOM_BYTES
+        self._methods: Final = {"publish": self._publish}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        status = self._refuse(request)
+        response = _refusal(status) if status else await self._run(request)
+        await response(scope, receive, send)
+
+    def _refuse(self, request: Request) -> int:
+        """The HTTP status that ends it before a byte of the body is read, or 0."""
+        if not is_own_origin(request.headers, only_loopback=self._only_loopback):
+            return 403
+        if request.method != "POST":
+            return 405
+        if self._key is not None and not self._key.is_shown(request.headers):
+            return 401
+        return 0 if request.path_params["method"] in self._methods else 404
+
+    async def _run(self, request: Request) -> Response:
+        try:
+            body = await self._read(request)
+        except ClientDisconnect:
+            return Response()  # nobody reads it
+        if body is None:
+            return _refusal(413)
+        try:
+            body.decode()  # the fields are taken apart unchecked below
+            fields = _FIELDS.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return _refusal(400)
+        return JSONResponse(await self._methods[request.path_params["method"]](fields))
+
+    async def _read(self, request: Request) -> bytes | None:
+        """The body, or None when it is too large."""
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._body_limit and "expect" in request.headers:
+            return None  # it waits for leave to send, and gets none
+        body, size = bytearray(), 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= self._body_limit:
+                body += chunk
+            elif size > DISCARD_LIMIT_BYTES:
+                break
+        return bytes(body) if size <= self._body_limit else None
+
+    async def _publish(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
+        """`{"channel", "data" | "b64data"}`: publish to a channel, or to the inbox `@user`."""
+        channel = _text(fields.get("channel"))
+        if channel is None or not _is_channel(channel):
+            return _error(_BAD_REQUEST, "bad request: channel")
+        payload = _payload(fields)
+        if payload is None:
+            return _error(_BAD_REQUEST, "bad request: either data, or b64data in base64")
+        if len(payload.data) > self._max_publish_bytes:
+            return _error(_LIMIT_EXCEEDED, "limit exceeded")
+        publication = Publication(payload, timestamp_ms=time.time_ns() // 1_000_000)
+        outcome = await self._publish_to_bus(
+            self._names.channel(channel.encode()), encode_publication(publication)
+        )
+        if outcome == "unknown":
+            return _error(_INTERNAL, "no answer in time: it may have been published")
+        return _error(_INTERNAL, "unavailable") if outcome else {"result": {}}
+
+
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEXT: Final = msgspec.json.Decoder(str)
+
+
+def _refusal(status: int) -> Response:
+    return JSONResponse(_REFUSALS[status], status, _HEADERS.get(status))
+
+
+def _text(raw: msgspec.Raw | None) -> str | None:
+    """A field that must be text; None when it is not there or is none. Half a character is none."""
+    try:
+        return None if raw is None else _TEXT.decode(raw)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _payload(fields: Mapping[str, msgspec.Raw]) -> Payload | None:
+    """What is published: `data` is the JSON document as it was sent, `b64data` bytes as they are."""
+    if ("data" in fields) == ("b64data" in fields):
+        return None
+    if "data" in fields:
+        payload = classify(bytes(fields["data"]))
+        return payload if payload.encoding == JSON else None
+    text = _text(fields["b64data"])
+    try:
+        return None if text is None else Payload(BINARY, base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _is_channel(name: str) -> bool:
+    """Whether anybody can be subscribed to it. Source: protocols/bus/v1/spec.md, "Names"."""
+    if name.startswith(INBOX_MARK):
+        user = name.removeprefix(INBOX_MARK)
+        return 1 <= len(user.encode()) <= USER_LIMIT_BYTES and not any(map(_is_control, user))
+    if not 1 <= len(name.encode()) <= CHANNEL_LIMIT_BYTES:
+        return False
+    return not any(_is_control(sign) or sign.isspace() or sign in "{}" for sign in name)
+
+
+def _is_control(sign: str) -> bool:
+    return unicodedata.category(sign) == "Cc"

@@ -1,0 +1,108 @@
+"""Whether the node lives and can work, told to machines and to people.
+
+Judged from the block alone: nothing here waits, and a dead bus or a hung shard cannot hold an answer
+back.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from string import Template
+from typing import Final
+
+from wsgate.statistics import StatisticsBlock, why_not_ready
+from wsgate.statistics.readiness import why_not_alive
+
+__all__ = ["Verdict", "connections_by_state", "judge_liveness", "judge_readiness", "status_page"]
+
+Verdict = tuple[int, dict[str, object]]
+"""An HTTP status, 200 or 503, and the body to answer with."""
+
+_STATE_MARK: Final = "now_"
+_NOT_STATES: Final = frozenset({"now_connections", "now_blocked", "now_draining", "now_channels"})
+
+
+def judge_liveness(block: StatisticsBlock, now_ms: int) -> Verdict:
+    """`{"alive": true}`, or false and `why`: keeper and every shard must beat.
+
+    Args:
+        block: The node's numbers.
+        now_ms: The machine's monotonic clock.
+    """
+    return _verdict("alive", why_not_alive(block, now_ms))
+
+
+def judge_readiness(block: StatisticsBlock, now_ms: int) -> Verdict:
+    """`{"ready": true}`, or false and `why`: every shard must accept and hear the bus. As above."""
+    return _verdict("ready", why_not_ready(block, now_ms))
+
+
+def _verdict(claim: str, why: list[str]) -> Verdict:
+    return (503, {claim: False, "why": why}) if why else (200, {claim: True})
+
+
+def connections_by_state(block: StatisticsBlock) -> dict[str, int]:
+    """Connections of all shards by state, in the order of a connection's life."""
+    gauges = [name for name in block.layout.gauges if name.startswith(_STATE_MARK)]
+    shards = [block.shard(number) for number in range(block.shards)]
+    return {
+        name.removeprefix(_STATE_MARK): sum(shard[name] for shard in shards)
+        for name in gauges
+        if name not in _NOT_STATES
+    }
+
+
+# --- for people ---------------------------------------------------------------------------------------
+
+_PAGE: Final = Template(
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="refresh" content="5">
+<title>$title - wsgate</title>
+<link rel="stylesheet" href="/page.css">
+</head>
+<body class="status">
+<header><h1>wsgate</h1><p class="node">$node</p></header>
+<main>
+<section class="card"><h2 data-state="$state"><span class="dot"></span>$title</h2>$why</section>
+$numbers
+<nav class="card" aria-label="More"><a href="/readyz">/readyz</a> <a href="/healthz">/healthz</a>
+<a href="/metrics">/metrics</a></nav>
+</main>
+</body>
+</html>
+"""
+)
+
+
+def status_page(node: str, block: StatisticsBlock, now_ms: int, *, has_numbers: bool) -> str:
+    """A page that says what `/readyz` says.
+
+    Args:
+        node: The node's name.
+        block: Its numbers.
+        now_ms: The machine's monotonic clock.
+        has_numbers: Whether connection counts are shown; they are for whoever may read the metrics.
+    """
+    why = why_not_ready(block, now_ms)
+    return _PAGE.substitute(
+        node=escape(node),
+        title="Not ready" if why else "Ready",
+        state="stopped" if why else "open",
+        why=_list(why),
+        numbers=_table(connections_by_state(block)) if has_numbers else "",
+    )
+
+
+def _list(rows: Sequence[str]) -> str:
+    items = "".join(f"<li><code>{escape(row)}</code></li>" for row in rows)
+    return f"<ul>{items}</ul>" if rows else "<p>Every shard accepts connections and hears the bus.</p>"
+
+
+def _table(counts: dict[str, int]) -> str:
+    row = '<tr><th scope="row">{}</th><td>{:,}</td></tr>'
+    rows = "".join(row.format(escape(name), count) for name, count in counts.items())
+    return f'<section class="card"><h2>Connections</h2><table>{rows}</table></section>'

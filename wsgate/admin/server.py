@@ -1,0 +1,198 @@
+"""The admin process itself: a loop, uvicorn on the keeper's listener, one publisher to the bus.
+
+Every request is bounded: its head and body in bytes, a connection in the time it may take to get one
+answer through, and the number of connections. A peer that sends slowly, or reads nothing, is cut; it
+costs a socket buffer until then.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from wsgate.admin import AdminOptions
+from wsgate.admin.api import Api, Publish
+from wsgate.admin.app import RESPONSE_HEADERS, make_app
+from wsgate.bus import Publisher
+from wsgate.log import Log
+from wsgate.statistics import StatisticsBlock
+
+__all__ = ["serve"]
+
+HEAD_LIMIT_BYTES: Final = 16 * 1024
+CONCURRENCY_LIMIT: Final = 128
+"""Connections, above which requests are answered 503."""
+CONNECTIONS_LIMIT: Final = 256
+"""Connections, above which a new one is cut at once."""
+ANSWER_S: Final = 10.0
+"""How long a connection may take for one answer: to ask for it, and to take it."""
+KEEP_ALIVE_S: Final = 5
+BACKLOG: Final = 128
+GRACE_S: Final = 0.5
+"""How long answers under way may take when the process ends."""
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+
+
+def serve(options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int) -> None:
+    """Be the admin process; see `wsgate.admin.run_admin`."""
+    _route_logs(options.log_level)
+    uvloop.run(_serve(options, block, listener, alive))
+
+
+async def _serve(options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int) -> None:
+    loop = asyncio.get_running_loop()
+    publisher = Publisher(
+        options.bus,
+        connect_timeout_s=options.connect_timeout_s,
+        command_timeout_s=options.command_timeout_s,
+    )
+    server = _Server(make_app(options, block, Api(options, _awaitable(publisher))))
+    sending = loop.create_task(publisher.run())
+    # It ends by itself by a fault of ours only: then the whole process ends, and is started again.
+    sending.add_done_callback(lambda task: server.stop())
+    loop.add_signal_handler(signal.SIGTERM, server.stop)
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; the keeper decides
+    loop.add_reader(alive, _keeper_is_gone, loop, alive, server)
+    await server.serve(sockets=[listener])
+    sending.cancel()
+    faults = await asyncio.gather(sending, return_exceptions=True)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_S):
+            await publisher.close()
+    if isinstance(faults[0], Exception):
+        raise faults[0]
+
+
+def _keeper_is_gone(loop: asyncio.AbstractEventLoop, alive: int, server: "_Server") -> None:
+    loop.remove_reader(alive)
+    server.stop()
+
+
+def _awaitable(publisher: Publisher) -> Publish:
+    """Its callback as something to wait for."""
+
+    async def publish(name: bytes, data: bytes) -> str:
+        answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: str) -> None:
+            if not answered.done():  # who waited may be gone
+                answered.set_result(outcome)
+
+        publisher.publish(name, data, done)
+        return await answered
+
+    return publish
+
+
+class _Server(uvicorn.Server):
+    """uvicorn on a listener of somebody else's, ended by `stop` and not by signals of its own."""
+
+    def __init__(self, app: object) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                http=_Connection,
+                ws="none",
+                interface="asgi3",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                headers=list(RESPONSE_HEADERS),
+                backlog=BACKLOG,
+                limit_concurrency=CONCURRENCY_LIMIT,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing: the loop has the handlers, and a graceful end is no death by a signal."""
+        yield
+
+    def stop(self) -> None:
+        """Answer what is under way, then end; after the grace whatever is left is cut."""
+        if not self.should_exit:
+            self.should_exit = True
+            asyncio.get_running_loop().call_later(GRACE_S, self._cut)
+
+    def _cut(self) -> None:
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, _Connection):
+                connection.reset()
+
+
+class _Connection(H11Protocol):
+    """An HTTP connection that must get an answer through from time to time.
+
+    uvicorn itself waits for ever for a head that does not end, and for a peer that does not read.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin, or end at once when there are too many."""
+        super().connection_made(transport)
+        self._renew()
+        if len(self.connections) > CONNECTIONS_LIMIT:
+            self.reset()
+
+    def on_response_complete(self) -> None:
+        """An answer is through: time for the next one."""
+        self._renew()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def reset(self) -> None:
+        """End it at once. What the kernel still holds for a peer that does not read is dropped too."""
+        peer = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
+
+    def _renew(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(ANSWER_S, self.reset)
+
+
+# --- logs ---------------------------------------------------------------------------------------------
+
+
+class _Forward(logging.Handler):
+    """uvicorn's lines under the rules of ours: one per cause and second, and never a request's bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._log = Log("admin")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it; a fault of the application with its traceback."""
+        text = record.getMessage().strip()
+        if record.exc_info:
+            self._log.exception("request_failed", text=text)
+        else:
+            self._log.warning("http", text=text)
+
+
+def _route_logs(level: str) -> None:
+    logger = logging.getLogger("uvicorn")
+    logger.handlers[:] = [_Forward()]
+    logger.setLevel(level.upper())
+    logger.propagate = False

@@ -1,0 +1,271 @@
+"""The command line: thin. Every command is one function; exit 2 for configuration, 1 for the rest."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wsgate import __version__
+from wsgate.config import Config, effective, load, parse_duration_ms
+from wsgate.errors import BackendError, SettingsError, WsgateError
+from wsgate.node.runtime import RunningGateway, running_gateways, runtime_directory
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0: done; 1: it failed; 2: the configuration or the command line is wrong.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        return code
+    except SettingsError as error:
+        print(f"wsgate: {error}", file=sys.stderr)
+        return 2
+    except WsgateError as error:
+        print(f"wsgate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wsgate", description="A WebSocket gateway for very many connections."
+    )
+    parser.add_argument("--version", action="version", version=f"wsgate {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="run a gateway"))
+    _add_check(commands.add_parser("check-config", help="print the settings in effect, secrets masked"))
+    _add_token(commands.add_parser("token", help="make a token for a user"))
+    _add_publish(commands.add_parser("publish", help="publish to a channel"))
+    _add_listen(commands.add_parser("listen", help="print what is published to a channel"))
+    return parser
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; also $WSGATE_CONFIG")
+
+
+def _configuration(options: argparse.Namespace, flags: dict[str, Any] | None = None) -> Config:
+    named = options.config or os.environ.get("WSGATE_CONFIG")
+    return load(Path(named) if named else None, os.environ, flags or {})
+
+
+# --- serve --------------------------------------------------------------------------------------------
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_configuration(parser)
+    parser.add_argument("--host", help="address clients connect to (0.0.0.0)")
+    parser.add_argument("--port", type=int, help="port clients connect to (8000)")
+    parser.add_argument("--shards", type=int, help="processes with sockets (one per usable core)")
+    parser.add_argument("--redis", metavar="URL", help="the bus; without it a private one is started")
+    parser.add_argument("--admin-port", type=int, help="port of health, metrics, API and page (9000)")
+    parser.add_argument(
+        "--dev", action="store_true", help="anonymous clients, open channels, no admin key, try page"
+    )
+    parser.set_defaults(run=_serve)
+
+
+def _flags(options: argparse.Namespace) -> dict[str, Any]:
+    """Only what was given."""
+    rows = {
+        ("server", "host"): options.host,
+        ("server", "port"): options.port,
+        ("server", "shards"): options.shards,
+        ("server", "dev"): options.dev or None,
+        ("bus", "url"): options.redis,
+        ("admin", "port"): options.admin_port,
+    }
+    flags: dict[str, Any] = {}
+    for (section, key), value in rows.items():
+        if value is not None:
+            flags.setdefault(section, {})[key] = value
+    return flags
+
+
+def _serve(options: argparse.Namespace) -> int:
+    config = _configuration(options, _flags(options))
+    # Only here: the other commands need none of it, and start faster without.
+    from wsgate.log import set_up_logging
+    from wsgate.node.build import make_plan
+    from wsgate.node.keeper import Keeper
+
+    set_up_logging(level=config.log.level, is_json=config.log.format == "json")
+    plan = make_plan(config, os.environ)
+    print(_banner(config, plan.running, len(plan.shards)), flush=True)
+    return Keeper(plan, lambda: print("ready", flush=True)).run()
+
+
+def _banner(config: Config, running: RunningGateway, shards: int) -> str:
+    from wsgate.bus import parse_address
+    from wsgate.node.build import publish_command
+
+    host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104
+    admin = f"http://{config.admin.host}:{running.admin_port}"
+    what = "private, on " if not config.bus.url else ""
+    rows = {
+        "socket": f"ws://{host}:{running.port}{running.path}",
+        "page" if config.server.dev else "admin": f"{admin}/",
+        "bus": f"{what}{parse_address(running.bus_url)}",
+        "publish": publish_command(running),
+    }
+    head = f"wsgate {__version__}, {shards} shard{'s' if shards > 1 else ''}"
+    return "\n".join([head, *(f"  {name:8} {value}" for name, value in rows.items())])
+
+
+# --- check-config -------------------------------------------------------------------------------------
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_configuration(parser)
+    parser.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from wsgate.node.build import verification_keys
+
+    config = _configuration(options)
+    verification_keys(config)  # a key that does not fit its algorithm is a mistake too
+    print(effective(config), end="")
+    return 0
+
+
+# --- token --------------------------------------------------------------------------------------------
+
+
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    _add_configuration(parser)
+    _add_port(parser)
+    parser.add_argument("--user", required=True, help="who it is for: the claim sub")
+    parser.add_argument("--ttl", default="1h", help="how long it holds (1h)")
+    parser.add_argument(
+        "--channel", action="append", default=[], help="subscribed on connect; may be repeated"
+    )
+    parser.add_argument(
+        "--subscribe", action="append", default=[], metavar="PATTERN", help="may subscribe to"
+    )
+    parser.add_argument("--publish", action="append", default=[], metavar="PATTERN", help="may publish to")
+    parser.add_argument(
+        "--for-channel", metavar="CHANNEL", help="a channel token: opens this channel, no connection"
+    )
+    parser.set_defaults(run=_token)
+
+
+def _token(options: argparse.Namespace) -> int:
+    import jwt
+
+    now_s = int(time.time())
+    claims: dict[str, Any] = {"sub": options.user, "iat": now_s}
+    claims["exp"] = now_s + parse_duration_ms(options.ttl) // 1000
+    given = {
+        "channels": options.channel,
+        "subscribe": options.subscribe,
+        "publish": options.publish,
+        "channel": options.for_channel,
+    }
+    claims |= {claim: value for claim, value in given.items() if value}
+    print(jwt.encode(claims, _signing_secret(options), algorithm="HS256"))
+    return 0
+
+
+def _signing_secret(options: argparse.Namespace) -> str:
+    """The configured secret, else the one the running development gateway made."""
+    if options.config or any(name.startswith("WSGATE_AUTH__") for name in os.environ):
+        if secret := _configuration(options).auth.hmac_secret:
+            return secret
+        raise SettingsError("auth.hmac_secret: not set, and tokens are signed with nothing else here")
+    if secret := _running(options).secret:
+        return secret
+    raise SettingsError(
+        "auth.hmac_secret: the gateway has its own: give --config, or WSGATE_AUTH__HMAC_SECRET"
+    )
+
+
+# --- publish and listen -------------------------------------------------------------------------------
+
+
+def _add_port(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, help="which gateway, when several run here")
+
+
+def _running(options: argparse.Namespace) -> RunningGateway:
+    found = running_gateways(runtime_directory(os.environ))
+    if options.port is not None:
+        found = [gateway for gateway in found if gateway.port == options.port]
+    if not found:
+        raise BackendError(
+            "no gateway of yours runs here; start one with: wsgate serve --dev", temporary=True
+        )
+    if len(found) > 1:
+        ports = ", ".join(str(gateway.port) for gateway in found)
+        raise SettingsError(f"several gateways run here: choose one with --port ({ports})")
+    return found[0]
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    _add_port(parser)
+    parser.add_argument("--redis", metavar="URL", help="the bus, instead of the running gateway's")
+    parser.add_argument("--prefix", default="wsgate", help="of names on that bus (wsgate)")
+    parser.add_argument("channel", help="a channel, or @user for a user's inbox")
+    parser.add_argument("data", help="JSON, or any text; - reads standard input")
+    parser.set_defaults(run=_publish)
+
+
+def _publish(options: argparse.Namespace) -> int:
+    import redis
+
+    from wsgate.bus import Names, parse_address
+
+    url, prefix = options.redis, options.prefix
+    if url is None:
+        running = _running(options)
+        url, prefix = running.bus_url, running.prefix
+    address = parse_address(url)
+    where: dict[str, Any] = {"host": address.host, "port": address.port}
+    if address.path:
+        where = {"unix_socket_path": address.path}
+    data = sys.stdin.buffer.read() if options.data == "-" else options.data.encode()
+    try:
+        with redis.Redis(
+            username=address.username or None, password=address.password or None, **where
+        ) as bus:
+            heard = bus.publish(Names(prefix).channel(options.channel.encode()), data)
+    except redis.RedisError as error:
+        raise BackendError(f"the bus at {address}: {error}", temporary=True) from error
+    print(f"heard by {heard} shard{'' if heard == 1 else 's'}")
+    return 0
+
+
+def _add_listen(parser: argparse.ArgumentParser) -> None:
+    _add_port(parser)
+    parser.add_argument("--url", help="ws://host:port/ws, instead of the running gateway's")
+    parser.add_argument("--token", default=os.environ.get("WSGATE_TOKEN", ""), help="also $WSGATE_TOKEN")
+    parser.add_argument("--count", type=int, default=0, help="stop after so many publications")
+    parser.add_argument("channel", help="a channel, or @me for the token's own inbox")
+    parser.set_defaults(run=_listen)
+
+
+def _listen(options: argparse.Namespace) -> int:
+    from wsgate.client import listen
+
+    url = options.url
+    if url is None:
+        running = _running(options)
+        url = f"ws://127.0.0.1:{running.port}{running.path}"
+    listen(
+        url, options.channel, lambda line: print(line, flush=True), token=options.token, limit=options.count
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

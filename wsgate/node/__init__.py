@@ -1,0 +1,1 @@
+"""One machine: the keeper, what it listens on, and the private bus."""

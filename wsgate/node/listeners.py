@@ -1,0 +1,108 @@
+"""The client port: one listener per shard, and a program in the kernel that deals connections out.
+
+All listeners of a port form one SO_REUSEPORT group. By itself the kernel deals by hash, whoever
+sleeps; the program here deals at random by weight, so that a full, draining or hung shard gets nobody.
+The keeper holds every listener open: a crashed shard's successor inherits the same queue.
+
+Source: socket(7), SO_ATTACH_REUSEPORT_CBPF; the kernel's Documentation/networking/filter.rst.
+"""
+
+import contextlib
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from wsgate.errors import SettingsError
+from wsgate.reactor import ListenerOptions, open_listener
+
+__all__ = ["open_group", "refuse_waiting", "steer", "steering_program"]
+
+_SO_ATTACH_REUSEPORT_CBPF: Final = 51
+_LOAD_RANDOM: Final = (0x20, 0, 0, 0xFFFFF000 + 56)  # BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_RANDOM
+_MODULO: Final = 0x94  # BPF_ALU | BPF_MOD | BPF_K
+_JUMP_IF_GREATER_OR_EQUAL: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
+_RETURN: Final = 0x06  # BPF_RET | BPF_K
+_WEIGHT_SUM: Final = 1 << 16
+
+_REFUSALS_PER_CALL: Final = 64
+_NOBODY_ANSWERS: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+def open_group(host: str, port: int, count: int, options: ListenerOptions) -> list[socket.socket]:
+    """`count` listeners on one port; the first one probes, so that no other gateway's group is joined.
+
+    Args:
+        host: Address to bind.
+        port: 0 lets the kernel choose one for all.
+        count: How many, at least 1.
+        options: For each of them.
+
+    Raises:
+        SettingsError: The port is taken or the address is not ours; says which.
+    """
+    try:
+        if port:
+            open_listener(host, port, replace(options, reuse_port=False, backlog=1)).close()
+        group = [open_listener(host, port, replace(options, reuse_port=True))]
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {_plainly(error)}") from error
+    chosen = group[0].getsockname()[1]
+    group += [open_listener(host, chosen, replace(options, reuse_port=True)) for _ in range(count - 1)]
+    return group
+
+
+def _plainly(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "the port is in use, perhaps by another gateway"
+    return error.strerror or str(error)
+
+
+def steering_program(weights: Sequence[int]) -> bytes:
+    """The classic BPF program that returns index n with probability weight n / sum.
+
+    With all weights 0 it deals evenly: then every shard refuses by itself, and says so.
+    """
+    if not any(weights):
+        weights = [1] * len(weights)
+    total = sum(weights)
+    scaled = [max(1, weight * _WEIGHT_SUM // total) if weight else 0 for weight in weights]
+    steps = [_LOAD_RANDOM, (_MODULO, 0, 0, sum(scaled))]
+    bound = 0
+    for index, weight in enumerate(scaled):
+        bound += weight
+        # Below the bound: this one. Skips its own return otherwise.
+        steps += [(_JUMP_IF_GREATER_OR_EQUAL, 1, 0, bound), (_RETURN, 0, 0, index)]
+    steps.append((_RETURN, 0, 0, len(scaled) - 1))
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)
+
+
+def steer(listener: socket.socket, weights: Sequence[int]) -> None:
+    """Deal new connections of the listener's group by weight, from now on."""
+    program = ctypes.create_string_buffer(steering_program(weights))
+    steps = (len(program) - 1) // 8
+    listener.setsockopt(
+        socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("@HP", steps, ctypes.addressof(program))
+    )
+
+
+def refuse_waiting(listener: socket.socket) -> int:
+    """Answer 503 to who waits in a queue that nobody serves; how many were answered, at most 64."""
+    refused = 0
+    while refused < _REFUSALS_PER_CALL:
+        try:
+            peer, _ = listener.accept()
+        except OSError:
+            break
+        with peer, contextlib.suppress(OSError):
+            peer.setblocking(False)
+            peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
+            peer.send(_NOBODY_ANSWERS)
+            peer.shutdown(socket.SHUT_WR)
+        refused += 1
+    return refused

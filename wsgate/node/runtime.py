@@ -1,0 +1,96 @@
+"""The runtime directory: where a running gateway leaves what its own commands need to find it.
+
+One directory per user, mode 0700; in it one file per gateway, named by its port, and the private bus's
+socket. Nothing here outlives the gateway except by kill -9, and a file whose process is gone is ignored.
+"""
+
+import fcntl
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from wsgate.errors import InternalError, SettingsError
+
+__all__ = ["RunningGateway", "lock_port", "running_gateways", "runtime_directory"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGateway:
+    """What a gateway says of itself."""
+
+    pid: int
+    node: str
+    port: int
+    path: str
+    admin_port: int
+    bus_url: str
+    prefix: str
+    secret: str  # with which `wsgate token` signs; empty when the configuration has its own
+
+    def write(self, directory: Path) -> Path:
+        """Leave it in the runtime directory, readable by its owner only."""
+        target = _file_of(directory, self.port)
+        draft = target.with_suffix(f".{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(json.dumps(asdict(self)))
+        draft.replace(target)
+        return target
+
+
+def _file_of(directory: Path, port: int) -> Path:
+    return directory / f"gateway-{port}.json"
+
+
+def runtime_directory(environ: Mapping[str, str]) -> Path:
+    """The directory, made when it is not there.
+
+    `$RUNTIME_DIRECTORY` (systemd makes it), else `wsgate` below `$XDG_RUNTIME_DIR`, else `wsgate-<uid>`
+    in the system's temporary folder.
+
+    Raises:
+        SettingsError: It belongs to somebody else or others may write to it: secrets would leak.
+    """
+    if given := environ.get("RUNTIME_DIRECTORY", "").split(":")[0]:
+        directory = Path(given)
+    elif base := environ.get("XDG_RUNTIME_DIR"):
+        directory = Path(base) / "wsgate"
+    else:
+        directory = Path(tempfile.gettempdir()) / f"wsgate-{os.getuid()}"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.lstat()
+    except OSError as error:
+        raise SettingsError(f"runtime directory {directory}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise SettingsError(
+            f"runtime directory {directory}: must be a directory of yours that nobody else may write to"
+        )
+    return directory
+
+
+def lock_port(directory: Path, port: int) -> int | None:
+    """Lock a port against a second gateway of this user; the descriptor holds it, None: it is taken."""
+    descriptor = os.open(directory / f"port-{port}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def running_gateways(directory: Path) -> list[RunningGateway]:
+    """The gateways of this user whose keeper lives."""
+    found = []
+    for file in sorted(directory.glob("gateway-*.json")):
+        try:
+            gateway = RunningGateway(**json.loads(file.read_text()))
+            os.kill(gateway.pid, 0)
+        except (OSError, ValueError, TypeError, InternalError):
+            continue
+        found.append(gateway)
+    return found

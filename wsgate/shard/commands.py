@@ -1,0 +1,230 @@
+"""What a client's command does: one table from command to handler.
+
+A handler is `(conn, dialect, identity, command)`. It answers through the sessions, later if it waits
+for the bus. Who has shown no token yet may say `auth` and `ping`, and nothing else.
+
+Source: protocols/client/v1/spec.md, "Commands".
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from wsgate.auth import Identity, TokenError
+from wsgate.bus import Names, Publication, Publisher, encode_publication
+from wsgate.dialects import BadCommand, Dialect, commands
+from wsgate.payload import Payload
+from wsgate.reactor import Reactor
+from wsgate.reasons import Reason
+from wsgate.shard.options import ANONYMOUS
+from wsgate.shard.sessions import RETRY_MS, Sessions, Showing, shown
+
+__all__ = ["Commands"]
+
+UNDER_WAY_LIMIT: Final = 64
+"""Commands of one connection that await the bus, above which it is not read."""
+
+Handler = Callable[[int, Dialect, Identity, Any], None]
+
+
+class Commands:
+    """Runs the commands of one shard's clients."""
+
+    def __init__(self, reactor: Reactor, sessions: Sessions, publisher: Publisher, names: Names) -> None:
+        """Over the shard's parts."""
+        self._reactor = reactor
+        self._sessions = sessions
+        self._publisher = publisher
+        self._names = names
+        self._count = sessions.count
+        self._under_way: dict[int, int] = {}
+        self._handlers: dict[type, tuple[str, Handler]] = {
+            commands.Auth: ("command_auth", self._auth),
+            commands.Subscribe: ("command_sub", self._subscribe),
+            commands.Unsubscribe: ("command_unsub", self._unsubscribe),
+            commands.Publish: ("command_pub", self._publish),
+            commands.Send: ("command_send", self._send),
+            commands.History: ("command_history", self._ask),
+            commands.Presence: ("command_presence", self._ask),
+            commands.PresenceStats: ("command_presence_stats", self._ask),
+            commands.Refresh: ("command_refresh", self._refresh),
+            commands.Ping: ("command_ping", self._ping),
+        }
+
+    def run(self, conn: int, dialect: Dialect, message: bytes, opcode: int) -> None:
+        """Run one message of a connection.
+
+        Args:
+            conn: Its handle.
+            dialect: What it speaks.
+            message: As it came.
+            opcode: 1 text, 2 binary.
+        """
+        sessions = self._sessions
+        if opcode != dialect.opcode:
+            sessions.end(conn, dialect, Reason.UNSUPPORTED_DATA)
+            return
+        command = dialect.decode(message)
+        if type(command) is BadCommand:
+            sessions.error(conn, dialect, command.error, id=command.id, channel=command.ch)
+            sessions.bad_message(conn, dialect, is_malformed=command.is_malformed)
+            return
+        sessions.good_message(conn)
+        counter, handler = self._handlers[type(command)]
+        self._count(counter, 1)
+        identity: Identity | None = self._reactor.meta(conn)
+        if identity is None:
+            if type(command) not in (commands.Auth, commands.Ping):
+                sessions.error(conn, dialect, "unauthorized", id=getattr(command, "id", None))
+                return
+            identity = ANONYMOUS
+        handler(conn, dialect, identity, command)
+
+    def forget(self, conn: int) -> None:
+        """The connection is gone."""
+        if self._under_way:
+            self._under_way.pop(conn, None)
+
+    # --- who somebody is ------------------------------------------------------------------------------
+
+    def _auth(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Auth) -> None:
+        if identity is not ANONYMOUS:
+            # A new token comes by `refresh`.
+            self._sessions.error(conn, dialect, "bad_request", id=command.id)
+            return
+        self._sessions.authenticate(
+            conn, dialect, command.token, Showing(command.id, command.positions or {})
+        )
+
+    def _refresh(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Refresh) -> None:
+        """A later end for the connection, and the permissions of the new token."""
+        sessions = self._sessions
+        try:
+            fresh = sessions.tokens.connection(command.token, time.time())
+        except TokenError:
+            sessions.error(conn, dialect, "unauthorized", id=command.id)
+            return
+        if fresh.user != identity.user:
+            sessions.error(conn, dialect, "permission_denied", id=command.id)
+            return
+        self._reactor.set_meta(conn, fresh)
+        sessions.set_expiry(conn, fresh)
+        if command.id is not None:
+            expires_s = max(0, int(fresh.expires_at_s - time.time())) if fresh.expires_at_s else None
+            self._reactor.send(conn, dialect.ok(command.id, expires_s=expires_s), dialect.opcode)
+
+    def _ping(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Ping) -> None:
+        self._reactor.send(conn, dialect.pong(command.id), dialect.opcode)
+
+    # --- channels -------------------------------------------------------------------------------------
+
+    def _subscribe(
+        self, conn: int, dialect: Dialect, identity: Identity, command: commands.Subscribe
+    ) -> None:
+        sessions = self._sessions
+        if command.token is None:
+            sessions.subscribe(conn, dialect, command.ch, command.id, position=command.position)
+            return
+        name = sessions.name_of(identity, command.ch)
+        fault = "bad_request" if name is None or name.startswith(b"@") else None
+        if fault is None:
+            fault = self._judge_channel_token(identity, command.ch, command.token)
+        if fault or name is None:
+            sessions.error(conn, dialect, fault or "bad_request", id=command.id, channel=command.ch)
+            return
+        sessions.join(conn, dialect, name, command.id, position=command.position)
+
+    def _judge_channel_token(self, identity: Identity, channel: str, token: str) -> str | None:
+        """The error's name, or None: the token opens this channel to this user."""
+        try:
+            self._sessions.tokens.channel(token, channel, identity.user, time.time())
+        except TokenError:
+            return "unauthorized"
+        return self._sessions.access.may_subscribe(identity, channel, has_channel_token=True)
+
+    def _unsubscribe(
+        self, conn: int, dialect: Dialect, identity: Identity, command: commands.Unsubscribe
+    ) -> None:
+        """Leave a channel; leaving one that was not held is answered the same: it is not held."""
+        name = self._sessions.name_of(identity, command.ch)
+        if name is None:
+            self._sessions.error(conn, dialect, "bad_request", id=command.id)
+            return
+        self._sessions.hub.leave(conn, name)
+        self._reactor.send(conn, dialect.unsubscribed(shown(name), command.id), dialect.opcode)
+
+    def _ask(self, conn: int, dialect: Dialect, identity: Identity, command: Any) -> None:
+        """No channel keeps history or presence: whoever may be there is told so."""
+        sessions = self._sessions
+        name = sessions.name_of(identity, command.ch)
+        fault = "bad_request" if name is None else None
+        if name is not None and not name.startswith(b"@"):
+            fault = sessions.access.may_subscribe(identity, command.ch)
+        sessions.error(conn, dialect, fault or "permission_denied", id=command.id, channel=command.ch)
+
+    def _send(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Send) -> None:
+        """No backend reads events."""
+        self._sessions.error(conn, dialect, "permission_denied", id=command.id)
+
+    # --- publishing -----------------------------------------------------------------------------------
+
+    def _publish(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Publish) -> None:
+        sessions, channel = self._sessions, command.ch
+        name = sessions.name_of(identity, channel)
+        fault = "bad_request" if name is None else None
+        if name is not None:
+            is_inbox = name.startswith(b"@")
+            fault = "permission_denied" if is_inbox else sessions.access.may_publish(identity, channel)
+        payload = dialect.payload(command) if fault is None else None
+        if fault is None:
+            fault = self._payload_fault(channel, payload)
+        if fault or name is None or payload is None:
+            sessions.error(conn, dialect, fault or "bad_request", id=command.id, channel=channel)
+            return
+        self._hold(conn)
+        self._publisher.publish(
+            self._names.channel(name),
+            encode_publication(
+                Publication(
+                    payload,
+                    user=identity.user or None,
+                    timestamp_ms=time.time_ns() // 1_000_000,
+                    exclude=0 if command.echo else self._reactor.public_id(conn),
+                )
+            ),
+            partial(self._published, conn, dialect, command.id, channel),
+        )
+
+    def _payload_fault(self, channel: str, payload: Payload | None) -> str | None:
+        if payload is None:
+            return "bad_request"
+        if len(payload.data) > self._sessions.access.max_publish_bytes(channel):
+            return "too_large"
+        return None
+
+    def _published(self, conn: int, dialect: Dialect, id: int | None, channel: str, outcome: str) -> None:
+        self._release(conn)
+        if not outcome:
+            self._count("publishes_sent", 1)
+            if id is not None:
+                self._reactor.send(conn, dialect.ok(id), dialect.opcode)
+            return
+        self._count("publishes_failed", 1)
+        self._sessions.error(conn, dialect, "unavailable", id=id, channel=channel, retry_ms=RETRY_MS)
+
+    def _hold(self, conn: int) -> None:
+        """One more command of this connection awaits the bus; too many, and it is not read."""
+        under_way = self._under_way.get(conn, 0) + 1
+        self._under_way[conn] = under_way
+        if under_way == UNDER_WAY_LIMIT:
+            self._reactor.pause_reading(conn)
+
+    def _release(self, conn: int) -> None:
+        under_way = self._under_way.get(conn, 0) - 1
+        if under_way > 0:
+            self._under_way[conn] = under_way
+        else:
+            self._under_way.pop(conn, None)
+        if under_way == UNDER_WAY_LIMIT // 2:
+            self._reactor.resume_reading(conn)

@@ -1,0 +1,100 @@
+"""The door: a complete request head in, 101 or a refusal out.
+
+Cheap tests first: path, origin, subprotocol, and only then the token, which costs most. What is
+refused here is HTTP; a token that a browser carried (subprotocol, query) is judged after 101, because
+a browser cannot see a 401 and would come back for ever.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qs
+
+from wsgate import handshake
+from wsgate.auth import Identity, TokenError
+from wsgate.dialects import Dialect, select
+from wsgate.shard.options import ShardOptions
+from wsgate.shard.tokens import Tokens
+
+__all__ = ["Entry", "Front"]
+
+_UNKNOWN_PATH: Final = handshake.refusal(404, "unknown_path")
+_FORBIDDEN_ORIGIN: Final = handshake.refusal(403, "forbidden_origin")
+_NO_COMMON_SUBPROTOCOL: Final = handshake.refusal(400, "no_common_subprotocol")
+_INVALID_TOKEN: Final = handshake.refusal(
+    401, "invalid_token", extra_headers=(("WWW-Authenticate", "Bearer"),)
+)
+_BEARER: Final = "bearer "
+
+
+@dataclass(slots=True)
+class Entry:
+    """A connection that may come in."""
+
+    response: bytes
+    dialect: Dialect
+    identity: Identity | None = None  # from a token in the header
+    late_token: str | None = None  # from a carrier whose fault is told after 101
+    channels: tuple[str, ...] = ()  # `?ch=`, subscribed as if the client had sent `sub`
+    positions: Mapping[str, str] = field(default_factory=dict)  # `?from=`, by channel
+
+
+class Front:
+    """Decides who comes in; pure apart from the token cache."""
+
+    def __init__(self, options: ShardOptions, tokens: Tokens) -> None:
+        """For one shard."""
+        self._path = options.path
+        self._origins = options.origins
+        self._allow_query_token = options.allow_query_token
+        self._tokens = tokens
+
+    def judge(self, head: bytes, now_s: float) -> Entry | handshake.Refusal:
+        """What to answer a request head with.
+
+        Args:
+            head: As the reactor hands it up.
+            now_s: Unix time, for tokens.
+        """
+        request = handshake.parse_head(head)
+        if isinstance(request, handshake.Refusal):
+            return request
+        if request.path != self._path:
+            return _UNKNOWN_PATH
+        if not self._origins.allows(request.origin, request.host):
+            return _FORBIDDEN_ORIGIN
+        selection = select(request.subprotocols)
+        if selection is None:
+            return _NO_COMMON_SUBPROTOCOL
+        upgrade = handshake.accept(request, subprotocol=selection.subprotocol)
+        entry = Entry(upgrade.response, selection.dialect, late_token=selection.token)
+        if request.query:
+            self._read_query(request.query, entry)
+        return self._read_header(request, entry, now_s)
+
+    def _read_query(self, query: str, entry: Entry) -> None:
+        try:
+            fields = parse_qs(query, max_num_fields=64)
+        except ValueError:
+            return
+        entry.channels = tuple(fields.get("ch", ()))
+        if "from" in fields:
+            # A position has no colon, a channel may have several.
+            stood = (text.rpartition(":") for text in fields["from"])
+            entry.positions = {channel: position for channel, _, position in stood if channel}
+        if self._allow_query_token and entry.late_token is None and fields.get("token"):
+            entry.late_token = fields["token"][0]
+
+    def _read_header(
+        self, request: handshake.Request, entry: Entry, now_s: float
+    ) -> Entry | handshake.Refusal:
+        """A token in the header outranks the others: only programs can send it, and they see a 401."""
+        authorization = request.authorization
+        if authorization is None or authorization[: len(_BEARER)].lower() != _BEARER:
+            return entry
+        try:
+            entry.identity = self._tokens.connection(authorization[len(_BEARER) :].strip(), now_s)
+        except TokenError:
+            return _INVALID_TOKEN
+        entry.late_token = None
+        return entry

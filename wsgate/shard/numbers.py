@@ -1,0 +1,86 @@
+"""What a shard counts: the layout of its region of the statistics block.
+
+The reactor's own numbers keep their names. Before the others stands what they are about:
+`handshake_` a refusal over HTTP by name, `error_` an error a command was answered with, `command_` a
+command by op, `held_` bytes by kind, `now_` connections by state.
+"""
+
+from typing import Final
+
+from wsgate.handshake import REFUSALS
+from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
+from wsgate.reasons import ERRORS
+from wsgate.statistics import Layout
+
+__all__ = ["COMMANDS", "LAYOUT", "SHARD_REFUSALS"]
+
+SHARD_REFUSALS: Final = {
+    "draining": 503,
+    "forbidden_origin": 403,
+    "invalid_token": 401,
+    "no_common_subprotocol": 400,
+    "too_many_unauthenticated": 503,
+    "unknown_path": 404,
+    "unserved": 503,
+}
+"""Handshakes refused beside those in `handshake.REFUSALS`, with their HTTP status.
+
+`unserved` is the keeper's answer in the queue of a shard that hangs.
+"""
+
+COMMANDS: Final = (
+    "auth",
+    "sub",
+    "unsub",
+    "pub",
+    "send",
+    "history",
+    "presence",
+    "presence_stats",
+    "refresh",
+    "ping",
+)
+
+LAYOUT: Final = Layout(
+    counters=(
+        *COUNTER_NAMES,
+        *(f"ended_{name}" for name in REASON_NAMES[1:]),
+        *(f"handshake_{name}" for name in (*REFUSALS, *SHARD_REFUSALS)),
+        *(f"error_{name}" for name in ERRORS),
+        *(f"command_{name}" for name in COMMANDS),
+        "publications_received",  # came over the bus for a channel
+        "publications_malformed",  # broken envelope: dropped
+        "publications_too_large",  # over the channel's max_publish: dropped
+        "publications_unheard",  # nobody subscribed any more
+        "publishes_sent",  # by clients, and the bus has them
+        "publishes_failed",  # by clients, answered with an error
+        "tokens_verified",
+        "tokens_cached",  # seen before, not verified again
+        "tokens_refused",
+        "bus_connects",
+        "bus_failures",
+        "probes_echoed",
+        "readiness_asked",  # GET /readyz on the client port
+        "restarts",  # of a child; the keeper's
+    ),
+    gauges=(
+        "phase",  # statistics.readiness.PHASE_
+        "pid",
+        "beat_ms",  # monotonic clock, when it last beat
+        "room",  # how many more connections fit; the weight of its listener
+        "bus_up",
+        "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
+        "subscriptions_pending",  # channels the bus has not confirmed yet
+        "token_cache_entries",
+        *(f"now_{name}" for name in STATE_NAMES[1:]),
+        "now_connections",
+        "now_blocked",
+        "now_draining",
+        "now_channels",
+        *(f"held_{name}" for name in KIND_NAMES),
+        "held_pool",
+        "held_kernel_blocked",
+    ),
+    histograms=("loop_lag_us", "probe_us"),
+)
+"""One layout for every region of a node; the keeper uses the few that fit it."""

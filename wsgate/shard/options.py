@@ -1,0 +1,52 @@
+"""What a shard is told at its start, frozen. Made by the node from the configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wsgate.auth import NO_PERMISSIONS, Identity, OriginPolicy, TokenPolicy, VerificationKey
+from wsgate.bus import BusAddress
+from wsgate.reactor import GateLimits, Settings
+
+__all__ = ["ANONYMOUS", "ChannelRules", "ShardOptions"]
+
+ANONYMOUS = Identity(user="", permissions=NO_PERMISSIONS, expires_at_s=0)
+"""Who has no token where none is needed; one object for all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelRules:
+    """One namespace: who may do what, and what a slow consumer of it loses."""
+
+    subscribe: str = "token"  # anyone, authenticated, token or nobody
+    publish: str = "nobody"
+    slow_consumer: int = 0  # wsgate.reactor.events.POLICY_
+    max_publish_bytes: int = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardOptions:
+    """One shard of a node. Times in the unit their name ends with."""
+
+    node: str
+    number: int
+    reactor: Settings
+    gate: GateLimits
+    bus: BusAddress
+    bus_prefix: str = "wsgate"
+    bus_connect_timeout_s: float = 5.0
+    bus_command_timeout_s: float = 5.0
+    path: str = "/ws"
+    origins: OriginPolicy
+    keys: tuple[VerificationKey, ...] = ()
+    tokens: TokenPolicy
+    token_cache_entries: int = 65_536
+    allow_anonymous: bool = False
+    allow_query_token: bool = False
+    auth_timeout_ms: int = 5_000
+    unauthenticated_limit: int = 1_024  # upgraded connections that have not shown a token yet
+    max_channel_name_bytes: int = 200
+    channels: Mapping[str, ChannelRules] = field(default_factory=dict)
+    any_channel: ChannelRules | None = None  # rules of namespaces not listed; None: there are no others
+    inbox_slow_consumer: int = 0
+    drain_timeout_ms: int = 30_000
+    probe_interval_ms: int = 5_000

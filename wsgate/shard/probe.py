@@ -1,0 +1,69 @@
+"""Proof that the bus delivers: a shard publishes to itself and listens for it.
+
+A connection that is up says little: a bus that accepts and forgets, a subscriber cut off behind a
+firewall, both look well. So every few seconds a number goes out through the publisher and must come
+back through the subscriber; readiness and the histogram `probe_us` are made of that.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from wsgate.bus import Publisher, Subscriber
+
+__all__ = ["Probe"]
+
+TIMEOUT_MS = 5_000
+"""How long a probe may be under way before the bus counts as not delivering."""
+
+
+class Probe:
+    """One shard's probe.
+
+    Args:
+        name: Its pub/sub name, this shard's alone.
+        interval_ms: Between two probes.
+        echoed: Called as `(took_us, due_ms)`: how long it took, and until when the next one is due.
+    """
+
+    def __init__(
+        self,
+        name: bytes,
+        publisher: Publisher,
+        subscriber: Subscriber,
+        interval_ms: int,
+        echoed: Callable[[int, int], None],
+    ) -> None:
+        self.name = name
+        self._publisher = publisher
+        self._subscriber = subscriber
+        self._interval_ms = interval_ms
+        self._echoed = echoed
+        self._sent: tuple[bytes, int] | None = None  # what is under way, and since when, in ns
+        self._number = 0
+
+    def on_up(self) -> None:
+        """The subscriber is up: listen, and probe at once."""
+        self._subscriber.subscribe_control(self.name)
+        self._send()
+
+    def on_control(self, name: bytes, payload: bytes) -> None:
+        """Something came for this name."""
+        if self._sent is None or name != self.name or payload != self._sent[0]:
+            return
+        now_ns = time.monotonic_ns()
+        took_us, self._sent = (now_ns - self._sent[1]) // 1_000, None
+        self._echoed(took_us, now_ns // 1_000_000 + self._interval_ms + TIMEOUT_MS)
+
+    def _send(self) -> None:
+        self._number += 1
+        text = b"%d" % self._number
+        self._sent = (text, time.monotonic_ns())
+        self._publisher.publish(self.name, text, lambda outcome: None)
+
+    async def run(self) -> None:
+        """Probe at intervals; until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_ms / 1000)
+            if self._subscriber.is_up:
+                self._send()

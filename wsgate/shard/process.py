@@ -1,0 +1,319 @@
+"""One shard: its loop, its reactor, and everything wired to them.
+
+A pass of the loop is `_pump`: poll, run what clients said, tidy, flush. It runs when the reactor's
+descriptor is readable, after every pass of the bus reader and every 250 ms; whatever is left over asks
+for another pass. Nothing in it waits.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from http import HTTPStatus
+from typing import Final
+
+import uvloop
+
+from wsgate.bus import Names, Publisher, Subscriber
+from wsgate.bus.subscriber import SubscriberOptions
+from wsgate.dialects import DIALECTS
+from wsgate.handshake import Refusal, refusal
+from wsgate.log import Log
+from wsgate.reactor import Reactor, events
+from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
+from wsgate.reasons import Reason
+from wsgate.shard import numbers
+from wsgate.shard.access import Access
+from wsgate.shard.commands import Commands
+from wsgate.shard.drain import drain
+from wsgate.shard.front import Front
+from wsgate.shard.hub import Hub
+from wsgate.shard.options import ShardOptions
+from wsgate.shard.probe import Probe
+from wsgate.shard.sessions import Sessions, encode_gap, now_ms
+from wsgate.shard.tokens import Tokens
+from wsgate.statistics import PHASE_DRAINING, PHASE_READY, Region, StatisticsBlock, why_not_ready
+
+__all__ = ["Shard", "run_shard"]
+
+TICK_S: Final = 0.25
+ENVELOPE_ROOM_BYTES: Final = 4 * 1024
+"""What an envelope may add to the largest payload."""
+_READY_REQUESTS: Final = (b"GET /readyz ", b"GET /readyz?")
+_OUR_OWN: Final = tuple(name for name in numbers.LAYOUT.counters if name not in COUNTER_NAMES)
+
+
+def run_shard(options: ShardOptions, listener_fd: int, block: StatisticsBlock, alive_fd: int) -> int:
+    """Be a shard until SIGTERM or until the keeper is gone; returns the exit code.
+
+    Call in a fresh process, after a fork or not: randomness is seeded here and every key made here.
+
+    Args:
+        options: What to be.
+        listener_fd: A listening socket; the keeper's.
+        block: Where to count; this shard writes its own region only.
+        alive_fd: The read end of a pipe whose other end the keeper holds: its end of file is the keeper's.
+    """
+    random.seed()
+    return uvloop.run(Shard(options, listener_fd, block, alive_fd).run())
+
+
+class Shard:
+    """All parts of one shard, wired."""
+
+    def __init__(
+        self, options: ShardOptions, listener_fd: int, block: StatisticsBlock, alive_fd: int
+    ) -> None:
+        """Nothing runs yet."""
+        self._options = options
+        self._listener_fd = listener_fd
+        self._alive_fd = alive_fd
+        self._block = block
+        self._region: Region = block.shard(options.number)
+        self._counts = dict.fromkeys(_OUR_OWN, 0)
+        self._log = Log(f"shard-{options.number}")
+        self._is_scheduled = False
+        self._is_draining = False
+        self._refused_before = -1
+
+    def count(self, name: str, amount: int) -> None:
+        """Add to one of the shard's own counters."""
+        self._counts[name] += amount
+
+    # --- wiring ---------------------------------------------------------------------------------------
+
+    def _build(self, loop: asyncio.AbstractEventLoop) -> None:
+        options = self._options
+        self._loop = loop
+        self._reactor = Reactor(options.reactor, now_ms=now_ms(), gap_encoder=encode_gap)
+        access = Access(options.channels, options.any_channel)
+        names = Names(options.bus_prefix)
+        tokens = Tokens(options.keys, options.tokens, options.token_cache_entries, self.count)
+        self._tokens = tokens
+        self._front = Front(options, tokens)
+        self._hub = Hub(self._reactor, access, self.count)
+        self._sessions = Sessions(options, self._reactor, self._hub, access, tokens, self.count)
+        self._publisher = Publisher(
+            options.bus,
+            connect_timeout_s=options.bus_connect_timeout_s,
+            command_timeout_s=options.bus_command_timeout_s,
+        )
+        self._commands = Commands(self._reactor, self._sessions, self._publisher, names)
+        largest = [rules.max_publish_bytes for rules in options.channels.values()]
+        self._subscriber = Subscriber(
+            options.bus,
+            names.channels,
+            self,
+            SubscriberOptions(
+                connect_timeout_s=options.bus_connect_timeout_s,
+                reply_timeout_s=options.bus_command_timeout_s,
+                payload_limit_bytes=max(largest, default=0) + ENVELOPE_ROOM_BYTES,
+            ),
+        )
+        self._hub.attach(self._subscriber)
+        self._probe = Probe(
+            names.probe(options.node, options.number),
+            self._publisher,
+            self._subscriber,
+            options.probe_interval_ms,
+            self._on_echo,
+        )
+
+    async def run(self) -> int:
+        """Serve until told to stop; 0 when every client was told, 1 when some were cut."""
+        loop = asyncio.get_running_loop()
+        self._build(loop)
+        stop = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; the keeper decides
+        loop.add_reader(self._alive_fd, self._keeper_is_gone)
+        tasks = [loop.create_task(part.run()) for part in (self._subscriber, self._publisher, self._probe)]
+        for task in tasks:
+            task.add_done_callback(self._on_task_done)
+        self._renew_gate()
+        self._reactor.listen(self._listener_fd)
+        loop.add_reader(self._reactor.fileno(), self._pump)
+        self._region["pid"] = os.getpid()
+        self._region["phase"] = PHASE_READY
+        self._tick(loop.time())
+        await stop.wait()
+        left = await self._leave()
+        for task in tasks:
+            task.remove_done_callback(self._on_task_done)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._publisher.close()
+        self._write_numbers()
+        self._reactor.shutdown()
+        return 1 if left else 0
+
+    async def _leave(self) -> int:
+        """Refuse who is in the queue, close the listener, tell everybody."""
+        self._is_draining = True
+        self._region["phase"] = PHASE_DRAINING
+        self._region["room"] = 0
+        self._pump()  # who is complete in the queue gets a 503 and no reset
+        self._reactor.stop_listening()
+        os.close(self._listener_fd)
+        left = await drain(self._reactor, self._sessions, self._options.drain_timeout_ms, self._schedule)
+        self._log.info("drained", left=left)
+        return left
+
+    def _keeper_is_gone(self) -> None:
+        """Nobody would restart, drain or count us: end at once, so that nothing is orphaned."""
+        os._exit(1)
+
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
+        """A part that ends by itself is a fault of ours: end, and be restarted whole."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("part_failed", error=repr(error))
+        os._exit(1)
+
+    # --- the pass -------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._is_scheduled = False
+        self._pump()
+
+    def _pump(self) -> None:
+        reactor = self._reactor
+        now = now_ms()
+        for kind, conn, value in reactor.poll(now):
+            try:
+                if kind <= events.BINARY:
+                    dialect = DIALECTS[reactor.variant(conn)]
+                    self._commands.run(conn, dialect, value, kind)  # type: ignore[arg-type]
+                elif kind == events.OPEN:
+                    self._on_open(conn, value)  # type: ignore[arg-type]
+                elif kind == events.CLOSED:
+                    self._sessions.forget(conn)
+                    self._commands.forget(conn)
+            except Exception:  # a fault of ours must not take the others down with it
+                self._log.exception("command_failed")
+                reactor.close(conn, 4050, b"internal", reason=Reason.INTERNAL)
+        self._hub.tidy()
+        if reactor.flush(now) or reactor.more:
+            self._schedule()
+
+    def _on_open(self, conn: int, head: bytes) -> None:
+        if head.startswith(_READY_REQUESTS):
+            self._answer_readiness(conn)
+            return
+        entry = self._front.judge(head, time.time())
+        if not isinstance(entry, Refusal) and self._is_draining:
+            entry = refusal(503, "draining", retry_after_s=random.randint(1, 5))  # noqa: S311
+        if not isinstance(entry, Refusal) and (
+            len(self._sessions.unauthenticated) >= self._options.unauthenticated_limit
+            and entry.identity is None
+        ):
+            entry = refusal(503, "too_many_unauthenticated", retry_after_s=random.randint(1, 10))  # noqa: S311
+        if isinstance(entry, Refusal):
+            self.count("handshake_" + entry.reason, 1)
+            self._reactor.refuse(conn, entry.response)
+            return
+        if self._reactor.upgrade(conn, entry.response, variant=entry.dialect.variant):
+            self._sessions.begin(conn, entry)
+
+    def _answer_readiness(self, conn: int) -> None:
+        self.count("readiness_asked", 1)
+        why = why_not_ready(self._block, now_ms())
+        answer = _answer(503, b'{"ready":false}') if why else _answer(200, b'{"ready":true}')
+        self._reactor.refuse(conn, answer, reason=Reason.APPLICATION)
+
+    # --- the bus --------------------------------------------------------------------------------------
+
+    def on_up(self) -> None:
+        """The subscriber connection is there: hear everything again."""
+        self.count("bus_connects", 1)
+        self._log.info("bus_up", bus=str(self._options.bus))
+        self._hub.on_up()
+        self._probe.on_up()
+
+    def on_down(self) -> None:
+        """It is lost: sockets stay, publishes and subscriptions fail until it is back."""
+        self.count("bus_failures", 1)
+        self._log.warning("bus_down", bus=str(self._options.bus))
+        self._region["bus_up"] = 0
+        self._region["probe_due_ms"] = 0
+        self._hub.on_down()
+        self._schedule()
+
+    def on_message(self, name: bytes, payload: bytes | None) -> None:
+        """A publication."""
+        self._hub.on_message(name, payload)
+
+    def on_control(self, name: bytes, payload: bytes) -> None:
+        """Something that is no publication."""
+        self._probe.on_control(name, payload)
+
+    def on_subscribed(self, name: bytes) -> None:
+        """A subscription is live."""
+        self._hub.on_subscribed(name)
+
+    def on_pass(self) -> None:
+        """Write what these replies gave rise to."""
+        self._hub.resubscribe()
+        self._schedule()
+
+    def _on_echo(self, took_us: int, due_ms: int) -> None:
+        self._region["bus_up"] = 1
+        self._region["probe_due_ms"] = due_ms
+        self._region.observe("probe_us", took_us)
+        self.count("probes_echoed", 1)
+
+    # --- four times a second --------------------------------------------------------------------------
+
+    def _tick(self, due_s: float) -> None:
+        now_s = self._loop.time()
+        self._region.observe("loop_lag_us", max(0, int((now_s - due_s) * 1e6)))
+        next_s = max(now_s, due_s + TICK_S)
+        self._loop.call_at(next_s, self._tick, next_s)
+        self._reactor.tick(now_ms())
+        self._renew_gate()
+        self._pump()
+        self._write_numbers()
+
+    def _renew_gate(self) -> None:
+        """A new Retry-After for those the gate refuses, so that they do not come back together."""
+        refused = self._reactor.counters()["refused"]
+        if refused == self._refused_before:
+            return
+        self._refused_before = refused
+        retry_after_s = random.randint(1, 10)  # noqa: S311 - spreading, not secrecy
+        self._reactor.set_gate(
+            self._options.gate, refusal(503, "over_capacity", retry_after_s=retry_after_s).response
+        )
+
+    def _write_numbers(self) -> None:
+        """Everything counted, into the region; the beat last."""
+        region, numbers_now = self._region, self._reactor.counters()
+        for name in COUNTER_NAMES:
+            region[name] = numbers_now[name]
+        for name in REASON_NAMES[1:]:
+            region["ended_" + name] = numbers_now["ended_" + name]
+        for name, value in self._counts.items():
+            if not name.startswith("ended_"):
+                region[name] = value
+        for name in (*STATE_NAMES[1:], "connections", "blocked", "draining", "channels"):
+            region["now_" + name] = numbers_now["now_" + name]
+        held = self._reactor.bytes_held()
+        for name in (*KIND_NAMES, "pool", "kernel_blocked"):
+            region["held_" + name] = held[name]
+        region["token_cache_entries"] = self._tokens.cached
+        region["subscriptions_pending"] = self._hub.pending
+        room = max(0, self._options.gate.connections - numbers_now["now_connections"])
+        region["room"] = 0 if self._is_draining else room
+        region["beat_ms"] = now_ms()
+
+
+def _answer(status: int, body: bytes) -> bytes:
+    """A whole HTTP answer of the client port's, JSON."""
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body

@@ -1,0 +1,357 @@
+"""What a connection is told about itself: welcome, subscriptions, errors, goodbye.
+
+Owns no object per connection. Who somebody is stands in the reactor as meta: an `Identity`, shared by
+equals, or nothing while no token was shown. What is here per connection is only what is under way: a
+welcome that waits for the bus, a deadline for the first token, messages that made no sense.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from wsgate.auth import Identity, TokenError
+from wsgate.bus.names import INBOX_MARK
+from wsgate.dialects import DIALECTS, Dialect, is_channel
+from wsgate.reactor import Reactor
+from wsgate.reasons import REASONS, Reason
+from wsgate.shard.access import Access
+from wsgate.shard.front import Entry
+from wsgate.shard.hub import Hub, Joined
+from wsgate.shard.options import ANONYMOUS, ShardOptions
+from wsgate.shard.tokens import Tokens
+
+__all__ = ["RETRY_MS", "Sessions", "Showing", "comes_back", "encode_gap", "now_ms", "shown"]
+
+BAD_MESSAGES_LIMIT = 3
+RETRY_MS = 2_000
+"""Advised to clients that may come back; their own jitter comes on top."""
+
+
+def now_ms() -> int:
+    """The clock the reactor is driven by: monotonic milliseconds."""
+    return time.monotonic_ns() // 1_000_000
+
+
+def comes_back(close_code: int) -> bool:
+    """Whether a client should reconnect after this code. Source: protocols/codes.json."""
+    if close_code >= 4000:
+        return close_code < 4500
+    return close_code in (1000, 1001, 1006, 1011, 1012, 1013)
+
+
+class _Welcome:
+    """A welcome that waits until the bus has confirmed the channels that come with it."""
+
+    __slots__ = ("conn", "dialect", "identity", "is_said", "live", "sessions", "showing", "waiting")
+
+    def __init__(
+        self, sessions: "Sessions", conn: int, dialect: Dialect, identity: Identity, showing: "Showing"
+    ) -> None:
+        self.sessions = sessions
+        self.conn = conn
+        self.dialect = dialect
+        self.identity = identity
+        self.showing = showing
+        self.waiting: set[bytes] = set()
+        self.live: list[bytes] = []
+        self.is_said = False
+
+    def told(self, name: bytes, is_live: bool) -> None:
+        """One channel was confirmed, or the bus was lost before it was."""
+        if is_live:
+            self.waiting.discard(name)
+            self.live.append(name)
+            if self.is_said:
+                self._tell(name)
+            elif not self.waiting:
+                self.say(has_bus=True)
+            return
+        if not self.is_said:
+            self.say(has_bus=False)
+        self.sessions.hub.wait(name, self.told)
+
+    def say(self, *, has_bus: bool) -> None:
+        """Welcome, and what is live already."""
+        self.is_said = True
+        self.sessions.tell_welcome(
+            self.conn, self.dialect, self.identity, has_bus=has_bus, id=self.showing.id
+        )
+        for name in self.live if has_bus else ():
+            self._tell(name)
+
+    def _tell(self, name: bytes) -> None:
+        recovered = False if shown(name) in self.showing.positions else None
+        self.sessions.tell_subscribed(self.conn, self.dialect, name, recovered=recovered)
+
+
+class Showing(NamedTuple):
+    """What came with a token: the command's id, and where the client stood, by channel."""
+
+    id: int | None = None
+    positions: Mapping[str, str] = MappingProxyType({})
+
+
+NOTHING_SHOWN: Final = Showing()
+
+
+class Sessions:
+    """All sessions of one shard."""
+
+    def __init__(
+        self,
+        options: ShardOptions,
+        reactor: Reactor,
+        hub: Hub,
+        access: Access,
+        tokens: Tokens,
+        count: Callable[[str, int], None],
+    ) -> None:
+        """Over the shard's reactor and hub; sets what is said before a Close the reactor sends."""
+        self.options = options
+        self.reactor = reactor
+        self.hub = hub
+        self.access = access
+        self.tokens = tokens
+        self.count = count
+        self.unauthenticated: set[int] = set()
+        self._bad_messages: dict[int, int] = {}
+        self._ping_s = options.reactor.ping_interval_ms // 1000
+        for row in REASONS.values():
+            if row.close_code >= 4000:
+                byes = [self._bye(dialect, row.reason) for dialect in DIALECTS]
+                reactor.set_bye(row.close_code, byes)
+
+    def _bye(self, dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
+        code = REASONS[reason].close_code
+        returns = comes_back(code)
+        return dialect.bye(
+            code, reason.name.lower(), reconnect=returns, retry_ms=retry_ms if returns else None
+        )
+
+    # --- beginning ------------------------------------------------------------------------------------
+
+    def begin(self, conn: int, entry: Entry) -> None:
+        """Go on after 101: welcome, or the deadline for a first token."""
+        showing = Showing(positions=entry.positions) if entry.positions else NOTHING_SHOWN
+        if entry.late_token is not None:
+            self.authenticate(conn, entry.dialect, entry.late_token, showing)
+        elif entry.identity is not None:
+            self.welcome(conn, entry.dialect, entry.identity, showing)
+        elif self.options.allow_anonymous:
+            self.welcome(conn, entry.dialect, ANONYMOUS)
+        else:
+            self.unauthenticated.add(conn)
+            self.reactor.set_deadline(
+                conn, now_ms() + self.options.auth_timeout_ms, REASONS[Reason.AUTH_TIMEOUT].close_code
+            )
+        if entry.channels and self.reactor.meta(conn) is not None:
+            for channel in entry.channels:
+                self.subscribe(conn, entry.dialect, channel, None, position=entry.positions.get(channel))
+
+    def authenticate(self, conn: int, dialect: Dialect, token: str, showing: Showing = NOTHING_SHOWN) -> None:
+        """Judge a token shown after 101: welcome, or error, bye and Close."""
+        try:
+            identity = self.tokens.connection(token, time.time())
+        except TokenError as error:
+            self.error(conn, dialect, "unauthorized", id=showing.id)
+            self.end(conn, dialect, Reason.TOKEN_EXPIRED if error.is_expired else Reason.INVALID_TOKEN)
+            return
+        self.welcome(conn, dialect, identity, showing)
+
+    def welcome(
+        self, conn: int, dialect: Dialect, identity: Identity, showing: Showing = NOTHING_SHOWN
+    ) -> None:
+        """Make somebody of a connection: its meta, its deadline, its channels, then `welcome`."""
+        reactor = self.reactor
+        reactor.set_meta(conn, identity)
+        if self.unauthenticated:
+            self.unauthenticated.discard(conn)
+        if identity is ANONYMOUS:
+            self.tell_welcome(conn, dialect, identity, has_bus=self.hub.is_live)
+            return
+        self.set_expiry(conn, identity)
+        welcome = _Welcome(self, conn, dialect, identity, showing)
+        for name, policy in self._own_channels(identity):
+            joined = self.hub.join(conn, name, policy, welcome.told)
+            if joined is Joined.WAITS:
+                welcome.waiting.add(name)
+            elif joined is Joined.LIVE:
+                welcome.live.append(name)
+        if not welcome.waiting:
+            welcome.say(has_bus=True)
+        elif not self.hub.is_live:
+            welcome.say(has_bus=False)
+
+    def _own_channels(self, identity: Identity) -> Iterable[tuple[bytes, int]]:
+        """The inbox, and what the token subscribes to."""
+        yield (INBOX_MARK + identity.user).encode(), self.options.inbox_slow_consumer
+        for channel in identity.permissions.channels:
+            rules = self.access.rules(channel)
+            yield channel.encode(), rules.slow_consumer if rules else 0
+
+    def set_expiry(self, conn: int, identity: Identity) -> None:
+        """End the connection when its token ends; a token without `exp` never does."""
+        at_ms = 0
+        if identity.expires_at_s:
+            at_ms = now_ms() + max(1, int((identity.expires_at_s - time.time()) * 1000))
+        self.reactor.set_deadline(conn, at_ms, REASONS[Reason.TOKEN_EXPIRED].close_code)
+
+    # --- subscribing ----------------------------------------------------------------------------------
+
+    def subscribe(
+        self, conn: int, dialect: Dialect, channel: str, id: int | None, *, position: str | None = None
+    ) -> None:
+        """Subscribe to a channel that this connection may subscribe to, or say why not."""
+        identity: Identity = self.reactor.meta(conn)
+        name = self.name_of(identity, channel)
+        fault = "bad_request" if name is None else None
+        if name is not None and not name.startswith(b"@"):
+            fault = self.access.may_subscribe(identity, channel)
+        if fault or name is None:
+            self.error(conn, dialect, fault or "bad_request", id=id, channel=channel)
+            return
+        self.join(conn, dialect, name, id, position=position)
+
+    def join(
+        self, conn: int, dialect: Dialect, name: bytes, id: int | None, *, position: str | None = None
+    ) -> None:
+        """Subscribe to a channel by its name on the bus; permission is given.
+
+        With a position it is a recovery, in place when the channel is held already. No channel has a
+        history, so what was missed can never be proven complete.
+        """
+        if not self.hub.is_live:
+            self.error(conn, dialect, "unavailable", id=id, channel=shown(name), retry_ms=RETRY_MS)
+            return
+        is_inbox = name.startswith(b"@")
+        rules = None if is_inbox else self.access.rules(shown(name))
+        policy = rules.slow_consumer if rules else self.options.inbox_slow_consumer
+        recovered = None if position is None else False
+        waiter = partial(self._told, conn, dialect, id, recovered)
+        joined = self.hub.join(conn, name, policy, waiter)
+        if joined is Joined.ALREADY and recovered is not None:
+            joined = Joined.LIVE if self.hub.is_confirmed(name) else Joined.WAITS
+            if joined is Joined.WAITS:
+                self.hub.wait(name, waiter)
+        if joined is Joined.LIVE:
+            self.tell_subscribed(conn, dialect, name, id, recovered=recovered)
+        elif joined is Joined.ALREADY:
+            self.error(conn, dialect, "already_subscribed", id=id, channel=shown(name))
+        elif joined is Joined.TOO_MANY:
+            self.error(conn, dialect, "rate_limited", id=id, channel=shown(name))
+
+    def _told(
+        self,
+        conn: int,
+        dialect: Dialect,
+        id: int | None,
+        recovered: bool | None,
+        name: bytes,
+        is_live: bool,
+    ) -> None:
+        if is_live:
+            self.tell_subscribed(conn, dialect, name, id, recovered=recovered)
+        elif self.hub.leave(conn, name):
+            self.error(conn, dialect, "unavailable", id=id, channel=shown(name), retry_ms=RETRY_MS)
+
+    def name_of(self, identity: Identity, channel: str) -> bytes | None:
+        """A channel's name on the bus; None for one that no client may say."""
+        if channel == "@me":
+            return (INBOX_MARK + identity.user).encode() if identity.user else None
+        if not is_channel(channel, self.options.max_channel_name_bytes):
+            return None
+        return channel.encode()
+
+    # --- telling --------------------------------------------------------------------------------------
+
+    def tell_welcome(
+        self, conn: int, dialect: Dialect, identity: Identity, *, has_bus: bool, id: int | None = None
+    ) -> None:
+        """Send `welcome`."""
+        expires_s = None
+        if identity.expires_at_s:
+            expires_s = max(0, int(identity.expires_at_s - time.time()))
+        self.reactor.send(
+            conn,
+            dialect.welcome(
+                self.reactor.public_id(conn),
+                identity.user or None,
+                self.options.node,
+                self._ping_s,
+                expires_s,
+                has_bus=has_bus,
+                id=id,
+            ),
+            dialect.opcode,
+        )
+
+    def tell_subscribed(
+        self,
+        conn: int,
+        dialect: Dialect,
+        name: bytes,
+        id: int | None = None,
+        *,
+        recovered: bool | None = None,
+    ) -> None:
+        """Send `subbed`."""
+        self.reactor.send(conn, dialect.subscribed(shown(name), id, recovered=recovered), dialect.opcode)
+
+    def error(
+        self,
+        conn: int,
+        dialect: Dialect,
+        name: str,
+        *,
+        id: int | None = None,
+        channel: str | None = None,
+        retry_ms: int | None = None,
+    ) -> None:
+        """Send `err`, and count it by its name. A channel that is no channel is not repeated."""
+        self.count("error_" + name, 1)
+        if channel is not None and channel != "@me" and not is_channel(channel):
+            channel = None
+        self.reactor.send(conn, dialect.error(name, id=id, ch=channel, retry_ms=retry_ms), dialect.opcode)
+
+    # --- ending ---------------------------------------------------------------------------------------
+
+    def end(self, conn: int, dialect: Dialect, reason: Reason, *, retry_ms: int = RETRY_MS) -> None:
+        """Bye, Close, and the reason on the books."""
+        row = REASONS[reason]
+        if row.close_code >= 4000:
+            self.reactor.send(conn, self._bye(dialect, reason, retry_ms), dialect.opcode)
+        self.reactor.close(conn, row.close_code, reason.name.lower().encode(), reason=reason)
+
+    def bad_message(self, conn: int, dialect: Dialect, *, is_malformed: bool) -> None:
+        """Three messages in a row that are no commands at all end the connection."""
+        if not is_malformed:
+            self._bad_messages.pop(conn, None)
+            return
+        seen = self._bad_messages.get(conn, 0) + 1
+        self._bad_messages[conn] = seen
+        if seen >= BAD_MESSAGES_LIMIT:
+            self.end(conn, dialect, Reason.BAD_MESSAGES)
+
+    def good_message(self, conn: int) -> None:
+        """A command: the row of bad ones is broken."""
+        if self._bad_messages:
+            self._bad_messages.pop(conn, None)
+
+    def forget(self, conn: int) -> None:
+        """The connection is gone."""
+        if self.unauthenticated:
+            self.unauthenticated.discard(conn)
+        if self._bad_messages:
+            self._bad_messages.pop(conn, None)
+
+
+def encode_gap(variant: int, name: bytes, first: int, last: int) -> bytes:
+    """What a consumer that lost publications is told; no channel has positions to tell."""
+    return DIALECTS[variant].gap(shown(name))
+
+
+def shown(name: bytes) -> str:
+    """A channel's name as its client sees it: every inbox is `@me` to its owner."""
+    return "@me" if name.startswith(b"@") else name.decode()
