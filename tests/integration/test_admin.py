@@ -1,0 +1,743 @@
+"""The admin process over real HTTP, with a real block and a real bus."""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.valkey import Valkey, running_valkey
+from wsgate.admin import AdminOptions, run_admin, server
+from wsgate.bus import Publication, decode_publication, parse_address
+from wsgate.payload import BINARY, JSON
+from wsgate.shard.numbers import LAYOUT
+from wsgate.statistics import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, StatisticsBlock
+
+KEY = "a key nobody guesses"
+WITH_KEY = {"X-API-Key": KEY}
+FAR_MS = 10**7
+LIMIT_S = 20.0  # nothing is expected to take this long
+MIB = 1024 * 1024
+
+OPTIONS = AdminOptions(
+    node="node-1",
+    bus=parse_address("unix:///nowhere/bus.sock"),
+    prefix="wsgate",
+    api_key=KEY,
+    is_dev=False,
+    is_loopback=True,
+    client_port=8000,
+    path="/ws",
+    connect_timeout_s=2.0,
+    command_timeout_s=2.0,
+    publish_command="wsgate publish news '{\"hello\":1}'",
+    max_publish_bytes=64 * 1024,
+    log_level="error",
+)
+
+
+def now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def healthy_block(shards: int = 2) -> StatisticsBlock:
+    """A block whose processes beat far into the future, so that no test depends on its own speed."""
+    block = StatisticsBlock.create(LAYOUT, shards)
+    for region in (block.keeper, *(block.shard(number) for number in range(shards))):
+        region["beat_ms"] = region["probe_due_ms"] = now_ms() + FAR_MS
+        region["phase"] = PHASE_READY
+        region["bus_up"] = 1
+    return block
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Admin:
+    """One admin process, and the keeper's ends of what it was given."""
+
+    options: AdminOptions
+    block: StatisticsBlock
+    listener: socket.socket
+    pid: int = 0
+    alive: list[int] = field(default_factory=list)  # the pipe's write end, until it is closed
+
+    @property
+    def port(self) -> int:
+        port: int = self.listener.getsockname()[1]
+        return port
+
+    def start(self) -> None:
+        read, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.close(write)
+                run_admin(self.options, self.block, self.listener, read)
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(read)
+        self.alive = [write]
+
+    def keeper_dies(self) -> None:
+        os.close(self.alive.pop())
+
+    def wait(self) -> int:
+        """Its exit code; below 0: the signal that killed it."""
+        pid, self.pid = self.pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, headers=headers)
+
+    def publish(self, headers: dict[str, str] | None = None, **fields: Any) -> Answer:
+        return self.ask("POST", "/api/publish", json.dumps(fields).encode(), headers or WITH_KEY)
+
+
+@contextlib.contextmanager
+def running_admin(block: StatisticsBlock | None = None, **changes: Any) -> Iterator[Admin]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        admin = Admin(replace(OPTIONS, **changes), block or healthy_block(), listener)
+        admin.start()
+        try:
+            yield admin
+        finally:
+            for write in admin.alive:
+                os.close(write)
+            if admin.pid:
+                assert admin.wait() == 0
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Valkey]:
+    with running_valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def admin(valkey: Valkey) -> Iterator[Admin]:
+    with running_admin(bus=parse_address(valkey.unix_url)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def dev(valkey: Valkey) -> Iterator[Admin]:
+    with running_admin(bus=parse_address(valkey.url), is_dev=True, api_key="") as running:
+        yield running
+
+
+# --- health -------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_node_is_alive_and_ready(admin: Admin) -> None:
+    alive, ready = admin.get("/healthz"), admin.get("/readyz")
+    assert (alive.status, alive.json) == (200, {"alive": True})
+    assert (ready.status, ready.json) == (200, {"ready": True})
+    assert ready.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("whose", "slot", "value", "why", "is_dead"),
+    [
+        ("keeper", "beat_ms", 0, "keeper_silent", True),
+        ("shard", "beat_ms", 0, "shard_1_silent", True),
+        ("keeper", "phase", PHASE_DRAINING, "draining", False),
+        ("shard", "phase", PHASE_STARTING, "shard_1_starting", False),
+        ("shard", "bus_up", 0, "shard_1_bus_down", False),
+        ("shard", "probe_due_ms", 0, "shard_1_probe_late", False),
+    ],
+)
+def test_what_is_wrong_is_said(whose: str, slot: str, value: int, why: str, is_dead: bool) -> None:
+    block = healthy_block()
+    with running_admin(block) as admin:
+        region = block.keeper if whose == "keeper" else block.shard(1)
+        region[slot] = value
+        alive, ready = admin.get("/healthz"), admin.get("/readyz")
+        assert (ready.status, ready.json) == (503, {"ready": False, "why": [why]})
+        if is_dead:
+            assert (alive.status, alive.json) == (503, {"alive": False, "why": [why]})
+        else:
+            assert (alive.status, alive.json) == (200, {"alive": True})
+        region[slot] = healthy_block().keeper[slot]
+        assert admin.get("/readyz").status == 200
+
+
+def test_health_is_answered_while_a_publish_waits_for_a_bus_that_says_nothing() -> None:
+    with MuteBus() as bus:
+        with running_admin(bus=bus.address, command_timeout_s=LIMIT_S) as admin, admin.connect() as waiting:
+            waiting.sendall(raw_publish())
+            bus.await_question()
+            assert admin.get("/healthz").status == 200
+            assert admin.get("/readyz").status == 200
+            assert admin.get("/metrics").status == 200
+
+
+class MuteBus(contextlib.ExitStack):
+    """A bus that takes what is sent and answers nothing."""
+
+    def __enter__(self) -> "MuteBus":
+        self._listener = self.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.address = parse_address(f"redis://127.0.0.1:{self._listener.getsockname()[1]}")
+        return self
+
+    def await_question(self) -> None:
+        """Wait until somebody has asked something, and leave it unanswered."""
+        self._listener.settimeout(LIMIT_S)
+        asking = self.enter_context(self._listener.accept()[0])
+        assert asking.recv(1)
+
+
+def raw_publish() -> bytes:
+    body = b'{"channel":"news","data":1}'
+    head = f"POST /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+# --- metrics ------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_what_prometheus_reads() -> None:
+    block = healthy_block()
+    block.shard(0)["now_open"] = 41
+    with running_admin(block) as admin:
+        answer = admin.get("/metrics")
+        families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    samples = families["wsgate_connections"].samples
+    assert [s.value for s in samples if s.labels == {"shard": "0", "state": "open"}] == [41]
+
+
+def test_open_metrics_is_negotiated(admin: Admin) -> None:
+    answer = admin.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.body.endswith(b"# EOF\n")
+
+
+def test_where_others_can_connect_metrics_need_the_key() -> None:
+    with running_admin(is_loopback=False) as admin:
+        refused = admin.get("/metrics")
+        assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert b"wsgate_" not in refused.body
+        assert admin.ask("GET", "/metrics", headers={"X-API-Key": "wrong"}).status == 401
+        assert admin.ask("GET", "/metrics", headers=WITH_KEY).status == 200
+        assert admin.get("/metrics", Authorization=f"Bearer {KEY}").status == 200
+        assert admin.get("/healthz").status == admin.get("/readyz").status == 200
+
+
+# --- the API: what is published -----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def heard(valkey: Valkey, name: str) -> Iterator[redis.client.PubSub]:
+    with redis.Redis.from_url(valkey.url) as client, client.pubsub() as subscription:
+        subscription.subscribe(name)
+        assert subscription.get_message(timeout=LIMIT_S)
+        yield subscription
+
+
+def next_publication(subscription: redis.client.PubSub) -> Publication:
+    message = subscription.get_message(timeout=LIMIT_S)
+    assert message is not None
+    publication = decode_publication(message["data"])
+    assert publication is not None
+    return publication
+
+
+DOCUMENTS = [
+    b'{"hello": 1}',
+    b'"text"',
+    b"null",
+    b"[1,\t2]",
+    b"1" * 30,
+    b'"\xc3\xa9\\u0000"',
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_is_published_as_it_was_sent(admin: Admin, valkey: Valkey, document: bytes) -> None:
+    body = b'{"channel":"news","data":%b}' % document
+    with heard(valkey, "wsgate:ch:news") as subscription:
+        answer = admin.ask("POST", "/api/publish", body, WITH_KEY)
+        assert (answer.status, answer.json) == (200, {"result": {}})
+        publication = next_publication(subscription)
+    assert (publication.payload.encoding, publication.payload.data) == (JSON, document)
+    assert publication.user is None
+    assert publication.timestamp_ms is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"looks":"like JSON"}'])
+def test_bytes_are_published_as_bytes(admin: Admin, valkey: Valkey, content: bytes) -> None:
+    with heard(valkey, "wsgate:ch:news") as subscription:
+        answer = admin.publish(channel="news", b64data=base64.b64encode(content).decode())
+        assert answer.json == {"result": {}}
+        assert next_publication(subscription).payload == (BINARY, content)
+
+
+@pytest.mark.parametrize("channel", ["chat:42", "@42", "@Jo Ann", "@me", "é" * 100, "x" * 200])
+def test_channels_and_inboxes_have_their_name_on_the_bus(admin: Admin, valkey: Valkey, channel: str) -> None:
+    with heard(valkey, f"wsgate:ch:{channel}") as subscription:
+        assert admin.publish(channel=channel, data=1).json == {"result": {}}
+        assert next_publication(subscription).payload.data == b"1"
+
+
+def test_unknown_fields_are_ignored(admin: Admin) -> None:
+    assert admin.publish(channel="news", data=1, skip_history=True).json == {"result": {}}
+
+
+# --- the API: errors of a method ----------------------------------------------------------------------
+
+
+BAD_CHANNELS = [
+    "",
+    "a b",
+    "a\x00",
+    "a\x85",
+    "a\u2003b",
+    "{x}",
+    "x" * 201,
+    "é" * 101,
+    "@",
+    "@" + "x" * 129,
+    "@a\n",
+    7,
+    None,
+]
+
+
+@pytest.mark.parametrize("channel", BAD_CHANNELS)
+def test_a_name_no_client_can_subscribe_to_is_a_bad_request(admin: Admin, channel: object) -> None:
+    answer = admin.publish(channel=channel, data=1)
+    assert (answer.status, answer.json["error"]["code"]) == (200, 107)
+
+
+@pytest.mark.parametrize("fields", [{}, {"data": 1, "b64data": "AA=="}])
+def test_a_publish_needs_exactly_one_payload(admin: Admin, fields: dict[str, Any]) -> None:
+    answer = admin.publish(channel="news", **fields)
+    assert (answer.status, answer.json["error"]["code"]) == (200, 107)
+
+
+@pytest.mark.parametrize("text", ["A", "A A=", "AA", "AA==\n", "é", 7, None])
+def test_base64_that_is_none_is_a_bad_request(admin: Admin, text: object) -> None:
+    answer = admin.publish(channel="news", b64data=text)
+    assert (answer.status, answer.json["error"]["code"]) == (200, 107)
+
+
+def test_a_publish_without_a_channel_is_a_bad_request(admin: Admin) -> None:
+    assert admin.publish(data=1).json["error"]["code"] == 107
+
+
+def test_the_largest_payload_is_published_and_one_byte_more_is_not(admin: Admin) -> None:
+    most = OPTIONS.max_publish_bytes
+    assert admin.publish(channel="news", data="x" * (most - 2)).json == {"result": {}}
+    assert admin.publish(channel="news", data="x" * (most - 1)).json["error"]["code"] == 106
+    assert admin.publish(channel="news", b64data=base64.b64encode(bytes(most)).decode()).json == {
+        "result": {}
+    }
+    too_large = base64.b64encode(bytes(most + 1)).decode()
+    assert admin.publish(channel="news", b64data=too_large).json["error"]["code"] == 106
+
+
+def test_a_bus_that_went_away_is_an_error_of_the_method() -> None:
+    with running_valkey() as valkey, running_admin(bus=parse_address(valkey.url)) as admin:
+        assert admin.publish(channel="news", data=1).json == {"result": {}}
+        valkey.stop()
+        answer = admin.publish(channel="news", data=1)
+        assert (answer.status, answer.json) == (200, {"error": {"code": 100, "message": "unavailable"}})
+
+
+def test_a_bus_that_does_not_answer_may_have_published() -> None:
+    with MuteBus() as bus, running_admin(bus=bus.address, command_timeout_s=0.1) as admin:
+        answer = admin.publish(channel="news", data=1)
+    assert (answer.status, answer.json["error"]["code"]) == (200, 100)
+    assert "may have been published" in answer.json["error"]["message"]
+
+
+# --- the API: who may ask, and how --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["X-API-Key", "Authorization", "authorization"])
+def test_the_key_may_come_in_two_headers(admin: Admin, name: str) -> None:
+    scheme = {"X-API-Key": "", "Authorization": "Bearer ", "authorization": "bearer "}[name]
+    assert admin.publish({name: scheme + KEY}, channel="news", data=1).json == {"result": {}}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Accept": "*/*"},
+        {"X-API-Key": ""},
+        {"X-API-Key": KEY[:-1]},
+        {"X-API-Key": KEY + "x"},
+        {"X-API-Key": KEY.upper()},
+        {"X-API-Key": "\xe9"},
+        {"Authorization": KEY},
+        {"Authorization": f"Basic {KEY}"},
+        {"X-API-Key": "wrong", "Authorization": f"Bearer {KEY}"},
+    ],
+)
+def test_without_the_key_nothing_is_run(admin: Admin, valkey: Valkey, headers: dict[str, str]) -> None:
+    with heard(valkey, "wsgate:ch:secret") as subscription:
+        answer = admin.publish(headers, channel="secret", data=1)
+        assert (answer.status, answer.json["error"]["code"]) == (401, 101)
+        assert admin.publish(channel="secret", data="mine").status == 200
+        assert next_publication(subscription).payload.data == b'"mine"'
+
+
+@pytest.mark.parametrize("shown", ["", "anything"])
+def test_no_key_fits_where_none_is_set(shown: str) -> None:
+    with running_admin(api_key="") as admin:
+        assert admin.publish({"X-API-Key": shown}, channel="news", data=1).status == 401
+
+
+def test_development_asks_for_no_key(dev: Admin) -> None:
+    assert dev.publish({"Accept": "*/*"}, channel="news", data=1).json == {"result": {}}
+
+
+BAD_BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b'"text"',
+    b"null",
+    b"\xff",
+    b'{"channel":"news","data":"\xff"}',
+    b"\xef\xbb\xbf{}",
+    b'{"channel":"\\ud800","data":1}',
+    b'{"channel":"\\udc00","data":1}',
+    b"[" * 100_000,
+    b"{} x",
+]
+
+
+@pytest.mark.parametrize("body", BAD_BODIES)
+def test_a_body_that_is_no_object_is_400(admin: Admin, body: bytes) -> None:
+    answer = admin.ask("POST", "/api/publish", body, WITH_KEY)
+    assert (answer.status, answer.json["error"]["code"]) == (400, 107)
+
+
+DEEP = b'{"channel":"news","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize("body", [DEEP, b'{"channel":"news","data":"\x01"}', b'{"channel":"news","data":01}'])
+def test_data_that_is_no_document_is_refused(admin: Admin, body: bytes) -> None:
+    answer = admin.ask("POST", "/api/publish", body, WITH_KEY)
+    assert answer.status in (200, 400)
+    assert answer.json["error"]["code"] == 107
+
+
+@pytest.mark.parametrize("path", ["/api/", "/api/unknown", "/api/publish/", "/api/_publish", "/api/__call__"])
+def test_an_unknown_method_is_404(admin: Admin, path: str) -> None:
+    assert admin.ask("POST", path, b"{}", WITH_KEY).status == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_methods_are_called_by_post_only(admin: Admin, method: str) -> None:
+    answer = admin.ask(method, "/api/publish", headers=WITH_KEY)
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+def test_a_body_over_the_limit_is_413_and_one_under_it_is_read(admin: Admin) -> None:
+    assert admin.ask("POST", "/api/publish", b" " * MIB, WITH_KEY).status == 400
+    answer = admin.ask("POST", "/api/publish", b" " * (2 * MIB), WITH_KEY)
+    assert (answer.status, answer.json["error"]["code"]) == (413, 106)
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_body_that_asks_first_is_not_sent(admin: Admin) -> None:
+    head = f"POST /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: {2 * MIB}\r\n"
+    with admin.connect() as client:
+        client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_chunked_body_has_the_same_limit(admin: Admin) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", admin.port, timeout=LIMIT_S)
+    with contextlib.closing(connection):
+        chunks = (b" " * 65_536 for _ in range(32))
+        connection.request("POST", "/api/publish", chunks, WITH_KEY, encode_chunked=True)
+        assert connection.getresponse().status == 413
+
+
+# --- browsers -----------------------------------------------------------------------------------------
+
+
+def origins(port: int) -> dict[str, int]:
+    """Origin, with {port} as it is, to the status it gets where the server was asked as 127.0.0.1."""
+    return {
+        f"http://127.0.0.1:{port}": 200,
+        f"https://127.0.0.1:{port}": 200,
+        f"http://localhost:{port}": 403,
+        "http://127.0.0.1": 403,
+        f"http://127.0.0.1:{port}0": 403,
+        f"http://127.0.0.1:{port}.evil.example": 403,
+        "https://evil.example": 403,
+        "null": 403,
+        "": 403,
+        f"ws://127.0.0.1:{port}": 403,
+        "http://[": 403,
+        f"http://user@127.0.0.1:{port}": 403,
+    }
+
+
+def test_a_page_from_elsewhere_is_refused_and_told_nothing(admin: Admin, dev: Admin) -> None:
+    for asked in (admin, dev):
+        for origin, status in origins(asked.port).items():
+            answer = asked.publish(WITH_KEY | {"Origin": origin}, channel="news", data=1)
+            assert (origin, answer.status) == (origin, status)
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_a_preflight_is_refused(dev: Admin) -> None:
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    answer = dev.ask("OPTIONS", "/api/publish", headers=headers)
+    assert answer.status == 403
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_a_foreign_name_that_points_here_opens_nothing_in_development(dev: Admin) -> None:
+    name = f"evil.example:{dev.port}"
+    assert dev.publish({"Host": name, "Origin": f"http://{name}"}, channel="news", data=1).status == 403
+    name = f"localhost:{dev.port}"
+    assert dev.publish({"Host": name, "Origin": f"http://{name}"}, channel="news", data=1).status == 200
+
+
+def test_behind_a_proxy_the_key_is_what_counts(admin: Admin) -> None:
+    headers = {"Host": "admin.example", "Origin": "https://admin.example"}
+    assert admin.publish(headers | WITH_KEY, channel="news", data=1).status == 200
+    assert admin.publish(headers, channel="news", data=1).status == 401
+
+
+# --- pages --------------------------------------------------------------------------------------------
+
+
+def test_development_serves_the_try_page_and_what_it_needs(dev: Admin, valkey: Valkey) -> None:
+    page = dev.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert b"/page.js" in page.body and b"/page.css" in page.body
+    assert dev.get("/page.js").headers["content-type"].startswith("text/javascript")
+    assert dev.get("/page.css").headers["content-type"].startswith("text/css")
+    assert dev.get("/page.json").json == {
+        "port": 8000,
+        "path": "/ws",
+        "publish_command": OPTIONS.publish_command,
+        "node": "node-1",
+        "bus": valkey.url,
+    }
+
+
+def test_the_page_is_never_told_the_buss_password() -> None:
+    bus = parse_address("redis://joe:hunter2@bus.example:6380")
+    with running_admin(bus=bus, is_dev=True) as admin:
+        assert admin.get("/page.json").json["bus"] == "redis://bus.example:6380"
+
+
+@pytest.mark.parametrize("path", ["/", "/page.css", "/page.js"])
+def test_the_page_loads_nothing_from_elsewhere_and_takes_no_text_for_markup(dev: Admin, path: str) -> None:
+    code = dev.get(path).body
+    for written in (b"http://", b"https://", b"url(", b"@import", b"innerHTML", b"insertAdjacent", b"eval("):
+        assert written not in code
+
+
+def test_outside_development_there_is_a_status_page_only(admin: Admin) -> None:
+    page = admin.get("/")
+    assert page.status == 200
+    assert b">Ready<" in page.body and b"/metrics" in page.body and b"node-1" in page.body
+    assert b"<script" not in page.body
+    assert admin.get("/page.css").status == 200
+    assert admin.get("/page.js").status == admin.get("/page.json").status == 404
+
+
+def test_the_status_page_says_what_is_wrong_and_counts_connections() -> None:
+    block = healthy_block()
+    block.shard(0)["now_open"], block.shard(1)["now_open"] = 1_000, 234
+    block.shard(1)["bus_up"] = 0
+    with running_admin(block, node="<b>&") as admin:
+        text = admin.get("/").body.decode()
+    assert "Not ready" in text and "shard_1_bus_down" in text
+    assert "1,234" in text
+    assert "&lt;b&gt;&amp;" in text and "<b>" not in text
+
+
+def test_where_others_can_connect_the_status_page_counts_nothing() -> None:
+    with running_admin(is_loopback=False) as admin:
+        assert b"<table" not in admin.get("/").body
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/nothing/here", "/api/publish"])
+def test_every_answer_carries_the_headers_that_protect_browsers(admin: Admin, path: str) -> None:
+    headers = admin.get(path).headers
+    assert headers["content-security-policy"] == "default-src 'self'; connect-src *"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["cache-control"] == "no-store"
+    assert "server" not in headers
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/healthz/", "/page/index.html", "/../health.py", "//evil.example"]
+)
+def test_other_paths_are_404_and_lead_nowhere(admin: Admin, path: str) -> None:
+    answer = admin.get(path)
+    assert answer.status == 404
+    assert "location" not in answer.headers
+
+
+# --- bounds -------------------------------------------------------------------------------------------
+
+
+def ended(client: socket.socket) -> bool:
+    """Whether the other side ends this connection; nothing is read from it."""
+    poll = select.poll()
+    poll.register(client, select.POLLRDHUP)
+    return bool(poll.poll(LIMIT_S * 1000))
+
+
+PIPELINED = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 200
+
+
+def test_pipelined_requests_that_nobody_reads_hold_up_nobody(admin: Admin) -> None:
+    with admin.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(PIPELINED)
+        for _ in range(20):
+            assert admin.get("/healthz").status == 200
+            assert admin.publish(channel="news", data=1).json == {"result": {}}
+
+
+def test_who_reads_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "ANSWER_S", 0.3)
+    with running_admin() as admin, admin.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(PIPELINED)
+        assert ended(client)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost:",
+        b"POST /api/publish HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+    ],
+)
+def test_who_does_not_finish_a_request_is_cut(monkeypatch: pytest.MonkeyPatch, beginning: bytes) -> None:
+    monkeypatch.setattr(server, "ANSWER_S", 0.3)
+    with running_admin(is_dev=True) as admin, admin.connect() as client:
+        client.sendall(beginning)
+        assert ended(client)
+
+
+def test_an_endless_head_is_refused(admin: Admin) -> None:
+    with admin.connect() as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 20_000)
+        assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+def test_one_connection_too_many_is_cut_and_makes_room_when_others_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_LIMIT", 3)
+    with running_admin() as admin:
+        held = [admin.connect() for _ in range(3)]
+        for client in held:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        with admin.connect() as late:
+            assert ended(late)
+        for client in held:
+            client.shutdown(socket.SHUT_WR)
+            assert ended(client)
+            client.close()
+        assert admin.get("/healthz").status == 200
+
+
+def test_rubbish_is_answered_400(admin: Admin) -> None:
+    with admin.connect() as client:
+        client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+# --- beginning and end --------------------------------------------------------------------------------
+
+
+def test_it_ends_when_the_keeper_is_gone() -> None:
+    with running_admin() as admin:
+        assert admin.get("/healthz").status == 200
+        admin.keeper_dies()
+        assert admin.wait() == 0
+
+
+def test_it_ends_by_sigterm_and_not_by_the_terminals_sigint() -> None:
+    with running_admin() as admin:
+        assert admin.get("/healthz").status == 200
+        os.kill(admin.pid, signal.SIGINT)
+        assert admin.get("/healthz").status == 200
+        os.kill(admin.pid, signal.SIGTERM)
+        assert admin.wait() == 0
+
+
+def test_it_ends_although_peers_do_not_read_and_the_bus_does_not_answer() -> None:
+    with MuteBus() as bus, running_admin(bus=bus.address, command_timeout_s=3600.0) as admin:
+        with admin.connect() as waiting, admin.connect() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.sendall(PIPELINED)
+            waiting.sendall(raw_publish())
+            bus.await_question()
+            os.kill(admin.pid, signal.SIGTERM)
+            assert admin.wait() == 0
+
+
+def test_its_successor_gets_the_same_listener() -> None:
+    with running_admin() as admin:
+        assert admin.get("/healthz").status == 200
+        os.kill(admin.pid, signal.SIGKILL)
+        assert admin.wait() == -signal.SIGKILL
+        for write in admin.alive:
+            os.close(write)
+        admin.start()
+        assert admin.get("/healthz").status == 200
+
+
+def test_who_imports_it_does_not_carry_what_it_is_built_with() -> None:
+    probe = "import sys, wsgate.admin; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "wsgate.admin" in loaded
+    assert not loaded & {"starlette", "uvicorn", "prometheus_client", "wsgate.admin.server"}
