@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -38,6 +39,8 @@ from wsgate.statistics import PHASE_DRAINING, PHASE_READY, Region, StatisticsBlo
 __all__ = ["Shard", "run_shard"]
 
 TICK_S: Final = 0.25
+NUMBERS_TICKS: Final = 4
+"""Ticks between two looks at everything counted: a resting shard is to cost nothing."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 """What an envelope may add to the largest payload."""
 _READY_REQUESTS: Final = (b"GET /readyz ", b"GET /readyz?")
@@ -73,6 +76,7 @@ class Shard:
         self._region: Region = block.shard(options.number)
         self._counts = dict.fromkeys(_OUR_OWN, 0)
         self._log = Log(f"shard-{options.number}")
+        self._ticks = 0
         self._is_scheduled = False
         self._is_draining = False
         self._refused_before = -1
@@ -131,7 +135,7 @@ class Shard:
         tasks = [loop.create_task(part.run()) for part in (self._subscriber, self._publisher, self._probe)]
         for task in tasks:
             task.add_done_callback(self._on_task_done)
-        self._renew_gate()
+        self._renew_gate(0)
         self._reactor.listen(self._listener_fd)
         loop.add_reader(self._reactor.fileno(), self._pump)
         self._region["pid"] = os.getpid()
@@ -144,7 +148,7 @@ class Shard:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._publisher.close()
-        self._write_numbers()
+        self._write_numbers(self._reactor.counters())
         self._reactor.shutdown()
         return 1 if left else 0
 
@@ -275,13 +279,16 @@ class Shard:
         next_s = max(now_s, due_s + TICK_S)
         self._loop.call_at(next_s, self._tick, next_s)
         self._reactor.tick(now_ms())
-        self._renew_gate()
         self._pump()
-        self._write_numbers()
+        numbers_now = self._reactor.counters()
+        self._renew_gate(numbers_now["refused"])
+        self._ticks += 1
+        if self._ticks % NUMBERS_TICKS == 0:
+            self._write_numbers(numbers_now)
+        self._beat(numbers_now["now_connections"])
 
-    def _renew_gate(self) -> None:
+    def _renew_gate(self, refused: int) -> None:
         """A new Retry-After for those the gate refuses, so that they do not come back together."""
-        refused = self._reactor.counters()["refused"]
         if refused == self._refused_before:
             return
         self._refused_before = refused
@@ -290,9 +297,15 @@ class Shard:
             self._options.gate, refusal(503, "over_capacity", retry_after_s=retry_after_s).response
         )
 
-    def _write_numbers(self) -> None:
-        """Everything counted, into the region; the beat last."""
-        region, numbers_now = self._region, self._reactor.counters()
+    def _beat(self, connections: int) -> None:
+        """What the keeper steers by."""
+        room = max(0, self._options.gate.connections - connections)
+        self._region["room"] = 0 if self._is_draining else room
+        self._region["beat_ms"] = now_ms()
+
+    def _write_numbers(self, numbers_now: Mapping[str, int]) -> None:
+        """Everything counted, into the region."""
+        region = self._region
         for name in COUNTER_NAMES:
             region[name] = numbers_now[name]
         for name in REASON_NAMES[1:]:
@@ -307,9 +320,6 @@ class Shard:
             region["held_" + name] = held[name]
         region["token_cache_entries"] = self._tokens.cached
         region["subscriptions_pending"] = self._hub.pending
-        room = max(0, self._options.gate.connections - numbers_now["now_connections"])
-        region["room"] = 0 if self._is_draining else room
-        region["beat_ms"] = now_ms()
 
 
 def _answer(status: int, body: bytes) -> bytes:
