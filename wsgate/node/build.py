@@ -2,7 +2,10 @@
 
 import os
 import secrets
+import shlex
+import shutil
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -241,6 +244,16 @@ def _admin_options(config: Config, running: RunningGateway) -> AdminOptions:
 
 
 def publish_command(running: RunningGateway) -> str:
-    """A line to paste into a shell that publishes something."""
+    """A line to paste into a shell that publishes something; it works there as it stands."""
     port = "" if running.port == 8000 else f" --port {running.port}"
-    return f"wsgate publish{port} news '{{\"hello\":1}}'"
+    return f"{_program()} publish{port} news '{{\"hello\":1}}'"
+
+
+def _program() -> str:
+    """How a shell starts `wsgate`: by name, or by the path it was started from (`make run`)."""
+    if shutil.which("wsgate"):
+        return "wsgate"
+    started = Path(sys.argv[0])
+    if started.name == "wsgate":
+        return shlex.quote(str(started))
+    return f"{shlex.quote(sys.executable)} -m wsgate"
