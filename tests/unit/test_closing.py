@@ -366,3 +366,41 @@ def test_the_answer_to_a_ping_goes_before_close() -> None:
         peer = bench.connect()
         peer.send(client_frame(PING, b"p") + client_close())
         assert [frame.opcode for frame in frames_until_end(bench, peer)] == [PONG, CLOSE]
+
+
+# --- goodbyes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings(message_rate_per_s=1), b"message_rate"),
+        (Settings(byte_rate_per_s=1), b"byte_rate"),
+    ],
+)
+def test_p9_reasons_of_one_code_have_each_their_own_goodbye(settings: Settings, said: bytes) -> None:
+    with rig(settings) as bench:
+        bench.reactor.set_bye(4029, [b"message_rate"], reason=Reason.MESSAGE_RATE)
+        bench.reactor.set_bye(4029, [b"byte_rate"], reason=Reason.BYTE_RATE)
+        peer = bench.connect()
+        peer.send(client_frame(TEXT, b"ab") * 2)
+        frames = frames_until_end(bench, peer)
+        assert [frame.payload for frame in frames[:-1]] == [said]
+        assert close_code(frames[-1]) == 4029
+
+
+@pytest.mark.parametrize("is_general_first", [False, True])
+def test_a_goodbye_of_the_reason_outranks_the_codes_own(is_general_first: bool) -> None:
+    with rig(Settings(message_rate_per_s=1)) as bench:
+        byes = [(b"any", 0), (b"rate", int(Reason.MESSAGE_RATE)), (b"other", int(Reason.BYTE_RATE))]
+        for text, reason in byes if is_general_first else reversed(byes):
+            bench.reactor.set_bye(4029, [text], reason=reason)
+        peer = bench.connect()
+        peer.send(client_frame(TEXT, b"ab") * 2)
+        assert [frame.payload for frame in frames_until_end(bench, peer)[:-1]] == [b"rate"]
+
+
+@pytest.mark.parametrize("reason", [-1, 255])
+def test_a_goodbye_for_what_is_no_reason_is_refused(reason: int) -> None:
+    with rig() as bench, pytest.raises((ValueError, OverflowError)):
+        bench.reactor.set_bye(4029, [b"bye"], reason=reason)

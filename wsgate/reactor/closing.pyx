@@ -24,7 +24,7 @@ from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
 from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
 from wsgate.reactor.structs cimport (
-    BLOCKED, BYTE_RATE, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
+    BLOCKED, BYTE_RATE, Bye, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
     TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL,
     INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE,
     OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
@@ -112,14 +112,20 @@ cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept no
 
 
 cdef void queue_close(Core *core, uint32_t slot) noexcept nogil:
-    """Put `bye`, if one is set for this code, and Close behind the answers."""
+    """Put `bye`, if one is set, and Close behind the answers. The bye of the reason outranks the code's."""
     cdef Connection *c = at(core, slot)
-    cdef Frame *frame
+    cdef Frame *frame = NULL
+    cdef Bye *bye
     cdef uint32_t index
     if c.reason != PEER_CLOSED:
         for index in range(core.bye_count):
-            if core.byes[index].close_code == c.close_code and core.byes[index].frames[c.variant] != NULL:
-                outbox_push(core, c, core.byes[index].frames[c.variant], CLASS_CONTROL, NONE)
+            bye = &core.byes[index]
+            if bye.close_code != c.close_code or bye.frames[c.variant] == NULL:
+                continue
+            if bye.reason == c.reason or (bye.reason == 0 and frame == NULL):
+                frame = bye.frames[c.variant]
+        if frame != NULL:
+            outbox_push(core, c, frame, CLASS_CONTROL, NONE)
     frame = frame_close(core, c.close_code, NULL, 0)
     send_last(core, slot, frame, CLASS_CONTROL)
 

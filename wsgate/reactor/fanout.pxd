@@ -5,4 +5,4 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from wsgate.reactor.structs cimport Bye, Core, Frame
 
 cdef int64_t walk_subscribers(Core *core, uint32_t index, Frame **frames, uint64_t exclude) noexcept nogil
-cdef Bye *bye_for(Core *core, uint16_t close_code) noexcept nogil
+cdef Bye *bye_for(Core *core, uint16_t close_code, int reason) noexcept nogil

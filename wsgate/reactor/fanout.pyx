@@ -3,7 +3,7 @@
 The frame is encoded once per variant before this; here a subscriber costs a reference and 16 bytes.
 """
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -47,12 +47,12 @@ cdef int64_t walk_subscribers(Core *core, uint32_t index, Frame **frames, uint64
     return reached
 
 
-cdef Bye *bye_for(Core *core, uint16_t close_code) noexcept nogil:
-    """The bye of a code, made if there is none."""
+cdef Bye *bye_for(Core *core, uint16_t close_code, int reason) noexcept nogil:
+    """The bye of a code and a reason, made if there is none."""
     cdef uint32_t index
     cdef Bye *grown
     for index in range(core.bye_count):
-        if core.byes[index].close_code == close_code:
+        if core.byes[index].close_code == close_code and core.byes[index].reason == reason:
             return &core.byes[index]
     grown = <Bye *>malloc((core.bye_count + 1) * sizeof(Bye))
     if grown == NULL:
@@ -63,5 +63,6 @@ cdef Bye *bye_for(Core *core, uint16_t close_code) noexcept nogil:
     core.byes = grown
     memset(&grown[core.bye_count], 0, sizeof(Bye))
     grown[core.bye_count].close_code = close_code
+    grown[core.bye_count].reason = <uint8_t>reason
     core.bye_count += 1
     return &grown[core.bye_count - 1]

@@ -596,15 +596,17 @@ cdef class Reactor:
                     frame_release(core, frames[variant])
         return reached
 
-    def set_bye(self, int close_code, variants):
-        """What goes before a Close with this code that the reactor itself sends, per variant."""
+    def set_bye(self, int close_code, variants, *, int reason=0):
+        """What goes before a Close that the reactor itself sends, per variant; see loop.pyi."""
         cdef Core *core = self.own()
         cdef Bye *bye
         payloads = tuple(variants)
         if len(payloads) > <int>core.variants:
             raise ValueError(f"at most {core.variants} variants are configured")
         check_code(close_code)
-        bye = bye_for(core, <uint16_t>close_code)
+        if reason:
+            check_reason(reason)
+        bye = bye_for(core, <uint16_t>close_code, reason)
         if bye == NULL:
             raise MemoryError
         for variant, payload in enumerate(payloads):

@@ -393,6 +393,7 @@ ctypedef struct Pass:            # what one poll has used of its budget
 
 ctypedef struct Bye:             # what goes before a Close the reactor itself sends
     uint16_t close_code
+    uint8_t reason               # 0: before any Close with this code that has none of its own
     Frame *frames[VARIANTS_MAX]
 
 ctypedef struct Core:

@@ -121,7 +121,7 @@ class Sessions:
         for row in REASONS.values():
             if row.close_code >= 4000:
                 byes = [self._bye(dialect, row.reason) for dialect in DIALECTS]
-                reactor.set_bye(row.close_code, byes)
+                reactor.set_bye(row.close_code, byes, reason=row.reason)
 
     def _bye(self, dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
         code = REASONS[reason].close_code
