@@ -1,6 +1,7 @@
 """The command line: thin. Every command is one function; exit 2 for configuration, 1 for the rest."""
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -11,9 +12,11 @@ from typing import Any
 from wsgate import __version__
 from wsgate.config import Config, effective, load, parse_duration_ms
 from wsgate.errors import BackendError, SettingsError, WsgateError
-from wsgate.node.runtime import RunningGateway, running_gateways, runtime_directory
+from wsgate.node.runtime import RunningGateway, running_gateways, runtime_directory, url_host
 
 __all__ = ["main"]
+
+BUS_TIMEOUT_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except WsgateError as error:
         print(f"wsgate: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # who read our output is gone, as `head` is after ten lines
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
@@ -102,18 +108,22 @@ def _serve(options: argparse.Namespace) -> int:
     set_up_logging(level=config.log.level, is_json=config.log.format == "json")
     plan = make_plan(config, os.environ)
     print(_banner(config, plan.running, len(plan.shards)), flush=True)
-    return Keeper(plan, lambda: print("ready", flush=True)).run()
+    return Keeper(plan, _say_ready).run()
+
+
+def _say_ready() -> None:
+    with contextlib.suppress(OSError):  # nobody may be reading any more, and that is no reason to end
+        print("ready", flush=True)
 
 
 def _banner(config: Config, running: RunningGateway, shards: int) -> str:
     from wsgate.bus import parse_address
     from wsgate.node.build import publish_command
 
-    host = "127.0.0.1" if config.server.host in ("0.0.0.0", "::") else config.server.host  # noqa: S104
-    admin = f"http://{config.admin.host}:{running.admin_port}"
+    admin = f"http://{url_host(config.admin.host)}:{running.admin_port}"
     what = "private, on " if not config.bus.url else ""
     rows = {
-        "socket": f"ws://{host}:{running.port}{running.path}",
+        "socket": running.url,
         "page" if config.server.dev else "admin": f"{admin}/",
         "bus": f"{what}{parse_address(running.bus_url)}",
         "publish": publish_command(running),
@@ -165,7 +175,10 @@ def _token(options: argparse.Namespace) -> int:
 
     now_s = int(time.time())
     claims: dict[str, Any] = {"sub": options.user, "iat": now_s}
-    claims["exp"] = now_s + parse_duration_ms(options.ttl) // 1000
+    try:
+        claims["exp"] = now_s + parse_duration_ms(options.ttl) // 1000
+    except SettingsError as error:
+        raise SettingsError(f"--ttl: {error}") from None
     given = {
         "channels": options.channel,
         "subscribe": options.subscribe,
@@ -179,11 +192,7 @@ def _token(options: argparse.Namespace) -> int:
 
 def _signing_secret(options: argparse.Namespace) -> str:
     """The configured secret, else the one the running development gateway made."""
-    if options.config or any(name.startswith("WSGATE_AUTH__") for name in os.environ):
-        if secret := _configuration(options).auth.hmac_secret:
-            return secret
-        raise SettingsError("auth.hmac_secret: not set, and tokens are signed with nothing else here")
-    if secret := _running(options).secret:
+    if secret := _configuration(options).auth.hmac_secret or _running(options).secret:
         return secret
     raise SettingsError(
         "auth.hmac_secret: the gateway has its own: give --config, or WSGATE_AUTH__HMAC_SECRET"
@@ -236,7 +245,11 @@ def _publish(options: argparse.Namespace) -> int:
     data = sys.stdin.buffer.read() if options.data == "-" else options.data.encode()
     try:
         with redis.Redis(
-            username=address.username or None, password=address.password or None, **where
+            username=address.username or None,
+            password=address.password or None,
+            socket_connect_timeout=BUS_TIMEOUT_S,
+            socket_timeout=BUS_TIMEOUT_S,
+            **where,
         ) as bus:
             heard = bus.publish(Names(prefix).channel(options.channel.encode()), data)
     except redis.RedisError as error:
@@ -259,8 +272,7 @@ def _listen(options: argparse.Namespace) -> int:
 
     url = options.url
     if url is None:
-        running = _running(options)
-        url = f"ws://127.0.0.1:{running.port}{running.path}"
+        url = _running(options).url
     listen(
         url, options.channel, lambda line: print(line, flush=True), token=options.token, limit=options.count
     )

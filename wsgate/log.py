@@ -42,11 +42,13 @@ class Log:
         """Something went wrong that somebody must look at."""
         self._say(logging.ERROR, cause, fields)
 
-    def exception(self, cause: str, /, **fields: object) -> None:
-        """A fault of ours: with the traceback of the exception being handled."""
-        self._say(logging.ERROR, cause, fields, is_fault=True)
+    def exception(self, cause: str, fault: Exception | None = None, /, **fields: object) -> None:
+        """A fault of ours: with the traceback of `fault`, or of the exception being handled."""
+        self._say(logging.ERROR, cause, fields, fault=fault or True)
 
-    def _say(self, level: int, cause: str, fields: dict[str, object], *, is_fault: bool = False) -> None:
+    def _say(
+        self, level: int, cause: str, fields: dict[str, object], *, fault: Exception | bool = False
+    ) -> None:
         if not self._logger.isEnabledFor(level):
             return
         now_s = time.monotonic()
@@ -60,7 +62,7 @@ class Log:
         if held_back:
             fields = fields | {"held_back": held_back}
         extra = {"part": self._part, "fields": fields}
-        self._logger.log(level, cause, exc_info=is_fault, extra=extra)
+        self._logger.log(level, cause, exc_info=fault, extra=extra)
 
 
 class _TextFormatter(logging.Formatter):

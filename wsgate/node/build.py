@@ -16,11 +16,11 @@ from wsgate.admin import AdminOptions
 from wsgate.auth import OriginPolicy, TokenPolicy, VerificationKey, make_key
 from wsgate.bus import parse_address
 from wsgate.config import Config
-from wsgate.errors import SettingsError
+from wsgate.errors import InternalError, SettingsError
 from wsgate.node.embedded_bus import EmbeddedBus
-from wsgate.node.listeners import open_group
+from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
-from wsgate.node.runtime import RunningGateway, lock_port, runtime_directory
+from wsgate.node.runtime import RunningGateway, lock_file, lock_port, runtime_directory, url_host
 from wsgate.reactor import GateLimits, ListenerOptions, Settings, events
 from wsgate.shard.options import ChannelRules, ShardOptions
 
@@ -34,6 +34,8 @@ POLICIES: Final = {
 DESCRIPTORS_OF_OURS: Final = 32
 """What a shard opens besides clients: epoll sets, bus, pipes, standard streams."""
 USER_TIMEOUT_MARGIN_MS: Final = 10_000
+PATIENCE_S: Final = 2.0
+"""For ports that a predecessor's children still hold: they end within a second of their keeper."""
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -58,36 +60,43 @@ def make_plan(config: Config, environ: Mapping[str, str]) -> Plan:
     Raises:
         SettingsError: What stops the start: a port in use, no server for the private bus, a key that
             does not fit its algorithm. Nothing is left behind then.
+        InternalError: The operating system refuses what we need: no space, no memory, no permission.
     """
-    with ExitStack() as undo:
-        directory = runtime_directory(environ)
-        descriptors = raise_descriptor_limit()
-        listeners = _open_listeners(config, undo)
-        port: int = listeners[0].getsockname()[1]
-        lock_fd = lock_port(directory, port)
-        if lock_fd is None:
-            raise SettingsError(f"server.port: {port} is held by another gateway of this user")
-        undo.callback(os.close, lock_fd)
-        admin_listener = _open_admin(config, undo)
-        bus = None if config.bus.url else EmbeddedBus(directory, port, environ)
-        secret = secrets.token_urlsafe(32) if config.server.dev and not config.auth.hmac_secret else ""
-        running = RunningGateway(
-            pid=os.getpid(),
-            node=f"{socket.gethostname()}-{secrets.token_hex(3)}",
-            port=port,
-            path=config.server.path,
-            admin_port=admin_listener.getsockname()[1],
-            bus_url=bus.url if bus else config.bus.url,
-            prefix=config.bus.prefix,
-            secret=secret,
-        )
-        shards = [
-            _shard_options(config, running, number, len(listeners), descriptors)
-            for number in range(len(listeners))
-        ]
-        admin = _admin_options(config, running)
-        file = running.write(directory)
-        undo.pop_all()
+    try:
+        with ExitStack() as undo:
+            plan = _plan(config, environ, undo)
+            undo.pop_all()
+            return plan
+    except OSError as error:
+        raise InternalError(f"cannot start: {error}") from error
+
+
+def _plan(config: Config, environ: Mapping[str, str], undo: ExitStack) -> Plan:
+    directory = runtime_directory(environ)
+    descriptors = raise_descriptor_limit()
+    listeners, lock_fd = _open_listeners(config, directory, undo)
+    port: int = listeners[0].getsockname()[1]
+    admin_listener = _open_admin(config, undo)
+    bus = None if config.bus.url else EmbeddedBus(directory, port, environ)
+    if bus is not None:
+        undo.callback(bus.clean)
+    secret = secrets.token_urlsafe(32) if config.server.dev and not config.auth.hmac_secret else ""
+    running = RunningGateway(
+        pid=os.getpid(),
+        node=f"{socket.gethostname()}-{secrets.token_hex(3)}",
+        port=port,
+        url=f"ws://{url_host(config.server.host)}:{port}{config.server.path}",
+        admin_port=admin_listener.getsockname()[1],
+        bus_url=bus.url if bus else config.bus.url,
+        prefix=config.bus.prefix,
+        secret=secret,
+    )
+    shards = [
+        _shard_options(config, running, number, len(listeners), descriptors)
+        for number in range(len(listeners))
+    ]
+    admin = _admin_options(config, running)
+    file = running.write(directory)
     return Plan(
         listeners=listeners,
         shards=shards,
@@ -97,7 +106,7 @@ def make_plan(config: Config, environ: Mapping[str, str]) -> Plan:
         running=running,
         drain_timeout_s=config.server.drain_timeout_ms / 1000,
         lock_fd=lock_fd,
-        clean=lambda: _clean(file, directory / f"port-{port}.lock", bus),
+        clean=lambda: _clean(file, lock_file(directory, port), bus),
     )
 
 
@@ -108,27 +117,44 @@ def _clean(file: Path, lock: Path, bus: EmbeddedBus | None) -> None:
         bus.clean()
 
 
-def _open_listeners(config: Config, undo: ExitStack) -> list[socket.socket]:
+def _open_listeners(config: Config, directory: Path, undo: ExitStack) -> tuple[list[socket.socket], int]:
+    """Locked first, so that whoever else has the port in use is no gateway of ours that lives."""
     slowest_ms = max(
         config.limits.write_timeout_ms,
         config.limits.outbox_age_ms,
         config.heartbeat.ping_interval_ms + config.heartbeat.pong_timeout_ms,
     )
     options = ListenerOptions(user_timeout_ms=slowest_ms + USER_TIMEOUT_MARGIN_MS)
-    count = config.server.shards or usable_cores()
-    listeners = open_group(config.server.host, config.server.port, count, options)
+    host, port, count = config.server.host, config.server.port, config.server.shards or usable_cores()
+    lock_fd = _lock(directory, port, undo) if port else -1
+    listeners = open_group(host, port, count, options, patience_s=PATIENCE_S)
     for listener in listeners:
         undo.callback(listener.close)
-    return listeners
+    return listeners, lock_fd if port else _lock(directory, listeners[0].getsockname()[1], undo)
+
+
+def _lock(directory: Path, port: int, undo: ExitStack) -> int:
+    lock_fd = lock_port(directory, port)
+    if lock_fd is None:
+        raise SettingsError(f"server.port: {port} is held by another gateway of this user")
+    undo.callback(os.close, lock_fd)
+    undo.callback(lock_file(directory, port).unlink, missing_ok=True)
+    return lock_fd
 
 
 def _open_admin(config: Config, undo: ExitStack) -> socket.socket:
     host, port = config.admin.host, config.admin.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=128)
+        listener = when_free(
+            lambda: socket.create_server((host, port), family=family, backlog=128), PATIENCE_S
+        )
+    except UnicodeError as error:
+        raise SettingsError(f"admin.host: {host!r} is no address and no name") from error
     except OSError as error:
-        raise SettingsError(f"admin.port: cannot listen on {host}:{port}: {error.strerror}") from error
+        # Without the address, which create_server repeats; a name that is not known has no errno of ours.
+        text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise SettingsError(f"admin.port: cannot listen on {host}:{port}: {text}") from error
     undo.callback(listener.close)
     return listener
 
@@ -221,7 +247,7 @@ def _page_origins(config: Config, admin_port: int) -> tuple[str, ...]:
     """Where the try page is served from, in development."""
     if not config.server.dev:
         return ()
-    hosts = dict.fromkeys((*_LOOPBACK, config.admin.host))
+    hosts = dict.fromkeys((*_LOOPBACK, url_host(config.admin.host)))
     return tuple(f"http://{host}:{admin_port}" for host in hosts)
 
 

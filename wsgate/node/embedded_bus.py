@@ -8,7 +8,7 @@ import ctypes
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,8 @@ __all__ = ["EmbeddedBus", "find_server"]
 _PR_SET_PDEATHSIG: Final = 1
 _SOCKET_PATH_LIMIT: Final = 107  # unix(7)
 _NAME: Final = "wsgate-bus"
+_TAIL_BYTES: Final = 1_000
+_TAIL_LINES: Final = 4
 
 
 def find_server(environ: Mapping[str, str]) -> str:
@@ -50,12 +52,12 @@ class EmbeddedBus:
         self.socket_path = directory / f"bus-{port}.sock"
         if len(str(self.socket_path)) > _SOCKET_PATH_LIMIT:
             raise SettingsError(f"runtime directory {directory}: too long a path for a Unix socket")
-        self._directory = directory
         # The name a process is shown by is that of the file it was started from.
         self._link = directory / f"{port}" / _NAME
         self._link.parent.mkdir(mode=0o700, exist_ok=True)
         self._link.unlink(missing_ok=True)
         self._link.symlink_to(find_server(environ))
+        self._log = self._link.parent / "bus.log"
 
     @property
     def url(self) -> str:
@@ -67,25 +69,26 @@ class EmbeddedBus:
         self.socket_path.unlink(missing_ok=True)
         shutil.rmtree(self._link.parent, ignore_errors=True)
 
-    def start(self, in_child: Callable[[], None]) -> int:
-        """Fork and become the server; its pid.
+    def become(self, keeper_pid: int) -> None:
+        """Become the server, in a process forked for it. Returns when the keeper is gone already.
 
-        Args:
-            in_child: Run in the child first: gives up what is the parent's.
+        Every descriptor closes by itself: none that Python makes outlives an exec.
         """
-        keeper = os.getpid()
-        pid = os.fork()
-        if pid:
-            return pid
+        self._log.write_bytes(b"")  # what is there is of its predecessor
+        # A server cannot watch a pipe; this it cannot miss. Set before the check that the keeper is
+        # still there, so that no moment is left uncovered.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()  # a terminal's Ctrl-C ends the server before the shards have drained
+        if os.getppid() == keeper_pid:
+            os.execv(self._link, [_NAME, *self._arguments()])  # noqa: S606 - a fixed program
+
+    def last_words(self) -> str:
+        """The end of its log file, for people."""
         try:
-            in_child()
-            # A server cannot watch a pipe; this it cannot miss. Set before the check that the keeper is
-            # still there, so that no moment is left uncovered.
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() == keeper:
-                os.execv(self._link, [_NAME, *self._arguments()])  # noqa: S606 - a fixed program
-        finally:
-            os._exit(1)
+            text = self._log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
     def _arguments(self) -> list[str]:
         settings = {
@@ -97,7 +100,7 @@ class EmbeddedBus:
             "appendonly": "no",
             "daemonize": "no",
             # Not among the gateway's own lines; gone with the directory when all is well.
-            "logfile": str(self._link.parent / "bus.log"),
+            "logfile": str(self._log),
             "loglevel": "warning",
             # A shard that lags is cut here rather than grow the server; it comes back by itself.
             "client-output-buffer-limit": "pubsub 64mb 32mb 30",

@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +26,7 @@ from typing import Final
 from wsgate.admin import run_admin
 from wsgate.log import Log
 from wsgate.node.build import Plan
-from wsgate.node.children import Child
+from wsgate.node.children import Child, fork_child, name_process
 from wsgate.node.listeners import refuse_waiting, steer
 from wsgate.node.notify import notify
 from wsgate.shard.numbers import LAYOUT
@@ -62,16 +61,16 @@ class Keeper:
         self._signals: list[int] = []
         self._weights: list[int] = []
         self._is_ready = False
+        self._is_stopping = False
         self._shards = [Child(f"shard-{n}", partial(self._fork_shard, n)) for n in range(len(plan.listeners))]
         self._others = [Child("admin", self._fork_admin)]
         if plan.embedded_bus is not None:
-            bus = plan.embedded_bus
-            self._others.insert(0, Child("bus", lambda: bus.start(self._in_child)))
+            self._others.insert(0, Child("bus", self._fork_bus, plan.embedded_bus.last_words))
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; the exit code."""
+        """Serve until SIGTERM, SIGINT or the end of the terminal; the exit code."""
         self._listen_for_signals()
-        _name_process("wsgate")
+        name_process("wsgate")
         # What was imported is shared with every shard as long as nobody writes to it: a collector that
         # walks it would copy it page by page.
         gc.collect()
@@ -90,17 +89,21 @@ class Keeper:
         """One round: bury, start, steer, beat."""
         self._bury()
         for child in (*self._others, *self._shards):
-            if child.start_when_due():
-                self._log.info("started", child=child.name, pid=child.pid, restarts=child.restarts)
-        now_ms = time.monotonic_ns() // 1_000_000
+            child.start_when_due()
+        now_ms = self._beat()
         self._steer(now_ms)
-        self._block.keeper["beat_ms"] = now_ms
         self._block.keeper["restarts"] = sum(child.restarts for child in (*self._others, *self._shards))
         if not self._is_ready and not why_not_ready(self._block, now_ms):
             self._is_ready = True
             notify("READY=1")
             self._announce()
+
+    def _beat(self) -> int:
+        """Tell everybody that we live; the time in ms."""
+        now_ms = time.monotonic_ns() // 1_000_000
+        self._block.keeper["beat_ms"] = now_ms
         notify("WATCHDOG=1")
+        return now_ms
 
     def _bury(self) -> None:
         while True:
@@ -112,53 +115,35 @@ class Keeper:
                 return
             for number, child in enumerate((*self._shards, *self._others)):
                 if child.pid == pid:
-                    child.ended()
-                    self._log.warning(
-                        "ended", child=child.name, pid=pid, status=os.waitstatus_to_exitcode(status)
-                    )
+                    child.ended(os.waitstatus_to_exitcode(status), is_asked=self._is_stopping)
                     if number < len(self._shards):
                         self._block.retire(number)
 
     def _fork_shard(self, number: int) -> int:
-        listener = self._plan.listeners[number]
-        pid = os.fork()
-        if pid:
-            return pid
-        return self._be(
-            f"wsgate-shard-{number}",
-            listener,
-            lambda: run_shard(self._plan.shards[number], listener.fileno(), self._block, self._alive_read),
-        )
+        options, listener = self._plan.shards[number], self._plan.listeners[number]
+
+        def work() -> int:
+            self._give_up(listener)
+            return run_shard(options, listener.fileno(), self._block, self._alive_read)
+
+        return fork_child(f"wsgate-shard-{number}", work)
 
     def _fork_admin(self) -> int:
-        listener = self._plan.admin_listener
-        pid = os.fork()
-        if pid:
-            return pid
-        options = self._plan.admin
-        return self._be(
-            "wsgate-admin", listener, lambda: run_admin(options, self._block, listener, self._alive_read)
-        )
+        options, listener = self._plan.admin, self._plan.admin_listener
 
-    def _be(self, name: str, keep: socket.socket, work: Callable[[], int | None]) -> int:
-        """Be a child; never returns into the keeper's code."""
-        code = 1
-        try:
-            self._in_child(keep)
-            _name_process(name)
-            code = work() or 0
-        except BaseException:
-            self._log.exception("child_failed", child=name)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        def work() -> None:
+            self._give_up(listener)
+            run_admin(options, self._block, listener, self._alive_read)
 
-    def _in_child(self, keep: socket.socket | None = None) -> None:
-        """Give up what is the keeper's: signals, the pipe's other end, other children's sockets."""
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        return fork_child("wsgate-admin", work)
+
+    def _fork_bus(self) -> int:
+        bus, keeper_pid = self._plan.embedded_bus, os.getpid()
+        assert bus is not None
+        return fork_child("wsgate-bus", lambda: bus.become(keeper_pid))
+
+    def _give_up(self, keep: socket.socket) -> None:
+        """In a child: close what is the keeper's, and what is other children's."""
         os.close(self._alive_write)
         self._wake_read.close()
         self._wake_write.close()
@@ -172,8 +157,11 @@ class Keeper:
     def _steer(self, now_ms: int) -> None:
         weights = [self._weight(number, now_ms) for number in range(len(self._shards))]
         if len(weights) > 1 and _differ(weights, self._weights):
-            steer(self._plan.listeners[0], weights)
             self._weights = weights
+            try:
+                steer(self._plan.listeners[0], weights)
+            except OSError as error:  # a kernel without it deals by hash: worse, and no reason to end
+                self._log.warning("steering_refused", error=error.strerror)
         for number, child in enumerate(self._shards):
             # Counted from the last sign of life: its last beat, its last start, or our own start.
             last_ms = max(self._block.shard(number)["beat_ms"], int(child.started_s * 1000))
@@ -193,10 +181,10 @@ class Keeper:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: self._signals.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and `&` of a shell have it
+                signal.signal(number, lambda number, frame: self._signals.append(number))
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes the loop
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _take_signals(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -206,6 +194,7 @@ class Keeper:
         """Drain the shards, then end the rest; a second signal ends it at once."""
         self._log.info("draining", timeout_s=self._plan.drain_timeout_s)
         notify("STOPPING=1")
+        self._is_stopping = True
         self._block.keeper["phase"] = PHASE_DRAINING
         self._signals.clear()
         self._end(self._shards, self._plan.drain_timeout_s + EXIT_GRACE_S)
@@ -222,7 +211,7 @@ class Keeper:
             listener.close()
         while any(child.pid for child in children):
             self._bury()
-            self._block.keeper["beat_ms"] = time.monotonic_ns() // 1_000_000
+            self._beat()
             if self._signals or time.monotonic() > deadline_s:
                 for child in children:
                     child.signal(signal.SIGKILL)
@@ -238,9 +227,3 @@ def _differ(weights: list[int], before: list[int]) -> bool:
     return any(
         bool(new) != bool(old) or abs(new - old) > old // 8 for new, old in zip(weights, before, strict=True)
     )
-
-
-def _name_process(name: str) -> None:
-    """What ps and top show."""
-    with open("/proc/self/comm", "w") as comm:
-        comm.write(name)

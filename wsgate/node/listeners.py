@@ -12,14 +12,17 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from wsgate.errors import SettingsError
 from wsgate.reactor import ListenerOptions, open_listener
 
-__all__ = ["open_group", "refuse_waiting", "steer", "steering_program"]
+__all__ = ["open_group", "refuse_waiting", "steer", "steering_program", "when_free"]
+
+T = TypeVar("T")
 
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _LOAD_RANDOM: Final = (0x20, 0, 0, 0xFFFFF000 + 56)  # BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_RANDOM
@@ -28,13 +31,31 @@ _JUMP_IF_GREATER_OR_EQUAL: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _WEIGHT_SUM: Final = 1 << 16
 
+_TRY_AGAIN_S: Final = 0.05
 _REFUSALS_PER_CALL: Final = 64
 _NOBODY_ANSWERS: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n"
 )
 
 
-def open_group(host: str, port: int, count: int, options: ListenerOptions) -> list[socket.socket]:
+def when_free(open_it: Callable[[], T], within_s: float) -> T:
+    """What `open_it` returns; tried again for a while when the address is in use.
+
+    Children of a keeper that was killed end a moment after it, and hold its ports until then.
+    """
+    end_s = time.monotonic() + within_s
+    while True:
+        try:
+            return open_it()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= end_s:
+                raise
+        time.sleep(_TRY_AGAIN_S)
+
+
+def open_group(
+    host: str, port: int, count: int, options: ListenerOptions, *, patience_s: float = 0.0
+) -> list[socket.socket]:
     """`count` listeners on one port; the first one probes, so that no other gateway's group is joined.
 
     Args:
@@ -42,14 +63,18 @@ def open_group(host: str, port: int, count: int, options: ListenerOptions) -> li
         port: 0 lets the kernel choose one for all.
         count: How many, at least 1.
         options: For each of them.
+        patience_s: How long to wait for a port in use.
 
     Raises:
         SettingsError: The port is taken or the address is not ours; says which.
     """
     try:
         if port:
-            open_listener(host, port, replace(options, reuse_port=False, backlog=1)).close()
+            probe = replace(options, reuse_port=False, backlog=1)
+            when_free(lambda: open_listener(host, port, probe).close(), patience_s)
         group = [open_listener(host, port, replace(options, reuse_port=True))]
+    except UnicodeError as error:  # too long a label for a name, for instance
+        raise SettingsError(f"server.host: {host!r} is no address and no name") from error
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {_plainly(error)}") from error
     chosen = group[0].getsockname()[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wsgate.errors import InternalError, SettingsError
 
-__all__ = ["RunningGateway", "lock_port", "running_gateways", "runtime_directory"]
+__all__ = ["RunningGateway", "lock_file", "lock_port", "running_gateways", "runtime_directory", "url_host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class RunningGateway:
     pid: int
     node: str
     port: int
-    path: str
+    url: str  # where its own commands connect as clients
     admin_port: int
     bus_url: str
     prefix: str
@@ -39,6 +39,12 @@ class RunningGateway:
         draft.write_text(json.dumps(asdict(self)))
         draft.replace(target)
         return target
+
+
+def url_host(host: str) -> str:
+    """How to name, in a URL on this machine, what listens on `host`."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - no bind
+    return f"[{host}]" if ":" in host else host
 
 
 def _file_of(directory: Path, port: int) -> Path:
@@ -72,9 +78,14 @@ def runtime_directory(environ: Mapping[str, str]) -> Path:
     return directory
 
 
+def lock_file(directory: Path, port: int) -> Path:
+    """What `lock_port` locks."""
+    return directory / f"port-{port}.lock"
+
+
 def lock_port(directory: Path, port: int) -> int | None:
     """Lock a port against a second gateway of this user; the descriptor holds it, None: it is taken."""
-    descriptor = os.open(directory / f"port-{port}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(lock_file(directory, port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
