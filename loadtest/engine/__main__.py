@@ -118,8 +118,9 @@ def _as_tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields with JSON's arrays as the tuples a frozen plan holds."""
     if "headers" in fields:
         fields["headers"] = tuple((name, value) for name, value in fields["headers"])
-    if "tokens" in fields:
-        fields["tokens"] = tuple(fields["tokens"])
+    for name in ("tokens", "counted"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
     return fields
 
 
@@ -130,7 +131,7 @@ def _answer(answer: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Serve until told to quit or until standard input ends."""
-    settings = EngineSettings(**json.loads(arguments[0])) if arguments else EngineSettings()
+    settings = EngineSettings(**_as_tuples(json.loads(arguments[0]))) if arguments else EngineSettings()
     stdin = sys.stdin.fileno()
     with Engine(settings) as engine:
         commands = _Commands(engine)

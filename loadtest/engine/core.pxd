@@ -33,6 +33,7 @@ cdef enum:
     NO_SLOT = 0xFFFFFFFF
     WAKE_SLOT = 0xFFFFFFFE
 
+    COUNTED_MOST = 8  # as in plans.py
     CLOSE_CODES = 5_000
     STATUSES = 1_000
     ERRNOS = 256
@@ -127,6 +128,7 @@ ctypedef struct counters_t:
     uint64_t send_calls
     uint64_t send_blocked
     uint64_t wakes
+    uint64_t counted[COUNTED_MOST]  # messages by how they begin
     uint64_t closes_received[CLOSE_CODES]
     uint64_t disconnects[ERRNOS]
     uint64_t faults[FAULTS]
@@ -136,6 +138,7 @@ cdef enum part_t:
     PART_KEY
     PART_TOKEN
     PART_INDEX
+    PART_STAMP
 
 # A piece of a request or payload; size is the literal's.
 ctypedef struct piece_t:
@@ -196,8 +199,13 @@ ctypedef struct echo_job_t:
     uint64_t received
     uint64_t lost  # in flight on connections that ended
     uint64_t unsent  # owed by connections that ended
-    uint32_t payload_bytes
+    uint32_t payload_bytes  # of the stamp with its padding
     uint8_t opcode
+    piece_t* pieces
+    uint32_t piece_count
+    size_t most  # largest message with its header
+    const uint8_t* answer
+    uint32_t answer_size  # 0: answers carry the stamp
 
 ctypedef struct close_job_t:
     phase_t phase
@@ -233,6 +241,8 @@ ctypedef struct core_t:
     uint64_t block_bytes  # lent
 
     random_t random
+    piece_t counted[COUNTED_MOST]  # beginnings; the bytes are the settings'
+    uint32_t counted_count
     uint32_t stream_nonce
     uint32_t first_source
     uint32_t source_count

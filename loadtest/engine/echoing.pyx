@@ -6,17 +6,23 @@ connection's answers are outstanding, the socket is full, or this engine is behi
 latency and send lag are measured from that time, so a stalled server cannot hide by stalling its own load
 (coordinated omission; see wrk2).
 
+An answer carries the stamp of its message, or is known by how it begins: then answers come in the order of the
+messages, as a connection's do, and the due time of the n-th is known from n.
+
 Closed loop (no rate). A message is due when it is sent; the latency of a stalled server then shows once per
 connection, which is what was asked for.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy, memset
 
 from loadtest.engine.core cimport (
     FLAG_ECHO,
     FLAG_SLOW,
+    PART_LITERAL,
+    PART_STAMP,
     PHASE_DONE,
     PHASE_DRAINING,
     PHASE_RUNNING,
@@ -88,11 +94,44 @@ cdef inline uint64_t _allowed(core_t* core, conn_t* conn) noexcept nogil:
     return min(due, core.echo.per_connection)
 
 
+cdef size_t _message_size(core_t* core, conn_t* conn) noexcept nogil:
+    """Return the size of a member's message, which the header must know before it is written."""
+    cdef size_t size = 0
+    cdef uint32_t i, index
+    for i in range(core.echo.piece_count):
+        if core.echo.pieces[i].kind == PART_STAMP:
+            size += core.echo.payload_bytes
+        elif core.echo.pieces[i].kind == PART_LITERAL:
+            size += core.echo.pieces[i].size
+        else:
+            size += 1
+            index = conn.index
+            while index >= 10:
+                index //= 10
+                size += 1
+    return size
+
+
+cdef void _write_message(core_t* core, conn_t* conn, const stamp_t* mark, uint8_t* at) noexcept nogil:
+    cdef uint32_t i
+    for i in range(core.echo.piece_count):
+        if core.echo.pieces[i].kind == PART_STAMP:
+            write_stamp(at, mark)
+            memset(at + STAMP_SIZE, c'.', core.echo.payload_bytes - STAMP_SIZE)
+            at += core.echo.payload_bytes
+        elif core.echo.pieces[i].kind == PART_LITERAL:
+            memcpy(at, core.echo.pieces[i].data, core.echo.pieces[i].size)
+            at += core.echo.pieces[i].size
+        else:
+            at += snprintf(<char*>at, 11, "%u", <unsigned int>conn.index)
+
+
 cdef size_t _encode(core_t* core, conn_t* conn, uint8_t* out, uint64_t now) noexcept nogil:
     """Write the member's next message as a masked frame; returns its size."""
     cdef stamp_t mark
     cdef uint32_t key = <uint32_t>draw(&core.random)
-    cdef size_t header = encode_header(out, core.echo.opcode, core.echo.payload_bytes, key)
+    cdef size_t size = _message_size(core, conn)
+    cdef size_t header = encode_header(out, core.echo.opcode, size, key)
     cdef uint64_t sent = conn.echo_total - conn.echo_base
     mark.stream = _stream_of(core, conn)
     mark.sequence = conn.echo_total
@@ -100,9 +139,8 @@ cdef size_t _encode(core_t* core, conn_t* conn, uint8_t* out, uint64_t now) noex
     if core.echo.interval_ns > 0:
         mark.intended_ns = _intended(core, sent * core.echo.member_count + conn.echo_ordinal)
         hist_record(&core.send_lag, <int64_t>(now - mark.intended_ns), 1)
-    write_stamp(out + header, &mark)
-    memset(out + header + STAMP_SIZE, c'.', core.echo.payload_bytes - STAMP_SIZE)
-    mask(out + header, core.echo.payload_bytes, key)
+    _write_message(core, conn, &mark, out + header)
+    mask(out + header, size, key)
     conn.echo_total += 1
     conn.echo_in_flight += 1
     core.echo.sent += 1
@@ -110,7 +148,7 @@ cdef size_t _encode(core_t* core, conn_t* conn, uint8_t* out, uint64_t now) noex
     core.counters.messages_sent += 1
     if sent + 1 == core.echo.per_connection:
         core.echo.finished += 1
-    return header + core.echo.payload_bytes
+    return header + size
 
 
 cdef int pump(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
@@ -119,7 +157,6 @@ cdef int pump(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
     Stops at 64 messages: those in flight or unsent then bring it back here.
     """
     cdef size_t used = 0
-    cdef size_t most = core.echo.payload_bytes + 14
     cdef uint64_t allowed
     cdef int count = 0
     if not conn.flags & FLAG_ECHO or conn.state != STATE_OPEN or conn.output != NULL:
@@ -129,7 +166,7 @@ cdef int pump(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
         conn.echo_total - conn.echo_base < allowed
         and conn.echo_in_flight < core.echo.in_flight
         and count < _MESSAGES_PER_PUMP
-        and used + most <= core.scratch_bytes
+        and used + core.echo.most <= core.scratch_bytes
     ):
         used += _encode(core, conn, core.scratch + used, now)
         count += 1
@@ -149,6 +186,23 @@ cdef int on_echo(core_t* core, conn_t* conn, const stamp_t* mark, uint64_t now) 
     # An answer to an earlier job (its drain was over) frees no room in this one.
     if not conn.flags & FLAG_ECHO or sequence < conn.echo_base:
         return 0
+    return _take_one(core, conn, now)
+
+
+cdef int on_answer(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
+    """Take an answer without a stamp, that of the oldest message; -1 when the connection ended."""
+    cdef uint64_t number = conn.echo_total - conn.echo_base - conn.echo_in_flight
+    cdef uint64_t due_ns
+    if conn.echo_in_flight == 0:
+        core.counters.misrouted += 1
+        return 0
+    due_ns = _intended(core, number * core.echo.member_count + conn.echo_ordinal)
+    core.counters.echoes_received += 1
+    hist_record(&core.echo_latency, <int64_t>(now - due_ns), 1)
+    return _take_one(core, conn, now)
+
+
+cdef int _take_one(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
     core.echo.received += 1
     core.echo.progress_ns = now
     conn.echo_in_flight -= 1

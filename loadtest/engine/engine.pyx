@@ -18,6 +18,7 @@ from loadtest.engine.core cimport (
     PART_INDEX,
     PART_KEY,
     PART_LITERAL,
+    PART_STAMP,
     PART_TOKEN,
     PHASE_IDLE,
     PHASE_DONE,
@@ -64,7 +65,7 @@ __all__ = ["Engine"]
 
 _SLICE_NS = 100_000_000
 _SCRATCH_BYTES = 65_536 + 64
-_PLACEHOLDER = re.compile(rb"(\{key\}|\{index\}|\{token\})")
+_PLACEHOLDER = re.compile(rb"(\{key\}|\{index\}|\{token\}|\{stamp\})")
 _MODES = {"close": MODE_CLOSE, "reset": MODE_RESET, "fin": MODE_FIN}
 
 
@@ -106,6 +107,9 @@ cdef class Engine:
     cdef core_t* core
     cdef object _settings
     cdef _Pieces _request
+    cdef _Pieces _echo
+    cdef bytes _answer
+    cdef list _counted
     cdef bytes _tokens
     cdef bytes _subprotocols
 
@@ -119,6 +123,7 @@ cdef class Engine:
             raise EngineError("already initialised")
         self._settings = resolve(settings or EngineSettings())
         self._prepare()
+        self._count_beginnings()
 
     cdef int _prepare(self) except -1:
         cdef core_t* core = <core_t*>calloc(1, sizeof(core_t))
@@ -150,6 +155,15 @@ cdef class Engine:
         if self._settings.first_sequence is not None:
             core.ledger.first_sequence = self._settings.first_sequence
             core.ledger.is_first_known = True
+        return 0
+
+    cdef int _count_beginnings(self) except -1:
+        """Point the core at the beginnings that are counted; the list keeps them alive."""
+        self._counted = [text.encode() for text in self._settings.counted]
+        for i, text in enumerate(self._counted):
+            self.core.counted[<size_t>i].data = <const uint8_t*><char*>text
+            self.core.counted[<size_t>i].size = len(text)
+        self.core.counted_count = len(self._counted)
         return 0
 
     def __dealloc__(self):
@@ -295,7 +309,9 @@ cdef class Engine:
     def begin_echo(self, plan):
         """Start what `echo` does without running the loop."""
         cdef core_t* core = self._alive()
-        cdef size_t size = plan.payload_bytes + HEADER_MOST
+        cdef _Pieces message = _Pieces(plan.message.encode(), {b"{stamp}": PART_STAMP, b"{index}": PART_INDEX})
+        # One more for the end that snprintf writes behind an index.
+        cdef size_t size = message.most(plan.payload_bytes) + HEADER_MOST + 1
         cdef uint8_t* scratch
         if core.echo.phase != PHASE_IDLE:
             raise EngineBusyError("an echo is under way")
@@ -312,6 +328,13 @@ cdef class Engine:
         core.echo.drain_ns = <uint64_t>(plan.drain_s * 1e9)
         core.echo.payload_bytes = plan.payload_bytes
         core.echo.opcode = OP_TEXT if plan.is_text else OP_BINARY
+        self._echo = message
+        core.echo.pieces = message.pieces
+        core.echo.piece_count = message.count
+        core.echo.most = size
+        self._answer = plan.answer.encode()
+        core.echo.answer = <const uint8_t*><char*>self._answer
+        core.echo.answer_size = len(self._answer)
         if begin_echo(core, plan.connections, plan.duration_s) < 0:
             raise MemoryError
 
@@ -444,7 +467,11 @@ cdef class Engine:
 
     def stats(self, *, with_counts=False):
         """Return every counter."""
-        return stats(self._alive(), with_counts)
+        cdef core_t* core = self._alive()
+        result = stats(core, with_counts)
+        names = self._settings.counted
+        result["counted"] = {name: core.counters.counted[<size_t>i] for i, name in enumerate(names)}
+        return result
 
     def reset_stats(self):
         """Zero the counters and histograms."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from loadtest.engine.stamps import STAMP_BYTES
 
-__all__ = ["ConnectPlan", "EchoPlan", "EngineSettings"]
+__all__ = ["COUNTED_MOST", "ConnectPlan", "EchoPlan", "EngineSettings"]
+
+COUNTED_MOST = 8  # as in core.pxd
 
 
 def _require(is_met: bool, message: str) -> None:
@@ -34,6 +36,8 @@ class EngineSettings:
         first_sequence: The sequence number every stream starts with; None takes the first one a connection
             sees, so that joining late is no loss.
         close_timeout_s: How long a connection may take to end once a Close was sent or answered, > 0.
+        counted: Beginnings, at most 8 of 1 to 64 ASCII characters. Messages without a stamp are counted by
+            each they begin with, in `Stats.counted`.
     """
 
     max_connections: int = 0
@@ -43,6 +47,7 @@ class EngineSettings:
     stamp_window_bytes: int = 512
     first_sequence: int | None = None
     close_timeout_s: float = 5.0
+    counted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges given above (ValueError)."""
@@ -54,6 +59,9 @@ class EngineSettings:
             self.first_sequence is None or 0 <= self.first_sequence < 2**63, "first_sequence must be >= 0"
         )
         _require(self.close_timeout_s > 0, "close_timeout_s must be > 0")
+        _require(len(self.counted) <= COUNTED_MOST, f"at most {COUNTED_MOST} beginnings are counted")
+        for text in self.counted:
+            _require(text.isascii() and 1 <= len(text) <= 64, "a beginning has 1 to 64 ASCII characters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +128,7 @@ class ConnectPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoPlan:
-    """Send stamped messages and wait for each to come back on the connection it left by.
+    """Send messages and wait for each to be answered on the connection it left by, by its stamp come back.
 
     With `rate_per_s` the plan is an open loop: message k of all is due at start + k/rate, connections take
     turns, and a message that has to wait (for its connection or for the engine) keeps its due time, so
@@ -130,7 +138,12 @@ class EchoPlan:
         connections: How many open connections take part (slow readers never do), 0 for all.
         messages_per_connection: Stop after so many each; 0 for no such end.
         duration_s: Stop sending after so long; 0 for no such end. At least one of the two ends is needed.
-        payload_bytes: Size of each message, 48 to 1,048,576.
+        payload_bytes: Size of the stamp with its padding, 48 to 1,048,576.
+        message: What is sent, ASCII: ``{stamp}`` becomes the stamp, ``{index}`` the connection's index. The
+            stamp alone by default.
+        answer: For a message without ``{stamp}``, in a plan with `rate_per_s`: how its answer begins, ASCII.
+            The n-th message that begins so and has no stamp itself answers the n-th that was sent on that
+            connection, so none may be on its way from before.
         in_flight: Unanswered messages per connection at once; 0 is no limit and needs `rate_per_s`.
         rate_per_s: Messages per second over all connections, by the clock; 0 sends as soon as in_flight
             allows.
@@ -147,6 +160,8 @@ class EchoPlan:
     rate_per_s: float = 0.0
     drain_s: float = 2.0
     is_text: bool = False
+    message: str = "{stamp}"
+    answer: str = ""
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges given above (ValueError)."""
@@ -158,3 +173,8 @@ class EchoPlan:
         _require(0 <= self.in_flight < 2**31, "in_flight must be >= 0")
         _require(self.rate_per_s >= 0, "rate_per_s must be >= 0")
         _require(self.in_flight > 0 or self.rate_per_s > 0, "in_flight 0 needs a rate")
+        _require(self.message.isascii() and self.answer.isascii(), "message and answer must be ASCII")
+        _require(self.message.count("{stamp}") <= 1, "a message carries one stamp")
+        is_stamped = "{stamp}" in self.message
+        _require(is_stamped != bool(self.answer), "the plan needs either a stamp or an answer")
+        _require(not self.answer or self.rate_per_s > 0, "an answer without a stamp needs a rate")

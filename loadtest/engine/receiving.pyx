@@ -10,12 +10,13 @@ Functions that return int return -1 when the connection ended.
 
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from loadtest.engine.connecting cimport feed_head
 from loadtest.engine.core cimport (
     FLAG_CLOSE_RECEIVED,
     FLAG_CLOSE_SENT,
+    FLAG_ECHO,
     FLAG_FRAGMENTED,
     NO_FRAME,
     STATE_CLOSING,
@@ -23,7 +24,7 @@ from loadtest.engine.core cimport (
     STATE_OPEN,
     partial_t,
 )
-from loadtest.engine.echoing cimport on_echo
+from loadtest.engine.echoing cimport on_answer, on_echo
 from loadtest.engine.frames cimport (
     FAULT_CLOSE_PAYLOAD,
     FAULT_CONTINUATION,
@@ -82,6 +83,25 @@ cdef int _fail(core_t* core, conn_t* conn, fault_t fault) noexcept nogil:
     return -1
 
 
+cdef inline bint _begins(
+    const uint8_t* data, size_t size, const uint8_t* text, size_t text_size
+) noexcept nogil:
+    return size >= text_size and memcmp(data, text, text_size) == 0
+
+
+cdef int _take_unstamped(
+    core_t* core, conn_t* conn, const uint8_t* head, size_t size, uint64_t now
+) noexcept nogil:
+    """Count a message by how it begins; it may be what the echo job waits for."""
+    cdef uint32_t i
+    for i in range(core.counted_count):
+        core.counters.counted[i] += _begins(head, size, core.counted[i].data, core.counted[i].size)
+    if conn.flags & FLAG_ECHO and core.echo.answer_size:
+        if _begins(head, size, core.echo.answer, core.echo.answer_size):
+            return on_answer(core, conn, now)
+    return 0
+
+
 cdef int _take_message(
     core_t* core, conn_t* conn, const uint8_t* head, size_t size, uint64_t now
 ) noexcept nogil:
@@ -95,7 +115,7 @@ cdef int _take_message(
         conn.flags &= <uint16_t>~FLAG_FRAGMENTED
     conn.message_opcode = 0
     if not find_stamp(head, min(size, <size_t>core.stamp_window), &mark):
-        return 0
+        return _take_unstamped(core, conn, head, size, now)
     core.counters.stamped += 1
     if mark.stream & ECHO_BIT:
         return on_echo(core, conn, &mark, now)

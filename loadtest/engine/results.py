@@ -80,9 +80,10 @@ class ReconcileResult(TypedDict):
 class Stats(TypedDict):
     """Everything counted since the start or the last reset; gauges (first block) are never reset.
 
-    Sequence counters: `missing` messages lie in `gaps` runs of sequence numbers that were jumped over and
-    have not come since; one that comes late leaves `missing` and counts as `reordered`; one that had come
-    already counts as `duplicates`. `misrouted` stamps carry the echo stream of another connection.
+    `counted` has every beginning of `EngineSettings.counted`. Sequence counters: `missing` messages lie in
+    `gaps` runs of sequence numbers that were jumped over and have not come since; one that comes late leaves
+    `missing` and counts as `reordered`; one that had come already counts as `duplicates`. `misrouted` stamps
+    carry the echo stream of another connection; an answer that no message was sent for is one too.
     """
 
     open: int
@@ -113,6 +114,7 @@ class Stats(TypedDict):
     messages_sent: int
     echoes_sent: int
     echoes_received: int
+    counted: dict[str, int]
 
     gaps: int
     missing: int

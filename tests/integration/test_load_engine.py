@@ -1,10 +1,12 @@
 """The load engine against a server that does wrong by seed: it must report just what was done."""
 
+import dataclasses
+import json
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -17,6 +19,7 @@ from loadtest.engine import (
     EngineLimitError,
     EngineSettings,
     Stats,
+    stamp,
 )
 from loadtest.engine.results import ConnectResult
 from tests.support.lossy_server import FAULTY_FRAMES, LossyServer
@@ -59,6 +62,13 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
         with Engine(settings) as engine:
             yield Rig(server, engine)
             assert server.seen["client faults"] == 0
+
+
+def wait_for(claim: Callable[[], bool], engine: Engine) -> None:
+    end = time.monotonic() + WAIT_S
+    while not claim():
+        assert time.monotonic() < end
+        engine.hold(0.01)
 
 
 def assert_clean(stats: Stats) -> None:
@@ -246,6 +256,70 @@ def test_an_honest_echo_is_clean_and_complete(rig: Rig) -> None:
     assert stats["echo_latency"]["count"] == stats["echoes_received"] == stats["echoes_sent"] == 1_620
     # Only an open loop can lag behind itself.
     assert stats["send_lag"]["count"] == 600
+
+
+def test_a_message_is_wrapped_and_carries_its_index(rig: Rig) -> None:
+    rig.opened("/hold", 3, first_index=9)
+    message = '{"op":"pub","ch":"own:{index}","data":"{stamp}"}'
+    plan = EchoPlan(messages_per_connection=2, in_flight=2, is_text=True, message=message, drain_s=0.05)
+    assert rig.engine.echo(plan)["sent"] == 6
+    wait_for(lambda: len(rig.server.texts) == 6, rig.engine)
+    assert sorted(json.loads(text)["ch"] for text in rig.server.texts) == [
+        f"own:{index}" for index in (10, 10, 11, 11, 9, 9)
+    ]
+    assert all(len(json.loads(text)["data"]) == 128 for text in rig.server.texts)
+    rig.engine.close("reset")
+    rig.opened("/echo", 3)
+    plan = dataclasses.replace(plan, messages_per_connection=300, in_flight=70, drain_s=2.0)
+    result = rig.engine.echo(plan)
+    assert (result["sent"], result["received"]) == (900, 900)
+    assert_clean(rig.engine.stats())
+
+
+def test_an_answer_without_a_stamp_belongs_to_the_oldest_message(rig: Rig) -> None:
+    """A pause of 300 ms at 500/s delays 150 of 300, as of stamped ones."""
+    rig.opened("/echo?pause_at=75&pause_ms=300", 4)
+    plan = EchoPlan(
+        duration_s=0.6, rate_per_s=500, in_flight=0, is_text=True, message='{"op":"p"}', answer='{"op":"p'
+    )
+    result = rig.engine.echo(plan)
+    assert result["sent"] == result["received"] == 300
+    stats = rig.engine.stats()
+    assert stats["echo_latency"]["count"] == 300
+    assert stats["echo_latency"]["p99"] > 250_000_000 and stats["echo_latency"]["p90"] > 150_000_000
+    # A second plan on the same connections begins with its own first message.
+    assert rig.engine.echo(dataclasses.replace(plan, duration_s=0.1))["received"] == 50
+    assert_clean(rig.engine.stats())
+
+
+def test_what_begins_otherwise_is_no_answer(rig: Rig) -> None:
+    rig.opened("/echo", 2)
+    plan = EchoPlan(
+        messages_per_connection=5,
+        rate_per_s=1_000,
+        in_flight=0,
+        is_text=True,
+        message='{"op":"ping"}',
+        answer='{"op":"pong"}',
+        drain_s=0.1,
+    )
+    result = rig.engine.echo(plan)
+    assert (result["sent"], result["received"], result["unanswered"]) == (10, 0, 10)
+
+
+@pytest.mark.parametrize(
+    "rig", [EngineSettings(max_connections=9, counted=('{"op":"wel', '{"op":"sub', "never"))], indirect=True
+)
+def test_messages_without_a_stamp_are_counted_by_how_they_begin(rig: Rig) -> None:
+    rig.opened("/echo", 3)
+    rig.engine.send(b'{"op":"welcome"}')
+    rig.engine.send(b'{"op":"subbed"}', count=2)
+    rig.engine.send(b'{"op":"w')
+    rig.engine.send(b'{"op":"welcome","data":"' + stamp(1, 0, 0) + b'"}')
+    stats = rig.until("messages", 11)
+    assert stats["counted"] == {'{"op":"wel': 3, '{"op":"sub': 2, "never": 0}
+    rig.engine.reset_stats()
+    assert set(rig.engine.stats()["counted"].values()) == {0}
 
 
 def test_answers_of_another_connection_are_misrouted(rig: Rig) -> None:
