@@ -137,6 +137,7 @@ def test_counters_have_the_names_operators_know(block: StatisticsBlock, slot: st
         ("held_kernel_blocked", "memory_bytes", {"kind": "kernel_blocked"}),
         ("bus_up", "bus_up", {}),
         ("room", "room", {}),
+        ("python_blocks", "python_blocks", {}),
     ],
 )
 def test_gauges_have_the_names_operators_know(

@@ -121,6 +121,7 @@ _GAUGES: Final = (
     _Gauge("bus_up", "Whether the shard's subscriber connection to the bus is up.", "bus_up"),
     _Gauge("subscriptions_pending", "Channels the bus has not confirmed yet.", "subscriptions_pending"),
     _Gauge("token_cache_entries", "Verified tokens remembered.", "token_cache_entries"),
+    _Gauge("python_blocks", "Memory blocks that CPython's allocator has given out.", "python_blocks"),
     _Gauge("connections_held", "Connections in the table, in whatever state.", "now_connections"),
     _Gauge("connections_blocked", "Connections whose socket is full.", "now_blocked"),
     _Gauge("refusals_draining", "Refused sockets that are being drained.", "now_draining"),

@@ -72,6 +72,7 @@ LAYOUT: Final = Layout(
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "subscriptions_pending",  # channels the bus has not confirmed yet
         "token_cache_entries",
+        "python_blocks",  # memory blocks CPython's allocator has given out
         *(f"now_{name}" for name in STATE_NAMES[1:]),
         "now_connections",
         "now_blocked",

@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -320,6 +321,7 @@ class Shard:
             region["held_" + name] = held[name]
         region["token_cache_entries"] = self._tokens.cached
         region["subscriptions_pending"] = self._hub.pending
+        region["python_blocks"] = sys.getallocatedblocks()
 
 
 def _answer(status: int, body: bytes) -> bytes:
