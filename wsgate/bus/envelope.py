@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from wsgate.payload import BINARY, JSON, TEXT, Payload, classify
+from wsgate.payload import BINARY, JSON, TEXT, Payload, classify, is_json, is_text
 
 __all__ = ["Publication", "decode_publication", "encode_publication"]
 
@@ -79,10 +79,9 @@ def _payload(envelope: _Envelope) -> Payload | None:
     claimed = _ENCODINGS.get(envelope.encoding)
     if claimed == BINARY:
         return Payload(BINARY, envelope.data)
-    found = classify(envelope.data)
-    if claimed == JSON and found.encoding == JSON:
-        return found
-    if claimed == TEXT and found.encoding in (TEXT, JSON):
+    if claimed == JSON and is_json(envelope.data, has_margin=False):
+        return Payload(JSON, envelope.data)
+    if claimed == TEXT and is_text(envelope.data):
         return Payload(TEXT, envelope.data)
     return None
 

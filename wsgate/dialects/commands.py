@@ -2,7 +2,8 @@
 
 Field names are those of the wire, so that a decoder needs no table between. Types and ranges are
 checked while decoding; fields that are not here are ignored, so that a newer client can talk to an older
-gateway. `data` stays as it came: it is relayed, not looked into.
+gateway, and null counts as not given, because typed languages write it. `data` stays as it came: it is
+relayed, not looked into.
 
 Source: protocols/client/v1/spec.md, "Commands".
 """
@@ -65,13 +66,13 @@ class Unsubscribe(_Base, frozen=True, tag="unsub"):
 
 
 class Publish(_Base, frozen=True, tag="pub"):
-    """Publish to a channel; without `echo` the publisher's own connection does not get it back."""
+    """Publish to a channel; when `echo` is false the publisher's own connection does not get it back."""
 
     ch: str
     data: Raw
     id: Id | None = None
     key: str | None = None
-    echo: bool = True
+    echo: bool | None = None
 
 
 class Send(_Base, frozen=True, tag="send"):
@@ -85,7 +86,7 @@ class History(_Base, frozen=True, tag="history"):
     """Ask for what was published to a channel."""
 
     ch: str
-    limit: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    limit: Annotated[int, Meta(ge=0, le=10_000)] | None = None
     position: str | None = field(default=None, name="from")
     id: Id | None = None
 

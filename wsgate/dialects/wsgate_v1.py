@@ -225,9 +225,10 @@ class MsgpackDialect(_Wire):
             value = _from_msgpack(command.data)
             if isinstance(value, bytes):
                 return Payload(BINARY, value)
-            return Payload(JSON, _to_json(_storable(value)))
+            data = _to_json(_storable(value))
         except (*_FAULTS, TypeError):
             return None
+        return Payload(JSON, data) if is_json(data) else None
 
     def publication(
         self,
@@ -241,10 +242,16 @@ class MsgpackDialect(_Wire):
         fields: Fields = {"op": "msg", "ch": ch, "data": _value_of(payload)}
         _put(fields, pos=position, user=user, ts=timestamp_ms)
         try:
+            return self._write_any(fields)
+        except (OverflowError, RecursionError):  # a number that no double holds; nesting
+            fields["data"] = payload.data.decode()
+            return _to_msgpack(fields)
+
+    def _write_any(self, fields: Fields) -> bytes:
+        try:
             return _to_msgpack(fields)
         except OverflowError:
-            fields["data"] = _in_64_bits(fields["data"])
-            return _to_msgpack(fields)
+            return _to_msgpack(fields | {"data": _in_64_bits(fields["data"])})
 
 
 def _value_of(payload: Payload) -> Any:
@@ -253,7 +260,7 @@ def _value_of(payload: Payload) -> Any:
     if payload.encoding == JSON:
         try:
             return _from_json(payload.data)
-        except msgspec.ValidationError:  # a number that no double holds
+        except (msgspec.MsgspecError, RecursionError):  # a number that no double holds; nesting
             pass
     return payload.data.decode()
 
