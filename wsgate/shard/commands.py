@@ -18,7 +18,8 @@ from wsgate.payload import Payload
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.options import ANONYMOUS
-from wsgate.shard.sessions import RETRY_MS, Sessions, Showing, shown
+from wsgate.shard.sessions import RETRY_MS, Sessions
+from wsgate.shard.welcome import Showing, shown
 
 __all__ = ["Commands"]
 
@@ -62,6 +63,8 @@ class Commands:
             opcode: 1 text, 2 binary.
         """
         sessions = self._sessions
+        if sessions.ended and conn in sessions.ended:
+            return  # said in the same breath as what it was closed for
         if opcode != dialect.opcode:
             sessions.end(conn, dialect, Reason.UNSUPPORTED_DATA)
             return
@@ -76,7 +79,8 @@ class Commands:
         identity: Identity | None = self._reactor.meta(conn)
         if identity is None:
             if type(command) not in (commands.Auth, commands.Ping):
-                sessions.error(conn, dialect, "unauthorized", id=getattr(command, "id", None))
+                channel = getattr(command, "ch", None)
+                sessions.error(conn, dialect, "unauthorized", id=command.id, channel=channel)
                 return
             identity = ANONYMOUS
         handler(conn, dialect, identity, command)
@@ -149,9 +153,9 @@ class Commands:
         """Leave a channel; leaving one that was not held is answered the same: it is not held."""
         name = self._sessions.name_of(identity, command.ch)
         if name is None:
-            self._sessions.error(conn, dialect, "bad_request", id=command.id)
+            self._sessions.error(conn, dialect, "bad_request", id=command.id, channel=command.ch)
             return
-        self._sessions.hub.leave(conn, name)
+        self._sessions.leave(conn, name)
         self._reactor.send(conn, dialect.unsubscribed(shown(name), command.id), dialect.opcode)
 
     def _ask(self, conn: int, dialect: Dialect, identity: Identity, command: Any) -> None:
@@ -190,7 +194,7 @@ class Commands:
                     payload,
                     user=identity.user or None,
                     timestamp_ms=time.time_ns() // 1_000_000,
-                    exclude=0 if command.echo else self._reactor.public_id(conn),
+                    exclude=self._reactor.public_id(conn) if command.echo is False else 0,
                 )
             ),
             partial(self._published, conn, dialect, command.id, channel),

@@ -20,11 +20,14 @@ __all__ = ["Entry", "Front"]
 
 _UNKNOWN_PATH: Final = handshake.refusal(404, "unknown_path")
 _FORBIDDEN_ORIGIN: Final = handshake.refusal(403, "forbidden_origin")
+_BAD_QUERY: Final = handshake.refusal(400, "bad_query")
 _NO_COMMON_SUBPROTOCOL: Final = handshake.refusal(400, "no_common_subprotocol")
 _INVALID_TOKEN: Final = handshake.refusal(
     401, "invalid_token", extra_headers=(("WWW-Authenticate", "Bearer"),)
 )
-_BEARER: Final = "bearer "
+_BEARER: Final = "bearer"
+QUERY_FIELDS_LIMIT: Final = 64
+"""Each may become a subscription."""
 
 
 @dataclass(slots=True)
@@ -34,7 +37,7 @@ class Entry:
     response: bytes
     dialect: Dialect
     identity: Identity | None = None  # from a token in the header
-    late_token: str | None = None  # from a carrier whose fault is told after 101
+    late_token: str | None = field(default=None, repr=False)  # from a carrier whose fault is told after 101
     channels: tuple[str, ...] = ()  # `?ch=`, subscribed as if the client had sent `sub`
     positions: Mapping[str, str] = field(default_factory=dict)  # `?from=`, by channel
 
@@ -68,15 +71,17 @@ class Front:
             return _NO_COMMON_SUBPROTOCOL
         upgrade = handshake.accept(request, subprotocol=selection.subprotocol)
         entry = Entry(upgrade.response, selection.dialect, late_token=selection.token)
-        if request.query:
-            self._read_query(request.query, entry)
+        if request.query and not self._read_query(request.query, entry):
+            return _BAD_QUERY
         return self._read_header(request, entry, now_s)
 
-    def _read_query(self, query: str, entry: Entry) -> None:
+    def _read_query(self, query: str, entry: Entry) -> bool:
+        """What the URL asks for; False when it asks for too much."""
         try:
-            fields = parse_qs(query, max_num_fields=64)
+            # Bytes that are not UTF-8 stay what they are, so that a channel named so is refused, not renamed.
+            fields = parse_qs(query, max_num_fields=QUERY_FIELDS_LIMIT, errors="surrogateescape")
         except ValueError:
-            return
+            return False
         entry.channels = tuple(fields.get("ch", ()))
         if "from" in fields:
             # A position has no colon, a channel may have several.
@@ -84,16 +89,21 @@ class Front:
             entry.positions = {channel: position for channel, _, position in stood if channel}
         if self._allow_query_token and entry.late_token is None and fields.get("token"):
             entry.late_token = fields["token"][0]
+        return True
 
     def _read_header(
         self, request: handshake.Request, entry: Entry, now_s: float
     ) -> Entry | handshake.Refusal:
         """A token in the header outranks the others: only programs can send it, and they see a 401."""
         authorization = request.authorization
-        if authorization is None or authorization[: len(_BEARER)].lower() != _BEARER:
+        if authorization is None:
             return entry
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != _BEARER:
+            return entry  # a proxy's own, perhaps
         try:
-            entry.identity = self._tokens.connection(authorization[len(_BEARER) :].strip(), now_s)
+            # "Bearer" with nothing behind it is a bad token: who meant to show one is not anonymous.
+            entry.identity = self._tokens.connection(token.strip(), now_s)
         except TokenError:
             return _INVALID_TOKEN
         entry.late_token = None

@@ -8,10 +8,14 @@ Rules:
   it empty. Both go out in order on one connection, in batches.
 - A subscription is confirmed when every SUBSCRIBE sent for its name was answered: after a quick
   unsubscribe and subscribe the first answer belongs to the first one.
-- After a lost connection everything is unconfirmed, and all names are sent again, a part per pass.
+- After a lost connection everything is unconfirmed, and all names are sent again: a part per pass, and
+  no more while many are unanswered, so that a bus of any speed is asked at its own.
+- What has to be told to many at once is told a part per pass too, and the bus is not heard meanwhile:
+  no publication overtakes the answer to a subscription.
 - Every publication comes over the bus, also for subscribers on the same shard: one order for all.
 """
 
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Final
@@ -27,6 +31,11 @@ __all__ = ["Hub", "Joined", "Waiter"]
 
 Waiter = Callable[[bytes, bool], None]
 """Told `(name, is_live)`: the bus confirmed the subscription, or was lost before it did."""
+
+ASKED_LIMIT: Final = 4 * NAMES_PER_COMMAND
+"""Names unanswered above which subscribing again waits."""
+TOLD_PER_PASS: Final = 512
+"""Waiters told in one pass: about 2 ms."""
 
 _INBOX: Final = INBOX_MARK.encode()
 _SHOWN_INBOX: Final = "@me"
@@ -57,7 +66,9 @@ class Hub:
         self._count = count
         self._bus: Subscriber | None = None
         self._unconfirmed: dict[bytes, int] = {}  # name: answers still to come
-        self._waiters: dict[bytes, list[Waiter]] = {}
+        self._waiters: dict[bytes, dict[int, list[Waiter]]] = {}  # by connection, so that it can go
+        self._waits: dict[int, set[bytes]] = {}  # the same, by connection
+        self._losing: deque[tuple[bytes, int]] = deque()  # who is still to be told of a loss
         self._resubscribe_from: int | None = None  # place in the reactor's directory; None: done
 
     def attach(self, bus: Subscriber) -> None:
@@ -73,10 +84,6 @@ class Hub:
     def pending(self) -> int:
         """Channels the bus has not confirmed yet."""
         return len(self._unconfirmed)
-
-    def is_confirmed(self, name: bytes) -> bool:
-        """Whether what is published to a channel that is subscribed here is heard."""
-        return self.is_live and name not in self._unconfirmed and self._resubscribe_from is None
 
     # --- subscribing ----------------------------------------------------------------------------------
 
@@ -95,30 +102,61 @@ class Hub:
         subscribers = self._reactor.subscribe(conn, name, policy=policy)
         if subscribers <= 0:
             return {0: Joined.GONE, -1: Joined.ALREADY, -2: Joined.TOO_MANY}[subscribers]
+        if self.is_live and subscribers == 1:
+            self._ask([name])
+        return self.confirm(conn, name, waiter)
+
+    def confirm(self, conn: int, name: bytes, waiter: Waiter) -> Joined:
+        """As `join`, of a name that is subscribed here: `LIVE` when what is published to it is heard."""
         if self.is_live:
-            if subscribers == 1 or (self._resubscribe_from is not None and name not in self._unconfirmed):
-                self._ask([name])
+            if self._resubscribe_from is not None and name not in self._unconfirmed:
+                self._ask([name])  # its turn may not have come yet
             if name not in self._unconfirmed:
                 return Joined.LIVE
-        self._waiters.setdefault(name, []).append(waiter)
+        self.wait(conn, name, waiter)
         return Joined.WAITS
 
-    def wait(self, name: bytes, waiter: Waiter) -> None:
+    def wait(self, conn: int, name: bytes, waiter: Waiter) -> None:
         """Be told when a name that is subscribed here is confirmed again."""
-        self._waiters.setdefault(name, []).append(waiter)
+        self._waiters.setdefault(name, {}).setdefault(conn, []).append(waiter)
+        self._waits.setdefault(conn, set()).add(name)
 
     def leave(self, conn: int, name: bytes) -> bool:
-        """Unsubscribe a connection; False when it was not subscribed."""
+        """Unsubscribe a connection, its waiter untold; False when it was not subscribed."""
+        self._take_waiters(conn, name)
         return self._reactor.unsubscribe(conn, name) >= 0
 
-    def tidy(self) -> None:
-        """Unsubscribe from what nobody here listens to any more; call once a pass of the loop."""
-        while vacated := self._reactor.take_vacated(NAMES_PER_COMMAND):
-            if self._bus is not None:
-                self._bus.unsubscribe(vacated)
-            if self._waiters:
-                for name in vacated:
-                    self._waiters.pop(name, None)
+    def forget(self, conn: int) -> None:
+        """The connection is gone: nobody waits there any more."""
+        if self._waits:
+            for name in list(self._waits.get(conn, ())):
+                self._take_waiters(conn, name)
+
+    def tidy(self) -> bool:
+        """Unsubscribe from what nobody here listens to any more; call once a pass of the loop.
+
+        Returns:
+            True when there is more of it than fits a pass.
+        """
+        self._tell_lost()
+        vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
+        if vacated and self._bus is not None:
+            self._bus.unsubscribe(vacated)
+        return bool(self._losing) or len(vacated) == NAMES_PER_COMMAND
+
+    def _take_waiters(self, conn: int, name: bytes) -> list[Waiter]:
+        waiting = self._waiters.get(name)
+        if waiting is None:
+            return []
+        taken = waiting.pop(conn, [])
+        if not waiting:
+            del self._waiters[name]
+        if taken:
+            names = self._waits[conn]
+            names.discard(name)
+            if not names:
+                del self._waits[conn]
+        return taken
 
     def _ask(self, names: list[bytes]) -> None:
         assert self._bus is not None
@@ -134,8 +172,8 @@ class Hub:
         self.resubscribe()
 
     def resubscribe(self) -> None:
-        """The next part, when one is due."""
-        if self._resubscribe_from is None or not self.is_live:
+        """The next part, when one is due and the bus has answered most of those before."""
+        if self._resubscribe_from is None or not self.is_live or len(self._unconfirmed) > ASKED_LIMIT:
             return
         names, place = self._reactor.channels(self._resubscribe_from, NAMES_PER_COMMAND)
         self._resubscribe_from = place or None
@@ -146,20 +184,33 @@ class Hub:
         """Nothing is live any more; who waits is told, and may wait again."""
         self._unconfirmed.clear()
         self._resubscribe_from = None
-        waiters, self._waiters = self._waiters, {}
-        for name, waiting in waiters.items():
-            for waiter in waiting:
+        self._losing = deque((name, conn) for name, waiting in self._waiters.items() for conn in waiting)
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        for _ in range(min(len(self._losing), TOLD_PER_PASS)):
+            name, conn = self._losing.popleft()
+            for waiter in self._take_waiters(conn, name):
                 waiter(name, False)
 
-    def on_subscribed(self, name: bytes) -> None:
-        """One SUBSCRIBE was answered."""
-        left = self._unconfirmed.get(name, 0) - 1
-        if left > 0:
-            self._unconfirmed[name] = left
-            return
-        self._unconfirmed.pop(name, None)
-        for waiter in self._waiters.pop(name, ()):
-            waiter(name, True)
+    def on_subscribed(self, name: bytes) -> bool:
+        """One SUBSCRIBE was answered; False: not everybody is told yet, call again with the next pass."""
+        answers = self._unconfirmed.get(name, 0)
+        if answers > 1:
+            self._unconfirmed[name] = answers - 1
+        if answers != 1:
+            return True
+        for _ in range(TOLD_PER_PASS):
+            waiting = self._waiters.get(name)
+            if waiting is None:
+                break
+            conn = next(reversed(waiting))
+            for waiter in self._take_waiters(conn, name):
+                waiter(name, True)
+        if name in self._waiters:
+            return False
+        del self._unconfirmed[name]
+        return True
 
     def on_message(self, name: bytes, data: bytes | None) -> None:
         """One publication: checked once, encoded once per variant that has subscribers here."""

@@ -15,6 +15,7 @@ from wsgate.statistics import Layout
 __all__ = ["COMMANDS", "LAYOUT", "SHARD_REFUSALS"]
 
 SHARD_REFUSALS: Final = {
+    "bad_query": 400,
     "draining": 503,
     "forbidden_origin": 403,
     "invalid_token": 401,

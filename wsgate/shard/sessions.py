@@ -2,14 +2,14 @@
 
 Owns no object per connection. Who somebody is stands in the reactor as meta: an `Identity`, shared by
 equals, or nothing while no token was shown. What is here per connection is only what is under way: a
-welcome that waits for the bus, a deadline for the first token, messages that made no sense.
+welcome or a subscription that waits for the bus, what a client without a token asked for, messages that
+made no sense, a Close that is on its way.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from wsgate.auth import Identity, TokenError
 from wsgate.bus.names import INBOX_MARK
@@ -21,8 +21,9 @@ from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub, Joined
 from wsgate.shard.options import ANONYMOUS, ShardOptions
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.welcome import NOTHING_SHOWN, Showing, Welcome, shown
 
-__all__ = ["RETRY_MS", "Sessions", "Showing", "comes_back", "encode_gap", "now_ms", "shown"]
+__all__ = ["RETRY_MS", "Sessions", "comes_back", "encode_gap", "now_ms"]
 
 BAD_MESSAGES_LIMIT = 3
 RETRY_MS = 2_000
@@ -41,59 +42,13 @@ def comes_back(close_code: int) -> bool:
     return close_code in (1000, 1001, 1006, 1011, 1012, 1013)
 
 
-class _Welcome:
-    """A welcome that waits until the bus has confirmed the channels that come with it."""
+class _Asked(NamedTuple):
+    """A `sub` that the bus has not confirmed yet."""
 
-    __slots__ = ("conn", "dialect", "identity", "is_said", "live", "sessions", "showing", "waiting")
-
-    def __init__(
-        self, sessions: "Sessions", conn: int, dialect: Dialect, identity: Identity, showing: "Showing"
-    ) -> None:
-        self.sessions = sessions
-        self.conn = conn
-        self.dialect = dialect
-        self.identity = identity
-        self.showing = showing
-        self.waiting: set[bytes] = set()
-        self.live: list[bytes] = []
-        self.is_said = False
-
-    def told(self, name: bytes, is_live: bool) -> None:
-        """One channel was confirmed, or the bus was lost before it was."""
-        if is_live:
-            self.waiting.discard(name)
-            self.live.append(name)
-            if self.is_said:
-                self._tell(name)
-            elif not self.waiting:
-                self.say(has_bus=True)
-            return
-        if not self.is_said:
-            self.say(has_bus=False)
-        self.sessions.hub.wait(name, self.told)
-
-    def say(self, *, has_bus: bool) -> None:
-        """Welcome, and what is live already."""
-        self.is_said = True
-        self.sessions.tell_welcome(
-            self.conn, self.dialect, self.identity, has_bus=has_bus, id=self.showing.id
-        )
-        for name in self.live if has_bus else ():
-            self._tell(name)
-
-    def _tell(self, name: bytes) -> None:
-        recovered = False if shown(name) in self.showing.positions else None
-        self.sessions.tell_subscribed(self.conn, self.dialect, name, recovered=recovered)
-
-
-class Showing(NamedTuple):
-    """What came with a token: the command's id, and where the client stood, by channel."""
-
-    id: int | None = None
-    positions: Mapping[str, str] = MappingProxyType({})
-
-
-NOTHING_SHOWN: Final = Showing()
+    dialect: Dialect
+    id: int | None
+    recovered: bool | None
+    was_held: bool  # before it: a recovery in place
 
 
 class Sessions:
@@ -115,7 +70,10 @@ class Sessions:
         self.access = access
         self.tokens = tokens
         self.count = count
-        self.unauthenticated: set[int] = set()
+        self.unauthenticated: dict[int, Showing] = {}
+        self._welcomes: dict[int, Welcome] = {}
+        self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
+        self.ended: set[int] = set()  # Close is queued: what they said after it is not run
         self._bad_messages: dict[int, int] = {}
         self._ping_s = options.reactor.ping_interval_ms // 1000
         for row in REASONS.values():
@@ -134,21 +92,20 @@ class Sessions:
 
     def begin(self, conn: int, entry: Entry) -> None:
         """Go on after 101: welcome, or the deadline for a first token."""
-        showing = Showing(positions=entry.positions) if entry.positions else NOTHING_SHOWN
+        showing = NOTHING_SHOWN
+        if entry.positions or entry.channels:
+            showing = Showing(None, entry.positions, entry.channels)
         if entry.late_token is not None:
             self.authenticate(conn, entry.dialect, entry.late_token, showing)
         elif entry.identity is not None:
             self.welcome(conn, entry.dialect, entry.identity, showing)
         elif self.options.allow_anonymous:
-            self.welcome(conn, entry.dialect, ANONYMOUS)
+            self.welcome(conn, entry.dialect, ANONYMOUS, showing)
         else:
-            self.unauthenticated.add(conn)
+            self.unauthenticated[conn] = showing
             self.reactor.set_deadline(
                 conn, now_ms() + self.options.auth_timeout_ms, REASONS[Reason.AUTH_TIMEOUT].close_code
             )
-        if entry.channels and self.reactor.meta(conn) is not None:
-            for channel in entry.channels:
-                self.subscribe(conn, entry.dialect, channel, None, position=entry.positions.get(channel))
 
     def authenticate(self, conn: int, dialect: Dialect, token: str, showing: Showing = NOTHING_SHOWN) -> None:
         """Judge a token shown after 101: welcome, or error, bye and Close."""
@@ -164,25 +121,24 @@ class Sessions:
         self, conn: int, dialect: Dialect, identity: Identity, showing: Showing = NOTHING_SHOWN
     ) -> None:
         """Make somebody of a connection: its meta, its deadline, its channels, then `welcome`."""
-        reactor = self.reactor
-        reactor.set_meta(conn, identity)
+        self.reactor.set_meta(conn, identity)
         if self.unauthenticated:
-            self.unauthenticated.discard(conn)
+            showing = showing.behind(self.unauthenticated.pop(conn, NOTHING_SHOWN))
         if identity is ANONYMOUS:
             self.tell_welcome(conn, dialect, identity, has_bus=self.hub.is_live)
+            self.subscribe_asked(conn, dialect, showing)
             return
         self.set_expiry(conn, identity)
-        welcome = _Welcome(self, conn, dialect, identity, showing)
+        welcome = Welcome(self, conn, dialect, identity, showing)
         for name, policy in self._own_channels(identity):
-            joined = self.hub.join(conn, name, policy, welcome.told)
-            if joined is Joined.WAITS:
-                welcome.waiting.add(name)
-            elif joined is Joined.LIVE:
-                welcome.live.append(name)
-        if not welcome.waiting:
-            welcome.say(has_bus=True)
-        elif not self.hub.is_live:
-            welcome.say(has_bus=False)
+            welcome.join(name, policy)
+        welcome.begin()
+        if not welcome.is_done:
+            self._welcomes[conn] = welcome
+
+    def forget_welcome(self, conn: int) -> None:
+        """It was said, and so was everything that follows it."""
+        self._welcomes.pop(conn, None)
 
     def _own_channels(self, identity: Identity) -> Iterable[tuple[bytes, int]]:
         """The inbox, and what the token subscribes to."""
@@ -192,10 +148,11 @@ class Sessions:
             yield channel.encode(), rules.slow_consumer if rules else 0
 
     def set_expiry(self, conn: int, identity: Identity) -> None:
-        """End the connection when its token ends; a token without `exp` never does."""
+        """End the connection when its token ends, leeway included; a token without `exp` never does."""
         at_ms = 0
         if identity.expires_at_s:
-            at_ms = now_ms() + max(1, int((identity.expires_at_s - time.time()) * 1000))
+            left_s = identity.expires_at_s + self.options.tokens.leeway_s - time.time()
+            at_ms = now_ms() + max(1, int(left_s * 1000))
         self.reactor.set_deadline(conn, at_ms, REASONS[Reason.TOKEN_EXPIRED].close_code)
 
     # --- subscribing ----------------------------------------------------------------------------------
@@ -204,7 +161,9 @@ class Sessions:
         self, conn: int, dialect: Dialect, channel: str, id: int | None, *, position: str | None = None
     ) -> None:
         """Subscribe to a channel that this connection may subscribe to, or say why not."""
-        identity: Identity = self.reactor.meta(conn)
+        identity: Identity | None = self.reactor.meta(conn)
+        if identity is None:
+            return  # gone before its welcome
         name = self.name_of(identity, channel)
         fault = "bad_request" if name is None else None
         if name is not None and not name.startswith(b"@"):
@@ -229,32 +188,51 @@ class Sessions:
         rules = None if is_inbox else self.access.rules(shown(name))
         policy = rules.slow_consumer if rules else self.options.inbox_slow_consumer
         recovered = None if position is None else False
-        waiter = partial(self._told, conn, dialect, id, recovered)
+        waiter = partial(self._told, conn)
         joined = self.hub.join(conn, name, policy, waiter)
-        if joined is Joined.ALREADY and recovered is not None:
-            joined = Joined.LIVE if self.hub.is_confirmed(name) else Joined.WAITS
-            if joined is Joined.WAITS:
-                self.hub.wait(name, waiter)
-        if joined is Joined.LIVE:
+        was_held = joined is Joined.ALREADY
+        if was_held and recovered is not None:
+            joined = self.hub.confirm(conn, name, waiter)
+        if joined is Joined.WAITS:
+            asked = _Asked(dialect, id, recovered, was_held)
+            self._asked.setdefault(conn, {}).setdefault(name, []).append(asked)
+        elif joined is Joined.LIVE:
             self.tell_subscribed(conn, dialect, name, id, recovered=recovered)
         elif joined is Joined.ALREADY:
             self.error(conn, dialect, "already_subscribed", id=id, channel=shown(name))
         elif joined is Joined.TOO_MANY:
             self.error(conn, dialect, "rate_limited", id=id, channel=shown(name))
 
-    def _told(
-        self,
-        conn: int,
-        dialect: Dialect,
-        id: int | None,
-        recovered: bool | None,
-        name: bytes,
-        is_live: bool,
-    ) -> None:
-        if is_live:
+    def _told(self, conn: int, name: bytes, is_live: bool) -> None:
+        """Answer every `sub` of a connection that waits for this channel."""
+        asked = self._take_asked(conn, name)
+        if not is_live and any(not each.was_held for each in asked):
+            self.hub.leave(conn, name)
+        for dialect, id, recovered, _ in asked:
+            if is_live:
+                self.tell_subscribed(conn, dialect, name, id, recovered=recovered)
+            else:
+                self.error(conn, dialect, "unavailable", id=id, channel=shown(name), retry_ms=RETRY_MS)
+
+    def _take_asked(self, conn: int, name: bytes) -> list[_Asked]:
+        names = self._asked.get(conn)
+        asked = names.pop(name, []) if names else []
+        if names is not None and not names:
+            del self._asked[conn]
+        return asked
+
+    def subscribe_asked(self, conn: int, dialect: Dialect, showing: Showing) -> None:
+        """Subscribe to what the URL asked for, as if the client had said so behind `welcome`."""
+        for channel in showing.channels:
+            self.subscribe(conn, dialect, channel, None, position=showing.positions.get(channel))
+
+    def leave(self, conn: int, name: bytes) -> None:
+        """Unsubscribe; a `sub` that still waits is answered first, because it came first."""
+        for dialect, id, recovered, _ in self._take_asked(conn, name):
             self.tell_subscribed(conn, dialect, name, id, recovered=recovered)
-        elif self.hub.leave(conn, name):
-            self.error(conn, dialect, "unavailable", id=id, channel=shown(name), retry_ms=RETRY_MS)
+        self.hub.leave(conn, name)
+        if self._welcomes and (welcome := self._welcomes.get(conn)) is not None:
+            welcome.left(name)
 
     def name_of(self, identity: Identity, channel: str) -> bytes | None:
         """A channel's name on the bus; None for one that no client may say."""
@@ -322,7 +300,8 @@ class Sessions:
         row = REASONS[reason]
         if row.close_code >= 4000:
             self.reactor.send(conn, self._bye(dialect, reason, retry_ms), dialect.opcode)
-        self.reactor.close(conn, row.close_code, reason.name.lower().encode(), reason=reason)
+        if self.reactor.close(conn, row.close_code, reason.name.lower().encode(), reason=reason):
+            self.ended.add(conn)
 
     def bad_message(self, conn: int, dialect: Dialect, *, is_malformed: bool) -> None:
         """Three messages in a row that are no commands at all end the connection."""
@@ -341,17 +320,14 @@ class Sessions:
 
     def forget(self, conn: int) -> None:
         """The connection is gone."""
-        if self.unauthenticated:
-            self.unauthenticated.discard(conn)
-        if self._bad_messages:
-            self._bad_messages.pop(conn, None)
+        if self.ended:
+            self.ended.discard(conn)
+        self.hub.forget(conn)
+        for each in (self.unauthenticated, self._welcomes, self._asked, self._bad_messages):
+            if each:
+                each.pop(conn, None)
 
 
 def encode_gap(variant: int, name: bytes, first: int, last: int) -> bytes:
     """What a consumer that lost publications is told; no channel has positions to tell."""
     return DIALECTS[variant].gap(shown(name))
-
-
-def shown(name: bytes) -> str:
-    """A channel's name as its client sees it: every inbox is `@me` to its owner."""
-    return "@me" if name.startswith(b"@") else name.decode()

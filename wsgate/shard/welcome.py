@@ -1,0 +1,152 @@
+"""The beginning of a session: `welcome`, and the channels that come with it, once the bus has them.
+
+An object here lives while its welcome waits for the bus, and as long as a channel of it does.
+
+Source: protocols/client/v1/spec.md, "Messages".
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from wsgate.auth import Identity
+from wsgate.dialects import Dialect
+from wsgate.shard.hub import Joined
+
+if TYPE_CHECKING:
+    from wsgate.shard.sessions import Sessions
+
+__all__ = ["NOTHING_SHOWN", "Showing", "Welcome", "shown"]
+
+
+class Showing(NamedTuple):
+    """What came with a client beside its token.
+
+    Attributes:
+        id: Of the command that brought the token.
+        positions: Where the client stood, by channel.
+        channels: What it asked for on its URL, to be subscribed behind `welcome`.
+    """
+
+    id: int | None = None
+    positions: Mapping[str, str] = MappingProxyType({})
+    channels: tuple[str, ...] = ()
+
+    def behind(self, earlier: "Showing") -> "Showing":
+        """This one, with what came earlier and was not said anew."""
+        if earlier is NOTHING_SHOWN:
+            return self
+        return Showing(self.id, {**earlier.positions, **self.positions}, earlier.channels + self.channels)
+
+
+NOTHING_SHOWN: Final = Showing()
+
+
+def shown(name: bytes) -> str:
+    """A channel's name as its client sees it: every inbox is `@me` to its owner."""
+    return "@me" if name.startswith(b"@") else name.decode()
+
+
+class Welcome:
+    """A welcome that waits until the bus has confirmed the channels that come with it."""
+
+    __slots__ = (
+        "_conn",
+        "_dialect",
+        "_identity",
+        "_is_said",
+        "_live",
+        "_refused",
+        "_sessions",
+        "_showing",
+        "_waiting",
+    )
+
+    def __init__(
+        self, sessions: "Sessions", conn: int, dialect: Dialect, identity: Identity, showing: Showing
+    ) -> None:
+        """For one connection; nothing is said yet."""
+        self._sessions = sessions
+        self._conn = conn
+        self._dialect = dialect
+        self._identity = identity
+        self._showing = showing
+        self._waiting: set[bytes] = set()
+        self._live: list[bytes] = []
+        self._refused: list[bytes] = []
+        self._is_said = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything was told."""
+        return self._is_said and not self._waiting
+
+    def join(self, name: bytes, policy: int) -> None:
+        """Subscribe to a channel that comes with the token."""
+        hub = self._sessions.hub
+        joined = hub.join(self._conn, name, policy, self.told)
+        if joined is Joined.ALREADY:  # the client was here before it showed its token
+            joined = hub.confirm(self._conn, name, self.told)
+        if joined is Joined.WAITS:
+            self._waiting.add(name)
+        elif joined is Joined.LIVE:
+            self._live.append(name)
+        elif joined is Joined.TOO_MANY:
+            self._refused.append(name)
+
+    def begin(self) -> None:
+        """Say it now, if nothing is to be waited for."""
+        if not self._waiting:
+            self._say(has_bus=True)
+        elif not self._sessions.hub.is_live:
+            self._say(has_bus=False)
+
+    def told(self, name: bytes, is_live: bool) -> None:
+        """One channel was confirmed, or the bus was lost before it was."""
+        if name not in self._waiting:
+            return  # the client has left it meanwhile
+        if not is_live:
+            self._sessions.hub.wait(self._conn, name, self.told)
+            if not self._is_said:
+                self._say(has_bus=False)
+            return
+        self._waiting.discard(name)
+        if self._is_said:
+            self._tell(name)
+        else:
+            self._live.append(name)
+            self.begin()
+        self._finish()
+
+    def left(self, name: bytes) -> None:
+        """The client has left a channel: nothing is to be told about it any more."""
+        self._waiting.discard(name)
+        if name in self._live:
+            self._live.remove(name)
+        if not self._is_said:
+            self.begin()
+        self._finish()
+
+    def _finish(self) -> None:
+        if self.is_done:
+            self._sessions.forget_welcome(self._conn)
+
+    def _say(self, *, has_bus: bool) -> None:
+        """Welcome, then what is live, then what the URL asked for."""
+        self._is_said = True
+        sessions, conn, dialect, showing = self._sessions, self._conn, self._dialect, self._showing
+        sessions.tell_welcome(conn, dialect, self._identity, has_bus=has_bus, id=showing.id)
+        live, self._live = self._live, []
+        for name in live:
+            if has_bus:
+                self._tell(name)
+            else:  # it was, until the bus was lost
+                self._waiting.add(name)
+                sessions.hub.wait(conn, name, self.told)
+        for name in self._refused:
+            sessions.error(conn, dialect, "rate_limited", channel=shown(name))
+        sessions.subscribe_asked(conn, dialect, showing)
+
+    def _tell(self, name: bytes) -> None:
+        recovered = False if shown(name) in self._showing.positions else None
+        self._sessions.tell_subscribed(self._conn, self._dialect, name, recovered=recovered)
