@@ -1,8 +1,11 @@
 """What a stranger gets: the sdist holds what is needed to build, the wheel what is needed to run."""
 
+import itertools
 import subprocess
 import tarfile
+import threading
 import tomllib
+import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -11,9 +14,11 @@ import pytest
 from tests.support.wheel import InstalledWheel, clean_environment, installed_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = sorted(path.stem for path in (ROOT / "wsgate" / "reactor").glob("*.pyx"))
+MODULES = sorted(path.stem for path in (ROOT / "wsgate").rglob("*.pyx"))
+PAGE = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "wsgate" / "admin" / "page").iterdir())
 
 pytestmark = pytest.mark.slow
+START_S = 60
 
 # Run by the interpreter that has the wheel, from a directory that has nothing.
 ECHO = """
@@ -82,6 +87,29 @@ def test_the_installed_wheel_echoes_from_another_directory(built: InstalledWheel
     assert status_line == "HTTP/1.1 101 Switching Protocols"
 
 
+def test_the_installed_wheel_serves_its_page_from_another_directory(
+    built: InstalledWheel, tmp_path: Path
+) -> None:
+    command = [str(built.python.parent / "wsgate"), "serve", "--dev", "--port", "0", "--admin-port", "0"]
+    environment = clean_environment() | {"RUNTIME_DIRECTORY": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        limit = threading.Timer(START_S, process.kill)
+        limit.start()
+        try:
+            assert process.stdout is not None
+            lines = list(itertools.takewhile(lambda line: line != "ready\n", process.stdout))
+            assert process.poll() is None, lines
+            (address,) = [line.split()[1] for line in lines if line.split()[0] == "page"]
+            for name in ("", *(Path(path).name for path in PAGE if not path.endswith(".html"))):
+                with urllib.request.urlopen(address + name, timeout=10) as answer:
+                    assert answer.status == 200
+        finally:
+            limit.cancel()
+            process.terminate()
+
+
 def test_the_wheel_holds_wsgate_and_nothing_else(built: InstalledWheel) -> None:
     tops = {name.parts[0] for name in wheel_names(built)}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"wsgate"}
@@ -92,7 +120,7 @@ def test_the_wheel_holds_every_compiled_module_and_its_types(built: InstalledWhe
     names = [str(name) for name in wheel_names(built)]
     compiled = {PurePosixPath(name).name.partition(".")[0] for name in names if name.endswith(".so")}
     assert compiled == set(MODULES)
-    assert "wsgate/py.typed" in names
+    assert {"wsgate/py.typed", *PAGE} <= set(names)
     for path in (ROOT / "wsgate").rglob("*.p[yx][id]"):
         assert str(path.relative_to(ROOT)) in names
 
@@ -102,14 +130,14 @@ def test_the_sdist_holds_the_sources_and_no_generated_c(built: InstalledWheel) -
     for path in (ROOT / "wsgate").rglob("*"):
         if path.suffix in (".py", ".pyx", ".pxd", ".pyi", ".typed"):
             assert str(path.relative_to(ROOT)) in names
-    assert {"pyproject.toml", "setup.py", "LICENSE"} <= names
+    assert {"pyproject.toml", "setup.py", "LICENSE", *PAGE} <= names
     assert not [name for name in names if name.endswith((".c", ".so", ".o", ".pyc"))]
     assert not [name for name in names if name.partition("/")[0] in ("tests", "loadtest", "build", ".cache")]
 
 
 def test_nothing_generated_lies_beside_the_sources() -> None:
     assert not list((ROOT / "wsgate").rglob("*.c"))
-    assert not list((ROOT / "wsgate").rglob("*.html"))
+    assert not [path for path in (ROOT / "wsgate").rglob("*.html") if str(path.relative_to(ROOT)) not in PAGE]
 
 
 def test_the_version_has_one_source(built: InstalledWheel) -> None:

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +18,7 @@ __all__ = ["InstalledWheel", "clean_environment", "installed_wheel"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = ROOT / ".cache" / "wheel"
-SUFFIXES: Final = frozenset({".py", ".pyx", ".pxd", ".pyi", ".typed"})
+SUFFIXES: Final = frozenset({".py", ".pyx", ".pxd", ".pyi", ".typed", ".html", ".css", ".js"})
 PACKAGING: Final = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
 
 
@@ -30,7 +29,7 @@ class InstalledWheel:
     sdist: Path
     wheel: Path
     python: Path
-    """The interpreter of an environment that holds the wheel, its dependencies and uvloop; no more."""
+    """The interpreter of an environment that holds the wheel and its dependencies; no more."""
 
 
 def installed_wheel() -> InstalledWheel:
@@ -81,8 +80,7 @@ def _make(home: Path) -> None:
     _run(sys.executable, "-m", "venv", str(home / "environment"))
     wheel = _only(home / "dist", "*.whl")
     python = home / "environment" / "bin" / "python"
-    # The echo server drives the reactor with uvloop, as shards will; wsgate does not depend on it yet.
-    _run(str(python), "-m", "pip", "install", "--quiet", str(wheel), f"uvloop=={version('uvloop')}")
+    _run(str(python), "-m", "pip", "install", "--quiet", str(wheel))
     (home / "complete").touch()
 
 
