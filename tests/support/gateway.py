@@ -12,18 +12,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Gateway", "children_of", "running_gateway", "wait_until"]
+from prometheus_client.parser import text_string_to_metric_families
+
+__all__ = ["Gateway", "children_of", "run_command", "running_gateway", "wait_until"]
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 30.0
 STOP_S = 45.0
 
 
-def wait_until(what: str, claim, within_s: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+def wait_until(what: str, claim: Callable[[], object], within_s: float = 10.0) -> None:
     """Poll until `claim()` is true; AssertionError naming `what` when it never is."""
     end_s = time.monotonic() + within_s
     while not claim():
@@ -66,17 +71,62 @@ class Gateway:
         """Its processes by name."""
         return children_of(self.process.pid)
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """One of its commands, in its runtime directory."""
-        return subprocess.run(
-            [sys.executable, "-m", "wsgate", *arguments],
-            env=os.environ | {"RUNTIME_DIRECTORY": str(self.directory)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=check,
+    def processes(self) -> list[int]:
+        """Every process that was started for it and lives, whoever its parent is now."""
+        entry = f"RUNTIME_DIRECTORY={self.directory}".encode()
+        pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+        return [pid for pid in pids if _belongs(Path(f"/proc/{pid}"), entry, self.directory)]
+
+    def pid_of(self, name: str) -> int:
+        """The one child of this name, such as `wsgate-shard-0`."""
+        (pid,) = self.children()[name]
+        return pid
+
+    def warnings(self) -> list[str]:
+        """Lines of the log that say that something went wrong."""
+        return [line for line in self.lines if "Z warning " in line or "Z error " in line]
+
+    def why_not_ready(self) -> list[str]:
+        """What `/readyz` names, empty when it is ready; `admin_away` when nobody answers."""
+        try:
+            self.get("/readyz")
+            return []
+        except urllib.error.HTTPError as error:
+            with error:
+                why: list[str] = json.loads(error.read())["why"]
+            return why
+        except OSError:
+            return ["admin_away"]
+
+    def await_ready(self, within_s: float = START_S) -> None:
+        """Until `/readyz` says that it is."""
+        wait_until("ready", lambda: not self.why_not_ready(), within_s)
+
+    def get(self, path: str) -> str:
+        """A page of the admin port."""
+        with urllib.request.urlopen(f"{self.admin_url}{path}", timeout=START_S) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Every sample by its name and its labels, sorted."""
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics"))
+            for sample in family.samples
+        }
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of this name that have these labels."""
+        return sum(
+            value
+            for (found, has), value in self.metrics().items()
+            if found == name and labels.items() <= dict(has).items()
         )
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """One of its commands, in its runtime directory."""
+        return run_command(*arguments, directory=self.directory, **options)
 
     def token(self, user: str, *arguments: str) -> str:
         """A token signed with the development secret."""
@@ -89,9 +139,28 @@ class Gateway:
         return self.process.wait(STOP_S)
 
 
+def run_command(
+    *arguments: str, directory: Path, environ: Mapping[str, str] | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """One run of `wsgate` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "wsgate", *arguments],
+        env=os.environ | {"RUNTIME_DIRECTORY": str(directory)} | dict(environ or {}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=check,
+    )
+
+
 @contextlib.contextmanager
 def running_gateway(
-    *flags: str, environ: Mapping[str, str] | None = None, is_dev: bool = True, wait: bool = True
+    *flags: str,
+    environ: Mapping[str, str] | None = None,
+    is_dev: bool = True,
+    wait: bool = True,
+    directory: Path | None = None,
 ) -> Iterator[Gateway]:
     """A gateway with `serve --dev`, one shard unless told otherwise, ready when it is yielded.
 
@@ -100,9 +169,12 @@ def running_gateway(
         environ: More environment.
         is_dev: Whether to give --dev.
         wait: Whether to wait until it says "ready".
+        directory: Its runtime directory; a new one by default.
     """
-    with tempfile.TemporaryDirectory(prefix="wsgate-test-") as name:
-        directory = Path(name)
+    with contextlib.ExitStack() as stack:
+        if directory is None:
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="wsgate-test-"))
+            directory = Path(name)
         command = [
             sys.executable,
             "-m",
@@ -119,7 +191,7 @@ def running_gateway(
         command += flags if "--shards" in flags else ["--shards", "1", *flags]
         process = subprocess.Popen(
             command,
-            env=os.environ | {"RUNTIME_DIRECTORY": name} | dict(environ or {}),
+            env=os.environ | {"RUNTIME_DIRECTORY": str(directory)} | dict(environ or {}),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -168,8 +240,7 @@ def _describe(gateway: Gateway) -> None:
 
 
 def _end(gateway: Gateway) -> None:
-    """However the test left it: the keeper and every child gone."""
-    pids: Sequence[int] = [pid for group in gateway.children().values() for pid in group]
+    """However the test left it: the keeper and every child gone, or it has failed."""
     if gateway.process.poll() is None:
         gateway.process.terminate()
         try:
@@ -177,14 +248,24 @@ def _end(gateway: Gateway) -> None:
         except subprocess.TimeoutExpired:
             gateway.process.kill()
             gateway.process.wait(5)
-    for pid in pids:
+    for pid in gateway.processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)  # one a test had stopped sees now that its keeper is gone
-    wait_until("its children are gone", lambda: not any(_is_alive(pid) for pid in pids))
-
-
-def _is_alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+        wait_until("its children are gone", lambda: not gateway.processes())
+    finally:
+        for pid in gateway.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _belongs(process: Path, entry: bytes, directory: Path) -> bool:
+    """By its environment, or by where it works: the private bus writes its title over the former.
+
+    A process that ended has neither.
+    """
+    with contextlib.suppress(OSError):
+        if entry in (process / "environ").read_bytes().split(b"\0"):
+            return True
+        return (process / "cwd").readlink().is_relative_to(directory)
+    return False

@@ -1,0 +1,446 @@
+"""Processes that hang, die and are told to leave: a real gateway each time, and what is left of it."""
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from websockets.exceptions import ConnectionClosed
+
+from tests.support.client import Client, connected
+from tests.support.gateway import Gateway, run_command, running_gateway, wait_until
+
+pytestmark = pytest.mark.slow
+
+WITHIN_S = 30.0  # nothing is expected to take this long
+LONG_DRAIN = {"WSGATE_SERVER__DRAIN_TIMEOUT": "10m"}  # whoever waits for its end fails
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that hangs."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def kill(gateway: Gateway, name: str) -> None:
+    """A crash; returns when another process has the name."""
+    before = gateway.pid_of(name)
+    os.kill(before, signal.SIGKILL)
+    wait_until(
+        f"another {name}", lambda: gateway.children().get(name, [before]) not in ([], [before]), WITHIN_S
+    )
+
+
+def publish(gateway: Gateway, channel: str, *payloads: str) -> None:
+    with redis.Redis.from_url(gateway.bus_url) as bus:
+        for payload in payloads:
+            bus.publish(f"wsgate:ch:{channel}", payload)
+
+
+def held_by(gateway: Gateway, shard: int) -> float:
+    return gateway.metric("wsgate_connections_held", shard=str(shard))
+
+
+def died(gateway: Gateway, child: str) -> list[str]:
+    return [line for line in gateway.lines if f" died child={child} " in line]
+
+
+# --- a shard that hangs -------------------------------------------------------------------------------
+
+
+def test_r2_a_stopped_shard_gets_no_new_clients_and_keeps_its_own() -> None:
+    with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 16) as before:
+        for client in before:
+            client.subscribe("news")
+        with stopped(gateway.pid_of("wsgate-shard-0")):
+            wait_until("silence", lambda: "shard_0_silent" in gateway.why_not_ready(), WITHIN_S)
+            with connected(gateway.ws_url, 50) as clients:
+                assert all(client.ask("ping") == {"op": "pong"} for client in clients)
+            publish(gateway, "news", "1")
+        gateway.await_ready()
+        publish(gateway, "news", "2")
+        assert [client.heard(2) for client in before] == [[1, 2]] * 16
+        alone = held_by(gateway, 0)
+        with contextlib.ExitStack() as stack:
+
+            def is_served_by_it() -> bool:
+                stack.enter_context(connected(gateway.ws_url, 4))
+                return held_by(gateway, 0) > alone
+
+            wait_until("the shard that goes on gets clients again", is_served_by_it, WITHIN_S)
+        assert not died(gateway, "shard-0")
+
+
+def test_who_waits_at_a_shard_that_hangs_for_long_is_answered_503() -> None:
+    with running_gateway() as gateway, stopped(gateway.pid_of("wsgate-shard-0")):
+        with socket.create_connection(("127.0.0.1", gateway.port), WITHIN_S) as peer:
+            peer.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n")
+            answer = peer.recv(1_000)
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: " in answer
+
+
+# --- a process that dies ------------------------------------------------------------------------------
+
+
+class Publishing:
+    """A backend that publishes numbers, one after the other, until it is left."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.published = 0
+
+    def _run(self) -> None:
+        with redis.Redis.from_url(self._gateway.bus_url) as bus:
+            while not self._is_over.wait(0.01):
+                bus.publish("wsgate:ch:news", str(self.published))
+                self.published += 1
+
+    def __enter__(self) -> "Publishing":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._is_over.set()
+        self._thread.join(WITHIN_S)
+
+
+def hear_until(client: Client, number: int) -> list[int] | None:
+    """The numbers heard up to and with this one; None when the connection was cut before."""
+    found: list[int] = []
+    try:
+        while not found or found[-1] < number:
+            found += client.heard(1)
+    except ConnectionClosed:
+        return None
+    return found
+
+
+def is_unbroken(numbers: list[int]) -> bool:
+    return numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+def test_r1_a_shard_killed_at_load_takes_only_its_own_clients_and_is_back() -> None:
+    with (
+        running_gateway("--shards", "2") as gateway,
+        connected(gateway.ws_url, 30, max_queue=None) as clients,
+        Publishing(gateway) as backend,
+    ):
+        for client in clients:
+            client.subscribe("news")
+        had = held_by_both(gateway, 30)
+        kill(gateway, "wsgate-shard-0")
+        gateway.await_ready()
+        goal = backend.published + 50
+        heard = [hear_until(client, goal) for client in clients]
+        survivors = [numbers for numbers in heard if numbers is not None]
+        assert len(survivors) == had[1] > 0
+        assert all(is_unbroken(numbers) for numbers in survivors)
+        with connected(gateway.ws_url, heard.count(None), max_queue=None) as returned:
+            for client in returned:
+                client.subscribe("news")
+            goal = backend.published + 20
+            assert all(is_unbroken(hear_until(client, goal) or [0, 2]) for client in returned)
+            everybody = {client.welcome["conn"] for client in (*clients, *returned)}
+            assert len(everybody) == 30 + had[0]  # a fork repeats no identity
+        assert len(died(gateway, "shard-0")) == 1 and "status=-9" in died(gateway, "shard-0")[0]
+        assert not died(gateway, "shard-1")
+
+
+def held_by_both(gateway: Gateway, count: int) -> list[float]:
+    """Connections of each shard, once all are on the books."""
+    wait_until("all are counted", lambda: held_by(gateway, 0) + held_by(gateway, 1) == count, WITHIN_S)
+    return [held_by(gateway, 0), held_by(gateway, 1)]
+
+
+def test_counters_never_go_backwards_over_a_crash_of_a_shard() -> None:
+    with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 20) as clients:
+        for client in clients:
+            client.subscribe("news")
+            client.ask("ping")
+        wait_until("the pings are counted", lambda: gateway.metric("wsgate_commands_total", op="ping") == 20)
+        samples = [gateway.metrics()]
+        os.kill(gateway.pid_of("wsgate-shard-0"), signal.SIGKILL)
+        wait_until("its death is noticed", lambda: died(gateway, "shard-0"), WITHIN_S)
+        while gateway.why_not_ready():
+            samples.append(gateway.metrics())
+        samples.append(gateway.metrics())
+        for earlier, later in itertools.pairwise(samples):
+            for key, value in earlier.items():
+                if key[0].endswith("_total"):
+                    assert later[key] >= value, key
+        assert gateway.metric("wsgate_commands_total", op="ping") == 20
+        assert gateway.metric("wsgate_restarts_total") == 1
+
+
+def test_clients_are_served_while_the_admin_process_is_dead_and_it_comes_back() -> None:
+    with running_gateway() as gateway, connected(gateway.ws_url) as (client,):
+        client.subscribe("news")
+        kill(gateway, "wsgate-admin")
+        publish(gateway, "news", "1")
+        assert client.heard(1) == [1]
+        gateway.await_ready()
+        wait_until("it shows its client", lambda: gateway.metric("wsgate_connections_held") == 1)
+        assert len(died(gateway, "admin")) == 1
+
+
+def test_subscriptions_hear_again_after_the_private_bus_was_killed() -> None:
+    with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 8) as clients:
+        for client in clients:
+            client.subscribe("news")
+        os.kill(gateway.pid_of("wsgate-bus"), signal.SIGKILL)
+        wait_until("its death is noticed", lambda: died(gateway, "bus"), WITHIN_S)
+        gateway.await_ready()
+        publish(gateway, "news", "1")
+        assert [client.heard(1) for client in clients] == [[1]] * 8
+        assert clients[0].ask("pub", ch="other", data=1, id=7) == {"op": "ok", "id": 7}
+        assert len(died(gateway, "bus")) == 1
+
+
+def test_what_a_private_bus_that_cannot_run_says_is_in_the_log(tmp_path: Path) -> None:
+    server = tmp_path / "valkey-server"
+    server.write_text('#!/bin/sh\nwhile [ "$1" != --logfile ]; do shift; done\necho "no room for it" >"$2"\n')
+    server.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with running_gateway(environ=path, wait=False) as gateway:
+        wait_until("it is tried again", lambda: len(died(gateway, "bus")) > 1, WITHIN_S)
+        assert all("no room for it" in line for line in died(gateway, "bus"))
+        assert "shard_0_bus_down" in gateway.why_not_ready()
+
+
+def test_r3_nothing_outlives_a_killed_keeper_and_its_ports_are_free_at_once() -> None:
+    with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 4) as clients:
+        ports = "--port", str(gateway.port), "--admin-port", str(gateway.admin_port)
+        assert len(gateway.processes()) == 5
+        gateway.process.kill()
+        gateway.process.wait(WITHIN_S)
+        # At once: what was its children's may still be ending.
+        with running_gateway(*ports) as successor, connected(successor.ws_url) as (newcomer,):
+            assert newcomer.ask("ping") == {"op": "pong"}
+            assert successor.port == gateway.port
+            wait_until("nothing is orphaned", lambda: not gateway.processes(), WITHIN_S)
+        assert all(client.end()[1] == 1006 for client in clients)
+
+
+def test_r3_a_successor_in_the_same_runtime_directory_takes_over() -> None:
+    with running_gateway() as gateway:
+        gateway.process.kill()
+        gateway.process.wait(WITHIN_S)
+        same = {"RUNTIME_DIRECTORY": str(gateway.directory)}
+        port = str(gateway.port)
+        with running_gateway("--port", port, environ=same, directory=gateway.directory) as successor:
+            assert successor.run("publish", "news", "1").stdout == "heard by 0 shards\n"
+            successor.stop()
+        assert [file.name for file in gateway.directory.iterdir()] == []
+
+
+# --- told to leave ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_drain_tells_every_client_when_to_come_back(number: signal.Signals) -> None:
+    with (
+        running_gateway("--shards", "2") as gateway,
+        connected(gateway.ws_url, 25) as clients,
+        connected(gateway.ws_url, 15, dialect="msgpack") as others,
+    ):
+        gateway.process.send_signal(number)
+        retries = Counter[int]()
+        for client in (*clients, *others):
+            said, code = client.end()
+            (bye,) = said
+            assert (bye["op"], bye["code"], bye["reason"], bye["reconnect"]) == ("bye", 4012, "drain", True)
+            assert code == 4012
+            retries[bye["retry_ms"]] += 1
+        assert len(retries) >= 20 and min(retries) >= 500
+        assert gateway.stop() == 0
+        assert gateway.processes() == []
+        assert gateway.warnings() == []
+        assert [file.name for file in gateway.directory.iterdir()] == []
+
+
+def test_without_clients_the_end_is_at_once_and_a_handshake_under_way_does_not_hold_it() -> None:
+    patient = LONG_DRAIN | {"WSGATE_LIMITS__HEAD_TIMEOUT": "10m"}
+    with running_gateway("--shards", "2", environ=patient) as gateway:
+        with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
+            peer.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\n")
+            wait_until("it is accepted", lambda: gateway.metric("wsgate_connections_held") == 1)
+            assert gateway.stop() == 0
+        assert gateway.processes() == []
+        assert gateway.warnings() == []
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    with running_gateway("--shards", "2", environ=LONG_DRAIN) as gateway:
+        with stopped_until_it_dies(gateway.pid_of("wsgate-shard-0")):
+            gateway.process.terminate()
+            wait_until("it drains", lambda: any(" draining " in line for line in gateway.lines), WITHIN_S)
+            wait_until("the other shard is gone", lambda: "wsgate-shard-1" not in gateway.children())
+            assert gateway.process.poll() is None
+            assert gateway.stop() == 0
+        assert gateway.processes() == []
+
+
+@contextlib.contextmanager
+def stopped_until_it_dies(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_what_is_not_gone_at_the_deadline_is_cut() -> None:
+    with running_gateway("--shards", "2", environ={"WSGATE_SERVER__DRAIN_TIMEOUT": "1s"}) as gateway:
+        with stopped_until_it_dies(gateway.pid_of("wsgate-shard-0")):
+            assert gateway.stop() == 0
+        assert gateway.processes() == []
+
+
+# --- how they are set up ------------------------------------------------------------------------------
+
+
+def listening(pid: int) -> list[int]:
+    """Ports a process holds listening TCP sockets of, one for each socket."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ports = {row[9]: int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A"}
+    links = [link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return sorted(ports[name[8:-1]] for name in links if name.startswith("socket:[") and name[8:-1] in ports)
+
+
+def writable_pipes(pid: int) -> set[str]:
+    """Pipes of which a process holds the end that is written to."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        target = str(link.readlink())
+        flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0]
+        if target.startswith("pipe:") and int(flags, 8) & os.O_ACCMODE == os.O_WRONLY:
+            found.add(target)
+    return found
+
+
+def test_a_child_holds_nothing_of_the_keepers_and_nothing_of_its_siblings() -> None:
+    with running_gateway("--shards", "3") as gateway:
+        kill(gateway, "wsgate-shard-1")  # its successor is forked from a keeper that holds everything
+        gateway.await_ready()
+        shards = [gateway.pid_of(f"wsgate-shard-{number}") for number in range(3)]
+        assert [listening(pid) for pid in shards] == [[gateway.port]] * 3
+        assert listening(gateway.pid_of("wsgate-admin")) == [gateway.admin_port]
+        assert listening(gateway.pid_of("wsgate-bus")) == []
+        output = str(Path(f"/proc/{gateway.process.pid}/fd/1").readlink())
+        alive = writable_pipes(gateway.process.pid) - {output}
+        assert len(alive) == 1
+        for pid in (*shards, gateway.pid_of("wsgate-admin"), gateway.pid_of("wsgate-bus")):
+            assert not writable_pipes(pid) & alive
+
+
+def test_every_process_is_shown_by_its_name() -> None:
+    names = {"wsgate-bus", "wsgate-admin", "wsgate-shard-0"}
+    with running_gateway() as gateway:
+        assert set(gateway.children()) == names
+        assert Path(f"/proc/{gateway.process.pid}/comm").read_text() == "wsgate\n"
+        shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for (pid,) in gateway.children().values()]
+        assert {line.strip(b"\0 ").decode() for line in shown} == names
+
+
+def test_64_shards_work_on_any_machine() -> None:
+    with running_gateway("--shards", "64") as gateway:
+        shards = [name for name in gateway.children() if name.startswith("wsgate-shard-")]
+        assert len(shards) == 64
+        gateway.await_ready(2 * WITHIN_S)
+        with connected(gateway.ws_url, 32) as clients:
+            for client in clients:
+                client.subscribe("news")
+            publish(gateway, "news", "1")
+            assert [client.heard(1) for client in clients] == [[1]] * 32
+        assert gateway.stop() == 0
+        assert gateway.processes() == []
+        assert gateway.warnings() == []
+
+
+# --- a second one -------------------------------------------------------------------------------------
+
+
+def serve_on(port: int, admin_port: int, directory: Path) -> subprocess.CompletedProcess[str]:
+    where = ("--host", "127.0.0.1", "--port", str(port), "--admin-port", str(admin_port))
+    return run_command("serve", "--dev", "--shards", "1", *where, directory=directory, check=False)
+
+
+def test_a_second_gateway_on_the_port_is_refused_with_a_clear_line(tmp_path: Path) -> None:
+    with running_gateway() as gateway:
+        own = serve_on(gateway.port, 0, gateway.directory)
+        assert (own.returncode, own.stdout) == (2, "")
+        assert own.stderr == f"wsgate: server.port: {gateway.port} is held by another gateway of this user\n"
+        other = serve_on(gateway.port, 0, tmp_path)
+        assert (other.returncode, other.stdout) == (2, "")
+        assert f"127.0.0.1:{gateway.port}: the port is in use, perhaps by another gateway" in other.stderr
+        admin = serve_on(0, gateway.admin_port, tmp_path)
+        assert (admin.returncode, admin.stdout) == (2, "")
+        assert admin.stderr.startswith("wsgate: admin.port: cannot listen on 127.0.0.1:")
+        assert list(tmp_path.iterdir()) == []  # who is refused leaves nothing
+        with connected(gateway.ws_url, 10) as clients:  # and nobody's connection goes to it
+            assert all(client.ask("ping") == {"op": "pong"} for client in clients)
+        assert len(gateway.run("publish", "news", "1").stdout) > 0
+
+
+# --- a client that does not read ----------------------------------------------------------------------
+
+OUTBOX_BYTES = 256 * 1024
+
+
+@pytest.mark.parametrize(
+    ("size", "rounds", "each", "limits"),
+    [
+        (60_000, 80, 2, {"WSGATE_LIMITS__OUTBOX_BYTES": "256KiB"}),
+        (500, 80, 40, {"WSGATE_LIMITS__OUTBOX_FRAMES": "64"}),
+    ],
+    ids=["large frames", "many frames in one write"],
+)
+def test_s31_a_big_fan_out_to_a_non_reader_stays_bounded(
+    size: int, rounds: int, each: int, limits: dict[str, str]
+) -> None:
+    with (
+        # It reads in the end, and must find out why it was cut: not before that may it be reset.
+        running_gateway(environ=limits | {"WSGATE_LIMITS__WRITE_TIMEOUT": "2m"}) as gateway,
+        connected(gateway.ws_url, 2, max_queue=None) as readers,
+        connected(gateway.ws_url, max_queue=2) as (sleeper,),
+        redis.Redis.from_url(gateway.bus_url) as bus,
+    ):
+        for client in (*readers, sleeper):
+            client.subscribe("news")
+        most_held = 0.0
+        for number in range(rounds):
+            pipeline = bus.pipeline(transaction=False)
+            for _ in range(each):
+                pipeline.publish("wsgate:ch:news", b'"' + b"x" * size + b'"')
+            pipeline.execute()
+            for reader in readers:
+                assert reader.heard(each) == ["x" * size] * each
+            if number % 8 == 7:
+                most_held = max(most_held, held_for_clients(gateway))
+        wait_until("it is cut", lambda: gateway.metric("wsgate_closes_total", reason="slow_consumer") == 1)
+        said, code = sleeper.end()
+        assert code == 4010
+        assert (said[-1]["op"], said[-1]["code"], said[-1]["reason"]) == ("bye", 4010, "slow_consumer")
+        assert len(said) < rounds * each
+        # Its outbox, and what was just published to the others.
+        assert most_held <= OUTBOX_BYTES + (each + 2) * (size + 4096)
+
+
+def held_for_clients(gateway: Gateway) -> float:
+    held = gateway.metrics()
+    return sum(held["wsgate_memory_bytes", (("kind", kind), ("shard", "0"))] for kind in ("frame", "outbox"))

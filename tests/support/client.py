@@ -1,0 +1,94 @@
+"""A client that nobody here wrote: the `websockets` library, with one command or answer per call."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+__all__ = ["ANSWER_S", "Client", "connected"]
+
+ANSWER_S = 30.0  # nothing is expected to take this long
+
+
+@dataclass
+class Client:
+    """One connection of `wsgate.v1`."""
+
+    socket: ClientConnection
+    is_msgpack: bool = False
+    welcome: dict[str, Any] = field(default_factory=dict)
+
+    def send(self, op: str, **fields: Any) -> None:
+        """One command."""
+        command = {"op": op, **fields}
+        self.socket.send(msgpack.packb(command) if self.is_msgpack else json.dumps(command))
+
+    def receive(self, within_s: float = ANSWER_S) -> dict[str, Any]:
+        """The next message."""
+        message = self.socket.recv(within_s)
+        assert isinstance(message, bytes) is self.is_msgpack
+        found: dict[str, Any] = msgpack.unpackb(message) if self.is_msgpack else json.loads(message)
+        return found
+
+    def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        """One command and the next message, which is its answer where nothing else is said."""
+        self.send(op, **fields)
+        return self.receive()
+
+    def subscribe(self, channel: str) -> None:
+        """Subscribe, and wait until it is confirmed."""
+        assert self.ask("sub", ch=channel, id=1) == {"op": "subbed", "ch": channel, "id": 1}
+
+    def heard(self, count: int, within_s: float = ANSWER_S) -> list[Any]:
+        """The payloads of the next `count` messages, which are all publications."""
+        found = []
+        for _ in range(count):
+            item = self.receive(within_s)
+            assert item["op"] == "msg", item
+            found.append(item["data"])
+        return found
+
+    def end(self, within_s: float = ANSWER_S) -> tuple[list[dict[str, Any]], int]:
+        """What is said until the connection ends, and the code it ends with."""
+        said = []
+        while True:
+            try:
+                said.append(self.receive(within_s))
+            except ConnectionClosed as closed:
+                return said, closed.rcvd.code if closed.rcvd else 1006
+
+
+@contextlib.contextmanager
+def connected(
+    url: str, count: int = 1, *, dialect: str = "json", token: str = "", **options: Any
+) -> Iterator[list[Client]]:
+    """`count` clients that have been welcomed; closed at the end.
+
+    Args:
+        url: `ws://host:port/ws`.
+        count: How many.
+        dialect: `json` or `msgpack`.
+        token: Sent in the header when given.
+        options: More for `websockets`.
+    """
+    settings: dict[str, Any] = {
+        "subprotocols": [Subprotocol(f"wsgate.v1.{dialect}")],
+        "additional_headers": {"Authorization": f"Bearer {token}"} if token else None,
+        "open_timeout": ANSWER_S,
+        "close_timeout": 1,
+        "max_size": None,
+    }
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = Client(stack.enter_context(connect(url, **settings, **options)), dialect == "msgpack")
+            client.welcome = client.receive()
+            assert client.welcome["op"] == "welcome"
+            clients.append(client)
+        yield clients
