@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -222,6 +223,19 @@ class MuteBus(contextlib.ExitStack):
         asking = self.enter_context(self._listener.accept()[0])
         assert asking.recv(1)
 
+    def greet(self) -> None:
+        """Answer the first question of the first who comes, and nothing else."""
+
+        def answer() -> None:
+            asking = self.enter_context(self._listener.accept()[0])
+            asking.recv(1024)
+            asking.sendall(b"+PONG\r\n")
+
+        self._listener.settimeout(LIMIT_S)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        self.callback(thread.join)
+
 
 def raw_publish() -> bytes:
     body = b'{"channel":"news","data":1}'
@@ -384,9 +398,16 @@ def test_a_bus_that_went_away_is_an_error_of_the_method() -> None:
 
 def test_a_bus_that_does_not_answer_may_have_published() -> None:
     with MuteBus() as bus, running_admin(bus=bus.address, command_timeout_s=0.1) as admin:
+        bus.greet()
         answer = admin.publish(channel="news", data=1)
     assert (answer.status, answer.json["error"]["code"]) == (200, 100)
     assert "may have been published" in answer.json["error"]["message"]
+
+
+def test_a_bus_that_does_not_even_greet_has_published_nothing() -> None:
+    with MuteBus() as bus, running_admin(bus=bus.address, connect_timeout_s=0.1) as admin:
+        answer = admin.publish(channel="news", data=1)
+    assert (answer.status, answer.json["error"]) == (200, {"code": 100, "message": "unavailable"})
 
 
 # --- the API: who may ask, and how --------------------------------------------------------------------

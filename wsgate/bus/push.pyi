@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 MESSAGE: Final = 1  # name without the prefix, payload
-CONTROL: Final = 2  # whole name, payload: a name that does not start with the prefix
+CONTROL: Final = 2  # whole name, payload: a name without the prefix; None: its subscription is confirmed
 SUBSCRIBED: Final = 3  # name, None
 UNSUBSCRIBED: Final = 4  # name (b"" when there was none), None
 PONG: Final = 5  # b"" or what was pinged, None

@@ -47,6 +47,7 @@ cdef enum:
     LINE_LIMIT = 1024            # of a simple string or an error
     NUMBER_LIMIT = 20            # digits and sign of a length or an integer
     NAME_LIMIT = 2048            # bytes of a channel name with its prefix
+    SKIP_LIMIT = 512 * 1024 * 1024   # of an oversized payload: Redis's own limit of a string
     FIRST_CAPACITY = 4096
 
 cdef enum Outcome:
@@ -172,6 +173,8 @@ cdef class PushReader:
             else:
                 if end - at < length + 2:
                     return INCOMPLETE
+                if at[length] != c'\r' or at[length + 1] != c'\n':
+                    return BROKEN
                 taken.append((KIND_REPLY, PyBytes_FromStringAndSize(at, length), None))
                 at += length + 2
             self.start = at - self.buffer
@@ -221,7 +224,7 @@ cdef class PushReader:
             if length < 0:
                 return BROKEN
             if length > (self.limit if place == 2 else <int64_t>NAME_LIMIT):
-                if place == 2 and count == 3 and is_word(&pieces[0], b"message"):
+                if place == 2 and count == 3 and length <= SKIP_LIMIT and is_word(&pieces[0], b"message"):
                     self.start = at - self.buffer
                     self.skip = length + 2
                     taken.append((KIND_TOO_LARGE, self.strip(&pieces[1]), None))
@@ -252,7 +255,10 @@ cdef class PushReader:
             ))
             return COMPLETE
         if count == 3 and is_word(&pieces[0], b"subscribe"):
-            kind = KIND_SUBSCRIBED
+            if pieces[1].data == NULL:
+                return BROKEN
+            # A client may name a channel like a control name: what is confirmed must be clear.
+            kind = KIND_SUBSCRIBED if self.is_ours(&pieces[1]) else KIND_CONTROL
         elif count == 3 and is_word(&pieces[0], b"unsubscribe"):
             kind = KIND_UNSUBSCRIBED
         elif count == 2 and is_word(&pieces[0], b"pong"):

@@ -3,11 +3,15 @@
 A connection that is up says little: a bus that accepts and forgets, a subscriber cut off behind a
 firewall, both look well. So every few seconds a number goes out through the publisher and must come
 back through the subscriber; readiness and the histogram `probe_us` are made of that.
+
+A number that the bus took and that does not come back says that the two connections do not meet: a name
+that was moved to another server while one of them lived on. Then both are made anew.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from wsgate.bus import Publisher, Subscriber
 
@@ -40,6 +44,7 @@ class Probe:
         self._interval_ms = interval_ms
         self._echoed = echoed
         self._sent: tuple[bytes, int] | None = None  # what is under way, and since when, in ns
+        self._is_accepted = False  # the bus has said that it has it
         self._number = 0
 
     def on_up(self) -> None:
@@ -58,12 +63,30 @@ class Probe:
     def _send(self) -> None:
         self._number += 1
         text = b"%d" % self._number
-        self._sent = (text, time.monotonic_ns())
-        self._publisher.publish(self.name, text, lambda outcome: None)
+        self._sent, self._is_accepted = (text, time.monotonic_ns()), False
+        self._publisher.publish(self.name, text, partial(self._on_outcome, self._number))
+
+    def _on_outcome(self, number: int, outcome: str) -> None:
+        if number == self._number:
+            self._is_accepted = not outcome
+            if outcome:
+                self._sent = None  # it will not come back: the next one may go
+
+    def check(self, now_ns: int) -> None:
+        """Send the next one; one that is still under way has its time first."""
+        if not self._subscriber.is_up:
+            return
+        if self._sent is not None:
+            if now_ns - self._sent[1] < TIMEOUT_MS * 1_000_000:
+                return
+            if self._is_accepted:
+                self._publisher.renew("the bus does not deliver")
+                self._subscriber.renew("the bus does not deliver")
+                return
+        self._send()
 
     async def run(self) -> None:
         """Probe at intervals; until cancelled."""
         while True:
             await asyncio.sleep(self._interval_ms / 1000)
-            if self._subscriber.is_up:
-                self._send()
+            self.check(time.monotonic_ns())

@@ -103,9 +103,10 @@ class Shard:
             options.bus,
             connect_timeout_s=options.bus_connect_timeout_s,
             command_timeout_s=options.bus_command_timeout_s,
+            on_failed=self.on_failed,
         )
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names)
-        largest = [rules.max_publish_bytes for rules in options.channels.values()]
+        rules = [*options.channels.values(), *filter(None, [options.any_channel])]
         self._subscriber = Subscriber(
             options.bus,
             names.channels,
@@ -113,7 +114,8 @@ class Shard:
             SubscriberOptions(
                 connect_timeout_s=options.bus_connect_timeout_s,
                 reply_timeout_s=options.bus_command_timeout_s,
-                payload_limit_bytes=max(largest, default=0) + ENVELOPE_ROOM_BYTES,
+                payload_limit_bytes=max((each.max_publish_bytes for each in rules), default=0)
+                + ENVELOPE_ROOM_BYTES,
             ),
         )
         self._hub.attach(self._subscriber)
@@ -202,8 +204,8 @@ class Shard:
             except Exception:  # a fault of ours must not take the others down with it
                 self._log.exception("command_failed")
                 reactor.close(conn, 4050, b"internal", reason=Reason.INTERNAL)
-        self._hub.tidy()
-        if reactor.flush(now) or reactor.more:
+        has_more = self._hub.tidy()
+        if reactor.flush(now) or reactor.more or has_more:
             self._schedule()
 
     def _on_open(self, conn: int, head: bytes) -> None:
@@ -249,6 +251,10 @@ class Shard:
         self._hub.on_down()
         self._schedule()
 
+    def on_failed(self, why: str) -> None:
+        """The bus was lost or cannot be reached, by either connection: an operator wants to know why."""
+        self._log.warning("bus_failed", bus=str(self._options.bus), why=why)
+
     def on_message(self, name: bytes, payload: bytes | None) -> None:
         """A publication."""
         self._hub.on_message(name, payload)
@@ -257,9 +263,9 @@ class Shard:
         """Something that is no publication."""
         self._probe.on_control(name, payload)
 
-    def on_subscribed(self, name: bytes) -> None:
-        """A subscription is live."""
-        self._hub.on_subscribed(name)
+    def on_subscribed(self, name: bytes) -> bool:
+        """A subscription is live; False: not everybody is told yet."""
+        return self._hub.on_subscribed(name)
 
     def on_pass(self) -> None:
         """Write what these replies gave rise to."""

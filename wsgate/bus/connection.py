@@ -1,0 +1,272 @@
+"""One socket to the bus: connected and greeted, replies up in passes, commands down as bytes.
+
+Owns the socket, the reader behind it and the budget of a pass. What replies mean is its owner's
+business. Nothing that comes is trusted: a peer that does not talk like Redis, or says more than it was
+asked while it is greeted, is cut off, and what it can make us hold is one unfinished reply (within the
+reader's limits) and `UNREAD_LIMIT_BYTES` of complete ones.
+"""
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+from hiredis import pack_command
+
+from wsgate.bus import push
+from wsgate.bus.address import BusAddress
+from wsgate.errors import BackendError
+
+__all__ = ["Connection", "Owner", "Reply", "open_connection", "pack"]
+
+PASS_REPLIES: Final = 256
+PASS_S: Final = 0.002
+STEP_REPLIES: Final = 16
+"""Replies between two looks at the clock: as many as cost 1 to 2 ms when each holds 64 KiB."""
+UNREAD_LIMIT_BYTES: Final = 256 * 1024
+"""Received and not handed up, above which the socket is not read; with one more read on top this keeps
+a pass below 1 MiB. Replies, bytes and time are the reactor's budget too."""
+GREETING_REPLIES: Final = 4
+"""Replies that may wait while greeting: there is one answer for each question, and one complaint."""
+
+Reply = tuple[int, bytes, bytes | None]
+"""`(kind, name or text, payload)` as `wsgate.bus.push` makes them."""
+
+
+class Owner(Protocol):
+    """Who is told, on the loop."""
+
+    def hand_up(self, replies: list[Reply]) -> int:
+        """Replies in order; how many were dealt with. The others come again first in the next pass."""
+
+    def on_pass(self) -> None:
+        """The replies of one pass were handed up."""
+
+    def on_writable(self) -> None:
+        """The socket takes bytes again after `is_writable` was false."""
+
+
+class Connection(asyncio.Protocol):
+    """See the module; made by `open_connection`.
+
+    Attributes:
+        closed: Done when it is lost and everything received before was handed up.
+        heard_s: The loop's time when the peer last said something.
+        is_writable: Whether the socket keeps up with what is written.
+        why: Why it was lost, for logs.
+    """
+
+    def __init__(self, reader: push.PushReader) -> None:
+        self._reader = reader
+        self._loop = asyncio.get_running_loop()
+        self._owner: Owner | None = None
+        self._answers: deque[Reply] = deque()
+        self._answered: asyncio.Future[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._taken: list[Reply] = []
+        self._unread_bytes = 0
+        self._is_scheduled = False
+        self._is_paused = False
+        self._is_broken = False
+        self.closed: Final[asyncio.Future[None]] = self._loop.create_future()
+        self.heard_s = self._loop.time()
+        self.is_writable = True
+        self.why = ""
+
+    @property
+    def held_bytes(self) -> int:
+        """What waits here to be handed up, and room kept for it."""
+        return self._reader.buffered
+
+    def start(self, owner: Owner) -> None:
+        """Hand everything that comes from now on to its owner; once, after the greeting."""
+        self._owner = owner
+        if self._answers:
+            self.abort("the bus says what it was not asked")
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing when the connection is lost."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def abort(self, why: str) -> None:
+        """Close now; what came and was not handed up is dropped."""
+        self.why = self.why or why
+        self._is_broken = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the socket."""
+        # uvloop's transports do not derive from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what came for the next pass: a pass is one turn of the loop, however fast it comes."""
+        self.heard_s = self._loop.time()
+        self._reader.feed(data)
+        self._unread_bytes += len(data)
+        self._schedule()
+        if self._unread_bytes > UNREAD_LIMIT_BYTES and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """The socket does not keep up."""
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self.is_writable = True
+        if self._owner is not None:
+            self._owner.on_writable()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Hand up what came before, then be closed."""
+        self._transport = None
+        self.why = self.why or (str(error) if error else "the bus closed the connection")
+        self._schedule()
+
+    # --- passes ---------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._pass)
+
+    def _pass(self) -> None:
+        self._is_scheduled = False
+        has_more = False
+        if not self._is_broken:
+            try:
+                has_more = self._hand_up()
+            except push.PushError as error:
+                self.abort(str(error))
+        if has_more and not self._is_broken:
+            self._schedule()
+            return
+        self._unread_bytes = 0
+        if self._transport is None:
+            if not self.closed.done():
+                self.closed.set_result(None)
+        elif self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def _hand_up(self) -> bool:
+        """One pass; True when there is more."""
+        end_s = time.monotonic() + PASS_S
+        left, has_more = PASS_REPLIES, True
+        while has_more and left > 0 and not self._is_broken:
+            if not self._taken:
+                self._taken = self._reader.take(STEP_REPLIES)
+                has_more = len(self._taken) == STEP_REPLIES
+            dealt_with = self._deal(self._taken)
+            left -= dealt_with
+            if dealt_with < len(self._taken):
+                del self._taken[:dealt_with]
+                has_more = True
+                break
+            self._taken = []
+            if time.monotonic() >= end_s:
+                break
+        if self._owner is not None:
+            self._owner.on_pass()
+        return has_more
+
+    def _deal(self, replies: list[Reply]) -> int:
+        if self._owner is not None:
+            return self._owner.hand_up(replies)
+        self._answers.extend(replies)
+        if len(self._answers) > GREETING_REPLIES:
+            self.abort("the bus says what it was not asked")
+        if self._answers and self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+        return len(replies)
+
+    # --- greeting -------------------------------------------------------------------------------------
+
+    async def ask(self, *command: str) -> None:
+        """Say something while nobody owns the replies, and await the answer.
+
+        Raises:
+            BackendError: It is an error, or the connection was lost before it came.
+        """
+        self.write(pack(*command))
+        if not self._answers:
+            self._answered = self._loop.create_future()
+            await asyncio.wait((self._answered, self.closed), return_when=asyncio.FIRST_COMPLETED)
+        if not self._answers:
+            raise BackendError(self.why, temporary=True)
+        kind, text, _ = self._answers.popleft()
+        if kind == push.ERROR:
+            raise BackendError("the bus refuses: " + safe_text(text), temporary=True)
+        if kind != push.REPLY:
+            raise BackendError("the bus says what it was not asked", temporary=True)
+
+
+async def open_connection(
+    address: BusAddress, prefix: bytes, payload_limit_bytes: int, timeout_s: float
+) -> Connection:
+    """A connection that is authenticated and answers; its name is resolved anew each time.
+
+    Args:
+        address: Where to.
+        prefix: What the names of channels start with, see `PushReader`.
+        payload_limit_bytes: Of the largest publication, see `PushReader`.
+        timeout_s: For all of it.
+
+    Raises:
+        BackendError: It cannot be had now; the text is for logs and holds no password.
+    """
+    connection: Connection | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            connection = await _connect(
+                address, lambda: Connection(push.PushReader(prefix, payload_limit_bytes))
+            )
+            # A server that is full, loads its data or wants another password says so here.
+            if address.username or address.password:
+                user = [address.username] if address.username else []
+                await connection.ask("AUTH", *user, address.password)
+            await connection.ask("PING")
+            return connection
+    except BaseException as error:
+        if connection is not None:
+            connection.abort("not greeted")
+        if isinstance(error, TimeoutError):
+            raise BackendError(f"no answer within {timeout_s:g} s", temporary=True) from None
+        # A name that cannot even be asked for is a UnicodeError.
+        if isinstance(error, OSError | UnicodeError):
+            raise BackendError(str(error), temporary=True) from None
+        raise
+
+
+async def _connect(address: BusAddress, make: Callable[[], Connection]) -> Connection:
+    loop = asyncio.get_running_loop()
+    if address.path:
+        _, connection = await loop.create_unix_connection(make, address.path)
+    else:
+        _, connection = await loop.create_connection(make, address.host, address.port)
+    return connection
+
+
+def pack(*command: str | bytes) -> bytes:
+    """A command as Redis reads it: every part literally, whatever bytes it has (S26)."""
+    packed: bytes = pack_command(command)  # type: ignore[arg-type] # typed as a tuple of one; takes any
+    return packed
+
+
+_QUOTE: Final = re.compile(r"['\"`]|, with args")
+
+
+def safe_text(text: bytes) -> str:
+    """A server's complaint for a log: up to the first quote, behind which it repeats what it was told.
+
+    A server without AUTH answers `unknown command 'AUTH', with args beginning with: '<password>'`.
+    """
+    return _QUOTE.split(text.decode("latin-1"), maxsplit=1)[0].strip()[:80]
