@@ -145,7 +145,7 @@ reserve_descriptors = 2
 handshake_rate = 3
 handshakes_in_progress = 4
 [bus]
-url = "rediss://user:{SECRET.split()[0]}@redis.example:6380/0"
+url = "redis://user:{SECRET.split()[0]}@redis.example:6380/0"
 prefix = "a.b-c_d"
 connect_timeout = "1s"
 command_timeout = "2s"
@@ -789,7 +789,7 @@ def test_the_admin_port_may_be_reached_with_a_key() -> None:
         "redis://localhost",
         "redis://localhost:6379/0",
         "redis://:p@localhost",
-        "rediss://u:p%40@h:1",
+        "redis://u:p%40@h:1",
         "redis://[::1]:6379",
         "unix:///run/redis.sock",
         "unix://u:p@/run/redis.sock",
@@ -805,9 +805,13 @@ def test_a_bus_url_is_taken(url: str) -> None:
     [
         ("redis+sentinel://hunter2/m", "bus.url: redis+sentinel:// is not supported yet"),
         ("redis+cluster://hunter2", "bus.url: redis+cluster:// is not supported yet"),
-        ("http://hunter2", "bus.url: must be redis://, rediss:// or unix://"),
-        ("hunter2", "bus.url: must be redis://, rediss:// or unix://"),
-        ("redis:hunter2", "bus.url: must be redis://, rediss:// or unix://"),
+        ("rediss://u:hunter2@h", "bus.url: rediss:// is not supported yet"),
+        ("http://hunter2", "bus.url: must be redis:// or unix://"),
+        ("hunter2", "bus.url: must be redis:// or unix://"),
+        ("redis:hunter2", "bus.url: must be redis:// or unix://"),
+        ("redis://:hunter2@h/1", "bus.url: only database 0"),
+        ("redis://:hunter2@h?db=1", "bus.url: only database 0"),
+        ("redis://h?token=hunter2", "bus.url: only database 0"),
         ("redis://", "bus.url: this is not a URL"),
         ("redis://:hunter2@", "bus.url: this is not a URL"),
         ("redis://h:hunter2", "bus.url: this is not a URL"),

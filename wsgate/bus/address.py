@@ -9,6 +9,7 @@ from wsgate.errors import SettingsError
 __all__ = ["BusAddress", "parse_address"]
 
 _PORT: Final = 6379
+_LATER: Final = ("rediss", "redis+sentinel", "redis+cluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,16 @@ class BusAddress:
 
     def __str__(self) -> str:
         """For people: without user and password."""
-        return f"unix://{self.path}" if self.path else f"redis://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"unix://{self.path}" if self.path else f"redis://{host}:{self.port}"
 
 
 def parse_address(url: str) -> BusAddress:
     """The address a bus URL names.
 
     Args:
-        url: `redis://[user:password@]host[:port][/0]` or `unix://[user:password@]/path`; a password
-            may also be `?password=`.
+        url: `redis://[user:password@]host[:port][/0]` or `unix://[user:password@]/path`; user and
+            password may also be `?username=` and `?password=`.
 
     Raises:
         SettingsError: Anything else; the message never holds the URL, which may hold a password.
@@ -45,14 +47,16 @@ def parse_address(url: str) -> BusAddress:
         port = parts.port
     except ValueError:
         raise SettingsError("bus.url: this is not a URL") from None
+    if parts.scheme in _LATER:
+        raise SettingsError(f"bus.url: {parts.scheme}:// is not supported yet")
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    username = unquote(parts.username or query.pop("username", ""))
+    username = unquote(parts.username or "") or query.pop("username", "")
     password = unquote(parts.password or "") or query.pop("password", "")
     database = query.pop("db", "") or (parts.path.strip("/") if parts.scheme == "redis" else "")
     if query or database not in ("", "0"):
-        raise SettingsError("bus.url: only database 0, and no other options")
-    if parts.scheme == "redis":
+        raise SettingsError("bus.url: only database 0, and no options but username and password")
+    if parts.scheme == "redis" and port != 0:
         return BusAddress(parts.hostname or "localhost", port or _PORT, "", username, password)
-    if parts.scheme == "unix" and parts.path:
+    if parts.scheme == "unix" and parts.path and not parts.hostname:
         return BusAddress(path=unquote(parts.path), username=username, password=password)
     raise SettingsError("bus.url: must be redis://host:port or unix:///path")

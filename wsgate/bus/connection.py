@@ -240,8 +240,8 @@ async def open_connection(
             connection.abort("not greeted")
         if isinstance(error, TimeoutError):
             raise BackendError(f"no answer within {timeout_s:g} s", temporary=True) from None
-        # A name that cannot even be asked for is a UnicodeError.
-        if isinstance(error, OSError | UnicodeError):
+        # A name that cannot even be asked for is a ValueError.
+        if isinstance(error, OSError | ValueError):
             raise BackendError(str(error), temporary=True) from None
         raise
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 from msgspec import Meta, field
@@ -263,8 +263,9 @@ class Admission(Section, frozen=True, kw_only=True):
 class Bus(Section, frozen=True, kw_only=True):
     """`[bus]`: the Redis or Valkey that joins shards, nodes and backends."""
 
-    # Where it is: redis://, rediss:// or unix://. Empty starts a private server on a Unix socket, for one
-    # node alone. May hold a password, so it is treated as a secret. Also as url_file. Default "".
+    # Where it is: redis://[user:password@]host[:port] or unix:///path; database 0, because pub/sub knows no
+    # others. Empty starts a private server on a Unix socket, for one node alone. May hold a password, so it
+    # is treated as a secret. Also as url_file. Default "".
     url: SecretUrl = ""
 
     # First part of every key and channel on it; gateways with different ones may share a server. 1 to 32
@@ -464,8 +465,9 @@ _URL: Final = re.compile(r"[a-z+]+://[!-~]+")
 _DATABASE: Final = re.compile(r"/?[0-9]*")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
-_BUS_SCHEMES: Final = ("redis", "rediss", "unix")
-_LATER_BUS_SCHEMES: Final = ("redis+sentinel", "redis+cluster")
+_BUS_SCHEMES: Final = ("redis", "unix")
+_LATER_BUS_SCHEMES: Final = ("rediss", "redis+sentinel", "redis+cluster")
+_BUS_OPTIONS: Final = {"username", "password", "db"}
 
 
 def faults(config: Config) -> list[str]:
@@ -551,10 +553,16 @@ def _bus_url_faults(url: str) -> Iterator[str]:
         yield f"bus.url: {scheme}:// is not supported yet"
         return
     if scheme not in _BUS_SCHEMES or "://" not in url:
-        yield "bus.url: must be redis://, rediss:// or unix://"
+        yield "bus.url: must be redis:// or unix://"
         return
-    if _split_bus_url(url) is None:
+    parts = _split_bus_url(url)
+    if parts is None:
         yield "bus.url: this is not a URL such as redis://user:password@host:6379 or unix:///path"
+        return
+    options = parse_qs(parts.query, keep_blank_values=True)
+    databases = [*options.get("db", ()), *([parts.path.strip("/")] if scheme == "redis" else ())]
+    if not options.keys() <= _BUS_OPTIONS or not set(databases) <= {"", "0"}:
+        yield "bus.url: only database 0, and no options but username and password"
 
 
 def _admin_faults(admin: Admin) -> Iterator[str]:
