@@ -82,8 +82,8 @@ _FORBIDDEN: Final = frozenset({b"content-length", b"transfer-encoding", b"expect
 class Request(NamedTuple):
     """A valid opening handshake: what the shard needs to decide whom to let in.
 
-    Text is ASCII except in `headers`. `repr` shows neither query, nor headers, nor authorization:
-    they may hold a token (S21).
+    Text is ASCII except in `headers`. `repr` shows neither query, nor subprotocols, nor headers: they
+    may hold a token (S21).
     """
 
     target: str
@@ -101,7 +101,7 @@ class Request(NamedTuple):
 
     def __repr__(self) -> str:
         """Only what cannot be a secret."""
-        return f"Request(host={self.host!r}, origin={self.origin!r}, subprotocols={self.subprotocols!r})"
+        return f"Request(host={self.host!r}, origin={self.origin!r})"
 
     @property
     def method(self) -> str:

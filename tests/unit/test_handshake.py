@@ -369,7 +369,11 @@ def test_lines_of_one_name_are_joined() -> None:
 def test_s21_repr_shows_no_secret() -> None:
     """S21: neither the request nor a refusal shows what a token may be in."""
     request = parse_head(
-        with_lines(b"Authorization: Bearer canary", b"Cookie: canary").replace(b"/ws ", b"/ws?t=canary ")
+        with_lines(
+            b"Authorization: Bearer canary",
+            b"Cookie: canary",
+            b"Sec-WebSocket-Protocol: wsgate.v1.json, wsgate.bearer.canary",
+        ).replace(b"/ws ", b"/ws?t=canary ")
     )
 
     assert isinstance(request, Request)

@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from wsgate.errors import InternalError, SettingsError
@@ -27,9 +27,10 @@ class RunningGateway:
     port: int
     url: str  # where its own commands connect as clients
     admin_port: int
-    bus_url: str
+    bus_url: str = field(repr=False)  # it may hold a password
     prefix: str
-    secret: str  # with which `wsgate token` signs; empty when the configuration has its own
+    # With which `wsgate token` signs; empty when the configuration has its own.
+    secret: str = field(repr=False)
 
     def write(self, directory: Path) -> Path:
         """Leave it in the runtime directory, readable by its owner only."""

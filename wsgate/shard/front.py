@@ -6,6 +6,7 @@ a browser cannot see a 401 and would come back for ever.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs
@@ -74,6 +75,14 @@ class Front:
         if request.query and not self._read_query(request.query, entry):
             return _BAD_QUERY
         return self._read_header(request, entry, now_s)
+
+    def is_vouched_for(self, entry: Entry, now_s: float) -> bool:
+        """Whether a token that came with the head lets this connection in; a late one is judged now."""
+        if entry.identity is None and entry.late_token is not None:
+            with suppress(TokenError):
+                entry.identity = self._tokens.connection(entry.late_token, now_s)
+                entry.late_token = None
+        return entry.identity is not None
 
     def _read_query(self, query: str, entry: Entry) -> bool:
         """What the URL asks for; False when it asks for too much."""

@@ -203,7 +203,7 @@ class Shard:
                     self._commands.forget(conn)
             except Exception:  # a fault of ours must not take the others down with it
                 self._log.exception("command_failed")
-                reactor.close(conn, 4050, b"internal", reason=Reason.INTERNAL)
+                self._sessions.end(conn, DIALECTS[reactor.variant(conn)], Reason.INTERNAL)
         has_more = self._hub.tidy()
         if reactor.flush(now) or reactor.more or has_more:
             self._schedule()
@@ -212,12 +212,13 @@ class Shard:
         if head.startswith(_READY_REQUESTS):
             self._answer_readiness(conn)
             return
-        entry = self._front.judge(head, time.time())
+        now_s = time.time()
+        entry = self._front.judge(head, now_s)
         if not isinstance(entry, Refusal) and self._is_draining:
             entry = refusal(503, "draining", retry_after_s=random.randint(1, 5))  # noqa: S311
         if not isinstance(entry, Refusal) and (
             len(self._sessions.unauthenticated) >= self._options.unauthenticated_limit
-            and entry.identity is None
+            and not self._front.is_vouched_for(entry, now_s)
         ):
             entry = refusal(503, "too_many_unauthenticated", retry_after_s=random.randint(1, 10))  # noqa: S311
         if isinstance(entry, Refusal):

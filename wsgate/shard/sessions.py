@@ -112,6 +112,8 @@ class Sessions:
         try:
             identity = self.tokens.connection(token, time.time())
         except TokenError as error:
+            # Until it is gone it is one of those who have shown nothing, by whatever way it came.
+            self.unauthenticated.setdefault(conn, NOTHING_SHOWN)
             self.error(conn, dialect, "unauthorized", id=showing.id)
             self.end(conn, dialect, Reason.TOKEN_EXPIRED if error.is_expired else Reason.INVALID_TOKEN)
             return
