@@ -553,10 +553,14 @@ def test_a_preflight_is_refused(dev: Admin) -> None:
 
 
 def test_a_foreign_name_that_points_here_opens_nothing_in_development(dev: Admin) -> None:
-    name = f"evil.example:{dev.port}"
-    assert dev.publish({"Host": name, "Origin": f"http://{name}"}, channel="news", data=1).status == 403
-    name = f"localhost:{dev.port}"
-    assert dev.publish({"Host": name, "Origin": f"http://{name}"}, channel="news", data=1).status == 200
+    for host in ("evil.example", "127.0.0.1.evil.example", "127.evil", "localhost.evil.example", "127.1"):
+        name = f"{host}:{dev.port}"
+        answer = dev.publish({"Host": name, "Origin": f"http://{name}"}, channel="news", data=1)
+        assert (host, answer.status) == (host, 403)
+    for host in ("localhost", "127.0.0.1", "127.8.8.8", "[::1]"):
+        name = f"{host}:{dev.port}"
+        answer = dev.publish({"Host": name, "Origin": f"http://{name}"}, channel="news", data=1)
+        assert (host, answer.status) == (host, 200)
 
 
 def test_behind_a_proxy_the_key_is_what_counts(admin: Admin) -> None:

@@ -13,6 +13,7 @@ import time
 import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -108,9 +109,16 @@ def is_own_origin(headers: Headers, *, only_loopback: bool) -> bool:
         return False
     if len(origins) > 1 or parts.scheme not in ("http", "https"):
         return False
-    is_loopback = name in ("localhost", "::1") or name.startswith("127.")
     is_own = parts.netloc.lower() == headers.get("host", "").lower()
-    return is_own and (is_loopback or not only_loopback)
+    return is_own and (not only_loopback or _is_loopback(name))
+
+
+def _is_loopback(name: str) -> bool:
+    """Whether a name can mean this machine only; `127.0.0.1.evil.example` is a name like any other."""
+    try:
+        return name == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class Api:
