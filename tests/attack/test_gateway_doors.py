@@ -1,0 +1,428 @@
+"""Who is let in: origins, tokens by every carrier, and tokens that end while their connection is open."""
+
+import base64
+import hashlib
+import hmac
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import jwt
+import pytest
+import redis
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.support.browser import find_chromium, running_browser
+from tests.support.gateway import Gateway
+from tests.support.raw_client import Answer, Ending, RawClient, bearer, request
+from tests.support.siege import AUDIENCE, SECRET, besieged, configured_gateway, fresh_counters, make_token
+
+pytestmark = pytest.mark.slow
+
+HOST: Final = "gate.example:8000"
+LISTED: Final = ["https://app.example", "https://app.example:8443"]
+
+
+@pytest.fixture(scope="module")
+def rsa() -> RSAPrivateKey:
+    return generate_private_key(65537, 2048)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, rsa: RSAPrivateKey) -> Iterator[Gateway]:
+    settings = f"""
+[server]
+allowed_origins = {json.dumps(LISTED)}
+[auth]
+allow_query_token = true
+[auth.keys.rsa]
+algorithm = "RS256"
+public_key = '''{pem_of(rsa)}'''
+"""
+    with configured_gateway(tmp_path_factory.mktemp("doors"), settings) as running:
+        yield running
+
+
+def pem_of(key: RSAPrivateKey) -> str:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def ask(gateway: Gateway, head: bytes) -> Answer:
+    with RawClient(gateway) as client:
+        return client.ask(head)
+
+
+# --- origins ------------------------------------------------------------------------------------------
+
+ORIGINS: Final = {
+    # origin: status
+    "http://gate.example:8000": 101,
+    "https://gate.example:8000": 101,
+    "HTTP://Gate.Example:8000": 101,
+    **dict.fromkeys(LISTED, 101),
+    "https://APP.example": 101,
+    "https://app.example:443": 101,  # the same origin, spelt out
+    # Another host.
+    "http://evil.example": 403,
+    "http://evil.example:8000": 403,
+    "http://example:8000": 403,
+    "http://gate.example.:8000": 403,
+    # Tricks with what stands before and after.
+    "http://gate.example:8000.evil.example": 403,
+    "http://gate.example.evil.example:8000": 403,
+    "http://evilgate.example:8000": 403,
+    "http://sub.gate.example:8000": 403,
+    "https://app.example.evil.example": 403,
+    "https://evilapp.example": 403,
+    # Userinfo.
+    "http://gate.example:8000@evil.example": 403,
+    "http://evil.example@gate.example:8000": 403,
+    "http://evil.example#@gate.example:8000": 403,
+    "http://evil.example\\@gate.example:8000": 403,
+    # Ports.
+    "http://gate.example": 403,
+    "http://gate.example:80": 403,
+    "http://gate.example:8001": 403,
+    "http://gate.example:08000": 403,
+    "http://gate.example:73536": 403,  # 8000 in 16 bits
+    "https://app.example:444": 403,
+    # Schemes.
+    "http://app.example": 403,
+    "ws://gate.example:8000": 403,
+    "file://": 403,
+    "javascript:alert(1)": 403,
+    "chrome-extension://gate.example:8000": 403,
+    # No origins at all.
+    "null": 403,
+    "NULL": 403,
+    "gate.example:8000": 403,
+    "http://gate.example:8000/": 403,
+    "https://app.example/": 403,
+    "https://app.example?": 403,
+    "https://app.example,https://evil.example": 403,
+    "http://[::1": 403,
+    "http://*": 403,
+    "*": 403,
+}
+
+
+def refusals_of(gateway: Gateway, *, token: str) -> dict[str, int]:
+    return {
+        origin: ask(gateway, request(host=HOST, headers=[("Origin", origin), bearer(token)])).status
+        for origin, status in ORIGINS.items()
+        if status != 101
+    }
+
+
+def test_s17_an_origin_is_its_own_host_or_listed_and_everything_else_is_refused(gateway: Gateway) -> None:
+    token = make_token()
+    got = {
+        origin: ask(gateway, request(host=HOST, headers=[("Origin", origin), bearer(token)])).status
+        for origin, status in ORIGINS.items()
+        if status == 101
+    }
+    assert got | refusals_of(gateway, token=token) == ORIGINS
+
+
+def test_s17_no_origin_is_no_browser(gateway: Gateway) -> None:
+    assert ask(gateway, request(host=HOST, headers=[bearer(make_token())])).status == 101
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Origin", "http://gate.example:8000"), ("Origin", "http://evil.example")],
+        [("Origin", "http://evil.example"), ("Origin", "http://gate.example:8000")],
+        [("Origin", "http://gate.example:8000"), ("origin", "http://gate.example:8000")],
+        [("Origin", "")],
+        [("Origin", "http://\xe9vil.example")],
+        [("Origin", "http://gate.example:8000 http://evil.example")],
+        [("Origin", "http://evil.example http://gate.example:8000")],
+    ],
+)
+def test_s17_an_origin_that_two_readers_could_read_in_two_ways_is_malformed(
+    gateway: Gateway, headers: list[tuple[str, str]]
+) -> None:
+    head = request(host=HOST, headers=[*headers, bearer(make_token())])
+    assert ask(gateway, head).status == 400
+
+
+def test_s17_an_origin_is_judged_before_any_token_and_before_the_bus(gateway: Gateway) -> None:
+    """A bad token would be a 401, and a good one would be counted."""
+    with redis.Redis.from_url(gateway.bus_url) as bus:
+        channels = bus.pubsub_channels()
+        before = fresh_counters(gateway)
+        assert set(refusals_of(gateway, token="no token").values()) == {403}
+        assert set(refusals_of(gateway, token=make_token()).values()) == {403}
+        after = fresh_counters(gateway)
+        assert bus.pubsub_channels() == channels
+    families = ("wsgate_tokens_total", "wsgate_commands_total", "wsgate_publishes_total", "wsgate_upgrades")
+    judged = {name for name in before if name.startswith(families)}
+    assert len(judged) > len(families)
+    assert {name: after[name] - before[name] for name in judged} == dict.fromkeys(judged, 0)
+    refused = 'wsgate_refusals_total{reason="forbidden_origin"}'
+    assert after[refused] - before[refused] == 2 * list(ORIGINS.values()).count(403)
+
+
+@pytest.fixture(scope="module")
+def foreign_page() -> Iterator[str]:
+    """A page from another port of the same machine, which is another origin."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<!doctype html><title>elsewhere</title>")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def dialogue(gateway: Gateway, token: str) -> str:
+    """A script that connects as a page does and tells the first message, or that there was none."""
+    return f"""new Promise((resolve) => {{
+        const offered = ["wsgate.v1.json", "wsgate.bearer.{token}"];
+        const socket = new WebSocket({json.dumps(gateway.ws_url)}, offered);
+        socket.onmessage = (event) => {{ resolve(JSON.parse(event.data).op); socket.close(); }};
+        socket.onclose = (event) => resolve(`closed ${{event.code}}`);
+    }})"""
+
+
+def test_s17_a_browser_reaches_the_gateway_from_its_own_host_and_from_nowhere_else(
+    gateway: Gateway, foreign_page: str
+) -> None:
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium here, and none could be installed")
+    own_page = f"http://127.0.0.1:{gateway.port}/readyz"  # a document of the gateway's own origin
+    script = dialogue(gateway, make_token())
+    with running_browser(chromium) as browser:
+        browser.open(own_page)
+        assert browser.evaluate("location.origin") == f"http://127.0.0.1:{gateway.port}"
+        assert browser.evaluate(script) == "welcome"
+        browser.open(foreign_page)
+        assert browser.evaluate(script) == "closed 1006"
+        browser.open("data:text/html,<title>opaque</title>")
+        assert browser.evaluate("self.origin") == "null"
+        assert browser.evaluate(script) == "closed 1006"
+
+
+# --- tokens -------------------------------------------------------------------------------------------
+
+
+def encoded(part: object) -> str:
+    raw = part if isinstance(part, bytes) else json.dumps(part).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def unsigned(alg: str) -> str:
+    claims = {"sub": "42", "aud": AUDIENCE, "exp": int(time.time()) + 600}
+    return f"{encoded({'alg': alg, 'typ': 'JWT'})}.{encoded(claims)}."
+
+
+def signed_with_hmac(secret: bytes, headers: dict[str, Any]) -> str:
+    """As PyJWT would not sign it: any bytes as a secret, any header."""
+    claims = {"sub": "42", "aud": AUDIENCE, "exp": int(time.time()) + 600}
+    text = f"{encoded(headers)}.{encoded(claims)}"
+    return f"{text}.{encoded(hmac.digest(secret, text.encode(), hashlib.sha256))}"
+
+
+def der_of(key: RSAPrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def jwk_of(key: RSAPrivateKey) -> bytes:
+    numbers = key.public_key().public_numbers()
+    size = (numbers.n.bit_length() + 7) // 8
+    fields = {"kty": "RSA", "n": encoded(numbers.n.to_bytes(size)), "e": encoded(numbers.e.to_bytes(3))}
+    return json.dumps(fields).encode()
+
+
+HS: Final = {"alg": "HS256", "typ": "JWT"}
+DEEP: Final = b'{"sub":' + b"[" * 3000 + b"]" * 3000 + b"}"
+
+# What is wrong, to a token of it. All are told the same.
+BAD_TOKENS: Final[dict[str, Callable[[RSAPrivateKey], str]]] = {
+    "none": lambda _: unsigned("none"),
+    "None": lambda _: unsigned("None"),
+    "nOnE": lambda _: unsigned("nOnE"),
+    "no algorithm": lambda _: unsigned(""),
+    "PEM as a secret": lambda key: signed_with_hmac(pem_of(key).encode(), HS | {"kid": "rsa"}),
+    "DER as a secret": lambda key: signed_with_hmac(der_of(key), HS | {"kid": "rsa"}),
+    "JWK as a secret": lambda key: signed_with_hmac(jwk_of(key), HS | {"kid": "rsa"}),
+    "HS256 on the RSA key": lambda _: signed_with_hmac(SECRET.encode(), HS | {"kid": "rsa"}),
+    "RS256 on the secret": lambda _: signed_with_hmac(SECRET.encode(), HS | {"alg": "RS256"}),
+    "HS512 on the secret": lambda _: make_token(secret=SECRET * 2, algorithm="HS512"),
+    "unknown kid": lambda _: signed_with_hmac(SECRET.encode(), HS | {"kid": "../../dev/null"}),
+    "embedded key": lambda key: signed_with_hmac(b"x", HS | {"jwk": json.loads(jwk_of(key))}),
+    "crit": lambda _: signed_with_hmac(SECRET.encode(), HS | {"crit": ["exp"]}),
+    "b64 false": lambda _: signed_with_hmac(SECRET.encode(), HS | {"b64": False}),
+    "empty secret": lambda _: signed_with_hmac(b"", HS),
+    "another secret": lambda _: make_token(secret=SECRET + "x"),
+    "wrong audience": lambda _: make_token(aud="watches"),
+    "no audience": lambda _: make_token(aud=None),
+    "not yet": lambda _: make_token(nbf=int(time.time()) + 600),
+    "no exp": lambda _: make_token(exp=None),
+    "no sub": lambda _: make_token(sub=None),
+    "a channel token": lambda _: make_token(channel="open:1"),
+    "over the cap": lambda _: make_token(padding="x" * 6200),
+    "deep": lambda _: f"{encoded(HS)}.{encoded(DEEP[:5000])}.{encoded(b'x' * 32)}",
+    "no token": lambda _: "x",
+    "dots": lambda _: "...",
+}
+
+
+def by_subprotocol(client: RawClient, token: str) -> None:
+    offered = f"wsgate.v1.json, wsgate.bearer.{token}"
+    answer = client.ask(request(headers=[("Sec-WebSocket-Protocol", offered)]))
+    assert answer.headers["sec-websocket-protocol"] == "wsgate.v1.json"
+    assert answer.status == 101
+
+
+def by_message(client: RawClient, token: str) -> None:
+    assert client.ask(request()).status == 101
+    client.say(op="auth", token=token)
+
+
+def by_query(client: RawClient, token: str) -> None:
+    assert client.ask(request(f"/ws?token={token}")).status == 101
+
+
+LATE_CARRIERS: Final = [by_subprotocol, by_message, by_query]
+
+
+def ending(gateway: Gateway, carry: Callable[[RawClient, str], None], token: str) -> tuple[Ending, bytes]:
+    with RawClient(gateway) as client:
+        carry(client, token)
+        return client.ending(), bytes(client.heard)
+
+
+def test_s18_a_bad_token_in_the_header_is_401_and_says_nothing_else(
+    gateway: Gateway, rsa: RSAPrivateKey
+) -> None:
+    with_good = ask(gateway, request(headers=[bearer(make_token())]))
+    assert with_good.status == 101
+    signed = make_token(secret=rsa, algorithm="RS256", headers={"kid": "rsa"})
+    assert ask(gateway, request(headers=[bearer(signed)])).status == 101
+    answers = {name: ask(gateway, request(headers=[bearer(make(rsa))])) for name, make in BAD_TOKENS.items()}
+    assert {name: answer.status for name, answer in answers.items()} == dict.fromkeys(BAD_TOKENS, 401)
+    assert len({answer.raw for answer in answers.values()}) == 1
+    expired = ask(gateway, request(headers=[bearer(make_token(ttl_s=-1))]))
+    assert expired.raw == answers["none"].raw
+
+
+@pytest.mark.parametrize("carry", LATE_CARRIERS)
+def test_s18_a_bad_token_by_another_carrier_is_closed_4501_and_told_nothing_else(
+    gateway: Gateway, rsa: RSAPrivateKey, carry: Callable[[RawClient, str], None]
+) -> None:
+    first = b""
+    for name, make in BAD_TOKENS.items():
+        if carry is by_query and name == "over the cap":
+            continue  # no URL is so long
+        closed, heard = ending(gateway, carry, make(rsa))
+        message, bye = closed.messages
+        assert (name, closed.code) == (name, 4501)
+        assert (message["op"], message["code"], message["error"]) == ("err", 401, "unauthorized")
+        assert bye == {"op": "bye", "code": 4501, "reason": "invalid_token", "reconnect": False}
+        first = first or heard
+        assert heard == first, name
+
+
+@pytest.mark.parametrize("carry", LATE_CARRIERS)
+def test_s18_an_expired_token_comes_back_with_a_fresh_one(
+    gateway: Gateway, carry: Callable[[RawClient, str], None]
+) -> None:
+    closed, _ = ending(gateway, carry, make_token(ttl_s=-1))
+    assert (closed.code, closed.bye["reason"], closed.bye["reconnect"]) == (4001, "token_expired", True)
+
+
+@pytest.mark.parametrize("value", ["Bearer", "Bearer ", "bearer", "Bearer \t", "Bearer a b"])
+def test_s18_a_header_that_means_to_show_a_token_and_shows_none_is_401(gateway: Gateway, value: str) -> None:
+    assert ask(gateway, request(headers=[("Authorization", value)])).status == 401
+
+
+def test_s18_a_token_of_a_megabyte_is_never_read(gateway: Gateway) -> None:
+    token = make_token(padding="x" * 750_000)
+    assert len(token) > 1_000_000
+    assert ask(gateway, request(headers=[bearer(token)])).status == 431
+    offered = ("Sec-WebSocket-Protocol", f"wsgate.v1.json, wsgate.bearer.{token}")
+    assert ask(gateway, request(headers=[offered])).status == 431
+    assert ask(gateway, request(f"/ws?token={token}")).status in (414, 431)
+    assert ending(gateway, by_message, token)[0].code == 1009
+
+
+def test_s18_a_good_token_beside_a_bad_one_in_the_header_is_a_401(gateway: Gateway) -> None:
+    """The header outranks the others: no carrier can overrule another's refusal."""
+    good = make_token()
+    offered = ("Sec-WebSocket-Protocol", f"wsgate.v1.json, wsgate.bearer.{good}")
+    assert ask(gateway, request(f"/ws?token={good}", headers=[offered, bearer("x")])).status == 401
+
+
+def test_s18_what_is_said_after_a_bad_token_is_not_run(gateway: Gateway) -> None:
+    """Tokens tried in one breath: the first that is refused is the last that is looked at."""
+    before = fresh_counters(gateway)
+    with RawClient(gateway) as client:
+        assert client.ask(request()).status == 101
+        for number in range(50):
+            client.say(op="auth", token=make_token("guess", secret=SECRET + str(number)))
+        client.say(op="auth", token=make_token("guess"))
+        closed = client.ending()
+    assert [said["op"] for said in closed.messages] == ["err", "bye"]
+    assert closed.code == 4501
+    after = fresh_counters(gateway)
+    outcomes = ("refused", "verified", "cached")
+    names = [f'wsgate_tokens_total{{outcome="{outcome}"}}' for outcome in outcomes]
+    assert [after[name] - before[name] for name in names] == [1, 0, 0]
+
+
+# --- tokens that end ----------------------------------------------------------------------------------
+
+
+def let_in(gateway: Gateway, token: str) -> tuple[RawClient, dict[str, Any]]:
+    client = RawClient(gateway)
+    assert client.ask(request(headers=[bearer(token)])).status == 101
+    return client, client.hear()
+
+
+def test_s20_a_token_that_expires_closes_its_connection_and_a_refresh_extends(gateway: Gateway) -> None:
+    with besieged(gateway):
+        short = make_token("short", ttl_s=3)
+        expires_at_s = jwt.decode(short, options={"verify_signature": False})["exp"]
+        ended, welcome = let_in(gateway, short)
+        refreshed, _ = let_in(gateway, short)
+        kept, _ = let_in(gateway, short)
+        shortened, _ = let_in(gateway, make_token("short"))
+        with ended, refreshed, kept, shortened:
+            assert 0 <= welcome["expires_s"] <= 3
+            refreshed.say(op="refresh", token=make_token("short"), id=1)
+            assert refreshed.hear_answer(1) == {"op": "ok", "id": 1, "expires_s": pytest.approx(3590, abs=10)}
+            # A refusal leaves the old end as it is.
+            kept.say(op="refresh", token=make_token("other"), id=1)
+            assert kept.hear_answer(1)["error"] == "permission_denied"
+            kept.say(op="refresh", token=make_token("short", ttl_s=-1), id=2)
+            assert kept.hear_answer(2)["error"] == "unauthorized"
+            # A refresh may also bring the end nearer.
+            shortened.say(op="refresh", token=make_token("short", ttl_s=3), id=1)
+            assert shortened.hear_answer(1)["op"] == "ok"
+            for client in (ended, kept, shortened):
+                closed = client.ending()
+                assert (closed.code, closed.bye["reason"]) == (4001, "token_expired")
+                assert closed.bye["reconnect"] is True
+                assert time.time() >= expires_at_s
+            # It worked a moment ago and is remembered: it serves nobody any more.
+            assert ask(gateway, request(headers=[bearer(short)])).status == 401
+            assert ending(gateway, by_subprotocol, short)[0].code == 4001
+            refreshed.say(op="ping", id=2)
+            assert refreshed.hear_answer(2) == {"op": "pong", "id": 2}

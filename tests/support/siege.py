@@ -1,0 +1,193 @@
+"""A whole gateway under attack: its counters, and a control group that must not notice.
+
+An attack runs inside `besieged`: meanwhile well-behaved clients publish and hear themselves, and at the
+end they are all still there, answered, in order; no process has died and nothing has a traceback.
+"""
+
+import contextlib
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from tests.support.frames import CLOSE, client_frame
+from tests.support.gateway import Gateway, children_of, running_gateway, wait_until
+from tests.support.raw_client import LIMIT_S, RawClient
+
+__all__ = [
+    "AUDIENCE",
+    "SECRET",
+    "ControlGroup",
+    "besieged",
+    "configured_gateway",
+    "fresh_counters",
+    "make_token",
+    "proportional_bytes_of",
+    "scrape",
+    "shard_pid",
+]
+
+SECRET = "a secret that is only ever used in the tests of attacks"
+AUDIENCE = "phones"
+OPEN_TO_USERS = 'subscribe = "authenticated"\npublish = "authenticated"\n'
+
+
+# --- the gateway --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def configured_gateway(directory: Path, settings: str = "", *flags: str) -> Iterator[Gateway]:
+    """A gateway outside development: tokens are needed, `control` and `open` are for all who have one.
+
+    Args:
+        directory: Where its configuration file is put.
+        settings: More TOML.
+        flags: More of `serve`'s.
+    """
+    file = directory / "wsgate.toml"
+    file.write_text(f"{settings}\n[channels.control]\n{OPEN_TO_USERS}[channels.open]\n{OPEN_TO_USERS}")
+    environ = {"WSGATE_AUTH__HMAC_SECRET": SECRET, "WSGATE_AUTH__AUDIENCE": AUDIENCE}
+    with running_gateway("--config", str(file), *flags, environ=environ, is_dev=False) as gateway:
+        yield gateway
+
+
+def make_token(
+    user: str = "42",
+    *,
+    ttl_s: float = 3600,
+    secret: Any = SECRET,
+    algorithm: str = "HS256",
+    headers: dict[str, Any] | None = None,
+    **claims: Any,
+) -> str:
+    """A token that the gateway accepts unless it is made otherwise; a claim that is None is left out."""
+    claims = {"sub": user, "aud": AUDIENCE, "exp": int(time.time() + ttl_s)} | claims
+    claims = {name: value for name, value in claims.items() if value is not None}
+    return jwt.encode(claims, secret, algorithm=algorithm, headers=headers)
+
+
+def shard_pid(gateway: Gateway, number: int = 0) -> int:
+    """The process of one shard."""
+    return gateway.children()[f"wsgate-shard-{number}"][0]
+
+
+def proportional_bytes_of(pid: int) -> int:
+    """The proportional set size of a process."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the kernel does not say")
+
+
+# --- its counters -------------------------------------------------------------------------------------
+
+
+def scrape(gateway: Gateway) -> dict[str, float]:
+    """Every sample of /metrics by its name and labels as they are written there."""
+    with urllib.request.urlopen(f"{gateway.admin_url}/metrics", timeout=LIMIT_S) as answer:
+        lines = answer.read().decode().splitlines()
+    rows = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in rows}
+
+
+def fresh_counters(gateway: Gateway) -> dict[str, float]:
+    """A scrape that holds everything counted before the call: shards write their numbers in turns."""
+    seen: list[float] = []
+
+    def is_written() -> bool:
+        polls = scrape(gateway)["wsgate_polls_total"]
+        if polls not in seen:
+            seen.append(polls)
+        return len(seen) > 2  # the first change may have been under way already
+
+    wait_until("the shard writes its numbers", is_written, LIMIT_S)
+    return scrape(gateway)
+
+
+# --- the control group --------------------------------------------------------------------------------
+
+
+class ControlGroup(threading.Thread):
+    """Well-behaved clients: each publishes numbers to a channel of its own and hears every one of them.
+
+    Attributes:
+        rounds: How often all of them were answered.
+        fault: What went wrong, once something has.
+    """
+
+    def __init__(self, gateway: Gateway, clients: int = 3) -> None:
+        super().__init__(daemon=True, name="control group")
+        self.rounds = 0
+        self.fault: BaseException | None = None
+        self._clients: list[RawClient] = []
+        self._is_over = threading.Event()
+        for number in range(clients):
+            client = RawClient.welcomed(gateway, make_token(f"control-{number}"))
+            self._clients.append(client)
+            client.say(op="sub", ch=f"control:{number}", id=0)
+            assert client.hear() == {"op": "subbed", "ch": f"control:{number}", "id": 0}
+
+    def run(self) -> None:
+        """Ask and listen until told to stop."""
+        try:
+            while not self._is_over.wait(0.02):
+                self._ask_all(self.rounds + 1)
+                self.rounds += 1
+        except BaseException as fault:
+            self.fault = fault
+
+    def _ask_all(self, number: int) -> None:
+        for place, client in enumerate(self._clients):
+            client.say(op="pub", ch=f"control:{place}", data=number, id=number)
+        for client in self._clients:
+            heard = [client.hear(), client.hear()]
+            heard.sort(key=lambda said: str(said["op"]))
+            assert heard[0]["op"] == "msg" and heard[0]["data"] == number, heard
+            assert heard[1] == {"op": "ok", "id": number}, heard
+
+    def is_answered(self) -> None:
+        """Wait until every one has been answered something that was said after this call."""
+        wanted = self.rounds + 2
+        wait_until("the control group is answered", lambda: self.rounds >= wanted or self.fault, LIMIT_S)
+        if self.fault is not None:
+            raise AssertionError("the control group was harmed") from self.fault
+
+    def leave(self) -> None:
+        """Stop, and close the connections as one should."""
+        self._is_over.set()
+        self.join(LIMIT_S)
+        for client in self._clients:
+            with client, contextlib.suppress(OSError):
+                client.sock.sendall(client_frame(CLOSE, b"\x03\xe8"))
+                client.ending()
+
+
+@contextlib.contextmanager
+def besieged(gateway: Gateway, clients: int = 3) -> Iterator[ControlGroup]:
+    """A control group while an attack runs; afterwards it was answered and every process is still there.
+
+    Raises:
+        AssertionError: The control group was harmed, a process ended, or a traceback was written.
+    """
+    pids = _descendants(gateway.process.pid)
+    group = ControlGroup(gateway, clients)
+    group.start()
+    try:
+        group.is_answered()
+        yield group
+        group.is_answered()
+    finally:
+        group.leave()
+    assert _descendants(gateway.process.pid) == pids
+    assert not [line for line in gateway.lines if "Traceback" in line or "command_failed" in line]
+
+
+def _descendants(pid: int) -> dict[str, list[int]]:
+    found = children_of(pid)
+    for child in [each for group in found.values() for each in group]:
+        found |= _descendants(child)
+    return found
