@@ -1,0 +1,150 @@
+"""Connections that never say who they are: bounded, told to come later, and nobody else's trouble."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, Final
+
+import pytest
+
+from tests.support.frames import PING, client_frame
+from tests.support.gateway import Gateway, wait_until
+from tests.support.hall import raise_descriptors
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
+from tests.support.siege import besieged, configured_gateway, fresh_counters, make_token, scrape
+
+pytestmark = pytest.mark.slow
+
+QUOTA: Final = 256
+CROWD: Final = 1500
+PACE_S: Final = 0.05  # far below the limit of control frames
+AUTH_TIMEOUT: Final = "3s"
+IN_WAIT: Final = 'wsgate_closes_total{reason="auth_timeout"}'
+TURNED_AWAY: Final = 'wsgate_refusals_total{reason="too_many_unauthenticated"}'
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    settings = f"""
+[auth]
+allow_query_token = true
+[limits]
+auth_timeout = "{AUTH_TIMEOUT}"
+[admission]
+handshakes_in_progress = {QUOTA}
+"""
+    with configured_gateway(tmp_path_factory.mktemp("crowd"), settings) as running:
+        yield running
+
+
+def offer(token: str) -> tuple[str, str]:
+    return "Sec-WebSocket-Protocol", f"wsgate.v1.json, wsgate.bearer.{token}"
+
+
+def is_welcome(gateway: Gateway, head: bytes) -> bool:
+    with RawClient(gateway) as client:
+        return client.ask(head).status == 101 and client.hear()["op"] == "welcome"
+
+
+def is_let_in(gateway: Gateway, head: bytes) -> bool:
+    with RawClient(gateway) as client:
+        return client.ask(head).status == 101
+
+
+def fill(gateway: Gateway, held: ExitStack, head: bytes, most: int) -> list[RawClient]:
+    """Connect until one is turned away; those who were let in."""
+    inside: list[RawClient] = []
+    for _ in range(most):
+        client = held.enter_context(RawClient(gateway))
+        answer = client.ask(head)
+        if answer.status != 101:
+            assert answer.status == 503
+            return inside
+        inside.append(client)
+    raise AssertionError("nobody was turned away")
+
+
+def test_s9_a_crowd_that_shows_no_token_has_a_quota_and_a_deadline_and_harms_nobody(gateway: Gateway) -> None:
+    if raise_descriptors(CROWD + 200) < CROWD + 200:
+        pytest.skip("this machine allows too few descriptors")
+    before = fresh_counters(gateway)
+    inside: list[RawClient] = []
+    turned_away = 0
+    with besieged(gateway) as control, ExitStack() as held:
+        for _ in range(CROWD):
+            client = held.enter_context(RawClient(gateway))
+            answer = client.ask(request())
+            if answer.status == 101:
+                inside.append(client)
+                continue
+            assert answer.status == 503
+            assert 1 <= int(answer.headers["retry-after"]) <= 10
+            turned_away += 1
+        assert len(inside) >= QUOTA
+        assert turned_away > 0
+        control.is_answered()
+        for client in inside:
+            closed = client.ending()
+            assert (closed.code, closed.bye) == (
+                4002,
+                {"op": "bye", "code": 4002, "reason": "auth_timeout", "reconnect": True, "retry_ms": 2000},
+            )
+            assert len(closed.messages) == 1
+        wait_until("there is room again", lambda: is_let_in(gateway, request()), LIMIT_S)
+    after = fresh_counters(gateway)
+    assert len(inside) <= after[IN_WAIT] - before[IN_WAIT] <= len(inside) + 1
+    assert after[TURNED_AWAY] - before[TURNED_AWAY] >= turned_away
+
+
+def test_s9_whoever_shows_a_good_token_with_the_head_comes_in_however_full_it_is(gateway: Gateway) -> None:
+    with ExitStack() as held:
+        fill(gateway, held, request(), 2 * QUOTA)
+        good = make_token("late")
+        heads = [
+            request(headers=[bearer(good)]),
+            request(headers=[offer(make_token("later"))]),
+            request(f"/ws?token={make_token('latest')}"),
+        ]
+        for head in heads:
+            assert is_welcome(gateway, head)
+        # A bad one vouches for nobody.
+        assert held.enter_context(RawClient(gateway)).ask(request(headers=[offer("x")])).status == 503
+
+
+def test_s9_bad_tokens_do_not_pass_by_the_quota(gateway: Gateway) -> None:
+    """Each is told 4501 at once, and counts as long as it stays."""
+    with ExitStack() as held:
+        inside = fill(gateway, held, request(headers=[offer("x")]), 2 * QUOTA)
+        assert len(inside) <= QUOTA
+        assert is_welcome(gateway, request(headers=[bearer(make_token())]))
+        assert {client.ending().code for client in inside} == {4501}
+
+
+def test_s9_nothing_but_a_token_moves_the_deadline(gateway: Gateway) -> None:
+    pace = threading.Event()
+    said: dict[str, Any] = {}
+    rounds = 0
+    with RawClient(gateway) as talker, RawClient(gateway) as pinger:
+        for client in (talker, pinger):
+            assert client.ask(request()).status == 101
+        while said.get("op") != "bye" and rounds < LIMIT_S / PACE_S:
+            rounds += 1
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                talker.say(op="ping", id=rounds)
+                pinger.sock.sendall(client_frame(PING, b"still here"))
+            said = talker.hear()
+            pace.wait(PACE_S)
+        assert said["code"] == 4002
+        assert talker.ending().code == 4002
+        assert pinger.ending().code == 4002
+    assert rounds > 1
+
+
+def test_s9_the_crowd_leaves_nothing_behind(gateway: Gateway) -> None:
+    def is_empty() -> bool:
+        numbers = scrape(gateway)
+        return numbers['wsgate_connections_held{shard="0"}'] == 0
+
+    wait_until("every connection is gone", is_empty, LIMIT_S)
+    assert fresh_counters(gateway)['wsgate_closes_total{reason="internal"}'] == 0
