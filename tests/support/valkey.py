@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsgate.node.embedded_bus import find_server
@@ -17,17 +18,19 @@ STOP_S = 10
 START_TRIES = 5
 
 
-@dataclass(frozen=True)
+@dataclass
 class Valkey:
-    """One running server."""
+    """One server, which a test may kill, stop and start again."""
 
     process: subprocess.Popen[str]
     port: int
     socket_path: Path
+    host: str = "127.0.0.1"
+    settings: dict[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
+        return f"redis://{self.host}:{self.port}"
 
     @property
     def unix_url(self) -> str:
@@ -38,39 +41,63 @@ class Valkey:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(STOP_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def restart(self) -> None:
+        """Start it again, empty, where it was; when it accepts connections."""
+        self.stop()
+        self.process = _launch(self.socket_path.parent, self.host, self.port, self.settings)
+        assert _is_ready(self.process)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It keeps its connections and does nothing meanwhile."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
-def running_valkey() -> Iterator[Valkey]:
-    """A server that accepts connections when it is yielded and is gone afterwards."""
+def running_valkey(host: str = "127.0.0.1", port: int = 0, **settings: str) -> Iterator[Valkey]:
+    """A server that accepts connections when it is yielded and is gone afterwards.
+
+    Args:
+        host: The address it listens on.
+        port: 0 for a free one.
+        settings: More of its configuration, `_` for `-`.
+    """
     with tempfile.TemporaryDirectory(prefix="wsgate-valkey-") as name:
-        valkey = _start(Path(name))
+        more = {key.replace("_", "-"): value for key, value in settings.items()}
+        valkey = _start(Path(name), host, port, more)
         try:
             yield valkey
         finally:
             valkey.stop()
-            assert valkey.process.stdout is not None
-            valkey.process.stdout.close()
 
 
-def _start(directory: Path) -> Valkey:
+def _start(directory: Path, host: str, wanted: int, settings: dict[str, str]) -> Valkey:
     for _ in range(START_TRIES):
-        port = _free_port()
-        valkey = Valkey(_launch(directory, port), port, directory / "valkey.sock")
+        port = wanted or _free_port(host)
+        process = _launch(directory, host, port, settings)
+        valkey = Valkey(process, port, directory / "valkey.sock", host, settings)
         if _is_ready(valkey.process):
             return valkey
         valkey.stop()  # somebody else took the port meanwhile
     raise AssertionError("the server does not start")
 
 
-def _launch(directory: Path, port: int) -> subprocess.Popen[str]:
+def _launch(directory: Path, host: str, port: int, more: dict[str, str]) -> subprocess.Popen[str]:
     settings = {
-        "bind": "127.0.0.1",
+        "bind": host,
         "port": str(port),
         "unixsocket": str(directory / "valkey.sock"),
         "dir": str(directory),
         "save": "",
         "appendonly": "no",
+        **more,
     }
     arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
     return subprocess.Popen(
@@ -84,7 +111,7 @@ def _is_ready(process: subprocess.Popen[str]) -> bool:
     return any("Ready to accept connections" in line for line in process.stdout)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
