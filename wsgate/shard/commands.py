@@ -32,12 +32,20 @@ Handler = Callable[[int, Dialect, Identity, Any], None]
 class Commands:
     """Runs the commands of one shard's clients."""
 
-    def __init__(self, reactor: Reactor, sessions: Sessions, publisher: Publisher, names: Names) -> None:
-        """Over the shard's parts."""
+    def __init__(
+        self,
+        reactor: Reactor,
+        sessions: Sessions,
+        publisher: Publisher,
+        names: Names,
+        wake: Callable[[], None],
+    ) -> None:
+        """Over the shard's parts; `wake` asks for a pass, because an answer of the bus comes between two."""
         self._reactor = reactor
         self._sessions = sessions
         self._publisher = publisher
         self._names = names
+        self._wake = wake
         self._count = sessions.count
         self._under_way: dict[int, int] = {}
         self._handlers: dict[type, tuple[str, Handler]] = {
@@ -209,6 +217,7 @@ class Commands:
 
     def _published(self, conn: int, dialect: Dialect, id: int | None, channel: str, outcome: str) -> None:
         self._release(conn)
+        self._wake()
         if not outcome:
             self._count("publishes_sent", 1)
             if id is not None:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -80,6 +80,7 @@ class Shard:
         self._ticks = 0
         self._is_scheduled = False
         self._is_draining = False
+        self._has_left = False
         self._refused_before = -1
 
     def count(self, name: str, amount: int) -> None:
@@ -105,7 +106,7 @@ class Shard:
             command_timeout_s=options.bus_command_timeout_s,
             on_failed=self.on_failed,
         )
-        self._commands = Commands(self._reactor, self._sessions, self._publisher, names)
+        self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         rules = [*options.channels.values(), *filter(None, [options.any_channel])]
         self._subscriber = Subscriber(
             options.bus,
@@ -130,6 +131,7 @@ class Shard:
     async def run(self) -> int:
         """Serve until told to stop; 0 when every client was told, 1 when some were cut."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_fault)
         self._build(loop)
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -146,6 +148,7 @@ class Shard:
         self._tick(loop.time())
         await stop.wait()
         left = await self._leave()
+        self._has_left = True
         for task in tasks:
             task.remove_done_callback(self._on_task_done)
             task.cancel()
@@ -170,6 +173,14 @@ class Shard:
     def _keeper_is_gone(self) -> None:
         """Nobody would restart, drain or count us: end at once, so that nothing is orphaned."""
         os._exit(1)
+
+    def _on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback of the loop raised: a fault of ours, said once a second at most."""
+        # Without the message: it may show what the callback was called with.
+        if isinstance(fault := context.get("exception"), Exception):
+            self._log.exception("callback_failed", fault)
+        else:
+            self._log.error("callback_failed")
 
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         """A part that ends by itself is a fault of ours: end, and be restarted whole."""
@@ -245,6 +256,8 @@ class Shard:
 
     def on_down(self) -> None:
         """It is lost: sockets stay, publishes and subscriptions fail until it is back."""
+        if self._has_left:  # nobody is left to miss it
+            return
         self.count("bus_failures", 1)
         self._log.warning("bus_down", bus=str(self._options.bus))
         self._region["bus_up"] = 0
@@ -254,7 +267,8 @@ class Shard:
 
     def on_failed(self, why: str) -> None:
         """The bus was lost or cannot be reached, by either connection: an operator wants to know why."""
-        self._log.warning("bus_failed", bus=str(self._options.bus), why=why)
+        if not self._has_left:
+            self._log.warning("bus_failed", bus=str(self._options.bus), why=why)
 
     def on_message(self, name: bytes, payload: bytes | None) -> None:
         """A publication."""
