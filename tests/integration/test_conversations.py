@@ -1,0 +1,189 @@
+"""Every conversation of protocols/client/v1, held with real gateways by a library nobody here wrote.
+
+Covers S20 (a token that expires, refresh), S22 (what a client says wrong) and P9 (the closes that the
+dialect gives) end to end.
+"""
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jsonschema
+import pytest
+from redis import Redis
+
+from tests.support.dialogue import Dialogue, fits, to_toml
+from tests.support.gateway import Gateway, running_gateway
+from wsgate.dialects import commands
+from wsgate.reasons import ERRORS
+
+pytestmark = pytest.mark.slow
+
+FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "client" / "v1"
+BOOK: dict[str, Any] = json.loads((FOLDER / "conversations.json").read_text())
+CONVERSATIONS: list[dict[str, Any]] = BOOK["conversations"]
+SCHEMA = json.loads((FOLDER / "schema.json").read_text())
+SERVER = jsonschema.Draft202012Validator({**SCHEMA, "anyOf": [{"$ref": "#/$defs/server"}]})
+CASES = [(each, form) for each in CONVERSATIONS for form in each.get("forms", ("json", "msgpack"))]
+
+Find = Callable[[str], Gateway]
+
+
+@pytest.fixture(scope="module")
+def find(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Find]:
+    """A gateway by its name in the file, started when it is first asked for."""
+    folder = tmp_path_factory.mktemp("conversations")
+    with contextlib.ExitStack() as stack:
+        running: dict[str, Gateway] = {}
+
+        def found(name: str) -> Gateway:
+            if name not in running:
+                config = copy.deepcopy(BOOK["config"])
+                for section, settings in BOOK["gateways"][name].items():
+                    config.setdefault(section, {}).update(settings)
+                file = folder / f"{len(running)}.toml"
+                file.write_text(to_toml(config))
+                has_bus = "bus" not in config
+                running[name] = stack.enter_context(
+                    running_gateway("--config", str(file), is_dev=False, wait=has_bus)
+                )
+            return running[name]
+
+        yield found
+
+
+@pytest.fixture(scope="module")
+def bus(find: Find) -> Iterator[Callable[[str], Redis]]:
+    """Where the backends of a gateway publish; one that has no bus has none."""
+    with contextlib.ExitStack() as stack:
+        open_: dict[str, Redis] = {}
+
+        def found(name: str) -> Redis:
+            if name not in open_:
+                path = urlsplit(find(name).bus_url).path
+                open_[name] = stack.enter_context(contextlib.closing(Redis(unix_socket_path=path)))
+            return open_[name]
+
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("conversation", "form"), CASES, ids=[f"{each['name']}-{form}" for each, form in CASES]
+)
+def test_a_conversation_goes_as_written(
+    find: Find, bus: Callable[[str], Redis], conversation: dict[str, Any], form: str
+) -> None:
+    name = conversation.get("gateway", "closed")
+    dialogue = Dialogue(BOOK, conversation, form, f"127.0.0.1:{find(name).port}", bus(name))
+    dialogue.hold()
+    for message in dialogue.heard:
+        SERVER.validate(message)
+
+
+def test_no_conversation_disturbed_a_gateway(find: Find) -> None:
+    for name in BOOK["gateways"]:
+        gateway = find(name)
+        assert gateway.process.poll() is None
+        assert not [line for line in gateway.lines if " error " in line]
+        assert len(gateway.children()["wsgate-shard-0"]) == 1
+
+
+# --- the file itself ----------------------------------------------------------------------------------
+
+
+def steps(kind: str) -> list[Any]:
+    return [step[kind] for each in CONVERSATIONS for step in each["steps"] if kind in step]
+
+
+def expected_messages() -> list[dict[str, Any]]:
+    return [*steps("get"), *(each for group in steps("get_in_any_order") for each in group)]
+
+
+def test_conversations_are_named_once_and_each_ends_known() -> None:
+    assert len({each["name"] for each in CONVERSATIONS}) == len(CONVERSATIONS)
+    assert {each.get("gateway", "closed") for each in CONVERSATIONS} == set(BOOK["gateways"])
+
+
+def test_every_error_every_op_and_every_close_of_the_dialect_is_in_some_conversation() -> None:
+    said = expected_messages()
+    assert {each["error"] for each in said if each["op"] == "err"} == set(ERRORS)
+    closes = {each["code"] for each in steps("close")}
+    assert closes == {1003, 1009, 4001, 4002, 4500, 4501}
+    assert {each["code"] for each in said if each["op"] == "bye"} == {code for code in closes if code >= 4000}
+    assert set(steps("status")) == {400, 401, 403, 404}
+    sent = [*steps("send"), *(each for group in steps("send_together") for each in group)]
+    assert {each.get("op") for each in sent} >= commands.OPS
+    assert {each["op"] for each in said} == {
+        "welcome",
+        "subbed",
+        "unsubbed",
+        "ok",
+        "pong",
+        "msg",
+        "err",
+        "bye",
+    }
+
+
+def test_every_token_of_the_file_is_used() -> None:
+    text = json.dumps(CONVERSATIONS)
+    assert [name for name in BOOK["tokens"] if f"<token {name}>" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "verdict"),
+    [
+        ({"op": "ok", "id": 1}, {"op": "ok", "id": 1}, True),
+        ({"op": "ok", "id": "*"}, {"op": "ok", "id": 1}, True),
+        ({"op": "ok", "id": 1}, {"op": "ok", "id": 2}, False),
+        ({"op": "ok", "id": 1}, {"op": "ok"}, False),
+        ({"op": "ok"}, {"op": "ok", "id": 1}, False),
+        ({"op": "ok", "id": "*"}, {"op": "ok"}, False),
+        ({"data": 1}, {"data": True}, False),
+        ({"data": 1}, {"data": 1.0}, False),
+        ({"data": [1, "*"]}, {"data": [1, 2]}, True),
+        ({"data": [1]}, {"data": [1, 2]}, False),
+        ({"data": {"bin": "ff"}}, {"data": b"\xff"}, True),
+        ({"data": {"bin": "ff"}}, {"data": b"\xfe"}, False),
+        ({"data": None}, {"data": None}, True),
+    ],
+)
+def test_a_message_that_is_not_as_written_is_told_apart(expected: Any, found: Any, verdict: bool) -> None:
+    assert fits(expected, found) is verdict
+
+
+PLANTED: list[dict[str, Any]] = [
+    {"steps": [{"get": {"op": "welcome"}}]},
+    {"steps": [{"status": 401}]},
+    {"steps": [{"opened": "wsgate.v1.other"}]},
+    {
+        "steps": [
+            {
+                "get": {
+                    "op": "welcome",
+                    "conn": "*",
+                    "node": "*",
+                    "ping_s": 25,
+                    "user": "ann",
+                    "expires_s": "*",
+                }
+            }
+        ]
+    },
+    {"steps": [{"close": {"code": 4001}}]},
+    {"steps": [{"status": 404}], "clients": {"a": {"path": "/ws", "subprotocols": ["no"]}}},
+]
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=range(len(PLANTED)))
+def test_a_conversation_that_goes_otherwise_is_found(
+    find: Find, bus: Callable[[str], Redis], planted: dict[str, Any]
+) -> None:
+    wrong = {"clients": {"a": {"authorization": "Bearer <token ann>"}}, **planted}
+    dialogue = Dialogue(BOOK, wrong, "json", f"127.0.0.1:{find('closed').port}", bus("closed"))
+    with pytest.raises(AssertionError):
+        dialogue.hold()
