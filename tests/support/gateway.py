@@ -58,6 +58,7 @@ class Gateway:
     bus_url: str = ""
     lines: list[str] = field(default_factory=list)  # standard output and error
     secret: str = ""
+    neighbours: frozenset[int] = frozenset()  # processes in its directory that were there before it
 
     @property
     def ws_url(self) -> str:
@@ -75,7 +76,8 @@ class Gateway:
         """Every process that was started for it and lives, whoever its parent is now."""
         entry = f"RUNTIME_DIRECTORY={self.directory}".encode()
         pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-        return [pid for pid in pids if _belongs(Path(f"/proc/{pid}"), entry, self.directory)]
+        found = [pid for pid in pids if _belongs(Path(f"/proc/{pid}"), entry, self.directory)]
+        return [pid for pid in found if pid not in self.neighbours]
 
     def pid_of(self, name: str) -> int:
         """The one child of this name, such as `wsgate-shard-0`."""
@@ -198,6 +200,7 @@ def running_gateway(
             text=True,
         )
         gateway = Gateway(process, directory)
+        gateway.neighbours = frozenset(gateway.processes()) - {process.pid}
         reader = threading.Thread(target=_read, args=(process, gateway.lines), daemon=True)
         reader.start()
         try:
@@ -234,9 +237,9 @@ def _await(gateway: Gateway, word: str) -> None:
 
 def _describe(gateway: Gateway) -> None:
     rows = [json.loads(file.read_text()) for file in gateway.directory.glob("gateway-*.json")]
-    assert len(rows) == 1
-    gateway.port, gateway.admin_port = rows[0]["port"], rows[0]["admin_port"]
-    gateway.bus_url, gateway.secret = rows[0]["bus_url"], rows[0]["secret"]
+    (row,) = (row for row in rows if row["pid"] == gateway.process.pid)
+    gateway.port, gateway.admin_port = row["port"], row["admin_port"]
+    gateway.bus_url, gateway.secret = row["bus_url"], row["secret"]
 
 
 def _end(gateway: Gateway) -> None:
