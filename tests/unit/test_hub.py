@@ -1,0 +1,504 @@
+"""The hub between a real reactor and a bus that confirms when a test says so."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import cast
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.rig import Peer, Rig
+from wsgate.bus import Publication, Subscriber, encode_publication
+from wsgate.bus.subscriber import NAMES_PER_COMMAND
+from wsgate.dialects import DIALECTS
+from wsgate.payload import BINARY, JSON, TEXT, Payload
+from wsgate.reactor import Settings
+from wsgate.shard.access import Access
+from wsgate.shard.hub import ASKED_LIMIT, TOLD_PER_PASS, Hub, Joined
+from wsgate.shard.options import ChannelRules
+
+SETTINGS = Settings(
+    report_vacated=True,
+    variant_opcodes=tuple(dialect.opcode for dialect in DIALECTS),
+    subscriptions_limit=100_000,
+)
+RULES = {"default": ChannelRules(max_publish_bytes=1_000), "big": ChannelRules(max_publish_bytes=50_000)}
+
+
+class Bus:
+    """What a Redis with one connection does: commands in order, one confirmation for each name."""
+
+    def __init__(self) -> None:
+        self.is_up = False
+        self.commands: list[tuple[str, bytes]] = []  # not confirmed yet
+        self.held: set[bytes] = set()
+        self.asked: Counter[bytes] = Counter()
+        self.most_waiting = 0
+
+    def subscribe(self, names: Iterable[bytes]) -> None:
+        if self.is_up:
+            names = list(names)
+            self.commands += [("subscribe", name) for name in names]
+            self.asked.update(names)
+            self.most_waiting = max(self.most_waiting, len(self.commands))
+
+    def unsubscribe(self, names: Iterable[bytes]) -> None:
+        if self.is_up:
+            self.commands += [("unsubscribe", name) for name in names]
+
+
+class Bench(Rig):
+    """A rig with a hub on it."""
+
+    def __init__(self) -> None:
+        super().__init__(SETTINGS)
+        self.counts: Counter[str] = Counter()
+        self.bus = Bus()
+        self.hub = Hub(self.reactor, Access(RULES, None), self._count)
+        self.hub.attach(cast(Subscriber, self.bus))
+        self.told: list[tuple[bytes, bool]] = []
+
+    def _count(self, name: str, amount: int) -> None:
+        self.counts[name] += amount
+
+    def waiter(self, name: bytes, is_live: bool) -> None:
+        self.told.append((name, is_live))
+
+    def join(self, peer: Peer, name: bytes) -> Joined:
+        return self.hub.join(peer.conn, name, 0, self.waiter)
+
+    def up(self) -> None:
+        self.bus.is_up = True
+        self.hub.on_up()
+
+    def down(self) -> None:
+        self.bus.is_up = False
+        self.bus.commands.clear()
+        self.bus.held.clear()
+        self.hub.on_down()
+
+    def confirm(self, most: int = 1_000_000) -> int:
+        """At most so many commands are carried out and confirmed, in passes of 256; how many were."""
+        done = 0
+        while done < most and self.bus.commands:
+            for _ in range(min(256, most - done, len(self.bus.commands))):
+                kind, name = self.bus.commands.pop(0)
+                done += 1
+                if kind == "unsubscribe":
+                    self.bus.held.discard(name)
+                    continue
+                self.bus.held.add(name)
+                while not self.hub.on_subscribed(name):
+                    self.hub.resubscribe()
+            self.hub.resubscribe()
+        return done
+
+    def texts(self, peer: Peer) -> list[bytes]:
+        """The publications a peer got."""
+        self.turn()
+        return [bytes(frame.payload) for frame in peer.frames() if frame.opcode in (1, 2)]
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def live(bench: Bench) -> Bench:
+    bench.up()
+    return bench
+
+
+# --- confirmations ------------------------------------------------------------------------------------
+
+
+def test_the_first_subscriber_waits_for_the_bus_and_the_next_is_live_at_once(live: Bench) -> None:
+    first, second = live.connect(), live.connect()
+    assert live.join(first, b"news") is Joined.WAITS
+    assert live.join(second, b"news") is Joined.WAITS
+    assert live.told == [] and live.hub.pending == 1
+    live.confirm()
+    assert live.told == [(b"news", True)] * 2 and live.hub.pending == 0
+    assert live.join(live.connect(), b"news") is Joined.LIVE
+    assert live.join(first, b"news") is Joined.ALREADY
+    assert live.bus.asked == {b"news": 1}
+
+
+def test_who_is_gone_and_who_has_too_many_joins_nothing() -> None:
+    bench = Bench()
+    bench.up()
+    peer = bench.connect()
+    bench.reactor.abort(peer.conn)
+    assert bench.join(peer, b"news") is Joined.GONE
+    bench.turn()
+    bench.close()
+    with_limit = Rig(Settings(report_vacated=True, subscriptions_limit=1))
+    hub = Hub(with_limit.reactor, Access(RULES, None), lambda name, amount: None)
+    hub.attach(cast(Subscriber, Bus()))
+    peer = with_limit.connect()
+    assert hub.join(peer.conn, b"a", 0, lambda name, is_live: None) is Joined.WAITS
+    assert hub.join(peer.conn, b"b", 0, lambda name, is_live: None) is Joined.TOO_MANY
+    with_limit.close()
+
+
+def test_after_a_quick_leave_and_join_the_first_answer_is_the_first_ones(live: Bench) -> None:
+    peer = live.connect()
+    assert live.join(peer, b"news") is Joined.WAITS
+    assert live.hub.leave(peer.conn, b"news")
+    live.hub.tidy()
+    assert live.join(peer, b"news") is Joined.WAITS
+    assert [kind for kind, _ in live.bus.commands] == ["subscribe", "unsubscribe", "subscribe"]
+    live.confirm(1)  # of the subscription that was given up
+    assert live.told == []
+    live.confirm(1)
+    assert live.told == [] and live.bus.held == set()
+    live.confirm(1)
+    assert live.told == [(b"news", True)] and live.bus.held == {b"news"}
+
+
+def test_a_leave_that_was_not_told_yet_is_taken_back(live: Bench) -> None:
+    first, second = live.connect(), live.connect()
+    live.join(first, b"news")
+    live.confirm()
+    live.hub.leave(first.conn, b"news")
+    assert live.join(second, b"news") is Joined.WAITS  # it may have been told: asked again
+    live.hub.tidy()
+    assert "unsubscribe" not in [kind for kind, _ in live.bus.commands]
+    live.confirm()
+    assert live.bus.held == {b"news"} and live.told[-1] == (b"news", True)
+
+
+def test_channels_nobody_holds_any_more_are_given_up_in_parts(live: Bench) -> None:
+    peer = live.connect()
+    names = [b"%d" % number for number in range(NAMES_PER_COMMAND * 2 + 5)]
+    for name in names:
+        live.join(peer, name)
+    live.confirm()
+    live.reactor.abort(peer.conn)
+    live.turn()
+    parts: list[int] = []
+    while live.hub.tidy():
+        parts.append(len(live.bus.commands) - sum(parts))
+    assert parts == [NAMES_PER_COMMAND] * 2
+    live.confirm()
+    assert live.bus.held == set()
+
+
+def test_a_confirmation_nobody_asked_for_confirms_nothing(bench: Bench) -> None:
+    peer = bench.connect()
+    assert bench.join(peer, b"news") is Joined.WAITS  # the bus is away
+    bench.bus.is_up = True
+    assert bench.hub.on_subscribed(b"news") is True
+    assert bench.told == []
+
+
+def test_who_leaves_or_is_gone_is_told_nothing_and_costs_nothing(bench: Bench) -> None:
+    stays = bench.connect()
+    bench.join(stays, b"news")
+    for _ in range(50):
+        left, gone = bench.connect(), bench.connect()
+        for peer in (left, gone):
+            assert bench.join(peer, b"news") is Joined.WAITS
+            bench.hub.wait(peer.conn, b"news", bench.waiter)
+        bench.hub.leave(left.conn, b"news")
+        bench.hub.forget(gone.conn)
+    assert len(bench.hub._waits) == 1 and len(bench.hub._waiters[b"news"]) == 1
+    bench.up()
+    bench.confirm()
+    assert bench.told == [(b"news", True)]
+    assert not bench.hub._waits and not bench.hub._waiters
+
+
+def test_many_waiters_are_told_a_part_per_pass_and_nobody_twice(bench: Bench) -> None:
+    peers = [bench.connect() for _ in range(TOLD_PER_PASS + 100)]
+    for peer in peers:
+        bench.join(peer, b"news")
+    bench.up()
+    assert bench.bus.commands == [("subscribe", b"news")]
+    assert bench.hub.on_subscribed(b"news") is False
+    assert len(bench.told) == TOLD_PER_PASS
+    late = bench.connect()
+    assert bench.join(late, b"news") is Joined.WAITS  # not before those who were here first
+    assert bench.hub.on_subscribed(b"news") is True
+    assert bench.told == [(b"news", True)] * (len(peers) + 1)
+    assert bench.hub.on_subscribed(b"news") is True
+    assert len(bench.told) == len(peers) + 1
+
+
+# --- the bus goes and comes ---------------------------------------------------------------------------
+
+
+def test_while_the_bus_is_away_one_waits_and_is_told_when_it_is_back(bench: Bench) -> None:
+    peer = bench.connect()
+    assert not bench.hub.is_live
+    assert bench.join(peer, b"news") is Joined.WAITS
+    bench.up()
+    assert bench.told == []
+    bench.confirm()
+    assert bench.told == [(b"news", True)] and bench.bus.held == {b"news"}
+
+
+def test_who_waited_when_the_bus_was_lost_is_told_so_and_may_wait_again(live: Bench) -> None:
+    peer = live.connect()
+    live.join(peer, b"news")
+    live.down()
+    assert live.told == [(b"news", False)] and live.hub.pending == 0
+    assert not live.hub.is_live
+    live.hub.wait(peer.conn, b"news", live.waiter)
+    live.up()
+    live.confirm()
+    assert live.told == [(b"news", False), (b"news", True)]
+
+
+def test_many_who_lose_the_bus_are_told_a_part_per_pass(live: Bench) -> None:
+    class Again:
+        """Waits anew whenever it is told of a loss, as a welcome does."""
+
+        def __init__(self, conn: int) -> None:
+            self.conn, self.told = conn, 0
+
+        def __call__(self, name: bytes, is_live: bool) -> None:
+            self.told += 1
+            if not is_live:
+                live.hub.wait(self.conn, name, self)
+
+    waiters = [Again(live.connect().conn) for _ in range(TOLD_PER_PASS + 10)]
+    for waiter in waiters:
+        live.hub.join(waiter.conn, b"news", 0, waiter)
+    live.down()
+    assert sum(waiter.told for waiter in waiters) == TOLD_PER_PASS
+    assert live.hub.tidy() is False
+    assert [waiter.told for waiter in waiters] == [1] * len(waiters)
+    live.up()
+    live.confirm()
+    assert [waiter.told for waiter in waiters] == [2] * len(waiters)
+
+
+def test_answers_of_a_lost_connection_do_not_count_for_the_next(live: Bench) -> None:
+    peer = live.connect()
+    live.join(peer, b"news")
+    live.down()
+    live.up()
+    live.confirm()
+    assert live.hub.pending == 0 and live.bus.held == {b"news"}
+    assert live.join(live.connect(), b"news") is Joined.LIVE
+
+
+def test_twenty_thousand_names_are_subscribed_again_in_parts_and_at_the_bus_s_pace(live: Bench) -> None:
+    peer = live.connect()
+    names = {b"%d" % number for number in range(20_000)}
+    for name in names:
+        live.join(peer, name)
+    live.confirm()
+    live.down()
+    live.bus.asked.clear()
+    live.bus.most_waiting = 0
+    live.up()
+    assert len(live.bus.commands) == NAMES_PER_COMMAND  # no more in one pass
+    live.confirm()
+    assert live.bus.held == names
+    assert set(live.bus.asked.values()) == {1}
+    assert live.bus.most_waiting <= ASKED_LIMIT + NAMES_PER_COMMAND
+    assert live.join(live.connect(), b"7") is Joined.LIVE
+
+
+def test_a_bus_that_confirms_nothing_is_not_asked_without_end(live: Bench) -> None:
+    peer = live.connect()
+    for number in range(10_000):
+        live.join(peer, b"%d" % number)
+    live.down()
+    live.up()
+    for _ in range(1_000):
+        live.hub.resubscribe()  # publications come and make passes
+    assert len(live.bus.commands) <= ASKED_LIMIT + NAMES_PER_COMMAND
+
+
+def test_who_joins_while_all_is_subscribed_again_is_asked_for_at_once(live: Bench) -> None:
+    peer, other = live.connect(), live.connect()
+    for number in range(2_000):
+        live.join(peer, b"%d" % number)
+    live.confirm()
+    live.down()
+    live.up()
+    live.told.clear()
+    assert live.join(other, b"1999") is Joined.WAITS  # its turn has not come yet
+    assert live.join(other, b"fresh") is Joined.WAITS
+    live.confirm()
+    assert sorted(live.told) == [(b"1999", True), (b"fresh", True)]
+    assert live.bus.held == {b"fresh", *(b"%d" % number for number in range(2_000))}
+
+
+def test_a_recovery_in_place_is_live_only_when_it_is_heard(live: Bench) -> None:
+    peer = live.connect()
+    live.join(peer, b"news")
+    assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
+    live.confirm()
+    assert live.told == [(b"news", True)] * 2
+    assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.LIVE
+    live.down()
+    assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
+
+
+def told_once(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: bool) -> None:
+    """Once for each wait, never for who has left; live only when the bus has it."""
+    assert (conn, name) in waiting
+    assert not is_live or name in bench.bus.held
+    waiting.discard((conn, name))
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(["join", "leave"]), st.integers(0, 2), st.integers(0, 3)),
+            st.tuples(st.sampled_from(["confirm", "tidy", "flap", "end"]), st.integers(0, 5), st.just(0)),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_happens_all_that_is_held_is_heard_in_the_end(steps: list[tuple[str, int, int]]) -> None:
+    bench = Bench()
+    bench.up()
+    peers = [bench.connect() for _ in range(3)]
+    names = [b"a", b"b", b"c", b"d"]
+    waiting: set[tuple[int, bytes]] = set()
+    for what, which, channel in steps:
+        name = names[channel]
+        if what == "join":
+            peer = peers[which]
+            joined = bench.hub.join(peer.conn, name, 0, partial(told_once, bench, waiting, peer.conn))
+            if joined is Joined.WAITS:
+                waiting.add((peer.conn, name))
+            if joined is Joined.LIVE:
+                assert name in bench.bus.held
+        elif what == "leave":
+            bench.hub.leave(peers[which].conn, name)
+            waiting.discard((peers[which].conn, name))
+        elif what == "confirm":
+            bench.confirm(which)
+        elif what == "tidy":
+            bench.hub.tidy()
+        elif what == "flap":
+            bench.down()
+            if which:
+                bench.up()
+        else:
+            bench.hub.forget(peers[which % 3].conn)
+            waiting -= {(peers[which % 3].conn, name) for name in names}
+            bench.reactor.abort(peers[which % 3].conn)
+            bench.turn()
+            peers[which % 3] = bench.connect()
+    if not bench.bus.is_up:
+        bench.up()
+    bench.hub.tidy()
+    bench.confirm()
+    held = {name for name in names if bench.reactor.subscribers(name)}
+    assert bench.bus.held == held
+    assert not waiting and bench.hub.pending == 0
+    bench.close()
+
+
+# --- publications -------------------------------------------------------------------------------------
+
+
+def heard(bench: Bench, name: bytes = b"news", *, variant: int = 0) -> Peer:
+    """A peer that is subscribed."""
+    peer = bench.connect(variant=variant)
+    bench.join(peer, name)
+    bench.confirm()
+    return peer
+
+
+def test_one_publication_reaches_every_dialect_in_its_own_form(live: Bench) -> None:
+    peers = [heard(live, variant=dialect.variant) for dialect in DIALECTS]
+    live.hub.on_message(b"news", b'{"a": 1}')
+    texts = [live.texts(peer) for peer in peers]
+    assert texts[0] == [b'{"op":"msg","ch":"news","data":{"a": 1}}']
+    assert [msgspec.msgpack.decode(each) for each in texts[1]] == [
+        {"op": "msg", "ch": "news", "data": {"a": 1}}
+    ]
+    assert live.counts == {"publications_received": 1}
+
+
+def test_an_inbox_is_shown_to_its_owner_as_me(live: Bench) -> None:
+    peer = heard(live, b"@42")
+    live.hub.on_message(b"@42", b"1")
+    assert [json.loads(text)["ch"] for text in live.texts(peer)] == ["@me"]
+
+
+def test_who_published_may_be_left_out(live: Bench) -> None:
+    own, other = heard(live), heard(live)
+    publication = Publication(Payload(JSON, b"1"), user="u", exclude=live.reactor.public_id(own.conn))
+    live.hub.on_message(b"news", encode_publication(publication))
+    assert live.texts(own) == []
+    assert live.texts(other) == [b'{"op":"msg","ch":"news","data":1,"user":"u"}']
+    foreign = Publication(Payload(JSON, b"2"), exclude=live.reactor.public_id(own.conn) ^ 1)
+    live.hub.on_message(b"news", encode_publication(foreign))
+    assert len(live.texts(own)) == len(live.texts(other)) == 1
+
+
+BROKEN_ENVELOPES = [
+    b"\xc1",
+    b"\xc1\x02\x81\xa4data\xc4\x011",
+    b"\xc1\x01",
+    b"\xc1\x01\x80",
+    b"\xc1\x01\x90",
+    b"\xc1\x01\x81\xa4data\xa11",
+    b"\xc1\x01\x81\xa4data\xc4\xff",
+    b"\xc1\x01\x82\xa4data\xc4\x011\xa8encoding\xa3xml",
+    b"\xc1\x01\x81\xa4data\xc4\x02{]",
+    b"\xc1\x01" + b"\x91" * 5_000,
+    b"\xc1\x01\xdf\xff\xff\xff\xff",
+    b"\xc1\x01\xdf\x00\x0f\x42\x40" + b"\xc0\xc0" * 1_000,
+    b"\xc1\x01\x82\xa4data\xc4\x011\xa7exclude\xff",
+]
+
+
+@pytest.mark.parametrize("data", BROKEN_ENVELOPES)
+def test_a_broken_envelope_is_dropped_and_counted_and_a_good_one_follows_s24(
+    live: Bench, data: bytes
+) -> None:
+    peer = heard(live)
+    before = live.held()
+    live.hub.on_message(b"news", data)
+    assert live.texts(peer) == []
+    assert live.counts == {"publications_received": 1, "publications_malformed": 1}
+    assert live.held() == before
+    live.hub.on_message(b"news", b"1")
+    assert live.texts(peer) == [b'{"op":"msg","ch":"news","data":1}']
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b'{"a":', b"", b"\x00" * 999, b"[" * 999, b"1e999", b"NaN"])
+def test_garbage_has_a_defined_form_in_every_dialect_s24(live: Bench, data: bytes) -> None:
+    peers = [heard(live, variant=dialect.variant) for dialect in DIALECTS]
+    live.hub.on_message(b"news", data)
+    assert [len(live.texts(peer)) for peer in peers] == [1, 1]
+    assert live.counts["publications_malformed"] == 0
+
+
+def test_what_is_larger_than_its_channel_takes_is_dropped_and_counted(live: Bench) -> None:
+    small, big = heard(live), heard(live, b"big:1")
+    for name, size in [(b"news", 1_000), (b"news", 1_001), (b"big:1", 50_000), (b"big:1", 50_001)]:
+        live.hub.on_message(name, b"x" * size)
+    live.hub.on_message(b"news", None)  # larger than the bus reader takes at all
+    inside = Publication(Payload(BINARY, bytes(1_001)))
+    live.hub.on_message(b"news", encode_publication(inside))
+    fits = Publication(Payload(TEXT, b"x" * 1_000), user="u" * 128)
+    live.hub.on_message(b"news", encode_publication(fits))
+    assert [len(live.texts(peer)) for peer in (small, big)] == [2, 1]
+    assert live.counts == {"publications_received": 7, "publications_too_large": 4}
+
+
+def test_what_nobody_here_listens_to_is_not_even_looked_at(live: Bench) -> None:
+    for name in (b"news", b"\xff", b"", b"wsgate:probe:n:0"):
+        live.hub.on_message(name, b"\xc1")
+        live.hub.on_message(name, None)
+    assert live.counts == {"publications_unheard": 8}
