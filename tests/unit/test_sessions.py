@@ -1,0 +1,354 @@
+"""What a client is told and when, with a bus that answers when the test says: in order, and once."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, cast
+
+import pytest
+
+from tests.support.rig import Peer, Rig
+from wsgate.auth import Identity, OriginPolicy, Permissions, TokenError, TokenPolicy
+from wsgate.bus import Names, Publisher, Subscriber, parse_address
+from wsgate.dialects import DIALECTS
+from wsgate.reactor import GateLimits, Settings
+from wsgate.shard.access import Access
+from wsgate.shard.commands import UNDER_WAY_LIMIT, Commands
+from wsgate.shard.front import Entry
+from wsgate.shard.hub import Hub
+from wsgate.shard.options import ChannelRules, ShardOptions
+from wsgate.shard.sessions import Sessions, now_ms
+from wsgate.shard.tokens import Tokens
+
+SETTINGS = Settings(report_vacated=True, variant_opcodes=(1, 2), subscriptions_limit=4)
+OPEN = ChannelRules(subscribe="anyone", publish="anyone")
+JSON = DIALECTS[0]
+WELCOME = {"op": "welcome", "user": "ann"}
+ME = {"op": "subbed", "ch": "@me"}
+
+
+class Bus:
+    """The two ends of the bus: what was asked, and answers only when the test gives them."""
+
+    def __init__(self) -> None:
+        self.is_up = True
+        self.asked: list[bytes] = []
+        self.published: list[Callable[[str], None]] = []
+
+    def subscribe(self, names: Iterable[bytes]) -> None:
+        self.asked += names
+
+    def unsubscribe(self, names: Iterable[bytes]) -> None:
+        pass
+
+    def publish(self, name: bytes, data: bytes, done: Callable[[str], None]) -> None:
+        self.published.append(done)
+
+
+class FakeTokens:
+    """A token is its user, and the channels behind a colon."""
+
+    def connection(self, token: str, now_s: float) -> Identity:
+        user, _, channels = token.partition(":")
+        if not user:
+            raise TokenError("malformed")
+        return Identity(user, Permissions(tuple(filter(None, channels.split(","))), (), ()), 0)
+
+
+class Shard:
+    """The parts of a shard that decide what is said."""
+
+    def __init__(self, *, allow_anonymous: bool = False) -> None:
+        options = ShardOptions(
+            node="n",
+            number=0,
+            reactor=SETTINGS,
+            gate=GateLimits(),
+            bus=parse_address("unix:///nowhere"),
+            origins=OriginPolicy(()),
+            tokens=TokenPolicy(),
+            allow_anonymous=allow_anonymous,
+        )
+        self.rig = Rig(SETTINGS, now_ms=now_ms())
+        self.bus = Bus()
+        self.counts: Counter[str] = Counter()
+        self.wakes = 0
+        access = Access({"default": OPEN}, None)
+        self.hub = Hub(self.rig.reactor, access, self._count)
+        self.hub.attach(cast(Subscriber, self.bus))
+        self.sessions = Sessions(
+            options, self.rig.reactor, self.hub, access, cast(Tokens, FakeTokens()), self._count
+        )
+        self.commands = Commands(
+            self.rig.reactor, self.sessions, cast(Publisher, self.bus), Names("wsgate"), self._wake
+        )
+
+    def _count(self, name: str, amount: int) -> None:
+        self.counts[name] += amount
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def enter(self, token: str | None = None, channels: tuple[str, ...] = (), **positions: str) -> Peer:
+        peer = self.rig.connect()
+        self.sessions.begin(
+            peer.conn, Entry(b"", JSON, late_token=token, channels=channels, positions=positions)
+        )
+        return peer
+
+    def say(self, peer: Peer, *messages: dict[str, Any]) -> None:
+        for message in messages:
+            self.commands.run(peer.conn, JSON, json.dumps(message).encode(), 1)
+
+    def confirm(self, *names: str) -> None:
+        """The bus answers one SUBSCRIBE for each of these."""
+        for name in names:
+            assert self.hub.on_subscribed(name.encode())
+
+    def lose(self) -> None:
+        self.bus.is_up = False
+        self.hub.on_down()
+
+    def regain(self) -> None:
+        self.bus.is_up = True
+        self.bus.asked.clear()
+        self.hub.on_up()
+
+    def heard(self, peer: Peer) -> list[dict[str, Any]]:
+        """What was said since the last time, without what differs from run to run."""
+        self.hub.tidy()
+        self.rig.turn()
+        said = [json.loads(frame.payload) for frame in peer.frames()]
+        dropped = ("conn", "node", "ping_s", "message", "retry_ms")
+        return [{key: value for key, value in each.items() if key not in dropped} for each in said]
+
+    def kept(self) -> int:
+        """Objects held for connections beside what the reactor holds."""
+        sessions, hub = self.sessions, self.hub
+        tables: list[Sized] = [sessions.unauthenticated, sessions._welcomes, sessions._asked]
+        tables += [sessions._bad_messages, sessions.ended, hub._waiters, hub._unconfirmed]
+        return sum(len(table) for table in tables)
+
+
+@pytest.fixture
+def shard() -> Iterator[Shard]:
+    made = Shard()
+    yield made
+    made.rig.close()
+
+
+def failed(code: int, error: str, **fields: Any) -> dict[str, Any]:
+    return {"op": "err", **fields, "code": code, "error": error}
+
+
+def test_welcome_waits_for_the_bus_and_nothing_is_kept_afterwards(shard: Shard) -> None:
+    peer = shard.enter("ann:a,b")
+    assert shard.heard(peer) == []
+    shard.confirm("@ann", "b")
+    assert shard.heard(peer) == []
+    shard.confirm("a")
+    assert shard.heard(peer) == [
+        WELCOME,
+        ME,
+        {"op": "subbed", "ch": "b"},
+        {"op": "subbed", "ch": "a"},
+    ]
+    assert shard.kept() == 0
+
+
+def test_channels_of_the_url_follow_welcome_even_where_they_are_live_already(shard: Shard) -> None:
+    other = shard.enter("bob", ("news",))
+    shard.confirm("@bob", "news")
+    assert len(shard.heard(other)) == 3
+    peer = shard.enter("ann", ("news", "news", "{bad}"), news="Qz-5")
+    assert shard.heard(peer) == []
+    shard.confirm("@ann")
+    recovered = {"op": "subbed", "ch": "news", "recovered": False}
+    assert shard.heard(peer) == [WELCOME, ME, recovered, recovered, failed(400, "bad_request")]
+    assert shard.kept() == 0
+
+
+def test_channels_of_the_url_wait_for_the_token(shard: Shard) -> None:
+    peer = shard.enter(None, ("news",), **{"@me": "Qz-1", "news": "Qz-2"})
+    assert shard.heard(peer) == []
+    shard.say(peer, {"op": "auth", "token": "ann", "id": 7, "from": {"news": "Qz-9"}})
+    shard.confirm("@ann", "news")
+    assert shard.heard(peer) == [
+        WELCOME | {"id": 7},
+        ME | {"recovered": False},
+        {"op": "subbed", "ch": "news", "recovered": False},
+    ]
+    assert shard.kept() == 0
+
+
+def test_unsub_before_the_bus_has_answered_takes_nothing_from_the_sub_before_it(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    shard.heard(peer)
+    shard.say(peer, {"op": "sub", "ch": "x", "id": 1}, {"op": "unsub", "ch": "x", "id": 2})
+    assert shard.heard(peer) == [
+        {"op": "subbed", "ch": "x", "id": 1},
+        {"op": "unsubbed", "ch": "x", "id": 2},
+    ]
+    shard.say(peer, {"op": "sub", "ch": "x", "id": 3})
+    shard.confirm("x")  # the first SUBSCRIBE's
+    assert shard.heard(peer) == []
+    shard.confirm("x")
+    assert shard.heard(peer) == [{"op": "subbed", "ch": "x", "id": 3}]
+    assert shard.kept() == 0
+
+
+def test_who_leaves_what_the_welcome_waits_for_is_welcome_all_the_same(shard: Shard) -> None:
+    peer = shard.enter("ann:a")
+    shard.confirm("a")
+    shard.say(peer, {"op": "unsub", "ch": "@me", "id": 1})
+    assert shard.heard(peer) == [
+        WELCOME,
+        {"op": "subbed", "ch": "a"},
+        {"op": "unsubbed", "ch": "@me", "id": 1},
+    ]
+    shard.confirm("@ann")
+    assert shard.heard(peer) == []
+    assert shard.kept() == 0
+
+
+def test_every_sub_that_waits_is_answered_once_by_its_own_id(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    shard.heard(peer)
+    shard.say(
+        peer,
+        {"op": "sub", "ch": "x", "id": 1},
+        {"op": "sub", "ch": "x", "id": 2},
+        {"op": "sub", "ch": "x", "id": 3, "from": "Qz-5"},
+    )
+    assert shard.heard(peer) == [failed(409, "already_subscribed", id=2, ch="x")]
+    shard.confirm("x")
+    assert shard.heard(peer) == [
+        {"op": "subbed", "ch": "x", "id": 1},
+        {"op": "subbed", "ch": "x", "id": 3, "recovered": False},
+    ]
+    assert shard.kept() == 0
+
+
+def test_with_the_bus_lost_a_welcome_is_said_and_all_its_channels_follow(shard: Shard) -> None:
+    other = shard.enter("bob:a")
+    shard.confirm("@bob", "a")
+    shard.heard(other)
+    peer = shard.enter("ann:a,b")  # `a` is live already, `b` and the inbox are not
+    shard.lose()
+    assert shard.heard(peer) == [WELCOME | {"bus": False}]
+    shard.regain()
+    assert sorted(shard.bus.asked) == [b"@ann", b"@bob", b"a", b"b"]
+    shard.confirm("a", "b", "@ann", "@bob")
+    follow = shard.heard(peer)
+    assert sorted(each["ch"] for each in follow) == ["@me", "a", "b"]
+    assert {each["op"] for each in follow} == {"subbed"}
+    assert shard.heard(other) == []
+    assert shard.kept() == 0
+
+
+def test_with_the_bus_lost_a_sub_fails_and_is_taken_back(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    shard.heard(peer)
+    shard.say(peer, {"op": "sub", "ch": "x", "id": 1})
+    shard.lose()
+    shard.say(peer, {"op": "sub", "ch": "y", "id": 2})
+    assert shard.heard(peer) == [
+        failed(503, "unavailable", id=1, ch="x"),
+        failed(503, "unavailable", id=2, ch="y"),
+    ]
+    assert shard.rig.reactor.subscriptions(peer.conn) == [b"@ann"]
+    assert shard.kept() == 0
+
+
+def test_with_the_bus_lost_a_recovery_fails_and_what_was_held_stays(shard: Shard) -> None:
+    peer = shard.enter("ann:a")
+    shard.confirm("@ann", "a")
+    shard.heard(peer)
+    shard.lose()
+    shard.regain()  # everything is asked for anew
+    shard.say(peer, {"op": "sub", "ch": "a", "id": 1, "from": "Qz-5"})
+    shard.lose()
+    assert shard.heard(peer) == [failed(503, "unavailable", id=1, ch="a")]
+    assert sorted(shard.rig.reactor.subscriptions(peer.conn)) == [b"@ann", b"a"]
+    shard.regain()
+    shard.say(peer, {"op": "sub", "ch": "a", "id": 2, "from": "Qz-5"})
+    assert shard.heard(peer) == []
+    shard.confirm("@ann", "a")
+    assert shard.heard(peer) == [{"op": "subbed", "ch": "a", "id": 2, "recovered": False}]
+    assert shard.kept() == 0
+
+
+def test_channels_of_a_token_over_the_limit_are_told(shard: Shard) -> None:
+    peer = shard.enter("ann:a,b,c,d,e")
+    shard.confirm("@ann", "a", "b", "c")
+    said = shard.heard(peer)
+    assert said[0] == WELCOME
+    assert said[-2:] == [failed(429, "rate_limited", ch="d"), failed(429, "rate_limited", ch="e")]
+    assert len(said) == 7
+
+
+def test_an_anonymous_client_that_shows_a_token_is_told_of_all_its_channels() -> None:
+    shard = Shard(allow_anonymous=True)
+    peer = shard.enter()
+    assert shard.heard(peer) == [{"op": "welcome"}]
+    shard.say(peer, {"op": "sub", "ch": "a", "id": 1})
+    shard.confirm("a")
+    shard.say(peer, {"op": "auth", "token": "ann:a"})
+    shard.confirm("@ann")
+    said = shard.heard(peer)
+    assert said[:2] == [{"op": "subbed", "ch": "a", "id": 1}, WELCOME]
+    assert sorted(each["ch"] for each in said[2:]) == ["@me", "a"]
+    assert shard.kept() == 0
+    shard.rig.close()
+
+
+def test_what_is_gone_is_forgotten_wherever_it_stood(shard: Shard) -> None:
+    waiting, asking, odd = shard.enter("ann"), shard.enter("bob"), shard.enter()
+    nobody = shard.enter(None, ("a",))
+    bad = shard.enter("")  # invalid: told, and closing
+    shard.confirm("@bob")
+    shard.say(asking, {"op": "sub", "ch": "x", "id": 1})
+    shard.say(odd, {"x": 1})
+    assert shard.kept() > 0
+    for peer in (waiting, asking, odd, nobody, bad):
+        shard.sessions.forget(peer.conn)
+        shard.commands.forget(peer.conn)
+        shard.hub.forget(peer.conn)
+    shard.confirm("@ann", "x")
+    assert shard.kept() == 0
+
+
+def test_a_publish_is_answered_as_soon_as_the_bus_has_it(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    shard.heard(peer)
+    publish = {"op": "pub", "ch": "a", "data": 1}
+    shard.say(peer, publish | {"id": 1}, publish | {"id": 2}, publish, publish)
+    assert shard.heard(peer) == []
+    for outcome, done in zip(["", "down", "", "unknown"], shard.bus.published, strict=True):
+        before = shard.wakes
+        done(outcome)
+        assert shard.wakes == before + 1  # else it would lie there until the next tick
+    assert shard.heard(peer) == [
+        {"op": "ok", "id": 1},
+        failed(503, "unavailable", id=2, ch="a"),
+        failed(503, "unavailable", ch="a"),
+    ]
+
+
+def test_a_client_with_too_many_publishes_under_way_is_not_read(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    for _ in range(UNDER_WAY_LIMIT):
+        shard.say(peer, {"op": "pub", "ch": "a", "data": 1})
+    ping = b"\x81\x8d\x00\x00\x00\x00" + b'{"op":"ping"}'
+    peer.send(ping)
+    shard.rig.turn()
+    assert shard.rig.messages(peer) == []
+    for done in shard.bus.published:
+        done("")
+    shard.rig.turn()
+    assert shard.rig.messages(peer) == [b'{"op":"ping"}']
