@@ -1,11 +1,13 @@
-"""`python -m loadtest.bench`: the reactor beside the floor and beside two other servers, in one run.
+"""`python -m loadtest.bench`: the reactor and the gateway beside the floor and two other servers, in one run.
 
 Starts every process first, opens the idle connections once, then runs each scenario several times: floor,
-reactor, pool off, uvloop, websockets, and again, so that a minute in which the machine is slow hits all of
-them. Writes loadtest/results/bench.json and prints one table. Ends with status 1 when a message or a
-connection was lost.
+reactor, gateway, pool off, uvloop, websockets, and again, so that a minute in which the machine is slow hits
+all of them. Writes loadtest/results/bench.json and prints two tables. Ends with status 1 when a message or a
+connection was lost, or when something could not be measured: what breaks down costs its own results from then
+on, not those of the others.
 
-The server runs on one processor, its clients on another. A server's CPU is that of its whole process.
+The server runs on one processor, its clients on another. A server's CPU is that of its whole process, the
+gateway's that of its shard.
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from loadtest import bench_floor, bench_report
+from loadtest import bench_floor, bench_report, bench_tables
+from loadtest.bench_gateway import GatewayProcess
 from loadtest.bench_machine import processors
 from loadtest.bench_math import summarize_all
-from loadtest.bench_server import ServerError, ServerProcess
+from loadtest.bench_server import ServerProcess
 from loadtest.engine import EngineError, EngineProcess
-from loadtest.scenarios import SCENARIOS, Contender, Scenario, Sizes, pinging
+from loadtest.scenarios import SCENARIOS, Contender, Results, Scenario, Sizes, pinging, resting
 from loadtest.scenarios.fanout import publish
 from loadtest.scenarios.idling import open_idle
-from loadtest.scenarios.stage import FEW, MANY, open_connections, start_engine
+from loadtest.scenarios.members import COUNTED, GatewayContender
+from loadtest.scenarios.stage import FEW, GATEWAY, MANY, start_engine
 
 __all__ = ["main"]
 
@@ -44,7 +48,18 @@ _SERVERS: Final[dict[str, tuple[str, dict[str, int | bool]]]] = {
     "floor_same_client": ("floor_server", {}),
 }
 _HELD_IDLE: Final = frozenset({"reactor", "uvloop", "websockets"})
-_NAMES: Final = ("idle", *(scenario.name for scenario in SCENARIOS), "heartbeat")
+_CONTENDERS: Final = ("reactor", GATEWAY, *(name for name in _SERVERS if name != "reactor"))
+_GATEWAY_TURNS: Final = (
+    "gateway_idle",
+    *(scenario.choice(GATEWAY) for scenario in SCENARIOS if scenario.measure_gateway),
+    "gateway_resting",
+)
+_TURNS: Final = (
+    "idle",
+    *(scenario.name for scenario in SCENARIOS if scenario.measure),
+    "heartbeat",
+    *_GATEWAY_TURNS,
+)
 
 
 class Bench:
@@ -53,8 +68,13 @@ class Bench:
     Args:
         sizes: How much of everything.
         runs: How often each scenario runs, >= 1.
-        chosen: Names of the scenarios to run.
+        chosen: Names of the turns to run: a scenario's, or `gateway_` and a scenario's.
         servers: Names of the servers to run them on.
+
+    Attributes:
+        results: By server.
+        floor_runs: The floor's figures by name, one value per run.
+        failures: What could not be measured and why, a sentence each.
     """
 
     def __init__(self, sizes: Sizes, *, runs: int, chosen: frozenset[str], servers: Sequence[str]) -> None:
@@ -63,8 +83,14 @@ class Bench:
         self.runs = runs
         self.chosen = chosen
         self.servers = tuple(servers)
-        self.contenders: dict[str, Contender] = {}
+        self.results: dict[str, Results] = {}
         self.floor_runs: dict[str, list[float]] = {}
+        self.failures: list[str] = []
+        self._contenders: dict[str, Contender] = {}
+        self._visitor: EngineProcess | None = None
+        # Scenario, and contender or floor: what failed is not tried again, so that the n-th figure of a
+        # server and the n-th of the floor stay neighbours.
+        self._given_up: set[tuple[str, str]] = set()
         self._processors = processors()
         self._began_s = time.monotonic()
 
@@ -77,106 +103,187 @@ class Bench:
         bench_floor.build()
         if self._processors is not None:
             os.sched_setaffinity(0, (self._processors[1],))
-        if self.chosen - {"heartbeat"}:
-            with contextlib.ExitStack() as stack:
-                self._run_scenarios(stack)
+        if self.chosen - {"heartbeat", "gateway_resting"}:
+            try:
+                self._run_scenarios()
+            finally:
+                self._stop_all()
         if "heartbeat" in self.chosen:
             self._run_heartbeat()
+        if "gateway_resting" in self.chosen and GATEWAY in self.servers:
+            self._run_resting()
 
-    def _run_scenarios(self, stack: contextlib.ExitStack) -> None:
-        scenarios = [scenario for scenario in SCENARIOS if scenario.name in self.chosen]
-        wanted: set[str] = set().union(*(scenario.contenders for scenario in scenarios))
-        if "idle" in self.chosen:
-            wanted |= _HELD_IDLE
+    @contextlib.contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """Note a failure of the block and go on."""
+        try:
+            yield
+        # Whatever breaks one must not cost the results of the others; nothing is hidden, the status tells.
+        except Exception as error:
+            self.failures.append(f"{what}: {type(error).__name__}: {error}")
+            self.say(f"FAILED {self.failures[-1]}")
+
+    # --- the scenarios --------------------------------------------------------------------------------
+
+    def _run_scenarios(self) -> None:
+        scenarios = [scenario for scenario in SCENARIOS if self._takers(scenario)]
+        wanted = {name for scenario in scenarios for name in self._takers(scenario)}
+        wanted |= _HELD_IDLE if "idle" in self.chosen else set()
+        wanted |= {GATEWAY} if "gateway_idle" in self.chosen else set()
         for name in self.servers:
             if name in wanted:
-                self.contenders[name] = self._start(stack, name)
-        visitor = start_engine(200, self._client_processor)
-        stack.callback(visitor.quit)
-        self.say(f"started {', '.join(self.contenders)}")
-        for contender in self.contenders.values():
-            self._open(contender, needs_many=any(scenario.needs_many for scenario in scenarios))
+                with self._surviving(f"{name}, starting"):
+                    self._contenders[name] = self._start(name)
+        self._visitor = self._start_engine(200)
+        self.say(f"started {', '.join(self._contenders)}")
+        for name in tuple(self._contenders):
+            needs_many = any(scenario.needs_many and name in self._takers(scenario) for scenario in scenarios)
+            before = len(self.failures)
+            with self._surviving(f"{name}, opening its connections"):
+                self._open(self._contenders[name], needs_many=needs_many)
+            if len(self.failures) > before:
+                self._contenders.pop(name).stop()
         for run in range(1, self.runs + 1):
             for scenario in scenarios:
-                self._run_once(scenario, visitor, run)
+                self._run_once(scenario, run)
+        for contender in self._contenders.values():
+            with self._surviving(f"{contender.name}, at the end"):
+                contender.lost += contender.faults()
 
-    def _start(self, stack: contextlib.ExitStack, name: str, **settings: int) -> Contender:
-        module, defaults = _SERVERS[name]
-        processor = None if self._processors is None else self._processors[0]
-        server = ServerProcess(module, {**defaults, **settings}, processor=processor)
-        stack.callback(server.stop)
-        engine = start_engine(10 + list(_SERVERS).index(name), self._client_processor)
-        stack.callback(engine.quit)
-        return Contender(name=name, server=server, engine=engine)
+    def _takers(self, scenario: Scenario) -> list[str]:
+        """Who has chosen turns at a scenario."""
+        return [
+            name
+            for name in self.servers
+            if scenario.measure_of(name) is not None and scenario.choice(name) in self.chosen
+        ]
 
-    @property
-    def _client_processor(self) -> int | None:
-        return None if self._processors is None else self._processors[1]
+    def _start(self, name: str, **settings: int) -> Contender:
+        engine = self._start_engine(10 + _CONTENDERS.index(name))
+        try:
+            processor = None if self._processors is None else self._processors[0]
+            contender: Contender
+            if name == GATEWAY:
+                gateway = GatewayProcess(processor=processor)
+                contender = GatewayContender(name=name, server=gateway, engine=engine)
+            else:
+                module, defaults = _SERVERS[name]
+                server = ServerProcess(module, {**defaults, **settings}, processor=processor)
+                contender = Contender(name=name, server=server, engine=engine)
+        except BaseException:
+            engine.quit()
+            raise
+        known = self.results.setdefault(name, contender)
+        contender.runs, contender.lost = known.runs, known.lost
+        return contender
+
+    def _start_engine(self, number: int) -> EngineProcess:
+        return start_engine(number, None if self._processors is None else self._processors[1], COUNTED)
+
+    def _stop_all(self) -> None:
+        if self._visitor is not None:
+            self._visitor.quit()
+        for contender in self._contenders.values():
+            contender.stop()
+        self._contenders.clear()
 
     def _open(self, contender: Contender, *, needs_many: bool) -> None:
         """Open the connections that are held: idle ones first, of which some stay and subscribe."""
         engine, server, sizes = contender.engine, contender.server, self.sizes
         keep = sizes.many if needs_many else sizes.few
-        if "idle" in self.chosen and contender.name in _HELD_IDLE:
+        if contender.name == GATEWAY and "gateway_idle" in self.chosen:
+            contender.add(open_idle(contender, sizes.many))
+        elif contender.name in _HELD_IDLE and "idle" in self.chosen:
             contender.add(open_idle(contender, sizes.idle))
             engine.close("reset", count=sizes.idle - keep)
             server.settle()
         else:
-            open_connections(engine, server, keep)
+            contender.open(keep)
         self.say(f"{contender.name}: {engine.stats()['open']} connections")
         if needs_many:
-            engine.send(f"subscribe:{MANY}", count=sizes.many)
-            engine.send(f"subscribe:{FEW}", count=sizes.few)
-            self._await_subscribers(contender)
+            contender.subscribe(sizes)
             self._warm_up(contender)
-
-    def _await_subscribers(self, contender: Contender) -> None:
-        until_s = time.monotonic() + 30.0
-        expected = {MANY: self.sizes.many, FEW: self.sizes.few}
-        while any(contender.server.call("subscribers", channel=name) != expected[name] for name in expected):
-            if time.monotonic() > until_s:
-                raise ServerError(f"{contender.name}: not everyone subscribed")
-            time.sleep(0.05)
 
     def _warm_up(self, contender: Contender) -> None:
         """Publish twice to everyone, unmeasured: what is taken once and kept is no cost of a delivery."""
         for channel, subscribers in ((MANY, self.sizes.many), (FEW, self.sizes.few)):
             publish(contender, channel, subscribers, count=2, size=self.sizes.payload_bytes, gap_s=0.1)
 
-    def _run_once(self, scenario: Scenario, visitor: EngineProcess, run: int) -> None:
+    def _run_once(self, scenario: Scenario, run: int) -> None:
+        takers = [name for name in self._takers(scenario) if name in self._contenders]
+        takers = [name for name in takers if (scenario.name, name) not in self._given_up]
+        if not takers or (scenario.name, "floor") in self._given_up:
+            return
         if scenario.floor is not None:
-            self._add_floor(scenario.floor(self.sizes, self._processors))
-        for name, contender in self.contenders.items():
-            if name in scenario.contenders:
-                contender.add(scenario.measure(contender, visitor, self.sizes))
+            before = len(self.failures)
+            with self._surviving(f"{scenario.name}, the floor, run {run}"):
+                self._add_floor(scenario.floor(self.sizes, self._processors))
+            if len(self.failures) > before:
+                self._given_up.add((scenario.name, "floor"))
+                return
+        for name in takers:
+            self._measure(scenario, self._contenders[name], run)
         self.say(f"run {run} of {self.runs}: {scenario.name}")
 
-    def _add_floor(self, figures: dict[str, float]) -> None:
+    def _measure(self, scenario: Scenario, contender: Contender, run: int) -> None:
+        measure = scenario.measure_of(contender.name)
+        assert measure is not None and self._visitor is not None
+        before = len(self.failures)
+        with self._surviving(f"{scenario.choice(contender.name)}, {contender.name}, run {run}"):
+            contender.add(measure(contender, self._visitor, self.sizes))
+        if len(self.failures) == before:
+            return
+        self._given_up.add((scenario.name, contender.name))
+        self._visitor.kill()  # it may be what failed, and nothing it did may last
+        self._visitor = self._start_engine(200)
+        if not contender.server.is_running():
+            self._contenders.pop(contender.name).stop()
+
+    def _add_floor(self, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
             self.floor_runs.setdefault(name, []).append(value)
 
+    # --- what needs processes of its own shape --------------------------------------------------------
+
     def _run_heartbeat(self) -> None:
-        for _ in range(self.runs):
-            self._add_floor(pinging.floor(self.sizes, self._processors))
+        with self._surviving("heartbeat, the floor"):
+            for _ in range(self.runs):
+                self._add_floor(pinging.floor(self.sizes, self._processors))
         for name in self.servers:
             if name in _HELD_IDLE:
-                with contextlib.ExitStack() as stack:
-                    pinged = self._start(stack, name, **pinging.settings(self.sizes))
-                    contender = self.contenders.setdefault(name, pinged)
-                    pinged.runs, pinged.lost = contender.runs, contender.lost
-                    pinging.measure(pinged, self.sizes, self.runs, self.say)
+                with self._surviving(f"heartbeat, {name}"), contextlib.ExitStack() as stack:
+                    contender = self._start(name, **pinging.settings(self.sizes))
+                    stack.callback(contender.stop)
+                    pinging.measure(contender, self.sizes, self.runs, self.say)
+
+    def _run_resting(self) -> None:
+        results = self.results.setdefault(GATEWAY, Results(name=GATEWAY))
+        processor = None if self._processors is None else self._processors[0]
+        with self._surviving("gateway_resting"):
+            resting.measure(
+                results,
+                lambda shards: GatewayProcess(shards=shards, processor=processor),
+                self.sizes,
+                self.runs,
+            )
+            self.say(f"resting: 1 shard, {self.sizes.resting_shards} shards")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench from the command line.
 
     Returns:
-        0; 1 when something was lost; 2 when the bench could not run.
+        0; 1 when something was lost or could not be measured; 2 when the bench could not run at all.
     """
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", choices=_NAMES, help="a scenario to run; may be repeated")
     parser.add_argument(
-        "--server", action="append", choices=_SERVERS, help="a server to run; may be repeated"
+        "--only",
+        action="append",
+        choices=(*_TURNS, GATEWAY),
+        help="what to run; may be repeated; `gateway` is everything of the gateway",
+    )
+    parser.add_argument(
+        "--server", action="append", choices=_CONTENDERS, help="a server to run; may be repeated"
     )
     parser.add_argument(
         "--quick", action="store_true", help="small numbers: shows that it works, not what it costs"
@@ -185,27 +292,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=_RESULTS, help="where the JSON goes")
     options = parser.parse_args(arguments)
     sizes = Sizes.quick() if options.quick else Sizes()
-    bench = Bench(
-        sizes,
-        runs=max(1, options.runs),
-        chosen=frozenset(options.only or _NAMES),
-        servers=options.server or tuple(_SERVERS),
-    )
+    chosen = frozenset(options.only or _TURNS)
+    if GATEWAY in chosen:
+        chosen |= frozenset(_GATEWAY_TURNS)
+    bench = Bench(sizes, runs=max(1, options.runs), chosen=chosen, servers=options.server or _CONTENDERS)
     try:
         bench.run()
-    except (ServerError, EngineError, bench_floor.FloorError, RuntimeError) as error:
+    except (EngineError, bench_floor.FloorError) as error:
         print(f"the bench could not run: {error}", file=sys.stderr)
         return 2
     result = bench_report.assemble(
         summarize_all(bench.floor_runs),
-        {name: summarize_all(contender.runs) for name, contender in bench.contenders.items()},
-        {name: contender.lost for name, contender in bench.contenders.items()},
+        {name: summarize_all(results.runs) for name, results in bench.results.items()},
+        {name: results.lost for name, results in bench.results.items()},
+        bench.failures,
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(bench_report.table(result, sizes))
+    print(bench_tables.table(result, sizes))
     bench.say(f"written to {options.output}")
-    return 1 if any(contender.lost for contender in bench.contenders.values()) else 0
+    return 1 if bench.failures or any(results.lost for results in bench.results.values()) else 0
 
 
 if __name__ == "__main__":

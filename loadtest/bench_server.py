@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from loadtest.bench_processes import settle
+
 __all__ = ["ServerError", "ServerProcess"]
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -102,14 +104,16 @@ class ServerProcess:
 
     def settle(self, *, timeout_s: float = 15.0) -> None:
         """Wait until the server uses under 2 % of a processor: closing must not be charged to others."""
-        until_s = time.monotonic() + timeout_s
-        before_s = self.cpu_s()
-        while time.monotonic() < until_s:
-            time.sleep(0.1)
-            now_s = self.cpu_s()
-            if now_s - before_s < 0.002:
-                return
-            before_s = now_s
+        settle(self.cpu_s, timeout_s=timeout_s)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    def is_running(self) -> bool:
+        """Whether it can still be driven."""
+        return self._child.poll() is None
 
     def stop(self) -> None:
         """End and collect the child; kill it when it does not end by itself in 5 s. Idempotent."""

@@ -7,7 +7,7 @@ told to quit or when its input ends, so it never outlives the bench.
 Commands: ``hello`` {pid, port}; ``stats`` {cpu_s, counters, bytes_held, and send_memory when asked by
 ``with_send_memory``}; ``memory`` {pss_bytes,
 allocated_blocks, after a garbage collection}; ``subscribers`` {channel}; ``publish`` (PublishPlan); ``gate``
-{connections}; ``watch_lag`` {is_on} answers what was seen so far; ``quit``.
+{connections}; ``watch_lag`` {is_on} answers what was seen so far; ``quit``; and what the server adds.
 """
 
 from __future__ import annotations
@@ -19,40 +19,53 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import uvloop
 
+from loadtest.bench_processes import memory
 from loadtest.peers.publisher import PublishPlan, publish
 from loadtest.peers.server import Server
 from loadtest.peers.socket_memory import send_memory
 
-__all__ = ["serve"]
+__all__ = ["Commands", "serve"]
 
 _READ_BYTES = 1 << 16
 # Short against the 10 ms that loop lag may be; on only where it is wanted, since it costs CPU by itself.
 _LAG_TICK_S = 0.002
 
+_Served = TypeVar("_Served", bound=Server)
 
-def serve(make_server: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], Server]) -> None:
+
+Commands = Mapping[str, Callable[..., Any]]
+
+
+def serve(
+    make_server: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], _Served],
+    more: Callable[[_Served], Commands] | None = None,
+) -> None:
     """Run a server until its control channel ends; the settings are the JSON object in the first argument.
 
     Args:
         make_server: Called inside the running loop, with the loop and the settings; returns a listening
             server.
+        more: Returns the commands that only this server has, by name; each may block.
     """
     settings = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    uvloop.run(_serve(make_server, settings))
+    uvloop.run(_serve(make_server, more, settings))
 
 
 async def _serve(
-    make_server: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], Server], settings: dict[str, Any]
+    make_server: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], _Served],
+    more: Callable[[_Served], Commands] | None,
+    settings: dict[str, Any],
 ) -> None:
     loop = asyncio.get_running_loop()
-    control = _Control(make_server(loop, settings), loop)
+    server = make_server(loop, settings)
+    control = _Control(server, loop, {} if more is None else more(server))
     os.set_blocking(sys.stdin.fileno(), False)
     loop.add_reader(sys.stdin.fileno(), control.on_input)
     await control.ended.wait()
@@ -62,7 +75,7 @@ async def _serve(
 class _Control:
     """Reads commands, runs them against one server, writes answers."""
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, more: Commands) -> None:
         self.ended = asyncio.Event()
         self._server = server
         self._lag = _Lag(loop)
@@ -76,6 +89,7 @@ class _Control:
             "gate": lambda connections: server.limit_connections(connections),
             "watch_lag": self._lag.watch,
             "quit": self.ended.set,
+            **more,
         }
 
     def on_input(self) -> None:
@@ -158,19 +172,10 @@ class _Lag:
 
 
 def _memory() -> dict[str, int]:
-    """Return this process's memory; a walk over its page tables, so never inside a timed section."""
+    """Return this process's memory, without what only waits for the collector."""
     gc.collect()
-    sizes: dict[str, int] = {}
-    with open("/proc/self/smaps_rollup", encoding="ascii") as rollup:
-        for line in rollup:
-            name, _, rest = line.partition(":")
-            if rest.endswith(" kB\n"):
-                sizes[name] = int(rest.split()[0]) * 1024
-    return {
-        "pss_bytes": sizes["Pss"],
-        "private_bytes": sizes["Private_Clean"] + sizes["Private_Dirty"],
-        "allocated_blocks": sys.getallocatedblocks(),
-    }
+    held = memory()
+    return {**held._asdict(), "allocated_blocks": sys.getallocatedblocks()}
 
 
 def _answer(number: int, result: Any) -> None:

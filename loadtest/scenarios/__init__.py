@@ -9,10 +9,22 @@ from loadtest.scenarios.connecting import HANDSHAKE, REFUSAL
 from loadtest.scenarios.crowding import CROWD
 from loadtest.scenarios.echoing import ECHO
 from loadtest.scenarios.fanout import COALESCED, FANOUT
-from loadtest.scenarios.stage import Contender, Scenario, Sizes
+from loadtest.scenarios.publishing import CLIENT_PUBLISH, PUBLICATION
+from loadtest.scenarios.stage import Contender, Results, Scenario, Sizes
 from loadtest.scenarios.walking import WALK
 
-__all__ = ["SCENARIOS", "Contender", "Scenario", "Sizes"]
+__all__ = ["SCENARIOS", "Contender", "Results", "Scenario", "Sizes"]
 
-# `idle` comes before and `heartbeat` after them: both need processes of their own shape (bench.py).
-SCENARIOS: tuple[Scenario, ...] = (HANDSHAKE, REFUSAL, ECHO, FANOUT, COALESCED, WALK, CROWD)
+# `idle` comes before and `heartbeat` after them, and `gateway_resting` last: they need processes of their own
+# shape (bench.py).
+SCENARIOS: tuple[Scenario, ...] = (
+    HANDSHAKE,
+    REFUSAL,
+    ECHO,
+    FANOUT,
+    COALESCED,
+    PUBLICATION,
+    CLIENT_PUBLISH,
+    WALK,
+    CROWD,
+)

@@ -1,13 +1,25 @@
-"""Coming in: what an opened and a refused connection cost the server."""
+"""Coming in: what an opened and a refused connection cost the server.
+
+The gateway's handshake is measured in four ways, each from the first SYN until the last client was told, with
+everything its shard does meanwhile: accept, head, 101, `welcome`, and for users the token, the inbox and
+`subbed`. New tokens of users whose inbox is held by another connection need no SUBSCRIBE on the bus: that is
+the cost without the bus. New users need one each, sent in batches: that is the cost with it.
+"""
 
 from __future__ import annotations
+
+import time
+from typing import Any, Final
 
 from loadtest import bench_floor
 from loadtest.bench_math import per_unit_us
 from loadtest.engine import ConnectPlan, EngineProcess
-from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes
+from loadtest.scenarios.members import BEARER, GatewayContender, await_told
+from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, open_connections
 
 __all__ = ["HANDSHAKE", "REFUSAL"]
+
+_COUNTED_S: Final = 10.0  # within which a shard has written what it counted; it does once a second
 
 
 def _accept_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
@@ -50,6 +62,51 @@ def _handshake(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Fi
     return {"handshake_us": per_unit_us(cpu_s, result["opened"]), "handshake_p99_ms": latency["p99"] / 1e6}
 
 
+def _gateway_handshakes(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
+    assert isinstance(contender, GatewayContender)
+    count = sizes.handshakes
+    contender.batches += 1
+    strangers = [f"stranger-{contender.batches}-{number}" for number in range(count)]
+    held = [contender.users[number % len(contender.users)] for number in range(count)]
+    fresh = {"headers": BEARER, "tokens": contender.tokens(held)}
+    unknown = {"headers": BEARER, "tokens": contender.tokens(strangers)}
+    figures = {
+        "handshake_us": _handshake_of(contender, visitor, sizes),
+        "handshake_token_us": _handshake_of(contender, visitor, sizes, **fresh),
+        "handshake_seen_us": _handshake_of(contender, visitor, sizes, **fresh),
+        "handshake_subscribing_us": _handshake_of(contender, visitor, sizes, **unknown),
+    }
+    contender.shown_again += count
+    contender.lost += _misjudged(contender)
+    return figures
+
+
+def _misjudged(contender: GatewayContender) -> list[str]:
+    """Return a sentence when the gateway did not verify every new token and know every other again."""
+    wanted = {"verified": contender.shown, "cached": contender.shown_again, "refused": 0}
+    until_s = time.monotonic() + _COUNTED_S
+    while True:
+        found = {name: contender.gateway.metric("tokens_total", outcome=name) for name in wanted}
+        if found == wanted:
+            return []
+        if time.monotonic() > until_s:
+            return [f"handshake: tokens were {found}, not {wanted}"]
+        time.sleep(0.1)
+
+
+def _handshake_of(contender: Contender, visitor: EngineProcess, sizes: Sizes, **fields: Any) -> float:
+    """Open connections until each was told who it is; return the shard's CPU us for each."""
+    count = sizes.handshakes
+    visitor.reset_stats()
+    before_s = contender.server.cpu_s()
+    open_connections(visitor, contender.server, count, window=sizes.handshake_window, **fields)
+    await_told(visitor, welcome=count, subbed=count if fields else 0)
+    cpu_s = contender.server.cpu_s() - before_s
+    visitor.close("reset")
+    contender.server.settle()
+    return per_unit_us(cpu_s, count)
+
+
 def _refusal_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
     names = ("refuse", "refuse_at_once")
     result = bench_floor.run(
@@ -84,6 +141,7 @@ HANDSHAKE = Scenario(
     needs_many=False,
     floor=_accept_floor,
     measure=_handshake,
+    measure_gateway=_gateway_handshakes,
 )
 REFUSAL = Scenario(
     name="refusal",

@@ -11,7 +11,7 @@ import time
 
 from loadtest.bench_machine import kernel_memory
 from loadtest.bench_math import per_unit_us
-from loadtest.scenarios.stage import Contender, Figures, open_connections
+from loadtest.scenarios.stage import Contender, Figures
 
 __all__ = ["open_idle"]
 
@@ -27,12 +27,13 @@ def open_idle(contender: Contender, count: int) -> Figures:
         `private_bytes_per_conn`; `kernel_bytes_per_conn` (growth of all slab pages: both ends of a loopback
         connection), `kernel_object_bytes_per_conn` (of the objects in them) and
         `kernel_socket_bytes_per_conn` (queued data); `allocatedblocks_per_conn` (CPython's, a count);
-        `connect_us` (server CPU per connection).
+        `connect_us` (server CPU per connection). Of the gateway the first two are of keeper, shards and admin
+        process together, and `bus_bytes_per_conn` is its private bus's.
     """
     server = contender.server
     before, kernel_before = server.call("memory"), kernel_memory()
     before_s = server.cpu_s()
-    open_connections(contender.engine, server, count)
+    contender.open(count)
     cpu_s = server.cpu_s() - before_s
     time.sleep(_REST_S)
     after, kernel_after = server.call("memory"), kernel_memory()
@@ -42,6 +43,8 @@ def open_idle(contender: Contender, count: int) -> Figures:
         "allocatedblocks_per_conn": (after["allocated_blocks"] - before["allocated_blocks"]) / count,
         "connect_us": per_unit_us(cpu_s, count),
     }
+    if "bus_pss_bytes" in before:
+        figures["bus_bytes_per_conn"] = (after["bus_pss_bytes"] - before["bus_pss_bytes"]) / count
     if kernel_before is not None and kernel_after is not None:
         figures["kernel_bytes_per_conn"] = (kernel_after.slab_bytes - kernel_before.slab_bytes) / count
         figures["kernel_object_bytes_per_conn"] = (

@@ -1,22 +1,24 @@
 """The bench: its arithmetic, its report, its eye for losses, and the servers it drives. Nothing is timed."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from loadtest import bench, bench_floor, bench_report
+from loadtest import bench, bench_floor, bench_report, bench_tables
 from loadtest.bench_math import Summary, hit_rate, per_second, per_unit_us, ratios, summarize, summarize_all
 from loadtest.bench_server import ServerError, ServerProcess
 from loadtest.engine import EngineProcess, parse_stamp
 from loadtest.peers import frames
-from loadtest.scenarios import SCENARIOS, Sizes
+from loadtest.scenarios import SCENARIOS, Results, Sizes
+from loadtest.scenarios.echoing import ECHO
 from loadtest.scenarios.fanout import reconcile
-from loadtest.scenarios.stage import MANY, Contender
+from loadtest.scenarios.stage import MANY, Contender, Figures
 
 ECHOING = ("reactor_server", "websockets_server", "uvloop_server")
 
@@ -83,7 +85,8 @@ def _result(lost: dict[str, list[str]] | None = None) -> dict[str, Any]:
 
 def test_json_has_exactly_these_keys() -> None:
     result = json.loads(json.dumps(_result()))
-    assert set(result) == {"machine", "kernel", "commit", "floor_us", "reactor", "peers", "pool_off"}
+    keys = {"machine", "kernel", "commit", "floor_us", "reactor", "gateway", "peers", "pool_off", "failures"}
+    assert set(result) == keys
     assert set(result["peers"]) == {"websockets", "uvloop"}
 
 
@@ -107,40 +110,43 @@ def test_floor_with_the_same_client_joins_the_floor() -> None:
 
 
 def test_table_shows_figures_budgets_and_losses() -> None:
-    text = bench_report.table(_result({"reactor": ["echo: 1 of 2 came back"]}), Sizes())
+    text = bench_tables.table(_result({"reactor": ["echo: 1 of 2 came back"]}), Sizes())
     lines = text.splitlines()
     assert any(line.startswith("fan-out to 15,000") and "6.00" in line and "10.00" in line for line in lines)
     assert any(line.startswith("MISS fan-out, share of the floor") for line in lines)
     assert any(line.startswith("ok   user memory") for line in lines)
     assert "LOST reactor: echo: 1 of 2 came back" in lines
-    assert "no message and no connection was lost" in bench_report.table(_result(), Sizes())
+    assert "no message and no connection was lost" in bench_tables.table(_result(), Sizes())
 
 
 def test_a_busy_engine_voids_the_run() -> None:
     result = _result()
     result["reactor"]["fanout_engine_share"] = 0.9
-    assert "VOID reactor" in bench_report.table(result, Sizes())
+    assert "VOID reactor" in bench_tables.table(result, Sizes())
 
 
-@pytest.mark.parametrize(("lost", "status"), [([], 0), (["echo: 1 of 2 came back"], 1)])
-def test_exit_status_tells_of_losses(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: list[str], status: int
+@pytest.mark.parametrize(
+    ("lost", "failures", "status"),
+    [([], [], 0), (["echo: 1 of 2 came back"], [], 1), ([], ["walk, uvloop, run 1: it broke"], 1)],
+)
+def test_exit_status_tells_of_losses_and_failures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: list[str], failures: list[str], status: int
 ) -> None:
     def run(self: bench.Bench) -> None:
-        nobody = cast(ServerProcess, None), cast(EngineProcess, None)
-        self.contenders["reactor"] = Contender(
-            name="reactor", server=nobody[0], engine=nobody[1], runs={"echo_us": [5.0]}, lost=lost
-        )
+        self.results["reactor"] = Results(name="reactor", runs={"echo_us": [5.0]}, lost=lost)
+        self.failures += failures
 
     monkeypatch.setattr(bench.Bench, "run", run)
     output = tmp_path / "results" / "bench.json"
     assert bench.main(["--output", str(output)]) == status
-    assert json.loads(output.read_text())["reactor"]["lost"] == lost
+    result = json.loads(output.read_text())
+    assert result["reactor"]["lost"] == lost
+    assert result["failures"] == failures
 
 
 def test_nothing_measured_is_no_crash() -> None:
     result = bench_report.assemble({}, {}, {})
-    assert "lost" in bench_report.table(result, Sizes())
+    assert "lost" in bench_tables.table(result, Sizes())
 
 
 # ---- losses
@@ -185,6 +191,64 @@ def test_a_loss_is_noted(found: dict[str, int], counted: dict[str, int], is_lost
     )
     reconcile(contender, MANY, 10, 1)
     assert bool(contender.lost) is is_lost
+
+
+# ---- what breaks down
+
+TINY: Final = dataclasses.replace(
+    Sizes.quick(), few=8, handshakes=20, echo_connections=4, echo_s=0.05, floor_echoes=5
+)
+
+
+def test_what_breaks_down_costs_its_own_results_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured: list[str] = []
+
+    def measure(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
+        measured.append(contender.name)
+        if contender.name == "uvloop":
+            visitor.kill()  # whatever it did to the visitors must not last
+            raise RuntimeError("it broke")
+        assert ECHO.measure is not None
+        return ECHO.measure(contender, visitor, sizes)
+
+    scenarios = [dataclasses.replace(each, measure=measure) if each is ECHO else each for each in SCENARIOS]
+    monkeypatch.setattr(bench, "SCENARIOS", tuple(reversed(scenarios)))  # echo, then handshake
+    monkeypatch.setattr(bench, "processors", lambda: None)
+    monkeypatch.setattr(Sizes, "quick", lambda: TINY)
+    monkeypatch.setitem(bench._SERVERS, "websockets", ("no_such_server", {}))
+    names = [f"--server={name}" for name in ("uvloop", "reactor", "websockets")]
+    output = tmp_path / "bench.json"
+    arguments = ["--quick", "--runs=2", "--only=echo", "--only=handshake", *names, f"--output={output}"]
+    assert bench.main(arguments) == 1
+    result = json.loads(output.read_text())
+    assert measured == ["uvloop", "reactor", "reactor"]  # what failed is not tried again
+    assert len(result["failures"]) == 2
+    assert result["failures"][0].startswith("websockets, starting: ServerError: no_such_server")
+    assert result["failures"][1] == "echo, uvloop, run 1: RuntimeError: it broke"
+    assert len(result["reactor"]["runs"]["echo_us"]) == len(result["floor_us"]["runs"]["echo"]) == 2
+    assert len(result["reactor"]["runs"]["handshake_us"]) == 2
+    assert len(result["peers"]["uvloop"]["runs"]["handshake_us"]) == 2
+    assert "echo_us" not in result["peers"]["uvloop"]
+    assert result["reactor"]["lost"] == result["peers"]["uvloop"]["lost"] == []
+
+
+def test_a_scenario_without_a_floor_to_compare_with_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def floor(_sizes: Sizes, _processors: tuple[int, int] | None) -> Figures:
+        raise bench_floor.FloorError("no floor")
+
+    scenarios = [dataclasses.replace(each, floor=floor) if each is ECHO else each for each in SCENARIOS]
+    monkeypatch.setattr(bench, "SCENARIOS", tuple(scenarios))
+    monkeypatch.setattr(bench, "processors", lambda: None)
+    monkeypatch.setattr(Sizes, "quick", lambda: TINY)
+    output = tmp_path / "bench.json"
+    arguments = ["--quick", "--runs=2", "--only=echo", "--only=handshake", "--server=reactor"]
+    assert bench.main([*arguments, f"--output={output}"]) == 1
+    result = json.loads(output.read_text())
+    assert result["failures"] == ["echo, the floor, run 1: FloorError: no floor"]
+    assert "echo_us" not in result["reactor"]
+    assert len(result["reactor"]["runs"]["handshake_us"]) == 2
 
 
 def test_scenarios_have_names_of_their_own() -> None:

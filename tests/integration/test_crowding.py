@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from loadtest import bench_report
+from loadtest import bench_report, bench_tables
 from loadtest.bench_math import summarize_all
 from loadtest.bench_server import ServerProcess
 from loadtest.engine import EchoResult, EngineProcess
@@ -86,7 +86,7 @@ def test_json_of_the_control_group() -> None:
 
 
 def test_table_tells_when_more_is_held_than_booked() -> None:
-    lines = bench_report.table(_result({"nonreaders_kernel_share": [1.01]}), Sizes()).splitlines()
+    lines = bench_tables.table(_result({"nonreaders_kernel_share": [1.01]}), Sizes()).splitlines()
     assert any(line.startswith("MISS their kernel send memory") for line in lines)
 
 
@@ -196,7 +196,7 @@ def visitor() -> Iterator[EngineProcess]:
 def test_the_reactor_keeps_its_control_group(visitor: EngineProcess) -> None:
     with ServerProcess("reactor_server", {"ping_interval_ms": 0}) as server:
         contender = Contender(name="reactor", server=server, engine=visitor)
-        figures = crowding.CROWD.measure(contender, visitor, TINY)
+        figures = crowding._measure(contender, visitor, TINY)
     assert contender.lost == []
     for crowd in ("quiet", "flood", "nonreaders"):
         assert figures[f"control_{crowd}_answered_share"] == 1.0
@@ -210,8 +210,8 @@ def test_the_reactor_keeps_its_control_group(visitor: EngineProcess) -> None:
 def test_a_peer_is_shown_once_and_not_judged(visitor: EngineProcess) -> None:
     with ServerProcess("uvloop_server") as server:
         contender = Contender(name="uvloop", server=server, engine=visitor)
-        contender.add(crowding.CROWD.measure(contender, visitor, TINY))
-        assert crowding.CROWD.measure(contender, visitor, TINY) == {}
+        contender.add(crowding._measure(contender, visitor, TINY))
+        assert crowding._measure(contender, visitor, TINY) == {}
     assert contender.lost == []
     assert contender.runs["nonreaders_kernel_bytes"][0] > 0
     assert "nonreaders_booked_bytes" not in contender.runs

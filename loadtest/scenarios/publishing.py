@@ -1,0 +1,207 @@
+"""Many publications with one subscriber each: from a backend, and from clients.
+
+From a backend: another process publishes through Redis, first everything it has prepared as fast as Redis
+takes it, to many channels in turn and later to one; between them by the clock at half of the rate that the
+first flood reached (the knee), for the latency from the intended time. From clients: each publishes to a
+channel that it alone is subscribed to, with so many under way that the shard never waits.
+
+CPU is that of the shard, from the first publication until the last is read. On a machine with two processors
+Redis, backend and clients share the other one, so the knee may be theirs: `publication_busy_share` tells how
+much of the flood's time the shard worked.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Final
+
+from loadtest.bench_math import per_unit_us
+from loadtest.engine import EchoPlan, EchoResult, EngineProcess
+from loadtest.scenarios.members import OK, GatewayContender, await_told
+from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, favoured, visit
+
+__all__ = ["CLIENT_PUBLISH", "PUBLICATION"]
+
+_STREAM: Final = 100  # fanout.STREAMS and crowding.py have those below
+_DEADLINE_S: Final = 30.0
+_DRAIN_S: Final = 5.0
+
+
+def _publication(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
+    assert isinstance(contender, GatewayContender)
+    count, each = sizes.single_channels, math.ceil(sizes.publications / sizes.single_channels)
+    channels = [f"one-{number}" for number in range(count)]
+    with visit(contender, visitor, count, path="/ws?ch=one-{index}"):
+        await_told(visitor, welcome=count, subbed=count)
+        many = _flood(contender, visitor, sizes, channels, first=1, each=each)
+        paced = _pace(contender, visitor, sizes, channels, first=1 + each, rate_per_s=many["per_s"] / 2)
+        later = 1 + each + paced["each"]
+        one = _flood(contender, visitor, sizes, channels[:1], first=int(later), each=sizes.publications_one)
+    return {
+        "publication_us": many["us"],
+        "publication_bus_us": many["bus_us"],
+        "publication_knee_per_s": many["per_s"],
+        "publication_busy_share": many["busy_share"],
+        "publication_p50_ms": paced["p50_ms"],
+        "publication_p99_ms": paced["p99_ms"],
+        "publication_late_ms": paced["late_ms"],
+        "publication_one_us": one["us"],
+        "publication_one_knee_per_s": one["per_s"],
+    }
+
+
+def _flood(
+    contender: GatewayContender,
+    visitor: EngineProcess,
+    sizes: Sizes,
+    channels: list[str],
+    *,
+    first: int,
+    each: int,
+) -> Figures:
+    """Publish `each` messages to each channel at once.
+
+    Returns:
+        CPU `us` of the shard and `bus_us` of the bus per message; `per_s`, by the wall clock until the last
+        was read; `busy_share` of that time in which the shard worked.
+    """
+    gateway, total = contender.gateway, each * len(channels)
+    plan: dict[str, Any] = {
+        "channels": channels,
+        "stream": _STREAM,
+        "first_sequence": first,
+        "count": each,
+        "payload_bytes": sizes.payload_bytes,
+    }
+    gateway.call("prepare", **plan)
+    gateway.settle()
+    visitor.reset_stats()
+    began_s, before_s, bus_before_s = time.monotonic(), gateway.cpu_s(), gateway.bus_cpu_s()
+    sent = gateway.call("flood", timeout_s=_DEADLINE_S)
+    visitor.run(_DEADLINE_S, until_messages=total)
+    wall_s, cpu_s = time.monotonic() - began_s, gateway.cpu_s() - before_s
+    bus_s = gateway.bus_cpu_s() - bus_before_s
+    _judge(contender, visitor, f"a flood to {len(channels)} channels", sent["reached"], total)
+    return {
+        "us": per_unit_us(cpu_s, total),
+        "bus_us": per_unit_us(bus_s, total),
+        "per_s": total / wall_s,
+        "busy_share": cpu_s / wall_s,
+    }
+
+
+def _pace(
+    contender: GatewayContender,
+    visitor: EngineProcess,
+    sizes: Sizes,
+    channels: list[str],
+    *,
+    first: int,
+    rate_per_s: float,
+) -> Figures:
+    """Publish at a rate over all channels; latency from the intended time, and how late the backend was.
+
+    Backend and clients have real-time priority: their waiting is the measuring side's. The bus has not.
+    """
+    each = max(1, int(rate_per_s * sizes.pace_s / len(channels)))
+    visitor.reset_stats()
+    with favoured(contender.gateway.backend_pid), favoured(visitor.pid):
+        sent = contender.gateway.call(
+            "pace",
+            timeout_s=_DEADLINE_S,
+            channels=channels,
+            stream=_STREAM,
+            first_sequence=first,
+            count=each,
+            payload_bytes=sizes.payload_bytes,
+            rate_per_s=rate_per_s,
+        )
+        visitor.run(_DEADLINE_S, until_messages=each * len(channels))
+    _judge(contender, visitor, f"{rate_per_s:,.0f}/s", sent["reached"], each * len(channels))
+    latency = visitor.stats()["delivery_latency"]
+    return {
+        "p50_ms": latency["p50"] / 1e6,
+        "p99_ms": latency["p99"] / 1e6,
+        "late_ms": sent["late_s"] * 1e3,
+        "each": each,
+    }
+
+
+def _judge(contender: Contender, visitor: EngineProcess, what: str, reached: int, total: int) -> None:
+    """Note what was not heard by exactly one shard, or did not arrive exactly once and in order."""
+    stats = visitor.stats()
+    wrong: dict[str, int] = {
+        "unheard": total - reached,
+        "not received": total - stats["messages"],
+        "unstamped": stats["messages"] - stats["stamped"],
+        "missing": stats["missing"],
+        "duplicates": stats["duplicates"],
+        "reordered": stats["reordered"],
+        "unexpected_disconnects": stats["unexpected_disconnects"],
+    }
+    if any(wrong.values()):
+        contender.lost.append(f"publication, {what}: {wrong}")
+
+
+def _client_publish(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
+    """Publish without and with an `id`; the second kind is answered `ok` beside the publication itself."""
+    plain = '{"op":"pub","ch":"own-{index}","data":"{stamp}"}'
+    acknowledged = '{"op":"pub","ch":"own-{index}","data":"{stamp}","id":1}'
+    count = sizes.publishers
+    with visit(contender, visitor, count, path="/ws?ch=own-{index}"):
+        await_told(visitor, welcome=count, subbed=count)
+        figures = _publish_back(contender, visitor, sizes, plain, "client_publish")
+        figures |= _publish_back(contender, visitor, sizes, acknowledged, "client_publish_ok")
+    return figures
+
+
+def _publish_back(
+    contender: Contender, visitor: EngineProcess, sizes: Sizes, message: str, name: str
+) -> Figures:
+    plan = EchoPlan(
+        duration_s=sizes.client_publish_s,
+        payload_bytes=sizes.payload_bytes,
+        in_flight=sizes.publishes_in_flight,
+        drain_s=_DRAIN_S,
+        is_text=True,
+        message=message,
+    )
+    visitor.reset_stats()
+    before_s = contender.server.cpu_s()
+    result = visitor.echo(plan)
+    cpu_s = contender.server.cpu_s() - before_s
+    if '"id"' in message:
+        await_told(visitor, ok=result["sent"])
+    stats = visitor.stats()
+    contender.lost += _losses(name, result, stats["counted"][OK], sizes, is_answered='"id"' in message)
+    latency = stats["echo_latency"]
+    return {f"{name}_us": per_unit_us(cpu_s, result["received"]), f"{name}_p99_ms": latency["p99"] / 1e6}
+
+
+def _losses(name: str, result: EchoResult, answered: int, sizes: Sizes, *, is_answered: bool) -> list[str]:
+    """Return a sentence when a publish did not come back, was not answered, or was answered unasked."""
+    wrong = {
+        "sent and not back": result["sent"] - result["received"],
+        "clients missing": sizes.publishers - result["connections"],
+        "answers": answered - (result["sent"] if is_answered else 0),
+    }
+    return [f"{name}: {wrong}"] if any(wrong.values()) or not result["sent"] else []
+
+
+PUBLICATION = Scenario(
+    name="publication",
+    contenders=frozenset(),
+    needs_many=False,
+    floor=None,
+    measure=None,
+    measure_gateway=_publication,
+)
+CLIENT_PUBLISH = Scenario(
+    name="client_publish",
+    contenders=frozenset(),
+    needs_many=False,
+    floor=None,
+    measure=None,
+    measure_gateway=_client_publish,
+)
