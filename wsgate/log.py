@@ -42,12 +42,12 @@ class Log:
         """Something went wrong that somebody must look at."""
         self._say(logging.ERROR, cause, fields)
 
-    def exception(self, cause: str, fault: Exception | None = None, /, **fields: object) -> None:
+    def exception(self, cause: str, fault: BaseException | None = None, /, **fields: object) -> None:
         """A fault of ours: with the traceback of `fault`, or of the exception being handled."""
         self._say(logging.ERROR, cause, fields, fault=fault or True)
 
     def _say(
-        self, level: int, cause: str, fields: dict[str, object], *, fault: Exception | bool = False
+        self, level: int, cause: str, fields: dict[str, object], *, fault: BaseException | bool = False
     ) -> None:
         if not self._logger.isEnabledFor(level):
             return

@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -81,6 +82,11 @@ class EmbeddedBus:
         os.setsid()  # a terminal's Ctrl-C ends the server before the shards have drained
         if os.getppid() == keeper_pid:
             os.execv(self._link, [_NAME, *self._arguments()])  # noqa: S606 - a fixed program
+
+    def is_up(self) -> bool:
+        """Whether it can be connected to."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket_path)) == 0
 
     def last_words(self) -> str:
         """The end of its log file, for people."""

@@ -41,6 +41,8 @@ SILENT_MS: Final = 600
 UNSERVED_S: Final = 5.0
 """A queue nobody has served for so long is answered with 503."""
 EXIT_GRACE_S: Final = 2.0
+BUS_HEAD_START_S: Final = 2.0
+BUS_LOOK_S: Final = 0.01
 
 
 class Keeper:
@@ -77,11 +79,21 @@ class Keeper:
         gc.freeze()
         self._block.keeper["pid"] = os.getpid()
         self._block.keeper["phase"] = PHASE_READY
+        self._start_bus()
         while not self._signals:
             self._tend()
             select.select([self._wake_read], [], [], TICK_S)
             self._take_signals()
         return self._stop()
+
+    def _start_bus(self) -> None:
+        """Before the shards, and with a head start: none of them finds it away and has to say so."""
+        if self._plan.embedded_bus is None:
+            return
+        self._others[0].start_when_due()
+        end_s = time.monotonic() + BUS_HEAD_START_S
+        while not (self._signals or self._plan.embedded_bus.is_up() or time.monotonic() > end_s):
+            time.sleep(BUS_LOOK_S)
 
     # --- children -------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ that was moved to another server while one of them lived on. Then both are made 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,8 @@ __all__ = ["Probe"]
 
 TIMEOUT_MS = 5_000
 """How long a probe may be under way before the bus counts as not delivering."""
+AGAIN_S = 1.0
+"""After a probe the bus did not take: it says nothing of a bus that is back a moment later."""
 
 
 class Probe:
@@ -45,6 +48,7 @@ class Probe:
         self._echoed = echoed
         self._sent: tuple[bytes, int] | None = None  # what is under way, and since when, in ns
         self._is_accepted = False  # the bus has said that it has it
+        self._is_refused = asyncio.Event()
         self._number = 0
 
     def on_up(self) -> None:
@@ -71,6 +75,7 @@ class Probe:
             self._is_accepted = not outcome
             if outcome:
                 self._sent = None  # it will not come back: the next one may go
+                self._is_refused.set()
 
     def check(self, now_ns: int) -> None:
         """Send the next one; one that is still under way has its time first."""
@@ -87,6 +92,11 @@ class Probe:
 
     async def run(self) -> None:
         """Probe at intervals; until cancelled."""
+        interval_s = self._interval_ms / 1000
         while True:
-            await asyncio.sleep(self._interval_ms / 1000)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._is_refused.wait()
+                    self._is_refused.clear()
+                    await asyncio.sleep(AGAIN_S)
             self.check(time.monotonic_ns())

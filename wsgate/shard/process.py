@@ -81,6 +81,7 @@ class Shard:
         self._is_scheduled = False
         self._is_draining = False
         self._has_left = False
+        self._is_over = False
         self._refused_before = -1
 
     def count(self, name: str, amount: int) -> None:
@@ -155,6 +156,8 @@ class Shard:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._publisher.close()
         self._write_numbers(self._reactor.counters())
+        self._is_over = True  # the loop goes round a few times more
+        loop.remove_reader(self._reactor.fileno())
         self._reactor.shutdown()
         return 1 if left else 0
 
@@ -176,11 +179,12 @@ class Shard:
 
     def _on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback of the loop raised: a fault of ours, said once a second at most."""
-        # Without the message: it may show what the callback was called with.
-        if isinstance(fault := context.get("exception"), Exception):
+        fault = context.get("exception")
+        if isinstance(fault, BaseException):
+            # Without the message: it may show what the callback was called with.
             self._log.exception("callback_failed", fault)
         else:
-            self._log.error("callback_failed")
+            self._log.error("callback_failed", text=context["message"])
 
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         """A part that ends by itself is a fault of ours: end, and be restarted whole."""
@@ -197,7 +201,8 @@ class Shard:
 
     def _resume(self) -> None:
         self._is_scheduled = False
-        self._pump()
+        if not self._is_over:
+            self._pump()
 
     def _pump(self) -> None:
         reactor = self._reactor
@@ -296,6 +301,8 @@ class Shard:
     # --- four times a second --------------------------------------------------------------------------
 
     def _tick(self, due_s: float) -> None:
+        if self._is_over:
+            return
         now_s = self._loop.time()
         self._region.observe("loop_lag_us", max(0, int((now_s - due_s) * 1e6)))
         next_s = max(now_s, due_s + TICK_S)
