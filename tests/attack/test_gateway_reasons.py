@@ -1,0 +1,350 @@
+"""Every reason to end a connection that can be provoked from outside: what a peer sees, what is counted.
+
+All provocations of one gateway run first, then its counters are compared: each reason went up by exactly
+what was provoked, and no other moved. The table is protocols/codes.json.
+"""
+
+import json
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Final, NamedTuple
+
+import pytest
+import redis
+
+from tests.support.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT, client_frame, client_header
+from tests.support.gateway import ROOT, Gateway, wait_until
+from tests.support.raw_client import LIMIT_S, Answer, Ending, RawClient, bearer, request
+from tests.support.siege import besieged, configured_gateway, fresh_counters, make_token, scrape
+
+pytestmark = pytest.mark.slow
+
+CODES: Final = json.loads((ROOT / "protocols/codes.json").read_text())
+REASONS: Final = {row["name"]: row for row in CODES["reasons"]}
+
+STRICT: Final = """
+[heartbeat]
+ping_interval = "1s"
+pong_timeout = "1s"
+[limits]
+max_message = "4KiB"
+max_fragments = 8
+message_rate = 150
+byte_rate = "64KiB"
+head_timeout = "1s"
+auth_timeout = "1s"
+message_timeout = "1s"
+idle_timeout = "4s"
+outbox_age = "1s"
+write_timeout = "60s"
+"""
+CROWDED: Final = """
+[limits]
+write_timeout = "1s"
+outbox_age = "1m"
+[admission]
+max_connections = 24
+handshakes_in_progress = 8
+"""
+RATED: Final = """
+[admission]
+handshake_rate = 8
+"""
+
+ELSEWHERE: Final = {
+    "refused_descriptors": "needs a process without descriptors: tests/attack/test_descriptors.py",
+    "refused_partial_bytes": "no setting of a gateway switches this limit on",
+    "partial_bytes": "likewise",
+    "head_refused": "shown by the name of each refusal: tests/attack/test_gateway_refusals.py",
+    "upgrade_timeout": "a shard decides at once",
+    "out_of_memory": "needs a process without memory",
+    "internal": "a fault of ours",
+    "shutdown": "told by nobody who drains in time",
+}
+
+Seen = Ending | Answer
+Provocation = Callable[[Gateway], Seen]
+
+
+class Outcome(NamedTuple):
+    """What every provocation of one gateway led to, and by how much each reason went up."""
+
+    seen: Mapping[str, Seen]
+    counted: Counter[str]
+
+
+def welcomed(gateway: Gateway, user: str = "cut", *, receive_buffer_bytes: int = 0) -> RawClient:
+    return RawClient.welcomed(gateway, make_token(user), receive_buffer_bytes=receive_buffer_bytes)
+
+
+def said(*frames: bytes) -> Provocation:
+    """Let in, these bytes, and then only pongs."""
+
+    def provoke(gateway: Gateway) -> Seen:
+        with welcomed(gateway) as client:
+            client.sock.sendall(b"".join(frames))
+            return client.ending()
+
+    return provoke
+
+
+def is_silent(gateway: Gateway) -> Seen:
+    with welcomed(gateway) as client:
+        client.answers_pings = False
+        return client.ending()
+
+
+def has_a_short_token(gateway: Gateway) -> Seen:
+    with RawClient.welcomed(gateway, make_token(ttl_s=3)) as client:
+        return client.ending()
+
+
+def shows_no_token(gateway: Gateway) -> Seen:
+    with RawClient(gateway) as client:
+        assert client.ask(request()).status == 101
+        return client.ending()
+
+
+def shows_a_bad_token(gateway: Gateway) -> Seen:
+    with RawClient(gateway) as client:
+        assert client.ask(request()).status == 101
+        client.say(op="auth", token="x")
+        return client.ending()
+
+
+def sends_half_a_head(gateway: Gateway) -> Seen:
+    with RawClient(gateway) as client:
+        return client.ask(request()[:-2])
+
+
+def sends_a_long_head(gateway: Gateway) -> Seen:
+    with RawClient(gateway) as client:
+        return client.ask(request(headers=[("X-Long", "x" * 20_000)]))
+
+
+def asks_whether_it_is_ready(gateway: Gateway) -> Seen:
+    with RawClient(gateway) as client:
+        return client.ask(b"GET /readyz HTTP/1.1\r\nHost: gate.example\r\n\r\n")
+
+
+def goes_without_a_word(gateway: Gateway) -> Seen:
+    with welcomed(gateway) as client:
+        client.sock.shutdown(socket.SHUT_WR)
+        return client.ending()
+
+
+def resets(gateway: Gateway) -> Seen:
+    with welcomed(gateway) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return Ending(1006, [])
+
+
+def publish_unread(gateway: Gateway, client: RawClient, user: str, size: int, count: int) -> None:
+    """Publications to an inbox whose owner does not read."""
+    with redis.Redis.from_url(gateway.bus_url) as bus, bus.pipeline(transaction=False) as pipeline:
+        for _ in range(count):
+            pipeline.publish(f"wsgate:ch:@{user}", b'"' + b"x" * size + b'"')
+        assert set(pipeline.execute()) == {1}
+
+
+def reads_too_slowly(gateway: Gateway) -> Seen:
+    """So much at once that no outbox holds it."""
+    with welcomed(gateway, "slow", receive_buffer_bytes=4096) as client:
+        publish_unread(gateway, client, "slow", 60_000, 100)
+        return client.ending()
+
+
+def reads_nothing_for_a_while(gateway: Gateway) -> Seen:
+    """Less than its outbox holds, for longer than its outbox keeps it."""
+    with welcomed(gateway, "late", receive_buffer_bytes=4096) as client:
+        publish_unread(gateway, client, "late", 8_000, 60)
+
+        def is_given_up() -> bool:
+            client.sock.sendall(client_frame(10))  # life, so that no heartbeat is missed
+            numbers = scrape(gateway)
+            return numbers['wsgate_connections{shard="0",state="closing"}'] > 0
+
+        wait_until("its outbox is given up", is_given_up, LIMIT_S)
+        return client.ending()
+
+
+def never_reads(gateway: Gateway) -> Seen:
+    """Not a byte for a whole write deadline: no Close would leave either, so there is none."""
+    with welcomed(gateway, "stone", receive_buffer_bytes=4096) as client:
+        publish_unread(gateway, client, "stone", 8_000, 60)
+        name = 'wsgate_closes_total{reason="write_stall"}'
+        wait_until("it is cut", lambda: scrape(gateway)[name] > 0, LIMIT_S)
+        return client.ending()
+
+
+FRAGMENT: Final = client_frame(CONTINUATION, b"x", final=False)
+COMMAND: Final = client_frame(TEXT, b'{"op":"ping"}')
+BIG: Final = client_frame(TEXT, b'{"op":"ping","padding":"' + b"x" * 4_000 + b'"}')
+
+AT_ONCE: Final[dict[str, Provocation]] = {
+    "peer_closed": said(client_frame(CLOSE, b"\x03\xe8")),
+    "peer_gone": goes_without_a_word,
+    "peer_reset": resets,
+    "protocol_error": said(client_frame(3)),
+    "invalid_utf8": said(client_frame(TEXT, b"\xff")),
+    "message_too_big": said(client_header(TEXT, 4097)),
+    "too_many_fragments": said(client_frame(TEXT, b"x", final=False), FRAGMENT * 20),
+    "control_rate": said(client_frame(PING) * 400),
+    "message_timeout": said(client_frame(TEXT, b"x", final=False)),
+    "message_rate": said(COMMAND * 400),
+    "byte_rate": said(BIG * 100),
+    "heartbeat_timeout": is_silent,
+    "idle_timeout": said(),
+    "token_expired": has_a_short_token,
+    "auth_timeout": shows_no_token,
+    "invalid_token": shows_a_bad_token,
+    "bad_messages": said(client_frame(TEXT, b"{") * 3),
+    "unsupported_data": said(client_frame(BINARY, b"{}")),
+    "slow_consumer": reads_too_slowly,
+    "head_timeout": sends_half_a_head,
+    "head_too_large": sends_a_long_head,
+    "application": asks_whether_it_is_ready,
+}
+ALONE: Final[dict[str, Provocation]] = {"outbox_age": reads_nothing_for_a_while}
+
+NO_CLOSE: Final = {"peer_gone", "peer_reset", "write_stall"}
+"""The peer is not there to be told, or does not read it."""
+
+
+def counters_by_reason(numbers: Mapping[str, float]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for name, value in numbers.items():
+        for family in ("wsgate_closes_total", "wsgate_refusals_total"):
+            if name.startswith(family):
+                found[name.split('"')[1]] += int(value)
+    return found
+
+
+def is_as_documented(reason: str, seen: Seen) -> None:
+    """The wire says what the table says."""
+    row = REASONS[reason]
+    if isinstance(seen, Answer):
+        assert seen.status == (row["http_status"] or 200)
+        return
+    assert seen.code == (1006 if reason in NO_CLOSE else row["close_code"])
+    byes = [message for message in seen.messages if message["op"] == "bye"]
+    if seen.code < 4000:
+        assert byes == []
+        return
+    assert byes == [seen.bye]
+    assert (seen.bye["code"], seen.bye["reason"]) == (row["close_code"], reason)
+    assert seen.bye["reconnect"] is row["reconnect"]
+    assert ("retry_ms" in seen.bye) is row["reconnect"]
+
+
+def test_p9_every_reason_is_provoked_here_or_elsewhere() -> None:
+    here = {*AT_ONCE, *ALONE, *IN_A_CROWD, "refused_rate", "drain"}
+    assert here | set(ELSEWHERE) == set(REASONS)
+    assert not here & set(ELSEWHERE)
+
+
+# --- limits of one connection -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    with configured_gateway(tmp_path_factory.mktemp("strict"), STRICT) as gateway, besieged(gateway):
+        before = counters_by_reason(fresh_counters(gateway))
+        with ThreadPoolExecutor(len(AT_ONCE)) as pool:
+            tasks = {reason: pool.submit(provoke, gateway) for reason, provoke in AT_ONCE.items()}
+            seen = {reason: task.result() for reason, task in tasks.items()}
+        seen |= {reason: provoke(gateway) for reason, provoke in ALONE.items()}
+        after = counters_by_reason(fresh_counters(gateway))
+        after.subtract(before)
+        yield Outcome(seen, after)
+
+
+@pytest.mark.parametrize("reason", [*AT_ONCE, *ALONE])
+def test_p9_a_reason_has_its_code_its_goodbye_and_its_counter(reason: str, strict: Outcome) -> None:
+    is_as_documented(reason, strict.seen[reason])
+    assert strict.counted[reason] == 1
+
+
+def test_p9_no_other_reason_was_counted(strict: Outcome) -> None:
+    assert {reason for reason, count in strict.counted.items() if count} == set(strict.seen)
+
+
+# --- limits of a node, and its end --------------------------------------------------------------------
+
+
+def one_handshake_too_many(gateway: Gateway) -> Seen:
+    with ExitStack() as held:
+        for _ in range(8):
+            half = held.enter_context(RawClient(gateway))
+            half.sock.sendall(request()[:-2])
+        # Deferred accepts are over, and each of them is a handshake in progress.
+        name = 'wsgate_connections{shard="0",state="head"}'
+        wait_until("they are in progress", lambda: scrape(gateway)[name] == 8, LIMIT_S)
+        with RawClient(gateway) as client:
+            return client.ask(request())
+
+
+def one_connection_too_many(gateway: Gateway) -> Seen:
+    with ExitStack() as held:
+        for _ in range(24):
+            client = held.enter_context(RawClient(gateway))
+            answer = client.ask(request(headers=[bearer(make_token())]))
+            if answer.status != 101:
+                return answer
+    raise AssertionError("nobody was refused")
+
+
+IN_A_CROWD: Final[dict[str, Provocation]] = {
+    "refused_handshakes": one_handshake_too_many,
+    "refused_connections": one_connection_too_many,
+    "write_stall": never_reads,
+}
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    with configured_gateway(tmp_path_factory.mktemp("crowded"), CROWDED) as gateway:
+        with besieged(gateway):
+            before = counters_by_reason(fresh_counters(gateway))
+            seen = {reason: provoke(gateway) for reason, provoke in IN_A_CROWD.items()}
+            after = counters_by_reason(fresh_counters(gateway))
+        after.subtract(before)
+        yield Outcome(seen, after)
+
+
+@pytest.mark.parametrize("reason", IN_A_CROWD)
+def test_p9_a_full_node_refuses_by_name(reason: str, crowded: Outcome) -> None:
+    seen = crowded.seen[reason]
+    is_as_documented(reason, seen)
+    assert crowded.counted[reason] == 1
+    if isinstance(seen, Answer):
+        assert 1 <= int(seen.headers["retry-after"]) <= 10
+
+
+def test_p9_too_many_in_a_second_are_refused_by_name(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with configured_gateway(tmp_path_factory.mktemp("rated"), RATED) as gateway:
+        seen: list[Answer] = []
+        for _ in range(200):
+            with RawClient(gateway) as client:
+                seen.append(client.ask(request(headers=[bearer("x")])))
+        refused = [answer for answer in seen if answer.status == 503]
+        assert len(refused) > 100
+        is_as_documented("refused_rate", refused[0])
+        assert counters_by_reason(fresh_counters(gateway))["refused_rate"] == len(refused)
+
+
+def test_p9_a_drain_is_told_and_counted(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two clients: one leaves as it is told, the other keeps the shard waiting while it is asked."""
+    with configured_gateway(tmp_path_factory.mktemp("drained")) as gateway:
+        with welcomed(gateway) as client, welcomed(gateway) as stubborn:
+            gateway.process.terminate()
+            closed = client.ending()
+            is_as_documented("drain", closed)
+            name = 'wsgate_closes_total{reason="drain"}'
+            wait_until("it is counted", lambda: scrape(gateway)[name] == 1, LIMIT_S)
+            is_as_documented("drain", stubborn.ending())
+        assert gateway.stop() == 0
