@@ -95,7 +95,7 @@ def scrape(gateway: Gateway) -> dict[str, float]:
 
 
 def fresh_counters(gateway: Gateway) -> dict[str, float]:
-    """A scrape that holds everything counted before the call: shards write their numbers in turns."""
+    """A scrape that holds everything that the only shard of a gateway had counted before the call."""
     seen: list[float] = []
 
     def is_written() -> bool:

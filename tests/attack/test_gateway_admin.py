@@ -1,0 +1,206 @@
+"""The admin port of a whole gateway: who reaches it, who may publish, what it says while a shard hangs."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from starlette.datastructures import Headers
+
+from tests.support.gateway import Gateway, wait_until
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
+from tests.support.siege import (
+    ControlGroup,
+    configured_gateway,
+    make_token,
+    scrape,
+    shard_pid,
+)
+from wsgate.admin import api
+
+pytestmark = pytest.mark.slow
+
+KEY: Final = "the key of the tests of the admin port"
+LOOPBACK: Final = "0100007F"  # as the kernel writes 127.0.0.1
+LISTENING: Final = "0A"
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    settings = f'[admin]\napi_key = "{KEY}"\n'
+    with configured_gateway(tmp_path_factory.mktemp("admin"), settings, "--shards", "2") as running:
+        yield running
+
+
+def ask(url: str, body: object = None, **headers: str) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON body; a body is posted."""
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(
+        url, data, {name.replace("_", "-"): value for name, value in headers.items()}
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=LIMIT_S) as answer:
+            return answer.status, lowered(answer.headers), json.loads(answer.read())
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, lowered(refused.headers), json.loads(refused.read())
+
+
+def lowered(headers: Message) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def test_s33_it_listens_on_loopback_and_nowhere_else(gateway: Gateway) -> None:
+    ends = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            address, port = fields[1].split(":")
+            if fields[3] == LISTENING and int(port, 16) == gateway.admin_port:
+                ends.append(address)
+    assert ends == [LOOPBACK]
+
+
+def test_s33_only_the_key_opens_the_api(gateway: Gateway) -> None:
+    url = f"{gateway.admin_url}/api/publish"
+    body = {"channel": "open:1", "data": 1}
+    assert ask(url, body, X_API_Key=KEY)[::2] == (200, {"result": {}})
+    for headers in (
+        {},
+        {"X_API_Key": ""},
+        {"X_API_Key": KEY + " x"},
+        {"X_API_Key": KEY[:-1]},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": f"Bearer {make_token()}"},
+        {"Cookie": f"X-API-Key={KEY}"},
+    ):
+        status, answered, said = ask(url, body, **headers)
+        assert (status, answered["www-authenticate"]) == (401, "Bearer")
+        assert said["error"]["code"] == 101
+    assert ask(f"{url}?api_key={KEY}", body)[0] == 401
+
+
+def test_s33_a_page_of_another_origin_is_refused_even_with_the_key(gateway: Gateway) -> None:
+    url = f"{gateway.admin_url}/api/publish"
+    for origin in ("http://evil.example", "null", gateway.ws_url.replace("ws:", "http:").removesuffix("/ws")):
+        status, answered, _ = ask(url, {"channel": "open:1", "data": 1}, X_API_Key=KEY, Origin=origin)
+        assert status == 403
+        assert not [name for name in answered if name.startswith("access-control-")]
+
+
+def test_s33_keys_are_compared_as_digests_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the comparison takes depends on no byte and no length of what was shown."""
+    compared: list[tuple[bytes, bytes]] = []
+    compare = api.hmac.compare_digest  # type: ignore[attr-defined]
+
+    def note(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return bool(compare(one, other))
+
+    monkeypatch.setattr(api.hmac, "compare_digest", note)  # type: ignore[attr-defined]
+    key = api.ApiKey(KEY)
+    shown = ["", "x", KEY[:-1], KEY, KEY + "x", "x" * 10_000]
+    assert [key.is_shown(Headers({"x-api-key": text})) for text in shown] == [text == KEY for text in shown]
+    assert len(compared) == len(shown)
+    assert {len(digest) for pair in compared for digest in pair} == {32}
+    assert not [digest for pair in compared for digest in pair if KEY.encode() in digest]
+
+
+def test_readiness_says_which_shard_hangs_and_hangs_itself_never(gateway: Gateway) -> None:
+    """On both ports; whoever asks a shard that answers is told of the one that does not."""
+    pid = shard_pid(gateway, 1)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        url = f"{gateway.admin_url}/readyz"
+        wait_until("it is not ready", lambda: ask(url)[0] == 503, LIMIT_S)
+        status, _, said = ask(url)
+        assert (status, said["ready"]) == (503, False)
+        assert any("1" in reason for reason in said["why"])
+        assert ask(f"{gateway.admin_url}/healthz")[0] == 503
+        assert scrape(gateway)['wsgate_beat_age_seconds{process="shard-1"}'] > 0
+        # The keeper lets nobody into the queue of a shard that is silent.
+        wait_until("the client port says so too", lambda: client_port_status(gateway) == 503, LIMIT_S)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until("it is ready again", lambda: ask(url)[0] == 200, LIMIT_S)
+    wait_until("the client port too", lambda: client_port_status(gateway) == 200, LIMIT_S)
+
+
+def client_port_status(gateway: Gateway) -> int:
+    """0: it fell into the queue of the shard that is stopped, where it waits; ask again."""
+    with contextlib.suppress(TimeoutError), RawClient(gateway, limit_s=2.0) as client:
+        return client.ask(b"GET /readyz HTTP/1.1\r\nHost: gate.example\r\n\r\n").status
+    return 0
+
+
+def test_o7_no_name_that_a_stranger_makes_up_becomes_a_label(gateway: Gateway) -> None:
+    before = set(scrape(gateway))
+    group = ControlGroup(gateway)
+    group.start()
+    group.is_answered()
+    for number in range(30):
+        name = f"made-up-{number}"
+        head = request(f"/{name}?{name}={name}", headers=[(name, name), ("Origin", f"http://{name}")])
+        with RawClient(gateway) as client:
+            client.ask(head)
+        with RawClient(gateway) as client:
+            client.ask(request(headers=[bearer(make_token(name))]))
+            client.say(op=name, id=1, ch=name)
+            client.say(op="sub", id=2, ch=f"{name}:1")
+            client.say(op="sub", id=3, ch=f"open:{name}")
+            client.hear_answer(3)
+        for path in (f"/{name}", f"/api/{name}", f"/metrics?{name}={name}"):
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(gateway.admin_url + path, timeout=LIMIT_S).close()
+    group.is_answered()
+    group.leave()
+    after = scrape(gateway)
+    assert set(after) == before
+    assert not [name for name in after if "made-up" in name]
+
+
+def test_what_it_is_sent_leaves_it_and_its_log_alone(gateway: Gateway) -> None:
+    """Heads and bodies that confuse parsers: an answer or the end, never a traceback."""
+    key = f"Host: x\r\nX-API-Key: {KEY}\r\nConnection: close\r\n".encode()
+    post = b"POST /api/publish HTTP/1.1\r\n" + key
+    pid = gateway.children()["wsgate-admin"]
+    for sent in (
+        post + b"Content-Length: " + b"9" * 5000 + b"\r\nExpect: 100-continue\r\n\r\n",
+        post + b"Content-Length: -1\r\n\r\n",
+        post + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        post + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        post + b"Transfer-Encoding: gzip\r\n\r\n",
+        post + b"Origin: http://[::1\r\nContent-Length: 2\r\n\r\n{}",
+        post + b"Origin: http://x:99999999\r\nContent-Length: 2\r\n\r\n{}",
+        post + b"Origin: http://\xe2\x84\x80\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /api/%ff%00 HTTP/1.1\r\n" + key + b"\r\n",
+        b"GET /%2e%2e/%00 HTTP/1.1\r\n" + key + b"\r\n",
+        b"GET http://evil.example/metrics HTTP/1.1\r\n" + key + b"\r\n",
+        b"OPTIONS * HTTP/1.1\r\n" + key + b"\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\n" + key + b"\r\n",
+        b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text; version=\xff;q=x,;;\r\n"
+        + key
+        + b"\r\n",
+        b"G\xffT / HTTP/1.1\r\n" + key + b"\r\n",
+        b"\x16\x03\x01\x00\x00\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", gateway.admin_port), LIMIT_S) as peer:
+            peer.sendall(sent)
+            peer.shutdown(socket.SHUT_WR)
+            answer = bytearray()
+            with contextlib.suppress(ConnectionResetError):
+                while data := peer.recv(1 << 16):
+                    answer += data
+            assert b"Traceback" not in answer
+            assert not answer.startswith(b"HTTP/1.1 5")
+    assert ask(f"{gateway.admin_url}/healthz")[0] == 200
+    assert gateway.children()["wsgate-admin"] == pid
+    assert not [line for line in gateway.lines if "Traceback" in line or "request_failed" in line]
