@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import pytest
 from starlette.datastructures import Headers
@@ -85,7 +86,7 @@ def test_s33_only_the_key_opens_the_api(gateway: Gateway) -> None:
         status, answered, said = ask(url, body, **headers)
         assert (status, answered["www-authenticate"]) == (401, "Bearer")
         assert said["error"]["code"] == 101
-    assert ask(f"{url}?api_key={KEY}", body)[0] == 401
+    assert ask(f"{url}?api_key={quote(KEY)}", body)[0] == 401
 
 
 def test_s33_a_page_of_another_origin_is_refused_even_with_the_key(gateway: Gateway) -> None:
