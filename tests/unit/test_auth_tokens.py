@@ -13,8 +13,9 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -233,6 +234,55 @@ def test_s18_a_stronger_hash_of_the_same_secret_is_refused(alg: str) -> None:
 @pytest.mark.parametrize("secret", [b"", b"\0", b"secret", SECRET[:-1], SECRET + b"0"])
 def test_s18_an_empty_or_other_secret_is_refused(secret: bytes) -> None:
     assert fault(forge({"alg": "HS256"}, CLAIMS, secret)) == "bad_signature"
+
+
+@pytest.mark.parametrize("name", ["jwk", "jku", "x5u", "x5c", "x5t", "x5t#S256", "key", "typ", "cty", "zip"])
+def test_s18_a_key_that_a_token_brings_or_points_to_is_no_key(name: str) -> None:
+    """Nothing is fetched and nothing is taken from a header: it counts as if it were not there."""
+    own = rsa.generate_private_key(65537, 2048)
+    brought = {
+        "jwk": json.loads(RSAAlgorithm.to_jwk(own.public_key(), as_dict=False)),
+        "x5c": [pem(own.public_key())],
+    }
+    header = {name: brought.get(name, "http://127.0.0.1:1/keys.json")}
+    judge = verifier(make_key(None, "RS256", public_key=pem(RSA.public_key())))
+    assert fault(jwt.encode(CLAIMS, own, "RS256", headers=header), judge) == "bad_signature"
+    signed = jwt.encode(CLAIMS, RSA, "RS256", headers=header)
+    assert judge.verify_connection(signed, now_s=NOW).user == "42"
+
+
+SIGNERS: dict[str, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey] = {
+    "RS256": RSA,
+    "ES256": P256,
+    "EdDSA": ED25519,
+}
+
+
+@pytest.mark.parametrize("signature", [b"", b"\0", bytes(64), bytes(256), b"\xff" * 64, bytes(31) + b"\1"])
+@pytest.mark.parametrize("algorithm", SIGNERS)
+def test_s18_a_degenerate_signature_is_refused(algorithm: str, signature: bytes) -> None:
+    """Zeros pass for a signature where nobody checks that they are in range (CVE-2022-21449)."""
+    judge = verifier(make_key(None, algorithm, public_key=pem(SIGNERS[algorithm].public_key())))
+    signed = encoded(text({"alg": algorithm})) + b"." + encoded(text(CLAIMS))
+    assert fault(signed + b"." + encoded(signature), judge) == "bad_signature"
+
+
+def test_s18_a_signature_by_the_right_key_in_another_scheme_is_refused() -> None:
+    signed = encoded(text({"alg": "RS256"})) + b"." + encoded(text(CLAIMS))
+    pss = padding.PSS(padding.MGF1(SHA256()), padding.PSS.DIGEST_LENGTH)
+    judge = verifier(make_key(None, "RS256", public_key=pem(RSA.public_key())))
+    assert fault(signed + b"." + encoded(RSA.sign(signed, pss, SHA256())), judge) == "bad_signature"
+    weaker = RSA.sign(signed, padding.PKCS1v15(), SHA1())
+    assert fault(signed + b"." + encoded(weaker), judge) == "bad_signature"
+    # RFC 7518 section 3.4: the two numbers one behind the other, not in DER.
+    signed = encoded(text({"alg": "ES256"})) + b"." + encoded(text(CLAIMS))
+    judge = verifier(make_key(None, "ES256", public_key=pem(P256.public_key())))
+    assert fault(signed + b"." + encoded(P256.sign(signed, ec.ECDSA(SHA256()))), judge) == "bad_signature"
+
+
+def test_s18_a_signature_of_another_token_is_refused() -> None:
+    one, other = sign(CLAIMS), sign({**CLAIMS, "sub": "43"})
+    assert fault(one.rpartition(".")[0] + "." + other.rpartition(".")[2]) == "bad_signature"
 
 
 @pytest.mark.parametrize("crit", [["b64"], ["exp"], [], None, "b64", 0, {}, [[]]])
