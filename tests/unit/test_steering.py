@@ -1,5 +1,6 @@
 """The program in the kernel that deals connections out: run here, instruction by instruction, and there."""
 
+import errno
 import random
 import socket
 import struct
@@ -8,7 +9,7 @@ from collections import Counter
 import pytest
 
 from wsgate.errors import SettingsError
-from wsgate.node.listeners import open_group, refuse_waiting, steer, steering_program
+from wsgate.node.listeners import open_group, refuse_waiting, steer, steering_program, when_free
 from wsgate.reactor import ListenerOptions
 
 DEALS = 4_000
@@ -107,3 +108,45 @@ def test_who_waits_where_nobody_serves_is_answered_503() -> None:
         assert refuse_waiting(group[0]) == 0
     finally:
         group[0].close()
+
+
+def test_a_port_that_becomes_free_is_taken() -> None:
+    tries = iter([OSError(errno.EADDRINUSE, "in use")] * 3)
+
+    def open_it() -> str:
+        for error in tries:
+            raise error
+        return "open"
+
+    assert when_free(open_it, within_s=60) == "open"
+
+
+def test_only_a_port_in_use_is_waited_for_and_not_for_ever() -> None:
+    def refuse(number: int) -> None:
+        raise OSError(number, "refused")
+
+    with pytest.raises(PermissionError):
+        when_free(lambda: refuse(errno.EACCES), within_s=60)
+    with pytest.raises(OSError, match="refused"):
+        when_free(lambda: refuse(errno.EADDRINUSE), within_s=0.1)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_what_is_no_host_is_refused_with_its_setting(host: str) -> None:
+    with pytest.raises(SettingsError, match=host):
+        open_group(host, 0, 1, QUICK)
+
+
+def test_a_group_on_ipv6_has_one_port_as_well() -> None:
+    group = open_group("::1", 0, 3, QUICK)
+    try:
+        assert len({listener.getsockname()[1] for listener in group}) == 1
+        steer(group[0], [0, 1, 0])
+        clients = [socket.create_connection(group[0].getsockname()[:2]) for _ in range(20)]
+        counts = waiting(group)
+        for client in clients:
+            client.close()
+        assert counts == [0, 20, 0]
+    finally:
+        for listener in group:
+            listener.close()

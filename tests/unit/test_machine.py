@@ -1,0 +1,90 @@
+"""What the machine lets us have, read from files that are made up here."""
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from wsgate.node import machine
+from wsgate.node.machine import cpu_quota, raise_descriptor_limit, usable_cores
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def quota(root: Path, membership: str) -> float:
+    write(root / "membership", membership)
+    return cpu_quota(root / "membership", root / "groups")
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [
+        ("max 100000\n", 0),
+        ("150000 100000\n", 1.5),
+        ("50000 100000\n", 0.5),
+        ("nonsense\n", 0),
+        ("1 0\n", 0),
+        ("", 0),
+    ],
+)
+def test_the_quota_of_a_version_2_group_is_read(tmp_path: Path, text: str, cores: float) -> None:
+    write(tmp_path / "groups/app/cpu.max", text)
+    assert quota(tmp_path, "0::/app\n") == cores
+
+
+def test_a_container_that_sees_its_group_as_the_root(tmp_path: Path) -> None:
+    write(tmp_path / "groups/cpu.max", "200000 100000\n")
+    assert quota(tmp_path, "0::/\n") == 2
+    assert quota(tmp_path, "0::/../outside/what/is/seen\n") == 2
+
+
+def test_the_tightest_group_around_it_holds(tmp_path: Path) -> None:
+    write(tmp_path / "groups/system.slice/cpu.max", "300000 100000\n")
+    write(tmp_path / "groups/system.slice/wsgate.service/cpu.max", "max 100000\n")
+    assert quota(tmp_path, "0::/system.slice/wsgate.service\n") == 3
+    write(tmp_path / "groups/system.slice/wsgate.service/cpu.max", "100000 100000\n")
+    assert quota(tmp_path, "0::/system.slice/wsgate.service\n") == 1
+
+
+@pytest.mark.parametrize("mount", ["cpu,cpuacct", "cpu"])
+def test_the_quota_of_a_version_1_group_is_read(tmp_path: Path, mount: str) -> None:
+    write(tmp_path / f"groups/{mount}/docker/x/cpu.cfs_quota_us", "250000\n")
+    write(tmp_path / f"groups/{mount}/docker/x/cpu.cfs_period_us", "100000\n")
+    rows = "12:cpuset:/elsewhere\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/docker/x\n0::/\n"
+    assert quota(tmp_path, rows) == 2.5
+    write(tmp_path / f"groups/{mount}/docker/x/cpu.cfs_quota_us", "-1\n")
+    assert quota(tmp_path, rows) == 0
+
+
+def test_a_group_for_processor_sets_is_none_for_quotas(tmp_path: Path) -> None:
+    write(tmp_path / "groups/cpuset/x/cpu.max", "100000 100000\n")
+    assert quota(tmp_path, "12:cpuset:/x\n") == 0
+
+
+def test_no_groups_are_no_limit(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "none", tmp_path) == 0
+    assert quota(tmp_path, "not a row\n") == 0
+
+
+@pytest.mark.parametrize(("paid", "cores"), [(0.0, 4), (0.2, 1), (1.0, 1), (1.5, 2), (3.0, 3), (64.0, 4)])
+def test_cores_are_what_we_may_run_on_and_pay_for(
+    monkeypatch: pytest.MonkeyPatch, paid: float, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(machine, "cpu_quota", lambda membership, root: paid)
+    assert usable_cores() == cores
+
+
+def test_the_limit_of_descriptors_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append(pair))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1_024, 20_000))
+    assert raise_descriptor_limit() == 20_000
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1_024, resource.RLIM_INFINITY))
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    assert raise_descriptor_limit() == most > 0
+    assert limits == [(20_000, 20_000), (most, most)]

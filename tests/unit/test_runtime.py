@@ -1,0 +1,213 @@
+"""The runtime directory: who may see it, what is left in it, who is found by it; and the manager's socket."""
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wsgate.errors import SettingsError
+from wsgate.node.embedded_bus import EmbeddedBus, find_server
+from wsgate.node.notify import notify
+from wsgate.node.runtime import (
+    RunningGateway,
+    lock_file,
+    lock_port,
+    running_gateways,
+    runtime_directory,
+    url_host,
+)
+
+
+def gateway(port: int = 8000, pid: int | None = None) -> RunningGateway:
+    return RunningGateway(
+        pid=os.getpid() if pid is None else pid,
+        node="node-1",
+        port=port,
+        url=f"ws://127.0.0.1:{port}/ws",
+        admin_port=9000,
+        bus_url="unix:///x",
+        prefix="wsgate",
+        secret="s3cret",
+    )
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# --- the directory ------------------------------------------------------------------------------------
+
+
+def test_it_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    made = runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert made == tmp_path / "wsgate" and mode(made) == 0o700
+    assert runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)}) == made
+
+
+def test_the_managers_directory_comes_first_and_of_several_the_first(tmp_path: Path) -> None:
+    environ = {"RUNTIME_DIRECTORY": f"{tmp_path}/a:{tmp_path}/b", "XDG_RUNTIME_DIR": str(tmp_path)}
+    assert runtime_directory(environ) == tmp_path / "a"
+
+
+def test_without_either_it_is_below_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert runtime_directory({}) == tmp_path / f"wsgate-{os.getuid()}"
+
+
+@pytest.mark.parametrize("permissions", [0o770, 0o707, 0o777])
+def test_one_that_others_may_write_to_is_refused(tmp_path: Path, permissions: int) -> None:
+    directory = tmp_path / "open"
+    directory.mkdir()
+    directory.chmod(permissions)
+    with pytest.raises(SettingsError, match="nobody else may write to"):
+        runtime_directory({"RUNTIME_DIRECTORY": str(directory)})
+
+
+def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "wsgate").symlink_to(tmp_path / "real")
+    with pytest.raises(SettingsError, match="a directory of yours"):
+        runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)})
+
+
+def test_one_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(SettingsError, match="a directory of yours"):
+        runtime_directory({"RUNTIME_DIRECTORY": str(tmp_path)})
+
+
+def test_a_place_where_none_can_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=f"runtime directory {tmp_path}/file/wsgate: "):
+        runtime_directory({"XDG_RUNTIME_DIR": f"{tmp_path}/file"})
+
+
+# --- what is left in it -------------------------------------------------------------------------------
+
+
+def test_what_a_gateway_leaves_is_for_its_owner_and_found_again(tmp_path: Path) -> None:
+    file = gateway().write(tmp_path)
+    assert mode(file) == 0o600
+    assert running_gateways(tmp_path) == [gateway()]
+    assert list(tmp_path.iterdir()) == [file]  # no draft
+
+
+def test_a_secret_is_in_no_representation() -> None:
+    assert "s3cret" not in repr(gateway())
+
+
+def test_a_gateway_that_is_gone_is_not_found(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gateway(8001, pid=ended.pid).write(tmp_path)
+    (tmp_path / "gateway-8002.json").write_text("half a")
+    (tmp_path / "gateway-8003.json").write_text(json.dumps({"pid": os.getpid(), "of": "another version"}))
+    assert running_gateways(tmp_path) == []
+
+
+def test_a_port_is_locked_once(tmp_path: Path) -> None:
+    held = lock_port(tmp_path, 8000)
+    assert held is not None
+    try:
+        assert lock_port(tmp_path, 8000) is None
+        other = lock_port(tmp_path, 8001)
+        assert other is not None
+        os.close(other)
+        assert mode(lock_file(tmp_path, 8000)) == 0o600
+        assert not os.get_inheritable(held)
+    finally:
+        os.close(held)
+    again = lock_port(tmp_path, 8000)
+    assert again is not None
+    os.close(again)
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [
+        ("0.0.0.0", "127.0.0.1"),
+        ("", "127.0.0.1"),
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+        ("2001:db8::7", "[2001:db8::7]"),
+        ("10.1.2.3", "10.1.2.3"),
+        ("gateway.internal", "gateway.internal"),
+    ],
+)
+def test_a_host_is_named_in_a_url(host: str, named: str) -> None:
+    assert url_host(host) == named
+
+
+# --- the private bus ----------------------------------------------------------------------------------
+
+
+def test_a_server_is_looked_for_on_the_path_and_then_among_our_packages(tmp_path: Path) -> None:
+    carried = find_server({"PATH": str(tmp_path)})
+    assert Path(carried).name == "valkey-server" and os.access(carried, os.X_OK)
+    for name in ("redis-server", "valkey-server"):  # the one is taken, the other preferred
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+        assert find_server({"PATH": str(tmp_path)}) == str(tmp_path / name)
+
+
+def test_too_long_a_path_for_a_socket_is_said_before_the_start(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 100)
+    directory.mkdir(mode=0o700)
+    with pytest.raises(SettingsError, match="too long a path for a Unix socket"):
+        EmbeddedBus(directory, 8000, os.environ)
+
+
+def test_its_last_words_are_the_end_of_its_log_and_it_leaves_nothing(tmp_path: Path) -> None:
+    bus = EmbeddedBus(tmp_path, 8000, os.environ)
+    assert bus.last_words() == ""
+    lines = [f"line {number}" for number in range(1_000)]
+    (tmp_path / "8000/bus.log").write_text("\n".join(lines) + "\n\xff")
+    assert bus.last_words().startswith("line 997\nline 998\nline 999\n")
+    assert not bus.is_up()
+    bus.clean()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what the service manager hears -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def manager(address: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(address)
+        channel.settimeout(10)
+        yield channel
+
+
+def test_the_manager_hears_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with manager(f"{tmp_path}/notify") as channel:
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
+        notify("READY=1")
+        notify("WATCHDOG=1")
+        assert [channel.recv(100), channel.recv(100)] == [b"READY=1", b"WATCHDOG=1"]
+
+
+def test_the_managers_address_may_have_no_place_in_the_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"wsgate-test-{os.getpid()}"
+    with manager(f"\0{name}") as channel:
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        notify("STOPPING=1")
+        assert channel.recv(100) == b"STOPPING=1"
+
+
+def test_a_manager_that_is_away_or_not_there_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/nobody")
+    notify("READY=1")
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    notify("READY=1")
