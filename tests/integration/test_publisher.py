@@ -377,6 +377,7 @@ def test_answers_that_came_before_the_end_count(no_pause: None) -> None:
 
 def test_a_bus_that_never_answers_holds_nobody_longer_than_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "WRITE_COMMANDS", 10)
+    monkeypatch.setattr(publisher, "STEADY_S", 0.0)
 
     async def main() -> None:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
@@ -397,7 +398,10 @@ def test_a_bus_that_never_answers_holds_nobody_longer_than_its_time(monkeypatch:
     run(main())
 
 
-def test_a_bus_that_does_not_read_bounds_what_waits() -> None:
+def test_a_bus_that_does_not_read_bounds_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "STEADY_S", 0.0)
+    accepted: list[int] = []
+
     async def main() -> None:
         listener = await asyncio.start_server(greet_and_stall, "127.0.0.1", 0)
         async with listener:
@@ -412,11 +416,13 @@ def test_a_bus_that_does_not_read_bounds_what_waits() -> None:
                 await until("answered", lambda: asked.is_done)
                 # What never left our memory for the connection is known not to have been published.
                 assert asked.counted["down"] > 0 and asked.counted["unknown"] > 0
+                assert len(accepted) == 1  # nobody waits for another attempt after that
         greeted.set()
 
     greeted = asyncio.Event()
 
     async def greet_and_stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(1)
         await reader.readuntil(b"PING\r\n")
         writer.write(b"+PONG\r\n")
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -493,6 +499,18 @@ def test_who_answers_more_than_was_asked_is_cut_off(no_pause: None) -> None:
     run(main())
 
 
+def test_what_was_not_sent_when_the_connection_was_lost_is_sent_on_the_next(no_pause: None) -> None:
+    async def main() -> None:
+        async with fake_bus() as bus, speaking(bus.address) as asked:
+            assert await asked.say() == ""
+            assert asked.publisher._connection is not None
+            asked.publisher._connection.abort("lost")
+            assert await asked.say() == ""  # accepted before that was known
+            assert bus.accepted == 2
+
+    run(main())
+
+
 def test_a_connection_closed_while_it_rested_costs_no_publish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "STEADY_S", 0.0)
 
@@ -523,7 +541,7 @@ def test_a_resting_connection_is_asked_whether_it_lives(
             assert await asked.say() == ""
             await until("asked", lambda: len(bus.said(b"PING")) >= 3)
             is_mute = True
-            await until("left", lambda: not bus.talks)
+            await until("left", lambda: asked.publisher._connection is None)
             assert await asked.say() == ""  # it did not have to find out
 
     run(main())

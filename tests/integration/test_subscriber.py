@@ -14,7 +14,7 @@ import uvloop
 
 from tests.support.fake_bus import Answer, FakeBus, Talk, bulk, fake_bus, message, until
 from tests.support.valkey import Valkey, running_valkey
-from wsgate.bus import BusAddress, Subscriber, parse_address, subscriber
+from wsgate.bus import BusAddress, Subscriber, connection, parse_address, subscriber
 from wsgate.bus.connection import PASS_REPLIES, UNREAD_LIMIT_BYTES
 from wsgate.bus.subscriber import SubscriberOptions
 
@@ -227,14 +227,13 @@ def test_a_stopped_server_is_noticed_by_its_silence_r7(valkey: Valkey) -> None:
     run(main())
 
 
-def test_a_resting_connection_that_answers_pings_stays(valkey: Valkey) -> None:
+def test_a_resting_connection_that_answers_pings_stays() -> None:
     async def main() -> None:
         options = replace(SHORT, reply_timeout_s=20, ping_interval_s=0.01)
-        async with hearing(parse_address(valkey.url), options=options) as heard:
-            await until("up", lambda: heard.ups)
-            for _ in range(30):
-                await asyncio.sleep(0.01)
-            assert (heard.ups, heard.downs) == (1, 0)
+        for names in ([], [b"news"]):  # PING is answered in two ways
+            async with fake_bus() as bus, hearing(bus.address, *names, options=options) as heard:
+                await until("asked", lambda: len(bus.said(b"PING")) >= 10)
+                assert (heard.ups, heard.downs) == (1, 0)
 
     run(main())
 
@@ -528,8 +527,8 @@ def test_a_flood_is_taken_in_passes_and_not_held() -> None:
     async def main() -> None:
         async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
             await until("confirmed", lambda: heard.confirmed)
-            connection = heard.subscriber._connection
-            assert connection is not None
+            held_by = heard.subscriber._connection
+            assert held_by is not None
             sizes: list[int] = []
             pass_bytes: list[int] = []
             hand_over = heard.on_pass
@@ -537,7 +536,7 @@ def test_a_flood_is_taken_in_passes_and_not_held() -> None:
 
             def on_pass() -> None:
                 nonlocal seen
-                sizes.append(connection.held_bytes)
+                sizes.append(held_by.held_bytes)
                 new = heard.messages[seen:]
                 seen = len(heard.messages)
                 pass_bytes.append(sum(len(payload or b"") for _, payload in new))
@@ -551,6 +550,21 @@ def test_a_flood_is_taken_in_passes_and_not_held() -> None:
             assert max(pass_bytes) <= 1024 * 1024
             # Two reads of uvloop's, one unfinished reply, and room to the next power of two.
             assert max(sizes) <= 4 * (UNREAD_LIMIT_BYTES + 256_000)
+
+    run(main())
+
+
+def test_a_pass_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    clock = type("Clock", (), {"monotonic": staticmethod(lambda: next(ticks) / 1000)})
+    monkeypatch.setattr(connection, "time", clock)  # a ms goes by between two looks at it
+
+    async def main() -> None:
+        async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
+            await until("confirmed", lambda: heard.confirmed)
+            bus.talks[0].writer.write(message(PREFIX + b"news", b"1") * 1_000)
+            await until("heard", lambda: len(heard.messages) == 1_000)
+            assert max(heard.passes) <= 3 * connection.STEP_REPLIES
 
     run(main())
 

@@ -28,8 +28,6 @@ STEP_REPLIES: Final = 16
 UNREAD_LIMIT_BYTES: Final = 256 * 1024
 """Received and not handed up, above which the socket is not read; with one more read on top this keeps
 a pass below 1 MiB. Replies, bytes and time are the reactor's budget too."""
-GREETING_REPLIES: Final = 4
-"""Replies that may wait while greeting: there is one answer for each question, and one complaint."""
 
 Reply = tuple[int, bytes, bytes | None]
 """`(kind, name or text, payload)` as `wsgate.bus.push` makes them."""
@@ -79,6 +77,11 @@ class Connection(asyncio.Protocol):
     def held_bytes(self) -> int:
         """What waits here to be handed up, and room kept for it."""
         return self._reader.buffered
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what is written may still arrive."""
+        return self._transport is not None and not self._is_broken
 
     def start(self, owner: Owner) -> None:
         """Hand everything that comes from now on to its owner; once, after the greeting."""
@@ -182,8 +185,6 @@ class Connection(asyncio.Protocol):
         if self._owner is not None:
             return self._owner.hand_up(replies)
         self._answers.extend(replies)
-        if len(self._answers) > GREETING_REPLIES:
-            self.abort("the bus says what it was not asked")
         if self._answers and self._answered is not None and not self._answered.done():
             self._answered.set_result(None)
         return len(replies)

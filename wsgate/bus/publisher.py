@@ -121,14 +121,11 @@ class Publisher:
 
     async def run(self) -> None:
         """Connect when there is something to say, send and hear answers; until cancelled. Then `close`."""
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                if self._waiting:
-                    await self._session()
-        finally:
-            self._fail("down")
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._waiting:
+                await self._session()
 
     async def close(self) -> None:
         """Fail what still waits as `down`; to be called when `run` has ended."""
@@ -229,7 +226,7 @@ class Publisher:
     def _write(self) -> None:
         self._is_write_scheduled = False
         connection = self._connection
-        if connection is None or self._is_leaving or not connection.is_writable:
+        if connection is None or self._is_leaving or not (connection.is_open and connection.is_writable):
             return
         parts: list[bytes] = []
         now_s, size = self._loop.time(), 0

@@ -193,7 +193,8 @@ class Subscriber:
             due_s = pinged_s + options.reply_timeout_s if is_pinged else heard_s + options.ping_interval_s
             if self._unanswered:
                 due_s = min(due_s, self._progress_s + options.reply_timeout_s)
-            wait_s = SECOND_LOOK_S if fault else max(due_s - now_s, 0) + 0.001
+            # What is asked and answered meanwhile makes another moment the next one.
+            wait_s = SECOND_LOOK_S if fault else min(max(due_s - now_s, 0) + 0.001, options.ping_interval_s)
             await asyncio.wait((connection.closed,), timeout=wait_s)
 
     # --- Connection's owner ---------------------------------------------------------------------------
