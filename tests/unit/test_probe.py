@@ -1,0 +1,101 @@
+"""The probe: what comes back makes the shard ready, what does not makes both connections new."""
+
+from collections.abc import Callable
+from typing import cast
+
+from wsgate.bus import Publisher, Subscriber
+from wsgate.shard.probe import TIMEOUT_MS, Probe
+
+NAME = b"wsgate:probe:n:0"
+
+
+class Ends:
+    """Both ends of a bus, and what they were told."""
+
+    def __init__(self) -> None:
+        self.is_up = True
+        self.subscribed: list[bytes] = []
+        self.sent: list[tuple[bytes, bytes, Callable[[str], None]]] = []
+        self.renewed: list[str] = []
+        self.echoes: list[tuple[int, int]] = []
+        self.now_ns = 10**12
+        self.probe = Probe(
+            NAME, cast(Publisher, self), cast(Subscriber, self), 1_000, lambda *echo: self.echoes.append(echo)
+        )
+
+    def subscribe_control(self, name: bytes) -> None:
+        self.subscribed.append(name)
+
+    def publish(self, name: bytes, data: bytes, done: Callable[[str], None]) -> None:
+        self.sent.append((name, data, done))
+
+    def renew(self, why: str) -> None:
+        self.renewed.append(why)
+
+    def check_after(self, ms: int) -> None:
+        """Its interval is over, so long after the last one was sent."""
+        assert self.probe._sent is not None
+        self.probe.check(self.probe._sent[1] + ms * 1_000_000)
+
+
+def test_an_echo_says_how_long_it_took_and_when_the_next_is_due() -> None:
+    ends = Ends()
+    ends.probe.on_up()
+    assert ends.subscribed == [NAME]
+    [(name, data, done)] = ends.sent
+    done("")
+    ends.probe.on_control(name, b"another")
+    ends.probe.on_control(b"another", data)
+    assert ends.echoes == []
+    ends.probe.on_control(name, data)
+    ends.probe.on_control(name, data)  # of no use twice
+    [(took_us, due_ms)] = ends.echoes
+    assert took_us >= 0 and due_ms > TIMEOUT_MS
+
+
+def test_one_that_is_under_way_has_its_time_before_the_next_goes() -> None:
+    ends = Ends()
+    ends.probe.on_up()
+    ends.sent[0][2]("")
+    ends.check_after(TIMEOUT_MS - 1)
+    assert len(ends.sent) == 1 and ends.renewed == []
+    ends.probe.on_control(NAME, ends.sent[0][1])  # late is not lost
+    assert len(ends.echoes) == 1
+
+
+def test_one_that_the_bus_took_and_did_not_bring_makes_both_ends_new() -> None:
+    ends = Ends()
+    ends.probe.on_up()
+    ends.sent[0][2]("")
+    ends.check_after(TIMEOUT_MS)
+    assert len(ends.renewed) == 2
+    ends.probe.on_up()
+    assert len(ends.sent) == 2
+
+
+def test_one_that_the_bus_did_not_take_is_followed_by_another() -> None:
+    ends = Ends()
+    for outcome in ("down", "unknown", "full", "refused"):
+        ends.probe.on_up()
+        ends.sent[-1][2](outcome)
+        sent = len(ends.sent)
+        ends.probe.check(0)
+        assert len(ends.sent) == sent + 1
+    ends.check_after(TIMEOUT_MS)  # nobody knows yet whether this one was taken
+    assert ends.renewed == []
+
+
+def test_an_outcome_of_an_earlier_one_says_nothing_about_this_one() -> None:
+    ends = Ends()
+    ends.probe.on_up()
+    ends.probe.on_up()
+    ends.sent[0][2]("")
+    ends.check_after(TIMEOUT_MS)
+    assert ends.renewed == []
+
+
+def test_nothing_is_sent_while_nobody_hears() -> None:
+    ends = Ends()
+    ends.is_up = False
+    ends.probe.check(0)
+    assert ends.sent == []
