@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from wsgate.bus import Publisher, Subscriber
@@ -21,8 +20,6 @@ __all__ = ["Probe"]
 
 TIMEOUT_MS = 5_000
 """How long a probe may be under way before the bus counts as not delivering."""
-RETRY_S = 0.5
-"""After one that could not be published: a bus that is back is not waited for longer than that."""
 AGAIN_S = 1.0
 """After a probe the bus did not take: it says nothing of a bus that is back a moment later."""
 
@@ -51,8 +48,7 @@ class Probe:
         self._echoed = echoed
         self._sent: tuple[bytes, int] | None = None  # what is under way, and since when, in ns
         self._is_accepted = False  # the bus has said that it has it
-        self._has_failed = asyncio.Event()  # the last one could not be published
-        self._is_refused = asyncio.Event()
+        self._is_refused = asyncio.Event()  # the last one could not be published
         self._number = 0
 
     def on_up(self) -> None:
@@ -79,7 +75,6 @@ class Probe:
             self._is_accepted = not outcome
             if outcome:
                 self._sent = None  # it will not come back: the next one may go
-                self._has_failed.set()
                 self._is_refused.set()
 
     def check(self, now_ns: int) -> None:
