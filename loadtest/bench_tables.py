@@ -66,7 +66,7 @@ _BUDGETS: Final[Budgets] = (
 
 _GATEWAY_ROWS: Final[Rows] = (
     ("idle connection, user memory, B", None, "bytes_per_conn", 0),
-    ("  of it private to one process, B", None, "private_bytes_per_conn", 0),
+    ("  growth of private pages, B", None, "private_bytes_per_conn", 0),
     ("  in its private bus, B", None, "bus_bytes_per_conn", 0),
     ("idle connection, CPython blocks of the shard", None, "allocatedblocks_per_conn", 3),
     ("empty, one shard, MB", None, "empty_mb", 1),
