@@ -1,6 +1,7 @@
 """Children of the keeper: when they are started again, and how they are forked."""
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -155,12 +156,12 @@ def test_a_child_that_fails_never_returns_into_its_parents_code() -> None:
 
 
 def test_a_child_whose_output_is_closed_still_ends_with_its_own_code() -> None:
-    class Closed:
+    class Closed(io.StringIO):
         def flush(self) -> None:
             raise BrokenPipeError
 
     def work() -> int:
-        sys.stdout = Closed()  # type: ignore[assignment]
+        sys.stdout = Closed()
         return 7
 
     assert outcome_of("child", work) == 7
