@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -64,6 +65,7 @@ class RawClient:
     """One TCP connection to the client port; nothing is done for it that it does not do itself."""
 
     def __init__(self, gateway: Gateway, *, receive_buffer_bytes: int = 0, limit_s: float = LIMIT_S) -> None:
+        self._limit_s = limit_s
         self.sock = socket.socket()
         self.sock.settimeout(limit_s)
         if receive_buffer_bytes:
@@ -134,8 +136,10 @@ class RawClient:
 
         Raises:
             EOFError: The stream has ended.
+            TimeoutError: There was none in time, however many pings there were.
         """
-        while True:
+        end_s = time.monotonic() + self._limit_s
+        while time.monotonic() < end_s:
             while not self._frames:
                 self._frames += self._reader.receive_data(self._receive())
             frame = self._frames.pop(0)
@@ -143,6 +147,7 @@ class RawClient:
                 self.sock.sendall(client_frame(PONG, frame.payload))
             elif frame.opcode not in (PING, PONG):
                 return frame
+        raise TimeoutError("nothing but pings")
 
     def hear(self) -> dict[str, Any]:
         """The next message as an object."""
