@@ -298,6 +298,7 @@ def one_connection_too_many(gateway: Gateway) -> Seen:
     raise AssertionError("nobody was refused")
 
 
+HELD: Final = 'wsgate_connections_held{shard="0"}'
 IN_A_CROWD: Final[dict[str, Provocation]] = {
     "refused_handshakes": one_handshake_too_many,
     "refused_connections": one_connection_too_many,
@@ -309,8 +310,12 @@ IN_A_CROWD: Final[dict[str, Provocation]] = {
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     with configured_gateway(tmp_path_factory.mktemp("crowded"), CROWDED) as gateway:
         with besieged(gateway):
-            before = counters_by_reason(fresh_counters(gateway))
-            seen = {reason: provoke(gateway) for reason, provoke in IN_A_CROWD.items()}
+            numbers = fresh_counters(gateway)
+            before, residents = counters_by_reason(numbers), numbers[HELD]
+            seen = {}
+            for reason, provoke in IN_A_CROWD.items():
+                seen[reason] = provoke(gateway)
+                wait_until("the crowd is gone", lambda: scrape(gateway)[HELD] == residents, LIMIT_S)
             after = counters_by_reason(fresh_counters(gateway))
         after.subtract(before)
         yield Outcome(seen, after)

@@ -116,6 +116,7 @@ def test_the_room_offers_these_names() -> None:
         "ChannelGrant",
         "Identity",
         "KeyRing",
+        "Member",
         "OriginPolicy",
         "PermissionTable",
         "Permissions",

@@ -40,6 +40,7 @@ PUBLIC = {
         "ChannelGrant",
         "Identity",
         "KeyRing",
+        "Member",
         "OriginPolicy",
         "PermissionTable",
         "Permissions",
@@ -74,7 +75,7 @@ PUBLIC = {
     },
     "wsgate.errors": {"BackendError", "InternalError", "PeerError", "SettingsError", "WsgateError"},
     "wsgate.log": {"Log", "set_up_logging"},
-    "wsgate.payload": {"BINARY", "JSON", "TEXT", "Payload", "classify", "is_json"},
+    "wsgate.payload": {"BINARY", "JSON", "TEXT", "Payload", "classify", "is_json", "is_text"},
     "wsgate.statistics": {
         "PHASE_DRAINING",
         "PHASE_READY",

@@ -8,7 +8,7 @@ from wsgate.auth.cache import TokenCache
 from wsgate.auth.keys import ALGORITHMS, KeyRing, VerificationKey, make_key
 from wsgate.auth.origins import OriginPolicy
 from wsgate.auth.permissions import NO_PERMISSIONS, Permissions, PermissionTable
-from wsgate.auth.tokens import FAULTS, ChannelGrant, Identity, TokenError, TokenPolicy, Verifier
+from wsgate.auth.tokens import FAULTS, ChannelGrant, Identity, Member, TokenError, TokenPolicy, Verifier
 
 __all__ = [
     "ALGORITHMS",
@@ -17,6 +17,7 @@ __all__ = [
     "ChannelGrant",
     "Identity",
     "KeyRing",
+    "Member",
     "OriginPolicy",
     "PermissionTable",
     "Permissions",

@@ -39,6 +39,7 @@ __all__ = [
     "USER_LIMIT_BYTES",
     "ChannelGrant",
     "Identity",
+    "Member",
     "TokenError",
     "TokenPolicy",
     "Verifier",
@@ -123,19 +124,33 @@ class TokenPolicy:
             raise SettingsError("leeway must not be negative")
 
 
-class Identity(msgspec.Struct, frozen=True, gc=False):
-    """Whose connection this is and what it may do. No garbage collector header: there are many.
+class Member(msgspec.Struct, frozen=True, gc=False):
+    """Whose connection this is and what it may do: all that is kept while it rests.
+
+    No garbage collector header: there are many.
 
     Attributes:
         user: `sub`, 1 to `USER_LIMIT_BYTES` bytes.
         permissions: Shared with every equal set.
-        expires_at_s: `exp` in whole seconds since 1970, rounded down, without leeway; 0: never. With
-            leeway it may lie in the past already.
     """
 
     user: str
     permissions: Permissions
+
+
+class Identity(Member, frozen=True, gc=False):
+    """What a token says: who, and until when.
+
+    Attributes:
+        expires_at_s: `exp` in whole seconds since 1970, rounded down, without leeway; 0: never. With
+            leeway it may lie in the past already.
+    """
+
     expires_at_s: int
+
+    def member(self) -> Member:
+        """The part that is kept: 32 bytes, where this object and its number take 80."""
+        return Member(self.user, self.permissions)
 
 
 class ChannelGrant(msgspec.Struct, frozen=True, gc=False):

@@ -5,7 +5,7 @@ Source: protocols/client/v1/spec.md, "Permissions".
 
 from collections.abc import Callable, Mapping
 
-from wsgate.auth import Identity, Permissions
+from wsgate.auth import Member, Permissions
 from wsgate.bus.names import INBOX_MARK
 from wsgate.shard.options import ANONYMOUS, ChannelRules
 
@@ -36,33 +36,31 @@ class Access:
         rules = None if channel.startswith(INBOX_MARK) else self.rules(channel)
         return rules.max_publish_bytes if rules else self.smallest_max_publish_bytes
 
-    def may_subscribe(
-        self, identity: Identity, channel: str, *, has_channel_token: bool = False
-    ) -> str | None:
+    def may_subscribe(self, member: Member, channel: str, *, has_channel_token: bool = False) -> str | None:
         """None, or the name of the error: `unknown_channel`, `permission_denied`."""
-        if channel in identity.permissions.channels:
+        if channel in member.permissions.channels:
             return None  # it was subscribed on connect, whatever the namespace says
         rules = self.rules(channel)
         if rules is None:
             return "unknown_channel"
         if has_channel_token and rules.subscribe != "nobody":
             return None
-        return _judge(rules.subscribe, identity, Permissions.may_subscribe, channel)
+        return _judge(rules.subscribe, member, Permissions.may_subscribe, channel)
 
-    def may_publish(self, identity: Identity, channel: str) -> str | None:
+    def may_publish(self, member: Member, channel: str) -> str | None:
         """As `may_subscribe`."""
         rules = self.rules(channel)
         if rules is None:
             return "unknown_channel"
-        return _judge(rules.publish, identity, Permissions.may_publish, channel)
+        return _judge(rules.publish, member, Permissions.may_publish, channel)
 
 
 def _judge(
-    level: str, identity: Identity, by_claim: Callable[[Permissions, str], bool], channel: str
+    level: str, member: Member, by_claim: Callable[[Permissions, str], bool], channel: str
 ) -> str | None:
     """Claims add, never remove: what the namespace grants needs no claim."""
-    if level == "anyone" or (level == "authenticated" and identity is not ANONYMOUS):
+    if level == "anyone" or (level == "authenticated" and member is not ANONYMOUS):
         return None
-    if level != "nobody" and by_claim(identity.permissions, channel):
+    if level != "nobody" and by_claim(member.permissions, channel):
         return None
     return "permission_denied"

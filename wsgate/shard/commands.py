@@ -1,6 +1,6 @@
 """What a client's command does: one table from command to handler.
 
-A handler is `(conn, dialect, identity, command)`. It answers through the sessions, later if it waits
+A handler is `(conn, dialect, member, command)`. It answers through the sessions, later if it waits
 for the bus. Who has shown no token yet may say `auth` and `ping`, and nothing else.
 
 Source: protocols/client/v1/spec.md, "Commands".
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from wsgate.auth import Identity, TokenError
+from wsgate.auth import Member, TokenError
 from wsgate.bus import Names, Publication, Publisher, encode_publication
 from wsgate.dialects import BadCommand, Dialect, commands
 from wsgate.payload import Payload
@@ -26,7 +26,7 @@ __all__ = ["Commands"]
 UNDER_WAY_LIMIT: Final = 64
 """Commands of one connection that await the bus, above which it is not read."""
 
-Handler = Callable[[int, Dialect, Identity, Any], None]
+Handler = Callable[[int, Dialect, Member, Any], None]
 
 
 class Commands:
@@ -84,14 +84,14 @@ class Commands:
         sessions.good_message(conn)
         counter, handler = self._handlers[type(command)]
         self._count(counter, 1)
-        identity: Identity | None = self._reactor.meta(conn)
-        if identity is None:
+        member: Member | None = self._reactor.meta(conn)
+        if member is None:
             if type(command) not in (commands.Auth, commands.Ping):
                 channel = getattr(command, "ch", None)
                 sessions.error(conn, dialect, "unauthorized", id=command.id, channel=channel)
                 return
-            identity = ANONYMOUS
-        handler(conn, dialect, identity, command)
+            member = ANONYMOUS
+        handler(conn, dialect, member, command)
 
     def forget(self, conn: int) -> None:
         """The connection is gone."""
@@ -100,8 +100,8 @@ class Commands:
 
     # --- who somebody is ------------------------------------------------------------------------------
 
-    def _auth(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Auth) -> None:
-        if identity is not ANONYMOUS:
+    def _auth(self, conn: int, dialect: Dialect, member: Member, command: commands.Auth) -> None:
+        if member is not ANONYMOUS:
             # A new token comes by `refresh`.
             self._sessions.error(conn, dialect, "bad_request", id=command.id)
             return
@@ -109,7 +109,7 @@ class Commands:
             conn, dialect, command.token, Showing(command.id, command.positions or {})
         )
 
-    def _refresh(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Refresh) -> None:
+    def _refresh(self, conn: int, dialect: Dialect, member: Member, command: commands.Refresh) -> None:
         """A later end for the connection, and the permissions of the new token."""
         sessions = self._sessions
         try:
@@ -117,77 +117,75 @@ class Commands:
         except TokenError:
             sessions.error(conn, dialect, "unauthorized", id=command.id)
             return
-        if fresh.user != identity.user:
+        if fresh.user != member.user:
             sessions.error(conn, dialect, "permission_denied", id=command.id)
             return
-        self._reactor.set_meta(conn, fresh)
+        self._reactor.set_meta(conn, fresh.member())
         sessions.set_expiry(conn, fresh)
         if command.id is not None:
             expires_s = max(0, int(fresh.expires_at_s - time.time())) if fresh.expires_at_s else None
             self._reactor.send(conn, dialect.ok(command.id, expires_s=expires_s), dialect.opcode)
 
-    def _ping(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Ping) -> None:
+    def _ping(self, conn: int, dialect: Dialect, member: Member, command: commands.Ping) -> None:
         self._reactor.send(conn, dialect.pong(command.id), dialect.opcode)
 
     # --- channels -------------------------------------------------------------------------------------
 
-    def _subscribe(
-        self, conn: int, dialect: Dialect, identity: Identity, command: commands.Subscribe
-    ) -> None:
+    def _subscribe(self, conn: int, dialect: Dialect, member: Member, command: commands.Subscribe) -> None:
         sessions = self._sessions
         if command.token is None:
             sessions.subscribe(conn, dialect, command.ch, command.id, position=command.position)
             return
-        name = sessions.name_of(identity, command.ch)
+        name = sessions.name_of(member, command.ch)
         fault = "bad_request" if name is None or name.startswith(b"@") else None
         if fault is None:
-            fault = self._judge_channel_token(identity, command.ch, command.token)
+            fault = self._judge_channel_token(member, command.ch, command.token)
         if fault or name is None:
             sessions.error(conn, dialect, fault or "bad_request", id=command.id, channel=command.ch)
             return
         sessions.join(conn, dialect, name, command.id, position=command.position)
 
-    def _judge_channel_token(self, identity: Identity, channel: str, token: str) -> str | None:
+    def _judge_channel_token(self, member: Member, channel: str, token: str) -> str | None:
         """The error's name, or None: the token opens this channel to this user."""
         try:
-            self._sessions.tokens.channel(token, channel, identity.user, time.time())
+            self._sessions.tokens.channel(token, channel, member.user, time.time())
         except TokenError:
             return "unauthorized"
-        return self._sessions.access.may_subscribe(identity, channel, has_channel_token=True)
+        return self._sessions.access.may_subscribe(member, channel, has_channel_token=True)
 
     def _unsubscribe(
-        self, conn: int, dialect: Dialect, identity: Identity, command: commands.Unsubscribe
+        self, conn: int, dialect: Dialect, member: Member, command: commands.Unsubscribe
     ) -> None:
         """Leave a channel; leaving one that was not held is answered the same: it is not held."""
-        name = self._sessions.name_of(identity, command.ch)
+        name = self._sessions.name_of(member, command.ch)
         if name is None:
             self._sessions.error(conn, dialect, "bad_request", id=command.id, channel=command.ch)
             return
         self._sessions.leave(conn, name)
         self._reactor.send(conn, dialect.unsubscribed(shown(name), command.id), dialect.opcode)
 
-    def _ask(self, conn: int, dialect: Dialect, identity: Identity, command: Any) -> None:
+    def _ask(self, conn: int, dialect: Dialect, member: Member, command: Any) -> None:
         """No channel keeps history or presence: whoever may be there is told so."""
         sessions = self._sessions
-        name = sessions.name_of(identity, command.ch)
+        name = sessions.name_of(member, command.ch)
         fault = "bad_request" if name is None else None
         if name is not None and not name.startswith(b"@"):
-            fault = sessions.access.may_subscribe(identity, command.ch)
+            fault = sessions.access.may_subscribe(member, command.ch)
         sessions.error(conn, dialect, fault or "permission_denied", id=command.id, channel=command.ch)
 
-    def _send(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Send) -> None:
+    def _send(self, conn: int, dialect: Dialect, member: Member, command: commands.Send) -> None:
         """No backend reads events."""
         self._sessions.error(conn, dialect, "permission_denied", id=command.id)
 
     # --- publishing -----------------------------------------------------------------------------------
 
-    def _publish(self, conn: int, dialect: Dialect, identity: Identity, command: commands.Publish) -> None:
+    def _publish(self, conn: int, dialect: Dialect, member: Member, command: commands.Publish) -> None:
         sessions, channel = self._sessions, command.ch
-        name = sessions.name_of(identity, channel)
+        name = sessions.name_of(member, channel)
         fault = "bad_request" if name is None else None
         if name is not None:
             is_inbox = name.startswith(b"@")
-            fault = "permission_denied" if is_inbox else sessions.access.may_publish(identity, channel)
+            fault = "permission_denied" if is_inbox else sessions.access.may_publish(member, channel)
         payload = dialect.payload(command) if fault is None else None
         if fault is None:
             fault = self._payload_fault(channel, payload)
@@ -200,7 +198,7 @@ class Commands:
             encode_publication(
                 Publication(
                     payload,
-                    user=identity.user or None,
+                    user=member.user or None,
                     timestamp_ms=time.time_ns() // 1_000_000,
                     exclude=self._reactor.public_id(conn) if command.echo is False else 0,
                 )

@@ -1,9 +1,9 @@
 """What a connection is told about itself: welcome, subscriptions, errors, goodbye.
 
-Owns no object per connection. Who somebody is stands in the reactor as meta: an `Identity`, shared by
-equals, or nothing while no token was shown. What is here per connection is only what is under way: a
-welcome or a subscription that waits for the bus, what a client without a token asked for, messages that
-made no sense, a Close that is on its way.
+Owns no object per connection. Who somebody is stands in the reactor as meta: a `Member`, its permissions
+shared by equals, or nothing while no token was shown. What is here per connection is only what is under
+way: a welcome or a subscription that waits for the bus, what a client without a token asked for, messages
+that made no sense, a Close that is on its way.
 """
 
 import time
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
-from wsgate.auth import Identity, TokenError
+from wsgate.auth import Identity, Member, TokenError
 from wsgate.bus.names import INBOX_MARK
 from wsgate.dialects import DIALECTS, Dialect, is_channel
 from wsgate.reactor import Reactor
@@ -123,7 +123,7 @@ class Sessions:
         self, conn: int, dialect: Dialect, identity: Identity, showing: Showing = NOTHING_SHOWN
     ) -> None:
         """Make somebody of a connection: its meta, its deadline, its channels, then `welcome`."""
-        self.reactor.set_meta(conn, identity)
+        self.reactor.set_meta(conn, ANONYMOUS if identity is ANONYMOUS else identity.member())
         if self.unauthenticated:
             showing = showing.behind(self.unauthenticated.pop(conn, NOTHING_SHOWN))
         if identity is ANONYMOUS:
@@ -163,13 +163,13 @@ class Sessions:
         self, conn: int, dialect: Dialect, channel: str, id: int | None, *, position: str | None = None
     ) -> None:
         """Subscribe to a channel that this connection may subscribe to, or say why not."""
-        identity: Identity | None = self.reactor.meta(conn)
-        if identity is None:
+        member: Member | None = self.reactor.meta(conn)
+        if member is None:
             return  # gone before its welcome
-        name = self.name_of(identity, channel)
+        name = self.name_of(member, channel)
         fault = "bad_request" if name is None else None
         if name is not None and not name.startswith(b"@"):
-            fault = self.access.may_subscribe(identity, channel)
+            fault = self.access.may_subscribe(member, channel)
         if fault or name is None:
             self.error(conn, dialect, fault or "bad_request", id=id, channel=channel)
             return
@@ -236,10 +236,10 @@ class Sessions:
         if self._welcomes and (welcome := self._welcomes.get(conn)) is not None:
             welcome.left(name)
 
-    def name_of(self, identity: Identity, channel: str) -> bytes | None:
+    def name_of(self, member: Member, channel: str) -> bytes | None:
         """A channel's name on the bus; None for one that no client may say."""
         if channel == "@me":
-            return (INBOX_MARK + identity.user).encode() if identity.user else None
+            return (INBOX_MARK + member.user).encode() if member.user else None
         if not is_channel(channel, self.options.max_channel_name_bytes):
             return None
         return channel.encode()
