@@ -1,8 +1,8 @@
 """What carries publications between shards, nodes and backends: Redis or Valkey.
 
-`subscriber` is the way in (its own compiled reader), `publisher` the way out (redis-py, pipelined),
-`envelope` what a publication looks like on the way, `names` what it is called there. The contract for
-others is protocols/bus/v1.
+`subscriber` is the way in, `publisher` the way out, each on a `connection` of its own with a compiled
+reader; `envelope` is what a publication looks like on the way, `names` what it is called there. The
+contract for others is protocols/bus/v1.
 """
 
 from wsgate.bus.address import BusAddress, parse_address

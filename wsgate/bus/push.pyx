@@ -7,8 +7,8 @@ its limit (S26). A payload over the limit is skipped as it arrives and reported 
 
 The bytes of an unfinished reply are kept, and nothing else: `buffered` is what they cost.
 
-0.074 us a message of 150 bytes, where `hiredis.Reader` takes 0.136 and believes any count it is told:
-python -m loadtest.bus_reader
+0.10 us a message of 150 bytes, where `hiredis.Reader` takes 0.22 and believes any count it is told:
+python -m loadtest.bus_subscriber
 
 Source: redis.io/docs/latest/develop/reference/protocol-spec, RESP2.
 """

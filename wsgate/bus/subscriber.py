@@ -11,7 +11,7 @@ confirm what it was asked, one that says no. It is come back to after a random t
 which doubles until a connection has lasted, so that neither a thousand shards nor a bus that cuts
 everybody off at once ever makes a storm.
 
-0.26 us a message of 150 bytes, parsed and handed up, where redis-py's reader takes 28:
+0.4 us of CPU a message of 150 bytes, from the socket to the listener, where redis-py's takes 6.7:
 python -m loadtest.bus_subscriber
 """
 
