@@ -38,6 +38,13 @@ handshakes_in_progress = {QUOTA}
         yield running
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_left(gateway: Gateway) -> None:
+    """Each crowd has the whole quota."""
+    held = 'wsgate_connections_held{shard="0"}'
+    wait_until("the crowd before is gone", lambda: scrape(gateway)[held] == 0, LIMIT_S)
+
+
 def offer(token: str) -> tuple[str, str]:
     return "Sec-WebSocket-Protocol", f"wsgate.v1.json, wsgate.bearer.{token}"
 
@@ -142,9 +149,4 @@ def test_s9_nothing_but_a_token_moves_the_deadline(gateway: Gateway) -> None:
 
 
 def test_s9_the_crowd_leaves_nothing_behind(gateway: Gateway) -> None:
-    def is_empty() -> bool:
-        numbers = scrape(gateway)
-        return numbers['wsgate_connections_held{shard="0"}'] == 0
-
-    wait_until("every connection is gone", is_empty, LIMIT_S)
     assert fresh_counters(gateway)['wsgate_closes_total{reason="internal"}'] == 0
