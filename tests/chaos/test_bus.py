@@ -165,6 +165,20 @@ def test_a_stopped_bus_may_have_a_publish_and_holds_nobody_r7(
         publishes_again(speaker, "room")
 
 
+def test_recoveries_repeated_while_the_bus_is_silent_are_bounded_and_each_answered(
+    gateway: Gateway, valkey: Valkey, backend: redis.Redis
+) -> None:
+    with connected(gateway.ws_url) as [client]:
+        with valkey.paused():
+            for number in range(100):
+                client.send("sub", ch="room", id=number, **({"from": "Qz-1"} if number else {}))
+            answers = [client.receive() for _ in range(100)]
+        gateway.await_ready()
+        assert sorted(answer["id"] for answer in answers) == list(range(100))
+        found = [answer["error"] for answer in answers]
+        assert (found.count("rate_limited"), found.count("unavailable")) == (84, 16)
+
+
 # --- slow, and in pieces ------------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ from wsgate.shard.welcome import NOTHING_SHOWN, Showing, Welcome, shown
 __all__ = ["RETRY_MS", "Sessions", "comes_back", "encode_gap", "now_ms"]
 
 BAD_MESSAGES_LIMIT = 3
+ASKED_LIMIT = 16
+"""Subscriptions of one connection to one channel that may wait for the bus: a recovery may be repeated."""
 RETRY_MS = 2_000
 """Advised to clients that may come back; their own jitter comes on top."""
 
@@ -194,7 +196,10 @@ class Sessions:
         joined = self.hub.join(conn, name, policy, waiter)
         was_held = joined is Joined.ALREADY
         if was_held and recovered is not None:
-            joined = self.hub.confirm(conn, name, waiter)
+            if len(self._asked.get(conn, {}).get(name, ())) >= ASKED_LIMIT:
+                joined = Joined.TOO_MANY
+            else:
+                joined = self.hub.confirm(conn, name, waiter)
         if joined is Joined.WAITS:
             asked = _Asked(dialect, id, recovered, was_held)
             self._asked.setdefault(conn, {}).setdefault(name, []).append(asked)
