@@ -315,8 +315,8 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
             seen = {}
             for reason, provoke in IN_A_CROWD.items():
                 seen[reason] = provoke(gateway)
-                wait_until("the crowd is gone", lambda: scrape(gateway)[HELD] == residents, LIMIT_S)
-            after = counters_by_reason(fresh_counters(gateway))
+                wait_until("the crowd is gone", lambda: fresh_counters(gateway)[HELD] == residents, LIMIT_S)
+            after = counters_by_reason(scrape(gateway))
         after.subtract(before)
         yield Outcome(seen, after)
 
