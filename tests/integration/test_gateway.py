@@ -14,13 +14,13 @@ import redis
 
 from tests.support.client import connected
 from tests.support.gateway import ROOT, Gateway, run_command, running_gateway, wait_until
+from tests.support.packages import find_or_install, find_program
 from tests.support.valkey import Valkey, running_valkey
 
 pytestmark = pytest.mark.slow
 
 WITHIN_S = 30.0  # nothing is expected to take this long
 SECRET = "a secret for these tests, and long enough"
-_INSTALLER = Path(__file__).parents[1] / "support" / "redis_cli.sh"
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,8 @@ def nodes(valkey: Valkey) -> Iterator[tuple[Gateway, Gateway]]:
 @pytest.fixture(scope="module")
 def redis_cli() -> str:
     """The path of a redis-cli; one is installed when there is none and it may be."""
-    done = subprocess.run(["sh", str(_INSTALLER)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("no redis-cli here, and none could be installed")
-    return done.stdout.strip()
+    found = find_or_install(lambda: find_program("redis-cli", "valkey-cli"), ["redis-tools", "valkey-tools"])
+    return found or pytest.skip("no redis-cli here, and none could be installed")
 
 
 def cli_publish(redis_cli: str, gateway: Gateway, channel: str, payload: bytes) -> int:

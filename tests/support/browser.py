@@ -17,12 +17,13 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
+from tests.support.packages import find_or_install, find_program
+
 __all__ = ["Browser", "BrowserError", "find_chromium", "running_browser"]
 
 ANSWER_S = 30.0
 STOP_S = 10
 MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024  # a screenshot is one message
-_INSTALLER = Path(__file__).with_name("chromium.sh")
 
 
 class BrowserError(AssertionError):
@@ -31,8 +32,8 @@ class BrowserError(AssertionError):
 
 def find_chromium() -> str | None:
     """The path of a Chromium, installed if it may be; None when there is none."""
-    done = subprocess.run(["sh", str(_INSTALLER)], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return find_or_install(lambda: find_program(*names), ["chromium"])
 
 
 @dataclass

@@ -36,19 +36,7 @@ case "$missing" in
     fi ;;
 esac
 
-as_root=
-if test "$(id -u)" != 0; then
-    as_root="sudo -n"
-fi
-if command -v apt-get >/dev/null && { test -z "$as_root" || $as_root true 2>/dev/null; }; then
-    echo "installing: $missing"
-    # An update that fails for one source must not stop an installation that works without it.
-    $as_root apt-get -q update || true
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $missing
-else
-    echo "please install, then try again: $missing" >&2
-    exit 1
-fi
+sh "$(dirname "$0")/install_packages.sh" $missing
 
 missing=$(missing_packages)
 if test -n "$missing"; then

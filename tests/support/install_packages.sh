@@ -1,0 +1,18 @@
+#!/bin/sh
+# Installs Debian packages where that is allowed (root, or sudo that asks nothing); else one line says what to
+# install, and it fails. Says what it does on standard error.
+# Usage: install_packages.sh PACKAGE...
+set -eu
+
+as_root=
+if test "$(id -u)" != 0; then
+    as_root="sudo -n"
+fi
+if command -v apt-get >/dev/null && { test -z "$as_root" || $as_root true 2>/dev/null; }; then
+    # An update that fails for one source must not stop an installation that works without it.
+    $as_root apt-get -q update >&2 || true
+    echo "installing: $*" >&2
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >&2 && exit 0
+fi
+echo "please install, then try again: $*" >&2
+exit 1
