@@ -447,6 +447,11 @@ def test_no_key_fits_where_none_is_set(shown: str) -> None:
         assert admin.publish({"X-API-Key": shown}, channel="news", data=1).status == 401
 
 
+def test_development_asks_for_a_key_that_was_set() -> None:
+    with running_admin(is_dev=True) as admin:
+        assert admin.publish({"Accept": "*/*"}, channel="news", data=1).status == 401
+
+
 def test_development_asks_for_no_key(dev: Admin) -> None:
     assert dev.publish({"Accept": "*/*"}, channel="news", data=1).json == {"result": {}}
 

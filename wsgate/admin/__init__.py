@@ -23,7 +23,7 @@ class AdminOptions:
         bus: Where the API publishes to.
         prefix: Of names on the bus.
         api_key: What callers of the API must show; empty: nobody can, except in development.
-        is_dev: Development: no key is asked for, and the try page is served.
+        is_dev: Development: no key is asked for unless one is set, and the try page is served.
         is_loopback: Whether only this machine can reach the listener; then metrics need no key.
         client_port: Where clients connect to, for the try page.
         path: The path clients ask for, for the try page.

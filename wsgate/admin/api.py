@@ -126,7 +126,8 @@ class Api:
 
     def __init__(self, options: AdminOptions, publish: Publish) -> None:
         """With the way to the bus."""
-        self._key = None if options.is_dev else ApiKey(options.api_key)
+        # Development asks for no key, unless one was set: what is set explicitly stays.
+        self._key = None if options.is_dev and not options.api_key else ApiKey(options.api_key)
         self._only_loopback = options.is_dev and options.is_loopback
         self._publish_to_bus = publish
         self._names = Names(options.prefix)

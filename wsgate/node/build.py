@@ -226,7 +226,7 @@ def _shard_options(
         tokens=TokenPolicy(
             audience=auth.audience,
             issuer=auth.issuer,
-            leeway_s=auth.leeway_ms // 1000,
+            leeway_s=-(-auth.leeway_ms // 1000),  # whole seconds, as token times are; never less than asked
             require_exp=auth.require_exp,
         ),
         token_cache_entries=auth.token_cache_entries,
