@@ -26,7 +26,7 @@ from wsgate.reactor.table cimport at
 cdef enum:
     FEW = 2                      # subscribers inside the channel itself
     NAME_HERE = 24               # bytes of a name inside the channel itself
-    FIRST_BITS = 3               # 8 cells of 8 bytes: the smallest pooled block
+    FIRST_BITS = 2               # 4 cells of 8 bytes: the smallest pooled block
     FIRST_SUBSCRIBERS = 16
     FIRST_CHANNELS = 64
     FIRST_CELLS = 128
@@ -319,7 +319,7 @@ cdef int grow_subscriptions(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline uint32_t table_capacity(uint32_t cells) noexcept nogil:
-    """What memory_take booked: 64 bytes and powers of two above are classes, pages beyond."""
+    """What memory_take booked: 32 bytes and powers of two above are classes, pages beyond."""
     return cells * sizeof(Subscription)
 
 

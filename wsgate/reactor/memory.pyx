@@ -2,7 +2,7 @@
 
 Owns the pool of freed buffers and the accounts. Knows nothing of what the bytes mean.
 
-Blocks up to 64 KiB come in eleven classes, powers of two from 64 bytes. A block given back is kept
+Blocks up to 64 KiB come in twelve classes, powers of two from 32 bytes. A block given back is kept
 for the next taker until the pool holds `idle_limit_bytes`; then, and for larger blocks always, it
 goes back to malloc. So the pool is bounded, and a burst's memory is returned. Accounts count whole
 capacities, not the bytes asked for, because the capacity is what the process lost.

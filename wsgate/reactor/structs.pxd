@@ -32,8 +32,8 @@ cdef enum:
     RECEIVE_BYTES = 16384        # one recv reads at most this
     CHUNK_BITS = 10              # connections per slab of the table: 1,024 of 128 bytes
     CHUNK_SLOTS = 1024
-    POOL_CLASSES = 11            # 64 bytes .. 64 KiB, powers of two
-    POOL_SMALLEST = 64
+    POOL_CLASSES = 12            # 32 bytes .. 64 KiB, powers of two
+    POOL_SMALLEST = 32
     VARIANTS_MAX = 8
     DRAINS_MAX = 256             # refused sockets that may be drained at once, whatever is asked
     VISIT_FRAMES = 64            # one write takes at most this many frames
