@@ -63,6 +63,7 @@ class Reason(IntEnum):
     BAD_MESSAGES = 34
     UNSUPPORTED_DATA = 35
     DRAIN = 36
+    INVALID_DEFLATE = 37  # belongs to those of RFC 6455; numbers are never changed
 
 
 class ReasonEntry(NamedTuple):
@@ -112,6 +113,7 @@ _ROWS: Final = (
     ReasonEntry(Reason.BAD_MESSAGES, 4500, 0, "three malformed messages in a row"),
     ReasonEntry(Reason.UNSUPPORTED_DATA, 1003, 0, "text on a binary dialect, or binary on a text one"),
     ReasonEntry(Reason.DRAIN, 4012, 0, "the shard is draining: come back, another one answers"),
+    ReasonEntry(Reason.INVALID_DEFLATE, 1002, 0, "a compressed message that cannot be inflated"),
 )
 
 REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}

@@ -241,7 +241,7 @@ def test_s21_no_repr_of_options_shows_a_secret() -> None:
     )
     fields = {field.name: 0 for field in dataclasses.fields(RunningGateway)}
     running = RunningGateway(**fields | {"secret": SECRET, "bus_url": f"redis://:{BUS_PASSWORD}@bus"})  # type: ignore[arg-type]
-    entry = Entry(b"", DIALECTS[0], late_token=CANARY)
+    entry = Entry(b"", DIALECTS[0], 0, late_token=CANARY)
     for options in (shard, admin, running, entry, bus):
         for text in (repr(options), str(options)):
             for secret in (SECRET, API_KEY, BUS_PASSWORD, CANARY):

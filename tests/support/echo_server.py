@@ -3,7 +3,7 @@
 Not part of wsgate, which never echoes. Run it with the interpreter of the environment whose wsgate is
 meant; it imports nothing else of this tree::
 
-    python tests/support/echo_server.py [--port 0] [--defect corrupt-payload] [--roomy]
+    python tests/support/echo_server.py [--port 0] [--defect corrupt-payload] [--roomy] [--deflate]
 
 Prints the port on the first line and the file of the compiled loop on the second, then serves until
 it is terminated.
@@ -11,15 +11,17 @@ it is terminated.
 
 import argparse
 import asyncio
+import dataclasses
 import signal
 import time
 
 import uvloop
 
 import wsgate.reactor.loop
+from wsgate.deflate import NARROW_BITS, WIDE_BITS, agree, deflate
 from wsgate.handshake import Refusal, accept, parse_head
 from wsgate.reactor import Reactor, Settings, open_listener
-from wsgate.reactor.events import OPEN
+from wsgate.reactor.events import DEFLATED, OPEN, TEXT
 
 __all__ = ["DEFECTS", "EchoServer"]
 
@@ -31,6 +33,9 @@ ROOMY = Settings(
     fragments_limit=1024 * 1024,
     outbox_limit_bytes=64 * 1024 * 1024,
 )
+
+# What each variant's messages are deflated with; 0: not at all.
+WINDOW_BITS = (0, WIDE_BITS, NARROW_BITS)
 
 # Planted to prove that the conformance runner turns red.
 DEFECTS = ("none", "corrupt-payload", "swap-opcode", "drop-message")
@@ -51,6 +56,7 @@ class EchoServer:
         *,
         settings: Settings | None = None,
         defect: str = "none",
+        is_deflating: bool = False,
     ) -> None:
         """Open the listener and hook the reactor into the loop.
 
@@ -59,10 +65,16 @@ class EchoServer:
             port: 0 lets the kernel choose.
             settings: The defaults if not given.
             defect: One of `DEFECTS`.
+            is_deflating: Agree to permessage-deflate, and deflate every message to who has.
         """
         self._loop = loop
         self._defect = defect
-        self._reactor = Reactor(settings or Settings(), now_ms=now_ms())
+        self._is_deflating = is_deflating
+        settings = settings or Settings()
+        if is_deflating:
+            opcodes = (TEXT, TEXT | DEFLATED, TEXT | DEFLATED)
+            settings = dataclasses.replace(settings, variant_opcodes=opcodes)
+        self._reactor = Reactor(settings, now_ms=now_ms())
         self._listener = open_listener("127.0.0.1", port)
         self._pass_is_scheduled = False
         self.port: int = self._listener.getsockname()[1]
@@ -103,8 +115,13 @@ class EchoServer:
         request = parse_head(head)
         if isinstance(request, Refusal):
             self._reactor.refuse(conn, request.response)
-        else:
+            return
+        agreement = agree(request.extensions) if self._is_deflating else None
+        if agreement is None:
             self._reactor.upgrade(conn, accept(request).response)
+            return
+        variant = WINDOW_BITS.index(agreement.window_bits)
+        self._reactor.upgrade(conn, accept(request, extensions=agreement.response).response, variant=variant)
 
     def _echo(self, conn: int, opcode: int, payload: bytes) -> None:
         if self._defect == "corrupt-payload":
@@ -113,6 +130,8 @@ class EchoServer:
             opcode = 3 - opcode
         elif self._defect == "drop-message":
             return
+        if bits := WINDOW_BITS[self._reactor.variant(conn)]:
+            payload, opcode = deflate(payload, bits), opcode | DEFLATED
         self._reactor.send(conn, payload, opcode)
 
 
@@ -122,10 +141,17 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--defect", choices=DEFECTS, default="none")
     parser.add_argument("--roomy", action="store_true", help="limits for section 9 of the suite")
+    parser.add_argument("--deflate", action="store_true", help="agree to permessage-deflate")
     arguments = parser.parse_args()
     loop = uvloop.new_event_loop()
     settings = ROOMY if arguments.roomy else Settings()
-    server = EchoServer(loop, arguments.port, settings=settings, defect=arguments.defect)
+    server = EchoServer(
+        loop,
+        arguments.port,
+        settings=settings,
+        defect=arguments.defect,
+        is_deflating=arguments.deflate,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, loop.stop)
     print(server.port, wsgate.reactor.loop.__file__, sep="\n", flush=True)

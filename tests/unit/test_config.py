@@ -44,6 +44,8 @@ DEFAULTS: Final[dict[str, Any]] = {
         "path": "/ws",
         "shards": 0,
         "allowed_origins": [],
+        "compression": False,
+        "compression_threshold": "512B",
         "drain_timeout": "30s",
         "dev": False,
     },
@@ -103,6 +105,8 @@ port = 0
 path = "/socket"
 shards = 2
 allowed_origins = ["https://a.example", "http://[::1]:8080", "null"]
+compression = true
+compression_threshold = "1KiB"
 drain_timeout = "1h"
 dev = true
 [auth]
@@ -344,7 +348,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 54
+    assert len(FIELDS) == 56
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)

@@ -20,6 +20,7 @@ from wsgate.reactor import Settings
 from wsgate.shard.access import Access
 from wsgate.shard.hub import ASKED_LIMIT, TOLD_PER_PASS, Hub, Joined
 from wsgate.shard.options import ChannelRules
+from wsgate.shard.variants import Forms
 
 SETTINGS = Settings(
     report_vacated=True,
@@ -58,7 +59,7 @@ class Bench(Rig):
         super().__init__(SETTINGS)
         self.counts: Counter[str] = Counter()
         self.bus = Bus()
-        self.hub = Hub(self.reactor, Access(RULES, None), self._count)
+        self.hub = Hub(self.reactor, Access(RULES, None), Forms(512, self._count), self._count)
         self.hub.attach(cast(Subscriber, self.bus))
         self.told: list[tuple[bytes, bool]] = []
 
@@ -142,7 +143,11 @@ def test_who_is_gone_and_who_has_too_many_joins_nothing() -> None:
     bench.turn()
     bench.close()
     with_limit = Rig(Settings(report_vacated=True, subscriptions_limit=1))
-    hub = Hub(with_limit.reactor, Access(RULES, None), lambda name, amount: None)
+
+    def count(name: str, amount: int) -> None:
+        pass
+
+    hub = Hub(with_limit.reactor, Access(RULES, None), Forms(512, count), count)
     hub.attach(cast(Subscriber, Bus()))
     peer = with_limit.connect()
     assert hub.join(peer.conn, b"a", 0, lambda name, is_live: None) is Joined.WAITS

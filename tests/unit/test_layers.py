@@ -23,12 +23,13 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "client": ("errors", "reasons"),
     "config": ("errors", "reasons"),
     "admin": ("bus", "statistics", "log"),
-    "shard": ("bus", "admission", "auth", "dialects", "handshake", "log"),
+    "shard": ("bus", "admission", "auth", "dialects", "handshake", "deflate", "log"),
     "bus": ("reactor", "payload"),
     "admission": ("reactor",),
     "auth": ("reactor",),
     "dialects": ("reactor", "payload"),
     "handshake": ("reactor",),
+    "deflate": ("reactor",),
     "reactor": ("statistics",),
     "statistics": ("errors", "reasons"),
     "payload": (),
@@ -39,7 +40,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 # These rooms know no event loop, no Redis and no clock: time is passed in.
-PURE: Final = ("reactor", "handshake", "dialects", "auth", "payload")
+PURE: Final = ("reactor", "handshake", "deflate", "dialects", "auth", "payload")
 IMPURE_MODULES: Final = frozenset({"asyncio", "uvloop", "redis", "valkey", "hiredis", "time", "datetime"})
 
 # Cython is not Python, so its import lines are read line by line.

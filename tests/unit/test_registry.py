@@ -8,6 +8,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,7 @@ PUBLIC = {
     "wsgate.reactor.events": {
         "BINARY",
         "CLOSED",
+        "DEFLATED",
         "FAILING",
         "OPEN",
         "PEER_CLOSED",
@@ -305,7 +307,7 @@ def limit_partial_bytes(bench: Rig, peer: Peer) -> None:
 
 
 QUIET = {"ping_interval_ms": 0}
-CLOSED_WITH: dict[Reason, tuple[dict[str, int], Drive]] = {
+CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
     Reason.PEER_CLOSED: ({}, say(client_close(1000))),
     Reason.PROTOCOL_ERROR: ({}, say(client_frame(3))),
     Reason.INVALID_UTF8: ({}, say(client_frame(TEXT, b"\xff"))),
@@ -331,6 +333,10 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, int], Drive]] = {
     Reason.SLOW_CONSUMER: ({"outbox_limit_frames": 1}, overflow),
     Reason.OUTBOX_AGE: ({"outbox_age_ms": 3_000, "write_timeout_ms": 60_000, **QUIET}, grow_old),
     Reason.PARTIAL_BYTES: ({}, limit_partial_bytes),
+    Reason.INVALID_DEFLATE: (
+        {"variant_opcodes": (TEXT | events.DEFLATED,)},
+        say(client_frame(TEXT | events.DEFLATED, b"\xff")),
+    ),
     Reason.INTERNAL: ({"outbox_limit_frames": 1}, break_the_encoder),
 }
 
@@ -359,7 +365,7 @@ def test_the_peer_sees_the_close_code_of_the_registry(
     changes, drive = CLOSED_WITH[reason]
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda info: unraisable.append(info.exc_type))
-    with rig(Settings(**changes), gap_encoder=raise_error) as bench:  # type: ignore[arg-type]
+    with rig(Settings(**changes), gap_encoder=raise_error) as bench:
         peer = bench.connect(send_buffer_bytes=1)
         drive(bench, peer)
         frames = peer.frames()

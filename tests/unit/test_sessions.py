@@ -19,6 +19,7 @@ from wsgate.shard.hub import Hub
 from wsgate.shard.options import ChannelRules, ShardOptions
 from wsgate.shard.sessions import Sessions, now_ms
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.variants import Forms
 
 SETTINGS = Settings(report_vacated=True, variant_opcodes=(1, 2), subscriptions_limit=4)
 OPEN = ChannelRules(subscribe="anyone", publish="anyone")
@@ -74,7 +75,7 @@ class Shard:
         self.counts: Counter[str] = Counter()
         self.wakes = 0
         access = Access({"default": OPEN}, None)
-        self.hub = Hub(self.rig.reactor, access, self._count)
+        self.hub = Hub(self.rig.reactor, access, Forms(512, self._count), self._count)
         self.hub.attach(cast(Subscriber, self.bus))
         self.sessions = Sessions(
             options, self.rig.reactor, self.hub, access, cast(Tokens, FakeTokens()), self._count
@@ -92,7 +93,7 @@ class Shard:
     def enter(self, token: str | None = None, channels: tuple[str, ...] = (), **positions: str) -> Peer:
         peer = self.rig.connect()
         self.sessions.begin(
-            peer.conn, Entry(b"", JSON, late_token=token, channels=channels, positions=positions)
+            peer.conn, Entry(b"", JSON, 0, late_token=token, channels=channels, positions=positions)
         )
         return peer
 

@@ -85,6 +85,18 @@ _COUNTERS: Final = (
     _one("stalls_forgiven", "Pauses of ours for which deadlines were moved.", "stalls_forgiven"),
     _one("lingers_skipped", "Connections closed without lingering: too many lingered.", "lingers_skipped"),
     _Counter("pool_requests", "Buffers needed.", "outcome", {"pool_hits": "hit", "pool_misses": "miss"}),
+    _one("messages_inflated", "Compressed messages of clients.", "messages_inflated"),
+    _one(
+        "publications_deflated",
+        "Compressions of publications, however many shared one.",
+        "publications_deflated",
+    ),
+    _Counter(
+        "deflate_bytes",
+        "Publications that were deflated: bytes before (in) and after (out).",
+        _DIRECTION,
+        {"deflate_bytes_in": "in", "deflate_bytes_out": "out"},
+    ),
     _one("polls", "Passes of the reactor.", "polls"),
     _one("timers", "Timers that came due.", "timers"),
     _Counter(

@@ -112,6 +112,18 @@ class Server(Section, frozen=True, kw_only=True):
     # in lower case, or the word null. No patterns: a suffix match is how strangers get in. Default [].
     allowed_origins: tuple[str, ...] = ()
 
+    # Whether clients that offer permessage-deflate (RFC 7692) are agreed with: publications are then
+    # deflated once for all of them, and what they send may be deflated. Never with context takeover, so
+    # it costs no memory per connection; it costs processor time, and clients with little bandwidth gain.
+    # Default false.
+    compression: bool = False
+
+    # Publications below this size are never deflated: they hardly shrink. Size, 0B to 1MiB.
+    # Default "512B".
+    compression_threshold_bytes: Annotated[int, _size("0B", "1MiB")] = field(
+        default=512, name="compression_threshold"
+    )
+
     # How long connections are given to leave when the server stops: their closes are spread over this
     # time so that they do not all come back at once. Duration, 0s to 1h. Default "30s".
     drain_timeout_ms: Annotated[int, _duration("0", "1h")] = field(default=30_000, name="drain_timeout")

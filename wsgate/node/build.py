@@ -23,6 +23,7 @@ from wsgate.node.machine import raise_descriptor_limit, usable_cores
 from wsgate.node.runtime import RunningGateway, lock_file, lock_port, runtime_directory, url_host
 from wsgate.reactor import GateLimits, ListenerOptions, Settings, events
 from wsgate.shard.options import ChannelRules, ShardOptions
+from wsgate.shard.variants import opcodes
 
 __all__ = ["Plan", "make_plan", "verification_keys"]
 
@@ -206,7 +207,7 @@ def _shard_options(
             idle_timeout_ms=limits.idle_timeout_ms,
             subscriptions_limit=limits.max_subscriptions,
             report_vacated=True,
-            variant_opcodes=(events.TEXT, events.BINARY),
+            variant_opcodes=opcodes(is_compressing=config.server.compression),
         ),
         gate=GateLimits(
             descriptors=descriptors - config.admission.reserve_descriptors,
@@ -230,6 +231,8 @@ def _shard_options(
             require_exp=auth.require_exp,
         ),
         token_cache_entries=auth.token_cache_entries,
+        is_compressing=config.server.compression,
+        compression_threshold_bytes=config.server.compression_threshold_bytes,
         allow_anonymous=auth.allow_anonymous,
         allow_query_token=auth.allow_query_token,
         auth_timeout_ms=limits.auth_timeout_ms,

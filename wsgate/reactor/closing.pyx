@@ -25,7 +25,7 @@ from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
 from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
 from wsgate.reactor.structs cimport (
     BLOCKED, BYTE_RATE, Bye, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
-    TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL,
+    TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_DEFLATE,
     INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE,
     OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
     SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN,
@@ -37,7 +37,7 @@ from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm
 
 cdef uint16_t close_code_of(int reason) noexcept nogil:
     """The close code of a fault the reactor finds itself; the table is wsgate/reasons.py."""
-    if reason == PROTOCOL_ERROR:
+    if reason in (PROTOCOL_ERROR, INVALID_DEFLATE):
         return 1002
     if reason == INVALID_UTF8:
         return 1007

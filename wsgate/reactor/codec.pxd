@@ -14,14 +14,18 @@ cdef enum:
     UTF8_BAD = 0xFFFFFFFF
     HEADER_BAD = -1
     HEADER_MAX = 14              # of a client's frame
+    RSV1 = 0x40                  # in the first byte of a frame
 
 ctypedef struct FrameHeader:
     uint64_t length              # of the payload
     uint8_t final
     uint8_t opcode
+    uint8_t deflated             # RSV1: a compressed message begins
     uint8_t mask[4]
 
-cdef int codec_header(const uint8_t *data, uint64_t available, FrameHeader *header) noexcept nogil
+cdef int codec_header(
+    const uint8_t *data, uint64_t available, bint may_deflate, FrameHeader *header
+) noexcept nogil
 cdef void codec_unmask(
     uint8_t *target, const uint8_t *source, uint64_t size, const uint8_t *mask, uint64_t offset
 ) noexcept nogil

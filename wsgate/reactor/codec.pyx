@@ -3,17 +3,20 @@
 Knows no connection, no limit, no policy and no Python, so that fuzzers and sanitizers can call it
 alone. Unaligned bytes are read by memcpy only. State that outlives a call is passed in and out.
 
-Source: RFC 6455 sections 5.2, 5.3, 5.5, 7.4; RFC 3629 section 4.
+Source: RFC 6455 sections 5.2, 5.3, 5.5, 7.4; RFC 7692 section 6; RFC 3629 section 4.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 
-cdef int codec_header(const uint8_t *data, uint64_t available, FrameHeader *header) noexcept nogil:
+cdef int codec_header(
+    const uint8_t *data, uint64_t available, bint may_deflate, FrameHeader *header
+) noexcept nogil:
     """Read the header of a client's frame.
 
-    Judges every byte as soon as it is there, so a bad header is bad however it was cut.
+    Judges every byte as soon as it is there, so a bad header is bad however it was cut. `may_deflate`:
+    permessage-deflate was agreed on.
 
     Returns:
         Its size in bytes (6, 8 or 14); 0 when more bytes are needed; HEADER_BAD for a violation.
@@ -24,10 +27,14 @@ cdef int codec_header(const uint8_t *data, uint64_t available, FrameHeader *head
     if available < 1:
         return 0
     first = data[0]
-    if first & 0x70:                          # 5.2: RSV must be 0 unless negotiated
-        return HEADER_BAD
     header.opcode = first & 0x0F
     header.final = first >> 7
+    header.deflated = 0
+    if first & 0x70:                          # 5.2: RSV must be 0 unless negotiated
+        # RFC 7692 section 6: RSV1, on the first frame of a message only.
+        if first & 0x70 != RSV1 or not may_deflate or header.opcode not in (OP_TEXT, OP_BINARY):
+            return HEADER_BAD
+        header.deflated = 1
     if 3 <= header.opcode <= 7 or header.opcode > 10:   # 5.2: reserved opcodes
         return HEADER_BAD
     if header.opcode >= 8 and not header.final:         # 5.5: control frames are not fragmented

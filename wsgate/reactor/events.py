@@ -10,6 +10,7 @@ from typing import Final
 __all__ = [
     "BINARY",
     "CLOSED",
+    "DEFLATED",
     "FAILING",
     "OPEN",
     "PEER_CLOSED",
@@ -27,6 +28,9 @@ OPEN: Final = 3  # value: bytes, the whole request head with its empty line
 FAILING: Final = 4  # value: int, the close code that follows at the next flush
 PEER_CLOSED: Final = 5  # value: int, the code the peer sent, 1005 when it sent none
 CLOSED: Final = 6  # value: int, a wsgate.reasons.Reason; always the last of a connection
+
+# Added to the opcode of a variant whose clients agreed to permessage-deflate (RFC 7692): RSV1.
+DEFLATED: Final = 0x40
 
 # What a full outbox does with publications of a channel.
 POLICY_CLOSE: Final = 0  # nothing is dropped: the connection is closed with 4010

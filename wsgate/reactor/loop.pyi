@@ -223,13 +223,15 @@ class Reactor:
         """How many connections of this reactor are subscribed."""
 
     def publish(
-        self, channel: bytes, variants: Sequence[bytes | None], *, position: int = 0, exclude: int = 0
+        self, channel: bytes, variants: Sequence[bytes | int | None], *, position: int = 0, exclude: int = 0
     ) -> int:
         """Queue one publication for every open subscriber. O(subscribers), no Python object for any.
 
         Args:
             channel: Its name.
-            variants: One payload for each variant, encoded once here; None sends that variant nothing.
+            variants: One payload for each variant, encoded once here; None sends that variant nothing, a
+                number the very frame of an earlier variant. The payload of a deflated variant is deflated
+                already, without the last four bytes of RFC 7692 section 7.2.1.
             position: Where it stands in its channel's stream, > 0, for gaps; 0 without one.
             exclude: A handle that does not get it; 0 for none.
 

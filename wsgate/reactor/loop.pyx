@@ -22,7 +22,7 @@ from wsgate.reactor.channels cimport (
     channel_unsubscribe, is_subscribed,
 )
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
-from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT
+from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, deadlines_run
 from wsgate.reactor.fanout cimport bye_for, walk_subscribers
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
@@ -33,8 +33,8 @@ from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
     APPLICATION, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
-    Core, DRAIN, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, Gate, HEAD_REFUSED, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
+    Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
+    Entry, Frame, Gate, HEAD_REFUSED, INVALID_DEFLATE, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
     POLLS, PUBLICATIONS, Pass, REASONS, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
@@ -60,11 +60,11 @@ cdef enum:
 ENUMERATIONS = {
     "states": STATES, "kinds": KINDS, "reasons": REASONS, "counters": COUNTERS,
     "text": EVENT_TEXT, "binary": EVENT_BINARY, "open": EVENT_OPEN, "failing": EVENT_FAILING,
-    "peer_closed": EVENT_PEER_CLOSED, "closed": EVENT_CLOSED, "policy_close": POLICY_CLOSE,
+    "deflated": RSV1, "peer_closed": EVENT_PEER_CLOSED, "closed": EVENT_CLOSED, "policy_close": POLICY_CLOSE,
     "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
     "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
     "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
-    "reason_last": DRAIN,
+    "reason_last": INVALID_DEFLATE,
 }
 
 
@@ -314,10 +314,12 @@ cdef class Reactor:
         cdef Connection *c = self.find(conn, &slot)
         cdef Frame *frame
         cdef int queued
-        if opcode != OP_TEXT and opcode != OP_BINARY:
-            raise ValueError("opcode must be 1 (text) or 2 (binary)")
+        if opcode & ~RSV1 not in (OP_TEXT, OP_BINARY):
+            raise ValueError("opcode must be 1 (text) or 2 (binary), deflated or not")
         if c == NULL or not takes_replies(c):
             return False
+        if opcode & RSV1 and not self.core.variant_deflated[c.variant]:
+            raise ValueError("this connection has not agreed to permessage-deflate")
         frame = frame_message(
             core, <uint8_t>opcode, <const uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload)
         )
@@ -581,9 +583,12 @@ cdef class Reactor:
         core.counters[<int>PUBLICATIONS] += 1
         try:
             for payload in payloads:
-                if payload is not None:
+                if type(payload) is int:
+                    frames[variant] = shared_frame(frames, variant, payload)
+                elif payload is not None:
                     frames[variant] = frame_publication(
-                        core, core.variant_opcodes[variant], <const uint8_t *>PyBytes_AS_STRING(<bytes?>payload),
+                        core, publication_opcode(core, variant),
+                        <const uint8_t *>PyBytes_AS_STRING(<bytes?>payload),
                         <uint32_t>PyBytes_GET_SIZE(payload), index, position,
                     )
                     if frames[variant] == NULL:
@@ -674,6 +679,18 @@ cdef uint64_t disguise(const uint8_t *key, uint64_t number, bint forward) noexce
             right = left
             left = mixed
     return <uint64_t>left << 32 | right
+
+
+cdef inline uint8_t publication_opcode(Core *core, int variant) noexcept nogil:
+    return core.variant_opcodes[variant] | (RSV1 if core.variant_deflated[variant] else 0)
+
+
+cdef Frame *shared_frame(Frame **frames, int variant, int other) except NULL:
+    """The frame of an earlier variant, one reference more."""
+    if not 0 <= other < variant or frames[other] == NULL:
+        raise ValueError(f"variant {variant} cannot share the frame of {other}")
+    frames[other].references += 1
+    return frames[other]
 
 
 cdef int check_reason(int reason) except -1:

@@ -2,13 +2,14 @@
 
 Frames are unmasked, and text validated, as bytes arrive, mid-frame. A frame that lies whole in the
 buffer is read where it lies; only what is unfinished is copied out (partial.pyx). Pings, pongs,
-Closes and fragments never reach Python; one `bytes` and one tuple are made per whole message.
+Closes and fragments never reach Python; one `bytes` and one tuple are made per whole message. A
+compressed message waits compressed until it is whole, and is then inflated and validated in one go.
 
 The first violation ends reading; what was whole before it has been delivered. Limits are judged when
 a header is whole, before any of its payload is kept.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -17,11 +18,12 @@ from wsgate.reactor.codec cimport (
     FrameHeader, HEADER_BAD, HEADER_MAX, OP_CLOSE, OP_CONTINUATION, OP_PING, OP_TEXT, UTF8_BAD, codec_close,
     codec_header, codec_unmask, codec_utf8,
 )
+from wsgate.reactor.inflate cimport inflate, wire_limit
 from wsgate.reactor.memory cimport buffer_give, buffer_reserve
 from wsgate.reactor.partial cimport partial_close, partial_open
 from wsgate.reactor.structs cimport (
     BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
-    MESSAGES_IN, MESSAGE_BYTES_IN, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES, PASS_BYTES, PASS_MESSAGES,
+    MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES, PASS_BYTES, PASS_MESSAGES,
     PEER_CLOSED, PEER_CLOSE_SEEN, PINGS_IN, PONGS_IN, PROTOCOL_ERROR, Pass, STATE_CLOSING, STATE_HEAD,
     STATE_OPEN, TOO_MANY_FRAGMENTS, TURN_FRAMES,
 )
@@ -126,6 +128,7 @@ cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
     cdef Connection *c = at(core, slot)
     cdef bint in_message = c.input != NULL and c.input.message_opcode
     cdef uint64_t so_far = c.input.message.length if in_message else 0
+    cdef uint64_t most = core.limits.message_bytes
     core.counters[<int>FRAMES_IN] += 1
     if header.opcode >= OP_CLOSE:
         return STEP_OK
@@ -136,7 +139,9 @@ cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
         return violate(core, slot, PROTOCOL_ERROR)
     if c.state != STATE_OPEN:
         return STEP_OK                                        # closing: nothing is kept
-    if header.length > core.limits.message_bytes or so_far + header.length > core.limits.message_bytes:
+    if header.deflated or (in_message and c.input.deflated):
+        most = wire_limit(most)
+    if header.length > most or so_far + header.length > most:
         return violate(core, slot, MESSAGE_TOO_BIG)
     if in_message and core.limits.fragments and c.input.fragments + 1 > core.limits.fragments:
         return violate(core, slot, TOO_MANY_FRAGMENTS)
@@ -175,6 +180,29 @@ cdef int emit(
     return STEP_OK
 
 
+cdef int emit_deflated(
+    Core *core, uint32_t slot, uint8_t opcode, const uint8_t *payload, uint64_t size, Pass *used, list events
+) except -2:
+    """A whole compressed message: inflated, judged, one event. The rates count what it holds."""
+    cdef Connection *c = at(core, slot)
+    cdef bytes content
+    cdef uint64_t length
+    made = inflate(payload, size, core.limits.message_bytes)
+    if type(made) is not bytes:
+        return violate(core, slot, <int>made)
+    content = made
+    length = <uint64_t>PyBytes_GET_SIZE(content)
+    if opcode == OP_TEXT and codec_utf8(0, <const uint8_t *>PyBytes_AS_STRING(content), length) != 0:
+        return violate(core, slot, INVALID_UTF8)
+    core.counters[<int>MESSAGES_INFLATED] += 1
+    if admit_message(core, slot, length) == STEP_STOP:
+        return STEP_STOP
+    events.append((opcode, handle_of(c, slot), content))
+    used.messages += 1
+    used.bytes += length
+    return STEP_OK
+
+
 cdef int receive_whole(
     Core *core, uint32_t slot, FrameHeader *header, uint8_t *payload, Pass *used, list events
 ) except -2:
@@ -184,6 +212,8 @@ cdef int receive_whole(
         return receive_control(core, slot, header.opcode, payload, <uint32_t>header.length)
     if at(core, slot).state != STATE_OPEN:
         return STEP_OK
+    if header.deflated:
+        return emit_deflated(core, slot, header.opcode, payload, header.length, used, events)
     if header.opcode == OP_TEXT and codec_utf8(0, payload, header.length) != 0:
         return violate(core, slot, INVALID_UTF8)
     return emit(core, slot, header.opcode, payload, header.length, used, events)
@@ -206,6 +236,7 @@ cdef int begin_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
     if header.opcode < OP_CLOSE:
         if header.opcode != OP_CONTINUATION:
             input.message_opcode = header.opcode
+            input.deflated = header.deflated
             input.fragments = 0
             input.utf8 = 0
         input.fragments += 1
@@ -236,7 +267,7 @@ cdef int receive_payload(Core *core, uint32_t slot, const uint8_t *data, uint64_
             return violate(core, slot, PARTIAL_BYTES)
         codec_unmask(input.message.data + place, data, size, input.mask, input.frame_received)
         input.message.length += <uint32_t>size
-        if input.message_opcode == OP_TEXT:
+        if input.message_opcode == OP_TEXT and not input.deflated:
             input.utf8 = codec_utf8(input.utf8, input.message.data + place, size)
             if input.utf8 == UTF8_BAD:
                 return violate(core, slot, INVALID_UTF8)
@@ -258,7 +289,11 @@ cdef int end_frame(Core *core, uint32_t slot, Pass *used, list events) except -2
         if input.message_opcode == OP_TEXT and input.utf8 != 0 and c.state == STATE_OPEN:
             return violate(core, slot, INVALID_UTF8)          # 8.1: ends inside a character
         step = STEP_OK
-        if c.state == STATE_OPEN:
+        if c.state == STATE_OPEN and input.deflated:
+            step = emit_deflated(
+                core, slot, input.message_opcode, input.message.data, input.message.length, used, events
+            )
+        elif c.state == STATE_OPEN:
             step = emit(
                 core, slot, input.message_opcode, input.message.data, input.message.length, used, events
             )
@@ -272,6 +307,10 @@ cdef int end_frame(Core *core, uint32_t slot, Pass *used, list events) except -2
 cdef inline bint at_boundary(Input *input) noexcept nogil:
     """Whether a header would start here."""
     return input == NULL or (input.in_payload == 0 and input.header_length == 0)
+
+
+cdef inline bint may_deflate(Core *core, Connection *c) noexcept nogil:
+    return core.variant_deflated[c.variant]
 
 
 cdef int64_t collect_header(
@@ -291,7 +330,7 @@ cdef int64_t collect_header(
         input.header[input.header_length] = data[taken]
         input.header_length += 1
         taken += 1
-        outcome[0] = codec_header(input.header, input.header_length, header)
+        outcome[0] = codec_header(input.header, input.header_length, may_deflate(core, c), header)
     return taken
 
 
@@ -311,7 +350,7 @@ cdef int64_t parse_frames(
             return place
         if c.input == NULL or not c.input.in_payload:
             if at_boundary(c.input):
-                outcome = codec_header(data + place, size - place, &header)
+                outcome = codec_header(data + place, size - place, may_deflate(core, c), &header)
                 if outcome > 0:
                     place += outcome
             if outcome == 0 or not at_boundary(c.input):

@@ -5,7 +5,7 @@ from typing import Final
 __all__ = ["COUNTER_NAMES", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES"]
 
 STATE_NAMES: Final = ("free", "head", "deciding", "open", "failing", "closing", "lingering", "gone")
-KIND_NAMES: Final = ("table", "frame", "outbox", "partial", "channel", "subscription")
+KIND_NAMES: Final = ("table", "frame", "outbox", "partial", "channel", "subscription", "deflate")
 REASON_NAMES: Final = (
     "none",
     "refused_descriptors",
@@ -44,6 +44,7 @@ REASON_NAMES: Final = (
     "bad_messages",
     "unsupported_data",
     "drain",
+    "invalid_deflate",
 )
 COUNTER_NAMES: Final = (
     "accepted",
@@ -80,4 +81,5 @@ COUNTER_NAMES: Final = (
     "pool_misses",
     "polls",
     "timers",
+    "messages_inflated",
 )

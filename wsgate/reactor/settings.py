@@ -47,7 +47,8 @@ class Settings:
     subscriptions_limit: int = 0  # of one connection; 0: off
     # Whether channels that lost their last subscriber wait for `take_vacated`. Who sets it must call that.
     report_vacated: bool = False
-    # Publications: the opcode of each variant (1 text, 2 binary), at most 8.
+    # Publications: the opcode of each variant (1 text, 2 binary), at most 8; with events.DEFLATED added,
+    # its clients have agreed to permessage-deflate without context takeover.
     variant_opcodes: tuple[int, ...] = (1,)
     # What is sent when the reactor itself refuses a head; empty: nothing is sent.
     head_timeout_response: bytes = (

@@ -12,12 +12,13 @@ from libc.string cimport memcpy, memset
 
 from wsgate.reactor.channels cimport channels_destroy, channels_start
 from wsgate.reactor.closing cimport release
-from wsgate.reactor.codec cimport OP_PING
+from wsgate.reactor.codec cimport OP_PING, RSV1
 from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_close_drains
+from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.memory cimport memory_empty_pool
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, Connection, Core, DRAINS_MAX, Frame, NONE, PAUSE_MS, REASONS,
+    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, Connection, Core, DRAINS_MAX, Frame, KIND_DEFLATE, NONE, PAUSE_MS, REASONS,
     SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
 )
 from wsgate.reactor.table cimport at, table_destroy
@@ -71,11 +72,16 @@ cdef int apply_settings(Core *core, settings) except -1:
     core.pool.enabled = settings.pool_enabled
     core.pool.idle_limit_bytes = number(settings, "pool_idle_limit_bytes", 0, 1 << 31)
     opcodes = settings.variant_opcodes
-    if not 1 <= len(opcodes) <= VARIANTS_MAX or any(code not in (1, 2) for code in opcodes):
-        raise SettingsError(f"variant_opcodes must be 1 to {VARIANTS_MAX} of 1 (text) or 2 (binary)")
+    if not 1 <= len(opcodes) <= VARIANTS_MAX or any(code & ~RSV1 not in (1, 2) for code in opcodes):
+        raise SettingsError(
+            f"variant_opcodes must be 1 to {VARIANTS_MAX} of 1 (text) or 2 (binary), deflated or not"
+        )
     core.variants = <uint32_t>len(opcodes)
     for place, opcode in enumerate(opcodes):
-        core.variant_opcodes[<int>place] = opcode
+        core.variant_opcodes[<int>place] = opcode & ~RSV1
+        core.variant_deflated[<int>place] = opcode & RSV1 != 0
+        if opcode & RSV1:
+            core.held[<int>KIND_DEFLATE] = core.limits.message_bytes + ZLIB_BYTES
     return 0
 
 

@@ -122,6 +122,7 @@ cdef enum Reason:
     BAD_MESSAGES
     UNSUPPORTED_DATA
     DRAIN
+    INVALID_DEFLATE
     REASONS
 
 # The numbers of wsgate/reactor/events.py.
@@ -153,6 +154,7 @@ cdef enum Kind:
     KIND_PARTIAL                 # unfinished heads, frames, messages; undelivered input
     KIND_CHANNEL                 # channels, their names and subscriber arrays
     KIND_SUBSCRIPTION            # the subscription tables of connections
+    KIND_DEFLATE                 # what inflating or deflating one message may take; nothing without compression
     KINDS
 
 cdef enum Counter:
@@ -190,6 +192,7 @@ cdef enum Counter:
     POOL_MISSES
     POLLS
     TIMERS                       # timers that came due
+    MESSAGES_INFLATED
     COUNTERS
 
 ctypedef struct Pool:
@@ -260,6 +263,7 @@ ctypedef struct Input:           # exists only while something is unfinished
     uint8_t message_opcode       # 0: no fragmented message in progress
     uint8_t mask[4]
     uint8_t control[125]
+    uint8_t deflated             # the message in progress is compressed
 
 ctypedef struct Subscription:
     uint32_t channel             # NONE: free cell
@@ -431,6 +435,7 @@ ctypedef struct Core:
     ChannelTable channels
     uint32_t variants
     uint8_t variant_opcodes[VARIANTS_MAX]
+    uint8_t variant_deflated[VARIANTS_MAX]   # its clients agreed to permessage-deflate
     Bye *byes
     uint32_t bye_count
     Frame *ping                  # two bytes, shared by all

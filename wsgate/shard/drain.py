@@ -10,10 +10,10 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from wsgate.dialects import DIALECTS
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.sessions import Sessions
+from wsgate.shard.variants import DIALECT_OF
 
 __all__ = ["drain"]
 
@@ -44,7 +44,7 @@ async def drain(reactor: Reactor, sessions: Sessions, timeout_ms: int, wake: Cal
         # From the first slot on each time: a connection told to go is not listed again.
         for conn in reactor.connections(0, batch)[0]:
             retry_ms = RETRY_LEAST_MS + int(random.random() * spread_ms)  # noqa: S311 - spreading, not secrecy
-            sessions.end(conn, DIALECTS[reactor.variant(conn)], Reason.DRAIN, retry_ms=retry_ms)
+            sessions.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.DRAIN, retry_ms=retry_ms)
         wake()
         await asyncio.sleep(STEP_S)
     return 0

@@ -13,14 +13,17 @@ from urllib.parse import parse_qs
 
 from wsgate import handshake
 from wsgate.auth import Identity, TokenError
+from wsgate.deflate import ExtensionError, agree
 from wsgate.dialects import Dialect, select
 from wsgate.shard.options import ShardOptions
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.variants import variant_of
 
 __all__ = ["Entry", "Front"]
 
 _UNKNOWN_PATH: Final = handshake.refusal(404, "unknown_path")
 _FORBIDDEN_ORIGIN: Final = handshake.refusal(403, "forbidden_origin")
+_BAD_EXTENSIONS: Final = handshake.refusal(400, "bad_extensions")
 _BAD_QUERY: Final = handshake.refusal(400, "bad_query")
 _NO_COMMON_SUBPROTOCOL: Final = handshake.refusal(400, "no_common_subprotocol")
 _INVALID_TOKEN: Final = handshake.refusal(
@@ -37,6 +40,7 @@ class Entry:
 
     response: bytes
     dialect: Dialect
+    variant: int  # the reactor's number for what it is sent
     identity: Identity | None = None  # from a token in the header
     late_token: str | None = field(default=None, repr=False)  # from a carrier whose fault is told after 101
     channels: tuple[str, ...] = ()  # `?ch=`, subscribed as if the client had sent `sub`
@@ -52,6 +56,7 @@ class Front:
         self._origins = options.origins
         self._allow_query_token = options.allow_query_token
         self._tokens = tokens
+        self._is_compressing = options.is_compressing
 
     def judge(self, head: bytes, now_s: float) -> Entry | handshake.Refusal:
         """What to answer a request head with.
@@ -70,8 +75,17 @@ class Front:
         selection = select(request.subprotocols)
         if selection is None:
             return _NO_COMMON_SUBPROTOCOL
-        upgrade = handshake.accept(request, subprotocol=selection.subprotocol)
-        entry = Entry(upgrade.response, selection.dialect, late_token=selection.token)
+        extensions, variant = None, selection.dialect.variant
+        if self._is_compressing and request.extensions:
+            try:
+                agreement = agree(request.extensions)
+            except ExtensionError:
+                return _BAD_EXTENSIONS
+            if agreement is not None:
+                extensions = agreement.response
+                variant = variant_of(selection.dialect, agreement.window_bits)
+        upgrade = handshake.accept(request, subprotocol=selection.subprotocol, extensions=extensions)
+        entry = Entry(upgrade.response, selection.dialect, variant, late_token=selection.token)
         if request.query and not self._read_query(request.query, entry):
             return _BAD_QUERY
         return self._read_header(request, entry, now_s)

@@ -23,9 +23,10 @@ from typing import Final
 from wsgate.bus import Publication, decode_publication
 from wsgate.bus.names import INBOX_MARK
 from wsgate.bus.subscriber import NAMES_PER_COMMAND, Subscriber
-from wsgate.dialects import DIALECTS
+from wsgate.dialects import Dialect
 from wsgate.reactor import Reactor
 from wsgate.shard.access import Access
+from wsgate.shard.variants import Forms
 
 __all__ = ["Hub", "Joined", "Waiter"]
 
@@ -57,11 +58,15 @@ class Hub:
     Args:
         reactor: With `report_vacated` on.
         access: For the largest publication a channel takes.
+        forms: Makes what each variant gets.
         count: Adds to a counter by name.
     """
 
-    def __init__(self, reactor: Reactor, access: Access, count: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, reactor: Reactor, access: Access, forms: Forms, count: Callable[[str, int], None]
+    ) -> None:
         self._reactor = reactor
+        self._forms = forms
         self._access = access
         self._count = count
         self._bus: Subscriber | None = None
@@ -235,13 +240,12 @@ class Hub:
 
     def _deliver(self, name: bytes, channel: str, publication: Publication, variants: int) -> None:
         shown = _SHOWN_INBOX if name.startswith(_INBOX) else channel
-        frames = [
-            dialect.publication(
+
+        def encode(dialect: Dialect) -> bytes:
+            return dialect.publication(
                 shown, publication.payload, publication.user, publication.position, publication.timestamp_ms
             )
-            if variants >> dialect.variant & 1
-            else None
-            for dialect in DIALECTS
-        ]
+
+        forms = self._forms.make(variants, encode)
         exclude = self._reactor.find_public(publication.exclude) if publication.exclude else 0
-        self._reactor.publish(name, frames, exclude=exclude)
+        self._reactor.publish(name, forms, exclude=exclude)

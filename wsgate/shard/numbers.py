@@ -15,6 +15,7 @@ from wsgate.statistics import Layout
 __all__ = ["COMMANDS", "LAYOUT", "SHARD_REFUSALS"]
 
 SHARD_REFUSALS: Final = {
+    "bad_extensions": 400,
     "bad_query": 400,
     "draining": 503,
     "forbidden_origin": 403,
@@ -53,6 +54,9 @@ LAYOUT: Final = Layout(
         "publications_malformed",  # broken envelope: dropped
         "publications_too_large",  # over the channel's max_publish: dropped
         "publications_unheard",  # nobody subscribed any more
+        "publications_deflated",  # compressions, not subscribers
+        "deflate_bytes_in",
+        "deflate_bytes_out",
         "publishes_sent",  # by clients, and the bus has them
         "publishes_failed",  # by clients, answered with an error
         "tokens_verified",

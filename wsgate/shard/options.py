@@ -40,6 +40,8 @@ class ShardOptions:
     keys: tuple[VerificationKey, ...] = ()
     tokens: TokenPolicy
     token_cache_entries: int = 65_536
+    compression_threshold_bytes: int = 512
+    is_compressing: bool = False
     allow_anonymous: bool = False
     allow_query_token: bool = False
     auth_timeout_ms: int = 5_000

@@ -19,7 +19,6 @@ import uvloop
 
 from wsgate.bus import Names, Publisher, Subscriber
 from wsgate.bus.subscriber import SubscriberOptions
-from wsgate.dialects import DIALECTS
 from wsgate.handshake import Refusal, refusal
 from wsgate.log import Log
 from wsgate.reactor import Reactor, events
@@ -35,6 +34,7 @@ from wsgate.shard.options import ShardOptions
 from wsgate.shard.probe import Probe
 from wsgate.shard.sessions import Sessions, encode_gap, now_ms
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.variants import DIALECT_OF, Forms
 from wsgate.statistics import PHASE_DRAINING, PHASE_READY, Region, StatisticsBlock, why_not_ready
 
 __all__ = ["Shard", "run_shard"]
@@ -99,7 +99,8 @@ class Shard:
         tokens = Tokens(options.keys, options.tokens, options.token_cache_entries, self.count)
         self._tokens = tokens
         self._front = Front(options, tokens)
-        self._hub = Hub(self._reactor, access, self.count)
+        forms = Forms(options.compression_threshold_bytes, self.count)
+        self._hub = Hub(self._reactor, access, forms, self.count)
         self._sessions = Sessions(options, self._reactor, self._hub, access, tokens, self.count)
         self._publisher = Publisher(
             options.bus,
@@ -210,7 +211,7 @@ class Shard:
         for kind, conn, value in reactor.poll(now):
             try:
                 if kind <= events.BINARY:
-                    dialect = DIALECTS[reactor.variant(conn)]
+                    dialect = DIALECT_OF[reactor.variant(conn)]
                     self._commands.run(conn, dialect, value, kind)  # type: ignore[arg-type]
                 elif kind == events.OPEN:
                     self._on_open(conn, value)  # type: ignore[arg-type]
@@ -219,7 +220,7 @@ class Shard:
                     self._commands.forget(conn)
             except Exception:  # a fault of ours must not take the others down with it
                 self._log.exception("command_failed")
-                self._sessions.end(conn, DIALECTS[reactor.variant(conn)], Reason.INTERNAL)
+                self._sessions.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.INTERNAL)
         has_more = self._hub.tidy()
         if reactor.flush(now) or reactor.more or has_more:
             self._schedule()
@@ -241,7 +242,7 @@ class Shard:
             self.count("handshake_" + entry.reason, 1)
             self._reactor.refuse(conn, entry.response)
             return
-        if self._reactor.upgrade(conn, entry.response, variant=entry.dialect.variant):
+        if self._reactor.upgrade(conn, entry.response, variant=entry.variant):
             self._sessions.begin(conn, entry)
 
     def _answer_readiness(self, conn: int) -> None:

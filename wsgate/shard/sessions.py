@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from wsgate.auth import Identity, Member, TokenError
 from wsgate.bus.names import INBOX_MARK
-from wsgate.dialects import DIALECTS, Dialect, is_channel
+from wsgate.dialects import Dialect, is_channel
 from wsgate.reactor import Reactor
 from wsgate.reasons import REASONS, Reason
 from wsgate.shard.access import Access
@@ -21,6 +21,7 @@ from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub, Joined
 from wsgate.shard.options import ANONYMOUS, ShardOptions
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.variants import DIALECT_OF
 from wsgate.shard.welcome import NOTHING_SHOWN, Showing, Welcome, shown
 
 __all__ = ["RETRY_MS", "Sessions", "comes_back", "encode_gap", "now_ms"]
@@ -80,7 +81,8 @@ class Sessions:
         self._ping_s = options.reactor.ping_interval_ms // 1000
         for row in REASONS.values():
             if row.close_code >= 4000:
-                byes = [self._bye(dialect, row.reason) for dialect in DIALECTS]
+                spoken = DIALECT_OF[: len(options.reactor.variant_opcodes)]
+                byes = [self._bye(dialect, row.reason) for dialect in spoken]
                 reactor.set_bye(row.close_code, byes, reason=row.reason)
 
     def _bye(self, dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
@@ -337,4 +339,4 @@ class Sessions:
 
 def encode_gap(variant: int, name: bytes, first: int, last: int) -> bytes:
     """What a consumer that lost publications is told; no channel has positions to tell."""
-    return DIALECTS[variant].gap(shown(name))
+    return DIALECT_OF[variant].gap(shown(name))

@@ -41,8 +41,8 @@ PROFILES: Final[Mapping[str, tuple[str, ...]]] = {
 
 # The suite judges these for information only: RFC 6455 leaves the behaviour open.
 INFORMATIONAL: Final = frozenset({"7.1.6", "7.13.1", "7.13.2"})
-# permessage-deflate is not offered yet: the suite then finds nothing to judge.
-UNIMPLEMENTED: Final = frozenset({"12", "13"})
+# Without permessage-deflate the suite finds nothing to judge here.
+COMPRESSION: Final = frozenset({"12", "13"})
 
 Deviation = tuple[str, str]
 """`(behavior, behaviorClose)` as the suite spells them; in an allow-list `OK/NON-STRICT` means either."""
@@ -74,6 +74,8 @@ def judge(
     results: Mapping[str, CaseResult],
     sections: Iterable[str],
     deviations: Mapping[str, Deviation],
+    *,
+    is_deflating: bool = False,
 ) -> Verdict:
     """The verdict on one server's results.
 
@@ -81,6 +83,7 @@ def judge(
         results: By case id, as index.json has them.
         sections: The sections that were meant to run; each must be there with all its cases.
         deviations: Cases that may differ from OK, and must do it in exactly the way listed.
+        is_deflating: The server was told to agree to permessage-deflate.
     """
     chosen = tuple(sections)
     faults = _count_faults(results, chosen)
@@ -89,7 +92,7 @@ def judge(
         if case in deviations:
             if not all(map(_is_one_of, found, deviations[case])):
                 faults.append(f"{case}: {_show(found)}, but {_show(deviations[case])} is allowed for")
-        elif not _is_fine(case, found):
+        elif not _is_fine(case, found, is_deflating):
             faults.append(f"{case}: {_show(found)}")
     faults += [
         f"{case}: allowed for, but did not run"
@@ -132,12 +135,13 @@ def _is_one_of(found: str, allowed: str) -> bool:
     return found in allowed.split("/")
 
 
-def _is_fine(case: str, found: Deviation) -> bool:
+def _is_fine(case: str, found: Deviation, is_deflating: bool) -> bool:
     behavior, behavior_close = found
     if case in INFORMATIONAL:
         return behavior in ("OK", "INFORMATIONAL") and behavior_close in ("OK", "INFORMATIONAL")
     if behavior == "UNIMPLEMENTED":
-        return _section(case) in UNIMPLEMENTED and behavior_close in ("OK", "UNIMPLEMENTED")
+        is_left_out = _section(case) in COMPRESSION and not is_deflating
+        return is_left_out and behavior_close in ("OK", "UNIMPLEMENTED")
     return found == ("OK", "OK")
 
 

@@ -1,7 +1,7 @@
 """Runs Autobahn|Testsuite against a server and judges the results itself.
 
     python -m tests.conformance.autobahn.runner                     the installed wheel, 247 cases
-    python -m tests.conformance.autobahn.runner --profile full      all 517 cases
+    python -m tests.conformance.autobahn.runner --profile full      all 517 cases; --deflate: with compression
     python -m tests.conformance.autobahn.runner --against websockets  the yardstick: is the suite sound?
     python -m tests.conformance.autobahn.runner --prove             planted defects must turn it red
 
@@ -9,8 +9,8 @@ Owns the child processes and the report; what conforms is decided in judge.py. T
 be asked: it exits with 0 when cases failed and when the server was down, and with an empty selection
 it hangs. So there is a time limit, and exactly the expected number of results is required. The server
 runs in an environment that holds the built wheel and is started from another directory, and says
-which compiled module it runs. It runs with default settings, unless section 9 is among the cases:
-that one echoes 16 MiB and needs higher limits (`--roomy` of the echo server).
+which compiled module it runs. It runs with default settings, unless sections 9, 12 or 13 are among the
+cases: those echo up to 16 MiB and need higher limits (`--roomy` of the echo server).
 """
 
 import argparse
@@ -46,6 +46,7 @@ ROOT: Final = HERE.parents[2]
 SUPPORT: Final = ROOT / "tests" / "support"
 REPORTS: Final = ROOT / "reports" / "autobahn"
 TIME_LIMIT_S: Final = {"quick": 180, "full": 1800}
+ROOMY: Final = frozenset({"9", "12", "13"})
 START_LIMIT_S: Final = 30
 STOP_LIMIT_S: Final = 10
 
@@ -64,13 +65,14 @@ class Server:
 
 
 @contextmanager
-def echo_server(against: str, defect: str, *, roomy: bool) -> Iterator[Server]:
+def echo_server(against: str, defect: str, *, roomy: bool, is_deflating: bool) -> Iterator[Server]:
     """The server under test as a child process; stopped at the end, which must be an orderly one.
 
     Args:
         against: `wheel`, `tree` (the development build) or `websockets`.
         defect: One of the echo server's defects, or `none`.
-        roomy: Limits above the defaults, as section 9 needs them.
+        roomy: Limits above the defaults, as some sections need them.
+        is_deflating: It agrees to permessage-deflate.
 
     Raises:
         RunError: It does not start, runs other code than meant, or died before it was stopped.
@@ -78,7 +80,8 @@ def echo_server(against: str, defect: str, *, roomy: bool) -> Iterator[Server]:
     script = "websockets_echo_server.py" if against == "websockets" else "echo_server.py"
     python = str(installed_wheel().python) if against == "wheel" else sys.executable
     options = [] if defect == "none" else ["--defect", defect]
-    options += ["--roomy"] if roomy and against != "websockets" else []
+    if against != "websockets":  # which has neither flag, and agrees to everything
+        options += ["--roomy"] * roomy + ["--deflate"] * is_deflating
     environment = clean_environment() | ({"PYTHONPATH": str(ROOT)} if against == "tree" else {})
     with (
         tempfile.TemporaryDirectory() as elsewhere,
@@ -181,15 +184,17 @@ def run(
     sections: tuple[str, ...],
     *,
     defect: str = "none",
+    is_deflating: bool = False,
     time_limit_s: float,
 ) -> Verdict:
     """Start a server, run the suite against it, judge and print."""
-    name = against if defect == "none" else f"{against}-{defect}"
+    name = "-".join([against, *[defect] * (defect != "none"), *["deflate"] * is_deflating])
     report = REPORTS / name
-    with echo_server(against, defect, roomy="9" in sections) as server:
+    roomy = not ROOMY.isdisjoint(sections)
+    with echo_server(against, defect, roomy=roomy, is_deflating=is_deflating) as server:
         print(f"autobahn {name}: {server.module}", flush=True)
         results = run_suite(server.port, sections, report=report, time_limit_s=time_limit_s)
-    verdict = judge(results, sections, allowed_deviations(against))
+    verdict = judge(results, sections, allowed_deviations(against), is_deflating=is_deflating)
     print_verdict(name, verdict, report)
     return verdict
 
@@ -230,6 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="instead of a profile's")
     parser.add_argument("--against", choices=("wheel", "tree", "websockets"), default="wheel")
     parser.add_argument("--defect", default="none", help="of tests/support/echo_server.py")
+    parser.add_argument("--deflate", action="store_true", help="agree to permessage-deflate")
     parser.add_argument("--prove", action="store_true", help="prove that the runner can turn red")
     options = parser.parse_args(arguments)
     try:
@@ -242,6 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.against,
             sections,
             defect=options.defect,
+            is_deflating=options.deflate,
             time_limit_s=TIME_LIMIT_S[options.profile],
         )
     except (ProvisionError, RunError) as error:
