@@ -175,7 +175,7 @@ def test_counters_carry_every_name_once() -> None:
     named = set(names.COUNTER_NAMES)
     named |= {f"ended_{name}" for name in names.REASON_NAMES[1:]}
     named |= {f"now_{name}" for name in names.STATE_NAMES[1:]}
-    named |= {"now_connections", "now_blocked", "now_draining", "now_channels"}
+    named |= {"now_connections", "now_blocked", "now_draining", "now_channels", "now_walks"}
     assert set(counters) == named
     assert set(held) == {*names.KIND_NAMES, "pool", "kernel_blocked"}
 

@@ -138,6 +138,7 @@ _GAUGES: Final = (
     _Gauge("connections_blocked", "Connections whose socket is full.", "now_blocked"),
     _Gauge("refusals_draining", "Refused sockets that are being drained.", "now_draining"),
     _Gauge("channels", "Channels with subscribers.", "now_channels"),
+    _Gauge("fanouts_under_way", "Publications on their way into large channels.", "now_walks"),
 )
 # No metrics by themselves: a process id, and times of a clock nobody outside has.
 _NOT_SHOWN: Final = frozenset({"pid", "beat_ms", "probe_due_ms"})

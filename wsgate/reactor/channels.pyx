@@ -19,7 +19,7 @@ from libc.string cimport memcpy, memset, memcmp
 from wsgate.reactor.memory cimport memory_give, memory_take
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.structs cimport (
-    Channel, Connection, Core, KIND_CHANNEL, KIND_SUBSCRIPTION, NONE, Subscription,
+    Channel, Connection, Core, KIND_CHANNEL, KIND_SUBSCRIPTION, NONE, Subscription, Walk,
 )
 from wsgate.reactor.table cimport at
 
@@ -375,15 +375,39 @@ cdef bint is_subscribed(Core *core, Connection *c, uint32_t channel) noexcept no
     return cell != NULL and cell.channel == channel
 
 
+cdef void move(Core *core, uint32_t index, uint32_t source, uint32_t target) noexcept nogil:
+    """Move a subscriber within its channel's array."""
+    cdef Channel *channel = &core.channels.channels[index]
+    cdef uint32_t slot
+    if source != target:
+        slot = channel_slots(channel)[source]
+        channel_slots(channel)[target] = slot
+        subscription_of(core, at(core, slot), index).position = target
+
+
+cdef uint32_t hand_hole_back(Core *core, uint32_t index, uint32_t position) noexcept nogil:
+    """Keep those still to be served in front, in every walk, when one of them leaves; the hole then.
+
+    The oldest walk has the shortest front, and each later one's holds it: every front is closed by its
+    own last, so that nobody is served twice or not at all. O(walks).
+    """
+    cdef Walk *walk = core.walks
+    while walk != NULL:
+        if walk.channel == index and position < walk.left:
+            walk.left -= 1
+            move(core, index, walk.left, position)
+            position = walk.left
+        walk = walk.next
+    return position
+
+
 cdef void leave(Core *core, uint32_t index, uint32_t position) noexcept nogil:
     """Take the slot at `position` out of a channel: the last one moves into its place."""
     cdef Channel *channel = &core.channels.channels[index]
-    cdef uint32_t moved
+    if channel.walks:
+        position = hand_hole_back(core, index, position)
     channel.count -= 1
-    if position != channel.count:
-        moved = channel_slots(channel)[channel.count]
-        channel_slots(channel)[position] = moved
-        subscription_of(core, at(core, moved), index).position = position
+    move(core, index, channel.count, position)
     # A quarter full: give half back, so that a crowd that left does not stay on the books.
     if channel.capacity and channel.count * 4 < channel.capacity:
         resize_subscribers(core, channel, channel.capacity // 2 if channel.count > FEW else FEW)

@@ -236,7 +236,8 @@ class Reactor:
             exclude: A handle that does not get it; 0 for none.
 
         Returns:
-            For how many it is queued, or has given way to a gap. Queued is not written.
+            For how many it is queued, has given way to a gap, or will be queued: with more subscribers than
+            `Settings.walk_at_once` that happens in steps of `flush`. Queued is not written.
         """
 
     def variant(self, conn: int) -> int:

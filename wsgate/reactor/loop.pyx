@@ -24,7 +24,7 @@ from wsgate.reactor.channels cimport (
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, deadlines_run
-from wsgate.reactor.fanout cimport bye_for, walk_subscribers
+from wsgate.reactor.fanout cimport bye_for, fan_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn
@@ -71,9 +71,6 @@ ENUMERATIONS = {
 cdef class Reactor:
     """All client sockets of one shard behind one descriptor; see loop.pyi."""
 
-    cdef Core *core
-    cdef object gap_encoder
-
     # --- life ---------------------------------------------------------------------------------------
 
     def __cinit__(self):
@@ -108,7 +105,7 @@ cdef class Reactor:
         metas = state_destroy(self.core)
         del metas
 
-    cdef inline Core *own(self) except NULL:
+    cdef Core *own(self) except NULL:
         """The state, for a call from outside; refused from inside poll, flush and tick."""
         if self.core.epoll < 0:
             raise InternalError("the reactor is shut down")
@@ -296,7 +293,7 @@ cdef class Reactor:
 
     # --- one connection -----------------------------------------------------------------------------
 
-    cdef inline Connection *find(self, uint64_t conn, uint32_t *slot):
+    cdef Connection *find(self, uint64_t conn, uint32_t *slot):
         cdef Connection *c = find(self.core, conn, slot)
         if c == NULL:
             self.core.counters[<int>STALE] += 1
@@ -594,7 +591,7 @@ cdef class Reactor:
                     if frames[variant] == NULL:
                         raise MemoryError
                 variant += 1
-            reached = walk_subscribers(core, index, frames, exclude)
+            reached = fan_out(core, index, frames, exclude)
         finally:
             for variant in range(VARIANTS_MAX):
                 if frames[variant] != NULL:
@@ -639,6 +636,7 @@ cdef class Reactor:
         numbers["now_blocked"] = core.blocked
         numbers["now_draining"] = core.drain_count
         numbers["now_channels"] = core.channels.count
+        numbers["now_walks"] = core.walk_count
         return numbers
 
     def bytes_held(self):

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from wsgate.reactor.channels cimport channels_destroy, channels_start
 from wsgate.reactor.closing cimport release
 from wsgate.reactor.codec cimport OP_PING, RSV1
+from wsgate.reactor.fanout cimport walks_drop
 from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_close_drains
 from wsgate.reactor.inflate cimport ZLIB_BYTES
@@ -68,6 +69,7 @@ cdef int apply_settings(Core *core, settings) except -1:
     core.limits.linger_bytes = number(settings, "linger_limit_bytes", 0, 1 << 19)
     core.limits.linger_sockets = number(settings, "linger_limit_sockets", 0, most)
     core.limits.connections = number(settings, "max_connections", 1, 1 << 24)
+    core.limits.walk_at_once = number(settings, "walk_at_once", 0, most)
     core.limits.subscriptions = number(settings, "subscriptions_limit", 0, 1 << 20)
     core.pool.enabled = settings.pool_enabled
     core.pool.idle_limit_bytes = number(settings, "pool_idle_limit_bytes", 0, 1 << 31)
@@ -184,6 +186,7 @@ cdef list state_destroy(Core *core):
                 metas.append(<object>at(core, slot).meta)
                 Py_XDECREF(at(core, slot).meta)
                 at(core, slot).meta = NULL
+    walks_drop(core)
     gate_close_drains(core)
     for index in range(core.bye_count):
         for slot in range(VARIANTS_MAX):

@@ -41,6 +41,9 @@ cdef enum:
     PONGS_MAX = 16               # pongs waiting for one connection
     PONG_BYTES = 968             # their bytes; with the counts the slot fills one 1 KiB buffer
     URGENT_SUBSCRIBERS = 64      # publications to at most this many are urgent
+    WALKS_MAX = 64               # publications that may be on their way into large channels
+    WALK_STEP = 1024             # subscribers taken at once of one that is
+    WALK_AHEAD = 1024            # connections on the bulk list below which the next step is due
     GAP_BYTES = 64               # what a pending gap is charged at most
     PASS_MESSAGES = 256          # the read budget of one poll
     PASS_OPENS = 32
@@ -318,9 +321,17 @@ ctypedef struct Channel:         # 64 bytes, one cache line: an inbox of one dev
     uint8_t is_used
     uint8_t variants             # bit n: somebody of variant n has subscribed since it was made
     uint8_t is_vacated           # in the list of channels to report
+    uint16_t walks               # publications on their way into it
     uint32_t link                # of that list
     ChannelSlots slots
     ChannelName name
+
+ctypedef struct Walk:            # a publication on its way into the outboxes of a large channel
+    Walk *next
+    uint32_t channel
+    uint32_t left                # so many at the front of the channel's array are still to be served
+    uint64_t exclude
+    Frame *frames[VARIANTS_MAX]
 
 ctypedef struct ChannelTable:
     Channel *channels
@@ -387,6 +398,7 @@ ctypedef struct Limits:
     uint32_t linger_sockets
     uint32_t connections
     uint32_t subscriptions
+    uint32_t walk_at_once
 
 ctypedef struct Pass:            # what one poll has used of its budget
     uint32_t messages
@@ -433,6 +445,9 @@ ctypedef struct Core:
     List bulk
     Wheel wheel
     ChannelTable channels
+    Walk *walks                  # the oldest first
+    Walk *last_walk
+    uint32_t walk_count
     uint32_t variants
     uint8_t variant_opcodes[VARIANTS_MAX]
     uint8_t variant_deflated[VARIANTS_MAX]   # its clients agreed to permessage-deflate

@@ -17,6 +17,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from wsgate.reactor.channels cimport channel_name
 from wsgate.reactor.closing cimport all_written, fail, queue_close, release
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
+from wsgate.reactor.fanout cimport walks_step
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
     outbox_consume, outbox_head_first, outbox_open, outbox_over_half, outbox_replace_gap,
@@ -28,7 +29,7 @@ from wsgate.reactor.seam cimport (
 from wsgate.reactor.structs cimport (
     BLOCKED, CLASS_GAP, CLOSE_QUEUED, Connection, Core, Entry, Frame, GAPS, Gap, INTERNAL, NONE,
     OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, PING_SENT, SLICE_NS, STATE_FAILING,
-    STATE_GONE, STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WANT_IN,
+    STATE_GONE, STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WALK_AHEAD, WALK_STEP, WANT_IN,
 )
 from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, failed_pop
 from wsgate.reactor.wheel cimport wheel_arm
@@ -201,6 +202,7 @@ cdef bint flush_slice(Core *core) noexcept nogil:
     """Queue the Closes that are due, then write for at most 2 ms; True when more waits."""
     cdef int64_t start
     cdef uint32_t slot
+    cdef bint has_bulk
     while True:
         slot = failed_pop(core)
         if slot == NONE:
@@ -209,12 +211,18 @@ cdef bint flush_slice(Core *core) noexcept nogil:
             queue_close(core, slot)
         elif at(core, slot).state == STATE_GONE:
             attention_push(core, slot)
-    if core.urgent.count == 0 and core.bulk.count == 0:
+    if core.urgent.count == 0 and core.bulk.count == 0 and core.walks == NULL:
         return False
     start = clock_ns()
-    walk(core, True, start + (SLICE_NS if core.bulk.count == 0 else SLICE_NS // 4 * 3))
-    walk(core, False, start + SLICE_NS)
-    return core.urgent.count != 0 or core.bulk.count != 0
+    has_bulk = core.bulk.count != 0 or core.walks != NULL
+    walk(core, True, start + (SLICE_NS // 4 * 3 if has_bulk else SLICE_NS))
+    while True:
+        if core.walks != NULL and core.bulk.count < WALK_AHEAD:
+            walks_step(core, WALK_STEP)
+        walk(core, False, start + SLICE_NS)
+        if core.walks == NULL or clock_ns() >= start + SLICE_NS:
+            break
+    return core.urgent.count != 0 or core.bulk.count != 0 or core.walks != NULL
 
 
 cdef void pong(Core *core, uint32_t slot, const uint8_t *payload, uint32_t size) noexcept nogil:

@@ -83,6 +83,7 @@ LAYOUT: Final = Layout(
         "now_blocked",
         "now_draining",
         "now_channels",
+        "now_walks",
         *(f"held_{name}" for name in KIND_NAMES),
         "held_pool",
         "held_kernel_blocked",

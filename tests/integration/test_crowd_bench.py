@@ -1,0 +1,27 @@
+"""The benchmark of large crowds runs, counts what it sends, and judges; its numbers are not tested."""
+
+import pytest
+
+from loadtest.crowd import Figures, judge, measure, measure_deflated
+
+
+def test_a_small_crowd_is_measured_whole() -> None:
+    found = measure(2_000)
+    assert found.count == 2_000
+    assert min(found.bytes_per_conn, found.delivery_us, found.heartbeat_us) > 0
+
+
+def test_both_forms_reach_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.crowd.DEFLATED_COUNT", 500)
+    assert min(measure_deflated()) > 0
+
+
+def test_what_grows_too_much_is_said() -> None:
+    small, large = Figures(1, 100, 1, 1, 1, 1), Figures(9, 121, 1, 1.3, 11, 1)
+    missed = [name for name, value, most in judge([small, large], 1.0, 1.2) if value > most]
+    assert missed == [
+        "memory per connection, growth",
+        "heartbeat cycle, growth",
+        "loop lag while one publication walks, ms",
+        "deflated delivery, times a plain one",
+    ]

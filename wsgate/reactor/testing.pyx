@@ -1,0 +1,75 @@
+"""More connections than a process may have descriptors: slots that share sinks.
+
+For measuring and testing only; the gateway never imports it. Everything but the socket is the shipped code: slots, timers, outboxes,
+fan-out, writes. A sink is a descriptor that takes whatever is sent to it; the slots that share one are
+not watched, because epoll knows a descriptor once, so nothing is ever read from them.
+"""
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from array import array
+
+from wsgate.reactor.fanout cimport walks_step
+from wsgate.reactor.gate cimport gate_open
+from wsgate.reactor.loop cimport Reactor, open_connection
+from wsgate.reactor.state cimport advance
+from wsgate.reactor.structs cimport CHUNK_SLOTS, Connection, Core, OPENED, PING_SENT, STATE_OPEN, WANT_IN, WATCHED
+from wsgate.reactor.table cimport at, handle_of
+
+__all__ = ["hear_all", "let_go", "open_slots", "step_walks"]
+
+
+def open_slots(Reactor reactor not None, fds, uint32_t count, *, long long now_ms, int variant=0):
+    """Open `count` connections that share the sinks in turn; see testing.pyi."""
+    cdef Core *core = reactor.own()
+    cdef uint32_t slot = 0, index
+    cdef Connection *c
+    cdef list sinks = list(fds)
+    handles = array("Q")
+    reactor.check_variant(variant)
+    advance(core, now_ms)
+    for index in range(count):
+        if gate_open(core, <int32_t>sinks[index % len(sinks)], &slot) < 0:
+            raise MemoryError("no slot for another connection")
+        c = at(core, slot)
+        c.flags |= OPENED | WATCHED | WANT_IN
+        c.variant = variant
+        open_connection(core, slot)
+        handles.append(handle_of(c, slot))
+    return handles
+
+
+def hear_all(Reactor reactor not None):
+    """As if every open peer had just said something; how many there are."""
+    cdef Core *core = reactor.own()
+    cdef uint32_t slot, heard = 0
+    cdef Connection *c
+    for slot in range(core.chunk_count * CHUNK_SLOTS):
+        c = at(core, slot)
+        if c.state == STATE_OPEN:
+            c.seen_ms = <uint32_t>core.clock_ms
+            c.flags &= ~PING_SENT
+            heard += 1
+    return heard
+
+
+def step_walks(Reactor reactor not None, uint32_t most):
+    """Serve so many more subscribers of the oldest publication under way; whether there was one."""
+    cdef Core *core = reactor.own()
+    if core.walks == NULL:
+        return False
+    walks_step(core, most)
+    return True
+
+
+def let_go(Reactor reactor not None, handles):
+    """Take the sinks away from their slots, so that closing a slot closes nothing of others."""
+    cdef Core *core = reactor.own()
+    cdef uint32_t slot = 0
+    cdef uint64_t handle
+    cdef Connection *c
+    for handle in handles:
+        c = reactor.find(handle, &slot)
+        if c != NULL:
+            c.fd = -1
+            c.flags &= ~(WATCHED | WANT_IN)
