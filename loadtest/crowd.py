@@ -1,4 +1,4 @@
-"""One reactor with up to half a million connections: does each cost the same, and does the loop keep its beat?
+"""One reactor with up to half a million connections: does each cost the same, and does the loop keep time?
 
     python -m loadtest.crowd [--counts 20000 100000 500000] [--output crowd.json]
 
