@@ -19,15 +19,20 @@ TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
-.PHONY: help run build test check bench conformance format clean
+.PHONY: help run build test check bench crowd conformance sanitize fuzz defects format clean
 
 help:
 	@echo "make run          start a gateway in development mode, with a page to try it"
 	@echo "make build        set up .venv and compile everything in place"
 	@echo "make test         build, then run all tests"
 	@echo "make check        ruff, mypy --strict, stubtest"
-	@echo "make conformance  Autobahn|Testsuite against the installed wheel (PROFILE=full: all 517 cases)"
+	@echo "make conformance  Autobahn|Testsuite against the installed wheel (PROFILE=full: all 517 cases, 8 min;"
+	@echo "                  DEFLATE=--deflate: with compression, 16 min)"
+	@echo "make sanitize     unit tests, vectors and fuzzing under AddressSanitizer and UBSan"
+	@echo "make fuzz         random input for everything that reads what strangers send (SECONDS=60)"
+	@echo "make defects      plants defects and shows that the suites turn red (9 min)"
 	@echo "make bench        the short benchmark, beside the floor of this machine"
+	@echo "make crowd        one reactor with 20,000, 100,000 and 500,000 connections"
 	@echo "make format       let ruff format the code"
 	@echo "make clean        remove what was built; .venv and .cache stay"
 
@@ -53,11 +58,28 @@ check: build
 bench: build
 	$(RUN) -m loadtest.bench
 
+crowd: build
+	$(RUN) -m loadtest.crowd
+
 # The quick profile, then the proof that the runner can turn red. It builds the wheel it tests.
 PROFILE ?= quick
+DEFLATE ?=
 conformance: $(STAMPS)/tools
-	$(RUN) -m tests.conformance.autobahn.runner --profile $(PROFILE)
+	$(RUN) -m tests.conformance.autobahn.runner --profile $(PROFILE) $(DEFLATE)
 	$(RUN) -m tests.conformance.autobahn.runner --prove
+
+# In copies of the source below build/, compiled anew.
+SANITIZED := sh tests/support/sanitize.sh $(RUN)
+sanitize: build
+	$(SANITIZED) -m pytest -q -p no:cacheprovider tests/unit tests/conformance
+	$(SANITIZED) -m tests.fuzz.run --seconds 30
+
+SECONDS ?= 60
+fuzz: build
+	$(RUN) -m tests.fuzz.run --seconds $(SECONDS)
+
+defects: build
+	$(RUN) -m tests.support.defects
 
 format: $(STAMPS)/tools
 	$(BIN)/ruff check --fix

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 
 from tests.support.frames import FrameReader, client_close, client_frame, client_header
+from wsgate.deflate import WIDE_BITS, deflate
 from wsgate.errors import WsgateError
 from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, events, open_listener
 from wsgate.reasons import Reason
@@ -40,7 +41,8 @@ SETTINGS = Settings(
     message_timeout_ms=4_000,
     linger_limit_sockets=5,
     linger_limit_bytes=50_000,
-    variant_opcodes=(1, 2),
+    variant_opcodes=(1, 2, 1 | events.DEFLATED),
+    walk_at_once=3,
     max_connections=60,
 )
 
@@ -154,7 +156,9 @@ class Fuzz:
         is_open = random.random() < 0.7
         fd = ours.detach()
         try:
-            conn = self.reactor.adopt(fd, now_ms=self.now_ms, upgraded=is_open, variant=random.choice([0, 1]))
+            conn = self.reactor.adopt(
+                fd, now_ms=self.now_ms, upgraded=is_open, variant=random.choice([0, 1, 2])
+            )
         except MemoryError:
             os.close(fd)
             theirs.close()
@@ -183,6 +187,8 @@ class Fuzz:
             lambda: client_frame(10, payload[:125]),
             lambda: client_frame(2, b"", final=False) + client_frame(9) + client_frame(0, payload),
             lambda: client_frame(2, b"small") * random.randrange(300),
+            lambda: client_frame(2, deflate(payload, WIDE_BITS), rsv=4),
+            lambda: client_frame(2, deflate(bytes(300_000), WIDE_BITS), rsv=4, final=False) + client_frame(0),
         ]
         broken: list[Callable[[], bytes]] = [
             lambda: client_frame(2, payload, final=False),
@@ -232,7 +238,7 @@ class Fuzz:
         calls: list[Callable[[], object]] = [
             lambda: reactor.send(conn, payload, random.choice([1, 2, 1, 2, number])),
             lambda: reactor.send(conn, payload),
-            lambda: reactor.upgrade(conn, RESPONSE, variant=random.choice([0, 1, 0, 1, number])),
+            lambda: reactor.upgrade(conn, RESPONSE, variant=random.choice([0, 1, 2, 0, 1, number])),
             lambda: reactor.upgrade(conn, RESPONSE),
             lambda: reactor.refuse(conn, payload),
             lambda: reactor.close(conn, random.choice([1000, 4000, number]), payload),
@@ -276,8 +282,15 @@ class Fuzz:
     def publish(self) -> None:
         """To a channel that may or may not be."""
         channel = b"channel-%d" % random.randrange(12)
-        variants: list[bytes | None] = random.choice(
-            [[b"text", b"binary"], [b"t" * 3000, b"b" * 9000], [b"t" * 60_000], [], [None, None]]
+        variants: list[bytes | int | None] = random.choice(
+            [
+                [b"text", b"binary", 0],
+                [b"t" * 3000, b"b" * 9000, 1],
+                [b"t" * 60_000],
+                [],
+                [None, None, None],
+                [b"text", None, 0],
+            ]
         )
         position = random.choice([0, 1, 7, 2**62, -1])
         self.reactor.publish(channel, variants, position=position, exclude=abs(self.handle()) % 2**64)
@@ -289,7 +302,7 @@ class Fuzz:
             if kind == events.OPEN:
                 self.handles.append(conn)
                 if random.random() < 0.95:
-                    self.reactor.upgrade(conn, RESPONSE, variant=random.choice([0, 1]))
+                    self.reactor.upgrade(conn, RESPONSE, variant=random.choice([0, 1, 2]))
             elif kind in (events.TEXT, events.BINARY) and isinstance(value, bytes) and random.random() < 0.3:
                 self.reactor.send(conn, value, kind)
             if random.random() < 0.05:

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Unit and conformance tests with the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Runs Python with the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer.
 #
-#     sh tests/support/sanitize.sh <python> [pytest arguments]
+#     sh tests/support/sanitize.sh <python> -m pytest tests/unit
+#     WSGATE_DEFECT=length sh tests/support/sanitize.sh <python> ...      one planted, see defects.py
 #
 # In a copy of what git knows, so that the development build stays as it is. CPython allocates with malloc
 # here: its own allocator would hide an access behind the end of an object from the sanitizer. Leaks are
@@ -10,22 +11,31 @@ set -eu
 python=$1
 shift
 root=$PWD
-copy=$root/build/sanitize
+copy=$root/build/sanitize${WSGATE_DEFECT:+-$WSGATE_DEFECT}
 asan=$(gcc -print-file-name=libasan.so)
 ubsan=$(gcc -print-file-name=libubsan.so)
 if [ ! -e "$asan" ] || [ ! -e "$ubsan" ]; then
     echo "sanitize: gcc has no libasan or no libubsan here" >&2
     exit 1
 fi
+case $python in
+/*) ;;
+*) python=$root/$python ;;
+esac
 
 mkdir -p "$copy"
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents --preserve=timestamps -t "$copy"
 cd "$copy"
-WSGATE_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace
+if [ -n "${WSGATE_DEFECT:-}" ]; then
+    "$python" -m tests.support.defects --plant "$WSGATE_DEFECT"
+fi
+WSGATE_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace >build.log 2>&1 || {
+    cat build.log >&2
+    exit 1
+}
 export PYTHONMALLOC=malloc LD_PRELOAD="$asan $ubsan"
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:handle_segv=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:abort_on_error=1
-export HYPOTHESIS_PROFILE=sanitize
 # The modules must be these, or nothing was tested.
 "$python" -c "
 import pathlib, wsgate.reactor.loop
@@ -33,4 +43,4 @@ file = pathlib.Path(wsgate.reactor.loop.__file__)
 assert pathlib.Path.cwd() in file.parents, file
 assert 'libasan' in pathlib.Path('/proc/self/maps').read_text()
 "
-exec "$python" -m pytest -q -p no:cacheprovider "$@"
+exec "$python" "$@"

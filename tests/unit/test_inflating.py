@@ -115,6 +115,7 @@ UNSOUND: Final = {
     "not deflate": b"\xff\xff\xff",
     "a block that is no kind": b"\x07",
     "cut inside a block": _unfinished(),
+    "cut inside a stored block": b"\x00\x64\x00\x9b\xffHe",  # of 100 bytes
     "a distance before the beginning": zlib.compressobj(wbits=-15, zdict=b"Hello" * 9).compress(b"")
     + b"\x82\x83\x00\x11\x00",
     "more behind the last block": b"\xf3\x48\xcd\xc9\xc9\x07\x00\x00" + b"\xf2\x48\xcd\xc9\xc9\x07\x00",

@@ -117,7 +117,8 @@ cdef class PushReader:
             fresh = <char *>malloc(capacity)
             if fresh == NULL:
                 raise MemoryError
-            memcpy(fresh, self.buffer + self.start, left)
+            if left:                          # else there may be no buffer, which memcpy forbids
+                memcpy(fresh, self.buffer + self.start, left)
             free(self.buffer)
             self.buffer = fresh
             self.capacity = capacity

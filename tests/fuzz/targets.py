@@ -1,0 +1,168 @@
+"""What is fuzzed: one object per reader of strangers' bytes, each with its own idea of what is sound.
+
+A target's `run` makes one input, gives it to the reader and returns it; an AssertionError, or an exception
+that the reader does not document, is a fault. `close` says whether anything is left over.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from tests.fuzz.frames import FramesTarget
+from tests.fuzz.mutation import mutate, pieces
+from tests.support.reactor_fuzz import Fuzz
+from tests.unit.test_handshake import BROWSER_HEAD
+from tests.unit.test_push_reader import CASES as PUSH_CASES
+from wsgate.bus import decode_publication, push
+from wsgate.deflate import ExtensionError, agree
+from wsgate.dialects import DIALECTS, BadCommand
+from wsgate.dialects.commands import Publish
+from wsgate.handshake import HEAD_LIMIT_BYTES, Refusal, accept, parse_head
+
+__all__ = ["TARGETS", "Target"]
+
+PROTOCOLS: Final = Path(__file__).resolve().parents[2] / "protocols"
+PUSH_PREFIX: Final = b"wsgate:ch:"
+PUSH_LIMIT_BYTES: Final = 1_000
+REACTOR_STEPS: Final = 300
+
+
+class Target(Protocol):
+    """One reader under test."""
+
+    def run(self, dice: random.Random) -> bytes:
+        """One input, made and read; returned so that it can be kept."""
+
+    def close(self) -> None:
+        """The end: nothing may be left over."""
+
+
+class Pure:
+    """A reader without state: examples to bend, and what must hold of every answer."""
+
+    def __init__(self, examples: list[bytes], check: Callable[[random.Random, bytes], None]) -> None:
+        self.examples, self.check = examples, check
+
+    def run(self, dice: random.Random) -> bytes:
+        """See `Target`."""
+        data = mutate(dice, self.examples)
+        self.check(dice, data)
+        return data
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class Reactor:
+    """Random calls beside random bytes: every promise about events, and all given back."""
+
+    def run(self, dice: random.Random) -> bytes:
+        """See `Target`."""
+        seed = dice.randrange(1 << 32)
+        Fuzz(seed).run(REACTOR_STEPS)
+        return b"seed %d" % seed
+
+    def close(self) -> None:
+        """Every run closed its own."""
+
+
+def check_head(_dice: random.Random, head: bytes) -> None:
+    """A request or a refusal, whole either way; what is accepted has one meaning."""
+    request = parse_head(head)
+    if isinstance(request, Refusal):
+        assert request.response.startswith(b"HTTP/1.1 4")
+        assert b"\r\n\r\n" in request.response
+        return
+    assert len(head) <= HEAD_LIMIT_BYTES
+    assert head.endswith(b"\r\n\r\n")
+    assert head.count(b"\r\n\r\n") == 1
+    assert request.path.startswith("/")
+    response = accept(request).response
+    assert response.startswith(b"HTTP/1.1 101 ")
+    assert response.count(b"\r\n\r\n") == 1
+
+
+def check_extensions(_dice: random.Random, value: bytes) -> None:
+    """Agreed, declined or refused."""
+    try:
+        agreement = agree(value.decode("latin-1"))
+    except ExtensionError:
+        return
+    assert agreement is None or agreement.response.startswith(
+        "permessage-deflate; server_no_context_takeover"
+    )
+
+
+def read_pushes(parts: list[bytes]) -> tuple[list[tuple[int, bytes, bytes | None]], bool]:
+    """What a reader makes of a stream, and whether it broke."""
+    reader = push.PushReader(PUSH_PREFIX, PUSH_LIMIT_BYTES)
+    taken: list[tuple[int, bytes, bytes | None]] = []
+    try:
+        for part in parts:
+            reader.feed(part)
+            while found := reader.take(1):
+                taken += found
+            assert reader.buffered <= 64 * 1024 + 2 * len(part)
+    except push.PushError:
+        return taken, True
+    return taken, False
+
+
+def check_pushes(dice: random.Random, stream: bytes) -> None:
+    """However it is cut, the same replies, and broken or not."""
+    whole = read_pushes([stream])
+    assert read_pushes(pieces(dice, stream)) == whole
+    assert all(len(payload or b"") <= PUSH_LIMIT_BYTES for _, _, payload in whole[0])
+
+
+def check_command(_dice: random.Random, message: bytes) -> None:
+    """A command or a bad one in either form, and what is published can be told to both."""
+    for dialect in DIALECTS:
+        command = dialect.decode(message)
+        if isinstance(command, BadCommand) or not isinstance(command, Publish):
+            continue
+        payload = dialect.payload(command)
+        if payload is not None:
+            for listener in DIALECTS:
+                assert listener.publication("c", payload)
+
+
+def check_publication(_dice: random.Random, data: bytes) -> None:
+    """Dropped, or something every subscriber can be told."""
+    publication = decode_publication(data)
+    if publication is not None:
+        for dialect in DIALECTS:
+            told = dialect.publication(
+                "c", publication.payload, publication.user, publication.position, publication.timestamp_ms
+            )
+            assert dialect.opcode == 2 or json.loads(told)["op"] == "msg"
+
+
+def _commands() -> list[bytes]:
+    document = json.loads((PROTOCOLS / "client" / "v1" / "messages.json").read_text(encoding="utf-8"))
+    rows = document["messages"]
+    texts = [row["json"].encode() for row in rows if row.get("json")]
+    return texts + [bytes.fromhex(row["msgpack"]) for row in rows if row.get("msgpack")]
+
+
+def _publications() -> list[bytes]:
+    document = json.loads((PROTOCOLS / "bus" / "v1" / "vectors.json").read_text(encoding="utf-8"))
+    return [bytes.fromhex(row["bus"]) for row in document["publications"]]
+
+
+OFFERS: Final = [
+    b"permessage-deflate; client_max_window_bits",
+    b'permessage-deflate; server_max_window_bits="9"; server_no_context_takeover, x-other; a=b',
+]
+
+TARGETS: Final[dict[str, Callable[[], Target]]] = {
+    "frames": FramesTarget,
+    "head": lambda: Pure([BROWSER_HEAD], check_head),
+    "extensions": lambda: Pure(OFFERS, check_extensions),
+    "pushes": lambda: Pure([wire for wire, _ in PUSH_CASES if len(wire) < 4_000], check_pushes),
+    "commands": lambda: Pure(_commands(), check_command),
+    "publications": lambda: Pure(_publications(), check_publication),
+    "reactor": Reactor,
+}
