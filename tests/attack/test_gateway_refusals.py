@@ -40,6 +40,7 @@ HEADS: Final = {
     "unknown_path": request("/elsewhere"),
 }
 ELSEWHERE: Final = {
+    "bad_extensions": "needs compression: tests/integration/test_compression.py",
     "head_too_large": "the reactor's own cap is the same and comes first",
     "draining": "only in the queue of a shard that is told to stop: tests of the drain",
     "too_many_unauthenticated": "tests/attack/test_gateway_crowd.py",

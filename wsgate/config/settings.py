@@ -271,6 +271,11 @@ class Admission(Section, frozen=True, kw_only=True):
     # attack. 0 switches it off. 0 to 1000000. Default 1024.
     handshakes_in_progress: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
 
+    # Unfinished input of all clients together: heads, frames and messages that have not come whole. Beyond
+    # it newcomers are refused and whoever sends more of such is closed with 1013, because each alone stays
+    # within its own limits. 0B switches it off. Size, 0B to 1024GiB. Default "256MiB".
+    partial_bytes: Annotated[int, _size("0B", "1024GiB")] = 256 * 1024 * 1024
+
 
 class Bus(Section, frozen=True, kw_only=True):
     """`[bus]`: the Redis or Valkey that joins shards, nodes and backends."""

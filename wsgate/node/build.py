@@ -214,6 +214,7 @@ def _shard_options(
             connections=connections,
             handshakes_in_progress=config.admission.handshakes_in_progress,
             accepts_per_s=-(-rate // shards),
+            partial_bytes=-(-config.admission.partial_bytes // shards),
         ),
         bus=parse_address(running.bus_url),
         bus_prefix=config.bus.prefix,

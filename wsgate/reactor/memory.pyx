@@ -34,6 +34,11 @@ cdef inline int class_of(uint64_t size) noexcept nogil:
     return index
 
 
+cdef uint64_t memory_capacity(uint64_t size) noexcept nogil:
+    """What a block of at least `size` bytes is booked with: its class, or whole pages."""
+    return (size + PAGE - 1) & ~(PAGE - 1) if size > LARGEST else <uint64_t>POOL_SMALLEST << class_of(size)
+
+
 cdef void *memory_take(Core *core, uint64_t size, int kind, uint32_t *capacity) noexcept nogil:
     """A block of at least `size` bytes, booked on `kind`; NULL when there is none."""
     cdef void *block = NULL
@@ -92,6 +97,16 @@ cdef void memory_empty_pool(Core *core) noexcept nogil:
     core.pool.idle_bytes = 0
 
 
+cdef bint partial_fits(Core *core, uint64_t given_back, uint64_t size) noexcept nogil:
+    """Whether the gate allows a block of `size` bytes for unfinished input in place of one given back.
+
+    By what it is booked with: what was asked for is less, by up to half.
+    """
+    return core.gate.partial_bytes == 0 or (
+        core.held[<int>KIND_PARTIAL] - given_back + memory_capacity(size) <= core.gate.partial_bytes
+    )
+
+
 cdef int buffer_reserve(
     Core *core, Buffer *buffer, uint64_t total, uint64_t expected_total, int kind
 ) noexcept nogil:
@@ -110,11 +125,7 @@ cdef int buffer_reserve(
         room = expected_total
     if room < total:
         room = total
-    if (
-        kind == KIND_PARTIAL
-        and core.gate.partial_bytes
-        and core.held[<int>KIND_PARTIAL] - buffer.capacity + room > core.gate.partial_bytes
-    ):
+    if kind == KIND_PARTIAL and not partial_fits(core, buffer.capacity, room):
         return -1
     if buffer.capacity > LARGEST and room <= BLOCK_MAX:
         capacity = <uint32_t>((room + PAGE - 1) & ~(PAGE - 1))

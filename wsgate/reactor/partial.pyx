@@ -8,7 +8,7 @@ when received bytes must wait for their turn, and goes back when that is over.
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
-from wsgate.reactor.memory cimport buffer_append, buffer_give, memory_give, memory_take
+from wsgate.reactor.memory cimport buffer_append, buffer_give, memory_give, memory_take, partial_fits
 from wsgate.reactor.structs cimport Connection, Core, Input, KIND_PARTIAL
 
 cdef uint32_t INPUT_CAPACITY = 0
@@ -19,7 +19,7 @@ cdef Input *partial_open(Core *core, Connection *c) noexcept nogil:
     global INPUT_CAPACITY
     if c.input != NULL:
         return c.input
-    if core.gate.partial_bytes and core.held[<int>KIND_PARTIAL] + sizeof(Input) > core.gate.partial_bytes:
+    if not partial_fits(core, 0, sizeof(Input)):
         return NULL
     c.input = <Input *>memory_take(core, sizeof(Input), KIND_PARTIAL, &INPUT_CAPACITY)
     if c.input != NULL:

@@ -1,0 +1,94 @@
+"""Clients that never finish what they begin: held in bounds together, and gone without a trace."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.frames import BINARY, TEXT, client_frame
+from tests.support.gateway import Gateway, wait_until
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
+from tests.support.siege import (
+    besieged,
+    configured_gateway,
+    fresh_counters,
+    make_token,
+    proportional_bytes_of,
+    shard_pid,
+)
+
+pytestmark = pytest.mark.slow
+
+BUDGET_BYTES: Final = 2 * 1024 * 1024
+MESSAGE_BYTES: Final = 60_000  # just below the limit of one
+CROWD: Final = 120  # 7 MB
+HELD: Final = 'wsgate_memory_bytes{kind="partial",shard="0"}'
+CLOSED: Final = 'wsgate_closes_total{reason="partial_bytes"}'
+REFUSED: Final = 'wsgate_refusals_total{reason="refused_partial_bytes"}'
+BAD_HANDSHAKES: Final = 10_000
+BAD_HEADS: Final = (
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),  # TLS, to a plain port
+    b"GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: short\r\n\r\n",
+    b"POST /ws HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello",
+    b"GET /ws HTTP/1.1\r\nHost: h\r\n",  # never finished
+)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    settings = f'[admission]\npartial_bytes = "{BUDGET_BYTES}B"\n[server]\ncompression = true\n'
+    with configured_gateway(tmp_path_factory.mktemp("partial"), settings) as running:
+        yield running
+
+
+def descriptors(gateway: Gateway) -> int:
+    return len(list(Path(f"/proc/{shard_pid(gateway)}/fd").iterdir()))
+
+
+@pytest.mark.parametrize("rsv", [0, 4], ids=["plain", "compressed"])
+def test_s3_unfinished_messages_of_all_clients_stay_within_one_budget(gateway: Gateway, rsv: int) -> None:
+    before, start = fresh_counters(gateway), proportional_bytes_of(shard_pid(gateway))
+    opened = descriptors(gateway)
+    message = client_frame(BINARY if rsv else TEXT, b"x" * MESSAGE_BYTES, rsv=rsv)
+    offer = ("Sec-WebSocket-Extensions", "permessage-deflate")
+    with besieged(gateway) as group, ExitStack() as stack:
+        codes = []
+        for number in range(CROWD):
+            head = request(headers=[bearer(make_token(f"slow-{number}")), offer])
+            client = stack.enter_context(RawClient(gateway))
+            if client.ask(head).status != 101:
+                continue  # the gate refuses while the budget is used
+            try:
+                client.sock.sendall(message[:-100])
+            except OSError:
+                codes.append(0)
+        group.is_answered()
+        during = fresh_counters(gateway)
+        assert during[HELD] <= BUDGET_BYTES
+        assert during[HELD] > BUDGET_BYTES / 2
+        grown = proportional_bytes_of(shard_pid(gateway)) - start
+        assert grown < 3 * BUDGET_BYTES
+        assert during[CLOSED] + during[REFUSED] - before[CLOSED] - before[REFUSED] >= CROWD / 2
+    wait_until("all is given back", lambda: fresh_counters(gateway)[HELD] == before[HELD], LIMIT_S)
+    wait_until("their descriptors are closed", lambda: descriptors(gateway) <= opened + 1, LIMIT_S)
+
+
+def test_s29_ten_thousand_bad_handshakes_leave_nothing(gateway: Gateway) -> None:
+    before, opened = fresh_counters(gateway), descriptors(gateway)
+    with besieged(gateway) as group:
+        for number in range(BAD_HANDSHAKES):
+            with RawClient(gateway) as client:
+                client.sock.sendall(BAD_HEADS[number % len(BAD_HEADS)])
+                if number % 7 == 0 and number % len(BAD_HEADS) in (0, 2, 3):
+                    client.answer()  # some wait for it, most do not
+        group.is_answered()
+    held = 'wsgate_connections_held{shard="0"}'
+    wait_until("all are gone", lambda: fresh_counters(gateway)[held] == before[held], LIMIT_S)
+    after = fresh_counters(gateway)
+    assert after["wsgate_accepts_total"] - before["wsgate_accepts_total"] >= BAD_HANDSHAKES
+    assert after[HELD] == before[HELD]
+    assert descriptors(gateway) <= opened + 1
