@@ -12,7 +12,9 @@ if command -v apt-get >/dev/null && { test -z "$as_root" || $as_root true 2>/dev
     # An update that fails for one source must not stop an installation that works without it.
     $as_root apt-get -q update >&2 || true
     echo "installing: $*" >&2
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >&2 && exit 0
+    # RUNLEVEL=1: no service that comes with a package is started.
+    $as_root env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >&2 &&
+        exit 0
 fi
 echo "please install, then try again: $*" >&2
 exit 1

@@ -1,5 +1,6 @@
 """Programs that tests need and Python's registry does not have: found, or installed when that is allowed."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -27,5 +28,6 @@ def find_or_install(find: Callable[[], str | None], packages: Sequence[str]) -> 
 
 
 def find_program(*names: str) -> str | None:
-    """The path of the first of these programs that is there."""
-    return next((path for name in names if (path := shutil.which(name))), None)
+    """The path of the first of these programs that is there; daemons lie where a user's PATH may not lead."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+    return next((found for name in names if (found := shutil.which(name, path=path))), None)
