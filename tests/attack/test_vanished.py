@@ -1,0 +1,60 @@
+"""R15: hosts that vanish without a FIN are given up by their heartbeat, and leave nothing."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.gateway import ROOT, Gateway, running_gateway, wait_until
+from tests.support.namespace import FarHost, NamespaceError, far_host
+from tests.support.siege import fresh_counters, shard_pid
+
+pytestmark = pytest.mark.slow
+
+PEERS: Final = 5_000
+HELD: Final = 'wsgate_connections_held{shard="0"}'
+GIVEN_UP: Final = 'wsgate_closes_total{reason="heartbeat_timeout"}'
+WITHIN_S: Final = 30.0  # two heartbeats and a tick are 4.25 s; the kernel's own patience is 54 s
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    environ = {
+        "WSGATE_HEARTBEAT__PING_INTERVAL": "2s",
+        "WSGATE_HEARTBEAT__PONG_TIMEOUT": "2s",
+    }
+    with running_gateway("--host", "0.0.0.0", environ=environ) as running:
+        yield running
+
+
+@pytest.fixture
+def host() -> Iterator[FarHost]:
+    try:
+        with far_host() as far:
+            yield far
+    except NamespaceError as error:
+        pytest.skip(str(error))
+
+
+def test_r15_five_thousand_peers_vanish_and_are_given_up_in_two_heartbeats(
+    gateway: Gateway, host: FarHost
+) -> None:
+    before = fresh_counters(gateway)
+    descriptors = Path(f"/proc/{shard_pid(gateway)}/fd")
+    opened = len(list(descriptors.iterdir()))
+    script = str(ROOT / "tests" / "support" / "resting_clients.py")
+    with host.start([sys.executable, script, host.ours, str(gateway.port), str(PEERS)]) as clients:
+        try:
+            assert clients.stdout is not None
+            assert clients.stdout.readline() == "open\n"
+            during = fresh_counters(gateway)
+            assert during[HELD] - before[HELD] == PEERS
+            host.vanish()
+            wait_until("all are given up", lambda: fresh_counters(gateway)[HELD] == before[HELD], WITHIN_S)
+        finally:
+            clients.kill()
+    after = fresh_counters(gateway)
+    assert after[GIVEN_UP] - during[GIVEN_UP] == PEERS
+    wait_until("their descriptors are closed", lambda: len(list(descriptors.iterdir())) <= opened, WITHIN_S)

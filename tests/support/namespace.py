@@ -1,0 +1,83 @@
+"""A network namespace with one cable to this one: a host of its own that can vanish.
+
+Needs root, `ip` and `nft`. Where that may not be, `far_host` says why, for a test to skip aloud. Everything it
+makes has a name of its own and is gone after the block; nothing else is touched.
+"""
+
+import contextlib
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.support.packages import find_or_install, find_program
+
+__all__ = ["FarHost", "NamespaceError", "far_host"]
+
+PREFIX_BITS = 30
+
+
+class NamespaceError(Exception):
+    """None can be made here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class FarHost:
+    """A host at the other end of a cable."""
+
+    namespace: str
+    ours: str
+    """Our address, as it sees us."""
+    nft: str
+
+    def start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
+        """A process there, with a pipe for its standard output."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def vanish(self) -> None:
+        """From now on nothing comes from it and nothing reaches it; no FIN, no reset, no ICMP."""
+        rules = "; ".join(
+            f"add chain inet gone {hook} {{ type filter hook {hook} priority 0; policy drop; }}"
+            for hook in ("input", "output")
+        )
+        _run("ip", "netns", "exec", self.namespace, self.nft, f"add table inet gone; {rules}")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise NamespaceError(f"{' '.join(command[:4])}: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def far_host() -> Iterator[FarHost]:
+    """A namespace, a pair of interfaces, an address at each end.
+
+    Raises:
+        NamespaceError: Not root, no `ip` or `nft`, or the kernel does not allow it.
+    """
+    if os.geteuid() != 0:
+        raise NamespaceError("only root may make a network namespace")
+    nft = find_or_install(lambda: find_program("nft"), ["nftables"])
+    if find_or_install(lambda: find_program("ip"), ["iproute2"]) is None or nft is None:
+        raise NamespaceError("no ip or no nft here, and they could not be installed")
+    mark = secrets.token_hex(3)
+    name, near, far = f"wsgate-{mark}", f"wsg{mark}a", f"wsg{mark}b"
+    # A network of two addresses, out of the range kept for tests of equipment (RFC 2544).
+    third, fourth = secrets.randbelow(256), 4 * secrets.randbelow(64)
+    ours, theirs = f"198.18.{third}.{fourth + 1}", f"198.18.{third}.{fourth + 2}"
+    with contextlib.ExitStack() as undo:
+        _run("ip", "netns", "add", name)
+        undo.callback(_run, "ip", "netns", "delete", name)  # and the cable with it
+        _run("ip", "link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
+        _run("ip", "address", "add", f"{ours}/{PREFIX_BITS}", "dev", near)
+        _run("ip", "link", "set", near, "up")
+        _run("ip", "-n", name, "address", "add", f"{theirs}/{PREFIX_BITS}", "dev", far)
+        _run("ip", "-n", name, "link", "set", far, "up")
+        yield FarHost(name, ours, nft)
