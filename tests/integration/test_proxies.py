@@ -1,11 +1,10 @@
-"""Behind Debian's nginx and haproxy, and over a bad network: what proxies pass on has one meaning (S16, R17)."""
+"""Behind Debian's nginx and haproxy, and over a bad network: what is passed on has one meaning (S16, R17)."""
 
 import json
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest

@@ -1,7 +1,7 @@
 """A network namespace with one cable to this one: a host of its own that can vanish.
 
-Needs root, `ip` and `nft`. Where that may not be, `far_host` says why, for a test to skip aloud. Everything it
-makes has a name of its own and is gone after the block; nothing else is touched.
+Needs root, `ip` and `nft`. Where that may not be, `far_host` says why, for a test to skip aloud. Everything
+it makes has a name of its own and is gone after the block; nothing else is touched.
 """
 
 import contextlib
