@@ -18,6 +18,7 @@ from tests.support.siege import (
     proportional_bytes_of,
     shard_pid,
 )
+from wsgate.deflate import WIDE_BITS, deflate
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +28,7 @@ CROWD: Final = 120  # 7 MB
 HELD: Final = 'wsgate_memory_bytes{kind="partial",shard="0"}'
 CLOSED: Final = 'wsgate_closes_total{reason="partial_bytes"}'
 REFUSED: Final = 'wsgate_refusals_total{reason="refused_partial_bytes"}'
+BOMBS: Final = 20
 BAD_HANDSHAKES: Final = 10_000
 BAD_HEADS: Final = (
     b"GET / HTTP/1.1\r\n\r\n",
@@ -75,6 +77,35 @@ def test_s3_unfinished_messages_of_all_clients_stay_within_one_budget(gateway: G
         assert during[CLOSED] + during[REFUSED] - before[CLOSED] - before[REFUSED] >= CROWD / 2
     wait_until("all is given back", lambda: fresh_counters(gateway)[HELD] == before[HELD], LIMIT_S)
     wait_until("their descriptors are closed", lambda: descriptors(gateway) <= opened + 1, LIMIT_S)
+
+
+@pytest.mark.parametrize("fragments", [1, 50])
+@pytest.mark.parametrize("has_token", [True, False])
+def test_s7_bombs_end_with_1009_and_cost_one_limit(gateway: Gateway, has_token: bool, fragments: int) -> None:
+    """8 MiB in 37 KB, before and after a token was shown."""
+    bomb = deflate(bytes(8 * 1024 * 1024), WIDE_BITS)
+    assert len(bomb) < MESSAGE_BYTES
+    size = -(-len(bomb) // fragments)
+    parts = [bomb[place : place + size] for place in range(0, len(bomb), size)]
+    stream = b"".join(
+        client_frame(0 if place else TEXT, part, rsv=0 if place else 4, final=place == len(parts) - 1)
+        for place, part in enumerate(parts)
+    )
+    headers = [("Sec-WebSocket-Extensions", "permessage-deflate")]
+    headers += [bearer(make_token("bomber"))] if has_token else []
+    before, start = fresh_counters(gateway), proportional_bytes_of(shard_pid(gateway))
+    with besieged(gateway) as group:
+        for _ in range(BOMBS):
+            with RawClient(gateway) as client:
+                assert client.ask(request(headers=headers)).status == 101
+                client.sock.sendall(stream)
+                assert client.ending().code == 1009
+        group.is_answered()
+        assert proportional_bytes_of(shard_pid(gateway)) - start < BUDGET_BYTES
+    after = fresh_counters(gateway)
+    name = 'wsgate_closes_total{reason="message_too_big"}'
+    assert after[name] - before[name] == BOMBS
+    assert after[HELD] == before[HELD]
 
 
 def test_s29_ten_thousand_bad_handshakes_leave_nothing(gateway: Gateway) -> None:

@@ -68,7 +68,7 @@ def at_rate(bench: Hall) -> str:
 
 
 def at_partial_bytes(bench: Hall) -> str:
-    bench.reactor.set_gate(GateLimits(partial_bytes=4096), REFUSAL)
+    bench.reactor.set_gate(GateLimits(partial_bytes=4096 + 256 + 100), REFUSAL)  # one input, its message
     greedy = bench.dial(HEAD)
     settle(bench, lambda: bench.count("now_open") == 3)
     bench.meet(greedy).send(client_frame(BINARY, bytes(3500))[:-1])
