@@ -121,8 +121,8 @@ class RedisPublisher:
     def pace(self, plan: Pace) -> Sent:
         """Publish by the clock, what is due of every millisecond at its end; what is late keeps its due time.
 
-        The messages are made before the first is due, as those of a flood are: made on the way they kept the
-        processor that Redis and the clients share busy, and p99 was 15 ms of which the shard had 2.
+        The messages are made before the first is due, as those of a flood are: making them on the way took
+        time of the processor that Redis and the clients share, and this backend was late by up to 15 ms.
         """
         total = plan.count * len(plan.channels)
         start_ns = time.monotonic_ns() + total * _MAKING_NS

@@ -103,7 +103,7 @@ def _pace(
     """Publish at a rate over all channels; latency from the intended time, and how late the backend was.
 
     Backend, bus and clients have real-time priority, the shard has not: they share one processor with
-    whatever else the machine does, and 45 ms of a stranger in slices of 4 were p99.
+    whatever else the machine does, and a trace showed a stranger on it for 45 ms in slices of 4.
     """
     each = max(1, int(rate_per_s * sizes.pace_s / len(channels)))
     visitor.reset_stats()
