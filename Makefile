@@ -28,7 +28,7 @@ help:
 	@echo "make check        ruff, mypy --strict, stubtest"
 	@echo "make conformance  Autobahn|Testsuite against the installed wheel (PROFILE=full: all 517 cases, 8 min;"
 	@echo "                  DEFLATE=--deflate: with compression, 16 min)"
-	@echo "make sanitize     unit tests, vectors and fuzzing under AddressSanitizer and UBSan"
+	@echo "make sanitize     unit tests, vectors, fuzzing and Autobahn under AddressSanitizer and UBSan"
 	@echo "make fuzz         random input for everything that reads what strangers send (SECONDS=60)"
 	@echo "make defects      plants defects and shows that the suites turn red (9 min)"
 	@echo "make bench        the short benchmark, beside the floor of this machine"
@@ -73,6 +73,7 @@ SANITIZED := sh tests/support/sanitize.sh $(RUN)
 sanitize: build
 	$(SANITIZED) -m pytest -q -p no:cacheprovider tests/unit tests/conformance
 	$(SANITIZED) -m tests.fuzz.run --seconds 30
+	$(RUN) -m tests.conformance.autobahn.runner --against sanitized --deflate
 
 SECONDS ?= 60
 fuzz: build

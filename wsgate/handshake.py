@@ -449,17 +449,17 @@ def _is_port(port: bytes) -> bool:
     return port.isdigit() and len(port) <= 5 and int(port) <= _PORT_MAX
 
 
-def _has_token(value: bytes, token: bytes, characters: bytes) -> bool:
+def _has_token(value: bytes, word: bytes, characters: bytes) -> bool:
     """Whether a comma-separated list has this lower-case token, in any case.
 
     Empty elements are passed over (RFC 9110 section 5.6.1.2); an element with any other than these
     characters, such as a quote or a space, spoils the whole list.
     """
     lower = value.lower()
-    if lower == token:
+    if lower == word:
         return True
     elements = [each.strip(b" \t") for each in lower.split(b",")]
-    return token in elements and not b"".join(elements).translate(None, characters)
+    return word in elements and not b"".join(elements).translate(None, characters)
 
 
 def _is_key(key: bytes) -> bool:

@@ -64,6 +64,8 @@ class Reason(IntEnum):
     UNSUPPORTED_DATA = 35
     DRAIN = 36
     INVALID_DEFLATE = 37  # belongs to those of RFC 6455; numbers are never changed
+    REFUSED_MEMORY = 38  # belongs to the gate's
+    SHED = 39
 
 
 class ReasonEntry(NamedTuple):
@@ -114,6 +116,8 @@ _ROWS: Final = (
     ReasonEntry(Reason.UNSUPPORTED_DATA, 1003, 0, "text on a binary dialect, or binary on a text one"),
     ReasonEntry(Reason.DRAIN, 4012, 0, "the shard is draining: come back, another one answers"),
     ReasonEntry(Reason.INVALID_DEFLATE, 1002, 0, "a compressed message that cannot be inflated"),
+    ReasonEntry(Reason.REFUSED_MEMORY, 0, 503, "the memory budget is nearly used up"),
+    ReasonEntry(Reason.SHED, 4013, 0, "the memory budget is used up: the slow are cut"),
 )
 
 REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}

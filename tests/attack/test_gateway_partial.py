@@ -1,5 +1,6 @@
 """Clients that never finish what they begin: held in bounds together, and gone without a trace."""
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -77,6 +78,23 @@ def test_s3_unfinished_messages_of_all_clients_stay_within_one_budget(gateway: G
         assert during[CLOSED] + during[REFUSED] - before[CLOSED] - before[REFUSED] >= CROWD / 2
     wait_until("all is given back", lambda: fresh_counters(gateway)[HELD] == before[HELD], LIMIT_S)
     wait_until("their descriptors are closed", lambda: descriptors(gateway) <= opened + 1, LIMIT_S)
+
+
+def test_s3_three_times_the_same_attack_costs_no_more_than_once(gateway: Gateway) -> None:
+    """I7: what the first round cost is kept for reuse; the next ones find it."""
+    message = client_frame(TEXT, b"x" * MESSAGE_BYTES)[:-100]
+    held_before = fresh_counters(gateway)[HELD]
+    sizes = []
+    for _ in range(4):
+        with ExitStack() as stack:
+            for number in range(CROWD):
+                client = stack.enter_context(RawClient(gateway))
+                if client.ask(request(headers=[bearer(make_token(f"slow-{number}"))])).status == 101:
+                    with contextlib.suppress(OSError):
+                        client.sock.sendall(message)
+        wait_until("all is given back", lambda: fresh_counters(gateway)[HELD] == held_before, LIMIT_S)
+        sizes.append(proportional_bytes_of(shard_pid(gateway)))
+    assert sizes[-1] <= sizes[0] * 1.05, sizes
 
 
 @pytest.mark.parametrize("fragments", [1, 50])

@@ -59,6 +59,8 @@ ELSEWHERE: Final = {
     "refused_descriptors": "needs a process without descriptors: tests/attack/test_descriptors.py",
     "refused_partial_bytes": "needs a crowd: tests/attack/test_gateway_partial.py",
     "partial_bytes": "likewise",
+    "refused_memory": "needs a crowd: tests/attack/test_gateway_memory.py",
+    "shed": "likewise",
     "invalid_deflate": "needs compression: tests/unit/test_inflating.py",
     "head_refused": "shown by the name of each refusal: tests/attack/test_gateway_refusals.py",
     "upgrade_timeout": "a shard decides at once",

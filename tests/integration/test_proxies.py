@@ -165,12 +165,22 @@ def test_s16_what_follows_an_upgrade_is_frames_and_never_a_request(gateway: Gate
     assert after[name] - before[name] == 1
 
 
-def test_r17_a_slow_and_sliced_network_costs_nobody_the_connection(gateway: Gateway) -> None:
-    """300 ms on the way and a byte at a time, for several heartbeats: nobody is given up, all is in order."""
+@pytest.mark.parametrize(
+    ("delay_s", "jitter_s", "rate_bytes_per_s", "slice_bytes"),
+    [
+        pytest.param(0.3, 0.0, 0, 1, id="300ms-bytewise"),
+        pytest.param(0.02, 0.48, 0, 0, id="20-to-500ms"),
+        pytest.param(0.1, 0.1, 125_000, 100, id="1Mbit"),
+    ],
+)
+def test_r17_a_slow_and_sliced_network_costs_nobody_the_connection(
+    gateway: Gateway, delay_s: float, jitter_s: float, rate_bytes_per_s: int, slice_bytes: int
+) -> None:
+    """For several heartbeats: nobody is given up, all is in order."""
     before = fresh_counters(gateway)
     with fault_proxy("127.0.0.1", gateway.port, seed=17) as network:
-        network.faults.delay_s = 0.3
-        network.faults.slice_bytes = 1
+        network.faults.delay_s, network.faults.jitter_s = delay_s, jitter_s
+        network.faults.rate_bytes_per_s, network.faults.slice_bytes = rate_bytes_per_s, slice_bytes
         url = f"ws://127.0.0.1:{network.port}/ws?ch=far"
         with connect(url, open_timeout=WITHIN_S) as client, redis.Redis.from_url(gateway.bus_url) as bus:
             assert [json.loads(client.recv(WITHIN_S))["op"] for _ in range(2)] == ["welcome", "subbed"]

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,7 @@ def running_gateway(
     is_dev: bool = True,
     wait: bool = True,
     directory: Path | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Gateway]:
     """A gateway with `serve --dev`, one shard unless told otherwise, ready when it is yielded.
 
@@ -172,12 +173,14 @@ def running_gateway(
         is_dev: Whether to give --dev.
         wait: Whether to wait until it says "ready".
         directory: Its runtime directory; a new one by default.
+        prefix: A command that limits something and becomes the gateway by exec.
     """
     with contextlib.ExitStack() as stack:
         if directory is None:
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="wsgate-test-"))
             directory = Path(name)
         command = [
+            *prefix,
             sys.executable,
             "-m",
             "wsgate",

@@ -146,9 +146,9 @@ class Rig:
         return self.reactor.counters()[name]
 
     def held(self) -> dict[str, int]:
-        """Bytes held, without the pool and without slabs of slots (which stay)."""
+        """Bytes held, without the pool, slabs of slots (which stay) and what connections cost elsewhere."""
         held = self.reactor.bytes_held()
-        return {kind: size for kind, size in held.items() if kind not in ("pool", "table")}
+        return {kind: size for kind, size in held.items() if kind not in ("pool", "table", "connections")}
 
     def close(self) -> None:
         """Close both sides of everything."""

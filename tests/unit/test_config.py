@@ -82,6 +82,7 @@ DEFAULTS: Final[dict[str, Any]] = {
         "handshake_rate": 0,
         "handshakes_in_progress": 1024,
         "partial_bytes": "256MiB",
+        "memory_budget": "0B",
     },
     "bus": {"url": "", "prefix": "wsgate", "connect_timeout": "5s", "command_timeout": "5s"},
     "admin": {"host": "127.0.0.1", "port": 9000, "api_key": ""},
@@ -150,6 +151,7 @@ reserve_descriptors = 2
 handshake_rate = 3
 handshakes_in_progress = 4
 partial_bytes = "1MiB"
+memory_budget = "1GiB"
 [bus]
 url = "redis://user:{SECRET.split()[0]}@redis.example:6380/0"
 prefix = "a.b-c_d"
@@ -350,7 +352,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 57
+    assert len(FIELDS) == 58
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)

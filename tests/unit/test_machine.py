@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from wsgate.node import machine
-from wsgate.node.machine import cpu_quota, raise_descriptor_limit, usable_cores
+from wsgate.errors import SettingsError
+from wsgate.node import machine, memory
+from wsgate.node.machine import (
+    address_space_left,
+    cpu_quota,
+    memory_quota,
+    raise_descriptor_limit,
+    usable_cores,
+    usable_memory,
+)
+
+MIB = 1 << 20
 
 
 def write(file: Path, text: str) -> None:
@@ -88,3 +98,78 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_it_goes(monkeypatch: pytes
     most = int(Path("/proc/sys/fs/nr_open").read_text())
     assert raise_descriptor_limit() == most > 0
     assert limits == [(20_000, 20_000), (most, most)]
+
+
+def test_the_tightest_memory_limit_holds_whichever_version_says_it(tmp_path: Path) -> None:
+    root, membership = tmp_path / "groups", tmp_path / "membership"
+    write(membership, "0::/a.slice/b.service\n")
+    write(root / "a.slice/b.service/memory.max", "max\n")
+    assert memory_quota(membership, root) == 0
+    write(root / "a.slice/memory.max", "3000\n")
+    write(root / "a.slice/b.service/memory.high", "2000\n")
+    assert memory_quota(membership, root) == 2000
+    write(membership, "9:memory:/docker/x\n2:cpu:/docker/x\n")
+    write(root / "memory/docker/x/memory.limit_in_bytes", str(0x7FFFFFFFFFFFF000))
+    assert memory_quota(membership, root) == 0
+    write(root / "memory/docker/x/memory.limit_in_bytes", "1000\n")
+    write(root / "cpu/docker/x/memory.limit_in_bytes", "1\n")
+    assert memory_quota(membership, root) == 1000
+    assert memory_quota(tmp_path / "none", root) == 0
+
+
+def test_memory_is_the_groups_or_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_quota", lambda membership, root: 0)
+    total = usable_memory()
+    assert total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(machine, "memory_quota", lambda membership, root: 1 << 20)
+    assert usable_memory() == 1 << 20
+    monkeypatch.setattr(machine, "memory_quota", lambda membership, root: total * 2)
+    assert usable_memory() == total
+
+
+def test_address_space_is_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert address_space_left() == 0
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 40, resource.RLIM_INFINITY))
+    assert 0 < address_space_left() < 1 << 40
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (4096, 4096))
+    assert address_space_left() == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "usable", "left", "shards", "share"),
+    [
+        (112 * MIB, 0, 0, 1, 32 * MIB),
+        (0, 1000 * MIB, 0, 1, 820 * MIB),
+        (0, 1000 * MIB, 400 * MIB, 1, 300 * MIB),
+        (186 * MIB, 0, 0, 2, 50 * MIB),
+    ],
+)
+def test_a_shards_part_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, budget: int, usable: int, left: int, shards: int, share: int
+) -> None:
+    monkeypatch.setattr(memory, "usable_memory", lambda: usable)
+    monkeypatch.setattr(memory, "address_space_left", lambda: left)
+    assert memory.memory_share(budget, shards) == share
+
+
+@pytest.mark.parametrize(
+    ("budget", "usable", "left", "said"),
+    [
+        (
+            90 * MIB,
+            0,
+            0,
+            "admission.memory_budget: 90 MiB leave too little for clients, 96 MiB are the least",
+        ),
+        (0, 64 * MIB, 0, "admission.memory_budget is not set and nine tenths"),
+        (0, 1000 * MIB, 20 * MIB, "RLIMIT_AS leaves 20 MiB of address space"),
+    ],
+)
+def test_too_little_memory_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, budget: int, usable: int, left: int, said: str
+) -> None:
+    monkeypatch.setattr(memory, "usable_memory", lambda: usable)
+    monkeypatch.setattr(memory, "address_space_left", lambda: left)
+    with pytest.raises(SettingsError, match=said):
+        memory.memory_share(budget, 1)

@@ -175,9 +175,9 @@ def test_counters_carry_every_name_once() -> None:
     named = set(names.COUNTER_NAMES)
     named |= {f"ended_{name}" for name in names.REASON_NAMES[1:]}
     named |= {f"now_{name}" for name in names.STATE_NAMES[1:]}
-    named |= {"now_connections", "now_blocked", "now_draining", "now_channels", "now_walks"}
+    named |= {"now_connections", "now_blocked", "now_draining", "now_channels", "now_walks", "now_short"}
     assert set(counters) == named
-    assert set(held) == {*names.KIND_NAMES, "pool", "kernel_blocked"}
+    assert set(held) == {*names.KIND_NAMES, "pool", "kernel_blocked", "connections"}
 
 
 def test_state_names_are_those_a_connection_goes_through() -> None:
@@ -301,6 +301,12 @@ def raise_error(variant: int, channel: bytes, first: int, last: int) -> bytes:
     raise ArithmeticError("planted")
 
 
+def run_out_of_memory(bench: Rig, peer: Peer) -> None:
+    say(client_header(BINARY, 5000), bytes(4000))(bench, peer)
+    bench.reactor.set_gate(GateLimits(memory_bytes=1), b"")
+    bench.pass_ms(250)
+
+
 def limit_partial_bytes(bench: Rig, peer: Peer) -> None:
     bench.reactor.set_gate(GateLimits(partial_bytes=1024), b"")
     say(client_header(BINARY, 5000), bytes(4000))(bench, peer)
@@ -333,6 +339,7 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
     Reason.SLOW_CONSUMER: ({"outbox_limit_frames": 1}, overflow),
     Reason.OUTBOX_AGE: ({"outbox_age_ms": 3_000, "write_timeout_ms": 60_000, **QUIET}, grow_old),
     Reason.PARTIAL_BYTES: ({}, limit_partial_bytes),
+    Reason.SHED: ({}, run_out_of_memory),
     Reason.INVALID_DEFLATE: (
         {"variant_opcodes": (TEXT | events.DEFLATED,)},
         say(client_frame(TEXT | events.DEFLATED, b"\xff")),

@@ -139,6 +139,8 @@ _GAUGES: Final = (
     _Gauge("refusals_draining", "Refused sockets that are being drained.", "now_draining"),
     _Gauge("channels", "Channels with subscribers.", "now_channels"),
     _Gauge("fanouts_under_way", "Publications on their way into large channels.", "now_walks"),
+    _Gauge("memory_short", "Whether newcomers are refused for want of memory.", "now_short"),
+    _Gauge("memory_budget_bytes", "What all of wsgate_memory_bytes may come to.", "memory_budget_bytes"),
 )
 # No metrics by themselves: a process id, and times of a clock nobody outside has.
 _NOT_SHOWN: Final = frozenset({"pid", "beat_ms", "probe_due_ms"})

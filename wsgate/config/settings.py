@@ -276,6 +276,12 @@ class Admission(Section, frozen=True, kw_only=True):
     # within its own limits. 0B switches it off. Size, 0B to 1024GiB. Default "256MiB".
     partial_bytes: Annotated[int, _size("0B", "1024GiB")] = 256 * 1024 * 1024
 
+    # Memory that all processes of the node may use, what the kernel keeps for their sockets included. When
+    # fifteen sixteenths of a shard's part are used newcomers are refused; above it who does not read or does
+    # not finish is closed with 4013, so that the kernel kills nobody. 0B takes nine tenths of the control
+    # group's limit, or of the machine's memory where there is none. Size, 0B to 1024GiB. Default "0B".
+    memory_budget_bytes: Annotated[int, _size("0B", "1024GiB")] = field(default=0, name="memory_budget")
+
 
 class Bus(Section, frozen=True, kw_only=True):
     """`[bus]`: the Redis or Valkey that joins shards, nodes and backends."""

@@ -20,6 +20,7 @@ from wsgate.errors import InternalError, SettingsError
 from wsgate.node.embedded_bus import EmbeddedBus
 from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
+from wsgate.node.memory import memory_share
 from wsgate.node.runtime import RunningGateway, lock_file, lock_port, runtime_directory, url_host
 from wsgate.reactor import GateLimits, ListenerOptions, Settings, events
 from wsgate.shard.options import ChannelRules, ShardOptions
@@ -215,6 +216,7 @@ def _shard_options(
             handshakes_in_progress=config.admission.handshakes_in_progress,
             accepts_per_s=-(-rate // shards),
             partial_bytes=-(-config.admission.partial_bytes // shards),
+            memory_bytes=memory_share(config.admission.memory_budget_bytes, shards),
         ),
         bus=parse_address(running.bus_url),
         bus_prefix=config.bus.prefix,

@@ -1,4 +1,4 @@
-"""What this machine lets us have: descriptors and cores."""
+"""What this machine lets us have: descriptors, cores and memory."""
 
 import math
 import os
@@ -7,10 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["cpu_quota", "raise_descriptor_limit", "usable_cores"]
+__all__ = [
+    "address_space_left",
+    "cpu_quota",
+    "memory_quota",
+    "raise_descriptor_limit",
+    "usable_cores",
+    "usable_memory",
+]
 
 _PROC: Final = Path("/proc")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
+_NO_LIMIT_BYTES: Final = 1 << 60
 
 
 def raise_descriptor_limit() -> int:
@@ -41,12 +49,51 @@ def cpu_quota(membership: Path, root: Path) -> float:
 
     Source: cgroups(7); the kernel's cgroup-v2.rst, cpu.max; cgroup-v1 sched-bwc.rst, cpu.cfs_quota_us.
     """
-    quotas = [quota for folder in _groups(membership, root) if (quota := _quota_of(folder))]
+    quotas = [quota for folder in _groups(membership, root, "cpu") if (quota := _quota_of(folder))]
     return min(quotas, default=0.0)
 
 
-def _groups(membership: Path, root: Path) -> Iterator[Path]:
-    """Folders of the groups that may limit processors, each with all around it."""
+def usable_memory() -> int:
+    """Bytes that all processes of a node may use together: their control groups' limit, or the machine's."""
+    quota = memory_quota(_PROC / "self/cgroup", _CGROUPS)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(quota, total) if quota else total
+
+
+def memory_quota(membership: Path, root: Path) -> int:
+    """Bytes the control groups of a process let it use; 0: no limit. Arguments as `cpu_quota`.
+
+    Source: the kernel's cgroup-v2.rst, memory.max and memory.high; cgroup-v1 memory.rst,
+    memory.limit_in_bytes, which holds the largest multiple of the page size where nothing is limited.
+    """
+    quotas = [
+        quota
+        for folder in _groups(membership, root, "memory")
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
+        if 0 < (quota := _bytes_of(folder / name)) < _NO_LIMIT_BYTES
+    ]
+    return min(quotas, default=0)
+
+
+def address_space_left() -> int:
+    """Bytes this process, and each that it forks, may still map; 0: no limit (RLIMIT_AS)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return 0
+    mapped = int((_PROC / "self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return max(1, limit - mapped)
+
+
+def _bytes_of(file: Path) -> int:
+    """What a limit's file says; 0: no limit, or no such file."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _groups(membership: Path, root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the groups that may limit what a controller counts, each with all around it."""
     try:
         rows = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
@@ -54,8 +101,8 @@ def _groups(membership: Path, root: Path) -> Iterator[Path]:
     for _, controllers, path in (row for row in rows if len(row) == 3):
         if not controllers:
             mounts = [root, root / "unified"]  # version 2, alone or beside version 1
-        elif "cpu" in controllers.split(","):
-            mounts = [root / controllers, root / "cpu"]
+        elif controller in controllers.split(","):
+            mounts = [root / controllers, root / controller]
         else:
             continue
         for mount in mounts:

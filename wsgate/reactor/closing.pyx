@@ -28,7 +28,7 @@ from wsgate.reactor.structs cimport (
     TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_DEFLATE,
     INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE,
     OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
-    SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN,
+    SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN,
     TOO_MANY_FRAGMENTS, WANT_OUT, WRITE_STALL,
 )
 from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, enter
@@ -55,6 +55,8 @@ cdef uint16_t close_code_of(int reason) noexcept nogil:
         return 4010
     if reason == PARTIAL_BYTES:
         return 1013
+    if reason == SHED:
+        return 4013
     if reason == OUT_OF_MEMORY:
         return 1011
     if reason == SHUTDOWN:
@@ -104,7 +106,7 @@ cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept no
     enter(core, c, STATE_FAILING)
     # Unfinished input will never be finished.
     partial_close(core, c)
-    if reason in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY):
+    if reason in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY, SHED):
         outbox_discard(core, c)
     if reason != PEER_CLOSED:
         c.flags |= END_AFTER_WRITE

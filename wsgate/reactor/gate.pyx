@@ -13,12 +13,12 @@ tick, so that a full process does not spin on a queue it cannot serve.
 from libc.errno cimport EAGAIN, EBADF, EINVAL, ENOTSOCK, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
-from wsgate.reactor.memory cimport partial_fits
+from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
 from wsgate.reactor.seam cimport EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_watch
 from wsgate.reactor.structs cimport (
     ACCEPTED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, Connection, Core, DRAINS_MAX, Drain, Input,
     PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
-    REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING, STATE_HEAD,
+    REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING, STATE_HEAD,
 )
 from wsgate.reactor.table cimport attention_push, table_open
 from wsgate.reactor.wheel cimport wheel_arm
@@ -58,6 +58,9 @@ cdef int judge(Core *core, int fd) noexcept nogil:
         core.states[<int>STATE_HEAD] + core.states[<int>STATE_DECIDING] >= core.gate.handshakes
     ):
         return REFUSED_HANDSHAKES
+    if core.gate.memory_bytes and (core.is_short or memory_booked(core) >= memory_high(core)):
+        core.is_short = 1
+        return REFUSED_MEMORY
     if not partial_fits(core, 0, sizeof(Input)):
         return REFUSED_PARTIAL_BYTES
     if core.gate.accepts_per_s:

@@ -282,7 +282,8 @@ class Reactor:
         """Bytes held as of now, by `KIND_NAMES`.
 
         Besides: `pool`, freed and kept for reuse; `kernel_blocked`, what sockets that refuse bytes are
-        charged for their send buffers.
+        charged for their send buffers; `connections`, what each costs beside. Together they are what
+        `GateLimits.memory_bytes` limits.
         """
 
     def shutdown(self) -> None:

@@ -28,15 +28,17 @@ from wsgate.reactor.fanout cimport bye_for, fan_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn
+from wsgate.reactor.memory cimport memory_booked
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_peer, seam_watch
+from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
     APPLICATION, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, Gate, HEAD_REFUSED, INVALID_DEFLATE, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
+    Entry, Frame, Gate, HEAD_REFUSED, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
-    POLLS, PUBLICATIONS, Pass, REASONS, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
+    POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of, table_free
@@ -64,7 +66,7 @@ ENUMERATIONS = {
     "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
     "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
     "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
-    "reason_last": INVALID_DEFLATE,
+    "reason_last": SHED,
 }
 
 
@@ -180,6 +182,7 @@ cdef class Reactor:
         wheel_turn(core)
         gate_tick(core)
         deadlines_run(core, clock_ns() + PASS_NS)
+        shedding_tick(core)
         core.busy = 0
 
     # --- coming in ----------------------------------------------------------------------------------
@@ -215,6 +218,8 @@ cdef class Reactor:
         fresh.handshakes = limits.handshakes_in_progress
         fresh.accepts_per_s = limits.accepts_per_s
         fresh.partial_bytes = limits.partial_bytes
+        fresh.memory_bytes = limits.memory_bytes
+        fresh.connection_bytes = limits.connection_bytes
         fresh.drains = limits.refusal_drains
         fresh.drain_bytes = limits.refusal_drain_bytes
         fresh.drain_ms = limits.refusal_drain_ms
@@ -637,14 +642,16 @@ cdef class Reactor:
         numbers["now_draining"] = core.drain_count
         numbers["now_channels"] = core.channels.count
         numbers["now_walks"] = core.walk_count
+        numbers["now_short"] = core.is_short
         return numbers
 
     def bytes_held(self):
-        """Bytes held by kind; `pool` is what waits for reuse, `kernel_blocked` what blocked sockets cost."""
+        """Bytes held by kind, and what they come to with what is not of a kind; see loop.pyi."""
         cdef Core *core = self.core
         held = {name: core.held[index] for index, name in enumerate(KIND_NAMES)}
         held["pool"] = core.pool.idle_bytes
         held["kernel_blocked"] = <uint64_t>core.blocked * core.limits.send_buffer_bytes
+        held["connections"] = <uint64_t>core.connections * core.gate.connection_bytes
         return held
 
 
@@ -707,7 +714,7 @@ cdef int check_code(int code) except -1:
 cdef inline bint takes_replies(Connection *c) noexcept nogil:
     """Open, or failing for a fault that left its outbox whole: answers to what it said before."""
     return c.state == STATE_OPEN or (
-        c.state == STATE_FAILING and c.reason not in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY)
+        c.state == STATE_FAILING and c.reason not in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY, SHED)
     )
 
 

@@ -14,4 +14,7 @@ cdef int buffer_reserve(
     Core *core, Buffer *buffer, uint64_t total, uint64_t expected_total, int kind
 ) noexcept nogil
 cdef void buffer_give(Core *core, Buffer *buffer, int kind) noexcept nogil
+cdef uint64_t memory_booked(Core *core) noexcept nogil
+cdef uint64_t memory_high(Core *core) noexcept nogil
+cdef uint64_t memory_low(Core *core) noexcept nogil
 cdef bint partial_fits(Core *core, uint64_t given_back, uint64_t size) noexcept nogil

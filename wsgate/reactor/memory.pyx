@@ -15,7 +15,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from wsgate.reactor.structs cimport (
-    Buffer, Core, KIND_PARTIAL, POOL_CLASSES, POOL_HITS, POOL_MISSES, POOL_SMALLEST,
+    Buffer, Core, KIND_PARTIAL, KINDS, POOL_CLASSES, POOL_HITS, POOL_MISSES, POOL_SMALLEST,
 )
 
 # Larger blocks are whole pages, so that realloc of a mapped block moves page tables, not bytes.
@@ -97,14 +97,35 @@ cdef void memory_empty_pool(Core *core) noexcept nogil:
     core.pool.idle_bytes = 0
 
 
+cdef uint64_t memory_booked(Core *core) noexcept nogil:
+    """Everything on the books: each kind, the pool, every connection's share, the kernel's for blocked ones."""
+    cdef uint64_t total = core.pool.idle_bytes
+    cdef int kind
+    for kind in range(KINDS):
+        total += core.held[kind]
+    total += <uint64_t>core.connections * core.gate.connection_bytes
+    return total + <uint64_t>core.blocked * core.limits.send_buffer_bytes
+
+
+cdef uint64_t memory_high(Core *core) noexcept nogil:
+    """From here on no newcomers: a sixteenth of the budget is for those who are here."""
+    return core.gate.memory_bytes - (core.gate.memory_bytes >> 4)
+
+
+cdef uint64_t memory_low(Core *core) noexcept nogil:
+    """Below this, newcomers again: an eighth is free, so that the gate does not flap."""
+    return core.gate.memory_bytes - (core.gate.memory_bytes >> 3)
+
+
 cdef bint partial_fits(Core *core, uint64_t given_back, uint64_t size) noexcept nogil:
-    """Whether the gate allows a block of `size` bytes for unfinished input in place of one given back.
+    """Whether both budgets allow a block of `size` bytes for unfinished input in place of one given back.
 
     By what it is booked with: what was asked for is less, by up to half.
     """
-    return core.gate.partial_bytes == 0 or (
-        core.held[<int>KIND_PARTIAL] - given_back + memory_capacity(size) <= core.gate.partial_bytes
-    )
+    cdef uint64_t room = memory_capacity(size) - given_back
+    if core.gate.memory_bytes and memory_booked(core) + room > core.gate.memory_bytes:
+        return False
+    return core.gate.partial_bytes == 0 or core.held[<int>KIND_PARTIAL] + room <= core.gate.partial_bytes
 
 
 cdef int buffer_reserve(

@@ -45,6 +45,8 @@ REASON_NAMES: Final = (
     "unsupported_data",
     "drain",
     "invalid_deflate",
+    "refused_memory",
+    "shed",
 )
 COUNTER_NAMES: Final = (
     "accepted",

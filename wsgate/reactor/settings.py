@@ -73,6 +73,11 @@ class GateLimits:
     handshakes_in_progress: int = 1024
     accepts_per_s: int = 0  # burst is one second's worth
     partial_bytes: int = 0  # unfinished heads, frames and messages together
+    memory_bytes: int = (
+        0  # everything on the books; above it the slow are cut, a sixteenth below no newcomers
+    )
+    # What a connection costs beside that: its socket in the kernel, and the caller's own objects.
+    connection_bytes: int = 4_096 + 512
     refusal_drains: int = 32  # refused sockets read to their end at once
     refusal_drain_bytes: int = 16 * 1024
     refusal_drain_ms: int = 1_000

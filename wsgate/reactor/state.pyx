@@ -71,7 +71,7 @@ cdef int apply_settings(Core *core, settings) except -1:
     core.limits.connections = number(settings, "max_connections", 1, 1 << 24)
     core.limits.walk_at_once = number(settings, "walk_at_once", 0, most)
     core.limits.subscriptions = number(settings, "subscriptions_limit", 0, 1 << 20)
-    core.pool.enabled = settings.pool_enabled
+    core.pool.is_wanted = core.pool.enabled = settings.pool_enabled
     core.pool.idle_limit_bytes = number(settings, "pool_idle_limit_bytes", 0, 1 << 31)
     opcodes = settings.variant_opcodes
     if not 1 <= len(opcodes) <= VARIANTS_MAX or any(code & ~RSV1 not in (1, 2) for code in opcodes):

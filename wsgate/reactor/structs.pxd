@@ -126,6 +126,8 @@ cdef enum Reason:
     UNSUPPORTED_DATA
     DRAIN
     INVALID_DEFLATE
+    REFUSED_MEMORY
+    SHED
     REASONS
 
 # The numbers of wsgate/reactor/events.py.
@@ -202,7 +204,8 @@ ctypedef struct Pool:
     void *idle[POOL_CLASSES]     # freed buffers, linked through their first word
     uint64_t idle_bytes
     uint64_t idle_limit_bytes
-    int enabled
+    int is_wanted                # as the settings say
+    int enabled                  # and memory is not short
 
 ctypedef struct Frame:
     uint32_t references
@@ -367,6 +370,8 @@ ctypedef struct Gate:
     uint32_t handshakes
     uint32_t accepts_per_s
     uint64_t partial_bytes
+    uint64_t memory_bytes        # of everything on the books; 0: no budget
+    uint32_t connection_bytes    # what a connection costs beside what is booked by kind
     uint32_t drains
     uint32_t drain_bytes
     uint32_t drain_ms
@@ -433,6 +438,8 @@ ctypedef struct Core:
     uint64_t ended[REASONS]      # refusals and closes by reason
     uint32_t states[STATES]      # connections by state
     uint32_t blocked
+    int is_short                 # the books are, or lately were, over the high mark: no newcomers
+    uint32_t shed_slot           # where the next look for somebody to cut begins
     Connection **chunks
     uint32_t chunk_count
     uint32_t chunk_limit

@@ -84,9 +84,12 @@ LAYOUT: Final = Layout(
         "now_draining",
         "now_channels",
         "now_walks",
+        "now_short",
         *(f"held_{name}" for name in KIND_NAMES),
         "held_pool",
         "held_kernel_blocked",
+        "held_connections",
+        "memory_budget_bytes",  # what all of held_ together may come to
     ),
     histograms=("loop_lag_us", "probe_us"),
 )

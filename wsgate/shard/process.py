@@ -147,6 +147,7 @@ class Shard:
         loop.add_reader(self._reactor.fileno(), self._pump)
         self._region["pid"] = os.getpid()
         self._region["phase"] = PHASE_READY
+        self._region["memory_budget_bytes"] = self._options.gate.memory_bytes
         self._tick(loop.time())
         await stop.wait()
         left = await self._leave()
@@ -232,12 +233,12 @@ class Shard:
         now_s = time.time()
         entry = self._front.judge(head, now_s)
         if not isinstance(entry, Refusal) and self._is_draining:
-            entry = refusal(503, "draining", retry_after_s=random.randint(1, 5))  # noqa: S311
+            entry = refusal(503, "draining", retry_after_s=_spread_s(5))
         if not isinstance(entry, Refusal) and (
             len(self._sessions.unauthenticated) >= self._options.unauthenticated_limit
             and not self._front.is_vouched_for(entry, now_s)
         ):
-            entry = refusal(503, "too_many_unauthenticated", retry_after_s=random.randint(1, 10))  # noqa: S311
+            entry = refusal(503, "too_many_unauthenticated", retry_after_s=_spread_s(10))
         if isinstance(entry, Refusal):
             self.count("handshake_" + entry.reason, 1)
             self._reactor.refuse(conn, entry.response)
@@ -315,22 +316,21 @@ class Shard:
         self._ticks += 1
         if self._ticks % NUMBERS_TICKS == 0:
             self._write_numbers(numbers_now)
-        self._beat(numbers_now["now_connections"])
+        self._beat(numbers_now["now_connections"], is_short=bool(numbers_now["now_short"]))
 
     def _renew_gate(self, refused: int) -> None:
         """A new Retry-After for those the gate refuses, so that they do not come back together."""
         if refused == self._refused_before:
             return
         self._refused_before = refused
-        retry_after_s = random.randint(1, 10)  # noqa: S311 - spreading, not secrecy
         self._reactor.set_gate(
-            self._options.gate, refusal(503, "over_capacity", retry_after_s=retry_after_s).response
+            self._options.gate, refusal(503, "over_capacity", retry_after_s=_spread_s(10)).response
         )
 
-    def _beat(self, connections: int) -> None:
+    def _beat(self, connections: int, *, is_short: bool) -> None:
         """What the keeper steers by."""
         room = max(0, self._options.gate.connections - connections)
-        self._region["room"] = 0 if self._is_draining else room
+        self._region["room"] = 0 if self._is_draining or is_short else room
         self._region["beat_ms"] = now_ms()
 
     def _write_numbers(self, numbers_now: Mapping[str, int]) -> None:
@@ -343,14 +343,19 @@ class Shard:
         for name, value in self._counts.items():
             if not name.startswith("ended_"):
                 region[name] = value
-        for name in (*STATE_NAMES[1:], "connections", "blocked", "draining", "channels"):
+        for name in (*STATE_NAMES[1:], "connections", "blocked", "draining", "channels", "walks", "short"):
             region["now_" + name] = numbers_now["now_" + name]
         held = self._reactor.bytes_held()
-        for name in (*KIND_NAMES, "pool", "kernel_blocked"):
+        for name in (*KIND_NAMES, "pool", "kernel_blocked", "connections"):
             region["held_" + name] = held[name]
         region["token_cache_entries"] = self._tokens.cached
         region["subscriptions_pending"] = self._hub.pending
         region["python_blocks"] = sys.getallocatedblocks()
+
+
+def _spread_s(most_s: int) -> int:
+    """When to come back, so that those who are sent away do not come together."""
+    return random.randint(1, most_s)  # noqa: S311 - spreading, not secrecy
 
 
 def _answer(status: int, body: bytes) -> bytes:

@@ -45,6 +45,7 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[2]
 SUPPORT: Final = ROOT / "tests" / "support"
 REPORTS: Final = ROOT / "reports" / "autobahn"
+SANITIZED: Final = ROOT / "build" / "sanitize"
 TIME_LIMIT_S: Final = {"quick": 180, "full": 1800}
 ROOMY: Final = frozenset({"9", "12", "13"})
 START_LIMIT_S: Final = 30
@@ -69,7 +70,8 @@ def echo_server(against: str, defect: str, *, roomy: bool, is_deflating: bool) -
     """The server under test as a child process; stopped at the end, which must be an orderly one.
 
     Args:
-        against: `wheel`, `tree` (the development build) or `websockets`.
+        against: `wheel`, `tree` (the development build), `sanitized` (a copy of it, see sanitize.sh) or
+            `websockets`.
         defect: One of the echo server's defects, or `none`.
         roomy: Limits above the defaults, as some sections need them.
         is_deflating: It agrees to permessage-deflate.
@@ -78,16 +80,19 @@ def echo_server(against: str, defect: str, *, roomy: bool, is_deflating: bool) -
         RunError: It does not start, runs other code than meant, or died before it was stopped.
     """
     script = "websockets_echo_server.py" if against == "websockets" else "echo_server.py"
-    python = str(installed_wheel().python) if against == "wheel" else sys.executable
+    python = [str(installed_wheel().python) if against == "wheel" else sys.executable]
+    if against == "sanitized":
+        python = ["sh", str(SUPPORT / "sanitize.sh"), *python]
     options = [] if defect == "none" else ["--defect", defect]
     if against != "websockets":  # which has neither flag, and agrees to everything
         options += ["--roomy"] * roomy + ["--deflate"] * is_deflating
-    environment = clean_environment() | ({"PYTHONPATH": str(ROOT)} if against == "tree" else {})
+    source = {"tree": ROOT, "sanitized": SANITIZED}.get(against)
+    environment = clean_environment() | ({"PYTHONPATH": str(source)} if source else {})
     with (
         tempfile.TemporaryDirectory() as elsewhere,
         subprocess.Popen(
-            [python, str(SUPPORT / script), *options],
-            cwd=elsewhere,
+            [*python, str(SUPPORT / script), *options],
+            cwd=ROOT if against == "sanitized" else elsewhere,
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
@@ -103,6 +108,8 @@ def echo_server(against: str, defect: str, *, roomy: bool, is_deflating: bool) -
                 raise RunError(f"the echo server did not start (exit code {process.wait(START_LIMIT_S)})")
             if against == "wheel" and (ROOT / "wsgate") in Path(module).parents:
                 raise RunError(f"the server runs the source tree's {module}, not the installed wheel's")
+            if against == "sanitized" and SANITIZED not in Path(module).parents:
+                raise RunError(f"the server runs {module}, which is not compiled with sanitizers")
             yield Server(int(port), Path(module))
             if process.poll() is not None:
                 raise RunError(f"the echo server died with exit code {process.returncode}")
@@ -233,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.conformance.autobahn.runner")
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="instead of a profile's")
-    parser.add_argument("--against", choices=("wheel", "tree", "websockets"), default="wheel")
+    parser.add_argument("--against", choices=("wheel", "tree", "sanitized", "websockets"), default="wheel")
     parser.add_argument("--defect", default="none", help="of tests/support/echo_server.py")
     parser.add_argument("--deflate", action="store_true", help="agree to permessage-deflate")
     parser.add_argument("--prove", action="store_true", help="prove that the runner can turn red")

@@ -1,0 +1,154 @@
+"""R19: the memory budget is used up, by clients that do not finish and by clients that do not read.
+
+Newcomers are refused first, then the slow are cut; the kernel kills nobody, and who behaves notices
+nothing. Once inside a control group that allows a tenth more than the budget, once with RLIMIT_AS.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.frames import BINARY, client_frame
+from tests.support.gateway import Gateway, wait_until
+from tests.support.memory_group import MemoryGroup, MemoryGroupError, memory_group
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
+from tests.support.siege import (
+    besieged,
+    configured_gateway,
+    fresh_counters,
+    make_token,
+    scrape,
+    shard_pid,
+)
+
+pytestmark = pytest.mark.slow
+
+MIB: Final = 1024 * 1024
+BUDGET: Final = 112 * MIB  # 32 for the clients of one shard
+MESSAGE: Final = client_frame(BINARY, bytes(60_000))[:-100]
+UNFINISHED: Final = 600  # 39 MB booked
+DEAF: Final = 500  # 48 MB of full sockets, their outboxes beside
+ADDRESS_SPACE: Final = 384 * MIB
+CROWD: Final = 5_000
+SHED: Final = 'wsgate_closes_total{reason="shed"}'
+REFUSED: Final = 'wsgate_refusals_total{reason="refused_memory"}'
+PARTIAL: Final = 'wsgate_closes_total{reason="partial_bytes"}'
+SHORT: Final = 'wsgate_memory_short{shard="0"}'
+LIMIT: Final = 'wsgate_memory_budget_bytes{shard="0"}'
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[MemoryGroup]:
+    try:
+        with memory_group(BUDGET * 11 // 10) as made:
+            yield made
+    except MemoryGroupError as error:
+        pytest.skip(f"R19 needs a control group: {error}")
+
+
+@pytest.fixture(scope="module")
+def gateway(group: MemoryGroup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    settings = f'[admission]\nmemory_budget = "{BUDGET}B"\n'
+    with configured_gateway(tmp_path_factory.mktemp("memory"), settings, prefix=group.prefix) as running:
+        yield running
+    assert group.killed() == 0
+
+
+def booked(numbers: dict[str, float]) -> float:
+    return sum(value for name, value in numbers.items() if name.startswith("wsgate_memory_bytes{"))
+
+
+def join(gateway: Gateway, stack: ExitStack, user: str, **options: int) -> RawClient | None:
+    """One more client, or None when the gate refuses it."""
+    client = stack.enter_context(RawClient(gateway, **options))
+    try:
+        status = client.ask(request(headers=[bearer(make_token(user))])).status
+    except OSError:  # refused without a word: every drain is busy
+        return None
+    assert status in (101, 503), status
+    return client if status == 101 else None
+
+
+def recovers(gateway: Gateway, before: dict[str, float]) -> None:
+    """Newcomers are welcome again, and all is given back."""
+    wait_until("there is room again", lambda: scrape(gateway)[SHORT] == 0, LIMIT_S)
+    with ExitStack() as stack:
+        assert join(gateway, stack, "late") is not None
+    held = 'wsgate_connections_held{shard="0"}'
+    wait_until("all are gone", lambda: scrape(gateway)[held] == before[held], 2 * LIMIT_S)
+
+
+def test_r19_who_does_not_finish_is_cut_and_nobody_is_killed(gateway: Gateway, group: MemoryGroup) -> None:
+    before = fresh_counters(gateway)
+    assert before[LIMIT] == BUDGET - 80 * MIB
+    with besieged(gateway) as control, ExitStack() as stack:
+        clients = [join(gateway, stack, f"slow-{number}") for number in range(UNFINISHED)]
+        for number, client in enumerate(clients):
+            assert client is not None, "their sockets alone are no reason"
+            with contextlib.suppress(OSError):
+                client.sock.sendall(MESSAGE)
+            if number % 100 == 99:
+                control.is_answered()
+                assert booked(scrape(gateway)) <= before[LIMIT]
+        assert join(gateway, stack, "newcomer") is None
+        after = fresh_counters(gateway)
+        assert after[REFUSED] > before[REFUSED]
+        assert after[SHED] + after[PARTIAL] > before[SHED] + before[PARTIAL]
+    recovers(gateway, before)
+    assert group.killed() == 0
+
+
+def test_r19_who_does_not_read_is_cut_and_nobody_is_killed(gateway: Gateway, group: MemoryGroup) -> None:
+    before = fresh_counters(gateway)
+    with besieged(gateway) as control, ExitStack() as stack:
+        publisher = RawClient.welcomed(gateway, make_token("loud"))
+        stack.enter_context(publisher)
+        deaf = 0
+        for number in range(DEAF):
+            client = join(gateway, stack, f"deaf-{number}", receive_buffer_bytes=4_096)
+            if client is None:
+                break  # the kernel's part of idle sockets alone may come to the high mark
+            client.say(op="sub", ch="open:loud", id=1)
+            client.hear_answer(1)
+            deaf += 1
+        for number in range(40):
+            publisher.say(op="pub", ch="open:loud", data="x" * 10_000, id=number)
+            publisher.hear_answer(number)
+            control.is_answered()
+        wait_until("some are cut", lambda: fresh_counters(gateway)[SHED] > before[SHED], LIMIT_S)
+        assert fresh_counters(gateway)[SHED] - before[SHED] < deaf
+        control.is_answered()
+    recovers(gateway, before)
+    assert group.killed() == 0
+
+
+def test_r19_with_little_address_space_no_call_of_a_neighbour_fails(tmp_path: Path) -> None:
+    """The books stop before malloc does."""
+    prefix = ["sh", "-c", f'ulimit -v {ADDRESS_SPACE // 1024} && exec "$@"', "sh"]
+    with configured_gateway(tmp_path, "", prefix=prefix) as gateway:
+        before = fresh_counters(gateway)
+        assert 0 < before[LIMIT] < ADDRESS_SPACE
+        outcomes: Counter[str] = Counter()
+        with besieged(gateway) as control, ExitStack() as stack:
+            for number in range(CROWD):
+                client = join(gateway, stack, "one-of-many")
+                outcomes["joined" if client else "refused"] += 1
+                if client is not None:
+                    with contextlib.suppress(OSError):
+                        client.sock.sendall(MESSAGE)
+                if outcomes["refused"] > 50:
+                    break
+                if number % 500 == 0:
+                    control.is_answered()
+            control.is_answered()
+            after = fresh_counters(gateway)
+            assert after[REFUSED] > before[REFUSED], outcomes
+            assert outcomes["joined"] * 60_000 > before[LIMIT] / 2
+            names = [f'wsgate_closes_total{{reason="{name}"}}' for name in ("out_of_memory", "internal")]
+            assert [after[name] for name in names] == [before[name] for name in names]
+        assert Path(f"/proc/{shard_pid(gateway)}").exists()
