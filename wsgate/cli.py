@@ -232,33 +232,16 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
     from wsgate.bus import Names, parse_address
+    from wsgate.bus.once import publish_once
 
     url, prefix = options.redis, options.prefix
     if url is None:
         running = _running(options)
         url, prefix = running.bus_url, running.prefix
-    address = parse_address(url)
-    where: dict[str, Any] = {"host": address.host, "port": address.port}
-    if address.path:
-        where = {"unix_socket_path": address.path}
     data = sys.stdin.buffer.read() if options.data == "-" else options.data.encode()
-    try:
-        with redis.Redis(
-            username=address.username or None,
-            password=address.password or None,
-            socket_connect_timeout=BUS_TIMEOUT_S,
-            socket_timeout=BUS_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),  # who runs this says when to try again: it may have been heard
-            **where,
-        ) as bus:
-            heard = bus.publish(Names(prefix).channel(options.channel.encode()), data)
-    except redis.RedisError as error:
-        raise BackendError(f"the bus at {address}: {error}", temporary=True) from error
+    name = Names(prefix).channel(options.channel.encode())
+    heard = publish_once(parse_address(url), name, data, BUS_TIMEOUT_S)
     print(f"heard by {heard} shard{'' if heard == 1 else 's'}")
     return 0
 

@@ -84,7 +84,7 @@ DEFAULTS: Final[dict[str, Any]] = {
         "partial_bytes": "256MiB",
         "memory_budget": "0B",
     },
-    "bus": {"url": "", "prefix": "wsgate", "connect_timeout": "5s", "command_timeout": "5s"},
+    "bus": {"url": "", "password": "", "prefix": "wsgate", "connect_timeout": "5s", "command_timeout": "5s"},
     "admin": {"host": "127.0.0.1", "port": 9000, "api_key": ""},
     "health": {"canary_interval": "5s"},
     "log": {"format": "text", "level": "info"},
@@ -154,6 +154,7 @@ partial_bytes = "1MiB"
 memory_budget = "1GiB"
 [bus]
 url = "redis://user:{SECRET.split()[0]}@redis.example:6380/0"
+password = "{SECRET}"
 prefix = "a.b-c_d"
 connect_timeout = "1s"
 command_timeout = "2s"
@@ -352,7 +353,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 58
+    assert len(FIELDS) == 59
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)
@@ -418,6 +419,7 @@ def test_importing_it_brings_no_event_loop_no_redis_and_nothing_else_of_wsgate()
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     loaded = set(output.split())
     assert {name for name in loaded if name.startswith("wsgate.")} == {
+        "wsgate.address",
         "wsgate.config",
         "wsgate.config.settings",
         "wsgate.config.sources",
@@ -802,6 +804,9 @@ def test_the_admin_port_may_be_reached_with_a_key() -> None:
         "unix:///run/redis.sock",
         "unix://u:p@/run/redis.sock",
         "redis://h?password=p",
+        "rediss://u:p@h",
+        "redis+sentinel://h1,h2:26380/main",
+        "redis+cluster://h1,h2",
     ],
 )
 def test_a_bus_url_is_taken(url: str) -> None:
@@ -811,12 +816,9 @@ def test_a_bus_url_is_taken(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("redis+sentinel://hunter2/m", "bus.url: redis+sentinel:// is not supported yet"),
-        ("redis+cluster://hunter2", "bus.url: redis+cluster:// is not supported yet"),
-        ("rediss://u:hunter2@h", "bus.url: rediss:// is not supported yet"),
-        ("http://hunter2", "bus.url: must be redis:// or unix://"),
-        ("hunter2", "bus.url: must be redis:// or unix://"),
-        ("redis:hunter2", "bus.url: must be redis:// or unix://"),
+        ("http://hunter2", "bus.url: must be one of redis://, rediss://, unix://"),
+        ("hunter2", "bus.url: must be one of redis://, rediss://, unix://"),
+        ("redis:hunter2", "bus.url: must be one of redis://, rediss://, unix://"),
         ("redis://:hunter2@h/1", "bus.url: only database 0"),
         ("redis://:hunter2@h?db=1", "bus.url: only database 0"),
         ("redis://h?token=hunter2", "bus.url: only database 0"),
@@ -1117,7 +1119,7 @@ def test_what_is_in_effect_loads_to_the_same_once_its_secrets_are_put_back(
 ) -> None:
     config = load(toml(EVERYTHING), {}, {})
     text = effective(config)
-    for key in ("hmac_secret", "api_key"):
+    for key in ("hmac_secret", "api_key", "password"):
         text = text.replace(f'{key} = "***"', f'{key} = "{SECRET}"')
     text = re.sub(r'^secret = "\*\*\*"', f'secret = "{SECRET * 2}"', text, flags=re.MULTILINE)
     text = text.replace("user:***@", f"user:{SECRET.split()[0]}@")

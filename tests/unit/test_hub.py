@@ -40,6 +40,9 @@ class Bus:
         self.asked: Counter[bytes] = Counter()
         self.most_waiting = 0
 
+    def is_up_for(self, name: bytes) -> bool:
+        return self.is_up
+
     def subscribe(self, names: Iterable[bytes]) -> None:
         if self.is_up:
             names = list(names)
@@ -340,6 +343,76 @@ def test_who_joins_while_all_is_subscribed_again_is_asked_for_at_once(live: Benc
     live.confirm()
     assert sorted(live.told) == [(b"1999", True), (b"fresh", True)]
     assert live.bus.held == {b"fresh", *(b"%d" % number for number in range(2_000))}
+
+
+# --- what only a cluster does -------------------------------------------------------------------------
+
+
+def is_on_a(name: bytes) -> bool:
+    return name.startswith(b"a")
+
+
+def test_a_server_that_is_lost_takes_only_its_own_channels_along(live: Bench) -> None:
+    peer, late = live.connect(), live.connect()
+    for name in (b"a1", b"b1"):
+        live.join(peer, name)
+    live.confirm()
+    live.join(peer, b"a2")
+    live.join(peer, b"b2")
+    live.told.clear()
+    live.bus.commands = [each for each in live.bus.commands if not is_on_a(each[1])]
+    live.hub.on_down(is_on_a)
+    assert live.told == [(b"a2", False)], "it waited for a server that is gone"
+    assert live.join(late, b"b1") is Joined.LIVE
+    live.confirm()
+    assert live.told == [(b"a2", False), (b"b2", True)]
+    live.bus.asked.clear()
+    live.hub.on_up(is_on_a)
+    assert live.join(late, b"a1") is Joined.WAITS
+    assert set(live.bus.asked) == {b"a1", b"a2"}
+    live.confirm()
+    assert live.told[-1] == (b"a1", True)
+    assert live.hub.pending == 0
+
+
+def test_two_servers_that_come_up_together_are_both_served(live: Bench) -> None:
+    peer = live.connect()
+    names = [b"%s%d" % (server, number) for server in (b"a", b"b") for number in range(700)]
+    for name in names:
+        live.join(peer, name)
+    live.confirm()
+    for covers in (is_on_a, lambda name: not is_on_a(name)):
+        live.hub.on_down(covers)
+    live.bus.held.clear()
+    live.hub.on_up(is_on_a)
+    live.hub.on_up(lambda name: not is_on_a(name))
+    live.confirm()
+    assert live.bus.held == set(names)
+    assert live.hub.pending == 0
+
+
+def test_a_channel_whose_slot_moved_is_live_again_when_it_was_asked_for_anew(live: Bench) -> None:
+    peer, late, gone = live.connect(), live.connect(), live.connect()
+    for each, name in ((peer, b"moved"), (gone, b"left"), (peer, b"asked")):
+        live.join(each, name)
+    live.bus.commands.pop()  # the SUBSCRIBE of `asked` is refused: MOVED
+    live.confirm()
+    live.hub.on_lost(b"moved", was_asked=False)
+    live.hub.on_lost(b"left", was_asked=False)
+    live.hub.on_lost(b"asked", was_asked=True)
+    live.hub.on_lost(b"nobody's", was_asked=False)
+    assert live.hub.pending == 3
+    assert live.join(late, b"moved") is Joined.WAITS, "it is not heard now"
+    live.hub.leave(gone.conn, b"left")
+    live.hub.tidy()
+    live.bus.commands.clear()
+    live.bus.asked.clear()
+    live.hub.on_moved()
+    assert live.bus.asked == {b"moved": 1, b"asked": 1}
+    live.told.clear()
+    live.confirm()
+    assert set(live.told) == {(b"moved", True), (b"asked", True)}
+    assert live.hub.pending == 0
 
 
 def test_a_recovery_in_place_is_live_only_when_it_is_heard(live: Bench) -> None:

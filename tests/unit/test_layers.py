@@ -21,10 +21,10 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "node": ("config", "admin", "shard", "log"),
     "doctor": ("errors", "reasons"),
     "client": ("errors", "reasons"),
-    "config": ("errors", "reasons"),
+    "config": ("errors", "reasons", "address"),
     "admin": ("bus", "statistics", "log"),
     "shard": ("bus", "admission", "auth", "dialects", "handshake", "deflate", "log"),
-    "bus": ("reactor", "payload"),
+    "bus": ("reactor", "payload", "address"),
     "admission": ("reactor",),
     "auth": ("reactor",),
     "dialects": ("reactor", "payload"),
@@ -34,13 +34,14 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "statistics": ("errors", "reasons"),
     "payload": (),
     "log": (),
+    "address": ("errors",),
     "errors": (),
     "reasons": (),
     "__init__": (),
 }
 
 # These rooms know no event loop, no Redis and no clock: time is passed in.
-PURE: Final = ("reactor", "handshake", "deflate", "dialects", "auth", "payload")
+PURE: Final = ("reactor", "handshake", "deflate", "dialects", "auth", "payload", "address")
 IMPURE_MODULES: Final = frozenset({"asyncio", "uvloop", "redis", "valkey", "hiredis", "time", "datetime"})
 
 # Cython is not Python, so its import lines are read line by line.

@@ -14,6 +14,7 @@ class Ends:
 
     def __init__(self) -> None:
         self.is_up = True
+        self.servers = [b""]
         self.subscribed: list[bytes] = []
         self.sent: list[tuple[bytes, bytes, Callable[[str], None]]] = []
         self.renewed: list[str] = []
@@ -22,6 +23,9 @@ class Ends:
         self.probe = Probe(
             NAME, cast(Publisher, self), cast(Subscriber, self), 1_000, lambda *echo: self.echoes.append(echo)
         )
+
+    def reaching(self, name: bytes) -> list[bytes]:
+        return [name + each for each in self.servers]
 
     def subscribe_control(self, name: bytes) -> None:
         self.subscribed.append(name)
@@ -35,7 +39,7 @@ class Ends:
     def check_after(self, ms: int) -> None:
         """Its interval is over, so long after the last one was sent."""
         assert self.probe._sent is not None
-        self.probe.check(self.probe._sent[1] + ms * 1_000_000)
+        self.probe.check(self.probe._sent[2] + ms * 1_000_000)
 
 
 def test_an_echo_says_how_long_it_took_and_when_the_next_is_due() -> None:
@@ -98,4 +102,26 @@ def test_nothing_is_sent_while_nobody_hears() -> None:
     ends = Ends()
     ends.is_up = False
     ends.probe.check(0)
+    assert ends.sent == []
+
+
+def test_every_server_of_a_cluster_is_reached_in_turn() -> None:
+    ends = Ends()
+    ends.servers = [b":0", b":4", b":1"]
+    ends.probe.on_up()
+    assert ends.subscribed == [NAME + b":0", NAME + b":4", NAME + b":1"]
+    for _ in range(3):
+        name, data, done = ends.sent[-1]
+        done("")
+        ends.probe.on_control(NAME + b":9", data)  # of another server: not this one
+        ends.probe.on_control(name, data)
+        ends.probe.check(ends.now_ns)
+    assert {name for name, _, _ in ends.sent[:3]} == set(ends.subscribed)
+    assert len(ends.echoes) == 3
+
+
+def test_a_cluster_without_servers_is_not_probed() -> None:
+    ends = Ends()
+    ends.servers = []
+    ends.probe.on_up()
     assert ends.sent == []

@@ -36,6 +36,9 @@ class Bus:
         self.asked: list[bytes] = []
         self.published: list[Callable[[str], None]] = []
 
+    def is_up_for(self, name: bytes) -> bool:
+        return self.is_up
+
     def subscribe(self, names: Iterable[bytes]) -> None:
         self.asked += names
 

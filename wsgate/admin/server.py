@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from wsgate.admin import AdminOptions
 from wsgate.admin.api import Api, Publish
 from wsgate.admin.app import RESPONSE_HEADERS, make_app
-from wsgate.bus import Publisher
+from wsgate.bus import BusPublisher, make_publisher
 from wsgate.log import Log
 from wsgate.statistics import StatisticsBlock
 
@@ -49,26 +49,30 @@ def serve(options: AdminOptions, block: StatisticsBlock, listener: socket.socket
 
 async def _serve(options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int) -> None:
     loop = asyncio.get_running_loop()
-    publisher = Publisher(
+    publisher, parts = make_publisher(
         options.bus,
         connect_timeout_s=options.connect_timeout_s,
         command_timeout_s=options.command_timeout_s,
+        on_failed=lambda why: None,  # the shards say it
     )
     server = _Server(make_app(options, block, Api(options, _awaitable(publisher))))
-    sending = loop.create_task(publisher.run())
-    # It ends by itself by a fault of ours only: then the whole process ends, and is started again.
-    sending.add_done_callback(lambda task: server.stop())
+    sending = [loop.create_task(part.run()) for part in parts]
+    for task in sending:
+        # It ends by itself by a fault of ours only: then the whole process ends, and is started again.
+        task.add_done_callback(lambda task: server.stop())
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; the keeper decides
     loop.add_reader(alive, _keeper_is_gone, loop, alive, server)
     await server.serve(sockets=[listener])
-    sending.cancel()
-    faults = await asyncio.gather(sending, return_exceptions=True)
+    for task in sending:
+        task.cancel()
+    ended = await asyncio.gather(*sending, return_exceptions=True)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(GRACE_S):
             await publisher.close()
-    if isinstance(faults[0], Exception):
-        raise faults[0]
+    for fault in ended:
+        if isinstance(fault, Exception):
+            raise fault
 
 
 def _keeper_is_gone(loop: asyncio.AbstractEventLoop, alive: int, server: "_Server") -> None:
@@ -76,7 +80,7 @@ def _keeper_is_gone(loop: asyncio.AbstractEventLoop, alive: int, server: "_Serve
     server.stop()
 
 
-def _awaitable(publisher: Publisher) -> Publish:
+def _awaitable(publisher: BusPublisher) -> Publish:
     """Its callback as something to wait for."""
 
     async def publish(name: bytes, data: bytes) -> str:

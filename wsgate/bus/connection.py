@@ -15,8 +15,9 @@ from typing import Final, Protocol, cast
 
 from hiredis import pack_command
 
+from wsgate.address import BusAddress
 from wsgate.bus import push
-from wsgate.bus.address import BusAddress
+from wsgate.bus.topology import find_primary, tls_context
 from wsgate.errors import BackendError
 
 __all__ = ["Connection", "Owner", "Reply", "open_connection", "pack"]
@@ -216,7 +217,7 @@ async def open_connection(
     """A connection that is authenticated and answers; its name is resolved anew each time.
 
     Args:
-        address: Where to.
+        address: Where to: a server, or sentinels that name one.
         prefix: What the names of channels start with, see `PushReader`.
         payload_limit_bytes: Of the largest publication, see `PushReader`.
         timeout_s: For all of it.
@@ -227,6 +228,8 @@ async def open_connection(
     connection: Connection | None = None
     try:
         async with asyncio.timeout(timeout_s):
+            if address.kind:
+                address = await find_primary(address, timeout_s / 4)
             connection = await _connect(
                 address, lambda: Connection(push.PushReader(prefix, payload_limit_bytes))
             )
@@ -252,7 +255,9 @@ async def _connect(address: BusAddress, make: Callable[[], Connection]) -> Conne
     if address.path:
         _, connection = await loop.create_unix_connection(make, address.path)
     else:
-        _, connection = await loop.create_connection(make, address.host, address.port)
+        _, connection = await loop.create_connection(
+            make, address.host, address.port, ssl=tls_context(address)
+        )
     return connection
 
 

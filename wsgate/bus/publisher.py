@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from wsgate.address import BusAddress
 from wsgate.bus import push
-from wsgate.bus.address import BusAddress
 from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
 from wsgate.errors import BackendError
 
@@ -41,10 +41,14 @@ SECOND_LOOK_S: Final = 0.05
 """Before a bus is given up, what waits in the socket is read: the silence may have been our own."""
 
 _PUBLISH: Final = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+_SPUBLISH: Final = _PUBLISH.replace(b"$7\r\nPUBLISH", b"$8\r\nSPUBLISH")
 """Every part literally, whatever bytes it has (S26)."""
 
 PublishOutcome = str
-"""`""` when the bus has it, else why not: `down`, `full` and `refused` (it has not), `unknown` (it may)."""
+"""`""` when the bus has it, else why not: `down`, `full` and `refused` (it has not), `unknown` (it may).
+
+A server of a cluster also says `moved`: it has not, and another one would take it.
+"""
 
 Done = Callable[[PublishOutcome], None]
 
@@ -59,16 +63,19 @@ class Publisher:
         connect_timeout_s: float,
         command_timeout_s: float,
         on_failed: Callable[[str], None] | None = None,
+        is_sharded: bool = False,
     ) -> None:
         """Not connected; the first publish connects.
 
         Args:
-            address: Where the bus is; the name is resolved anew for every attempt.
+            address: Where the bus is; names are resolved, and sentinels asked, anew for every attempt.
             connect_timeout_s: From the resolver to the greeting's last answer.
             command_timeout_s: From sending to the answer; after that it is `unknown`. What could not be
                 sent within both times together is `down`.
             on_failed: Told why, for a log, when the bus cannot be reached, is lost or refuses.
+            is_sharded: The server is one of a cluster, and names are those of sharded channels.
         """
+        self._command = _SPUBLISH if is_sharded else _PUBLISH
         self._address = address
         self._connect_timeout_s = connect_timeout_s
         self._command_timeout_s = command_timeout_s
@@ -202,6 +209,9 @@ class Publisher:
             if not is_error and self._sent[0][0] is not None and not text.isdigit():
                 self._drop("the bus answers what is no answer to PUBLISH")
                 break
+            if is_error and text.startswith(b"MOVED "):
+                self._answer("moved")
+                continue
             if is_error:
                 # No permission, a wrong state of the server: it has not been published.
                 self._on_failed("the bus refuses: " + safe_text(text))
@@ -233,7 +243,7 @@ class Publisher:
         while self._waiting and len(parts) < WRITE_COMMANDS and size < WRITE_BYTES:
             name, data, done, _ = self._waiting.popleft()
             self._sent.append((done, now_s, len(data)))
-            parts.append(_PUBLISH % (len(name), name, len(data), data))
+            parts.append(self._command % (len(name), name, len(data), data))
             size += len(data)
         connection.write(b"".join(parts))
         self.on_writable()

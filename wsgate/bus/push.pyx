@@ -225,7 +225,7 @@ cdef class PushReader:
             if length < 0:
                 return BROKEN
             if length > (self.limit if place == 2 else <int64_t>NAME_LIMIT):
-                if place == 2 and count == 3 and length <= SKIP_LIMIT and is_word(&pieces[0], b"message"):
+                if place == 2 and count == 3 and length <= SKIP_LIMIT and is_kind(&pieces[0], b"message"):
                     self.start = at - self.buffer
                     self.skip = length + 2
                     taken.append((KIND_TOO_LARGE, self.strip(&pieces[1]), None))
@@ -247,7 +247,7 @@ cdef class PushReader:
         cdef int kind = KIND_REPLY
         if pieces[0].data == NULL:
             return BROKEN
-        if count == 3 and is_word(&pieces[0], b"message"):
+        if count == 3 and is_kind(&pieces[0], b"message"):
             if pieces[1].data == NULL or pieces[2].data == NULL:
                 return BROKEN
             kind = KIND_MESSAGE if self.is_ours(&pieces[1]) else KIND_CONTROL
@@ -255,12 +255,12 @@ cdef class PushReader:
                 kind, self.strip(&pieces[1]), PyBytes_FromStringAndSize(pieces[2].data, pieces[2].size),
             ))
             return COMPLETE
-        if count == 3 and is_word(&pieces[0], b"subscribe"):
+        if count == 3 and is_kind(&pieces[0], b"subscribe"):
             if pieces[1].data == NULL:
                 return BROKEN
             # A client may name a channel like a control name: what is confirmed must be clear.
             kind = KIND_SUBSCRIBED if self.is_ours(&pieces[1]) else KIND_CONTROL
-        elif count == 3 and is_word(&pieces[0], b"unsubscribe"):
+        elif count == 3 and is_kind(&pieces[0], b"unsubscribe"):
             kind = KIND_UNSUBSCRIBED
         elif count == 2 and is_word(&pieces[0], b"pong"):
             kind = KIND_PONG
@@ -284,6 +284,18 @@ cdef bint is_word(const Piece *piece, const char *word) noexcept:
     while place < piece.size and word[place] and piece.data[place] == word[place]:
         place += 1
     return place == piece.size and not word[place]
+
+
+cdef bint is_kind(const Piece *piece, const char *word) noexcept:
+    """The word, or the word with the `s` before it that sharded channels have."""
+    cdef Piece rest
+    if is_word(piece, word):
+        return True
+    if piece.size < 1 or piece.data[0] != c's':
+        return False
+    rest.data = piece.data + 1
+    rest.size = piece.size - 1
+    return is_word(&rest, word)
 
 
 cdef Outcome read_number(const char **at, const char *end, int64_t *number) noexcept:

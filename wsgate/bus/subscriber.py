@@ -17,13 +17,15 @@ python -m loadtest.bus_subscriber
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from wsgate.address import BusAddress
 from wsgate.bus import push
-from wsgate.bus.address import BusAddress
 from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
+from wsgate.bus.topology import slot_of
 from wsgate.errors import BackendError
 
 __all__ = ["Subscriber", "SubscriberListener", "SubscriberOptions"]
@@ -31,10 +33,23 @@ __all__ = ["Subscriber", "SubscriberListener", "SubscriberOptions"]
 NAMES_PER_COMMAND: Final = 512
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 5.0
+BACKOFF_KNOWN_S: Final = 1.0
+"""The same where somebody else knows when there is a primary again, and says so at once when asked."""
 STEADY_S: Final = 5.0
 """A connection that lasted so long was a good one: the next back-off starts anew."""
 SECOND_LOOK_S: Final = 0.05
 """Before a bus is given up, what waits in the socket is read: the silence may have been our own."""
+_SUBSCRIBE: Final = b"SUBSCRIBE"
+_UNSUBSCRIBE: Final = b"UNSUBSCRIBE"
+_ELSEWHERE: Final = (b"MOVED ", b"CLUSTERDOWN ", b"TRYAGAIN ")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One command for sharded channels, and the names in it that are not answered yet."""
+
+    command: bytes
+    names: deque[bytes]
 
 
 class SubscriberListener(Protocol):
@@ -66,6 +81,9 @@ class SubscriberListener(Protocol):
     def on_pass(self) -> None:
         """The replies of one pass were handed up: a good time to write."""
 
+    def on_lost(self, name: bytes, *, was_asked: bool) -> None:
+        """The slot of a sharded channel moved: it is not heard here any more, or (`was_asked`) not yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class SubscriberOptions:
@@ -86,14 +104,17 @@ class Subscriber:
         prefix: bytes,
         listener: SubscriberListener,
         options: SubscriberOptions | None = None,
+        *,
+        is_sharded: bool = False,
     ) -> None:
         """Not connected yet; see `run`.
 
         Args:
-            address: Where the bus is; the name is resolved anew for every attempt.
+            address: Where the bus is; names are resolved, and sentinels asked, anew for every attempt.
             prefix: What channel names start with on the bus.
             listener: Who is told.
             options: Defaults to `SubscriberOptions()`.
+            is_sharded: The server is one of a cluster, and channels are sharded channels of its slots.
         """
         self._address = address
         self._prefix = prefix
@@ -102,6 +123,9 @@ class Subscriber:
         self._connection: Connection | None = None
         self._commands: list[tuple[bytes, list[bytes]]] = []
         self._is_write_scheduled = False
+        self._most_s = BACKOFF_KNOWN_S if address.kind or is_sharded else BACKOFF_MOST_S
+        self._is_sharded = is_sharded
+        self._asked: deque[_Asked] = deque()  # of sharded channels: commands not answered yet
         self._unanswered = 0  # names sent in commands and not answered
         self._progress_s = 0.0  # when the last of them was, or the first was sent
         self.connects = 0
@@ -112,20 +136,28 @@ class Subscriber:
         """Whether there is a connection that can be subscribed on."""
         return self._connection is not None
 
+    def is_up_for(self, name: bytes) -> bool:
+        """Whether this channel can be subscribed to now: all can, or none."""
+        return self._connection is not None
+
+    def reaching(self, name: bytes) -> list[bytes]:
+        """Names made of this one that together reach every server: there is one."""
+        return [name]
+
     def subscribe(self, names: Iterable[bytes]) -> None:
         """SUBSCRIBE to channels by names without the prefix; written with the next pass, in batches.
 
         Does nothing while the connection is down: `on_up` is the time to subscribe.
         """
-        self._enqueue(b"SUBSCRIBE", [self._prefix + name for name in names])
+        self._enqueue(_SUBSCRIBE, [self._prefix + name for name in names])
 
     def subscribe_control(self, name: bytes) -> None:
         """SUBSCRIBE to a name as it is; it must not start with the prefix."""
-        self._enqueue(b"SUBSCRIBE", [name])
+        self._enqueue(_SUBSCRIBE, [name])
 
     def unsubscribe(self, names: Iterable[bytes]) -> None:
         """UNSUBSCRIBE from channels, in order with the calls of `subscribe`."""
-        self._enqueue(b"UNSUBSCRIBE", [self._prefix + name for name in names])
+        self._enqueue(_UNSUBSCRIBE, [self._prefix + name for name in names])
 
     def renew(self, why: str) -> None:
         """Leave this connection for a new one: its owner knows that it does not hear what it should."""
@@ -146,7 +178,7 @@ class Subscriber:
             self.failures += 1
             self._listener.on_failed(why)
             # Full jitter: a thousand shards whose bus went away do not come back in step.
-            most_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(attempt, 10))
+            most_s = min(self._most_s, BACKOFF_FIRST_S * 2 ** min(attempt, 10))
             attempt += 1
             await asyncio.sleep(random.uniform(0, most_s))  # noqa: S311 - spreading, not secrecy
 
@@ -161,6 +193,7 @@ class Subscriber:
         try:
             self.connects += 1
             self._unanswered = 0
+            self._asked.clear()
             self._connection = connection
             connection.start(self)
             self._listener.on_up()
@@ -215,9 +248,11 @@ class Subscriber:
                     self._on_answer()
                 elif kind == push.CONTROL and payload is not None:
                     listener.on_control(name, payload)
+                elif kind == push.UNSUBSCRIBED and self._is_sharded and not self._is_leaving(name):
+                    listener.on_lost(name, was_asked=False)
                 elif kind == push.CONTROL or kind == push.UNSUBSCRIBED:
                     self._on_answer()
-                elif kind == push.ERROR:
+                elif kind == push.ERROR and not self._is_redirected(name):
                     # An ACL that forbids a channel, for instance: nothing heard here can be relied on.
                     self.renew("the bus refuses: " + safe_text(name))
                     break
@@ -225,7 +260,28 @@ class Subscriber:
                 _report(error)
         return place + 1
 
+    def _is_leaving(self, name: bytes) -> bool:
+        """Whether a sharded channel that ended is the next one we left; else the server has ended it."""
+        if not self._asked or self._asked[0].command is not _UNSUBSCRIBE:
+            return False
+        return self._asked[0].names[0].removeprefix(self._prefix) == name
+
+    def _is_redirected(self, text: bytes) -> bool:
+        """Deal with a command whose slot is elsewhere, or nowhere now; False: it is another error."""
+        if not text.startswith(_ELSEWHERE) or not self._asked:
+            return False
+        asked = self._asked.popleft()
+        self._unanswered -= len(asked.names)
+        if asked.command is _SUBSCRIBE:
+            for name in asked.names:
+                self._listener.on_lost(name.removeprefix(self._prefix), was_asked=True)
+        return True
+
     def _on_answer(self) -> None:
+        if self._asked:
+            self._asked[0].names.popleft()
+            if not self._asked[0].names:
+                self._asked.popleft()
         self._unanswered -= 1
         self._progress_s = asyncio.get_running_loop().time()
         if self._unanswered < 0:
@@ -264,8 +320,22 @@ class Subscriber:
             self._progress_s = asyncio.get_running_loop().time()
         for command, names in commands:
             self._unanswered += len(names)
-            for start in range(0, len(names), NAMES_PER_COMMAND):
-                self._connection.write(pack(command, *names[start : start + NAMES_PER_COMMAND]))
+            for some in _by_slot(names) if self._is_sharded else _in_parts(names):
+                if self._is_sharded:
+                    self._asked.append(_Asked(command, deque(some)))
+                self._connection.write(pack(b"S" + command if self._is_sharded else command, *some))
+
+
+def _in_parts(names: list[bytes]) -> Iterable[list[bytes]]:
+    return (names[start : start + NAMES_PER_COMMAND] for start in range(0, len(names), NAMES_PER_COMMAND))
+
+
+def _by_slot(names: list[bytes]) -> Iterable[list[bytes]]:
+    """Names that may stand in one command: those of one slot (else CROSSSLOT), in order."""
+    slots: dict[int, list[bytes]] = {}
+    for name in names:
+        slots.setdefault(slot_of(name), []).append(name)
+    return (some for each in slots.values() for some in _in_parts(each))
 
 
 def _report(error: Exception) -> None:

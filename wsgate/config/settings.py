@@ -14,13 +14,13 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 from msgspec import Meta, field
 
+from wsgate.address import mask_password, parse_address
 from wsgate.config.units import parse_duration_ms, parse_size_bytes, quote
-from wsgate.errors import InternalError
+from wsgate.errors import InternalError, SettingsError
 
 __all__ = [
     "Access",
@@ -286,10 +286,15 @@ class Admission(Section, frozen=True, kw_only=True):
 class Bus(Section, frozen=True, kw_only=True):
     """`[bus]`: the Redis or Valkey that joins shards, nodes and backends."""
 
-    # Where it is: redis://[user:password@]host[:port] or unix:///path; database 0, because pub/sub knows no
-    # others. Empty starts a private server on a Unix socket, for one node alone. May hold a password, so it
-    # is treated as a secret. Also as url_file. Default "".
+    # Where it is: redis://[user:password@]host[:port], unix:///path, redis+sentinel://h1,h2/primary or
+    # redis+cluster://h1,h2; with TLS rediss://, rediss+sentinel:// and rediss+cluster://, files behind it as
+    # ?ssl_ca_certs=/path&ssl_certfile=/path&ssl_keyfile=/path. Database 0, because pub/sub knows no others.
+    # Empty starts a private server on a Unix socket, for one node alone. May hold a password, so it is
+    # treated as a secret. Also as url_file. Default "".
     url: SecretUrl = ""
+
+    # The password of the user in url, where it is not to stand in url. Also as password_file. Default "".
+    password: Secret = ""
 
     # First part of every key and channel on it; gateways with different ones may share a server. 1 to 32
     # of letters, digits and "_", ".", "-". Default "wsgate".
@@ -436,7 +441,7 @@ def masked(kind: str, value: Any) -> Any:
     """The value as it may be shown: a secret as `***`, a URL without its password, the rest as it is."""
     if kind == "secret" and value:
         return MASK
-    return _without_password(value) if kind == "secret_url" else value
+    return mask_password(value) if kind == "secret_url" else value
 
 
 def dotted(*keys: str) -> str:
@@ -444,53 +449,11 @@ def dotted(*keys: str) -> str:
     return ".".join(key if _BARE_KEY.fullmatch(key) else quote(key) for key in keys)
 
 
-def _without_password(url: str) -> str:
-    parts = _split_bus_url(url)
-    if parts is None:
-        # Nobody knows where the password of a malformed URL ends.
-        return MASK if url else ""
-    user, mark, host = parts.netloc.rpartition("@")
-    name, colon, _ = user.partition(":")
-    authority = name + (colon and f":{MASK}") + mark + host
-    address, _, rest = url.partition("://")
-    path = rest[len(parts.netloc) :].partition("?")[0]
-    query = parts.query and "?" + "&".join(map(_masked_option, parts.query.split("&")))
-    return f"{address}://{authority}{path}{query}"
-
-
-def _masked_option(option: str) -> str:
-    name = option.partition("=")[0]
-    return f"{name}={MASK}" if unquote(name).lower() == "password" else option
-
-
-def _split_bus_url(url: str) -> SplitResult | None:
-    """The parts of a bus URL; None unless it is clear where its password begins and ends."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return None
-    if not _URL.fullmatch(url) or parts.fragment:
-        return None
-    if parts.scheme == "unix":
-        is_clear = len(parts.path) > 1 and (not parts.netloc or parts.netloc.endswith("@"))
-    else:
-        is_clear = bool(parts.hostname) and port != 0 and bool(_DATABASE.fullmatch(parts.path))
-    # A raw "@" behind the authority may be where the password really ends; %40 is not.
-    is_lone_path = parts.scheme == "unix" and not parts.netloc
-    return parts if is_clear and (is_lone_path or "@" not in parts.path + parts.query) else None
-
-
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PATH: Final = re.compile(r"/[!-~]*")
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
-_URL: Final = re.compile(r"[a-z+]+://[!-~]+")
-_DATABASE: Final = re.compile(r"/?[0-9]*")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
-_BUS_SCHEMES: Final = ("redis", "unix")
-_LATER_BUS_SCHEMES: Final = ("rediss", "redis+sentinel", "redis+cluster")
-_BUS_OPTIONS: Final = {"username", "password", "db"}
 
 
 def faults(config: Config) -> list[str]:
@@ -565,27 +528,14 @@ def _heartbeat_faults(heartbeat: Heartbeat) -> Iterator[str]:
 
 def _bus_faults(bus: Bus) -> Iterator[str]:
     if bus.url:
-        yield from _bus_url_faults(bus.url)
+        try:
+            parse_address(bus.url)
+        except SettingsError as error:
+            yield str(error)
+    elif bus.password:
+        yield "bus.password: there is no bus.url it could be for"
     if not _PREFIX.fullmatch(bus.prefix):
         yield 'bus.prefix: must be 1 to 32 letters, digits, "_", "." and "-"'
-
-
-def _bus_url_faults(url: str) -> Iterator[str]:
-    scheme = url.partition("://")[0]
-    if scheme in _LATER_BUS_SCHEMES:
-        yield f"bus.url: {scheme}:// is not supported yet"
-        return
-    if scheme not in _BUS_SCHEMES or "://" not in url:
-        yield "bus.url: must be redis:// or unix://"
-        return
-    parts = _split_bus_url(url)
-    if parts is None:
-        yield "bus.url: this is not a URL such as redis://user:password@host:6379 or unix:///path"
-        return
-    options = parse_qs(parts.query, keep_blank_values=True)
-    databases = [*options.get("db", ()), *([parts.path.strip("/")] if scheme == "redis" else ())]
-    if not options.keys() <= _BUS_OPTIONS or not set(databases) <= {"", "0"}:
-        yield "bus.url: only database 0, and no options but username and password"
 
 
 def _admin_faults(admin: Admin) -> Iterator[str]:

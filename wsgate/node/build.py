@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from wsgate.address import with_password
 from wsgate.admin import AdminOptions
 from wsgate.auth import OriginPolicy, TokenPolicy, VerificationKey, make_key
 from wsgate.bus import parse_address
@@ -89,7 +90,7 @@ def _plan(config: Config, environ: Mapping[str, str], undo: ExitStack) -> Plan:
         port=port,
         url=f"ws://{url_host(config.server.host)}:{port}{config.server.path}",
         admin_port=admin_listener.getsockname()[1],
-        bus_url=bus.url if bus else config.bus.url,
+        bus_url=bus.url if bus else with_password(config.bus.url, config.bus.password),
         prefix=config.bus.prefix,
         secret=secret,
     )

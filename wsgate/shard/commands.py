@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from wsgate.auth import Member, TokenError
-from wsgate.bus import Names, Publication, Publisher, encode_publication
+from wsgate.bus import BusPublisher, Names, Publication, encode_publication
 from wsgate.dialects import BadCommand, Dialect, commands
 from wsgate.payload import Payload
 from wsgate.reactor import Reactor
@@ -36,7 +36,7 @@ class Commands:
         self,
         reactor: Reactor,
         sessions: Sessions,
-        publisher: Publisher,
+        publisher: BusPublisher,
         names: Names,
         wake: Callable[[], None],
     ) -> None:

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from wsgate.bus import Publication, decode_publication
+from wsgate.bus import BusSubscriber, Publication, decode_publication
+from wsgate.bus.cluster import Covers
 from wsgate.bus.names import INBOX_MARK
-from wsgate.bus.subscriber import NAMES_PER_COMMAND, Subscriber
+from wsgate.bus.subscriber import NAMES_PER_COMMAND
 from wsgate.dialects import Dialect
 from wsgate.reactor import Reactor
 from wsgate.shard.access import Access
@@ -69,26 +70,34 @@ class Hub:
         self._forms = forms
         self._access = access
         self._count = count
-        self._bus: Subscriber | None = None
+        self._bus: BusSubscriber | None = None
         self._unconfirmed: dict[bytes, int] = {}  # name: answers still to come
         self._waiters: dict[bytes, dict[int, list[Waiter]]] = {}  # by connection, so that it can go
         self._waits: dict[int, set[bytes]] = {}  # the same, by connection
         self._losing: deque[tuple[bytes, int]] = deque()  # who is still to be told of a loss
+        self._lost: set[bytes] = (
+            set()
+        )  # of a cluster: live somewhere else, asked again when it is known where
         self._resubscribe_from: int | None = None  # place in the reactor's directory; None: done
+        self._resubscribe: list[Covers | None] = []  # what the walk is about; None: everything
 
-    def attach(self, bus: Subscriber) -> None:
+    def attach(self, bus: BusSubscriber) -> None:
         """Set the subscriber connection; once, before anything else."""
         self._bus = bus
 
     @property
     def is_live(self) -> bool:
-        """Whether the bus can be subscribed on now."""
+        """Whether the bus can be subscribed on now, all of it."""
         return self._bus is not None and self._bus.is_up
+
+    def is_live_for(self, name: bytes) -> bool:
+        """Whether this channel can be subscribed to now."""
+        return self._bus is not None and self._bus.is_up_for(name)
 
     @property
     def pending(self) -> int:
         """Channels the bus has not confirmed yet."""
-        return len(self._unconfirmed)
+        return len(self._unconfirmed) + len(self._lost)
 
     # --- subscribing ----------------------------------------------------------------------------------
 
@@ -96,7 +105,7 @@ class Hub:
         """Subscribe a connection.
 
         While the bus is away the connection is subscribed all the same and waits: whoever does not want
-        that asks `is_live` first, or leaves when its waiter is told.
+        that asks `is_live_for` first, or leaves when its waiter is told.
 
         Args:
             conn: An open connection.
@@ -107,15 +116,16 @@ class Hub:
         subscribers = self._reactor.subscribe(conn, name, policy=policy)
         if subscribers <= 0:
             return {0: Joined.GONE, -1: Joined.ALREADY, -2: Joined.TOO_MANY}[subscribers]
-        if self.is_live and subscribers == 1:
+        if subscribers == 1 and self.is_live_for(name):
+            self._lost.discard(name)
             self._ask([name])
         return self.confirm(conn, name, waiter)
 
     def confirm(self, conn: int, name: bytes, waiter: Waiter) -> Joined:
         """As `join`, of a name that is subscribed here: `LIVE` when what is published to it is heard."""
-        if self.is_live:
-            if self._resubscribe_from is not None and name not in self._unconfirmed:
-                self._ask([name])  # its turn may not have come yet
+        if self.is_live_for(name) and name not in self._lost:
+            if name not in self._unconfirmed and self._awaits_its_turn(name):
+                self._ask([name])
             if name not in self._unconfirmed:
                 return Joined.LIVE
         self.wait(conn, name, waiter)
@@ -145,6 +155,8 @@ class Hub:
         """
         self._tell_lost()
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
+        if self._lost:
+            self._lost.difference_update(vacated)
         if vacated and self._bus is not None:
             self._bus.unsubscribe(vacated)
         return bool(self._losing) or len(vacated) == NAMES_PER_COMMAND
@@ -171,26 +183,61 @@ class Hub:
 
     # --- what the bus says ----------------------------------------------------------------------------
 
-    def on_up(self) -> None:
-        """Subscribe to everything again, a part now and a part with every pass."""
+    def on_up(self, covers: Covers | None = None) -> None:
+        """Subscribe to everything it covers again, a part now and a part with every pass."""
+        self._drop_unconfirmed(covers)
+        self._resubscribe = [*self._resubscribe, covers] if self._resubscribe_from is not None else [covers]
         self._resubscribe_from = 0
         self.resubscribe()
 
     def resubscribe(self) -> None:
         """The next part, when one is due and the bus has answered most of those before."""
-        if self._resubscribe_from is None or not self.is_live or len(self._unconfirmed) > ASKED_LIMIT:
+        if self._resubscribe_from is None or len(self._unconfirmed) > ASKED_LIMIT:
             return
         names, place = self._reactor.channels(self._resubscribe_from, NAMES_PER_COMMAND)
         self._resubscribe_from = place or None
-        if names:
-            self._ask(names)
+        self._ask([name for name in names if self._is_covered(name) and self.is_live_for(name)])
 
-    def on_down(self) -> None:
-        """Nothing is live any more; who waits is told, and may wait again."""
-        self._unconfirmed.clear()
-        self._resubscribe_from = None
-        self._losing = deque((name, conn) for name, waiting in self._waiters.items() for conn in waiting)
+    def on_down(self, covers: Covers | None = None) -> None:
+        """Nothing it covers is live any more; who waits is told, and may wait again."""
+        self._drop_unconfirmed(covers)
+        if covers is None:
+            self._resubscribe_from = None
+        self._losing.extend(
+            (name, conn)
+            for name, waiting in self._waiters.items()
+            if covers is None or covers(name)
+            for conn in waiting
+        )
         self._tell_lost()
+
+    def on_lost(self, name: bytes, *, was_asked: bool) -> None:
+        """A slot of the cluster moved: this channel is heard no more, or its SUBSCRIBE was refused."""
+        if was_asked and (answers := self._unconfirmed.pop(name, 0)) > 1:
+            self._unconfirmed[name] = answers - 1
+        if self._reactor.subscribers(name):
+            self._lost.add(name)
+
+    def on_moved(self) -> None:
+        """It is known again where everything lives."""
+        lost, self._lost = self._lost, set()
+        self._ask([name for name in lost if self.is_live_for(name)])
+
+    def _drop_unconfirmed(self, covers: Covers | None) -> None:
+        """Answers that will not come any more."""
+        for names in (self._unconfirmed, self._lost):
+            if covers is None:
+                names.clear()
+                continue
+            for name in [name for name in names if covers(name)]:
+                names.pop(name) if isinstance(names, dict) else names.discard(name)
+
+    def _is_covered(self, name: bytes) -> bool:
+        return any(covers is None or covers(name) for covers in self._resubscribe)
+
+    def _awaits_its_turn(self, name: bytes) -> bool:
+        """Whether the walk that subscribes again has still to come by this name, or may have."""
+        return self._resubscribe_from is not None and self._is_covered(name)
 
     def _tell_lost(self) -> None:
         for _ in range(min(len(self._losing), TOLD_PER_PASS)):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from wsgate.bus import Publisher, Subscriber
+from wsgate.bus import BusPublisher, BusSubscriber
 
 __all__ = ["Probe"]
 
@@ -28,7 +28,7 @@ class Probe:
     """One shard's probe.
 
     Args:
-        name: Its pub/sub name, this shard's alone.
+        name: Its pub/sub name, this shard's alone; in a cluster what its names begin with, one a server.
         interval_ms: Between two probes.
         echoed: Called as `(took_us, due_ms)`: how long it took, and until when the next one is due.
     """
@@ -36,39 +36,44 @@ class Probe:
     def __init__(
         self,
         name: bytes,
-        publisher: Publisher,
-        subscriber: Subscriber,
+        publisher: BusPublisher,
+        subscriber: BusSubscriber,
         interval_ms: int,
         echoed: Callable[[int, int], None],
     ) -> None:
-        self.name = name
+        self._base = name
+        self._names = [name]  # each reaches another server; probed in turn
         self._publisher = publisher
         self._subscriber = subscriber
         self._interval_ms = interval_ms
         self._echoed = echoed
-        self._sent: tuple[bytes, int] | None = None  # what is under way, and since when, in ns
+        self._sent: tuple[bytes, bytes, int] | None = None  # name, what, and since when, in ns
         self._is_accepted = False  # the bus has said that it has it
         self._is_refused = asyncio.Event()  # the last one could not be published
         self._number = 0
 
     def on_up(self) -> None:
         """The subscriber is up: listen, and probe at once."""
-        self._subscriber.subscribe_control(self.name)
+        self._names = self._subscriber.reaching(self._base)
+        for name in self._names:
+            self._subscriber.subscribe_control(name)
         self._send()
 
     def on_control(self, name: bytes, payload: bytes) -> None:
         """Something came for this name."""
-        if self._sent is None or name != self.name or payload != self._sent[0]:
+        if self._sent is None or (name, payload) != self._sent[:2]:
             return
         now_ns = time.monotonic_ns()
-        took_us, self._sent = (now_ns - self._sent[1]) // 1_000, None
+        took_us, self._sent = (now_ns - self._sent[2]) // 1_000, None
         self._echoed(took_us, now_ns // 1_000_000 + self._interval_ms + TIMEOUT_MS)
 
     def _send(self) -> None:
         self._number += 1
-        text = b"%d" % self._number
-        self._sent, self._is_accepted = (text, time.monotonic_ns()), False
-        self._publisher.publish(self.name, text, partial(self._on_outcome, self._number))
+        if not self._names:
+            return
+        name, text = self._names[self._number % len(self._names)], b"%d" % self._number
+        self._sent, self._is_accepted = (name, text, time.monotonic_ns()), False
+        self._publisher.publish(name, text, partial(self._on_outcome, self._number))
 
     def _on_outcome(self, number: int, outcome: str) -> None:
         if number == self._number:
@@ -82,7 +87,7 @@ class Probe:
         if not self._subscriber.is_up:
             return
         if self._sent is not None:
-            if now_ns - self._sent[1] < TIMEOUT_MS * 1_000_000:
+            if now_ns - self._sent[2] < TIMEOUT_MS * 1_000_000:
                 return
             if self._is_accepted:
                 self._publisher.renew("the bus does not deliver")

@@ -17,8 +17,7 @@ from typing import Any, Final
 
 import uvloop
 
-from wsgate.bus import Names, Publisher, Subscriber
-from wsgate.bus.subscriber import SubscriberOptions
+from wsgate.bus import Covers, Names, SubscriberOptions, make_bus
 from wsgate.handshake import Refusal, refusal
 from wsgate.log import Log
 from wsgate.reactor import Reactor, events
@@ -102,15 +101,8 @@ class Shard:
         forms = Forms(options.compression_threshold_bytes, self.count)
         self._hub = Hub(self._reactor, access, forms, self.count)
         self._sessions = Sessions(options, self._reactor, self._hub, access, tokens, self.count)
-        self._publisher = Publisher(
-            options.bus,
-            connect_timeout_s=options.bus_connect_timeout_s,
-            command_timeout_s=options.bus_command_timeout_s,
-            on_failed=self.on_failed,
-        )
-        self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         rules = [*options.channels.values(), *filter(None, [options.any_channel])]
-        self._subscriber = Subscriber(
+        self._bus = make_bus(
             options.bus,
             names.channels,
             self,
@@ -121,6 +113,8 @@ class Shard:
                 + ENVELOPE_ROOM_BYTES,
             ),
         )
+        self._publisher, self._subscriber = self._bus.publisher, self._bus.subscriber
+        self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         self._hub.attach(self._subscriber)
         self._probe = Probe(
             names.probe(options.node, options.number),
@@ -139,7 +133,7 @@ class Shard:
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; the keeper decides
         loop.add_reader(self._alive_fd, self._keeper_is_gone)
-        tasks = [loop.create_task(part.run()) for part in (self._subscriber, self._publisher, self._probe)]
+        tasks = [loop.create_task(part.run()) for part in (*self._bus.parts, self._probe)]
         for task in tasks:
             task.add_done_callback(self._on_task_done)
         self._renew_gate(0)
@@ -254,14 +248,14 @@ class Shard:
 
     # --- the bus --------------------------------------------------------------------------------------
 
-    def on_up(self) -> None:
-        """The subscriber connection is there: hear everything again."""
+    def on_up(self, covers: Covers | None = None) -> None:
+        """A subscriber connection is there: hear everything it covers again."""
         self.count("bus_connects", 1)
         self._log.info("bus_up", bus=str(self._options.bus))
-        self._hub.on_up()
+        self._hub.on_up(covers)
         self._probe.on_up()
 
-    def on_down(self) -> None:
+    def on_down(self, covers: Covers | None = None) -> None:
         """It is lost: sockets stay, publishes and subscriptions fail until it is back."""
         if self._has_left:  # nobody is left to miss it
             return
@@ -269,7 +263,7 @@ class Shard:
         self._log.warning("bus_down", bus=str(self._options.bus))
         self._region["bus_up"] = 0
         self._region["probe_due_ms"] = 0
-        self._hub.on_down()
+        self._hub.on_down(covers)
         self._schedule()
 
     def on_failed(self, why: str) -> None:
@@ -288,6 +282,15 @@ class Shard:
     def on_subscribed(self, name: bytes) -> bool:
         """A subscription is live; False: not everybody is told yet."""
         return self._hub.on_subscribed(name)
+
+    def on_lost(self, name: bytes, *, was_asked: bool) -> None:
+        """A slot of the cluster moved."""
+        self._hub.on_lost(name, was_asked=was_asked)
+
+    def on_moved(self) -> None:
+        """The cluster's map was read again."""
+        self._hub.on_moved()
+        self._schedule()
 
     def on_pass(self) -> None:
         """Write what these replies gave rise to."""

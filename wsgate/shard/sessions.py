@@ -187,7 +187,7 @@ class Sessions:
         With a position it is a recovery, in place when the channel is held already. No channel has a
         history, so what was missed can never be proven complete.
         """
-        if not self.hub.is_live:
+        if not self.hub.is_live_for(name):
             self.error(conn, dialect, "unavailable", id=id, channel=shown(name), retry_ms=RETRY_MS)
             return
         is_inbox = name.startswith(b"@")

@@ -98,7 +98,7 @@ class Welcome:
         """Say it now, if nothing is to be waited for."""
         if not self._waiting:
             self._say(has_bus=True)
-        elif not self._sessions.hub.is_live:
+        elif not all(map(self._sessions.hub.is_live_for, self._waiting)):
             self._say(has_bus=False)
 
     def told(self, name: bytes, is_live: bool) -> None:

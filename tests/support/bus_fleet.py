@@ -1,0 +1,365 @@
+"""Real Redis in every shape a bus can have: sentinels with replicas, a cluster, TLS.
+
+Debian's Redis: its one binary is in `redis-tools`, where it is called after one of its uses.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.crc import key_slot
+
+from tests.support.gateway import wait_until
+from tests.support.packages import find_or_install, find_program
+
+__all__ = [
+    "Cluster",
+    "Sentinels",
+    "Server",
+    "TlsFiles",
+    "running_cluster",
+    "running_sentinels",
+    "running_server",
+    "tls_files",
+]
+
+HOST = "127.0.0.1"
+START_S = 20.0
+FAILOVER_S = 30.0
+STOP_S = 10.0
+SLOTS = 16384
+CLUSTER_BUS_OFFSET = 10_000
+
+
+@dataclass
+class Server:
+    """One process; a test may kill it and start it again where it was, empty."""
+
+    program: Path
+    directory: Path
+    port: int
+    settings: dict[str, str] = field(default_factory=dict)
+    config: str = ""  # lines of a configuration file that the server writes on
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Run it; `client().ping()` answers."""
+        self.directory.mkdir(exist_ok=True)
+        file = self.directory / "server.conf"
+        file.write_text(self.config)
+        settings = {
+            "port": str(self.port),
+            "bind": HOST,
+            "dir": str(self.directory),
+            "save": "",
+        } | self.settings
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.program, str(file), *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        wait_until(f"the server on {self.port} answers", self._is_up, START_S)
+
+    def _is_up(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.directory / "log").read_text()
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self._any_port)):
+            return True
+        return False
+
+    @property
+    def _any_port(self) -> int:
+        return self.port or int(self.settings["tls-port"])
+
+    def client(self, **options: Any) -> Any:
+        """A redis-py client of this one server."""
+        return redis.Redis(host=HOST, port=self.port, socket_timeout=5, **options)
+
+    def role(self) -> str:
+        """`master` or `slave`, as it says itself."""
+        found: bytes = self.client().execute_command("ROLE")[0]
+        return found.decode()
+
+    def kill(self) -> None:
+        """As a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(STOP_S)
+
+    def pause(self) -> None:
+        """It keeps its connections and does nothing."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+
+def _program(directory: Path) -> Path:
+    """Redis under the name it looks at to know what it is to be."""
+    found = find_or_install(lambda: find_program("redis-check-rdb"), ["redis-tools"])
+    assert found is not None, "no redis-tools here, and they could not be installed"
+    link = directory / "redis-server"
+    link.symlink_to(found)
+    return link
+
+
+def _free_ports(count: int, *, most: int = 65_535) -> list[int]:
+    with ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < count:
+            probe = stack.enter_context(socket.create_server((HOST, 0)))
+            if probe.getsockname()[1] <= most:
+                ports.append(probe.getsockname()[1])
+        return ports
+
+
+@contextlib.contextmanager
+def _fleet(make: Callable[[Path, Path], list[Server]]) -> Iterator[list[Server]]:
+    with tempfile.TemporaryDirectory(prefix="wsgate-fleet-") as name, ExitStack() as stack:
+        servers = make(_program(Path(name)), Path(name))
+        for server in servers:
+            stack.callback(server.kill)
+            server.start()
+        yield servers
+
+
+@contextlib.contextmanager
+def running_server(
+    settings: dict[str, str] | None = None, *, tls: "TlsFiles | None" = None
+) -> Iterator[Server]:
+    """One server; with TLS on its only port, and clients that must show a certificate."""
+
+    def make(program: Path, root: Path) -> list[Server]:
+        (port,) = _free_ports(1)
+        more = dict(settings or {})
+        if tls is None:
+            return [Server(program, root / "one", port, more)]
+        more |= {
+            "tls-port": str(port),
+            "tls-cert-file": str(tls.certificate),
+            "tls-key-file": str(tls.key),
+            "tls-ca-cert-file": str(tls.authority),
+            "tls-auth-clients": "yes",
+        }
+        return [Server(program, root / "one", 0, more)]
+
+    with _fleet(make) as (server,):
+        yield server
+
+
+# --- sentinels ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sentinels:
+    """A primary, its replicas, and three who watch."""
+
+    servers: list[Server]
+    watchers: list[Server]
+    name: str = "main"
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"{HOST}:{watcher.port}" for watcher in self.watchers)
+        return f"redis+sentinel://{hosts}/{self.name}"
+
+    def primary(self) -> Server:
+        """Who the first sentinel says it is."""
+        row = self.watchers[0].client().execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self.name)
+        return next(server for server in self.servers if server.port == int(row[1]))
+
+    def await_primary_other_than(self, former: Server) -> Server:
+        """The next one, once it says so itself."""
+
+        def has_changed() -> bool:
+            now = self.primary()
+            return now is not former and now.role() == "master"
+
+        wait_until("another primary", has_changed, FAILOVER_S)
+        return self.primary()
+
+
+@contextlib.contextmanager
+def running_sentinels(replicas: int = 2) -> Iterator[Sentinels]:
+    """Failure is noticed after half a second."""
+    ports = _free_ports(1 + replicas + 3)
+    first, watching = ports[0], ports[1 + replicas :]
+    config = (
+        f"sentinel monitor main {HOST} {first} 2\nsentinel down-after-milliseconds main 500\n"
+        "sentinel failover-timeout main 3000\n"
+    )
+
+    def make(program: Path, root: Path) -> list[Server]:
+        servers = [
+            Server(program, root / str(port), port, {} if port == first else {"replicaof": f"{HOST} {first}"})
+            for port in ports[: 1 + replicas]
+        ]
+        sentinel = root / "redis-sentinel"
+        sentinel.symlink_to(program.resolve())
+        return servers + [Server(sentinel, root / str(port), port, {}, config) for port in watching]
+
+    with _fleet(make) as servers:
+        fleet = Sentinels(servers[: 1 + replicas], servers[1 + replicas :])
+
+        def is_known() -> bool:
+            rows = [watcher.client().execute_command("SENTINEL MASTER", "main") for watcher in fleet.watchers]
+            return all(
+                int(row["num-slaves"]) == replicas and int(row["num-other-sentinels"]) == 2 for row in rows
+            )
+
+        wait_until("the sentinels know everybody", is_known, START_S)
+        yield fleet
+
+
+# --- a cluster ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cluster:
+    """Primaries with slots, and a replica for each."""
+
+    servers: list[Server]
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"{HOST}:{server.port}" for server in self.servers[:2])
+
+    def client(self) -> Any:
+        """redis-py's."""
+        return redis.RedisCluster(host=HOST, port=next(self.living()).port, socket_timeout=5)
+
+    def living(self) -> Iterator[Server]:
+        """Servers that run."""
+        return (server for server in self.servers if server.process and server.process.poll() is None)
+
+    def owner(self, slot: int) -> Server | None:
+        """Who has a slot, as the first that lives knows; None while nobody has."""
+        for first, last, *nodes in _slots(next(self.living())):
+            if first <= slot <= last:
+                return next(server for server in self.servers if server.port == nodes[0][1])
+        return None
+
+    def owner_of(self, name: str) -> Server:
+        """Where a sharded channel lives."""
+        found = self.owner(key_slot(name.encode()))
+        assert found is not None
+        return found
+
+    def move(self, slot: int, target: Server) -> None:
+        """Move an empty slot, as `redis-cli --cluster reshard` does."""
+        source = self.owner(slot)
+        assert source is not None and source is not target
+        source_id, target_id = (each.client().execute_command("CLUSTER MYID") for each in (source, target))
+        target.client().execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source_id)
+        source.client().execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target_id)
+        for server in (target, source):
+            server.client().execute_command("CLUSTER SETSLOT", slot, "NODE", target_id)
+        wait_until("all know the owner", lambda: self.owner(slot) is target, START_S)
+
+
+def _slots(server: Server) -> Any:
+    client = server.client()
+    client.response_callbacks.pop("CLUSTER SLOTS", None)
+    return client.execute_command("CLUSTER SLOTS")
+
+
+@contextlib.contextmanager
+def running_cluster(primaries: int = 3) -> Iterator[Cluster]:
+    """With one replica a primary; failure is noticed after a second."""
+    ports = _free_ports(2 * primaries, most=65_535 - CLUSTER_BUS_OFFSET)
+    settings = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", "cluster-config-file": "nodes.conf"}
+
+    def make(program: Path, root: Path) -> list[Server]:
+        return [Server(program, root / str(port), port, dict(settings)) for port in ports]
+
+    with _fleet(make) as servers:
+        fleet = Cluster(servers)
+        for place, server in enumerate(servers[:primaries]):
+            first, last = SLOTS * place // primaries, SLOTS * (place + 1) // primaries - 1
+            server.client().execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+            server.client().execute_command("CLUSTER SET-CONFIG-EPOCH", place + 1)
+        for server in servers[1:]:
+            server.client().execute_command("CLUSTER MEET", HOST, servers[0].port)
+        for pair in itertools.permutations(servers, 2):
+            wait_until("they know each other", partial(_knows, *pair), START_S)
+        for place, server in enumerate(servers[primaries:]):
+            other = servers[place].client().execute_command("CLUSTER MYID")
+            server.client().execute_command("CLUSTER REPLICATE", other)
+
+        def is_whole() -> bool:
+            states = [server.client().execute_command("CLUSTER INFO")["cluster_state"] for server in servers]
+            return set(states) == {"ok"} and all(len(row) == 4 for row in _slots(servers[0]))
+
+        wait_until("the cluster is whole", is_whole, START_S)
+        yield fleet
+
+
+def _knows(one: Server, other: Server) -> bool:
+    rows = one.client().execute_command("CLUSTER NODES")
+    return any(f":{other.port}" in str(node) for node in rows)
+
+
+# --- TLS ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """A private authority, and one certificate of it for both ends."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @property
+    def options(self) -> str:
+        """Behind the `?` of a bus URL."""
+        return f"ssl_ca_certs={self.authority}&ssl_certfile={self.certificate}&ssl_keyfile={self.key}"
+
+
+def tls_files(directory: Path, name: str = "authority") -> TlsFiles:
+    """Made by openssl, valid for a day, for 127.0.0.1."""
+    authority, authority_key = directory / f"{name}.pem", directory / f"{name}.key"
+    certificate, key, request = (
+        directory / f"{name}-{each}" for each in ("server.pem", "server.key", "request")
+    )
+    elliptic = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    _openssl(
+        "req",
+        "-x509",
+        *elliptic,
+        "-keyout",
+        authority_key,
+        "-out",
+        authority,
+        "-days",
+        "1",
+        "-subj",
+        f"/CN={name}",
+    )
+    _openssl("req", *elliptic, "-keyout", key, "-out", request, "-subj", "/CN=bus")
+    extensions = directory / f"{name}.extensions"
+    extensions.write_text(f"subjectAltName=IP:{HOST},DNS:localhost\n")
+    _openssl(
+        *("x509", "-req", "-in", request, "-CA", authority, "-CAkey", authority_key, "-CAcreateserial"),
+        *("-out", certificate, "-days", "1", "-extfile", extensions),
+    )
+    os.chmod(key, 0o600)
+    return TlsFiles(authority, certificate, key)
+
+
+def _openssl(*arguments: object) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
