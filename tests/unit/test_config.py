@@ -85,6 +85,7 @@ DEFAULTS: Final[dict[str, Any]] = {
         "memory_budget": "0B",
     },
     "bus": {"url": "", "password": "", "prefix": "wsgate", "connect_timeout": "5s", "command_timeout": "5s"},
+    "events": {"enabled": [], "partitions": 1, "maxlen": 100000, "pubsub": False},
     "admin": {"host": "127.0.0.1", "port": 9000, "api_key": ""},
     "health": {"canary_interval": "5s"},
     "log": {"format": "text", "level": "info"},
@@ -158,6 +159,11 @@ password = "{SECRET}"
 prefix = "a.b-c_d"
 connect_timeout = "1s"
 command_timeout = "2s"
+[events]
+enabled = ["connected", "message"]
+partitions = 4
+maxlen = 5
+pubsub = true
 [admin]
 host = "0.0.0.0"
 port = 65535
@@ -353,7 +359,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 59
+    assert len(FIELDS) == 63
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)

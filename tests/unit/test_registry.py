@@ -53,6 +53,8 @@ PUBLIC = {
         "make_key",
     },
     "wsgate.bus": {
+        "Appender",
+        "AppenderOptions",
         "Bus",
         "BusAddress",
         "BusPublisher",
@@ -69,6 +71,7 @@ PUBLIC = {
         "SubscriberOptions",
         "make_bus",
         "make_publisher",
+        "pack",
         "parse_address",
     },
     "wsgate.client": {"listen"},

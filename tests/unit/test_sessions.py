@@ -14,9 +14,10 @@ from wsgate.dialects import DIALECTS
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.access import Access
 from wsgate.shard.commands import UNDER_WAY_LIMIT, Commands
+from wsgate.shard.events import Events
 from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub
-from wsgate.shard.options import ChannelRules, ShardOptions
+from wsgate.shard.options import NO_EVENTS, ChannelRules, ShardOptions
 from wsgate.shard.sessions import Sessions, now_ms
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.variants import Forms
@@ -81,7 +82,13 @@ class Shard:
         self.hub = Hub(self.rig.reactor, access, Forms(512, self._count), self._count)
         self.hub.attach(cast(Subscriber, self.bus))
         self.sessions = Sessions(
-            options, self.rig.reactor, self.hub, access, cast(Tokens, FakeTokens()), self._count
+            options,
+            self.rig.reactor,
+            self.hub,
+            access,
+            cast(Tokens, FakeTokens()),
+            self._count,
+            Events(NO_EVENTS, "n", [], [], self.rig.reactor.public_id, self._count),
         )
         self.commands = Commands(
             self.rig.reactor, self.sessions, cast(Publisher, self.bus), Names("wsgate"), self._wake

@@ -113,6 +113,19 @@ _COUNTERS: Final = (
     ),
     _one("bus_connects", "Times a shard's subscriber connection came up.", "bus_connects"),
     _one("bus_failures", "Times a shard's subscriber connection was lost.", "bus_failures"),
+    _Counter(
+        "events",
+        "Events for backends: answered by their stream (appended), sent once more (repeated), given up"
+        " because too many waited (dropped); messages of clients among them, taken or refused.",
+        "outcome",
+        {
+            "events_appended": "appended",
+            "events_repeated": "repeated",
+            "events_dropped": "dropped",
+            "events_taken": "taken",
+            "events_refused": "refused",
+        },
+    ),
     _one("probes", "Probes that came back through the bus.", "probes_echoed"),
     _one("readiness_requests", "GET /readyz on the client port.", "readiness_asked"),
     _one("restarts", "Child processes that ended and were started again.", "restarts"),
@@ -133,6 +146,8 @@ _GAUGES: Final = (
     _Gauge("bus_up", "Whether the shard's subscriber connection to the bus is up.", "bus_up"),
     _Gauge("subscriptions_pending", "Channels the bus has not confirmed yet.", "subscriptions_pending"),
     _Gauge("token_cache_entries", "Verified tokens remembered.", "token_cache_entries"),
+    _Gauge("events_waiting", "Events that no stream has answered for yet.", "events_waiting"),
+    _Gauge("events_waiting_bytes", "Their bytes.", "events_waiting_bytes"),
     _Gauge("python_blocks", "Memory blocks that CPython's allocator has given out.", "python_blocks"),
     _Gauge("connections_held", "Connections in the table, in whatever state.", "now_connections"),
     _Gauge("connections_blocked", "Connections whose socket is full.", "now_blocked"),

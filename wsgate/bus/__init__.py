@@ -1,20 +1,24 @@
 """What carries publications between shards, nodes and backends: Redis or Valkey.
 
-`subscriber` is the way in, `publisher` the way out, each on a `connection` of its own with a compiled
-reader; `cluster` is both over many servers, `topology` says which those are; `envelope` is what a
-publication looks like on the way, `names` what it is called there. The contract for others is
-protocols/bus/v1.
+`subscriber` is the way in, `publisher` the way out, `appender` the way to streams, each on a `connection`
+of its own with a compiled reader; `cluster` is these over many servers, `topology` says which those are;
+`envelope` is what a publication looks like on the way, `names` what it is called there. The contract for
+others is protocols/bus/v1.
 """
 
 from wsgate.address import BusAddress, parse_address
+from wsgate.bus.appender import Appender, AppenderOptions
 from wsgate.bus.bus import Bus, BusPublisher, BusSubscriber, make_bus, make_publisher
 from wsgate.bus.cluster import ClusterListener, Covers
+from wsgate.bus.connection import pack
 from wsgate.bus.envelope import Publication, decode_publication, encode_publication
 from wsgate.bus.names import Names
 from wsgate.bus.publisher import Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 
 __all__ = [
+    "Appender",
+    "AppenderOptions",
     "Bus",
     "BusAddress",
     "BusPublisher",
@@ -31,5 +35,6 @@ __all__ = [
     "encode_publication",
     "make_bus",
     "make_publisher",
+    "pack",
     "parse_address",
 ]

@@ -1,10 +1,12 @@
 """Both ways of one bus, whatever it is made of: one server, what sentinels name, or a cluster."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from wsgate.address import BusAddress
+from wsgate.bus.appender import Appender, AppenderOptions
 from wsgate.bus.cluster import ClusterListener, ClusterPublisher, ClusterSubscriber, Topology
 from wsgate.bus.publisher import Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberOptions
@@ -26,9 +28,23 @@ class Part(Protocol):
 class Bus:
     """The two ends; `parts` is what has to run for them, until cancelled."""
 
+    address: BusAddress
     subscriber: BusSubscriber
     publisher: BusPublisher
     parts: tuple[Part, ...]
+    topology: Topology | None = None
+
+    def appenders(
+        self, streams: Sequence[bytes], options: AppenderOptions, on_failed: Callable[[str], None]
+    ) -> list[Appender]:
+        """One for each stream; on one server they are all the same one. Each has to run."""
+        topology = self.topology
+        if topology is None:
+            return [Appender(lambda: self.address, options, on_failed)] * len(streams)
+        return [
+            Appender(partial(topology.server_of, stream), options, on_failed, topology.refresh)
+            for stream in streams
+        ]
 
 
 def make_bus(
@@ -50,7 +66,7 @@ def make_bus(
             command_timeout_s=options.reply_timeout_s,
             on_failed=listener.on_failed,
         )
-        return Bus(subscriber, publisher, (subscriber, publisher))
+        return Bus(address, subscriber, publisher, (subscriber, publisher))
     topology = Topology(address, options.connect_timeout_s, listener.on_failed)
     sharded = ClusterSubscriber(topology, prefix, listener, options)
     speaking = ClusterPublisher(
@@ -59,7 +75,7 @@ def make_bus(
         command_timeout_s=options.reply_timeout_s,
         on_failed=listener.on_failed,
     )
-    return Bus(sharded, speaking, (topology, sharded, speaking))
+    return Bus(address, sharded, speaking, (topology, sharded, speaking), topology)
 
 
 def make_publisher(

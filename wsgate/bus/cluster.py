@@ -58,6 +58,14 @@ class Topology:
         self._on_failed = on_failed
         self._wake = asyncio.Event()
 
+    def server_of(self, name: bytes) -> BusAddress | None:
+        """Where a key or sharded channel lives; None while nobody has its slot."""
+        node = self.map.owners[slot_of(name)]
+        if node is None:
+            self.refresh()
+            return None
+        return self.address.server(*node)
+
     def refresh(self) -> None:
         """Read the map again, soon."""
         self._wake.set()

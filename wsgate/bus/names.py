@@ -20,6 +20,10 @@ class Names:
         """The pub/sub name of a channel: the prefix and the name as it is, whatever bytes it has."""
         return self.channels + name
 
+    def events(self, partition: int) -> bytes:
+        """The stream of one partition of the events, and the pub/sub name of what is published besides."""
+        return f"{self._prefix}:events:{partition}".encode()
+
     def probe(self, node: str, shard: int) -> bytes:
         """The pub/sub name on which a shard hears itself: proof that the bus delivers."""
         return f"{self._prefix}:probe:{node}:{shard}".encode()

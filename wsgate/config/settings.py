@@ -30,6 +30,8 @@ __all__ = [
     "Auth",
     "Bus",
     "Config",
+    "EventType",
+    "Events",
     "Health",
     "Heartbeat",
     "Inbox",
@@ -54,6 +56,9 @@ Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "ES256", "EdDSA"]
 
 Access = Literal["anyone", "authenticated", "token", "nobody"]
 """Who may: everybody, whoever has a token, whoever's token names the channel, no client at all."""
+
+EventType = Literal["connected", "disconnected", "subscribed", "unsubscribed", "message"]
+"""What a backend can be told."""
 
 SlowConsumer = Literal["close", "drop_oldest", "latest_only"]
 """What gives way in a full outbox: the connection, the oldest publications, all but the latest."""
@@ -307,6 +312,26 @@ class Bus(Section, frozen=True, kw_only=True):
     command_timeout_ms: Annotated[int, _duration("1ms", "5m")] = field(default=5_000, name="command_timeout")
 
 
+class Events(Section, frozen=True, kw_only=True):
+    """`[events]`: what backends are told through streams on the bus; protocols/backend/v1 has the form."""
+
+    # Which types are told: any of connected, disconnected, subscribed, unsubscribed, message. None by
+    # default, because a stream nobody reads only costs. With "message" clients may `send`. Default [].
+    enabled: tuple[EventType, ...] = ()
+
+    # Streams the events are spread over, by user: as many as backend processes share the work in order.
+    # The same on every node. 1 to 64. Default 1.
+    partitions: Annotated[int, Meta(ge=1, le=64)] = 1
+
+    # Entries each stream is trimmed to, about: a backend that was away longer than these last misses some.
+    # 0 never trims. 0 to 1000000000. Default 100000.
+    maxlen: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 100_000
+
+    # Whether each event is also published to the channel named like its stream, as JSON: to look on, or for
+    # backends that may miss some. Default false.
+    pubsub: bool = False
+
+
 class Admin(Section, frozen=True, kw_only=True):
     """`[admin]`: metrics, health, the API and the dashboard."""
 
@@ -396,6 +421,9 @@ class Config(Section, frozen=True, kw_only=True):
 
     # [bus]: what joins shards, nodes and backends.
     bus: Bus = Bus()
+
+    # [events]: what backends are told.
+    events: Events = Events()
 
     # [admin]: metrics, health, the API and the dashboard.
     admin: Admin = Admin()

@@ -191,6 +191,8 @@ def _setting(info: inspect.Field) -> _Setting:
             return _Setting(kind or "str", is_required=is_required)
         case inspect.VarTupleType(item_type=inspect.StrType()):
             return _Setting("list", is_required=is_required)
+        case inspect.VarTupleType(item_type=inspect.LiteralType(values=values)):
+            return _Setting("list", choices=tuple(map(str, values)), is_required=is_required)
     raise InternalError(f"{info.name}: a setting of a type that no source can hold, or without a range")
 
 
@@ -229,7 +231,8 @@ def _value(setting: _Setting, raw: Any) -> Any:
         case "choice":
             return _chosen(setting, _text(raw))
         case "list":
-            return tuple(map(_text, raw if isinstance(raw, tuple) else _typed(raw, list)))
+            texts = tuple(map(_text, raw if isinstance(raw, tuple) else _typed(raw, list)))
+            return tuple(_chosen(setting, text) for text in texts) if setting.choices else texts
     return _text(raw)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from wsgate.dialects.commands import BadCommand, Command, Publish
+from wsgate.dialects.commands import BadCommand, Command, Publish, Send
 from wsgate.payload import Payload
 
 __all__ = ["Dialect"]
@@ -24,8 +24,8 @@ class Dialect(Protocol):
     def decode(self, message: bytes) -> Command | BadCommand:
         """What a client said. Never raises, whatever the bytes are."""
 
-    def payload(self, command: Publish) -> Payload | None:
-        """What a command publishes; None when it has a value that JSON cannot hold."""
+    def payload(self, command: Publish | Send) -> Payload | None:
+        """What a command publishes or sends; None when it has a value that JSON cannot hold."""
 
     def publication(
         self,

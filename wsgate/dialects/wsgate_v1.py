@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from wsgate.dialects.commands import ID_MAX, OPS, BadCommand, Command, Publish
+from wsgate.dialects.commands import ID_MAX, OPS, BadCommand, Command, Publish, Send
 from wsgate.payload import BINARY, JSON, TEXT, Payload, is_json
 from wsgate.reasons import ERRORS
 
@@ -172,7 +172,7 @@ class JsonDialect(_Wire):
             value=lambda raw: _from_json(raw),
         )
 
-    def payload(self, command: Publish) -> Payload | None:
+    def payload(self, command: Publish | Send) -> Payload | None:
         """The `data` as it came; None where JSON parsers would disagree about it."""
         data = bytes(command.data)
         return Payload(JSON, data) if is_json(data) else None
@@ -219,7 +219,7 @@ class MsgpackDialect(_Wire):
             value=lambda raw: _from_msgpack(raw),
         )
 
-    def payload(self, command: Publish) -> Payload | None:
+    def payload(self, command: Publish | Send) -> Payload | None:
         """The `data` as JSON, or as it is when it is all binary; None for what JSON cannot hold."""
         try:
             value = _from_msgpack(command.data)

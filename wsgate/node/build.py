@@ -24,7 +24,7 @@ from wsgate.node.machine import raise_descriptor_limit, usable_cores
 from wsgate.node.memory import memory_share
 from wsgate.node.runtime import RunningGateway, lock_file, lock_port, runtime_directory, url_host
 from wsgate.reactor import GateLimits, ListenerOptions, Settings, events
-from wsgate.shard.options import ChannelRules, ShardOptions
+from wsgate.shard.options import ChannelRules, EventOptions, ShardOptions
 from wsgate.shard.variants import opcodes
 
 __all__ = ["Plan", "make_plan", "verification_keys"]
@@ -209,6 +209,7 @@ def _shard_options(
             idle_timeout_ms=limits.idle_timeout_ms,
             subscriptions_limit=limits.max_subscriptions,
             report_vacated=True,
+            report_meta=bool(config.events.enabled),
             variant_opcodes=opcodes(is_compressing=config.server.compression),
         ),
         gate=GateLimits(
@@ -247,6 +248,12 @@ def _shard_options(
         inbox_slow_consumer=POLICIES[config.inbox.slow_consumer],
         drain_timeout_ms=config.server.drain_timeout_ms,
         probe_interval_ms=config.health.canary_interval_ms,
+        events=EventOptions(
+            enabled=frozenset(config.events.enabled),
+            partitions=config.events.partitions,
+            maxlen=config.events.maxlen,
+            pubsub=config.events.pubsub,
+        ),
     )
 
 

@@ -122,7 +122,10 @@ cdef int bury(Core *core, uint32_t slot, Pass *used, list events) except -1:
     cdef Connection *c = at(core, slot)
     cdef PyObject *meta = c.meta
     if c.flags & OPENED:
-        events.append((EVENT_CLOSED, handle_of(c, slot), c.reason))
+        if core.report_meta:
+            events.append((EVENT_CLOSED, handle_of(c, slot), (c.reason, None if meta == NULL else <object>meta)))
+        else:
+            events.append((EVENT_CLOSED, handle_of(c, slot), c.reason))
         used.messages += 1
     c.meta = NULL
     table_free(core, slot)

@@ -47,6 +47,8 @@ class Settings:
     subscriptions_limit: int = 0  # of one connection; 0: off
     # Whether channels that lost their last subscriber wait for `take_vacated`. Who sets it must call that.
     report_vacated: bool = False
+    # Whether `closed` events bring the caller's object along: their value is then `(reason, meta)`.
+    report_meta: bool = False
     # Publications to more subscribers than this are queued in steps, between writes: at once it is 2.5 ms.
     walk_at_once: int = 32_768
     # Publications: the opcode of each variant (1 text, 2 binary), at most 8; with events.DEFLATED added,

@@ -123,6 +123,7 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
     apply_settings(core, settings)
     channels_start(core, <const uint8_t *>PyBytes_AS_STRING(key))
     core.channels.report_vacated = settings.report_vacated
+    core.report_meta = bool(settings.report_meta)
     wheel_start(core)
     core.chunk_limit = (core.limits.connections + CHUNK_SLOTS - 1) // CHUNK_SLOTS
     core.chunks = <Connection **>calloc(core.chunk_limit, sizeof(Connection *))

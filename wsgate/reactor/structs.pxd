@@ -466,5 +466,6 @@ ctypedef struct Core:
     Frame *upgrade_timeout
     void *gap_encoder            # PyObject *, borrowed from the Reactor; NULL: no gap is sent
     int gap_failed               # the encoder raised: the connection being visited is to be closed
+    int report_meta              # closed events bring the meta object along
     int busy                     # inside poll, flush or tick: no call may come in from below
     uint8_t receive_buffer[RECEIVE_BYTES]

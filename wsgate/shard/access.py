@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from wsgate.auth import Member, Permissions
 from wsgate.bus.names import INBOX_MARK
-from wsgate.shard.options import ANONYMOUS, ChannelRules
+from wsgate.shard.options import ChannelRules
 
 __all__ = ["Access"]
 
@@ -59,7 +59,7 @@ def _judge(
     level: str, member: Member, by_claim: Callable[[Permissions, str], bool], channel: str
 ) -> str | None:
     """Claims add, never remove: what the namespace grants needs no claim."""
-    if level == "anyone" or (level == "authenticated" and member is not ANONYMOUS):
+    if level == "anyone" or (level == "authenticated" and member.user):
         return None
     if level != "nobody" and by_claim(member.permissions, channel):
         return None

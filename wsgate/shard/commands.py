@@ -101,7 +101,7 @@ class Commands:
     # --- who somebody is ------------------------------------------------------------------------------
 
     def _auth(self, conn: int, dialect: Dialect, member: Member, command: commands.Auth) -> None:
-        if member is not ANONYMOUS:
+        if member.user:
             # A new token comes by `refresh`.
             self._sessions.error(conn, dialect, "bad_request", id=command.id)
             return
@@ -120,7 +120,7 @@ class Commands:
         if fresh.user != member.user:
             sessions.error(conn, dialect, "permission_denied", id=command.id)
             return
-        self._reactor.set_meta(conn, fresh.member())
+        sessions.keep(conn, fresh, member)
         sessions.set_expiry(conn, fresh)
         if command.id is not None:
             expires_s = max(0, int(fresh.expires_at_s - time.time())) if fresh.expires_at_s else None
@@ -174,8 +174,27 @@ class Commands:
         sessions.error(conn, dialect, fault or "permission_denied", id=command.id, channel=command.ch)
 
     def _send(self, conn: int, dialect: Dialect, member: Member, command: commands.Send) -> None:
-        """No backend reads events."""
-        self._sessions.error(conn, dialect, "permission_denied", id=command.id)
+        """To the backend's event stream, where one listens."""
+        events = self._sessions.events
+        if not events.takes_messages:
+            self._sessions.error(conn, dialect, "permission_denied", id=command.id)
+            return
+        payload = dialect.payload(command)
+        if payload is None:
+            self._sessions.error(conn, dialect, "bad_request", id=command.id)
+            return
+        self._hold(conn)
+        if not events.message(conn, member, payload, partial(self._sent, conn, dialect, command.id)):
+            self._sent(conn, dialect, command.id, "full")
+
+    def _sent(self, conn: int, dialect: Dialect, id: int | None, outcome: str) -> None:
+        self._release(conn)
+        self._wake()
+        self._count("events_refused" if outcome else "events_taken", 1)
+        if outcome:
+            self._sessions.error(conn, dialect, "unavailable", id=id, retry_ms=RETRY_MS)
+        elif id is not None:
+            self._reactor.send(conn, dialect.ok(id), dialect.opcode)
 
     # --- publishing -----------------------------------------------------------------------------------
 

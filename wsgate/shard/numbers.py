@@ -65,6 +65,11 @@ LAYOUT: Final = Layout(
         "bus_connects",
         "bus_failures",
         "probes_echoed",
+        "events_appended",  # to a stream, and answered
+        "events_repeated",  # sent once more: it was not known whether the stream has them
+        "events_dropped",  # too many waited
+        "events_taken",  # of those appended: messages of clients
+        "events_refused",  # messages of clients, answered with an error
         "readiness_asked",  # GET /readyz on the client port
         "restarts",  # of a child; the keeper's
     ),
@@ -77,6 +82,8 @@ LAYOUT: Final = Layout(
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "subscriptions_pending",  # channels the bus has not confirmed yet
         "token_cache_entries",
+        "events_waiting",
+        "events_waiting_bytes",
         "python_blocks",  # memory blocks CPython's allocator has given out
         *(f"now_{name}" for name in STATE_NAMES[1:]),
         "now_connections",

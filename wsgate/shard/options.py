@@ -7,7 +7,7 @@ from wsgate.auth import NO_PERMISSIONS, Identity, OriginPolicy, TokenPolicy, Ver
 from wsgate.bus import BusAddress
 from wsgate.reactor import GateLimits, Settings
 
-__all__ = ["ANONYMOUS", "ChannelRules", "ShardOptions"]
+__all__ = ["ANONYMOUS", "NO_EVENTS", "ChannelRules", "EventOptions", "ShardOptions"]
 
 ANONYMOUS = Identity(user="", permissions=NO_PERMISSIONS, expires_at_s=0)
 """Who has no token where none is needed; one object for all of them."""
@@ -21,6 +21,26 @@ class ChannelRules:
     publish: str = "nobody"
     slow_consumer: int = 0  # wsgate.reactor.events.POLICY_
     max_publish_bytes: int = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventOptions:
+    """What backends are told, and where.
+
+    Attributes:
+        enabled: Of `wsgate.shard.events.EVENT_TYPES`; none: no backend listens.
+        partitions: Number of streams.
+        maxlen: Entries a stream is trimmed to, about; 0: never.
+        pubsub: Whether each is published besides.
+    """
+
+    enabled: frozenset[str] = frozenset()
+    partitions: int = 1
+    maxlen: int = 100_000
+    pubsub: bool = False
+
+
+NO_EVENTS = EventOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +72,4 @@ class ShardOptions:
     inbox_slow_consumer: int = 0
     drain_timeout_ms: int = 30_000
     probe_interval_ms: int = 5_000
+    events: EventOptions = NO_EVENTS

@@ -13,11 +13,11 @@ import sys
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvloop
 
-from wsgate.bus import Covers, Names, SubscriberOptions, make_bus
+from wsgate.bus import AppenderOptions, Covers, Names, SubscriberOptions, make_bus
 from wsgate.handshake import Refusal, refusal
 from wsgate.log import Log
 from wsgate.reactor import Reactor, events
@@ -27,6 +27,7 @@ from wsgate.shard import numbers
 from wsgate.shard.access import Access
 from wsgate.shard.commands import Commands
 from wsgate.shard.drain import drain
+from wsgate.shard.events import Events
 from wsgate.shard.front import Front
 from wsgate.shard.hub import Hub
 from wsgate.shard.options import ShardOptions
@@ -41,6 +42,8 @@ __all__ = ["Shard", "run_shard"]
 TICK_S: Final = 0.25
 NUMBERS_TICKS: Final = 4
 """Ticks between two looks at everything counted: a resting shard is to cost nothing."""
+FLUSH_S: Final = 2.0
+"""For events of the last clients to reach their stream."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 """What an envelope may add to the largest payload."""
 _READY_REQUESTS: Final = (b"GET /readyz ", b"GET /readyz?")
@@ -100,7 +103,6 @@ class Shard:
         self._front = Front(options, tokens)
         forms = Forms(options.compression_threshold_bytes, self.count)
         self._hub = Hub(self._reactor, access, forms, self.count)
-        self._sessions = Sessions(options, self._reactor, self._hub, access, tokens, self.count)
         rules = [*options.channels.values(), *filter(None, [options.any_channel])]
         self._bus = make_bus(
             options.bus,
@@ -114,6 +116,8 @@ class Shard:
             ),
         )
         self._publisher, self._subscriber = self._bus.publisher, self._bus.subscriber
+        self._events = self._make_events(names)
+        self._sessions = Sessions(options, self._reactor, self._hub, access, tokens, self.count, self._events)
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         self._hub.attach(self._subscriber)
         self._probe = Probe(
@@ -122,6 +126,23 @@ class Shard:
             self._subscriber,
             options.probe_interval_ms,
             self._on_echo,
+        )
+
+    def _make_events(self, names: Names) -> Events:
+        """Told to backends, by connections of their own."""
+        options, told = self._options, self._options.events
+        timing = AppenderOptions(
+            connect_timeout_s=options.bus_connect_timeout_s, command_timeout_s=options.bus_command_timeout_s
+        )
+        streams = [names.events(partition) for partition in range(told.partitions)]
+        return Events(
+            told,
+            options.node,
+            streams,
+            self._bus.appenders(streams, timing, self.on_failed),
+            self._reactor.public_id,
+            self.count,
+            is_sharded=options.bus.is_cluster,
         )
 
     async def run(self) -> int:
@@ -133,7 +154,9 @@ class Shard:
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; the keeper decides
         loop.add_reader(self._alive_fd, self._keeper_is_gone)
-        tasks = [loop.create_task(part.run()) for part in (*self._bus.parts, self._probe)]
+        tasks = [
+            loop.create_task(part.run()) for part in (*self._bus.parts, *self._events.appenders, self._probe)
+        ]
         for task in tasks:
             task.add_done_callback(self._on_task_done)
         self._renew_gate(0)
@@ -145,6 +168,8 @@ class Shard:
         self._tick(loop.time())
         await stop.wait()
         left = await self._leave()
+        if untold := await self._events.flush(FLUSH_S):
+            self._log.warning("events_untold", events=untold)
         self._has_left = True
         for task in tasks:
             task.remove_done_callback(self._on_task_done)
@@ -211,6 +236,9 @@ class Shard:
                 elif kind == events.OPEN:
                     self._on_open(conn, value)  # type: ignore[arg-type]
                 elif kind == events.CLOSED:
+                    if self._events.is_on:  # then the reactor brings the meta along
+                        reason, member = cast(tuple[int, Any], value)
+                        self._events.disconnected(conn, reason, member, now)
                     self._sessions.forget(conn)
                     self._commands.forget(conn)
             except Exception:  # a fault of ours must not take the others down with it
@@ -354,6 +382,10 @@ class Shard:
         region["token_cache_entries"] = self._tokens.cached
         region["subscriptions_pending"] = self._hub.pending
         region["python_blocks"] = sys.getallocatedblocks()
+        region["events_appended"] = sum(each.appended for each in self._events.appenders)
+        region["events_repeated"] = sum(each.repeated for each in self._events.appenders)
+        region["events_waiting"] = sum(each.held for each in self._events.appenders)
+        region["events_waiting_bytes"] = sum(each.held_bytes for each in self._events.appenders)
 
 
 def _spread_s(most_s: int) -> int:

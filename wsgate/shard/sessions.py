@@ -17,6 +17,7 @@ from wsgate.dialects import Dialect, is_channel
 from wsgate.reactor import Reactor
 from wsgate.reasons import REASONS, Reason
 from wsgate.shard.access import Access
+from wsgate.shard.events import Events, Tracked
 from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub, Joined
 from wsgate.shard.options import ANONYMOUS, ShardOptions
@@ -65,6 +66,7 @@ class Sessions:
         access: Access,
         tokens: Tokens,
         count: Callable[[str, int], None],
+        events: Events,
     ) -> None:
         """Over the shard's reactor and hub; sets what is said before a Close the reactor sends."""
         self.options = options
@@ -73,6 +75,7 @@ class Sessions:
         self.access = access
         self.tokens = tokens
         self.count = count
+        self.events = events
         self.unauthenticated: dict[int, Showing] = {}
         self._welcomes: dict[int, Welcome] = {}
         self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
@@ -127,9 +130,11 @@ class Sessions:
         self, conn: int, dialect: Dialect, identity: Identity, showing: Showing = NOTHING_SHOWN
     ) -> None:
         """Make somebody of a connection: its meta, its deadline, its channels, then `welcome`."""
-        self.reactor.set_meta(conn, ANONYMOUS if identity is ANONYMOUS else identity.member())
+        self.keep(conn, identity, None)
         if self.unauthenticated:
             showing = showing.behind(self.unauthenticated.pop(conn, NOTHING_SHOWN))
+        if self.events.is_on:
+            self.events.connected(conn, identity)
         if identity is ANONYMOUS:
             self.tell_welcome(conn, dialect, identity, has_bus=self.hub.is_live)
             self.subscribe_asked(conn, dialect, showing)
@@ -141,6 +146,16 @@ class Sessions:
         welcome.begin()
         if not welcome.is_done:
             self._welcomes[conn] = welcome
+
+    def keep(self, conn: int, identity: Identity, before: Member | None) -> None:
+        """Remember who it is, and since when where events tell that; `before` is who it was till now."""
+        member: Member = ANONYMOUS
+        if self.events.is_on:
+            since_ms = before.since_ms if isinstance(before, Tracked) else now_ms()
+            member = self.events.member(identity, since_ms)
+        elif identity is not ANONYMOUS:
+            member = identity.member()
+        self.reactor.set_meta(conn, member)
 
     def forget_welcome(self, conn: int) -> None:
         """It was said, and so was everything that follows it."""
@@ -206,7 +221,7 @@ class Sessions:
             asked = _Asked(dialect, id, recovered, was_held)
             self._asked.setdefault(conn, {}).setdefault(name, []).append(asked)
         elif joined is Joined.LIVE:
-            self.tell_subscribed(conn, dialect, name, id, recovered=recovered)
+            self.tell_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
         elif joined is Joined.ALREADY:
             self.error(conn, dialect, "already_subscribed", id=id, channel=shown(name))
         elif joined is Joined.TOO_MANY:
@@ -217,9 +232,9 @@ class Sessions:
         asked = self._take_asked(conn, name)
         if not is_live and any(not each.was_held for each in asked):
             self.hub.leave(conn, name)
-        for dialect, id, recovered, _ in asked:
+        for dialect, id, recovered, was_held in asked:
             if is_live:
-                self.tell_subscribed(conn, dialect, name, id, recovered=recovered)
+                self.tell_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
             else:
                 self.error(conn, dialect, "unavailable", id=id, channel=shown(name), retry_ms=RETRY_MS)
 
@@ -237,9 +252,10 @@ class Sessions:
 
     def leave(self, conn: int, name: bytes) -> None:
         """Unsubscribe; a `sub` that still waits is answered first, because it came first."""
-        for dialect, id, recovered, _ in self._take_asked(conn, name):
-            self.tell_subscribed(conn, dialect, name, id, recovered=recovered)
-        self.hub.leave(conn, name)
+        for dialect, id, recovered, was_held in self._take_asked(conn, name):
+            self.tell_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
+        if self.hub.leave(conn, name) and self.events.tells_subscriptions:
+            self.events.unsubscribed(conn, self.reactor.meta(conn), name)
         if self._welcomes and (welcome := self._welcomes.get(conn)) is not None:
             welcome.left(name)
 
@@ -282,8 +298,11 @@ class Sessions:
         id: int | None = None,
         *,
         recovered: bool | None = None,
+        is_new: bool = True,
     ) -> None:
-        """Send `subbed`."""
+        """Send `subbed`, and tell backends of a subscription that is new."""
+        if is_new and self.events.tells_subscriptions:
+            self.events.subscribed(conn, self.reactor.meta(conn), name)
         self.reactor.send(conn, dialect.subscribed(shown(name), id, recovered=recovered), dialect.opcode)
 
     def error(

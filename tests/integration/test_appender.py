@@ -1,0 +1,195 @@
+"""The way to a stream, with a server that answers late, in part, wrongly or not at all."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Final
+
+from tests.support.fake_bus import FakeBus, Talk, bulk, fake_bus, until
+from wsgate.bus import Appender, AppenderOptions, pack
+
+FAST: Final = AppenderOptions(connect_timeout_s=0.3, command_timeout_s=0.3)
+ENTRY: Final = bulk(b"1732600000000-0")
+
+
+def event(number: int) -> bytes:
+    return pack(b"XADD", b"s", b"*", b"n", b"%d" % number)
+
+
+def appended(bus: FakeBus) -> list[int]:
+    return [int(parts[-1]) for parts in bus.said(b"XADD")]
+
+
+class Kept:
+    """An appender and what became of its events."""
+
+    def __init__(self, bus: FakeBus, options: AppenderOptions) -> None:
+        self.why: list[str] = []
+        self.moved = 0
+        self.outcomes: dict[int, str] = {}
+        self.appender = Appender(lambda: bus.address, options, self.why.append, self.on_moved)
+
+    def on_moved(self) -> None:
+        self.moved += 1
+
+    def append(self, number: int, *, is_asked: bool = True) -> bool:
+        done = (lambda outcome: self.outcomes.__setitem__(number, outcome)) if is_asked else None
+        return self.appender.append(event(number), done=done)
+
+
+@contextlib.asynccontextmanager
+async def appending(bus: FakeBus, options: AppenderOptions = FAST) -> AsyncIterator[Kept]:
+    kept = Kept(bus, options)
+    running = asyncio.get_running_loop().create_task(kept.appender.run())
+    try:
+        yield kept
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def good(talk: Talk, parts: list[bytes]) -> bytes | None:
+    return ENTRY if parts[0] == b"XADD" else None
+
+
+def test_events_go_out_in_order_and_are_answered() -> None:
+    async def main() -> None:
+        async with fake_bus(good) as bus, appending(bus) as kept:
+            for number in range(1_000):
+                assert kept.append(number)
+            await until("all are answered", lambda: len(kept.outcomes) == 1_000)
+            assert set(kept.outcomes.values()) == {""}
+            assert appended(bus) == list(range(1_000))
+            assert (kept.appender.held, kept.appender.held_bytes, kept.appender.appended) == (0, 0, 1_000)
+            assert await kept.appender.flush(1.0) == 0
+
+    asyncio.run(main())
+
+
+def test_what_was_not_answered_when_the_connection_broke_goes_first_once_more() -> None:
+    def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+        if parts[0] == b"XADD" and int(parts[-1]) == 3 and not has_cut:
+            has_cut.append(True)
+            talk.cut()
+            return b""
+        return good(talk, parts)
+
+    async def main() -> None:
+        async with fake_bus(answer) as bus, appending(bus) as kept:
+            for number in range(6):
+                kept.append(number)
+            await until("all are answered", lambda: len(kept.outcomes) == 6)
+            assert set(kept.outcomes.values()) == {""}
+            told = appended(bus)
+            assert list(dict.fromkeys(told)) == list(range(6)), "none is lost, the first appearances in order"
+            assert told[-3:] == [3, 4, 5]
+            assert kept.appender.repeated >= 3
+            assert kept.why
+
+    has_cut: list[bool] = []
+    asyncio.run(main())
+
+
+def test_a_server_that_refuses_is_left_and_the_order_kept() -> None:
+    refusals = [b"-READONLY You can't write against a read only replica.\r\n", b"-MOVED 7 127.0.0.1:1\r\n"]
+
+    def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+        if parts[0] == b"XADD" and refusals and int(parts[-1]) == 1:
+            return refusals.pop()
+        return good(talk, parts)
+
+    async def main() -> None:
+        async with fake_bus(answer) as bus, appending(bus) as kept:
+            for number in range(3):
+                kept.append(number)
+            await until("all are answered", lambda: len(kept.outcomes) == 3)
+            assert appended(bus)[-2:] == [1, 2]
+            assert kept.moved == 1
+            assert any("READONLY" in why for why in kept.why)
+
+    asyncio.run(main())
+
+
+def test_without_an_answer_it_is_sent_again_and_who_asked_is_told_that_nobody_knows() -> None:
+    is_deaf = True
+
+    def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+        return b"" if parts[0] == b"XADD" and is_deaf else good(talk, parts)
+
+    async def main() -> None:
+        nonlocal is_deaf
+        async with fake_bus(answer) as bus, appending(bus) as kept:
+            kept.append(1)
+            kept.append(2, is_asked=False)
+            await until("it is told", lambda: kept.outcomes)
+            assert kept.outcomes[1] in ("unknown", "down")
+            is_deaf = False
+            await until("the other is appended", lambda: kept.appender.held == 0)
+            assert appended(bus)[-1] == 2
+
+    asyncio.run(main())
+
+
+def test_while_nobody_listens_who_asked_is_told_and_the_rest_is_kept_within_bounds() -> None:
+    async def main() -> None:
+        options = replace(FAST, limit_entries=10)
+        async with fake_bus(good) as bus:
+            port = bus.address.port
+        async with appending(bus, options) as kept:
+            assert all(kept.append(number, is_asked=number < 4) for number in range(10))
+            assert not kept.append(10)
+            await until("they are told", lambda: len(kept.outcomes) == 4)
+            assert set(kept.outcomes.values()) == {"down"}
+            assert kept.appender.held == 6
+            assert kept.append(11, is_asked=False), "there is room again"
+            async with fake_bus(good, port=port) as back:
+                await until("all is appended", lambda: kept.appender.held == 0)
+                assert appended(back) == [4, 5, 6, 7, 8, 9, 11]
+        assert kept.appender.held_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_bytes_are_bounded_too() -> None:
+    async def main() -> None:
+        async with (
+            fake_bus(lambda talk, parts: b"") as bus,
+            appending(bus, replace(FAST, limit_bytes=100)) as kept,
+        ):
+            assert kept.append(1)
+            assert not kept.appender.append(bytes(200))
+            assert kept.append(2)
+            assert not kept.append(3)
+
+    asyncio.run(main())
+
+
+def test_an_event_of_two_commands_is_done_with_its_second_answer() -> None:
+    answers = [ENTRY, b"", ENTRY, b":0\r\n"]
+
+    def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+        return answers.pop(0) if parts[0] in (b"XADD", b"PUBLISH") else None
+
+    async def main() -> None:
+        async with fake_bus(answer) as bus, appending(bus) as kept:
+            both = event(1) + pack(b"PUBLISH", b"s", b"1")
+            kept.appender.append(both, commands=2)
+            await until("it is done", lambda: kept.appender.appended == 1)
+            assert len(bus.said(b"XADD")) == 2, "after the first connection answered only half of it"
+            assert kept.appender.held == 0
+
+    asyncio.run(main())
+
+
+def test_a_server_that_says_what_it_was_not_asked_is_left() -> None:
+    async def main() -> None:
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            return ENTRY + ENTRY if parts[0] == b"XADD" else None
+
+        async with fake_bus(answer) as bus, appending(bus) as kept:
+            kept.append(1)
+            await until("it is left", lambda: any("not asked" in why for why in kept.why))
+            assert kept.outcomes == {1: ""}
+
+    asyncio.run(main())

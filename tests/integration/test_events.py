@@ -1,0 +1,308 @@
+"""What backends are told, through a real stream: every type, in order, and while the bus goes away."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from zlib import crc32
+
+import pytest
+import redis
+
+from tests.support.bus_fleet import Cluster, running_cluster
+from tests.support.client import Client, connected
+from tests.support.gateway import Gateway, running_gateway, wait_until
+from tests.support.valkey import Valkey, running_valkey
+
+pytestmark = pytest.mark.slow
+
+ALL: Final = "connected disconnected subscribed unsubscribed message"
+VECTORS: Final = Path(__file__).resolve().parents[2] / "protocols" / "backend" / "v1" / "vectors.json"
+WITHIN_S: Final = 20.0
+
+Event = dict[str, Any]
+
+
+def environ(url: str, **more: str) -> dict[str, str]:
+    return {"WSGATE_BUS__URL": url, "WSGATE_EVENTS__ENABLED": ALL} | more
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Valkey]:
+    with running_valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(valkey: Valkey) -> Iterator[Gateway]:
+    with running_gateway(environ=environ(valkey.url)) as running:
+        yield running
+
+
+def decoded(fields: dict[bytes, bytes]) -> Event:
+    return {name.decode(): value if name == b"data" else value.decode() for name, value in fields.items()}
+
+
+class Stream:
+    """What was appended since it was made."""
+
+    def __init__(self, bus: Any, key: str = "wsgate:events:0") -> None:
+        self.bus = bus
+        self.key = key
+        self.last = (bus.xrevrange(key, count=1) or [(b"0-0", {})])[0][0]
+
+    def take(self, count: int) -> list[Event]:
+        """The next `count` events, in order."""
+        found: list[Event] = []
+
+        def are_there() -> bool:
+            for entry, fields in self.bus.xrange(self.key, b"(" + self.last):
+                self.last = entry
+                found.append(decoded(fields))
+            return len(found) >= count
+
+        wait_until(f"{count} events", are_there, WITHIN_S)
+        assert len(found) == count, found
+        return found
+
+
+@pytest.fixture
+def stream(valkey: Valkey) -> Iterator[Stream]:
+    with redis.Redis.from_url(valkey.url) as bus:
+        yield Stream(bus)
+
+
+def test_a_whole_visit_is_told_in_order(gateway: Gateway, stream: Stream) -> None:
+    token = gateway.token("42", "--channel", "auto")
+    with connected(gateway.ws_url, 1, token=token) as (client,):
+        assert sorted(client.receive()["ch"] for _ in range(2)) == ["@me", "auto"]
+        client.subscribe("news")
+        assert client.ask("send", data={"hello": 1}, id=2) == {"op": "ok", "id": 2}
+        client.ask("unsub", ch="news", id=3)
+        client.ask("refresh", token=token, id=4)
+        conn = client.welcome["conn"]
+    told = stream.take(7)
+    assert [event["type"] for event in told] == [
+        *("connected", "subscribed", "subscribed", "subscribed", "message", "unsubscribed", "disconnected")
+    ]
+    assert {event["conn"] for event in told} == {conn}
+    assert {event["user"] for event in told} == {"42"}
+    assert {event["node"] for event in told} == {client.welcome["node"]}
+    assert len({event["id"] for event in told}) == 7
+    assert sorted(event["ch"] for event in told if event["type"] == "subscribed") == ["@42", "auto", "news"]
+    assert told[5]["ch"] == "news"
+    assert (told[4]["data"], told[4]["encoding"]) == (b'{"hello": 1}', "json")
+    assert told[6]["reason"] == "peer_closed"
+    assert int(told[6]["duration_ms"]) >= 0
+    assert sorted(told, key=lambda event: int(event["ts"])) == told
+
+
+@pytest.mark.parametrize(
+    ("dialect", "data", "sent"),
+    [
+        ("json", "text", (b'"text"', "json")),
+        ("json", None, (b"null", "json")),
+        ("msgpack", {"a": [1, 2]}, (b'{"a":[1,2]}', "json")),
+        ("msgpack", b"\x00\xff", (b"\x00\xff", "binary")),
+    ],
+)
+def test_a_message_comes_as_it_was_sent(
+    gateway: Gateway, stream: Stream, dialect: str, data: Any, sent: tuple[bytes, str]
+) -> None:
+    with connected(gateway.ws_url, 1, dialect=dialect) as (client,):
+        assert client.ask("send", data=data, id=0) == {"op": "ok", "id": 0}
+        client.send("send", data=data)  # without an id nothing is answered
+        assert client.ask("ping") == {"op": "pong"}
+    told = stream.take(4)
+    assert [(event["data"], event["encoding"]) for event in told[1:3]] == [sent, sent]
+    assert all("user" not in event for event in told), "it is anonymous"
+
+
+def test_what_json_cannot_hold_is_no_message(gateway: Gateway, stream: Stream) -> None:
+    with connected(gateway.ws_url, 1, dialect="msgpack") as (client,):
+        assert client.ask("send", data={1: float("nan")}, id=1)["error"] == "bad_request"
+    assert [event["type"] for event in stream.take(2)] == ["connected", "disconnected"]
+
+
+def test_who_is_never_welcome_is_not_told_and_who_shows_a_token_late_is_told_again(
+    gateway: Gateway, stream: Stream
+) -> None:
+    with connected(gateway.ws_url, 1) as (client,):
+        client.send("auth", token=gateway.token("late"), id=1)
+        assert [client.receive()["op"] for _ in range(2)] == ["welcome", "subbed"]
+    told = stream.take(4)
+    assert [(event["type"], event.get("user")) for event in told] == [
+        ("connected", None),
+        ("connected", "late"),
+        ("subscribed", "late"),
+        ("disconnected", "late"),
+    ]
+
+
+def test_a_recovery_in_place_is_no_new_subscription(gateway: Gateway, stream: Stream) -> None:
+    with connected(gateway.ws_url, 1) as (client,):
+        client.subscribe("news")
+        assert client.ask("sub", ch="news", id=2, **{"from": "Qz-5"})["recovered"] is False
+    assert [event["type"] for event in stream.take(3)] == ["connected", "subscribed", "disconnected"]
+
+
+def test_a_drain_tells_of_everybody_who_left(valkey: Valkey, stream: Stream) -> None:
+    with running_gateway(environ=environ(valkey.url)) as gateway, connected(gateway.ws_url, 20):
+        stream.take(20)
+        assert gateway.stop() == 0
+    told = stream.take(20)
+    assert {(event["type"], event["reason"]) for event in told} == {("disconnected", "drain")}
+
+
+def test_partitions_are_by_user_and_by_connection_for_who_has_none(valkey: Valkey) -> None:
+    more = environ(valkey.url, WSGATE_EVENTS__PARTITIONS="3", WSGATE_BUS__PREFIX="parts")
+    with redis.Redis.from_url(valkey.url) as bus, running_gateway(environ=more) as gateway:
+        streams = [Stream(bus, f"parts:events:{number}") for number in range(3)]
+        expected = [0, 0, 0]
+        for number in range(12):
+            token = gateway.token(f"user-{number}") if number % 2 else ""
+            with connected(gateway.ws_url, 1, token=token) as (client,):
+                key = f"user-{number}" if token else client.welcome["conn"]
+                expected[crc32(key.encode()) % 3] += 3 if token else 2
+        for part, count in zip(streams, expected, strict=True):
+            part.take(count)
+
+
+def test_events_are_published_besides_where_that_is_asked_for(valkey: Valkey) -> None:
+    more = environ(valkey.url, WSGATE_EVENTS__PUBSUB="true", WSGATE_BUS__PREFIX="both")
+    with redis.Redis.from_url(valkey.url) as bus, bus.pubsub() as listening:
+        listening.subscribe("both:events:0")
+        listening.get_message(timeout=WITHIN_S)
+        with (
+            running_gateway(environ=more) as gateway,
+            connected(gateway.ws_url, 1, dialect="msgpack") as (client,),
+        ):
+            client.ask("send", data={"a": 1}, id=1)
+            client.ask("send", data=b"\xff", id=2)
+        heard: list[Event] = []
+        while len(heard) < 4:
+            message = listening.get_message(timeout=WITHIN_S)
+            assert message is not None
+            heard.append(json.loads(message["data"]))
+        told = Stream(bus, "both:events:0")
+        assert bus.xlen(told.key) == 4
+    assert [event["type"] for event in heard] == ["connected", "message", "message", "disconnected"]
+    assert heard[1]["data"] == {"a": 1}
+    assert heard[2]["b64"] == "/w=="
+    assert all(isinstance(event["ts"], int) for event in heard)
+
+
+def test_a_stream_is_trimmed(valkey: Valkey) -> None:
+    more = environ(valkey.url, WSGATE_EVENTS__MAXLEN="50", WSGATE_BUS__PREFIX="trim")
+    with redis.Redis.from_url(valkey.url) as bus, running_gateway(environ=more) as gateway:
+        with connected(gateway.ws_url, 1) as (client,):
+            for number in range(600):
+                client.ask("send", data=number, id=1)
+        assert 50 <= bus.xlen("trim:events:0") <= 300
+
+
+def test_with_no_type_enabled_nothing_is_told_and_nothing_taken(valkey: Valkey) -> None:
+    more = environ(valkey.url, WSGATE_BUS__PREFIX="none", WSGATE_EVENTS__ENABLED="")
+    with redis.Redis.from_url(valkey.url) as bus, running_gateway(environ=more) as gateway:
+        with connected(gateway.ws_url, 1) as (client,):
+            assert client.ask("send", data=1, id=1)["error"] == "permission_denied"
+        assert bus.exists("none:events:0") == 0
+
+
+# --- a bus that goes away -----------------------------------------------------------------------------
+
+
+def send_numbers(client: Client, count: int, first: int = 0) -> None:
+    for number in range(first, first + count):
+        client.send("send", data=number, id=number)
+
+
+def test_while_the_bus_is_away_messages_fail_and_other_events_wait_for_it() -> None:
+    with running_valkey(appendonly="yes") as valkey:
+        more = environ(valkey.url, WSGATE_BUS__CONNECT_TIMEOUT="500ms", WSGATE_BUS__COMMAND_TIMEOUT="500ms")
+        with running_gateway(environ=more) as gateway:
+            with connected(gateway.ws_url, 1, token=gateway.token("42")) as (client,):
+                client.receive()
+                valkey.stop()
+                assert client.ask("send", data=1, id=1)["error"] == "unavailable"
+            with connected(gateway.ws_url, 5):
+                pass
+            valkey.restart()
+            with redis.Redis.from_url(valkey.url) as bus:
+
+                def told() -> list[Event]:
+                    return [decoded(fields) for _, fields in bus.xrange("wsgate:events:0")]
+
+                wait_until("all is told", lambda: len(told()) >= 2 + 11, WITHIN_S)
+                kinds = [event["type"] for event in told()]
+            assert kinds.count("disconnected") == 6
+            assert kinds.count("connected") == 6
+            assert "message" not in kinds, "it was answered with an error"
+
+
+def test_a_primary_that_is_killed_costs_no_message_that_was_answered() -> None:
+    """At least once, each under one id, the first appearances in order."""
+    with running_valkey(appendonly="yes", appendfsync="always") as valkey:
+        more = environ(valkey.url, WSGATE_EVENTS__ENABLED="message")
+        with running_gateway(environ=more) as gateway, connected(gateway.ws_url, 1) as (client,):
+            answered: list[int] = []
+            for round_ in range(4):
+                send_numbers(client, 40, 40 * round_)
+                if round_ < 3:
+                    valkey.process.kill()
+                    valkey.restart()
+                for _ in range(40):
+                    row = client.receive(WITHIN_S)
+                    if row["op"] == "ok":
+                        answered.append(row["id"])
+            with redis.Redis.from_url(valkey.url) as bus:
+                told = [decoded(fields) for _, fields in bus.xrange("wsgate:events:0")]
+    assert len(answered) > 100, "most of them, whatever was killed"
+    seen = {event["id"]: int(event["data"]) for event in told}
+    assert set(answered) <= set(seen.values())
+    assert len(set(seen.values())) == len(seen), "a message has one id"
+    first = list(dict.fromkeys(int(event["data"]) for event in told))
+    assert first == sorted(first)
+
+
+def test_a_bus_that_does_not_take_them_is_said_and_tried_again(valkey: Valkey) -> None:
+    more = environ(valkey.url, WSGATE_BUS__PREFIX="wrong", WSGATE_BUS__COMMAND_TIMEOUT="500ms")
+    with redis.Redis.from_url(valkey.url) as bus, running_gateway(environ=more) as gateway:
+        bus.set("wrong:events:0", "no stream")
+        with connected(gateway.ws_url, 1) as (client,):
+            wait_until("it is said", lambda: any("WRONGTYPE" in line for line in gateway.lines), WITHIN_S)
+            assert client.ask("send", data=1, id=1)["error"] == "unavailable"
+            bus.delete("wrong:events:0")
+            assert client.ask("send", data=2, id=2) == {"op": "ok", "id": 2}
+        kinds = [event["type"] for event in Stream(bus, "wrong:events:0").take(0)]
+        wait_until("all is told", lambda: bus.xlen("wrong:events:0") >= 3, WITHIN_S)
+        assert kinds == []
+
+
+# --- a cluster ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as fleet:
+        yield fleet
+
+
+def test_on_a_cluster_every_partition_lives_where_its_slot_does(cluster: Cluster) -> None:
+    more = environ(cluster.url, WSGATE_EVENTS__PARTITIONS="8", WSGATE_EVENTS__ENABLED="message")
+    names = [f"wsgate:events:{number}" for number in range(8)]
+    with running_gateway(environ=more) as gateway, connected(gateway.ws_url, 40) as clients:
+        for number, client in enumerate(clients):
+            assert client.ask("send", data=number, id=1) == {"op": "ok", "id": 1}
+        assert len({cluster.owner_of(name).port for name in names}) > 1
+        dead = cluster.owner_of(names[0])
+        dead.kill()
+        for number, client in enumerate(clients):
+            client.send("send", data=100 + number, id=2)
+        outcomes = [client.receive(WITHIN_S)["op"] for client in clients]
+        assert outcomes.count("ok") >= 10, "those on other servers at least"
+        wait_until(
+            "the replica takes them",
+            lambda: all(client.ask("send", data=0, id=3)["op"] == "ok" for client in clients),
+            60.0,
+        )

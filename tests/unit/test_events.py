@@ -1,0 +1,166 @@
+"""The form of an event, by the vectors that backends test with; and what is kept until a stream has it."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, cast
+from zlib import crc32
+
+import pytest
+
+from wsgate.auth import NO_PERMISSIONS, Identity
+from wsgate.bus import Appender
+from wsgate.payload import BINARY, JSON, TEXT, Payload
+from wsgate.reasons import Reason
+from wsgate.shard.events import EVENT_TYPES, Events
+from wsgate.shard.options import NO_EVENTS, EventOptions
+
+VECTORS: Final[list[dict[str, Any]]] = json.loads(
+    (Path(__file__).resolve().parents[2] / "protocols" / "backend" / "v1" / "vectors.json").read_text()
+)["vectors"]
+ENCODINGS: Final = {"json": JSON, "text": TEXT, "binary": BINARY}
+CONN: Final = 7
+
+
+class Kept:
+    """An appender that only keeps."""
+
+    def __init__(self) -> None:
+        self.data: list[tuple[bytes, int]] = []
+        self.is_full = False
+
+    def append(self, data: bytes, *, commands: int = 1, done: Callable[[str], None] | None = None) -> bool:
+        if not self.is_full:
+            self.data.append((data, commands))
+        return not self.is_full
+
+
+def commands_of(data: bytes) -> list[list[bytes]]:
+    """RESP arrays of bulk strings."""
+    found = []
+    while data:
+        count, _, data = data.removeprefix(b"*").partition(b"\r\n")
+        parts = []
+        for _ in range(int(count)):
+            size, _, data = data.removeprefix(b"$").partition(b"\r\n")
+            parts.append(data[: int(size)])
+            data = data[int(size) + 2 :]
+        found.append(parts)
+    return found
+
+
+class Bench:
+    """Events of one shard, all in memory."""
+
+    def __init__(self, options: EventOptions, *, is_sharded: bool = False) -> None:
+        self.kept = [Kept() for _ in range(options.partitions)]
+        self.counts: Counter[str] = Counter()
+        self.events = Events(
+            options,
+            "n",
+            [b"wsgate:events:%d" % number for number in range(options.partitions)],
+            cast(list[Appender], self.kept),
+            lambda conn: 255,
+            self._count,
+            is_sharded=is_sharded,
+        )
+
+    def _count(self, name: str, amount: int) -> None:
+        self.counts[name] += amount
+
+    def tell(self, fields: dict[str, str]) -> None:
+        """Make what happened from what is to be told of it."""
+        member = self.events.member(Identity(fields.get("user", ""), NO_PERMISSIONS, 0), 1_000)
+        match fields["type"]:
+            case "connected":
+                self.events.connected(CONN, member)
+            case "disconnected":
+                reason = Reason[fields["reason"].upper()]
+                self.events.disconnected(CONN, reason, member, 1_000 + int(fields["duration_ms"]))
+            case "subscribed":
+                self.events.subscribed(CONN, member, fields["ch"].encode())
+            case "unsubscribed":
+                self.events.unsubscribed(CONN, member, fields["ch"].encode())
+            case "message":
+                payload = Payload(ENCODINGS[fields["encoding"]], bytes.fromhex(fields["data"]))
+                assert self.events.message(CONN, member, payload, lambda outcome: None)
+
+
+@pytest.fixture(autouse=True)
+def at_a_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 1_732_600_000_000 * 1_000_000)
+    monkeypatch.setattr("secrets.token_hex", lambda size: "8f14e45fceea167a")
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_every_event_has_the_form_of_its_vector(vector: dict[str, Any], is_sharded: bool) -> None:
+    options = EventOptions(enabled=frozenset(EVENT_TYPES), maxlen=9, pubsub=True)
+    bench = Bench(options, is_sharded=is_sharded)
+    bench.tell(vector["fields"])
+    ((data, count),) = bench.kept[0].data
+    append, publish = commands_of(data)
+    assert count == 2
+    assert append[:6] == [b"XADD", b"wsgate:events:0", b"MAXLEN", b"~", b"9", b"*"]
+    fields = dict(zip(append[6::2], append[7::2], strict=True))
+    shown = {name.decode(): value.decode() for name, value in fields.items() if name != b"data"}
+    if b"data" in fields:
+        shown["data"] = fields[b"data"].hex()
+    assert shown == vector["fields"]
+    assert publish[:2] == [b"SPUBLISH" if is_sharded else b"PUBLISH", b"wsgate:events:0"]
+    assert json.loads(publish[2]) == vector["json"]
+
+
+@pytest.mark.parametrize("enabled", EVENT_TYPES)
+def test_only_what_is_enabled_is_told(enabled: str) -> None:
+    bench = Bench(EventOptions(enabled=frozenset({enabled})))
+    for vector in VECTORS:
+        if vector["fields"]["type"] != "message" or enabled == "message":
+            bench.tell(vector["fields"])
+    appends = [append for data, _ in bench.kept[0].data for append in commands_of(data)]
+    told = {append[append.index(b"type") + 1] for append in appends}
+    assert told == {enabled.encode()}
+    assert bench.events.takes_messages is (enabled == "message")
+
+
+def test_with_nothing_enabled_a_member_is_as_small_as_ever() -> None:
+    bench = Bench(NO_EVENTS)
+    identity = Identity("42", NO_PERMISSIONS, 5)
+    assert bench.events.member(identity, 1) == identity.member()
+    assert not (bench.events.is_on or bench.events.takes_messages or bench.events.tells_subscriptions)
+    bench.events.connected(CONN, identity)
+    bench.events.disconnected(CONN, Reason.DRAIN, identity, 5)
+    assert bench.kept[0].data == []
+
+
+def test_who_was_never_welcome_is_not_told_of() -> None:
+    bench = Bench(EventOptions(enabled=frozenset(EVENT_TYPES)))
+    bench.events.disconnected(CONN, Reason.AUTH_TIMEOUT, None, 5)
+    bench.events.subscribed(CONN, None, b"news")
+    assert bench.kept[0].data == []
+
+
+def test_an_events_partition_is_its_users_and_ids_are_never_the_same() -> None:
+    bench = Bench(EventOptions(enabled=frozenset({"connected"}), partitions=4))
+    for number in range(40):
+        bench.tell({"type": "connected", "user": f"user-{number}"})
+    ids = set()
+    for place, kept in enumerate(bench.kept):
+        for data, _ in kept.data:
+            (append,) = commands_of(data)
+            assert append[1] == b"wsgate:events:%d" % place
+            assert crc32(append[append.index(b"user") + 1]) % 4 == place
+            ids.add(append[append.index(b"id") + 1])
+    assert len(ids) == 40
+
+
+def test_what_is_too_much_is_dropped_and_counted_or_said_to_who_asked() -> None:
+    bench = Bench(EventOptions(enabled=frozenset(EVENT_TYPES)))
+    bench.kept[0].is_full = True
+    member = bench.events.member(Identity("42", NO_PERMISSIONS, 0), 0)
+    bench.events.connected(CONN, member)
+    assert bench.counts == {"events_dropped": 1}
+    assert not bench.events.message(CONN, member, Payload(JSON, b"1"), lambda outcome: None)
+    assert bench.counts == {"events_dropped": 1}, "whoever sent it is told instead"

@@ -1,0 +1,175 @@
+"""What backends are told: who came, who went, what clients said. Source: protocols/backend/v1/spec.md.
+
+Owns the form of an event and its name, and which types are told. How it gets to its stream, at least
+once, is the appender's business. With no type enabled nothing here costs anything, and a connection's
+meta stays what it was; else it also holds since when the connection is welcome.
+"""
+
+import secrets
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from zlib import crc32
+
+import msgspec
+
+from wsgate.auth import Identity, Member
+from wsgate.bus import Appender, pack
+from wsgate.payload import BINARY, JSON, TEXT, Payload
+from wsgate.reasons import Reason
+from wsgate.shard.options import EventOptions
+
+__all__ = ["EVENT_TYPES", "Events", "Tracked"]
+
+EVENT_TYPES: Final = ("connected", "disconnected", "subscribed", "unsubscribed", "message")
+
+_ENCODINGS: Final = {JSON: b"json", TEXT: b"text", BINARY: b"binary"}
+
+
+class Tracked(Member, frozen=True, gc=False):
+    """A member with since when it is welcome, for the duration in `disconnected`."""
+
+    since_ms: int
+
+
+class Events:
+    """The events of one shard.
+
+    Args:
+        options: What is told.
+        node: This node's name.
+        streams: The key of each partition.
+        appenders: How to append to each.
+        public_id: The id of a connection as its peer knows it.
+        count: Adds to a counter by name.
+        is_sharded: The bus is a cluster: what is published besides goes by SPUBLISH.
+    """
+
+    def __init__(
+        self,
+        options: EventOptions,
+        node: str,
+        streams: list[bytes],
+        appenders: list[Appender],
+        public_id: Callable[[int], int],
+        count: Callable[[str, int], None],
+        *,
+        is_sharded: bool = False,
+    ) -> None:
+        self.is_on = bool(options.enabled)
+        self.tells_subscriptions = bool(options.enabled & {"subscribed", "unsubscribed"})
+        self.takes_messages = "message" in options.enabled
+        self._enabled = options.enabled
+        self._node = node.encode()
+        self._streams = streams
+        self._appenders = appenders
+        self._public_id = public_id
+        self._count = count
+        self._trim = (b"MAXLEN", b"~", b"%d" % options.maxlen) if options.maxlen else ()
+        self._publish = (b"SPUBLISH" if is_sharded else b"PUBLISH") if options.pubsub else b""
+        self._incarnation = secrets.token_hex(8).encode()
+        self._number = 0
+
+    @property
+    def appenders(self) -> tuple[Appender, ...]:
+        """Each once, however many streams it serves."""
+        return tuple(dict.fromkeys(self._appenders))
+
+    async def flush(self, within_s: float) -> int:
+        """Wait until everything is told; how much was not when the time was over."""
+        end_s = time.monotonic() + within_s
+        return sum([await each.flush(max(0.0, end_s - time.monotonic())) for each in self.appenders])
+
+    # --- what happens -----------------------------------------------------------------------------------
+
+    def member(self, identity: Identity, since_ms: int) -> Member:
+        """What is kept of somebody: with the time where events are told, the plain form where not."""
+        if not self.is_on:
+            return identity.member()
+        return Tracked(identity.user, identity.permissions, since_ms)
+
+    def connected(self, conn: int, member: Member) -> None:
+        """A connection was welcomed."""
+        if "connected" in self._enabled:
+            self._tell(b"connected", conn, member.user)
+
+    def disconnected(self, conn: int, reason: int, member: Member | None, now_ms: int) -> None:
+        """It is gone; nothing is told of who was never welcome."""
+        if isinstance(member, Tracked) and "disconnected" in self._enabled:
+            name = Reason(reason).name.lower().encode()
+            duration_ms = b"%d" % max(0, now_ms - member.since_ms)
+            self._tell(b"disconnected", conn, member.user, {b"reason": name, b"duration_ms": duration_ms})
+
+    def subscribed(self, conn: int, member: Member | None, name: bytes) -> None:
+        """Its subscription was confirmed."""
+        if member is not None and "subscribed" in self._enabled:
+            self._tell(b"subscribed", conn, member.user, {b"ch": name})
+
+    def unsubscribed(self, conn: int, member: Member | None, name: bytes) -> None:
+        """It left a channel."""
+        if member is not None and "unsubscribed" in self._enabled:
+            self._tell(b"unsubscribed", conn, member.user, {b"ch": name})
+
+    def message(self, conn: int, member: Member, payload: Payload, done: Callable[[str], None]) -> bool:
+        """It said something to the backend; `done` is told what `AppendOutcome` tells.
+
+        Returns:
+            False: too much waits already, and `done` is not called.
+        """
+        more = {b"data": payload.data, b"encoding": _ENCODINGS[payload.encoding]}
+        return self._tell(b"message", conn, member.user, more, done)
+
+    # --- its form ---------------------------------------------------------------------------------------
+
+    def _tell(
+        self,
+        kind: bytes,
+        conn: int,
+        user: str,
+        more: Mapping[bytes, bytes] | None = None,
+        done: Callable[[str], None] | None = None,
+    ) -> bool:
+        self._number += 1
+        public = b"%016x" % self._public_id(conn)
+        fields = {
+            b"type": kind,
+            b"id": b"%b-%d" % (self._incarnation, self._number),
+            b"conn": public,
+            b"node": self._node,
+            b"ts": b"%d" % (time.time_ns() // 1_000_000),
+        }
+        if user:
+            fields[b"user"] = user.encode()
+        if more:
+            fields |= more
+        place = crc32(fields.get(b"user", public)) % len(self._streams)
+        stream = self._streams[place]
+        flat = [part for pair in fields.items() for part in pair]
+        data, commands = pack(b"XADD", stream, *self._trim, b"*", *flat), 1
+        if self._publish:
+            data += pack(self._publish, stream, _as_json(fields))
+            commands = 2
+        is_accepted = self._appenders[place].append(data, commands=commands, done=done)
+        if not is_accepted and done is None:
+            self._count("events_dropped", 1)
+        return is_accepted
+
+
+def _as_json(fields: Mapping[bytes, bytes]) -> bytes:
+    """An event as one JSON object, for those who listen without a stream."""
+    shown: dict[str, Any] = {
+        name.decode(): value.decode() for name, value in fields.items() if name != b"data"
+    }
+    for name in ("ts", "duration_ms"):
+        if name in shown:
+            shown[name] = int(shown[name])
+    if (data := fields.get(b"data")) is not None:
+        encoding = fields[b"encoding"]
+        if encoding == b"json":
+            shown["data"] = msgspec.Raw(data)
+        elif encoding == b"text":
+            shown["data"] = data.decode()
+        else:
+            shown["b64"] = b64encode(data).decode()
+    return msgspec.json.encode(shown)
