@@ -106,7 +106,7 @@ def _serve(options: argparse.Namespace) -> int:
     from wsgate.node.keeper import Keeper
 
     set_up_logging(level=config.log.level, is_json=config.log.format == "json")
-    plan = make_plan(config, os.environ)
+    plan = make_plan(config, os.environ, lambda: _configuration(options, _flags(options)))
     print(_banner(config, plan.running, len(plan.shards)), flush=True)
     return Keeper(plan, _say_ready).run()
 
@@ -118,7 +118,7 @@ def _say_ready() -> None:
 
 def _banner(config: Config, running: RunningGateway, shards: int) -> str:
     from wsgate.bus import parse_address
-    from wsgate.node.build import publish_command
+    from wsgate.node.options import publish_command
 
     admin = f"http://{url_host(config.admin.host)}:{running.admin_port}"
     what = "private, on " if not config.bus.url else ""
@@ -141,10 +141,10 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from wsgate.node.build import verification_keys
+    from wsgate.node.options import key_sources
 
     config = _configuration(options)
-    verification_keys(config)  # a key that does not fit its algorithm is a mistake too
+    key_sources(config)  # a key that does not fit its algorithm is a mistake too
     print(effective(config), end="")
     return 0
 

@@ -66,6 +66,8 @@ class Reason(IntEnum):
     INVALID_DEFLATE = 37  # belongs to those of RFC 6455; numbers are never changed
     REFUSED_MEMORY = 38  # belongs to the gate's
     SHED = 39
+    KEY_AWAITED = 40
+    KICKED = 41
 
 
 class ReasonEntry(NamedTuple):
@@ -118,6 +120,8 @@ _ROWS: Final = (
     ReasonEntry(Reason.INVALID_DEFLATE, 1002, 0, "a compressed message that cannot be inflated"),
     ReasonEntry(Reason.REFUSED_MEMORY, 0, 503, "the memory budget is nearly used up"),
     ReasonEntry(Reason.SHED, 4013, 0, "the memory budget is used up: the slow are cut"),
+    ReasonEntry(Reason.KEY_AWAITED, 4001, 0, "the token's key is not known yet: come back"),
+    ReasonEntry(Reason.KICKED, 4520, 0, "a backend ended the connection for good"),
 )
 
 REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -261,7 +262,33 @@ def test_r3_a_successor_in_the_same_runtime_directory_takes_over() -> None:
 # --- told to leave ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+ON_A_TERMINAL = """
+import fcntl
+import os
+import sys
+import termios
+os.setsid()
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDWR), termios.TIOCSCTTY, 0)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a_terminal_that_hangs_up_ends_it_and_a_signal_alone_does_not() -> None:
+    terminal, far_end = os.openpty()
+    prefix = [sys.executable, "-c", ON_A_TERMINAL, os.ttyname(far_end)]
+    with running_gateway(prefix=prefix) as gateway, connected(gateway.ws_url, 3) as clients:
+        gateway.process.send_signal(signal.SIGHUP)
+        wait_until("it is renewed", lambda: any("keeper renewed" in line for line in gateway.lines))
+        for client in clients:
+            assert client.ask("ping") == {"op": "pong"}
+        os.close(far_end)
+        os.close(terminal)
+        for client in clients:
+            assert client.end()[1] == 4012
+        assert gateway.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_drain_tells_every_client_when_to_come_back(number: signal.Signals) -> None:
     with (
         running_gateway("--shards", "2") as gateway,

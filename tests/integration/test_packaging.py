@@ -15,7 +15,11 @@ from tests.support.wheel import InstalledWheel, clean_environment, installed_whe
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "wsgate").rglob("*.pyx"))
-PAGE = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "wsgate" / "admin" / "page").iterdir())
+PAGE = sorted(
+    str(path.relative_to(ROOT))
+    for folder in (ROOT / "wsgate" / "admin" / "page", ROOT / "wsgate" / "client" / "js")
+    for path in folder.iterdir()
+)
 
 pytestmark = pytest.mark.slow
 START_S = 60

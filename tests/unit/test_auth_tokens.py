@@ -112,10 +112,12 @@ def test_the_room_offers_these_names() -> None:
     assert wsgate.auth.__all__ == [
         "ALGORITHMS",
         "FAULTS",
+        "KEYS_LIMIT",
         "NO_PERMISSIONS",
         "ChannelGrant",
         "Identity",
         "KeyRing",
+        "KeySource",
         "Member",
         "OriginPolicy",
         "PermissionTable",
@@ -125,7 +127,9 @@ def test_the_room_offers_these_names() -> None:
         "TokenPolicy",
         "VerificationKey",
         "Verifier",
+        "kid_of",
         "make_key",
+        "parse_jwks",
     ]
     assert all(hasattr(wsgate.auth, name) for name in wsgate.auth.__all__)
 

@@ -123,7 +123,11 @@ def test_schema_and_codec_know_the_same_names_whatever_the_character() -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False, allow_infinity=False) | st.just("a"),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**64), 2**64)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.just("a"),
     lambda inner: (
         st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "op"]), inner, max_size=2)
     ),

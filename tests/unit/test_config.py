@@ -58,6 +58,7 @@ DEFAULTS: Final[dict[str, Any]] = {
         "leeway": "0s",
         "require_exp": True,
         "token_cache": 65536,
+        "jwks_url": "",
     },
     "heartbeat": {"ping_interval": "25s", "pong_timeout": "10s"},
     "limits": {
@@ -121,6 +122,7 @@ issuer = "iss"
 leeway = "2s"
 require_exp = false
 token_cache = 0
+jwks_url = "https://issuer.example/keys"
 [auth.keys.main]
 algorithm = "EdDSA"
 public_key = '''
@@ -359,7 +361,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 63
+    assert len(FIELDS) == 64
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)
@@ -719,7 +721,8 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         ({"server": {"path": "/ws#x"}}, 'server.path: must begin with "/"'),
         ({"server": {"path": "/w s"}}, 'server.path: must begin with "/"'),
         ({"server": {"path": "/ws\n"}}, 'server.path: must begin with "/"'),
-        ({"server": {"path": "/readyz"}}, "server.path: /readyz is where readiness is asked"),
+        ({"server": {"path": "/readyz"}}, "server.path: /readyz is answered otherwise"),
+        ({"server": {"path": "/client.js"}}, "server.path: /client.js is answered otherwise"),
         ({"heartbeat": {"pong_timeout": "0"}}, "heartbeat.pong_timeout: must be more than 0 while"),
         (
             {"auth": {"hmac_secret": "x" * 31}},

@@ -22,7 +22,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "doctor": ("errors", "reasons"),
     "client": ("errors", "reasons"),
     "config": ("errors", "reasons", "address"),
-    "admin": ("bus", "statistics", "log"),
+    "admin": ("bus", "auth", "statistics", "log"),
     "shard": ("bus", "admission", "auth", "dialects", "handshake", "deflate", "log"),
     "bus": ("reactor", "payload", "address"),
     "admission": ("reactor",),

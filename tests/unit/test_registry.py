@@ -37,10 +37,12 @@ PUBLIC = {
     "wsgate.auth": {
         "ALGORITHMS",
         "FAULTS",
+        "KEYS_LIMIT",
         "NO_PERMISSIONS",
         "ChannelGrant",
         "Identity",
         "KeyRing",
+        "KeySource",
         "Member",
         "OriginPolicy",
         "PermissionTable",
@@ -50,7 +52,9 @@ PUBLIC = {
         "TokenPolicy",
         "VerificationKey",
         "Verifier",
+        "kid_of",
         "make_key",
+        "parse_jwks",
     },
     "wsgate.bus": {
         "Appender",
@@ -92,6 +96,7 @@ PUBLIC = {
         "PHASE_DRAINING",
         "PHASE_READY",
         "PHASE_STARTING",
+        "Board",
         "Layout",
         "Region",
         "StatisticsBlock",
@@ -367,6 +372,8 @@ NOT_FOUND_BY_THE_REACTOR = {
     Reason.BAD_MESSAGES,
     Reason.UNSUPPORTED_DATA,
     Reason.DRAIN,
+    Reason.KEY_AWAITED,
+    Reason.KICKED,
     Reason.OUT_OF_MEMORY,  # needs malloc to fail
 }
 

@@ -9,7 +9,7 @@ import socket
 from dataclasses import dataclass, field
 
 from wsgate.bus import BusAddress
-from wsgate.statistics import StatisticsBlock
+from wsgate.statistics import Board, StatisticsBlock
 
 __all__ = ["AdminOptions", "run_admin"]
 
@@ -32,6 +32,7 @@ class AdminOptions:
         publish_command: A line to paste into a shell, for the try page.
         max_publish_bytes: The largest payload the API publishes.
         log_level: `debug`, `info`, `warning` or `error`.
+        jwks_url: Where the issuer's key set is; empty: nowhere.
     """
 
     node: str
@@ -47,9 +48,12 @@ class AdminOptions:
     publish_command: str
     max_publish_bytes: int
     log_level: str
+    jwks_url: str = ""
 
 
-def run_admin(options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int) -> None:
+def run_admin(
+    options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int, key_set: Board
+) -> None:
     """Be the admin process until SIGTERM or until the keeper is gone; both end it within a second.
 
     Args:
@@ -57,7 +61,8 @@ def run_admin(options: AdminOptions, block: StatisticsBlock, listener: socket.so
         block: The node's numbers; only read.
         listener: A listening socket; closed here at the end, the keeper's copy stays open.
         alive: The read end of a pipe whose other end the keeper holds: its end of file is the keeper's.
+        key_set: Where the issuer's key set is posted for the shards.
     """
     from wsgate.admin.server import serve
 
-    serve(options, block, listener, alive)
+    serve(options, block, listener, alive, key_set)

@@ -9,6 +9,7 @@ Source: https://centrifugal.dev/docs/server/server_api for the form and the numb
 import base64
 import binascii
 import hmac
+import re
 import time
 import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
@@ -40,6 +41,7 @@ DISCARD_LIMIT_BYTES: Final = 16 * 1024 * 1024
 
 CHANNEL_LIMIT_BYTES: Final = 200
 USER_LIMIT_BYTES: Final = 128
+WITHIN_MOST_S: Final = 3_600
 _BEARER: Final = "bearer "
 
 _Answer = dict[str, object]
@@ -134,7 +136,12 @@ class Api:
         self._max_publish_bytes = options.max_publish_bytes
         # base64 in JSON is a third longer than what it holds.
         self._body_limit = max(BODY_LIMIT_BYTES, 2 * options.max_publish_bytes) + ENVELOPE_ROOM_BYTES
-        self._methods: Final = {"publish": self._publish}
+        self._methods: Final = {
+            "publish": self._publish,
+            "disconnect": self._disconnect,
+            "refresh": self._refresh,
+            "revoke": self._revoke,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -192,9 +199,45 @@ class Api:
         if len(payload.data) > self._max_publish_bytes:
             return _error(_LIMIT_EXCEEDED, "limit exceeded")
         publication = Publication(payload, timestamp_ms=time.time_ns() // 1_000_000)
-        outcome = await self._publish_to_bus(
-            self._names.channel(channel.encode()), encode_publication(publication)
-        )
+        return await self._say(self._names.channel(channel.encode()), encode_publication(publication))
+
+    async def _disconnect(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
+        """`{"user", "conn"}`, one or both: end these connections for good, on every node."""
+        user, conn = _text(fields.get("user")), _text(fields.get("conn"))
+        if ("user" in fields) != (user is not None and _is_user(user)) or not (user or conn):
+            return _error(_BAD_REQUEST, "bad request: user")
+        if ("conn" in fields) != (conn is not None and _CONN.fullmatch(conn) is not None):
+            return _error(_BAD_REQUEST, "bad request: conn")
+        return await self._control({"op": "disconnect", "user": user, "conn": conn})
+
+    async def _refresh(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
+        """`{"user", "within_s"}`: have a user's connections show fresh tokens."""
+        return await self._about_user("refresh", fields, {"within_s": _seconds(fields.get("within_s"), 30)})
+
+    async def _revoke(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
+        """`{"user", "before", "within_s"}`: tokens issued before a time, now by default, are not valid."""
+        before = _number(fields.get("before"), time.time())
+        more = {"before": before, "within_s": _seconds(fields.get("within_s"), 0)}
+        return await self._about_user("revoke", fields, more)
+
+    async def _about_user(
+        self, op: str, fields: Mapping[str, msgspec.Raw], more: Mapping[str, object]
+    ) -> _Answer:
+        user = _text(fields.get("user"))
+        if user is None or not _is_user(user):
+            return _error(_BAD_REQUEST, "bad request: user")
+        for name, value in more.items():
+            if value is None:
+                return _error(_BAD_REQUEST, f"bad request: {name}")
+        return await self._control({"op": op, "user": user, **more})
+
+    async def _control(self, command: Mapping[str, object]) -> _Answer:
+        """To every shard of every node."""
+        given = {name: value for name, value in command.items() if value is not None}
+        return await self._say(self._names.control("")[0], msgspec.json.encode(given))
+
+    async def _say(self, name: bytes, data: bytes) -> _Answer:
+        outcome = await self._publish_to_bus(name, data)
         if outcome == "unknown":
             return _error(_INTERNAL, "no answer in time: it may have been published")
         return _error(_INTERNAL, "unavailable") if outcome else {"result": {}}
@@ -202,6 +245,8 @@ class Api:
 
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT: Final = msgspec.json.Decoder(str)
+_NUMBER: Final = msgspec.json.Decoder(float)
+_CONN: Final = re.compile("[0-9a-f]{16}")
 
 
 def _refusal(status: int) -> Response:
@@ -214,6 +259,26 @@ def _text(raw: msgspec.Raw | None) -> str | None:
         return None if raw is None else _TEXT.decode(raw)
     except msgspec.MsgspecError:
         return None
+
+
+def _number(raw: msgspec.Raw | None, default: float) -> float | None:
+    """A field that must be a number, 0 or more; None when it is none."""
+    try:
+        value = default if raw is None else _NUMBER.decode(raw)
+    except msgspec.MsgspecError:
+        return None
+    return value if 0 <= value < 2**53 else None
+
+
+def _seconds(raw: msgspec.Raw | None, default: int) -> int | None:
+    """As `_number`, of whole seconds, an hour at most."""
+    value = _number(raw, default)
+    return int(value) if value is not None and value == int(value) and value <= WITHIN_MOST_S else None
+
+
+def _is_user(user: str) -> bool:
+    """Whether a token can name somebody so."""
+    return 1 <= len(user.encode()) <= USER_LIMIT_BYTES and not any(map(_is_control, user))
 
 
 def _payload(fields: Mapping[str, msgspec.Raw]) -> Payload | None:
@@ -233,8 +298,7 @@ def _payload(fields: Mapping[str, msgspec.Raw]) -> Payload | None:
 def _is_channel(name: str) -> bool:
     """Whether anybody can be subscribed to it. Source: protocols/bus/v1/spec.md, "Names"."""
     if name.startswith(INBOX_MARK):
-        user = name.removeprefix(INBOX_MARK)
-        return 1 <= len(user.encode()) <= USER_LIMIT_BYTES and not any(map(_is_control, user))
+        return _is_user(name.removeprefix(INBOX_MARK))
     if not 1 <= len(name.encode()) <= CHANNEL_LIMIT_BYTES:
         return False
     return not any(_is_control(sign) or sign.isspace() or sign in "{}" for sign in name)

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from wsgate.admin import AdminOptions
 from wsgate.admin.api import Api, ApiKey
 from wsgate.admin.health import Verdict, judge_liveness, judge_readiness, status_page
+from wsgate.admin.keys import KeySetCollector, KeySetFetcher
 from wsgate.admin.metrics import expose, make_registry
 from wsgate.statistics import StatisticsBlock
 
@@ -41,19 +42,22 @@ def now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def make_app(options: AdminOptions, block: StatisticsBlock, api: Api) -> Starlette:
+def make_app(
+    options: AdminOptions, block: StatisticsBlock, api: Api, fetcher: KeySetFetcher | None = None
+) -> Starlette:
     """The whole application.
 
     Args:
         options: Who may ask for what, and what the page is told.
         block: The node's numbers.
         api: Behind `/api/<method>`.
+        fetcher: Of the issuer's keys, for the metrics; None: there is none.
     """
     is_open = options.is_dev or options.is_loopback
     routes = [
         Route("/healthz", _judged(lambda: judge_liveness(block, now_ms()))),
         Route("/readyz", _judged(lambda: judge_readiness(block, now_ms()))),
-        Route("/metrics", _metrics(options, block, is_open=is_open)),
+        Route("/metrics", _metrics(options, block, fetcher, is_open=is_open)),
         Route("/api/{method}", api),
         Route("/page.css", _file("page.css")),
         Route("/favicon.ico", _nothing),
@@ -80,9 +84,13 @@ def _judged(judge: Callable[[], Verdict]) -> Endpoint:
     return answer
 
 
-def _metrics(options: AdminOptions, block: StatisticsBlock, *, is_open: bool) -> Endpoint:
+def _metrics(
+    options: AdminOptions, block: StatisticsBlock, fetcher: KeySetFetcher | None, *, is_open: bool
+) -> Endpoint:
     key = ApiKey(options.api_key)
     registry = make_registry(block, options.node, now_ms)
+    if fetcher is not None:
+        registry.register(KeySetCollector(fetcher))
 
     async def answer(request: Request) -> Response:
         if not is_open and not key.is_shown(request.headers):

@@ -111,6 +111,18 @@ _COUNTERS: Final = (
         "outcome",
         {"tokens_verified": "verified", "tokens_cached": "cached", "tokens_refused": "refused"},
     ),
+    _one(
+        "keys_wanted", "Kids in tokens that no key has, asked of the fetcher of the key set.", "keys_wanted"
+    ),
+    _one("key_sets_taken", "Key sets that a shard has taken over.", "keys_fetched"),
+    _one("revocations_forgotten", "Revoked users forgotten: too many.", "revocations_forgotten"),
+    _Counter(
+        "controls",
+        "Commands of backends on the control channel, as many as there are shards.",
+        "outcome",
+        {"controls_run": "run", "controls_malformed": "malformed"},
+    ),
+    _one("renewals", "Configurations that a shard has taken over while it ran.", "renewals"),
     _one("bus_connects", "Times a shard's subscriber connection came up.", "bus_connects"),
     _one("bus_failures", "Times a shard's subscriber connection was lost.", "bus_failures"),
     _Counter(
@@ -127,6 +139,7 @@ _COUNTERS: Final = (
         },
     ),
     _one("probes", "Probes that came back through the bus.", "probes_echoed"),
+    _one("client_requests", "GET /client.js on the client port.", "client_asked"),
     _one("readiness_requests", "GET /readyz on the client port.", "readiness_asked"),
     _one("restarts", "Child processes that ended and were started again.", "restarts"),
 )
@@ -148,6 +161,7 @@ _GAUGES: Final = (
     _Gauge("token_cache_entries", "Verified tokens remembered.", "token_cache_entries"),
     _Gauge("events_waiting", "Events that no stream has answered for yet.", "events_waiting"),
     _Gauge("events_waiting_bytes", "Their bytes.", "events_waiting_bytes"),
+    _Gauge("keys_awaited", "Whether a key set is to be fetched and none was yet.", "keys_awaited"),
     _Gauge("python_blocks", "Memory blocks that CPython's allocator has given out.", "python_blocks"),
     _Gauge("connections_held", "Connections in the table, in whatever state.", "now_connections"),
     _Gauge("connections_blocked", "Connections whose socket is full.", "now_blocked"),

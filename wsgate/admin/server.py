@@ -21,9 +21,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from wsgate.admin import AdminOptions
 from wsgate.admin.api import Api, Publish
 from wsgate.admin.app import RESPONSE_HEADERS, make_app
+from wsgate.admin.keys import KeySetFetcher
 from wsgate.bus import BusPublisher, make_publisher
 from wsgate.log import Log
-from wsgate.statistics import StatisticsBlock
+from wsgate.statistics import Board, StatisticsBlock
 
 __all__ = ["serve"]
 
@@ -41,13 +42,17 @@ GRACE_S: Final = 0.5
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
-def serve(options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int) -> None:
+def serve(
+    options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int, key_set: Board
+) -> None:
     """Be the admin process; see `wsgate.admin.run_admin`."""
     _route_logs(options.log_level)
-    uvloop.run(_serve(options, block, listener, alive))
+    uvloop.run(_serve(options, block, listener, alive, key_set))
 
 
-async def _serve(options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int) -> None:
+async def _serve(
+    options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int, key_set: Board
+) -> None:
     loop = asyncio.get_running_loop()
     publisher, parts = make_publisher(
         options.bus,
@@ -55,8 +60,9 @@ async def _serve(options: AdminOptions, block: StatisticsBlock, listener: socket
         command_timeout_s=options.command_timeout_s,
         on_failed=lambda why: None,  # the shards say it
     )
-    server = _Server(make_app(options, block, Api(options, _awaitable(publisher))))
-    sending = [loop.create_task(part.run()) for part in parts]
+    fetcher = KeySetFetcher(options.jwks_url, block, key_set) if options.jwks_url else None
+    server = _Server(make_app(options, block, Api(options, _awaitable(publisher)), fetcher))
+    sending = [loop.create_task(part.run()) for part in (*parts, *([fetcher] if fetcher else []))]
     for task in sending:
         # It ends by itself by a fault of ours only: then the whole process ends, and is started again.
         task.add_done_callback(lambda task: server.stop())

@@ -5,18 +5,30 @@ is told comes from `wsgate.reasons`.
 """
 
 from wsgate.auth.cache import TokenCache
-from wsgate.auth.keys import ALGORITHMS, KeyRing, VerificationKey, make_key
+from wsgate.auth.jwks import KEYS_LIMIT, parse_jwks
+from wsgate.auth.keys import ALGORITHMS, KeyRing, KeySource, VerificationKey, make_key
 from wsgate.auth.origins import OriginPolicy
 from wsgate.auth.permissions import NO_PERMISSIONS, Permissions, PermissionTable
-from wsgate.auth.tokens import FAULTS, ChannelGrant, Identity, Member, TokenError, TokenPolicy, Verifier
+from wsgate.auth.tokens import (
+    FAULTS,
+    ChannelGrant,
+    Identity,
+    Member,
+    TokenError,
+    TokenPolicy,
+    Verifier,
+    kid_of,
+)
 
 __all__ = [
     "ALGORITHMS",
     "FAULTS",
+    "KEYS_LIMIT",
     "NO_PERMISSIONS",
     "ChannelGrant",
     "Identity",
     "KeyRing",
+    "KeySource",
     "Member",
     "OriginPolicy",
     "PermissionTable",
@@ -26,5 +38,7 @@ __all__ = [
     "TokenPolicy",
     "VerificationKey",
     "Verifier",
+    "kid_of",
     "make_key",
+    "parse_jwks",
 ]

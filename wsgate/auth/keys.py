@@ -28,7 +28,7 @@ from jwt.api_jws import PyJWS
 
 from wsgate.errors import SettingsError
 
-__all__ = ["ALGORITHMS", "KeyRing", "VerificationKey", "make_key"]
+__all__ = ["ALGORITHMS", "KeyRing", "KeySource", "VerificationKey", "make_key", "public_key_of"]
 
 PublicKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
@@ -88,6 +88,20 @@ class VerificationKey:
         signed = _parser(self.algorithm).decode_complete(token, self._material, [self.algorithm])
         payload: bytes = signed["payload"]
         return payload
+
+
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """What a key is made of: plain text, so that it can be handed on."""
+
+    kid: str | None
+    algorithm: str
+    secret: str = field(default="", repr=False)
+    public_key: str = ""
+
+    def make(self) -> VerificationKey:
+        """The key; raises what `make_key` raises."""
+        return make_key(self.kid, self.algorithm, secret=self.secret.encode(), public_key=self.public_key)
 
 
 class KeyRing:
@@ -194,6 +208,15 @@ def _public(name: str, algorithm: str, public_key: str) -> PublicKey:
         key = load_pem_public_key(public_key.encode())
     except (TypeError, ValueError, UnsupportedAlgorithm):
         raise SettingsError(f"{name}: public_key is not the PEM text of a public key") from None
+    return _fitting(name, algorithm, key)
+
+
+def public_key_of(kid: str, algorithm: str, key: object) -> PublicKey:
+    """The key, when it fits one of the public algorithms; raises SettingsError."""
+    return _fitting(_name(kid), algorithm, key)
+
+
+def _fitting(name: str, algorithm: str, key: object) -> PublicKey:
     if algorithm == "RS256" and isinstance(key, RSAPublicKey) and key.key_size >= _RSA_MIN_BITS:
         return key
     if algorithm == "ES256" and isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):

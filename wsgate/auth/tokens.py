@@ -19,6 +19,7 @@ Source: RFC 7515, RFC 7519, RFC 8725; protocols/client/v1/spec.md, "Tokens".
 from __future__ import annotations
 
 from binascii import a2b_base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeAlias
 
@@ -43,6 +44,7 @@ __all__ = [
     "TokenError",
     "TokenPolicy",
     "Verifier",
+    "kid_of",
 ]
 
 TOKEN_LIMIT_BYTES: Final = 8 * 1024
@@ -60,6 +62,7 @@ FAULTS: Final = (
     "malformed",
     "critical_header",
     "unknown_key",
+    "awaited_key",
     "wrong_algorithm",
     "bad_signature",
     "bad_claims",
@@ -69,14 +72,24 @@ FAULTS: Final = (
     "wrong_issuer",
     "not_yet_valid",
     "expired",
+    "revoked",
 )
 """Every name that `TokenError.fault` can have, in the order of the checks."""
 
 _URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 _CONTROL: Final = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))  # Unicode's category Cc
 
+NOBODY: Final[Mapping[str, float]] = {}
+
 Number: TypeAlias = int | float
 Names: TypeAlias = Annotated[list[str], msgspec.Meta(max_length=NAMES_LIMIT)]
+
+
+_REASONS: Final = {
+    "expired": Reason.TOKEN_EXPIRED,
+    "revoked": Reason.TOKEN_EXPIRED,
+    "awaited_key": Reason.KEY_AWAITED,
+}
 
 
 class TokenError(PeerError):
@@ -87,17 +100,24 @@ class TokenError(PeerError):
     """
 
     def __init__(self, fault: str) -> None:
-        is_expired = fault == "expired"
-        super().__init__(
-            Reason.TOKEN_EXPIRED if is_expired else Reason.INVALID_TOKEN,
-            "the token has expired" if is_expired else "the token is not valid",
-        )
+        reason = _REASONS.get(fault, Reason.INVALID_TOKEN)
+        text = "the token has expired" if self._is_over(fault) else "the token is not valid"
+        super().__init__(reason, text)
         self.fault = fault
 
     @property
     def is_expired(self) -> bool:
         """Whether a fresh token, otherwise the same, would be valid."""
-        return self.fault == "expired"
+        return self._is_over(self.fault)
+
+    @staticmethod
+    def _is_over(fault: str) -> bool:
+        return fault in ("expired", "revoked")
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it names a key that may be fetched in a moment: the same token may be valid then."""
+        return self.fault == "awaited_key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,12 +231,15 @@ class Verifier:
         self._policy = policy
         self._permissions = permissions
 
-    def verify_connection(self, token: str | bytes, *, now_s: float) -> Identity:
+    def verify_connection(
+        self, token: str | bytes, *, now_s: float, revoked: Mapping[str, float] = NOBODY
+    ) -> Identity:
         """Whose connection this token opens.
 
         Args:
             token: As it came; any text or bytes.
             now_s: Seconds since 1970.
+            revoked: By user, the time before which tokens must not have been issued.
 
         Raises:
             TokenError: It opens none. A token with the claim `channel` never does.
@@ -231,10 +254,17 @@ class Verifier:
             raise TokenError("bad_claims") from None
         self._check_parties(claims)
         expires_at_s = self._check_times(claims, now_s, needs_exp=self._policy.require_exp)
+        _check_revoked(claims, revoked)
         return Identity(claims.sub, permissions, expires_at_s)
 
     def verify_channel(
-        self, token: str | bytes, *, channel: str, user: str | None, now_s: float
+        self,
+        token: str | bytes,
+        *,
+        channel: str,
+        user: str | None,
+        now_s: float,
+        revoked: Mapping[str, float] = NOBODY,
     ) -> ChannelGrant:
         """The grant to subscribe to one channel. Claims about other channels are not looked at.
 
@@ -243,6 +273,7 @@ class Verifier:
             channel: The exact name that was asked for.
             user: Who asks; None: anybody, so any `sub` will do.
             now_s: Seconds since 1970.
+            revoked: As above.
 
         Raises:
             TokenError: It does not open this channel to this user. A token without the claim
@@ -259,6 +290,7 @@ class Verifier:
             raise TokenError("wrong_user")
         self._check_parties(claims)
         expires_at_s = self._check_times(claims, now_s, needs_exp=True)
+        _check_revoked(claims, revoked)
         return ChannelGrant(claims.sub, granted, expires_at_s)
 
     def _claims(self, token: str | bytes) -> _Claims:
@@ -305,6 +337,22 @@ class Verifier:
         if claims.exp + leeway_s <= now_s:
             raise TokenError("expired")
         return max(1, min(int(claims.exp), EXPIRY_LIMIT_S))
+
+
+def _check_revoked(claims: _Claims, revoked: Mapping[str, float]) -> None:
+    """A token that does not say when it was issued may be as old as any."""
+    before_s = revoked.get(claims.sub) if revoked else None
+    if before_s is not None and (claims.iat is UNSET or claims.iat < before_s):
+        raise TokenError("revoked")
+
+
+def kid_of(token: str | bytes) -> str | None:
+    """The kid that a token names, unverified; None when it names none or is malformed."""
+    try:
+        kid = _header(_raw(token)).kid
+    except TokenError:
+        return None
+    return None if kid is UNSET else kid
 
 
 def _raw(token: str | bytes) -> bytes:

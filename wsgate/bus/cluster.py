@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
@@ -219,6 +220,12 @@ class ClusterSubscriber:
                 found.setdefault(node, candidate)
             number += 1
         return list(found.values())
+
+    def limit_payload(self, limit_bytes: int) -> None:
+        """Another largest payload, from now on."""
+        self.options = replace(self.options, payload_limit_bytes=limit_bytes)
+        for lane in self._lanes.values():
+            lane.subscriber.limit_payload(limit_bytes)
 
     def renew(self, why: str) -> None:
         """Leave every connection for a new one."""

@@ -90,6 +90,10 @@ class Connection(asyncio.Protocol):
         if self._answers:
             self.abort("the bus says what it was not asked")
 
+    def limit_payload(self, limit_bytes: int) -> None:
+        """Another largest payload, for what is read from now on."""
+        self._reader.limit_payload(limit_bytes)
+
     def write(self, data: bytes) -> None:
         """Send; nothing when the connection is lost."""
         if self._transport is not None:

@@ -24,6 +24,10 @@ class Names:
         """The stream of one partition of the events, and the pub/sub name of what is published besides."""
         return f"{self._prefix}:events:{partition}".encode()
 
+    def control(self, node: str) -> tuple[bytes, bytes]:
+        """The pub/sub names of what every shard is told, and of what those of one node are."""
+        return f"{self._prefix}:ctl".encode(), f"{self._prefix}:ctl:{node}".encode()
+
     def probe(self, node: str, shard: int) -> bytes:
         """The pub/sub name on which a shard hears itself: proof that the bus delivers."""
         return f"{self._prefix}:probe:{node}:{shard}".encode()

@@ -43,6 +43,9 @@ class PushReader:
     def buffered(self) -> int:
         """Bytes held for a reply that is not complete, or not taken."""
 
+    def limit_payload(self, limit_bytes: int) -> None:
+        """Another largest payload, for what is read from now on."""
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Append what was received."""
 

@@ -85,6 +85,10 @@ cdef class PushReader:
         """Bytes held for a reply that is not complete, or not taken."""
         return self.capacity
 
+    def limit_payload(self, int64_t limit_bytes):
+        """Another largest payload, for what is read from now on."""
+        self.limit = limit_bytes
+
     def feed(self, data):
         """Append what was received."""
         cdef const unsigned char[::1] view = data

@@ -19,7 +19,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from wsgate.address import BusAddress
@@ -158,6 +158,12 @@ class Subscriber:
     def unsubscribe(self, names: Iterable[bytes]) -> None:
         """UNSUBSCRIBE from channels, in order with the calls of `subscribe`."""
         self._enqueue(_UNSUBSCRIBE, [self._prefix + name for name in names])
+
+    def limit_payload(self, limit_bytes: int) -> None:
+        """Another largest payload, from now on."""
+        self._options = replace(self._options, payload_limit_bytes=limit_bytes)
+        if self._connection is not None:
+            self._connection.limit_payload(limit_bytes)
 
     def renew(self, why: str) -> None:
         """Leave this connection for a new one: its owner knows that it does not hear what it should."""

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, field
@@ -105,8 +106,8 @@ class Server(Section, frozen=True, kw_only=True):
     # TCP port for clients. 0 lets the kernel choose one, for tests. 0 to 65535. Default 8000.
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
 
-    # Path of the WebSocket endpoint; every other path but /readyz is answered 404. Begins with "/";
-    # printable ASCII without "?" and "#". Default "/ws".
+    # Path of the WebSocket endpoint; every other path but /readyz and /client.js is answered 404. Begins
+    # with "/"; printable ASCII without "?" and "#". Default "/ws".
     path: str = "/ws"
 
     # Processes that hold sockets, one event loop each. 0 starts one per usable core, which is the most
@@ -185,8 +186,13 @@ class Auth(Section, frozen=True, kw_only=True):
     # Entries; 0 switches it off. 0 to 10000000. Default 65536.
     token_cache_entries: Annotated[int, Meta(ge=0, le=10_000_000)] = field(default=65_536, name="token_cache")
 
+    # Where the issuer publishes its keys (a JSON Web Key Set): fetched every five minutes and when a token
+    # names a key that is not known yet. https, or http on this machine; redirects are not followed. Needs
+    # issuer, because a kid means something only with who gave it. Default "".
+    jwks_url: str = ""
+
     # Keys by the `kid` in a token's header; two at a time make a rotation. A token whose kid is not here
-    # is refused. Default: none.
+    # (nor in the set behind jwks_url) is refused. Default: none.
     keys: dict[str, Key] = field(default_factory=dict)
 
 
@@ -478,6 +484,7 @@ def dotted(*keys: str) -> str:
 
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+_JWKS_URL: Final = re.compile(r"https?://[!-~]+")
 _PATH: Final = re.compile(r"/[!-~]*")
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
@@ -510,8 +517,8 @@ def _server_faults(server: Server) -> Iterator[str]:
         yield "server.host: must not be empty"
     if not _PATH.fullmatch(server.path) or "?" in server.path or "#" in server.path:
         yield 'server.path: must begin with "/" and be printable ASCII without "?" and "#"'
-    if server.path == "/readyz":
-        yield "server.path: /readyz is where readiness is asked"
+    if server.path in ("/readyz", "/client.js"):
+        yield f"server.path: {server.path} is answered otherwise"
     for index, origin in enumerate(server.allowed_origins):
         match = _ORIGIN.fullmatch(origin)
         if origin != "null" and (match is None or int(match[1] or 0) > 65_535):
@@ -527,8 +534,26 @@ def _auth_faults(config: Config) -> Iterator[str]:
         if not kid:
             yield 'auth.keys."": a key needs a name'
         yield from _key_faults(dotted("auth", "keys", kid), key)
-    if not (auth.hmac_secret or auth.keys or auth.allow_anonymous or config.server.dev):
-        yield "auth: nobody could come in: set auth.hmac_secret, a key in auth.keys or auth.allow_anonymous"
+    if not (auth.hmac_secret or auth.keys or auth.jwks_url or auth.allow_anonymous or config.server.dev):
+        yield "auth: nobody could come in: set auth.hmac_secret, auth.keys, auth.jwks_url or allow_anonymous"
+    if auth.jwks_url:
+        yield from _jwks_faults(auth)
+
+
+def _jwks_faults(auth: Auth) -> Iterator[str]:
+    try:
+        parts = urlsplit(auth.jwks_url)
+        is_right = parts.port != 0 and bool(parts.hostname)
+    except ValueError:
+        is_right = False
+    if not is_right or not _JWKS_URL.fullmatch(auth.jwks_url):
+        yield "auth.jwks_url: this is not a URL such as https://issuer.example/keys.json"
+    elif parts.username is not None or parts.password is not None:
+        yield "auth.jwks_url: must not hold a password"
+    elif parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        yield "auth.jwks_url: must be https, or anybody on the way could add a key"
+    if not auth.issuer:
+        yield "auth.issuer: required with auth.jwks_url"
 
 
 def _key_faults(path: str, key: Key) -> Iterator[str]:

@@ -65,6 +65,9 @@ class Dialect(Protocol):
     def gap(self, ch: str) -> bytes:
         """`gap`: publications of this channel were dropped here."""
 
+    def refresh(self, within_s: int) -> bytes:
+        """`refresh`: a fresh token is wanted within this time."""
+
     def error(
         self, name: str, *, id: int | None = None, ch: str | None = None, retry_ms: int | None = None
     ) -> bytes:

@@ -133,6 +133,10 @@ class _Wire:
         """`gap`: publications of this channel were dropped here."""
         return self._write({"op": "gap", "ch": ch})
 
+    def refresh(self, within_s: int) -> bytes:
+        """`refresh`: a fresh token is wanted within this time."""
+        return self._write({"op": "refresh", "within_s": within_s})
+
     def error(
         self, name: str, *, id: int | None = None, ch: str | None = None, retry_ms: int | None = None
     ) -> bytes:

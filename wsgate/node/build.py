@@ -2,10 +2,7 @@
 
 import os
 import secrets
-import shlex
-import shutil
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,32 +11,36 @@ from typing import Final
 
 from wsgate.address import with_password
 from wsgate.admin import AdminOptions
-from wsgate.auth import OriginPolicy, TokenPolicy, VerificationKey, make_key
-from wsgate.bus import parse_address
 from wsgate.config import Config
 from wsgate.errors import InternalError, SettingsError
 from wsgate.node.embedded_bus import EmbeddedBus
 from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
-from wsgate.node.memory import memory_share
+from wsgate.node.options import admin_options, renewable, shard_options
 from wsgate.node.runtime import RunningGateway, lock_file, lock_port, runtime_directory, url_host
-from wsgate.reactor import GateLimits, ListenerOptions, Settings, events
-from wsgate.shard.options import ChannelRules, EventOptions, ShardOptions
-from wsgate.shard.variants import opcodes
+from wsgate.reactor import ListenerOptions
+from wsgate.shard.options import ShardOptions
 
-__all__ = ["Plan", "make_plan", "verification_keys"]
+__all__ = ["Plan", "Renewed", "make_plan"]
 
-POLICIES: Final = {
-    "close": events.POLICY_CLOSE,
-    "drop_oldest": events.POLICY_DROP_OLDEST,
-    "latest_only": events.POLICY_LATEST_ONLY,
-}
-DESCRIPTORS_OF_OURS: Final = 32
-"""What a shard opens besides clients: epoll sets, bus, pipes, standard streams."""
 USER_TIMEOUT_MARGIN_MS: Final = 10_000
 PATIENCE_S: Final = 2.0
 """For ports that a predecessor's children still hold: they end within a second of their keeper."""
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What a configuration that was read again makes of a running node.
+
+    Attributes:
+        shards: Options of each shard, for those that start later and for those that run.
+        admin: Options of the admin process.
+        ignored: Settings that changed and need a restart.
+    """
+
+    shards: list[ShardOptions]
+    admin: AdminOptions
+    ignored: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,16 @@ class Plan:
     drain_timeout_s: float
     lock_fd: int
     clean: Callable[[], None]  # removes what was left in the runtime directory
+    reread: Callable[[], Renewed]
 
 
-def make_plan(config: Config, environ: Mapping[str, str]) -> Plan:
+def make_plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]) -> Plan:
     """Bind, lock and prepare.
+
+    Args:
+        config: What to start with.
+        environ: Where the runtime directory is.
+        read: Reads the configuration again, from where this one came.
 
     Raises:
         SettingsError: What stops the start: a port in use, no server for the private bus, a key that
@@ -67,14 +74,14 @@ def make_plan(config: Config, environ: Mapping[str, str]) -> Plan:
     """
     try:
         with ExitStack() as undo:
-            plan = _plan(config, environ, undo)
+            plan = _plan(config, environ, read, undo)
             undo.pop_all()
             return plan
     except OSError as error:
         raise InternalError(f"cannot start: {error}") from error
 
 
-def _plan(config: Config, environ: Mapping[str, str], undo: ExitStack) -> Plan:
+def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config], undo: ExitStack) -> Plan:
     directory = runtime_directory(environ)
     descriptors = raise_descriptor_limit()
     listeners, lock_fd = _open_listeners(config, directory, undo)
@@ -94,22 +101,28 @@ def _plan(config: Config, environ: Mapping[str, str], undo: ExitStack) -> Plan:
         prefix=config.bus.prefix,
         secret=secret,
     )
-    shards = [
-        _shard_options(config, running, number, len(listeners), descriptors)
-        for number in range(len(listeners))
-    ]
-    admin = _admin_options(config, running)
+
+    def shards_of(config: Config) -> list[ShardOptions]:
+        count = len(listeners)
+        return [shard_options(config, running, number, count, descriptors) for number in range(count)]
+
+    def reread() -> Renewed:
+        fresh, ignored = renewable(config, read())
+        return Renewed(shards_of(fresh), admin_options(fresh, running), ignored)
+
+    shards = shards_of(config)
     file = running.write(directory)
     return Plan(
         listeners=listeners,
         shards=shards,
         admin_listener=admin_listener,
-        admin=admin,
+        admin=admin_options(config, running),
         embedded_bus=bus,
         running=running,
         drain_timeout_s=config.server.drain_timeout_ms / 1000,
         lock_fd=lock_fd,
         clean=lambda: _clean(file, lock_file(directory, port), bus),
+        reread=reread,
     )
 
 
@@ -160,140 +173,3 @@ def _open_admin(config: Config, undo: ExitStack) -> socket.socket:
         raise SettingsError(f"admin.port: cannot listen on {host}:{port}: {text}") from error
     undo.callback(listener.close)
     return listener
-
-
-def verification_keys(config: Config, development_secret: str = "") -> tuple[VerificationKey, ...]:
-    """Every key of the configuration, and the one made for development when there is none."""
-    keys = []
-    if secret := config.auth.hmac_secret or development_secret:
-        keys.append(make_key(None, "HS256", secret=secret.encode()))
-    for kid, row in config.auth.keys.items():
-        keys.append(make_key(kid, row.algorithm, secret=row.secret.encode(), public_key=row.public_key))
-    return tuple(keys)
-
-
-def _rules(row: object) -> ChannelRules:
-    return ChannelRules(
-        subscribe=row.subscribe,  # type: ignore[attr-defined]
-        publish=row.publish,  # type: ignore[attr-defined]
-        slow_consumer=POLICIES[row.slow_consumer],  # type: ignore[attr-defined]
-        max_publish_bytes=row.max_publish_bytes,  # type: ignore[attr-defined]
-    )
-
-
-def _shard_options(
-    config: Config, running: RunningGateway, number: int, shards: int, descriptors: int
-) -> ShardOptions:
-    limits, auth = config.limits, config.auth
-    most = max(1, descriptors - config.admission.reserve_descriptors - DESCRIPTORS_OF_OURS)
-    share = -(-config.admission.max_connections // shards) or most
-    rate = config.admission.handshake_rate_per_s
-    connections = min(most, share)
-    channels = {name: _rules(row) for name, row in config.channels.items()}
-    return ShardOptions(
-        node=running.node,
-        number=number,
-        reactor=Settings(
-            head_timeout_ms=limits.head_timeout_ms,
-            message_limit_bytes=limits.max_message_bytes,
-            fragments_limit=limits.max_fragments,
-            message_timeout_ms=limits.message_timeout_ms,
-            message_rate_per_s=limits.message_rate_per_s,
-            byte_rate_per_s=limits.byte_rate_per_s,
-            outbox_limit_bytes=limits.outbox_bytes,
-            outbox_limit_frames=limits.outbox_frames,
-            outbox_age_ms=limits.outbox_age_ms,
-            write_timeout_ms=limits.write_timeout_ms,
-            ping_interval_ms=config.heartbeat.ping_interval_ms,
-            pong_timeout_ms=config.heartbeat.pong_timeout_ms,
-            idle_timeout_ms=limits.idle_timeout_ms,
-            subscriptions_limit=limits.max_subscriptions,
-            report_vacated=True,
-            report_meta=bool(config.events.enabled),
-            variant_opcodes=opcodes(is_compressing=config.server.compression),
-        ),
-        gate=GateLimits(
-            descriptors=descriptors - config.admission.reserve_descriptors,
-            connections=connections,
-            handshakes_in_progress=config.admission.handshakes_in_progress,
-            accepts_per_s=-(-rate // shards),
-            partial_bytes=-(-config.admission.partial_bytes // shards),
-            memory_bytes=memory_share(config.admission.memory_budget_bytes, shards),
-        ),
-        bus=parse_address(running.bus_url),
-        bus_prefix=config.bus.prefix,
-        bus_connect_timeout_s=config.bus.connect_timeout_ms / 1000,
-        bus_command_timeout_s=config.bus.command_timeout_ms / 1000,
-        path=config.server.path,
-        origins=OriginPolicy(
-            tuple(config.server.allowed_origins) + _page_origins(config, running.admin_port)
-        ),
-        keys=verification_keys(config, running.secret),
-        tokens=TokenPolicy(
-            audience=auth.audience,
-            issuer=auth.issuer,
-            leeway_s=-(-auth.leeway_ms // 1000),  # whole seconds, as token times are; never less than asked
-            require_exp=auth.require_exp,
-        ),
-        token_cache_entries=auth.token_cache_entries,
-        is_compressing=config.server.compression,
-        compression_threshold_bytes=config.server.compression_threshold_bytes,
-        allow_anonymous=auth.allow_anonymous,
-        allow_query_token=auth.allow_query_token,
-        auth_timeout_ms=limits.auth_timeout_ms,
-        unauthenticated_limit=config.admission.handshakes_in_progress or connections,
-        max_channel_name_bytes=limits.max_channel_name_bytes,
-        channels=channels,
-        any_channel=channels["default"] if config.server.dev else None,
-        inbox_slow_consumer=POLICIES[config.inbox.slow_consumer],
-        drain_timeout_ms=config.server.drain_timeout_ms,
-        probe_interval_ms=config.health.canary_interval_ms,
-        events=EventOptions(
-            enabled=frozenset(config.events.enabled),
-            partitions=config.events.partitions,
-            maxlen=config.events.maxlen,
-            pubsub=config.events.pubsub,
-        ),
-    )
-
-
-def _page_origins(config: Config, admin_port: int) -> tuple[str, ...]:
-    """Where the try page is served from, in development."""
-    if not config.server.dev:
-        return ()
-    hosts = dict.fromkeys((*_LOOPBACK, url_host(config.admin.host)))
-    return tuple(f"http://{host}:{admin_port}" for host in hosts)
-
-
-def _admin_options(config: Config, running: RunningGateway) -> AdminOptions:
-    return AdminOptions(
-        node=running.node,
-        bus=parse_address(running.bus_url),
-        prefix=config.bus.prefix,
-        api_key=config.admin.api_key,
-        is_dev=config.server.dev,
-        is_loopback=config.admin.host in ("localhost", "::1") or config.admin.host.startswith("127."),
-        client_port=running.port,
-        path=config.server.path,
-        connect_timeout_s=config.bus.connect_timeout_ms / 1000,
-        command_timeout_s=config.bus.command_timeout_ms / 1000,
-        publish_command=publish_command(running),
-        max_publish_bytes=max(row.max_publish_bytes for row in config.channels.values()),
-        log_level=config.log.level,
-    )
-
-
-def publish_command(running: RunningGateway) -> str:
-    """A line to paste into a shell that publishes something; it works there as it stands."""
-    port = "" if running.port == 8000 else f" --port {running.port}"
-    return f"{_program()} publish{port} news '{{\"hello\":1}}'"
-
-
-def _program() -> str:
-    """How a shell starts `wsgate`: by name, or by the path it was started from (`make run`)."""
-    if shutil.which("wsgate"):
-        return "wsgate"
-    started = Path(sys.argv[0])
-    if started.name == "wsgate":
-        return shlex.quote(str(started))
-    return f"{shlex.quote(sys.executable)} -m wsgate"

@@ -45,6 +45,7 @@ class Child:
         self._last_words = last_words
         self._due_s = 0.0
         self._backoff_s = 0.0
+        self._is_renewed = False
         # Of its own: a log holds lines of one cause back, and each child's death is worth one.
         self._log = Log("keeper")
 
@@ -69,7 +70,8 @@ class Child:
             is_asked: Whether we told it to end.
         """
         fields: dict[str, object] = {"child": self.name, "pid": self.pid, "status": code}
-        if is_asked:
+        if is_asked or self._is_renewed:
+            self._is_renewed = False
             self._log.info("ended", **fields)
         else:
             self.restarts += 1
@@ -78,6 +80,11 @@ class Child:
             self._log.warning("died", **fields)
         self.pid = 0
         self._plan_next_start()
+
+    def renew(self) -> None:
+        """End it, so that it is started again with what it is to be now; no death worth a warning."""
+        self._is_renewed = bool(self.pid)
+        self.signal(signal.SIGTERM)
 
     def _plan_next_start(self) -> None:
         now_s = time.monotonic()

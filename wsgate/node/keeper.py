@@ -24,13 +24,16 @@ from functools import partial
 from typing import Final
 
 from wsgate.admin import run_admin
+from wsgate.errors import WsgateError
 from wsgate.log import Log
 from wsgate.node.build import Plan
 from wsgate.node.children import Child, fork_child, name_process
 from wsgate.node.listeners import refuse_waiting, steer
 from wsgate.node.notify import notify
 from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.options import Boards
 from wsgate.shard.process import run_shard
+from wsgate.shard.renewal import Renewal
 from wsgate.statistics import PHASE_DRAINING, PHASE_READY, StatisticsBlock, why_not_ready
 
 __all__ = ["Keeper"]
@@ -58,9 +61,13 @@ class Keeper:
         self._announce = announce
         self._log = Log("keeper")
         self._block = StatisticsBlock.create(LAYOUT, len(plan.listeners))
+        self._boards = Boards()
+        self._shard_options, self._admin_options = plan.shards, plan.admin
+        self._had_terminal = _has_terminal()
         self._alive_read, self._alive_write = os.pipe()
         self._wake_read, self._wake_write = socket.socketpair()
         self._signals: list[int] = []
+        self._is_hung_up = False
         self._weights: list[int] = []
         self._is_ready = False
         self._is_stopping = False
@@ -132,20 +139,20 @@ class Keeper:
                         self._block.retire(number)
 
     def _fork_shard(self, number: int) -> int:
-        options, listener = self._plan.shards[number], self._plan.listeners[number]
+        options, listener = self._shard_options[number], self._plan.listeners[number]
 
         def work() -> int:
             self._give_up(listener)
-            return run_shard(options, listener.fileno(), self._block, self._alive_read)
+            return run_shard(options, listener.fileno(), self._block, self._alive_read, self._boards)
 
         return fork_child(f"wsgate-shard-{number}", work)
 
     def _fork_admin(self) -> int:
-        options, listener = self._plan.admin, self._plan.admin_listener
+        options, listener = self._admin_options, self._plan.admin_listener
 
         def work() -> None:
             self._give_up(listener)
-            run_admin(options, self._block, listener, self._alive_read)
+            run_admin(options, self._block, listener, self._alive_read, self._boards.key_set)
 
         return fork_child("wsgate-admin", work)
 
@@ -195,12 +202,43 @@ class Keeper:
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and `&` of a shell have it
-                signal.signal(number, lambda number, frame: self._signals.append(number))
+                signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes the loop
 
+    def _on_signal(self, number: int, frame: object) -> None:
+        """Between any two steps: only remember it."""
+        if number == signal.SIGHUP:
+            self._is_hung_up = True
+        else:
+            self._signals.append(number)
+
     def _take_signals(self) -> None:
+        """SIGHUP renews the configuration, unless it is the terminal that hung up; the others end it."""
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
+        if not self._is_hung_up:
+            return
+        self._is_hung_up = False
+        if self._had_terminal and not _has_terminal():
+            self._signals.append(signal.SIGHUP)
+        elif not self._is_stopping:
+            self._renew()
+
+    def _renew(self) -> None:
+        """Read the configuration again and tell the shards; what is wrong with it changes nothing."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            renewed = self._plan.reread()
+            self._boards.configuration.post(Renewal.of(renewed.shards[0]).to_bytes())
+        except WsgateError as error:
+            self._log.error("not_renewed", why=str(error))
+        else:
+            self._shard_options = renewed.shards
+            if renewed.admin != self._admin_options:
+                self._admin_options = renewed.admin
+                self._others[-1].renew()
+            self._log.info("renewed", needs_restart=" ".join(renewed.ignored) or "nothing")
+        notify("READY=1")
 
     def _stop(self) -> int:
         """Drain the shards, then end the rest; a second signal ends it at once."""
@@ -230,6 +268,15 @@ class Keeper:
             if any(child.pid for child in children):
                 select.select([self._wake_read], [], [], TICK_S)
                 self._take_signals()
+
+
+def _has_terminal() -> bool:
+    """Whether there is a terminal that could hang up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _differ(weights: list[int], before: list[int]) -> bool:

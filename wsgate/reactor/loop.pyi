@@ -66,6 +66,16 @@ class Reactor:
         False does not mean that nothing is to be read: data still in the kernel keeps `fileno` readable.
         """
 
+    def renew(self, settings: Settings) -> None:
+        """Other limits and deadlines for everybody, connections that are open included.
+
+        A deadline that is running is looked at when it comes due; the new one holds from then on.
+        `variant_opcodes` and what is reported to the caller stay as they were made.
+
+        Raises:
+            SettingsError: A setting is out of range, or may not change; then nothing has.
+        """
+
     def listen(self, listener_fd: int) -> None:
         """Accept from a listening, non-blocking socket, which stays the caller's."""
 
@@ -189,6 +199,9 @@ class Reactor:
     def is_subscribed(self, conn: int, channel: bytes) -> bool:
         """Whether this connection is subscribed. O(1)."""
 
+    def subscribed(self, channel: bytes) -> list[int]:
+        """The handles of all who are subscribed to a channel, in no order. O(subscribers)."""
+
     def variants(self, channel: bytes) -> int:
         """Which variants have subscribed to a channel since it was empty, bit n for variant n; 0: empty."""
 
@@ -209,6 +222,9 @@ class Reactor:
 
         With `Settings.report_vacated` only. One that has subscribers again is left out.
         """
+
+    def answer_page(self, conn: int, *, reason: int = ...) -> bool:
+        """Answer a head with `Settings.page_response` and end; as `refuse`, but the bytes are held once."""
 
     def public_id(self, conn: int) -> int:
         """The 64 bits under which the outside may know a connection.
@@ -259,10 +275,11 @@ class Reactor:
     def meta(self, conn: int) -> Any:
         """The attached object, or None."""
 
-    def set_deadline(self, conn: int, at_ms: int, close_code: int) -> bool:
+    def set_deadline(self, conn: int, at_ms: int, close_code: int, *, only_sooner: bool = False) -> bool:
         """End the connection at a time of the caller's clock; `at_ms` 0 clears it.
 
-        `close_code` 0 means 4001. Raises ValueError for a code a server may not send.
+        `close_code` 0 means 4001. With `only_sooner` a deadline that comes before stays. Raises ValueError
+        for a code a server may not send.
         """
 
     def peer(self, conn: int) -> str:

@@ -32,11 +32,11 @@ from wsgate.reactor.memory cimport memory_booked
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_peer, seam_watch
 from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
-from wsgate.reactor.state cimport advance, response_frame, state_blank, state_destroy, state_start
+from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
     APPLICATION, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, Gate, HEAD_REFUSED, KINDS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
+    Entry, Frame, Gate, HEAD_REFUSED, KICKED, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
     POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
@@ -66,7 +66,7 @@ ENUMERATIONS = {
     "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
     "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
     "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
-    "reason_last": SHED,
+    "reason_last": KICKED,
 }
 
 
@@ -203,6 +203,24 @@ cdef class Reactor:
         gate_mute(core, True)
         core.listener = -1
 
+    def renew(self, settings):
+        """Other limits and deadlines for everybody, from now on; see loop.pyi."""
+        cdef Core *core = self.own()
+        cdef Limits before = core.limits
+        cdef int place
+        cdef list opcodes = []
+        for place in range(<int>core.variants):
+            opcodes.append(publication_opcode(core, place))
+        if opcodes != list(settings.variant_opcodes):
+            raise SettingsError("variant_opcodes cannot be renewed")
+        try:
+            apply_settings(core, settings)
+        except SettingsError:
+            core.limits = before
+            raise
+        if core.is_short:
+            core.pool.enabled = 0
+
     def set_gate(self, limits, bytes refusal not None):
         """Replace the gate's limits and the bytes a refused peer is sent."""
         cdef Core *core = self.core
@@ -281,6 +299,19 @@ cdef class Reactor:
         if c == NULL or c.state != STATE_DECIDING:
             return False
         end_with(core, slot, response_frame(core, response), reason)
+        return True
+
+    def answer_page(self, uint64_t conn, *, int reason=APPLICATION):
+        """Answer a head with the page of the settings and end. False for a stale handle."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        check_reason(reason)
+        if c == NULL or c.state != STATE_DECIDING:
+            return False
+        if core.page != NULL:
+            core.page.references += 1
+        end_with(core, slot, core.page, reason)
         return True
 
     # --- names for the outside ------------------------------------------------------------------------
@@ -423,8 +454,8 @@ cdef class Reactor:
             return None
         return <object>c.meta
 
-    def set_deadline(self, uint64_t conn, int64_t at_ms, int close_code):
-        """End the connection with `close_code` at a time of the caller's clock; 0 clears."""
+    def set_deadline(self, uint64_t conn, int64_t at_ms, int close_code, *, bint only_sooner=False):
+        """End the connection with `close_code` at a time of the caller's clock; 0 clears. See loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -432,6 +463,8 @@ cdef class Reactor:
             return False
         if at_ms and close_code:
             check_code(close_code)
+        if only_sooner and c.application_ms and c.application_ms <= at_ms - core.forgiven_ms:
+            return True
         c.application_ms = at_ms - core.forgiven_ms if at_ms else 0
         c.application_code = <uint16_t>close_code
         deadlines_arm(core, slot)
@@ -532,6 +565,21 @@ cdef class Reactor:
             self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
         )
         return 0 if index == NONE else self.core.channels.channels[index].count
+
+    def subscribed(self, bytes channel not None):
+        """The handles of all who are subscribed here, in no order."""
+        cdef Core *core = self.own()
+        cdef Channel *found
+        cdef const uint32_t *slots
+        cdef uint32_t index, place
+        cdef list handles = []
+        index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
+        if index != NONE:
+            found = &core.channels.channels[index]
+            slots = found.slots.many if found.capacity else found.slots.few
+            for place in range(found.count):
+                handles.append(handle_of(at(core, slots[place]), slots[place]))
+        return handles
 
     def variants(self, bytes channel not None):
         """Which variants have subscribed here, a bit each; 0 when nobody is subscribed."""

@@ -47,6 +47,8 @@ REASON_NAMES: Final = (
     "invalid_deflate",
     "refused_memory",
     "shed",
+    "key_awaited",
+    "kicked",
 )
 COUNTER_NAMES: Final = (
     "accepted",

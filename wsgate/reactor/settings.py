@@ -54,6 +54,8 @@ class Settings:
     # Publications: the opcode of each variant (1 text, 2 binary), at most 8; with events.DEFLATED added,
     # its clients have agreed to permessage-deflate without context takeover.
     variant_opcodes: tuple[int, ...] = (1,)
+    # What `answer_page` sends: a whole HTTP answer, held once however many ask for it.
+    page_response: bytes = b""
     # What is sent when the reactor itself refuses a head; empty: nothing is sent.
     head_timeout_response: bytes = (
         b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -9,3 +9,4 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1
 cdef Frame *response_frame(Core *core, bytes response) except? NULL
 cdef void advance(Core *core, int64_t now_ms) noexcept nogil
 cdef list state_destroy(Core *core)
+cdef int apply_settings(Core *core, settings) except -1

@@ -130,6 +130,7 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
     core.ping = frame_message(core, OP_PING, b"", 0)
     if core.chunks == NULL or core.ping == NULL:
         raise MemoryError
+    core.page = response_frame(core, settings.page_response)
     core.head_timeout = response_frame(core, settings.head_timeout_response)
     core.head_too_large = response_frame(core, settings.head_too_large_response)
     core.upgrade_timeout = response_frame(core, settings.upgrade_timeout_response)
@@ -193,6 +194,7 @@ cdef list state_destroy(Core *core):
         for slot in range(VARIANTS_MAX):
             drop(core, &core.byes[index].frames[slot])
     drop(core, &core.ping)
+    drop(core, &core.page)
     drop(core, &core.head_timeout)
     drop(core, &core.head_too_large)
     drop(core, &core.upgrade_timeout)

@@ -128,6 +128,8 @@ cdef enum Reason:
     INVALID_DEFLATE
     REFUSED_MEMORY
     SHED
+    KEY_AWAITED
+    KICKED
     REASONS
 
 # The numbers of wsgate/reactor/events.py.
@@ -461,6 +463,7 @@ ctypedef struct Core:
     Bye *byes
     uint32_t bye_count
     Frame *ping                  # two bytes, shared by all
+    Frame *page                  # an HTTP answer many may ask for, held once
     Frame *head_timeout
     Frame *head_too_large
     Frame *upgrade_timeout

@@ -21,6 +21,10 @@ class Access:
     """
 
     def __init__(self, channels: Mapping[str, ChannelRules], any_channel: ChannelRules | None) -> None:
+        self.renew(channels, any_channel)
+
+    def renew(self, channels: Mapping[str, ChannelRules], any_channel: ChannelRules | None) -> None:
+        """Other rules, from now on."""
         self._channels = channels
         self._any = any_channel
         rules = [*channels.values(), *([any_channel] if any_channel else [])]

@@ -5,6 +5,7 @@ refused here is HTTP; a token that a browser carried (subprotocol, query) is jud
 a browser cannot see a 401 and would come back for ever.
 """
 
+import random
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _INVALID_TOKEN: Final = handshake.refusal(
     401, "invalid_token", extra_headers=(("WWW-Authenticate", "Bearer"),)
 )
 _BEARER: Final = "bearer"
+AWAITED_MOST_S: Final = 5
+"""A key that was asked for is there by then, or is not."""
 QUERY_FIELDS_LIMIT: Final = 64
 """Each may become a subscription."""
 
@@ -52,10 +55,14 @@ class Front:
 
     def __init__(self, options: ShardOptions, tokens: Tokens) -> None:
         """For one shard."""
+        self._tokens = tokens
+        self.renew(options)
+
+    def renew(self, options: ShardOptions) -> None:
+        """Other options, from now on."""
         self._path = options.path
         self._origins = options.origins
         self._allow_query_token = options.allow_query_token
-        self._tokens = tokens
         self._is_compressing = options.is_compressing
 
     def judge(self, head: bytes, now_s: float) -> Entry | handshake.Refusal:
@@ -127,7 +134,13 @@ class Front:
         try:
             # "Bearer" with nothing behind it is a bad token: who meant to show one is not anonymous.
             entry.identity = self._tokens.connection(token.strip(), now_s)
-        except TokenError:
-            return _INVALID_TOKEN
+        except TokenError as error:
+            return _key_awaited() if error.is_awaited else _INVALID_TOKEN
         entry.late_token = None
         return entry
+
+
+def _key_awaited() -> handshake.Refusal:
+    """The token names a key that is being fetched: the same token may be good in a moment."""
+    retry_after_s = random.randint(1, AWAITED_MOST_S)  # noqa: S311 - spreading, not secrecy
+    return handshake.refusal(503, "key_awaited", retry_after_s=retry_after_s)

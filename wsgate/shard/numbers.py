@@ -20,6 +20,7 @@ SHARD_REFUSALS: Final = {
     "draining": 503,
     "forbidden_origin": 403,
     "invalid_token": 401,
+    "key_awaited": 503,
     "no_common_subprotocol": 400,
     "too_many_unauthenticated": 503,
     "unknown_path": 404,
@@ -62,6 +63,12 @@ LAYOUT: Final = Layout(
         "tokens_verified",
         "tokens_cached",  # seen before, not verified again
         "tokens_refused",
+        "keys_wanted",  # kids that no key has, asked of whoever fetches the key set
+        "keys_fetched",  # key sets taken over
+        "revocations_forgotten",  # too many users
+        "controls_run",  # commands of backends on the control channel
+        "controls_malformed",
+        "renewals",  # configurations taken over
         "bus_connects",
         "bus_failures",
         "probes_echoed",
@@ -70,6 +77,7 @@ LAYOUT: Final = Layout(
         "events_dropped",  # too many waited
         "events_taken",  # of those appended: messages of clients
         "events_refused",  # messages of clients, answered with an error
+        "client_asked",  # GET /client.js on the client port
         "readiness_asked",  # GET /readyz on the client port
         "restarts",  # of a child; the keeper's
     ),
@@ -82,6 +90,7 @@ LAYOUT: Final = Layout(
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "subscriptions_pending",  # channels the bus has not confirmed yet
         "token_cache_entries",
+        "keys_awaited",  # 1: a key set is to be fetched and none was yet
         "events_waiting",
         "events_waiting_bytes",
         "python_blocks",  # memory blocks CPython's allocator has given out

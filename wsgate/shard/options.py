@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
-from wsgate.auth import NO_PERMISSIONS, Identity, OriginPolicy, TokenPolicy, VerificationKey
+from wsgate.auth import NO_PERMISSIONS, Identity, KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import BusAddress
 from wsgate.reactor import GateLimits, Settings
+from wsgate.statistics import Board
 
-__all__ = ["ANONYMOUS", "NO_EVENTS", "ChannelRules", "EventOptions", "ShardOptions"]
+__all__ = ["ANONYMOUS", "NO_EVENTS", "Boards", "ChannelRules", "EventOptions", "ShardOptions"]
 
 ANONYMOUS = Identity(user="", permissions=NO_PERMISSIONS, expires_at_s=0)
 """Who has no token where none is needed; one object for all of them."""
@@ -42,6 +44,19 @@ class EventOptions:
 
 NO_EVENTS = EventOptions()
 
+CONFIGURATION_BYTES: Final = 4 * 1024 * 1024
+KEY_SET_BYTES: Final = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Boards:
+    """What a running shard is told anew, in memory it shares: made before it is forked."""
+
+    configuration: Board = field(default_factory=lambda: Board(CONFIGURATION_BYTES))
+    """A `Renewal`, posted by the keeper."""
+    key_set: Board = field(default_factory=lambda: Board(KEY_SET_BYTES))
+    """A JSON Web Key Set, posted by the admin process."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardOptions:
@@ -57,7 +72,7 @@ class ShardOptions:
     bus_command_timeout_s: float = 5.0
     path: str = "/ws"
     origins: OriginPolicy
-    keys: tuple[VerificationKey, ...] = ()
+    keys: tuple[KeySource, ...] = ()
     tokens: TokenPolicy
     token_cache_entries: int = 65_536
     compression_threshold_bytes: int = 512
@@ -73,3 +88,4 @@ class ShardOptions:
     drain_timeout_ms: int = 30_000
     probe_interval_ms: int = 5_000
     events: EventOptions = NO_EVENTS
+    is_fetching_keys: bool = False  # the admin process posts a key set

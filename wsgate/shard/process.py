@@ -12,12 +12,14 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from http import HTTPStatus
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import uvloop
 
+from wsgate.auth import parse_jwks
 from wsgate.bus import AppenderOptions, Covers, Names, SubscriberOptions, make_bus
+from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, refusal
 from wsgate.log import Log
 from wsgate.reactor import Reactor, events
@@ -26,12 +28,15 @@ from wsgate.reasons import Reason
 from wsgate.shard import numbers
 from wsgate.shard.access import Access
 from wsgate.shard.commands import Commands
+from wsgate.shard.control import Control
 from wsgate.shard.drain import drain
 from wsgate.shard.events import Events
 from wsgate.shard.front import Front
 from wsgate.shard.hub import Hub
-from wsgate.shard.options import ShardOptions
+from wsgate.shard.options import Boards, ShardOptions
+from wsgate.shard.pages import CLIENT_PAGE, answer, is_client_request, is_readiness_request
 from wsgate.shard.probe import Probe
+from wsgate.shard.renewal import Renewal
 from wsgate.shard.sessions import Sessions, encode_gap, now_ms
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.variants import DIALECT_OF, Forms
@@ -46,11 +51,12 @@ FLUSH_S: Final = 2.0
 """For events of the last clients to reach their stream."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 """What an envelope may add to the largest payload."""
-_READY_REQUESTS: Final = (b"GET /readyz ", b"GET /readyz?")
 _OUR_OWN: Final = tuple(name for name in numbers.LAYOUT.counters if name not in COUNTER_NAMES)
 
 
-def run_shard(options: ShardOptions, listener_fd: int, block: StatisticsBlock, alive_fd: int) -> int:
+def run_shard(
+    options: ShardOptions, listener_fd: int, block: StatisticsBlock, alive_fd: int, boards: Boards
+) -> int:
     """Be a shard until SIGTERM or until the keeper is gone; returns the exit code.
 
     Call in a fresh process, after a fork or not: randomness is seeded here and every key made here.
@@ -60,18 +66,27 @@ def run_shard(options: ShardOptions, listener_fd: int, block: StatisticsBlock, a
         listener_fd: A listening socket; the keeper's.
         block: Where to count; this shard writes its own region only.
         alive_fd: The read end of a pipe whose other end the keeper holds: its end of file is the keeper's.
+        boards: What may be told anew; the options are those of the configuration's present version.
     """
     random.seed()
-    return uvloop.run(Shard(options, listener_fd, block, alive_fd).run())
+    return uvloop.run(Shard(options, listener_fd, block, alive_fd, boards).run())
 
 
 class Shard:
     """All parts of one shard, wired."""
 
     def __init__(
-        self, options: ShardOptions, listener_fd: int, block: StatisticsBlock, alive_fd: int
+        self,
+        options: ShardOptions,
+        listener_fd: int,
+        block: StatisticsBlock,
+        alive_fd: int,
+        boards: Boards | None = None,
     ) -> None:
         """Nothing runs yet."""
+        self._boards = boards or Boards()
+        self._seen = self._boards.configuration.version
+        self._seen_keys = 0
         self._options = options
         self._listener_fd = listener_fd
         self._alive_fd = alive_fd
@@ -95,15 +110,21 @@ class Shard:
     def _build(self, loop: asyncio.AbstractEventLoop) -> None:
         options = self._options
         self._loop = loop
-        self._reactor = Reactor(options.reactor, now_ms=now_ms(), gap_encoder=encode_gap)
-        access = Access(options.channels, options.any_channel)
+        settings = replace(options.reactor, page_response=CLIENT_PAGE)
+        self._reactor = Reactor(settings, now_ms=now_ms(), gap_encoder=encode_gap)
+        access = self._access = Access(options.channels, options.any_channel)
         names = Names(options.bus_prefix)
-        tokens = Tokens(options.keys, options.tokens, options.token_cache_entries, self.count)
+        tokens = Tokens(
+            tuple(source.make() for source in options.keys),
+            options.tokens,
+            options.token_cache_entries,
+            self.count,
+            is_fetching=options.is_fetching_keys,
+        )
         self._tokens = tokens
         self._front = Front(options, tokens)
-        forms = Forms(options.compression_threshold_bytes, self.count)
+        forms = self._forms = Forms(options.compression_threshold_bytes, self.count)
         self._hub = Hub(self._reactor, access, forms, self.count)
-        rules = [*options.channels.values(), *filter(None, [options.any_channel])]
         self._bus = make_bus(
             options.bus,
             names.channels,
@@ -111,13 +132,14 @@ class Shard:
             SubscriberOptions(
                 connect_timeout_s=options.bus_connect_timeout_s,
                 reply_timeout_s=options.bus_command_timeout_s,
-                payload_limit_bytes=max((each.max_publish_bytes for each in rules), default=0)
-                + ENVELOPE_ROOM_BYTES,
+                payload_limit_bytes=_payload_limit_bytes(options),
             ),
         )
         self._publisher, self._subscriber = self._bus.publisher, self._bus.subscriber
         self._events = self._make_events(names)
         self._sessions = Sessions(options, self._reactor, self._hub, access, tokens, self.count, self._events)
+        self._control = Control(self._reactor, self._sessions)
+        self._control_names = names.control(options.node)
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         self._hub.attach(self._subscriber)
         self._probe = Probe(
@@ -244,13 +266,17 @@ class Shard:
             except Exception:  # a fault of ours must not take the others down with it
                 self._log.exception("command_failed")
                 self._sessions.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.INTERNAL)
-        has_more = self._hub.tidy()
+        has_more = self._hub.tidy() or self._control.step()
         if reactor.flush(now) or reactor.more or has_more:
             self._schedule()
 
     def _on_open(self, conn: int, head: bytes) -> None:
-        if head.startswith(_READY_REQUESTS):
+        if is_readiness_request(head):
             self._answer_readiness(conn)
+            return
+        if is_client_request(head):
+            self.count("client_asked", 1)
+            self._reactor.answer_page(conn, reason=Reason.APPLICATION)
             return
         now_s = time.time()
         entry = self._front.judge(head, now_s)
@@ -271,8 +297,8 @@ class Shard:
     def _answer_readiness(self, conn: int) -> None:
         self.count("readiness_asked", 1)
         why = why_not_ready(self._block, now_ms())
-        answer = _answer(503, b'{"ready":false}') if why else _answer(200, b'{"ready":true}')
-        self._reactor.refuse(conn, answer, reason=Reason.APPLICATION)
+        said = answer(503, b'{"ready":false}') if why else answer(200, b'{"ready":true}')
+        self._reactor.refuse(conn, said, reason=Reason.APPLICATION)
 
     # --- the bus --------------------------------------------------------------------------------------
 
@@ -280,6 +306,8 @@ class Shard:
         """A subscriber connection is there: hear everything it covers again."""
         self.count("bus_connects", 1)
         self._log.info("bus_up", bus=str(self._options.bus))
+        for name in self._control_names:
+            self._subscriber.subscribe_control(name)
         self._hub.on_up(covers)
         self._probe.on_up()
 
@@ -305,7 +333,10 @@ class Shard:
 
     def on_control(self, name: bytes, payload: bytes) -> None:
         """Something that is no publication."""
-        self._probe.on_control(name, payload)
+        if name in self._control_names:
+            self._control.run(payload)
+        else:
+            self._probe.on_control(name, payload)
 
     def on_subscribed(self, name: bytes) -> bool:
         """A subscription is live; False: not everybody is told yet."""
@@ -341,6 +372,7 @@ class Shard:
         next_s = max(now_s, due_s + TICK_S)
         self._loop.call_at(next_s, self._tick, next_s)
         self._reactor.tick(now_ms())
+        self._look_at_boards()
         self._pump()
         numbers_now = self._reactor.counters()
         self._renew_gate(numbers_now["refused"])
@@ -348,6 +380,40 @@ class Shard:
         if self._ticks % NUMBERS_TICKS == 0:
             self._write_numbers(numbers_now)
         self._beat(numbers_now["now_connections"], is_short=bool(numbers_now["now_short"]))
+
+    def _look_at_boards(self) -> None:
+        """What was told anew since the last tick: the configuration, the key set."""
+        boards = self._boards
+        if boards.configuration.version != self._seen and (posted := boards.configuration.read()):
+            self._seen = posted[0]
+            try:
+                self._renew(Renewal.from_bytes(posted[1]).applied(self._options))
+            except WsgateError as error:  # the keeper has checked it: a fault of ours, and no reason to end
+                self._log.error("not_renewed", error=str(error))
+        if boards.key_set.version != self._seen_keys and (posted := boards.key_set.read()):
+            self._seen_keys = posted[0]
+            try:
+                self._tokens.renew_fetched(parse_jwks(posted[1]))
+                self.count("keys_fetched", 1)
+            except WsgateError as error:
+                self._log.error("keys_not_taken", error=str(error))
+        self._region["keys_awaited"] = self._tokens.is_awaiting
+
+    def _renew(self, options: ShardOptions) -> None:
+        """Other keys, rules and limits; nobody is dropped for them."""
+        keys = tuple(source.make() for source in options.keys)
+        self._reactor.renew(options.reactor)
+        self._options = options
+        self._tokens.renew(keys, options.tokens, options.token_cache_entries)
+        self._access.renew(options.channels, options.any_channel)
+        self._front.renew(options)
+        self._sessions.renew(options)
+        self._subscriber.limit_payload(_payload_limit_bytes(options))
+        self._forms.threshold_bytes = options.compression_threshold_bytes
+        self._refused_before = -1  # the gate is set with the next tick's Retry-After
+        self._region["memory_budget_bytes"] = options.gate.memory_bytes
+        self.count("renewals", 1)
+        self._log.info("renewed")
 
     def _renew_gate(self, refused: int) -> None:
         """A new Retry-After for those the gate refuses, so that they do not come back together."""
@@ -388,13 +454,12 @@ class Shard:
         region["events_waiting_bytes"] = sum(each.held_bytes for each in self._events.appenders)
 
 
+def _payload_limit_bytes(options: ShardOptions) -> int:
+    """Of what the bus may send: the largest publication of any channel, in an envelope."""
+    rules = [*options.channels.values(), *filter(None, [options.any_channel])]
+    return max((each.max_publish_bytes for each in rules), default=0) + ENVELOPE_ROOM_BYTES
+
+
 def _spread_s(most_s: int) -> int:
     """When to come back, so that those who are sent away do not come together."""
     return random.randint(1, most_s)  # noqa: S311 - spreading, not secrecy
-
-
-def _answer(status: int, body: bytes) -> bytes:
-    """A whole HTTP answer of the client port's, JSON."""
-    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body

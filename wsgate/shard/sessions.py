@@ -69,7 +69,6 @@ class Sessions:
         events: Events,
     ) -> None:
         """Over the shard's reactor and hub; sets what is said before a Close the reactor sends."""
-        self.options = options
         self.reactor = reactor
         self.hub = hub
         self.access = access
@@ -81,12 +80,17 @@ class Sessions:
         self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
         self.ended: set[int] = set()  # Close is queued: what they said after it is not run
         self._bad_messages: dict[int, int] = {}
-        self._ping_s = options.reactor.ping_interval_ms // 1000
+        self.renew(options)
         for row in REASONS.values():
             if row.close_code >= 4000:
                 spoken = DIALECT_OF[: len(options.reactor.variant_opcodes)]
                 byes = [self._bye(dialect, row.reason) for dialect in spoken]
                 reactor.set_bye(row.close_code, byes, reason=row.reason)
+
+    def renew(self, options: ShardOptions) -> None:
+        """Other options, from now on."""
+        self.options = options
+        self._ping_s = options.reactor.ping_interval_ms // 1000
 
     def _bye(self, dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
         code = REASONS[reason].close_code
@@ -122,7 +126,7 @@ class Sessions:
             # Until it is gone it is one of those who have shown nothing, by whatever way it came.
             self.unauthenticated.setdefault(conn, NOTHING_SHOWN)
             self.error(conn, dialect, "unauthorized", id=showing.id)
-            self.end(conn, dialect, Reason.TOKEN_EXPIRED if error.is_expired else Reason.INVALID_TOKEN)
+            self.end(conn, dialect, Reason(error.reason))
             return
         self.welcome(conn, dialect, identity, showing)
 
@@ -156,6 +160,12 @@ class Sessions:
         elif identity is not ANONYMOUS:
             member = identity.member()
         self.reactor.set_meta(conn, member)
+
+    def want_refresh(self, conn: int, dialect: Dialect, within_s: int) -> None:
+        """Ask for a fresh token; who shows none in time is closed as if its token had expired."""
+        code = REASONS[Reason.TOKEN_EXPIRED].close_code
+        if self.reactor.set_deadline(conn, now_ms() + within_s * 1000, code, only_sooner=True):
+            self.reactor.send(conn, dialect.refresh(within_s), dialect.opcode)
 
     def forget_welcome(self, conn: int) -> None:
         """It was said, and so was everything that follows it."""

@@ -12,22 +12,28 @@ from wsgate.auth import (
     TokenPolicy,
     VerificationKey,
     Verifier,
+    kid_of,
 )
 
 __all__ = ["Tokens"]
 
 PERMISSION_SETS = 4_096
 """Different permission sets that are shared; more than that are simply not shared."""
+UNKNOWN_LIMIT = 256
+"""Unknown kids remembered: whoever makes up more of them is told to come back, and gets no more fetches."""
+REVOKED_LIMIT = 65_536
+"""Users remembered as revoked; beyond it the oldest is forgotten, and counted."""
 
 
 class Tokens:
     """Token text in, identity out.
 
     Args:
-        keys: All keys in force.
+        keys: All configured keys.
         policy: What a token must say.
         cache_entries: How many verified tokens are remembered; 0: none.
         count: Adds to a counter by name.
+        is_fetching: Whether more keys come from a key set that somebody fetches.
     """
 
     def __init__(
@@ -36,10 +42,56 @@ class Tokens:
         policy: TokenPolicy,
         cache_entries: int,
         count: Callable[[str, int], None],
+        *,
+        is_fetching: bool = False,
     ) -> None:
-        self._verifier = Verifier(KeyRing(keys), policy, PermissionTable(PERMISSION_SETS))
-        self._cache = TokenCache(cache_entries) if cache_entries else None
         self._count = count
+        self._is_fetching = is_fetching
+        self._fetched: tuple[VerificationKey, ...] = ()
+        self._fetches = 0
+        self._unknown: dict[str, int] = {}  # kid: the fetch before which it was first asked for
+        self._revoked: dict[str, float] = {}  # user: tokens issued before this are not valid
+        self.renew(keys, policy, cache_entries)
+
+    def renew(self, keys: tuple[VerificationKey, ...], policy: TokenPolicy, cache_entries: int) -> None:
+        """Other keys, another policy: nothing is remembered of what was verified by the former."""
+        self._configured = keys
+        self._policy = policy
+        self._cache_entries = cache_entries
+        self._make()
+
+    def renew_fetched(self, keys: tuple[VerificationKey, ...]) -> None:
+        """The keys of the set that was fetched now; a kid of the configuration outranks one of the set."""
+        self._fetches += 1
+        named = {(key.kid, key.algorithm) for key in self._fetched}
+        self._fetched = keys
+        if named != {(key.kid, key.algorithm) for key in keys}:
+            self._make()
+        else:  # the same again, perhaps with other material: what is remembered stays for its 5 minutes
+            self._verifier = self._verifier_now()
+
+    def _make(self) -> None:
+        self._verifier = self._verifier_now()
+        self._cache = TokenCache(self._cache_entries) if self._cache_entries else None
+
+    def _verifier_now(self) -> Verifier:
+        ours = {key.kid for key in self._configured}
+        fetched = (key for key in self._fetched if key.kid not in ours)
+        ring = KeyRing((*self._configured, *fetched))
+        return Verifier(ring, self._policy, PermissionTable(PERMISSION_SETS))
+
+    def revoke(self, user: str, before_s: float) -> None:
+        """From now on tokens of this user that were issued before a time are not valid here."""
+        self._revoked.pop(user, None)
+        if len(self._revoked) >= REVOKED_LIMIT:
+            self._revoked.pop(next(iter(self._revoked)))
+            self._count("revocations_forgotten", 1)
+        self._revoked[user] = before_s
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether keys are to be fetched and none have been."""
+        return self._is_fetching and not self._fetches
 
     @property
     def cached(self) -> int:
@@ -54,12 +106,15 @@ class Tokens:
         """
         cache = self._cache
         if cache is not None and (identity := cache.get(token, now_s)) is not None:
-            self._count("tokens_cached", 1)
-            return identity
+            if not self._revoked or identity.user not in self._revoked:
+                self._count("tokens_cached", 1)
+                return identity
         try:
-            identity = self._verifier.verify_connection(token, now_s=now_s)
-        except TokenError:
+            identity = self._verifier.verify_connection(token, now_s=now_s, revoked=self._revoked)
+        except TokenError as error:
             self._count("tokens_refused", 1)
+            if error.fault == "unknown_key" and self._is_wanted(token):
+                raise TokenError("awaited_key") from None
             raise
         self._count("tokens_verified", 1)
         if cache is not None:
@@ -69,9 +124,26 @@ class Tokens:
     def channel(self, token: str, channel: str, user: str, now_s: float) -> ChannelGrant:
         """The channel this token opens to this user; raises TokenError when it does not."""
         try:
-            grant = self._verifier.verify_channel(token, channel=channel, user=user, now_s=now_s)
+            grant = self._verifier.verify_channel(
+                token, channel=channel, user=user, now_s=now_s, revoked=self._revoked
+            )
         except TokenError:
             self._count("tokens_refused", 1)
             raise
         self._count("tokens_verified", 1)
         return grant
+
+    def _is_wanted(self, token: str) -> bool:
+        """Whether an unknown key may come with the next fetch: then it is asked for.
+
+        A key that is still unknown after a fetch that came later than the first question is unknown.
+        """
+        kid = kid_of(token)
+        if not self._is_fetching or kid is None:
+            return False
+        if kid not in self._unknown:
+            if len(self._unknown) >= UNKNOWN_LIMIT:
+                self._unknown.pop(next(iter(self._unknown)))
+            self._unknown[kid] = self._fetches
+            self._count("keys_wanted", 1)
+        return self._unknown[kid] == self._fetches

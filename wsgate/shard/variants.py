@@ -56,7 +56,7 @@ class Forms:
     """
 
     def __init__(self, threshold_bytes: int, count: Callable[[str, int], None]) -> None:
-        self._threshold_bytes = threshold_bytes
+        self.threshold_bytes = threshold_bytes
         self._count = count
 
     def make(self, variants: int, encode: Callable[[Dialect], bytes]) -> list[bytes | int | None]:
@@ -96,7 +96,7 @@ class Forms:
 
     def _deflate(self, content: bytes, window_bits: int) -> bytes | None:
         """None when it is not worth it."""
-        if len(content) < self._threshold_bytes:
+        if len(content) < self.threshold_bytes:
             return None
         deflated = deflate(content, window_bits)
         self._count("publications_deflated", 1)

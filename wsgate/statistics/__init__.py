@@ -4,6 +4,7 @@ The lowest room: shards and keeper write, the admin process reads. It knows name
 """
 
 from wsgate.statistics.block import Region, StatisticsBlock
+from wsgate.statistics.board import Board
 from wsgate.statistics.layout import Layout
 from wsgate.statistics.readiness import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, why_not_ready
 
@@ -11,6 +12,7 @@ __all__ = [
     "PHASE_DRAINING",
     "PHASE_READY",
     "PHASE_STARTING",
+    "Board",
     "Layout",
     "Region",
     "StatisticsBlock",

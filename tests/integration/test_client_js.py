@@ -1,0 +1,296 @@
+"""The JavaScript client: its own tests, its types, and real gateways from Node and from a browser."""
+
+import contextlib
+import json
+import re
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import jwt
+import pytest
+import redis
+
+from tests.support.browser import find_chromium, running_browser
+from tests.support.gateway import Gateway, running_gateway, wait_until
+from tests.support.node import ROOT, Node, provide_node
+
+pytestmark = pytest.mark.slow
+
+CLIENT: Final = ROOT / "wsgate" / "client" / "js"
+NODE_TESTS: Final = sorted((ROOT / "tests" / "js").glob("*.test.mjs"))
+SECRET: Final = "a secret of 32 bytes, for tests!"
+PAGE: Final = """<!doctype html><link rel="icon" href="data:,"><script type="module">
+    import * as wsgate from "/client.js";
+    globalThis.wsgate = wsgate;
+</script>"""
+COMPILER_OPTIONS: Final = {
+    "noEmit": True,
+    "strict": True,
+    "allowJs": True,
+    "checkJs": True,
+    "target": "es2022",
+    "lib": ["es2022", "dom", "dom.iterable"],
+    "module": "nodenext",
+    "moduleDetection": "force",
+    "types": [],
+}
+# A client with all its defaults, and everything that happens to it.
+START: Final = """(async (url) => {
+    globalThis.client = new wsgate.Client(url, { token: () => token });
+    globalThis.happened = { open: [], close: [], error: [], gap: [] };
+    for (const type of Object.keys(happened)) {
+        client.addEventListener(type, (event) => happened[type].push({ ...event }));
+    }
+    globalThis.heard = [];
+    globalThis.subscribe = async (name) => {
+        const subscription = name === "@me" ? client.inbox() : client.subscribe(name);
+        subscription.onPublication = ({ channel, data, encoding }) => {
+            heard.push([channel, encoding, encoding === "binary" ? [...data] : data]);
+        };
+        await subscription.ready;
+    };
+})"""
+
+
+class Runtime(Protocol):
+    """Where scripts are evaluated: Node, or a page in a browser."""
+
+    def evaluate(self, script: str) -> Any: ...
+
+    def wait_for(self, claim: str, within_ms: int = ...) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def node() -> Node:
+    return provide_node()
+
+
+# --- without a gateway --------------------------------------------------------------------------------
+
+
+def test_there_are_tests_for_node() -> None:
+    assert len(NODE_TESTS) >= 4
+
+
+@pytest.mark.parametrize("file", NODE_TESTS, ids=lambda file: file.name.removesuffix(".test.mjs"))
+def test_under_node(node: Node, file: Path) -> None:
+    done = node.run("--test", "--test-reporter=tap", str(file))
+    counts = {word: int(count) for word, count in re.findall(r"^# (\w+) (\d+)$", done.stdout, re.MULTILINE)}
+    assert done.returncode == 0 and counts["fail"] == counts["cancelled"] == 0, done.stdout + done.stderr
+    assert counts["pass"] == counts["tests"] > 0, "a file that ran no tests proves nothing"
+
+
+def test_the_types_are_those_of_the_module(node: Node, tmp_path: Path) -> None:
+    done = compile_types(node, tmp_path)
+    assert done == ""
+
+
+def test_types_that_say_something_else_are_found(node: Node, tmp_path: Path) -> None:
+    types = (CLIENT / "wsgate.d.ts").read_text()
+    done = compile_types(node, tmp_path, types.replace("  close(): void;", "  close(): number;"))
+    assert "implementation" in done
+
+
+def compile_types(node: Node, folder: Path, types: str | None = None) -> str:
+    """What the compiler says of the module, of its types and of a program that uses them."""
+    shutil.copy(CLIENT / "wsgate.js", folder / "implementation.js")
+    (folder / "wsgate.d.ts").write_text(types or (CLIENT / "wsgate.d.ts").read_text())
+    shutil.copy(ROOT / "tests" / "support" / "client_types.ts", folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    options = {"compilerOptions": COMPILER_OPTIONS, "include": ["*"]}
+    (folder / "tsconfig.json").write_text(json.dumps(options))
+    compiler = node.modules / "typescript" / "bin" / "tsc"
+    return node.run(str(compiler), "--project", str(folder), "--pretty", "false").stdout
+
+
+# --- with one, from Node and from a page --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page_url() -> Iterator[str]:
+    """A site that has the client: another origin than the gateway's."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_client = self.path == "/client.js"
+            body = (CLIENT / "wsgate.js").read_bytes() if is_client else PAGE.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/javascript" if is_client else "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def serve(
+    page_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., contextlib.AbstractContextManager[Gateway]]:
+    """Starts a gateway that lets the page in; always with the same secret."""
+    config = tmp_path_factory.mktemp("config") / "wsgate.toml"
+    config.write_text(f'[server]\nallowed_origins = ["{page_url}"]\n[auth]\nhmac_secret = "{SECRET}"\n')
+    return lambda *flags: running_gateway("--config", str(config), *flags)
+
+
+@pytest.fixture(scope="module")
+def gateway(serve: Callable[..., contextlib.AbstractContextManager[Gateway]]) -> Iterator[Gateway]:
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture(params=["node", "chromium"])
+def runtime(request: pytest.FixtureRequest, node: Node, page_url: str) -> Iterator[Runtime]:
+    """Where the client runs; at the end nothing that nobody caught must have failed there."""
+    if request.param == "node":
+        with node.process() as process:
+            yield process
+            process.evaluate("0")  # what nobody caught would have ended it
+        return
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium here, and none could be installed")
+    with running_browser(chromium) as browser:
+        browser.open(page_url)
+        browser.wait_for("globalThis.wsgate")
+        yield browser
+        browser.evaluate("0")
+        # That a gateway is away is no fault of a script.
+        assert [fault for fault in browser.faults if not fault.startswith("WebSocket connection to")] == []
+
+
+def token(user: str, ttl_s: int = 3600) -> str:
+    return jwt.encode({"sub": user, "exp": int(time.time()) + ttl_s}, SECRET)
+
+
+def start(runtime: Runtime, gateway: Gateway, shown: str = "") -> None:
+    """A client that is open."""
+    runtime.evaluate(f"globalThis.token = {json.dumps(shown)}")
+    runtime.evaluate(f"{START}({json.dumps(gateway.ws_url)})")
+    runtime.evaluate("client.connect()")
+
+
+def publish(gateway: Gateway, channel: str, data: str | bytes) -> None:
+    with redis.Redis.from_url(gateway.bus_url) as bus:
+        assert bus.publish(f"wsgate:ch:{channel}", data) == 1
+
+
+def hears(runtime: Runtime, channel: str, data: Any, encoding: str = "json") -> None:
+    runtime.wait_for(f"heard.some((each) => JSON.stringify(each) === `{dump([channel, encoding, data])}`)")
+
+
+def dump(value: Any) -> str:
+    """JSON as JSON.stringify writes it."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def test_it_subscribes_publishes_and_hears(runtime: Runtime, gateway: Gateway) -> None:
+    start(runtime, gateway)
+    runtime.evaluate("Promise.all([subscribe('news'), subscribe('chat:42')])")
+    assert runtime.evaluate("client.publish('news', { text: 'h\\u00e9', n: [1, null] })") == {}
+    hears(runtime, "news", {"text": "h\u00e9", "n": [1, None]})
+    runtime.evaluate("client.publish('news', 'not to me', { echo: false, key: 'k' })")
+    publish(gateway, "chat:42", '"from a backend"')
+    publish(gateway, "chat:42", b"\xff\xfe\x00")
+    hears(runtime, "chat:42", "from a backend")
+    hears(runtime, "chat:42", [255, 254, 0], "binary")
+    assert runtime.evaluate("heard.length") == 3
+    assert runtime.evaluate("[happened.error.length, happened.gap.length]") == [0, 0]
+
+
+def test_it_reads_with_for_await(runtime: Runtime, gateway: Gateway) -> None:
+    start(runtime, gateway)
+    read = """(async () => {
+        const subscription = client.subscribe("loop");
+        await subscription.ready;
+        for (let number = 0; number < 5; number += 1) client.publish("loop", number);
+        const read = [];
+        for await (const { data } of subscription) if (read.push(data) === 5) break;
+        await subscription.unsubscribe();
+        for await (const { data } of subscription) read.push(data);
+        return read;
+    })()"""
+    assert runtime.evaluate(read) == [0, 1, 2, 3, 4]
+
+
+def test_its_inbox(runtime: Runtime, gateway: Gateway) -> None:
+    start(runtime, gateway, token("42"))
+    runtime.evaluate("subscribe('@me')")
+    assert runtime.evaluate("happened.open[0].user") == "42"
+    publish(gateway, "@42", '{"n":1}')
+    hears(runtime, "@me", {"n": 1})
+
+
+def test_refusals(runtime: Runtime, gateway: Gateway) -> None:
+    start(runtime, gateway)
+    caught = "(error) => [error.constructor === wsgate.CommandError, error.code, error.error]"
+    assert runtime.evaluate(f"client.publish('{{no}}', 1).catch({caught})") == [True, 400, "bad_request"]
+    assert runtime.evaluate(f"subscribe('@me').catch({caught})") == [True, 400, "bad_request"]
+    assert runtime.evaluate("client.state") == "open"
+
+
+def test_a_token_that_is_none_ends_it_for_good(runtime: Runtime, gateway: Gateway) -> None:
+    with pytest.raises(AssertionError, match="4501"):
+        start(runtime, gateway, "no.token.at-all")
+    assert runtime.evaluate("client.state") == "closed"
+    assert runtime.evaluate("happened.close.map(({ code }) => code)") == [4501]
+
+
+@pytest.mark.parametrize("runtime", ["node"], indirect=True)
+def test_a_token_is_refreshed_before_it_expires(runtime: Runtime, gateway: Gateway) -> None:
+    start(runtime, gateway, token("42", ttl_s=5))
+    runtime.evaluate(f"globalThis.token = {json.dumps(token('42'))}")
+    runtime.evaluate("new Promise((resolve) => setTimeout(resolve, 6000))")
+    assert runtime.evaluate("[client.state, happened.open.length, happened.error.length]") == ["open", 1, 0]
+
+
+def test_it_comes_back_after_a_restart(
+    runtime: Runtime, serve: Callable[..., contextlib.AbstractContextManager[Gateway]]
+) -> None:
+    with serve() as gateway:
+        start(runtime, gateway, token("42"))
+        runtime.evaluate("Promise.all([subscribe('news'), subscribe('@me')])")
+        runtime.evaluate("globalThis.unsubscribed = client.subscribe('gone').unsubscribe()")
+        gateway.stop()
+        runtime.wait_for("client.state === 'waiting'")
+        assert runtime.evaluate("[happened.close[0].code, happened.close[0].willReconnect]") == [4012, True]
+        # Said while nobody is there: it waits for the connection, though not for the subscription.
+        runtime.evaluate("globalThis.publishing = client.publish('news', 'said meanwhile'), 0")
+        port = gateway.port
+    with serve("--port", str(port)) as gateway:
+        runtime.wait_for("client.state === 'open'")
+        runtime.evaluate("publishing")
+        runtime.wait_for("happened.gap.length === 2")  # both are held again
+        publish(gateway, "news", '"to all"')
+        publish(gateway, "@42", '"for you"')
+        hears(runtime, "news", "to all")
+        hears(runtime, "@me", "for you")
+        gaps = runtime.evaluate("happened.gap.map(({ channel, reason }) => [channel, reason])")
+        assert sorted(gaps) == [["@me", "not_recovered"], ["news", "not_recovered"]]
+        runtime.evaluate("client.close()")
+        assert runtime.evaluate("happened.close.at(-1).code") == 1000
+
+
+def test_the_gateway_serves_it_and_any_page_may_import_it() -> None:
+    with running_gateway() as gateway:
+        url = f"http://127.0.0.1:{gateway.port}/client.js"
+        for _ in range(3):
+            with urllib.request.urlopen(url, timeout=20) as answer:
+                assert answer.read() == (ROOT / "wsgate" / "client" / "js" / "wsgate.js").read_bytes()
+            assert answer.headers["Content-Type"] == "text/javascript; charset=utf-8"
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        wait_until("it is counted", lambda: gateway.metric("wsgate_client_requests_total") == 3, 20)
+        wait_until("nothing is held", lambda: gateway.metric("wsgate_connections_held") == 0, 20)

@@ -1,0 +1,196 @@
+"""What a backend may ask of every shard: kick, fresh tokens, revoke. By Redis, and by the API."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+import redis
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.support.client import Client, connected
+from tests.support.gateway import Gateway, running_gateway, wait_until
+
+pytestmark = pytest.mark.slow
+
+WITHIN_S: Final = 20.0
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    with running_gateway("--shards", "2") as running:
+        yield running
+
+
+@pytest.fixture
+def bus(gateway: Gateway) -> Iterator[Any]:
+    with redis.Redis.from_url(gateway.bus_url) as client:
+        yield client
+
+
+def visit(gateway: Gateway, user: str, count: int = 4) -> Any:
+    return connected(gateway.ws_url, count, token=gateway.token(user))
+
+
+def greeted(clients: list[Client]) -> list[Client]:
+    for client in clients:
+        assert client.receive()["ch"] == "@me"
+    return clients
+
+
+def ask(bus: Any, **command: Any) -> None:
+    assert bus.publish("wsgate:ctl", json.dumps(command)) == 2, "each shard hears it"
+
+
+def api(gateway: Gateway, method: str, **fields: Any) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{gateway.admin_url}/api/{method}", json.dumps(fields).encode(), method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=WITHIN_S) as answer:
+        found: dict[str, Any] = json.loads(answer.read())
+    return found
+
+
+def test_a_user_is_kicked_from_every_shard_and_nobody_else_is(gateway: Gateway, bus: Any) -> None:
+    with visit(gateway, "bad") as bad, visit(gateway, "good") as good:
+        greeted(bad), greeted(good)
+        ask(bus, op="disconnect", user="bad")
+        for client in bad:
+            said, code = client.end()
+            assert code == 4520
+            assert said[-1] == {"op": "bye", "code": 4520, "reason": "kicked", "reconnect": False}
+        for client in good:
+            assert client.ask("ping") == {"op": "pong"}
+    wait_until("it is counted", lambda: gateway.metric("wsgate_closes_total", reason="kicked") >= 4, WITHIN_S)
+
+
+def test_one_connection_is_kicked_by_its_public_id(gateway: Gateway, bus: Any) -> None:
+    with visit(gateway, "two", 2) as clients:
+        first, second = greeted(clients)
+        ask(bus, op="disconnect", user="someone else", conn=first.welcome["conn"])
+        assert first.ask("ping") == {"op": "pong"}, "it is not theirs"
+        ask(bus, op="disconnect", conn=first.welcome["conn"])
+        assert first.end()[1] == 4520
+        assert second.ask("ping") == {"op": "pong"}
+
+
+def test_who_shows_a_fresh_token_in_time_stays_and_who_does_not_goes(gateway: Gateway, bus: Any) -> None:
+    with visit(gateway, "42", 2) as clients:
+        prompt, idle = greeted(clients)
+        ask(bus, op="refresh", user="42", within_s=1)
+        for client in (prompt, idle):
+            assert client.receive() == {"op": "refresh", "within_s": 1}
+        assert prompt.ask("refresh", token=gateway.token("42"), id=1)["op"] == "ok"
+        said, code = idle.end()
+        assert (code, said[-1]["reason"]) == (4001, "token_expired")
+        time.sleep(0.5)
+        assert prompt.ask("ping") == {"op": "pong"}
+
+
+def test_a_refresh_never_gives_a_token_more_time_than_it_has(gateway: Gateway, bus: Any) -> None:
+    token = gateway.token("short", "--ttl", "2s")
+    with connected(gateway.ws_url, 1, token=token) as (client,):
+        client.receive()
+        ask(bus, op="refresh", user="short", within_s=3600)
+        assert client.end(10.0)[1] == 4001
+
+
+def test_revoked_tokens_open_nothing_any_more_and_newer_ones_do(gateway: Gateway, bus: Any) -> None:
+    old = gateway.token("leaked")
+    with connected(gateway.ws_url, 3, token=old) as clients:
+        greeted(clients)
+        time.sleep(1.1)  # tokens say when they were issued in whole seconds
+        ask(bus, op="revoke", user="leaked", before=time.time())
+        for client in clients:
+            assert client.end()[1] == 4001
+    for _ in range(4):
+        with pytest.raises(InvalidStatus, match="401"):
+            connect(gateway.ws_url, additional_headers={"Authorization": f"Bearer {old}"})
+    time.sleep(1.1)
+    with connected(gateway.ws_url, 1, token=gateway.token("leaked")) as (client,):
+        assert client.receive()["ch"] == "@me"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        b"",
+        b"nonsense",
+        b"\xff\xfe",
+        b"[" * 10_000,
+        b'{"op":"disconnect","user":7}',
+        b'{"op":"disconnect","user":""}',
+        b'{"op":"disconnect","conn":"x"}',
+        b'{"op":"refresh"}',
+        b'{"op":"refresh","user":"42","within_s":-1}',
+        b'{"op":"revoke","user":"42"}',
+        b'{"op":"format"}',
+        b'{"op":"disconnect","user":"' + b"x" * 5_000 + b'"}',
+    ],
+)
+def test_what_is_no_command_is_counted_and_changes_nothing(
+    gateway: Gateway, bus: Any, command: bytes
+) -> None:
+    before = gateway.metric("wsgate_controls_total", outcome="malformed")
+    with visit(gateway, "42", 1) as clients:
+        (client,) = greeted(clients)
+        bus.publish("wsgate:ctl", command)
+        wait_until(
+            "it is counted",
+            lambda: gateway.metric("wsgate_controls_total", outcome="malformed") == before + 2,
+            WITHIN_S,
+        )
+        assert client.ask("ping") == {"op": "pong"}
+
+
+def test_a_command_for_one_node_is_heard_by_its_shards(gateway: Gateway, bus: Any) -> None:
+    with visit(gateway, "42", 1) as clients:
+        (client,) = greeted(clients)
+        name = f"wsgate:ctl:{client.welcome['node']}"
+        assert bus.publish(name, b'{"op":"disconnect","user":"42"}') == 2
+        assert client.end()[1] == 4520
+
+
+def test_a_disconnect_without_anybody_named_disconnects_nobody(gateway: Gateway, bus: Any) -> None:
+    with visit(gateway, "42", 1) as clients:
+        (client,) = greeted(clients)
+        ask(bus, op="disconnect")
+        assert client.ask("ping") == {"op": "pong"}
+
+
+# --- by the API ---------------------------------------------------------------------------------------
+
+
+def test_the_api_says_the_same(gateway: Gateway) -> None:
+    with visit(gateway, "api", 3) as clients:
+        first, second, third = greeted(clients)
+        assert api(gateway, "disconnect", conn=first.welcome["conn"]) == {"result": {}}
+        assert first.end()[1] == 4520
+        assert api(gateway, "refresh", user="api", within_s=9) == {"result": {}}
+        assert second.receive() == {"op": "refresh", "within_s": 9}
+        assert api(gateway, "disconnect", user="api") == {"result": {}}
+        assert second.end()[1] == third.end()[1] == 4520
+        assert api(gateway, "revoke", user="api", before=0) == {"result": {}}
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "what"),
+    [
+        ("disconnect", {}, "user"),
+        ("disconnect", {"user": 7}, "user"),
+        ("disconnect", {"user": "x" * 129}, "user"),
+        ("disconnect", {"conn": "xyz"}, "conn"),
+        ("disconnect", {"conn": 7}, "user"),
+        ("refresh", {}, "user"),
+        ("refresh", {"user": "42", "within_s": "soon"}, "within_s"),
+        ("refresh", {"user": "42", "within_s": 3601}, "within_s"),
+        ("refresh", {"user": "42", "within_s": 1.5}, "within_s"),
+        ("revoke", {"user": "42", "before": -1}, "before"),
+        ("revoke", {"user": "a\nb"}, "user"),
+    ],
+)
+def test_a_bad_request_is_named(gateway: Gateway, method: str, fields: dict[str, Any], what: str) -> None:
+    assert api(gateway, method, **fields) == {"error": {"code": 107, "message": f"bad request: {what}"}}

@@ -1,0 +1,294 @@
+"""The issuer's key set, fetched by one process for all shards: well, badly, and while keys rotate (S19)."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.support.client import Client, connected
+from tests.support.gateway import Gateway, run_command, running_gateway, wait_until
+from tests.support.issuer import ISSUER, Issuer, SigningKey, issuer, symmetric
+from wsgate.admin import keys as fetching
+from wsgate.admin.keys import DOCUMENT_LIMIT_BYTES, KeySetFetcher, fetch
+from wsgate.errors import BackendError
+from wsgate.shard.numbers import LAYOUT
+from wsgate.statistics import Board, StatisticsBlock
+
+WITHIN_S: Final = 20.0
+OLD: Final = SigningKey("old")
+NEW: Final = SigningKey("new", "EdDSA")
+
+
+# --- one fetch ------------------------------------------------------------------------------------------
+
+
+def test_a_document_is_fetched_as_it_is() -> None:
+    with issuer(OLD, NEW) as served:
+        assert fetch(served.url) == served.document()
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with issuer(OLD) as served, issuer(NEW) as elsewhere:
+        for status in (301, 302, 303, 307, 308):
+            served.status, served.headers = status, {"Location": elsewhere.url}
+            with pytest.raises(BackendError, match=f"answered {status}"):
+                fetch(served.url)
+        assert elsewhere.asked == []
+
+
+@pytest.mark.parametrize("status", [201, 204, 401, 404, 500])
+def test_any_other_answer_is_a_failure(status: int) -> None:
+    with issuer(OLD) as served:
+        served.status = status
+        with pytest.raises(BackendError):
+            fetch(served.url)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "data:application/json,{}", "ftp://127.0.0.1/", "nonsense"]
+)
+def test_no_other_scheme_is_opened(url: str) -> None:
+    with pytest.raises(BackendError):
+        fetch(url)
+
+
+def test_a_huge_answer_is_not_read_to_its_end() -> None:
+    with issuer() as served:
+        served.body = bytes(64 * DOCUMENT_LIMIT_BYTES)
+        with pytest.raises(BackendError, match="larger than"):
+            fetch(served.url)
+
+
+def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "FETCH_S", 0.5)
+    with issuer(OLD) as served:
+        served.pause_s = 0.02
+        served.body = bytes(10_000)
+        with pytest.raises(BackendError, match="not complete within"):
+            fetch(served.url)
+
+
+def test_who_is_away_is_a_failure_and_nothing_of_the_answer_is_repeated() -> None:
+    with pytest.raises(BackendError, match="cannot be reached"):
+        fetch("http://127.0.0.1:1/")
+    with issuer() as served:
+        served.headers = {"Content-Encoding": "hunter2"}
+        served.status = 500
+        with pytest.raises(BackendError) as refused:
+            fetch(served.url)
+        assert "hunter2" not in str(refused.value)
+
+
+# --- when it is fetched ---------------------------------------------------------------------------------
+
+
+class Bench:
+    """A fetcher whose fetches are the test's."""
+
+    def __init__(self) -> None:
+        self.block = StatisticsBlock.create(LAYOUT, 2)
+        self.board = Board(1 << 16)
+        self.asked = 0
+        self.answer: Callable[[], bytes] = lambda: Issuer.document(self.issuer)
+        self.issuer = Issuer()
+        self.issuer.keys = [OLD]
+        self.fetcher = KeySetFetcher("https://issuer.example/", self.block, self.board, self._get)
+
+    def _get(self, url: str) -> bytes:
+        self.asked += 1
+        return self.answer()
+
+    def run(self, main: Callable[[], Any]) -> None:
+        """Run it while `main` does."""
+
+        async def both() -> None:
+            running = asyncio.ensure_future(self.fetcher.run())
+            try:
+                await main()
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+        asyncio.run(both())
+
+    def has_failed_since(self, failed: int) -> bool:
+        return self.fetcher.failed > failed
+
+    async def until(self, claim: Callable[[], object]) -> None:
+        end_s = time.monotonic() + WITHIN_S
+        while not claim():
+            assert time.monotonic() < end_s
+            await asyncio.sleep(0.01)
+
+
+def symmetric_only() -> bytes:
+    made = Issuer()
+    made.keys = [symmetric("shared", b"x" * 32)]
+    return made.document()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LOOK_S", 0.01), ("COOLDOWN_S", 0.3), ("RETRY_FIRST_S", 0.01)):
+        monkeypatch.setattr(fetching, name, value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_it_is_fetched_at_once_and_then_only_when_it_is_wanted_and_not_too_often() -> None:
+    bench = Bench()
+
+    async def main() -> None:
+        await bench.until(lambda: bench.fetcher.fetched == 1)
+        assert bench.board.read() == (bench.board.version, bench.issuer.document())
+        for _ in range(50):  # a flood of made-up kids
+            bench.block.shard(1).add("keys_wanted")
+            await asyncio.sleep(0.02)
+        assert 3 <= bench.asked <= 6, "a second of it costs no more than the cooldown allows"
+
+    bench.run(main)
+
+
+@pytest.mark.usefixtures("quick")
+def test_while_the_issuer_is_away_what_was_fetched_stays_and_it_is_asked_again() -> None:
+    bench = Bench()
+
+    def fail() -> bytes:
+        raise BackendError("away", temporary=True)
+
+    async def main() -> None:
+        await bench.until(lambda: bench.fetcher.fetched == 1)
+        posted = bench.board.read()
+        for answer in (fail, lambda: b"<html>", lambda: b"{}", symmetric_only):
+            failed = bench.fetcher.failed
+            bench.answer = answer
+            bench.block.shard(0).add("keys_wanted")
+            await bench.until(partial(bench.has_failed_since, failed))
+            assert bench.board.read() == posted
+        bench.issuer.keys = [NEW]
+        bench.answer = bench.issuer.document
+        await bench.until(lambda: bench.fetcher.fetched == 2)
+        assert bench.board.read() == (bench.board.version, bench.issuer.document())
+
+    bench.run(main)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_fetch_that_hangs_is_the_only_one() -> None:
+    bench, release = Bench(), threading.Event()
+
+    def hang() -> bytes:
+        release.wait(WITHIN_S)
+        return bench.issuer.document()
+
+    bench.answer = hang
+
+    async def main() -> None:
+        for _ in range(50):
+            bench.block.shard(0).add("keys_wanted")
+            await asyncio.sleep(0.01)
+        assert bench.asked == 1
+        release.set()
+        await bench.until(lambda: bench.fetcher.fetched >= 1)
+
+    bench.run(main)
+
+
+# --- a whole gateway ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def gateway_of(served: Issuer, *flags: str) -> Iterator[Gateway]:
+    environ = {"WSGATE_AUTH__JWKS_URL": served.url, "WSGATE_AUTH__ISSUER": ISSUER}
+    with running_gateway(*flags, environ=environ, is_dev=False) as gateway:
+        yield gateway
+
+
+def status_of(gateway: Gateway, token: str) -> int:
+    """What a handshake with this token is answered with."""
+    try:
+        with connect(gateway.ws_url, additional_headers={"Authorization": f"Bearer {token}"}):
+            return 101
+    except InvalidStatus as refused:
+        if refused.response.status_code == 503:
+            assert 1 <= int(refused.response.headers["Retry-After"]) <= 5
+        return refused.response.status_code
+
+
+@pytest.mark.slow
+def test_keys_rotate_and_nobody_is_turned_away_for_good() -> None:
+    with issuer(OLD) as served, gateway_of(served, "--shards", "2") as gateway:
+        assert status_of(gateway, OLD.token()) == 101
+        with connected(gateway.ws_url, 1, token=OLD.token()) as (client,):
+            assert client.receive()["ch"] == "@me"
+            served.keys = [OLD, NEW]
+            assert status_of(gateway, NEW.token()) == 503, "its key is not here yet: come back"
+            wait_until("it is", lambda: status_of(gateway, NEW.token()) == 101, WITHIN_S)
+            served.keys = [NEW]
+            assert status_of(gateway, SigningKey("other").token()) == 503
+            wait_until("the old one is gone", lambda: status_of(gateway, OLD.token("43")) != 101, WITHIN_S)
+            assert client.ask("ping") == {"op": "pong"}, "who is here stays"
+        assert gateway.metric("wsgate_key_set_fetches_total", outcome="fetched") >= 3
+        assert set(served.asked) == {"/keys.json"}
+
+
+@pytest.mark.slow
+def test_a_browsers_token_with_a_new_key_comes_back_and_is_not_told_to_stay_away() -> None:
+    with issuer(OLD) as served, gateway_of(served) as gateway:
+        protocols = ["wsgate.v1.json", f"wsgate.bearer.{NEW.token()}"]
+        with connect(gateway.ws_url, subprotocols=protocols) as socket:  # type: ignore[arg-type]
+            said, code = Client(socket).end()
+        assert code == 4001
+        assert said[-1]["op"] == "bye" and said[-1]["reason"] == "key_awaited" and said[-1]["reconnect"]
+
+
+@pytest.mark.slow
+def test_until_the_first_set_is_there_the_node_is_not_ready_and_it_outlives_the_admin() -> None:
+    with issuer(OLD) as served:
+        served.status = 500
+        environ = {"WSGATE_AUTH__JWKS_URL": served.url, "WSGATE_AUTH__ISSUER": ISSUER}
+        with running_gateway(environ=environ, is_dev=False, wait=False) as gateway:
+            wait_until("it says so", lambda: gateway.why_not_ready() == ["shard_0_keys_awaited"], WITHIN_S)
+            assert status_of(gateway, OLD.token()) == 503
+            served.status = 200
+            gateway.await_ready()
+            assert status_of(gateway, OLD.token()) == 101
+            served.status = 500
+            os.kill(gateway.pid_of("wsgate-shard-0"), signal.SIGKILL)
+            os.kill(gateway.pid_of("wsgate-admin"), signal.SIGKILL)
+            wait_until("the successors have it", lambda: not gateway.why_not_ready(), WITHIN_S)
+            assert status_of(gateway, OLD.token()) == 101
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("file:///etc/passwd", "this is not a URL"),
+        ("data:application/json,{}", "this is not a URL"),
+        ("http://issuer.example/keys", "must be https"),
+        ("https://user:hunter2@issuer.example/", "must not hold a password"),
+        ("https://", "this is not a URL"),
+        ("https://a b/", "this is not a URL"),
+    ],
+)
+def test_a_url_that_is_not_for_this_stops_the_start(tmp_path: Path, url: str, said: str) -> None:
+    environ = {"WSGATE_AUTH__JWKS_URL": url, "WSGATE_AUTH__ISSUER": ISSUER}
+    done = run_command("check-config", directory=tmp_path, environ=environ, check=False)
+    assert done.returncode == 2
+    assert f"auth.jwks_url: {said}" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_a_key_set_needs_an_issuer(tmp_path: Path) -> None:
+    environ = {"WSGATE_AUTH__JWKS_URL": "https://issuer.example/keys"}
+    done = run_command("check-config", directory=tmp_path, environ=environ, check=False)
+    assert "auth.issuer: required with auth.jwks_url" in done.stderr

@@ -1,0 +1,197 @@
+"""SIGHUP: keys, namespaces and limits anew, nobody dropped; what is wrong or needs a restart is said."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.support.client import Client, connected
+from tests.support.gateway import Gateway, running_gateway, wait_until
+
+pytestmark = pytest.mark.slow
+
+WITHIN_S: Final = 20.0
+FIRST: Final = "the first secret, which is long enough for HS256"
+SECOND: Final = "another secret, which is long enough as well"
+BASE: Final = f"""
+[auth.keys.first]
+algorithm = "HS256"
+secret = "{FIRST}"
+[channels.news]
+subscribe = "authenticated"
+publish = "nobody"
+"""
+BOTH: Final = BASE + f'[auth.keys.second]\nalgorithm = "HS256"\nsecret = "{SECOND}"\n'
+
+
+def token(kid: str, secret: str, user: str = "42") -> str:
+    return jwt.encode({"sub": user, "exp": int(time.time()) + 600}, secret, "HS256", headers={"kid": kid})
+
+
+class Node:
+    """A gateway and its configuration file."""
+
+    def __init__(self, gateway: Gateway, file: Path) -> None:
+        self.gateway = gateway
+        self.file = file
+
+    def renew(self, text: str, said: str = "renewed needs_restart=nothing") -> None:
+        """Write the file, send the signal, wait until every shard has said so."""
+        before = self.gateway.metric("wsgate_renewals_total")
+        self.file.write_text(text)
+        self.gateway.process.send_signal(signal.SIGHUP)
+        wait_until(said, lambda: any(said in line for line in self.gateway.lines), WITHIN_S)
+        if "not_renewed" not in said:
+            wait_until("all shards have it", lambda: self._renewals() == before + 2, WITHIN_S)
+
+    def _renewals(self) -> float:
+        with contextlib.suppress(OSError):  # the admin process may be on its way back
+            return self.gateway.metric("wsgate_renewals_total")
+        return -1.0
+
+    def is_let_in(self, shown: str) -> bool:
+        try:
+            with connect(self.gateway.ws_url, additional_headers={"Authorization": f"Bearer {shown}"}):
+                return True
+        except InvalidStatus as refused:
+            assert refused.response.status_code == 401
+            return False
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    file = tmp_path / "wsgate.toml"
+    file.write_text(BASE)
+    with running_gateway("--shards", "2", "--config", str(file), is_dev=False) as gateway:
+        yield Node(gateway, file)
+
+
+@contextlib.contextmanager
+def clients(node: Node, count: int = 6) -> Iterator[list[Client]]:
+    """Some on each shard, who must still be there at the end."""
+    with connected(node.gateway.ws_url, count, token=token("first", FIRST)) as made:
+        for client in made:
+            assert client.receive()["ch"] == "@me"
+            client.subscribe("news:1")
+        yield made
+        for client in made:
+            client.send("ping")
+            while (said := client.receive())["op"] == "msg":
+                pass
+            assert said == {"op": "pong"}
+
+
+def test_keys_are_added_and_withdrawn_while_everybody_stays(node: Node) -> None:
+    with clients(node):
+        assert not node.is_let_in(token("second", SECOND))
+        node.renew(BOTH)
+        assert node.is_let_in(token("second", SECOND)) and node.is_let_in(token("first", FIRST))
+        node.renew(BOTH.replace("keys.first", "keys.third"))
+        assert node.is_let_in(token("second", SECOND))
+        assert not node.is_let_in(token("first", FIRST)), "also one that was remembered"
+
+
+def test_namespaces_and_limits_hold_for_who_is_here_too(node: Node) -> None:
+    with clients(node) as (client, *_):
+        assert client.ask("sub", ch="chat:1", id=1)["error"] == "unknown_channel"
+        assert client.ask("pub", ch="news:1", data=1, id=2)["error"] == "permission_denied"
+        more = '[channels.chat]\nsubscribe = "authenticated"\n'
+        limits = '[limits]\nmax_subscriptions = 4\nmax_message = "1KiB"\n'
+        node.renew(BASE.replace('"nobody"', '"authenticated"') + more + limits)
+        client.subscribe("chat:1")
+        assert client.ask("sub", ch="chat:2", id=3)["op"] == "subbed"
+        assert client.ask("sub", ch="chat:3", id=4)["error"] == "rate_limited"
+        client.send("pub", ch="news:1", data=1, id=5)
+        assert sorted(client.receive()["op"] for _ in range(2)) == ["msg", "ok"]
+    with connected(node.gateway.ws_url, 1, token=token("first", FIRST)) as (loud,):
+        loud.receive()
+        loud.send("ping", padding="x" * 2_000)
+        assert loud.end()[1] == 1009
+
+
+def test_a_larger_publication_comes_over_the_bus_once_it_is_allowed(node: Node) -> None:
+    large = "x" * 100_000
+    limits = '[limits]\nmax_message = "1MiB"\n'
+    with clients(node) as (client, other, *_):
+        node.renew(BASE.replace('"nobody"', '"authenticated"\nmax_publish = "512KiB"') + limits)
+        client.send("pub", ch="news:1", data=large, id=1)
+        assert sorted(client.receive()["op"] for _ in range(2)) == ["msg", "ok"]
+        assert other.receive()["data"] == large
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nonsense", "config:"),
+        (BASE + "[limits]\nmax_message = 0\n", "limits.max_message"),
+        (BASE.replace(FIRST, "short"), "auth.keys.first.secret"),
+        (BASE + '[admission]\nmemory_budget = "1MiB"\n', "admission.memory_budget"),
+        ("", "auth: nobody could come in"),
+    ],
+)
+def test_what_is_wrong_changes_nothing_and_is_said(node: Node, text: str, said: str) -> None:
+    with clients(node):
+        node.renew(text, "not_renewed")
+        assert any(said in line and "not_renewed" in line for line in node.gateway.lines)
+        assert not any(FIRST in line for line in node.gateway.lines)
+        assert node.is_let_in(token("first", FIRST))
+        node.renew(BOTH)
+        assert node.is_let_in(token("second", SECOND))
+
+
+def test_what_needs_a_restart_is_named_and_stays_as_it_was(node: Node) -> None:
+    with clients(node):
+        fixed = '[server]\npath = "/other"\nshards = 7\n[bus]\nprefix = "other"\n[log]\nlevel = "error"\n'
+        node.renew(BOTH + fixed, "server.path bus.prefix log.level")
+        assert node.is_let_in(token("second", SECOND))
+        assert len([name for name in node.gateway.children() if "shard" in name]) == 2
+
+
+def test_shards_and_admin_that_start_later_have_it_too(node: Node) -> None:
+    with clients(node):
+        node.renew(BOTH + '[admin]\napi_key = "a key"\n')
+        wait_until("the admin is back", lambda: not node.gateway.why_not_ready(), WITHIN_S)
+    for name in ("wsgate-shard-0", "wsgate-shard-1"):
+        os.kill(node.gateway.pid_of(name), signal.SIGKILL)
+    wait_until("its successors serve", lambda: not node.gateway.why_not_ready(), WITHIN_S)
+    for _ in range(6):
+        assert node.is_let_in(token("second", SECOND))
+    assert not [line for line in node.gateway.warnings() if "admin" in line and "died" in line]
+
+
+def test_many_signals_are_as_good_as_one(node: Node) -> None:
+    with clients(node):
+        node.file.write_text(BOTH)
+        for _ in range(50):
+            node.gateway.process.send_signal(signal.SIGHUP)
+        wait_until("it is renewed", lambda: node.is_let_in(token("second", SECOND)), WITHIN_S)
+    assert node.gateway.stop() == 0
+
+
+def test_what_is_posted_is_what_is_applied(tmp_path: Path) -> None:
+    """Every field that may change goes through the board as it is."""
+    from wsgate.config import load
+    from wsgate.node.options import shard_options
+    from wsgate.node.runtime import RunningGateway
+    from wsgate.shard.renewal import Renewal
+
+    running = RunningGateway(1, "n", 1, "ws://h", 2, "unix:///s", "wsgate", "")
+    rows: dict[str, Any] = {"auth": {"hmac_secret": FIRST}}
+    before = shard_options(load(None, {}, rows), running, 0, 2, 20_000)
+    rows |= {
+        "server": {"allowed_origins": ["https://a.example"], "drain_timeout": "1s"},
+        "limits": {"auth_timeout": "1s", "max_channel_name": "20B", "head_timeout": "1s"},
+        "channels": {"a": {"subscribe": "anyone"}},
+        "admission": {"handshakes_in_progress": 7},
+    }
+    after = shard_options(load(None, {}, rows), running, 0, 2, 20_000)
+    assert before != after
+    assert Renewal.from_bytes(Renewal.of(after).to_bytes()).applied(before) == after

@@ -1,0 +1,124 @@
+"""An issuer of tokens: keys that rotate, and a small HTTP server that publishes them, well or badly."""
+
+import base64
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+__all__ = ["ISSUER", "Issuer", "SigningKey", "issuer"]
+
+ISSUER = "https://issuer.example"
+
+
+class SigningKey:
+    """One key pair under a kid.
+
+    Args:
+        kid: Its id.
+        algorithm: `ES256`, `EdDSA` or `RS256`.
+    """
+
+    def __init__(self, kid: str, algorithm: str = "ES256") -> None:
+        self.kid = kid
+        self.algorithm = algorithm
+        make: dict[str, Any] = {
+            "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+            "EdDSA": ed25519.Ed25519PrivateKey.generate,
+            "RS256": lambda: rsa.generate_private_key(65537, 2048),
+        }
+        self.private: Any = make[algorithm]()
+
+    def jwk(self, **changes: Any) -> dict[str, Any]:
+        """The public half as a row of a key set; a change to None leaves a member out."""
+        algorithm = jwt.get_algorithm_by_name(self.algorithm)
+        row: dict[str, Any] = json.loads(algorithm.to_jwk(self.private.public_key()))
+        row |= {"kid": self.kid, "alg": self.algorithm, "use": "sig"} | changes
+        return {name: value for name, value in row.items() if value is not None}
+
+    def token(self, user: str = "42", **claims: Any) -> str:
+        """A token that lasts an hour unless claims say otherwise."""
+        now_s = int(time.time())
+        given = {"sub": user, "iss": ISSUER, "iat": now_s, "exp": now_s + 3600} | claims
+        return jwt.encode(
+            {name: value for name, value in given.items() if value is not None},
+            self.private,
+            algorithm=self.algorithm,
+            headers={"kid": self.kid},
+        )
+
+
+class Issuer:
+    """What its server answers, changed while it runs.
+
+    Attributes:
+        keys: What the set holds; rows made by hand may be among them.
+        status: Of every answer.
+        headers: More of them.
+        body: In place of the set.
+        pause_s: Between the bytes of the body; 0: at once.
+        asked: How often it was asked, by path.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[SigningKey | dict[str, Any]] = []
+        self.status = 200
+        self.headers: dict[str, str] = {}
+        self.body: bytes | None = None
+        self.pause_s = 0.0
+        self.asked: list[str] = []
+        self.url = ""
+
+    def document(self) -> bytes:
+        """The set as it is published."""
+        rows = [key.jwk() if isinstance(key, SigningKey) else key for key in self.keys]
+        return json.dumps({"keys": rows}).encode()
+
+
+def symmetric(kid: str, secret: bytes) -> dict[str, Any]:
+    """A row that nobody should publish."""
+    return {"kty": "oct", "kid": kid, "k": base64.urlsafe_b64encode(secret).decode().rstrip("=")}
+
+
+@contextlib.contextmanager
+def issuer(*keys: SigningKey | dict[str, Any]) -> Iterator[Issuer]:
+    """An issuer whose set can be fetched at its `url` while the block runs."""
+    served = Issuer()
+    served.keys = list(keys)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.asked.append(self.path)
+            body = served.document() if served.body is None else served.body
+            self.send_response(served.status)
+            for name, value in served.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                if not served.pause_s:
+                    self.wfile.write(body)
+                    return
+                for place in range(len(body)):
+                    self.wfile.write(body[place : place + 1])
+                    time.sleep(served.pause_s)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.url = f"http://127.0.0.1:{server.server_port}/keys.json"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)

@@ -1,0 +1,209 @@
+"""A key set gives the keys that verify tokens and no others (S19); a token may be earlier than its key."""
+
+import json
+import time
+from collections import Counter
+from typing import Any, Final
+
+import pytest
+
+from tests.support.issuer import ISSUER, SigningKey, symmetric
+from wsgate.auth import KEYS_LIMIT, TokenError, TokenPolicy, kid_of, make_key, parse_jwks
+from wsgate.errors import SettingsError
+from wsgate.shard.tokens import REVOKED_LIMIT, UNKNOWN_LIMIT, Tokens
+
+EC: Final = SigningKey("ec")
+ED: Final = SigningKey("ed", "EdDSA")
+RSA: Final = SigningKey("rsa", "RS256")
+NOW_S: Final = 1_000_000_000.0
+
+
+def key_set(*rows: Any) -> bytes:
+    return json.dumps({"keys": [row.jwk() if isinstance(row, SigningKey) else row for row in rows]}).encode()
+
+
+def test_public_keys_of_every_kind_are_taken() -> None:
+    keys = parse_jwks(key_set(EC, ED, RSA))
+    assert [(key.kid, key.algorithm) for key in keys] == [("ec", "ES256"), ("ed", "EdDSA"), ("rsa", "RS256")]
+    for key, source in zip(keys, (EC, ED, RSA), strict=True):
+        assert b'"sub":"42"' in key.payload(source.token().encode())
+
+
+PRIVATE: Final = {**EC.jwk(), "d": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        symmetric("shared", b"x" * 32),
+        PRIVATE,
+        EC.jwk(kid=None),
+        EC.jwk(kid=""),
+        EC.jwk(kid=7),
+        EC.jwk(kid="k" * 257),
+        EC.jwk(use="enc"),
+        EC.jwk(key_ops=["sign"]),
+        EC.jwk(alg="RS256"),
+        EC.jwk(alg="HS256"),
+        EC.jwk(kty="RSA"),
+        EC.jwk(kty="oct"),
+        EC.jwk(kty=None),
+        EC.jwk(x="AAAA"),
+        EC.jwk(crv="P-384"),
+        ED.jwk(crv="X25519"),
+        RSA.jwk(n="AQAB"),
+        SigningKey("small", "RS256").jwk(e="AQ"),
+        "text",
+        7,
+        None,
+        [],
+        {},
+    ],
+)
+def test_a_key_that_is_none_for_tokens_is_passed_over_and_spoils_no_other(row: Any) -> None:
+    assert [key.kid for key in parse_jwks(key_set(row, ED))] == ["ed"]
+
+
+def test_of_two_keys_with_one_kid_the_first_counts() -> None:
+    other = SigningKey("ec")
+    (key,) = parse_jwks(key_set(EC, other))
+    assert key.payload(EC.token().encode())
+
+
+TOO_DEEP: Final = b'{"keys":' + b"[" * 100_000
+TOO_MANY: Final = b'{"keys":[' + b"7," * 70 + b"7]}"
+
+
+@pytest.mark.parametrize("document", [b"", b"[]", b"\xff", b"<html>", b'{"keys":7}', TOO_DEEP, TOO_MANY])
+def test_what_is_no_key_set_is_refused(document: bytes) -> None:
+    with pytest.raises(SettingsError):
+        parse_jwks(document)
+
+
+def test_an_empty_set_has_no_keys_and_too_many_are_refused() -> None:
+    assert parse_jwks(b"{}") == parse_jwks(b'{"keys":[]}') == ()
+    with pytest.raises(SettingsError, match="more than 64"):
+        parse_jwks(key_set(*[EC] * (KEYS_LIMIT + 1)))
+
+
+def test_nothing_a_key_names_is_fetched() -> None:
+    url = "http://127.0.0.1:1/never"
+    (key,) = parse_jwks(key_set(EC.jwk(x5u=url, jku=url, x5c=["AAAA"])))
+    assert key.kid == "ec"
+
+
+@pytest.mark.parametrize("token", ["", "x", "..", "e30.e30.", "a" * 9_000, "\u00fc.x.y"])
+def test_a_token_that_names_no_key_has_no_kid(token: str) -> None:
+    assert kid_of(token) is None
+    assert kid_of(EC.token()) == "ec"
+
+
+# --- in a shard -----------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A shard's tokens."""
+
+    def __init__(self, *, is_fetching: bool = True) -> None:
+        self.counts: Counter[str] = Counter()
+        self.tokens = Tokens(
+            (make_key("own", "HS256", secret=b"s" * 32),),
+            TokenPolicy(issuer=ISSUER),
+            100,
+            self._count,
+            is_fetching=is_fetching,
+        )
+
+    def _count(self, name: str, amount: int) -> None:
+        self.counts[name] += amount
+
+    def fetch(self, *keys: SigningKey) -> None:
+        self.tokens.renew_fetched(parse_jwks(key_set(*keys)))
+
+    def fault(self, token: str) -> str:
+        """Why it is refused; empty: it is not."""
+        try:
+            self.tokens.connection(token, time.time() + 1)
+        except TokenError as error:
+            return error.fault
+        return ""
+
+
+EC_NOW_S: Final = time.time()
+
+
+def test_a_key_that_was_just_published_is_awaited_once_and_then_known_or_not() -> None:
+    bench = Bench()
+    assert bench.tokens.is_awaiting
+    bench.fetch(ED)
+    assert not bench.tokens.is_awaiting
+    assert [bench.fault(EC.token()) for _ in range(3)] == ["awaited_key"] * 3
+    assert bench.counts["keys_wanted"] == 1, "it is asked for once"
+    bench.fetch(ED)
+    assert bench.fault(EC.token()) == "unknown_key", "it did not come"
+    bench.fetch(ED, EC)
+    assert bench.fault(EC.token()) == ""
+    assert bench.counts["keys_wanted"] == 1
+
+
+def test_without_a_key_set_nothing_is_awaited() -> None:
+    bench = Bench(is_fetching=False)
+    assert not bench.tokens.is_awaiting
+    assert bench.fault(EC.token()) == "unknown_key"
+    assert bench.counts["keys_wanted"] == 0
+
+
+def test_made_up_kids_are_remembered_within_bounds() -> None:
+    bench = Bench()
+    for number in range(UNKNOWN_LIMIT + 50):
+        key = SigningKey.__new__(SigningKey)
+        key.kid, key.algorithm, key.private = f"kid-{number}", EC.algorithm, EC.private
+        assert bench.fault(key.token()) == "awaited_key"
+    assert len(bench.tokens._unknown) == UNKNOWN_LIMIT
+
+
+def test_a_kid_of_the_configuration_outranks_one_of_the_set() -> None:
+    bench = Bench()
+    own = SigningKey("own")
+    bench.fetch(own)
+    assert bench.fault(own.token()) == "wrong_algorithm"
+
+
+def test_the_same_kid_of_another_issuer_is_not_the_key() -> None:
+    bench = Bench()
+    bench.fetch(EC)
+    assert bench.fault(EC.token(iss="https://other.example")) == "wrong_issuer"
+    assert bench.fault(SigningKey("ec").token()) == "bad_signature"
+
+
+def test_a_key_that_left_the_set_takes_what_was_remembered_along() -> None:
+    bench = Bench()
+    bench.fetch(EC, ED)
+    token = EC.token()
+    assert [bench.fault(token), bench.fault(token)] == ["", ""]
+    assert bench.counts["tokens_cached"] == 1
+    bench.fetch(EC, ED)
+    assert bench.fault(token) == "" and bench.counts["tokens_cached"] == 2
+    bench.fetch(ED)
+    assert bench.fault(token) in ("unknown_key", "awaited_key")
+
+
+def test_a_revoked_users_older_tokens_are_over_remembered_or_not_and_newer_ones_good() -> None:
+    bench = Bench()
+    bench.fetch(EC)
+    old, timeless = EC.token(iat=int(EC_NOW_S) - 100), EC.token(iat=None)
+    fresh, other = EC.token(iat=int(EC_NOW_S)), EC.token("43", iat=int(EC_NOW_S) - 100)
+    assert [bench.fault(each) for each in (old, timeless, fresh, other)] == [""] * 4
+    bench.tokens.revoke("42", int(EC_NOW_S) - 50)
+    assert [bench.fault(each) for each in (old, timeless, fresh, other)] == ["revoked", "revoked", "", ""]
+    with pytest.raises(TokenError) as refused:
+        bench.tokens.connection(old, EC_NOW_S)
+    assert refused.value.is_expired, "a fresh one is the cure"
+
+
+def test_revoked_users_are_remembered_within_bounds_and_the_loss_is_counted() -> None:
+    bench = Bench()
+    for number in range(REVOKED_LIMIT + 3):
+        bench.tokens.revoke(f"user-{number}", NOW_S)
+    assert len(bench.tokens._revoked) == REVOKED_LIMIT
+    assert bench.counts["revocations_forgotten"] == 3

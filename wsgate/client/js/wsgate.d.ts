@@ -1,0 +1,234 @@
+/** Types of wsgate.js: the client for browsers and Node. Source: protocols/client/v1/spec.md. */
+
+/** A JWT, or what gives one: called before every try to connect and ahead of expiry. Nothing or '': anonymous. */
+export type TokenSource = string | (() => string | null | undefined | Promise<string | null | undefined>);
+
+/**
+ * `idle`: made; `connecting`: until the server says welcome; `open`; `waiting`: comes back by itself; `closed`: for
+ * good, by `close()` or by a Close that says so.
+ */
+export type ClientState = 'idle' | 'connecting' | 'open' | 'waiting' | 'closed';
+
+/** What the client needs of a WebSocket class: that of browsers, of Node 22, or of the package `ws`. */
+export interface WebSocketConstructor {
+  new (url: string, protocols: string[]): any;
+}
+
+export interface ClientOptions {
+  /** Who you are; without one you are anonymous. A function is asked again whenever a fresh token is needed. */
+  token?: TokenSource;
+  /** Default: `globalThis.WebSocket`. Where there is none (Node 20), the class of the package `ws`. */
+  WebSocket?: WebSocketConstructor;
+  /** The wait before try n is random between 0 and `min(mostMs, firstMs * 2^n)`. Default: 500 and 30,000. */
+  backoff?: { firstMs?: number; mostMs?: number };
+  /** For the token function, and for a socket until it is welcome. Default: 15,000. */
+  connectTimeoutMs?: number;
+  /** For the answer to a command, waiting for a connection included. Default: 10,000. */
+  commandTimeoutMs?: number;
+  /**
+   * How many publications of one channel wait for its iterator before the oldest go, and how many commands wait for
+   * a connection before more are refused. Default: 1,024.
+   */
+  queueLimit?: number;
+  /** Between 0 and 1. Default: `Math.random`. */
+  random?: () => number;
+  /** Milliseconds of a monotonic clock. Default: `performance.now`. */
+  now?: () => number;
+  setTimeout?: (run: () => void, delayMs: number) => any;
+  clearTimeout?: (timer: any) => void;
+}
+
+/** One item published to a channel. */
+export interface Publication<Data = any> {
+  /** `@me` for your inbox. */
+  readonly channel: string;
+  /** A value of JSON (integers beyond 2^53 are rounded); a Uint8Array when `encoding` is `binary`. */
+  readonly data: Data;
+  readonly encoding: 'json' | 'binary';
+  /** `<epoch>-<offset>`, where the channel has history. */
+  readonly position: string | undefined;
+  /** Who published it; undefined: a backend. */
+  readonly user: string | undefined;
+  /** Unix time, as the publisher says. */
+  readonly timestampMs: number | undefined;
+}
+
+export interface SubscribeOptions {
+  /** A channel token, where the channel needs one. After a 401 a function is asked again, a text is not. */
+  token?: TokenSource;
+  /** Where you stood, as an earlier `position` said: what was published since comes first. */
+  from?: string;
+}
+
+/**
+ * One subscribed channel, through all connections. Read it with `for await`, or set `onPublication`.
+ *
+ * Leaving a loop does not unsubscribe. Iterators end after `unsubscribe()` and `client.close()`, and throw when the
+ * server took the channel or closed for good, after what had come before.
+ */
+export interface Subscription<Data = any> extends AsyncIterable<Publication<Data>, undefined> {
+  readonly channel: string;
+  /** Of the last publication: keep it to go on there with `from`. Undefined where the channel has no history. */
+  readonly position: string | undefined;
+  /** Resolves when the server first confirms it; rejects when it never will. */
+  readonly ready: Promise<void>;
+  /** Called with each publication, at once with those that wait; while it is set, iterators get nothing. */
+  onPublication: ((publication: Publication<Data>) => unknown) | null;
+  /** Resolves when the server knows, or there is no connection; never rejects. */
+  unsubscribe(): Promise<void>;
+  [Symbol.asyncIterator](): AsyncIterator<Publication<Data>, undefined>;
+}
+
+export interface PublishOptions {
+  /** Makes a retry harmless where the channel has history. */
+  key?: string;
+  /** false: not back to this connection. */
+  echo?: boolean;
+}
+
+/** The client is connected and welcome. */
+export interface OpenEvent extends Event {
+  /** The connection's public id. */
+  readonly conn: string;
+  /** Undefined: anonymous. */
+  readonly user: string | undefined;
+  readonly node: string;
+  /** Channels follow when the bus is back. */
+  readonly isBusAway: boolean;
+}
+
+/** A connection, or a try to make one, ended. */
+export interface CloseEvent extends Event {
+  /** 1006 where no Close was received, a failed try included. */
+  readonly code: number;
+  readonly reason: string;
+  readonly willReconnect: boolean;
+  /** How long until then. */
+  readonly delayMs: number;
+}
+
+/** Something failed: a try to connect, the token function, a subscription, a callback of yours. */
+export interface ErrorEvent extends Event {
+  /** A WsgateError, or what your own function threw. */
+  readonly error: any;
+}
+
+/** Publications of a channel are missing, here in its stream: load the state anew. */
+export interface GapEvent extends Event {
+  readonly channel: string;
+  /**
+   * `dropped`: the server dropped some, you read too slowly. `not_recovered`: what was published while you were away
+   * could not be proven complete; after each reconnect so on a channel without history. `overflow`: nobody took them
+   * here, `droppedCount` went.
+   */
+  readonly reason: 'dropped' | 'not_recovered' | 'overflow';
+  /** Positions, where they are known. */
+  readonly from?: string;
+  readonly to?: string;
+  readonly droppedCount?: number;
+}
+
+export interface StateEvent extends Event {
+  readonly state: ClientState;
+}
+
+/** Somebody came into a channel, or left it. */
+export interface PresenceEvent extends Event {
+  readonly channel: string;
+  /** Undefined: anonymous. */
+  readonly user: string | undefined;
+  readonly conn: string;
+}
+
+export interface ClientEventMap {
+  open: OpenEvent;
+  close: CloseEvent;
+  error: ErrorEvent;
+  gap: GapEvent;
+  state: StateEvent;
+  join: PresenceEvent;
+  leave: PresenceEvent;
+}
+
+/** One connection to a gateway, which comes back by itself until it is closed for good. */
+export class Client extends EventTarget {
+  /**
+   * @param url `wss://host/ws`; in a page also relative to it, `http` counts as `ws`.
+   * @throws TypeError No such address, or no WebSocket class.
+   */
+  constructor(url: string | URL, options?: ClientOptions);
+
+  readonly state: ClientState;
+
+  /**
+   * Connect, and stay connected. A second call changes nothing.
+   *
+   * @returns Resolves when the client is open for the first time; rejects when it is closed for good before.
+   */
+  connect(): Promise<void>;
+
+  /** Close for good: subscriptions end, commands that wait reject, no timer is left. */
+  close(): void;
+
+  /**
+   * Subscribe, as soon as there is a connection and again on each that follows.
+   *
+   * @throws WsgateError The channel is subscribed already, or the client is closed.
+   */
+  subscribe<Data = any>(channel: string, options?: SubscribeOptions): Subscription<Data>;
+
+  /** Your own channel, `@me`, on which backends reach you. */
+  inbox<Data = any>(options?: { from?: string }): Subscription<Data>;
+
+  /**
+   * Publish a value of JSON. Waits for a connection within `commandTimeoutMs`.
+   *
+   * @returns Where it stands, on a channel with history. Rejects with CommandError when the server says no; with
+   * CommandTimeoutError or ConnectionLostError when it is unknown whether it was published.
+   */
+  publish(channel: string, data: unknown, options?: PublishOptions): Promise<{ position: string | undefined }>;
+
+  /** Say something to the backend; resolves once its stream has it. Rejects as `publish` does. */
+  send(data: unknown): Promise<void>;
+
+  addEventListener<K extends keyof ClientEventMap>(
+    type: K,
+    listener: ((event: ClientEventMap[K]) => unknown) | { handleEvent(event: ClientEventMap[K]): unknown } | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<K extends keyof ClientEventMap>(
+    type: K,
+    listener: ((event: ClientEventMap[K]) => unknown) | { handleEvent(event: ClientEventMap[K]): unknown } | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
+}
+
+/** What everything here throws and rejects with, wrong arguments (TypeError) aside. */
+export class WsgateError extends Error {
+  constructor(message: string);
+}
+
+/** The server said no. */
+export class CommandError extends WsgateError {
+  constructor(answer: { code?: number; error?: string; message?: string; retry_ms?: number; ch?: string });
+  /** As HTTP numbers them. */
+  readonly code: number;
+  /** The stable name to compare, such as `permission_denied`. */
+  readonly error: string;
+  /** When to try again, if the server said so. */
+  readonly retryMs: number | undefined;
+  readonly channel: string | undefined;
+}
+
+/** No answer in time. Whether the command was done is unknown, unless there was no connection. */
+export class CommandTimeoutError extends WsgateError {}
+
+/** The connection was lost before the answer: whether the command was done is unknown. */
+export class ConnectionLostError extends WsgateError {}
+
+/** The client is closed for good: by `close()` (1000), or by the server with this code. */
+export class ClientClosedError extends WsgateError {
+  constructor(code: number, reason: string);
+  readonly code: number;
+  readonly reason: string;
+}

@@ -1,0 +1,218 @@
+"""From a configuration to what each process of a node is told. Binds nothing, starts nothing."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from wsgate.admin import AdminOptions
+from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
+from wsgate.bus import parse_address
+from wsgate.config import Config
+from wsgate.config.settings import Section, fields_of
+from wsgate.node.memory import memory_share
+from wsgate.node.runtime import RunningGateway, url_host
+from wsgate.reactor import GateLimits, Settings, events
+from wsgate.shard.options import ChannelRules, EventOptions, ShardOptions
+from wsgate.shard.variants import opcodes
+
+__all__ = ["admin_options", "key_sources", "publish_command", "renewable", "shard_options"]
+
+FIXED: Final = {
+    "server": ("host", "port", "path", "shards", "compression", "dev"),
+    "auth": ("jwks_url",),
+    "bus": (),
+    "events": (),
+    "health": (),
+    "log": (),
+    "admin": ("host", "port"),
+}
+"""Settings that a running node keeps, by section; none named: all of the section."""
+
+POLICIES: Final = {
+    "close": events.POLICY_CLOSE,
+    "drop_oldest": events.POLICY_DROP_OLDEST,
+    "latest_only": events.POLICY_LATEST_ONLY,
+}
+DESCRIPTORS_OF_OURS: Final = 32
+"""What a shard opens besides clients: epoll sets, bus, pipes, standard streams."""
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+def renewable(config: Config, fresh: Config) -> tuple[Config, list[str]]:
+    """What of a fresh configuration a running node can take over.
+
+    Args:
+        config: What it was started with.
+        fresh: What was read now.
+
+    Returns:
+        The fresh one with everything that needs a restart as it was, and the settings that differ in that.
+    """
+    ignored: list[str] = []
+    sections: dict[str, Section] = {}
+    for section, names in FIXED.items():
+        before: Section = getattr(config, section)
+        after: Section = getattr(fresh, section)
+        kept = {}
+        for info in fields_of(type(after)):
+            is_fixed = not names or info.encode_name in names
+            if is_fixed and getattr(before, info.name) != getattr(after, info.name):
+                ignored.append(f"{section}.{info.encode_name}")
+                kept[info.name] = getattr(before, info.name)
+        sections[section] = msgspec.structs.replace(after, **kept)
+    return msgspec.structs.replace(fresh, **sections), ignored
+
+
+def key_sources(config: Config, development_secret: str = "") -> tuple[KeySource, ...]:
+    """Every key of the configuration, and the one made for development when there is none.
+
+    Raises:
+        SettingsError: One does not fit its algorithm.
+    """
+    keys = []
+    if secret := config.auth.hmac_secret or development_secret:
+        keys.append(KeySource(None, "HS256", secret))
+    for kid, row in config.auth.keys.items():
+        keys.append(KeySource(kid, row.algorithm, row.secret, row.public_key))
+    for key in keys:
+        key.make()
+    return tuple(keys)
+
+
+def _rules(row: object) -> ChannelRules:
+    return ChannelRules(
+        subscribe=row.subscribe,  # type: ignore[attr-defined]
+        publish=row.publish,  # type: ignore[attr-defined]
+        slow_consumer=POLICIES[row.slow_consumer],  # type: ignore[attr-defined]
+        max_publish_bytes=row.max_publish_bytes,  # type: ignore[attr-defined]
+    )
+
+
+def shard_options(
+    config: Config, running: RunningGateway, number: int, shards: int, descriptors: int
+) -> ShardOptions:
+    """What one of `shards` shards is to be.
+
+    Raises:
+        SettingsError: A key does not fit its algorithm, or there is too little memory.
+    """
+    limits, auth = config.limits, config.auth
+    most = max(1, descriptors - config.admission.reserve_descriptors - DESCRIPTORS_OF_OURS)
+    share = -(-config.admission.max_connections // shards) or most
+    rate = config.admission.handshake_rate_per_s
+    connections = min(most, share)
+    channels = {name: _rules(row) for name, row in config.channels.items()}
+    return ShardOptions(
+        node=running.node,
+        number=number,
+        reactor=Settings(
+            head_timeout_ms=limits.head_timeout_ms,
+            message_limit_bytes=limits.max_message_bytes,
+            fragments_limit=limits.max_fragments,
+            message_timeout_ms=limits.message_timeout_ms,
+            message_rate_per_s=limits.message_rate_per_s,
+            byte_rate_per_s=limits.byte_rate_per_s,
+            outbox_limit_bytes=limits.outbox_bytes,
+            outbox_limit_frames=limits.outbox_frames,
+            outbox_age_ms=limits.outbox_age_ms,
+            write_timeout_ms=limits.write_timeout_ms,
+            ping_interval_ms=config.heartbeat.ping_interval_ms,
+            pong_timeout_ms=config.heartbeat.pong_timeout_ms,
+            idle_timeout_ms=limits.idle_timeout_ms,
+            subscriptions_limit=limits.max_subscriptions,
+            report_vacated=True,
+            report_meta=bool(config.events.enabled),
+            variant_opcodes=opcodes(is_compressing=config.server.compression),
+        ),
+        gate=GateLimits(
+            descriptors=descriptors - config.admission.reserve_descriptors,
+            connections=connections,
+            handshakes_in_progress=config.admission.handshakes_in_progress,
+            accepts_per_s=-(-rate // shards),
+            partial_bytes=-(-config.admission.partial_bytes // shards),
+            memory_bytes=memory_share(config.admission.memory_budget_bytes, shards),
+        ),
+        bus=parse_address(running.bus_url),
+        bus_prefix=config.bus.prefix,
+        bus_connect_timeout_s=config.bus.connect_timeout_ms / 1000,
+        bus_command_timeout_s=config.bus.command_timeout_ms / 1000,
+        path=config.server.path,
+        origins=OriginPolicy(
+            tuple(config.server.allowed_origins) + _page_origins(config, running.admin_port)
+        ),
+        keys=key_sources(config, running.secret),
+        tokens=TokenPolicy(
+            audience=auth.audience,
+            issuer=auth.issuer,
+            leeway_s=-(-auth.leeway_ms // 1000),  # whole seconds, as token times are; never less than asked
+            require_exp=auth.require_exp,
+        ),
+        token_cache_entries=auth.token_cache_entries,
+        is_compressing=config.server.compression,
+        compression_threshold_bytes=config.server.compression_threshold_bytes,
+        allow_anonymous=auth.allow_anonymous,
+        allow_query_token=auth.allow_query_token,
+        auth_timeout_ms=limits.auth_timeout_ms,
+        unauthenticated_limit=config.admission.handshakes_in_progress or connections,
+        max_channel_name_bytes=limits.max_channel_name_bytes,
+        channels=channels,
+        any_channel=channels["default"] if config.server.dev else None,
+        inbox_slow_consumer=POLICIES[config.inbox.slow_consumer],
+        drain_timeout_ms=config.server.drain_timeout_ms,
+        probe_interval_ms=config.health.canary_interval_ms,
+        events=EventOptions(
+            enabled=frozenset(config.events.enabled),
+            partitions=config.events.partitions,
+            maxlen=config.events.maxlen,
+            pubsub=config.events.pubsub,
+        ),
+        is_fetching_keys=bool(auth.jwks_url),
+    )
+
+
+def _page_origins(config: Config, admin_port: int) -> tuple[str, ...]:
+    """Where the try page is served from, in development."""
+    if not config.server.dev:
+        return ()
+    hosts = dict.fromkeys((*_LOOPBACK, url_host(config.admin.host)))
+    return tuple(f"http://{host}:{admin_port}" for host in hosts)
+
+
+def admin_options(config: Config, running: RunningGateway) -> AdminOptions:
+    """What the admin process is to be."""
+    return AdminOptions(
+        node=running.node,
+        bus=parse_address(running.bus_url),
+        prefix=config.bus.prefix,
+        api_key=config.admin.api_key,
+        is_dev=config.server.dev,
+        is_loopback=config.admin.host in ("localhost", "::1") or config.admin.host.startswith("127."),
+        client_port=running.port,
+        path=config.server.path,
+        connect_timeout_s=config.bus.connect_timeout_ms / 1000,
+        command_timeout_s=config.bus.command_timeout_ms / 1000,
+        publish_command=publish_command(running),
+        max_publish_bytes=max(row.max_publish_bytes for row in config.channels.values()),
+        log_level=config.log.level,
+        jwks_url=config.auth.jwks_url,
+    )
+
+
+def publish_command(running: RunningGateway) -> str:
+    """A line to paste into a shell that publishes something; it works there as it stands."""
+    port = "" if running.port == 8000 else f" --port {running.port}"
+    return f"{_program()} publish{port} news '{{\"hello\":1}}'"
+
+
+def _program() -> str:
+    """How a shell starts `wsgate`: by name, or by the path it was started from (`make run`)."""
+    if shutil.which("wsgate"):
+        return "wsgate"
+    started = Path(sys.argv[0])
+    if started.name == "wsgate":
+        return shlex.quote(str(started))
+    return f"{shlex.quote(sys.executable)} -m wsgate"

@@ -1,0 +1,114 @@
+"""What backends may ask of every shard: end a user's connections, ask for a fresh token, revoke old ones.
+
+Commands come over the bus as JSON on the control names (protocols/bus/v1, "Control"). Who may publish
+there is the bus's to say. A command that makes no sense is counted and changes nothing; one that does is run
+a part per pass, however many connections a user has.
+"""
+
+from collections import deque
+from typing import Annotated, Final
+
+import msgspec
+
+from wsgate.bus.names import INBOX_MARK
+from wsgate.reactor import Reactor
+from wsgate.reasons import Reason
+from wsgate.shard.sessions import Sessions
+from wsgate.shard.variants import DIALECT_OF
+
+__all__ = ["Control"]
+
+CONTROL_LIMIT_BYTES: Final = 4 * 1024
+PER_PASS: Final = 256
+WITHIN_MOST_S: Final = 3_600
+User = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+
+
+class _Disconnect(msgspec.Struct, tag_field="op", tag="disconnect"):
+    """End connections for good: 4520. `conn` or `user`, or both."""
+
+    user: User | None = None
+    conn: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
+
+
+class _Refresh(msgspec.Struct, tag_field="op", tag="refresh"):
+    """Have a user's connections show fresh tokens."""
+
+    user: User
+    within_s: Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] = 30
+
+
+class _Revoke(msgspec.Struct, tag_field="op", tag="revoke"):
+    """Tokens of a user issued before a time are not valid any more; who is here shows a fresh one."""
+
+    user: User
+    before: Annotated[float, msgspec.Meta(ge=0)]
+    within_s: Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] = 0
+
+
+_COMMANDS: Final = msgspec.json.Decoder(_Disconnect | _Refresh | _Revoke)
+
+
+class Control:
+    """Runs control commands of one shard.
+
+    Args:
+        reactor: Whose connections they are.
+        sessions: For bye, Close and what is said.
+    """
+
+    def __init__(self, reactor: Reactor, sessions: Sessions) -> None:
+        self._reactor = reactor
+        self._sessions = sessions
+        self._under_way: deque[tuple[_Disconnect | _Refresh | _Revoke, list[int]]] = deque()
+
+    def run(self, payload: bytes) -> None:
+        """One command as it came."""
+        try:
+            if len(payload) > CONTROL_LIMIT_BYTES:
+                raise ValueError
+            command = _COMMANDS.decode(payload)
+        except (ValueError, RecursionError):  # msgspec's are ValueErrors, and so is text that is not UTF-8
+            self._sessions.count("controls_malformed", 1)
+            return
+        self._sessions.count("controls_run", 1)
+        if isinstance(command, _Revoke):
+            self._sessions.tokens.revoke(command.user, command.before)
+        self._under_way.append((command, self._whose(command)))
+
+    def step(self) -> bool:
+        """The next part of what is under way; True when there is more."""
+        left = PER_PASS
+        while self._under_way and left:
+            command, conns = self._under_way[0]
+            for conn in conns[:left]:
+                self._apply(command, conn)
+            done = min(left, len(conns))
+            left -= done
+            del conns[:done]
+            if not conns:
+                self._under_way.popleft()
+        return bool(self._under_way)
+
+    def _whose(self, command: _Disconnect | _Refresh | _Revoke) -> list[int]:
+        """Handles: every connection of a user holds its inbox."""
+        if isinstance(command, _Disconnect) and command.conn is not None:
+            conn = self._reactor.find_public(int(command.conn, 16))
+            member = self._reactor.meta(conn) if conn else None
+            is_meant = member is not None and command.user in (None, member.user)
+            return [conn] if is_meant else []
+        if command.user is None:
+            return []
+        return self._reactor.subscribed((INBOX_MARK + command.user).encode())
+
+    def _apply(self, command: _Disconnect | _Refresh | _Revoke, conn: int) -> None:
+        variant = self._reactor.variant(conn)
+        if variant < 0:
+            return  # gone since the command came
+        dialect = DIALECT_OF[variant]
+        if isinstance(command, _Disconnect):
+            self._sessions.end(conn, dialect, Reason.KICKED)
+        elif command.within_s == 0:
+            self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED)
+        else:
+            self._sessions.want_refresh(conn, dialect, command.within_s)
