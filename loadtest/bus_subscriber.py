@@ -77,6 +77,8 @@ class _Counting:
         self.subscribed.set()
         return True
 
+    def on_lost(self, name: bytes, *, was_asked: bool) -> None: ...
+
     def on_pass(self) -> None: ...
 
 

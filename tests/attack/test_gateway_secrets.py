@@ -16,7 +16,7 @@ from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
 from tests.support.siege import SECRET, besieged, configured_gateway, make_token, shard_pid
 from wsgate.admin import AdminOptions
-from wsgate.auth import OriginPolicy, TokenPolicy, make_key
+from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.dialects import DIALECTS
 from wsgate.node.runtime import RunningGateway
@@ -221,7 +221,7 @@ def test_s21_no_repr_of_options_shows_a_secret() -> None:
         gate=GateLimits(),
         bus=bus,
         origins=OriginPolicy(()),
-        keys=(make_key("main", "HS256", secret=SECRET.encode()),),
+        keys=(KeySource("main", "HS256", SECRET),),
         tokens=TokenPolicy(),
     )
     admin = AdminOptions(

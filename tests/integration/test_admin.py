@@ -25,7 +25,7 @@ from wsgate.admin import AdminOptions, run_admin, server
 from wsgate.bus import Publication, decode_publication, parse_address
 from wsgate.payload import BINARY, JSON
 from wsgate.shard.numbers import LAYOUT
-from wsgate.statistics import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, StatisticsBlock
+from wsgate.statistics import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, Board, StatisticsBlock
 
 KEY = "a key nobody guesses"
 WITH_KEY = {"X-API-Key": KEY}
@@ -97,7 +97,7 @@ class Admin:
             code = 1
             try:
                 os.close(write)
-                run_admin(self.options, self.block, self.listener, read)
+                run_admin(self.options, self.block, self.listener, read, Board(1 << 16))
                 code = 0
             finally:
                 os._exit(code)

@@ -81,6 +81,9 @@ class Heard:
         self.confirmed.append(name)
         return True
 
+    def on_lost(self, name: bytes, *, was_asked: bool) -> None:
+        raise AssertionError("one server moves no slots")
+
     def on_pass(self) -> None:
         self.passes.append(self.replies)
         self.replies = 0

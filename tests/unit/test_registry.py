@@ -78,7 +78,6 @@ PUBLIC = {
         "pack",
         "parse_address",
     },
-    "wsgate.client": {"listen"},
     "wsgate.dialects": {
         "DIALECTS",
         "BadCommand",

@@ -1,0 +1,68 @@
+"""Who comes back: every Close of the registry, every range of the contract, every status of a handshake."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsgate.client.endings import RETRY_LIMIT_S, after_close, after_refusal
+
+CODES: dict[str, Any] = json.loads(
+    (Path(__file__).resolve().parents[2] / "protocols" / "codes.json").read_text()
+)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in CODES["reasons"] if row["close_code"]], ids=lambda row: row["name"]
+)
+def test_every_close_of_the_registry_means_what_it_says(row: dict[str, Any]) -> None:
+    assert after_close(row["close_code"], row["name"]).may_return is row["reconnect"]
+
+
+def test_every_code_by_its_range() -> None:
+    stay_away = {1002, 1003, 1007, 1008, 1009, 1010, *range(4500, 5000)}
+    for code in range(1000, 5000):
+        assert after_close(code, "").may_return is (code not in stay_away), code
+
+
+@pytest.mark.parametrize("status", sorted({row["http_status"] for row in CODES["handshake"]}))
+def test_every_status_of_a_refused_handshake(status: int) -> None:
+    ending = after_refusal(status)
+    assert ending.may_return is (status in (401, 403, 408, 503))
+    assert ending.is_unauthorized is (status in (401, 403))
+
+
+def test_gates_and_proxies_in_between() -> None:
+    assert all(after_refusal(status).may_return for status in (425, 429, 500, 502, 504))
+    assert not any(after_refusal(status).may_return for status in (301, 402, 410, 451))
+
+
+@pytest.mark.parametrize(
+    ("header", "retry_s"),
+    [
+        ("3", 3.0),
+        (" 7 ", 7.0),
+        ("0", 0.0),
+        (None, 0.0),
+        ("", 0.0),
+        ("-1", 0.0),
+        ("1.5", 0.0),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0),
+        ("٣", 0.0),
+        ("999999999", RETRY_LIMIT_S),
+        ("9" * 400, 0.0),
+    ],
+)
+def test_retry_after(header: str | None, retry_s: float) -> None:
+    assert after_refusal(503, header).retry_s == retry_s
+
+
+def test_who_does_not_come_back_waits_for_nothing() -> None:
+    assert after_close(4501, "invalid_token", retry_s=5).retry_s == 0
+    assert after_refusal(404, "5").retry_s == 0
+    assert after_close(4012, "drain", retry_s=2.3).retry_s == 2.3
+
+
+def test_a_close_without_a_reason_has_a_name_all_the_same() -> None:
+    assert str(after_close(1001, "")) == "1001 closed"

@@ -1,0 +1,187 @@
+"""Entries of event streams as values; which of them are known already; and where the bus is."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.sentinel import SentinelConnectionPool
+
+from tests.support.memory_gateway import run
+from wsgate.client.backend import Event, EventConsumer, MalformedEvent, Publisher
+from wsgate.client.backend.address import open_client
+from wsgate.client.backend.event import parse_event
+from wsgate.client.backend.window import Window
+from wsgate.errors import SettingsError
+
+STREAM, ENTRY = "wsgate:events:0", "1732600000000-0"
+COMMON = {
+    b"type": b"connected",
+    b"id": b"8f14e45fceea167a-12",
+    b"conn": b"9f2c000000000001",
+    b"node": b"n1",
+    b"ts": b"1732600000000",
+}
+
+
+def event(**more: bytes) -> Event:
+    return parse_event(STREAM, ENTRY, COMMON | {name.encode(): value for name, value in more.items()})
+
+
+def test_what_every_event_has() -> None:
+    assert event(user=b"42", later=b"x") == Event(
+        type="connected",
+        id="8f14e45fceea167a-12",
+        conn="9f2c000000000001",
+        user="42",
+        node="n1",
+        timestamp_ms=1_732_600_000_000,
+        stream=STREAM,
+        entry_id=ENTRY,
+    )
+    assert event().user is None
+
+
+def test_what_some_have() -> None:
+    ended = event(type=b"disconnected", reason=b"peer_closed", duration_ms=b"1500")
+    assert (ended.type, ended.reason, ended.duration_ms) == ("disconnected", "peer_closed", 1500)
+    assert event(type=b"subscribed", ch="chat:é".encode()).channel == "chat:é"
+    assert event(type=b"a_later_one").type == "a_later_one"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "value"),
+    [
+        (b"json", b'{"a":[1,null]}', {"a": [1, None]}),
+        (b"json", b"null", None),
+        (b"text", "é".encode(), "é"),
+        (b"text", b"", ""),
+        (b"binary", b"\xff\x00", b"\xff\x00"),
+    ],
+)
+def test_data_is_what_encoding_says(encoding: bytes, data: bytes, value: Any) -> None:
+    found = event(type=b"message", data=data, encoding=encoding)
+    assert (found.data, found.encoding) == (value, encoding.decode())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"type": b""},
+        {"id": b""},
+        {"conn": b"\xff"},
+        {"ts": b"soon"},
+        {"ts": b"-1"},
+        {"ts": b"1" * 20},
+        {"duration_ms": b"1.5"},
+        {"user": b"\xff"},
+        {"data": b"{", "encoding": b"json"},
+        {"data": b"\xff", "encoding": b"json"},
+        {"data": b"[" * 100_000, "encoding": b"json"},
+        {"data": b"1" * 5_000, "encoding": b"json"},
+        {"data": b"\xff", "encoding": b"text"},
+        {"data": b"x", "encoding": b"gob"},
+        {"data": b"x"},
+    ],
+    ids=repr,
+)
+def test_what_is_no_event_is_malformed(more: dict[str, bytes]) -> None:
+    with pytest.raises(MalformedEvent):
+        event(**more)
+
+
+@pytest.mark.parametrize("name", sorted(COMMON))
+def test_what_lacks_a_field_is_malformed(name: bytes) -> None:
+    with pytest.raises(MalformedEvent):
+        parse_event(STREAM, ENTRY, {key: value for key, value in COMMON.items() if key != name})
+
+
+@given(
+    st.dictionaries(st.sampled_from([*COMMON, b"data", b"encoding", b"duration_ms"]), st.binary(max_size=9))
+)
+def test_no_entry_raises_anything_else(fields: dict[bytes, bytes]) -> None:
+    try:
+        parse_event(STREAM, ENTRY, COMMON | fields)
+    except MalformedEvent as error:
+        assert not error.temporary
+
+
+# --- which are known ----------------------------------------------------------------------------------
+
+
+def test_a_window_forgets_who_was_not_met_for_longest() -> None:
+    window = Window(3)
+    for name in ("a", "b", "c"):
+        window.add(name)
+    assert "a" in window
+    window.add("d")
+    assert [name in window for name in ("a", "b", "c", "d")] == [True, False, True, True]
+    window.add("d")
+    assert len(window) == 3
+    nothing = Window(0)
+    nothing.add("a")
+    assert "a" not in nothing
+
+
+# --- where the bus is ---------------------------------------------------------------------------------
+
+
+def test_a_url_chooses_the_kind_of_client() -> None:
+    async def main() -> None:
+        for url, kind in (
+            ("redis://u:p@h:1", Redis),
+            ("rediss://h", Redis),
+            ("unix:///run/r.sock", Redis),
+            ("redis+sentinel://a,b:7,[::1]/main", Redis),
+            ("redis+cluster://u:p@a:7000,b", RedisCluster),
+            ("rediss+cluster://a?ssl_ca_certs=/a.pem", RedisCluster),
+        ):
+            opened = open_client(url)
+            assert type(opened.client) is kind
+            await opened.close()
+        sentinels = open_client("rediss+sentinel://u:p%40@a,b:7/main?sentinel_password=s")
+        pool = sentinels.client.connection_pool
+        assert isinstance(pool, SentinelConnectionPool)
+        assert pool.service_name == "main"
+        assert (pool.connection_kwargs["username"], pool.connection_kwargs["password"]) == ("u", "p@")
+        asked = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
+        assert [(each["host"], each["port"], each["password"]) for each in asked] == [
+            ("a", 26379, "s"),
+            ("b", 7, "s"),
+        ]
+        await sentinels.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "h:6379",
+        "http://u:hunter2@h",
+        "redis://u:hunter2@h:x",
+        "redis+sentinel://u:hunter2@h",
+        "redis+sentinel://u:hunter2@h/",
+        "redis+cluster://u:hunter2@h:99999",
+        "redis+cluster://u:hunter2@",
+        "redis+cluster://u:hunter2@a,,b",
+        "redis+cluster://h?password=hunter2",
+    ],
+)
+def test_what_is_no_url_is_refused_and_never_repeated(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        open_client(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_client_that_decodes_is_refused_because_data_may_be_binary() -> None:
+    async def handle(_: Event) -> None:
+        return
+
+    for client in (Redis(decode_responses=True), RedisCluster(host="h", decode_responses=True)):
+        with pytest.raises(SettingsError):
+            EventConsumer(client, "g", handle)
+    assert isinstance(Publisher(Redis()), Publisher)

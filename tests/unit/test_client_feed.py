@@ -1,0 +1,193 @@
+"""One channel's queue: each publication once, and every loss is told and counted."""
+
+import asyncio
+from itertools import product
+from typing import Any
+
+import pytest
+
+from tests.support.memory_gateway import run
+from wsgate.client import ClosedError, CommandError, Gap, GapReason, Publication
+from wsgate.client.feed import TRANSITIONS, Feed, FeedState
+from wsgate.client.tokens import Token
+
+
+def feed(gaps: list[Gap] | None = None, *, limit: int = 3, since: str | None = None) -> Feed:
+    told = gaps if gaps is not None else []
+    return Feed("c", Token(None, 1), queue_limit=limit, on_gap=told.append, since=since)
+
+
+def publication(data: Any, position: str | None = None) -> Publication:
+    return Publication("c", data, position=position)
+
+
+async def everything(source: Feed) -> list[Any]:
+    """What can be taken until it ends."""
+    taken = []
+    while True:
+        try:
+            taken.append((await source.take()).data)
+        except StopAsyncIteration:
+            return taken
+
+
+def test_what_is_not_confirmed_takes_nothing_in() -> None:
+    async def main() -> None:
+        source = feed()
+        source.offer(publication(1))
+        source.confirm(None, recovered=None)
+        source.offer(publication(2))
+        source.suspend()
+        source.offer(publication(3))
+        source.confirm(None, recovered=None)
+        source.offer(publication(4))
+        source.end(None)
+        source.offer(publication(5))
+        assert await everything(source) == [2, 4]
+
+    run(main())
+
+
+def test_the_oldest_go_when_nobody_takes_and_it_is_told_at_once_and_in_the_end() -> None:
+    async def main() -> None:
+        gaps: list[Gap] = []
+        source = feed(gaps)
+        source.confirm("e-0", recovered=None)
+        source.offer(publication(1, "e-1"))
+        assert (await source.take()).data == 1
+        for number in range(2, 9):
+            source.offer(publication(number, f"e-{number}"))
+        begun = Gap("c", "e-1", "e-2", GapReason.OVERFLOW, 1)
+        assert gaps == [begun]
+        assert source.dropped == 4
+        assert (await source.take()).data == 6
+        assert gaps == [begun, Gap("c", "e-1", "e-5", GapReason.OVERFLOW, 4)]
+        assert [(await source.take()).data for _ in range(2)] == [7, 8]
+        for number in range(9, 13):
+            source.offer(publication(number))
+        assert gaps[2:] == [Gap("c", "e-8", None, GapReason.OVERFLOW, 1)]
+        assert (await source.take()).data == 10
+        assert len(gaps) == 3, "one that did not grow is not told twice"
+        assert source.dropped == 5
+
+    run(main())
+
+
+def test_who_comes_back_is_told_what_cannot_be_proven() -> None:
+    gaps: list[Gap] = []
+    source = feed(gaps)
+    source.confirm("e-5", recovered=None)
+    assert gaps == [], "who comes for the first time misses nothing"
+    source.suspend()
+    source.confirm("e-5", recovered=True)
+    assert gaps == []
+    source.suspend()
+    source.confirm("f-2", recovered=False)
+    source.suspend()
+    source.confirm(None, recovered=None)
+    assert gaps == [
+        Gap("c", "e-5", "f-2", GapReason.NOT_RECOVERED),
+        Gap("c", "f-2", None, GapReason.NOT_RECOVERED),
+    ]
+    assert [str(reason) for reason in GapReason] == ["dropped", "not_recovered", "overflow"]
+
+
+def test_what_is_recovered_is_news_and_what_comes_twice_is_not() -> None:
+    async def main() -> None:
+        source = feed(limit=10)
+        source.confirm("e-5", recovered=None)
+        source.offer(publication("old", "e-5"))
+        source.offer(publication(6, "e-6"))
+        source.suspend()
+        source.confirm("e-8", recovered=True)  # the head: what was missed follows
+        for number in (6, 7, 8, 9, 8):
+            source.offer(publication(number, f"e-{number}"))
+        source.end(None)
+        assert await everything(source) == [6, 7, 8, 9]
+
+    run(main())
+
+
+def test_an_application_may_say_where_it_stood_in_an_earlier_life() -> None:
+    gaps: list[Gap] = []
+    source = feed(gaps, since="e-3")
+    assert source.track.last == "e-3"
+    source.confirm("f-1", recovered=False)
+    assert gaps == [Gap("c", "e-3", "f-1", GapReason.NOT_RECOVERED)]
+
+
+def test_a_loss_of_the_gateways_is_told_as_it_says() -> None:
+    gaps: list[Gap] = []
+    source = feed(gaps)
+    source.tell_dropped("e-1", "e-2")
+    assert gaps == []
+    source.confirm(None, recovered=None)
+    source.tell_dropped("e-1", "e-2")
+    assert gaps == [Gap("c", "e-1", "e-2", GapReason.DROPPED)]
+
+
+def test_what_is_queued_is_taken_before_the_error_is_raised_to_everybody() -> None:
+    async def main() -> None:
+        source = feed()
+        source.confirm(None, recovered=None)
+        takers = [asyncio.create_task(source.take()) for _ in range(3)]
+        await asyncio.sleep(0)
+        source.offer(publication(1))
+        source.end(CommandError(403, "permission_denied"))
+        source.end(None)  # the first reason counts
+        found = await asyncio.gather(*takers, return_exceptions=True)
+        assert [each.data for each in found if isinstance(each, Publication)] == [1]
+        assert [type(each) for each in found if not isinstance(each, Publication)] == [CommandError] * 2
+        with pytest.raises(CommandError):
+            await source.ready()
+
+    run(main())
+
+
+def test_ready_waits_for_the_confirmation() -> None:
+    async def main() -> None:
+        source = feed()
+        waiting = asyncio.create_task(source.ready())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        source.confirm(None, recovered=None)
+        await waiting
+        source.suspend()
+        again = asyncio.create_task(source.ready())
+        await asyncio.sleep(0)
+        assert not again.done()
+        source.end(None)
+        with pytest.raises(ClosedError):
+            await again
+
+    run(main())
+
+
+def test_a_cancelled_take_loses_nothing_to_whoever_takes_next() -> None:
+    async def main() -> None:
+        source = feed()
+        source.confirm(None, recovered=None)
+        first = asyncio.create_task(source.take())
+        second = asyncio.create_task(source.take())
+        await asyncio.sleep(0)
+        source.offer(publication(1))
+        first.cancel()  # woken and cancelled in one turn
+        assert (await second).data == 1
+        assert (await asyncio.gather(first, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+
+    run(main())
+
+
+@pytest.mark.parametrize("calls", list(product(["confirm", "suspend", "end"], repeat=3)))
+def test_any_order_of_what_may_happen_stays_within_the_table(calls: tuple[str, ...]) -> None:
+    source = feed()
+    for call in calls:
+        before = source.state
+        if call == "confirm":
+            source.confirm(None, recovered=None)
+        elif call == "suspend":
+            source.suspend()
+        else:
+            source.end(None)
+        assert source.state is before or source.state in TRANSITIONS[before]
+        assert before is not FeedState.ENDED or source.state is FeedState.ENDED

@@ -1,0 +1,571 @@
+"""A client that comes back: when, how often, with which token, and when it does not."""
+
+import asyncio
+import time
+from collections import deque
+
+import pytest
+
+from tests.support.memory_gateway import PING_S, ManualClock, MemoryGateway, run, until, world
+from wsgate.client import (
+    BadMessage,
+    Client,
+    ClientOptions,
+    ClientState,
+    ClosedError,
+    CommandError,
+    Disconnected,
+    Ending,
+    Environment,
+    TokenError,
+)
+from wsgate.client.connector import TRANSITIONS
+from wsgate.client.endings import after_refusal
+from wsgate.errors import InternalError, SettingsError
+
+SILENCE_S = 2 * PING_S + 10
+
+
+def refused(status: int, retry_after: str | None = None) -> Disconnected:
+    return Disconnected(after_refusal(status, retry_after))
+
+
+def unreachable() -> Disconnected:
+    return Disconnected(Ending(0, "unreachable"))
+
+
+class Tokens:
+    """A provider that gives a new one each time, or raises."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.failing = False
+
+    async def __call__(self) -> str:
+        self.asked += 1
+        if self.failing:
+            raise ValueError("no token today")
+        return f"token-{self.asked}"
+
+
+# --- coming and going ---------------------------------------------------------------------------------
+
+
+def test_a_client_connects_in_the_background_and_says_goodbye() -> None:
+    async def main() -> None:
+        async with world(token="fixed") as here:
+            states = [here.client.state]
+            await here.client.connected()
+            states.append(here.client.state)
+            assert (here.client.conn, here.client.user) == (f"{1:016x}", "42")
+            assert here.gateway.openings[0].token == "fixed"
+            assert "fixed" not in repr(here.gateway.openings[0])
+        assert [*states, here.client.state] == [ClientState.IDLE, ClientState.OPEN, ClientState.CLOSED]
+        assert (await here.client.closed()).reason == "closed_by_application"
+        with pytest.raises(ClosedError):
+            await here.client.publish("c", 1)
+        with pytest.raises(ClosedError):
+            here.client.subscribe("c")
+        assert here.errors == []
+
+    run(main())
+
+
+def test_closing_in_any_state_ends_it() -> None:
+    async def main() -> None:
+        never_started = Client("ws://gateway/ws")
+        await never_started.close()
+        assert never_started.state is ClientState.CLOSED
+        async with world() as unstarted:
+            pass  # closed before its task took a step
+        assert (await unstarted.client.closed()).reason == "closed_by_application"
+        async with world(MemoryGateway(silent={"welcome"})) as connecting:
+            await until(lambda: connecting.gateway.links)
+        async with world(MemoryGateway(refusals=deque([unreachable()]))) as waiting:
+            await until(lambda: waiting.client.state is ClientState.WAITING)
+        async with world() as opened:
+            await opened.client.connected()
+            await opened.client.close()
+            await opened.client.close()
+
+    run(main())
+
+
+def test_it_is_started_once_and_only_with_a_url_of_a_websocket() -> None:
+    async def main() -> None:
+        async with world() as here:
+            with pytest.raises(InternalError):
+                here.client.start()
+
+    run(main())
+    for url in ("http://h/ws", "ws://", "ws:///ws", "h:8000", "", "ws://h:x/", "ws://h/#f", "ws://h:0/"):
+        with pytest.raises(SettingsError):
+            Client(url)
+
+
+def test_the_table_has_every_state_and_closed_is_final() -> None:
+    assert TRANSITIONS.keys() == set(ClientState)
+    assert TRANSITIONS[ClientState.CLOSED] == set()
+    assert all(ClientState.CLOSED in TRANSITIONS[state] for state in set(ClientState) - {ClientState.CLOSED})
+
+
+# --- back-off -----------------------------------------------------------------------------------------
+
+
+def test_attempts_that_fail_wait_longer_each_time_and_a_connection_that_lasted_begins_anew() -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(refusals=deque(unreachable() for _ in range(8)))
+        async with world(gateway, random=lambda: 1.0) as here:
+            for window_s in (0.5, 1, 2, 4, 8, 16, 30, 30):
+                await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+                assert here.clock.sleeping == [pytest.approx(window_s)]
+                here.clock.advance(window_s)
+                await until(lambda: here.client.state is not ClientState.WAITING)
+            link = await here.opened(1)
+            here.clock.advance(5)
+            link.end(1001)
+            await until(lambda: here.client.state is ClientState.WAITING)
+            assert here.clock.sleeping == [pytest.approx(0.5)]
+        assert {type(each) for each in here.errors} == {Disconnected}
+
+    run(main())
+
+
+def test_a_gateway_that_welcomes_and_cuts_at_once_is_not_hammered() -> None:
+    async def main() -> None:
+        async with world(random=lambda: 1.0) as here:
+            for count, window_s in enumerate((0.5, 1, 2, 4), 1):
+                (await here.opened(count)).end(1011)
+                await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+                assert here.clock.sleeping == [pytest.approx(window_s)]
+                here.clock.advance(window_s)
+
+    run(main())
+
+
+@pytest.mark.parametrize("random", [0.0, 0.5, 0.999])
+def test_bye_says_how_long_to_wait_at_least_and_jitter_comes_on_top(random: float) -> None:
+    async def main() -> None:
+        async with world(random=lambda: random) as here:
+            link = await here.opened(1)
+            link.say("bye", code=4012, reason="drain", reconnect=True, retry_ms=2300)
+            link.end(4012, "drain")
+            await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+            assert here.clock.sleeping == [pytest.approx(2.3 + random * 0.5)]
+            (error,) = here.errors
+            assert isinstance(error, Disconnected)
+            assert error.ending == Ending(4012, "drain", True, 2.3)
+
+    run(main())
+
+
+def test_a_503_says_how_long_to_wait_at_least() -> None:
+    async def main() -> None:
+        async with world(MemoryGateway(refusals=deque([refused(503, "7"), refused(429, "3")]))) as here:
+            for expected_s in (7 + 0.25, 3 + 0.5):
+                await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+                assert here.clock.sleeping == [pytest.approx(expected_s)]
+                here.clock.advance(expected_s)
+                await until(lambda: here.client.state is not ClientState.WAITING)
+            await here.client.connected()
+
+    run(main())
+
+
+# --- who stays away -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1005, 1006, 1011, 1012, 1013, 4001, 4012, 4029, 4050, 4499])
+def test_codes_that_come_back(code: int) -> None:
+    async def main() -> None:
+        async with world(token=Tokens()) as here:
+            (await here.opened(1)).end(code)
+            await here.comes_back()
+
+    run(main())
+
+
+@pytest.mark.parametrize("code", [1002, 1003, 1007, 1008, 1009, 1010, 4500, 4501, 4503, 4520, 4999])
+def test_codes_that_do_not(code: int) -> None:
+    async def main() -> None:
+        async with world(token=Tokens()) as here:
+            chat, inbox = here.client.subscribe("chat"), here.client.inbox()
+            link = await here.opened(1)
+            await chat.ready()
+            publishing = asyncio.create_task(here.client.publish("silent", 1))
+            here.gateway.silent.add("silent")
+            await until(lambda: link.commands("pub"))
+            link.publish("chat", "last words")
+            link.end(code, "why")
+            ending = await here.client.closed()
+            assert ending == Ending(code, "why", may_return=False)
+            assert (await anext(chat)).data == "last words"
+            for ended in (chat, inbox):
+                with pytest.raises(ClosedError) as caught:
+                    await anext(ended)
+                assert caught.value.ending == ending
+            for call in (here.client.connected(), here.client.publish("chat", 1), chat.ready()):
+                with pytest.raises(ClosedError, match=str(code)):
+                    await call
+            with pytest.raises(Disconnected):
+                await publishing
+
+    run(main())
+
+
+def test_what_bye_said_counts_when_its_close_is_lost() -> None:
+    async def main() -> None:
+        async with world() as here:
+            link = await here.opened(1)
+            link.say("bye", code=4501, reason="invalid_token", reconnect=False)
+            link.end(1006, "connection_lost")
+            assert await here.client.closed() == Ending(4501, "invalid_token", may_return=False)
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 426, 431])
+def test_a_handshake_that_can_never_succeed_ends_it(status: int) -> None:
+    async def main() -> None:
+        async with world(MemoryGateway(refusals=deque([refused(status)]))) as here:
+            assert (await here.client.closed()).code == status
+            with pytest.raises(ClosedError):
+                await here.client.connected()
+
+    run(main())
+
+
+# --- tokens -------------------------------------------------------------------------------------------
+
+
+def test_every_attempt_asks_for_a_token_so_one_that_expired_is_followed_by_a_fresh_one() -> None:
+    async def main() -> None:
+        async with world(token=Tokens()) as here:
+            link = await here.opened(1)
+            link.say("bye", code=4001, reason="token_expired", reconnect=True, retry_ms=0)
+            link.end(4001, "token_expired")
+            await here.comes_back()
+            assert [opening.token for opening in here.gateway.openings] == ["token-1", "token-2"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_fixed_token_that_is_refused_is_not_shown_again(status: int) -> None:
+    async def main() -> None:
+        for token in ("fixed", None):
+            async with world(MemoryGateway(refusals=deque([refused(status)])), token=token) as here:
+                assert (await here.client.closed()).code == status
+                assert len(here.gateway.openings) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_provider_is_asked_a_bounded_number_of_times(status: int) -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(refusals=deque(refused(status) for _ in range(9)))
+        async with world(gateway, token=Tokens(), options=ClientOptions(unauthorized_limit=3)) as here:
+            while here.client.state is not ClientState.CLOSED:
+                here.clock.advance(30)
+                await asyncio.sleep(0)
+            assert [each.token for each in gateway.openings] == ["token-1", "token-2", "token-3"]
+
+    run(main())
+
+
+def test_refusals_count_in_a_row_only() -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(refusals=deque([refused(401), refused(401)]))
+        async with world(gateway, token=Tokens(), options=ClientOptions(unauthorized_limit=3)) as here:
+            for count in (1, 2):
+                if count == 2:
+                    gateway.refusals.extend([refused(401), refused(401)])
+                    gateway.link.end(1001)
+                while len(gateway.links) < count:
+                    here.clock.advance(30)
+                    await asyncio.sleep(0)
+                await here.opened(count)
+
+    run(main())
+
+
+def test_a_provider_that_raises_is_a_failed_attempt_and_is_told() -> None:
+    async def main() -> None:
+        tokens = Tokens()
+        tokens.failing = True
+        async with world(token=tokens, random=lambda: 1.0) as here:
+            for window_s in (0.5, 1, 2):
+                await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+                assert here.clock.sleeping == [pytest.approx(window_s)]
+                if window_s == 2:
+                    tokens.failing = False
+                here.clock.advance(window_s)
+                await until(lambda: here.client.state is not ClientState.WAITING)
+            await here.client.connected()
+            assert [type(each) for each in here.errors] == [TokenError] * 3
+            assert [opening.token for opening in here.gateway.openings] == ["token-4"]
+
+    run(main())
+
+
+def test_a_provider_that_hangs_is_a_failed_attempt_and_is_told() -> None:
+    async def main() -> None:
+        asked = 0
+
+        async def token() -> str:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                await asyncio.Event().wait()
+            return "fresh"
+
+        async with world(token=token, options=ClientOptions(token_timeout_s=0.01)) as here:
+            await here.failed.wait()
+            assert isinstance(here.errors[0], TokenError)
+            await here.comes_back()
+            assert here.gateway.openings[0].token == "fresh"
+
+    run(main())
+
+
+# --- refreshing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("random", "part"), [(0.0, 0.8), (0.5, 0.85), (1.0, 0.9)])
+def test_a_token_is_refreshed_ahead_of_its_end_each_time(random: float, part: float) -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 100})
+        async with world(gateway, token=Tokens(), random=lambda: random) as here:
+            link = await here.opened(1)
+            for count in (1, 2, 3):
+                await until(lambda: any(each > SILENCE_S for each in here.clock.sleeping))
+                assert max(here.clock.sleeping) == pytest.approx(100 * part)
+                link.hear()
+                for _ in range(4):
+                    here.clock.advance(25 * part)
+                    link.hear()
+                    await asyncio.sleep(0)
+                await until(lambda count=count: len(link.commands("refresh")) == count)  # type: ignore[misc]
+                assert link.commands("refresh")[-1] == {"token": f"token-{count + 1}"}
+            assert here.errors == []
+            assert len(gateway.links) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize(("random", "delay_s"), [(0.0, 0.0), (0.5, 7.5), (0.99, 14.85)])
+def test_a_forced_refresh_comes_within_the_first_half_of_its_time(random: float, delay_s: float) -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 3600})
+        async with world(gateway, token=Tokens(), random=lambda: random) as here:
+            link = await here.opened(1)
+            link.say("refresh", within_s=30)
+            if delay_s:
+                await until(lambda: here.clock.sleeping and here.clock.sleeping[0] == pytest.approx(delay_s))
+                assert link.commands("refresh") == []
+                here.clock.advance(delay_s)
+            await until(lambda: link.commands("refresh") == [{"token": "token-2"}])
+            await until(
+                lambda: any(each > 2000 for each in here.clock.sleeping)
+            )  # and the next ahead of its end
+
+    run(main())
+
+
+def test_a_forced_refresh_never_comes_later_than_the_one_that_was_due() -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 100})
+        async with world(gateway, token=Tokens(), random=lambda: 0.5) as here:
+            link = await here.opened(1)
+            await until(lambda: 85 in map(round, here.clock.sleeping))
+            for _ in range(4):
+                here.clock.advance(20)
+                link.hear()
+                await asyncio.sleep(0)
+            link.say("refresh", within_s=30)
+            await until(lambda: round(here.clock.sleeping[0]) == 5)
+
+    run(main())
+
+
+def test_a_refresh_that_fails_is_told_and_tried_again() -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(
+            welcome={"user": "42", "expires_s": 3600}, faults={"refresh": (401, "unauthorized")}
+        )
+        async with world(gateway, token=Tokens(), random=lambda: 0.0) as here:
+            link = await here.opened(1)
+            link.say("refresh", within_s=30)
+            await until(lambda: len(link.commands("refresh")) >= 3)
+            gateway.faults.clear()
+            await until(lambda: any(each > 2000 for each in here.clock.sleeping))
+            assert {type(each) for each in here.errors} == {CommandError}
+            assert here.client.state is ClientState.OPEN
+
+    run(main())
+
+
+def test_without_a_provider_a_forced_refresh_is_told_and_nothing_is_refreshed() -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 100})
+        async with world(gateway, token="fixed") as here:
+            link = await here.opened(1)
+            link.say("refresh", within_s=30)
+            await until(lambda: here.errors)
+            assert isinstance(here.errors[0], TokenError)
+            assert all(each <= SILENCE_S for each in here.clock.sleeping)
+            with pytest.raises(TokenError):
+                await here.client.refresh()
+            assert await here.client.refresh("another") == 100
+            assert link.commands("refresh") == [{"token": "another"}]
+
+    run(main())
+
+
+# --- whether the gateway lives ------------------------------------------------------------------------
+
+
+def test_a_gateway_that_vanished_is_noticed_and_one_that_only_pings_is_alive() -> None:
+    async def main() -> None:
+        async with world() as here:
+            link = await here.opened(1)
+            await until(lambda: here.clock.sleeping == [SILENCE_S])
+            for _ in range(10):
+                here.clock.advance(SILENCE_S - 1)
+                link.hear()
+                await asyncio.sleep(0)
+            assert here.client.state is ClientState.OPEN
+            await until(lambda: here.clock.sleeping)
+            here.clock.advance(SILENCE_S)
+            await here.comes_back()
+            (error,) = here.errors
+            assert isinstance(error, Disconnected)
+            assert error.ending.reason == "silence"
+
+    run(main())
+
+
+def test_where_the_gateway_does_not_ping_the_client_does() -> None:
+    async def main() -> None:
+        async with world(MemoryGateway(welcome={"ping_s": 0})) as here:
+            link = await here.opened(1)
+            for count in range(1, 6):
+                await until(lambda count=count: link.pings == count and here.clock.sleeping == [25])  # type: ignore[misc]
+                link.hear()  # a pong
+                here.clock.advance(25)
+            for _ in range(3):
+                await until(lambda: here.clock.sleeping)
+                here.clock.advance(here.clock.sleeping[0])
+                await asyncio.sleep(0)
+            await until(lambda: here.client.state is ClientState.WAITING)
+
+    run(main())
+
+
+@pytest.mark.parametrize("step_s", [-86_400.0, 86_400.0])
+def test_a_wall_clock_that_is_set_changes_nothing(step_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+
+    async def main() -> None:
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 3600})
+        async with world(gateway, token=Tokens()) as here:
+            link = await here.opened(1)
+            await until(lambda: len(here.clock.sleeping) == 2)
+            before = here.clock.sleeping
+            monkeypatch.setattr(time, "time", lambda: real() + step_s)
+            monkeypatch.setattr(time, "time_ns", lambda: int((real() + step_s) * 1e9))
+            await here.client.publish("c", 1)
+            await until(lambda: link.commands("pub"))
+            assert here.clock.sleeping == before
+            assert here.client.state is ClientState.OPEN
+            assert here.errors == []
+
+    run(main())
+
+
+def test_who_is_not_welcomed_in_time_tries_again() -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(silent={"welcome"})
+        async with world(gateway, options=ClientOptions(open_timeout_s=0.01)) as here:
+            await here.failed.wait()
+            gateway.silent.clear()
+            await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+            here.clock.advance(1)
+            await here.opened(2)
+            (error,) = here.errors
+            assert isinstance(error, Disconnected)
+            assert error.ending.reason == "welcome_timeout"
+
+    run(main())
+
+
+# --- what should not happen ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", [b"\xc1", b"\x81\xa2op\x01", "{}"])
+def test_a_gateway_that_talks_nonsense_is_left_and_tried_again(frame: bytes | str) -> None:
+    async def main() -> None:
+        async with world() as here:
+            (await here.opened(1)).say_raw(frame)
+            await here.comes_back()
+            assert [type(each) for each in here.errors] == [BadMessage, Disconnected]
+
+    run(main())
+
+
+def test_a_fault_of_a_library_costs_an_attempt_and_not_the_client() -> None:
+    async def main() -> None:
+        async with world(MemoryGateway(refusals=deque([RuntimeError("a bug"), KeyError("x")]))) as here:
+            for _ in range(2):
+                await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+                here.clock.advance(30)
+                await until(lambda: here.client.state is not ClientState.WAITING)
+            await here.client.connected()
+            assert [type(each) for each in here.errors] == [RuntimeError, KeyError]
+
+    run(main())
+
+
+def test_callbacks_that_raise_are_their_owners_business(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        def on_error(_: Exception) -> None:
+            raise ValueError("in on_error")
+
+        clock, gateway = ManualClock(), MemoryGateway(refusals=deque([unreachable()]))
+        environment = Environment(clock=clock, random=lambda: 0.5, connect=gateway.connect)
+        async with Client("ws://gateway/ws", on_error=on_error, environment=environment) as client:
+            await until(lambda: clock.sleeping)
+            clock.advance(1)
+            await client.connected()
+
+    run(main())
+    assert "on_error raised" in caplog.text
+
+
+def test_without_on_error_the_log_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        clock, gateway = ManualClock(), MemoryGateway(refusals=deque([unreachable()]))
+        environment = Environment(clock=clock, random=lambda: 0.5, connect=gateway.connect)
+        async with Client("ws://gateway/ws", environment=environment):
+            await until(lambda: clock.sleeping)
+
+    run(main())
+    assert [record.levelname for record in caplog.records if record.name == "wsgate.client"] == ["WARNING"]
+
+
+def test_a_second_bye_or_welcome_and_unknown_messages_do_no_harm() -> None:
+    async def main() -> None:
+        async with world() as here:
+            link = await here.opened(1)
+            link.say("welcome", conn="f" * 16, node="n", ping_s=1)
+            link.say("later", x=1)
+            link.say("ok", id=999)
+            link.say("err", code=503, error="unavailable", message="x", retry_ms=5)
+            assert await here.client.publish("c", 1) is None
+            assert here.client.conn == f"{1:016x}"
+            (error,) = here.errors
+            assert isinstance(error, CommandError)
+            assert (error.error, error.retry_s, error.temporary) == ("unavailable", 0.005, True)
+
+    run(main())

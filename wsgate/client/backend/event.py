@@ -1,0 +1,127 @@
+"""What a gateway tells a backend, as one frozen value. Pure.
+
+Source: protocols/backend/v1/spec.md, "Entries".
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wsgate.errors import BackendError
+
+__all__ = ["Event", "MalformedEvent", "parse_event"]
+
+
+class MalformedEvent(BackendError):
+    """An entry is no event."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, temporary=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something happened on a gateway.
+
+    Attributes:
+        type: `connected`, `disconnected`, `subscribed`, `unsubscribed` or `message`; later versions may
+            have more.
+        id: Names this event, on whatever attempt it is read.
+        conn: The connection's public id.
+        user: Whose it is; None for who is anonymous.
+        node: Which node it is connected to.
+        timestamp_ms: When it happened there, in milliseconds of Unix time.
+        reason: Why it ended, by the names of protocols/codes.json (`disconnected`).
+        duration_ms: How long it was welcome (`disconnected`).
+        channel: As it is called on the bus: an inbox is `@<user>` (`subscribed`, `unsubscribed`).
+        data: What the client sent: a JSON value, a str or bytes (`message`).
+        encoding: Which of them: `json`, `text` or `binary` (`message`).
+        stream: Where the entry is.
+        entry_id: Which one it is there.
+    """
+
+    type: str
+    id: str
+    conn: str
+    user: str | None
+    node: str
+    timestamp_ms: int
+    reason: str | None = None
+    duration_ms: int | None = None
+    channel: str | None = None
+    data: Any = None
+    encoding: str | None = None
+    stream: str
+    entry_id: str
+
+
+def parse_event(stream: str, entry_id: str, fields: Mapping[bytes, bytes]) -> Event:
+    """The event of an entry; fields that are not listed are ignored.
+
+    Raises:
+        MalformedEvent: A field that every event has is missing, or one is not what it should be.
+    """
+    read = _Fields(fields)
+    encoding = read.text_or_none(b"encoding")
+    return Event(
+        type=read.text(b"type"),
+        id=read.text(b"id"),
+        conn=read.text(b"conn"),
+        user=read.text_or_none(b"user"),
+        node=read.text(b"node"),
+        timestamp_ms=read.number(read.text(b"ts")),
+        reason=read.text_or_none(b"reason"),
+        duration_ms=read.number_or_none(b"duration_ms"),
+        channel=read.text_or_none(b"ch"),
+        data=_data(fields[b"data"], encoding) if b"data" in fields else None,
+        encoding=encoding,
+        stream=stream,
+        entry_id=entry_id,
+    )
+
+
+class _Fields:
+    """An entry's fields, read by type; an empty one is there."""
+
+    __slots__ = ("_map",)
+
+    def __init__(self, fields: Mapping[bytes, bytes]) -> None:
+        self._map = fields
+
+    def text(self, name: bytes) -> str:
+        found = self.text_or_none(name)
+        if not found:
+            raise MalformedEvent(f"{name.decode()} is missing")
+        return found
+
+    def text_or_none(self, name: bytes) -> str | None:
+        found = self._map.get(name)
+        try:
+            return found.decode() if found is not None else None
+        except UnicodeDecodeError as error:
+            raise MalformedEvent(f"{name.decode()} is no text") from error
+
+    def number_or_none(self, name: bytes) -> int | None:
+        found = self.text_or_none(name)
+        return self.number(found) if found is not None else None
+
+    @staticmethod
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or len(text) > 19:
+            raise MalformedEvent("a number is none")
+        return int(text)
+
+
+def _data(data: bytes, encoding: str | None) -> Any:
+    try:
+        match encoding:
+            case "json":
+                return json.loads(data.decode())
+            case "text":
+                return data.decode()
+            case "binary":
+                return data
+    except (ValueError, RecursionError) as error:
+        raise MalformedEvent("data is not what encoding says") from error
+    raise MalformedEvent("data has no encoding that is known")

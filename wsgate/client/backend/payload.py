@@ -1,0 +1,108 @@
+"""What is published, as bytes: the payload as it is, or in an envelope that says more. Pure.
+
+Source: protocols/bus/v1/spec.md, "Payloads" and "Envelope".
+"""
+
+import json
+import re
+from typing import Any, Final
+
+import msgpack
+
+__all__ = ["encode_publication"]
+
+_MARK: Final = b"\xc1"
+_HEAD: Final = b"\xc1\x01"
+
+_SHALLOW: Final = 256
+"""Brackets that nobody needs to look into: too few to nest too deep."""
+_DEPTH_LIMIT: Final = 800
+"""Levels that surely pass for JSON everywhere; the contract says about 900."""
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def encode_publication(data: Any, *, user: str | None = None, exclude: str | int | None = None) -> bytes:
+    """A publication as it goes to the bus.
+
+    Args:
+        data: Bytes are the payload as they are; anything else becomes JSON.
+        user: Who published it.
+        exclude: The public id of the connection that does not get it, as in its `welcome`, or as a number.
+
+    Raises:
+        TypeError, ValueError, RecursionError: `data` is nothing JSON can hold, `exclude` no such id.
+    """
+    payload = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else _json(data)
+    if user is None and exclude is None and not payload.startswith(_MARK):
+        return payload
+    envelope: dict[str, Any] = {"data": payload}
+    if (
+        encoding := "json" if not isinstance(data, bytes | bytearray | memoryview) else _encoding(payload)
+    ) != "json":
+        envelope["encoding"] = encoding
+    if user is not None:
+        envelope["user"] = user
+    if exclude is not None:
+        envelope["exclude"] = _connection(exclude)
+    packed: bytes = msgpack.packb(envelope)
+    return _HEAD + packed
+
+
+def _json(data: Any) -> bytes:
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _connection(conn: str | int) -> int:
+    number = int(conn, 16) if isinstance(conn, str) else conn
+    if not 0 <= number < 1 << 64:
+        raise ValueError("exclude: must be a connection's public id")
+    return number
+
+
+def _encoding(payload: bytes) -> str:
+    """What subscribers get it as; an envelope that says what is not so would be dropped."""
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        return "binary"
+    try:
+        # Numbers may be of any size: nobody here needs their value.
+        value = json.loads(text, parse_int=_ignore, parse_float=_ignore, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return "text"
+    if payload.count(b"[") + payload.count(b"{") > _SHALLOW and _depth(value) > _DEPTH_LIMIT:
+        return "text"
+    if _SURROGATE.search(payload) and not _is_unicode(value):
+        return "text"
+    return "json"
+
+
+def _ignore(number: str) -> int:
+    return 0
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError  # NaN and infinities are no JSON
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether no string holds half a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _depth(value: Any) -> int:
+    """How deep it nests. O(values)."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth

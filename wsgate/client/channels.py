@@ -1,0 +1,214 @@
+"""The channels an application listens to, and keeping them subscribed across connections.
+
+Owns the feeds by channel. On each new connection everything wanted is subscribed anew, from where it stood;
+what the gateway refuses for the moment is tried again, what it refuses for good ends that feed alone.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from typing import Any, Final
+
+from wsgate.client.callbacks import Callbacks
+from wsgate.client.environment import Environment
+from wsgate.client.errors import CommandError, CommandTimeout, Disconnected, TokenError
+from wsgate.client.feed import Feed, Gap
+from wsgate.client.options import ClientOptions
+from wsgate.client.protocol import INBOX, Dropped, Failed, Publication, Subscribed, Unsubscribed
+from wsgate.client.session import Reply, Session
+from wsgate.client.tokens import Token, TokenSource
+
+__all__ = ["Channels"]
+
+_ALREADY: Final = "already_subscribed"
+
+
+class Channels:
+    """See the module."""
+
+    def __init__(self, options: ClientOptions, environment: Environment, callbacks: Callbacks) -> None:
+        """Of one client, with no channel yet."""
+        self._options = options
+        self._environment = environment
+        self._callbacks = callbacks
+        self._feeds: dict[str, Feed] = {}
+        self._session: Session | None = None  # the welcomed one
+        self._holding: dict[Feed, asyncio.Task[None]] = {}
+
+    # --- what the application wants -------------------------------------------------------------------
+
+    def add(
+        self,
+        channel: str,
+        token: TokenSource,
+        *,
+        on_gap: Callable[[Gap], object] | None,
+        since: str | None,
+    ) -> Feed:
+        """A feed of a channel, subscribed as soon as there is a connection.
+
+        Raises:
+            CommandError: `already_subscribed`: the application listens to it already.
+        """
+        if channel in self._feeds:
+            raise CommandError(409, _ALREADY)
+        feed = Feed(
+            channel,
+            Token(token, self._options.token_timeout_s),
+            queue_limit=self._options.queue_limit,
+            on_gap=partial(self._callbacks.tell, on_gap),
+            since=since,
+        )
+        self._feeds[channel] = feed
+        if self._session is not None:
+            self._want(self._session, feed)
+        return feed
+
+    def leave(self, feed: Feed) -> None:
+        """The application listens no more; the gateway is told in the background."""
+        is_mine = self._forget(feed)
+        feed.end(None)
+        if (holding := self._holding.pop(feed, None)) is not None:
+            holding.cancel()
+        if is_mine and self._session is not None and feed.channel != INBOX:
+            # Before any later `sub` of this channel: tasks begin in the order in which they are made.
+            self._session.tasks.start(self._unsubscribe(self._session, feed.channel))
+
+    async def _unsubscribe(self, session: Session, channel: str) -> None:
+        with suppress(CommandError, Disconnected, TimeoutError):
+            async with asyncio.timeout(self._options.command_timeout_s):
+                await session.ask("unsub", {"ch": channel})
+
+    def _forget(self, feed: Feed) -> bool:
+        """Whether it was the one of its channel."""
+        if self._feeds.get(feed.channel) is not feed:
+            return False
+        del self._feeds[feed.channel]
+        return True
+
+    def position(self, channel: str) -> str | None:
+        """Where the application stands in a channel."""
+        feed = self._feeds.get(channel)
+        return feed.track.last if feed is not None else None
+
+    def end(self, error: Exception | None) -> None:
+        """The client has ended, and every feed with it."""
+        self._session = None
+        feeds, self._feeds = self._feeds, {}
+        for feed in feeds.values():
+            feed.end(error)
+
+    # --- connections come and go ----------------------------------------------------------------------
+
+    def begin(self, session: Session) -> None:
+        """A connection was welcomed: subscribe to everything on it."""
+        self._session = session
+        for feed in list(self._feeds.values()):
+            self._want(session, feed)
+
+    def suspend(self) -> None:
+        """The connection is gone."""
+        self._session = None
+        self._holding.clear()  # these tasks were the session's
+        for feed in self._feeds.values():
+            feed.suspend()
+
+    def _want(self, session: Session, feed: Feed) -> None:
+        if feed.channel != INBOX:
+            self._hold(session, feed)
+        elif INBOX in session.held:
+            feed.confirm(session.held[INBOX], recovered=None)
+        elif session.welcome is not None and session.welcome.user is None:
+            self._refuse(feed, CommandError(400, "bad_request", "an anonymous client has no inbox"))
+
+    def _hold(self, session: Session, feed: Feed, *, delay_s: float = 0.0) -> None:
+        if (earlier := self._holding.get(feed)) is not None:
+            earlier.cancel()
+        self._holding[feed] = session.tasks.start(self._subscribe(session, feed, delay_s))
+
+    async def _subscribe(self, session: Session, feed: Feed, delay_s: float) -> None:
+        """Until it is confirmed, or refused for good."""
+        random, backoff = self._environment.random, self._options.backoff
+        unauthorized = 0
+        for attempt in count():
+            if delay_s:
+                await self._environment.clock.sleep(delay_s)
+            least_s = 0.0
+            try:
+                await self._ask(session, feed)
+                return
+            except CommandError as error:
+                unauthorized += error.code == 401
+                may_renew = feed.token.can_renew and unauthorized < self._options.unauthorized_limit
+                if not (error.code == 503 or error.retry_s is not None or (error.code == 401 and may_renew)):
+                    self._refuse(feed, error)
+                    return
+                least_s = error.retry_s or 0.0
+            except (TokenError, CommandTimeout) as error:
+                self._callbacks.report(error)
+            except Disconnected:
+                return  # the next connection begins anew
+            delay_s = backoff.delay_s(attempt, random, least_s=least_s)
+
+    async def _ask(self, session: Session, feed: Feed) -> None:
+        fields: dict[str, Any] = {"ch": feed.channel}
+        token = await feed.token.get()
+        if token is not None:
+            fields["token"] = token
+        if feed.track.last is not None:
+            fields["from"] = feed.track.last
+        try:
+            async with asyncio.timeout(self._options.command_timeout_s):
+                await session.ask("sub", fields, then=partial(self._on_answer, session, feed))
+        except TimeoutError:
+            raise CommandTimeout from None
+        except CommandError as error:
+            if error.error != _ALREADY:
+                raise
+
+    def _on_answer(self, session: Session, feed: Feed, reply: Reply) -> None:
+        """Before the next message is looked at: what follows belongs to the subscription."""
+        if isinstance(reply, Subscribed):
+            feed.confirm(reply.position, recovered=reply.recovered)
+        elif isinstance(reply, Failed) and reply.error == _ALREADY:
+            # The token brought this channel, so it is held, from where the gateway said then.
+            feed.confirm(session.held.get(feed.channel), recovered=None)
+
+    def _refuse(self, feed: Feed, error: CommandError) -> None:
+        self._forget(feed)
+        self._holding.pop(feed, None)
+        feed.end(error)
+
+    # --- what the gateway says ------------------------------------------------------------------------
+
+    def on_publication(self, publication: Publication) -> None:
+        """Something was published."""
+        feed = self._feeds.get(publication.channel)
+        if feed is not None:
+            feed.offer(publication)
+
+    def on_subscribed(self, message: Subscribed) -> None:
+        """The gateway subscribed by itself. Of other channels than the inbox the answer to `sub` counts."""
+        feed = self._feeds.get(message.channel)
+        if feed is not None and message.channel == INBOX:
+            feed.confirm(message.position, recovered=message.recovered)
+
+    def on_unsubscribed(self, session: Session, message: Unsubscribed) -> None:
+        """The gateway took a channel: it is subscribed again where that may help, in no step with others."""
+        feed = self._feeds.get(message.channel)
+        if feed is None:
+            return
+        feed.suspend()
+        if message.resubscribe:
+            delay_s = self._options.backoff.delay_s(0, self._environment.random)
+            self._hold(session, feed, delay_s=delay_s)
+        else:
+            self._refuse(feed, CommandError(message.code, message.reason))
+
+    def on_dropped(self, message: Dropped) -> None:
+        """The gateway dropped publications of a channel."""
+        feed = self._feeds.get(message.channel)
+        if feed is not None:
+            feed.tell_dropped(message.from_, message.to)

@@ -1,0 +1,255 @@
+"""Keeps a client connected: the state, the attempts, and what each connection is told to do.
+
+Owns the one task from which everything else hangs. One connection is a `Session`; which channels are held is
+the `Channels`' business, the sockets are the `Transport`'s.
+
+    IDLE -> CONNECTING -> OPEN -> WAITING -> CONNECTING ...      any -> CLOSED, for good
+"""
+
+import asyncio
+from enum import Enum
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from wsgate.client.callbacks import Callbacks
+from wsgate.client.channels import Channels
+from wsgate.client.endings import NORMAL, Ending
+from wsgate.client.environment import Environment
+from wsgate.client.errors import ClosedError, CommandTimeout, Disconnected, TokenError
+from wsgate.client.options import ClientOptions
+from wsgate.client.protocol import INBOX, Answer, Dropped, Publication, Subscribed, Unsubscribed, Welcome
+from wsgate.client.refresher import Refresher
+from wsgate.client.session import Session
+from wsgate.client.tokens import Token
+from wsgate.client.transport import Opening
+from wsgate.errors import InternalError
+
+__all__ = ["ClientState", "Connector"]
+
+
+class ClientState(Enum):
+    """Where a client is on its way."""
+
+    IDLE = "idle"
+    """Not started."""
+    CONNECTING = "connecting"
+    """An attempt is under way, up to its welcome."""
+    OPEN = "open"
+    """Welcomed: commands are carried out."""
+    WAITING = "waiting"
+    """For the next attempt."""
+    CLOSED = "closed"
+    """Ended, for good."""
+
+
+TRANSITIONS: Final = {
+    ClientState.IDLE: {ClientState.CONNECTING, ClientState.CLOSED},
+    ClientState.CONNECTING: {ClientState.OPEN, ClientState.WAITING, ClientState.CLOSED},
+    ClientState.OPEN: {ClientState.WAITING, ClientState.CLOSED},
+    ClientState.WAITING: {ClientState.CONNECTING, ClientState.CLOSED},
+    ClientState.CLOSED: set[ClientState](),
+}
+
+BY_APPLICATION: Final = Ending(NORMAL, "closed_by_application", may_return=False)
+
+
+class Connector:
+    """See the module. A `Session`'s listener.
+
+    Attributes:
+        state: See `ClientState`.
+        session: The welcomed connection, None while there is none.
+        ending: Why the client has ended, once it has.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: Token,
+        *,
+        options: ClientOptions,
+        environment: Environment,
+        callbacks: Callbacks,
+    ) -> None:
+        """Nothing happens before `start`."""
+        self.state = ClientState.IDLE
+        self.session: Session | None = None
+        self.ending = BY_APPLICATION
+        self.channels = Channels(options, environment, callbacks)
+        self.token = token
+        self._url = url
+        self._options = options
+        self._environment = environment
+        self._callbacks = callbacks
+        self._changed = asyncio.Event()
+        self._refresher: Refresher | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, on the running loop; once."""
+        if self.state is not ClientState.IDLE or self._running is not None:
+            raise InternalError("a client is started once")
+        self._running = asyncio.create_task(self._run())
+        # Even a task that is cancelled before its first step has ended the client.
+        self._running.add_done_callback(lambda _: self._end(BY_APPLICATION))
+
+    async def close(self) -> None:
+        """End it, and wait until nothing of it runs."""
+        if self._running is None:
+            self._end(BY_APPLICATION)
+            return
+        if self.state is not ClientState.CLOSED:
+            self._running.cancel()
+        await asyncio.wait({self._running})
+
+    async def closed(self) -> Ending:
+        """Wait until it has ended; why."""
+        while self.state is not ClientState.CLOSED:
+            await self._changed.wait()
+        return self.ending
+
+    async def open_session(self) -> Session:
+        """The present connection, as soon as there is one; raises ClosedError when there will be none."""
+        while self.session is None:
+            if self.state is ClientState.CLOSED:
+                raise ClosedError(self.ending)
+            await self._changed.wait()
+        return self.session
+
+    async def ask(self, op: str, fields: dict[str, Any]) -> Answer:
+        """Send a command on the present connection, or the next one, and return what came of it.
+
+        Raises:
+            CommandError, CommandTimeout, Disconnected, ClosedError: See there.
+        """
+        try:
+            async with asyncio.timeout(self._options.command_timeout_s):
+                reply = await (await self.open_session()).ask(op, fields)
+        except TimeoutError:
+            raise CommandTimeout from None
+        # What answers another command than this one was is an answer without fields.
+        return reply if isinstance(reply, Answer) else Answer(reply.id)
+
+    async def refresh(self, token: str | None = None) -> int | None:
+        """Show this token, or the provider's; how long it lives in s, None: for ever."""
+        answer = await self.ask("refresh", {"token": token or await self.token.get()})
+        if self._refresher is not None:
+            self._refresher.expires_in(answer.expires_s)
+        return answer.expires_s
+
+    # --- the loop of attempts -------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        ending = BY_APPLICATION  # whoever cancels is the application
+        try:
+            ending = await self._keep_connected()
+        finally:
+            self._end(ending)
+            await self._callbacks.tasks.cancel()
+
+    async def _keep_connected(self) -> Ending:
+        """Until a connection ends that none should follow; how."""
+        clock, options = self._environment.clock, self._options
+        attempt = unauthorized = 0
+        while True:
+            self._to(ClientState.CONNECTING)
+            began_s = clock.now_s()
+            error = await self._attempt()
+            ending = error.ending if isinstance(error, Disconnected) else Ending(0, "failed")
+            if not isinstance(error, TokenError):
+                unauthorized = unauthorized + 1 if ending.is_unauthorized else 0
+            limit = options.unauthorized_limit if self.token.can_renew else 1
+            if not ending.may_return or unauthorized >= limit:
+                return ending
+            self._callbacks.report(error)
+            if self.state is ClientState.OPEN and clock.now_s() - began_s >= options.steady_s:
+                attempt = 0
+            self._to(ClientState.WAITING)
+            delay_s = options.backoff.delay_s(attempt, self._environment.random, least_s=ending.retry_s)
+            attempt += 1
+            await clock.sleep(delay_s)
+
+    async def _attempt(self) -> Exception:
+        """One connection from its token to its end; why it ended."""
+        environment, options = self._environment, self._options
+        try:
+            opening = Opening(
+                url=self._address(),
+                token=await self.token.get(),
+                within_s=options.open_timeout_s,
+                message_limit_bytes=options.message_limit_bytes,
+                now_s=environment.clock.now_s,
+            )
+            transport = await environment.connect(opening)
+            return Disconnected(await Session(transport, self, options, environment.clock).run())
+        except Exception as error:  # a fault of ours or of a library costs an attempt, never the client
+            return error
+
+    def _address(self) -> str:
+        """The URL, with where the application stood in its inbox: nobody sends `sub` for that."""
+        position = self.channels.position(INBOX)
+        if position is None:
+            return self._url
+        mark = "&" if urlsplit(self._url).query else "?"
+        return f"{self._url}{mark}from={quote(f'{INBOX}:{position}', safe='')}"
+
+    def _to(self, state: ClientState) -> None:
+        assert state in TRANSITIONS[self.state], (self.state, state)
+        self.state = state
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _end(self, ending: Ending) -> None:
+        if self.state is not ClientState.CLOSED:
+            self.ending = ending
+            self._to(ClientState.CLOSED)
+            self.channels.end(None if ending is BY_APPLICATION else ClosedError(ending))
+
+    # --- what a session tells -------------------------------------------------------------------------
+
+    def on_welcome(self, session: Session, welcome: Welcome) -> None:
+        """The connection is in: commands may be sent, and channels are subscribed anew."""
+        self.session = session
+        if self.token.can_renew:
+            self._refresher = Refresher(
+                self.refresh,
+                session.tasks,
+                environment=self._environment,
+                backoff=self._options.backoff,
+                on_failure=self._callbacks.report,
+            )
+            self._refresher.expires_in(welcome.expires_s)
+        self._to(ClientState.OPEN)
+        self.channels.begin(session)
+
+    def on_end(self) -> None:
+        """The connection is over."""
+        self.session = self._refresher = None
+        self.channels.suspend()
+
+    def on_refresh_asked(self, session: Session, within_s: float) -> None:
+        """The gateway wants a fresh token."""
+        if self._refresher is not None:
+            self._refresher.asked_within(within_s)
+        else:
+            self.on_failure(TokenError("the gateway wants a fresh token, and there is no token provider"))
+
+    def on_failure(self, error: Exception) -> None:
+        """Something failed that no caller waits for."""
+        self._callbacks.report(error)
+
+    def on_publication(self, publication: Publication) -> None:
+        """See `Channels`."""
+        self.channels.on_publication(publication)
+
+    def on_subscribed(self, session: Session, message: Subscribed) -> None:
+        """See `Channels`."""
+        self.channels.on_subscribed(message)
+
+    def on_unsubscribed(self, session: Session, message: Unsubscribed) -> None:
+        """See `Channels`."""
+        self.channels.on_unsubscribed(session, message)
+
+    def on_dropped(self, message: Dropped) -> None:
+        """See `Channels`."""
+        self.channels.on_dropped(message)

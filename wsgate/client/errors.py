@@ -1,0 +1,79 @@
+"""What a client raises, all of it below `wsgate.errors.BackendError`: somebody it depends on failed.
+
+Knows nothing of connections but how they ended.
+"""
+
+from wsgate.client.endings import Ending
+from wsgate.errors import BackendError
+
+__all__ = ["BadMessage", "ClosedError", "CommandError", "CommandTimeout", "Disconnected", "TokenError"]
+
+
+class CommandError(BackendError):
+    """The gateway refused a command.
+
+    Attributes:
+        code: The number, as in HTTP.
+        error: The name to compare, such as `permission_denied`.
+        retry_s: How long to wait at least before trying again, None when it did not say.
+        temporary: Whether trying again may help. Of a `publish` refused with 503 it is unknown whether it
+            was published.
+
+    Source: protocols/codes.json, "errors".
+    """
+
+    def __init__(self, code: int, error: str, message: str = "", *, retry_s: float | None = None) -> None:
+        """Remember what the gateway said; `message` is for people."""
+        super().__init__(
+            f"{code} {error}" + (f": {message}" if message else ""), temporary=code in (429, 503)
+        )
+        self.code = code
+        self.error = error
+        self.retry_s = retry_s
+
+
+class CommandTimeout(BackendError):
+    """No answer in time: whether the command was carried out is unknown."""
+
+    def __init__(self) -> None:
+        super().__init__("no answer in time", temporary=True)
+
+
+class Disconnected(BackendError):
+    """The connection ended, or could not be opened.
+
+    What a command that waited for its answer raises: whether it was carried out is unknown.
+
+    Attributes:
+        ending: How it ended.
+    """
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(f"disconnected: {ending}", temporary=ending.may_return)
+        self.ending = ending
+
+
+class ClosedError(BackendError):
+    """The client has ended and does not come back.
+
+    Attributes:
+        ending: Why.
+    """
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(f"the client is closed: {ending}", temporary=False)
+        self.ending = ending
+
+
+class TokenError(BackendError):
+    """The token provider failed, hung, or gave something that is no token."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, temporary=True)
+
+
+class BadMessage(BackendError):
+    """The gateway said something that is no message of wsgate.v1."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, temporary=True)

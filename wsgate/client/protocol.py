@@ -1,0 +1,296 @@
+"""The native dialect as a client sees it: commands to bytes, bytes to messages. Pure.
+
+Speaks `wsgate.v1.msgpack`: one map per binary frame. What is not listed is ignored, as the contract wants of
+a client: fields, and whole messages with an unknown `op`. What is listed is checked.
+
+Source: protocols/client/v1/spec.md, "Messages"; schema.json beside it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from wsgate.client.errors import BadMessage
+
+__all__ = [
+    "INBOX",
+    "SUBPROTOCOL",
+    "Answer",
+    "Bye",
+    "Dropped",
+    "Failed",
+    "Message",
+    "Publication",
+    "RefreshAsked",
+    "Subscribed",
+    "Unsubscribed",
+    "Welcome",
+    "decode",
+    "encode",
+]
+
+SUBPROTOCOL: Final = "wsgate.v1.msgpack"
+INBOX: Final = "@me"
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One item published to a channel.
+
+    Attributes:
+        channel: Where; `@me` is the user's own inbox.
+        data: Any value that JSON or a msgpack bin holds.
+        user: Who published it; None for a backend.
+        timestamp_ms: When, in milliseconds of Unix time, as the publisher says.
+        position: Where it stands in its channel's stream, None on a channel without history.
+    """
+
+    channel: str
+    data: Any
+    user: str | None = None
+    timestamp_ms: int | None = None
+    position: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The connection is in. `user` is None for who is anonymous, `ping_s` 0 where nobody pings."""
+
+    conn: str
+    user: str | None
+    ping_s: int
+    expires_s: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """A subscription is confirmed; without `id` nobody asked for it."""
+
+    channel: str
+    id: int | None = None
+    position: str | None = None
+    recovered: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribed:
+    """A channel is not held any more; without `id` the gateway took it."""
+
+    channel: str
+    id: int | None = None
+    code: int = 0
+    reason: str = "unsubscribed"
+    resubscribe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A command was carried out."""
+
+    id: int | None
+    position: str | None = None
+    expires_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A command was refused; without `id` it is not said which."""
+
+    id: int | None
+    code: int
+    error: str
+    message: str
+    retry_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Publications were dropped here, because this connection read too slowly."""
+
+    channel: str
+    from_: str | None
+    to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """A Close with this code follows."""
+
+    code: int
+    reason: str
+    retry_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshAsked:
+    """The gateway wants a fresh token within this time."""
+
+    within_s: float
+
+
+Message = (
+    Welcome | Publication | Subscribed | Unsubscribed | Answer | Failed | Dropped | Bye | RefreshAsked | None
+)
+
+
+def encode(command: dict[str, Any]) -> bytes:
+    """A command as bytes.
+
+    Raises:
+        TypeError, ValueError, OverflowError: `data` holds what msgpack cannot.
+    """
+    packed: bytes = msgpack.packb(command)
+    return packed
+
+
+def decode(data: object) -> Message:
+    """What a frame says; None for an `op` that this version does not know.
+
+    Raises:
+        BadMessage: It is no msgpack map with an `op`, or a field has another type than the contract gives it.
+    """
+    if not isinstance(data, bytes):
+        raise BadMessage("a text frame on a binary dialect")
+    try:
+        fields: Any = msgpack.unpackb(data)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise BadMessage("no msgpack") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("op"), str):
+        raise BadMessage("no map with an op")
+    read = _READERS.get(fields["op"])
+    return read(_Fields(fields)) if read is not None else None
+
+
+class _Fields:
+    """A message's map, read by type; what is absent or null gives the default."""
+
+    __slots__ = ("_map",)
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._map = fields
+
+    @property
+    def data(self) -> Any:
+        if "data" not in self._map:
+            raise BadMessage("data is missing")
+        return self._map["data"]
+
+    def text(self, name: str) -> str:
+        found = self.text_or_none(name)
+        if found is None:
+            raise BadMessage(f"{name} is missing")
+        return found
+
+    def text_or_none(self, name: str) -> str | None:
+        found = self._map.get(name)
+        if found is not None and not isinstance(found, str):
+            raise BadMessage(f"{name} is no text")
+        return found
+
+    def number(self, name: str) -> int:
+        found = self.number_or_none(name)
+        if found is None:
+            raise BadMessage(f"{name} is missing")
+        return found
+
+    def number_or_none(self, name: str) -> int | None:
+        found = self._map.get(name)
+        if found is not None and (not isinstance(found, int) or isinstance(found, bool)):
+            raise BadMessage(f"{name} is no integer")
+        return found
+
+    def seconds(self, name: str) -> float:
+        found = self._map.get(name)
+        if not isinstance(found, int | float) or isinstance(found, bool):
+            raise BadMessage(f"{name} is no number")
+        return float(found)
+
+    def flag_or_none(self, name: str) -> bool | None:
+        found = self._map.get(name)
+        if found is not None and not isinstance(found, bool):
+            raise BadMessage(f"{name} is no boolean")
+        return found
+
+
+def _publication(fields: _Fields) -> Publication:
+    return Publication(
+        fields.text("ch"),
+        fields.data,
+        fields.text_or_none("user"),
+        fields.number_or_none("ts"),
+        fields.text_or_none("pos"),
+    )
+
+
+def _welcome(fields: _Fields) -> Welcome:
+    return Welcome(
+        fields.text("conn"),
+        fields.text_or_none("user"),
+        max(0, fields.number("ping_s")),
+        fields.number_or_none("expires_s"),
+    )
+
+
+def _subscribed(fields: _Fields) -> Subscribed:
+    return Subscribed(
+        fields.text("ch"),
+        fields.number_or_none("id"),
+        fields.text_or_none("pos"),
+        fields.flag_or_none("recovered"),
+    )
+
+
+def _unsubscribed(fields: _Fields) -> Unsubscribed:
+    return Unsubscribed(
+        fields.text("ch"),
+        fields.number_or_none("id"),
+        fields.number_or_none("code") or 0,
+        fields.text_or_none("reason") or "unsubscribed",
+        bool(fields.flag_or_none("resubscribe")),
+    )
+
+
+def _answer(fields: _Fields) -> Answer:
+    return Answer(fields.number_or_none("id"), fields.text_or_none("pos"), fields.number_or_none("expires_s"))
+
+
+def _failed(fields: _Fields) -> Failed:
+    return Failed(
+        fields.number_or_none("id"),
+        fields.number("code"),
+        fields.text("error"),
+        fields.text_or_none("message") or "",
+        fields.number_or_none("retry_ms"),
+    )
+
+
+def _dropped(fields: _Fields) -> Dropped:
+    return Dropped(fields.text("ch"), fields.text_or_none("from"), fields.text_or_none("to"))
+
+
+def _bye(fields: _Fields) -> Bye:
+    return Bye(
+        fields.number("code"),
+        fields.text_or_none("reason") or "closed",
+        max(0, fields.number_or_none("retry_ms") or 0),
+    )
+
+
+def _refresh(fields: _Fields) -> RefreshAsked:
+    return RefreshAsked(max(0.0, fields.seconds("within_s")))
+
+
+_READERS: Final[dict[str, Callable[[_Fields], Message]]] = {
+    "msg": _publication,
+    "welcome": _welcome,
+    "subbed": _subscribed,
+    "unsubbed": _unsubscribed,
+    "ok": _answer,
+    "pong": _answer,
+    "err": _failed,
+    "gap": _dropped,
+    "bye": _bye,
+    "refresh": _refresh,
+}
