@@ -44,6 +44,7 @@ ELSEWHERE: Final = {
     "head_too_large": "the reactor's own cap is the same and comes first",
     "draining": "only in the queue of a shard that is told to stop: tests of the drain",
     "too_many_unauthenticated": "tests/attack/test_gateway_crowd.py",
+    "key_awaited": "needs an issuer: tests/integration/test_key_set.py",
     "unserved": "the keeper's, in the queue of a shard that hangs: tests of the node",
 }
 
