@@ -106,7 +106,8 @@ def test_the_installed_wheel_serves_its_page_from_another_directory(
             lines = list(itertools.takewhile(lambda line: line != "ready\n", process.stdout))
             assert process.poll() is None, lines
             (address,) = [line.split()[1] for line in lines if line.split()[0] == "page"]
-            for name in ("", *(Path(path).name for path in PAGE if not path.endswith(".html"))):
+            served = (Path(path) for path in PAGE if "admin" in path and not path.endswith(".html"))
+            for name in ("", *(path.name for path in served)):
                 with urllib.request.urlopen(address + name, timeout=10) as answer:
                     assert answer.status == 200
         finally:

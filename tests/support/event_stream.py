@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from wsgate.client.backend import ConsumerOptions, Event, EventConsumer
@@ -109,7 +108,7 @@ class Hall:
 
 @contextlib.asynccontextmanager
 async def consuming(
-    where: str | Redis,
+    where: Any,
     handle: Callable[[Event], Awaitable[None]],
     *,
     errors: list[Exception] | None = None,

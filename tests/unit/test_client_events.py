@@ -1,5 +1,8 @@
 """Entries of event streams as values; which of them are known already; and where the bus is."""
 
+import base64
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,9 @@ from wsgate.client.backend.event import parse_event
 from wsgate.client.backend.window import Window
 from wsgate.errors import SettingsError
 
+VECTORS: list[dict[str, Any]] = json.loads(
+    (Path(__file__).resolve().parents[2] / "protocols" / "backend" / "v1" / "vectors.json").read_text()
+)["vectors"]
 STREAM, ENTRY = "wsgate:events:0", "1732600000000-0"
 COMMON = {
     b"type": b"connected",
@@ -28,6 +34,32 @@ COMMON = {
 
 def event(**more: bytes) -> Event:
     return parse_event(STREAM, ENTRY, COMMON | {name.encode(): value for name, value in more.items()})
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda each: each["name"])
+def test_every_vector_of_the_contract(vector: dict[str, Any]) -> None:
+    fields = {
+        name.encode(): bytes.fromhex(value) if name == "data" else value.encode()
+        for name, value in vector["fields"].items()
+    }
+    found = parse_event(STREAM, ENTRY, fields)
+    shown = vector["json"]
+    data = base64.b64decode(shown["b64"]) if "b64" in shown else shown.get("data")
+    assert found == Event(
+        type=shown["type"],
+        id=shown["id"],
+        conn=shown["conn"],
+        user=shown.get("user"),
+        node=shown["node"],
+        timestamp_ms=shown["ts"],
+        reason=shown.get("reason"),
+        duration_ms=shown.get("duration_ms"),
+        channel=shown.get("ch"),
+        data=data,
+        encoding=shown.get("encoding"),
+        stream=STREAM,
+        entry_id=ENTRY,
+    )
 
 
 def test_what_every_event_has() -> None:

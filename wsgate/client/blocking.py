@@ -64,7 +64,7 @@ class SyncClient:
         if not self._is_up.is_set():
             self._thread.start()
             self._is_up.wait()
-        self.call(_within(self._client.connected(), timeout_s))
+        self.call(_within(self._client.connected, timeout_s))
 
     def publish(self, channel: str, data: Any, *, key: str | None = None, echo: bool = True) -> str | None:
         """See `Client.publish`."""
@@ -177,7 +177,7 @@ class SyncSubscription:
 
     def ready(self, timeout_s: float | None = None) -> None:
         """Wait until it is confirmed. Raises TimeoutError, and what `Subscription.ready` does."""
-        self._client.call(_within(self._subscription.ready(), timeout_s))
+        self._client.call(_within(self._subscription.ready, timeout_s))
 
     def take(self, timeout_s: float | None = None) -> Publication:
         """The next publication.
@@ -190,7 +190,7 @@ class SyncSubscription:
             ClosedError, CommandError: It has ended, and why.
         """
         try:
-            return self._client.call(_within(anext(self._subscription), timeout_s))
+            return self._client.call(_within(self._subscription.__anext__, timeout_s))
         except StopAsyncIteration:
             raise ClosedError(BY_APPLICATION) from None
 
@@ -227,7 +227,7 @@ class SyncSubscription:
         self.close()
 
 
-async def _within(work: Awaitable[T], timeout_s: float | None) -> T:
-    """Its result, or TimeoutError; the limit is the loop's, so that nothing is lost to a race with it."""
+async def _within(begin: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
+    """What `begin` gives, or TimeoutError. The limit is the loop's: nothing is lost to a race with it."""
     async with asyncio.timeout(timeout_s):
-        return await work
+        return await begin()

@@ -26,6 +26,8 @@ from wsgate.errors import BackendError, SettingsError
 __all__ = ["Bus", "BusError", "Entry", "NoGroup", "Reader"]
 
 _PERMANENT: Final = (AuthenticationError, AuthorizationError, NoPermissionError, DataError)
+_PENDING_LIMIT: Final = 1_000
+"""Rows of XPENDING at most: others of this consumer may stand between those that are asked for."""
 
 
 class BusError(BackendError):
@@ -132,7 +134,7 @@ class Bus:
                 reader.group,
                 entries[0].id,
                 entries[-1].id,
-                len(entries),
+                _PENDING_LIMIT,
                 consumername=reader.consumer,
             )
         return {_text(row["message_id"]): int(row["times_delivered"]) for row in rows}
@@ -180,7 +182,9 @@ def _rows(reply: Any) -> list[Any]:
     if not reply:
         return []
     rows: list[Any] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    return rows[0] if rows and isinstance(rows[0], list) else rows
+    # RESP3 has one list more around them; an entry itself begins with its id.
+    is_nested = bool(rows) and not (rows[0] and isinstance(rows[0][0], bytes | str))
+    return rows[0] if is_nested else rows
 
 
 def _entry(reader: Reader, row: Any) -> Entry:

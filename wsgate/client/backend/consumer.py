@@ -140,10 +140,12 @@ class EventConsumer:
         entries = await self._bus.read(
             partition.reader, partition.cursor, count=partition.room, block_s=self._options.block_s
         )
-        if partition.cursor != ">":
-            partition.cursor = entries[-1].id if entries else ">"
-        for entry in entries:
-            self._accept(partition, entry)
+        if partition.cursor == ">":
+            for entry in entries:
+                self._accept(partition, entry)
+            return
+        partition.cursor = entries[-1].id if entries else ">"
+        await self._accept_again(partition, entries)
 
     async def _take_over(self, partition: Partition) -> None:
         """Now and then, take over what others left."""
@@ -168,13 +170,18 @@ class EventConsumer:
                 count=partition.room,
                 idle_s=self._options.takeover_idle_s,
             )
-            if entries:
-                deliveries = await self._bus.deliveries(partition.reader, entries)
-                for entry in entries:
-                    is_fatal = deliveries.get(entry.id, 0) > self._options.attempts
-                    self._accept(partition, entry, is_fatal=is_fatal)
+            await self._accept_again(partition, entries)
 
     # --- one entry ------------------------------------------------------------------------------------
+
+    async def _accept_again(self, partition: Partition, entries: list[Entry]) -> None:
+        """Take in hand what somebody had before, unless it was given to too many."""
+        if not entries:
+            return
+        deliveries = await self._bus.deliveries(partition.reader, entries)
+        for entry in entries:
+            is_fatal = deliveries.get(entry.id, 0) > self._options.deliveries_limit
+            self._accept(partition, entry, is_fatal=is_fatal)
 
     def _accept(self, partition: Partition, entry: Entry, *, is_fatal: bool = False) -> None:
         """Take an entry in hand, unless it is: this process may take over from itself."""

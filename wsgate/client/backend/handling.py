@@ -73,7 +73,7 @@ class Handling:
     def examine(self, entry: Entry, *, is_fatal: bool) -> Case:
         """What an entry is; `is_fatal` when it was given to too many already and none came back."""
         if is_fatal:
-            return Case(entry, verdict=Verdict(ABANDONED, self._options.attempts))
+            return Case(entry, verdict=Verdict(ABANDONED, 0))
         if not entry.fields:
             return Case(entry)
         try:

@@ -30,6 +30,8 @@ class ConsumerOptions:
         start_at: Where a group that is new begins: `$` for what comes from now on, `0` for all there is.
         concurrency: Handlers that run at once, and entries of one partition in hand.
         attempts: How often an entry is tried before it becomes a dead letter.
+        deliveries_limit: How often an entry may be given to somebody, in whatever process, before it becomes
+            one without being tried: it may be what kills them. Reading again after a lost connection counts.
         backoff: Between the attempts of one entry, and between those to reach Redis.
         takeover_idle_s: Entries that nobody acknowledged for so long are taken over. More than a handler
             takes with all its attempts, else it runs twice.
@@ -47,6 +49,7 @@ class ConsumerOptions:
     start_at: str = "$"
     concurrency: int = 16
     attempts: int = 5
+    deliveries_limit: int = 10
     backoff: Backoff = field(default_factory=Backoff)
     takeover_idle_s: float = 60.0
     takeover_every_s: float = 15.0

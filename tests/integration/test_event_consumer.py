@@ -1,0 +1,678 @@
+"""A backend's consumer against real servers: whatever is killed, and whenever, no event is lost."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import RedisError
+
+from tests.support.event_stream import GROUP, Hall, consuming, options, running_program, until
+from tests.support.memory_gateway import run
+from tests.support.valkey import Valkey, running_valkey
+from wsgate.client import Backoff
+from wsgate.client.backend import BusError, Event, EventConsumer, MalformedEvent, Publisher
+from wsgate.errors import InternalError
+from wsgate.node.embedded_bus import find_server
+
+PAGE = Path(__file__).resolve().parents[2] / "protocols" / "backend" / "v1" / "first-backend.md"
+AT_ONCE = Backoff(base_s=0, cap_s=0)
+SOON = Backoff(base_s=0.01, cap_s=0.05)
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Valkey]:
+    with running_valkey(appendonly="yes", appendfsync="always") as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def hall(server: Valkey) -> AsyncIterator[Hall]:
+    async with Redis.from_url(server.url) as client:
+        await client.flushall()
+        yield Hall(client)
+
+
+async def ask(client: Any, *command: object) -> Any:
+    return await client.execute_command(*command)
+
+
+def with_hall(server: Valkey, scenario: Any) -> None:
+    async def main() -> None:
+        async with hall(server) as here:
+            await scenario(here)
+
+    run(main())
+
+
+# --- the ordinary -------------------------------------------------------------------------------------
+
+
+def test_events_are_handled_and_acknowledged(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        async with consuming(valkey.url, here.handle):
+            await here.append(type="message", data=b'{"a":1}', encoding="json")
+            await here.append(type="message", data=b"\xff", encoding="binary")
+            await here.append(type="disconnected", reason="peer_closed", duration_ms=5)
+            await here.heard(lambda: len(here.handled) == 3)
+            await here.settled()
+        assert [event.data for event in here.handled] == [{"a": 1}, b"\xff", None]
+        assert here.handled[2].reason == "peer_closed"
+        assert {event.stream for event in here.handled} == {"wsgate:events:0"}
+        assert await here.dead() == []
+
+    with_hall(valkey, scenario)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_client_of_the_applications_own_is_used_and_left_open(valkey: Valkey, protocol: int) -> None:
+    async def scenario(here: Hall) -> None:
+        async with Redis.from_url(valkey.url, protocol=protocol) as client:
+            async with consuming(client, here.handle):
+                await here.append(3)
+                await here.heard(lambda: len(here.handled) == 3)
+            assert await client.ping()
+
+    with_hall(valkey, scenario)
+
+
+def test_a_group_begins_with_what_comes_from_now_on_and_keeps_its_place(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        await here.append(3)
+        async with consuming(valkey.url, here.handle, start_at="$"):
+            await until("there is a group", here.has_group)
+        missed = await here.append(2)
+        async with consuming(valkey.url, here.handle, start_at="$"):
+            await here.heard(lambda: here.ids == missed)
+
+    with_hall(valkey, scenario)
+
+
+def test_every_partition_is_read(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        async with consuming(valkey.url, here.handle, partitions=3):
+            for partition in range(3):
+                await here.append(4, partition=partition)
+            await here.heard(lambda: len(here.handled) == 12)
+            for partition in range(3):
+                await here.settled(partition)
+        assert Counter(event.stream[-1] for event in here.handled) == {"0": 4, "1": 4, "2": 4}
+
+    with_hall(valkey, scenario)
+
+
+def test_two_processes_share_the_work(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        by: Counter[str] = Counter()
+        both = asyncio.Barrier(2)
+
+        async def first(event: Event) -> None:
+            by["first"] += 1
+            await both.wait()
+            await here.handle(event)
+
+        async def second(event: Event) -> None:
+            by["second"] += 1
+            await both.wait()
+            await here.handle(event)
+
+        async with (
+            consuming(valkey.url, first, concurrency=1),
+            consuming(valkey.url, second, concurrency=1),
+        ):
+            ids = await here.append(10)
+            await here.heard(lambda: len(here.handled) == 10)
+        assert sorted(here.ids) == sorted(ids)
+        assert by["first"] == by["second"] == 5
+
+    with_hall(valkey, scenario)
+
+
+def test_one_users_events_come_in_order_and_different_users_side_by_side_within_the_bound(
+    valkey: Valkey,
+) -> None:
+    async def scenario(here: Hall) -> None:
+        running: Counter[str] = Counter()
+        most = 0
+        all_in = asyncio.Barrier(4)
+
+        async def handle(event: Event) -> None:
+            nonlocal most
+            assert event.user is not None
+            running[event.user] += 1
+            most = max(most, sum(running.values()))
+            assert running[event.user] == 1, "two of one user at once"
+            if int(event.id.rpartition("-")[2]) <= 4:
+                await all_in.wait()  # four users, all handled at the same time
+            await asyncio.sleep(0)
+            running[event.user] -= 1
+            await here.handle(event)
+
+        for _ in range(25):
+            for partition, user in enumerate(("a", "b", "c", "d")):
+                await here.append(user=user, partition=partition // 2)
+        async with consuming(valkey.url, handle, concurrency=4, partitions=2):
+            await here.heard(lambda: len(here.handled) == 100)
+        assert most == 4
+        for user in ("a", "b", "c", "d"):
+            mine = [int(each.id.rpartition("-")[2]) for each in here.handled if each.user == user]
+            assert mine == sorted(mine)
+
+    with_hall(valkey, scenario)
+
+
+def test_stop_finishes_what_is_in_hand_and_reads_no_more(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def handle(event: Event) -> None:
+            begun.set()
+            await release.wait()
+            await here.handle(event)
+
+        consumer = EventConsumer(valkey.url, GROUP, handle, options=options(concurrency=2))
+        running = asyncio.create_task(consumer.run())
+        await here.append(5, user="a")
+        await begun.wait()
+        stopping = asyncio.create_task(consumer.stop())
+        await asyncio.sleep(0)
+        assert not stopping.done()
+        release.set()
+        await stopping
+        await running
+        assert 1 <= len(here.handled) <= 4
+        assert await here.pending() == 0
+        with pytest.raises(InternalError):
+            await consumer.run()
+
+    with_hall(valkey, scenario)
+
+
+# --- what fails ---------------------------------------------------------------------------------------
+
+
+def test_a_handler_that_fails_is_called_again_and_what_always_fails_is_a_dead_letter(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        calls: Counter[str] = Counter()
+
+        async def handle(event: Event) -> None:
+            calls[event.id] += 1
+            if event.user == "poison" or calls[event.id] < 3:
+                raise ValueError("a secret")
+            await here.handle(event)
+
+        errors: list[Exception] = []
+        async with consuming(valkey.url, handle, errors=errors, attempts=3, backoff=AT_ONCE):
+            (poison,) = await here.append(user="poison", type="message", data=b"\xff", encoding="binary")
+            (twice,) = await here.append(user="other")
+            await here.heard(lambda: here.ids == [twice])
+            await here.settled()
+        assert calls == {poison: 3, twice: 3}
+        assert [type(error) for error in errors] == [ValueError] * 5
+        (letter,) = await here.dead()
+        ((entry, fields),) = await here.redis.xrange("wsgate:events:0", count=1)
+        why = {b"error": b"ValueError", b"attempts": b"3", b"stream": b"wsgate:events:0", b"entry": entry}
+        assert letter == fields | why
+        assert b"secret" not in str(letter).encode()
+
+    with_hall(valkey, scenario)
+
+
+def test_what_is_no_event_is_a_dead_letter_at_once(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        errors: list[Exception] = []
+        async with consuming(valkey.url, here.handle, errors=errors):
+            await here.redis.xadd("wsgate:events:0", {"type": "connected", "x": b"\xff"})
+            await here.append()
+            await here.heard(lambda: len(here.handled) == 1)
+            await here.settled()
+        (letter,) = await here.dead()
+        assert (letter[b"error"], letter[b"attempts"], letter[b"x"]) == (b"MalformedEvent", b"0", b"\xff")
+        assert isinstance(errors[0], MalformedEvent)
+
+    with_hall(valkey, scenario)
+
+
+def test_repetitions_are_acknowledged_and_handled_once(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def handle(event: Event) -> None:
+            begun.set()
+            await release.wait()
+            await here.handle(event)
+
+        async with consuming(valkey.url, handle):
+            for _ in range(3):
+                await here.append(id="same-1")
+            await begun.wait()  # the other two are in hand, or to be read, while the first is handled
+            release.set()
+            await here.append(id="same-2")
+            await here.append(id="same-1")
+            await here.heard(lambda: len(here.handled) == 2)
+            await here.settled()
+        assert here.ids == ["same-1", "same-2"]
+
+    with_hall(valkey, scenario)
+
+
+def test_a_repetition_of_what_failed_is_handled(valkey: Valkey) -> None:
+    """Only what was dealt with is known."""
+
+    async def scenario(here: Hall) -> None:
+        failing = asyncio.Event()
+
+        async def handle(event: Event) -> None:
+            if not failing.is_set():
+                failing.set()
+                raise ValueError
+            await here.handle(event)
+
+        async with consuming(valkey.url, handle, backoff=AT_ONCE):
+            for _ in range(2):
+                await here.append(id="same")
+            await here.heard(lambda: here.handled)
+            await here.settled()
+        assert here.ids == ["same"]
+
+    with_hall(valkey, scenario)
+
+
+# --- who dies -----------------------------------------------------------------------------------------
+
+
+def test_what_was_in_hand_when_it_was_cancelled_is_taken_over(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        begun = asyncio.Event()
+
+        async def hangs(event: Event) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        ids = await here.append(5)
+        running = asyncio.create_task(EventConsumer(valkey.url, GROUP, hangs, options=options()).run())
+        await begun.wait()
+        running.cancel()
+        await asyncio.wait({running})
+        assert running.cancelled()
+        assert await here.pending() == 5
+        async with consuming(valkey.url, here.handle, takeover_idle_s=0):
+            await here.heard(lambda: len(here.handled) == 5)
+            await here.settled()
+        assert sorted(here.ids) == sorted(ids)
+
+    with_hall(valkey, scenario)
+
+
+def test_cancelled_after_any_number_of_turns_nothing_is_lost(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        ids = []
+        for turns in range(0, 80, 2):
+            ids += await here.append(2)
+            consumer = EventConsumer(valkey.url, GROUP, here.handle, options=options(), on_error=print)
+            running = asyncio.create_task(consumer.run())
+            for _ in range(turns):
+                await asyncio.sleep(0.0002)  # the other side of a socket needs time, not turns
+            running.cancel()
+            await asyncio.wait({running})
+            assert running.cancelled()
+        async with consuming(valkey.url, here.handle, takeover_idle_s=0):
+            await here.heard(lambda: set(here.ids) == set(ids))
+            await here.settled()
+
+    with_hall(valkey, scenario)
+
+
+KILLED = """
+import asyncio
+from wsgate.client.backend import ConsumerOptions, EventConsumer
+
+async def handle(event):
+    print(event.id, flush=True)
+    await asyncio.Event().wait()
+
+options = ConsumerOptions(start_at="0", consumer="the-dead")
+asyncio.run(EventConsumer("URL", "backend", handle, options=options).run())
+"""
+
+
+def test_what_a_killed_process_had_is_taken_over(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        ids = await here.append(3, user="a")
+        with running_program(KILLED.replace("URL", valkey.url)) as process:
+            assert process.stdout is not None
+            assert (await asyncio.to_thread(process.stdout.readline)).strip() == ids[0]
+            process.kill()
+            process.wait()
+        assert await here.pending() == 3
+        async with consuming(valkey.url, here.handle, takeover_idle_s=0):
+            await here.heard(lambda: here.ids == ids)
+            await here.settled()
+
+    with_hall(valkey, scenario)
+
+
+def test_what_others_hold_is_not_taken_before_its_time(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        ids = await here.append(2)
+        await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
+        await here.redis.xreadgroup(GROUP, "another", {"wsgate:events:0": ">"}, count=1)
+        async with consuming(valkey.url, here.handle, takeover_idle_s=3600):
+            await here.heard(lambda: here.handled)
+        assert here.ids == ids[1:]
+        assert await here.pending() == 1
+
+    with_hall(valkey, scenario)
+
+
+def test_what_was_given_to_it_and_never_arrived_is_read_again_without_waiting(valkey: Valkey) -> None:
+    """Its own name, from an earlier life: no takeover is needed."""
+
+    async def scenario(here: Hall) -> None:
+        ids = await here.append(3)
+        await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
+        await here.redis.xreadgroup(GROUP, "me", {"wsgate:events:0": ">"}, count=2)
+        async with consuming(valkey.url, here.handle, consumer="me", concurrency=1, takeover_idle_s=3600):
+            await here.heard(lambda: len(here.handled) == 3)
+            await here.settled()
+        assert here.ids == ids
+
+    with_hall(valkey, scenario)
+
+
+def test_an_entry_that_takes_every_process_with_it_is_a_dead_letter_in_the_end(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        await here.append()
+        await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
+        await here.redis.xreadgroup(GROUP, "one", {"wsgate:events:0": ">"})
+        for name in ("two", "three"):
+            await here.redis.xautoclaim("wsgate:events:0", GROUP, name, 0)
+        async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0):
+            await until("it is dead", here.dead)
+            await here.settled()
+        assert here.handled == []
+        assert (await here.dead())[0][b"error"] == b"Abandoned"
+
+    with_hall(valkey, scenario)
+
+
+def test_an_entry_that_was_trimmed_away_holds_up_nobody(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        await here.append(2)
+        await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
+        await here.redis.xreadgroup(GROUP, "me", {"wsgate:events:0": ">"})
+        await here.redis.xtrim("wsgate:events:0", maxlen=0, approximate=False)
+        async with consuming(valkey.url, here.handle, consumer="me", takeover_idle_s=0):
+            await until("nothing is pending", lambda: _is_zero(here.pending()))
+            await here.append()
+            await here.heard(lambda: len(here.handled) == 1)
+        assert await here.dead() == []
+
+    with_hall(valkey, scenario)
+
+
+async def _is_zero(number: Coroutine[Any, Any, int]) -> bool:
+    return await number == 0
+
+
+# --- the bus goes away --------------------------------------------------------------------------------
+
+
+def test_a_primary_that_is_restarted_in_the_middle_of_the_work_costs_nothing(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def handle(event: Event) -> None:
+            begun.set()
+            await release.wait()
+            await here.handle(event)
+
+        errors: list[Exception] = []
+        async with consuming(
+            valkey.url, handle, errors=errors, backoff=SOON, concurrency=3, takeover_idle_s=0.3
+        ):
+            ids = await here.append(10)
+            await begun.wait()
+            await asyncio.to_thread(valkey.stop)
+            release.set()  # handled while nobody can be told
+            await here.heard(lambda: here.handled)
+            await until("it was noticed", lambda: _has(errors, BusError))
+            await asyncio.to_thread(valkey.restart)
+            await until("it is back", lambda: _answers(here.redis))
+            ids += await here.append(10)
+            await here.heard(lambda: set(here.ids) == set(ids))
+            await here.settled()
+        assert len(here.ids) == len(ids), "in this process each was handled once"
+        assert all(isinstance(error, BusError) for error in errors)
+
+    with_hall(valkey, scenario)
+
+
+async def _has(errors: list[Exception], kind: type[Exception]) -> bool:
+    return any(isinstance(error, kind) for error in errors)
+
+
+async def _answers(client: Any) -> bool:
+    with contextlib.suppress(RedisError):
+        return bool(await client.ping())
+    return False
+
+
+def test_a_bus_that_was_emptied_gets_its_group_again_and_what_came_before_that_is_read(
+    valkey: Valkey,
+) -> None:
+    async def scenario(here: Hall) -> None:
+        async with consuming(valkey.url, here.handle, start_at="$", backoff=SOON):
+            await until("there is a group", here.has_group)
+            await here.append()
+            await here.heard(lambda: len(here.handled) == 1)
+            async with here.redis.pipeline(transaction=True) as pipeline:
+                pipeline.flushall()
+                pipeline.xadd(
+                    "wsgate:events:0", {"type": "connected", "id": "new", "conn": "c", "node": "n", "ts": 1}
+                )
+                await pipeline.execute()
+            await here.heard(lambda: here.ids[-1] == "new")
+            await here.settled()
+
+    with_hall(valkey, scenario)
+
+
+def test_a_bus_that_is_away_at_the_start_is_waited_for() -> None:
+    async def main() -> None:
+        with running_valkey() as server:
+            await asyncio.to_thread(server.stop)
+            async with Redis.from_url(server.url) as client:
+                here, errors = Hall(client), list[Exception]()
+                async with consuming(server.url, here.handle, errors=errors, backoff=SOON):
+                    await until("it was noticed", lambda: _has(errors, BusError))
+                    await asyncio.to_thread(server.restart)
+                    await until("it is back", lambda: _answers(client))
+                    await here.append(2)
+                    await here.heard(lambda: len(here.handled) == 2)
+
+    run(main())
+
+
+def test_a_bus_that_hangs_is_left(valkey: Valkey) -> None:
+    async def scenario(here: Hall) -> None:
+        errors: list[Exception] = []
+        async with consuming(valkey.url, here.handle, errors=errors, backoff=SOON, timeout_s=0.2):
+            await here.append()
+            await here.heard(lambda: len(here.handled) == 1)
+            with valkey.paused():
+                await until("it was noticed", lambda: _has(errors, BusError))
+            await here.append()
+            await here.heard(lambda: len(here.handled) == 2)
+            await here.settled()
+
+    with_hall(valkey, scenario)
+
+
+# --- fleets -------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def one_node_cluster() -> AsyncIterator[Valkey]:
+    """All slots on one server: what may not be in one transaction is refused as anywhere."""
+    with running_valkey(cluster_enabled="yes") as server:
+        async with Redis.from_url(server.url) as client:
+            await ask(client, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+
+            async def is_up() -> bool:
+                return b"cluster_state:ok" in await ask(client, "CLUSTER", "INFO")
+
+            await until("the cluster is up", is_up)
+            yield server
+
+
+def test_a_cluster_has_events_dead_letters_and_sharded_channels() -> None:
+    async def main() -> None:
+        async with one_node_cluster() as server:
+            url = f"redis+cluster://127.0.0.1:{server.port}"
+            async with (
+                RedisCluster(host="127.0.0.1", port=server.port) as client,
+                Publisher(url) as publisher,
+            ):
+                here = Hall(client)
+
+                async def handle(event: Event) -> None:
+                    if event.user == "poison":
+                        raise ValueError
+                    await here.handle(event)
+
+                async with consuming(url, handle, partitions=3, attempts=2, backoff=AT_ONCE):
+                    await here.append(2, partition=1)
+                    await here.append(2, partition=2)
+                    await here.append(user="poison")
+                    await here.heard(lambda: len(here.handled) == 4)
+                    await until("it is dead", here.dead)
+                    for partition in range(3):
+                        await here.settled(partition)
+                async with consuming(client, here.handle, group="another", partitions=3):
+                    await here.heard(lambda: len(here.handled) == 9)
+                assert await publisher.publish("news", 1) == 0
+                async with Redis.from_url(server.url) as plain:
+                    heard: Any = plain.pubsub()
+                    await ask(heard, "SSUBSCRIBE", "wsgate:ch:news")
+                    await until("subscribed", lambda: plain.pubsub_shardnumsub("wsgate:ch:news"))
+                    assert await publisher.publish("news", 1) == 1
+                    await heard.aclose()
+
+    run(main())
+
+
+@contextlib.contextmanager
+def sentinel(primary: Valkey) -> Iterator[int]:
+    """A sentinel that knows this primary as `main`; its port."""
+    with tempfile.TemporaryDirectory(prefix="wsgate-sentinel-") as name, running_valkey() as placeholder:
+        port = placeholder.port
+        placeholder.stop()
+        config = Path(name) / "sentinel.conf"
+        config.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {name}\n"
+            f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+        )
+        process = subprocess.Popen([find_server(os.environ), config, "--sentinel"], stdout=subprocess.DEVNULL)
+        try:
+            yield port
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+def test_a_failover_in_the_middle_of_the_work_is_followed() -> None:
+    async def main() -> None:
+        with (
+            running_valkey() as primary,
+            running_valkey(replicaof=f"127.0.0.1 {primary.port}") as replica,
+            sentinel(primary) as port,
+        ):
+            url = f"redis+sentinel://127.0.0.1:{port}/main"
+            async with (
+                Redis.from_url(primary.url) as old,
+                Redis.from_url(replica.url) as new,
+                Redis(port=port) as asked,
+                Publisher(url) as publisher,
+            ):
+                here, errors = Hall(old), list[Exception]()
+
+                async def knows_the_replica() -> bool:
+                    with contextlib.suppress(RedisError):
+                        replicas = await asked.sentinel_slaves("main")
+                        return [each["master-link-status"] for each in replicas] == ["ok"]
+                    return False
+
+                await until("the sentinel knows the replica", knows_the_replica)
+                begun, release = asyncio.Event(), asyncio.Event()
+
+                async def handle(event: Event) -> None:
+                    begun.set()
+                    await release.wait()
+                    await here.handle(event)
+
+                async with consuming(url, handle, errors=errors, backoff=SOON, takeover_idle_s=0.5):
+                    ids = await here.append(3)
+                    await begun.wait()
+                    assert await old.wait(1, 5000) == 1
+                    await asyncio.to_thread(primary.stop)
+                    release.set()
+
+                    async def is_primary() -> bool:
+                        with contextlib.suppress(RedisError):  # it cuts its connections when it is promoted
+                            return bool((await ask(new, "ROLE"))[0] in (b"master", "master"))
+                        return False
+
+                    await until("the replica was promoted", is_primary)
+                    here.redis = new
+                    ids += await here.append(3)
+                    await here.heard(lambda: set(here.ids) == set(ids))
+                    await here.settled()
+                assert await publisher.publish("news", 1) == 0
+                assert all(isinstance(error, BusError) for error in errors)
+
+    run(main())
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def test_the_first_backend_works_as_written(valkey: Valkey) -> None:
+    (text,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert "redis://localhost:6379" in text
+
+    async def scenario(here: Hall) -> None:
+        here.group = "my-backend"
+        heard = here.redis.pubsub()
+        await heard.subscribe("wsgate:ch:@42", "wsgate:ch:news")
+        with running_program(text.replace("redis://localhost:6379", valkey.url)) as process:
+            await until("there is a group", here.has_group)
+            await here.append()
+            await here.append(type="message", data=b'"hi"', encoding="json")
+            said: dict[bytes, bytes] = {}
+            while len(said) < 2:
+                message = await heard.get_message(ignore_subscribe_messages=True, timeout=20)
+                assert message is not None or process.poll() is None
+                if message is not None:
+                    said[message["channel"]] = message["data"]
+            assert said == {
+                b"wsgate:ch:@42": b'{"hello":"42"}',
+                b"wsgate:ch:news": b'{"from":"42","said":"hi"}',
+            }
+            await here.settled()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) is not None
+        await heard.aclose()
+
+    with_hall(valkey, scenario)
