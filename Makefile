@@ -72,7 +72,7 @@ conformance: $(STAMPS)/tools
 SANITIZED := sh tests/support/sanitize.sh $(RUN)
 sanitize: build
 	$(SANITIZED) -m pytest -q -p no:cacheprovider tests/unit tests/conformance
-	$(SANITIZED) -m tests.fuzz.run --seconds 30
+	$(SANITIZED) -m tests.fuzz.run --seconds 15
 	$(RUN) -m tests.conformance.autobahn.runner --against sanitized --deflate
 
 SECONDS ?= 60

@@ -292,8 +292,9 @@ def running_cluster(primaries: int = 3) -> Iterator[Cluster]:
             first, last = SLOTS * place // primaries, SLOTS * (place + 1) // primaries - 1
             server.client().execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             server.client().execute_command("CLUSTER SET-CONFIG-EPOCH", place + 1)
-        for server in servers[1:]:
-            server.client().execute_command("CLUSTER MEET", HOST, servers[0].port)
+        # Each is told of each: by hearsay it takes ten seconds.
+        for one, other in itertools.permutations(servers, 2):
+            one.client().execute_command("CLUSTER MEET", HOST, other.port)
         for pair in itertools.permutations(servers, 2):
             wait_until("they know each other", partial(_knows, *pair), START_S)
         for place, server in enumerate(servers[primaries:]):
