@@ -12,7 +12,7 @@ calls them. Whatever is not clear is refused: nobody knows where the password of
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote
 
 from wsgate.errors import SettingsError
@@ -79,6 +79,21 @@ class BusAddress:
     def is_cluster(self) -> bool:
         """Whether channels are spread over servers, and are sharded channels."""
         return self.kind == CLUSTER
+
+    def redis_options(self, *, of_sentinels: bool = False) -> dict[str, Any]:
+        """Credentials and TLS as the keywords of redis-py, for the servers or for the sentinels."""
+        user, password = self.username, self.password
+        if of_sentinels:
+            user, password = self.sentinel_username, self.sentinel_password
+        options: dict[str, Any] = {"username": user or None, "password": password or None}
+        if self.tls is not None:
+            options |= {
+                "ssl": True,
+                "ssl_ca_certs": self.tls.ca_file or None,
+                "ssl_certfile": self.tls.certificate_file or None,
+                "ssl_keyfile": self.tls.key_file or None,
+            }
+        return options
 
     def server(self, host: str, port: int) -> "BusAddress":
         """One server of it, with the same credentials."""

@@ -117,13 +117,18 @@ def _program(directory: Path) -> Path:
     return link
 
 
-def _free_ports(count: int, *, most: int = 65_535) -> list[int]:
+def _free_ports(count: int, *, also_at: int = 0) -> list[int]:
+    """Ports nobody has; with `also_at` neither the ports so much higher."""
     with ExitStack() as stack:
         ports: list[int] = []
         while len(ports) < count:
-            probe = stack.enter_context(socket.create_server((HOST, 0)))
-            if probe.getsockname()[1] <= most:
-                ports.append(probe.getsockname()[1])
+            port: int = stack.enter_context(socket.create_server((HOST, 0))).getsockname()[1]
+            if also_at:
+                try:
+                    stack.enter_context(socket.create_server((HOST, port + also_at)))
+                except (OSError, OverflowError):
+                    continue
+            ports.append(port)
         return ports
 
 
@@ -280,7 +285,7 @@ def _slots(server: Server) -> Any:
 @contextlib.contextmanager
 def running_cluster(primaries: int = 3) -> Iterator[Cluster]:
     """With one replica a primary; failure is noticed after a second."""
-    ports = _free_ports(2 * primaries, most=65_535 - CLUSTER_BUS_OFFSET)
+    ports = _free_ports(2 * primaries, also_at=CLUSTER_BUS_OFFSET)
     settings = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", "cluster-config-file": "nodes.conf"}
 
     def make(program: Path, root: Path) -> list[Server]:
@@ -292,9 +297,8 @@ def running_cluster(primaries: int = 3) -> Iterator[Cluster]:
             first, last = SLOTS * place // primaries, SLOTS * (place + 1) // primaries - 1
             server.client().execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             server.client().execute_command("CLUSTER SET-CONFIG-EPOCH", place + 1)
-        # Each is told of each: by hearsay it takes ten seconds.
-        for one, other in itertools.permutations(servers, 2):
-            one.client().execute_command("CLUSTER MEET", HOST, other.port)
+        for server in servers[1:]:
+            server.client().execute_command("CLUSTER MEET", HOST, servers[0].port)
         for pair in itertools.permutations(servers, 2):
             wait_until("they know each other", partial(_knows, *pair), START_S)
         for place, server in enumerate(servers[primaries:]):
@@ -310,8 +314,12 @@ def running_cluster(primaries: int = 3) -> Iterator[Cluster]:
 
 
 def _knows(one: Server, other: Server) -> bool:
+    """By its id: while they shake hands it has another one."""
     rows = one.client().execute_command("CLUSTER NODES")
-    return any(f":{other.port}" in str(node) for node in rows)
+    return any(
+        node.partition("@")[0].endswith(f":{other.port}") and "handshake" not in row["flags"]
+        for node, row in rows.items()
+    )
 
 
 # --- TLS ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from typing import Any, Final
 
+import jwt
 import pytest
 
 from tests.support.issuer import ISSUER, SigningKey, symmetric
@@ -29,14 +30,19 @@ def test_public_keys_of_every_kind_are_taken() -> None:
         assert b'"sub":"42"' in key.payload(source.token().encode())
 
 
-PRIVATE: Final = {**EC.jwk(), "d": "AAAA"}
+def private(key: SigningKey) -> dict[str, Any]:
+    """What its owner must never publish: the whole pair."""
+    found: dict[str, Any] = json.loads(jwt.get_algorithm_by_name(key.algorithm).to_jwk(key.private))
+    return found | {"kid": "leaked"}
 
 
 @pytest.mark.parametrize(
     "row",
     [
         symmetric("shared", b"x" * 32),
-        PRIVATE,
+        private(EC),
+        private(ED),
+        private(RSA),
         EC.jwk(kid=None),
         EC.jwk(kid=""),
         EC.jwk(kid=7),
@@ -140,10 +146,15 @@ def test_a_key_that_was_just_published_is_awaited_once_and_then_known_or_not() -
     assert [bench.fault(EC.token()) for _ in range(3)] == ["awaited_key"] * 3
     assert bench.counts["keys_wanted"] == 1, "it is asked for once"
     bench.fetch(ED)
+    assert bench.fault(EC.token()) == "awaited_key", "that fetch may have been under way already"
+    assert bench.counts["keys_wanted"] == 2, "so it is asked for again"
+    bench.fetch(ED)
     assert bench.fault(EC.token()) == "unknown_key", "it did not come"
+    bench.fetch(ED)
+    assert bench.fault(EC.token()) == "unknown_key"
     bench.fetch(ED, EC)
     assert bench.fault(EC.token()) == ""
-    assert bench.counts["keys_wanted"] == 1
+    assert bench.counts["keys_wanted"] == 2
 
 
 def test_without_a_key_set_nothing_is_awaited() -> None:

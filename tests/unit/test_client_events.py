@@ -200,7 +200,6 @@ def test_a_url_chooses_the_kind_of_client() -> None:
         "redis+cluster://u:hunter2@h:99999",
         "redis+cluster://u:hunter2@",
         "redis+cluster://u:hunter2@a,,b",
-        "redis+cluster://h?password=hunter2",
     ],
 )
 def test_what_is_no_url_is_refused_and_never_repeated(url: str) -> None:

@@ -415,6 +415,21 @@ def test_a_channel_whose_slot_moved_is_live_again_when_it_was_asked_for_anew(liv
     assert live.hub.pending == 0
 
 
+def test_a_channel_whose_slot_nobody_serves_is_asked_for_when_somebody_does(live: Bench) -> None:
+    peer = live.connect()
+    live.join(peer, b"homeless")
+    live.confirm()
+    live.hub.on_lost(b"homeless", was_asked=False)
+    live.bus.is_up = False
+    live.hub.on_moved()
+    live.bus.asked.clear()
+    live.bus.is_up = True
+    live.hub.on_moved()
+    assert live.bus.asked == {b"homeless": 1}
+    live.confirm()
+    assert live.hub.pending == 0
+
+
 def test_a_recovery_in_place_is_live_only_when_it_is_heard(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"news")

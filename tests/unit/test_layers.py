@@ -20,7 +20,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "cli": ("config", "node", "doctor", "client", "log"),
     "node": ("config", "admin", "shard", "log"),
     "doctor": ("errors", "reasons"),
-    "client": ("errors", "reasons"),
+    "client": ("errors", "reasons", "address"),
     "config": ("errors", "reasons", "address"),
     "admin": ("bus", "auth", "statistics", "log"),
     "shard": ("bus", "admission", "auth", "dialects", "handshake", "deflate", "log"),

@@ -76,14 +76,14 @@ class KeySetFetcher:
         """Fetch when it is time; until cancelled."""
         loop, retry_s = asyncio.get_running_loop(), RETRY_FIRST_S
         due_s = asked_s = loop.time()
+        wanted = self._wanted()
         while True:
-            wanted = self._wanted()
             while loop.time() < due_s:
                 await asyncio.sleep(LOOK_S)
                 if self._wanted() > wanted:
-                    wanted = self._wanted()
                     due_s = min(due_s, asked_s + COOLDOWN_S)
-            asked_s = loop.time()
+            # What is wanted from here on this fetch may come too early for.
+            asked_s, wanted = loop.time(), self._wanted()
             try:
                 document = await asyncio.to_thread(self._get, self._url)
                 if not parse_jwks(document):

@@ -25,7 +25,6 @@ __all__ = ["KEYS_LIMIT", "KID_LIMIT_BYTES", "parse_jwks"]
 KEYS_LIMIT: Final = 64
 KID_LIMIT_BYTES: Final = 256
 _ALGORITHMS: Final = {"RSA": "RS256", "EC": "ES256", "OKP": "EdDSA"}
-_PRIVATE: Final = ("d", "p", "q", "dp", "dq", "qi", "oth", "k")
 
 
 class _KeySet(msgspec.Struct):
@@ -65,7 +64,7 @@ def _key(raw: msgspec.Raw) -> VerificationKey | None:
         kid, algorithm = row.get("kid"), _ALGORITHMS.get(row["kty"], "")
         if not isinstance(kid, str) or not 1 <= len(kid.encode()) <= KID_LIMIT_BYTES:
             return None
-        if not algorithm or any(name in row for name in _PRIVATE):
+        if not algorithm:
             return None
         if row.get("use", "sig") != "sig" or "verify" not in row.get("key_ops", ["verify"]):
             return None

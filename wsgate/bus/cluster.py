@@ -205,7 +205,11 @@ class ClusterSubscriber:
 
     def subscribe_control(self, name: bytes) -> None:
         """SSUBSCRIBE to a name as it is, now and whenever its server comes up or changes."""
-        self._control.add(name)
+        if name not in self._control:
+            self._control.add(name)
+            self._hear_control(name)
+
+    def _hear_control(self, name: bytes) -> None:
         if lane := self.lane_of(name):
             lane.subscriber.subscribe_control(name)
 
@@ -262,7 +266,7 @@ class ClusterSubscriber:
             self._lanes[node].task.add_done_callback(self._on_done)
         lost, self._lost_control = self._lost_control, set()
         for name in lost:
-            self.subscribe_control(name)
+            self._hear_control(name)
         self.listener.on_moved()
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
@@ -310,7 +314,8 @@ class ClusterPublisher:
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[Node, tuple[Publisher, asyncio.Task[None]]] = {}
-        self._again: list[tuple[bytes, bytes, Done, int]] = []
+        self._again: list[tuple[bytes, bytes, Done, int]] = []  # wait for the next map
+        self._maps = 0
         self._leaving: set[asyncio.Task[None]] = set()
         topology.watchers.append(self._apply)
 
@@ -329,6 +334,8 @@ class ClusterPublisher:
 
     def _on_outcome(self, name: bytes, data: bytes, done: Done, moves: int, outcome: str) -> None:
         if outcome == "moved" and moves and len(self._again) < AGAIN_MOST:
+            if not self._again:
+                self._loop.call_later(self._command_timeout_s, self._give_up, self._maps)
             self._again.append((name, data, done, moves - 1))
             self._topology.refresh()
             return
@@ -356,7 +363,15 @@ class ClusterPublisher:
         for _, _, done, _ in again:
             done("down")
 
+    def _give_up(self, maps: int) -> None:
+        """No map came in time: those that wait for one have certainly not been published."""
+        if maps == self._maps:
+            again, self._again = self._again, []
+            for _, _, done, _ in again:
+                done("down")
+
     def _apply(self, fresh: ClusterMap) -> None:
+        self._maps += 1
         for node in self._lanes.keys() - fresh.primaries:
             self._leave(node)
         for node in fresh.primaries - self._lanes.keys():

@@ -26,39 +26,28 @@ def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float
     Raises:
         BackendError: It could not be published, or there was no answer: it may have been heard.
     """
-    options: dict[str, Any] = {
-        "username": address.username or None,
-        "password": address.password or None,
+    limits: dict[str, Any] = {
         "socket_connect_timeout": timeout_s,
         "socket_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),  # who runs this says when to try again: it may have been heard
     }
-    if address.tls is not None:
-        options |= {
-            "ssl": True,
-            "ssl_ca_certs": address.tls.ca_file or None,
-            "ssl_certfile": address.tls.certificate_file or None,
-            "ssl_keyfile": address.tls.key_file or None,
-        }
     try:
-        with _client(address, options) as bus:
+        with _client(address, limits) as bus:
             heard: int = bus.spublish(name, data) if address.is_cluster else bus.publish(name, data)
             return heard
     except redis.RedisError as error:
         raise BackendError(f"the bus at {address}: {error}", temporary=True) from error
 
 
-def _client(address: BusAddress, options: dict[str, Any]) -> Any:
+def _client(address: BusAddress, limits: dict[str, Any]) -> Any:
+    options = limits | address.redis_options()
     if address.is_cluster:
         make_node: Any = ClusterNode  # it has no types
         nodes = [make_node(host, port) for host, port in address.hosts]
         return redis.RedisCluster(startup_nodes=nodes, **options)
     if address.kind:
-        asking = options | {
-            "username": address.sentinel_username or None,
-            "password": address.sentinel_password or None,
-        }
-        make: Any = Sentinel  # it has no types
+        asking = limits | address.redis_options(of_sentinels=True)
+        make: Any = Sentinel  # nor has it
         return make(list(address.hosts), sentinel_kwargs=asking, **options).master_for(address.master)
     if address.path:
         return redis.Redis(unix_socket_path=address.path, **options)

@@ -64,9 +64,9 @@ async def find_primary(address: BusAddress, timeout_s: float) -> BusAddress:
     from redis.asyncio.sentinel import Sentinel
     from redis.exceptions import RedisError
 
-    asking = {"username": address.sentinel_username, "password": address.sentinel_password}
     make: Any = Sentinel  # it has no types
-    sentinel = make(list(address.hosts), sentinel_kwargs=_options(address, timeout_s) | _given(asking))
+    asking = _limits(timeout_s) | address.redis_options(of_sentinels=True)
+    sentinel = make(list(address.hosts), sentinel_kwargs=asking)
     try:
         host, port = await sentinel.discover_master(address.master)
         found = address.server(host, port)
@@ -127,32 +127,19 @@ def _client(address: BusAddress, timeout_s: float) -> Any:
     """A client for a question or two."""
     from redis.asyncio import Redis
 
-    asking = {"username": address.username, "password": address.password}
-    options = _options(address, timeout_s) | _given(asking)
+    options = _limits(timeout_s) | address.redis_options()
     return Redis(host=address.host, port=address.port, single_connection_client=True, **options)
 
 
-def _options(address: BusAddress, timeout_s: float) -> dict[str, Any]:
+def _limits(timeout_s: float) -> dict[str, Any]:
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    options: dict[str, Any] = {
+    return {
         "socket_connect_timeout": timeout_s,
         "socket_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),  # whoever asks comes again by itself
     }
-    if address.tls is not None:
-        files = {
-            "ssl_ca_certs": address.tls.ca_file,
-            "ssl_certfile": address.tls.certificate_file,
-            "ssl_keyfile": address.tls.key_file,
-        }
-        options |= {"ssl": True} | _given(files)
-    return options
-
-
-def _given(options: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in options.items() if value}
 
 
 def _text(value: bytes | str) -> str:

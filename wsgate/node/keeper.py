@@ -140,10 +140,11 @@ class Keeper:
 
     def _fork_shard(self, number: int) -> int:
         options, listener = self._shard_options[number], self._plan.listeners[number]
+        seen = self._boards.configuration.version  # before the fork: what is posted later it has to read
 
         def work() -> int:
             self._give_up(listener)
-            return run_shard(options, listener.fileno(), self._block, self._alive_read, self._boards)
+            return run_shard(options, listener.fileno(), self._block, self._alive_read, self._boards, seen)
 
         return fork_child(f"wsgate-shard-{number}", work)
 

@@ -220,8 +220,9 @@ class Hub:
 
     def on_moved(self) -> None:
         """It is known again where everything lives."""
-        lost, self._lost = self._lost, set()
-        self._ask([name for name in lost if self.is_live_for(name)])
+        found = [name for name in self._lost if self.is_live_for(name)]
+        self._lost.difference_update(found)  # the others while nobody serves them: no lane comes up for them
+        self._ask(found)
 
     def _drop_unconfirmed(self, covers: Covers | None) -> None:
         """Answers that will not come any more."""

@@ -47,15 +47,20 @@ __all__ = ["Shard", "run_shard"]
 TICK_S: Final = 0.25
 NUMBERS_TICKS: Final = 4
 """Ticks between two looks at everything counted: a resting shard is to cost nothing."""
-FLUSH_S: Final = 2.0
-"""For events of the last clients to reach their stream."""
+FLUSH_S: Final = 1.0
+"""For events of the last clients to reach their stream: half of what the keeper grants after a drain."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 """What an envelope may add to the largest payload."""
 _OUR_OWN: Final = tuple(name for name in numbers.LAYOUT.counters if name not in COUNTER_NAMES)
 
 
 def run_shard(
-    options: ShardOptions, listener_fd: int, block: StatisticsBlock, alive_fd: int, boards: Boards
+    options: ShardOptions,
+    listener_fd: int,
+    block: StatisticsBlock,
+    alive_fd: int,
+    boards: Boards,
+    seen: int = 0,
 ) -> int:
     """Be a shard until SIGTERM or until the keeper is gone; returns the exit code.
 
@@ -66,10 +71,11 @@ def run_shard(
         listener_fd: A listening socket; the keeper's.
         block: Where to count; this shard writes its own region only.
         alive_fd: The read end of a pipe whose other end the keeper holds: its end of file is the keeper's.
-        boards: What may be told anew; the options are those of the configuration's present version.
+        boards: What may be told anew.
+        seen: The version on the board of the configuration that the options are of; 0: of none.
     """
     random.seed()
-    return uvloop.run(Shard(options, listener_fd, block, alive_fd, boards).run())
+    return uvloop.run(Shard(options, listener_fd, block, alive_fd, boards, seen).run())
 
 
 class Shard:
@@ -82,10 +88,11 @@ class Shard:
         block: StatisticsBlock,
         alive_fd: int,
         boards: Boards | None = None,
+        seen: int = 0,
     ) -> None:
         """Nothing runs yet."""
         self._boards = boards or Boards()
-        self._seen = self._boards.configuration.version
+        self._seen = seen
         self._seen_keys = 0
         self._options = options
         self._listener_fd = listener_fd
@@ -266,7 +273,7 @@ class Shard:
             except Exception:  # a fault of ours must not take the others down with it
                 self._log.exception("command_failed")
                 self._sessions.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.INTERNAL)
-        has_more = self._hub.tidy() or self._control.step()
+        has_more = self._hub.tidy() | self._control.step()  # both, whatever the first says
         if reactor.flush(now) or reactor.more or has_more:
             self._schedule()
 

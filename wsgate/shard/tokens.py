@@ -49,7 +49,7 @@ class Tokens:
         self._is_fetching = is_fetching
         self._fetched: tuple[VerificationKey, ...] = ()
         self._fetches = 0
-        self._unknown: dict[str, int] = {}  # kid: the fetch before which it was first asked for
+        self._unknown: dict[str, tuple[int, int]] = {}  # kid: fetches when it was asked for, how often
         self._revoked: dict[str, float] = {}  # user: tokens issued before this are not valid
         self.renew(keys, policy, cache_entries)
 
@@ -136,14 +136,19 @@ class Tokens:
     def _is_wanted(self, token: str) -> bool:
         """Whether an unknown key may come with the next fetch: then it is asked for.
 
-        A key that is still unknown after a fetch that came later than the first question is unknown.
+        A key that two fetches later is not there is unknown: the first may have been under way already when
+        it was asked for.
         """
         kid = kid_of(token)
         if not self._is_fetching or kid is None:
             return False
-        if kid not in self._unknown:
-            if len(self._unknown) >= UNKNOWN_LIMIT:
-                self._unknown.pop(next(iter(self._unknown)))
-            self._unknown[kid] = self._fetches
-            self._count("keys_wanted", 1)
-        return self._unknown[kid] == self._fetches
+        fetches, asked = self._unknown.get(kid, (-1, 0))
+        if fetches == self._fetches:
+            return True
+        if asked == 2:
+            return False
+        if not asked and len(self._unknown) >= UNKNOWN_LIMIT:
+            self._unknown.pop(next(iter(self._unknown)))
+        self._unknown[kid] = self._fetches, asked + 1
+        self._count("keys_wanted", 1)
+        return True
