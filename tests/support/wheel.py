@@ -18,7 +18,7 @@ __all__ = ["InstalledWheel", "clean_environment", "installed_wheel"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = ROOT / ".cache" / "wheel"
-SUFFIXES: Final = frozenset({".py", ".pyx", ".pxd", ".pyi", ".typed", ".html", ".css", ".js"})
+SUFFIXES: Final = frozenset({".py", ".pyx", ".pxd", ".pyi", ".typed", ".html", ".css", ".js", ".ts", ".json"})
 PACKAGING: Final = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
 
 
