@@ -23,7 +23,7 @@ from wsgate.reactor.structs cimport (
     UPGRADE_TIMEOUT, WATCHED, WRITE_STALL,
 )
 from wsgate.reactor.table cimport at
-from wsgate.reactor.wheel cimport wheel_arm, wheel_pop
+from wsgate.reactor.wheel cimport wheel_arm, wheel_is_due, wheel_pop
 
 cdef enum:
     NEVER = 0x3FFFFFFFFFFFFFFF
@@ -181,4 +181,4 @@ cdef bint deadlines_run(Core *core, int64_t until_ns) noexcept nogil:
         due(core, slot)
         look += 1
         if look & 63 == 0 and clock_ns() >= until_ns:
-            return core.wheel.due != NONE
+            return wheel_is_due(core)

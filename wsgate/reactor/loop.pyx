@@ -43,7 +43,7 @@ from wsgate.reactor.structs cimport (
 )
 from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of, table_free
 from wsgate.reactor.waiting cimport wait_once
-from wsgate.reactor.wheel cimport wheel_disarm, wheel_turn
+from wsgate.reactor.wheel cimport wheel_disarm, wheel_is_due, wheel_turn
 from wsgate.reactor.writer cimport flush_slice
 
 import os
@@ -124,7 +124,7 @@ cdef class Reactor:
     @property
     def more(self):
         """Whether poll should be called again without waiting."""
-        return self.core.attention.count != 0 or self.core.wheel.due != NONE
+        return self.core.attention.count != 0 or wheel_is_due(self.core)
 
     def poll(self, int64_t now_ms):
         """Read what became ready, within the budget; returns events in order. See loop.pyi."""
@@ -138,7 +138,7 @@ cdef class Reactor:
             advance(core, now_ms)
             memset(&used, 0, sizeof(used))
             used.until_ns = clock_ns() + PASS_NS
-            if core.wheel.due != NONE:
+            if wheel_is_due(core):
                 deadlines_run(core, used.until_ns)
             # Ask epoll once a round of the queue: asking more often only hears again of those who wait
             # already, and asking never would shut out whoever is not among them.

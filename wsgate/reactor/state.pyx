@@ -105,7 +105,6 @@ cdef void state_blank(Core *core) noexcept nogil:
     core.epoll = core.listener = -1
     core.free_slot = NONE
     core.channels.free = NONE
-    core.wheel.due = NONE
     core.attention.head = core.attention.tail = NONE
     core.failed.head = core.failed.tail = NONE
     core.urgent.head = core.urgent.tail = NONE

@@ -358,8 +358,8 @@ ctypedef struct List:            # slots linked through a field of the connectio
 ctypedef struct Wheel:
     int64_t base_ms              # step 0 on the reactor's clock: steps fall on the caller's ticks
     uint32_t heads[WHEEL_SLOTS]
-    uint32_t due                 # taken off the wheel, not yet looked at
-    int64_t tick                 # last one taken
+    int64_t tick                 # the last step that has passed
+    int64_t done                 # the last one whose timers were all taken
 
 ctypedef struct Drain:           # a refused socket read to its end
     int32_t fd
