@@ -406,6 +406,28 @@ def test_beyond_the_wheel() -> None:
             assert bench.of(peer) == [(events.FAILING, 4001)]
 
 
+@pytest.mark.parametrize("pause_ms", [127_000, 127_500, 128_000, 128_500, 600_000])
+def test_no_tick_for_a_whole_turn_of_the_wheel(pause_ms: int) -> None:
+    """Polls, but no ticks, for that long: then what is due ends at once, and the rest in its time."""
+    with rig(Settings(ping_interval_ms=0)) as bench:
+        durations_ms = [1_000, 60_000, pause_ms - 250, pause_ms + 1_000, pause_ms + 130_000]
+        peers = [bench.connect() for _ in durations_ms]
+        for peer, duration_ms in zip(peers, durations_ms, strict=True):
+            bench.reactor.set_deadline(peer.conn, bench.now_ms + duration_ms, 4001)
+        for _ in range(pause_ms // 500):
+            bench.now_ms += 500
+            bench.turn()
+        assert not any(bench.of(peer) for peer in peers)
+        bench.reactor.tick(bench.now_ms)
+        bench.turn()
+        for wait_ms, ended in ((0, 3), (750, 3), (500, 4), (128_500, 4), (500, 5)):
+            bench.pass_ms(wait_ms)
+            assert [(events.FAILING, 4001) in bench.of(peer) for peer in peers] == [True] * ended + [
+                False
+            ] * (5 - ended)
+        assert bench.count("stalls_forgiven") == 0
+
+
 def test_lazy_timers_are_not_looked_at_for_nothing() -> None:
     """A connection that talks costs one look per interval, not one per message."""
     with rig() as bench:

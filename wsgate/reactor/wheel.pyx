@@ -7,7 +7,7 @@ the nearest. Only a deadline that comes closer moves the timer. So the cost of l
 is nothing, and of silence one look per heartbeat.
 
     arm, disarm   O(1)
-    turn          O(1), but O(timers) after a pause of two minutes
+    turn          O(1)
     pop           O(1), and once for every step that has passed
 
 A deadline beyond the wheel (128 s) sits on its last step and is looked at once a turn. What came due
@@ -73,10 +73,9 @@ cdef void wheel_arm(Core *core, uint32_t slot, int64_t at_ms) noexcept nogil:
     """See to it that the timer comes due no later than one step after `at_ms`."""
     cdef Connection *c = at(core, slot)
     cdef int64_t tick = (at_ms - core.wheel.base_ms + TICK_MS - 1) // TICK_MS
-    if tick <= core.wheel.tick:
-        tick = core.wheel.tick + 1
-    elif tick >= core.wheel.done + WHEEL_SLOTS:
-        tick = core.wheel.done + WHEEL_SLOTS - 1
+    tick = max(tick, core.wheel.tick + 1)
+    # Never the step that is being taken, even if a whole turn is due: then it is only looked at early.
+    tick = min(tick, core.wheel.done + WHEEL_SLOTS - 1)
     if c.wheel_tick != NONE:
         if c.wheel_tick <= tick:
             return
@@ -84,31 +83,9 @@ cdef void wheel_arm(Core *core, uint32_t slot, int64_t at_ms) noexcept nogil:
     link(core, slot, <uint32_t>tick)
 
 
-cdef void gather(Core *core, int64_t tick) noexcept nogil:
-    """All timers to one step: the wheel stood still for a whole turn, everything on it is due."""
-    cdef uint32_t index, slot, after
-    cdef uint32_t first = NONE
-    for index in range(WHEEL_SLOTS):
-        slot = core.wheel.heads[index]
-        core.wheel.heads[index] = NONE
-        while slot != NONE:
-            after = at(core, slot).wheel_next
-            at(core, slot).wheel_next = first
-            first = slot
-            slot = after
-    core.wheel.done = tick - 1
-    while first != NONE:
-        after = at(core, first).wheel_next
-        link(core, first, <uint32_t>tick)
-        first = after
-
-
 cdef void wheel_turn(Core *core) noexcept nogil:
     """Let every step that has passed be due."""
-    cdef int64_t now = (core.clock_ms - core.wheel.base_ms) // TICK_MS
-    if now - core.wheel.done >= WHEEL_SLOTS - 1:      # a timer for the next step would fall among those due
-        gather(core, now)
-    core.wheel.tick = now
+    core.wheel.tick = (core.clock_ms - core.wheel.base_ms) // TICK_MS
 
 
 cdef bint wheel_is_due(Core *core) noexcept nogil:
