@@ -19,10 +19,12 @@ TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
-.PHONY: help run build test check bench crowd conformance sanitize fuzz defects format clean
+.PHONY: help run chat push build test check bench crowd conformance sanitize fuzz defects format clean
 
 help:
 	@echo "make run          start a gateway in development mode, with a page to try it"
+	@echo "make chat         an example: a chat room, to be opened in two windows"
+	@echo "make push         an example: push to a phone that goes away and comes back"
 	@echo "make build        set up .venv and compile everything in place"
 	@echo "make test         build, then run all tests"
 	@echo "make check        ruff, mypy --strict, stubtest"
@@ -41,6 +43,14 @@ PORT ?= 8000
 ADMIN_PORT ?= 9000
 run: $(STAMPS)/reactor
 	@exec $(BIN)/wsgate serve --dev --port $(PORT) --admin-port $(ADMIN_PORT)
+
+# The examples; PORT is then the gateway's, PAGE_PORT the page's.
+PAGE_PORT ?= 8080
+chat: $(STAMPS)/reactor
+	@exec $(RUN) -m examples.chat --port $(PAGE_PORT) --gateway-port $(PORT)
+
+push: $(STAMPS)/reactor
+	@exec $(RUN) -m examples.push
 
 build: $(STAMPS)/reactor $(STAMPS)/engine
 	@$(MAKE) --no-print-directory -C loadtest/floor

@@ -1,0 +1,56 @@
+"""Run the chat room: `make chat`, or `python -m examples.chat`; then open the page that it names twice."""
+
+import argparse
+import asyncio
+import contextlib
+import secrets
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from examples.chat.pages import serving_pages
+from examples.chat.room import Room
+from examples.gateway import running_gateway
+from wsgate.client.backend import ConsumerOptions, Event, EventConsumer, Publisher
+
+_CONFIG = Path(__file__).parent / "wsgate.toml"
+
+
+async def work(bus_url: str) -> None:
+    """The backend: hear events until somebody presses Ctrl-C."""
+    redis = Redis.from_url(bus_url)
+    room = Room(redis, Publisher(redis))
+
+    async def handle(event: Event) -> None:
+        print(f"{event.type:<13}{event.user or '-':<21}{event.data or event.reason or ''}", flush=True)
+        await room.handle(event)
+
+    consumer = EventConsumer(redis, "chat", handle, options=ConsumerOptions(partitions=1))
+    try:
+        await consumer.run()
+    finally:
+        await redis.aclose()
+
+
+def main() -> None:
+    """Gateway, page and backend."""
+    parser = argparse.ArgumentParser(prog="examples.chat", description="A chat room with a page.")
+    parser.add_argument("--port", type=int, default=8080, help="of the page (8080)")
+    parser.add_argument("--gateway-port", type=int, default=8000, help="of the sockets (8000)")
+    parser.add_argument("--redis", metavar="URL", help="the bus; without it a private one is started")
+    options = parser.parse_args()
+    secret = secrets.token_urlsafe(32)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        serving_pages(options.port, secret=secret) as pages,
+        running_gateway(
+            _CONFIG, secret=secret, port=options.gateway_port, redis=options.redis, origin=pages.origin
+        ) as gateway,
+    ):
+        pages.gateway_port = gateway.port
+        print(f"open {pages.origin}/ in two windows; Ctrl-C ends it", flush=True)
+        asyncio.run(work(gateway.bus_url))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The web server of the chat: the page, and tokens for those who say a name."""
+
+import http.server
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+
+__all__ = ["PageServer", "serving_pages"]
+
+_PAGE: Final = Path(__file__).parent / "page.html"
+_NAME: Final = re.compile(r"[\w.-]{1,20}")
+_TOKEN_LIFE_S: Final = 600
+_BODY_LIMIT_BYTES: Final = 1024
+
+
+class PageServer(http.server.ThreadingHTTPServer):
+    """What its pages need to know: where the gateway is, and the secret that it shares with us."""
+
+    def __init__(self, port: int, secret: str) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.secret = secret
+        self.gateway_port = 0
+
+    @property
+    def origin(self) -> str:
+        """Of its pages."""
+        return f"http://localhost:{self.server_address[1]}"
+
+
+@contextmanager
+def serving_pages(port: int, *, secret: str) -> Iterator[PageServer]:
+    """Serve on the local host, in a thread; port 0: a free one."""
+    with PageServer(port, secret) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    timeout = 10
+    server: PageServer
+
+    def do_GET(self) -> None:
+        """The page, and where the gateway is."""
+        if self.path == "/":
+            self._answer(_PAGE.read_bytes(), "text/html; charset=utf-8")
+        elif self.path == "/gateway":
+            self._answer_json({"port": self.server.gateway_port})
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def do_POST(self) -> None:
+        """A token for `{"name": ...}`. A real login goes here; the rest stays as it is."""
+        try:
+            length = max(0, min(int(self.headers.get("Content-Length", 0)), _BODY_LIMIT_BYTES))
+            name = json.loads(self.rfile.read(length))["name"]
+        except (ValueError, KeyError, TypeError):
+            name = None
+        if self.path != "/token":
+            self.send_error(HTTPStatus.NOT_FOUND)
+        elif not isinstance(name, str) or not _NAME.fullmatch(name):
+            self.send_error(HTTPStatus.BAD_REQUEST, "a name has 1 to 20 letters, digits, dots or dashes")
+        else:
+            claims = {"sub": name, "exp": int(time.time()) + _TOKEN_LIFE_S}
+            self._answer_json({"token": jwt.encode(claims, self.server.secret, algorithm="HS256")})
+
+    def _answer_json(self, value: object) -> None:
+        self._answer(json.dumps(value).encode(), "application/json")
+
+    def _answer(self, body: bytes, content_type: str) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing: the terminal shows the chat."""

@@ -1,0 +1,96 @@
+"""Watch it: `make push`, or `python -m examples.push`. Ends with 1 if one was lost or shown twice."""
+
+import argparse
+import asyncio
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import jwt
+from redis.asyncio import Redis
+
+from examples.gateway import RunningGateway, running_gateway
+from examples.push.phone import Phone
+from examples.push.shop import Shop
+from examples.push.tunnel import Tunnel
+from wsgate.client.backend import ConsumerOptions, EventConsumer, Publisher
+
+_CONFIG: Final = Path(__file__).parent / "wsgate.toml"
+_STEPS: Final = ("ordered", "paid", "packed", "on its way", "in your town", "at your door")
+_LANES: Final = {"shop": 0, "network": 1, "phone": 2}
+_WIDTH: Final = 30
+_PATIENCE_S: Final = 60.0
+
+
+class Story:
+    """Prints what happens, a column for each who acts, with the seconds since the beginning."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        print("         " + "".join(name.ljust(_WIDTH) for name in _LANES))
+
+    def tell(self, who: str, what: str) -> None:
+        """One line."""
+        print(f"{time.monotonic() - self._began_s:6.2f} s {' ' * (_WIDTH * _LANES[who])}{what}", flush=True)
+
+
+async def play(gateway: RunningGateway, options: argparse.Namespace, secret: str) -> bool:
+    """A shop pushes, the phone loses its network for a third of the time; whether all came once."""
+    user = f"user-{secrets.token_hex(4)}"
+    story = Story()
+    redis = Redis.from_url(gateway.bus_url)
+    shop = Shop(redis, Publisher(redis))
+    consumer = EventConsumer(redis, "shop", shop.handle, options=ConsumerOptions(partitions=1, start_at="$"))
+
+    def token() -> str:
+        return jwt.encode({"sub": user, "exp": int(time.time()) + 300}, secret, algorithm="HS256")
+
+    async with Tunnel(gateway.port) as tunnel:
+        url = f"ws://127.0.0.1:{tunnel.port}/ws"
+        phone = Phone(url, token, lambda what: story.tell("phone", what))
+        tasks = [asyncio.create_task(phone.run()), asyncio.create_task(consumer.run())]
+        try:
+            await asyncio.wait_for(phone.ready.wait(), _PATIENCE_S)
+            for number in range(1, options.count + 1):
+                if number == options.count // 3 + 1:
+                    tunnel.lose()
+                    story.tell("network", "gone")
+                if number == options.count * 2 // 3 + 1:
+                    tunnel.find()
+                    story.tell("network", "back")
+                text = f"Your order is {_STEPS[(number - 1) % len(_STEPS)]}"
+                story.tell("shop", f"({await shop.push(user, text)}) {text}")
+                await asyncio.sleep(options.every)
+            await phone.wait_for(options.count, _PATIENCE_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await redis.aclose()
+    is_whole = phone.shown == list(range(1, options.count + 1))
+    verdict = "each once and in order" if is_whole else "WRONG"
+    print(f"\n{options.count} pushed, {len(phone.shown)} shown, {verdict}")
+    return is_whole
+
+
+def main() -> int:
+    """Gateway, shop and phone."""
+    parser = argparse.ArgumentParser(
+        prog="examples.push", description="A phone that goes away and comes back."
+    )
+    parser.add_argument("--count", type=int, default=12, help="notifications, 3 or more (12)")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two (1)")
+    parser.add_argument("--redis", metavar="URL", help="the bus; without it a private one is started")
+    options = parser.parse_args()
+    secret = secrets.token_urlsafe(32)
+    try:
+        with running_gateway(_CONFIG, secret=secret, redis=options.redis) as gateway:
+            return 0 if asyncio.run(play(gateway, options, secret)) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

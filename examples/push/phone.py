@@ -1,0 +1,56 @@
+"""The phone: shows every notification once and in order, whatever its network does."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from wsgate.client import Client
+from wsgate.client.tokens import TokenSource
+
+__all__ = ["Phone"]
+
+
+class Phone:
+    """Owns one connection; `shown` are the numbers of what it has shown, in that order: 1, 2, 3 ..."""
+
+    def __init__(self, url: str, token: TokenSource, say: Callable[[str], None]) -> None:
+        self._url = url
+        self._token = token
+        self._say = say
+        self.shown: list[int] = []
+        self._early: dict[int, str] = {}  # came before one that is missing
+        self.ready = asyncio.Event()
+        self._news = asyncio.Event()
+
+    async def run(self) -> None:
+        """Be on, until cancelled."""
+        async with (
+            Client(self._url, token=self._token, on_error=lambda error: None) as client,
+            client.inbox(on_gap=lambda gap: self._ask(client)) as inbox,
+        ):
+            await inbox.ready()
+            self.ready.set()
+            async for publication in inbox:
+                self._show(publication.data["number"], publication.data["text"])
+
+    async def wait_for(self, count: int, patience_s: float) -> None:
+        """Wait until it has shown so many, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while len(self.shown) < count:
+                    self._news.clear()
+                    await self._news.wait()
+
+    async def _ask(self, client: Client) -> None:
+        """Something may be missing: say what is here, and get the rest."""
+        self._say(f"back; has all up to {len(self.shown)}, asks for the rest")
+        await client.send({"have": len(self.shown)})
+
+    def _show(self, number: int, text: str) -> None:
+        if number <= len(self.shown):
+            return  # it was on its way when it was asked for
+        self._early[number] = text
+        while text := self._early.pop(len(self.shown) + 1, ""):
+            self.shown.append(len(self.shown) + 1)
+            self._say(f"({self.shown[-1]}) {text}")
+            self._news.set()
