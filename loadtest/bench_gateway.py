@@ -54,7 +54,7 @@ hmac_secret = "{secret}"
 allow_anonymous = true
 
 [heartbeat]
-ping_interval = "0s"  # as the servers beside it: pings of one would be charged to the run of another
+ping_interval = "{ping_interval_s}s"  # 0 beside other servers: pings of one would be charged to another
 
 [limits]
 outbox_frames = 65536  # the cost of a flood is asked for here, not what becomes of a slow reader,
@@ -72,18 +72,20 @@ class GatewayProcess:
     Args:
         shards: How many.
         processor: Where its shards are pinned; the rest of it runs where its parent does. None does not pin.
+        ping_interval_s: Of its heartbeats; 0: none.
     """
 
     module = "gateway"
 
-    def __init__(self, *, shards: int = 1, processor: int | None = None) -> None:
+    def __init__(self, *, shards: int = 1, processor: int | None = None, ping_interval_s: int = 0) -> None:
         """Start it and wait until it is ready (ServerError if it never is)."""
         self.shards = shards
         self._directory = tempfile.TemporaryDirectory(prefix="wsgate-bench-")
         self._publisher: ServerProcess | None = None
         where = Path(self._directory.name)
         config = where / "wsgate.toml"
-        config.write_text(_CONFIG.format(shards=shards, secret=SECRET), encoding="utf-8")
+        text = _CONFIG.format(shards=shards, secret=SECRET, ping_interval_s=ping_interval_s)
+        config.write_text(text, encoding="utf-8")
         self._log = where / "log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WSGATE_")}
         with self._log.open("wb") as log:

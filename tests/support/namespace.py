@@ -29,6 +29,8 @@ class FarHost:
     namespace: str
     ours: str
     """Our address, as it sees us."""
+    theirs: str
+    """Its address, as we see it."""
     nft: str
 
     def start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
@@ -80,4 +82,4 @@ def far_host() -> Iterator[FarHost]:
         _run("ip", "link", "set", near, "up")
         _run("ip", "-n", name, "address", "add", f"{theirs}/{PREFIX_BITS}", "dev", far)
         _run("ip", "-n", name, "link", "set", far, "up")
-        yield FarHost(name, ours, nft)
+        yield FarHost(name, ours, theirs, nft)

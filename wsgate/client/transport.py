@@ -145,11 +145,20 @@ async def open_websocket(opening: Opening) -> Transport:
     Raises:
         Disconnected: It cannot be opened; its ending says whether another attempt may help.
     """
+    connection = await _dial(opening, [Subprotocol(SUBPROTOCOL)])
+    if connection.subprotocol != SUBPROTOCOL:
+        connection.transport.abort()
+        raise Disconnected(Ending(0, "no_common_subprotocol", may_return=False))
+    return _WebSocket(connection)
+
+
+async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Connection:
+    """The library's connection, set up as this client wants it. Raises as `open_websocket` does."""
     headers = {"Authorization": f"Bearer {opening.token}"} if opening.token else None
     try:
         connection = await connect(
             opening.url,
-            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            subprotocols=subprotocols,
             additional_headers=headers,
             open_timeout=opening.within_s,
             close_timeout=_CLOSE_S,
@@ -166,7 +175,4 @@ async def open_websocket(opening: Opening) -> Transport:
         raise Disconnected(Ending(0, "unreachable")) from error
     except WebSocketException as error:
         raise Disconnected(Ending(0, "handshake_failed")) from error
-    if connection.subprotocol != SUBPROTOCOL:
-        connection.transport.abort()
-        raise Disconnected(Ending(0, "no_common_subprotocol", may_return=False))
-    return _WebSocket(cast(_Connection, connection))
+    return cast(_Connection, connection)
