@@ -19,7 +19,7 @@ TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
-.PHONY: help run chat push build test check bench crowd conformance sanitize fuzz defects format clean
+.PHONY: help run chat push build test check bench crowd machine conformance sanitize fuzz defects format clean
 
 help:
 	@echo "make run          start a gateway in development mode, with a page to try it"
@@ -35,6 +35,7 @@ help:
 	@echo "make defects      plants defects and shows that the suites turn red (9 min)"
 	@echo "make bench        the short benchmark, beside the floor of this machine"
 	@echo "make crowd        one reactor with 20,000, 100,000 and 500,000 connections"
+	@echo "make machine      a whole gateway with 500,000 connections, both ends on this machine (5 min, 8 GB)"
 	@echo "make format       let ruff format the code"
 	@echo "make clean        remove what was built; .venv and .cache stay"
 
@@ -67,6 +68,9 @@ check: build
 
 bench: build
 	$(RUN) -m loadtest.bench
+
+machine: build
+	$(RUN) -m loadtest.machine
 
 crowd: build
 	$(RUN) -m loadtest.crowd

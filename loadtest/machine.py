@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -31,13 +31,11 @@ from loadtest.bench_gateway import GatewayProcess
 from loadtest.engine import ConnectPlan, EngineProcess, EngineSettings
 from loadtest.scenarios.members import BEARER, COUNTED, SUBBED, WELCOME, make_tokens
 
-__all__ = ["Crowd", "main"]
+__all__ = ["Crowd", "Plan", "main", "measure"]
 
 PER_PROCESS: Final = 18_600  # of 20,000 descriptors: some are left for refusals and files
-PING_INTERVAL_S: Final = 25
 RESTING_INTERVALS: Final = 3
 BROADCASTS: Final = 3
-BROADCAST_EVERY_S: Final = 15.0
 PAYLOAD_BYTES: Final = 130
 _CHANNEL: Final = "all"
 _STREAM: Final = 1
@@ -149,11 +147,29 @@ def _shares(count: int, parts: int) -> list[int]:
     return [count * (part + 1) // parts - count * part // parts for part in range(parts)]
 
 
-def measure(connections: int, shards: int, show: Callable[[str], None]) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to do.
+
+    Attributes:
+        connections: How many.
+        shards: Of the gateway.
+        ping_interval_s: Of its heartbeats; they are watched for RESTING_INTERVALS of it.
+        broadcast_every_s: From one broadcast to the next, if the first has arrived by then.
+    """
+
+    connections: int
+    shards: int
+    ping_interval_s: int
+    broadcast_every_s: float
+
+
+def measure(plan: Plan, show: Callable[[str], None]) -> dict[str, float]:
     """The whole run; figures by name (RuntimeError where it fails)."""
+    connections, shards = plan.connections, plan.shards
     available = _available_bytes()
     with contextlib.ExitStack() as stack:
-        gateway = stack.enter_context(GatewayProcess(shards=shards, ping_interval_s=PING_INTERVAL_S))
+        gateway = stack.enter_context(GatewayProcess(shards=shards, ping_interval_s=plan.ping_interval_s))
         empty = gateway.memory()
         crowd = Crowd(gateway, connections)
         stack.callback(crowd.close)
@@ -162,8 +178,8 @@ def measure(connections: int, shards: int, show: Callable[[str], None]) -> dict[
         figures["connect_s"] = crowd.connect(show)
         figures["handshake_us"] = (gateway.cpu_s() - cpu_s) / connections * 1e6
         figures |= _memory(gateway, crowd, empty, available, connections)
-        figures |= _rest(gateway, crowd, connections, show)
-        figures |= _broadcast(gateway, crowd, connections, show)
+        figures |= _rest(gateway, crowd, plan, show)
+        figures |= _broadcast(gateway, crowd, plan, show)
         faults = gateway.faults()
         refused = gateway.metric("refusals_total")
         if faults or refused or crowd.count("open") != connections:
@@ -186,20 +202,18 @@ def _memory(
     }
 
 
-def _rest(
-    gateway: GatewayProcess, crowd: Crowd, connections: int, show: Callable[[str], None]
-) -> dict[str, float]:
+def _rest(gateway: GatewayProcess, crowd: Crowd, plan: Plan, show: Callable[[str], None]) -> dict[str, float]:
     """Nothing but heartbeats."""
     crowd.reset()
-    duration_s = RESTING_INTERVALS * PING_INTERVAL_S
+    duration_s = RESTING_INTERVALS * plan.ping_interval_s
     before_s, began_s = gateway.cpu_s(), time.monotonic()
     while (passed_s := time.monotonic() - began_s) < duration_s:
         time.sleep(_STEP_S)
         show(f"{crowd.count('pings_answered'):>9,} pings answered, {passed_s:.0f} s")
     cpu_s, passed_s = gateway.cpu_s() - before_s, time.monotonic() - began_s
     answered = crowd.count("pings_answered")
-    if answered < connections * (RESTING_INTERVALS - 1):
-        raise RuntimeError(f"{answered} pings were answered by {connections} connections")
+    if answered < plan.connections * (RESTING_INTERVALS - 1):
+        raise RuntimeError(f"{answered} pings were answered by {plan.connections} connections")
     return {
         "resting_cores": cpu_s / passed_s,
         "pings_per_s": answered / passed_s,
@@ -208,10 +222,11 @@ def _rest(
 
 
 def _broadcast(
-    gateway: GatewayProcess, crowd: Crowd, connections: int, show: Callable[[str], None]
+    gateway: GatewayProcess, crowd: Crowd, plan: Plan, show: Callable[[str], None]
 ) -> dict[str, float]:
     """One publication to all, some times; each must reach everybody."""
     crowd.reset()
+    connections = plan.connections
     took_s = []
     before_s = gateway.cpu_s()
     for number in range(1, BROADCASTS + 1):
@@ -229,7 +244,7 @@ def _broadcast(
         crowd.await_messages(number * connections)
         took_s.append(time.monotonic() - began_s)
         show(f"{number * connections:>9,} deliveries")
-        time.sleep(max(0.0, BROADCAST_EVERY_S - took_s[-1]))
+        time.sleep(max(0.0, plan.broadcast_every_s - took_s[-1]))
     cpu_s = gateway.cpu_s() - before_s
     if (left_out := crowd.incomplete(BROADCASTS)) or crowd.count("duplicates"):
         raise RuntimeError(f"{left_out} connections missed a broadcast, or had one twice")
@@ -284,11 +299,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="loadtest.machine")
     parser.add_argument("--connections", type=int, default=500_000)
     parser.add_argument("--shards", type=int, default=0, help="0: as many as the descriptors ask for")
+    parser.add_argument("--ping-interval", type=int, default=25, metavar="S")
+    parser.add_argument("--broadcast-every", type=float, default=15.0, metavar="S")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     shards = options.shards or math.ceil(options.connections / PER_PROCESS)
     try:
-        figures = measure(options.connections, shards, _show)
+        plan = Plan(
+            connections=options.connections,
+            shards=shards,
+            ping_interval_s=options.ping_interval,
+            broadcast_every_s=options.broadcast_every,
+        )
+        figures = measure(plan, _show)
     except RuntimeError as error:
         print(f"\nFAILED: {error}", file=sys.stderr)
         return 1

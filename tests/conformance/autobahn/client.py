@@ -4,7 +4,7 @@
 
 The suite listens on every address it finds, so it runs in a network namespace of its own; where none can be
 made this says so and is no verdict. The client is the shipped transport (`wsgate.client.transport`) without
-its subprotocol, which the suite does not know, in a loop that echoes what comes. It offers permessage-deflate, so
+its subprotocol, which the suite does not know, in a loop that echoes what comes. It offers compression, so
 the sections about compression are judged too.
 
 The framing is that of the library `websockets`: what it is known to do otherwise is in known-websockets.txt.
