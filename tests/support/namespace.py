@@ -44,11 +44,22 @@ class FarHost:
 
     def vanish(self) -> None:
         """From now on nothing comes from it and nothing reaches it; no FIN, no reset, no ICMP."""
-        rules = "; ".join(
-            f"add chain inet gone {hook} {{ type filter hook {hook} priority 0; policy drop; }}"
-            for hook in ("input", "output")
-        )
-        _run("ip", "netns", "exec", self.namespace, self.nft, f"add table inet gone; {rules}")
+        self.impair("drop")
+
+    def impair(self, *rules: str, hooks: Sequence[str] = ("input", "output")) -> None:
+        """Let every packet that comes to it (`input`) or leaves it (`output`) meet these rules of nft."""
+        table = "add table inet impaired"
+        for hook in hooks:
+            table += f"; add chain inet impaired {hook} {{ type filter hook {hook} priority 0; }}"
+            table += "".join(f"; add rule inet impaired {hook} {rule}" for rule in rules)
+        self._nft(table)
+
+    def heal(self) -> None:
+        """As if nothing had been impaired."""
+        self._nft("delete table inet impaired")
+
+    def _nft(self, commands: str) -> None:
+        _run("ip", "netns", "exec", self.namespace, self.nft, commands)
 
 
 def _run(*command: str) -> None:
