@@ -42,9 +42,9 @@ _DROPPED: Final = (("publications", "malformed"), ("publications", "too_large"),
 _CONFIG: Final = """
 [server]
 host = "127.0.0.1"
-port = 0
+port = {port}
 shards = {shards}
-drain_timeout = "1s"  # nobody waits for the clients' jitter
+drain_timeout = "{drain_timeout_s}s"  # 1: nobody waits for the clients' jitter
 
 [admin]
 port = 0
@@ -73,18 +73,35 @@ class GatewayProcess:
         shards: How many.
         processor: Where its shards are pinned; the rest of it runs where its parent does. None does not pin.
         ping_interval_s: Of its heartbeats; 0: none.
+        port: Where clients connect; 0: a free one.
+        drain_timeout_s: How long it may take to say goodbye.
     """
 
     module = "gateway"
 
-    def __init__(self, *, shards: int = 1, processor: int | None = None, ping_interval_s: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        shards: int = 1,
+        processor: int | None = None,
+        ping_interval_s: int = 0,
+        port: int = 0,
+        drain_timeout_s: int = 1,
+    ) -> None:
         """Start it and wait until it is ready (ServerError if it never is)."""
         self.shards = shards
+        self._stop_s = _STOP_S + drain_timeout_s
         self._directory = tempfile.TemporaryDirectory(prefix="wsgate-bench-")
         self._publisher: ServerProcess | None = None
         where = Path(self._directory.name)
         config = where / "wsgate.toml"
-        text = _CONFIG.format(shards=shards, secret=SECRET, ping_interval_s=ping_interval_s)
+        text = _CONFIG.format(
+            shards=shards,
+            secret=SECRET,
+            ping_interval_s=ping_interval_s,
+            port=port,
+            drain_timeout_s=drain_timeout_s,
+        )
         config.write_text(text, encoding="utf-8")
         self._log = where / "log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WSGATE_")}
@@ -223,14 +240,14 @@ class GatewayProcess:
             self._publisher = ServerProcess("redis_publisher", settings)
         return self._publisher
 
-    def stop(self) -> None:
-        """Tell it to end, kill it when it does not, and remove what it left. Idempotent."""
+    def stop(self, *, is_killed: bool = False) -> None:
+        """Tell it to end, kill it when it does not or it is to die, and remove what it left. Idempotent."""
         if self._publisher is not None:
             self._publisher.stop()
         with contextlib.suppress(OSError):
-            self._keeper.send_signal(signal.SIGTERM)
+            self._keeper.send_signal(signal.SIGKILL if is_killed else signal.SIGTERM)
         try:
-            self._keeper.wait(_STOP_S)
+            self._keeper.wait(self._stop_s)
         except subprocess.TimeoutExpired:
             self._keeper.kill()  # its children see it and end
             self._keeper.wait()

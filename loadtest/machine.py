@@ -42,7 +42,7 @@ _STREAM: Final = 1
 _WINDOW: Final = 16  # handshakes under way at once, of each engine
 _TIMEOUT_S: Final = 60.0
 _LIMIT_S: Final = 900.0
-_STEP_S: Final = 1.0
+_STEP_S: Final = 0.5
 
 
 class Crowd:

@@ -1,7 +1,7 @@
 """A gateway and its bus on two hosts, and a cable between them that fails: R12, R13.
 
 The bus lives in a network namespace; the backend reaches it through its Unix socket all the while, so what it
-publishes during a partition is really published. `WSGATE_PARTITION_S="30 120"` adds longer silences.
+publishes during a partition is really published. `PARTITION_S="30 120"` adds longer silences.
 """
 
 import os
@@ -31,7 +31,7 @@ ENVIRON = {
     "WSGATE_BUS__COMMAND_TIMEOUT": "1s",
     "WSGATE_HEALTH__CANARY_INTERVAL": "1s",
 }
-SILENCES_S = [5.0, *map(float, os.environ.get("WSGATE_PARTITION_S", "").split())]
+SILENCES_S = [5.0, *map(float, os.environ.get("PARTITION_S", "").split())]
 CHANNELS = [*(f"own:{number}" for number in range(8)), "room"]
 
 

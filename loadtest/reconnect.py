@@ -1,0 +1,198 @@
+"""A node restarts under 20,000 clients of ours: do they come back together, or spread out?
+
+    python -m loadtest.reconnect [--clients 20000] [--members 4] [--kill]
+
+Whole `wsgate.client.Client`s, in a few processes, are connected to a gateway, which is then ended and started
+again on the same port: with SIGTERM, so that it drains and tells each when to come back; with `--kill`, so
+that nobody is told anything. Every attempt to connect is noted. Fails if any 100 ms have over three times the
+mean number of attempts, from the first to the last, or if anybody was not back in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import math
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import uvloop
+
+from loadtest.bench_gateway import GatewayProcess
+from loadtest.scenarios.members import make_tokens
+from wsgate.client import Client
+from wsgate.client.connector import ClientState
+from wsgate.client.environment import Environment
+from wsgate.client.options import ClientOptions
+from wsgate.client.transport import Opening, Transport, open_websocket
+
+__all__ = ["main"]
+
+DRAIN_S: Final = 30
+BUCKET_S: Final = 0.1
+TIMES_THE_MEAN: Final = 3.0
+PATIENCE_S: Final = 300.0
+_WINDOW: Final = 50  # that connect at once, at the beginning
+_BAR_WIDTH: Final = 60
+
+
+class Member:
+    """Some of the clients, in a process of their own; answers what the run asks through a pipe."""
+
+    def __init__(self, url: str, tokens: Sequence[str]) -> None:
+        self.attempts_s: list[float] = []
+        environment = dataclasses.replace(Environment(), connect=self._connect)
+        # A handshake waits its turn on a machine that holds both ends; that is not what is asked here.
+        options = ClientOptions(open_timeout_s=120.0)
+        self._clients = [
+            Client(url, token=token, options=options, environment=environment, on_error=lambda error: None)
+            for token in tokens
+        ]
+
+    async def _connect(self, opening: Opening) -> Transport:
+        self.attempts_s.append(time.monotonic())
+        return await open_websocket(opening)
+
+    async def serve(self, pipe: Connection) -> None:
+        """Connect them all, then answer `open` and `attempts` until told `end`."""
+        window = asyncio.Semaphore(_WINDOW)
+
+        async def begin(client: Client) -> None:
+            async with window:
+                client.start()
+                await client.connected()
+
+        await asyncio.gather(*map(begin, self._clients))
+        self.attempts_s.clear()
+        loop = asyncio.get_running_loop()
+        while True:
+            wish = await loop.run_in_executor(None, pipe.recv)
+            if wish == "open":
+                pipe.send(sum(client.state is ClientState.OPEN for client in self._clients))
+            elif wish == "attempts":
+                pipe.send(self.attempts_s)
+            else:
+                return
+
+
+def _serve(url: str, tokens: Sequence[str], pipe: Connection) -> None:
+    uvloop.run(Member(url, tokens).serve(pipe))
+    pipe.close()
+    os._exit(0)  # the connections go with the process: nobody has to say goodbye 5,000 times
+
+
+class Members:
+    """All of them."""
+
+    def __init__(self, url: str, clients: int, members: int) -> None:
+        tokens = make_tokens([f"user-{number}" for number in range(clients)], "reconnect")
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for part in range(members):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(url, tokens[part::members], theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def ask(self, wish: str) -> list[Any]:
+        """What each answers."""
+        for pipe in self._pipes:
+            pipe.send(wish)
+        return [pipe.recv() for pipe in self._pipes]
+
+    def await_open(self, count: int, what: str) -> None:
+        """Wait until so many are connected; show how it goes."""
+        until_s = time.monotonic() + PATIENCE_S
+        while (found := sum(self.ask("open"))) != count:
+            if time.monotonic() > until_s:
+                raise RuntimeError(f"{found} of {count} are {what}")
+            _show(f"{found:>7,} of {count:,} {what}")
+            time.sleep(0.5)
+
+    def end(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send("end")
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+
+
+def measure(clients: int, members: int, *, is_killed: bool) -> tuple[list[float], float, float]:
+    """One restart: when each attempt was made, when it began, and how long until all were back."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        gateway = GatewayProcess(port=port, drain_timeout_s=DRAIN_S)
+        stack.callback(lambda: gateway.stop(is_killed=True))
+        crowd = Members(f"ws://127.0.0.1:{port}/ws", clients, members)
+        stack.callback(crowd.end)
+        crowd.await_open(clients, "connected")
+        began_s = time.monotonic()
+        gateway.stop(is_killed=is_killed)
+        gateway = GatewayProcess(port=port, drain_timeout_s=DRAIN_S)
+        crowd.await_open(clients, "back")
+        back_s = time.monotonic() - began_s
+        attempts_s = sorted(moment for part in crowd.ask("attempts") for moment in part)
+    return attempts_s, began_s, back_s
+
+
+def draw(attempts_s: Sequence[float], began_s: float) -> list[str]:
+    """The attempts of every second, as bars."""
+    seconds = Counter(int(moment - began_s) for moment in attempts_s)
+    most = max(seconds.values())
+    return [
+        f"{second:>4} s {seconds[second]:>6} {'#' * (seconds[second] * _BAR_WIDTH // most)}"
+        for second in range(min(seconds), max(seconds) + 1)
+    ]
+
+
+def worst_share(attempts_s: Sequence[float]) -> tuple[int, float]:
+    """The fullest 100 ms, and the mean of all from the first attempt to the last."""
+    buckets = Counter(int((moment - attempts_s[0]) / BUCKET_S) for moment in attempts_s)
+    span = math.floor((attempts_s[-1] - attempts_s[0]) / BUCKET_S) + 1
+    return max(buckets.values()), len(attempts_s) / span
+
+
+def _show(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and draw; 1 if they came together or somebody did not come."""
+    parser = argparse.ArgumentParser(prog="loadtest.reconnect")
+    parser.add_argument("--clients", type=int, default=20_000)
+    parser.add_argument("--members", type=int, default=4, help="processes with clients")
+    parser.add_argument("--kill", action="store_true", help="the node dies instead of draining")
+    options = parser.parse_args(arguments)
+    try:
+        attempts_s, began_s, back_s = measure(options.clients, options.members, is_killed=options.kill)
+    except RuntimeError as error:
+        print(f"\nFAILED: {error}", file=sys.stderr)
+        return 1
+    most, mean = worst_share(attempts_s)
+    _show("")
+    print("\n".join(draw(attempts_s, began_s)))
+    print(
+        f"{options.clients:,} clients back after {back_s:.1f} s, {len(attempts_s):,} attempts;"
+        f" in 100 ms {most} at most, {mean:.0f} on average: {most / mean:.2f} times"
+    )
+    return 0 if most <= TIMES_THE_MEAN * mean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
