@@ -32,7 +32,7 @@ help:
 	@echo "                  DEFLATE=--deflate: with compression, 17 min), and against our client"
 	@echo "make sanitize     unit tests, vectors, fuzzing and Autobahn under AddressSanitizer and UBSan"
 	@echo "make fuzz         random input for everything that reads what strangers send (SECONDS=60)"
-	@echo "make defects      plants defects and shows that the suites turn red (9 min)"
+	@echo "make defects      plants defects and shows that the suites turn red (7 min)"
 	@echo "make bench        the short benchmark, beside the floor of this machine"
 	@echo "make crowd        one reactor with 20,000, 100,000 and 500,000 connections"
 	@echo "make machine      a whole gateway with 500,000 connections, both ends on this machine (5 min, 8 GB)"

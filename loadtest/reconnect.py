@@ -110,7 +110,12 @@ class Members:
         """What each answers."""
         for pipe in self._pipes:
             pipe.send(wish)
-        return [pipe.recv() for pipe in self._pipes]
+        return [self._answer(pipe) for pipe in self._pipes]
+
+    def _answer(self, pipe: Connection) -> Any:
+        if not pipe.poll(PATIENCE_S):
+            raise RuntimeError("a process with clients does not answer")
+        return pipe.recv()
 
     def await_open(self, count: int, what: str) -> None:
         """Wait until so many are connected; show how it goes."""
