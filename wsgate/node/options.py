@@ -163,6 +163,7 @@ def shard_options(
         any_channel=channels["default"] if config.server.dev else None,
         inbox_slow_consumer=POLICIES[config.inbox.slow_consumer],
         drain_timeout_ms=config.server.drain_timeout_ms,
+        is_alone=not config.bus.url,
         probe_interval_ms=config.health.canary_interval_ms,
         events=EventOptions(
             enabled=frozenset(config.events.enabled),

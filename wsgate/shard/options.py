@@ -86,6 +86,7 @@ class ShardOptions:
     any_channel: ChannelRules | None = None  # rules of namespaces not listed; None: there are no others
     inbox_slow_consumer: int = 0
     drain_timeout_ms: int = 30_000
+    is_alone: bool = False  # the bus is this node's own: no other node can take its clients
     probe_interval_ms: int = 5_000
     events: EventOptions = NO_EVENTS
     is_fetching_keys: bool = False  # the admin process posts a key set

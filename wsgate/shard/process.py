@@ -219,7 +219,14 @@ class Shard:
         self._pump()  # who is complete in the queue gets a 503 and no reset
         self._reactor.stop_listening()
         os.close(self._listener_fd)
-        left = await drain(self._reactor, self._sessions, self._options.drain_timeout_ms, self._schedule)
+        options = self._options
+        left = await drain(
+            self._reactor,
+            self._sessions,
+            options.drain_timeout_ms,
+            self._schedule,
+            is_alone=options.is_alone,
+        )
         self._log.info("drained", left=left)
         return left
 
