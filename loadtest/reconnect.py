@@ -4,9 +4,10 @@
 
 Whole `wsgate.client.Client`s, in a few processes, are connected to a gateway, which is then ended and started
 again on the same port: with SIGTERM, so that it drains and tells each when to come back; with `--kill`, so
-that nobody is told anything. Every attempt to connect is noted, at the moment for which its client had set its clock: 5,000
-phones do not wait for one interpreter, as those here do (the delay is printed). Fails if any 100 ms have over
-three times the mean number of attempts, from the first to the last, or if anybody was not back in time.
+that nobody is told anything. Every attempt to connect is noted, at the moment for which its client had set
+its clock: 5,000 phones do not wait for one interpreter, as those here do (the delay is printed). Fails if any
+100 ms have over three times the mean number of attempts, from the first to the last, or if anybody was not
+back in time.
 """
 
 from __future__ import annotations
@@ -75,7 +76,11 @@ class Member:
         options = ClientOptions(open_timeout_s=120.0)
         self._clients = [
             Client(
-                url, token=token, options=options, environment=self._environment(), on_error=lambda error: None
+                url,
+                token=token,
+                options=options,
+                environment=self._environment(),
+                on_error=lambda error: None,
             )
             for token in tokens
         ]
@@ -224,7 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join(draw(attempts_s, began_s)))
     print(
         f"{options.clients:,} clients back after {back_s:.1f} s, {len(attempts_s):,} attempts;"
-        f" in 100 ms {most} at most, {mean:.0f} on average: {most / mean:.2f} times; made {late_s:.1f} s late at most"
+        f" in 100 ms {most} at most, {mean:.0f} on average: {most / mean:.2f} times;"
+        f" made {late_s:.1f} s late at most"
     )
     return 0 if most <= TIMES_THE_MEAN * mean else 1
 

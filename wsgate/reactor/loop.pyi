@@ -115,11 +115,15 @@ class Reactor:
             MemoryError: No slot is left; it stays the caller's.
         """
 
-    def poll(self, now_ms: int) -> list[Event]:
+    def poll(self, now_ms: int, messages: int = 256) -> list[Event]:
         """Read what became ready and return what happened. Never blocks.
 
         One call takes at most 256 messages, 32 opens, 1 MiB or 2 ms, and at most 64 messages of one
         connection; whatever is left makes `more` true.
+
+        Args:
+            now_ms: The monotonic clock.
+            messages: Take no more than this, 1 to 256: what the caller can handle without holding its loop.
 
         Returns:
             `(kind, conn, value)` (see `events`). For each connection in order: `OPEN`, messages, then at

@@ -126,7 +126,7 @@ cdef class Reactor:
         """Whether poll should be called again without waiting."""
         return self.core.attention.count != 0 or wheel_is_due(self.core)
 
-    def poll(self, int64_t now_ms):
+    def poll(self, int64_t now_ms, uint32_t messages=PASS_MESSAGES):
         """Read what became ready, within the budget; returns events in order. See loop.pyi."""
         cdef Core *core = self.own()
         cdef list events = []
@@ -137,6 +137,7 @@ cdef class Reactor:
         try:
             advance(core, now_ms)
             memset(&used, 0, sizeof(used))
+            used.messages_limit = max(<uint32_t>1, min(messages, <uint32_t>PASS_MESSAGES))
             used.until_ns = clock_ns() + PASS_NS
             if wheel_is_due(core):
                 deadlines_run(core, used.until_ns)
@@ -147,7 +148,7 @@ cdef class Reactor:
                 core.turns_to_wait = core.attention.count
             turns = core.attention.count
             used.turn_messages = min(
-                TURN_MESSAGES, max(TURN_MESSAGES_LEAST, PASS_MESSAGES // max(turns, <uint32_t>1))
+                TURN_MESSAGES, max(TURN_MESSAGES_LEAST, used.messages_limit // max(turns, <uint32_t>1))
             )
             while turns:
                 turns -= 1
@@ -155,7 +156,7 @@ cdef class Reactor:
                 slot = attention_pop(core)
                 take_turn(core, slot, &used, events)
                 if (
-                    used.messages >= PASS_MESSAGES or used.bytes >= PASS_BYTES
+                    used.messages >= used.messages_limit or used.bytes >= PASS_BYTES
                     or (turns & 7 == 0 and clock_ns() >= used.until_ns)
                 ):
                     break

@@ -23,7 +23,7 @@ from wsgate.reactor.memory cimport buffer_give, buffer_reserve
 from wsgate.reactor.partial cimport partial_close, partial_open
 from wsgate.reactor.structs cimport (
     BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
-    MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES, PASS_BYTES, PASS_MESSAGES,
+    MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES, PASS_BYTES,
     PEER_CLOSED, PEER_CLOSE_SEEN, PINGS_IN, PONGS_IN, PROTOCOL_ERROR, Pass, STATE_CLOSING, STATE_HEAD,
     STATE_OPEN, TOO_MANY_FRAGMENTS, TURN_FRAMES,
 )
@@ -346,7 +346,7 @@ cdef int64_t parse_frames(
     while place < size:
         if frames >= TURN_FRAMES or used.messages - messages >= used.turn_messages:
             return place
-        if used.messages >= PASS_MESSAGES or used.bytes >= PASS_BYTES:
+        if used.messages >= used.messages_limit or used.bytes >= PASS_BYTES:
             return place
         if c.input == NULL or not c.input.in_payload:
             if at_boundary(c.input):

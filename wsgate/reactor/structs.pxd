@@ -409,6 +409,7 @@ ctypedef struct Limits:
 
 ctypedef struct Pass:            # what one poll has used of its budget
     uint32_t messages
+    uint32_t messages_limit      # what the caller can handle at once, at most PASS_MESSAGES
     uint32_t opens
     uint64_t bytes
     uint32_t turn_messages       # what one turn may take

@@ -27,6 +27,7 @@ from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_
 from wsgate.reasons import Reason
 from wsgate.shard import numbers
 from wsgate.shard.access import Access
+from wsgate.shard.budget import PassBudget
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
 from wsgate.shard.drain import drain
@@ -104,6 +105,7 @@ class Shard:
         self._ticks = 0
         self._is_scheduled = False
         self._is_draining = False
+        self._budget = PassBudget()
         self._has_left = False
         self._is_over = False
         self._refused_before = -1
@@ -264,7 +266,9 @@ class Shard:
     def _pump(self) -> None:
         reactor = self._reactor
         now = now_ms()
-        for kind, conn, value in reactor.poll(now):
+        taken = reactor.poll(now, self._budget.messages)
+        began_s = time.perf_counter()
+        for kind, conn, value in taken:
             try:
                 if kind <= events.BINARY:
                     dialect = DIALECT_OF[reactor.variant(conn)]
@@ -280,6 +284,7 @@ class Shard:
             except Exception:  # a fault of ours must not take the others down with it
                 self._log.exception("command_failed")
                 self._sessions.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.INTERNAL)
+        self._budget.note(len(taken), time.perf_counter() - began_s)
         has_more = self._hub.tidy() | self._control.step()  # both, whatever the first says
         if reactor.flush(now) or reactor.more or has_more:
             self._schedule()
