@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -60,6 +61,9 @@ ping_interval = "{ping_interval_s}s"  # 0 beside other servers: pings of one wou
 outbox_frames = 65536  # the cost of a flood is asked for here, not what becomes of a slow reader,
 outbox_bytes = "16MiB"  # and the client may wait for a processor that it shares
 
+[events]
+enabled = {events}
+
 [channels.default]
 subscribe = "anyone"
 publish = "anyone"
@@ -75,6 +79,7 @@ class GatewayProcess:
         ping_interval_s: Of its heartbeats; 0: none.
         port: Where clients connect; 0: a free one.
         drain_timeout_s: How long it may take to say goodbye.
+        events: Types of events that backends are told.
     """
 
     module = "gateway"
@@ -87,6 +92,7 @@ class GatewayProcess:
         ping_interval_s: int = 0,
         port: int = 0,
         drain_timeout_s: int = 1,
+        events: Sequence[str] = (),
     ) -> None:
         """Start it and wait until it is ready (ServerError if it never is)."""
         self.shards = shards
@@ -101,6 +107,7 @@ class GatewayProcess:
             ping_interval_s=ping_interval_s,
             port=port,
             drain_timeout_s=drain_timeout_s,
+            events=json.dumps(list(events)),
         )
         config.write_text(text, encoding="utf-8")
         self._log = where / "log"
