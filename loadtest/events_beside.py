@@ -69,7 +69,7 @@ class Hall:
                 raise RuntimeError(f"{opened} of {wanted} are connected")
 
     def run(self, command: bytes, rate_per_s: int) -> Beside:
-        """Deliver for `RUN_S` with so many commands a second beside it (RuntimeError if a message is lost)."""
+        """Deliver for `RUN_S`, so many commands a second beside it (RuntimeError if a message is lost)."""
         gateway, visitor = self._gateway, self._visitor
         each = int(DELIVERIES_PER_S * RUN_S / LISTENERS)
         gateway.settle()
