@@ -1,4 +1,4 @@
-"""What our client masks its frames with comes from the system's own randomness, and from nothing else (S32)."""
+"""What our client masks its frames with comes from the system's randomness, and from nothing else (S32)."""
 
 import asyncio
 import random
