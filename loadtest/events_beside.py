@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 import time
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from loadtest.bench_gateway import GatewayProcess
 from loadtest.bench_machine import processors
@@ -56,7 +56,7 @@ class Hall:
         self._talkers = Engine(EngineSettings(max_connections=TALKERS, counted=COUNTED))
         self._sequence = 1
         users = [f"user-{number}" for number in range(TALKERS)]
-        where = {"host": "127.0.0.1", "port": gateway.port}
+        where: dict[str, Any] = {"host": "127.0.0.1", "port": gateway.port}
         talkers = ConnectPlan(
             count=TALKERS, path="/ws", headers=BEARER, tokens=make_tokens(users, "talk"), **where
         )

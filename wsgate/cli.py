@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_token(commands.add_parser("token", help="make a token for a user"))
     _add_publish(commands.add_parser("publish", help="publish to a channel"))
     _add_listen(commands.add_parser("listen", help="print what is published to a channel"))
+    _add_doctor(commands.add_parser("doctor", help="say what limits this machine, and how to change it"))
     return parser
 
 
@@ -147,6 +148,47 @@ def _check(options: argparse.Namespace) -> int:
     key_sources(config)  # a key that does not fit its algorithm is a mistake too
     print(effective(config), end="")
     return 0
+
+
+# --- doctor -------------------------------------------------------------------------------------------
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_configuration(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--connections", type=int, default=0, help="held at once (as many as fit)")
+    parser.add_argument("--rate", type=int, default=1_000, help="new connections a second (1000)")
+    parser.add_argument("--message-bytes", type=int, default=1_024, help="of one publication (1024)")
+    parser.add_argument("--fanout", type=int, default=0, help="connections it goes to (all)")
+    parser.add_argument("--shards", type=int, help="processes with sockets (one per usable core)")
+    parser.add_argument("--stop-timeout", help="after which the service is killed (systemd is asked)")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from wsgate.doctor import Demand, as_json, as_text, examine, read_kernel, resources
+
+    # As in development, where a configuration without a secret is none to complain of.
+    flags: dict[str, Any] = {"server": {"dev": True}}
+    if options.shards is not None:
+        flags["server"]["shards"] = options.shards
+    config = _configuration(options, flags)
+    stop_timeout_s = parse_duration_ms(options.stop_timeout) / 1000 if options.stop_timeout else None
+    demand = Demand(
+        connections=_natural(options.connections, "--connections") or config.admission.max_connections,
+        rate_per_s=_natural(options.rate, "--rate"),
+        message_bytes=_natural(options.message_bytes, "--message-bytes"),
+        fanout=_natural(options.fanout, "--fanout"),
+    )
+    diagnosis = examine(read_kernel(), resources(config, stop_timeout_s), demand)
+    print((as_json if options.json else as_text)(diagnosis), end="")
+    return int(diagnosis.is_blocked)
+
+
+def _natural(number: int, name: str) -> int:
+    if number < 0:
+        raise SettingsError(f"{name}: {number} is less than nothing")
+    return number
 
 
 # --- token --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "__main__": ("cli",),
     "cli": ("config", "node", "doctor", "client", "log"),
     "node": ("config", "admin", "shard", "log"),
-    "doctor": ("errors", "reasons"),
+    "doctor": ("node", "bus"),
     "client": ("errors", "reasons", "address"),
     "config": ("errors", "reasons", "address"),
     "admin": ("bus", "auth", "statistics", "log"),

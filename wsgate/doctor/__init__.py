@@ -1,0 +1,23 @@
+"""What limits this machine as a gateway, in plain words, and how to change it."""
+
+from wsgate.doctor.checks import examine
+from wsgate.doctor.demand import Demand, Resources
+from wsgate.doctor.findings import Capacity, Diagnosis, Finding, Severity
+from wsgate.doctor.kernel import Kernel, read_kernel
+from wsgate.doctor.report import as_json, as_text
+from wsgate.doctor.resources import resources
+
+__all__ = [
+    "Capacity",
+    "Demand",
+    "Diagnosis",
+    "Finding",
+    "Kernel",
+    "Resources",
+    "Severity",
+    "as_json",
+    "as_text",
+    "examine",
+    "read_kernel",
+    "resources",
+]

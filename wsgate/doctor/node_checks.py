@@ -1,0 +1,129 @@
+"""What the node's processes have: descriptors, memory, cores, the bus, and time to leave."""
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from wsgate.doctor.capacity import FILES_OF_OTHERS
+from wsgate.doctor.case import Case, Check, judged
+from wsgate.doctor.findings import Finding, Severity
+
+__all__ = ["NODE_CHECKS"]
+
+BUS_SLOW_S: Final = 0.005
+STOP_GRACE_S: Final = 10.0
+"""After the drain: lingering sockets, the last events, the end of the processes."""
+
+
+def descriptors(case: Case) -> Iterator[Finding]:
+    have, want = case.have, case.want.connections
+    free = have.descriptors - have.reserve_descriptors
+    needed = math.ceil(want / have.shards) + have.reserve_descriptors
+    nr_open = case.kernel.nr_open
+    raising = f"LimitNOFILE={needed} in the service's unit (ulimit -n {needed} in a shell)"
+    if nr_open is not None and needed > nr_open:
+        raising = f"sysctl -w fs.nr_open={needed}, then {raising}"
+    if free > 0:
+        raising += f", or {math.ceil(want / free)} shards"
+    yield from judged(
+        "RLIMIT_NOFILE",
+        Severity.BLOCKING,
+        is_good=have.descriptors >= needed,
+        now=f"{have.descriptors:,} for each of {have.shards} shards",
+        why="a connection is a descriptor of its shard",
+        needed=f"{needed:,}",
+        fix=raising,
+    )
+
+
+def file_max(case: Case) -> Iterator[Finding]:
+    kernel = case.kernel
+    if kernel.file_max is None or kernel.files_open is None:
+        return
+    needed = kernel.files_open + case.want.connections + FILES_OF_OTHERS
+    yield from judged(
+        "fs.file-max",
+        Severity.BLOCKING,
+        is_good=kernel.file_max >= needed,
+        now=f"{kernel.file_max:,}, {kernel.files_open:,} of them open",
+        why="all descriptors of the machine together",
+        needed=f"{needed:,}",
+        fix=f"sysctl -w fs.file-max={needed}",
+    )
+
+
+def memory(case: Case) -> Iterator[Finding]:
+    bears = next(each.connections for each in case.capacities if each.resource == "memory")
+    have = case.have.memory_bytes
+    needed = math.ceil(have * case.want.connections / bears) if bears else 0
+    yield from judged(
+        "memory",
+        Severity.BLOCKING,
+        is_good=bears >= case.want.connections,
+        now=f"{have / 1e6:,.0f} MB for connections",
+        why=f"bears {bears:,} connections with one publication of {case.want.message_bytes:,} bytes queued"
+        " for each that hears it",
+        needed=f"{needed / 1e6:,.0f} MB" if needed else "more than there is",
+        fix="[admission] memory_budget, a larger control group, or more machines",
+    )
+
+
+def processors(case: Case) -> Iterator[Finding]:
+    have = case.have
+    yield from judged(
+        "shards",
+        Severity.WARNING,
+        is_good=have.shards <= have.cores,
+        now=f"{have.shards} on {have.cores} cores",
+        why="shards that wait for a core make every delivery wait (54 processes on 2 cores: twice the cost)",
+        needed=f"at most {have.cores}",
+        fix=f"[server] shards = {have.cores}, where descriptors allow it",
+    )
+
+
+def huge_pages(case: Case) -> Iterator[Finding]:
+    if case.kernel.transparent_hugepage is None:
+        return
+    yield from judged(
+        "transparent_hugepage",
+        Severity.ADVICE,
+        is_good=case.kernel.transparent_hugepage != "always",
+        now=case.kernel.transparent_hugepage,
+        why="2 MB pages for memory that is used in small pieces: shards take more than they are charged",
+        needed="madvise",
+        fix="echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+    )
+
+
+def bus(case: Case) -> Iterator[Finding]:
+    took_s = case.have.bus_round_trip_s
+    if took_s is None:
+        return
+    yield from judged(
+        "bus",
+        Severity.WARNING,
+        is_good=took_s <= BUS_SLOW_S,
+        now=f"{took_s * 1e3:.2f} ms there and back" if math.isfinite(took_s) else "does not answer",
+        why="every publication travels there once",
+        needed=f"{BUS_SLOW_S * 1e3:.0f} ms",
+        fix="a bus in the same zone",
+    )
+
+
+def stopping(case: Case) -> Iterator[Finding]:
+    have = case.have
+    if have.stop_timeout_s is None:
+        return
+    needed = math.ceil(have.drain_s + STOP_GRACE_S)
+    yield from judged(
+        "stop timeout",
+        Severity.WARNING,
+        is_good=have.stop_timeout_s >= needed,
+        now=f"{have.stop_timeout_s:g} s, drain_timeout {have.drain_s:g} s",
+        why="a node that is killed while it drains tells nobody when to come back",
+        needed=f"{needed} s",
+        fix=f"TimeoutStopSec={needed} in the unit, or terminationGracePeriodSeconds: {needed}",
+    )
+
+
+NODE_CHECKS: Final[tuple[Check, ...]] = (descriptors, file_max, memory, processors, huge_pages, bus, stopping)

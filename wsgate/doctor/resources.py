@@ -1,0 +1,97 @@
+"""What a node of this configuration would have here. The only file of the doctor that knows the node."""
+
+import re
+import shutil
+import subprocess
+from typing import Final
+
+from wsgate.address import with_password
+from wsgate.bus import parse_address
+from wsgate.bus.once import round_trip_once
+from wsgate.config import Config
+from wsgate.doctor.demand import Resources
+from wsgate.errors import BackendError
+from wsgate.node.machine import raise_descriptor_limit, usable_cores
+from wsgate.node.memory import memory_share
+from wsgate.node.options import DESCRIPTORS_OF_OURS
+from wsgate.reactor import ListenerOptions
+
+__all__ = ["UNIT", "resources", "span_s", "unit_stop_timeout_s"]
+
+UNIT: Final = "wsgate.service"
+_ASK_S: Final = 5.0
+_UNITS_S: Final = {
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "min": 60.0,
+    "h": 3_600.0,
+    "d": 86_400.0,
+    "w": 604_800.0,
+}
+
+
+def resources(config: Config, stop_timeout_s: float | None) -> Resources:
+    """Ask the machine, the service manager and the bus.
+
+    Args:
+        config: Of the gateway.
+        stop_timeout_s: After which the service is killed; None: the service manager is asked.
+
+    Raises:
+        SettingsError: There is too little memory for any gateway of this configuration.
+    """
+    shards = config.server.shards or usable_cores()
+    listener = ListenerOptions()
+    if stop_timeout_s is None:
+        stop_timeout_s = unit_stop_timeout_s()
+    return Resources(
+        shards=shards,
+        cores=usable_cores(),
+        descriptors=raise_descriptor_limit(),
+        reserve_descriptors=config.admission.reserve_descriptors + DESCRIPTORS_OF_OURS,
+        memory_bytes=shards * memory_share(config.admission.memory_budget_bytes, shards),
+        backlog=listener.backlog,
+        send_buffer_bytes=listener.send_buffer_bytes,
+        drain_s=config.server.drain_timeout_ms / 1000,
+        stop_timeout_s=stop_timeout_s,
+        bus_round_trip_s=_round_trip_s(config),
+    )
+
+
+def _round_trip_s(config: Config) -> float | None:
+    """None where the bus is the gateway's own: it is on this machine. Infinite when it does not answer."""
+    if not config.bus.url:
+        return None
+    address = parse_address(with_password(config.bus.url, config.bus.password))
+    try:
+        return round_trip_once(address, config.bus.connect_timeout_ms / 1000)
+    except BackendError:
+        return float("inf")
+
+
+def unit_stop_timeout_s() -> float | None:
+    """What systemd gives a service of ours to stop; None where there is no such service."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None:
+        return None
+    asked = [systemctl, "show", UNIT, "--property=LoadState,TimeoutStopUSec"]
+    try:
+        done = subprocess.run(  # noqa: S603 - all of it is ours
+            asked, capture_output=True, text=True, timeout=_ASK_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    told = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    return span_s(told.get("TimeoutStopUSec", "")) if told.get("LoadState") == "loaded" else None
+
+
+def span_s(text: str) -> float | None:
+    """Seconds of a span as systemd writes it, "1min 30s"; None of what is none.
+
+    Source: systemd.time(7), "Parsing Time Spans".
+    """
+    if text == "infinity":
+        return float("inf")
+    parts = re.findall(r"(\d+(?:\.\d+)?)(us|ms|s|min|h|d|w)(?:\s+|$)", text)
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts) if parts else None
