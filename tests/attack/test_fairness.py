@@ -187,3 +187,20 @@ def test_a_publication_to_many_leaves_replies_in_front() -> None:
             assert [frame.payload for frame in speaker.frames()] == [b"reply"]
         bench.turn()
         assert all(len(peer.frames()) == 3 for peer in crowd)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 16, 100, 256, 4_000_000_000])
+def test_a_pass_takes_no_more_than_its_caller_can_handle(limit: int) -> None:
+    """What is left over comes with the next passes, every message once and in order."""
+    with rig() as bench:
+        peers = [bench.connect() for _ in range(3)]
+        for peer in peers:
+            peer.send(b"".join(client_frame(BINARY, bytes([number])) for number in range(200)))
+        heard: dict[int, list[int]] = {peer.conn: [] for peer in peers}
+        for _ in range(700):
+            batch = bench.reactor.poll(bench.now_ms, limit)
+            assert len(batch) <= max(1, min(limit, PASS_MESSAGES))
+            for _, conn, value in batch:
+                assert isinstance(value, bytes)
+                heard[conn].append(value[0])
+        assert list(heard.values()) == [list(range(200))] * 3

@@ -48,7 +48,9 @@ def test_the_bus_is_asked_and_one_that_is_away_is_said() -> None:
 
     with running_server() as server:
         assert line(f"redis://127.0.0.1:{server.port}")["now"].endswith("ms there and back")
-    assert line("redis://127.0.0.1:1")["now"] == "does not answer"
+    for url in ("redis://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/main", "redis+cluster://127.0.0.1:1"):
+        away = line(url)
+        assert (away["now"], away["fix"]) == ("does not answer", "start it, or mend [bus] url")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""The storm of refreshes works, small: every fresh token is taken. How long it took is not tested."""
+"""Storms, small: fresh tokens, and a restart under our own clients. How long they took is not tested."""
 
 import pytest
 
+from loadtest import reconnect
 from loadtest.bench_gateway import GatewayProcess
 from loadtest.refresh_storm import measure
 
@@ -16,3 +17,10 @@ def test_a_small_storm(*, is_spread: bool) -> None:
         assert outcome.answers_s
         assert gateway.metric("commands_total", op="refresh") == 2 * 200
         assert not gateway.faults()
+
+
+def test_a_small_restart_is_one_attempt_each() -> None:
+    """Whose bus is its own says when it is back: nobody tries in vain before that."""
+    attempts, began_s, _ = reconnect.measure(40, 2, is_killed=False)
+    assert len(attempts) == 40
+    assert min(attempt.due_s for attempt in attempts) >= began_s + 2.0

@@ -6,6 +6,7 @@ from typing import Any, Final
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
+from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -16,6 +17,7 @@ __all__ = ["publish_once", "round_trip_once"]
 
 
 _PINGS: Final = 5
+_FAULTS: Final = (redis.RedisError, RedisClusterException)  # the second is none of the first in redis-py
 
 
 def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float) -> int:
@@ -34,7 +36,7 @@ def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float
         with _client(address, _limits(timeout_s)) as bus:
             heard: int = bus.spublish(name, data) if address.is_cluster else bus.publish(name, data)
             return heard
-    except redis.RedisError as error:
+    except _FAULTS as error:
         raise BackendError(f"the bus at {address}: {error}", temporary=True) from error
 
 
@@ -57,7 +59,7 @@ def round_trip_once(address: BusAddress, timeout_s: float) -> float:
                 bus.ping()
                 took_s.append(time.perf_counter() - began_s)
             return min(took_s)
-    except redis.RedisError as error:
+    except _FAULTS as error:
         raise BackendError(f"the bus at {address}: {error}", temporary=True) from error
 
 

@@ -106,7 +106,7 @@ def bus(case: Case) -> Iterator[Finding]:
         now=f"{took_s * 1e3:.2f} ms there and back" if math.isfinite(took_s) else "does not answer",
         why="every publication travels there once",
         needed=f"{BUS_SLOW_S * 1e3:.0f} ms",
-        fix="a bus in the same zone",
+        fix="a bus in the same zone" if math.isfinite(took_s) else "start it, or mend [bus] url",
     )
 
 
