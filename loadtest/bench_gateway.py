@@ -157,6 +157,11 @@ class GatewayProcess:
         """Return user and system time of its shards so far."""
         return sum(bench_processes.cpu_s(pid) for pid in self.shard_pids)
 
+    @property
+    def bus_path(self) -> str:
+        """Where its bus listens."""
+        return str(self._running["bus_url"]).removeprefix("unix://")
+
     def bus_cpu_s(self) -> float:
         """Return that of its bus."""
         return bench_processes.cpu_s(self.bus_pid)
@@ -242,8 +247,7 @@ class GatewayProcess:
 
     def _backend(self) -> ServerProcess:
         if self._publisher is None:
-            path = self._running["bus_url"].removeprefix("unix://")
-            settings = {"path": path, "prefix": self._running["prefix"]}
+            settings = {"path": self.bus_path, "prefix": self._running["prefix"]}
             self._publisher = ServerProcess("redis_publisher", settings)
         return self._publisher
 

@@ -4,19 +4,25 @@
 
 One shard on a processor of its own. A backend publishes 2,000 messages a second, to 200 channels with one
 subscriber each; meanwhile 2,000 other clients send commands by the clock: none; `ping`, which is read,
-decoded and answered; `send`, which is read, decoded and appended to the event stream. Printed is how long
-deliveries took from their intended time, and what the shard's processor did. Fails if `send` moved the 99th
-percentile by more than 2 ms against `ping` (medians of the runs), or if an event was lost.
+decoded and answered; `send`, which is read, decoded and appended to the event stream. And once more `ping`
+while another process appends as many entries: what the bus's own work costs, whoever gives it. Printed is how
+long deliveries took from their intended time, and what the shard's processor did. Fails if `send` moved the
+99th percentile by more than 2 ms against `ping` (medians of the runs), or if an event was lost.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
+
+import redis
 
 from loadtest.bench_gateway import GatewayProcess
 from loadtest.bench_machine import processors
@@ -33,9 +39,16 @@ RUN_S: Final = 5.0
 P99_MOVES_MOST_MS: Final = 2.0
 _STREAM: Final = 300
 _STEP_S: Final = 0.001
+_EVENT_BYTES: Final = 160
 _WAIT_S: Final = 30.0
 _FRESH_S: Final = 1.3  # a shard writes its numbers once a second
-COMMANDS: Final = {"nothing": b"", "ping": b'{"op":"ping"}', "send": b'{"op":"send","data":{"text":"hello"}}'}
+COMMANDS: Final = {
+    "nothing": b"",
+    "ping": b'{"op":"ping"}',
+    "ping, and appends of another": b'{"op":"ping"}',
+    "send": b'{"op":"send","data":{"text":"hello"}}',
+}
+_ANOTHER: Final = "another"
 
 
 class Beside(NamedTuple):
@@ -112,6 +125,32 @@ class Hall:
         self._talkers.shut()
 
 
+@contextlib.contextmanager
+def _appending(path: str, rate_per_s: int) -> Iterator[None]:
+    """Another process appends entries as large as an event, by the clock, while the block lasts."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=_append, args=(path, rate_per_s), daemon=True
+    )
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _append(path: str, rate_per_s: int) -> None:
+    bus = redis.Redis(unix_socket_path=path)
+    began_s, sent = time.monotonic(), 0
+    while (passed_s := time.monotonic() - began_s) < _WAIT_S:
+        with bus.pipeline(transaction=False) as pipeline:
+            for _ in range(int(passed_s * rate_per_s) - sent):
+                pipeline.xadd("wsgate:another", {"event": bytes(_EVENT_BYTES)}, maxlen=100_000)
+                sent += 1
+            pipeline.execute()
+        time.sleep(_STEP_S)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print; 1 if events moved what they must not."""
     parser = argparse.ArgumentParser(prog="loadtest.events_beside")
@@ -130,7 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
         beside = Hall(gateway, visitor)
         for _ in range(options.runs):
             for name, command in COMMANDS.items():
-                runs[name].append(beside.run(command, options.rate))
+                is_another = name.endswith(_ANOTHER)
+                with _appending(gateway.bus_path, options.rate) if is_another else contextlib.nullcontext():
+                    runs[name].append(beside.run(command, options.rate))
         beside.close()
         time.sleep(_FRESH_S)
         sent, appended = (
@@ -143,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     for name, found in medians.items():
         print(
-            f"{name:>8}: {found.commands_per_s:>6,.0f}/s, deliveries p50 {found.p50_ms:.2f} ms,"
+            f"{name:>28}: {found.commands_per_s:>6,.0f}/s, deliveries p50 {found.p50_ms:.2f} ms,"
             f" p99 {found.p99_ms:.2f} ms, shard busy {found.busy_share:.0%}"
         )
     print(f"{sent:,.0f} messages sent, {appended:,.0f} events appended")
