@@ -15,13 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import math
 import multiprocessing
 import os
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple
@@ -30,6 +28,7 @@ import uvloop
 
 from loadtest.bench_gateway import GatewayProcess
 from loadtest.scenarios.members import make_tokens
+from loadtest.spreading import TIMES_THE_MEAN, draw, worst_share
 from wsgate.client import Client
 from wsgate.client.connector import ClientState
 from wsgate.client.environment import Environment, MonotonicClock
@@ -39,12 +38,9 @@ from wsgate.client.transport import Opening, Transport, open_websocket
 __all__ = ["main"]
 
 DRAIN_S: Final = 30
-BUCKET_S: Final = 0.1
-TIMES_THE_MEAN: Final = 3.0
 PATIENCE_S: Final = 300.0
 PER_SHARD: Final = 15_000  # its descriptors end at 20,000, and chance does not share evenly
 _WINDOW: Final = 50  # that connect at once, at the beginning
-_BAR_WIDTH: Final = 60
 
 
 class Alarm(MonotonicClock):
@@ -186,23 +182,6 @@ def measure(clients: int, members: int, *, is_killed: bool) -> tuple[list[Attemp
         back_s = time.monotonic() - began_s
         attempts = sorted(attempt for part in crowd.ask("attempts") for attempt in part)
     return attempts, began_s, back_s
-
-
-def draw(attempts_s: Sequence[float], began_s: float) -> list[str]:
-    """The attempts of every second, as bars."""
-    seconds = Counter(int(moment - began_s) for moment in attempts_s)
-    most = max(seconds.values())
-    return [
-        f"{second:>4} s {seconds[second]:>6} {'#' * (seconds[second] * _BAR_WIDTH // most)}"
-        for second in range(min(seconds), max(seconds) + 1)
-    ]
-
-
-def worst_share(attempts_s: Sequence[float]) -> tuple[int, float]:
-    """The fullest 100 ms, and the mean of all from the first attempt to the last."""
-    buckets = Counter(int((moment - attempts_s[0]) / BUCKET_S) for moment in attempts_s)
-    span = math.floor((attempts_s[-1] - attempts_s[0]) / BUCKET_S) + 1
-    return max(buckets.values()), len(attempts_s) / span
 
 
 def _show(line: str) -> None:
