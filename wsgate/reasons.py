@@ -68,6 +68,11 @@ class Reason(IntEnum):
     SHED = 39
     KEY_AWAITED = 40
     KICKED = 41
+    REFUSED_ADDRESS_CONNECTIONS = 42  # belongs to the gate's, as the next two
+    REFUSED_ADDRESS_RATE = 43
+    BAD_PROXY_HEADER = 44
+    USER_CONNECTIONS = 45
+    REPLACED = 46
 
 
 class ReasonEntry(NamedTuple):
@@ -122,6 +127,13 @@ _ROWS: Final = (
     ReasonEntry(Reason.SHED, 4013, 0, "the memory budget is used up: the slow are cut"),
     ReasonEntry(Reason.KEY_AWAITED, 4001, 0, "the token's key is not known yet: come back"),
     ReasonEntry(Reason.KICKED, 4520, 0, "a backend ended the connection for good"),
+    ReasonEntry(
+        Reason.REFUSED_ADDRESS_CONNECTIONS, 0, 429, "this address has as many connections as it may have"
+    ),
+    ReasonEntry(Reason.REFUSED_ADDRESS_RATE, 0, 429, "this address opens connections too fast"),
+    ReasonEntry(Reason.BAD_PROXY_HEADER, 0, 0, "a listed proxy sent no valid PROXY header"),
+    ReasonEntry(Reason.USER_CONNECTIONS, 4029, 0, "this user has as many connections as it may have"),
+    ReasonEntry(Reason.REPLACED, 4509, 0, "a newer connection of the same user took this one's place"),
 )
 
 REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}

@@ -56,6 +56,11 @@ handshake_rate = 8
 """
 
 ELSEWHERE: Final = {
+    "refused_address_connections": "needs other limits: tests/integration/test_gateway_addresses.py",
+    "refused_address_rate": "likewise",
+    "bad_proxy_header": "likewise",
+    "user_connections": "needs other limits: tests/integration/test_gateway_users.py",
+    "replaced": "likewise",
     "refused_descriptors": "needs a process without descriptors: tests/attack/test_descriptors.py",
     "refused_partial_bytes": "needs a crowd: tests/attack/test_gateway_partial.py",
     "partial_bytes": "likewise",

@@ -40,6 +40,8 @@ HEADS: Final = {
     "unknown_path": request("/elsewhere"),
 }
 ELSEWHERE: Final = {
+    "address_connections": "needs a proxy: tests/integration/test_gateway_addresses.py",
+    "address_rate": "likewise",
     "bad_extensions": "needs compression: tests/integration/test_compression.py",
     "head_too_large": "the reactor's own cap is the same and comes first",
     "draining": "only in the queue of a shard that is told to stop: tests of the drain",

@@ -87,8 +87,8 @@ class Station:
         self.leave()
         self.start = self.held()
 
-    def open_gate(self, **limits: int) -> None:
-        self.reactor.set_gate(GateLimits(**limits), b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
+    def open_gate(self, limits: GateLimits | None = None) -> None:
+        self.reactor.set_gate(limits or GateLimits(), b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
 
     def welcome(self, conn: int) -> None:
         assert self.reactor.upgrade(conn, SWITCH)
@@ -269,15 +269,15 @@ class Station:
 
 
 def refused_at_the_gate(station: Station) -> None:
-    station.open_gate(connections=1)
+    station.open_gate(GateLimits(connections=1))
     stays = station.pairs(1)[0]
     station.dial(BATCH - 1)
     station.reactor.abort(stays)
-    station.open_gate(handshakes_in_progress=1024)
+    station.open_gate(GateLimits(handshakes_in_progress=1024))
 
 
 def refused_for_descriptors(station: Station) -> None:
-    station.open_gate(descriptors=1)
+    station.open_gate(GateLimits(descriptors=1))
     station.dial(BATCH, HEAD)
     station.open_gate()
 
@@ -670,7 +670,7 @@ def test_100_000_come_and_go_in_every_way(station: Station) -> None:
 
 def everyone_at_once(station: Station) -> None:
     """Some of every state are there, none further than this."""
-    station.open_gate(connections=1)
+    station.open_gate(GateLimits(connections=1))
     station.pairs(1)
     station.dial(20, HEAD)
     assert station.reactor.counters()["now_draining"] == 20

@@ -23,12 +23,13 @@ from typing import Final
 
 from tests.support.rig import Peer, Rig
 from wsgate.handshake import Refusal, accept, parse_head
-from wsgate.reactor import GateLimits, ListenerOptions, Settings, events, open_listener
+from wsgate.reactor import GateLimits, ListenerOptions, Settings, SharedAddresses, events, open_listener
 from wsgate.reactor.events import Event
 
 __all__ = [
     "HEAD",
     "REFUSAL",
+    "TOO_MANY",
     "Hall",
     "hall",
     "is_readable",
@@ -49,6 +50,9 @@ HEAD: Final = (
 REFUSAL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 3\r\n"
     b"Content-Length: 5\r\n\r\nfull\n"
+)
+TOO_MANY: Final = (
+    b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n"
 )
 WAIT_ROUNDS: Final = 3000  # of a millisecond: what a busy machine may take to deliver a loopback packet
 
@@ -78,16 +82,19 @@ class Hall(Rig):
         refusal: bytes = REFUSAL,
         on_event: Callable[[Rig, Event], None] | None = shake_hands,
         now_ms: int = 1_000_000,
+        addresses: SharedAddresses | None = None,
+        shard: int = 0,
     ) -> None:
         """Listen on a free port; no deferred accept unless `options` ask for it."""
-        super().__init__(settings, now_ms=now_ms, on_event=on_event)
+        super().__init__(settings, now_ms=now_ms, on_event=on_event, addresses=addresses, shard=shard)
         self.listener = open_listener("127.0.0.1", 0, options or ListenerOptions(defer_accept_s=0))
-        self.reactor.set_gate(limits or GateLimits(), refusal)
+        self.reactor.set_gate(limits or GateLimits(), refusal, TOO_MANY)
         self.reactor.listen(self.listener.fileno())
 
-    def dial(self, data: bytes = b"", *, receive_buffer_bytes: int = 0) -> Peer:
+    def dial(self, data: bytes = b"", *, receive_buffer_bytes: int = 0, source: str = "127.0.0.1") -> Peer:
         """A connected client that has sent `data`; its `conn` is 0 until `meet`."""
         sock = socket.socket()
+        sock.bind((source, 0))
         if receive_buffer_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         sock.connect(self.listener.getsockname())
@@ -130,9 +137,20 @@ def hall(
     refusal: bytes = REFUSAL,
     on_event: Callable[[Rig, Event], None] | None = shake_hands,
     now_ms: int = 1_000_000,
+    addresses: SharedAddresses | None = None,
+    shard: int = 0,
 ) -> Iterator[Hall]:
     """A `Hall` that is closed at the end."""
-    bench = Hall(settings, limits=limits, options=options, refusal=refusal, on_event=on_event, now_ms=now_ms)
+    bench = Hall(
+        settings,
+        limits=limits,
+        options=options,
+        refusal=refusal,
+        on_event=on_event,
+        now_ms=now_ms,
+        addresses=addresses,
+        shard=shard,
+    )
     try:
         yield bench
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.support.frames import FrameReader, ServerFrame
-from wsgate.reactor import Reactor, Settings, events
+from wsgate.reactor import Reactor, Settings, SharedAddresses, events
 from wsgate.reactor.events import Event
 
 __all__ = ["Peer", "Rig", "rig"]
@@ -74,10 +74,14 @@ class Rig:
         now_ms: int = 1_000_000,
         gap_encoder: Callable[[int, bytes, int, int], bytes] | None = None,
         on_event: Callable[["Rig", Event], None] | None = None,
+        addresses: SharedAddresses | None = None,
+        shard: int = 0,
     ) -> None:
         """Start empty; `on_event` sees every event inside its batch, before the flush."""
         self.now_ms = now_ms
-        self.reactor = Reactor(settings or Settings(), now_ms=now_ms, gap_encoder=gap_encoder)
+        self.reactor = Reactor(
+            settings or Settings(), now_ms=now_ms, gap_encoder=gap_encoder, addresses=addresses, shard=shard
+        )
         self.events: list[Event] = []
         self.on_event = on_event
         self.peers: list[Peer] = []

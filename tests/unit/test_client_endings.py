@@ -29,7 +29,7 @@ def test_every_code_by_its_range() -> None:
 @pytest.mark.parametrize("status", sorted({row["http_status"] for row in CODES["handshake"]}))
 def test_every_status_of_a_refused_handshake(status: int) -> None:
     ending = after_refusal(status)
-    assert ending.may_return is (status in (401, 403, 408, 503))
+    assert ending.may_return is (status in (401, 403, 408, 429, 503))
     assert ending.is_unauthorized is (status in (401, 403))
 
 

@@ -44,6 +44,8 @@ DEFAULTS: Final[dict[str, Any]] = {
         "path": "/ws",
         "shards": 0,
         "allowed_origins": [],
+        "trusted_proxies": [],
+        "proxy_protocol": False,
         "compression": False,
         "compression_threshold": "512B",
         "drain_timeout": "30s",
@@ -82,6 +84,11 @@ DEFAULTS: Final[dict[str, Any]] = {
         "reserve_descriptors": 64,
         "handshake_rate": 0,
         "handshakes_in_progress": 1024,
+        "per_address_connections": 0,
+        "per_address_rate": 0,
+        "per_user_connections": 0,
+        "per_user_policy": "replace_oldest",
+        "per_user_rate": 0,
         "partial_bytes": "256MiB",
         "memory_budget": "0B",
     },
@@ -109,6 +116,8 @@ port = 0
 path = "/socket"
 shards = 2
 allowed_origins = ["https://a.example", "http://[::1]:8080", "null"]
+trusted_proxies = ["192.0.2.1", "fd00::/8"]
+proxy_protocol = true
 compression = true
 compression_threshold = "1KiB"
 drain_timeout = "1h"
@@ -153,6 +162,11 @@ max_connections = 1
 reserve_descriptors = 2
 handshake_rate = 3
 handshakes_in_progress = 4
+per_address_connections = 1
+per_address_rate = 2
+per_user_connections = 3
+per_user_policy = "refuse"
+per_user_rate = 4
 partial_bytes = "1MiB"
 memory_budget = "1GiB"
 [bus]
@@ -361,7 +375,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 64
+    assert len(FIELDS) == 71
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)

@@ -114,7 +114,14 @@ PUBLIC = {
         "refusal",
     },
     "wsgate.reasons": {"ERRORS", "REASONS", "ErrorEntry", "Reason", "ReasonEntry"},
-    "wsgate.reactor": {"GateLimits", "ListenerOptions", "Reactor", "Settings", "open_listener"},
+    "wsgate.reactor": {
+        "GateLimits",
+        "ListenerOptions",
+        "Reactor",
+        "Settings",
+        "SharedAddresses",
+        "open_listener",
+    },
     "wsgate.reactor.events": {
         "BINARY",
         "CLOSED",
@@ -373,6 +380,8 @@ NOT_FOUND_BY_THE_REACTOR = {
     Reason.DRAIN,
     Reason.KEY_AWAITED,
     Reason.KICKED,
+    Reason.USER_CONNECTIONS,
+    Reason.REPLACED,
     Reason.OUT_OF_MEMORY,  # needs malloc to fail
 }
 

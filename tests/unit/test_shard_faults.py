@@ -14,7 +14,7 @@ from wsgate.auth import OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.numbers import LAYOUT
-from wsgate.shard.options import ShardOptions
+from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.process import Shard
 from wsgate.shard.sessions import now_ms
 from wsgate.statistics import StatisticsBlock
@@ -37,7 +37,7 @@ class Broken(Exception):
 
 async def _converse(monkeypatch: pytest.MonkeyPatch) -> tuple[list[ServerFrame], list[ServerFrame], float]:
     """One client whose command breaks, and one beside it that only says ping."""
-    shard = Shard(OPTIONS, -1, StatisticsBlock.create(LAYOUT, 1), -1)
+    shard = Shard(OPTIONS, -1, Shared(StatisticsBlock.create(LAYOUT, 1)), -1)
     shard._build(asyncio.get_running_loop())
     run = shard._commands.run
 

@@ -56,6 +56,18 @@ _COUNTERS: Final = (
         "cause",
         {"accept_exhausted": "exhausted", "accept_failed": "failed"},
     ),
+    _one(
+        "accepts_paused",
+        "Times accepting waited for the next tick: over twice the rate of handshakes was offered.",
+        "accepts_paused",
+    ),
+    _Counter(
+        "addresses_missed",
+        "Connections that count for no address: the table was full (uncounted), or a proxy named none"
+        " (unnamed).",
+        "cause",
+        {"addresses_uncounted": "uncounted", "addresses_unnamed": "unnamed"},
+    ),
     _one("request_heads", "Complete request heads read.", "opens"),
     _one("upgrades", "Handshakes answered with 101.", "upgrades"),
     _Counter(

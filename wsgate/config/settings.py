@@ -45,6 +45,7 @@ __all__ = [
     "Section",
     "Server",
     "SlowConsumer",
+    "UserPolicy",
     "dotted",
     "faults",
     "fields_of",
@@ -64,10 +65,14 @@ EventType = Literal["connected", "disconnected", "subscribed", "unsubscribed", "
 SlowConsumer = Literal["close", "drop_oldest", "latest_only"]
 """What gives way in a full outbox: the connection, the oldest publications, all but the latest."""
 
+UserPolicy = Literal["replace_oldest", "refuse"]
+"""Which connection of a user gives way when there is one too many."""
+
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 MASK: Final = "***"
+PROXIES_MOST: Final = 64
 
 # The kinds of text that are not plain text. `masked` hides the first two; all may come from a file.
 Secret = Annotated[str, Meta(extra={"kind": "secret"})]
@@ -117,6 +122,15 @@ class Server(Section, frozen=True, kw_only=True):
     # Origins of web pages that may connect beside pages of this very host: exact `scheme://host[:port]`
     # in lower case, or the word null. No patterns: a suffix match is how strangers get in. Default [].
     allowed_origins: tuple[str, ...] = ()
+
+    # Proxies in front of the client port, addresses or networks such as "10.0.0.0/8". Only these are believed
+    # about who a client is (X-Forwarded-For, or a PROXY header with proxy_protocol), and the limits of one
+    # address hold for whom they name, not for the proxy. At most 64. Default [].
+    trusted_proxies: tuple[str, ...] = ()
+
+    # Whether those proxies begin every connection with a PROXY header, version 1 or 2 (haproxy's send-proxy,
+    # the load balancers of clouds). A connection of theirs without one is cut. Default false.
+    proxy_protocol: bool = False
 
     # Whether clients that offer permessage-deflate (RFC 7692) are agreed with: publications are then
     # deflated once for all of them, and what they send may be deflated. Never with context takeover, so
@@ -281,6 +295,28 @@ class Admission(Section, frozen=True, kw_only=True):
     # Handshakes under way at once, per shard. On by default, because unfinished ones are the cheapest
     # attack. 0 switches it off. 0 to 1000000. Default 1024.
     handshakes_in_progress: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
+
+    # Connections of one address at once, on all shards of the node; an IPv6 /64 is one address. More are
+    # answered 429. Many phones can share an address: a carrier's network needs thousands. 0 switches it off.
+    # 0 to 16777214. Default 0.
+    per_address_connections: Annotated[int, Meta(ge=0, le=16_777_214)] = 0
+
+    # Connections one address may open per second, likewise; a burst is one second's worth. 0 switches it
+    # off. 0 to 1000000. Default 0.
+    per_address_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(
+        default=0, name="per_address_rate"
+    )
+
+    # Connections of one user at once, on all nodes of the bus. 0 switches it off. 0 to 1000. Default 0.
+    per_user_connections: Annotated[int, Meta(ge=0, le=1000)] = 0
+
+    # What happens to one more: replace_oldest closes the user's oldest connection with 4509, refuse closes
+    # the new one with 4029. Default "replace_oldest", because the old one may be a phone that is gone.
+    per_user_policy: UserPolicy = "replace_oldest"
+
+    # Messages one user may send per second over all its connections, on all nodes of the bus; a burst is one
+    # second's worth. One more is answered with 429 rate_limited. 0 switches it off. 0 to 1000000. Default 0.
+    per_user_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=0, name="per_user_rate")
 
     # Unfinished input of all clients together: heads, frames and messages that have not come whole. Beyond
     # it newcomers are refused and whoever sends more of such is closed with 1013, because each alone stays
@@ -517,6 +553,7 @@ def _server_faults(server: Server) -> Iterator[str]:
         yield "server.host: must not be empty"
     if not _PATH.fullmatch(server.path) or "?" in server.path or "#" in server.path:
         yield 'server.path: must begin with "/" and be printable ASCII without "?" and "#"'
+    yield from _proxy_faults(server)
     if server.path in ("/readyz", "/client.js"):
         yield f"server.path: {server.path} is answered otherwise"
     for index, origin in enumerate(server.allowed_origins):
@@ -524,6 +561,19 @@ def _server_faults(server: Server) -> Iterator[str]:
         if origin != "null" and (match is None or int(match[1] or 0) > 65_535):
             wanted = 'an origin is scheme://host[:port] in lower case, or "null"'
             yield f"server.allowed_origins[{index}]: {quote(origin)}: {wanted}"
+
+
+def _proxy_faults(server: Server) -> Iterator[str]:
+    for index, network in enumerate(server.trusted_proxies):
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            wanted = 'an address, or a network such as "10.0.0.0/8" without host bits'
+            yield f"server.trusted_proxies[{index}]: {quote(network)}: a proxy is {wanted}"
+    if len(server.trusted_proxies) > PROXIES_MOST:
+        yield f"server.trusted_proxies: at most {PROXIES_MOST}, not {len(server.trusted_proxies)}"
+    if server.proxy_protocol and not server.trusted_proxies:
+        yield "server.trusted_proxies: required with server.proxy_protocol, or anybody could be anybody"
 
 
 def _auth_faults(config: Config) -> Iterator[str]:

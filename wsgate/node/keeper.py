@@ -30,8 +30,9 @@ from wsgate.node.build import Plan
 from wsgate.node.children import Child, fork_child, name_process
 from wsgate.node.listeners import refuse_waiting, steer
 from wsgate.node.notify import notify
+from wsgate.reactor import SharedAddresses
 from wsgate.shard.numbers import LAYOUT
-from wsgate.shard.options import Boards
+from wsgate.shard.options import Boards, Shared
 from wsgate.shard.process import run_shard
 from wsgate.shard.renewal import Renewal
 from wsgate.statistics import PHASE_DRAINING, PHASE_READY, StatisticsBlock, why_not_ready
@@ -62,6 +63,9 @@ class Keeper:
         self._log = Log("keeper")
         self._block = StatisticsBlock.create(LAYOUT, len(plan.listeners))
         self._boards = Boards()
+        self._addresses = SharedAddresses(
+            shards=len(plan.listeners), connections=plan.shards[0].gate.connections
+        )
         self._shard_options, self._admin_options = plan.shards, plan.admin
         self._had_terminal = _has_terminal()
         self._alive_read, self._alive_write = os.pipe()
@@ -137,6 +141,7 @@ class Keeper:
                     child.ended(os.waitstatus_to_exitcode(status), is_asked=self._is_stopping)
                     if number < len(self._shards):
                         self._block.retire(number)
+                        self._addresses.retire(number)
 
     def _fork_shard(self, number: int) -> int:
         options, listener = self._shard_options[number], self._plan.listeners[number]
@@ -144,7 +149,8 @@ class Keeper:
 
         def work() -> int:
             self._give_up(listener)
-            return run_shard(options, listener.fileno(), self._block, self._alive_read, self._boards, seen)
+            shared = Shared(self._block, self._boards, self._addresses)
+            return run_shard(options, listener.fileno(), shared, self._alive_read, seen)
 
         return fork_child(f"wsgate-shard-{number}", work)
 

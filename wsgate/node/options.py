@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from wsgate.admin import AdminOptions
+from wsgate.admission import networks_of
 from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.config import Config
@@ -135,6 +136,10 @@ def shard_options(
             accepts_per_s=-(-rate // shards),
             partial_bytes=-(-config.admission.partial_bytes // shards),
             memory_bytes=memory_share(config.admission.memory_budget_bytes, shards),
+            address_connections=config.admission.per_address_connections,
+            address_rate_per_s=config.admission.per_address_rate_per_s,
+            trusted_networks=networks_of(config.server.trusted_proxies),
+            reads_proxy_header=config.server.proxy_protocol,
         ),
         bus=parse_address(running.bus_url),
         bus_prefix=config.bus.prefix,

@@ -17,6 +17,7 @@ The first reason given is the reason; later ones of the same connection are not 
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
+from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
 from wsgate.reactor.outbox cimport outbox_close, outbox_discard, outbox_over_half, outbox_push
@@ -221,6 +222,8 @@ cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept no
     if c.flags & BLOCKED:
         c.flags &= ~BLOCKED
         core.blocked -= 1
+    if core.addresses.journal != NULL:
+        address_leave(core, slot)
     seam_close(core, c, reset)
     enter(core, c, STATE_GONE)
     attention_push(core, slot)

@@ -10,3 +10,4 @@ cdef void gate_tick(Core *core) noexcept nogil
 cdef void gate_mute(Core *core, bint mute) noexcept nogil
 cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil
 cdef void gate_close_drains(Core *core) noexcept nogil
+cdef void gate_answers_free(Core *core) noexcept nogil

@@ -7,20 +7,30 @@ whose whole head has already come is answered and closed at once, since nothing 
 reset the answer away; any other is closed without a word and counted `refused_silent`.
 
 Out of descriptors (EMFILE and its kin) the listener is taken out of the epoll set until the next
-tick, so that a full process does not spin on a queue it cannot serve.
+tick, so that a full process does not spin on a queue it cannot serve. The same when twice the rate of
+handshakes is offered: refusing costs too, and who waits in the kernel's queue costs nothing.
+
+Whose address counts is the peer's own, or, for a listed proxy, whom it names in a PROXY header (head.pyx)
+or in X-Forwarded-For (the caller's part): those are judged when they are known.
 """
 
 from libc.errno cimport EAGAIN, EBADF, EINVAL, ENOTSOCK, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 
+from wsgate.reactor.addresses cimport (
+    address_drop, address_is_trusted, address_note, address_read, address_take,
+)
 from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
 from wsgate.reactor.seam cimport EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_watch
 from wsgate.reactor.structs cimport (
-    ACCEPTED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, Connection, Core, DRAINS_MAX, Drain, Input,
-    PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
-    REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING, STATE_HEAD,
+    ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, Connection, Core, DRAINS_MAX,
+    Drain, Input, PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
+    REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
+    REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING,
+    STATE_HEAD,
 )
-from wsgate.reactor.table cimport attention_push, table_open
+from wsgate.reactor.table cimport at, attention_push, table_open
 from wsgate.reactor.wheel cimport wheel_arm
 
 cdef extern from * nogil:
@@ -30,6 +40,8 @@ cdef extern from * nogil:
     #endif
     #include <sys/socket.h>
     """
+    ctypedef struct sockaddr_storage "struct sockaddr_storage":
+        unsigned short ss_family
     int accept4(int fd, void *address, void *size, int flags)
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     ssize_t send(int fd, const void *data, size_t size, int flags)
@@ -43,10 +55,29 @@ cdef extern from * nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
+cdef enum:
+    SECOND_NS = 1000000000
+    OFFERS_LEAST = 1000
 
-cdef int judge(Core *core, int fd) noexcept nogil:
-    """0 to let in, else the reason not to. Counters only; the cheapest test first."""
+
+cdef inline bint takes_one(int64_t *full_ns, int64_t now_ns, int64_t cost_ns, int64_t depth_ns) noexcept nogil:
+    """Take one from a bucket so deep, kept as the time at which it would be full again."""
+    if full_ns[0] < now_ns:
+        full_ns[0] = now_ns
+    if full_ns[0] + cost_ns > now_ns + depth_ns:
+        return False
+    full_ns[0] += cost_ns
+    return True
+
+
+cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexcept nogil:
+    """0 to let in, else the reason not to. Counters only; the cheapest test first.
+
+    With an `address` its owner is judged as well, before the rate of all: who asks too often is to cost the
+    others nothing. `key` is what it was counted under.
+    """
     cdef int64_t now_ns, cost
+    cdef int reason
     if core.gate.descriptors and <uint32_t>fd >= core.gate.descriptors:
         # The kernel hands out the lowest free number: this one counts everything else that is open.
         return REFUSED_DESCRIPTORS
@@ -63,16 +94,29 @@ cdef int judge(Core *core, int fd) noexcept nogil:
         return REFUSED_MEMORY
     if not partial_fits(core, 0, sizeof(Input)):
         return REFUSED_PARTIAL_BYTES
+    if address != NULL:
+        reason = address_take(core, address, key)
+        if reason:
+            return reason
     if core.gate.accepts_per_s:
-        # A token bucket one second deep, kept as the time at which it would be full again.
         now_ns = core.now_ms * 1000000
-        cost = 1000000000 // core.gate.accepts_per_s
-        if core.gate.accept_ns < now_ns:
-            core.gate.accept_ns = now_ns
-        if core.gate.accept_ns + cost > now_ns + 1000000000:
+        cost = SECOND_NS // core.gate.accepts_per_s
+        if not takes_one(&core.gate.accept_ns, now_ns, cost, SECOND_NS):
+            address_drop(core, key[0])
             return REFUSED_RATE
-        core.gate.accept_ns += cost
     return 0
+
+
+cdef bint is_offered_twice(Core *core) noexcept nogil:
+    """Whether twice the rate of handshakes is used up: one more would be refused, and so would the next.
+
+    A thousand are always looked at: refusing so few costs nothing worth saving.
+    """
+    cdef int64_t cost
+    if core.gate.accepts_per_s == 0:
+        return False
+    cost = SECOND_NS // 2 // core.gate.accepts_per_s
+    return not takes_one(&core.gate.offer_ns, core.now_ms * 1000000, cost, max(SECOND_NS, OFFERS_LEAST * cost))
 
 
 cdef Drain *free_drain(Core *core, uint32_t *index) noexcept nogil:
@@ -86,9 +130,12 @@ cdef Drain *free_drain(Core *core, uint32_t *index) noexcept nogil:
     return NULL
 
 
-cdef void answer(Core *core, int fd) noexcept nogil:
-    if core.gate.refusal_length:
-        send(fd, core.gate.refusal, core.gate.refusal_length, MSG_DONTWAIT | MSG_NOSIGNAL)
+cdef void answer(Core *core, int fd, int reason) noexcept nogil:
+    cdef Answer *said = &core.gate.refusal
+    if reason in (REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE):
+        said = &core.gate.too_many
+    if said.length:
+        send(fd, said.data, said.length, MSG_DONTWAIT | MSG_NOSIGNAL)
     shutdown(fd, SHUT_WR)
 
 
@@ -113,14 +160,14 @@ cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
     drain = free_drain(core, &index)
     if drain == NULL:
         if ends_head(core.receive_buffer, count):
-            answer(core, fd)
+            answer(core, fd, reason)
             core.counters[<int>REFUSED] += 1
             core.counters[<int>REFUSED_UNDRAINED] += 1
         else:
             core.counters[<int>REFUSED_SILENT] += 1
         close(fd)
         return
-    answer(core, fd)
+    answer(core, fd, reason)
     core.counters[<int>REFUSED] += 1
     if seam_watch(core, fd, TAG_DRAIN + index, EPOLLIN) < 0:
         close(fd)
@@ -160,6 +207,14 @@ cdef void gate_close_drains(Core *core) noexcept nogil:
     for index in range(DRAINS_MAX):
         if core.drains[index].fd >= 0:
             end_drain(core, &core.drains[index])
+
+
+cdef void gate_answers_free(Core *core) noexcept nogil:
+    """Give back what refused peers are told."""
+    free(core.gate.refusal.data)
+    free(core.gate.too_many.data)
+    core.gate.refusal.data = core.gate.too_many.data = NULL
+    core.gate.refusal.length = core.gate.too_many.length = 0
 
 
 cdef void gate_mute(Core *core, bint mute) noexcept nogil:
@@ -203,8 +258,20 @@ cdef int gate_accept(Core *core) noexcept nogil:
     """Accept a batch; 1 when the queue may hold more."""
     cdef int fd, reason, index
     cdef uint32_t slot = 0
+    cdef unsigned int size
+    cdef uint64_t key
+    cdef uint8_t address[16]
+    cdef sockaddr_storage peer
+    cdef bint looks = core.gate.address_connections or core.gate.address_rate_per_s or core.gate.reads_proxy_header
+    cdef bint is_counted, is_trusted
+    cdef void *into = <void *>&peer if looks else NULL
     for index in range(PASS_OPENS):
-        fd = accept4(core.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if is_offered_twice(core):
+            core.counters[<int>ACCEPTS_PAUSED] += 1
+            gate_mute(core, True)
+            return 0
+        size = sizeof(peer)
+        fd = accept4(core.listener, into, &size if looks else NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
             if errno == EAGAIN:
                 return 0
@@ -218,11 +285,19 @@ cdef int gate_accept(Core *core) noexcept nogil:
                 return 0
             continue                          # the peer gave up while it waited
         core.counters[<int>ACCEPTED] += 1
-        reason = judge(core, fd)
+        key = 0
+        is_counted = looks and address_read(&peer, address)
+        is_trusted = is_counted and core.gate.trusted_count and address_is_trusted(core, address)
+        reason = judge(core, fd, address if is_counted and not is_trusted else NULL, &key)
         if reason:
             refuse(core, fd, reason)
         elif gate_open(core, fd, &slot) < 0:
+            address_drop(core, key)
             refuse(core, fd, REFUSED_CONNECTIONS)
         else:
+            if key:
+                address_note(core, slot, key)
+            if is_trusted and core.gate.reads_proxy_header:
+                at(core, slot).variant = AWAITS_PROXY
             attention_push(core, slot)
     return 1

@@ -1,17 +1,23 @@
 """The request head: collected under a cap and an absolute deadline, handed up once, whole.
 
-Looks for the empty line and nothing else: what the head says is judged in wsgate/handshake.py.
+Looks for the empty line and nothing else: what the head says is judged in wsgate/handshake.py. Before it,
+from a listed proxy, comes a PROXY header, under the same cap and deadline; whom it names is judged here,
+as the gate would have.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memmove
 
+from wsgate.reactor.addresses cimport address_claim
 from wsgate.reactor.closing cimport end_with, release
+from wsgate.reactor.frames cimport frame_raw
 from wsgate.reactor.memory cimport buffer_append, buffer_give
 from wsgate.reactor.partial cimport partial_close, partial_open, partial_stash
+from wsgate.reactor.proxy cimport proxy_header
 from wsgate.reactor.seam cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive
 from wsgate.reactor.structs cimport (
-    Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, OUT_OF_MEMORY,
+    AWAITS_PROXY, BAD_PROXY_HEADER, Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, OUT_OF_MEMORY,
     PARTIAL_BYTES, PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING, TICK_MS,
 )
 from wsgate.reactor.table cimport at, enter, handle_of
@@ -40,12 +46,36 @@ cdef void await_more(Core *core, uint32_t slot) noexcept nogil:
         release(core, slot, OUT_OF_MEMORY, True)
 
 
+cdef int64_t take_proxy_header(Core *core, uint32_t slot, uint8_t *data, uint64_t length) noexcept nogil:
+    """Bytes of the PROXY header; 0: not whole yet, -1: the connection was ended for it."""
+    cdef Connection *c = at(core, slot)
+    cdef uint8_t address[16]
+    cdef bint is_named = False
+    cdef int reason = 0
+    cdef Frame *answer = NULL
+    cdef int64_t size = proxy_header(data, length, address, &is_named)
+    if size < 0:
+        end_with(core, slot, NULL, BAD_PROXY_HEADER)
+        return -1
+    if size == 0:
+        return 0
+    c.variant = 0
+    if is_named:
+        reason = address_claim(core, slot, address)
+    if reason:
+        if core.gate.too_many.length:
+            answer = frame_raw(core, core.gate.too_many.data, core.gate.too_many.length)
+        end_with(core, slot, answer, reason)
+        return -1
+    return size
+
+
 cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1:
     """A request head: collected under a cap, handed up once, whole."""
     cdef Connection *c = at(core, slot)
     cdef uint8_t *data = core.receive_buffer
     cdef uint64_t length, start = 0
-    cdef int64_t end, size = seam_receive(core, c, data, RECEIVE_BYTES)
+    cdef int64_t end, skip = 1, size = seam_receive(core, c, data, RECEIVE_BYTES)
     cdef Frame *answer
     if size == SEAM_AGAIN:
         await_more(core, slot)
@@ -62,7 +92,22 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
             return 0
         data = c.input.message.data
         length = c.input.message.length
-    end = head_end(data, length, start)
+    if c.variant == AWAITS_PROXY:
+        skip = take_proxy_header(core, slot, data, length)
+        if skip < 0:
+            return 0
+        if skip:
+            length -= skip
+            start = 0
+            if c.input != NULL:
+                memmove(data, data + skip, length)
+                c.input.message.length = <uint32_t>length
+            else:
+                data += skip
+            if length == 0:
+                await_more(core, slot)
+                return 0
+    end = head_end(data, length, start) if skip else 0
     if end > core.limits.head_bytes or (end == 0 and length >= core.limits.head_bytes):
         answer = core.head_too_large
         if answer != NULL:
@@ -76,7 +121,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
             ) < 0:
                 release(core, slot, PARTIAL_BYTES, False)
                 return 0
-        c.input.scanned = <uint32_t>length
+        c.input.scanned = <uint32_t>length if skip else 0
         await_more(core, slot)
         return 0
     # What follows the head are frames, read after 101 and never as HTTP.

@@ -7,6 +7,7 @@ from wsgate.reactor.structs cimport Connection, Core
 cdef class Reactor:
     cdef Core *core
     cdef object gap_encoder
+    cdef object addresses
     cdef Core *own(self) except NULL
     cdef Connection *find(self, uint64_t conn, uint32_t *slot)
     cdef int check_variant(self, int variant) except -1

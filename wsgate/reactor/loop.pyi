@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
+from wsgate.reactor.addresses import SharedAddresses
 from wsgate.reactor.events import Event
 from wsgate.reactor.settings import GateLimits, Settings
 
@@ -39,6 +40,8 @@ class Reactor:
         now_ms: int,
         gap_encoder: Callable[[int, bytes, int, int], bytes] | None = None,
         hash_key: bytes | None = None,
+        addresses: SharedAddresses | None = None,
+        shard: int = 0,
     ) -> None:
         """Make an empty reactor with its own epoll set.
 
@@ -51,6 +54,8 @@ class Reactor:
                 exception closes that connection with 4050. None: nothing is said.
             hash_key: 16 secret bytes under which channel names are hashed; random by default. Make a
                 new one after a fork.
+            addresses: Where connections of an address are counted, with all shards of the node.
+            shard: Our number among them.
 
         Raises:
             SettingsError: A setting is out of range; the message names it and the range.
@@ -82,8 +87,10 @@ class Reactor:
     def stop_listening(self) -> None:
         """Accept no more; connections go on."""
 
-    def set_gate(self, limits: GateLimits, refusal: bytes) -> None:
-        """Replace the gate's limits, and the whole HTTP answer (at most 4 KiB) a refused peer is sent.
+    def set_gate(self, limits: GateLimits, refusal: bytes, too_many: bytes = b"") -> None:
+        """Replace the gate's limits, and the whole HTTP answers (at most 4 KiB) a refused peer is sent.
+
+        `too_many` is for those whose address has too many connections or asks too often; empty: as others.
 
         All or nothing: SettingsError or OverflowError leaves the former ones.
         """
@@ -95,6 +102,20 @@ class Reactor:
         reasons share a code.
 
         Sent from a reserve: also when the outbox is over its limits.
+        """
+
+    def is_from_proxy(self, conn: int) -> bool:
+        """Whether the peer is in one of the listed networks. One system call."""
+
+    def claim_address(self, conn: int, address: bytes) -> int:
+        """Count an accepted connection for whom its proxy names, once.
+
+        Args:
+            conn: Its handle; 0 comes back for a stale one.
+            address: 16 bytes, IPv4 mapped.
+
+        Returns:
+            0, or the number of the reason it is to be refused with.
         """
 
     def adopt(self, fd: int, *, now_ms: int, upgraded: bool = False, variant: int = 0) -> int:

@@ -17,6 +17,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from wsgate.reactor.addresses cimport SharedAddresses, address_claim, address_is_trusted
 from wsgate.reactor.channels cimport (
     channel_find, channel_name, channel_open, channel_release, channel_subscribe, channel_take_vacated,
     channel_unsubscribe, is_subscribed,
@@ -26,20 +27,20 @@ from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, deadlines_run
 from wsgate.reactor.fanout cimport bye_for, fan_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
-from wsgate.reactor.gate cimport gate_mute, gate_open, gate_tick
+from wsgate.reactor.gate cimport gate_answers_free, gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn
 from wsgate.reactor.memory cimport memory_booked
-from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_interest, seam_peer, seam_watch
+from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_address, seam_interest, seam_peer, seam_watch
 from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
-    APPLICATION, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
+    APPLICATION, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, Gate, HEAD_REFUSED, KICKED, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
+    Entry, Frame, Gate, HEAD_REFUSED, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
-    POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
-    STATE_FAILING, STATE_OPEN, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
+    POLLS, PUBLICATIONS, Pass, REASONS, REPLACED, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
+    STATE_FAILING, STATE_OPEN, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of, table_free
 from wsgate.reactor.waiting cimport wait_once
@@ -56,6 +57,7 @@ __all__ = ["ENUMERATIONS", "Reactor"]
 
 cdef enum:
     REFUSAL_LIMIT_BYTES = 4096   # sent in one call, which the smallest send buffer takes whole
+    ADDRESS_CONNECTIONS_MAX = (1 << 24) - 2
     NAME_LIMIT_BYTES = 1024      # of a channel; a sanity bound, the dialect's own is lower
 
 # What the compiled side believes, for the test that holds it to reasons.py and events.py.
@@ -66,7 +68,7 @@ ENUMERATIONS = {
     "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
     "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
     "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
-    "reason_last": KICKED,
+    "reason_last": REPLACED,
 }
 
 
@@ -82,7 +84,7 @@ cdef class Reactor:
         state_blank(self.core)
 
     def __init__(
-        self, settings=None, *, now_ms, gap_encoder=None, hash_key=None,
+        self, settings=None, *, now_ms, gap_encoder=None, hash_key=None, SharedAddresses addresses=None, uint32_t shard=0,
     ):
         cdef Core *core = self.core
         cdef bytes key = os.urandom(16) if hash_key is None else hash_key
@@ -93,6 +95,9 @@ cdef class Reactor:
         self.gap_encoder = gap_encoder
         core.gap_encoder = NULL if gap_encoder is None else <void *>gap_encoder
         state_start(core, Settings() if settings is None else settings, now_ms, key)
+        self.addresses = addresses            # keeps the memory
+        if addresses is not None:
+            core.addresses = addresses.of_shard(shard)
         self.set_gate(GateLimits(handshakes_in_progress=0), b"")
 
     def __dealloc__(self):
@@ -222,16 +227,20 @@ cdef class Reactor:
         if core.is_short:
             core.pool.enabled = 0
 
-    def set_gate(self, limits, bytes refusal not None):
-        """Replace the gate's limits and the bytes a refused peer is sent."""
+    def set_gate(self, limits, bytes refusal not None, bytes too_many not None=b""):
+        """Replace the gate's limits and the bytes a refused peer is sent; see loop.pyi."""
         cdef Core *core = self.core
         cdef Gate fresh = core.gate
+        cdef uint32_t index
+        too_many = too_many or refusal
         if core.busy:
             raise InternalError("the reactor was called from inside one of its own calls")
         if not 0 <= limits.refusal_drains <= DRAINS_MAX:
             raise SettingsError(f"refusal_drains must be 0 to {DRAINS_MAX}")
-        if len(refusal) > REFUSAL_LIMIT_BYTES:
+        if max(len(refusal), len(too_many)) > REFUSAL_LIMIT_BYTES:
             raise SettingsError(f"a refusal is at most {REFUSAL_LIMIT_BYTES} bytes")
+        if len(limits.trusted_networks) > TRUSTED_MAX:
+            raise SettingsError(f"at most {TRUSTED_MAX} networks of proxies may be listed")
         fresh.descriptors = limits.descriptors
         fresh.connections = limits.connections
         fresh.handshakes = limits.handshakes_in_progress
@@ -242,13 +251,45 @@ cdef class Reactor:
         fresh.drains = limits.refusal_drains
         fresh.drain_bytes = limits.refusal_drain_bytes
         fresh.drain_ms = limits.refusal_drain_ms
-        fresh.refusal_length = <uint32_t>len(refusal)
-        fresh.refusal = <uint8_t *>malloc(len(refusal) + 1)
-        if fresh.refusal == NULL:
-            raise MemoryError
-        memcpy(fresh.refusal, PyBytes_AS_STRING(refusal), len(refusal))
-        free(core.gate.refusal)
+        fresh.address_connections = limits.address_connections
+        fresh.address_rate_per_s = limits.address_rate_per_s
+        if fresh.address_connections > ADDRESS_CONNECTIONS_MAX or fresh.address_rate_per_s > 1_000_000:
+            raise SettingsError("an address may have 16777214 connections and a million arrivals per second")
+        if (fresh.address_connections or fresh.address_rate_per_s) and core.addresses.counts == NULL:
+            raise SettingsError("limits of an address need the memory they are counted in")
+        fresh.trusted_count = <uint32_t>len(limits.trusted_networks)
+        fresh.reads_proxy_header = bool(limits.reads_proxy_header)
+        for index, (network, bits) in enumerate(limits.trusted_networks):
+            if len(network) != 16 or not 0 <= bits <= 128:
+                raise SettingsError("a network is 16 bytes and a length of 0 to 128")
+            memcpy(fresh.trusted[index].address, <const uint8_t *><bytes>network, 16)
+            fresh.trusted[index].bits = bits
+        fresh.refusal = answer_of(refusal)
+        try:
+            fresh.too_many = answer_of(too_many)
+        except MemoryError:
+            free(fresh.refusal.data)
+            raise
+        gate_answers_free(core)
         core.gate = fresh
+
+    def is_from_proxy(self, uint64_t conn):
+        """Whether the peer is in one of the listed networks."""
+        cdef uint32_t slot = 0
+        cdef uint8_t address[16]
+        cdef Core *core = self.own()
+        cdef Connection *c = self.find(conn, &slot)
+        return c != NULL and seam_address(c, address) and address_is_trusted(core, address)
+
+    def claim_address(self, uint64_t conn, bytes address not None):
+        """Count an accepted connection for whom its proxy names; see loop.pyi."""
+        cdef uint32_t slot = 0
+        cdef Core *core = self.own()
+        if self.find(conn, &slot) == NULL:
+            return 0
+        if len(address) != 16:
+            raise ValueError("an address is 16 bytes, IPv4 mapped")
+        return address_claim(core, slot, <const uint8_t *>PyBytes_AS_STRING(address))
 
     def adopt(self, int fd, *, int64_t now_ms, bint upgraded=False, int variant=0):
         """Take over a connected socket; returns its handle. See loop.pyi."""
@@ -745,6 +786,17 @@ cdef Frame *shared_frame(Frame **frames, int variant, int other) except NULL:
         raise ValueError(f"variant {variant} cannot share the frame of {other}")
     frames[other].references += 1
     return frames[other]
+
+
+cdef Answer answer_of(bytes text) except *:
+    """A copy of what a refused peer is told."""
+    cdef Answer answer
+    answer.length = <uint32_t>len(text)
+    answer.data = <uint8_t *>malloc(len(text) + 1)
+    if answer.data == NULL:
+        raise MemoryError
+    memcpy(answer.data, PyBytes_AS_STRING(text), len(text))
+    return answer
 
 
 cdef int check_reason(int reason) except -1:

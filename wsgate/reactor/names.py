@@ -49,6 +49,11 @@ REASON_NAMES: Final = (
     "shed",
     "key_awaited",
     "kicked",
+    "refused_address_connections",
+    "refused_address_rate",
+    "bad_proxy_header",
+    "user_connections",
+    "replaced",
 )
 COUNTER_NAMES: Final = (
     "accepted",
@@ -86,4 +91,6 @@ COUNTER_NAMES: Final = (
     "polls",
     "timers",
     "messages_inflated",
+    "addresses_uncounted",
+    "accepts_paused",
 )

@@ -8,6 +8,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from wsgate.reactor.addresses cimport address_read
 from wsgate.reactor.structs cimport (
     BYTES_IN, BYTES_OUT, Connection, Core, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN, WANT_OUT, WATCHED,
 )
@@ -159,6 +160,13 @@ cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
         epoll_ctl(core.epoll, EPOLL_CTL_DEL, c.fd, NULL)
     close(c.fd)
     c.fd = -1
+
+
+cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil:
+    """The 16 bytes of the peer's address, IPv4 mapped; False when it has none."""
+    cdef sockaddr_storage peer
+    cdef unsigned int size = sizeof(peer)
+    return getpeername(c.fd, <sockaddr *>&peer, &size) == 0 and address_read(&peer, address)
 
 
 cdef str seam_peer(Connection *c):

@@ -15,7 +15,7 @@ from wsgate.reactor.closing cimport release
 from wsgate.reactor.codec cimport OP_PING, RSV1
 from wsgate.reactor.fanout cimport walks_drop
 from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
-from wsgate.reactor.gate cimport gate_close_drains
+from wsgate.reactor.gate cimport gate_answers_free, gate_close_drains
 from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.memory cimport memory_empty_pool
 from wsgate.reactor.structs cimport (
@@ -198,7 +198,7 @@ cdef list state_destroy(Core *core):
     drop(core, &core.head_too_large)
     drop(core, &core.upgrade_timeout)
     free(core.byes)
-    free(core.gate.refusal)
+    gate_answers_free(core)
     if core.chunks != NULL:
         table_destroy(core)
         channels_destroy(core)

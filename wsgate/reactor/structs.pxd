@@ -35,6 +35,8 @@ cdef enum:
     POOL_CLASSES = 12            # 32 bytes .. 64 KiB, powers of two
     POOL_SMALLEST = 32
     VARIANTS_MAX = 8
+    TRUSTED_MAX = 64             # networks of proxies
+    AWAITS_PROXY = 255           # as the variant of a connection in HEAD: a PROXY header comes first
     DRAINS_MAX = 256             # refused sockets that may be drained at once, whatever is asked
     VISIT_FRAMES = 64            # one write takes at most this many frames
     VISIT_BYTES = 65536          # and this many bytes
@@ -130,6 +132,11 @@ cdef enum Reason:
     SHED
     KEY_AWAITED
     KICKED
+    REFUSED_ADDRESS_CONNECTIONS
+    REFUSED_ADDRESS_RATE
+    BAD_PROXY_HEADER
+    USER_CONNECTIONS
+    REPLACED
     REASONS
 
 # The numbers of wsgate/reactor/events.py.
@@ -200,6 +207,8 @@ cdef enum Counter:
     POLLS
     TIMERS                       # timers that came due
     MESSAGES_INFLATED
+    ADDRESSES_UNCOUNTED          # no cell, or no slot in the journal: let in without a count
+    ACCEPTS_PAUSED               # the listener left alone until the next tick: over twice the rate was offered
     COUNTERS
 
 ctypedef struct Pool:
@@ -366,6 +375,22 @@ ctypedef struct Drain:           # a refused socket read to its end
     uint32_t bytes
     int64_t deadline_ms
 
+ctypedef struct Answer:          # an HTTP answer, owned
+    uint8_t *data
+    uint32_t length
+
+ctypedef struct AddressTable:    # shared memory; see addresses.pyx
+    uint64_t *counts
+    uint64_t *arrivals
+    uint64_t *journal            # this shard's: the key each slot is counted under; 0: not counted
+    uint64_t mask                # rows - 1
+    uint32_t journal_slots
+    uint8_t key[16]
+
+ctypedef struct Network:         # 16 bytes, IPv4 mapped
+    uint8_t address[16]
+    uint32_t bits
+
 ctypedef struct Gate:
     uint32_t descriptors
     uint32_t connections
@@ -377,9 +402,15 @@ ctypedef struct Gate:
     uint32_t drains
     uint32_t drain_bytes
     uint32_t drain_ms
-    int64_t accept_ns            # token bucket
-    uint8_t *refusal
-    uint32_t refusal_length
+    uint32_t address_connections # of one address on the whole node
+    uint32_t address_rate_per_s
+    uint32_t trusted_count
+    Network trusted[TRUSTED_MAX]
+    int reads_proxy_header       # from those; from nobody else
+    int64_t accept_ns            # token bucket of accepts_per_s
+    int64_t offer_ns             # and of twice as many, let in or not
+    Answer refusal               # 503
+    Answer too_many              # 429
 
 ctypedef struct Limits:
     uint32_t head_bytes
@@ -433,6 +464,7 @@ ctypedef struct Core:
     int64_t pause_until_ms       # until when buckets count what filled them meanwhile
     Limits limits
     Gate gate
+    AddressTable addresses       # counts is NULL: nobody counts
     Drain drains[DRAINS_MAX]
     uint32_t drain_count
     Pool pool

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from wsgate.reactor.loop import Reactor
 
-__all__ = ["hear_all", "let_go", "open_slots", "step_walks"]
+__all__ = ["hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks"]
 
 def open_slots(
     reactor: Reactor, fds: Iterable[int], count: int, *, now_ms: int, variant: int = 0
@@ -33,6 +33,14 @@ def hear_all(reactor: Reactor) -> int:
 
     Returns:
         How many open connections there are.
+    """
+
+def read_proxy_header(data: bytes) -> tuple[int, bytes | None]:
+    """What the gate makes of the first bytes of a proxy's connection.
+
+    Returns:
+        The size of the header (0: it is not whole, -1: it is none) and the 16 bytes of the address it
+        names, IPv4 mapped; None when it names nobody.
     """
 
 def step_walks(reactor: Reactor, most: int) -> bool:

@@ -5,18 +5,19 @@ fan-out, writes. A sink is a descriptor that takes whatever is sent to it; the s
 not watched, because epoll knows a descriptor once, so nothing is ever read from them.
 """
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from array import array
 
 from wsgate.reactor.fanout cimport walks_step
 from wsgate.reactor.gate cimport gate_open
 from wsgate.reactor.loop cimport Reactor, open_connection
+from wsgate.reactor.proxy cimport proxy_header
 from wsgate.reactor.state cimport advance
 from wsgate.reactor.structs cimport CHUNK_SLOTS, Connection, Core, OPENED, PING_SENT, STATE_OPEN, WANT_IN, WATCHED
 from wsgate.reactor.table cimport at, handle_of
 
-__all__ = ["hear_all", "let_go", "open_slots", "step_walks"]
+__all__ = ["hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks"]
 
 
 def open_slots(Reactor reactor not None, fds, uint32_t count, *, long long now_ms, int variant=0):
@@ -51,6 +52,14 @@ def hear_all(Reactor reactor not None):
             c.flags &= ~PING_SENT
             heard += 1
     return heard
+
+
+def read_proxy_header(bytes data not None):
+    """What the gate makes of the first bytes of a proxy's connection; see testing.pyi."""
+    cdef uint8_t address[16]
+    cdef bint is_named = False
+    cdef int64_t size = proxy_header(<const uint8_t *>data, <uint64_t>len(data), address, &is_named)
+    return size, (<char *>address)[:16] if size > 0 and is_named else None
 
 
 def step_walks(Reactor reactor not None, uint32_t most):

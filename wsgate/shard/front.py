@@ -6,7 +6,7 @@ a browser cannot see a 401 and would come back for ever.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -37,6 +37,9 @@ QUERY_FIELDS_LIMIT: Final = 64
 """Each may become a subscription."""
 
 
+Claim = Callable[[handshake.Request], handshake.Refusal | None]
+
+
 @dataclass(slots=True)
 class Entry:
     """A connection that may come in."""
@@ -65,16 +68,19 @@ class Front:
         self._allow_query_token = options.allow_query_token
         self._is_compressing = options.is_compressing
 
-    def judge(self, head: bytes, now_s: float) -> Entry | handshake.Refusal:
+    def judge(self, head: bytes, now_s: float, claim: Claim | None = None) -> Entry | handshake.Refusal:
         """What to answer a request head with.
 
         Args:
             head: As the reactor hands it up.
             now_s: Unix time, for tokens.
+            claim: Counts a well-formed request for whom its proxy names, before anything dear is done for it.
         """
         request = handshake.parse_head(head)
         if isinstance(request, handshake.Refusal):
             return request
+        if claim is not None and (refused := claim(request)) is not None:
+            return refused
         if request.path != self._path:
             return _UNKNOWN_PATH
         if not self._origins.allows(request.origin, request.host):

@@ -15,6 +15,8 @@ from wsgate.statistics import Layout
 __all__ = ["COMMANDS", "LAYOUT", "SHARD_REFUSALS"]
 
 SHARD_REFUSALS: Final = {
+    "address_connections": 429,
+    "address_rate": 429,
     "bad_extensions": 400,
     "bad_query": 400,
     "draining": 503,
@@ -77,6 +79,7 @@ LAYOUT: Final = Layout(
         "events_dropped",  # too many waited
         "events_taken",  # of those appended: messages of clients
         "events_refused",  # messages of clients, answered with an error
+        "addresses_unnamed",  # a listed proxy did not say for whom it speaks
         "client_asked",  # GET /client.js on the client port
         "readiness_asked",  # GET /readyz on the client port
         "restarts",  # of a child; the keeper's

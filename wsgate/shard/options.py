@@ -6,10 +6,10 @@ from typing import Final
 
 from wsgate.auth import NO_PERMISSIONS, Identity, KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import BusAddress
-from wsgate.reactor import GateLimits, Settings
-from wsgate.statistics import Board
+from wsgate.reactor import GateLimits, Settings, SharedAddresses
+from wsgate.statistics import Board, StatisticsBlock
 
-__all__ = ["ANONYMOUS", "NO_EVENTS", "Boards", "ChannelRules", "EventOptions", "ShardOptions"]
+__all__ = ["ANONYMOUS", "NO_EVENTS", "Boards", "ChannelRules", "EventOptions", "ShardOptions", "Shared"]
 
 ANONYMOUS = Identity(user="", permissions=NO_PERMISSIONS, expires_at_s=0)
 """Who has no token where none is needed; one object for all of them."""
@@ -56,6 +56,16 @@ class Boards:
     """A `Renewal`, posted by the keeper."""
     key_set: Board = field(default_factory=lambda: Board(KEY_SET_BYTES))
     """A JSON Web Key Set, posted by the admin process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Memory that a node's processes share, made before any of them is forked."""
+
+    block: StatisticsBlock
+    boards: Boards = field(default_factory=Boards)
+    addresses: SharedAddresses | None = None
+    """Where connections of an address are counted; None: nowhere, and the gate has no limit of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,16 +11,18 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, cast
 
 import uvloop
 
+from wsgate.admission import forwarded_for
 from wsgate.auth import parse_jwks
 from wsgate.bus import AppenderOptions, Covers, Names, SubscriberOptions, make_bus
 from wsgate.errors import WsgateError
-from wsgate.handshake import Refusal, refusal
+from wsgate.handshake import Refusal, Request, refusal
 from wsgate.log import Log
 from wsgate.reactor import Reactor, events
 from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
@@ -34,14 +36,14 @@ from wsgate.shard.drain import drain
 from wsgate.shard.events import Events
 from wsgate.shard.front import Front
 from wsgate.shard.hub import Hub
-from wsgate.shard.options import Boards, ShardOptions
+from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.pages import CLIENT_PAGE, answer, is_client_request, is_readiness_request
 from wsgate.shard.probe import Probe
 from wsgate.shard.renewal import Renewal
 from wsgate.shard.sessions import Sessions, encode_gap, now_ms
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.variants import DIALECT_OF, Forms
-from wsgate.statistics import PHASE_DRAINING, PHASE_READY, Region, StatisticsBlock, why_not_ready
+from wsgate.statistics import PHASE_DRAINING, PHASE_READY, Region, why_not_ready
 
 __all__ = ["Shard", "run_shard"]
 
@@ -52,15 +54,18 @@ FLUSH_S: Final = 1.0
 """For events of the last clients to reach their stream: half of what the keeper grants after a drain."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 """What an envelope may add to the largest payload."""
+_ADDRESS_REFUSALS: Final = {
+    Reason.REFUSED_ADDRESS_CONNECTIONS: lambda s: refusal(429, "address_connections", retry_after_s=s),
+    Reason.REFUSED_ADDRESS_RATE: lambda s: refusal(429, "address_rate", retry_after_s=s),
+}
 _OUR_OWN: Final = tuple(name for name in numbers.LAYOUT.counters if name not in COUNTER_NAMES)
 
 
 def run_shard(
     options: ShardOptions,
     listener_fd: int,
-    block: StatisticsBlock,
+    shared: Shared,
     alive_fd: int,
-    boards: Boards,
     seen: int = 0,
 ) -> int:
     """Be a shard until SIGTERM or until the keeper is gone; returns the exit code.
@@ -70,13 +75,12 @@ def run_shard(
     Args:
         options: What to be.
         listener_fd: A listening socket; the keeper's.
-        block: Where to count; this shard writes its own region only.
+        shared: Where to count, this shard in its own region only, and what may be told anew.
         alive_fd: The read end of a pipe whose other end the keeper holds: its end of file is the keeper's.
-        boards: What may be told anew.
         seen: The version on the board of the configuration that the options are of; 0: of none.
     """
     random.seed()
-    return uvloop.run(Shard(options, listener_fd, block, alive_fd, boards, seen).run())
+    return uvloop.run(Shard(options, listener_fd, shared, alive_fd, seen).run())
 
 
 class Shard:
@@ -86,20 +90,20 @@ class Shard:
         self,
         options: ShardOptions,
         listener_fd: int,
-        block: StatisticsBlock,
+        shared: Shared,
         alive_fd: int,
-        boards: Boards | None = None,
         seen: int = 0,
     ) -> None:
         """Nothing runs yet."""
-        self._boards = boards or Boards()
+        self._boards = shared.boards
+        self._addresses = shared.addresses
         self._seen = seen
         self._seen_keys = 0
         self._options = options
         self._listener_fd = listener_fd
         self._alive_fd = alive_fd
-        self._block = block
-        self._region: Region = block.shard(options.number)
+        self._block = shared.block
+        self._region: Region = shared.block.shard(options.number)
         self._counts = dict.fromkeys(_OUR_OWN, 0)
         self._log = Log(f"shard-{options.number}")
         self._ticks = 0
@@ -120,7 +124,13 @@ class Shard:
         options = self._options
         self._loop = loop
         settings = replace(options.reactor, page_response=CLIENT_PAGE)
-        self._reactor = Reactor(settings, now_ms=now_ms(), gap_encoder=encode_gap)
+        self._reactor = Reactor(
+            settings,
+            now_ms=now_ms(),
+            gap_encoder=encode_gap,
+            addresses=self._addresses,
+            shard=options.number,
+        )
         access = self._access = Access(options.channels, options.any_channel)
         names = Names(options.bus_prefix)
         tokens = Tokens(
@@ -298,7 +308,7 @@ class Shard:
             self._reactor.answer_page(conn, reason=Reason.APPLICATION)
             return
         now_s = time.time()
-        entry = self._front.judge(head, now_s)
+        entry = self._front.judge(head, now_s, self._claim_of(conn))
         if not isinstance(entry, Refusal) and self._is_draining:
             entry = refusal(503, "draining", retry_after_s=_spread_s(5))
         if not isinstance(entry, Refusal) and (
@@ -312,6 +322,22 @@ class Shard:
             return
         if self._reactor.upgrade(conn, entry.response, variant=entry.variant):
             self._sessions.begin(conn, entry)
+
+    def _claim_of(self, conn: int) -> Callable[[Request], Refusal | None] | None:
+        """How to count a connection that a believed proxy brought; None: it counts as it is."""
+        gate = self._options.gate
+        if not gate.trusted_networks or gate.reads_proxy_header or not self._reactor.is_from_proxy(conn):
+            return None
+        return partial(self._claim, conn)
+
+    def _claim(self, conn: int, request: Request) -> Refusal | None:
+        """Count it for whom the proxy names; the refusal when that one has too much already."""
+        address = forwarded_for(request.header("x-forwarded-for") or "", self._options.gate.trusted_networks)
+        if address is None:
+            self.count("addresses_unnamed", 1)
+            return None
+        reason = self._reactor.claim_address(conn, address)
+        return _ADDRESS_REFUSALS[Reason(reason)](_spread_s(10)) if reason else None
 
     def _answer_readiness(self, conn: int) -> None:
         self.count("readiness_asked", 1)
@@ -440,7 +466,9 @@ class Shard:
             return
         self._refused_before = refused
         self._reactor.set_gate(
-            self._options.gate, refusal(503, "over_capacity", retry_after_s=_spread_s(10)).response
+            self._options.gate,
+            refusal(503, "over_capacity", retry_after_s=_spread_s(10)).response,
+            refusal(429, "too_many_of_address", retry_after_s=_spread_s(10)).response,
         )
 
     def _beat(self, connections: int, *, is_short: bool) -> None:

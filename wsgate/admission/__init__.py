@@ -1,0 +1,9 @@
+"""Admission: who may come in, how much of everybody's share they take, and who must go.
+
+Pure: clocks, randomness and answers of the bus are passed in. What the gate judges by itself is in
+wsgate/reactor/gate.pyx; here is what it is told, and what needs more than counters.
+"""
+
+from wsgate.admission.networks import forwarded_for, networks_of
+
+__all__ = ["forwarded_for", "networks_of"]
