@@ -63,9 +63,9 @@ def booked(numbers: dict[str, float]) -> float:
     return sum(value for name, value in numbers.items() if name.startswith("wsgate_memory_bytes{"))
 
 
-def join(gateway: Gateway, stack: ExitStack, user: str, **options: int) -> RawClient | None:
+def join(gateway: Gateway, stack: ExitStack, user: str, *, receive_buffer_bytes: int = 0) -> RawClient | None:
     """One more client, or None when the gate refuses it."""
-    client = stack.enter_context(RawClient(gateway, **options))
+    client = stack.enter_context(RawClient(gateway, receive_buffer_bytes=receive_buffer_bytes))
     try:
         status = client.ask(request(headers=[bearer(make_token(user))])).status
     except OSError:  # refused without a word: every drain is busy

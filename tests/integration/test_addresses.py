@@ -276,7 +276,7 @@ ROUNDS = 3_000
 AT_MOST = 8
 
 
-def come_and_go(addresses: SharedAddresses, shard: int, seed: int, results: Results) -> None:
+def come_and_go(addresses: SharedAddresses, shard: int, seed: int, results: "Results[int]") -> None:
     """Claim and leave at random; tells how many it held at once at most."""
     chance = random.Random(seed)
     limits = GateLimits(address_connections=AT_MOST, trusted_networks=PROXY)

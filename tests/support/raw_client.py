@@ -64,13 +64,22 @@ def bearer(token: str) -> tuple[str, str]:
 class RawClient:
     """One TCP connection to the client port; nothing is done for it that it does not do itself."""
 
-    def __init__(self, gateway: Gateway, *, receive_buffer_bytes: int = 0, limit_s: float = LIMIT_S) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        *,
+        receive_buffer_bytes: int = 0,
+        limit_s: float = LIMIT_S,
+        source: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
         self._limit_s = limit_s
         self.sock = socket.socket()
+        self.sock.bind((source, 0))
         self.sock.settimeout(limit_s)
         if receive_buffer_bytes:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        self.sock.connect(("127.0.0.1", gateway.port))
+        self.sock.connect(("127.0.0.1", port or gateway.port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.heard = bytearray()  # every byte that came
         self.answers_pings = True
