@@ -57,6 +57,9 @@ PUBLIC = {
         "parse_jwks",
     },
     "wsgate.bus": {
+        "RATE_LEASE",
+        "USER_ENTER",
+        "Script",
         "Appender",
         "AppenderOptions",
         "Bus",

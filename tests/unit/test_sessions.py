@@ -17,9 +17,10 @@ from wsgate.shard.commands import UNDER_WAY_LIMIT, Commands
 from wsgate.shard.events import Events
 from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub
-from wsgate.shard.options import NO_EVENTS, ChannelRules, ShardOptions
+from wsgate.shard.options import NO_EVENTS, NO_USER_LIMITS, ChannelRules, ShardOptions
 from wsgate.shard.sessions import Sessions, now_ms
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.users import Users
 from wsgate.shard.variants import Forms
 
 SETTINGS = Settings(report_vacated=True, variant_opcodes=(1, 2), subscriptions_limit=4)
@@ -89,6 +90,14 @@ class Shard:
             cast(Tokens, FakeTokens()),
             self._count,
             Events(NO_EVENTS, "n", [], [], self.rig.reactor.public_id, self._count),
+            Users(
+                NO_USER_LIMITS,
+                self.rig.reactor,
+                cast(Publisher, self.bus),
+                Names("wsgate"),
+                self._count,
+                self._wake,
+            ),
         )
         self.commands = Commands(
             self.rig.reactor, self.sessions, cast(Publisher, self.bus), Names("wsgate"), self._wake

@@ -150,6 +150,12 @@ _COUNTERS: Final = (
             "events_refused": "refused",
         },
     ),
+    _Counter(
+        "limits_unchecked",
+        "Limits of users that were not asked for because the bus did not answer: somebody was let in.",
+        "limit",
+        {"users_unchecked": "connections", "rates_unchecked": "messages"},
+    ),
     _one("probes", "Probes that came back through the bus.", "probes_echoed"),
     _one("client_requests", "GET /client.js on the client port.", "client_asked"),
     _one("readiness_requests", "GET /readyz on the client port.", "readiness_asked"),

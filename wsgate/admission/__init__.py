@@ -5,5 +5,7 @@ wsgate/reactor/gate.pyx; here is what it is told, and what needs more than count
 """
 
 from wsgate.admission.networks import forwarded_for, networks_of
+from wsgate.admission.rates import UserRates
+from wsgate.admission.users import Crowd
 
-__all__ = ["forwarded_for", "networks_of"]
+__all__ = ["Crowd", "UserRates", "forwarded_for", "networks_of"]

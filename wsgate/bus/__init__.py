@@ -14,9 +14,12 @@ from wsgate.bus.connection import pack
 from wsgate.bus.envelope import Publication, decode_publication, encode_publication
 from wsgate.bus.names import Names
 from wsgate.bus.publisher import Publisher
+from wsgate.bus.script import RATE_LEASE, USER_ENTER, Script
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 
 __all__ = [
+    "RATE_LEASE",
+    "USER_ENTER",
     "Appender",
     "AppenderOptions",
     "Bus",
@@ -28,6 +31,7 @@ __all__ = [
     "Names",
     "Publication",
     "Publisher",
+    "Script",
     "Subscriber",
     "SubscriberListener",
     "SubscriberOptions",

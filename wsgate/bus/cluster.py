@@ -21,7 +21,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from wsgate.address import BusAddress
-from wsgate.bus.publisher import Done, Publisher
+from wsgate.bus.publisher import CallDone, Done, Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 from wsgate.bus.topology import SLOTS, ClusterMap, Node, read_cluster, slot_of
 from wsgate.errors import BackendError
@@ -331,6 +331,22 @@ class ClusterPublisher:
             self._loop.call_soon(done, "down")
         else:
             lane[0].publish(name, data, partial(self._on_outcome, name, data, done, moves))
+
+    def call(self, key: bytes, command: bytes, done: CallDone) -> None:
+        """As `Publisher.call`, at the server that has the key. One that moved away meanwhile is `down`."""
+        node = self._topology.map.owners[slot_of(key)]
+        lane = None if node is None else self._lanes.get(node)
+        if lane is None:
+            self._topology.refresh()
+            self._loop.call_soon(done, "down", b"")
+        else:
+            lane[0].call(key, command, partial(self._on_answer, done))
+
+    def _on_answer(self, done: CallDone, outcome: str, text: bytes) -> None:
+        if outcome in ("moved", "down"):
+            self._topology.refresh()
+            outcome = "down"
+        done(outcome, text)
 
     def _on_outcome(self, name: bytes, data: bytes, done: Done, moves: int, outcome: str) -> None:
         if outcome == "moved" and moves and len(self._again) < AGAIN_MOST:

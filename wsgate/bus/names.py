@@ -24,6 +24,18 @@ class Names:
         """The stream of one partition of the events, and the pub/sub name of what is published besides."""
         return f"{self._prefix}:events:{partition}".encode()
 
+    def user(self, user: str) -> bytes:
+        """The sorted set of a user's connections on all nodes."""
+        return f"{self._prefix}:user:{user}".encode()
+
+    def rate(self, user: str) -> bytes:
+        """What a user has left of its messages per second."""
+        return f"{self._prefix}:rate:{user}".encode()
+
+    def alive(self, owner: str) -> bytes:
+        """Says that a shard lives, for as long as it does."""
+        return f"{self._prefix}:alive:{owner}".encode()
+
     def control(self, node: str) -> tuple[bytes, bytes]:
         """The pub/sub names of what every shard is told, and of what those of one node are."""
         return f"{self._prefix}:ctl".encode(), f"{self._prefix}:ctl:{node}".encode()

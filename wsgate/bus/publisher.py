@@ -1,4 +1,4 @@
-"""One connection that speaks: PUBLISH out, an answer for each.
+"""One connection that speaks: PUBLISH and scripts out, an answer for each.
 
 Publications of one pass of the loop leave in one write; answers belong to them in order. Callers get a
 callback instead of an awaitable, so that nobody can cancel a command half-way: the connection has one
@@ -18,14 +18,14 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from wsgate.address import BusAddress
 from wsgate.bus import push
 from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
 from wsgate.errors import BackendError
 
-__all__ = ["PublishOutcome", "Publisher"]
+__all__ = ["CallDone", "PublishOutcome", "Publisher"]
 
 WRITE_COMMANDS: Final = 256
 WRITE_BYTES: Final = 256 * 1024
@@ -51,6 +51,23 @@ A server of a cluster also says `moved`: it has not, and another one would take 
 """
 
 Done = Callable[[PublishOutcome], None]
+CallDone = Callable[[PublishOutcome, bytes], None]
+"""Told the outcome of a command and, when that is "", its answer. `unscripted`: no such script is known."""
+
+
+class _Said:
+    """One command: as it is sent, who is told, what it counts for, and since when it is here."""
+
+    __slots__ = ("data", "done", "is_call", "since_s", "size")
+
+    def __init__(
+        self, data: bytes, done: Done | CallDone | None, size: int, since_s: float, *, is_call: bool = False
+    ) -> None:
+        self.data = data  # nothing any more once it is sent
+        self.done = done  # None: a PING
+        self.size = size
+        self.since_s = since_s  # accepted, then sent
+        self.is_call = is_call
 
 
 class Publisher:
@@ -82,8 +99,8 @@ class Publisher:
         self._on_failed = on_failed or (lambda why: None)
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
-        self._waiting: deque[tuple[bytes, bytes, Done, float]] = deque()
-        self._sent: deque[tuple[Done | None, float, int]] = deque()  # None: a PING
+        self._waiting: deque[_Said] = deque()
+        self._sent: deque[_Said] = deque()
         self._held_bytes = 0
         self._wake = asyncio.Event()
         self._closed_until_s = 0.0
@@ -106,16 +123,30 @@ class Publisher:
             data: An envelope or a raw payload.
             done: Told "" or why it failed. Of those that were sent, in order.
         """
+        command = self._command % (len(name), name, len(data), data)
+        self._say(_Said(command, done, len(data), self._loop.time()))
+
+    def call(self, key: bytes, command: bytes, done: CallDone) -> None:
+        """Send a packed command; `done` is called once, later, on the loop.
+
+        Args:
+            key: The one key it is about: on a cluster, where it is sent.
+            command: Answered with a number, a status or a bulk string of at most 4 KiB.
+            done: Told "" and the answer, or why there is none.
+        """
+        self._say(_Said(command, done, len(command), self._loop.time(), is_call=True))
+
+    def _say(self, said: _Said) -> None:
         if self._is_closed or self._loop.time() < self._closed_until_s:
-            self._loop.call_soon(self._finish, done, "down")
+            self._loop.call_soon(self._finish, said, "down")
         elif (
             len(self._waiting) + len(self._sent) >= WAITING_LIMIT
-            or self._held_bytes + len(data) > WAITING_LIMIT_BYTES
+            or self._held_bytes + said.size > WAITING_LIMIT_BYTES
         ):
-            self._loop.call_soon(self._finish, done, "full")
+            self._loop.call_soon(self._finish, said, "full")
         else:
-            self._waiting.append((name, data, done, self._loop.time()))
-            self._held_bytes += len(data)
+            self._waiting.append(said)
+            self._held_bytes += said.size
             self._wake.set()
             self.on_writable()
 
@@ -179,21 +210,21 @@ class Publisher:
         timeout_s, is_suspected, is_overdue = self._command_timeout_s, False, False
         while not connection.closed.done():
             now_s = self._loop.time()
-            is_late = bool(self._sent) and now_s - self._sent[0][1] >= timeout_s
-            while self._waiting and now_s - self._waiting[0][3] >= timeout_s + self._connect_timeout_s:
+            is_late = bool(self._sent) and now_s - self._sent[0].since_s >= timeout_s
+            while self._waiting and now_s - self._waiting[0].since_s >= timeout_s + self._connect_timeout_s:
                 self._fail_oldest("down")
             if is_late and is_suspected:
                 is_overdue = True
                 connection.abort(f"no answer within {timeout_s:g} s")
             elif not self._sent and now_s - connection.heard_s >= IDLE_PING_S and not self._is_leaving:
-                self._sent.append((None, now_s, 0))
+                self._sent.append(_Said(b"", None, 0, now_s))
                 connection.write(pack("PING"))
             is_suspected = is_late
             wait_s = timeout_s / 4
             if is_late:
                 wait_s = SECOND_LOOK_S
             elif self._sent:
-                wait_s = min(wait_s, max(self._sent[0][1] + timeout_s - now_s, 0) + 0.001)
+                wait_s = min(wait_s, max(self._sent[0].since_s + timeout_s - now_s, 0) + 0.001)
             await asyncio.wait((connection.closed,), timeout=wait_s)
         return is_overdue
 
@@ -206,16 +237,20 @@ class Publisher:
             if not self._sent or not (is_error or kind == push.REPLY):
                 self._drop("the bus says what it was not asked")
                 break
-            if not is_error and self._sent[0][0] is not None and not text.isdigit():
+            said = self._sent[0]
+            if not is_error and said.done is not None and not said.is_call and not text.isdigit():
                 self._drop("the bus answers what is no answer to PUBLISH")
                 break
             if is_error and text.startswith(b"MOVED "):
                 self._answer("moved")
                 continue
+            if is_error and said.is_call and text.startswith(b"NOSCRIPT"):
+                self._answer("unscripted")
+                continue
             if is_error:
                 # No permission, a wrong state of the server: it has not been published.
                 self._on_failed("the bus refuses: " + safe_text(text))
-            self._answer("refused" if is_error else "")
+            self._answer("refused" if is_error else "", text)
         return len(replies)
 
     def on_pass(self) -> None:
@@ -241,21 +276,23 @@ class Publisher:
         parts: list[bytes] = []
         now_s, size = self._loop.time(), 0
         while self._waiting and len(parts) < WRITE_COMMANDS and size < WRITE_BYTES:
-            name, data, done, _ = self._waiting.popleft()
-            self._sent.append((done, now_s, len(data)))
-            parts.append(self._command % (len(name), name, len(data), data))
-            size += len(data)
+            said = self._waiting.popleft()
+            self._sent.append(said)
+            parts.append(said.data)
+            size += len(said.data)
+            said.data = b""
+            said.since_s = now_s
         connection.write(b"".join(parts))
         self.on_writable()
 
     # --- outcomes -------------------------------------------------------------------------------------
 
-    def _answer(self, outcome: PublishOutcome) -> None:
+    def _answer(self, outcome: PublishOutcome, text: bytes = b"") -> None:
         """The oldest that was sent has its outcome."""
-        done, _, size = self._sent.popleft()
-        self._held_bytes -= size
-        if done is not None:
-            self._finish(done, outcome)
+        said = self._sent.popleft()
+        self._held_bytes -= said.size
+        if said.done is not None:
+            self._finish(said, outcome, text)
 
     def _fail(self, outcome: PublishOutcome) -> None:
         """All that wait and were not sent; not what their callbacks publish in turn."""
@@ -263,17 +300,22 @@ class Publisher:
             self._fail_oldest(outcome)
 
     def _fail_oldest(self, outcome: PublishOutcome) -> None:
-        _, data, done, _ = self._waiting.popleft()
-        self._held_bytes -= len(data)
-        self._finish(done, outcome)
+        said = self._waiting.popleft()
+        self._held_bytes -= said.size
+        self._finish(said, outcome)
 
-    def _finish(self, done: Done, outcome: PublishOutcome) -> None:
-        if outcome:
+    def _finish(self, said: _Said, outcome: PublishOutcome, text: bytes = b"") -> None:
+        if said.is_call:
+            pass
+        elif outcome:
             self.failed += 1
         else:
             self.published += 1
         try:
-            done(outcome)
+            if said.is_call:
+                cast(CallDone, said.done)(outcome, text)
+            else:
+                cast(Done, said.done)(outcome)
         except Exception as error:  # its own fault, and not that of those behind it
             context = {"message": "what a publish led to could not be handled", "exception": error}
             self._loop.call_exception_handler(context)

@@ -17,7 +17,7 @@ from wsgate.config.settings import Section, fields_of
 from wsgate.node.memory import memory_share
 from wsgate.node.runtime import RunningGateway, url_host
 from wsgate.reactor import GateLimits, Settings, events
-from wsgate.shard.options import ChannelRules, EventOptions, ShardOptions
+from wsgate.shard.options import ChannelRules, EventOptions, ShardOptions, UserLimits
 from wsgate.shard.variants import opcodes
 
 __all__ = ["admin_options", "key_sources", "publish_command", "renewable", "shard_options"]
@@ -126,7 +126,7 @@ def shard_options(
             idle_timeout_ms=limits.idle_timeout_ms,
             subscriptions_limit=limits.max_subscriptions,
             report_vacated=True,
-            report_meta=bool(config.events.enabled),
+            report_meta=True,
             variant_opcodes=opcodes(is_compressing=config.server.compression),
         ),
         gate=GateLimits(
@@ -175,6 +175,11 @@ def shard_options(
             partitions=config.events.partitions,
             maxlen=config.events.maxlen,
             pubsub=config.events.pubsub,
+        ),
+        user_limits=UserLimits(
+            connections=config.admission.per_user_connections,
+            replaces=config.admission.per_user_policy == "replace_oldest",
+            rate_per_s=config.admission.per_user_rate_per_s,
         ),
         is_fetching_keys=bool(auth.jwks_url),
     )

@@ -47,6 +47,7 @@ class Commands:
         self._names = names
         self._wake = wake
         self._count = sessions.count
+        self._users = sessions.users
         self._under_way: dict[int, int] = {}
         self._handlers: dict[type, tuple[str, Handler]] = {
             commands.Auth: ("command_auth", self._auth),
@@ -91,6 +92,15 @@ class Commands:
                 sessions.error(conn, dialect, "unauthorized", id=command.id, channel=channel)
                 return
             member = ANONYMOUS
+        rates = self._users.rates
+        if rates is not None and member.user and type(command) is not commands.Ping:
+            wait_ms = rates.take(member.user, time.monotonic())
+            if wait_ms:
+                channel = getattr(command, "ch", None)
+                sessions.error(
+                    conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms
+                )
+                return
         handler(conn, dialect, member, command)
 
     def forget(self, conn: int) -> None:

@@ -46,7 +46,16 @@ class _Revoke(msgspec.Struct, tag_field="op", tag="revoke"):
     within_s: Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] = 0
 
 
-_COMMANDS: Final = msgspec.json.Decoder(_Disconnect | _Refresh | _Revoke)
+class _Replace(msgspec.Struct, tag_field="op", tag="replace"):
+    """End one connection because its user has a newer one: 4509. Of shards to the shard that owns it."""
+
+    user: User
+    conn: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    owner: str
+
+
+_Command = _Disconnect | _Refresh | _Revoke | _Replace
+_COMMANDS: Final = msgspec.json.Decoder(_Command)
 
 
 class Control:
@@ -55,12 +64,14 @@ class Control:
     Args:
         reactor: Whose connections they are.
         sessions: For bye, Close and what is said.
+        owner: What other shards call this one.
     """
 
-    def __init__(self, reactor: Reactor, sessions: Sessions) -> None:
+    def __init__(self, reactor: Reactor, sessions: Sessions, owner: str) -> None:
         self._reactor = reactor
         self._sessions = sessions
-        self._under_way: deque[tuple[_Disconnect | _Refresh | _Revoke, list[int]]] = deque()
+        self._owner = owner
+        self._under_way: deque[tuple[_Command, list[int]]] = deque()
 
     def run(self, payload: bytes) -> None:
         """One command as it came."""
@@ -71,6 +82,8 @@ class Control:
         except (ValueError, RecursionError):  # msgspec's are ValueErrors, and so is text that is not UTF-8
             self._sessions.count("controls_malformed", 1)
             return
+        if isinstance(command, _Replace) and command.owner != self._owner:
+            return  # another shard's
         self._sessions.count("controls_run", 1)
         if isinstance(command, _Revoke):
             self._sessions.tokens.revoke(command.user, command.before)
@@ -90,9 +103,9 @@ class Control:
                 self._under_way.popleft()
         return bool(self._under_way)
 
-    def _whose(self, command: _Disconnect | _Refresh | _Revoke) -> list[int]:
+    def _whose(self, command: _Command) -> list[int]:
         """Handles: every connection of a user holds its inbox."""
-        if isinstance(command, _Disconnect) and command.conn is not None:
+        if not isinstance(command, _Refresh | _Revoke) and command.conn is not None:
             conn = self._reactor.find_public(int(command.conn, 16))
             member = self._reactor.meta(conn) if conn else None
             is_meant = member is not None and command.user in (None, member.user)
@@ -101,13 +114,15 @@ class Control:
             return []
         return self._reactor.subscribed((INBOX_MARK + command.user).encode())
 
-    def _apply(self, command: _Disconnect | _Refresh | _Revoke, conn: int) -> None:
+    def _apply(self, command: _Command, conn: int) -> None:
         variant = self._reactor.variant(conn)
         if variant < 0:
             return  # gone since the command came
         dialect = DIALECT_OF[variant]
         if isinstance(command, _Disconnect):
             self._sessions.end(conn, dialect, Reason.KICKED)
+        elif isinstance(command, _Replace):
+            self._sessions.end(conn, dialect, Reason.REPLACED)
         elif command.within_s == 0:
             self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED)
         else:

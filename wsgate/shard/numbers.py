@@ -80,6 +80,8 @@ LAYOUT: Final = Layout(
         "events_taken",  # of those appended: messages of clients
         "events_refused",  # messages of clients, answered with an error
         "addresses_unnamed",  # a listed proxy did not say for whom it speaks
+        "users_unchecked",  # connections of users let in because the bus did not answer
+        "rates_unchecked",  # leases of messages, likewise
         "client_asked",  # GET /client.js on the client port
         "readiness_asked",  # GET /readyz on the client port
         "restarts",  # of a child; the keeper's

@@ -9,7 +9,17 @@ from wsgate.bus import BusAddress
 from wsgate.reactor import GateLimits, Settings, SharedAddresses
 from wsgate.statistics import Board, StatisticsBlock
 
-__all__ = ["ANONYMOUS", "NO_EVENTS", "Boards", "ChannelRules", "EventOptions", "ShardOptions", "Shared"]
+__all__ = [
+    "ANONYMOUS",
+    "NO_EVENTS",
+    "NO_USER_LIMITS",
+    "Boards",
+    "ChannelRules",
+    "EventOptions",
+    "ShardOptions",
+    "Shared",
+    "UserLimits",
+]
 
 ANONYMOUS = Identity(user="", permissions=NO_PERMISSIONS, expires_at_s=0)
 """Who has no token where none is needed; one object for all of them."""
@@ -43,6 +53,18 @@ class EventOptions:
 
 
 NO_EVENTS = EventOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserLimits:
+    """What one user may have on all nodes of a bus; 0 switches a limit off."""
+
+    connections: int = 0
+    replaces: bool = True  # one more replaces the oldest; else it is refused
+    rate_per_s: int = 0  # of messages
+
+
+NO_USER_LIMITS = UserLimits()
 
 CONFIGURATION_BYTES: Final = 4 * 1024 * 1024
 KEY_SET_BYTES: Final = 256 * 1024
@@ -99,4 +121,5 @@ class ShardOptions:
     is_alone: bool = False  # the bus is this node's own: no other node can take its clients
     probe_interval_ms: int = 5_000
     events: EventOptions = NO_EVENTS
+    user_limits: UserLimits = NO_USER_LIMITS
     is_fetching_keys: bool = False  # the admin process posts a key set

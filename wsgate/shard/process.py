@@ -42,6 +42,7 @@ from wsgate.shard.probe import Probe
 from wsgate.shard.renewal import Renewal
 from wsgate.shard.sessions import Sessions, encode_gap, now_ms
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF, Forms
 from wsgate.statistics import PHASE_DRAINING, PHASE_READY, Region, why_not_ready
 
@@ -156,8 +157,13 @@ class Shard:
         )
         self._publisher, self._subscriber = self._bus.publisher, self._bus.subscriber
         self._events = self._make_events(names)
-        self._sessions = Sessions(options, self._reactor, self._hub, access, tokens, self.count, self._events)
-        self._control = Control(self._reactor, self._sessions)
+        self._users = Users(
+            options.user_limits, self._reactor, self._publisher, names, self.count, self._schedule
+        )
+        self._sessions = Sessions(
+            options, self._reactor, self._hub, access, tokens, self.count, self._events, self._users
+        )
+        self._control = Control(self._reactor, self._sessions, self._users.owner)
         self._control_names = names.control(options.node)
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         self._hub.attach(self._subscriber)
@@ -286,9 +292,11 @@ class Shard:
                 elif kind == events.OPEN:
                     self._on_open(conn, value)  # type: ignore[arg-type]
                 elif kind == events.CLOSED:
-                    if self._events.is_on:  # then the reactor brings the meta along
-                        reason, member = cast(tuple[int, Any], value)
+                    reason, member = cast(tuple[int, Any], value)
+                    if self._events.is_on:
                         self._events.disconnected(conn, reason, member, now)
+                    if self._users.is_counting and member is not None and member.user:
+                        self._users.leave(conn, member.user)
                     self._sessions.forget(conn)
                     self._commands.forget(conn)
             except Exception:  # a fault of ours must not take the others down with it
@@ -355,6 +363,7 @@ class Shard:
             self._subscriber.subscribe_control(name)
         self._hub.on_up(covers)
         self._probe.on_up()
+        self._users.on_up()
 
     def on_down(self, covers: Covers | None = None) -> None:
         """It is lost: sockets stay, publishes and subscriptions fail until it is back."""
@@ -418,6 +427,7 @@ class Shard:
         self._loop.call_at(next_s, self._tick, next_s)
         self._reactor.tick(now_ms())
         self._look_at_boards()
+        self._users.tick(now_s)
         self._pump()
         numbers_now = self._reactor.counters()
         self._renew_gate(numbers_now["refused"])
@@ -453,6 +463,7 @@ class Shard:
         self._access.renew(options.channels, options.any_channel)
         self._front.renew(options)
         self._sessions.renew(options)
+        self._users.renew(options.user_limits)
         self._subscriber.limit_payload(_payload_limit_bytes(options))
         self._forms.threshold_bytes = options.compression_threshold_bytes
         self._refused_before = -1  # the gate is set with the next tick's Retry-After

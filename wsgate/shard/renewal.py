@@ -13,7 +13,7 @@ import msgspec
 from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.errors import InternalError
 from wsgate.reactor import GateLimits, Settings
-from wsgate.shard.options import ChannelRules, ShardOptions
+from wsgate.shard.options import ChannelRules, ShardOptions, UserLimits
 
 __all__ = ["Renewal"]
 
@@ -38,6 +38,7 @@ class Renewal:
     any_channel: ChannelRules | None
     inbox_slow_consumer: int
     drain_timeout_ms: int
+    user_limits: UserLimits
 
     @classmethod
     def of(cls, options: ShardOptions) -> "Renewal":

@@ -22,6 +22,7 @@ from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub, Joined
 from wsgate.shard.options import ANONYMOUS, ShardOptions
 from wsgate.shard.tokens import Tokens
+from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF
 from wsgate.shard.welcome import NOTHING_SHOWN, Showing, Welcome, shown
 
@@ -67,6 +68,7 @@ class Sessions:
         tokens: Tokens,
         count: Callable[[str, int], None],
         events: Events,
+        users: Users,
     ) -> None:
         """Over the shard's reactor and hub; sets what is said before a Close the reactor sends."""
         self.reactor = reactor
@@ -75,6 +77,7 @@ class Sessions:
         self.tokens = tokens
         self.count = count
         self.events = events
+        self.users = users
         self.unauthenticated: dict[int, Showing] = {}
         self._welcomes: dict[int, Welcome] = {}
         self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
@@ -147,9 +150,19 @@ class Sessions:
         welcome = Welcome(self, conn, dialect, identity, showing)
         for name, policy in self._own_channels(identity):
             welcome.join(name, policy)
+        if self.users.is_counting and identity.user:
+            welcome.is_held = True
+            self.users.enter(conn, identity.user, partial(self._on_counted, conn, dialect, welcome))
         welcome.begin()
         if not welcome.is_done:
             self._welcomes[conn] = welcome
+
+    def _on_counted(self, conn: int, dialect: Dialect, welcome: Welcome, may_stay: bool) -> None:
+        """The bus has counted a connection of its user, or there are too many."""
+        if not may_stay:
+            self.end(conn, dialect, Reason.USER_CONNECTIONS)
+        elif self.reactor.variant(conn) >= 0:
+            welcome.let_go()
 
     def keep(self, conn: int, identity: Identity, before: Member | None) -> None:
         """Remember who it is, and since when where events tell that; `before` is who it was till now."""

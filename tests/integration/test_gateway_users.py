@@ -1,0 +1,160 @@
+"""What one user may have on all nodes of a bus: connections and messages (A4)."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+import redis
+
+from tests.support.frames import TEXT, client_frame
+from tests.support.gateway import Gateway, wait_until
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
+from tests.support.siege import configured_gateway, make_token, scrape, shard_pid
+from tests.support.valkey import Valkey, running_valkey
+
+pytestmark = pytest.mark.slow
+
+REPLACE: Final = "[admission]\nper_user_connections = 2\n"
+REFUSE: Final = REPLACE + 'per_user_policy = "refuse"\n'
+RATE: Final = 20
+
+
+class Books(NamedTuple):
+    """The bus, and what it holds."""
+
+    server: Valkey
+
+    def ask(self, *command: str) -> Any:
+        """What it answers."""
+        with redis.Redis(port=self.server.port, decode_responses=True) as connection:
+            return connection.execute_command(*command)
+
+
+@contextlib.contextmanager
+def two_nodes(directory: Path, settings: str) -> Iterator[tuple[Books, Gateway, Gateway]]:
+    with ExitStack() as stack:
+        bus = Books(stack.enter_context(running_valkey()))
+        nodes = []
+        for name in ("one", "two"):
+            (directory / name).mkdir()
+            text = f'{settings}\n[bus]\nurl = "{bus.server.url}"\n'
+            nodes.append(stack.enter_context(configured_gateway(directory / name, text)))
+        yield bus, nodes[0], nodes[1]
+
+
+def enter(stack: ExitStack, gateway: Gateway, user: str = "ann") -> RawClient:
+    return stack.enter_context(RawClient.welcomed(gateway, make_token(user)))
+
+
+def is_here(client: RawClient) -> bool:
+    client.say(op="ping", id=9)
+    return client.hear_answer(9) == {"op": "pong", "id": 9}
+
+
+def test_one_more_replaces_the_oldest_wherever_it_is(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, REPLACE) as (bus, one, two), ExitStack() as stack:
+        first, second = enter(stack, one), enter(stack, two)
+        other = enter(stack, one, "bob")
+        third = enter(stack, two)
+        ending = first.ending()
+        assert ending.code == 4509
+        assert ending.bye["reason"] == "replaced"
+        assert ending.bye["reconnect"] is False
+        fourth = enter(stack, one)
+        assert second.ending().code == 4509
+        assert is_here(third)
+        assert is_here(fourth)
+        assert is_here(other)
+        wait_until("the books hold two", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 2, LIMIT_S)
+        # Who leaves makes room, and leaves nothing behind.
+        third.sock.close()
+        wait_until("one is left", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 1, LIMIT_S)
+        enter(stack, two)
+        assert is_here(fourth)
+        other.sock.close()
+        wait_until("nothing of it is left", lambda: bus.ask("EXISTS", "wsgate:user:bob") == 0, LIMIT_S)
+
+
+def test_one_more_is_refused_where_that_is_asked_for(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, REFUSE) as (bus, one, two), ExitStack() as stack:
+        first, second = enter(stack, one), enter(stack, two)
+        late = stack.enter_context(RawClient(two))
+        assert late.ask(request(headers=[bearer(make_token("ann"))])).status == 101
+        ending = late.ending()
+        assert ending.code == 4029
+        assert [each["op"] for each in ending.messages] == ["bye"], "never welcome"
+        assert ending.bye["reason"] == "user_connections"
+        assert ending.bye["reconnect"] is True
+        assert is_here(first)
+        assert bus.ask("ZCARD", "wsgate:user:ann") == 2
+        second.sock.close()
+        wait_until("there is room", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 1, LIMIT_S)
+        assert is_here(enter(stack, one))
+
+
+def test_who_was_on_a_shard_that_died_counts_for_nothing(tmp_path: Path) -> None:
+    """Refusing for the sake of ghosts would lock a user out for as long as the books remember them."""
+    with two_nodes(tmp_path, REFUSE) as (bus, one, two), ExitStack() as stack:
+        enter(stack, two), enter(stack, two)
+        os.kill(shard_pid(two), signal.SIGKILL)
+        [gone] = {each.partition("@")[2] for each in bus.ask("ZRANGE", "wsgate:user:ann", "0", "-1")}
+        # It was the kernel's end, not an orderly one: its sign of life expires by itself.
+        assert bus.ask("TTL", f"wsgate:alive:{gone}") > 0
+        bus.ask("DEL", f"wsgate:alive:{gone}")
+        assert is_here(enter(stack, one))
+        assert is_here(enter(stack, one))
+        assert bus.ask("ZCARD", "wsgate:user:ann") == 2
+
+
+def test_without_the_bus_everybody_comes_in_and_is_counted_later(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, REFUSE) as (bus, one, _), ExitStack() as stack:
+        bus.server.stop()
+        wait_until("it is gone", lambda: scrape(one)['wsgate_bus_up{shard="0"}'] == 0, LIMIT_S)
+        clients = [stack.enter_context(RawClient(one)) for _ in range(3)]
+        for client in clients:
+            assert client.ask(request(headers=[bearer(make_token("ann"))])).status == 101
+            assert client.hear()["op"] == "welcome"
+        name = 'wsgate_limits_unchecked_total{limit="connections"}'
+        wait_until("that is counted", lambda: scrape(one)[name] == 3, LIMIT_S)
+        bus.server.restart()
+        # The walk through who is here: nobody is thrown out for it.
+        wait_until("they are on the books", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 3, LIMIT_S)
+        assert all(map(is_here, clients))
+
+
+def test_a_user_s_messages_are_those_of_all_its_connections(tmp_path: Path) -> None:
+    settings = f"[admission]\nper_user_rate = {RATE}\n"
+    with two_nodes(tmp_path, settings) as (_, one, two), ExitStack() as stack:
+        speakers = [enter(stack, node) for node in (one, two)]
+        other = enter(stack, one, "bob")
+        began_s = time.monotonic()
+        command = b'{"op":"pub","id":%d,"ch":"open:1","data":1}'
+        asked = 0
+        while time.monotonic() < began_s + 3.0:
+            asked += 1
+            for client in speakers:
+                client.sock.sendall(client_frame(TEXT, command % asked))
+            time.sleep(0.005)
+        done, limited = 0, 0
+        for client in speakers:
+            for number in range(1, asked + 1):
+                answer = client.hear_answer(number)
+                done += answer["op"] == "ok"
+                if answer["op"] == "err":
+                    assert answer["error"] == "rate_limited"
+                    assert answer["code"] == 429
+                    assert answer["retry_ms"] > 0
+                    limited += 1
+        took_s = time.monotonic() - began_s
+        assert done + limited == 2 * asked
+        # A second's worth at once, the rate, and what two shards may be ahead.
+        assert done <= RATE * (took_s + 1) + 2 * (RATE // 8 + 1)
+        assert done >= RATE * 2
+        assert is_here(other)
+        assert all(map(is_here, speakers)), "a ping is no message"

@@ -1,0 +1,60 @@
+"""Who gives way when a user has one connection too many (A4)."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsgate.admission.users import Crowd, Verdict
+
+MINE = "00000000000000aa@me"
+
+
+@pytest.mark.parametrize(
+    ("members", "limit", "dead", "replaces", "verdict"),
+    [
+        (["1@a", "2@b", MINE], 2, set(), True, Verdict([], ["1@a"], is_refused=False)),
+        (["1@a", "2@b", MINE], 2, set(), False, Verdict([], [], is_refused=True)),
+        (["1@a", "2@b", MINE], 1, set(), True, Verdict([], ["1@a", "2@b"], is_refused=False)),
+        # Who was left behind by a dead shard gives way first, and nobody else then.
+        (["1@a", "2@b", MINE], 2, {"b"}, True, Verdict(["2@b"], [], is_refused=False)),
+        (["1@a", "2@b", MINE], 2, {"b"}, False, Verdict(["2@b"], [], is_refused=False)),
+        (["1@a", "2@b", MINE], 1, {"b"}, True, Verdict(["2@b"], ["1@a"], is_refused=False)),
+        # One of our own is replaced like any other, and the new one never by itself.
+        (["0@me", MINE], 1, set(), True, Verdict([], ["0@me"], is_refused=False)),
+        ([MINE, "1@a"], 1, set(), True, Verdict([], ["1@a"], is_refused=False)),
+    ],
+)
+def test_a_verdict(members: list[str], limit: int, dead: set[str], replaces: bool, verdict: Verdict) -> None:
+    text = f"{len(members)} {' '.join(members)}".encode()
+    crowd = Crowd.from_bytes(text)
+    assert crowd.owners() == {each.partition("@")[2] for each in members}
+    assert crowd.judge(MINE, limit, dead, replaces=replaces) == verdict
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 99), st.sampled_from("abcd")), unique=True, max_size=20),
+    st.integers(1, 10),
+    st.sets(st.sampled_from("abcd")),
+    st.booleans(),
+)
+def test_what_is_left_fits_and_no_more_than_that_is_taken(
+    others: list[tuple[int, str]], limit: int, dead: set[str], replaces: bool
+) -> None:
+    members = [f"{number:016x}@{owner}" for number, owner in others] + [MINE]
+    verdict = Crowd(len(members), members).judge(MINE, limit, dead, replaces=replaces)
+    alive = [each for each in members if each.partition("@")[2] not in dead]
+    left = set(alive) - set(verdict.replaced) - ({MINE} if verdict.is_refused else set())
+    assert set(verdict.gone) == set(members) - set(alive)
+    if replaces:
+        assert not verdict.is_refused
+        assert MINE in left
+        assert len(left) == min(limit, len(alive))
+    else:
+        assert not verdict.replaced
+        assert verdict.is_refused == (len(alive) > limit)
+
+
+@pytest.mark.parametrize("text", [b"", b"x", b"x 1@a", b"\xff"])
+def test_an_answer_that_is_none(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Crowd.from_bytes(text)
