@@ -71,7 +71,7 @@ class _Counting:
         if self.count == _MESSAGES:
             self.done.set()
 
-    def on_control(self, name: bytes, payload: bytes) -> None: ...
+    def on_control(self, name: bytes, payload: bytes | None) -> None: ...
 
     def on_subscribed(self, name: bytes) -> bool:
         self.subscribed.set()

@@ -68,9 +68,10 @@ class Heard:
         if payload == b"poison":
             raise ValueError("poison")
 
-    def on_control(self, name: bytes, payload: bytes) -> None:
+    def on_control(self, name: bytes, payload: bytes | None) -> None:
         self.replies += 1
-        self.controls.append((name, payload))
+        if payload is not None:
+            self.controls.append((name, payload))
 
     def on_subscribed(self, name: bytes) -> bool:
         self.replies += 1

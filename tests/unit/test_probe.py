@@ -36,6 +36,12 @@ class Ends:
     def renew(self, why: str) -> None:
         self.renewed.append(why)
 
+    def come_up(self) -> None:
+        """The subscriber is up, and everything it asked for is confirmed."""
+        self.probe.on_up()
+        for name in self.reaching(NAME):
+            self.probe.on_control(name, None)
+
     def check_after(self, ms: int) -> None:
         """Its interval is over, so long after the last one was sent."""
         assert self.probe._sent is not None
@@ -44,7 +50,7 @@ class Ends:
 
 def test_an_echo_says_how_long_it_took_and_when_the_next_is_due() -> None:
     ends = Ends()
-    ends.probe.on_up()
+    ends.come_up()
     assert ends.subscribed == [NAME]
     [(name, data, done)] = ends.sent
     done("")
@@ -57,9 +63,20 @@ def test_an_echo_says_how_long_it_took_and_when_the_next_is_due() -> None:
     assert took_us >= 0 and due_ms > TIMEOUT_MS
 
 
-def test_one_that_is_under_way_has_its_time_before_the_next_goes() -> None:
+def test_nothing_is_sent_before_it_would_be_heard() -> None:
+    """The publisher's connection may be up already: what it sends overtakes a subscription on the other."""
     ends = Ends()
     ends.probe.on_up()
+    ends.probe.on_control(b"another", None)
+    assert ends.sent == []
+    ends.probe.on_control(NAME, None)
+    ends.probe.on_control(NAME, None)
+    assert len(ends.sent) == 1
+
+
+def test_one_that_is_under_way_has_its_time_before_the_next_goes() -> None:
+    ends = Ends()
+    ends.come_up()
     ends.sent[0][2]("")
     ends.check_after(TIMEOUT_MS - 1)
     assert len(ends.sent) == 1 and ends.renewed == []
@@ -69,18 +86,18 @@ def test_one_that_is_under_way_has_its_time_before_the_next_goes() -> None:
 
 def test_one_that_the_bus_took_and_did_not_bring_makes_both_ends_new() -> None:
     ends = Ends()
-    ends.probe.on_up()
+    ends.come_up()
     ends.sent[0][2]("")
     ends.check_after(TIMEOUT_MS)
     assert len(ends.renewed) == 2
-    ends.probe.on_up()
+    ends.come_up()
     assert len(ends.sent) == 2
 
 
 def test_one_that_the_bus_did_not_take_is_followed_by_another() -> None:
     ends = Ends()
     for outcome in ("down", "unknown", "full", "refused"):
-        ends.probe.on_up()
+        ends.come_up()
         ends.sent[-1][2](outcome)
         sent = len(ends.sent)
         ends.probe.check(0)
@@ -91,8 +108,8 @@ def test_one_that_the_bus_did_not_take_is_followed_by_another() -> None:
 
 def test_an_outcome_of_an_earlier_one_says_nothing_about_this_one() -> None:
     ends = Ends()
-    ends.probe.on_up()
-    ends.probe.on_up()
+    ends.come_up()
+    ends.come_up()
     ends.sent[0][2]("")
     ends.check_after(TIMEOUT_MS)
     assert ends.renewed == []
@@ -108,7 +125,7 @@ def test_nothing_is_sent_while_nobody_hears() -> None:
 def test_every_server_of_a_cluster_is_reached_in_turn() -> None:
     ends = Ends()
     ends.servers = [b":0", b":4", b":1"]
-    ends.probe.on_up()
+    ends.come_up()
     assert ends.subscribed == [NAME + b":0", NAME + b":4", NAME + b":1"]
     for _ in range(3):
         name, data, done = ends.sent[-1]
@@ -123,5 +140,5 @@ def test_every_server_of_a_cluster_is_reached_in_turn() -> None:
 def test_a_cluster_without_servers_is_not_probed() -> None:
     ends = Ends()
     ends.servers = []
-    ends.probe.on_up()
+    ends.come_up()
     assert ends.sent == []

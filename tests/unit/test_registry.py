@@ -57,6 +57,7 @@ PUBLIC = {
         "parse_jwks",
     },
     "wsgate.bus": {
+        "CallDone",
         "RATE_LEASE",
         "USER_ENTER",
         "Script",

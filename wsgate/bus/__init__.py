@@ -13,7 +13,7 @@ from wsgate.bus.cluster import ClusterListener, Covers
 from wsgate.bus.connection import pack
 from wsgate.bus.envelope import Publication, decode_publication, encode_publication
 from wsgate.bus.names import Names
-from wsgate.bus.publisher import Publisher
+from wsgate.bus.publisher import CallDone, Publisher
 from wsgate.bus.script import RATE_LEASE, USER_ENTER, Script
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 
@@ -26,6 +26,7 @@ __all__ = [
     "BusAddress",
     "BusPublisher",
     "BusSubscriber",
+    "CallDone",
     "ClusterListener",
     "Covers",
     "Names",

@@ -136,7 +136,7 @@ class _Lane:
     def on_message(self, name: bytes, payload: bytes | None) -> None:
         self.owner.listener.on_message(name, payload)
 
-    def on_control(self, name: bytes, payload: bytes) -> None:
+    def on_control(self, name: bytes, payload: bytes | None) -> None:
         self.owner.listener.on_control(name, payload)
 
     def on_subscribed(self, name: bytes) -> bool:

@@ -67,8 +67,8 @@ class SubscriberListener(Protocol):
     def on_message(self, name: bytes, payload: bytes | None) -> None:
         """A publication to a channel, its name without the prefix; None: larger than the limit."""
 
-    def on_control(self, name: bytes, payload: bytes) -> None:
-        """A publication to a name outside the channels' prefix, whole."""
+    def on_control(self, name: bytes, payload: bytes | None) -> None:
+        """A publication to a name outside the channels' prefix, whole; None: from now on it is heard."""
 
     def on_subscribed(self, name: bytes) -> bool:
         """The bus confirmed one SUBSCRIBE of this name: what is published from now on is heard.
@@ -252,11 +252,13 @@ class Subscriber:
                     if not listener.on_subscribed(name):
                         return place
                     self._on_answer()
-                elif kind == push.CONTROL and payload is not None:
+                elif kind == push.CONTROL:
+                    if payload is None:
+                        self._on_answer()
                     listener.on_control(name, payload)
                 elif kind == push.UNSUBSCRIBED and self._is_sharded and not self._is_leaving(name):
                     listener.on_lost(name, was_asked=False)
-                elif kind == push.CONTROL or kind == push.UNSUBSCRIBED:
+                elif kind == push.UNSUBSCRIBED:
                     self._on_answer()
                 elif kind == push.ERROR and not self._is_redirected(name):
                     # An ACL that forbids a channel, for instance: nothing heard here can be relied on.

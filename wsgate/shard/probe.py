@@ -53,25 +53,36 @@ class Probe:
         self._number = 0
 
     def on_up(self) -> None:
-        """The subscriber is up: listen, and probe at once."""
+        """The subscriber is up: listen, and probe as soon as that is confirmed.
+
+        Not before: the publisher is another connection, and what it sends may overtake the subscription.
+        """
         self._names = self._subscriber.reaching(self._base)
+        self._sent = None
         for name in self._names:
             self._subscriber.subscribe_control(name)
-        self._send()
 
-    def on_control(self, name: bytes, payload: bytes) -> None:
-        """Something came for this name."""
+    def on_control(self, name: bytes, payload: bytes | None) -> None:
+        """Something came for this name, or (None) it is heard now."""
+        if payload is None:
+            if self._sent is None and name == self._next():
+                self._send()
+            return
         if self._sent is None or (name, payload) != self._sent[:2]:
             return
         now_ns = time.monotonic_ns()
         took_us, self._sent = (now_ns - self._sent[2]) // 1_000, None
         self._echoed(took_us, now_ns // 1_000_000 + self._interval_ms + TIMEOUT_MS)
 
+    def _next(self) -> bytes:
+        return self._names[(self._number + 1) % len(self._names)] if self._names else b""
+
     def _send(self) -> None:
+        name = self._next()
         self._number += 1
-        if not self._names:
+        if not name:
             return
-        name, text = self._names[self._number % len(self._names)], b"%d" % self._number
+        text = b"%d" % self._number
         self._sent, self._is_accepted = (name, text, time.monotonic_ns()), False
         self._publisher.publish(name, text, partial(self._on_outcome, self._number))
 

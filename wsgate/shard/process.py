@@ -385,10 +385,11 @@ class Shard:
         """A publication."""
         self._hub.on_message(name, payload)
 
-    def on_control(self, name: bytes, payload: bytes) -> None:
-        """Something that is no publication."""
+    def on_control(self, name: bytes, payload: bytes | None) -> None:
+        """Something that is no publication, or the confirmation that it is heard."""
         if name in self._control_names:
-            self._control.run(payload)
+            if payload is not None:
+                self._control.run(payload)
         else:
             self._probe.on_control(name, payload)
 

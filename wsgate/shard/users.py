@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from wsgate.admission import Crowd, UserRates
-from wsgate.bus import RATE_LEASE, USER_ENTER, BusPublisher, Names, pack
+from wsgate.bus import RATE_LEASE, USER_ENTER, BusPublisher, CallDone, Names, pack
 from wsgate.bus.names import INBOX_MARK
 from wsgate.reactor import Reactor
 from wsgate.shard.options import UserLimits
@@ -32,6 +32,8 @@ KNOWN_MOST: Final = 1_024
 SET_TTL_S: Final = 3_600
 WALK_S: Final = 900.0
 """From one walk through all channels to the next, at most: it keeps the sets of who stays from expiring."""
+AGAIN_S: Final = 5.0
+"""Somebody was let in without being counted: the next walk comes so soon."""
 WALK_LEAST: Final = 64
 """Channels looked at in one tick, at least."""
 
@@ -84,7 +86,8 @@ class Users:
 
     def enter(self, conn: int, user: str, told: Told) -> None:
         """Count one more connection of a user; `told` is called once, later."""
-        self._enter(user, self._member(conn), told)
+        member = self._member(conn)
+        self._enter(user, member, partial(self._on_entered, user, member, told))
 
     def leave(self, conn: int, user: str) -> None:
         """A connection is gone, or is not to stay."""
@@ -93,10 +96,9 @@ class Users:
     def _member(self, conn: int) -> str:
         return f"{self._reactor.public_id(conn):016x}@{self.owner}"
 
-    def _enter(self, user: str, member: str, told: Told) -> None:
+    def _enter(self, user: str, member: str, done: CallDone) -> None:
         arguments = (member, time.time_ns() // 1_000_000, self._limits.connections, SET_TTL_S)
-        key = self._names.user(user)
-        USER_ENTER.run(self._publisher, key, arguments, partial(self._on_entered, user, member, told))
+        USER_ENTER.run(self._publisher, self._names.user(user), arguments, done)
 
     def _on_entered(self, user: str, member: str, told: Told, outcome: str, text: bytes) -> None:
         try:
@@ -106,8 +108,9 @@ class Users:
         if crowd is not None:
             self._look(crowd, partial(self._judge, user, member, told, crowd))
             return
-        if outcome and told is not _ignore:
+        if outcome:
             self._count("users_unchecked", 1)
+            self._on_walked(outcome, b"")
         told(True)
         self._wake()
 
@@ -182,7 +185,12 @@ class Users:
                 continue
             user = name[len(INBOX_MARK) :].decode()
             for conn in self._reactor.subscribed(name):
-                self._enter(user, self._member(conn), _ignore)
+                self._enter(user, self._member(conn), self._on_walked)
+
+    def _on_walked(self, outcome: str, _: bytes) -> None:
+        """Somebody who is here was not put on the books: walk again soon. Nobody is thrown out by a walk."""
+        if outcome:
+            self._walk_s = min(self._walk_s, time.monotonic() + AGAIN_S)
 
     # --- messages -------------------------------------------------------------------------------------
 
