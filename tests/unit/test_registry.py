@@ -142,7 +142,7 @@ PUBLIC = {
     "wsgate.reactor.listener": {"open_listener"},
     "wsgate.reactor.loop": {"ENUMERATIONS", "Reactor"},
     "wsgate.reactor.names": {"COUNTER_NAMES", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES"},
-    "wsgate.reactor.settings": {"GateLimits", "ListenerOptions", "Settings"},
+    "wsgate.reactor.settings": {"SOCKET_BYTES", "GateLimits", "ListenerOptions", "Settings"},
 }
 
 
@@ -201,9 +201,10 @@ def test_counters_carry_every_name_once() -> None:
     named = set(names.COUNTER_NAMES)
     named |= {f"ended_{name}" for name in names.REASON_NAMES[1:]}
     named |= {f"now_{name}" for name in names.STATE_NAMES[1:]}
-    named |= {"now_connections", "now_blocked", "now_draining", "now_channels", "now_walks", "now_short"}
+    named |= {f"now_{name}" for name in ("connections", "blocked", "draining", "channels", "walks")}
+    named |= {"now_short", "now_shedding"}
     assert set(counters) == named
-    assert set(held) == {*names.KIND_NAMES, "pool", "kernel_blocked", "connections"}
+    assert set(held) == {*names.KIND_NAMES, "pool", "kernel_blocked", "connections", "outside"}
 
 
 def test_state_names_are_those_a_connection_goes_through() -> None:

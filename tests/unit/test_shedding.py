@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.frames import BINARY, CLOSE, TEXT, client_frame, client_header, close_code
+from tests.support.frames import BINARY, CLOSE, TEXT, client_frame, client_header
 from tests.support.rig import Peer, Rig, rig
 from wsgate.reactor import GateLimits, Settings, events
 from wsgate.reasons import Reason
@@ -26,6 +26,13 @@ def limit(bench: Rig, memory_bytes: int) -> None:
 
 def booked(bench: Rig) -> int:
     return sum(bench.reactor.bytes_held().values())
+
+
+def known(bench: Rig, *, send_buffer_bytes: int = 0) -> Peer:
+    """A client that has shown who it is."""
+    peer = bench.connect(send_buffer_bytes=send_buffer_bytes)
+    bench.reactor.set_meta(peer.conn, "somebody")
+    return peer
 
 
 def block(bench: Rig, peer: Peer, size: int = 200_000) -> None:
@@ -99,53 +106,110 @@ def test_unfinished_input_never_goes_beyond_the_budget() -> None:
         assert bench.count("ended_partial_bytes") + bench.count("now_lingering") == 1
 
 
-def test_the_stalled_go_first_then_the_unfinished_then_the_slow_and_never_the_idle() -> None:
+def test_those_go_first_whom_it_harms_least() -> None:
     with rig(SETTINGS) as bench:
-        stalled = bench.connect(send_buffer_bytes=1)
-        unfinished, idle = bench.connect(), bench.connect()
-        slow = bench.connect(send_buffer_bytes=1)
+        limit(bench, ENOUGH)
+        stalled = known(bench, send_buffer_bytes=1)
+        unknown = bench.connect()
+        unfinished, idle, speaker = known(bench), known(bench), known(bench)
+        slow = known(bench, send_buffer_bytes=1)
         block(bench, stalled)
         begin(bench, unfinished)
         bench.pass_ms(1_000)
         block(bench, slow)
-        order = []
-        for _ in range(4):
+        order: list[str] = []
+        for _ in range(20):
+            speaker.send(client_frame(TEXT, b"I am here"))
+            bench.turn()
             limit(bench, booked(bench) - 1)
             bench.pass_ms(250)
             for name, peer in (
                 ("stalled", stalled),
+                ("unknown", unknown),
                 ("unfinished", unfinished),
                 ("slow", slow),
                 ("idle", idle),
+                ("speaker", speaker),
             ):
                 if name not in order and ended(bench, peer):
                     order.append(name)
-            slow.receive()  # makes progress, but never enough
+            if "slow" not in order:
+                slow.receive()  # makes progress, but never enough
             bench.turn()
-        assert order == ["stalled", "unfinished", "slow"]
+            for peer in (unknown, unfinished, slow, idle):
+                if ended(bench, peer):
+                    peer.close()  # as it was told to
+            bench.turn()
+            if order[-1:] == ["idle"]:
+                break
+        assert order == ["stalled", "unknown", "unfinished", "slow", "idle"]
         assert ended(bench, stalled) == [(events.CLOSED, Reason.SHED)], "reset: it reads no Close either"
         assert ended(bench, unfinished)[0] == (events.FAILING, 4013)
-        assert close_code(unfinished.frames()[-1]) == 4013
-        assert bench.reactor.send(idle.conn, b"still here")
+        assert bench.reactor.send(speaker.conn, b"still here")
         bench.turn()
-        assert [frame.payload for frame in idle.frames()] == [b"still here"]
+        assert [frame.payload for frame in speaker.frames()] == [b"still here"]
+
+
+def test_the_idle_go_by_how_long_they_have_said_nothing() -> None:
+    with rig(SETTINGS) as bench:
+        limit(bench, ENOUGH)
+        peers = [known(bench) for _ in range(6)]
+        for peer in reversed(peers):  # the last one has rested longest
+            bench.pass_ms(4_000)
+            peer.send(client_frame(TEXT, b"."))
+            bench.turn()
+        bench.pass_ms(250)
+        order: list[int] = []
+        while len(order) < 4:
+            limit(bench, booked(bench) - 1)
+            bench.pass_ms(250)
+            gone = [number for number, peer in enumerate(peers) if ended(bench, peer)]
+            assert gone, "somebody has to go"
+            # Ages are told apart by powers of two: here 4, 8, 12, 16, 20, 24 s, so 8 and 12 may be one.
+            order += sorted(set(gone) - set(order), reverse=True)
+            for number in gone:
+                peers[number].close()
+            bench.turn()
+        assert set(order[:3]) <= {5, 4, 3}
+
+
+def test_what_the_caller_holds_counts_and_what_it_knows_shuts_the_gate() -> None:
+    with rig(SETTINGS) as bench, closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        listener.setblocking(False)
+        bench.reactor.listen(listener.fileno())
+        limit(bench, ENOUGH)
+        before = booked(bench)
+        bench.reactor.book(5_000_000)
+        assert booked(bench) == before + 5_000_000
+        bench.reactor.book(0, is_pressed=True)
+        with socket.create_connection(listener.getsockname()):
+            bench.turn()
+        assert bench.count("ended_refused_memory") == 1
+        assert bench.count("now_short") == 1
+        bench.reactor.book(0)
+        assert bench.count("now_short") == 0
+        bench.reactor.stop_listening()
 
 
 def test_a_frame_that_is_being_written_is_no_reason() -> None:
     with rig(SETTINGS) as bench:
-        peer = bench.connect()
+        limit(bench, ENOUGH)
+        peer, *idle = known(bench), known(bench), known(bench), known(bench)
+        bench.pass_ms(10_000)
+        peer.send(client_frame(TEXT, b"hello"))
         peer.send(client_frame(TEXT, bytes(200))[:-1])
         bench.turn()
         limit(bench, booked(bench) - 1)
-        bench.pass_ms(1_000)
+        bench.pass_ms(250)
+        assert any(ended(bench, each) for each in idle), "one that rests goes before one that writes"
         assert ended(bench, peer) == []
 
 
 def test_no_more_are_cut_than_needed_nor_than_a_tick_may() -> None:
-    each = 4096 + 256  # the message's block and the input's own
+    each = 4096 + 256 + COST  # the message's block, the input's own, and its connection when it has gone
     with rig(SETTINGS) as bench:
         limit(bench, ENOUGH)
-        for peer in [bench.connect() for _ in range(300)]:
+        for peer in [known(bench) for _ in range(300)]:
             begin(bench, peer, 3_000)
         limit(bench, booked(bench))
         bench.pass_ms(250, turns=False)
@@ -164,7 +228,7 @@ def test_no_more_are_cut_than_needed_nor_than_a_tick_may() -> None:
 @pytest.mark.parametrize("memory_bytes", [0, ENOUGH])
 def test_nobody_is_cut_within_the_budget_or_without_one(memory_bytes: int) -> None:
     with rig(SETTINGS) as bench:
-        peer, other = bench.connect(send_buffer_bytes=1), bench.connect()
+        peer, other = known(bench, send_buffer_bytes=1), known(bench)
         limit(bench, memory_bytes)
         block(bench, peer)
         begin(bench, other)

@@ -68,6 +68,19 @@ _COUNTERS: Final = (
         "cause",
         {"addresses_uncounted": "uncounted", "addresses_unnamed": "unnamed"},
     ),
+    _Counter(
+        "admission_changes",
+        "Times a shard's state became this one.",
+        "state",
+        {f"admission_{name}": name for name in ("open", "refusing", "shedding")},
+    ),
+    _Counter(
+        "accept_queue_losses",
+        "Connections of the whole machine that found an accept queue full (overflows), or were dropped there"
+        " for any reason (drops), since the node started.",
+        "cause",
+        {"listen_overflows": "overflows", "listen_drops": "drops"},
+    ),
     _one("request_heads", "Complete request heads read.", "opens"),
     _one("upgrades", "Handshakes answered with 101.", "upgrades"),
     _Counter(
@@ -186,6 +199,24 @@ _GAUGES: Final = (
     _Gauge("refusals_draining", "Refused sockets that are being drained.", "now_draining"),
     _Gauge("channels", "Channels with subscribers.", "now_channels"),
     _Gauge("fanouts_under_way", "Publications on their way into large channels.", "now_walks"),
+    _Gauge("admission_state", "0 open, 1 refusing newcomers, 2 shedding.", "admission_state"),
+    _Gauge("connections_limit", "Connections a shard may hold.", "connections_limit"),
+    _Gauge("descriptors_limit", "Descriptors below which a shard's clients must stay.", "descriptors_limit"),
+    _Gauge(
+        "connections_growth_per_1000_seconds",
+        "Mean growth over about the last 20 s; 0 when they do not grow.",
+        "growth_per_1000_s",
+    ),
+    _Gauge("full_in_seconds", "When a shard is full at that growth; 2^31: never.", "full_in_s"),
+    _Gauge("booked_own_bytes", "On the books for memory of the process itself.", "booked_own_bytes"),
+    _Gauge("footprint_bytes", "What a shard's process has grown by since it started.", "footprint_bytes"),
+    _Gauge("unexplained_bytes", "Of that on no account, beyond some slack.", "unexplained_bytes"),
+    _Gauge("listen_queue", "Connections that wait to be accepted.", "listen_queue"),
+    _Gauge("listen_queue_limit", "How many may.", "listen_queue_limit"),
+    _Gauge("sockets_short", "Whether the machine has no memory for more sockets.", "sockets_short"),
+    _Gauge("tcp_memory_bytes", "Memory that all sockets of the machine use.", "tcp_memory_bytes"),
+    _Gauge("tcp_memory_limit_bytes", "Beyond it the kernel drops what arrives.", "tcp_memory_limit_bytes"),
+    _Gauge("memory_shedding", "Whether connections are being cut for want of memory.", "now_shedding"),
     _Gauge("memory_short", "Whether newcomers are refused for want of memory.", "now_short"),
     _Gauge("memory_budget_bytes", "What all of wsgate_memory_bytes may come to.", "memory_budget_bytes"),
 )
@@ -395,13 +426,17 @@ def _gauges(layout: Layout) -> list[tuple[str, str, str, dict[str, str]]]:
     states = {slot: slot.removeprefix("now_") for slot in layout.gauges if slot.startswith("now_")}
     states = {slot: value for slot, value in states.items() if slot not in named}
     kinds = {slot: slot.removeprefix("held_") for slot in layout.gauges if slot.startswith("held_")}
+    rooms = {slot: slot.removeprefix("room_") for slot in layout.gauges if slot.startswith("room_")}
+    binds = {slot: slot.removeprefix("binds_") for slot in layout.gauges if slot.startswith("binds_")}
     rows: list[tuple[str, str, str, dict[str, str]]] = [
+        ("headroom", "How many more connections fit as far as this resource goes.", "resource", rooms),
+        ("headroom_binding", "Whether this resource goes least far.", "resource", binds),
         ("connections", "Connections by state.", "state", states),
         ("memory_bytes", "Bytes held, by what for.", "kind", kinds),
     ]
     for slot in layout.gauges:
         if slot in named:
             rows.append((named[slot].name, named[slot].text, "", {slot: ""}))
-        elif slot not in states and slot not in kinds and slot not in _NOT_SHOWN:
+        elif not any(slot in each for each in (states, kinds, rooms, binds, _NOT_SHOWN)):
             rows.append((slot, f"What a shard shows as {slot}.", "", {slot: ""}))
     return [row for row in rows if row[3]]

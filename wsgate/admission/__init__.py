@@ -4,8 +4,22 @@ Pure: clocks, randomness and answers of the bus are passed in. What the gate jud
 wsgate/reactor/gate.pyx; here is what it is told, and what needs more than counters.
 """
 
+from wsgate.admission.ledger import RESOURCES, Headroom, Ledger, Reading, State
 from wsgate.admission.networks import forwarded_for, networks_of
+from wsgate.admission.placement import Place, weights
 from wsgate.admission.rates import UserRates
 from wsgate.admission.users import Crowd
 
-__all__ = ["Crowd", "UserRates", "forwarded_for", "networks_of"]
+__all__ = [
+    "RESOURCES",
+    "Crowd",
+    "Headroom",
+    "Ledger",
+    "Place",
+    "Reading",
+    "State",
+    "UserRates",
+    "forwarded_for",
+    "networks_of",
+    "weights",
+]

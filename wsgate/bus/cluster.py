@@ -332,6 +332,11 @@ class ClusterPublisher:
         else:
             lane[0].publish(name, data, partial(self._on_outcome, name, data, done, moves))
 
+    @property
+    def waiting_bytes(self) -> int:
+        """As `Publisher.waiting_bytes`, of all servers."""
+        return sum(publisher.waiting_bytes for publisher, _ in self._lanes.values())
+
     def call(self, key: bytes, command: bytes, done: CallDone) -> None:
         """As `Publisher.call`, at the server that has the key. One that moved away meanwhile is `down`."""
         node = self._topology.map.owners[slot_of(key)]

@@ -13,8 +13,8 @@ from wsgate.doctor.demand import Resources
 from wsgate.errors import BackendError
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
 from wsgate.node.memory import memory_share
-from wsgate.node.options import DESCRIPTORS_OF_OURS
 from wsgate.reactor import ListenerOptions
+from wsgate.shard.options import DESCRIPTORS_OF_OURS
 
 __all__ = ["UNIT", "resources", "span_s", "unit_stop_timeout_s"]
 

@@ -24,12 +24,14 @@ from functools import partial
 from typing import Final
 
 from wsgate.admin import run_admin
+from wsgate.admission import Place, State, weights
 from wsgate.errors import WsgateError
 from wsgate.log import Log
 from wsgate.node.build import Plan
 from wsgate.node.children import Child, fork_child, name_process
 from wsgate.node.listeners import refuse_waiting, steer
 from wsgate.node.notify import notify
+from wsgate.node.sockets import TcpMemory, read_sockets
 from wsgate.reactor import SharedAddresses
 from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Boards, Shared
@@ -40,6 +42,8 @@ from wsgate.statistics import PHASE_DRAINING, PHASE_READY, StatisticsBlock, why_
 __all__ = ["Keeper"]
 
 TICK_S: Final = 0.25
+LOOK_MS: Final = 1_000
+PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 SILENT_MS: Final = 600
 """Two beats missed: no new connection for this shard until it beats again."""
 UNSERVED_S: Final = 5.0
@@ -73,6 +77,9 @@ class Keeper:
         self._signals: list[int] = []
         self._is_hung_up = False
         self._weights: list[int] = []
+        self._tcp_memory = TcpMemory()
+        self._sockets_before = read_sockets()
+        self._looked_ms = 0
         self._is_ready = False
         self._is_stopping = False
         self._shards = [Child(f"shard-{n}", partial(self._fork_shard, n)) for n in range(len(plan.listeners))]
@@ -115,6 +122,7 @@ class Keeper:
             child.start_when_due()
         now_ms = self._beat()
         self._steer(now_ms)
+        self._look_at_sockets(now_ms)
         self._block.keeper["restarts"] = sum(child.restarts for child in (*self._others, *self._shards))
         if not self._is_ready and not why_not_ready(self._block, now_ms):
             self._is_ready = True
@@ -181,11 +189,11 @@ class Keeper:
     # --- steering -------------------------------------------------------------------------------------
 
     def _steer(self, now_ms: int) -> None:
-        weights = [self._weight(number, now_ms) for number in range(len(self._shards))]
-        if len(weights) > 1 and _differ(weights, self._weights):
-            self._weights = weights
+        fresh = weights([self._place(number, now_ms) for number in range(len(self._shards))])
+        if len(fresh) > 1 and _differ(fresh, self._weights):
+            self._weights = fresh
             try:
-                steer(self._plan.listeners[0], weights)
+                steer(self._plan.listeners[0], fresh)
             except OSError as error:  # a kernel without it deals by hash: worse, and no reason to end
                 self._log.warning("steering_refused", error=error.strerror)
         for number, child in enumerate(self._shards):
@@ -195,11 +203,23 @@ class Keeper:
                 refused = refuse_waiting(self._plan.listeners[number])
                 self._block.keeper.add("handshake_unserved", refused)
 
-    def _weight(self, number: int, now_ms: int) -> int:
+    def _place(self, number: int, now_ms: int) -> Place:
         region = self._block.shard(number)
         if region["phase"] != PHASE_READY or now_ms - region["beat_ms"] > SILENT_MS:
-            return 0
-        return region["room"]
+            return Place(0, State.REFUSING)
+        return Place(region["room"], State(region["admission_state"]))
+
+    def _look_at_sockets(self, now_ms: int) -> None:
+        """Once a second, for all shards: what the kernel says of the machine's sockets."""
+        if now_ms < self._looked_ms + LOOK_MS:
+            return
+        self._looked_ms = now_ms
+        numbers, region = read_sockets(), self._block.keeper
+        region["sockets_short"] = self._tcp_memory.judge(numbers)
+        region["tcp_memory_bytes"] = numbers.pages * PAGE_BYTES
+        region["tcp_memory_limit_bytes"] = numbers.pages_limit * PAGE_BYTES
+        region["listen_overflows"] = numbers.overflows - self._sockets_before.overflows
+        region["listen_drops"] = numbers.drops - self._sockets_before.drops
 
     # --- signals and the end --------------------------------------------------------------------------
 

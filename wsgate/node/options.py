@@ -17,7 +17,7 @@ from wsgate.config.settings import Section, fields_of
 from wsgate.node.memory import memory_share
 from wsgate.node.runtime import RunningGateway, url_host
 from wsgate.reactor import GateLimits, Settings, events
-from wsgate.shard.options import ChannelRules, EventOptions, ShardOptions, UserLimits
+from wsgate.shard.options import DESCRIPTORS_OF_OURS, ChannelRules, EventOptions, ShardOptions, UserLimits
 from wsgate.shard.variants import opcodes
 
 __all__ = ["admin_options", "key_sources", "publish_command", "renewable", "shard_options"]
@@ -38,8 +38,6 @@ POLICIES: Final = {
     "drop_oldest": events.POLICY_DROP_OLDEST,
     "latest_only": events.POLICY_LATEST_ONLY,
 }
-DESCRIPTORS_OF_OURS: Final = 32
-"""What a shard opens besides clients: epoll sets, bus, pipes, standard streams."""
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 

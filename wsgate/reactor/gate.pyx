@@ -89,6 +89,8 @@ cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexce
         core.states[<int>STATE_HEAD] + core.states[<int>STATE_DECIDING] >= core.gate.handshakes
     ):
         return REFUSED_HANDSHAKES
+    if core.is_pressed:
+        return REFUSED_MEMORY
     if core.gate.memory_bytes and (core.is_short or memory_booked(core) >= memory_high(core)):
         core.is_short = 1
         return REFUSED_MEMORY

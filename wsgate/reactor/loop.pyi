@@ -104,6 +104,15 @@ class Reactor:
         Sent from a reserve: also when the outbox is over its limits.
         """
 
+    def book(self, outside_bytes: int, *, is_pressed: bool = False) -> None:
+        """Put on the books what the caller holds beside this reactor, in place of what it said before.
+
+        Args:
+            outside_bytes: Bytes; they count against `GateLimits.memory_bytes` like everything else.
+            is_pressed: Whether newcomers are to be refused (`refused_memory`) for a reason the books do not
+                show, such as the machine's memory for sockets.
+        """
+
     def is_from_proxy(self, conn: int) -> bool:
         """Whether the peer is in one of the listed networks. One system call."""
 

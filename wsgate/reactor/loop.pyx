@@ -273,6 +273,11 @@ cdef class Reactor:
         gate_answers_free(core)
         core.gate = fresh
 
+    def book(self, uint64_t outside_bytes, *, bint is_pressed=False):
+        """What the caller holds beside, and whether newcomers are to be refused for its sake; see loop.pyi."""
+        self.core.outside_bytes = outside_bytes
+        self.core.is_pressed = is_pressed
+
     def is_from_proxy(self, uint64_t conn):
         """Whether the peer is in one of the listed networks."""
         cdef uint32_t slot = 0
@@ -732,7 +737,8 @@ cdef class Reactor:
         numbers["now_draining"] = core.drain_count
         numbers["now_channels"] = core.channels.count
         numbers["now_walks"] = core.walk_count
-        numbers["now_short"] = core.is_short
+        numbers["now_short"] = core.is_short or core.is_pressed
+        numbers["now_shedding"] = core.is_shedding
         return numbers
 
     def bytes_held(self):
@@ -740,6 +746,7 @@ cdef class Reactor:
         cdef Core *core = self.core
         held = {name: core.held[index] for index, name in enumerate(KIND_NAMES)}
         held["pool"] = core.pool.idle_bytes
+        held["outside"] = core.outside_bytes
         held["kernel_blocked"] = <uint64_t>core.blocked * core.limits.send_buffer_bytes
         held["connections"] = <uint64_t>core.connections * core.gate.connection_bytes
         return held

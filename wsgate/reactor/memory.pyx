@@ -98,8 +98,8 @@ cdef void memory_empty_pool(Core *core) noexcept nogil:
 
 
 cdef uint64_t memory_booked(Core *core) noexcept nogil:
-    """Everything on the books: each kind, the pool, every connection's share, the kernel's for blocked ones."""
-    cdef uint64_t total = core.pool.idle_bytes
+    """Everything on the books: each kind, the pool, what the caller holds, every connection's share, the kernel's."""
+    cdef uint64_t total = core.pool.idle_bytes + core.outside_bytes
     cdef int kind
     for kind in range(KINDS):
         total += core.held[kind]

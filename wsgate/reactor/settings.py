@@ -6,7 +6,10 @@ those of the configuration (architecture, section 11).
 
 from dataclasses import dataclass
 
-__all__ = ["GateLimits", "ListenerOptions", "Settings"]
+__all__ = ["SOCKET_BYTES", "GateLimits", "ListenerOptions", "Settings"]
+
+SOCKET_BYTES = 4_096
+"""What the kernel keeps for an idle connection: the socket, inode and file, its place in epoll."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ class GateLimits:
         0  # everything on the books; above it the slow are cut, a sixteenth below no newcomers
     )
     # What a connection costs beside that: its socket in the kernel, and the caller's own objects.
-    connection_bytes: int = 4_096 + 512
+    connection_bytes: int = SOCKET_BYTES + 512
     refusal_drains: int = 32  # refused sockets read to their end at once
     refusal_drain_bytes: int = 16 * 1024
     refusal_drain_ms: int = 1_000

@@ -474,6 +474,9 @@ ctypedef struct Core:
     uint32_t states[STATES]      # connections by state
     uint32_t blocked
     int is_short                 # the books are, or lately were, over the high mark: no newcomers
+    int is_shedding              # they are, or lately were, over the budget: some are being cut
+    int is_pressed               # the caller knows of something that the books do not: no newcomers
+    uint64_t outside_bytes       # what the caller holds beside this reactor
     uint32_t shed_slot           # where the next look for somebody to cut begins
     Connection **chunks
     uint32_t chunk_count

@@ -82,6 +82,11 @@ LAYOUT: Final = Layout(
         "addresses_unnamed",  # a listed proxy did not say for whom it speaks
         "users_unchecked",  # connections of users let in because the bus did not answer
         "rates_unchecked",  # leases of messages, likewise
+        "admission_open",  # times the state became this one
+        "admission_refusing",
+        "admission_shedding",
+        "listen_overflows",  # accept queues that were full, on the whole machine; the keeper's
+        "listen_drops",
         "client_asked",  # GET /client.js on the client port
         "readiness_asked",  # GET /readyz on the client port
         "restarts",  # of a child; the keeper's
@@ -91,6 +96,25 @@ LAYOUT: Final = Layout(
         "pid",
         "beat_ms",  # monotonic clock, when it last beat
         "room",  # how many more connections fit; the weight of its listener
+        "admission_state",  # admission.State
+        "connections_limit",
+        "descriptors_limit",
+        "room_connections",  # how many more fit as far as each resource goes
+        "room_descriptors",
+        "room_memory",
+        "binds_connections",  # 1: it is the one that goes least far
+        "binds_descriptors",
+        "binds_memory",
+        "growth_per_1000_s",  # connections, mean of about the last 20 s; 0: they do not grow
+        "full_in_s",  # at that growth; 2**31: never
+        "booked_own_bytes",  # on the books for memory of the process itself
+        "footprint_bytes",  # what the process has really grown by since it started
+        "unexplained_bytes",  # of that on no account; booked as well
+        "listen_queue",  # connections that wait to be accepted
+        "listen_queue_limit",
+        "sockets_short",  # 1: the machine has no memory for more sockets; the keeper's
+        "tcp_memory_bytes",  # of all sockets of the machine; the keeper's
+        "tcp_memory_limit_bytes",
         "bus_up",
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "subscriptions_pending",  # channels the bus has not confirmed yet
@@ -106,8 +130,10 @@ LAYOUT: Final = Layout(
         "now_channels",
         "now_walks",
         "now_short",
+        "now_shedding",
         *(f"held_{name}" for name in KIND_NAMES),
         "held_pool",
+        "held_outside",
         "held_kernel_blocked",
         "held_connections",
         "memory_budget_bytes",  # what all of held_ together may come to

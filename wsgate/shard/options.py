@@ -11,6 +11,7 @@ from wsgate.statistics import Board, StatisticsBlock
 
 __all__ = [
     "ANONYMOUS",
+    "DESCRIPTORS_OF_OURS",
     "NO_EVENTS",
     "NO_USER_LIMITS",
     "Boards",
@@ -65,6 +66,9 @@ class UserLimits:
 
 
 NO_USER_LIMITS = UserLimits()
+
+DESCRIPTORS_OF_OURS: Final = 32
+"""What a shard opens besides clients: epoll sets, bus, pipes, standard streams."""
 
 CONFIGURATION_BYTES: Final = 4 * 1024 * 1024
 KEY_SET_BYTES: Final = 256 * 1024

@@ -25,10 +25,11 @@ from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, Request, refusal
 from wsgate.log import Log
 from wsgate.reactor import Reactor, events
-from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
+from wsgate.reactor.names import COUNTER_NAMES, REASON_NAMES
 from wsgate.reasons import Reason
 from wsgate.shard import numbers
 from wsgate.shard.access import Access
+from wsgate.shard.accounts import Accounts
 from wsgate.shard.budget import PassBudget
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
@@ -53,6 +54,10 @@ NUMBERS_TICKS: Final = 4
 """Ticks between two looks at everything counted: a resting shard is to cost nothing."""
 FLUSH_S: Final = 1.0
 """For events of the last clients to reach their stream: half of what the keeper grants after a drain."""
+SHED_RETRY_MS: Final = (2_000, 15_000)
+"""When those who are cut for want of memory may come back: each tick's lot another time."""
+LEASE_BYTES: Final = 256
+"""One user's lease of messages, with its place in the table."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 """What an envelope may add to the largest payload."""
 _ADDRESS_REFUSALS: Final = {
@@ -163,6 +168,7 @@ class Shard:
         self._sessions = Sessions(
             options, self._reactor, self._hub, access, tokens, self.count, self._events, self._users
         )
+        self._accounts = Accounts(self._region, self._reactor, self._outside_bytes, self.count, self._log)
         self._control = Control(self._reactor, self._sessions, self._users.owner)
         self._control_names = names.control(options.node)
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
@@ -211,7 +217,7 @@ class Shard:
         loop.add_reader(self._reactor.fileno(), self._pump)
         self._region["pid"] = os.getpid()
         self._region["phase"] = PHASE_READY
-        self._region["memory_budget_bytes"] = self._options.gate.memory_bytes
+        self._write_numbers(self._reactor.counters())
         self._tick(loop.time())
         await stop.wait()
         left = await self._leave()
@@ -435,7 +441,7 @@ class Shard:
         self._ticks += 1
         if self._ticks % NUMBERS_TICKS == 0:
             self._write_numbers(numbers_now)
-        self._beat(numbers_now["now_connections"], is_short=bool(numbers_now["now_short"]))
+        self._beat(numbers_now)
 
     def _look_at_boards(self) -> None:
         """What was told anew since the last tick: the configuration, the key set."""
@@ -468,7 +474,6 @@ class Shard:
         self._subscriber.limit_payload(_payload_limit_bytes(options))
         self._forms.threshold_bytes = options.compression_threshold_bytes
         self._refused_before = -1  # the gate is set with the next tick's Retry-After
-        self._region["memory_budget_bytes"] = options.gate.memory_bytes
         self.count("renewals", 1)
         self._log.info("renewed")
 
@@ -483,11 +488,25 @@ class Shard:
             refusal(429, "too_many_of_address", retry_after_s=_spread_s(10)).response,
         )
 
-    def _beat(self, connections: int, *, is_short: bool) -> None:
-        """What the keeper steers by."""
-        room = max(0, self._options.gate.connections - connections)
-        self._region["room"] = 0 if self._is_draining or is_short else room
+    def _beat(self, numbers_now: Mapping[str, int]) -> None:
+        """What the keeper steers by, and what clients that are cut are told."""
+        is_pressed = bool(self._block.keeper["sockets_short"])
+        self._accounts.tick(numbers_now, self._options.gate, is_pressed=is_pressed)
+        if self._is_draining:
+            self._region["room"] = 0
         self._region["beat_ms"] = now_ms()
+        if numbers_now["now_shedding"]:
+            self._sessions.spread(Reason.SHED, random.randint(*SHED_RETRY_MS))  # noqa: S311 - no secret
+
+    def _outside_bytes(self) -> int:
+        """What the shard's own parts hold beside the reactor."""
+        rates = self._users.rates
+        return (
+            self._tokens.cached_bytes
+            + self._publisher.waiting_bytes
+            + sum(each.held_bytes for each in set(self._events.appenders))
+            + (rates.users * LEASE_BYTES if rates else 0)
+        )
 
     def _write_numbers(self, numbers_now: Mapping[str, int]) -> None:
         """Everything counted, into the region."""
@@ -499,11 +518,13 @@ class Shard:
         for name, value in self._counts.items():
             if not name.startswith("ended_"):
                 region[name] = value
-        for name in (*STATE_NAMES[1:], "connections", "blocked", "draining", "channels", "walks", "short"):
-            region["now_" + name] = numbers_now["now_" + name]
+        for name in numbers_now:
+            if name.startswith("now_"):
+                region[name] = numbers_now[name]
         held = self._reactor.bytes_held()
-        for name in (*KIND_NAMES, "pool", "kernel_blocked", "connections"):
-            region["held_" + name] = held[name]
+        for name, value in held.items():
+            region["held_" + name] = value
+        self._accounts.look(numbers_now, self._options.gate, held, self._listener_fd)
         region["token_cache_entries"] = self._tokens.cached
         region["subscriptions_pending"] = self._hub.pending
         region["python_blocks"] = sys.getallocatedblocks()

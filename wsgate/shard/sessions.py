@@ -86,14 +86,18 @@ class Sessions:
         self.renew(options)
         for row in REASONS.values():
             if row.close_code >= 4000:
-                spoken = DIALECT_OF[: len(options.reactor.variant_opcodes)]
-                byes = [self._bye(dialect, row.reason) for dialect in spoken]
-                reactor.set_bye(row.close_code, byes, reason=row.reason)
+                self.spread(row.reason, RETRY_MS)
 
     def renew(self, options: ShardOptions) -> None:
         """Other options, from now on."""
         self.options = options
         self._ping_s = options.reactor.ping_interval_ms // 1000
+
+    def spread(self, reason: Reason, retry_ms: int) -> None:
+        """Have the reactor say so before the Closes it sends for this reason, and when to come back."""
+        spoken = DIALECT_OF[: len(self.options.reactor.variant_opcodes)]
+        byes = [self._bye(dialect, reason, retry_ms) for dialect in spoken]
+        self.reactor.set_bye(REASONS[reason].close_code, byes, reason=reason)
 
     def _bye(self, dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
         code = REASONS[reason].close_code

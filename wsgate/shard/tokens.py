@@ -94,6 +94,11 @@ class Tokens:
         return self._is_fetching and not self._fetches
 
     @property
+    def cached_bytes(self) -> int:
+        """What the cache holds."""
+        return 0 if self._cache is None else self._cache.bytes_estimate()
+
+    @property
     def cached(self) -> int:
         """Entries in the cache."""
         return 0 if self._cache is None else len(self._cache)

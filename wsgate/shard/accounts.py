@@ -1,0 +1,131 @@
+"""What a shard tells of itself as a place: its books against its footprint, its state, its headroom.
+
+Looks once a second, and at the state four times, because the keeper steers by it.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from wsgate.admission import Headroom, Ledger, Reading, State
+from wsgate.log import Log
+from wsgate.reactor import GateLimits, Reactor
+from wsgate.reactor.names import KIND_NAMES
+from wsgate.reactor.settings import SOCKET_BYTES
+from wsgate.shard.options import DESCRIPTORS_OF_OURS
+from wsgate.statistics import Region
+
+__all__ = ["Accounts"]
+
+NEVER_S: Final = 1 << 31
+"""In the gauge of when it is full: not at this growth."""
+_STATM: Final = Path("/proc/self/statm")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+# struct tcp_info: of a listener, how many wait to be accepted and how many may. Source: tcp_diag.c,
+# tcp_diag_get_info; linux/tcp.h.
+_QUEUE: Final = struct.Struct("@24xII")
+
+
+class Accounts:
+    """One shard's.
+
+    Args:
+        region: Where it is told.
+        reactor: Whose books these are.
+        outside: What the shard's own parts hold, in bytes.
+        count: The shard's counters.
+        log: Where a change of the state is said.
+    """
+
+    def __init__(
+        self,
+        region: Region,
+        reactor: Reactor,
+        outside: Callable[[], int],
+        count: Callable[[str, int], None],
+        log: Log,
+    ) -> None:
+        self._region = region
+        self._reactor = reactor
+        self._outside = outside
+        self._count = count
+        self._log = log
+        self._state = State.OPEN
+        self._outside_bytes = 0
+        self._ledger = Ledger(connection_bytes=SOCKET_BYTES, baseline_bytes=_resident_bytes())
+
+    def tick(self, numbers: Mapping[str, int], gate: GateLimits, *, is_pressed: bool) -> None:
+        """Four times a second: the state, and the room the keeper steers by."""
+        self._reactor.book(self._outside_bytes, is_pressed=is_pressed)
+        room = max(0, gate.connections - numbers["now_connections"])
+        reading = self._reading(numbers, gate, self._reactor.bytes_held())
+        state = self._ledger.judge(reading, room=room, connections_limit=gate.connections)
+        self._region["room"] = room if state is not State.SHEDDING and not reading.is_short else 0
+        self._region["admission_state"] = state
+        if state is not self._state:
+            self._count("admission_" + state.name.lower(), 1)
+            self._log.info("admission", state=state.name.lower(), connections=numbers["now_connections"])
+            self._state = state
+
+    def look(
+        self, numbers: Mapping[str, int], gate: GateLimits, held: Mapping[str, int], listener_fd: int
+    ) -> None:
+        """Once a second: everything that is told about it."""
+        region = self._region
+        reading = self._reading(numbers, gate, held)
+        self._ledger.read(reading)
+        self._outside_bytes = self._outside() + self._ledger.unexplained_bytes
+        headroom = self._ledger.headroom(
+            reading,
+            connections_limit=gate.connections,
+            descriptors_limit=gate.descriptors - DESCRIPTORS_OF_OURS,
+            budget_bytes=gate.memory_bytes,
+        )
+        self._tell(headroom)
+        region["booked_own_bytes"] = reading.own_bytes
+        region["footprint_bytes"] = self._ledger.footprint_bytes
+        region["unexplained_bytes"] = self._ledger.unexplained_bytes
+        region["connections_limit"] = gate.connections
+        region["descriptors_limit"] = gate.descriptors
+        region["memory_budget_bytes"] = gate.memory_bytes
+        region["listen_queue"], region["listen_queue_limit"] = _queue_of(listener_fd)
+
+    def _reading(self, numbers: Mapping[str, int], gate: GateLimits, held: Mapping[str, int]) -> Reading:
+        connections = numbers["now_connections"]
+        # What compression may take for a moment is on the books and not in the process.
+        resident = [held[name] for name in (*KIND_NAMES, "pool") if name != "deflate"]
+        own = sum(resident) + connections * (gate.connection_bytes - SOCKET_BYTES) + self._outside()
+        return Reading(
+            connections=connections,
+            own_bytes=own,
+            booked_bytes=sum(held.values()),
+            resident_bytes=_resident_bytes(),
+            is_short=bool(numbers["now_short"]),
+            is_shedding=bool(numbers["now_shedding"]),
+        )
+
+    def _tell(self, headroom: Headroom) -> None:
+        region = self._region
+        for resource, room in headroom.by_resource.items():
+            region["room_" + resource] = room
+            region["binds_" + resource] = resource == headroom.binding
+        region["growth_per_1000_s"] = max(0, int(headroom.growth_per_s * 1000))
+        region["full_in_s"] = NEVER_S if headroom.full_in_s < 0 else min(NEVER_S, int(headroom.full_in_s))
+
+
+def _resident_bytes() -> int:
+    return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
+
+
+def _queue_of(listener_fd: int) -> tuple[int, int]:
+    """How many wait to be accepted, and how many may."""
+    try:
+        listener = socket.socket(fileno=os.dup(listener_fd))
+    except OSError:  # closed: it drains
+        return 0, 0
+    with listener:
+        waiting, most = _QUEUE.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE.size))
+    return waiting, most
