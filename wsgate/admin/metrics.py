@@ -81,6 +81,11 @@ _COUNTERS: Final = (
         "cause",
         {"listen_overflows": "overflows", "listen_drops": "drops"},
     ),
+    _one(
+        "handed_over",
+        "Connections a shard had no room for, given to one that had.",
+        "handed_over",
+    ),
     _one("request_heads", "Complete request heads read.", "opens"),
     _one("upgrades", "Handshakes answered with 101.", "upgrades"),
     _Counter(

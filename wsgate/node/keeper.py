@@ -70,6 +70,8 @@ class Keeper:
         self._addresses = SharedAddresses(
             shards=len(plan.listeners), connections=plan.shards[0].gate.connections
         )
+        # Held here for a successor: what was handed to a shard that died waits for it.
+        self._handovers = _handovers(len(plan.listeners))
         self._shard_options, self._admin_options = plan.shards, plan.admin
         self._had_terminal = _has_terminal()
         self._alive_read, self._alive_write = os.pipe()
@@ -157,7 +159,7 @@ class Keeper:
 
         def work() -> int:
             self._give_up(listener)
-            shared = Shared(self._block, self._boards, self._addresses)
+            shared = Shared(self._block, self._boards, self._addresses, self._handovers)
             return run_shard(options, listener.fileno(), shared, self._alive_read, seen)
 
         return fork_child(f"wsgate-shard-{number}", work)
@@ -295,6 +297,16 @@ class Keeper:
             if any(child.pid for child in children):
                 select.select([self._wake_read], [], [], TICK_S)
                 self._take_signals()
+
+
+def _handovers(count: int) -> tuple[tuple[socket.socket, socket.socket], ...]:
+    """For each shard both ends of where siblings hand it connections; none where there are no siblings."""
+    if count < 2:
+        return ()
+    pairs = tuple(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count))
+    for ours, _ in pairs:
+        ours.setblocking(False)
+    return pairs
 
 
 def _has_terminal() -> bool:

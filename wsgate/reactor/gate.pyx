@@ -10,6 +10,9 @@ Out of descriptors (EMFILE and its kin) the listener is taken out of the epoll s
 tick, so that a full process does not spin on a queue it cannot serve. The same when twice the rate of
 handshakes is offered: refusing costs too, and who waits in the kernel's queue costs nothing.
 
+A full shard is no full node: who finds no room here is handed to a sibling that has some, as it is, a
+descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_admit).
+
 Whose address counts is the peer's own, or, for a listed proxy, whom it names in a PROXY header (head.pyx)
 or in X-Forwarded-For (the caller's part): those are judged when they are known.
 """
@@ -25,7 +28,7 @@ from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
 from wsgate.reactor.seam cimport EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_watch
 from wsgate.reactor.structs cimport (
     ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, Connection, Core, DRAINS_MAX,
-    Drain, Input, PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
+    Drain, HANDED_OVER, Input, PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
     REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
     REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING,
     STATE_HEAD,
@@ -39,7 +42,29 @@ cdef extern from * nogil:
     #define _GNU_SOURCE
     #endif
     #include <sys/socket.h>
+    #include <string.h>
+    #include <sys/uio.h>
+    static inline int send_descriptor(int channel, int fd) {
+        char byte = 0, control[CMSG_SPACE(sizeof(int))];
+        struct iovec part = {&byte, 1};
+        struct msghdr message;
+        struct cmsghdr *header;
+        memset(&message, 0, sizeof(message));
+        memset(control, 0, sizeof(control));
+        message.msg_iov = &part;
+        message.msg_iovlen = 1;
+        message.msg_control = control;
+        message.msg_controllen = sizeof(control);
+        header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(header), &fd, sizeof(int));
+        return sendmsg(channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == 1;
+    }
     """
+    bint send_descriptor(int channel, int fd)
+    int getpeername(int fd, void *address, unsigned int *size)
     ctypedef struct sockaddr_storage "struct sockaddr_storage":
         unsigned short ss_family
     int accept4(int fd, void *address, void *size, int flags)
@@ -256,16 +281,56 @@ cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
     return 0
 
 
+cdef bint hand_over(Core *core, int fd, int reason) noexcept nogil:
+    """Give a socket for which there is no room here to a sibling; False: nobody takes it."""
+    if core.relief < 0 or reason not in (REFUSED_DESCRIPTORS, REFUSED_CONNECTIONS, REFUSED_MEMORY):
+        return False
+    if not send_descriptor(core.relief, fd):
+        return False
+    close(fd)                                 # the message holds it now
+    core.counters[<int>HANDED_OVER] += 1
+    return True
+
+
+cdef inline bint looks_at_addresses(Core *core) noexcept nogil:
+    return core.gate.address_connections or core.gate.address_rate_per_s or core.gate.reads_proxy_header
+
+
+cdef void gate_admit(Core *core, int fd, bint is_handed) noexcept nogil:
+    """Judge an accepted socket, by its peer's address where that counts; it is this reactor's from now on."""
+    cdef sockaddr_storage peer
+    cdef unsigned int size = sizeof(peer)
+    cdef bint is_known = looks_at_addresses(core) and getpeername(fd, <void *>&peer, &size) == 0
+    take_in(core, fd, <void *>&peer if is_known else NULL, is_handed)
+
+
+cdef void take_in(Core *core, int fd, const void *peer, bint is_handed) noexcept nogil:
+    cdef uint32_t slot = 0
+    cdef uint64_t key = 0
+    cdef uint8_t address[16]
+    cdef bint is_counted = peer != NULL and address_read(peer, address)
+    cdef bint is_trusted = is_counted and core.gate.trusted_count and address_is_trusted(core, address)
+    cdef int reason = judge(core, fd, address if is_counted and not is_trusted else NULL, &key)
+    if reason:
+        if is_handed or not hand_over(core, fd, reason):
+            refuse(core, fd, reason)
+    elif gate_open(core, fd, &slot) < 0:
+        address_drop(core, key)
+        refuse(core, fd, REFUSED_CONNECTIONS)
+    else:
+        if key:
+            address_note(core, slot, key)
+        if is_trusted and core.gate.reads_proxy_header:
+            at(core, slot).variant = AWAITS_PROXY
+        attention_push(core, slot)
+
+
 cdef int gate_accept(Core *core) noexcept nogil:
     """Accept a batch; 1 when the queue may hold more."""
-    cdef int fd, reason, index
-    cdef uint32_t slot = 0
+    cdef int fd, index
     cdef unsigned int size
-    cdef uint64_t key
-    cdef uint8_t address[16]
     cdef sockaddr_storage peer
-    cdef bint looks = core.gate.address_connections or core.gate.address_rate_per_s or core.gate.reads_proxy_header
-    cdef bint is_counted, is_trusted
+    cdef bint looks = looks_at_addresses(core)
     cdef void *into = <void *>&peer if looks else NULL
     for index in range(PASS_OPENS):
         if is_offered_twice(core):
@@ -287,19 +352,5 @@ cdef int gate_accept(Core *core) noexcept nogil:
                 return 0
             continue                          # the peer gave up while it waited
         core.counters[<int>ACCEPTED] += 1
-        key = 0
-        is_counted = looks and address_read(&peer, address)
-        is_trusted = is_counted and core.gate.trusted_count and address_is_trusted(core, address)
-        reason = judge(core, fd, address if is_counted and not is_trusted else NULL, &key)
-        if reason:
-            refuse(core, fd, reason)
-        elif gate_open(core, fd, &slot) < 0:
-            address_drop(core, key)
-            refuse(core, fd, REFUSED_CONNECTIONS)
-        else:
-            if key:
-                address_note(core, slot, key)
-            if is_trusted and core.gate.reads_proxy_header:
-                at(core, slot).variant = AWAITS_PROXY
-            attention_push(core, slot)
+        take_in(core, fd, into, False)
     return 1

@@ -113,6 +113,20 @@ class Reactor:
                 show, such as the machine's memory for sockets.
         """
 
+    def relieve(self, fd: int) -> None:
+        """Say who gets the connections for which there is no room here.
+
+        Args:
+            fd: A Unix socket, non-blocking or not, that stays the caller's: each connection goes there as one
+                byte with a descriptor. -1: nobody, and they are refused. When it is full they are too.
+        """
+
+    def admit(self, fd: int, *, now_ms: int) -> None:
+        """Take in a non-blocking socket that a sibling accepted: judged as at our own gate, never handed on.
+
+        The descriptor is the reactor's from now on, whatever becomes of it.
+        """
+
     def is_from_proxy(self, conn: int) -> bool:
         """Whether the peer is in one of the listed networks. One system call."""
 

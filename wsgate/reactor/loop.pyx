@@ -27,7 +27,7 @@ from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, deadlines_run
 from wsgate.reactor.fanout cimport bye_for, fan_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
-from wsgate.reactor.gate cimport gate_answers_free, gate_mute, gate_open, gate_tick
+from wsgate.reactor.gate cimport gate_admit, gate_answers_free, gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn
 from wsgate.reactor.memory cimport memory_booked
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_address, seam_interest, seam_peer, seam_watch
@@ -277,6 +277,16 @@ cdef class Reactor:
         """What the caller holds beside, and whether newcomers are to be refused for its sake; see loop.pyi."""
         self.core.outside_bytes = outside_bytes
         self.core.is_pressed = is_pressed
+
+    def relieve(self, int fd):
+        """Who gets what there is no room for here; -1: nobody. See loop.pyi."""
+        self.own().relief = fd
+
+    def admit(self, int fd, *, int64_t now_ms):
+        """Take in a socket that a sibling accepted, or refuse it; see loop.pyi."""
+        cdef Core *core = self.own()
+        advance(core, now_ms)
+        gate_admit(core, fd, True)
 
     def is_from_proxy(self, uint64_t conn):
         """Whether the peer is in one of the listed networks."""

@@ -92,5 +92,6 @@ COUNTER_NAMES: Final = (
     "timers",
     "messages_inflated",
     "addresses_uncounted",
+    "handed_over",
     "accepts_paused",
 )

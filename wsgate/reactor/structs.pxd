@@ -208,6 +208,7 @@ cdef enum Counter:
     TIMERS                       # timers that came due
     MESSAGES_INFLATED
     ADDRESSES_UNCOUNTED          # no cell, or no slot in the journal: let in without a count
+    HANDED_OVER                  # accepted here, and given to a sibling because here is no room
     ACCEPTS_PAUSED               # the listener left alone until the next tick: over twice the rate was offered
     COUNTERS
 
@@ -454,6 +455,7 @@ ctypedef struct Bye:             # what goes before a Close the reactor itself s
 ctypedef struct Core:
     int epoll
     int listener                 # -1: none
+    int relief                   # a socket to a sibling that has room; -1: none has
     int listener_muted           # out of descriptors: looked at again at the next tick
     int64_t now_ms               # the caller's clock
     int64_t forgiven_ms          # stalls that deadlines did not count

@@ -16,10 +16,12 @@ from wsgate.reactor import GateLimits, Reactor
 from wsgate.reactor.names import KIND_NAMES
 from wsgate.reactor.settings import SOCKET_BYTES
 from wsgate.shard.options import DESCRIPTORS_OF_OURS
-from wsgate.statistics import Region
+from wsgate.statistics import PHASE_READY, Region, StatisticsBlock
 
-__all__ = ["Accounts"]
+__all__ = ["Accounts", "roomiest"]
 
+SILENT_MS: Final = 600
+"""As the keeper has it: two beats missed."""
 NEVER_S: Final = 1 << 31
 """In the gauge of when it is full: not at this growth."""
 _STATM: Final = Path("/proc/self/statm")
@@ -114,6 +116,17 @@ class Accounts:
             region["binds_" + resource] = resource == headroom.binding
         region["growth_per_1000_s"] = max(0, int(headroom.growth_per_s * 1000))
         region["full_in_s"] = NEVER_S if headroom.full_in_s < 0 else min(NEVER_S, int(headroom.full_in_s))
+
+
+def roomiest(block: StatisticsBlock, number: int, now_ms: int) -> int | None:
+    """The other shard with the most room, that has told so lately; None: there is none."""
+    best, most = None, 0
+    for other in range(block.shards):
+        region = block.shard(other)
+        is_there = region["phase"] == PHASE_READY and now_ms - region["beat_ms"] < SILENT_MS
+        if other != number and is_there and region["room"] > most:
+            best, most = other, region["room"]
+    return best
 
 
 def _resident_bytes() -> int:

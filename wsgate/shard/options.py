@@ -1,5 +1,6 @@
 """What a shard is told at its start, frozen. Made by the node from the configuration."""
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -92,6 +93,8 @@ class Shared:
     boards: Boards = field(default_factory=Boards)
     addresses: SharedAddresses | None = None
     """Where connections of an address are counted; None: nowhere, and the gate has no limit of it."""
+    handovers: tuple[tuple[socket.socket, socket.socket], ...] = ()
+    """For each shard where it hears what siblings hand to it, and where they send it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

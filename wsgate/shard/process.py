@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from wsgate.reactor.names import COUNTER_NAMES, REASON_NAMES
 from wsgate.reasons import Reason
 from wsgate.shard import numbers
 from wsgate.shard.access import Access
-from wsgate.shard.accounts import Accounts
+from wsgate.shard.accounts import Accounts, roomiest
 from wsgate.shard.budget import PassBudget
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
@@ -54,6 +55,7 @@ NUMBERS_TICKS: Final = 4
 """Ticks between two looks at everything counted: a resting shard is to cost nothing."""
 FLUSH_S: Final = 1.0
 """For events of the last clients to reach their stream: half of what the keeper grants after a drain."""
+HANDED_PER_PASS: Final = 64
 SHED_RETRY_MS: Final = (2_000, 15_000)
 """When those who are cut for want of memory may come back: each tick's lot another time."""
 LEASE_BYTES: Final = 256
@@ -103,6 +105,7 @@ class Shard:
         """Nothing runs yet."""
         self._boards = shared.boards
         self._addresses = shared.addresses
+        self._handovers = shared.handovers
         self._seen = seen
         self._seen_keys = 0
         self._options = options
@@ -215,6 +218,8 @@ class Shard:
         self._renew_gate(0)
         self._reactor.listen(self._listener_fd)
         loop.add_reader(self._reactor.fileno(), self._pump)
+        if self._handovers:
+            loop.add_reader(self._handovers[self._options.number][0].fileno(), self._take_handed)
         self._region["pid"] = os.getpid()
         self._region["phase"] = PHASE_READY
         self._write_numbers(self._reactor.counters())
@@ -253,6 +258,18 @@ class Shard:
         )
         self._log.info("drained", left=left)
         return left
+
+    def _take_handed(self) -> None:
+        """Connections that siblings had no room for."""
+        ours = self._handovers[self._options.number][0]
+        for _ in range(HANDED_PER_PASS):
+            try:
+                _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)  # it does not block
+            except BlockingIOError:
+                break
+            for descriptor in descriptors:
+                self._reactor.admit(descriptor, now_ms=now_ms())
+        self._schedule()
 
     def _keeper_is_gone(self) -> None:
         """Nobody would restart, drain or count us: end at once, so that nothing is orphaned."""
@@ -494,6 +511,9 @@ class Shard:
         self._accounts.tick(numbers_now, self._options.gate, is_pressed=is_pressed)
         if self._is_draining:
             self._region["room"] = 0
+        if self._handovers:
+            number = roomiest(self._block, self._options.number, now_ms())
+            self._reactor.relieve(-1 if number is None else self._handovers[number][1].fileno())
         self._region["beat_ms"] = now_ms()
         if numbers_now["now_shedding"]:
             self._sessions.spread(Reason.SHED, random.randint(*SHED_RETRY_MS))  # noqa: S311 - no secret
