@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -61,6 +61,9 @@ ping_interval = "{ping_interval_s}s"  # 0 beside other servers: pings of one wou
 outbox_frames = 65536  # the cost of a flood is asked for here, not what becomes of a slow reader,
 outbox_bytes = "16MiB"  # and the client may wait for a processor that it shares
 
+[admission]
+{admission}
+
 [events]
 enabled = {events}
 
@@ -80,6 +83,8 @@ class GatewayProcess:
         port: Where clients connect; 0: a free one.
         drain_timeout_s: How long it may take to say goodbye.
         events: Types of events that backends are told.
+        admission: Settings of that section.
+        prefix: A command that starts it, its own following: for a control group.
     """
 
     module = "gateway"
@@ -93,6 +98,8 @@ class GatewayProcess:
         port: int = 0,
         drain_timeout_s: int = 1,
         events: Sequence[str] = (),
+        admission: Mapping[str, int | str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         """Start it and wait until it is ready (ServerError if it never is)."""
         self.shards = shards
@@ -108,13 +115,14 @@ class GatewayProcess:
             port=port,
             drain_timeout_s=drain_timeout_s,
             events=json.dumps(list(events)),
+            admission="\n".join(f"{key} = {json.dumps(value)}" for key, value in (admission or {}).items()),
         )
         config.write_text(text, encoding="utf-8")
         self._log = where / "log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WSGATE_")}
         with self._log.open("wb") as log:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-m", "wsgate", "serve", "--config", str(config)],
+                [*prefix, sys.executable, "-m", "wsgate", "serve", "--config", str(config)],
                 env=environ | {"RUNTIME_DIRECTORY": self._directory.name},
                 cwd=_ROOT,
                 stdin=subprocess.DEVNULL,

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from importlib.resources import files
 from typing import Final, Protocol
 
@@ -28,21 +27,22 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.text: Final = files("wsgate.bus").joinpath("scripts", f"{name}.lua").read_bytes()
-        self._digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+        digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+        # Packed by hand: 2 us less of the 8 that counting a connection of a user costs.
+        self._head = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % digest
 
-    def run(self, caller: Caller, key: bytes, arguments: Sequence[str | int], done: CallDone) -> None:
+    def run(self, caller: Caller, key: bytes, arguments: Sequence[bytes], done: CallDone) -> None:
         """Run it on one key; `done` is told as by `Publisher.call`."""
-        rest = [str(each) for each in arguments]
-        command = pack("EVALSHA", self._digest, "1", key, *rest)
-        caller.call(key, command, partial(self._on_answer, caller, key, rest, done))
+        parts = [b"*%d\r\n" % (len(arguments) + 4), self._head, b"$%d\r\n%b\r\n" % (len(key), key)]
+        parts += [b"$%d\r\n%b\r\n" % (len(each), each) for each in arguments]
 
-    def _on_answer(
-        self, caller: Caller, key: bytes, rest: list[str], done: CallDone, outcome: str, text: bytes
-    ) -> None:
-        if outcome == "unscripted":
-            caller.call(key, pack("EVAL", self.text, "1", key, *rest), done)
-        else:
-            done(outcome, text)
+        def on_answer(outcome: str, text: bytes) -> None:
+            if outcome == "unscripted":
+                caller.call(key, pack("EVAL", self.text, "1", key, *arguments), done)
+            else:
+                done(outcome, text)
+
+        caller.call(key, b"".join(parts), on_answer)
 
 
 USER_ENTER: Final = Script("user_enter")

@@ -97,7 +97,8 @@ class Users:
         return f"{self._reactor.public_id(conn):016x}@{self.owner}"
 
     def _enter(self, user: str, member: str, done: CallDone) -> None:
-        arguments = (member, time.time_ns() // 1_000_000, self._limits.connections, SET_TTL_S)
+        now_ms = time.time_ns() // 1_000_000
+        arguments = (member.encode(), b"%d" % now_ms, b"%d" % self._limits.connections, b"%d" % SET_TTL_S)
         USER_ENTER.run(self._publisher, self._names.user(user), arguments, done)
 
     def _on_entered(self, user: str, member: str, told: Told, outcome: str, text: bytes) -> None:
@@ -195,7 +196,7 @@ class Users:
     # --- messages -------------------------------------------------------------------------------------
 
     def _lease(self, user: str, want: int, debt: int, grant: Callable[[int, int], None]) -> None:
-        arguments = (self._limits.rate_per_s, want, debt)
+        arguments = (b"%d" % self._limits.rate_per_s, b"%d" % want, b"%d" % debt)
         done = partial(self._on_lease, want, grant)
         RATE_LEASE.run(self._publisher, self._names.rate(user), arguments, done)
 
