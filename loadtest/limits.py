@@ -5,8 +5,8 @@
 Three questions, each asked of both in turn, round after round, so that a slow minute of the machine hits
 both:
 
-    handshakes   new HS256 tokens, with limits of an address (connections and rate) and of a user on all nodes;
-                 of users who are here already, and of new ones, whose inbox has to be subscribed on the bus
+    handshakes   new HS256 tokens, with limits of an address (connections and rate) and of a user on all
+                 nodes; of users who are here already, and of new ones, whose inbox has to be subscribed
     messages     users who publish and hear themselves, with a leased limit that they use a fifth of
     refusals     at the gate, for the connections of all and for those of one address, beside the floor
 
@@ -167,9 +167,8 @@ def _report(free: Side, limited: Side, full: Side, crowded: Side, floor_us: floa
         f"{'refusal: floor, 503, 429':<28}{floor_us:>10.1f}"
         f"{full.median('refusal'):>10.1f}{crowded.median('refusal'):>10.1f}"
     )
-    print(
-        f"{'messages a second':<28}{free.median('message_rate'):>10.0f}{limited.median('message_rate'):>10.0f}"
-    )
+    rates = (free.median("message_rate"), limited.median("message_rate"))
+    print(f"{'messages a second':<28}{rates[0]:>10.0f}{rates[1]:>10.0f}")
     for text, value, limit, is_least in (
         ("handshakes a second and core, with limits", per_s, PER_S, True),
         ("messages with a leased limit, of those without", share, SHARE, True),
@@ -183,9 +182,8 @@ def _report(free: Side, limited: Side, full: Side, crowded: Side, floor_us: floa
     ):
         is_good = value >= limit if is_least else value <= limit
         missed += not is_good
-        print(
-            f"{'ok  ' if is_good else 'MISS'} {text:<50}{value:>10.2f}  {'>=' if is_least else '<='} {limit:g}"
-        )
+        wanted = f"{'>=' if is_least else '<='} {limit:g}"
+        print(f"{'ok  ' if is_good else 'MISS'} {text:<50}{value:>10.2f}  {wanted}")
     return int(missed > 0)
 
 

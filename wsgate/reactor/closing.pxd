@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from wsgate.reactor.structs cimport Core, Frame
+from wsgate.reactor.structs cimport Connection, Core, Frame
 
 cdef int deliver(
     Core *core, uint32_t slot, Frame *frame, int klass, uint32_t channel, bint urgent
@@ -17,3 +17,4 @@ cdef void all_written(Core *core, uint32_t slot) noexcept nogil
 cdef void linger(Core *core, uint32_t slot) noexcept nogil
 cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept nogil
 cdef uint16_t close_code_of(int reason) noexcept nogil
+cdef void unblocked(Core *core, Connection *c) noexcept nogil

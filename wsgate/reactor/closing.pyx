@@ -15,7 +15,7 @@ The one path out (states and diagram in structs.pxd):
 The first reason given is the reason; later ones of the same connection are not counted.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
@@ -197,13 +197,21 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
     seam_shut_write(c)
     enter(core, c, STATE_LINGERING)
     partial_close(core, c)
-    c.lingered_units = 0
+    c.units = 0
     if seam_interest(core, slot, True, False) < 0:
         release(core, slot, c.reason, False)
         return
     c.deadline_ms = core.clock_ms + core.limits.linger_ms
     wheel_arm(core, slot, c.deadline_ms)
     attention_push(core, slot)
+
+
+cdef void unblocked(Core *core, Connection *c) noexcept nogil:
+    """A full socket takes bytes again, or is gone: what it held is off the books."""
+    c.flags &= ~BLOCKED
+    core.blocked -= 1
+    core.blocked_bytes -= <uint64_t>c.units * 16
+    c.units = 0
 
 
 cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept nogil:
@@ -220,8 +228,7 @@ cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept no
     outbox_close(core, c)
     partial_close(core, c)
     if c.flags & BLOCKED:
-        c.flags &= ~BLOCKED
-        core.blocked -= 1
+        unblocked(core, c)
     if core.addresses.journal != NULL:
         address_leave(core, slot)
     seam_close(core, c, reset)

@@ -757,7 +757,7 @@ cdef class Reactor:
         held = {name: core.held[index] for index, name in enumerate(KIND_NAMES)}
         held["pool"] = core.pool.idle_bytes
         held["outside"] = core.outside_bytes
-        held["kernel_blocked"] = <uint64_t>core.blocked * core.limits.send_buffer_bytes
+        held["kernel_blocked"] = core.blocked_bytes
         held["connections"] = <uint64_t>core.connections * core.gate.connection_bytes
         return held
 

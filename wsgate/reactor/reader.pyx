@@ -95,11 +95,11 @@ cdef void turn_linger(Core *core, uint32_t slot, Pass *used) noexcept nogil:
         release(core, slot, 0, False)
         return
     used.bytes += size
-    units = c.lingered_units + <uint32_t>((size + 15) // 16)
+    units = c.units + <uint32_t>((size + 15) // 16)
     if <uint64_t>units * 16 > core.limits.linger_bytes:
         release(core, slot, 0, False)
         return
-    c.lingered_units = <uint16_t>units
+    c.units = <uint16_t>units
     if size == RECEIVE_BYTES:
         attention_push(core, slot)
 

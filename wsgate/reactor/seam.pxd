@@ -38,6 +38,7 @@ cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexc
 cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil
 cdef void seam_shut_write(Connection *c) noexcept nogil
 cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil
+cdef int64_t seam_queued(Connection *c) noexcept nogil
 cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil
 cdef str seam_peer(Connection *c)
 cdef int64_t clock_ns() noexcept nogil

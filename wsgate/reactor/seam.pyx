@@ -25,6 +25,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *data, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int shutdown(int fd, int how)
+    int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
     int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
@@ -57,6 +58,13 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int clock_gettime(int clock, timespec *now)
     int CLOCK_MONOTONIC
+
+
+cdef enum:
+    SO_MEMINFO = 55
+    MEMINFO_WMEM_ALLOC = 2
+    MEMINFO_WMEM_QUEUED = 5
+    MEMINFO_VALUES = 9
 
 
 cdef int64_t clock_ns() noexcept nogil:
@@ -160,6 +168,18 @@ cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
         epoll_ctl(core.epoll, EPOLL_CTL_DEL, c.fd, NULL)
     close(c.fd)
     c.fd = -1
+
+
+cdef int64_t seam_queued(Connection *c) noexcept nogil:
+    """Bytes of memory the kernel holds for what was written and not taken by the peer; -1: it does not say.
+
+    With the page that a socket keeps for more. Source: socket(7), SO_MEMINFO; linux/sock_diag.h.
+    """
+    cdef uint32_t values[MEMINFO_VALUES]
+    cdef unsigned int size = sizeof(values)
+    if getsockopt(c.fd, SOL_SOCKET, SO_MEMINFO, values, &size) < 0 or size < sizeof(values):
+        return -1
+    return <int64_t>max(values[MEMINFO_WMEM_ALLOC], values[MEMINFO_WMEM_QUEUED]) + 4096
 
 
 cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil:

@@ -32,8 +32,8 @@ class Settings:
     outbox_limit_frames: int = 256
     outbox_age_ms: int = 10_000
     write_timeout_ms: int = 10_000
-    # What a socket that refuses bytes is charged: SO_SNDBUF as the kernel doubles it, and one write of
-    # 64 KiB, taken whole while any room is left (measured: 33 to 81 KB for frames of 20 B to 100 KB).
+    # What a socket that refuses bytes is charged where the kernel does not say what it holds: SO_SNDBUF as it
+    # doubles it, and one write of 64 KiB, taken whole while any room is left.
     send_buffer_bytes: int = 96 * 1024
     # Heartbeat.
     ping_interval_ms: int = 25_000  # 0: no heartbeat

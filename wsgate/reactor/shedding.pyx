@@ -72,7 +72,7 @@ cdef void cut(Core *core, uint32_t slot, int kind) noexcept nogil:
 
 cdef inline int64_t charge(Core *core, Connection *c) noexcept nogil:
     """What a connection that is on its way out is still booked with, and as good as given back."""
-    return core.gate.connection_bytes + (core.limits.send_buffer_bytes if c.flags & BLOCKED else 0)
+    return core.gate.connection_bytes + (<int64_t>c.units * 16 if c.flags & BLOCKED else 0)
 
 
 cdef int64_t leaving(Core *core, uint32_t first, uint32_t looks, uint32_t slots) noexcept nogil:

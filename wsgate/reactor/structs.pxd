@@ -77,7 +77,7 @@ cdef enum Flag:
     IN_BULK = 8                  # on the bulk dirty list
     WANT_IN = 16                 # registered for EPOLLIN
     WANT_OUT = 32                # registered for EPOLLOUT
-    BLOCKED = 64                 # the socket said EAGAIN; charged its send buffer
+    BLOCKED = 64                 # the socket said EAGAIN; charged what it holds, as `units`
     PAUSED_APP = 128             # pause_reading
     PAUSED_OUTBOX = 256          # outbox over half its limit
     OPENED = 512                 # the open event was given, so a closed event is owed
@@ -312,7 +312,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint16_t close_code          # of our Close
     uint8_t reason
     uint8_t subscription_bits    # log2 of the table's cells
-    uint16_t lingered_units      # of 16 bytes
+    uint16_t units               # of 16 bytes: discarded while LINGERING, held by the kernel while BLOCKED
     uint32_t control_ms          # token buckets: theoretical arrival times
     int64_t message_ns
     int64_t byte_ns
@@ -475,6 +475,7 @@ ctypedef struct Core:
     uint64_t ended[REASONS]      # refusals and closes by reason
     uint32_t states[STATES]      # connections by state
     uint32_t blocked
+    uint64_t blocked_bytes       # the kernel holds for those
     int is_short                 # the books are, or lately were, over the high mark: no newcomers
     int is_shedding              # they are, or lately were, over the budget: some are being cut
     int is_pressed               # the caller knows of something that the books do not: no newcomers
