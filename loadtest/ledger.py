@@ -32,6 +32,7 @@ from tests.support.memory_group import MemoryGroup, memory_group
 __all__ = ["main"]
 
 GROUP_BYTES: Final = 8 << 30
+READ_BYTES: Final = 600_000_000
 OFF_BY: Final = 0.15
 _FRESH_S: Final = 2.3  # a shard writes its numbers once a second
 _UNLIMITED: Final = str(1 << 60)
@@ -51,14 +52,17 @@ class Mix(NamedTuple):
     @classmethod
     def draw(cls, chance: random.Random) -> Mix:
         """One at random."""
+        connections, payload_bytes = chance.randrange(2_000, 8_001), chance.randrange(100, 8_000)
+        # Those who read get everything: more than they can read in time would make them stalled as well.
+        most = READ_BYTES // (connections * payload_bytes)
         return cls(
-            connections=chance.randrange(2_000, 8_001),
+            connections=connections,
             channels=chance.choice((0, 1, 3, 10)),
             is_shared=chance.random() < 0.5,
             name_bytes=chance.randrange(12, 150),
             stalled_share=chance.choice((0.0, 0.0, 0.02, 0.1)),
-            publications=chance.randrange(20, 200),
-            payload_bytes=chance.randrange(100, 8_000),
+            publications=min(chance.randrange(20, 200), max(1, most)),
+            payload_bytes=payload_bytes,
         )
 
     def told(self) -> str:
@@ -143,7 +147,10 @@ def weigh(mix: Mix) -> tuple[Sums, Sums]:
                 for _ in range(mix.publications):
                     bus.publish("wsgate:ch:all", secrets.token_hex(mix.payload_bytes // 2))
             gateway.settle()
-        return before, scale.read()
+        after = scale.read()
+        if gateway.metric("connections_held") != mix.connections:
+            raise RuntimeError("some were cut: what is weighed is not what was drawn")
+        return before, after
 
 
 def main(arguments: list[str] | None = None) -> int:
