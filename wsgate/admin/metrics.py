@@ -58,7 +58,7 @@ _COUNTERS: Final = (
     ),
     _one(
         "accepts_paused",
-        "Times accepting waited for the next tick: over twice the rate of handshakes was offered.",
+        "Times accepting waited for the next tick: over four times the rate of handshakes was offered.",
         "accepts_paused",
     ),
     _Counter(

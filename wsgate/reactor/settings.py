@@ -81,7 +81,7 @@ class GateLimits:
     descriptors: int = 0  # a socket whose descriptor number would reach this is refused
     connections: int = 0
     handshakes_in_progress: int = 1024
-    accepts_per_s: int = 0  # burst is one second's worth; offered twice as many, accepting itself waits
+    accepts_per_s: int = 0  # burst is one second's worth; offered four times as many, accepting itself waits
     address_connections: int = 0  # of one IPv4 address or IPv6 /64, on the whole node
     address_rate_per_s: int = 0  # likewise; burst is one second's worth
     # Whom a proxy in one of these names counts, and not itself: 16 bytes (IPv4 mapped) and a prefix length.

@@ -209,7 +209,7 @@ cdef enum Counter:
     MESSAGES_INFLATED
     ADDRESSES_UNCOUNTED          # no cell, or no slot in the journal: let in without a count
     HANDED_OVER                  # accepted here, and given to a sibling because here is no room
-    ACCEPTS_PAUSED               # the listener left alone until the next tick: over twice the rate was offered
+    ACCEPTS_PAUSED               # the listener left alone until the next tick: over four times the rate
     COUNTERS
 
 ctypedef struct Pool:
@@ -409,7 +409,7 @@ ctypedef struct Gate:
     Network trusted[TRUSTED_MAX]
     int reads_proxy_header       # from those; from nobody else
     int64_t accept_ns            # token bucket of accepts_per_s
-    int64_t offer_ns             # and of twice as many, let in or not
+    int64_t offer_ns             # and of four times as many, let in or not
     Answer refusal               # 503
     Answer too_many              # 429
 
