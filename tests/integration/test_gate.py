@@ -331,3 +331,22 @@ def test_a_listener_that_was_shut_down_does_not_spin() -> None:
             bench.step()
         assert not is_readable(bench)
         assert bench.count("accept_failed") <= 64
+
+
+def test_above_four_times_the_rate_accepting_waits_for_the_next_tick() -> None:
+    """A thousand are always looked at; what comes then stays in the kernel's queue, and is served later."""
+    with hall(limits=GateLimits(accepts_per_s=300, refusal_drains=0)) as bench:
+        offered = 0
+        while offered < 1_300:
+            for peer in [bench.dial(HEAD) for _ in range(100)]:
+                peer.close()
+            offered += 100
+            bench.turn()
+        settle(bench, lambda: bench.count("accepts_paused") == 1)
+        assert bench.count("accepted") == 1_200
+        for _ in range(10):
+            bench.turn()
+        assert bench.count("accepted") == 1_200
+        bench.pass_ms(250)
+        settle(bench, lambda: bench.count("accepted") == 1_300)
+        assert bench.count("accepts_paused") == 1

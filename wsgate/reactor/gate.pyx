@@ -135,6 +135,10 @@ cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexce
     return 0
 
 
+cdef inline int64_t offer_cost(Core *core) noexcept nogil:
+    return SECOND_NS // OFFERS_TIMES // core.gate.accepts_per_s if core.gate.accepts_per_s else 0
+
+
 cdef bint is_offered_too_much(Core *core) noexcept nogil:
     """Whether four times the rate of handshakes is used up: one more would be refused, and so would the next.
 
@@ -142,11 +146,17 @@ cdef bint is_offered_too_much(Core *core) noexcept nogil:
     seconds the p99 of all answers was 3.3 s with twice, and is milliseconds with this: python -m loadtest.burst
     A thousand are always looked at: refusing so few costs nothing worth saving.
     """
-    cdef int64_t cost
-    if core.gate.accepts_per_s == 0:
+    cdef int64_t now_ns = core.now_ms * 1000000, cost = offer_cost(core)
+    if cost == 0 or core.gate.offer_ns < now_ns:
         return False
-    cost = SECOND_NS // OFFERS_TIMES // core.gate.accepts_per_s
-    return not takes_one(&core.gate.offer_ns, core.now_ms * 1000000, cost, max(SECOND_NS, OFFERS_LEAST * cost))
+    return core.gate.offer_ns + cost > now_ns + max(SECOND_NS, OFFERS_LEAST * cost)
+
+
+cdef inline void note_offer(Core *core) noexcept nogil:
+    """One more was accepted."""
+    cdef int64_t cost = offer_cost(core)
+    if cost:
+        core.gate.offer_ns = max(core.gate.offer_ns, core.now_ms * 1000000) + cost
 
 
 cdef Drain *free_drain(Core *core, uint32_t *index) noexcept nogil:
@@ -355,5 +365,6 @@ cdef int gate_accept(Core *core) noexcept nogil:
                 return 0
             continue                          # the peer gave up while it waited
         core.counters[<int>ACCEPTED] += 1
+        note_offer(core)
         take_in(core, fd, into, False)
     return 1
