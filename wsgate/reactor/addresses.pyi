@@ -20,7 +20,7 @@ class SharedAddresses:
         SettingsError: An argument is out of range.
     """
 
-    def __init__(self, *, shards: int, connections: int, key: bytes | None = None) -> None: ...
+    def __init__(self, shards: int, connections: int, *, key: bytes | None = None) -> None: ...
     def retire(self, shard: int) -> int:
         """Take back everything a dead shard had counted; how many connections that were. O(its slots)."""
 

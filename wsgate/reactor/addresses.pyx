@@ -31,7 +31,7 @@ from wsgate.reactor.structs cimport (
 import mmap
 import os
 
-from wsgate.errors import SettingsError
+from wsgate.errors import InternalError, SettingsError
 
 __all__ = ["SharedAddresses"]
 
@@ -256,8 +256,10 @@ cdef void address_leave(Core *core, uint32_t slot) noexcept nogil:
 cdef class SharedAddresses:
     """The shared memory; see addresses.pyi."""
 
-    def __cinit__(self, *, uint32_t shards, uint32_t connections, bytes key=None):
+    def __init__(self, uint32_t shards, uint32_t connections, *, bytes key=None):
         cdef uint64_t rows = 64, journals
+        if self.memory is not None:
+            raise InternalError("shared addresses are initialised once")
         key = os.urandom(16) if key is None else key
         if not 0 < shards <= 4096 or not 0 < connections <= 1 << 24:
             raise SettingsError("there are 1 to 4096 shards of 1 to 16777216 connections")
@@ -282,6 +284,8 @@ cdef class SharedAddresses:
 
     cdef AddressTable of_shard(self, uint32_t shard) except *:
         cdef AddressTable table = self.table
+        if self.memory is None:
+            raise InternalError("shared addresses were not initialised")
         if shard >= self.shards:
             raise SettingsError(f"there is no shard {shard}")
         table.journal = self.journal_of(shard)
@@ -301,6 +305,7 @@ cdef class SharedAddresses:
     def connections(self):
         """Connections counted now, of all addresses together; O(cells)."""
         cdef uint64_t index, sum = 0
+        self.of_shard(0)
         for index in range((self.table.mask + 1) * WAYS):
             sum += self.table.counts[index] & COUNT_MASK
         return sum
