@@ -321,3 +321,34 @@ def test_two_processes_at_one_address_never_exceed_it_and_lose_no_count() -> Non
         assert worker.exitcode == 0
     assert max(most) <= AT_MOST, f"seed {seed}"
     assert addresses.connections() == 0, f"seed {seed}"
+
+
+def test_a_shard_whose_clock_is_a_little_behind_gives_nobody_a_new_bucket() -> None:
+    """Each looks at the clock when its own pass begins: a bucket another shard has just emptied is empty."""
+    addresses = shared(shards=2)
+    limits = GateLimits(address_rate_per_s=20, trusted_networks=PROXY)
+    with two_halls(limits, addresses) as (ahead, behind):
+        ahead.now_ms = behind.now_ms + 3
+        ahead.turn()
+        let_in = 0
+        for number in range(200):
+            bench = (ahead, behind)[number % 2]
+            ours, theirs = socket.socketpair()
+            conn = bench.reactor.adopt(ours.detach(), now_ms=bench.now_ms, upgraded=True)
+            let_in += bench.reactor.claim_address(conn, v6("2001:db8::1")) == 0
+            bench.reactor.abort(conn)
+            theirs.close()
+        assert let_in <= 21
+
+
+def test_who_counted_before_it_was_listed_counts_once() -> None:
+    addresses = shared()
+    with hall(limits=GateLimits(address_connections=4), addresses=addresses) as bench:
+        peer = bench.meet(bench.dial(HEAD))
+        assert addresses.connections() == 1
+        bench.reactor.set_gate(GateLimits(address_connections=4, trusted_networks=PROXY), REFUSAL)
+        assert bench.reactor.claim_address(peer.conn, v6("2001:db8::1")) == 0
+        assert addresses.connections() == 1
+        peer.close()
+        settle(bench, lambda: bench.count("now_connections") == 0)
+        assert addresses.connections() == 0

@@ -158,3 +158,62 @@ def test_a_user_s_messages_are_those_of_all_its_connections(tmp_path: Path) -> N
         assert done >= RATE * 2
         assert is_here(other)
         assert all(map(is_here, speakers)), "a ping is no message"
+
+
+def test_what_a_refused_connection_says_is_not_done(tmp_path: Path) -> None:
+    """In one write with its head: none of it runs before the verdict, all of it behind a good one."""
+    settings = REFUSE.replace("= 2", "= 1")
+    with two_nodes(tmp_path, settings) as (_, one, two), ExitStack() as stack:
+        bob = enter(stack, one, "bob")
+        bob.say(op="sub", ch="open:1", id=1)
+        bob.hear_answer(1)
+        spoken = b"".join(
+            client_frame(TEXT, b'{"op":"pub","id":%d,"ch":"open:1","data":%d}' % (number, number))
+            for number in range(2, 12)
+        )
+        head = request(headers=[bearer(make_token("ann"))])
+        ann = stack.enter_context(RawClient(two))
+        ann.sock.sendall(head + spoken)
+        assert ann.answer().status == 101
+        assert ann.hear()["op"] == "welcome"
+        assert ann.hear_answer(11)["op"] == "ok"
+        assert [bob.hear()["data"] for _ in range(10)] == list(range(2, 12))
+        late = stack.enter_context(RawClient(one))
+        late.sock.sendall(head + spoken)
+        assert late.answer().status == 101
+        assert [each["op"] for each in late.ending().messages] == ["bye"]
+        bob.say(op="ping", id=99)
+        assert bob.hear() == {"op": "pong", "id": 99}, "nothing of it was heard"
+
+
+def test_who_leaves_its_inbox_is_still_on_the_books(tmp_path: Path) -> None:
+    with two_nodes(tmp_path, REPLACE) as (bus, one, _), ExitStack() as stack:
+        clients = [enter(stack, one) for _ in range(2)]
+        for client in clients:
+            client.say(op="unsub", ch="@me", id=1)
+            client.hear_answer(1)
+        bus.server.restart()
+        wait_until("they are on the books", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 2, LIMIT_S)
+        assert all(map(is_here, clients))
+
+
+def test_a_node_that_ends_leaves_nobody_locked_out(tmp_path: Path) -> None:
+    settings = REFUSE.replace("= 2", "= 1") + '[server]\ndrain_timeout = "1s"\n'
+    with two_nodes(tmp_path, settings) as (_, one, two), ExitStack() as stack:
+        gone = enter(stack, two)
+        gone.answers_pings = False
+        assert two.stop() in (0, 1)
+        assert is_here(enter(stack, one))
+
+
+def test_three_hundred_users_are_on_the_books_after_an_outage(tmp_path: Path) -> None:
+    """More than one step of a walk, and a walk that was under way when the bus went."""
+    with two_nodes(tmp_path, REFUSE) as (bus, one, _), ExitStack() as stack:
+        for number in range(300):
+            enter(stack, one, f"user-{number}")
+        bus.server.restart()
+
+        def counted() -> int:
+            return len(bus.ask("KEYS", "wsgate:user:*"))
+
+        wait_until("all are on the books", lambda: counted() == 300, LIMIT_S)

@@ -8,7 +8,7 @@ from wsgate.admission.ledger import RESOURCES, Headroom, Ledger, Reading, State
 from wsgate.admission.networks import forwarded_for, networks_of
 from wsgate.admission.placement import Place, weights
 from wsgate.admission.rates import UserRates
-from wsgate.admission.users import Crowd
+from wsgate.admission.users import Crowd, Verdict, owner_of
 
 __all__ = [
     "RESOURCES",
@@ -19,7 +19,9 @@ __all__ = [
     "Reading",
     "State",
     "UserRates",
+    "Verdict",
     "forwarded_for",
     "networks_of",
+    "owner_of",
     "weights",
 ]

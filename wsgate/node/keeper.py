@@ -15,6 +15,7 @@ Rules:
 import contextlib
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -42,6 +43,7 @@ from wsgate.statistics import PHASE_DRAINING, PHASE_READY, StatisticsBlock, why_
 __all__ = ["Keeper"]
 
 TICK_S: Final = 0.25
+SLOTS_MOST: Final = 1 << 24
 LOOK_MS: Final = 1_000
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 SILENT_MS: Final = 600
@@ -68,7 +70,9 @@ class Keeper:
         self._block = StatisticsBlock.create(LAYOUT, len(plan.listeners))
         self._boards = Boards()
         self._addresses = SharedAddresses(
-            shards=len(plan.listeners), connections=plan.shards[0].gate.connections
+            # As many as there can ever be: a renewed configuration may allow more than this one.
+            shards=len(plan.listeners),
+            connections=min(SLOTS_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         )
         # Held here for a successor: what was handed to a shard that died waits for it.
         self._handovers = _handovers(len(plan.listeners))

@@ -66,6 +66,7 @@ cdef enum:
     TIME_BITS = 40
     TRIES = 64                   # another shard changed the cell meanwhile: again, but not for ever
     DEPTH_US = 1000000           # of an address's bucket: one second
+    SKEW_US = 60000000           # shards look at the clock at different moments, a hung one long ago
 
 cdef uint64_t COUNT_MASK = (<uint64_t>1 << COUNT_BITS) - 1
 cdef uint64_t TIME_MASK = (<uint64_t>1 << TIME_BITS) - 1
@@ -161,10 +162,11 @@ cdef int take_arrival(AddressTable *table, uint64_t key, uint64_t now_us, uint64
             cell = table.arrivals + row_of(table, key, which)
             for way in range(WAYS):
                 word = word_get(cell + way)
-                # Nobody is ever further ahead than the depth: what seems so is days old, and past.
+                # A little beyond the depth: another shard's clock is ahead of ours, and the bucket is empty.
+                # Far beyond it: the word is days old, and past.
                 ahead = (word - now_us) & TIME_MASK
                 if ahead > depth:
-                    ahead = 0
+                    ahead = depth if ahead <= depth + SKEW_US else 0
                 if word & ~TIME_MASK == tag and word:
                     place = cell + way
                     found = word
@@ -234,9 +236,11 @@ cdef void address_drop(Core *core, uint64_t key) noexcept nogil:
 
 
 cdef int address_claim(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil:
-    """Count an accepted connection for whom a proxy names; 0, or the reason to refuse it. Once each."""
+    """Count an accepted connection for whom a proxy names, and for nobody else; 0, or the reason to refuse it."""
     cdef uint64_t key = 0
-    cdef int reason = address_take(core, address, &key)
+    cdef int reason
+    address_leave(core, slot)                 # its peer may have counted, before it was listed as a proxy
+    reason = address_take(core, address, &key)
     if reason == 0:
         address_note(core, slot, key)
     return reason

@@ -324,6 +324,8 @@ cdef void take_in(Core *core, int fd, const void *peer, bint is_handed) noexcept
     cdef bint is_counted = peer != NULL and address_read(peer, address)
     cdef bint is_trusted = is_counted and core.gate.trusted_count and address_is_trusted(core, address)
     cdef int reason = judge(core, fd, address if is_counted and not is_trusted else NULL, &key)
+    if reason not in (REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE):
+        note_offer(core)                      # one address that is over its own limits shuts nobody else out
     if reason:
         if is_handed or not hand_over(core, fd, reason):
             refuse(core, fd, reason)
@@ -365,6 +367,5 @@ cdef int gate_accept(Core *core) noexcept nogil:
                 return 0
             continue                          # the peer gave up while it waited
         core.counters[<int>ACCEPTED] += 1
-        note_offer(core)
         take_in(core, fd, into, False)
     return 1

@@ -48,6 +48,7 @@ class Commands:
         self._wake = wake
         self._count = sessions.count
         self._users = sessions.users
+        sessions.run = self.run
         self._under_way: dict[int, int] = {}
         self._handlers: dict[type, tuple[str, Handler]] = {
             commands.Auth: ("command_auth", self._auth),
@@ -74,6 +75,9 @@ class Commands:
         sessions = self._sessions
         if sessions.ended and conn in sessions.ended:
             return  # said in the same breath as what it was closed for
+        if sessions.held and (said := sessions.held.get(conn)) is not None:
+            said.append((message, opcode))
+            return
         if opcode != dialect.opcode:
             sessions.end(conn, dialect, Reason.UNSUPPORTED_DATA)
             return

@@ -6,6 +6,7 @@ for another pass. Nothing in it waits.
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -56,6 +57,7 @@ NUMBERS_TICKS: Final = 4
 FLUSH_S: Final = 1.0
 """For events of the last clients to reach their stream: half of what the keeper grants after a drain."""
 SOON_S: Final = 0.001
+GOODBYE_S: Final = 0.5
 HANDED_PER_PASS: Final = 64
 SHED_RETRY_MS: Final = (2_000, 15_000)
 """When those who are cut for want of memory may come back: each tick's lot another time."""
@@ -230,6 +232,7 @@ class Shard:
         left = await self._leave()
         if untold := await self._events.flush(FLUSH_S):
             self._log.warning("events_untold", events=untold)
+        await self._say_goodbye()
         self._has_left = True
         for task in tasks:
             task.remove_done_callback(self._on_task_done)
@@ -241,6 +244,14 @@ class Shard:
         loop.remove_reader(self._reactor.fileno())
         self._reactor.shutdown()
         return 1 if left else 0
+
+    async def _say_goodbye(self) -> None:
+        """Tell other nodes that who was here is not; not for long."""
+        heard = asyncio.Event()
+        self._users.close(heard.set)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await heard.wait()
 
     async def _leave(self) -> int:
         """Refuse who is in the queue, close the listener, tell everybody."""
@@ -335,7 +346,7 @@ class Shard:
                     reason, member = cast(tuple[int, Any], value)
                     if self._events.is_on:
                         self._events.disconnected(conn, reason, member, now)
-                    if self._users.is_counting and member is not None and member.user:
+                    if self._users.has_counted and member is not None and member.user:
                         self._users.leave(conn, member.user)
                     self._sessions.forget(conn)
                     self._commands.forget(conn)

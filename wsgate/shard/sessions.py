@@ -81,6 +81,8 @@ class Sessions:
         self.unauthenticated: dict[int, Showing] = {}
         self._welcomes: dict[int, Welcome] = {}
         self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
+        self.held: dict[int, list[tuple[bytes, int]]] = {}  # what they say until it is known if they stay
+        self.run: Callable[[int, Dialect, bytes, int], None] = lambda *_: None  # how that is run
         self.ended: set[int] = set()  # Close is queued: what they said after it is not run
         self._bad_messages: dict[int, int] = {}
         self.renew(options)
@@ -141,9 +143,20 @@ class Sessions:
         self, conn: int, dialect: Dialect, identity: Identity, showing: Showing = NOTHING_SHOWN
     ) -> None:
         """Make somebody of a connection: its meta, its deadline, its channels, then `welcome`."""
-        self.keep(conn, identity, None)
         if self.unauthenticated:
             showing = showing.behind(self.unauthenticated.pop(conn, NOTHING_SHOWN))
+        if self.users.is_counting and identity.user:
+            # Known from here on, and nothing else yet: what it says meanwhile waits, one turn of it at most.
+            self.reactor.set_meta(conn, identity.member())
+            self.set_expiry(conn, identity)
+            self.held[conn] = []
+            self.reactor.pause_reading(conn)
+            self.users.enter(conn, identity.user, partial(self._on_counted, conn, dialect, identity, showing))
+            return
+        self._settle(conn, dialect, identity, showing)
+
+    def _settle(self, conn: int, dialect: Dialect, identity: Identity, showing: Showing) -> None:
+        self.keep(conn, identity, None)
         if self.events.is_on:
             self.events.connected(conn, identity)
         if identity is ANONYMOUS:
@@ -154,19 +167,24 @@ class Sessions:
         welcome = Welcome(self, conn, dialect, identity, showing)
         for name, policy in self._own_channels(identity):
             welcome.join(name, policy)
-        if self.users.is_counting and identity.user:
-            welcome.is_held = True
-            self.users.enter(conn, identity.user, partial(self._on_counted, conn, dialect, welcome))
         welcome.begin()
         if not welcome.is_done:
             self._welcomes[conn] = welcome
 
-    def _on_counted(self, conn: int, dialect: Dialect, welcome: Welcome, may_stay: bool) -> None:
+    def _on_counted(
+        self, conn: int, dialect: Dialect, identity: Identity, showing: Showing, may_stay: bool
+    ) -> None:
         """The bus has counted a connection of its user, or there are too many."""
+        said = self.held.pop(conn, None)
+        if said is None:
+            return  # gone meanwhile
         if not may_stay:
             self.end(conn, dialect, Reason.USER_CONNECTIONS)
-        elif self.reactor.variant(conn) >= 0:
-            welcome.let_go()
+            return
+        self._settle(conn, dialect, identity, showing)
+        for message, opcode in said:
+            self.run(conn, dialect, message, opcode)
+        self.reactor.resume_reading(conn)
 
     def keep(self, conn: int, identity: Identity, before: Member | None) -> None:
         """Remember who it is, and since when where events tell that; `before` is who it was till now."""
@@ -378,7 +396,7 @@ class Sessions:
         if self.ended:
             self.ended.discard(conn)
         self.hub.forget(conn)
-        for each in (self.unauthenticated, self._welcomes, self._asked, self._bad_messages):
+        for each in (self.unauthenticated, self._welcomes, self._asked, self._bad_messages, self.held):
             if each:
                 each.pop(conn, None)
 

@@ -12,15 +12,16 @@ import json
 import random
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from wsgate.admission import Crowd, UserRates
+from wsgate.admission import Crowd, UserRates, Verdict, owner_of
+from wsgate.auth import Member
 from wsgate.bus import RATE_LEASE, USER_ENTER, BusPublisher, CallDone, Names, pack
-from wsgate.bus.names import INBOX_MARK
 from wsgate.reactor import Reactor
-from wsgate.shard.options import UserLimits
+from wsgate.shard.options import NO_USER_LIMITS, UserLimits
 
 __all__ = ["Users"]
 
@@ -31,11 +32,15 @@ KNOWN_S: Final = 5.0
 KNOWN_MOST: Final = 1_024
 SET_TTL_S: Final = 3_600
 WALK_S: Final = 900.0
-"""From one walk through all channels to the next, at most: it keeps the sets of who stays from expiring."""
+"""From one walk through all connections to the next, at most: who stays is not to expire."""
 AGAIN_S: Final = 5.0
 """Somebody was let in without being counted: the next walk comes so soon."""
+TRUST_S: Final = 10.0
+"""After the bus was away nobody is held for dead for so long: all of them say that they live at once."""
+UNFORGOTTEN_MOST: Final = 65_536
+AGAIN_PER_TICK: Final = 256
 WALK_LEAST: Final = 64
-"""Channels looked at in one tick, at least."""
+"""Connections looked at in one tick, at least."""
 
 Told = Callable[[bool], None]
 """Told whether a connection may stay."""
@@ -69,15 +74,25 @@ class Users:
         self._wake = wake
         self.owner: Final = secrets.token_hex(6)
         self._known: dict[str, tuple[bool, float]] = {}
-        self._alive_s = 0.0
+        self._alive_s = 0.0  # when we last said that we live
+        self._is_alive = False  # and the bus has heard it
+        self._has_been_up = False
+        self._trusting_s = 0.0  # until then nobody is held for dead
         self._walked = 0
         self._walk_s = 0.0
+        self._is_missing = False  # somebody was not put on the books by the walk under way
+        self._unforgotten: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
+        self.has_counted = False
+        self._limits = NO_USER_LIMITS
         self.renew(limits)
 
     def renew(self, limits: UserLimits) -> None:
         """Other limits, from now on."""
+        if limits.connections and not self._limits.connections:
+            self._begin()  # who came before is to be counted as well
         self._limits = limits
         self.is_counting = limits.connections > 0
+        self.has_counted = self.has_counted or self.is_counting
         self.rates: UserRates | None = None
         if limits.rate_per_s:
             self.rates = UserRates(limits.rate_per_s, self._lease, time.monotonic)
@@ -87,7 +102,7 @@ class Users:
     def enter(self, conn: int, user: str, told: Told) -> None:
         """Count one more connection of a user; `told` is called once, later."""
         member = self._member(conn)
-        self._enter(user, member, partial(self._on_entered, user, member, told))
+        self._enter(user, member, partial(self._on_entered, user, member, told, self._limits))
 
     def leave(self, conn: int, user: str) -> None:
         """A connection is gone, or is not to stay."""
@@ -101,35 +116,56 @@ class Users:
         arguments = (member.encode(), b"%d" % now_ms, b"%d" % self._limits.connections, b"%d" % SET_TTL_S)
         USER_ENTER.run(self._publisher, self._names.user(user), arguments, done)
 
-    def _on_entered(self, user: str, member: str, told: Told, outcome: str, text: bytes) -> None:
+    def _is_here(self, member: str) -> bool:
+        return self._reactor.find_public(int(member.partition("@")[0], 16)) != 0
+
+    def _on_entered(
+        self, user: str, member: str, told: Told, limits: UserLimits, outcome: str, text: bytes
+    ) -> None:
         try:
             crowd = Crowd.from_bytes(text) if text else None
         except ValueError:
             outcome, crowd = "refused", None
         if crowd is not None:
-            self._look(crowd, partial(self._judge, user, member, told, crowd))
+            self._look(crowd, partial(self._judge, user, member, told, limits, crowd))
             return
         if outcome:
             self._count("users_unchecked", 1)
-            self._on_walked(outcome, b"")
+        self._on_walked(user, member, outcome, b"")
         told(True)
         self._wake()
 
-    def _judge(self, user: str, member: str, told: Told, crowd: Crowd) -> None:
+    def _judge(self, user: str, member: str, told: Told, limits: UserLimits, crowd: Crowd) -> None:
+        """By the limits of when it came, as long as there still are any."""
         dead = {owner for owner in crowd.owners() if not self._lives(owner)}
-        verdict = crowd.judge(member, self._limits.connections, dead, replaces=self._limits.replaces)
-        self._forget(user, verdict.gone + verdict.replaced + [member] * verdict.is_refused)
+        ghosts = [each for each in crowd.oldest if owner_of(each) == self.owner and not self._is_here(each)]
+        crowd = Crowd(crowd.total - len(ghosts), [each for each in crowd.oldest if each not in ghosts])
+        verdict = crowd.judge(member, limits.connections, dead, replaces=limits.replaces)
+        if not self.is_counting:
+            verdict = Verdict(verdict.gone, [], is_refused=False)
+        self._forget(user, ghosts + verdict.gone + [member] * verdict.is_refused)
         for each in verdict.replaced:
             conn, _, owner = each.partition("@")
-            command = {"op": "replace", "user": user, "conn": conn, "owner": owner}
-            self._publisher.publish(self._names.control("")[0], json.dumps(command).encode(), _ignore)
+            command = json.dumps({"op": "replace", "user": user, "conn": conn, "owner": owner}).encode()
+            # Off the books when its owner was told; else it stays there, and is the oldest next time.
+            done = partial(self._on_replaced, user, each)
+            self._publisher.publish(self._names.control("")[0], command, done)
         told(not verdict.is_refused)
         self._wake()
+
+    def _on_replaced(self, user: str, member: str, outcome: str) -> None:
+        if not outcome:
+            self._forget(user, [member])
 
     def _forget(self, user: str, members: list[str]) -> None:
         if members:
             key = self._names.user(user)
-            self._publisher.call(key, pack("ZREM", key, *members), _ignore_answer)
+            self._publisher.call(key, pack("ZREM", key, *members), partial(self._on_forgotten, user, members))
+
+    def _on_forgotten(self, user: str, members: list[str], outcome: str, _: bytes) -> None:
+        """What the bus has not heard is said again: our owner lives, so nobody else would take it off."""
+        if outcome:
+            self._unforgotten.extend((user, each) for each in members)
 
     # --- who lives ------------------------------------------------------------------------------------
 
@@ -158,40 +194,77 @@ class Users:
             self._publisher.call(key, pack("EXISTS", key), partial(on_answer, owner))
 
     def _lives(self, owner: str) -> bool:
-        return owner == self.owner or self._known.get(owner, (True, 0.0))[0]
+        if owner == self.owner or time.monotonic() < self._trusting_s:
+            return True
+        return self._known.get(owner, (True, 0.0))[0]
 
     def tick(self, now_s: float) -> None:
         """Four times a second: say that we live, and walk on."""
+        if not self.has_counted:
+            return
+        for _ in range(min(len(self._unforgotten), AGAIN_PER_TICK)):
+            user, member = self._unforgotten.popleft()
+            self._forget(user, [member])
         if not self.is_counting:
             return
         if now_s - self._alive_s >= ALIVE_EVERY_S:
             self._alive_s = now_s
             key = self._names.alive(self.owner)
-            self._publisher.call(key, pack("SET", key, "1", "EX", str(ALIVE_TTL_S)), _ignore_answer)
-        if self._walked or now_s >= self._walk_s:
+            self._publisher.call(key, pack("SET", key, "1", "EX", str(ALIVE_TTL_S)), self._on_alive)
+        if self._is_alive and (self._walked or now_s >= self._walk_s):
             self._walk(now_s)
 
+    def _on_alive(self, outcome: str, _: bytes) -> None:
+        """Who is not known to live has nobody on the books for long: no walk before that."""
+        self._is_alive = not outcome
+        if outcome:
+            self._alive_s = 0.0
+
     def on_up(self) -> None:
-        """The bus is there, perhaps another one, or an empty one: say that we live, and who is here."""
+        """The bus is there, perhaps another one, or an empty one: say that we live, and who is here.
+
+        After an outage others say it too, as soon as they can: until then none of them is held for dead.
+        """
+        if self._has_been_up:
+            self._trusting_s = time.monotonic() + TRUST_S
+        self._has_been_up = True
+        self._begin()
+
+    def _begin(self) -> None:
         self._alive_s = self._walk_s = 0.0
+        self._walked = 0
+        self._is_alive = False
+        self._known.clear()
+
+    def close(self, done: Callable[[], None]) -> None:
+        """Say that we live no more: nobody is to be refused for those we leave behind."""
+        if not self.has_counted:
+            done()
+            return
+        key = self._names.alive(self.owner)
+        self._publisher.call(key, pack("DEL", key), lambda *_: done())
 
     def _walk(self, now_s: float) -> None:
         """Put everybody on the books again, a few in each tick."""
-        most = max(WALK_LEAST, int(self._reactor.counters()["now_channels"] / (WALK_S * 4 / 2)))
-        names, self._walked = self._reactor.channels(self._walked, most)
+        most = max(WALK_LEAST, int(self._reactor.counters()["now_connections"] / (WALK_S * 4 / 2)))
+        conns, self._walked = self._reactor.connections(self._walked, most)
         if not self._walked:
-            self._walk_s = now_s + WALK_S * random.uniform(0.5, 1.0)  # noqa: S311 - spreading, not secrecy
-        for name in names:
-            if not name.startswith(INBOX_MARK.encode()):
-                continue
-            user = name[len(INBOX_MARK) :].decode()
-            for conn in self._reactor.subscribed(name):
-                self._enter(user, self._member(conn), self._on_walked)
+            rest_s = WALK_S * random.uniform(0.5, 1.0)  # noqa: S311 - spreading, not secrecy
+            self._walk_s = now_s + (AGAIN_S if self._is_missing else rest_s)
+            self._is_missing = False
+        for conn in conns:
+            found: Member | None = self._reactor.meta(conn)
+            if found is not None and found.user:
+                member = self._member(conn)
+                self._enter(found.user, member, partial(self._on_walked, found.user, member))
 
-    def _on_walked(self, outcome: str, _: bytes) -> None:
-        """Somebody who is here was not put on the books: walk again soon. Nobody is thrown out by a walk."""
+    def _on_walked(self, user: str, member: str, outcome: str, _: bytes) -> None:
+        """Who is here and could not be put on the books, or is there and gone. A walk throws nobody out."""
         if outcome:
+            self._is_missing = True
             self._walk_s = min(self._walk_s, time.monotonic() + AGAIN_S)
+        elif not self._is_here(member):
+            self._forget(user, [member])
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -207,11 +280,3 @@ class Users:
             grant(want, 0)
         else:
             grant(int(granted), int(wait_ms))
-
-
-def _ignore(_: object) -> None:
-    """Nobody waits for it."""
-
-
-def _ignore_answer(_: str, __: bytes) -> None:
-    """Nobody waits for it."""

@@ -60,7 +60,6 @@ class Welcome:
         "_sessions",
         "_showing",
         "_waiting",
-        "is_held",
     )
 
     def __init__(
@@ -76,7 +75,6 @@ class Welcome:
         self._live: list[bytes] = []
         self._refused: list[bytes] = []
         self._is_said = False
-        self.is_held = False  # it is not known yet whether the connection may stay
 
     @property
     def is_done(self) -> bool:
@@ -98,19 +96,10 @@ class Welcome:
 
     def begin(self) -> None:
         """Say it now, if nothing is to be waited for."""
-        if self.is_held:
-            return
         if not self._waiting:
             self._say(has_bus=True)
         elif not all(map(self._sessions.hub.is_live_for, self._waiting)):
             self._say(has_bus=False)
-
-    def let_go(self) -> None:
-        """The connection may stay."""
-        self.is_held = False
-        if not self._is_said:
-            self.begin()
-        self._finish()
 
     def told(self, name: bytes, is_live: bool) -> None:
         """One channel was confirmed, or the bus was lost before it was."""
@@ -118,7 +107,7 @@ class Welcome:
             return  # the client has left it meanwhile
         if not is_live:
             self._sessions.hub.wait(self._conn, name, self.told)
-            if not (self._is_said or self.is_held):
+            if not self._is_said:
                 self._say(has_bus=False)
             return
         self._waiting.discard(name)

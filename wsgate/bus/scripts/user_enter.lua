@@ -4,11 +4,11 @@
 -- ARGV     connection, now in ms, how many there may be, seconds until an untouched set is forgotten
 --
 -- Returns "" when it fits, else how many there are now and the oldest of them, the new one among those
--- that count. Nobody is removed here: whether the server of one still lives is not known here.
+-- that count; thirty at most, because an answer is a line. Nobody is removed here: whether the server of one still lives is not known here.
 redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[1])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 local count = redis.call('ZCARD', KEYS[1])
 if count <= tonumber(ARGV[3]) then
     return ''
 end
-return count .. ' ' .. table.concat(redis.call('ZRANGE', KEYS[1], 0, 63), ' ')
+return count .. ' ' .. table.concat(redis.call('ZRANGE', KEYS[1], 0, 29), ' ')
