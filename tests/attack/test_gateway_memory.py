@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import redis
 
 from tests.support.frames import BINARY, client_frame
 from tests.support.gateway import Gateway, wait_until
@@ -32,7 +33,7 @@ MIB: Final = 1024 * 1024
 BUDGET: Final = 112 * MIB  # 32 for the clients of one shard
 MESSAGE: Final = client_frame(BINARY, bytes(60_000))[:-100]
 UNFINISHED: Final = 600  # 39 MB booked
-DEAF: Final = 500  # 48 MB of full sockets, their outboxes beside
+DEAF: Final = 500  # with 120 KB each of their own waiting, 60 MB
 ADDRESS_SPACE: Final = 384 * MIB
 CROWD: Final = 5_000
 SHED: Final = 'wsgate_closes_total{reason="shed"}'
@@ -106,20 +107,19 @@ def test_r19_who_does_not_finish_is_cut_and_nobody_is_killed(gateway: Gateway, g
 def test_r19_who_does_not_read_is_cut_and_nobody_is_killed(gateway: Gateway, group: MemoryGroup) -> None:
     before = fresh_counters(gateway)
     with besieged(gateway) as control, ExitStack() as stack:
-        publisher = RawClient.welcomed(gateway, make_token("loud"))
-        stack.enter_context(publisher)
         deaf = 0
         for number in range(DEAF):
             client = join(gateway, stack, f"deaf-{number}", receive_buffer_bytes=4_096)
             if client is None:
                 break  # the kernel's part of idle sockets alone may come to the high mark
-            client.say(op="sub", ch="open:loud", id=1)
+            client.say(op="sub", ch=f"open:{number}", id=1)
             client.hear_answer(1)
             deaf += 1
-        for number in range(40):
-            publisher.say(op="pub", ch="open:loud", data="x" * 10_000, id=number)
-            publisher.hear_answer(number)
-            control.is_answered()
+        with redis.Redis.from_url(gateway.bus_url) as bus:
+            for number in range(2 * deaf):
+                bus.publish(f"wsgate:ch:open:{number % deaf}", b"x" * 60_000)
+                if number % 50 == 0:
+                    control.is_answered()
         wait_until("some are cut", lambda: fresh_counters(gateway)[SHED] > before[SHED], LIMIT_S)
         assert fresh_counters(gateway)[SHED] - before[SHED] < deaf
         control.is_answered()

@@ -87,24 +87,38 @@ def test_headroom_names_what_binds() -> None:
 def test_when_it_is_full_follows_from_the_growth() -> None:
     books = ledger()
     for second in range(200):
-        books.read(reading(second * 10))
+        books.read(reading(second * 10), 0)
     limits = {"connections_limit": 3_000, "descriptors_limit": 9_000, "budget_bytes": 0}
     head = books.headroom(reading(1_990), **limits)
     assert head.growth_per_s == pytest.approx(10, rel=0.01)
     assert head.full_in_s == pytest.approx(101, rel=0.02)
     for _ in range(200):
-        books.read(reading(1_990))
+        books.read(reading(1_990), 0)
     assert books.headroom(reading(1_990), **limits).full_in_s == -1
 
 
 def test_what_is_on_no_account_is_told_beyond_some_slack() -> None:
     books = ledger()
-    books.read(reading(own_bytes=20 * MIB, resident_bytes=125 * MIB))
+    books.read(reading(own_bytes=20 * MIB, resident_bytes=125 * MIB), 0)
     assert (books.footprint_bytes, books.unexplained_bytes) == (25 * MIB, 0)
-    books.read(reading(own_bytes=20 * MIB, resident_bytes=170 * MIB))
+    books.read(reading(own_bytes=20 * MIB, resident_bytes=170 * MIB), 0)
     assert books.unexplained_bytes == 50 * MIB - SLACK_BYTES
-    books.read(reading(own_bytes=20 * MIB, resident_bytes=90 * MIB))
+    books.read(reading(own_bytes=20 * MIB, resident_bytes=90 * MIB), 0)
     assert (books.footprint_bytes, books.unexplained_bytes) == (0, 0)
+
+
+def test_a_swollen_process_refuses_and_does_not_flap() -> None:
+    books, budget = ledger(), 160 * MIB
+    books.read(reading(resident_bytes=240 * MIB), budget)
+    assert not books.is_swollen
+    books.read(reading(resident_bytes=270 * MIB), budget)
+    assert books.is_swollen
+    books.read(reading(resident_bytes=250 * MIB), budget)
+    assert books.is_swollen, "below the high mark, not below the low one"
+    books.read(reading(resident_bytes=247 * MIB), budget)
+    assert not books.is_swollen
+    books.read(reading(booked_bytes=200 * MIB), budget)
+    assert not books.is_swollen, "what is on the books has marks of its own"
 
 
 def test_newcomers_go_where_there_is_room_and_never_where_one_has_just_left() -> None:

@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from wsgate.reactor.closing cimport fail, release
 from wsgate.reactor.memory cimport memory_booked, memory_empty_pool, memory_high, memory_low
 from wsgate.reactor.structs cimport (
-    BLOCKED, CHUNK_BITS, Connection, Core, SHED, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING,
+    BLOCKED, CHUNK_BITS, CLASS_GAP, Connection, Core, Entry, Frame, SHED, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING,
     STATE_OPEN,
 )
 from wsgate.reactor.table cimport at
@@ -71,8 +71,17 @@ cdef void cut(Core *core, uint32_t slot, int kind) noexcept nogil:
 
 
 cdef inline int64_t charge(Core *core, Connection *c) noexcept nogil:
-    """What a connection that is on its way out is still booked with, and as good as given back."""
-    return core.gate.connection_bytes + (<int64_t>c.units * 16 if c.flags & BLOCKED else 0)
+    """What a connection that is on its way out is still booked with, and as good as given back.
+
+    With the frame it was in the middle of, which cannot be taken back, when nobody else waits for it.
+    """
+    cdef int64_t total = core.gate.connection_bytes + (<int64_t>c.units * 16 if c.flags & BLOCKED else 0)
+    cdef Entry *first
+    if c.outbox != NULL and c.outbox.count:
+        first = &c.outbox.entries[c.outbox.head]
+        if first.klass != CLASS_GAP and (<Frame *>first.item).references == 1:
+            total += (<Frame *>first.item).capacity
+    return total
 
 
 cdef int64_t leaving(Core *core, uint32_t first, uint32_t looks, uint32_t slots) noexcept nogil:

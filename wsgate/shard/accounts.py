@@ -61,7 +61,7 @@ class Accounts:
 
     def tick(self, numbers: Mapping[str, int], gate: GateLimits, *, is_pressed: bool) -> None:
         """Four times a second: the state, and the room the keeper steers by."""
-        self._reactor.book(self._outside_bytes, is_pressed=is_pressed)
+        self._reactor.book(self._outside_bytes, is_pressed=is_pressed or self._ledger.is_swollen)
         room = max(0, gate.connections - numbers["now_connections"])
         reading = self._reading(numbers, gate, self._reactor.bytes_held())
         state = self._ledger.judge(reading, room=room, connections_limit=gate.connections)
@@ -78,8 +78,8 @@ class Accounts:
         """Once a second: everything that is told about it."""
         region = self._region
         reading = self._reading(numbers, gate, held)
-        self._ledger.read(reading)
-        self._outside_bytes = self._outside() + self._ledger.unexplained_bytes
+        self._ledger.read(reading, gate.memory_bytes)
+        self._outside_bytes = self._outside()
         headroom = self._ledger.headroom(
             reading,
             connections_limit=gate.connections,

@@ -109,7 +109,7 @@ LAYOUT: Final = Layout(
         "full_in_s",  # at that growth; 2**31: never
         "booked_own_bytes",  # on the books for memory of the process itself
         "footprint_bytes",  # what the process has really grown by since it started
-        "unexplained_bytes",  # of that on no account; booked as well
+        "unexplained_bytes",  # of that on no account: newcomers are refused for it, nobody is cut
         "listen_queue",  # connections that wait to be accepted
         "listen_queue_limit",
         "sockets_short",  # 1: the machine has no memory for more sockets; the keeper's
