@@ -78,6 +78,7 @@ class Users:
         self._is_alive = False  # and the bus has heard it
         self._has_been_up = False
         self._trusting_s = 0.0  # until then nobody is held for dead
+        self._now_s = 0.0  # of the last tick
         self._walked = 0
         self._walk_s = 0.0
         self._is_missing = False  # somebody was not put on the books by the walk under way
@@ -200,6 +201,7 @@ class Users:
 
     def tick(self, now_s: float) -> None:
         """Four times a second: say that we live, and walk on."""
+        self._now_s = now_s
         if not self.has_counted:
             return
         for _ in range(min(len(self._unforgotten), AGAIN_PER_TICK)):
@@ -262,7 +264,7 @@ class Users:
         """Who is here and could not be put on the books, or is there and gone. A walk throws nobody out."""
         if outcome:
             self._is_missing = True
-            self._walk_s = min(self._walk_s, time.monotonic() + AGAIN_S)
+            self._walk_s = min(self._walk_s, self._now_s + AGAIN_S)
         elif not self._is_here(member):
             self._forget(user, [member])
 

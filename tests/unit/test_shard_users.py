@@ -1,0 +1,165 @@
+"""What a shard does about a bus that answers late, wrongly or not at all: no ghosts, nobody forgotten."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from tests.support.rig import Peer, Rig, rig
+from wsgate.auth import NO_PERMISSIONS, Identity
+from wsgate.bus import BusPublisher, Names
+from wsgate.shard.options import UserLimits
+from wsgate.shard.users import Users
+
+Done = Callable[[str, bytes], None]
+LIMITS = UserLimits(connections=1, replaces=False)
+
+
+class Bus:
+    """Commands as they are sent; each is answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, Done]] = []
+        self.told: list[bytes] = []
+
+    def call(self, key: bytes, command: bytes, done: Done) -> None:
+        self.sent.append((command, done))
+
+    def publish(self, name: bytes, data: bytes, done: Callable[[str], None]) -> None:
+        self.told.append(data)
+        done("")
+
+    def answer(self, word: bytes, outcome: str = "", text: bytes = b"") -> int:
+        """Answer every command that holds this word; how many there were."""
+        meant = [each for each in self.sent if word in each[0]]
+        self.sent = [each for each in self.sent if word not in each[0]]
+        for _, done in meant:
+            done(outcome, text)
+        return len(meant)
+
+
+class Desk:
+    """One shard's users, its bus and its reactor."""
+
+    def __init__(self, bench: Rig, limits: UserLimits) -> None:
+        self.bench, self.bus, self.counts = bench, Bus(), Counter[str]()
+        self.verdicts: list[bool] = []
+        self.users = Users(
+            limits, bench.reactor, cast(BusPublisher, self.bus), Names("w"), self._count, lambda: None
+        )
+
+    def _count(self, name: str, amount: int) -> None:
+        self.counts[name] += amount
+
+    def come(self, user: str = "ann") -> Peer:
+        peer = self.bench.connect()
+        identity = Identity(user=user, permissions=NO_PERMISSIONS, expires_at_s=0)
+        self.bench.reactor.set_meta(peer.conn, identity.member())
+        self.users.enter(peer.conn, user, self.verdicts.append)
+        return peer
+
+    def member(self, peer: Peer) -> bytes:
+        return f"{self.bench.reactor.public_id(peer.conn):016x}@{self.users.owner}".encode()
+
+    def tick(self, now_s: float) -> None:
+        self.users.tick(now_s)
+
+
+@contextmanager
+def desk(limits: UserLimits = LIMITS) -> Iterator[Desk]:
+    with rig() as bench:
+        yield Desk(bench, limits)
+
+
+def test_a_removal_that_the_bus_has_not_heard_is_said_again() -> None:
+    with desk() as at:
+        peer = at.come()
+        at.bus.answer(b"EVALSHA")
+        at.users.leave(peer.conn, "ann")
+        for now_s in (1.0, 2.0, 3.0):
+            assert at.bus.answer(b"ZREM", "down") == 1
+            at.tick(now_s)
+        assert [at.member(peer) in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
+        assert at.bus.answer(b"ZREM", "", b"1") == 1
+        at.tick(4.0)
+        assert at.bus.answer(b"ZREM") == 0
+
+
+def test_who_left_while_it_was_counted_is_taken_off() -> None:
+    """A script that the server did not know is sent once more, behind the removal of who has left."""
+    with desk() as at:
+        peer = at.come()
+        member = at.member(peer)
+        at.bench.reactor.abort(peer.conn)
+        at.users.leave(peer.conn, "ann")
+        at.bus.answer(b"EVALSHA", "unscripted")
+        at.bus.answer(b"ZREM", "", b"0")
+        at.bus.answer(b"EVAL", "", b"")
+        assert [member in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
+
+
+def test_our_own_who_are_gone_count_for_nothing() -> None:
+    with desk() as at:
+        gone = at.come()
+        ghost = at.member(gone)
+        at.bench.reactor.abort(gone.conn)
+        peer = at.come()
+        at.bus.sent = at.bus.sent[-1:]
+        at.bus.answer(b"EVALSHA", "", b"2 " + ghost + b" " + at.member(peer))
+        assert at.verdicts == [True]
+        assert [ghost in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
+
+
+def test_limits_switched_off_while_a_verdict_is_out_harm_nobody() -> None:
+    with desk(UserLimits(connections=1, replaces=True)) as at:
+        first, second = at.come(), at.come()
+        crowd = b"2 " + at.member(first) + b" " + at.member(second)
+        at.users.renew(UserLimits())
+        at.bus.answer(b"EVALSHA", "", crowd)
+        assert at.verdicts == [True, True]
+        assert at.bus.told == []
+
+
+def test_a_crowd_that_makes_no_sense_lets_in_and_is_counted() -> None:
+    with desk() as at:
+        at.come()
+        at.bus.answer(b"EVALSHA", "", b"\xff")
+        assert at.verdicts == [True]
+        assert at.counts["users_unchecked"] == 1
+
+
+def test_nobody_walks_before_the_bus_knows_that_we_live() -> None:
+    with desk() as at:
+        at.come()
+        at.bus.answer(b"EVALSHA")
+        at.users.on_up()
+        at.tick(100.0)
+        assert at.bus.answer(b"EVALSHA") == 0
+        assert at.bus.answer(b"SET", "down") == 1
+        at.tick(100.25)
+        assert at.bus.answer(b"EVALSHA") == 0
+        assert at.bus.answer(b"SET", "", b"OK") == 1, "said again at once"
+        at.tick(100.5)
+        assert at.bus.answer(b"EVALSHA", "down") == 1
+        at.tick(107.0)
+        assert at.bus.answer(b"EVALSHA") == 1, "somebody is missing: again soon"
+
+
+def test_a_walk_under_way_begins_anew_when_the_bus_is_back() -> None:
+    with desk() as at:
+        for number in range(100):
+            at.come(f"u{number}")
+        at.bus.answer(b"EVALSHA")
+        at.users.on_up()
+        at.tick(100.0)
+        at.bus.answer(b"SET", "", b"OK")
+        at.tick(100.25)
+        assert 0 < at.bus.answer(b"EVALSHA", "down") < 100
+        at.users.on_up()
+        at.tick(100.5)
+        at.bus.answer(b"SET", "", b"OK")
+        counted = 0
+        for step in range(8):
+            at.tick(100.75 + step / 4)
+            counted += at.bus.answer(b"EVALSHA")
+        assert counted == 100
