@@ -233,8 +233,12 @@ def test_while_the_bus_is_away_messages_fail_and_other_events_wait_for_it() -> N
                 def told() -> list[Event]:
                     return [decoded(fields) for _, fields in bus.xrange("wsgate:events:0")]
 
-                wait_until("all is told", lambda: len(told()) >= 2 + 11, WITHIN_S)
-                kinds = [event["type"] for event in told()]
+                # At least once: what was under way when the bus went may stand there twice, under one id.
+                def kinds_by_id() -> dict[str, str]:
+                    return {event["id"]: event["type"] for event in told()}
+
+                wait_until("all is told", lambda: len(kinds_by_id()) >= 2 + 11, WITHIN_S)
+                kinds = list(kinds_by_id().values())
             assert kinds.count("disconnected") == 6
             assert kinds.count("connected") == 6
             assert "message" not in kinds, "it was answered with an error"

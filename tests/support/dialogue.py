@@ -22,6 +22,9 @@ from websockets.typing import Origin, Subprotocol
 
 __all__ = ["Dialogue", "fits", "to_toml"]
 
+PUBLISHED_S = 0.05
+"""For a publication to reach the shard, also on a machine that is busy."""
+
 ANSWER_S = 30.0  # nothing is expected to take this long
 LAST = {"op": "ping", "id": 2**40}
 
@@ -186,6 +189,8 @@ class Dialogue:
     def _publish(self, what: Mapping[str, str]) -> None:
         payload = bytes.fromhex(what["hex"]) if "hex" in what else what["data"].encode()
         self.bus.publish(f"wsgate:ch:{what['channel']}", payload)
+        # The client's next step takes another way to the shard, and must not overtake this one.
+        time.sleep(PUBLISHED_S)
 
     def _opened(self, client: _Client, connection: ClientConnection, subprotocol: str | None) -> None:
         assert connection.subprotocol == subprotocol
