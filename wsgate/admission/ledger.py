@@ -8,7 +8,7 @@ States, each with its mark and another to leave it, so that nothing flaps:
     open       newcomers are welcome
     refusing   from fifteen sixteenths of the memory budget on until seven eighths, or from the last free
                slot or descriptor on until a sixty-fourth of them is free again, or while the machine has
-               no memory for sockets
+               no memory for sockets, or the process has grown by more than the books explain
     shedding   from the budget on until fifteen sixteenths of it: some are being cut
 """
 

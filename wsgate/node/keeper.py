@@ -34,6 +34,7 @@ from wsgate.node.listeners import refuse_waiting, steer
 from wsgate.node.notify import notify
 from wsgate.node.sockets import TcpMemory, read_sockets
 from wsgate.reactor import SharedAddresses
+from wsgate.shard.accounts import SILENT_MS
 from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Boards, Shared
 from wsgate.shard.process import run_shard
@@ -46,8 +47,6 @@ TICK_S: Final = 0.25
 SLOTS_MOST: Final = 1 << 24
 LOOK_MS: Final = 1_000
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-SILENT_MS: Final = 600
-"""Two beats missed: no new connection for this shard until it beats again."""
 UNSERVED_S: Final = 5.0
 """A queue nobody has served for so long is answered with 503."""
 EXIT_GRACE_S: Final = 2.0

@@ -18,10 +18,10 @@ from wsgate.reactor.settings import SOCKET_BYTES
 from wsgate.shard.options import DESCRIPTORS_OF_OURS
 from wsgate.statistics import PHASE_READY, Region, StatisticsBlock
 
-__all__ = ["Accounts", "roomiest"]
+__all__ = ["SILENT_MS", "Accounts", "roomiest"]
 
 SILENT_MS: Final = 600
-"""As the keeper has it: two beats missed."""
+"""Two beats missed: no new connection for a shard until it beats again, neither dealt nor handed."""
 NEVER_S: Final = 1 << 31
 """In the gauge of when it is full: not at this growth."""
 _STATM: Final = Path("/proc/self/statm")

@@ -77,6 +77,7 @@ class Commands:
             return  # said in the same breath as what it was closed for
         if sessions.held and (said := sessions.held.get(conn)) is not None:
             said.append((message, opcode))
+            sessions.held_bytes += len(message)
             return
         if opcode != dialect.opcode:
             sessions.end(conn, dialect, Reason.UNSUPPORTED_DATA)

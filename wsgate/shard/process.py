@@ -551,6 +551,7 @@ class Shard:
         rates = self._users.rates
         return (
             self._tokens.cached_bytes
+            + self._sessions.held_bytes
             + self._publisher.waiting_bytes
             + sum(each.held_bytes for each in set(self._events.appenders))
             + (rates.users * LEASE_BYTES if rates else 0)

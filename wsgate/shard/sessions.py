@@ -82,6 +82,7 @@ class Sessions:
         self._welcomes: dict[int, Welcome] = {}
         self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
         self.held: dict[int, list[tuple[bytes, int]]] = {}  # what they say until it is known if they stay
+        self.held_bytes = 0  # of that; on the books
         self.run: Callable[[int, Dialect, bytes, int], None] = lambda *_: None  # how that is run
         self.ended: set[int] = set()  # Close is queued: what they said after it is not run
         self._bad_messages: dict[int, int] = {}
@@ -175,7 +176,7 @@ class Sessions:
         self, conn: int, dialect: Dialect, identity: Identity, showing: Showing, may_stay: bool
     ) -> None:
         """The bus has counted a connection of its user, or there are too many."""
-        said = self.held.pop(conn, None)
+        said = self._take_held(conn)
         if said is None:
             return  # gone meanwhile
         if not may_stay:
@@ -185,6 +186,12 @@ class Sessions:
         for message, opcode in said:
             self.run(conn, dialect, message, opcode)
         self.reactor.resume_reading(conn)
+
+    def _take_held(self, conn: int) -> list[tuple[bytes, int]] | None:
+        said = self.held.pop(conn, None)
+        if said:
+            self.held_bytes -= sum(len(message) for message, _ in said)
+        return said
 
     def keep(self, conn: int, identity: Identity, before: Member | None) -> None:
         """Remember who it is, and since when where events tell that; `before` is who it was till now."""
@@ -395,8 +402,10 @@ class Sessions:
         """The connection is gone."""
         if self.ended:
             self.ended.discard(conn)
+        if self.held:
+            self._take_held(conn)
         self.hub.forget(conn)
-        for each in (self.unauthenticated, self._welcomes, self._asked, self._bad_messages, self.held):
+        for each in (self.unauthenticated, self._welcomes, self._asked, self._bad_messages):
             if each:
                 each.pop(conn, None)
 
