@@ -24,6 +24,7 @@ from tests.support.bus_fleet import (
 )
 from tests.support.client import Client, connected
 from tests.support.gateway import Gateway, run_command, running_gateway, wait_until
+from tests.support.raw_client import RawClient
 
 pytestmark = pytest.mark.slow
 
@@ -242,12 +243,16 @@ def test_a_user_of_the_bus_needs_no_more_than_its_prefix(tmp_path: Path) -> None
     password.write_text("a password from a file\n")
     password.chmod(0o600)
     may = ["&wsgate:*", "~wsgate:*", "-@all", "+publish", "+subscribe", "+unsubscribe", "+ping"]
+    may += ["+evalsha", "+eval", "+zadd", "+zcard", "+zrange", "+zrem", "+expire", "+exists"]
+    may += ["+get", "+set", "+del", "+time"]
     with running_server() as server:
         secret = f">{password.read_text().strip()}"
         server.client().execute_command("ACL", "SETUSER", "gate", "on", secret, "resetchannels", *may)
         environ = {
             "WSGATE_BUS__URL": f"redis://gate@{HOST}:{server.port}",
             "WSGATE_BUS__PASSWORD_FILE": str(password),
+            "WSGATE_ADMISSION__PER_USER_CONNECTIONS": "1",
+            "WSGATE_ADMISSION__PER_USER_RATE": "5",
         }
         with running_gateway(environ=environ) as gateway, connected(gateway.ws_url, 1) as (client,):
             subscribe(client, "news")
@@ -255,5 +260,15 @@ def test_a_user_of_the_bus_needs_no_more_than_its_prefix(tmp_path: Path) -> None
             gateway.await_ready()
             assert not is_said(gateway, "a password")
             assert published(gateway) == 1
+            with RawClient.welcomed(gateway, gateway.token("ann")) as first:
+                for number in range(1, 10):
+                    first.say(op="pub", ch="news", data=number, id=number)
+                answers = [first.hear()["op"] for _ in range(1, 10)]
+                assert "err" in answers, "a second's worth is five"
+                with RawClient.welcomed(gateway, gateway.token("ann")):
+                    assert first.ending().code == 4509
+            assert gateway.stop() == 0
+            refused = server.client().execute_command("ACL", "LOG")
+            assert refused == [], "it asked for more than it may"
     environ["WSGATE_SERVER__DEV"] = "true"
     assert "a password" not in run_command("check-config", directory=tmp_path, environ=environ).stdout

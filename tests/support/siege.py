@@ -26,6 +26,7 @@ __all__ = [
     "configured_gateway",
     "fresh_counters",
     "make_token",
+    "nodes",
     "proportional_bytes_of",
     "scrape",
     "shard_pid",
@@ -59,6 +60,19 @@ def configured_gateway(
     arguments = ("--config", str(file), *flags)
     with running_gateway(*arguments, environ=environ, is_dev=False, prefix=prefix) as gateway:
         yield gateway
+
+
+@contextlib.contextmanager
+def nodes(directory: Path, bus_url: str, settings: str, count: int = 2) -> Iterator[list[Gateway]]:
+    """So many nodes of one shard each, on one bus."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for number in range(count):
+            place = directory / f"node-{number}"
+            place.mkdir()
+            text = f'{settings}\n[bus]\nurl = "{bus_url}"\n'
+            found.append(stack.enter_context(configured_gateway(place, text)))
+        yield found
 
 
 def make_token(

@@ -95,6 +95,7 @@ class Shard:
                 self.rig.reactor,
                 cast(Publisher, self.bus),
                 Names("wsgate"),
+                (),
                 self._count,
                 self._wake,
             ),

@@ -1,7 +1,7 @@
 """What a shard does about a bus that answers late, wrongly or not at all: no ghosts, nobody forgotten."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -9,7 +9,7 @@ from tests.support.rig import Peer, Rig, rig
 from wsgate.auth import NO_PERMISSIONS, Identity
 from wsgate.bus import BusPublisher, Names
 from wsgate.shard.options import UserLimits
-from wsgate.shard.users import Users
+from wsgate.shard.users import UNFORGOTTEN_MOST, Users
 
 Done = Callable[[str, bytes], None]
 LIMITS = UserLimits(connections=1, replaces=False)
@@ -41,11 +41,11 @@ class Bus:
 class Desk:
     """One shard's users, its bus and its reactor."""
 
-    def __init__(self, bench: Rig, limits: UserLimits) -> None:
+    def __init__(self, bench: Rig, limits: UserLimits, owners: Sequence[str]) -> None:
         self.bench, self.bus, self.counts = bench, Bus(), Counter[str]()
         self.verdicts: list[bool] = []
         self.users = Users(
-            limits, bench.reactor, cast(BusPublisher, self.bus), Names("w"), self._count, lambda: None
+            limits, bench.reactor, cast(BusPublisher, self.bus), Names("w"), owners, self._count, lambda: None
         )
 
     def _count(self, name: str, amount: int) -> None:
@@ -66,9 +66,9 @@ class Desk:
 
 
 @contextmanager
-def desk(limits: UserLimits = LIMITS) -> Iterator[Desk]:
+def desk(limits: UserLimits = LIMITS, owners: Sequence[str] = ()) -> Iterator[Desk]:
     with rig() as bench:
-        yield Desk(bench, limits)
+        yield Desk(bench, limits, owners)
 
 
 def test_a_removal_that_the_bus_has_not_heard_is_said_again() -> None:
@@ -108,6 +108,34 @@ def test_our_own_who_are_gone_count_for_nothing() -> None:
         at.bus.answer(b"EVALSHA", "", b"2 " + ghost + b" " + at.member(peer))
         assert at.verdicts == [True]
         assert [ghost in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
+
+
+def test_those_whose_place_it_takes_are_dead_and_the_bus_is_told_so() -> None:
+    with desk(owners=("new", "old", "older")) as at:
+        assert at.users.owner == "new"
+        peer = at.come()
+        crowd = b"2 0000000000000001@old " + at.member(peer)
+        at.bus.answer(b"EVALSHA", "", crowd)
+        assert at.verdicts == [True], "not even asked for"
+        assert at.bus.answer(b"EXISTS") == 0
+        at.users.on_up()
+        at.tick(100.0)
+        told = [command for command, _ in at.bus.sent if b"DEL" in command]
+        assert [b"w:alive:old\r" in told[0], b"w:alive:older\r" in told[1]] == [True, True]
+        assert at.bus.answer(b"alive:older", "down") == 1
+        assert at.bus.answer(b"alive:old", "", b"1") == 1
+        at.tick(116.0)
+        assert at.bus.answer(b"DEL") == 1, "said again, as often as it takes"
+
+
+def test_a_removal_too_many_to_remember_is_counted() -> None:
+    with desk() as at:
+        at.users._unforgotten.extend([("ann", "x")] * UNFORGOTTEN_MOST)
+        peer = at.come()
+        at.users.leave(peer.conn, "ann")
+        at.bus.answer(b"ZREM", "down")
+        assert at.counts["users_unforgotten"] == 1
+        assert len(at.users._unforgotten) == UNFORGOTTEN_MOST
 
 
 def test_limits_switched_off_while_a_verdict_is_out_harm_nobody() -> None:

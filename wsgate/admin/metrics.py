@@ -174,6 +174,11 @@ _COUNTERS: Final = (
         "limit",
         {"users_unchecked": "connections", "rates_unchecked": "messages"},
     ),
+    _one(
+        "users_unforgotten",
+        "Connections that ended while the bus was away, too many to be taken off their users' counts later.",
+        "users_unforgotten",
+    ),
     _one("probes", "Probes that came back through the bus.", "probes_echoed"),
     _one("client_requests", "GET /client.js on the client port.", "client_asked"),
     _one("readiness_requests", "GET /readyz on the client port.", "readiness_asked"),

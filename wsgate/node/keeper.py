@@ -16,10 +16,12 @@ import contextlib
 import gc
 import os
 import resource
+import secrets
 import select
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -50,6 +52,9 @@ PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 UNSERVED_S: Final = 5.0
 """A queue nobody has served for so long is answered with 503."""
 EXIT_GRACE_S: Final = 2.0
+OWNER_BYTES: Final = 6
+OWNERS_MOST: Final = 8
+"""A shard and those before it that may not have been mourned yet: who lives for a second has done it."""
 BUS_HEAD_START_S: Final = 2.0
 BUS_LOOK_S: Final = 0.01
 
@@ -75,6 +80,7 @@ class Keeper:
         )
         # Held here for a successor: what was handed to a shard that died waits for it.
         self._handovers = _handovers(len(plan.listeners))
+        self._owners: list[deque[str]] = [deque(maxlen=OWNERS_MOST) for _ in plan.listeners]
         self._shard_options, self._admin_options = plan.shards, plan.admin
         self._had_terminal = _has_terminal()
         self._alive_read, self._alive_write = os.pipe()
@@ -159,10 +165,12 @@ class Keeper:
     def _fork_shard(self, number: int) -> int:
         options, listener = self._shard_options[number], self._plan.listeners[number]
         seen = self._boards.configuration.version  # before the fork: what is posted later it has to read
+        self._owners[number].appendleft(secrets.token_hex(OWNER_BYTES))
+        owners = tuple(self._owners[number])
 
         def work() -> int:
             self._give_up(listener)
-            shared = Shared(self._block, self._boards, self._addresses, self._handovers)
+            shared = Shared(self._block, self._boards, self._addresses, self._handovers, owners)
             return run_shard(options, listener.fileno(), shared, self._alive_read, seen)
 
         return fork_child(f"wsgate-shard-{number}", work)

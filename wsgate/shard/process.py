@@ -58,6 +58,7 @@ FLUSH_S: Final = 1.0
 """For events of the last clients to reach their stream: half of what the keeper grants after a drain."""
 SOON_S: Final = 0.001
 GOODBYE_S: Final = 0.5
+LATE_MS: Final = 500
 HANDED_PER_PASS: Final = 64
 SHED_RETRY_MS: Final = (2_000, 15_000)
 """When those who are cut for want of memory may come back: each tick's lot another time."""
@@ -109,6 +110,7 @@ class Shard:
         self._boards = shared.boards
         self._addresses = shared.addresses
         self._handovers = shared.handovers
+        self._owners = shared.owners
         self._seen = seen
         self._seen_keys = 0
         self._options = options
@@ -170,7 +172,13 @@ class Shard:
         self._publisher, self._subscriber = self._bus.publisher, self._bus.subscriber
         self._events = self._make_events(names)
         self._users = Users(
-            options.user_limits, self._reactor, self._publisher, names, self.count, self._schedule_soon
+            options.user_limits,
+            self._reactor,
+            self._publisher,
+            names,
+            self._owners,
+            self.count,
+            self._schedule_soon,
         )
         self._sessions = Sessions(
             options, self._reactor, self._hub, access, tokens, self.count, self._events, self._users
@@ -258,19 +266,24 @@ class Shard:
         self._is_draining = True
         self._region["phase"] = PHASE_DRAINING
         self._region["room"] = 0
+        self._reactor.relieve(-1)  # they are all ending
         self._pump()  # who is complete in the queue gets a 503 and no reset
         self._reactor.stop_listening()
         os.close(self._listener_fd)
         options = self._options
-        left = await drain(
-            self._reactor,
-            self._sessions,
-            options.drain_timeout_ms,
-            self._schedule,
-            is_alone=options.is_alone,
-        )
+        left = await self._drain(options.drain_timeout_ms)
+        if self._handovers:
+            # What siblings have handed over until just now: answered like everybody who comes late.
+            self._take_handed()
+            self._pump()
+            left += await self._drain(LATE_MS)
         self._log.info("drained", left=left)
         return left
+
+    async def _drain(self, within_ms: int) -> int:
+        return await drain(
+            self._reactor, self._sessions, within_ms, self._schedule, is_alone=self._options.is_alone
+        )
 
     def _take_handed(self) -> None:
         """Connections that siblings had no room for."""
@@ -539,7 +552,7 @@ class Shard:
         self._accounts.tick(numbers_now, self._options.gate, is_pressed=is_pressed)
         if self._is_draining:
             self._region["room"] = 0
-        if self._handovers:
+        if self._handovers and not self._is_draining:
             number = roomiest(self._block, self._options.number, now_ms())
             self._reactor.relieve(-1 if number is None else self._handovers[number][1].fileno())
         self._region["beat_ms"] = now_ms()

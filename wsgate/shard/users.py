@@ -13,7 +13,7 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -54,6 +54,7 @@ class Users:
         reactor: Who is here.
         publisher: The way to the bus.
         names: What things are called there.
+        owners: What this shard calls itself there, and what those did whose place it takes; none: anything.
         count: The shard's counters.
         wake: Asks for a pass, because an answer of the bus comes between two.
     """
@@ -64,6 +65,7 @@ class Users:
         reactor: Reactor,
         publisher: BusPublisher,
         names: Names,
+        owners: Sequence[str],
         count: Callable[[str, int], None],
         wake: Callable[[], None],
     ) -> None:
@@ -72,7 +74,9 @@ class Users:
         self._names = names
         self._count = count
         self._wake = wake
-        self.owner: Final = secrets.token_hex(6)
+        self.owner: Final = owners[0] if owners else secrets.token_hex(6)
+        self._dead: Final = frozenset(owners[1:])
+        self._former = list(owners[1:])  # of whom the bus may still believe that they live
         self._known: dict[str, tuple[bool, float]] = {}
         self._alive_s = 0.0  # when we last said that we live
         self._is_alive = False  # and the bus has heard it
@@ -113,8 +117,7 @@ class Users:
         return f"{self._reactor.public_id(conn):016x}@{self.owner}"
 
     def _enter(self, user: str, member: str, done: CallDone) -> None:
-        now_ms = time.time_ns() // 1_000_000
-        arguments = (member.encode(), b"%d" % now_ms, b"%d" % self._limits.connections, b"%d" % SET_TTL_S)
+        arguments = (member.encode(), b"%d" % self._limits.connections, b"%d" % SET_TTL_S)
         USER_ENTER.run(self._publisher, self._names.user(user), arguments, done)
 
     def _is_here(self, member: str) -> bool:
@@ -166,6 +169,8 @@ class Users:
     def _on_forgotten(self, user: str, members: list[str], outcome: str, _: bytes) -> None:
         """What the bus has not heard is said again: our owner lives, so nobody else would take it off."""
         if outcome:
+            lost = len(self._unforgotten) + len(members) - UNFORGOTTEN_MOST
+            self._count("users_unforgotten", max(0, lost))
             self._unforgotten.extend((user, each) for each in members)
 
     # --- who lives ------------------------------------------------------------------------------------
@@ -176,7 +181,7 @@ class Users:
         if len(self._known) > KNOWN_MOST:
             self._known.clear()
         asked = [owner for owner in crowd.owners() if self._known.get(owner, (True, 0.0))[1] < now_s]
-        asked = [owner for owner in asked if owner != self.owner]
+        asked = [owner for owner in asked if owner != self.owner and owner not in self._dead]
         left = len(asked)
         if not left:
             then()
@@ -195,6 +200,8 @@ class Users:
             self._publisher.call(key, pack("EXISTS", key), partial(on_answer, owner))
 
     def _lives(self, owner: str) -> bool:
+        if owner in self._dead:
+            return False
         if owner == self.owner or time.monotonic() < self._trusting_s:
             return True
         return self._known.get(owner, (True, 0.0))[0]
@@ -213,6 +220,7 @@ class Users:
             self._alive_s = now_s
             key = self._names.alive(self.owner)
             self._publisher.call(key, pack("SET", key, "1", "EX", str(ALIVE_TTL_S)), self._on_alive)
+            self._mourn()
         if self._is_alive and (self._walked or now_s >= self._walk_s):
             self._walk(now_s)
 
@@ -221,6 +229,17 @@ class Users:
         self._is_alive = not outcome
         if outcome:
             self._alive_s = 0.0
+
+    def _mourn(self) -> None:
+        """Say that those before us live no more, which they had no time to."""
+        former, self._former = self._former, []
+        for owner in former:
+            key = self._names.alive(owner)
+            self._publisher.call(key, pack("DEL", key), partial(self._on_mourned, owner))
+
+    def _on_mourned(self, owner: str, outcome: str, _: bytes) -> None:
+        if outcome:
+            self._former.append(owner)
 
     def on_up(self) -> None:
         """The bus is there, perhaps another one, or an empty one: say that we live, and who is here.
