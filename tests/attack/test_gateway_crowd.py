@@ -17,7 +17,7 @@ from tests.support.siege import besieged, configured_gateway, fresh_counters, ma
 pytestmark = pytest.mark.slow
 
 QUOTA: Final = 256
-CROWD: Final = 1500
+CROWD: Final = 10_000
 PACE_S: Final = 0.05  # far below the limit of control frames
 AUTH_TIMEOUT: Final = "3s"
 IN_WAIT: Final = 'wsgate_closes_total{reason="auth_timeout"}'

@@ -25,6 +25,7 @@ SILENT_MS: Final = 600
 NEVER_S: Final = 1 << 31
 """In the gauge of when it is full: not at this growth."""
 _STATM: Final = Path("/proc/self/statm")
+_STATM_BYTES: Final = 128
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 # struct tcp_info: of a listener, how many wait to be accepted and how many may. Source: tcp_diag.c,
 # tcp_diag_get_info; linux/tcp.h.
@@ -56,8 +57,11 @@ class Accounts:
         self._count = count
         self._log = log
         self._state = State.OPEN
+        self._exhausted = 0
         self._outside_bytes = 0
-        self._ledger = Ledger(connection_bytes=SOCKET_BYTES, baseline_bytes=_resident_bytes())
+        # Open from the start: with no descriptor left it is needed most.
+        self._statm = _STATM.open("rb", buffering=0)
+        self._ledger = Ledger(connection_bytes=SOCKET_BYTES, baseline_bytes=self._resident_bytes())
 
     def tick(self, numbers: Mapping[str, int], gate: GateLimits, *, is_pressed: bool) -> None:
         """Four times a second: the state, and the room the keeper steers by."""
@@ -71,6 +75,10 @@ class Accounts:
             self._count("admission_" + state.name.lower(), 1)
             self._log.info("admission", state=state.name.lower(), connections=numbers["now_connections"])
             self._state = state
+        if numbers["accept_exhausted"] != self._exhausted:
+            # The gate refuses before that: somebody has lowered the limit, or the whole machine is full.
+            self._exhausted = numbers["accept_exhausted"]
+            self._log.warning("accept_exhausted", times=self._exhausted)
 
     def look(
         self, numbers: Mapping[str, int], gate: GateLimits, held: Mapping[str, int], listener_fd: int
@@ -104,10 +112,13 @@ class Accounts:
             connections=connections,
             own_bytes=own,
             booked_bytes=sum(held.values()),
-            resident_bytes=_resident_bytes(),
+            resident_bytes=self._resident_bytes(),
             is_short=bool(numbers["now_short"]),
             is_shedding=bool(numbers["now_shedding"]),
         )
+
+    def _resident_bytes(self) -> int:
+        return int(os.pread(self._statm.fileno(), _STATM_BYTES, 0).split()[1]) * _PAGE_BYTES
 
     def _tell(self, headroom: Headroom) -> None:
         region = self._region
@@ -129,16 +140,14 @@ def roomiest(block: StatisticsBlock, number: int, now_ms: int) -> int | None:
     return best
 
 
-def _resident_bytes() -> int:
-    return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
-
-
 def _queue_of(listener_fd: int) -> tuple[int, int]:
     """How many wait to be accepted, and how many may."""
     try:
-        listener = socket.socket(fileno=os.dup(listener_fd))
+        listener = socket.socket(fileno=listener_fd)
     except OSError:  # closed: it drains
         return 0, 0
-    with listener:
+    try:
         waiting, most = _QUEUE.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE.size))
+    finally:
+        listener.detach()  # the caller's
     return waiting, most
