@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
 from wsgate.admission import Headroom, Ledger, Reading, State
@@ -24,7 +23,7 @@ SILENT_MS: Final = 600
 """Two beats missed: no new connection for a shard until it beats again, neither dealt nor handed."""
 NEVER_S: Final = 1 << 31
 """In the gauge of when it is full: not at this growth."""
-_STATM: Final = Path("/proc/self/statm")
+_STATM: Final = "/proc/self/statm"
 _STATM_BYTES: Final = 128
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 # struct tcp_info: of a listener, how many wait to be accepted and how many may. Source: tcp_diag.c,
@@ -60,7 +59,7 @@ class Accounts:
         self._exhausted = 0
         self._outside_bytes = 0
         # Open from the start: with no descriptor left it is needed most.
-        self._statm = _STATM.open("rb", buffering=0)
+        self._statm_fd = os.open(_STATM, os.O_RDONLY)
         self._ledger = Ledger(connection_bytes=SOCKET_BYTES, baseline_bytes=self._resident_bytes())
 
     def tick(self, numbers: Mapping[str, int], gate: GateLimits, *, is_pressed: bool) -> None:
@@ -118,7 +117,7 @@ class Accounts:
         )
 
     def _resident_bytes(self) -> int:
-        return int(os.pread(self._statm.fileno(), _STATM_BYTES, 0).split()[1]) * _PAGE_BYTES
+        return int(os.pread(self._statm_fd, _STATM_BYTES, 0).split()[1]) * _PAGE_BYTES
 
     def _tell(self, headroom: Headroom) -> None:
         region = self._region
