@@ -40,6 +40,7 @@ HEALTHY: Final = Kernel(
     tcp_pages_used=10,
     wmem_max=212_992,
     tcp_rmem=(4_096, 131_072, 6_291_456),
+    tcp_wmem=(4_096, 16_384, 4_194_304),
     tcp_ehash_entries=262_144,
     nf_conntrack_max=None,
     nf_conntrack_count=None,
@@ -118,6 +119,18 @@ def test_a_healthy_machine_has_nothing_to_complain_of_and_says_what_was_looked_a
             {"tcp_rmem": (4_096, 1 << 20, 1)},
             {"tcp_rmem": (4_096, 1 << 21, 1)},
         ),
+        (
+            "net.ipv4.tcp_wmem",
+            "warning",
+            {"tcp_wmem": (16_384, 1 << 20, 1)},
+            {"tcp_wmem": (16_384, 1 << 21, 1)},
+        ),
+        (
+            "net.ipv4.tcp_wmem",
+            "warning",
+            {"tcp_wmem": (16_384, 16_384, 1)},
+            {"tcp_wmem": (16_385, 16_384, 1)},
+        ),
         ("tcp_ehash_entries", "advice", {"tcp_ehash_entries": 50_000}, {"tcp_ehash_entries": 49_999}),
         (
             "nf_conntrack_max",
@@ -153,7 +166,7 @@ def test_the_mark_of_every_check_of_the_kernel(
     ("name", "severity", "worst_good", "first_bad"),
     [
         ("RLIMIT_NOFILE", "blocking", {"descriptors": 50_096}, {"descriptors": 50_095}),
-        ("memory", "blocking", {"memory_bytes": 648_800_000}, {"memory_bytes": 648_700_000}),
+        ("memory", "blocking", {"memory_bytes": 629_200_000}, {"memory_bytes": 629_100_000}),
         ("shards", "warning", {"cores": 2}, {"cores": 1}),
         ("bus", "warning", {"bus_round_trip_s": 0.005}, {"bus_round_trip_s": 0.006}),
         ("bus", "warning", {"bus_round_trip_s": None}, {"bus_round_trip_s": float("inf")}),
@@ -187,7 +200,7 @@ def test_memory_counts_a_publication_for_those_who_hear_it_only() -> None:
     everybody = diagnose(Demand(message_bytes=10_000), {"memory_bytes": 100_000_000})
     few = diagnose(Demand(message_bytes=10_000, fanout=10), {"memory_bytes": 100_000_000})
     bears = {each.capacities[0].connections for each in (everybody, few)}
-    assert bears == {100_000_000 // (4_696 + 10_768), (100_000_000 - 10 * 10_768) // 4_696}
+    assert bears == {100_000_000 // (4_500 + 10_768), (100_000_000 - 10 * 10_768) // 4_500}
 
 
 def test_a_kernel_that_says_nothing_is_judged_by_what_is_left() -> None:

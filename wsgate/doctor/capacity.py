@@ -11,8 +11,9 @@ __all__ = ["FILES_OF_OTHERS", "USER_BYTES", "capacities", "queued_bytes"]
 USER_BYTES: Final = 600
 """Of the gateway, for an authenticated connection with its inbox and a shared channel: 534 measured with
 500,000 (`make machine`)."""
-KERNEL_BYTES: Final = 4_096
-"""Of the kernel, for an idle socket: 3,200 measured in the same run, half of what both ends took."""
+KERNEL_BYTES: Final = 3_900
+"""Of the kernel, for an idle socket: what the gateway books for one, measured in a memory group
+(`python -m loadtest.ledger`)."""
 SEGMENT_OVERHEAD_BYTES: Final = 768
 """The kernel's own for a queued segment: its descriptor and headers, rounded up to its size class."""
 FILES_OF_OTHERS: Final = 4_096

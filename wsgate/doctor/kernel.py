@@ -40,6 +40,7 @@ class Kernel:
     tcp_pages_used: int | None = None
     wmem_max: int | None = None
     tcp_rmem: tuple[int, int, int] | None = None
+    tcp_wmem: tuple[int, int, int] | None = None
     tcp_ehash_entries: int | None = None
     nf_conntrack_max: int | None = None
     nf_conntrack_count: int | None = None
@@ -76,6 +77,7 @@ def read_kernel(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Kernel:
         tcp_pages_used=sockets.get("mem"),
         wmem_max=_number(net / "core/wmem_max"),
         tcp_rmem=_try(lambda: _triple((ipv4 / "tcp_rmem").read_text())),
+        tcp_wmem=_try(lambda: _triple((ipv4 / "tcp_wmem").read_text())),
         tcp_ehash_entries=_positive(_number(ipv4 / "tcp_ehash_entries")),  # negative: another namespace's
         nf_conntrack_max=_number(net / "netfilter/nf_conntrack_max"),
         nf_conntrack_count=_number(net / "netfilter/nf_conntrack_count"),

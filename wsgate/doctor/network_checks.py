@@ -23,6 +23,7 @@ HEADERS_BYTES: Final = 70
 BROADCAST_SLOW_S: Final = 1.0
 RECEIVE_LEAST_BYTES: Final = 4_096
 RECEIVE_MOST_BYTES: Final = 1 << 20
+SEND_MOST_BYTES: Final = 1 << 20
 
 
 def accept_queue(case: Case) -> Iterator[Finding]:
@@ -222,6 +223,23 @@ def receive_buffer(case: Case) -> Iterator[Finding]:
     )
 
 
+def write_memory(case: Case) -> Iterator[Finding]:
+    """Source: __sk_mem_raise_allocated of the kernel: the least is let through under pressure."""
+    if case.kernel.tcp_wmem is None:
+        return
+    least, default, most = case.kernel.tcp_wmem
+    yield from judged(
+        "net.ipv4.tcp_wmem",
+        Severity.WARNING,
+        is_good=least <= case.have.send_buffer_bytes and default <= SEND_MOST_BYTES,
+        now=f"{least} {default} {most} bytes",
+        why="a socket that is not read may take the first number even while the kernel is short of memory;"
+        " the gateway sets its own send buffer, proxies and load generators beside it begin with the second",
+        needed="4096 16384 4194304",
+        fix="sysctl -w net.ipv4.tcp_wmem='4096 16384 4194304'",
+    )
+
+
 def link(case: Case) -> Iterator[Finding]:
     speed = case.kernel.link_mbit_per_s
     if speed is None:
@@ -250,5 +268,6 @@ NETWORK_CHECKS: Final[tuple[Check, ...]] = (
     tcp_memory,
     send_buffer,
     receive_buffer,
+    write_memory,
     link,
 )

@@ -1,0 +1,135 @@
+"""Every deadline of a connection is absolute: however lively a peer is in a way that does not count."""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from tests.support.frames import CONTINUATION, PING, PONG, TEXT, client_frame
+from tests.support.hall import HEAD
+from tests.support.rig import TICK_MS, Peer, Rig, rig
+from wsgate.config.settings import Heartbeat, Limits, Server, fields_of
+from wsgate.reactor import Settings, events
+from wsgate.reasons import Reason
+
+LIMIT_MS: Final = 5_000
+LATER: Final[dict[str, Any]] = {
+    "head_timeout_ms": 60_000,
+    "upgrade_timeout_ms": 60_000,
+    "message_timeout_ms": 60_000,
+    "write_timeout_ms": 60_000,
+    "outbox_age_ms": 60_000,
+    "ping_interval_ms": 0,
+}
+"""All other deadlines lie beyond the one that is looked at."""
+
+
+class Row(NamedTuple):
+    """One deadline."""
+
+    setting: str  # of the reactor; empty: set for each connection
+    begin: Callable[[Rig], Peer]
+    live: Callable[[Rig, Peer], object]  # what the peer does at every tick
+    reason: Reason
+
+
+def begins_a_head(bench: Rig) -> Peer:
+    return bench.connect(upgraded=False)
+
+
+def has_sent_its_head(bench: Rig) -> Peer:
+    peer = bench.connect(upgraded=False)
+    peer.send(HEAD)
+    bench.turn()
+    return peer
+
+
+def is_in(bench: Rig) -> Peer:
+    return bench.connect()
+
+
+def begins_a_message(bench: Rig) -> Peer:
+    peer = bench.connect()
+    peer.send(client_frame(TEXT, b"a", final=False))
+    bench.turn()
+    return peer
+
+
+def until(code: int) -> Callable[[Rig], Peer]:
+    def begin(bench: Rig) -> Peer:
+        peer = bench.connect()
+        bench.reactor.set_deadline(peer.conn, bench.now_ms + LIMIT_MS, code)
+        return peer
+
+    return begin
+
+
+def is_behind(bench: Rig) -> Peer:
+    peer = bench.connect(send_buffer_bytes=4_096)
+    bench.reactor.send(peer.conn, bytes(400_000))
+    bench.turn()
+    return peer
+
+
+def is_told_to_go(bench: Rig) -> Peer:
+    peer = is_behind(bench)
+    bench.reactor.close(peer.conn, 1000)
+    bench.turn()
+    return peer
+
+
+def says(data: bytes) -> Callable[[Rig, Peer], object]:
+    return lambda bench, peer: peer.send(data)
+
+
+def reads_a_little(bench: Rig, peer: Peer) -> None:
+    """Twice what the kernel needs to take more: there is progress at every tick."""
+    peer.sock.recv(8_192)
+
+
+ROWS: Final = {
+    "head_timeout": Row("head_timeout_ms", begins_a_head, says(b"G"), Reason.HEAD_TIMEOUT),
+    "upgrade": Row("upgrade_timeout_ms", has_sent_its_head, says(b"x"), Reason.UPGRADE_TIMEOUT),
+    "message_timeout": Row(
+        "message_timeout_ms",
+        begins_a_message,
+        says(client_frame(CONTINUATION, b"a", final=False) + client_frame(PING)),
+        Reason.MESSAGE_TIMEOUT,
+    ),
+    "idle_timeout": Row("idle_timeout_ms", is_in, says(client_frame(PONG)), Reason.IDLE_TIMEOUT),
+    "auth_timeout": Row("", until(4002), says(client_frame(TEXT, b"a")), Reason.AUTH_TIMEOUT),
+    "token": Row("", until(4001), says(client_frame(TEXT, b"a")), Reason.TOKEN_EXPIRED),
+    "outbox_age": Row("outbox_age_ms", is_behind, reads_a_little, Reason.OUTBOX_AGE),
+    "write_timeout": Row("write_timeout_ms", is_behind, says(client_frame(TEXT, b"a")), Reason.WRITE_STALL),
+    "closing": Row("write_timeout_ms", is_told_to_go, reads_a_little, Reason.APPLICATION),
+}
+ELSEWHERE: Final = {
+    "drain_timeout": "of a node: tests/unit/test_shard_drain.py",
+    "ping_interval": "no end: tests/unit/test_timers.py",
+    "pong_timeout": "any byte is life: tests/unit/test_timers.py",
+}
+
+
+def test_every_deadline_of_the_configuration_is_here() -> None:
+    names = {info.encode_name for section in (Server, Heartbeat, Limits) for info in fields_of(section)}
+    found = {name for name in names if name.endswith(("_timeout", "_age", "_interval"))}
+    assert found == (set(ROWS) | set(ELSEWHERE)) - {"upgrade", "token", "closing"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_lively_peer_does_not_move_it(name: str) -> None:
+    row = ROWS[name]
+    settings = LATER | ({row.setting: LIMIT_MS} if row.setting else {})
+    with rig(Settings(**settings)) as bench:
+        peer = row.begin(bench)
+        began_ms, ended_ms = bench.now_ms, 0
+        while not ended_ms and bench.now_ms < began_ms + 2 * LIMIT_MS:
+            row.live(bench, peer)
+            bench.pass_ms(TICK_MS)
+            kinds = {kind for kind, _ in bench.of(peer)}
+            if kinds & {events.FAILING, events.CLOSED} or bench.count("now_lingering"):
+                ended_ms = bench.now_ms
+        assert LIMIT_MS <= ended_ms - began_ms <= LIMIT_MS + TICK_MS
+        peer.close()
+        bench.pass_ms(LIMIT_MS + TICK_MS)
+        assert bench.count(f"ended_{row.reason.name.lower()}") == 1
