@@ -628,9 +628,17 @@ def test_the_status_page_says_what_is_wrong_and_counts_connections() -> None:
 def test_where_others_can_connect_the_status_page_counts_nothing() -> None:
     with running_admin(is_loopback=False) as admin:
         assert b"<table" not in admin.get("/").body
+        assert b"<table" not in admin.get("/status").body
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/nothing/here", "/api/publish"])
+def test_the_status_page_draws_how_full_the_node_is_and_development_leads_to_it(dev: Admin) -> None:
+    page = dev.get("/status")
+    assert page.status == 200
+    assert b"more connections fit" in page.body
+    assert b'href="/status"' in dev.get("/").body
+
+
+@pytest.mark.parametrize("path", ["/", "/status", "/healthz", "/metrics", "/nothing/here", "/api/publish"])
 def test_every_answer_carries_the_headers_that_protect_browsers(admin: Admin, path: str) -> None:
     headers = admin.get(path).headers
     assert headers["content-security-policy"] == "default-src 'self'; connect-src *"

@@ -1,7 +1,8 @@
 """The admin's URLs: which path is answered by what, and who may ask.
 
 `/healthz` and `/readyz` are for anybody, `/metrics` for this machine or whoever has the key, `/api` for
-whoever has the key. In development there is no key, and `/` is a page to try the gateway with.
+whoever has the key. `/status` is for people, with numbers for whoever may read the metrics; `/` is the same
+page, in development one to try the gateway with, and no key is asked for.
 """
 
 import time
@@ -59,6 +60,7 @@ def make_app(
         Route("/readyz", _judged(lambda: judge_readiness(block, now_ms()))),
         Route("/metrics", _metrics(options, block, fetcher, is_open=is_open)),
         Route("/api/{method}", api),
+        Route("/status", _status(options.node, block, is_open=is_open)),
         Route("/page.css", _file("page.css")),
         Route("/favicon.ico", _nothing),
     ]

@@ -9,6 +9,7 @@ from html import escape
 from string import Template
 from typing import Final
 
+from wsgate.admin.headroom import headroom_card
 from wsgate.statistics import StatisticsBlock, why_not_ready
 from wsgate.statistics.readiness import why_not_alive
 
@@ -18,7 +19,7 @@ Verdict = tuple[int, dict[str, object]]
 """An HTTP status, 200 or 503, and the body to answer with."""
 
 _STATE_MARK: Final = "now_"
-_NOT_STATES: Final = frozenset({"now_connections", "now_blocked", "now_draining", "now_channels"})
+_STATES: Final = ("head", "deciding", "open", "failing", "closing", "lingering", "gone")
 
 
 def judge_liveness(block: StatisticsBlock, now_ms: int) -> Verdict:
@@ -42,13 +43,8 @@ def _verdict(claim: str, why: list[str]) -> Verdict:
 
 def connections_by_state(block: StatisticsBlock) -> dict[str, int]:
     """Connections of all shards by state, in the order of a connection's life."""
-    gauges = [name for name in block.layout.gauges if name.startswith(_STATE_MARK)]
     shards = [block.shard(number) for number in range(block.shards)]
-    return {
-        name.removeprefix(_STATE_MARK): sum(shard[name] for shard in shards)
-        for name in gauges
-        if name not in _NOT_STATES
-    }
+    return {name: sum(shard[_STATE_MARK + name] for shard in shards) for name in _STATES}
 
 
 # --- for people ---------------------------------------------------------------------------------------
@@ -93,7 +89,7 @@ def status_page(node: str, block: StatisticsBlock, now_ms: int, *, has_numbers: 
         title="Not ready" if why else "Ready",
         state="stopped" if why else "open",
         why=_list(why),
-        numbers=_table(connections_by_state(block)) if has_numbers else "",
+        numbers=headroom_card(block) + _table(connections_by_state(block)) if has_numbers else "",
     )
 
 

@@ -1,0 +1,112 @@
+"""How full the node is, drawn for people: what is used, of how much, what binds, when it is full.
+
+From the block alone, like everything here; no script and no style of its own, so that it also shows in a
+browser that allows neither.
+"""
+
+from collections.abc import Sequence
+from string import Template
+from typing import Final
+
+from wsgate.statistics import Region, StatisticsBlock
+
+__all__ = ["headroom_card"]
+
+_MIB: Final = 1 << 20
+_STATES: Final = ("open", "refusing", "shedding")
+_RESOURCES: Final = ("connections", "descriptors", "memory")
+_NEVER_S: Final = 1 << 31
+_HELD_MARK: Final = "held_"
+
+_CARD: Final = Template(
+    """<section class="card"><h2>Room</h2>
+<p class="room"><strong>$room</strong> more connections fit; $binding. $outlook</p>
+<table class="rooms">
+<thead><tr><th scope="col">Shard</th><th scope="col">State</th><th scope="col">Connections</th>
+<th scope="col">Memory</th><th scope="col">Waiting to be accepted</th><th scope="col">Room</th></tr></thead>
+<tbody>$rows</tbody>
+</table>
+$machine
+</section>"""
+)
+
+
+def headroom_card(block: StatisticsBlock) -> str:
+    """A section of HTML: the node in a sentence, then a row for each shard, then the machine's own limits."""
+    shards = [block.shard(number) for number in range(block.shards)]
+    return _CARD.substitute(
+        room=f"{sum(_room(shard) for shard in shards):,}",
+        binding=_binding(shards),
+        outlook=_outlook(shards),
+        rows="".join(_row(number, shard) for number, shard in enumerate(shards)),
+        machine=_machine(block.keeper),
+    )
+
+
+def _row(number: int, shard: Region) -> str:
+    held = sum(shard[name] for name in shard.layout.gauges if name.startswith(_HELD_MARK))
+    cells = (
+        _meter(shard["now_connections"], shard["connections_limit"], "connections"),
+        _meter(held // _MIB, shard["memory_budget_bytes"] // _MIB, "MiB"),
+        _meter(shard["listen_queue"], shard["listen_queue_limit"], ""),
+        f"{_room(shard):,}",
+    )
+    state = _STATES[min(shard["admission_state"], len(_STATES) - 1)]
+    row = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr><th scope="row">{number}</th><td data-admission="{state}">{state}</td>{row}</tr>'
+
+
+def _meter(used: int, limit: int, unit: str) -> str:
+    """A bar that turns amber from three quarters on, red from fifteen sixteenths on, where newcomers end."""
+    if limit <= 0:
+        return f"{used:,} {unit}"
+    text = f"{used:,} of {limit:,} {unit}".rstrip()
+    low, high = limit * 3 / 4, limit * 15 / 16
+    meter = f'<meter min="0" max="{limit}" low="{low:g}" high="{high:g}" optimum="0" value="{used}">'
+    return f'{meter}{text}</meter><span class="of">{text}</span>'
+
+
+def _room(shard: Region) -> int:
+    return min(shard["room_" + resource] for resource in _RESOURCES)
+
+
+def _binding(shards: Sequence[Region]) -> str:
+    """What ends first, in most of them."""
+    votes = {name: sum(shard["binds_" + name] for shard in shards) for name in _RESOURCES}
+    most = max(_RESOURCES, key=lambda name: votes[name])
+    if not votes[most]:
+        return "nothing was measured yet"
+    named = {
+        "connections": "the configured number of connections ends first",
+        "descriptors": "descriptors end first",
+        "memory": "memory ends first",
+    }
+    return named[most]
+
+
+def _outlook(shards: Sequence[Region]) -> str:
+    growth = sum(shard["growth_per_1000_s"] for shard in shards) / 1000
+    if growth < 0.01:
+        return "They are not growing in number."
+    soonest = min((shard["full_in_s"] for shard in shards), default=_NEVER_S)
+    when = "" if soonest >= _NEVER_S else f", and the first shard is full in {_span(soonest)}"
+    return f"They grow by {growth:,.1f} a second{when}."
+
+
+def _span(seconds: int) -> str:
+    for unit, length_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds // length_s:,} {unit}"
+    return f"{seconds} s"
+
+
+def _machine(keeper: Region) -> str:
+    """Of all processes of the machine: memory for sockets, and accept queues that overflowed."""
+    limit = keeper["tcp_memory_limit_bytes"] // _MIB
+    rows = []
+    if limit:
+        used = _meter(keeper["tcp_memory_bytes"] // _MIB, limit, "MiB")
+        rows.append(f"<dt>Socket buffers of the machine</dt><dd>{used}</dd>")
+    lost = keeper["listen_overflows"]
+    rows.append(f"<dt>Accept queues found full since the start</dt><dd>{lost:,}</dd>")
+    return f'<dl class="machine">{"".join(rows)}</dl>'
