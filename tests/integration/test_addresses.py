@@ -53,6 +53,29 @@ def test_an_address_has_so_many_and_another_has_its_own() -> None:
         second.send(b"")
 
 
+def test_who_came_before_there_was_a_limit_counts_as_well() -> None:
+    addresses = shared()
+    with hall(addresses=addresses) as bench:
+        early = [bench.meet(bench.dial(HEAD, source="127.0.0.2")) for _ in range(3)]
+        bench.meet(bench.dial(HEAD, source="127.0.0.3"))
+        bench.meet(bench.dial(HEAD))  # a proxy, since the limit was set: for whom it spoke is not known
+        limits = GateLimits(address_connections=2, trusted_networks=PROXY)
+        bench.reactor.set_gate(limits, REFUSAL, TOO_MANY)
+        bench.pass_ms(250)
+        assert addresses.connections() == 4
+        assert answer(bench, bench.dial(HEAD, source="127.0.0.2")) == TOO_MANY
+        for peer in early[:2]:
+            peer.close()
+        settle(bench, lambda: addresses.connections() == 2)
+        bench.meet(bench.dial(HEAD, source="127.0.0.2"))
+        assert answer(bench, bench.dial(HEAD, source="127.0.0.2")) == TOO_MANY
+        # Switched off and on again: nobody counts twice.
+        bench.reactor.set_gate(GateLimits(), REFUSAL, TOO_MANY)
+        bench.reactor.set_gate(limits, REFUSAL, TOO_MANY)
+        bench.pass_ms(500)
+        assert addresses.connections() == 3
+
+
 @contextmanager
 def two_halls(limits: GateLimits, addresses: SharedAddresses) -> Iterator[tuple[Hall, Hall]]:
     with (

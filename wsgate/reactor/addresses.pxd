@@ -7,6 +7,7 @@ from wsgate.reactor.structs cimport AddressTable, Core
 cdef bint address_read(const void *peer, uint8_t *address) noexcept nogil
 cdef bint address_is_trusted(Core *core, const uint8_t *address) noexcept nogil
 cdef int address_take(Core *core, const uint8_t *address, uint64_t *key) noexcept nogil
+cdef void address_count(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil
 cdef void address_note(Core *core, uint32_t slot, uint64_t key) noexcept nogil
 cdef void address_drop(Core *core, uint64_t key) noexcept nogil
 cdef int address_claim(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil

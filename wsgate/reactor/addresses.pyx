@@ -229,6 +229,17 @@ cdef void address_note(Core *core, uint32_t slot, uint64_t key) noexcept nogil:
         core.counters[<int>ADDRESSES_UNCOUNTED] += 1
 
 
+cdef void address_count(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil:
+    """Count the connection in `slot`, which came when there was no limit, whatever the limit is now."""
+    cdef uint64_t key = key_of(core, address)
+    if slot >= core.addresses.journal_slots or core.addresses.journal[slot]:
+        return
+    if change_count(&core.addresses, key, 1, 0) > 0:
+        address_note(core, slot, key)
+    else:
+        core.counters[<int>ADDRESSES_UNCOUNTED] += 1
+
+
 cdef void address_drop(Core *core, uint64_t key) noexcept nogil:
     """Take back what `address_take` counted."""
     if key:

@@ -22,16 +22,18 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from wsgate.reactor.addresses cimport (
-    address_drop, address_is_trusted, address_note, address_read, address_take,
+    address_count, address_drop, address_is_trusted, address_note, address_read, address_take,
 )
 from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
-from wsgate.reactor.seam cimport EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_watch
+from wsgate.reactor.seam cimport (
+    EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_address, seam_watch,
+)
 from wsgate.reactor.structs cimport (
-    ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, Connection, Core, DRAINS_MAX,
-    Drain, HANDED_OVER, Input, PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
+    ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, CHUNK_BITS, Connection, Core,
+    DRAINS_MAX, Drain, HANDED_OVER, Input, NONE, PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
     REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
     REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING,
-    STATE_HEAD,
+    STATE_FREE, STATE_GONE, STATE_HEAD,
 )
 from wsgate.reactor.table cimport at, attention_push, table_open
 from wsgate.reactor.wheel cimport wheel_arm
@@ -84,6 +86,7 @@ cdef enum:
     SECOND_NS = 1000000000
     OFFERS_LEAST = 1000
     OFFERS_TIMES = 4
+    COUNT_LOOKS = 8192           # slots looked at in one tick: 3 ms of it
 
 
 cdef inline bint takes_one(int64_t *full_ns, int64_t now_ns, int64_t cost_ns, int64_t depth_ns) noexcept nogil:
@@ -268,6 +271,23 @@ cdef void gate_mute(Core *core, bint mute) noexcept nogil:
     core.listener_muted = mute
 
 
+cdef void count_earlier(Core *core) noexcept nogil:
+    """Put those on an address's count who came before it had a limit; who came by a proxy is not known any more."""
+    cdef uint32_t slots = core.chunk_count << CHUNK_BITS, looks
+    cdef uint8_t address[16]
+    cdef Connection *c
+    for looks in range(COUNT_LOOKS):
+        if core.uncounted_slot >= slots:
+            core.uncounted_slot = NONE
+            return
+        c = at(core, core.uncounted_slot)
+        if c.state not in (STATE_FREE, STATE_GONE) and seam_address(c, address) and not address_is_trusted(
+            core, address
+        ):
+            address_count(core, core.uncounted_slot, address)
+        core.uncounted_slot += 1
+
+
 cdef void gate_tick(Core *core) noexcept nogil:
     """Every 250 ms: end drains that are over their time, and try a muted listener again."""
     cdef uint32_t index
@@ -277,6 +297,8 @@ cdef void gate_tick(Core *core) noexcept nogil:
                 end_drain(core, &core.drains[index])
     if core.listener_muted:
         gate_mute(core, False)
+    if core.uncounted_slot != NONE and core.gate.address_connections:
+        count_earlier(core)
 
 
 cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:

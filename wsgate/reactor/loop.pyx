@@ -271,6 +271,8 @@ cdef class Reactor:
             free(fresh.refusal.data)
             raise
         gate_answers_free(core)
+        if fresh.address_connections and not core.gate.address_connections:
+            core.uncounted_slot = 0
         core.gate = fresh
 
     def book(self, uint64_t outside_bytes, *, bint is_pressed=False):

@@ -467,6 +467,7 @@ ctypedef struct Core:
     Limits limits
     Gate gate
     AddressTable addresses       # counts is NULL: nobody counts
+    uint32_t uncounted_slot      # from here on nobody was looked at since the limit was set; NONE: all were
     Drain drains[DRAINS_MAX]
     uint32_t drain_count
     Pool pool
