@@ -76,6 +76,20 @@ def test_who_came_before_there_was_a_limit_counts_as_well() -> None:
         assert addresses.connections() == 3
 
 
+def test_one_address_over_its_limit_keeps_nobody_waiting() -> None:
+    """Twelve hundred of everybody's would make accepting wait; those of one address are its own affair."""
+    limits = GateLimits(accepts_per_s=300, address_connections=1, refusal_drains=0)
+    with hall(limits=limits, addresses=shared()) as bench:
+        bench.meet(bench.dial(HEAD, source="127.0.0.2"))
+        for _ in range(13):
+            for peer in [bench.dial(HEAD, source="127.0.0.2") for _ in range(100)]:
+                peer.close()
+            bench.turn()
+        settle(bench, lambda: bench.count("accepted") == 1_301)
+        assert bench.count("accepts_paused") == 0
+        bench.meet(bench.dial(HEAD, source="127.0.0.3"))
+
+
 @contextmanager
 def two_halls(limits: GateLimits, addresses: SharedAddresses) -> Iterator[tuple[Hall, Hall]]:
     with (

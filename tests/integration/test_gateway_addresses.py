@@ -86,6 +86,27 @@ def test_an_address_s_share_is_that_of_all_shards_and_comes_back_after_a_crash()
         wait_until("it is counted", lambda: counted(gateway, "refusals", name) == 2, LIMIT_S)
 
 
+def test_more_connections_for_all_are_not_more_for_one(tmp_path: Path) -> None:
+    """SIGHUP raises max_connections: those beyond what there was at the start are counted like the others."""
+    file = tmp_path / "wsgate.toml"
+    text = "[admission]\nper_address_connections = 6\nmax_connections = {}\n"
+    file.write_text(text.format(4))
+    with running_gateway("--config", str(file)) as gateway, ExitStack() as held:
+        for _ in range(4):
+            stay(held, gateway, source="127.0.0.5")
+        assert status(gateway, source="127.0.0.6") == 503
+        file.write_text(text.format(50))
+        gateway.process.send_signal(signal.SIGHUP)
+        wait_until("it is renewed", lambda: scrape(gateway)["wsgate_renewals_total"] == 1, LIMIT_S)
+        wait_until("there is room", lambda: status(gateway, source="127.0.0.7") == 101, LIMIT_S)
+        for _ in range(6):
+            stay(held, gateway, source="127.0.0.6")
+        assert status(gateway, source="127.0.0.6") == 429
+        for _ in range(2):
+            stay(held, gateway, source="127.0.0.5")
+        assert status(gateway, source="127.0.0.5") == 429
+
+
 def test_an_address_s_rate() -> None:
     with limited(wsgate_admission__per_address_rate="3") as gateway:
         began_s = time.monotonic()
