@@ -30,7 +30,8 @@ from tests.support.siege import (
 pytestmark = pytest.mark.slow
 
 MIB: Final = 1024 * 1024
-BUDGET: Final = 112 * MIB  # 32 for the clients of one shard
+BUDGET: Final = 128 * MIB  # 32 for the clients of one shard
+FIXED: Final = 96 * MIB  # for the processes themselves, and what the private bus may hold
 MESSAGE: Final = client_frame(BINARY, bytes(60_000))[:-100]
 UNFINISHED: Final = 600  # 39 MB booked
 DEAF: Final = 500  # with 120 KB each of their own waiting, 60 MB
@@ -86,7 +87,7 @@ def recovers(gateway: Gateway, before: dict[str, float]) -> None:
 
 def test_r19_who_does_not_finish_is_cut_and_nobody_is_killed(gateway: Gateway, group: MemoryGroup) -> None:
     before = fresh_counters(gateway)
-    assert before[LIMIT] == BUDGET - 80 * MIB
+    assert before[LIMIT] == BUDGET - FIXED
     with besieged(gateway) as control, ExitStack() as stack:
         clients = [join(gateway, stack, f"slow-{number}") for number in range(UNFINISHED)]
         for number, client in enumerate(clients):

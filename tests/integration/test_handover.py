@@ -1,6 +1,9 @@
 """A full shard is no full node: what it has no room for goes to a sibling, as it is (A1)."""
 
+import os
+import signal
 import socket
+import time
 from contextlib import ExitStack, closing
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from tests.support.gateway import running_gateway, wait_until
 from tests.support.hall import HEAD, REFUSAL, Hall, hall, settle
 from tests.support.raw_client import LIMIT_S, RawClient, request
-from tests.support.siege import scrape
+from tests.support.siege import scrape, shard_pid
 from wsgate.reactor import GateLimits, SharedAddresses
 
 
@@ -23,11 +26,11 @@ def take(bench: Hall, ours: socket.socket) -> int:
     count = 0
     while True:
         try:
-            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+            hands, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
         except BlockingIOError:
             return count
         for descriptor in descriptors:
-            bench.reactor.admit(descriptor, now_ms=bench.now_ms)
+            bench.reactor.admit(descriptor, now_ms=bench.now_ms, hands=hands[0])
             count += 1
 
 
@@ -46,12 +49,55 @@ def test_who_finds_no_room_is_served_by_another() -> None:
         for peer in peers:
             settle(other, lambda peer=peer: bool(peer.receive() or peer.received))  # type: ignore[misc]
             answers.append(bytes(peer.received).partition(b"\r\n")[0])
-        # It is judged there like anybody else, and never handed on.
+        # It is judged there like anybody else, and there is nobody it could be handed on to.
         welcome, refusal = b"HTTP/1.1 101 Switching Protocols", b"HTTP/1.1 503 Service Unavailable"
         assert sorted(answers) == [welcome, welcome, refusal]
         assert other.count("ended_refused_connections") == 1
         assert full.count("ended_refused_connections") == 0
         assert other.count("accepted") == 0, "it was counted where it was accepted"
+
+
+def test_who_finds_the_sibling_full_meanwhile_is_handed_on() -> None:
+    (second_ours, second_theirs), (third_ours, third_theirs) = channel(), channel()
+    one_slot, three = GateLimits(connections=1), GateLimits(connections=3)
+    with ExitStack() as stack:
+        for end in (second_ours, second_theirs, third_ours, third_theirs):
+            stack.enter_context(closing(end))
+        first, second = (stack.enter_context(hall(limits=one_slot)) for _ in range(2))
+        third = stack.enter_context(hall(limits=three))
+        first.reactor.relieve(second_theirs.fileno())
+        second.reactor.relieve(-1, next_fd=third_theirs.fileno(), hands=3)
+        first.meet(first.dial(HEAD))
+        peers = [first.dial(HEAD) for _ in range(4)]
+        settle(first, lambda: first.count("handed_over") == 4)
+        assert take(second, second_ours) == 4
+        assert take(third, third_ours) == 3
+        settle(third, lambda: third.count("now_open") == 3)
+        settle(second, lambda: second.count("now_open") == 1)
+        assert len(peers) == 4
+        assert second.count("handed_over") == 3
+
+
+def test_a_connection_nobody_has_room_for_goes_round_a_few_times_only() -> None:
+    """Two full ones that believe in each other: after so many hands it is refused, with an answer."""
+    (first_ours, first_theirs), (second_ours, second_theirs) = channel(), channel()
+    limits = GateLimits(connections=1)
+    with ExitStack() as stack:
+        for end in (first_ours, first_theirs, second_ours, second_theirs):
+            stack.enter_context(closing(end))
+        first, second = (stack.enter_context(hall(limits=limits)) for _ in range(2))
+        for full, sibling in ((first, second_theirs), (second, first_theirs)):
+            full.reactor.relieve(sibling.fileno(), next_fd=sibling.fileno(), hands=8)
+        for full in (first, second):
+            full.meet(full.dial(HEAD))
+        late = first.dial(HEAD)
+        settle(first, lambda: first.count("handed_over") == 1)
+        hands = 1
+        while (take(second, second_ours) if hands % 2 else take(first, first_ours)) and hands < 20:
+            hands += 1
+        settle(first, lambda: bool(late.receive() or late.received))
+        assert late.received.startswith(REFUSAL)
+        assert first.count("handed_over") + second.count("handed_over") == 8
 
 
 def test_nobody_to_hand_to_and_a_full_channel_are_refusals() -> None:
@@ -104,30 +150,60 @@ def test_an_address_counts_where_it_was_handed_to() -> None:
 
 
 @pytest.mark.slow
-def test_a_node_refuses_when_all_its_shards_are_full_and_not_before() -> None:
-    environ = {"WSGATE_ADMISSION__MAX_CONNECTIONS": "120"}
+def test_those_who_return_after_a_crash_go_to_the_empty_successor() -> None:
+    environ = {"WSGATE_ADMISSION__MAX_CONNECTIONS": "400"}
     with running_gateway("--shards", "2", environ=environ) as gateway, ExitStack() as held:
+        clients = [held.enter_context(RawClient(gateway)) for _ in range(200)]
+        assert [client.ask(request()).status for client in clients] == [101] * 200
+        names = [f'wsgate_connections_held{{shard="{number}"}}' for number in range(2)]
+        wait_until("all are told", lambda: sum(scrape(gateway)[name] for name in names) == 200, LIMIT_S)
+        survivors = scrape(gateway)[names[1]]
+        assert 60 < survivors < 140, "dealt alike while they are alike"
+        os.kill(shard_pid(gateway, 0), signal.SIGKILL)
+        ready, room = 'wsgate_phase{shard="0"}', 'wsgate_room{shard="0"}'
+        wait_until("it is there again", lambda: scrape(gateway)[ready] == 1, LIMIT_S)
+        wait_until("it has room", lambda: scrape(gateway)[room] == 200, LIMIT_S)
+        wait_until("the keeper deals by it", lambda: gateway.why_not_ready() == [], LIMIT_S)
+        time.sleep(0.5)  # two of the keeper's ticks
+        returning = int(200 - survivors)
+        back = [held.enter_context(RawClient(gateway)) for _ in range(returning)]
+        assert {client.ask(request()).status for client in back} == {101}
+        wait_until("all are told", lambda: sum(scrape(gateway)[name] for name in names) == 200, LIMIT_S)
+        assert scrape(gateway)[names[0]] > returning * 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shares", "rate"), [([60, 60], 0), ([34, 33, 33], 0), ([60, 60], 2_000)])
+def test_a_node_refuses_when_all_its_shards_are_full_and_not_before(shares: list[int], rate: int) -> None:
+    most = sum(shares)
+    environ = {
+        "WSGATE_ADMISSION__MAX_CONNECTIONS": str(most),
+        "WSGATE_ADMISSION__HANDSHAKE_RATE": str(rate),
+    }
+    shards = range(len(shares))
+    with running_gateway("--shards", str(len(shares)), environ=environ) as gateway, ExitStack() as held:
         # As fast as it goes: the keeper, which deals by room, cannot follow.
-        clients = [held.enter_context(RawClient(gateway)) for _ in range(120)]
+        clients = [held.enter_context(RawClient(gateway)) for _ in range(most)]
         for client in clients:
             client.sock.sendall(request())
-        assert [client.answer().status for client in clients] == [101] * 120
+        assert [client.answer().status for client in clients] == [101] * most
         late = held.enter_context(RawClient(gateway))
         assert late.ask(request()).status == 503
-        names = [f'wsgate_connections_held{{shard="{number}"}}' for number in range(2)]
-        wait_until("both are full", lambda: [scrape(gateway)[name] for name in names] == [60, 60], LIMIT_S)
+        names = [f'wsgate_connections_held{{shard="{number}"}}' for number in shards]
+        wait_until("all are full", lambda: [scrape(gateway)[name] for name in names] == shares, LIMIT_S)
         refused = {name: value for name, value in scrape(gateway).items() if "_refusals_total" in name}
         assert {name for name, value in refused.items() if value} == {
             'wsgate_refusals_total{reason="refused_connections"}'
         }
         state = 'wsgate_admission_state{shard="%d"}'
-        wait_until(
-            "both say so", lambda: [scrape(gateway)[state % number] for number in (0, 1)] == [1, 1], LIMIT_S
-        )
+        wait_until("all say so", lambda: all(scrape(gateway)[state % number] for number in shards), LIMIT_S)
         # One leaves: there is room for one, wherever it lands.
         clients[0].sock.close()
-        wait_until("it is gone", lambda: sum(scrape(gateway)[name] for name in names) == 119, LIMIT_S)
-        again = held.enter_context(RawClient(gateway))
-        rooms = [f'wsgate_headroom{{resource="connections",shard="{number}"}}' for number in range(2)]
-        wait_until("there is room", lambda: sum(scrape(gateway)[name] for name in rooms) > 0, LIMIT_S)
-        assert again.ask(request()).status == 101
+        wait_until("it is gone", lambda: sum(scrape(gateway)[name] for name in names) < most, LIMIT_S)
+
+        def is_let_in() -> bool:
+            return held.enter_context(RawClient(gateway)).ask(request()).status == 101
+
+        # Within a tick of the shard that has it, of the keeper that deals and of the others that hand over.
+        wait_until("there is room for one", is_let_in, LIMIT_S)
+        assert not is_let_in()

@@ -179,19 +179,19 @@ def test_many_signals_are_as_good_as_one(node: Node) -> None:
 def test_what_is_posted_is_what_is_applied(tmp_path: Path) -> None:
     """Every field that may change goes through the board as it is."""
     from wsgate.config import load
-    from wsgate.node.options import shard_options
+    from wsgate.node.options import Machine, shard_options
     from wsgate.node.runtime import RunningGateway
     from wsgate.shard.renewal import Renewal
 
     running = RunningGateway(1, "n", 1, "ws://h", 2, "unix:///s", "wsgate", "")
     rows: dict[str, Any] = {"auth": {"hmac_secret": FIRST}}
-    before = shard_options(load(None, {}, rows), running, 0, 2, 20_000)
+    before = shard_options(load(None, {}, rows), running, 0, Machine(2, 20_000))
     rows |= {
         "server": {"allowed_origins": ["https://a.example"], "drain_timeout": "1s"},
         "limits": {"auth_timeout": "1s", "max_channel_name": "20B", "head_timeout": "1s"},
         "channels": {"a": {"subscribe": "anyone"}},
         "admission": {"handshakes_in_progress": 7},
     }
-    after = shard_options(load(None, {}, rows), running, 0, 2, 20_000)
+    after = shard_options(load(None, {}, rows), running, 0, Machine(2, 20_000))
     assert before != after
     assert Renewal.from_bytes(Renewal.of(after).to_bytes()).applied(before) == after

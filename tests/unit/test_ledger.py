@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgate.admission import Ledger, Place, Reading, State, weights
+from wsgate.admission import Ledger, Place, Reading, State, rate_share, weights
 from wsgate.admission.ledger import SLACK_BYTES
 from wsgate.node.sockets import SocketNumbers, TcpMemory
 
@@ -123,13 +123,28 @@ def test_a_swollen_process_refuses_and_does_not_flap() -> None:
 
 def test_newcomers_go_where_there_is_room_and_never_where_one_has_just_left() -> None:
     open_, refusing, shedding = State.OPEN, State.REFUSING, State.SHEDDING
-    assert weights([Place(10, open_), Place(30, open_)]) == [10, 30]
-    assert weights([Place(3, refusing), Place(30, open_)]) == [0, 30]
+    # What the one has more than the other is all its own; of the rest each counts with a twentieth.
+    assert weights([Place(100, open_), Place(300, open_)]) == [5, 205]
+    assert weights([Place(100, open_), Place(100, open_)]) == [5, 5]
+    assert weights([Place(1, open_), Place(20, open_), Place(0, open_)]) == [1, 20, 0]
+    assert weights([Place(10_000, open_), Place(20_000, open_)]) == [500, 10_500], "after a crash"
+    assert weights([Place(3, refusing), Place(30, open_)]) == [0, 2]
     assert weights([Place(0, refusing), Place(1, open_)]) == [0, 1]
     # Nobody is open: what little there is.
     assert weights([Place(3, refusing), Place(0, refusing)]) == [3, 0]
     assert weights([Place(3, refusing), Place(9, shedding)]) == [3, 0]
     assert weights([Place(0, refusing), Place(0, refusing)]) == [0, 0]
+
+
+def test_the_rate_of_the_node_goes_where_its_newcomers_go() -> None:
+    open_, refusing = State.OPEN, State.REFUSING
+    halves = [Place(100, open_), Place(100, open_)]
+    assert [rate_share(halves, number, 501) for number in (0, 1)] == [251, 251]
+    one = [Place(0, refusing), Place(100, open_)]
+    assert [rate_share(one, number, 500) for number in (0, 1)] == [250, 500], "all of it, while it is alone"
+    nobody = [Place(0, refusing), Place(0, refusing)]
+    assert [rate_share(nobody, number, 500) for number in (0, 1)] == [250, 250]
+    assert rate_share(halves, 0, 0) == rate_share(nobody, 0, 0) == 0, "no limit"
 
 
 def test_the_machine_s_memory_for_sockets_has_two_marks() -> None:

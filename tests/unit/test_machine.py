@@ -137,20 +137,29 @@ def test_address_space_is_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("budget", "usable", "left", "shards", "share"),
+    ("budget", "usable", "left", "shards", "bus", "share"),
     [
-        (112 * MIB, 0, 0, 1, 32 * MIB),
-        (0, 1000 * MIB, 0, 1, 820 * MIB),
-        (0, 1000 * MIB, 400 * MIB, 1, 300 * MIB),
-        (186 * MIB, 0, 0, 2, 50 * MIB),
+        (112 * MIB, 112 * MIB, 0, 1, 0, 32 * MIB),
+        (0, 1000 * MIB, 0, 1, 0, 820 * MIB),
+        (0, 1000 * MIB, 0, 1, 120 * MIB, 700 * MIB),
+        (0, 1000 * MIB, 400 * MIB, 1, 0, 300 * MIB),
+        (186 * MIB, 1000 * MIB, 0, 2, 0, 50 * MIB),
+        (186 * MIB, 1000 * MIB, 0, 2, 20 * MIB, 40 * MIB),
     ],
 )
 def test_a_shards_part_of_the_memory(
-    monkeypatch: pytest.MonkeyPatch, budget: int, usable: int, left: int, shards: int, share: int
+    monkeypatch: pytest.MonkeyPatch, budget: int, usable: int, left: int, shards: int, bus: int, share: int
 ) -> None:
     monkeypatch.setattr(memory, "usable_memory", lambda: usable)
     monkeypatch.setattr(memory, "address_space_left", lambda: left)
-    assert memory.memory_share(budget, shards) == share
+    assert memory.memory_share(budget, shards, bus) == share
+
+
+def test_what_the_node_s_own_bus_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "usable_memory", lambda: 1000 * MIB)
+    assert memory.bus_share(800 * MIB) == 100 * MIB
+    assert memory.bus_share(0) == 1000 * MIB * 9 // 10 // 8
+    assert memory.bus_share(100 * MIB) == 16 * MIB
 
 
 @pytest.mark.parametrize(
@@ -158,11 +167,12 @@ def test_a_shards_part_of_the_memory(
     [
         (
             90 * MIB,
-            0,
+            1000 * MIB,
             0,
             "admission.memory_budget: 90 MiB leave too little for clients, 96 MiB are the least",
         ),
         (0, 64 * MIB, 0, "admission.memory_budget is not set and nine tenths"),
+        (2000 * MIB, 1000 * MIB, 0, "2000 MiB are more than this machine or its control group has, 1000 MiB"),
         (0, 1000 * MIB, 20 * MIB, "RLIMIT_AS leaves 20 MiB of address space"),
     ],
 )

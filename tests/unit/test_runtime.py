@@ -163,11 +163,11 @@ def test_too_long_a_path_for_a_socket_is_said_before_the_start(tmp_path: Path) -
     directory = tmp_path / ("x" * 100)
     directory.mkdir(mode=0o700)
     with pytest.raises(SettingsError, match="too long a path for a Unix socket"):
-        EmbeddedBus(directory, 8000, os.environ)
+        EmbeddedBus(directory, 8000, os.environ, 1 << 24, 1)
 
 
 def test_its_last_words_are_the_end_of_its_log_and_it_leaves_nothing(tmp_path: Path) -> None:
-    bus = EmbeddedBus(tmp_path, 8000, os.environ)
+    bus = EmbeddedBus(tmp_path, 8000, os.environ, 1 << 24, 1)
     assert bus.last_words() == ""
     lines = [f"line {number}" for number in range(1_000)]
     (tmp_path / "8000/bus.log").write_text("\n".join(lines) + "\n\xff")

@@ -5,11 +5,15 @@ import os
 import socket
 from dataclasses import replace
 
+import pytest
+
 from tests.unit.test_shard_faults import OPTIONS
+from wsgate.admission import Place, State
+from wsgate.shard.accounts import next_with_room, places, roomiest
 from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Shared
 from wsgate.shard.process import Shard
-from wsgate.statistics import StatisticsBlock
+from wsgate.statistics import PHASE_READY, StatisticsBlock
 
 HEAD = b"GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 HEAD += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
@@ -46,6 +50,44 @@ async def _end_with(connection: socket.socket, client: socket.socket) -> bytes:
         each.close()
     shard._reactor.shutdown()
     return said
+
+
+def test_who_has_most_room_and_who_is_next_in_the_ring() -> None:
+    offers = [Place(5, State.OPEN), Place(0, State.REFUSING), Place(9, State.OPEN), Place(2, State.REFUSING)]
+    assert [roomiest(offers, number) for number in range(4)] == [2, 2, 0, 2]
+    assert [next_with_room(offers, number) for number in range(4)] == [2, 2, 3, 0]
+    assert roomiest(offers[1:2], 0) is next_with_room(offers[1:2], 0) is None
+
+
+def test_who_does_not_serve_or_is_silent_offers_nothing() -> None:
+    block = StatisticsBlock.create(LAYOUT, 3)
+    for number, (phase, beat_ms) in enumerate([(PHASE_READY, 9_500), (PHASE_READY, 9_000), (0, 9_900)]):
+        shard = block.shard(number)
+        shard["room"], shard["phase"], shard["beat_ms"] = 7, phase, beat_ms
+    assert [place.room for place in places(block, 10_000)] == [7, 0, 0]
+
+
+def test_a_connection_there_is_no_descriptor_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has closed it already when the message is read."""
+    told = iter([(b"\1", [], socket.MSG_CTRUNC, None)])
+
+    def receive(*_: object) -> object:
+        try:
+            return next(told)
+        except StopIteration:
+            raise BlockingIOError from None
+
+    async def take() -> int:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            shared = Shared(StatisticsBlock.create(LAYOUT, 1), handovers=((ours, theirs),))
+            shard = Shard(OPTIONS, -1, shared, -1)
+            shard._build(asyncio.get_running_loop())
+            shard._take_handed()
+            return shard._counts["handed_over_lost"]
+
+    monkeypatch.setattr(socket, "recv_fds", receive)
+    assert asyncio.run(take()) == 1
 
 
 def test_who_is_handed_over_at_the_very_end_is_answered() -> None:

@@ -96,7 +96,7 @@ def test_who_waits_where_nobody_serves_is_answered_503() -> None:
     group = open_group("127.0.0.1", 0, 1, QUICK)
     try:
         clients = [socket.create_connection(group[0].getsockname()) for _ in range(70)]
-        for client in clients:
+        for client in clients[:60]:  # the others have said nothing yet
             client.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n")
         assert refuse_waiting(group[0]) == 64
         assert refuse_waiting(group[0]) == 6

@@ -86,6 +86,11 @@ _COUNTERS: Final = (
         "Connections a shard had no room for, given to one that had.",
         "handed_over",
     ),
+    _one(
+        "handed_over_lost",
+        "Connections that a sibling handed over and no descriptor was left to take: cut.",
+        "handed_over_lost",
+    ),
     _one("request_heads", "Complete request heads read.", "opens"),
     _one("upgrades", "Handshakes answered with 101.", "upgrades"),
     _Counter(
@@ -158,12 +163,14 @@ _COUNTERS: Final = (
     _Counter(
         "events",
         "Events for backends: answered by their stream (appended), sent once more (repeated), given up"
-        " because too many waited (dropped); messages of clients among them, taken or refused.",
+        " because too many waited (dropped), thrown away by us because the node's own bus was full (trimmed);"
+        " messages of clients among them, taken or refused.",
         "outcome",
         {
             "events_appended": "appended",
             "events_repeated": "repeated",
             "events_dropped": "dropped",
+            "events_trimmed": "trimmed",
             "events_taken": "taken",
             "events_refused": "refused",
         },

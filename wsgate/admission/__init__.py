@@ -6,7 +6,7 @@ wsgate/reactor/gate.pyx; here is what it is told, and what needs more than count
 
 from wsgate.admission.ledger import RESOURCES, Headroom, Ledger, Reading, State
 from wsgate.admission.networks import forwarded_for, networks_of
-from wsgate.admission.placement import Place, weights
+from wsgate.admission.placement import Place, rate_share, weights
 from wsgate.admission.rates import UserRates
 from wsgate.admission.users import Crowd, Verdict, owner_of
 
@@ -23,5 +23,6 @@ __all__ = [
     "forwarded_for",
     "networks_of",
     "owner_of",
+    "rate_share",
     "weights",
 ]

@@ -29,6 +29,7 @@ WRITE_BYTES: Final = 256 * 1024
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 1.0
 IDLE_PING_S: Final = 15.0
+HALVE: Final = "return redis.call('XTRIM', KEYS[1], 'MAXLEN', math.floor(redis.call('XLEN', KEYS[1]) / 2))"
 
 AppendOutcome = str
 """`""` when the stream has it, else why not: `down` (it has not), `unknown` (it may)."""
@@ -44,15 +45,16 @@ class AppenderOptions:
     command_timeout_s: float = 5.0  # without an answer for so long, everything unanswered is sent again
     limit_entries: int = 65_536
     limit_bytes: int = 16 * 1024 * 1024
+    halved_streams: tuple[bytes, ...] = ()  # when the server has no memory left; none: never
 
 
 class _Entry:
     """One event: its commands, who waits for it, since when, and how many answers it still lacks.
 
-    A PING is one without bytes; an event that was given up lacks none.
+    A PING is one without bytes, and so is making room; an event that was given up lacks none.
     """
 
-    __slots__ = ("accepted_s", "answers", "commands", "data", "done", "size")
+    __slots__ = ("accepted_s", "answers", "commands", "data", "done", "makes_room", "size")
 
     def __init__(self, data: bytes, commands: int, done: Done | None, accepted_s: float) -> None:
         self.data = data
@@ -60,6 +62,7 @@ class _Entry:
         self.done = done
         self.accepted_s = accepted_s
         self.size = len(data)
+        self.makes_room = False
 
 
 class Appender:
@@ -74,6 +77,7 @@ class Appender:
     Attributes:
         appended: Events Redis has answered for.
         repeated: Events sent once more.
+        trimmed: Events thrown away to make room for these.
     """
 
     def __init__(
@@ -99,6 +103,8 @@ class Appender:
         self._is_write_scheduled = False
         self.appended = 0
         self.repeated = 0
+        self.trimmed = 0
+        self._is_full = False  # the server was, when it was last asked
 
     @property
     def held(self) -> int:
@@ -171,6 +177,7 @@ class Appender:
             self._connection = connection
             self._sent_s = self._pinged_s = self._loop.time()
             connection.start(self)
+            self._make_room(connection)
             self.on_writable()
             await self._watch(connection)
         finally:
@@ -184,6 +191,17 @@ class Appender:
             self._waiting.extendleft(reversed(again))
             self._sent.clear()
         return connection.why, self.appended > before
+
+    def _make_room(self, connection: Connection) -> None:
+        """Halve the streams, the oldest events first: a server that keeps everything takes nothing new."""
+        if not self._is_full:
+            return
+        self._is_full = False
+        for stream in self._options.halved_streams:
+            entry = _Entry(b"", 1, None, self._loop.time())
+            entry.makes_room = True
+            self._sent.append(entry)
+            connection.write(pack("EVAL", HALVE, "1", stream))
 
     async def _watch(self, connection: Connection) -> None:
         timeout_s = self._options.command_timeout_s
@@ -226,9 +244,12 @@ class Appender:
                 # Full, a replica, no permission: it, and all behind it, are tried again elsewhere or later.
                 if text.startswith(b"MOVED "):
                     self._on_moved()
+                self._is_full = text.startswith(b"OOM ")
                 self._drop("the bus refuses: " + safe_text(text))
                 break
             entry = self._sent[0]
+            if entry.makes_room:
+                self.trimmed += int(text)
             entry.answers -= 1
             if not entry.answers:
                 self._sent.popleft()

@@ -12,7 +12,7 @@ from wsgate.config import Config
 from wsgate.doctor.demand import Resources
 from wsgate.errors import BackendError
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
-from wsgate.node.memory import memory_share
+from wsgate.node.memory import bus_share, memory_share
 from wsgate.reactor import ListenerOptions
 from wsgate.shard.options import DESCRIPTORS_OF_OURS
 
@@ -43,6 +43,7 @@ def resources(config: Config, stop_timeout_s: float | None) -> Resources:
     """
     shards = config.server.shards or usable_cores()
     listener = ListenerOptions()
+    budget = config.admission.memory_budget_bytes
     if stop_timeout_s is None:
         stop_timeout_s = unit_stop_timeout_s()
     return Resources(
@@ -50,7 +51,7 @@ def resources(config: Config, stop_timeout_s: float | None) -> Resources:
         cores=usable_cores(),
         descriptors=raise_descriptor_limit(),
         reserve_descriptors=config.admission.reserve_descriptors + DESCRIPTORS_OF_OURS,
-        memory_bytes=shards * memory_share(config.admission.memory_budget_bytes, shards),
+        memory_bytes=shards * memory_share(budget, shards, 0 if config.bus.url else bus_share(budget)),
         backlog=listener.backlog,
         send_buffer_bytes=listener.send_buffer_bytes,
         drain_s=config.server.drain_timeout_ms / 1000,

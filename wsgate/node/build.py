@@ -16,7 +16,8 @@ from wsgate.errors import InternalError, SettingsError
 from wsgate.node.embedded_bus import EmbeddedBus
 from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
-from wsgate.node.options import admin_options, renewable, shard_options
+from wsgate.node.memory import bus_share
+from wsgate.node.options import Machine, admin_options, renewable, shard_options
 from wsgate.node.runtime import RunningGateway, lock_file, lock_port, runtime_directory, url_host
 from wsgate.reactor import ListenerOptions
 from wsgate.shard.options import ShardOptions
@@ -87,8 +88,11 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
     listeners, lock_fd = _open_listeners(config, directory, undo)
     port: int = listeners[0].getsockname()[1]
     admin_listener = _open_admin(config, undo)
-    bus = None if config.bus.url else EmbeddedBus(directory, port, environ)
-    if bus is not None:
+    bus = None
+    machine = Machine(len(listeners), descriptors)
+    if not config.bus.url:
+        machine = machine._replace(bus_bytes=bus_share(config.admission.memory_budget_bytes))
+        bus = EmbeddedBus(directory, port, environ, machine.bus_bytes, len(listeners))
         undo.callback(bus.clean)
     secret = secrets.token_urlsafe(32) if config.server.dev and not config.auth.hmac_secret else ""
     running = RunningGateway(
@@ -103,8 +107,7 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
     )
 
     def shards_of(config: Config) -> list[ShardOptions]:
-        count = len(listeners)
-        return [shard_options(config, running, number, count, descriptors) for number in range(count)]
+        return [shard_options(config, running, number, machine) for number in range(machine.shards)]
 
     def reread() -> Renewed:
         fresh, ignored = renewable(config, read())

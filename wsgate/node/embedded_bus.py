@@ -23,6 +23,9 @@ _SOCKET_PATH_LIMIT: Final = 107  # unix(7)
 _NAME: Final = "wsgate-bus"
 _TAIL_BYTES: Final = 1_000
 _TAIL_LINES: Final = 4
+_BEHIND_LEAST_BYTES: Final = 8 * 1024 * 1024
+_BEHIND_MOST_BYTES: Final = 64 * 1024 * 1024
+"""What may wait for one shard that does not read."""
 
 
 def find_server(environ: Mapping[str, str]) -> str:
@@ -48,8 +51,20 @@ def find_server(environ: Mapping[str, str]) -> str:
 class EmbeddedBus:
     """How to start it, and where it then is."""
 
-    def __init__(self, directory: Path, port: int, environ: Mapping[str, str]) -> None:
-        """In the runtime directory, for the gateway on `port`; nothing is started yet."""
+    def __init__(
+        self, directory: Path, port: int, environ: Mapping[str, str], memory_bytes: int, shards: int
+    ) -> None:
+        """In the runtime directory, for the gateway on `port`; nothing is started yet.
+
+        Args:
+            directory: Where its socket and its log are put.
+            port: Of the gateway.
+            environ: Where the server is looked for.
+            memory_bytes: What it may hold; beyond that it takes nothing more to keep, and publishes on.
+            shards: Who subscribe to it.
+        """
+        self.memory_bytes = memory_bytes
+        self._shards = shards
         self.socket_path = directory / f"bus-{port}.sock"
         if len(str(self.socket_path)) > _SOCKET_PATH_LIMIT:
             raise SettingsError(f"runtime directory {directory}: too long a path for a Unix socket")
@@ -97,6 +112,7 @@ class EmbeddedBus:
         return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
     def _arguments(self) -> list[str]:
+        most = min(_BEHIND_MOST_BYTES, max(_BEHIND_LEAST_BYTES, self.memory_bytes // self._shards))
         settings = {
             "port": "0",
             "unixsocket": str(self.socket_path),
@@ -108,8 +124,10 @@ class EmbeddedBus:
             # Not among the gateway's own lines; gone with the directory when all is well.
             "logfile": str(self._log),
             "loglevel": "warning",
+            "maxmemory": str(self.memory_bytes),
+            "maxmemory-policy": "noeviction",  # what was answered OK is not thrown away
             # A shard that lags is cut here rather than grow the server; it comes back by itself.
-            "client-output-buffer-limit": "pubsub 64mb 32mb 30",
+            "client-output-buffer-limit": f"pubsub {most} {most // 2} 30",
             "proc-title-template": _NAME,
         }
         return [part for name, value in settings.items() for part in (f"--{name}", value)]

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Final
 
 from wsgate.admin import run_admin
-from wsgate.admission import Place, State, weights
+from wsgate.admission import weights
 from wsgate.errors import WsgateError
 from wsgate.log import Log
 from wsgate.node.build import Plan
@@ -36,7 +36,7 @@ from wsgate.node.listeners import refuse_waiting, steer
 from wsgate.node.notify import notify
 from wsgate.node.sockets import TcpMemory, read_sockets
 from wsgate.reactor import SharedAddresses
-from wsgate.shard.accounts import SILENT_MS
+from wsgate.shard.accounts import places
 from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Boards, Shared
 from wsgate.shard.process import run_shard
@@ -202,7 +202,7 @@ class Keeper:
     # --- steering -------------------------------------------------------------------------------------
 
     def _steer(self, now_ms: int) -> None:
-        fresh = weights([self._place(number, now_ms) for number in range(len(self._shards))])
+        fresh = weights(places(self._block, now_ms))
         if len(fresh) > 1 and _differ(fresh, self._weights):
             self._weights = fresh
             try:
@@ -215,12 +215,6 @@ class Keeper:
             if child.started_s and now_ms - last_ms > UNSERVED_S * 1000:
                 refused = refuse_waiting(self._plan.listeners[number])
                 self._block.keeper.add("handshake_unserved", refused)
-
-    def _place(self, number: int, now_ms: int) -> Place:
-        region = self._block.shard(number)
-        if region["phase"] != PHASE_READY or now_ms - region["beat_ms"] > SILENT_MS:
-            return Place(0, State.REFUSING)
-        return Place(region["room"], State(region["admission_state"]))
 
     def _look_at_sockets(self, now_ms: int) -> None:
         """Once a second, for all shards: what the kernel says of the machine's sockets."""

@@ -10,6 +10,7 @@ Source: socket(7), SO_ATTACH_REUSEPORT_CBPF; the kernel's Documentation/networki
 import contextlib
 import ctypes
 import errno
+import random
 import socket
 import struct
 import time
@@ -34,8 +35,9 @@ _WEIGHT_SUM: Final = 1 << 16
 _TRY_AGAIN_S: Final = 0.05
 _REFUSALS_PER_CALL: Final = 64
 _NOBODY_ANSWERS: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n"
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: %d\r\nContent-Length: 0\r\n\r\n"
 )
+_RETRY_S: Final = (2, 10)
 
 
 def when_free(open_it: Callable[[], T], within_s: float) -> T:
@@ -126,8 +128,9 @@ def refuse_waiting(listener: socket.socket) -> int:
             break
         with peer, contextlib.suppress(OSError):
             peer.setblocking(False)
-            peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
-            peer.send(_NOBODY_ANSWERS)
+            with contextlib.suppress(BlockingIOError):  # who has said nothing yet is answered too
+                peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
+            peer.send(_NOBODY_ANSWERS % random.randint(*_RETRY_S))  # noqa: S311 - spreading, not secrecy
             peer.shutdown(socket.SHUT_WR)
         refused += 1
     return refused

@@ -1,11 +1,11 @@
-"""How the memory of a node is divided: what its processes need themselves, and the rest among the shards."""
+"""How the memory of a node is divided: its processes, what its own bus may hold, and the rest for shards."""
 
 from typing import Final
 
 from wsgate.errors import SettingsError
 from wsgate.node.machine import address_space_left, usable_memory
 
-__all__ = ["memory_share"]
+__all__ = ["bus_share", "memory_share"]
 
 FIRST_BYTES: Final = 80 * 1024 * 1024
 """What a gateway of one shard uses before its first client, the private bus included: measured 62 MB."""
@@ -13,26 +13,49 @@ ONE_MORE_BYTES: Final = 6 * 1024 * 1024
 """What each further shard uses before its first client: measured 5.6 MB."""
 LEAST_BYTES: Final = 16 * 1024 * 1024
 """A shard with less for its clients would refuse them for what it keeps for reuse alone."""
+BUS_LEAST_BYTES: Final = 16 * 1024 * 1024
+BUS_PART: Final = 8
+"""One in so many bytes of the budget is for what the node's own bus holds: events, who is where."""
 
 
-def memory_share(budget_bytes: int, shards: int) -> int:
+def bus_share(budget_bytes: int) -> int:
+    """Bytes that the node's own bus may hold; what comes then is refused, and said so.
+
+    Args:
+        budget_bytes: As `memory_share`'s.
+    """
+    return max(BUS_LEAST_BYTES, _budget(budget_bytes) // BUS_PART)
+
+
+def _budget(budget_bytes: int) -> int:
+    return budget_bytes or usable_memory() * 9 // 10
+
+
+def memory_share(budget_bytes: int, shards: int, bus_bytes: int = 0) -> int:
     """Bytes that one of so many shards may use for its clients.
 
     Args:
         budget_bytes: What all processes of the node may use; 0: what the machine lets them.
         shards: How many share it, >= 1.
+        bus_bytes: What the node's own bus may hold; 0: it has none.
 
     Raises:
-        SettingsError: What is left beside the processes themselves is too little to serve anybody.
+        SettingsError: What is left beside the processes themselves is too little to serve anybody, or the
+            budget is more than there is: the kernel would kill what is inside it.
     """
     name = "admission.memory_budget"
-    budget = budget_bytes
-    if budget == 0:
-        budget = usable_memory() * 9 // 10
+    budget = _budget(budget_bytes)
+    if budget_bytes == 0:
         name += " is not set and nine tenths of what this machine or its control group allows"
-    share = (budget - FIRST_BYTES - (shards - 1) * ONE_MORE_BYTES) // shards
+    elif budget > (usable := usable_memory()):
+        raise SettingsError(
+            f"{name}: {budget >> 20} MiB are more than this machine or its control group has,"
+            f" {usable >> 20} MiB"
+        )
+    fixed = FIRST_BYTES + (shards - 1) * ONE_MORE_BYTES + bus_bytes
+    share = (budget - fixed) // shards
     if share < LEAST_BYTES:
-        least = FIRST_BYTES + (shards - 1) * ONE_MORE_BYTES + shards * LEAST_BYTES
+        least = fixed + shards * LEAST_BYTES
         raise SettingsError(
             f"{name}: {budget >> 20} MiB leave too little for clients, {least >> 20} MiB are the least"
             f" with {shards} shards"

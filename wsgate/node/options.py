@@ -4,7 +4,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -14,13 +14,14 @@ from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.config import Config
 from wsgate.config.settings import Section, fields_of
+from wsgate.errors import SettingsError
 from wsgate.node.memory import memory_share
 from wsgate.node.runtime import RunningGateway, url_host
 from wsgate.reactor import GateLimits, Settings, events
 from wsgate.shard.options import DESCRIPTORS_OF_OURS, ChannelRules, EventOptions, ShardOptions, UserLimits
 from wsgate.shard.variants import opcodes
 
-__all__ = ["admin_options", "key_sources", "publish_command", "renewable", "shard_options"]
+__all__ = ["Machine", "admin_options", "key_sources", "publish_command", "renewable", "shard_options"]
 
 FIXED: Final = {
     "server": ("host", "port", "path", "shards", "compression", "dev"),
@@ -91,54 +92,81 @@ def _rules(row: object) -> ChannelRules:
     )
 
 
-def shard_options(
-    config: Config, running: RunningGateway, number: int, shards: int, descriptors: int
-) -> ShardOptions:
-    """What one of `shards` shards is to be.
+class Machine(NamedTuple):
+    """What the processes of the node have, from its start to its end.
+
+    Attributes:
+        shards: How many.
+        descriptors: Of one process.
+        bus_bytes: What the node's own bus may hold; 0: it has none.
+    """
+
+    shards: int
+    descriptors: int
+    bus_bytes: int = 0
+
+
+def _settings(config: Config) -> Settings:
+    limits = config.limits
+    return Settings(
+        head_timeout_ms=limits.head_timeout_ms,
+        message_limit_bytes=limits.max_message_bytes,
+        fragments_limit=limits.max_fragments,
+        message_timeout_ms=limits.message_timeout_ms,
+        message_rate_per_s=limits.message_rate_per_s,
+        byte_rate_per_s=limits.byte_rate_per_s,
+        outbox_limit_bytes=limits.outbox_bytes,
+        outbox_limit_frames=limits.outbox_frames,
+        outbox_age_ms=limits.outbox_age_ms,
+        write_timeout_ms=limits.write_timeout_ms,
+        ping_interval_ms=config.heartbeat.ping_interval_ms,
+        pong_timeout_ms=config.heartbeat.pong_timeout_ms,
+        idle_timeout_ms=limits.idle_timeout_ms,
+        subscriptions_limit=limits.max_subscriptions,
+        report_vacated=True,
+        report_meta=True,
+        variant_opcodes=opcodes(is_compressing=config.server.compression),
+    )
+
+
+def _gate(config: Config, number: int, machine: Machine) -> GateLimits:
+    """The numbers of the node, divided: all shards together have as many as were asked for."""
+    admission, shards = config.admission, machine.shards
+    descriptors = machine.descriptors - admission.reserve_descriptors
+    most = max(1, descriptors - DESCRIPTORS_OF_OURS)
+    if 0 < admission.max_connections < shards:
+        raise SettingsError(f"admission.max_connections: less than one for each of {shards} shards")
+    share = admission.max_connections // shards + (number < admission.max_connections % shards)
+    return GateLimits(
+        descriptors=descriptors,
+        connections=min(most, share or most),
+        handshakes_in_progress=admission.handshakes_in_progress,
+        accepts_per_s=-(-admission.handshake_rate_per_s // shards),
+        partial_bytes=-(-admission.partial_bytes // shards),
+        memory_bytes=memory_share(admission.memory_budget_bytes, shards, machine.bus_bytes),
+        address_connections=admission.per_address_connections,
+        address_rate_per_s=admission.per_address_rate_per_s,
+        trusted_networks=networks_of(config.server.trusted_proxies),
+        reads_proxy_header=config.server.proxy_protocol,
+    )
+
+
+def shard_options(config: Config, running: RunningGateway, number: int, machine: Machine) -> ShardOptions:
+    """What one shard is to be.
 
     Raises:
-        SettingsError: A key does not fit its algorithm, or there is too little memory.
+        SettingsError: A key does not fit its algorithm, there is too little memory, or fewer connections than
+            shards.
     """
     limits, auth = config.limits, config.auth
-    most = max(1, descriptors - config.admission.reserve_descriptors - DESCRIPTORS_OF_OURS)
-    share = -(-config.admission.max_connections // shards) or most
-    rate = config.admission.handshake_rate_per_s
-    connections = min(most, share)
+    gate = _gate(config, number, machine)
     channels = {name: _rules(row) for name, row in config.channels.items()}
     return ShardOptions(
         node=running.node,
         number=number,
-        reactor=Settings(
-            head_timeout_ms=limits.head_timeout_ms,
-            message_limit_bytes=limits.max_message_bytes,
-            fragments_limit=limits.max_fragments,
-            message_timeout_ms=limits.message_timeout_ms,
-            message_rate_per_s=limits.message_rate_per_s,
-            byte_rate_per_s=limits.byte_rate_per_s,
-            outbox_limit_bytes=limits.outbox_bytes,
-            outbox_limit_frames=limits.outbox_frames,
-            outbox_age_ms=limits.outbox_age_ms,
-            write_timeout_ms=limits.write_timeout_ms,
-            ping_interval_ms=config.heartbeat.ping_interval_ms,
-            pong_timeout_ms=config.heartbeat.pong_timeout_ms,
-            idle_timeout_ms=limits.idle_timeout_ms,
-            subscriptions_limit=limits.max_subscriptions,
-            report_vacated=True,
-            report_meta=True,
-            variant_opcodes=opcodes(is_compressing=config.server.compression),
-        ),
-        gate=GateLimits(
-            descriptors=descriptors - config.admission.reserve_descriptors,
-            connections=connections,
-            handshakes_in_progress=config.admission.handshakes_in_progress,
-            accepts_per_s=-(-rate // shards),
-            partial_bytes=-(-config.admission.partial_bytes // shards),
-            memory_bytes=memory_share(config.admission.memory_budget_bytes, shards),
-            address_connections=config.admission.per_address_connections,
-            address_rate_per_s=config.admission.per_address_rate_per_s,
-            trusted_networks=networks_of(config.server.trusted_proxies),
-            reads_proxy_header=config.server.proxy_protocol,
-        ),
+        reactor=_settings(config),
+        gate=gate,
+        accepts_of_node_per_s=config.admission.handshake_rate_per_s,
         bus=parse_address(running.bus_url),
         bus_prefix=config.bus.prefix,
         bus_connect_timeout_s=config.bus.connect_timeout_ms / 1000,
@@ -160,7 +188,7 @@ def shard_options(
         allow_anonymous=auth.allow_anonymous,
         allow_query_token=auth.allow_query_token,
         auth_timeout_ms=limits.auth_timeout_ms,
-        unauthenticated_limit=config.admission.handshakes_in_progress or connections,
+        unauthenticated_limit=config.admission.handshakes_in_progress or gate.connections,
         max_channel_name_bytes=limits.max_channel_name_bytes,
         channels=channels,
         any_channel=channels["default"] if config.server.dev else None,

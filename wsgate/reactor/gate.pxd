@@ -1,11 +1,11 @@
 """The gate: accepting, and refusing before a byte is read."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from wsgate.reactor.structs cimport Core
 
 cdef int gate_accept(Core *core) noexcept nogil
-cdef void gate_admit(Core *core, int fd, bint is_handed) noexcept nogil
+cdef void gate_admit(Core *core, int fd, uint8_t hands) noexcept nogil
 cdef void gate_drain(Core *core, uint32_t index) noexcept nogil
 cdef void gate_tick(Core *core) noexcept nogil
 cdef void gate_mute(Core *core, bint mute) noexcept nogil

@@ -12,6 +12,8 @@ handshakes is offered: refusing costs too, and who waits in the kernel's queue c
 
 A full shard is no full node: who finds no room here is handed to a sibling that has some, as it is, a
 descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_admit).
+Who said that it had room may be full meanwhile, and hands it on: round in a ring, so that everybody is asked before
+it is refused. Two that each believed the other to have most room sent it to and fro, past a third.
 
 Whose address counts is the peer's own, or, for a listed proxy, whom it names in a PROXY header (head.pyx)
 or in X-Forwarded-For (the caller's part): those are judged when they are known.
@@ -46,8 +48,8 @@ cdef extern from * nogil:
     #include <sys/socket.h>
     #include <string.h>
     #include <sys/uio.h>
-    static inline int send_descriptor(int channel, int fd) {
-        char byte = 0, control[CMSG_SPACE(sizeof(int))];
+    static inline int send_descriptor(int channel, int fd, unsigned char byte) {
+        char control[CMSG_SPACE(sizeof(int))];
         struct iovec part = {&byte, 1};
         struct msghdr message;
         struct cmsghdr *header;
@@ -65,7 +67,7 @@ cdef extern from * nogil:
         return sendmsg(channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == 1;
     }
     """
-    bint send_descriptor(int channel, int fd)
+    bint send_descriptor(int channel, int fd, unsigned char byte)
     int getpeername(int fd, void *address, unsigned int *size)
     ctypedef struct sockaddr_storage "struct sockaddr_storage":
         unsigned short ss_family
@@ -316,11 +318,12 @@ cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
     return 0
 
 
-cdef bint hand_over(Core *core, int fd, int reason) noexcept nogil:
+cdef bint hand_over(Core *core, int fd, int reason, uint8_t hands) noexcept nogil:
     """Give a socket for which there is no room here to a sibling; False: nobody takes it."""
-    if core.relief < 0 or reason not in (REFUSED_DESCRIPTORS, REFUSED_CONNECTIONS, REFUSED_MEMORY):
+    cdef int sibling = core.relief_next if hands else core.relief
+    if sibling < 0 or reason not in (REFUSED_DESCRIPTORS, REFUSED_CONNECTIONS, REFUSED_MEMORY):
         return False
-    if not send_descriptor(core.relief, fd):
+    if hands >= core.hands_most or not send_descriptor(sibling, fd, hands + 1):
         return False
     close(fd)                                 # the message holds it now
     core.counters[<int>HANDED_OVER] += 1
@@ -331,15 +334,18 @@ cdef inline bint looks_at_addresses(Core *core) noexcept nogil:
     return core.gate.address_connections or core.gate.address_rate_per_s or core.gate.reads_proxy_header
 
 
-cdef void gate_admit(Core *core, int fd, bint is_handed) noexcept nogil:
-    """Judge an accepted socket, by its peer's address where that counts; it is this reactor's from now on."""
+cdef void gate_admit(Core *core, int fd, uint8_t hands) noexcept nogil:
+    """Judge an accepted socket, by its peer's address where that counts; it is this reactor's from now on.
+
+    It came through so many hands, 0: those of the kernel.
+    """
     cdef sockaddr_storage peer
     cdef unsigned int size = sizeof(peer)
     cdef bint is_known = looks_at_addresses(core) and getpeername(fd, <void *>&peer, &size) == 0
-    take_in(core, fd, <void *>&peer if is_known else NULL, is_handed)
+    take_in(core, fd, <void *>&peer if is_known else NULL, hands)
 
 
-cdef void take_in(Core *core, int fd, const void *peer, bint is_handed) noexcept nogil:
+cdef void take_in(Core *core, int fd, const void *peer, uint8_t hands) noexcept nogil:
     cdef uint32_t slot = 0
     cdef uint64_t key = 0
     cdef uint8_t address[16]
@@ -349,7 +355,7 @@ cdef void take_in(Core *core, int fd, const void *peer, bint is_handed) noexcept
     if reason not in (REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE):
         note_offer(core)                      # one address that is over its own limits shuts nobody else out
     if reason:
-        if is_handed or not hand_over(core, fd, reason):
+        if not hand_over(core, fd, reason, hands):
             refuse(core, fd, reason)
     elif gate_open(core, fd, &slot) < 0:
         address_drop(core, key)
@@ -389,5 +395,5 @@ cdef int gate_accept(Core *core) noexcept nogil:
                 return 0
             continue                          # the peer gave up while it waited
         core.counters[<int>ACCEPTED] += 1
-        take_in(core, fd, into, False)
+        take_in(core, fd, into, 0)
     return 1

@@ -113,18 +113,25 @@ class Reactor:
                 show, such as the machine's memory for sockets.
         """
 
-    def relieve(self, fd: int) -> None:
+    def relieve(self, fd: int, *, next_fd: int = -1, hands: int = 1) -> None:
         """Say who gets the connections for which there is no room here.
 
         Args:
             fd: A Unix socket, non-blocking or not, that stays the caller's: each connection goes there as one
-                byte with a descriptor. -1: nobody, and they are refused. When it is full they are too.
+                byte, through how many hands it went, with a descriptor. -1: nobody, and they are refused.
+                When it is full they are too.
+            next_fd: Likewise, for those that siblings handed here.
+            hands: Through so many one may go, 0 to 255; then it is refused.
         """
 
-    def admit(self, fd: int, *, now_ms: int) -> None:
-        """Take in a non-blocking socket that a sibling accepted: judged as at our own gate, never handed on.
+    def admit(self, fd: int, *, now_ms: int, hands: int = 1) -> None:
+        """Take in a non-blocking socket that a sibling accepted: judged as at our own gate.
 
-        The descriptor is the reactor's from now on, whatever becomes of it.
+        Args:
+            fd: The reactor's from now on, whatever becomes of it.
+            now_ms: As `poll`'s.
+            hands: Through so many it came, as the byte says that came with it. Where it finds no room it
+                is handed on.
         """
 
     def is_from_proxy(self, conn: int) -> bool:

@@ -280,15 +280,16 @@ cdef class Reactor:
         self.core.outside_bytes = outside_bytes
         self.core.is_pressed = is_pressed
 
-    def relieve(self, int fd):
+    def relieve(self, int fd, *, int next_fd=-1, uint8_t hands=1):
         """Who gets what there is no room for here; -1: nobody. See loop.pyi."""
-        self.own().relief = fd
+        cdef Core *core = self.own()
+        core.relief, core.relief_next, core.hands_most = fd, next_fd, hands
 
-    def admit(self, int fd, *, int64_t now_ms):
-        """Take in a socket that a sibling accepted, or refuse it; see loop.pyi."""
+    def admit(self, int fd, *, int64_t now_ms, uint8_t hands=1):
+        """Take in a socket that a sibling accepted, hand it on, or refuse it; see loop.pyi."""
         cdef Core *core = self.own()
         advance(core, now_ms)
-        gate_admit(core, fd, True)
+        gate_admit(core, fd, hands)
 
     def is_from_proxy(self, uint64_t conn):
         """Whether the peer is in one of the listed networks."""

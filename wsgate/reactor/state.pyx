@@ -102,7 +102,7 @@ cdef void state_blank(Core *core) noexcept nogil:
     """A core that owns nothing: no list has a slot, no place holds a descriptor."""
     cdef int index
     memset(core, 0, sizeof(Core))
-    core.epoll = core.listener = core.relief = -1
+    core.epoll = core.listener = core.relief = core.relief_next = -1
     core.free_slot = NONE
     core.channels.free = NONE
     core.attention.head = core.attention.tail = NONE

@@ -455,7 +455,9 @@ ctypedef struct Bye:             # what goes before a Close the reactor itself s
 ctypedef struct Core:
     int epoll
     int listener                 # -1: none
-    int relief                   # a socket to a sibling that has room; -1: none has
+    int relief                   # a socket to the sibling that has most room; -1: none has
+    int relief_next              # and to the next in a ring of those that have some
+    int hands_most               # through which one connection may go
     int listener_muted           # out of descriptors: looked at again at the next tick
     int64_t now_ms               # the caller's clock
     int64_t forgiven_ms          # stalls that deadlines did not count

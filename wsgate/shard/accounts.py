@@ -6,10 +6,10 @@ Looks once a second, and at the state four times, because the keeper steers by i
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from wsgate.admission import Headroom, Ledger, Reading, State
+from wsgate.admission import Headroom, Ledger, Place, Reading, State
 from wsgate.log import Log
 from wsgate.reactor import GateLimits, Reactor
 from wsgate.reactor.names import KIND_NAMES
@@ -17,7 +17,7 @@ from wsgate.reactor.settings import SOCKET_BYTES
 from wsgate.shard.options import DESCRIPTORS_OF_OURS
 from wsgate.statistics import PHASE_READY, Region, StatisticsBlock
 
-__all__ = ["SILENT_MS", "Accounts", "roomiest"]
+__all__ = ["Accounts", "next_with_room", "places", "roomiest"]
 
 SILENT_MS: Final = 600
 """Two beats missed: no new connection for a shard until it beats again, neither dealt nor handed."""
@@ -57,6 +57,7 @@ class Accounts:
         self._log = log
         self._state = State.OPEN
         self._exhausted = 0
+        self._room = 1 << 32  # as far as descriptors and memory go, of the last look
         self._outside_bytes = 0
         # Open from the start: with no descriptor left it is needed most.
         self._statm_fd = os.open(_STATM, os.O_RDONLY)
@@ -65,10 +66,11 @@ class Accounts:
     def tick(self, numbers: Mapping[str, int], gate: GateLimits, *, is_pressed: bool) -> None:
         """Four times a second: the state, and the room the keeper steers by."""
         self._reactor.book(self._outside_bytes, is_pressed=is_pressed or self._ledger.is_swollen)
-        room = max(0, gate.connections - numbers["now_connections"])
+        slots = max(0, gate.connections - numbers["now_connections"])
         reading = self._reading(numbers, gate, self._reactor.bytes_held())
-        state = self._ledger.judge(reading, room=room, connections_limit=gate.connections)
-        self._region["room"] = room if state is not State.SHEDDING and not reading.is_short else 0
+        state = self._ledger.judge(reading, room=slots, connections_limit=gate.connections)
+        is_taking = state is not State.SHEDDING and not reading.is_short
+        self._region["room"] = min(slots, self._room) if is_taking else 0
         self._region["admission_state"] = state
         if state is not self._state:
             self._count("admission_" + state.name.lower(), 1)
@@ -94,6 +96,7 @@ class Accounts:
             budget_bytes=gate.memory_bytes,
         )
         self._tell(headroom)
+        self._room = min(headroom.by_resource["descriptors"], headroom.by_resource["memory"])
         region["booked_own_bytes"] = reading.own_bytes
         region["footprint_bytes"] = self._ledger.footprint_bytes
         region["unexplained_bytes"] = self._ledger.unexplained_bytes
@@ -128,15 +131,28 @@ class Accounts:
         region["full_in_s"] = NEVER_S if headroom.full_in_s < 0 else min(NEVER_S, int(headroom.full_in_s))
 
 
-def roomiest(block: StatisticsBlock, number: int, now_ms: int) -> int | None:
-    """The other shard with the most room, that has told so lately; None: there is none."""
-    best, most = None, 0
-    for other in range(block.shards):
-        region = block.shard(other)
-        is_there = region["phase"] == PHASE_READY and now_ms - region["beat_ms"] < SILENT_MS
-        if other != number and is_there and region["room"] > most:
-            best, most = other, region["room"]
-    return best
+def places(block: StatisticsBlock, now_ms: int) -> list[Place]:
+    """What each shard of the node offers; nothing where it does not serve or has not beaten lately."""
+    found = []
+    for number in range(block.shards):
+        region = block.shard(number)
+        is_there = region["phase"] == PHASE_READY and now_ms - region["beat_ms"] <= SILENT_MS
+        found.append(
+            Place(region["room"], State(region["admission_state"])) if is_there else Place(0, State.REFUSING)
+        )
+    return found
+
+
+def roomiest(offers: Sequence[Place], number: int) -> int | None:
+    """The other shard with the most room; None: there is none."""
+    others = [other for other, place in enumerate(offers) if other != number and place.room]
+    return max(others, key=lambda other: offers[other].room, default=None)
+
+
+def next_with_room(offers: Sequence[Place], number: int) -> int | None:
+    """The next other shard, in a ring, that has room; None: there is none."""
+    ring = [*range(number + 1, len(offers)), *range(number)]
+    return next((other for other in ring if offers[other].room), None)
 
 
 def _queue_of(listener_fd: int) -> tuple[int, int]:

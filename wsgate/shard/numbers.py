@@ -77,6 +77,7 @@ LAYOUT: Final = Layout(
         "events_appended",  # to a stream, and answered
         "events_repeated",  # sent once more: it was not known whether the stream has them
         "events_dropped",  # too many waited
+        "events_trimmed",  # by us, of a stream: the node's own bus was full
         "events_taken",  # of those appended: messages of clients
         "events_refused",  # messages of clients, answered with an error
         "addresses_unnamed",  # a listed proxy did not say for whom it speaks
@@ -86,6 +87,7 @@ LAYOUT: Final = Layout(
         "admission_open",  # times the state became this one
         "admission_refusing",
         "admission_shedding",
+        "handed_over_lost",  # by a sibling, and there was no descriptor to take it with
         "listen_overflows",  # accept queues that were full, on the whole machine; the keeper's
         "listen_drops",
         "client_asked",  # GET /client.js on the client port

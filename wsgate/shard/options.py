@@ -107,6 +107,7 @@ class ShardOptions:
     number: int
     reactor: Settings
     gate: GateLimits
+    accepts_of_node_per_s: int = 0  # shared by the room each shard has; 0: no limit
     bus: BusAddress
     bus_prefix: str = "wsgate"
     bus_connect_timeout_s: float = 5.0

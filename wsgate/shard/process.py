@@ -13,14 +13,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, cast
 
 import uvloop
 
-from wsgate.admission import forwarded_for
+from wsgate.admission import Place, forwarded_for, rate_share
 from wsgate.auth import parse_jwks
 from wsgate.bus import AppenderOptions, Covers, Names, SubscriberOptions, make_bus
 from wsgate.errors import WsgateError
@@ -31,7 +31,7 @@ from wsgate.reactor.names import COUNTER_NAMES, REASON_NAMES
 from wsgate.reasons import Reason
 from wsgate.shard import numbers
 from wsgate.shard.access import Access
-from wsgate.shard.accounts import Accounts, roomiest
+from wsgate.shard.accounts import Accounts, next_with_room, places, roomiest
 from wsgate.shard.budget import PassBudget
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
@@ -60,6 +60,7 @@ SOON_S: Final = 0.001
 GOODBYE_S: Final = 0.5
 LATE_MS: Final = 500
 HANDED_PER_PASS: Final = 64
+HANDS_MOST: Final = 255
 SHED_RETRY_MS: Final = (2_000, 15_000)
 """When those who are cut for want of memory may come back: each tick's lot another time."""
 LEASE_BYTES: Final = 256
@@ -199,10 +200,13 @@ class Shard:
     def _make_events(self, names: Names) -> Events:
         """Told to backends, by connections of their own."""
         options, told = self._options, self._options.events
-        timing = AppenderOptions(
-            connect_timeout_s=options.bus_connect_timeout_s, command_timeout_s=options.bus_command_timeout_s
-        )
         streams = [names.events(partition) for partition in range(told.partitions)]
+        timing = AppenderOptions(
+            connect_timeout_s=options.bus_connect_timeout_s,
+            command_timeout_s=options.bus_command_timeout_s,
+            # The node's own bus has so much memory, and nobody but us to say what it is for.
+            halved_streams=tuple(streams) if options.is_alone else (),
+        )
         return Events(
             told,
             options.node,
@@ -290,11 +294,15 @@ class Shard:
         ours = self._handovers[self._options.number][0]
         for _ in range(HANDED_PER_PASS):
             try:
-                _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)  # it does not block
+                hands, descriptors, _, _ = socket.recv_fds(ours, 1, 1)  # it does not block
             except BlockingIOError:
                 break
+            if not hands:
+                break
             for descriptor in descriptors:
-                self._reactor.admit(descriptor, now_ms=now_ms())
+                self._reactor.admit(descriptor, now_ms=now_ms(), hands=hands[0])
+            if not descriptors:  # none was free for it: the kernel has closed it
+                self.count("handed_over_lost", 1)
         self._schedule()
 
     def _keeper_is_gone(self) -> None:
@@ -553,11 +561,26 @@ class Shard:
         if self._is_draining:
             self._region["room"] = 0
         if self._handovers and not self._is_draining:
-            number = roomiest(self._block, self._options.number, now_ms())
-            self._reactor.relieve(-1 if number is None else self._handovers[number][1].fileno())
+            self._look_at_siblings(places(self._block, now_ms()))
         self._region["beat_ms"] = now_ms()
         if numbers_now["now_shedding"]:
             self._sessions.spread(Reason.SHED, random.randint(*SHED_RETRY_MS))  # noqa: S311 - no secret
+
+    def _look_at_siblings(self, offers: Sequence[Place]) -> None:
+        """Who gets what there is no room for here, and what of the node's rate is ours."""
+        options = self._options
+        first, then = roomiest(offers, options.number), next_with_room(offers, options.number)
+        self._reactor.relieve(
+            self._channel_to(first), next_fd=self._channel_to(then), hands=min(HANDS_MOST, len(offers))
+        )
+        before = options.gate.accepts_per_s
+        share = rate_share(offers, options.number, options.accepts_of_node_per_s)
+        if abs(share - before) > before // 8:
+            self._options = replace(options, gate=replace(options.gate, accepts_per_s=share))
+            self._refused_before = -1  # the gate is set with the next tick
+
+    def _channel_to(self, number: int | None) -> int:
+        return -1 if number is None else self._handovers[number][1].fileno()
 
     def _outside_bytes(self) -> int:
         """What the shard's own parts hold beside the reactor."""
@@ -592,6 +615,7 @@ class Shard:
         region["python_blocks"] = sys.getallocatedblocks()
         region["events_appended"] = sum(each.appended for each in self._events.appenders)
         region["events_repeated"] = sum(each.repeated for each in self._events.appenders)
+        region["events_trimmed"] = sum(each.trimmed for each in self._events.appenders)
         region["events_waiting"] = sum(each.held for each in self._events.appenders)
         region["events_waiting_bytes"] = sum(each.held_bytes for each in self._events.appenders)
 
