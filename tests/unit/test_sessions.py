@@ -148,7 +148,7 @@ class Shard:
         sessions, hub = self.sessions, self.hub
         tables: list[Sized] = [sessions.unauthenticated, sessions._welcomes, sessions._asked]
         tables += [sessions._bad_messages, sessions.ended, hub._waiters, hub._unconfirmed]
-        return sum(len(table) for table in tables)
+        return sum(len(table) for table in tables) + sessions.waiting_bytes
 
 
 @pytest.fixture
@@ -187,6 +187,30 @@ def test_channels_of_the_url_follow_welcome_even_where_they_are_live_already(sha
     recovered = {"op": "subbed", "ch": "news", "recovered": False}
     assert shard.heard(peer) == [WELCOME, ME, recovered, recovered, failed(400, "bad_request")]
     assert shard.kept() == 0
+
+
+def test_what_waits_is_on_the_books_by_what_it_takes(shard: Shard) -> None:
+    """Text counts as it is kept: one sign beyond the first plane makes all of them four bytes."""
+    books = shard.sessions
+    plain = shard.enter(None, ("n" * 200,), **{"n" * 200: "Qz-1"})
+    took = books.waiting_bytes
+    assert took > 400
+    wide = shard.enter(None, ("n" * 199 + "😀",))
+    assert books.waiting_bytes - took > 800
+    for peer in (plain, wide):
+        shard.sessions.forget(peer.conn)
+    assert books.waiting_bytes == 0
+    # A welcome that waits, with every channel that comes with it; then subs that wait, each as often.
+    peer = shard.enter("ann:a,b")
+    assert books.waiting_bytes > 3_000
+    shard.confirm("@ann", "a", "b")
+    assert books.waiting_bytes == 0
+    shard.say(peer, {"op": "sub", "ch": "x", "id": 1})
+    once = books.waiting_bytes
+    shard.say(peer, *[{"op": "sub", "ch": "x", "id": 2, "from": "Qz-1"}] * 3)
+    assert books.waiting_bytes == 4 * once > 0
+    shard.confirm("x")
+    assert books.waiting_bytes == 0
 
 
 def test_channels_of_the_url_wait_for_the_token(shard: Shard) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -69,7 +70,7 @@ def test_who_does_not_serve_or_is_silent_offers_nothing() -> None:
 
 def test_a_connection_there_is_no_descriptor_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel has closed it already when the message is read."""
-    told = iter([(b"\1", [], socket.MSG_CTRUNC, None)])
+    told: Iterator[tuple[bytes, list[int], int, None]] = iter([(b"\1", [], socket.MSG_CTRUNC, None)])
 
     def receive(*_: object) -> object:
         try:

@@ -138,6 +138,29 @@ def test_a_removal_too_many_to_remember_is_counted() -> None:
         assert len(at.users._unforgotten) == UNFORGOTTEN_MOST
 
 
+def test_more_dead_ones_than_an_answer_shows_lock_nobody_out() -> None:
+    with desk(owners=("new", "old")) as at:
+        peer = at.come()
+        ghosts = [b"%016x@old" % number for number in range(1, 51)]
+        at.bus.answer(b"EVALSHA", "", b" ".join([b"51", *ghosts[:30]]))
+        assert at.verdicts == []
+        assert at.bus.answer(b"ZREM", "", b"30") == 1
+        assert at.bus.answer(b"EVALSHA", "", b" ".join([b"21", *ghosts[30:], at.member(peer)])) == 1
+        assert at.verdicts == [True]
+        assert at.bus.answer(b"ZREM", "", b"20") == 1
+
+
+def test_who_is_replaced_is_on_the_books_until_its_owner_takes_it_off() -> None:
+    """Its owner may not have heard of it: then the next one has it told again."""
+    with desk(UserLimits(connections=1, replaces=True)) as at:
+        peer = at.come()
+        at.bus.answer(b"EVALSHA", "", b"2 0000000000000001@other " + at.member(peer))
+        at.bus.answer(b"EXISTS", "", b"1")
+        assert at.verdicts == [True]
+        assert len(at.bus.told) == 1 and b"0000000000000001" in at.bus.told[0]
+        assert at.bus.answer(b"ZREM") == 0
+
+
 def test_limits_switched_off_while_a_verdict_is_out_harm_nobody() -> None:
     with desk(UserLimits(connections=1, replaces=True)) as at:
         first, second = at.come(), at.come()

@@ -75,9 +75,7 @@ class Commands:
         sessions = self._sessions
         if sessions.ended and conn in sessions.ended:
             return  # said in the same breath as what it was closed for
-        if sessions.held and (said := sessions.held.get(conn)) is not None:
-            said.append((message, opcode))
-            sessions.held_bytes += len(message)
+        if sessions.held and sessions.hold(conn, message, opcode):
             return
         if opcode != dialect.opcode:
             sessions.end(conn, dialect, Reason.UNSUPPORTED_DATA)

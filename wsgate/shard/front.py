@@ -16,6 +16,7 @@ from wsgate import handshake
 from wsgate.auth import Identity, TokenError
 from wsgate.deflate import ExtensionError, agree
 from wsgate.dialects import Dialect, select
+from wsgate.dialects.names import CHANNEL_LIMIT_BYTES
 from wsgate.shard.options import ShardOptions
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.variants import variant_of
@@ -35,6 +36,9 @@ AWAITED_MOST_S: Final = 5
 """A key that was asked for is there by then, or is not."""
 QUERY_FIELDS_LIMIT: Final = 64
 """Each may become a subscription."""
+NAME_LIMIT: Final = CHANNEL_LIMIT_BYTES
+POSITION_LIMIT: Final = 64
+"""Signs of a name, and of a position, that are kept of a URL."""
 
 
 Claim = Callable[[handshake.Request], handshake.Refusal | None]
@@ -118,11 +122,16 @@ class Front:
             fields = parse_qs(query, max_num_fields=QUERY_FIELDS_LIMIT, errors="surrogateescape")
         except ValueError:
             return False
-        entry.channels = tuple(fields.get("ch", ()))
+        # What is too long for a name is none, and need not be kept to be refused.
+        entry.channels = tuple(name if len(name) <= NAME_LIMIT else "" for name in fields.get("ch", ()))
         if "from" in fields:
             # A position has no colon, a channel may have several.
             stood = (text.rpartition(":") for text in fields["from"])
-            entry.positions = {channel: position for channel, _, position in stood if channel}
+            entry.positions = {
+                channel: position[:POSITION_LIMIT]
+                for channel, _, position in stood
+                if 0 < len(channel) <= NAME_LIMIT
+            }
         if self._allow_query_token and entry.late_token is None and fields.get("token"):
             entry.late_token = fields["token"][0]
         return True

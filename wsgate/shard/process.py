@@ -61,8 +61,6 @@ GOODBYE_S: Final = 0.5
 LATE_MS: Final = 500
 HANDED_PER_PASS: Final = 64
 HANDS_MOST: Final = 255
-SHED_RETRY_MS: Final = (2_000, 15_000)
-"""When those who are cut for want of memory may come back: each tick's lot another time."""
 LEASE_BYTES: Final = 256
 """One user's lease of messages, with its place in the table."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
@@ -563,8 +561,8 @@ class Shard:
         if self._handovers and not self._is_draining:
             self._look_at_siblings(places(self._block, now_ms()))
         self._region["beat_ms"] = now_ms()
-        if numbers_now["now_shedding"]:
-            self._sessions.spread(Reason.SHED, random.randint(*SHED_RETRY_MS))  # noqa: S311 - no secret
+        if numbers_now["now_short"]:  # the next lot, which is cut before this is called again
+            self._sessions.spread_shed()
 
     def _look_at_siblings(self, offers: Sequence[Place]) -> None:
         """Who gets what there is no room for here, and what of the node's rate is ours."""
@@ -587,7 +585,7 @@ class Shard:
         rates = self._users.rates
         return (
             self._tokens.cached_bytes
-            + self._sessions.held_bytes
+            + self._sessions.waiting_bytes
             + self._publisher.waiting_bytes
             + sum(each.held_bytes for each in set(self._events.appenders))
             + (rates.users * LEASE_BYTES if rates else 0)

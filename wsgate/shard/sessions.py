@@ -6,6 +6,7 @@ way: a welcome or a subscription that waits for the bus, what a client without a
 that made no sense, a Close that is on its way.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,13 +25,21 @@ from wsgate.shard.options import ANONYMOUS, ShardOptions
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF
-from wsgate.shard.welcome import NOTHING_SHOWN, Showing, Welcome, shown
+from wsgate.shard.welcome import NOTHING_SHOWN, Booked, Showing, Welcome, shown
 
 __all__ = ["RETRY_MS", "Sessions", "comes_back", "encode_gap", "now_ms"]
 
 BAD_MESSAGES_LIMIT = 3
 ASKED_LIMIT = 16
 """Subscriptions of one connection to one channel that may wait for the bus: a recovery may be repeated."""
+ASKED_BYTES = 1_000
+"""Of one that waits, with its places in the hub's tables: 416 of a repeated one, 1,345 of a lone one."""
+WELCOME_BYTES = 1_000
+UNAUTHENTICATED_BYTES = 200
+HELD_BYTES = 100
+"""Of a message that is held, beside its own bytes."""
+CROWDED_RETRY_MS = 2_000, 15_000
+"""When one may come back whose user has too many connections, or whose shard too little memory."""
 RETRY_MS = 2_000
 """Advised to clients that may come back; their own jitter comes on top."""
 
@@ -82,7 +91,9 @@ class Sessions:
         self._welcomes: dict[int, Welcome] = {}
         self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
         self.held: dict[int, list[tuple[bytes, int]]] = {}  # what they say until it is known if they stay
-        self.held_bytes = 0  # of that; on the books
+        self._held_bytes = 0  # of that
+        self._shown = Booked()  # what came with who waits, for its token or its welcome
+        self._asked_count = 0
         self.run: Callable[[int, Dialect, bytes, int], None] = lambda *_: None  # how that is run
         self.ended: set[int] = set()  # Close is queued: what they said after it is not run
         self._bad_messages: dict[int, int] = {}
@@ -90,6 +101,17 @@ class Sessions:
         for row in REASONS.values():
             if row.close_code >= 4000:
                 self.spread(row.reason, RETRY_MS)
+        self.spread_shed()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """On the books: everything kept for those for whom something is under way."""
+        return (
+            self._held_bytes
+            + self._shown.total_bytes
+            + self._asked_count * ASKED_BYTES
+            + len(self.unauthenticated) * UNAUTHENTICATED_BYTES
+        )
 
     def renew(self, options: ShardOptions) -> None:
         """Other options, from now on."""
@@ -101,6 +123,10 @@ class Sessions:
         spoken = DIALECT_OF[: len(self.options.reactor.variant_opcodes)]
         byes = [self._bye(dialect, reason, retry_ms) for dialect in spoken]
         self.reactor.set_bye(REASONS[reason].close_code, byes, reason=reason)
+
+    def spread_shed(self) -> None:
+        """Another time to come back for those who are cut from now on for want of memory."""
+        self.spread(Reason.SHED, random.randint(*CROWDED_RETRY_MS))  # noqa: S311 - spreading, not secrecy
 
     def _bye(self, dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
         code = REASONS[reason].close_code
@@ -124,6 +150,7 @@ class Sessions:
             self.welcome(conn, entry.dialect, ANONYMOUS, showing)
         else:
             self.unauthenticated[conn] = showing
+            self._shown.book(conn, showing.size_bytes)
             self.reactor.set_deadline(
                 conn, now_ms() + self.options.auth_timeout_ms, REASONS[Reason.AUTH_TIMEOUT].close_code
             )
@@ -146,6 +173,7 @@ class Sessions:
         """Make somebody of a connection: its meta, its deadline, its channels, then `welcome`."""
         if self.unauthenticated:
             showing = showing.behind(self.unauthenticated.pop(conn, NOTHING_SHOWN))
+        self._shown.book(conn, showing.size_bytes)
         if self.users.is_counting and identity.user:
             # Known from here on, and nothing else yet: what it says meanwhile waits, one turn of it at most.
             self.reactor.set_meta(conn, identity.member())
@@ -163,14 +191,19 @@ class Sessions:
         if identity is ANONYMOUS:
             self.tell_welcome(conn, dialect, identity, has_bus=self.hub.is_live)
             self.subscribe_asked(conn, dialect, showing)
+            self._shown.give_back(conn)
             return
         self.set_expiry(conn, identity)
         welcome = Welcome(self, conn, dialect, identity, showing)
         for name, policy in self._own_channels(identity):
             welcome.join(name, policy)
         welcome.begin()
-        if not welcome.is_done:
+        if welcome.is_done:
+            self._shown.give_back(conn)
+        else:
             self._welcomes[conn] = welcome
+            waiting = 1 + len(identity.permissions.channels)
+            self._shown.book(conn, showing.size_bytes + WELCOME_BYTES + waiting * ASKED_BYTES)
 
     def _on_counted(
         self, conn: int, dialect: Dialect, identity: Identity, showing: Showing, may_stay: bool
@@ -180,7 +213,8 @@ class Sessions:
         if said is None:
             return  # gone meanwhile
         if not may_stay:
-            self.end(conn, dialect, Reason.USER_CONNECTIONS)
+            retry_ms = random.randint(*CROWDED_RETRY_MS)  # noqa: S311 - spreading, not secrecy
+            self.end(conn, dialect, Reason.USER_CONNECTIONS, retry_ms=retry_ms)
             return
         self._settle(conn, dialect, identity, showing)
         for message, opcode in said:
@@ -190,8 +224,17 @@ class Sessions:
     def _take_held(self, conn: int) -> list[tuple[bytes, int]] | None:
         said = self.held.pop(conn, None)
         if said:
-            self.held_bytes -= sum(len(message) for message, _ in said)
+            self._held_bytes -= sum(len(message) + HELD_BYTES for message, _ in said)
         return said
+
+    def hold(self, conn: int, message: bytes, opcode: int) -> bool:
+        """Keep what a connection says until it is known whether it stays; False: that is known."""
+        said = self.held.get(conn)
+        if said is None:
+            return False
+        said.append((message, opcode))
+        self._held_bytes += len(message) + HELD_BYTES
+        return True
 
     def keep(self, conn: int, identity: Identity, before: Member | None) -> None:
         """Remember who it is, and since when where events tell that; `before` is who it was till now."""
@@ -212,6 +255,7 @@ class Sessions:
     def forget_welcome(self, conn: int) -> None:
         """It was said, and so was everything that follows it."""
         self._welcomes.pop(conn, None)
+        self._shown.give_back(conn)
 
     def _own_channels(self, identity: Identity) -> Iterable[tuple[bytes, int]]:
         """The inbox, and what the token subscribes to."""
@@ -272,6 +316,7 @@ class Sessions:
         if joined is Joined.WAITS:
             asked = _Asked(dialect, id, recovered, was_held)
             self._asked.setdefault(conn, {}).setdefault(name, []).append(asked)
+            self._asked_count += 1
         elif joined is Joined.LIVE:
             self.tell_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
         elif joined is Joined.ALREADY:
@@ -293,6 +338,7 @@ class Sessions:
     def _take_asked(self, conn: int, name: bytes) -> list[_Asked]:
         names = self._asked.get(conn)
         asked = names.pop(name, []) if names else []
+        self._asked_count -= len(asked)
         if names is not None and not names:
             del self._asked[conn]
         return asked
@@ -405,6 +451,9 @@ class Sessions:
         if self.held:
             self._take_held(conn)
         self.hub.forget(conn)
+        self._shown.give_back(conn)
+        if self._asked and (names := self._asked.get(conn)):
+            self._asked_count -= sum(map(len, names.values()))
         for each in (self.unauthenticated, self._welcomes, self._asked, self._bad_messages):
             if each:
                 each.pop(conn, None)

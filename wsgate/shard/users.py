@@ -141,25 +141,28 @@ class Users:
 
     def _judge(self, user: str, member: str, told: Told, limits: UserLimits, crowd: Crowd) -> None:
         """By the limits of when it came, as long as there still are any."""
+        total, shown = crowd.total, len(crowd.oldest)
         dead = {owner for owner in crowd.owners() if not self._lives(owner)}
         ghosts = [each for each in crowd.oldest if owner_of(each) == self.owner and not self._is_here(each)]
         crowd = Crowd(crowd.total - len(ghosts), [each for each in crowd.oldest if each not in ghosts])
         verdict = crowd.judge(member, limits.connections, dead, replaces=limits.replaces)
         if not self.is_counting:
             verdict = Verdict(verdict.gone, [], is_refused=False)
-        self._forget(user, ghosts + verdict.gone + [member] * verdict.is_refused)
+        gone = ghosts + verdict.gone
+        if verdict.is_refused and gone and total > shown:
+            # Some of those that were shown count for nothing, and there are more behind them: look again.
+            self._forget(user, gone)
+            self._enter(user, member, partial(self._on_entered, user, member, told, limits))
+            return
+        self._forget(user, gone + [member] * verdict.is_refused)
         for each in verdict.replaced:
             conn, _, owner = each.partition("@")
             command = json.dumps({"op": "replace", "user": user, "conn": conn, "owner": owner}).encode()
-            # Off the books when its owner was told; else it stays there, and is the oldest next time.
-            done = partial(self._on_replaced, user, each)
-            self._publisher.publish(self._names.control("")[0], command, done)
+            # Its owner takes it off the books when it is gone; one that has not heard this is told again when
+            # the next one comes, because it is still the oldest.
+            self._publisher.publish(self._names.control("")[0], command, _take_no_note)
         told(not verdict.is_refused)
         self._wake()
-
-    def _on_replaced(self, user: str, member: str, outcome: str) -> None:
-        if not outcome:
-            self._forget(user, [member])
 
     def _forget(self, user: str, members: list[str]) -> None:
         if members:
@@ -301,3 +304,7 @@ class Users:
             grant(want, 0)
         else:
             grant(int(granted), int(wait_ms))
+
+
+def _take_no_note(outcome: str) -> None:
+    """Of a command whose loss is noticed elsewhere."""

@@ -6,6 +6,7 @@ Source: protocols/client/v1/spec.md, "Messages".
 """
 
 from collections.abc import Mapping
+from sys import getsizeof
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -37,6 +38,34 @@ class Showing(NamedTuple):
         if earlier is NOTHING_SHOWN:
             return self
         return Showing(self.id, {**earlier.positions, **self.positions}, earlier.channels + self.channels)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its text, and of the tables that hold it. O(its channels and positions)."""
+        if not (self.positions or self.channels):
+            return 0
+        texts = (*self.channels, *self.positions, *self.positions.values())
+        return sum(map(getsizeof, texts)) + getsizeof(self.positions) + getsizeof(self.channels)
+
+
+class Booked:
+    """How much is kept for which connection, and for all of them."""
+
+    def __init__(self) -> None:
+        self.total_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def book(self, conn: int, size_bytes: int) -> None:
+        """So much, instead of what it was."""
+        self.give_back(conn)
+        if size_bytes:
+            self._sizes[conn] = size_bytes
+            self.total_bytes += size_bytes
+
+    def give_back(self, conn: int) -> None:
+        """Nothing any more."""
+        if self._sizes:
+            self.total_bytes -= self._sizes.pop(conn, 0)
 
 
 NOTHING_SHOWN: Final = Showing()
