@@ -108,7 +108,7 @@ def _kernel_memory(stats: dict[str, Any]) -> Figures:
         "nonreaders_kernel_bytes": float(held["queued_bytes"]),
         "nonreaders_kernel_most_bytes": float(held["queued_most_bytes"]),
     }
-    booked = stats["bytes_held"].get("kernel_blocked")
+    booked = stats["bytes_held"].get("kernel_queued")
     if booked is not None:
         figures["nonreaders_blocked"] = float(stats["counters"]["now_blocked"])
         figures["nonreaders_booked_bytes"] = float(booked)

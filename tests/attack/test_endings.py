@@ -323,7 +323,7 @@ def test_s28_close() -> None:
         until_gone(bench, peer, WRITE_MS + GRACE_MS)
         bench.turn()
         assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
-        assert bench.held() == {**bench.held(), "outbox": 0, "kernel_blocked": 0}
+        assert bench.held() == {**bench.held(), "outbox": 0, "kernel_queued": 0}
 
 
 def test_s28_close_although_a_little_is_read() -> None:

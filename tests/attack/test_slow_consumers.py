@@ -145,7 +145,7 @@ def kernel_bytes(descriptor: int) -> int:
 
 @pytest.mark.parametrize("size", [20, 125, 512, 4_096, 24_000, 31_000, 100_000])
 def test_peers_that_never_read_stay_within_the_booked_amount(size: int) -> None:
-    """S28: what non-readers take of the kernel's send memory is at most `kernel_blocked`."""
+    """S28: what non-readers take of the kernel's send memory is at most `kernel_queued`."""
     count = 50
     with hall(Settings(outbox_limit_bytes=1 << 26, outbox_limit_frames=1 << 16)) as bench:
         for _ in range(count):
@@ -167,8 +167,53 @@ def test_peers_that_never_read_stay_within_the_booked_amount(size: int) -> None:
             state = bench.reactor.inspect(conn)
             assert state is not None
             taken += kernel_bytes(state["fd"])
-        booked = bench.reactor.bytes_held()["kernel_blocked"]
+        booked = bench.reactor.bytes_held()["kernel_queued"]
         assert taken <= booked, f"{taken / count:.0f} bytes each, {booked / count:.0f} booked"
+
+
+def test_what_lies_in_sockets_that_are_not_full_is_booked_at_the_next_look() -> None:
+    """S28: peers that do not read, and say enough to live: their sockets refuse nothing, and hold 19 KB."""
+    with hall(Settings(ping_interval_ms=5_000, outbox_age_ms=600_000)) as bench:
+        peers = [bench.meet(bench.dial(HEAD, receive_buffer_bytes=2_048)) for _ in range(50)]
+        for peer in peers:
+            bench.reactor.send(peer.conn, bytes(12_000))
+        bench.turn()
+        assert bench.count("now_blocked") == 0
+        for _ in range(30):
+            for peer in peers:
+                peer.send(client_frame(PONG))
+            bench.pass_ms(250)
+        assert bench.count("now_blocked") == 0
+        booked = bench.reactor.bytes_held()["kernel_queued"]
+        states = [bench.reactor.inspect(peer.conn) for peer in peers]
+        real = sum(kernel_bytes(state["fd"]) for state in states if state is not None)
+        assert real > 50 * 6_000
+        assert real <= booked <= real + 50 * 8_192
+        # Read at last: off the books at the look after that.
+        for peer in peers:
+            settle(bench, lambda peer=peer: len(peer.received + peer.receive()) >= 12_000)  # type: ignore[misc]
+        for _ in range(30):
+            for peer in peers:
+                peer.send(client_frame(PONG))
+            bench.pass_ms(250)
+        assert bench.reactor.bytes_held()["kernel_queued"] == 0
+
+
+def test_what_a_paused_peer_sends_is_booked_too() -> None:
+    """Commands that await the bus pause reading: what comes then waits in the kernel, up to its buffer."""
+    with hall(Settings(ping_interval_ms=5_000)) as bench:
+        peer = bench.meet(bench.dial(HEAD))
+        bench.reactor.pause_reading(peer.conn)
+        sent = 1
+        total = 0
+        while sent:
+            sent = peer.send(bytes(4_096))
+            total += sent
+        bench.pass_ms(6_000)
+        assert 8_192 < bench.reactor.bytes_held()["kernel_queued"] < 65_536
+        bench.reactor.abort(peer.conn)
+        bench.turn()
+        assert bench.reactor.bytes_held()["kernel_queued"] == 0
 
 
 def test_booking_is_given_back() -> None:
@@ -180,14 +225,14 @@ def test_booking_is_given_back() -> None:
             bench.reactor.send(peer.conn, bytes(30_000))
             crowd.append(peer)
         bench.turn()
-        booked = bench.reactor.bytes_held()["kernel_blocked"]
+        booked = bench.reactor.bytes_held()["kernel_queued"]
         assert booked >= 3 * 4_096
         drain(bench, crowd[0])
         crowd[1].close()
         bench.turn()
         bench.reactor.abort(crowd[2].conn)
         bench.turn()
-        assert bench.reactor.bytes_held()["kernel_blocked"] == 0
+        assert bench.reactor.bytes_held()["kernel_queued"] == 0
         assert bench.held()["outbox"] == 0
 
 

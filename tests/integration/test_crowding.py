@@ -122,7 +122,7 @@ def test_stats_tell_it_only_when_asked() -> None:
         assert "send_memory" not in server.call("stats")
         stats = server.call("stats", with_send_memory=True)
         assert stats["send_memory"] == {"queued_bytes": 0, "queued_sockets": 0, "queued_most_bytes": 0}
-        assert stats["bytes_held"]["kernel_blocked"] == stats["counters"]["now_blocked"] == 0
+        assert stats["bytes_held"]["kernel_queued"] == stats["counters"]["now_blocked"] == 0
         with connect(f"ws://127.0.0.1:{server.port}/ws", compression=None) as client:
             client.send("still there")
             assert client.recv(timeout=5) == "still there"

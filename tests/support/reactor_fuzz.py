@@ -361,7 +361,7 @@ class Fuzz:
         census = {name: count for name, count in counters.items() if name.startswith("now_") and count}
         assert not census, census
         assert not self.reactor.more
-        for account in ("outbox", "partial", "subscription", "kernel_blocked"):
+        for account in ("outbox", "partial", "subscription", "kernel_queued"):
             assert held[account] == 0, (account, held)
         unfinished = [conn for conn, past in self.history.items() if past[-1:] != [events.CLOSED]]
         assert not unfinished, "no `CLOSED`"

@@ -87,6 +87,31 @@ def reads_a_little(bench: Rig, peer: Peer) -> None:
     peer.sock.recv(8_192)
 
 
+def test_who_makes_us_pause_again_and_again_gains_no_time_for_its_message() -> None:
+    """By not reading: with its outbox over half full it is not read either, and that time does not count."""
+    settings = LATER | {"message_timeout_ms": LIMIT_MS, "outbox_limit_bytes": 20_000}
+    with rig(Settings(**settings)) as bench:
+        peer = bench.connect(send_buffer_bytes=4_096)
+        peer.send(client_frame(TEXT, b"a", final=False))
+        bench.turn()
+        read_ms = 0
+        while not bench.of(peer) and read_ms < 2 * LIMIT_MS:
+            while not bench.reactor.inspect(peer.conn)["paused"]:  # type: ignore[index]
+                bench.reactor.send(peer.conn, bytes(4_000))
+                bench.turn()
+            bench.pass_ms(1_000)
+            assert not bench.of(peer), "a clock of the peer's ran while it was not read"
+            while bench.reactor.inspect(peer.conn)["paused"]:  # type: ignore[index]
+                peer.receive()
+                bench.turn()
+            peer.receive()
+            bench.turn()
+            bench.pass_ms(1_000)
+            read_ms += 1_000
+        assert bench.of(peer)[0] == (events.FAILING, 1008)
+        assert LIMIT_MS <= read_ms <= LIMIT_MS + 1_000
+
+
 ROWS: Final = {
     "head_timeout": Row("head_timeout_ms", begins_a_head, says(b"G"), Reason.HEAD_TIMEOUT),
     "upgrade": Row("upgrade_timeout_ms", has_sent_its_head, says(b"x"), Reason.UPGRADE_TIMEOUT),

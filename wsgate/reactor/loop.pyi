@@ -353,9 +353,9 @@ class Reactor:
     def bytes_held(self) -> dict[str, int]:
         """Bytes held as of now, by `KIND_NAMES`.
 
-        Besides: `pool`, freed and kept for reuse; `kernel_blocked`, what sockets that refuse bytes are
-        charged for their send buffers; `connections`, what each costs beside. Together they are what
-        `GateLimits.memory_bytes` limits.
+        Besides: `pool`, freed and kept for reuse; `kernel_queued`, what the kernel holds in sockets of
+        what was not taken: of full ones always, of others as it was at their last look; `connections`,
+        what each costs beside. Together they are what `GateLimits.memory_bytes` limits.
         """
 
     def shutdown(self) -> None:

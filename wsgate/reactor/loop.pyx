@@ -42,7 +42,9 @@ from wsgate.reactor.structs cimport (
     POLLS, PUBLICATIONS, Pass, REASONS, REPLACED, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_OPEN, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
 )
-from wsgate.reactor.table cimport at, attention_pop, attention_push, enter, find, handle_of, table_free
+from wsgate.reactor.table cimport (
+    at, attention_pop, attention_push, enter, find, handle_of, note_pause, table_free,
+)
 from wsgate.reactor.waiting cimport wait_once
 from wsgate.reactor.wheel cimport wheel_disarm, wheel_is_due, wheel_turn
 from wsgate.reactor.writer cimport flush_slice
@@ -451,10 +453,12 @@ cdef class Reactor:
     def pause_reading(self, uint64_t conn):
         """Stop reading; what was received already may still be delivered up to the end of its turn."""
         cdef uint32_t slot = 0
-        self.own()
+        cdef Core *core = self.own()
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL:
             return False
+        if not c.flags & (PAUSED_APP | PAUSED_OUTBOX):
+            note_pause(core, c)
         c.flags |= PAUSED_APP
         return True
 
@@ -760,7 +764,7 @@ cdef class Reactor:
         held = {name: core.held[index] for index, name in enumerate(KIND_NAMES)}
         held["pool"] = core.pool.idle_bytes
         held["outside"] = core.outside_bytes
-        held["kernel_blocked"] = core.blocked_bytes
+        held["kernel_queued"] = core.queued_bytes
         held["connections"] = <uint64_t>core.connections * core.gate.connection_bytes
         return held
 

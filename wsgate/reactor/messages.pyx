@@ -247,7 +247,7 @@ cdef void start_message(Core *core, uint32_t slot) noexcept nogil:
     """The clock of an unfinished message starts with its first byte."""
     cdef Connection *c = at(core, slot)
     if c.input.started_ms == 0:
-        c.input.started_ms = core.clock_ms
+        c.input.started_ms = c.input.paused_ms = core.clock_ms
         if core.limits.message_ms and c.state == STATE_OPEN:
             wheel_arm(core, slot, core.clock_ms + core.limits.message_ms)
 

@@ -10,7 +10,8 @@ from libc.string cimport memset
 
 from wsgate.reactor.addresses cimport address_read
 from wsgate.reactor.structs cimport (
-    BYTES_IN, BYTES_OUT, Connection, Core, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN, WANT_OUT, WATCHED,
+    BYTES_IN, BYTES_OUT, Connection, Core, PAUSED_APP, PAUSED_OUTBOX, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN,
+    WANT_OUT, WATCHED,
 )
 from wsgate.reactor.table cimport at, handle_of
 
@@ -62,6 +63,7 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     SO_MEMINFO = 55
+    MEMINFO_RMEM_ALLOC = 0
     MEMINFO_WMEM_ALLOC = 2
     MEMINFO_WMEM_QUEUED = 5
     MEMINFO_VALUES = 9
@@ -171,15 +173,19 @@ cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
 
 
 cdef int64_t seam_queued(Connection *c) noexcept nogil:
-    """Bytes of memory the kernel holds for what was written and not taken by the peer; -1: it does not say.
+    """Bytes of memory the kernel holds for what was not taken, by the peer or by us; -1: it does not say.
 
-    With the page that a socket keeps for more. Source: socket(7), SO_MEMINFO; linux/sock_diag.h.
+    By us where we have paused; else what lies there is read in this very pass. With the page that a socket keeps for more. Source: socket(7), SO_MEMINFO; linux/sock_diag.h.
     """
     cdef uint32_t values[MEMINFO_VALUES]
     cdef unsigned int size = sizeof(values)
+    cdef int64_t held
     if getsockopt(c.fd, SOL_SOCKET, SO_MEMINFO, values, &size) < 0 or size < sizeof(values):
         return -1
-    return <int64_t>max(values[MEMINFO_WMEM_ALLOC], values[MEMINFO_WMEM_QUEUED]) + 4096
+    held = <int64_t>max(values[MEMINFO_WMEM_ALLOC], values[MEMINFO_WMEM_QUEUED])
+    if c.flags & (PAUSED_APP | PAUSED_OUTBOX):
+        held += values[MEMINFO_RMEM_ALLOC]
+    return held + 4096 if held else 0
 
 
 cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil:

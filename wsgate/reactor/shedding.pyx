@@ -7,7 +7,8 @@ this order until the sum is back at the high mark:
     1. who has taken no byte for a second or more: reset, since it would not read a Close either
     2. who has not shown who it is: no meta was set
     3. who holds unfinished input: Close, and the input is given back at once
-    4. who does not take bytes as fast as they come: Close, and the outbox is given back at once
+    4. who does not take bytes as fast as they come, of which the kernel may hold some: Close, and the outbox is
+       given back at once
     5. who has said nothing for longest
 
 So those who keep up and speak are the last, and go only where nothing else is left to give. A tick looks at
@@ -19,7 +20,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from wsgate.reactor.closing cimport fail, release
 from wsgate.reactor.memory cimport memory_booked, memory_empty_pool, memory_high, memory_low
 from wsgate.reactor.structs cimport (
-    BLOCKED, CHUNK_BITS, CLASS_GAP, Connection, Core, Entry, Frame, SHED, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING,
+    BLOCKED, CHUNK_BITS, CLASS_GAP, Connection, Core, Entry, Frame, SHED, STATE_CLOSING, STATE_FAILING, STATE_GONE,
     STATE_OPEN,
 )
 from wsgate.reactor.table cimport at
@@ -31,6 +32,7 @@ cdef enum:
     SHED_MOST = 256              # cut in one tick: 1,024 a second
     SHED_LOOKS = 32768           # slots looked at in one tick, 4 MB of them
     SHED_STALL_MS = 1000
+    QUEUED_BYTES = 8192          # in the kernel: more than waits for somebody who reads
     INPUT_BYTES = 1024           # unfinished input below this is the frame of somebody who is writing
     STALLED = 1
     UNKNOWN
@@ -50,7 +52,9 @@ cdef int rank(Core *core, Connection *c) noexcept nogil:
         return UNKNOWN
     if c.input != NULL and c.input.message.capacity + c.input.backlog.capacity >= INPUT_BYTES:
         return UNFINISHED
-    return SLOW if c.flags & BLOCKED and c.outbox != NULL else IDLE
+    if c.flags & BLOCKED and c.outbox != NULL or <uint32_t>c.units * 16 >= QUEUED_BYTES:
+        return SLOW
+    return IDLE
 
 
 cdef inline int age_of(Core *core, Connection *c) noexcept nogil:
@@ -75,24 +79,30 @@ cdef inline int64_t charge(Core *core, Connection *c) noexcept nogil:
 
     With the frame it was in the middle of, which cannot be taken back, when nobody else waits for it.
     """
-    cdef int64_t total = core.gate.connection_bytes + (<int64_t>c.units * 16 if c.flags & BLOCKED else 0)
+    return core.gate.connection_bytes + <int64_t>c.units * 16 + charge_of_frame(c)
+
+
+cdef inline int64_t charge_of_frame(Connection *c) noexcept nogil:
     cdef Entry *first
     if c.outbox != NULL and c.outbox.count:
         first = &c.outbox.entries[c.outbox.head]
         if first.klass != CLASS_GAP and (<Frame *>first.item).references == 1:
-            total += (<Frame *>first.item).capacity
-    return total
+            return (<Frame *>first.item).capacity
+    return 0
 
 
 cdef int64_t leaving(Core *core, uint32_t first, uint32_t looks, uint32_t slots) noexcept nogil:
-    """What those among the looked at who are on their way out will give back."""
+    """What those who are on their way out will give back; of their frames, what those looked at have."""
     cdef uint32_t index
+    cdef int state
     cdef int64_t total = 0
     cdef Connection *c
+    for state in range(STATE_FAILING, STATE_GONE + 1):
+        total += <int64_t>core.states[state] * core.gate.connection_bytes + <int64_t>core.queued_in[state]
     for index in range(looks):
         c = at(core, (first + index) % slots)
-        if c.state in (STATE_FAILING, STATE_CLOSING, STATE_LINGERING, STATE_GONE):
-            total += charge(core, c)
+        if c.state in (STATE_FAILING, STATE_CLOSING):
+            total += charge_of_frame(c)
     return total
 
 

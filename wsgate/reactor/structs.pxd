@@ -271,6 +271,7 @@ ctypedef struct Input:           # exists only while something is unfinished
     uint64_t frame_length
     uint64_t frame_received
     int64_t started_ms           # first byte of the unfinished message
+    int64_t paused_ms            # when reading was paused last
     uint32_t fragments
     uint32_t utf8
     uint8_t header[14]
@@ -312,7 +313,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint16_t close_code          # of our Close
     uint8_t reason
     uint8_t subscription_bits    # log2 of the table's cells
-    uint16_t units               # of 16 bytes: discarded while LINGERING, held by the kernel while BLOCKED
+    uint16_t units               # of 16 bytes: discarded while LINGERING, else held by the kernel when last asked
     uint32_t control_ms          # token buckets: theoretical arrival times
     int64_t message_ns
     int64_t byte_ns
@@ -478,7 +479,8 @@ ctypedef struct Core:
     uint64_t ended[REASONS]      # refusals and closes by reason
     uint32_t states[STATES]      # connections by state
     uint32_t blocked
-    uint64_t blocked_bytes       # the kernel holds for those
+    uint64_t queued_bytes        # the kernel holds for all, as far as it was asked
+    uint64_t queued_in[STATES]   # of that, by state
     int is_short                 # the books are, or lately were, over the high mark: no newcomers
     int is_shedding              # they are, or lately were, over the budget: some are being cut
     int is_pressed               # the caller knows of something that the books do not: no newcomers

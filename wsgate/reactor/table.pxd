@@ -1,6 +1,6 @@
 """The connection table: slots, generations, and the lists that link slots."""
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from wsgate.reactor.structs cimport CHUNK_BITS, CHUNK_SLOTS, STATE_FREE, STATE_GONE, Connection, Core
 
@@ -24,10 +24,24 @@ cdef inline uint64_t handle_of(Connection *c, uint32_t slot) noexcept nogil:
     return (<uint64_t>c.generation << 32) | slot
 
 cdef inline void enter(Core *core, Connection *c, int state) noexcept nogil:
-    """Change the state and its census."""
+    """Change the state and its census. Who lingers has nothing in the kernel: `units` counts something else then."""
     core.states[c.state] -= 1
     core.states[state] += 1
+    core.queued_in[c.state] -= <uint64_t>c.units * 16
+    core.queued_in[state] += <uint64_t>c.units * 16
     c.state = state
+
+cdef inline void kernel_holds(Core *core, Connection *c, uint32_t units) noexcept nogil:
+    """So much of the kernel's memory is a connection's, in units of 16 bytes; not while it lingers."""
+    cdef int64_t change = (<int64_t>units - <int64_t>c.units) * 16
+    core.queued_bytes += <uint64_t>change
+    core.queued_in[c.state] += <uint64_t>change
+    c.units = <uint16_t>units
+
+cdef inline void note_pause(Core *core, Connection *c) noexcept nogil:
+    """Reading pauses: the clock of an unfinished message stands still until deadlines_resume."""
+    if c.input != NULL:
+        c.input.paused_ms = core.clock_ms
 
 cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nogil
 cdef void table_free(Core *core, uint32_t slot) noexcept nogil

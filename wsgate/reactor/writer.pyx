@@ -31,7 +31,7 @@ from wsgate.reactor.structs cimport (
     OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, PING_SENT, SLICE_NS, STATE_FAILING,
     STATE_GONE, STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WALK_AHEAD, WALK_STEP, WANT_IN,
 )
-from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, failed_pop
+from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, failed_pop, kernel_holds
 from wsgate.reactor.wheel cimport wheel_arm
 
 cdef enum Visit:
@@ -116,8 +116,7 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
     cdef int64_t held = seam_queued(c)
     if held < 0:
         held = core.limits.send_buffer_bytes
-    c.units = <uint16_t>min((held + 15) >> 4, <int64_t>0xFFFF)
-    core.blocked_bytes += <uint64_t>c.units * 16
+    kernel_holds(core, c, <uint32_t>min((held + 15) >> 4, <int64_t>0xFFFF))
     c.flags |= BLOCKED
     core.blocked += 1
     seam_interest(core, slot, (c.flags & WANT_IN) != 0, True)

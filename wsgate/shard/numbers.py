@@ -137,7 +137,7 @@ LAYOUT: Final = Layout(
         *(f"held_{name}" for name in KIND_NAMES),
         "held_pool",
         "held_outside",
-        "held_kernel_blocked",
+        "held_kernel_queued",
         "held_connections",
         "memory_budget_bytes",  # what all of held_ together may come to
     ),
