@@ -45,6 +45,7 @@ _CONFIG: Final = """
 host = "127.0.0.1"
 port = {port}
 shards = {shards}
+compression = {compression}
 drain_timeout = "{drain_timeout_s}s"  # 1: nobody waits for the clients' jitter
 
 [admin]
@@ -85,6 +86,7 @@ class GatewayProcess:
         events: Types of events that backends are told.
         admission: Settings of that section.
         prefix: A command that starts it, its own following: for a control group.
+        compression: Whether clients may ask for it.
     """
 
     module = "gateway"
@@ -100,6 +102,7 @@ class GatewayProcess:
         events: Sequence[str] = (),
         admission: Mapping[str, int | str] | None = None,
         prefix: Sequence[str] = (),
+        compression: bool = False,
     ) -> None:
         """Start it and wait until it is ready (ServerError if it never is)."""
         self.shards = shards
@@ -112,6 +115,7 @@ class GatewayProcess:
             shards=shards,
             secret=SECRET,
             ping_interval_s=ping_interval_s,
+            compression=json.dumps(compression),
             port=port,
             drain_timeout_s=drain_timeout_s,
             events=json.dumps(list(events)),

@@ -4,7 +4,7 @@
 
 Clients without manners: whoever is refused tries again at once, for as long as it takes, with tokens the
 node has never seen. The gate takes `--rate` handshakes a second, whatever is offered. Fails when they are not
-all back within clients / rate and a fifth, when anybody was reset, or when the loop of a shard was late.
+all back within clients / rate and a fifth, when anybody was reset, or when the loop of a shard was late. R24.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from loadtest.bench_gateway import GatewayProcess
 from loadtest.engine import ConnectPlan, EngineProcess
 from loadtest.scenarios.members import BEARER, make_tokens
 from loadtest.scenarios.stage import start_engine
+from loadtest.verdict import print_verdict
 
 __all__ = ["main"]
 
@@ -86,9 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         "no tick of the loop over 262 ms late": late == 0,
         "the gateway has nothing to say": not faults,
     }
-    for text, is_true in checks.items():
-        print(f"{'ok  ' if is_true else 'MISS'} {text}")
-    return int(not all(checks.values()))
+    return print_verdict(checks)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ channels each is subscribed to, lengths of their names, a share of readers that 
 that wait for those. Footprint is what the shard's own memory (proportional set) has grown by, and what the
 group was charged for the kernel's part: sockets, and the bytes queued in them. Books are all of
 `wsgate_memory_bytes`, grown likewise. Fails when they differ by over 15 %. The seed is printed; the same one
-draws the same mixes.
+draws the same mixes. Some ask for compression, and some never finish a message they have begun (A3).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import random
 import secrets
+import socket
 import sys
 import time
 from typing import Final, NamedTuple
@@ -34,7 +35,15 @@ __all__ = ["main"]
 GROUP_BYTES: Final = 8 << 30
 READ_BYTES: Final = 600_000_000
 OFF_BY: Final = 0.15
+HEAD: Final = (
+    b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+DEFLATE: Final = b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
+HALF: Final = b"\xfe\xea\x60" + bytes(4 + 30_000)  # 60,000 bytes are announced, the mask is 0
+_PING_S: Final = 5
 _FRESH_S: Final = 2.3  # a shard writes its numbers once a second
+_LOOK_S: Final = 6.0
 _UNLIMITED: Final = str(1 << 60)
 
 
@@ -48,6 +57,8 @@ class Mix(NamedTuple):
     stalled_share: float
     publications: int
     payload_bytes: int
+    unfinished: int  # more clients, each with half a message
+    is_compressing: bool  # they
 
     @classmethod
     def draw(cls, chance: random.Random) -> Mix:
@@ -63,6 +74,8 @@ class Mix(NamedTuple):
             stalled_share=chance.choice((0.0, 0.0, 0.02, 0.1)),
             publications=min(chance.randrange(20, 200), max(1, most)),
             payload_bytes=payload_bytes,
+            unfinished=chance.choice((0, 0, 100, 400)),
+            is_compressing=chance.random() < 0.5,
         )
 
     def told(self) -> str:
@@ -73,6 +86,8 @@ class Mix(NamedTuple):
             text += f", {self.channels} {kind} channels of {self.name_bytes} B"
         if self.stalled_share:
             text += f", {self.stalled_share:.0%} stalled behind {self.publications} x {self.payload_bytes} B"
+        if self.unfinished:
+            text += f", {self.unfinished} that do not finish" + ", deflated" * self.is_compressing
         return text
 
 
@@ -129,13 +144,23 @@ def _crowd(engine: EngineProcess, gateway: GatewayProcess, mix: Mix) -> None:
     gateway.settle()
 
 
+def _begin_a_message(port: int, *, is_compressing: bool) -> socket.socket:
+    """A client that has sent half of one, of which every bit may be wrong."""
+    client = socket.create_connection(("127.0.0.1", port))
+    client.sendall(HEAD + DEFLATE * is_compressing + b"\r\n")
+    while not client.recv(4_096).endswith(b"}"):  # welcome is the last thing that it is told
+        continue
+    client.sendall((b"\xc2" if is_compressing else b"\x82") + HALF)
+    return client
+
+
 def weigh(mix: Mix) -> tuple[Sums, Sums]:
     """The books and the footprint before the crowd and with it."""
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(memory_group(GROUP_BYTES))
         with contextlib.suppress(OSError):  # version 1 counts sockets' bytes only where they are limited
             (group.folder / "memory.kmem.tcp.limit_in_bytes").write_text(_UNLIMITED)
-        gateway = GatewayProcess(prefix=group.prefix)
+        gateway = GatewayProcess(prefix=group.prefix, compression=mix.is_compressing, ping_interval_s=_PING_S)
         stack.callback(gateway.stop)
         engine = start_engine(11, None, COUNTED)
         stack.callback(engine.quit)
@@ -147,8 +172,14 @@ def weigh(mix: Mix) -> tuple[Sums, Sums]:
                 for _ in range(mix.publications):
                     bus.publish("wsgate:ch:all", secrets.token_hex(mix.payload_bytes // 2))
             gateway.settle()
+        if mix.stalled_share:
+            time.sleep(_LOOK_S)  # sockets that are not full are looked at in their turn
+        halves = [
+            stack.enter_context(_begin_a_message(gateway.port, is_compressing=mix.is_compressing))
+            for _ in range(mix.unfinished)
+        ]
         after = scale.read()
-        if gateway.metric("connections_held") != mix.connections:
+        if gateway.metric("connections_held") != mix.connections + len(halves):
             raise RuntimeError("some were cut: what is weighed is not what was drawn")
         return before, after
 
@@ -169,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         books, own, kernel = (late - early for late, early in zip(after, before, strict=True))
         ratio = books / (own + kernel)
         worst = max(worst, abs(ratio - 1))
-        each = (own + kernel) / mix.connections
+        each = (own + kernel) / (mix.connections + mix.unfinished)
         sums = f"{books / 1e6:>7.1f}MB{own / 1e6:>7.1f}MB{kernel / 1e6:>7.1f}MB"
         print(f"{sums}  {ratio:<17.3f}{each:>8.0f} B    {mix.told()}", flush=True)
     print(f"{'ok  ' if worst <= OFF_BY else 'MISS'} off by {worst:.1%} at most, <= {OFF_BY:.0%}")

@@ -105,6 +105,22 @@ def test_unfinished_input_never_goes_beyond_the_budget() -> None:
         assert bench.count("ended_partial_bytes") + bench.count("now_lingering") == 1
 
 
+def test_who_leaves_its_bytes_in_the_kernel_goes_before_who_only_rests() -> None:
+    """Its socket is not full, so nothing waits for it here."""
+    with rig(SETTINGS) as bench:
+        limit(bench, ENOUGH)
+        resting, deaf = known(bench), known(bench)
+        bench.reactor.send(deaf.conn, bytes(12_000), BINARY)
+        bench.pass_ms(26_000)
+        assert bench.count("now_blocked") == 0
+        held = bench.reactor.bytes_held()
+        assert held["kernel_queued"] > 8_192
+        limit(bench, booked(bench) - held["pool"] - 1)
+        bench.pass_ms(250)
+        assert ended(bench, deaf)[0] == (events.FAILING, 4013)
+        assert not ended(bench, resting)
+
+
 def test_those_go_first_whom_it_harms_least() -> None:
     with rig(SETTINGS) as bench:
         limit(bench, ENOUGH)

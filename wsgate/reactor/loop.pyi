@@ -113,6 +113,12 @@ class Reactor:
                 show, such as the machine's memory for sockets.
         """
 
+    def trim(self) -> None:
+        """Give the heap's free pages back to the system: what a burst has left between other blocks.
+
+        Milliseconds for a hundred megabytes; not for every second.
+        """
+
     def relieve(self, fd: int, *, next_fd: int = -1, hands: int = 1) -> None:
         """Say who gets the connections for which there is no room here.
 

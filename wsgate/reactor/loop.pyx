@@ -57,6 +57,9 @@ from wsgate.reactor.settings import GateLimits, Settings
 
 __all__ = ["ENUMERATIONS", "Reactor"]
 
+cdef extern from "<malloc.h>" nogil:
+    int malloc_trim(size_t pad)
+
 cdef enum:
     REFUSAL_LIMIT_BYTES = 4096   # sent in one call, which the smallest send buffer takes whole
     ADDRESS_CONNECTIONS_MAX = (1 << 24) - 2
@@ -281,6 +284,12 @@ cdef class Reactor:
         """What the caller holds beside, and whether newcomers are to be refused for its sake; see loop.pyi."""
         self.core.outside_bytes = outside_bytes
         self.core.is_pressed = is_pressed
+
+    def trim(self):
+        """Give the heap's free pages back to the system; see loop.pyi."""
+        self.own()
+        with nogil:
+            malloc_trim(0)
 
     def relieve(self, int fd, *, int next_fd=-1, uint8_t hands=1):
         """Who gets what there is no room for here; -1: nobody. See loop.pyi."""

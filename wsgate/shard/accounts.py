@@ -21,6 +21,9 @@ __all__ = ["Accounts", "next_with_room", "places", "roomiest"]
 
 SILENT_MS: Final = 600
 """Two beats missed: no new connection for a shard until it beats again, neither dealt nor handed."""
+TRIM_REST_LOOKS: Final = 10
+"""A burst leaves holes in the heap that nothing on the books explains: 10 MB after 108 publications to 7,000
+clients. Given back, at most so often: it is a walk through the heap."""
 NEVER_S: Final = 1 << 31
 """In the gauge of when it is full: not at this growth."""
 _STATM: Final = "/proc/self/statm"
@@ -57,6 +60,7 @@ class Accounts:
         self._log = log
         self._state = State.OPEN
         self._exhausted = 0
+        self._rest_looks = 0  # before the heap may be trimmed again
         self._room = 1 << 32  # as far as descriptors and memory go, of the last look
         self._outside_bytes = 0
         # Open from the start: with no descriptor left it is needed most.
@@ -88,6 +92,10 @@ class Accounts:
         region = self._region
         reading = self._reading(numbers, gate, held)
         self._ledger.read(reading, gate.memory_bytes)
+        self._rest_looks = max(0, self._rest_looks - 1)
+        if self._ledger.unexplained_bytes and not self._rest_looks:
+            self._rest_looks = TRIM_REST_LOOKS
+            self._reactor.trim()
         self._outside_bytes = self._outside()
         headroom = self._ledger.headroom(
             reading,
