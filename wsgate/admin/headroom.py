@@ -107,6 +107,9 @@ def _machine(keeper: Region) -> str:
     if limit:
         used = _meter(keeper["tcp_memory_bytes"] // _MIB, limit, "MiB")
         rows.append(f"<dt>Socket buffers of the machine</dt><dd>{used}</dd>")
+    if keeper["bus_limit_bytes"]:
+        used = _meter(keeper["bus_bytes"] // _MIB, keeper["bus_limit_bytes"] // _MIB, "MiB")
+        rows.append(f"<dt>The node's own bus</dt><dd>{used}</dd>")
     lost = keeper["listen_overflows"]
     rows.append(f"<dt>Accept queues found full since the start</dt><dd>{lost:,}</dd>")
     return f'<dl class="machine">{"".join(rows)}</dl>'

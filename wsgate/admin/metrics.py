@@ -230,13 +230,21 @@ _GAUGES: Final = (
     _Gauge("unexplained_bytes", "Of that on no account, beyond some slack.", "unexplained_bytes"),
     _Gauge("listen_queue", "Connections that wait to be accepted.", "listen_queue"),
     _Gauge("listen_queue_limit", "How many may.", "listen_queue_limit"),
-    _Gauge("sockets_short", "Whether the machine has no memory for more sockets.", "sockets_short"),
-    _Gauge("tcp_memory_bytes", "Memory that all sockets of the machine use.", "tcp_memory_bytes"),
-    _Gauge("tcp_memory_limit_bytes", "Beyond it the kernel drops what arrives.", "tcp_memory_limit_bytes"),
+    _Gauge("proportional_bytes", "Of a shard's process, weighed once a minute.", "proportional_bytes"),
     _Gauge("memory_shedding", "Whether connections are being cut for want of memory.", "now_shedding"),
     _Gauge("memory_short", "Whether newcomers are refused for want of memory.", "now_short"),
     _Gauge("memory_budget_bytes", "What all of wsgate_memory_bytes may come to.", "memory_budget_bytes"),
 )
+_NODE_GAUGES: Final = (
+    _Gauge("sockets_short", "Whether the machine has no memory for more sockets.", "sockets_short"),
+    _Gauge("tcp_memory_bytes", "Memory that all sockets of the machine use.", "tcp_memory_bytes"),
+    _Gauge("tcp_memory_limit_bytes", "Beyond it the kernel drops what arrives.", "tcp_memory_limit_bytes"),
+    _Gauge("bus_memory_bytes", "Resident memory of the node's own bus.", "bus_bytes"),
+    _Gauge("bus_memory_limit_bytes", "What it may hold; 0: the node has none.", "bus_limit_bytes"),
+)
+"""The keeper's, of the node or its machine."""
+_BOOKED: Final = "booked_own_bytes"
+_FOOTPRINT: Final = "footprint_bytes"
 # No metrics by themselves: a process id, and times of a clock nobody outside has.
 _NOT_SHOWN: Final = frozenset({"pid", "beat_ms", "probe_due_ms"})
 _HISTOGRAMS: Final = {
@@ -301,6 +309,9 @@ class BlockCollector(Collector):
         if _RECEIVED in self._index:
             yield self._publications(regions)
         yield from self._by_shard(shards)
+        yield from self._of_node(regions[0])
+        if _FOOTPRINT in self._index:
+            yield self._drift(shards)
         yield self._ages(regions[:-1])
         for name in self._block.layout.histograms:
             yield self._histogram(name, shards)
@@ -343,6 +354,18 @@ class BlockCollector(Collector):
                     values = [str(number), value] if label else [str(number)]
                     family.add_metric(values, region[self._index[slot]])
             yield family
+
+    def _of_node(self, keeper: Sequence[int]) -> Iterator[Metric]:
+        for row in _NODE_GAUGES:
+            if row.slot in self._index:
+                yield GaugeMetricFamily(f"wsgate_{row.name}", row.text, value=keeper[self._index[row.slot]])
+
+    def _drift(self, shards: Sequence[Sequence[int]]) -> Metric:
+        text = "What a shard has grown by less what its books hold of that; below 0: they hold too much."
+        family = GaugeMetricFamily("wsgate_ledger_drift_bytes", text, labels=["shard"])
+        for number, region in enumerate(shards):
+            family.add_metric([str(number)], region[self._index[_FOOTPRINT]] - region[self._index[_BOOKED]])
+        return family
 
     def _ages(self, regions: Sequence[Sequence[int]]) -> Metric:
         """Not the time of the beat but its age: nobody outside has the same clock."""
@@ -445,6 +468,7 @@ def _gauges(layout: Layout) -> list[tuple[str, str, str, dict[str, str]]]:
     kinds = {slot: slot.removeprefix("held_") for slot in layout.gauges if slot.startswith("held_")}
     rooms = {slot: slot.removeprefix("room_") for slot in layout.gauges if slot.startswith("room_")}
     binds = {slot: slot.removeprefix("binds_") for slot in layout.gauges if slot.startswith("binds_")}
+    nodes = {row.slot for row in _NODE_GAUGES}
     rows: list[tuple[str, str, str, dict[str, str]]] = [
         ("headroom", "How many more connections fit as far as this resource goes.", "resource", rooms),
         ("headroom_binding", "Whether this resource goes least far.", "resource", binds),
@@ -454,6 +478,6 @@ def _gauges(layout: Layout) -> list[tuple[str, str, str, dict[str, str]]]:
     for slot in layout.gauges:
         if slot in named:
             rows.append((named[slot].name, named[slot].text, "", {slot: ""}))
-        elif not any(slot in each for each in (states, kinds, rooms, binds, _NOT_SHOWN)):
+        elif not any(slot in each for each in (states, kinds, rooms, binds, _NOT_SHOWN, nodes)):
             rows.append((slot, f"What a shard shows as {slot}.", "", {slot: ""}))
     return [row for row in rows if row[3]]

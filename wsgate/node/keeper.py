@@ -34,7 +34,7 @@ from wsgate.node.build import Plan
 from wsgate.node.children import Child, fork_child, name_process
 from wsgate.node.listeners import refuse_waiting, steer
 from wsgate.node.notify import notify
-from wsgate.node.sockets import TcpMemory, read_sockets
+from wsgate.node.watch import Watch
 from wsgate.reactor import SharedAddresses
 from wsgate.shard.accounts import places
 from wsgate.shard.numbers import LAYOUT
@@ -47,8 +47,6 @@ __all__ = ["Keeper"]
 
 TICK_S: Final = 0.25
 SLOTS_MOST: Final = 1 << 24
-LOOK_MS: Final = 1_000
-PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 UNSERVED_S: Final = 5.0
 """A queue nobody has served for so long is answered with 503."""
 EXIT_GRACE_S: Final = 2.0
@@ -88,9 +86,7 @@ class Keeper:
         self._signals: list[int] = []
         self._is_hung_up = False
         self._weights: list[int] = []
-        self._tcp_memory = TcpMemory()
-        self._sockets_before = read_sockets()
-        self._looked_ms = 0
+        self._watch = Watch(self._block, plan.embedded_bus.memory_bytes if plan.embedded_bus else 0)
         self._is_ready = False
         self._is_stopping = False
         self._shards = [Child(f"shard-{n}", partial(self._fork_shard, n)) for n in range(len(plan.listeners))]
@@ -133,7 +129,8 @@ class Keeper:
             child.start_when_due()
         now_ms = self._beat()
         self._steer(now_ms)
-        self._look_at_sockets(now_ms)
+        bus = 0 if self._plan.embedded_bus is None else self._others[0].pid
+        self._watch.look(now_ms, [child.pid for child in self._shards], bus)
         self._block.keeper["restarts"] = sum(child.restarts for child in (*self._others, *self._shards))
         if not self._is_ready and not why_not_ready(self._block, now_ms):
             self._is_ready = True
@@ -215,18 +212,6 @@ class Keeper:
             if child.started_s and now_ms - last_ms > UNSERVED_S * 1000:
                 refused = refuse_waiting(self._plan.listeners[number])
                 self._block.keeper.add("handshake_unserved", refused)
-
-    def _look_at_sockets(self, now_ms: int) -> None:
-        """Once a second, for all shards: what the kernel says of the machine's sockets."""
-        if now_ms < self._looked_ms + LOOK_MS:
-            return
-        self._looked_ms = now_ms
-        numbers, region = read_sockets(), self._block.keeper
-        region["sockets_short"] = self._tcp_memory.judge(numbers)
-        region["tcp_memory_bytes"] = numbers.pages * PAGE_BYTES
-        region["tcp_memory_limit_bytes"] = numbers.pages_limit * PAGE_BYTES
-        region["listen_overflows"] = numbers.overflows - self._sockets_before.overflows
-        region["listen_drops"] = numbers.drops - self._sockets_before.drops
 
     # --- signals and the end --------------------------------------------------------------------------
 

@@ -118,6 +118,9 @@ LAYOUT: Final = Layout(
         "sockets_short",  # 1: the machine has no memory for more sockets; the keeper's
         "tcp_memory_bytes",  # of all sockets of the machine; the keeper's
         "tcp_memory_limit_bytes",
+        "bus_bytes",  # resident, of the node's own bus; the keeper's
+        "bus_limit_bytes",  # what that may hold; 0: the node has none
+        "proportional_bytes",  # of a shard's process, weighed once a minute by the keeper
         "bus_up",
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "subscriptions_pending",  # channels the bus has not confirmed yet
