@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,19 @@ def test_nonsense_is_refused(arguments: tuple[str, str]) -> None:
     assert done.returncode == 2
     assert done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_service_has_counts_and_not_what_the_shell_has(tmp_path: Path) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\necho LoadState=loaded\necho TimeoutStopUSec=5s\necho LimitNOFILE=1000\n")
+    systemctl.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    rows = json.loads(doctor("--json", "--connections", "100", PATH=path).stdout)["findings"]
+    said = {row["name"]: row["now"] for row in rows}
+    assert said["RLIMIT_NOFILE"].startswith("1,000 for each")
+    assert said["stop timeout"].startswith("5 s")
+    systemctl.write_text(
+        "#!/bin/sh\necho LoadState=not-found\necho TimeoutStopUSec=5s\necho LimitNOFILE=1000\n"
+    )
+    rows = json.loads(doctor("--json", "--connections", "100", PATH=path).stdout)["findings"]
+    assert "stop timeout" not in {row["name"] for row in rows}

@@ -37,6 +37,8 @@ class Resources:
         drain_s: How long leaving may take.
         stop_timeout_s: After which whoever stops the service kills it; None: not known.
         bus_round_trip_s: Measured; None: there was no bus to ask.
+        cpu_quota: Cores that the control groups pay for; 0: no limit.
+        memory_source: What the memory is a part of: a setting, a control group, the machine.
     """
 
     shards: int
@@ -49,3 +51,5 @@ class Resources:
     drain_s: float
     stop_timeout_s: float | None = None
     bus_round_trip_s: float | None = None
+    cpu_quota: float = 0.0
+    memory_source: str = "the machine's memory"

@@ -180,13 +180,14 @@ def tcp_memory(case: Case) -> Iterator[Finding]:
     if kernel.tcp_mem_pages is None:
         return
     low, pressure, high = kernel.tcp_mem_pages
-    pages = math.ceil(case.fanout * queued_bytes(case.have, case.want) / kernel.page_bytes)
+    queued = math.ceil(case.fanout * queued_bytes(case.have, case.want) / kernel.page_bytes)
+    pages = queued + (kernel.tcp_pages_used or 0)
     yield from judged(
         "net.ipv4.tcp_mem",
         Severity.BLOCKING if pages > high else Severity.WARNING,
         is_good=pages <= pressure,
         now=f"{low} {pressure} {high} pages, {kernel.tcp_pages_used or 0} in use",
-        why=f"one publication to {case.fanout:,} connections waits in {pages:,} pages; above the second"
+        why=f"one publication to {case.fanout:,} connections waits in {queued:,} pages; above the second"
         " number the kernel shrinks buffers, above the third it drops",
         needed=f"{pages} {2 * pages} {3 * pages}",
         fix=f"sysctl -w net.ipv4.tcp_mem='{pages} {2 * pages} {3 * pages}'",

@@ -60,7 +60,7 @@ def memory(case: Case) -> Iterator[Finding]:
         "memory",
         Severity.BLOCKING,
         is_good=bears >= case.want.connections,
-        now=f"{have / 1e6:,.0f} MB for connections",
+        now=f"{have / 1e6:,.0f} MB for connections, out of {case.have.memory_source}",
         why=f"bears {bears:,} connections with one publication of {case.want.message_bytes:,} bytes queued"
         " for each that hears it",
         needed=f"{needed / 1e6:,.0f} MB" if needed else "more than there is",
@@ -78,6 +78,21 @@ def processors(case: Case) -> Iterator[Finding]:
         why="shards that wait for a core make every delivery wait (54 processes on 2 cores: twice the cost)",
         needed=f"at most {have.cores}",
         fix=f"[server] shards = {have.cores}, where descriptors allow it",
+    )
+
+
+def cpu_quota(case: Case) -> Iterator[Finding]:
+    have = case.have
+    if not have.cpu_quota:
+        return
+    yield from judged(
+        "cpu quota",
+        Severity.WARNING,
+        is_good=have.cpu_quota >= have.shards,
+        now=f"the control group pays for {have.cpu_quota:g} cores, {have.shards} shards",
+        why="who has used up its share stands still for the rest of a period, and so do all its clients",
+        needed=f"{have.shards}",
+        fix=f"cpu.max = '{have.shards}00000 100000' (--cpus {have.shards}, limits.cpu: {have.shards})",
     )
 
 
@@ -126,4 +141,13 @@ def stopping(case: Case) -> Iterator[Finding]:
     )
 
 
-NODE_CHECKS: Final[tuple[Check, ...]] = (descriptors, file_max, memory, processors, huge_pages, bus, stopping)
+NODE_CHECKS: Final[tuple[Check, ...]] = (
+    descriptors,
+    file_max,
+    memory,
+    processors,
+    cpu_quota,
+    huge_pages,
+    bus,
+    stopping,
+)

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from typing import Final
 
 from wsgate.address import with_password
@@ -11,12 +12,12 @@ from wsgate.bus.once import round_trip_once
 from wsgate.config import Config
 from wsgate.doctor.demand import Resources
 from wsgate.errors import BackendError
-from wsgate.node.machine import raise_descriptor_limit, usable_cores
+from wsgate.node.machine import is_memory_limited, raise_descriptor_limit, usable_cores, usable_quota
 from wsgate.node.memory import bus_share, memory_share
 from wsgate.reactor import ListenerOptions
 from wsgate.shard.options import DESCRIPTORS_OF_OURS
 
-__all__ = ["UNIT", "resources", "span_s", "unit_stop_timeout_s"]
+__all__ = ["UNIT", "resources", "span_s", "unit_properties"]
 
 UNIT: Final = "wsgate.service"
 _ASK_S: Final = 5.0
@@ -42,14 +43,14 @@ def resources(config: Config, stop_timeout_s: float | None) -> Resources:
         SettingsError: There is too little memory for any gateway of this configuration.
     """
     shards = config.server.shards or usable_cores()
-    listener = ListenerOptions()
+    listener, unit = ListenerOptions(), unit_properties()
     budget = config.admission.memory_budget_bytes
     if stop_timeout_s is None:
-        stop_timeout_s = unit_stop_timeout_s()
+        stop_timeout_s = span_s(unit.get("TimeoutStopUSec", ""))
     return Resources(
         shards=shards,
         cores=usable_cores(),
-        descriptors=raise_descriptor_limit(),
+        descriptors=_descriptors(unit),
         reserve_descriptors=config.admission.reserve_descriptors + DESCRIPTORS_OF_OURS,
         memory_bytes=shards * memory_share(budget, shards, 0 if config.bus.url else bus_share(budget)),
         backlog=listener.backlog,
@@ -57,7 +58,21 @@ def resources(config: Config, stop_timeout_s: float | None) -> Resources:
         drain_s=config.server.drain_timeout_ms / 1000,
         stop_timeout_s=stop_timeout_s,
         bus_round_trip_s=_round_trip_s(config),
+        cpu_quota=usable_quota(),
+        memory_source=_memory_source(budget),
     )
+
+
+def _descriptors(unit: Mapping[str, str]) -> int:
+    """What the service has, where there is one: whoever asks may have more or less."""
+    ours, told = raise_descriptor_limit(), unit.get("LimitNOFILE", "")
+    return int(told) if told.isdigit() else ours
+
+
+def _memory_source(budget_bytes: int) -> str:
+    if budget_bytes:
+        return "[admission] memory_budget"
+    return "the control group's limit" if is_memory_limited() else "the machine's memory"
 
 
 def _round_trip_s(config: Config) -> float | None:
@@ -71,20 +86,20 @@ def _round_trip_s(config: Config) -> float | None:
         return float("inf")
 
 
-def unit_stop_timeout_s() -> float | None:
-    """What systemd gives a service of ours to stop; None where there is no such service."""
+def unit_properties() -> dict[str, str]:
+    """What systemd says of a service of ours; nothing where there is none."""
     systemctl = shutil.which("systemctl")
     if systemctl is None:
-        return None
-    asked = [systemctl, "show", UNIT, "--property=LoadState,TimeoutStopUSec"]
+        return {}
+    asked = [systemctl, "show", UNIT, "--property=LoadState,TimeoutStopUSec,LimitNOFILE"]
     try:
         done = subprocess.run(  # noqa: S603 - all of it is ours
             asked, capture_output=True, text=True, timeout=_ASK_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
+        return {}
     told = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
-    return span_s(told.get("TimeoutStopUSec", "")) if told.get("LoadState") == "loaded" else None
+    return told if told.get("LoadState") == "loaded" else {}
 
 
 def span_s(text: str) -> float | None:

@@ -10,10 +10,12 @@ from typing import Final
 __all__ = [
     "address_space_left",
     "cpu_quota",
+    "is_memory_limited",
     "memory_quota",
     "raise_descriptor_limit",
     "usable_cores",
     "usable_memory",
+    "usable_quota",
 ]
 
 _PROC: Final = Path("/proc")
@@ -33,8 +35,13 @@ def raise_descriptor_limit() -> int:
 def usable_cores() -> int:
     """Cores this process may run on, no more than its control groups pay for; at least 1."""
     cores = len(os.sched_getaffinity(0))
-    quota = cpu_quota(_PROC / "self/cgroup", _CGROUPS)
+    quota = usable_quota()
     return max(1, min(cores, math.ceil(quota))) if quota else cores
+
+
+def usable_quota() -> float:
+    """Cores this process's control groups pay for; 0: no limit."""
+    return cpu_quota(_PROC / "self/cgroup", _CGROUPS)
 
 
 def cpu_quota(membership: Path, root: Path) -> float:
@@ -58,6 +65,11 @@ def usable_memory() -> int:
     quota = memory_quota(_PROC / "self/cgroup", _CGROUPS)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(quota, total) if quota else total
+
+
+def is_memory_limited() -> bool:
+    """Whether it is a control group, and not the machine, that has the least."""
+    return usable_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_quota(membership: Path, root: Path) -> int:

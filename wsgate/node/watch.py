@@ -60,7 +60,7 @@ class Watch:
 
 
 def proportional_bytes(pid: int) -> int:
-    """The proportional set size of a process; 0 where the kernel does not say. Milliseconds for large ones."""
+    """The proportional set size of a process; 0 where the kernel does not say. Takes milliseconds."""
     try:
         text = (_PROC / str(pid) / "smaps_rollup").read_text()
         return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
