@@ -1,8 +1,8 @@
 """R19: the memory budget is used up, by clients that do not finish and by clients that do not read.
 
 Newcomers are refused first, then the slow are cut; the kernel kills nobody, and who behaves notices
-nothing. Once inside a control group that allows a tenth more than the budget, where one can be made, once with
-RLIMIT_AS.
+nothing. Once inside a control group that allows a tenth more than the budget, where one can be made; once
+with RLIMIT_AS.
 """
 
 import contextlib

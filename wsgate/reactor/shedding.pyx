@@ -23,7 +23,7 @@ from wsgate.reactor.structs cimport (
     BLOCKED, CHUNK_BITS, CLASS_GAP, Connection, Core, Entry, Frame, SHED, STATE_CLOSING, STATE_FAILING, STATE_GONE,
     STATE_OPEN,
 )
-from wsgate.reactor.table cimport at
+from wsgate.reactor.table cimport at, kernel_bytes
 
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
@@ -52,7 +52,7 @@ cdef int rank(Core *core, Connection *c) noexcept nogil:
         return UNKNOWN
     if c.input != NULL and c.input.message.capacity + c.input.backlog.capacity >= INPUT_BYTES:
         return UNFINISHED
-    if c.flags & BLOCKED and c.outbox != NULL or <uint32_t>c.units * 16 >= QUEUED_BYTES:
+    if c.flags & BLOCKED and c.outbox != NULL or kernel_bytes(c) >= QUEUED_BYTES:
         return SLOW
     return IDLE
 
@@ -79,7 +79,7 @@ cdef inline int64_t charge(Core *core, Connection *c) noexcept nogil:
 
     With the frame it was in the middle of, which cannot be taken back, when nobody else waits for it.
     """
-    return core.gate.connection_bytes + <int64_t>c.units * 16 + charge_of_frame(c)
+    return core.gate.connection_bytes + <int64_t>kernel_bytes(c) + charge_of_frame(c)
 
 
 cdef inline int64_t charge_of_frame(Connection *c) noexcept nogil:

@@ -88,6 +88,10 @@ cdef enum Flag:
     WATCHED = 16384              # in the epoll set
     END_AFTER_WRITE = 32768      # do not wait for the peer's Close once everything is written
 
+cdef enum:
+    SENT_SINCE = 1               # of units: more than pings was sent since the kernel was asked
+    KERNEL_UNIT = 32             # the rest of them: what it held then
+
 # The numbers of wsgate/reasons.py; a test holds the two together.
 cdef enum Reason:
     REASON_NONE = 0
@@ -313,7 +317,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint16_t close_code          # of our Close
     uint8_t reason
     uint8_t subscription_bits    # log2 of the table's cells
-    uint16_t units               # of 16 bytes: discarded while LINGERING, else held by the kernel when last asked
+    uint16_t units               # LINGERING: 16 bytes each that were discarded; else SENT_SINCE, and KERNEL_UNIT each
     uint32_t control_ms          # token buckets: theoretical arrival times
     int64_t message_ns
     int64_t byte_ns

@@ -2,7 +2,9 @@
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
-from wsgate.reactor.structs cimport CHUNK_BITS, CHUNK_SLOTS, STATE_FREE, STATE_GONE, Connection, Core
+from wsgate.reactor.structs cimport (
+    CHUNK_BITS, CHUNK_SLOTS, KERNEL_UNIT, STATE_FREE, STATE_GONE, Connection, Core,
+)
 
 cdef inline Connection *at(Core *core, uint32_t slot) noexcept nogil:
     """The connection in a slot that exists."""
@@ -23,20 +25,24 @@ cdef inline Connection *find(Core *core, uint64_t handle, uint32_t *slot) noexce
 cdef inline uint64_t handle_of(Connection *c, uint32_t slot) noexcept nogil:
     return (<uint64_t>c.generation << 32) | slot
 
+cdef inline uint64_t kernel_bytes(Connection *c) noexcept nogil:
+    """What the kernel held of this connection's when it was last asked; not for one that lingers."""
+    return <uint64_t>(c.units >> 1) * KERNEL_UNIT
+
 cdef inline void enter(Core *core, Connection *c, int state) noexcept nogil:
     """Change the state and its census. Who lingers has nothing in the kernel: `units` counts something else then."""
     core.states[c.state] -= 1
     core.states[state] += 1
-    core.queued_in[c.state] -= <uint64_t>c.units * 16
-    core.queued_in[state] += <uint64_t>c.units * 16
+    core.queued_in[c.state] -= kernel_bytes(c)
+    core.queued_in[state] += kernel_bytes(c)
     c.state = state
 
-cdef inline void kernel_holds(Core *core, Connection *c, uint32_t units) noexcept nogil:
-    """So much of the kernel's memory is a connection's, in units of 16 bytes; not while it lingers."""
-    cdef int64_t change = (<int64_t>units - <int64_t>c.units) * 16
-    core.queued_bytes += <uint64_t>change
-    core.queued_in[c.state] += <uint64_t>change
-    c.units = <uint16_t>units
+cdef inline void kernel_holds(Core *core, Connection *c, int64_t held) noexcept nogil:
+    """So much of the kernel's memory is a connection's, a megabyte at most; not while it lingers."""
+    cdef uint64_t before = kernel_bytes(c)
+    c.units = <uint16_t>(min((held + KERNEL_UNIT - 1) // KERNEL_UNIT, <int64_t>0x7FFF) << 1)
+    core.queued_bytes += kernel_bytes(c) - before
+    core.queued_in[c.state] += kernel_bytes(c) - before
 
 cdef inline void note_pause(Core *core, Connection *c) noexcept nogil:
     """Reading pauses: the clock of an unfinished message stands still until deadlines_resume."""

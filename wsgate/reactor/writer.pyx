@@ -28,11 +28,14 @@ from wsgate.reactor.seam cimport (
 )
 from wsgate.reactor.structs cimport (
     BLOCKED, CLASS_GAP, CLOSE_QUEUED, Connection, Core, Entry, Frame, GAPS, Gap, INTERNAL, NONE,
-    OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, PING_SENT, SLICE_NS, STATE_FAILING,
+    OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, PING_SENT, SENT_SINCE, SLICE_NS, STATE_FAILING,
     STATE_GONE, STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WALK_AHEAD, WALK_STEP, WANT_IN,
 )
 from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, failed_pop, kernel_holds
 from wsgate.reactor.wheel cimport wheel_arm
+
+cdef enum:
+    PING_BYTES = 2               # who was sent nothing else has nothing in the kernel that matters
 
 cdef enum Visit:
     VISIT_DONE                   # nothing waits any more, or nothing may be written now
@@ -116,7 +119,7 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
     cdef int64_t held = seam_queued(c)
     if held < 0:
         held = core.limits.send_buffer_bytes
-    kernel_holds(core, c, <uint32_t>min((held + 15) >> 4, <int64_t>0xFFFF))
+    kernel_holds(core, c, held)
     c.flags |= BLOCKED
     core.blocked += 1
     seam_interest(core, slot, (c.flags & WANT_IN) != 0, True)
@@ -184,6 +187,8 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
         release(core, slot, PEER_RESET, False)
         return VISIT_DONE
     c.outbox.blocked_ms = core.clock_ms
+    if written > PING_BYTES:
+        c.units |= SENT_SINCE
     outbox_consume(core, c, written)
     if <uint64_t>written < offered:
         block(core, slot)                     # the next send would say EAGAIN: spare the call
