@@ -94,7 +94,7 @@ class Shared:
     addresses: SharedAddresses | None = None
     """Where connections of an address are counted; None: nowhere, and the gate has no limit of it."""
     handovers: tuple[tuple[socket.socket, socket.socket], ...] = ()
-    """For each shard where it hears what siblings hand to it, and where they send it."""
+    """See `wsgate.shard.siblings.Handovers`."""
     owners: tuple[str, ...] = ()
     """What this shard calls itself on the bus, and what those called themselves whose place it takes."""
 

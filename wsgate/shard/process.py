@@ -10,17 +10,16 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, cast
 
 import uvloop
 
-from wsgate.admission import Place, forwarded_for, rate_share
+from wsgate.admission import forwarded_for
 from wsgate.auth import parse_jwks
 from wsgate.bus import AppenderOptions, Covers, Names, SubscriberOptions, make_bus
 from wsgate.errors import WsgateError
@@ -31,7 +30,7 @@ from wsgate.reactor.names import COUNTER_NAMES, REASON_NAMES
 from wsgate.reasons import Reason
 from wsgate.shard import numbers
 from wsgate.shard.access import Access
-from wsgate.shard.accounts import Accounts, next_with_room, places, roomiest
+from wsgate.shard.accounts import Accounts
 from wsgate.shard.budget import PassBudget
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
@@ -44,6 +43,7 @@ from wsgate.shard.pages import CLIENT_PAGE, answer, is_client_request, is_readin
 from wsgate.shard.probe import Probe
 from wsgate.shard.renewal import Renewal
 from wsgate.shard.sessions import Sessions, encode_gap, now_ms
+from wsgate.shard.siblings import Siblings
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF, Forms
@@ -59,8 +59,6 @@ FLUSH_S: Final = 1.0
 SOON_S: Final = 0.001
 GOODBYE_S: Final = 0.5
 LATE_MS: Final = 500
-HANDED_PER_PASS: Final = 64
-HANDS_MOST: Final = 255
 LEASE_BYTES: Final = 256
 """One user's lease of messages, with its place in the table."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
@@ -106,10 +104,8 @@ class Shard:
         seen: int = 0,
     ) -> None:
         """Nothing runs yet."""
+        self._shared = shared
         self._boards = shared.boards
-        self._addresses = shared.addresses
-        self._handovers = shared.handovers
-        self._owners = shared.owners
         self._seen = seen
         self._seen_keys = 0
         self._options = options
@@ -142,8 +138,11 @@ class Shard:
             settings,
             now_ms=now_ms(),
             gap_encoder=encode_gap,
-            addresses=self._addresses,
+            addresses=self._shared.addresses,
             shard=options.number,
+        )
+        self._siblings = Siblings(
+            options.number, self._shared.handovers, self._block, self._reactor, self.count
         )
         access = self._access = Access(options.channels, options.any_channel)
         names = Names(options.bus_prefix)
@@ -175,7 +174,7 @@ class Shard:
             self._reactor,
             self._publisher,
             names,
-            self._owners,
+            self._shared.owners,
             self.count,
             self._schedule_soon,
         )
@@ -232,8 +231,8 @@ class Shard:
         self._renew_gate(0)
         self._reactor.listen(self._listener_fd)
         loop.add_reader(self._reactor.fileno(), self._pump)
-        if self._handovers:
-            loop.add_reader(self._handovers[self._options.number][0].fileno(), self._take_handed)
+        if self._siblings:
+            loop.add_reader(self._siblings.fileno(), self._take_handed)
         self._region["pid"] = os.getpid()
         self._region["phase"] = PHASE_READY
         self._write_numbers(self._reactor.counters())
@@ -268,13 +267,13 @@ class Shard:
         self._is_draining = True
         self._region["phase"] = PHASE_DRAINING
         self._region["room"] = 0
-        self._reactor.relieve(-1)  # they are all ending
+        self._siblings.forsake()  # they are all ending
         self._pump()  # who is complete in the queue gets a 503 and no reset
         self._reactor.stop_listening()
         os.close(self._listener_fd)
         options = self._options
         left = await self._drain(options.drain_timeout_ms)
-        if self._handovers:
+        if self._siblings:
             # What siblings have handed over until just now: answered like everybody who comes late.
             self._take_handed()
             self._pump()
@@ -288,19 +287,7 @@ class Shard:
         )
 
     def _take_handed(self) -> None:
-        """Connections that siblings had no room for."""
-        ours = self._handovers[self._options.number][0]
-        for _ in range(HANDED_PER_PASS):
-            try:
-                hands, descriptors, _, _ = socket.recv_fds(ours, 1, 1)  # it does not block
-            except BlockingIOError:
-                break
-            if not hands:
-                break
-            for descriptor in descriptors:
-                self._reactor.admit(descriptor, now_ms=now_ms(), hands=hands[0])
-            if not descriptors:  # none was free for it: the kernel has closed it
-                self.count("handed_over_lost", 1)
+        self._siblings.take(now_ms())
         self._schedule()
 
     def _keeper_is_gone(self) -> None:
@@ -558,27 +545,25 @@ class Shard:
         self._accounts.tick(numbers_now, self._options.gate, is_pressed=is_pressed)
         if self._is_draining:
             self._region["room"] = 0
-        if self._handovers and not self._is_draining:
-            self._look_at_siblings(places(self._block, now_ms()))
+        if not self._is_draining:
+            self._look_at_siblings(numbers_now)
         self._region["beat_ms"] = now_ms()
         if numbers_now["now_short"]:  # the next lot, which is cut before this is called again
             self._sessions.spread_shed()
 
-    def _look_at_siblings(self, offers: Sequence[Place]) -> None:
-        """Who gets what there is no room for here, and what of the node's rate is ours."""
+    def _look_at_siblings(self, numbers_now: Mapping[str, int]) -> None:
+        """Once a second, and four times while it may soon be full."""
         options = self._options
-        first, then = roomiest(offers, options.number), next_with_room(offers, options.number)
-        self._reactor.relieve(
-            self._channel_to(first), next_fd=self._channel_to(then), hands=min(HANDS_MOST, len(offers))
+        gate = options.gate
+        is_pressing = (
+            self._ticks % NUMBERS_TICKS == 0
+            or numbers_now["now_connections"] > gate.connections // 8 * 7
+            or bool(numbers_now["now_short"])
         )
-        before = options.gate.accepts_per_s
-        share = rate_share(offers, options.number, options.accepts_of_node_per_s)
-        if abs(share - before) > before // 8:
-            self._options = replace(options, gate=replace(options.gate, accepts_per_s=share))
+        share = self._siblings.look(now_ms(), options.accepts_of_node_per_s, is_pressing=is_pressing)
+        if share is not None and abs(share - gate.accepts_per_s) > gate.accepts_per_s // 8:
+            self._options = replace(options, gate=replace(gate, accepts_per_s=share))
             self._refused_before = -1  # the gate is set with the next tick
-
-    def _channel_to(self, number: int | None) -> int:
-        return -1 if number is None else self._handovers[number][1].fileno()
 
     def _outside_bytes(self) -> int:
         """What the shard's own parts hold beside the reactor."""
