@@ -281,15 +281,16 @@ class Limits(Section, frozen=True, kw_only=True):
 class Admission(Section, frozen=True, kw_only=True):
     """`[admission]`: what a node takes on. Numbers are per node unless they say otherwise."""
 
-    # Connections at most. 0 takes as many as descriptors allow. 0 to 16777216. Default 0.
+    # Connections at most; at least one for each shard. 0 takes as many as descriptors allow. 0 to 16777216.
+    # Default 0.
     max_connections: Annotated[int, Meta(ge=0, le=16_777_216)] = 0
 
     # Descriptors that clients never get: the bus, the admin port and logs need some, and so does
     # answering those who are refused. 0 to 65536. Default 64.
     reserve_descriptors: Annotated[int, Meta(ge=0, le=65_536)] = 64
 
-    # Handshakes per second; above it clients are told to come later. 0 switches it off. 0 to 1000000.
-    # Default 0.
+    # Handshakes per second, dealt to the shards like the connections; above it clients are told to come
+    # later. 0 switches it off. 0 to 1000000. Default 0.
     handshake_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=0, name="handshake_rate")
 
     # Handshakes under way at once, per shard. On by default, because unfinished ones are the cheapest
@@ -323,10 +324,12 @@ class Admission(Section, frozen=True, kw_only=True):
     # within its own limits. 0B switches it off. Size, 0B to 1024GiB. Default "256MiB".
     partial_bytes: Annotated[int, _size("0B", "1024GiB")] = 256 * 1024 * 1024
 
-    # Memory that all processes of the node may use, what the kernel keeps for their sockets included. When
-    # fifteen sixteenths of a shard's part are used newcomers are refused; above it who does not read or does
-    # not finish is closed with 4013, so that the kernel kills nobody. 0B takes nine tenths of the control
-    # group's limit, or of the machine's memory where there is none. Size, 0B to 1024GiB. Default "0B".
+    # Memory that all processes of the node may use, what the kernel keeps for their sockets included; an
+    # eighth of it is for the node's own bus, where it has one. When fifteen sixteenths of a shard's part are
+    # used newcomers are refused; above it some are closed with 4013, those first who do not read, then who
+    # has not shown a token, who does not finish, who reads slowly, who rests. More than the control group or
+    # the machine has stops the start: the kernel would kill first. 0B takes nine tenths of that. Size, 0B to
+    # 1024GiB. Default "0B".
     memory_budget_bytes: Annotated[int, _size("0B", "1024GiB")] = field(default=0, name="memory_budget")
 
 
@@ -366,7 +369,8 @@ class Events(Section, frozen=True, kw_only=True):
     partitions: Annotated[int, Meta(ge=1, le=64)] = 1
 
     # Entries each stream is trimmed to, about: a backend that was away longer than these last misses some.
-    # 0 never trims. 0 to 1000000000. Default 100000.
+    # 0 never trims. A node's own bus that has no memory left halves its streams, and counts what is lost. 0 to
+    # 1000000000. Default 100000.
     maxlen: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 100_000
 
     # Whether each event is also published to the channel named like its stream, as JSON: to look on, or for

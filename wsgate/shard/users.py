@@ -6,6 +6,12 @@ through who is here puts them on the books again.
 
 On the bus (protocols/bus/v1, "Keys"): a sorted set per user, a key per shard that says it lives, a bucket
 per user. All of them expire by themselves.
+
+From the bus's being there on:
+
+    begin   nothing known of other shards; say that we live and that our predecessors do not
+    alive   the bus has heard it: walk through who is here, a part in each tick
+    rest    everybody is on the books; the walk begins again within 15 minutes, or in 5 s after a miss
 """
 
 import json
