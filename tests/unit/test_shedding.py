@@ -121,6 +121,21 @@ def test_who_leaves_its_bytes_in_the_kernel_goes_before_who_only_rests() -> None
         assert not ended(bench, resting)
 
 
+def test_those_who_are_leaving_are_as_good_as_gone() -> None:
+    """They linger for a second, still on the books: nobody more is cut for that meanwhile."""
+    with rig(SETTINGS) as bench:
+        limit(bench, ENOUGH)
+        for _ in range(40):
+            known(bench)
+        before = booked(bench)
+        over = before - (before - 1) * 15 // 16
+        limit(bench, before - 1)
+        for _ in range(3):
+            bench.pass_ms(250)
+            assert bench.count("now_lingering") == -(-over // COST)
+            assert booked(bench) >= before - over, "what they cost is on the books until they are gone"
+
+
 def test_those_go_first_whom_it_harms_least() -> None:
     with rig(SETTINGS) as bench:
         limit(bench, ENOUGH)
