@@ -70,7 +70,7 @@ ELSEWHERE: Final = {
     "kicked": "by a backend: tests/integration/test_control.py",
     "invalid_deflate": "needs compression: tests/unit/test_inflating.py",
     "head_refused": "shown by the name of each refusal: tests/attack/test_gateway_refusals.py",
-    "upgrade_timeout": "a shard decides at once",
+    "upgrade_timeout": "a shard decides at once, or when the bus has counted: tests/unit/test_timers.py",
     "out_of_memory": "needs a process without memory",
     "internal": "a fault of ours",
     "shutdown": "told by nobody who drains in time",

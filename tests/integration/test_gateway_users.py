@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -191,6 +193,29 @@ def test_what_a_refused_connection_says_is_not_done(tmp_path: Path) -> None:
         assert [each["op"] for each in late.ending().messages] == ["bye"]
         bob.say(op="ping", id=99)
         assert bob.hear() == {"op": "pong", "id": 99}, "nothing of it was heard"
+
+
+def test_who_leaves_before_the_bus_has_counted_leaves_nothing(tmp_path: Path) -> None:
+    """The answer to its head waits for the bus; who stays hears it then, and what it said is run then."""
+    with two_nodes(tmp_path, REFUSE) as (bus, one, _), ExitStack() as stack:
+        bus.server.process.send_signal(signal.SIGSTOP)
+        try:
+            head = request(headers=[bearer(make_token("ann"))])
+            gone, stays = (stack.enter_context(RawClient(one)) for _ in range(2))
+            gone.sock.sendall(head)
+            stays.sock.sendall(head + client_frame(TEXT, b'{"op":"ping","id":7}'))
+            held = 'wsgate_connections{shard="0",state="deciding"}'
+            wait_until("both wait", lambda: scrape(one)[held] == 2, LIMIT_S)
+            gone.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            gone.sock.close()
+            wait_until("one is gone", lambda: scrape(one)[held] == 1, LIMIT_S)
+        finally:
+            bus.server.process.send_signal(signal.SIGCONT)
+        assert stays.answer().status == 101
+        assert stays.hear()["op"] == "welcome"
+        assert stays.hear_answer(7)["op"] == "pong"
+        wait_until("it alone is on the books", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 1, LIMIT_S)
+        enter(stack, one)
 
 
 def test_who_leaves_its_inbox_is_still_on_the_books(tmp_path: Path) -> None:

@@ -385,7 +385,9 @@ class Shard:
             self.count("handshake_" + entry.reason, 1)
             self._reactor.refuse(conn, entry.response)
             return
-        if self._reactor.upgrade(conn, entry.response, variant=entry.variant):
+        if not self._sessions.count_first(conn, entry) and self._reactor.upgrade(
+            conn, entry.response, variant=entry.variant
+        ):
             self._sessions.begin(conn, entry)
 
     def _claim_of(self, conn: int) -> Callable[[Request], Refusal | None] | None:
