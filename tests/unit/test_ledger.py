@@ -17,17 +17,17 @@ def reading(connections: int = 0, **changes: int) -> Reading:
         "own_bytes": 0,
         "booked_bytes": connections * 5_000,
         "resident_bytes": 100 * MIB,
-        "is_short": 0,
-        "is_shedding": 0,
     } | changes
     return Reading(
         connections=connections,
         own_bytes=values["own_bytes"],
         booked_bytes=values["booked_bytes"],
         resident_bytes=values["resident_bytes"],
-        is_short=bool(values["is_short"]),
-        is_shedding=bool(values["is_shedding"]),
     )
+
+
+def judge(books: Ledger, room: int, *, is_short: bool = False, is_shedding: bool = False) -> State:
+    return books.judge(is_short=is_short, is_shedding=is_shedding, room=room, connections_limit=LIMIT)
 
 
 def ledger() -> Ledger:
@@ -36,21 +36,15 @@ def ledger() -> Ledger:
 
 def test_a_full_shard_refuses_until_a_part_of_it_is_free_again() -> None:
     books = ledger()
-    seen = [
-        books.judge(reading(LIMIT - room), room=room, connections_limit=LIMIT)
-        for room in (640, 1, 0, 1, 5, 10, 11, 1, 0, 10, 11)
-    ]
+    seen = [judge(books, room) for room in (640, 1, 0, 1, 5, 10, 11, 1, 0, 10, 11)]
     names = "".join(state.name[0] for state in seen)
     assert names == "OORRRROORRO", "a sixty-fourth of it, ten here, is not enough"
 
 
 def test_memory_s_own_marks_are_taken_over() -> None:
     books = ledger()
-    rows = [(0, 0), (1, 0), (1, 1), (1, 0), (0, 0)]
-    seen = [
-        books.judge(reading(1, is_short=short, is_shedding=shed), room=100, connections_limit=LIMIT)
-        for short, shed in rows
-    ]
+    rows = [(False, False), (True, False), (True, True), (True, False), (False, False)]
+    seen = [judge(books, 100, is_short=short, is_shedding=shed) for short, shed in rows]
     assert seen == [State.OPEN, State.REFUSING, State.SHEDDING, State.REFUSING, State.OPEN]
 
 
@@ -58,10 +52,10 @@ def test_memory_s_own_marks_are_taken_over() -> None:
 def test_a_state_that_wavers_around_its_mark_does_not_flap(steps: list[int]) -> None:
     """Within a sixty-fourth around the mark, however it goes, it changes once."""
     books, room, changes = ledger(), 5, 0
-    before = books.judge(reading(), room=0, connections_limit=LIMIT)
+    before = judge(books, 0)
     for step in steps:
         room = max(0, min(10, room + step))
-        state = books.judge(reading(), room=room, connections_limit=LIMIT)
+        state = judge(books, room)
         changes += state is not before
         before = state
     assert changes == 0

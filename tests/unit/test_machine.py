@@ -143,8 +143,8 @@ def test_address_space_is_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch)
         (0, 1000 * MIB, 0, 1, 0, 820 * MIB),
         (0, 1000 * MIB, 0, 1, 120 * MIB, 700 * MIB),
         (0, 1000 * MIB, 400 * MIB, 1, 0, 300 * MIB),
-        (186 * MIB, 1000 * MIB, 0, 2, 0, 50 * MIB),
-        (186 * MIB, 1000 * MIB, 0, 2, 20 * MIB, 40 * MIB),
+        (188 * MIB, 1000 * MIB, 0, 2, 0, 50 * MIB),
+        (188 * MIB, 1000 * MIB, 0, 2, 20 * MIB, 40 * MIB),
     ],
 )
 def test_a_shards_part_of_the_memory(

@@ -45,16 +45,12 @@ class Reading:
         own_bytes: On the books for memory of this process, without what the kernel is charged with.
         booked_bytes: Everything on the books.
         resident_bytes: The process's own resident memory.
-        is_short: The books are, or lately were, near the budget, or the machine is short.
-        is_shedding: They are, or lately were, above it.
     """
 
     connections: int
     own_bytes: int
     booked_bytes: int
     resident_bytes: int
-    is_short: bool
-    is_shedding: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +130,18 @@ class Ledger:
         full_in_s = rooms[binding] / growth if growth > 0.01 else -1.0
         return Headroom(by_resource=rooms, binding=binding, growth_per_s=growth, full_in_s=full_in_s)
 
-    def judge(self, reading: Reading, *, room: int, connections_limit: int) -> State:
-        """The state now; see the table above. `room` is how many more slots there are."""
-        if reading.is_shedding:
+    def judge(self, *, is_short: bool, is_shedding: bool, room: int, connections_limit: int) -> State:
+        """The state now; see the table above.
+
+        Args:
+            is_short: The books are, or lately were, near the budget, or the machine is short.
+            is_shedding: They are, or lately were, above it.
+            room: How many more slots there are.
+            connections_limit: Of how many.
+        """
+        if is_shedding:
             self.state = State.SHEDDING
-        elif reading.is_short or room <= 0:
+        elif is_short or room <= 0:
             self.state = State.REFUSING
         elif self.state is State.OPEN or room > connections_limit // FULL_SHARE:
             self.state = State.OPEN

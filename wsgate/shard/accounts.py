@@ -28,6 +28,8 @@ clients. Given back, at first so often, then twice as seldom each time that some
 through the heap, 13 ms for 100 MB of it."""
 NEVER_S: Final = 1 << 31
 """In the gauge of when it is full: not at this growth."""
+_STATES: Final = tuple(State)
+_NO_PLACE: Final = Place(0, State.REFUSING)
 _STATM: Final = "/proc/self/statm"
 _STATM_BYTES: Final = 128
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -74,9 +76,14 @@ class Accounts:
         """Four times a second: the state, and the room the keeper steers by."""
         self._reactor.book(self._outside_bytes, is_pressed=is_pressed or self._ledger.is_swollen)
         slots = max(0, gate.connections - numbers["now_connections"])
-        reading = self._reading(numbers, gate, self._reactor.bytes_held())
-        state = self._ledger.judge(reading, room=slots, connections_limit=gate.connections)
-        is_taking = state is not State.SHEDDING and not reading.is_short
+        is_short = bool(numbers["now_short"])
+        state = self._ledger.judge(
+            is_short=is_short,
+            is_shedding=bool(numbers["now_shedding"]),
+            room=slots,
+            connections_limit=gate.connections,
+        )
+        is_taking = state is not State.SHEDDING and not is_short
         self._region["room"] = min(slots, self._room) if is_taking else 0
         self._region["admission_state"] = state
         if state is not self._state:
@@ -93,10 +100,10 @@ class Accounts:
     ) -> None:
         """Once a second: everything that is told about it."""
         region = self._region
+        self._outside_bytes = self._outside()
         reading = self._reading(numbers, gate, held)
         self._ledger.read(reading, gate.memory_bytes)
         self._trim()
-        self._outside_bytes = self._outside()
         headroom = self._ledger.headroom(
             reading,
             connections_limit=gate.connections,
@@ -126,14 +133,12 @@ class Accounts:
         connections = numbers["now_connections"]
         # What compression may take for a moment is on the books and not in the process.
         resident = [held[name] for name in (*KIND_NAMES, "pool") if name != "deflate"]
-        own = sum(resident) + connections * (gate.connection_bytes - SOCKET_BYTES) + self._outside()
+        own = sum(resident) + connections * (gate.connection_bytes - SOCKET_BYTES) + self._outside_bytes
         return Reading(
             connections=connections,
             own_bytes=own,
             booked_bytes=sum(held.values()),
             resident_bytes=self._resident_bytes(),
-            is_short=bool(numbers["now_short"]),
-            is_shedding=bool(numbers["now_shedding"]),
         )
 
     def _resident_bytes(self) -> int:
@@ -150,13 +155,14 @@ class Accounts:
 
 def places(block: StatisticsBlock, now_ms: int) -> list[Place]:
     """What each shard of the node offers; nothing where it does not serve or has not beaten lately."""
+    # By their numbers: thirty shards that look at thirty once a second are not to be seen at rest.
+    index = block.layout.index
+    phase, beat_ms, room, state = (index[name] for name in ("phase", "beat_ms", "room", "admission_state"))
     found = []
     for number in range(block.shards):
-        region = block.shard(number)
-        is_there = region["phase"] == PHASE_READY and now_ms - region["beat_ms"] <= SILENT_MS
-        found.append(
-            Place(region["room"], State(region["admission_state"])) if is_there else Place(0, State.REFUSING)
-        )
+        slots = block.shard(number).slots
+        is_there = slots[phase] == PHASE_READY and now_ms - slots[beat_ms] <= SILENT_MS
+        found.append(Place(slots[room], _STATES[slots[state]]) if is_there else _NO_PLACE)
     return found
 
 

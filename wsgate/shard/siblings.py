@@ -90,7 +90,7 @@ class Siblings:
         self._reactor.relieve(
             self._channel_to(first), next_fd=self._channel_to(then), hands=min(HANDS_MOST, len(offers))
         )
-        return rate_share(offers, self._number, rate_per_s)
+        return rate_share(offers, self._number, rate_per_s) if rate_per_s else 0
 
     def forsake(self) -> None:
         """Hand nothing to them any more."""
