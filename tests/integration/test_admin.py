@@ -112,8 +112,14 @@ class Admin:
         pid, self.pid = self.pid, 0
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+    def connect(self, *, receive_buffer_bytes: int = 0) -> socket.socket:
+        """A window set later would be smaller than what was promised: a reset beyond it is not heard."""
+        client = socket.socket()
+        if receive_buffer_bytes:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        client.settimeout(LIMIT_S)
+        client.connect(("127.0.0.1", self.port))
+        return client
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -671,8 +677,7 @@ PIPELINED = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 200
 
 
 def test_pipelined_requests_that_nobody_reads_hold_up_nobody(admin: Admin) -> None:
-    with admin.connect() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with admin.connect(receive_buffer_bytes=4_096) as client:
         client.sendall(PIPELINED)
         for _ in range(20):
             assert admin.get("/healthz").status == 200
@@ -681,8 +686,7 @@ def test_pipelined_requests_that_nobody_reads_hold_up_nobody(admin: Admin) -> No
 
 def test_who_reads_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "ANSWER_S", 0.3)
-    with running_admin() as admin, admin.connect() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with running_admin() as admin, admin.connect(receive_buffer_bytes=4_096) as client:
         client.sendall(PIPELINED)
         assert ended(client)
 

@@ -33,8 +33,9 @@ UNCHECKED: Final = ("connections", "messages")
 Fleet = Cluster | Sentinels
 
 
-@pytest.fixture(params=["cluster", "sentinels"])
+@pytest.fixture(params=["cluster", "sentinels"], scope="module")
 def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """One of each kind; the tests have users of their own, and the one that breaks it is the last."""
     start: Callable[[], contextlib.AbstractContextManager[Fleet]]
     start = running_cluster if request.param == "cluster" else running_sentinels
     with start() as running:
@@ -65,7 +66,8 @@ def is_refused(gateway: Gateway, user: str) -> bool:
 
 def test_two_nodes_count_together(fleet: Fleet, tmp_path: Path) -> None:
     with nodes(tmp_path, fleet.url, REFUSE) as gateways, ExitStack() as stack:
-        for user in USERS:
+        users = [f"{user}-count" for user in USERS]
+        for user in users:
             first = enter(stack, gateways[0], user)
             enter(stack, gateways[1], user)
             assert is_refused(gateways[0], user), user
@@ -81,7 +83,8 @@ def test_two_nodes_count_together(fleet: Fleet, tmp_path: Path) -> None:
 
 def test_the_oldest_gives_way_wherever_it_is(fleet: Fleet, tmp_path: Path) -> None:
     with nodes(tmp_path, fleet.url, REPLACE) as gateways, ExitStack() as stack:
-        for user in USERS:
+        users = [f"{user}-oldest" for user in USERS]
+        for user in users:
             first = enter(stack, gateways[0], user)
             enter(stack, gateways[1], user)
             enter(stack, gateways[1], user)
@@ -91,12 +94,13 @@ def test_the_oldest_gives_way_wherever_it_is(fleet: Fleet, tmp_path: Path) -> No
 
 def test_after_a_failover_everybody_is_on_the_books_again(fleet: Fleet, tmp_path: Path) -> None:
     with nodes(tmp_path, fleet.url, REFUSE) as gateways, ExitStack() as stack:
-        for user in USERS:
+        users = [f"{user}-failover" for user in USERS]
+        for user in users:
             enter(stack, gateways[0], user)
             enter(stack, gateways[1], user)
         # What the replica has not is what the walk is for: it is held back.
         if isinstance(fleet, Cluster):
-            fleet.owner_of("wsgate:user:ann").kill()
+            fleet.owner_of(f"wsgate:user:{users[0]}").kill()
         else:
             former = fleet.primary()
             former.kill()
@@ -104,11 +108,11 @@ def test_after_a_failover_everybody_is_on_the_books_again(fleet: Fleet, tmp_path
 
         def counted() -> bool:
             with contextlib.suppress(Exception):
-                return all(books(fleet).zcard(f"wsgate:user:{user}") == 2 for user in USERS)
+                return all(books(fleet).zcard(f"wsgate:user:{user}") == 2 for user in users)
             return False
 
         wait_until("all are on the books", counted, LIMIT_S)
-        for user in USERS:
+        for user in users:
             wait_until("one more is refused", lambda user=user: is_refused(gateways[0], user), LIMIT_S)  # type: ignore[misc]
 
 

@@ -184,7 +184,6 @@ def test_what_a_refused_connection_says_is_not_done(tmp_path: Path) -> None:
         ann = stack.enter_context(RawClient(two))
         ann.sock.sendall(head + spoken)
         assert ann.answer().status == 101
-        assert ann.hear()["op"] == "welcome"
         assert ann.hear_answer(11)["op"] == "ok"
         assert [bob.hear()["data"] for _ in range(10)] == list(range(2, 12))
         late = stack.enter_context(RawClient(one))
@@ -212,8 +211,8 @@ def test_who_leaves_before_the_bus_has_counted_leaves_nothing(tmp_path: Path) ->
         finally:
             bus.server.process.send_signal(signal.SIGCONT)
         assert stays.answer().status == 101
-        assert stays.hear()["op"] == "welcome"
-        assert stays.hear_answer(7)["op"] == "pong"
+        # Its welcome waits for its inbox, a pong for nothing.
+        assert {stays.hear()["op"] for _ in range(3)} == {"pong", "welcome", "subbed"}
         wait_until("it alone is on the books", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 1, LIMIT_S)
         enter(stack, one)
 
