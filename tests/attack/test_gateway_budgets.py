@@ -119,8 +119,8 @@ def test_a1_the_last_byte_that_is_for_newcomers(tmp_path: Path) -> None:
                 clients.append(client)
             numbers = fresh_counters(gateway)
             booked = sum(value for name, value in numbers.items() if name.startswith("wsgate_memory_bytes{"))
-            # Refusals begin at fifteen sixteenths, to a hundredth: what comes then is not let in. Earlier only
-            # where the process has grown by more than its books say.
+            # Refusals begin at fifteen sixteenths, to a hundredth: what comes then is not let in. Earlier
+            # only where the process has grown by more than its books say.
             spare = numbers['wsgate_unexplained_bytes{shard="0"}'] + SHARE / 100
             assert SHARE * 15 / 16 - spare < booked < SHARE * 15 / 16 + SHARE / 100, numbers
             becomes(gateway, REFUSING)
