@@ -116,6 +116,7 @@ def test_a1_the_last_byte_that_is_for_newcomers(tmp_path: Path) -> None:
                 client = held.enter_context(RawClient(gateway))
                 if client.ask(request(headers=[bearer_of(len(clients))])).status != 101:
                     break
+                assert [client.hear()["op"] for _ in range(2)] == ["welcome", "subbed"]  # no welcome waits
                 clients.append(client)
             numbers = fresh_counters(gateway)
             booked = sum(value for name, value in numbers.items() if name.startswith("wsgate_memory_bytes{"))
