@@ -16,7 +16,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset, memcmp
 
-from wsgate.reactor.memory cimport memory_give, memory_take
+from wsgate.reactor.memory cimport memory_capacity, memory_give, memory_take
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.structs cimport (
     Channel, Connection, Core, KIND_CHANNEL, KIND_SUBSCRIPTION, NONE, Subscription, Walk,
@@ -183,14 +183,6 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
     return index
 
 
-cdef inline uint32_t name_capacity(uint32_t size) noexcept nogil:
-    """The pooled block a name of this size was given (see memory.pyx)."""
-    cdef uint32_t room = 64
-    while room < size:
-        room <<= 1
-    return room
-
-
 cdef void channel_release(Core *core, uint32_t index) noexcept nogil:
     """Forget a channel with neither subscribers nor queued frames that nobody has to hear of; else nothing."""
     cdef Channel *channel = &core.channels.channels[index]
@@ -213,7 +205,9 @@ cdef void channel_release(Core *core, uint32_t index) noexcept nogil:
     core.channels.cells[hole] = NONE
     give_back_slots(core, channel)
     if channel.name_length > NAME_HERE:
-        memory_give(core, channel.name.there, name_capacity(channel.name_length), KIND_CHANNEL)
+        memory_give(
+            core, channel.name.there, <uint32_t>memory_capacity(channel.name_length), KIND_CHANNEL
+        )
     give_place(core, index)
     core.channels.count -= 1
 
