@@ -32,6 +32,7 @@ SANITIZE_FLAGS = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
     "-fvisibility=hidden",
+    "-DWSGATE_EXACT_BLOCKS",  # see wsgate/reactor/memory.pyx
 ]
 IS_SANITIZED = os.environ.get("WSGATE_SANITIZE") == "1"
 

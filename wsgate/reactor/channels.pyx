@@ -151,7 +151,7 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
     """The channel of this name, made with `policy` if there is none; NONE without memory."""
     cdef uint64_t hash = siphash(core.channels.key, name, size)
     cdef Channel *channel
-    cdef uint32_t index, capacity = 0
+    cdef uint32_t index
     cdef uint32_t *cell
     if (
         core.channels.cells == NULL or core.channels.count * 2 >= core.channels.cells_mask
@@ -169,7 +169,7 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
         return NONE
     channel = &core.channels.channels[index]
     if size > NAME_HERE:
-        channel.name.there = <uint8_t *>memory_take(core, size, KIND_CHANNEL, &capacity)
+        channel.name.there = <uint8_t *>memory_take(core, size, KIND_CHANNEL)
         if channel.name.there == NULL:
             give_place(core, index)
             return NONE
@@ -205,9 +205,7 @@ cdef void channel_release(Core *core, uint32_t index) noexcept nogil:
     core.channels.cells[hole] = NONE
     give_back_slots(core, channel)
     if channel.name_length > NAME_HERE:
-        memory_give(
-            core, channel.name.there, <uint32_t>memory_capacity(channel.name_length), KIND_CHANNEL
-        )
+        memory_give(core, channel.name.there, channel.name_length, KIND_CHANNEL)
     give_place(core, index)
     core.channels.count -= 1
 
@@ -241,15 +239,19 @@ cdef uint32_t channel_take_vacated(Core *core) noexcept nogil:
 
 # --- a channel's array ------------------------------------------------------------------------------
 
+cdef inline uint64_t slots_bytes(uint32_t count) noexcept nogil:
+    return <uint64_t>count * sizeof(uint32_t)
+
+
 cdef void give_back_slots(Core *core, Channel *channel) noexcept nogil:
     if channel.capacity:
-        memory_give(core, channel.slots.many, channel.capacity * 4, KIND_CHANNEL)
+        memory_give(core, channel.slots.many, slots_bytes(channel.capacity), KIND_CHANNEL)
         channel.capacity = 0
 
 
 cdef int resize_subscribers(Core *core, Channel *channel, uint32_t wanted) noexcept nogil:
-    """Move the slots to an array of at least `wanted`, or back into the channel when FEW suffice."""
-    cdef uint32_t bytes = 0
+    """Move the slots to an array for at least `wanted`, or back into the channel when FEW suffice."""
+    cdef uint32_t capacity = <uint32_t>(memory_capacity(slots_bytes(wanted)) // sizeof(uint32_t))
     cdef uint32_t few[FEW]
     cdef uint32_t *fresh
     if wanted <= FEW:
@@ -257,13 +259,13 @@ cdef int resize_subscribers(Core *core, Channel *channel, uint32_t wanted) noexc
         give_back_slots(core, channel)
         memcpy(channel.slots.few, few, sizeof(few))
         return 0
-    fresh = <uint32_t *>memory_take(core, <uint64_t>wanted * 4, KIND_CHANNEL, &bytes)
+    fresh = <uint32_t *>memory_take(core, slots_bytes(capacity), KIND_CHANNEL)
     if fresh == NULL:
         return -1
     memcpy(fresh, channel_slots(channel), <uint64_t>channel.count * 4)
     give_back_slots(core, channel)
     channel.slots.many = fresh
-    channel.capacity = bytes // 4
+    channel.capacity = capacity
     return 0
 
 
@@ -290,31 +292,29 @@ cdef Subscription *subscription_of(Core *core, Connection *c, uint32_t channel) 
     return NULL
 
 
+cdef inline uint64_t cells_bytes(uint32_t bits) noexcept nogil:
+    """Bytes of a connection's table with 2^bits cells."""
+    return <uint64_t>sizeof(Subscription) << bits
+
+
 cdef int grow_subscriptions(Core *core, Connection *c) noexcept nogil:
     """Double the connection's table."""
     cdef Subscription *old = c.subscriptions
     cdef uint32_t old_cells = 0 if old == NULL else 1 << c.subscription_bits
     cdef uint32_t bits = FIRST_BITS if old == NULL else c.subscription_bits + 1
-    cdef uint32_t capacity = 0, index
-    cdef Subscription *fresh = <Subscription *>memory_take(
-        core, <uint64_t>sizeof(Subscription) << bits, KIND_SUBSCRIPTION, &capacity
-    )
+    cdef uint32_t index
+    cdef Subscription *fresh = <Subscription *>memory_take(core, cells_bytes(bits), KIND_SUBSCRIPTION)
     if fresh == NULL:
         return -1
-    memset(fresh, 0xFF, <uint64_t>sizeof(Subscription) << bits)
+    memset(fresh, 0xFF, cells_bytes(bits))
     c.subscriptions = fresh
     c.subscription_bits = <uint8_t>bits
     for index in range(old_cells):
         if old[index].channel != NONE:
             subscription_of(core, c, old[index].channel)[0] = old[index]
     if old != NULL:
-        memory_give(core, old, table_capacity(old_cells), KIND_SUBSCRIPTION)
+        memory_give(core, old, cells_bytes(bits - 1), KIND_SUBSCRIPTION)
     return 0
-
-
-cdef inline uint32_t table_capacity(uint32_t cells) noexcept nogil:
-    """What memory_take booked: 32 bytes and powers of two above are classes, pages beyond."""
-    return cells * sizeof(Subscription)
 
 
 cdef void clear_cell(Core *core, Connection *c, Subscription *cell) noexcept nogil:
@@ -421,7 +421,7 @@ cdef int channel_unsubscribe(Core *core, uint32_t slot, uint32_t index) noexcept
     clear_cell(core, c, cell)
     c.subscription_count -= 1
     if c.subscription_count == 0:
-        memory_give(core, c.subscriptions, table_capacity(1 << c.subscription_bits), KIND_SUBSCRIPTION)
+        memory_give(core, c.subscriptions, cells_bytes(c.subscription_bits), KIND_SUBSCRIPTION)
         c.subscriptions = NULL
         c.subscription_bits = 0
     leave(core, index, position)
@@ -439,7 +439,7 @@ cdef void channel_unsubscribe_all(Core *core, uint32_t slot) noexcept nogil:
     for step in range(cells):
         if table[step].channel != NONE:
             leave(core, table[step].channel, table[step].position)
-    memory_give(core, table, table_capacity(cells), KIND_SUBSCRIPTION)
+    memory_give(core, table, cells_bytes(c.subscription_bits), KIND_SUBSCRIPTION)
     c.subscriptions = NULL
     c.subscription_bits = 0
     c.subscription_count = 0

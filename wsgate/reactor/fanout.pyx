@@ -31,9 +31,6 @@ cdef extern from *:
     void prefetch "wsgate_prefetch"(void *address) noexcept nogil
 
 
-cdef uint32_t WALK_CAPACITY = 0
-
-
 cdef int64_t serve(
     Core *core, uint32_t index, Frame **frames, uint64_t exclude, uint32_t start, uint32_t end
 ) noexcept nogil:
@@ -71,7 +68,7 @@ cdef int64_t fan_out(Core *core, uint32_t index, Frame **frames, uint64_t exclud
         return serve(core, index, frames, exclude, 0, channel.count)
     if core.walk_count >= WALKS_MAX:
         walks_step(core, core.walks.left)
-    walk = <Walk *>memory_take(core, sizeof(Walk), KIND_OUTBOX, &WALK_CAPACITY)
+    walk = <Walk *>memory_take(core, sizeof(Walk), KIND_OUTBOX)
     if walk == NULL:
         while channel.walks:
             walks_step(core, core.walks.left)
@@ -109,7 +106,7 @@ cdef void walks_step(Core *core, uint32_t most) noexcept nogil:
     for variant in range(VARIANTS_MAX):
         if walk.frames[variant] != NULL:
             frame_release(core, walk.frames[variant])
-    memory_give(core, walk, WALK_CAPACITY, KIND_OUTBOX)
+    memory_give(core, walk, sizeof(Walk), KIND_OUTBOX)
 
 
 cdef void walks_drop(Core *core) noexcept nogil:

@@ -6,7 +6,7 @@ outbox entry owns another. The last release returns the block to the pool and, f
 lets go of its channel.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from wsgate.reactor.channels cimport channel_release
@@ -17,16 +17,19 @@ from wsgate.reactor.structs cimport Core, Frame, KIND_FRAME, NONE
 cdef enum:
     HEAD = 24                    # bytes before `data`
     HEADER_ROOM = 10             # the longest header of a server frame
+    FRAME_MAX = 0xFFFFEFE8       # wire bytes: the largest block is 0xFFFFF000 bytes
 
 
 cdef Frame *new_frame(Core *core, uint32_t room) noexcept nogil:
     """An empty frame with room for so many wire bytes, one reference; NULL without memory."""
-    cdef uint32_t capacity = 0
-    cdef Frame *frame = <Frame *>memory_take(core, <unsigned long long>room + HEAD, KIND_FRAME, &capacity)
+    cdef Frame *frame
+    if room > FRAME_MAX:
+        return NULL
+    frame = <Frame *>memory_take(core, <uint64_t>room + HEAD, KIND_FRAME)
     if frame != NULL:
         frame.references = 1
         frame.length = 0
-        frame.capacity = capacity
+        frame.size = room + HEAD
         frame.channel = NONE
         frame.position = 0
     return frame
@@ -46,7 +49,7 @@ cdef Frame *frame_message(Core *core, uint8_t opcode, const uint8_t *payload, ui
     cdef uint8_t header[HEADER_ROOM]
     cdef uint32_t header_size = codec_encode_header(header, opcode, size)
     cdef Frame *frame
-    if size > <uint32_t>0xFFFFF000 - HEADER_ROOM - HEAD:
+    if size > FRAME_MAX - HEADER_ROOM:
         return NULL
     frame = new_frame(core, size + header_size)
     if frame != NULL:
@@ -89,7 +92,7 @@ cdef void frame_release(Core *core, Frame *frame) noexcept nogil:
     if frame.references:
         return
     channel = frame.channel
-    memory_give(core, frame, frame.capacity, KIND_FRAME)
+    memory_give(core, frame, frame.size, KIND_FRAME)
     if channel != NONE:
         core.channels.channels[channel].frames -= 1
         channel_release(core, channel)

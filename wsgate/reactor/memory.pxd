@@ -4,9 +4,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from wsgate.reactor.structs cimport Buffer, Core
 
+cdef bint memory_is_exact() noexcept nogil
 cdef uint64_t memory_capacity(uint64_t size) noexcept nogil
-cdef void *memory_take(Core *core, uint64_t size, int kind, uint32_t *capacity) noexcept nogil
-cdef void memory_give(Core *core, void *block, uint32_t capacity, int kind) noexcept nogil
+cdef void *memory_take(Core *core, uint64_t size, int kind) noexcept nogil
+cdef void memory_give(Core *core, void *block, uint64_t size, int kind) noexcept nogil
 cdef void memory_empty_pool(Core *core) noexcept nogil
 cdef int buffer_append(
     Core *core, Buffer *buffer, const uint8_t *data, uint64_t size, uint64_t expected_total, int kind

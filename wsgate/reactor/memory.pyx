@@ -1,27 +1,105 @@
 """Pooled memory in size classes; every byte held is counted by kind.
 
-Owns the pool of freed buffers and the accounts. Knows nothing of what the bytes mean.
+Owns the pool of freed blocks and the accounts. Does not know what the bytes mean.
+
+The size of a block is known in one place: its owner. `memory_take` and `memory_give` both get the size
+that the owner asked for, and only this file turns that size into a class. An owner that wants to use a
+whole block (an array, a buffer that grows) asks `memory_capacity` first and then takes exactly that
+many bytes. Nothing outside this file rounds a size.
 
 Blocks up to 64 KiB come in twelve classes, powers of two from 32 bytes. A block given back is kept
 for the next taker until the pool holds `idle_limit_bytes`; then, and for larger blocks always, it
 goes back to malloc. So the pool is bounded, and a burst's memory is returned. Accounts count whole
 capacities, not the bytes asked for, because the capacity is what the process lost.
 
+With WSGATE_EXACT_BLOCKS (the sanitized build) every block is allocated with exactly the size asked
+for, a header in front of it remembers that size and its kind, and giving back with another size or
+kind ends the process. The pool is off then, so that AddressSanitizer sees the end of every block.
+
 All calls are O(1) but for copying.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
 from wsgate.reactor.structs cimport (
     Buffer, Core, KIND_PARTIAL, KINDS, POOL_CLASSES, POOL_HITS, POOL_MISSES, POOL_SMALLEST,
 )
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <stdio.h>
+    #include <stdlib.h>
+
+    #ifdef WSGATE_EXACT_BLOCKS
+    enum { wsgate_blocks_are_exact = 1 };
+    struct wsgate_block_header { uint64_t size; uint64_t kind; };  /* 16 bytes keep malloc's alignment */
+
+    static inline void *wsgate_block_new(uint64_t size, uint64_t room, int kind) {
+        struct wsgate_block_header *header = malloc(sizeof *header + size);
+        (void)room;
+        if (header == NULL)
+            return NULL;
+        header->size = size;
+        header->kind = (uint64_t)kind;
+        return header + 1;
+    }
+
+    static inline struct wsgate_block_header *wsgate_block_check(void *block, uint64_t size, int kind) {
+        struct wsgate_block_header *header = (struct wsgate_block_header *)block - 1;
+        if (header->size != size || header->kind != (uint64_t)kind) {
+            fprintf(stderr, "wsgate: a block of %llu bytes of kind %llu was given back as %llu bytes of kind %d\\n",
+                    (unsigned long long)header->size, (unsigned long long)header->kind,
+                    (unsigned long long)size, kind);
+            abort();
+        }
+        return header;
+    }
+
+    static inline void wsgate_block_free(void *block, uint64_t size, int kind) {
+        free(wsgate_block_check(block, size, kind));
+    }
+
+    static inline void *wsgate_block_resize(void *block, uint64_t size, uint64_t fresh, int kind) {
+        struct wsgate_block_header *header = wsgate_block_check(block, size, kind);
+        header = realloc(header, sizeof *header + fresh);
+        if (header == NULL)
+            return NULL;
+        header->size = fresh;
+        return header + 1;
+    }
+    #else
+    enum { wsgate_blocks_are_exact = 0 };
+    static inline void *wsgate_block_new(uint64_t size, uint64_t room, int kind) {
+        (void)size; (void)kind;
+        return malloc(room);
+    }
+    static inline void wsgate_block_free(void *block, uint64_t size, int kind) {
+        (void)size; (void)kind;
+        free(block);
+    }
+    static inline void *wsgate_block_resize(void *block, uint64_t size, uint64_t fresh, int kind) {
+        (void)size; (void)kind;
+        return realloc(block, fresh);
+    }
+    #endif
+    """
+    bint BLOCKS_ARE_EXACT "wsgate_blocks_are_exact"
+    void *block_new "wsgate_block_new"(uint64_t size, uint64_t room, int kind) nogil
+    void block_free "wsgate_block_free"(void *block, uint64_t size, int kind) nogil
+    void *block_resize "wsgate_block_resize"(void *block, uint64_t size, uint64_t fresh, int kind) nogil
+
 # Larger blocks are whole pages, so that realloc of a mapped block moves page tables, not bytes.
-cdef uint64_t PAGE = 4096
-cdef uint64_t LARGEST = POOL_SMALLEST << (POOL_CLASSES - 1)
-cdef uint64_t BLOCK_MAX = 0xFFFFF000
+cdef enum:
+    PAGE = 4096
+    LARGEST = POOL_SMALLEST << (POOL_CLASSES - 1)
+    BLOCK_MAX = 0xFFFFF000
+
+
+cdef bint memory_is_exact() noexcept nogil:
+    """Whether this build allocates exact blocks and checks their sizes (the sanitized build)."""
+    return BLOCKS_ARE_EXACT
 
 
 cdef inline int class_of(uint64_t size) noexcept nogil:
@@ -34,55 +112,59 @@ cdef inline int class_of(uint64_t size) noexcept nogil:
     return index
 
 
+cdef inline uint64_t whole_pages(uint64_t size) noexcept nogil:
+    return (size + PAGE - 1) & ~<uint64_t>(PAGE - 1)
+
+
 cdef uint64_t memory_capacity(uint64_t size) noexcept nogil:
-    """What a block of at least `size` bytes is booked with: its class, or whole pages."""
-    return (size + PAGE - 1) & ~(PAGE - 1) if size > LARGEST else <uint64_t>POOL_SMALLEST << class_of(size)
+    """The bytes that a block of `size` bytes is counted as: its class, or whole pages.
+
+    A block of this many bytes costs no more than one of `size`.
+    """
+    return whole_pages(size) if size > LARGEST else <uint64_t>POOL_SMALLEST << class_of(size)
 
 
-cdef void *memory_take(Core *core, uint64_t size, int kind, uint32_t *capacity) noexcept nogil:
-    """A block of at least `size` bytes, booked on `kind`; NULL when there is none."""
+cdef void *memory_take(Core *core, uint64_t size, int kind) noexcept nogil:
+    """A block of `size` bytes, counted on `kind`; NULL without memory. Only `size` bytes may be used."""
     cdef void *block = NULL
     cdef uint64_t room
     cdef int index
     if size > BLOCK_MAX:
         return NULL
-    if size > LARGEST:
-        room = (size + PAGE - 1) & ~(PAGE - 1)
-        block = malloc(room)
-        core.counters[<int>POOL_MISSES] += 1
-    else:
+    room = memory_capacity(size)
+    if size <= LARGEST and not BLOCKS_ARE_EXACT:
         index = class_of(size)
-        room = <uint64_t>POOL_SMALLEST << index
         block = core.pool.idle[index]
         if block != NULL:
             core.pool.idle[index] = (<void **>block)[0]
             core.pool.idle_bytes -= room
             core.counters[<int>POOL_HITS] += 1
-        else:
-            block = malloc(room)
-            core.counters[<int>POOL_MISSES] += 1
     if block == NULL:
-        return NULL
+        block = block_new(size, room, kind)
+        core.counters[<int>POOL_MISSES] += 1
+        if block == NULL:
+            return NULL
     core.held[kind] += room
-    capacity[0] = <uint32_t>room
     return block
 
 
-cdef void memory_give(Core *core, void *block, uint32_t capacity, int kind) noexcept nogil:
-    """Take a block back; `capacity` is what `memory_take` said."""
+cdef void memory_give(Core *core, void *block, uint64_t size, int kind) noexcept nogil:
+    """Take a block back. `size` and `kind` are what `memory_take` was asked for."""
+    cdef uint64_t room = memory_capacity(size)
     cdef int index
-    core.held[kind] -= capacity
+    core.held[kind] -= room
     if (
-        not core.pool.enabled
-        or capacity > LARGEST
-        or core.pool.idle_bytes + capacity > core.pool.idle_limit_bytes
+        BLOCKS_ARE_EXACT
+        or not core.pool.enabled
+        or room > LARGEST
+        or core.pool.idle_bytes + room > core.pool.idle_limit_bytes
     ):
-        free(block)
+        block_free(block, size, kind)
         return
-    index = class_of(capacity)
+    index = class_of(size)
     (<void **>block)[0] = core.pool.idle[index]
     core.pool.idle[index] = block
-    core.pool.idle_bytes += capacity
+    core.pool.idle_bytes += room
 
 
 cdef void memory_empty_pool(Core *core) noexcept nogil:
@@ -93,7 +175,7 @@ cdef void memory_empty_pool(Core *core) noexcept nogil:
         while core.pool.idle[index] != NULL:
             block = core.pool.idle[index]
             core.pool.idle[index] = (<void **>block)[0]
-            free(block)
+            block_free(block, 0, 0)           # exact blocks are never pooled
     core.pool.idle_bytes = 0
 
 
@@ -138,7 +220,6 @@ cdef int buffer_reserve(
     announces much and sends little holds little. Unfinished input obeys the gate's limit.
     """
     cdef uint64_t room = buffer.capacity + (buffer.capacity >> 1)
-    cdef uint32_t capacity = 0
     cdef uint8_t *data
     if total <= buffer.capacity:
         return 0
@@ -148,21 +229,23 @@ cdef int buffer_reserve(
         room = total
     if kind == KIND_PARTIAL and not partial_fits(core, buffer.capacity, room):
         return -1
-    if buffer.capacity > LARGEST and room <= BLOCK_MAX:
-        capacity = <uint32_t>((room + PAGE - 1) & ~(PAGE - 1))
-        data = <uint8_t *>realloc(buffer.data, capacity)
+    if room > BLOCK_MAX:
+        return -1
+    room = memory_capacity(room)              # the whole block is used
+    if buffer.capacity > LARGEST:
+        data = <uint8_t *>block_resize(buffer.data, buffer.capacity, room, kind)
         if data == NULL:
             return -1
-        core.held[kind] += capacity - buffer.capacity
+        core.held[kind] += room - buffer.capacity
     else:
-        data = <uint8_t *>memory_take(core, room, kind, &capacity)
+        data = <uint8_t *>memory_take(core, room, kind)
         if data == NULL:
             return -1
         if buffer.data != NULL:
             memcpy(data, buffer.data, buffer.length)
             memory_give(core, buffer.data, buffer.capacity, kind)
     buffer.data = data
-    buffer.capacity = capacity
+    buffer.capacity = <uint32_t>room
     return 0
 
 

@@ -33,7 +33,7 @@ from libc.string cimport memcpy, memmove
 
 from wsgate.reactor.channels cimport channel_release
 from wsgate.reactor.frames cimport frame_release
-from wsgate.reactor.memory cimport memory_give, memory_take
+from wsgate.reactor.memory cimport memory_capacity, memory_give, memory_take
 from wsgate.reactor.pongs cimport (
     PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_close, pongs_consume, pongs_drop_oldest,
 )
@@ -48,19 +48,15 @@ cdef enum:
     AGE_SHIFT = 6                # entry ages count 64 ms steps: 16 bits last 70 minutes
     SUPERSEDED = 1               # Entry.spare: a newer publication of its LATEST_ONLY channel exists
 
-cdef uint32_t OUTBOX_CAPACITY = 0
-cdef uint32_t GAP_CAPACITY = 0
-
 
 # --- making, growing, giving back -------------------------------------------------------------------
 
 cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil:
     """The connection's outbox, made if there is none; NULL without memory."""
-    global OUTBOX_CAPACITY
     cdef Outbox *outbox = c.outbox
     if outbox != NULL:
         return outbox
-    outbox = <Outbox *>memory_take(core, sizeof(Outbox), KIND_OUTBOX, &OUTBOX_CAPACITY)
+    outbox = <Outbox *>memory_take(core, sizeof(Outbox), KIND_OUTBOX)
     if outbox == NULL:
         return NULL
     outbox.entries = outbox.inline_entries
@@ -73,32 +69,35 @@ cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil:
     return outbox
 
 
+cdef inline uint64_t entries_bytes(uint32_t count) noexcept nogil:
+    return <uint64_t>count * sizeof(Entry)
+
+
 cdef int make_room(Core *core, Outbox *outbox) noexcept nogil:
     """Room for one more entry behind the last."""
     cdef Entry *fresh
-    cdef uint32_t capacity = 0
+    cdef uint32_t capacity
     if outbox.head + outbox.count < outbox.capacity:
         return 0
     if outbox.head * 2 >= outbox.capacity:
         memmove(outbox.entries, outbox.entries + outbox.head, outbox.count * sizeof(Entry))
         outbox.head = 0
         return 0
-    fresh = <Entry *>memory_take(
-        core, <uint64_t>outbox.capacity * 2 * sizeof(Entry), KIND_OUTBOX, &capacity
-    )
+    capacity = <uint32_t>(memory_capacity(entries_bytes(outbox.capacity * 2)) // sizeof(Entry))
+    fresh = <Entry *>memory_take(core, entries_bytes(capacity), KIND_OUTBOX)
     if fresh == NULL:
         return -1
     memcpy(fresh, outbox.entries + outbox.head, outbox.count * sizeof(Entry))
     if outbox.entries != outbox.inline_entries:
-        memory_give(core, outbox.entries, outbox.capacity * sizeof(Entry), KIND_OUTBOX)
+        memory_give(core, outbox.entries, entries_bytes(outbox.capacity), KIND_OUTBOX)
     outbox.entries = fresh
     outbox.head = 0
-    outbox.capacity = capacity // sizeof(Entry)
+    outbox.capacity = capacity
     return 0
 
 
 cdef inline void free_gap(Core *core, Entry *entry) noexcept nogil:
-    memory_give(core, entry.item, GAP_CAPACITY, KIND_OUTBOX)
+    memory_give(core, entry.item, sizeof(Gap), KIND_OUTBOX)
     core.channels.channels[entry.channel].frames -= 1
     channel_release(core, entry.channel)
 
@@ -127,8 +126,8 @@ cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
         core.counters[<int>PONGS_DROPPED] += outbox.control.count
         pongs_close(core, outbox)
     if outbox.entries != outbox.inline_entries:
-        memory_give(core, outbox.entries, outbox.capacity * sizeof(Entry), KIND_OUTBOX)
-    memory_give(core, outbox, OUTBOX_CAPACITY, KIND_OUTBOX)
+        memory_give(core, outbox.entries, entries_bytes(outbox.capacity), KIND_OUTBOX)
+    memory_give(core, outbox, sizeof(Outbox), KIND_OUTBOX)
     c.outbox = NULL
 
 
@@ -197,8 +196,7 @@ cdef Gap *gap_before(Outbox *outbox, uint32_t end, uint32_t channel) noexcept no
 
 cdef Gap *new_gap(Core *core, Frame *frame, uint32_t channel) noexcept nogil:
     """A gap of one publication. Keeps the channel, and so its name, alive as a queued frame does."""
-    global GAP_CAPACITY
-    cdef Gap *gap = <Gap *>memory_take(core, sizeof(Gap), KIND_OUTBOX, &GAP_CAPACITY)
+    cdef Gap *gap = <Gap *>memory_take(core, sizeof(Gap), KIND_OUTBOX)
     if gap != NULL:
         gap.first = gap.last = frame.position
         gap.count = 1

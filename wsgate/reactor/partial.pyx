@@ -11,17 +11,14 @@ from libc.string cimport memset
 from wsgate.reactor.memory cimport buffer_append, buffer_give, memory_give, memory_take, partial_fits
 from wsgate.reactor.structs cimport Connection, Core, Input, KIND_PARTIAL
 
-cdef uint32_t INPUT_CAPACITY = 0
-
 
 cdef Input *partial_open(Core *core, Connection *c) noexcept nogil:
     """The connection's input, made if there is none; NULL without memory or over the gate's limit."""
-    global INPUT_CAPACITY
     if c.input != NULL:
         return c.input
     if not partial_fits(core, 0, sizeof(Input)):
         return NULL
-    c.input = <Input *>memory_take(core, sizeof(Input), KIND_PARTIAL, &INPUT_CAPACITY)
+    c.input = <Input *>memory_take(core, sizeof(Input), KIND_PARTIAL)
     if c.input != NULL:
         memset(c.input, 0, sizeof(Input))
     return c.input
@@ -33,7 +30,7 @@ cdef void partial_close(Core *core, Connection *c) noexcept nogil:
         return
     buffer_give(core, &c.input.message, KIND_PARTIAL)
     buffer_give(core, &c.input.backlog, KIND_PARTIAL)
-    memory_give(core, c.input, INPUT_CAPACITY, KIND_PARTIAL)
+    memory_give(core, c.input, sizeof(Input), KIND_PARTIAL)
     c.input = NULL
 
 

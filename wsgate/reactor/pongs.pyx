@@ -14,15 +14,12 @@ from wsgate.reactor.structs cimport (
     ControlSlot, Core, KIND_OUTBOX, Outbox, PONGS_DROPPED, PONGS_MAX, PONGS_OUT, PONG_BYTES,
 )
 
-cdef uint32_t SLOT_CAPACITY = 0
-
 
 cdef int pongs_add(Core *core, Outbox *outbox, const uint8_t *payload, uint32_t size) noexcept nogil:
     """Queue a pong (`size` <= 125). A `Push`."""
-    global SLOT_CAPACITY
     cdef ControlSlot *slot = outbox.control
     if slot == NULL:
-        slot = <ControlSlot *>memory_take(core, sizeof(ControlSlot), KIND_OUTBOX, &SLOT_CAPACITY)
+        slot = <ControlSlot *>memory_take(core, sizeof(ControlSlot), KIND_OUTBOX)
         if slot == NULL:
             return PUSH_NO_MEMORY
         slot.used = slot.written = 0
@@ -64,7 +61,7 @@ cdef int pongs_drop_oldest(Core *core, Outbox *outbox) noexcept nogil:
 
 cdef void pongs_close(Core *core, Outbox *outbox) noexcept nogil:
     """Give the slot back."""
-    memory_give(core, outbox.control, SLOT_CAPACITY, KIND_OUTBOX)
+    memory_give(core, outbox.control, sizeof(ControlSlot), KIND_OUTBOX)
     outbox.control = NULL
 
 

@@ -18,7 +18,7 @@ SHED_LOOKS slots, from where the last one stopped, so that it costs the same how
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from wsgate.reactor.closing cimport fail, release
-from wsgate.reactor.memory cimport memory_booked, memory_empty_pool, memory_high, memory_low
+from wsgate.reactor.memory cimport memory_booked, memory_capacity, memory_empty_pool, memory_high, memory_low
 from wsgate.reactor.structs cimport (
     BLOCKED, CHUNK_BITS, CLASS_GAP, Connection, Core, Entry, Frame, SHED, STATE_CLOSING, STATE_FAILING, STATE_GONE,
     STATE_OPEN,
@@ -87,7 +87,7 @@ cdef inline int64_t charge_of_frame(Connection *c) noexcept nogil:
     if c.outbox != NULL and c.outbox.count:
         first = &c.outbox.entries[c.outbox.head]
         if first.klass != CLASS_GAP and (<Frame *>first.item).references == 1:
-            return (<Frame *>first.item).capacity
+            return <int64_t>memory_capacity((<Frame *>first.item).size)
     return 0
 
 

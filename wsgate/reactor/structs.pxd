@@ -226,7 +226,7 @@ ctypedef struct Pool:
 ctypedef struct Frame:
     uint32_t references
     uint32_t length              # wire bytes in `data`
-    uint32_t capacity            # of the whole allocation
+    uint32_t size                # bytes of the block, as asked for
     uint32_t channel             # NONE, or a channel this frame keeps alive
     int64_t position             # of the publication; 0 without one
     uint8_t data[1]
