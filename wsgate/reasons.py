@@ -73,6 +73,7 @@ class Reason(IntEnum):
     BAD_PROXY_HEADER = 44
     USER_CONNECTIONS = 45
     REPLACED = 46
+    HEAD_DISPLACED = 47  # belongs to those refused over HTTP
 
 
 class ReasonEntry(NamedTuple):
@@ -134,6 +135,12 @@ _ROWS: Final = (
     ReasonEntry(Reason.BAD_PROXY_HEADER, 0, 0, "a listed proxy sent no valid PROXY header"),
     ReasonEntry(Reason.USER_CONNECTIONS, 4029, 0, "this user has as many connections as it may have"),
     ReasonEntry(Reason.REPLACED, 4509, 0, "a newer connection of the same user took this one's place"),
+    ReasonEntry(
+        Reason.HEAD_DISPLACED,
+        0,
+        408,
+        "the request head was incomplete when its place was needed for a newer handshake",
+    ),
 )
 
 REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}

@@ -54,8 +54,9 @@ def at_connections(bench: Hall) -> str:
 
 def at_handshakes(bench: Hall) -> str:
     bench.reactor.set_gate(GateLimits(handshakes_in_progress=1), REFUSAL)
-    bench.dial(HEAD[:10])
-    settle(bench, lambda: bench.count("now_head") == 1)
+    bench.on_event = None
+    bench.dial(HEAD)
+    settle(bench, lambda: bench.count("now_deciding") == 1)
     return "refused_handshakes"
 
 
@@ -118,18 +119,29 @@ def test_the_limit_itself_is_let_in() -> None:
         assert bench.count("refused") == 1
 
 
-def test_handshakes_in_progress_counts_undecided_ones() -> None:
-    """Heads being collected and heads being decided, together."""
+def test_handshakes_in_progress_counts_undecided_and_incomplete_ones() -> None:
+    """A newcomer takes the place of the oldest incomplete head; it is refused once all wait for a decision."""
     with hall(limits=GateLimits(handshakes_in_progress=3), on_event=None) as bench:
         bench.dial(HEAD)
-        bench.dial(HEAD[:20])
-        bench.dial()
-        settle(bench, lambda: bench.count("now_head") == 2 and bench.count("now_deciding") == 1)
+        oldest = bench.dial(HEAD[:20])
+        settle(bench, lambda: bench.count("now_head") == 1 and bench.count("now_deciding") == 1)
+        newer = bench.dial()
+        settle(bench, lambda: bench.count("now_head") == 2)
+        bench.dial(HEAD)
+        settle(bench, lambda: bench.count("now_deciding") == 2)
+        answer(bench, oldest)
+        assert not newer.ended
+        bench.dial(HEAD)
+        settle(bench, lambda: bench.count("now_deciding") == 3)
+        answer(bench, newer)
+        for peer in (oldest, newer):
+            peer.close()
+        settle(bench, lambda: bench.count("ended_head_displaced") == 2)
         assert answer(bench, bench.dial(HEAD)) == REFUSAL
         assert bench.reactor.upgrade(bench.events[0][1], b"101")
         bench.turn()
         bench.dial()
-        settle(bench, lambda: bench.count("now_head") == 3)
+        settle(bench, lambda: bench.count("now_head") == 1)
         assert bench.count("ended_refused_handshakes") == 1
 
 

@@ -1,5 +1,7 @@
 """A reactor on a bench: socket pairs, a clock that the test moves, and every event kept.
 
+Every account of the reactor is compared with its structures after each turn and at the end.
+
 Nothing sleeps: `turn` runs poll and flush until nothing moves any more, `pass_ms` moves the clock in
 steps of the wheel. What the reactor does in real time (slices of 2 ms) is the only real time here.
 """
@@ -11,6 +13,7 @@ from contextlib import contextmanager
 from tests.support.frames import FrameReader, ServerFrame
 from wsgate.reactor import Reactor, Settings, SharedAddresses, events
 from wsgate.reactor.events import Event
+from wsgate.reactor.testing import audit
 
 __all__ = ["Peer", "Rig", "rig"]
 
@@ -119,6 +122,7 @@ class Rig:
             unfinished = self.reactor.flush(self.now_ms) or self.reactor.more
             quiet = 0 if batch or unfinished else quiet + 1
             if quiet == 2:
+                self.audit()
                 return seen
         raise AssertionError(f"not quiet after {TURNS_MAX} turns")
 
@@ -132,6 +136,11 @@ class Rig:
             if turns:
                 seen += self.turn()
         return seen
+
+    def audit(self) -> None:
+        """Compare every account of the reactor with its structures."""
+        faults = audit(self.reactor)
+        assert not faults, "\n".join(faults)
 
     def of(self, peer: Peer) -> list[tuple[int, bytes | int]]:
         """All events of one connection so far, as (kind, value)."""
@@ -156,9 +165,12 @@ class Rig:
 
     def close(self) -> None:
         """Close both sides of everything."""
-        for peer in self.peers:
-            peer.close()
-        self.reactor.shutdown()
+        try:
+            self.audit()
+        finally:
+            for peer in self.peers:
+                peer.close()
+            self.reactor.shutdown()
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def test_every_event_and_policy_has_the_number_the_reactor_uses() -> None:
     assert numbers == compiled
     # And the other way: nothing the compiled side numbers is missing in events.py.
     sizes = {name for name in loop.ENUMERATIONS if name.endswith("_bytes")}
-    counts = {"states", "kinds", "reasons", "counters", "reason_last"}
+    counts = {"states", "kinds", "reasons", "counters", "reason_last", "has_exact_blocks"}
     assert set(loop.ENUMERATIONS) - sizes - counts == set(numbers)
     assert (events.TEXT, events.BINARY) == (TEXT, BINARY), "an echo needs no translation"
 
@@ -242,6 +242,7 @@ def test_state_names_are_those_a_connection_goes_through() -> None:
 
 def test_a_connection_is_two_cache_lines() -> None:
     assert loop.ENUMERATIONS["connection_bytes"] == 128
+    assert loop.ENUMERATIONS["user_link_bytes"] == 12
     assert loop.ENUMERATIONS["entry_bytes"] == 16
     # With its bookkeeping a control slot fills one pooled kilobyte, and so costs no more than it must.
     assert 512 < loop.ENUMERATIONS["control_slot_bytes"] <= 1024
@@ -249,7 +250,9 @@ def test_a_connection_is_two_cache_lines() -> None:
     with rig() as bench:
         assert bench.reactor.bytes_held()["table"] == 0
         bench.connect()
-        assert bench.reactor.bytes_held()["table"] == 1024 * loop.ENUMERATIONS["connection_bytes"]
+        assert bench.reactor.bytes_held()["table"] == 1024 * (
+            loop.ENUMERATIONS["connection_bytes"] + loop.ENUMERATIONS["user_link_bytes"]
+        )
 
 
 @pytest.mark.parametrize("module", PUBLIC)

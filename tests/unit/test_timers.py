@@ -457,8 +457,8 @@ def test_a_late_tick_beside_polls_is_no_time_machine() -> None:
         assert ServerFrame(PONG, b"") in peer.frames()
 
 
-def test_a_stall_is_forgiven_for_every_deadline() -> None:
-    """Ten seconds nobody called: head, decision, idle, message, application, pong: all move by it."""
+def test_a_stall_is_forgiven_for_every_deadline_that_judges_a_peer() -> None:
+    """Ten seconds nobody called: head, decision, idle, message, forgiven deadline, pong: all move by it."""
     settings = Settings(
         head_timeout_ms=5_000,
         upgrade_timeout_ms=5_000,
@@ -470,7 +470,7 @@ def test_a_stall_is_forgiven_for_every_deadline() -> None:
         deciding.send(HEAD)
         idle, midway, dated = bench.connect(), bench.connect(), bench.connect()
         midway.send(client_header(TEXT, 5))
-        bench.reactor.set_deadline(dated.conn, bench.now_ms + 5_000, 4001)
+        bench.reactor.set_deadline(dated.conn, bench.now_ms + 5_000, 4002, is_forgiven=True)
         bench.turn()
         bench.pass_ms(1_000)
         bench.now_ms += 12_000
@@ -484,7 +484,7 @@ def test_a_stall_is_forgiven_for_every_deadline() -> None:
         assert head.receive().startswith(b"HTTP/1.1 408 ")
         assert deciding.receive().startswith(b"HTTP/1.1 503 ")
         assert bench.of(midway)[0] == (events.FAILING, 1008)
-        assert bench.of(dated)[0] == (events.FAILING, 4001)
+        assert bench.of(dated)[0] == (events.FAILING, 4002)
         assert not bench.of(idle)
 
 

@@ -184,10 +184,10 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
 
 
 cdef void channel_release(Core *core, uint32_t index) noexcept nogil:
-    """Forget a channel with neither subscribers nor queued frames that nobody has to hear of; else nothing."""
+    """Forget a channel that has no subscriber, queued frame or walk and need not be reported; else nothing."""
     cdef Channel *channel = &core.channels.channels[index]
     cdef uint32_t hole, probe, home, mask = core.channels.cells_mask
-    if channel.count or channel.frames or channel.is_vacated or not channel.is_used:
+    if channel.count or channel.frames or channel.walks or channel.is_vacated or not channel.is_used:
         return
     # Close the hole, so that probing needs no tombstones.
     hole = <uint32_t>(

@@ -29,10 +29,13 @@ from wsgate.reactor.structs cimport (
     TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_DEFLATE,
     INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE,
     OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
-    SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_LINGERING, STATE_OPEN,
+    SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN,
     TOO_MANY_FRAGMENTS, WANT_OUT, WRITE_STALL,
 )
-from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, enter, kernel_holds, note_pause
+from wsgate.reactor.table cimport (
+    at, attention_push, dirty_push, dirty_remove, enter, heads_remove, kernel_holds, note_pause,
+)
+from wsgate.reactor.users cimport user_leave
 from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm
 
 
@@ -179,6 +182,9 @@ cdef void end_with(Core *core, uint32_t slot, Frame *frame, int reason) noexcept
     if frame == NULL:
         release(core, slot, reason, False)
         return
+    if c.state == STATE_HEAD:
+        heads_remove(core, slot)
+        enter(core, c, STATE_CLOSING)
     send_last(core, slot, frame, CLASS_RESPONSE)
 
 
@@ -224,7 +230,10 @@ cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept no
         c.reason = <uint8_t>reason
     core.ended[c.reason] += 1
     wheel_disarm(core, slot)
+    if c.state == STATE_HEAD:
+        heads_remove(core, slot)
     dirty_remove(core, slot)
+    user_leave(core, slot)
     channel_unsubscribe_all(core, slot)
     outbox_close(core, c)
     partial_close(core, c)

@@ -1,7 +1,11 @@
 """What happens when a connection's timer comes due.
 
 One timer stands for all deadlines of a connection; `nearest` computes them from the state, so nothing
-has to be kept in step. All are on the reactor's own clock, which stands still during a forgiven stall.
+has to be kept in step. Those that judge a peer's diligence are on the reactor's own clock, which stands
+still during a forgiven stall. The application's deadline is not, unless it asks for it: a stall of ours
+must not prolong a token. The expiry of a token is wall-clock time and follows that clock when it is set.
+Whenever such a deadline may have come nearer by itself (a stall was forgiven, the wall clock stepped
+forward), `deadlines_rearm` looks at every timer again, a slice in each tick.
 
     HEAD, DECIDING      the head or the decision has not come: an HTTP answer, then the end
     OPEN                ping, pong, idle, message completion, write stall, age of the outbox, and the
@@ -10,19 +14,19 @@ has to be kept in step. All are on the reactor's own clock, which stands still d
     LINGERING           the linger deadline: close
 """
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 
-from wsgate.reactor.closing cimport deliver, end_with, fail, release
+from wsgate.reactor.closing cimport deliver, end_with, fail, release, unblocked
 from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_oldest_ms
 from wsgate.reactor.pongs cimport PUSHED
-from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_queued, seam_readable
+from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_queued, seam_readable, seam_writable
 from wsgate.reactor.structs cimport (
-    AUTH_TIMEOUT, BLOCKED, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
-    IDLE_TIMEOUT, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT,
-    PING_SENT, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TIMERS,
-    UPGRADE_TIMEOUT, WATCHED, WRITE_STALL,
+    AUTH_TIMEOUT, BLOCKED, CHUNK_BITS, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
+    IDLE_TIMEOUT, IN_ATTENTION, IS_FORGIVEN, IS_WALL_TIME, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT,
+    PING_SENT, REARM_SLOTS, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TICK_MS, TIMERS,
+    UPGRADE_TIMEOUT, WANT_IN, WATCHED, WRITE_STALL,
 )
-from wsgate.reactor.table cimport at, kernel_holds
+from wsgate.reactor.table cimport at, dirty_push, kernel_holds
 from wsgate.reactor.wheel cimport wheel_arm, wheel_is_due, wheel_pop
 
 cdef enum:
@@ -57,6 +61,13 @@ cdef int64_t heartbeat_ms(Core *core, Connection *c, uint32_t slot) noexcept nog
     return since(core, c.seen_ms) + interval - scatter(slot, <uint32_t>interval >> 1)
 
 
+cdef int64_t application_at(Core *core, Connection *c) noexcept nogil:
+    """The application's deadline on the reactor's clock. Only where one is set."""
+    if c.application_code & IS_WALL_TIME:
+        return c.application_ms - core.wall_offset_ms - core.forgiven_ms
+    return c.application_ms if c.application_code & IS_FORGIVEN else c.application_ms - core.forgiven_ms
+
+
 cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
     """The nearest deadline of a connection, or NEVER."""
     cdef Connection *c = at(core, slot)
@@ -67,7 +78,7 @@ cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
         return NEVER
     when = heartbeat_ms(core, c, slot)
     if c.application_ms:
-        when = min(when, c.application_ms)
+        when = min(when, application_at(core, c))
     if core.limits.idle_ms and not c.flags & PAUSED:
         when = min(when, since(core, c.message_ms) + core.limits.idle_ms)
     if c.input != NULL and c.input.started_ms and core.limits.message_ms and not c.flags & PAUSED:
@@ -119,14 +130,28 @@ cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
     deliver(core, slot, core.ping, CLASS_CONTROL, NONE, True)
 
 
+cdef inline bint is_stalled(Core *core, Connection *c) noexcept nogil:
+    """Whether a full socket has taken no byte for a whole write deadline."""
+    return (
+        c.flags & BLOCKED and c.outbox != NULL and c.outbox.blocked_ms + core.limits.write_ms <= core.clock_ms
+    )
+
+
 cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     cdef int64_t now = core.clock_ms
-    if c.application_ms and c.application_ms <= now:
+    cdef uint16_t code = c.application_code & ~<uint16_t>(IS_WALL_TIME | IS_FORGIVEN)
+    if c.application_ms and application_at(core, c) <= now:
         c.application_ms = 0
         # The deadline for a first token and that of a token are one field; the code tells them apart.
-        fail(core, slot, AUTH_TIMEOUT if c.application_code == 4002 else TOKEN_EXPIRED, c.application_code)
-    elif c.flags & BLOCKED and c.outbox != NULL and c.outbox.blocked_ms + core.limits.write_ms <= now:
+        fail(core, slot, AUTH_TIMEOUT if code == 4002 else TOKEN_EXPIRED, code)
+    elif is_stalled(core, c) and seam_writable(c):
+        # The socket takes bytes, and only we have not looked: a busy pass must not cost a reader its connection.
+        unblocked(core, c)
+        seam_interest(core, slot, (c.flags & WANT_IN) != 0, False)
+        dirty_push(core, slot, False)
+        c.outbox.blocked_ms = now
+    elif is_stalled(core, c):
         # Not a byte for a whole write deadline: Close would not leave either.
         release(core, slot, WRITE_STALL, True)
     elif (
@@ -180,6 +205,10 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
     if nearest(core, slot) <= core.clock_ms:
         if c.state == STATE_OPEN:
             due_open(core, slot)
+        elif c.state == STATE_HEAD and c.flags & IN_ATTENTION:
+            # Its bytes wait for a turn: it is judged once they have been read.
+            wheel_arm(core, slot, core.clock_ms + TICK_MS)
+            return
         elif c.state == STATE_HEAD:
             end_with(core, slot, shared(core.head_timeout), HEAD_TIMEOUT)
         elif c.state == STATE_DECIDING:
@@ -203,3 +232,18 @@ cdef bint deadlines_run(Core *core, int64_t until_ns) noexcept nogil:
         look += 1
         if look & 63 == 0 and clock_ns() >= until_ns:
             return wheel_is_due(core)
+
+
+cdef void deadlines_rearm(Core *core) noexcept nogil:
+    """Look at the next slice of timers again, because a deadline may have come nearer. Call it every tick.
+
+    A timer is only ever armed for a nearer deadline here, so looking too often costs time and nothing else.
+    """
+    cdef uint32_t slots = core.chunk_count << CHUNK_BITS, looks
+    for looks in range(REARM_SLOTS):
+        if core.rearm_slot >= slots:
+            core.rearm_slot = NONE
+            return
+        if at(core, core.rearm_slot).state == STATE_OPEN:
+            deadlines_arm(core, core.rearm_slot)
+        core.rearm_slot += 1

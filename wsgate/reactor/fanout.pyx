@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from wsgate.reactor.channels cimport channel_slots
+from wsgate.reactor.channels cimport channel_release, channel_slots
 from wsgate.reactor.closing cimport deliver
 from wsgate.reactor.frames cimport frame_release
 from wsgate.reactor.memory cimport memory_give, memory_take
@@ -103,6 +103,7 @@ cdef void walks_step(Core *core, uint32_t most) noexcept nogil:
     core.walks = walk.next
     core.walk_count -= 1
     core.channels.channels[walk.channel].walks -= 1
+    channel_release(core, walk.channel)       # a walk without frames may be the last that kept it
     for variant in range(VARIANTS_MAX):
         if walk.frames[variant] != NULL:
             frame_release(core, walk.frames[variant])

@@ -26,16 +26,17 @@ from libc.stdlib cimport free
 from wsgate.reactor.addresses cimport (
     address_count, address_drop, address_is_trusted, address_note, address_read, address_take,
 )
+from wsgate.reactor.closing cimport end_with
 from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
 from wsgate.reactor.seam cimport (
     EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_address, seam_watch,
 )
 from wsgate.reactor.structs cimport (
     ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, CHUNK_BITS, Connection, Core,
-    DRAINS_MAX, Drain, HANDED_OVER, Input, NONE, PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
+    DRAINS_MAX, Drain, HANDED_OVER, HEAD_DISPLACED, IN_ATTENTION, Input, NONE, PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
     REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
     REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING,
-    STATE_FREE, STATE_GONE, STATE_HEAD,
+    STATE_FREE, STATE_GONE, STATE_HEAD, WATCHED,
 )
 from wsgate.reactor.table cimport at, attention_push, table_open
 from wsgate.reactor.wheel cimport wheel_arm
@@ -88,6 +89,7 @@ cdef enum:
     SECOND_NS = 1000000000
     OFFERS_LEAST = 1000
     OFFERS_TIMES = 4
+    DISPLACE_LOOKS = 64          # connections looked at for one newcomer
     COUNT_LOOKS = 8192           # slots looked at in one tick: 3 ms of it
 
 
@@ -99,6 +101,27 @@ cdef inline bint takes_one(int64_t *full_ns, int64_t now_ns, int64_t cost_ns, in
         return False
     full_ns[0] += cost_ns
     return True
+
+
+cdef bint displace_head(Core *core) noexcept nogil:
+    """End the oldest handshake whose head came in part, so that a newcomer has its place; False: none has.
+
+    A newcomer mostly brings a whole head. If it were refused instead, as many silent sockets as there may be
+    handshakes would keep everybody else out. A head whose bytes wait for their turn is not displaced.
+    """
+    cdef uint32_t slot = core.heads.head, looks
+    cdef Connection *c
+    for looks in range(DISPLACE_LOOKS):
+        if slot == NONE:
+            return False
+        c = at(core, slot)
+        if c.flags & WATCHED and not c.flags & IN_ATTENTION:
+            if core.head_timeout != NULL:
+                core.head_timeout.references += 1
+            end_with(core, slot, core.head_timeout, HEAD_DISPLACED)
+            return True
+        slot = c.dirty_next
+    return False
 
 
 cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexcept nogil:
@@ -118,7 +141,7 @@ cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexce
         return REFUSED_CONNECTIONS
     if core.gate.handshakes and (
         core.states[<int>STATE_HEAD] + core.states[<int>STATE_DECIDING] >= core.gate.handshakes
-    ):
+    ) and not displace_head(core):
         return REFUSED_HANDSHAKES
     if core.is_pressed:
         return REFUSED_MEMORY

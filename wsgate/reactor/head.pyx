@@ -20,7 +20,7 @@ from wsgate.reactor.structs cimport (
     AWAITS_PROXY, BAD_PROXY_HEADER, Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, OUT_OF_MEMORY,
     PARTIAL_BYTES, PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING, TICK_MS,
 )
-from wsgate.reactor.table cimport at, enter, handle_of
+from wsgate.reactor.table cimport at, enter, handle_of, heads_remove
 from wsgate.reactor.wheel cimport wheel_arm
 
 
@@ -129,6 +129,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
     used.opens += 1
     core.counters[<int>OPENS] += 1
     c.flags |= OPENED
+    heads_remove(core, slot)
     enter(core, c, STATE_DECIDING)
     c.deadline_ms = core.clock_ms + core.limits.upgrade_ms
     wheel_arm(core, slot, min(c.deadline_ms, core.clock_ms + TICK_MS))    # see `due` in deadlines.pyx

@@ -192,11 +192,12 @@ class Reactor:
     def flush(self, now_ms: int) -> bool:
         """Write what waits, for at most 2 ms; True when more waits (call again soon)."""
 
-    def tick(self, now_ms: int) -> None:
+    def tick(self, now_ms: int, wall_ms: int | None = None) -> None:
         """Run the timers that are due; call every 250 ms.
 
-        A tick more than 2 s late is taken for a pause of our own: every deadline moves by the lateness,
-        at most once a minute.
+        A tick more than 2 s late is taken for a pause of our own: every deadline that judges a peer moves by
+        the lateness, at most once a minute. `wall_ms` is the wall clock in milliseconds since 1970, for
+        `set_expiry`; without it the last difference between the clocks stays.
         """
 
     def upgrade(self, conn: int, response: bytes, *, variant: int = 0) -> bool:
@@ -237,7 +238,7 @@ class Reactor:
     def resume_reading(self, conn: int) -> bool:
         """Read again."""
 
-    def subscribe(self, conn: int, channel: bytes, *, policy: int = 0) -> int:
+    def subscribe(self, conn: int, channel: bytes, *, policy: int = 0, is_counted: bool = True) -> int:
         """Subscribe to a channel (1 to 1,024 bytes). O(1).
 
         Args:
@@ -245,6 +246,8 @@ class Reactor:
             channel: Its name.
             policy: What a full outbox does with its publications, one of the `POLICY_` numbers; counts
                 for the first subscriber of a channel, later ones find it set.
+            is_counted: Whether subscriptions to this channel count against the limit of a connection; False
+                for any subscriber holds for the channel.
 
         Returns:
             The channel's subscribers in this reactor; -1 when it was subscribed already; -2 when the
@@ -336,11 +339,59 @@ class Reactor:
     def meta(self, conn: int) -> Any:
         """The attached object, or None."""
 
-    def set_deadline(self, conn: int, at_ms: int, close_code: int, *, only_sooner: bool = False) -> bool:
-        """End the connection at a time of the caller's clock; `at_ms` 0 clears it.
+    def set_deadline(self, conn: int, at_ms: int, close_code: int, *, is_forgiven: bool = False) -> bool:
+        """End the connection at a time of the caller's clock; `at_ms` 0 clears the deadline.
 
-        `close_code` 0 means 4001. With `only_sooner` a deadline that comes before stays. Raises ValueError
-        for a code a server may not send.
+        A connection has one application deadline: this and `set_expiry` replace each other's.
+
+        Args:
+            conn: The connection.
+            at_ms: The time; 0: no deadline.
+            close_code: What the peer is sent; 0 means 4001.
+            is_forgiven: Whether a forgiven stall of the process moves the deadline, because it judges the
+                peer's diligence.
+
+        Returns:
+            False for a stale handle.
+
+        Raises:
+            ValueError: For a code that a server may not send.
+        """
+
+    def set_expiry(self, conn: int, wall_ms: int, close_code: int, *, only_sooner: bool = False) -> bool:
+        """End the connection at a time of the wall clock, as `tick` was told it; no stall is forgiven.
+
+        A step of the wall clock is followed within a tick. With `only_sooner` a deadline that comes before
+        stays.
+
+        Args:
+            conn: The connection.
+            wall_ms: Milliseconds since 1970, above 0.
+            close_code: What the peer is sent.
+            only_sooner: Never postpone.
+
+        Returns:
+            False for a stale handle.
+
+        Raises:
+            ValueError: For a code that a server may not send, or a time that is none.
+        """
+
+    def set_user(self, conn: int, user: bytes) -> bool:
+        """Enter a connection in the index by user; an empty `user` takes it out. O(1).
+
+        The connection stays in the index until it is released, in every state and whatever it is
+        subscribed to. False for a stale handle.
+
+        Raises:
+            MemoryError: The index could not grow; the connection is in no list then.
+        """
+
+    def user_connections(self, user: bytes) -> list[int]:
+        """The handles of a user's connections, in every state but closed, the newest first.
+
+        The index keeps a hash of 32 bits: very rarely a connection of another user is among them, so compare
+        the user in its meta object. O(connections of the user).
         """
 
     def peer(self, conn: int) -> str:

@@ -24,27 +24,31 @@ from wsgate.reactor.channels cimport (
 )
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
-from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume, deadlines_run
+from wsgate.reactor.deadlines cimport (
+    application_at, deadlines_arm, deadlines_rearm, deadlines_resume, deadlines_run,
+)
 from wsgate.reactor.fanout cimport bye_for, fan_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_admit, gate_answers_free, gate_mute, gate_open, gate_tick
-from wsgate.reactor.reader cimport take_turn
+from wsgate.reactor.reader cimport take_turn, turn_failed
 from wsgate.reactor.memory cimport memory_booked, memory_is_exact
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_address, seam_interest, seam_peer, seam_watch
 from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
-    APPLICATION, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
+    APPLICATION, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, Gate, HEAD_REFUSED, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
+    Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
-    POLLS, PUBLICATIONS, Pass, REASONS, REPLACED, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
-    STATE_FAILING, STATE_OPEN, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, VARIANTS_MAX, WANT_OUT,
+    HEAD_DISPLACED, POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
+    STATE_FAILING, STATE_HEAD, STATE_OPEN, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
+    WANT_OUT,
 )
 from wsgate.reactor.table cimport (
-    at, attention_pop, attention_push, enter, find, handle_of, note_pause, table_free,
+    at, attention_pop, attention_push, enter, find, handle_of, heads_remove, note_pause, table_free,
 )
+from wsgate.reactor.users cimport link_of, user_enter, user_first, user_hash, user_leave
 from wsgate.reactor.waiting cimport wait_once
 from wsgate.reactor.wheel cimport wheel_disarm, wheel_is_due, wheel_turn
 from wsgate.reactor.writer cimport flush_slice
@@ -56,6 +60,9 @@ from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_
 from wsgate.reactor.settings import GateLimits, Settings
 
 __all__ = ["ENUMERATIONS", "Reactor"]
+
+cdef extern from "Python.h":
+    void PyErr_WriteUnraisable(object where)
 
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
@@ -73,7 +80,7 @@ ENUMERATIONS = {
     "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
     "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
     "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
-    "reason_last": REPLACED, "has_exact_blocks": memory_is_exact(),
+    "reason_last": HEAD_DISPLACED, "user_link_bytes": sizeof(UserLink), "has_exact_blocks": memory_is_exact(),
 }
 
 
@@ -151,11 +158,14 @@ cdef class Reactor:
             used.until_ns = clock_ns() + PASS_NS
             if wheel_is_due(core):
                 deadlines_run(core, used.until_ns)
-            # Ask epoll once a round of the queue: asking more often only hears again of those who wait
-            # already, and asking never would shut out whoever is not among them.
-            if core.turns_to_wait == 0:
+            # Ask epoll once a round of the queue: asking more often mostly reports those again who wait already.
+            # But a round of many talkers takes seconds, and the listener, writers that may go on and everybody
+            # who is not on the queue wait for it: so ask by the clock as well.
+            if core.turns_to_wait == 0 or core.now_ms - core.asked_ms >= ASK_MS:
                 wait_once(core)
-                core.turns_to_wait = core.attention.count
+                core.asked_ms = core.now_ms
+                if core.turns_to_wait == 0:
+                    core.turns_to_wait = core.attention.count
             turns = core.attention.count
             used.turn_messages = min(
                 TURN_MESSAGES, max(TURN_MESSAGES_LEAST, used.messages_limit // max(turns, <uint32_t>1))
@@ -164,7 +174,13 @@ cdef class Reactor:
                 turns -= 1
                 core.turns_to_wait -= core.turns_to_wait != 0
                 slot = attention_pop(core)
-                take_turn(core, slot, &used, events)
+                try:
+                    take_turn(core, slot, &used, events)
+                except MemoryError:
+                    turn_failed(core, slot, OUT_OF_MEMORY)
+                except Exception:
+                    turn_failed(core, slot, INTERNAL)
+                    PyErr_WriteUnraisable(self)
                 if (
                     used.messages >= used.messages_limit or used.bytes >= PASS_BYTES
                     or (turns & 7 == 0 and clock_ns() >= used.until_ns)
@@ -184,12 +200,20 @@ cdef class Reactor:
         core.busy = 0
         return more
 
-    def tick(self, int64_t now_ms):
+    def tick(self, int64_t now_ms, wall_ms=None):
         """Turn the timer wheel; call every 250 ms. See loop.pyi."""
         cdef Core *core = self.own()
+        cdef int64_t offset_ms
+        if wall_ms is not None:
+            offset_ms = <int64_t>wall_ms - now_ms
+            if offset_ms > core.wall_offset_ms:
+                core.rearm_slot = 0           # the wall clock stepped forward: expiries came nearer
+            core.wall_offset_ms = offset_ms
         core.busy = 1
         advance(core, now_ms)
         core.last_tick_ms = core.now_ms
+        if core.rearm_slot != NONE:
+            deadlines_rearm(core)
         wheel_turn(core)
         gate_tick(core)
         deadlines_run(core, clock_ns() + PASS_NS)
@@ -333,6 +357,8 @@ cdef class Reactor:
         c = at(core, slot)
         if seam_interest(core, slot, True, False) < 0:
             wheel_disarm(core, slot)
+            heads_remove(core, slot)
+            c.fd = -1
             table_free(core, slot)            # the caller keeps the descriptor
             raise OSError(errno, os.strerror(errno))
         if upgraded:
@@ -478,6 +504,8 @@ cdef class Reactor:
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL:
             return False
+        if not c.flags & PAUSED_APP:
+            return True                       # nothing to resume: no clock of the peer starts anew
         c.flags &= ~PAUSED_APP
         if c.state == STATE_OPEN and not c.flags & PAUSED_OUTBOX:
             seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
@@ -527,7 +555,7 @@ cdef class Reactor:
             return None
         return <object>c.meta
 
-    def set_deadline(self, uint64_t conn, int64_t at_ms, int close_code, *, bint only_sooner=False):
+    def set_deadline(self, uint64_t conn, int64_t at_ms, int close_code, *, bint is_forgiven=False):
         """End the connection with `close_code` at a time of the caller's clock; 0 clears. See loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
@@ -536,12 +564,56 @@ cdef class Reactor:
             return False
         if at_ms and close_code:
             check_code(close_code)
-        if only_sooner and c.application_ms and c.application_ms <= at_ms - core.forgiven_ms:
-            return True
-        c.application_ms = at_ms - core.forgiven_ms if at_ms else 0
+        c.application_ms = at_ms
         c.application_code = <uint16_t>close_code
+        if at_ms and is_forgiven:
+            c.application_ms = at_ms - core.forgiven_ms
+            c.application_code |= IS_FORGIVEN
         deadlines_arm(core, slot)
         return True
+
+    def set_expiry(self, uint64_t conn, int64_t wall_ms, int close_code, *, bint only_sooner=False):
+        """End the connection with `close_code` at a time of the wall clock; see loop.pyi."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        cdef Connection *c = self.find(conn, &slot)
+        if c == NULL:
+            return False
+        check_code(close_code)
+        if wall_ms <= 0:
+            raise ValueError("an expiry is a time of the wall clock, in milliseconds since 1970")
+        if only_sooner and c.application_ms and (
+            application_at(core, c) <= wall_ms - core.wall_offset_ms - core.forgiven_ms
+        ):
+            return True
+        c.application_ms = wall_ms
+        c.application_code = <uint16_t>close_code | IS_WALL_TIME
+        deadlines_arm(core, slot)
+        return True
+
+    # --- the index by user ---------------------------------------------------------------------------
+
+    def set_user(self, uint64_t conn, bytes user not None):
+        """Say whose connection this is; see loop.pyi."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        if self.find(conn, &slot) == NULL:
+            return False
+        if not user:
+            user_leave(core, slot)
+        elif user_enter(core, slot, hash_of(core, user)) < 0:
+            raise MemoryError
+        return True
+
+    def user_connections(self, bytes user not None):
+        """The handles of a user's connections, whatever their state; see loop.pyi."""
+        cdef Core *core = self.own()
+        cdef list handles = []
+        cdef uint32_t slot = user_first(core, hash_of(core, user))
+        while slot != NONE:
+            handles.append(handle_of(at(core, slot), slot))
+            slot = link_of(core, slot).next
+        return handles
 
     def peer(self, uint64_t conn):
         """The peer's address as `host:port` or `[host]:port`; empty when there is none."""
@@ -574,7 +646,9 @@ cdef class Reactor:
 
     # --- channels -----------------------------------------------------------------------------------
 
-    def subscribe(self, uint64_t conn, bytes channel not None, *, int policy=POLICY_CLOSE):
+    def subscribe(
+        self, uint64_t conn, bytes channel not None, *, int policy=POLICY_CLOSE, bint is_counted=True,
+    ):
         """Subscribe; the channel's subscribers here, 0 if it was refused, -1 if it was already there."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0, index
@@ -586,12 +660,14 @@ cdef class Reactor:
             raise ValueError(f"a channel name is 1 to {NAME_LIMIT_BYTES} bytes")
         if c == NULL or c.state != STATE_OPEN:
             return 0
-        if core.limits.subscriptions and c.subscription_count >= core.limits.subscriptions:
+        if is_counted and core.limits.subscriptions and counted_subscriptions(core, c) >= core.limits.subscriptions:
             index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
             return -1 if is_subscribed(core, c, index) else -2
         index = channel_open(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel), policy)
         if index == NONE:
             raise MemoryError
+        if not is_counted:
+            core.channels.channels[index].is_uncounted = 1
         outcome = channel_subscribe(core, slot, index)
         if outcome < 0:
             channel_release(core, index)
@@ -809,6 +885,21 @@ cdef uint64_t disguise(const uint8_t *key, uint64_t number, bint forward) noexce
     return <uint64_t>left << 32 | right
 
 
+cdef uint32_t hash_of(Core *core, bytes user):
+    return user_hash(core, <const uint8_t *>PyBytes_AS_STRING(user), <uint64_t>PyBytes_GET_SIZE(user))
+
+
+cdef uint32_t counted_subscriptions(Core *core, Connection *c) noexcept nogil:
+    """A connection's subscriptions that count against its limit. The cells are looked at only at the limit."""
+    cdef uint32_t cell, uncounted = 0
+    if c.subscription_count < core.limits.subscriptions:
+        return c.subscription_count
+    for cell in range(<uint32_t>1 << c.subscription_bits):
+        if c.subscriptions[cell].channel != NONE:
+            uncounted += core.channels.channels[c.subscriptions[cell].channel].is_uncounted
+    return c.subscription_count - uncounted
+
+
 cdef inline uint8_t publication_opcode(Core *core, int variant) noexcept nogil:
     return core.variant_opcodes[variant] | (RSV1 if core.variant_deflated[variant] else 0)
 
@@ -855,6 +946,8 @@ cdef inline bint takes_replies(Connection *c) noexcept nogil:
 cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:
     """Into state OPEN: heartbeat from now, and what came after the head is read."""
     cdef Connection *c = at(core, slot)
+    if c.state == STATE_HEAD:
+        heads_remove(core, slot)
     enter(core, c, STATE_OPEN)
     c.deadline_ms = 0
     c.message_ms = <uint32_t>core.clock_ms

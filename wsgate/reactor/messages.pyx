@@ -37,19 +37,31 @@ cdef enum Step:
 
 cdef enum:
     NS_PER_S = 1000000000
+    # What lies in the sockets of both ends after a long pause of ours, at most: 4 MiB each by Linux's tcp_rmem
+    # and tcp_wmem. A client's small message has some 64 bytes on the wire, a ping or pong 6.
+    GATHERED_BYTES = 8388608
+    GATHERED_MESSAGES = 131072
+    GATHERED_CONTROLS = 1398101
 
 
 # --- limits -----------------------------------------------------------------------------------------
 
-cdef inline int64_t credit_ms(Core *core) noexcept nogil:
-    """How much longer than their depth buckets have filled: what gathered in a pause of ours is no flood."""
-    return core.pause_ms if core.now_ms <= core.pause_until_ms else 0
+cdef inline int64_t credit_ms(Core *core, uint32_t rate_per_s, uint64_t gathered) noexcept nogil:
+    """How much longer than their depth buckets have filled: what gathered in a pause of ours is no flood.
+
+    Not longer than what two socket buffers hold takes at this rate: `gathered` is that, in the bucket's unit.
+    """
+    if core.now_ms > core.pause_until_ms:
+        return 0
+    return min(core.pause_ms, <int64_t>(gathered * 1000 // rate_per_s))
 
 
-cdef inline bint conforms(Core *core, int64_t *arrival_ns, uint32_t rate_per_s, uint64_t amount) noexcept nogil:
+cdef inline bint conforms(
+    Core *core, int64_t *arrival_ns, uint32_t rate_per_s, uint64_t amount, uint64_t gathered
+) noexcept nogil:
     """A token bucket one second deep, kept as the moment at which it would be full again."""
     cdef int64_t now_ns = core.now_ms * 1000000
-    cdef int64_t full_ns = now_ns - credit_ms(core) * 1000000
+    cdef int64_t full_ns = now_ns - credit_ms(core, rate_per_s, gathered) * 1000000
     cdef int64_t cost_ns = <int64_t>(amount * NS_PER_S // rate_per_s)
     if arrival_ns[0] < full_ns:
         arrival_ns[0] = full_ns
@@ -68,7 +80,7 @@ cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
     if core.limits.control_rate_per_s == 0:
         return True
     now = <uint32_t>core.now_ms << 4
-    full = now - (<uint32_t>credit_ms(core) << 4)
+    full = now - (<uint32_t>credit_ms(core, core.limits.control_rate_per_s, GATHERED_CONTROLS) << 4)
     cost = 16000 // core.limits.control_rate_per_s
     depth = cost * core.limits.control_burst
     # Behind, the bucket is full; further ahead than any burst goes, its 32 bits have wrapped meanwhile.
@@ -157,10 +169,12 @@ cdef int admit_message(Core *core, uint32_t slot, uint64_t size) noexcept nogil:
     cdef Connection *c = at(core, slot)
     c.message_ms = <uint32_t>core.clock_ms
     if core.limits.message_rate_per_s and not conforms(
-        core, &c.message_ns, core.limits.message_rate_per_s, 1
+        core, &c.message_ns, core.limits.message_rate_per_s, 1, GATHERED_MESSAGES
     ):
         return violate(core, slot, MESSAGE_RATE)
-    if core.limits.byte_rate_per_s and not conforms(core, &c.byte_ns, core.limits.byte_rate_per_s, size):
+    if core.limits.byte_rate_per_s and not conforms(
+        core, &c.byte_ns, core.limits.byte_rate_per_s, size, GATHERED_BYTES
+    ):
         return violate(core, slot, BYTE_RATE)
     core.counters[<int>MESSAGES_IN] += 1
     core.counters[<int>MESSAGE_BYTES_IN] += size

@@ -5,7 +5,7 @@ from typing import Final
 __all__ = ["COUNTER_NAMES", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES"]
 
 STATE_NAMES: Final = ("free", "head", "deciding", "open", "failing", "closing", "lingering", "gone")
-KIND_NAMES: Final = ("table", "frame", "outbox", "partial", "channel", "subscription", "deflate")
+KIND_NAMES: Final = ("table", "frame", "outbox", "partial", "channel", "subscription", "deflate", "user")
 REASON_NAMES: Final = (
     "none",
     "refused_descriptors",
@@ -54,6 +54,7 @@ REASON_NAMES: Final = (
     "bad_proxy_header",
     "user_connections",
     "replaced",
+    "head_displaced",
 )
 COUNTER_NAMES: Final = (
     "accepted",

@@ -12,7 +12,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from wsgate.reactor.closing cimport release
+from wsgate.reactor.closing cimport fail, release
 from wsgate.reactor.deadlines cimport deadlines_arm
 from wsgate.reactor.head cimport turn_head
 from wsgate.reactor.memory cimport buffer_give
@@ -109,10 +109,10 @@ cdef int announce(Core *core, uint32_t slot, list events) except -1:
     cdef Connection *c = at(core, slot)
     if c.flags & ANNOUNCED:
         return 0
-    c.flags |= ANNOUNCED
     events.append((
         EVENT_PEER_CLOSED if c.reason == PEER_CLOSED else EVENT_FAILING, handle_of(c, slot), c.close_code
     ))
+    c.flags |= ANNOUNCED                      # after the event: making it may fail, and is tried again then
     failed_push(core, slot)
     return 0
 
@@ -131,6 +131,20 @@ cdef int bury(Core *core, uint32_t slot, Pass *used, list events) except -1:
     table_free(core, slot)
     Py_XDECREF(meta)
     return 0
+
+
+cdef void turn_failed(Core *core, uint32_t slot, int reason) noexcept nogil:
+    """A turn raised, mostly for want of memory: only this connection pays for it.
+
+    What it said is lost, so it fails. One whose end is to be reported has another turn instead.
+    """
+    cdef Connection *c = at(core, slot)
+    if c.state == STATE_OPEN:
+        fail(core, slot, reason, 0)
+    elif c.state == STATE_HEAD or c.state == STATE_DECIDING:
+        release(core, slot, reason, True)
+    elif c.state in (STATE_FAILING, STATE_GONE):
+        attention_push(core, slot)
 
 
 cdef int take_turn(Core *core, uint32_t slot, Pass *used, list events) except -1:

@@ -34,6 +34,7 @@ cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t s
 cdef int64_t seam_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil
 cdef int64_t seam_send_vector(Core *core, Connection *c, iovec *parts, int count) noexcept nogil
 cdef bint seam_readable(Connection *c) noexcept nogil
+cdef bint seam_writable(Connection *c) noexcept nogil
 cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil
 cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil
 cdef void seam_shut_write(Connection *c) noexcept nogil

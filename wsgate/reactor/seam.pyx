@@ -60,6 +60,14 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *now)
     int CLOCK_MONOTONIC
 
+cdef extern from "<poll.h>" nogil:
+    ctypedef struct pollfd "struct pollfd":
+        int fd
+        short events
+        short revents
+    int poll(pollfd *entries, unsigned long count, int timeout_ms)
+    short POLLOUT
+
 
 cdef enum:
     SO_MEMINFO = 55
@@ -115,6 +123,15 @@ cdef bint seam_readable(Connection *c) noexcept nogil:
     """Whether a byte waits unread: asked once before a silent peer is given up."""
     cdef uint8_t byte
     return recv(c.fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK) > 0
+
+
+cdef bint seam_writable(Connection *c) noexcept nogil:
+    """Whether the socket takes bytes now: asked once before a stalled peer is given up."""
+    cdef pollfd asked
+    asked.fd = c.fd
+    asked.events = POLLOUT
+    asked.revents = 0
+    return poll(&asked, 1, 0) == 1 and (asked.revents & POLLOUT) != 0
 
 
 cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil:

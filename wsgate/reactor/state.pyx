@@ -23,6 +23,7 @@ from wsgate.reactor.structs cimport (
     SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
 )
 from wsgate.reactor.table cimport at, table_destroy
+from wsgate.reactor.users cimport users_destroy
 from wsgate.reactor.wheel cimport wheel_start
 
 import os
@@ -103,7 +104,8 @@ cdef void state_blank(Core *core) noexcept nogil:
     cdef int index
     memset(core, 0, sizeof(Core))
     core.epoll = core.listener = core.relief = core.relief_next = -1
-    core.free_slot = NONE
+    core.free_slot = core.rearm_slot = NONE
+    core.heads.head = core.heads.tail = NONE
     core.channels.free = NONE
     core.attention.head = core.attention.tail = NONE
     core.failed.head = core.failed.tail = NONE
@@ -156,6 +158,7 @@ cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
             core.last_stall_ms = now_ms
             core.forgiven_ms += late // TICK_MS * TICK_MS    # whole steps: the wheel keeps its phase
             core.counters[<int>STALLS_FORGIVEN] += 1
+            core.rearm_slot = 0               # expiries are not forgiven: they came nearer on this clock
     core.now_ms = now_ms
     core.clock_ms = now_ms - core.forgiven_ms
 
@@ -202,6 +205,7 @@ cdef list state_destroy(Core *core):
     if core.chunks != NULL:
         table_destroy(core)
         channels_destroy(core)
+        users_destroy(core)
         memory_empty_pool(core)
         free(core.chunks)
     memcpy(counters, core.counters, sizeof(counters))

@@ -57,6 +57,8 @@ cdef enum:
     SLICE_NS = 2000000           # one flush
     STALL_MS = 2000              # a tick later than this is our own pause
     STALL_EVERY_MS = 60000       # forgiven at most this often
+    ASK_MS = 5                   # epoll is asked at least this often, however long a round of turns is
+    REARM_SLOTS = 65536          # timers looked at in one tick after deadlines came nearer
     PAUSE_MS = 1000              # between two calls: peers' bytes have gathered
 
 cdef enum State:
@@ -87,6 +89,10 @@ cdef enum Flag:
     PING_SENT = 8192             # a ping is unanswered since heartbeat_ms
     WATCHED = 16384              # in the epoll set
     END_AFTER_WRITE = 32768      # do not wait for the peer's Close once everything is written
+
+cdef enum:
+    IS_WALL_TIME = 0x8000        # of application_code: application_ms is wall-clock time
+    IS_FORGIVEN = 0x4000         # of application_code: it is on the reactor's clock; without both, on the caller's
 
 cdef enum:
     SENT_SINCE = 1               # of units: more than pings was sent since the kernel was asked
@@ -141,6 +147,7 @@ cdef enum Reason:
     BAD_PROXY_HEADER
     USER_CONNECTIONS
     REPLACED
+    HEAD_DISPLACED
     REASONS
 
 # The numbers of wsgate/reactor/events.py.
@@ -173,6 +180,7 @@ cdef enum Kind:
     KIND_CHANNEL                 # channels, their names and subscriber arrays
     KIND_SUBSCRIPTION            # the subscription tables of connections
     KIND_DEFLATE                 # what inflating or deflating one message may take; nothing without compression
+    KIND_USER                    # the table of the index by user
     KINDS
 
 cdef enum Counter:
@@ -304,16 +312,16 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint32_t wheel_next
     uint32_t wheel_previous
     uint32_t wheel_tick          # NONE: not on the wheel
-    uint32_t dirty_next
+    uint32_t dirty_next          # in HEAD these two link `heads` instead
     uint32_t dirty_previous
     uint32_t attention_next      # also links the failed list
     int64_t deadline_ms          # of the state: head, decision, closing, linger
-    int64_t application_ms       # set_deadline; 0: none
+    int64_t application_ms       # set_deadline, set_expiry; the flags of application_code name its clock; 0: none
     Outbox *outbox
     Input *input
     Subscription *subscriptions  # open addressing by channel
     uint32_t subscription_count
-    uint16_t application_code
+    uint16_t application_code    # the close code, and the flags of application_ms
     uint16_t close_code          # of our Close
     uint8_t reason
     uint8_t subscription_bits    # log2 of the table's cells
@@ -341,7 +349,8 @@ ctypedef struct Channel:         # 64 bytes, one cache line: an inbox of one dev
     uint8_t is_used
     uint8_t variants             # bit n: somebody of variant n has subscribed since it was made
     uint8_t is_vacated           # in the list of channels to report
-    uint16_t walks               # publications on their way into it
+    uint8_t walks                # publications on their way into it, at most WALKS_MAX
+    uint8_t is_uncounted         # its subscriptions do not count against a connection's limit
     uint32_t link                # of that list
     ChannelSlots slots
     ChannelName name
@@ -364,6 +373,16 @@ ctypedef struct ChannelTable:
     uint32_t *cells              # open addressing: channel indexes, NONE when free
     uint32_t cells_mask
     uint8_t key[16]              # SipHash key: clients choose the names
+
+ctypedef struct UserLink:        # of one slot; see users.pyx
+    uint32_t next                # the next connection of the same user, or NONE
+    uint32_t previous            # NONE: the first of its list
+    uint32_t hash                # of the user; 0: no user, on no list
+
+ctypedef struct UserTable:
+    uint32_t *cells              # open addressing: the first slot of each list, NONE when free
+    uint32_t mask                # cells - 1
+    uint32_t count               # lists
 
 ctypedef struct List:            # slots linked through a field of the connection
     uint32_t head
@@ -466,7 +485,9 @@ ctypedef struct Core:
     int listener_muted           # out of descriptors: looked at again at the next tick
     int64_t now_ms               # the caller's clock
     int64_t forgiven_ms          # stalls that deadlines did not count
-    int64_t clock_ms             # now_ms - forgiven_ms: every deadline is on this clock
+    int64_t clock_ms             # now_ms - forgiven_ms: every deadline but an expiry is on this clock
+    int64_t wall_offset_ms       # wall clock - now_ms; what expiries are measured with
+    uint32_t rearm_slot          # timers from this slot on are looked at again; NONE: none is
     int64_t last_tick_ms         # caller's clock
     int64_t last_stall_ms
     int64_t pause_ms             # the last time nobody called for over a second: so long, and
@@ -495,13 +516,16 @@ ctypedef struct Core:
     uint32_t chunk_limit
     uint32_t free_slot           # linked through attention_next
     uint32_t connections         # slots in use
+    List heads                   # connections in HEAD, oldest first; linked through the dirty links
     List attention
     uint32_t turns_to_wait       # until epoll is asked again: one round of the attention queue
+    int64_t asked_ms             # caller's clock: when epoll was asked last
     List failed
     List urgent
     List bulk
     Wheel wheel
     ChannelTable channels
+    UserTable users
     Walk *walks                  # the oldest first
     Walk *last_walk
     uint32_t walk_count

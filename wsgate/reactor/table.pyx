@@ -14,14 +14,14 @@ from libc.string cimport memset
 
 from wsgate.reactor.structs cimport (
     CHUNK_BITS, CHUNK_SLOTS, Connection, Core, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, KIND_TABLE,
-    List, NONE, STATE_FREE, STATE_HEAD,
+    List, NONE, STATE_FREE, STATE_HEAD, UserLink,
 )
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **block, size_t alignment, size_t size)
 
 cdef enum:
-    SLAB_BYTES = CHUNK_SLOTS * sizeof(Connection)
+    SLAB_BYTES = CHUNK_SLOTS * (sizeof(Connection) + sizeof(UserLink))    # see users.pxd
 
 
 cdef int add_slab(Core *core) noexcept nogil:
@@ -64,6 +64,7 @@ cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nog
     c.dirty_next = c.dirty_previous = c.attention_next = NONE
     core.states[<int>STATE_HEAD] += 1
     core.connections += 1
+    heads_push(core, index)
     slot[0] = index
     return c
 
@@ -164,13 +165,27 @@ cdef void dirty_push(Core *core, uint32_t slot, bint urgent) noexcept nogil:
     queue.count += 1
 
 
-cdef void dirty_remove(Core *core, uint32_t slot) noexcept nogil:
-    """Take a connection off whichever dirty list it is on."""
+cdef void heads_push(Core *core, uint32_t slot) noexcept nogil:
+    """Queue a connection that is in HEAD behind those that came before it."""
     cdef Connection *c = at(core, slot)
-    cdef List *queue
-    if not c.flags & (IN_URGENT | IN_BULK):
-        return
-    queue = &core.urgent if c.flags & IN_URGENT else &core.bulk
+    c.dirty_next = NONE
+    c.dirty_previous = core.heads.tail
+    if core.heads.tail == NONE:
+        core.heads.head = slot
+    else:
+        at(core, core.heads.tail).dirty_next = slot
+    core.heads.tail = slot
+    core.heads.count += 1
+
+
+cdef void heads_remove(Core *core, uint32_t slot) noexcept nogil:
+    """Take a connection off that list; call it while the state is still HEAD."""
+    cdef Connection *c = at(core, slot)
+    unlink(core, &core.heads, c)
+
+
+cdef inline void unlink(Core *core, List *queue, Connection *c) noexcept nogil:
+    """Take a connection out of a list that is linked through the dirty links."""
     if c.dirty_previous == NONE:
         queue.head = c.dirty_next
     else:
@@ -180,4 +195,14 @@ cdef void dirty_remove(Core *core, uint32_t slot) noexcept nogil:
     else:
         at(core, c.dirty_next).dirty_previous = c.dirty_previous
     queue.count -= 1
+
+
+cdef void dirty_remove(Core *core, uint32_t slot) noexcept nogil:
+    """Take a connection off whichever dirty list it is on."""
+    cdef Connection *c = at(core, slot)
+    cdef List *queue
+    if not c.flags & (IN_URGENT | IN_BULK):
+        return
+    queue = &core.urgent if c.flags & IN_URGENT else &core.bulk
+    unlink(core, queue, c)
     c.flags &= ~(IN_URGENT | IN_BULK)

@@ -3,9 +3,10 @@
 from array import array
 from collections.abc import Iterable
 
+from wsgate.reactor.audit import audit as audit
 from wsgate.reactor.loop import Reactor
 
-__all__ = ["hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks"]
+__all__ = ["audit", "hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks"]
 
 def open_slots(
     reactor: Reactor, fds: Iterable[int], count: int, *, now_ms: int, variant: int = 0

@@ -17,7 +17,9 @@ from wsgate.reactor.state cimport advance
 from wsgate.reactor.structs cimport CHUNK_SLOTS, Connection, Core, OPENED, PING_SENT, STATE_OPEN, WANT_IN, WATCHED
 from wsgate.reactor.table cimport at, handle_of
 
-__all__ = ["hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks"]
+from wsgate.reactor.audit import audit
+
+__all__ = ["audit", "hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks"]
 
 
 def open_slots(Reactor reactor not None, fds, uint32_t count, *, long long now_ms, int variant=0):

@@ -42,7 +42,7 @@ from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.pages import CLIENT_PAGE, answer, is_client_request, is_readiness_request
 from wsgate.shard.probe import Probe
 from wsgate.shard.renewal import Renewal
-from wsgate.shard.sessions import Sessions, encode_gap, now_ms
+from wsgate.shard.sessions import Sessions, encode_gap, now_ms, wall_ms
 from wsgate.shard.siblings import Siblings
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
@@ -485,7 +485,7 @@ class Shard:
         self._region.observe("loop_lag_us", max(0, int((now_s - due_s) * 1e6)))
         next_s = max(now_s, due_s + TICK_S)
         self._loop.call_at(next_s, self._tick, next_s)
-        self._reactor.tick(now_ms())
+        self._reactor.tick(now_ms(), wall_ms())
         self._look_at_boards()
         self._users.tick(now_s)
         self._pump()

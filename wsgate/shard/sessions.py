@@ -27,7 +27,7 @@ from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF
 from wsgate.shard.welcome import NOTHING_SHOWN, Booked, Showing, Welcome, shown
 
-__all__ = ["RETRY_MS", "Sessions", "comes_back", "encode_gap", "now_ms"]
+__all__ = ["RETRY_MS", "Sessions", "comes_back", "encode_gap", "now_ms", "wall_ms"]
 
 BAD_MESSAGES_LIMIT = 3
 ASKED_LIMIT = 16
@@ -47,6 +47,11 @@ RETRY_MS = 2_000
 def now_ms() -> int:
     """The clock the reactor is driven by: monotonic milliseconds."""
     return time.monotonic_ns() // 1_000_000
+
+
+def wall_ms() -> int:
+    """The wall clock in milliseconds since 1970: what tokens are dated with."""
+    return time.time_ns() // 1_000_000
 
 
 def comes_back(close_code: int) -> bool:
@@ -172,7 +177,10 @@ class Sessions:
             self.unauthenticated[conn] = showing
             self._shown.book(conn, showing.size_bytes)
             self.reactor.set_deadline(
-                conn, now_ms() + self.options.auth_timeout_ms, REASONS[Reason.AUTH_TIMEOUT].close_code
+                conn,
+                now_ms() + self.options.auth_timeout_ms,
+                REASONS[Reason.AUTH_TIMEOUT].close_code,
+                is_forgiven=True,
             )
 
     def authenticate(self, conn: int, dialect: Dialect, token: str, showing: Showing = NOTHING_SHOWN) -> None:
@@ -272,7 +280,7 @@ class Sessions:
     def want_refresh(self, conn: int, dialect: Dialect, within_s: int) -> None:
         """Ask for a fresh token; who shows none in time is closed as if its token had expired."""
         code = REASONS[Reason.TOKEN_EXPIRED].close_code
-        if self.reactor.set_deadline(conn, now_ms() + within_s * 1000, code, only_sooner=True):
+        if self.reactor.set_expiry(conn, wall_ms() + within_s * 1000, code, only_sooner=True):
             self.reactor.send(conn, dialect.refresh(within_s), dialect.opcode)
 
     def forget_welcome(self, conn: int) -> None:
@@ -288,12 +296,16 @@ class Sessions:
             yield channel.encode(), rules.slow_consumer if rules else 0
 
     def set_expiry(self, conn: int, identity: Identity) -> None:
-        """End the connection when its token ends, leeway included; a token without `exp` never does."""
-        at_ms = 0
+        """End the connection when its token expires, leeway included; a token without `exp` never does.
+
+        Expiry is wall-clock time: a pause of the process does not prolong a token.
+        """
+        code = REASONS[Reason.TOKEN_EXPIRED].close_code
         if identity.expires_at_s:
-            left_s = identity.expires_at_s + self.options.tokens.leeway_s - time.time()
-            at_ms = now_ms() + max(1, int(left_s * 1000))
-        self.reactor.set_deadline(conn, at_ms, REASONS[Reason.TOKEN_EXPIRED].close_code)
+            ends_at_s = identity.expires_at_s + self.options.tokens.leeway_s
+            self.reactor.set_expiry(conn, max(1, int(ends_at_s * 1000)), code)
+        else:
+            self.reactor.set_deadline(conn, 0, code)
 
     # --- subscribing ----------------------------------------------------------------------------------
 

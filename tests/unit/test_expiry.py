@@ -1,0 +1,108 @@
+"""Expiry of tokens: wall-clock time, never forgiven, and followed when that clock is set."""
+
+import pytest
+
+from tests.support.rig import Peer, Rig, rig
+from wsgate.reactor import Settings, events
+
+WALL_MS = 1_764_000_000_000
+QUIET = Settings(ping_interval_ms=0, idle_timeout_ms=0)
+
+
+def tick(bench: Rig, wall_ms: int) -> None:
+    bench.reactor.tick(bench.now_ms, wall_ms)
+    bench.turn()
+
+
+def ended(bench: Rig, peer: Peer) -> bool:
+    return (events.FAILING, 4001) in bench.of(peer)
+
+
+@pytest.mark.parametrize("stall_ms", [2_500, 20_000, 3_600_000])
+@pytest.mark.parametrize("is_wall_time", [False, True])
+def test_stall_of_the_process_does_not_prolong_a_token(stall_ms: int, is_wall_time: bool) -> None:
+    with rig(QUIET) as bench:
+        expired, later, other = bench.connect(), bench.connect(), bench.connect()
+        tick(bench, WALL_MS)
+        for peer, left_ms in ((expired, stall_ms - 500), (later, stall_ms + 2_000)):
+            if is_wall_time:
+                bench.reactor.set_expiry(peer.conn, WALL_MS + left_ms, 4001)
+            else:
+                bench.reactor.set_deadline(peer.conn, bench.now_ms + left_ms, 4001)
+        bench.now_ms += stall_ms
+        tick(bench, WALL_MS + stall_ms)
+        bench.now_ms += 250
+        tick(bench, WALL_MS + stall_ms + 250)
+        assert ended(bench, expired)
+        assert not ended(bench, later)
+        for passed_ms in range(500, 2_751, 250):
+            bench.now_ms += 250
+            tick(bench, WALL_MS + stall_ms + passed_ms)
+        assert ended(bench, later)
+        assert not bench.of(other)
+
+
+@pytest.mark.parametrize("step_ms", [1_000, 3_600_000, 40 * 86_400_000])
+def test_expiry_follows_a_step_of_the_wall_clock(step_ms: int) -> None:
+    """Forward: it ends within a tick. Back: it lives as much longer. The monotonic clock does not step."""
+    with rig(QUIET) as bench:
+        forward, bystander = bench.connect(), bench.connect()
+        tick(bench, WALL_MS)
+        bench.reactor.set_expiry(forward.conn, WALL_MS + step_ms, 4001)
+        for passed_ms in range(250, 751, 250):
+            bench.now_ms += 250
+            tick(bench, WALL_MS + passed_ms)
+        assert not ended(bench, forward)
+        bench.now_ms += 250
+        tick(bench, WALL_MS + 750 + step_ms)
+        assert ended(bench, forward)
+        assert not bench.of(bystander)
+
+
+def test_expiry_follows_a_step_back_of_the_wall_clock() -> None:
+    with rig(QUIET) as bench:
+        peer = bench.connect()
+        tick(bench, WALL_MS)
+        bench.reactor.set_expiry(peer.conn, WALL_MS + 2_000, 4001)
+        for passed_ms in range(250, 4_001, 250):
+            bench.now_ms += 250
+            tick(bench, WALL_MS - 10_000 + passed_ms)
+        assert not ended(bench, peer)
+        for passed_ms in range(4_250, 12_501, 250):
+            bench.now_ms += 250
+            tick(bench, WALL_MS - 10_000 + passed_ms)
+        assert ended(bench, peer)
+
+
+def test_expiry_that_is_set_before_the_wall_clock_is_known_is_kept() -> None:
+    with rig(QUIET) as bench:
+        past, future = bench.connect(), bench.connect()
+        bench.reactor.set_expiry(past.conn, WALL_MS - 1, 4001)
+        bench.reactor.set_expiry(future.conn, WALL_MS + 60_000, 4001)
+        bench.now_ms += 250
+        tick(bench, WALL_MS)
+        assert ended(bench, past)
+        assert not bench.of(future)
+
+
+def test_expiry_replaces_and_clears_as_a_deadline_does() -> None:
+    with rig(QUIET) as bench:
+        peer, sooner = bench.connect(), bench.connect()
+        tick(bench, WALL_MS)
+        bench.reactor.set_expiry(peer.conn, WALL_MS + 500, 4001)
+        bench.reactor.set_deadline(peer.conn, 0, 4001)
+        bench.reactor.set_expiry(sooner.conn, WALL_MS + 500, 4001)
+        bench.reactor.set_expiry(sooner.conn, WALL_MS + 900_000, 4001, only_sooner=True)
+        for passed_ms in range(250, 1_251, 250):
+            bench.now_ms += 250
+            tick(bench, WALL_MS + passed_ms)
+        assert not bench.of(peer)
+        assert ended(bench, sooner)
+
+
+@pytest.mark.parametrize("wall_ms", [0, -1])
+def test_expiry_that_is_no_time_is_refused(wall_ms: int) -> None:
+    with rig(QUIET) as bench:
+        peer = bench.connect()
+        with pytest.raises(ValueError, match="wall clock"):
+            bench.reactor.set_expiry(peer.conn, wall_ms, 4001)

@@ -1,0 +1,228 @@
+"""Turns under pressure: who must not wait for a round of talkers, and a turn that fails alone."""
+
+import resource
+import socket
+
+import pytest
+
+from tests.support.frames import CLOSE, client_close, client_frame, client_header
+from tests.support.rig import Peer, Rig, rig
+from wsgate.reactor import GateLimits, Settings, events
+from wsgate.reasons import Reason
+
+US_PER_MESSAGE = 50
+
+
+def busy_poll(bench: Rig, clock_us: int) -> int:
+    """One poll whose messages take the caller 50 us each; the caller's clock after it, in microseconds."""
+    clock_us += len(bench.reactor.poll(bench.now_ms, 64)) * US_PER_MESSAGE + 1
+    bench.now_ms = 1_000_000 + clock_us // 1_000
+    bench.reactor.flush(bench.now_ms)
+    return clock_us
+
+
+def talkers(bench: Rig, count: int, messages: int) -> list[Peer]:
+    peers = [bench.connect() for _ in range(count)]
+    bench.turn()
+    for peer in peers:
+        peer.send(client_frame(1, b"x") * messages)
+    return peers
+
+
+def test_reader_is_written_to_while_a_round_of_talkers_lasts() -> None:
+    """A round of 400 talkers takes far longer than the write deadline; the reader takes whatever comes."""
+    with rig(Settings(outbox_age_ms=60_000, write_timeout_ms=150)) as bench:
+        victim = bench.connect(send_buffer_bytes=4_096)
+        talkers(bench, 400, 2_000)
+        bench.reactor.send(victim.conn, b"v" * 100_000)
+        bench.reactor.flush(bench.now_ms)
+        clock_us = ticked_us = 0
+        while len(victim.received) < 100_000:
+            victim.receive()
+            clock_us = busy_poll(bench, clock_us)
+            if clock_us - ticked_us >= 250_000:
+                ticked_us = clock_us
+                bench.reactor.tick(bench.now_ms)
+            assert bench.count("ended_write_stall") == 0
+            assert clock_us < 30_000_000
+        assert bench.reactor.inspect(victim.conn) is not None
+
+
+def test_newcomer_is_noticed_while_a_round_of_talkers_lasts() -> None:
+    with rig(Settings(message_rate_per_s=0)) as bench:
+        talkers(bench, 400, 2_000)
+        clock_us = busy_poll(bench, 0)
+        late = bench.connect()
+        late.send(client_frame(1, b"late"))
+        for _ in range(40):
+            before_us = clock_us
+            clock_us = busy_poll(bench, clock_us)
+            if bench.reactor.inspect(late.conn) is None:
+                break
+        assert clock_us > before_us
+        # A whole round is 400 talkers of 8 messages at least; the newcomer is on the queue long before.
+        assert bench.count("receives") < 2_000
+
+
+def test_stalled_peer_whose_socket_takes_bytes_again_is_not_reset() -> None:
+    """The socket became writable while nobody asked epoll: it is looked at once before the reset."""
+    with rig(Settings(write_timeout_ms=1_000, outbox_age_ms=60_000, ping_interval_ms=0)) as bench:
+        peer = bench.connect(send_buffer_bytes=4_096)
+        bench.reactor.send(peer.conn, b"v" * 60_000)
+        bench.reactor.flush(bench.now_ms)
+        peer.receive()
+        for _ in range(8):
+            bench.now_ms += 250
+            bench.reactor.tick(bench.now_ms)
+        assert bench.count("ended_write_stall") == 0
+        for _ in range(200):
+            peer.receive()
+            bench.step()
+        assert len(peer.received) > 60_000
+
+
+@pytest.mark.parametrize("setting", ["write_timeout_ms", "outbox_age_ms"])
+def test_stalled_peer_that_takes_no_byte_is_still_ended(setting: str) -> None:
+    limits = {"write_timeout_ms": 20_000, "outbox_age_ms": 20_000, setting: 1_000}
+    with rig(Settings(ping_interval_ms=0, **limits)) as bench:
+        peer = bench.connect(send_buffer_bytes=4_096)
+        bench.reactor.send(peer.conn, b"v" * 60_000)
+        bench.pass_ms(2_000)
+        assert (
+            bench.count("ended_write_stall")
+            + bench.reactor.counters()["now_failing"]
+            + bench.reactor.counters()["now_closing"]
+            == 1
+        )
+
+
+def test_failed_allocation_ends_only_the_connection_it_was_for() -> None:
+    with rig(Settings(message_limit_bytes=40 << 20)) as bench:
+        big, other = bench.connect(), bench.connect()
+        bench.turn()
+        frame = client_frame(2, bytes(32 << 20))
+        sent = 0
+        while sent < len(frame) - 1:
+            sent += big.send(frame[sent:-1])
+            bench.step()
+        bench.turn()
+        bench.events.clear()
+        other.send(client_frame(1, b"from the other"))
+        big.send(frame[-1:] + client_frame(1, b"behind it"))
+        with open("/proc/self/statm") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), before[1]))
+        try:
+            batches = [bench.reactor.poll(bench.now_ms) for _ in range(3)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+        bench.events += [event for batch in batches for event in batch]
+        bench.turn()
+        assert bench.messages(other) == [b"from the other"]
+        assert bench.messages(big) == []
+        assert bench.of(big)[0] == (events.FAILING, 1011)
+        assert [frame.payload[:2] for frame in big.frames() if frame.opcode == CLOSE] == [
+            (1011).to_bytes(2, "big")
+        ]
+        bench.peers[0].send(client_close(1011))
+        assert bench.reactor.inspect(other.conn) is not None
+
+
+def test_publication_without_frames_into_a_large_channel_lets_it_go() -> None:
+    with rig(Settings(walk_at_once=2, ping_interval_ms=0)) as bench:
+        peers = [bench.connect() for _ in range(6)]
+        for peer in peers:
+            bench.reactor.subscribe(peer.conn, b"large")
+        bench.reactor.publish(b"large", [None])
+        for peer in peers:
+            bench.reactor.unsubscribe(peer.conn, b"large")
+        bench.audit()
+        bench.turn()
+        assert bench.reactor.counters()["now_channels"] == 0
+
+
+def test_resume_of_a_connection_that_was_not_paused_gives_its_message_no_time() -> None:
+    with rig(Settings(message_timeout_ms=4_000, ping_interval_ms=0)) as bench:
+        peer = bench.connect()
+        peer.send(client_header(2, 10) + b"12345")
+        bench.turn()
+        for _ in range(5):
+            bench.pass_ms(1_000)
+            bench.reactor.resume_reading(peer.conn)
+        assert bench.of(peer)[0] == (events.FAILING, 1008)
+
+
+def test_rate_after_a_long_pause_is_credited_for_what_sockets_hold_and_no_more() -> None:
+    """An hour of pause is no permission for an hour of messages at once."""
+    with rig(Settings(byte_rate_per_s=1_000_000, message_limit_bytes=1 << 20, ping_interval_ms=0)) as bench:
+        peer = bench.connect()
+        bench.turn()
+        bench.now_ms += 3_600_000
+        bench.reactor.tick(bench.now_ms)
+        frame = client_frame(2, bytes(60_000))
+        said = 0
+        while said < 20_000_000 and bench.reactor.inspect(peer.conn) is not None:
+            sent = 0
+            while sent < len(frame):
+                sent += peer.send(frame[sent:])
+                bench.step()
+            said += 60_000
+            if (events.FAILING, 4029) in bench.of(peer):
+                break
+        assert 8_000_000 <= said <= 10_500_000
+
+
+@pytest.mark.parametrize("silent", [b"", b"G", b"GET /ws HTTP/1.1\r\nHost: h\r\n"])
+def test_oldest_incomplete_head_gives_its_place_to_a_newcomer(silent: bytes) -> None:
+    settings = Settings(head_timeout_response=b"HTTP/1.1 408 late\r\n\r\n")
+    with rig(settings) as bench:
+        bench.reactor.set_gate(GateLimits(handshakes_in_progress=8), b"HTTP/1.1 503 full\r\n\r\n")
+        held = [_offer(bench) for _ in range(8)]
+        for sock in held:
+            sock.send(silent)
+        bench.turn()
+        late = [_offer(bench) for _ in range(5)]
+        for sock in late:
+            sock.send(b"GET /ws HTTP/1.1\r\nHost: h\r\n\r\n")
+        bench.turn()
+        opened = [event for event in bench.events if event[0] == events.OPEN]
+        assert len(opened) == 5
+        assert (
+            bench.count("ended_head_displaced")
+            + bench.reactor.counters()["now_closing"]
+            + bench.reactor.counters()["now_lingering"]
+            == 5
+        )
+        assert bench.count("ended_refused_handshakes") == 0
+        for sock in held[:5]:
+            assert sock.recv(100).startswith(b"HTTP/1.1 408 ")
+        for sock in (*held, *late):
+            sock.close()
+        bench.turn()
+
+
+def test_newcomer_is_refused_when_every_handshake_waits_for_a_decision() -> None:
+    with rig() as bench:
+        bench.reactor.set_gate(GateLimits(handshakes_in_progress=2), b"HTTP/1.1 503 full\r\n\r\n")
+        held = [_offer(bench) for _ in range(2)]
+        for sock in held:
+            sock.send(b"GET /ws HTTP/1.1\r\nHost: h\r\n\r\n")
+        bench.turn()
+        late = _offer(bench)
+        late.send(b"G")
+        bench.turn()
+        assert bench.count("ended_refused_handshakes") == 1
+        assert bench.count(f"ended_{Reason.HEAD_DISPLACED.name.lower()}") == 0
+        for sock in (*held, late):
+            sock.close()
+        bench.turn()
+
+
+def _offer(bench: Rig) -> socket.socket:
+    """A socket that goes through the gate, as one that a sibling handed over."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    bench.reactor.admit(ours.detach(), now_ms=bench.now_ms)
+    theirs.settimeout(5)
+    return theirs

@@ -1,0 +1,448 @@
+"""Recomputes every account of a reactor from its structures, for tests.
+
+The data plane keeps sums as it goes: bytes by kind, connections by state, reference counts, list lengths.
+A sum that drifts is a defect long before it crashes, so the tests compare all of them with what the
+structures really hold, after every turn. This file calls none of the functions that keep the sums, and
+rounds block sizes by itself: a fault in those functions must not hide itself here.
+
+Every check adds a line of text to the list of faults, with the account, what it says and what was found.
+Cost: O(slots + channels + queued entries). The gateway never imports this.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from wsgate.reactor.inflate cimport ZLIB_BYTES
+from wsgate.reactor.loop cimport Reactor
+from wsgate.reactor.structs cimport (
+    BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core,
+    DRAINS_MAX, Entry, Frame, Gap, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
+    KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
+    Outbox, POOL_CLASSES, STATES, STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
+    STATE_LINGERING, STATE_OPEN, Subscription, UserLink, VARIANTS_MAX, WATCHED, WHEEL_SLOTS, Walk,
+)
+
+from wsgate.reactor.names import KIND_NAMES, STATE_NAMES
+
+__all__ = ["audit"]
+
+cdef enum:
+    NAME_HERE = 24               # as in channels.pyx; a name beyond it has a block
+    FEW = 2                      # as in channels.pyx; subscribers beyond it have a block
+
+
+def audit(Reactor reactor not None):
+    """Every account that differs from what the structures hold, a line each; empty: all are right."""
+    if reactor.core.epoll < 0:
+        return []
+    return _Audit(reactor).run()
+
+
+cdef uint64_t rounded(uint64_t size):
+    """What a block of this size is counted as: a power of two from 32 bytes to 64 KiB, else whole pages."""
+    if size > 65536:
+        return (size + 4095) // 4096 * 4096
+    return max(32, 1 << (<object>size - 1).bit_length()) if size > 1 else 32
+
+
+cdef class _Audit:
+    """One run: what was found so far, and the faults."""
+
+    cdef Core *core
+    cdef Reactor reactor
+    cdef list faults
+    cdef dict frames                 # address of a frame -> references found
+    cdef dict channel_frames         # channel -> frames and gaps that keep it
+    cdef dict walks                  # channel -> walks under way
+    cdef list members                # for each channel: subscribers found in the connections' tables
+    cdef uint64_t held[KINDS]
+
+    def __init__(self, Reactor reactor):
+        cdef int kind
+        self.reactor = reactor
+        self.core = reactor.core
+        self.faults = []
+        self.frames = {}
+        self.channel_frames = {}
+        self.walks = {}
+        self.members = [0] * self.core.channels.made
+        for kind in range(KINDS):
+            self.held[kind] = 0
+
+    cdef run(self):
+        self.look_at_connections()
+        self.look_at_walks_and_byes()
+        self.look_at_frames()
+        self.look_at_channels()
+        self.look_at_lists()
+        self.look_at_wheel()
+        self.look_at_users()
+        self.look_at_pool()
+        self.look_at_the_rest()
+        self.compare_held()
+        return self.faults
+
+    cdef expect(self, str account, object says, object found):
+        if says != found:
+            self.faults.append(f"{account}: the account says {says}, {found} found")
+
+    cdef Connection *at(self, uint32_t slot):
+        return self.core.chunks[slot // CHUNK_SLOTS] + slot % CHUNK_SLOTS
+
+    cdef UserLink *link(self, uint32_t slot):
+        return <UserLink *>(self.core.chunks[slot // CHUNK_SLOTS] + CHUNK_SLOTS) + slot % CHUNK_SLOTS
+
+    cdef uint32_t slots(self):
+        return self.core.chunk_count * CHUNK_SLOTS
+
+    # --- connections and what they own -------------------------------------------------------------------
+
+    cdef look_at_connections(self):
+        cdef uint32_t slot, used = 0, blocked = 0
+        cdef Connection *c
+        cdef list states = [0] * STATES
+        cdef list queued = [0] * STATES
+        cdef int state
+        for slot in range(self.slots()):
+            c = self.at(slot)
+            states[c.state] += 1
+            if c.state == STATE_FREE:
+                self.look_at_nothing(slot, c, "a free slot")
+                if c.meta != NULL:
+                    self.faults.append(f"slot {slot}: a free slot has a meta object")
+                continue
+            used += 1
+            if c.state == STATE_GONE:
+                self.look_at_nothing(slot, c, "a closed connection")
+            if c.fd < 0 and c.state != STATE_GONE and c.flags & WATCHED:
+                self.faults.append(f"slot {slot}: watched without a descriptor")
+            blocked += (c.flags & BLOCKED) != 0
+            if c.state != STATE_LINGERING:
+                queued[c.state] += (c.units >> 1) * 32
+            self.look_at_outbox(slot, c)
+            self.look_at_input(slot, c)
+            self.look_at_subscriptions(slot, c)
+        self.expect("connections", self.core.connections, used)
+        self.expect("blocked", self.core.blocked, blocked)
+        for state in range(1, STATES):
+            self.expect("connections in state " + STATE_NAMES[state], self.core.states[state], states[state])
+            self.expect("kernel bytes in state " + STATE_NAMES[state], self.core.queued_in[state], queued[state])
+        self.expect("kernel bytes", self.core.queued_bytes, sum(queued))
+        self.held[<int>KIND_TABLE] = <uint64_t>self.slots() * (sizeof(Connection) + sizeof(UserLink))
+
+    cdef look_at_nothing(self, uint32_t slot, Connection *c, str what):
+        """A slot that must own nothing."""
+        if c.outbox != NULL or c.input != NULL or c.subscriptions != NULL or c.subscription_count:
+            self.faults.append(f"slot {slot}: {what} owns memory")
+        if c.wheel_tick != NONE and c.state == STATE_GONE:
+            self.faults.append(f"slot {slot}: {what} is on the timer wheel")
+        if c.fd >= 0:
+            self.faults.append(f"slot {slot}: {what} has descriptor {c.fd}")
+        if self.link(slot).hash:
+            self.faults.append(f"slot {slot}: {what} is in the index by user")
+
+    cdef look_at_outbox(self, uint32_t slot, Connection *c):
+        cdef Outbox *outbox = c.outbox
+        cdef Entry *entry
+        cdef uint32_t index
+        cdef uint64_t size = 0
+        if outbox == NULL:
+            return
+        self.held[<int>KIND_OUTBOX] += rounded(sizeof(Outbox))
+        if outbox.entries != outbox.inline_entries:
+            self.held[<int>KIND_OUTBOX] += rounded(<uint64_t>outbox.capacity * sizeof(Entry))
+        elif outbox.capacity != 4:
+            self.faults.append(f"slot {slot}: an inline outbox of {outbox.capacity} entries")
+        if outbox.count == 0 and outbox.control == NULL:
+            self.faults.append(f"slot {slot}: an outbox in which nothing waits")
+        if outbox.head + outbox.count > outbox.capacity:
+            self.faults.append(f"slot {slot}: {outbox.count} entries from {outbox.head} on in {outbox.capacity} places")
+            return
+        for index in range(outbox.count):
+            entry = outbox.entries + outbox.head + index
+            if entry.klass == CLASS_GAP:
+                self.held[<int>KIND_OUTBOX] += rounded(sizeof(Gap))
+                size += (<Gap *>entry.item).charge
+                self.keep_channel(entry.channel)
+            else:
+                size += (<Frame *>entry.item).length
+                self.refer(<Frame *>entry.item)
+                if entry.klass == CLASS_PUBLICATION and (<Frame *>entry.item).channel != entry.channel:
+                    self.faults.append(f"slot {slot}: entry {index} names another channel than its frame")
+        if outbox.count and outbox.head_written:
+            entry = outbox.entries + outbox.head
+            if entry.klass == CLASS_GAP or outbox.head_written >= (<Frame *>entry.item).length:
+                self.faults.append(f"slot {slot}: {outbox.head_written} bytes of the first entry are written")
+            size -= outbox.head_written
+        elif outbox.head_written:
+            self.faults.append(f"slot {slot}: an entry that is not there is half written")
+        self.expect(f"slot {slot}: outbox bytes", outbox.bytes, size)
+        self.look_at_control_slot(slot, outbox.control)
+
+    cdef look_at_control_slot(self, uint32_t slot, ControlSlot *control):
+        cdef uint32_t pong, used = 0
+        if control == NULL:
+            return
+        self.held[<int>KIND_OUTBOX] += rounded(sizeof(ControlSlot))
+        for pong in range(control.count):
+            used += control.lengths[pong]
+        self.expect(f"slot {slot}: bytes of pongs", control.used, used)
+        if control.count == 0 or control.written >= control.lengths[0]:
+            self.faults.append(f"slot {slot}: {control.count} pongs, {control.written} bytes of the first written")
+
+    cdef look_at_input(self, uint32_t slot, Connection *c):
+        cdef Input *input = c.input
+        if input == NULL:
+            return
+        self.held[<int>KIND_PARTIAL] += rounded(sizeof(Input))
+        if input.message.data != NULL:
+            self.held[<int>KIND_PARTIAL] += rounded(input.message.capacity)
+        if input.backlog.data != NULL:
+            self.held[<int>KIND_PARTIAL] += rounded(input.backlog.capacity)
+        if input.message.length > input.message.capacity or input.backlog.length > input.backlog.capacity:
+            self.faults.append(f"slot {slot}: unfinished input beyond its buffer")
+        if input.backlog_taken > input.backlog.length:
+            self.faults.append(f"slot {slot}: more taken from the backlog than it holds")
+
+    cdef look_at_subscriptions(self, uint32_t slot, Connection *c):
+        cdef uint32_t cell, found = 0
+        cdef Subscription *subscription
+        cdef Channel *channel
+        cdef uint32_t *slots
+        if c.subscriptions == NULL:
+            self.expect(f"slot {slot}: subscriptions", c.subscription_count, 0)
+            return
+        self.held[<int>KIND_SUBSCRIPTION] += rounded(<uint64_t>sizeof(Subscription) << c.subscription_bits)
+        for cell in range(<uint32_t>1 << c.subscription_bits):
+            subscription = &c.subscriptions[cell]
+            if subscription.channel == NONE:
+                continue
+            found += 1
+            if subscription.channel >= self.core.channels.made:
+                self.faults.append(f"slot {slot}: subscribed to channel {subscription.channel}, which is none")
+                continue
+            channel = &self.core.channels.channels[subscription.channel]
+            self.members[subscription.channel] += 1
+            slots = channel.slots.many if channel.capacity else channel.slots.few
+            if (
+                not channel.is_used or subscription.position >= channel.count
+                or slots[subscription.position] != slot
+            ):
+                self.faults.append(f"slot {slot}: not at its place in channel {subscription.channel}")
+            if not channel.variants & (1 << c.variant):
+                self.faults.append(f"slot {slot}: channel {subscription.channel} does not know its variant")
+        self.expect(f"slot {slot}: subscriptions", c.subscription_count, found)
+
+    # --- frames -------------------------------------------------------------------------------------------
+
+    cdef refer(self, Frame *frame):
+        if frame != NULL:
+            self.frames[<size_t>frame] = self.frames.get(<size_t>frame, 0) + 1
+
+    cdef keep_channel(self, uint32_t channel):
+        self.channel_frames[channel] = self.channel_frames.get(channel, 0) + 1
+
+    cdef look_at_walks_and_byes(self):
+        cdef Walk *walk = self.core.walks
+        cdef uint32_t count = 0, index
+        cdef int variant
+        while walk != NULL:
+            count += 1
+            self.held[<int>KIND_OUTBOX] += rounded(sizeof(Walk))
+            self.walks[walk.channel] = self.walks.get(walk.channel, 0) + 1
+            for variant in range(VARIANTS_MAX):
+                self.refer(walk.frames[variant])
+            if walk.left > self.core.channels.channels[walk.channel].count:
+                self.faults.append(f"walk in channel {walk.channel}: more to serve than subscribers")
+            if walk.next == NULL and walk != self.core.last_walk:
+                self.faults.append("walks: the last one is another than the account says")
+            walk = walk.next
+        self.expect("walks", self.core.walk_count, count)
+        for index in range(self.core.bye_count):
+            for variant in range(VARIANTS_MAX):
+                self.refer(self.core.byes[index].frames[variant])
+        self.refer(self.core.ping)
+        self.refer(self.core.page)
+        self.refer(self.core.head_timeout)
+        self.refer(self.core.head_too_large)
+        self.refer(self.core.upgrade_timeout)
+
+    cdef look_at_frames(self):
+        cdef Frame *frame
+        cdef size_t address
+        for address, found in self.frames.items():
+            frame = <Frame *>address
+            self.held[<int>KIND_FRAME] += rounded(frame.size)
+            if frame.references != found:
+                self.faults.append(f"a frame of {frame.length} bytes: {frame.references} references, {found} found")
+            if <uint64_t>frame.length + 24 > frame.size:
+                self.faults.append(f"a frame of {frame.length} bytes in a block of {frame.size}")
+            if frame.channel != NONE:
+                self.keep_channel(frame.channel)
+
+    # --- channels -----------------------------------------------------------------------------------------
+
+    cdef look_at_channels(self):
+        cdef uint32_t index, used = 0, in_cells = 0, vacated = 0, free_places = 0
+        cdef Channel *channel
+        cdef Core *core = self.core
+        self.held[<int>KIND_CHANNEL] = <uint64_t>core.channels.capacity * sizeof(Channel)
+        if core.channels.cells != NULL:
+            self.held[<int>KIND_CHANNEL] += (<uint64_t>core.channels.cells_mask + 1) * 4
+            for index in range(core.channels.cells_mask + 1):
+                in_cells += core.channels.cells[index] != NONE
+        for index in range(core.channels.made):
+            channel = &core.channels.channels[index]
+            if not channel.is_used:
+                if self.members[index]:
+                    self.faults.append(f"channel {index}: subscribers, and it is not in use")
+                continue
+            used += 1
+            vacated += channel.is_vacated
+            if channel.name_length > NAME_HERE:
+                self.held[<int>KIND_CHANNEL] += rounded(channel.name_length)
+            if channel.capacity:
+                self.held[<int>KIND_CHANNEL] += rounded(<uint64_t>channel.capacity * 4)
+            if channel.count > (channel.capacity if channel.capacity else <uint32_t>FEW):
+                self.faults.append(f"channel {index}: {channel.count} subscribers in {channel.capacity} places")
+            self.expect(f"channel {index}: subscribers", channel.count, self.members[index])
+            self.expect(f"channel {index}: frames", channel.frames, self.channel_frames.pop(index, 0))
+            self.expect(f"channel {index}: walks", channel.walks, self.walks.pop(index, 0))
+            if channel.count == 0 and not (channel.frames or channel.walks or channel.is_vacated):
+                self.faults.append(f"channel {index}: nothing keeps it, and it was not released")
+        for index in (*self.channel_frames, *self.walks):
+            self.faults.append(f"channel {index}: frames or walks refer to a channel that is not in use")
+        self.expect("channels", core.channels.count, used)
+        self.expect("channels in the directory", in_cells, used)
+        index = core.channels.free
+        while index != NONE and free_places <= core.channels.made:
+            free_places += 1
+            index = core.channels.channels[index].count
+        self.expect("free places for channels", core.channels.made - used, free_places)
+        index = core.channels.vacated
+        while index != NONE and vacated <= core.channels.made:
+            if not core.channels.channels[index].is_vacated:
+                self.faults.append(f"channel {index}: on the list of vacated ones without its mark")
+                break
+            vacated -= 1
+            index = core.channels.channels[index].link
+        self.expect("vacated channels off their list", vacated, 0)
+
+    # --- lists --------------------------------------------------------------------------------------------
+
+    cdef look_at_list(self, str name, List *queue, int flag, bint is_double):
+        """Walk a list; `flag` 0 stands for being in HEAD."""
+        cdef uint32_t slot = queue.head, previous = NONE, count = 0, marked = 0
+        cdef Connection *c
+        while slot != NONE and count <= self.slots():
+            c = self.at(slot)
+            count += 1
+            if not (c.flags & flag if flag else c.state == STATE_HEAD):
+                self.faults.append(f"slot {slot}: on the list {name} without its mark")
+            if c.state == STATE_FREE:
+                self.faults.append(f"slot {slot}: free, and on the list {name}")
+            if is_double and c.dirty_previous != previous:
+                self.faults.append(f"slot {slot}: its link back in the list {name} is wrong")
+            previous = slot
+            slot = c.dirty_next if is_double else c.attention_next
+        if count and queue.tail != previous:
+            self.faults.append(f"list {name}: its tail is not its last")
+        for slot in range(self.slots()):
+            c = self.at(slot)
+            marked += (c.flags & flag) != 0 if flag else c.state == STATE_HEAD
+            if flag and c.state == STATE_FREE and c.flags & flag:
+                self.faults.append(f"slot {slot}: free, and marked for the list {name}")
+        self.expect(f"list {name}", queue.count, count)
+        self.expect(f"marks of the list {name}", marked, count)
+
+    cdef look_at_lists(self):
+        cdef uint32_t slot = self.core.free_slot, count = 0
+        self.look_at_list("attention", &self.core.attention, IN_ATTENTION, False)
+        self.look_at_list("failed", &self.core.failed, IN_FAILED, False)
+        self.look_at_list("urgent", &self.core.urgent, IN_URGENT, True)
+        self.look_at_list("bulk", &self.core.bulk, IN_BULK, True)
+        self.look_at_list("heads", &self.core.heads, 0, True)
+        while slot != NONE and count <= self.slots():
+            if self.at(slot).state != STATE_FREE:
+                self.faults.append(f"slot {slot}: on the list of free slots, and not free")
+            count += 1
+            slot = self.at(slot).attention_next
+        self.expect("free slots", self.slots() - self.core.connections, count)
+
+    cdef look_at_wheel(self):
+        cdef uint32_t place, slot, previous, linked = 0, armed = 0
+        cdef Connection *c
+        for place in range(WHEEL_SLOTS):
+            slot, previous = self.core.wheel.heads[place], NONE
+            while slot != NONE and linked <= self.slots():
+                c = self.at(slot)
+                linked += 1
+                if c.wheel_tick == NONE or c.wheel_tick % WHEEL_SLOTS != place:
+                    self.faults.append(f"slot {slot}: armed for step {c.wheel_tick}, linked at place {place}")
+                if c.wheel_previous != previous:
+                    self.faults.append(f"slot {slot}: its link back in the timer wheel is wrong")
+                if c.state in (STATE_FREE, STATE_GONE):
+                    self.faults.append(f"slot {slot}: on the timer wheel in state {STATE_NAMES[c.state]}")
+                previous = slot
+                slot = c.wheel_next
+        for slot in range(self.slots()):
+            c = self.at(slot)
+            if c.state in (STATE_FREE, STATE_GONE):
+                continue
+            armed += c.wheel_tick != NONE
+            if c.wheel_tick == NONE and c.state in (
+                STATE_HEAD, STATE_DECIDING, STATE_OPEN, STATE_CLOSING, STATE_LINGERING,
+            ):
+                self.faults.append(f"slot {slot}: no timer in state {STATE_NAMES[c.state]}")
+        self.expect("timers", armed, linked)
+
+    cdef look_at_users(self):
+        cdef uint32_t cell, slot, previous, lists = 0, linked = 0, marked = 0
+        cdef UserLink *link
+        cdef set hashes = set()
+        if self.core.users.cells != NULL:
+            self.held[<int>KIND_USER] = (<uint64_t>self.core.users.mask + 1) * 4
+            for cell in range(self.core.users.mask + 1):
+                slot, previous = self.core.users.cells[cell], NONE
+                if slot == NONE:
+                    continue
+                lists += 1
+                hashes.add(self.link(slot).hash)
+                while slot != NONE and linked <= self.slots():
+                    link = self.link(slot)
+                    linked += 1
+                    if link.previous != previous or link.hash != self.link(self.core.users.cells[cell]).hash:
+                        self.faults.append(f"slot {slot}: its place in its user's list is wrong")
+                    previous = slot
+                    slot = link.next
+        for slot in range(self.slots()):
+            marked += self.link(slot).hash != 0
+        self.expect("connections with a user", marked, linked)
+        self.expect("users", self.core.users.count, lists)
+        self.expect("users with one list", lists, len(hashes))
+
+    # --- the rest -----------------------------------------------------------------------------------------
+
+    cdef look_at_pool(self):
+        cdef int index
+        cdef uint64_t idle = 0
+        cdef void *block
+        for index in range(POOL_CLASSES):
+            block = self.core.pool.idle[index]
+            while block != NULL and idle <= self.core.pool.idle_bytes:
+                idle += <uint64_t>32 << index
+                block = (<void **>block)[0]
+        self.expect("idle bytes of the pool", self.core.pool.idle_bytes, idle)
+
+    cdef look_at_the_rest(self):
+        cdef uint32_t index, drains = 0
+        for index in range(DRAINS_MAX):
+            drains += self.core.drains[index].fd >= 0
+        self.expect("drains", self.core.drain_count, drains)
+        for index in range(self.core.variants):
+            if self.core.variant_deflated[index]:
+                self.held[<int>KIND_DEFLATE] = self.core.limits.message_bytes + ZLIB_BYTES
+
+    cdef compare_held(self):
+        cdef int kind
+        for kind in range(KINDS):
+            self.expect("bytes of kind " + KIND_NAMES[kind], self.core.held[kind], self.held[kind])
