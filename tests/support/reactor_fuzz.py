@@ -1,25 +1,42 @@
-"""Random bytes and random calls against one reactor, with every promise about events checked.
+"""Random bytes and random calls against two reactors, with every promise about events checked.
 
 Run as a child, so that a crash is an exit status and not the end of the tests::
 
     python -m tests.support.reactor_fuzz <seed> <steps>
+    python -m tests.support.reactor_fuzz --seeds 50 --steps 20000       one child for each seed, with progress
 
-Prints `sound` when nothing was broken and everything was given back.
+After every step each account of both reactors is compared with its structures. The second reactor is
+the sibling that sockets are handed over to. Prints `sound` when nothing was broken and everything was
+given back.
 """
 
+import argparse
 import contextlib
 import os
 import random
 import socket
 import struct
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 from tests.support.frames import FrameReader, client_close, client_frame, client_header
+from tests.support.sizes import draw_size
 from wsgate.deflate import WIDE_BITS, deflate
 from wsgate.errors import WsgateError
-from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, events, open_listener
+from wsgate.reactor import (
+    GateLimits,
+    ListenerOptions,
+    Reactor,
+    Settings,
+    SharedAddresses,
+    events,
+    open_listener,
+)
+from wsgate.reactor.testing import audit
 from wsgate.reasons import Reason
 
 __all__ = ["Fuzz"]
@@ -44,7 +61,13 @@ SETTINGS = Settings(
     variant_opcodes=(1, 2, 1 | events.DEFLATED),
     walk_at_once=3,
     max_connections=60,
+    subscriptions_limit=9,
+    report_vacated=True,
 )
+NAME_LIMIT_BYTES = 1_024
+NAMES = 12
+USERS = 8
+PEERS_MAX = 120
 
 
 class Client:
@@ -93,7 +116,19 @@ class Fuzz:
         """Same seed, same calls; what the kernel does with them may differ."""
         random.seed(seed)
         self.now_ms = random.choice([0, 1, 1_000_003, 2**28 - 9_000, 2**32 - 9_000, 10**12])
-        self.reactor = Reactor(SETTINGS, now_ms=self.now_ms, gap_encoder=self.encode_gap)
+        self.wall_ms = 1_764_000_000_000
+        self.settings = replace(
+            SETTINGS,
+            pool_enabled=random.random() < 0.7,
+            pool_idle_limit_bytes=random.choice([0, 4_096, 1 << 24]),
+        )
+        self.addresses = SharedAddresses(2, 60)
+        self.reactor = Reactor(
+            self.settings, now_ms=self.now_ms, gap_encoder=self.encode_gap, addresses=self.addresses, shard=0
+        )
+        self.sibling = Reactor(self.settings, now_ms=self.now_ms, addresses=self.addresses, shard=1)
+        self.names = [random.randbytes(draw_size(random, NAME_LIMIT_BYTES, least=1)) for _ in range(NAMES)]
+        self.users = [random.randbytes(draw_size(random, 128, least=1)) for _ in range(USERS)]
         self.listener = open_listener("127.0.0.1", 0, ListenerOptions(defer_accept_s=0))
         self.reactor.listen(self.listener.fileno())
         self.clients: list[Client] = []
@@ -115,6 +150,11 @@ class Fuzz:
             self.leave,
             self.tick,
             self.regulate,
+            self.renew,
+            self.shed,
+            self.hand_over,
+            self.serve_sibling,
+            self.rename,
         ]
 
     def join(self) -> None:
@@ -122,8 +162,78 @@ class Fuzz:
         if self.handles:
             conn = random.choice(self.handles)
             for _ in range(4):
-                number = random.randrange(12)
-                self.reactor.subscribe(conn, b"channel-%d" % number, policy=number % 3)
+                number = random.randrange(NAMES)
+                self.reactor.subscribe(conn, self.names[number], policy=number % 3, is_counted=number != 0)
+
+    def rename(self) -> None:
+        """Another name in one of the places: names of every length come and go."""
+        self.names[random.randrange(NAMES)] = random.randbytes(draw_size(random, NAME_LIMIT_BYTES, least=1))
+        with contextlib.suppress(*REFUSED_CALLS):
+            self.reactor.take_vacated(random.choice([0, 1, 100]))
+
+    def renew(self) -> None:
+        """Other limits for everybody, some of them below what is in use."""
+        self.settings = replace(
+            self.settings,
+            outbox_limit_bytes=draw_size(random, 200_000, least=1_024),
+            outbox_limit_frames=random.choice([1, 2, 40, 400]),
+            message_limit_bytes=random.choice([1_000, 200_000]),
+            subscriptions_limit=random.choice([0, 1, 4, 9]),
+            walk_at_once=random.choice([0, 3, 1_000]),
+            linger_limit_sockets=random.choice([0, 5, 100]),
+            ping_interval_ms=random.choice([0, 5_000]),
+            pool_enabled=random.random() < 0.7,
+        )
+        self.reactor.renew(self.settings)
+
+    def shed(self) -> None:
+        """A memory budget around what is counted, so that some are cut; then none again."""
+        held = sum(self.reactor.bytes_held().values())
+        budget = random.choice([held // 2, held, held + held // 16, held * 2, 0])
+        self.reactor.set_gate(
+            GateLimits(memory_bytes=budget, address_rate_per_s=random.choice([0, 50])), b"no"
+        )
+        self.reactor.book(random.choice([0, 0, 10_000]), is_pressed=random.random() < 0.1)
+        self.tick()
+        if random.random() < 0.7:
+            self.reactor.set_gate(GateLimits(), b"HTTP/1.1 503 x\r\n\r\n")
+
+    def hand_over(self) -> None:
+        """No room here: what is accepted goes to the sibling, or to nobody who listens any more."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        fd = ours.fileno()
+        self.reactor.relieve(fd, next_fd=random.choice([fd, -1]), hands=random.choice([0, 1, 2]))
+        self.reactor.set_gate(GateLimits(connections=1), b"HTTP/1.1 503 x\r\n\r\n")
+        for _ in range(random.randrange(4)):
+            self.dial()
+        self.poll()
+        while True:
+            try:
+                said, descriptors, _, _ = socket.recv_fds(theirs, 1, 1)
+            except BlockingIOError:
+                break
+            for descriptor in descriptors:
+                taker = random.choice([self.sibling, self.sibling, self.reactor])
+                taker.admit(descriptor, now_ms=self.now_ms, hands=said[0])
+        self.reactor.relieve(-1)
+        self.reactor.set_gate(GateLimits(), b"HTTP/1.1 503 x\r\n\r\n")
+        ours.close()
+        theirs.close()
+
+    def serve_sibling(self) -> None:
+        """The sibling's own turn; it upgrades, subscribes and answers."""
+        self.sibling.tick(self.now_ms)
+        for kind, conn, value in self.sibling.poll(self.now_ms):
+            if kind == events.OPEN:
+                self.sibling.upgrade(conn, RESPONSE)
+                self.sibling.set_user(conn, random.choice(self.users))
+                self.sibling.subscribe(conn, random.choice(self.names))
+            elif kind in (events.TEXT, events.BINARY) and isinstance(value, bytes):
+                self.sibling.send(conn, value)
+        self.sibling.publish(random.choice(self.names), [b"text", b"binary", 0])
+        self.sibling.flush(self.now_ms)
 
     def encode_gap(self, variant: int, channel: bytes, first: int, last: int) -> bytes:
         """Fail, lie, or call back, now and then."""
@@ -170,7 +280,7 @@ class Fuzz:
 
     def dial(self) -> None:
         """A TCP client."""
-        if len(self.clients) < 100:
+        if len(self.clients) < PEERS_MAX:
             sock = socket.create_connection(self.listener.getsockname())
             self.clients.append(Client(sock, is_open=False))
 
@@ -179,7 +289,7 @@ class Fuzz:
         if not self.clients:
             return
         client = random.choice(self.clients)
-        payload = random.randbytes(random.choice([0, 1, 5, 125, 126, 1000, 65_536, 199_000]))
+        payload = random.randbytes(draw_size(random, 199_000))
         sound: list[Callable[[], bytes]] = [
             lambda: client_frame(2, payload),
             lambda: client_frame(1, b"text" * (len(payload) // 4)),
@@ -233,8 +343,9 @@ class Fuzz:
         """One call with arguments between plausible and absurd."""
         reactor, conn = self.reactor, self.handle()
         number = random.choice([0, 1, 2, 999, 1000, 1006, 4000, 5000, -1, 2**31, 2**63, 10**30])
-        payload = random.choice([b"", b"x", b"y" * 126, b"z" * 70_000, b"z" * 140_000])
-        channel = b"channel-%d" % random.randrange(12)
+        payload = bytes(draw_size(random, 140_000))
+        channel = random.choice(self.names)
+        user = random.choice(self.users)
         calls: list[Callable[[], object]] = [
             lambda: reactor.send(conn, payload, random.choice([1, 2, 1, 2, number])),
             lambda: reactor.send(conn, payload),
@@ -249,6 +360,19 @@ class Fuzz:
             lambda: reactor.subscribe(conn, channel, policy=random.choice([0, 1, 2, number])),
             lambda: reactor.subscribe(conn, channel, policy=1),
             lambda: reactor.subscribe(conn, channel, policy=2),
+            lambda: reactor.subscribe(conn, channel, is_counted=False),
+            lambda: reactor.subscribe(conn, bytes(random.choice([0, 1_025, 70_000]))),
+            lambda: reactor.set_user(conn, user),
+            lambda: reactor.set_user(conn, user),
+            lambda: reactor.set_user(conn, b""),
+            lambda: reactor.user_connections(user),
+            lambda: reactor.set_expiry(conn, self.wall_ms + random.choice([-1, 500, 5_000, number]), 4001),
+            lambda: reactor.set_expiry(conn, self.wall_ms + 500, 4001, only_sooner=True),
+            lambda: reactor.claim_address(conn, random.randbytes(random.choice([16, 16, 16, 15]))),
+            lambda: reactor.answer_page(conn),
+            lambda: reactor.take_vacated(random.choice([0, 1, 100])),
+            lambda: reactor.connections(random.choice([0, number]), 100),
+            lambda: reactor.trim(),
             lambda: reactor.unsubscribe(conn, channel),
             lambda: reactor.subscriptions(conn),
             lambda: reactor.subscribers(channel),
@@ -281,12 +405,13 @@ class Fuzz:
 
     def publish(self) -> None:
         """To a channel that may or may not be."""
-        channel = b"channel-%d" % random.randrange(12)
+        channel = random.choice(self.names)
         variants: list[bytes | int | None] = random.choice(
             [
                 [b"text", b"binary", 0],
                 [b"t" * 3000, b"b" * 9000, 1],
                 [b"t" * 60_000],
+                [bytes(draw_size(random, 66_000))],
                 [],
                 [None, None, None],
                 [b"text", None, 0],
@@ -340,16 +465,20 @@ class Fuzz:
         self.now_ms += random.choice([0, 1, 60, 250, 250, 250, 250, 300, 500, 1000])
         if random.random() < 0.02:
             self.now_ms += random.choice([3_000, 10_000, 70_000])
-        self.reactor.tick(self.now_ms - random.choice([0, 0, 0, 500]))
+        self.wall_ms += random.choice([0, 250, 250, 300, -1_000, 3_600_000])
+        self.reactor.tick(self.now_ms - random.choice([0, 0, 0, 500]), random.choice([None, self.wall_ms]))
 
     def settle(self) -> None:
         """Everybody leaves; time passes; all is given back."""
         for client in self.clients:
             client.sock.close()
         self.reactor.stop_listening()
+        self.reactor.set_gate(GateLimits(), b"")
+        self.reactor.book(0)
         for _ in range(600):
             self.now_ms += 250
             self.reactor.tick(self.now_ms)
+            self.serve_sibling()
             for conn in [conn for conn in self.handles if self.reactor.inspect(conn)]:
                 with contextlib.suppress(*REFUSED_CALLS):
                     self.reactor.resume_reading(conn)
@@ -357,10 +486,13 @@ class Fuzz:
             for kind, conn, value in self.reactor.poll(self.now_ms):
                 self.check(kind, conn, value)
             self.flush()
-        counters, held = self.reactor.counters(), self.reactor.bytes_held()
+        self.reactor.take_vacated(1_000)
+        counters = self.reactor.counters()
         census = {name: count for name, count in counters.items() if name.startswith("now_") and count}
         assert not census, census
         assert not self.reactor.more
+        self.audit("after everybody left")
+        held = self.reactor.bytes_held()
         for account in ("outbox", "partial", "subscription", "kernel_queued"):
             assert held[account] == 0, (account, held)
         unfinished = [conn for conn, past in self.history.items() if past[-1:] != [events.CLOSED]]
@@ -369,18 +501,74 @@ class Fuzz:
     def run(self, steps: int) -> None:
         """Everything."""
         descriptors = len(os.listdir("/proc/self/fd"))
-        for _ in range(steps):
-            random.choice(self.operations)()
+        for number in range(steps):
+            operation = random.choice(self.operations)
+            operation()
+            self.audit(f"step {number}, {operation.__name__}")
         self.settle()
         assert len(os.listdir("/proc/self/fd")) <= descriptors
+        # All kinds are compared before `shutdown`, which sets them to nothing whatever they said.
+        self.audit("at the end")
         self.reactor.shutdown()
-        held = self.reactor.bytes_held()
-        assert not any(held.values()), held
+        self.sibling.shutdown()
         self.listener.close()
+
+    def audit(self, moment: str) -> None:
+        """Compare every account of both reactors with its structures."""
+        for name, reactor in (("reactor", self.reactor), ("sibling", self.sibling)):
+            faults = audit(reactor)
+            assert not faults, f"{name}, {moment}: " + "; ".join(faults[:5])
+
+
+def main(arguments: list[str]) -> int:
+    """Run one seed here, or many seeds as children; 0 when all were sound."""
+    parser = argparse.ArgumentParser(prog="tests.support.reactor_fuzz")
+    parser.add_argument("seed", type=int, nargs="?", default=0, help="of the run, or of the first of several")
+    parser.add_argument("steps", type=int, nargs="?", default=5_000)
+    parser.add_argument("--seeds", type=int, default=0, help="run so many seeds, each as a child")
+    parser.add_argument("--steps", dest="steps_each", type=int, default=0, help="of each of these")
+    options = parser.parse_args(arguments)
+    if not options.seeds:
+        warnings.simplefilter("ignore")
+        sys.unraisablehook = lambda unraisable: None
+        Fuzz(options.seed).run(options.steps)
+        print("sound")
+        return 0
+    steps = options.steps_each or options.steps
+    return run_seeds(range(options.seed, options.seed + options.seeds), steps)
+
+
+def run_seeds(seeds: range, steps: int) -> int:
+    """Run one child for each seed, two at a time; says which seed failed and how to see it again."""
+    began_s, failed, waiting = time.monotonic(), 0, list(seeds)
+    children: dict[int, subprocess.Popen[str]] = {}
+    done = 0
+    while waiting or children:
+        while waiting and len(children) < 2:
+            seed = waiting.pop(0)
+            command = [sys.executable, "-m", "tests.support.reactor_fuzz", str(seed), str(steps)]
+            children[seed] = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        for seed, child in list(children.items()):
+            try:
+                said, _ = child.communicate(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                continue
+            del children[seed]
+            done += 1
+            if child.returncode or not said.endswith("sound\n"):
+                failed += 1
+                print(
+                    f"{said[-3_000:]}\nagain: python -m tests.support.reactor_fuzz {seed} {steps}", flush=True
+                )
+            spent_s = time.monotonic() - began_s
+            print(
+                f"{done} of {len(seeds)} seeds, {done * steps:,} steps, {failed} failed, {spent_s:.0f} s",
+                flush=True,
+            )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    sys.unraisablehook = lambda unraisable: None
-    Fuzz(int(sys.argv[1])).run(int(sys.argv[2]))
-    print("sound")
+    raise SystemExit(main(sys.argv[1:]))

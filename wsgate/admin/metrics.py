@@ -186,6 +186,11 @@ _COUNTERS: Final = (
         "Connections that ended while the bus was away, too many to be taken off their users' counts later.",
         "users_unforgotten",
     ),
+    _one(
+        "messages_from_gone",
+        "Whole messages of clients that were dropped because the connection was reset in the same turn.",
+        "messages_from_gone",
+    ),
     _one("probes", "Probes that came back through the bus.", "probes_echoed"),
     _one("client_requests", "GET /client.js on the client port.", "client_asked"),
     _one("readiness_requests", "GET /readyz on the client port.", "readiness_asked"),

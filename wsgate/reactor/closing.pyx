@@ -20,7 +20,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
-from wsgate.reactor.outbox cimport outbox_close, outbox_discard, outbox_over_half, outbox_push
+from wsgate.reactor.outbox cimport outbox_close, outbox_close_empty, outbox_discard, outbox_over_half, outbox_push
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
 from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
@@ -82,6 +82,7 @@ cdef int deliver(
     if outcome != PUSHED:
         if c.state != STATE_OPEN:
             core.counters[<int>DROPPED_CLOSING] += 1
+            outbox_close_empty(core, c)       # it may have been made for this frame
         fail(core, slot, SLOW_CONSUMER if outcome == PUSH_OVERFLOW else OUT_OF_MEMORY, 0)
         return 0
     if not c.flags & BLOCKED:

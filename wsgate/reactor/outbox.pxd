@@ -12,6 +12,7 @@ cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil
 cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil
 cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *frame) noexcept nogil
 cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexcept nogil
+cdef void outbox_close_empty(Core *core, Connection *c) noexcept nogil
 cdef void outbox_discard(Core *core, Connection *c) noexcept nogil
 cdef void outbox_close(Core *core, Connection *c) noexcept nogil
 cdef bint outbox_head_first(Outbox *outbox) noexcept nogil

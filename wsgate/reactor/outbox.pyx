@@ -131,6 +131,12 @@ cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
     c.outbox = NULL
 
 
+cdef void outbox_close_empty(Core *core, Connection *c) noexcept nogil:
+    """Give the outbox back if nothing waits in it."""
+    if c.outbox != NULL and c.outbox.count == 0 and c.outbox.control == NULL:
+        outbox_close(core, c)
+
+
 cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
     """Drop every entry and pong whose first byte is not written."""
     cdef Outbox *outbox = c.outbox
@@ -146,8 +152,7 @@ cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
     if outbox.control != NULL:
         while pongs_drop_oldest(core, outbox):
             pass
-    if outbox.count == 0 and outbox.control == NULL:
-        outbox_close(core, c)
+    outbox_close_empty(core, c)
 
 
 # --- overflow ---------------------------------------------------------------------------------------

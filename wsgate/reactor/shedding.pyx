@@ -160,6 +160,9 @@ cdef void shedding_tick(Core *core) noexcept nogil:
     """Once a tick: cut if need be, and let newcomers in again once there is room for some."""
     if core.gate.memory_bytes == 0:
         core.is_shedding = 0
+        if core.is_short:                     # the budget was taken away meanwhile
+            core.is_short = 0
+            core.pool.enabled = core.pool.is_wanted
         return
     if memory_booked(core) > core.gate.memory_bytes:
         core.is_shedding = 1

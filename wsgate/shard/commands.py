@@ -18,6 +18,7 @@ from wsgate.payload import Payload
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.options import ANONYMOUS
+from wsgate.shard.pausing import Pauser
 from wsgate.shard.sessions import RETRY_MS, Sessions
 from wsgate.shard.welcome import Showing, shown
 
@@ -261,7 +262,7 @@ class Commands:
         under_way = self._under_way.get(conn, 0) + 1
         self._under_way[conn] = under_way
         if under_way == UNDER_WAY_LIMIT:
-            self._reactor.pause_reading(conn)
+            self._sessions.pauses.pause(conn, Pauser.COMMANDS)
 
     def _release(self, conn: int) -> None:
         under_way = self._under_way.get(conn, 0) - 1
@@ -270,4 +271,4 @@ class Commands:
         else:
             self._under_way.pop(conn, None)
         if under_way == UNDER_WAY_LIMIT // 2:
-            self._reactor.resume_reading(conn)
+            self._sessions.pauses.resume(conn, Pauser.COMMANDS)

@@ -6,11 +6,12 @@ a part per pass, however many connections a user has.
 """
 
 from collections import deque
+from functools import partial
 from typing import Annotated, Final
 
 import msgspec
 
-from wsgate.bus.names import INBOX_MARK
+from wsgate.auth import Member
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.sessions import Sessions
@@ -104,7 +105,11 @@ class Control:
         return bool(self._under_way)
 
     def _whose(self, command: _Command) -> list[int]:
-        """Handles: every connection of a user holds its inbox."""
+        """The handles of the connections that a command is about.
+
+        They are found by the reactor's index of users, which nothing a client says can change: one that left
+        its inbox, or waits for its welcome, is found like any other.
+        """
         if not isinstance(command, _Refresh | _Revoke) and command.conn is not None:
             conn = self._reactor.find_public(int(command.conn, 16))
             member = self._reactor.meta(conn) if conn else None
@@ -112,9 +117,17 @@ class Control:
             return [conn] if is_meant else []
         if command.user is None:
             return []
-        return self._reactor.subscribed((INBOX_MARK + command.user).encode())
+        conns = self._reactor.user_connections(command.user.encode())
+        return [conn for conn in conns if self._is_of(conn, command.user)]
+
+    def _is_of(self, conn: int, user: str) -> bool:
+        """Whether a connection is this user's: the index tells users apart by a hash only."""
+        member: Member | None = self._reactor.meta(conn)
+        return member is not None and member.user == user
 
     def _apply(self, command: _Command, conn: int) -> None:
+        if self._sessions.defer(conn, partial(self._apply, command, conn)):
+            return  # its 101 is still to come: nothing can be said to it before
         variant = self._reactor.variant(conn)
         if variant < 0:
             return  # gone since the command came

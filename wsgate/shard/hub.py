@@ -113,7 +113,9 @@ class Hub:
             policy: What a slow consumer loses, `wsgate.reactor.events.POLICY_`.
             waiter: Called later, once or several times, only when the answer is `WAITS`.
         """
-        subscribers = self._reactor.subscribe(conn, name, policy=policy)
+        # An inbox is the backend's way to its user: no limit of the client's own subscriptions may refuse it.
+        is_counted = not name.startswith(_INBOX)
+        subscribers = self._reactor.subscribe(conn, name, policy=policy, is_counted=is_counted)
         if subscribers <= 0:
             return {0: Joined.GONE, -1: Joined.ALREADY, -2: Joined.TOO_MANY}[subscribers]
         if subscribers == 1 and self.is_live_for(name):

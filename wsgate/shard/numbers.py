@@ -82,6 +82,7 @@ LAYOUT: Final = Layout(
         "events_refused",  # messages of clients, answered with an error
         "addresses_unnamed",  # a listed proxy did not say for whom it speaks
         "users_unchecked",  # connections of users let in because the bus did not answer
+        "messages_from_gone",  # received whole from a connection that was reset in the same turn
         "users_unforgotten",  # gone, and still counted: the bus was away too long
         "rates_unchecked",  # leases of messages, likewise
         "admission_open",  # times the state became this one

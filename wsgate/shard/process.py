@@ -344,8 +344,10 @@ class Shard:
         for kind, conn, value in taken:
             try:
                 if kind <= events.BINARY:
-                    dialect = DIALECT_OF[reactor.variant(conn)]
-                    self._commands.run(conn, dialect, value, kind)  # type: ignore[arg-type]
+                    if (variant := reactor.variant(conn)) < 0:
+                        self.count("messages_from_gone", 1)  # it was reset in the very turn it spoke in
+                        continue
+                    self._commands.run(conn, DIALECT_OF[variant], value, kind)  # type: ignore[arg-type]
                 elif kind == events.OPEN:
                     self._on_open(conn, value)  # type: ignore[arg-type]
                 elif kind == events.CLOSED:
@@ -358,7 +360,8 @@ class Shard:
                     self._commands.forget(conn)
             except Exception:  # a fault of ours must not take the others down with it
                 self._log.exception("command_failed")
-                self._sessions.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.INTERNAL)
+                if (variant := reactor.variant(conn)) >= 0:
+                    self._sessions.end(conn, DIALECT_OF[variant], Reason.INTERNAL)
         self._budget.note(len(taken), time.perf_counter() - began_s)
         has_more = self._hub.tidy() | self._control.step()  # both, whatever the first says
         if reactor.flush(now) or reactor.more or has_more:

@@ -8,7 +8,8 @@ that made no sense, a Close that is on its way.
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from wsgate.shard.events import Events, Tracked
 from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub, Joined
 from wsgate.shard.options import ANONYMOUS, ShardOptions
+from wsgate.shard.pausing import Pauser, Pauses
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF
@@ -36,6 +38,8 @@ ASKED_BYTES = 1_000
 """Of one that waits, with its places in the hub's tables: 416 of a repeated one, 1,345 of a lone one."""
 WELCOME_BYTES = 1_000
 UNAUTHENTICATED_BYTES = 200
+DEFERRED_LIMIT = 16
+"""Control commands kept for one connection that waits for its 101."""
 HELD_BYTES = 100
 """Of a message that is held, beside its own bytes."""
 CROWDED_RETRY_MS = 2_000, 15_000
@@ -95,7 +99,9 @@ class Sessions:
         self.unauthenticated: dict[int, Showing] = {}
         self._welcomes: dict[int, Welcome] = {}
         self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
+        self.pauses = Pauses(reactor)
         self.held: dict[int, list[tuple[bytes, int]]] = {}  # what they say until it is known if they stay
+        self._deferred: dict[int, list[Callable[[], None]]] = {}  # of those whose 101 waits for the bus
         self._held_bytes = 0  # of that
         self._shown = Booked()  # what came with who waits, for its token or its welcome
         self._asked_count = 0
@@ -151,18 +157,45 @@ class Sessions:
         identity = entry.identity
         if not self.users.is_counting or identity is None or not identity.user:
             return False
-        self.reactor.set_meta(conn, identity.member())
+        self._own(conn, identity)
+        self._deferred[conn] = []
         self._shown.book(conn, _showing_of(entry).size_bytes)
         self.users.enter(conn, identity.user, partial(self._on_counted_first, conn, entry, identity))
         return True
 
+    def _own(self, conn: int, identity: Identity) -> None:
+        """From here on the connection is this user's: control commands find it, whatever it says."""
+        self.reactor.set_meta(conn, identity.member())
+        self.reactor.set_user(conn, identity.user.encode())
+
+    def defer(self, conn: int, act: Callable[[], None]) -> bool:
+        """Keep what is to be done to a connection until its 101 was sent; False: it was sent already.
+
+        The peer can be told nothing before that. One that gets more of these than `DEFERRED_LIMIT` while its
+        user is counted is refused instead.
+        """
+        deferred = self._deferred.get(conn)
+        if deferred is None:
+            return False
+        if len(deferred) < DEFERRED_LIMIT:
+            deferred.append(act)
+        else:
+            self.reactor.abort(conn, reason=Reason.KICKED)
+        return True
+
     def _on_counted_first(self, conn: int, entry: Entry, identity: Identity, may_stay: bool) -> None:
+        deferred = self._deferred.pop(conn, [])
         if not self.reactor.upgrade(conn, entry.response, variant=entry.variant):
             return  # gone meanwhile, or it waited for too long
-        if may_stay:
-            self._settle(conn, entry.dialect, identity, _showing_of(entry))
-        else:
+        if not may_stay:
             self._end_crowded(conn, entry.dialect)
+            return
+        with self._ends_on_fault(conn, entry.dialect):
+            self.set_expiry(conn, identity)
+            for act in deferred:
+                act()
+            if conn not in self.ended:
+                self._settle(conn, entry.dialect, identity, _showing_of(entry))
 
     def begin(self, conn: int, entry: Entry) -> None:
         """Go on after 101: welcome, or the deadline for a first token."""
@@ -203,16 +236,19 @@ class Sessions:
             showing = showing.behind(self.unauthenticated.pop(conn, NOTHING_SHOWN))
         self._shown.book(conn, showing.size_bytes)
         if self.users.is_counting and identity.user:
-            # Known from here on, and nothing else yet: what it says meanwhile waits, one turn of it at most.
-            self.reactor.set_meta(conn, identity.member())
+            # The user is known but not admitted yet. Buffer its messages, at most one turn of reading, until
+            # the bus has counted it.
+            self._own(conn, identity)
             self.set_expiry(conn, identity)
             self.held[conn] = []
-            self.reactor.pause_reading(conn)
+            self.pauses.pause(conn, Pauser.LOGIN)
             self.users.enter(conn, identity.user, partial(self._on_counted, conn, dialect, identity, showing))
             return
+        self.set_expiry(conn, identity)
         self._settle(conn, dialect, identity, showing)
 
     def _settle(self, conn: int, dialect: Dialect, identity: Identity, showing: Showing) -> None:
+        """The connection is admitted; its expiry is set, and perhaps brought forward by a control command."""
         self.keep(conn, identity, None)
         if self.events.is_on:
             self.events.connected(conn, identity)
@@ -221,7 +257,6 @@ class Sessions:
             self.subscribe_asked(conn, dialect, showing)
             self._shown.give_back(conn)
             return
-        self.set_expiry(conn, identity)
         welcome = Welcome(self, conn, dialect, identity, showing)
         for name, policy in self._own_channels(identity):
             welcome.join(name, policy)
@@ -240,13 +275,30 @@ class Sessions:
         said = self._take_held(conn)
         if said is None:
             return  # gone meanwhile
-        if not may_stay:
-            self._end_crowded(conn, dialect)
-            return
-        self._settle(conn, dialect, identity, showing)
-        for message, opcode in said:
-            self.run(conn, dialect, message, opcode)
-        self.reactor.resume_reading(conn)
+        try:
+            with self._ends_on_fault(conn, dialect):
+                if conn in self.ended:
+                    return  # a control command ended it while its user was counted
+                if not may_stay:
+                    self._end_crowded(conn, dialect)
+                    return
+                self._settle(conn, dialect, identity, showing)
+                for message, opcode in said:
+                    self.run(conn, dialect, message, opcode)
+        finally:
+            self.pauses.resume(conn, Pauser.LOGIN)
+
+    @contextmanager
+    def _ends_on_fault(self, conn: int, dialect: Dialect) -> Iterator[None]:
+        """End the connection if its login raises, which is a fault of ours: it would wait for ever.
+
+        The exception goes on, to the log of the callback that it was raised in.
+        """
+        try:
+            yield
+        except Exception:
+            self.end(conn, dialect, Reason.INTERNAL)
+            raise
 
     def _end_crowded(self, conn: int, dialect: Dialect) -> None:
         retry_ms = random.randint(*CROWDED_RETRY_MS)  # noqa: S311 - spreading, not secrecy
@@ -276,6 +328,8 @@ class Sessions:
         elif identity is not ANONYMOUS:
             member = identity.member()
         self.reactor.set_meta(conn, member)
+        if member.user:
+            self.reactor.set_user(conn, member.user.encode())
 
     def want_refresh(self, conn: int, dialect: Dialect, within_s: int) -> None:
         """Ask for a fresh token; who shows none in time is closed as if its token had expired."""
@@ -486,10 +540,11 @@ class Sessions:
         if self.held:
             self._take_held(conn)
         self.hub.forget(conn)
+        self.pauses.forget(conn)
         self._shown.give_back(conn)
         if self._asked and (names := self._asked.get(conn)):
             self._asked_count -= sum(map(len, names.values()))
-        for each in (self.unauthenticated, self._welcomes, self._asked, self._bad_messages):
+        for each in (self.unauthenticated, self._welcomes, self._asked, self._bad_messages, self._deferred):
             if each:
                 each.pop(conn, None)
 
