@@ -22,8 +22,22 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
 }
+# Warnings are for our code. What Cython generates by rule is switched off by name: parameters that CPython's
+# calling conventions pass and a function does not need, comparisons in loops over a range, and initialisers
+# of its type tables.
+WARNING_FLAGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-sign-compare",
+    "-Wno-missing-field-initializers",
+    "-Wno-cast-function-type",
+]
+# Checked libc calls and stack canaries; no measurable cost beside system calls and cache misses.
+HARDENING_FLAGS = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3", "-fstack-protector-strong"]
 # -g1: line tables, so that perf and a core dump can name the line; no measurable cost.
-COMPILE_FLAGS = ["-O3", "-g1", "-fvisibility=hidden", "-Wall"]
+COMPILE_FLAGS = ["-O3", "-g1", "-fvisibility=hidden", *WARNING_FLAGS, *HARDENING_FLAGS]
+LINK_FLAGS = ["-Wl,-z,relro,-z,now"]
 # WSGATE_SANITIZE=1, for `make sanitize`: every bad access and all undefined behaviour ends the process.
 SANITIZE_FLAGS = [
     "-O1",
@@ -44,7 +58,7 @@ def extensions() -> list[Extension]:
             ".".join(source.with_suffix("").parts),
             [str(source)],
             extra_compile_args=SANITIZE_FLAGS if IS_SANITIZED else COMPILE_FLAGS,
-            extra_link_args=["-fsanitize=address,undefined"] if IS_SANITIZED else [],
+            extra_link_args=["-fsanitize=address,undefined"] if IS_SANITIZED else LINK_FLAGS,
         )
         for source in sorted(Path("wsgate").rglob("*.pyx"))
     ]

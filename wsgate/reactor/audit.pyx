@@ -23,7 +23,7 @@ from wsgate.reactor.structs cimport (
 
 from wsgate.reactor.names import KIND_NAMES, STATE_NAMES
 
-__all__ = ["audit"]
+__all__ = ["audit", "tamper"]
 
 cdef enum:
     NAME_HERE = 24               # as in channels.pyx; a name beyond it has a block
@@ -446,3 +446,66 @@ cdef class _Audit:
         cdef int kind
         for kind in range(KINDS):
             self.expect("bytes of kind " + KIND_NAMES[kind], self.core.held[kind], self.held[kind])
+
+
+def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
+    """Change one account and nothing that it counts; see audit.pyi."""
+    cdef Core *core = reactor.core
+    cdef uint32_t slot = <uint32_t>conn
+    cdef Connection *c = NULL
+    if slot < core.chunk_count * CHUNK_SLOTS:
+        c = core.chunks[slot // CHUNK_SLOTS] + slot % CHUNK_SLOTS
+    if account in KIND_NAMES:
+        core.held[<int>KIND_NAMES.index(account)] += by
+    elif account in STATE_NAMES:
+        core.states[<int>STATE_NAMES.index(account)] += <uint32_t>by
+    elif account == "connections":
+        core.connections += <uint32_t>by
+    elif account == "blocked":
+        core.blocked += <uint32_t>by
+    elif account == "kernel":
+        core.queued_bytes += by
+    elif account == "pool":
+        core.pool.idle_bytes += by
+    elif account == "channels":
+        core.channels.count += <uint32_t>by
+    elif account == "users":
+        core.users.count += <uint32_t>by
+    elif account == "walks":
+        core.walk_count += <uint32_t>by
+    elif account == "drains":
+        core.drain_count += <uint32_t>by
+    elif account == "bulk":
+        core.bulk.count += <uint32_t>by
+    elif account == "attention":
+        core.attention.count += <uint32_t>by
+    elif account == "heads":
+        core.heads.count += <uint32_t>by
+    elif account == "references":
+        core.ping.references += <uint32_t>by
+    elif account == "outbox_bytes":
+        c.outbox.bytes += by
+    elif account == "subscriptions":
+        c.subscription_count += <uint32_t>by
+    elif account == "subscribers":
+        core.channels.channels[c.subscriptions[first_cell(c)].channel].count += <uint32_t>by
+    elif account == "position":
+        c.subscriptions[first_cell(c)].position += <uint32_t>by
+    elif account == "frames":
+        core.channels.channels[c.subscriptions[first_cell(c)].channel].frames += <uint32_t>by
+    elif account == "wheel":
+        c.wheel_tick += <uint32_t>by
+    elif account == "mark":
+        c.flags ^= IN_BULK
+    elif account == "user_link":
+        (<UserLink *>(core.chunks[slot // CHUNK_SLOTS] + CHUNK_SLOTS))[slot % CHUNK_SLOTS].hash += <uint32_t>by
+    else:
+        raise ValueError(account)
+
+
+cdef uint32_t first_cell(Connection *c):
+    """The first used cell of a connection's subscriptions."""
+    cdef uint32_t cell = 0
+    while c.subscriptions[cell].channel == NONE:
+        cell += 1
+    return cell

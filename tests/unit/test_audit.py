@@ -1,0 +1,78 @@
+"""The audit of the reactor's accounts: silent while they are right, and it notices each wrong one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.frames import client_frame, client_header
+from tests.support.rig import Peer, Rig
+from wsgate.reactor import Settings
+from wsgate.reactor.audit import audit, tamper
+from wsgate.reactor.names import KIND_NAMES, STATE_NAMES
+
+OF_THE_REACTOR = (
+    *KIND_NAMES,
+    *(state for state in STATE_NAMES if state != "free"),
+    *("connections", "blocked", "kernel", "channels", "users", "walks", "drains", "bulk", "attention", "heads"),
+    *("pool", "references"),
+)
+OF_A_CONNECTION = (
+    *("outbox_bytes", "subscriptions", "subscribers", "position", "frames", "wheel", "mark", "user_link"),
+)
+
+
+@pytest.fixture(params=[True, False], ids=["pool", "no_pool"])
+def bench(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, Peer]]:
+    """A reactor in which something is on every account, and the connection that has most of it."""
+    settings = Settings(variant_opcodes=(1,), walk_at_once=2, pool_enabled=request.param, ping_interval_ms=0)
+    made = Rig(settings)
+    peer = made.connect(send_buffer_bytes=4_096)
+    others = [made.connect() for _ in range(6)]
+    made.connect(upgraded=False).send(b"GET / HTTP/1.1\r\n")
+    others[0].send(client_header(2, 3_000) + bytes(40))
+    for other in (peer, *others):
+        made.reactor.subscribe(other.conn, b"a channel with a name of its own block")
+        made.reactor.set_user(other.conn, b"ann")
+    made.reactor.set_user(others[1].conn, b"bob")
+    others[2].send(client_frame(1, b"hello"))
+    made.turn()
+    made.reactor.send(peer.conn, bytes(200_000))
+    made.reactor.flush(made.now_ms)
+    made.reactor.publish(b"a channel with a name of its own block", [b"news"])
+    yield made, peer
+    # Without the rig's own end: it audits, and what was tampered with may be wrong still.
+    for each in made.peers:
+        each.close()
+    made.reactor.shutdown()
+
+
+def test_audit_of_sound_accounts_finds_nothing(bench: tuple[Rig, Peer]) -> None:
+    made, _ = bench
+    assert audit(made.reactor) == []
+
+
+@pytest.mark.parametrize("account", OF_THE_REACTOR)
+@pytest.mark.parametrize("by", [1, -1, 64])
+def test_wrong_account_of_the_reactor_is_noticed(bench: tuple[Rig, Peer], account: str, by: int) -> None:
+    made, _ = bench
+    tamper(made.reactor, account, by)
+    faults = audit(made.reactor)
+    tamper(made.reactor, account, -by)
+    assert faults
+    assert audit(made.reactor) == []
+
+
+@pytest.mark.parametrize("account", OF_A_CONNECTION)
+def test_wrong_account_of_a_connection_is_noticed(bench: tuple[Rig, Peer], account: str) -> None:
+    made, peer = bench
+    tamper(made.reactor, account, 1, peer.conn)
+    faults = audit(made.reactor)
+    tamper(made.reactor, account, -1, peer.conn)
+    assert faults
+    assert audit(made.reactor) == []
+
+
+def test_account_that_is_none_is_refused(bench: tuple[Rig, Peer]) -> None:
+    made, _ = bench
+    with pytest.raises(ValueError, match="nonsense"):
+        tamper(made.reactor, "nonsense", 1)
