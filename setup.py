@@ -23,13 +23,11 @@ DIRECTIVES = {
     "initializedcheck": False,
 }
 # Warnings are for our code. What Cython generates by rule is switched off by name: parameters that CPython's
-# calling conventions pass and a function does not need, comparisons in loops over a range, and initialisers
-# of its type tables.
+# calling conventions pass and a function does not need, casts of its method tables, and their initialisers.
 WARNING_FLAGS = [
     "-Wall",
     "-Wextra",
     "-Wno-unused-parameter",
-    "-Wno-sign-compare",
     "-Wno-missing-field-initializers",
     "-Wno-cast-function-type",
 ]

@@ -114,7 +114,7 @@ cdef inline uint64_t row_of(AddressTable *table, uint64_t key, int which) noexce
 
 cdef int change_count(AddressTable *table, uint64_t key, int change, uint32_t limit) noexcept nogil:
     """Count one more (1) or one less (-1): 1 done, 0 over the limit, -1 no cell for it."""
-    cdef uint64_t tag = key >> COUNT_BITS << COUNT_BITS, word, found, sum
+    cdef uint64_t tag = key >> COUNT_BITS << COUNT_BITS, word, found = 0, sum
     cdef uint64_t *cell
     cdef uint64_t *place
     cdef int which, way, tries
@@ -151,7 +151,7 @@ cdef int change_count(AddressTable *table, uint64_t key, int change, uint32_t li
 
 cdef int take_arrival(AddressTable *table, uint64_t key, uint64_t now_us, uint64_t cost_us) noexcept nogil:
     """One arrival from a bucket one second deep: 1 done, 0 it is empty, -1 no cell for it."""
-    cdef uint64_t tag = key >> TIME_BITS << TIME_BITS, word, ahead, found
+    cdef uint64_t tag = key >> TIME_BITS << TIME_BITS, word, ahead, found = 0
     cdef uint64_t depth = max(cost_us, <uint64_t>DEPTH_US)
     cdef uint64_t *cell
     cdef uint64_t *place

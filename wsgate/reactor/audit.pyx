@@ -65,7 +65,7 @@ cdef class _Audit:
         self.channel_frames = {}
         self.walks = {}
         self.members = [0] * self.core.channels.made
-        for kind in range(KINDS):
+        for kind in range(<int>KINDS):
             self.held[kind] = 0
 
     cdef run(self):
@@ -123,7 +123,7 @@ cdef class _Audit:
             self.look_at_subscriptions(slot, c)
         self.expect("connections", self.core.connections, used)
         self.expect("blocked", self.core.blocked, blocked)
-        for state in range(1, STATES):
+        for state in range(1, <int>STATES):
             self.expect("connections in state " + STATE_NAMES[state], self.core.states[state], states[state])
             self.expect("kernel bytes in state " + STATE_NAMES[state], self.core.queued_in[state], queued[state])
         self.expect("kernel bytes", self.core.queued_bytes, sum(queued))
@@ -371,7 +371,7 @@ cdef class _Audit:
     cdef look_at_wheel(self):
         cdef uint32_t place, slot, previous, linked = 0, armed = 0
         cdef Connection *c
-        for place in range(WHEEL_SLOTS):
+        for place in range(<uint32_t>WHEEL_SLOTS):
             slot, previous = self.core.wheel.heads[place], NONE
             while slot != NONE and linked <= self.slots():
                 c = self.at(slot)
@@ -435,7 +435,7 @@ cdef class _Audit:
 
     cdef look_at_the_rest(self):
         cdef uint32_t index, drains = 0
-        for index in range(DRAINS_MAX):
+        for index in range(<uint32_t>DRAINS_MAX):
             drains += self.core.drains[index].fd >= 0
         self.expect("drains", self.core.drain_count, drains)
         for index in range(self.core.variants):
@@ -444,7 +444,7 @@ cdef class _Audit:
 
     cdef compare_held(self):
         cdef int kind
-        for kind in range(KINDS):
+        for kind in range(<int>KINDS):
             self.expect("bytes of kind " + KIND_NAMES[kind], self.core.held[kind], self.held[kind])
 
 

@@ -240,7 +240,7 @@ cdef void deadlines_rearm(Core *core) noexcept nogil:
     A timer is only ever armed for a nearer deadline here, so looking too often costs time and nothing else.
     """
     cdef uint32_t slots = core.chunk_count << CHUNK_BITS, looks
-    for looks in range(REARM_SLOTS):
+    for looks in range(<uint32_t>REARM_SLOTS):
         if core.rearm_slot >= slots:
             core.rearm_slot = NONE
             return

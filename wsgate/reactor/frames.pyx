@@ -54,7 +54,8 @@ cdef Frame *frame_message(Core *core, uint8_t opcode, const uint8_t *payload, ui
     frame = new_frame(core, size + header_size)
     if frame != NULL:
         memcpy(frame.data, header, header_size)
-        memcpy(frame.data + header_size, payload, size)
+        if size:
+            memcpy(frame.data + header_size, payload, size)
         frame.length = size + header_size
     return frame
 
@@ -75,7 +76,7 @@ cdef Frame *frame_close(Core *core, uint16_t code, const uint8_t *text, uint32_t
     """A Close frame; code 0 or 1005 makes an empty one. RFC 6455 section 5.5.1: at most 125 bytes."""
     cdef uint8_t payload[125]
     if code == 0 or code == 1005:
-        return frame_message(core, OP_CLOSE, payload, 0)
+        return frame_message(core, OP_CLOSE, NULL, 0)
     if size > 123:
         size = 123
     payload[0] = <uint8_t>(code >> 8)

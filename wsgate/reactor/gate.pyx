@@ -111,7 +111,7 @@ cdef bint displace_head(Core *core) noexcept nogil:
     """
     cdef uint32_t slot = core.heads.head, looks
     cdef Connection *c
-    for looks in range(DISPLACE_LOOKS):
+    for looks in range(<uint32_t>DISPLACE_LOOKS):
         if slot == NONE:
             return False
         c = at(core, slot)
@@ -191,7 +191,7 @@ cdef Drain *free_drain(Core *core, uint32_t *index) noexcept nogil:
     cdef uint32_t place
     if core.drain_count >= core.gate.drains:
         return NULL
-    for place in range(DRAINS_MAX):
+    for place in range(<uint32_t>DRAINS_MAX):
         if core.drains[place].fd < 0:
             index[0] = place
             return &core.drains[place]
@@ -272,7 +272,7 @@ cdef void gate_drain(Core *core, uint32_t index) noexcept nogil:
 cdef void gate_close_drains(Core *core) noexcept nogil:
     """End every drain now."""
     cdef uint32_t index
-    for index in range(DRAINS_MAX):
+    for index in range(<uint32_t>DRAINS_MAX):
         if core.drains[index].fd >= 0:
             end_drain(core, &core.drains[index])
 
@@ -301,7 +301,7 @@ cdef void count_earlier(Core *core) noexcept nogil:
     cdef uint32_t slots = core.chunk_count << CHUNK_BITS, looks
     cdef uint8_t address[16]
     cdef Connection *c
-    for looks in range(COUNT_LOOKS):
+    for looks in range(<uint32_t>COUNT_LOOKS):
         if core.uncounted_slot >= slots:
             core.uncounted_slot = NONE
             return
@@ -317,7 +317,7 @@ cdef void gate_tick(Core *core) noexcept nogil:
     """Every 250 ms: end drains that are over their time, and try a muted listener again."""
     cdef uint32_t index
     if core.drain_count:
-        for index in range(DRAINS_MAX):
+        for index in range(<uint32_t>DRAINS_MAX):
             if core.drains[index].fd >= 0 and core.drains[index].deadline_ms <= core.clock_ms:
                 end_drain(core, &core.drains[index])
     if core.listener_muted:

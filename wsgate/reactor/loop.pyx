@@ -168,7 +168,7 @@ cdef class Reactor:
                     core.turns_to_wait = core.attention.count
             turns = core.attention.count
             used.turn_messages = min(
-                TURN_MESSAGES, max(TURN_MESSAGES_LEAST, used.messages_limit // max(turns, <uint32_t>1))
+                <uint32_t>TURN_MESSAGES, max(<uint32_t>TURN_MESSAGES_LEAST, used.messages_limit // max(turns, <uint32_t>1))
             )
             while turns:
                 turns -= 1
@@ -830,9 +830,9 @@ cdef class Reactor:
         cdef Core *core = self.core
         cdef int index
         numbers = {name: core.counters[index] for index, name in enumerate(COUNTER_NAMES)}
-        for index in range(1, REASONS):
+        for index in range(1, <int>REASONS):
             numbers["ended_" + REASON_NAMES[index]] = core.ended[index]
-        for index in range(1, STATES):
+        for index in range(1, <int>STATES):
             numbers["now_" + STATE_NAMES[index]] = core.states[index]
         numbers["now_connections"] = core.connections
         numbers["now_blocked"] = core.blocked

@@ -183,7 +183,7 @@ cdef uint64_t memory_booked(Core *core) noexcept nogil:
     """Everything on the books: each kind, the pool, what the caller holds, every connection's share, the kernel's."""
     cdef uint64_t total = core.pool.idle_bytes + core.outside_bytes
     cdef int kind
-    for kind in range(KINDS):
+    for kind in range(<int>KINDS):
         total += core.held[kind]
     total += <uint64_t>core.connections * core.gate.connection_bytes
     return total + core.queued_bytes

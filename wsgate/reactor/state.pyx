@@ -193,7 +193,7 @@ cdef list state_destroy(Core *core):
     walks_drop(core)
     gate_close_drains(core)
     for index in range(core.bye_count):
-        for slot in range(VARIANTS_MAX):
+        for slot in range(<uint32_t>VARIANTS_MAX):
             drop(core, &core.byes[index].frames[slot])
     drop(core, &core.ping)
     drop(core, &core.page)

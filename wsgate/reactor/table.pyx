@@ -36,7 +36,7 @@ cdef int add_slab(Core *core) noexcept nogil:
     memset(slab, 0, SLAB_BYTES)
     core.held[<int>KIND_TABLE] += SLAB_BYTES
     first = core.chunk_count << CHUNK_BITS
-    for index in range(CHUNK_SLOTS):
+    for index in range(<uint32_t>CHUNK_SLOTS):
         slab[index].fd = -1
         slab[index].generation = 1
         slab[index].attention_next = first + index + 1 if index + 1 < CHUNK_SLOTS else core.free_slot
