@@ -1,9 +1,13 @@
 """The bus reader: whole and split anywhere it says the same, and it believes no number it cannot check."""
 
+import itertools
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.resp import BOUNDS, NUMBERS, hostile_reply
 from wsgate.bus import push
 from wsgate.bus.push import PushError, PushReader
 
@@ -45,6 +49,7 @@ CASES: list[tuple[bytes, tuple[int, bytes, bytes | None]]] = [
     (b"-NOAUTH Authentication required.\r\n", (push.ERROR, b"NOAUTH Authentication required.", None)),
     (b":12\r\n", (push.REPLY, b"12", None)),
     (bulk(b"PONG"), (push.REPLY, b"PONG", None)),
+    (bulk(b"x" * push.REPLY_LIMIT_BYTES), (push.REPLY, b"x" * push.REPLY_LIMIT_BYTES, None)),
     (b"$-1\r\n", (push.REPLY, b"", None)),
 ]
 BROKEN = [
@@ -73,6 +78,22 @@ BROKEN = [
     b"*3\r\n$7\r\nmessage\r\n$1\r\nab\r\n",
     b"*4\r\n$8\r\npmessage\r\n$1\r\n*\r\n$1\r\na\r\n$1\r\na\r\n",
     b"*1\r\n$-1\r\n",
+    b"*3\r\n:5\r\n$1\r\nx\r\n$2000\r\n",
+    b"*3\r\n$-1\r\n$1\r\nx\r\n$2000\r\n",
+    b"*3\r\n$7\r\nmessage\r\n:99\r\n$2000\r\n",
+    b"*3\r\n$7\r\nmessage\r\n:5\r\n$2000\r\n",
+    b"*3\r\n$7\r\nmessage\r\n:-5\r\n$2000\r\n",
+    b"*3\r\n$7\r\nmessage\r\n$-1\r\n$2000\r\n",
+    b"*3\r\n$9\r\nsubscribe\r\n:1\r\n:1\r\n",
+    b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n$1\r\n1\r\n",
+    b"*3\r\n$11\r\nunsubscribe\r\n:1\r\n:1\r\n",
+    b"*3\r\n$11\r\nunsubscribe\r\n$-1\r\n$-1\r\n",
+    b"*2\r\n$4\r\npong\r\n:1\r\n",
+    b"*2\r\n$4\r\npong\r\n$-1\r\n",
+    b":abc\r\n",
+    b":\r\n",
+    b":1.5\r\n",
+    b"$16385\r\n",
     b"+" + b"x" * 2_000,
     b"+OK\rx",
     b":" + b"1" * 30 + b"\r" * 2_000,
@@ -140,6 +161,57 @@ def test_any_bytes_are_replies_or_broken(wire: bytes) -> None:
             assert type(name) is bytes and type(payload) in (bytes, type(None))
     except PushError:
         pass
+
+
+def read_all(wire: bytes, cuts: list[int]) -> tuple[list[tuple[int, bytes, bytes | None]], bool]:
+    """The replies that a reader finds in a stream that arrives cut, and whether the stream broke."""
+    reader = PushReader(PREFIX, LIMIT)
+    taken: list[tuple[int, bytes, bytes | None]] = []
+    try:
+        for start, end in itertools.pairwise((0, *cuts, len(wire))):
+            reader.feed(wire[start:end])
+            taken += reader.take(PASS)
+    except PushError:
+        return taken, True
+    return taken, False
+
+
+ELEMENTS = [
+    *(b":%d\r\n" % number for number in NUMBERS),
+    *(b"$%d\r\n" % number for number in NUMBERS),
+    *(bulk(b"x" * size) for size in BOUNDS if 0 <= size <= 4_096),
+    *(b"$-1\r\n", b"*-1\r\n", b"*1\r\n:1\r\n", b"+OK\r\n", b"$\r\n", b":\r\n", b""),
+]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("word", [b"message", b"smessage", b"subscribe", b"unsubscribe", b"pong"])
+def test_any_element_at_any_place_is_read_or_ends_the_stream(word: bytes, place: int) -> None:
+    texts = {word, b"x", PREFIX + b"n", b""}
+    for element, third in itertools.product(ELEMENTS, (bulk(b"x"), b":1\r\n", b"$-1\r\n", b"$2000\r\n")):
+        parts = [bulk(word), bulk(PREFIX + b"n"), third]
+        parts[place] = element
+        wire = b"*3\r\n" + b"".join(parts)
+        taken, is_broken = read_all(wire, [])
+        for kind, name, payload in taken:
+            # A name or payload is one that was sent as a string: never a number, never foreign memory.
+            assert kind in (push.MESSAGE, push.CONTROL, push.SUBSCRIBED, push.UNSUBSCRIBED, push.TOO_LARGE)
+            assert name in texts or name == b"n" or not name.strip(b"x")
+            assert payload is None or not payload.strip(b"x")
+        assert read_all(wire, list(range(1, min(len(wire), 60)))) == (taken, is_broken)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hostile_replies_are_read_or_end_the_stream(seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(1_000):
+        wire = b"".join(hostile_reply(dice, (PREFIX + b"n", b"other")) for _ in range(dice.choice((1, 1, 3))))
+        whole = read_all(wire, [])
+        cuts = sorted(dice.randrange(len(wire) + 1) for _ in range(4))
+        assert read_all(wire, cuts)[1] == whole[1]
+        for kind, name, payload in whole[0]:
+            assert 1 <= kind <= 8
+            assert type(name) is bytes and type(payload) in (bytes, type(None))
 
 
 def test_an_oversized_payload_is_not_kept_while_it_comes() -> None:

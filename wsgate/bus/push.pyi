@@ -10,6 +10,7 @@ __all__ = [
     "MESSAGE",
     "PONG",
     "REPLY",
+    "REPLY_LIMIT_BYTES",
     "SUBSCRIBED",
     "TOO_LARGE",
     "UNSUBSCRIBED",
@@ -25,6 +26,8 @@ PONG: Final = 5  # b"" or what was pinged, None
 REPLY: Final = 6  # the text of a simple reply, None
 ERROR: Final = 7  # the text of an error, None
 TOO_LARGE: Final = 8  # name, None: a payload over the limit, skipped
+REPLY_LIMIT_BYTES: Final = 16_384
+"""The largest bulk string that is a whole reply; a larger one ends the connection."""
 
 class PushError(WsgateError):
     """What came is not Redis talking to a subscriber; the connection is of no use any more."""

@@ -21,8 +21,8 @@ from libc.string cimport memchr, memcmp, memcpy, memmove
 from wsgate.errors import WsgateError
 
 __all__ = [
-    "CONTROL", "ERROR", "MESSAGE", "PONG", "REPLY", "SUBSCRIBED", "TOO_LARGE", "UNSUBSCRIBED", "PushError",
-    "PushReader",
+    "CONTROL", "ERROR", "MESSAGE", "PONG", "REPLY", "REPLY_LIMIT_BYTES", "SUBSCRIBED", "TOO_LARGE",
+    "UNSUBSCRIBED", "PushError", "PushReader",
 ]
 
 MESSAGE = 1
@@ -33,6 +33,7 @@ PONG = 5
 REPLY = 6
 ERROR = 7
 TOO_LARGE = 8
+REPLY_LIMIT_BYTES = BULK_LIMIT
 
 cdef enum:
     KIND_MESSAGE = 1
@@ -45,6 +46,7 @@ cdef enum:
     KIND_TOO_LARGE = 8
     ELEMENTS_MAX = 4
     LINE_LIMIT = 1024            # of a simple string or an error
+    BULK_LIMIT = 16 * 1024       # of a bulk string that is a whole reply; push.pyi and scripts rely on it
     NUMBER_LIMIT = 20            # digits and sign of a length or an integer
     NAME_LIMIT = 2048            # bytes of a channel name with its prefix
     SKIP_LIMIT = 512 * 1024 * 1024   # of an oversized payload: Redis's own limit of a string
@@ -55,9 +57,17 @@ cdef enum Outcome:
     COMPLETE = 1
     BROKEN = 2
 
+# What an element of an array is. Only a PIECE_BULK has bytes: every function below asks for the kind before
+# it looks at `data` or `size`, so that no element of another kind is ever taken for a string.
+cdef enum PieceKind:
+    PIECE_NULL = 0
+    PIECE_INTEGER = 1            # its value is never used, and therefore not kept
+    PIECE_BULK = 2
+
 ctypedef struct Piece:
-    const char *data             # NULL: a null bulk string, or an integer
-    int64_t size
+    PieceKind kind
+    const char *data             # NULL unless the kind is PIECE_BULK
+    int64_t size                 # 0 unless the kind is PIECE_BULK
 
 
 class PushError(WsgateError):
@@ -171,7 +181,7 @@ cdef class PushReader:
             outcome = read_number(&at, end, &length)
             if outcome != COMPLETE:
                 return outcome
-            if length > LINE_LIMIT or length < -1:
+            if length > BULK_LIMIT or length < -1:
                 return BROKEN
             if length == -1:
                 taken.append((KIND_REPLY, b"", None))
@@ -184,7 +194,15 @@ cdef class PushReader:
                 at += length + 2
             self.start = at - self.buffer
             return COMPLETE
-        if at[0] not in (c'+', c'-', c':'):
+        if at[0] == c':':
+            line = at + 1
+            outcome = read_number(&at, end, &length)
+            if outcome != COMPLETE:
+                return outcome
+            taken.append((KIND_REPLY, PyBytes_FromStringAndSize(line, at - 2 - line), None))
+            self.start = at - self.buffer
+            return COMPLETE
+        if at[0] not in (c'+', c'-'):
             return BROKEN
         line = <const char *>memchr(at, c'\r', min(end - at, <Py_ssize_t>LINE_LIMIT))
         if line == NULL:
@@ -209,6 +227,7 @@ cdef class PushReader:
         if not 1 <= count <= ELEMENTS_MAX:
             return BROKEN
         for place in range(<int>count):
+            pieces[place].kind = PIECE_NULL
             pieces[place].data = NULL
             pieces[place].size = 0
             if at == end:
@@ -217,7 +236,7 @@ cdef class PushReader:
                 outcome = read_number(&at, end, &length)
                 if outcome != COMPLETE:
                     return outcome
-                pieces[place].size = length
+                pieces[place].kind = PIECE_INTEGER
                 continue
             if at[0] != c'$':
                 return BROKEN
@@ -229,16 +248,17 @@ cdef class PushReader:
             if length < 0:
                 return BROKEN
             if length > (self.limit if place == 2 else <int64_t>NAME_LIMIT):
-                if place == 2 and count == 3 and length <= SKIP_LIMIT and is_kind(&pieces[0], b"message"):
-                    self.start = at - self.buffer
-                    self.skip = length + 2
-                    taken.append((KIND_TOO_LARGE, self.strip(&pieces[1]), None))
-                    return COMPLETE
-                return BROKEN
+                if place != 2 or length > SKIP_LIMIT or not is_message(pieces, <int>count):
+                    return BROKEN
+                self.start = at - self.buffer
+                self.skip = length + 2
+                taken.append((KIND_TOO_LARGE, self.strip(&pieces[1]), None))
+                return COMPLETE
             if end - at < length + 2:
                 return INCOMPLETE
             if at[length] != c'\r' or at[length + 1] != c'\n':
                 return BROKEN
+            pieces[place].kind = PIECE_BULK
             pieces[place].data = at
             pieces[place].size = length
             at += length + 2
@@ -248,11 +268,10 @@ cdef class PushReader:
         return outcome
 
     cdef Outcome append(self, list taken, Piece *pieces, int count) except *:
+        """Add the reply that an array of `count` complete elements is."""
         cdef int kind = KIND_REPLY
-        if pieces[0].data == NULL:
-            return BROKEN
-        if count == 3 and is_kind(&pieces[0], b"message"):
-            if pieces[1].data == NULL or pieces[2].data == NULL:
+        if is_message(pieces, count):
+            if pieces[2].kind != PIECE_BULK:
                 return BROKEN
             kind = KIND_MESSAGE if self.is_ours(&pieces[1]) else KIND_CONTROL
             taken.append((
@@ -260,31 +279,49 @@ cdef class PushReader:
             ))
             return COMPLETE
         if count == 3 and is_kind(&pieces[0], b"subscribe"):
-            if pieces[1].data == NULL:
+            if pieces[1].kind != PIECE_BULK or pieces[2].kind != PIECE_INTEGER:
                 return BROKEN
             # A client may name a channel like a control name: what is confirmed must be clear.
             kind = KIND_SUBSCRIBED if self.is_ours(&pieces[1]) else KIND_CONTROL
         elif count == 3 and is_kind(&pieces[0], b"unsubscribe"):
+            # The name is null in the answer to an UNSUBSCRIBE without a subscription.
+            if pieces[1].kind == PIECE_INTEGER or pieces[2].kind != PIECE_INTEGER:
+                return BROKEN
             kind = KIND_UNSUBSCRIBED
-        elif count == 2 and is_word(&pieces[0], b"pong"):
+        elif count == 2 and is_word(&pieces[0], b"pong") and pieces[1].kind == PIECE_BULK:
             kind = KIND_PONG
         else:
             return BROKEN
-        taken.append((kind, b"" if pieces[1].data == NULL else self.strip(&pieces[1]), None))
+        taken.append((kind, self.strip(&pieces[1]), None))
         return COMPLETE
 
-    cdef bint is_ours(self, Piece *name) noexcept:
+    cdef bint is_ours(self, const Piece *name) noexcept:
+        """Whether an element is the name of a channel."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.prefix)
-        return name.size > size and memcmp(name.data, PyBytes_AS_STRING(self.prefix), size) == 0
+        return (
+            name.kind == PIECE_BULK
+            and name.size > size
+            and memcmp(name.data, PyBytes_AS_STRING(self.prefix), size) == 0
+        )
 
-    cdef bytes strip(self, Piece *name):
-        """A channel's name without the prefix; any other name whole."""
+    cdef bytes strip(self, const Piece *name):
+        """A channel's name without the prefix, any other name whole; b"" for what is no string."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.prefix) if self.is_ours(name) else 0
+        if name.kind != PIECE_BULK:
+            return b""
         return PyBytes_FromStringAndSize(name.data + size, name.size - size)
 
 
+cdef bint is_message(const Piece *pieces, int count) noexcept:
+    """Whether the first two of three elements are those of a publication; the third may still come."""
+    return count == 3 and is_kind(&pieces[0], b"message") and pieces[1].kind == PIECE_BULK
+
+
 cdef bint is_word(const Piece *piece, const char *word) noexcept:
+    """Whether an element is a string of exactly this text."""
     cdef int64_t place = 0
+    if piece.kind != PIECE_BULK:
+        return False
     while place < piece.size and word[place] and piece.data[place] == word[place]:
         place += 1
     return place == piece.size and not word[place]
@@ -295,8 +332,9 @@ cdef bint is_kind(const Piece *piece, const char *word) noexcept:
     cdef Piece rest
     if is_word(piece, word):
         return True
-    if piece.size < 1 or piece.data[0] != c's':
+    if piece.kind != PIECE_BULK or piece.size < 1 or piece.data[0] != c's':
         return False
+    rest.kind = PIECE_BULK
     rest.data = piece.data + 1
     rest.size = piece.size - 1
     return is_word(&rest, word)
