@@ -151,6 +151,11 @@ _COUNTERS: Final = (
     ),
     _one("key_sets_taken", "Key sets that a shard has taken over.", "keys_fetched"),
     _one("revocations_forgotten", "Revoked users forgotten: too many.", "revocations_forgotten"),
+    _one(
+        "revocations_unread",
+        "Attempts of a shard to read the revocations on the bus that failed; each is repeated.",
+        "revocations_unread",
+    ),
     _Counter(
         "controls",
         "Commands of backends on the control channel, as many as there are shards.",

@@ -14,6 +14,7 @@ from wsgate.bus.connection import pack
 from wsgate.bus.envelope import Publication, decode_publication, encode_publication
 from wsgate.bus.names import Names
 from wsgate.bus.publisher import CallDone, Publisher
+from wsgate.bus.revocations import Revocation, RevocationKeeper, load_revocations, store_revocation
 from wsgate.bus.script import RATE_LEASE, USER_ENTER, Script
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 
@@ -32,14 +33,18 @@ __all__ = [
     "Names",
     "Publication",
     "Publisher",
+    "Revocation",
+    "RevocationKeeper",
     "Script",
     "Subscriber",
     "SubscriberListener",
     "SubscriberOptions",
     "decode_publication",
     "encode_publication",
+    "load_revocations",
     "make_bus",
     "make_publisher",
     "pack",
     "parse_address",
+    "store_revocation",
 ]

@@ -36,6 +36,10 @@ class Names:
         """Says that a shard lives, for as long as it does."""
         return f"{self._prefix}:alive:{owner}".encode()
 
+    def revoked(self) -> bytes:
+        """The sorted set of revoked users, by the time before which their tokens are not valid."""
+        return f"{self._prefix}:revoked".encode()
+
     def control(self, node: str) -> tuple[bytes, bytes]:
         """The pub/sub names of what every shard is told, and of what those of one node are."""
         return f"{self._prefix}:ctl".encode(), f"{self._prefix}:ctl:{node}".encode()

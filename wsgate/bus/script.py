@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from wsgate.bus.connection import pack
 from wsgate.bus.publisher import CallDone
 
-__all__ = ["RATE_LEASE", "USER_ENTER", "Caller", "Script"]
+__all__ = ["RATE_LEASE", "REVOCATIONS_PAGE", "REVOKE", "USER_ENTER", "Caller", "Script"]
 
 
 class Caller(Protocol):
@@ -47,3 +47,5 @@ class Script:
 
 USER_ENTER: Final = Script("user_enter")
 RATE_LEASE: Final = Script("rate_lease")
+REVOKE: Final = Script("revoke")
+REVOCATIONS_PAGE: Final = Script("revocations_page")

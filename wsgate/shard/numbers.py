@@ -68,6 +68,7 @@ LAYOUT: Final = Layout(
         "keys_wanted",  # kids that no key has, asked of whoever fetches the key set
         "keys_fetched",  # key sets taken over
         "revocations_forgotten",  # too many users
+        "revocations_unread",  # readings of the bus that failed
         "controls_run",  # commands of backends on the control channel
         "controls_malformed",
         "renewals",  # configurations taken over

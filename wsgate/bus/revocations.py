@@ -1,0 +1,336 @@
+"""Revocations of users' tokens, kept on the bus so that a shard that was away finds them.
+
+One sorted set holds them all: the user is the member, and the score is the Unix time before which the user's
+tokens must not have been issued. A sorted set is the smallest structure that does everything in one key, and
+therefore on one server of a cluster: a later revocation of a user replaces an earlier one (ZADD GT), those
+that no living token can be covered by are a range of scores, and the newest ones are read first.
+
+A revocation is kept for `RETENTION_S` after its time, and at most `REVOCATIONS_MOST` users are kept; beyond
+that the users with the oldest time are forgotten, and counted. Nothing that is read is trusted: an entry
+that no revocation can be is skipped.
+
+Source: protocols/bus/v1/spec.md, "Revocations".
+"""
+
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final, NamedTuple
+
+from wsgate.bus.names import Names
+from wsgate.bus.publisher import CallDone, PublishOutcome
+from wsgate.bus.push import REPLY_LIMIT_BYTES
+from wsgate.bus.script import REVOCATIONS_PAGE, REVOKE, Caller
+
+__all__ = [
+    "RETENTION_S",
+    "REVOCATIONS_MOST",
+    "Page",
+    "Revocation",
+    "RevocationKeeper",
+    "load_revocations",
+    "read_page",
+    "store_revocation",
+]
+
+RETENTION_S: Final = 90 * 86_400
+"""How long a revocation is kept after its time. A token without `exp`, or one that lives longer than this,
+is accepted again afterwards by shards that start: withdraw its key."""
+REVOCATIONS_MOST: Final = 65_536
+"""Users on the bus, and in each shard. About 100 bytes each on the bus, 15 MiB with the longest names."""
+USER_LIMIT_BYTES: Final = 128
+"""The longest `sub` of a token."""
+PAGE_BYTES: Final = REPLY_LIMIT_BYTES - 4 * 1024
+PAGES_MOST: Final = 4_096
+"""Pages of one reading; 65,536 users with the longest names are 830."""
+RELOAD_S: Final = 900.0
+"""From one reading to the next: finds what was written while the control channel was not heard."""
+SECOND_READING_S: Final = 5.0
+"""After the bus came back: others may have heard a revocation just before this shard did not."""
+RETRY_FIRST_S: Final = 1.0
+RETRY_MOST_S: Final = 60.0
+STORES_PER_TICK: Final = 64
+STORES_UNDER_WAY: Final = 256
+
+_ENTRY: Final = re.compile(rb"([0-9a-z.+-]{1,32}) ([0-9]{1,3}):")
+
+
+class Revocation(NamedTuple):
+    """Tokens of a user that were issued before a time are not valid.
+
+    Attributes:
+        user: `sub` of the tokens.
+        before_s: Unix time in seconds, finite and not negative.
+    """
+
+    user: str
+    before_s: float
+
+
+class Page(NamedTuple):
+    """A part of all revocations.
+
+    Attributes:
+        revocations: Those that make sense.
+        last: The last entry as it came, user and time: where the next page begins. None: this was the end.
+        skipped: Entries that make no sense.
+    """
+
+    revocations: list[Revocation]
+    last: tuple[bytes, bytes] | None
+    skipped: int
+
+
+def store_revocation(
+    caller: Caller,
+    names: Names,
+    revocation: Revocation,
+    done: CallDone,
+    *,
+    retention_s: int = RETENTION_S,
+) -> None:
+    """Keep a revocation on the bus. Storing it again changes nothing; the latest time of a user counts.
+
+    Args:
+        caller: A `Publisher` or `ClusterPublisher`.
+        names: What things are called on the bus.
+        revocation: What to keep.
+        done: Called once, later, as by `Publisher.call`: `("", b"<n>")` when it is kept, with the number of
+            users that were forgotten for it, else why it is not (or, `unknown`, may not be).
+        retention_s: How long after its time it is kept.
+    """
+    user, before_s = revocation
+    arguments = (user.encode(), repr(float(before_s)).encode(), b"%d" % retention_s, b"%d" % REVOCATIONS_MOST)
+    REVOKE.run(caller, names.revoked(), arguments, done)
+
+
+def read_page(text: bytes) -> Page:
+    """What the script `revocations_page` returned.
+
+    Raises:
+        ValueError: It is not what the script returns.
+    """
+    found: list[Revocation] = []
+    place = skipped = 0
+    last: tuple[bytes, bytes] | None = None
+    while place < len(text):
+        head = _ENTRY.match(text, place)
+        if head is None:
+            raise ValueError("no page of revocations")
+        end = head.end() + int(head[2])
+        user = text[head.end() : end]
+        if not 1 <= len(user) == int(head[2]) <= USER_LIMIT_BYTES:
+            raise ValueError("no page of revocations")
+        place, last = end, (user, head[1])
+        revocation = _revocation(user, head[1])
+        if revocation is None:
+            skipped += 1
+        else:
+            found.append(revocation)
+    return Page(found, last, skipped)
+
+
+def _revocation(user: bytes, score: bytes) -> Revocation | None:
+    try:
+        before_s = float(score)
+        name = user.decode()
+    except ValueError:
+        return None
+    return Revocation(name, before_s) if math.isfinite(before_s) and before_s >= 0 else None
+
+
+def load_revocations(
+    caller: Caller,
+    names: Names,
+    learn: Callable[[Revocation], None],
+    done: Callable[[PublishOutcome], None],
+    *,
+    retention_s: int = RETENTION_S,
+) -> None:
+    """Read all revocations, a page at a time: one request is under way, whatever there is to read.
+
+    Args:
+        caller: A `Publisher` or `ClusterPublisher`.
+        names: What things are called on the bus.
+        learn: Called for each, the latest first; the same one may come twice.
+        done: Called once, last: `""` when everything was read, else why not. What was learned stays valid.
+        retention_s: How long after its time a revocation is kept.
+    """
+    _Reading(caller, names, learn, done, retention_s).ask(b"", b"")
+
+
+class _Reading:
+    """One reading of all pages."""
+
+    __slots__ = ("_caller", "_done", "_learn", "_left", "_names", "_pages", "_retention_s")
+
+    def __init__(
+        self,
+        caller: Caller,
+        names: Names,
+        learn: Callable[[Revocation], None],
+        done: Callable[[PublishOutcome], None],
+        retention_s: int,
+    ) -> None:
+        self._caller = caller
+        self._names = names
+        self._learn = learn
+        self._done = done
+        self._retention_s = retention_s
+        self._pages = PAGES_MOST
+        self._left = REVOCATIONS_MOST
+
+    def ask(self, user: bytes, score: bytes) -> None:
+        """Request the page behind an entry."""
+        numbers = (b"%d" % each for each in (self._retention_s, PAGE_BYTES, USER_LIMIT_BYTES))
+        REVOCATIONS_PAGE.run(self._caller, self._names.revoked(), (user, score, *numbers), self._on_page)
+
+    def _on_page(self, outcome: PublishOutcome, text: bytes) -> None:
+        if outcome:
+            self._done(outcome)
+            return
+        try:
+            page = read_page(text)
+        except ValueError:
+            self._done("refused")
+            return
+        for revocation in page.revocations[: self._left]:
+            self._learn(revocation)
+        self._left -= len(page.revocations)
+        self._pages -= 1
+        if page.last is None or self._left <= 0 or self._pages <= 0:
+            self._done("")
+        else:
+            self.ask(*page.last)
+
+
+class RevocationKeeper:
+    """A shard's share in keeping revocations: it reads them all, and stores what it hears.
+
+    Call `on_up` when the bus is there and the control channel is confirmed, `store` for each revocation that
+    is heard on it, and `tick` a few times a second. All on the loop of the publisher.
+
+    Args:
+        caller: The shard's `Publisher` or `ClusterPublisher`.
+        names: What things are called on the bus.
+        known: What this shard holds: user to time. It is written back when the bus has lost it.
+        learn: Called for each revocation that is read: keep the later time of a user.
+        count: Adds to a counter by name: `revocations_forgotten`, and `revocations_unread` for each reading
+            that failed.
+        retention_s: How long after its time a revocation is kept.
+
+    Attributes:
+        has_read: Whether everything was read once since the shard started.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        names: Names,
+        known: Mapping[str, float],
+        learn: Callable[[str, float], None],
+        count: Callable[[str, int], None],
+        *,
+        retention_s: int = RETENTION_S,
+    ) -> None:
+        self._caller = caller
+        self._names = names
+        self._known = known
+        self._learn = learn
+        self._count = count
+        self._retention_s = retention_s
+        self._unstored: dict[str, float] = {}
+        self._under_way = 0
+        self._read_at_s: float | None = None  # when the next reading is due; None: the bus was never there
+        self._is_reading = False
+        self._is_second_due = False
+        self._retry_s = RETRY_FIRST_S
+        self._store_at_s = 0.0
+        self._found: dict[str, float] = {}
+        self.has_read = False
+
+    @property
+    def waiting(self) -> int:
+        """Revocations that the bus has not confirmed yet."""
+        return len(self._unstored) + self._under_way
+
+    def store(self, user: str, before_s: float) -> None:
+        """Keep a revocation on the bus; it is tried again until the bus has it.
+
+        With too many waiting the one that has waited longest is forgotten, and counted.
+        """
+        if len(self._unstored) >= REVOCATIONS_MOST and user not in self._unstored:
+            self._unstored.pop(next(iter(self._unstored)))
+            self._count("revocations_forgotten", 1)
+        self._unstored[user] = max(before_s, self._unstored.get(user, before_s))
+
+    def on_up(self) -> None:
+        """The bus is there, perhaps another one or an empty one: read everything with the next tick."""
+        self._read_at_s = 0.0
+        self._is_second_due = True
+        self._retry_s = RETRY_FIRST_S
+        self._store_at_s = 0.0
+
+    def tick(self, now_s: float) -> None:
+        """Store what waits, and read when it is due."""
+        if self._read_at_s is not None and now_s >= self._read_at_s and not self._is_reading:
+            self._is_reading = True
+            self._found.clear()
+            done = partial(self._on_read, now_s)
+            load_revocations(self._caller, self._names, self._on_found, done, retention_s=self._retention_s)
+        if now_s < self._store_at_s:
+            return
+        room = min(STORES_PER_TICK, STORES_UNDER_WAY - self._under_way, len(self._unstored))
+        for _ in range(room):
+            user = next(iter(self._unstored))
+            revocation = Revocation(user, self._unstored.pop(user))
+            self._under_way += 1
+            done_storing = partial(self._on_stored, now_s, revocation)
+            store_revocation(
+                self._caller, self._names, revocation, done_storing, retention_s=self._retention_s
+            )
+
+    def _on_found(self, revocation: Revocation) -> None:
+        self._found[revocation.user] = max(revocation.before_s, self._found.get(revocation.user, 0.0))
+        if self._known.get(revocation.user, -1.0) < revocation.before_s:
+            self._learn(revocation.user, revocation.before_s)
+
+    def _on_read(self, asked_s: float, outcome: PublishOutcome) -> None:
+        self._is_reading = False
+        found, self._found = self._found, {}
+        if outcome:
+            self._count("revocations_unread", 1)
+            self._read_at_s = asked_s + self._wait_s(outcome)
+            return
+        self._retry_s = RETRY_FIRST_S
+        self.has_read = True
+        self._read_at_s = asked_s + RELOAD_S * random.uniform(0.8, 1.2)  # noqa: S311 - spreading
+        if self._is_second_due:
+            self._is_second_due = False
+            self._read_at_s = asked_s + SECOND_READING_S
+        if len(found) < REVOCATIONS_MOST:  # else the bus is full of others, and writing back drives them out
+            oldest_s = time.time() - self._retention_s
+            for user, before_s in self._known.items():
+                if before_s > found.get(user, -1.0) and before_s > oldest_s:
+                    self.store(user, before_s)
+
+    def _on_stored(
+        self, asked_s: float, revocation: Revocation, outcome: PublishOutcome, text: bytes
+    ) -> None:
+        self._under_way -= 1
+        if outcome:
+            self.store(*revocation)
+            self._store_at_s = asked_s + self._wait_s(outcome)
+        elif text.isdigit() and len(text) < 10:
+            self._retry_s = RETRY_FIRST_S
+            self._count("revocations_forgotten", int(text))
+
+    def _wait_s(self, outcome: PublishOutcome) -> float:
+        """How long to wait before the next try: the full minute when the server refuses the command."""
+        if outcome == "refused":
+            return RETRY_MOST_S
+        wait_s, self._retry_s = self._retry_s, min(RETRY_MOST_S, self._retry_s * 2)
+        return wait_s
