@@ -2,11 +2,15 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Final
 
+import pytest
+
 from tests.support.fake_bus import FakeBus, Talk, bulk, fake_bus, until
+from tests.support.resp import hostile_reply
 from wsgate.bus import Appender, AppenderOptions, pack
 
 FAST: Final = AppenderOptions(connect_timeout_s=0.3, command_timeout_s=0.3)
@@ -191,5 +195,34 @@ def test_a_server_that_says_what_it_was_not_asked_is_left() -> None:
             kept.append(1)
             await until("it is left", lambda: any("not asked" in why for why in kept.why))
             assert kept.outcomes == {1: ""}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hostile_answers_end_the_connection_and_no_event_is_lost(seed: int) -> None:
+    """Also those to the command that makes room; afterwards the server is a good one again."""
+
+    async def main() -> None:
+        dice, is_hostile, faults = random.Random(seed), True, list[object]()
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            if parts[0] == b"EVAL":
+                return hostile_reply(dice) if is_hostile else b":1\r\n"
+            if parts[0] != b"XADD":
+                return None
+            if not is_hostile:
+                return ENTRY
+            return dice.choice((b"-OOM full\r\n", hostile_reply(dice)))
+
+        options = replace(FAST, halved_streams=(b"s",))
+        async with fake_bus(answer) as bus, appending(bus, options) as kept:
+            for number in range(20):
+                assert kept.append(number, is_asked=False)
+            await until("many tries", lambda: bus.accepted >= 6 or not kept.appender.held)
+            is_hostile = False
+            await until("all are answered", lambda: not kept.appender.held)
+            assert not faults
 
     asyncio.run(main())

@@ -15,10 +15,13 @@ import uvloop
 
 from tests.support.fake_bus import FakeBus, Talk, bulk, fake_bus, message, until
 from tests.support.fault_proxy import fault_proxy
+from tests.support.resp import hostile_reply
 from tests.support.valkey import Valkey, running_valkey
-from wsgate.bus import BusAddress, Publisher, parse_address, publisher
+from wsgate.bus import BusAddress, Publisher, pack, parse_address, publisher
 from wsgate.bus.publisher import WAITING_LIMIT, WAITING_LIMIT_BYTES
+from wsgate.bus.push import REPLY_LIMIT_BYTES
 
+OUTCOMES = {"", "down", "full", "refused", "unknown", "moved"}
 NAME = b"wsgate:ch:news"
 
 
@@ -633,3 +636,56 @@ def test_many_publishes_of_a_pass_leave_together(valkey: Valkey) -> None:
             assert writes == [256, 256, 88]
 
     run(main())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hostile_answers_end_the_connection_and_every_command_has_an_outcome(seed: int) -> None:
+    async def scenario() -> None:
+        dice, faults = random.Random(seed), list[object]()
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+        answers: list[tuple[str, bytes]] = []
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            return hostile_reply(dice) if parts[0] != b"PING" or dice.random() < 0.2 else None
+
+        async with fake_bus(answer) as bus, speaking(bus.address, command_timeout_s=0.1) as asked:
+            for turn in range(1, 31):
+                asked.publish()
+                asked.publisher.call(b"k", pack("EXISTS", "k"), lambda *each: answers.append(each))
+                await until("answered", lambda: asked.is_done and len(answers) == turn)  # noqa: B023
+            assert {outcome for _, outcome in asked.outcomes} <= OUTCOMES
+            assert {outcome for outcome, _ in answers} <= OUTCOMES | {"unscripted"}
+        assert not faults
+
+    uvloop.run(scenario())
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_023, 1_024, 1_025, 4_096, REPLY_LIMIT_BYTES - 1, REPLY_LIMIT_BYTES])
+def test_a_call_may_be_answered_with_all_that_is_promised(size: int) -> None:
+    async def scenario() -> None:
+        told: list[tuple[str, bytes]] = []
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            return bulk(b"x" * size) if parts[0] == b"GET" else None
+
+        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
+            asked.publisher.call(b"k", pack("GET", "k"), lambda *each: told.append(each))
+            await until("answered", lambda: told)
+            assert told == [("", b"x" * size)]
+
+    uvloop.run(scenario())
+
+
+def test_a_larger_answer_to_a_call_ends_the_connection() -> None:
+    async def scenario() -> None:
+        told: list[tuple[str, bytes]] = []
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            return bulk(b"x" * (REPLY_LIMIT_BYTES + 1)) if parts[0] == b"GET" else None
+
+        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
+            asked.publisher.call(b"k", pack("GET", "k"), lambda *each: told.append(each))
+            await until("answered", lambda: told)
+            assert told == [("unknown", b"")]
+
+    uvloop.run(scenario())

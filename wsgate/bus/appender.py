@@ -29,6 +29,8 @@ WRITE_BYTES: Final = 256 * 1024
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 1.0
 IDLE_PING_S: Final = 15.0
+COUNT_DIGITS_MOST: Final = 18
+"""Of a number of events that an answer holds."""
 HALVE: Final = "return redis.call('XTRIM', KEYS[1], 'MAXLEN', math.floor(redis.call('XLEN', KEYS[1]) / 2))"
 
 AppendOutcome = str
@@ -249,6 +251,9 @@ class Appender:
                 break
             entry = self._sent[0]
             if entry.makes_room:
+                if not text.isdigit() or len(text) > COUNT_DIGITS_MOST:
+                    self._drop("the bus answers what is no answer to XTRIM")
+                    break
                 self.trimmed += int(text)
             entry.answers -= 1
             if not entry.answers:

@@ -17,7 +17,8 @@ from hiredis import pack_command
 
 from wsgate.address import BusAddress
 from wsgate.bus import push
-from wsgate.bus.topology import find_primary, tls_context
+from wsgate.bus.tls import tls_context
+from wsgate.bus.topology import find_primary
 from wsgate.errors import BackendError
 
 __all__ = ["Connection", "Owner", "Reply", "open_connection", "pack"]
@@ -154,6 +155,11 @@ class Connection(asyncio.Protocol):
                 has_more = self._hand_up()
             except push.PushError as error:
                 self.abort(str(error))
+            except Exception as error:
+                # A fault of ours. Answers belong to commands by their order, which is lost now.
+                self.abort("a reply could not be handled")
+                context = {"message": "a reply of the bus could not be handled", "exception": error}
+                self._loop.call_exception_handler(context)
         if has_more and not self._is_broken:
             self._schedule()
             return

@@ -17,7 +17,21 @@ __all__ = ["publish_once", "round_trip_once"]
 
 
 _PINGS: Final = 5
-_FAULTS: Final = (redis.RedisError, RedisClusterException)  # the second is none of the first in redis-py
+_FAULTS: Final = (
+    redis.RedisError,
+    RedisClusterException,  # none of the former in redis-py
+    # What redis-py raises when a server answers in a form that redis-py does not expect.
+    *(
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+        MemoryError,
+    ),
+)
 
 
 def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float) -> int:
@@ -34,7 +48,9 @@ def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float
     """
     try:
         with _client(address, _limits(timeout_s)) as bus:
-            heard: int = bus.spublish(name, data) if address.is_cluster else bus.publish(name, data)
+            heard: object = bus.spublish(name, data) if address.is_cluster else bus.publish(name, data)
+            if not isinstance(heard, int):
+                raise BackendError(f"the bus at {address}: no answer to PUBLISH", temporary=True)
             return heard
     except _FAULTS as error:
         raise BackendError(f"the bus at {address}: {error}", temporary=True) from error

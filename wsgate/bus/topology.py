@@ -1,36 +1,37 @@
 """Which servers make up the bus now: the primary that sentinels name, the slots of a cluster.
 
-Asked anew for every attempt to connect, through redis-py, which is loaded only where it is needed: it
-costs 9 MB a process. Nothing is kept but the nodes that answered, so that a cluster is found again when the
-nodes of the configuration are gone.
+Servers are asked anew for every attempt to connect. Nothing is kept but the nodes that answered, so that a
+cluster is found again when the nodes of the configuration are gone. What they answer is not trusted: an
+answer that makes no sense is no answer, and the next node is asked.
 
 Source: redis.io/docs, "Sentinel client spec" (ask each sentinel, then ask the server for its role) and
 "Cluster specification", CLUSTER SLOTS.
 """
 
-import asyncio
-import contextlib
-import os
+from binascii import crc_hqx
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
-from wsgate.address import BusAddress, BusTls
+from wsgate.address import BusAddress
+from wsgate.bus.question import Answer, asking
 from wsgate.errors import BackendError
 
-__all__ = ["SLOTS", "ClusterMap", "Node", "find_primary", "read_cluster", "slot_of", "tls_context"]
+__all__ = ["SLOTS", "ClusterMap", "Node", "find_primary", "read_cluster", "slot_of"]
 
 SLOTS: Final = 16384
+NODES_MOST: Final = 1_000
+"""The largest cluster that Redis recommends; a connection is made to each node that has slots."""
+HOST_LIMIT_BYTES: Final = 255
 Node = tuple[str, int]
 """Host and port."""
 
 
 def slot_of(name: bytes) -> int:
-    """The slot of a key or sharded channel."""
-    from redis.crc import key_slot
-
-    slot: int = key_slot(name)
-    return slot
+    """The slot of a key or sharded channel: of what stands between the first braces, or of all of it."""
+    start = name.find(b"{")
+    if start >= 0 and (end := name.find(b"}", start + 1)) > start + 1:
+        name = name[start + 1 : end]
+    return crc_hqx(name, 0) % SLOTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +62,45 @@ async def find_primary(address: BusAddress, timeout_s: float) -> BusAddress:
     Raises:
         BackendError: No sentinel names one, or the one they name says that it is none.
     """
-    from redis.asyncio.sentinel import Sentinel
-    from redis.exceptions import RedisError
-
-    make: Any = Sentinel  # it has no types
-    asking = _limits(timeout_s) | address.redis_options(of_sentinels=True)
-    sentinel = make(list(address.hosts), sentinel_kwargs=asking)
-    try:
-        host, port = await sentinel.discover_master(address.master)
-        found = address.server(host, port)
-        # A sentinel that was away does not know better; the server does.
-        async with _client(found, timeout_s) as client:
-            role = await client.execute_command("ROLE")
-    except (RedisError, OSError, TimeoutError) as error:
-        raise BackendError(f"no primary {address.master!r}: {_named(error)}", temporary=True) from None
-    finally:
-        for each in sentinel.sentinels:
-            with contextlib.suppress(RedisError, OSError):
-                await each.aclose()
-    if _text(role[0]) != "master":
+    why = "none of the sentinels knows it"
+    for node in address.hosts:
+        try:
+            sentinel = address.server(*node)
+            async with asking(
+                sentinel, address.sentinel_username, address.sentinel_password, timeout_s
+            ) as questioner:
+                primary = _primary(await questioner.ask("SENTINEL", "MASTERS"), address.master)
+        except BackendError as error:
+            why = str(error)
+            continue
+        if primary is not None:
+            found = address.server(*primary)
+            break
+    else:
+        raise BackendError(f"no primary {address.master!r}: {why}", temporary=True)
+    # A sentinel that was away does not know better; the server does.
+    async with asking(found, found.username, found.password, timeout_s) as questioner:
+        role = await questioner.ask("ROLE")
+    if not isinstance(role, list) or not role or role[0] != b"master":
         raise BackendError(f"{found} is no primary any more", temporary=True)
     return found
+
+
+def _primary(rows: Answer, name: str) -> Node | None:
+    """The primary of this name that a sentinel believes to be well; None: it knows none."""
+    for row in rows if isinstance(rows, list) else []:
+        if not isinstance(row, list):
+            continue
+        fields = {
+            key: value for key, value in zip(row[::2], row[1::2], strict=False) if isinstance(key, bytes)
+        }
+        if fields.get(b"name") != name.encode():
+            continue
+        flags = fields.get(b"flags")
+        told = set(flags.split(b",")) if isinstance(flags, bytes) else set()
+        if b"master" in told and not told & {b"s_down", b"o_down"}:
+            return _node(fields.get(b"ip"), fields.get(b"port"), "")
+    return None
 
 
 async def read_cluster(address: BusAddress, known: tuple[Node, ...], timeout_s: float) -> ClusterMap:
@@ -95,84 +114,54 @@ async def read_cluster(address: BusAddress, known: tuple[Node, ...], timeout_s: 
     Raises:
         BackendError: None of them answers.
     """
-    from redis.exceptions import RedisError
-
     why = ""
-    for host, port in dict.fromkeys((*known, *address.hosts)):
+    for node in dict.fromkeys((*known, *address.hosts)):
+        server = address.server(*node)
         try:
-            async with (
-                asyncio.timeout(2 * timeout_s),
-                _client(address.server(host, port), timeout_s) as client,
-            ):
-                client.response_callbacks.pop("CLUSTER SLOTS", None)  # as the server says it
-                rows = await client.execute_command("CLUSTER SLOTS")
-            return _map(rows, host)
-        except (RedisError, OSError, TimeoutError) as error:
-            why = _named(error)
+            async with asking(server, address.username, address.password, 2 * timeout_s) as questioner:
+                rows = await questioner.ask("CLUSTER", "SLOTS")
+            return _map(rows, node[0])
+        except BackendError as error:
+            why = str(error)
     raise BackendError(f"no node of the cluster answers: {why}", temporary=True)
 
 
-def _map(rows: Any, asked: str) -> ClusterMap:
+def _map(rows: Answer, asked: str) -> ClusterMap:
+    """The map that an answer of CLUSTER SLOTS draws; BackendError when it draws none."""
     owners: list[Node | None] = [None] * SLOTS
     nodes: dict[Node, None] = {}
-    for first, last, *servers in rows:
-        # A node that does not know its own address leaves it out: it is where we asked.
-        named = [(_text(server[0] or b"") or asked, int(server[1])) for server in servers]
-        nodes.update(dict.fromkeys(named))
+    for row in rows if isinstance(rows, list) else [None]:
+        if not isinstance(row, list) or len(row) < 3:
+            raise BackendError("no map of a cluster", temporary=True)
+        first, last, *servers = row
+        if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last < SLOTS):
+            raise BackendError("no map of a cluster", temporary=True)
+        named = [_server(each, asked) for each in servers]
+        nodes.update(dict.fromkeys(filter(None, named)))
         owners[first : last + 1] = [named[0]] * (last - first + 1)
+        if len(nodes) > NODES_MOST:
+            raise BackendError("a cluster of too many nodes", temporary=True)
     return ClusterMap(tuple(owners), tuple(nodes))
 
 
-def _client(address: BusAddress, timeout_s: float) -> Any:
-    """A client for a question or two."""
-    from redis.asyncio import Redis
-
-    options = _limits(timeout_s) | address.redis_options()
-    return Redis(host=address.host, port=address.port, single_connection_client=True, **options)
-
-
-def _limits(timeout_s: float) -> dict[str, Any]:
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    return {
-        "socket_connect_timeout": timeout_s,
-        "socket_timeout": timeout_s,
-        "retry": Retry(NoBackoff(), 0),  # whoever asks comes again by itself
-    }
+def _server(row: Answer, asked: str) -> Node | None:
+    """A server in a row of CLUSTER SLOTS; None when its address makes no sense."""
+    if not isinstance(row, list) or len(row) < 2:
+        return None
+    # A node that does not know its own address leaves it out: it is where we asked.
+    return _node(row[0] or b"", row[1], asked)
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
-
-
-def _named(error: Exception) -> str:
-    """Its kind, and no more: a server's words may repeat what it was told."""
-    return type(error).__name__
-
-
-def tls_context(address: BusAddress) -> Any:
-    """An `ssl.SSLContext` for an address, None where there is no TLS: TLS 1.2 or later, verified.
-
-    Raises:
-        BackendError: A file cannot be read or is not what it should be.
-    """
-    if address.tls is None:
+def _node(host: Answer, port: Answer, asked: str) -> Node | None:
+    """An address, or None; `?` is how a node says that it does not know another one's host."""
+    if isinstance(port, bytes) and port.isdigit() and len(port) <= 5:
+        port = int(port)
+    if not isinstance(host, bytes) or not isinstance(port, int) or not 0 < port <= 65_535:
         return None
     try:
-        files = filter(None, (address.tls.ca_file, address.tls.certificate_file, address.tls.key_file))
-        return _context(address.tls, tuple(os.stat(file).st_mtime_ns for file in files))
-    except OSError as error:  # what is wrong with a certificate is one too
-        raise BackendError(f"TLS files of the bus: {error}", temporary=True) from error
-
-
-@lru_cache(maxsize=4)
-def _context(tls: BusTls, changed_ns: tuple[int, ...]) -> Any:
-    """Made once for each state of the files: the system's authorities take 10 ms to load."""
-    import ssl
-
-    context = ssl.create_default_context(cafile=tls.ca_file or None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.certificate_file:
-        context.load_cert_chain(tls.certificate_file, tls.key_file or None)
-    return context
+        name = host.decode("ascii") or asked
+    except UnicodeDecodeError:
+        return None
+    if not 0 < len(name) <= HOST_LIMIT_BYTES or name == "?" or not name.isprintable() or " " in name:
+        return None
+    return name, port

@@ -1,0 +1,161 @@
+"""Finding servers: what sentinels and a cluster answer is read within bounds, and is a map or no answer."""
+
+import asyncio
+import random
+from typing import Any, cast
+
+import pytest
+
+from tests.support.resp import NUMBERS, hostile_reply
+from wsgate.bus import question, topology
+from wsgate.bus.question import Answer, Questioner
+from wsgate.bus.topology import NODES_MOST, SLOTS, ClusterMap, _map, _primary, slot_of
+from wsgate.errors import BackendError
+
+
+class Writer:
+    """Takes what is written."""
+
+    def write(self, data: bytes) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
+def answer_to(wire: bytes, *, is_over: bool = True) -> Answer:
+    """What a question is answered with when a server sends these bytes."""
+
+    async def main() -> Answer:
+        reader = asyncio.StreamReader(limit=question.BUFFER_BYTES)
+        reader.feed_data(wire)
+        if is_over:
+            reader.feed_eof()
+        async with asyncio.timeout(5):
+            return await Questioner(reader, cast(Any, Writer())).ask("CLUSTER", "SLOTS")
+
+    return asyncio.run(main())
+
+
+def test_an_answer_of_any_shape_is_read() -> None:
+    wire = b"*5\r\n$1\r\na\r\n:-7\r\n$-1\r\n*-1\r\n*2\r\n+OK\r\n*1\r\n$2\r\n\r\n\r\n"
+    assert answer_to(wire, is_over=False) == [b"a", -7, None, None, [b"OK", [b"\r\n"]]]
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        *(
+            b"*1000000000\r\n",
+            b"*-2\r\n",
+            b"$65537\r\n",
+            b"$-2\r\n",
+            b"$1\r\nabc",
+            b":x\r\n",
+            b":\r\n",
+            b"?\r\n",
+        ),
+        *(
+            b"*1\r\n" * 7 + b":1\r\n",
+            b"+" + b"x" * 2_000 + b"\r\n",
+            b"+" + b"x" * 70_000,
+            b"",
+            b"*2\r\n:1\r\n",
+        ),
+        b"*9\r\n$65536\r\n",
+        b"*512\r\n" + (b"*1024\r\n" + b":1\r\n" * 1_024) * 512,
+        b"*200\r\n" + (b"$65536\r\n" + b"x" * 65_536 + b"\r\n") * 200,
+        *(b"*%d\r\n" % number for number in NUMBERS if not -1 <= number <= 0),
+        *(b"$%d\r\n" % number for number in NUMBERS if number != -1),
+        *(b":%d\r\n" % number for number in (1 << 64, -(1 << 64), 10**30)),
+    ],
+)
+def test_an_answer_beyond_a_bound_is_a_backend_error_s26(wire: bytes) -> None:
+    with pytest.raises(BackendError):
+        answer_to(wire)
+
+
+def test_a_refusal_names_its_code_and_repeats_nothing_else() -> None:
+    with pytest.raises(BackendError, match=r"^refused: NOAUTH$"):
+        answer_to(b"-NOAUTH with args beginning with: 'secret'\r\n")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hostile_replies_are_answers_or_backend_errors(seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(200):
+        try:
+            found = answer_to(hostile_reply(dice))
+        except BackendError:
+            continue
+        _judge(found)
+
+
+def _judge(answer: Answer) -> None:
+    """Whatever an answer is, it is a map or a primary, or it is none: nothing else is raised."""
+    try:
+        found = _map(answer, "asked")
+        assert len(found.owners) == SLOTS
+        assert len(found.nodes) <= NODES_MOST
+        assert all(host and 0 < port <= 65_535 for host, port in found.nodes)
+        assert found.primaries <= set(found.nodes)
+    except BackendError:
+        pass
+    primary = _primary(answer, "main")
+    assert primary is None or (primary[0] and 0 < primary[1] <= 65_535)
+
+
+ROW: list[Answer] = [0, 16383, [b"10.0.0.1", 7001, b"id", []], [b"10.0.0.2", 7002, b"id"]]
+MASTER: list[Answer] = [b"name", b"main", b"ip", b"10.0.0.1", b"port", b"7001", b"flags", b"master"]
+ODD: list[Answer] = [
+    *(None, [], [[]], [None], b"", b"?", b"\xff", b"x" * 300, b"a b", b"a\x00b", b"99999", b"0", b"-1"),
+    *(b"\xb2", b"1e3", [b"10.0.0.1"], [None, None], [b"h", b"7001"], [b"h", 0], [b"?", 7001]),
+    *NUMBERS,
+]
+
+
+def test_a_map_and_a_primary_are_found() -> None:
+    assert _map([ROW], "asked").nodes == (("10.0.0.1", 7001), ("10.0.0.2", 7002))
+    assert _map([[0, 5, [b"", 7001]], [6, 6, [None, 7002]]], "asked").owners[5:7] == (
+        ("asked", 7001),
+        ("asked", 7002),
+    )
+    assert _map([[0, 5, [b"?", 7001], [b"h", 7002]]], "asked").owners[0] is None
+    assert _map([], "asked") == ClusterMap((None,) * SLOTS, ())
+    assert _primary([None, [b"odd"], MASTER], "main") == ("10.0.0.1", 7001)
+    assert _primary([MASTER], "other") is None
+    assert _primary([[*MASTER[:-1], b"master,s_down"]], "main") is None
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_part_anywhere_in_an_answer_raises_nothing_but_a_backend_error(odd: Answer) -> None:
+    _judge(odd)
+    for place in range(len(ROW) + 1):
+        _judge([[*ROW[:place], odd, *ROW[place + 1 :]]])
+        _judge([ROW[:place], ROW])
+    for place in range(3):
+        server = [b"10.0.0.1", 7001, b"id"]
+        server[place : place + 1] = [cast(Any, odd)]
+        _judge([[0, 5, cast(Answer, server)]])
+    for place in range(len(MASTER) + 1):
+        _judge([[*MASTER[:place], odd, *MASTER[place + 1 :]], odd])
+
+
+def test_a_map_of_more_nodes_than_a_cluster_has_is_refused() -> None:
+    rows: Answer = [[slot, slot, [b"10.0.0.1", 1 + slot]] for slot in range(NODES_MOST + 1)]
+    with pytest.raises(BackendError, match="too many"):
+        _map(rows, "asked")
+
+
+@pytest.mark.parametrize(
+    ("name", "slot"),
+    [
+        (b"123456789", 0x31C3),
+        (b"{user1000}.following", slot_of(b"user1000")),
+        (b"foo{}{bar}", topology.crc_hqx(b"foo{}{bar}", 0) % SLOTS),
+        (b"foo{{bar}}zap", slot_of(b"{bar")),
+        (b"foo{bar}{zap}", slot_of(b"bar")),
+        (b"{bar", topology.crc_hqx(b"{bar", 0) % SLOTS),
+        (b"", 0),
+    ],
+)
+def test_the_slot_of_a_name_is_that_of_the_cluster_specification(name: bytes, slot: int) -> None:
+    assert slot_of(name) == slot
