@@ -226,3 +226,31 @@ def test_hostile_answers_end_the_connection_and_no_event_is_lost(seed: int) -> N
             assert not faults
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "odd", [b"+OK\r\n", b"$-1\r\n", bulk(b""), bulk(b"9" * 5_000), bulk(b"-1"), bulk(b"\xb2")]
+)
+def test_an_answer_to_making_room_that_is_no_number_ends_the_connection(odd: bytes) -> None:
+    async def main() -> None:
+        faults, evals = list[object](), 0
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            nonlocal evals
+            if parts[0] == b"EVAL":
+                evals += 1
+                return odd
+            if parts[0] == b"XADD":
+                return ENTRY if evals else b"-OOM full\r\n"
+            return None
+
+        async with fake_bus(answer) as bus, appending(bus, replace(FAST, halved_streams=(b"s",))) as kept:
+            assert kept.append(1)
+            await until("it is answered", lambda: kept.outcomes)
+            assert kept.outcomes == {1: ""}
+            assert not faults
+            assert kept.appender.trimmed == 0
+            assert any("no answer to XTRIM" in why for why in kept.why)
+
+    asyncio.run(main())

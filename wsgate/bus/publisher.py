@@ -131,8 +131,8 @@ class Publisher:
 
         Args:
             key: The one key it is about: on a cluster, where it is sent.
-            command: Answered with a number, a status or a bulk string of at most `push.REPLY_LIMIT_BYTES`; a larger
-                one ends the connection.
+            command: Answered with a number, a status or a bulk string of at most
+                `push.REPLY_LIMIT_BYTES`; a larger answer ends the connection.
             done: Told "" and the answer, or why there is none.
         """
         self._say(_Said(command, done, len(command), self._loop.time(), is_call=True))
