@@ -133,3 +133,19 @@ def test_an_absent_bus_lets_pass() -> None:
     for _ in range(500):
         assert rates.take("u", bucket.now_s) == 0
         bucket.answer()
+
+
+@pytest.mark.parametrize("rate", [1, 2, 3, 8, 9, 10, 11, 16, 50, 79, 80, 81, 1_000])
+def test_a_small_burst_passes_before_the_bus_has_answered(rate: int) -> None:
+    bucket = Bucket(rate)
+    rates = UserRates(rate, bucket.ask, bucket.clock)
+    passed = [rates.take("u", bucket.now_s) for _ in range(2 * rate + 5)].count(0)
+    assert passed >= min(rate, 10), "a client says so much in one packet"
+    assert passed <= max(2, min(rate, 10), rate // 8 + 1)
+    bucket.answer()
+    # All of it is charged: what passes within the first second is a second's worth, and the credit.
+    for _ in range(100):
+        bucket.now_s += 0.01
+        passed += rates.take("u", bucket.now_s) == 0
+        bucket.answer()
+    assert passed <= 2 * rate + max(2, min(rate, 10), rate // 8 + 1)

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+import pytest
+
 from tests.support.rig import Peer, Rig, rig
 from wsgate.auth import NO_PERMISSIONS, Identity
 from wsgate.bus import BusPublisher, Names
 from wsgate.shard.options import UserLimits
-from wsgate.shard.users import UNFORGOTTEN_MOST, Users
+from wsgate.shard.users import PAGES_MOST, SHOWN_MOST, UNFORGOTTEN_MOST, WAIT_MOST_MS, Users
 
 Done = Callable[[str, bytes], None]
 LIMITS = UserLimits(connections=1, replaces=False)
@@ -214,3 +216,126 @@ def test_a_walk_under_way_begins_anew_when_the_bus_is_back() -> None:
             at.tick(100.75 + step / 4)
             counted += at.bus.answer(b"EVALSHA")
         assert counted == 100
+
+
+ODD = [
+    *(b"nothex@%b", b"@%b", b"%b", b"00000000000000ZZ@%b", b"000000000000000A@%b", b"1@%b"),
+    *(b"0000000000000001", b"0000000000000001@", b"@", b"@@", b"+000000000000001@%b"),
+    *(b"\xc2\xb2000000000000001@%b", b"000000000000000_@%b", b"0x00000000000001@%b"),
+    b"0000000000000001@" + b"x" * 99,
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("owner", ["self", "other"])
+def test_an_odd_member_counts_for_nothing_and_is_removed(odd: bytes, owner: str) -> None:
+    with desk() as at:
+        peer = at.come()
+        member = odd.replace(b"%b", at.users.owner.encode() if owner == "self" else b"other")
+        at.bus.answer(b"EVALSHA", "", b"2 " + member + b" " + at.member(peer))
+        at.bus.answer(b"EXISTS", "", b"1")
+        assert at.verdicts == [True]
+        assert [b"\r\n" + member + b"\r\n" in command for command, _ in at.bus.sent] == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"2",
+        b"2 ",
+        b" ",
+        b"-1",
+        b"99999999999999999999",
+        b"1e9 x",
+        b"2 a b c d",
+        b"9" * 5_000,
+        b"3 \x00",
+        b"\xb2 x",
+    ],
+)
+@pytest.mark.parametrize("replaces", [True, False])
+def test_any_answer_to_counting_leads_to_a_verdict(text: bytes, replaces: bool) -> None:
+    with desk(UserLimits(connections=1, replaces=replaces)) as at:
+        at.come()
+        for _ in range(2 * PAGES_MOST):
+            at.bus.answer(b"EVALSHA", "", text)
+            at.bus.answer(b"EXISTS", "", b"1")
+            at.bus.answer(b"ZREM", "", b"1")
+        assert len(at.verdicts) == 1
+        assert not at.bus.sent
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+@pytest.mark.parametrize("ghosts", [1, 5, 400])
+def test_ghosts_behind_many_who_live_lock_nobody_out(ghosts: int, replaces: bool) -> None:
+    """Whoever reads the oldest only finds nobody who is dead there, however often."""
+    limit = 300
+    with desk(UserLimits(connections=limit, replaces=replaces), owners=("new", "old")) as at:
+        peer = at.come()
+        books = [b"%016x@other" % number for number in range(limit - 1)]
+        books += [b"%016x@old" % number for number in range(ghosts)] + [at.member(peer)]
+        for _ in range(20):
+            if at.verdicts:
+                break
+            assert len(at.bus.sent) == 1
+            command, done = at.bus.sent.pop()
+            left_out, most = (int(part) for part in command.split(b"\r\n")[-4:-1:2])
+            assert most == SHOWN_MOST
+            shown = books[left_out : left_out + most]
+            done("", b" ".join([b"%d" % len(books), *shown]))
+            at.bus.answer(b"EXISTS", "", b"1")
+            for removal, _ in at.bus.sent:
+                books = [each for each in books if b"ZREM" not in removal or each not in removal]
+            at.bus.answer(b"ZREM", "", b"1")
+        assert at.verdicts == [True]
+        assert at.bus.told == [], "nobody is replaced"
+        assert len(books) == limit
+
+
+def test_a_user_that_really_has_too_many_is_refused_after_all_were_looked_at() -> None:
+    limit = 300
+    with desk(UserLimits(connections=limit, replaces=False)) as at:
+        peer = at.come()
+        books = [b"%016x@other" % number for number in range(limit)] + [at.member(peer)]
+        for start in (0, SHOWN_MOST):
+            at.bus.answer(b"EVALSHA", "", b" ".join([b"%d" % len(books), *books[start : start + SHOWN_MOST]]))
+            at.bus.answer(b"EXISTS", "", b"1")
+        assert at.verdicts == [False]
+        assert [at.member(peer) in command for command, _ in at.bus.sent] == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "granted", "wait_ms"),
+    [
+        (b"3 0", 3, 0),
+        (b"0 250", 0, 250),
+        (b"999999 0", 4, 0),
+        (b"0 999999999999999999", 0, WAIT_MOST_MS),
+        *(
+            (odd, 4, 0)
+            for odd in (b"", b"x", b"1", b"1 x", b"-1 5", b"9" * 5_000 + b" 1", b"0 " + b"9" * 5_000)
+        ),
+    ],
+)
+def test_any_answer_about_an_allowance_is_a_grant_within_bounds(
+    text: bytes, granted: int, wait_ms: int
+) -> None:
+    with desk() as at:
+        grants: list[tuple[int, int]] = []
+        at.users._lease("ann", 4, 0, lambda *each: grants.append(each))
+        at.bus.answer(b"EVALSHA", "", text)
+        assert grants == [(granted, wait_ms)]
+
+
+def test_a_removal_that_the_server_refuses_is_not_repeated_with_every_tick() -> None:
+    with desk() as at:
+        at.tick(100.0)
+        peer = at.come()
+        at.bus.answer(b"EVALSHA")
+        at.users.leave(peer.conn, "ann")
+        assert at.bus.answer(b"ZREM", "refused") == 1
+        sent = 0
+        for quarter in range(400):
+            at.tick(100.0 + quarter / 4)
+            sent += at.bus.answer(b"ZREM", "refused")
+        assert 5 <= sent <= 8, "about every 15 of 100 seconds"

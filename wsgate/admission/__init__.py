@@ -8,7 +8,7 @@ from wsgate.admission.ledger import RESOURCES, Headroom, Ledger, Reading, State
 from wsgate.admission.networks import forwarded_for, networks_of
 from wsgate.admission.placement import Place, rate_share, weights
 from wsgate.admission.rates import UserRates
-from wsgate.admission.users import Crowd, Verdict, owner_of
+from wsgate.admission.users import Crowd, Verdict, is_member, owner_of
 
 __all__ = [
     "RESOURCES",
@@ -21,6 +21,7 @@ __all__ = [
     "UserRates",
     "Verdict",
     "forwarded_for",
+    "is_member",
     "networks_of",
     "owner_of",
     "rate_share",

@@ -1,9 +1,10 @@
 """Messages of one user on all nodes: an allowance leased in batches, so that a message asks nobody.
 
 Pure: the clock is passed in, and whoever grants leases is a callable. A message takes one of its user's
-lease; when half of that is used the next one is asked for. The first message of a user goes out on credit,
-so that none waits for the bus, and what was used on credit is charged with the next lease: a user is ahead
-of its allowance by an eighth of a second at most, on each shard it speaks to, and pays it back.
+lease; when half of that is used the next one is asked for. The first messages of a user go out on credit, so
+that none waits for the bus, and what was used on credit is charged with the next lease. On each shard a user
+is ahead of its allowance by an eighth of a second or `BURST_LEAST` messages (by a second's, where that is
+less), and pays it back.
 
 A lease is good for a second and starts small, so that many shards do not hold what one of them needs. Users
 who rest are forgotten after five to ten seconds; nothing of theirs is lost with that.
@@ -19,7 +20,10 @@ FORGET_S: Final = 5.0
 FIRST: Final = 4
 """What the first lease of a user asks for."""
 SHARE: Final = 8
-"""The largest lease, and the credit: this part of what a second allows."""
+"""The largest lease, and the credit of high rates: this part of what a second allows."""
+BURST_LEAST: Final = 10
+"""So many messages at once pass before the bus has answered, if a second allows as many: what a client says
+in one packet behind its welcome."""
 SHORT_WAIT_MS: Final = 100
 """For who used up its credit before the bus has answered."""
 
@@ -55,6 +59,8 @@ class UserRates:
         self._ask = ask
         self._clock = clock
         self._most = max(1, rate_per_s // SHARE)
+        # The message that requests the first lease passes as well, beside those on credit.
+        self._credit = max(self._most, min(rate_per_s, BURST_LEAST) - 1)
         self._young: dict[str, _Lease] = {}
         self._old: dict[str, _Lease] = {}
         self._turned_s = clock()
@@ -81,7 +87,7 @@ class UserRates:
             return 0
         if now_s < lease.barred_s:
             return int((lease.barred_s - now_s) * 1000) + 1
-        if lease.debt >= self._most:
+        if lease.debt >= self._credit:
             # An answer that never comes (the bus was lost) is not waited for.
             if now_s - lease.asked_s > LEASE_S:
                 self._want(user, lease, now_s, lease.want)

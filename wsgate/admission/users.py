@@ -4,10 +4,13 @@ Pure. The bus holds them by when they came; a connection is named `<public id>@<
 shard from its start to its end. Those of an owner that is gone count for nothing: nobody closed them.
 """
 
+import re
 from collections.abc import Set
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["Crowd", "Verdict", "owner_of"]
+__all__ = ["Crowd", "Verdict", "is_member", "owner_of"]
+
+_MEMBER: Final = re.compile(r"[0-9a-f]{16}@[!-?A-~]{1,47}")
 
 
 class Verdict(NamedTuple):
@@ -62,6 +65,11 @@ class Crowd(NamedTuple):
             return Verdict(gone, [], is_refused=True)
         alive = [each for each in self.oldest if each != member and owner_of(each) not in dead]
         return Verdict(gone, alive[:over], is_refused=False)
+
+
+def is_member(text: str) -> bool:
+    """Whether this can be a connection: what else is in the set was written by somebody else."""
+    return _MEMBER.fullmatch(text) is not None
 
 
 def owner_of(member: str) -> str:

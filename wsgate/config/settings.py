@@ -316,7 +316,9 @@ class Admission(Section, frozen=True, kw_only=True):
     per_user_policy: UserPolicy = "replace_oldest"
 
     # Messages one user may send per second over all its connections, on all nodes of the bus; a burst is one
-    # second's worth. One more is answered with 429 rate_limited. 0 switches it off. 0 to 1000000. Default 0.
+    # second's worth. Until the bus has answered for a user, each shard lets an eighth of that pass, or ten
+    # messages where a second allows as many. One more is answered with 429 rate_limited. 0 switches it off.
+    # 0 to 1000000. Default 0.
     per_user_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=0, name="per_user_rate")
 
     # Unfinished input of all clients together: heads, frames and messages that have not come whole. Beyond

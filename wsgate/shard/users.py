@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from wsgate.admission import Crowd, UserRates, Verdict, owner_of
+from wsgate.admission import Crowd, UserRates, Verdict, is_member, owner_of
 from wsgate.auth import Member
 from wsgate.bus import RATE_LEASE, USER_ENTER, BusPublisher, CallDone, Names, pack
 from wsgate.reactor import Reactor
@@ -45,11 +45,31 @@ TRUST_S: Final = 10.0
 """After the bus was away nobody is held for dead for so long: all of them say that they live at once."""
 UNFORGOTTEN_MOST: Final = 65_536
 AGAIN_PER_TICK: Final = 256
+SHOWN_MOST: Final = 240
+"""Connections in one answer: with 64 bytes each they are within the bus reader's limit."""
+PAGES_MOST: Final = 16
+"""Parts of a user's set that are looked at before a verdict: 3,840 connections, and 1,000 may be allowed."""
+WAIT_MOST_MS: Final = 60_000
+"""How long a user may be told to wait for its allowance."""
 WALK_LEAST: Final = 64
 """Connections looked at in one tick, at least."""
 
 Told = Callable[[bool], None]
 """Told whether a connection may stay."""
+
+
+class _Entry:
+    """A connection that is being counted, and what is known of the user's others so far."""
+
+    __slots__ = ("alive", "limits", "member", "pages", "told", "user")
+
+    def __init__(self, user: str, member: str, told: Told, limits: UserLimits) -> None:
+        self.user = user
+        self.member = member
+        self.told = told
+        self.limits = limits  # of when it came
+        self.alive: list[str] = []  # the oldest, without those that count for nothing
+        self.pages = 0  # parts looked at
 
 
 class Users:
@@ -86,6 +106,7 @@ class Users:
         self._known: dict[str, tuple[bool, float]] = {}
         self._alive_s = 0.0  # when we last said that we live
         self._is_alive = False  # and the bus has heard it
+        self._refused_s = 0.0  # when refused removals were last repeated
         self._has_been_up = False
         self._trusting_s = 0.0  # until then nobody is held for dead
         self._now_s = 0.0  # of the last tick
@@ -93,6 +114,7 @@ class Users:
         self._walk_s = 0.0
         self._is_missing = False  # somebody was not put on the books by the walk under way
         self._unforgotten: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
+        self._refused: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
         self.has_counted = False
         self._limits = NO_USER_LIMITS
         self.renew(limits)
@@ -112,8 +134,7 @@ class Users:
 
     def enter(self, conn: int, user: str, told: Told) -> None:
         """Count one more connection of a user; `told` is called once, later."""
-        member = self._member(conn)
-        self._enter(user, member, partial(self._on_entered, user, member, told, self._limits))
+        self._ask_who_is_there(_Entry(user, self._member(conn), told, self._limits))
 
     def leave(self, conn: int, user: str) -> None:
         """A connection is gone, or is not to stay."""
@@ -122,44 +143,55 @@ class Users:
     def _member(self, conn: int) -> str:
         return f"{self._reactor.public_id(conn):016x}@{self.owner}"
 
-    def _enter(self, user: str, member: str, done: CallDone) -> None:
-        arguments = (member.encode(), b"%d" % self._limits.connections, b"%d" % SET_TTL_S)
-        USER_ENTER.run(self._publisher, self._names.user(user), arguments, done)
+    def _enter(self, user: str, member: str, left_out: int, most: int, done: CallDone) -> None:
+        """Count a connection, and request up to `most` of those that are there when that is too many."""
+        numbers = (b"%d" % each for each in (self._limits.connections, SET_TTL_S, left_out, most))
+        USER_ENTER.run(self._publisher, self._names.user(user), (member.encode(), *numbers), done)
 
     def _is_here(self, member: str) -> bool:
         return self._reactor.find_public(int(member.partition("@")[0], 16)) != 0
 
-    def _on_entered(
-        self, user: str, member: str, told: Told, limits: UserLimits, outcome: str, text: bytes
-    ) -> None:
+    def _ask_who_is_there(self, entry: "_Entry") -> None:
+        done = partial(self._on_entered, entry)
+        self._enter(entry.user, entry.member, len(entry.alive), SHOWN_MOST, done)
+
+    def _on_entered(self, entry: "_Entry", outcome: str, text: bytes) -> None:
         try:
             crowd = Crowd.from_bytes(text) if text else None
         except ValueError:
             outcome, crowd = "refused", None
         if crowd is not None:
-            self._look(crowd, partial(self._judge, user, member, told, limits, crowd))
+            self._look(crowd, partial(self._judge, entry, crowd))
             return
         if outcome:
             self._count("users_unchecked", 1)
-        self._on_walked(user, member, outcome, b"")
-        told(True)
+        self._on_walked(entry.user, entry.member, outcome, b"")
+        entry.told(True)
         self._wake()
 
-    def _judge(self, user: str, member: str, told: Told, limits: UserLimits, crowd: Crowd) -> None:
-        """By the limits of when it came, as long as there still are any."""
-        total, shown = crowd.total, len(crowd.oldest)
+    def _judge(self, entry: "_Entry", crowd: Crowd) -> None:
+        """Decide once enough of those who are there are known; request the next part until then.
+
+        By the limits of when the connection came, as long as there still are any.
+        """
+        user, member, limits = entry.user, entry.member, entry.limits
         dead = {owner for owner in crowd.owners() if not self._lives(owner)}
-        ghosts = [each for each in crowd.oldest if owner_of(each) == self.owner and not self._is_here(each)]
-        crowd = Crowd(crowd.total - len(ghosts), [each for each in crowd.oldest if each not in ghosts])
-        verdict = crowd.judge(member, limits.connections, dead, replaces=limits.replaces)
-        if not self.is_counting:
-            verdict = Verdict(verdict.gone, [], is_refused=False)
-        gone = ghosts + verdict.gone
-        if verdict.is_refused and gone and total > shown:
-            # Some of those that were shown count for nothing, and there are more behind them: look again.
+        gone = [each for each in crowd.oldest if owner_of(each) in dead or self._is_ghost(each)]
+        entry.alive += [each for each in crowd.oldest if each not in gone]
+        entry.pages += 1
+        total = crowd.total - len(gone)
+        is_more = bool(crowd.oldest) and total > len(entry.alive) and entry.pages < PAGES_MOST
+        if total > limits.connections and is_more and self.is_counting:
+            # Behind those that were shown there may be some that count for nothing: look at all of them
+            # before anybody is closed or refused.
             self._forget(user, gone)
-            self._enter(user, member, partial(self._on_entered, user, member, told, limits))
+            self._ask_who_is_there(entry)
             return
+        verdict = Crowd(total, entry.alive).judge(
+            member, limits.connections, frozenset(), replaces=limits.replaces
+        )
+        if not self.is_counting:
+            verdict = Verdict([], [], is_refused=False)
         self._forget(user, gone + [member] * verdict.is_refused)
         for each in verdict.replaced:
             conn, _, owner = each.partition("@")
@@ -167,8 +199,12 @@ class Users:
             # Its owner takes it off the books when it is gone; one that has not heard this is told again when
             # the next one comes, because it is still the oldest.
             self._publisher.publish(self._names.control("")[0], command, _take_no_note)
-        told(not verdict.is_refused)
+        entry.told(not verdict.is_refused)
         self._wake()
+
+    def _is_ghost(self, member: str) -> bool:
+        """Whether a member is no connection at all, or one of this shard that is gone."""
+        return not is_member(member) or (owner_of(member) == self.owner and not self._is_here(member))
 
     def _forget(self, user: str, members: list[str]) -> None:
         if members:
@@ -176,11 +212,16 @@ class Users:
             self._publisher.call(key, pack("ZREM", key, *members), partial(self._on_forgotten, user, members))
 
     def _on_forgotten(self, user: str, members: list[str], outcome: str, _: bytes) -> None:
-        """What the bus has not heard is said again: our owner lives, so nobody else would take it off."""
+        """Repeat a removal that the bus does not have: this owner lives, so nobody else removes its members.
+
+        The next tick repeats it, but a removal that the server refused (a key of another type, no permission)
+        waits for the next sign of life: it may be refused for good.
+        """
         if outcome:
-            lost = len(self._unforgotten) + len(members) - UNFORGOTTEN_MOST
+            queue = self._refused if outcome == "refused" else self._unforgotten
+            lost = len(queue) + len(members) - UNFORGOTTEN_MOST
             self._count("users_unforgotten", max(0, lost))
-            self._unforgotten.extend((user, each) for each in members)
+            queue.extend((user, each) for each in members)
 
     # --- who lives ------------------------------------------------------------------------------------
 
@@ -220,6 +261,10 @@ class Users:
         self._now_s = now_s
         if not self.has_counted:
             return
+        if now_s - self._refused_s >= ALIVE_EVERY_S:
+            self._refused_s = now_s
+            self._unforgotten.extend(self._refused)
+            self._refused.clear()
         for _ in range(min(len(self._unforgotten), AGAIN_PER_TICK)):
             user, member = self._unforgotten.popleft()
             self._forget(user, [member])
@@ -286,7 +331,7 @@ class Users:
             found: Member | None = self._reactor.meta(conn)
             if found is not None and found.user:
                 member = self._member(conn)
-                self._enter(found.user, member, partial(self._on_walked, found.user, member))
+                self._enter(found.user, member, 0, 1, partial(self._on_walked, found.user, member))
 
     def _on_walked(self, user: str, member: str, outcome: str, _: bytes) -> None:
         """Who is here and could not be put on the books, or is there and gone. A walk throws nobody out."""
@@ -305,11 +350,12 @@ class Users:
 
     def _on_lease(self, want: int, grant: Callable[[int, int], None], outcome: str, text: bytes) -> None:
         granted, _, wait_ms = text.partition(b" ")
-        if outcome or not (granted.isdigit() and wait_ms.isdigit()):
+        is_sound = all(part.isdigit() and len(part) <= 18 for part in (granted, wait_ms))
+        if outcome or not is_sound:
             self._count("rates_unchecked", 1)
             grant(want, 0)
         else:
-            grant(int(granted), int(wait_ms))
+            grant(min(int(granted), want), min(int(wait_ms), WAIT_MOST_MS))
 
 
 def _take_no_note(outcome: str) -> None:

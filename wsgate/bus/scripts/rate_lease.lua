@@ -1,20 +1,47 @@
 -- A batch of a user's allowance, one second deep and shared by all who ask here (GCRA).
 --
--- KEYS[1]  when the user's bucket is full again, in microseconds of this server's clock
+-- KEYS[1]  when the user's bucket is full again and when that was written, both in microseconds of this
+--          server's clock, with a space between them; an older version wrote only the first
 -- ARGV     allowance per second, how much is wanted, how much was used already on credit
 --
 -- Returns how much is granted, and when nothing is, in how many ms something will be. What was used is
--- charged in any case: whoever ran ahead waits for it.
+-- charged in any case: whoever ran ahead waits for it. What is stored is not trusted: a value that makes no
+-- sense is as good as none, and none makes anybody wait for longer than the depth and MOST_DEBT.
+local MOST_DEBT = 10000000 -- what many shards may have let pass on credit at once
+
+-- A number in the range of a clock, else nil. (NaN is unequal to itself.)
+local function time_of(text)
+    local number = tonumber(text)
+    if number and number == number and number >= 0 and number <= 9007199254740991 then
+        return number
+    end
+    return nil
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local cost = 1000000 / ARGV[1]
 local depth = math.max(1000000, cost)
-local full = math.max(now, tonumber(redis.call('GET', KEYS[1]) or '0')) + ARGV[3] * cost
+local full = now
+local stored = redis.pcall('GET', KEYS[1]) -- a table when the key is of another type: SET replaces it
+if type(stored) == 'string' then
+    local first, second = string.match(stored, '^(%S+) ?(%S*)$')
+    local said, written = time_of(first), time_of(second)
+    if said and written then
+        -- The clock was set back since: what is left to wait is what was left then.
+        full = written > now and said - (written - now) or said
+        full = math.min(full, now + depth + MOST_DEBT)
+    elseif said then
+        full = math.min(said, now + depth)
+    end
+end
+full = math.max(now, full) + ARGV[3] * cost
 local room = math.floor((now + depth - full) / cost + 0.000001)
 local granted = math.max(0, math.min(tonumber(ARGV[2]), room))
 full = full + granted * cost
 if full > now then
-    redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.ceil((full - now) / 1000) + 1)
+    local value = string.format('%.0f %.0f', full, now)
+    redis.call('SET', KEYS[1], value, 'PX', math.ceil((full - now) / 1000) + 1)
 end
 local wait = 0
 if granted == 0 then

@@ -1,17 +1,51 @@
 -- One more connection of a user, and who is there when that is too many.
 --
 -- KEYS[1]  the user's connections: a sorted set, by when they came
--- ARGV     connection, how many there may be, seconds until an untouched set is forgotten
+-- ARGV     connection, how many there may be, seconds until an untouched set is forgotten,
+--          how many of the oldest to leave out, how many to return at most, >= 1
 --
--- Returns "" when it fits, else how many there are now and the oldest of them, the new one among those
--- that count; thirty at most, because an answer is a line. Nobody is removed here: whether the server of one
--- still lives is not known here.
+-- Returns "" when it fits, else how many there are now and the oldest of them behind those left out, the new
+-- one among those that count. No connection is removed here: whether the server of one still lives is not known
+-- here. What can be no connection is removed, though, and so is a key of another type: nobody else would.
 -- By this server's clock, in microseconds: those of the nodes differ, and the oldest would be a newcomer.
-local time = redis.call('TIME')
-redis.call('ZADD', KEYS[1], 'NX', string.format('%.0f', time[1] * 1000000 + time[2]), ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-local count = redis.call('ZCARD', KEYS[1])
-if count <= tonumber(ARGV[2]) then
+local key = KEYS[1]
+local time = redis.call('time')
+local now = time[1] * 1000000 + time[2]
+local newest = redis.pcall('zrange', key, -1, -1, 'WITHSCORES')
+if newest.err then
+    if not string.find(newest.err, 'WRONGTYPE', 1, true) then
+        return newest
+    end
+    redis.call('del', key)
+    newest = {}
+end
+-- A clock that was set back makes nobody older than those who were there before.
+local last = tonumber(newest[2] or '')
+if last and last >= now and last < 9007199254740991 then
+    now = last + 1
+end
+redis.call('zadd', key, 'NX', string.format('%.0f', now), ARGV[1])
+redis.call('expire', key, ARGV[3])
+local count = redis.call('zcard', key)
+local limit = tonumber(ARGV[2])
+if count <= limit then
     return ''
 end
-return count .. ' ' .. table.concat(redis.call('ZRANGE', KEYS[1], 0, 29), ' ')
+local pattern = '^' .. string.rep('[0-9a-f]', 16) .. '@[!-?A-~]+$'
+local parts = {}
+repeat
+    local removed = 0
+    for _, member in ipairs(redis.call('zrange', key, ARGV[4], ARGV[4] + ARGV[5] - 1)) do
+        if #member > 64 or not string.find(member, pattern) then
+            redis.call('zrem', key, member)
+            removed = removed + 1
+        else
+            parts[#parts + 1] = member
+        end
+    end
+    count = count - removed
+until #parts > 0 or removed == 0
+if count <= limit then
+    return ''
+end
+return count .. ' ' .. table.concat(parts, ' ')

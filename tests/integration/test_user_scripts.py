@@ -1,0 +1,156 @@
+"""The scripts for users' limits on real servers: whatever somebody else wrote there locks nobody out."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from tests.support.bus_fleet import running_server
+from tests.support.valkey import running_valkey
+from wsgate.bus import RATE_LEASE, USER_ENTER
+
+KEY = "w:key"
+MINE = "00000000000000aa@me"
+HOUR_US = 3_600_000_000
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A client of a real server."""
+    if request.param == "valkey":
+        with running_valkey() as valkey, redis.Redis(port=valkey.port) as client:
+            yield client
+    else:
+        with running_server() as one, one.client() as client:
+            yield client
+
+
+@pytest.fixture
+def bus(server: Any) -> Any:
+    server.flushall()
+    return server
+
+
+def enter(bus: Any, member: str, limit: int, left_out: int = 0, most: int = 240) -> list[str]:
+    """How many there are and those that are shown; nothing when it fits."""
+    text: bytes = bus.eval(USER_ENTER.text, 1, KEY, member, limit, 3_600, left_out, most)
+    return text.decode().split()
+
+
+def lease(bus: Any, rate: int, want: int, debt: int = 0) -> tuple[int, int]:
+    text: bytes = bus.eval(RATE_LEASE.text, 1, KEY, rate, want, debt)
+    granted, wait_ms = text.split()
+    return int(granted), int(wait_ms)
+
+
+def now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+def test_what_can_be_no_connection_counts_for_nothing_and_is_removed(bus: Any) -> None:
+    odd = [
+        *(
+            b"nothex@me",
+            b"@",
+            b"",
+            b" ",
+            b"a b@c",
+            b"00000000000000aa",
+            b"00000000000000aa@",
+            b"\xff",
+            b"\x00",
+        ),
+        *(b"00000000000000AA@me", b"00000000000000aa@me\n", b"00000000000000aa@m e", b"x" * 100_000, b"\x00"),
+        *(b"000000000000000aa@me", b"00000000000000aa@" + b"x" * 60, b"00000000000000aa@m@e"),
+    ]
+    bus.zadd(KEY, dict.fromkeys(odd, 0))
+    assert enter(bus, MINE, 1) == []
+    assert bus.zrange(KEY, 0, -1) == [MINE.encode()]
+
+
+def test_more_odd_members_than_an_answer_shows_hide_nobody(bus: Any) -> None:
+    bus.zadd(KEY, {f"odd{number}": number for number in range(1_000)})
+    others = [f"{number:016x}@other" for number in range(3)]
+    bus.zadd(KEY, {each: 2_000 + place for place, each in enumerate(others)})
+    assert enter(bus, MINE, 2) == ["4", *others, MINE]
+    assert bus.zcard(KEY) == 4
+
+
+def test_the_oldest_are_shown_in_parts_within_the_limit_of_an_answer(bus: Any) -> None:
+    others = [f"{number:016x}@{'f' * 47}" for number in range(500)]
+    bus.zadd(KEY, {each: place for place, each in enumerate(others)})
+    shown = enter(bus, MINE, 10)
+    assert shown == ["501", *others[:240]]
+    assert len(" ".join(shown)) < 16 * 1_024
+    assert enter(bus, MINE, 10, 480) == ["501", *others[480:], MINE]
+    assert enter(bus, MINE, 10, 600) == ["501"]
+    assert enter(bus, MINE, 10, 0, 1) == ["501", others[0]]
+
+
+@pytest.mark.parametrize("kind", ["string", "list", "set", "hash", "stream"])
+def test_a_key_of_another_type_is_replaced(bus: Any, kind: str) -> None:
+    fill = {
+        "string": lambda: bus.set(KEY, "1"),
+        "list": lambda: bus.lpush(KEY, "1"),
+        "set": lambda: bus.sadd(KEY, "1"),
+        "hash": lambda: bus.hset(KEY, "1", "1"),
+        "stream": lambda: bus.xadd(KEY, {"1": "1"}),
+    }
+    fill[kind]()
+    assert enter(bus, MINE, 1) == []
+    assert bus.zcard(KEY) == 1
+    bus.delete(KEY)
+    fill[kind]()
+    assert lease(bus, 10, 4) == (4, 0)
+    assert bus.type(KEY) == b"string"
+
+
+@pytest.mark.parametrize("ahead_us", [1, HOUR_US, 10**15, 9 * 10**15, float("inf")])
+def test_a_clock_that_was_set_back_makes_a_newcomer_no_elder(bus: Any, ahead_us: float) -> None:
+    first = "0000000000000001@other"
+    bus.zadd(KEY, {first: now_us() + ahead_us})
+    shown = enter(bus, MINE, 1)
+    assert shown[0] == "2"
+    if now_us() + ahead_us < 2**53:
+        assert shown[1:] == [first, MINE]
+
+
+def test_an_allowance_goes_on_where_it_was_when_the_clock_was_set_back(bus: Any) -> None:
+    assert lease(bus, 10, 10) == (10, 0)
+    full, written = (int(part) for part in bus.get(KEY).split())
+    # As if this had been written before the clock was set back by two hours.
+    bus.set(KEY, f"{full + 2 * HOUR_US} {written + 2 * HOUR_US}")
+    granted, wait_ms = lease(bus, 10, 1)
+    assert granted == 1 or 0 < wait_ms <= 100
+
+
+@pytest.mark.parametrize("rate", [1, 10, 1_000])
+def test_no_value_makes_a_user_wait_for_long(bus: Any, rate: int) -> None:
+    now = now_us()
+    for value in [
+        *(str(now + 2 * HOUR_US), f"{now + 2 * HOUR_US} {now}", f"{now + 2 * HOUR_US} x", f"x {now}"),
+        *("", " ", "x", "nan", "inf", "-inf", "1e300", "-1", "1e300 1e300", "nan nan", "0x7fffffffffffff"),
+        *(f"inf {now}", f"{now} inf", "1 2 3", "9" * 400, "9" * 400 + " 1", "9007199254740991 1", "\x00"),
+        f"9007199254740991 {now + HOUR_US}",
+    ]:
+        bus.set(KEY, value)
+        granted, wait_ms = lease(bus, rate, 1)
+        assert granted == 1 or 0 < wait_ms <= 12_000, value
+        bus.delete(KEY)
+        bus.set(KEY, value)
+        assert lease(bus, rate, 1, 1)[1] <= 13_000, value
+        assert 0 < bus.pttl(KEY) <= 15_000, value
+
+
+def test_what_was_used_on_credit_is_charged_by_all_shards_together(bus: Any) -> None:
+    """The bound of a wait must not forgive what many shards have let pass."""
+    for _ in range(20):
+        lease(bus, 10, 1, 2)
+    assert 3_000 <= lease(bus, 10, 1)[1] <= 3_600
+
+
+def test_an_older_value_is_read(bus: Any) -> None:
+    bus.set(KEY, str(now_us() + 600_000))
+    assert lease(bus, 10, 10)[0] in (3, 4)
