@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tests.support.fake_bus import until
 from wsgate.address import parse_address
@@ -110,6 +110,51 @@ def test_names_that_reach_every_server_are_one_each() -> None:
         assert len(names) == 2
         running = asyncio.ensure_future(subscriber.run())
         await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run(main())
+
+
+def test_slots_that_a_server_inherits_which_was_there_before_are_subscribed_again() -> None:
+    """No lane comes up for them, and the server that had them can say nothing any more."""
+
+    class Told(Listener):
+        def __init__(self) -> None:
+            self.covers: list[Any] = []
+
+        def on_up(self, covers: Any = None) -> None:
+            self.covers.append(covers)
+
+    async def main() -> None:
+        where, told = topology(), Told()
+        subscriber = ClusterSubscriber(where, b"wsgate:ch:", cast(Any, told))
+        running = asyncio.ensure_future(subscriber.run())
+        await asyncio.sleep(0)
+        tell(where, ONE, OTHER)
+        asked: list[bytes] = []
+        lane = subscriber._lanes[OTHER].subscriber
+        lane._connection = cast(Any, object())
+        lane.subscribe_control = asked.append  # type: ignore[method-assign]
+        names = [b"n%d" % number for number in range(50)]
+        controls = [b"wsgate:ctl:%d" % number for number in range(50)]
+        for name in controls:
+            subscriber.subscribe_control(name)
+        asked.clear()
+        for former in (ONE, None):
+            tell(where, former, OTHER)
+            told.covers.clear()
+            asked.clear()
+            moved = {name for name in names if slot_of(b"wsgate:ch:" + name) < SLOTS // 2}
+            tell(where, OTHER, OTHER)
+            (covers,) = told.covers
+            assert {name for name in names if covers(name)} == moved
+            assert 0 < len(moved) < len(names)
+            assert set(asked) == {name for name in controls if slot_of(name) < SLOTS // 2}
+        told.covers.clear()
+        tell(where, OTHER, OTHER)
+        assert told.covers == [], "nothing moved"
+        lane._connection = None
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

@@ -291,6 +291,59 @@ def test_many_who_lose_the_bus_are_told_a_part_per_pass(live: Bench) -> None:
     assert [waiter.told for waiter in waiters] == [2] * len(waiters)
 
 
+def test_who_asks_again_after_the_bus_came_back_is_not_told_of_the_loss_before(live: Bench) -> None:
+    """The loss is told in parts; whoever has not been told when the bus is back is subscribed again."""
+    peers = [live.connect() for _ in range(3 * TOLD_PER_PASS)]
+    for peer in peers:
+        assert live.join(peer, b"news") is Joined.WAITS
+    live.down()
+    assert live.told == [(b"news", False)] * TOLD_PER_PASS
+    live.up()
+    last = peers[-1]
+    assert live.join(last, b"news") is Joined.ALREADY
+    assert live.hub.confirm(last.conn, b"news", live.waiter) is Joined.WAITS
+    for _ in range(5):
+        live.hub.tidy()
+    assert live.told.count((b"news", False)) == TOLD_PER_PASS
+    live.confirm()
+    assert live.told.count((b"news", True)) == 2 * TOLD_PER_PASS + 1
+    assert live.hub.pending == 0
+    assert not live.hub._waiters and not live.hub._waits
+
+
+def test_of_two_servers_that_are_lost_the_one_that_is_not_back_is_told_of(live: Bench) -> None:
+    peers = [live.connect() for _ in range(4 * TOLD_PER_PASS)]
+    for peer in peers:
+        live.join(peer, b"a")
+        live.join(peer, b"b")
+    live.hub.on_down(lambda name: name[:1] == b"a")
+    live.hub.on_down(lambda name: name[:1] == b"b")
+    live.told.clear()
+    live.hub.on_up(lambda name: name[:1] == b"b")
+    for _ in range(10):
+        live.hub.tidy()
+    assert {name for name, is_live in live.told if not is_live} == {b"a"}
+
+
+def test_subscribing_again_goes_on_without_any_reply_of_the_bus(live: Bench) -> None:
+    """None of the first names is of the server that came up, so that nothing is asked and nothing replies."""
+    peer = live.connect()
+    others = [b"b:%d" % number for number in range(4 * NAMES_PER_COMMAND)]
+    for name in others:
+        live.join(peer, name)
+    live.join(peer, b"a:last")
+    live.confirm()
+    live.bus.asked.clear()
+    lane = lambda name: name[:1] == b"a"  # noqa: E731
+    live.hub.on_down(lane)
+    live.hub.on_up(lane)
+    passes = 0
+    while live.hub.tidy():
+        passes += 1
+        assert passes <= 10
+    assert live.bus.asked == {b"a:last": 1}
+
+
 def test_answers_of_a_lost_connection_do_not_count_for_the_next(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"news")

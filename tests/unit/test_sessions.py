@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.rig import Peer, Rig
 from wsgate.auth import Identity, OriginPolicy, Permissions, TokenError, TokenPolicy
-from wsgate.bus import Names, Publisher, Subscriber, parse_address
+from wsgate.bus import Covers, Names, Publisher, Subscriber, parse_address
 from wsgate.dialects import DIALECTS
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.access import Access
@@ -399,3 +399,57 @@ def test_a_client_with_too_many_publishes_under_way_is_not_read(shard: Shard) ->
         done("")
     shard.rig.turn()
     assert shard.rig.messages(peer) == [b'{"op":"ping"}']
+
+
+# --- a cluster, one of whose servers is away ----------------------------------------------------------
+
+
+def starts_with(letter: bytes) -> Covers:
+    """The names that live on one server."""
+    return lambda name: name[:1] == letter
+
+
+def test_a_channel_of_a_server_that_is_there_is_told_at_once_though_another_is_away(shard: Shard) -> None:
+    away: set[bytes] = set()
+    shard.bus.is_up_for = lambda name: name[:1] not in away  # type: ignore[method-assign]
+    bob = shard.enter("bob:a")
+    shard.confirm("@bob", "a")
+    shard.heard(bob)
+    away.add(b"b")
+    shard.hub.on_down(starts_with(b"b"))
+    ann = shard.enter("ann:a,b")
+    shard.confirm("@ann")
+    assert shard.heard(ann) == [
+        {"op": "welcome", "user": "ann", "bus": False},
+        {"op": "subbed", "ch": "a"},
+        {"op": "subbed", "ch": "@me"},
+    ]
+    away.clear()
+    shard.hub.on_up(starts_with(b"b"))
+    shard.confirm("b")
+    assert shard.heard(ann) == [{"op": "subbed", "ch": "b"}]
+    assert not shard.sessions._welcomes, "nothing is kept of a welcome that is done"
+
+
+def test_a_channel_that_was_live_and_is_lost_before_the_welcome_waits_to_be_confirmed_again(
+    shard: Shard,
+) -> None:
+    away: set[bytes] = set()
+    shard.bus.is_up_for = lambda name: name[:1] not in away  # type: ignore[method-assign]
+    ann = shard.enter("ann:a,b")
+    shard.confirm("@ann", "a")
+    assert shard.heard(ann) == []
+    away.add(b"a")
+    shard.hub.on_down(starts_with(b"a"))
+    assert shard.heard(ann) == []
+    shard.confirm("b")
+    assert shard.heard(ann) == [
+        {"op": "welcome", "user": "ann", "bus": False},
+        {"op": "subbed", "ch": "@me"},
+        {"op": "subbed", "ch": "b"},
+    ]
+    away.clear()
+    shard.hub.on_up(starts_with(b"a"))
+    shard.confirm("a")
+    assert shard.heard(ann) == [{"op": "subbed", "ch": "a"}]
+    assert not shard.sessions._welcomes

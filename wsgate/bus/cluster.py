@@ -171,6 +171,7 @@ class ClusterSubscriber:
         self.listener = listener
         self.options = options or SubscriberOptions()
         self._lanes: dict[Node, _Lane] = {}
+        self._owners = topology.map.owners  # of the map that was applied last
         self._control: set[bytes] = set()
         self._lost_control: set[bytes] = set()
         self._fault: asyncio.Future[None] | None = None
@@ -258,6 +259,7 @@ class ClusterSubscriber:
 
     def _apply(self, fresh: ClusterMap) -> None:
         """Lanes for exactly the servers that have slots; then whatever was lost is subscribed again."""
+        inherited = self._inherited(fresh)
         for node in self._lanes.keys() - fresh.primaries:
             # From here on it says nothing more: its channels are whose the map says they are.
             self._lanes.pop(node).task.cancel()
@@ -265,9 +267,24 @@ class ClusterSubscriber:
             self._lanes[node] = _Lane(self, node)
             self._lanes[node].task.add_done_callback(self._on_done)
         lost, self._lost_control = self._lost_control, set()
+        if inherited:
+            lost |= {name for name in self._control if slot_of(name) in inherited}
         for name in lost:
             self._hear_control(name)
+        if inherited:
+            prefix = self.prefix
+            self.listener.on_up(lambda name: slot_of(prefix + name) in inherited)
         self.listener.on_moved()
+
+    def _inherited(self, fresh: ClusterMap) -> frozenset[int]:
+        """Slots that a server took over which was up before, from nobody or from one that is not up.
+
+        No lane comes up for them, and no server says that they moved: nobody else would subscribe again.
+        """
+        before, self._owners = self._owners, fresh.owners
+        up = {node for node, lane in self._lanes.items() if lane.subscriber.is_up}
+        pairs = enumerate(zip(before, fresh.owners, strict=True))
+        return frozenset(slot for slot, (old, new) in pairs if new != old and new in up and old not in up)
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         """A lane that ends by itself is a fault of ours."""

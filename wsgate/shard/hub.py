@@ -150,18 +150,23 @@ class Hub:
                 self._take_waiters(conn, name)
 
     def tidy(self) -> bool:
-        """Unsubscribe from what nobody here listens to any more; call once a pass of the loop.
+        """Do a part of what is left to do; call once in each pass of the loop.
+
+        Unsubscribe from what nobody here listens to any more, notify waiters of what was lost, and subscribe
+        again. The last is not left to the replies of the bus alone: a part that asks for nothing, because
+        none of its names is of the server that came up, has no reply.
 
         Returns:
             True when there is more of it than fits a pass.
         """
         self._tell_lost()
+        self.resubscribe()
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
         if self._lost:
             self._lost.difference_update(vacated)
         if vacated and self._bus is not None:
             self._bus.unsubscribe(vacated)
-        return bool(self._losing) or len(vacated) == NAMES_PER_COMMAND
+        return bool(self._losing) or len(vacated) == NAMES_PER_COMMAND or self._may_resubscribe
 
     def _take_waiters(self, conn: int, name: bytes) -> list[Waiter]:
         waiting = self._waiters.get(name)
@@ -186,19 +191,29 @@ class Hub:
     # --- what the bus says ----------------------------------------------------------------------------
 
     def on_up(self, covers: Covers | None = None) -> None:
-        """Subscribe to everything it covers again, a part now and a part with every pass."""
+        """Subscribe to everything it covers again, a part now and a part with every pass.
+
+        Whoever was still to be notified of a loss is notified of the confirmation instead: a client that
+        began to wait after the loss must not be answered for the one that did before.
+        """
         self._drop_unconfirmed(covers)
+        self._losing = deque(each for each in self._losing if covers is not None and not covers(each[0]))
         self._resubscribe = [*self._resubscribe, covers] if self._resubscribe_from is not None else [covers]
         self._resubscribe_from = 0
         self.resubscribe()
 
     def resubscribe(self) -> None:
         """The next part, when one is due and the bus has answered most of those before."""
-        if self._resubscribe_from is None or len(self._unconfirmed) > ASKED_LIMIT:
+        if self._resubscribe_from is None or not self._may_resubscribe:
             return
         names, place = self._reactor.channels(self._resubscribe_from, NAMES_PER_COMMAND)
         self._resubscribe_from = place or None
         self._ask([name for name in names if self._is_covered(name) and self.is_live_for(name)])
+
+    @property
+    def _may_resubscribe(self) -> bool:
+        """Whether the next part of subscribing again is due now."""
+        return self._resubscribe_from is not None and len(self._unconfirmed) <= ASKED_LIMIT
 
     def on_down(self, covers: Covers | None = None) -> None:
         """Nothing it covers is live any more; who waits is told, and may wait again."""
@@ -243,6 +258,7 @@ class Hub:
         return self._resubscribe_from is not None and self._is_covered(name)
 
     def _tell_lost(self) -> None:
+        """Notify a part of those whose channel was lost while they waited for it."""
         for _ in range(min(len(self._losing), TOLD_PER_PASS)):
             name, conn = self._losing.popleft()
             for waiter in self._take_waiters(conn, name):

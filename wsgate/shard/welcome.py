@@ -123,12 +123,14 @@ class Welcome:
         elif joined is Joined.TOO_MANY:
             self._refused.append(name)
 
-    def begin(self) -> None:
-        """Say it now, if nothing is to be waited for."""
-        if not self._waiting:
-            self._say(has_bus=True)
-        elif not all(map(self._sessions.hub.is_live_for, self._waiting)):
-            self._say(has_bus=False)
+    def begin(self, confirmed: bytes = b"") -> None:
+        """Send the welcome now, unless every channel that is waited for will soon be confirmed.
+
+        Args:
+            confirmed: The channel that the hub confirms by this very call, if there is one.
+        """
+        if not self._waiting or not all(map(self._sessions.hub.is_live_for, self._waiting)):
+            self._say(confirmed)
 
     def told(self, name: bytes, is_live: bool) -> None:
         """One channel was confirmed, or the bus was lost before it was."""
@@ -137,14 +139,14 @@ class Welcome:
         if not is_live:
             self._sessions.hub.wait(self._conn, name, self.told)
             if not self._is_said:
-                self._say(has_bus=False)
+                self._say()
             return
         self._waiting.discard(name)
         if self._is_said:
             self._tell(name)
         else:
             self._live.append(name)
-            self.begin()
+            self.begin(confirmed=name)
         self._finish()
 
     def left(self, name: bytes) -> None:
@@ -160,18 +162,26 @@ class Welcome:
         if self.is_done:
             self._sessions.forget_welcome(self._conn)
 
-    def _say(self, *, has_bus: bool) -> None:
-        """Welcome, then what is live, then what the URL asked for."""
+    def _say(self, confirmed: bytes = b"") -> None:
+        """Send the welcome, then what is live, then what the URL asked for.
+
+        Each channel is asked for by itself whether it is still live: it was when it was confirmed, but its
+        server may be lost since, and the servers of a cluster come and go one by one. A channel that is not
+        live waits to be confirmed again; one that is live must not wait, for nobody would confirm it.
+        """
         self._is_said = True
         sessions, conn, dialect, showing = self._sessions, self._conn, self._dialect, self._showing
-        sessions.tell_welcome(conn, dialect, self._identity, has_bus=has_bus, id=showing.id)
-        live, self._live = self._live, []
-        for name in live:
-            if has_bus:
-                self._tell(name)
-            else:  # it was, until the bus was lost
+        live: list[bytes] = []
+        for name in self._live:
+            if name == confirmed or sessions.hub.confirm(conn, name, self.told) is Joined.LIVE:
+                live.append(name)
+            else:
                 self._waiting.add(name)
-                sessions.hub.wait(conn, name, self.told)
+        self._live = []
+        has_bus = not self._waiting
+        sessions.tell_welcome(conn, dialect, self._identity, has_bus=has_bus, id=showing.id)
+        for name in live:
+            self._tell(name)
         for name in self._refused:
             sessions.error(conn, dialect, "rate_limited", channel=shown(name))
         sessions.subscribe_asked(conn, dialect, showing)
