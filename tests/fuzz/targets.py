@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tests.fuzz.frames import FramesTarget
-from tests.fuzz.mutation import mutate, pieces
+from tests.fuzz.mutation import mutate
+from tests.fuzz.pushes import PushesTarget
 from tests.support.reactor_fuzz import Fuzz
 from tests.unit.test_handshake import BROWSER_HEAD
-from tests.unit.test_push_reader import CASES as PUSH_CASES
-from wsgate.bus import decode_publication, push
+from wsgate.bus import decode_publication
 from wsgate.deflate import ExtensionError, agree
 from wsgate.dialects import DIALECTS, BadCommand
 from wsgate.dialects.commands import Publish
@@ -24,8 +24,6 @@ from wsgate.handshake import HEAD_LIMIT_BYTES, Refusal, accept, parse_head
 __all__ = ["TARGETS", "Target"]
 
 PROTOCOLS: Final = Path(__file__).resolve().parents[2] / "protocols"
-PUSH_PREFIX: Final = b"wsgate:ch:"
-PUSH_LIMIT_BYTES: Final = 1_000
 REACTOR_STEPS: Final = 300
 
 
@@ -95,28 +93,6 @@ def check_extensions(_dice: random.Random, value: bytes) -> None:
     )
 
 
-def read_pushes(parts: list[bytes]) -> tuple[list[tuple[int, bytes, bytes | None]], bool]:
-    """What a reader makes of a stream, and whether it broke."""
-    reader = push.PushReader(PUSH_PREFIX, PUSH_LIMIT_BYTES)
-    taken: list[tuple[int, bytes, bytes | None]] = []
-    try:
-        for part in parts:
-            reader.feed(part)
-            while found := reader.take(1):
-                taken += found
-            assert reader.buffered <= 64 * 1024 + 2 * len(part)
-    except push.PushError:
-        return taken, True
-    return taken, False
-
-
-def check_pushes(dice: random.Random, stream: bytes) -> None:
-    """However it is cut, the same replies, and broken or not."""
-    whole = read_pushes([stream])
-    assert read_pushes(pieces(dice, stream)) == whole
-    assert all(len(payload or b"") <= PUSH_LIMIT_BYTES for _, _, payload in whole[0])
-
-
 def check_command(_dice: random.Random, message: bytes) -> None:
     """A command or a bad one in either form, and what is published can be told to both."""
     for dialect in DIALECTS:
@@ -161,7 +137,7 @@ TARGETS: Final[dict[str, Callable[[], Target]]] = {
     "frames": FramesTarget,
     "head": lambda: Pure([BROWSER_HEAD], check_head),
     "extensions": lambda: Pure(OFFERS, check_extensions),
-    "pushes": lambda: Pure([wire for wire, _ in PUSH_CASES if len(wire) < 4_000], check_pushes),
+    "pushes": PushesTarget,
     "commands": lambda: Pure(_commands(), check_command),
     "publications": lambda: Pure(_publications(), check_publication),
     "reactor": Reactor,

@@ -52,6 +52,12 @@ DEFECTS: Final = {
         "        if walk.channel == index and position < walk.left:",
         "        if walk.channel == index and position > walk.left:",
     ),
+    "element": Defect(
+        "an element of an array whose kind is not looked at",
+        "wsgate/bus/push.pyx",
+        '    return count == 3 and is_kind(&pieces[0], b"message") and pieces[1].kind == PIECE_BULK',
+        '    return count == 3 and is_kind(&pieces[0], b"message")',
+    ),
     "inflate": Defect(
         "an inflater that does not ask whether a block was whole",
         "wsgate/reactor/inflate.pyx",
@@ -67,8 +73,8 @@ SUITES: Final[dict[str, tuple[Sequence[str], frozenset[str]]]] = {
         frozenset({"length", "utf8"}),
     ),
     "fuzz": (
-        ("-m", "tests.fuzz.run", "--seed", "1", "--seconds", "40", "frames", "reactor"),
-        frozenset({"length", "leak", "utf8"}),
+        ("-m", "tests.fuzz.run", "--seed", "1", "--seconds", "60", "frames", "reactor", "pushes"),
+        frozenset({"length", "leak", "utf8", "element"}),
     ),
 }
 """A command for each suite, and what it must notice."""
