@@ -19,7 +19,7 @@ TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
-.PHONY: help run chat push build test check bench crowd machine conformance sanitize fuzz defects format clean
+.PHONY: help run chat push build test check bench crowd machine conformance sanitize fuzz guided defects format clean
 
 help:
 	@echo "make run          start a gateway in development mode, with a page to try it"
@@ -32,6 +32,7 @@ help:
 	@echo "                  DEFLATE=--deflate: with compression, 17 min), and against our client"
 	@echo "make sanitize     unit tests, vectors, fuzzing and Autobahn under AddressSanitizer and UBSan"
 	@echo "make fuzz         random input for everything that reads what strangers send (SECONDS=60)"
+	@echo "make guided       the bus reader under libFuzzer and AddressSanitizer, with clang (SECONDS=60)"
 	@echo "make defects      plants defects and shows that the suites turn red (7 min)"
 	@echo "make bench        the short benchmark, beside the floor of this machine"
 	@echo "make crowd        one reactor with 20,000, 100,000 and 500,000 connections"
@@ -93,6 +94,10 @@ sanitize: build
 SECONDS ?= 60
 fuzz: build
 	$(RUN) -m tests.fuzz.run --seconds $(SECONDS)
+
+# Guided by coverage, with clang; the corpus in build/guided grows from run to run.
+guided: build
+	$(RUN) -m tests.fuzz.guided --seconds $(SECONDS)
 
 defects: build
 	$(RUN) -m tests.support.defects

@@ -1,0 +1,46 @@
+// libFuzzer in a process that is a Python interpreter: each input goes to `run` of the module that
+// GUIDED_MODULE names. An exception that it lets out is a fault, and ends the process by abort, so that
+// libFuzzer keeps the input. See tests/fuzz/guided.py, which compiles and starts this.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+static PyObject *run;
+
+static void fail(void) {
+    PyErr_Print();
+    abort();
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    PyConfig config;
+    (void)argc;
+    (void)argv;
+    PyConfig_InitPythonConfig(&config);
+    config.parse_argv = 0; // the arguments are libFuzzer's
+    config.install_signal_handlers = 0; // and so are the signals
+    PyStatus status = PyConfig_SetBytesString(&config, &config.program_name, getenv("GUIDED_PYTHON"));
+    if (!PyStatus_Exception(status)) {
+        status = Py_InitializeFromConfig(&config);
+    }
+    PyConfig_Clear(&config);
+    if (PyStatus_Exception(status)) {
+        Py_ExitStatusException(status);
+    }
+    PyObject *module = PyImport_ImportModule(getenv("GUIDED_MODULE"));
+    run = module == NULL ? NULL : PyObject_GetAttrString(module, "run");
+    if (run == NULL) {
+        fail();
+    }
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    PyObject *result = PyObject_CallFunction(run, "y#", (const char *)data, (Py_ssize_t)size);
+    if (result == NULL) {
+        fail();
+    }
+    Py_DECREF(result);
+    return 0;
+}
