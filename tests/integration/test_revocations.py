@@ -14,7 +14,7 @@ from tests.support.bus_fleet import running_cluster, running_sentinels, running_
 from tests.support.fake_bus import until
 from tests.support.valkey import running_valkey
 from wsgate.bus import BusPublisher, Names, Revocation, load_revocations, make_publisher, parse_address
-from wsgate.bus.revocations import PAGE_BYTES, RETENTION_S, read_page, store_revocation
+from wsgate.bus.revocations import PAGE_BYTES, RETENTION_S, Place, read_page, store_revocation
 from wsgate.bus.script import REVOCATIONS_PAGE, REVOKE
 
 NAMES = Names("w")
@@ -144,20 +144,21 @@ def test_who_changes_between_two_pages_hides_nobody_else(bus: tuple[str, Any]) -
                 bus[1].delete(KEY)
                 bus[1].zadd(KEY, users)
                 seen: set[str] = set()
-                last: tuple[bytes, bytes] | None = (b"", b"")
+                last: Place | None = Place()
                 while last is not None:
-                    arguments = (*last, b"%d" % RETENTION_S, b"%d" % PAGE_BYTES, b"128")
+                    numbers = (last.number, RETENTION_S, PAGE_BYTES, 128)
+                    arguments = (last.user, last.score, *(b"%d" % each for each in numbers))
                     page = read_page((await run_script(publisher, REVOCATIONS_PAGE, *arguments))[1])
                     seen |= {each.user for each in page.revocations}
                     last = page.last
                     if last is not None and change.startswith("earlier"):
-                        some = [each.user for each in page.revocations][:-1:3]
+                        some = [each.user for each in page.revocations][:-1:3] or ["nobody"]
                         bus[1].zrem(KEY, *some) if "removed" in change else bus[1].zadd(
                             KEY, dict.fromkeys(some, now_s + 5)
                         )
                     elif last is not None and len(seen) < 300:
-                        bus[1].zrem(KEY, last[0]) if change == "remove" else bus[1].zadd(
-                            KEY, {last[0]: now_s + 5}
+                        bus[1].zrem(KEY, last.user) if change == "remove" else bus[1].zadd(
+                            KEY, {last.user: now_s + 5}
                         )
                 assert seen == set(users), change
 

@@ -17,6 +17,7 @@ from wsgate.bus.revocations import (
     REVOCATIONS_MOST,
     SECOND_READING_S,
     STORES_PER_TICK,
+    Place,
     Revocation,
     RevocationKeeper,
     load_revocations,
@@ -28,7 +29,7 @@ NOW_S = 1_000.0
 
 
 def page(*entries: tuple[bytes, bytes]) -> bytes:
-    return b"".join(b"%b %d:%b" % (score, len(user), user) for user, score in entries)
+    return b"7|" + b"".join(b"%b %d:%b" % (score, len(user), user) for user, score in entries)
 
 
 class Bus:
@@ -91,8 +92,16 @@ class Desk:
     ],
 )
 def test_a_page_that_the_script_does_not_return_is_refused(text: bytes) -> None:
+    for whole in (text, b"7|" + text):
+        with pytest.raises(ValueError, match="page"):
+            read_page(whole)
+    assert read_page(b"7|1 1:a").revocations == [Revocation("a", 1.0)]
+
+
+@pytest.mark.parametrize("start", [b"", b"|", b"7", b"7|", b"-1|", b"x|", b"9999999999|", b"7 |"])
+def test_a_page_that_does_not_say_where_it_ends_is_refused(start: bytes) -> None:
     with pytest.raises(ValueError, match="page"):
-        read_page(text)
+        read_page(start if start == b"7|" else start + b"1 1:a")
 
 
 def test_an_entry_that_is_no_revocation_is_skipped_and_reading_goes_on_behind_it() -> None:
@@ -107,7 +116,7 @@ def test_an_entry_that_is_no_revocation_is_skipped_and_reading_goes_on_behind_it
     ]
     found = read_page(page((b"ann", b"7.5"), *odd))
     assert found.revocations == [Revocation("ann", 7.5)]
-    assert (found.last, found.skipped) == ((b"e", b"1.2.3"), len(odd))
+    assert (found.last, found.skipped) == (Place(b"e", b"1.2.3", 7), len(odd))
     assert read_page(page((b"x" * 128, b"1e+22"))).revocations == [Revocation("x" * 128, 1e22)]
     assert read_page(b"") == ([], None, 0)
 
@@ -131,8 +140,8 @@ def test_a_page_of_any_bytes_is_read_or_refused(seed: int) -> None:
 def test_pages_are_read_one_after_the_other_until_one_is_empty() -> None:
     bus, learned, outcomes = Bus(), list[Revocation](), list[str]()
     load_revocations(bus, Names("w"), learned.append, outcomes.append)
-    assert b"$0\r\n\r\n$0\r\n\r\n" in bus.answer("", page((b"ann", b"9"), (b"bob", b"8")))
-    assert b"$3\r\nbob\r\n$1\r\n8\r\n" in bus.answer("", page((b"cy", b"7")))
+    assert b"$0\r\n\r\n$0\r\n\r\n$1\r\n0\r\n" in bus.answer("", page((b"ann", b"9"), (b"bob", b"8")))
+    assert b"$3\r\nbob\r\n$1\r\n8\r\n$1\r\n7\r\n" in bus.answer("", page((b"cy", b"7")))
     assert not outcomes
     bus.answer("", b"")
     assert learned == [("ann", 9.0), ("bob", 8.0), ("cy", 7.0)]

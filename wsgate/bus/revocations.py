@@ -29,6 +29,7 @@ __all__ = [
     "RETENTION_S",
     "REVOCATIONS_MOST",
     "Page",
+    "Place",
     "Revocation",
     "RevocationKeeper",
     "load_revocations",
@@ -55,6 +56,7 @@ RETRY_MOST_S: Final = 60.0
 STORES_PER_TICK: Final = 64
 STORES_UNDER_WAY: Final = 256
 
+_START: Final = re.compile(rb"([0-9]{1,9})\|")
 _ENTRY: Final = re.compile(rb"([0-9a-z.+-]{1,32}) ([0-9]{1,3}):")
 
 
@@ -75,13 +77,27 @@ class Page(NamedTuple):
 
     Attributes:
         revocations: Those that make sense.
-        last: The last entry as it came, user and time: where the next page begins. None: this was the end.
+        last: Where the next page begins, None: this was the end.
         skipped: Entries that make no sense.
     """
 
     revocations: list[Revocation]
-    last: tuple[bytes, bytes] | None
+    last: "Place | None"
     skipped: int
+
+
+class Place(NamedTuple):
+    """The last entry of a page, as it came.
+
+    Attributes:
+        user: Its member; empty: the beginning.
+        score: Its time.
+        number: Its place among those that have the same time.
+    """
+
+    user: bytes = b""
+    score: bytes = b""
+    number: int = 0
 
 
 def store_revocation(
@@ -114,8 +130,13 @@ def read_page(text: bytes) -> Page:
         ValueError: It is not what the script returns.
     """
     found: list[Revocation] = []
-    place = skipped = 0
-    last: tuple[bytes, bytes] | None = None
+    if not text:
+        return Page(found, None, 0)
+    start = _START.match(text)
+    if start is None or start.end() == len(text):
+        raise ValueError("no page of revocations")
+    place, skipped = start.end(), 0
+    last = Place()
     while place < len(text):
         head = _ENTRY.match(text, place)
         if head is None:
@@ -124,7 +145,7 @@ def read_page(text: bytes) -> Page:
         user = text[head.end() : end]
         if not 1 <= len(user) == int(head[2]) <= USER_LIMIT_BYTES:
             raise ValueError("no page of revocations")
-        place, last = end, (user, head[1])
+        place, last = end, Place(user, head[1], int(start[1]))
         revocation = _revocation(user, head[1])
         if revocation is None:
             skipped += 1
@@ -159,7 +180,7 @@ def load_revocations(
         done: Called once, last: `""` when everything was read, else why not. What was learned stays valid.
         retention_s: How long after its time a revocation is kept.
     """
-    _Reading(caller, names, learn, done, retention_s).ask(b"", b"")
+    _Reading(caller, names, learn, done, retention_s).ask(Place())
 
 
 class _Reading:
@@ -183,10 +204,11 @@ class _Reading:
         self._pages = PAGES_MOST
         self._left = REVOCATIONS_MOST
 
-    def ask(self, user: bytes, score: bytes) -> None:
+    def ask(self, last: Place) -> None:
         """Request the page behind an entry."""
-        numbers = (b"%d" % each for each in (self._retention_s, PAGE_BYTES, USER_LIMIT_BYTES))
-        REVOCATIONS_PAGE.run(self._caller, self._names.revoked(), (user, score, *numbers), self._on_page)
+        numbers = (last.number, self._retention_s, PAGE_BYTES, USER_LIMIT_BYTES)
+        arguments = (last.user, last.score, *(b"%d" % each for each in numbers))
+        REVOCATIONS_PAGE.run(self._caller, self._names.revoked(), arguments, self._on_page)
 
     def _on_page(self, outcome: PublishOutcome, text: bytes) -> None:
         if outcome:
@@ -204,7 +226,7 @@ class _Reading:
         if page.last is None or self._left <= 0 or self._pages <= 0:
             self._done("")
         else:
-            self.ask(*page.last)
+            self.ask(page.last)
 
 
 class RevocationKeeper:

@@ -4,17 +4,27 @@
 -- ARGV     user, time, how long a token may live in seconds, how many users there may be
 --
 -- Returns how many users were forgotten because there are too many. The later time of a user counts, so
--- that the script may run any number of times, from any number of nodes, in any order.
-redis.call('ZADD', KEYS[1], 'GT', ARGV[2], ARGV[1])
+-- that the script may run any number of times, from any number of nodes, in any order. It needs no command
+-- that the limits of users do not need as well.
+local MOST = 256 -- removed for one reason in one run
+local key = KEYS[1]
+redis.call('ZADD', key, 'GT', ARGV[2], ARGV[1])
 -- Every token that an older revocation covers has expired by now.
 local now = redis.call('TIME')[1]
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (now - ARGV[3]))
+local old = redis.call('ZRANGE', key, '-inf', '(' .. (now - ARGV[3]), 'BYSCORE', 'LIMIT', 0, MOST)
+if #old > 0 then
+    redis.call('ZREM', key, unpack(old))
+end
 -- Beyond the limit the users with the oldest time go first: their tokens expire first.
-local forgotten = redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - ARGV[4])
-local newest = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
+local forgotten = 0
+local excess = math.min(redis.call('ZCARD', key) - ARGV[4], MOST)
+if excess > 0 then
+    forgotten = redis.call('ZREM', key, unpack(redis.call('ZRANGE', key, 0, excess - 1)))
+end
+local newest = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
 if newest[2] then
     -- A time in the far future must not overflow what EXPIRE takes: ten years at most.
     local left = math.ceil(tonumber(newest[2]) - now + ARGV[3])
-    redis.call('EXPIRE', KEYS[1], string.format('%.0f', math.max(1, math.min(left, 315360000))))
+    redis.call('EXPIRE', key, string.format('%.0f', math.max(1, math.min(left, 315360000))))
 end
 return forgotten

@@ -1,0 +1,197 @@
+"""The rights that protocols/bus/v1 gives the gateway's user: the lines of the page, on every server there is.
+
+Each line is taken from the page and executed as it stands there; the gateway then does everything it can do,
+and the server's log of refused commands stays empty.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import redis
+import uvloop
+
+from tests.support.bus_fleet import Cluster, Sentinels, running_cluster, running_sentinels, running_server
+from tests.support.client import Client, connected
+from tests.support.fake_bus import until
+from tests.support.gateway import Gateway, running_gateway, wait_until
+from tests.support.raw_client import RawClient
+from tests.support.valkey import running_valkey
+from wsgate.bus import Names, Revocation, load_revocations, make_publisher, parse_address, store_revocation
+
+SPEC: Final = Path(__file__).resolve().parents[2] / "protocols" / "bus" / "v1" / "spec.md"
+LINES: Final = re.findall(r"^ACL SETUSER .*$", SPEC.read_text(encoding="utf-8"), re.MULTILINE)
+EVERYWHERE, OF_SENTINELS, OF_CLUSTERS = LINES
+PASSWORD: Final = "a-password-of-the-bus"
+WITHIN_S: Final = 30.0
+FEATURES: Final = {
+    "WSGATE_EVENTS__ENABLED": "connected disconnected subscribed unsubscribed message",
+    "WSGATE_EVENTS__PUBSUB": "true",
+    "WSGATE_ADMISSION__PER_USER_CONNECTIONS": "1",
+    "WSGATE_ADMISSION__PER_USER_RATE": "20",
+}
+
+
+def allow(client: Any, *lines: str) -> None:
+    """Execute lines of the page; the log of what was refused begins anew."""
+    for line in lines:
+        client.execute_command(*line.replace("PASSWORD", PASSWORD).split())
+    client.execute_command("ACL", "LOG", "RESET")
+
+
+def refused(client: Any) -> list[Any]:
+    """What the user was not allowed to do."""
+    rows: list[Any] = client.execute_command("ACL", "LOG")
+    return rows
+
+
+def with_user(url: str) -> str:
+    """A bus URL with the gateway's user."""
+    return url.replace("://", f"://wsgate:{PASSWORD}@", 1)
+
+
+@contextlib.contextmanager
+def running(kind: str) -> Iterator[tuple[str, Any]]:
+    if kind == "valkey":
+        with running_valkey() as valkey, redis.Redis(port=valkey.port) as client:
+            yield valkey.url, client
+    else:
+        with running_server() as server, server.client() as client:
+            yield f"redis://127.0.0.1:{server.port}", client
+
+
+def is_sent(client: RawClient) -> bool:
+    """Send one message to backends; whether it was taken."""
+    client.say(op="send", data="event", id=99)
+    return bool(client.hear_answer(99)["op"] == "ok")
+
+
+def use_everything(gateway: Gateway, client: Client, publish: Any) -> None:
+    """Subscribe, publish, send, be limited, be controlled: whatever leads to a command on the bus."""
+    gateway.await_ready()
+    client.subscribe("news")
+    publish("wsgate:ch:news", "1")
+    assert client.heard(1, WITHIN_S) == [1]
+    client.send("unsub", ch="news", id=2)
+    assert client.receive()["op"] == "unsubbed"
+    with RawClient.welcomed(gateway, gateway.token("ann")) as first:
+        for number in range(1, 41):
+            first.say(op="pub", ch="news", data=number, id=number)
+        answers = [first.hear()["op"] for _ in range(40)]
+        assert "err" in answers and "ok" in answers, "the rate is asked for"
+        wait_until("a message is taken when the allowance is back", partial(is_sent, first), WITHIN_S)
+        with RawClient.welcomed(gateway, gateway.token("ann")) as second:
+            assert first.ending().code == 4509, "connections are counted"
+            publish("wsgate:ctl", '{"op":"disconnect","user":"ann"}')
+            assert second.ending().code == 4520, "control is heard"
+
+
+async def keep_a_revocation(url: str) -> None:
+    """Store one and read it, as the gateway's user."""
+    publisher, parts = make_publisher(
+        parse_address(url), connect_timeout_s=20, command_timeout_s=20, on_failed=lambda why: None
+    )
+    tasks = [asyncio.ensure_future(part.run()) for part in parts]
+    names, outcomes, found = Names("wsgate"), list[str](), list[Revocation]()
+    revocation = Revocation("revoked", 4_000_000_000.0)
+    try:
+        await until("there", lambda: _is_there(publisher, names, revocation, outcomes))
+        done: list[str] = []
+        load_revocations(publisher, names, found.append, done.append)
+        await until("read", lambda: done)
+        assert done == [""]
+        assert revocation in found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await publisher.close()
+
+
+def _is_there(publisher: Any, names: Names, revocation: Revocation, outcomes: list[str]) -> bool:
+    """Ask once at a time: of a cluster the map may not be read yet."""
+    if "" in outcomes:
+        return True
+    assert "refused" not in outcomes
+    if not outcomes or outcomes[-1] == "down":
+        outcomes.append("asked")
+        store_revocation(
+            publisher, names, revocation, lambda outcome, text: outcomes.__setitem__(-1, outcome)
+        )
+    return False
+
+
+def test_the_line_has_a_form_that_redis_6_2_takes() -> None:
+    """A pattern behind "all channels" is an error there; permissions with `%` and selectors came with 7.0."""
+    parts = EVERYWHERE.split()
+    patterns = [place for place, part in enumerate(parts) if part.startswith("&")]
+    assert patterns and parts.index("resetchannels") < min(patterns)
+    assert not [part for part in parts if part.startswith(("%", "(")) or "|" in part]
+    assert parts.index("-@all") < min(place for place, part in enumerate(parts) if part.startswith("+"))
+    sharded = {"+spublish", "+ssubscribe", "+sunsubscribe"}
+    assert not sharded & set(parts), "6.2 does not know them"
+    assert sharded < set(OF_CLUSTERS.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+def test_the_rights_of_the_page_are_enough_on_one_server(kind: str) -> None:
+    with running(kind) as (url, client):
+        allow(client, EVERYWHERE, EVERYWHERE)
+        environ = FEATURES | {"WSGATE_BUS__URL": with_user(url)}
+        with running_gateway(environ=environ) as gateway, connected(gateway.ws_url) as (peer,):
+            use_everything(gateway, peer, client.publish)
+            uvloop.run(keep_a_revocation(with_user(url)))
+            wait_until("events are there", lambda: client.xlen("wsgate:events:0") >= 4, WITHIN_S)
+            assert gateway.stop() == 0
+        assert refused(client) == []
+        assert not [line for line in gateway.lines if "refuses" in line]
+
+
+def test_every_right_of_the_page_is_used() -> None:
+    """A right that nothing in the source asks for is not given."""
+    folder = SPEC.parents[3] / "wsgate"
+    files = [*folder.glob("bus/*.py"), *folder.glob("bus/scripts/*.lua"), *folder.glob("shard/*.py")]
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files).lower()
+    for line in LINES:
+        for right in (part[1:] for part in line.split() if part.startswith("+")):
+            word = right.partition("|")[0]
+            # The `s` of sharded channels is put before the word where a command is sent.
+            plain = word[1:] if word in ("spublish", "ssubscribe", "sunsubscribe") else word
+            assert re.search(rf"""["'\\n]s?{plain}\b""", source), right
+
+
+@pytest.mark.slow
+def test_the_rights_of_the_page_are_enough_behind_sentinels() -> None:
+    with running_sentinels() as fleet:
+        _use_fleet(fleet, [server.client() for server in fleet.servers], OF_SENTINELS)
+
+
+@pytest.mark.slow
+def test_the_rights_of_the_page_are_enough_on_a_cluster() -> None:
+    with running_cluster() as fleet:
+        _use_fleet(fleet, [server.client() for server in fleet.servers], OF_CLUSTERS)
+
+
+def _use_fleet(fleet: Sentinels | Cluster, clients: list[Any], line: str) -> None:
+    for client in clients:
+        allow(client, EVERYWHERE, line)
+    url = with_user(fleet.url)
+    if isinstance(fleet, Cluster):
+        speaker = fleet.client()
+
+        def publish(name: str, data: str) -> None:
+            speaker.spublish(name, data)
+    else:
+        publish = fleet.primary().client().publish
+    environ = FEATURES | {"WSGATE_BUS__URL": url}
+    with running_gateway(environ=environ) as gateway, connected(gateway.ws_url) as (peer,):
+        use_everything(gateway, peer, publish)
+        uvloop.run(keep_a_revocation(url))
+        assert gateway.stop() == 0
+    assert [refused(client) for client in clients] == [[]] * len(clients)
