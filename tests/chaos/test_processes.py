@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.support.client import Client, connected
 from tests.support.gateway import Gateway, run_command, running_gateway, wait_until
+from wsgate.shard.numbers import LAYOUT
 
 pytestmark = pytest.mark.slow
 
@@ -256,6 +259,110 @@ def test_r3_a_successor_in_the_same_runtime_directory_takes_over() -> None:
         with running_gateway("--port", port, environ=same, directory=gateway.directory) as successor:
             assert successor.run("publish", "news", "1").stdout == "heard by 0 shards\n"
             successor.stop()
+        assert [file.name for file in gateway.directory.iterdir()] == []
+
+
+# --- duties of the keeper that fail -------------------------------------------------------------------
+
+
+def beats(gateway: Gateway) -> bool:
+    """Whether the keeper is alive and has beaten lately."""
+    return gateway.process.poll() is None and "keeper_silent" not in gateway.why_not_ready()
+
+
+def test_a_keeper_without_a_free_descriptor_goes_on_and_recovers() -> None:
+    with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 8) as clients:
+        pid = gateway.process.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        gateway.process.send_signal(signal.SIGHUP)
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+            gateway.process.send_signal(number)
+        os.kill(gateway.pid_of("wsgate-bus"), signal.SIGKILL)
+        wait_until("no bus can start", lambda: len(died(gateway, "bus")) > 2, WITHIN_S)
+        os.kill(gateway.pid_of("wsgate-shard-1"), signal.SIGKILL)
+        wait_until("its death is noticed", lambda: died(gateway, "shard-1"), WITHIN_S)
+        assert beats(gateway)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        gateway.await_ready()
+        survivors = [client for client in clients if client_answers(client)]
+        assert survivors, "the other shard's clients have noticed nothing"
+        with connected(gateway.ws_url, 4) as newcomers:
+            assert all(client.ask("ping") == {"op": "pong"} for client in newcomers)
+        assert gateway.process.poll() is None
+
+
+def client_answers(client: Client) -> bool:
+    try:
+        return client.ask("ping") == {"op": "pong"}
+    except ConnectionClosed:
+        return False
+
+
+def test_bytes_that_a_shard_writes_into_its_numbers_do_not_end_the_node() -> None:
+    with running_gateway("--shards", "2") as gateway:
+        victim = gateway.pid_of("wsgate-shard-1")
+        for _ in range(3):
+            with stopped_until_it_dies(victim):
+                overwrite_numbers(victim, 2)
+                gateway.get("/metrics")
+                gateway.get("/status")
+                assert beats(gateway)
+                os.kill(victim, signal.SIGKILL)
+            wait_until(
+                "a successor", lambda: gateway.children().get("wsgate-shard-1") not in (None, [victim])
+            )
+            gateway.await_ready()
+            victim = gateway.pid_of("wsgate-shard-1")
+        with connected(gateway.ws_url, 8) as clients:
+            assert all(client.ask("ping") == {"op": "pong"} for client in clients)
+        assert not any("duty_failed" in line for line in gateway.lines)
+
+
+def overwrite_numbers(pid: int, region: int) -> None:
+    """Set every byte of one region of the statistics block, as a wild pointer of that process may."""
+    size = -(-LAYOUT.slots * 8 // 4096) * 4096
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            start = int(line.partition("-")[0], 16)
+            if "/dev/zero" not in line or " rw-s " not in line:
+                continue
+            memory.seek(start)
+            if memory.read(8) == b"WSGSTATS":
+                header = -(-(40 + len(LAYOUT.to_bytes())) // 4096) * 4096
+                memory.seek(start + header + region * size)
+                memory.write(b"\xff" * (LAYOUT.slots * 8))
+                return
+    raise AssertionError("the statistics block was not found")
+
+
+def test_a_runtime_directory_that_disappears_is_made_again_with_everything_in_it() -> None:
+    with running_gateway() as gateway, connected(gateway.ws_url) as (client,):
+        client.subscribe("news")
+        before = {file.name for file in gateway.directory.iterdir()}
+        token = gateway.token("42")
+        shutil.rmtree(gateway.directory)
+        wait_until(
+            "it is there again",
+            lambda: (
+                gateway.directory.exists() and {file.name for file in gateway.directory.iterdir()} == before
+            ),
+            WITHIN_S,
+        )
+        assert gateway.directory.stat().st_mode & 0o777 == 0o700
+        gateway.await_ready()
+        wait_until(
+            "its own commands reach it",
+            lambda: "heard by 1" in gateway.run("publish", "news", "1", check=False).stdout,
+            WITHIN_S,
+        )
+        assert 1 in client.heard(1)
+        assert gateway.token("42").split(".")[0] == token.split(".")[0]
+        second = serve_on(gateway.port, 0, gateway.directory)
+        assert second.returncode == 2 and "server.port" in second.stderr
+        kill(gateway, "wsgate-bus")
+        gateway.await_ready()
+        assert gateway.stop() == 0
         assert [file.name for file in gateway.directory.iterdir()] == []
 
 

@@ -1,32 +1,124 @@
-"""What the keeper reads of the kernel for the whole node."""
+"""What the keeper reads of the kernel for the whole node, and what a shard reads of itself."""
 
+import errno
 import os
+from pathlib import Path
 
-from wsgate.node.watch import LOOK_MS, WEIGH_LOOKS, Watch, proportional_bytes, resident_bytes
+import pytest
+
+from wsgate.node.sockets import SocketNumbers, TcpMemory, read_sockets
+from wsgate.node.watch import LOOK_MS, PAGE_BYTES, Watch, resident_bytes
 from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.weight import EVERY_LOOKS, Weight, proportional_bytes
 from wsgate.statistics import StatisticsBlock
 
 MIB = 1 << 20
+NOTHING = SocketNumbers(None, None, None, None)
+NAMES = ("tcp_memory_bytes", "tcp_memory_limit_bytes", "listen_overflows", "listen_drops", "bus_bytes")
 
 
-def test_a_process_is_weighed_and_one_that_is_gone_is_nothing() -> None:
-    assert MIB < proportional_bytes(os.getpid()) <= resident_bytes(os.getpid()) < 4096 * MIB
-    assert proportional_bytes(0) == resident_bytes(0) == 0
+def test_resident_memory_of_a_process_that_is_gone_is_unknown() -> None:
+    own = resident_bytes(os.getpid())
+    assert own is not None and MIB < own < 4096 * MIB
+    assert resident_bytes(2**22 + 1) is None
 
 
-def test_every_shard_is_weighed_once_a_minute_and_the_bus_every_second() -> None:
+def test_everything_is_read_once_a_second() -> None:
     block = StatisticsBlock.create(LAYOUT, 3)
-    watch = Watch(block, 16 * MIB)
+    readings = iter([SocketNumbers(1, 100, 7, 8), SocketNumbers(2, 100, 9, 8), SocketNumbers(3, 100, 9, 9)])
+    watch = Watch(block, 16 * MIB, lambda: next(readings))
     assert block.keeper["bus_limit_bytes"] == 16 * MIB
-    pids, seen = [os.getpid(), 0, os.getpid()], []
-    for look in range(1, WEIGH_LOOKS + 2):
-        for number in range(3):
-            block.shard(number)["proportional_bytes"] = 0
-        watch.look(look * LOOK_MS, pids, os.getpid())
-        watch.look(look * LOOK_MS + 1, pids, 0)  # too early: nothing is read
-        seen.append([block.shard(number)["proportional_bytes"] > MIB for number in range(3)])
+    watch.look(LOOK_MS, os.getpid())
+    watch.look(LOOK_MS + 1, 0)  # too early: nothing is read
+    assert block.keeper["bus_bytes"] > MIB
+    assert [block.keeper[name] for name in NAMES[:4]] == [2 * PAGE_BYTES, 100 * PAGE_BYTES, 2, 0]
+    watch.look(2 * LOOK_MS, 0)
+    assert [block.keeper[name] for name in NAMES] == [3 * PAGE_BYTES, 100 * PAGE_BYTES, 2, 1, 0]
+
+
+def test_numbers_that_cannot_be_read_leave_their_gauges_as_they_were() -> None:
+    block = StatisticsBlock.create(LAYOUT, 1)
+    first, later = SocketNumbers(70, 100, 50, 60), SocketNumbers(70, 100, 55, 66)
+    readings = iter([first, later, NOTHING, SocketNumbers(None, 100, None, 66), later])
+    watch = Watch(block, 0, lambda: next(readings))
+    seen = []
+    for look, bus in enumerate((os.getpid(), 2**22 + 1, 2**22 + 1, os.getpid()), 1):
+        watch.look(look * LOOK_MS, bus)
+        seen.append([block.keeper[name] for name in NAMES[:4]] + [block.keeper["sockets_short"]])
         assert block.keeper["bus_bytes"] > MIB
-    assert seen[:3] == [[True, False, False], [False, False, False], [False, False, True]]
-    assert not any(any(row) for row in seen[3:-1])
-    assert seen[-1] == [True, False, False], "a minute later"
-    assert block.keeper["tcp_memory_limit_bytes"] > 0
+    assert seen == [[70 * PAGE_BYTES, 100 * PAGE_BYTES, 5, 6, 1]] * 4
+
+
+def test_counters_that_could_not_be_read_at_first_count_from_their_first_reading() -> None:
+    block = StatisticsBlock.create(LAYOUT, 1)
+    readings = iter([NOTHING, SocketNumbers(1, 1, 1_000, 2_000), SocketNumbers(1, 1, 1_003, 2_004)])
+    watch = Watch(block, 0, lambda: next(readings))
+    watch.look(LOOK_MS, 0)
+    watch.look(2 * LOOK_MS, 0)
+    assert [block.keeper[name] for name in ("listen_overflows", "listen_drops")] == [3, 4]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENOENT, errno.ENOMEM])
+def test_a_kernel_file_that_cannot_be_opened_is_nothing_read(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert read_sockets() == NOTHING
+    assert resident_bytes(os.getpid()) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "TCP: mem",
+        "TCP: mem x",
+        "TCP: mem -5",
+        "TcpExt:\nTcpExt:\n",
+        "TcpExt: ListenOverflows\nTcpExt: many\n",
+        "TcpExt: ListenOverflows ListenDrops\nTcpExt: 1 2\nTcpExt: 3\n",
+        "\xff\x00",
+    ],
+)
+def test_kernel_text_of_another_form_is_nothing_read(text: str, tmp_path: Path) -> None:
+    for name in ("net/sockstat", "net/netstat", "sys/net/ipv4/tcp_mem"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="latin-1")
+    assert read_sockets(tmp_path) == NOTHING
+
+
+def test_memory_that_is_unknown_for_a_moment_changes_no_judgement() -> None:
+    memory = TcpMemory()
+    assert memory.judge(SocketNumbers(700, 1_000, 0, 0))
+    assert memory.judge(NOTHING) and memory.judge(SocketNumbers(None, 1_000, 0, 0))
+    assert not memory.judge(SocketNumbers(400, 1_000, 0, 0))
+    assert not memory.judge(NOTHING)
+
+
+# --- a shard weighs itself ----------------------------------------------------------------------------
+
+
+def test_a_process_weighs_itself_at_once_and_then_once_a_minute() -> None:
+    region = StatisticsBlock.create(LAYOUT, 1).shard(0)
+    weight, seen = Weight(region), []
+    for _ in range(EVERY_LOOKS + 1):
+        region["proportional_bytes"] = 0
+        weight.look()
+        if weight._thread is not None:
+            weight._thread.join()
+        seen.append(region["proportional_bytes"] > MIB)
+    assert seen == [True] + [False] * (EVERY_LOOKS - 1) + [True]
+
+
+def test_what_a_process_weighs_is_at_most_what_it_has_resident() -> None:
+    rollup = bytearray(Path("/proc/self/smaps_rollup").read_bytes())
+    own = resident_bytes(os.getpid())
+    assert own is not None and MIB < proportional_bytes(rollup, len(rollup)) <= own + MIB
+
+
+@pytest.mark.parametrize("text", [b"", b"\nPss:", b"\nPss: \n", b"\nPss: x kB\n", b"Rss: 7 kB\n"])
+def test_a_rollup_without_the_number_weighs_nothing(text: bytes) -> None:
+    assert proportional_bytes(bytearray(text), len(text)) == 0

@@ -51,7 +51,8 @@ def _row(number: int, shard: Region) -> str:
         _meter(shard["listen_queue"], shard["listen_queue_limit"], ""),
         f"{_room(shard):,}",
     )
-    state = _STATES[min(shard["admission_state"], len(_STATES) - 1)]
+    number_of_state = shard["admission_state"]  # of a shard that may have written anything
+    state = _STATES[number_of_state] if number_of_state < len(_STATES) else "unknown"
     row = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr><th scope="row">{number}</th><td data-admission="{state}">{state}</td>{row}</tr>'
 

@@ -205,6 +205,12 @@ _COUNTERS: Final = (
 _MARKED: Final = (
     ("errors", "Errors commands were answered with.", "error", "error_"),
     ("commands", "Commands of clients.", "op", "command_"),
+    (
+        "keeper_duty_failures",
+        "Exceptions that a duty of the keeper raised, by the duty's name; the keeper goes on.",
+        "duty",
+        "duty_failed_",
+    ),
 )
 _GATE_MANNERS: Final = ("refused_silent", "refused_undrained")
 _RECEIVED: Final = "publications_received"

@@ -18,7 +18,14 @@ from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
 from wsgate.node.memory import bus_share
 from wsgate.node.options import Machine, admin_options, renewable, shard_options
-from wsgate.node.runtime import RunningGateway, lock_file, lock_port, runtime_directory, url_host
+from wsgate.node.runtime import (
+    RunningGateway,
+    RuntimeFiles,
+    lock_file,
+    lock_port,
+    runtime_directory,
+    url_host,
+)
 from wsgate.reactor import ListenerOptions
 from wsgate.shard.options import ShardOptions
 
@@ -55,8 +62,7 @@ class Plan:
     embedded_bus: EmbeddedBus | None
     running: RunningGateway
     drain_timeout_s: float
-    lock_fd: int
-    clean: Callable[[], None]  # removes what was left in the runtime directory
+    files: RuntimeFiles
     reread: Callable[[], Renewed]
 
 
@@ -114,7 +120,8 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
         return Renewed(shards_of(fresh), admin_options(fresh, running), ignored)
 
     shards = shards_of(config)
-    file = running.write(directory)
+    files = RuntimeFiles(lambda: runtime_directory(environ), running, lock_fd)
+    undo.callback(files.clean)
     return Plan(
         listeners=listeners,
         shards=shards,
@@ -123,17 +130,9 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
         embedded_bus=bus,
         running=running,
         drain_timeout_s=config.server.drain_timeout_ms / 1000,
-        lock_fd=lock_fd,
-        clean=lambda: _clean(file, lock_file(directory, port), bus),
+        files=files,
         reread=reread,
     )
-
-
-def _clean(file: Path, lock: Path, bus: EmbeddedBus | None) -> None:
-    file.unlink(missing_ok=True)
-    lock.unlink(missing_ok=True)
-    if bus is not None:
-        bus.clean()
 
 
 def _open_listeners(config: Config, directory: Path, undo: ExitStack) -> tuple[list[socket.socket], int]:

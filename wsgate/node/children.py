@@ -56,9 +56,10 @@ class Child:
         self.started_s = time.monotonic()
         try:
             self.pid = self._start()
-        except OSError as error:  # no memory or no process left for it now
-            self._log.error("not_started", child=self.name, error=error.strerror)
+        except Exception as error:  # no memory or no process left for it now, or a fault of ours
             self._plan_next_start()
+            why = error.strerror if isinstance(error, OSError) else repr(error)
+            self._log.error("not_started", child=self.name, error=why)
             return
         self._log.info("started", child=self.name, pid=self.pid, restarts=self.restarts)
 
@@ -70,6 +71,9 @@ class Child:
             is_asked: Whether we told it to end.
         """
         fields: dict[str, object] = {"child": self.name, "pid": self.pid, "status": code}
+        # First of all: whatever fails below, the child is started again.
+        self.pid = 0
+        self._plan_next_start()
         if is_asked or self._is_renewed:
             self._is_renewed = False
             self._log.info("ended", **fields)
@@ -78,8 +82,6 @@ class Child:
             if text := self._last_words():
                 fields["said"] = text
             self._log.warning("died", **fields)
-        self.pid = 0
-        self._plan_next_start()
 
     def renew(self) -> None:
         """End it, so that it is started again with what it is to be now; no death worth a warning."""

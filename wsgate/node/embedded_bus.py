@@ -70,15 +70,27 @@ class EmbeddedBus:
             raise SettingsError(f"runtime directory {directory}: too long a path for a Unix socket")
         # The name a process is shown by is that of the file it was started from.
         self._link = directory / f"{port}" / _NAME
-        self._link.parent.mkdir(mode=0o700, exist_ok=True)
-        self._link.unlink(missing_ok=True)
-        self._link.symlink_to(find_server(environ))
+        self._server = find_server(environ)
         self._log = self._link.parent / "bus.log"
+        self.prepare()
 
     @property
     def url(self) -> str:
         """For `bus.url`."""
         return f"unix://{self.socket_path}"
+
+    def prepare(self) -> bool:
+        """Make the files that a start needs, where they are missing; whether any was.
+
+        Raises:
+            OSError: They cannot be made.
+        """
+        if self._link.is_symlink() and self._link.readlink() == Path(self._server):
+            return False
+        self._link.parent.mkdir(mode=0o700, exist_ok=True)
+        self._link.unlink(missing_ok=True)
+        self._link.symlink_to(self._server)
+        return True
 
     def clean(self) -> None:
         """Remove the files; the server is gone."""

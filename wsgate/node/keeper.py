@@ -10,9 +10,12 @@ Rules:
 - A dead child is started again with back-off; a dead shard's successor gets the same listener, and its
   counters are folded, so that nothing goes backwards.
 - Weights are set from what shards publish: 0 for one that is full, draining or silent.
+- Nothing but SIGTERM, SIGINT and the end of the terminal ends the keeper. Forking, reaping and signals keep
+  the node alive; everything else is a duty that may fail (see wsgate.node.duties).
 """
 
 import contextlib
+import errno
 import gc
 import os
 import resource
@@ -32,7 +35,8 @@ from wsgate.errors import WsgateError
 from wsgate.log import Log
 from wsgate.node.build import Plan
 from wsgate.node.children import Child, fork_child, name_process
-from wsgate.node.listeners import refuse_waiting, steer
+from wsgate.node.duties import Duties
+from wsgate.node.listeners import refuse_handed, refuse_waiting, steer
 from wsgate.node.notify import notify
 from wsgate.node.watch import Watch
 from wsgate.reactor import SharedAddresses
@@ -41,18 +45,30 @@ from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Boards, Shared
 from wsgate.shard.process import run_shard
 from wsgate.shard.renewal import Renewal
-from wsgate.statistics import PHASE_DRAINING, PHASE_READY, StatisticsBlock, why_not_ready
+from wsgate.statistics import PHASE_DRAINING, PHASE_READY, StatisticsBlock, has_beaten, why_not_ready
 
 __all__ = ["Keeper"]
 
 TICK_S: Final = 0.25
 SLOTS_MOST: Final = 1 << 24
-UNSERVED_S: Final = 5.0
+UNSERVED_MS: Final = 5_000
 """A queue nobody has served for so long is answered with 503."""
 EXIT_GRACE_S: Final = 2.0
 OWNER_BYTES: Final = 6
 OWNERS_MOST: Final = 8
 """A shard and those before it that may not have been mourned yet: who lives for a second has done it."""
+RESTORE_S: Final = 1.0
+"""Between two looks at the runtime directory."""
+IGNORED: Final = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPWR,
+)
+"""Signals that mean nothing to us and whose default action would end the process. Children ignore them too."""
 BUS_HEAD_START_S: Final = 2.0
 BUS_LOOK_S: Final = 0.01
 
@@ -70,6 +86,7 @@ class Keeper:
         self._announce = announce
         self._log = Log("keeper")
         self._block = StatisticsBlock.create(LAYOUT, len(plan.listeners))
+        self._duties = Duties(self._block.keeper, self._log)
         self._boards = Boards()
         self._addresses = SharedAddresses(
             # As many as there can ever be: a renewed configuration may allow more than this one.
@@ -83,10 +100,15 @@ class Keeper:
         self._had_terminal = _has_terminal()
         self._alive_read, self._alive_write = os.pipe()
         self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._woken = select.poll()
         self._signals: list[int] = []
         self._is_hung_up = False
         self._weights: list[int] = []
         self._watch = Watch(self._block, plan.embedded_bus.memory_bytes if plan.embedded_bus else 0)
+        self._restored_s = 0.0
+        self._has_bus_been_up = False  # since its last start
         self._is_ready = False
         self._is_stopping = False
         self._shards = [Child(f"shard-{n}", partial(self._fork_shard, n)) for n in range(len(plan.listeners))]
@@ -106,10 +128,14 @@ class Keeper:
         self._block.keeper["phase"] = PHASE_READY
         self._start_bus()
         while not self._signals:
-            self._tend()
-            select.select([self._wake_read], [], [], TICK_S)
-            self._take_signals()
+            self._duties.run("tend", self._tend)
+            self._rest()
         return self._stop()
+
+    def _rest(self) -> None:
+        """Wait for a signal, at most one tick, and take it."""
+        if self._woken.poll(TICK_S * 1000):
+            self._take_signals()
 
     def _start_bus(self) -> None:
         """Before the shards, and with a head start: none of them finds it away and has to say so."""
@@ -117,34 +143,64 @@ class Keeper:
             return
         self._others[0].start_when_due()
         end_s = time.monotonic() + BUS_HEAD_START_S
-        while not (self._signals or self._plan.embedded_bus.is_up() or time.monotonic() > end_s):
+        while not (self._signals or self._has_bus_been_up or time.monotonic() > end_s):
+            self._duties.run("bus_probe", self._look_at_bus)
             time.sleep(BUS_LOOK_S)
+
+    def _look_at_bus(self) -> None:
+        """Remember that the private bus has been up; start it anew once its socket has been removed."""
+        bus, child = self._plan.embedded_bus, self._others[0]
+        if bus is None or not child.pid:
+            self._has_bus_been_up = False
+        elif not self._has_bus_been_up:
+            self._has_bus_been_up = bus.is_up()
+        elif not bus.socket_path.exists():
+            # It lives, and nobody can reach it any more. What it holds is lost, as with any restart of it.
+            self._log.warning("bus_socket_removed", socket=str(bus.socket_path), action="bus_restarted")
+            self._has_bus_been_up = False
+            child.renew()
 
     # --- children -------------------------------------------------------------------------------------
 
     def _tend(self) -> None:
-        """One round: bury, start, steer, beat."""
-        self._bury()
+        """One round: reap, start, beat, and do every duty."""
+        run = self._duties.run
+        self._reap()
+        if time.monotonic() - self._restored_s >= RESTORE_S:  # before a bus is started that needs it
+            self._restored_s = time.monotonic()
+            run("runtime_directory", self._restore_files)
+            run("bus_probe", self._look_at_bus)
         for child in (*self._others, *self._shards):
             child.start_when_due()
         now_ms = self._beat()
-        self._steer(now_ms)
+        run("fold", self._block.mend)
+        run("steer", lambda: self._steer(now_ms))
+        run("unserved", lambda: self._refuse_unserved(now_ms))
         bus = 0 if self._plan.embedded_bus is None else self._others[0].pid
-        self._watch.look(now_ms, [child.pid for child in self._shards], bus)
+        run("watch", lambda: self._watch.look(now_ms, bus))
         self._block.keeper["restarts"] = sum(child.restarts for child in (*self._others, *self._shards))
         if not self._is_ready and not why_not_ready(self._block, now_ms):
             self._is_ready = True
-            notify("READY=1")
-            self._announce()
+            run("notify", lambda: notify("READY=1"))
+            run("announce", self._announce)
 
     def _beat(self) -> int:
         """Tell everybody that we live; the time in ms."""
         now_ms = time.monotonic_ns() // 1_000_000
         self._block.keeper["beat_ms"] = now_ms
-        notify("WATCHDOG=1")
+        self._duties.run("notify", lambda: notify("WATCHDOG=1"))
         return now_ms
 
-    def _bury(self) -> None:
+    def _restore_files(self) -> None:
+        """Make again what somebody has removed from the runtime directory."""
+        missing = self._plan.files.restore()
+        if self._plan.embedded_bus is not None and self._plan.embedded_bus.prepare():
+            missing.append("bus")
+        if missing:
+            self._log.warning("runtime_files_restored", files=" ".join(missing))
+
+    def _reap(self) -> None:
+        """Take the exit status of every child that has ended, and plan its next start."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -156,8 +212,8 @@ class Keeper:
                 if child.pid == pid:
                     child.ended(os.waitstatus_to_exitcode(status), is_asked=self._is_stopping)
                     if number < len(self._shards):
-                        self._block.retire(number)
-                        self._addresses.retire(number)
+                        self._duties.run("fold", partial(self._block.retire, number))
+                        self._duties.run("fold", partial(self._addresses.retire, number))
 
     def _fork_shard(self, number: int) -> int:
         options, listener = self._shard_options[number], self._plan.listeners[number]
@@ -191,7 +247,7 @@ class Keeper:
         os.close(self._alive_write)
         self._wake_read.close()
         self._wake_write.close()
-        os.close(self._plan.lock_fd)
+        os.close(self._plan.files.lock_fd)
         for listener in (*self._plan.listeners, self._plan.admin_listener):
             if listener is not keep:
                 listener.close()
@@ -199,6 +255,7 @@ class Keeper:
     # --- steering -------------------------------------------------------------------------------------
 
     def _steer(self, now_ms: int) -> None:
+        """Deal new connections by the room that each shard offers."""
         fresh = weights(places(self._block, now_ms))
         if len(fresh) > 1 and _differ(fresh, self._weights):
             self._weights = fresh
@@ -206,23 +263,35 @@ class Keeper:
                 steer(self._plan.listeners[0], fresh)
             except OSError as error:  # a kernel without it deals by hash: worse, and no reason to end
                 self._log.warning("steering_refused", error=error.strerror)
+
+    def _refuse_unserved(self, now_ms: int) -> None:
+        """Answer 503 to connections that wait for a shard which has been silent for long.
+
+        They wait in its accept queue, or in its channel where siblings have handed them over.
+        """
         for number, child in enumerate(self._shards):
-            # Counted from the last sign of life: its last beat, its last start, or our own start.
-            last_ms = max(self._block.shard(number)["beat_ms"], int(child.started_s * 1000))
-            if child.started_s and now_ms - last_ms > UNSERVED_S * 1000:
+            if not child.started_s:
+                continue
+            # Counted from the last sign of life: its last beat or its last start.
+            is_new = now_ms - int(child.started_s * 1000) <= UNSERVED_MS
+            if not is_new and not has_beaten(self._block.shard(number)["beat_ms"], now_ms, UNSERVED_MS):
                 refused = refuse_waiting(self._plan.listeners[number])
+                if self._handovers:
+                    refused += refuse_handed(self._handovers[number][0])
                 self._block.keeper.add("handshake_unserved", refused)
 
     # --- signals and the end --------------------------------------------------------------------------
 
     def _listen_for_signals(self) -> None:
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and `&` of a shell have it
                 signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes the loop
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        # Not select: it takes no descriptor above 1,023.
+        self._woken.register(self._wake_read, select.POLLIN)
 
     def _on_signal(self, number: int, frame: object) -> None:
         """Between any two steps: only remember it."""
@@ -233,7 +302,7 @@ class Keeper:
 
     def _take_signals(self) -> None:
         """SIGHUP renews the configuration, unless it is the terminal that hung up; the others end it."""
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):
             self._wake_read.recv(4096)
         if not self._is_hung_up:
             return
@@ -241,11 +310,13 @@ class Keeper:
         if self._had_terminal and not _has_terminal():
             self._signals.append(signal.SIGHUP)
         elif not self._is_stopping:
-            self._renew()
+            started_us = time.monotonic_ns() // 1000
+            self._duties.run("notify", lambda: notify(f"RELOADING=1\nMONOTONIC_USEC={started_us}"))
+            self._duties.run("reload", self._renew)
+            self._duties.run("notify", lambda: notify("READY=1"))
 
     def _renew(self) -> None:
-        """Read the configuration again and tell the shards; what is wrong with it changes nothing."""
-        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """Read the configuration again and post it for the shards; what is wrong with it changes nothing."""
         try:
             renewed = self._plan.reread()
             self._boards.configuration.post(Renewal.of(renewed.shards[0]).to_bytes())
@@ -257,19 +328,24 @@ class Keeper:
                 self._admin_options = renewed.admin
                 self._others[-1].renew()
             self._log.info("renewed", needs_restart=" ".join(renewed.ignored) or "nothing")
-        notify("READY=1")
 
     def _stop(self) -> int:
         """Drain the shards, then end the rest; a second signal ends it at once."""
         self._log.info("draining", timeout_s=self._plan.drain_timeout_s)
-        notify("STOPPING=1")
+        self._duties.run("notify", lambda: notify("STOPPING=1"))
         self._is_stopping = True
         self._block.keeper["phase"] = PHASE_DRAINING
         self._signals.clear()
         self._end(self._shards, self._plan.drain_timeout_s + EXIT_GRACE_S)
         self._end(self._others, EXIT_GRACE_S)
-        self._plan.clean()
+        self._duties.run("clean", self._clean)
         return 0
+
+    def _clean(self) -> None:
+        """Remove what the gateway has left in the runtime directory."""
+        if self._plan.embedded_bus is not None:
+            self._plan.embedded_bus.clean()
+        self._plan.files.clean()
 
     def _end(self, children: list[Child], within_s: float) -> None:
         deadline_s = time.monotonic() + within_s
@@ -277,16 +353,16 @@ class Keeper:
             child.signal(signal.SIGTERM)
         # Their listeners are theirs alone now: when they close them the port is free.
         for listener in self._plan.listeners:
-            listener.close()
+            with contextlib.suppress(OSError):
+                listener.close()
         while any(child.pid for child in children):
-            self._bury()
+            self._reap()
             self._beat()
             if self._signals or time.monotonic() > deadline_s:
                 for child in children:
                     child.signal(signal.SIGKILL)
             if any(child.pid for child in children):
-                select.select([self._wake_read], [], [], TICK_S)
-                self._take_signals()
+                self._rest()
 
 
 def _handovers(count: int) -> tuple[tuple[socket.socket, socket.socket], ...]:
@@ -300,11 +376,14 @@ def _handovers(count: int) -> tuple[tuple[socket.socket, socket.socket], ...]:
 
 
 def _has_terminal() -> bool:
-    """Whether there is a terminal that could hang up."""
+    """Whether there is a terminal that could hang up.
+
+    Want of descriptors or memory says nothing about the terminal: then it is taken to be there still.
+    """
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
     return True
 
 

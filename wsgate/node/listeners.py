@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 from wsgate.errors import SettingsError
 from wsgate.reactor import ListenerOptions, open_listener
 
-__all__ = ["open_group", "refuse_waiting", "steer", "steering_program", "when_free"]
+__all__ = ["open_group", "refuse_handed", "refuse_waiting", "steer", "steering_program", "when_free"]
 
 T = TypeVar("T")
 
@@ -126,11 +126,38 @@ def refuse_waiting(listener: socket.socket) -> int:
             peer, _ = listener.accept()
         except OSError:
             break
-        with peer, contextlib.suppress(OSError):
-            peer.setblocking(False)
-            with contextlib.suppress(BlockingIOError):  # who has said nothing yet is answered too
-                peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
-            peer.send(_NOBODY_ANSWERS % random.randint(*_RETRY_S))  # noqa: S311 - spreading, not secrecy
-            peer.shutdown(socket.SHUT_WR)
+        _refuse(peer)
         refused += 1
     return refused
+
+
+def refuse_handed(channel: socket.socket) -> int:
+    """Answer 503 to connections that siblings handed to a shard that does not take them.
+
+    Args:
+        channel: The end of the shard's channel that is read from; it does not block.
+
+    Returns:
+        How many were answered, at most 64.
+    """
+    refused = 0
+    while refused < _REFUSALS_PER_CALL:
+        try:
+            handed, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+        except OSError:
+            break
+        if not handed:
+            break
+        for descriptor in descriptors:
+            _refuse(socket.socket(fileno=descriptor))
+        refused += 1
+    return refused
+
+
+def _refuse(peer: socket.socket) -> None:
+    with peer, contextlib.suppress(OSError):
+        peer.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # who has said nothing yet is answered too
+            peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
+        peer.send(_NOBODY_ANSWERS % random.randint(*_RETRY_S))  # noqa: S311 - spreading, not secrecy
+        peer.shutdown(socket.SHUT_WR)

@@ -4,18 +4,27 @@ One directory per user, mode 0700; in it one file per gateway, named by its port
 socket. Nothing here outlives the gateway except by kill -9, and a file whose process is gone is ignored.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from wsgate.errors import InternalError, SettingsError
 
-__all__ = ["RunningGateway", "lock_file", "lock_port", "running_gateways", "runtime_directory", "url_host"]
+__all__ = [
+    "RunningGateway",
+    "RuntimeFiles",
+    "lock_file",
+    "lock_port",
+    "running_gateways",
+    "runtime_directory",
+    "url_host",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,71 @@ def lock_port(directory: Path, port: int) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+class RuntimeFiles:
+    """What a running gateway keeps in the runtime directory, and makes again when somebody removes it.
+
+    The default directory lies in the temporary folder, where cleaners remove what is old.
+
+    Args:
+        locate: Returns the directory and makes it when it is missing.
+        running: What the gateway says of itself.
+        lock_fd: Holds the lock of the gateway's port.
+    """
+
+    def __init__(self, locate: Callable[[], Path], running: RunningGateway, lock_fd: int) -> None:
+        self.lock_fd = lock_fd
+        self._locate = locate
+        self._running = running
+        self._directory = locate()
+        running.write(self._directory)
+
+    def restore(self) -> list[str]:
+        """Make again whatever is missing.
+
+        Returns:
+            The names of the files that were missing.
+
+        Raises:
+            SettingsError: The directory cannot be made, or it is somebody else's.
+            InternalError: Another gateway has locked the port meanwhile.
+            OSError: A file cannot be made.
+        """
+        self._directory = self._locate()
+        missing = []
+        if not self._is_ours(self._lock):
+            self._lock_again(self._lock)
+            missing.append(self._lock.name)
+        file = _file_of(self._directory, self._running.port)
+        if not file.exists():
+            self._running.write(self._directory)
+            missing.append(file.name)
+        return missing
+
+    def clean(self) -> None:
+        """Remove the files; what cannot be removed is left."""
+        for file in (_file_of(self._directory, self._running.port), self._lock):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+    @property
+    def _lock(self) -> Path:
+        return lock_file(self._directory, self._running.port)
+
+    def _is_ours(self, lock: Path) -> bool:
+        """Whether the lock file is the very one that we hold."""
+        try:
+            return os.path.samestat(lock.stat(), os.fstat(self.lock_fd))
+        except FileNotFoundError:
+            return False
+
+    def _lock_again(self, lock: Path) -> None:
+        fresh = lock_port(self._directory, self._running.port)
+        if fresh is None:
+            raise InternalError(f"{lock} was removed, and another gateway holds the one in its place")
+        os.close(self.lock_fd)
+        self.lock_fd = fresh
 
 
 def running_gateways(directory: Path) -> list[RunningGateway]:

@@ -1,6 +1,6 @@
 """What the kernel says of all sockets of this machine: memory, and accept queues that ran over."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,19 +13,19 @@ LOW_SHARE: Final = 0.5
 
 
 class SocketNumbers(NamedTuple):
-    """Since the machine (or its network namespace) began.
+    """Since the machine (or its network namespace) began. None: the kernel did not say.
 
     Attributes:
         pages: Of memory that TCP uses now.
-        pages_limit: tcp_mem's last number: beyond it the kernel drops what arrives. 0: unknown.
+        pages_limit: tcp_mem's last number: beyond it the kernel drops what arrives.
         overflows: Connections that found an accept queue full.
         drops: Connections dropped on the way to one, for that or another reason.
     """
 
-    pages: int
-    pages_limit: int
-    overflows: int
-    drops: int
+    pages: int | None
+    pages_limit: int | None
+    overflows: int | None
+    drops: int | None
 
 
 class TcpMemory:
@@ -35,14 +35,18 @@ class TcpMemory:
         self.is_short = False
 
     def judge(self, numbers: SocketNumbers) -> bool:
-        """Short from three fifths of what the kernel allows on, until half of it."""
+        """Short from three fifths of what the kernel allows on, until half of it.
+
+        Numbers that could not be read change nothing.
+        """
         share = HIGH_SHARE if not self.is_short else LOW_SHARE
-        self.is_short = numbers.pages_limit > 0 and numbers.pages > share * numbers.pages_limit
+        if numbers.pages is not None and numbers.pages_limit is not None:
+            self.is_short = 0 < share * numbers.pages_limit < numbers.pages
         return self.is_short
 
 
 def read_sockets(proc: Path = _PROC) -> SocketNumbers:
-    """As of now; zeros where the kernel does not say.
+    """As of now; None for each number that cannot be read, for instance because no descriptor is free.
 
     Source: tcp(7), tcp_mem; the kernel's Documentation/networking/snmp_counter.rst, TcpExtListenOverflows.
     """
@@ -50,18 +54,28 @@ def read_sockets(proc: Path = _PROC) -> SocketNumbers:
     extended = _table(_text(proc / "net/netstat"), "TcpExt:")
     limits = _text(proc / "sys/net/ipv4/tcp_mem").split()
     return SocketNumbers(
-        tcp.get("mem", 0),
-        int(limits[2]) if len(limits) == 3 else 0,
-        extended.get("ListenOverflows", 0),
-        extended.get("ListenDrops", 0),
+        tcp.get("mem"),
+        _number(limits[2]) if len(limits) == 3 else None,
+        extended.get("ListenOverflows"),
+        extended.get("ListenDrops"),
     )
 
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text()
+        return file.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _numbers(names: Iterable[str], values: Iterable[str]) -> Mapping[str, int]:
+    """Names and their values; a name whose value is no number is left out."""
+    pairs = zip(names, map(_number, values), strict=False)
+    return {name: value for name, value in pairs if value is not None}
 
 
 def _pairs(text: str, name: str) -> Mapping[str, int]:
@@ -69,13 +83,11 @@ def _pairs(text: str, name: str) -> Mapping[str, int]:
     for line in text.splitlines():
         if line.startswith(name):
             words = line.split()[1:]
-            return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=False)}
+            return _numbers(words[::2], words[1::2])
     return {}
 
 
 def _table(text: str, name: str) -> Mapping[str, int]:
     """Two lines: the names, then the values."""
     rows = [line.split()[1:] for line in text.splitlines() if line.startswith(name)]
-    if len(rows) != 2:
-        return {}
-    return {key: int(value) for key, value in zip(*rows, strict=False)}
+    return _numbers(rows[0], rows[1]) if len(rows) == 2 else {}

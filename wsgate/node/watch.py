@@ -1,76 +1,78 @@
-"""What the keeper reads of the kernel for everybody: the machine's sockets, and what its processes weigh.
+"""What the keeper reads of the kernel for the whole node: the machine's sockets and the private bus's memory.
 
-Once a second the sockets and the private bus; and one shard, so that each is weighed once a minute: the
-proportional set counts what shards share, which none can see of itself without a pause.
+A number that cannot be read now, for instance because no descriptor is free, leaves its gauge as it was.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from wsgate.node.sockets import TcpMemory, read_sockets
+from wsgate.node.sockets import SocketNumbers, TcpMemory, read_sockets
 from wsgate.statistics import StatisticsBlock
 
-__all__ = ["Watch", "proportional_bytes", "resident_bytes"]
+__all__ = ["Watch", "resident_bytes"]
 
 LOOK_MS: Final = 1_000
-WEIGH_LOOKS: Final = 60
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _PROC: Final = Path("/proc")
 
 
 class Watch:
-    """One node's.
+    """The watch of one node.
 
     Args:
-        block: Where it is told.
-        bus_limit_bytes: What the node's own bus may hold; 0: it has none.
+        block: Its keeper's region receives the gauges.
+        bus_limit_bytes: Memory that the private bus may hold; 0: the node has no private bus.
+        read: Reads the socket numbers; another one in tests.
     """
 
-    def __init__(self, block: StatisticsBlock, bus_limit_bytes: int) -> None:
-        self._block = block
+    def __init__(
+        self,
+        block: StatisticsBlock,
+        bus_limit_bytes: int,
+        read: Callable[[], SocketNumbers] = read_sockets,
+    ) -> None:
+        self._region = block.keeper
+        self._read = read
         self._tcp_memory = TcpMemory()
-        self._before = read_sockets()
+        self._since: dict[str, int] = {}  # the kernel's counters when each was first read
         self._looked_ms = 0
-        self._turn = 0
-        block.keeper["bus_limit_bytes"] = bus_limit_bytes
+        self._region["bus_limit_bytes"] = bus_limit_bytes
+        self._count(read())
 
-    def look(self, now_ms: int, shards: Sequence[int], bus: int) -> None:
-        """Once a second, however often it is called.
+    def look(self, now_ms: int, bus: int) -> None:
+        """Read everything; once a second, however often this is called.
 
         Args:
             now_ms: The machine's monotonic clock.
-            shards: Process ids; 0 for one that does not run.
-            bus: Likewise.
+            bus: Process id of the private bus; 0: it does not run.
         """
         if now_ms < self._looked_ms + LOOK_MS:
             return
         self._looked_ms = now_ms
-        numbers, region = read_sockets(), self._block.keeper
-        region["sockets_short"] = self._tcp_memory.judge(numbers)
-        region["tcp_memory_bytes"] = numbers.pages * PAGE_BYTES
-        region["tcp_memory_limit_bytes"] = numbers.pages_limit * PAGE_BYTES
-        region["listen_overflows"] = numbers.overflows - self._before.overflows
-        region["listen_drops"] = numbers.drops - self._before.drops
-        region["bus_bytes"] = resident_bytes(bus)
-        if self._turn < len(shards):
-            self._block.shard(self._turn)["proportional_bytes"] = proportional_bytes(shards[self._turn])
-        self._turn = (self._turn + 1) % max(WEIGH_LOOKS, len(shards))
+        numbers = self._read()
+        self._region["sockets_short"] = self._tcp_memory.judge(numbers)
+        if numbers.pages is not None:
+            self._region["tcp_memory_bytes"] = numbers.pages * PAGE_BYTES
+        if numbers.pages_limit is not None:
+            self._region["tcp_memory_limit_bytes"] = numbers.pages_limit * PAGE_BYTES
+        self._count(numbers)
+        resident = resident_bytes(bus) if bus else 0
+        if resident is not None:
+            self._region["bus_bytes"] = resident
+
+    def _count(self, numbers: SocketNumbers) -> None:
+        """Show how far the kernel's counters have grown; what cannot be read keeps its last value."""
+        for name, now in (("listen_overflows", numbers.overflows), ("listen_drops", numbers.drops)):
+            if now is not None:
+                grown = now - self._since.setdefault(name, now)
+                self._region[name] = max(grown, self._region[name])
 
 
-def proportional_bytes(pid: int) -> int:
-    """The proportional set size of a process; 0 where the kernel does not say. Takes milliseconds."""
-    try:
-        text = (_PROC / str(pid) / "smaps_rollup").read_text()
-        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
-    except (OSError, StopIteration, ValueError):
-        return 0
-
-
-def resident_bytes(pid: int) -> int:
-    """The resident set size of a process; 0 where the kernel does not say."""
+def resident_bytes(pid: int) -> int | None:
+    """The resident set size of a process; None when it cannot be read."""
     try:
         return int((_PROC / str(pid) / "statm").read_text().split()[1]) * PAGE_BYTES
     except (OSError, IndexError, ValueError):
-        return 0
+        return None

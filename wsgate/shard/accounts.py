@@ -15,7 +15,8 @@ from wsgate.reactor import GateLimits, Reactor
 from wsgate.reactor.names import KIND_NAMES
 from wsgate.reactor.settings import SOCKET_BYTES
 from wsgate.shard.options import DESCRIPTORS_OF_OURS
-from wsgate.statistics import PHASE_READY, Region, StatisticsBlock
+from wsgate.shard.weight import Weight
+from wsgate.statistics import PHASE_READY, Region, StatisticsBlock, has_beaten
 
 __all__ = ["Accounts", "next_with_room", "places", "roomiest"]
 
@@ -28,7 +29,9 @@ clients. Given back, at first so often, then twice as seldom each time that some
 through the heap, 13 ms for 100 MB of it."""
 NEVER_S: Final = 1 << 31
 """In the gauge of when it is full: not at this growth."""
-_STATES: Final = tuple(State)
+_STATES: Final = {int(state): state for state in State}
+ROOM_MOST: Final = 1 << 24
+"""The most connections a shard can hold: a larger room was not written by a shard that is well."""
 _NO_PLACE: Final = Place(0, State.REFUSING)
 _STATM: Final = "/proc/self/statm"
 _STATM_BYTES: Final = 128
@@ -68,6 +71,7 @@ class Accounts:
         self._next_rest_looks = TRIM_REST_LOOKS
         self._room = 1 << 32  # as far as descriptors and memory go, of the last look
         self._outside_bytes = 0
+        self._weight = Weight(region)
         # Open from the start: with no descriptor left it is needed most.
         self._statm_fd = os.open(_STATM, os.O_RDONLY)
         self._ledger = Ledger(connection_bytes=SOCKET_BYTES, baseline_bytes=self._resident_bytes())
@@ -103,6 +107,7 @@ class Accounts:
         self._outside_bytes = self._outside()
         reading = self._reading(numbers, gate, held)
         self._ledger.read(reading, gate.memory_bytes)
+        self._weight.look()
         self._trim()
         headroom = self._ledger.headroom(
             reading,
@@ -154,15 +159,23 @@ class Accounts:
 
 
 def places(block: StatisticsBlock, now_ms: int) -> list[Place]:
-    """What each shard of the node offers; nothing where it does not serve or has not beaten lately."""
+    """What each shard of the node offers, in the order of their numbers.
+
+    A shard offers nothing when it does not serve, when it has not beaten lately, or when what stands in its
+    region is nothing that a shard writes: a state or a room out of range.
+    """
     # By their numbers: thirty shards that look at thirty once a second are not to be seen at rest.
     index = block.layout.index
     phase, beat_ms, room, state = (index[name] for name in ("phase", "beat_ms", "room", "admission_state"))
     found = []
     for number in range(block.shards):
         slots = block.shard(number).slots
-        is_there = slots[phase] == PHASE_READY and now_ms - slots[beat_ms] <= SILENT_MS
-        found.append(Place(slots[room], _STATES[slots[state]]) if is_there else _NO_PLACE)
+        its_state, its_room = _STATES.get(slots[state]), slots[room]
+        is_serving = slots[phase] == PHASE_READY and has_beaten(slots[beat_ms], now_ms, SILENT_MS)
+        if is_serving and its_state is not None and its_room <= ROOM_MOST:
+            found.append(Place(its_room, its_state))
+        else:
+            found.append(_NO_PLACE)
     return found
 
 

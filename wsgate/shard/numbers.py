@@ -12,7 +12,7 @@ from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_
 from wsgate.reasons import ERRORS
 from wsgate.statistics import Layout
 
-__all__ = ["COMMANDS", "LAYOUT", "SHARD_REFUSALS"]
+__all__ = ["COMMANDS", "DUTIES", "LAYOUT", "SHARD_REFUSALS"]
 
 SHARD_REFUSALS: Final = {
     "address_connections": 429,
@@ -45,6 +45,22 @@ COMMANDS: Final = (
     "refresh",
     "ping",
 )
+
+DUTIES: Final = (
+    "announce",
+    "beat",
+    "bus_probe",
+    "clean",
+    "fold",
+    "notify",
+    "reload",
+    "runtime_directory",
+    "steer",
+    "tend",  # a round of the keeper as a whole: nothing but an unforeseen fault
+    "unserved",
+    "watch",
+)
+"""What the keeper does beside forking, reaping and signals; a failure of one is counted by its name."""
 
 LAYOUT: Final = Layout(
     counters=(
@@ -95,6 +111,7 @@ LAYOUT: Final = Layout(
         "client_asked",  # GET /client.js on the client port
         "readiness_asked",  # GET /readyz on the client port
         "restarts",  # of a child; the keeper's
+        *(f"duty_failed_{name}" for name in DUTIES),  # exceptions contained; the keeper's
     ),
     gauges=(
         "phase",  # statistics.readiness.PHASE_
@@ -122,7 +139,7 @@ LAYOUT: Final = Layout(
         "tcp_memory_limit_bytes",
         "bus_bytes",  # resident, of the node's own bus; the keeper's
         "bus_limit_bytes",  # what that may hold; 0: the node has none
-        "proportional_bytes",  # of a shard's process, weighed once a minute by the keeper
+        "proportional_bytes",  # of a shard's process, weighed once a minute by itself
         "bus_up",
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "subscriptions_pending",  # channels the bus has not confirmed yet

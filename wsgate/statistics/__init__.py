@@ -6,7 +6,13 @@ The lowest room: shards and keeper write, the admin process reads. It knows name
 from wsgate.statistics.block import Region, StatisticsBlock
 from wsgate.statistics.board import Board
 from wsgate.statistics.layout import Layout
-from wsgate.statistics.readiness import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, why_not_ready
+from wsgate.statistics.readiness import (
+    PHASE_DRAINING,
+    PHASE_READY,
+    PHASE_STARTING,
+    has_beaten,
+    why_not_ready,
+)
 
 __all__ = [
     "PHASE_DRAINING",
@@ -16,5 +22,6 @@ __all__ = [
     "Layout",
     "Region",
     "StatisticsBlock",
+    "has_beaten",
     "why_not_ready",
 ]

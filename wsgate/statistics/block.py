@@ -9,6 +9,7 @@ meanwhile, makes a reader look again.
 
 import mmap
 import struct
+from array import array
 from typing import Final
 
 from wsgate.errors import InternalError
@@ -22,6 +23,7 @@ _HEADER: Final = struct.Struct("<8sQQQQ")  # magic, version, fold number, region
 _FOLD_SLOT: Final = 2  # of 8 bytes
 _PAGE: Final = 4096
 _READ_TRIES: Final = 1000
+_MOST: Final = (1 << 64) - 1  # the largest value of a slot
 
 
 def _pages(size_bytes: int) -> int:
@@ -29,7 +31,11 @@ def _pages(size_bytes: int) -> int:
 
 
 class Region:
-    """One writer's slots. Values are unsigned 64-bit integers."""
+    """One writer's slots. Values are unsigned 64-bit integers.
+
+    No write raises: a counter wraps modulo 2^64, and a gauge outside of the range is set to the nearest
+    value. Whatever bytes another process has left in a slot, the writer goes on.
+    """
 
     def __init__(self, layout: Layout, slots: memoryview) -> None:
         """Over `slots`, a writable view of `Q`, one item per slot."""
@@ -43,17 +49,24 @@ class Region:
 
     def __setitem__(self, name: str, value: int) -> None:
         """Set a gauge, or a counter that its only writer keeps elsewhere."""
-        self.slots[self.layout.index[name]] = value
+        place = self.layout.index[name]
+        try:
+            self.slots[place] = value
+        except ValueError:  # not a number of 64 bits without a sign
+            self.slots[place] = min(max(value, 0), _MOST)
 
     def add(self, name: str, amount: int = 1) -> None:
         """Count. Not atomic: a slot has one writer."""
-        self.slots[self.layout.index[name]] += amount
+        self._add(self.layout.index[name], amount)
 
     def observe(self, name: str, value: int) -> None:
         """Put a value, 0 or more, into a histogram. O(1)."""
         first = self.layout.index[name]
-        self.slots[first + min(value.bit_length(), HISTOGRAM_BUCKETS - 1)] += 1
-        self.slots[first + HISTOGRAM_BUCKETS] += value
+        self._add(first + min(value.bit_length(), HISTOGRAM_BUCKETS - 1), 1)
+        self._add(first + HISTOGRAM_BUCKETS, value)
+
+    def _add(self, place: int, amount: int) -> None:
+        self.slots[place] = self.slots[place] + amount & _MOST
 
     def histogram(self, name: str) -> tuple[list[int], int]:
         """The buckets, not cumulated, and the sum."""
@@ -108,14 +121,32 @@ class StatisticsBlock:
         return self._regions[1 + number]
 
     def retire(self, number: int) -> None:
-        """Fold the counters of a dead shard into the retired region and clear its own. Keeper only."""
+        """Fold the counters of a dead shard into the retired region and clear its own. Keeper only.
+
+        The dead shard may have left any bytes: sums wrap modulo 2^64, and the fold number is even again
+        when this returns, whatever happens in between.
+        """
         dead, retired = self.shard(number).slots, self.retired.slots
-        self._header[_FOLD_SLOT] += 1
-        for place in range(self.layout.counter_slots):
-            retired[place] += dead[place]
-        for place in range(self.layout.slots):
-            dead[place] = 0
-        self._header[_FOLD_SLOT] += 1
+        count = self.layout.counter_slots
+        sums = array(
+            "Q", (ours + its & _MOST for ours, its in zip(retired[:count], dead[:count], strict=True))
+        )
+        zeros = array("Q", bytes(self.layout.slots * 8))
+        fold = self._header[_FOLD_SLOT] | 1
+        self._header[_FOLD_SLOT] = fold
+        try:
+            retired[:count] = memoryview(sums)
+            dead[:] = memoryview(zeros)
+        finally:
+            self._header[_FOLD_SLOT] = fold + 1 & _MOST
+
+    def mend(self) -> None:
+        """Make the fold number even if another process has overwritten it. Keeper only, between folds.
+
+        A reader copies the block again and again while the number is odd.
+        """
+        if self._header[_FOLD_SLOT] % 2:
+            self._header[_FOLD_SLOT] = self._header[_FOLD_SLOT] + 1 & _MOST
 
     def snapshot(self) -> list[list[int]]:
         """All regions as of one moment between folds: keeper, shards, retired.

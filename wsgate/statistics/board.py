@@ -14,6 +14,7 @@ __all__ = ["Board"]
 
 _HEADER_BYTES: Final = 16  # version, length
 _READ_TRIES: Final = 100
+_MOST: Final = (1 << 64) - 1
 
 
 class Board:
@@ -41,10 +42,12 @@ class Board:
         """
         if len(data) > self._size_bytes:
             raise InternalError(f"a notice of {len(data)} bytes is longer than {self._size_bytes}")
-        self._header[0] |= 1
+        version = self._header[0] | 1
+        self._header[0] = version
         self._header[1] = len(data)
         self._memory[_HEADER_BYTES : _HEADER_BYTES + len(data)] = data
-        self._header[0] += 1
+        # Never 0, which says that nothing was posted, also where the version has been overwritten.
+        self._header[0] = (version + 1 & _MOST) or 2
 
     def read(self) -> tuple[int, bytes] | None:
         """The version and what was posted; None while a post is under way, or before the first."""

@@ -4,7 +4,15 @@ from typing import Final
 
 from wsgate.statistics.block import Region, StatisticsBlock
 
-__all__ = ["PHASE_DRAINING", "PHASE_READY", "PHASE_STARTING", "SILENT_MS", "why_not_alive", "why_not_ready"]
+__all__ = [
+    "PHASE_DRAINING",
+    "PHASE_READY",
+    "PHASE_STARTING",
+    "SILENT_MS",
+    "has_beaten",
+    "why_not_alive",
+    "why_not_ready",
+]
 
 # The gauge `phase` of a region.
 PHASE_STARTING: Final = 0
@@ -13,6 +21,20 @@ PHASE_DRAINING: Final = 2
 
 SILENT_MS: Final = 2_000
 """A process that has not beaten for so long does not answer."""
+AHEAD_MS: Final = 60_000
+"""A beat so far in the future was never written by a beat. The writer may be ahead of a reader that was
+stopped between looking at the clock and reading, but not by a minute."""
+
+
+def has_beaten(beat_ms: int, now_ms: int, within_ms: int) -> bool:
+    """Whether a beat lies within so many milliseconds before now; False for a time no clock has shown.
+
+    Args:
+        beat_ms: The gauge `beat_ms` of a region, whatever bytes it holds.
+        now_ms: The machine's monotonic clock.
+        within_ms: How old a beat may be.
+    """
+    return now_ms - within_ms <= beat_ms <= now_ms + AHEAD_MS
 
 
 def why_not_alive(block: StatisticsBlock, now_ms: int) -> list[str]:
@@ -45,11 +67,11 @@ def why_not_ready(block: StatisticsBlock, now_ms: int) -> list[str]:
 
 
 def _is_silent(region: Region, now_ms: int) -> bool:
-    return now_ms - region["beat_ms"] > SILENT_MS
+    return not has_beaten(region["beat_ms"], now_ms, SILENT_MS)
 
 
 def _shard_fault(region: Region, now_ms: int) -> str:
-    if region["phase"] == PHASE_STARTING:
+    if region["phase"] not in (PHASE_READY, PHASE_DRAINING):  # a number that is no phase serves nobody
         return "starting"
     if not region["bus_up"]:
         return "bus_down"
