@@ -195,3 +195,25 @@ def test_what_is_posted_is_what_is_applied(tmp_path: Path) -> None:
     after = shard_options(load(None, {}, rows), running, 0, Machine(2, 20_000))
     assert before != after
     assert Renewal.from_bytes(Renewal.of(after).to_bytes()).applied(before) == after
+
+
+def test_a_reload_keeps_the_limits_of_the_node_in_sum(tmp_path: Path) -> None:
+    file = tmp_path / "wsgate.toml"
+    file.write_text(BASE + "[admission]\nmax_connections = 4\nhandshake_rate = 30\n")
+    file.chmod(0o600)
+    with running_gateway("--shards", "3", "--config", str(file), is_dev=False) as gateway:
+
+        def limits() -> list[float]:
+            rows = gateway.metrics()
+            return [rows["wsgate_connections_limit", (("shard", str(number)),)] for number in range(3)]
+
+        wait_until("each shard shows its part", lambda: limits() == [2, 1, 1])
+        for most, shares in ((4, [2, 1, 1]), (8, [3, 3, 2]), (4, [2, 1, 1])):
+            before = gateway.metric("wsgate_renewals_total")
+            file.write_text(BASE + f"[admission]\nmax_connections = {most}\n")
+            gateway.process.send_signal(signal.SIGHUP)
+            wait_until(
+                "all have taken it over",
+                lambda before=before: gateway.metric("wsgate_renewals_total") == before + 3,  # type: ignore[misc]
+            )
+            wait_until("each shows its part again", lambda shares=shares: limits() == shares)  # type: ignore[misc]

@@ -61,7 +61,6 @@ class Plan:
     admin: AdminOptions
     embedded_bus: EmbeddedBus | None
     running: RunningGateway
-    drain_timeout_s: float
     files: RuntimeFiles
     reread: Callable[[], Renewed]
 
@@ -129,7 +128,6 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
         admin=admin_options(config, running),
         embedded_bus=bus,
         running=running,
-        drain_timeout_s=config.server.drain_timeout_ms / 1000,
         files=files,
         reread=reread,
     )

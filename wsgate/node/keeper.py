@@ -68,7 +68,7 @@ IGNORED: Final = (
     signal.SIGIO,
     signal.SIGPWR,
 )
-"""Signals that mean nothing to us and whose default action would end the process. Children ignore them too."""
+"""Signals that mean nothing to us and whose default action ends a process. Children ignore them too."""
 BUS_HEAD_START_S: Final = 2.0
 BUS_LOOK_S: Final = 0.01
 
@@ -331,12 +331,14 @@ class Keeper:
 
     def _stop(self) -> int:
         """Drain the shards, then end the rest; a second signal ends it at once."""
-        self._log.info("draining", timeout_s=self._plan.drain_timeout_s)
+        # Of the settings in effect: the shards have taken over a reloaded timeout too.
+        drain_timeout_s = self._shard_options[0].drain_timeout_ms / 1000
+        self._log.info("draining", timeout_s=drain_timeout_s)
         self._duties.run("notify", lambda: notify("STOPPING=1"))
         self._is_stopping = True
         self._block.keeper["phase"] = PHASE_DRAINING
         self._signals.clear()
-        self._end(self._shards, self._plan.drain_timeout_s + EXIT_GRACE_S)
+        self._end(self._shards, drain_timeout_s + EXIT_GRACE_S)
         self._end(self._others, EXIT_GRACE_S)
         self._duties.run("clean", self._clean)
         return 0

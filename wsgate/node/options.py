@@ -19,6 +19,7 @@ from wsgate.node.memory import memory_share
 from wsgate.node.runtime import RunningGateway, url_host
 from wsgate.reactor import GateLimits, Settings, events
 from wsgate.shard.options import DESCRIPTORS_OF_OURS, ChannelRules, EventOptions, ShardOptions, UserLimits
+from wsgate.shard.shares import NodeLimits
 from wsgate.shard.variants import opcodes
 
 __all__ = ["Machine", "admin_options", "key_sources", "publish_command", "renewable", "shard_options"]
@@ -129,21 +130,28 @@ def _settings(config: Config) -> Settings:
     )
 
 
-def _gate(config: Config, number: int, machine: Machine) -> GateLimits:
-    """The numbers of the node, divided: all shards together have as many as were asked for."""
-    admission, shards = config.admission, machine.shards
+def _node_limits(config: Config, machine: Machine) -> NodeLimits:
+    """The numbers of the node that its shards divide."""
+    admission = config.admission
+    if 0 < admission.max_connections < machine.shards:
+        raise SettingsError(f"admission.max_connections: less than one for each of {machine.shards} shards")
     descriptors = machine.descriptors - admission.reserve_descriptors
-    most = max(1, descriptors - DESCRIPTORS_OF_OURS)
-    if 0 < admission.max_connections < shards:
-        raise SettingsError(f"admission.max_connections: less than one for each of {shards} shards")
-    share = admission.max_connections // shards + (number < admission.max_connections % shards)
-    return GateLimits(
-        descriptors=descriptors,
-        connections=min(most, share or most),
+    return NodeLimits(
+        shards=machine.shards,
+        connections=admission.max_connections,
+        connections_of_shard=max(1, descriptors - DESCRIPTORS_OF_OURS),
+        handshake_rate_per_s=admission.handshake_rate_per_s,
         handshakes_in_progress=admission.handshakes_in_progress,
-        accepts_per_s=-(-admission.handshake_rate_per_s // shards),
-        partial_bytes=-(-admission.partial_bytes // shards),
-        memory_bytes=memory_share(admission.memory_budget_bytes, shards, machine.bus_bytes),
+        partial_bytes=admission.partial_bytes,
+    )
+
+
+def _common_gate(config: Config, machine: Machine) -> GateLimits:
+    """What the gates of all shards have in common."""
+    admission = config.admission
+    return GateLimits(
+        descriptors=machine.descriptors - admission.reserve_descriptors,
+        memory_bytes=memory_share(admission.memory_budget_bytes, machine.shards, machine.bus_bytes),
         address_connections=admission.per_address_connections,
         address_rate_per_s=admission.per_address_rate_per_s,
         trusted_networks=networks_of(config.server.trusted_proxies),
@@ -159,14 +167,14 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
             shards.
     """
     limits, auth = config.limits, config.auth
-    gate = _gate(config, number, machine)
+    node_limits = _node_limits(config, machine)
     channels = {name: _rules(row) for name, row in config.channels.items()}
     return ShardOptions(
         node=running.node,
         number=number,
         reactor=_settings(config),
-        gate=gate,
-        accepts_of_node_per_s=config.admission.handshake_rate_per_s,
+        gate=node_limits.gate(_common_gate(config, machine), number),
+        node_limits=node_limits,
         bus=parse_address(running.bus_url),
         bus_prefix=config.bus.prefix,
         bus_connect_timeout_s=config.bus.connect_timeout_ms / 1000,
@@ -188,7 +196,7 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
         allow_anonymous=auth.allow_anonymous,
         allow_query_token=auth.allow_query_token,
         auth_timeout_ms=limits.auth_timeout_ms,
-        unauthenticated_limit=config.admission.handshakes_in_progress or gate.connections,
+        unauthenticated_limit=node_limits.unauthenticated_limit(number),
         max_channel_name_bytes=limits.max_channel_name_bytes,
         channels=channels,
         any_channel=channels["default"] if config.server.dev else None,

@@ -8,6 +8,7 @@ from typing import Final
 from wsgate.auth import NO_PERMISSIONS, Identity, KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import BusAddress
 from wsgate.reactor import GateLimits, Settings, SharedAddresses
+from wsgate.shard.shares import NO_NODE_LIMITS, NodeLimits
 from wsgate.statistics import Board, StatisticsBlock
 
 __all__ = [
@@ -107,7 +108,7 @@ class ShardOptions:
     number: int
     reactor: Settings
     gate: GateLimits
-    accepts_of_node_per_s: int = 0  # shared by the room each shard has; 0: no limit
+    node_limits: NodeLimits = NO_NODE_LIMITS  # what `gate` and `unauthenticated_limit` are computed from
     bus: BusAddress
     bus_prefix: str = "wsgate"
     bus_connect_timeout_s: float = 5.0

@@ -506,15 +506,15 @@ class Shard:
             self._seen = posted[0]
             try:
                 self._renew(Renewal.from_bytes(posted[1]).applied(self._options))
-            except WsgateError as error:  # the keeper has checked it: a fault of ours, and no reason to end
-                self._log.error("not_renewed", error=str(error))
+            except Exception as error:  # the keeper has checked it: a fault of ours, and no reason to end
+                self._log.error("not_renewed", error=_safe_text(error))
         if boards.key_set.version != self._seen_keys and (posted := boards.key_set.read()):
             self._seen_keys = posted[0]
             try:
                 self._tokens.renew_fetched(parse_jwks(posted[1]))
                 self.count("keys_fetched", 1)
-            except WsgateError as error:
-                self._log.error("keys_not_taken", error=str(error))
+            except Exception as error:
+                self._log.error("keys_not_taken", error=_safe_text(error))
         self._region["keys_awaited"] = self._tokens.is_awaiting
 
     def _renew(self, options: ShardOptions) -> None:
@@ -565,7 +565,9 @@ class Shard:
             or numbers_now["now_connections"] > gate.connections // 8 * 7
             or bool(numbers_now["now_short"])
         )
-        share = self._siblings.look(now_ms(), options.accepts_of_node_per_s, is_pressing=is_pressing)
+        share = self._siblings.look(
+            now_ms(), options.node_limits.handshake_rate_per_s, is_pressing=is_pressing
+        )
         if share is not None and abs(share - gate.accepts_per_s) > gate.accepts_per_s // 8:
             self._options = replace(options, gate=replace(gate, accepts_per_s=share))
             self._refused_before = -1  # the gate is set with the next tick
@@ -612,6 +614,11 @@ def _payload_limit_bytes(options: ShardOptions) -> int:
     """Of what the bus may send: the largest publication of any channel, in an envelope."""
     rules = [*options.channels.values(), *filter(None, [options.any_channel])]
     return max((each.max_publish_bytes for each in rules), default=0) + ENVELOPE_ROOM_BYTES
+
+
+def _safe_text(error: Exception) -> str:
+    """The text of an error of ours; of any other only its type, because its text may show what was read."""
+    return str(error) if isinstance(error, WsgateError) else type(error).__name__
 
 
 def _spread_s(most_s: int) -> int:

@@ -14,16 +14,22 @@ from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.errors import InternalError
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.options import ChannelRules, ShardOptions, UserLimits
+from wsgate.shard.shares import NodeLimits
 
 __all__ = ["Renewal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal:
-    """The part of `ShardOptions` that may change, by the same names; origins as they are written."""
+    """The part of `ShardOptions` that may change, by the same names; origins as they are written.
+
+    It is the same for every shard. What differs from shard to shard is computed by each from `node_limits`:
+    of `gate` only what all have in common counts, and `unauthenticated_limit` is not sent at all.
+    """
 
     reactor: Settings
     gate: GateLimits
+    node_limits: NodeLimits
     origins: tuple[str, ...]
     keys: tuple[KeySource, ...]
     tokens: TokenPolicy
@@ -32,7 +38,6 @@ class Renewal:
     allow_anonymous: bool
     allow_query_token: bool
     auth_timeout_ms: int
-    unauthenticated_limit: int
     max_channel_name_bytes: int
     channels: Mapping[str, ChannelRules]
     any_channel: ChannelRules | None
@@ -64,9 +69,12 @@ class Renewal:
         return msgspec.json.encode(self)
 
     def applied(self, options: ShardOptions) -> ShardOptions:
-        """The options with this in place of what they had."""
+        """The options with this in place of what they had, and with this shard's own share of the node."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(options, **values | {"origins": OriginPolicy(self.origins)})
+        values["origins"] = OriginPolicy(self.origins)
+        values["gate"] = self.node_limits.gate(self.gate, options.number)
+        values["unauthenticated_limit"] = self.node_limits.unauthenticated_limit(options.number)
+        return replace(options, **values)
 
 
 _DECODER: Final = msgspec.json.Decoder(Renewal)

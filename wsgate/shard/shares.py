@@ -1,0 +1,60 @@
+"""What of the node's limits is one shard's: the one place where a number of the node is divided.
+
+A shard divides at its start and again when the settings are reloaded, each time from the node's numbers, so
+that all shards together never have more than was asked for.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from wsgate.reactor import GateLimits
+
+__all__ = ["NO_NODE_LIMITS", "NodeLimits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLimits:
+    """Limits of a whole node; 0 switches one off.
+
+    Attributes:
+        shards: How many shards divide them, at least 1.
+        connections: Connections at once.
+        connections_of_shard: Connections that the descriptors of one shard allow.
+        handshake_rate_per_s: Handshakes per second. Each shard begins with an equal part; later the parts
+            follow the room that each shard has.
+        handshakes_in_progress: Handshakes under way at once, in each shard.
+        partial_bytes: Unfinished input of all clients together.
+    """
+
+    shards: int = 1
+    connections: int = 0
+    connections_of_shard: int = 0
+    handshake_rate_per_s: int = 0
+    handshakes_in_progress: int = 1_024
+    partial_bytes: int = 0
+
+    def gate(self, common: GateLimits, number: int) -> GateLimits:
+        """The gate of one shard.
+
+        Args:
+            common: What is the same for every shard; its divided limits are replaced.
+            number: Which shard, from 0.
+        """
+        return replace(
+            common,
+            connections=self._connections(number),
+            handshakes_in_progress=self.handshakes_in_progress,
+            accepts_per_s=-(-self.handshake_rate_per_s // self.shards),
+            partial_bytes=-(-self.partial_bytes // self.shards),
+        )
+
+    def unauthenticated_limit(self, number: int) -> int:
+        """How many upgraded connections of one shard may have shown no token yet."""
+        return self.handshakes_in_progress or self._connections(number)
+
+    def _connections(self, number: int) -> int:
+        share = self.connections // self.shards + (number < self.connections % self.shards)
+        return min(share or self.connections_of_shard, self.connections_of_shard) or share
+
+
+NO_NODE_LIMITS: Final = NodeLimits()
