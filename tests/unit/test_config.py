@@ -42,6 +42,8 @@ DEFAULTS: Final[dict[str, Any]] = {
         "host": "0.0.0.0",
         "port": 8000,
         "path": "/ws",
+        "node": "",
+        "user": "",
         "shards": 0,
         "allowed_origins": [],
         "trusted_proxies": [],
@@ -114,6 +116,8 @@ EVERYTHING: Final = f"""
 host = "::"
 port = 0
 path = "/socket"
+node = "gate-1"
+user = "wsgate"
 shards = 2
 allowed_origins = ["https://a.example", "http://[::1]:8080", "null"]
 trusted_proxies = ["192.0.2.1", "fd00::/8"]
@@ -375,7 +379,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 71
+    assert len(FIELDS) == 73
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)

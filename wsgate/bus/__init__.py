@@ -15,10 +15,13 @@ from wsgate.bus.envelope import Publication, decode_publication, encode_publicat
 from wsgate.bus.names import Names
 from wsgate.bus.publisher import CallDone, Publisher
 from wsgate.bus.revocations import Revocation, RevocationKeeper, load_revocations, store_revocation
-from wsgate.bus.script import RATE_LEASE, USER_ENTER, Script
+from wsgate.bus.script import NODE_CLAIM, NODE_LEASE_MS, NODE_RELEASE, RATE_LEASE, USER_ENTER, Script
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 
 __all__ = [
+    "NODE_CLAIM",
+    "NODE_LEASE_MS",
+    "NODE_RELEASE",
     "RATE_LEASE",
     "USER_ENTER",
     "Appender",

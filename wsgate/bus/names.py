@@ -40,6 +40,10 @@ class Names:
         """The sorted set of revoked users, by the time before which their tokens are not valid."""
         return f"{self._prefix}:revoked".encode()
 
+    def node(self, node: str) -> bytes:
+        """The lease of a node's name; it holds who has the name."""
+        return f"{self._prefix}:node:{node}".encode()
+
     def control(self, node: str) -> tuple[bytes, bytes]:
         """The pub/sub names of what every shard is told, and of what those of one node are."""
         return f"{self._prefix}:ctl".encode(), f"{self._prefix}:ctl:{node}".encode()

@@ -11,9 +11,10 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from wsgate.address import BusAddress
+from wsgate.bus.script import NODE_CLAIM, NODE_LEASE_MS
 from wsgate.errors import BackendError
 
-__all__ = ["publish_once", "round_trip_once"]
+__all__ = ["claim_once", "publish_once", "round_trip_once"]
 
 
 _PINGS: Final = 5
@@ -54,6 +55,32 @@ def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float
             return heard
     except _FAULTS as error:
         raise BackendError(f"the bus at {address}: {error}", temporary=True) from error
+
+
+def claim_once(address: BusAddress, key: bytes, holder: str, dead: str, timeout_s: float) -> tuple[str, int]:
+    """Claim the lease of a node's name.
+
+    Args:
+        address: Where the bus is.
+        key: The name of the lease.
+        holder: Who claims it.
+        dead: A holder that is known to be dead; its lease counts for nothing. Empty: none is known.
+        timeout_s: For connecting, and for the answer.
+
+    Returns:
+        Who else holds it and for how many milliseconds still; an empty text when the claim succeeded.
+
+    Raises:
+        BackendError: The bus does not answer, or does not allow it.
+    """
+    arguments = (holder, str(NODE_LEASE_MS), dead)
+    try:
+        with _client(address, _limits(timeout_s)) as bus:
+            answer: bytes = bus.eval(NODE_CLAIM.text, 1, key, *arguments)
+    except _FAULTS as error:
+        raise BackendError(f"the bus at {address}: {error}", temporary=True) from error
+    left_ms, _, held = answer.decode("utf-8", "replace").partition(" ")
+    return held, int(left_ms or 0)
 
 
 def round_trip_once(address: BusAddress, timeout_s: float) -> float:

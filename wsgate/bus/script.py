@@ -8,7 +8,17 @@ from typing import Final, Protocol
 from wsgate.bus.connection import pack
 from wsgate.bus.publisher import CallDone
 
-__all__ = ["RATE_LEASE", "REVOCATIONS_PAGE", "REVOKE", "USER_ENTER", "Caller", "Script"]
+__all__ = [
+    "NODE_CLAIM",
+    "NODE_LEASE_MS",
+    "NODE_RELEASE",
+    "RATE_LEASE",
+    "REVOCATIONS_PAGE",
+    "REVOKE",
+    "USER_ENTER",
+    "Caller",
+    "Script",
+]
 
 
 class Caller(Protocol):
@@ -49,3 +59,7 @@ USER_ENTER: Final = Script("user_enter")
 RATE_LEASE: Final = Script("rate_lease")
 REVOKE: Final = Script("revoke")
 REVOCATIONS_PAGE: Final = Script("revocations_page")
+NODE_CLAIM: Final = Script("node_claim")
+NODE_RELEASE: Final = Script("node_release")
+NODE_LEASE_MS: Final = 15_000
+"""How long the lease of a node's name runs: three renewals, so that one that is late loses nothing."""

@@ -115,6 +115,16 @@ class Server(Section, frozen=True, kw_only=True):
     # with "/"; printable ASCII without "?" and "#". Default "/ws".
     path: str = "/ws"
 
+    # Name of this node, for metrics, events and control channels; the same after every start. On a bus that
+    # several nodes share only one live node may have it, and a second one does not start. 1 to 64 letters,
+    # digits, "_", "." and "-". Empty takes the host name, and the host name with the port for a second node
+    # of the same machine. Default "".
+    node: str = ""
+
+    # User that a gateway started as root becomes once its ports are bound, with the user's groups. Empty:
+    # it stays what it is, and says so where that is root. Default "".
+    user: str = ""
+
     # Processes that hold sockets, one event loop each. 0 starts one per usable core, which is the most
     # that helps. 0 to 64. Default 0.
     shards: Annotated[int, Meta(ge=0, le=64)] = 0
@@ -530,6 +540,7 @@ _JWKS_URL: Final = re.compile(r"https?://[!-~]+")
 _PATH: Final = re.compile(r"/[!-~]*")
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_NODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 
 
@@ -560,6 +571,8 @@ def _server_faults(server: Server) -> Iterator[str]:
     if not _PATH.fullmatch(server.path) or "?" in server.path or "#" in server.path:
         yield 'server.path: must begin with "/" and be printable ASCII without "?" and "#"'
     yield from _proxy_faults(server)
+    if server.node and not _NODE.fullmatch(server.node):
+        yield 'server.node: must be 1 to 64 letters, digits, "_", "." and "-"'
     if server.path in ("/readyz", "/client.js"):
         yield f"server.path: {server.path} is answered otherwise"
     for index, origin in enumerate(server.allowed_origins):

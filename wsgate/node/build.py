@@ -5,15 +5,16 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from wsgate.address import with_password
+from wsgate.address import parse_address, with_password
 from wsgate.admin import AdminOptions
 from wsgate.config import Config
 from wsgate.errors import InternalError, SettingsError
 from wsgate.node.embedded_bus import EmbeddedBus
+from wsgate.node.identity import Holder, claim_name, names_for
 from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
 from wsgate.node.memory import bus_share
@@ -32,6 +33,8 @@ from wsgate.shard.options import ShardOptions
 __all__ = ["Plan", "Renewed", "make_plan"]
 
 USER_TIMEOUT_MARGIN_MS: Final = 10_000
+CLAIM_MOST_S: Final = 2.0
+"""For a bus that does not answer: a node starts without it."""
 PATIENCE_S: Final = 2.0
 """For ports that a predecessor's children still hold: they end within a second of their keeper."""
 
@@ -100,9 +103,10 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
         bus = EmbeddedBus(directory, port, environ, machine.bus_bytes, len(listeners))
         undo.callback(bus.clean)
     secret = secrets.token_urlsafe(32) if config.server.dev and not config.auth.hmac_secret else ""
+    node, lease = _name(config, port)
     running = RunningGateway(
         pid=os.getpid(),
-        node=f"{socket.gethostname()}-{secrets.token_hex(3)}",
+        node=node,
         port=port,
         url=f"ws://{url_host(config.server.host)}:{port}{config.server.path}",
         admin_port=admin_listener.getsockname()[1],
@@ -112,7 +116,8 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
     )
 
     def shards_of(config: Config) -> list[ShardOptions]:
-        return [shard_options(config, running, number, machine) for number in range(machine.shards)]
+        made = [shard_options(config, running, number, machine) for number in range(machine.shards)]
+        return [replace(options, node_lease=lease) for options in made]
 
     def reread() -> Renewed:
         fresh, ignored = renewable(config, read())
@@ -131,6 +136,17 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
         files=files,
         reread=reread,
     )
+
+
+def _name(config: Config, port: int) -> tuple[str, str]:
+    """The name of the node, and what its lease on the bus holds; empty: no other node shares the bus."""
+    names = names_for(config.server.node, port)
+    if not config.bus.url:
+        return names[0], ""
+    holder = Holder.here()
+    address = parse_address(with_password(config.bus.url, config.bus.password))
+    timeout_s = min(CLAIM_MOST_S, config.bus.connect_timeout_ms / 1000)
+    return claim_name(names, address, config.bus.prefix, holder, timeout_s), holder.to_text()
 
 
 def _open_listeners(config: Config, directory: Path, undo: ExitStack) -> tuple[list[socket.socket], int]:

@@ -25,7 +25,7 @@ from wsgate.shard.variants import opcodes
 __all__ = ["Machine", "admin_options", "key_sources", "publish_command", "renewable", "shard_options"]
 
 FIXED: Final = {
-    "server": ("host", "port", "path", "shards", "compression", "dev"),
+    "server": ("host", "port", "path", "node", "user", "shards", "compression", "dev"),
     "auth": ("jwks_url",),
     "bus": (),
     "events": (),

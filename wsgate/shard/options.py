@@ -105,6 +105,7 @@ class ShardOptions:
     """One shard of a node. Times in the unit their name ends with."""
 
     node: str
+    node_lease: str = ""  # what the lease of the node's name holds; empty: there is none
     number: int
     reactor: Settings
     gate: GateLimits

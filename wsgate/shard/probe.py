@@ -10,6 +10,7 @@ that was moved to another server while one of them lived on. Then both are made 
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import Callable
 from functools import partial
@@ -51,6 +52,8 @@ class Probe:
         self._is_accepted = False  # the bus has said that it has it
         self._is_refused = asyncio.Event()  # the last one could not be published
         self._number = 0
+        # Nobody else's number proves anything: another process may have had this name.
+        self._incarnation = secrets.token_hex(4).encode()
 
     def on_up(self) -> None:
         """The subscriber is up: listen, and probe as soon as that is confirmed.
@@ -82,7 +85,7 @@ class Probe:
         self._number += 1
         if not name:
             return
-        text = b"%d" % self._number
+        text = b"%b-%d" % (self._incarnation, self._number)
         self._sent, self._is_accepted = (name, text, time.monotonic_ns()), False
         self._publisher.publish(name, text, partial(self._on_outcome, self._number))
 

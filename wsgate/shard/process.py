@@ -38,6 +38,7 @@ from wsgate.shard.drain import drain
 from wsgate.shard.events import Events
 from wsgate.shard.front import Front
 from wsgate.shard.hub import Hub
+from wsgate.shard.lease import NodeLease
 from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.pages import CLIENT_PAGE, answer, is_client_request, is_readiness_request
 from wsgate.shard.probe import Probe
@@ -182,6 +183,7 @@ class Shard:
             options, self._reactor, self._hub, access, tokens, self.count, self._events, self._users
         )
         self._accounts = Accounts(self._region, self._reactor, self._outside_bytes, self.count, self._log)
+        self._lease = NodeLease(self._publisher, names.node(options.node), options.node_lease, self._log)
         self._control = Control(self._reactor, self._sessions, self._users.owner)
         self._control_names = names.control(options.node)
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
@@ -255,12 +257,14 @@ class Shard:
         return 1 if left else 0
 
     async def _say_goodbye(self) -> None:
-        """Tell other nodes that who was here is not; not for long."""
-        heard = asyncio.Event()
-        self._users.close(heard.set)
+        """Delete this shard's liveness key and the lease of the node's name; wait at most `GOODBYE_S`."""
+        deleted, released = asyncio.Event(), asyncio.Event()
+        self._users.close(deleted.set)
+        self._lease.release(released.set)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
-                await heard.wait()
+                await deleted.wait()
+                await released.wait()
 
     async def _leave(self) -> int:
         """Refuse who is in the queue, close the listener, tell everybody."""
@@ -491,6 +495,7 @@ class Shard:
         self._reactor.tick(now_ms(), wall_ms())
         self._look_at_boards()
         self._users.tick(now_s)
+        self._lease.tick(now_s)
         self._pump()
         numbers_now = self._reactor.counters()
         self._renew_gate(numbers_now["refused"])

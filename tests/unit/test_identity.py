@@ -1,0 +1,154 @@
+"""The name of a node: where it comes from, and who may have it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from wsgate.address import parse_address
+from wsgate.bus import NODE_LEASE_MS, Names
+from wsgate.errors import BackendError, SettingsError
+from wsgate.node import identity
+from wsgate.node.identity import Claim, Holder, claim_name, names_for
+
+ADDRESS = parse_address("redis://127.0.0.1:1")
+KEY = Names("wsgate").node("n")
+
+
+def test_the_configured_name_is_the_only_one() -> None:
+    assert names_for("gate-1", 8000) == ("gate-1",)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("web-7.example", "web-7.example"),
+        ("odd host\u00e9!", "odd-host"),
+        ("", "node"),
+        ("...", "node"),
+        ("x" * 300, "x" * 58),
+    ],
+)
+def test_without_a_configured_name_it_is_the_host_name_and_then_one_with_the_port(
+    host: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    assert names_for("", 65_535) == (name, f"{name}-65535")
+    assert all(len(each) <= 64 for each in names_for("", 65_535))
+
+
+def test_a_holder_is_read_back_and_this_process_lives_here() -> None:
+    here = Holder.here()
+    assert Holder.from_text(here.to_text()) == here
+    assert here.is_of_this_machine and here.lives
+
+
+def test_a_process_that_ended_and_one_that_took_its_number_are_not_the_holder() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        there = replace(Holder.here(), pid=child.pid, started=identity._started(child.pid))
+        assert there.lives
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not there.lives, "a process that waits to be reaped has ended"
+    assert not there.lives
+    assert not replace(Holder.here(), started=Holder.here().started + 1).lives
+
+
+@pytest.mark.parametrize("other", [{"boot": "another"}, {"namespace": 1}])
+def test_a_process_of_another_boot_or_namespace_is_not_judged_by_its_number(other: dict[str, object]) -> None:
+    assert not replace(Holder.here(), **other).is_of_this_machine  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "7", "[]", "{}", "null", '{"pid":"x"}', "\udcff", "{" * 1_000])
+def test_a_lease_that_is_none_of_ours_is_nobody(text: str) -> None:
+    assert Holder.from_text(text) is None
+
+
+class Lease:
+    """The lease of one name on a bus, in place of `claim_once`; its clock is the number of calls."""
+
+    def __init__(self, held: str, left_ms: list[int]) -> None:
+        self.held, self.left_ms = held, left_ms
+
+    def claim(self, address: object, key: bytes, holder: str, dead: str, timeout_s: float) -> tuple[str, int]:
+        assert key == KEY
+        if not self.held or self.held in (holder, dead) or not self.left_ms:
+            self.held = holder
+            return "", 0
+        return self.held, self.left_ms.pop(0)
+
+
+def claim(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    monkeypatch.setattr(identity, "claim_once", lease.claim)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return identity._claim_one(ADDRESS, KEY, Holder.here(), 1.0)
+
+
+ELSEWHERE = '{"boot":"another","namespace":1,"pid":1,"started":1}'
+
+
+@pytest.mark.parametrize(
+    ("held", "left_ms", "by"),
+    [
+        ("", [], None),
+        (replace(Holder.here(), started=1).to_text(), [9_000] * 3, None),  # dead: at once
+        (
+            replace(Holder.here(), pid=os.getppid(), started=identity._started(os.getppid())).to_text(),
+            [1],
+            -1,
+        ),
+        (ELSEWHERE, [9_000, 8_500, 8_000, 500, 0], None),  # nobody renews it: it expires
+        (ELSEWHERE, [9_000, 8_500, 14_900], 0),  # somebody does
+        ("not ours", [9_000, 8_500, 15_000], 0),
+        ("not ours", [9_000, 500], None),
+    ],
+)
+def test_who_gets_a_name(
+    held: str, left_ms: list[int], by: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = claim(Lease(held, left_ms), monkeypatch)
+    assert found == (os.getppid() if by == -1 else by)
+
+
+def test_a_second_node_of_this_machine_without_a_name_takes_the_one_with_its_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = {"host": 77, "host-8001": None}
+    monkeypatch.setattr(
+        identity, "_claim_one", lambda address, key, holder, timeout_s: answers[key.decode().split(":")[-1]]
+    )
+    names = ("host", "host-8001")
+    assert claim_name(names, ADDRESS, "wsgate", Holder.here(), 1.0) == "host-8001"
+    answers["host-8001"] = 78
+    with pytest.raises(SettingsError, match=r'^server.node: .* is named "host-8001" \(process 78'):
+        claim_name(names, ADDRESS, "wsgate", Holder.here(), 1.0)
+    answers["host"] = 0
+    with pytest.raises(SettingsError, match=r'is named "host" \(on another machine'):
+        claim_name(names, ADDRESS, "wsgate", Holder.here(), 1.0)
+
+
+def test_a_bus_that_does_not_answer_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> int:
+        raise BackendError("it is away", temporary=True)
+
+    monkeypatch.setattr(identity, "_claim_one", refuse)
+    assert identity._claim(("a", "b"), ADDRESS, Names("p"), Holder.here(), 1.0) == Claim(
+        "a", why="it is away"
+    )
+    assert claim_name(("a", "b"), ADDRESS, "wsgate", Holder.here(), 1.0) == "a"
+
+    def fail(*arguments: object) -> int:
+        os._exit(3)
+
+    monkeypatch.setattr(identity, "_claim_one", fail)
+    assert claim_name(("a", "b"), ADDRESS, "wsgate", Holder.here(), 1.0) == "a"
+
+
+def test_a_lease_outlives_two_renewals_that_are_late() -> None:
+    from wsgate.shard.lease import RENEW_S
+
+    assert NODE_LEASE_MS >= 3 * RENEW_S * 1000
+    assert json.loads(Holder.here().to_text())["pid"] == os.getpid()
