@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,13 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; also $WSGATE_CONFIG")
 
 
-def _configuration(options: argparse.Namespace, flags: dict[str, Any] | None = None) -> Config:
-    named = options.config or os.environ.get("WSGATE_CONFIG")
-    return load(Path(named) if named else None, os.environ, flags or {})
+def _configuration(
+    options: argparse.Namespace,
+    flags: dict[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    named = options.config or environ.get("WSGATE_CONFIG")
+    return load(Path(named) if named else None, environ, flags or {})
 
 
 # --- serve --------------------------------------------------------------------------------------------
@@ -75,6 +79,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help="port clients connect to (8000)")
     parser.add_argument("--shards", type=int, help="processes with sockets (one per usable core)")
     parser.add_argument("--redis", metavar="URL", help="the bus; without it a private one is started")
+    parser.add_argument("--admin-host", help="address of health, metrics, API and page (127.0.0.1)")
     parser.add_argument("--admin-port", type=int, help="port of health, metrics, API and page (9000)")
     parser.add_argument(
         "--dev", action="store_true", help="anonymous clients, open channels, no admin key, try page"
@@ -90,6 +95,7 @@ def _flags(options: argparse.Namespace) -> dict[str, Any]:
         ("server", "shards"): options.shards,
         ("server", "dev"): options.dev or None,
         ("bus", "url"): options.redis,
+        ("admin", "host"): options.admin_host,
         ("admin", "port"): options.admin_port,
     }
     flags: dict[str, Any] = {}
@@ -100,14 +106,20 @@ def _flags(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    config = _configuration(options, _flags(options))
     # Only here: the other commands need none of it, and start faster without.
-    from wsgate.log import set_up_logging
+    from wsgate.log import Log, set_up_logging
     from wsgate.node.build import make_plan
     from wsgate.node.keeper import Keeper
+    from wsgate.node.privacy import forbid_dumps, hide_variables
 
+    forbid_dumps()  # before anything secret is read
+    environ = dict(os.environ)  # settings are read from it again at SIGHUP
+    hide_variables(os.environ)
+    config = _configuration(options, _flags(options), environ)
     set_up_logging(level=config.log.level, is_json=config.log.format == "json")
-    plan = make_plan(config, os.environ, lambda: _configuration(options, _flags(options)))
+    plan = make_plan(config, environ, lambda: _configuration(options, _flags(options), environ))
+    if os.getuid() == 0:
+        Log("keeper").warning("runs_as_root", advice="set server.user to an ordinary user")
     print(_banner(config, plan.running, len(plan.shards)), flush=True)
     return Keeper(plan, _say_ready).run()
 
@@ -251,7 +263,7 @@ def _add_port(parser: argparse.ArgumentParser) -> None:
 
 
 def _running(options: argparse.Namespace) -> RunningGateway:
-    found = running_gateways(runtime_directory(os.environ))
+    found = running_gateways(runtime_directory(os.environ, is_only_read=True))
     if options.port is not None:
         found = [gateway for gateway in found if gateway.port == options.port]
     if not found:

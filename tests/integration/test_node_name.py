@@ -30,7 +30,7 @@ def bus(valkey: Valkey) -> Iterator[str]:
     """A bus on which no name is taken."""
     with redis.Redis.from_url(valkey.url) as client:
         client.flushall()
-    return valkey.url
+    yield valkey.url
 
 
 def name_of(gateway: Gateway) -> str:

@@ -179,9 +179,14 @@ def test_signals_that_mean_nothing_to_us_are_ignored_by_the_keeper_and_its_child
     number: signal.Signals,
 ) -> None:
     assert number not in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+    def work() -> int:
+        os.kill(os.getpid(), number)
+        return 7
+
     before = signal.signal(number, signal.SIG_IGN)
     try:
-        pid = fork_child("child", lambda: os.kill(os.getpid(), number) or 7)
+        pid = fork_child("child", work)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     finally:
         signal.signal(number, before)

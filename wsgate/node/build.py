@@ -19,6 +19,8 @@ from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
 from wsgate.node.memory import bus_share
 from wsgate.node.options import Machine, admin_options, renewable, shard_options
+from wsgate.node.privacy import forbid_dumps
+from wsgate.node.privileges import account_for, become
 from wsgate.node.runtime import (
     RunningGateway,
     RuntimeFiles,
@@ -91,11 +93,17 @@ def make_plan(config: Config, environ: Mapping[str, str], read: Callable[[], Con
 
 
 def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config], undo: ExitStack) -> Plan:
-    directory = runtime_directory(environ)
+    account = account_for(config.server.user)
+    directory = runtime_directory(environ, owner=account and (account.uid, account.gid))
     descriptors = raise_descriptor_limit()
     listeners, lock_fd = _open_listeners(config, directory, undo)
     port: int = listeners[0].getsockname()[1]
     admin_listener = _open_admin(config, undo)
+    if account is not None:
+        # Every port is bound. From here on nothing needs root, and nothing belongs to root.
+        os.fchown(lock_fd, account.uid, account.gid)
+        become(account)
+        forbid_dumps()
     bus = None
     machine = Machine(len(listeners), descriptors)
     if not config.bus.url:

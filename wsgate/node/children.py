@@ -22,6 +22,7 @@ LIVED_WELL_S: Final = 10.0
 _ENDING: Final = (signal.SIGTERM, signal.SIGCHLD)
 _TERMINAL: Final = (signal.SIGINT, signal.SIGHUP)
 """Go to every process of a terminal at once; what they mean is for the keeper to say."""
+_PR_SET_NAME: Final = 15
 _ARGUMENTS: Final = 45  # of /proc/self/stat after the name: arg_start, then arg_end. Source: proc(5)
 
 
@@ -144,9 +145,11 @@ def _be_child(name: str, work: Callable[[], int | None]) -> None:
 
 
 def name_process(name: str) -> None:
-    """What `ps -e` and `top` show; at most 15 bytes of it."""
-    with contextlib.suppress(OSError):  # no /proc: no name
-        Path("/proc/self/comm").write_text(name)
+    """What `ps -e` and `top` show; at most 15 bytes of it.
+
+    Not through /proc/self/comm, which belongs to root where the process is not dumpable.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0)
 
 
 def _rename_command_line(name: str) -> None:

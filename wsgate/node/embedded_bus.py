@@ -4,7 +4,6 @@ One code path and one set of semantics with one node or fifty. It keeps nothing 
 survive the machine belongs on a bus of its own.
 """
 
-import ctypes
 import os
 import shutil
 import signal
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from wsgate.errors import SettingsError
+from wsgate.node.privacy import end_with_parent, forbid_cores
 
 __all__ = ["EmbeddedBus", "find_server"]
 
-_PR_SET_PDEATHSIG: Final = 1
 _SOCKET_PATH_LIMIT: Final = 107  # unix(7)
 _NAME: Final = "wsgate-bus"
 _TAIL_BYTES: Final = 1_000
@@ -103,11 +102,10 @@ class EmbeddedBus:
         Every descriptor closes by itself: none that Python makes outlives an exec.
         """
         self._log.write_bytes(b"")  # what is there is of its predecessor
-        # A server cannot watch a pipe; this it cannot miss. Set before the check that the keeper is
-        # still there, so that no moment is left uncovered.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()  # a terminal's Ctrl-C ends the server before the shards have drained
-        if os.getppid() == keeper_pid:
+        forbid_cores()  # a started program is dumpable again
+        # A server cannot watch a pipe; this it cannot miss.
+        if end_with_parent(keeper_pid, signal.SIGKILL):
             os.execv(self._link, [_NAME, *self._arguments()])  # noqa: S606 - a fixed program
 
     def is_up(self) -> bool:

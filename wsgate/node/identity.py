@@ -7,7 +7,6 @@ machine sees that the former holder is dead and takes its name back at once, als
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from wsgate.bus.once import claim_once
 from wsgate.errors import BackendError, SettingsError
 from wsgate.log import Log
 from wsgate.node.children import fork_child
+from wsgate.node.privacy import end_with_parent
 
 __all__ = ["Claim", "Holder", "claim_name", "names_for"]
 
@@ -32,7 +32,6 @@ _NAME_MOST: Final = 64
 _ODD: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 _PROC: Final = Path("/proc")
 _STARTED: Final = 19  # of /proc/<pid>/stat after the name: starttime. Source: proc(5)
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +158,7 @@ def _in_a_child(
 
     def work() -> None:
         os.close(read)
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == keeper_pid:
+        if end_with_parent(keeper_pid, signal.SIGKILL):
             found = _claim(names, address, Names(prefix), holder, timeout_s)
             os.write(write, json.dumps(asdict(found)).encode())
 

@@ -61,27 +61,39 @@ def _file_of(directory: Path, port: int) -> Path:
     return directory / f"gateway-{port}.json"
 
 
-def runtime_directory(environ: Mapping[str, str]) -> Path:
+def runtime_directory(
+    environ: Mapping[str, str], *, owner: tuple[int, int] | None = None, is_only_read: bool = False
+) -> Path:
     """The directory, made when it is not there.
 
     `$RUNTIME_DIRECTORY` (systemd makes it), else `wsgate` below `$XDG_RUNTIME_DIR`, else `wsgate-<uid>`
     in the system's temporary folder.
 
+    Args:
+        environ: The environment of this process.
+        owner: User and group that it is to belong to, as root gives it; None: this process's own.
+        is_only_read: Nothing is written there: then root may look into the directory of anybody.
+
     Raises:
         SettingsError: It belongs to somebody else or others may write to it: secrets would leak.
     """
+    uid = os.getuid() if owner is None else owner[0]
     if given := environ.get("RUNTIME_DIRECTORY", "").split(":")[0]:
         directory = Path(given)
     elif base := environ.get("XDG_RUNTIME_DIR"):
         directory = Path(base) / "wsgate"
     else:
-        directory = Path(tempfile.gettempdir()) / f"wsgate-{os.getuid()}"
+        directory = Path(tempfile.gettempdir()) / f"wsgate-{uid}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
+        if owner is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+            os.chown(directory, *owner, follow_symlinks=False)
+            found = directory.lstat()
     except OSError as error:
         raise SettingsError(f"runtime directory {directory}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    is_ours = found.st_uid == uid or (is_only_read and os.getuid() == 0)
+    if not stat.S_ISDIR(found.st_mode) or not is_ours or found.st_mode & 0o022:
         raise SettingsError(
             f"runtime directory {directory}: must be a directory of yours that nobody else may write to"
         )

@@ -63,7 +63,7 @@ def read_sockets(proc: Path = _PROC) -> SocketNumbers:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="ascii", errors="replace")
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
