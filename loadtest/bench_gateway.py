@@ -121,6 +121,7 @@ class GatewayProcess:
             events=json.dumps(list(events)),
             admission="\n".join(f"{key} = {json.dumps(value)}" for key, value in (admission or {}).items()),
         )
+        config.touch(mode=0o600)  # it holds a secret
         config.write_text(text, encoding="utf-8")
         self._log = where / "log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WSGATE_")}

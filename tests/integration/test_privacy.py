@@ -136,7 +136,7 @@ def test_the_address_of_the_admin_port_is_a_flag(tmp_path: Path) -> None:
         probe.connect(("127.0.0.2", gateway.admin_port))
         assert any(f"http://127.0.0.2:{gateway.admin_port}" in line for line in gateway.lines)
     done = run_command(
-        "serve", "--dev", "--port", "0", "--admin-port", "0", "--admin-host", "0.0.0.0",  # noqa: S104
+        "serve", "--dev", "--port", "0", "--admin-port", "0", "--admin-host", "0.0.0.0",
         directory=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "admin.api_key" in done.stderr

@@ -1,8 +1,11 @@
 """The configuration: what there is, where it comes from, and what is said of mistakes."""
 
 import ast
+import contextlib
+import hashlib
 import os
 import re
+import secrets
 import subprocess
 import sys
 import tomllib
@@ -13,6 +16,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 import wsgate.config
@@ -817,7 +821,111 @@ def test_the_admin_port_needs_no_key_on_loopback(host: str) -> None:
 
 
 def test_the_admin_port_may_be_reached_with_a_key() -> None:
-    assert anonymous({"admin": {"host": "0.0.0.0", "api_key": "k"}}).admin.api_key == "k"
+    key = "0123456789abcdef"
+    assert anonymous({"admin": {"host": "0.0.0.0", "api_key": key}}).admin.api_key == key
+    assert anonymous({"admin": {"api_key": "k"}}).admin.api_key == "k", "from this machine alone"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "gateway.example", "10.0.0.7"])
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("a", "must be at least 16 bytes"),
+        ("a" * 15, "at least 16"),
+        ("a" * 64, "guessed"),
+        ("abcdefg" * 9, "guessed"),
+    ],
+)
+def test_an_api_key_that_can_be_guessed_from_outside_is_refused(host: str, key: str, said: str) -> None:
+    (line,) = mistakes({"auth": {"hmac_secret": SECRET}, "admin": {"host": host, "api_key": key}})
+    assert line.startswith("admin.api_key: ") and said in line and key not in line.partition(": ")[2].split()
+
+
+WEAK: Final = (
+    "a",
+    "ab",
+    "hunter2",
+    "12345678",
+    "password",
+    "0123456789",
+    "correct horse b",
+    "\u00e9",
+    "\u00e9a",
+)
+
+
+@pytest.mark.parametrize("text", WEAK)
+@pytest.mark.parametrize(("algorithm", "least"), [("HS256", 32), ("HS384", 48), ("HS512", 64)])
+def test_a_secret_that_is_a_short_text_over_and_over_is_refused(
+    text: str, algorithm: str, least: int
+) -> None:
+    for length in (least, least + 1, least + 7, 200):
+        secret = (text * 200)[:length]
+        keys = {"k": {"algorithm": algorithm, "secret": secret}}
+        (line,) = mistakes({"auth": {"keys": keys}})
+        assert line.startswith("auth.keys.k.secret: can be guessed") and secret not in line
+    (line,) = mistakes({"auth": {"hmac_secret": (text * 200)[:64]}})
+    assert line.startswith("auth.hmac_secret: can be guessed")
+
+
+@given(st.binary(min_size=32, max_size=64), st.sampled_from(["hex", "base64"]))
+@settings_of_hypothesis(max_examples=200)
+def test_a_secret_of_random_bytes_is_never_taken_for_weak(secret: bytes, form: str) -> None:
+    text = hashlib.sha256(secret).hexdigest() if form == "hex" else secrets.token_urlsafe(32)
+    assert load(None, {}, {"auth": {"hmac_secret": text}}).auth.hmac_secret == text
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o666, 0o606, 0o602])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[auth]\nhmac_secret = "{SECRET}"\n',
+        f'[auth]\nallow_anonymous = true\n[admin]\napi_key = "{SECRET}"\n',
+        '[auth]\nallow_anonymous = true\n[bus]\nurl = "redis://u:hunter2@host:1"\n',
+        '[auth]\nallow_anonymous = true\n[bus]\nurl = "redis://host:1"\npassword = "hunter2"\n',
+        f'[auth.keys.k]\nalgorithm = "HS256"\nsecret = "{SECRET}"\n',
+    ],
+)
+def test_a_file_with_a_secret_that_others_may_use_is_refused_like_the_file_of_a_secret(
+    toml: Callable[[str], Path], text: str, mode: int
+) -> None:
+    path = toml(text)
+    path.chmod(mode)
+    (line,) = mistakes(path=path)
+    assert str(path) in line and f"{mode:04o}" in line and "hunter2" not in line and SECRET not in line
+    (line,) = mistakes(environ={"WSGATE_CONFIG": str(path)})
+    assert str(path) in line
+    path.chmod(0o600)
+    load(path, {}, {})
+
+
+def test_a_file_without_a_secret_may_be_read_by_everybody(
+    toml: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "secret").chmod(0o600)
+    text = f'[auth]\nhmac_secret_file = "{tmp_path}/secret"\n[bus]\nurl = "redis://host:1"\n'
+    path = toml(text)
+    path.chmod(0o644)
+    assert load(path, {}, {}).auth.hmac_secret == SECRET
+
+
+@pytest.mark.parametrize(
+    "value", [SECRET, "hunter2", "s3cret", "secret words", "123456789012345678", "x" * 300]
+)
+def test_a_value_that_is_in_the_wrong_variable_is_not_repeated(value: str) -> None:
+    for path, setting in sources._schema().items():
+        if setting.kind in ("str", "secret", "secret_url", "public_key") or setting.kind.endswith("_file"):
+            continue
+        name = "WSGATE_" + "__".join("K" if key == "*" else key for key in path).upper()
+        with contextlib.suppress(SettingsError):
+            load(None, {name: value, **ALLOWED}, {})
+            continue
+        for line in mistakes(environ={name: value, **ALLOWED}):
+            if line.startswith("server.allowed_origins") or line.startswith("server.trusted_proxies"):
+                continue
+            assert value not in line and value[:8] not in line, line
+            assert not any(word in line.split() for word in value.split()), line
 
 
 @pytest.mark.parametrize(
@@ -897,7 +1005,8 @@ def test_a_key_needs_what_its_algorithm_takes_and_nothing_else(key: dict[str, st
 
 @pytest.mark.parametrize(("algorithm", "length"), [("HS256", 32), ("HS384", 48), ("HS512", 64)])
 def test_a_secret_as_long_as_the_hash_is_enough_and_bytes_count(algorithm: str, length: int) -> None:
-    key = {"algorithm": algorithm, "secret": "é" * (length // 2)}
+    letters = "éàèùâêîôûëïüçœæÿñöäßåøþðÉÀÈÙÂÊÎÔ"
+    key = {"algorithm": algorithm, "secret": letters[: length // 2]}
     assert load(None, {}, {"auth": {"keys": {"k": key}}}).auth.keys["k"].algorithm == algorithm
 
 
@@ -1045,7 +1154,7 @@ def test_a_later_source_replaces_either_form_and_the_file_is_not_read() -> None:
 def test_a_file_in_a_later_source_replaces_the_secret(
     toml: Callable[[str], Path], secret_file: Callable[..., str]
 ) -> None:
-    path = toml(f'[auth]\nhmac_secret = "{"y" * 40}"')
+    path = toml(f'[auth]\nhmac_secret = "{SECRET}, again"')
     environ = {"WSGATE_AUTH__HMAC_SECRET_FILE": secret_file(SECRET)}
     assert load(path, environ, {}).auth.hmac_secret == SECRET
 
@@ -1061,8 +1170,8 @@ def secretive() -> Config:
         {},
         {
             "auth": {
-                "hmac_secret": "hunter2" * 5,
-                "keys": {"k": {"algorithm": "HS256", "secret": "hunter2" * 6}},
+                "hmac_secret": f"hunter2 {SECRET}",
+                "keys": {"k": {"algorithm": "HS256", "secret": f"{SECRET} hunter2"}},
             },
             "admin": {"api_key": "hunter2"},
             "bus": {"url": "redis://user:hunter2@redis.example:6380/0?password=hunter2&db=0"},

@@ -20,7 +20,8 @@ block = pathlib.Path("/proc/self/environ").read_bytes()
 assert b"s3cret" not in block and b"WSGATE_" not in block, block
 assert b"KEPT=here" in block.split(b"\\0") and os.environ["KEPT"] == "here"
 assert kept["WSGATE_AUTH__HMAC_SECRET"] == "s3cret" and not any("WSGATE" in name for name in os.environ)
-child = subprocess.run([sys.executable, "-c", "import os; print(dict(os.environ))"], capture_output=True, text=True)
+show = [sys.executable, "-c", "import os; print(dict(os.environ))"]
+child = subprocess.run(show, capture_output=True, text=True)
 assert "KEPT" in child.stdout and "s3cret" not in child.stdout
 print("done")
 """

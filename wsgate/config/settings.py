@@ -73,6 +73,12 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 MASK: Final = "***"
 PROXIES_MOST: Final = 64
+SECRET_CHARACTERS_LEAST: Final = 8
+"""Different characters of a secret, at least."""
+SECRET_PERIOD_LEAST: Final = 16
+"""A secret that is a shorter text over and over is as weak as that text."""
+API_KEY_BYTES_LEAST: Final = 16
+"""Of an API key that can be tried from outside: 64 random bits in hexadecimal."""
 
 # The kinds of text that are not plain text. `masked` hides the first two; all may come from a file.
 Secret = Annotated[str, Meta(extra={"kind": "secret"})]
@@ -181,8 +187,8 @@ class Key(Section, frozen=True, kw_only=True):
 class Auth(Section, frozen=True, kw_only=True):
     """`[auth]`: who may come in."""
 
-    # Shared secret (HS256) of tokens that name no key: the simplest set-up. At least 32 bytes. Empty:
-    # only auth.keys count. Also as hmac_secret_file. Default "".
+    # Shared secret (HS256) of tokens that name no key: the simplest set-up. At least 32 bytes, and no short
+    # text over and over. Empty: only auth.keys count. Also as hmac_secret_file. Default "".
     hmac_secret: Secret = ""
 
     # Whether clients without a token may stay; they have no user and reach only channels that are open
@@ -400,8 +406,8 @@ class Admin(Section, frozen=True, kw_only=True):
     # TCP port. 0 lets the kernel choose one, for tests. 0 to 65535. Default 9000.
     port: Annotated[int, Meta(ge=0, le=65_535)] = 9000
 
-    # What callers of the API must show. Empty: nobody may call it, except in development mode. Also as
-    # api_key_file. Default "".
+    # What callers of the API must show. Empty: nobody may call it, except in development mode. At least 16
+    # bytes where host can be reached from outside. Also as api_key_file. Default "".
     api_key: Secret = ""
 
 
@@ -641,6 +647,19 @@ def _secret_faults(path: str, algorithm: str, secret: str) -> Iterator[str]:
     least, held = _SECRET_BYTES[algorithm], len(secret.encode())
     if held < least:
         yield f"{path}: must be at least {least} bytes for {algorithm}, has {held}"
+    elif _is_guessable(secret):
+        yield f"{path}: can be guessed, it repeats a few characters: make one with openssl rand -hex 32"
+
+
+def _is_guessable(secret: str) -> bool:
+    """Whether a secret is a short text over and over, or made of very few different characters.
+
+    Neither happens by chance: 32 random hexadecimal digits have fewer than 8 different ones once in 10,000
+    million times.
+    """
+    if len(set(secret)) < SECRET_CHARACTERS_LEAST:
+        return True
+    return any(secret[size:] == secret[:-size] for size in range(1, SECRET_PERIOD_LEAST))
 
 
 def _heartbeat_faults(heartbeat: Heartbeat) -> Iterator[str]:
@@ -665,6 +684,13 @@ def _admin_faults(admin: Admin) -> Iterator[str]:
         yield "admin.host: must not be empty"
     elif not admin.api_key and not _is_loopback(admin.host):
         yield f"admin.api_key: required, because admin.host {quote(admin.host)} can be reached from outside"
+    elif not _is_loopback(admin.host):
+        held = len(admin.api_key.encode())
+        if held < API_KEY_BYTES_LEAST:
+            reached = "because admin.host can be reached from outside"
+            yield f"admin.api_key: must be at least {API_KEY_BYTES_LEAST} bytes, {reached}; has {held}"
+        elif len(set(admin.api_key)) < SECRET_CHARACTERS_LEAST:
+            yield "admin.api_key: can be guessed, because it is made of very few different characters"
 
 
 def _is_loopback(host: str) -> bool:

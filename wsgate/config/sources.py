@@ -30,6 +30,8 @@ _CONFIG_VARIABLE: Final = "WSGATE_CONFIG"
 _FILE_SUFFIX: Final = "_file"
 _FILE_LIMIT_BYTES: Final = 64 * 1024  # no key is longer; /dev/zero is
 _ANY: Final = "*"  # stands for a name in a path of the schema
+_SHOWN_CHARACTERS: Final = 5
+_CUT_CHARACTERS: Final = 60  # as units.py shows a long text
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
@@ -75,8 +77,12 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
     """
     mistakes: list[str] = []
     given: _Table = {("channels", "default"): {}}
+    path = path or _named_file(environ)
+    from_file = _Reader(mistakes).tree(_parsed(path))
+    if path is not None and _holds_secret(from_file):
+        mistakes += _faults_of_mode(path)
     for source in (
-        _Reader(mistakes).tree(_parsed(path or _named_file(environ))),
+        from_file,
         _Reader(mistakes).environment(environ),
         _Reader(mistakes).tree(flags),
     ):
@@ -147,8 +153,21 @@ class _Reader:
         try:
             self._table[path] = _value(setting, _from_text(setting, raw) if variable else raw)
         except SettingsError as fault:
+            text = _without_value(str(fault), raw) if variable else str(fault)
             origin = f" (from {variable})" if variable else ""
-            self._mistakes.append(f"{dotted(*path)}: {fault}{origin}")
+            self._mistakes.append(f"{dotted(*path)}: {text}{origin}")
+
+
+def _without_value(text: str, value: str) -> str:
+    """A message about a variable without what stands in the variable: a secret may be in the wrong one.
+
+    Very short texts are shown. They are mistakes of typing, and no secret.
+    """
+    for each in sorted({value, *value.split()}, key=len, reverse=True):
+        if len(each) > _SHOWN_CHARACTERS:
+            for shown in (quote(each), quote(each[:_CUT_CHARACTERS] + "..."), each):
+                text = text.replace(shown, "something else")
+    return text
 
 
 @cache
@@ -403,6 +422,27 @@ def _check_mode(mode: int, *, is_secret: bool) -> None:
         raise SettingsError("this is not a regular file")
     if is_secret and mode & 0o077:
         raise SettingsError(f"others than its owner can use the file (mode {mode & 0o777:04o}): chmod 600 it")
+
+
+def _holds_secret(table: _Table) -> bool:
+    """Whether a secret stands in the clear in one source."""
+    for path, value in table.items():
+        kind = _schema()[pattern].kind if (pattern := _pattern(path)) else ""
+        if isinstance(value, str) and kind in ("secret", "secret_url") and masked(kind, value) != value:
+            return True
+    return False
+
+
+def _faults_of_mode(path: Path) -> Iterator[str]:
+    """A configuration file that holds a secret is judged like the file of a secret."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):  # a pipe has no other readers
+            _check_mode(mode, is_secret=True)
+    except OSError as fault:
+        yield f"{path}: {fault.strerror}"
+    except SettingsError as fault:
+        yield f"{path} holds a secret, and {fault}"
 
 
 def _missing(given: _Table) -> Iterator[str]:
