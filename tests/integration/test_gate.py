@@ -120,7 +120,7 @@ def test_the_limit_itself_is_let_in() -> None:
 
 
 def test_handshakes_in_progress_counts_undecided_and_incomplete_ones() -> None:
-    """A newcomer takes the place of the oldest incomplete head; it is refused once all wait for a decision."""
+    """A newcomer takes the place of the oldest incomplete head, until all wait for a decision."""
     with hall(limits=GateLimits(handshakes_in_progress=3), on_event=None) as bench:
         bench.dial(HEAD)
         oldest = bench.dial(HEAD[:20])

@@ -13,7 +13,18 @@ from wsgate.reactor.names import KIND_NAMES, STATE_NAMES
 OF_THE_REACTOR = (
     *KIND_NAMES,
     *(state for state in STATE_NAMES if state != "free"),
-    *("connections", "blocked", "kernel", "channels", "users", "walks", "drains", "bulk", "attention", "heads"),
+    *(
+        "connections",
+        "blocked",
+        "kernel",
+        "channels",
+        "users",
+        "walks",
+        "drains",
+        "bulk",
+        "attention",
+        "heads",
+    ),
     *("pool", "references"),
 )
 OF_A_CONNECTION = (
