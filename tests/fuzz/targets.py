@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from tests.fuzz.frames import FramesTarget
 from tests.fuzz.mutation import mutate
 from tests.fuzz.pushes import PushesTarget
+from tests.fuzz.tokens import TokensTarget
 from tests.support.reactor_fuzz import Fuzz
 from tests.unit.test_handshake import BROWSER_HEAD
 from wsgate.bus import decode_publication
@@ -140,5 +141,6 @@ TARGETS: Final[dict[str, Callable[[], Target]]] = {
     "pushes": PushesTarget,
     "commands": lambda: Pure(_commands(), check_command),
     "publications": lambda: Pure(_publications(), check_publication),
+    "tokens": TokensTarget,
     "reactor": Reactor,
 }
