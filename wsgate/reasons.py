@@ -74,6 +74,7 @@ class Reason(IntEnum):
     USER_CONNECTIONS = 45
     REPLACED = 46
     HEAD_DISPLACED = 47  # belongs to those refused over HTTP
+    TOKEN_NOT_YET_VALID = 48
 
 
 class ReasonEntry(NamedTuple):
@@ -141,6 +142,7 @@ _ROWS: Final = (
         408,
         "the request head was incomplete when its place was needed for a newer handshake",
     ),
+    ReasonEntry(Reason.TOKEN_NOT_YET_VALID, 4005, 0, "the token is not valid yet: come back when it is"),
 )
 
 REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support.browser import find_chromium, running_browser
 from tests.support.frames import TEXT, client_frame
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import Answer, Ending, RawClient, bearer, request
 from tests.support.siege import AUDIENCE, SECRET, besieged, configured_gateway, fresh_counters, make_token
 
@@ -274,7 +274,6 @@ BAD_TOKENS: Final[dict[str, Callable[[RSAPrivateKey], str]]] = {
     "another secret": lambda _: make_token(secret=SECRET + "x"),
     "wrong audience": lambda _: make_token(aud="watches"),
     "no audience": lambda _: make_token(aud=None),
-    "not yet": lambda _: make_token(nbf=int(time.time()) + 600),
     "no exp": lambda _: make_token(exp=None),
     "no sub": lambda _: make_token(sub=None),
     "a channel token": lambda _: make_token(channel="open:1"),
@@ -347,6 +346,36 @@ def test_s18_an_expired_token_comes_back_with_a_fresh_one(
 ) -> None:
     closed, _ = ending(gateway, carry, make_token(ttl_s=-1))
     assert (closed.code, closed.bye["reason"], closed.bye["reconnect"]) == (4001, "token_expired", True)
+
+
+@pytest.mark.parametrize("carry", LATE_CARRIERS)
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+def test_a_token_that_is_not_valid_yet_is_told_to_come_back_when_it_is(
+    gateway: Gateway, carry: Callable[[RawClient, str], None], claim: str
+) -> None:
+    closed, _ = ending(gateway, carry, make_token(**{claim: int(time.time()) + 600}))
+    message, bye = closed.messages
+    assert (message["error"], closed.code) == ("unauthorized", 4005)
+    assert (bye["reason"], bye["reconnect"]) == ("token_not_yet_valid", True)
+    assert 500_000 < bye["retry_ms"] <= 603_000
+    assert message["retry_ms"] == bye["retry_ms"]
+
+
+def test_a_token_that_is_not_valid_yet_is_503_in_the_header_and_101_when_it_is(gateway: Gateway) -> None:
+    answer = ask(gateway, request(headers=[bearer(make_token(nbf=int(time.time()) + 600))]))
+    assert answer.status == 503
+    assert 500 < int(answer.headers["retry-after"]) <= 606
+    soon_s = int(time.time()) + 2
+    soon = make_token(nbf=soon_s)
+    assert ask(gateway, request(headers=[bearer(soon)])).status == 503
+    wait_until("its time has come", lambda: time.time() >= soon_s, 10)
+    assert ask(gateway, request(headers=[bearer(soon)])).status == 101
+
+
+def test_a_token_of_an_issuer_whose_clock_is_a_little_ahead_is_let_in(gateway: Gateway) -> None:
+    for ahead_s in (0.4, 5):
+        token = make_token(iat=time.time() + ahead_s)
+        assert ask(gateway, request(headers=[bearer(token)])).status == 101
 
 
 @pytest.mark.parametrize("value", ["Bearer", "Bearer ", "bearer", "Bearer \t", "Bearer a b"])

@@ -67,6 +67,7 @@ ELSEWHERE: Final = {
     "refused_memory": "needs a crowd: tests/attack/test_gateway_memory.py",
     "shed": "likewise",
     "key_awaited": "needs an issuer: tests/integration/test_key_set.py",
+    "token_not_yet_valid": "tests/attack/test_gateway_doors.py",
     "kicked": "by a backend: tests/integration/test_control.py",
     "invalid_deflate": "needs compression: tests/unit/test_inflating.py",
     "head_refused": "shown by the name of each refusal: tests/attack/test_gateway_refusals.py",

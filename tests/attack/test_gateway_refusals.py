@@ -36,6 +36,7 @@ HEADS: Final = {
     "bad_query": request("/ws?" + "&".join(["ch=open:1"] * 100)),
     "forbidden_origin": request(headers=[("Origin", "http://evil.example")]),
     "invalid_token": request(headers=[bearer("x")]),
+    "token_not_yet_valid": request(headers=[bearer(make_token(nbf=4_000_000_000, exp=4_000_000_001))]),
     "no_common_subprotocol": request(headers=[("Sec-WebSocket-Protocol", "mqtt")]),
     "unknown_path": request("/elsewhere"),
 }

@@ -133,7 +133,7 @@ def _value(dice: random.Random) -> Any:
             {"a": 1},
             CHANNEL,
             int(NOW_S),
-            NOW_S + dice.choice((-10, -1, -0.25, 0, 0.25, 1, 5, 6, 10)),
+            NOW_S + dice.choice((-10, -1, -0.25, 0, 0.25, 1, 5, 6, 10, 60, 61)),
         )
     )
 

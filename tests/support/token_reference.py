@@ -110,8 +110,8 @@ class Oracle:
         for name in ("exp", "nbf", "iat"):
             is_number = isinstance(claims.get(name, 0), int | float)
             self._need(is_number and not isinstance(claims.get(name), bool), name)
-        for name in ("nbf", "iat"):
-            self._need(claims.get(name, 0) <= now_s + self.leeway_s, name)
+        self._need(claims.get("nbf", 0) <= now_s + self.leeway_s, "nbf")
+        self._need(claims.get("iat", 0) <= now_s + max(self.leeway_s, 60), "iat")
         if "exp" not in claims:
             self._need(not needs_exp, "exp")
             return 0

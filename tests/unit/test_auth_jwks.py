@@ -163,6 +163,32 @@ def test_a_key_that_was_just_published_is_awaited_once_and_then_known_or_not() -
     assert bench.counts["keys_wanted"] == 2
 
 
+def test_before_the_first_set_a_token_without_kid_awaits_its_key_and_then_has_it_or_not() -> None:
+    """A set of one key serves tokens that name none, so that such a token is early, not wrong."""
+    bench = Bench()
+    bench.tokens.renew((), TokenPolicy(issuer=ISSUER), 100)
+    nameless = EC.token(kid=None)
+    assert kid_of(nameless) is None
+    assert bench.fault(nameless) == "awaited_key"
+    bench.fetch(EC)
+    assert bench.fault(nameless) == ""
+    bench.fetch(EC, ED)
+    assert bench.fault(nameless) == "unknown_key", "with two keys a token must name one"
+
+
+def test_a_channel_token_whose_key_is_not_there_yet_awaits_it_as_a_connection_token_does() -> None:
+    bench = Bench()
+    token = EC.token(channel="chat:42")
+    bench.fetch(ED)
+    for _ in range(2):
+        with pytest.raises(TokenError) as refused:
+            bench.tokens.channel(token, "chat:42", "42", time.time() + 1)
+        assert refused.value.is_awaited
+    assert (bench.counts["keys_wanted"], bench.counts["tokens_refused"]) == (1, 2)
+    bench.fetch(ED, EC)
+    assert bench.tokens.channel(token, "chat:42", "42", time.time() + 1).channel == "chat:42"
+
+
 def test_without_a_key_set_nothing_is_awaited() -> None:
     bench = Bench(is_fetching=False)
     assert not bench.tokens.is_awaiting

@@ -36,7 +36,7 @@ from wsgate.auth import (
     Verifier,
     make_key,
 )
-from wsgate.auth.tokens import EXPIRY_LIMIT_S, TOKEN_LIMIT_BYTES
+from wsgate.auth.tokens import EXPIRY_LIMIT_S, RETRY_LIMIT_S, TOKEN_LIMIT_BYTES
 from wsgate.errors import PeerError, SettingsError
 from wsgate.reasons import Reason
 
@@ -85,6 +85,9 @@ def forge(header: Any, payload: Any, secret: bytes = SECRET, algorithm: str = "H
     return signed + b"." + encoded(hmac.digest(secret, signed, HASHES[algorithm]))
 
 
+REASON_OF = {"expired": Reason.TOKEN_EXPIRED, "not_yet_valid": Reason.TOKEN_NOT_YET_VALID}
+
+
 def fault_of(call: Callable[[], object]) -> str:
     """How a token is refused; every refusal has its reason and one of two messages."""
     with pytest.raises(TokenError) as refusal:
@@ -93,7 +96,9 @@ def fault_of(call: Callable[[], object]) -> str:
     assert isinstance(error, PeerError)
     assert error.fault in FAULTS
     assert error.is_expired is (error.fault == "expired")
-    assert error.reason is (Reason.TOKEN_EXPIRED if error.is_expired else Reason.INVALID_TOKEN)
+    assert error.is_early is (error.fault == "not_yet_valid")
+    assert error.reason is REASON_OF.get(error.fault, Reason.INVALID_TOKEN)
+    assert error.retry_s >= 0 and (error.is_early or not error.retry_s)
     assert str(error) == ("the token has expired" if error.is_expired else "the token is not valid")
     assert error.__cause__ is None
     return error.fault
@@ -353,10 +358,47 @@ def test_s18_an_expired_token_is_refused(exp: float) -> None:
     assert claims_fault(exp=exp) == "expired"
 
 
-@pytest.mark.parametrize("claim", ["nbf", "iat"])
-@pytest.mark.parametrize("start", [int(NOW) + 1, NOW + 0.25, 1e300, 10**300])
-def test_s18_a_token_of_the_future_is_refused(claim: str, start: float) -> None:
+@pytest.mark.parametrize(
+    ("claim", "start"),
+    [
+        *(("nbf", start) for start in (int(NOW) + 1, NOW + 0.25, 1e300, 10**300)),
+        *(("iat", start) for start in (int(NOW) + 61, NOW + 60.25, 1e300, 10**300, NOW * 1000)),
+    ],
+)
+def test_s18_a_token_of_the_future_is_refused_as_not_yet_valid(claim: str, start: float) -> None:
     assert claims_fault(**{claim: start}) == "not_yet_valid"
+
+
+@pytest.mark.parametrize("ahead_s", [0.25, 0.4, 1, 5, 60])
+@pytest.mark.parametrize("leeway_s", [0, 5])
+def test_an_iat_of_a_clock_that_is_ahead_is_accepted(ahead_s: float, leeway_s: int) -> None:
+    token = sign({**CLAIMS, "iat": NOW + ahead_s})
+    assert verifier(leeway_s=leeway_s).verify_connection(token, now_s=NOW).user == "42"
+
+
+@pytest.mark.parametrize(
+    ("claim", "start", "leeway_s", "retry_s"),
+    [
+        ("nbf", NOW + 0.25, 0, 0.25),
+        ("nbf", NOW + 60, 0, 60),
+        ("nbf", NOW + 60, 10, 50),
+        ("iat", NOW + 75, 0, 15),
+        ("iat", NOW + 200, 120, 80),
+        ("nbf", 1e300, 0, RETRY_LIMIT_S),
+        ("nbf", 10**300, 5, RETRY_LIMIT_S),
+        ("iat", NOW * 1000, 0, RETRY_LIMIT_S),
+    ],
+)
+def test_a_token_that_is_not_valid_yet_says_when_it_is(
+    claim: str, start: float, leeway_s: int, retry_s: float
+) -> None:
+    judge = verifier(leeway_s=leeway_s)
+    token = sign({**CLAIMS, "exp": 10**301, claim: start})
+    with pytest.raises(TokenError) as refused:
+        judge.verify_connection(token, now_s=NOW)
+    assert refused.value.retry_s == pytest.approx(retry_s)
+    if retry_s < RETRY_LIMIT_S:
+        assert judge.verify_connection(token, now_s=NOW + retry_s).user == "42"
 
 
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
@@ -381,11 +423,14 @@ def test_s18_a_time_that_is_not_finite_is_refused(claim: str, literal: str) -> N
 
 def test_leeway_moves_every_limit_and_no_further() -> None:
     judge = verifier(leeway_s=10)
-    for good in ({"exp": NOW - 9.75}, {"nbf": NOW + 10}, {"iat": NOW + 10}):
+    for good in ({"exp": NOW - 9.75}, {"nbf": NOW + 10}, {"iat": NOW + 60}):
         assert judge.verify_connection(sign({**CLAIMS, **good}), now_s=NOW).user == "42"
     assert fault(sign({**CLAIMS, "exp": NOW - 10}), judge) == "expired"
     assert fault(sign({**CLAIMS, "nbf": NOW + 10.25}), judge) == "not_yet_valid"
-    assert fault(sign({**CLAIMS, "iat": NOW + 10.25}), judge) == "not_yet_valid"
+    assert fault(sign({**CLAIMS, "iat": NOW + 60.25}), judge) == "not_yet_valid"
+    generous = verifier(leeway_s=120)
+    assert generous.verify_connection(sign({**CLAIMS, "iat": NOW + 120}), now_s=NOW).user == "42"
+    assert fault(sign({**CLAIMS, "iat": NOW + 120.25}), generous) == "not_yet_valid"
 
 
 def test_a_negative_leeway_is_refused() -> None:

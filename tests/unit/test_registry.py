@@ -390,6 +390,7 @@ NOT_FOUND_BY_THE_REACTOR = {
     Reason.KICKED,
     Reason.USER_CONNECTIONS,
     Reason.REPLACED,
+    Reason.TOKEN_NOT_YET_VALID,
     Reason.OUT_OF_MEMORY,  # needs malloc to fail
 }
 

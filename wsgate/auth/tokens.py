@@ -15,6 +15,11 @@ Rules:
   CVE-2026-32597).
 - One message for every fault but expiry, whose cure is a fresh token. A token is called expired only
   when nothing else is wrong with it. `fault` tells more, for counters and tests, never to a peer.
+- A passing fault is never answered as a final one. A token whose key is still to be fetched, or whose time
+  has not come, is refused with a reason that tells its bearer to come back.
+- `iat` tells a token's age and is no reason to refuse it (RFC 7519 section 4.1.6), because the clocks of
+  issuer and gateway differ. Only an `iat` more than `IAT_AHEAD_S` ahead is refused, as not yet valid:
+  otherwise a token from the future could never be revoked.
 - Equal claim names twice: the last one counts, as in PyJWT.
 
 Source: RFC 7515, RFC 7519, RFC 8725; protocols/client/v1/spec.md, "Tokens".
@@ -61,6 +66,11 @@ NAMES_LIMIT: Final = 128
 EXPIRY_LIMIT_S: Final = 2**32 - 1
 """The latest expiry there is, in the year 2106: later ones are brought forward, to fit 32 bits."""
 
+IAT_AHEAD_S: Final = 60
+"""How far `iat` may lie in the future, in seconds, however small the leeway is."""
+RETRY_LIMIT_S: Final = 3_600
+"""Longest time, in seconds, after which a bearer is told to come back."""
+
 FAULTS: Final = (
     "too_large",
     "malformed",
@@ -98,6 +108,7 @@ _REASONS: Final = {
     "expired": Reason.TOKEN_EXPIRED,
     "revoked": Reason.TOKEN_EXPIRED,
     "awaited_key": Reason.KEY_AWAITED,
+    "not_yet_valid": Reason.TOKEN_NOT_YET_VALID,
 }
 
 
@@ -106,13 +117,16 @@ class TokenError(PeerError):
 
     Attributes:
         fault: One of `FAULTS`. For counters and tests; a peer must not learn it.
+        retry_s: When the token is valid, in seconds from now, 0 to `RETRY_LIMIT_S`; only with the fault
+            `not_yet_valid`.
     """
 
-    def __init__(self, fault: str) -> None:
+    def __init__(self, fault: str, *, retry_s: float = 0.0) -> None:
         reason = _REASONS.get(fault, Reason.INVALID_TOKEN)
         text = "the token has expired" if self._is_over(fault) else "the token is not valid"
         super().__init__(reason, text)
         self.fault = fault
+        self.retry_s = retry_s
 
     @property
     def is_expired(self) -> bool:
@@ -125,8 +139,13 @@ class TokenError(PeerError):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether it names a key that may be fetched in a moment: the same token may be valid then."""
+        """Whether the token's key may be fetched in a moment: the same token may be valid then."""
         return self.fault == "awaited_key"
+
+    @property
+    def is_early(self) -> bool:
+        """Whether the token's time has not come: the same token is valid in `retry_s`."""
+        return self.fault == "not_yet_valid"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +155,8 @@ class TokenPolicy:
     Args:
         audience: Must be in `aud`; "": `aud` is not looked at.
         issuer: Must be `iss`; "": `iss` is not looked at.
-        leeway_s: How far clocks may be apart, >= 0.
+        leeway_s: How far clocks may be apart when `exp` and `nbf` are judged, >= 0; for `iat` at least
+            `IAT_AHEAD_S`.
         require_exp: Whether a token for a connection must expire; one for a channel always must.
 
     Raises:
@@ -344,14 +364,21 @@ class Verifier:
         leeway_s = self._policy.leeway_s
         if claims.exp is UNSET and needs_exp:
             raise TokenError("bad_claims")
-        for start_s in (claims.nbf, claims.iat):
-            if start_s is not UNSET and start_s - leeway_s > now_s:
-                raise TokenError("not_yet_valid")
+        if claims.nbf is not UNSET:
+            _check_start(claims.nbf - leeway_s, now_s)
+        if claims.iat is not UNSET:
+            _check_start(claims.iat - max(leeway_s, IAT_AHEAD_S), now_s)
         if claims.exp is UNSET:
             return 0
         if claims.exp + leeway_s <= now_s:
             raise TokenError("expired")
         return max(1, min(int(claims.exp), EXPIRY_LIMIT_S))
+
+
+def _check_start(start_s: Number, now_s: float) -> None:
+    if start_s > now_s:
+        # `min` comes first: an integer of 300 digits cannot be subtracted from a float.
+        raise TokenError("not_yet_valid", retry_s=min(start_s, now_s + RETRY_LIMIT_S) - now_s)
 
 
 def _check_revoked(claims: _Claims, revoked: Mapping[str, float]) -> None:

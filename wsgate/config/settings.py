@@ -206,7 +206,9 @@ class Auth(Section, frozen=True, kw_only=True):
     issuer: str = ""
 
     # How far the issuer's clock may differ from ours when `exp` and `nbf` are judged. Zero, because
-    # machines keep time today. Duration, 0s to 5m. Default "0s".
+    # machines keep time today. `iat` may lie up to a minute ahead of our clock whatever this is, because it
+    # only tells a token's age. A token that is not valid yet is told to come back. Duration, 0s to 5m.
+    # Default "0s".
     leeway_ms: Annotated[int, _duration("0", "5m")] = field(default=0, name="leeway")
 
     # Whether a token must have `exp`. A token without it works for ever once it leaks. Default true.

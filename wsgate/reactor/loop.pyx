@@ -41,8 +41,8 @@ from wsgate.reactor.structs cimport (
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
     Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
-    HEAD_DISPLACED, POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
-    STATE_FAILING, STATE_HEAD, STATE_OPEN, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
+    POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
+    STATE_FAILING, STATE_HEAD, STATE_OPEN, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
     WANT_OUT,
 )
 from wsgate.reactor.table cimport (
@@ -80,7 +80,7 @@ ENUMERATIONS = {
     "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
     "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
     "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
-    "reason_last": HEAD_DISPLACED, "user_link_bytes": sizeof(UserLink), "has_exact_blocks": memory_is_exact(),
+    "reason_last": TOKEN_NOT_YET_VALID, "user_link_bytes": sizeof(UserLink), "has_exact_blocks": memory_is_exact(),
 }
 
 

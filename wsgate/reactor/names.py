@@ -55,6 +55,7 @@ REASON_NAMES: Final = (
     "user_connections",
     "replaced",
     "head_displaced",
+    "token_not_yet_valid",
 )
 COUNTER_NAMES: Final = (
     "accepted",

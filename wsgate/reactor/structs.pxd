@@ -148,6 +148,7 @@ cdef enum Reason:
     USER_CONNECTIONS
     REPLACED
     HEAD_DISPLACED
+    TOKEN_NOT_YET_VALID
     REASONS
 
 # The numbers of wsgate/reactor/events.py.

@@ -128,8 +128,8 @@ class Commands:
         sessions = self._sessions
         try:
             fresh = sessions.tokens.connection(command.token, time.time())
-        except TokenError:
-            sessions.error(conn, dialect, "unauthorized", id=command.id)
+        except TokenError as error:
+            sessions.token_error(conn, dialect, error, id=command.id)
             return
         if fresh.user != member.user:
             sessions.error(conn, dialect, "permission_denied", id=command.id)
@@ -153,19 +153,16 @@ class Commands:
         name = sessions.name_of(member, command.ch)
         fault = "bad_request" if name is None or name.startswith(b"@") else None
         if fault is None:
-            fault = self._judge_channel_token(member, command.ch, command.token)
+            try:
+                sessions.tokens.channel(command.token, command.ch, member.user, time.time())
+            except TokenError as error:
+                sessions.token_error(conn, dialect, error, id=command.id, channel=command.ch)
+                return
+            fault = sessions.access.may_subscribe(member, command.ch, has_channel_token=True)
         if fault or name is None:
             sessions.error(conn, dialect, fault or "bad_request", id=command.id, channel=command.ch)
             return
         sessions.join(conn, dialect, name, command.id, position=command.position)
-
-    def _judge_channel_token(self, member: Member, channel: str, token: str) -> str | None:
-        """The error's name, or None: the token opens this channel to this user."""
-        try:
-            self._sessions.tokens.channel(token, channel, member.user, time.time())
-        except TokenError:
-            return "unauthorized"
-        return self._sessions.access.may_subscribe(member, channel, has_channel_token=True)
 
     def _unsubscribe(
         self, conn: int, dialect: Dialect, member: Member, command: commands.Unsubscribe

@@ -150,12 +150,20 @@ class Front:
             # "Bearer" with nothing behind it is a bad token: who meant to show one is not anonymous.
             entry.identity = self._tokens.connection(token.strip(), now_s)
         except TokenError as error:
-            return _key_awaited() if error.is_awaited else _INVALID_TOKEN
+            return _refusal_of(error)
         entry.late_token = None
         return entry
 
 
-def _key_awaited() -> handshake.Refusal:
-    """The token names a key that is being fetched: the same token may be good in a moment."""
-    retry_after_s = random.randint(1, AWAITED_MOST_S)  # noqa: S311 - spreading, not secrecy
-    return handshake.refusal(503, "key_awaited", retry_after_s=retry_after_s)
+def _refusal_of(error: TokenError) -> handshake.Refusal:
+    """What a program is answered whose token in the header is refused.
+
+    A passing fault is a 503 with Retry-After, because the same token is good later and programs take a 401
+    as final. Only tokens with a good signature, or while keys are fetched, get that far.
+    """
+    spread_s = random.randint(1, AWAITED_MOST_S)  # noqa: S311 - spreading, not secrecy
+    if error.is_awaited:
+        return handshake.refusal(503, "key_awaited", retry_after_s=spread_s)
+    if error.is_early:
+        return handshake.refusal(503, "token_not_yet_valid", retry_after_s=int(error.retry_s) + spread_s)
+    return _INVALID_TOKEN

@@ -24,6 +24,7 @@ SHARD_REFUSALS: Final = {
     "invalid_token": 401,
     "key_awaited": 503,
     "no_common_subprotocol": 400,
+    "token_not_yet_valid": 503,
     "too_many_unauthenticated": 503,
     "unknown_path": 404,
     "unserved": 503,

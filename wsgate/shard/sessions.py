@@ -6,6 +6,7 @@ way: a welcome or a subscription that waits for the bus, what a client without a
 that made no sense, a Close that is on its way.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,14 @@ def now_ms() -> int:
 def wall_ms() -> int:
     """The wall clock in milliseconds since 1970: what tokens are dated with."""
     return time.time_ns() // 1_000_000
+
+
+def _retry_ms_of(error: TokenError) -> int | None:
+    """When the bearer of a token may show the same token again, in milliseconds; None: never."""
+    if error.is_early:
+        spread_ms = random.randint(0, RETRY_MS)  # noqa: S311 - spreading, not secrecy
+        return math.ceil(error.retry_s * 1000) + spread_ms
+    return RETRY_MS if error.is_awaited else None
 
 
 def comes_back(close_code: int) -> bool:
@@ -223,8 +232,8 @@ class Sessions:
         except TokenError as error:
             # Until it is gone it is one of those who have shown nothing, by whatever way it came.
             self.unauthenticated.setdefault(conn, NOTHING_SHOWN)
-            self.error(conn, dialect, "unauthorized", id=showing.id)
-            self.end(conn, dialect, Reason(error.reason))
+            retry_ms = self.token_error(conn, dialect, error, id=showing.id)
+            self.end(conn, dialect, Reason(error.reason), retry_ms=retry_ms or RETRY_MS)
             return
         self.welcome(conn, dialect, identity, showing)
 
@@ -507,6 +516,20 @@ class Sessions:
         if channel is not None and channel != "@me" and not is_channel(channel):
             channel = None
         self.reactor.send(conn, dialect.error(name, id=id, ch=channel, retry_ms=retry_ms), dialect.opcode)
+
+    def token_error(
+        self,
+        conn: int,
+        dialect: Dialect,
+        fault: TokenError,
+        *,
+        id: int | None = None,
+        channel: str | None = None,
+    ) -> int | None:
+        """Send `err` for a refused token. What comes back is the time until it may be shown again, in ms."""
+        retry_ms = _retry_ms_of(fault)
+        self.error(conn, dialect, "unauthorized", id=id, channel=channel, retry_ms=retry_ms)
+        return retry_ms
 
     # --- ending ---------------------------------------------------------------------------------------
 

@@ -117,10 +117,7 @@ class Tokens:
         try:
             identity = self._verifier.verify_connection(token, now_s=now_s, revoked=self._revoked)
         except TokenError as error:
-            self._count("tokens_refused", 1)
-            if error.fault == "unknown_key" and self._is_wanted(token):
-                raise TokenError("awaited_key") from None
-            raise
+            raise self._refused(token, error) from None
         self._count("tokens_verified", 1)
         if cache is not None:
             cache.put(token, identity, now_s)
@@ -132,21 +129,30 @@ class Tokens:
             grant = self._verifier.verify_channel(
                 token, channel=channel, user=user, now_s=now_s, revoked=self._revoked
             )
-        except TokenError:
-            self._count("tokens_refused", 1)
-            raise
+        except TokenError as error:
+            raise self._refused(token, error) from None
         self._count("tokens_verified", 1)
         return grant
 
-    def _is_wanted(self, token: str) -> bool:
-        """Whether an unknown key may come with the next fetch: then it is asked for.
+    def _refused(self, token: str, error: TokenError) -> TokenError:
+        """Count a refusal. What is raised: another error when the key may still be fetched."""
+        if error.fault == "unknown_key" and self._is_wanted(token):
+            error = TokenError("awaited_key")
+        self._count("tokens_refused", 1)
+        return error
 
-        A key that two fetches later is not there is unknown: the first may have been under way already when
-        it was asked for.
+    def _is_wanted(self, token: str) -> bool:
+        """Whether the next fetch may bring an unknown key; if so, ask for a fetch.
+
+        A key that is still missing two fetches later is unknown for good: the first fetch may have been under
+        way already when the key was asked for. Before the first fetch any key may come, also the one for
+        tokens that name none.
         """
-        kid = kid_of(token)
-        if not self._is_fetching or kid is None:
+        if not self._is_fetching:
             return False
+        kid = kid_of(token)
+        if kid is None:
+            return self.is_awaiting
         fetches, asked = self._unknown.get(kid, (-1, 0))
         if fetches == self._fetches:
             return True

@@ -1,0 +1,92 @@
+"""What a client is told about a refused token: a passing fault comes back, a final one does not."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final, cast
+
+import pytest
+
+from tests.support.rig import Peer
+from tests.unit.test_sessions import Shard
+from wsgate.auth import FAULTS, NO_PERMISSIONS, ChannelGrant, Identity, TokenError
+from wsgate.reasons import REASONS, Reason
+from wsgate.shard.sessions import RETRY_MS, comes_back
+from wsgate.shard.tokens import Tokens
+
+PASSING: Final = {"awaited_key", "not_yet_valid"}
+"""The same token is good later."""
+FRESH: Final = {"expired", "revoked"}
+"""A fresh token is good."""
+RETRY_S: Final = 90.5
+
+
+class Refusing:
+    """Tokens that are refused with the fault they name; any other token is its user."""
+
+    def connection(self, token: str, now_s: float) -> Identity:
+        if token in FAULTS:
+            raise TokenError(token, retry_s=RETRY_S if token == "not_yet_valid" else 0.0)
+        return Identity(token, NO_PERMISSIONS, 0)
+
+    def channel(self, token: str, channel: str, user: str, now_s: float) -> ChannelGrant:
+        self.connection(token, now_s)
+        return ChannelGrant(user, channel, 0)
+
+
+@pytest.fixture
+def shard() -> Iterator[Shard]:
+    made = Shard()
+    made.sessions.tokens = cast(Tokens, Refusing())
+    yield made
+    made.rig.close()
+
+
+def told(shard: Shard, peer: Peer) -> list[dict[str, Any]]:
+    """All text that a client was sent, whole."""
+    shard.hub.tidy()
+    shard.rig.turn()
+    return [json.loads(frame.payload) for frame in peer.frames() if frame.opcode == 1]
+
+
+def is_wait_until_valid(retry_ms: int) -> bool:
+    return RETRY_S * 1000 <= retry_ms <= RETRY_S * 1000 + RETRY_MS
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_passing_fault_closes_with_a_code_that_comes_back_and_a_final_one_does_not(
+    fault: str, shard: Shard
+) -> None:
+    peer = shard.enter(fault)
+    error, bye = told(shard, peer)
+    assert (error["op"], error["code"], error["error"]) == ("err", 401, "unauthorized")
+    assert bye["op"] == "bye"
+    is_back = fault in PASSING | FRESH
+    assert bye["reconnect"] is is_back is comes_back(bye["code"])
+    assert ("retry_ms" in bye) is is_back
+    assert ("retry_ms" in error) is (fault in PASSING)
+    assert bye["code"] == REASONS[Reason[bye["reason"].upper()]].close_code
+    assert (4000 <= bye["code"] < 4500) is is_back
+    if fault == "not_yet_valid":
+        assert is_wait_until_valid(bye["retry_ms"]) and bye["retry_ms"] == error["retry_ms"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("op", ["refresh", "sub"])
+def test_a_command_with_a_refused_token_says_whether_the_same_token_is_good_later(
+    fault: str, op: str, shard: Shard
+) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    told(shard, peer)
+    channel = {"ch": "chat:42"} if op == "sub" else {}
+    shard.say(peer, {"op": op, "id": 7, "token": fault} | channel)
+    (error,) = told(shard, peer)
+    assert (error["error"], error["id"], error.get("ch")) == ("unauthorized", 7, channel.get("ch"))
+    assert ("retry_ms" in error) is (fault in PASSING)
+    if fault == "not_yet_valid":
+        assert is_wait_until_valid(error["retry_ms"])
+
+
+def test_bearers_of_early_tokens_come_back_spread(shard: Shard) -> None:
+    waits = {told(shard, shard.enter("not_yet_valid"))[-1]["retry_ms"] for _ in range(20)}
+    assert len(waits) > 10
