@@ -95,18 +95,21 @@ class Oracle:
         return user
 
     def _names(self, claims: dict[str, Any], name: str) -> list[str]:
-        found = claims.get(name, [])
+        found = claims.get(name)
+        if found is None:
+            return []
         self._need(isinstance(found, list) and len(found) <= 128, name)
         self._need(all(isinstance(each, str) for each in found), name)
         return list(found)
 
     def _times(self, claims: dict[str, Any], now_s: float, *, needs_exp: bool) -> int:
-        audience, issuer = claims.get("aud", []), claims.get("iss", "")
-        named = [audience] if isinstance(audience, str) else audience
-        self._need(isinstance(named, list) and all(isinstance(each, str) for each in named), "aud")
-        self._need(isinstance(issuer, str), "iss")
-        self._need(not self.audience or self.audience in named, "aud")
-        self._need(not self.issuer or issuer == self.issuer, "iss")
+        if self.audience:
+            named = claims.get("aud")
+            self._need(isinstance(named, str | list), "aud")
+            named = [named] if isinstance(named, str) else named
+            self._need(all(isinstance(each, str) for each in named) and self.audience in named, "aud")
+        self._need(not self.issuer or claims.get("iss") == self.issuer, "iss")
+        claims = {name: value for name, value in claims.items() if value is not None}
         for name in ("exp", "nbf", "iat"):
             is_number = isinstance(claims.get(name, 0), int | float)
             self._need(is_number and not isinstance(claims.get(name), bool), name)

@@ -216,8 +216,14 @@ class ChannelGrant(msgspec.Struct, frozen=True, gc=False):
     expires_at_s: int
 
 
+_NULL: Final = msgspec.Raw(b"null")
+
+
 class _Header(msgspec.Struct):
-    """What counts of a header, before anything is verified."""
+    """What counts of a header, before anything is verified.
+
+    A member that is null is ill-typed here: PyJWT refuses null as `kid` and as `crit`.
+    """
 
     alg: str = ""
     kid: str | UnsetType = UNSET
@@ -225,25 +231,31 @@ class _Header(msgspec.Struct):
     b64: bool = True
 
 
-class _Claims(msgspec.Struct):
-    """What counts of a payload. UNSET rather than None: a claim that is null is ill-typed."""
+class _Claims(msgspec.Struct, gc=False):
+    """What counts of a payload. A claim that is null counts as one that is not there.
 
-    sub: str = ""
-    exp: Number | UnsetType = UNSET
-    nbf: Number | UnsetType = UNSET
-    iat: Number | UnsetType = UNSET
-    aud: str | list[str] | UnsetType = UNSET
-    iss: str | UnsetType = UNSET
+    The exception is `channel`: a token that has it, even as null, was not made to open connections.
+    `aud` and `iss` are looked at only where the operator set them; elsewhere their types do not matter.
+    """
+
+    sub: str | None = None
+    exp: Number | None = None
+    nbf: Number | None = None
+    iat: Number | None = None
+    aud: msgspec.Raw = _NULL
+    iss: msgspec.Raw = _NULL
     channel: str | UnsetType = UNSET
-    channels: Names = []  # msgspec gives each struct its own list
-    subscribe: Names = []
-    publish: Names = []
+    channels: Names | None = None
+    subscribe: Names | None = None
+    publish: Names | None = None
 
 
 _Part = TypeVar("_Part")
 
 _HEADERS: Final = msgspec.json.Decoder(_Header)
 _CLAIMS: Final = msgspec.json.Decoder(_Claims)
+_AUDIENCES: Final = msgspec.json.Decoder(str | list[str] | None)
+_ISSUERS: Final = msgspec.json.Decoder(str | None)
 
 
 class Verifier:
@@ -278,15 +290,17 @@ class Verifier:
         claims = self._claims(token)
         if claims.channel is not UNSET:
             raise TokenError("bad_claims")
-        _check_user(claims.sub)
+        user = _user(claims)
         try:
-            permissions = self._permissions.intern(claims.channels, claims.subscribe, claims.publish)
+            permissions = self._permissions.intern(
+                claims.channels or (), claims.subscribe or (), claims.publish or ()
+            )
         except ValueError:
             raise TokenError("bad_claims") from None
         self._check_parties(claims)
         expires_at_s = self._check_times(claims, now_s, needs_exp=self._policy.require_exp)
-        _check_revoked(claims, revoked)
-        return Identity(claims.sub, permissions, expires_at_s)
+        _check_revoked(user, claims.iat, revoked)
+        return Identity(user, permissions, expires_at_s)
 
     def verify_channel(
         self,
@@ -314,15 +328,15 @@ class Verifier:
         granted = claims.channel
         if granted is UNSET or not is_channel_name(granted):
             raise TokenError("bad_claims")
-        _check_user(claims.sub)
+        bearer = _user(claims)
         if granted != channel:
             raise TokenError("wrong_channel")
-        if user is not None and claims.sub != user:
+        if user is not None and bearer != user:
             raise TokenError("wrong_user")
         self._check_parties(claims)
         expires_at_s = self._check_times(claims, now_s, needs_exp=True)
-        _check_revoked(claims, revoked)
-        return ChannelGrant(claims.sub, granted, expires_at_s)
+        _check_revoked(bearer, claims.iat, revoked)
+        return ChannelGrant(bearer, granted, expires_at_s)
 
     def _claims(self, token: str | bytes) -> _Claims:
         """The claims of a token that one of the keys has signed. About 6 us for a usual HS256 token."""
@@ -353,22 +367,22 @@ class Verifier:
     def _check_parties(self, claims: _Claims) -> None:
         audience, issuer = self._policy.audience, self._policy.issuer
         if audience:
-            named = [claims.aud] if isinstance(claims.aud, str) else claims.aud
-            if named is UNSET or audience not in named:
+            named = _claim(_AUDIENCES, claims.aud)
+            if named is None or audience not in ([named] if isinstance(named, str) else named):
                 raise TokenError("wrong_audience")
-        if issuer and claims.iss != issuer:
+        if issuer and _claim(_ISSUERS, claims.iss) != issuer:
             raise TokenError("wrong_issuer")
 
     def _check_times(self, claims: _Claims, now_s: float, *, needs_exp: bool) -> int:
         """When the token expires; 0: never. The last check, so that only expiry is called expiry."""
         leeway_s = self._policy.leeway_s
-        if claims.exp is UNSET and needs_exp:
+        if claims.exp is None and needs_exp:
             raise TokenError("bad_claims")
-        if claims.nbf is not UNSET:
+        if claims.nbf is not None:
             _check_start(claims.nbf - leeway_s, now_s)
-        if claims.iat is not UNSET:
+        if claims.iat is not None:
             _check_start(claims.iat - max(leeway_s, IAT_AHEAD_S), now_s)
-        if claims.exp is UNSET:
+        if claims.exp is None:
             return 0
         if claims.exp + leeway_s <= now_s:
             raise TokenError("expired")
@@ -381,10 +395,10 @@ def _check_start(start_s: Number, now_s: float) -> None:
         raise TokenError("not_yet_valid", retry_s=min(start_s, now_s + RETRY_LIMIT_S) - now_s)
 
 
-def _check_revoked(claims: _Claims, revoked: Mapping[str, float]) -> None:
+def _check_revoked(user: str, iat: Number | None, revoked: Mapping[str, float]) -> None:
     """A token that does not say when it was issued may be as old as any."""
-    before_s = revoked.get(claims.sub) if revoked else None
-    if before_s is not None and (claims.iat is UNSET or claims.iat < before_s):
+    before_s = revoked.get(user) if revoked else None
+    if before_s is not None and (iat is None or iat < before_s):
         raise TokenError("revoked")
 
 
@@ -446,8 +460,20 @@ def _parsed(decoder: msgspec.json.Decoder[_Part], raw: bytes) -> _Part:
     return decoder.decode(raw)
 
 
-def _check_user(user: str) -> None:
-    if user.isascii() and user.isprintable() and 0 < len(user) <= USER_LIMIT_BYTES:
-        return
-    if not user or len(user.encode()) > USER_LIMIT_BYTES or not _CONTROL.isdisjoint(user):
+def _user(claims: _Claims) -> str:
+    user = claims.sub
+    if not user:
         raise TokenError("bad_claims")
+    if user.isascii() and user.isprintable() and len(user) <= USER_LIMIT_BYTES:
+        return user
+    if len(user.encode()) > USER_LIMIT_BYTES or not _CONTROL.isdisjoint(user):
+        raise TokenError("bad_claims")
+    return user
+
+
+def _claim(decoder: msgspec.json.Decoder[_Part], raw: msgspec.Raw) -> _Part:
+    """A claim that only some policies look at."""
+    try:
+        return decoder.decode(raw)
+    except ValueError:
+        raise TokenError("bad_claims") from None
