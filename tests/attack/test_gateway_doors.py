@@ -5,9 +5,11 @@ import hashlib
 import hmac
 import http.server
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import jwt
@@ -18,9 +20,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support.browser import find_chromium, running_browser
 from tests.support.frames import TEXT, client_frame
-from tests.support.gateway import Gateway, wait_until
+from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.raw_client import Answer, Ending, RawClient, bearer, request
 from tests.support.siege import AUDIENCE, SECRET, besieged, configured_gateway, fresh_counters, make_token
+from wsgate.auth.faults import CAUSES
 
 pytestmark = pytest.mark.slow
 
@@ -348,12 +351,66 @@ def test_s18_an_expired_token_comes_back_with_a_fresh_one(
     assert (closed.code, closed.bye["reason"], closed.bye["reconnect"]) == (4001, "token_expired", True)
 
 
+BEGINNERS_TOKENS: Final[dict[str, Callable[[], str]]] = {
+    "bad_signature": lambda: make_token(secret=SECRET + "x"),
+    "missing_exp": lambda: make_token(exp=None),
+    "bad_sub": lambda: signed_claims({"sub": 7, "aud": AUDIENCE, "exp": int(time.time()) + 600}),
+    "missing_sub": lambda: make_token(sub=None),
+    "wrong_algorithm": lambda: make_token(secret=SECRET * 2, algorithm="HS512"),
+    "unknown_key": lambda: make_token(headers={"kid": "2026-11"}),
+    "bad_subscribe": lambda: make_token(subscribe="chat:*"),
+    "expired": lambda: make_token(ttl_s=-12),
+}
+
+
+def signed_claims(claims: dict[str, Any]) -> str:
+    text = f"{encoded(HS)}.{encoded(claims)}"
+    return f"{text}.{encoded(hmac.digest(SECRET.encode(), text.encode(), hashlib.sha256))}"
+
+
+def test_the_operator_reads_why_each_token_was_refused_and_a_client_does_not(tmp_path: Path) -> None:
+    with configured_gateway(tmp_path) as fresh:
+        before = fresh_counters(fresh)
+        tokens = {cause: make() for cause, make in BEGINNERS_TOKENS.items()}
+        answers = {ask(fresh, request(headers=[bearer(token)])).raw for token in tokens.values()}
+        assert len(answers) == 1
+        after = fresh_counters(fresh)
+        wait_until("all lines are there", lambda: len(lines_about_tokens(fresh)) == len(tokens))
+        log = lines_about_tokens(fresh)
+    for cause in tokens:
+        (line,) = [line for line in log if f" token_refused_{cause} " in line]
+        assert f"fault={CAUSES[cause].fault} " in line
+        assert "why=" in line
+    assert any(re.search(r"expired 1\d s ago \(exp \d{10}\)", line) for line in log)
+    counted = {
+        fault: after[name] - before[name]
+        for fault in ("bad_signature", "bad_claims", "wrong_algorithm", "unknown_key", "expired")
+        if (name := f'wsgate_token_refusals_total{{fault="{fault}"}}')
+    }
+    assert counted == dict.fromkeys(counted, 1) | {"bad_claims": 4}
+
+
+def lines_about_tokens(gateway: Gateway) -> list[str]:
+    return [line for line in gateway.lines if " token_refused_" in line]
+
+
+def test_in_development_a_client_is_told_what_is_wrong_with_its_token() -> None:
+    with running_gateway(environ={"WSGATE_AUTH__HMAC_SECRET": SECRET}) as fresh:
+        for cause in ("missing_exp", "wrong_algorithm", "expired"):
+            token = BEGINNERS_TOKENS[cause]()
+            answer = ask(fresh, request(headers=[bearer(token)]))
+            assert CAUSES[cause].text in answer.headers["www-authenticate"]
+            closed, _ = ending(fresh, by_message, token)
+            assert CAUSES[cause].text in closed.messages[-2]["message"]
+
+
 @pytest.mark.parametrize("carry", LATE_CARRIERS)
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
 def test_a_token_that_is_not_valid_yet_is_told_to_come_back_when_it_is(
     gateway: Gateway, carry: Callable[[RawClient, str], None], claim: str
 ) -> None:
-    closed, _ = ending(gateway, carry, make_token(**{claim: int(time.time()) + 600}))
+    later: dict[str, Any] = {claim: int(time.time()) + 600}
+    closed, _ = ending(gateway, carry, make_token(**later))
     message, bye = closed.messages
     assert (message["error"], closed.code) == ("unauthorized", 4005)
     assert (bye["reason"], bye["reconnect"]) == ("token_not_yet_valid", True)

@@ -104,9 +104,9 @@ class Oracle:
 
     def _times(self, claims: dict[str, Any], now_s: float, *, needs_exp: bool) -> int:
         if self.audience:
-            named = claims.get("aud")
-            self._need(isinstance(named, str | list), "aud")
-            named = [named] if isinstance(named, str) else named
+            said = claims.get("aud")
+            self._need(isinstance(said, str | list), "aud")
+            named: list[Any] = said if isinstance(said, list) else [said]
             self._need(all(isinstance(each, str) for each in named) and self.audience in named, "aud")
         self._need(not self.issuer or claims.get("iss") == self.issuer, "iss")
         claims = {name: value for name, value in claims.items() if value is not None}

@@ -211,6 +211,12 @@ _MARKED: Final = (
         "duty",
         "duty_failed_",
     ),
+    (
+        "token_refusals",
+        "Tokens that were refused, by what was wrong with them; the log says more about each fault.",
+        "fault",
+        "token_fault_",
+    ),
 )
 _GATE_MANNERS: Final = ("refused_silent", "refused_undrained")
 _RECEIVED: Final = "publications_received"

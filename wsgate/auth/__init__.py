@@ -5,20 +5,12 @@ is told comes from `wsgate.reasons`.
 """
 
 from wsgate.auth.cache import TokenCache
+from wsgate.auth.faults import FAULTS, TokenError
 from wsgate.auth.jwks import KEYS_LIMIT, parse_jwks
 from wsgate.auth.keys import ALGORITHMS, KeyRing, KeySource, VerificationKey, make_key
 from wsgate.auth.origins import OriginPolicy
 from wsgate.auth.permissions import NO_PERMISSIONS, Permissions, PermissionTable
-from wsgate.auth.tokens import (
-    FAULTS,
-    ChannelGrant,
-    Identity,
-    Member,
-    TokenError,
-    TokenPolicy,
-    Verifier,
-    kid_of,
-)
+from wsgate.auth.tokens import ChannelGrant, Identity, Member, TokenPolicy, Verifier, kid_of
 
 __all__ = [
     "ALGORITHMS",

@@ -43,6 +43,8 @@ _PUBLIC: Final = {
     "EdDSA": "an Ed25519 public key",
 }
 _RSA_MIN_BITS: Final = 2048  # RFC 7518 section 3.3
+_KIDS_SHOWN: Final = 8
+_KID_SHOWN: Final = 64  # characters
 _URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 
 ALGORITHMS: Final = (*_SECRET_MIN_BYTES, *_PUBLIC)
@@ -114,6 +116,12 @@ class KeyRing:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def kids_text(self) -> str:
+        """The first kids in the ring, for a log line; no kid of a token is ever in it."""
+        kids = [kid for kid in self._keys if kid is not None]
+        shown = ", ".join(kid[:_KID_SHOWN] for kid in kids[:_KIDS_SHOWN]) or "none"
+        return shown if len(kids) <= _KIDS_SHOWN else f"{shown} and {len(kids) - _KIDS_SHOWN} more"
 
     def pick(self, kid: str | None) -> VerificationKey | None:
         """The one key that a token with this kid may be signed by.

@@ -14,7 +14,7 @@ Rules:
   `typ` included. Critical extensions are refused because none is supported (RFC 7515 section 4.1.11,
   CVE-2026-32597).
 - One message for every fault but expiry, whose cure is a fresh token. A token is called expired only
-  when nothing else is wrong with it. `fault` tells more, for counters and tests, never to a peer.
+  when nothing else is wrong with it. What exactly is wrong stands in wsgate/auth/faults.py.
 - A passing fault is never answered as a final one. A token whose key is still to be fetched, or whose time
   has not come, is refused with a reason that tells its bearer to come back.
 - `iat` tells a token's age and is no reason to refuse it (RFC 7519 section 4.1.6), because the clocks of
@@ -28,6 +28,8 @@ Source: RFC 7515, RFC 7519, RFC 8725; protocols/client/v1/spec.md, "Tokens".
 from __future__ import annotations
 
 import json
+import math
+import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,10 +38,10 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from wsgate.auth.keys import KeyRing, VerificationKey
-from wsgate.auth.permissions import Permissions, PermissionTable, is_channel_name
-from wsgate.errors import PeerError, SettingsError
-from wsgate.reasons import Reason
+from wsgate.auth.faults import CAUSES, FAULTS, TokenError
+from wsgate.auth.keys import ALGORITHMS, KeyRing, VerificationKey
+from wsgate.auth.permissions import Permissions, PermissionTable, is_channel_name, is_pattern
+from wsgate.errors import SettingsError
 
 __all__ = [
     "EXPIRY_LIMIT_S",
@@ -71,25 +73,6 @@ IAT_AHEAD_S: Final = 60
 RETRY_LIMIT_S: Final = 3_600
 """Longest time, in seconds, after which a bearer is told to come back."""
 
-FAULTS: Final = (
-    "too_large",
-    "malformed",
-    "critical_header",
-    "unknown_key",
-    "awaited_key",
-    "wrong_algorithm",
-    "bad_signature",
-    "bad_claims",
-    "wrong_channel",
-    "wrong_user",
-    "wrong_audience",
-    "wrong_issuer",
-    "not_yet_valid",
-    "expired",
-    "revoked",
-)
-"""Every name that `TokenError.fault` can have, in the order of the checks."""
-
 # From base64url to base64 and back. "+" and "/" are not in the alphabet of base64url.
 _FROM_URL_SAFE: Final = bytes.maketrans(b"-_+/", b"+/--")
 _TO_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
@@ -102,50 +85,6 @@ NOBODY: Final[Mapping[str, float]] = {}
 
 Number: TypeAlias = int | float
 Names: TypeAlias = Annotated[list[str], msgspec.Meta(max_length=NAMES_LIMIT)]
-
-
-_REASONS: Final = {
-    "expired": Reason.TOKEN_EXPIRED,
-    "revoked": Reason.TOKEN_EXPIRED,
-    "awaited_key": Reason.KEY_AWAITED,
-    "not_yet_valid": Reason.TOKEN_NOT_YET_VALID,
-}
-
-
-class TokenError(PeerError):
-    """A token that is not valid here. Neither message nor reason says why, except for expiry.
-
-    Attributes:
-        fault: One of `FAULTS`. For counters and tests; a peer must not learn it.
-        retry_s: When the token is valid, in seconds from now, 0 to `RETRY_LIMIT_S`; only with the fault
-            `not_yet_valid`.
-    """
-
-    def __init__(self, fault: str, *, retry_s: float = 0.0) -> None:
-        reason = _REASONS.get(fault, Reason.INVALID_TOKEN)
-        text = "the token has expired" if self._is_over(fault) else "the token is not valid"
-        super().__init__(reason, text)
-        self.fault = fault
-        self.retry_s = retry_s
-
-    @property
-    def is_expired(self) -> bool:
-        """Whether a fresh token, otherwise the same, would be valid."""
-        return self._is_over(self.fault)
-
-    @staticmethod
-    def _is_over(fault: str) -> bool:
-        return fault in ("expired", "revoked")
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether the token's key may be fetched in a moment: the same token may be valid then."""
-        return self.fault == "awaited_key"
-
-    @property
-    def is_early(self) -> bool:
-        """Whether the token's time has not come: the same token is valid in `retry_s`."""
-        return self.fault == "not_yet_valid"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +191,10 @@ class _Claims(msgspec.Struct, gc=False):
 
 _Part = TypeVar("_Part")
 
+_CLAIM_PATH: Final = re.compile(r"at `\$\.([a-z]+)")
+_SHOWN_ALGORITHMS: Final = frozenset({*ALGORITHMS, "none"})
+_TIME_LIMIT_S: Final = 10**15  # beyond it no time is meant
+
 _HEADERS: Final = msgspec.json.Decoder(_Header)
 _CLAIMS: Final = msgspec.json.Decoder(_Claims)
 _AUDIENCES: Final = msgspec.json.Decoder(str | list[str] | None)
@@ -289,14 +232,14 @@ class Verifier:
         """
         claims = self._claims(token)
         if claims.channel is not UNSET:
-            raise TokenError("bad_claims")
+            raise TokenError("channel_token")
         user = _user(claims)
         try:
             permissions = self._permissions.intern(
                 claims.channels or (), claims.subscribe or (), claims.publish or ()
             )
         except ValueError:
-            raise TokenError("bad_claims") from None
+            raise TokenError(_odd_names(claims)) from None
         self._check_parties(claims)
         expires_at_s = self._check_times(claims, now_s, needs_exp=self._policy.require_exp)
         _check_revoked(user, claims.iat, revoked)
@@ -326,8 +269,10 @@ class Verifier:
         """
         claims = self._claims(token)
         granted = claims.channel
-        if granted is UNSET or not is_channel_name(granted):
-            raise TokenError("bad_claims")
+        if granted is UNSET:
+            raise TokenError("no_channel")
+        if not is_channel_name(granted):
+            raise TokenError("bad_channel")
         bearer = _user(claims)
         if granted != channel:
             raise TokenError("wrong_channel")
@@ -348,8 +293,8 @@ class Verifier:
             raise TokenError("bad_signature")
         try:
             return _parsed(_CLAIMS, payload)
-        except msgspec.ValidationError:
-            raise TokenError("bad_claims") from None
+        except msgspec.ValidationError as error:
+            raise TokenError(_ill_typed(error)) from None
         except (ValueError, RecursionError):
             raise TokenError("malformed") from None
 
@@ -359,47 +304,62 @@ class Verifier:
             raise TokenError("critical_header")
         key = self._keys.pick(None if header.kid is UNSET else header.kid)
         if key is None:
-            raise TokenError("unknown_key")
+            if header.kid is UNSET:
+                raise TokenError("no_kid")
+            known = f"no key has the kid that the header names; known are {self._keys.kids_text()}"
+            raise TokenError("unknown_key", detail=known)
         if header.alg != key.algorithm:
-            raise TokenError("wrong_algorithm")
+            said = header.alg if header.alg in _SHOWN_ALGORITHMS else "another one"
+            raise TokenError(
+                "wrong_algorithm", detail=f"the header's alg is {said}, the key's is {key.algorithm}"
+            )
         return key
 
     def _check_parties(self, claims: _Claims) -> None:
         audience, issuer = self._policy.audience, self._policy.issuer
         if audience:
-            named = _claim(_AUDIENCES, claims.aud)
+            named = _claim("bad_aud", _AUDIENCES, claims.aud)
             if named is None or audience not in ([named] if isinstance(named, str) else named):
-                raise TokenError("wrong_audience")
-        if issuer and _claim(_ISSUERS, claims.iss) != issuer:
-            raise TokenError("wrong_issuer")
+                raise TokenError("wrong_audience", detail=f"aud does not hold the audience {audience}")
+        if issuer and _claim("bad_iss", _ISSUERS, claims.iss) != issuer:
+            raise TokenError("wrong_issuer", detail=f"iss is not the issuer {issuer}")
 
     def _check_times(self, claims: _Claims, now_s: float, *, needs_exp: bool) -> int:
         """When the token expires; 0: never. The last check, so that only expiry is called expiry."""
         leeway_s = self._policy.leeway_s
         if claims.exp is None and needs_exp:
-            raise TokenError("bad_claims")
+            raise TokenError("missing_exp")
         if claims.nbf is not None:
-            _check_start(claims.nbf - leeway_s, now_s)
+            _check_start("nbf", claims.nbf, leeway_s, now_s)
         if claims.iat is not None:
-            _check_start(claims.iat - max(leeway_s, IAT_AHEAD_S), now_s)
+            _check_start("iat", claims.iat, max(leeway_s, IAT_AHEAD_S), now_s)
         if claims.exp is None:
             return 0
         if claims.exp + leeway_s <= now_s:
-            raise TokenError("expired")
+            since = f"expired {_seconds(now_s - max(claims.exp, 0))} s ago (exp {_seconds(claims.exp)})"
+            raise TokenError("expired", detail=since)
         return max(1, min(int(claims.exp), EXPIRY_LIMIT_S))
 
 
-def _check_start(start_s: Number, now_s: float) -> None:
-    if start_s > now_s:
-        # `min` comes first: an integer of 300 digits cannot be subtracted from a float.
-        raise TokenError("not_yet_valid", retry_s=min(start_s, now_s + RETRY_LIMIT_S) - now_s)
+def _check_start(claim: str, start_s: Number, leeway_s: int, now_s: float) -> None:
+    if start_s - leeway_s <= now_s:
+        return
+    start_s = min(start_s, _TIME_LIMIT_S)  # an integer of 300 digits cannot be subtracted from a float
+    retry_s = min(start_s - leeway_s - now_s, RETRY_LIMIT_S)
+    ahead = f"{claim} is {_seconds(start_s - now_s)} s ahead ({claim} {_seconds(start_s)})"
+    raise TokenError("not_yet_valid", detail=ahead, retry_s=retry_s)
 
 
 def _check_revoked(user: str, iat: Number | None, revoked: Mapping[str, float]) -> None:
     """A token that does not say when it was issued may be as old as any."""
     before_s = revoked.get(user) if revoked else None
-    if before_s is not None and (iat is None or iat < before_s):
-        raise TokenError("revoked")
+    if before_s is None:
+        return
+    if iat is None:
+        raise TokenError("revoked", detail="the user's tokens were revoked, and this one has no iat")
+    if iat < before_s:
+        times = f"iat {_seconds(iat)}, revoked before {_seconds(before_s)}"
+        raise TokenError("revoked", detail=f"the token was issued before the revocation ({times})")
 
 
 def kid_of(token: str | bytes) -> str | None:
@@ -447,6 +407,8 @@ def _header(segment: bytes) -> _Header:
         raise TokenError("too_large")
     try:
         return _parsed(_HEADERS, _bytes_of(segment))
+    except msgspec.ValidationError:
+        raise TokenError("bad_header") from None
     except (ValueError, RecursionError):
         raise TokenError("malformed") from None
 
@@ -463,17 +425,39 @@ def _parsed(decoder: msgspec.json.Decoder[_Part], raw: bytes) -> _Part:
 def _user(claims: _Claims) -> str:
     user = claims.sub
     if not user:
-        raise TokenError("bad_claims")
+        raise TokenError("missing_sub" if user is None else "bad_sub")
     if user.isascii() and user.isprintable() and len(user) <= USER_LIMIT_BYTES:
         return user
     if len(user.encode()) > USER_LIMIT_BYTES or not _CONTROL.isdisjoint(user):
-        raise TokenError("bad_claims")
+        raise TokenError("bad_sub")
     return user
 
 
-def _claim(decoder: msgspec.json.Decoder[_Part], raw: msgspec.Raw) -> _Part:
-    """A claim that only some policies look at."""
+def _claim(cause: str, decoder: msgspec.json.Decoder[_Part], raw: msgspec.Raw) -> _Part:
+    """A claim that only some policies look at; the cause is what its refusal says when it is ill-typed."""
     try:
         return decoder.decode(raw)
     except ValueError:
-        raise TokenError("bad_claims") from None
+        raise TokenError(cause) from None
+
+
+# --- words for operators ------------------------------------------------------------------------------
+
+
+def _ill_typed(error: msgspec.ValidationError) -> str:
+    """The cause that names the claim of a wrong type. The path in msgspec's text holds known names only."""
+    found = _CLAIM_PATH.search(str(error))
+    cause = f"bad_{found[1]}" if found else "bad_claims"
+    return cause if cause in CAUSES else "bad_claims"
+
+
+def _odd_names(claims: _Claims) -> str:
+    """The cause that names the claim whose list holds no name, or no pattern."""
+    if not all("*" not in name and is_channel_name(name) for name in claims.channels or ()):
+        return "bad_channels"
+    return "bad_publish" if all(map(is_pattern, claims.subscribe or ())) else "bad_subscribe"
+
+
+def _seconds(time_s: float) -> str:
+    """A time for a log line, in whole seconds, at most 16 characters long."""
+    return f"{math.floor(min(max(time_s, -_TIME_LIMIT_S), _TIME_LIMIT_S))}"

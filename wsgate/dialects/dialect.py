@@ -69,9 +69,15 @@ class Dialect(Protocol):
         """`refresh`: a fresh token is wanted within this time."""
 
     def error(
-        self, name: str, *, id: int | None = None, ch: str | None = None, retry_ms: int | None = None
+        self,
+        name: str,
+        *,
+        id: int | None = None,
+        ch: str | None = None,
+        retry_ms: int | None = None,
+        detail: str = "",
     ) -> bytes:
-        """`err`, by its name in `wsgate.reasons.ERRORS`."""
+        """`err`, by its name in `wsgate.reasons.ERRORS`; a detail is more text, also from a registry."""
 
     def bye(self, code: int, reason: str, *, reconnect: bool, retry_ms: int | None) -> bytes:
         """`bye`: a Close with this code follows."""

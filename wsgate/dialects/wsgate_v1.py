@@ -138,12 +138,22 @@ class _Wire:
         return self._write({"op": "refresh", "within_s": within_s})
 
     def error(
-        self, name: str, *, id: int | None = None, ch: str | None = None, retry_ms: int | None = None
+        self,
+        name: str,
+        *,
+        id: int | None = None,
+        ch: str | None = None,
+        retry_ms: int | None = None,
+        detail: str = "",
     ) -> bytes:
-        """`err`, by its name in `wsgate.reasons.ERRORS`."""
+        """`err`, by its name in `wsgate.reasons.ERRORS`; a detail is more text, also from a registry."""
         row = ERRORS[name]
         fields: Fields = _put({"op": "err"}, id=id, ch=ch)
-        fields |= {"code": row.code, "error": name, "message": row.text}
+        fields |= {
+            "code": row.code,
+            "error": name,
+            "message": f"{row.text}: {detail}" if detail else row.text,
+        }
         return self._write(_put(fields, retry_ms=retry_ms))
 
     def bye(self, code: int, reason: str, *, reconnect: bool, retry_ms: int | None) -> bytes:

@@ -216,6 +216,7 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
             rate_per_s=config.admission.per_user_rate_per_s,
         ),
         is_fetching_keys=bool(auth.jwks_url),
+        is_dev=config.server.dev,
     )
 
 

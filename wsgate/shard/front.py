@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 from wsgate import handshake
 from wsgate.auth import Identity, TokenError
+from wsgate.auth.faults import CAUSES
 from wsgate.deflate import ExtensionError, agree
 from wsgate.dialects import Dialect, select
 from wsgate.dialects.names import CHANNEL_LIMIT_BYTES
@@ -31,6 +32,17 @@ _NO_COMMON_SUBPROTOCOL: Final = handshake.refusal(400, "no_common_subprotocol")
 _INVALID_TOKEN: Final = handshake.refusal(
     401, "invalid_token", extra_headers=(("WWW-Authenticate", "Bearer"),)
 )
+# RFC 6750 section 3 has a place for what is wrong with a token; only in development mode it is used.
+_INVALID_TOKENS: Final = {
+    name: handshake.refusal(
+        401,
+        "invalid_token",
+        extra_headers=(
+            ("WWW-Authenticate", f'Bearer error="invalid_token", error_description="{cause.text}"'),
+        ),
+    )
+    for name, cause in CAUSES.items()
+}
 _BEARER: Final = "bearer"
 AWAITED_MOST_S: Final = 5
 """A key that was asked for is there by then, or is not."""
@@ -71,6 +83,7 @@ class Front:
         self._origins = options.origins
         self._allow_query_token = options.allow_query_token
         self._is_compressing = options.is_compressing
+        self._is_dev = options.is_dev
 
     def judge(self, head: bytes, now_s: float, claim: Claim | None = None) -> Entry | handshake.Refusal:
         """What to answer a request head with.
@@ -150,12 +163,12 @@ class Front:
             # "Bearer" with nothing behind it is a bad token: who meant to show one is not anonymous.
             entry.identity = self._tokens.connection(token.strip(), now_s)
         except TokenError as error:
-            return _refusal_of(error)
+            return _refusal_of(error, is_dev=self._is_dev)
         entry.late_token = None
         return entry
 
 
-def _refusal_of(error: TokenError) -> handshake.Refusal:
+def _refusal_of(error: TokenError, *, is_dev: bool) -> handshake.Refusal:
     """What a program is answered whose token in the header is refused.
 
     A passing fault is a 503 with Retry-After, because the same token is good later and programs take a 401
@@ -166,4 +179,4 @@ def _refusal_of(error: TokenError) -> handshake.Refusal:
         return handshake.refusal(503, "key_awaited", retry_after_s=spread_s)
     if error.is_early:
         return handshake.refusal(503, "token_not_yet_valid", retry_after_s=int(error.retry_s) + spread_s)
-    return _INVALID_TOKEN
+    return _INVALID_TOKENS[error.cause] if is_dev else _INVALID_TOKEN

@@ -7,6 +7,7 @@ command by op, `held_` bytes by kind, `now_` connections by state.
 
 from typing import Final
 
+from wsgate.auth import FAULTS
 from wsgate.handshake import REFUSALS
 from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
 from wsgate.reasons import ERRORS
@@ -82,6 +83,7 @@ LAYOUT: Final = Layout(
         "tokens_verified",
         "tokens_cached",  # seen before, not verified again
         "tokens_refused",
+        *(f"token_fault_{name}" for name in FAULTS),  # the same ones, by what was wrong
         "keys_wanted",  # kids that no key has, asked of whoever fetches the key set
         "keys_fetched",  # key sets taken over
         "revocations_forgotten",  # too many users

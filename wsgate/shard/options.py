@@ -135,3 +135,4 @@ class ShardOptions:
     events: EventOptions = NO_EVENTS
     user_limits: UserLimits = NO_USER_LIMITS
     is_fetching_keys: bool = False  # the admin process posts a key set
+    is_dev: bool = False  # clients are told what is wrong with their tokens

@@ -153,6 +153,7 @@ class Shard:
             options.token_cache_entries,
             self.count,
             is_fetching=options.is_fetching_keys,
+            log=self._log,
         )
         self._tokens = tokens
         self._front = Front(options, tokens)

@@ -510,12 +510,14 @@ class Sessions:
         id: int | None = None,
         channel: str | None = None,
         retry_ms: int | None = None,
+        detail: str = "",
     ) -> None:
         """Send `err`, and count it by its name. A channel that is no channel is not repeated."""
         self.count("error_" + name, 1)
         if channel is not None and channel != "@me" and not is_channel(channel):
             channel = None
-        self.reactor.send(conn, dialect.error(name, id=id, ch=channel, retry_ms=retry_ms), dialect.opcode)
+        text = dialect.error(name, id=id, ch=channel, retry_ms=retry_ms, detail=detail)
+        self.reactor.send(conn, text, dialect.opcode)
 
     def token_error(
         self,
@@ -528,7 +530,8 @@ class Sessions:
     ) -> int | None:
         """Send `err` for a refused token. What comes back is the time until it may be shown again, in ms."""
         retry_ms = _retry_ms_of(fault)
-        self.error(conn, dialect, "unauthorized", id=id, channel=channel, retry_ms=retry_ms)
+        detail = fault.text if self.options.is_dev else ""
+        self.error(conn, dialect, "unauthorized", id=id, channel=channel, retry_ms=retry_ms, detail=detail)
         return retry_ms
 
     # --- ending ---------------------------------------------------------------------------------------

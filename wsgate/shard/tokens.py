@@ -14,6 +14,7 @@ from wsgate.auth import (
     Verifier,
     kid_of,
 )
+from wsgate.log import Log
 
 __all__ = ["Tokens"]
 
@@ -34,6 +35,7 @@ class Tokens:
         cache_entries: How many verified tokens are remembered; 0: none.
         count: Adds to a counter by name.
         is_fetching: Whether more keys come from a key set that somebody fetches.
+        log: Where operators read why a token was refused: one line per cause and second, never the token.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Tokens:
         count: Callable[[str, int], None],
         *,
         is_fetching: bool = False,
+        log: Log | None = None,
     ) -> None:
         self._count = count
+        self._log = log
         self._is_fetching = is_fetching
         self._fetched: tuple[VerificationKey, ...] = ()
         self._fetches = 0
@@ -139,6 +143,9 @@ class Tokens:
         if error.fault == "unknown_key" and self._is_wanted(token):
             error = TokenError("awaited_key")
         self._count("tokens_refused", 1)
+        self._count(f"token_fault_{error.fault}", 1)
+        if self._log is not None:
+            self._log.info(f"token_refused_{error.cause}", fault=error.fault, why=error.why)
         return error
 
     def _is_wanted(self, token: str) -> bool:

@@ -1,0 +1,150 @@
+"""What can be wrong with a token, in words that an operator can act on.
+
+Every refusal has a fault, which labels a metric, and a cause, which is finer and has one plain sentence.
+Texts here may be sent to clients in development mode; therefore they hold nothing that a token said.
+"""
+
+from typing import Final, NamedTuple
+
+from wsgate.errors import PeerError
+from wsgate.reasons import Reason
+
+__all__ = ["CAUSES", "FAULTS", "Cause", "TokenError"]
+
+FAULTS: Final = (
+    "too_large",
+    "malformed",
+    "critical_header",
+    "unknown_key",
+    "awaited_key",
+    "unusable_key",
+    "wrong_algorithm",
+    "bad_signature",
+    "bad_claims",
+    "wrong_channel",
+    "wrong_user",
+    "wrong_audience",
+    "wrong_issuer",
+    "not_yet_valid",
+    "expired",
+    "revoked",
+)
+"""Every name that `TokenError.fault` can have, in the order of the checks."""
+
+
+class Cause(NamedTuple):
+    """One way in which a token can be wrong."""
+
+    fault: str  # of `FAULTS`
+    text: str  # a sentence without its full stop
+
+
+def _names(claim: str, what: str) -> str:
+    return f"the claim {claim} must be a list of at most 128 {what}"
+
+
+CAUSES: Final[dict[str, Cause]] = {
+    "too_large": Cause("too_large", "the token is longer than 8 KiB, or its header is longer than 2 KiB"),
+    "malformed": Cause(
+        "malformed", "the token is not three base64url segments without padding that hold JSON in UTF-8"
+    ),
+    "bad_header": Cause("malformed", "the header must be a JSON object; its alg and kid are strings"),
+    "critical_header": Cause("critical_header", "the header has crit or b64, and no extension is supported"),
+    "unknown_key": Cause("unknown_key", "no key has the kid that the header names"),
+    "no_kid": Cause(
+        "unknown_key", "the header names no kid, and there is neither a key without kid nor only one"
+    ),
+    "awaited_key": Cause("awaited_key", "the key that the header names has not been fetched yet"),
+    "unusable_key": Cause(
+        "unusable_key", "the key set has the key that the header names, but it is not usable"
+    ),
+    "wrong_algorithm": Cause("wrong_algorithm", "the header's alg is not the algorithm of the key"),
+    "bad_signature": Cause(
+        "bad_signature", "the signature was not made with this gateway's key for the token"
+    ),
+    "bad_claims": Cause("bad_claims", "the payload is not a JSON object of claims with the right types"),
+    "missing_sub": Cause("bad_claims", "the claim sub is missing: it names the user"),
+    "bad_sub": Cause(
+        "bad_claims", "the claim sub must be a string of 1 to 128 bytes without control characters"
+    ),
+    "missing_exp": Cause("bad_claims", "the claim exp is missing: it is required here"),
+    "bad_exp": Cause("bad_claims", "the claim exp must be a number: seconds since 1970"),
+    "bad_nbf": Cause("bad_claims", "the claim nbf must be a number: seconds since 1970"),
+    "bad_iat": Cause("bad_claims", "the claim iat must be a number: seconds since 1970"),
+    "bad_aud": Cause("bad_claims", "the claim aud must be a string or a list of strings"),
+    "bad_iss": Cause("bad_claims", "the claim iss must be a string"),
+    "bad_channels": Cause("bad_claims", _names("channels", "channel names")),
+    "bad_subscribe": Cause("bad_claims", _names("subscribe", "channel names or prefixes that end with *")),
+    "bad_publish": Cause("bad_claims", _names("publish", "channel names or prefixes that end with *")),
+    "bad_channel": Cause("bad_claims", "the claim channel must be one channel name"),
+    "channel_token": Cause(
+        "bad_claims", "a token with the claim channel opens one channel and no connection"
+    ),
+    "no_channel": Cause("bad_claims", "the claim channel is missing: this token opens no channel"),
+    "wrong_channel": Cause("wrong_channel", "the claim channel names another channel"),
+    "wrong_user": Cause("wrong_user", "the claim sub names another user than the connection's"),
+    "wrong_audience": Cause("wrong_audience", "the claim aud does not hold the configured audience"),
+    "wrong_issuer": Cause("wrong_issuer", "the claim iss is not the configured issuer"),
+    "not_yet_valid": Cause("not_yet_valid", "the token is not valid yet: see its claims nbf and iat"),
+    "expired": Cause("expired", "the token has expired: see its claim exp"),
+    "revoked": Cause("revoked", "the token was issued before its user's tokens were revoked"),
+}
+"""Every cause by its name; a fault other than `bad_claims` has one of its own name."""
+
+_REASONS: Final = {
+    "expired": Reason.TOKEN_EXPIRED,
+    "revoked": Reason.TOKEN_EXPIRED,
+    "awaited_key": Reason.KEY_AWAITED,
+    "not_yet_valid": Reason.TOKEN_NOT_YET_VALID,
+}
+
+
+class TokenError(PeerError):
+    """A token that is not valid here. Neither message nor reason says why, except for expiry.
+
+    Attributes:
+        cause: One of `CAUSES`. For logs and, in development mode, for clients.
+        fault: One of `FAULTS`. For metrics and tests.
+        retry_s: When the token is valid, in seconds from now; only with the fault `not_yet_valid`.
+    """
+
+    def __init__(self, cause: str, *, detail: str = "", retry_s: float = 0.0) -> None:
+        """Remember what is wrong.
+
+        Args:
+            cause: One of `CAUSES`; the name of a fault is one, too.
+            detail: For logs, in place of the cause's text: the same with numbers. It must hold nothing of
+                the token but numbers and names that are known to be harmless.
+            retry_s: See above.
+        """
+        self.cause = cause
+        self.fault = CAUSES[cause].fault
+        self.retry_s = retry_s
+        self._detail = detail
+        reason = _REASONS.get(self.fault, Reason.INVALID_TOKEN)
+        super().__init__(reason, "the token has expired" if self.is_expired else "the token is not valid")
+
+    @property
+    def text(self) -> str:
+        """What is wrong, in a sentence from the registry."""
+        return CAUSES[self.cause].text
+
+    @property
+    def why(self) -> str:
+        """What is wrong, for an operator: with numbers where they help."""
+        return self._detail or self.text
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether a fresh token, otherwise the same, would be valid."""
+        return self.fault in ("expired", "revoked")
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the token's key may be fetched in a moment: the same token may be valid then."""
+        return self.fault == "awaited_key"
+
+    @property
+    def is_early(self) -> bool:
+        """Whether the token's time has not come: the same token is valid in `retry_s`."""
+        return self.fault == "not_yet_valid"
