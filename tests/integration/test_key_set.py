@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
+import datetime
+import ipaddress
 import os
 import signal
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +16,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.support.client import Client, connected
 from tests.support.gateway import Gateway, run_command, running_gateway, wait_until
 from tests.support.issuer import ISSUER, Issuer, SigningKey, issuer, symmetric
+from wsgate import __version__
 from wsgate.admin import keys as fetching
 from wsgate.admin.keys import DOCUMENT_LIMIT_BYTES, KeySetFetcher, fetch
 from wsgate.errors import BackendError
@@ -76,6 +85,141 @@ def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         served.body = bytes(10_000)
         with pytest.raises(BackendError, match="not complete within"):
             fetch(served.url)
+
+
+TRICKLE_S: Final = 0.05
+TRICKLED: Final = 200
+"""A stub gives up after so many bytes, so that a fetch without a deadline ends in another error."""
+
+
+@contextlib.contextmanager
+def trickling(first: bytes, rest: bytes, *, pause_s: float = TRICKLE_S) -> Iterator[int]:
+    """The port of a server that answers at once with `first`, and then a byte of `rest` now and then."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = threading.Event()
+
+        def serve() -> None:
+            with contextlib.suppress(OSError), listener.accept()[0] as peer:
+                peer.recv(65536)
+                peer.sendall(first)
+                for place in range(TRICKLED):
+                    if done.wait(pause_s):
+                        return
+                    peer.sendall(rest[place % len(rest) : place % len(rest) + 1])
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            done.set()
+            listener.close()
+            thread.join(10)
+
+
+HEAD_OF_ANSWER: Final = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "first", "rest"),
+    [
+        pytest.param("http", b"", b"H", id="silence"),
+        pytest.param("http", b"", HEAD_OF_ANSWER, id="status line"),
+        pytest.param("http", HEAD_OF_ANSWER, b"X-Padding: x\r\n", id="headers"),
+        pytest.param("http", b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="interim answers"),
+        pytest.param("http", HEAD_OF_ANSWER + b"Content-Length: 9999\r\n\r\n", b" ", id="body"),
+        pytest.param("http", HEAD_OF_ANSWER + b"\r\n", b" ", id="body without length"),
+        pytest.param(
+            "http", HEAD_OF_ANSWER + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", id="chunks"
+        ),
+        pytest.param("https", b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x00", id="TLS handshake"),
+    ],
+)
+def test_a_server_that_trickles_is_given_up_at_one_deadline(
+    scheme: str, first: bytes, rest: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "FETCH_S", 0.4)
+    pause_s = 1.0 if not first and rest == b"H" else TRICKLE_S
+    with trickling(first, rest, pause_s=pause_s) as port:
+        with pytest.raises(BackendError, match=r"within 0\.4 s"):
+            fetch(f"{scheme}://127.0.0.1:{port}/keys")
+
+
+def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(fetching, "FETCH_S", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(WITHIN_S) and [])
+    try:
+        with pytest.raises(BackendError, match=r"cannot be reached within 0\.2 s"):
+            fetch("http://issuer.example/keys")
+    finally:
+        release.set()
+
+
+def test_the_request_says_who_asks_and_for_what() -> None:
+    with issuer(OLD) as served:
+        fetch(served.url.replace("/keys.json", "/keys.json?tenant=7"))
+    assert served.asked == ["/keys.json?tenant=7"]
+    (sent,) = served.sent
+    assert sent["User-Agent"] == f"wsgate/{__version__}"
+    assert sent["Host"] == served.url.split("/")[2]
+    assert "jwk-set" in sent["Accept"]
+
+
+def test_the_second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with issuer(OLD) as served:
+        port = int(served.url.split(":")[2].split("/")[0])
+        row = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        addresses = [(*row, ("127.0.0.1", 1)), (*row, ("127.0.0.1", port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        assert fetch(served.url) == served.document()
+
+
+def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with issuer(OLD) as served:
+        assert fetch(served.url) == served.document()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError), listener.accept()[0] as peer:
+                context.wrap_socket(peer, server_side=True).close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(BackendError, match=r"cannot be reached: .*CERTIFICATE_VERIFY_FAILED"):
+            fetch(f"https://127.0.0.1:{listener.getsockname()[1]}/keys")
+        thread.join(10)
+
+
+def self_signed(directory: Path) -> Path:
+    """A certificate of its own making for 127.0.0.1, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file = directory / "server.pem"
+    file.write_bytes(text + certificate.public_bytes(Encoding.PEM))
+    return file
 
 
 def test_who_is_away_is_a_failure_and_nothing_of_the_answer_is_repeated() -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -65,6 +66,7 @@ class Issuer:
         body: In place of the set.
         pause_s: Between the bytes of the body; 0: at once.
         asked: How often it was asked, by path.
+        sent: The headers of each request.
     """
 
     def __init__(self) -> None:
@@ -74,6 +76,7 @@ class Issuer:
         self.body: bytes | None = None
         self.pause_s = 0.0
         self.asked: list[str] = []
+        self.sent: list[Message] = []
         self.url = ""
 
     def document(self) -> bytes:
@@ -96,6 +99,7 @@ def issuer(*keys: SigningKey | dict[str, Any]) -> Iterator[Issuer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             served.asked.append(self.path)
+            served.sent.append(self.headers)
             body = served.document() if served.body is None else served.body
             self.send_response(served.status)
             for name, value in served.headers.items():

@@ -10,22 +10,21 @@ Source: RFC 7517; S19 in SECURITY.md for what others got wrong here.
 
 import asyncio
 import http.client
+import io
+import queue
 import random
+import socket
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
-from urllib.error import URLError
-from urllib.request import (
-    HTTPHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    Request,
-    UnknownHandler,
-)
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from wsgate import __version__
 from wsgate.auth import parse_jwks
 from wsgate.errors import BackendError, SettingsError
 from wsgate.log import Log
@@ -121,35 +120,166 @@ class KeySetCollector(Collector):
 
 
 def fetch(url: str) -> bytes:
-    """The document at a URL. Blocks; `FETCH_S` at most, or little longer.
+    """The document at a URL. Blocks for at most `FETCH_S` in all, whatever the server does.
+
+    The deadline is absolute: names, connecting, TLS, headers and body together. A time-out for each single
+    receive, which is what http.client offers, never passes while a byte a second arrives. No proxy is used
+    and no redirect followed.
 
     Raises:
-        BackendError: It cannot be had; the text holds nothing that was answered.
+        BackendError: The document cannot be had; the text holds nothing that was answered.
     """
-    # Put together by hand: the ready-made one also opens files and data URLs, and follows redirects.
-    opener = OpenerDirector()
-    for handler in (HTTPHandler(), HTTPSHandler(), UnknownHandler()):
-        opener.add_handler(handler)
     end_s = time.monotonic() + FETCH_S
-    headers = {"Accept": "application/jwk-set+json, application/json"}
+    headers = {
+        "Accept": "application/jwk-set+json, application/json",
+        "Connection": "close",
+        "User-Agent": f"wsgate/{__version__}",
+    }
     try:
-        request = Request(url, headers=headers)  # noqa: S310 - no other scheme has a handler
-        with opener.open(request, timeout=FETCH_S) as response:
-            if response.status != 200:
-                raise BackendError(f"answered {response.status}", temporary=True)
-            return _body(response, end_s)
-    except URLError as error:
-        raise BackendError(f"cannot be reached: {error.reason}", temporary=True) from None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BackendError("is no URL of http or https", temporary=True)
+        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        connection = _Connection(parts.hostname, parts.port, end_s, is_tls=parts.scheme == "https")
+    except (http.client.HTTPException, ValueError) as error:
+        raise BackendError(f"cannot be read: {type(error).__name__}", temporary=True) from None
+    try:
+        connection.connect()
+    except TimeoutError:
+        raise BackendError(f"cannot be reached within {FETCH_S:g} s", temporary=True) from None
+    except (OSError, ValueError) as error:
+        raise BackendError(f"cannot be reached: {error}", temporary=True) from None
+    try:
+        connection.request("GET", target, headers=headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise BackendError(f"answered {response.status}", temporary=True)
+        return _body(response)
+    except TimeoutError:
+        raise BackendError(f"not complete within {FETCH_S:g} s", temporary=True) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise BackendError(f"cannot be read: {type(error).__name__}", temporary=True) from None
+    finally:
+        connection.give_up()
 
 
-def _body(response: http.client.HTTPResponse, end_s: float) -> bytes:
+def _body(response: http.client.HTTPResponse) -> bytes:
     body = bytearray()
     while chunk := response.read1(_CHUNK_BYTES):
         body += chunk
         if len(body) > DOCUMENT_LIMIT_BYTES:
             raise BackendError(f"larger than {DOCUMENT_LIMIT_BYTES} bytes", temporary=True)
-        if time.monotonic() > end_s:
-            raise BackendError(f"not complete within {FETCH_S:g} s", temporary=True)
     return bytes(body)
+
+
+# --- one absolute deadline ------------------------------------------------------------------------------
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection that is given up at a time of the monotonic clock.
+
+    Args:
+        host: Name or address.
+        port: None for the port of the scheme.
+        end_s: The deadline.
+        is_tls: Whether to speak TLS; certificates and host name are checked.
+    """
+
+    def __init__(self, host: str, port: int | None, end_s: float, *, is_tls: bool) -> None:
+        self.default_port = 443 if is_tls else 80  # which http.client leaves out of the header Host
+        super().__init__(host, port or self.default_port)
+        self._end_s = end_s
+        self._connected: socket.socket | None = None
+        self._context = ssl.create_default_context() if is_tls else None
+
+    def connect(self) -> None:
+        """Connect to the first address that answers, and shake hands where TLS is spoken."""
+        fault: OSError = TimeoutError()
+        for family, kind, protocol, _, address in _addresses(self.host, self.port, self._end_s):
+            plain = socket.socket(family, kind, protocol)
+            try:
+                plain.settimeout(_left_s(self._end_s))
+                plain.connect(address)
+                if self._context is not None:
+                    plain.settimeout(_left_s(self._end_s))
+                    plain = self._context.wrap_socket(plain, server_hostname=self.host)
+            except OSError as error:
+                plain.close()
+                fault = error
+                continue
+            # http.client asks it for no more than what `_TimedSocket` has.
+            self.sock = cast(socket.socket, _TimedSocket(plain, self._end_s))
+            self._connected = plain
+            return
+        raise fault
+
+    def give_up(self) -> None:
+        """Close the socket, whatever is left in it."""
+        if self._connected is not None:
+            self._connected.close()
+
+
+class _TimedSocket:
+    """The part of a socket that http.client uses; every call ends at the deadline."""
+
+    def __init__(self, connected: socket.socket, end_s: float) -> None:
+        self._connected = connected
+        self._end_s = end_s
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of it."""
+        self._connected.settimeout(_left_s(self._end_s))
+        self._connected.sendall(data)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """What is received, as a file; closing it closes no socket."""
+        return io.BufferedReader(_TimedReader(self._connected, self._end_s))
+
+    def close(self) -> None:
+        """Do nothing: http.client closes before it has read the body, as files of sockets allow it to."""
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, connected: socket.socket, end_s: float) -> None:
+        super().__init__()
+        self._connected = connected
+        self._end_s = end_s
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Receive what has arrived, or wait for it until the deadline."""
+        self._connected.settimeout(_left_s(self._end_s))
+        return self._connected.recv_into(buffer)
+
+
+def _left_s(end_s: float) -> float:
+    left_s = end_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
+
+
+def _addresses(host: str, port: int, end_s: float) -> list[Any]:
+    """What `getaddrinfo` finds, or TimeoutError at the deadline.
+
+    A resolver cannot be interrupted. Its thread is left to its own time-outs, which end it, too.
+    """
+    found: queue.SimpleQueue[list[Any] | OSError] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            found.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except (OSError, UnicodeError) as error:
+            found.put(error if isinstance(error, OSError) else OSError("the host name is not valid"))
+
+    threading.Thread(target=resolve, name="wsgate-resolve", daemon=True).start()
+    try:
+        answer = found.get(timeout=_left_s(end_s))
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
