@@ -9,6 +9,7 @@ import hmac
 import json
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jwt
@@ -404,6 +405,57 @@ def test_a_null_sub_and_a_null_channel_are_refused() -> None:
     assert claims_fault(sub=None) == "bad_claims"
     assert claims_fault(channel=None) == "bad_claims"
     assert channel_fault({**CLAIMS, "channel": None}) == "bad_claims"
+
+
+BEFORE = 1_800_000_000.75
+
+
+@pytest.mark.parametrize(
+    ("iat", "is_refused"),
+    [
+        (BEFORE - 100, True),
+        (1_799_999_999, True),
+        (1_799_999_999.99, True),
+        # The same second. Of a whole number it is unknown on which side of the revocation it was written.
+        (1_800_000_000, False),
+        (1_800_000_000.0, False),
+        # An issuer that writes fractions is compared exactly.
+        (1_800_000_000.5, True),
+        (1_800_000_000.75, False),
+        (1_800_000_000.8, False),
+        (1_800_000_001, False),
+        (1_800_000_050, False),
+        (None, True),
+        (0, True),
+        (-1e300, True),
+    ],
+)
+def test_a_token_issued_before_a_revocation_is_refused_and_one_of_the_same_second_or_later_is_not(
+    iat: float | None, is_refused: bool
+) -> None:
+    judge, token = verifier(), forge({"alg": "HS256"}, {**CLAIMS, "iat": iat})
+
+    def verify(later_s: int, user: str) -> Identity:
+        return judge.verify_connection(token, now_s=BEFORE + later_s, revoked={user: BEFORE})
+
+    for later_s in (1, 100, 500):
+        if is_refused:
+            assert fault_of(partial(verify, later_s, "42")) == "revoked"
+        else:
+            assert verify(later_s, "42").user == "42"
+        assert verify(later_s, "43").user == "42"
+
+
+@pytest.mark.parametrize("before", [1_800_000_000, 1_800_000_000.0])
+def test_a_revocation_in_whole_seconds_refuses_what_was_issued_in_any_second_before(before: float) -> None:
+    for iat, is_refused in ((1_799_999_999, True), (1_799_999_999.9, True), (1_800_000_000, False)):
+        token = forge({"alg": "HS256"}, {**CLAIMS, "iat": iat})
+        try:
+            verifier().verify_connection(token, now_s=NOW, revoked={"42": before})
+        except TokenError as error:
+            assert is_refused and error.fault == "revoked"
+        else:
+            assert not is_refused
 
 
 def test_a_null_iat_is_as_old_as_a_missing_one() -> None:

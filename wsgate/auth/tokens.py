@@ -225,7 +225,8 @@ class Verifier:
         Args:
             token: As it came; any text or bytes.
             now_s: Seconds since 1970.
-            revoked: By user, the time before which tokens must not have been issued.
+            revoked: By user, the time before which tokens must not have been issued, in seconds since 1970.
+                Its resolution is one second, see `_check_revoked`.
 
         Raises:
             TokenError: It opens none. A token with the claim `channel` never does.
@@ -351,13 +352,19 @@ def _check_start(claim: str, start_s: Number, leeway_s: int, now_s: float) -> No
 
 
 def _check_revoked(user: str, iat: Number | None, revoked: Mapping[str, float]) -> None:
-    """A token that does not say when it was issued may be as old as any."""
+    """Refuse a token that was issued before its user's tokens were revoked.
+
+    Most issuers write `iat` in whole seconds, rounded down. Such an `iat` is compared with the second of the
+    revocation: a token of that same second may have been issued after it, and would be refused for ever. So
+    a token of the same second, issued before the revocation, stays valid. A token with no `iat` is refused.
+    """
     before_s = revoked.get(user) if revoked else None
     if before_s is None:
         return
     if iat is None:
         raise TokenError("revoked", detail="the user's tokens were revoked, and this one has no iat")
-    if iat < before_s:
+    is_whole = isinstance(iat, int) or iat.is_integer()
+    if iat < (math.floor(before_s) if is_whole else before_s):
         times = f"iat {_seconds(iat)}, revoked before {_seconds(before_s)}"
         raise TokenError("revoked", detail=f"the token was issued before the revocation ({times})")
 
