@@ -30,6 +30,7 @@ from wsgate import __version__
 from wsgate.admin import keys as fetching
 from wsgate.admin.keys import DOCUMENT_LIMIT_BYTES, KeySetFetcher, fetch
 from wsgate.errors import BackendError
+from wsgate.log import Log
 from wsgate.shard.numbers import LAYOUT
 from wsgate.statistics import Board, StatisticsBlock
 
@@ -265,6 +266,9 @@ class Bench:
 
         asyncio.run(both())
 
+    def has_fetched(self, sets: int) -> bool:
+        return self.fetcher.fetched >= sets
+
     def has_failed_since(self, failed: int) -> bool:
         return self.fetcher.failed > failed
 
@@ -347,6 +351,64 @@ def test_a_fetch_that_hangs_is_the_only_one() -> None:
     bench.run(main)
 
 
+def passed_over_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        vars(record)["fields"]["keys"] for record in caplog.records if record.message == "keys_passed_over"
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_keys_that_cannot_be_used_are_logged_once_for_each_set(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    encryption = NEW.jwk(kid="for-encryption", use="enc")
+    bench.issuer.keys = [OLD, encryption]
+
+    async def fetched(times: int) -> None:
+        for _ in range(times):
+            wanted = bench.fetcher.fetched + 1
+            bench.block.shard(0).add("keys_wanted")
+            await bench.until(partial(bench.has_fetched, wanted))
+
+    async def main() -> None:
+        await bench.until(lambda: bench.fetcher.fetched == 1)
+        await fetched(2)
+        assert passed_over_lines(caplog) == ["for-encryption: its use is not sig"]
+        bench.fetcher._log = Log("admin-test")  # another second, as far as the log is concerned
+        bench.issuer.keys = [OLD, encryption, symmetric("shared\nkey", b"x" * 32)]
+        await fetched(2)
+
+    with caplog.at_level("INFO"):
+        bench.run(main)
+    first, second = passed_over_lines(caplog)
+    assert second == first + "; shared\nkey: its kty is not RSA, EC or OKP"
+    assert OLD.kid not in second
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_first_set_without_a_usable_key_is_posted_and_never_replaces_one_that_has_some() -> None:
+    bench = Bench()
+    weak = SigningKey("weak", "RS256", rsa_bits=1024)
+    bench.issuer.keys = [weak]
+
+    async def main() -> None:
+        await bench.until(lambda: bench.fetcher.failed >= 2)
+        posted = bench.board.read()
+        assert posted is not None and posted[1] == bench.issuer.document()
+        assert bench.fetcher.fetched == 0
+        await bench.until(lambda: bench.fetcher.failed >= 3)
+        assert bench.board.version == posted[0], "the same set is posted once"
+        bench.issuer.keys = [OLD]
+        await bench.until(lambda: bench.fetcher.fetched == 1)
+        good = bench.board.read()
+        failed = bench.fetcher.failed
+        bench.issuer.keys = [weak]
+        bench.block.shard(0).add("keys_wanted")
+        await bench.until(partial(bench.has_failed_since, failed))
+        assert bench.board.read() == good
+
+    bench.run(main)
+
+
 # --- a whole gateway ------------------------------------------------------------------------------------
 
 
@@ -383,6 +445,24 @@ def test_keys_rotate_and_nobody_is_turned_away_for_good() -> None:
             assert client.ask("ping") == {"op": "pong"}, "who is here stays"
         assert gateway.metric("wsgate_key_set_fetches_total", outcome="fetched") >= 3
         assert set(served.asked) == {"/keys.json"}
+
+
+@pytest.mark.slow
+def test_tokens_of_every_algorithm_come_in_and_one_that_names_an_unusable_key_is_refused_for_good() -> None:
+    strong = [SigningKey(name.lower(), name) for name in ("RS512", "PS384", "ES384", "ES512")]
+    weak = SigningKey("weak", "RS256", rsa_bits=1024)
+    with issuer(*strong, weak) as served, gateway_of(served) as gateway:
+        assert [status_of(gateway, key.token()) for key in strong] == [101] * 4
+        weakly_signed = strong[0].token(kid="weak")
+        assert status_of(gateway, weakly_signed) == 401
+        protocols = ["wsgate.v1.json", f"wsgate.bearer.{weakly_signed}"]
+        with connect(gateway.ws_url, subprotocols=protocols) as socket:  # type: ignore[arg-type]
+            _, code = Client(socket).end()
+        assert code == 4501
+        (line,) = [line for line in gateway.lines if "keys_passed_over" in line]
+        assert "weak: RS256 needs an RSA public key of at least 2048 bits" in line
+        refusals = partial(gateway.metric, "wsgate_token_refusals_total", fault="unusable_key")
+        wait_until("both are counted", lambda: refusals() == 2)
 
 
 @pytest.mark.slow

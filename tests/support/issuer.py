@@ -23,17 +23,22 @@ class SigningKey:
 
     Args:
         kid: Its id.
-        algorithm: `ES256`, `EdDSA` or `RS256`.
+        algorithm: Any with a public key.
+        rsa_bits: Size of an RSA key.
     """
 
-    def __init__(self, kid: str, algorithm: str = "ES256") -> None:
+    def __init__(self, kid: str, algorithm: str = "ES256", *, rsa_bits: int = 2048) -> None:
         self.kid = kid
         self.algorithm = algorithm
         make: dict[str, Any] = {
             "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+            "ES384": lambda: ec.generate_private_key(ec.SECP384R1()),
+            "ES512": lambda: ec.generate_private_key(ec.SECP521R1()),
             "EdDSA": ed25519.Ed25519PrivateKey.generate,
-            "RS256": lambda: rsa.generate_private_key(65537, 2048),
         }
+        for size in (256, 384, 512):
+            for family in ("RS", "PS"):
+                make[f"{family}{size}"] = lambda: rsa.generate_private_key(65537, rsa_bits)
         self.private: Any = make[algorithm]()
 
     def jwk(self, **changes: Any) -> dict[str, Any]:

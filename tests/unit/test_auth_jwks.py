@@ -10,8 +10,19 @@ import jwt
 import pytest
 
 from tests.support.issuer import ISSUER, SigningKey, symmetric
-from wsgate.auth import KEYS_LIMIT, TokenError, TokenPolicy, VerificationKey, kid_of, make_key, parse_jwks
+from wsgate.auth import (
+    ALGORITHMS,
+    KEYS_LIMIT,
+    TokenError,
+    TokenPolicy,
+    VerificationKey,
+    kid_of,
+    make_key,
+    parse_jwks,
+)
+from wsgate.auth.jwks import read_jwks
 from wsgate.errors import SettingsError
+from wsgate.reasons import Reason
 from wsgate.shard.tokens import REVOKED_LIMIT, UNKNOWN_LIMIT, Tokens
 
 EC: Final = SigningKey("ec")
@@ -74,6 +85,129 @@ def private(key: SigningKey) -> dict[str, Any]:
 )
 def test_a_key_that_is_none_for_tokens_is_passed_over_and_spoils_no_other(row: Any) -> None:
     assert [key.kid for key in parse_jwks(key_set(row, ED))] == ["ed"]
+
+
+ALL_PUBLIC: Final = [name for name in ALGORITHMS if not name.startswith("HS")]
+
+
+@pytest.mark.parametrize("algorithm", ALL_PUBLIC)
+def test_a_token_of_every_algorithm_is_verified_with_a_key_of_a_set(algorithm: str) -> None:
+    bench, key = Bench(), SigningKey("k", algorithm)
+    bench.fetch(key)
+    assert bench.fault(key.token()) == ""
+    assert bench.fault(SigningKey("k", algorithm).token()) == "bad_signature"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "usual"),
+    [
+        ("RS256", "RS256"),
+        ("RS512", "RS256"),
+        ("PS256", "RS256"),
+        ("ES256", "ES256"),
+        ("ES384", "ES384"),
+        ("ES512", "ES512"),
+        ("EdDSA", "EdDSA"),
+    ],
+)
+def test_a_key_without_alg_has_the_usual_one_of_its_type_and_curve(algorithm: str, usual: str) -> None:
+    key = SigningKey("k", algorithm)
+    for row in (key.jwk(alg=None), key.jwk() | {"alg": None}):
+        (found,) = parse_jwks(key_set(row))
+        assert found.algorithm == usual
+
+
+def test_the_token_does_not_choose_the_algorithm_of_a_key_without_alg() -> None:
+    bench, key = Bench(), SigningKey("k", "PS256")
+    bench.tokens.renew_fetched(parse_jwks(key_set(key.jwk(alg=None))))
+    assert bench.fault(key.token()) == "wrong_algorithm"
+
+
+@pytest.mark.parametrize("member", ["alg", "use", "key_ops", "x5c", "x5u", "d", "oth", "ext"])
+def test_a_member_of_a_key_that_is_null_counts_as_missing(member: str) -> None:
+    for key in (EC, ED, RSA):
+        (found,) = parse_jwks(key_set(key.jwk() | {member: None}))
+        assert has_signed(found, key.token())
+
+
+WEAK: Final = SigningKey("weak", "RS256", rsa_bits=1024)
+PASSED_OVER: Final = {
+    "a shared secret": (symmetric("odd", b"x" * 32), "its kty is not RSA, EC or OKP"),
+    "a private key": (private(EC) | {"kid": "odd"}, "it is a private key, which must not be published"),
+    "a weak key": (WEAK.jwk(kid="odd"), "RS256 needs an RSA public key of at least 2048 bits"),
+    "a weak PS key": (
+        WEAK.jwk(kid="odd", alg="PS256"),
+        "PS256 needs an RSA public key of at least 2048 bits",
+    ),
+    "for encryption": (RSA.jwk(kid="odd", use="enc"), "its use is not sig"),
+    "for RSA-OAEP": (
+        RSA.jwk(kid="odd", alg="RSA-OAEP"),
+        "its alg is no algorithm with a public key that is supported",
+    ),
+    "to sign only": (EC.jwk(kid="odd", key_ops=["sign"]), "its key_ops do not hold verify"),
+    "odd operations": (EC.jwk(kid="odd", key_ops=7), "its key_ops do not hold verify"),
+    "another curve's alg": (EC.jwk(kid="odd", alg="ES384"), "it cannot be read"),
+    "another type's alg": (EC.jwk(kid="odd", alg="RS256"), "it cannot be read"),
+    "HS256 of a public key": (
+        RSA.jwk(kid="odd", alg="HS256"),
+        "its alg is no algorithm with a public key that is supported",
+    ),
+    "secp256k1": (EC.jwk(kid="odd", crv="secp256k1", alg=None), "it cannot be read"),
+    "X25519": (ED.jwk(kid="odd", crv="X25519"), "it cannot be read"),
+    "half a point": (EC.jwk(kid="odd", x="AAAA"), "it cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", PASSED_OVER)
+def test_a_key_that_is_passed_over_says_why_and_its_tokens_are_refused_for_good(name: str) -> None:
+    row, why = PASSED_OVER[name]
+    found = read_jwks(key_set(row, ED))
+    assert [key.kid for key in found.keys] == ["ed"]
+    ((kid, said),) = found.passed_over
+    assert kid == "odd"
+    assert said == why or (why == "it cannot be read" and " needs a" in said)
+    assert "odd" not in said
+    bench = Bench()
+    bench.tokens.renew_fetched(*found)
+    for _ in range(3):
+        with pytest.raises(TokenError) as refused:
+            bench.tokens.connection(EC.token(kid="odd"), time.time() + 1)
+        assert refused.value.fault == "unusable_key"
+        assert refused.value.reason == Reason.INVALID_TOKEN
+        assert said in refused.value.why
+    assert bench.counts["keys_wanted"] == 0, "the key has come: no fetch helps"
+
+
+def test_a_kid_of_a_usable_and_an_unusable_key_is_usable() -> None:
+    for rows in ((EC.jwk(use="enc"), EC), (EC, EC.jwk(use="enc"))):
+        found = read_jwks(key_set(*rows))
+        assert [key.kid for key in found.keys] == ["ec"]
+        assert found.passed_over == ()
+
+
+def test_a_key_that_becomes_usable_serves_its_tokens_again() -> None:
+    bench = Bench()
+    bench.tokens.renew_fetched(*read_jwks(key_set(EC.jwk(use="enc"), ED)))
+    assert bench.fault(EC.token()) == "unusable_key"
+    bench.fetch(EC, ED)
+    assert bench.fault(EC.token()) == ""
+    bench.tokens.renew_fetched(*read_jwks(key_set(EC.jwk(use="enc"), ED)))
+    assert bench.fault(EC.token()) == "unusable_key"
+
+
+def test_a_set_without_a_usable_key_is_still_awaited_but_its_own_kids_are_final() -> None:
+    bench = Bench()
+    bench.tokens.renew_fetched(*read_jwks(key_set(WEAK)))
+    assert bench.tokens.is_awaiting
+    assert bench.fault(EC.token(kid="weak")) == "unusable_key"
+    assert bench.fault(EC.token()) == "awaited_key"
+
+
+def test_rows_that_name_no_key_are_passed_over_without_a_kid() -> None:
+    found = read_jwks(key_set("text", 7, [], {}, EC.jwk(kid=None), EC.jwk() | {"kid": None}, EC.jwk(kid=7)))
+    assert {each.kid for each in found.passed_over} == {None}
+    assert len(found.passed_over) == 7
+    assert all(str(each).startswith("a key without kid: ") for each in found.passed_over)
 
 
 def test_of_two_keys_with_one_kid_the_first_counts() -> None:

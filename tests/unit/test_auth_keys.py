@@ -17,11 +17,13 @@ RSA_2048 = rsa.generate_private_key(65537, 2048)
 RSA_1024 = rsa.generate_private_key(65537, 1024)
 P256 = ec.generate_private_key(ec.SECP256R1())
 P384 = ec.generate_private_key(ec.SECP384R1())
+P521 = ec.generate_private_key(ec.SECP521R1())
 K256 = ec.generate_private_key(ec.SECP256K1())
 ED25519 = ed25519.Ed25519PrivateKey.generate()
 ED448 = ed448.Ed448PrivateKey.generate()
 DSA = dsa.generate_private_key(2048)
 SECRET = bytes(range(64))
+RSA_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 
 
 def public_bytes(key: PublicKeyTypes, encoding: Encoding = Encoding.PEM) -> bytes:
@@ -40,8 +42,10 @@ GOOD = [
     ("HS256", SECRET[:32], ""),
     ("HS384", SECRET[:48], ""),
     ("HS512", SECRET, ""),
-    ("RS256", b"", pem(RSA_2048.public_key())),
+    *((name, b"", pem(RSA_2048.public_key())) for name in RSA_ALGORITHMS),
     ("ES256", b"", pem(P256.public_key())),
+    ("ES384", b"", pem(P384.public_key())),
+    ("ES512", b"", pem(P521.public_key())),
     ("EdDSA", b"", pem(ED25519.public_key())),
 ]
 
@@ -103,11 +107,13 @@ def test_other_text_may_be_a_secret(secret: bytes) -> None:
 
 
 MISFITS = [
-    ("RS256", pem(RSA_1024.public_key())),
-    ("RS256", pem(P256.public_key())),
+    *((name, pem(RSA_1024.public_key())) for name in RSA_ALGORITHMS),
+    *((name, pem(P256.public_key())) for name in (*RSA_ALGORITHMS, "ES384", "ES512")),
+    *((name, pem(P384.public_key())) for name in ("ES256", "ES512", "EdDSA")),
+    *((name, pem(P521.public_key())) for name in ("ES256", "ES384", "PS512")),
+    *((name, pem(RSA_2048.public_key())) for name in ("ES384", "ES512", "EdDSA")),
     ("RS256", pem(ED25519.public_key())),
     ("RS256", pem(DSA.public_key())),
-    ("ES256", pem(P384.public_key())),
     ("ES256", pem(K256.public_key())),
     ("ES256", pem(RSA_2048.public_key())),
     ("EdDSA", pem(ED448.public_key())),
@@ -121,7 +127,7 @@ def test_s18_a_public_key_of_another_kind_is_refused(algorithm: str, public_key:
         make_key("k1", algorithm, public_key=public_key)
 
 
-@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+@pytest.mark.parametrize("algorithm", ["RS256", "PS512", "ES256", "ES512", "EdDSA"])
 @pytest.mark.parametrize(
     "text",
     [
@@ -142,12 +148,13 @@ def test_what_is_not_pem_of_a_public_key_is_refused(algorithm: str, text: str) -
 def test_material_of_the_other_kind_is_refused() -> None:
     with pytest.raises(SettingsError, match="HS256 takes a secret, no public_key"):
         make_key("k1", "HS256", secret=SECRET, public_key=pem(PUBLIC))
-    with pytest.raises(SettingsError, match="RS256 takes a public_key, no secret"):
-        make_key("k1", "RS256", secret=SECRET, public_key=pem(PUBLIC))
+    for algorithm in (*RSA_ALGORITHMS, "ES256", "ES384", "ES512", "EdDSA"):
+        with pytest.raises(SettingsError, match=f"{algorithm} takes a public_key, no secret"):
+            make_key("k1", algorithm, secret=SECRET, public_key=pem(PUBLIC))
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["none", "None", "nOnE", "", "hs256", "HS1", "PS256", "ES256K", "RS512"]
+    "algorithm", ["none", "None", "nOnE", "", "hs256", "HS1", "ps256", "ES256K", "RS1", "RSA-OAEP", "Ed25519"]
 )
 def test_s18_another_algorithm_makes_no_key(algorithm: str) -> None:
     with pytest.raises(SettingsError, match="algorithm must be one of HS256"):

@@ -46,6 +46,8 @@ EXP = 1_800_000_600
 SECRET = b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 RSA = rsa.generate_private_key(65537, 2048)
 P256 = ec.generate_private_key(ec.SECP256R1())
+P384 = ec.generate_private_key(ec.SECP384R1())
+P521 = ec.generate_private_key(ec.SECP521R1())
 ED25519 = ed25519.Ed25519PrivateKey.generate()
 CLAIMS = {"sub": "42", "exp": EXP}
 HASHES = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
@@ -153,6 +155,12 @@ def test_the_room_offers_these_names() -> None:
         ("RS256", RSA, make_key(None, "RS256", public_key=pem(RSA.public_key()))),
         ("ES256", P256, make_key(None, "ES256", public_key=pem(P256.public_key()))),
         ("EdDSA", ED25519, make_key(None, "EdDSA", public_key=pem(ED25519.public_key()))),
+        *(
+            (name, RSA, make_key(None, name, public_key=pem(RSA.public_key())))
+            for name in ("RS384", "RS512", "PS256", "PS384", "PS512")
+        ),
+        ("ES384", P384, make_key(None, "ES384", public_key=pem(P384.public_key()))),
+        ("ES512", P521, make_key(None, "ES512", public_key=pem(P521.public_key()))),
     ],
 )
 def test_every_algorithm_is_accepted_and_its_signature_counts(
@@ -198,6 +206,9 @@ ALL_KEYS = [
     make_key(None, "RS256", public_key=pem(RSA.public_key())),
     make_key(None, "ES256", public_key=pem(P256.public_key())),
     make_key(None, "EdDSA", public_key=pem(ED25519.public_key())),
+    make_key(None, "PS256", public_key=pem(RSA.public_key())),
+    make_key(None, "RS512", public_key=pem(RSA.public_key())),
+    make_key(None, "ES384", public_key=pem(P384.public_key())),
 ]
 
 
@@ -234,7 +245,7 @@ def test_s18_hmac_with_the_text_of_the_public_key_is_refused(form: str, algorith
 
 @pytest.mark.parametrize("key", ALL_KEYS, ids=lambda key: key.algorithm)
 @pytest.mark.parametrize(
-    "alg", ["HS256", "HS384", "HS512", "RS256", "PS256", "ES256", "ES384", "EdDSA", "hs256"]
+    "alg", ["HS256", "HS384", "HS512", "RS256", "RS384", "PS256", "PS512", "ES256", "ES384", "EdDSA", "hs256"]
 )
 def test_s18_an_algorithm_other_than_the_keys_is_refused(alg: str, key: VerificationKey) -> None:
     if alg != key.algorithm:
@@ -266,14 +277,35 @@ def test_s18_a_key_that_a_token_brings_or_points_to_is_no_key(name: str) -> None
     assert judge.verify_connection(signed, now_s=NOW).user == "42"
 
 
+@pytest.mark.parametrize("used", ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"])
+@pytest.mark.parametrize("bound", ["RS256", "RS512", "PS256", "PS512"])
+def test_s18_an_rsa_key_serves_only_its_own_algorithm_whatever_the_header_says(bound: str, used: str) -> None:
+    """The same RSA key could verify all of these: the header must not choose among them."""
+    judge = verifier(make_key(None, bound, public_key=pem(RSA.public_key())))
+    token = jwt.encode(CLAIMS, RSA, used)
+    if used == bound:
+        assert judge.verify_connection(token, now_s=NOW).user == "42"
+        return
+    assert fault(token, judge) == "wrong_algorithm"
+    signing_input = encoded(text({"alg": bound})) + b"." + encoded(text(CLAIMS))
+    signature = jwt.get_algorithm_by_name(used).sign(signing_input, RSA)
+    assert fault(signing_input + b"." + encoded(signature), judge) == "bad_signature"
+
+
 SIGNERS: dict[str, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey] = {
     "RS256": RSA,
     "ES256": P256,
     "EdDSA": ED25519,
+    "PS256": RSA,
+    "RS512": RSA,
+    "ES384": P384,
+    "ES512": P521,
 }
 
 
-@pytest.mark.parametrize("signature", [b"", b"\0", bytes(64), bytes(256), b"\xff" * 64, bytes(31) + b"\1"])
+@pytest.mark.parametrize(
+    "signature", [b"", b"\0", bytes(64), bytes(96), bytes(132), bytes(256), b"\xff" * 64, bytes(31) + b"\1"]
+)
 @pytest.mark.parametrize("algorithm", SIGNERS)
 def test_s18_a_degenerate_signature_is_refused(algorithm: str, signature: bytes) -> None:
     """Zeros pass for a signature where nobody checks that they are in range (CVE-2022-21449)."""

@@ -615,12 +615,15 @@ def test_the_default_namespace_is_always_there(toml: Callable[[str], Path]) -> N
         ),
         (
             {"auth": {"keys": {"k": {"secret": SECRET}}}},
-            'auth.keys.k.algorithm: required, one of "ES256", "EdDSA", "HS256", "HS384", "HS512", "RS256"',
+            "auth.keys.k.algorithm: required, one of"
+            ' "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512", "PS256", "PS384", "PS512",'
+            ' "RS256", "RS384", "RS512"',
         ),
         (
             {"auth": {"keys": {"k": {"algorithm": "none"}}}},
-            'auth.keys.k.algorithm: expected one of "ES256", "EdDSA", "HS256", "HS384", "HS512", "RS256",'
-            ' got "none"',
+            "auth.keys.k.algorithm: expected one of"
+            ' "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512", "PS256", "PS384", "PS512",'
+            ' "RS256", "RS384", "RS512", got "none"',
         ),
     ],
 )

@@ -25,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from wsgate import __version__
-from wsgate.auth import parse_jwks
+from wsgate.auth.jwks import KeySet, PassedOver, parse_jwks, read_jwks
 from wsgate.errors import BackendError, SettingsError
 from wsgate.log import Log
 from wsgate.statistics import Board, StatisticsBlock
@@ -39,6 +39,7 @@ RETRY_MOST_S: Final = 30.0
 FETCH_S: Final = 10.0
 DOCUMENT_LIMIT_BYTES: Final = 256 * 1024
 LOOK_S: Final = 0.25
+_LISTED: Final = 16  # keys in a log line
 _CHUNK_BYTES: Final = 16 * 1024
 
 
@@ -68,6 +69,7 @@ class KeySetFetcher:
         self._board = board
         self._get = get or fetch
         self._log = Log("admin")
+        self._passed_over: tuple[PassedOver, ...] = ()  # what was logged last
         self.fetched = 0
         self.failed = 0
 
@@ -85,8 +87,7 @@ class KeySetFetcher:
             asked_s, wanted = loop.time(), self._wanted()
             try:
                 document = await asyncio.to_thread(self._get, self._url)
-                if not parse_jwks(document):
-                    raise SettingsError("no key in it verifies tokens")
+                self._judge(document)
             except (BackendError, SettingsError) as error:
                 self.failed += 1
                 self._log.warning("keys_not_fetched", why=str(error))
@@ -98,10 +99,35 @@ class KeySetFetcher:
             retry_s = RETRY_FIRST_S
             due_s = loop.time() + REFRESH_S * random.uniform(0.9, 1.1)  # noqa: S311 - spreading
 
+    def _judge(self, document: bytes) -> None:
+        """Log which keys of a set cannot be used; raise SettingsError when it is no set with a usable key.
+
+        A set without one replaces no other. If there is none to keep, shards get it all the same: a token
+        that names one of its keys is then refused for good instead of being told to come back for ever.
+        """
+        found = read_jwks(document)
+        if found.passed_over != self._passed_over:
+            self._passed_over = found.passed_over
+            if found.passed_over:
+                self._log.warning("keys_passed_over", count=len(found.passed_over), keys=_listed(found))
+        if found.keys:
+            return
+        posted = self._board.read()
+        if found.passed_over and (posted is None or (posted[1] != document and not parse_jwks(posted[1]))):
+            self._board.post(document)
+        raise SettingsError("no key in it verifies tokens")
+
     def _wanted(self) -> int:
         """Kids that shards have asked for, ever."""
         regions = [self._block.shard(number) for number in range(self._block.shards)]
         return sum(region["keys_wanted"] for region in (*regions, self._block.retired))
+
+
+def _listed(found: KeySet) -> str:
+    """The keys that were passed over, each with why, for one log line."""
+    rows = [str(each) for each in found.passed_over[:_LISTED]]
+    more = len(found.passed_over) - len(rows)
+    return "; ".join(rows) + (f"; and {more} more" if more else "")
 
 
 class KeySetCollector(Collector):

@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    SECP384R1,
+    SECP521R1,
+    EllipticCurve,
+    EllipticCurvePublicKey,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -37,9 +43,18 @@ _HMAC_HASHES: Final = {
     "HS384": HMACAlgorithm.SHA384,
     "HS512": HMACAlgorithm.SHA512,
 }
+_RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+# RFC 7518 section 3.4: each of these belongs to one curve.
+_CURVES: Final[dict[str, type[EllipticCurve]]] = {
+    "ES256": SECP256R1,
+    "ES384": SECP384R1,
+    "ES512": SECP521R1,
+}
 _PUBLIC: Final = {
-    "RS256": "an RSA public key of at least 2048 bits",
+    **dict.fromkeys(_RSA, "an RSA public key of at least 2048 bits"),
     "ES256": "a public key on P-256",
+    "ES384": "a public key on P-384",
+    "ES512": "a public key on P-521",
     "EdDSA": "an Ed25519 public key",
 }
 _RSA_MIN_BITS: Final = 2048  # RFC 7518 section 3.3
@@ -148,7 +163,8 @@ def make_key(
         kid: Its id in token headers, not empty; None: for tokens without one.
         algorithm: One of `ALGORITHMS`.
         secret: For HS256, HS384, HS512: at least 32, 48, 64 bytes.
-        public_key: For RS256, ES256, EdDSA: PEM text of RSA (>= 2048 bits), P-256, Ed25519.
+        public_key: For the others, PEM text: RSA of at least 2048 bits for RS and PS, P-256, P-384 and P-521
+            for ES256, ES384 and ES512, Ed25519 for EdDSA.
 
     Raises:
         SettingsError: The material is missing, of the other kind, too short, or does not fit the
@@ -205,19 +221,19 @@ def _public(name: str, algorithm: str, public_key: str) -> PublicKey:
         key = load_pem_public_key(public_key.encode())
     except (TypeError, ValueError, UnsupportedAlgorithm):
         raise SettingsError(f"{name}: public_key is not the PEM text of a public key") from None
-    return _fitting(name, algorithm, key)
+    try:
+        return public_key_of(algorithm, key)
+    except SettingsError as error:
+        raise SettingsError(f"{name}: {error}") from None
 
 
-def public_key_of(kid: str, algorithm: str, key: object) -> PublicKey:
-    """The key, when it fits one of the public algorithms; raises SettingsError."""
-    return _fitting(_name(kid), algorithm, key)
-
-
-def _fitting(name: str, algorithm: str, key: object) -> PublicKey:
-    if algorithm == "RS256" and isinstance(key, RSAPublicKey) and key.key_size >= _RSA_MIN_BITS:
+def public_key_of(algorithm: str, key: object) -> PublicKey:
+    """The key, when it fits the public algorithm; raises SettingsError, which says what is needed."""
+    if algorithm in _RSA and isinstance(key, RSAPublicKey) and key.key_size >= _RSA_MIN_BITS:
         return key
-    if algorithm == "ES256" and isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+    curve = _CURVES.get(algorithm)
+    if curve is not None and isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, curve):
         return key
     if algorithm == "EdDSA" and isinstance(key, Ed25519PublicKey):
         return key
-    raise SettingsError(f"{name}: {algorithm} needs {_PUBLIC[algorithm]}")
+    raise SettingsError(f"{algorithm} needs {_PUBLIC[algorithm]}")

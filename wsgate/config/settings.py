@@ -53,7 +53,21 @@ __all__ = [
     "masked",
 ]
 
-Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "ES256", "EdDSA"]
+Algorithm = Literal[
+    "HS256",
+    "HS384",
+    "HS512",
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "EdDSA",
+]
 """How a token is signed. HS: a shared secret; the others: the issuer's public key."""
 
 Access = Literal["anyone", "authenticated", "token", "nobody"]
@@ -173,14 +187,16 @@ class Key(Section, frozen=True, kw_only=True):
     """`[auth.keys.<kid>]`: a key that tokens may be signed with."""
 
     # The one algorithm this key is used with, whatever a token says about itself. One of HS256, HS384,
-    # HS512, RS256, ES256, EdDSA. Required: a guess here would be a hole. No default.
+    # HS512, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA. Required: a guess here
+    # would be a hole. No default.
     algorithm: Algorithm
 
     # Shared secret of an HS algorithm: at least 32, 48 or 64 bytes for HS256, HS384 or HS512, as long as
     # the hash, because a shorter one can be guessed. Also as secret_file. Default "".
     secret: Secret = ""
 
-    # Public key in PEM, for RS256, ES256 and EdDSA. Also as public_key_file. Default "".
+    # Public key in PEM: RSA of at least 2048 bits for RS and PS, P-256, P-384 or P-521 for ES256, ES384 or
+    # ES512, Ed25519 for EdDSA. Also as public_key_file. Default "".
     public_key: PublicKey = ""
 
 
@@ -219,7 +235,8 @@ class Auth(Section, frozen=True, kw_only=True):
     token_cache_entries: Annotated[int, Meta(ge=0, le=10_000_000)] = field(default=65_536, name="token_cache")
 
     # Where the issuer publishes its keys (a JSON Web Key Set): fetched every five minutes and when a token
-    # names a key that is not known yet. https, or http on this machine; redirects are not followed. Needs
+    # names a key that is not known yet. https, or http on this machine; redirects are not followed. A key
+    # without alg is for RS256, or for the algorithm of its curve. Keys that cannot be used are logged. Needs
     # issuer, because a kid means something only with who gave it. Default "".
     jwks_url: str = ""
 

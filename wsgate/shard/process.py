@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import uvloop
 
 from wsgate.admission import forwarded_for
-from wsgate.auth import parse_jwks
+from wsgate.auth.jwks import read_jwks
 from wsgate.bus import AppenderOptions, Covers, Names, SubscriberOptions, make_bus
 from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, Request, refusal
@@ -517,7 +517,7 @@ class Shard:
         if boards.key_set.version != self._seen_keys and (posted := boards.key_set.read()):
             self._seen_keys = posted[0]
             try:
-                self._tokens.renew_fetched(parse_jwks(posted[1]))
+                self._tokens.renew_fetched(*read_jwks(posted[1]))
                 self.count("keys_fetched", 1)
             except Exception as error:
                 self._log.error("keys_not_taken", error=_safe_text(error))

@@ -1,6 +1,6 @@
 """Verified tokens of one shard: the cache in front, the verifier behind, both counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from wsgate.auth import (
     ChannelGrant,
@@ -14,6 +14,7 @@ from wsgate.auth import (
     Verifier,
     kid_of,
 )
+from wsgate.auth.jwks import PassedOver
 from wsgate.log import Log
 
 __all__ = ["Tokens"]
@@ -52,6 +53,7 @@ class Tokens:
         self._log = log
         self._is_fetching = is_fetching
         self._fetched: tuple[VerificationKey, ...] = ()
+        self._unusable: dict[str, str] = {}  # kid: why
         self._fetches = 0
         self._unknown: dict[str, tuple[int, int]] = {}  # kid: fetches when it was asked for, how often
         self._revoked: dict[str, float] = {}  # user: tokens issued before this are not valid
@@ -64,9 +66,17 @@ class Tokens:
         self._cache_entries = cache_entries
         self._make()
 
-    def renew_fetched(self, keys: tuple[VerificationKey, ...]) -> None:
-        """The keys of the set that was fetched now; a kid of the configuration outranks one of the set."""
+    def renew_fetched(
+        self, keys: tuple[VerificationKey, ...], passed_over: Iterable[PassedOver] = ()
+    ) -> None:
+        """Take over a key set that was fetched. A kid of the configuration outranks one of the set.
+
+        Args:
+            keys: The keys of the set.
+            passed_over: Keys of the set that cannot be used. Tokens that name one are refused for good.
+        """
         self._fetches += 1
+        self._unusable = {each.kid: each.why for each in passed_over if each.kid is not None}
         named = {(key.kid, key.algorithm) for key in self._fetched}
         self._fetched = keys
         if named != {(key.kid, key.algorithm) for key in keys}:
@@ -94,8 +104,8 @@ class Tokens:
 
     @property
     def is_awaiting(self) -> bool:
-        """Whether keys are to be fetched and none have been."""
-        return self._is_fetching and not self._fetches
+        """Whether keys are to be fetched and none that can be used have been."""
+        return self._is_fetching and not self._fetched
 
     @property
     def cached_bytes(self) -> int:
@@ -140,15 +150,22 @@ class Tokens:
 
     def _refused(self, token: str, error: TokenError) -> TokenError:
         """Count a refusal. What is raised: another error when the key may still be fetched."""
-        if error.fault == "unknown_key" and self._is_wanted(token):
-            error = TokenError("awaited_key")
+        if error.fault == "unknown_key":
+            error = self._without_key(token, error)
         self._count("tokens_refused", 1)
         self._count(f"token_fault_{error.fault}", 1)
         if self._log is not None:
             self._log.info(f"token_refused_{error.cause}", fault=error.fault, why=error.why)
         return error
 
-    def _is_wanted(self, token: str) -> bool:
+    def _without_key(self, token: str, error: TokenError) -> TokenError:
+        """Why the token's key is not there: it may still come, or it is there and cannot be used."""
+        kid = kid_of(token)
+        if kid is not None and (why := self._unusable.get(kid)) is not None:
+            return TokenError("unusable_key", detail=f"the key set's key cannot be used: {why}")
+        return TokenError("awaited_key") if self._is_wanted(kid) else error
+
+    def _is_wanted(self, kid: str | None) -> bool:
         """Whether the next fetch may bring an unknown key; if so, ask for a fetch.
 
         A key that is still missing two fetches later is unknown for good: the first fetch may have been under
@@ -157,7 +174,6 @@ class Tokens:
         """
         if not self._is_fetching:
             return False
-        kid = kid_of(token)
         if kid is None:
             return self.is_awaiting
         fetches, asked = self._unknown.get(kid, (-1, 0))
