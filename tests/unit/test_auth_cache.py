@@ -212,6 +212,46 @@ def test_a_sweep_gives_back_what_is_too_old_and_nothing_else() -> None:
     assert cache.get("token", NOW + 502) == identity()
 
 
+def test_after_the_clock_was_set_back_no_entry_keeps_its_memory() -> None:
+    """Entries from before the step stand in front of younger ones in their bucket."""
+    cache = TokenCache(10_000)
+    empty = cache.bytes_estimate()
+    for number in range(500):
+        cache.put(f"early{number}", identity(), NOW)
+    back_s = NOW - 86_400
+    for number in range(500):
+        cache.put(f"late{number}", identity(), back_s)
+    assert all(cache.get(f"late{number}", back_s) for number in range(500))
+    assert not any(cache.get(f"early{number}", back_s) for number in range(500))
+    sweep_all(cache, back_s)
+    assert len(cache) == 500
+    sweep_all(cache, back_s + 301)
+    assert len(cache) == 0
+    assert cache.bytes_estimate() == empty
+
+
+def test_after_the_clock_was_set_back_a_token_is_cached_anew_and_serves() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity(expires_at_s=int(NOW) + 600), NOW)
+    for step_s in (-1, -100, -86_400, 86_400, 200):
+        now_s = NOW + step_s
+        cache.get("token", now_s)
+        fresh = identity(expires_at_s=int(now_s) + 600)
+        cache.put("token", fresh, now_s)
+        assert cache.get("token", now_s) == fresh
+        assert cache.get("token", now_s + 299) == fresh
+        assert cache.get("token", now_s + 301) is None
+        assert len(cache) == 1
+
+
+def test_no_step_of_the_clock_makes_an_entry_serve_past_its_expiry() -> None:
+    cache = TokenCache(10)
+    cache.put("token", identity(expires_at_s=int(NOW) + 60), NOW)
+    for step_s in (0, -50, 59, -3600, 60, 61, 299, 3600, -86_400, 86_400):
+        found = cache.get("token", NOW + step_s)
+        assert (found is not None) is (0 <= step_s < 59.5)
+
+
 def test_a_sweep_looks_at_no_more_buckets_than_asked() -> None:
     cache = TokenCache(10_000)
     for number in range(2000):

@@ -12,6 +12,9 @@ rehashed as a whole, and get and put cost O(1).
 Records of a bucket are in the order in which they were put, so what is too old is at the front. When
 the cache is full, the oldest of the newcomer's bucket goes: nearly first in, first out.
 
+Time is the wall clock, because `exp` is. A step of the clock can make an entry useless, so that its token
+is verified again. It cannot make an entry serve past `exp`, nor keep its memory.
+
 The digest is keyed with a random key of this cache. Nobody can choose tokens that meet in one bucket,
 or a user name that looks like a record; a copy of the memory gives no token away.
 
@@ -80,6 +83,11 @@ class TokenCache:
 
     def __len__(self) -> int:
         return self._entries
+
+    @property
+    def buckets(self) -> int:
+        """How many buckets there are, for `sweep`."""
+        return len(self._buckets)
 
     def bytes_estimate(self) -> int:
         """Bytes held, permission sets included (each once, even if it is held elsewhere too). O(1)."""
@@ -172,9 +180,14 @@ class TokenCache:
         self._numbers.release(number)
 
     def _drop_old(self, place: int, now_s: float) -> None:
+        """Forget the entries at a bucket's front that serve no more.
+
+        An entry from the future was put before the machine's clock was set back. It serves nobody either, and
+        if it stayed, it would keep everything behind it until the clock is there again.
+        """
         while bucket := self._buckets[place]:
             put_s, _, _, _ = _FIELDS.unpack_from(bucket, _DIGEST_BYTES)
-            if now_s < put_s + AGE_LIMIT_S:
+            if put_s <= now_s < put_s + AGE_LIMIT_S:
                 return
             self._drop(place, 0)
 

@@ -502,6 +502,7 @@ class Shard:
         self._renew_gate(numbers_now["refused"])
         self._ticks += 1
         if self._ticks % NUMBERS_TICKS == 0:
+            self._tokens.tick(time.time())
             self._write_numbers(numbers_now)
         self._beat(numbers_now)
 

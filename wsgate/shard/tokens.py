@@ -23,6 +23,8 @@ PERMISSION_SETS = 4_096
 """Different permission sets that are shared; more than that are simply not shared."""
 UNKNOWN_LIMIT = 256
 """Unknown kids remembered: whoever makes up more of them is told to come back, and gets no more fetches."""
+SWEEP_TICKS = 60
+"""Calls of `tick` in which the whole cache is looked at."""
 REVOKED_LIMIT = 65_536
 """Users remembered as revoked; beyond it the oldest is forgotten, and counted."""
 
@@ -101,6 +103,15 @@ class Tokens:
             self._revoked.pop(next(iter(self._revoked)))
             self._count("revocations_forgotten", 1)
         self._revoked[user] = before_s
+
+    def tick(self, now_s: float) -> None:
+        """Give back memory of cached tokens that serve no more; called once a second.
+
+        Args:
+            now_s: Seconds since 1970.
+        """
+        if self._cache is not None:
+            self._cache.sweep(now_s, 1 + self._cache.buckets // SWEEP_TICKS)
 
     @property
     def is_awaiting(self) -> bool:

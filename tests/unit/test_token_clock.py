@@ -1,0 +1,79 @@
+"""Tokens of a shard and the machine's clock: a step of the clock mutes nobody and prolongs nothing."""
+
+from collections import Counter
+from typing import Final
+
+import jwt
+import pytest
+
+from wsgate.auth import TokenError, TokenPolicy, make_key
+from wsgate.shard.tokens import SWEEP_TICKS, Tokens
+
+SECRET: Final = b"an example secret of more than 32 bytes"
+NOW_S: Final = 1_800_000_000.25
+
+
+def token(*, ttl_s: int = 600, user: str = "42", iat_s: float = NOW_S) -> str:
+    claims = {"sub": user, "iat": int(iat_s), "exp": int(iat_s) + ttl_s}
+    return jwt.encode(claims, SECRET, "HS256")
+
+
+class Bench:
+    """A shard's tokens and what they count."""
+
+    def __init__(self, *, leeway_s: int = 0) -> None:
+        self.counts: Counter[str] = Counter()
+        policy = TokenPolicy(leeway_s=leeway_s)
+        self.tokens = Tokens((make_key(None, "HS256", secret=SECRET),), policy, 1_000, self._count)
+
+    def _count(self, name: str, amount: int) -> None:
+        self.counts[name] += amount
+
+    def outcome(self, token: str, now_s: float) -> str:
+        """`verified`, `cached`, or the fault."""
+        before = self.counts.copy()
+        try:
+            self.tokens.connection(token, now_s)
+        except TokenError as error:
+            return error.fault
+        (name,) = self.counts - before
+        return name.removeprefix("tokens_")
+
+
+@pytest.mark.parametrize("leeway_s", [0, 5])
+@pytest.mark.parametrize("step_s", [-86_400, -3_600, -59, -1, 0, 1, 59, 3_600, 86_400])
+def test_a_cached_token_is_judged_by_the_wall_clock_as_one_that_is_not_cached(
+    step_s: int, leeway_s: int
+) -> None:
+    """After any step, a shard that knows the token and one that does not answer alike."""
+    for ttl_s in (30, 600, 100_000):
+        shown = token(ttl_s=ttl_s)
+        bench = Bench(leeway_s=leeway_s)
+        assert [bench.outcome(shown, NOW_S) for _ in range(2)] == ["verified", "cached"]
+        for later_s in (0, 1, 29, 31, 36, 301, 601):
+            now_s = NOW_S + step_s + later_s
+            fresh = Bench(leeway_s=leeway_s).outcome(shown, now_s)
+            known = bench.outcome(shown, now_s)
+            assert known == fresh or (known, fresh) == ("cached", "verified"), (ttl_s, later_s)
+
+
+def test_a_token_is_verified_once_after_a_step_back_and_then_cached_again() -> None:
+    bench, shown = Bench(), token(iat_s=NOW_S - 100)
+    assert bench.outcome(shown, NOW_S) == "verified"
+    assert [bench.outcome(shown, NOW_S - 50) for _ in range(3)] == ["verified", "cached", "cached"]
+    assert bench.outcome(shown, NOW_S - 50 + 301) == "verified"
+
+
+def test_tokens_that_serve_no_more_give_their_memory_back_without_any_newcomer() -> None:
+    bench = Bench()
+    empty = bench.tokens.cached_bytes
+    for number in range(500):
+        bench.outcome(token(user=str(number)), NOW_S)
+    assert bench.tokens.cached == 500
+    for tick in range(SWEEP_TICKS):
+        bench.tokens.tick(NOW_S + 200 + tick)
+    assert bench.tokens.cached == 500
+    for tick in range(2 * SWEEP_TICKS):
+        bench.tokens.tick(NOW_S + 300 + tick)
+    assert bench.tokens.cached == 0
+    assert bench.tokens.cached_bytes == empty
