@@ -22,6 +22,7 @@ from wsgate.auth import (
 )
 from wsgate.auth.jwks import read_jwks
 from wsgate.errors import SettingsError
+from wsgate.log import Log
 from wsgate.reasons import Reason
 from wsgate.shard.tokens import REVOKED_LIMIT, UNKNOWN_LIMIT, Tokens
 
@@ -382,5 +383,53 @@ def test_revoked_users_are_remembered_within_bounds_and_the_loss_is_counted() ->
     bench = Bench()
     for number in range(REVOKED_LIMIT + 3):
         bench.tokens.revoke(f"user-{number}", NOW_S)
-    assert len(bench.tokens._revoked) == REVOKED_LIMIT
+    assert bench.tokens.revoked == REVOKED_LIMIT
     assert bench.counts["revocations_forgotten"] == 3
+    assert bench.tokens.revoked_bytes < 20 * 1024 * 1024
+
+
+def test_a_revocation_that_no_longer_fits_holds_for_all_users_and_for_tokens_that_are_cached(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("wsgate.shard.tokens.REVOKED_LIMIT", 2)
+    bench = Bench()
+    bench.tokens._log = Log("full")
+    bench.fetch(EC)
+    now_s = int(time.time())
+    old, fresh = EC.token(iat=now_s - 100), EC.token(iat=now_s)
+    assert [bench.fault(each) for each in (old, fresh, old, fresh)] == [""] * 4
+    assert bench.counts["tokens_cached"] == 2
+    for number in range(2):
+        bench.tokens.revoke(f"user-{number}", now_s - 50 + number)
+    assert [bench.fault(each) for each in (old, fresh)] == ["", ""]
+    bench.tokens.revoke("user-2", now_s - 10)
+    assert [bench.fault(each) for each in (old, fresh)] == ["revoked", ""]
+    assert bench.fault(EC.token("user-0", iat=now_s - 51)) == "revoked", "its own is not lost"
+    assert bench.fault(EC.token("user-2", iat=now_s - 20)) == "revoked"
+    (line,) = [record for record in caplog.records if record.message == "revocations_full"]
+    assert vars(line)["fields"]["all_before_s"] == now_s - 50
+
+
+def test_a_revocation_is_idempotent_and_keeps_the_latest_time() -> None:
+    bench = Bench()
+    bench.fetch(EC)
+    now_s = int(time.time())
+    for before_s in (now_s - 10, now_s - 1_000, now_s - 10):
+        bench.tokens.revoke("42", before_s)
+    assert bench.fault(EC.token(iat=now_s - 11)) == "revoked"
+    assert bench.fault(EC.token(iat=now_s - 9)) == ""
+    assert bench.tokens.revoked == 1
+
+
+def test_with_a_limited_life_a_revocation_is_forgotten_when_no_token_can_be_that_old() -> None:
+    bench = Bench()
+    assert bench.tokens.revocation_ends_at_s(NOW_S) is None
+    bench.tokens.revoke("42", NOW_S)
+    bench.tokens.tick(NOW_S + 1e9)
+    assert bench.tokens.revoked == 1, "tokens may live for any time"
+    bench.tokens.renew((), TokenPolicy(issuer=ISSUER, token_max_life_s=3600, leeway_s=5), 100)
+    assert bench.tokens.revocation_ends_at_s(NOW_S) == NOW_S + 3605
+    bench.tokens.tick(NOW_S + 3605)
+    assert bench.tokens.revoked == 1
+    bench.tokens.tick(NOW_S + 3605.5)
+    assert bench.tokens.revoked == 0

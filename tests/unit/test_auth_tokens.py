@@ -37,6 +37,7 @@ from wsgate.auth import (
     Verifier,
     make_key,
 )
+from wsgate.auth.revoked import RevokedUsers
 from wsgate.auth.tokens import EXPIRY_LIMIT_S, RETRY_LIMIT_S, TOKEN_LIMIT_BYTES
 from wsgate.errors import PeerError, SettingsError
 from wsgate.reasons import Reason
@@ -442,6 +443,12 @@ def test_a_null_sub_and_a_null_channel_are_refused() -> None:
 BEFORE = 1_800_000_000.75
 
 
+def revoked_users(before_s: float, user: str = "42") -> RevokedUsers:
+    found = RevokedUsers(10)
+    found.revoke(user, before_s)
+    return found
+
+
 @pytest.mark.parametrize(
     ("iat", "is_refused"),
     [
@@ -468,7 +475,8 @@ def test_a_token_issued_before_a_revocation_is_refused_and_one_of_the_same_secon
     judge, token = verifier(), forge({"alg": "HS256"}, {**CLAIMS, "iat": iat})
 
     def verify(later_s: int, user: str) -> Identity:
-        return judge.verify_connection(token, now_s=BEFORE + later_s, revoked={user: BEFORE})
+        revoked = revoked_users(BEFORE, user)
+        return judge.verify_connection(token, now_s=BEFORE + later_s, revoked=revoked)
 
     for later_s in (1, 100, 500):
         if is_refused:
@@ -483,7 +491,7 @@ def test_a_revocation_in_whole_seconds_refuses_what_was_issued_in_any_second_bef
     for iat, is_refused in ((1_799_999_999, True), (1_799_999_999.9, True), (1_800_000_000, False)):
         token = forge({"alg": "HS256"}, {**CLAIMS, "iat": iat})
         try:
-            verifier().verify_connection(token, now_s=NOW, revoked={"42": before})
+            verifier().verify_connection(token, now_s=NOW, revoked=revoked_users(before))
         except TokenError as error:
             assert is_refused and error.fault == "revoked"
         else:
@@ -492,7 +500,7 @@ def test_a_revocation_in_whole_seconds_refuses_what_was_issued_in_any_second_bef
 
 def test_a_null_iat_is_as_old_as_a_missing_one() -> None:
     token = forge({"alg": "HS256"}, {**CLAIMS, "iat": None})
-    refused = fault_of(lambda: verifier().verify_connection(token, now_s=NOW, revoked={"42": 1.0}))
+    refused = fault_of(lambda: verifier().verify_connection(token, now_s=NOW, revoked=revoked_users(1.0)))
     assert refused == "revoked"
 
 
@@ -576,9 +584,59 @@ def test_leeway_moves_every_limit_and_no_further() -> None:
     assert fault(sign({**CLAIMS, "iat": NOW + 120.25}), generous) == "not_yet_valid"
 
 
-def test_a_negative_leeway_is_refused() -> None:
+def test_a_negative_leeway_or_life_is_refused() -> None:
     with pytest.raises(SettingsError, match="leeway"):
         TokenPolicy(leeway_s=-1)
+    with pytest.raises(SettingsError, match="token_max_life"):
+        TokenPolicy(token_max_life_s=-1)
+
+
+@pytest.mark.parametrize(
+    ("claims", "cause"),
+    [
+        ({"iat": int(NOW)}, ""),
+        ({"iat": EXP - 3600}, ""),
+        ({"iat": EXP - 3601}, "long_life"),
+        ({"iat": EXP - 3600.5}, "long_life"),
+        ({"iat": 0}, "long_life"),
+        ({"iat": int(NOW), "exp": 10**300}, "long_life"),
+        ({"iat": -(10**300)}, "long_life"),
+        ({}, "missing_iat"),
+        ({"iat": None}, "missing_iat"),
+        ({"iat": int(NOW), "exp": None}, "missing_exp"),
+    ],
+)
+@pytest.mark.parametrize("require_exp", [True, False])
+def test_a_limited_life_is_from_iat_to_exp_and_both_must_be_there(
+    claims: dict[str, Any], cause: str, require_exp: bool
+) -> None:
+    policy = TokenPolicy(token_max_life_s=3600, require_exp=require_exp)
+    judge = Verifier(KeyRing([make_key(None, "HS256", secret=SECRET)]), policy, PermissionTable(16))
+    token = forge({"alg": "HS256"}, {**CLAIMS, **claims})
+    grant = forge({"alg": "HS256"}, {**CHANNEL_CLAIMS, **claims})
+    if not cause:
+        assert judge.verify_connection(token, now_s=NOW).user == "42"
+        assert judge.verify_channel(grant, channel="chat:42", user="42", now_s=NOW).user == "42"
+        return
+    for call in (
+        lambda: judge.verify_connection(token, now_s=NOW),
+        lambda: judge.verify_channel(grant, channel="chat:42", user="42", now_s=NOW),
+    ):
+        with pytest.raises(TokenError) as refused:
+            call()
+        assert refused.value.cause == cause
+        assert refused.value.fault == "bad_claims"
+
+
+def test_a_revocation_matters_until_no_token_from_before_it_can_be_valid() -> None:
+    assert TokenPolicy().revocation_ends_at_s(NOW) is None
+    policy = TokenPolicy(token_max_life_s=60, leeway_s=5)
+    ends_at_s = policy.revocation_ends_at_s(1_800_000_000.0)
+    assert ends_at_s == 1_800_000_065
+    judge = Verifier(KeyRing([make_key(None, "HS256", secret=SECRET)]), policy, PermissionTable(16))
+    last = sign({"sub": "42", "iat": 1_799_999_999.75, "exp": 1_800_000_059.75})
+    assert judge.verify_connection(last, now_s=ends_at_s - 1).user == "42"
+    assert fault(last, judge, now_s=ends_at_s) == "expired"
 
 
 def test_exp_is_required_unless_the_policy_says_otherwise() -> None:

@@ -65,6 +65,7 @@ DEFAULTS: Final[dict[str, Any]] = {
         "issuer": "",
         "leeway": "0s",
         "require_exp": True,
+        "token_max_life": "0s",
         "token_cache": 65536,
         "jwks_url": "",
     },
@@ -138,6 +139,7 @@ audience = "aud"
 issuer = "iss"
 leeway = "2s"
 require_exp = false
+token_max_life = "1h"
 token_cache = 0
 jwks_url = "https://issuer.example/keys"
 [auth.keys.main]
@@ -383,7 +385,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 73
+    assert len(FIELDS) == 74
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)

@@ -150,7 +150,11 @@ _COUNTERS: Final = (
         "keys_wanted", "Kids in tokens that no key has, asked of the fetcher of the key set.", "keys_wanted"
     ),
     _one("key_sets_taken", "Key sets that a shard has taken over.", "keys_fetched"),
-    _one("revocations_forgotten", "Revoked users forgotten: too many.", "revocations_forgotten"),
+    _one(
+        "revocations_forgotten",
+        "Revocations of single users that became one for all users, because too many users were revoked.",
+        "revocations_forgotten",
+    ),
     _one(
         "revocations_unread",
         "Attempts of a shard to read the revocations on the bus that failed; each is repeated.",
@@ -229,6 +233,11 @@ _GAUGES: Final = (
     _Gauge("bus_up", "Whether the shard's subscriber connection to the bus is up.", "bus_up"),
     _Gauge("subscriptions_pending", "Channels the bus has not confirmed yet.", "subscriptions_pending"),
     _Gauge("token_cache_entries", "Verified tokens remembered.", "token_cache_entries"),
+    _Gauge(
+        "revoked_users",
+        "Users of whom a shard refuses tokens issued before a time.",
+        "revoked_users",
+    ),
     _Gauge("events_waiting", "Events that no stream has answered for yet.", "events_waiting"),
     _Gauge("events_waiting_bytes", "Their bytes.", "events_waiting_bytes"),
     _Gauge("keys_awaited", "Whether a key set is to be fetched and none was yet.", "keys_awaited"),

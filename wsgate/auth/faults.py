@@ -68,6 +68,8 @@ CAUSES: Final[dict[str, Cause]] = {
         "bad_claims", "the claim sub must be a string of 1 to 128 bytes without control characters"
     ),
     "missing_exp": Cause("bad_claims", "the claim exp is missing: it is required here"),
+    "missing_iat": Cause("bad_claims", "the claim iat is missing: the life of tokens is limited here"),
+    "long_life": Cause("bad_claims", "exp lies further after iat than the life of tokens is limited to here"),
     "bad_exp": Cause("bad_claims", "the claim exp must be a number: seconds since 1970"),
     "bad_nbf": Cause("bad_claims", "the claim nbf must be a number: seconds since 1970"),
     "bad_iat": Cause("bad_claims", "the claim iat must be a number: seconds since 1970"),

@@ -31,7 +31,6 @@ import json
 import math
 import re
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeAlias, TypeVar
 
@@ -41,6 +40,7 @@ from msgspec import UNSET, UnsetType
 from wsgate.auth.faults import CAUSES, FAULTS, TokenError
 from wsgate.auth.keys import ALGORITHMS, KeyRing, VerificationKey
 from wsgate.auth.permissions import Permissions, PermissionTable, is_channel_name, is_pattern
+from wsgate.auth.revoked import NOBODY, RevokedUsers
 from wsgate.errors import SettingsError
 
 __all__ = [
@@ -81,8 +81,6 @@ _TO_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 _PLAIN_JSON_BYTES: Final = 1024
 _CONTROL: Final = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0))))  # Unicode's category Cc
 
-NOBODY: Final[Mapping[str, float]] = {}
-
 Number: TypeAlias = int | float
 Names: TypeAlias = Annotated[list[str], msgspec.Meta(max_length=NAMES_LIMIT)]
 
@@ -97,19 +95,32 @@ class TokenPolicy:
         leeway_s: How far clocks may be apart when `exp` and `nbf` are judged, >= 0; for `iat` at least
             `IAT_AHEAD_S`.
         require_exp: Whether a token for a connection must expire; one for a channel always must.
+        token_max_life_s: Most seconds from `iat` to `exp`, both of which a token must have then; 0: any life.
 
     Raises:
-        SettingsError: The leeway is negative.
+        SettingsError: The leeway or the life is negative.
     """
 
     audience: str = ""
     issuer: str = ""
     leeway_s: int = 0
     require_exp: bool = True
+    token_max_life_s: int = 0
 
     def __post_init__(self) -> None:
         if self.leeway_s < 0:
             raise SettingsError("leeway must not be negative")
+        if self.token_max_life_s < 0:
+            raise SettingsError("token_max_life must not be negative")
+
+    def revocation_ends_at_s(self, before_s: float) -> float | None:
+        """From when on no token issued before a time can be valid, so that its revocation may be forgotten.
+
+        None: never, because tokens may live for any time.
+        """
+        if not self.token_max_life_s:
+            return None
+        return before_s + self.token_max_life_s + self.leeway_s
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
@@ -218,15 +229,14 @@ class Verifier:
         self._permissions = permissions
 
     def verify_connection(
-        self, token: str | bytes, *, now_s: float, revoked: Mapping[str, float] = NOBODY
+        self, token: str | bytes, *, now_s: float, revoked: RevokedUsers = NOBODY
     ) -> Identity:
         """Whose connection this token opens.
 
         Args:
             token: As it came; any text or bytes.
             now_s: Seconds since 1970.
-            revoked: By user, the time before which tokens must not have been issued, in seconds since 1970.
-                Its resolution is one second, see `_check_revoked`.
+            revoked: Whose tokens must not have been issued before which time.
 
         Raises:
             TokenError: It opens none. A token with the claim `channel` never does.
@@ -253,7 +263,7 @@ class Verifier:
         channel: str,
         user: str | None,
         now_s: float,
-        revoked: Mapping[str, float] = NOBODY,
+        revoked: RevokedUsers = NOBODY,
     ) -> ChannelGrant:
         """The grant to subscribe to one channel. Claims about other channels are not looked at.
 
@@ -328,8 +338,11 @@ class Verifier:
     def _check_times(self, claims: _Claims, now_s: float, *, needs_exp: bool) -> int:
         """When the token expires; 0: never. The last check, so that only expiry is called expiry."""
         leeway_s = self._policy.leeway_s
-        if claims.exp is None and needs_exp:
+        max_life_s = self._policy.token_max_life_s
+        if claims.exp is None and (needs_exp or max_life_s):
             raise TokenError("missing_exp")
+        if max_life_s and claims.exp is not None:
+            _check_life(claims.iat, claims.exp, max_life_s)
         if claims.nbf is not None:
             _check_start("nbf", claims.nbf, leeway_s, now_s)
         if claims.iat is not None:
@@ -342,6 +355,15 @@ class Verifier:
         return max(1, min(int(claims.exp), EXPIRY_LIMIT_S))
 
 
+def _check_life(iat: Number | None, exp: Number, max_life_s: int) -> None:
+    """Refuse a token that lives longer than the operator allows, or does not say for how long."""
+    if iat is None:
+        raise TokenError("missing_iat")
+    if exp > iat + max_life_s:
+        times = f"iat {_seconds(iat)}, exp {_seconds(exp)}"
+        raise TokenError("long_life", detail=f"the token lives longer than {max_life_s} s ({times})")
+
+
 def _check_start(claim: str, start_s: Number, leeway_s: int, now_s: float) -> None:
     if start_s - leeway_s <= now_s:
         return
@@ -351,22 +373,14 @@ def _check_start(claim: str, start_s: Number, leeway_s: int, now_s: float) -> No
     raise TokenError("not_yet_valid", detail=ahead, retry_s=retry_s)
 
 
-def _check_revoked(user: str, iat: Number | None, revoked: Mapping[str, float]) -> None:
-    """Refuse a token that was issued before its user's tokens were revoked.
-
-    Most issuers write `iat` in whole seconds, rounded down. Such an `iat` is compared with the second of the
-    revocation: a token of that same second may have been issued after it, and would be refused for ever. So
-    a token of the same second, issued before the revocation, stays valid. A token with no `iat` is refused.
-    """
-    before_s = revoked.get(user) if revoked else None
-    if before_s is None:
+def _check_revoked(user: str, iat: Number | None, revoked: RevokedUsers) -> None:
+    if not revoked.is_revoked(user, iat):
         return
     if iat is None:
         raise TokenError("revoked", detail="the user's tokens were revoked, and this one has no iat")
-    is_whole = isinstance(iat, int) or iat.is_integer()
-    if iat < (math.floor(before_s) if is_whole else before_s):
-        times = f"iat {_seconds(iat)}, revoked before {_seconds(before_s)}"
-        raise TokenError("revoked", detail=f"the token was issued before the revocation ({times})")
+    before_s = max(revoked.before_s(user) or 0.0, revoked.all_before_s)
+    times = f"iat {_seconds(iat)}, revoked before {_seconds(before_s)}"
+    raise TokenError("revoked", detail=f"the token was issued before the revocation ({times})")
 
 
 def kid_of(token: str | bytes) -> str | None:

@@ -230,6 +230,12 @@ class Auth(Section, frozen=True, kw_only=True):
     # Whether a token must have `exp`. A token without it works for ever once it leaks. Default true.
     require_exp: bool = True
 
+    # Longest time from `iat` to `exp` of a token. A token that lives longer, or lacks one of the two, is
+    # refused. The limit bounds how long a revocation must be remembered. 0s: any life; then revocations are
+    # remembered until the node ends, or until 65,536 users are revoked and the earliest revocation becomes
+    # one for all users. Duration, 0s to 8760h. Default "0s".
+    token_max_life_ms: Annotated[int, _duration("0", "8760h")] = field(default=0, name="token_max_life")
+
     # Verified tokens that each shard remembers, so that a client that returns costs no cryptography.
     # Entries; 0 switches it off. 0 to 10000000. Default 65536.
     token_cache_entries: Annotated[int, Meta(ge=0, le=10_000_000)] = field(default=65_536, name="token_cache")

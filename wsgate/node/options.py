@@ -189,6 +189,7 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
             issuer=auth.issuer,
             leeway_s=-(-auth.leeway_ms // 1000),  # whole seconds, as token times are; never less than asked
             require_exp=auth.require_exp,
+            token_max_life_s=-(-auth.token_max_life_ms // 1000),
         ),
         token_cache_entries=auth.token_cache_entries,
         is_compressing=config.server.compression,

@@ -86,7 +86,7 @@ LAYOUT: Final = Layout(
         *(f"token_fault_{name}" for name in FAULTS),  # the same ones, by what was wrong
         "keys_wanted",  # kids that no key has, asked of whoever fetches the key set
         "keys_fetched",  # key sets taken over
-        "revocations_forgotten",  # too many users
+        "revocations_forgotten",  # too many users: from then on one time counts for all of them
         "revocations_unread",  # readings of the bus that failed
         "controls_run",  # commands of backends on the control channel
         "controls_malformed",
@@ -147,6 +147,7 @@ LAYOUT: Final = Layout(
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "subscriptions_pending",  # channels the bus has not confirmed yet
         "token_cache_entries",
+        "revoked_users",
         "keys_awaited",  # 1: a key set is to be fetched and none was yet
         "events_waiting",
         "events_waiting_bytes",

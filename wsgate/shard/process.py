@@ -584,6 +584,7 @@ class Shard:
         rates = self._users.rates
         return (
             self._tokens.cached_bytes
+            + self._tokens.revoked_bytes
             + self._sessions.waiting_bytes
             + self._publisher.waiting_bytes
             + sum(each.held_bytes for each in set(self._events.appenders))
@@ -608,6 +609,7 @@ class Shard:
             region["held_" + name] = value
         self._accounts.look(numbers_now, self._options.gate, held, self._listener_fd)
         region["token_cache_entries"] = self._tokens.cached
+        region["revoked_users"] = self._tokens.revoked
         region["subscriptions_pending"] = self._hub.pending
         region["python_blocks"] = sys.getallocatedblocks()
         region["events_appended"] = sum(each.appended for each in self._events.appenders)

@@ -15,6 +15,7 @@ from wsgate.auth import (
     kid_of,
 )
 from wsgate.auth.jwks import PassedOver
+from wsgate.auth.revoked import RevokedUsers
 from wsgate.log import Log
 
 __all__ = ["Tokens"]
@@ -26,7 +27,7 @@ UNKNOWN_LIMIT = 256
 SWEEP_TICKS = 60
 """Calls of `tick` in which the whole cache is looked at."""
 REVOKED_LIMIT = 65_536
-"""Users remembered as revoked; beyond it the oldest is forgotten, and counted."""
+"""Users remembered as revoked, about 20 MiB a shard at most; then the earliest revocation holds for all."""
 
 
 class Tokens:
@@ -58,7 +59,7 @@ class Tokens:
         self._unusable: dict[str, str] = {}  # kid: why
         self._fetches = 0
         self._unknown: dict[str, tuple[int, int]] = {}  # kid: fetches when it was asked for, how often
-        self._revoked: dict[str, float] = {}  # user: tokens issued before this are not valid
+        self._revoked = RevokedUsers(REVOKED_LIMIT)
         self.renew(keys, policy, cache_entries)
 
     def renew(self, keys: tuple[VerificationKey, ...], policy: TokenPolicy, cache_entries: int) -> None:
@@ -97,19 +98,37 @@ class Tokens:
         return Verifier(ring, self._policy, PermissionTable(PERMISSION_SETS))
 
     def revoke(self, user: str, before_s: float) -> None:
-        """From now on tokens of this user that were issued before a time are not valid here."""
-        self._revoked.pop(user, None)
-        if len(self._revoked) >= REVOKED_LIMIT:
-            self._revoked.pop(next(iter(self._revoked)))
-            self._count("revocations_forgotten", 1)
-        self._revoked[user] = before_s
+        """From now on refuse tokens of this user that were issued before a time.
+
+        May be called repeatedly and in any order: of several times the latest counts. Beyond
+        `REVOKED_LIMIT` users the earliest revocation becomes one for all, see `wsgate.auth.revoked`.
+        """
+        if not self._revoked.revoke(user, before_s):
+            return
+        self._count("revocations_forgotten", 1)
+        # Which of the cached tokens were issued before the time for all is not known.
+        self._cache = TokenCache(self._cache_entries) if self._cache_entries else None
+        if self._log is not None:
+            self._log.error(
+                "revocations_full",
+                users=REVOKED_LIMIT,
+                all_before_s=int(self._revoked.all_before_s),
+                why="too many users are revoked: everybody's tokens issued before all_before_s are refused;"
+                " tokens without iat of users no longer remembered are valid again; set auth.token_max_life",
+            )
+
+    def revocation_ends_at_s(self, before_s: float) -> float | None:
+        """Until when a revocation of tokens issued before a time matters; None: until it is removed."""
+        return self._policy.revocation_ends_at_s(before_s)
 
     def tick(self, now_s: float) -> None:
-        """Give back memory of cached tokens that serve no more; called once a second.
+        """Forget cached tokens and revocations that are over; called once a second.
 
         Args:
             now_s: Seconds since 1970.
         """
+        if len(self._revoked) and (life_s := self._policy.revocation_ends_at_s(0.0)) is not None:
+            self._revoked.forget_before(now_s - life_s)
         if self._cache is not None:
             self._cache.sweep(now_s, 1 + self._cache.buckets // SWEEP_TICKS)
 
@@ -124,6 +143,16 @@ class Tokens:
         return 0 if self._cache is None else self._cache.bytes_estimate()
 
     @property
+    def revoked_bytes(self) -> int:
+        """What the revocations hold."""
+        return self._revoked.bytes_estimate
+
+    @property
+    def revoked(self) -> int:
+        """Users whose tokens are revoked."""
+        return len(self._revoked)
+
+    @property
     def cached(self) -> int:
         """Entries in the cache."""
         return 0 if self._cache is None else len(self._cache)
@@ -136,7 +165,7 @@ class Tokens:
         """
         cache = self._cache
         if cache is not None and (identity := cache.get(token, now_s)) is not None:
-            if not self._revoked or identity.user not in self._revoked:
+            if identity.user not in self._revoked:
                 self._count("tokens_cached", 1)
                 return identity
         try:
