@@ -2,13 +2,15 @@
 
 import sys
 import tracemalloc
+from collections import Counter
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsgate.auth import NO_PERMISSIONS, Identity, Permissions, TokenCache
-from wsgate.auth.cache import AGE_LIMIT_S
+from wsgate.auth.cache import _FIELDS, AGE_LIMIT_S
+from wsgate.auth.permissions import _size_bytes
 from wsgate.auth.tokens import EXPIRY_LIMIT_S, TOKEN_LIMIT_BYTES
 from wsgate.errors import SettingsError
 
@@ -267,6 +269,71 @@ def test_old_entries_make_room_before_anything_newer_goes() -> None:
     cache.put("new", identity(), NOW + 400)
     assert len(cache) < 8
     assert cache.get("new", NOW + 400) == identity()
+
+
+def recomputed(cache: TokenCache) -> tuple[int, int]:
+    """Entries and bytes, summed over the buckets. A permission set is held as often as it is named."""
+    entries, held, holders = 0, 0, Counter[int]()
+    for place, bucket in enumerate(cache._buckets):
+        at = 0
+        while at < len(bucket):
+            _, _, number, length = _FIELDS.unpack_from(bucket, at + 16)
+            assert cache._place(bucket[at : at + 16]) == place
+            holders[number] += 1
+            entries += 1
+            held += 29 + length
+            at += 29 + length
+        assert at == len(bucket)
+    numbers = cache._numbers
+    assert dict(holders) == {number: numbers._holders[number] for number in numbers._numbers.values()}
+    sets = sum(_size_bytes(numbers[number]) for number in holders)
+    assert numbers.bytes_held == sets
+    return entries, held + 49 * len(cache._buckets) + sets
+
+
+ACCOUNT_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "put", "put", "sweep", "shrink", "get"]),
+        st.integers(0, 60),  # which token
+        st.sampled_from([0, 1, 10, 127, 128, 254, 255, 256]),  # bytes of the user's name
+        st.integers(-400, 400),  # how far the clock moves before
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=200)
+@given(ACCOUNT_STEPS, st.sampled_from([1, 7, 8, 9, 1000]))
+def test_the_account_is_exact_after_any_operations(
+    steps: list[tuple[str, int, int, int]], limit: int
+) -> None:
+    cache, now_s = TokenCache(limit), int(NOW)
+    for step, token, size, passed_s in steps:
+        now_s += passed_s
+        if step == "put":
+            own = Permissions((f"room:{token % 5}",), ("chat:*",) * (token % 2), ())
+            cache.put(f"token{token}", identity("u" * size, now_s + 500, own), now_s)
+        elif step == "get":
+            cache.get(f"token{token}", now_s)
+        elif step == "sweep":
+            cache.sweep(now_s, token)
+        else:
+            before = cache.bytes_estimate()
+            assert cache.shrink() == before - cache.bytes_estimate()
+            assert len(cache) == 0 and cache.bytes_estimate() == TokenCache(limit).bytes_estimate()
+        assert (len(cache), cache.bytes_estimate()) == recomputed(cache)
+
+
+def test_a_cache_that_was_emptied_remembers_again() -> None:
+    cache = TokenCache(1000)
+    for number in range(500):
+        cache.put(f"token{number}", identity(permissions=Permissions((f"r:{number}",), (), ())), NOW)
+    held = cache.bytes_estimate()
+    assert cache.shrink() > 0.99 * held
+    assert cache.get("token1", NOW) is None
+    for number in range(500):
+        cache.put(f"token{number}", identity(str(number)), NOW)
+    assert all(cache.get(f"token{number}", NOW) == identity(str(number)) for number in range(500))
 
 
 def test_permission_sets_are_let_go_with_their_last_entry() -> None:

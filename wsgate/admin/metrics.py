@@ -147,6 +147,11 @@ _COUNTERS: Final = (
         {"tokens_verified": "verified", "tokens_cached": "cached", "tokens_refused": "refused"},
     ),
     _one(
+        "token_caches_emptied",
+        "Times a shard emptied its cache of verified tokens because memory was short.",
+        "token_caches_emptied",
+    ),
+    _one(
         "keys_wanted", "Kids in tokens that no key has, asked of the fetcher of the key set.", "keys_wanted"
     ),
     _one("key_sets_taken", "Key sets that a shard has taken over.", "keys_fetched"),

@@ -84,6 +84,7 @@ LAYOUT: Final = Layout(
         "tokens_cached",  # seen before, not verified again
         "tokens_refused",
         *(f"token_fault_{name}" for name in FAULTS),  # the same ones, by what was wrong
+        "token_caches_emptied",  # because memory was short
         "keys_wanted",  # kids that no key has, asked of whoever fetches the key set
         "keys_fetched",  # key sets taken over
         "revocations_forgotten",  # too many users: from then on one time counts for all of them

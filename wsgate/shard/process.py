@@ -560,8 +560,9 @@ class Shard:
         if not self._is_draining:
             self._look_at_siblings(numbers_now)
         self._region["beat_ms"] = now_ms()
-        if numbers_now["now_short"]:  # the next lot, which is cut before this is called again
-            self._sessions.spread_shed()
+        if numbers_now["now_short"]:
+            self._tokens.shrink()  # before newcomers are refused for what the cache holds
+            self._sessions.spread_shed()  # the next lot, which is cut before this is called again
 
     def _look_at_siblings(self, numbers_now: Mapping[str, int]) -> None:
         """Once a second, and four times while it may soon be full."""

@@ -132,6 +132,17 @@ class Tokens:
         if self._cache is not None:
             self._cache.sweep(now_s, 1 + self._cache.buckets // SWEEP_TICKS)
 
+    def shrink(self) -> int:
+        """Give memory back because it is short, and count that; about how many bytes.
+
+        The cache and the table of shared permission sets are emptied. Revocations stay.
+        """
+        self._verifier = self._verifier_now()
+        freed = 0 if self._cache is None else self._cache.shrink()
+        if freed:
+            self._count("token_caches_emptied", 1)
+        return freed
+
     @property
     def is_awaiting(self) -> bool:
         """Whether keys are to be fetched and none that can be used have been."""
