@@ -9,7 +9,9 @@ writes no `iat`. The caller learns of both and tells the operator.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
+from types import MappingProxyType
 from typing import Final
 
 __all__ = ["NOBODY", "RevokedUsers"]
@@ -47,6 +49,11 @@ class RevokedUsers:
     def bytes_estimate(self) -> int:
         """Bytes held. O(1)."""
         return self._name_bytes + len(self._before) * _USER_BYTES
+
+    @property
+    def users(self) -> Mapping[str, float]:
+        """Each user with its time; a live view that only reads."""
+        return MappingProxyType(self._before)
 
     def before_s(self, user: str) -> float | None:
         """The time before which this user's tokens are revoked; None: no entry."""

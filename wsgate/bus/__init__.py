@@ -12,6 +12,7 @@ from wsgate.bus.bus import Bus, BusPublisher, BusSubscriber, make_bus, make_publ
 from wsgate.bus.cluster import ClusterListener, Covers
 from wsgate.bus.connection import pack
 from wsgate.bus.envelope import Publication, decode_publication, encode_publication
+from wsgate.bus.leases import hold_lease, read_leases
 from wsgate.bus.names import Names
 from wsgate.bus.publisher import CallDone, Publisher
 from wsgate.bus.revocations import Revocation, RevocationKeeper, load_revocations, store_revocation
@@ -44,10 +45,12 @@ __all__ = [
     "SubscriberOptions",
     "decode_publication",
     "encode_publication",
+    "hold_lease",
     "load_revocations",
     "make_bus",
     "make_publisher",
     "pack",
     "parse_address",
+    "read_leases",
     "store_revocation",
 ]

@@ -44,6 +44,14 @@ class Names:
         """The lease of a node's name; it holds who has the name."""
         return f"{self._prefix}:node:{node}".encode()
 
+    def shards(self) -> bytes:
+        """The leases of all shards of all nodes."""
+        return f"{self._prefix}:shards".encode()
+
+    def replies(self, request: str) -> bytes:
+        """The shards that have carried out the control command of this request."""
+        return f"{self._prefix}:reply:{request}".encode()
+
     def control(self, node: str) -> tuple[bytes, bytes]:
         """The pub/sub names of what every shard is told, and of what those of one node are."""
         return f"{self._prefix}:ctl".encode(), f"{self._prefix}:ctl:{node}".encode()

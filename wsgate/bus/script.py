@@ -9,6 +9,8 @@ from wsgate.bus.connection import pack
 from wsgate.bus.publisher import CallDone
 
 __all__ = [
+    "LEASE",
+    "LEASES_PAGE",
     "NODE_CLAIM",
     "NODE_LEASE_MS",
     "NODE_RELEASE",
@@ -57,6 +59,8 @@ class Script:
 
 USER_ENTER: Final = Script("user_enter")
 RATE_LEASE: Final = Script("rate_lease")
+LEASE: Final = Script("lease")
+LEASES_PAGE: Final = Script("leases_page")
 REVOKE: Final = Script("revoke")
 REVOCATIONS_PAGE: Final = Script("revocations_page")
 NODE_CLAIM: Final = Script("node_claim")

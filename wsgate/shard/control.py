@@ -6,6 +6,7 @@ a part per pass, however many connections a user has.
 """
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Final
 
@@ -25,10 +26,15 @@ WITHIN_MOST_S: Final = 3_600
 User = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
+Request = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None
+"""The number under which the sender waits for the replies of all shards; None: nobody waits."""
+
+
 class _Disconnect(msgspec.Struct, tag_field="op", tag="disconnect"):
     """End connections for good: 4520. `conn` or `user`, or both."""
 
     user: User | None = None
+    request: Request = None
     conn: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
 
 
@@ -37,6 +43,7 @@ class _Refresh(msgspec.Struct, tag_field="op", tag="refresh"):
 
     user: User
     within_s: Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] = 30
+    request: Request = None
 
 
 class _Revoke(msgspec.Struct, tag_field="op", tag="revoke"):
@@ -45,6 +52,7 @@ class _Revoke(msgspec.Struct, tag_field="op", tag="revoke"):
     user: User
     before: Annotated[float, msgspec.Meta(ge=0)]
     within_s: Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] = 0
+    request: Request = None
 
 
 class _Replace(msgspec.Struct, tag_field="op", tag="replace"):
@@ -66,12 +74,24 @@ class Control:
         reactor: Whose connections they are.
         sessions: For bye, Close and what is said.
         owner: What other shards call this one.
+        reply: Called with the request of a command that was carried out.
+        keep: Called with a revocation that was heard, `(user, before_s)`: it is to outlive this shard.
     """
 
-    def __init__(self, reactor: Reactor, sessions: Sessions, owner: str) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        sessions: Sessions,
+        owner: str,
+        *,
+        reply: Callable[[str], None] = lambda request: None,
+        keep: Callable[[str, float], None] = lambda user, before_s: None,
+    ) -> None:
         self._reactor = reactor
         self._sessions = sessions
         self._owner = owner
+        self._reply = reply
+        self._keep = keep
         self._under_way: deque[tuple[_Command, list[int]]] = deque()
 
     def run(self, payload: bytes) -> None:
@@ -88,6 +108,13 @@ class Control:
         self._sessions.count("controls_run", 1)
         if isinstance(command, _Revoke):
             self._sessions.tokens.revoke(command.user, command.before)
+            self._keep(command.user, command.before)
+        self._under_way.append((command, self._whose(command)))
+
+    def learn(self, user: str, before_s: float) -> None:
+        """A revocation that the bus has kept: as if it had been heard, but nobody waits for a reply."""
+        self._sessions.tokens.revoke(user, before_s)
+        command = _Revoke(user=user, before=before_s)
         self._under_way.append((command, self._whose(command)))
 
     def step(self) -> bool:
@@ -102,6 +129,8 @@ class Control:
             del conns[:done]
             if not conns:
                 self._under_way.popleft()
+                if not isinstance(command, _Replace) and command.request is not None:
+                    self._reply(command.request)
         return bool(self._under_way)
 
     def _whose(self, command: _Command) -> list[int]:

@@ -21,7 +21,7 @@ import uvloop
 
 from wsgate.admission import forwarded_for
 from wsgate.auth.jwks import read_jwks
-from wsgate.bus import AppenderOptions, Covers, Names, SubscriberOptions, make_bus
+from wsgate.bus import AppenderOptions, Covers, Names, RevocationKeeper, SubscriberOptions, make_bus
 from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, Request, refusal
 from wsgate.log import Log
@@ -39,6 +39,7 @@ from wsgate.shard.events import Events
 from wsgate.shard.front import Front
 from wsgate.shard.hub import Hub
 from wsgate.shard.lease import NodeLease
+from wsgate.shard.membership import Membership
 from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.pages import CLIENT_PAGE, answer, is_client_request, is_readiness_request
 from wsgate.shard.probe import Probe
@@ -185,7 +186,17 @@ class Shard:
         )
         self._accounts = Accounts(self._region, self._reactor, self._outside_bytes, self.count, self._log)
         self._lease = NodeLease(self._publisher, names.node(options.node), options.node_lease, self._log)
-        self._control = Control(self._reactor, self._sessions, self._users.owner)
+        self._membership = Membership(self._publisher, names, f"{options.node}/{options.number}")
+        self._revocations = RevocationKeeper(
+            self._publisher, names, tokens.revocations, self._learn_revocation, self.count
+        )
+        self._control = Control(
+            self._reactor,
+            self._sessions,
+            self._users.owner,
+            reply=self._membership.reply,
+            keep=self._revocations.store,
+        )
         self._control_names = names.control(options.node)
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         self._hub.attach(self._subscriber)
@@ -259,13 +270,15 @@ class Shard:
 
     async def _say_goodbye(self) -> None:
         """Delete this shard's liveness key and the lease of the node's name; wait at most `GOODBYE_S`."""
-        deleted, released = asyncio.Event(), asyncio.Event()
+        deleted, released, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._users.close(deleted.set)
         self._lease.release(released.set)
+        self._membership.leave(left.set)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await deleted.wait()
                 await released.wait()
+                await left.wait()
 
     async def _leave(self) -> int:
         """Refuse who is in the queue, close the listener, tell everybody."""
@@ -420,6 +433,11 @@ class Shard:
         said = answer(503, b'{"ready":false}') if why else answer(200, b'{"ready":true}')
         self._reactor.refuse(conn, said, reason=Reason.APPLICATION)
 
+    def _learn_revocation(self, user: str, before_s: float) -> None:
+        """A revocation that the bus has kept, and this shard had not heard."""
+        self._control.learn(user, before_s)
+        self._schedule()
+
     # --- the bus --------------------------------------------------------------------------------------
 
     def on_up(self, covers: Covers | None = None) -> None:
@@ -431,6 +449,7 @@ class Shard:
         self._hub.on_up(covers)
         self._probe.on_up()
         self._users.on_up()
+        self._membership.on_up()
 
     def on_down(self, covers: Covers | None = None) -> None:
         """It is lost: sockets stay, publishes and subscriptions fail until it is back."""
@@ -457,6 +476,10 @@ class Shard:
         if name in self._control_names:
             if payload is not None:
                 self._control.run(payload)
+                self._schedule()
+            elif name == self._control_names[0]:
+                # Only now: what is revoked between reading all revocations and this would be missed.
+                self._revocations.on_up()
         else:
             self._probe.on_control(name, payload)
 
@@ -497,6 +520,8 @@ class Shard:
         self._look_at_boards()
         self._users.tick(now_s)
         self._lease.tick(now_s)
+        self._membership.tick(now_s)
+        self._revocations.tick(now_s)
         self._pump()
         numbers_now = self._reactor.counters()
         self._renew_gate(numbers_now["refused"])

@@ -1,6 +1,6 @@
 """Verified tokens of one shard: the cache in front, the verifier behind, both counted."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from wsgate.auth import (
     ChannelGrant,
@@ -157,6 +157,11 @@ class Tokens:
     def revoked_bytes(self) -> int:
         """What the revocations hold."""
         return self._revoked.bytes_estimate
+
+    @property
+    def revocations(self) -> Mapping[str, float]:
+        """The revoked users, each with the time before which its tokens are refused; a live view."""
+        return self._revoked.users
 
     @property
     def revoked(self) -> int:

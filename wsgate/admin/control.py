@@ -1,0 +1,135 @@
+"""Control commands of backends: sent to every shard, and done only when every shard has said so.
+
+A command is published on the control channel with the number of a request. Each shard carries it out and
+then enters the set of replies to that request. The call succeeds when every shard that is known is in it:
+the members of the set of all shards on the bus, and the shards of this node whatever the bus says of them.
+A shard that is stopped, or does not hear the control channel, is named in the answer. Repeating a command is
+harmless.
+
+A revocation is kept on the bus before it is published, so that a shard that is away finds it when it comes
+back.
+
+Source: protocols/bus/v1/spec.md, "Control".
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from wsgate.bus import BusPublisher, Names, Revocation, read_leases, store_revocation
+
+__all__ = ["Controller", "Unreached"]
+
+WAIT_S: Final = 3.0
+"""How long a call waits for the replies of all shards."""
+POLL_S: Final = 0.02
+NAMED_MOST: Final = 20
+
+Result = TypeVar("Result")
+
+
+class Unreached(Exception):  # noqa: N818 - a result of the call, not a fault of the program
+    """The command was not carried out everywhere, as far as is known.
+
+    Args:
+        text: One line for the caller of the API.
+        shards: The shards that have not said that they carried it out.
+    """
+
+    def __init__(self, text: str, shards: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.text: Final = text
+        self.shards: Final = tuple(sorted(shards))
+
+
+class Controller:
+    """Sends control commands and waits for the shards.
+
+    Args:
+        publisher: The way to the bus.
+        names: What things are called there.
+        own: The labels of this node's shards, `<node>/<number>`.
+        wait_s: How long to wait for all replies.
+    """
+
+    def __init__(
+        self,
+        publisher: BusPublisher,
+        names: Names,
+        own: Callable[[], Iterable[str]],
+        *,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self._publisher: Final = publisher
+        self._names: Final = names
+        self._own: Final = own
+        self._wait_s: Final = wait_s
+
+    async def send(self, command: Mapping[str, object]) -> None:
+        """Have every shard of every node carry out a command.
+
+        Args:
+            command: As in protocols/bus/v1, "Control", without `request`.
+
+        Raises:
+            Unreached: The bus refused it, or some shard has not said in time that it carried it out.
+        """
+        if command["op"] == "revoke":
+            await self._keep(Revocation(str(command["user"]), float(str(command["before"]))))
+        expected = set(self._own()) | await self._members(self._names.shards())
+        request = secrets.token_hex(8)
+        data = msgspec.json.encode({**command, "request": request})
+        await self._publish(self._names.control("")[0], data)
+        missing = expected
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while missing := expected - await self._members(self._names.replies(request)):
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            named = ", ".join(sorted(missing)[:NAMED_MOST])
+            more = f" and {len(missing) - NAMED_MOST} more" if len(missing) > NAMED_MOST else ""
+            text = (
+                f"{len(missing)} of {len(expected)} shards did not confirm within {self._wait_s:g} s:"
+                f" {named}{more}; the others have done it, and repeating the call is harmless"
+            )
+            raise Unreached(text, missing) from None
+
+    async def _keep(self, revocation: Revocation) -> None:
+        outcome, _ = await self._call(
+            lambda done: store_revocation(self._publisher, self._names, revocation, done)
+        )
+        if outcome:
+            raise Unreached(_why(outcome, "the revocation was not stored on the bus"))
+
+    async def _members(self, key: bytes) -> frozenset[str]:
+        outcome, members = await self._call(lambda done: read_leases(self._publisher, key, done))
+        if outcome:
+            raise Unreached(_why(outcome, "the shards on the bus cannot be read"))
+        return members
+
+    async def _publish(self, name: bytes, data: bytes) -> None:
+        outcome, _ = await self._call(
+            lambda done: self._publisher.publish(name, data, lambda why: done(why, None))
+        )
+        if outcome:
+            raise Unreached(_why(outcome, "the command was not published"))
+
+    async def _call(self, begin: Callable[[Callable[[str, Result], None]], None]) -> tuple[str, Result]:
+        """A call with a callback, as something to wait for."""
+        answered: asyncio.Future[tuple[str, Result]] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: str, result: Result) -> None:
+            if not answered.done():  # who waited may be gone
+                answered.set_result((outcome, result))
+
+        begin(done)
+        return await answered
+
+
+def _why(outcome: str, text: str) -> str:
+    if outcome == "unknown":
+        return "no answer of the bus in time: it may have been done"
+    return f"unavailable: {text}"

@@ -1,0 +1,77 @@
+"""Sets of leases on the bus: who is there now, each member for as long as it says so.
+
+Two sets exist: the shards of all nodes, and, for a minute, the shards that have carried out one control
+command. A lease runs by the clock of the server that holds the set, so the clocks of nodes do not matter.
+
+Source: protocols/bus/v1/spec.md, "Keys" and "Control".
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from wsgate.bus.publisher import CallDone, PublishOutcome
+from wsgate.bus.script import LEASE, LEASES_PAGE, Caller
+
+__all__ = ["MEMBER_LIMIT_BYTES", "hold_lease", "read_leases"]
+
+MEMBER_LIMIT_BYTES: Final = 160
+PAGE_MEMBERS: Final = 64
+PAGES_MOST: Final = 256
+"""Pages of one reading: 16,384 members."""
+
+
+def hold_lease(caller: Caller, key: bytes, member: str, ttl_ms: int, done: CallDone) -> None:
+    """Renew one member's lease, or give it up.
+
+    Args:
+        caller: A `Publisher` or `ClusterPublisher`.
+        key: The set.
+        member: At most `MEMBER_LIMIT_BYTES`, without line feeds.
+        ttl_ms: For how long the lease runs; 0: it is given up.
+        done: Called once, later, as by `Publisher.call`.
+    """
+    LEASE.run(caller, key, (member.encode(), b"%d" % ttl_ms), done)
+
+
+def read_leases(caller: Caller, key: bytes, done: Callable[[PublishOutcome, frozenset[str]], None]) -> None:
+    """Read all members whose lease has not run out, a page at a time.
+
+    Args:
+        caller: A `Publisher` or `ClusterPublisher`.
+        key: The set.
+        done: Called once, later, with why it failed and nothing, or with `""` and the members.
+    """
+    _read_page(caller, key, 0, frozenset(), done)
+
+
+def _read_page(
+    caller: Caller,
+    key: bytes,
+    page: int,
+    found: frozenset[str],
+    done: Callable[[PublishOutcome, frozenset[str]], None],
+) -> None:
+    numbers = (page * PAGE_MEMBERS, PAGE_MEMBERS, MEMBER_LIMIT_BYTES)
+    on_page = partial(_on_page, caller, key, page, found, done)
+    LEASES_PAGE.run(caller, key, tuple(b"%d" % each for each in numbers), on_page)
+
+
+def _on_page(
+    caller: Caller,
+    key: bytes,
+    page: int,
+    found: frozenset[str],
+    done: Callable[[PublishOutcome, frozenset[str]], None],
+    outcome: PublishOutcome,
+    text: bytes,
+) -> None:
+    if outcome:
+        done(outcome, frozenset())
+        return
+    members = text.decode("utf-8", "replace").split("\n") if text else []
+    found |= frozenset(filter(None, members))
+    if len(members) < PAGE_MEMBERS or page + 1 >= PAGES_MOST:
+        done("", found)
+    else:
+        _read_page(caller, key, page + 1, found, done)

@@ -1,0 +1,23 @@
+-- A part of the members of a set of leases that have not run out.
+--
+-- KEYS[1]  the leases: a sorted set, by when each runs out
+-- ARGV     the place of the first one, how many at most, the longest member in bytes
+--
+-- Returns them separated by line feeds; '' behind the last one. A longer member, or one with a line feed, is
+-- no lease and becomes an empty line.
+local time = redis.call('time')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local first = tonumber(ARGV[1])
+local found = redis.pcall('zrangebyscore', KEYS[1], '(' .. now, '+inf', 'LIMIT', first, ARGV[2])
+if found.err then
+    if string.find(found.err, 'WRONGTYPE', 1, true) then
+        return ''
+    end
+    return found
+end
+for index, member in ipairs(found) do
+    if #member > tonumber(ARGV[3]) or string.find(member, '\n', 1, true) then
+        found[index] = ''
+    end
+end
+return table.concat(found, '\n')
