@@ -60,23 +60,25 @@ _VISIBLE: Final = bytes(range(0x21, 0x7F))
 _TARGET: Final = _VISIBLE.replace(b"#", b"")  # browsers do send | { } ^ unescaped; never a fragment
 _HOST_NAME: Final = _ALPHANUMERIC + b"-._"  # narrower than RFC 3986: no escapes, no userinfo
 _IPV6: Final = b"0123456789ABCDEFabcdef:."
-# What may stand in a line: tab, visible ASCII, space, and high bytes, which are opaque. Not \x85
-# (NEL): str.splitlines would see a line end in it (S15, Daphne CVE-2026-44546).
-_LINE: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x85), *range(0x86, 0x100)])
+# The bytes that may stand in a line: tab, space, visible ASCII, and 0x80 to 0xFF, which are opaque in a
+# header value (RFC 9110 section 5.5). Among them is 0x85, a part of many UTF-8 characters. Some parsers see
+# a line end in it (S15, Daphne CVE-2026-44546), so nothing here may take a head apart with str.splitlines.
+_LINE: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 
 # Headers of which a second line is a fault: two readers could pick two values (P8, S15, S17).
 _SINGLE: Final = frozenset(
     {
         b"authorization",
+        b"content-length",
         b"host",
         b"origin",
         b"sec-websocket-key",
         b"sec-websocket-version",
     }
 )
-# An upgrade has no body and waits for nothing (S16). "Content-Length: 0" is refused as well: who
-# sends it believes in a body, and a proxy before us may frame the bytes after the head by it.
-_FORBIDDEN: Final = frozenset({b"content-length", b"transfer-encoding", b"expect"})
+# An upgrade has no body and waits for nothing (S16). Content-Length is allowed where its value is zero:
+# see `_has_no_body`.
+_FORBIDDEN: Final = frozenset({b"transfer-encoding", b"expect"})
 
 
 class Request(NamedTuple):
@@ -395,9 +397,9 @@ def _joined(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | Refusal:
 
 def _judge(target: bytes, headers: dict[bytes, bytes]) -> Request | Refusal:
     """The rules of RFC 6455 section 4.2.1 on headers that are well-formed."""
-    if not _FORBIDDEN.isdisjoint(headers):
-        return _REQUEST_BODY
     get = headers.get
+    if not _FORBIDDEN.isdisjoint(headers) or not _has_no_body(get(b"content-length")):
+        return _REQUEST_BODY
     host = get(b"host", b"")
     if not _is_host(host):
         return _BAD_HOST
@@ -414,7 +416,9 @@ def _judge(target: bytes, headers: dict[bytes, bytes]) -> Request | Refusal:
     origin = get(b"origin")
     if origin is not None and (not origin or origin.translate(None, _VISIBLE)):
         return _BAD_ORIGIN
-    if not (get(b"authorization", b"").isascii() and get(b"sec-websocket-extensions", b"").isascii()):
+    # RFC 6455 section 9.1: an extension and its parameters are ASCII. Authorization is not looked at here:
+    # the credentials of another scheme may hold any byte (RFC 9110 section 11.4), and the shard judges ours.
+    if not get(b"sec-websocket-extensions", b"").isascii():
         return _BAD_HEADER_VALUE
     offered = get(b"sec-websocket-protocol")
     subprotocols = () if offered is None else _subprotocols(offered)
@@ -428,6 +432,15 @@ def _judge(target: bytes, headers: dict[bytes, bytes]) -> Request | Refusal:
         key,
         headers,
     )
+
+
+def _has_no_body(length: bytes | None) -> bool:
+    """Whether Content-Length is absent or says zero.
+
+    Many devices and HTTP libraries write `Content-Length: 0` by default. The value is digits alone (RFC 9110
+    section 8.6), so "00" is zero, while "+0", "0x0", "0, 0" and an empty value are faults.
+    """
+    return length is None or (length != b"" and not length.strip(b"0"))
 
 
 def _is_host(host: bytes) -> bool:
@@ -473,11 +486,17 @@ def _is_key(key: bytes) -> bool:
 
 
 def _subprotocols(value: bytes) -> tuple[str, ...] | None:
-    """The tokens offered, in order; None when one is empty, repeated or no token (section 4.1, item 10)."""
+    """The tokens offered, in order; None when there is none, one is repeated or one is no token.
+
+    Empty elements are ignored, as in `_has_token`.
+
+    Source: RFC 6455 section 4.1, item 10; RFC 9110 section 5.6.1.2.
+    """
     if not value.translate(None, _TOKEN):
         return (value.decode("ascii"),) if value else None
-    offered = [each.strip(b" \t") for each in value.split(b",")]
-    if not all(offered) or b"".join(offered).translate(None, _TOKEN):
+    elements = [each.strip(b" \t") for each in value.split(b",")]
+    offered = [each for each in elements if each]
+    if not offered or b"".join(offered).translate(None, _TOKEN):
         return None
     if len(set(offered)) != len(offered):
         return None

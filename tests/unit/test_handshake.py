@@ -178,7 +178,7 @@ REFUSED = [
     Row("P8-key-high-byte", instead(KEY, b"Sec-WebSocket-Key: \xffGhlIHNhbXBsZSBub25jZQ=="), 400, "bad_key"),
     # P8: the rest of section 4.2.1.
     Row("P8-subprotocol-empty", with_lines(b"Sec-WebSocket-Protocol:"), 400, "bad_subprotocols"),
-    Row("P8-subprotocol-gap", with_lines(b"Sec-WebSocket-Protocol: a,,b"), 400, "bad_subprotocols"),
+    Row("P8-subprotocol-commas", with_lines(b"Sec-WebSocket-Protocol: , ,"), 400, "bad_subprotocols"),
     Row("P8-subprotocol-twice", with_lines(b"Sec-WebSocket-Protocol: a, b, a"), 400, "bad_subprotocols"),
     Row("P8-subprotocol-no-token", with_lines(b"Sec-WebSocket-Protocol: a b"), 400, "bad_subprotocols"),
     Row("P8-subprotocol-bytes", with_lines(b"Sec-WebSocket-Protocol: a, \xff"), 400, "bad_subprotocols"),
@@ -196,7 +196,6 @@ REFUSED = [
     Row(
         "P8-two-authorizations", with_lines(b"Authorization: a", b"Authorization: b"), 400, "duplicate_header"
     ),
-    Row("P8-authorization-bytes", with_lines(b"Authorization: \xff"), 400, "bad_header_value"),
     # S12: sizes.
     Row("S12-head-too-large", with_lines(b"X: " + b"a" * 16_384), 431, "head_too_large"),
     Row("S12-ten-thousand-headers", with_lines(*[b"A: b"] * 10_000), 431, "head_too_large"),
@@ -211,12 +210,25 @@ REFUSED = [
     # S15: bytes that some parser takes for a line's end, and names that some parser repairs.
     *[
         Row(f"S15-{place}-{byte:02x}", head, 400, "malformed_head")
-        for byte in (0x00, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x7F, 0x85, 0x0A, 0x0D)
+        for byte in (0x00, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x7F, 0x0A, 0x0D)
         for place, head in (
             ("value", with_lines(b"X: a" + bytes([byte]) + b"b")),
             ("name", with_lines(b"X" + bytes([byte]) + b"Y: a")),
             ("split", with_lines(b"X: a" + bytes([byte]) + b"Authorization: b")),
             ("request-line", request_line(b"GET /a" + bytes([byte]) + b"b HTTP/1.1")),
+        )
+    ],
+    *[
+        row
+        for byte in (0x80, 0x85, 0xA0, 0xFF)
+        for row in (
+            Row(f"S15-name-{byte:02x}", with_lines(b"X" + bytes([byte]) + b"Y: a"), 400, "malformed_head"),
+            Row(
+                f"S15-request-line-{byte:02x}",
+                request_line(b"GET /a" + bytes([byte]) + b"b HTTP/1.1"),
+                400,
+                "malformed_target",
+            ),
         )
     ],
     Row("S15-space-before-colon", with_lines(b"X : a"), 400, "malformed_head"),
@@ -231,7 +243,33 @@ REFUSED = [
     Row("S15-cr-cr-lf", b"\r\n".join(GOOD) + b"\r\r\n\r\n", 400, "malformed_head"),
     # S16: bodies, second requests, early frames glued to the head.
     Row("S16-content-length", with_lines(b"Content-Length: 5"), 400, "request_body"),
-    Row("S16-content-length-0", with_lines(b"Content-Length: 0"), 400, "request_body"),
+    *[
+        Row(f"S16-content-length-{name}", with_lines(b"Content-Length: " + value), 400, "request_body")
+        for name, value in (("1", b"1"), ("01", b"01"), ("large", b"9" * 19))
+    ],
+    *[
+        Row(f"S16-content-length-{name}", with_lines(b"Content-Length: " + value), 400, "malformed_head")
+        for name, value in (
+            ("empty", b""),
+            ("plus", b"+0"),
+            ("minus", b"-0"),
+            ("hexadecimal", b"0x0"),
+            ("fraction", b"0.0"),
+            ("list", b"0, 0"),
+            ("space", b"0 0"),
+            ("letters", b"none"),
+            ("bytes", b"0\xff"),
+        )
+    ],
+    *[
+        Row(f"S16-{name}", with_lines(b"Content-Length: 0", line), 400, "malformed_head")
+        for name, line in (
+            ("content-length-twice", b"content-length: 0"),
+            ("two-lengths", b"Content-Length: 1"),
+            ("no-length-but-chunked", b"Transfer-Encoding: chunked"),
+        )
+    ],
+    Row("S16-no-length-but-expect", with_lines(b"Content-Length: 0", b"Expect: a"), 400, "request_body"),
     Row("S16-chunked", with_lines(b"Transfer-Encoding: chunked"), 400, "request_body"),
     Row("S16-transfer-identity", with_lines(b"Transfer-Encoding: identity"), 400, "request_body"),
     Row("S16-expect", with_lines(b"Expect: 100-continue"), 400, "request_body"),
@@ -264,7 +302,26 @@ GRANTED = [
     ("host-ipv4", instead(HOST, b"Host: 192.0.2.1:8000")),
     ("host-ipv6", instead(HOST, b"Host: [2001:db8::1]")),
     ("host-ipv6-with-port", instead(HOST, b"Host: [::ffff:192.0.2.1]:443")),
-    ("opaque-value", with_lines(b"Cookie: name=\xc3\xa9")),
+    *[
+        (f"opaque-value-{name}", with_lines(line.encode()))
+        for name, line in (
+            ("cookie-latin", "Cookie: city=Ålesund"),
+            ("cookie-cyrillic", "Cookie: w=хлеб"),
+            ("cookie-chinese", "Cookie: w=光明中文"),
+            ("town", "CF-IPCity: Århus"),
+            ("agent", "User-Agent: Gerät/1.0"),
+            ("forwarded", "X-Forwarded-For: …"),
+            ("authorization", 'Authorization: Digest username="Åse"'),
+            ("referer", "Referer: https://a.example/Å"),
+        )
+    ],
+    *[
+        (f"content-length-{name}", with_lines(b"Content-Length:" + value))
+        for name, value in (("0", b" 0"), ("00", b" 00"), ("blanks", b" \t0 "), ("no-space", b"0"))
+    ],
+    ("subprotocol-empty-elements", with_lines(b"Sec-WebSocket-Protocol: ,a, ,\tb,")),
+    ("connection-odd-tokens", instead(CONNECTION, b"Connection: !#$%&'*+-.^_`|~, upGRADE")),
+    ("origin-file", with_lines(b"Origin: file://")),
     ("empty-value", with_lines(b"X:")),
     ("odd-query", request_line(b"GET /ws?a=b|c{d}^e?f HTTP/1.1")),
     ("two-cookies", with_lines(b"Cookie: a=b", b"Cookie: c=d")),
@@ -393,14 +450,21 @@ def test_s15_every_byte_in_every_place(byte: int) -> None:
 
     assert granted(with_lines(b"X" + char + b"Y: a")) == (char in token + b":")
     assert granted(with_lines(char + b": a")) == (char in token)
-    assert granted(with_lines(b"X: a" + char + b"b")) == (
-        byte == 0x09 or (byte >= 0x20 and byte not in (0x7F, 0x85))
-    )
+    assert granted(with_lines(b"X: a" + char + b"b")) == (byte == 0x09 or (byte >= 0x20 and byte != 0x7F))
     assert granted(request_line(b"GET /a" + char + b"b HTTP/1.1")) == (0x20 < byte < 0x7F and char != b"#")
     assert granted(request_line(b"GET /?" + char + b"b HTTP/1.1")) == (0x20 < byte < 0x7F and char != b"#")
 
 
-@pytest.mark.parametrize("separator", [0x00, 0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x85])
+def test_s15_a_byte_that_splits_lines_elsewhere_stays_inside_its_value() -> None:
+    """0x85 in a value is opaque: the header that seems to follow it belongs to the value."""
+    request = parse_head(with_lines(b"X: a\x85Authorization: Bearer forged"))
+
+    assert isinstance(request, Request)
+    assert request.authorization is None
+    assert request.headers[b"x"] == b"a\x85Authorization: Bearer forged"
+
+
+@pytest.mark.parametrize("separator", [0x00, 0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E])
 def test_s15_no_extra_header_is_visible(separator: int) -> None:
     """S15: a header smuggled behind such a byte reaches nobody: there is no request at all."""
     answer = parse_head(with_lines(b"X: a" + bytes([separator]) + b"Authorization: Bearer forged"))
@@ -556,11 +620,11 @@ def test_s12_too_large_costs_nothing() -> None:
 
 # Why we refuse what `websockets` grants. Exact: a reason that never differs fails the test below.
 STRICTER_THAN_JUDGE = {
-    "malformed_head": "\\x85 in a value, controls in the target, bytes after the head",
+    "malformed_head": "controls in the target, bytes after the head",
     "malformed_target": "it does not look at the target at all",
     "bad_host": "it leaves Host to the HTTP stack",
     "duplicate_header": "it does not look at Host or Authorization",
-    "request_body": "it allows Content-Length: 0 and ignores Expect",
+    "request_body": "it ignores Expect",
     "bad_key": "it lets stray bits after the last byte pass",
     "bad_origin": "it compares Origin only when told to",
     "bad_header_value": "it tolerates high bytes",

@@ -87,7 +87,7 @@ class ApiKey:
         shown = headers.get("x-api-key")
         authorization = headers.get("authorization", "")
         if shown is None and authorization[: len(_BEARER)].lower() == _BEARER:
-            shown = authorization[len(_BEARER) :].strip()
+            shown = authorization[len(_BEARER) :].strip(" \t")  # not 0x85 and 0xA0, which str.strip removes
         if shown is None or not self._digest:
             return False
         return hmac.compare_digest(sha256(shown.encode("latin-1")).digest(), self._digest)

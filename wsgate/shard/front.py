@@ -161,7 +161,8 @@ class Front:
             return entry  # a proxy's own, perhaps
         try:
             # "Bearer" with nothing behind it is a bad token: who meant to show one is not anonymous.
-            entry.identity = self._tokens.connection(token.strip(), now_s)
+            # Only spaces and tabs: str.strip would also remove 0x85 and 0xA0, which are part of the value.
+            entry.identity = self._tokens.connection(token.strip(" \t"), now_s)
         except TokenError as error:
             return _refusal_of(error, is_dev=self._is_dev)
         entry.late_token = None
