@@ -120,7 +120,17 @@ NOT_ORIGINS = [
     "https://a.example[::1]",
     "1https://a.example",
     "ht tps://a.example",
-    "file://",
+    "file:",
+    "file:///",
+    "app://a.example/",
+    "app://user@a.example",
+    "app://a.example?",
+    "app://a.example#",
+    "app://a,app://a",
+    "app://a app://a",
+    "chrome-extension://*",
+    "app://a\x00",
+    "app://é",
 ]
 
 
@@ -213,3 +223,73 @@ def test_s17_what_surrounds_an_allowed_origin_makes_it_another(text: str) -> Non
     policy = OriginPolicy(("https://a.example",), same_host=False)
     for origin in (f"https://a.example{text}", f"https://{text}a.example", f"{text}https://a.example"):
         assert policy.allows(origin, "a.example") is (text == "")
+
+
+APP_ORIGINS = [
+    "file://",
+    "app://",
+    "app://-",
+    "app://obsidian.md",
+    "capacitor://localhost",
+    "ionic://localhost",
+    "tauri://localhost",
+    "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb",
+    "safari-web-extension://4A6D2B7C-91F0-4E3A-8B52-0C6F1D9E7A35",
+]
+
+
+@pytest.mark.parametrize("origin", APP_ORIGINS)
+def test_s17_the_origin_of_an_app_is_allowed_exactly_as_listed(origin: str) -> None:
+    listed = OriginPolicy((origin,))
+    assert listed.allows(origin, "a.example")
+    assert not DEFAULT.allows(origin, origin.partition("://")[2])
+    others = [each for each in APP_ORIGINS if each != origin]
+    neighbours = [origin + "x", origin + "/", origin + ".", "x" + origin, origin.swapcase(), "null", "file:"]
+    assert not [each for each in others + neighbours if listed.allows(each, "a.example")]
+
+
+# --- development --------------------------------------------------------------------------------------
+
+DEVELOPMENT = OriginPolicy((), is_development=True)
+
+PAGES_OF_THIS_MACHINE = [
+    f"{scheme}://{host}{port}"
+    for scheme in ("http", "https")
+    for host in ("localhost", "127.0.0.1", "127.255.0.9", "[::1]", "[0:0:0:0:0:0:0:1]")
+    for port in ("", ":1", ":5173", ":65535")
+]
+
+
+@pytest.mark.parametrize("origin", PAGES_OF_THIS_MACHINE)
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "gate.example"])
+def test_in_development_any_page_of_this_machine_is_allowed(origin: str, host: str) -> None:
+    assert DEVELOPMENT.allows(origin, host)
+    assert not OriginPolicy((), same_host=False).allows(origin, host)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "null",
+        "file://",
+        "http://evil.example:8000",
+        "https://evil.example",
+        "http://localhost.evil.example:8000",
+        "http://127.0.0.1.evil.example:8000",
+        "http://evil-localhost:8000",
+        "http://localhost.:8000",
+        "http://128.0.0.1:8000",
+        "http://[::2]:8000",
+        "http://2130706433:8000",
+        "http://127.1:8000",
+        "ws://localhost:8000",
+        "app://localhost",
+    ],
+)
+def test_in_development_no_other_page_is_allowed(origin: str) -> None:
+    """A name that was rebound to this machine has an origin and a Host that agree."""
+    host = origin.partition("://")[2]
+    assert not DEVELOPMENT.allows(origin, "localhost:8000")
+    allowed = origin in ("http://128.0.0.1:8000", "http://[::2]:8000")  # no name: nobody can rebind it
+    assert DEVELOPMENT.allows(origin, host) is allowed
+    assert OriginPolicy((origin,), is_development=True).allows(origin, host)

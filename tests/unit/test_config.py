@@ -20,6 +20,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 import wsgate.config
+from wsgate.auth import OriginPolicy
 from wsgate.config import (
     Auth,
     Bus,
@@ -805,6 +806,18 @@ def test_a_contradiction_is_told_with_its_path(flags: dict[str, Any], said: str)
         "",
         "https://a.example\n",
         "https://é.example",
+        "Wss:",
+        "Https://",
+        "file:",
+        "file:///",
+        "file:///android_asset/index.html",
+        "app://a.example/",
+        "app://a.example?",
+        "app://u@a.example",
+        "chrome-extension://*",
+        "app://a, app://b",
+        "app://a app://b",
+        "://localhost",
     ],
 )
 def test_an_origin_that_no_browser_sends_is_refused_with_its_place(origin: str) -> None:
@@ -814,10 +827,30 @@ def test_an_origin_that_no_browser_sends_is_refused_with_its_place(origin: str) 
 
 @pytest.mark.parametrize(
     "origin",
-    ["http://localhost:3000", "https://a-b.example", "capacitor://localhost", "https://[2001:db8::1]:1"],
+    [
+        "http://localhost:3000",
+        "https://a-b.example",
+        "https://[2001:db8::1]:1",
+        "null",
+        "file://",
+        "capacitor://localhost",
+        "ionic://localhost",
+        "tauri://localhost",
+        "app://obsidian.md",
+        "app://-",
+        "app://",
+        "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb",
+        "moz-extension://2c127fa4-62c7-7e4f-90e5-472b45eecfdc",
+        "safari-web-extension://4A6D2B7C-91F0-4E3A-8B52-0C6F1D9E7A35",
+        "vscode-webview://0a1b2c",
+        "com.example.app://localhost:8080",
+    ],
 )
 def test_an_exact_origin_is_taken(origin: str) -> None:
+    """What the configuration takes is what the policy lets in, exactly as it is written."""
     assert anonymous({"server": {"allowed_origins": [origin]}}).server.allowed_origins == (origin,)
+    assert OriginPolicy((origin,), same_host=False).allows(origin, "gate.example")
+    assert not OriginPolicy((), same_host=False).allows(origin, "gate.example")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])

@@ -1,12 +1,16 @@
 """Which web pages may open a connection.
 
 A browser sends its cookies and reaches the local network from any page, so the page's origin is judged
-before its token. What is not a browser sends no Origin and is judged by its token alone.
+before its token. A client that is not a browser sends no Origin and is judged by its token alone.
 
 Rules:
-- An origin is exactly `scheme "://" host [":" port]`. What is anything else is refused, not repaired.
-- Origins are compared whole, part by part, never by prefix or suffix.
+- The origin of a web page is exactly `scheme "://" host [":" port]` with one of the schemes http, https, ws
+  and wss. Two of them are compared whole, part by part, never by prefix or suffix. A web origin of any
+  other form is refused, not repaired.
 - A name with a dot at its end is another host than the one without, as it is for browsers.
+- The origin of an app or an extension has a scheme of its own (`file://`, `capacitor://localhost`,
+  `app://obsidian.md`). Its form is the app's affair, so it is compared as text, exactly as it is sent.
+- In development the pages of this machine are allowed, and a host name that anybody can choose is not.
 
 Source: RFC 6454 sections 4 and 6, RFC 6455 section 10.2; architecture, section 6.
 """
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Final, NamedTuple
 
 from wsgate.errors import SettingsError
@@ -29,12 +33,16 @@ _PORT_MAX: Final = 65535
 
 # No two parts can match one character, so a match is linear. International names come as xn--.
 _AUTHORITY: Final = r"([a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]{2,45}\])(?::([1-9][0-9]{0,4}))?"
-_ORIGIN: Final = re.compile(rf"([a-z][a-z0-9+.-]*)://{_AUTHORITY}")
+_ORIGIN: Final = re.compile(rf"(https?|wss?)://{_AUTHORITY}")
 _HOST: Final = re.compile(_AUTHORITY)
+# What an app may send: no path, query, fragment, user or list, and no "*", which is no pattern here.
+_APP_ORIGIN: Final = re.compile(
+    r"(?!(?i:https?|wss?):)[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]!$&'()+;=%-]*"
+)
 
 
 class _Origin(NamedTuple):
-    """One origin in the one form that is compared."""
+    """One origin of a web page in the one form that is compared."""
 
     scheme: str
     host: str
@@ -47,9 +55,13 @@ class OriginPolicy:
     """Which origins are allowed.
 
     Args:
-        allowed: Exact origins, `scheme://host[:port]`, and perhaps "null".
+        allowed: Exact origins: `scheme://host[:port]` of a web page, the origin of an app exactly as the app
+            sends it, such as `file://`, or "null".
         same_host: Whether an origin is allowed whose host and port are those of the Host header. The
             scheme is then http or https and tells only the default port: TLS may end at a proxy.
+        is_development: Whether any web page of this machine is allowed: its host is localhost or a loopback
+            address, its port any. The rule of the same host then holds for IP addresses only: whoever owns
+            a name can let it point to this machine (DNS rebinding), and origin and Host agree.
 
     Raises:
         SettingsError: An entry is not an exact origin.
@@ -57,16 +69,18 @@ class OriginPolicy:
 
     allowed: tuple[str, ...]
     same_host: bool = field(default=True, kw_only=True)
-    _origins: frozenset[_Origin] = field(init=False, repr=False, compare=False)
+    is_development: bool = field(default=False, kw_only=True)
+    _origins: frozenset[_Origin | str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        origins = set()
+        origins: set[_Origin | str] = set()
         for entry in self.allowed:
-            if entry != _NULL:
-                origin = _parse_origin(entry)
-                if origin is None:
-                    raise SettingsError(f"allowed origin {entry!r} is not scheme://host[:port] or null")
+            if entry == _NULL or _APP_ORIGIN.fullmatch(entry):
+                origins.add(entry)
+            elif (origin := _parse_origin(entry)) is not None:
                 origins.add(origin)
+            else:
+                raise SettingsError(f"allowed origin {entry!r} is not scheme://host[:port] or null")
         object.__setattr__(self, "_origins", frozenset(origins))
 
     def allows(self, origin: str | None, host: str) -> bool:
@@ -76,14 +90,31 @@ class OriginPolicy:
             origin: The Origin header; None: there was none.
             host: The Host header.
         """
-        if origin is None:
+        if origin is None or origin in self._origins:
             return True
-        if origin == _NULL:
-            return _NULL in self.allowed
         parsed = _parse_origin(origin)
         if parsed is None:
             return False
-        return parsed in self._origins or (self.same_host and _is_same_host(parsed, host))
+        if parsed in self._origins or (self.is_development and _is_of_this_machine(parsed)):
+            return True
+        may_be_same = self.same_host and (not self.is_development or _is_address(parsed.host))
+        return may_be_same and _is_same_host(parsed, host)
+
+
+def _is_of_this_machine(origin: _Origin) -> bool:
+    """Whether it is a page that only this machine can serve to its own browsers."""
+    if origin.scheme not in _PAGE_SCHEMES:
+        return False
+    is_address = _is_address(origin.host)
+    return ip_address(origin.host.strip("[]")).is_loopback if is_address else origin.host == "localhost"
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host is an IPv4 or a bracketed IPv6 address, and no name."""
+    try:
+        return bool(ip_address(host.strip("[]")))
+    except ValueError:
+        return False
 
 
 def _is_same_host(origin: _Origin, host: str) -> bool:

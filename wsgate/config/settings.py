@@ -149,8 +149,11 @@ class Server(Section, frozen=True, kw_only=True):
     # that helps. 0 to 64. Default 0.
     shards: Annotated[int, Meta(ge=0, le=64)] = 0
 
-    # Origins of web pages that may connect beside pages of this very host: exact `scheme://host[:port]`
-    # in lower case, or the word null. No patterns: a suffix match is how strangers get in. Default [].
+    # Origins that may connect beside web pages of this very host. Of a web page (http, https): exactly
+    # `scheme://host[:port]` in lower case. Of an app or an extension: exactly what it sends, such as
+    # "file://", "capacitor://localhost" or "chrome-extension://<id>". Of a page from a file or a sandbox:
+    # the word null. No patterns: a suffix match is how strangers get in. In development mode any page of
+    # localhost or a loopback address may connect as well, and no page of another host name. Default [].
     allowed_origins: tuple[str, ...] = ()
 
     # Proxies in front of the client port, addresses or networks such as "10.0.0.0/8". Only these are believed
@@ -569,7 +572,11 @@ def dotted(*keys: str) -> str:
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _JWKS_URL: Final = re.compile(r"https?://[!-~]+")
 _PATH: Final = re.compile(r"/[!-~]*")
-_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
+_WEB_ORIGIN: Final = re.compile(r"(?:https?|wss?)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
+# As wsgate.auth.origins reads it: a scheme of its own, no path, no list, no pattern.
+_APP_ORIGIN: Final = re.compile(
+    r"(?!(?i:https?|wss?):)[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]!$&'()+;=%-]*"
+)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _NODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -607,9 +614,11 @@ def _server_faults(server: Server) -> Iterator[str]:
     if server.path in ("/readyz", "/client.js"):
         yield f"server.path: {server.path} is answered otherwise"
     for index, origin in enumerate(server.allowed_origins):
-        match = _ORIGIN.fullmatch(origin)
-        if origin != "null" and (match is None or int(match[1] or 0) > 65_535):
-            wanted = 'an origin is scheme://host[:port] in lower case, or "null"'
+        if origin == "null" or _APP_ORIGIN.fullmatch(origin):
+            continue
+        match = _WEB_ORIGIN.fullmatch(origin)
+        if match is None or int(match[1] or 0) > 65_535:
+            wanted = 'an origin is scheme://host[:port] in lower case, what an app sends, or "null"'
             yield f"server.allowed_origins[{index}]: {quote(origin)}: {wanted}"
 
 

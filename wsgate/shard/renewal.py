@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
+from wsgate.auth import KeySource, TokenPolicy
 from wsgate.errors import InternalError
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.options import ChannelRules, ShardOptions, UserLimits
@@ -71,7 +71,7 @@ class Renewal:
     def applied(self, options: ShardOptions) -> ShardOptions:
         """The options with this in place of what they had, and with this shard's own share of the node."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values["origins"] = OriginPolicy(self.origins)
+        values["origins"] = replace(options.origins, allowed=self.origins)
         values["gate"] = self.node_limits.gate(self.gate, options.number)
         values["unauthenticated_limit"] = self.node_limits.unauthenticated_limit(options.number)
         return replace(options, **values)
