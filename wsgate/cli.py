@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgate import __version__
-from wsgate.config import Config, effective, load, parse_duration_ms
+from wsgate.config import Config, effective, is_loopback, load, parse_duration_ms
 from wsgate.errors import BackendError, SettingsError, WsgateError
 from wsgate.node.runtime import RunningGateway, running_gateways, runtime_directory, url_host
 
@@ -75,14 +75,16 @@ def _configuration(
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_configuration(parser)
-    parser.add_argument("--host", help="address clients connect to (0.0.0.0)")
+    parser.add_argument("--host", help="address clients connect to (0.0.0.0, with --dev 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port clients connect to (8000)")
     parser.add_argument("--shards", type=int, help="processes with sockets (one per usable core)")
     parser.add_argument("--redis", metavar="URL", help="the bus; without it a private one is started")
     parser.add_argument("--admin-host", help="address of health, metrics, API and page (127.0.0.1)")
     parser.add_argument("--admin-port", type=int, help="port of health, metrics, API and page (9000)")
     parser.add_argument(
-        "--dev", action="store_true", help="anonymous clients, open channels, no admin key, try page"
+        "--dev",
+        action="store_true",
+        help="for development: this machine alone, anonymous clients, open channels, no admin key, try page",
     )
     parser.set_defaults(run=_serve)
 
@@ -120,29 +122,53 @@ def _serve(options: argparse.Namespace) -> int:
     plan = make_plan(config, environ, lambda: _configuration(options, _flags(options), environ))
     if os.getuid() == 0:
         Log("keeper").warning("runs_as_root", advice="set server.user to an ordinary user")
-    print(_banner(config, plan.running, len(plan.shards)), flush=True)
-    return Keeper(plan, _say_ready).run()
+    head = f"wsgate {__version__}, {len(plan.shards)} shard{'s' if len(plan.shards) > 1 else ''}"
+    admin = _admin_url(config, plan.running)
+    print(f"{head}, starting: socket {plan.running.url}, admin {admin}", flush=True)
+    banner = f"\n{head}\n{_banner(config, plan.running)}\nready\n"
+    return Keeper(plan, lambda: _say(banner)).run()
 
 
-def _say_ready() -> None:
+def _say(text: str) -> None:
+    """Print in one write, so that whoever waits for the last line has the others."""
     with contextlib.suppress(OSError):  # nobody may be reading any more, and that is no reason to end
-        print("ready", flush=True)
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
-def _banner(config: Config, running: RunningGateway, shards: int) -> str:
+def _admin_url(config: Config, running: RunningGateway) -> str:
+    return f"http://{url_host(config.admin.host)}:{running.admin_port}/"
+
+
+def _banner(config: Config, running: RunningGateway) -> str:
+    """What a reader needs next, as rows of a name and a value: addresses, commands to paste, how to stop."""
     from wsgate.bus import parse_address
-    from wsgate.node.options import publish_command
+    from wsgate.node.options import command_line, publish_command
 
-    admin = f"http://{url_host(config.admin.host)}:{running.admin_port}"
     what = "private, on " if not config.bus.url else ""
     rows = {
+        "listens": _listen_address(config, running.port),
         "socket": running.url,
-        "page" if config.server.dev else "admin": f"{admin}/",
+        "page" if config.server.dev else "admin": _admin_url(config, running),
         "bus": f"{what}{parse_address(running.bus_url)}",
         "publish": publish_command(running),
     }
-    head = f"wsgate {__version__}, {shards} shard{'s' if shards > 1 else ''}"
-    return "\n".join([head, *(f"  {name:8} {value}" for name, value in rows.items())])
+    if config.server.dev:
+        rows["listen"] = command_line(running, "listen", "news")
+        rows["token"] = command_line(running, "token", "--user 42")
+    rows["stop"] = "press Ctrl-C" if sys.stdout.isatty() else f"press Ctrl-C, or: kill {running.pid}"
+    return "\n".join(f"  {name:8} {value}" for name, value in rows.items())
+
+
+def _listen_address(config: Config, port: int) -> str:
+    """The address that clients can reach, as it was bound, and who that is."""
+    host = config.server.host
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if is_loopback(host):
+        return f"{address} (this machine only)"
+    where = f"{address} (every address of this machine)" if host in ("0.0.0.0", "::") else address  # noqa: S104
+    risk = "; development mode: whoever reaches it may read and publish everything"
+    return f"{where}{risk}" if config.server.dev else where
 
 
 # --- check-config -------------------------------------------------------------------------------------

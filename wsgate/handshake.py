@@ -39,6 +39,7 @@ __all__ = [
     "Upgrade",
     "accept",
     "parse_head",
+    "path_asked",
     "refusal",
 ]
 
@@ -189,6 +190,7 @@ def refusal(
     *,
     retry_after_s: int | None = None,
     extra_headers: Iterable[tuple[str, str]] = (),
+    detail: str = "",
 ) -> Refusal:
     """A refusal with its complete response.
 
@@ -197,6 +199,7 @@ def refusal(
         reason: The name it is counted by; never sent.
         retry_after_s: Seconds, >= 0, for 429 and 503; jitter is the caller's.
         extra_headers: Further `(name, value)`, such as WWW-Authenticate with 401.
+        detail: Printable ASCII that follows the phrase of the status in the body: what to do about it.
 
     Raises:
         InternalError: The status is not one of those, or a header would break the response.
@@ -204,6 +207,9 @@ def refusal(
     phrase = _PHRASES.get(status)
     if phrase is None or (retry_after_s is not None and retry_after_s < 0):
         raise InternalError(f"no refusal has status {status} and Retry-After {retry_after_s}")
+    if not (detail.isascii() and detail.isprintable()):
+        raise InternalError("the detail of a refusal is not printable ASCII")
+    body = b"%b: %b\n" % (phrase, detail.encode()) if detail else phrase + b"\n"
     # RFC 9110 section 7.6.1: who sends Upgrade must name it in Connection.
     connection = b"Connection: close, Upgrade\r\n" if status == 426 else b"Connection: close\r\n"
     retry_after = b"" if retry_after_s is None else b"Retry-After: %d\r\n" % retry_after_s
@@ -214,7 +220,7 @@ def refusal(
             _STATUS_LINES.get(status, b""),
             retry_after,
             _header_lines(extra_headers),
-            b"Content-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b\n" % (len(phrase) + 1, phrase),
+            b"Content-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body),
         )
     )
     return Refusal(status, reason, response)
@@ -318,6 +324,15 @@ def parse_head(head: bytes) -> Request | Refusal:
     if isinstance(headers, Refusal):
         return headers
     return _judge(target, headers)
+
+
+def path_asked(head: bytes) -> str | None:
+    """The path that a request line asks for, whatever the method; None when there is no such path."""
+    _, _, rest = head[: head.find(b"\r\n")].partition(b" ")
+    target, _, version = rest.rpartition(b" ")
+    if version != b"HTTP/1.1" or target[:1] != b"/" or target.translate(None, _TARGET):
+        return None
+    return target.partition(b"?")[0].decode("ascii")
 
 
 def _scan(head: bytes) -> int | Refusal:

@@ -583,6 +583,54 @@ def test_behind_a_proxy_the_key_is_what_counts(admin: Admin) -> None:
 # --- pages --------------------------------------------------------------------------------------------
 
 
+FOREIGN_HOSTS = [
+    "evil.example",
+    "evil.example:9000",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "127.evil",
+    "127.1",
+    "2130706433",
+    "localhost.",
+    "[::1].evil.example",
+    "[::1",
+    "localhost:evil.example",
+    "",
+    "é",
+]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/status", "/", "/page.json"])
+@pytest.mark.parametrize("is_dev", [True, False])
+def test_o5_pages_without_a_key_are_for_requests_that_name_this_machine(path: str, is_dev: bool) -> None:
+    """A page of a name that was rebound to this machine sends no Origin, but its Host."""
+    with running_admin(is_dev=is_dev, api_key=KEY) as admin:
+        found = 404 if path == "/page.json" and not is_dev else 200
+        for host in (
+            "localhost",
+            f"localhost:{admin.port}",
+            "127.0.0.1",
+            "127.8.8.8:1",
+            "[::1]",
+            "LOCALHOST",
+        ):
+            assert (host, admin.get(path, Host=host).status) == (host, found)
+        for host in FOREIGN_HOSTS:
+            answer = admin.get(path, Host=host)
+            assert (host, answer.status) == (host, 403 if found == 200 else 404)
+            assert b"node-1" not in answer.body and b"wsgate_" not in answer.body
+            assert admin.get(path, Host=host, **WITH_KEY).status == found
+        assert admin.get("/healthz", Host="evil.example").status == 200
+        assert admin.get("/readyz", Host="evil.example").status == 200
+
+
+def test_o5_in_development_on_another_address_an_ip_address_is_no_foreign_name() -> None:
+    with running_admin(is_dev=True, is_loopback=False) as admin:
+        assert admin.get("/page.json", Host="192.0.2.7:9000").status == 200
+        assert admin.get("/page.json", Host="[2001:db8::1]:9000").status == 200
+        assert admin.get("/page.json", Host="evil.example:9000").status == 403
+
+
 def test_development_serves_the_try_page_and_what_it_needs(dev: Admin, valkey: Valkey) -> None:
     page = dev.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -673,7 +721,7 @@ def ended(client: socket.socket) -> bool:
     return bool(poll.poll(LIMIT_S * 1000))
 
 
-PIPELINED = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 200
+PIPELINED = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 200
 
 
 def test_pipelined_requests_that_nobody_reads_hold_up_nobody(admin: Admin) -> None:

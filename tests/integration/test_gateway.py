@@ -159,7 +159,7 @@ def test_a_token_of_the_command_opens_the_inbox(gateway: Gateway) -> None:
 
 
 def test_what_serve_prints_can_be_pasted(gateway: Gateway) -> None:
-    rows = dict(line.strip().split(None, 1) for line in gateway.lines[1:5])
+    rows = dict(line.strip().split(None, 1) for line in gateway.lines if line.startswith("  "))
     assert rows["socket"] == gateway.ws_url
     assert rows["page"] == f"{gateway.admin_url}/"
     assert rows["bus"] == f"private, on {gateway.bus_url}"

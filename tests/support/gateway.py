@@ -166,6 +166,7 @@ def running_gateway(
     wait: bool = True,
     directory: Path | None = None,
     prefix: Sequence[str] = (),
+    host: str | None = "127.0.0.1",
 ) -> Iterator[Gateway]:
     """A gateway with `serve --dev`, one shard unless told otherwise, ready when it is yielded.
 
@@ -176,6 +177,7 @@ def running_gateway(
         wait: Whether to wait until it says "ready".
         directory: Its runtime directory; a new one by default.
         prefix: A command that limits something and becomes the gateway by exec.
+        host: Where clients connect to; None: the gateway's own default.
     """
     with contextlib.ExitStack() as stack:
         if directory is None:
@@ -191,9 +193,8 @@ def running_gateway(
             "0",
             "--admin-port",
             "0",
-            "--host",
-            "127.0.0.1",
         ]
+        command += [] if host is None else ["--host", host]
         command += ["--dev"] if is_dev else []
         command += flags if "--shards" in flags else ["--shards", "1", *flags]
         process = subprocess.Popen(

@@ -250,7 +250,7 @@ def test_s17_the_origin_of_an_app_is_allowed_exactly_as_listed(origin: str) -> N
 
 # --- development --------------------------------------------------------------------------------------
 
-DEVELOPMENT = OriginPolicy((), is_development=True)
+DEVELOPMENT = OriginPolicy((), is_dev=True)
 
 PAGES_OF_THIS_MACHINE = [
     f"{scheme}://{host}{port}"
@@ -292,4 +292,4 @@ def test_in_development_no_other_page_is_allowed(origin: str) -> None:
     assert not DEVELOPMENT.allows(origin, "localhost:8000")
     allowed = origin in ("http://128.0.0.1:8000", "http://[::2]:8000")  # no name: nobody can rebind it
     assert DEVELOPMENT.allows(origin, host) is allowed
-    assert OriginPolicy((origin,), is_development=True).allows(origin, host)
+    assert OriginPolicy((origin,), is_dev=True).allows(origin, host)

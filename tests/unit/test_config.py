@@ -1279,6 +1279,23 @@ def test_namespaces_that_are_not_listed_are_open_in_development_mode_only(dev: b
     assert anonymous({"server": {"dev": dev}}).open_namespaces is dev
 
 
+@pytest.mark.parametrize(
+    ("environ", "flags", "host"),
+    [
+        ({}, {"dev": True}, "127.0.0.1"),
+        ({"WSGATE_SERVER__DEV": "true"}, {}, "127.0.0.1"),
+        ({}, {"dev": True, "host": "0.0.0.0"}, "0.0.0.0"),
+        ({"WSGATE_SERVER__HOST": "::"}, {"dev": True}, "::"),
+        ({}, {"dev": True, "host": None}, "127.0.0.1"),
+        ({}, {"dev": False}, "0.0.0.0"),
+    ],
+)
+def test_development_mode_listens_on_this_machine_unless_a_host_is_set(
+    environ: dict[str, str], flags: dict[str, Any], host: str
+) -> None:
+    assert anonymous({"server": flags}, environ).server.host == host
+
+
 def test_development_mode_changes_nothing_else() -> None:
     flags: dict[str, Any] = {"channels": {"default": {"subscribe": "token", "publish": "nobody"}}}
     dev = anonymous({**flags, "server": {"dev": True}})

@@ -77,3 +77,92 @@ def test_a_bearer_token_with_a_high_byte_is_an_invalid_token(byte: bytes, place:
     refused = front().judge(head(b"Authorization: Bearer " + place % byte), 0)
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.reason) == (401, "invalid_token")
+
+
+# --- paths --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [b"/", b"/wsx", b"/ws/", b"/WS", b"/chat?ch=news", b"/%77s"])
+@pytest.mark.parametrize("is_upgrade", [True, False])
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD"])
+def test_any_other_path_is_404_whatever_else_is_asked_of_it(
+    path: bytes, method: bytes, is_upgrade: bool
+) -> None:
+    asked = head(request_line=method + b" " + path + b" HTTP/1.1", is_upgrade=is_upgrade)
+    refused = front().judge(asked, 0)
+    assert isinstance(refused, Refusal)
+    assert (refused.status, refused.reason) == (404, "unknown_path")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "reason"),
+    [
+        (b"GET", b"/ws", "not_websocket"),
+        (b"GET", b"/ws?ch=news", "not_websocket"),
+        (b"POST", b"/ws", "wrong_method"),
+        (b"OPTIONS", b"*", "wrong_method"),
+    ],
+)
+def test_on_its_own_path_the_refusal_says_how_to_ask(method: bytes, path: bytes, reason: str) -> None:
+    refused = front().judge(head(request_line=method + b" " + path + b" HTTP/1.1", is_upgrade=False), 0)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == reason
+
+
+# --- origins ------------------------------------------------------------------------------------------
+
+
+def refused_origin(origin: bytes, *, is_dev: bool) -> tuple[Refusal, dict[str, object]]:
+    """The refusal of this origin, and the fields of its log line."""
+    lines: list[tuple[str, dict[str, object]]] = []
+    options = ShardOptions(
+        node="n",
+        number=0,
+        reactor=Settings(),
+        gate=GateLimits(),
+        bus=parse_address("unix:///nowhere"),
+        origins=OriginPolicy((), is_dev=is_dev),
+        tokens=TokenPolicy(),
+        is_dev=is_dev,
+    )
+    judge = Front(options, FakeTokens(), lambda event, **fields: lines.append((event, fields)))  # type: ignore[arg-type]
+    refused = judge.judge(head(b"Origin: " + origin), 0)
+    assert isinstance(refused, Refusal)
+    [(event, fields)] = lines
+    assert (event, refused.status, refused.reason) == ("origin_refused", 403, "forbidden_origin")
+    return refused, fields
+
+
+ORIGINS = [
+    (b"https://evil.example", "https://evil.example"),
+    (b"http://evil.example:8000", "http://evil.example:8000"),
+    (b"null", "null"),
+    (b"file://", "file://"),
+    (b"https://a.example/$(reboot)`id`\"';", "https://a.example/??reboot??id????"),
+    (b"<script>", "?script?"),
+    (b"https://" + b"a" * 4_000, "https://" + "a" * 112 + "..."),
+]
+
+
+@pytest.mark.parametrize(("origin", "shown"), ORIGINS)
+def test_a_refused_origin_is_named_with_its_setting_in_the_log(origin: bytes, shown: str) -> None:
+    refused, fields = refused_origin(origin, is_dev=False)
+    assert (fields["origin"], fields["setting"]) == (shown, "server.allowed_origins")
+    assert refused.response.endswith(b"\r\n\r\nForbidden\n")
+
+
+@pytest.mark.parametrize(("origin", "shown"), ORIGINS)
+def test_in_development_the_answer_names_it_too(origin: bytes, shown: str) -> None:
+    refused, _ = refused_origin(origin, is_dev=True)
+    body = refused.response.partition(b"\r\n\r\n")[2].decode()
+    assert body.startswith("Forbidden: ")
+    assert f" {shown} " in body
+    assert "server.allowed_origins" in body
+
+
+def test_an_allowed_origin_writes_no_line() -> None:
+    lines: list[str] = []
+    options = front()
+    options._log = lambda event, **fields: lines.append(event)
+    assert isinstance(options.judge(head(b"Origin: https://gate.example"), 0), Entry)
+    assert not lines

@@ -490,6 +490,33 @@ def test_refusal_is_a_complete_response(status: int) -> None:
     assert (headers[b"Connection"] == b"close, Upgrade") == (status == 426)
 
 
+def test_a_refusal_may_say_what_to_do() -> None:
+    """The detail follows the phrase of the status, and the length counts both."""
+    _, headers, body = response_of(refusal(403, "forbidden_origin", detail="see server.allowed_origins"))
+    assert body == b"Forbidden: see server.allowed_origins\n"
+    assert int(headers[b"Content-Length"]) == len(body)
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        (b"GET /ws HTTP/1.1", "/ws"),
+        (b"POST /a/b?c=d HTTP/1.1", "/a/b"),
+        (b"HEAD /?a HTTP/1.1", "/"),
+        (b"OPTIONS * HTTP/1.1", None),
+        (b"CONNECT a.example:80 HTTP/1.1", None),
+        (b"GET http://a.example/ HTTP/1.1", None),
+        (b"GET /a HTTP/1.0", None),
+        (b"GET /a", None),
+        (b"GET /\xff HTTP/1.1", None),
+        (b"GET /a b HTTP/1.1", None),
+        (b"", None),
+    ],
+)
+def test_the_path_of_a_request_line(line: bytes, path: str | None) -> None:
+    assert handshake.path_asked(request_line(line)) == path
+
+
 def test_refusal_without_retry_after() -> None:
     """Retry-After is sent only when the caller gives it."""
     assert b"Retry-After" not in refusal(503, "draining").response
@@ -502,6 +529,8 @@ def test_refusal_without_retry_after() -> None:
         lambda request: refusal(200, "fine"),
         lambda request: refusal(503, "full", retry_after_s=-1),
         lambda request: refusal(401, "no", extra_headers=[("A", "b\r\nC: d")]),
+        lambda request: refusal(403, "no", detail="a\nb"),
+        lambda request: refusal(403, "no", detail="\xe9"),
         lambda request: refusal(401, "no", extra_headers=[("A\n", "b")]),
         lambda request: refusal(401, "no", extra_headers=[("", "b")]),
         lambda request: accept(request, subprotocol="not-offered"),
@@ -542,6 +571,7 @@ def test_public_names() -> None:
         "Upgrade",
         "accept",
         "parse_head",
+        "path_asked",
         "refusal",
     ]
 

@@ -29,7 +29,7 @@ from wsgate.bus import Names, Publication, encode_publication
 from wsgate.bus.names import INBOX_MARK
 from wsgate.payload import BINARY, JSON, Payload, classify
 
-__all__ = ["Api", "ApiKey", "Publish", "is_own_origin"]
+__all__ = ["Api", "ApiKey", "Publish", "is_local_host", "is_own_origin"]
 
 Publish = Callable[[bytes, bytes], Awaitable[str]]
 """Publishes an envelope under a name on the bus; tells what `PublishOutcome` tells."""
@@ -113,6 +113,31 @@ def is_own_origin(headers: Headers, *, only_loopback: bool) -> bool:
         return False
     is_own = parts.netloc.lower() == headers.get("host", "").lower()
     return is_own and (not only_loopback or _is_loopback(name))
+
+
+_HOST: Final = re.compile(r"(?:(?P<name>[a-z0-9._-]+)|\[(?P<address>[0-9a-f:.]+)\])(?::[0-9]{1,5})?")
+
+
+def is_local_host(headers: Headers, *, only_loopback: bool) -> bool:
+    """Whether a request was sent to a host that nobody else can let point to this machine.
+
+    A page of a foreign name that was rebound to this machine reads answers as its own, and sends no Origin
+    when it does. The Host header still holds the foreign name.
+
+    Args:
+        headers: The request's.
+        only_loopback: Whether only localhost and loopback addresses count, not every IP address.
+    """
+    match = _HOST.fullmatch(headers.get("host", "").lower())
+    name = (match["name"] or match["address"]) if match else ""
+    return _is_loopback(name) or (not only_loopback and _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 def _is_loopback(name: str) -> bool:

@@ -3,6 +3,9 @@
 `/healthz` and `/readyz` are for anybody, `/metrics` for this machine or whoever has the key, `/api` for
 whoever has the key. `/status` is for people, with numbers for whoever may read the metrics; `/` is the same
 page, in development one to try the gateway with, and no key is asked for.
+
+Where no key is asked for, the Host header must name this machine: a page of a foreign name that was rebound
+to it (DNS rebinding) could read the answers otherwise.
 """
 
 import time
@@ -16,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from wsgate.admin import AdminOptions
-from wsgate.admin.api import Api, ApiKey
+from wsgate.admin.api import Api, ApiKey, is_local_host
 from wsgate.admin.health import Verdict, judge_liveness, judge_readiness, status_page
 from wsgate.admin.keys import KeySetCollector, KeySetFetcher
 from wsgate.admin.metrics import expose, make_registry
@@ -32,6 +35,11 @@ RESPONSE_HEADERS: Final = (
     ("Cache-Control", "no-store"),
 )
 """On every answer. Nothing is loaded from elsewhere; the try page connects to another port."""
+
+FOREIGN_HOST: Final = (
+    "Forbidden: this page is for this machine, and the request names another host. "
+    "Use http://127.0.0.1:<port>/ or http://localhost:<port>/, or send the API key (admin.api_key).\n"
+)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -55,27 +63,41 @@ def make_app(
         fetcher: Of the issuer's keys, for the metrics; None: there is none.
     """
     is_open = options.is_dev or options.is_loopback
+    status = _guarded(options, _status(options.node, block, is_open=is_open))
     routes = [
         Route("/healthz", _judged(lambda: judge_liveness(block, now_ms()))),
         Route("/readyz", _judged(lambda: judge_readiness(block, now_ms()))),
-        Route("/metrics", _metrics(options, block, fetcher, is_open=is_open)),
+        Route("/metrics", _guarded(options, _metrics(options, block, fetcher, is_open=is_open))),
         Route("/api/{method}", api),
-        Route("/status", _status(options.node, block, is_open=is_open)),
+        Route("/status", status),
         Route("/page.css", _file("page.css")),
         Route("/favicon.ico", _nothing),
     ]
     if options.is_dev:
         routes += [
-            Route("/", _file("index.html")),
+            Route("/", _guarded(options, _file("index.html"))),
             Route("/page.js", _file("page.js")),
-            Route("/page.json", _page_settings(options)),
+            Route("/page.json", _guarded(options, _page_settings(options))),
         ]
     else:
-        routes.append(Route("/", _status(options.node, block, is_open=is_open)))
+        routes.append(Route("/", status))
     app = Starlette(routes=routes)
     # A redirect would name whatever host the request named.
     app.router.redirect_slashes = False
     return app
+
+
+def _guarded(options: AdminOptions, endpoint: Endpoint) -> Endpoint:
+    """The endpoint; where it asks for no key, only for requests to this machine or with the key."""
+    key = ApiKey(options.api_key)
+
+    async def answer(request: Request) -> Response:
+        is_local = is_local_host(request.headers, only_loopback=options.is_loopback)
+        if not is_local and not key.is_shown(request.headers):
+            return Response(FOREIGN_HOST, 403, media_type="text/plain")
+        return await endpoint(request)
+
+    return answer if options.is_dev or options.is_loopback else endpoint
 
 
 def _judged(judge: Callable[[], Verdict]) -> Endpoint:

@@ -59,7 +59,7 @@ class OriginPolicy:
             sends it, such as `file://`, or "null".
         same_host: Whether an origin is allowed whose host and port are those of the Host header. The
             scheme is then http or https and tells only the default port: TLS may end at a proxy.
-        is_development: Whether any web page of this machine is allowed: its host is localhost or a loopback
+        is_dev: Whether any web page of this machine is allowed: its host is localhost or a loopback
             address, its port any. The rule of the same host then holds for IP addresses only: whoever owns
             a name can let it point to this machine (DNS rebinding), and origin and Host agree.
 
@@ -69,7 +69,7 @@ class OriginPolicy:
 
     allowed: tuple[str, ...]
     same_host: bool = field(default=True, kw_only=True)
-    is_development: bool = field(default=False, kw_only=True)
+    is_dev: bool = field(default=False, kw_only=True)
     _origins: frozenset[_Origin | str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -95,9 +95,9 @@ class OriginPolicy:
         parsed = _parse_origin(origin)
         if parsed is None:
             return False
-        if parsed in self._origins or (self.is_development and _is_of_this_machine(parsed)):
+        if parsed in self._origins or (self.is_dev and _is_of_this_machine(parsed)):
             return True
-        may_be_same = self.same_host and (not self.is_development or _is_address(parsed.host))
+        may_be_same = self.same_host and (not self.is_dev or _is_address(parsed.host))
         return may_be_same and _is_same_host(parsed, host)
 
 

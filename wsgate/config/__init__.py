@@ -18,6 +18,7 @@ from wsgate.config.settings import (
     Log,
     Namespace,
     Server,
+    is_loopback,
 )
 from wsgate.config.sources import effective, load
 from wsgate.config.units import format_duration, format_size, parse_duration_ms, parse_size_bytes
@@ -39,6 +40,7 @@ __all__ = [
     "effective",
     "format_duration",
     "format_size",
+    "is_loopback",
     "load",
     "parse_duration_ms",
     "parse_size_bytes",

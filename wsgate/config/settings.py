@@ -49,6 +49,7 @@ __all__ = [
     "dotted",
     "faults",
     "fields_of",
+    "is_loopback",
     "kind_of",
     "masked",
 ]
@@ -125,14 +126,16 @@ class Server(Section, frozen=True, kw_only=True):
     """`[server]`: where clients come in."""
 
     # Address the client port listens on: an IPv4 or IPv6 address or a name. All of IPv4 by default,
-    # because clients are elsewhere. Not empty. Default "0.0.0.0".
+    # because clients are elsewhere; this machine alone with server.dev, because there everybody may read and
+    # publish. Not empty. Default "0.0.0.0", with server.dev "127.0.0.1".
     host: str = "0.0.0.0"  # noqa: S104 - a gateway is there to be reached
 
     # TCP port for clients. 0 lets the kernel choose one, for tests. 0 to 65535. Default 8000.
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
 
-    # Path of the WebSocket endpoint; every other path but /readyz and /client.js is answered 404. Begins
-    # with "/"; printable ASCII without "?" and "#". Default "/ws".
+    # Path of the WebSocket endpoint; every other path but /readyz and /client.js is answered 404. With
+    # server.dev "/" leads to the try page. Begins with "/"; printable ASCII without "?" and "#".
+    # Default "/ws".
     path: str = "/ws"
 
     # Name of this node, for metrics, events and control channels; the same after every start. On a bus that
@@ -182,7 +185,8 @@ class Server(Section, frozen=True, kw_only=True):
     drain_timeout_ms: Annotated[int, _duration("0", "1h")] = field(default=30_000, name="drain_timeout")
 
     # Development mode: clients need no token and every channel is open, listed or not. It changes
-    # defaults only: what is set explicitly stays. Never where strangers can connect. Default false.
+    # defaults only: what is set explicitly stays, server.host too. Never where strangers can connect.
+    # Default false.
     dev: bool = False
 
 
@@ -659,7 +663,7 @@ def _jwks_faults(auth: Auth) -> Iterator[str]:
         yield "auth.jwks_url: this is not a URL such as https://issuer.example/keys.json"
     elif parts.username is not None or parts.password is not None:
         yield "auth.jwks_url: must not hold a password"
-    elif parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+    elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         yield "auth.jwks_url: must be https, or anybody on the way could add a key"
     if not auth.issuer:
         yield "auth.issuer: required with auth.jwks_url"
@@ -716,7 +720,7 @@ def _bus_faults(bus: Bus) -> Iterator[str]:
 def _admin_faults(admin: Admin) -> Iterator[str]:
     if not admin.host:
         yield "admin.host: must not be empty"
-    elif not admin.api_key and not _is_loopback(admin.host):
+    elif not admin.api_key and not is_loopback(admin.host):
         yield f"admin.api_key: required, because admin.host {quote(admin.host)} can be reached from outside"
     elif not _is_loopback(admin.host):
         held = len(admin.api_key.encode())
@@ -727,7 +731,8 @@ def _admin_faults(admin: Admin) -> Iterator[str]:
             yield "admin.api_key: can be guessed, because it is made of very few different characters"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address or a name, as a setting holds it, means this machine only."""
     if host == "localhost":
         return True
     try:

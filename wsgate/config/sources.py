@@ -456,6 +456,7 @@ def _missing(given: _Table) -> Iterator[str]:
 
 
 def _apply_dev_defaults(given: _Table) -> None:
+    given.setdefault(("server", "host"), "127.0.0.1")
     given.setdefault(("auth", "allow_anonymous"), True)
     for path in [path for path in given if path[0] == "channels"]:
         for key in ("subscribe", "publish"):

@@ -12,7 +12,7 @@ from wsgate.admin import AdminOptions
 from wsgate.admission import networks_of
 from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
-from wsgate.config import Config
+from wsgate.config import Config, is_loopback
 from wsgate.config.settings import Section, fields_of
 from wsgate.errors import SettingsError
 from wsgate.node.memory import memory_share
@@ -22,7 +22,15 @@ from wsgate.shard.options import DESCRIPTORS_OF_OURS, ChannelRules, EventOptions
 from wsgate.shard.shares import NodeLimits
 from wsgate.shard.variants import opcodes
 
-__all__ = ["Machine", "admin_options", "key_sources", "publish_command", "renewable", "shard_options"]
+__all__ = [
+    "Machine",
+    "admin_options",
+    "command_line",
+    "key_sources",
+    "publish_command",
+    "renewable",
+    "shard_options",
+]
 
 FIXED: Final = {
     "server": ("host", "port", "path", "node", "user", "shards", "compression", "dev"),
@@ -40,7 +48,6 @@ POLICIES: Final = {
     "drop_oldest": events.POLICY_DROP_OLDEST,
     "latest_only": events.POLICY_LATEST_ONLY,
 }
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
 def renewable(config: Config, fresh: Config) -> tuple[Config, list[str]]:
@@ -180,8 +187,11 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
         bus_connect_timeout_s=config.bus.connect_timeout_ms / 1000,
         bus_command_timeout_s=config.bus.command_timeout_ms / 1000,
         path=config.server.path,
+        is_dev=config.server.dev,
+        page_url=f"http://{url_host(config.admin.host)}:{running.admin_port}/" if config.server.dev else "",
         origins=OriginPolicy(
-            tuple(config.server.allowed_origins) + _page_origins(config, running.admin_port)
+            tuple(config.server.allowed_origins) + _page_origins(config, running.admin_port),
+            is_dev=config.server.dev,
         ),
         keys=key_sources(config, running.secret),
         tokens=TokenPolicy(
@@ -217,16 +227,14 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
             rate_per_s=config.admission.per_user_rate_per_s,
         ),
         is_fetching_keys=bool(auth.jwks_url),
-        is_dev=config.server.dev,
     )
 
 
 def _page_origins(config: Config, admin_port: int) -> tuple[str, ...]:
-    """Where the try page is served from, in development."""
+    """Where the try page is served from, in development; pages of loopback addresses are allowed anyway."""
     if not config.server.dev:
         return ()
-    hosts = dict.fromkeys((*_LOOPBACK, url_host(config.admin.host)))
-    return tuple(f"http://{host}:{admin_port}" for host in hosts)
+    return (f"http://{url_host(config.admin.host).lower()}:{admin_port}",)
 
 
 def admin_options(config: Config, running: RunningGateway) -> AdminOptions:
@@ -237,7 +245,7 @@ def admin_options(config: Config, running: RunningGateway) -> AdminOptions:
         prefix=config.bus.prefix,
         api_key=config.admin.api_key,
         is_dev=config.server.dev,
-        is_loopback=config.admin.host in ("localhost", "::1") or config.admin.host.startswith("127."),
+        is_loopback=is_loopback(config.admin.host),
         client_port=running.port,
         path=config.server.path,
         connect_timeout_s=config.bus.connect_timeout_ms / 1000,
@@ -251,8 +259,13 @@ def admin_options(config: Config, running: RunningGateway) -> AdminOptions:
 
 def publish_command(running: RunningGateway) -> str:
     """A line to paste into a shell that publishes something; it works there as it stands."""
+    return command_line(running, "publish", "news '{\"hello\":1}'")
+
+
+def command_line(running: RunningGateway, command: str, arguments: str) -> str:
+    """A line to paste into a shell that runs a command of `wsgate` for this gateway."""
     port = "" if running.port == 8000 else f" --port {running.port}"
-    return f"{_program()} publish{port} news '{{\"hello\":1}}'"
+    return f"{_program()} {command}{port} {arguments}"
 
 
 def _program() -> str:

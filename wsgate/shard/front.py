@@ -6,6 +6,7 @@ a browser cannot see a 401 and would come back for ever.
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,12 @@ __all__ = ["Entry", "Front"]
 
 _UNKNOWN_PATH: Final = handshake.refusal(404, "unknown_path")
 _FORBIDDEN_ORIGIN: Final = handshake.refusal(403, "forbidden_origin")
+_ORIGIN_SETTING: Final = "server.allowed_origins"
+_SHOWN_LIMIT: Final = 120
+"""Characters of a header that a log line or an answer shows."""
+_UNSHOWN: Final = re.compile(r"[^A-Za-z0-9._~:/\[\]%+-]")
+_OTHERS_PATH: Final = (405, 426)
+"""Statuses that say how to ask for a WebSocket; on a path that does not exist the answer is 404 instead."""
 _BAD_EXTENSIONS: Final = handshake.refusal(400, "bad_extensions")
 _BAD_QUERY: Final = handshake.refusal(400, "bad_query")
 _NO_COMMON_SUBPROTOCOL: Final = handshake.refusal(400, "no_common_subprotocol")
@@ -70,11 +77,20 @@ class Entry:
 
 
 class Front:
-    """Decides who comes in; pure apart from the token cache."""
+    """Decides who comes in; pure apart from the token cache and the log.
 
-    def __init__(self, options: ShardOptions, tokens: Tokens) -> None:
+    Args:
+        options: Of the shard.
+        tokens: Verifies a token.
+        log: Writes a log line: the name of the event, and its fields.
+    """
+
+    def __init__(
+        self, options: ShardOptions, tokens: Tokens, log: Callable[..., None] = lambda event, **fields: None
+    ) -> None:
         """For one shard."""
         self._tokens = tokens
+        self._log = log
         self.renew(options)
 
     def renew(self, options: ShardOptions) -> None:
@@ -95,13 +111,14 @@ class Front:
         """
         request = handshake.parse_head(head)
         if isinstance(request, handshake.Refusal):
-            return request
+            is_elsewhere = handshake.path_asked(head) not in (self._path, None)
+            return _UNKNOWN_PATH if is_elsewhere and request.status in _OTHERS_PATH else request
         if claim is not None and (refused := claim(request)) is not None:
             return refused
         if request.path != self._path:
             return _UNKNOWN_PATH
         if not self._origins.allows(request.origin, request.host):
-            return _FORBIDDEN_ORIGIN
+            return self._refuse_origin(request)
         selection = select(request.subprotocols)
         if selection is None:
             return _NO_COMMON_SUBPROTOCOL
@@ -127,6 +144,26 @@ class Front:
                 entry.identity = self._tokens.connection(entry.late_token, now_s)
                 entry.late_token = None
         return entry.identity is not None
+
+    def _refuse_origin(self, request: handshake.Request) -> handshake.Refusal:
+        """Say which origin is refused and where to allow it: in the log, in development also to the peer.
+
+        A browser shows its page no more than "1006", so that the log is where an operator finds the cause.
+        """
+        origin, host = _shown(request.origin or ""), _shown(request.host)
+        self._log(
+            "origin_refused",
+            origin=origin,
+            host=host,
+            setting=_ORIGIN_SETTING,
+            why=f"this origin is not listed in {_ORIGIN_SETTING}",
+        )
+        if not self._is_dev:
+            return _FORBIDDEN_ORIGIN
+        detail = (
+            f"the origin {origin} may not connect. To allow it, list it in the setting {_ORIGIN_SETTING}."
+        )
+        return handshake.refusal(403, "forbidden_origin", detail=detail)
 
     def _read_query(self, query: str, entry: Entry) -> bool:
         """What the URL asks for; False when it asks for too much."""
@@ -181,3 +218,9 @@ def _refusal_of(error: TokenError, *, is_dev: bool) -> handshake.Refusal:
     if error.is_early:
         return handshake.refusal(503, "token_not_yet_valid", retry_after_s=int(error.retry_s) + spread_s)
     return _INVALID_TOKENS[error.cause] if is_dev else _INVALID_TOKEN
+
+
+def _shown(text: str) -> str:
+    """What a header says, short and without a character that a shell, a page or a log could act on."""
+    shown = _UNSHOWN.sub("?", text[:_SHOWN_LIMIT])
+    return shown if len(text) <= _SHOWN_LIMIT else shown + "..."

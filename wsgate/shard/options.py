@@ -115,6 +115,7 @@ class ShardOptions:
     bus_connect_timeout_s: float = 5.0
     bus_command_timeout_s: float = 5.0
     path: str = "/ws"
+    page_url: str = ""  # of the try page; empty: there is none
     origins: OriginPolicy
     keys: tuple[KeySource, ...] = ()
     tokens: TokenPolicy
@@ -135,4 +136,4 @@ class ShardOptions:
     events: EventOptions = NO_EVENTS
     user_limits: UserLimits = NO_USER_LIMITS
     is_fetching_keys: bool = False  # the admin process posts a key set
-    is_dev: bool = False  # clients are told what is wrong with their tokens
+    is_dev: bool = False  # causes of refusals are told to the peer, and `/` leads to the try page

@@ -1,15 +1,24 @@
 """What the client port serves beside connections: the JavaScript client, and whether the node is ready.
 
-Made once, when it is imported, so that all shards share it.
+In development it also leads a browser to the try page. The JavaScript client is rendered once, when this
+module is imported, so that all shards share it.
 """
 
 from http import HTTPStatus
 from importlib import resources
 from typing import Final
 
-__all__ = ["CLIENT_PAGE", "answer", "is_client_request", "is_readiness_request"]
+__all__ = [
+    "CLIENT_PAGE",
+    "answer",
+    "is_client_request",
+    "is_page_request",
+    "is_readiness_request",
+    "page_redirect",
+]
 
 _READY: Final = (b"GET /readyz ", b"GET /readyz?")
+_PAGE: Final = (b"GET / ", b"GET /?")
 _CLIENT: Final = (b"GET /client.js ", b"GET /client.js?")
 
 
@@ -21,6 +30,21 @@ def is_readiness_request(head: bytes) -> bool:
 def is_client_request(head: bytes) -> bool:
     """Whether a request head asks for `/client.js`."""
     return head.startswith(_CLIENT)
+
+
+def is_page_request(head: bytes) -> bool:
+    """Whether a request head asks for `/` as a browser's address bar does, not as a WebSocket."""
+    return head.startswith(_PAGE) and b"\r\nsec-websocket-key:" not in head.lower()
+
+
+def page_redirect(url: str) -> bytes:
+    """The answer that leads a browser to the try page, which the admin port serves.
+
+    Args:
+        url: From the configuration: an answer never repeats the host that a request names.
+    """
+    body = f"This is the port for WebSocket clients. The page to try the gateway is {url}\n"
+    return answer(302, body.encode(), "text/plain", f"Location: {url}", "Cache-Control: no-store")
 
 
 def answer(status: int, body: bytes, content_type: str = "application/json", *more: str) -> bytes:

@@ -41,7 +41,14 @@ from wsgate.shard.hub import Hub
 from wsgate.shard.lease import NodeLease
 from wsgate.shard.membership import Membership
 from wsgate.shard.options import ShardOptions, Shared
-from wsgate.shard.pages import CLIENT_PAGE, answer, is_client_request, is_readiness_request
+from wsgate.shard.pages import (
+    CLIENT_PAGE,
+    answer,
+    is_client_request,
+    is_page_request,
+    is_readiness_request,
+    page_redirect,
+)
 from wsgate.shard.probe import Probe
 from wsgate.shard.renewal import Renewal
 from wsgate.shard.sessions import Sessions, encode_gap, now_ms, wall_ms
@@ -157,7 +164,7 @@ class Shard:
             log=self._log,
         )
         self._tokens = tokens
-        self._front = Front(options, tokens)
+        self._front = Front(options, tokens, self._log.info)
         forms = self._forms = Forms(options.compression_threshold_bytes, self.count)
         self._hub = Hub(self._reactor, access, forms, self.count)
         self._bus = make_bus(
@@ -392,6 +399,9 @@ class Shard:
         if is_client_request(head):
             self.count("client_asked", 1)
             self._reactor.answer_page(conn, reason=Reason.APPLICATION)
+            return
+        if self._options.page_url and is_page_request(head):
+            self._reactor.refuse(conn, page_redirect(self._options.page_url), reason=Reason.APPLICATION)
             return
         now_s = time.time()
         entry = self._front.judge(head, now_s, self._claim_of(conn))
