@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgate import __version__
-from wsgate.config import Config, effective, is_loopback, load, parse_duration_ms
+from wsgate.config import Config, effective, ignored_variables, is_loopback, load, parse_duration_ms
 from wsgate.errors import BackendError, SettingsError, WsgateError
 from wsgate.node.runtime import RunningGateway, running_gateways, runtime_directory, url_host
 
@@ -119,6 +119,8 @@ def _serve(options: argparse.Namespace) -> int:
     hide_variables(os.environ)
     config = _configuration(options, _flags(options), environ)
     set_up_logging(level=config.log.level, is_json=config.log.format == "json")
+    if ignored := ignored_variables(environ):
+        Log("keeper").warning("variables_ignored", why=ignored)
     plan = make_plan(config, environ, lambda: _configuration(options, _flags(options), environ))
     if os.getuid() == 0:
         Log("keeper").warning("runs_as_root", advice="set server.user to an ordinary user")
@@ -183,6 +185,8 @@ def _check(options: argparse.Namespace) -> int:
     from wsgate.node.options import key_sources
 
     config = _configuration(options)
+    if ignored := ignored_variables(os.environ):
+        print(f"wsgate: {ignored}", file=sys.stderr)
     key_sources(config)  # a key that does not fit its algorithm is a mistake too
     print(effective(config), end="")
     return 0

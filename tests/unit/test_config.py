@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import subprocess
 import sys
 import tomllib
@@ -681,18 +682,18 @@ def test_all_mistakes_of_all_sources_are_told_at_once(toml: Callable[[str], Path
     ("name", "said"),
     [
         ("WSGATE_SERVER__PROT", "unknown variable (did you mean WSGATE_SERVER__PORT?)"),
-        ("WSGATE_PORT", None),
         ("WSGATE_server__port", "unknown variable (did you mean WSGATE_SERVER__PORT?)"),
         ("WSGATE_AUTH__HMACSECRET", "unknown variable (did you mean WSGATE_AUTH__HMAC_SECRET?)"),
         (
             "WSGATE_CHANNELS__CHAT__SUBSCRIB",
             "unknown variable (did you mean WSGATE_CHANNELS__CHAT__SUBSCRIBE?)",
         ),
-        ("WSGATE_", None),
-        ("WSGATE_QQQQQQQQQQQQQQ", "unknown variable"),
+        ("WSGATE_QQQQQQQ__QQQQQQQ", "unknown variable"),
+        ("WSGATE___", None),
+        ("WSGATE___PORT", None),
         ("WSGATE_CHANNELS__SUBSCRIBE", None),
         ("WSGATE_CHANNELS____SUBSCRIBE", None),
-        ("WSGATE_SERVER", None),
+        ("WSGATE_SERVER__", None),
         ("WSGATE_SERVER__PORT__X", None),
         ("WSGATE_AUTH__KEYS__MAIN", None),
     ],
@@ -701,6 +702,80 @@ def test_an_unknown_variable_is_a_mistake_and_its_value_is_not_told(name: str, s
     [line] = mistakes(environ={**ALLOWED, name: "hunter2"})
     assert line.startswith(f"{name}: unknown variable") if said is None else line == f"{name}: {said}"
     assert "hunter2" not in line
+
+
+def service_links(service: str, *ports: tuple[str, int]) -> dict[str, str]:
+    """What Kubernetes writes into every container of a namespace for a Service of this name."""
+    prefix = service.upper().replace("-", "_")
+    first = ports[0][1]
+    links = {
+        f"{prefix}_SERVICE_HOST": "10.96.0.7",
+        f"{prefix}_SERVICE_PORT": str(first),
+        f"{prefix}_PORT": f"tcp://10.96.0.7:{first}",
+    }
+    for name, port in ports:
+        protocol = f"{prefix}_PORT_{port}_TCP"
+        links |= {
+            f"{prefix}_SERVICE_PORT_{name.upper().replace('-', '_')}": str(port),
+            protocol: f"tcp://10.96.0.7:{port}",
+            f"{protocol}_PROTO": "tcp",
+            f"{protocol}_PORT": str(port),
+            f"{protocol}_ADDR": "10.96.0.7",
+        }
+    return links
+
+
+@pytest.mark.parametrize(
+    "service",
+    ["wsgate", "wsgate-admin", "wsgate-server", "wsgate-bus", "wsgate-log", "wsgate-auth", "wsgate-2-x"],
+)
+def test_what_kubernetes_writes_for_a_service_is_ignored_with_one_line(service: str) -> None:
+    links = service_links(service, ("ws", 8000), ("admin-http", 9000))
+    assert anonymous(environ=links) == anonymous()
+    said = sources.ignored_variables({**links, **ALLOWED, "PATH": "/bin"})
+    assert "\n" not in said
+    assert min(links) in said
+    assert "did you mean" not in said
+    assert "10.96" not in said
+
+
+@pytest.mark.parametrize(
+    "name", ["WSGATE_", "WSGATE_PORT", "WSGATE_SERVER", "WSGATE_QQQQ", "WSGATE_IMAGE_TAG", "WSGATE_secret"]
+)
+def test_a_variable_that_names_no_section_is_ignored_with_a_warning(name: str) -> None:
+    assert anonymous(environ={name: "hunter2"}) == anonymous()
+    said = sources.ignored_variables({name: "hunter2"})
+    assert name in said and "WSGATE_<SECTION>__<KEY>" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("name", ["WSGATE_TOKEN", "WSGATE_CONFIG", "WSGATE_SANITIZE"])
+def test_a_variable_of_our_own_commands_is_no_reason_for_a_warning(name: str) -> None:
+    assert not sources.ignored_variables({name: "x", **ALLOWED, "WSGATEWAY": "x"})
+    if name != "WSGATE_CONFIG":
+        assert anonymous(environ={name: "x"}) == anonymous()
+
+
+def test_a_setting_with_one_underscore_is_ignored_and_the_right_name_is_suggested() -> None:
+    said = sources.ignored_variables({"WSGATE_AUTH_HMAC_SECRET": "hunter2", "WSGATE_ADMIN_PORT": "9001"})
+    assert "did you mean WSGATE_ADMIN__PORT, WSGATE_AUTH__HMAC_SECRET?" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5_000,
+        "a = " + "[" * 5_000 + "]" * 5_000,
+        "a = " + "{a=" * 5_000,
+        "[server]\nallowed_origins = " + "[" * 5_000,
+        "[" + ".".join(["a"] * 5_000) + "]",
+        ".".join(["channels"] * 5_000) + " = 1",
+    ],
+)
+def test_nesting_is_a_mistake_like_any_other(text: str, toml: Callable[[str], Path]) -> None:
+    [said] = mistakes(path=toml(text))
+    assert said
 
 
 @pytest.mark.parametrize(
@@ -1098,12 +1173,58 @@ def test_a_secret_may_be_in_a_file(tree: dict[str, Any], path: str, secret_file:
 
 
 @pytest.mark.parametrize(("tree", "path"), FILES)
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
+def test_a_secret_in_a_file_that_its_group_may_read_is_taken(
+    tree: dict[str, Any], path: str, mode: int, secret_file: Callable[..., str]
+) -> None:
+    secret = "unix://u:p@/run/redis.sock-and-more" if "url" in path else SECRET
+    config = load(None, ALLOWED, with_file(tree, secret_file(secret, mode=mode)))
+    assert secret_at(config, path) == secret
+
+
+@pytest.mark.parametrize(("tree", "path"), FILES)
+def test_a_secret_behind_the_links_of_kubernetes_is_taken(
+    tree: dict[str, Any], path: str, tmp_path: Path
+) -> None:
+    """A secret volume: `secret` -> `..data/secret`, `..data` -> a folder that is swapped as a whole."""
+    secret = "unix://u:p@/run/redis.sock-and-more" if "url" in path else SECRET
+    for version, text in (("..2026_01", secret), ("..2026_02", "x" + secret[1:])):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "secret").write_text(text)
+        (tmp_path / version / "secret").chmod(0o440)
+    (tmp_path / "..data").symlink_to("..2026_01")
+    (tmp_path / "secret").symlink_to("..data/secret")
+    config = load(None, ALLOWED, with_file(tree, str(tmp_path / "secret")))
+    assert secret_at(config, path) == secret
+    (tmp_path / "..2026_01" / "secret").chmod(0o444)
+    [said] = mistakes(with_file(tree, str(tmp_path / "secret")), ALLOWED)
+    assert said.startswith(f"{path}: others can use the file (mode 0444)")
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
+@pytest.mark.parametrize(("owner", "is_taken"), [(0, True), (1234, True), (4321, False)])
+def test_a_secret_must_belong_to_root_or_to_us(
+    mode: int, owner: int, is_taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns a file can change it."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+    if is_taken:
+        sources._check_file(status, is_secret=True)
+    else:
+        with pytest.raises(SettingsError, match="belongs to user 4321"):
+            sources._check_file(status, is_secret=True)
+    sources._check_file(status, is_secret=False)
+
+
+@pytest.mark.parametrize(("tree", "path"), FILES)
+@pytest.mark.parametrize("mode", [0o644, 0o444, 0o604, 0o620, 0o602, 0o601, 0o610, 0o660, 0o777])
 def test_a_secret_in_a_file_that_others_can_use_is_refused(
     tree: dict[str, Any], path: str, mode: int, secret_file: Callable[..., str]
 ) -> None:
     [said] = mistakes(with_file(tree, secret_file(SECRET, mode=mode)), ALLOWED)
-    assert said == f"{path}: others than its owner can use the file (mode {mode:04o}): chmod 600 it"
+    assert said.startswith(f"{path}: others can use the file (mode {mode:04o}): chmod 640 or 600 it; ")
+    assert "defaultMode" in said and "fsGroup" in said
 
 
 def test_a_public_key_in_a_file_may_be_seen_by_all(secret_file: Callable[..., str]) -> None:

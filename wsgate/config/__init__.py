@@ -20,7 +20,7 @@ from wsgate.config.settings import (
     Server,
     is_loopback,
 )
-from wsgate.config.sources import effective, load
+from wsgate.config.sources import effective, ignored_variables, load
 from wsgate.config.units import format_duration, format_size, parse_duration_ms, parse_size_bytes
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "effective",
     "format_duration",
     "format_size",
+    "ignored_variables",
     "is_loopback",
     "load",
     "parse_duration_ms",

@@ -5,7 +5,9 @@ earlier one setting by setting. Every mistake is collected, so that one start sh
 holds a secret, nor the path given as `<name>_file`: people put the secret itself there.
 
 Source for the environment's names: architecture, section 11. A name in it is `WSGATE_` and the path in
-upper case joined by `__`; names of keys and namespaces are lower-cased.
+upper case joined by `__`; names of keys and namespaces are lower-cased. A variable without `__` names no
+section and is nobody's setting: the platform writes such names (Kubernetes makes `WSGATE_PORT` for a Service
+that is called wsgate), and so do commands of this package. They are ignored; `ignored_variables` names them.
 """
 
 import os
@@ -23,10 +25,16 @@ from wsgate.config.settings import Config, dotted, faults, fields_of, kind_of, m
 from wsgate.config.units import format_duration, format_size, parse_duration_ms, parse_size_bytes, quote
 from wsgate.errors import InternalError, SettingsError
 
-__all__ = ["effective", "load"]
+__all__ = ["effective", "ignored_variables", "load"]
 
 _PREFIX: Final = "WSGATE_"
+_SEPARATOR: Final = "__"
 _CONFIG_VARIABLE: Final = "WSGATE_CONFIG"
+# Names without a section that this package reads or is built with: no reason for a warning.
+_OWN_VARIABLES: Final = frozenset({_CONFIG_VARIABLE, "WSGATE_TOKEN", "WSGATE_SANITIZE"})
+_IGNORED_SHOWN: Final = 8  # names in the warning; Kubernetes makes seven for each port of a Service
+# What Kubernetes writes for a Service: such a value was never meant as a setting.
+_SERVICE_URL: Final = re.compile(r"(?:tcp|udp|sctp)://")
 _FILE_SUFFIX: Final = "_file"
 _FILE_LIMIT_BYTES: Final = 64 * 1024  # no key is longer; /dev/zero is
 _ANY: Final = "*"  # stands for a name in a path of the schema
@@ -63,7 +71,7 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
 
     Args:
         path: The TOML file. None: the one that `WSGATE_CONFIG` names, or none at all.
-        environ: The environment. Every variable that begins with `WSGATE_` must be a setting.
+        environ: The environment. Every variable that begins with `WSGATE_` and has a `__` must be a setting.
         flags: Settings of the command line, nested like the file; a None is a flag not given.
 
     Returns:
@@ -97,6 +105,35 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
     return config
 
 
+def ignored_variables(environ: Mapping[str, str]) -> str:
+    """One line that names the variables that look like settings and were ignored; empty: there are none.
+
+    A value is never shown, but for the form that Kubernetes gives it no setting is suggested.
+    """
+    names = sorted(name for name in environ if _is_ours(name) and not _names_section(name))
+    names = [name for name in names if name not in _OWN_VARIABLES]
+    if not names:
+        return ""
+    meant = {"_".join(path).upper(): _SEPARATOR.join(path).upper() for path in _schema() if _ANY not in path}
+    hints = [
+        _PREFIX + meant[name.removeprefix(_PREFIX)]
+        for name in names
+        if name.removeprefix(_PREFIX) in meant and not _SERVICE_URL.match(environ[name])
+    ]
+    shown = ", ".join(names[:_IGNORED_SHOWN])
+    more = f" and {len(names) - _IGNORED_SHOWN} more" if len(names) > _IGNORED_SHOWN else ""
+    hint = f"; did you mean {', '.join(hints)}?" if hints else ""
+    return f"ignored {shown}{more}: a setting is WSGATE_<SECTION>__<KEY>, with two underscores{hint}"
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(_PREFIX)
+
+
+def _names_section(name: str) -> bool:
+    return _SEPARATOR in name.removeprefix(_PREFIX)
+
+
 def effective(config: Config) -> str:
     """Every setting in effect, as TOML text that `load` reads.
 
@@ -118,9 +155,8 @@ class _Reader:
         return self._table
 
     def environment(self, environ: Mapping[str, str]) -> _Table:
-        """The table of all variables that are ours."""
-        names = sorted(name for name in environ if name.startswith(_PREFIX) and name != _CONFIG_VARIABLE)
-        for name in names:
+        """The table of all variables that name a section."""
+        for name in sorted(name for name in environ if _is_ours(name) and _names_section(name)):
             found = _variable_path(name)
             if found is None:
                 self._mistakes.append(f"{name}: unknown variable{_variable_hint(name)}")
@@ -304,6 +340,8 @@ def _parsed(path: Path | None) -> Mapping[str, Any]:
         raise SettingsError(f"config: cannot read {path}: {fault.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"config: {path} is not UTF-8 text") from None
+    except RecursionError:  # tomllib takes values apart recursively; no setting needs more than two levels
+        raise SettingsError(f"config: {path}: arrays or tables are nested too deeply") from None
     except ValueError as fault:
         # What tomllib says is a place and a rule, never what is written there.
         raise SettingsError(f"config: {path}: {fault}") from None
@@ -395,7 +433,7 @@ def _read_files(given: _Table, mistakes: list[str]) -> None:
 def _file_text(source: _FromFile) -> str:
     try:
         with open(source.file, "rb", opener=_open_at_once) as file:
-            _check_mode(os.fstat(file.fileno()).st_mode, is_secret=source.is_secret)
+            _check_file(os.fstat(file.fileno()), is_secret=source.is_secret)
             content = file.read(_FILE_LIMIT_BYTES + 1)
         text = content.decode()
     except OSError as fault:
@@ -417,11 +455,31 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _check_mode(mode: int, *, is_secret: bool) -> None:
-    if not stat.S_ISREG(mode):
+def _check_file(status: os.stat_result, *, is_secret: bool) -> None:
+    """Refuse what is no regular file, and a secret that others can read or change.
+
+    The rule is PostgreSQL's for its private key: the file belongs to root or to us, its group may read it,
+    and nobody else may do anything. So the platforms can hand a secret over: Kubernetes and systemd by root
+    and a group, Docker by owner.
+
+    Args:
+        status: Of the opened file, behind all symbolic links: Kubernetes swaps secrets by a link.
+        is_secret: Whether the file holds a secret; a public key may be read by everybody.
+    """
+    if not stat.S_ISREG(status.st_mode):
         raise SettingsError("this is not a regular file")
-    if is_secret and mode & 0o077:
-        raise SettingsError(f"others than its owner can use the file (mode {mode & 0o777:04o}): chmod 600 it")
+    if not is_secret:
+        return
+    if status.st_uid not in (0, os.geteuid()):
+        raise SettingsError(
+            f"the file belongs to user {status.st_uid}, who could change it: it must belong to root or to "
+            f"the user of this process ({os.geteuid()})"
+        )
+    if status.st_mode & 0o037:
+        raise SettingsError(
+            f"others can use the file (mode {status.st_mode & 0o777:04o}): chmod 640 or 600 it; in "
+            "Kubernetes set defaultMode: 0440 on the secret's volume and fsGroup in the pod's securityContext"
+        )
 
 
 def _holds_secret(table: _Table) -> bool:
