@@ -1,5 +1,5 @@
 # Everything a developer does, by one word; `make help` lists them. Each verb first sets up what it
-# needs: .venv with the build and test tools, the compiled modules in place, the load engine, the floor.
+# needs: .venv, the compiled modules in place, and for tests the developers' tools, the load engine, the floor.
 # Stamps under .venv remember what was done, so a second run starts at once.
 
 # The first one that is recent enough; `make PYTHON=...` to choose another.
@@ -22,7 +22,7 @@ COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 .PHONY: help run chat push build test check bench crowd machine conformance sanitize fuzz guided defects format clean
 
 help:
-	@echo "make run          start a gateway in development mode, with a page to try it"
+	@echo "make run          start a gateway in development mode, with a page to try it (PORT=8000 ADMIN_PORT=9000)"
 	@echo "make chat         an example: a chat room, to be opened in two windows"
 	@echo "make push         an example: push to a phone that goes away and comes back"
 	@echo "make build        set up .venv and compile everything in place"
@@ -54,7 +54,7 @@ chat: $(STAMPS)/reactor
 push: $(STAMPS)/reactor
 	@exec $(RUN) -m examples.push
 
-build: $(STAMPS)/reactor $(STAMPS)/engine
+build: $(STAMPS)/tools $(STAMPS)/reactor $(STAMPS)/engine
 	@$(MAKE) --no-print-directory -C loadtest/floor
 
 test: build
@@ -107,30 +107,49 @@ format: $(STAMPS)/tools
 	$(BIN)/ruff format
 
 clean:
-	rm -rf build dist reports *.egg-info $(STAMPS)/reactor $(STAMPS)/engine
+	rm -rf build dist reports *.egg-info $(STAMPS)/compiled $(STAMPS)/reactor $(STAMPS)/engine
 	find wsgate loadtest -name '*.so' -delete
 	find wsgate loadtest tests -name __pycache__ -prune -exec rm -rf {} +
 	$(MAKE) --no-print-directory -C loadtest/floor clean
 
 $(RUN):
-	sh tests/support/system_packages.sh $(PYTHON)
-	$(PYTHON) -m venv $(VENV)
+	@sh tests/support/system_packages.sh $(PYTHON)
+	@echo "wsgate: making an environment of its own in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
 
-# pip installs dependency groups since 25.1; a new environment may hold an older one.
-$(STAMPS)/tools: pyproject.toml | $(RUN)
-	$(RUN) -m pip install --quiet --upgrade 'pip>=25.1'
-	$(RUN) -m pip install --quiet --group dev
+# What compiles, and nothing else: to run the gateway needs no developer's tool. pip installs dependency
+# groups since 25.1; a new environment may hold an older one.
+$(STAMPS)/compiler: pyproject.toml | $(RUN)
+	@echo "wsgate: installing what compiles the data plane"
+	@$(RUN) -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(RUN) -m pip install --quiet --group compile
 	@mkdir -p $(STAMPS) && touch $@
 
-# Editable: Python changes need nothing, and setup.py keeps the objects for the next time.
-$(STAMPS)/installed: pyproject.toml setup.py | $(STAMPS)/tools
-	$(RUN) -m pip install --quiet --no-build-isolation --editable .
+$(STAMPS)/tools: pyproject.toml | $(STAMPS)/compiler
+	@echo "wsgate: installing the tools for developers"
+	@$(RUN) -m pip install --quiet --group dev
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/reactor: $(REACTOR) setup.py $(STAMPS)/installed
-	$(RUN) setup.py --quiet build_ext --inplace
+# The compiler's warnings go to a file, which is shown when it fails.
+$(STAMPS)/compiled: $(REACTOR) setup.py $(STAMPS)/compiler
+	@echo "wsgate: compiling the data plane, which takes about a minute the first time"
+	@mkdir -p build
+	@$(RUN) setup.py --quiet build_ext --inplace 2>build/compiler.log || { cat build/compiler.log >&2; exit 1; }
 	@touch $@
 
-$(STAMPS)/engine: $(ENGINE) $(STAMPS)/tools
-	$(RUN) loadtest/setup_engine.py --quiet build_ext --inplace
+# Editable: Python changes need nothing, and setup.py keeps the objects for the next time. setuptools warns of
+# editable installations as such, in a box of ten lines.
+$(STAMPS)/installed: pyproject.toml setup.py | $(STAMPS)/compiled
+	@echo "wsgate: installing the gateway and the libraries it uses"
+	@PYTHONWARNINGS='ignore:Editable installation' \
+		$(RUN) -m pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/reactor: $(STAMPS)/compiled $(STAMPS)/installed
+	@touch $@
+
+$(STAMPS)/engine: $(ENGINE) $(STAMPS)/compiler
+	@echo "wsgate: compiling the load engine"
+	@mkdir -p build
+	@$(RUN) loadtest/setup_engine.py --quiet build_ext --inplace 2>build/engine.log || { cat build/engine.log >&2; exit 1; }
 	@touch $@

@@ -6,6 +6,7 @@ something is built, so that metadata and sdists need no compiler.
 """
 
 import os
+import threading
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -62,6 +63,36 @@ def extensions() -> list[Extension]:
     ]
 
 
+class Progress:
+    """Says how far a step is, every few modules: a build of a minute must not look like one that hangs.
+
+    Args:
+        what: What happens to a module.
+        total: How many modules there are.
+    """
+
+    EVERY = 5
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total = what, total
+        self._done = self._changed = 0
+        self._lock = threading.Lock()  # modules are compiled by several threads
+
+    def note(self, *, is_changed: bool) -> None:
+        """One module more is done; a build that finds everything up to date says nothing."""
+        with self._lock:
+            self._done += 1
+            self._changed += is_changed
+            if self._changed and (self._done % self.EVERY == 0 or self._done == self._total):
+                print(f"  {self._what} {self._done} of {self._total} modules", flush=True)
+                self._changed = 0
+
+
+def changed_at(path: str | Path) -> float:
+    """When a file was last written; 0 when there is none."""
+    return Path(path).stat().st_mtime if Path(path).exists() else 0.0
+
+
 class BuildReactor(build_ext):
     """Runs Cython out of the tree, and keeps what in-place builds made for the next one."""
 
@@ -80,17 +111,29 @@ class BuildReactor(build_ext):
 
     def build_extensions(self) -> None:
         """Translate what changed to C, then compile it."""
-        translated = cythonize(
-            list(self.extensions),
-            build_dir=str(BUILD / "cython"),
-            compiler_directives=DIRECTIVES,
-            force=bool(self.force),
-            nthreads=0,
-        )
-        sources = {extension.name: extension.sources for extension in translated}
+        progress = Progress("translated to C:", len(self.extensions))
         for extension in self.extensions:
-            extension.sources = sources[extension.name]
+            written = (BUILD / "cython" / extension.sources[0]).with_suffix(".c")
+            before = changed_at(written)
+            [translated] = cythonize(
+                [extension],
+                build_dir=str(BUILD / "cython"),
+                compiler_directives=DIRECTIVES,
+                force=bool(self.force),
+                nthreads=0,
+                quiet=True,
+            )
+            extension.sources = translated.sources
+            progress.note(is_changed=changed_at(written) != before)
+        self._progress = Progress("compiled:", len(self.extensions))
         super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile one module, when its C is newer than what was made of it."""
+        path = self.get_ext_fullpath(ext.name)
+        before = changed_at(path)
+        super().build_extension(ext)
+        self._progress.note(is_changed=changed_at(path) != before)
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildReactor})
