@@ -165,6 +165,7 @@ _ERROR_ROWS: Final = (
     ErrorEntry(409, "already_subscribed", "this connection is subscribed already"),
     ErrorEntry(413, "too_large", "the payload is larger than the channel allows"),
     ErrorEntry(429, "rate_limited", "too many of these at once: slow down"),
+    ErrorEntry(501, "not_available", "this gateway does not have it yet"),
     ErrorEntry(503, "unavailable", "the bus does not answer now: try again"),
 )
 

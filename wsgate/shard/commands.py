@@ -176,13 +176,16 @@ class Commands:
         self._reactor.send(conn, dialect.unsubscribed(shown(name), command.id), dialect.opcode)
 
     def _ask(self, conn: int, dialect: Dialect, member: Member, command: Any) -> None:
-        """No channel keeps history or presence: whoever may be there is told so."""
+        """Answer that history and presence are not built yet, to whoever may be in the channel.
+
+        It is final and no matter of permissions, so that nobody looks for one.
+        """
         sessions = self._sessions
         name = sessions.name_of(member, command.ch)
         fault = "bad_request" if name is None else None
         if name is not None and not name.startswith(b"@"):
             fault = sessions.access.may_subscribe(member, command.ch)
-        sessions.error(conn, dialect, fault or "permission_denied", id=command.id, channel=command.ch)
+        sessions.error(conn, dialect, fault or "not_available", id=command.id, channel=command.ch)
 
     def _send(self, conn: int, dialect: Dialect, member: Member, command: commands.Send) -> None:
         """To the backend's event stream, where one listens."""
