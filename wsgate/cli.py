@@ -10,13 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from wsgate import __version__
-from wsgate.config import Config, effective, ignored_variables, is_loopback, load, parse_duration_ms
+from wsgate.config import (
+    Config,
+    effective,
+    format_duration,
+    format_size,
+    ignored_variables,
+    is_loopback,
+    load,
+    parse_duration_ms,
+)
 from wsgate.errors import BackendError, SettingsError, WsgateError
 from wsgate.node.runtime import RunningGateway, running_gateways, runtime_directory, url_host
 
 __all__ = ["main"]
 
 BUS_TIMEOUT_S = 5.0
+OWN_INBOX = "@me"
+SHOWN_LIMIT = 60
+"""Characters of a wrong argument that a message shows."""
+TTL_LIMIT_MS = 100 * 365 * 24 * 3_600_000
+"""The longest life of a token, a hundred years."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,7 +141,7 @@ def _serve(options: argparse.Namespace) -> int:
     head = f"wsgate {__version__}, {len(plan.shards)} shard{'s' if len(plan.shards) > 1 else ''}"
     admin = _admin_url(config, plan.running)
     print(f"{head}, starting: socket {plan.running.url}, admin {admin}", flush=True)
-    banner = f"\n{head}\n{_banner(config, plan.running)}\nready\n"
+    banner = f"{head}\n{_banner(config, plan.running)}\nready\n"
     return Keeper(plan, lambda: _say(banner)).run()
 
 
@@ -259,25 +273,50 @@ def _token(options: argparse.Namespace) -> int:
 
     now_s = int(time.time())
     claims: dict[str, Any] = {"sub": options.user, "iat": now_s}
+    _check_claims(options)
     try:
-        claims["exp"] = now_s + parse_duration_ms(options.ttl) // 1000
+        ttl_ms = parse_duration_ms(options.ttl)
     except SettingsError as error:
         raise SettingsError(f"--ttl: {error}") from None
+    if not 1_000 <= ttl_ms <= TTL_LIMIT_MS:
+        raise SettingsError(f"--ttl: must be 1s to {format_duration(TTL_LIMIT_MS)}, got {options.ttl}")
+    claims["exp"] = now_s + ttl_ms // 1000
     given = {
         "channels": options.channel,
         "subscribe": options.subscribe,
         "publish": options.publish,
         "channel": options.for_channel,
     }
+    # As in development, where a configuration without a secret is none to complain of.
+    config = _configuration(options, {"server": {"dev": True}})
+    given |= {"aud": config.auth.audience, "iss": config.auth.issuer}  # or the gateway would refuse the token
     claims |= {claim: value for claim, value in given.items() if value}
-    print(jwt.encode(claims, _signing_secret(options), algorithm="HS256"))
+    print(jwt.encode(claims, _signing_secret(options, config), algorithm="HS256"))
     return 0
 
 
-def _signing_secret(options: argparse.Namespace) -> str:
+def _check_claims(options: argparse.Namespace) -> None:
+    """Refuse what the gateway refuses in a token, before somebody has the token."""
+    from wsgate.auth.permissions import is_channel_name, is_pattern
+    from wsgate.bus.receivers import is_user
+
+    if not is_user(options.user):
+        wanted = "1 to 128 bytes without control characters"
+        raise SettingsError(f"--user: {_quoted(options.user)} is no user: {wanted}")
+    if options.for_channel is not None and not is_channel_name(options.for_channel):
+        raise SettingsError(f"--for-channel: {_quoted(options.for_channel)} is no name of a channel")
+    for name in options.channel:
+        if not is_channel_name(name) or "*" in name:
+            raise SettingsError(f"--channel: {_quoted(name)} is no name of a channel")
+    for flag, patterns in (("--subscribe", options.subscribe), ("--publish", options.publish)):
+        for pattern in patterns:
+            if not is_pattern(pattern):
+                wanted = 'a channel, or the beginning of one with a "*" at its end'
+                raise SettingsError(f"{flag}: {_quoted(pattern)} is no pattern: {wanted}")
+
+
+def _signing_secret(options: argparse.Namespace, config: Config) -> str:
     """The configured secret, else the one the running development gateway made."""
-    # As in development, where a configuration without a secret is none to complain of.
-    config = _configuration(options, {"server": {"dev": True}})
     if secret := config.auth.hmac_secret or _running(options).secret:
         return secret
     raise SettingsError(
@@ -319,15 +358,56 @@ def _publish(options: argparse.Namespace) -> int:
     from wsgate.bus import Names, parse_address
     from wsgate.bus.once import publish_once
 
-    url, prefix = options.redis, options.prefix
+    channel: str = options.channel
+    _check_receiver(channel)
+    url, prefix, limits = options.redis, options.prefix, {}
     if url is None:
         running = _running(options)
-        url, prefix = running.bus_url, running.prefix
-    data = sys.stdin.buffer.read() if options.data == "-" else options.data.encode()
-    name = Names(prefix).channel(options.channel.encode())
-    heard = publish_once(parse_address(url), name, data, BUS_TIMEOUT_S)
-    print(f"heard by {heard} shard{'' if heard == 1 else 's'}")
+        url, prefix, limits = running.bus_url, running.prefix, running.publish_limits
+    else:
+        # The configuration judges them as it judges bus.url and bus.prefix.
+        load(None, {}, {"server": {"dev": True}, "bus": {"url": url, "prefix": prefix}})
+    # fsencode gives the bytes that were typed, also those that are no text.
+    data = sys.stdin.buffer.read() if options.data == "-" else os.fsencode(options.data)
+    _check_publication(channel, len(data), limits)
+    heard = publish_once(parse_address(url), Names(prefix).channel(channel.encode()), data, BUS_TIMEOUT_S)
+    nobody = f": nobody is subscribed to {channel}" if heard == 0 else ""
+    print(f"heard by {heard} shard{'' if heard == 1 else 's'}{nobody}")
     return 0
+
+
+def _check_receiver(channel: str) -> None:
+    """Refuse a name that nobody can be subscribed to, as the API does."""
+    from wsgate.bus.receivers import is_channel
+
+    if channel == OWN_INBOX:
+        raise SettingsError(f"{OWN_INBOX} is what a client calls its own inbox: publish to @<user>")
+    if not is_channel(channel):
+        raise SettingsError(
+            f"{_quoted(channel)} is no channel: a name has 1 to 200 bytes of UTF-8, without spaces, control "
+            "characters and braces, and the inbox of a user is @ and 1 to 128 bytes"
+        )
+
+
+def _check_publication(channel: str, size_bytes: int, limits: Mapping[str, int]) -> None:
+    """Refuse what the gateway would drop. Without limits, as of a gateway elsewhere, nothing is refused."""
+    from wsgate.bus.receivers import publish_limit_bytes
+
+    if not limits:
+        return
+    limit_bytes = publish_limit_bytes(limits, channel)
+    if limit_bytes is None:
+        raise SettingsError(f"{_quoted(channel)}: the gateway has no such namespace ([channels.<namespace>])")
+    if size_bytes > limit_bytes:
+        raise SettingsError(
+            f"too large: the data has {size_bytes} bytes, and {channel} takes {format_size(limit_bytes)} "
+            "(max_publish of its namespace)"
+        )
+
+
+def _quoted(text: str) -> str:
+    """A text of the command line as a message shows it: short, and printable whatever it holds."""
+    return repr(text if len(text) <= SHOWN_LIMIT else text[:SHOWN_LIMIT] + "...")
 
 
 def _add_listen(parser: argparse.ArgumentParser) -> None:
@@ -342,6 +422,7 @@ def _add_listen(parser: argparse.ArgumentParser) -> None:
 def _listen(options: argparse.Namespace) -> int:
     from wsgate.client import listen
 
+    _natural(options.count, "--count")
     url = options.url
     if url is None:
         url = _running(options).url

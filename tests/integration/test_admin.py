@@ -367,6 +367,22 @@ def test_a_name_no_client_can_subscribe_to_is_a_bad_request(admin: Admin, channe
     assert (answer.status, answer.json["error"]["code"]) == (200, 107)
 
 
+def test_what_the_shards_would_drop_is_an_error_of_the_publish(valkey: Valkey) -> None:
+    limits = {"default": 100, "chat": 20}
+    with running_admin(bus=parse_address(valkey.unix_url), publish_limits=limits) as admin:
+        for channel, size, code in (
+            ("news", 98, 0),
+            ("news", 99, 106),
+            ("chat:1", 18, 0),
+            ("chat:1", 19, 106),
+            ("@7", 18, 0),
+            ("@7", 19, 106),
+            ("nope:1", 1, 102),
+        ):
+            answer = admin.publish(channel=channel, data="x" * size)
+            assert (channel, size, answer.json.get("error", {}).get("code", 0)) == (channel, size, code)
+
+
 @pytest.mark.parametrize("fields", [{}, {"data": 1, "b64data": "AA=="}])
 def test_a_publish_needs_exactly_one_payload(admin: Admin, fields: dict[str, Any]) -> None:
     answer = admin.publish(channel="news", **fields)

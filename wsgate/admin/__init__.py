@@ -6,6 +6,7 @@ starts, in its own process, so that the keeper and the shards never carry it.
 """
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wsgate.bus import BusAddress
@@ -31,6 +32,8 @@ class AdminOptions:
         command_timeout_s: For an answer of the bus.
         publish_command: A line to paste into a shell, for the try page.
         max_publish_bytes: The largest payload the API publishes.
+        publish_limits: The largest payload by namespace, as `wsgate.bus.receivers` reads it; empty: it is
+            `max_publish_bytes` for every channel.
         log_level: `debug`, `info`, `warning` or `error`.
         jwks_url: Where the issuer's key set is; empty: nowhere.
     """
@@ -49,6 +52,7 @@ class AdminOptions:
     max_publish_bytes: int
     log_level: str
     jwks_url: str = ""
+    publish_limits: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_admin(

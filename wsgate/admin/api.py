@@ -11,7 +11,6 @@ import binascii
 import hmac
 import re
 import time
-import unicodedata
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from ipaddress import ip_address
@@ -26,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from wsgate.admin import AdminOptions
 from wsgate.bus import Names, Publication, encode_publication
-from wsgate.bus.names import INBOX_MARK
+from wsgate.bus.receivers import ANY_NAMESPACE, is_channel, is_user, publish_limit_bytes
 from wsgate.payload import BINARY, JSON, Payload, classify
 
 __all__ = ["Api", "ApiKey", "Publish", "is_local_host", "is_own_origin"]
@@ -39,14 +38,13 @@ ENVELOPE_ROOM_BYTES: Final = 64 * 1024
 DISCARD_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """So much of a body that is too large is read and thrown away, so that the refusal arrives."""
 
-CHANNEL_LIMIT_BYTES: Final = 200
-USER_LIMIT_BYTES: Final = 128
 WITHIN_MOST_S: Final = 3_600
 _BEARER: Final = "bearer "
 
 _Answer = dict[str, object]
 _INTERNAL: Final = 100
 _UNAUTHORIZED: Final = 101
+_UNKNOWN_CHANNEL: Final = 102
 _PERMISSION_DENIED: Final = 103
 _METHOD_NOT_FOUND: Final = 104
 _LIMIT_EXCEEDED: Final = 106
@@ -158,7 +156,7 @@ class Api:
         self._only_loopback = options.is_dev and options.is_loopback
         self._publish_to_bus = publish
         self._names = Names(options.prefix)
-        self._max_publish_bytes = options.max_publish_bytes
+        self._publish_limits = options.publish_limits or {ANY_NAMESPACE: options.max_publish_bytes}
         # base64 in JSON is a third longer than what it holds.
         self._body_limit = max(BODY_LIMIT_BYTES, 2 * options.max_publish_bytes) + ENVELOPE_ROOM_BYTES
         self._methods: Final = {
@@ -216,12 +214,16 @@ class Api:
     async def _publish(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
         """`{"channel", "data" | "b64data"}`: publish to a channel, or to the inbox `@user`."""
         channel = _text(fields.get("channel"))
-        if channel is None or not _is_channel(channel):
+        if channel is None or not is_channel(channel):
             return _error(_BAD_REQUEST, "bad request: channel")
         payload = _payload(fields)
         if payload is None:
             return _error(_BAD_REQUEST, "bad request: either data, or b64data in base64")
-        if len(payload.data) > self._max_publish_bytes:
+        # The shards would drop it: nobody is in a channel of no namespace, nor gets more than its limit.
+        limit_bytes = publish_limit_bytes(self._publish_limits, channel)
+        if limit_bytes is None:
+            return _error(_UNKNOWN_CHANNEL, "unknown channel")
+        if len(payload.data) > limit_bytes:
             return _error(_LIMIT_EXCEEDED, "limit exceeded")
         publication = Publication(payload, timestamp_ms=time.time_ns() // 1_000_000)
         return await self._say(self._names.channel(channel.encode()), encode_publication(publication))
@@ -229,7 +231,7 @@ class Api:
     async def _disconnect(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
         """`{"user", "conn"}`, one or both: end these connections for good, on every node."""
         user, conn = _text(fields.get("user")), _text(fields.get("conn"))
-        if ("user" in fields) != (user is not None and _is_user(user)) or not (user or conn):
+        if ("user" in fields) != (user is not None and is_user(user)) or not (user or conn):
             return _error(_BAD_REQUEST, "bad request: user")
         if ("conn" in fields) != (conn is not None and _CONN.fullmatch(conn) is not None):
             return _error(_BAD_REQUEST, "bad request: conn")
@@ -249,7 +251,7 @@ class Api:
         self, op: str, fields: Mapping[str, msgspec.Raw], more: Mapping[str, object]
     ) -> _Answer:
         user = _text(fields.get("user"))
-        if user is None or not _is_user(user):
+        if user is None or not is_user(user):
             return _error(_BAD_REQUEST, "bad request: user")
         for name, value in more.items():
             if value is None:
@@ -301,11 +303,6 @@ def _seconds(raw: msgspec.Raw | None, default: int) -> int | None:
     return int(value) if value is not None and value == int(value) and value <= WITHIN_MOST_S else None
 
 
-def _is_user(user: str) -> bool:
-    """Whether a token can name somebody so."""
-    return 1 <= len(user.encode()) <= USER_LIMIT_BYTES and not any(map(_is_control, user))
-
-
 def _payload(fields: Mapping[str, msgspec.Raw]) -> Payload | None:
     """What is published: `data` is the JSON document as it was sent, `b64data` bytes as they are."""
     if ("data" in fields) == ("b64data" in fields):
@@ -318,16 +315,3 @@ def _payload(fields: Mapping[str, msgspec.Raw]) -> Payload | None:
         return None if text is None else Payload(BINARY, base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
         return None
-
-
-def _is_channel(name: str) -> bool:
-    """Whether anybody can be subscribed to it. Source: protocols/bus/v1/spec.md, "Names"."""
-    if name.startswith(INBOX_MARK):
-        return _is_user(name.removeprefix(INBOX_MARK))
-    if not 1 <= len(name.encode()) <= CHANNEL_LIMIT_BYTES:
-        return False
-    return not any(_is_control(sign) or sign.isspace() or sign in "{}" for sign in name)
-
-
-def _is_control(sign: str) -> bool:
-    return unicodedata.category(sign) == "Cc"

@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from wsgate.node.identity import Holder, claim_name, names_for
 from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
 from wsgate.node.memory import bus_share
-from wsgate.node.options import Machine, admin_options, renewable, shard_options
+from wsgate.node.options import Machine, admin_options, publish_limits, renewable, shard_options
 from wsgate.node.privacy import forbid_dumps
 from wsgate.node.privileges import account_for, become
 from wsgate.node.runtime import (
@@ -121,6 +121,7 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
         bus_url=bus.url if bus else with_password(config.bus.url, config.bus.password),
         prefix=config.bus.prefix,
         secret=secret,
+        publish_limits=publish_limits(config),
     )
 
     def shards_of(config: Config) -> list[ShardOptions]:
@@ -129,6 +130,8 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
 
     def reread() -> Renewed:
         fresh, ignored = renewable(config, read())
+        with suppress(OSError):  # the file serves our own commands; a renewal does not fail for it
+            replace(running, publish_limits=publish_limits(fresh)).write(directory)
         return Renewed(shards_of(fresh), admin_options(fresh, running), ignored)
 
     shards = shards_of(config)

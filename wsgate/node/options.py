@@ -12,6 +12,7 @@ from wsgate.admin import AdminOptions
 from wsgate.admission import networks_of
 from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
+from wsgate.bus.receivers import ANY_NAMESPACE
 from wsgate.config import Config, is_loopback
 from wsgate.config.settings import Section, fields_of
 from wsgate.errors import SettingsError
@@ -28,6 +29,7 @@ __all__ = [
     "command_line",
     "key_sources",
     "publish_command",
+    "publish_limits",
     "renewable",
     "shard_options",
 ]
@@ -254,7 +256,14 @@ def admin_options(config: Config, running: RunningGateway) -> AdminOptions:
         max_publish_bytes=max(row.max_publish_bytes for row in config.channels.values()),
         log_level=config.log.level,
         jwks_url=config.auth.jwks_url,
+        publish_limits=publish_limits(config),
     )
+
+
+def publish_limits(config: Config) -> dict[str, int]:
+    """The largest publication by namespace, in bytes, as `wsgate.bus.receivers` reads it."""
+    limits = {name: row.max_publish_bytes for name, row in config.channels.items()}
+    return limits | ({ANY_NAMESPACE: limits["default"]} if config.open_namespaces else {})
 
 
 def publish_command(running: RunningGateway) -> str:

@@ -40,6 +40,8 @@ class RunningGateway:
     prefix: str
     # With which `wsgate token` signs; empty when the configuration has its own.
     secret: str = field(repr=False)
+    # The largest publication by namespace, as `wsgate.bus.receivers` reads it; empty: not known.
+    publish_limits: dict[str, int] = field(default_factory=dict)
 
     def write(self, directory: Path) -> Path:
         """Leave it in the runtime directory, readable by its owner only."""

@@ -1,0 +1,200 @@
+"""Whom a publication can reach, and the commands that refuse what the gateway would drop or refuse later."""
+
+import json
+from pathlib import Path
+
+import jwt
+import pytest
+
+from wsgate import cli
+from wsgate.bus.receivers import is_channel, is_user, publish_limit_bytes
+from wsgate.node.runtime import RunningGateway, runtime_directory
+
+SECRET = "an example secret of more than 32 bytes"
+LIMITS = {"default": 100, "chat": 20}
+
+CHANNELS = ["news", "chat:42", "@42", "@me", "@a b", "é" * 100, "x" * 200, "a*b", "@" + "x" * 128]
+NO_CHANNELS = [
+    "",
+    " ",
+    "a b",
+    "a\n",
+    "a\x00",
+    "a\x85",
+    "a\u2003b",
+    "{x}",
+    "x" * 201,
+    "x" * 300,
+    "é" * 101,
+    "@",
+    "@" + "x" * 129,
+    "@a\n",
+    "\udcff",
+    "@\udcff",
+]
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_a_valid_name_is_a_channel(name: str) -> None:
+    assert is_channel(name)
+
+
+@pytest.mark.parametrize("name", NO_CHANNELS)
+def test_a_name_nobody_can_be_subscribed_to_is_no_channel(name: str) -> None:
+    assert not is_channel(name)
+
+
+@pytest.mark.parametrize(
+    ("user", "is_valid"), [("7", True), ("é" * 64, True), ("é" * 65, False), ("", False)]
+)
+def test_a_user_has_1_to_128_bytes(user: str, is_valid: bool) -> None:
+    assert is_user(user) is is_valid
+
+
+@pytest.mark.parametrize(
+    ("channel", "limit_bytes"),
+    [
+        ("news", 100),
+        ("default:x", 100),
+        ("chat:1", 20),
+        ("chat", 100),
+        ("nope:1", None),
+        ("@7", 20),
+        (":x", None),
+    ],
+)
+def test_the_limit_is_that_of_the_namespace(channel: str, limit_bytes: int | None) -> None:
+    assert publish_limit_bytes(LIMITS, channel) == limit_bytes
+
+
+def test_in_development_a_namespace_without_a_row_has_the_common_limit() -> None:
+    assert publish_limit_bytes({**LIMITS, "*": 7}, "nope:1") == 7
+
+
+# --- the commands -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runtime directory of a gateway that lives as long as this process; its bus is nowhere."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("WSGATE_AUTH__HMAC_SECRET", SECRET)
+    monkeypatch.setenv("WSGATE_TOKEN", "ignored")
+    running = RunningGateway(
+        pid=1,
+        node="n",
+        port=8000,
+        url="ws://127.0.0.1:1/ws",
+        admin_port=1,
+        bus_url=f"unix://{tmp_path}/nowhere.sock",
+        prefix="wsgate",
+        secret="",
+        publish_limits=LIMITS,
+    )
+    running.write(runtime_directory({"RUNTIME_DIRECTORY": str(tmp_path)}))
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    code = cli.main(arguments)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize("channel", [*(name for name in NO_CHANNELS if "\x00" not in name), "@me", "nope:1"])
+def test_publish_refuses_a_channel_that_nobody_can_be_in(
+    directory: Path, capsys: pytest.CaptureFixture[str], channel: str
+) -> None:
+    code, out, err = run(capsys, "publish", "--", channel, "1")
+    assert (code, out) == (2, "")
+    assert err.startswith("wsgate: ") and err.count("\n") == 1
+    assert err.isascii() or "é" in err
+
+
+@pytest.mark.parametrize(
+    ("channel", "size_bytes"), [("news", 101), ("chat:1", 21), ("@7", 21), ("news", 100_000)]
+)
+def test_publish_refuses_data_that_the_channel_does_not_take(
+    directory: Path, capsys: pytest.CaptureFixture[str], channel: str, size_bytes: int
+) -> None:
+    code, out, err = run(capsys, "publish", channel, "x" * size_bytes)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"wsgate: too large: the data has {size_bytes} bytes, and {channel} takes ")
+
+
+@pytest.mark.parametrize(("channel", "size_bytes"), [("news", 100), ("chat:1", 20), ("@7", 20)])
+def test_publish_sends_what_the_channel_takes(
+    directory: Path, capsys: pytest.CaptureFixture[str], channel: str, size_bytes: int
+) -> None:
+    """The bus is nowhere, so that the command gets as far as the bus and no further."""
+    code, _, err = run(capsys, "publish", channel, "x" * size_bytes)
+    assert code == 1
+    assert "the bus at unix://" in err
+
+
+@pytest.mark.parametrize("flags", [("--prefix", ""), ("--prefix", "a b"), ("--prefix", "x" * 33)])
+def test_publish_refuses_a_prefix_that_no_gateway_can_have(
+    directory: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    code, _, err = run(capsys, "publish", "--redis", "unix:///nowhere", *flags, "news", "1")
+    assert code == 2 and "bus.prefix" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--user", ""), "--user"),
+        (("--user", "x" * 129), "--user"),
+        (("--user", "a\nb"), "--user"),
+        (("--user", "\udcff"), "--user"),
+        (("--user", "7", "--ttl", "0s"), "--ttl"),
+        (("--user", "7", "--ttl", "0"), "--ttl"),
+        (("--user", "7", "--ttl", "999ms"), "--ttl"),
+        (("--user", "7", "--ttl", "999999999999999h"), "--ttl"),
+        (("--user", "7", "--ttl", "soon"), "--ttl"),
+        (("--user", "7", "--subscribe", "*bad*"), "--subscribe"),
+        (("--user", "7", "--subscribe", ""), "--subscribe"),
+        (("--user", "7", "--subscribe", "@me"), "--subscribe"),
+        (("--user", "7", "--publish", "a*b"), "--publish"),
+        (("--user", "7", "--publish", "a b"), "--publish"),
+        (("--user", "7", "--channel", "news*"), "--channel"),
+        (("--user", "7", "--channel", "@7"), "--channel"),
+        (("--user", "7", "--channel", ""), "--channel"),
+        (("--user", "7", "--for-channel", ""), "--for-channel"),
+        (("--user", "7", "--for-channel", "a b"), "--for-channel"),
+    ],
+)
+def test_token_refuses_what_the_gateway_would_refuse(
+    directory: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], named: str
+) -> None:
+    code, out, err = run(capsys, "token", *flags)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"wsgate: {named}: ") and err.count("\n") == 1
+
+
+def test_a_token_has_the_audience_and_issuer_that_the_configuration_wants(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WSGATE_AUTH__AUDIENCE", "app")
+    monkeypatch.setenv("WSGATE_AUTH__ISSUER", "https://issuer.example")
+    code, out, _ = run(
+        capsys, "token", "--user", "7", "--ttl", "1s", "--subscribe", "chat:*", "--channel", "news"
+    )
+    claims = jwt.decode(
+        out.strip(), SECRET, ["HS256"], audience="app", options={"verify_exp": False, "verify_iat": False}
+    )
+    assert code == 0
+    assert (claims["aud"], claims["iss"], claims["sub"]) == ("app", "https://issuer.example", "7")
+    assert claims["exp"] == claims["iat"] + 1
+    assert (claims["subscribe"], claims["channels"]) == (["chat:*"], ["news"])
+
+
+def test_listen_refuses_a_count_below_zero(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "listen", "--count", "-1", "news")
+    assert code == 2 and "--count" in err
+
+
+def test_the_limits_of_a_running_gateway_are_read_back(directory: Path) -> None:
+    [file] = directory.glob("gateway-*.json")
+    assert json.loads(file.read_text())["publish_limits"] == LIMITS
