@@ -431,9 +431,8 @@ def _judge(target: bytes, headers: dict[bytes, bytes]) -> Request | Refusal:
     origin = get(b"origin")
     if origin is not None and (not origin or origin.translate(None, _VISIBLE)):
         return _BAD_ORIGIN
-    # RFC 6455 section 9.1: an extension and its parameters are ASCII. Authorization is not looked at here:
-    # the credentials of another scheme may hold any byte (RFC 9110 section 11.4), and the shard judges ours.
-    if not get(b"sec-websocket-extensions", b"").isascii():
+    # RFC 6455 section 9.1: an extension and its parameters are ASCII.
+    if not get(b"sec-websocket-extensions", b"").isascii() or _is_bad_bearer(get(b"authorization", b"")):
         return _BAD_HEADER_VALUE
     offered = get(b"sec-websocket-protocol")
     subprotocols = () if offered is None else _subprotocols(offered)
@@ -456,6 +455,19 @@ def _has_no_body(length: bytes | None) -> bool:
     section 8.6), so "00" is zero, while "+0", "0x0", "0, 0" and an empty value are faults.
     """
     return length is None or (length != b"" and not length.strip(b"0"))
+
+
+def _is_bad_bearer(credentials: bytes) -> bool:
+    """Whether credentials with bytes above 0x7F have no scheme, or have ours, whose token is ASCII.
+
+    A quoted parameter of another scheme may hold such bytes, and is none of our business.
+
+    Source: RFC 9110 sections 5.6.4 and 11.4; RFC 6750 section 2.1.
+    """
+    if credentials.isascii():
+        return False
+    scheme = credentials.partition(b" ")[0]
+    return bool(scheme.translate(None, _TOKEN)) or scheme.lower() == b"bearer"
 
 
 def _is_host(host: bytes) -> bool:

@@ -25,7 +25,7 @@ HEADS: Final = {
     "wrong_method": GOOD.replace(b"GET", b"POST"),
     "wrong_http_version": GOOD.replace(b"HTTP/1.1", b"HTTP/1.0"),
     "duplicate_header": request(headers=[("Host", "gate.example")]),
-    "request_body": request(headers=[("Content-Length", "0")]),
+    "request_body": request(headers=[("Content-Length", "5")]),
     "bad_host": request(host="user@gate.example"),
     "bad_origin": request(headers=[("Origin", "http://gate.example http://evil.example")]),
     "bad_header_value": request(headers=[("Authorization", "Bearer \xe9")]),

@@ -196,6 +196,8 @@ REFUSED = [
     Row(
         "P8-two-authorizations", with_lines(b"Authorization: a", b"Authorization: b"), 400, "duplicate_header"
     ),
+    Row("P8-authorization-bytes", with_lines(b"Authorization: \xff"), 400, "bad_header_value"),
+    Row("P8-bearer-bytes", with_lines(b"Authorization: bEARER a\x85"), 400, "bad_header_value"),
     # S12: sizes.
     Row("S12-head-too-large", with_lines(b"X: " + b"a" * 16_384), 431, "head_too_large"),
     Row("S12-ten-thousand-headers", with_lines(*[b"A: b"] * 10_000), 431, "head_too_large"),
