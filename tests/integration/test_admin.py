@@ -699,6 +699,8 @@ def test_where_others_can_connect_the_status_page_counts_nothing() -> None:
     with running_admin(is_loopback=False) as admin:
         assert b"<table" not in admin.get("/").body
         assert b"<table" not in admin.get("/status").body
+        assert b"<table" not in admin.ask("GET", "/status", headers={"X-API-Key": "wrong"}).body
+        assert b"<table" in admin.ask("GET", "/status", headers=WITH_KEY).body
 
 
 def test_the_status_page_draws_how_full_the_node_is_and_development_leads_to_it(dev: Admin) -> None:

@@ -63,7 +63,7 @@ def make_app(
         fetcher: Of the issuer's keys, for the metrics; None: there is none.
     """
     is_open = options.is_dev or options.is_loopback
-    status = _guarded(options, _status(options.node, block, is_open=is_open))
+    status = _guarded(options, _status(options, block, is_open=is_open))
     routes = [
         Route("/healthz", _judged(lambda: judge_liveness(block, now_ms()))),
         Route("/readyz", _judged(lambda: judge_readiness(block, now_ms()))),
@@ -149,9 +149,12 @@ def _page_settings(options: AdminOptions) -> Endpoint:
     return answer
 
 
-def _status(node: str, block: StatisticsBlock, *, is_open: bool) -> Endpoint:
+def _status(options: AdminOptions, block: StatisticsBlock, *, is_open: bool) -> Endpoint:
+    key = ApiKey(options.api_key)
+
     async def answer(request: Request) -> Response:
-        return HTMLResponse(status_page(node, block, now_ms(), has_numbers=is_open))
+        has_numbers = is_open or key.is_shown(request.headers)
+        return HTMLResponse(status_page(options.node, block, now_ms(), has_numbers=has_numbers))
 
     return answer
 
