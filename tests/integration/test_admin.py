@@ -249,6 +249,17 @@ def raw_publish() -> bytes:
     return head.encode() + body
 
 
+@pytest.mark.parametrize(
+    "line", ["Cookie: city=Ålesund", "X-Town: Århus", "Cookie: w=光明", "Content-Length: 0"]
+)
+def test_a_legal_header_of_others_is_no_fault_on_the_admin_port_either(admin: Admin, line: str) -> None:
+    with admin.connect() as client:
+        client.sendall(
+            b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + line.encode() + b"\r\nConnection: close\r\n\r\n"
+        )
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
 # --- metrics ------------------------------------------------------------------------------------------
 
 

@@ -111,8 +111,9 @@ class Front:
         """
         request = handshake.parse_head(head)
         if isinstance(request, handshake.Refusal):
-            is_elsewhere = handshake.path_asked(head) not in (self._path, None)
-            return _UNKNOWN_PATH if is_elsewhere and request.status in _OTHERS_PATH else request
+            if request.status in _OTHERS_PATH and handshake.path_asked(head) not in (self._path, None):
+                return _UNKNOWN_PATH
+            return request
         if claim is not None and (refused := claim(request)) is not None:
             return refused
         if request.path != self._path:
