@@ -15,6 +15,11 @@ from websockets.sync.client import connect
 
 from tests.support.client import Client, connected
 from tests.support.gateway import Gateway, running_gateway, wait_until
+from wsgate.auth import OriginPolicy, TokenPolicy
+from wsgate.bus import parse_address
+from wsgate.reactor import GateLimits, Settings
+from wsgate.shard.options import ShardOptions
+from wsgate.shard.renewal import Renewal
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +102,32 @@ def test_keys_are_added_and_withdrawn_while_everybody_stays(node: Node) -> None:
         node.renew(BOTH.replace("keys.first", "keys.third"))
         assert node.is_let_in(token("second", SECOND))
         assert not node.is_let_in(token("first", FIRST)), "also one that was remembered"
+
+
+def test_the_commands_know_the_renewed_namespaces_and_their_limits(node: Node) -> None:
+    publish = ("publish", "chat:1", '"1234567890"')
+    refused = node.gateway.run(*publish, check=False)
+    assert refused.returncode == 2 and "no such namespace" in refused.stderr
+    node.renew(BASE + "[channels.chat]\n")
+    assert node.gateway.run(*publish).stdout.startswith("heard by 0 shards")
+    node.renew(BASE + '[channels.chat]\nmax_publish = "11B"\n')
+    refused = node.gateway.run(*publish, check=False)
+    assert refused.returncode == 2 and "too large: the data has 12 bytes" in refused.stderr
+
+
+def test_a_renewal_keeps_the_origins_of_development_mode() -> None:
+    origins = OriginPolicy(("https://a.example", "file://"), same_host=False, is_development=True)
+    options = ShardOptions(
+        node="n",
+        number=0,
+        reactor=Settings(),
+        gate=GateLimits(),
+        bus=parse_address("unix:///nowhere"),
+        origins=origins,
+        tokens=TokenPolicy(),
+    )
+    renewal = Renewal.from_bytes(Renewal.of(options).to_bytes())
+    assert renewal.applied(options).origins == origins
 
 
 def test_namespaces_and_limits_hold_for_who_is_here_too(node: Node) -> None:
