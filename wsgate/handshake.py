@@ -39,7 +39,6 @@ __all__ = [
     "Upgrade",
     "accept",
     "parse_head",
-    "path_asked",
     "refusal",
 ]
 
@@ -324,15 +323,6 @@ def parse_head(head: bytes) -> Request | Refusal:
     if isinstance(headers, Refusal):
         return headers
     return _judge(target, headers)
-
-
-def path_asked(head: bytes) -> str | None:
-    """The path that a request line asks for, whatever the method; None when there is no such path."""
-    _, _, rest = head[: head.find(b"\r\n")].partition(b" ")
-    target, _, version = rest.rpartition(b" ")
-    if version != b"HTTP/1.1" or target[:1] != b"/" or target.translate(None, _TARGET):
-        return None
-    return target.partition(b"?")[0].decode("ascii")
 
 
 def _scan(head: bytes) -> int | Refusal:

@@ -101,9 +101,15 @@ def test_any_other_path_is_404_whatever_else_is_asked_of_it(
         (b"GET", b"/ws?ch=news", "not_websocket"),
         (b"POST", b"/ws", "wrong_method"),
         (b"OPTIONS", b"*", "wrong_method"),
+        (b"CONNECT", b"gate.example:80", "wrong_method"),
+        (b"POST", b"http://gate.example/other", "wrong_method"),
+        (b"POST", b"/a b", "wrong_method"),
+        (b"POST", b"/\xff", "wrong_method"),
     ],
 )
-def test_on_its_own_path_the_refusal_says_how_to_ask(method: bytes, path: bytes, reason: str) -> None:
+def test_on_its_own_path_and_on_none_the_refusal_says_how_to_ask(
+    method: bytes, path: bytes, reason: str
+) -> None:
     refused = front().judge(head(request_line=method + b" " + path + b" HTTP/1.1", is_upgrade=False), 0)
     assert isinstance(refused, Refusal)
     assert refused.reason == reason

@@ -499,26 +499,6 @@ def test_a_refusal_may_say_what_to_do() -> None:
     assert int(headers[b"Content-Length"]) == len(body)
 
 
-@pytest.mark.parametrize(
-    ("line", "path"),
-    [
-        (b"GET /ws HTTP/1.1", "/ws"),
-        (b"POST /a/b?c=d HTTP/1.1", "/a/b"),
-        (b"HEAD /?a HTTP/1.1", "/"),
-        (b"OPTIONS * HTTP/1.1", None),
-        (b"CONNECT a.example:80 HTTP/1.1", None),
-        (b"GET http://a.example/ HTTP/1.1", None),
-        (b"GET /a HTTP/1.0", None),
-        (b"GET /a", None),
-        (b"GET /\xff HTTP/1.1", None),
-        (b"GET /a b HTTP/1.1", None),
-        (b"", None),
-    ],
-)
-def test_the_path_of_a_request_line(line: bytes, path: str | None) -> None:
-    assert handshake.path_asked(request_line(line)) == path
-
-
 def test_refusal_without_retry_after() -> None:
     """Retry-After is sent only when the caller gives it."""
     assert b"Retry-After" not in refusal(503, "draining").response
@@ -573,7 +553,6 @@ def test_public_names() -> None:
         "Upgrade",
         "accept",
         "parse_head",
-        "path_asked",
         "refusal",
     ]
 

@@ -111,7 +111,7 @@ class Front:
         """
         request = handshake.parse_head(head)
         if isinstance(request, handshake.Refusal):
-            if request.status in _OTHERS_PATH and handshake.path_asked(head) not in (self._path, None):
+            if request.status in _OTHERS_PATH and _path_asked(head) not in (self._path, None):
                 return _UNKNOWN_PATH
             return request
         if claim is not None and (refused := claim(request)) is not None:
@@ -219,6 +219,15 @@ def _refusal_of(error: TokenError, *, is_dev: bool) -> handshake.Refusal:
     if error.is_early:
         return handshake.refusal(503, "token_not_yet_valid", retry_after_s=int(error.retry_s) + spread_s)
     return _INVALID_TOKENS[error.cause] if is_dev else _INVALID_TOKEN
+
+
+def _path_asked(head: bytes) -> str | None:
+    """The path of an HTTP/1.1 request line, whatever its method; None when it names none."""
+    _, _, rest = head[: head.find(b"\r\n")].partition(b" ")
+    target, _, version = rest.rpartition(b" ")
+    if version != b"HTTP/1.1" or not target.startswith(b"/") or b" " in target or not target.isascii():
+        return None
+    return target.partition(b"?")[0].decode("ascii")
 
 
 def _shown(text: str) -> str:
