@@ -182,7 +182,7 @@ def _listen_address(config: Config, port: int) -> str:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if is_loopback(host):
         return f"{address} (this machine only)"
-    where = f"{address} (every address of this machine)" if host in ("0.0.0.0", "::") else address  # noqa: S104
+    where = f"{address} (every address of this machine)" if host in ("0.0.0.0", "::") else address  # noqa: S104 - no bind
     risk = "; development mode: whoever reaches it may read and publish everything"
     return f"{where}{risk}" if config.server.dev else where
 
