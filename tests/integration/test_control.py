@@ -1,6 +1,8 @@
 """What a backend may ask of every shard: kick, fresh tokens, revoke. By Redis, and by the API."""
 
 import json
+import os
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -194,3 +196,83 @@ def test_the_api_says_the_same(gateway: Gateway) -> None:
 )
 def test_a_bad_request_is_named(gateway: Gateway, method: str, fields: dict[str, Any], what: str) -> None:
     assert api(gateway, method, **fields) == {"error": {"code": 107, "message": f"bad request: {what}"}}
+
+
+# --- who was reached ------------------------------------------------------------------------------------
+
+
+def _node(gateway: Gateway) -> str:
+    with visit(gateway, "somebody", 1) as clients:
+        return str(clients[0].welcome["node"])
+
+
+@pytest.mark.parametrize("method", ["disconnect", "refresh", "revoke"])
+def test_a_stopped_shard_is_named_and_repeating_the_call_is_harmless(gateway: Gateway, method: str) -> None:
+    """A call is answered as done only when every shard has said so."""
+    node, stopped = _node(gateway), gateway.pid_of("wsgate-shard-1")
+    fields = {"user": f"stopped-{method}"} | ({"before": 1} if method == "revoke" else {})
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        answer = api(gateway, method, **fields)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert answer["shards"] == [f"{node}/1"]
+    assert f"{node}/1" in answer["error"]["message"]
+    assert answer["error"]["code"] == 100
+    wait_until("it goes on", lambda: api(gateway, method, **fields) == {"result": {}}, WITHIN_S)
+
+
+def test_a_shard_without_its_subscriber_is_named(gateway: Gateway, bus: Any) -> None:
+    """It holds connections and publishes, but hears nobody: its connections were not disconnected."""
+    node = _node(gateway)
+    bus.acl_setuser(
+        "default", enabled=True, nopass=True, keys="*", channels="", commands="+@all", reset_channels=True
+    )
+    bus.client_kill_filter(_type="pubsub")
+    try:
+        answer = api(gateway, "disconnect", user="deaf")
+    finally:
+        bus.execute_command("ACL", "SETUSER", "default", "resetchannels")
+    bus.client_kill_filter(_type="pubsub")
+    try:
+        answer = api(gateway, "disconnect", user="deaf")
+    finally:
+        bus.execute_command("ACL", "SETUSER", "default", "allchannels")
+    shards = [f"{node}/0", f"{node}/1"]
+    assert answer.get("shards", shards) == shards
+    assert answer["error"]["code"] == 100
+    wait_until("it is back", lambda: api(gateway, "disconnect", user="deaf") == {"result": {}}, WITHIN_S)
+
+
+@pytest.mark.parametrize("is_by_api", [True, False])
+def test_a_revocation_holds_for_a_shard_that_is_started_later(
+    gateway: Gateway, bus: Any, is_by_api: bool
+) -> None:
+    user = f"outlives-{is_by_api}"
+    token = gateway.token(user)
+    before = int(time.time()) + 1
+    time.sleep(1.1)  # tokens are dated in whole seconds: one of the next second is not revoked
+    if is_by_api:
+        assert api(gateway, "revoke", user=user, before=before) == {"result": {}}
+    else:
+        ask(bus, op="revoke", user=user, before=before)
+    wait_until("it is kept", lambda: bus.zscore("wsgate:revoked", user) == before, WITHIN_S)
+    for number in (0, 1):
+        os.kill(gateway.pid_of(f"wsgate-shard-{number}"), signal.SIGKILL)
+    gateway.await_ready()
+    wait_until("it is known again", lambda: _is_refused(gateway, token), WITHIN_S)
+    for _ in range(6):
+        assert _is_refused(gateway, token)
+    with connected(gateway.ws_url, 1, token=gateway.token(user)) as (client,):
+        assert client.receive()["ch"] == "@me", "a token that was issued later is good"
+
+
+def _is_refused(gateway: Gateway, token: str) -> bool:
+    try:
+        with connect(gateway.ws_url, additional_headers={"Authorization": f"Bearer {token}"}):
+            return False
+    except InvalidStatus as refused:
+        assert refused.response.status_code in (401, 503)
+        return refused.response.status_code == 401
+    except OSError:
+        return False

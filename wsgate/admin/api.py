@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from wsgate.admin import AdminOptions
+from wsgate.admin.control import Controller, Unreached
 from wsgate.bus import Names, Publication, encode_publication
 from wsgate.bus.receivers import ANY_NAMESPACE, is_channel, is_user, publish_limit_bytes
 from wsgate.payload import BINARY, JSON, Payload, classify
@@ -149,12 +150,13 @@ def _is_loopback(name: str) -> bool:
 class Api:
     """The ASGI application behind `/api/{method}`."""
 
-    def __init__(self, options: AdminOptions, publish: Publish) -> None:
-        """With the way to the bus."""
+    def __init__(self, options: AdminOptions, publish: Publish, controller: Controller) -> None:
+        """With the ways to the bus: of publications, and of what every shard is to do."""
         # Development asks for no key, unless one was set: what is set explicitly stays.
         self._key = None if options.is_dev and not options.api_key else ApiKey(options.api_key)
         self._only_loopback = options.is_dev and options.is_loopback
         self._publish_to_bus = publish
+        self._controller = controller
         self._names = Names(options.prefix)
         self._publish_limits = options.publish_limits or {ANY_NAMESPACE: options.max_publish_bytes}
         # base64 in JSON is a third longer than what it holds.
@@ -259,9 +261,16 @@ class Api:
         return await self._control({"op": op, "user": user, **more})
 
     async def _control(self, command: Mapping[str, object]) -> _Answer:
-        """To every shard of every node."""
+        """Have every shard of every node carry it out; an error names those that did not."""
         given = {name: value for name, value in command.items() if value is not None}
-        return await self._say(self._names.control("")[0], msgspec.json.encode(given))
+        try:
+            await self._controller.send(given)
+        except Unreached as fault:
+            answer = _error(_INTERNAL, fault.text)
+            if fault.shards:
+                answer["shards"] = list(fault.shards)
+            return answer
+        return {"result": {}}
 
     async def _say(self, name: bytes, data: bytes) -> _Answer:
         outcome = await self._publish_to_bus(name, data)

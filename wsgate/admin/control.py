@@ -31,7 +31,7 @@ NAMED_MOST: Final = 20
 Result = TypeVar("Result")
 
 
-class Unreached(Exception):  # noqa: N818 - a result of the call, not a fault of the program
+class Unreached(Exception):
     """The command was not carried out everywhere, as far as is known.
 
     Args:
@@ -86,7 +86,11 @@ class Controller:
         missing = expected
         try:
             async with asyncio.timeout(self._wait_s):
-                while missing := expected - await self._members(self._names.replies(request)):
+                # The replies are on the bus, where nothing wakes who waits for them.
+                while True:
+                    missing = expected - await self._members(self._names.replies(request))
+                    if not missing:
+                        return
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             named = ", ".join(sorted(missing)[:NAMED_MOST])

@@ -21,8 +21,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from wsgate.admin import AdminOptions
 from wsgate.admin.api import Api, Publish
 from wsgate.admin.app import RESPONSE_HEADERS, make_app
+from wsgate.admin.control import Controller
 from wsgate.admin.keys import KeySetFetcher
-from wsgate.bus import BusPublisher, make_publisher
+from wsgate.bus import BusPublisher, Names, make_publisher
 from wsgate.log import Log
 from wsgate.statistics import Board, StatisticsBlock
 
@@ -61,7 +62,10 @@ async def _serve(
         on_failed=lambda why: None,  # the shards say it
     )
     fetcher = KeySetFetcher(options.jwks_url, block, key_set) if options.jwks_url else None
-    server = _Server(make_app(options, block, Api(options, _awaitable(publisher)), fetcher))
+    own = [f"{options.node}/{number}" for number in range(block.shards)]
+    controller = Controller(publisher, Names(options.prefix), lambda: own)
+    api = Api(options, _awaitable(publisher), controller)
+    server = _Server(make_app(options, block, api, fetcher))
     sending = [loop.create_task(part.run()) for part in (*parts, *([fetcher] if fetcher else []))]
     for task in sending:
         # It ends by itself by a fault of ours only: then the whole process ends, and is started again.

@@ -722,7 +722,7 @@ def _admin_faults(admin: Admin) -> Iterator[str]:
         yield "admin.host: must not be empty"
     elif not admin.api_key and not is_loopback(admin.host):
         yield f"admin.api_key: required, because admin.host {quote(admin.host)} can be reached from outside"
-    elif not _is_loopback(admin.host):
+    elif not is_loopback(admin.host):
         held = len(admin.api_key.encode())
         if held < API_KEY_BYTES_LEAST:
             reached = "because admin.host can be reached from outside"

@@ -494,9 +494,9 @@ def _holds_secret(table: _Table) -> bool:
 def _faults_of_mode(path: Path) -> Iterator[str]:
     """A configuration file that holds a secret is judged like the file of a secret."""
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):  # a pipe has no other readers
-            _check_mode(mode, is_secret=True)
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):  # a pipe has no other readers
+            _check_file(status, is_secret=True)
     except OSError as fault:
         yield f"{path}: {fault.strerror}"
     except SettingsError as fault:

@@ -10,7 +10,7 @@ __all__ = ["REPLY_TTL_S", "Membership"]
 LEASE_S: Final = 60
 RENEW_S: Final = 15.0
 REPLY_TTL_S: Final = 60
-"""For so long the bus remembers that a shard has carried out a command: whoever asked has given up by then."""
+"""For so long the bus remembers that a shard has carried out a command; its sender waits much shorter."""
 
 
 class Membership:
