@@ -69,7 +69,7 @@ def build(clang: str) -> tuple[Path, Path]:
     BUILD.mkdir(parents=True, exist_ok=True)
     source = BUILD / "push.pyx"
     source.write_bytes((ROOT / "wsgate" / "bus" / "push.pyx").read_bytes())
-    cythonize([str(source)], language_level=3, quiet=True, force=True)
+    cythonize([str(source)], language_level=3, quiet=True, force=True)  # type: ignore[no-untyped-call]
     extension, fuzzer = BUILD / "push.so", BUILD / "fuzzer"
     include = "-I" + sysconfig.get_path("include")
     library = Path(sysconfig.get_config_var("LIBDIR"))

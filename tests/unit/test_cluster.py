@@ -135,7 +135,7 @@ def test_slots_that_a_server_inherits_which_was_there_before_are_subscribed_agai
         asked: list[bytes] = []
         lane = subscriber._lanes[OTHER].subscriber
         lane._connection = cast(Any, object())
-        lane.subscribe_control = asked.append  # type: ignore[method-assign]
+        lane.subscribe_control = asked.append  # type: ignore[method-assign, assignment]
         names = [b"n%d" % number for number in range(50)]
         controls = [b"wsgate:ctl:%d" % number for number in range(50)]
         for name in controls:

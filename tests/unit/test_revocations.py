@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.resp import BOUNDS
 from wsgate.bus import Names, revocations
+from wsgate.bus.push import REPLY_LIMIT_BYTES
 from wsgate.bus.revocations import (
     PAGE_BYTES,
     PAGES_MOST,
@@ -260,4 +261,4 @@ def test_storing_is_bounded_in_each_tick_and_in_all() -> None:
     for tick in range(20):
         desk.keeper.tick(NOW_S + tick)
         assert len(desk.bus.sent) == min(STORES_PER_TICK * (tick + 1), revocations.STORES_UNDER_WAY)
-    assert PAGE_BYTES < revocations.REPLY_LIMIT_BYTES
+    assert PAGE_BYTES < REPLY_LIMIT_BYTES

@@ -2,12 +2,13 @@
 
 import asyncio
 import random
+from binascii import crc_hqx
 from typing import Any, cast
 
 import pytest
 
 from tests.support.resp import NUMBERS, hostile_reply
-from wsgate.bus import question, topology
+from wsgate.bus import question
 from wsgate.bus.question import Answer, Questioner
 from wsgate.bus.topology import NODES_MOST, SLOTS, ClusterMap, _map, _primary, slot_of
 from wsgate.errors import BackendError
@@ -105,11 +106,21 @@ def _judge(answer: Answer) -> None:
 
 ROW: list[Answer] = [0, 16383, [b"10.0.0.1", 7001, b"id", []], [b"10.0.0.2", 7002, b"id"]]
 MASTER: list[Answer] = [b"name", b"main", b"ip", b"10.0.0.1", b"port", b"7001", b"flags", b"master"]
-ODD: list[Answer] = [
-    *(None, [], [[]], [None], b"", b"?", b"\xff", b"x" * 300, b"a b", b"a\x00b", b"99999", b"0", b"-1"),
-    *(b"\xb2", b"1e3", [b"10.0.0.1"], [None, None], [b"h", b"7001"], [b"h", 0], [b"?", 7001]),
-    *NUMBERS,
+WORDS: list[Answer] = [
+    b"",
+    b"?",
+    b"\xff",
+    b"x" * 300,
+    b"a b",
+    b"a\x00b",
+    b"99999",
+    b"0",
+    b"-1",
+    b"\xb2",
+    b"1e3",
 ]
+TREES: list[Answer] = [None, [], [[]], [None], [b"10.0.0.1"], [None, None], [b"h", b"7001"], [b"h", 0]]
+ODD: list[Answer] = [*WORDS, *TREES, [b"?", 7001], *NUMBERS]
 
 
 def test_a_map_and_a_primary_are_found() -> None:
@@ -150,10 +161,10 @@ def test_a_map_of_more_nodes_than_a_cluster_has_is_refused() -> None:
     [
         (b"123456789", 0x31C3),
         (b"{user1000}.following", slot_of(b"user1000")),
-        (b"foo{}{bar}", topology.crc_hqx(b"foo{}{bar}", 0) % SLOTS),
+        (b"foo{}{bar}", crc_hqx(b"foo{}{bar}", 0) % SLOTS),
         (b"foo{{bar}}zap", slot_of(b"{bar")),
         (b"foo{bar}{zap}", slot_of(b"bar")),
-        (b"{bar", topology.crc_hqx(b"{bar", 0) % SLOTS),
+        (b"{bar", crc_hqx(b"{bar", 0) % SLOTS),
         (b"", 0),
     ],
 )
