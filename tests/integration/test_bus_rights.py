@@ -22,7 +22,8 @@ from tests.support.fake_bus import until
 from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.raw_client import RawClient
 from tests.support.valkey import running_valkey
-from wsgate.bus import Names, Revocation, load_revocations, make_publisher, parse_address, store_revocation
+from wsgate.bus import Names, make_publisher, parse_address
+from wsgate.bus.revocations import Revocation, load_revocations, store_revocation
 
 SPEC: Final = Path(__file__).resolve().parents[2] / "protocols" / "bus" / "v1" / "spec.md"
 LINES: Final = re.findall(r"^ACL SETUSER .*$", SPEC.read_text(encoding="utf-8"), re.MULTILINE)

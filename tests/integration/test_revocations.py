@@ -13,8 +13,16 @@ import uvloop
 from tests.support.bus_fleet import running_cluster, running_sentinels, running_server
 from tests.support.fake_bus import until
 from tests.support.valkey import running_valkey
-from wsgate.bus import BusPublisher, Names, Revocation, load_revocations, make_publisher, parse_address
-from wsgate.bus.revocations import PAGE_BYTES, RETENTION_S, Place, read_page, store_revocation
+from wsgate.bus import BusPublisher, Names, make_publisher, parse_address
+from wsgate.bus.revocations import (
+    PAGE_BYTES,
+    RETENTION_S,
+    Place,
+    Revocation,
+    load_revocations,
+    read_page,
+    store_revocation,
+)
 from wsgate.bus.script import REVOCATIONS_PAGE, REVOKE
 
 NAMES = Names("w")

@@ -1,9 +1,10 @@
 """What carries publications between shards, nodes and backends: Redis or Valkey.
 
 `subscriber` is the way in, `publisher` the way out, `appender` the way to streams, each on a `connection`
-of its own with a compiled reader; `cluster` is these over many servers, `topology` says which those are;
-`envelope` is what a publication looks like on the way, `names` what it is called there. The contract for
-others is protocols/bus/v1.
+of its own with a compiled reader; `cluster` is these over many servers, `topology` says which those are and
+asks through `question`; `envelope` is what a publication looks like on the way, `names` what it is called
+there; `revocations` are kept on the bus for shards that come later. The contract for others is
+protocols/bus/v1.
 """
 
 from wsgate.address import BusAddress, parse_address
@@ -37,8 +38,6 @@ __all__ = [
     "Names",
     "Publication",
     "Publisher",
-    "Revocation",
-    "RevocationKeeper",
     "Script",
     "Subscriber",
     "SubscriberListener",
