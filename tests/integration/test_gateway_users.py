@@ -248,3 +248,36 @@ def test_three_hundred_users_are_on_the_books_after_an_outage(tmp_path: Path) ->
             return len(bus.ask("KEYS", "wsgate:user:*"))
 
         wait_until("all are on the books", lambda: counted() == 300, LIMIT_S)
+
+
+def test_what_somebody_else_wrote_about_a_user_locks_nobody_out(tmp_path: Path) -> None:
+    """Members that are no connections of an owner that lives, keys of other types, a time hours ahead."""
+    settings = REFUSE + f"per_user_rate = {RATE}\n"
+    with two_nodes(tmp_path, settings) as (bus, one, _), ExitStack() as stack:
+        enter(stack, one, "bob")
+        wait_until("an owner lives", lambda: bus.ask("KEYS", "wsgate:alive:*"), LIMIT_S)
+        owner = bus.ask("KEYS", "wsgate:alive:*")[0].rpartition(":")[2]
+        odd = [f"nothex{number}@{owner}" for number in range(8)]
+        odd += [f"{number:016x}" for number in range(8)] + ["a b@c", "@", f"{'F' * 16}@{owner}"]
+        for place, member in enumerate(odd):
+            bus.ask("ZADD", "wsgate:user:ann", str(place), member)
+        ahead_us = time.time_ns() // 1_000 + 7_200_000_000
+        for value in (str(ahead_us), f"{ahead_us} {ahead_us}", "nonsense"):
+            bus.ask("SET", "wsgate:rate:ann", value)
+            with RawClient.welcomed(one, make_token("ann")) as ann:
+                taken: list[str] = []
+                wait_until("more than credit is allowed", lambda: is_allowed(ann, taken), LIMIT_S)  # noqa: B023
+            wait_until("only bob is there", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 0, LIMIT_S)
+        bus.ask("SET", "wsgate:user:cy", "text")
+        bus.ask("LPUSH", "wsgate:rate:cy", "1")
+        cy = enter(stack, one, "cy")
+        assert is_here(cy)
+        assert bus.ask("ZCARD", "wsgate:user:cy") == 1
+        assert not [line for line in one.lines if "callback_failed" in line or "Traceback" in line]
+
+
+def is_allowed(client: RawClient, taken: list[str]) -> bool:
+    """Publish once more; whether two seconds' worth were taken in all, which is more than credit."""
+    client.say(op="pub", ch="open:1", data=1, id=1)
+    taken += [op for op in [client.hear_answer(1)["op"]] if op == "ok"]
+    return len(taken) >= 2 * RATE
