@@ -112,9 +112,9 @@ def test_every_error_every_op_and_every_close_of_the_dialect_is_in_some_conversa
     said = expected_messages()
     assert {each["error"] for each in said if each["op"] == "err"} == set(ERRORS)
     closes = {each["code"] for each in steps("close")}
-    assert closes == {1003, 1009, 4001, 4002, 4500, 4501}
+    assert closes == {1003, 1009, 4001, 4002, 4005, 4500, 4501}
     assert {each["code"] for each in said if each["op"] == "bye"} == {code for code in closes if code >= 4000}
-    assert set(steps("status")) == {400, 401, 403, 404}
+    assert set(steps("status")) == {400, 401, 403, 404, 503}
     sent = [*steps("send"), *(each for group in steps("send_together") for each in group)]
     assert {each.get("op") for each in sent} >= commands.OPS
     assert {each["op"] for each in said} == {

@@ -273,3 +273,14 @@ def test_the_text_of_a_public_key_as_a_secret_has_the_cause_of_its_algorithm() -
     assert Bench().refuse(token).cause == "wrong_algorithm"
     unsigned = encoded(text({"alg": "none"})) + b"." + encoded(text({"sub": "42"})) + b"."
     assert Bench().refuse(unsigned).why == "the header's alg is none, the key's is HS256"
+
+
+@pytest.mark.parametrize("is_dev", [True, False])
+def test_a_token_that_is_not_valid_yet_is_503_with_the_time_to_wait(is_dev: bool) -> None:
+    front = Front(_options(is_dev=is_dev), Bench().tokens)
+    answer = front.judge(HEAD % signed(nbf=NOW_S + 600), NOW_S)
+    assert isinstance(answer, Refusal)
+    assert (answer.status, answer.reason) == (503, "token_not_yet_valid")
+    (wait,) = re.findall(rb"Retry-After: (\d+)\r\n", answer.response)
+    assert 600 <= int(wait) <= 605
+    assert (CAUSES["not_yet_valid"].text.encode() in answer.response) is is_dev

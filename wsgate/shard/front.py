@@ -39,16 +39,13 @@ _NO_COMMON_SUBPROTOCOL: Final = handshake.refusal(400, "no_common_subprotocol")
 _INVALID_TOKEN: Final = handshake.refusal(
     401, "invalid_token", extra_headers=(("WWW-Authenticate", "Bearer"),)
 )
-# RFC 6750 section 3 has a place for what is wrong with a token; only in development mode it is used.
+# RFC 6750 section 3 has a place for what is wrong with a token. It is used in development mode only.
+_CHALLENGES: Final = {
+    name: f'Bearer error="invalid_token", error_description="{cause.text}"' for name, cause in CAUSES.items()
+}
 _INVALID_TOKENS: Final = {
-    name: handshake.refusal(
-        401,
-        "invalid_token",
-        extra_headers=(
-            ("WWW-Authenticate", f'Bearer error="invalid_token", error_description="{cause.text}"'),
-        ),
-    )
-    for name, cause in CAUSES.items()
+    name: handshake.refusal(401, "invalid_token", extra_headers=(("WWW-Authenticate", challenge),))
+    for name, challenge in _CHALLENGES.items()
 }
 _BEARER: Final = "bearer"
 AWAITED_MOST_S: Final = 5
@@ -210,14 +207,18 @@ class Front:
 def _refusal_of(error: TokenError, *, is_dev: bool) -> handshake.Refusal:
     """What a program is answered whose token in the header is refused.
 
-    A passing fault is a 503 with Retry-After, because the same token is good later and programs take a 401
-    as final. Only tokens with a good signature, or while keys are fetched, get that far.
+    A passing fault is a 503 with Retry-After, because the same token is good later, while clients with one
+    token take a 401 as final. The reason is told in development mode, where the challenge is, too.
     """
     spread_s = random.randint(1, AWAITED_MOST_S)  # noqa: S311 - spreading, not secrecy
+    headers = (("WWW-Authenticate", _CHALLENGES[error.cause]),) if is_dev else ()
     if error.is_awaited:
-        return handshake.refusal(503, "key_awaited", retry_after_s=spread_s)
+        return handshake.refusal(503, "key_awaited", retry_after_s=spread_s, extra_headers=headers)
     if error.is_early:
-        return handshake.refusal(503, "token_not_yet_valid", retry_after_s=int(error.retry_s) + spread_s)
+        retry_after_s = int(error.retry_s) + spread_s
+        return handshake.refusal(
+            503, "token_not_yet_valid", retry_after_s=retry_after_s, extra_headers=headers
+        )
     return _INVALID_TOKENS[error.cause] if is_dev else _INVALID_TOKEN
 
 

@@ -232,7 +232,7 @@ class Sessions:
         except TokenError as error:
             # Until it is gone it is one of those who have shown nothing, by whatever way it came.
             self.unauthenticated.setdefault(conn, NOTHING_SHOWN)
-            retry_ms = self.token_error(conn, dialect, error, id=showing.id)
+            retry_ms = self.token_error(conn, dialect, error, id=showing.id, is_closing=True)
             self.end(conn, dialect, Reason(error.reason), retry_ms=retry_ms or RETRY_MS)
             return
         self.welcome(conn, dialect, identity, showing)
@@ -527,11 +527,16 @@ class Sessions:
         *,
         id: int | None = None,
         channel: str | None = None,
+        is_closing: bool = False,
     ) -> int | None:
-        """Send `err` for a refused token. What comes back is the time until it may be shown again, in ms."""
+        """Send `err` for a refused token. What comes back is the time until it may be shown again, in ms.
+
+        The client is told that time here, or in the `bye` that follows when the connection is closed.
+        """
         retry_ms = _retry_ms_of(fault)
         detail = fault.text if self.options.is_dev else ""
-        self.error(conn, dialect, "unauthorized", id=id, channel=channel, retry_ms=retry_ms, detail=detail)
+        told_ms = None if is_closing else retry_ms
+        self.error(conn, dialect, "unauthorized", id=id, channel=channel, retry_ms=told_ms, detail=detail)
         return retry_ms
 
     # --- ending ---------------------------------------------------------------------------------------
