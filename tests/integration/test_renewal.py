@@ -116,7 +116,7 @@ def test_the_commands_know_the_renewed_namespaces_and_their_limits(node: Node) -
 
 
 def test_a_renewal_keeps_the_origins_of_development_mode() -> None:
-    origins = OriginPolicy(("https://a.example", "file://"), same_host=False, is_development=True)
+    origins = OriginPolicy(("https://a.example", "file://"), same_host=False, is_dev=True)
     options = ShardOptions(
         node="n",
         number=0,

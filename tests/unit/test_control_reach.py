@@ -46,8 +46,6 @@ class Reach(Shard):
     def __init__(self, *, is_counting: bool = False, allow_anonymous: bool = False) -> None:
         super().__init__(allow_anonymous=allow_anonymous)
         self.control = Control(self.rig.reactor, self.sessions, "owner")
-        self.revoked: list[tuple[str, float]] = []
-        self.sessions.tokens.revoke = lambda user, before: self.revoked.append((user, before))  # type: ignore[method-assign]
         self.users = CountingUsers()
         if is_counting:
             self.sessions.users = cast(Users, self.users)

@@ -54,6 +54,9 @@ class Bus:
 class FakeTokens:
     """A token is its user, and the channels behind a colon."""
 
+    def revoke(self, user: str, before_s: float) -> None:
+        pass
+
     def connection(self, token: str, now_s: float) -> Identity:
         user, _, channels = token.partition(":")
         if not user:

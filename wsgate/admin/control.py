@@ -102,35 +102,41 @@ class Controller:
             raise Unreached(text, missing) from None
 
     async def _keep(self, revocation: Revocation) -> None:
-        outcome, _ = await self._call(
-            lambda done: store_revocation(self._publisher, self._names, revocation, done)
-        )
+        def begin(done: Callable[[str, bytes], None]) -> None:
+            store_revocation(self._publisher, self._names, revocation, done)
+
+        outcome, _ = await _answered(begin)
         if outcome:
             raise Unreached(_why(outcome, "the revocation was not stored on the bus"))
 
     async def _members(self, key: bytes) -> frozenset[str]:
-        outcome, members = await self._call(lambda done: read_leases(self._publisher, key, done))
+        def begin(done: Callable[[str, frozenset[str]], None]) -> None:
+            read_leases(self._publisher, key, done)
+
+        outcome, members = await _answered(begin)
         if outcome:
             raise Unreached(_why(outcome, "the shards on the bus cannot be read"))
         return members
 
     async def _publish(self, name: bytes, data: bytes) -> None:
-        outcome, _ = await self._call(
-            lambda done: self._publisher.publish(name, data, lambda why: done(why, None))
-        )
+        def begin(done: Callable[[str, bytes], None]) -> None:
+            self._publisher.publish(name, data, lambda outcome: done(outcome, b""))
+
+        outcome, _ = await _answered(begin)
         if outcome:
             raise Unreached(_why(outcome, "the command was not published"))
 
-    async def _call(self, begin: Callable[[Callable[[str, Result], None]], None]) -> tuple[str, Result]:
-        """A call with a callback, as something to wait for."""
-        answered: asyncio.Future[tuple[str, Result]] = asyncio.get_running_loop().create_future()
 
-        def done(outcome: str, result: Result) -> None:
-            if not answered.done():  # who waited may be gone
-                answered.set_result((outcome, result))
+async def _answered(begin: Callable[[Callable[[str, Result], None]], None]) -> tuple[str, Result]:
+    """A call with a callback, as something to wait for."""
+    answered: asyncio.Future[tuple[str, Result]] = asyncio.get_running_loop().create_future()
 
-        begin(done)
-        return await answered
+    def done(outcome: str, result: Result) -> None:
+        if not answered.done():  # who waited may be gone
+            answered.set_result((outcome, result))
+
+    begin(done)
+    return await answered
 
 
 def _why(outcome: str, text: str) -> str:

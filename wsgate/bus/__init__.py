@@ -38,6 +38,8 @@ __all__ = [
     "Names",
     "Publication",
     "Publisher",
+    "Revocation",
+    "RevocationKeeper",
     "Script",
     "Subscriber",
     "SubscriberListener",

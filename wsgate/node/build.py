@@ -94,7 +94,7 @@ def make_plan(config: Config, environ: Mapping[str, str], read: Callable[[], Con
 
 def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config], undo: ExitStack) -> Plan:
     account = account_for(config.server.user)
-    directory = runtime_directory(environ, owner=account and (account.uid, account.gid))
+    directory = runtime_directory(environ, owner=(account.uid, account.gid) if account else None)
     descriptors = raise_descriptor_limit()
     listeners, lock_fd = _open_listeners(config, directory, undo)
     port: int = listeners[0].getsockname()[1]
