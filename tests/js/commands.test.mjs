@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { CommandError, CommandTimeoutError, ConnectionLostError } from '../../wsgate/client/js/wsgate.js';
+import {
+  CommandError, CommandTimeoutError, ConnectionLostError, UnauthorizedError,
+} from '../../wsgate/client/js/wsgate.js';
 import { makeRig, settled } from '../support/fake_network.mjs';
 
 const LONG_S = 1e6; // a server that is not asked for a pong here
@@ -204,7 +206,7 @@ describe('refresh', () => {
     const socket = await rig.opens({ ping_s: LONG_S, expires_s: 100 });
     await rig.clock.advance(82_500);
     assert.equal(rig.told('error').length, 1);
-    await rig.clock.advance(250); // hangs
+    await rig.clock.advance(1_000); // a second after the first one began at the earliest; this one hangs
     await rig.clock.advance(15_000);
     assert.equal(rig.told('error').length, 2);
     await rig.clock.advance(500);
@@ -229,6 +231,55 @@ describe('refresh', () => {
     }
     assert.equal(rig.refreshes().length, 10);
     rig.client.close();
+  });
+
+  test('a server that asks for one all the time gets one in a second', async () => {
+    for (const dice of [0, 0.999]) {
+      const rig = makeTokenRig({ random: () => dice });
+      const socket = await rig.opens({ ping_s: LONG_S });
+      for (let turn = 1; turn <= 5; turn += 1) {
+        socket.says({ op: 'refresh', within_s: 0 });
+        await rig.clock.advance(turn === 1 ? 0 : 999);
+        assert.equal(rig.refreshes().length, turn === 1 ? 1 : turn - 1);
+        await rig.clock.advance(turn === 1 ? 0 : 1);
+        assert.equal(rig.refreshes().length, turn);
+        socket.says({ op: 'ok', id: turn, expires_s: 3600 });
+        await settled();
+      }
+      rig.client.close();
+    }
+  });
+
+  test('the same token again is a failed try, unless the server asked for it', async () => {
+    let token = 't.same';
+    const rig = makeTokenRig({ token: () => token });
+    const socket = await rig.opens({ ping_s: LONG_S, expires_s: 1 });
+    await rig.clock.advance(10_000);
+    assert.deepEqual(rig.refreshes(), []);
+    const count = rig.told('error').length;
+    assert.ok(count >= 3 && count <= 6, `${count} tries with back-off in 10 s`);
+    socket.says({ op: 'refresh', within_s: 0 });
+    await rig.clock.advance(1_000);
+    assert.deepEqual(rig.refreshes(), ['t.same']);
+    token = 't.new';
+    socket.says({ op: 'ok', id: 1, expires_s: 10 });
+    await rig.clock.advance(8_250);
+    assert.deepEqual(rig.refreshes(), ['t.same', 't.new']);
+    rig.client.close();
+  });
+
+  test('a function that says there will be no token ends the client', async () => {
+    let hasLoggedOut = false;
+    const rig = makeTokenRig({ token: () => {
+      if (hasLoggedOut) throw new UnauthorizedError('the user has logged out');
+      return 't.1';
+    } });
+    await rig.opens({ ping_s: LONG_S, expires_s: 100 });
+    hasLoggedOut = true;
+    await rig.clock.advance(82_500);
+    assert.equal(rig.client.state, 'closed');
+    assert.match(rig.told('error').at(-1).error.message, /401 unauthorized: the user has logged out/);
+    assert.equal(rig.clock.timerCount, 0);
   });
 
   test('it belongs to its connection', async () => {

@@ -66,7 +66,9 @@ test('nonsense is told as an error, and what is new is not', async () => {
 });
 
 test('what the module exports', () => {
-  const errors = ['ClientClosedError', 'CommandError', 'CommandTimeoutError', 'ConnectionLostError', 'WsgateError'];
+  const errors = [
+    'ClientClosedError', 'CommandError', 'CommandTimeoutError', 'ConnectionLostError', 'UnauthorizedError', 'WsgateError',
+  ];
   assert.deepEqual(Object.keys(module).sort(), ['Client', ...errors].sort());
   const members = ['close', 'connect', 'constructor', 'inbox', 'publish', 'send', 'state', 'subscribe'];
   assert.deepEqual(Object.getOwnPropertyNames(module.Client.prototype).sort(), members);

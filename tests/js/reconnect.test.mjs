@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { Client, ClientClosedError, ConnectionLostError, WsgateError } from '../../wsgate/client/js/wsgate.js';
+import {
+  Client, ClientClosedError, ConnectionLostError, UnauthorizedError, WsgateError,
+} from '../../wsgate/client/js/wsgate.js';
 import { FakeClock, fakeNetwork, makeRig, seededRandom, settled } from '../support/fake_network.mjs';
 
 const LONG_S = 1e6; // a server that is not asked for a pong here
@@ -18,7 +20,7 @@ const range = ([first, last]) => Array.from({ length: last - first + 1 }, (_, in
 describe('close codes', () => {
   test('who comes back does so by itself', async () => {
     for (const code of [...COMES_BACK, ...range(COMES_BACK_RANGE)]) {
-      const rig = makeRig();
+      const rig = makeRig({ token: () => 'a.b.c' });
       (await rig.opens()).ends(code, 'why');
       assert.equal(rig.client.state, 'waiting', `${code}`);
       assert.deepEqual(rig.told('close'), [{ code, reason: 'why', willReconnect: true, delayMs: 250 }]);
@@ -191,6 +193,24 @@ describe('what the server asks for', () => {
       rig.client.close();
     }
   });
+
+  test('an absurd retry_ms of a bye or an err is an hour', async () => {
+    for (const number of [3_600_001, 2 ** 53, 1e300]) {
+      const rig = makeRig({ token: () => 'a.b.c' });
+      rig.client.subscribe('news');
+      const socket = await rig.opens({ ping_s: 1e6 });
+      socket.says({ op: 'err', id: 1, ch: 'news', code: 503, error: 'unavailable', retry_ms: number });
+      assert.equal(rig.told('error')[0].error.retryMs, 3_600_000);
+      await rig.clock.advance(3_600_000 + 249);
+      assert.equal(socket.said('sub').length, 1);
+      await rig.clock.advance(1);
+      assert.equal(socket.said('sub').length, 2);
+      socket.says({ op: 'bye', code: 4012, retry_ms: number });
+      socket.ends(4012);
+      assert.equal(rig.told('close')[0].delayMs, 3_600_000 + 250);
+      rig.client.close();
+    }
+  });
 });
 
 describe('tokens', () => {
@@ -230,6 +250,114 @@ describe('tokens', () => {
       await rig.clock.advance(750);
       assert.deepEqual(rig.told('close').map(({ delayMs }) => delayMs), [250, 500, 1000]);
       rig.client.close();
+    }
+  });
+
+  test('a token that cannot change ends the client when it has expired', async () => {
+    for (const reason of ['token_expired', '', 'why']) {
+      const rig = makeRig({ token: 'a.b.c' });
+      const socket = await rig.opens();
+      socket.says({ op: 'bye', code: 4001, reason, reconnect: true, retry_ms: 2000 });
+      socket.ends(4001);
+      assert.equal(rig.client.state, 'closed', reason);
+      await assert.rejects(rig.client.connect(), { code: 4001, message: /the token of this client cannot change/ });
+      assert.equal(rig.told('error').length, 1);
+    }
+    for (const reason of ['key_awaited', 'token_not_yet_valid']) {
+      const rig = makeRig({ token: 'a.b.c' });
+      (await rig.opens()).ends(4001, reason);
+      assert.equal(rig.client.state, 'waiting', reason);
+      rig.client.close();
+    }
+  });
+
+  test('a token in the address cannot change either', async () => {
+    const { sockets, FakeSocket: WebSocket } = fakeNetwork();
+    const client = new Client('ws://a.example/ws?token=a.b.c', { WebSocket });
+    client.connect().catch(() => {});
+    await settled();
+    sockets[0].welcomes();
+    sockets[0].ends(4001, 'token_expired');
+    assert.equal(client.state, 'closed');
+  });
+
+  test('a text that is no token ends the client at once, and is not shown', async () => {
+    const rig = makeRig({ token: 'two words' });
+    await assert.rejects(rig.client.connect(), { code: 401, message: /no JWT/ });
+    assert.equal(rig.sockets.length, 0);
+    assert.ok(!String(rig.told('error')[0].error).includes('two words'));
+  });
+
+  test('a missing token is an error as soon as the server says so', async () => {
+    const rig = makeRig();
+    const opened = rig.client.connect();
+    await settled();
+    rig.socket.readyState = 1;
+    rig.socket.onopen({});
+    await rig.clock.advance(1_000);
+    assert.deepEqual(rig.socket.sent, [{ op: 'unsub', ch: 'probe', id: 0 }]);
+    rig.socket.says({ op: 'err', id: 0, code: 401, error: 'unauthorized', message: 'm' });
+    await assert.rejects(opened, { code: 401, message: /wants a token and this client has none/ });
+    assert.equal(rig.told('error').length, 1);
+    assert.equal(rig.clock.timerCount, 0);
+
+    const late = makeRig();
+    (await late.connects()).ends(4002, 'auth_timeout');
+    assert.equal(late.client.state, 'closed');
+    assert.match(late.told('error').at(-1).error.message, /wants a token and this client has none/);
+  });
+
+  test('who is welcome in time, or has a token, is not asked for', async () => {
+    for (const token of [undefined, 'a.b.c', () => 'a.b.c', () => null]) {
+      const rig = makeRig({ token });
+      const socket = await rig.connects();
+      socket.readyState = 1;
+      socket.onopen({});
+      await rig.clock.advance(token === undefined ? 999 : 10_000);
+      socket.welcomes();
+      await rig.clock.advance(10_000);
+      assert.deepEqual(socket.sent, []);
+      rig.client.close();
+    }
+  });
+
+  test('a function that says there will be no token ends the client with its message', async () => {
+    for (const fault of [new UnauthorizedError('the user has logged out'), new UnauthorizedError()]) {
+      const rig = makeRig({ token: async () => { throw fault; } });
+      await assert.rejects(rig.client.connect(), { name: 'ClientClosedError', code: 401, reason: 'unauthorized' });
+      assert.ok(rig.told('error')[0].error.message.includes(fault.message));
+      assert.equal(rig.sockets.length, 0);
+    }
+  });
+
+  test('a status that the WebSocket class tells is obeyed', async () => {
+    const refuse = (socket, status) => {
+      socket.readyState = 3;
+      socket.onerror({ message: `Unexpected server response: ${status}` });
+      socket.onclose({ code: 1006, reason: '' });
+    };
+    for (const status of [301, 400, 403, 404, 405, 426, 431, 501]) {
+      const rig = makeRig({ token: () => 'a.b.c' });
+      refuse(await rig.connects(), status);
+      assert.equal(rig.client.state, 'closed', `${status}`);
+      assert.deepEqual(rig.told('close'), [{ code: status, reason: 'refused', willReconnect: false, delayMs: 0 }]);
+    }
+    for (const status of [408, 425, 429, 500, 502, 503, 504]) {
+      const rig = makeRig({ token: 'a.b.c' });
+      refuse(await rig.connects(), status);
+      assert.equal(rig.client.state, 'waiting', `${status}`);
+      rig.client.close();
+    }
+    for (const [token, tries] of [['a.b.c', 1], [undefined, 1], [() => 'a.b.c', 5]]) {
+      const rig = makeRig({ token });
+      await rig.connects();
+      for (let turn = 1; turn <= tries; turn += 1) {
+        assert.notEqual(rig.client.state, 'closed');
+        refuse(rig.socket, 401);
+        await rig.clock.advance(rig.told('close').at(-1).delayMs);
+      }
+      assert.equal(rig.client.state, 'closed');
+      assert.equal(rig.sockets.length, tries);
     }
   });
 

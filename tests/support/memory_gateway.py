@@ -247,6 +247,7 @@ async def world(
     token: Any = None,
     options: ClientOptions | None = None,
     random: Callable[[], float] = lambda: 0.5,
+    url: str = "ws://gateway/ws",
 ) -> AsyncIterator[World]:
     """A started client that is not connected yet; closed at the end, with every link of it."""
     gateway = gateway or MemoryGateway()
@@ -257,9 +258,7 @@ async def world(
         failed.set()
 
     environment = Environment(clock=clock, random=random, connect=gateway.connect)
-    client = Client(
-        "ws://gateway/ws", token=token, options=options, on_error=on_error, environment=environment
-    )
+    client = Client(url, token=token, options=options, on_error=on_error, environment=environment)
     async with client:
         yield World(client, gateway, clock, errors, failed)
     assert all(link.is_closed for link in gateway.links)

@@ -18,6 +18,7 @@ CLIENT = {
     "Environment",
     "Gap",
     "GapReason",
+    "NotConnected",
     "Opening",
     "Publication",
     "Subscription",
@@ -26,6 +27,7 @@ CLIENT = {
     "TokenError",
     "TokenSource",
     "Transport",
+    "UnauthorizedError",
     "listen",
 }
 BACKEND = {"BusError", "ConsumerOptions", "Event", "EventConsumer", "MalformedEvent", "Publisher"}

@@ -6,7 +6,16 @@ from collections import deque
 
 import pytest
 
-from tests.support.memory_gateway import PING_S, ManualClock, MemoryGateway, run, until, world
+from tests.support.memory_gateway import (
+    PING_S,
+    ManualClock,
+    MemoryGateway,
+    MemoryLink,
+    World,
+    run,
+    until,
+    world,
+)
 from wsgate.client import (
     BadMessage,
     Client,
@@ -18,6 +27,8 @@ from wsgate.client import (
     Ending,
     Environment,
     TokenError,
+    UnauthorizedError,
+    session,
 )
 from wsgate.client.connector import TRANSITIONS
 from wsgate.client.endings import after_refusal
@@ -40,9 +51,12 @@ class Tokens:
     def __init__(self) -> None:
         self.asked = 0
         self.failing = False
+        self.stopped = False
 
     async def __call__(self) -> str:
         self.asked += 1
+        if self.stopped:
+            raise UnauthorizedError("the user has logged out")
         if self.failing:
             raise ValueError("no token today")
         return f"token-{self.asked}"
@@ -224,7 +238,7 @@ def test_what_bye_said_counts_when_its_close_is_lost() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("status", [400, 404, 405, 426, 431])
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 426, 431, 501])
 def test_a_handshake_that_can_never_succeed_ends_it(status: int) -> None:
     async def main() -> None:
         async with world(MemoryGateway(refusals=deque([refused(status)]))) as here:
@@ -250,26 +264,111 @@ def test_every_attempt_asks_for_a_token_so_one_that_expired_is_followed_by_a_fre
     run(main())
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_fixed_token_that_is_refused_is_not_shown_again(status: int) -> None:
+def test_a_fixed_token_that_is_refused_is_not_shown_again() -> None:
     async def main() -> None:
         for token in ("fixed", None):
-            async with world(MemoryGateway(refusals=deque([refused(status)])), token=token) as here:
-                assert (await here.client.closed()).code == status
+            async with world(MemoryGateway(refusals=deque([refused(401)])), token=token) as here:
+                assert (await here.client.closed()).code == 401
                 assert len(here.gateway.openings) == 1
 
     run(main())
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_provider_is_asked_a_bounded_number_of_times(status: int) -> None:
+def test_a_provider_is_asked_a_bounded_number_of_times() -> None:
     async def main() -> None:
-        gateway = MemoryGateway(refusals=deque(refused(status) for _ in range(9)))
+        gateway = MemoryGateway(refusals=deque(refused(401) for _ in range(9)))
         async with world(gateway, token=Tokens(), options=ClientOptions(unauthorized_limit=3)) as here:
             while here.client.state is not ClientState.CLOSED:
                 here.clock.advance(30)
                 await asyncio.sleep(0)
             assert [each.token for each in gateway.openings] == ["token-1", "token-2", "token-3"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("reason", ["token_expired", "closed", "why"])
+@pytest.mark.parametrize("url", ["ws://gateway/ws", "ws://gateway/ws?token=fixed"])
+def test_a_fixed_token_that_has_expired_ends_the_client(reason: str, url: str) -> None:
+    async def main() -> None:
+        token = None if "token=" in url else "fixed"
+        async with world(token=token, url=url) as here:
+            link = await here.opened(1)
+            link.say("bye", code=4001, reason=reason, reconnect=True, retry_ms=2000)
+            link.end(4001)
+            ending = await here.client.closed()
+            assert str(ending) == f"4001 {reason}: the token of this client cannot change"
+            assert [str(each) for each in here.errors] == [f"the client is closed: {ending}"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("reason", ["key_awaited", "token_not_yet_valid"])
+def test_a_fixed_token_that_will_be_good_later_is_shown_again(reason: str) -> None:
+    async def main() -> None:
+        async with world(token="fixed") as here:
+            link = await here.opened(1)
+            link.say("bye", code=4001, reason=reason, reconnect=True, retry_ms=2000)
+            link.end(4001)
+            await here.comes_back()
+
+    run(main())
+
+
+def test_a_fixed_text_that_is_no_token_ends_the_client_at_once() -> None:
+    async def main() -> None:
+        async with world(token="no token at all") as here:
+            with pytest.raises(ClosedError, match="401 unauthorized: the token of this client is no token"):
+                await here.client.connected()
+            assert here.gateway.openings == []
+
+    run(main())
+
+
+def test_a_missing_token_is_an_error_as_soon_as_the_gateway_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "PROBE_S", 0.01)
+
+    async def main() -> None:
+        gateway = MemoryGateway(silent={"welcome"}, faults={"unsub": (401, "unauthorized")})
+        async with world(gateway) as here:
+            text = "401 unauthorized: the gateway wants a token and this client has none"
+            with pytest.raises(ClosedError, match=text):
+                await here.client.connected()
+        async with world(MemoryGateway(silent={"welcome"})) as here:
+            await until(lambda: here.gateway.links)
+            here.gateway.link.end(4002, "auth_timeout")
+            with pytest.raises(ClosedError, match="4002 auth_timeout: the gateway wants a token"):
+                await here.client.connected()
+
+    run(main())
+
+
+def test_who_is_welcomed_in_time_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "PROBE_S", 0.0)
+
+    async def main() -> None:
+        async with world() as here:
+            link = await here.opened(1)
+            await here.client.publish("c", 1)
+            assert link.commands("unsub") == []
+
+    run(main())
+
+
+def test_an_absurd_retry_time_is_an_hour() -> None:
+    async def main() -> None:
+        async with world(MemoryGateway(silent={"c"}), random=lambda: 0.0) as here:
+            here.client.subscribe("c")
+            link = await here.opened(1)
+            await until(lambda: link.commands("sub"))
+            number = link.said[-1]["id"]
+            link.say("err", id=number, code=503, error="unavailable", message="x", retry_ms=2**53)
+            await until(lambda: 3600.0 in here.clock.sleeping)
+            link.say("bye", code=4012, reason="drain", reconnect=True, retry_ms=2**53)
+            link.end(4012)
+            await until(lambda: here.client.state is ClientState.WAITING and here.clock.sleeping)
+            assert here.clock.sleeping == [3600.0]
 
     run(main())
 
@@ -397,11 +496,109 @@ def test_a_refresh_that_fails_is_told_and_tried_again() -> None:
         async with world(gateway, token=Tokens(), random=lambda: 0.0) as here:
             link = await here.opened(1)
             link.say("refresh", within_s=30)
-            await until(lambda: len(link.commands("refresh")) >= 3)
-            gateway.faults.clear()
+            for count in (1, 2, 3):
+                await until(lambda count=count: len(link.commands("refresh")) == count)  # type: ignore[misc]
+                await until(lambda: 1.0 in here.clock.sleeping)
+                if count == 3:
+                    gateway.faults.clear()
+                here.clock.advance(1.0)
+                link.hear()
             await until(lambda: any(each > 2000 for each in here.clock.sleeping))
             assert {type(each) for each in here.errors} == {CommandError}
             assert here.client.state is ClientState.OPEN
+
+    run(main())
+
+
+async def refreshes(here: World, link: MemoryLink, seconds: int) -> int:
+    """Let so much time pass, in steps of 100 ms, and count the refreshes."""
+    for _ in range(seconds * 10):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        here.clock.advance(0.1)
+        link.hear()
+    await asyncio.sleep(0)
+    return len(link.commands("refresh"))
+
+
+@pytest.mark.parametrize("random", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("expires_s", [-5, 0, 1])
+def test_a_token_that_is_always_expired_is_refreshed_once_a_second(random: float, expires_s: int) -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": expires_s})
+        async with world(gateway, token=Tokens(), random=lambda: random) as here:
+            link = await here.opened(1)
+            assert 8 <= await refreshes(here, link, 10) <= 11
+
+    run(main())
+
+
+@pytest.mark.parametrize("random", [0.0, 0.5, 0.999])
+def test_a_gateway_that_asks_again_and_again_gets_one_refresh_a_second(random: float) -> None:
+    async def main() -> None:
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 3600})
+        async with world(gateway, token=Tokens(), random=lambda: random) as here:
+            link = await here.opened(1)
+            for _ in range(20):
+                link.say("refresh", within_s=0)
+                await refreshes(here, link, 1)
+                link.say("refresh", within_s=0)
+            assert 15 <= len(link.commands("refresh")) <= 21
+
+    run(main())
+
+
+@pytest.mark.parametrize("random", [0.0, 0.5, 0.999])
+def test_the_same_token_again_is_a_failed_try_unless_the_gateway_asked(random: float) -> None:
+    async def main() -> None:
+        asked = 0
+
+        async def same() -> str:
+            nonlocal asked
+            asked += 1
+            return "same"
+
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 1})
+        async with world(gateway, token=same, random=lambda: random) as here:
+            link = await here.opened(1)
+            assert await refreshes(here, link, 10) == 0
+            assert 3 <= asked <= 11
+            assert {type(each) for each in here.errors} == {TokenError}
+            link.say("refresh", within_s=0)
+            assert await refreshes(here, link, 2) >= 1
+            assert link.commands("refresh")[0] == {"token": "same"}
+
+    run(main())
+
+
+def test_a_provider_that_says_stop_ends_the_client_with_its_cause() -> None:
+    async def main() -> None:
+        tokens = Tokens()
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 100})
+        async with world(gateway, token=tokens) as here:
+            link = await here.opened(1)
+            await until(lambda: here.clock.sleeping)
+            tokens.stopped = True
+            link.say("refresh", within_s=0)
+            ending = await here.client.closed()
+            assert ending == Ending(401, "unauthorized", may_return=False)
+            assert str(ending) == "401 unauthorized: the user has logged out"
+        async with world(gateway, token=tokens) as here:
+            with pytest.raises(ClosedError, match="the user has logged out"):
+                await here.client.connected()
+            assert [type(each) for each in here.errors] == [ClosedError]
+
+    run(main())
+
+
+def test_a_fixed_token_that_was_refreshed_by_hand_is_the_one_that_is_shown_next() -> None:
+    async def main() -> None:
+        async with world(token="first") as here:
+            link = await here.opened(1)
+            await here.client.refresh("second")
+            link.end(1001)
+            await here.comes_back()
+            assert [opening.token for opening in here.gateway.openings] == ["first", "second"]
 
     run(main())
 

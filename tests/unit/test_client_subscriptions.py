@@ -313,7 +313,7 @@ def test_who_is_anonymous_has_no_inbox() -> None:
         (401, "unauthorized"),
         (403, "permission_denied"),
         (404, "unknown_channel"),
-        (429, "rate_limited"),
+        (501, "not_available"),
     ],
 )
 def test_what_is_refused_for_good_ends_that_subscription_alone(code: int, error: str) -> None:
@@ -344,9 +344,10 @@ def test_what_is_refused_on_entering_is_left() -> None:
     run(main())
 
 
-def test_a_bus_that_is_away_is_waited_for() -> None:
+@pytest.mark.parametrize("fault", [(503, "unavailable"), (429, "rate_limited"), (500, "unknown_to_us")])
+def test_what_is_refused_for_the_moment_is_tried_again(fault: tuple[int, str]) -> None:
     async def main() -> None:
-        async with world(MemoryGateway(faults={"c": (503, "unavailable")}), random=lambda: 0.0) as here:
+        async with world(MemoryGateway(faults={"c": fault}), random=lambda: 0.0) as here:
             chat = here.client.subscribe("c")
             link = await here.opened(1)
             await until(lambda: len(link.commands("sub")) > 3)

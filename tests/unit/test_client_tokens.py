@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.memory_gateway import run
-from wsgate.client import TokenError
+from wsgate.client import TokenError, UnauthorizedError
 from wsgate.client.tokens import Token, TokenSource
 
 LONG_S = 30.0
@@ -63,7 +63,7 @@ def test_a_text_and_nothing_at_all() -> None:
 
 
 async def raises() -> str:
-    raise ValueError("a secret")
+    raise ValueError("the token server is away")
 
 
 async def cancels_itself() -> str:
@@ -83,9 +83,9 @@ async def exceeds_its_own_time() -> str:
         lambda: 1 / 0,
         lambda: None,
         lambda: "",
-        lambda: b"bytes",
-        lambda: "two words",
-        lambda: "a\r\nHost: elsewhere",
+        lambda: b"a secret",
+        lambda: "two secret words",
+        lambda: "a\r\nsecret: elsewhere",
         lambda: "é",
         lambda: raises(),
     ],
@@ -95,6 +95,44 @@ def test_one_that_fails_is_a_token_error_that_tells_no_secret(source: Any) -> No
         get(source)
     assert "secret" not in str(caught.value)
     assert caught.value.temporary
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("the token\nserver is away"), "ValueError: the token server is away"),
+        (ValueError(), "ValueError"),
+        (RuntimeError("x" * 500), f"RuntimeError: {'x' * 197}..."),
+        (StopIteration(), "RuntimeError: the provider raised StopIteration"),
+    ],
+)
+def test_a_provider_that_raises_is_quoted_with_its_message(error: Exception, text: str) -> None:
+    def provider() -> str:
+        raise error
+
+    with pytest.raises(TokenError) as caught:
+        get(provider)
+    assert str(caught.value) == f"the token provider raised {text}"
+    assert isinstance(error, StopIteration) or caught.value.__cause__ is error
+
+
+def test_a_provider_may_say_that_there_will_be_no_token() -> None:
+    async def asynchronous() -> str:
+        raise UnauthorizedError("the user has logged out")
+
+    def blocking() -> str:
+        raise UnauthorizedError("the user has logged out")
+
+    for provider in (asynchronous, blocking):
+        with pytest.raises(UnauthorizedError, match="the user has logged out") as caught:
+            get(provider)
+        assert not caught.value.temporary
+
+
+def test_a_fixed_text_that_is_no_token_will_never_be_one() -> None:
+    with pytest.raises(UnauthorizedError) as caught:
+        get("two secret words")
+    assert "secret" not in str(caught.value)
 
 
 def test_one_that_hangs_is_given_up_and_cancelled() -> None:

@@ -15,7 +15,9 @@ from wsgate.client.errors import (
     CommandError,
     CommandTimeout,
     Disconnected,
+    NotConnected,
     TokenError,
+    UnauthorizedError,
 )
 from wsgate.client.feed import Gap, GapReason
 from wsgate.client.listen import listen
@@ -40,6 +42,7 @@ __all__ = [
     "Environment",
     "Gap",
     "GapReason",
+    "NotConnected",
     "Opening",
     "Publication",
     "Subscription",
@@ -48,5 +51,6 @@ __all__ = [
     "TokenError",
     "TokenSource",
     "Transport",
+    "UnauthorizedError",
     "listen",
 ]

@@ -13,7 +13,13 @@ from typing import Any, Final
 
 from wsgate.client.callbacks import Callbacks
 from wsgate.client.environment import Environment
-from wsgate.client.errors import CommandError, CommandTimeout, Disconnected, TokenError
+from wsgate.client.errors import (
+    CommandError,
+    CommandTimeout,
+    Disconnected,
+    TokenError,
+    UnauthorizedError,
+)
 from wsgate.client.feed import Feed, Gap
 from wsgate.client.options import ClientOptions
 from wsgate.client.protocol import INBOX, Dropped, Failed, Publication, Subscribed, Unsubscribed
@@ -142,10 +148,13 @@ class Channels:
             except CommandError as error:
                 unauthorized += error.code == 401
                 may_renew = feed.token.can_renew and unauthorized < self._options.unauthorized_limit
-                if not (error.code == 503 or error.retry_s is not None or (error.code == 401 and may_renew)):
+                if not (error.temporary or (error.code == 401 and may_renew)):
                     self._refuse(feed, error)
                     return
                 least_s = error.retry_s or 0.0
+            except UnauthorizedError as error:
+                self._refuse(feed, error)
+                return
             except (TokenError, CommandTimeout) as error:
                 self._callbacks.report(error)
             except Disconnected:
@@ -176,7 +185,7 @@ class Channels:
             # The token brought this channel, so it is held, from where the gateway said then.
             feed.confirm(session.held.get(feed.channel), recovered=None)
 
-    def _refuse(self, feed: Feed, error: CommandError) -> None:
+    def _refuse(self, feed: Feed, error: CommandError | UnauthorizedError) -> None:
         self._forget(feed)
         self._holding.pop(feed, None)
         feed.end(error)

@@ -6,7 +6,6 @@ What an application sees. The work is the `Connector`'s and the `Channels`'.
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from wsgate.client.callbacks import Callbacks, ErrorCallback
 from wsgate.client.connector import ClientState, Connector
@@ -18,7 +17,7 @@ from wsgate.client.options import ClientOptions
 from wsgate.client.protocol import INBOX
 from wsgate.client.subscription import Subscription
 from wsgate.client.tokens import Token, TokenSource
-from wsgate.errors import SettingsError
+from wsgate.client.urls import check_url
 
 __all__ = ["Client"]
 
@@ -53,10 +52,9 @@ class Client:
             environment: For tests.
 
         Raises:
-            SettingsError: The URL is none of a WebSocket.
+            SettingsError: No WebSocket can be opened at this URL.
         """
-        if not _is_websocket_url(url):
-            raise SettingsError("url: must be ws://host:port/path or wss://host/path")
+        check_url(url)
         options = options or ClientOptions()
         self._connector = Connector(
             url,
@@ -204,12 +202,3 @@ class Client:
         if token is None and not self._connector.token.can_renew:
             raise TokenError("there is no token provider")
         return await self._connector.refresh(token)
-
-
-def _is_websocket_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        is_complete = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-    return parts.scheme in ("ws", "wss") and is_complete and not parts.fragment

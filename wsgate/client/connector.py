@@ -13,15 +13,22 @@ from urllib.parse import quote, urlsplit
 
 from wsgate.client.callbacks import Callbacks
 from wsgate.client.channels import Channels
-from wsgate.client.endings import NORMAL, Ending
+from wsgate.client.endings import NORMAL, Ending, with_fixed_token, without_token
 from wsgate.client.environment import Environment
-from wsgate.client.errors import ClosedError, CommandTimeout, Disconnected, TokenError
+from wsgate.client.errors import (
+    ClosedError,
+    CommandTimeout,
+    Disconnected,
+    TokenError,
+    UnauthorizedError,
+)
 from wsgate.client.options import ClientOptions
 from wsgate.client.protocol import INBOX, Answer, Dropped, Publication, Subscribed, Unsubscribed, Welcome
 from wsgate.client.refresher import Refresher
 from wsgate.client.session import Session
 from wsgate.client.tokens import Token
 from wsgate.client.transport import Opening
+from wsgate.client.urls import carries_token
 from wsgate.errors import InternalError
 
 __all__ = ["ClientState", "Connector"]
@@ -83,6 +90,7 @@ class Connector:
         self._callbacks = callbacks
         self._changed = asyncio.Event()
         self._refresher: Refresher | None = None
+        self._shown: str | None = None  # the token that counts on the present connection
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -132,7 +140,28 @@ class Connector:
 
     async def refresh(self, token: str | None = None) -> int | None:
         """Show this token, or the provider's; how long it lives in s, None: for ever."""
-        answer = await self.ask("refresh", {"token": token or await self.token.get()})
+        return await self._show(token or await self._fresh_token())
+
+    async def _renew(self, is_asked: bool) -> int | None:
+        """Show the provider's token; the one that counts already is shown again only when that was asked."""
+        token = await self._fresh_token()
+        if token == self._shown and not is_asked:
+            raise TokenError("the token provider gave the token that is about to expire")
+        return await self._show(token)
+
+    async def _fresh_token(self) -> str | None:
+        try:
+            return await self.token.get()
+        except UnauthorizedError as error:
+            if self.session is not None:
+                self.session.give_up(self._judge(error))
+            raise
+
+    async def _show(self, token: str | None) -> int | None:
+        answer = await self.ask("refresh", {"token": token})
+        self._shown = token
+        if token:
+            self.token.replace(token)
         if self._refresher is not None:
             self._refresher.expires_in(answer.expires_s)
         return answer.expires_s
@@ -155,11 +184,12 @@ class Connector:
             self._to(ClientState.CONNECTING)
             began_s = clock.now_s()
             error = await self._attempt()
-            ending = error.ending if isinstance(error, Disconnected) else Ending(0, "failed")
+            ending = self._judge(error)
             if not isinstance(error, TokenError):
                 unauthorized = unauthorized + 1 if ending.is_unauthorized else 0
             limit = options.unauthorized_limit if self.token.can_renew else 1
             if not ending.may_return or unauthorized >= limit:
+                self._callbacks.report(ClosedError(ending))
                 return ending
             self._callbacks.report(error)
             if self.state is ClientState.OPEN and clock.now_s() - began_s >= options.steady_s:
@@ -169,19 +199,36 @@ class Connector:
             attempt += 1
             await clock.sleep(delay_s)
 
+    def _judge(self, error: Exception) -> Ending:
+        """What the end of an attempt means to this client, whose token may change or may not."""
+        if isinstance(error, UnauthorizedError):
+            return Ending(401, "unauthorized", may_return=False, detail=str(error))
+        if not isinstance(error, Disconnected):
+            return Ending(0, "failed", detail=str(error))
+        if self._has_fixed_token:
+            return with_fixed_token(error.ending)
+        return error.ending if self.token.can_renew else without_token(error.ending)
+
+    @property
+    def _has_fixed_token(self) -> bool:
+        return self.token.is_fixed or (not self.token.can_renew and carries_token(self._url))
+
     async def _attempt(self) -> Exception:
         """One connection from its token to its end; why it ended."""
         environment, options = self._environment, self._options
         try:
+            self._shown = await self.token.get()
             opening = Opening(
                 url=self._address(),
-                token=await self.token.get(),
+                token=self._shown,
                 within_s=options.open_timeout_s,
                 message_limit_bytes=options.message_limit_bytes,
                 now_s=environment.clock.now_s,
             )
             transport = await environment.connect(opening)
-            return Disconnected(await Session(transport, self, options, environment.clock).run())
+            has_token = self.token.can_renew or self._has_fixed_token
+            session = Session(transport, self, options, environment.clock, has_token=has_token)
+            return Disconnected(await session.run())
         except Exception as error:  # a fault of ours or of a library costs an attempt, never the client
             return error
 
@@ -212,7 +259,7 @@ class Connector:
         self.session = session
         if self.token.can_renew:
             self._refresher = Refresher(
-                self.refresh,
+                self._renew,
                 session.tasks,
                 environment=self._environment,
                 backoff=self._options.backoff,

@@ -3,10 +3,19 @@
 Knows nothing of connections but how they ended.
 """
 
-from wsgate.client.endings import Ending
+from wsgate.client.endings import Ending, is_passing_error
 from wsgate.errors import BackendError
 
-__all__ = ["BadMessage", "ClosedError", "CommandError", "CommandTimeout", "Disconnected", "TokenError"]
+__all__ = [
+    "BadMessage",
+    "ClosedError",
+    "CommandError",
+    "CommandTimeout",
+    "Disconnected",
+    "NotConnected",
+    "TokenError",
+    "UnauthorizedError",
+]
 
 
 class CommandError(BackendError):
@@ -19,13 +28,14 @@ class CommandError(BackendError):
         temporary: Whether trying again may help. Of a `publish` refused with 503 it is unknown whether it
             was published.
 
-    Source: protocols/codes.json, "errors".
+    Source: protocols/codes.json, "errors"; protocols/codes/passing.json for which are temporary.
     """
 
     def __init__(self, code: int, error: str, message: str = "", *, retry_s: float | None = None) -> None:
         """Remember what the gateway said; `message` is for people."""
         super().__init__(
-            f"{code} {error}" + (f": {message}" if message else ""), temporary=code in (429, 503)
+            f"{code} {error}" + (f": {message}" if message else ""),
+            temporary=is_passing_error(code, has_retry=retry_s is not None),
         )
         self.code = code
         self.error = error
@@ -65,11 +75,35 @@ class ClosedError(BackendError):
         self.ending = ending
 
 
+class NotConnected(BackendError):
+    """The client was never started, so that what was asked for would never come."""
+
+    def __init__(self) -> None:
+        super().__init__("the client is not started: call connect() or start(), or enter it", temporary=True)
+
+
 class TokenError(BackendError):
     """The token provider failed, hung, or gave something that is no token."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, temporary=True)
+    def __init__(self, detail: str, *, temporary: bool = True) -> None:
+        """Remember what failed.
+
+        Args:
+            detail: For people; never the token.
+            temporary: Whether asking again may help.
+        """
+        super().__init__(detail, temporary=temporary)
+
+
+class UnauthorizedError(TokenError):
+    """A token provider raises this to say that there will be no token: the user has logged out, for example.
+
+    The client ends with it and does not ask again. A provider of a channel token ends that subscription.
+    """
+
+    def __init__(self, detail: str = "the token provider has no token any more") -> None:
+        """Remember why, for people."""
+        super().__init__(detail, temporary=False)
 
 
 class BadMessage(BackendError):

@@ -6,6 +6,7 @@ a client: fields, and whole messages with an unknown `op`. What is listed is che
 Source: protocols/client/v1/spec.md, "Messages"; schema.json beside it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -203,7 +204,7 @@ class _Fields:
 
     def seconds(self, name: str) -> float:
         found = self._map.get(name)
-        if not isinstance(found, int | float) or isinstance(found, bool):
+        if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found):
             raise BadMessage(f"{name} is no number")
         return float(found)
 

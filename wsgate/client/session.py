@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from wsgate.client.endings import ABNORMAL, Ending, after_close
+from wsgate.client.endings import ABNORMAL, Ending, after_close, bounded_retry_s
 from wsgate.client.environment import Clock
 from wsgate.client.errors import BadMessage, CommandError, Disconnected
 from wsgate.client.options import ClientOptions
@@ -41,6 +41,12 @@ Reply = Answer | Subscribed | Unsubscribed | Failed
 TURN_MESSAGES: Final = 64
 """Messages between two chances for others: one read may hold thousands, and whoever takes them from a
 queue of 1,000 must get a turn before it is full."""
+
+PROBE_S: Final = 1.0
+"""How long a client without a token waits for its welcome before it asks whether a token is needed. A
+gateway that lets anonymous clients in has welcomed them by then, so almost none of them asks."""
+PROBE_ID: Final = 0
+"""Of the question. Commands of applications count from 1."""
 
 
 class Listener(Protocol):
@@ -81,9 +87,24 @@ class Session:
     """
 
     def __init__(
-        self, transport: Transport, listener: Listener, options: ClientOptions, clock: Clock
+        self,
+        transport: Transport,
+        listener: Listener,
+        options: ClientOptions,
+        clock: Clock,
+        *,
+        has_token: bool = True,
     ) -> None:
-        """Over an open connection; `run` makes it work."""
+        """Take an open connection; `run` makes it work.
+
+        Args:
+            transport: The connection.
+            listener: Receives what comes unasked.
+            options: Of the client.
+            clock: For silence.
+            has_token: Whether a token was shown. Without one the session ends as soon as the gateway says
+                that it wants one.
+        """
         self.held: dict[str, str | None] = {}
         self.tasks = Tasks(listener.on_failure)
         self.welcome: Welcome | None = None
@@ -95,7 +116,10 @@ class Session:
         self._last_id = 0
         self._bye: Bye | None = None
         self._is_silent = False
+        self._verdict: Ending | None = None  # of the client itself
         self._ending: Ending | None = None
+        self._has_token = has_token
+        self._is_token_missing = False
 
     @property
     def waiting(self) -> int:
@@ -121,6 +145,11 @@ class Session:
             finally:
                 await self._transport.close()
         return ending
+
+    def give_up(self, ending: Ending) -> None:
+        """End the connection from this side: `run` returns this ending soon."""
+        self._verdict = ending
+        self._transport.abort()
 
     async def ask(
         self, op: str, fields: dict[str, Any], *, then: Callable[[Reply], None] | None = None
@@ -163,10 +192,13 @@ class Session:
         try:
             try:
                 async with asyncio.timeout(self._options.open_timeout_s):
-                    while self.welcome is None:
-                        self._handle(decode(await self._transport.receive()))
+                    await self._read_welcome()
             except TimeoutError:
                 return Ending(0, "welcome_timeout")
+            if self._is_token_missing:
+                detail = "the gateway wants a token and this client has none"
+                return Ending(401, "unauthorized", may_return=False, detail=detail)
+            assert self.welcome is not None
             self.tasks.start(self._watch(self.welcome.ping_s))
             while True:
                 for _ in range(TURN_MESSAGES):
@@ -178,8 +210,28 @@ class Session:
         except Disconnected as error:
             return self._judge(error.ending)
 
+    async def _read_welcome(self) -> None:
+        """Read until the welcome, or until the gateway says that a token is missing.
+
+        A gateway that wants a token waits for `auth` in silence, so a client that has none asks: every other
+        command but `ping` is answered `401 unauthorized` before the welcome, and `unsub` of a channel that is
+        not held changes nothing after it.
+        """
+        asking = None if self._has_token else self.tasks.start(self._probe())
+        while self.welcome is None and not self._is_token_missing:
+            self._handle(decode(await self._transport.receive()))
+        if asking is not None:
+            asking.cancel()
+
+    async def _probe(self) -> None:
+        await asyncio.sleep(PROBE_S)
+        with suppress(Disconnected):  # whoever reads finds out
+            await self._transport.send(encode({"op": "unsub", "ch": "probe", "id": PROBE_ID}))
+
     def _judge(self, ending: Ending) -> Ending:
         """What `bye` said counts where the Close behind it was lost; how long to wait counts always."""
+        if self._verdict is not None:
+            return self._verdict
         if self._is_silent:
             return Ending(0, "silence")
         bye = self._bye
@@ -192,6 +244,8 @@ class Session:
     def _handle(self, message: Message) -> None:
         listener = self._listener
         match message:
+            case Failed(code=401) if self.welcome is None and not self._has_token:
+                self._is_token_missing = True
             case Publication():
                 listener.on_publication(message)
             case Answer(id=int()) | Failed(id=int()) | Subscribed(id=int()) | Unsubscribed(id=int()):
@@ -240,5 +294,5 @@ class Session:
 
 
 def _refused(failed: Failed) -> CommandError:
-    retry_s = None if failed.retry_ms is None else max(0, failed.retry_ms) / 1000
+    retry_s = None if failed.retry_ms is None else bounded_retry_s(failed.retry_ms / 1000)
     return CommandError(failed.code, failed.error, failed.message, retry_s=retry_s)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Final
 
-from wsgate.client.errors import TokenError
+from wsgate.client.errors import TokenError, UnauthorizedError
 
 __all__ = ["Token", "TokenSource"]
 
@@ -21,6 +21,9 @@ TokenSource = str | Callable[[], str | Awaitable[str]] | None
 
 _CANCEL_S: Final = 1.0
 """How long a provider that was told to stop is waited for."""
+
+_CAUSE_CHARACTERS: Final = 200
+"""How much of a provider's own error text is repeated: enough for a sentence, too little for a document."""
 
 
 class Token:
@@ -36,15 +39,26 @@ class Token:
         """Whether asking again may bring another token."""
         return callable(self._source)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is a token that is the same each time."""
+        return isinstance(self._source, str) and bool(self._source)
+
+    def replace(self, token: str) -> None:
+        """Take another token in the place of a fixed one, so that the next attempt shows the newer one."""
+        if self.is_fixed:
+            self._source = token
+
     async def get(self) -> str | None:
         """A token, fresh from the provider if there is one; None where there is no source at all.
 
         Raises:
-            TokenError: The provider raised, took too long, or gave no text.
+            UnauthorizedError: The provider says that there will be none, or the fixed text is no token.
+            TokenError: The provider raised, took too long, or gave no text; asking again may help.
         """
         source = self._source
         if source is None or isinstance(source, str):
-            return _checked(source) if source else None
+            return _fixed(source) if source else None
         asked = asyncio.create_task(_ask(source))
         try:
             await asyncio.wait({asked}, timeout=self._timeout_s)
@@ -55,9 +69,25 @@ class Token:
         if asked.cancelled():
             raise TokenError("the token provider was cancelled")
         if (error := asked.exception()) is not None:
-            # Its text is not ours to repeat: it may hold a secret.
-            raise TokenError(f"the token provider raised {type(error).__name__}") from error
+            if isinstance(error, UnauthorizedError):
+                raise error
+            raise TokenError(f"the token provider raised {_described(error)}") from error
         return _checked(asked.result())
+
+
+def _described(error: BaseException) -> str:
+    """The type and the text of an error, as one line of bounded length."""
+    text = " ".join(str(error).split())
+    shown = text if len(text) <= _CAUSE_CHARACTERS else text[: _CAUSE_CHARACTERS - 3] + "..."
+    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+
+
+def _fixed(token: str) -> str:
+    """A fixed token is as wrong on the next attempt as on this one."""
+    try:
+        return _checked(token)
+    except TokenError:
+        raise UnauthorizedError("the token of this client is no token") from None
 
 
 def _checked(token: object) -> str:
@@ -102,6 +132,8 @@ async def _in_thread(source: Callable[[], Any]) -> Any:
         failure: Exception | None = None
         try:
             result = context.run(source)
+        except StopIteration:  # a future refuses it, and the provider would seem to hang
+            failure = RuntimeError("the provider raised StopIteration")
         except Exception as error:
             failure = error
         with suppress(RuntimeError):  # the loop has ended meanwhile

@@ -1,6 +1,10 @@
 /** Types of wsgate.js: the client for browsers and Node. Source: protocols/client/v1/spec.md. */
 
-/** A JWT, or what gives one: called before every try to connect and ahead of expiry. Nothing or '': anonymous. */
+/**
+ * A JWT, or a function that gives one: it is called before every try to connect and ahead of expiry. Nothing or '' is
+ * anonymous. A function that throws UnauthorizedError ends the client; whatever else it throws is a failed try. With a
+ * text, the client ends when the gateway says that the token has expired or is not valid: the text cannot change.
+ */
 export type TokenSource = string | (() => string | null | undefined | Promise<string | null | undefined>);
 
 /**
@@ -211,11 +215,13 @@ export class WsgateError extends Error {
 /** The server said no. */
 export class CommandError extends WsgateError {
   constructor(answer: { code?: number; error?: string; message?: string; retry_ms?: number; ch?: string });
+  /** Whether the same command may succeed later. */
+  readonly isTemporary: boolean;
   /** As HTTP numbers them. */
   readonly code: number;
   /** The stable name to compare, such as `permission_denied`. */
   readonly error: string;
-  /** When to try again, if the server said so. */
+  /** How long to wait at least before trying again, an hour at most, if the server said so. */
   readonly retryMs: number | undefined;
   readonly channel: string | undefined;
 }
@@ -226,9 +232,17 @@ export class CommandTimeoutError extends WsgateError {}
 /** The connection was lost before the answer: whether the command was done is unknown. */
 export class ConnectionLostError extends WsgateError {}
 
-/** The client is closed for good: by `close()` (1000), or by the server with this code. */
+/**
+ * The client is closed for good: by `close()` (1000), by the server with this Close code, or because a handshake was
+ * refused with this HTTP status, where the WebSocket class tells it. 401: there is no token that the gateway accepts.
+ */
 export class ClientClosedError extends WsgateError {
-  constructor(code: number, reason: string);
+  constructor(code: number, reason: string, detail?: string);
   readonly code: number;
   readonly reason: string;
+}
+
+/** A token function throws this to say that there will be no token any more: the user has logged out, for example. */
+export class UnauthorizedError extends WsgateError {
+  constructor(message?: string);
 }

@@ -21,7 +21,8 @@
  * - Every socket belongs to one generation; what an older one says, or a promise it started, is not heard.
  * - No promise made here is ever reported as unhandled.
  *
- * Source: protocols/client/v1/spec.md for the messages, for who comes back after which code and how soon.
+ * Source: protocols/client/v1/spec.md for the messages, for who comes back after which code and how soon;
+ * protocols/codes/passing.json for what the client does after each refusal, error and Close.
  */
 
 /** @typedef {import('./wsgate.js').ClientOptions} ClientOptions */
@@ -35,6 +36,7 @@
 const SUBPROTOCOL = 'wsgate.v1.json';
 const BEARER = 'wsgate.bearer.';
 const INBOX = '@me';
+const NO_TOKEN = 'the gateway wants a token and this client has none';
 
 /** Which state may follow which. @type {Record<ClientState, ClientState[]>} */
 const TRANSITIONS = {
@@ -48,6 +50,13 @@ const TRANSITIONS = {
 /** Standard codes after which nobody comes back. Those that the spec does not name (TLS, proxies) do. */
 const LAST_CODES = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 const CODE_NORMAL = 1000;
+const CODE_TOKEN_EXPIRED = 4001;
+const CODE_AUTH_TIMEOUT = 4002;
+const TOKEN_STAYS_GOOD = /(?:key_awaited|not_yet_valid)$/; // reasons of a 4001 after which the same token is accepted
+const UNAUTHORIZED = 401;
+const UNAUTHORIZED_LIMIT = 5; // in a row, until a client gives up although its function gives new tokens
+const PASSING_STATUSES = new Set([408, 425, 429]); // the other 4xx blame the request, which stays the same
+const NOT_IMPLEMENTED = 501;
 const CODES_WITHOUT_FRAME = [1005, 1006]; // what a socket says when no Close, or an empty one, has arrived
 
 const OWN_PING_MS = 25_000; // where the server pings nobody
@@ -55,7 +64,9 @@ const PONG_LIMIT_MS = 10_000; // as the server gives its clients
 const WAKE_JITTER_MS = 500; // pages of one network come online together
 const STABLE_MS = 5_000; // a connection that lived shorter does not begin the back-off anew
 const OVERFLOW_EVENT_MS = 100; // at most one event of a channel in so long
-const REFRESH_LEAST_MS = 1_000; // `expires_s` is whole seconds: 0 may be anything below one
+const REFRESH_LEAST_MS = 1_000; // between two refreshes; `expires_s` is whole seconds: 0 may be anything below one
+const RETRY_MOST_MS = 3_600_000; // an absurd `retry_ms` would otherwise be for ever
+const PROBE_MS = 1_000; // a gateway that lets anonymous clients in has welcomed them by then
 const REFRESH_PART = { least: 0.75, more: 0.15 }; // of the time until expiry: time is left for more tries
 const TIMER_MOST_MS = 2 ** 31 - 1; // above it setTimeout fires at once
 
@@ -77,8 +88,13 @@ export class CommandError extends WsgateError {
     super(`${code} ${error}${message ? `: ${message}` : ''}`);
     this.code = code;
     this.error = error;
-    this.retryMs = retryMs;
+    this.retryMs = Number.isFinite(retryMs) ? retryTime(retryMs) : undefined;
     this.channel = channel;
+  }
+
+  /** Whether the same command may succeed later. */
+  get isTemporary() {
+    return this.retryMs !== undefined || this.code === 429 || (this.code >= 500 && this.code !== NOT_IMPLEMENTED);
   }
 }
 
@@ -90,11 +106,18 @@ export class ConnectionLostError extends WsgateError {}
 
 /** The client is closed for good: by close() (1000), or by the server with this code. */
 export class ClientClosedError extends WsgateError {
-  /** @param {number} code @param {string} reason */
-  constructor(code, reason) {
-    super(`closed: ${code} ${reason}`.trimEnd());
+  /** @param {number} code @param {string} reason @param {string} [detail] for people */
+  constructor(code, reason, detail = '') {
+    super(`closed: ${code} ${reason}`.trimEnd() + (detail ? `: ${detail}` : ''));
     this.code = code;
     this.reason = reason;
+  }
+}
+
+/** A token function throws this to say that there will be no token: the client ends and does not ask again. */
+export class UnauthorizedError extends WsgateError {
+  constructor(message = 'the token function has no token any more') {
+    super(message);
   }
 }
 
@@ -105,6 +128,12 @@ const comesBack = (code) => (code < 4500 || code > 4999) && !LAST_CODES.has(code
 
 /** A number of the server as a quantity, 0 for anything else. @param {unknown} value @param {number} [unit] */
 const quantity = (value, unit = 1) => (Number.isFinite(value) ? Math.max(0, Number(value) * unit) : 0);
+
+/** The time a server asks for, within bounds. @param {unknown} value */
+const retryTime = (value) => Math.min(RETRY_MOST_MS, quantity(value));
+
+/** Whether to connect again after a handshake that was answered with this status. @param {number} status */
+const isPassingStatus = (status) => PASSING_STATUSES.has(status) || (status >= 500 && status !== NOT_IMPLEMENTED);
 
 /** Handles a promise's rejection for those who do not look at it. @template T @param {Promise<T>} promise */
 const heeded = (promise) => {
@@ -155,10 +184,14 @@ function socketUrl(url) {
   return Object.assign(parsed, { protocol, hash: '' });
 }
 
-/** A token that can ride as a subprotocol; an error must not show it. @param {unknown} token */
-function checkToken(token) {
+/**
+ * A token that can ride as a subprotocol; an error must not show it.
+ * @param {unknown} token
+ * @param {boolean} isFixed whether it is as wrong on every other try
+ */
+function checkToken(token, isFixed) {
   if (token !== undefined && token !== null && !(typeof token === 'string' && /^[\w.-]*$/.test(token))) {
-    throw new WsgateError('the token is no JWT');
+    throw isFixed ? new UnauthorizedError('the token is no JWT') : new WsgateError('the token is no JWT');
   }
   return token ?? '';
 }
@@ -242,6 +275,7 @@ class Channel {
   isAsking = false; // a `sub` of this connection is not answered
   isEnded = false;
   attempt = 0; // refused or lost `sub`s in a row
+  unauthorizedCount = 0; // `sub`s in a row that were refused for their token
   droppedCount = 0; // by overflow, no event has said so
   /** @type {Timer} */ askTimer;
   /** @type {Timer} */ overflowTimer;
@@ -293,7 +327,7 @@ class Channel {
     }
     this.isHeld = this.wasHeld = true;
     this.isRecovering = false;
-    this.attempt = 0;
+    this.attempt = this.unauthorizedCount = 0;
     return isComplete ? null : { channel: this.name, reason: 'not_recovered', from, to: pos };
   }
 }
@@ -343,8 +377,7 @@ export class Client extends EventTarget {
     pong: () => {}, // being heard is all that was asked
     err: (client, message) => client.#onError(message),
     bye: (client, message) => { client.#goodbye = message; },
-    refresh: (client, message) =>
-      client.#scheduleRefresh((client.#settings.random() * quantity(message.within_s, 1000)) / 2),
+    refresh: (client, message) => client.#onRefreshAsked(message),
     join: (client, { ch: channel, user, conn }) => client.#emit('join', { channel, user, conn }),
     leave: (client, { ch: channel, user, conn }) => client.#emit('leave', { channel, user, conn }),
   }));
@@ -355,6 +388,9 @@ export class Client extends EventTarget {
   /** @type {WebSocket|null} */ #socket = null;
   #generation = 0;
   #attempt = 0; // tries since a connection lasted
+  #unauthorizedCount = 0; // handshakes in a row that were refused for their token
+  #refusedStatus = 0; // the HTTP status of this try, where the WebSocket class tells it
+  /** @type {Timer} */ #probeTimer; // connecting without a token: asks whether one is needed
   /** @type {Message} */ #goodbye = null; // the `bye` of this connection
   #opened = deferred();
   #openedMs = 0;
@@ -369,7 +405,10 @@ export class Client extends EventTarget {
   #heardMs = 0;
   /** @type {Timer} */ #refreshTimer;
   #refreshDueMs = 0;
+  #refreshedMs = -Infinity; // when the last refresh of this connection began
+  #shownToken = ''; // the token that counts on this connection
   #refreshAttempt = 0;
+  #isRefreshAsked = false; // by the gateway, and not begun yet
 
   #lastId = 0;
   /** @type {Map<number, Outcome & {text: string, timer: Timer, isSent: boolean}>} */ #commands = new Map();
@@ -479,17 +518,63 @@ export class Client extends EventTarget {
       url.search += `${url.search ? '&' : '?'}from=${encodeURIComponent(`${INBOX}:${position}`)}`;
     }
     const { WebSocket, connectTimeoutMs } = this.#settings;
+    const address = `${url.protocol}//${url.host}${url.pathname}`; // the query may hold a token
     const protocols = token ? [SUBPROTOCOL, BEARER + token] : [SUBPROTOCOL];
     const socket = /** @type {WebSocket} */ (new WebSocket(url.href, protocols));
     this.#socket = socket;
+    this.#shownToken = token;
     this.#phaseTimer = this.#after(connectTimeoutMs, () =>
       this.#fail(new WsgateError(`no welcome within ${connectTimeoutMs} ms`), 'connect_failed'));
     // Handlers stay when the socket is given up: Node's would throw an error that nobody listens to.
+    socket.onopen = () => socket === this.#socket && this.#probe();
     socket.onmessage = ({ data }) => socket === this.#socket && this.#onFrame(data);
     socket.onclose = ({ code, reason }) => socket === this.#socket && this.#lost(code, reason);
-    socket.onerror = (event) =>
-      socket === this.#socket &&
-      this.#report(new WsgateError(/** @type {ErrorEvent} */ (event).message || 'the WebSocket failed'));
+    socket.onerror = (event) => {
+      if (socket !== this.#socket) return;
+      const { message = '' } = /** @type {ErrorEvent} */ (event); // browsers tell no cause, the package `ws` does
+      this.#refusedStatus = Number(/^Unexpected server response: (\d{3})$/.exec(message)?.[1] ?? 0);
+      this.#report(new WsgateError(`${address}: ${message || 'the WebSocket failed'}`));
+    };
+  }
+
+  /**
+   * Ask whether a token is needed, where there is none and no welcome comes: a gateway that wants one waits for `auth`
+   * in silence. It answers every other command but `ping` with 401; after a welcome this `unsub` changes nothing.
+   */
+  #probe() {
+    if (this.#hasToken || this.#state !== 'connecting') return;
+    this.#cancel(this.#probeTimer);
+    this.#probeTimer = this.#after(PROBE_MS, () => this.#socket?.send('{"op":"unsub","ch":"probe","id":0}'));
+  }
+
+  /** Whether there is a token that is the same on every try. */
+  get #hasFixedToken() {
+    const { token } = this.#settings;
+    return typeof token === 'string' && token !== '' || (!token && /[?&]token=[^&]/.test(this.#url.search));
+  }
+
+  get #hasToken() { return typeof this.#settings.token === 'function' || this.#hasFixedToken; }
+
+  /**
+   * Why the end of a connection is the end of the client, if it is.
+   * @param {number} code a Close code, or the HTTP status of a refused handshake
+   * @param {string} reason
+   * @returns {ClientClosedError|null}
+   */
+  #finalError(code, reason) {
+    const isUnauthorized = code === UNAUTHORIZED;
+    this.#unauthorizedCount = isUnauthorized ? this.#unauthorizedCount + 1 : 0;
+    const detail = this.#hasFixedToken ? 'the token of this client cannot change' : '';
+    if (isUnauthorized) {
+      const limit = typeof this.#settings.token === 'function' ? UNAUTHORIZED_LIMIT : 1;
+      return this.#unauthorizedCount < limit ? null : new ClientClosedError(code, reason, detail);
+    }
+    if (code < CODE_NORMAL) return isPassingStatus(code) ? null : new ClientClosedError(code, reason);
+    if (!comesBack(code)) return new ClientClosedError(code, reason);
+    if (code === CODE_TOKEN_EXPIRED && detail && !TOKEN_STAYS_GOOD.test(reason)) {
+      return new ClientClosedError(code, reason, detail);
+    }
+    return code === CODE_AUTH_TIMEOUT && !this.#hasToken ? new ClientClosedError(code, reason, NO_TOKEN) : null;
   }
 
   /** @param {Message} welcome */
@@ -497,6 +582,7 @@ export class Client extends EventTarget {
     if (this.#state !== 'connecting') return;
     this.#move('open');
     this.#cancel(this.#phaseTimer);
+    this.#cancel(this.#probeTimer);
     this.#openedMs = this.#settings.now();
     this.#pingMs = quantity(pingS, 1000) || OWN_PING_MS;
     this.#watch();
@@ -515,9 +601,20 @@ export class Client extends EventTarget {
 
   /** Give this try or connection up. @param {unknown} error @param {string} reason */
   #fail(error, reason) {
+    if (error instanceof UnauthorizedError) {
+      this.#finishWith(new ClientClosedError(UNAUTHORIZED, 'unauthorized', error.message));
+      return;
+    }
     const generation = this.#generation;
     this.#report(error);
     if (generation === this.#generation) this.#lost(1006, reason);
+  }
+
+  /** End the client, and say why in an `error` event first. @param {ClientClosedError} error */
+  #finishWith(error) {
+    const generation = this.#generation;
+    this.#report(error);
+    if (generation === this.#generation) this.#finish(error, error);
   }
 
   /** The try or the connection is over. @param {number} socketCode @param {string} text */
@@ -525,16 +622,16 @@ export class Client extends EventTarget {
     const { now } = this.#settings;
     const goodbye = this.#goodbye;
     const code = goodbye && CODES_WITHOUT_FRAME.includes(socketCode) ? quantity(goodbye.code) : socketCode;
-    const reason = text || goodbye?.reason || '';
-    if (!comesBack(code)) {
-      const error = new ClientClosedError(code, reason);
-      this.#finish(error, error);
+    const reason = text || goodbye?.reason || (this.#refusedStatus ? 'refused' : '');
+    const error = this.#finalError(this.#refusedStatus || code, reason);
+    if (error) {
+      this.#finishWith(error);
       return;
     }
     if (this.#state === 'open' && now() - this.#openedMs >= STABLE_MS) this.#attempt = 0;
     this.#move('waiting');
     this.#drop();
-    const retryMs = quantity(goodbye?.retry_ms);
+    const retryMs = retryTime(goodbye?.retry_ms);
     const delayMs = retryMs + this.#jitterMs(this.#attempt);
     this.#attempt += 1;
     this.#notBeforeMs = now() + retryMs;
@@ -564,10 +661,13 @@ export class Client extends EventTarget {
     const socket = this.#socket;
     this.#socket = null;
     this.#goodbye = null;
+    this.#refusedStatus = 0;
     this.#generation += 1;
-    [this.#phaseTimer, this.#watchTimer, this.#refreshTimer].forEach((timer) => this.#cancel(timer));
+    [this.#phaseTimer, this.#probeTimer, this.#watchTimer, this.#refreshTimer].forEach((timer) => this.#cancel(timer));
     this.#refreshTimer = undefined;
     this.#refreshAttempt = 0;
+    this.#refreshedMs = -Infinity;
+    this.#isRefreshAsked = false;
     this.#offered.clear();
     for (const [id, command] of [...this.#commands]) {
       if (command.isSent) this.#settle(id, new ConnectionLostError('the connection was lost before the answer'));
@@ -693,6 +793,10 @@ export class Client extends EventTarget {
 
   /** @param {Message} message */
   #onError(message) {
+    if (this.#state === 'connecting' && message.code === UNAUTHORIZED && !this.#hasToken) {
+      this.#finishWith(new ClientClosedError(UNAUTHORIZED, 'unauthorized', NO_TOKEN));
+      return;
+    }
     const error = new CommandError(message);
     if (!this.#settle(message.id, error)) this.#report(error);
   }
@@ -734,10 +838,13 @@ export class Client extends EventTarget {
       this.#hold(channel, {});
       return;
     }
+    const isUnauthorized = error instanceof CommandError && error.code === UNAUTHORIZED;
+    channel.unauthorizedCount += Number(isUnauthorized);
+    // The function may give a better token the next time.
+    const mayRenew = typeof channel.token === 'function' && channel.unauthorizedCount < UNAUTHORIZED_LIMIT;
     const isForGood =
-      error instanceof CommandError &&
-      error.code < 500 && error.code !== 429 && // 401: the function may give a better token the next time
-      !(error.code === 401 && typeof channel.token === 'function');
+      error instanceof UnauthorizedError ||
+      (error instanceof CommandError && !error.isTemporary && !(isUnauthorized && mayRenew));
     if (isForGood) {
       this.#end(channel, error);
     } else {
@@ -856,7 +963,7 @@ export class Client extends EventTarget {
         reject(new WsgateError(`the token function gave nothing within ${connectTimeoutMs} ms`)));
       Promise.resolve()
         .then(typeof source === 'function' ? source : () => source)
-        .then(checkToken)
+        .then((token) => checkToken(token, typeof source !== 'function'))
         .then(resolve, reject)
         .finally(() => this.#cancel(timer));
     });
@@ -870,31 +977,52 @@ export class Client extends EventTarget {
     }
   }
 
-  /** Refresh then, unless it is to be done earlier already. @param {number} delayMs */
+  /** The gateway wants a fresh token. @param {Message} message */
+  #onRefreshAsked({ within_s: withinS }) {
+    if (this.#hasFixedToken) {
+      this.#report(new WsgateError('the gateway wants a fresh token, and the token of this client cannot change'));
+    }
+    this.#isRefreshAsked = true;
+    this.#scheduleRefresh((this.#settings.random() * quantity(withinS, 1000)) / 2);
+  }
+
+  /** Refresh then, unless it is to be done earlier already; at most once in a second. @param {number} delayMs */
   #scheduleRefresh(delayMs) {
-    const dueMs = this.#settings.now() + delayMs;
+    const dueMs = Math.max(this.#settings.now() + delayMs, this.#refreshedMs + REFRESH_LEAST_MS);
     const isEarlier = this.#refreshTimer === undefined || dueMs < this.#refreshDueMs;
     if (typeof this.#settings.token === 'function' && isEarlier) {
       this.#cancel(this.#refreshTimer);
       this.#refreshDueMs = dueMs;
-      this.#refreshTimer = this.#after(delayMs, () => this.#refresh());
+      this.#refreshTimer = this.#after(dueMs - this.#settings.now(), () => this.#refresh());
     }
   }
 
   /** Show a fresh token; again later when that fails, until the server closes. */
   async #refresh() {
     this.#refreshTimer = undefined;
+    this.#refreshedMs = this.#settings.now();
+    const isAsked = this.#isRefreshAsked;
+    this.#isRefreshAsked = false;
     const generation = this.#generation;
     const isCurrent = () => generation === this.#generation;
     try {
       const token = await this.#askToken(this.#settings.token);
       if (!isCurrent()) return;
+      if (token === this.#shownToken && !isAsked) {
+        throw new WsgateError('the token function gave the token that is about to expire');
+      }
       const answer = await this.#command({ op: 'refresh', token });
       if (!isCurrent()) return;
+      this.#shownToken = token;
       this.#refreshAttempt = 0;
       this.#planRefresh(answer.expires_s);
     } catch (error) {
       if (!isCurrent()) return;
+      this.#isRefreshAsked ||= isAsked;
+      if (error instanceof UnauthorizedError) {
+        this.#fail(error, 'unauthorized');
+        return;
+      }
       this.#scheduleRefresh(this.#jitterMs(this.#refreshAttempt));
       this.#refreshAttempt += 1;
       this.#report(error);
