@@ -7,13 +7,14 @@ the `Channels`' business, the sockets are the `Transport`'s.
 """
 
 import asyncio
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from wsgate.client.callbacks import Callbacks
 from wsgate.client.channels import Channels
-from wsgate.client.endings import NORMAL, Ending, with_fixed_token, without_token
+from wsgate.client.endings import ABNORMAL, NORMAL, Ending, with_fixed_token, without_token
 from wsgate.client.environment import Environment
 from wsgate.client.errors import (
     ClosedError,
@@ -28,7 +29,7 @@ from wsgate.client.refresher import Refresher
 from wsgate.client.session import Session
 from wsgate.client.tokens import Token
 from wsgate.client.transport import Opening
-from wsgate.client.urls import carries_token
+from wsgate.client.urls import carries_token, shown_url
 from wsgate.errors import InternalError
 
 __all__ = ["ClientState", "Connector"]
@@ -191,7 +192,7 @@ class Connector:
             if not ending.may_return or unauthorized >= limit:
                 self._callbacks.report(ClosedError(ending))
                 return ending
-            self._callbacks.report(error)
+            self._callbacks.report(Disconnected(ending) if isinstance(error, Disconnected) else error)
             if self.state is ClientState.OPEN and clock.now_s() - began_s >= options.steady_s:
                 attempt = 0
             self._to(ClientState.WAITING)
@@ -205,9 +206,12 @@ class Connector:
             return Ending(401, "unauthorized", may_return=False, detail=str(error))
         if not isinstance(error, Disconnected):
             return Ending(0, "failed", detail=str(error))
+        ending = error.ending
+        if not ending.detail and ending.code in (0, ABNORMAL):
+            ending = replace(ending, detail=shown_url(self._url))
         if self._has_fixed_token:
-            return with_fixed_token(error.ending)
-        return error.ending if self.token.can_renew else without_token(error.ending)
+            return with_fixed_token(ending)
+        return ending if self.token.can_renew else without_token(ending)
 
     @property
     def _has_fixed_token(self) -> bool:
@@ -224,6 +228,7 @@ class Connector:
                 within_s=options.open_timeout_s,
                 message_limit_bytes=options.message_limit_bytes,
                 now_s=environment.clock.now_s,
+                proxy=options.proxy,
             )
             transport = await environment.connect(opening)
             has_token = self.token.can_renew or self._has_fixed_token

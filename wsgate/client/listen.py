@@ -5,17 +5,21 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from wsgate.errors import BackendError
+from wsgate.client.protocol import INBOX, SUBPROTOCOL
+from wsgate.client.urls import carries_token, check_url, shown_url
+from wsgate.errors import BackendError, SettingsError
 
 __all__ = ["listen"]
 
 
 def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = "", limit: int = 0) -> None:
-    """Subscribe and show every message as one line of JSON, until the gateway ends it.
+    """Subscribe and show every message as one line of JSON, until the gateway ends the connection.
+
+    The connection is direct: proxies that the environment names are not used.
 
     Args:
         url: `ws://host:port/ws`.
@@ -25,21 +29,30 @@ def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = 
         limit: Stop after so many publications; 0: never.
 
     Raises:
-        BackendError: The gateway cannot be reached or said no; the message says which.
+        SettingsError: No WebSocket can be opened at this URL, or the inbox is asked for without a token.
+        BackendError: The gateway cannot be reached or refused the connection or the channel; the message
+            names the address and the cause.
     """
+    check_url(url)
+    if channel == INBOX and not token and not carries_token(url):
+        raise SettingsError(f"{INBOX} is the inbox of a user: give a token")
+    address = shown_url(url)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with connect(
-            url, subprotocols=[Subprotocol("wsgate.v1.msgpack")], additional_headers=headers
+            url, subprotocols=[Subprotocol(SUBPROTOCOL)], additional_headers=headers, proxy=None
         ) as socket:
-            if channel != "@me":
+            if socket.subprotocol != SUBPROTOCOL:
+                raise BackendError(f"{address} does not speak wsgate.v1", temporary=False)
+            if channel != INBOX:
                 socket.send(msgpack.packb({"op": "sub", "ch": channel, "id": 1}))
             seen = 0
             for message in socket:
-                item: dict[str, Any] = msgpack.unpackb(message)
+                item = _item(message, address)
                 show(json.dumps(item, ensure_ascii=False, default=bytes.hex))
                 if item.get("op") == "err":
-                    raise BackendError(f"{item['code']} {item['error']}: {item['message']}", temporary=False)
+                    text = f"{item.get('code')} {item.get('error')}: {item.get('message', '')}"
+                    raise BackendError(text, temporary=False)
                 seen += item.get("op") == "msg"
                 if limit and seen >= limit:
                     return
@@ -47,5 +60,18 @@ def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = 
         raise BackendError(f"the gateway answered {error.response.status_code}", temporary=False) from error
     except ConnectionClosed as error:
         raise BackendError(f"the gateway closed the connection: {error}", temporary=True) from error
+    except (WebSocketException, UnicodeError) as error:
+        raise BackendError(f"{address} is no gateway: {error}", temporary=False) from error
     except OSError as error:
-        raise BackendError(f"{url} cannot be reached: {error}", temporary=True) from error
+        raise BackendError(f"{address} cannot be reached: {error}", temporary=True) from error
+
+
+def _item(message: str | bytes, address: str) -> dict[str, Any]:
+    """One message as a map."""
+    try:
+        item: object = msgpack.unpackb(message) if isinstance(message, bytes) else None
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
+        item = None
+    if not isinstance(item, dict):
+        raise BackendError(f"{address} does not speak wsgate.v1", temporary=False)
+    return item

@@ -4,20 +4,34 @@ The only file of the client that knows the library. What the library raises leav
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidProxy,
+    InvalidProxyStatus,
+    InvalidStatus,
+    ProxyError,
+    WebSocketException,
+)
+from websockets.proxy import get_proxy, parse_proxy
 from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 
 from wsgate.client.endings import ABNORMAL, TOO_BIG, Ending, after_close, after_refusal
 from wsgate.client.errors import Disconnected
 from wsgate.client.protocol import SUBPROTOCOL
+from wsgate.client.urls import is_loopback, shown_url
 
 __all__ = ["Opening", "Transport", "open_websocket"]
+
+_BODY_CHARACTERS: Final = 100
+"""How much of the body of a refusal an error shows: enough for the reason that a gateway gives."""
 
 _CLOSE_S: Final = 2.0
 """How long a gateway may take to answer our Close; leaving must not hang on a dead one."""
@@ -33,6 +47,7 @@ class Opening:
         within_s: Time limit of the handshake.
         message_limit_bytes: Largest message taken from the gateway.
         now_s: The clock by which `Transport.heard_s` is told.
+        proxy: See `ClientOptions.proxy`.
     """
 
     url: str
@@ -40,6 +55,7 @@ class Opening:
     within_s: float
     message_limit_bytes: int
     now_s: Callable[[], float]
+    proxy: bool | str = field(default=True, repr=False)
 
 
 class Transport(Protocol):
@@ -160,19 +176,71 @@ async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Co
             opening.url,
             subprotocols=subprotocols,
             additional_headers=headers,
+            proxy=_proxy(opening),
             open_timeout=opening.within_s,
             close_timeout=_CLOSE_S,
             ping_interval=None,  # the gateway pings; silence is watched by whoever asks `heard_s`
             max_size=opening.message_limit_bytes,
             create_connection=cast(type[ClientConnection], partial(_Connection, now_s=opening.now_s)),
         )
-    except InvalidStatus as error:
-        answer = error.response
-        raise Disconnected(after_refusal(answer.status_code, answer.headers.get("Retry-After"))) from error
-    except TimeoutError as error:
-        raise Disconnected(Ending(0, "handshake_timeout")) from error
-    except OSError as error:
-        raise Disconnected(Ending(0, "unreachable")) from error
-    except WebSocketException as error:
-        raise Disconnected(Ending(0, "handshake_failed")) from error
+    except Exception as error:  # whatever the library and those below it raise ends here
+        ending = _failure(error)
+        detail = f"{shown_url(opening.url)}: {_cause(error)}"
+        raise Disconnected(replace(ending, detail=detail)) from error
     return cast(_Connection, connection)
+
+
+def _proxy(opening: Opening) -> str | None:
+    """The proxy for this address; None to connect directly, as always to this machine.
+
+    Raises:
+        InvalidProxy: The environment or the options name something that is no proxy.
+    """
+    if opening.proxy is False or is_loopback(opening.url):
+        return None
+    proxy = get_proxy(parse_uri(opening.url)) if opening.proxy is True else opening.proxy
+    if proxy is not None:
+        try:
+            parse_proxy(proxy)
+        except ValueError as error:  # its port, or a user name that cannot be decoded
+            raise InvalidProxy("", "the address cannot be read") from error
+    return proxy
+
+
+def _failure(error: Exception) -> Ending:
+    """What a failed attempt to open a connection means. Source: protocols/codes/passing.json, "client"."""
+    match error:
+        case InvalidStatus():
+            return after_refusal(error.response.status_code, error.response.headers.get("Retry-After"))
+        case InvalidProxyStatus():
+            return replace(after_refusal(error.response.status_code), code=0, reason="proxy_refused")
+        case InvalidProxy() | ImportError():  # SOCKS needs a package that may be missing
+            return Ending(0, "proxy_unusable", may_return=False)
+        case ProxyError():
+            return Ending(0, "proxy_failed")
+        case TimeoutError():
+            return Ending(0, "handshake_timeout")
+        case ssl.SSLError():
+            return Ending(0, "tls_failed")
+        case OSError():
+            return Ending(0, "unreachable")
+    return Ending(0, "handshake_failed")
+
+
+def _cause(error: Exception) -> str:
+    """Why an attempt failed, in words and on one line, without the password of a proxy."""
+    match error:
+        case InvalidStatus():
+            body = bytes(error.response.body or b"").decode("ascii", "replace").split("\n")[0]
+            text = "".join(sign for sign in body if sign.isprintable())[:_BODY_CHARACTERS]
+            return f"answered {error.response.status_code}" + (f", {text}" if text else "")
+        case InvalidProxyStatus():
+            return f"the proxy answered {error.response.status_code}"
+        case InvalidProxy():
+            return f"the proxy that is configured is not valid: {error.msg}; see ClientOptions.proxy"
+        case ImportError():
+            return f"{error}; see ClientOptions.proxy"
+        case TimeoutError():
+            return "no answer in time"
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

@@ -1,0 +1,296 @@
+"""What a Python client does when a connection cannot be opened: its own errors, with address and cause."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.memory_gateway import ManualClock, run
+from tests.support.scripted_gateway import ScriptedGateway, scripted_gateway
+from wsgate.client import Client, ClientOptions, ClosedError, Disconnected, Ending, Environment, listen
+from wsgate.errors import BackendError, SettingsError
+
+WITHIN_S = 30.0
+NAMES = ("ws", "wss", "http", "https", "socks", "all", "no")
+ELSEWHERE = "ws://gateway.invalid/ws"  # RFC 6761: no resolver knows it
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+@contextlib.asynccontextmanager
+async def speaking(answer: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that answers every connection with these bytes and ends it; its port, and what it read."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            heads.append(await reader.read(64 * 1024))
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heads
+
+
+async def first_error(url: str, **options: Any) -> Disconnected | ClosedError:
+    """What the client reports first: a `Disconnected` and it would go on, a `ClosedError` and it has ended."""
+    reported: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+    def on_error(error: Exception) -> None:
+        if not reported.done():
+            reported.set_result(error)
+
+    environment = Environment(clock=ManualClock())
+    async with Client(
+        url, options=ClientOptions(**options), environment=environment, on_error=on_error
+    ) as client:
+        async with asyncio.timeout(WITHIN_S):
+            error = await reported
+        assert isinstance(error, Disconnected | ClosedError)
+        if isinstance(error, ClosedError):
+            assert not (await client.closed()).may_return
+            with pytest.raises(ClosedError):
+                await client.connected()
+        else:
+            assert error.ending.may_return
+        return error
+
+
+def refused(status: str) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+# --- proxies ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ws_proxy", "http_proxy", "https_proxy", "socks_proxy", "HTTP_PROXY"])
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5h://127.0.0.1:9", "nonsense", "http://h:x"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_loopback_address_is_reached_whatever_the_environment_says(
+    name: str, proxy: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, proxy)
+
+    async def main() -> None:
+        async with scripted_gateway() as gateway:
+            url = gateway.url.replace("127.0.0.1", host)
+            async with Client(url) as client, asyncio.timeout(WITHIN_S):
+                await client.connected()
+            async with Client(url, options=ClientOptions(proxy=proxy)) as client, asyncio.timeout(WITHIN_S):
+                await client.connected()
+
+    run(main())
+
+
+def test_another_address_goes_through_the_proxy_unless_that_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with speaking(refused("503 Busy")) as (port, heads):
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+            error = await first_error(ELSEWHERE)
+            assert error.ending == Ending(0, "proxy_refused")
+            assert heads[0].startswith(b"CONNECT gateway.invalid:80 ")
+            error = await first_error(ELSEWHERE, proxy=False)
+            assert error.ending.reason == "unreachable"
+            monkeypatch.setenv("no_proxy", "gateway.invalid")
+            assert (await first_error(ELSEWHERE)).ending.reason == "unreachable"
+            assert len(heads) == 1
+            monkeypatch.delenv("http_proxy")
+            await first_error(ELSEWHERE, proxy=f"http://127.0.0.1:{port}")
+            assert len(heads) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "socks5h://user:secret@127.0.0.1:9",  # needs a package that is not installed here
+        "nonsense://user:secret@h",
+        "secret",
+        "http://user@secret:1",
+        "http://user:secret@h:x",
+        "http://user:secret@h:99999",
+        "http://user:%ffsecret@h",
+        "http://h/secret",
+    ],
+)
+def test_a_proxy_that_cannot_be_used_ends_the_client_with_one_error(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if proxy.startswith("socks"):
+        monkeypatch.setitem(sys.modules, "python_socks", None)
+
+    async def main() -> None:
+        for options in ({}, {"proxy": proxy}):
+            if not options:
+                monkeypatch.setenv("https_proxy", proxy)
+            error = await first_error(ELSEWHERE, **options)
+            assert isinstance(error, ClosedError)
+            assert error.ending == Ending(0, "proxy_unusable", may_return=False)
+            assert ELSEWHERE in str(error) and "ClientOptions.proxy" in str(error)
+            assert "secret" not in str(error) and "\n" not in str(error)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "is_final"),
+    [
+        (refused("407 Proxy Authentication Required"), "proxy_refused", True),
+        (refused("403 Forbidden"), "proxy_refused", True),
+        (refused("502 Bad Gateway"), "proxy_refused", False),
+        (refused("429 Too Many"), "proxy_refused", False),
+        (b"nonsense\r\n\r\n", "proxy_failed", False),
+    ],
+)
+def test_what_a_proxy_answers_is_passing_or_final(answer: bytes, reason: str, *, is_final: bool) -> None:
+    async def main() -> None:
+        async with speaking(answer) as (port, _):
+            error = await first_error(ELSEWHERE, proxy=f"http://user:secret@127.0.0.1:{port}")
+            assert (error.ending.reason, isinstance(error, ClosedError)) == (reason, is_final)
+            assert "secret" not in str(error)
+
+    run(main())
+
+
+# --- the rest -----------------------------------------------------------------------------------------
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_nobody_listens_a_name_is_unknown_or_the_answer_is_nonsense_and_the_error_says_so() -> None:
+    async def main() -> None:
+        url = f"ws://127.0.0.1:{unused_port()}/ws"
+        error = await first_error(f"{url}?token=secret")
+        assert error.ending == Ending(0, "unreachable")
+        assert str(error).startswith(f"disconnected: unreachable: {url}: ")
+        assert "Connect call failed" in str(error) and "secret" not in str(error)
+        error = await first_error(ELSEWHERE)
+        assert error.ending == Ending(0, "unreachable")
+        assert "Name or service not known" in str(error) or "Temporary failure" in str(error)
+        async with speaking(b"nonsense\r\n\r\n") as (port, _):
+            assert (await first_error(f"ws://127.0.0.1:{port}/")).ending == Ending(0, "handshake_failed")
+        async with speaking(b"HTTP/1.1 302 Found\r\nLocation: http://h/\r\n\r\n") as (port, _):
+            assert (await first_error(f"ws://127.0.0.1:{port}/")).ending == Ending(0, "handshake_failed")
+        async with speaking(refused("404 Not Found")) as (port, _):
+            error = await first_error(f"ws://127.0.0.1:{port}/nowhere")
+            assert str(error.ending) == f"404 refused: ws://127.0.0.1:{port}/nowhere: answered 404"
+
+    run(main())
+
+
+def test_a_server_without_tls_is_tried_again_and_named() -> None:
+    async def main() -> None:
+        async with speaking(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (port, _):
+            error = await first_error(f"wss://127.0.0.1:{port}/")
+            assert error.ending == Ending(0, "tls_failed")
+            assert f"wss://127.0.0.1:{port}/: [SSL" in str(error)
+
+    run(main())
+
+
+def test_a_certificate_that_nobody_vouches_for_is_tried_again_and_named(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        + ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"],
+        check=True,
+        capture_output=True,
+        timeout=WITHIN_S,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def main() -> None:
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        async with server:
+            error = await first_error(f"wss://localhost:{server.sockets[0].getsockname()[1]}/")
+        assert error.ending == Ending(0, "tls_failed")
+        assert "certificate verify failed" in str(error)
+
+    asyncio.run(main())  # the server's own task complains about the handshake that failed
+
+
+# --- wsgate listen ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    """The address of a scripted gateway that runs in a thread of its own."""
+    ready, end = threading.Event(), asyncio.Event()
+    found: dict[str, Any] = {}
+
+    async def main() -> None:
+        async with scripted_gateway(ScriptedGateway()) as gateway:
+            found.update(url=gateway.url, loop=asyncio.get_running_loop())
+            ready.set()
+            await end.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    assert ready.wait(WITHIN_S)
+    yield found["url"]
+    found["loop"].call_soon_threadsafe(end.set)
+    thread.join(WITHIN_S)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5h://127.0.0.1:9", "nonsense"])
+def test_listen_never_uses_a_proxy(served: str, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "socks_proxy"):
+        monkeypatch.setenv(name, proxy)
+
+    class Seen(Exception):
+        pass
+
+    def show(line: str) -> None:
+        if '"subbed"' in line:
+            raise Seen
+
+    with pytest.raises(Seen):
+        listen(served, "news", show)
+
+
+def test_listen_raises_errors_of_ours_alone_with_address_and_cause() -> None:
+    for url in ("http://localhost:8000/ws", "localhost:8000", "", "ws://a..b/", "ws://u@h/"):
+        with pytest.raises(SettingsError, match=r"^url: must be ws://"):
+            listen(url, "news", print)
+    with pytest.raises(SettingsError, match="@me is the inbox of a user"):
+        listen("ws://127.0.0.1:1/ws", "@me", print)
+    url = f"ws://127.0.0.1:{unused_port()}/ws"
+    with pytest.raises(BackendError, match=f"{url} cannot be reached: .*refused"):
+        listen(url, "news", print)
+    with pytest.raises(BackendError, match="ws://gateway.invalid/ws cannot be reached"):
+        listen(ELSEWHERE, "news", print)
+
+    async def main() -> None:
+        for answer in (b"nonsense\r\n\r\n", b"HTTP/1.1 101 Switching\r\n\r\n"):
+            async with speaking(answer) as (port, _):
+                with pytest.raises(BackendError, match="is no gateway"):
+                    await asyncio.to_thread(listen, f"ws://127.0.0.1:{port}/", "news", print)
+
+    run(main())
