@@ -29,13 +29,13 @@ def test_every_code_by_its_range() -> None:
 @pytest.mark.parametrize("status", sorted({row["http_status"] for row in CODES["handshake"]}))
 def test_every_status_of_a_refused_handshake(status: int) -> None:
     ending = after_refusal(status)
-    assert ending.may_return is (status in (401, 408, 429, 503))
-    assert ending.is_unauthorized is (status == 401)
+    assert ending.may_return is (status in (401, 403, 408, 429, 503))
+    assert ending.is_unauthorized is (status in (401, 403))
 
 
 def test_gates_and_proxies_in_between() -> None:
     assert all(after_refusal(status).may_return for status in (425, 429, 500, 502, 504))
-    assert not any(after_refusal(status).may_return for status in (301, 402, 403, 407, 410, 451, 501))
+    assert not any(after_refusal(status).may_return for status in (301, 402, 407, 410, 451, 501))
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ AUTH_TIMEOUT: Final = 4002
 _FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 _FINAL_RANGE: Final = range(4500, 5000)
 
-_UNAUTHORIZED: Final = 401
-_PASSING: Final = frozenset({408, 425, 429, _UNAUTHORIZED})
+_UNAUTHORIZED: Final = frozenset({401, 403})
+"""Another token may help, so only a client with a provider tries again, and a bounded number of times."""
+_PASSING: Final = frozenset({408, 425, 429}) | _UNAUTHORIZED
 """What another attempt may not meet; the other 4xx blame the request, which stays the same."""
 
 _TOKEN_STAYS_GOOD: Final = ("key_awaited", "not_yet_valid")
@@ -65,8 +66,8 @@ class Ending:
 
     @property
     def is_unauthorized(self) -> bool:
-        """Whether the handshake was refused for its token."""
-        return self.code == _UNAUTHORIZED
+        """Whether the handshake was refused for its token, or for the user behind it."""
+        return self.code in _UNAUTHORIZED
 
     def __str__(self) -> str:
         name = f"{self.code} {self.reason}" if self.code else self.reason

@@ -66,7 +66,7 @@ class Refresher:
             self._stop()
         else:
             part = EARLIEST + self._environment.random() * (LATEST - EARLIEST)
-            self._schedule(max(LEAST_S, expires_s * part))
+            self._schedule(max(0.0, expires_s * part))
 
     def asked_within(self, within_s: float) -> None:
         """The gateway wants a fresh one: at a random moment of the first half of the time it gives."""

@@ -213,7 +213,9 @@ def _failure(error: Exception) -> Ending:
         case InvalidStatus():
             return after_refusal(error.response.status_code, error.response.headers.get("Retry-After"))
         case InvalidProxyStatus():
-            return replace(after_refusal(error.response.status_code), code=0, reason="proxy_refused")
+            ending = after_refusal(error.response.status_code)
+            may_return = ending.may_return and not ending.is_unauthorized  # no token is shown to a proxy
+            return replace(ending, code=0, reason="proxy_refused", may_return=may_return)
         case InvalidProxy() | ImportError():  # SOCKS needs a package that may be missing
             return Ending(0, "proxy_unusable", may_return=False)
         case ProxyError():

@@ -54,6 +54,7 @@ const CODE_TOKEN_EXPIRED = 4001;
 const CODE_AUTH_TIMEOUT = 4002;
 const TOKEN_STAYS_GOOD = /(?:key_awaited|not_yet_valid)$/; // reasons of a 4001 after which the same token is accepted
 const UNAUTHORIZED = 401;
+const FORBIDDEN = 403;
 const UNAUTHORIZED_LIMIT = 5; // in a row, until a client gives up although its function gives new tokens
 const PASSING_STATUSES = new Set([408, 425, 429]); // the other 4xx blame the request, which stays the same
 const NOT_IMPLEMENTED = 501;
@@ -562,7 +563,7 @@ export class Client extends EventTarget {
    * @returns {ClientClosedError|null}
    */
   #finalError(code, reason) {
-    const isUnauthorized = code === UNAUTHORIZED;
+    const isUnauthorized = code === UNAUTHORIZED || code === FORBIDDEN; // another token may help
     this.#unauthorizedCount = isUnauthorized ? this.#unauthorizedCount + 1 : 0;
     const detail = this.#hasFixedToken ? 'the token of this client cannot change' : '';
     if (isUnauthorized) {
