@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.exceptions import InvalidMessage, InvalidProxy, InvalidURI, ProxyError, SecurityError
 
 from tests.support.memory_gateway import ManualClock, run
+from tests.support.passing_table import ROWS
 from tests.support.scripted_gateway import ScriptedGateway, scripted_gateway
 from wsgate.client import Client, ClientOptions, ClosedError, Disconnected, Ending, Environment, listen
+from wsgate.client.transport import failure_of
 from wsgate.errors import BackendError, SettingsError
 
 WITHIN_S = 30.0
@@ -103,7 +106,7 @@ def test_another_address_goes_through_the_proxy_unless_that_is_switched_off(
         async with speaking(refused("503 Busy")) as (port, heads):
             monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
             error = await first_error(ELSEWHERE)
-            assert error.ending == Ending(0, "proxy_refused")
+            assert error.ending == Ending(0, "proxy_failed")
             assert heads[0].startswith(b"CONNECT gateway.invalid:80 ")
             error = await first_error(ELSEWHERE, proxy=False)
             assert error.ending.reason == "unreachable"
@@ -153,8 +156,8 @@ def test_a_proxy_that_cannot_be_used_ends_the_client_with_one_error(
     [
         (refused("407 Proxy Authentication Required"), "proxy_refused", True),
         (refused("403 Forbidden"), "proxy_refused", True),
-        (refused("502 Bad Gateway"), "proxy_refused", False),
-        (refused("429 Too Many"), "proxy_refused", False),
+        (refused("502 Bad Gateway"), "proxy_failed", False),
+        (refused("429 Too Many"), "proxy_failed", False),
         (b"nonsense\r\n\r\n", "proxy_failed", False),
     ],
 )
@@ -166,6 +169,47 @@ def test_what_a_proxy_answers_is_passing_or_final(answer: bytes, reason: str, *,
             assert "secret" not in str(error)
 
     run(main())
+
+
+# --- the table ---------------------------------------------------------------------------------------
+
+FAILURES = [
+    (ConnectionRefusedError("refused"), "unreachable"),
+    (socket.gaierror(-2, "unknown"), "unreachable"),
+    (OSError("network is unreachable"), "unreachable"),
+    (TimeoutError(), "handshake_timeout"),
+    (ssl.SSLCertVerificationError("expired"), "tls_failed"),
+    (ssl.SSLError("wrong version"), "tls_failed"),
+    (InvalidMessage("nonsense"), "handshake_failed"),
+    (InvalidURI("http://h", "a redirect"), "handshake_failed"),
+    (SecurityError("a redirect"), "handshake_failed"),
+    (ValueError("a fault of a library"), "handshake_failed"),
+    (RuntimeError("a fault of a library"), "handshake_failed"),
+    (ProxyError("nonsense"), "proxy_failed"),
+    (InvalidProxy("nonsense", "no scheme"), "proxy_unusable"),
+    (ImportError("needs python-socks"), "proxy_unusable"),
+]
+ELSEWHERE_TESTED = {
+    "proxy_refused": "below, with a proxy",
+    "welcome_timeout": "tests/unit/test_client_reconnecting.py",
+    "silence": "tests/unit/test_client_reconnecting.py",
+    "bad_message": "tests/unit/test_client_reconnecting.py",
+    "no_common_subprotocol": "tests/integration/test_client.py",
+    "token_failed": "tests/unit/test_client_reconnecting.py",
+    "unauthorized": "tests/unit/test_client_reconnecting.py",
+}
+
+
+@pytest.mark.parametrize(("error", "name"), FAILURES, ids=lambda value: getattr(value, "args", value))
+def test_every_error_of_a_library_is_an_ending_of_the_table(error: Exception, name: str) -> None:
+    found = failure_of(error)
+    (row,) = [row for row in ROWS if (row["kind"], row["name"]) == ("client", name)]
+    assert found == Ending(0, name, may_return=row["state"] == "passing")
+
+
+def test_every_row_of_the_table_for_this_client_is_tested() -> None:
+    rows = {row["name"] for row in ROWS if row["kind"] == "client" and "python" in row["clients"]}
+    assert rows == {name for _, name in FAILURES} | set(ELSEWHERE_TESTED)
 
 
 # --- the rest -----------------------------------------------------------------------------------------

@@ -189,8 +189,10 @@ class Connector:
             if not isinstance(error, TokenError):
                 unauthorized = unauthorized + 1 if ending.is_unauthorized else 0
             limit = options.unauthorized_limit if self.token.can_renew else 1
+            if unauthorized >= limit:
+                ending = replace(ending, may_return=False, retry_s=0.0)
             self._callbacks.report(Disconnected(ending) if isinstance(error, Disconnected) else error)
-            if not ending.may_return or unauthorized >= limit:
+            if not ending.may_return:
                 return ending
             if self.state is ClientState.OPEN and clock.now_s() - began_s >= options.steady_s:
                 attempt = 0

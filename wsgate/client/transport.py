@@ -28,7 +28,7 @@ from wsgate.client.errors import Disconnected
 from wsgate.client.protocol import SUBPROTOCOL
 from wsgate.client.urls import is_loopback, shown_url
 
-__all__ = ["Opening", "Transport", "open_websocket"]
+__all__ = ["Opening", "Transport", "failure_of", "open_websocket"]
 
 _BODY_CHARACTERS: Final = 100
 """How much of the body of a refusal an error shows: enough for the reason that a gateway gives."""
@@ -184,7 +184,7 @@ async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Co
             create_connection=cast(type[ClientConnection], partial(_Connection, now_s=opening.now_s)),
         )
     except Exception as error:  # whatever the library and those below it raise ends here
-        ending = _failure(error)
+        ending = failure_of(error)
         detail = f"{shown_url(opening.url)}: {_cause(error)}"
         raise Disconnected(replace(ending, detail=detail)) from error
     return cast(_Connection, connection)
@@ -207,7 +207,7 @@ def _proxy(opening: Opening) -> str | None:
     return proxy
 
 
-def _failure(error: Exception) -> Ending:
+def failure_of(error: Exception) -> Ending:
     """What a failed attempt to open a connection means. Source: protocols/codes/passing.json, "client"."""
     match error:
         case InvalidStatus():
@@ -215,7 +215,8 @@ def _failure(error: Exception) -> Ending:
         case InvalidProxyStatus():
             ending = after_refusal(error.response.status_code)
             may_return = ending.may_return and not ending.is_unauthorized  # no token is shown to a proxy
-            return replace(ending, code=0, reason="proxy_refused", may_return=may_return)
+            reason = "proxy_failed" if may_return else "proxy_refused"
+            return replace(ending, code=0, reason=reason, may_return=may_return)
         case InvalidProxy() | ImportError():  # SOCKS needs a package that may be missing
             return Ending(0, "proxy_unusable", may_return=False)
         case ProxyError():
