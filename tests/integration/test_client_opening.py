@@ -17,7 +17,16 @@ from websockets.exceptions import InvalidMessage, InvalidProxy, InvalidURI, Prox
 from tests.support.memory_gateway import ManualClock, run
 from tests.support.passing_table import ROWS
 from tests.support.scripted_gateway import ScriptedGateway, scripted_gateway
-from wsgate.client import Client, ClientOptions, ClosedError, Disconnected, Ending, Environment, listen
+from wsgate.client import (
+    Client,
+    ClientOptions,
+    ClosedError,
+    Disconnected,
+    Ending,
+    Environment,
+    SyncClient,
+    listen,
+)
 from wsgate.client.transport import failure_of
 from wsgate.errors import BackendError, SettingsError
 
@@ -315,6 +324,19 @@ def test_listen_never_uses_a_proxy(served: str, proxy: str, monkeypatch: pytest.
 
     with pytest.raises(Seen):
         listen(served, "news", show)
+
+
+def test_a_client_without_a_loop_lets_go_and_connects_again(served: str) -> None:
+    client = SyncClient(served)
+    client.disconnect()  # harmless before
+    with client:
+        with client.subscribe("news"):
+            for _ in range(3):
+                client.disconnect()
+                client.connect(WITHIN_S)
+                client.publish("news", 1)
+    with pytest.raises(ClosedError):
+        client.connect(WITHIN_S)
 
 
 def test_listen_raises_errors_of_ours_alone_with_address_and_cause() -> None:

@@ -52,7 +52,7 @@ class SyncClient:
         self._closing = asyncio.Event()
 
     def connect(self, timeout_s: float | None = None) -> None:
-        """Start, and wait until there is a connection.
+        """Start, or go on after `disconnect`, and wait until there is a connection.
 
         Args:
             timeout_s: How long, > 0; None: as long as it takes. The client goes on trying after that.
@@ -64,7 +64,12 @@ class SyncClient:
         if not self._is_up.is_set():
             self._thread.start()
             self._is_up.wait()
-        self.call(_within(self._client.connected, timeout_s))
+        self.call(_within(self._client.connect, timeout_s))
+
+    def disconnect(self) -> None:
+        """Let the connection go and keep the subscriptions; `connect` goes on. See `Client.disconnect`."""
+        if self._loop is not None:
+            self.call(self._client.disconnect())
 
     def publish(self, channel: str, data: Any, *, key: str | None = None, echo: bool = True) -> str | None:
         """See `Client.publish`."""

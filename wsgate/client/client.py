@@ -84,16 +84,35 @@ class Client:
     # --- coming and going -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to connect, in the background of the running loop; once."""
+        """Begin to connect, in the background of the running loop; once, and again after `disconnect`."""
         self._connector.start()
+
+    async def connect(self) -> None:
+        """Begin to connect, unless the client does already, and wait until there is a connection.
+
+        Raises:
+            ClosedError: The client has ended.
+            NotConnected: `disconnect` was called meanwhile.
+        """
+        await self._connector.restart()
+        await self.connected()
 
     async def connected(self) -> None:
         """Wait until there is a connection.
 
         Raises:
             ClosedError: The client ended before.
+            NotConnected: The client was never started, or `disconnect` was called.
         """
-        await self._connector.open_session()
+        await self._connector.open_session(is_patient=False)
+
+    async def disconnect(self) -> None:
+        """Let the connection go for a while, and keep the subscriptions with their positions.
+
+        `connect` or `start` goes on with them. Commands that were sent raise Disconnected; others wait for
+        the next connection within their time. Harmless when there is no connection, and twice.
+        """
+        await self._connector.disconnect()
 
     async def closed(self) -> Ending:
         """Wait until the client has ended, and say why."""
@@ -142,7 +161,7 @@ class Client:
         if connector.state is ClientState.CLOSED:
             raise ClosedError(connector.ending)
         feed = connector.channels.add(channel, token, on_gap=on_gap, since=since)
-        return Subscription(feed, connector.channels.leave)
+        return Subscription(feed, connector.channels.leave, lambda: connector.was_started)
 
     def inbox(
         self, *, on_gap: Callable[[Gap], object] | None = None, since: str | None = None
@@ -173,6 +192,7 @@ class Client:
         Raises:
             CommandError, CommandTimeout, Disconnected: See `wsgate.client.errors`.
             ClosedError: The client has ended.
+            NotConnected: The client was never started.
             TypeError, ValueError, OverflowError: `data` cannot be packed; nothing was sent.
         """
         fields: dict[str, Any] = {"ch": channel, "data": data}

@@ -4,6 +4,8 @@ Owns the one task from which everything else hangs. One connection is a `Session
 the `Channels`' business, the sockets are the `Transport`'s.
 
     IDLE -> CONNECTING -> OPEN -> WAITING -> CONNECTING ...      any -> CLOSED, for good
+    disconnect(): any but CLOSED -> IDLE, from which start() goes on; to WAITING first where the gateway has
+    asked for more time
 """
 
 import asyncio
@@ -20,6 +22,7 @@ from wsgate.client.errors import (
     ClosedError,
     CommandTimeout,
     Disconnected,
+    NotConnected,
     TokenError,
     UnauthorizedError,
 )
@@ -39,7 +42,7 @@ class ClientState(Enum):
     """Where a client is on its way."""
 
     IDLE = "idle"
-    """Not started."""
+    """Not started, or let go by `disconnect`."""
     CONNECTING = "connecting"
     """An attempt is under way, up to its welcome."""
     OPEN = "open"
@@ -51,10 +54,10 @@ class ClientState(Enum):
 
 
 TRANSITIONS: Final = {
-    ClientState.IDLE: {ClientState.CONNECTING, ClientState.CLOSED},
-    ClientState.CONNECTING: {ClientState.OPEN, ClientState.WAITING, ClientState.CLOSED},
-    ClientState.OPEN: {ClientState.WAITING, ClientState.CLOSED},
-    ClientState.WAITING: {ClientState.CONNECTING, ClientState.CLOSED},
+    ClientState.IDLE: {ClientState.CONNECTING, ClientState.WAITING, ClientState.CLOSED},
+    ClientState.CONNECTING: {ClientState.OPEN, ClientState.WAITING, ClientState.IDLE, ClientState.CLOSED},
+    ClientState.OPEN: {ClientState.WAITING, ClientState.IDLE, ClientState.CLOSED},
+    ClientState.WAITING: {ClientState.CONNECTING, ClientState.IDLE, ClientState.CLOSED},
     ClientState.CLOSED: set[ClientState](),
 }
 
@@ -93,23 +96,66 @@ class Connector:
         self._refresher: Refresher | None = None
         self._shown: str | None = None  # the token that counts on the present connection
         self._running: asyncio.Task[None] | None = None
+        self._was_started = False
+        self._is_letting_go = False  # the task was cancelled by `disconnect`
+        self._failures = 0  # attempts since a connection lasted
+        self._unauthorized = 0  # handshakes in a row that were refused for their token
+        self._not_before_s = 0.0  # when the gateway allows the next attempt
+
+    @property
+    def was_started(self) -> bool:
+        """Whether the client was ever started. Before that nothing can come."""
+        return self._was_started
 
     def start(self) -> None:
-        """Begin, on the running loop; once."""
+        """Begin, on the running loop; again only after `disconnect`."""
         if self.state is not ClientState.IDLE or self._running is not None:
             raise InternalError("a client is started once")
+        self._was_started = True
+        self._is_letting_go = False
         self._running = asyncio.create_task(self._run())
-        # Even a task that is cancelled before its first step has ended the client.
-        self._running.add_done_callback(lambda _: self._end(BY_APPLICATION))
+        # Even a task that is cancelled before its first step has ended the client, or let it go.
+        self._running.add_done_callback(self._on_done)
+
+    async def restart(self) -> None:
+        """Begin unless that was done already; after a `disconnect` that is under way has ended."""
+        while self._is_letting_go and self._running is not None:
+            await asyncio.wait({self._running})
+        if self._running is None and self.state is ClientState.IDLE:
+            self.start()
+
+    def _on_done(self, _: asyncio.Task[None]) -> None:
+        if self._is_letting_go:
+            self._running = None
+            self._is_letting_go = False
+            if self.state not in (ClientState.IDLE, ClientState.CLOSED):
+                self._to(ClientState.IDLE)
+            else:
+                self._wake()
+        else:
+            self._end(BY_APPLICATION)
+
+    async def disconnect(self) -> None:
+        """Let the connection go, keep the subscriptions, and wait until nothing of the connection runs."""
+        running = self._running
+        if running is None or self.state is ClientState.CLOSED:
+            return
+        if not self._is_letting_go:
+            self._is_letting_go = True
+            running.cancel()
+        await asyncio.wait({running})
 
     async def close(self) -> None:
         """End it, and wait until nothing of it runs."""
-        if self._running is None:
+        running = self._running
+        if running is None:
             self._end(BY_APPLICATION)
+            await self._callbacks.tasks.cancel()
             return
+        self._is_letting_go = False
         if self.state is not ClientState.CLOSED:
-            self._running.cancel()
-        await asyncio.wait({self._running})
+            running.cancel()
+        await asyncio.wait({running})
 
     async def closed(self) -> Ending:
         """Wait until it has ended; why."""
@@ -117,11 +163,21 @@ class Connector:
             await self._changed.wait()
         return self.ending
 
-    async def open_session(self) -> Session:
-        """The present connection, as soon as there is one; raises ClosedError when there will be none."""
+    async def open_session(self, *, is_patient: bool = True) -> Session:
+        """The present connection, as soon as there is one.
+
+        Args:
+            is_patient: Whether to wait also while the client is let go, because somebody may connect again.
+
+        Raises:
+            ClosedError: There will be none.
+            NotConnected: The client was never started, or, unless `is_patient`, it was let go.
+        """
         while self.session is None:
             if self.state is ClientState.CLOSED:
                 raise ClosedError(self.ending)
+            if self._running is None and not (is_patient and self._was_started):
+                raise NotConnected
             await self._changed.wait()
         return self.session
 
@@ -129,7 +185,7 @@ class Connector:
         """Send a command on the present connection, or the next one, and return what came of it.
 
         Raises:
-            CommandError, CommandTimeout, Disconnected, ClosedError: See there.
+            CommandError, CommandTimeout, Disconnected, ClosedError, NotConnected: See there.
         """
         try:
             async with asyncio.timeout(self._options.command_timeout_s):
@@ -174,31 +230,37 @@ class Connector:
         try:
             ending = await self._keep_connected()
         finally:
-            self._end(ending)
-            await self._callbacks.tasks.cancel()
+            if not (self._is_letting_go and ending is BY_APPLICATION):
+                self._is_letting_go = False
+                self._end(ending)
+                await self._callbacks.tasks.cancel()
 
     async def _keep_connected(self) -> Ending:
         """Until a connection ends that none should follow; how."""
         clock, options = self._environment.clock, self._options
-        attempt = unauthorized = 0
+        if (left_s := self._not_before_s - clock.now_s()) > 0:  # it was let go while it waited
+            self._to(ClientState.WAITING)
+            await clock.sleep(options.backoff.delay_s(0, self._environment.random, least_s=left_s))
         while True:
             self._to(ClientState.CONNECTING)
             began_s = clock.now_s()
             error = await self._attempt()
             ending = self._judge(error)
             if not isinstance(error, TokenError):
-                unauthorized = unauthorized + 1 if ending.is_unauthorized else 0
+                self._unauthorized = self._unauthorized + 1 if ending.is_unauthorized else 0
             limit = options.unauthorized_limit if self.token.can_renew else 1
-            if unauthorized >= limit:
+            if self._unauthorized >= limit:
                 ending = replace(ending, may_return=False, retry_s=0.0)
             self._callbacks.report(Disconnected(ending) if isinstance(error, Disconnected) else error)
             if not ending.may_return:
                 return ending
             if self.state is ClientState.OPEN and clock.now_s() - began_s >= options.steady_s:
-                attempt = 0
+                self._failures = 0
+            self._not_before_s = clock.now_s() + ending.retry_s
             self._to(ClientState.WAITING)
-            delay_s = options.backoff.delay_s(attempt, self._environment.random, least_s=ending.retry_s)
-            attempt += 1
+            random = self._environment.random
+            delay_s = options.backoff.delay_s(self._failures, random, least_s=ending.retry_s)
+            self._failures += 1
             await clock.sleep(delay_s)
 
     def _judge(self, error: Exception) -> Ending:
@@ -249,6 +311,10 @@ class Connector:
     def _to(self, state: ClientState) -> None:
         assert state in TRANSITIONS[self.state], (self.state, state)
         self.state = state
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let everybody who waits for a change look again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

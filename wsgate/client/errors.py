@@ -76,7 +76,7 @@ class ClosedError(BackendError):
 
 
 class NotConnected(BackendError):
-    """The client was never started, so that what was asked for would never come."""
+    """The client was never started, or was let go, so that what was waited for would not come."""
 
     def __init__(self) -> None:
         super().__init__("the client is not started: call connect() or start(), or enter it", temporary=True)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from wsgate.client.feed import Feed
+from wsgate.client.errors import NotConnected
+from wsgate.client.feed import Feed, FeedState
 from wsgate.client.protocol import Publication
 
 __all__ = ["Subscription"]
@@ -18,10 +19,11 @@ class Subscription:
     come before. As a context manager it is entered when confirmed, and closed at the end.
     """
 
-    def __init__(self, feed: Feed, leave: Callable[[Feed], None]) -> None:
+    def __init__(self, feed: Feed, leave: Callable[[Feed], None], was_started: Callable[[], bool]) -> None:
         """Made by `Client.subscribe` and `Client.inbox`."""
         self._feed = feed
         self._leave = leave
+        self._was_started = was_started
 
     @property
     def channel(self) -> str:
@@ -41,8 +43,15 @@ class Subscription:
         Raises:
             CommandError: It was refused, such as with `permission_denied`.
             ClosedError: It or its client was closed before.
+            NotConnected: The client was never started.
         """
+        self._check_started()
         await self._feed.ready()
+
+    def _check_started(self) -> None:
+        """Raise where waiting would be in vain: nothing comes to a client that was never started."""
+        if self._feed.state is FeedState.WANTED and not self._was_started():
+            raise NotConnected
 
     async def close(self) -> None:
         """Listen no more; whoever iterates takes what is queued and ends. Waits for nobody."""
@@ -52,6 +61,7 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Publication:
+        self._check_started()
         return await self._feed.take()
 
     async def __aenter__(self) -> Self:
