@@ -118,7 +118,7 @@ def page_url() -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            is_client = self.path == "/client.js"
+            is_client = self.path.partition("?")[0] == "/client.js"
             body = (CLIENT / "wsgate.js").read_bytes() if is_client else PAGE.encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/javascript" if is_client else "text/html; charset=utf-8")
@@ -224,6 +224,55 @@ def test_it_reads_with_for_await(runtime: Runtime, gateway: Gateway) -> None:
         return read;
     })()"""
     assert runtime.evaluate(read) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("runtime", ["chromium"], indirect=True)
+def test_it_works_where_a_page_has_no_events_and_little_else(runtime: Runtime, gateway: Gateway) -> None:
+    """As in React Native: what the module may not need is gone before the module is loaded."""
+    gone = ("Event", "EventTarget", "URL", "atob", "performance", "structuredClone", "AbortController")
+    runtime.evaluate(f"for (const name of {json.dumps(gone)}) delete globalThis[name]")
+    assert runtime.evaluate("typeof EventTarget + typeof URL + typeof performance") == "undefined" * 3
+    runtime.evaluate("import('/client.js?bare').then((module) => { globalThis.wsgate = module; })")
+    start(runtime, gateway)
+    runtime.evaluate("subscribe('bare')")
+    publish(gateway, "bare", b"\xff\xfe\x00")
+    assert runtime.evaluate("client.publish('bare', 1)") == {}
+    runtime.evaluate("client.disconnect()")
+    assert runtime.evaluate("client.state") == "idle"
+    runtime.evaluate("client.connect()")
+    assert runtime.evaluate("[client.state, happened.open.length]") == ["open", 2]
+
+
+def test_it_lets_go_and_connects_again(runtime: Runtime, gateway: Gateway) -> None:
+    start(runtime, gateway)
+    runtime.evaluate("subscribe('kept')")
+    runtime.evaluate("""(async () => {
+        for (let turn = 0; turn < 3; turn += 1) {
+            client.disconnect();
+            client.connect();
+            client.disconnect();
+            await client.connect();
+        }
+    })()""")
+    runtime.wait_for(
+        "happened.gap.length > 0"
+    )  # the channel is held again, and live: what was missed is told
+    publish(gateway, "kept", '"still here"')
+    hears(runtime, "kept", "still here")
+    wait_until("one connection is left", lambda: gateway.metric("wsgate_connections_held") == 1, 20)
+
+
+def test_a_missing_token_is_an_error_and_no_loop(runtime: Runtime, tmp_path: Path, page_url: str) -> None:
+    config = tmp_path / "wsgate.toml"
+    config.write_text(f'[server]\nallowed_origins = ["{page_url}"]\n[auth]\nhmac_secret = "{SECRET}"\n')
+    with running_gateway("--config", str(config), is_dev=False) as strict:
+        runtime.evaluate(
+            f"globalThis.client = new wsgate.Client({json.dumps(strict.ws_url)}); globalThis.faults = [];"
+            "client.addEventListener('error', ({ error }) => faults.push(error.message)); 0"
+        )
+        caught = runtime.evaluate("client.connect().catch(({ code, message }) => [code, message])")
+        assert caught == [401, "closed: 401 unauthorized: the gateway wants a token and this client has none"]
+        assert runtime.evaluate("[client.state, faults]") == ["closed", [caught[1]]]
 
 
 def test_its_inbox(runtime: Runtime, gateway: Gateway) -> None:

@@ -70,7 +70,7 @@ test('what the module exports', () => {
     'ClientClosedError', 'CommandError', 'CommandTimeoutError', 'ConnectionLostError', 'UnauthorizedError', 'WsgateError',
   ];
   assert.deepEqual(Object.keys(module).sort(), ['Client', ...errors].sort());
-  const members = ['close', 'connect', 'constructor', 'inbox', 'publish', 'send', 'state', 'subscribe'];
+  const members = ['close', 'connect', 'constructor', 'disconnect', 'inbox', 'publish', 'send', 'state', 'subscribe'];
   assert.deepEqual(Object.getOwnPropertyNames(module.Client.prototype).sort(), members);
   for (const name of errors) assert.ok(module[name].prototype instanceof Error, name);
 });

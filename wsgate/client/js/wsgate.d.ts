@@ -8,7 +8,7 @@
 export type TokenSource = string | (() => string | null | undefined | Promise<string | null | undefined>);
 
 /**
- * `idle`: made; `connecting`: until the server says welcome; `open`; `waiting`: comes back by itself; `closed`: for
+ * `idle`: made, or let go by `disconnect()`; `connecting`: until the server says welcome; `open`; `waiting`: comes back by itself; `closed`: for
  * good, by `close()` or by a Close that says so.
  */
 export type ClientState = 'idle' | 'connecting' | 'open' | 'waiting' | 'closed';
@@ -36,7 +36,7 @@ export interface ClientOptions {
   queueLimit?: number;
   /** Between 0 and 1. Default: `Math.random`. */
   random?: () => number;
-  /** Milliseconds of a monotonic clock. Default: `performance.now`. */
+  /** Milliseconds of a monotonic clock. Default: `performance.now`, and `Date.now` where there is none. */
   now?: () => number;
   setTimeout?: (run: () => void, delayMs: number) => any;
   clearTimeout?: (timer: any) => void;
@@ -90,8 +90,17 @@ export interface PublishOptions {
   echo?: boolean;
 }
 
+/** What every event has, as an `Event` of the DOM has it; the client needs no engine with a DOM. */
+export interface ClientEvent<Type extends keyof ClientEventMap = keyof ClientEventMap> {
+  readonly type: Type;
+  readonly target: Client;
+  readonly currentTarget: Client;
+  /** No listener after this one is called. */
+  stopImmediatePropagation(): void;
+}
+
 /** The client is connected and welcome. */
-export interface OpenEvent extends Event {
+export interface OpenEvent extends ClientEvent<'open'> {
   /** The connection's public id. */
   readonly conn: string;
   /** Undefined: anonymous. */
@@ -102,7 +111,7 @@ export interface OpenEvent extends Event {
 }
 
 /** A connection, or a try to make one, ended. */
-export interface CloseEvent extends Event {
+export interface CloseEvent extends ClientEvent<'close'> {
   /** 1006 where no Close was received, a failed try included. */
   readonly code: number;
   readonly reason: string;
@@ -112,13 +121,13 @@ export interface CloseEvent extends Event {
 }
 
 /** Something failed: a try to connect, the token function, a subscription, a callback of yours. */
-export interface ErrorEvent extends Event {
+export interface ErrorEvent extends ClientEvent<'error'> {
   /** A WsgateError, or what your own function threw. */
   readonly error: any;
 }
 
 /** Publications of a channel are missing, here in its stream: load the state anew. */
-export interface GapEvent extends Event {
+export interface GapEvent extends ClientEvent<'gap'> {
   readonly channel: string;
   /**
    * `dropped`: the server dropped some, you read too slowly. `not_recovered`: what was published while you were away
@@ -132,12 +141,12 @@ export interface GapEvent extends Event {
   readonly droppedCount?: number;
 }
 
-export interface StateEvent extends Event {
+export interface StateEvent extends ClientEvent<'state'> {
   readonly state: ClientState;
 }
 
 /** Somebody came into a channel, or left it. */
-export interface PresenceEvent extends Event {
+export interface PresenceEvent extends ClientEvent<'join' | 'leave'> {
   readonly channel: string;
   /** Undefined: anonymous. */
   readonly user: string | undefined;
@@ -154,8 +163,23 @@ export interface ClientEventMap {
   leave: PresenceEvent;
 }
 
-/** One connection to a gateway, which comes back by itself until it is closed for good. */
-export class Client extends EventTarget {
+/** What `addEventListener` takes. */
+export type ClientListener<E> = ((event: E) => unknown) | { handleEvent(event: E): unknown } | null;
+
+export interface ClientListenerOptions {
+  once?: boolean;
+  /** Removes the listener when it aborts. */
+  signal?: { readonly aborted: boolean; addEventListener(type: 'abort', listener: () => void): void };
+  /** These two mean nothing here. */
+  capture?: boolean;
+  passive?: boolean;
+}
+
+/**
+ * One connection to a gateway, which comes back by itself until it is closed for good. It has the three methods of
+ * `EventTarget` and needs neither `EventTarget` nor `Event`.
+ */
+export class Client {
   /**
    * @param url `wss://host/ws`; in a page also relative to it, `http` counts as `ws`.
    * @throws TypeError No such address, or no WebSocket class.
@@ -165,11 +189,18 @@ export class Client extends EventTarget {
   readonly state: ClientState;
 
   /**
-   * Connect, and stay connected. A second call changes nothing.
+   * Connect, and stay connected; also after `disconnect()`. A second call changes nothing.
    *
-   * @returns Resolves when the client is open for the first time; rejects when it is closed for good before.
+   * @returns Resolves when the client is open; rejects with ClientClosedError when it is closed for good before, and
+   * with ConnectionLostError when it is let go before.
    */
   connect(): Promise<void>;
+
+  /**
+   * Let the connection go for a while, and keep the subscriptions with their positions: `connect()` goes on with them.
+   * Commands that were sent reject with ConnectionLostError; others wait for the next connection within their time.
+   */
+  disconnect(): void;
 
   /** Close for good: subscriptions end, commands that wait reject, no timer is left. */
   close(): void;
@@ -197,14 +228,15 @@ export class Client extends EventTarget {
 
   addEventListener<K extends keyof ClientEventMap>(
     type: K,
-    listener: ((event: ClientEventMap[K]) => unknown) | { handleEvent(event: ClientEventMap[K]): unknown } | null,
-    options?: boolean | AddEventListenerOptions,
+    listener: ClientListener<ClientEventMap[K]>,
+    options?: boolean | ClientListenerOptions,
   ): void;
   removeEventListener<K extends keyof ClientEventMap>(
     type: K,
-    listener: ((event: ClientEventMap[K]) => unknown) | { handleEvent(event: ClientEventMap[K]): unknown } | null,
-    options?: boolean | EventListenerOptions,
+    listener: ClientListener<ClientEventMap[K]>,
+    options?: boolean | ClientListenerOptions,
   ): void;
+  dispatchEvent(event: { readonly type: string }): boolean;
 }
 
 /** What everything here throws and rejects with, wrong arguments (TypeError) aside. */

@@ -1,19 +1,21 @@
 /**
  * wsgate's client for browsers and Node: one connection that comes back by itself, and what is subscribed on it.
  *
- * One module, no build step, no dependencies; types are in wsgate.d.ts. It speaks `wsgate.v1` in JSON.
+ * One module, no build step, no dependencies; types are in wsgate.d.ts. It speaks `wsgate.v1` in JSON. Of the engine
+ * it needs ES2022 with BigInt, `WebSocket`, `setTimeout` and `clearTimeout`. It uses `performance.now`, `URL`,
+ * `location`, `document`, `reportError`, `addEventListener` and `removeEventListener` of the page where they are there.
  *
  *     const client = new Client('wss://push.example/ws', { token: () => fetchToken() });
  *     client.connect();
  *     for await (const publication of client.subscribe('chat:42')) show(publication.data);
  *
- * | state      | means                                                    | leaves to                              |
- * |------------|----------------------------------------------------------|----------------------------------------|
- * | idle       | made, not asked to connect                               | connecting: connect(); closed: close() |
- * | connecting | asks for a token, opens a socket, waits for `welcome`    | open, waiting, closed                  |
- * | open       | welcome: commands are sent, channels are held            | waiting, closed                        |
- * | waiting    | the last try or connection ended; the next has its time  | connecting, closed                     |
- * | closed     | for good: close(), or a Close that says not to come back | nowhere                                |
+ * | state      | means                                                    | leaves to                                 |
+ * |------------|----------------------------------------------------------|-------------------------------------------|
+ * | idle       | not asked to connect, or let go by disconnect()          | connecting, waiting: connect(); closed    |
+ * | connecting | asks for a token, opens a socket, waits for `welcome`    | open, waiting, idle, closed               |
+ * | open       | welcome: commands are sent, channels are held            | waiting, idle, closed                     |
+ * | waiting    | the last try or connection ended; the next has its time  | connecting, idle, closed                  |
+ * | closed     | for good: close(), or a Close that says not to come back | nowhere                                   |
  *
  * Rules:
  * - Time, randomness and sockets come from outside (`ClientOptions`); time is monotonic, never of the day.
@@ -36,14 +38,16 @@
 const SUBPROTOCOL = 'wsgate.v1.json';
 const BEARER = 'wsgate.bearer.';
 const INBOX = '@me';
+const ADDRESS = /^(ws|http)(s?):\/\/([^/?#\s][^?#]*)(\?[^#]*)?(?:#.*)?$/i;
+const BASE64 = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/';
 const NO_TOKEN = 'the gateway wants a token and this client has none';
 
 /** Which state may follow which. @type {Record<ClientState, ClientState[]>} */
 const TRANSITIONS = {
-  idle: ['connecting', 'closed'],
-  connecting: ['open', 'waiting', 'closed'],
-  open: ['waiting', 'closed'],
-  waiting: ['connecting', 'closed'],
+  idle: ['connecting', 'waiting', 'closed'],
+  connecting: ['open', 'waiting', 'idle', 'closed'],
+  open: ['waiting', 'idle', 'closed'],
+  waiting: ['connecting', 'idle', 'closed'],
   closed: [],
 };
 
@@ -164,12 +168,39 @@ function isSeen(position, last) {
   return one !== null && other !== null && one.epoch === other.epoch && one.offset <= other.offset;
 }
 
+/** Milliseconds that only go forward; without `performance` those of the day, which never go back here. */
+function monotonicClock() {
+  const { performance } = globalThis;
+  if (typeof performance?.now === 'function') return () => performance.now();
+  let lastMs = 0;
+  return () => (lastMs = Math.max(lastMs, Date.now()));
+}
+
+/** The bytes that base64 stands for: not every engine has `atob`. @param {string} text */
+function fromBase64(text) {
+  const letters = text.replace(/={1,2}$/, '');
+  const bytes = new Uint8Array(Math.floor((letters.length * 3) / 4));
+  let [held, heldBits, length] = [0, 0, 0];
+  for (const letter of letters) {
+    const value = BASE64.indexOf(letter);
+    if (value < 0) throw new SyntaxError('no base64');
+    held = ((held << 6) | value) & 0xffff;
+    heldBits += 6;
+    if (heldBits >= 8) {
+      heldBits -= 8;
+      bytes[length] = held >> heldBits;
+      length += 1;
+    }
+  }
+  return bytes;
+}
+
 /** @param {Message} message @returns {Publication} */
 function toPublication({ ch, data, b64, pos, user, ts }) {
   const isBinary = b64 !== undefined;
   return {
     channel: ch,
-    data: isBinary ? Uint8Array.from(atob(b64), (letter) => letter.charCodeAt(0)) : data,
+    data: isBinary ? fromBase64(b64) : data,
     encoding: isBinary ? 'binary' : 'json',
     position: pos,
     user,
@@ -177,12 +208,23 @@ function toPublication({ ch, data, b64, pos, user, ts }) {
   };
 }
 
-/** The address as WebSocket takes it. @param {string|URL} url */
+/**
+ * The address as WebSocket takes it, in parts. An absolute one is taken apart here, because the `URL` of React Native
+ * changes its path and its parts cannot be set; `URL` may only refuse it.
+ * @param {string|URL} url
+ */
 function socketUrl(url) {
-  const parsed = new URL(url, globalThis.location?.href);
-  const protocol = parsed.protocol.replace(/^http/, 'ws');
-  if (protocol !== 'ws:' && protocol !== 'wss:') throw new TypeError(`no WebSocket address: ${parsed.protocol}`);
-  return Object.assign(parsed, { protocol, hash: '' });
+  const { URL, location } = globalThis;
+  let text = String(url).trim();
+  if (/^[a-z][a-z\d+.-]*:/i.test(text)) {
+    if (typeof URL === 'function') new URL(text); // throws a TypeError for nonsense
+  } else if (typeof URL === 'function' && location?.href) {
+    text = new URL(text, location.href).href;
+  }
+  const [, scheme, secure = '', rest, search = ''] = ADDRESS.exec(text) ?? [];
+  if (scheme === undefined) throw new TypeError('no WebSocket address: it begins with ws:// or wss://');
+  const address = `ws${secure.toLowerCase()}://${rest}`;
+  return { address, search, shown: address.replace(/\/\/[^/]*@/, '//') };
 }
 
 /**
@@ -197,12 +239,73 @@ function checkToken(token, isFixed) {
   return token ?? '';
 }
 
+// --- events: React Native has neither `Event` nor `EventTarget` --------------------------------------
+
 /** An event with fields of its own; `ClientEventMap` says which. */
-class ClientEvent extends Event {
-  /** @param {string} type @param {object} fields */
-  constructor(type, fields) {
-    super(type);
+class ClientEvent {
+  #type;
+  #target;
+  isStopped = false;
+
+  /** @param {string} type @param {object} target @param {object} fields */
+  constructor(type, target, fields) {
+    this.#type = type;
+    this.#target = target;
+    Object.defineProperty(this, 'isStopped', { enumerable: false });
     Object.assign(this, fields);
+  }
+
+  get type() { return this.#type; }
+  get target() { return this.#target; }
+  get currentTarget() { return this.#target; }
+
+  /** No listener after this one is called. */
+  stopImmediatePropagation() {
+    this.isStopped = true;
+  }
+}
+
+/** The three methods of `EventTarget`, and what they do where there is one. */
+class Emitter {
+  /** @type {Map<string, {listener: any, isOnce: boolean, isRemoved: boolean}[]>} */ #listeners = new Map();
+  /** @type {(error: unknown) => void} */ #rethrow;
+
+  /** @param {(error: unknown) => void} rethrow told what a listener throws */
+  constructor(rethrow) {
+    this.#rethrow = rethrow;
+  }
+
+  /**
+   * A listener that is there already is not added twice; capture and passive mean nothing here.
+   * @param {string} type @param {any} listener @param {any} [options]
+   */
+  addEventListener(type, listener, options) {
+    const { once = false, signal } = typeof options === 'object' && options !== null ? options : {};
+    const found = this.#listeners.get(type) ?? [];
+    if (!listener || signal?.aborted || found.some((each) => each.listener === listener)) return;
+    this.#listeners.set(type, [...found, { listener, isOnce: Boolean(once), isRemoved: false }]);
+    signal?.addEventListener('abort', () => this.removeEventListener(type, listener));
+  }
+
+  /** @param {string} type @param {any} listener */
+  removeEventListener(type, listener) {
+    const found = this.#listeners.get(type) ?? [];
+    for (const each of found) if (each.listener === listener) each.isRemoved = true;
+    this.#listeners.set(type, found.filter(({ isRemoved }) => !isRemoved));
+  }
+
+  /** @param {any} event */
+  dispatchEvent(event) {
+    for (const each of this.#listeners.get(event.type) ?? []) { // who is added meanwhile is not called
+      if (each.isRemoved || event.isStopped) continue;
+      if (each.isOnce) this.removeEventListener(event.type, each.listener);
+      try {
+        typeof each.listener === 'function' ? each.listener.call(this, event) : each.listener.handleEvent(event);
+      } catch (error) {
+        this.#rethrow(error);
+      }
+    }
+    return true;
   }
 }
 
@@ -366,7 +469,7 @@ class Subscription {
 // --- the client --------------------------------------------------------------------------------------
 
 /** One connection to a gateway. See `wsgate.d.ts` for what each option and event means. */
-export class Client extends EventTarget {
+export class Client extends Emitter {
   /** What is done with each message. @type {Map<string, (client: Client, message: Message) => void>} */
   static #HANDLERS = new Map(Object.entries({
     welcome: (client, message) => client.#onWelcome(message),
@@ -422,7 +525,9 @@ export class Client extends EventTarget {
 
   /** @param {string|URL} url @param {ClientOptions} [options] */
   constructor(url, options = {}) {
-    super();
+    // An error of a listener is its owner's: it shows up as one that nobody has caught, and stops nothing here.
+    super((error) =>
+      globalThis.reportError ? globalThis.reportError(error) : this.#settings.setTimeout(() => { throw error; }, 0));
     this.#url = socketUrl(url);
     this.#settings = {
       token: options.token,
@@ -433,7 +538,7 @@ export class Client extends EventTarget {
       commandTimeoutMs: options.commandTimeoutMs ?? 10_000,
       queueLimit: options.queueLimit ?? 1024,
       random: options.random ?? Math.random,
-      now: options.now ?? (() => performance.now()),
+      now: options.now ?? monotonicClock(),
       setTimeout: options.setTimeout ?? globalThis.setTimeout,
       clearTimeout: options.clearTimeout ?? globalThis.clearTimeout,
     };
@@ -444,14 +549,45 @@ export class Client extends EventTarget {
 
   get state() { return this.#state; }
 
-  /** Connect, and stay connected; resolves when first open, rejects when closed for good before. */
+  /** Connect, and stay connected; resolves when open, rejects when closed for good or let go before. */
   connect() {
+    const { promise } = this.#opened; // the one of this call: a listener may disconnect
     if (this.#state === 'idle') {
       globalThis.addEventListener?.('online', this.#onWake);
-      globalThis.document?.addEventListener('visibilitychange', this.#onWake);
-      this.#try();
+      globalThis.document?.addEventListener?.('visibilitychange', this.#onWake);
+      const leftMs = this.#notBeforeMs - this.#settings.now();
+      if (leftMs > 0) { // let go while it waited for as long as the server had asked
+        this.#move('waiting');
+        this.#wait(leftMs + this.#jitterMs(0));
+        this.#emitState();
+      } else {
+        this.#try();
+      }
     }
-    return this.#closedError ? heeded(Promise.reject(this.#closedError)) : this.#opened.promise;
+    return this.#closedError ? heeded(Promise.reject(this.#closedError)) : promise;
+  }
+
+  /**
+   * Let the connection go for a while, and keep the subscriptions with their positions: connect() goes on with them.
+   * Commands that were sent reject; others wait for the next connection within their time.
+   */
+  disconnect() {
+    if (this.#state === 'idle' || this.#state === 'closed') return;
+    if (this.#state === 'open' && this.#settings.now() - this.#openedMs >= STABLE_MS) this.#attempt = 0;
+    this.#move('idle');
+    this.#unlisten();
+    this.#drop();
+    // What waits for a connection keeps its time limit; what worked for this one, such as a token function, has none.
+    const kept = [...this.#commands.values(), ...[...this.#channels.values()].map((each) => ({ timer: each.overflowTimer }))];
+    const keptTimers = new Set(kept.map(({ timer }) => timer));
+    for (const timer of [...this.#timers]) if (!keptTimers.has(timer)) this.#cancel(timer);
+    const opened = this.#opened;
+    this.#opened = deferred();
+    opened.reject(new ConnectionLostError('let go by disconnect()'));
+    const generation = this.#generation;
+    this.#emitState();
+    if (generation !== this.#generation) return;
+    this.#emit('close', { code: CODE_NORMAL, reason: 'by disconnect()', willReconnect: false, delayMs: 0 });
   }
 
   /** Close for good: iterators end, commands that wait reject, no timer is left. */
@@ -512,16 +648,16 @@ export class Client extends EventTarget {
 
   /** @param {string} token */
   #open(token) {
-    const url = new URL(this.#url);
+    let { search } = this.#url;
     const position = this.#channels.get(INBOX)?.position;
     if (position !== undefined) {
       // The server subscribes the inbox by itself: only here can it be told where we stood.
-      url.search += `${url.search ? '&' : '?'}from=${encodeURIComponent(`${INBOX}:${position}`)}`;
+      search += `${search ? '&' : '?'}from=${encodeURIComponent(`${INBOX}:${position}`)}`;
     }
     const { WebSocket, connectTimeoutMs } = this.#settings;
-    const address = `${url.protocol}//${url.host}${url.pathname}`; // the query may hold a token
+    const { address, shown } = this.#url; // the query may hold a token, and is not shown
     const protocols = token ? [SUBPROTOCOL, BEARER + token] : [SUBPROTOCOL];
-    const socket = /** @type {WebSocket} */ (new WebSocket(url.href, protocols));
+    const socket = /** @type {WebSocket} */ (new WebSocket(address + search, protocols));
     this.#socket = socket;
     this.#shownToken = token;
     this.#phaseTimer = this.#after(connectTimeoutMs, () =>
@@ -534,7 +670,7 @@ export class Client extends EventTarget {
       if (socket !== this.#socket) return;
       const { message = '' } = /** @type {ErrorEvent} */ (event); // browsers tell no cause, the package `ws` does
       this.#refusedStatus = Number(/^Unexpected server response: (\d{3})$/.exec(message)?.[1] ?? 0);
-      this.#report(new WsgateError(`${address}: ${message || 'the WebSocket failed'}`));
+      this.#report(new WsgateError(`${shown}: ${message || 'the WebSocket failed'}`));
     };
   }
 
@@ -647,14 +783,18 @@ export class Client extends EventTarget {
     this.#move('closed');
     this.#closedError = error;
     this.#drop();
-    globalThis.removeEventListener?.('online', this.#onWake);
-    globalThis.document?.removeEventListener('visibilitychange', this.#onWake);
+    this.#unlisten();
     for (const id of [...this.#commands.keys()]) this.#settle(id, error);
     for (const channel of [...this.#channels.values()]) this.#end(channel, thrown, error);
     for (const timer of [...this.#timers]) this.#cancel(timer);
     this.#opened.reject(error);
     this.#emitState();
     this.#emit('close', { code: error.code, reason: error.reason, willReconnect: false, delayMs: 0 });
+  }
+
+  #unlisten() {
+    globalThis.removeEventListener?.('online', this.#onWake);
+    globalThis.document?.removeEventListener?.('visibilitychange', this.#onWake);
   }
 
   /** Forget the socket and all that was only true on it. */
@@ -692,7 +832,7 @@ export class Client extends EventTarget {
   }
 
   /** The page came online, or into sight: what was hopeless may work now. */
-  #onWake = (/** @type {Event} */ { type }) => {
+  #onWake = (/** @type {{type: string}} */ { type }) => {
     const isHidden = type === 'visibilitychange' && globalThis.document?.visibilityState === 'hidden';
     if (this.#state !== 'waiting' || isHidden) return;
     const nowMs = this.#settings.now();
@@ -1063,6 +1203,6 @@ export class Client extends EventTarget {
 
   /** @param {string} type @param {object} fields */
   #emit(type, fields) {
-    this.dispatchEvent(new ClientEvent(type, fields));
+    this.dispatchEvent(new ClientEvent(type, this, fields));
   }
 }
