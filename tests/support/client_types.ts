@@ -6,6 +6,7 @@ import {
   CommandError,
   CommandTimeoutError,
   ConnectionLostError,
+  UnauthorizedError,
   WsgateError,
   type ClientState,
   type Publication,
@@ -49,6 +50,12 @@ async function use(): Promise<void> {
   client.addEventListener('join', ({ channel, user, conn }) => void [channel, user, conn]);
   client.removeEventListener('leave', null);
   await client.connect();
+  client.disconnect();
+  // @ts-expect-error it takes nothing
+  client.disconnect(1);
+  client.addEventListener('state', (event) => void [event.type === 'state', event.target === client], { once: true });
+  client.addEventListener('close', () => {}, { signal: new AbortController().signal });
+  new Client('ws://a.example/ws', { token: () => { throw new UnauthorizedError('the user has logged out'); } });
 
   const chat: Subscription<Chat> = client.subscribe<Chat>('chat:42', { token: 'x', from: 'Qz-5' });
   chat.onPublication = (publication: Publication<Chat>) => publication.data.text;

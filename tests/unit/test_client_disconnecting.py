@@ -67,7 +67,7 @@ def test_a_client_that_was_let_go_in_any_state_connects_again(
             await here.client.connect()
             await chat.ready()
             await here.client.publish("chat", 1)
-            assert here.client.state is ClientState.OPEN
+            assert here.client.conn is not None
 
     run(main())
 

@@ -46,7 +46,10 @@ class Client:
 
         Args:
             url: `ws://host:port/ws`, or `wss://`.
-            token: Who this is: a text, or a provider that is asked for a fresh one for every attempt.
+            token: Who this is: a text, or a provider that is asked for a fresh one for every attempt. With a
+                text, the client ends when the gateway says that the token has expired or is not valid. A
+                provider that raises UnauthorizedError ends the client; whatever else it raises is a failed
+                attempt.
             options: See `ClientOptions`.
             on_error: Told what goes wrong in the background; by default the log is.
             environment: For tests.

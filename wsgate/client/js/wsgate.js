@@ -739,7 +739,7 @@ export class Client extends Emitter {
   /** Give this try or connection up. @param {unknown} error @param {string} reason */
   #fail(error, reason) {
     if (error instanceof UnauthorizedError) {
-      this.#finishWith(new ClientClosedError(UNAUTHORIZED, 'unauthorized', error.message));
+      this.#finishWith(Object.assign(new ClientClosedError(UNAUTHORIZED, 'unauthorized', error.message), { cause: error }));
       return;
     }
     const generation = this.#generation;
