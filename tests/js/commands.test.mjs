@@ -250,6 +250,25 @@ describe('refresh', () => {
     }
   });
 
+  test('while one is under way no other begins, however often the server asks', async () => {
+    const answers = [];
+    const rig = makeTokenRig({ token: () => new Promise((resolve) => answers.push(resolve)) });
+    rig.client.connect();
+    await settled();
+    answers.shift()('t.1');
+    await settled();
+    rig.socket.welcomes({ ping_s: LONG_S, expires_s: 3600 });
+    for (let turn = 0; turn < 20; turn += 1) {
+      rig.socket.says({ op: 'refresh', within_s: 0 });
+      await rig.clock.advance(500);
+    }
+    assert.equal(answers.length, 1);
+    answers[0]('t.1');
+    await settled();
+    assert.deepEqual(rig.refreshes(), ['t.1'], 'the server asked, so the same token is shown');
+    rig.client.close();
+  });
+
   test('the same token again is a failed try, unless the server asked for it', async () => {
     let token = 't.same';
     const rig = makeTokenRig({ token: () => token });

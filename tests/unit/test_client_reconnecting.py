@@ -541,11 +541,43 @@ def test_a_gateway_that_asks_again_and_again_gets_one_refresh_a_second(random: f
         gateway = MemoryGateway(welcome={"user": "42", "expires_s": 3600})
         async with world(gateway, token=Tokens(), random=lambda: random) as here:
             link = await here.opened(1)
+            for _ in range(100):
+                link.say("refresh", within_s=0)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                here.clock.advance(0.1)
+            assert 8 <= len(link.commands("refresh")) <= 11
+
+    run(main())
+
+
+def test_a_refresh_that_is_under_way_is_not_put_off_by_another_question() -> None:
+    async def main() -> None:
+        asked = 0
+        answer = asyncio.Event()
+
+        async def slow() -> str:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                await answer.wait()
+            return f"token-{asked}"
+
+        gateway = MemoryGateway(welcome={"user": "42", "expires_s": 3600})
+        async with world(gateway, token=slow) as here:
+            link = await here.opened(1)
             for _ in range(20):
                 link.say("refresh", within_s=0)
-                await refreshes(here, link, 1)
-                link.say("refresh", within_s=0)
-            assert 15 <= len(link.commands("refresh")) <= 21
+                await asyncio.sleep(0)
+                here.clock.advance(0.5)
+                link.hear()
+            await until(lambda: asked == 2)
+            answer.set()
+            await until(lambda: link.commands("refresh") == [{"token": "token-2"}])
+            link.say("refresh", within_s=0)
+            here.clock.advance(1)
+            await until(lambda: len(link.commands("refresh")) == 2)
+            assert here.errors == []
 
     run(main())
 

@@ -56,9 +56,10 @@ class Refresher:
         self._backoff = backoff
         self._on_failure = on_failure
         self._timer: asyncio.Task[None] | None = None
-        self._due_s: float | None = None  # when the timer goes off; None while it refreshes, or there is none
+        self._due_s: float | None = None  # of the next try; None while one is under way, or there is none
         self._began_s = -math.inf  # the last refresh
-        self._is_asked = False  # by the gateway, and not done yet
+        self._is_asked = False  # by the gateway, and not begun yet
+        self._asked_delay_s = 0.0
 
     def expires_in(self, expires_s: int | None) -> None:
         """The token that counts now lives so long: be ahead of that."""
@@ -72,6 +73,13 @@ class Refresher:
         """The gateway wants a fresh one: at a random moment of the first half of the time it gives."""
         self._is_asked = True
         delay_s = self._environment.random() * within_s / 2
+        if self._timer is not None and self._due_s is None:
+            self._asked_delay_s = delay_s  # a refresh is under way: cancelling it would put it off
+            return
+        self._schedule_at_most(delay_s)
+
+    def _schedule_at_most(self, delay_s: float) -> None:
+        """Refresh after this time, unless that is to be done earlier already."""
         if self._due_s is not None:
             delay_s = min(delay_s, max(0.0, self._due_s - self._environment.clock.now_s()))
         self._schedule(delay_s)
@@ -96,15 +104,21 @@ class Refresher:
         self._due_s = None
         for attempt in count():
             self._began_s = clock.now_s()
+            is_asked, self._is_asked = self._is_asked, False
             try:
-                expires_s = await self._renew(self._is_asked)
+                expires_s = await self._renew(is_asked)
             except UnauthorizedError:
                 return  # the client ends with it
             except BackendError as error:
+                self._is_asked |= is_asked
                 self._on_failure(error)
             else:
-                self._is_asked = False
                 self.expires_in(expires_s)
+                if self._is_asked:  # meanwhile
+                    self._schedule_at_most(self._asked_delay_s)
                 return
             delay_s = self._backoff.delay_s(attempt, self._environment.random)
-            await clock.sleep(max(delay_s, self._began_s + LEAST_S - clock.now_s()))
+            delay_s = max(delay_s, self._began_s + LEAST_S - clock.now_s())
+            self._due_s = clock.now_s() + delay_s
+            await clock.sleep(delay_s)
+            self._due_s = None

@@ -513,6 +513,8 @@ export class Client extends Emitter {
   #shownToken = ''; // the token that counts on this connection
   #refreshAttempt = 0;
   #isRefreshAsked = false; // by the gateway, and not begun yet
+  #askedDelayMs = 0;
+  #isRefreshing = false; // a fresh token is asked for or shown
 
   #lastId = 0;
   /** @type {Map<number, Outcome & {text: string, timer: Timer, isSent: boolean}>} */ #commands = new Map();
@@ -808,7 +810,7 @@ export class Client extends Emitter {
     this.#refreshTimer = undefined;
     this.#refreshAttempt = 0;
     this.#refreshedMs = -Infinity;
-    this.#isRefreshAsked = false;
+    this.#isRefreshing = this.#isRefreshAsked = false;
     this.#offered.clear();
     for (const [id, command] of [...this.#commands]) {
       if (command.isSent) this.#settle(id, new ConnectionLostError('the connection was lost before the answer'));
@@ -1124,7 +1126,8 @@ export class Client extends Emitter {
       this.#report(new WsgateError('the gateway wants a fresh token, and the token of this client cannot change'));
     }
     this.#isRefreshAsked = true;
-    this.#scheduleRefresh((this.#settings.random() * quantity(withinS, 1000)) / 2);
+    this.#askedDelayMs = (this.#settings.random() * quantity(withinS, 1000)) / 2;
+    if (!this.#isRefreshing) this.#scheduleRefresh(this.#askedDelayMs);
   }
 
   /** Refresh then, unless it is to be done earlier already; at most once in a second. @param {number} delayMs */
@@ -1142,6 +1145,7 @@ export class Client extends Emitter {
   async #refresh() {
     this.#refreshTimer = undefined;
     this.#refreshedMs = this.#settings.now();
+    this.#isRefreshing = true;
     const isAsked = this.#isRefreshAsked;
     this.#isRefreshAsked = false;
     const generation = this.#generation;
@@ -1149,16 +1153,19 @@ export class Client extends Emitter {
     try {
       const token = await this.#askToken(this.#settings.token);
       if (!isCurrent()) return;
-      if (token === this.#shownToken && !isAsked) {
+      if (token === this.#shownToken && !isAsked && !this.#isRefreshAsked) {
         throw new WsgateError('the token function gave the token that is about to expire');
       }
       const answer = await this.#command({ op: 'refresh', token });
       if (!isCurrent()) return;
       this.#shownToken = token;
+      this.#isRefreshing = false;
       this.#refreshAttempt = 0;
       this.#planRefresh(answer.expires_s);
+      if (this.#isRefreshAsked) this.#scheduleRefresh(this.#askedDelayMs); // meanwhile
     } catch (error) {
       if (!isCurrent()) return;
+      this.#isRefreshing = false;
       this.#isRefreshAsked ||= isAsked;
       if (error instanceof UnauthorizedError) {
         this.#fail(error, 'unauthorized');
