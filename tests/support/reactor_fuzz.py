@@ -67,6 +67,8 @@ SETTINGS = Settings(
 NAME_LIMIT_BYTES = 1_024
 NAMES = 12
 USERS = 8
+DICE = random.Random()
+"""Seeded as the module's own is; sizes are drawn from it."""
 PEERS_MAX = 120
 
 
@@ -115,6 +117,7 @@ class Fuzz:
     def __init__(self, seed: int) -> None:
         """Same seed, same calls; what the kernel does with them may differ."""
         random.seed(seed)
+        DICE.seed(seed)
         self.now_ms = random.choice([0, 1, 1_000_003, 2**28 - 9_000, 2**32 - 9_000, 10**12])
         self.wall_ms = 1_764_000_000_000
         self.settings = replace(
@@ -127,8 +130,8 @@ class Fuzz:
             self.settings, now_ms=self.now_ms, gap_encoder=self.encode_gap, addresses=self.addresses, shard=0
         )
         self.sibling = Reactor(self.settings, now_ms=self.now_ms, addresses=self.addresses, shard=1)
-        self.names = [random.randbytes(draw_size(random, NAME_LIMIT_BYTES, least=1)) for _ in range(NAMES)]
-        self.users = [random.randbytes(draw_size(random, 128, least=1)) for _ in range(USERS)]
+        self.names = [random.randbytes(draw_size(DICE, NAME_LIMIT_BYTES, least=1)) for _ in range(NAMES)]
+        self.users = [random.randbytes(draw_size(DICE, 128, least=1)) for _ in range(USERS)]
         self.listener = open_listener("127.0.0.1", 0, ListenerOptions(defer_accept_s=0))
         self.reactor.listen(self.listener.fileno())
         self.clients: list[Client] = []
@@ -167,7 +170,7 @@ class Fuzz:
 
     def rename(self) -> None:
         """Another name in one of the places: names of every length come and go."""
-        self.names[random.randrange(NAMES)] = random.randbytes(draw_size(random, NAME_LIMIT_BYTES, least=1))
+        self.names[random.randrange(NAMES)] = random.randbytes(draw_size(DICE, NAME_LIMIT_BYTES, least=1))
         with contextlib.suppress(*REFUSED_CALLS):
             self.reactor.take_vacated(random.choice([0, 1, 100]))
 
@@ -175,7 +178,7 @@ class Fuzz:
         """Other limits for everybody, some of them below what is in use."""
         self.settings = replace(
             self.settings,
-            outbox_limit_bytes=draw_size(random, 200_000, least=1_024),
+            outbox_limit_bytes=draw_size(DICE, 200_000, least=1_024),
             outbox_limit_frames=random.choice([1, 2, 40, 400]),
             message_limit_bytes=random.choice([1_000, 200_000]),
             subscriptions_limit=random.choice([0, 1, 4, 9]),
@@ -289,7 +292,7 @@ class Fuzz:
         if not self.clients:
             return
         client = random.choice(self.clients)
-        payload = random.randbytes(draw_size(random, 199_000))
+        payload = random.randbytes(draw_size(DICE, 199_000))
         sound: list[Callable[[], bytes]] = [
             lambda: client_frame(2, payload),
             lambda: client_frame(1, b"text" * (len(payload) // 4)),
@@ -343,7 +346,7 @@ class Fuzz:
         """One call with arguments between plausible and absurd."""
         reactor, conn = self.reactor, self.handle()
         number = random.choice([0, 1, 2, 999, 1000, 1006, 4000, 5000, -1, 2**31, 2**63, 10**30])
-        payload = bytes(draw_size(random, 140_000))
+        payload = bytes(draw_size(DICE, 140_000))
         channel = random.choice(self.names)
         user = random.choice(self.users)
         calls: list[Callable[[], object]] = [
@@ -411,7 +414,7 @@ class Fuzz:
                 [b"text", b"binary", 0],
                 [b"t" * 3000, b"b" * 9000, 1],
                 [b"t" * 60_000],
-                [bytes(draw_size(random, 66_000))],
+                [bytes(draw_size(DICE, 66_000))],
                 [],
                 [None, None, None],
                 [b"text", None, 0],

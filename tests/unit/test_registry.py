@@ -113,6 +113,7 @@ PUBLIC = {
         "Region",
         "StatisticsBlock",
         "why_not_ready",
+        "has_beaten",
     },
     "wsgate.handshake": {
         "HEADERS_LIMIT",
