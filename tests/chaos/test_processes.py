@@ -422,6 +422,73 @@ def test_a_drain_tells_every_client_when_to_come_back(number: signal.Signals) ->
         assert [file.name for file in gateway.directory.iterdir()] == []
 
 
+def queued(gateway: Gateway, count: int) -> list[socket.socket]:
+    """So many complete handshakes in the accept queue of a shard that is stopped."""
+    peers = []
+    for _ in range(count):
+        peer = socket.create_connection(("127.0.0.1", gateway.port), WITHIN_S)
+        peer.sendall(
+            b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        peers.append(peer)
+    return peers
+
+
+def answers_of(peers: list[socket.socket]) -> Counter[str]:
+    """What each was answered with: a status, or how it was cut."""
+    found = Counter[str]()
+    for peer in peers:
+        with peer:
+            peer.settimeout(WITHIN_S)
+            try:
+                said = peer.recv(1_000)
+                found[said[9:12].decode() if said else "closed without a word"] += 1
+            except OSError as error:
+                found[type(error).__name__] += 1
+    return found
+
+
+DOOR = {
+    "plain": {},
+    "with a rate": {"WSGATE_ADMISSION__HANDSHAKE_RATE": "5"},
+    "with few places": {"WSGATE_ADMISSION__HANDSHAKES_IN_PROGRESS": "20"},
+}
+
+
+@pytest.mark.parametrize("door", DOOR)
+def test_everybody_in_the_accept_queue_is_answered_before_a_drain_closes_it(door: str) -> None:
+    with running_gateway(environ=DOOR[door]) as gateway:
+        shard = gateway.pid_of("wsgate-shard-0")
+        with stopped(shard):
+            peers = queued(gateway, 300)
+            gateway.process.terminate()
+            wait_until("it drains", lambda: any(" draining " in line for line in gateway.lines), WITHIN_S)
+        found = answers_of(peers)
+        assert set(found) <= {"101", "503"} and found["503"] > 0, found
+        assert sum(found.values()) == 300
+        assert gateway.stop() == 0
+
+
+def test_a_drain_without_a_free_descriptor_answers_the_accept_queue_too() -> None:
+    with running_gateway() as gateway:
+        shard = gateway.pid_of("wsgate-shard-0")
+        with stopped(shard):
+            peers = queued(gateway, 100)
+            used = len(os.listdir(f"/proc/{shard}/fd"))
+            most = resource.prlimit(shard, resource.RLIMIT_NOFILE)[1]
+            lowest = next(
+                number for number in range(most) if not os.path.lexists(f"/proc/{shard}/fd/{number}")
+            )
+            assert lowest <= used
+            resource.prlimit(shard, resource.RLIMIT_NOFILE, (lowest, most))
+            gateway.process.terminate()
+            wait_until("it drains", lambda: any(" draining " in line for line in gateway.lines), WITHIN_S)
+        found = answers_of(peers)
+        assert found == {"503": 100}
+        gateway.process.wait(WITHIN_S)
+
+
 def test_without_clients_the_end_is_at_once_and_a_handshake_under_way_does_not_hold_it() -> None:
     patient = LONG_DRAIN | {"WSGATE_LIMITS__HEAD_TIMEOUT": "10m"}
     with running_gateway("--shards", "2", environ=patient) as gateway:

@@ -18,7 +18,7 @@ from wsgate.shard.options import DESCRIPTORS_OF_OURS
 from wsgate.shard.weight import Weight
 from wsgate.statistics import PHASE_READY, Region, StatisticsBlock, has_beaten
 
-__all__ = ["Accounts", "next_with_room", "places", "roomiest"]
+__all__ = ["Accounts", "next_with_room", "places", "queue_length", "roomiest"]
 
 SILENT_MS: Final = 600
 """Two beats missed: no new connection for a shard until it beats again, neither dealt nor handed."""
@@ -123,7 +123,7 @@ class Accounts:
         region["connections_limit"] = gate.connections
         region["descriptors_limit"] = gate.descriptors
         region["memory_budget_bytes"] = gate.memory_bytes
-        region["listen_queue"], region["listen_queue_limit"] = _queue_of(listener_fd)
+        region["listen_queue"], region["listen_queue_limit"] = queue_length(listener_fd)
 
     def _trim(self) -> None:
         self._rest_looks = max(0, self._rest_looks - 1)
@@ -191,14 +191,24 @@ def next_with_room(offers: Sequence[Place], number: int) -> int | None:
     return next((other for other in ring if offers[other].room), None)
 
 
-def _queue_of(listener_fd: int) -> tuple[int, int]:
-    """How many wait to be accepted, and how many may."""
-    try:
-        listener = socket.socket(fileno=listener_fd)
-    except OSError:  # closed: it drains
+def queue_length(listener_fd: int) -> tuple[int, int]:
+    """How many connections wait to be accepted, and how many may; zeros where nobody can say.
+
+    Args:
+        listener_fd: The listener; below 0: it is closed. A number must not be kept beyond its close, because
+            another socket may get it.
+    """
+    if listener_fd < 0:
         return 0, 0
     try:
-        waiting, most = _QUEUE.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE.size))
+        listener = socket.socket(fileno=listener_fd)
+    except OSError:
+        return 0, 0
+    try:
+        told = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE.size)
+        waiting, most = _QUEUE.unpack(told)
+    except (OSError, struct.error):  # no TCP: a Unix socket has no such numbers
+        return 0, 0
     finally:
         listener.detach()  # the caller's
     return waiting, most

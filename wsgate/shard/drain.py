@@ -9,18 +9,29 @@ be back: before, with 2,000 clients, each tried four times in vain.
 """
 
 import asyncio
+import contextlib
+import os
 import random
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from wsgate.handshake import refusal
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
+from wsgate.shard.accounts import queue_length
 from wsgate.shard.sessions import Sessions
 from wsgate.shard.variants import DIALECT_OF
 
-__all__ = ["Pace", "drain"]
+__all__ = ["Pace", "drain", "empty_queue"]
 
+QUEUE_S: Final = 1.0
+"""For answering those who wait in the accept queue: a flood of newcomers is not to hold a drain up."""
+ANSWERS_S: Final = 0.5
+"""For their answers to be written, and read by those who are still sending."""
+ANSWER_STEP_S: Final = 0.01
+RETRY_AFTER_S: Final = 5
 STEP_S: Final = 0.1
 BATCH_LEAST: Final = 20
 RETRY_LEAST_MS: Final = 500
@@ -64,6 +75,68 @@ class Pace:
         """When one may come back that is told now; `random_share` is from 0 up to 1."""
         still_ms = max(0.0, self.closing_ms - passed_ms) if self.is_alone else 0.0
         return self.retry_least_ms + int(still_ms + random_share * self.retry_spread_ms)
+
+
+async def empty_queue(
+    reactor: Reactor, listener_fd: int, run_pass: Callable[[], None], spare_fd: int
+) -> None:
+    """Accept and answer everybody who waits in the accept queue, so that nobody is reset by its end.
+
+    A pass accepts 32, and none while the reactor has paused accepting. So passes are run until the queue is
+    empty, for at most `QUEUE_S`.
+
+    Args:
+        reactor: Refuses newcomers by itself already, and accepts without a rate.
+        listener_fd: Its listener.
+        run_pass: Runs a pass of the loop.
+        spare_fd: Closed here: where no descriptor is free, this one takes a connection after the other.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + QUEUE_S
+    is_exhausted = False
+    while loop.time() < end_s:
+        before = reactor.counters()["accept_exhausted"]
+        # Whatever the reactor has paused accepting for: it begins anew.
+        reactor.stop_listening()
+        reactor.listen(listener_fd)
+        run_pass()
+        is_exhausted = reactor.counters()["accept_exhausted"] != before
+        if is_exhausted or (queue_length(listener_fd)[0] == 0 and not reactor.more):
+            break
+        await asyncio.sleep(0)
+    os.close(spare_fd)
+    if is_exhausted:
+        _refuse_one_by_one(listener_fd, end_s, loop.time)
+    end_s = loop.time() + ANSWERS_S
+    while loop.time() < end_s and _unanswered(reactor):
+        run_pass()
+        await asyncio.sleep(ANSWER_STEP_S)
+
+
+def _unanswered(reactor: Reactor) -> int:
+    """Newcomers whose complete request may lie unread, or whose refusal is not finished."""
+    counted = reactor.counters()
+    return counted["now_deciding"] + counted["now_draining"] + reactor.more
+
+
+def _refuse_one_by_one(listener_fd: int, end_s: float, now_s: Callable[[], float]) -> None:
+    """Accept, answer 503 and close, with the one descriptor that is free."""
+    listener = socket.socket(fileno=listener_fd)
+    response = refusal(503, "draining", retry_after_s=RETRY_AFTER_S).response
+    try:
+        while now_s() < end_s:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                break
+            with peer, contextlib.suppress(OSError):
+                peer.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
+                peer.send(response)
+                peer.shutdown(socket.SHUT_WR)
+    finally:
+        listener.detach()  # the caller's
 
 
 async def drain(

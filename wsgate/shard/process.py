@@ -34,7 +34,7 @@ from wsgate.shard.accounts import Accounts
 from wsgate.shard.budget import PassBudget
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
-from wsgate.shard.drain import drain
+from wsgate.shard.drain import drain, empty_queue
 from wsgate.shard.events import Events
 from wsgate.shard.front import Front
 from wsgate.shard.hub import Hub
@@ -118,8 +118,9 @@ class Shard:
         self._seen = seen
         self._seen_keys = 0
         self._options = options
-        self._listener_fd = listener_fd
+        self._listener_fd = listener_fd  # -1: closed
         self._alive_fd = alive_fd
+        self._spare_fd = os.dup(alive_fd)  # given up where an accept needs a descriptor and none is free
         self._block = shared.block
         self._region: Region = shared.block.shard(options.number)
         self._counts = dict.fromkeys(_OUR_OWN, 0)
@@ -288,16 +289,23 @@ class Shard:
                 await left.wait()
 
     async def _leave(self) -> int:
-        """Refuse who is in the queue, close the listener, tell everybody."""
+        """Answer everybody in the queue, close the listener, send every client a Close.
+
+        Returns:
+            How many clients were still there at the deadline.
+        """
+        began_s = self._loop.time()
         self._is_draining = True
         self._region["phase"] = PHASE_DRAINING
         self._region["room"] = 0
         self._siblings.forsake()  # they are all ending
-        self._pump()  # who is complete in the queue gets a 503 and no reset
+        self._stop_rating()
+        await empty_queue(self._reactor, self._listener_fd, self._pump, self._spare_fd)
         self._reactor.stop_listening()
         os.close(self._listener_fd)
-        options = self._options
-        left = await self._drain(options.drain_timeout_ms)
+        self._listener_fd = -1
+        passed_ms = int((self._loop.time() - began_s) * 1000)
+        left = await self._drain(max(0, self._options.drain_timeout_ms - passed_ms))
         if self._siblings:
             # What siblings have handed over until just now: answered like everybody who comes late.
             self._take_handed()
@@ -305,6 +313,12 @@ class Shard:
             left += await self._drain(LATE_MS)
         self._log.info("drained", left=left)
         return left
+
+    def _stop_rating(self) -> None:
+        """Let the gate accept without a rate: it only refuses now, and nobody is to wait for a refusal."""
+        self._options = replace(self._options, gate=replace(self._options.gate, accepts_per_s=0))
+        self._refused_before = -1
+        self._renew_gate(0)
 
     async def _drain(self, within_ms: int) -> int:
         return await drain(
