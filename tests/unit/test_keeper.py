@@ -26,7 +26,7 @@ from wsgate.node.duties import Duties
 from wsgate.node.keeper import IGNORED, Keeper
 from wsgate.node.listeners import open_group, refuse_handed, steering_program
 from wsgate.reactor import ListenerOptions
-from wsgate.shard.accounts import next_with_room, places, roomiest
+from wsgate.shard.accounts import next_with_room, places, queue_length, roomiest
 from wsgate.shard.numbers import DUTIES, LAYOUT
 from wsgate.shard.renewal import Renewal
 from wsgate.statistics import PHASE_READY, Board, StatisticsBlock, has_beaten
@@ -337,6 +337,47 @@ def test_a_keeper_whose_shards_scribble_and_die_folds_and_steers_on(keeper: Keep
         keeper._reap()
         assert [child.pid for child in keeper._shards] == [0, 0], round_
     assert [keeper._block.keeper[f"duty_failed_{name}"] for name in DUTIES] == [0] * len(DUTIES)
+
+
+def test_connections_for_a_silent_shard_are_answered_from_its_queue_and_its_channel(keeper: Keeper) -> None:
+    now_ms = 1_000_000
+    for child in keeper._shards:
+        child.started_s = now_ms / 1000 - 6
+    keeper._block.shard(1)["beat_ms"] = now_ms - 4_000  # late, and not yet silent for five seconds
+    ends = []
+    for number in range(2):
+        server, client = socket.socketpair()
+        socket.send_fds(keeper._handovers[number][1], [b"\x01"], [server.fileno()])
+        server.close()
+        client.setblocking(False)
+        ends.append(client)
+    keeper._refuse_unserved(now_ms)
+    assert ends[0].recv(1_000).startswith(b"HTTP/1.1 503 ")
+    with pytest.raises(BlockingIOError):
+        ends[1].recv(1_000)
+    keeper._block.shard(1)["beat_ms"] = MOST  # rubbish is no sign of life
+    keeper._refuse_unserved(now_ms)
+    assert ends[1].recv(1_000).startswith(b"HTTP/1.1 503 ")
+    assert keeper._block.keeper["handshake_unserved"] == 2
+    for client in ends:
+        client.close()
+
+
+def test_the_queue_of_a_listener_that_is_closed_or_no_tcp_socket_is_unknown(tmp_path: Path) -> None:
+    assert queue_length(-1) == (0, 0)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/listener")
+        listener.listen()
+        assert queue_length(listener.fileno()) == (0, 0)
+        assert listener.getsockname() == f"{tmp_path}/listener", "it is open still"
+    read, write = os.pipe()
+    assert queue_length(read) == (0, 0)
+    os.close(read)
+    os.close(write)
+    assert queue_length(read) == (0, 0)
+    with socket.create_server(("127.0.0.1", 0), backlog=7) as server:
+        with socket.create_connection(server.getsockname()):
+            assert queue_length(server.fileno()) == (1, 7)
 
 
 # --- what siblings handed to a shard that hangs -------------------------------------------------------

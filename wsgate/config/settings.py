@@ -689,15 +689,15 @@ def _secret_faults(path: str, algorithm: str, secret: str) -> Iterator[str]:
         yield f"{path}: can be guessed, it repeats a few characters: make one with openssl rand -hex 32"
 
 
-def _is_guessable(secret: str) -> bool:
+def _is_guessable(text: str) -> bool:
     """Whether a secret is a short text over and over, or made of very few different characters.
 
     Neither happens by chance: 32 random hexadecimal digits have fewer than 8 different ones once in 10,000
     million times.
     """
-    if len(set(secret)) < SECRET_CHARACTERS_LEAST:
+    if len(set(text)) < SECRET_CHARACTERS_LEAST:
         return True
-    return any(secret[size:] == secret[:-size] for size in range(1, SECRET_PERIOD_LEAST))
+    return any(text[size:] == text[:-size] for size in range(1, SECRET_PERIOD_LEAST))
 
 
 def _heartbeat_faults(heartbeat: Heartbeat) -> Iterator[str]:

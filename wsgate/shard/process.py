@@ -120,7 +120,6 @@ class Shard:
         self._options = options
         self._listener_fd = listener_fd  # -1: closed
         self._alive_fd = alive_fd
-        self._spare_fd = os.dup(alive_fd)  # given up where an accept needs a descriptor and none is free
         self._block = shared.block
         self._region: Region = shared.block.shard(options.number)
         self._counts = dict.fromkeys(_OUR_OWN, 0)
@@ -143,6 +142,8 @@ class Shard:
     def _build(self, loop: asyncio.AbstractEventLoop) -> None:
         options = self._options
         self._loop = loop
+        # Given up at the end, where an accept needs a descriptor and none is free.
+        self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         settings = replace(options.reactor, page_response=CLIENT_PAGE)
         self._reactor = Reactor(
             settings,

@@ -13,6 +13,7 @@ from array import array
 from typing import Final
 
 from wsgate.errors import InternalError
+from wsgate.statistics.fence import fence
 from wsgate.statistics.layout import HISTOGRAM_BUCKETS, Layout
 
 __all__ = ["Region", "StatisticsBlock"]
@@ -134,10 +135,12 @@ class StatisticsBlock:
         zeros = array("Q", bytes(self.layout.slots * 8))
         fold = self._header[_FOLD_SLOT] | 1
         self._header[_FOLD_SLOT] = fold
+        fence()
         try:
             retired[:count] = memoryview(sums)
             dead[:] = memoryview(zeros)
         finally:
+            fence()
             self._header[_FOLD_SLOT] = fold + 1 & _MOST
 
     def mend(self) -> None:
@@ -157,7 +160,9 @@ class StatisticsBlock:
         values: list[list[int]] = []
         for _ in range(_READ_TRIES):
             before = self._header[_FOLD_SLOT]
+            fence()
             values = [region.slots.tolist() for region in self._regions]
+            fence()
             if before % 2 == 0 and before == self._header[_FOLD_SLOT]:
                 break
         return values

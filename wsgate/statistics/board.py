@@ -9,6 +9,7 @@ import mmap
 from typing import Final
 
 from wsgate.errors import InternalError
+from wsgate.statistics.fence import fence
 
 __all__ = ["Board"]
 
@@ -44,8 +45,10 @@ class Board:
             raise InternalError(f"a notice of {len(data)} bytes is longer than {self._size_bytes}")
         version = self._header[0] | 1
         self._header[0] = version
+        fence()  # nobody sees a byte of the new data beside an even version
         self._header[1] = len(data)
         self._memory[_HEADER_BYTES : _HEADER_BYTES + len(data)] = data
+        fence()  # nobody sees the next version beside a byte of the old data
         # Never 0, which says that nothing was posted, also where the version has been overwritten.
         self._header[0] = (version + 1 & _MOST) or 2
 
@@ -55,7 +58,9 @@ class Board:
             version = self._header[0]
             if version == 0:
                 return None
+            fence()
             data = self._memory[_HEADER_BYTES : _HEADER_BYTES + min(self._header[1], self._size_bytes)]
+            fence()
             if version % 2 == 0 and version == self._header[0]:
                 return version, data
         return None

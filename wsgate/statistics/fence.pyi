@@ -1,0 +1,4 @@
+"""See fence.pyx."""
+
+def fence() -> None:
+    """Order all memory accesses of this thread before it before all that follow."""
