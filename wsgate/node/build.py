@@ -18,7 +18,14 @@ from wsgate.node.identity import Holder, claim_name, names_for
 from wsgate.node.listeners import open_group, when_free
 from wsgate.node.machine import raise_descriptor_limit, usable_cores
 from wsgate.node.memory import bus_share
-from wsgate.node.options import Machine, admin_options, publish_limits, renewable, shard_options
+from wsgate.node.options import (
+    Machine,
+    admin_options,
+    descriptors_needed,
+    publish_limits,
+    renewable,
+    shard_options,
+)
 from wsgate.node.privacy import forbid_dumps
 from wsgate.node.privileges import account_for, become
 from wsgate.node.runtime import (
@@ -94,8 +101,10 @@ def make_plan(config: Config, environ: Mapping[str, str], read: Callable[[], Con
 
 def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config], undo: ExitStack) -> Plan:
     account = account_for(config.server.user)
-    directory = runtime_directory(environ, owner=(account.uid, account.gid) if account else None)
+    owner = None if account is None else (account.uid, account.gid)
+    directory = runtime_directory(environ, owner=owner)
     descriptors = raise_descriptor_limit()
+    _check_descriptors(config, descriptors)
     listeners, lock_fd = _open_listeners(config, directory, undo)
     port: int = listeners[0].getsockname()[1]
     admin_listener = _open_admin(config, undo)
@@ -147,6 +156,18 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
         files=files,
         reread=reread,
     )
+
+
+def _check_descriptors(config: Config, descriptors: int) -> None:
+    """Refuse a start that cannot succeed: for want of descriptors shards would end again and again."""
+    shards = config.server.shards or usable_cores()
+    least = descriptors_needed(shards, config.admission.reserve_descriptors)
+    if descriptors < least:
+        raise InternalError(
+            f"the limit of open files (ulimit -n) is {descriptors}, and {shards}"
+            f" shard{'s need' if shards > 1 else ' needs'} at least {least}, of which"
+            f" {config.admission.reserve_descriptors} are admission.reserve_descriptors"
+        )
 
 
 def _name(config: Config, port: int) -> tuple[str, str]:

@@ -45,7 +45,14 @@ from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Boards, Shared
 from wsgate.shard.process import run_shard
 from wsgate.shard.renewal import Renewal
-from wsgate.statistics import PHASE_DRAINING, PHASE_READY, StatisticsBlock, has_beaten, why_not_ready
+from wsgate.statistics import (
+    PHASE_DRAINING,
+    PHASE_READY,
+    PHASE_STARTING,
+    StatisticsBlock,
+    has_beaten,
+    why_not_ready,
+)
 
 __all__ = ["Keeper"]
 
@@ -57,6 +64,8 @@ EXIT_GRACE_S: Final = 2.0
 OWNER_BYTES: Final = 6
 OWNERS_MOST: Final = 8
 """A shard and those before it that may not have been mourned yet: who lives for a second has done it."""
+STARTS_MOST: Final = 5
+"""Starts of a shard that end before it serves, until a node that was never ready gives up: after a second."""
 RESTORE_S: Final = 1.0
 """Between two looks at the runtime directory."""
 IGNORED: Final = (
@@ -110,6 +119,8 @@ class Keeper:
         self._restored_s = 0.0
         self._has_bus_been_up = False  # since its last start
         self._is_ready = False
+        self._unstarted = [0] * len(plan.listeners)  # starts of each shard that ended before it served
+        self._is_hopeless = False
         self._is_stopping = False
         self._shards = [Child(f"shard-{n}", partial(self._fork_shard, n)) for n in range(len(plan.listeners))]
         self._others = [Child("admin", self._fork_admin)]
@@ -127,10 +138,11 @@ class Keeper:
         self._block.keeper["pid"] = os.getpid()
         self._block.keeper["phase"] = PHASE_READY
         self._start_bus()
-        while not self._signals:
+        while not self._signals and not self._is_hopeless:
             self._duties.run("tend", self._tend)
             self._rest()
-        return self._stop()
+        code = self._stop()
+        return 1 if self._is_hopeless else code
 
     def _rest(self) -> None:
         """Wait for a signal, at most one tick, and take it."""
@@ -212,8 +224,17 @@ class Keeper:
                 if child.pid == pid:
                     child.ended(os.waitstatus_to_exitcode(status), is_asked=self._is_stopping)
                     if number < len(self._shards):
+                        self._note_start(number)
                         self._duties.run("fold", partial(self._block.retire, number))
                         self._duties.run("fold", partial(self._addresses.retire, number))
+
+    def _note_start(self, number: int) -> None:
+        """Give up a start that cannot succeed: the node was never ready, and a shard never serves."""
+        has_served = self._block.shard(number)["phase"] != PHASE_STARTING
+        self._unstarted[number] = 0 if has_served else self._unstarted[number] + 1
+        if self._unstarted[number] >= STARTS_MOST and not (self._is_ready or self._is_stopping):
+            self._log.error("start_failed", shard=number, tries=self._unstarted[number])
+            self._is_hopeless = True
 
     def _fork_shard(self, number: int) -> int:
         options, listener = self._shard_options[number], self._plan.listeners[number]

@@ -27,6 +27,7 @@ __all__ = [
     "Machine",
     "admin_options",
     "command_line",
+    "descriptors_needed",
     "key_sources",
     "publish_command",
     "publish_limits",
@@ -137,6 +138,19 @@ def _settings(config: Config) -> Settings:
         report_meta=True,
         variant_opcodes=opcodes(is_compressing=config.server.compression),
     )
+
+
+def descriptors_needed(shards: int, reserved: int) -> int:
+    """The least limit of open files with which the processes of a node can start and serve somebody.
+
+    Args:
+        shards: How many; both ends of each one's channel are open in keeper and shards.
+        reserved: Descriptors that clients never get.
+    """
+    channels = 2 * shards if shards > 1 else 0
+    of_shard = reserved + DESCRIPTORS_OF_OURS + channels + 1  # one client
+    of_keeper = DESCRIPTORS_OF_OURS + channels + shards
+    return max(of_shard, of_keeper)
 
 
 def _node_limits(config: Config, machine: Machine) -> NodeLimits:
