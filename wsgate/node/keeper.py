@@ -66,6 +66,7 @@ OWNERS_MOST: Final = 8
 """A shard and those before it that may not have been mourned yet: who lives for a second has done it."""
 STARTS_MOST: Final = 5
 """Starts of a shard that end before it serves, until a node that was never ready gives up: after a second."""
+SEE_SIBLINGS_MS: Final = 300  # a tick of a shard, 250 ms, and some
 RESTORE_S: Final = 1.0
 """Between two looks at the runtime directory."""
 IGNORED: Final = (
@@ -119,6 +120,7 @@ class Keeper:
         self._restored_s = 0.0
         self._has_bus_been_up = False  # since its last start
         self._is_ready = False
+        self._well_since_ms = 0  # when every shard was first found ready; 0: not yet
         self._unstarted = [0] * len(plan.listeners)  # starts of each shard that ended before it served
         self._is_hopeless = False
         self._is_stopping = False
@@ -191,10 +193,23 @@ class Keeper:
         bus = 0 if self._plan.embedded_bus is None else self._others[0].pid
         run("watch", lambda: self._watch.look(now_ms, bus))
         self._block.keeper["restarts"] = sum(child.restarts for child in (*self._others, *self._shards))
-        if not self._is_ready and not why_not_ready(self._block, now_ms):
+        if not self._is_ready and self._is_first_ready(now_ms):
             self._is_ready = True
             run("notify", lambda: notify("READY=1"))
             run("announce", self._announce)
+
+    def _is_first_ready(self, now_ms: int) -> bool:
+        """Whether the node may be called ready.
+
+        Shards need one more tick to see each other: until then a full one hands nobody over.
+        """
+        if why_not_ready(self._block, now_ms):
+            self._well_since_ms = 0
+        elif not self._well_since_ms:
+            self._well_since_ms = now_ms
+        return self._well_since_ms > 0 and (
+            len(self._shards) == 1 or now_ms - self._well_since_ms >= SEE_SIBLINGS_MS
+        )
 
     def _beat(self) -> int:
         """Tell everybody that we live; the time in ms."""

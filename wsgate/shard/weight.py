@@ -16,6 +16,8 @@ __all__ = ["Weight", "proportional_bytes"]
 
 EVERY_LOOKS: Final = 60
 """The walk costs milliseconds of a core, and this number changes slowly."""
+FIRST_LOOK: Final = 4
+"""A shard that has just begun has newcomers to serve first."""
 _ROLLUP: Final = "/proc/self/smaps_rollup"
 _MARK: Final = b"\nPss:"
 _ANSWER_BYTES: Final = 4096
@@ -42,10 +44,10 @@ class Weight:
         self._thread: threading.Thread | None = None
 
     def look(self) -> None:
-        """Begin a reading with the first call and with every 60th after it; call once a second."""
+        """Begin a reading with the fifth call and with every 60th after it; call once a second."""
         if (
             self._fd >= 0
-            and self._looks % EVERY_LOOKS == 0
+            and self._looks % EVERY_LOOKS == FIRST_LOOK
             and not (self._thread and self._thread.is_alive())
         ):
             before = threading.stack_size(_STACK_BYTES)
