@@ -381,7 +381,7 @@ import sys
 import termios
 os.setsid()
 fcntl.ioctl(os.open(sys.argv[1], os.O_RDWR), termios.TIOCSCTTY, 0)
-os.execv(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
@@ -398,6 +398,21 @@ def test_a_terminal_that_hangs_up_ends_it_and_a_signal_alone_does_not() -> None:
         for client in clients:
             assert client.end()[1] == 4012
         assert gateway.process.wait(30) == 0
+
+
+def test_under_nohup_a_signal_renews_the_configuration_and_the_end_of_the_terminal_ends_nothing() -> None:
+    terminal, far_end = os.openpty()
+    prefix = [sys.executable, "-c", ON_A_TERMINAL, os.ttyname(far_end), "nohup"]
+    with running_gateway(prefix=prefix) as gateway, connected(gateway.ws_url, 3) as clients:
+        gateway.process.send_signal(signal.SIGHUP)
+        renewals = partial(gateway.metric, "wsgate_renewals_total")
+        wait_until("the configuration is renewed", lambda: renewals() == 1, WITHIN_S)
+        os.close(far_end)
+        os.close(terminal)
+        wait_until("the keeper gets the terminal's SIGHUP", lambda: renewals() == 2, WITHIN_S)
+        for client in clients:
+            assert client.ask("ping") == {"op": "pong"}
+        assert gateway.stop() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

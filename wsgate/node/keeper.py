@@ -107,7 +107,8 @@ class Keeper:
         self._handovers = _handovers(len(plan.listeners))
         self._owners: list[deque[str]] = [deque(maxlen=OWNERS_MOST) for _ in plan.listeners]
         self._shard_options, self._admin_options = plan.shards, plan.admin
-        self._had_terminal = _has_terminal()
+        # Under nohup the gateway must survive the end of its terminal, so it counts as having none.
+        self._ends_with_terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
         self._alive_read, self._alive_write = os.pipe()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -320,9 +321,14 @@ class Keeper:
 
     def _listen_for_signals(self) -> None:
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and `&` of a shell have it
-                signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        # nohup starts the gateway with SIGHUP ignored. A SIGHUP that an operator sends must renew the
+        # configuration all the same, so the handler is installed without regard to that.
+        signal.signal(signal.SIGHUP, self._on_signal)
+        # A shell ignores SIGINT for a background job (`wsgate serve &` in a script), so that Ctrl-C ends
+        # the script and not the job (POSIX, Shell Command Language, 2.11). The gateway respects that.
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes the loop
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
@@ -337,13 +343,17 @@ class Keeper:
             self._signals.append(number)
 
     def _take_signals(self) -> None:
-        """SIGHUP renews the configuration, unless it is the terminal that hung up; the others end it."""
+        """Act on a SIGHUP that has arrived.
+
+        A SIGHUP renews the configuration. It ends the gateway if the gateway's terminal has hung up, unless
+        SIGHUP was ignored at the start.
+        """
         with contextlib.suppress(OSError):
             self._wake_read.recv(4096)
         if not self._is_hung_up:
             return
         self._is_hung_up = False
-        if self._had_terminal and not _has_terminal():
+        if self._ends_with_terminal and not _has_terminal():
             self._signals.append(signal.SIGHUP)
         elif not self._is_stopping:
             started_us = time.monotonic_ns() // 1000
