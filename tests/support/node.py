@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.packages import find_or_install, find_program
+from tests.support.packages import find_or_install, find_program, installation_lock
 
 __all__ = ["Node", "NodeError", "NodeProcess", "provide_node"]
 
@@ -142,16 +142,26 @@ def provide_node() -> Node:
     if found < OLDEST:
         raise NodeError(f"{program} is {version}: the tests need Node 20.19 or later")
     modules = CACHE / "node_modules"
-    missing = [name for name in PACKAGES if not (modules / name / "package.json").exists()]
-    if missing:
-        _install([f"{name}@{PACKAGES[name]}" for name in missing])
+    if _missing(modules):
+        npm = _find_npm()
+        with installation_lock():
+            if missing := _missing(modules):  # another process may have installed them meanwhile
+                _install(npm, [f"{name}@{PACKAGES[name]}" for name in missing])
     return Node(program, modules)
 
 
-def _install(packages: list[str]) -> None:
+def _missing(modules: Path) -> list[str]:
+    return [name for name in PACKAGES if not (modules / name / "package.json").exists()]
+
+
+def _find_npm() -> str:
     npm = find_or_install(lambda: find_program("npm"), ["npm"])
     if npm is None:
-        raise NodeError(f"no npm here, and none could be installed: it is needed for {', '.join(packages)}")
+        raise NodeError(f"no npm here, and none could be installed: it is needed for {', '.join(PACKAGES)}")
+    return npm
+
+
+def _install(npm: str, packages: list[str]) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     flags = ("--no-fund", "--no-audit", "--ignore-scripts", "--prefix", str(CACHE))
     command = [npm, "install", *flags, *packages]

@@ -1,29 +1,50 @@
-"""Programs that tests need and Python's registry does not have: found, or installed when that is allowed."""
+"""Find the programs that tests need and Python's registry does not have, or install them where allowed."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["find_or_install", "find_program"]
+__all__ = ["find_or_install", "find_program", "installation_lock"]
 
 _INSTALLER = Path(__file__).with_name("install_packages.sh")
 
 
+@contextlib.contextmanager
+def installation_lock() -> Iterator[None]:
+    """Let one process of this machine install at a time; the others wait.
+
+    The tests run in several processes, and two of them may miss the same package at the same moment.
+    """
+    path = Path(tempfile.gettempdir()) / f"wsgate-install-{os.getuid()}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def find_or_install(find: Callable[[], str | None], packages: Sequence[str]) -> str | None:
-    """What `find` finds, after installing one of the packages if it must be; None when that is not to be.
+    """Return what `find` finds; if that is nothing, install one of the packages and look again.
 
     Args:
-        find: Looks for it; called again after an installation.
-        packages: Debian packages of which any brings it: they are called differently over the years.
+        find: Looks for the program; called again after every installation.
+        packages: Debian packages of which each contains the program: its package changed names over the years.
+
+    Returns:
+        The path of the program, or None if it could not be installed.
     """
     if found := find():
         return found
-    for package in packages:
-        subprocess.run(["sh", str(_INSTALLER), package], check=False)
-        if found := find():
-            break
+    with installation_lock():
+        found = find()  # another process may have installed the package meanwhile
+        for package in packages:
+            if found:
+                break
+            subprocess.run(["sh", str(_INSTALLER), package], check=False)
+            found = find()
     return found
 
 
