@@ -234,6 +234,14 @@ class OutboxMachine(RuleBasedStateMachine):
         if then_poll:
             self.poll()
 
+    @precondition(lambda self: any(consumer.model.blocked for consumer in self.consumers))
+    @rule(sizes=st.lists(st.sampled_from((0, 4, 100, 125)), min_size=PINGS_MAX, max_size=PINGS_MAX))
+    def ping_while_blocked(self, sizes: list[int]) -> None:
+        """Overflow the slot for pongs of a consumer whose socket takes nothing; chance alone does so rarely."""
+        seat = next(seat for seat, consumer in enumerate(self.consumers) if consumer.model.blocked)
+        del sizes[: len(self.consumers[seat].pings)]
+        self.ping(seat, sizes, then_poll=True)
+
     @rule(seat=seats, limit=st.one_of(st.integers(1, 500), st.integers(1, 5_000)))
     def take(self, seat: int, limit: int) -> None:
         self.consumers[seat].take(limit)
