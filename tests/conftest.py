@@ -1,10 +1,12 @@
 """Set up what holds for all tests: the server they use, the signals of their processes, Hypothesis."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+from tests.support.ports import reserved_port
 from tests.support.server_choice import choose_server, server_version
 from tests.support.signals import stop_ignoring_signals
 
@@ -29,3 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str:
     """Name the server, so that a report says what it was made with."""
     return f"server: {server_version()}"
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Reserve a port for the whole test, for servers that are started on it one after the other."""
+    with reserved_port() as number:
+        yield number

@@ -169,13 +169,14 @@ def test_what_a_client_sends_reaches_the_backend_and_back(gateway: Gateway) -> N
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_a_gateway_that_is_restarted_finds_its_clients_again(end: signal.Signals, tmp_path: Path) -> None:
+def test_a_gateway_that_is_restarted_finds_its_clients_again(
+    end: signal.Signals, port: int, tmp_path: Path
+) -> None:
     environ = ENVIRON | {"WSGATE_AUTH__HMAC_SECRET": "a secret that outlives a restart"}
 
     async def main() -> None:
         errors, gaps = Errors(), list[Gap]()
-        with running_gateway(environ=environ, directory=tmp_path) as first:
-            port = str(first.port)
+        with running_gateway("--port", str(port), environ=environ, directory=tmp_path) as first:
             token = first.run("token", "--user", "42", environ=environ).stdout.strip()
             client = Client(first.ws_url, token=token, options=QUICK, on_error=errors.append)
             client.start()
@@ -186,7 +187,7 @@ def test_a_gateway_that_is_restarted_finds_its_clients_again(end: signal.Signals
             assert (await anext(chat)).data == "before"
             await asyncio.to_thread(first.stop, end)
         await errors.until(lambda error: isinstance(error, Disconnected))
-        with running_gateway("--port", port, environ=environ, directory=tmp_path) as second:
+        with running_gateway("--port", str(port), environ=environ, directory=tmp_path) as second:
             async with asyncio.timeout(WITHIN_S):
                 await chat.ready()
                 await inbox.ready()

@@ -307,9 +307,9 @@ def test_a_token_is_refreshed_before_it_expires(runtime: Runtime, gateway: Gatew
 
 
 def test_it_comes_back_after_a_restart(
-    runtime: Runtime, serve: Callable[..., contextlib.AbstractContextManager[Gateway]]
+    runtime: Runtime, serve: Callable[..., contextlib.AbstractContextManager[Gateway]], port: int
 ) -> None:
-    with serve() as gateway:
+    with serve("--port", str(port)) as gateway:
         start(runtime, gateway, token("42"))
         runtime.evaluate("Promise.all([subscribe('news'), subscribe('@me')])")
         runtime.evaluate("globalThis.unsubscribed = client.subscribe('gone').unsubscribe()")
@@ -318,7 +318,6 @@ def test_it_comes_back_after_a_restart(
         assert runtime.evaluate("[happened.close[0].code, happened.close[0].willReconnect]") == [4012, True]
         # Said while nobody is there: it waits for the connection, though not for the subscription.
         runtime.evaluate("globalThis.publishing = client.publish('news', 'said meanwhile'), 0")
-        port = gateway.port
     with serve("--port", str(port)) as gateway:
         runtime.wait_for("client.state === 'open'")
         runtime.evaluate("publishing")

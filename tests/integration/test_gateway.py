@@ -239,6 +239,16 @@ def test_serve_refuses_an_address_that_is_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_port_0_takes_a_free_port_that_all_shards_share() -> None:
+    ports = "--port", "0", "--admin-port", "0"
+    with running_gateway(*ports, "--shards", "2") as gateway, connected(gateway.ws_url, 20) as clients:
+        assert 0 not in (gateway.port, gateway.admin_port)
+        assert f"  socket   {gateway.ws_url}" in gateway.lines
+        assert all(client.ask("ping") == {"op": "pong"} for client in clients)
+        held = [gateway.metric("wsgate_connections_held", shard=str(number)) for number in range(2)]
+        assert 0 not in held
+
+
 def test_a_gateway_on_ipv6_names_itself_in_brackets() -> None:
     with running_gateway("--host", "::1", environ={"WSGATE_ADMIN__HOST": "::1"}) as gateway:
         url = f"ws://[::1]:{gateway.port}/ws"

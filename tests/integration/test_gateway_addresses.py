@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.packages import find_or_install, find_program
+from tests.support.ports import reserved_port
 from tests.support.raw_client import LIMIT_S, RawClient, request
 from tests.support.siege import scrape, shard_pid
 
@@ -152,10 +153,7 @@ def test_haproxy_says_whom_it_brings(option: str, tmp_path: Path) -> None:
         "wsgate_server__trusted_proxies": "127.0.0.9",
         "wsgate_server__proxy_protocol": "true",
     }
-    with limited(**settings) as gateway, ExitStack() as held:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port: int = free.getsockname()[1]
+    with limited(**settings) as gateway, reserved_port() as port, ExitStack() as held:
         file = tmp_path / "haproxy.cfg"
         file.write_text(HAPROXY.format(port=port, gateway=gateway.port, option=option))
         process = held.enter_context(subprocess.Popen([program, "-db", "-f", str(file)]))

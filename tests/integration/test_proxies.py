@@ -15,6 +15,7 @@ from tests.support.fault_proxy import fault_proxy
 from tests.support.frames import TEXT, client_frame
 from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.packages import find_or_install, find_program
+from tests.support.ports import reserved_port
 from tests.support.siege import fresh_counters
 
 pytestmark = pytest.mark.slow
@@ -70,21 +71,21 @@ def gateway() -> Iterator[Gateway]:
         yield it
 
 
-def free_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
-        return port
-
-
 def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The port for the proxy."""
+    with reserved_port() as number:
+        yield number
+
+
 @pytest.fixture(scope="module", params=["nginx", "haproxy"])
 def proxy(
-    request: pytest.FixtureRequest, gateway: Gateway, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, gateway: Gateway, port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[int]:
     """The port of a proxy in front of the gateway."""
     name: str = request.param
@@ -92,7 +93,7 @@ def proxy(
     program = find_or_install(lambda: find_program(name), packages)
     if program is None:
         pytest.skip(f"no {name} here, and none could be installed")
-    directory, port = tmp_path_factory.mktemp(name), free_port()
+    directory = tmp_path_factory.mktemp(name)
     file = directory / "configuration"
     text = NGINX if name == "nginx" else HAPROXY
     file.write_text(text.format(directory=directory, port=port, gateway=gateway.port))

@@ -22,6 +22,7 @@ from redis.crc import key_slot
 
 from tests.support.gateway import wait_until
 from tests.support.packages import find_or_install, find_program
+from tests.support.ports import reserved_port, reserved_ports
 
 __all__ = [
     "Cluster",
@@ -117,21 +118,6 @@ def _program(directory: Path) -> Path:
     return link
 
 
-def _free_ports(count: int, *, also_at: int = 0) -> list[int]:
-    """Ports nobody has; with `also_at` neither the ports so much higher."""
-    with ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            port: int = stack.enter_context(socket.create_server((HOST, 0))).getsockname()[1]
-            if also_at:
-                try:
-                    stack.enter_context(socket.create_server((HOST, port + also_at)))
-                except (OSError, OverflowError):
-                    continue
-            ports.append(port)
-        return ports
-
-
 @contextlib.contextmanager
 def _fleet(make: Callable[[Path, Path], list[Server]]) -> Iterator[list[Server]]:
     with tempfile.TemporaryDirectory(prefix="wsgate-fleet-") as name, ExitStack() as stack:
@@ -149,7 +135,6 @@ def running_server(
     """One server; with TLS on its only port, and clients that must show a certificate."""
 
     def make(program: Path, root: Path) -> list[Server]:
-        (port,) = _free_ports(1)
         more = dict(settings or {})
         if tls is None:
             return [Server(program, root / "one", port, more)]
@@ -162,7 +147,7 @@ def running_server(
         }
         return [Server(program, root / "one", 0, more)]
 
-    with _fleet(make) as (server,):
+    with reserved_port() as port, _fleet(make) as (server,):
         yield server
 
 
@@ -201,7 +186,11 @@ class Sentinels:
 @contextlib.contextmanager
 def running_sentinels(replicas: int = 2) -> Iterator[Sentinels]:
     """Failure is noticed after half a second."""
-    ports = _free_ports(1 + replicas + 3)
+    with reserved_ports(1 + replicas + 3) as ports:
+        yield from _sentinels(replicas, ports)
+
+
+def _sentinels(replicas: int, ports: list[int]) -> Iterator[Sentinels]:
     first, watching = ports[0], ports[1 + replicas :]
     config = (
         f"sentinel monitor main {HOST} {first} 2\nsentinel down-after-milliseconds main 500\n"
@@ -285,7 +274,11 @@ def _slots(server: Server) -> Any:
 @contextlib.contextmanager
 def running_cluster(primaries: int = 3) -> Iterator[Cluster]:
     """With one replica a primary; failure is noticed after a second."""
-    ports = _free_ports(2 * primaries, also_at=CLUSTER_BUS_OFFSET)
+    with reserved_ports(2 * primaries, also_at=CLUSTER_BUS_OFFSET) as ports:
+        yield from _cluster(primaries, ports)
+
+
+def _cluster(primaries: int, ports: list[int]) -> Iterator[Cluster]:
     settings = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", "cluster-config-file": "nodes.conf"}
 
     def make(program: Path, root: Path) -> list[Server]:

@@ -21,6 +21,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.ports import reserved_ports
+
 __all__ = ["Gateway", "children_of", "run_command", "running_gateway", "wait_until"]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +172,8 @@ def running_gateway(
 ) -> Iterator[Gateway]:
     """A gateway with `serve --dev`, one shard unless told otherwise, ready when it is yielded.
 
+    Its ports are reserved while the block lasts, so that a test may start a successor on them.
+
     Args:
         flags: More of `serve`'s.
         environ: More environment.
@@ -183,17 +187,9 @@ def running_gateway(
         if directory is None:
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="wsgate-test-"))
             directory = Path(name)
-        command = [
-            *prefix,
-            sys.executable,
-            "-m",
-            "wsgate",
-            "serve",
-            "--port",
-            "0",
-            "--admin-port",
-            "0",
-        ]
+        port, admin_port = stack.enter_context(reserved_ports(2))
+        command = [*prefix, sys.executable, "-m", "wsgate", "serve"]
+        command += ["--port", str(port), "--admin-port", str(admin_port)]
         command += [] if host is None else ["--host", host]
         command += ["--dev"] if is_dev else []
         command += flags if "--shards" in flags else ["--shards", "1", *flags]

@@ -31,7 +31,7 @@ def find_or_install(find: Callable[[], str | None], packages: Sequence[str]) -> 
 
     Args:
         find: Looks for the program; called again after every installation.
-        packages: Debian packages of which each contains the program: its package changed names over the years.
+        packages: Debian packages of which each contains the program; the package changed its name over time.
 
     Returns:
         The path of the program, or None if it could not be installed.

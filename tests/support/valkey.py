@@ -3,19 +3,18 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.ports import reserved_port
 from wsgate.node.embedded_bus import find_server
 
 __all__ = ["Valkey", "running_valkey"]
 
 STOP_S = 10
-START_TRIES = 5
 
 
 @dataclass
@@ -48,7 +47,8 @@ class Valkey:
         """Start it again, empty, where it was; when it accepts connections."""
         self.stop()
         self.process = _launch(self.socket_path.parent, self.host, self.port, self.settings)
-        assert _is_ready(self.process)
+        said: list[str] = []
+        assert _is_ready(self.process, said), "".join(said)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -69,24 +69,23 @@ def running_valkey(host: str = "127.0.0.1", port: int = 0, **settings: str) -> I
         port: 0 for a free one.
         settings: More of its configuration, `_` for `-`.
     """
-    with tempfile.TemporaryDirectory(prefix="wsgate-valkey-") as name:
+    with tempfile.TemporaryDirectory(prefix="wsgate-valkey-") as name, reserved_port() as free:
         more = {key.replace("_", "-"): value for key, value in settings.items()}
-        valkey = _start(Path(name), host, port, more)
+        valkey = _start(Path(name), host, port or free, more)
         try:
             yield valkey
         finally:
             valkey.stop()
 
 
-def _start(directory: Path, host: str, wanted: int, settings: dict[str, str]) -> Valkey:
-    for _ in range(START_TRIES):
-        port = wanted or _free_port(host)
-        process = _launch(directory, host, port, settings)
-        valkey = Valkey(process, port, directory / "valkey.sock", host, settings)
-        if _is_ready(valkey.process):
-            return valkey
-        valkey.stop()  # somebody else took the port meanwhile
-    raise AssertionError("the server does not start")
+def _start(directory: Path, host: str, port: int, settings: dict[str, str]) -> Valkey:
+    process = _launch(directory, host, port, settings)
+    valkey = Valkey(process, port, directory / "valkey.sock", host, settings)
+    said: list[str] = []
+    if not _is_ready(process, said):
+        valkey.stop()
+        raise AssertionError(f"the server does not start on port {port}:\n{''.join(said)}")
+    return valkey
 
 
 def _launch(directory: Path, host: str, port: int, more: dict[str, str]) -> subprocess.Popen[str]:
@@ -105,13 +104,16 @@ def _launch(directory: Path, host: str, port: int, more: dict[str, str]) -> subp
     )
 
 
-def _is_ready(process: subprocess.Popen[str]) -> bool:
-    """Read what it says until it accepts connections; False when it ends instead."""
+def _is_ready(process: subprocess.Popen[str], said: list[str]) -> bool:
+    """Read what the server prints until it accepts connections; False when it ends before.
+
+    Args:
+        process: The server, with a pipe for its standard output.
+        said: Gets every line that was read.
+    """
     assert process.stdout is not None
-    return any("Ready to accept connections" in line for line in process.stdout)
-
-
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    for line in process.stdout:
+        said.append(line)
+        if "Ready to accept connections" in line:
+            return True
+    return False

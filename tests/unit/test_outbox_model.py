@@ -237,7 +237,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(consumer.model.blocked for consumer in self.consumers))
     @rule(sizes=st.lists(st.sampled_from((0, 4, 100, 125)), min_size=PINGS_MAX, max_size=PINGS_MAX))
     def ping_while_blocked(self, sizes: list[int]) -> None:
-        """Overflow the slot for pongs of a consumer whose socket takes nothing; chance alone does so rarely."""
+        """Overflow the slot for pongs of a blocked consumer; chance alone does so rarely."""
         seat = next(seat for seat, consumer in enumerate(self.consumers) if consumer.model.blocked)
         del sizes[: len(self.consumers[seat].pings)]
         self.ping(seat, sizes, then_poll=True)
