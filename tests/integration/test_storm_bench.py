@@ -19,6 +19,7 @@ def test_a_small_storm(*, is_spread: bool) -> None:
         assert not gateway.faults()
 
 
+@pytest.mark.alone  # the gateway says when it is back, and must have a core to be back by then
 def test_a_small_restart_is_one_attempt_each() -> None:
     """Whose bus is its own says when it is back: nobody tries in vain before that."""
     attempts, began_s, _ = reconnect.measure(40, 2, is_killed=False)
