@@ -316,7 +316,8 @@ def test_who_is_cut_for_a_full_output_buffer_comes_back_r11(valkey: Valkey, back
             backend.config_set("client-output-buffer-limit", before)
             await until("up again", lambda: len(heard.confirmed) == 2)
             assert backend.publish("wsgate:ch:news", b"good") == 1
-            await until("heard", lambda: heard.messages[-1] == (b"news", b"good"))
+            # Valkey delivers some of the large messages before it cuts, Redis 7.0 none.
+            await until("heard", lambda: heard.messages[-1:] == [(b"news", b"good")])
 
     run(main())
 
