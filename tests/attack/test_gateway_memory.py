@@ -81,7 +81,7 @@ def join(gateway: Gateway, stack: ExitStack, user: str, *, receive_buffer_bytes:
     client = stack.enter_context(RawClient(gateway, receive_buffer_bytes=receive_buffer_bytes))
     try:
         status = client.ask(request(headers=[bearer(make_token(user))])).status
-    except OSError:  # refused without a word: every drain is busy
+    except (OSError, EOFError):  # refused without an answer: every drain is busy
         return None
     assert status in (101, 503), status
     return client if status == 101 else None

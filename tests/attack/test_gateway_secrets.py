@@ -205,7 +205,7 @@ def is_served(gateway: Gateway, former: int) -> bool:
     try:
         with RawClient(gateway) as client:
             return client.ask(request(headers=[bearer(make_token())])).status == 101
-    except OSError:
+    except (OSError, EOFError):  # the stream may end before there is an answer
         return False
 
 
