@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jwt
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.ports import reserved_ports
+from wsgate.config import parse_duration_ms
 
 __all__ = ["Gateway", "children_of", "run_command", "running_gateway", "wait_until"]
 
@@ -135,7 +137,15 @@ class Gateway:
         return run_command(*arguments, directory=self.directory, **options)
 
     def token(self, user: str, *arguments: str) -> str:
-        """A token signed with the development secret."""
+        """Return a token signed with the development secret.
+
+        With no flag but `--ttl` the token is signed in this process: on a busy machine a token of a few
+        seconds may expire before another process has printed it. With other flags `wsgate token` signs it.
+        """
+        if len(arguments) in (0, 2) and arguments[:1] in ((), ("--ttl",)):
+            now_s = int(time.time())
+            ttl_s = parse_duration_ms(arguments[1] if arguments else "1h") // 1000
+            return jwt.encode({"sub": user, "iat": now_s, "exp": now_s + ttl_s}, self.secret, "HS256")
         return self.run("token", "--port", str(self.port), "--user", user, *arguments).stdout.strip()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
