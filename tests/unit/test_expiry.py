@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.rig import Peer, Rig, rig
 from wsgate.reactor import Settings, events
+from wsgate.reasons import Reason
 
 WALL_MS = 1_764_000_000_000
 QUIET = Settings(ping_interval_ms=0, idle_timeout_ms=0)
@@ -106,3 +107,31 @@ def test_expiry_that_is_no_time_is_refused(wall_ms: int) -> None:
         peer = bench.connect()
         with pytest.raises(ValueError, match="wall clock"):
             bench.reactor.set_expiry(peer.conn, wall_ms, 4001)
+
+
+def test_more_than_a_thousand_expiries_a_second_come_back_spread() -> None:
+    """Each further thousand of one second is told a later time; the next second begins anew."""
+    with rig(Settings(ping_interval_ms=0)) as bench:
+        for rank in range(4):
+            bench.reactor.set_bye(4001, [b"come back in %d" % rank], reason=Reason.TOKEN_EXPIRED, rank=rank)
+        bench.reactor.set_bye(4001, [b"any other 4001"])
+        tick(bench, WALL_MS)
+
+        def expire(count: int) -> list[bytes]:
+            peers = [bench.connect() for _ in range(count)]
+            for peer in peers:
+                bench.reactor.set_expiry(peer.conn, WALL_MS, 4001)
+            bench.now_ms = bench.now_ms // 1_000 * 1_000 + 1_000
+            tick(bench, WALL_MS + 1_000)
+            said = [peer.frames()[0].payload for peer in peers]
+            for peer in peers:
+                peer.close()
+                bench.peers.remove(peer)
+            bench.turn()
+            return said
+
+        assert set(expire(900)) == {b"come back in 0"}
+        said = expire(4_500)
+        counts = [said.count(b"come back in %d" % rank) for rank in range(4)]
+        assert counts == [1_000, 1_000, 1_000, 1_500]
+        assert set(expire(10)) == {b"come back in 0"}

@@ -15,7 +15,8 @@ The one path out (states and diagram in structs.pxd):
 The first reason given is the reason; later ones of the same connection are not counted.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
@@ -29,7 +30,7 @@ from wsgate.reactor.structs cimport (
     TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_DEFLATE,
     INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE,
     OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
-    SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN,
+    RUSH_STEP, SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN,
     TOO_MANY_FRAGMENTS, WANT_OUT, WRITE_STALL,
 )
 from wsgate.reactor.table cimport (
@@ -120,19 +121,43 @@ cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept no
     attention_push(core, slot)
 
 
+cdef uint32_t rank_of(Core *core, int reason) noexcept nogil:
+    """How many thousand byes of this reason were queued in this second; counts one more.
+
+    Clients that end for one reason in one second would come back in one second too. Byes of a higher rank
+    name a later time, so that they come back a thousand a second.
+    """
+    cdef int64_t second = core.clock_ms // 1000
+    if core.rush_second != second:
+        core.rush_second = second
+        memset(core.rush, 0, sizeof(core.rush))
+    core.rush[reason] += 1
+    return (core.rush[reason] - 1) // RUSH_STEP
+
+
 cdef void queue_close(Core *core, uint32_t slot) noexcept nogil:
-    """Put `bye`, if one is set, and Close behind the answers. The bye of the reason outranks the code's."""
+    """Put `bye`, if one is set, and Close behind the answers. The bye of the reason outranks the code's.
+
+    Of several ranks the highest counts that is not above the rank of this Close.
+    """
     cdef Connection *c = at(core, slot)
     cdef Frame *frame = NULL
     cdef Bye *bye
-    cdef uint32_t index
+    cdef uint32_t index, rank = 0
+    cdef int best = -1
     if c.reason != PEER_CLOSED:
+        if core.bye_count:
+            rank = rank_of(core, c.reason)
         for index in range(core.bye_count):
             bye = &core.byes[index]
             if bye.close_code != c.close_code or bye.frames[c.variant] == NULL:
                 continue
-            if bye.reason == c.reason or (bye.reason == 0 and frame == NULL):
+            if bye.rank > rank:
+                continue
+            if (bye.reason == c.reason and bye.rank > best) or (bye.reason == 0 and frame == NULL):
                 frame = bye.frames[c.variant]
+                if bye.reason == c.reason:
+                    best = bye.rank
         if frame != NULL:
             outbox_push(core, c, frame, CLASS_CONTROL, NONE)
     frame = frame_close(core, c.close_code, NULL, 0)

@@ -117,12 +117,15 @@ cdef void walks_drop(Core *core) noexcept nogil:
         walks_step(core, 0)
 
 
-cdef Bye *bye_for(Core *core, uint16_t close_code, int reason) noexcept nogil:
-    """The bye of a code and a reason, made if there is none."""
+cdef Bye *bye_for(Core *core, uint16_t close_code, int reason, int rank) noexcept nogil:
+    """The bye of a code, a reason and a rank, made if there is none."""
     cdef uint32_t index
     cdef Bye *grown
     for index in range(core.bye_count):
-        if core.byes[index].close_code == close_code and core.byes[index].reason == reason:
+        if (
+            core.byes[index].close_code == close_code and core.byes[index].reason == reason
+            and core.byes[index].rank == rank
+        ):
             return &core.byes[index]
     grown = <Bye *>malloc((core.bye_count + 1) * sizeof(Bye))
     if grown == NULL:
@@ -134,5 +137,6 @@ cdef Bye *bye_for(Core *core, uint16_t close_code, int reason) noexcept nogil:
     memset(&grown[core.bye_count], 0, sizeof(Bye))
     grown[core.bye_count].close_code = close_code
     grown[core.bye_count].reason = <uint8_t>reason
+    grown[core.bye_count].rank = <uint8_t>rank
     core.bye_count += 1
     return &grown[core.bye_count - 1]

@@ -95,11 +95,14 @@ class Reactor:
         All or nothing: SettingsError or OverflowError leaves the former ones.
         """
 
-    def set_bye(self, close_code: int, variants: Sequence[bytes | None], *, reason: int = 0) -> None:
+    def set_bye(
+        self, close_code: int, variants: Sequence[bytes | None], *, reason: int = 0, rank: int = 0
+    ) -> None:
         """What goes before a Close with this code that the reactor itself sends: one payload a variant.
 
         With a reason, before those Closes only that have it, and then in place of the code's own: several
-        reasons share a code.
+        reasons share a code. With a rank above 0, from the 1,000 times `rank`th such Close of a second on:
+        of the ranks that are set the highest one counts.
 
         Sent from a reserve: also when the outbox is over its limits.
         """

@@ -800,7 +800,7 @@ cdef class Reactor:
                     frame_release(core, frames[variant])
         return reached
 
-    def set_bye(self, int close_code, variants, *, int reason=0):
+    def set_bye(self, int close_code, variants, *, int reason=0, int rank=0):
         """What goes before a Close that the reactor itself sends, per variant; see loop.pyi."""
         cdef Core *core = self.own()
         cdef Bye *bye
@@ -810,7 +810,9 @@ cdef class Reactor:
         check_code(close_code)
         if reason:
             check_reason(reason)
-        bye = bye_for(core, <uint16_t>close_code, reason)
+        if not 0 <= rank <= 255:
+            raise ValueError("the rank of a bye is 0 to 255")
+        bye = bye_for(core, <uint16_t>close_code, reason, rank)
         if bye == NULL:
             raise MemoryError
         for variant, payload in enumerate(payloads):

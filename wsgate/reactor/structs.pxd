@@ -59,6 +59,7 @@ cdef enum:
     STALL_EVERY_MS = 60000       # forgiven at most this often
     ASK_MS = 5                   # epoll is asked at least this often, however long a round of turns is
     REARM_SLOTS = 65536          # timers looked at in one tick after deadlines came nearer
+    RUSH_STEP = 1000             # byes of one reason in one second that have the same rank
     PAUSE_MS = 1000              # between two calls: peers' bytes have gathered
 
 cdef enum State:
@@ -475,6 +476,7 @@ ctypedef struct Pass:            # what one poll has used of its budget
 ctypedef struct Bye:             # what goes before a Close the reactor itself sends
     uint16_t close_code
     uint8_t reason               # 0: before any Close with this code that has none of its own
+    uint8_t rank                 # for those whom a rush of so many thousand has preceded in this second
     Frame *frames[VARIANTS_MAX]
 
 ctypedef struct Core:
@@ -535,6 +537,8 @@ ctypedef struct Core:
     uint8_t variant_deflated[VARIANTS_MAX]   # its clients agreed to permessage-deflate
     Bye *byes
     uint32_t bye_count
+    int64_t rush_second          # of the reactor's clock: which second `rush` is about
+    uint32_t rush[REASONS]       # byes queued in it, by reason
     Frame *ping                  # two bytes, shared by all
     Frame *page                  # an HTTP answer many may ask for, held once
     Frame *head_timeout

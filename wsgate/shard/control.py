@@ -5,6 +5,7 @@ there is the bus's to say. A command that makes no sense is counted and changes 
 a part per pass, however many connections a user has.
 """
 
+import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ import msgspec
 from wsgate.auth import Member
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
-from wsgate.shard.sessions import Sessions
+from wsgate.shard.sessions import RETRY_MS, Sessions
 from wsgate.shard.variants import DIALECT_OF
 
 __all__ = ["Control"]
@@ -166,6 +167,8 @@ class Control:
         elif isinstance(command, _Replace):
             self._sessions.end(conn, dialect, Reason.REPLACED)
         elif command.within_s == 0:
-            self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED)
+            # A thousand a second come back, however many connections the user has.
+            spread_ms = random.randint(0, len(self._under_way[0][1])) if self._under_way else 0  # noqa: S311
+            self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED, retry_ms=RETRY_MS + spread_ms)
         else:
             self._sessions.want_refresh(conn, dialect, command.within_s)

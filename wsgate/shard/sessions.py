@@ -39,6 +39,8 @@ ASKED_BYTES = 1_000
 """Of one that waits, with its places in the hub's tables: 416 of a repeated one, 1,345 of a lone one."""
 WELCOME_BYTES = 1_000
 UNAUTHENTICATED_BYTES = 200
+EXPIRY_RANKS = 30
+"""Tokens that expire in one second bring their clients back in this many seconds, a thousand in each."""
 DEFERRED_LIMIT = 16
 """Control commands kept for one connection that waits for its 101."""
 HELD_BYTES = 100
@@ -121,6 +123,8 @@ class Sessions:
         for row in REASONS.values():
             if row.close_code >= 4000:
                 self.spread(row.reason, RETRY_MS)
+        for rank in range(1, EXPIRY_RANKS):
+            self.spread(Reason.TOKEN_EXPIRED, RETRY_MS + rank * 1_000, rank)
         self.spread_shed()
 
     @property
@@ -138,11 +142,11 @@ class Sessions:
         self.options = options
         self._ping_s = options.reactor.ping_interval_ms // 1000
 
-    def spread(self, reason: Reason, retry_ms: int) -> None:
+    def spread(self, reason: Reason, retry_ms: int, rank: int = 0) -> None:
         """Have the reactor say so before the Closes it sends for this reason, and when to come back."""
         spoken = DIALECT_OF[: len(self.options.reactor.variant_opcodes)]
         byes = [self._bye(dialect, reason, retry_ms) for dialect in spoken]
-        self.reactor.set_bye(REASONS[reason].close_code, byes, reason=reason)
+        self.reactor.set_bye(REASONS[reason].close_code, byes, reason=reason, rank=rank)
 
     def spread_shed(self) -> None:
         """Another time to come back for those who are cut from now on for want of memory."""
