@@ -105,6 +105,15 @@ ELSEWHERE = '{"boot":"another","namespace":1,"pid":1,"started":1}'
         ("not ours", [9_000, 8_500, 15_000], 0),
         ("not ours", [9_000, 500], None),
     ],
+    ids=(
+        "free",
+        "dead",
+        "alive",
+        "elsewhere_expires",
+        "elsewhere_renews",
+        "foreign_renews",
+        "foreign_expires",
+    ),
 )
 def test_who_gets_a_name(
     held: str, left_ms: list[int], by: int | None, monkeypatch: pytest.MonkeyPatch

@@ -282,7 +282,8 @@ class Limits(Section, frozen=True, kw_only=True):
     # 1000000. Default 1024.
     max_fragments: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024
 
-    # Channels a connection may be subscribed to. 0 switches the limit off. 0 to 1048576. Default 128.
+    # Channels a connection may be subscribed to, without the inbox of its user. 0 switches the limit off.
+    # 0 to 1048576. Default 128.
     max_subscriptions: Annotated[int, Meta(ge=0, le=1_048_576)] = 128
 
     # Longest channel name, in bytes of UTF-8. The protocol allows 200; less may be asked for. Size, 1B to
@@ -342,7 +343,9 @@ class Admission(Section, frozen=True, kw_only=True):
     handshake_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=0, name="handshake_rate")
 
     # Handshakes under way at once, per shard. On by default, because unfinished ones are the cheapest
-    # attack. 0 switches it off. 0 to 1000000. Default 1024.
+    # attack. At the limit the oldest incomplete request head is answered 408 to make room for a newcomer;
+    # when all heads are complete, a newcomer is told to come later. 0 switches it off. 0 to 1000000.
+    # Default 1024.
     handshakes_in_progress: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
 
     # Connections of one address at once, on all shards of the node; an IPv6 /64 is one address. More are
