@@ -39,8 +39,9 @@ def forbid_dumps() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     if hard == resource.RLIM_INFINITY or hard > _PIPED_LIMIT_BYTES:
-        hard = _PIPED_LIMIT_BYTES  # not 0: `forbid_cores` could not raise it again
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+        hard = _PIPED_LIMIT_BYTES
+    # Where fs.suid_dumpable is 2 the kernel pipes the core of a process that is not dumpable all the same.
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
 
 
 def forbid_cores() -> None:

@@ -72,6 +72,10 @@ cdef enum:
     ADDRESS_CONNECTIONS_MAX = (1 << 24) - 2
     NAME_LIMIT_BYTES = 1024      # of a channel; a sanity bound, the dialect's own is lower
 
+# Made once: a resting shard asks for its counters four times a second.
+cdef tuple ENDED_NAMES = tuple(["ended_" + name for name in REASON_NAMES])
+cdef tuple NOW_NAMES = tuple(["now_" + name for name in STATE_NAMES])
+
 # What the compiled side believes, for the test that holds it to reasons.py and events.py.
 ENUMERATIONS = {
     "states": STATES, "kinds": KINDS, "reasons": REASONS, "counters": COUNTERS,
@@ -833,9 +837,9 @@ cdef class Reactor:
         cdef int index
         numbers = {name: core.counters[index] for index, name in enumerate(COUNTER_NAMES)}
         for index in range(1, <int>REASONS):
-            numbers["ended_" + REASON_NAMES[index]] = core.ended[index]
+            numbers[ENDED_NAMES[index]] = core.ended[index]
         for index in range(1, <int>STATES):
-            numbers["now_" + STATE_NAMES[index]] = core.states[index]
+            numbers[NOW_NAMES[index]] = core.states[index]
         numbers["now_connections"] = core.connections
         numbers["now_blocked"] = core.blocked
         numbers["now_draining"] = core.drain_count
