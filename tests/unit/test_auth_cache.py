@@ -277,12 +277,12 @@ def recomputed(cache: TokenCache) -> tuple[int, int]:
     for place, bucket in enumerate(cache._buckets):
         at = 0
         while at < len(bucket):
-            _, _, number, length = _FIELDS.unpack_from(bucket, at + 16)
+            _, _, _, number, length = _FIELDS.unpack_from(bucket, at + 16)
             assert cache._place(bucket[at : at + 16]) == place
             holders[number] += 1
             entries += 1
-            held += 29 + length
-            at += 29 + length
+            held += 33 + length
+            at += 33 + length
         assert at == len(bucket)
     numbers = cache._numbers
     assert dict(holders) == {number: numbers._holders[number] for number in numbers._numbers.values()}

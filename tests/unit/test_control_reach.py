@@ -245,3 +245,76 @@ def test_fault_in_a_buffered_message_ends_the_connection_and_leaves_nothing_paus
     assert shard.counts[f"ended_{Reason.INTERNAL.name.lower()}"] == 0
     assert not _is_paused(shard, peer)
     shard.rig.close()
+
+
+# --- revocations --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("issued_at_s", "before", "is_ended"),
+    [
+        (1_000, 1_001, True),
+        (1_000, 1_000.9, False),
+        (1_000, 1_000, False),
+        (2_000, 1_001, False),
+        (0, 1, True),
+        (0, 0, True),
+    ],
+)
+@pytest.mark.parametrize("is_read", [False, True])
+def test_revocation_ends_only_connections_whose_token_it_covers(
+    issued_at_s: int, before: float, is_ended: bool, is_read: bool
+) -> None:
+    """A token of the same second, or a later one, is still accepted: its connection stays."""
+    shard = Reach()
+    peer = shard.rig.connect()
+    identity = Identity("ann", Permissions((), (), ()), 0, issued_at_s)
+    shard.sessions.begin(peer.conn, Entry(b"", JSON, 0, identity=identity))
+    shard.confirm("@ann")
+    shard.ops(peer)
+    if is_read:
+        shard.control.learn("ann", before)
+        while shard.control.step():
+            pass
+    else:
+        shard.run({"op": "revoke", "user": "ann", "before": before, "within_s": None})
+    assert shard.ops(peer) == (["bye", "4001"] if is_ended else [])
+    shard.rig.close()
+
+
+def test_revocation_that_is_taken_back_is_forgotten_by_both_who_know_it() -> None:
+    shard = Reach()
+    forgotten: list[tuple[str, str]] = []
+
+    class Keeper:
+        def store(self, user: str, before_s: float) -> None:
+            forgotten.append(("store", user))
+
+        def forget(self, user: str) -> None:
+            forgotten.append(("forget", user))
+
+    control = Control(shard.rig.reactor, shard.sessions, "owner", keeper=Keeper())
+    control.run(b'{"op":"revoke","user":"ann","before":5}')
+    control.run(b'{"op":"unrevoke","user":"ann"}')
+    assert forgotten == [("store", "ann"), ("forget", "ann")]
+    shard.rig.close()
+
+
+@pytest.mark.parametrize("user", ["\u00e4" * 65, "\U0001f600" * 33, "x" * 129])
+def test_user_of_more_bytes_than_a_token_may_name_is_malformed(user: str) -> None:
+    shard = Reach()
+    shard.run({"op": "revoke", "user": user, "before": 5})
+    assert shard.counts["controls_malformed"] == 1
+    shard.rig.close()
+
+
+def test_connection_whose_101_waits_is_refused_when_the_shard_ends() -> None:
+    shard = Reach(is_counting=True)
+    peer = shard.offer("ann")
+    shard.sessions.refuse_waiting(lambda: b"HTTP/1.1 503 draining\r\n\r\n")
+    shard.rig.turn()
+    assert peer.receive().startswith(b"HTTP/1.1 503 ")
+    shard.users.told[peer.conn](True)
+    shard.rig.turn()
+    assert peer.receive() == b""
+    shard.rig.close()

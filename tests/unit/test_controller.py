@@ -21,6 +21,7 @@ class Bus:
         self.published: list[dict[str, Any]] = []
         self.outcomes: dict[str, str] = {}
         self.stored = 0
+        self.removed: list[int] = []
         self.replying = {"a/0", "a/1", "b/0"}
 
     def publish(self, name: bytes, data: bytes, done: Callable[[str], None]) -> None:
@@ -30,6 +31,10 @@ class Bus:
         done(self.outcomes.get("publish", ""))
 
     def call(self, key: bytes, command: bytes, done: Callable[[str, bytes], None]) -> None:
+        if key == NAMES.revoked() and b"ZREM" in command:
+            self.removed.append(len(self.published))
+            done(self.outcomes.get("remove", ""), b"1")
+            return
         if key == NAMES.revoked():
             assert not self.published, "a revocation is kept before it is published"
             self.stored += 1
@@ -97,3 +102,10 @@ def test_many_silent_shards_are_named_up_to_a_number() -> None:
     with pytest.raises(Unreached, match="and 10 more") as raised:
         send(bus, {"op": "disconnect", "user": "ann"}, own=())
     assert len(raised.value.shards) == 30
+
+
+def test_revocation_is_removed_before_and_after_every_shard_has_forgotten_it() -> None:
+    """A shard that still knows it may write it back in between."""
+    bus = Bus()
+    send(bus, {"op": "unrevoke", "user": "ann"})
+    assert bus.removed == [0, 1]

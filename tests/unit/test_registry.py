@@ -252,7 +252,7 @@ def test_state_names_are_those_a_connection_goes_through() -> None:
 
 def test_a_connection_is_two_cache_lines() -> None:
     assert loop.ENUMERATIONS["connection_bytes"] == 128
-    assert loop.ENUMERATIONS["user_link_bytes"] == 12
+    assert loop.ENUMERATIONS["user_link_bytes"] == 16
     assert loop.ENUMERATIONS["entry_bytes"] == 16
     # With its bookkeeping a control slot fills one pooled kilobyte, and so costs no more than it must.
     assert 512 < loop.ENUMERATIONS["control_slot_bytes"] <= 1024

@@ -57,6 +57,9 @@ class FakeTokens:
     def revoke(self, user: str, before_s: float) -> None:
         pass
 
+    def unrevoke(self, user: str) -> None:
+        pass
+
     def connection(self, token: str, now_s: float) -> Identity:
         user, _, channels = token.partition(":")
         if not user:

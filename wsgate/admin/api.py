@@ -166,6 +166,7 @@ class Api:
             "disconnect": self._disconnect,
             "refresh": self._refresh,
             "revoke": self._revoke,
+            "unrevoke": self._unrevoke,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,6 +196,9 @@ class Api:
         try:
             body.decode()  # the fields are taken apart unchecked below
             fields = _FIELDS.decode(body)
+            # As in tokens, a member that is null counts as missing; but null can be published.
+            is_given = {name: name == "data" or bytes(raw) != b"null" for name, raw in fields.items()}
+            fields = {name: raw for name, raw in fields.items() if is_given[name]}
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return _refusal(400)
         return JSONResponse(await self._methods[request.path_params["method"]](fields))
@@ -244,10 +248,22 @@ class Api:
         return await self._about_user("refresh", fields, {"within_s": _seconds(fields.get("within_s"), 30)})
 
     async def _revoke(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
-        """`{"user", "before", "within_s"}`: tokens issued before a time, now by default, are not valid."""
+        """`{"user", "before", "within_s"}`: refuse tokens issued before a time, now by default.
+
+        The answer has that time. Repeat a call that was not confirmed with it: the time of the repetition would
+        revoke tokens that were issued meanwhile.
+        """
         before = _number(fields.get("before"), time.time())
         more = {"before": before, "within_s": _seconds(fields.get("within_s"), 0)}
-        return await self._about_user("revoke", fields, more)
+        answer = await self._about_user("revoke", fields, more)
+        result = answer.get("result", answer)
+        if isinstance(result, dict) and ("result" in answer or "shards" in answer):
+            result["before"] = before
+        return answer
+
+    async def _unrevoke(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
+        """`{"user"}`: take the revocation of a user back; its tokens are accepted again."""
+        return await self._about_user("unrevoke", fields, {})
 
     async def _about_user(
         self, op: str, fields: Mapping[str, msgspec.Raw], more: Mapping[str, object]

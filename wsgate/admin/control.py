@@ -1,4 +1,4 @@
-"""Control commands of backends: sent to every shard, and done only when every shard has said so.
+"""Sends control commands of backends and waits until every shard has confirmed them.
 
 A command is published on the control channel with the number of a request. Each shard carries it out and
 then enters the set of replies to that request. The call succeeds when every shard that is known is in it:
@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from wsgate.bus import BusPublisher, Names, Revocation, read_leases, store_revocation
+from wsgate.bus import BusPublisher, Names, Revocation, pack, read_leases, store_revocation
 
 __all__ = ["Controller", "Unreached"]
 
@@ -79,6 +79,8 @@ class Controller:
         """
         if command["op"] == "revoke":
             await self._keep(Revocation(str(command["user"]), float(str(command["before"]))))
+        elif command["op"] == "unrevoke":
+            await self._remove(str(command["user"]))
         expected = set(self._own()) | await self._members(self._names.shards())
         request = secrets.token_hex(8)
         data = msgspec.json.encode({**command, "request": request})
@@ -90,7 +92,7 @@ class Controller:
                 while True:
                     missing = expected - await self._members(self._names.replies(request))
                     if not missing:
-                        return
+                        break
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             named = ", ".join(sorted(missing)[:NAMED_MOST])
@@ -100,6 +102,19 @@ class Controller:
                 f" {named}{more}; the others have done it, and repeating the call is harmless"
             )
             raise Unreached(text, missing) from None
+        if command["op"] == "unrevoke":
+            # Once more: a shard may have written it back before it received the command.
+            await self._remove(str(command["user"]))
+
+    async def _remove(self, user: str) -> None:
+        key = self._names.revoked()
+
+        def begin(done: Callable[[str, bytes], None]) -> None:
+            self._publisher.call(key, pack("ZREM", key, user), done)
+
+        outcome, _ = await _answered(begin)
+        if outcome:
+            raise Unreached(_why(outcome, "the revocation was not removed from the bus"))
 
     async def _keep(self, revocation: Revocation) -> None:
         def begin(done: Callable[[str, bytes], None]) -> None:

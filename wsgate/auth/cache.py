@@ -7,7 +7,7 @@ one `bytes`, searched for the token's digest. Buckets are added one at a time by
 there are more than `_BUCKET_ENTRIES` entries a bucket, one bucket is split in two. So nothing is ever
 rehashed as a whole, and get and put cost O(1).
 
-    digest 16 | put at, s 4 | expires at, s 4 | number of the permission set 4 | length 1 | user
+    digest 16 | put at, s 4 | expires at, s 4 | issued at, s 4 | permission set 4 | length 1 | user
 
 Records of a bucket are in the order in which they were put, so what is too old is at the front. When
 the cache is full, the oldest of the newcomer's bucket goes: nearly first in, first out.
@@ -48,7 +48,7 @@ _KEY_BYTES: Final = 32
 # stays below 512 bytes, up to which Python's own allocator serves.
 _BUCKET_ENTRIES: Final = 8
 
-_FIELDS: Final = Struct("<IIIB")
+_FIELDS: Final = Struct("<IIIIB")
 _USER_AT: Final = _DIGEST_BYTES + _FIELDS.size
 _LENGTH_AT: Final = _USER_AT - 1
 _TIME_END_S: Final = 2**32
@@ -110,22 +110,24 @@ class TokenCache:
         at = bucket.find(digest)
         if at < 0:
             return None
-        put_s, expires_at_s, number, length = _FIELDS.unpack_from(bucket, at + _DIGEST_BYTES)
+        put_s, expires_at_s, issued_at_s, number, length = _FIELDS.unpack_from(bucket, at + _DIGEST_BYTES)
         # A clock that was set back makes an entry from the future: verify again.
         if not put_s <= now_s < put_s + AGE_LIMIT_S or 0 < expires_at_s <= now_s:
             return None
         at += _USER_AT
-        return Identity(bucket[at : at + length].decode(), self._numbers[number], expires_at_s)
+        user = bucket[at : at + length].decode()
+        return Identity(user, self._numbers[number], expires_at_s, issued_at_s)
 
     def put(self, token: str | bytes, identity: Identity, now_s: float) -> None:
         """Remember a token that was verified just now; at the limit, another one is forgotten.
 
-        What does not fit a record (`expires_at_s` or `now_s` outside 32 bits, a user of more than 255
-        bytes) and what is longer than a token may be is not remembered.
+        What does not fit a record (`expires_at_s`, `issued_at_s` or `now_s` outside 32 bits, a user of more than
+        255 bytes) and what is longer than a token may be is not remembered.
         """
         user = identity.user.encode()
         is_short = len(token) <= TOKEN_LIMIT_BYTES and len(user) < _USER_END_BYTES
-        is_timely = 0 <= now_s < _TIME_END_S and 0 <= identity.expires_at_s < _TIME_END_S
+        times_s = (now_s, identity.expires_at_s, identity.issued_at_s)
+        is_timely = all(0 <= each < _TIME_END_S for each in times_s)
         if not (self._limit and is_short and is_timely):
             return
         digest = self._digest(token)
@@ -137,7 +139,7 @@ class TokenCache:
         if self._entries >= self._limit:
             self._evict(place)
         number = self._numbers.hold(identity.permissions)
-        fields = _FIELDS.pack(int(now_s), identity.expires_at_s, number, len(user))
+        fields = _FIELDS.pack(int(now_s), identity.expires_at_s, identity.issued_at_s, number, len(user))
         self._buckets[place] += digest + fields + user
         self._entries += 1
         self._bytes += _USER_AT + len(user)
@@ -183,7 +185,7 @@ class TokenCache:
     def _drop(self, place: int, at: int) -> None:
         """Forget the record that starts at a byte of a bucket."""
         bucket = self._buckets[place]
-        _, _, number, length = _FIELDS.unpack_from(bucket, at + _DIGEST_BYTES)
+        _, _, _, number, length = _FIELDS.unpack_from(bucket, at + _DIGEST_BYTES)
         end = at + _USER_AT + length
         self._buckets[place] = bucket[:at] + bucket[end:]
         self._entries -= 1
@@ -197,7 +199,7 @@ class TokenCache:
         if it stayed, it would keep everything behind it until the clock is there again.
         """
         while bucket := self._buckets[place]:
-            put_s, _, _, _ = _FIELDS.unpack_from(bucket, _DIGEST_BYTES)
+            put_s, _, _, _, _ = _FIELDS.unpack_from(bucket, _DIGEST_BYTES)
             if put_s <= now_s < put_s + AGE_LIMIT_S:
                 return
             self._drop(place, 0)

@@ -103,6 +103,11 @@ class RevokedUsers:
         self.all_before_s = max(self.all_before_s, self._drop_earliest())
         return True
 
+    def forget(self, user: str) -> None:
+        """Forget the revocation of one user. Its entry in the heap is skipped later."""
+        if self._before.pop(user, None) is not None:
+            self._name_bytes -= len(user.encode("utf-8", "surrogatepass"))
+
     def forget_before(self, time_s: float) -> int:
         """Forget revocations of tokens issued before a time; how many users that were."""
         count = 0

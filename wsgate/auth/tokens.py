@@ -143,9 +143,11 @@ class Identity(Member, frozen=True, gc=False):
     Attributes:
         expires_at_s: `exp` in whole seconds since 1970, rounded down, without leeway; 0: never. With
             leeway it may lie in the past already.
+        issued_at_s: `iat` in whole seconds since 1970, rounded down; 0: the token does not say.
     """
 
     expires_at_s: int
+    issued_at_s: int = 0
 
     def member(self) -> Member:
         """The part that is kept: 32 bytes, where this object and its number take 80."""
@@ -254,7 +256,8 @@ class Verifier:
         self._check_parties(claims)
         expires_at_s = self._check_times(claims, now_s, needs_exp=self._policy.require_exp)
         _check_revoked(user, claims.iat, revoked)
-        return Identity(user, permissions, expires_at_s)
+        issued_at_s = 0 if claims.iat is None else max(0, int(claims.iat))
+        return Identity(user, permissions, expires_at_s, issued_at_s)
 
     def verify_channel(
         self,

@@ -289,6 +289,10 @@ class RevocationKeeper:
             self._count("revocations_forgotten", 1)
         self._unstored[user] = max(before_s, self._unstored.get(user, before_s))
 
+    def forget(self, user: str) -> None:
+        """Do not write a revocation of this user to the bus again: it was taken back."""
+        self._unstored.pop(user, None)
+
     def on_up(self) -> None:
         """The bus is there, perhaps another one or an empty one: read everything with the next tick."""
         self._read_at_s = 0.0

@@ -380,18 +380,29 @@ class Reactor:
             ValueError: For a code that a server may not send, or a time that is none.
         """
 
-    def set_user(self, conn: int, user: bytes) -> bool:
+    def set_user(self, conn: int, user: bytes, *, issued_s: int = 0) -> bool:
         """Enter a connection in the index by user; an empty `user` takes it out. O(1).
 
         The connection stays in the index until it is released, in every state and whatever it is
-        subscribed to. False for a stale handle.
+        subscribed to.
+
+        Args:
+            conn: The connection.
+            user: The user's id.
+            issued_s: When the connection's token was issued, in seconds since 1970; 0: not known.
+
+        Returns:
+            False for a stale handle.
 
         Raises:
             MemoryError: The index could not grow; the connection is in no list then.
         """
 
-    def user_connections(self, user: bytes) -> list[int]:
+    def user_connections(self, user: bytes, *, issued_before_s: int = 0) -> list[int]:
         """The handles of a user's connections, in every state but closed, the newest first.
+
+        With `issued_before_s` above 0, only those whose token was issued before that time or does not say
+        when.
 
         The index keeps a hash of 32 bits: very rarely a connection of another user is among them, so compare
         the user in its meta object. O(connections of the user).

@@ -42,7 +42,7 @@ from wsgate.reactor.structs cimport (
     Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
     POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
-    STATE_FAILING, STATE_HEAD, STATE_OPEN, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
+    STATE_FAILING, STATE_HEAD, STATE_OPEN, TICK_MS, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
     WANT_OUT,
 )
 from wsgate.reactor.table cimport (
@@ -54,15 +54,14 @@ from wsgate.reactor.wheel cimport wheel_disarm, wheel_is_due, wheel_turn
 from wsgate.reactor.writer cimport flush_slice
 
 import os
+import sys
+import traceback
 
 from wsgate.errors import InternalError, SettingsError
 from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
 from wsgate.reactor.settings import GateLimits, Settings
 
 __all__ = ["ENUMERATIONS", "Reactor"]
-
-cdef extern from "Python.h":
-    void PyErr_WriteUnraisable(object where)
 
 cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
@@ -182,9 +181,9 @@ cdef class Reactor:
                     take_turn(core, slot, &used, events)
                 except MemoryError:
                     turn_failed(core, slot, OUT_OF_MEMORY)
-                except Exception:
+                except Exception as error:
                     turn_failed(core, slot, INTERNAL)
-                    PyErr_WriteUnraisable(self)
+                    report_fault(error)
                 if (
                     used.messages >= used.messages_limit or used.bytes >= PASS_BYTES
                     or (turns & 7 == 0 and clock_ns() >= used.until_ns)
@@ -210,9 +209,12 @@ cdef class Reactor:
         cdef int64_t offset_ms
         if wall_ms is not None:
             offset_ms = <int64_t>wall_ms - now_ms
-            if offset_ms > core.wall_offset_ms:
+            # The two clocks are rounded and drift apart by a millisecond now and then: that is no step.
+            if offset_ms - core.wall_offset_ms >= TICK_MS:
                 core.rearm_slot = 0           # the wall clock stepped forward: expiries came nearer
-            core.wall_offset_ms = offset_ms
+                core.wall_offset_ms = offset_ms
+            elif offset_ms < core.wall_offset_ms:
+                core.wall_offset_ms = offset_ms
         core.busy = 1
         advance(core, now_ms)
         core.last_tick_ms = core.now_ms
@@ -597,7 +599,7 @@ cdef class Reactor:
 
     # --- the index by user ---------------------------------------------------------------------------
 
-    def set_user(self, uint64_t conn, bytes user not None):
+    def set_user(self, uint64_t conn, bytes user not None, *, int64_t issued_s=0):
         """Say whose connection this is; see loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
@@ -607,15 +609,17 @@ cdef class Reactor:
             user_leave(core, slot)
         elif user_enter(core, slot, hash_of(core, user)) < 0:
             raise MemoryError
+        link_of(core, slot).issued_s = <uint32_t>min(max(issued_s, 0), <int64_t>0xFFFFFFFF)
         return True
 
-    def user_connections(self, bytes user not None):
+    def user_connections(self, bytes user not None, *, int64_t issued_before_s=0):
         """The handles of a user's connections, whatever their state; see loop.pyi."""
         cdef Core *core = self.own()
         cdef list handles = []
         cdef uint32_t slot = user_first(core, hash_of(core, user))
         while slot != NONE:
-            handles.append(handle_of(at(core, slot), slot))
+            if issued_before_s == 0 or <int64_t>link_of(core, slot).issued_s < issued_before_s:
+                handles.append(handle_of(at(core, slot), slot))
             slot = link_of(core, slot).next
         return handles
 
@@ -889,6 +893,12 @@ cdef uint64_t disguise(const uint8_t *key, uint64_t number, bint forward) noexce
             right = left
             left = mixed
     return <uint64_t>left << 32 | right
+
+
+cdef report_fault(error):
+    """Write a fault of ours with its traceback to standard error; the turn it ended was one connection's."""
+    print("A turn of the reactor failed:", file=sys.stderr)
+    traceback.print_exception(error)
 
 
 cdef uint32_t hash_of(Core *core, bytes user):

@@ -376,10 +376,11 @@ ctypedef struct ChannelTable:
     uint32_t cells_mask
     uint8_t key[16]              # SipHash key: clients choose the names
 
-ctypedef struct UserLink:        # of one slot; see users.pyx
+ctypedef struct UserLink:        # 16 bytes, of one slot; see users.pyx
     uint32_t next                # the next connection of the same user, or NONE
     uint32_t previous            # NONE: the first of its list
     uint32_t hash                # of the user; 0: no user, on no list
+    uint32_t issued_s            # when the token was issued, seconds since 1970; 0: not known
 
 ctypedef struct UserTable:
     uint32_t *cells              # open addressing: the first slot of each list, NONE when free

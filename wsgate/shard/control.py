@@ -9,7 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 import msgspec
 
@@ -24,59 +24,84 @@ __all__ = ["Control"]
 CONTROL_LIMIT_BYTES: Final = 4 * 1024
 PER_PASS: Final = 256
 WITHIN_MOST_S: Final = 3_600
-User = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+ISSUED_MOST_S: Final = 2**32
+REFRESH_S: Final = 30
+USER_LIMIT_BYTES: Final = 128
+User = Annotated[str, msgspec.Meta(min_length=1, max_length=USER_LIMIT_BYTES)]
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] | None
+"""As in tokens, a member that is null counts as missing."""
+Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
-Request = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None
-"""The number under which the sender waits for the replies of all shards; None: nobody waits."""
+class _Asked(msgspec.Struct):
+    """A command whose sender may wait for the replies of all shards.
+
+    Attributes:
+        request: Identifies the replies; None if no reply is wanted.
+    """
+
+    request: Id | None = None
 
 
-class _Disconnect(msgspec.Struct, tag_field="op", tag="disconnect"):
+class _Disconnect(_Asked, tag_field="op", tag="disconnect"):
     """End connections for good: 4520. `conn` or `user`, or both."""
 
     user: User | None = None
-    request: Request = None
-    conn: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
+    conn: Id | None = None
 
 
-class _Refresh(msgspec.Struct, tag_field="op", tag="refresh"):
+class _Refresh(_Asked, tag_field="op", tag="refresh", kw_only=True):
     """Have a user's connections show fresh tokens."""
 
     user: User
-    within_s: Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] = 30
-    request: Request = None
+    within_s: Seconds = None
 
 
-class _Revoke(msgspec.Struct, tag_field="op", tag="revoke"):
-    """Tokens of a user issued before a time are not valid any more; who is here shows a fresh one."""
+class _Revoke(_Asked, tag_field="op", tag="revoke", kw_only=True):
+    """Refuse tokens of a user that were issued before a time; their connections show a fresh one."""
 
     user: User
     before: Annotated[float, msgspec.Meta(ge=0)]
-    within_s: Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] = 0
-    request: Request = None
+    within_s: Seconds = None
+
+
+class _Unrevoke(_Asked, tag_field="op", tag="unrevoke", kw_only=True):
+    """Take the revocation of a user back."""
+
+    user: User
 
 
 class _Replace(msgspec.Struct, tag_field="op", tag="replace"):
     """End one connection because its user has a newer one: 4509. Of shards to the shard that owns it."""
 
     user: User
-    conn: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    conn: Id
     owner: str
 
 
-_Command = _Disconnect | _Refresh | _Revoke | _Replace
+_Command = _Disconnect | _Refresh | _Revoke | _Unrevoke | _Replace
 _COMMANDS: Final = msgspec.json.Decoder(_Command)
+
+
+class Keeper(Protocol):
+    """Keeps revocations beyond the life of this shard; see `wsgate.bus.RevocationKeeper`."""
+
+    def store(self, user: str, before_s: float) -> None:
+        """Keep a revocation on the bus."""
+
+    def forget(self, user: str) -> None:
+        """Do not write a revocation to the bus again."""
 
 
 class Control:
     """Runs control commands of one shard.
 
     Args:
-        reactor: Whose connections they are.
-        sessions: For bye, Close and what is said.
-        owner: What other shards call this one.
+        reactor: The reactor that holds the connections.
+        sessions: Sends bye, Close and requests for a fresh token.
+        owner: The name by which other shards address this one.
         reply: Called with the request of a command that was carried out.
-        keep: Called with a revocation that was heard, `(user, before_s)`: it is to outlive this shard.
+        keeper: Keeps the revocations that are received; None: nothing does.
     """
 
     def __init__(
@@ -86,13 +111,13 @@ class Control:
         owner: str,
         *,
         reply: Callable[[str], None] = lambda request: None,
-        keep: Callable[[str, float], None] = lambda user, before_s: None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._reactor = reactor
         self._sessions = sessions
         self._owner = owner
         self._reply = reply
-        self._keep = keep
+        self._keeper = keeper
         self._under_way: deque[tuple[_Command, list[int]]] = deque()
 
     def run(self, payload: bytes) -> None:
@@ -101,6 +126,8 @@ class Control:
             if len(payload) > CONTROL_LIMIT_BYTES:
                 raise ValueError
             command = _COMMANDS.decode(payload)
+            if command.user is not None and len(command.user.encode()) > USER_LIMIT_BYTES:
+                raise ValueError
         except (ValueError, RecursionError):  # msgspec's are ValueErrors, and so is text that is not UTF-8
             self._sessions.count("controls_malformed", 1)
             return
@@ -109,11 +136,16 @@ class Control:
         self._sessions.count("controls_run", 1)
         if isinstance(command, _Revoke):
             self._sessions.tokens.revoke(command.user, command.before)
-            self._keep(command.user, command.before)
+            if self._keeper is not None:
+                self._keeper.store(command.user, command.before)
+        elif isinstance(command, _Unrevoke):
+            self._sessions.tokens.unrevoke(command.user)
+            if self._keeper is not None:
+                self._keeper.forget(command.user)
         self._under_way.append((command, self._whose(command)))
 
     def learn(self, user: str, before_s: float) -> None:
-        """A revocation that the bus has kept: as if it had been heard, but nobody waits for a reply."""
+        """Apply a revocation that was read from the bus; send no reply."""
         self._sessions.tokens.revoke(user, before_s)
         command = _Revoke(user=user, before=before_s)
         self._under_way.append((command, self._whose(command)))
@@ -140,14 +172,18 @@ class Control:
         They are found by the reactor's index of users, which nothing a client says can change: one that left
         its inbox, or waits for its welcome, is found like any other.
         """
-        if not isinstance(command, _Refresh | _Revoke) and command.conn is not None:
+        if isinstance(command, _Disconnect | _Replace) and command.conn is not None:
             conn = self._reactor.find_public(int(command.conn, 16))
             member = self._reactor.meta(conn) if conn else None
             is_meant = member is not None and command.user in (None, member.user)
             return [conn] if is_meant else []
-        if command.user is None:
+        if command.user is None or isinstance(command, _Unrevoke):
             return []
-        conns = self._reactor.user_connections(command.user.encode())
+        issued_before_s = 0
+        if isinstance(command, _Revoke):
+            # Connections with a token that is still accepted stay. 1: at least those that do not say when.
+            issued_before_s = max(1, min(int(command.before), ISSUED_MOST_S))
+        conns = self._reactor.user_connections(command.user.encode(), issued_before_s=issued_before_s)
         return [conn for conn in conns if self._is_of(conn, command.user)]
 
     def _is_of(self, conn: int, user: str) -> bool:
@@ -166,9 +202,14 @@ class Control:
             self._sessions.end(conn, dialect, Reason.KICKED)
         elif isinstance(command, _Replace):
             self._sessions.end(conn, dialect, Reason.REPLACED)
-        elif command.within_s == 0:
-            # A thousand a second come back, however many connections the user has.
-            spread_ms = random.randint(0, len(self._under_way[0][1])) if self._under_way else 0  # noqa: S311
-            self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED, retry_ms=RETRY_MS + spread_ms)
-        else:
-            self._sessions.want_refresh(conn, dialect, command.within_s)
+        elif isinstance(command, _Revoke) and not command.within_s:
+            self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED, retry_ms=self._spread_ms())
+        elif isinstance(command, _Refresh) and command.within_s == 0:
+            self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED, retry_ms=self._spread_ms())
+        elif isinstance(command, _Refresh | _Revoke):
+            self._sessions.want_refresh(conn, dialect, command.within_s or REFRESH_S)
+
+    def _spread_ms(self) -> int:
+        """When a connection may come back that ends with others: a thousand of them a second."""
+        others = len(self._under_way[0][1]) if self._under_way else 0
+        return RETRY_MS + random.randint(0, others)  # noqa: S311 - spreading, not secrecy

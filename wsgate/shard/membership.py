@@ -1,4 +1,4 @@
-"""Says to the other nodes that this shard is there, and which control commands it has carried out."""
+"""Registers this shard on the bus, and its replies to control commands."""
 
 from collections.abc import Callable
 from typing import Final
@@ -30,12 +30,12 @@ class Membership:
         self._publisher: Final = publisher
         self._names: Final = names
         self._label: Final = label
-        self._renewed_s = 0.0
+        self._renewed_s: float | None = None  # None: renew with the next tick
         self._has_left = False
 
     def on_up(self) -> None:
         """The bus is there, perhaps an empty one: join with the next tick."""
-        self._renewed_s = 0.0
+        self._renewed_s = None
 
     def tick(self, now_s: float) -> None:
         """Renew the lease when it is time.
@@ -43,22 +43,22 @@ class Membership:
         Args:
             now_s: A monotonic clock.
         """
-        if self._has_left or now_s - self._renewed_s < RENEW_S:
+        if self._has_left or (self._renewed_s is not None and now_s - self._renewed_s < RENEW_S):
             return
         self._renewed_s = now_s
         hold_lease(self._publisher, self._names.shards(), self._label, LEASE_S * 1000, self._on_renewed)
 
     def _on_renewed(self, outcome: str, _: bytes) -> None:
         if outcome:
-            self._renewed_s = 0.0
+            self._renewed_s = None
 
     def reply(self, request: str) -> None:
-        """Say that this shard has carried out a command."""
+        """Register that this shard has carried out a command."""
         key = self._names.replies(request)
         hold_lease(self._publisher, key, self._label, REPLY_TTL_S * 1000, _ignore)
 
     def leave(self, done: Callable[[], None]) -> None:
-        """This shard ends: nobody is to wait for it. `done` is called when the bus has answered."""
+        """Remove this shard from the set, so that no control call waits for it; then call `done`."""
         self._has_left = True
         hold_lease(self._publisher, self._names.shards(), self._label, 0, lambda *_: done())
 

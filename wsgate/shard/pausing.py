@@ -1,4 +1,4 @@
-"""Who wants a connection not to be read, when several parts may want it at once."""
+"""Counts the parts of a shard that have paused reading of a connection."""
 
 from enum import IntFlag
 from typing import Final
@@ -16,7 +16,7 @@ class Pauser(IntFlag):
 
 
 class Pauses:
-    """Pauses and resumes reading; a connection is read again once nobody wants it paused.
+    """Pauses and resumes reading; resumes only when no part wants the pause any more.
 
     The reactor has one switch for each connection. Without this, the part that is ready first would
     resume a connection that another part still holds back.
@@ -46,6 +46,6 @@ class Pauses:
         self._reactor.resume_reading(conn)
 
     def forget(self, conn: int) -> None:
-        """The connection is gone."""
+        """Forget the pauses of a connection that is closed."""
         if self._held:
             self._held.pop(conn, None)

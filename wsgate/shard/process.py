@@ -204,7 +204,7 @@ class Shard:
             self._sessions,
             self._users.owner,
             reply=self._membership.reply,
-            keep=self._revocations.store,
+            keeper=self._revocations,
         )
         self._control_names = names.control(options.node)
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
@@ -290,7 +290,7 @@ class Shard:
                 await left.wait()
 
     async def _leave(self) -> int:
-        """Answer everybody in the queue, close the listener, send every client a Close.
+        """Answer every connection in the accept queue, close the listener and send Close to every client.
 
         Returns:
             How many clients were still there at the deadline.
@@ -305,6 +305,7 @@ class Shard:
         self._reactor.stop_listening()
         os.close(self._listener_fd)
         self._listener_fd = -1
+        self._sessions.refuse_waiting(lambda: refusal(503, "draining", retry_after_s=_spread_s(5)).response)
         passed_ms = int((self._loop.time() - began_s) * 1000)
         left = await self._drain(max(0, self._options.drain_timeout_ms - passed_ms))
         if self._siblings:
@@ -459,7 +460,7 @@ class Shard:
         self._reactor.refuse(conn, said, reason=Reason.APPLICATION)
 
     def _learn_revocation(self, user: str, before_s: float) -> None:
-        """A revocation that the bus has kept, and this shard had not heard."""
+        """Apply a revocation that was read from the bus and is new to this shard."""
         self._control.learn(user, before_s)
         self._schedule()
 

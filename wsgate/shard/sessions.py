@@ -177,9 +177,18 @@ class Sessions:
         return True
 
     def _own(self, conn: int, identity: Identity) -> None:
-        """From here on the connection is this user's: control commands find it, whatever it says."""
+        """From here on the index by user contains the connection, so control commands find it."""
         self.reactor.set_meta(conn, identity.member())
-        self.reactor.set_user(conn, identity.user.encode())
+        self.reactor.set_user(conn, identity.user.encode(), issued_s=identity.issued_at_s)
+
+    def refuse_waiting(self, response: Callable[[], bytes]) -> None:
+        """Refuse every connection whose 101 still waits for the bus, because the shard ends.
+
+        Args:
+            response: Makes the HTTP answer of one.
+        """
+        for conn in list(self._deferred):
+            self.reactor.refuse(conn, response())
 
     def defer(self, conn: int, act: Callable[[], None]) -> bool:
         """Keep what is to be done to a connection until its 101 was sent; False: it was sent already.
@@ -342,7 +351,7 @@ class Sessions:
             member = identity.member()
         self.reactor.set_meta(conn, member)
         if member.user:
-            self.reactor.set_user(conn, member.user.encode())
+            self.reactor.set_user(conn, member.user.encode(), issued_s=identity.issued_at_s)
 
     def want_refresh(self, conn: int, dialect: Dialect, within_s: int) -> None:
         """Ask for a fresh token; who shows none in time is closed as if its token had expired."""

@@ -117,6 +117,10 @@ class Tokens:
                 " tokens without iat of users no longer remembered are valid again; set auth.token_max_life",
             )
 
+    def unrevoke(self, user: str) -> None:
+        """Take the revocation of a user back, whatever its time."""
+        self._revoked.forget(user)
+
     def revocation_ends_at_s(self, before_s: float) -> float | None:
         """Until when a revocation of tokens issued before a time matters; None: until it is removed."""
         return self._policy.revocation_ends_at_s(before_s)

@@ -18,7 +18,8 @@ end
 local ttl = tonumber(ARGV[2])
 if ttl > 0 then
     redis.call('zadd', key, now + ttl, ARGV[1])
-    redis.call('expire', key, 86400)
+    -- The set lives as long as its longest lease, and a little for clocks that are set back.
+    redis.call('pexpire', key, math.max(ttl + 1000, redis.call('pttl', key)))
 else
     redis.call('zrem', key, ARGV[1])
 end
