@@ -176,6 +176,53 @@ def test_the_second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.
         assert fetch(served.url) == served.document()
 
 
+@contextlib.contextmanager
+def unreachable() -> Iterator[int]:
+    """A port where no connection is established: the accept queue is full, so Linux drops each new SYN."""
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            filler = opened.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("dead", [1, 3])
+def test_addresses_that_never_answer_leave_time_for_the_one_that_does(
+    dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "FETCH_S", 4.0)
+    with issuer(OLD) as served, unreachable() as silent:
+        row = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        port = int(served.url.split(":")[2].split("/")[0])
+        addresses = [(*row, ("127.0.0.1", each)) for each in (*[silent] * dead, port)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        assert fetch(served.url) == served.document()
+
+
+def test_an_address_that_never_completes_tls_leaves_time_for_the_one_that_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetching, "FETCH_S", 2.0)
+    with trickling(b"", b"H", pause_s=WITHIN_S) as silent:
+        row = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        addresses = [(*row, ("127.0.0.1", each)) for each in (silent, 1)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        with pytest.raises(BackendError, match="refused"):  # by the second address
+            fetch("https://issuer.example/keys")
+
+
+def test_addresses_that_never_answer_are_given_up_at_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "FETCH_S", 0.4)
+    with unreachable() as silent:
+        row = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        addresses = [(*row, ("127.0.0.1", silent))] * 3
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        with pytest.raises(BackendError, match=r"cannot be reached within 0\.4 s"):
+            fetch("http://issuer.example/keys")
+
+
 def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")

@@ -219,15 +219,21 @@ class _Connection(http.client.HTTPConnection):
         self._context = ssl.create_default_context() if is_tls else None
 
     def connect(self) -> None:
-        """Connect to the first address that answers, and shake hands where TLS is spoken."""
+        """Connect to the first address that answers, and complete the TLS handshake where TLS is used.
+
+        The addresses are tried one after another. Each one gets an equal share of the time that is left, so
+        that an address that drops all packets leaves time for the next one. The deadline stays the same.
+        """
         fault: OSError = TimeoutError()
-        for family, kind, protocol, _, address in _addresses(self.host, self.port, self._end_s):
+        addresses = _addresses(self.host, self.port, self._end_s)
+        for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+            share_end_s = time.monotonic() + _left_s(self._end_s) / (len(addresses) - tried)
             plain = socket.socket(family, kind, protocol)
             try:
-                plain.settimeout(_left_s(self._end_s))
+                plain.settimeout(_left_s(share_end_s))
                 plain.connect(address)
                 if self._context is not None:
-                    plain.settimeout(_left_s(self._end_s))
+                    plain.settimeout(_left_s(share_end_s))
                     plain = self._context.wrap_socket(plain, server_hostname=self.host)
             except OSError as error:
                 plain.close()
