@@ -727,7 +727,20 @@ def service_links(service: str, *ports: tuple[str, int]) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "service",
-    ["wsgate", "wsgate-admin", "wsgate-server", "wsgate-bus", "wsgate-log", "wsgate-auth", "wsgate-2-x"],
+    [
+        "wsgate",
+        "wsgate-admin",
+        "wsgate-server",
+        "wsgate-bus",
+        "wsgate-log",
+        "wsgate-auth",
+        "wsgate-2-x",
+        "wsgate-a--b",
+        "wsgate--a",
+        "wsgate-server--x",
+        "wsgate-channels--chat--x",
+        "wsgate-a---b",
+    ],
 )
 def test_what_kubernetes_writes_for_a_service_is_ignored_with_one_line(service: str) -> None:
     links = service_links(service, ("ws", 8000), ("admin-http", 9000))
@@ -737,6 +750,34 @@ def test_what_kubernetes_writes_for_a_service_is_ignored_with_one_line(service: 
     assert min(links) in said
     assert "did you mean" not in said
     assert "10.96" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("WSGATE_SERVER__PROT", "8000"),
+        ("WSGATE_SERVRE__PORT", "8000"),
+        ("WSGATE_SERVRE__PORT", "tcp://10.96.0.7:8000"),
+        ("WSGATE_SERVER__ADMIN_PORT", "8000"),
+        ("WSGATE_SERVER__SERVICE_HOST", "10.96.0.7"),
+        ("WSGATE_SERVER__PORT_8000_TCP", "tcp://10.96.0.7:8000"),
+        ("WSGATE_A__B_SERVICE_HOSTS", "10.96.0.7"),
+        ("WSGATE_A__B_PORT_X_TCP", "tcp://10.96.0.7:8000"),
+        ("WSGATE_a__b_SERVICE_HOST", "10.96.0.7"),
+    ],
+)
+def test_a_mistyped_setting_that_resembles_the_variable_of_a_service_is_a_mistake(
+    name: str, text: str
+) -> None:
+    [line] = mistakes(environ={**ALLOWED, name: text})
+    assert line.startswith(f"{name}: unknown variable")
+    assert not sources.ignored_variables({name: text})
+
+
+def test_a_real_setting_is_read_although_its_name_resembles_the_variable_of_a_service() -> None:
+    assert anonymous(environ={"WSGATE_SERVER__PORT": "8001"}).server.port == 8001
+    [line] = mistakes(environ={**ALLOWED, "WSGATE_SERVER__PORT": "tcp://10.96.0.7:8000"})
+    assert line.startswith("server.port: expected int")
 
 
 @pytest.mark.parametrize(

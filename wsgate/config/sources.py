@@ -6,8 +6,10 @@ holds a secret, nor the path given as `<name>_file`: people put the secret itsel
 
 Source for the environment's names: architecture, section 11. A name in it is `WSGATE_` and the path in
 upper case joined by `__`; names of keys and namespaces are lower-cased. A variable without `__` names no
-section and is nobody's setting: the platform writes such names (Kubernetes makes `WSGATE_PORT` for a Service
-that is called wsgate), and so do commands of this package. They are ignored; `ignored_variables` names them.
+section and is no setting: the platform writes such names (Kubernetes makes `WSGATE_PORT` for a Service that
+is called wsgate), and so do commands of this package. A name that Kubernetes makes for a Service is no
+setting either when it has a `__`, as `WSGATE_A__B_SERVICE_HOST` for a Service that is called wsgate-a--b.
+Such variables are ignored; `ignored_variables` names them.
 """
 
 import os
@@ -35,6 +37,15 @@ _OWN_VARIABLES: Final = frozenset({_CONFIG_VARIABLE, "WSGATE_TOKEN", "WSGATE_SAN
 _IGNORED_SHOWN: Final = 8  # names in the warning; Kubernetes makes seven for each port of a Service
 # What Kubernetes writes for a Service: such a value was never meant as a setting.
 _SERVICE_URL: Final = re.compile(r"(?:tcp|udp|sctp)://")
+# The names that Kubernetes makes for a Service. The name of a Service ends with a letter or a digit, so that
+# WSGATE_SERVER__PORT cannot come from one. A name that ends with _PORT needs the value of a Service as well:
+# without it the name may be a mistyped setting.
+# Source: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_SERVICE_NAME: Final = re.compile(
+    r"[A-Z0-9_]*[A-Z0-9]_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?"
+    r"|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+_SERVICE_PORT: Final = re.compile(r"[A-Z0-9_]*[A-Z0-9]_PORT")
 _FILE_SUFFIX: Final = "_file"
 _FILE_LIMIT_BYTES: Final = 64 * 1024  # no key is longer; /dev/zero is
 _ANY: Final = "*"  # stands for a name in a path of the schema
@@ -71,7 +82,8 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
 
     Args:
         path: The TOML file. None: the one that `WSGATE_CONFIG` names, or none at all.
-        environ: The environment. Every variable that begins with `WSGATE_` and has a `__` must be a setting.
+        environ: The environment. Every variable that begins with `WSGATE_` and has a `__` must be a setting,
+            unless its name is one that Kubernetes makes for a Service.
         flags: Settings of the command line, nested like the file; a None is a flag not given.
 
     Returns:
@@ -110,7 +122,7 @@ def ignored_variables(environ: Mapping[str, str]) -> str:
 
     A value is never shown, but for the form that Kubernetes gives it no setting is suggested.
     """
-    names = sorted(name for name in environ if _is_ours(name) and not _names_section(name))
+    names = sorted(name for name in environ if _is_ours(name) and not _names_section(name, environ[name]))
     names = [name for name in names if name not in _OWN_VARIABLES]
     if not names:
         return ""
@@ -123,6 +135,8 @@ def ignored_variables(environ: Mapping[str, str]) -> str:
     shown = ", ".join(names[:_IGNORED_SHOWN])
     more = f" and {len(names) - _IGNORED_SHOWN} more" if len(names) > _IGNORED_SHOWN else ""
     hint = f"; did you mean {', '.join(hints)}?" if hints else ""
+    if any(_SEPARATOR in name.removeprefix(_PREFIX) for name in names):
+        hint = f", and no name that Kubernetes makes for a Service{hint}"
     return f"ignored {shown}{more}: a setting is WSGATE_<SECTION>__<KEY>, with two underscores{hint}"
 
 
@@ -130,8 +144,13 @@ def _is_ours(name: str) -> bool:
     return name.startswith(_PREFIX)
 
 
-def _names_section(name: str) -> bool:
-    return _SEPARATOR in name.removeprefix(_PREFIX)
+def _names_section(name: str, value: str) -> bool:
+    """Whether a variable must be a setting: its name has a section and was not made for a Service."""
+    if _SEPARATOR not in name.removeprefix(_PREFIX):
+        return False
+    has_port_of_service = _SERVICE_PORT.fullmatch(name) and _SERVICE_URL.match(value)
+    is_of_service = has_port_of_service or _SERVICE_NAME.fullmatch(name)
+    return not is_of_service or _variable_path(name) is not None
 
 
 def effective(config: Config) -> str:
@@ -156,7 +175,9 @@ class _Reader:
 
     def environment(self, environ: Mapping[str, str]) -> _Table:
         """The table of all variables that name a section."""
-        for name in sorted(name for name in environ if _is_ours(name) and _names_section(name)):
+        for name in sorted(
+            name for name in environ if _is_ours(name) and _names_section(name, environ[name])
+        ):
             found = _variable_path(name)
             if found is None:
                 self._mistakes.append(f"{name}: unknown variable{_variable_hint(name)}")
