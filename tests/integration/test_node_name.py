@@ -15,6 +15,7 @@ import redis
 from tests.support.client import connected
 from tests.support.gateway import Gateway, run_command, running_gateway, wait_until
 from tests.support.valkey import Valkey, running_valkey
+from wsgate.node.runtime import lock_file
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +102,34 @@ def test_after_a_kill_of_everything_a_node_takes_its_name_back_at_once(bus: str)
                 assert name_of(successor) == "gate-1"
                 held = client.get("wsgate:node:gate-1")
                 assert json.loads(held or b"")["pid"] == successor.process.pid
+
+
+@pytest.mark.parametrize("changed", [{"namespace": 1}, {"boot": "another", "namespace": 1}])
+def test_a_restart_in_a_new_container_takes_its_name_back_by_the_lock_file_before_the_lease_ends(
+    bus: str, tmp_path: Path, changed: dict[str, object]
+) -> None:
+    name = "wsgate:node:gate-1"
+    with running_gateway("--redis", bus, directory=tmp_path, environ=named("gate-1")) as gateway:
+        for pid in [*(pid for pids in gateway.children().values() for pid in pids), gateway.process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        gateway.process.wait(10)
+        with redis.Redis.from_url(bus) as client:
+            # The lease and the lock file as they are when the killed node ran in another namespace of
+            # process ids, or before the machine was started again.
+            held = str(client.get(name).decode())
+            elsewhere = json.dumps(json.loads(held) | changed, separators=(",", ":"))
+            lock = lock_file(tmp_path, gateway.port)
+            text = lock.read_text()
+            assert held in text
+            with open(lock, "r+") as file:
+                file.write(text.replace(held, elsewhere))
+                file.truncate()
+            client.set(name, elsewhere, px=60_000)
+            flags = ("--redis", bus, "--port", str(gateway.port))
+            with running_gateway(*flags, directory=tmp_path, environ=named("gate-1")) as successor:
+                assert name_of(successor) == "gate-1"
+                assert json.loads(client.get(name) or b"")["pid"] == successor.process.pid
 
 
 def test_a_name_that_is_held_elsewhere_stays_with_the_one_that_lives(bus: str, tmp_path: Path) -> None:

@@ -81,10 +81,10 @@ class Lease:
         return self.held, self.left_ms.pop(0)
 
 
-def claim(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> int | None:
+def claim(lease: Lease, monkeypatch: pytest.MonkeyPatch, former: str = "") -> int | None:
     monkeypatch.setattr(identity, "claim_once", lease.claim)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return identity._claim_one(ADDRESS, KEY, Holder.here(), 1.0)
+    return identity._claim_one(ADDRESS, KEY, Holder.here(), 1.0, former=former)
 
 
 ELSEWHERE = '{"boot":"another","namespace":1,"pid":1,"started":1}'
@@ -122,12 +122,56 @@ def test_who_gets_a_name(
     assert found == (os.getppid() if by == -1 else by)
 
 
+OTHER_CONTAINER = replace(Holder.here(), namespace=1, pid=1).to_text()
+
+
+@pytest.mark.parametrize(
+    ("held", "former", "left_ms", "by"),
+    [
+        (OTHER_CONTAINER, OTHER_CONTAINER, [9_000], None),
+        (OTHER_CONTAINER, replace(Holder.here(), namespace=1, pid=2).to_text(), [9_000, 8_500, 14_900], 0),
+        (OTHER_CONTAINER, "", [9_000, 8_500, 14_900], 0),
+        (ELSEWHERE, ELSEWHERE, [9_000, 8_500, 14_900], 0),  # a copy of the disk of a machine that still runs
+        ("not ours", "not ours", [9_000, 8_500, 14_900], 0),
+    ],
+    ids=("same_boot", "another_predecessor", "no_predecessor", "another_boot_renews", "foreign"),
+)
+def test_a_predecessor_of_the_same_boot_in_another_namespace_gives_its_name_back_at_the_first_look(
+    held: str, former: str, left_ms: list[int], by: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(held, left_ms)
+    assert claim(lease, monkeypatch, former) == by
+    assert not left_ms
+    assert (lease.held == Holder.here().to_text()) == (by is None)
+
+
+def test_a_live_process_of_this_machine_keeps_its_name_although_the_lock_file_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parent = replace(Holder.here(), pid=os.getppid(), started=identity._started(os.getppid())).to_text()
+    assert claim(Lease(parent, [9_000]), monkeypatch, parent) == os.getppid()
+
+
+def test_after_a_reboot_a_predecessor_gives_its_name_back_when_no_shard_has_renewed_the_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from wsgate.shard.lease import RENEW_S
+
+    assert RENEW_S < identity.REBOOT_WATCH_S < NODE_LEASE_MS / 1000
+    monkeypatch.setattr(identity, "REBOOT_WATCH_S", -1.0)
+    left_ms = [9_000, 8_500]
+    assert claim(Lease(ELSEWHERE, left_ms), monkeypatch, ELSEWHERE) is None
+    assert left_ms == [8_500]
+
+
 def test_a_second_node_of_this_machine_without_a_name_takes_the_one_with_its_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = {"host": 77, "host-8001": None}
     monkeypatch.setattr(
-        identity, "_claim_one", lambda address, key, holder, timeout_s: answers[key.decode().split(":")[-1]]
+        identity,
+        "_claim_one",
+        lambda address, key, holder, timeout_s, *, former: answers[key.decode().split(":")[-1]],
     )
     names = ("host", "host-8001")
     assert claim_name(names, ADDRESS, "wsgate", Holder.here(), 1.0) == "host-8001"
@@ -140,16 +184,14 @@ def test_a_second_node_of_this_machine_without_a_name_takes_the_one_with_its_por
 
 
 def test_a_bus_that_does_not_answer_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> int:
+    def refuse(*arguments: object, **more: object) -> int:
         raise BackendError("it is away", temporary=True)
 
     monkeypatch.setattr(identity, "_claim_one", refuse)
-    assert identity._claim(("a", "b"), ADDRESS, Names("p"), Holder.here(), 1.0) == Claim(
-        "a", why="it is away"
-    )
+    assert identity._claim(("a", "b"), refuse) == Claim("a", why="it is away")
     assert claim_name(("a", "b"), ADDRESS, "wsgate", Holder.here(), 1.0) == "a"
 
-    def fail(*arguments: object) -> int:
+    def fail(*arguments: object, **more: object) -> int:
         os._exit(3)
 
     monkeypatch.setattr(identity, "_claim_one", fail)

@@ -17,11 +17,14 @@ from wsgate.node.embedded_bus import EmbeddedBus, find_server
 from wsgate.node.notify import notify
 from wsgate.node.runtime import (
     RunningGateway,
+    RuntimeFiles,
     lock_file,
     lock_port,
+    read_lock_holder,
     running_gateways,
     runtime_directory,
     url_host,
+    write_lock_holder,
 )
 
 
@@ -129,6 +132,46 @@ def test_a_port_is_locked_once(tmp_path: Path) -> None:
     again = lock_port(tmp_path, 8000)
     assert again is not None
     os.close(again)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[int]:
+    descriptor = lock_port(directory, 8000)
+    assert descriptor is not None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def test_the_holder_in_a_lock_file_is_read_by_the_next_process_that_locks_it(tmp_path: Path) -> None:
+    for before, after in (("", "a" * 200), ("a" * 200, "b"), ("b", ""), ("", "")):
+        with locked(tmp_path) as descriptor:
+            assert read_lock_holder(descriptor) == before
+            write_lock_holder(descriptor, after)
+
+
+def test_a_copy_of_a_lock_file_and_other_text_name_no_holder(tmp_path: Path) -> None:
+    with locked(tmp_path) as descriptor:
+        write_lock_holder(descriptor, "a")
+    file = lock_file(tmp_path, 8000)
+    original = file.rename(tmp_path / "original")
+    for text in (original.read_bytes(), b"", b"7", b"\xff", b" a", b"x" * 5_000):
+        file.write_bytes(text)
+        with locked(tmp_path) as descriptor:
+            assert not read_lock_holder(descriptor)
+
+
+def test_a_lock_file_that_was_removed_is_made_again_with_its_holder(tmp_path: Path) -> None:
+    descriptor = lock_port(tmp_path, 8000)
+    assert descriptor is not None
+    write_lock_holder(descriptor, "a")
+    files = RuntimeFiles(lambda: tmp_path, gateway(), descriptor)
+    lock_file(tmp_path, 8000).unlink()
+    assert files.restore() == ["port-8000.lock"]
+    os.close(files.lock_fd)
+    with locked(tmp_path) as descriptor:
+        assert read_lock_holder(descriptor) == "a"
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,10 @@ from wsgate.node.runtime import (
     RuntimeFiles,
     lock_file,
     lock_port,
+    read_lock_holder,
     runtime_directory,
     url_host,
+    write_lock_holder,
 )
 from wsgate.reactor import ListenerOptions
 from wsgate.shard.options import ShardOptions
@@ -120,7 +122,8 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
         bus = EmbeddedBus(directory, port, environ, machine.bus_bytes, len(listeners))
         undo.callback(bus.clean)
     secret = secrets.token_urlsafe(32) if config.server.dev and not config.auth.hmac_secret else ""
-    node, lease = _name(config, port)
+    node, lease = _name(config, port, read_lock_holder(lock_fd))
+    write_lock_holder(lock_fd, lease)
     running = RunningGateway(
         pid=os.getpid(),
         node=node,
@@ -170,15 +173,25 @@ def _check_descriptors(config: Config, descriptors: int) -> None:
         )
 
 
-def _name(config: Config, port: int) -> tuple[str, str]:
-    """The name of the node, and what its lease on the bus holds; empty: no other node shares the bus."""
+def _name(config: Config, port: int, former: str) -> tuple[str, str]:
+    """Claim a name for this node.
+
+    Args:
+        config: The configuration.
+        port: Where clients connect.
+        former: The holder that the predecessor of this node left in the runtime directory; it has ended.
+
+    Returns:
+        The name, and the text of its lease on the bus. The text is empty when no other node shares the bus.
+    """
     names = names_for(config.server.node, port)
     if not config.bus.url:
         return names[0], ""
     holder = Holder.here()
     address = parse_address(with_password(config.bus.url, config.bus.password))
     timeout_s = min(CLAIM_MOST_S, config.bus.connect_timeout_ms / 1000)
-    return claim_name(names, address, config.bus.prefix, holder, timeout_s), holder.to_text()
+    name = claim_name(names, address, config.bus.prefix, holder, timeout_s, former=former)
+    return name, holder.to_text()
 
 
 def _open_listeners(config: Config, directory: Path, undo: ExitStack) -> tuple[list[socket.socket], int]:

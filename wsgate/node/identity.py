@@ -1,19 +1,29 @@
 """The name of this node, and the claim to it on the bus.
 
 The name is stable: the configured one, else the host name. On a bus that several nodes share, a name belongs
-to one live node at a time. Its lease (a key on the bus) holds who has it: the machine's boot, the namespace
-of process ids, the keeper's id and when the keeper was started. So a node that is started again on the same
-machine sees that the former holder is dead and takes its name back at once, also after kill -9.
+to one live node at a time. Its lease (a key on the bus) names the holder: the machine's boot, the namespace
+of process ids, the keeper's id and when the keeper was started. A node that finds the lease of another holder
+takes the name in one of these cases:
+
+- The process ids of the holder are visible here, and its process has ended: at once. This is the restart on
+  the same machine, also after kill -9.
+- The holder is the one that this node's predecessor left in the lock file of the runtime directory, and the
+  machine has not been started again since: at once. The lock is free, so the predecessor has ended. This is
+  the restart of a container that keeps its runtime directory.
+- The same, but after another boot: when no shard of the holder has renewed the lease for `REBOOT_WATCH_S`.
+  A copy of the machine's disk has the same lock file, while the original may still run.
+- The lease expires: after at most `NODE_LEASE_MS`.
 """
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +38,8 @@ from wsgate.node.privacy import end_with_parent
 __all__ = ["Claim", "Holder", "claim_name", "names_for"]
 
 LIVE_LOOK_S: Final = 0.5
+REBOOT_WATCH_S: Final = 6.5
+"""Longer than the interval in which each shard renews the lease, 5 s, and the time that a renewal takes."""
 _NAME_MOST: Final = 64
 _ODD: Final = re.compile(r"[^A-Za-z0-9_.-]+")
 _PROC: Final = Path("/proc")
@@ -120,7 +132,13 @@ class Claim:
 
 
 def claim_name(
-    names: Sequence[str], address: BusAddress, prefix: str, holder: Holder, timeout_s: float
+    names: Sequence[str],
+    address: BusAddress,
+    prefix: str,
+    holder: Holder,
+    timeout_s: float,
+    *,
+    former: str = "",
 ) -> str:
     """Claim the first of these names that no other live node has.
 
@@ -132,11 +150,17 @@ def claim_name(
         prefix: Of names on it.
         holder: This node's keeper.
         timeout_s: For connecting, and for each answer.
+        former: The holder that this node's predecessor left in the runtime directory; it has ended.
 
     Raises:
         SettingsError: Another live node has the name.
     """
-    claim = _in_a_child(names, address, prefix, holder, timeout_s)
+    bus_names = Names(prefix)
+
+    def claim_one(name: str) -> int | None:
+        return _claim_one(address, bus_names.node(name), holder, timeout_s, former=former)
+
+    claim = _in_a_child(names, claim_one)
     if claim.is_ours:
         if claim.why:
             Log("keeper").info("node_name_unchecked", node=claim.name, why=claim.why)
@@ -149,9 +173,7 @@ def claim_name(
     )
 
 
-def _in_a_child(
-    names: Sequence[str], address: BusAddress, prefix: str, holder: Holder, timeout_s: float
-) -> Claim:
+def _in_a_child(names: Sequence[str], claim_one: Callable[[str], int | None]) -> Claim:
     """Claim in a process of its own, so that the keeper does not carry a Redis client for ever."""
     read, write = os.pipe()
     keeper_pid = os.getpid()
@@ -159,7 +181,7 @@ def _in_a_child(
     def work() -> None:
         os.close(read)
         if end_with_parent(keeper_pid, signal.SIGKILL):
-            found = _claim(names, address, Names(prefix), holder, timeout_s)
+            found = _claim(names, claim_one)
             os.write(write, json.dumps(asdict(found)).encode())
 
     pid = fork_child("wsgate-claim", work)
@@ -173,13 +195,12 @@ def _in_a_child(
         return Claim(names[0], why="the process that asks the bus failed")
 
 
-def _claim(
-    names: Sequence[str], address: BusAddress, bus_names: Names, holder: Holder, timeout_s: float
-) -> Claim:
+def _claim(names: Sequence[str], claim_one: Callable[[str], int | None]) -> Claim:
+    """Try the names in order until one is free; stop when the bus fails or another machine has the name."""
     claim = Claim("", is_ours=False)
     for name in names:
         try:
-            by = _claim_one(address, bus_names.node(name), holder, timeout_s)
+            by = claim_one(name)
         except BackendError as error:
             return Claim(name, why=str(error))
         if by is None:
@@ -190,27 +211,51 @@ def _claim(
     return claim
 
 
-def _claim_one(address: BusAddress, key: bytes, holder: Holder, timeout_s: float) -> int | None:
-    """Claim one name.
+def _claim_one(
+    address: BusAddress, key: bytes, holder: Holder, timeout_s: float, *, former: str = ""
+) -> int | None:
+    """Claim one name. Blocks for at most the time that a lease runs, while another holder may be live.
+
+    Args:
+        address: A bus that other nodes may share.
+        key: The lease.
+        holder: This node's keeper.
+        timeout_s: For connecting, and for each answer.
+        former: The holder that this node's predecessor left in the runtime directory; it has ended.
 
     Returns:
-        None: it is ours. Else the id of the live process on this machine that has it; 0: on another one.
+        None when this node has the name now. Else the id of the live process on this machine that has it,
+        or 0 when the holder is elsewhere.
     """
-    end_s = time.monotonic() + NODE_LEASE_MS / 1000 + 1
-    dead, before_ms = "", NODE_LEASE_MS  # no lease runs longer
+    start_s = time.monotonic()
+    dead, before_ms = "", math.inf
     while True:
         held, left_ms = claim_once(address, key, holder.to_text(), dead, timeout_s)
         if not held:
             return None
-        other = Holder.from_text(held)
-        if other is not None and other.is_of_this_machine:
-            if other.lives:
-                return other.pid
-            if dead != held:
-                dead = held
-                continue  # at once: it cannot renew its lease any more
-        # Nobody here can tell whether it lives: it does if it renews its lease, which then runs longer.
-        if left_ms > before_ms or time.monotonic() > end_s:
+        other, watched_s = Holder.from_text(held), time.monotonic() - start_s
+        if other is not None and other.is_of_this_machine and other.lives:
+            return other.pid
+        # A live holder elsewhere renews its lease, which then runs longer than at the last look.
+        if left_ms > before_ms or watched_s > NODE_LEASE_MS / 1000 + 1:
             return 0
+        if dead != held and other is not None and _has_ended(other, held == former, watched_s):
+            dead = held  # it cannot renew its lease any more, so claim the name at once
+            continue
         before_ms = left_ms
         time.sleep(LIVE_LOOK_S)
+
+
+def _has_ended(other: Holder, is_predecessor: bool, watched_s: float) -> bool:
+    """Whether a holder has ended, by what this machine knows of it; False when this is not known.
+
+    Args:
+        other: The holder; no live process that is visible here.
+        is_predecessor: Whether it left its text in the lock file that this node has locked since.
+        watched_s: For how long this node has seen no renewal of the lease.
+    """
+    if other.is_of_this_machine:
+        return True
+    # Within one boot the free lock is proof. After another one, a copy of the disk may hold the same file.
+    is_of_this_boot = bool(other.boot) and other.boot == _boot()
+    return is_predecessor and (is_of_this_boot or watched_s > REBOOT_WATCH_S)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
 
 from wsgate.errors import InternalError, SettingsError
 
@@ -21,10 +22,14 @@ __all__ = [
     "RuntimeFiles",
     "lock_file",
     "lock_port",
+    "read_lock_holder",
     "running_gateways",
     "runtime_directory",
     "url_host",
+    "write_lock_holder",
 ]
+
+_LOCK_LIMIT_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,30 @@ def lock_port(directory: Path, port: int) -> int | None:
     return descriptor
 
 
+def write_lock_holder(lock_fd: int, holder: str) -> None:
+    """Write the holder of the node's name into the locked file of its port.
+
+    Args:
+        lock_fd: From `lock_port`.
+        holder: The text of the lease on the bus; empty when the node has no lease.
+    """
+    os.ftruncate(lock_fd, 0)
+    if holder:
+        # The inode marks a copy of the file: no gateway locks a copy, which therefore proves nothing.
+        os.pwrite(lock_fd, f"{os.fstat(lock_fd).st_ino} {holder}".encode(), 0)
+
+
+def read_lock_holder(lock_fd: int) -> str:
+    """Return what `write_lock_holder` wrote into this file; empty when there is nothing of this kind.
+
+    The caller has locked the file. A holder that another process wrote has therefore ended: the kernel
+    keeps the lock of a process until it ends, in whatever namespace of process ids it runs.
+    """
+    text = os.pread(lock_fd, _LOCK_LIMIT_BYTES, 0).decode("utf-8", "replace")
+    inode, _, holder = text.partition(" ")
+    return holder if inode == str(os.fstat(lock_fd).st_ino) else ""
+
+
 class RuntimeFiles:
     """What a running gateway keeps in the runtime directory, and makes again when somebody removes it.
 
@@ -179,6 +208,7 @@ class RuntimeFiles:
         fresh = lock_port(self._directory, self._running.port)
         if fresh is None:
             raise InternalError(f"{lock} was removed, and another gateway holds the one in its place")
+        write_lock_holder(fresh, read_lock_holder(self.lock_fd))
         os.close(self.lock_fd)
         self.lock_fd = fresh
 
