@@ -146,8 +146,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    """Print in one write, so that whoever waits for the last line has the others."""
-    with contextlib.suppress(OSError):  # nobody may be reading any more, and that is no reason to end
+    """Print in one write, so that a program that waits for the last line has the other lines, too."""
+    with contextlib.suppress(OSError):  # the reader of the output may be gone, which is no reason to end
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -177,7 +177,7 @@ def _banner(config: Config, running: RunningGateway) -> str:
 
 
 def _listen_address(config: Config, port: int) -> str:
-    """The address that clients can reach, as it was bound, and who that is."""
+    """Return the address that was bound, and which machines can reach it."""
     host = config.server.host
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if is_loopback(host):
@@ -377,7 +377,7 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _check_receiver(channel: str) -> None:
-    """Refuse a name that nobody can be subscribed to, as the API does."""
+    """Refuse a name that no client can subscribe to, as the API does."""
     from wsgate.bus.receivers import is_channel
 
     if channel == OWN_INBOX:

@@ -83,7 +83,7 @@ class KeySetFetcher:
                 await asyncio.sleep(LOOK_S)
                 if self._wanted() > wanted:
                     due_s = min(due_s, asked_s + COOLDOWN_S)
-            # What is wanted from here on this fetch may come too early for.
+            # A kid that is wanted after this moment may be missing from the document of this fetch.
             asked_s, wanted = loop.time(), self._wanted()
             try:
                 document = await asyncio.to_thread(self._get, self._url)
@@ -137,7 +137,7 @@ class KeySetCollector(Collector):
         self._fetcher = fetcher
 
     def collect(self) -> Iterable[Metric]:
-        """One family."""
+        """Return the counter of fetches, by outcome."""
         text = "Attempts to fetch the issuer's keys, by what became of them."
         family = CounterMetricFamily("wsgate_key_set_fetches", text, labels=["outcome"])
         family.add_metric(["fetched"], self._fetcher.fetched)
@@ -259,7 +259,7 @@ class _TimedSocket:
         self._end_s = end_s
 
     def sendall(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all the data before the deadline."""
         self._connected.settimeout(_left_s(self._end_s))
         self._connected.sendall(data)
 
@@ -278,7 +278,7 @@ class _TimedReader(io.RawIOBase):
         self._end_s = end_s
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True: the reader can always be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:

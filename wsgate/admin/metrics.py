@@ -222,7 +222,7 @@ _MARKED: Final = (
     ),
     (
         "token_refusals",
-        "Tokens that were refused, by what was wrong with them; the log says more about each fault.",
+        "Tokens that were refused. The label fault is the reason; the log has more about each fault.",
         "fault",
         "token_fault_",
     ),
@@ -240,7 +240,7 @@ _GAUGES: Final = (
     _Gauge("token_cache_entries", "Verified tokens remembered.", "token_cache_entries"),
     _Gauge(
         "revoked_users",
-        "Users of whom a shard refuses tokens issued before a time.",
+        "Users with a revocation in the memory of a shard: it refuses their tokens issued before that time.",
         "revoked_users",
     ),
     _Gauge("events_waiting", "Events that no stream has answered for yet.", "events_waiting"),

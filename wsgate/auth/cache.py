@@ -195,8 +195,8 @@ class TokenCache:
     def _drop_old(self, place: int, now_s: float) -> None:
         """Forget the entries at a bucket's front that serve no more.
 
-        An entry from the future was put before the machine's clock was set back. It serves nobody either, and
-        if it stayed, it would keep everything behind it until the clock is there again.
+        An entry from the future was put before the machine's clock was set back. No lookup accepts
+        it. If it stayed, the entries behind it would stay too, until the clock reaches that time again.
         """
         while bucket := self._buckets[place]:
             put_s, _, _, _, _ = _FIELDS.unpack_from(bucket, _DIGEST_BYTES)

@@ -1,7 +1,7 @@
 """What can be wrong with a token, in words that an operator can act on.
 
 Every refusal has a fault, which labels a metric, and a cause, which is finer and has one plain sentence.
-Texts here may be sent to clients in development mode; therefore they hold nothing that a token said.
+Texts here may be sent to clients in development mode; therefore they repeat no text of a token.
 """
 
 from typing import Final, NamedTuple
@@ -111,7 +111,7 @@ class TokenError(PeerError):
     """
 
     def __init__(self, cause: str, *, detail: str = "", retry_s: float = 0.0) -> None:
-        """Remember what is wrong.
+        """Create an error for one of the causes.
 
         Args:
             cause: One of `CAUSES`; the name of a fault is one, too.

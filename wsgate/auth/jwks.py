@@ -1,4 +1,4 @@
-"""A JSON Web Key Set in, verification keys out. Pure: who fetched it, and from where, is not known here.
+"""Parse a JSON Web Key Set into verification keys. Pure: this module fetches nothing.
 
 Rules:
 - Only public keys for signatures are used: RSA, P-256, P-384, P-521 and Ed25519. A key that cannot be used is
@@ -34,7 +34,7 @@ class PassedOver(NamedTuple):
     """A key of a set that cannot verify tokens."""
 
     kid: str | None  # None: it has none that a token could name
-    why: str  # a clause about the key, without anything the set says
+    why: str  # a clause about the key, without any text of the set
 
     def __str__(self) -> str:
         kid = "a key without kid" if self.kid is None else self.kid[:_SHOWN_CHARACTERS]
@@ -42,7 +42,7 @@ class PassedOver(NamedTuple):
 
 
 class KeySet(NamedTuple):
-    """What a set holds."""
+    """The usable keys of a key set, and the keys that cannot be used."""
 
     keys: tuple[VerificationKey, ...]
     passed_over: tuple[PassedOver, ...]

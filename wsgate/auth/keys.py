@@ -228,7 +228,7 @@ def _public(name: str, algorithm: str, public_key: str) -> PublicKey:
 
 
 def public_key_of(algorithm: str, key: object) -> PublicKey:
-    """The key, when it fits the public algorithm; raises SettingsError, which says what is needed."""
+    """Return the key when it fits the public algorithm; else raise SettingsError with what is needed."""
     if algorithm in _RSA and isinstance(key, RSAPublicKey) and key.key_size >= _RSA_MIN_BITS:
         return key
     curve = _CURVES.get(algorithm)

@@ -1,9 +1,9 @@
-"""Whose tokens are revoked: users, each with the time before which tokens must not have been issued.
+"""Revoked tokens: users, each with the time before which the user's tokens must not have been issued.
 
 The number of users is bounded. A revocation that no longer fits is not lost in silence: it is taken over by
-one time for all users, before which no token is accepted that says when it was issued. Only for tokens
+one time for all users. No token whose `iat` is earlier than that time is accepted. Only for tokens
 without `iat` such a revocation is lost, because refusing them all would lock out every user of an issuer that
-writes no `iat`. The caller learns of both and tells the operator.
+writes no `iat`. The caller is informed of both and warns the operator.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _USER_BYTES: Final = 180
 
 
 class RevokedUsers:
-    """Revocations by user.
+    """The revocations of each user, at most `limit_users` of them.
 
     Args:
         limit_users: Most users remembered, >= 1.
 
     Attributes:
-        all_before_s: Tokens of anybody issued before this time are refused; 0: no user was displaced yet.
+        all_before_s: Tokens of any user issued before this time are refused; 0: no user was displaced yet.
     """
 
     __slots__ = ("_before", "_by_time", "_limit_users", "_name_bytes", "all_before_s")
@@ -47,7 +47,7 @@ class RevokedUsers:
 
     @property
     def bytes_estimate(self) -> int:
-        """Bytes held. O(1)."""
+        """The estimated memory of all entries in bytes. O(1)."""
         return self._name_bytes + len(self._before) * _USER_BYTES
 
     @property

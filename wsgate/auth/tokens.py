@@ -71,7 +71,7 @@ EXPIRY_LIMIT_S: Final = 2**32 - 1
 IAT_AHEAD_S: Final = 60
 """How far `iat` may lie in the future, in seconds, however small the leeway is."""
 RETRY_LIMIT_S: Final = 3_600
-"""Longest time, in seconds, after which a bearer is told to come back."""
+"""The longest retry time, in seconds, that a refusal of a token carries."""
 
 # From base64url to base64 and back. "+" and "/" are not in the alphabet of base64url.
 _FROM_URL_SAFE: Final = bytes.maketrans(b"-_+/", b"+/--")
@@ -359,7 +359,7 @@ class Verifier:
 
 
 def _check_life(iat: Number | None, exp: Number, max_life_s: int) -> None:
-    """Refuse a token that lives longer than the operator allows, or does not say for how long."""
+    """Refuse a token that lives longer than the operator allows, or has no `iat` to compute its life from."""
     if iat is None:
         raise TokenError("missing_iat")
     if exp > iat + max_life_s:
@@ -426,7 +426,7 @@ def _bytes_of(segment: bytes) -> bytes:
 
 
 def _header(segment: bytes) -> _Header:
-    """The header, unverified."""
+    """Return the header of a token, which is not verified yet."""
     if len(segment) > _HEADER_LIMIT_BYTES:
         raise TokenError("too_large")
     try:
@@ -458,7 +458,7 @@ def _user(claims: _Claims) -> str:
 
 
 def _claim(cause: str, decoder: msgspec.json.Decoder[_Part], raw: msgspec.Raw) -> _Part:
-    """A claim that only some policies look at; the cause is what its refusal says when it is ill-typed."""
+    """Decode a claim that only some policies read. A wrong type raises TokenError with this cause."""
     try:
         return decoder.decode(raw)
     except ValueError:

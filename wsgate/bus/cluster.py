@@ -277,9 +277,10 @@ class ClusterSubscriber:
         self.listener.on_moved()
 
     def _inherited(self, fresh: ClusterMap) -> frozenset[int]:
-        """Slots that a server took over which was up before, from nobody or from one that is not up.
+        """Return the slots that moved to a server whose lane was up before, from one that is not up.
 
-        No lane comes up for them, and no server says that they moved: nobody else would subscribe again.
+        A slot that had no server counts, too. No lane comes up for these slots and no server announces the
+        move, so only the caller can subscribe again.
         """
         before, self._owners = self._owners, fresh.owners
         up = {node for node, lane in self._lanes.items() if lane.subscriber.is_up}
@@ -287,7 +288,7 @@ class ClusterSubscriber:
         return frozenset(slot for slot, (old, new) in pairs if new != old and new in up and old not in up)
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
-        """A lane that ends by itself is a fault of ours."""
+        """Report a lane that ends by itself as an internal error."""
         if not task.cancelled() and (error := task.exception()) and self._fault and not self._fault.done():
             self._fault.set_exception(error)
 

@@ -1,4 +1,4 @@
-"""Sets of leases on the bus: who is there now, each member for as long as it says so.
+"""Sets of leases on the bus. A member belongs to a set until its lease expires or is given up.
 
 Two sets exist: the shards of all nodes, and, for a minute, the shards that have carried out one control
 command. A lease runs by the clock of the server that holds the set, so the clocks of nodes do not matter.
@@ -22,7 +22,7 @@ PAGES_MOST: Final = 256
 
 
 def hold_lease(caller: Caller, key: bytes, member: str, ttl_ms: int, done: CallDone) -> None:
-    """Renew one member's lease, or give it up.
+    """Renew the lease of one member, or give the lease up.
 
     Args:
         caller: A `Publisher` or `ClusterPublisher`.

@@ -41,7 +41,7 @@ class Names:
         return f"{self._prefix}:revoked".encode()
 
     def node(self, node: str) -> bytes:
-        """The lease of a node's name; it holds who has the name."""
+        """Return the key of the lease of a node's name; its value is the holder of the name."""
         return f"{self._prefix}:node:{node}".encode()
 
     def shards(self) -> bytes:

@@ -30,7 +30,7 @@ ANSWER_LIMIT_BYTES: Final = 8 * 1024 * 1024
 ELEMENTS_MOST: Final = 256 * 1024
 DEPTH_MOST: Final = 6
 DIGITS_MOST: Final = 19
-"""A 64-bit number."""
+"""The most digits of a 64-bit number."""
 BUFFER_BYTES: Final = 16 * 1024
 """Read before it is looked at; this also bounds how long one look takes."""
 
@@ -69,7 +69,7 @@ class Questioner:
         if kind == b"+":
             return text
         if kind == b"-":
-            # Only the code: the rest may repeat what the server was told.
+            # Show only the code: the rest may repeat arguments of the command, such as a password.
             code = text.split(b" ", 1)[0][:32].decode("ascii", "replace")
             raise BackendError(f"refused: {code}", temporary=True)
         number = _number(text)

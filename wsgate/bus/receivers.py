@@ -1,7 +1,7 @@
 """Whom a publication can reach: which names are valid, and how large its data may be.
 
-Shared by whoever publishes for a backend (the API, the command line), so that a publication that the shards
-would drop is refused where somebody reads the refusal.
+The API and the command line share these rules. They refuse a publication that the shards would drop, so that
+the publisher receives the refusal.
 
 Source: protocols/bus/v1/spec.md, "Names".
 """

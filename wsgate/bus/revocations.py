@@ -48,9 +48,11 @@ PAGE_BYTES: Final = REPLY_LIMIT_BYTES - 4 * 1024
 PAGES_MOST: Final = 4_096
 """Pages of one reading; 65,536 users with the longest names are 830."""
 RELOAD_S: Final = 900.0
-"""From one reading to the next: finds what was written while the control channel was not heard."""
+"""Time between two readings of all revocations. A reading finds those that were stored while this shard did
+not receive the control channel."""
 SECOND_READING_S: Final = 5.0
-"""After the bus came back: others may have heard a revocation just before this shard did not."""
+"""Time until the second reading after the bus came back. Another shard may still have to store a revocation
+that it received and this shard missed."""
 RETRY_FIRST_S: Final = 1.0
 RETRY_MOST_S: Final = 60.0
 STORES_PER_TICK: Final = 64
@@ -112,7 +114,7 @@ def store_revocation(
 
     Args:
         caller: A `Publisher` or `ClusterPublisher`.
-        names: What things are called on the bus.
+        names: The names of keys and channels on the bus.
         revocation: What to keep.
         done: Called once, later, as by `Publisher.call`: `("", b"<n>")` when it is kept, with the number of
             users that were forgotten for it, else why it is not (or, `unknown`, may not be).
@@ -230,15 +232,15 @@ class _Reading:
 
 
 class RevocationKeeper:
-    """A shard's share in keeping revocations: it reads them all, and stores what it hears.
+    """Read all revocations from the bus, and store there those that this shard receives.
 
     Call `on_up` when the bus is there and the control channel is confirmed, `store` for each revocation that
-    is heard on it, and `tick` a few times a second. All on the loop of the publisher.
+    arrives on this channel, and `tick` a few times a second. All on the loop of the publisher.
 
     Args:
         caller: The shard's `Publisher` or `ClusterPublisher`.
-        names: What things are called on the bus.
-        known: What this shard holds: user to time. It is written back when the bus has lost it.
+        names: The names of keys and channels on the bus.
+        known: The revocations of this shard, user to time. Those that the bus has lost are stored again.
         learn: Called for each revocation that is read: keep the later time of a user.
         count: Adds to a counter by name: `revocations_forgotten`, and `revocations_unread` for each reading
             that failed.
@@ -301,7 +303,7 @@ class RevocationKeeper:
         self._store_at_s = 0.0
 
     def tick(self, now_s: float) -> None:
-        """Store what waits, and read when it is due."""
+        """Store the revocations that wait, and read all revocations when a reading is due."""
         if self._read_at_s is not None and now_s >= self._read_at_s and not self._is_reading:
             self._is_reading = True
             self._found.clear()
@@ -337,7 +339,7 @@ class RevocationKeeper:
         if self._is_second_due:
             self._is_second_due = False
             self._read_at_s = asked_s + SECOND_READING_S
-        if len(found) < REVOCATIONS_MOST:  # else the bus is full of others, and writing back drives them out
+        if len(found) < REVOCATIONS_MOST:  # else the bus is full, and storing again would evict other users
             oldest_s = time.time() - self._retention_s
             for user, before_s in self._known.items():
                 if before_s > found.get(user, -1.0) and before_s > oldest_s:

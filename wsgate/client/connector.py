@@ -314,7 +314,7 @@ class Connector:
         self._wake()
 
     def _wake(self) -> None:
-        """Let everybody who waits for a change look again."""
+        """Wake all tasks that wait for a change of the state."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

@@ -102,7 +102,7 @@ class UnauthorizedError(TokenError):
     """
 
     def __init__(self, detail: str = "the token provider has no token any more") -> None:
-        """Remember why, for people."""
+        """Create the error with a reason for people."""
         super().__init__(detail, temporary=False)
 
 

@@ -225,7 +225,7 @@ class Session:
 
     async def _probe(self) -> None:
         await asyncio.sleep(PROBE_S)
-        with suppress(Disconnected):  # whoever reads finds out
+        with suppress(Disconnected):  # the task that receives gets the same error
             await self._transport.send(encode({"op": "unsub", "ch": "probe", "id": PROBE_ID}))
 
     def _judge(self, ending: Ending) -> Ending:
@@ -286,7 +286,7 @@ class Session:
             if ping_s:
                 await self._clock.sleep(left_s)
             else:
-                with suppress(Disconnected):  # whoever reads finds out
+                with suppress(Disconnected):  # the task that receives gets the same error
                     await self._transport.ping()
                 await self._clock.sleep(min(left_s, self._options.own_ping_s))
         self._is_silent = True

@@ -52,7 +52,7 @@ def _is_host(name: str) -> bool:
 def is_loopback(url: str) -> bool:
     """Whether an address names this machine: `localhost`, a name below it, or a loopback address.
 
-    Other names are not resolved: what `/etc/hosts` says of them does not count.
+    Other names are not resolved, so entries of `/etc/hosts` do not count.
     """
     host = (urlsplit(url).hostname or "").rstrip(".").partition("%")[0]
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761 section 6.3

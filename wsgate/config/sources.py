@@ -472,7 +472,7 @@ def _file_text(source: _FromFile) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    # Opening a pipe that nobody writes to would hang the start.
+    # Opening a pipe without a writer would block the start.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -485,7 +485,7 @@ def _check_file(status: os.stat_result, *, is_secret: bool) -> None:
 
     Args:
         status: Of the opened file, behind all symbolic links: Kubernetes swaps secrets by a link.
-        is_secret: Whether the file holds a secret; a public key may be read by everybody.
+        is_secret: Whether the file holds a secret; every user may read the file of a public key.
     """
     if not stat.S_ISREG(status.st_mode):
         raise SettingsError("this is not a regular file")

@@ -48,7 +48,7 @@ _STARTED: Final = 19  # of /proc/<pid>/stat after the name: starttime. Source: p
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that holds a node's name, as the lease on the bus says it."""
+    """The process that holds a node's name, as the lease on the bus names it."""
 
     boot: str  # of the machine's kernel; every boot has another
     namespace: int  # of process ids: a container has its own
@@ -57,12 +57,12 @@ class Holder:
 
     @classmethod
     def here(cls) -> "Holder":
-        """This process."""
+        """Return the holder that stands for this process."""
         return cls(_boot(), _namespace(), os.getpid(), _started(os.getpid()))
 
     @classmethod
     def from_text(cls, text: str) -> "Holder | None":
-        """What a lease holds; None when it is nothing of ours."""
+        """Parse the text of a lease. Returns None when the text was not written by `to_text`."""
         try:
             row = json.loads(text)
             return cls(str(row["boot"]), int(row["namespace"]), int(row["pid"]), int(row["started"]))
@@ -70,17 +70,17 @@ class Holder:
             return None
 
     def to_text(self) -> str:
-        """For a lease."""
+        """Return the text for a lease: compact JSON."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @property
     def is_of_this_machine(self) -> bool:
-        """Whether its process ids are those that we see, so that we can tell whether it lives."""
+        """Whether the holder is of this boot and of this namespace of process ids."""
         return bool(self.boot) and (self.boot, self.namespace) == (_boot(), _namespace())
 
     @property
     def lives(self) -> bool:
-        """Whether its process runs; only where `is_of_this_machine`."""
+        """Whether the process of the holder runs. Only meaningful where `is_of_this_machine`."""
         return self.started != 0 and _started(self.pid) == self.started
 
 
@@ -97,7 +97,7 @@ def _namespace() -> int:
 
 
 def _started(pid: int) -> int:
-    """When a process was started, in ticks since the boot; 0: there is none, or it has ended."""
+    """Return when a process was started, in ticks since the boot; 0 when it does not exist or has ended."""
     try:
         fields = (_PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
         return 0 if fields[0] in "ZX" else int(fields[_STARTED])
@@ -118,12 +118,12 @@ def names_for(configured: str, port: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What became of a claim.
+    """The result of a claim to a node's name.
 
     Attributes:
         name: The last name that was tried.
-        is_ours: Whether this node has it now.
-        why: Who else has it, or why the bus could not be asked.
+        is_ours: Whether this node has the name now.
+        why: Where the other holder runs, or why the bus could not be asked.
     """
 
     name: str

@@ -170,7 +170,7 @@ class Keeper:
         elif not self._has_bus_been_up:
             self._has_bus_been_up = bus.is_up()
         elif not bus.socket_path.exists():
-            # It lives, and nobody can reach it any more. What it holds is lost, as with any restart of it.
+            # The bus runs, but no client can reach it. Its data is lost, as in every restart of it.
             self._log.warning("bus_socket_removed", socket=str(bus.socket_path), action="bus_restarted")
             self._has_bus_been_up = False
             child.renew()
@@ -202,7 +202,7 @@ class Keeper:
     def _is_first_ready(self, now_ms: int) -> bool:
         """Whether the node may be called ready.
 
-        Shards need one more tick to see each other: until then a full one hands nobody over.
+        Shards need one more tick to see each other. Until then a full shard hands over no connection.
         """
         if why_not_ready(self._block, now_ms):
             self._well_since_ms = 0
@@ -426,7 +426,7 @@ def _handovers(count: int) -> tuple[tuple[socket.socket, socket.socket], ...]:
 def _has_terminal() -> bool:
     """Whether there is a terminal that could hang up.
 
-    Want of descriptors or memory says nothing about the terminal: then it is taken to be there still.
+    When descriptors or memory are short, the terminal cannot be checked and counts as present.
     """
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))

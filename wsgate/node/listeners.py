@@ -157,7 +157,7 @@ def refuse_handed(channel: socket.socket) -> int:
 def _refuse(peer: socket.socket) -> None:
     with peer, contextlib.suppress(OSError):
         peer.setblocking(False)
-        with contextlib.suppress(BlockingIOError):  # who has said nothing yet is answered too
+        with contextlib.suppress(BlockingIOError):  # a peer that has sent nothing yet is answered too
             peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
         peer.send(_NOBODY_ANSWERS % random.randint(*_RETRY_S))  # noqa: S311 - spreading, not secrecy
         peer.shutdown(socket.SHUT_WR)

@@ -32,7 +32,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def forbid_dumps() -> None:
-    """Write no core of this process nor of those it forks, and show its memory to nobody but root.
+    """Write no core of this process nor of those it forks, and let only root read its memory.
 
     A change of the user undoes it, so call it again after one.
     """

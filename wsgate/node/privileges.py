@@ -26,13 +26,13 @@ _LATER: Final = (
     "wsgate.admin.server",
     "wsgate.bus.once",
 )
-"""Modules that are imported only when they are needed: after the change of the user, who may not be allowed
-to read the folder that Python or wsgate is installed in."""
+"""Modules that are otherwise imported only when they are needed. After the change of the user that may fail,
+because the new user may not be allowed to read the folder where Python or wsgate is installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user to become."""
+    """The account that the process changes to, with its groups."""
 
     name: str
     uid: int

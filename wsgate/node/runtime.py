@@ -154,7 +154,7 @@ class RuntimeFiles:
 
     Args:
         locate: Returns the directory and makes it when it is missing.
-        running: What the gateway says of itself.
+        running: The description of the running gateway.
         lock_fd: Holds the lock of the gateway's port.
     """
 

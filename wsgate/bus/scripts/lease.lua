@@ -1,10 +1,10 @@
--- One member of a set of leases: renewed, or given up. Members whose lease has run out are removed.
+-- Renew or delete the lease of one member of a set. Members whose lease has expired are removed.
 --
--- KEYS[1]  the leases: a sorted set, by when each runs out
--- ARGV     the member, and for how many milliseconds its lease runs; 0: it is given up
+-- KEYS[1]  the leases: a sorted set of members by the time when the lease expires
+-- ARGV     the member, and how long its lease runs in milliseconds; 0: delete the lease
 --
--- Returns ''. By this server's clock, in milliseconds: those of the nodes differ. A key of another type is
--- replaced, because nobody else would do it.
+-- Returns ''. Times are in milliseconds of this server's clock, because the clocks of nodes differ. A key of
+-- another type is replaced: otherwise the set could not be used until an operator deletes the key.
 local key = KEYS[1]
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

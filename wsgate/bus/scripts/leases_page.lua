@@ -1,6 +1,6 @@
--- A part of the members of a set of leases that have not run out.
+-- Return a part of the members of a set whose lease has not expired.
 --
--- KEYS[1]  the leases: a sorted set, by when each runs out
+-- KEYS[1]  the leases: a sorted set of members by the time when the lease expires
 -- ARGV     the place of the first one, how many at most, the longest member in bytes
 --
 -- Returns them separated by line feeds; '' behind the last one. A longer member, or one with a line feed, is

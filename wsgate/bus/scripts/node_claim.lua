@@ -1,9 +1,10 @@
--- The lease of a node's name: taken when it is free, renewed by who holds it, else left alone.
+-- Claim the lease of a node's name: take a free lease, renew the caller's own, leave any other unchanged.
 --
 -- KEYS[1]  the lease
--- ARGV     who asks, for how many milliseconds, and a former holder that is known to be dead ('': none)
+-- ARGV     the holder that claims the lease, how long the lease runs in milliseconds, and a former holder
+--          that has ended ('': none is known)
 --
--- Returns '' when the one who asks holds it now, else how many milliseconds it still runs, and its holder.
+-- Returns '' when the claim succeeded, else how many milliseconds the lease still runs, a space and its holder.
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] and held ~= ARGV[3] then
     return redis.call('PTTL', KEYS[1]) .. ' ' .. held

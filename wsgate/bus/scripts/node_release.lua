@@ -1,7 +1,7 @@
--- Give up the lease of a node's name, if the one who asks still holds it.
+-- Delete the lease of a node's name if the caller still holds it.
 --
 -- KEYS[1]  the lease
--- ARGV     who asks
+-- ARGV     the holder that gives the lease up
 if redis.call('GET', KEYS[1]) == ARGV[1] then
     redis.call('DEL', KEYS[1])
 end

@@ -1,13 +1,13 @@
--- A batch of a user's allowance, one second deep and shared by all who ask here (GCRA).
+-- Grant a batch of a user's allowance, which all shards share; the bucket is one second deep (GCRA).
 --
 -- KEYS[1]  when the user's bucket is full again and when that was written, both in microseconds of this
 --          server's clock, with a space between them; an older version wrote only the first
 -- ARGV     allowance per second, how much is wanted, how much was used already on credit
 --
--- Returns how much is granted, and when nothing is, in how many ms something will be. What was used is
--- charged in any case: whoever ran ahead waits for it. What is stored is not trusted: a value that makes no
--- sense is as good as none, and none makes anybody wait for longer than the depth and MOST_DEBT.
-local MOST_DEBT = 10000000 -- what many shards may have let pass on credit at once
+-- Returns how much is granted and, when that is 0, in how many milliseconds a grant will be possible. The use
+-- on credit is always charged, so that a shard that ran ahead waits for it. The stored value is not trusted: a
+-- value out of range counts as no value, and no value makes a shard wait longer than the depth and MOST_DEBT.
+local MOST_DEBT = 10000000 -- the most that all shards together may use on credit, in microseconds
 
 -- A number in the range of a clock, else nil. (NaN is unequal to itself.)
 local function time_of(text)

@@ -6,15 +6,15 @@
 --          bytes that a user may have
 --
 -- Returns the place of the last entry and "|", then "<time> <bytes of the user>:<user>" for each, one behind
--- the other; "" when there are no more. Who has a revocation from the beginning to the end of the reading is
--- returned, whatever changes meanwhile; somebody may be returned twice.
+-- the other; "" when there are no more. A user whose revocation exists during the whole reading is returned,
+-- whatever changes meanwhile. A user may be returned twice.
 local key, last, top = KEYS[1], ARGV[1], ARGV[2]
 local start = 0
 if last == '' then
     top = '+inf'
 elseif redis.call('ZRANGE', key, top, top, 'BYSCORE', 'REV', 'LIMIT', ARGV[3], 1)[1] == last then
     start = ARGV[3] + 1
-end -- else others with that time have come or gone: begin again with all who have it
+end -- else users with that time were added or removed: begin again with all users of that time
 local oldest = redis.call('TIME')[1] - ARGV[4]
 local most, longest = tonumber(ARGV[5]), tonumber(ARGV[6])
 local parts, size = {}, 0
@@ -25,7 +25,7 @@ repeat
     for number = 1, #found, 2 do
         local user, score = found[number], found[number + 1]
         if user == '' or #user > longest then
-            redis.call('ZREM', key, user) -- no user of a token: somebody else wrote it
+            redis.call('ZREM', key, user) -- no token has such a user, so another program wrote the member
             removed = removed + 1
         else
             local part = score .. ' ' .. #user .. ':' .. user

@@ -1,13 +1,13 @@
--- One more connection of a user, and who is there when that is too many.
+-- Add a connection of a user. When there are too many, return the oldest connections.
 --
--- KEYS[1]  the user's connections: a sorted set, by when they came
+-- KEYS[1]  the user's connections: a sorted set by the time when each was added
 -- ARGV     connection, how many there may be, seconds until an untouched set is forgotten,
 --          how many of the oldest to leave out, how many to return at most, >= 1
 --
 -- Returns "" when it fits, else how many there are now and the oldest of them behind those left out, the new
--- one among those that count. No connection is removed here: whether the server of one still lives is not known
--- here. What can be no connection is removed, though, and so is a key of another type: nobody else would.
--- By this server's clock, in microseconds: those of the nodes differ, and the oldest would be a newcomer.
+-- one included. The script removes no connection, because it does not know whether the shard of the connection
+-- still lives. It removes members that cannot be connections, and a key of another type. Times are in
+-- microseconds of this server's clock: the clocks of nodes differ, and a new connection could seem the oldest.
 local key = KEYS[1]
 local time = redis.call('time')
 local now = time[1] * 1000000 + time[2]
@@ -19,7 +19,7 @@ if newest.err then
     redis.call('del', key)
     newest = {}
 end
--- A clock that was set back makes nobody older than those who were there before.
+-- If the clock was set back, the new connection must still be newer than all others.
 local last = tonumber(newest[2] or '')
 if last and last >= now and last < 9007199254740991 then
     now = last + 1
