@@ -157,7 +157,7 @@ def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         release.set()
 
 
-def test_the_request_says_who_asks_and_for_what() -> None:
+def test_the_request_names_its_user_agent_and_the_media_types_it_accepts() -> None:
     with issuer(OLD) as served:
         fetch(served.url.replace("/keys.json", "/keys.json?tenant=7"))
     assert served.asked == ["/keys.json?tenant=7"]
@@ -230,7 +230,7 @@ def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) ->
         assert fetch(served.url) == served.document()
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+def test_a_certificate_of_no_trusted_authority_is_refused(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as listener:

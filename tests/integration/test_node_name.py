@@ -154,7 +154,7 @@ def test_a_name_that_is_held_elsewhere_stays_with_the_one_that_lives(bus: str, t
             thread.join()
 
 
-def test_a_name_that_another_node_took_meanwhile_is_an_error_and_nobody_is_cut(bus: str) -> None:
+def test_a_name_that_another_node_took_meanwhile_is_an_error_and_no_client_is_cut(bus: str) -> None:
     with running_gateway("--redis", bus, environ=named("gate-1")) as gateway:
         with connected(gateway.ws_url) as (client,), redis.Redis.from_url(bus) as server:
             server.set("wsgate:node:gate-1", "somebody else")

@@ -141,7 +141,7 @@ def test_all_of_many_pages_are_read_with_equal_times_among_them(bus: tuple[str, 
     uvloop.run(scenario())
 
 
-def test_who_changes_between_two_pages_hides_nobody_else(bus: tuple[str, Any]) -> None:
+def test_a_user_who_changes_between_two_pages_hides_no_other_user(bus: tuple[str, Any]) -> None:
     """The last user of a page goes, gets a later time, or others of the same time come and go."""
 
     async def scenario() -> None:
@@ -173,7 +173,7 @@ def test_who_changes_between_two_pages_hides_nobody_else(bus: tuple[str, Any]) -
     uvloop.run(scenario())
 
 
-def test_odd_entries_and_types_hide_nobody_and_raise_nothing(bus: tuple[str, Any]) -> None:
+def test_odd_entries_and_types_hide_no_user_and_raise_nothing(bus: tuple[str, Any]) -> None:
     async def scenario() -> None:
         now_s = int(time.time())
         async with speaking(bus[0]) as publisher:

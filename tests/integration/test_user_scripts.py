@@ -70,7 +70,7 @@ def test_what_can_be_no_connection_counts_for_nothing_and_is_removed(bus: Any) -
     assert bus.zrange(KEY, 0, -1) == [MINE.encode()]
 
 
-def test_more_odd_members_than_an_answer_shows_hide_nobody(bus: Any) -> None:
+def test_more_odd_members_than_an_answer_shows_hide_no_connection(bus: Any) -> None:
     bus.zadd(KEY, {f"odd{number}": number for number in range(1_000)})
     others = [f"{number:016x}@other" for number in range(3)]
     bus.zadd(KEY, {each: 2_000 + place for place, each in enumerate(others)})

@@ -188,12 +188,12 @@ def test_odd_values_are_read_alike_or_refused(value: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [b'{"alg":"HS256","x":"\xff"}', b'{"alg":"HS256","\xff":1}'])
-def test_a_header_that_is_not_utf8_where_nobody_looks_is_refused(raw: bytes) -> None:
+def test_a_header_with_a_member_that_is_not_read_and_not_utf8_is_refused(raw: bytes) -> None:
     assert not is_accepted(signed(raw, CLAIMS))
 
 
 @pytest.mark.parametrize("extra", [b'"x":"\xff"', b'"\xff":1', b'"x":[{"y":"\xc3"}]'])
-def test_claims_that_are_not_utf8_where_nobody_looks_are_refused(extra: bytes) -> None:
+def test_claims_that_are_not_read_and_not_utf8_are_refused(extra: bytes) -> None:
     assert not is_accepted(signed(HEADER, b'{"sub":"42","exp":%d,%s}' % (EXP, extra)))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wsgate.auth.revoked import NOBODY, RevokedUsers
 
 
-def test_nobody_is_revoked_at_first() -> None:
+def test_no_user_is_revoked_at_first() -> None:
     for revoked in (RevokedUsers(10), NOBODY):
         assert len(revoked) == 0 and revoked.bytes_estimate == 0
         assert not any(revoked.is_revoked("42", iat) for iat in (None, 0, -5, -1e300, 1e300))

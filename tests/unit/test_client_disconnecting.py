@@ -182,7 +182,7 @@ def test_close_is_final_after_a_disconnect_too() -> None:
     run(main())
 
 
-def test_who_waits_for_a_connection_is_told_that_it_was_let_go() -> None:
+def test_a_task_that_waits_for_a_connection_gets_an_error_on_disconnect() -> None:
     async def main() -> None:
         async with world(MemoryGateway(silent={"welcome"})) as here:
             waiting = asyncio.create_task(here.client.connected())

@@ -346,7 +346,7 @@ def test_a_missing_token_is_an_error_as_soon_as_the_gateway_says_so(
     run(main())
 
 
-def test_who_is_welcomed_in_time_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_is_welcomed_in_time_sends_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "PROBE_S", 0.0)
 
     async def main() -> None:

@@ -1053,7 +1053,7 @@ def test_a_file_with_a_secret_that_others_may_use_is_refused_like_the_file_of_a_
     load(path, {}, {})
 
 
-def test_a_file_without_a_secret_may_be_read_by_everybody(
+def test_a_file_without_a_secret_may_be_readable_by_every_user(
     toml: Callable[[str], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "secret").write_text(SECRET)

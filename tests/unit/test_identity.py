@@ -63,7 +63,7 @@ def test_a_process_of_another_boot_or_namespace_is_not_judged_by_its_number(othe
 
 
 @pytest.mark.parametrize("text", ["", "7", "[]", "{}", "null", '{"pid":"x"}', "\udcff", "{" * 1_000])
-def test_a_lease_that_is_none_of_ours_is_nobody(text: str) -> None:
+def test_a_lease_with_other_text_names_no_holder(text: str) -> None:
     assert Holder.from_text(text) is None
 
 
@@ -115,7 +115,7 @@ ELSEWHERE = '{"boot":"another","namespace":1,"pid":1,"started":1}'
         "foreign_expires",
     ),
 )
-def test_who_gets_a_name(
+def test_a_name_is_taken_from_a_holder_that_ended_and_left_to_a_live_one(
     held: str, left_ms: list[int], by: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = claim(Lease(held, left_ms), monkeypatch)

@@ -164,7 +164,7 @@ def test_a_child_that_cannot_be_started_for_any_reason_is_tried_again(fault: Exc
     assert child.pid == 7
 
 
-def test_a_child_whose_last_words_cannot_be_read_is_started_again() -> None:
+def test_a_child_whose_last_output_cannot_be_read_is_started_again() -> None:
     child = Child("bus", lambda: 7, fail)
     child.start_when_due()
     with pytest.raises(OSError):
@@ -252,7 +252,7 @@ def test_random_bytes_in_the_regions_of_shards_stop_no_reader_and_no_fold() -> N
             read_everywhere(block)
 
 
-def test_a_shard_that_writes_no_state_and_no_room_of_ours_is_dealt_nobody() -> None:
+def test_a_shard_that_writes_an_invalid_state_or_room_is_dealt_no_connection() -> None:
     block = StatisticsBlock.create(LAYOUT, 2)
     for number in range(2):
         region = block.shard(number)

@@ -63,7 +63,7 @@ def test_a_process_that_forbids_dumps_hides_its_memory_from_others_of_its_user()
     assert os.waitstatus_to_exitcode(os.waitpid(fork_child("child", work), 0)[1]) == 7
 
 
-def test_a_child_whose_parent_is_gone_already_is_told() -> None:
+def test_end_with_parent_reports_a_parent_that_has_already_ended() -> None:
     parent = os.getpid()
     for claimed, code in ((parent, 7), (parent + 1, 8)):
 
@@ -95,7 +95,7 @@ def test_only_root_becomes_somebody_else(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_who_left_root_cannot_return() -> None:
+def test_a_process_that_left_root_cannot_return() -> None:
     def work() -> int:
         become(Account("nobody", 65_534, 65_534, (65_534,)))
         for name in ("setuid", "seteuid", "setgid"):

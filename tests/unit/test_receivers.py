@@ -40,7 +40,7 @@ def test_a_valid_name_is_a_channel(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NO_CHANNELS)
-def test_a_name_nobody_can_be_subscribed_to_is_no_channel(name: str) -> None:
+def test_a_name_that_no_client_can_subscribe_to_is_no_channel(name: str) -> None:
     assert not is_channel(name)
 
 
@@ -103,7 +103,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 @pytest.mark.parametrize("channel", [*(name for name in NO_CHANNELS if "\x00" not in name), "@me", "nope:1"])
-def test_publish_refuses_a_channel_that_nobody_can_be_in(
+def test_publish_refuses_a_channel_that_no_client_can_subscribe_to(
     directory: Path, capsys: pytest.CaptureFixture[str], channel: str
 ) -> None:
     code, out, err = run(capsys, "publish", "--", channel, "1")

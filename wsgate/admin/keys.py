@@ -124,14 +124,14 @@ class KeySetFetcher:
 
 
 def _listed(found: KeySet) -> str:
-    """The keys that were passed over, each with why, for one log line."""
+    """Return the keys that were passed over, each with its reason, for one log line."""
     rows = [str(each) for each in found.passed_over[:_LISTED]]
     more = len(found.passed_over) - len(rows)
     return "; ".join(rows) + (f"; and {more} more" if more else "")
 
 
 class KeySetCollector(Collector):
-    """What became of the fetches, for Prometheus."""
+    """Report the fetches of the key set by their outcome, for Prometheus."""
 
     def __init__(self, fetcher: KeySetFetcher) -> None:
         self._fetcher = fetcher
@@ -264,7 +264,7 @@ class _TimedSocket:
         self._connected.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """What is received, as a file; closing it closes no socket."""
+        """Return a file that reads what the socket receives; closing it closes no socket."""
         return io.BufferedReader(_TimedReader(self._connected, self._end_s))
 
     def close(self) -> None:

@@ -184,7 +184,7 @@ class _Header(msgspec.Struct):
 
 
 class _Claims(msgspec.Struct, gc=False):
-    """What counts of a payload. A claim that is null counts as one that is not there.
+    """The claims of a payload that are read. A claim that is null counts as absent.
 
     The exception is `channel`: a token that has it, even as null, was not made to open connections.
     `aud` and `iss` are looked at only where the operator set them; elsewhere their types do not matter.

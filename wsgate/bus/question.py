@@ -32,11 +32,11 @@ DEPTH_MOST: Final = 6
 DIGITS_MOST: Final = 19
 """The most digits of a 64-bit number."""
 BUFFER_BYTES: Final = 16 * 1024
-"""Read before it is looked at; this also bounds how long one look takes."""
+"""Bytes that are read before they are parsed; this also bounds how long one parse takes."""
 
 
 class _Malformed(Exception):
-    """What came is no RESP2, or more of it than an answer may have."""
+    """The server sent no RESP2, or more than an answer may have."""
 
 
 class Questioner:

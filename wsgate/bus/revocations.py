@@ -89,7 +89,7 @@ class Page(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The last entry of a page, as it came.
+    """The last entry of a page, as the server sent it.
 
     Attributes:
         user: Its member; empty: the beginning.

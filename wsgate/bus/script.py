@@ -66,4 +66,4 @@ REVOCATIONS_PAGE: Final = Script("revocations_page")
 NODE_CLAIM: Final = Script("node_claim")
 NODE_RELEASE: Final = Script("node_release")
 NODE_LEASE_MS: Final = 15_000
-"""How long the lease of a node's name runs: three renewals, so that one that is late loses nothing."""
+"""How long the lease of a node's name runs: three renewal intervals, so that a late one loses no lease."""

@@ -45,7 +45,7 @@ __all__ = ["Plan", "Renewed", "make_plan"]
 
 USER_TIMEOUT_MARGIN_MS: Final = 10_000
 CLAIM_MOST_S: Final = 2.0
-"""For a bus that does not answer: a node starts without it."""
+"""Longest wait for a bus that does not answer the claim of the name. The node then starts without a claim."""
 PATIENCE_S: Final = 2.0
 """For ports that a predecessor's children still hold: they end within a second of their keeper."""
 

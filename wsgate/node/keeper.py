@@ -1,8 +1,8 @@
-"""The keeper: holds what must outlive a crash, forks who does the work, and buries them.
+"""The keeper: owns the resources that must outlive a crash, forks the processes that do the work, reaps them.
 
 Single thread, no event loop, no HTTP, no Redis client. It owns the listeners, the statistics block, the
-write end of a pipe that tells its children it lives, and nothing else. Shards are forked, not started
-anew: what the keeper imported they share.
+write end of a pipe by which its children see that it lives, and nothing else. Shards are forked, not started
+anew, so that they share the memory of the modules that the keeper imported.
 
 Rules:
 - Every child ends when the keeper does: shards and admin by the pipe's end of file, the private bus by
@@ -63,7 +63,8 @@ UNSERVED_MS: Final = 5_000
 EXIT_GRACE_S: Final = 2.0
 OWNER_BYTES: Final = 6
 OWNERS_MOST: Final = 8
-"""A shard and those before it that may not have been mourned yet: who lives for a second has done it."""
+"""A shard and its predecessors whose liveness keys on the bus may still exist. A shard that runs for a second
+has deleted the keys of its predecessors."""
 STARTS_MOST: Final = 5
 """Starts of a shard that end before it serves, until a node that was never ready gives up: after a second."""
 SEE_SIBLINGS_MS: Final = 300  # a tick of a shard, 250 ms, and some
@@ -213,7 +214,7 @@ class Keeper:
         )
 
     def _beat(self) -> int:
-        """Tell everybody that we live; the time in ms."""
+        """Publish that the keeper lives, to its children and the service manager; returns the time in ms."""
         now_ms = time.monotonic_ns() // 1_000_000
         self._block.keeper["beat_ms"] = now_ms
         self._duties.run("notify", lambda: notify("WATCHDOG=1"))
