@@ -152,6 +152,24 @@ def test_a_live_process_of_this_machine_keeps_its_name_although_the_lock_file_na
     assert claim(Lease(parent, [9_000]), monkeypatch, parent) == os.getppid()
 
 
+@pytest.mark.parametrize(
+    ("fault", "by"),
+    [(PermissionError, 0), (ProcessLookupError, None), (OverflowError, None)],
+    ids=("hidden", "ended", "no_process_id"),
+)
+def test_a_process_that_another_user_hides_in_proc_is_not_taken_for_ended(
+    fault: type[Exception], by: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (unseen, 0)
+        raise fault
+
+    unseen = 1 << 30  # beyond the largest process id, so that /proc has no such entry
+    monkeypatch.setattr("os.kill", kill)
+    held = replace(Holder.here(), pid=unseen).to_text()
+    assert claim(Lease(held, [9_000, 8_500, 14_900]), monkeypatch, held) == by
+
+
 def test_after_a_reboot_a_predecessor_gives_its_name_back_when_no_shard_has_renewed_the_lease(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

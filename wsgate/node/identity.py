@@ -105,6 +105,17 @@ def _started(pid: int) -> int:
         return 0
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether a process exists that this user may not see, as with `hidepid` in the options of /proc."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not (_PROC / str(pid)).exists()
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
 def names_for(configured: str, port: int) -> tuple[str, ...]:
     """The names to try, in this order: the configured one alone, else the host name and one with the port.
 
@@ -255,7 +266,7 @@ def _has_ended(other: Holder, is_predecessor: bool, watched_s: float) -> bool:
         watched_s: For how long this node has seen no renewal of the lease.
     """
     if other.is_of_this_machine:
-        return True
+        return not _is_hidden(other.pid)
     # Within one boot the free lock is proof. After another one, a copy of the disk may hold the same file.
     is_of_this_boot = bool(other.boot) and other.boot == _boot()
     return is_predecessor and (is_of_this_boot or watched_s > REBOOT_WATCH_S)
