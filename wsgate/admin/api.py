@@ -250,8 +250,8 @@ class Api:
     async def _revoke(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
         """`{"user", "before", "within_s"}`: refuse tokens issued before a time, now by default.
 
-        The answer has that time. Repeat a call that was not confirmed with it: the time of the repetition would
-        revoke tokens that were issued meanwhile.
+        The answer has that time. Repeat a call that was not confirmed with it: the time of the repetition
+        would revoke tokens that were issued meanwhile.
         """
         before = _number(fields.get("before"), time.time())
         more = {"before": before, "within_s": _seconds(fields.get("within_s"), 0)}

@@ -121,8 +121,8 @@ class TokenCache:
     def put(self, token: str | bytes, identity: Identity, now_s: float) -> None:
         """Remember a token that was verified just now; at the limit, another one is forgotten.
 
-        What does not fit a record (`expires_at_s`, `issued_at_s` or `now_s` outside 32 bits, a user of more than
-        255 bytes) and what is longer than a token may be is not remembered.
+        What does not fit a record (`expires_at_s`, `issued_at_s` or `now_s` outside 32 bits, a user of more
+        than 255 bytes) and what is longer than a token may be is not remembered.
         """
         user = identity.user.encode()
         is_short = len(token) <= TOKEN_LIMIT_BYTES and len(user) < _USER_END_BYTES
