@@ -20,7 +20,8 @@ REPORTS: Final = ROOT / "reports"
 NOTHING_SELECTED: Final = 5
 """The exit code of pytest when no test was selected."""
 WORKERS_PER_CORE: Final = 3
-"""The tests wait for processes and deadlines more than they compute. Two cores, 8,700 tests: MEASURED."""
+"""The tests wait for processes and deadlines more than they compute: one run of 8,739 tests took 2,805 s of
+waiting and computing together, of which 640 s were CPU time (`--junitxml`, and `time make test`)."""
 
 Count = dict[str, int]
 """Numbers of `tests`, `failures`, `errors` and `skipped`."""
