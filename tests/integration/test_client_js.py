@@ -42,7 +42,8 @@ COMPILER_OPTIONS: Final = {
 }
 # A client with all its defaults, and everything that happens to it.
 START: Final = """(async (url) => {
-    globalThis.client = new wsgate.Client(url, { token: () => token });
+    // A command may wait for a gateway that starts, and on a busy machine that takes more than ten seconds.
+    globalThis.client = new wsgate.Client(url, { token: () => token, commandTimeoutMs: 60_000 });
     globalThis.happened = { open: [], close: [], error: [], gap: [] };
     for (const type of Object.keys(happened)) {
         client.addEventListener(type, (event) => happened[type].push({ ...event }));
