@@ -50,6 +50,8 @@ BAD = {
     "family and address differ": b"PROXY TCP6 203.0.113.9 192.0.2.1 4711 443\r\n",
     "an octet too large": b"PROXY TCP4 203.0.113.999 192.0.2.1 4711 443\r\n",
     "an octet with zeros": b"PROXY TCP4 203.0.113.009 192.0.2.1 4711 443\r\n",
+    "a zero byte behind the source": b"PROXY TCP4 203.0.113.9\0.1 192.0.2.1 4711 443\r\n",
+    "a zero byte behind the destination": b"PROXY TCP6 2001:db8::7 2001:db8::1\0x 4711 443\r\n",
     "two spaces": b"PROXY TCP4  203.0.113.9 192.0.2.1 4711 443\r\n",
     "no port": b"PROXY TCP4 203.0.113.9 192.0.2.1 4711\r\n",
     "a port too large": b"PROXY TCP4 203.0.113.9 192.0.2.1 65536 443\r\n",

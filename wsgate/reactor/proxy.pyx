@@ -55,6 +55,8 @@ cdef int64_t address_end(
     cdef char text[TEXT_ADDRESS]
     cdef int64_t place = start
     while place < end and data[place] != 32:
+        if data[place] == 0:
+            return -1                         # `inet_pton` would stop here and not see what follows
         place += 1
     if place == start or place >= end or place - start >= TEXT_ADDRESS:
         return -1
