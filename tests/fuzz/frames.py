@@ -122,6 +122,15 @@ class FramesTarget:
         """One stream through both; returns it. Raises AssertionError where they differ without a reason."""
         is_deflating = dice.random() < 0.5
         stream = make_stream(dice, is_deflating=is_deflating)
+        self.check(dice, stream, is_deflating=is_deflating)
+        return stream
+
+    def check(self, dice: random.Random, stream: bytes, *, is_deflating: bool) -> None:
+        """Give a stream, cut by the dice, to the reactor, and whole to the other parser, and compare.
+
+        Raises:
+            AssertionError: They differ without a reason.
+        """
         ours = self.through_the_reactor(pieces(dice, stream), is_deflating=is_deflating)
         theirs = through_websockets(stream, is_deflating=is_deflating)
         if (ours.code is None) != (theirs.code is None):
@@ -133,7 +142,6 @@ class FramesTarget:
         if (ours.messages, ours.code) != (theirs.messages, theirs.code):
             ours.has_long_length = has_long_length(stream)
             assert explained(ours, theirs), f"{stream.hex()}\nreactor:    {ours}\nwebsockets: {theirs}"
-        return stream
 
     def through_the_reactor(self, parts: list[bytes], *, is_deflating: bool) -> Seen:
         """One connection, with its end."""

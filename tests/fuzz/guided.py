@@ -1,47 +1,51 @@
-"""Coverage-guided fuzzing of a compiled reader: libFuzzer and AddressSanitizer around a Python interpreter.
+"""Coverage-guided fuzzing of the compiled readers: libFuzzer and AddressSanitizer around Python.
 
-    python -m tests.fuzz.guided --seconds 600          the bus reader; ends with 1 when it has a fault
+    python -m tests.fuzz.guided                        every reader, 60 s each; 1 when one has a fault
+    python -m tests.fuzz.guided --seconds 600 codec    one of them for ten minutes
+    python -m tests.fuzz.guided codec --again reports/fuzz/codec-crash-...      a fault's input once more
 
-The module is compiled once more with clang and instrumented, below build/guided; the development build stays
-as it is. The inputs that reached something new stay in build/guided/corpus and are where the next run begins.
-A fault's input is kept in reports/fuzz, and shown again by
+The readers: `pushes` (replies of the bus), `codec` (frames, through a whole reactor), `proxy` (the PROXY
+header) and `head` (request heads, through a reactor and the handshake). Each input is compared with a slow
+reader that is easy to believe, and the accounts of the reactor with its structures.
 
-    python -m tests.fuzz.guided reports/fuzz/pushes-crash-...
+The modules under test are compiled once more with clang and instrumented, below build/guided; the
+development build stays as it is. The inputs that reached something new stay in build/guided/corpus and are
+where the next run begins. A fault's input is kept in reports/fuzz.
 
 Needs clang and its runtime (Debian: clang-14 and libclang-rt-14-dev), which are installed where that is
-allowed. Why not atheris: an extension that is instrumented for coverage finds what it calls only when the
-library of atheris is loaded for everybody, and then atheris starts without its fuzzer (3.0 on CPython 3.11).
+allowed. Without them a run fails, or says that it is skipped with `--if-available`.
+
+Why not atheris: an extension that is instrumented for coverage finds what it calls only when the library of
+atheris is loaded for everybody, and then atheris starts without its fuzzer (3.0 on CPython 3.11).
 """
 
 import argparse
 import os
-import random
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from Cython.Build import cythonize
-
-from tests.fuzz.pushes import seeds
+from tests.fuzz.guided_readers import READERS
 from tests.support.packages import find_program
-from tests.support.resp import BOUNDS, hostile_reply
 
-__all__ = ["build", "find_clang", "fuzz", "main"]
+__all__ = ["build_driver", "build_modules", "find_clang", "fuzz", "main"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DRIVER: Final = ROOT / "tests" / "fuzz" / "guided_driver.c"
+TRANSLATED: Final = ROOT / "build" / "cython"
 BUILD: Final = ROOT / "build" / "guided"
 REPORTS: Final = ROOT / "reports" / "fuzz"
 CLANGS: Final = ("clang", *(f"clang-{version}" for version in range(20, 13, -1)))
 PACKAGES: Final = ("clang-14", "libclang-rt-14-dev")
 MOST_BYTES: Final = 4_096
 INPUT_LIMIT_S: Final = 10
-GENERATED: Final = 300
-WORDS: Final = (
-    *("message", "smessage", "subscribe", "ssubscribe", "unsubscribe", "sunsubscribe", "pong"),
-    *(r"\x0d\x0a", "*3", "*2", "$", ":", "+", "-", "$-1", "wsgate:ch:"),
+COMMON_FLAGS: Final = ("-O1", "-g", "-fno-omit-frame-pointer")
+MODULE_FLAGS: Final = (
+    *("-fsanitize=fuzzer-no-link,address", "-fPIC", "-shared", "-fno-strict-aliasing"),
+    "-DWSGATE_EXACT_BLOCKS",  # see wsgate/reactor/memory.pyx
 )
 
 
@@ -64,54 +68,74 @@ def _can_fuzz(program: str) -> bool:
     return subprocess.run(command, input=source, text=True, capture_output=True, check=False).returncode == 0
 
 
-def build(clang: str) -> tuple[Path, Path]:
-    """Compile the reader and the driver; their paths."""
+def build_driver(clang: str) -> Path:
+    """Compile libFuzzer's program around a Python interpreter; its path."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    source = BUILD / "push.pyx"
-    source.write_bytes((ROOT / "wsgate" / "bus" / "push.pyx").read_bytes())
-    cythonize([str(source)], language_level=3, quiet=True, force=True)  # type: ignore[no-untyped-call]
-    extension, fuzzer = BUILD / "push.so", BUILD / "fuzzer"
-    include = "-I" + sysconfig.get_path("include")
-    library = Path(sysconfig.get_config_var("LIBDIR"))
-    common = ["-O1", "-g", "-fno-omit-frame-pointer", include]
-    instrumented = ["-fsanitize=fuzzer-no-link,address", "-fPIC", "-shared", "-fno-strict-aliasing"]
+    fuzzer, library = BUILD / "fuzzer", Path(sysconfig.get_config_var("LIBDIR"))
     link = [f"-L{library}", f"-Wl,-rpath,{library}", "-lpython" + sysconfig.get_config_var("LDVERSION")]
-    commands = (
-        [clang, *common, *instrumented, str(source.with_suffix(".c")), "-o", str(extension)],
-        # The extension finds the sanitizer and the counters in the program.
-        [clang, *common, "-fsanitize=fuzzer,address", "-rdynamic", str(DRIVER), *link, "-o", str(fuzzer)],
-    )
-    for command in commands:
+    include = "-I" + sysconfig.get_path("include")
+    # The modules find the sanitizer and the counters in the program, hence -rdynamic.
+    command = [clang, *COMMON_FLAGS, include, "-fsanitize=fuzzer,address", "-rdynamic", str(DRIVER), *link]
+    subprocess.run([*command, "-o", str(fuzzer)], check=True)
+    return fuzzer
+
+
+def build_modules(clang: str, pattern: str) -> Path:
+    """Compile the modules that match the pattern, where their C changed; the directory they are in.
+
+    The C is the one that the development build was made of, which is brought up to date first.
+    """
+    translate = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    subprocess.run(translate, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    folder = BUILD / "modules" / pattern.removesuffix(".pyx").replace("/", ".").replace("*", "all")
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {".".join(source.relative_to(ROOT).with_suffix("").parts): source for source in ROOT.glob(pattern)}
+    assert wanted, f"no module matches {pattern}"
+    for built in folder.glob("*.so"):
+        if built.stem not in wanted:
+            built.unlink()
+
+    def compile_one(name: str) -> None:
+        source = TRANSLATED / wanted[name].relative_to(ROOT).with_suffix(".c")
+        built = folder / f"{name}.so"
+        if built.exists() and built.stat().st_mtime > source.stat().st_mtime:
+            return
+        include = "-I" + sysconfig.get_path("include")
+        command = [clang, *COMMON_FLAGS, *MODULE_FLAGS, include, "-w", str(source), "-o", str(built)]
         subprocess.run(command, check=True)
-    return extension, fuzzer
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, wanted))
+    return folder
 
 
-def fuzz(clang: str, seconds: int, *, again: Path | None = None, seed: int = 0) -> int:
-    """Fuzz the bus reader; 0 when nothing was found.
+def fuzz(clang: str, name: str, seconds: int, *, again: Path | None = None, seed: int = 0) -> int:
+    """Fuzz one reader; 0 when nothing was found.
 
     Args:
         clang: From `find_clang`.
-        seconds: How long.
+        name: One of `READERS`.
+        seconds: How long, without the time that compiling takes.
         again: One input to run instead.
         seed: Of libFuzzer; 0: another one each time.
     """
-    extension, fuzzer = build(clang)
-    corpus = BUILD / "corpus"
-    corpus.mkdir(exist_ok=True)
-    dice = random.Random(1)
-    generated = [hostile_reply(dice, (b"wsgate:ch:n", b"other")) for _ in range(GENERATED)]
-    for number, wire in enumerate([*seeds(), *generated]):
-        (corpus / f"seed-{number:04}").write_bytes(wire[:MOST_BYTES])
-    words = BUILD / "words"
-    words.write_text("".join(f'"{word}"\n' for word in (*WORDS, *map(str, BOUNDS))))
+    reader = READERS[name]
+    modules, fuzzer = build_modules(clang, reader.modules), build_driver(clang)
+    corpus = BUILD / "corpus" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(reader.seeds()):
+        (corpus / f"seed-{number:04}").write_bytes(data[:MOST_BYTES])
+    words = BUILD / f"{name}.words"
+    words.write_text("".join(f'"{word}"\n' for word in reader.words))
     REPORTS.mkdir(parents=True, exist_ok=True)
     options = [f"-dict={words}", f"-max_len={MOST_BYTES}", f"-timeout={INPUT_LIMIT_S}", f"-seed={seed}"]
-    options += [f"-artifact_prefix={REPORTS}/pushes-", "-print_final_stats=1"]
+    options += [f"-artifact_prefix={REPORTS}/{name}-", "-print_final_stats=1"]
     what = [str(again)] if again else [f"-max_total_time={seconds}", str(corpus)]
     environ = os.environ | {
         "GUIDED_PYTHON": sys.executable,
-        "GUIDED_MODULE": "tests.fuzz.guided_pushes",
-        "GUIDED_EXTENSION": str(extension),
+        "GUIDED_MODULE": "tests.fuzz.guided_start",
+        "GUIDED_MODULES": str(modules),
+        "GUIDED_READER": name,
         "PYTHONPATH": str(ROOT),
         # CPython's own allocator would hide an access behind the end of an object from the sanitizer.
         "PYTHONMALLOC": "malloc",
@@ -121,17 +145,29 @@ def fuzz(clang: str, seconds: int, *, again: Path | None = None, seed: int = 0) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fuzz for a while, or run one input again."""
+    """Fuzz each reader for a while, or run one input again; 0 when nothing was found."""
     parser = argparse.ArgumentParser(prog="tests.fuzz.guided")
-    parser.add_argument("again", nargs="?", type=Path, help="an input that showed a fault")
-    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("readers", nargs="*", choices=[[], *READERS], help="all by default")
+    parser.add_argument("--seconds", type=int, default=60, help="for each reader")
+    parser.add_argument("--again", type=Path, help="an input that showed a fault, for the one reader named")
     parser.add_argument("--seed", type=int, default=0, help="of libFuzzer; another one each time by default")
+    parser.add_argument("--if-available", action="store_true", help="without clang: say so, and end with 0")
     options = parser.parse_args(arguments)
+    names = options.readers or list(READERS)
+    if options.again and len(names) != 1:
+        parser.error("--again needs the name of one reader")
     clang = find_clang()
     if clang is None:
-        print("guided: there is no clang with libFuzzer here, and it cannot be installed", file=sys.stderr)
-        return 1
-    return 1 if fuzz(clang, options.seconds, again=options.again, seed=options.seed) else 0
+        missing = "there is no clang with libFuzzer on this machine, and it cannot be installed"
+        print(f"guided: {'SKIPPED' if options.if_available else 'FAILED'}: {missing}", file=sys.stderr)
+        return 0 if options.if_available else 1
+    faulty = []
+    for name in names:
+        print(f"guided {name}: {options.seconds} s", flush=True)
+        if fuzz(clang, name, options.seconds, again=options.again, seed=options.seed):
+            faulty.append(name)
+        print(f"guided {name}: {'FAULT' if name in faulty else 'sound'}", flush=True)
+    return 1 if faulty else 0
 
 
 if __name__ == "__main__":

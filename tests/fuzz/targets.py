@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tests.fuzz.frames import FramesTarget
+from tests.fuzz.heads import HeadsTarget
 from tests.fuzz.mutation import mutate
+from tests.fuzz.proxies import ProxiesTarget
 from tests.fuzz.pushes import PushesTarget
 from tests.fuzz.tokens import TokensTarget
 from tests.support.reactor_fuzz import Fuzz
-from tests.unit.test_handshake import BROWSER_HEAD
 from wsgate.bus import decode_publication
 from wsgate.deflate import ExtensionError, agree
 from wsgate.dialects import DIALECTS, BadCommand
 from wsgate.dialects.commands import Publish
-from wsgate.handshake import HEAD_LIMIT_BYTES, Refusal, accept, parse_head
 
 __all__ = ["TARGETS", "Target"]
 
@@ -65,22 +65,6 @@ class Reactor:
 
     def close(self) -> None:
         """Every run closed its own."""
-
-
-def check_head(_dice: random.Random, head: bytes) -> None:
-    """A request or a refusal, whole either way; what is accepted has one meaning."""
-    request = parse_head(head)
-    if isinstance(request, Refusal):
-        assert request.response.startswith(b"HTTP/1.1 4")
-        assert b"\r\n\r\n" in request.response
-        return
-    assert len(head) <= HEAD_LIMIT_BYTES
-    assert head.endswith(b"\r\n\r\n")
-    assert head.count(b"\r\n\r\n") == 1
-    assert request.path.startswith("/")
-    response = accept(request).response
-    assert response.startswith(b"HTTP/1.1 101 ")
-    assert response.count(b"\r\n\r\n") == 1
 
 
 def check_extensions(_dice: random.Random, value: bytes) -> None:
@@ -136,7 +120,8 @@ OFFERS: Final = [
 
 TARGETS: Final[dict[str, Callable[[], Target]]] = {
     "frames": FramesTarget,
-    "head": lambda: Pure([BROWSER_HEAD], check_head),
+    "head": HeadsTarget,
+    "proxy": ProxiesTarget,
     "extensions": lambda: Pure(OFFERS, check_extensions),
     "pushes": PushesTarget,
     "commands": lambda: Pure(_commands(), check_command),

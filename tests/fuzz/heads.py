@@ -1,0 +1,169 @@
+"""Request heads through a real reactor and then through the handshake, against a slow reader of heads.
+
+The reactor finds where a head ends, keeps to its limit and gives the head up once, however it was cut. The
+handshake then accepts or refuses it. A connection may first have to show a PROXY header, as one that a
+trusted proxy opened.
+"""
+
+import contextlib
+import random
+import re
+import socket
+from typing import Final
+
+from tests.fuzz.mutation import mutate, pieces
+from tests.fuzz.proxies import proxy_seeds, read_proxy_slowly
+from tests.support.frames import TEXT, client_frame
+from tests.support.rig import Peer, Rig
+from tests.support.sizes import draw_size
+from tests.unit.test_handshake import BROWSER_HEAD, GOOD, REFUSED, head_of
+from wsgate.handshake import HEAD_LIMIT_BYTES, Refusal, accept, parse_head
+from wsgate.reactor import GateLimits, ListenerOptions, Settings, events, open_listener
+
+__all__ = ["HeadsTarget", "check_head", "find_head_end_slowly", "head_seeds", "sized_head"]
+
+LIMIT_BYTES: Final = 1_200
+SETTINGS: Final = Settings(
+    head_limit_bytes=LIMIT_BYTES, head_timeout_ms=1 << 30, upgrade_timeout_ms=1 << 30, ping_interval_ms=0
+)
+LOOPBACK: Final = (b"\0" * 10 + b"\xff\xff" + socket.inet_aton("127.0.0.0"), 104)
+GATE: Final = GateLimits(handshakes_in_progress=0, trusted_networks=(LOOPBACK,), reads_proxy_header=True)
+HEAD_END: Final = re.compile(rb"(?<!\r)\n|\r\n\r\n")
+CONNECTIONS_MAX: Final = 500
+"""Connections of one reactor; then a new one takes its place."""
+LEAVING_TURNS: Final = 1_000
+
+
+def check_head(head: bytes) -> None:
+    """A request or a refusal, whole either way; what is accepted has one meaning."""
+    request = parse_head(head)
+    if isinstance(request, Refusal):
+        assert request.response.startswith(b"HTTP/1.1 4")
+        assert b"\r\n\r\n" in request.response
+        return
+    assert len(head) <= HEAD_LIMIT_BYTES
+    assert head.endswith(b"\r\n\r\n")
+    assert head.count(b"\r\n\r\n") == 1
+    assert request.path.startswith("/")
+    response = accept(request).response
+    assert response.startswith(b"HTTP/1.1 101 ")
+    assert response.count(b"\r\n\r\n") == 1
+
+
+def find_head_end_slowly(data: bytes) -> int:
+    """Return the size of the head with its empty line; 0 when it is not whole. A bare line feed ends it too."""
+    found = HEAD_END.search(data)
+    return found.end() if found else 0
+
+
+def sized_head(size: int) -> bytes:
+    """A good head of exactly so many bytes; of its least size, if that is more."""
+    least = len(head_of((*GOOD, b"X: ")))
+    return head_of((*GOOD, b"X: " + b"x" * max(0, size - least)))
+
+
+def head_seeds() -> list[bytes]:
+    """Heads to begin with: good ones, refused ones, and a head with frames behind it."""
+    early = BROWSER_HEAD + client_frame(TEXT, b"early")
+    return [BROWSER_HEAD, early, *(row.head for row in REFUSED if len(row.head) < 2 * LIMIT_BYTES)]
+
+
+class HeadsTarget:
+    """One reactor for many connections; a listener for those that a proxy opens."""
+
+    def __init__(self) -> None:
+        self._examples, self._proxies = head_seeds(), proxy_seeds()
+        self._open()
+
+    def _open(self) -> None:
+        self.rig = Rig(SETTINGS)
+        self.rig.reactor.set_gate(GATE, b"")
+        self.listener = open_listener("127.0.0.1", 0, ListenerOptions(defer_accept_s=0))
+        self.rig.reactor.listen(self.listener.fileno())
+        self.at_rest = self.rig.held()
+        self.connections = 0
+
+    def close(self) -> None:
+        """Give everything back; nothing may be left."""
+        held = self.rig.held()
+        self.rig.close()
+        self.listener.close()
+        assert held == self.at_rest, "something is still held"
+
+    def run(self, dice: random.Random) -> bytes:
+        """One head, bent or of a size around the limit, and sometimes frames behind it."""
+        if dice.random() < 0.3:
+            data = sized_head(draw_size(dice, LIMIT_BYTES + 1, least=LIMIT_BYTES - 2))
+            data += client_frame(TEXT, dice.randbytes(draw_size(dice, 300)))
+        else:
+            data = mutate(dice, self._examples)
+        is_proxied = dice.random() < 0.3
+        if is_proxied:
+            data = mutate(dice, self._proxies) + data
+        self.check(dice, data, is_proxied=is_proxied)
+        return data
+
+    def check(self, dice: random.Random, data: bytes, *, is_proxied: bool) -> None:
+        """Send the bytes as the dice cut them, and compare what the reactor does with the slow readers.
+
+        Raises:
+            AssertionError: The head that the reactor gave up, or the reason of its refusal, is another one.
+        """
+        self.connections += 1
+        if self.connections > CONNECTIONS_MAX:
+            self.close()
+            self._open()
+        peer = self._dial() if is_proxied else self.rig.connect(upgraded=False)
+        for part in pieces(dice, data):
+            with contextlib.suppress(OSError):  # the reactor may have refused what came before
+                peer.send(part)
+            self.rig.turn()
+        self._compare(peer, data, is_proxied=is_proxied)
+        peer.close()
+        for _ in range(LEAVING_TURNS):
+            self.rig.turn()
+            if not self.rig.count("now_connections"):
+                break
+        assert not self.rig.count("now_connections"), "the connection is still there after its peer left"
+        self.rig.peers.remove(peer)
+        self.rig.events.clear()
+
+    def _dial(self) -> Peer:
+        """Connect to the listener, as a trusted proxy does; the handle is not known before `OPEN`."""
+        peer = Peer(socket.create_connection(self.listener.getsockname()), 0)
+        self.rig.peers.append(peer)
+        self.rig.turn()
+        return peer
+
+    def _compare(self, peer: Peer, data: bytes, *, is_proxied: bool) -> None:
+        """Compare what happened with what the slow readers expect, and answer a head that was given up."""
+        seen = list(self.rig.events)
+        peer.receive()
+        may_be_too_large = False
+        if is_proxied:
+            size, _ = read_proxy_slowly(data)
+            # A header that is longer than the limit for heads is taken only where it comes at once.
+            may_be_too_large = max(size, len(data) if size == 0 else 0) >= LIMIT_BYTES
+            if size < 0:
+                assert not seen and peer.ended, "a bad PROXY header was not refused"
+                return
+            data = data[size:] if size else b""
+        end = find_head_end_slowly(data)
+        if end > LIMIT_BYTES or (end == 0 and len(data) >= LIMIT_BYTES):
+            assert not seen and peer.ended, "a head above the limit was not refused"
+            assert is_proxied or peer.received.startswith(b"HTTP/1.1 431 ")
+        elif may_be_too_large and peer.ended:
+            assert not seen
+        elif end == 0:
+            assert not seen and not peer.ended, "a head that is not whole was judged"
+        else:
+            [(kind, conn, head)] = seen
+            assert kind == events.OPEN and head == data[:end], "the head that was given up is another one"
+            assert isinstance(head, bytes)
+            check_head(head)
+            request = parse_head(head)
+            if isinstance(request, Refusal):
+                assert self.rig.reactor.refuse(conn, request.response)
+            else:
+                assert self.rig.reactor.upgrade(conn, accept(request).response)
+            self.rig.turn()
