@@ -141,7 +141,10 @@ def fuzz(clang: str, name: str, seconds: int, *, again: Path | None = None, seed
         "PYTHONMALLOC": "malloc",
         "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=32",
     }
-    return subprocess.run([str(fuzzer), *options, *what], env=environ, cwd=ROOT, check=False).returncode
+    code = subprocess.run([str(fuzzer), *options, *what], env=environ, cwd=ROOT, check=False).returncode
+    if code < 0:
+        print(f"guided {name}: the fuzzer was ended by signal {-code}", flush=True)
+    return code
 
 
 def main(arguments: list[str] | None = None) -> int:

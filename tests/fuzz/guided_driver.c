@@ -3,6 +3,7 @@
 // libFuzzer keeps the input. See tests/fuzz/guided.py, which compiles and starts this.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -20,6 +21,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     PyConfig_InitPythonConfig(&config);
     config.parse_argv = 0; // the arguments are libFuzzer's
     config.install_signal_handlers = 0; // and so are the signals
+    signal(SIGPIPE, SIG_IGN);           // as Python does: a write to a closed socket is an error, not the end
     PyStatus status = PyConfig_SetBytesString(&config, &config.program_name, getenv("GUIDED_PYTHON"));
     if (!PyStatus_Exception(status)) {
         status = Py_InitializeFromConfig(&config);
