@@ -14,6 +14,7 @@ from tests.conformance.test_vectors_websockets import Judge
 from tests.fuzz.mutation import pieces
 from tests.support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, client_frame, close_code
 from tests.support.rig import Rig
+from tests.support.sizes import around, draw_size
 from wsgate.deflate import WIDE_BITS, deflate
 from wsgate.reactor import Settings, events
 from wsgate.reasons import Reason
@@ -37,7 +38,7 @@ TEXTS: Final = (
     b"\xed\xa0\x80",
     b"caf\xc3",
     b"\xf4\x90\x80\x80",
-    b"x" * 126,
+    *(b"x" * size for size in around((125, 126, LIMIT_BYTES)) if size),
 )
 CODES: Final = (0, 999, 1000, 1004, 1005, 1006, 1011, 1014, 1015, 1016, 2999, 3000, 4999, 5000, 65_535)
 CONNECTIONS_MAX: Final = 500  # of one reactor, then a new one
@@ -78,9 +79,9 @@ def _payload(dice: random.Random, opcode: int, rsv: int) -> bytes:
     if opcode == CLOSE:
         code = dice.choice(CODES).to_bytes(2, "big")
         return dice.choice((b"", b"\x03", code, code + dice.choice(TEXTS)))[:125]
-    content = dice.choice((*TEXTS, dice.randbytes(dice.choice((1, 40, 300, LIMIT_BYTES, LIMIT_BYTES + 1)))))
+    content = dice.choice((*TEXTS, dice.randbytes(draw_size(dice, LIMIT_BYTES + 1))))
     if opcode >= CLOSE:
-        return content[: dice.choice((125, 125, 125, 126))]
+        return content[: draw_size(dice, 126)]
     if rsv & RSV1:
         data = bytearray(deflate(content * dice.choice((1, 1, 3, 60)), WIDE_BITS))
         if data and dice.random() < 0.2:

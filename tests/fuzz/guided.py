@@ -89,14 +89,16 @@ def build_modules(clang: str, pattern: str) -> Path:
     subprocess.run(translate, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     folder = BUILD / "modules" / pattern.removesuffix(".pyx").replace("/", ".").replace("*", "all")
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {".".join(source.relative_to(ROOT).with_suffix("").parts): source for source in ROOT.glob(pattern)}
+    wanted = {
+        ".".join(source.relative_to(ROOT).with_suffix("").parts): source for source in ROOT.glob(pattern)
+    }
     assert wanted, f"no module matches {pattern}"
     for built in folder.glob("*.so"):
         if built.stem not in wanted:
             built.unlink()
 
     def compile_one(name: str) -> None:
-        source = TRANSLATED / wanted[name].relative_to(ROOT).with_suffix(".c")
+        source = TRANSLATED / wanted[name].with_suffix(".c")
         built = folder / f"{name}.so"
         if built.exists() and built.stat().st_mtime > source.stat().st_mtime:
             return

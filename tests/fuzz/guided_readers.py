@@ -23,7 +23,8 @@ __all__ = ["READERS", "Reader"]
 GENERATED: Final = 300
 ROUND: Final = 200
 """Inputs for one target object; then its `close` compares what is still held."""
-HEAD_BYTES: Final = 2_000
+HEAD_LIMIT_BYTES: Final = 1_200
+"""Inputs of a guided fuzzer are short, so the limit for heads is low."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ def _pushes() -> list[bytes]:
 
 def _frames() -> list[bytes]:
     dice = random.Random(1)
-    return [bytes([number & 1]) + make_stream(dice, is_deflating=bool(number & 1)) for number in range(GENERATED)]
+    return [
+        bytes([number & 1]) + make_stream(dice, is_deflating=bool(number & 1)) for number in range(GENERATED)
+    ]
 
 
 def _heads() -> list[bytes]:
     dice = random.Random(1)
-    heads = head_seeds() + [sized_head(draw_size(dice, HEAD_BYTES)) for _ in range(20)]
+    heads = head_seeds() + [sized_head(draw_size(dice, HEAD_LIMIT_BYTES + 1)) for _ in range(20)]
     return [b"\0" + head for head in heads] + [b"\1" + proxy + heads[0] for proxy in proxy_seeds()]
 
 
@@ -114,7 +117,10 @@ READERS: Final[dict[str, Reader]] = {
         start=lambda: _judge_with(FramesTarget, _check_frames),
         seeds=_frames,
         words=(
-            *(rf"\x{first:02x}" for first in (0x00, 0x01, 0x02, 0x80, 0x81, 0x82, 0x88, 0x89, 0x8A, 0xC1, 0x41)),
+            *(
+                rf"\x{first:02x}"
+                for first in (0x00, 0x01, 0x02, 0x80, 0x81, 0x82, 0x88, 0x89, 0x8A, 0xC1, 0x41)
+            ),
             *(rf"\x{0x80 | size:02x}" for size in (0, 1, 2, 125, 126, 127)),
             *(r"\xfe\x00\x7d", r"\xfe\x00\x7e", r"\xfe\xff\xff", r"\xff\x00\x00\x00\x00\x00\x01\x00\x00"),
             *(r"\xff\x80\x00\x00\x00\x00\x00\x00\x00", r"\x03\xe8", r"\x03\xed", r"\x0b\xb8"),
@@ -133,11 +139,25 @@ READERS: Final[dict[str, Reader]] = {
     ),
     "head": Reader(
         modules="wsgate/reactor/*.pyx",
-        start=lambda: _judge_with(HeadsTarget, _check_head),
+        start=lambda: _judge_with(lambda: HeadsTarget(HEAD_LIMIT_BYTES), _check_head),
         seeds=_heads,
         words=(
-            *(r"\x0d\x0a", r"\x0d\x0a\x0d\x0a", r"\x0a\x0a", r"\x0a", "GET ", " HTTP/1.1", "Host: ", "PROXY "),
-            *("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: "),
+            *(
+                r"\x0d\x0a",
+                r"\x0d\x0a\x0d\x0a",
+                r"\x0a\x0a",
+                r"\x0a",
+                "GET ",
+                " HTTP/1.1",
+                "Host: ",
+                "PROXY ",
+            ),
+            *(
+                "Upgrade: websocket",
+                "Connection: Upgrade",
+                "Sec-WebSocket-Version: 13",
+                "Sec-WebSocket-Key: ",
+            ),
         ),
     ),
 }

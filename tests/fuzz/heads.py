@@ -5,10 +5,14 @@ handshake then accepts or refuses it. A connection may first have to show a PROX
 trusted proxy opened.
 """
 
-import contextlib
+import fcntl
 import random
 import re
 import socket
+import termios
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from tests.fuzz.mutation import mutate, pieces
@@ -22,16 +26,19 @@ from wsgate.reactor import GateLimits, ListenerOptions, Settings, events, open_l
 
 __all__ = ["HeadsTarget", "check_head", "find_head_end_slowly", "head_seeds", "sized_head"]
 
-LIMIT_BYTES: Final = 1_200
 SETTINGS: Final = Settings(
-    head_limit_bytes=LIMIT_BYTES, head_timeout_ms=1 << 30, upgrade_timeout_ms=1 << 30, ping_interval_ms=0
+    head_limit_bytes=HEAD_LIMIT_BYTES,
+    head_timeout_ms=1 << 30,
+    upgrade_timeout_ms=1 << 30,
+    ping_interval_ms=0,
 )
 LOOPBACK: Final = (b"\0" * 10 + b"\xff\xff" + socket.inet_aton("127.0.0.0"), 104)
 GATE: Final = GateLimits(handshakes_in_progress=0, trusted_networks=(LOOPBACK,), reads_proxy_header=True)
 HEAD_END: Final = re.compile(rb"(?<!\r)\n|\r\n\r\n")
 CONNECTIONS_MAX: Final = 500
 """Connections of one reactor; then a new one takes its place."""
-LEAVING_TURNS: Final = 1_000
+WAIT_ROUNDS: Final = 2_000
+"""Rounds of 1 ms in which the kernel hands over what was sent on this machine."""
 
 
 def check_head(head: bytes) -> None:
@@ -51,7 +58,7 @@ def check_head(head: bytes) -> None:
 
 
 def find_head_end_slowly(data: bytes) -> int:
-    """Return the size of the head with its empty line; 0 when it is not whole. A bare line feed ends it too."""
+    """Return the size of the head with its empty line; 0: not whole. A line feed alone ends it too."""
     found = HEAD_END.search(data)
     return found.end() if found else 0
 
@@ -65,18 +72,23 @@ def sized_head(size: int) -> bytes:
 def head_seeds() -> list[bytes]:
     """Heads to begin with: good ones, refused ones, and a head with frames behind it."""
     early = BROWSER_HEAD + client_frame(TEXT, b"early")
-    return [BROWSER_HEAD, early, *(row.head for row in REFUSED if len(row.head) < 2 * LIMIT_BYTES)]
+    return [BROWSER_HEAD, early, *(row.head for row in REFUSED if len(row.head) < 2_000)]
 
 
 class HeadsTarget:
-    """One reactor for many connections; a listener for those that a proxy opens."""
+    """One reactor for many connections; a listener for those that a proxy opens.
 
-    def __init__(self) -> None:
+    Args:
+        limit_bytes: The reactor's limit for a head.
+    """
+
+    def __init__(self, limit_bytes: int = HEAD_LIMIT_BYTES) -> None:
+        self.limit_bytes = limit_bytes
         self._examples, self._proxies = head_seeds(), proxy_seeds()
         self._open()
 
     def _open(self) -> None:
-        self.rig = Rig(SETTINGS)
+        self.rig = Rig(replace(SETTINGS, head_limit_bytes=self.limit_bytes))
         self.rig.reactor.set_gate(GATE, b"")
         self.listener = open_listener("127.0.0.1", 0, ListenerOptions(defer_accept_s=0))
         self.rig.reactor.listen(self.listener.fileno())
@@ -93,7 +105,7 @@ class HeadsTarget:
     def run(self, dice: random.Random) -> bytes:
         """One head, bent or of a size around the limit, and sometimes frames behind it."""
         if dice.random() < 0.3:
-            data = sized_head(draw_size(dice, LIMIT_BYTES + 1, least=LIMIT_BYTES - 2))
+            data = sized_head(draw_size(dice, self.limit_bytes + 1))
             data += client_frame(TEXT, dice.randbytes(draw_size(dice, 300)))
         else:
             data = mutate(dice, self._examples)
@@ -115,16 +127,10 @@ class HeadsTarget:
             self._open()
         peer = self._dial() if is_proxied else self.rig.connect(upgraded=False)
         for part in pieces(dice, data):
-            with contextlib.suppress(OSError):  # the reactor may have refused what came before
-                peer.send(part)
-            self.rig.turn()
+            self._send(peer, part)
         self._compare(peer, data, is_proxied=is_proxied)
         peer.close()
-        for _ in range(LEAVING_TURNS):
-            self.rig.turn()
-            if not self.rig.count("now_connections"):
-                break
-        assert not self.rig.count("now_connections"), "the connection is still there after its peer left"
+        self._turn_until(lambda: not self.rig.count("now_connections"), "the connection is gone")
         self.rig.peers.remove(peer)
         self.rig.events.clear()
 
@@ -132,8 +138,50 @@ class HeadsTarget:
         """Connect to the listener, as a trusted proxy does; the handle is not known before `OPEN`."""
         peer = Peer(socket.create_connection(self.listener.getsockname()), 0)
         self.rig.peers.append(peer)
-        self.rig.turn()
+        self._turn_until(lambda: self.rig.count("now_connections") > 0, "the connection is accepted")
         return peer
+
+    def _send(self, peer: Peer, data: bytes) -> None:
+        """Send, and turn until the reactor's end has everything, or the reactor has judged what came before."""
+
+        def is_there() -> bool:
+            nonlocal data
+            try:
+                data = data[peer.send(data) :] if data else data
+                unsent = fcntl.ioctl(peer.sock.fileno(), termios.TIOCOUTQ, bytes(4))
+            except OSError:  # the reactor has refused what came before
+                return True
+            if peer.sock.family == socket.AF_UNIX:
+                unsent = b""  # sent is received; what is counted there are bytes that nobody has read yet
+            peer.receive()
+            return peer.ended or bool(self.rig.events) or not (data or any(unsent))
+
+        self._turn_until(is_there, "everything that was sent has arrived")
+        self.rig.turn()
+
+    def _turn_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Turn until the condition is true.
+
+        Raises:
+            AssertionError: It is still false when the kernel has had ample time.
+        """
+        for number in range(WAIT_ROUNDS):
+            self.rig.turn()
+            if condition():
+                return
+            if number > 1:
+                time.sleep(0.001)
+        raise AssertionError(f"not true in {WAIT_ROUNDS} rounds: {what}")
+
+    def _is_refused(self, peer: Peer) -> bool:
+        """Whether the reactor ends the stream, which takes the kernel a moment on a TCP connection."""
+
+        def is_ended() -> bool:
+            peer.receive()
+            return peer.ended
+
+        self._turn_until(is_ended, "the reactor has refused this")
+        return peer.ended
 
     def _compare(self, peer: Peer, data: bytes, *, is_proxied: bool) -> None:
         """Compare what happened with what the slow readers expect, and answer a head that was given up."""
@@ -143,14 +191,14 @@ class HeadsTarget:
         if is_proxied:
             size, _ = read_proxy_slowly(data)
             # A header that is longer than the limit for heads is taken only where it comes at once.
-            may_be_too_large = max(size, len(data) if size == 0 else 0) >= LIMIT_BYTES
+            may_be_too_large = max(size, len(data) if size == 0 else 0) >= self.limit_bytes
             if size < 0:
-                assert not seen and peer.ended, "a bad PROXY header was not refused"
+                assert not seen and self._is_refused(peer), "a bad PROXY header was not refused"
                 return
             data = data[size:] if size else b""
         end = find_head_end_slowly(data)
-        if end > LIMIT_BYTES or (end == 0 and len(data) >= LIMIT_BYTES):
-            assert not seen and peer.ended, "a head above the limit was not refused"
+        if end > self.limit_bytes or (end == 0 and len(data) >= self.limit_bytes):
+            assert not seen and self._is_refused(peer), "a head above the limit was not refused"
             assert is_proxied or peer.received.startswith(b"HTTP/1.1 431 ")
         elif may_be_too_large and peer.ended:
             assert not seen

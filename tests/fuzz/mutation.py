@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from tests.support.sizes import BOUNDS, around, draw_size
+
 __all__ = ["mutate", "pieces"]
 
 EDGES: Final = (
@@ -22,17 +24,11 @@ EDGES: Final = (
     b"\\",
 )
 NUMBERS: Final = (
-    b"0",
-    b"-1",
-    b"125",
-    b"126",
-    b"127",
-    b"65535",
-    b"65536",
-    b"9007199254740993",
-    b"1e999",
-    b"00",
+    *(b"%d" % size for size in around((*BOUNDS, 1 << 53))),
+    *(b"-1", b"00", b"-0", b"1e999", b"1.5"),
 )
+PART_BYTES: Final = 65
+"""A part of an example that is cut out, repeated or put in has at most so many bytes."""
 LARGEST_BYTES: Final = 8_192
 
 
@@ -44,18 +40,18 @@ def _flip(dice: random.Random, data: bytearray) -> None:
 
 def _cut(dice: random.Random, data: bytearray) -> None:
     start = dice.randrange(len(data) + 1)
-    del data[start : start + dice.choice((1, 2, 8, 64))]
+    del data[start : start + draw_size(dice, PART_BYTES, least=1)]
 
 
 def _insert(dice: random.Random, data: bytearray) -> None:
     place = dice.randrange(len(data) + 1)
-    data[place:place] = dice.choice((*EDGES, *NUMBERS, dice.randbytes(dice.choice((1, 2, 8)))))
+    data[place:place] = dice.choice((*EDGES, *NUMBERS, dice.randbytes(draw_size(dice, PART_BYTES, least=1))))
 
 
 def _repeat(dice: random.Random, data: bytearray) -> None:
     start = dice.randrange(len(data) + 1)
-    part = data[start : start + dice.choice((1, 4, 32))]
-    data[start:start] = part * dice.choice((1, 2, 16))
+    part = data[start : start + draw_size(dice, PART_BYTES, least=1)]
+    data[start:start] = part * dice.choice((1, 2, draw_size(dice, PART_BYTES)))
 
 
 def _shorten(dice: random.Random, data: bytearray) -> None:

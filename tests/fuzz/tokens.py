@@ -7,8 +7,11 @@ from base64 import urlsafe_b64encode
 from typing import Any, Final
 
 from tests.fuzz.mutation import mutate
+from tests.support.sizes import draw_size
 from tests.support.token_reference import Oracle, Refused
 from wsgate.auth import KeyRing, PermissionTable, TokenError, TokenPolicy, Verifier, make_key
+from wsgate.auth.tokens import TOKEN_LIMIT_BYTES, USER_LIMIT_BYTES
+from wsgate.dialects.names import CHANNEL_LIMIT_BYTES
 
 __all__ = ["NOW_S", "SECRET", "TokensTarget", "agree", "is_accepted", "signed"]
 
@@ -164,13 +167,14 @@ def _header(dice: random.Random) -> bytes:
 
 
 def _claims(dice: random.Random) -> bytes:
-    members = [("sub", _member(dice, "42")), ("exp", _member(dice, int(NOW_S) + 60))]
+    user = _text(dice, USER_LIMIT_BYTES) if dice.random() < 0.2 else "42"
+    members = [("sub", _member(dice, user)), ("exp", _member(dice, int(NOW_S) + 60))]
     likely = {
         "nbf": int(NOW_S) - 5,
         "iat": int(NOW_S) - 5,
         "aud": dice.choice(("shop", ["shop", "x"])),
         "iss": "me",
-        "channels": ["news"],
+        "channels": ["news", _text(dice, CHANNEL_LIMIT_BYTES)],
         "subscribe": ["chat:*"],
         "publish": ["chat:42", "b"],
         "jti": "1",
@@ -181,7 +185,15 @@ def _claims(dice: random.Random) -> bytes:
             members.append((name, _member(dice, good)))
     if dice.random() < 0.3:
         members.append(("channel", _member(dice, CHANNEL)))
+    if dice.random() < 0.1:
+        # Three quarters of a token are its bytes: the whole token ends up around its limit.
+        members.append(("filler", "x" * (TOKEN_LIMIT_BYTES * 3 // 4 - dice.randrange(400))))
     return _json(dice, members)
+
+
+def _text(dice: random.Random, limit: int) -> str:
+    """A name of a size around a bound, up to one byte over its limit; one sign in it may take two bytes."""
+    return dice.choice(("x", "é")) + "x" * (draw_size(dice, limit + 1, least=1) - 1)
 
 
 def _bent(dice: random.Random, token: bytes) -> bytes:
