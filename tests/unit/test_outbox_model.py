@@ -79,7 +79,12 @@ MACHINE_SETTINGS = Settings(
     variant_opcodes=(1, 2),
 )
 
-sizes = st.one_of(st.sampled_from(sizes_up_to(LIMIT_BYTES)), st.integers(0, 700), st.integers(1_500, 4_400))
+sizes = st.one_of(
+    st.integers(0, 60),
+    st.sampled_from(sizes_up_to(LIMIT_BYTES)),
+    st.integers(0, 700),
+    st.integers(1_500, 4_400),
+)
 ping_sizes = st.sampled_from((*sizes_up_to(125), 100))
 channels = st.sampled_from(sorted(POLICIES))
 seats = st.integers(0, 2)
