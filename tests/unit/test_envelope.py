@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support.sizes import BOUNDS, around, sizes_up_to
 from wsgate.bus import Publication, decode_publication, encode_publication
 from wsgate.dialects import DIALECTS
 from wsgate.payload import BINARY, JSON, TEXT, Payload
@@ -69,8 +70,8 @@ def test_an_envelope_leaves_out_what_is_not_there() -> None:
     st.none() | st.text(),
     st.none() | st.text(),
     st.none() | st.integers(-(2**63), 2**63 - 1),
-    st.integers(0, 2**64 - 1),
-    st.text(max_size=20),
+    st.integers(0, 2**64 - 1) | st.sampled_from([size for size in around(BOUNDS) if size < 2**64]),
+    st.text(max_size=20) | st.sampled_from(["x" * size for size in sizes_up_to(1 << 17)]),
 )
 def test_what_was_encoded_is_decoded(
     encoding: int, user: str | None, position: str | None, ts: int | None, exclude: int, text: str
@@ -84,6 +85,7 @@ ENVELOPES = st.dictionaries(
     st.sampled_from(["data", "encoding", "user", "ts", "exclude", "pos", "tags", "odd"]),
     st.none()
     | st.binary(max_size=8)
+    | st.sampled_from([bytes(size) for size in sizes_up_to(1 << 17)])
     | st.sampled_from(["json", "text", "binary", ""])
     | st.integers(-5, 2**64 - 1)
     | st.floats()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from websockets.http11 import Request as JudgedRequest
 from websockets.server import ServerProtocol
 
+from tests.support.sizes import around, sizes_up_to
 from wsgate import handshake
 from wsgate.errors import InternalError
 from wsgate.handshake import Refusal, Request, accept, parse_head, refusal
@@ -699,13 +700,16 @@ REQUEST_LINES = [
 ]  # fmt: skip
 
 
+SIZED_VALUES = st.sampled_from([b"a" * size for size in sizes_up_to(1_024)])
+
+
 @st.composite
 def mutated_heads(draw: st.DrawFn) -> bytes:
     """Heads near enough to good ones that a wrong rule would grant some of them."""
     lines = list(GOOD)
     for _ in range(draw(st.integers(0, 3))):
         line = draw(st.sampled_from(NAMES)) + draw(st.sampled_from([b":", b": ", b" : "]))
-        line += draw(st.sampled_from(VALUES) | st.binary(max_size=8))
+        line += draw(st.sampled_from(VALUES) | st.binary(max_size=8) | SIZED_VALUES)
         place = draw(st.integers(1, len(lines)))
         lines[place : place + draw(st.integers(0, 1))] = [line]
     if draw(st.integers(0, 3)) == 0:
@@ -737,6 +741,27 @@ def check_against_judge(head: bytes) -> None:
         assert answer.reason in STRICTER_THAN_JUDGE, head
     if isinstance(answer, Refusal):
         assert b" 101 " not in answer.response
+
+
+@pytest.mark.parametrize("size", around((handshake.HEAD_LIMIT_BYTES,))[2:])
+def test_s12_a_head_is_granted_up_to_its_limit_and_refused_one_byte_above(size: int) -> None:
+    head = with_lines(b"X: " + b"a" * (size - len(with_lines(b"X: "))))
+    assert len(head) == size
+    answer = parse_head(head)
+    if size > handshake.HEAD_LIMIT_BYTES:
+        assert isinstance(answer, Refusal) and answer.reason == "head_too_large"
+    else:
+        assert isinstance(answer, Request)
+
+
+@pytest.mark.parametrize("size", around((handshake.REQUEST_LINE_LIMIT_BYTES,))[2:])
+def test_s12_a_request_line_is_granted_up_to_its_limit_and_refused_one_byte_above(size: int) -> None:
+    least = len(b"GET / HTTP/1.1")
+    answer = parse_head(request_line(b"GET /" + b"a" * (size - least) + b" HTTP/1.1"))
+    if size > handshake.REQUEST_LINE_LIMIT_BYTES:
+        assert isinstance(answer, Refusal) and answer.reason == "uri_too_long"
+    else:
+        assert isinstance(answer, Request)
 
 
 @settings(max_examples=300, deadline=None)

@@ -13,8 +13,8 @@ from tests.unit.test_sessions import Shard
 from wsgate.auth.tokens import USER_LIMIT_BYTES
 from wsgate.dialects.names import CHANNEL_LIMIT_BYTES
 
-USERS = [("%d" % size).ljust(size, "u")[:size] for size in sizes_up_to(USER_LIMIT_BYTES, least=1)]
-CHANNELS = [("%d" % size).ljust(size, "c")[:size] for size in sizes_up_to(CHANNEL_LIMIT_BYTES, least=1)]
+USERS = [str(size).ljust(size, "u")[:size] for size in sizes_up_to(USER_LIMIT_BYTES, least=1)]
+CHANNELS = [str(size).ljust(size, "c")[:size] for size in sizes_up_to(CHANNEL_LIMIT_BYTES, least=1)]
 WIDE = ["c" * (len(name) % 2) + "\u00e4" * (len(name) // 2) for name in CHANNELS]
 AT_ONCE = 3
 """Subscriptions that stand at the same time; the shard of these tests allows four, the inbox included."""

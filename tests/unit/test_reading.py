@@ -5,8 +5,11 @@ import pytest
 from tests.support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, client_close, client_frame
 from tests.support.hall import HEAD, is_readable
 from tests.support.rig import Peer, Rig, rig
+from tests.support.sizes import sizes_up_to
 from wsgate.reactor import GateLimits, Settings, events
 from wsgate.reasons import Reason
+
+LIMIT_BYTES = (1 << 16) + 100
 
 
 def backlog(bench: Rig, peer: Peer) -> int:
@@ -188,6 +191,31 @@ def test_stale_handles() -> None:
         assert not bench.reactor.close(peer.conn, 1000)
         assert not bench.reactor.abort(peer.conn)
         assert bench.count("stale") - before == 5
+
+
+# --- sizes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", ["whole", "behind its first byte", "before its last byte"])
+def test_messages_of_every_size_up_to_the_limit_are_read(cut: str) -> None:
+    """Every size class of a block and every form of a frame's length; the account is zero after each."""
+    with rig(Settings(message_limit_bytes=LIMIT_BYTES, control_rate_per_s=0)) as bench:
+        peer = bench.connect()
+        at_rest = bench.held()
+        for size in sizes_up_to(LIMIT_BYTES):
+            payload = (b"%d" % size).ljust(size, b"p")[:size]
+            frame = client_frame(BINARY, payload)
+            place = {"whole": 0, "behind its first byte": len(frame) - max(size - 1, 0)}.get(
+                cut, len(frame) - 1
+            )
+            for part in filter(None, (frame[:place], frame[place:])):
+                assert peer.send(part) == len(part)
+                bench.turn()
+            assert bench.messages(peer)[-1] == payload, size
+            assert bench.held() == at_rest, size
+        peer.send(client_frame(BINARY, bytes(LIMIT_BYTES + 1))[:100])
+        bench.turn()
+        assert bench.of(peer)[-1] == (events.FAILING, 1009)
 
 
 # --- early frames -----------------------------------------------------------------------------------
