@@ -89,9 +89,8 @@ def build_modules(clang: str, pattern: str) -> Path:
     subprocess.run(translate, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     folder = BUILD / "modules" / pattern.removesuffix(".pyx").replace("/", ".").replace("*", "all")
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {
-        ".".join(source.relative_to(ROOT).with_suffix("").parts): source for source in ROOT.glob(pattern)
-    }
+    sources = [source.relative_to(ROOT) for source in ROOT.glob(pattern)]
+    wanted = {".".join(source.with_suffix("").parts): source for source in sources}
     assert wanted, f"no module matches {pattern}"
     for built in folder.glob("*.so"):
         if built.stem not in wanted:
