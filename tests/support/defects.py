@@ -1,21 +1,32 @@
 """Planted defects: does each suite turn red?
 
-    python -m tests.support.defects            every defect against every suite; 1 when one went unnoticed
-    python -m tests.support.defects --plant length      changes the source in this directory: a copy, mind
+    python -m tests.support.defects                    every defect; 1 when one went unnoticed
+    python -m tests.support.defects drift padding      some of them
+    python -m tests.support.defects --plant length     change the source in this directory: a copy, mind
 
-Each is one change of one line in a copy of the source (tests/support/sanitize.sh), never a switch in what is
-shipped. A line that is not there exactly once any more is a fault here, so that no defect rots unnoticed.
+Each defect is one change in a copy of the source, never a switch in what is shipped. A line that is not
+there exactly once any more is a fault here, so that no defect rots unnoticed.
+
+Defects that only a sanitizer is sure to see run in a sanitized build (tests/support/sanitize.sh). The others
+run in a plain copy with the tests that must notice them. Those tests must pass there without the defect, so
+that nothing counts as noticed that is red anyway.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["DEFECTS", "SUITES", "Defect", "main", "plant"]
+__all__ = ["DEFECTS", "PLAIN", "SUITES", "Defect", "main", "plant"]
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+COPY: Final = ROOT / "build" / "defect"
+BUILT: Final = ("build/cython", "build/inplace", "build/inplace-objects")
+"""What the development build left, so that only the changed module is compiled anew."""
 
 
 class Defect(NamedTuple):
@@ -64,12 +75,90 @@ DEFECTS: Final = {
         "            if not inflater.eof or inflater.unused_data:",
         "            if inflater.unused_data:",
     ),
+    "block": Defect(
+        "a block that is given back with another size than it was taken with",
+        "wsgate/reactor/channels.pyx",
+        "        memory_give(core, channel.name.there, channel.name_length, KIND_CHANNEL)",
+        "        memory_give(core, channel.name.there, (channel.name_length + 63) & ~63, KIND_CHANNEL)",
+    ),
+    "drift": Defect(
+        "an outbox whose bytes are not counted down when an entry is written",
+        "wsgate/reactor/outbox.pyx",
+        "        written -= rest\n        outbox.bytes -= rest\n",
+        "        written -= rest\n",
+    ),
+    "index": Defect(
+        "a connection that stays in the index by user when it is released",
+        "wsgate/reactor/closing.pyx",
+        "    user_leave(core, slot)\n",
+        "",
+    ),
+    "proxy": Defect(
+        "a PROXY header whose port is not bounded",
+        "wsgate/reactor/proxy.pyx",
+        " or data[place] != last or value > 65535:",
+        " or data[place] != last:",
+    ),
+    "head": Defect(
+        "a request head that may be one byte too long",
+        "wsgate/reactor/head.pyx",
+        "    if end > core.limits.head_bytes or (",
+        "    if end > core.limits.head_bytes + 1 or (",
+    ),
+    "duty": Defect(
+        "a duty of the keeper whose exception is not contained",
+        "wsgate/node/duties.py",
+        "        except Exception as fault:",
+        "        except WsgateError as fault:",
+    ),
+    "passing": Defect(
+        "a refusal that passes, and that the client takes for final",
+        "wsgate/client/endings.py",
+        "_PASSING: Final = frozenset({408, 425, 429})",
+        "_PASSING: Final = frozenset({408, 425})",
+    ),
+    "final": Defect(
+        "a shard that drains, and says so with a code that forbids to come back",
+        "wsgate/reasons.py",
+        "    ReasonEntry(Reason.DRAIN, 4012, 0,",
+        "    ReasonEntry(Reason.DRAIN, 4512, 0,",
+    ),
+    "padding": Defect(
+        "a token that is accepted in a second spelling",
+        "wsgate/auth/tokens.py",
+        ".translate(_TO_URL_SAFE) != segment:",
+        '.translate(_TO_URL_SAFE) != segment.rstrip(b"="):',
+    ),
+    "audience": Defect(
+        "a token whose audience is not looked at",
+        "wsgate/auth/tokens.py",
+        "        if audience:\n",
+        "        if audience and claims.aud is UNSET:\n",
+    ),
 }
 QUIET: Final = ("-q", "-x", "-p", "no:cacheprovider")
+_PYTEST: Final = ("-m", "pytest", *QUIET)
+_FUZZ: Final = ("-m", "tests.fuzz.run", "--seed", "1", "--seconds", "30")
+
+PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
+    "block": ((*_PYTEST, "tests/unit/test_channels_model.py", "-k", "model_says"),),
+    "drift": ((*_PYTEST, "tests/unit/test_outbox_model.py", "-k", "over_half"),),
+    "index": ((*_PYTEST, "tests/unit/test_user_index.py"),),
+    "proxy": ((*_PYTEST, "tests/unit/test_proxy_header.py"), (*_FUZZ, "proxy")),
+    "head": ((*_FUZZ, "head"),),
+    "duty": ((*_PYTEST, "tests/unit/test_keeper.py"),),
+    "passing": ((*_PYTEST, "tests/unit/test_client_endings.py"),),
+    "final": ((*_PYTEST, "tests/unit/test_passing.py"), (*_PYTEST, "tests/unit/test_codes.py")),
+    "padding": ((*_PYTEST, "tests/unit/test_auth_differential.py"), (*_FUZZ, "tokens")),
+    "audience": ((*_PYTEST, "tests/unit/test_auth_tokens.py"), (*_FUZZ, "tokens")),
+}
+"""For each defect that needs no sanitizer, the commands each of which must notice it."""
+
+_SANITIZED: Final = frozenset(DEFECTS) - frozenset(PLAIN)
 SUITES: Final[dict[str, tuple[Sequence[str], frozenset[str]]]] = {
-    "unit": (("-m", "pytest", *QUIET, "tests/unit"), frozenset(DEFECTS) - {"utf8"}),
+    "unit": ((*_PYTEST, "tests/unit"), _SANITIZED - {"utf8"}),
     "vectors": (
-        ("-m", "pytest", *QUIET, "tests/conformance/test_vectors_reactor.py"),
+        (*_PYTEST, "tests/conformance/test_vectors_reactor.py"),
         frozenset({"length", "utf8"}),
     ),
     "fuzz": (
@@ -77,19 +166,19 @@ SUITES: Final[dict[str, tuple[Sequence[str], frozenset[str]]]] = {
         frozenset({"length", "leak", "utf8", "element"}),
     ),
 }
-"""A command for each suite, and what it must notice."""
+"""For each suite that runs in a sanitized build, its command and the defects that it must notice."""
 
 TIME_LIMIT_S: Final = 600
 
 
-def plant(name: str) -> None:
-    """Change the source below the current directory.
+def plant(name: str, folder: Path = Path()) -> None:
+    """Change the source below a directory; the current one by default.
 
     Raises:
         SystemExit: The line is not there exactly once.
     """
     defect = DEFECTS[name]
-    path = Path(defect.file)
+    path = folder / defect.file
     text = path.read_text(encoding="utf-8")
     if text.count(defect.right) != 1:
         sys.exit(f"defect {name}: its line is {text.count(defect.right)} times in {defect.file}")
@@ -113,6 +202,78 @@ def notices(suite: str, defect: str) -> bool:
     return done.returncode != 0
 
 
+def make_copy(defect: str | None) -> None:
+    """Make a plain copy of the source and of the development build, with the defect planted and compiled."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    compiled = [file for folder in ("wsgate", "loadtest") for file in (ROOT / folder).rglob("*.so")]
+    for file in (*(ROOT / name for name in names if name), *compiled):
+        if file.is_file():
+            target = COPY / file.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+    for folder in BUILT:
+        shutil.copytree(ROOT / folder, COPY / folder)
+    if defect is not None:
+        plant(defect, COPY)
+        if DEFECTS[defect].file.endswith(".pyx"):
+            _run(("setup.py", "--quiet", "build_ext", "--inplace"), must_pass=True)
+    where = "import pathlib, wsgate; assert pathlib.Path.cwd() in pathlib.Path(wsgate.__file__).parents"
+    _run(("-c", where), must_pass=True)
+
+
+def _run(command: Sequence[str], *, must_pass: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run Python in the copy.
+
+    Raises:
+        SystemExit: The command failed although it had to pass.
+    """
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=COPY,
+        env={**os.environ, "PYTHONPATH": str(COPY)},
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        check=False,
+    )
+    if must_pass and done.returncode:
+        sys.exit(f"{' '.join(command)} failed without a reason\n{(done.stdout + done.stderr)[-4_000:]}")
+    return done
+
+
+def what_noticed(done: subprocess.CompletedProcess[str]) -> str:
+    """Name what turned red: the failed test, the fault of a fuzzer, or the signal; empty when nothing did."""
+    if done.returncode < 0:
+        return f"ended by signal {-done.returncode}"
+    if done.returncode == 0:
+        return ""
+    output = (done.stdout + done.stderr).splitlines()
+    found = [line for line in output if line.startswith("FAILED ") or ": FAULT, see " in line]
+    if not found:
+        sys.exit("\n".join(output[-60:]))  # nothing was tested
+    return found[0].removeprefix("FAILED ").split(" - ")[0].split(", see ")[0]
+
+
+def prove_plain(names: Sequence[str]) -> int:
+    """Run the commands of these defects, without and with each defect; how many went unnoticed."""
+    unnoticed = 0
+    if names:
+        make_copy(None)
+        commands = dict.fromkeys(command for name in names for command in PLAIN[name])
+        for command in commands:
+            if command[: len(_PYTEST)] == _PYTEST:  # the fuzzers' own runs show that those pass
+                _run(command, must_pass=True)
+    for name in names:
+        make_copy(name)
+        for command in PLAIN[name]:
+            noticed = what_noticed(_run(command))
+            unnoticed += not noticed
+            print(f"{name}: {DEFECTS[name].text}: {noticed or 'UNNOTICED by ' + command[-1]}", flush=True)
+    return unnoticed
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Plant, or prove."""
     parser = argparse.ArgumentParser(prog="tests.support.defects")
@@ -122,13 +283,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plant:
         plant(options.plant)
         return 0
-    unnoticed = 0
-    for name in options.defects or DEFECTS:
+    chosen = options.defects or list(DEFECTS)
+    unnoticed = prove_plain([name for name in chosen if name in PLAIN])
+    for name in chosen:
         for suite, (_, expected) in SUITES.items():
             if name in expected:
                 is_red = notices(suite, name)
                 unnoticed += not is_red
-                print(f"{suite}: {DEFECTS[name].text}: {'red' if is_red else 'UNNOTICED'}", flush=True)
+                print(f"{name}: {DEFECTS[name].text}: {suite} {'red' if is_red else 'UNNOTICED'}", flush=True)
     return 1 if unnoticed else 0
 
 

@@ -23,6 +23,10 @@ case $python in
 *) python=$root/$python ;;
 esac
 
+# A copy for a defect begins as the sanitized build, where there is one: only the defect is compiled.
+if [ ! -e "$copy" ] && [ -d "$root/build/sanitize" ]; then
+    cp -a "$root/build/sanitize" "$copy"
+fi
 mkdir -p "$copy"
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents --preserve=timestamps -t "$copy"
 cd "$copy"
