@@ -19,7 +19,7 @@ TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
-.PHONY: help run chat push build test check bench crowd machine conformance sanitize fuzz guided defects format clean
+.PHONY: help run chat push build test check bench crowd machine conformance sanitize soak fuzz guided defects format clean
 
 help:
 	@echo "make run          start a gateway in development mode, with a page to try it (PORT=8000 ADMIN_PORT=9000)"
@@ -33,8 +33,10 @@ help:
 	@echo "                  DEFLATE=--deflate: with compression, 17 min), and against our client"
 	@echo "make sanitize     unit tests, vectors, fuzzing and Autobahn under AddressSanitizer and UBSan"
 	@echo "make fuzz         random input for everything that reads what strangers send (SECONDS=60)"
-	@echo "make guided       the bus reader under libFuzzer and AddressSanitizer, with clang (SECONDS=60)"
-	@echo "make defects      plants defects and shows that the suites turn red (7 min)"
+	@echo "make soak         a million random steps of the reactor, sanitized, audited after each (SEEDS=50 STEPS=20000)"
+	@echo "make guided       every compiled reader under libFuzzer and AddressSanitizer, with clang (SECONDS=60 each;"
+	@echo "                  READERS=codec: only some)"
+	@echo "make defects      plants defects and shows that the suites turn red (12 min)"
 	@echo "make bench        the short benchmark, beside the floor of this machine"
 	@echo "make crowd        one reactor with 20,000, 100,000 and 500,000 connections"
 	@echo "make machine      a whole gateway with 500,000 connections, both ends on this machine (5 min, 8 GB)"
@@ -93,15 +95,26 @@ SANITIZED := sh tests/support/sanitize.sh $(RUN)
 sanitize: build
 	$(SANITIZED) -m pytest -q -p no:cacheprovider tests/unit tests/conformance
 	$(SANITIZED) -m tests.fuzz.run --seconds 15
+	$(SANITIZED) -m tests.support.reactor_fuzz --seeds 5 --steps 5000
 	$(RUN) -m tests.conformance.autobahn.runner --against sanitized --deflate
 
 SECONDS ?= 60
 fuzz: build
 	$(RUN) -m tests.fuzz.run --seconds $(SECONDS)
 
-# Guided by coverage, with clang; the corpus in build/guided grows from run to run.
+# Random calls and random bytes for two reactors, whose accounts are compared with their structures after
+# every step: 50 seeds of 20,000 steps.
+SEEDS ?= 50
+STEPS ?= 20000
+soak: build
+	$(SANITIZED) -m tests.support.reactor_fuzz --seeds $(SEEDS) --steps $(STEPS)
+
+# Guided by coverage, with clang; the corpus in build/guided grows from run to run. GUIDED=--if-available says
+# that the run is skipped where there is no clang and none can be installed, instead of failing.
+READERS ?=
+GUIDED ?=
 guided: build
-	$(RUN) -m tests.fuzz.guided --seconds $(SECONDS)
+	$(RUN) -m tests.fuzz.guided --seconds $(SECONDS) $(GUIDED) $(READERS)
 
 defects: build
 	$(RUN) -m tests.support.defects
