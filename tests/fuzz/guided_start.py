@@ -31,7 +31,7 @@ class _Finder:
         return importlib.util.spec_from_file_location(name, file, loader=loader)
 
 
-sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]  # a class with the finder's method will do
+sys.meta_path.insert(0, _Finder)
 warnings.simplefilter("ignore")
 
 from tests.fuzz.guided_readers import READERS  # noqa: E402
