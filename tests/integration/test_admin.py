@@ -29,7 +29,8 @@ from wsgate.statistics import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, Board
 
 KEY = "a key nobody guesses"
 WITH_KEY = {"X-API-Key": KEY}
-FAR_MS = 10**7
+FAR_MS = 50_000
+"""As far ahead as a beat is believed: see `wsgate.statistics.readiness.AHEAD_MS`."""
 LIMIT_S = 20.0  # nothing is expected to take this long
 MIB = 1024 * 1024
 

@@ -244,7 +244,8 @@ def test_a_user_of_the_bus_needs_no_more_than_its_prefix(tmp_path: Path) -> None
     password.chmod(0o600)
     may = ["&wsgate:*", "~wsgate:*", "-@all", "+publish", "+subscribe", "+unsubscribe", "+ping"]
     may += ["+evalsha", "+eval", "+zadd", "+zcard", "+zrange", "+zrem", "+expire", "+exists"]
-    may += ["+get", "+set", "+del", "+time"]
+    may += ["+get", "+set", "+del", "+time", "+pttl", "+pexpire"]
+    may += ["+zrangebyscore", "+zremrangebyscore"]
     with running_server() as server:
         secret = f">{password.read_text().strip()}"
         server.client().execute_command("ACL", "SETUSER", "gate", "on", secret, "resetchannels", *may)

@@ -139,6 +139,7 @@ def test_namespaces_and_limits_hold_for_who_is_here_too(node: Node) -> None:
         node.renew(BASE.replace('"nobody"', '"authenticated"') + more + limits)
         client.subscribe("chat:1")
         assert client.ask("sub", ch="chat:2", id=3)["op"] == "subbed"
+        assert client.ask("sub", ch="chat:4", id=6)["op"] == "subbed"
         assert client.ask("sub", ch="chat:3", id=4)["error"] == "rate_limited"
         client.send("pub", ch="news:1", data=1, id=5)
         assert sorted(client.receive()["op"] for _ in range(2)) == ["msg", "ok"]

@@ -9,6 +9,7 @@ the `Channels`' business, the sockets are the `Transport`'s.
 """
 
 import asyncio
+import hmac
 from dataclasses import replace
 from enum import Enum
 from typing import Any, Final
@@ -202,7 +203,8 @@ class Connector:
     async def _renew(self, is_asked: bool) -> int | None:
         """Show the provider's token; the one that counts already is shown again only when that was asked."""
         token = await self._fresh_token()
-        if token == self._shown and not is_asked:
+        is_same = hmac.compare_digest((token or "").encode(), (self._shown or "").encode())
+        if is_same and not is_asked:
             raise TokenError("the token provider gave the token that is about to expire")
         return await self._show(token)
 
