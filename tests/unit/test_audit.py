@@ -28,7 +28,18 @@ OF_THE_REACTOR = (
     *("pool", "references"),
 )
 OF_A_CONNECTION = (
-    *("outbox_bytes", "subscriptions", "subscribers", "position", "frames", "wheel", "mark", "user_link"),
+    *(
+        "outbox_bytes",
+        "subscriptions",
+        "subscribers",
+        "position",
+        "frames",
+        "hash",
+        "uncounted",
+        "wheel",
+        "mark",
+        "user_link",
+    ),
 )
 
 

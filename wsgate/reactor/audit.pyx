@@ -18,7 +18,7 @@ from wsgate.reactor.structs cimport (
     DRAINS_MAX, Entry, Frame, Gap, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
     KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
     Outbox, POOL_CLASSES, STATES, STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
-    STATE_LINGERING, STATE_OPEN, Subscription, UserLink, VARIANTS_MAX, WATCHED, WHEEL_SLOTS, Walk,
+    STATE_LINGERING, STATE_OPEN, Subscription, TICK_MS, UserLink, VARIANTS_MAX, WATCHED, WHEEL_SLOTS, Walk,
 )
 
 from wsgate.reactor.names import KIND_NAMES, STATE_NAMES
@@ -313,6 +313,10 @@ cdef class _Audit:
                 self.held[<int>KIND_CHANNEL] += rounded(<uint64_t>channel.capacity * 4)
             if channel.count > (channel.capacity if channel.capacity else <uint32_t>FEW):
                 self.faults.append(f"channel {index}: {channel.count} subscribers in {channel.capacity} places")
+            if not self.is_reachable(index, channel.hash):
+                self.faults.append(f"channel {index}: its name does not lead to it")
+            if channel.is_uncounted > 1:
+                self.faults.append(f"channel {index}: counted {channel.is_uncounted}")
             self.expect(f"channel {index}: subscribers", channel.count, self.members[index])
             self.expect(f"channel {index}: frames", channel.frames, self.channel_frames.pop(index, 0))
             self.expect(f"channel {index}: walks", channel.walks, self.walks.pop(index, 0))
@@ -335,6 +339,17 @@ cdef class _Audit:
             vacated -= 1
             index = core.channels.channels[index].link
         self.expect("vacated channels off their list", vacated, 0)
+
+    cdef bint is_reachable(self, uint32_t index, uint32_t hash):
+        """Whether probing from a channel's home cell finds it before a free cell."""
+        cdef uint32_t place = hash & self.core.channels.cells_mask, looks
+        for looks in range(self.core.channels.cells_mask + 1):
+            if self.core.channels.cells[place] == index:
+                return True
+            if self.core.channels.cells[place] == NONE:
+                return False
+            place = (place + 1) & self.core.channels.cells_mask
+        return False
 
     # --- lists --------------------------------------------------------------------------------------------
 
@@ -402,10 +417,14 @@ cdef class _Audit:
                 STATE_HEAD, STATE_DECIDING, STATE_OPEN, STATE_CLOSING, STATE_LINGERING,
             ):
                 self.faults.append(f"slot {slot}: no timer in state {STATE_NAMES[c.state]}")
+            if c.wheel_tick != NONE and c.state in (STATE_HEAD, STATE_DECIDING, STATE_CLOSING, STATE_LINGERING):
+                due = max((c.deadline_ms - self.core.wheel.base_ms + TICK_MS - 1) // TICK_MS, self.core.wheel.tick + 1)
+                if c.wheel_tick > min(due, self.core.wheel.tick + WHEEL_SLOTS):
+                    self.faults.append(f"slot {slot}: its timer is due at step {c.wheel_tick}, its deadline at {due}")
         self.expect("timers", armed, linked)
 
     cdef look_at_users(self):
-        cdef uint32_t cell, slot, previous, lists = 0, linked = 0, marked = 0
+        cdef uint32_t place, cell, slot, previous, lists = 0, linked = 0, marked = 0
         cdef UserLink *link
         cdef set hashes = set()
         if self.core.users.cells != NULL:
@@ -416,6 +435,11 @@ cdef class _Audit:
                     continue
                 lists += 1
                 hashes.add(self.link(slot).hash)
+                place = self.link(slot).hash & self.core.users.mask
+                while place != cell and self.core.users.cells[place] != NONE:
+                    place = (place + 1) & self.core.users.mask
+                if place != cell:
+                    self.faults.append(f"slot {slot}: its user does not lead to it")
                 while slot != NONE and linked <= self.slots():
                     link = self.link(slot)
                     linked += 1
@@ -500,6 +524,10 @@ def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
         core.channels.channels[c.subscriptions[first_cell(c)].channel].count += <uint32_t>by
     elif account == "position":
         c.subscriptions[first_cell(c)].position += <uint32_t>by
+    elif account == "hash":
+        core.channels.channels[c.subscriptions[first_cell(c)].channel].hash += <uint32_t>by
+    elif account == "uncounted":
+        core.channels.channels[c.subscriptions[first_cell(c)].channel].is_uncounted += <uint8_t>(2 * by)
     elif account == "frames":
         core.channels.channels[c.subscriptions[first_cell(c)].channel].frames += <uint32_t>by
     elif account == "wheel":

@@ -176,7 +176,7 @@ class Commands:
         self._reactor.send(conn, dialect.unsubscribed(shown(name), command.id), dialect.opcode)
 
     def _ask(self, conn: int, dialect: Dialect, member: Member, command: Any) -> None:
-        """Answer that history and presence are not built yet, to whoever may be in the channel.
+        """Answer `not_available` to a client that may subscribe to the channel: neither is built yet.
 
         It is final and no matter of permissions, so that nobody looks for one.
         """

@@ -27,9 +27,9 @@ from wsgate.shard.variants import DIALECT_OF
 __all__ = ["Pace", "drain", "empty_queue"]
 
 QUEUE_S: Final = 1.0
-"""For answering those who wait in the accept queue: a flood of newcomers is not to hold a drain up."""
+"""Maximum time to answer the accept queue, so that a flood of newcomers cannot delay the drain."""
 ANSWERS_S: Final = 0.5
-"""For their answers to be written, and read by those who are still sending."""
+"""Maximum time for these answers to be written, and read by clients that are still sending."""
 ANSWER_STEP_S: Final = 0.01
 RETRY_AFTER_S: Final = 5
 STEP_S: Final = 0.1
@@ -80,7 +80,7 @@ class Pace:
 async def empty_queue(
     reactor: Reactor, listener_fd: int, run_pass: Callable[[], None], spare_fd: int
 ) -> None:
-    """Accept and answer everybody who waits in the accept queue, so that nobody is reset by its end.
+    """Accept and answer every queued connection, so that closing the listener resets none.
 
     A pass accepts 32, and none while the reactor has paused accepting. So passes are run until the queue is
     empty, for at most `QUEUE_S`.
@@ -114,7 +114,7 @@ async def empty_queue(
 
 
 def _unanswered(reactor: Reactor) -> int:
-    """Newcomers whose complete request may lie unread, or whose refusal is not finished."""
+    """Count newcomers whose complete request may be unread, or whose refusal is not finished."""
     counted = reactor.counters()
     return counted["now_deciding"] + counted["now_draining"] + reactor.more
 

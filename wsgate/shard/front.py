@@ -74,7 +74,7 @@ class Entry:
 
 
 class Front:
-    """Decides who comes in; pure apart from the token cache and the log.
+    """Accepts or refuses each handshake; pure apart from the token cache and the log.
 
     Args:
         options: Of the shard.

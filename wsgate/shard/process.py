@@ -317,7 +317,7 @@ class Shard:
         return left
 
     def _stop_rating(self) -> None:
-        """Let the gate accept without a rate: it only refuses now, and nobody is to wait for a refusal."""
+        """Accept without a rate limit: the gate only refuses now, and a refusal must not wait."""
         self._options = replace(self._options, gate=replace(self._options.gate, accepts_per_s=0))
         self._refused_before = -1
         self._renew_gate(0)

@@ -159,7 +159,7 @@ class Tokens:
 
     @property
     def revoked_bytes(self) -> int:
-        """What the revocations hold."""
+        """Estimated memory of all revocations, in bytes."""
         return self._revoked.bytes_estimate
 
     @property
@@ -169,7 +169,7 @@ class Tokens:
 
     @property
     def revoked(self) -> int:
-        """Users whose tokens are revoked."""
+        """Number of users whose tokens are revoked."""
         return len(self._revoked)
 
     @property
