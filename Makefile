@@ -36,7 +36,7 @@ help:
 	@echo "make soak         a million random steps of the reactor, sanitized, audited after each (SEEDS=50 STEPS=20000)"
 	@echo "make guided       every compiled reader under libFuzzer and AddressSanitizer, with clang (SECONDS=60 each;"
 	@echo "                  READERS=codec: only some)"
-	@echo "make defects      plants defects and shows that the suites turn red (12 min)"
+	@echo "make defects      plants defects and shows that the suites turn red (8 min)"
 	@echo "make bench        the short benchmark, beside the floor of this machine"
 	@echo "make crowd        one reactor with 20,000, 100,000 and 500,000 connections"
 	@echo "make machine      a whole gateway with 500,000 connections, both ends on this machine (5 min, 8 GB)"
