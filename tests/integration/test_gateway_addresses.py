@@ -75,6 +75,7 @@ def test_an_address_s_share_is_that_of_all_shards_and_comes_back_after_a_crash()
         wait_until("all are told", lambda: sum(scrape(gateway)[name] for name in names) == 6, LIMIT_S)
         lost = scrape(gateway)[names[0]]
         os.kill(shard_pid(gateway, 0), signal.SIGKILL)
+        wait_until("its end is noticed", lambda: scrape(gateway)["wsgate_restarts_total"] == 1, LIMIT_S)
         wait_until("it is there again", lambda: scrape(gateway)['wsgate_phase{shard="0"}'] == 1, LIMIT_S)
         room = 0
         while room <= 6:

@@ -220,7 +220,7 @@ def running_gateway(
             if wait:
                 _await(gateway, "ready")
             else:
-                wait_until("it listens", lambda: any("socket" in line for line in gateway.lines), START_S)
+                wait_until("it listens", lambda: _described(gateway), START_S)
             _describe(gateway)
             yield gateway
         finally:
@@ -248,9 +248,14 @@ def _await(gateway: Gateway, word: str) -> None:
         raise AssertionError(f"{error}\n" + "\n".join(gateway.lines)) from None
 
 
-def _describe(gateway: Gateway) -> None:
+def _described(gateway: Gateway) -> list[dict[str, Any]]:
+    """What the gateway has written about itself in its runtime directory; nothing until it listens."""
     rows = [json.loads(file.read_text()) for file in gateway.directory.glob("gateway-*.json")]
-    (row,) = (row for row in rows if row["pid"] == gateway.process.pid)
+    return [row for row in rows if row["pid"] == gateway.process.pid]
+
+
+def _describe(gateway: Gateway) -> None:
+    (row,) = _described(gateway)
     gateway.port, gateway.admin_port = row["port"], row["admin_port"]
     gateway.bus_url, gateway.secret = row["bus_url"], row["secret"]
 

@@ -2,6 +2,8 @@
 
 import resource
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -100,6 +102,18 @@ def test_stalled_peer_that_takes_no_byte_is_still_ended(setting: str) -> None:
 
 
 def test_failed_allocation_ends_only_the_connection_it_was_for() -> None:
+    """In a process of its own: what other tests have freed would serve the allocation that must fail."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.unit.test_turns import fail_an_allocation as run; run()"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def fail_an_allocation() -> None:
+    """The body of the test above."""
     with rig(Settings(message_limit_bytes=40 << 20)) as bench:
         big, other = bench.connect(), bench.connect()
         bench.turn()
