@@ -666,8 +666,8 @@ class Shard:
         region["token_cache_entries"] = self._tokens.cached
         region["revoked_users"] = self._tokens.revoked
         region["subscriptions_pending"] = self._hub.pending
-        # The interpreter walks its whole heap for this number: 0.05 ms, and 20 ms where the kernel has put the
-        # pages of a resting process away. So only when connections have come or gone, and once a minute.
+        # The interpreter walks its whole heap for this number: 0.05 ms, and 20 ms where the kernel has put
+        # the pages of a resting process away. So only when connections came or went, and once a minute.
         if numbers_now["now_connections"] != self._blocks_of or self._ticks % BLOCKS_TICKS == 0:
             self._blocks_of = numbers_now["now_connections"]
             region["python_blocks"] = sys.getallocatedblocks()
