@@ -22,7 +22,7 @@ from redis.crc import key_slot
 
 from tests.support.gateway import wait_until
 from tests.support.packages import find_or_install, find_program
-from tests.support.ports import reserved_port, reserved_ports
+from tests.support.ports import CLUSTER_BUS_OFFSET, reserved_port, reserved_ports
 
 __all__ = [
     "Cluster",
@@ -40,7 +40,6 @@ START_S = 20.0
 FAILOVER_S = 30.0
 STOP_S = 10.0
 SLOTS = 16384
-CLUSTER_BUS_OFFSET = 10_000
 
 
 @dataclass

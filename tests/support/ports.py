@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final
 
-__all__ = ["reserved_port", "reserved_ports"]
+__all__ = ["CLUSTER_BUS_OFFSET", "reserved_port", "reserved_ports"]
 
 FIRST: Final = 10_240
 LAST: Final = 32_767
 """Linux takes ephemeral ports from 32,768 on (net.ipv4.ip_local_port_range)."""
 TRIES: Final = 10_000
+CLUSTER_BUS_OFFSET: Final = 10_000
+"""From the port of a server of a cluster to the port at which it hears the other servers."""
 ANY_ADDRESS: Final = "0.0.0.0"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.ports import reserved_port
+from tests.support.ports import CLUSTER_BUS_OFFSET, reserved_ports
 from wsgate.node.embedded_bus import find_server
 
 __all__ = ["Valkey", "running_valkey"]
@@ -69,7 +69,10 @@ def running_valkey(host: str = "127.0.0.1", port: int = 0, **settings: str) -> I
         port: 0 for a free one.
         settings: More of its configuration, `_` for `-`.
     """
-    with tempfile.TemporaryDirectory(prefix="wsgate-valkey-") as name, reserved_port() as free:
+    # A server of a cluster listens on a second port.
+    also_at = CLUSTER_BUS_OFFSET if "cluster_enabled" in settings else 0
+    reservation = reserved_ports(1, also_at=also_at)
+    with tempfile.TemporaryDirectory(prefix="wsgate-valkey-") as name, reservation as (free,):
         more = {key.replace("_", "-"): value for key, value in settings.items()}
         valkey = _start(Path(name), host, port or free, more)
         try:
