@@ -102,7 +102,7 @@ def test_stalled_peer_that_takes_no_byte_is_still_ended(setting: str) -> None:
 
 
 @pytest.mark.skipif(
-    loop.ENUMERATIONS["has_exact_blocks"], reason="AddressSanitizer reserves more than the limit leaves"
+    bool(loop.ENUMERATIONS["has_exact_blocks"]), reason="AddressSanitizer reserves more than the limit leaves"
 )
 def test_failed_allocation_ends_only_the_connection_it_was_for() -> None:
     """In a process of its own: what other tests have freed would serve the allocation that must fail."""
