@@ -157,7 +157,7 @@ def _admin_url(config: Config, running: RunningGateway) -> str:
 
 
 def _banner(config: Config, running: RunningGateway) -> str:
-    """What a reader needs next, as rows of a name and a value: addresses, commands to paste, how to stop."""
+    """The rows of the banner, a name and a value each: addresses, commands to paste, how to stop."""
     from wsgate.bus import parse_address
     from wsgate.node.options import command_line, publish_command
 

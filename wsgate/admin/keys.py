@@ -295,7 +295,7 @@ def _left_s(end_s: float) -> float:
 
 
 def _addresses(host: str, port: int, end_s: float) -> list[Any]:
-    """What `getaddrinfo` finds, or TimeoutError at the deadline.
+    """Resolve a name with `getaddrinfo`; raise TimeoutError at the deadline.
 
     A resolver cannot be interrupted. Its thread is left to its own time-outs, which end it, too.
     """

@@ -128,12 +128,12 @@ class TokenError(PeerError):
 
     @property
     def text(self) -> str:
-        """What is wrong, in a sentence from the registry."""
+        """The sentence that the registry has for this fault."""
         return CAUSES[self.cause].text
 
     @property
     def why(self) -> str:
-        """What is wrong, for an operator: with numbers where they help."""
+        """Describe the fault for an operator, with numbers where they help."""
         return self._detail or self.text
 
     @property

@@ -112,7 +112,7 @@ def _kid(row: dict[str, Any]) -> str:
 
 
 def _algorithm(row: dict[str, Any]) -> str:
-    """What a key is for; raises SettingsError when that is not to verify tokens."""
+    """Return the algorithm that a key verifies; raise SettingsError if it is not meant to verify tokens."""
     usual = _usual_algorithm(row)
     if not usual:
         raise SettingsError("its kty is not RSA, EC or OKP")

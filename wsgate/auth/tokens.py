@@ -172,7 +172,7 @@ _NULL: Final = msgspec.Raw(b"null")
 
 
 class _Header(msgspec.Struct):
-    """What counts of a header, before anything is verified.
+    """The members of a token's header that count, before anything is verified.
 
     A member that is null is ill-typed here: PyJWT refuses null as `kid` and as `crit`.
     """
@@ -415,7 +415,7 @@ def _segments(token: bytes) -> list[bytes]:
 
 
 def _bytes_of(segment: bytes) -> bytes:
-    """What a segment encodes. A segment that is not the one canonical spelling of its bytes is refused."""
+    """Decode a segment; refuse one that is not the one canonical spelling of its bytes."""
     try:
         decoded = a2b_base64(segment.translate(_FROM_URL_SAFE) + b"==")
     except ValueError:

@@ -126,7 +126,7 @@ def store_revocation(
 
 
 def read_page(text: bytes) -> Page:
-    """What the script `revocations_page` returned.
+    """Decode the answer of the script `revocations_page`.
 
     Raises:
         ValueError: It is not what the script returns.

@@ -266,7 +266,7 @@ class Connector:
             await clock.sleep(delay_s)
 
     def _judge(self, error: Exception) -> Ending:
-        """What the end of an attempt means to this client, whose token may change or may not."""
+        """Judge the end of an attempt by whether this client's token can change."""
         if isinstance(error, UnauthorizedError):
             return Ending(401, "unauthorized", may_return=False, detail=str(error))
         if not isinstance(error, Disconnected):

@@ -104,14 +104,14 @@ def is_passing_error(code: int, *, has_retry: bool = False) -> bool:
 
 
 def with_fixed_token(ending: Ending) -> Ending:
-    """What an ending means to a client that can show the same token only: an expired one stays expired."""
+    """Judge an ending for a client that can show the same token only: an expired one stays expired."""
     if ending.code == TOKEN_EXPIRED and not ending.reason.endswith(_TOKEN_STAYS_GOOD):
         return replace(ending, may_return=False, retry_s=0.0, detail="the token of this client cannot change")
     return ending
 
 
 def without_token(ending: Ending) -> Ending:
-    """What an ending means to a client that has no token and no way to get one."""
+    """Judge an ending for a client that has no token and no way to get one."""
     if ending.code == AUTH_TIMEOUT:
         return replace(
             ending, may_return=False, retry_s=0.0, detail="the gateway wants a token and this client has none"
