@@ -130,8 +130,8 @@ def test_with_nothing_enabled_a_member_is_as_small_as_ever() -> None:
     identity = Identity("42", NO_PERMISSIONS, 5)
     assert bench.events.member(identity, 1) == identity.member()
     assert not (bench.events.is_on or bench.events.takes_messages or bench.events.tells_subscriptions)
-    bench.events.connected(CONN, identity)
-    bench.events.disconnected(CONN, Reason.DRAIN, identity, 5)
+    bench.events.connected(CONN, identity.member())
+    bench.events.disconnected(CONN, Reason.DRAIN, identity.member(), 5)
     assert bench.kept[0].data == []
 
 

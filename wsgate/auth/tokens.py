@@ -124,34 +124,44 @@ class TokenPolicy:
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
-    """Whose connection this is and what it may do: all that is kept while it rests.
+    """The user of a connection and its permissions: everything that an idle connection keeps.
 
-    No garbage collector header: there are many.
+    The struct has no garbage collector header, and the user id is kept as UTF-8, because there is one of
+    each per connection: an id of 10 characters takes 48 bytes as `bytes` and 64 as `str`.
 
     Attributes:
-        user: `sub`, 1 to `USER_LIMIT_BYTES` bytes.
+        user_utf8: `sub`, 1 to `USER_LIMIT_BYTES` bytes; empty: anonymous.
         permissions: Shared with every equal set.
     """
 
-    user: str
+    user_utf8: bytes
     permissions: Permissions
 
+    @property
+    def user(self) -> str:
+        """The user id as text, decoded each time."""
+        return self.user_utf8.decode()
 
-class Identity(Member, frozen=True, gc=False):
-    """What a token says: who, and until when.
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
+    """The contents of a verified token: the user, the permissions, and until when the token is valid.
 
     Attributes:
+        user: `sub`, 1 to `USER_LIMIT_BYTES` bytes in UTF-8; empty: anonymous.
+        permissions: Shared with every equal set.
         expires_at_s: `exp` in whole seconds since 1970, rounded down, without leeway; 0: never. With
             leeway it may lie in the past already.
         issued_at_s: `iat` in whole seconds since 1970, rounded down; 0: the token does not say.
     """
 
+    user: str
+    permissions: Permissions
     expires_at_s: int
     issued_at_s: int = 0
 
     def member(self) -> Member:
-        """The part that is kept: 32 bytes, where this object and its number take 80."""
-        return Member(self.user, self.permissions)
+        """The part that a connection keeps."""
+        return Member(self.user.encode(), self.permissions)
 
 
 class ChannelGrant(msgspec.Struct, frozen=True, gc=False):

@@ -63,7 +63,7 @@ def _judge(
     level: str, member: Member, by_claim: Callable[[Permissions, str], bool], channel: str
 ) -> str | None:
     """Claims add, never remove: what the namespace grants needs no claim."""
-    if level == "anyone" or (level == "authenticated" and member.user):
+    if level == "anyone" or (level == "authenticated" and member.user_utf8):
         return None
     if level != "nobody" and by_claim(member.permissions, channel):
         return None

@@ -17,7 +17,7 @@ from wsgate.dialects import BadCommand, Dialect, commands
 from wsgate.payload import Payload
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
-from wsgate.shard.options import ANONYMOUS
+from wsgate.shard.options import ANONYMOUS_MEMBER
 from wsgate.shard.pausing import Pauser
 from wsgate.shard.sessions import RETRY_MS, Sessions
 from wsgate.shard.welcome import Showing, shown
@@ -95,9 +95,9 @@ class Commands:
                 channel = getattr(command, "ch", None)
                 sessions.error(conn, dialect, "unauthorized", id=command.id, channel=channel)
                 return
-            member = ANONYMOUS
+            member = ANONYMOUS_MEMBER
         rates = self._users.rates
-        if rates is not None and member.user and type(command) is not commands.Ping:
+        if rates is not None and member.user_utf8 and type(command) is not commands.Ping:
             wait_ms = rates.take(member.user, time.monotonic())
             if wait_ms:
                 channel = getattr(command, "ch", None)
@@ -115,7 +115,7 @@ class Commands:
     # --- who somebody is ------------------------------------------------------------------------------
 
     def _auth(self, conn: int, dialect: Dialect, member: Member, command: commands.Auth) -> None:
-        if member.user:
+        if member.user_utf8:
             # A new token comes by `refresh`.
             self._sessions.error(conn, dialect, "bad_request", id=command.id)
             return

@@ -183,13 +183,14 @@ class Control:
         if isinstance(command, _Revoke):
             # Connections with a token that is still accepted stay. 1: at least those that do not say when.
             issued_before_s = max(1, min(int(command.before), ISSUED_MOST_S))
-        conns = self._reactor.user_connections(command.user.encode(), issued_before_s=issued_before_s)
-        return [conn for conn in conns if self._is_of(conn, command.user)]
+        user = command.user.encode()
+        conns = self._reactor.user_connections(user, issued_before_s=issued_before_s)
+        return [conn for conn in conns if self._is_of(conn, user)]
 
-    def _is_of(self, conn: int, user: str) -> bool:
+    def _is_of(self, conn: int, user: bytes) -> bool:
         """Whether a connection is this user's: the index tells users apart by a hash only."""
         member: Member | None = self._reactor.meta(conn)
-        return member is not None and member.user == user
+        return member is not None and member.user_utf8 == user
 
     def _apply(self, command: _Command, conn: int) -> None:
         if self._sessions.defer(conn, partial(self._apply, command, conn)):

@@ -87,29 +87,29 @@ class Events:
         """What is kept of somebody: with the time where events are told, the plain form where not."""
         if not self.is_on:
             return identity.member()
-        return Tracked(identity.user, identity.permissions, since_ms)
+        return Tracked(identity.user.encode(), identity.permissions, since_ms)
 
     def connected(self, conn: int, member: Member) -> None:
         """A connection was welcomed."""
         if "connected" in self._enabled:
-            self._tell(b"connected", conn, member.user)
+            self._tell(b"connected", conn, member.user_utf8)
 
     def disconnected(self, conn: int, reason: int, member: Member | None, now_ms: int) -> None:
         """It is gone; nothing is told of who was never welcome."""
         if isinstance(member, Tracked) and "disconnected" in self._enabled:
             name = Reason(reason).name.lower().encode()
-            duration_ms = b"%d" % max(0, now_ms - member.since_ms)
-            self._tell(b"disconnected", conn, member.user, {b"reason": name, b"duration_ms": duration_ms})
+            more = {b"reason": name, b"duration_ms": b"%d" % max(0, now_ms - member.since_ms)}
+            self._tell(b"disconnected", conn, member.user_utf8, more)
 
     def subscribed(self, conn: int, member: Member | None, name: bytes) -> None:
         """Its subscription was confirmed."""
         if member is not None and "subscribed" in self._enabled:
-            self._tell(b"subscribed", conn, member.user, {b"ch": name})
+            self._tell(b"subscribed", conn, member.user_utf8, {b"ch": name})
 
     def unsubscribed(self, conn: int, member: Member | None, name: bytes) -> None:
         """It left a channel."""
         if member is not None and "unsubscribed" in self._enabled:
-            self._tell(b"unsubscribed", conn, member.user, {b"ch": name})
+            self._tell(b"unsubscribed", conn, member.user_utf8, {b"ch": name})
 
     def message(self, conn: int, member: Member, payload: Payload, done: Callable[[str], None]) -> bool:
         """It said something to the backend; `done` is told what `AppendOutcome` tells.
@@ -118,7 +118,7 @@ class Events:
             False: too much waits already, and `done` is not called.
         """
         more = {b"data": payload.data, b"encoding": _ENCODINGS[payload.encoding]}
-        return self._tell(b"message", conn, member.user, more, done)
+        return self._tell(b"message", conn, member.user_utf8, more, done)
 
     # --- its form ---------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class Events:
         self,
         kind: bytes,
         conn: int,
-        user: str,
+        user: bytes,
         more: Mapping[bytes, bytes] | None = None,
         done: Callable[[str], None] | None = None,
     ) -> bool:
@@ -140,7 +140,7 @@ class Events:
             b"ts": b"%d" % (time.time_ns() // 1_000_000),
         }
         if user:
-            fields[b"user"] = user.encode()
+            fields[b"user"] = user
         if more:
             fields |= more
         place = crc32(fields.get(b"user", public)) % len(self._streams)

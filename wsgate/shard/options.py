@@ -13,6 +13,7 @@ from wsgate.statistics import Board, StatisticsBlock
 
 __all__ = [
     "ANONYMOUS",
+    "ANONYMOUS_MEMBER",
     "DESCRIPTORS_OF_OURS",
     "NO_EVENTS",
     "NO_USER_LIMITS",
@@ -25,7 +26,9 @@ __all__ = [
 ]
 
 ANONYMOUS = Identity(user="", permissions=NO_PERMISSIONS, expires_at_s=0)
-"""Who has no token where none is needed; one object for all of them."""
+"""The identity of a client without a token, where none is needed. One object for all such clients."""
+ANONYMOUS_MEMBER = ANONYMOUS.member()
+"""What a connection of such a client keeps; also one object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -398,7 +398,7 @@ class Shard:
                     reason, member = cast(tuple[int, Any], value)
                     if self._events.is_on:
                         self._events.disconnected(conn, reason, member, now)
-                    if self._users.has_counted and member is not None and member.user:
+                    if self._users.has_counted and member is not None and member.user_utf8:
                         self._users.leave(conn, member.user)
                     self._sessions.forget(conn)
                     self._commands.forget(conn)

@@ -23,7 +23,7 @@ from wsgate.shard.access import Access
 from wsgate.shard.events import Events, Tracked
 from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub, Joined
-from wsgate.shard.options import ANONYMOUS, ShardOptions
+from wsgate.shard.options import ANONYMOUS, ANONYMOUS_MEMBER, ShardOptions
 from wsgate.shard.pausing import Pauser, Pauses
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
@@ -178,8 +178,9 @@ class Sessions:
 
     def _own(self, conn: int, identity: Identity) -> None:
         """From here on the index by user contains the connection, so control commands find it."""
-        self.reactor.set_meta(conn, identity.member())
-        self.reactor.set_user(conn, identity.user.encode(), issued_s=identity.issued_at_s)
+        member = identity.member()
+        self.reactor.set_meta(conn, member)
+        self.reactor.set_user(conn, member.user_utf8, issued_s=identity.issued_at_s)
 
     def refuse_waiting(self, response: Callable[[], bytes]) -> None:
         """Refuse every connection whose 101 still waits for the bus, because the shard ends.
@@ -271,9 +272,9 @@ class Sessions:
 
     def _settle(self, conn: int, dialect: Dialect, identity: Identity, showing: Showing) -> None:
         """The connection is admitted; its expiry is set, and perhaps brought forward by a control command."""
-        self.keep(conn, identity, None)
+        member = self.keep(conn, identity, None)
         if self.events.is_on:
-            self.events.connected(conn, identity)
+            self.events.connected(conn, member)
         if identity is ANONYMOUS:
             self.tell_welcome(conn, dialect, identity, has_bus=self.hub.is_live)
             self.subscribe_asked(conn, dialect, showing)
@@ -341,17 +342,27 @@ class Sessions:
         self._held_bytes += len(message) + HELD_BYTES
         return True
 
-    def keep(self, conn: int, identity: Identity, before: Member | None) -> None:
-        """Remember who it is, and since when where events tell that; `before` is who it was till now."""
-        member: Member = ANONYMOUS
+    def keep(self, conn: int, identity: Identity, before: Member | None) -> Member:
+        """Store the user and permissions of a connection, and enter it in the index by user.
+
+        Args:
+            conn: The connection.
+            identity: From the token that it showed last.
+            before: What the connection kept until now; None: it was not admitted before.
+
+        Returns:
+            What the connection keeps from now on; with the time of its admission where events are on.
+        """
+        member = ANONYMOUS_MEMBER
         if self.events.is_on:
             since_ms = before.since_ms if isinstance(before, Tracked) else now_ms()
             member = self.events.member(identity, since_ms)
         elif identity is not ANONYMOUS:
             member = identity.member()
         self.reactor.set_meta(conn, member)
-        if member.user:
-            self.reactor.set_user(conn, member.user.encode(), issued_s=identity.issued_at_s)
+        if member.user_utf8:
+            self.reactor.set_user(conn, member.user_utf8, issued_s=identity.issued_at_s)
+        return member
 
     def want_refresh(self, conn: int, dialect: Dialect, within_s: int) -> None:
         """Ask for a fresh token; who shows none in time is closed as if its token had expired."""
@@ -471,7 +482,7 @@ class Sessions:
     def name_of(self, member: Member, channel: str) -> bytes | None:
         """A channel's name on the bus; None for one that no client may say."""
         if channel == "@me":
-            return (INBOX_MARK + member.user).encode() if member.user else None
+            return INBOX_MARK.encode() + member.user_utf8 if member.user_utf8 else None
         if not is_channel(channel, self.options.max_channel_name_bytes):
             return None
         return channel.encode()

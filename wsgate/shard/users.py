@@ -329,7 +329,7 @@ class Users:
             self._is_missing = False
         for conn in conns:
             found: Member | None = self._reactor.meta(conn)
-            if found is not None and found.user:
+            if found is not None and found.user_utf8:
                 member = self._member(conn)
                 self._enter(found.user, member, 0, 1, partial(self._on_walked, found.user, member))
 
