@@ -10,8 +10,8 @@ import pytest
 
 from wsgate.handshake import REFUSALS
 from wsgate.reasons import ERRORS, REASONS, Reason
+from wsgate.shard.byes import comes_back
 from wsgate.shard.numbers import SHARD_REFUSALS
-from wsgate.shard.sessions import comes_back
 
 PROTOCOLS = Path(__file__).resolve().parents[2] / "protocols"
 CODES: dict[str, list[dict[str, Any]]] = json.loads((PROTOCOLS / "codes.json").read_text())

@@ -9,8 +9,8 @@ import pytest
 from tests.support.passing_table import PAGE, ROWS, TABLE, render
 from wsgate.handshake import REFUSALS
 from wsgate.reasons import ERRORS, REASONS, Reason
+from wsgate.shard.byes import comes_back
 from wsgate.shard.numbers import SHARD_REFUSALS
-from wsgate.shard.sessions import comes_back
 
 CODES: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).resolve().parents[2] / "protocols" / "codes.json").read_text()

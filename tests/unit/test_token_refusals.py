@@ -10,7 +10,7 @@ from tests.support.rig import Peer
 from tests.unit.test_sessions import Shard
 from wsgate.auth import FAULTS, NO_PERMISSIONS, ChannelGrant, Identity, TokenError
 from wsgate.reasons import REASONS, Reason
-from wsgate.shard.sessions import RETRY_MS, comes_back
+from wsgate.shard.byes import RETRY_MS, comes_back
 from wsgate.shard.tokens import Tokens
 
 PASSING: Final = {"awaited_key", "not_yet_valid"}

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGCHLD)
 _TERMINAL: Final = (signal.SIGINT, signal.SIGHUP)
 """Go to every process of a terminal at once; what they mean is for the keeper to say."""
 _PR_SET_NAME: Final = 15
+_prctl: Final = ctypes.CDLL(None).prctl
 _ARGUMENTS: Final = 45  # of /proc/self/stat after the name: arg_start, then arg_end. Source: proc(5)
 
 
@@ -111,6 +113,7 @@ def fork_child(name: str, work: Callable[[], int | None]) -> int:
     Raises:
         OSError: There is no process, or no memory, for it now.
     """
+    _argument_area()  # so that the child finds it ready
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_ENDING, *_TERMINAL))
     try:
         pid = os.fork()
@@ -149,7 +152,7 @@ def name_process(name: str) -> None:
 
     Not through /proc/self/comm, which belongs to root where the process is not dumpable.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0)
+    _prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0)
 
 
 def _rename_command_line(name: str) -> None:
@@ -157,10 +160,20 @@ def _rename_command_line(name: str) -> None:
 
     The kernel reads it from where the process's arguments were when it was started.
     """
+    start, end = _argument_area()
+    if 0 < start < end:
+        text = name.encode()[: end - start - 1]
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, text, len(text))
+
+
+@cache
+def _argument_area() -> tuple[int, int]:
+    """The addresses where the arguments of this process begin and end; both 0 where the kernel hides them.
+
+    A forked process has them at the same place.
+    """
     with contextlib.suppress(OSError, IndexError, ValueError):
         fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
-        start, end = int(fields[_ARGUMENTS]), int(fields[_ARGUMENTS + 1])
-        if 0 < start < end:  # both 0 where the kernel does not tell
-            text = name.encode()[: end - start - 1]
-            ctypes.memset(start, 0, end - start)
-            ctypes.memmove(start, text, len(text))
+        return int(fields[_ARGUMENTS]), int(fields[_ARGUMENTS + 1])
+    return 0, 0

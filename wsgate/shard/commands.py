@@ -17,9 +17,10 @@ from wsgate.dialects import BadCommand, Dialect, commands
 from wsgate.payload import Payload
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
+from wsgate.shard.byes import RETRY_MS
 from wsgate.shard.options import ANONYMOUS_MEMBER
 from wsgate.shard.pausing import Pauser
-from wsgate.shard.sessions import RETRY_MS, Sessions
+from wsgate.shard.sessions import Sessions
 from wsgate.shard.welcome import Showing, shown
 
 __all__ = ["Commands"]

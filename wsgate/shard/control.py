@@ -16,7 +16,8 @@ import msgspec
 from wsgate.auth import Member
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
-from wsgate.shard.sessions import RETRY_MS, Sessions
+from wsgate.shard.byes import RETRY_MS
+from wsgate.shard.sessions import Sessions
 from wsgate.shard.variants import DIALECT_OF
 
 __all__ = ["Control"]

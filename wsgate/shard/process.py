@@ -161,7 +161,7 @@ class Shard:
         access = self._access = Access(options.channels, options.any_channel)
         names = Names(options.bus_prefix)
         tokens = Tokens(
-            tuple(source.make() for source in options.keys),
+            tuple(source.make(is_checked=True) for source in options.keys),
             options.tokens,
             options.token_cache_entries,
             self.count,
@@ -580,7 +580,7 @@ class Shard:
 
     def _renew(self, options: ShardOptions) -> None:
         """Other keys, rules and limits; nobody is dropped for them."""
-        keys = tuple(source.make() for source in options.keys)
+        keys = tuple(source.make(is_checked=True) for source in options.keys)
         self._reactor.renew(options.reactor)
         self._options = options
         self._tokens.renew(keys, options.tokens, options.token_cache_entries)

@@ -20,6 +20,7 @@ from wsgate.dialects import Dialect, is_channel
 from wsgate.reactor import Reactor
 from wsgate.reasons import REASONS, Reason
 from wsgate.shard.access import Access
+from wsgate.shard.byes import RETRY_MS, bye, common_byes
 from wsgate.shard.events import Events, Tracked
 from wsgate.shard.front import Entry
 from wsgate.shard.hub import Hub, Joined
@@ -30,7 +31,7 @@ from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF
 from wsgate.shard.welcome import NOTHING_SHOWN, Booked, Showing, Welcome, shown
 
-__all__ = ["RETRY_MS", "Sessions", "comes_back", "encode_gap", "now_ms", "wall_ms"]
+__all__ = ["Sessions", "encode_gap", "now_ms", "wall_ms"]
 
 BAD_MESSAGES_LIMIT = 3
 ASKED_LIMIT = 16
@@ -39,16 +40,12 @@ ASKED_BYTES = 1_000
 """Of one that waits, with its places in the hub's tables: 416 of a repeated one, 1,345 of a lone one."""
 WELCOME_BYTES = 1_000
 UNAUTHENTICATED_BYTES = 200
-EXPIRY_RANKS = 30
-"""Tokens that expire in one second bring their clients back in this many seconds, a thousand in each."""
 DEFERRED_LIMIT = 16
 """Control commands kept for one connection that waits for its 101."""
 HELD_BYTES = 100
 """Of a message that is held, beside its own bytes."""
 CROWDED_RETRY_MS = 2_000, 15_000
 """When one may come back whose user has too many connections, or whose shard too little memory."""
-RETRY_MS = 2_000
-"""Advised to clients that may come back; their own jitter comes on top."""
 
 
 def now_ms() -> int:
@@ -67,13 +64,6 @@ def _retry_ms_of(error: TokenError) -> int | None:
         spread_ms = random.randint(0, RETRY_MS)  # noqa: S311 - spreading, not secrecy
         return math.ceil(error.retry_s * 1000) + spread_ms
     return RETRY_MS if error.is_awaited else None
-
-
-def comes_back(close_code: int) -> bool:
-    """Whether a client should reconnect after this code. Source: protocols/codes.json."""
-    if close_code >= 4000:
-        return close_code < 4500
-    return close_code in (1000, 1001, 1006, 1011, 1012, 1013)
 
 
 class _Asked(NamedTuple):
@@ -120,11 +110,10 @@ class Sessions:
         self.ended: set[int] = set()  # Close is queued: what they said after it is not run
         self._bad_messages: dict[int, int] = {}
         self.renew(options)
-        for row in REASONS.values():
-            if row.close_code >= 4000:
-                self.spread(row.reason, RETRY_MS)
-        for rank in range(1, EXPIRY_RANKS):
-            self.spread(Reason.TOKEN_EXPIRED, RETRY_MS + rank * 1_000, rank)
+        spoken = self._spoken()
+        for reason, rank, messages in common_byes():
+            byes = [messages[dialect] for dialect in spoken]
+            reactor.set_bye(REASONS[reason].close_code, byes, reason=reason, rank=rank)
         self.spread_shed()
 
     @property
@@ -142,22 +131,15 @@ class Sessions:
         self.options = options
         self._ping_s = options.reactor.ping_interval_ms // 1000
 
-    def spread(self, reason: Reason, retry_ms: int, rank: int = 0) -> None:
-        """Have the reactor say so before the Closes it sends for this reason, and when to come back."""
-        spoken = DIALECT_OF[: len(self.options.reactor.variant_opcodes)]
-        byes = [self._bye(dialect, reason, retry_ms) for dialect in spoken]
-        self.reactor.set_bye(REASONS[reason].close_code, byes, reason=reason, rank=rank)
+    def _spoken(self) -> tuple[Dialect, ...]:
+        """The dialect of each variant that the reactor is configured for."""
+        return DIALECT_OF[: len(self.options.reactor.variant_opcodes)]
 
     def spread_shed(self) -> None:
-        """Another time to come back for those who are cut from now on for want of memory."""
-        self.spread(Reason.SHED, random.randint(*CROWDED_RETRY_MS))  # noqa: S311 - spreading, not secrecy
-
-    def _bye(self, dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
-        code = REASONS[reason].close_code
-        returns = comes_back(code)
-        return dialect.bye(
-            code, reason.name.lower(), reconnect=returns, retry_ms=retry_ms if returns else None
-        )
+        """Advise another random `retry_ms` to clients that are cut from now on for want of memory."""
+        retry_ms = random.randint(*CROWDED_RETRY_MS)  # noqa: S311 - spreading, not secrecy
+        byes = [bye(dialect, Reason.SHED, retry_ms) for dialect in self._spoken()]
+        self.reactor.set_bye(REASONS[Reason.SHED].close_code, byes, reason=Reason.SHED)
 
     # --- beginning ------------------------------------------------------------------------------------
 
@@ -569,7 +551,7 @@ class Sessions:
         """Bye, Close, and the reason on the books."""
         row = REASONS[reason]
         if row.close_code >= 4000:
-            self.reactor.send(conn, self._bye(dialect, reason, retry_ms), dialect.opcode)
+            self.reactor.send(conn, bye(dialect, reason, retry_ms), dialect.opcode)
         if self.reactor.close(conn, row.close_code, reason.name.lower().encode(), reason=reason):
             self.ended.add(conn)
 
