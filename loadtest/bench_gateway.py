@@ -87,6 +87,7 @@ class GatewayProcess:
         admission: Settings of that section.
         prefix: A command that starts it, its own following: for a control group.
         compression: Whether clients may ask for it.
+        config: The template of its configuration, with the same fields as `_CONFIG` or fewer.
     """
 
     module = "gateway"
@@ -103,6 +104,7 @@ class GatewayProcess:
         admission: Mapping[str, int | str] | None = None,
         prefix: Sequence[str] = (),
         compression: bool = False,
+        config: str = _CONFIG,
     ) -> None:
         """Start it and wait until it is ready (ServerError if it never is)."""
         self.shards = shards
@@ -110,8 +112,8 @@ class GatewayProcess:
         self._directory = tempfile.TemporaryDirectory(prefix="wsgate-bench-")
         self._publisher: ServerProcess | None = None
         where = Path(self._directory.name)
-        config = where / "wsgate.toml"
-        text = _CONFIG.format(
+        file = where / "wsgate.toml"
+        text = config.format(
             shards=shards,
             secret=SECRET,
             ping_interval_s=ping_interval_s,
@@ -121,13 +123,13 @@ class GatewayProcess:
             events=json.dumps(list(events)),
             admission="\n".join(f"{key} = {json.dumps(value)}" for key, value in (admission or {}).items()),
         )
-        config.touch(mode=0o600)  # it holds a secret
-        config.write_text(text, encoding="utf-8")
+        file.touch(mode=0o600)  # it holds a secret
+        file.write_text(text, encoding="utf-8")
         self._log = where / "log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WSGATE_")}
         with self._log.open("wb") as log:
             self._keeper = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "wsgate", "serve", "--config", str(config)],
+                [*prefix, sys.executable, "-m", "wsgate", "serve", "--config", str(file)],
                 env=environ | {"RUNTIME_DIRECTORY": self._directory.name},
                 cwd=_ROOT,
                 stdin=subprocess.DEVNULL,
@@ -165,6 +167,19 @@ class GatewayProcess:
     def bus_pid(self) -> int:
         """Its private bus."""
         return self._children[_BUS][0]
+
+    def pids_now(self, prefix: str) -> list[int]:
+        """Return the processes whose name begins like this, those that were started again included."""
+        found = bench_processes.children(self._keeper.pid)
+        return [pid for name, pids in found.items() if name.startswith(prefix) for pid in pids]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the keeper."""
+        self._keeper.send_signal(number)
+
+    def log_text(self) -> str:
+        """Return everything that the gateway has written."""
+        return self._log.read_text(errors="replace")
 
     def cpu_s(self) -> float:
         """Return user and system time of its shards so far."""

@@ -148,9 +148,9 @@ class Keeper:
         code = self._stop()
         return 1 if self._is_hopeless else code
 
-    def _rest(self) -> None:
-        """Wait for a signal, at most one tick, and take it."""
-        if self._woken.poll(TICK_S * 1000):
+    def _rest(self, within_s: float = TICK_S) -> None:
+        """Wait for a signal, at most so long, and take it."""
+        if self._woken.poll(within_s * 1000):
             self._take_signals()
 
     def _start_bus(self) -> None:
@@ -161,7 +161,7 @@ class Keeper:
         end_s = time.monotonic() + BUS_HEAD_START_S
         while not (self._signals or self._has_bus_been_up or time.monotonic() > end_s):
             self._duties.run("bus_probe", self._look_at_bus)
-            time.sleep(BUS_LOOK_S)
+            self._rest(BUS_LOOK_S)
 
     def _look_at_bus(self) -> None:
         """Remember that the private bus has been up; start it anew once its socket has been removed."""
