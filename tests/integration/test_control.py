@@ -237,6 +237,21 @@ def test_a_shard_without_its_subscriber_is_named(gateway: Gateway, bus: Any) -> 
     wait_until("it is back", lambda: api(gateway, "disconnect", user="deaf") == {"result": {}}, WITHIN_S)
 
 
+def kill_shards(gateway: Gateway) -> None:
+    """Kill both shards and wait until their successors are ready, not until the node has not noticed yet."""
+    killed = {gateway.pid_of(f"wsgate-shard-{number}") for number in (0, 1)}
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+
+    def are_replaced() -> bool:
+        children = gateway.children()
+        pids = [pid for name in ("wsgate-shard-0", "wsgate-shard-1") for pid in children.get(name, [])]
+        return len(pids) == 2 and not killed & set(pids)
+
+    wait_until("the shards are replaced", are_replaced, WITHIN_S)
+    gateway.await_ready()
+
+
 @pytest.mark.parametrize("is_by_api", [True, False])
 def test_a_revocation_holds_for_a_shard_that_is_started_later(
     gateway: Gateway, bus: Any, is_by_api: bool
@@ -250,9 +265,7 @@ def test_a_revocation_holds_for_a_shard_that_is_started_later(
     else:
         ask(bus, op="revoke", user=user, before=before)
     wait_until("it is kept", lambda: bus.zscore("wsgate:revoked", user) == before, WITHIN_S)
-    for number in (0, 1):
-        os.kill(gateway.pid_of(f"wsgate-shard-{number}"), signal.SIGKILL)
-    gateway.await_ready()
+    kill_shards(gateway)
     # The other shard may still start while the first one refuses.
     known = "every shard knows it again"
     wait_until(known, lambda: all(_is_refused(gateway, token) for _ in range(6)), WITHIN_S)
@@ -294,9 +307,7 @@ def test_a_connection_with_a_later_token_outlives_the_reading_of_a_revocation(
     gateway: Gateway, bus: Any
 ) -> None:
     assert "result" in api(gateway, "revoke", user="renewed", before=int(time.time()) - 5)
-    for number in (0, 1):
-        os.kill(gateway.pid_of(f"wsgate-shard-{number}"), signal.SIGKILL)
-    gateway.await_ready()
+    kill_shards(gateway)
     with connected(gateway.ws_url, 2, token=gateway.token("renewed")) as clients:
         greeted(list(clients))
         for _ in range(30):
