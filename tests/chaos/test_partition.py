@@ -7,7 +7,7 @@ publishes during a partition is really published. `PARTITION_S="30 120"` adds lo
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +113,10 @@ def _read(client: Client, last: int) -> tuple[dict[str, list[int]], list[tuple[o
     return heard, told
 
 
-def _part(stage: Stage, clients: list[Client], duration_s: float) -> None:
+def _part(stage: Stage, clients: list[Client], duration_s: float, impair: Callable[[], None]) -> None:
     """While it is impaired: it is noticed, everybody is answered; then heal it: all is heard again, once."""
-    failures = stage.gateway.metric("wsgate_bus_failures_total")
+    failures = stage.gateway.metric("wsgate_bus_failures_total")  # before the first that this test causes
+    impair()
     ends_s = time.monotonic() + duration_s
     _say(stage, range(100, 110))
     wait_until("noticed", lambda: _is_away(stage), DETECTED_WITHIN_S)
@@ -143,20 +144,18 @@ def _part(stage: Stage, clients: list[Client], duration_s: float) -> None:
 @pytest.mark.parametrize("silence_s", SILENCES_S)
 def test_a_bus_that_is_cut_off_silently_r12(stage: Stage, clients: list[Client], silence_s: float) -> None:
     """Nothing arrives and nothing says so: it is noticed, every socket stays, and it comes back."""
-    stage.far.vanish()
-    _part(stage, clients, silence_s)
+    _part(stage, clients, silence_s, stage.far.vanish)
 
 
 def test_a_bus_behind_a_wall_that_resets_r13(stage: Stage, clients: list[Client]) -> None:
-    stage.far.impair(f"tcp dport {PORT} reject with tcp reset", hooks=["input"])
-    _part(stage, clients, 3.0)
+    rule = f"tcp dport {PORT} reject with tcp reset"
+    _part(stage, clients, 3.0, lambda: stage.far.impair(rule, hooks=["input"]))
 
 
 @pytest.mark.parametrize("hook", ["input", "output"])
 def test_a_cable_that_works_one_way_r13(stage: Stage, clients: list[Client], hook: str) -> None:
     """Commands do not arrive, or their answers and the publications do not."""
-    stage.far.impair("drop", hooks=[hook])
-    _part(stage, clients, 3.0)
+    _part(stage, clients, 3.0, lambda: stage.far.impair("drop", hooks=[hook]))
 
 
 def test_a_cable_that_loses_five_of_a_hundred_r13(stage: Stage, clients: list[Client]) -> None:
