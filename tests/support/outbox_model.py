@@ -65,6 +65,7 @@ class OutboxModel:
     pong_written: int = 0
     wire: bytearray = field(default_factory=bytearray)  # everything written so far
     blocked: bool = False
+    owed: int = 0  # bytes to be taken of what waited when the last write was short
     paused: bool = False
     is_open: bool = True
     dropped_policy: int = 0
@@ -88,8 +89,15 @@ class OutboxModel:
         """Whether nothing waits, pongs included."""
         return not self.entries and not self.pongs
 
+    @property
+    def all_bytes_waiting(self) -> int:
+        """The same with the pongs."""
+        return self.bytes_waiting + sum(map(len, self.pongs)) - self.pong_written
+
     def is_over(self, size: int) -> bool:
-        """Whether one more entry of this size would be too much."""
+        """Whether one more entry of this size would be too much, for a connection that is behind."""
+        if not self.owed:
+            return False
         return self.bytes_waiting + size > self.limit_bytes or len(self.entries) + 1 > self.limit_frames
 
     # --- rules 1 to 4 -----------------------------------------------------------------------------
@@ -225,12 +233,13 @@ class OutboxModel:
 
     def write(self, count: int) -> None:
         """The socket took so many bytes of what was offered."""
-        progressed = count > 0
+        progressed, taken = count > 0, count
         while count:
             if self.pongs and not self.head_written:
                 count = self.write_pong(count)
             else:
                 count = self.write_entry(count)
+        self.owed = min(max(0, self.owed - taken), self.all_bytes_waiting)
         if progressed and self.paused and not self.is_over_half():
             self.paused = False
 

@@ -123,6 +123,8 @@ class Fuzz:
         self.settings = replace(
             SETTINGS,
             pool_enabled=random.random() < 0.7,
+            blocked_grace_ms=random.choice([0, 700]),
+            blocked_grace_bytes=random.choice([0, 400_000]),
             pool_idle_limit_bytes=random.choice([0, 4_096, 1 << 24]),
         )
         self.addresses = SharedAddresses(2, 60)
@@ -420,6 +422,10 @@ class Fuzz:
                 [b"text", None, 0],
             ]
         )
+        if random.random() < 0.1:
+            self.reactor.gap(channel)
+        if self.settings.blocked_grace_ms and self.reactor.is_full:
+            return
         position = random.choice([0, 1, 7, 2**62, -1])
         self.reactor.publish(channel, variants, position=position, exclude=abs(self.handle()) % 2**64)
 

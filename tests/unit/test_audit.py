@@ -16,6 +16,7 @@ OF_THE_REACTOR = (
     *(
         "connections",
         "blocked",
+        "pacing",
         "kernel",
         "channels",
         "users",
@@ -30,6 +31,7 @@ OF_THE_REACTOR = (
 OF_A_CONNECTION = (
     *(
         "outbox_bytes",
+        "pace",
         "subscriptions",
         "subscribers",
         "position",

@@ -312,6 +312,8 @@ class OutboxMachine(RuleBasedStateMachine):
         model.render()
         model.write(consumer.learn())
         model.blocked = not model.is_empty
+        if model.blocked:
+            model.owed = model.all_bytes_waiting
 
     def answer_pings(self, consumer: Consumer) -> None:
         """The reactor reads unless the outbox is over half; a full slot is flushed if it can be."""
@@ -357,6 +359,7 @@ class OutboxMachine(RuleBasedStateMachine):
                 "head_written": model.head_written,
                 "pongs": len(model.pongs),
                 "blocked": model.blocked,
+                "owed_bytes": model.owed,
                 "paused": model.paused,
             }.items() <= numbers.items()
 
@@ -585,6 +588,7 @@ def test_the_machine_notices(defect: type[OutboxModel]) -> None:
 # Nothing is written before a flush: what was pushed waits, and can be looked at.
 
 LONG = 1_000_000_000
+FILLING = b"fill" + bytes(100)
 
 
 @contextmanager
@@ -602,6 +606,30 @@ def desk(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
         for name, policy in POLICIES.items():
             bench.reactor.subscribe(peer.conn, name, policy=policy)
         yield bench, peer
+
+
+@contextmanager
+def full_desk(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
+    """As `desk`, with a full socket: the connection is behind. The limits are those beside what fills it."""
+    filling = len(server_frame(TEXT, FILLING))
+    changes["outbox_limit_frames"] = changes.get("outbox_limit_frames", 8) + 1
+    changes["outbox_limit_bytes"] = changes.get("outbox_limit_bytes", 4_096) + filling
+    with desk(**changes) as (bench, peer):
+        fill(bench, peer)
+        assert numbers(bench, peer)["outbox_bytes"] == filling
+        yield bench, peer
+
+
+def waiting(bench: Rig, peer: Peer) -> dict[str, int]:
+    """Frames and bytes that wait beside what fills the socket of a `full_desk`."""
+    found = numbers(bench, peer)
+    if found["outbox_frames"] == 0:
+        return found
+    filling = len(server_frame(TEXT, FILLING))
+    return {
+        "outbox_frames": found["outbox_frames"] - 1,
+        "outbox_bytes": found["outbox_bytes"] - filling,
+    }
 
 
 def numbers(bench: Rig, peer: Peer) -> dict[str, int]:
@@ -661,17 +689,17 @@ def test_control_entries_are_taken_beyond_the_limits() -> None:
 
 
 def test_the_oldest_droppable_gives_way_to_frames() -> None:
-    with desk(outbox_limit_frames=4) as (bench, peer):
+    with full_desk(outbox_limit_frames=4) as (bench, peer):
         publish(bench, b"strict", 1)
         publish(bench, b"news", 1, 2)
         publish(bench, b"chat", 1)
         assert publish(bench, b"chat", 2) == [1]
         # News 1 became a gap, which frees no frame; news 2 merged into it, which does.
-        assert numbers(bench, peer)["outbox_frames"] == 4
+        assert waiting(bench, peer)["outbox_frames"] == 4
         assert bench.reactor.send(peer.conn, b"reply")
         assert publish(bench, b"strict", 2) == [0], "nothing is left that may give way"
         assert bench.count("dropped_policy") == 4
-    with desk(outbox_limit_frames=4) as (bench, peer):
+    with full_desk(outbox_limit_frames=4) as (bench, peer):
         publish(bench, b"strict", 1)
         publish(bench, b"news", 1, 2)
         publish(bench, b"chat", 1, 2)
@@ -679,26 +707,26 @@ def test_the_oldest_droppable_gives_way_to_frames() -> None:
 
 
 def test_the_oldest_droppable_gives_way_to_bytes() -> None:
-    with desk(outbox_limit_bytes=2_000) as (bench, peer):
+    with full_desk(outbox_limit_bytes=2_000) as (bench, peer):
         publish(bench, b"news", 1, 2, 3, size=600)
-        before = numbers(bench, peer)["outbox_bytes"]
+        before = waiting(bench, peer)["outbox_bytes"]
         assert bench.reactor.send(peer.conn, b"r" * 600)
         frame = len(server_frame(TEXT, b"news 1 " + b"." * 600))
         reply = len(server_frame(TEXT, b"r" * 600))
-        assert numbers(bench, peer)["outbox_bytes"] == before - frame + 64 + reply
-        assert numbers(bench, peer)["outbox_frames"] == 4
+        assert waiting(bench, peer)["outbox_bytes"] == before - frame + 64 + reply
+        assert waiting(bench, peer)["outbox_frames"] == 4
         assert read_all(bench, peer) == [b"gap 0 news 1-1", b"news 2", b"news 3", b"r" * 600]
 
 
 def test_the_newest_of_latest_only_never_gives_way() -> None:
-    with desk(outbox_limit_frames=4) as (bench, peer):
+    with full_desk(outbox_limit_frames=4) as (bench, peer):
         publish(bench, b"price", 1, 2)
         publish(bench, b"score", 1)
         publish(bench, b"price", 3)
         assert publish(bench, b"price", 4, 5) == [1, 1]
         # Score 1 is its channel's newest, price 5 too. All before price 5 is one gap.
         assert read_all(bench, peer) == [b"gap 0 price 1-3", b"score 1", b"price 4", b"price 5"]
-    with desk(outbox_limit_frames=2) as (bench, peer):
+    with full_desk(outbox_limit_frames=2) as (bench, peer):
         publish(bench, b"price", 1)
         publish(bench, b"score", 1)
         assert bench.reactor.send(peer.conn, b"reply") is False
@@ -718,11 +746,11 @@ def test_what_is_half_written_never_gives_way() -> None:
 
 
 def test_a_newcomer_of_drop_oldest_gives_way_itself() -> None:
-    with desk(outbox_limit_frames=4) as (bench, peer):
+    with full_desk(outbox_limit_frames=4) as (bench, peer):
         for text in (b"a", b"b", b"c"):
             assert bench.reactor.send(peer.conn, text)
         assert publish(bench, b"news", 1, 2, 3) == [1, 1, 1]
-        assert numbers(bench, peer)["outbox_frames"] == 4
+        assert waiting(bench, peer)["outbox_frames"] == 4
         assert bench.count("dropped_policy") == 3
         assert read_all(bench, peer) == [b"a", b"b", b"c", b"gap 0 news 1-3"]
         assert publish(bench, b"news", 4) == [1]
@@ -732,13 +760,13 @@ def test_a_newcomer_of_drop_oldest_gives_way_itself() -> None:
 @pytest.mark.parametrize("name", [b"strict", b"price", b"chat"])
 def test_nothing_left_to_give_way_ends_the_connection(name: bytes) -> None:
     """Rule 4; for DROP_OLDEST when not even the gap has room."""
-    with desk(outbox_limit_frames=2) as (bench, peer):
+    with full_desk(outbox_limit_frames=2) as (bench, peer):
         bench.reactor.set_bye(4010, [b"bye"])
         for text in (b"a", b"b"):
             assert bench.reactor.send(peer.conn, text)
         assert publish(bench, name, 1) == [0]
-        assert numbers(bench, peer)["outbox_frames"] == 0
-        assert bench.count("dropped_closing") == 2
+        assert waiting(bench, peer)["outbox_frames"] == 0
+        assert bench.count("dropped_closing") == 3, "with what filled the socket"
         assert read_all(bench, peer) == [b"bye", b"close 4010"]
         peer.close()
         bench.turn()
@@ -746,17 +774,17 @@ def test_nothing_left_to_give_way_ends_the_connection(name: bytes) -> None:
 
 
 def test_a_message_larger_than_the_outbox_ends_the_connection() -> None:
-    with desk(outbox_limit_bytes=1_024) as (bench, peer):
+    with full_desk(outbox_limit_bytes=1_024) as (bench, peer):
         assert not bench.reactor.send(peer.conn, bytes(1_021))
         assert read_all(bench, peer) == [b"close 4010"]
-    with desk(outbox_limit_bytes=1_024) as (bench, peer):
+    with full_desk(outbox_limit_bytes=1_024) as (bench, peer):
         assert bench.reactor.send(peer.conn, bytes(1_020)), "exactly the limit"
         assert read_all(bench, peer) == [bytes(1_020)]
 
 
 def test_nothing_is_taken_after_an_overflow() -> None:
     """What was queued before was discarded: a later reply would be a reply after a hole."""
-    with desk(outbox_limit_frames=2) as (bench, peer):
+    with full_desk(outbox_limit_frames=2) as (bench, peer):
         assert [bench.reactor.send(peer.conn, b"reply %d" % number) for number in range(4)] == [
             True,
             True,
@@ -768,18 +796,18 @@ def test_nothing_is_taken_after_an_overflow() -> None:
 
 def test_an_outbox_is_never_over_its_bytes() -> None:
     """A gap is never charged more than what gave way: many tiny publications must not add up."""
-    with desk(outbox_limit_bytes=1_024, outbox_limit_frames=1_000) as (bench, peer):
+    with full_desk(outbox_limit_bytes=1_024, outbox_limit_frames=1_000) as (bench, peer):
         names = [b"tiny %d" % number for number in range(40)]
         for name in names:
             bench.reactor.subscribe(peer.conn, name, policy=OLDEST)
             publish(bench, name, 1)
         for position in range(2, 60):
             publish(bench, names[0], position, size=20)
-            assert numbers(bench, peer)["outbox_bytes"] <= 1_024
+            assert waiting(bench, peer)["outbox_bytes"] <= 1_024
 
 
 def test_a_gap_says_zero_where_no_position_was_given() -> None:
-    with desk(outbox_limit_frames=3) as (bench, peer):
+    with full_desk(outbox_limit_frames=3) as (bench, peer):
         publish(bench, b"news", 0, 0)
         publish(bench, b"chat", 0, 5, 6, 0)
         publish(bench, b"strict", 0)
@@ -788,7 +816,7 @@ def test_a_gap_says_zero_where_no_position_was_given() -> None:
 
 
 def test_a_gap_keeps_its_channel_alive() -> None:
-    with desk(outbox_limit_frames=2) as (bench, peer):
+    with full_desk(outbox_limit_frames=2) as (bench, peer):
         start = bench.count("now_channels")
         publish(bench, b"news", 1, 2, 3)
         for name in POLICIES:
@@ -859,16 +887,16 @@ def test_age_holds_for_what_comes_while_the_socket_is_blocked_already() -> None:
 
 def test_a_gap_that_was_turned_into_a_message_has_no_age() -> None:
     """The message is made when a visit reaches the gap, also when the socket then takes nothing."""
-    with desk(**OLD | {"outbox_limit_frames": 2}) as (bench, peer):
+    with desk(**OLD) as (bench, peer):
         fill_to_the_brim(bench, peer)
-        publish(bench, b"news", 1, 2, 3)
+        assert bench.reactor.gap(b"news") == 1
         assert bench.count("gaps") == 0
         bench.turn()
         assert numbers(bench, peer)["blocked"]
         assert bench.count("gaps") == 1
         bench.pass_ms(10_000)
         assert bench.of(peer) == []
-        assert read_all(bench, peer) == [b"gap 0 news 1-2", b"gap 0 news 3-3"]
+        assert read_all(bench, peer) == [b"gap 0 news 0-0"]
 
 
 def fill_to_the_brim(bench: Rig, peer: Peer) -> None:
@@ -885,24 +913,48 @@ def fill_to_the_brim(bench: Rig, peer: Peer) -> None:
 # --- gaps and their encoder -------------------------------------------------------------------------
 
 
-def drop_some(bench: Rig, peer: Peer, *names: bytes) -> None:
-    """Each channel loses position 1 and keeps 2."""
-    for name in names:
-        bench.reactor.subscribe(peer.conn, name, policy=OLDEST)
-        publish(bench, name, 1)
-    for name in names:
-        publish(bench, name, 2, size=900)
+def test_a_gap_from_outside_keeps_its_place_between_publications() -> None:
+    with desk() as (bench, peer):
+        for _ in range(2):
+            publish(bench, b"strict", 1)
+            for _ in range(3):
+                assert bench.reactor.gap(b"strict") == 1, "one notice stands for all until the next publication"
+            publish(bench, b"news", 1)
+            assert bench.reactor.gap(b"news") == 1
+        gaps = [b"gap 0 strict 0-0", b"gap 0 news 0-0"]
+        assert read_all(bench, peer) == [b"strict 1", gaps[0], b"news 1", gaps[1]] * 2
+        assert bench.reactor.gap(b"nobody is here") == 0
+
+
+def test_a_gap_from_outside_is_judged_like_a_publication() -> None:
+    with full_desk(outbox_limit_frames=2) as (bench, peer):
+        publish(bench, b"news", 1, 2)
+        assert bench.reactor.gap(b"chat") == 1, "news gives way"
+        assert waiting(bench, peer)["outbox_frames"] == 2
+        assert bench.reactor.gap(b"strict") == 0
+        assert read_all(bench, peer) == [b"close 4010"]
+
+
+def test_a_gap_from_outside_reaches_a_large_channel_behind_what_is_on_its_way() -> None:
+    with desk(walk_at_once=1) as (bench, peer):
+        other = bench.connect()
+        bench.reactor.subscribe(other.conn, b"strict")
+        publish(bench, b"strict", 1)
+        assert bench.reactor.gap(b"strict") == 2
+        publish(bench, b"strict", 2)
+        assert bench.count("now_walks") == 3
+        for each in (peer, other):
+            assert read_all(bench, each) == [b"strict 1", b"gap 0 strict 0-0", b"strict 2"]
 
 
 def test_without_an_encoder_nothing_is_said() -> None:
-    with rig(Settings(outbox_limit_frames=1)) as bench:
+    with rig() as bench:
         peer = bench.connect()
-        bench.reactor.subscribe(peer.conn, b"news", policy=OLDEST)
-        publish(bench, b"news", 1, 2)
+        bench.reactor.subscribe(peer.conn, b"news")
+        bench.reactor.gap(b"news")
         assert numbers(bench, peer)["outbox_frames"] == 1
         assert read_all(bench, peer) == []
-        assert numbers(bench, peer)["outbox_frames"] == 0
-        assert bench.count("dropped_policy") == 2
+        assert waiting(bench, peer)["outbox_frames"] == 0
         assert bench.count("gaps") == 0
         assert bench.held()["outbox"] == 0
 
@@ -917,11 +969,11 @@ def test_an_encoder_that_raises_is_our_fault(broken: bytes, monkeypatch: pytest.
             raise ArithmeticError("planted")
         return gap_payload(variant, channel, first, last)
 
-    limits = Settings(outbox_limit_bytes=1_024, outbox_limit_frames=100)
-    with rig(limits, gap_encoder=encode) as bench:
+    with rig(gap_encoder=encode) as bench:
         peer = bench.connect()
-        drop_some(bench, peer, b"first", b"second")
-        assert bench.count("dropped_policy") >= 2
+        for name in (b"first", b"second"):
+            bench.reactor.subscribe(peer.conn, name)
+            bench.reactor.gap(name)
         assert read_all(bench, peer)[-1] == b"close 4050"
         assert bench.of(peer) == [(events.FAILING, 4050)]
         assert unraisable == [ArithmeticError] * (2 if broken == b"both" else 1)
@@ -934,10 +986,10 @@ def test_an_encoder_that_returns_no_bytes_is_our_fault(
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda info: unraisable.append(info.exc_type))
     encoder: Callable[[int, bytes, int, int], Any] = lambda *_: answer  # noqa: E731
-    with rig(Settings(outbox_limit_frames=1), gap_encoder=encoder) as bench:
+    with rig(gap_encoder=encoder) as bench:
         peer = bench.connect()
-        bench.reactor.subscribe(peer.conn, b"news", policy=OLDEST)
-        publish(bench, b"news", 1, 2)
+        bench.reactor.subscribe(peer.conn, b"news")
+        bench.reactor.gap(b"news")
         assert read_all(bench, peer) == [b"close 4050"]
         assert unraisable == [TypeError]
 

@@ -211,7 +211,7 @@ def test_counters_carry_every_name_once() -> None:
     named = set(names.COUNTER_NAMES)
     named |= {f"ended_{name}" for name in names.REASON_NAMES[1:]}
     named |= {f"now_{name}" for name in names.STATE_NAMES[1:]}
-    named |= {f"now_{name}" for name in ("connections", "blocked", "draining", "channels", "walks")}
+    named |= {f"now_{name}" for name in ("connections", "blocked", "pacing", "draining", "channels", "walks")}
     named |= {"now_short", "now_shedding"}
     assert set(counters) == named
     assert set(held) == {*names.KIND_NAMES, "pool", "kernel_queued", "connections", "outside"}
@@ -301,7 +301,9 @@ def wait(duration_ms: int, *frames: bytes) -> Drive:
 
 
 def overflow(bench: Rig, peer: Peer) -> None:
-    assert bench.reactor.send(peer.conn, b"one")
+    while not inspect(bench, peer)["blocked"]:
+        assert bench.reactor.send(peer.conn, bytes(600))
+        bench.turn()
     assert not bench.reactor.send(peer.conn, b"two")
     bench.turn()
 
@@ -325,9 +327,8 @@ def late_to_authenticate(bench: Rig, peer: Peer) -> None:
 
 
 def break_the_encoder(bench: Rig, peer: Peer) -> None:
-    bench.reactor.subscribe(peer.conn, b"news", policy=events.POLICY_DROP_OLDEST)
-    for position in (1, 2, 3):
-        bench.reactor.publish(b"news", [b"..."], position=position)
+    bench.reactor.subscribe(peer.conn, b"news")
+    bench.reactor.gap(b"news")
     bench.turn()
 
 
@@ -384,7 +385,7 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
         {"variant_opcodes": (TEXT | events.DEFLATED,)},
         say(client_frame(TEXT | events.DEFLATED, b"\xff")),
     ),
-    Reason.INTERNAL: ({"outbox_limit_frames": 1}, break_the_encoder),
+    Reason.INTERNAL: ({}, break_the_encoder),
 }
 
 # What no test can make the reactor find: it is ours to say, or there is nobody to say it to.

@@ -73,7 +73,7 @@ def test_whoever_leaves_whenever_all_others_are_served_once(steps: int, leaver: 
             step_walks(bench.reactor, 1)
         bench.reactor.unsubscribe(peers[leaver].conn, CHANNEL)
         heard = served(bench, peers)
-        assert heard.pop(leaver) in ([], [b"1"])  # those at the end are served first
+        assert heard.pop(leaver) in ([], [b"1", b"2"])  # those at the end are served first, with both
         assert heard == [[b"1", b"2"]] * 4
 
 

@@ -249,6 +249,11 @@ _GAUGES: Final = (
     _Gauge("python_blocks", "Memory blocks that CPython's allocator has given out.", "python_blocks"),
     _Gauge("connections_held", "Connections in the table, in whatever state.", "now_connections"),
     _Gauge("connections_blocked", "Connections whose socket is full.", "now_blocked"),
+    _Gauge(
+        "connections_pacing",
+        "Connections over half their outbox limits and not judged by them: publications wait for them.",
+        "now_pacing",
+    ),
     _Gauge("refusals_draining", "Refused sockets that are being drained.", "now_draining"),
     _Gauge("channels", "Channels with subscribers.", "now_channels"),
     _Gauge("fanouts_under_way", "Publications on their way into large channels.", "now_walks"),

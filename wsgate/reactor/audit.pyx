@@ -17,7 +17,7 @@ from wsgate.reactor.structs cimport (
     BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core,
     DRAINS_MAX, Entry, Frame, Gap, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
     KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
-    Outbox, POOL_CLASSES, STATES, STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
+    Outbox, PACES, PACE_BEHIND, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES, STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
     STATE_LINGERING, STATE_OPEN, Subscription, TICK_MS, UserLink, VARIANTS_MAX, WATCHED, WHEEL_SLOTS, Walk,
 )
 
@@ -107,6 +107,7 @@ cdef class _Audit:
 
     cdef look_at_connections(self):
         cdef uint32_t slot, used = 0, blocked = 0
+        cdef list paced = [0] * PACES
         cdef Connection *c
         cdef list states = [0] * STATES
         cdef list queued = [0] * STATES
@@ -125,6 +126,7 @@ cdef class _Audit:
             if c.fd < 0 and c.state != STATE_GONE and c.flags & WATCHED:
                 self.faults.append(f"slot {slot}: watched without a descriptor")
             blocked += (c.flags & BLOCKED) != 0
+            paced[self.pace_of(c)] += 1
             if c.state != STATE_LINGERING:
                 queued[c.state] += (c.units >> 1) * 32
             self.look_at_outbox(slot, c)
@@ -132,11 +134,21 @@ cdef class _Audit:
             self.look_at_subscriptions(slot, c)
         self.expect("connections", self.core.connections, used)
         self.expect("blocked", self.core.blocked, blocked)
+        self.expect("readers over half", self.core.paced[<int>PACE_READER], paced[<int>PACE_READER])
+        self.expect("connections behind over half", self.core.paced[<int>PACE_BEHIND], paced[<int>PACE_BEHIND])
         for state in range(1, <int>STATES):
             self.expect("connections in state " + STATE_NAMES[state], self.core.states[state], states[state])
             self.expect("kernel bytes in state " + STATE_NAMES[state], self.core.queued_in[state], queued[state])
         self.expect("kernel bytes", self.core.queued_bytes, sum(queued))
         self.held[<int>KIND_TABLE] = <uint64_t>self.slots() * (sizeof(Connection) + sizeof(UserLink))
+
+    cdef int pace_of(self, Connection *c):
+        """As what a connection should be counted among those for which publications wait."""
+        if c.outbox == NULL or c.state != STATE_OPEN or not c.flags & PAUSED_OUTBOX:
+            return PACE_NONE
+        if c.outbox.owed == 0:
+            return PACE_READER
+        return PACE_BEHIND if c.outbox.grace_ms else PACE_NONE
 
     cdef look_at_nothing(self, uint32_t slot, Connection *c, str what):
         """A slot that must own nothing."""
@@ -185,6 +197,11 @@ cdef class _Audit:
         elif outbox.head_written:
             self.faults.append(f"slot {slot}: an entry that is not there is half written")
         self.expect(f"slot {slot}: outbox bytes", outbox.bytes, size)
+        self.expect(f"slot {slot}: its pace", outbox.pace, self.pace_of(c))
+        if c.flags & BLOCKED and c.state == STATE_OPEN and outbox.owed == 0:
+            self.faults.append(f"slot {slot}: its socket is full, and it owes nothing")
+        if outbox.grace_ms and outbox.owed == 0:
+            self.faults.append(f"slot {slot}: a grace, and it owes nothing")
         self.look_at_control_slot(slot, outbox.control)
 
     cdef look_at_control_slot(self, uint32_t slot, ControlSlot *control):
@@ -497,6 +514,10 @@ def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
         core.connections += <uint32_t>by
     elif account == "blocked":
         core.blocked += <uint32_t>by
+    elif account == "pacing":
+        core.paced[<int>PACE_READER] += <uint32_t>by
+    elif account == "pace":
+        c.outbox.pace += <uint8_t>by
     elif account == "kernel":
         core.queued_bytes += by
     elif account == "pool":

@@ -21,7 +21,9 @@ from libc.string cimport memset
 from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
-from wsgate.reactor.outbox cimport outbox_close, outbox_close_empty, outbox_discard, outbox_over_half, outbox_push
+from wsgate.reactor.outbox cimport (
+    outbox_close, outbox_close_empty, outbox_discard, outbox_over_half, outbox_push, outbox_push_gap, outbox_weigh,
+)
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
 from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
@@ -78,8 +80,17 @@ cdef int deliver(
 
     Takes its own reference. A publication dropped by its channel's policy counts as queued: its gap is.
     """
+    return delivered(core, slot, outbox_push(core, at(core, slot), frame, klass, channel), urgent)
+
+
+cdef int deliver_gap(Core *core, uint32_t slot, uint32_t channel, bint urgent) noexcept nogil:
+    """As `deliver`, of the notice that publications of a channel were lost on their way here."""
+    return delivered(core, slot, outbox_push_gap(core, at(core, slot), channel), urgent)
+
+
+cdef inline int delivered(Core *core, uint32_t slot, int outcome, bint urgent) noexcept nogil:
+    """Act on the outcome of a push: have the connection visited, or end it."""
     cdef Connection *c = at(core, slot)
-    cdef int outcome = outbox_push(core, c, frame, klass, channel)
     if outcome != PUSHED:
         if c.state != STATE_OPEN:
             core.counters[<int>DROPPED_CLOSING] += 1
@@ -94,6 +105,7 @@ cdef int deliver(
         if not c.flags & PAUSED_APP:
             note_pause(core, c)
         c.flags |= PAUSED_OUTBOX
+        outbox_weigh(core, c)
     return 1
 
 
@@ -116,6 +128,7 @@ cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept no
     partial_close(core, c)
     if reason in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY, SHED):
         outbox_discard(core, c)
+    outbox_weigh(core, c)
     if reason != PEER_CLOSED:
         c.flags |= END_AFTER_WRITE
     attention_push(core, slot)
@@ -178,6 +191,7 @@ cdef void send_last(Core *core, uint32_t slot, Frame *frame, int klass) noexcept
         return
     if c.state != STATE_CLOSING:
         enter(core, c, STATE_CLOSING)
+    outbox_weigh(core, c)
     c.flags |= CLOSE_QUEUED
     c.deadline_ms = core.clock_ms + core.limits.write_ms
     wheel_arm(core, slot, c.deadline_ms)

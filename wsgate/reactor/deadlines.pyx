@@ -17,7 +17,7 @@ forward), `deadlines_rearm` looks at every timer again, a slice in each tick.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 
 from wsgate.reactor.closing cimport deliver, end_with, fail, release, unblocked
-from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_oldest_ms
+from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_end_grace, outbox_grace_end, outbox_oldest_ms
 from wsgate.reactor.pongs cimport PUSHED
 from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_queued, seam_readable, seam_writable
 from wsgate.reactor.structs cimport (
@@ -85,7 +85,9 @@ cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
         when = min(when, c.input.started_ms + core.limits.message_ms)
     if c.flags & BLOCKED and c.outbox != NULL:
         when = min(when, c.outbox.blocked_ms + core.limits.write_ms)
+    if is_behind(c):
         when = min(when, outbox_oldest_ms(core, c) + core.limits.outbox_age_ms)
+        when = min(when, outbox_grace_end(core, c))
     return when
 
 
@@ -130,6 +132,11 @@ cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
     deliver(core, slot, core.ping, CLASS_CONTROL, NONE, True)
 
 
+cdef inline bint is_behind(Connection *c) noexcept nogil:
+    """Whether the socket owes what waited when it was full last; see outbox.pyx."""
+    return c.outbox != NULL and c.outbox.owed != 0
+
+
 cdef inline bint is_stalled(Core *core, Connection *c) noexcept nogil:
     """Whether a full socket has taken no byte for a whole write deadline."""
     return (
@@ -155,10 +162,12 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         # Not a byte for a whole write deadline: Close would not leave either.
         release(core, slot, WRITE_STALL, True)
     elif (
-        c.flags & BLOCKED and outbox_oldest_ms(core, c) + core.limits.outbox_age_ms <= now
+        is_behind(c) and outbox_oldest_ms(core, c) + core.limits.outbox_age_ms <= now
         and outbox_drop_aged(core, c) != PUSHED
     ):
         fail(core, slot, OUTBOX_AGE, 0)
+    elif outbox_grace_end(core, c) <= now:
+        outbox_end_grace(core, c)
     elif (
         c.input != NULL and c.input.started_ms and core.limits.message_ms and not c.flags & PAUSED
         and c.input.started_ms + core.limits.message_ms <= now

@@ -7,7 +7,11 @@ filled (38 ms at once), and no more of them exist than are about to be written. 
 - What is published to a channel reaches each subscriber in order: while one walk is under way the next
   publication to that channel waits behind it. Other channels do not wait.
 - Who subscribes after a publication does not get it; who is subscribed until it comes by gets it once.
-- At most WALKS_MAX wait; then the oldest is walked to its end at once, and full outboxes say the rest.
+- Publications to one channel that wait behind one another are walked together, so that they leave
+  together: each subscriber is given all of them at once.
+- At most WALKS_MAX wait; then the oldest is walked to its end at once. The caller does not let it come to
+  that (`Reactor.is_full`).
+- A gap goes the same way as a publication, and so stays in its place between them.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -15,7 +19,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from wsgate.reactor.channels cimport channel_release, channel_slots
-from wsgate.reactor.closing cimport deliver
+from wsgate.reactor.closing cimport deliver, deliver_gap
 from wsgate.reactor.frames cimport frame_release
 from wsgate.reactor.memory cimport memory_give, memory_take
 from wsgate.reactor.structs cimport (
@@ -59,6 +63,53 @@ cdef int64_t serve(
     return reached
 
 
+cdef int64_t serve_gap(Core *core, uint32_t index, uint32_t start, uint32_t end) noexcept nogil:
+    """As `serve`, of the notice that publications were lost."""
+    cdef Channel *channel = &core.channels.channels[index]
+    cdef uint32_t place, slot
+    cdef uint32_t *slots = channel_slots(channel)
+    cdef bint urgent = channel.count <= URGENT_SUBSCRIBERS
+    cdef int64_t reached = 0
+    for place in range(start, end):
+        slot = slots[place]
+        if at(core, slot).state == STATE_OPEN:
+            reached += deliver_gap(core, slot, index, urgent)
+    return reached
+
+
+cdef void serve_walk(Core *core, Walk *walk, uint32_t start) noexcept nogil:
+    """Serve one walk down to a place, from the end of its front."""
+    cdef uint32_t end = walk.left
+    walk.left = start
+    if walk.is_gap:
+        serve_gap(core, walk.channel, start, end)
+    else:
+        serve(core, walk.channel, walk.frames, walk.exclude, start, end)
+
+
+cdef Walk *new_walk(Core *core, uint32_t index) noexcept nogil:
+    """A walk behind all others, which has nothing to serve yet but subscribers; NULL without memory."""
+    cdef Walk *walk
+    if core.walk_count >= WALKS_MAX:
+        walk_to_end(core)
+    walk = <Walk *>memory_take(core, sizeof(Walk), KIND_OUTBOX)
+    if walk == NULL:
+        while core.channels.channels[index].walks:
+            walk_to_end(core)
+        return NULL
+    memset(walk, 0, sizeof(Walk))
+    walk.channel = index
+    walk.left = core.channels.channels[index].count
+    core.channels.channels[index].walks += 1
+    if core.walks == NULL:
+        core.walks = walk
+    else:
+        core.last_walk.next = walk
+    core.last_walk = walk
+    core.walk_count += 1
+    return walk
+
+
 cdef int64_t fan_out(Core *core, uint32_t index, Frame **frames, uint64_t exclude) noexcept nogil:
     """Serve all subscribers, at once or on the way; how many were, or will be."""
     cdef Channel *channel = &core.channels.channels[index]
@@ -66,40 +117,61 @@ cdef int64_t fan_out(Core *core, uint32_t index, Frame **frames, uint64_t exclud
     cdef int variant
     if channel.walks == 0 and channel.count <= core.limits.walk_at_once:
         return serve(core, index, frames, exclude, 0, channel.count)
-    if core.walk_count >= WALKS_MAX:
-        walks_step(core, core.walks.left)
-    walk = <Walk *>memory_take(core, sizeof(Walk), KIND_OUTBOX)
+    walk = new_walk(core, index)
     if walk == NULL:
-        while channel.walks:
-            walks_step(core, core.walks.left)
         return serve(core, index, frames, exclude, 0, channel.count)
-    walk.next = NULL
-    walk.channel = index
-    walk.left = channel.count
     walk.exclude = exclude
     for variant in range(VARIANTS_MAX):
         walk.frames[variant] = frames[variant]
         if frames[variant] != NULL:
             frames[variant].references += 1
-    channel.walks += 1
-    if core.walks == NULL:
-        core.walks = walk
-    else:
-        core.last_walk.next = walk
-    core.last_walk = walk
-    core.walk_count += 1
+    return channel.count
+
+
+cdef int64_t gap_out(Core *core, uint32_t index) noexcept nogil:
+    """Give every subscriber a gap, at once or on the way, behind the publications that are on theirs."""
+    cdef Channel *channel = &core.channels.channels[index]
+    cdef Walk *walk
+    if channel.walks == 0 and channel.count <= core.limits.walk_at_once:
+        return serve_gap(core, index, 0, channel.count)
+    walk = new_walk(core, index)
+    if walk == NULL:
+        return serve_gap(core, index, 0, channel.count)
+    walk.is_gap = 1
     return channel.count
 
 
 cdef void walks_step(Core *core, uint32_t most) noexcept nogil:
-    """Serve the next of the oldest walk, from the end of its front; end it when there is none left."""
+    """Serve the next subscribers of the oldest walk, and of those behind it that are as far in its channel.
+
+    `most` bounds the entries that are queued, so that a step costs the same however many walks it serves.
+    """
     cdef Walk *walk = core.walks
-    cdef uint32_t end = walk.left
+    cdef Walk *other = walk
+    cdef uint32_t end = walk.left, start, together = 0
+    while other != NULL and other.channel == walk.channel and other.left == end:
+        together += 1
+        other = other.next
+    start = end - min(max(most // together, <uint32_t>1), end)
+    other = walk
+    while together:
+        together -= 1
+        serve_walk(core, other, start)
+        other = other.next
+    while core.walks != NULL and core.walks.left == 0:
+        end_walk(core)
+
+
+cdef void walk_to_end(Core *core) noexcept nogil:
+    """Serve all that is left of the oldest walk, alone."""
+    serve_walk(core, core.walks, 0)
+    end_walk(core)
+
+
+cdef void end_walk(Core *core) noexcept nogil:
+    """Forget the oldest walk."""
+    cdef Walk *walk = core.walks
     cdef int variant
-    walk.left = end - min(most, end)
-    serve(core, walk.channel, walk.frames, walk.exclude, walk.left, end)
-    if walk.left:
-        return
     core.walks = walk.next
     core.walk_count -= 1
     core.channels.channels[walk.channel].walks -= 1
@@ -113,8 +185,7 @@ cdef void walks_step(Core *core, uint32_t most) noexcept nogil:
 cdef void walks_drop(Core *core) noexcept nogil:
     """End all walks, nobody served."""
     while core.walks != NULL:
-        core.walks.left = 0
-        walks_step(core, 0)
+        end_walk(core)
 
 
 cdef Bye *bye_for(Core *core, uint16_t close_code, int reason, int rank) noexcept nogil:

@@ -65,6 +65,16 @@ class Reactor:
         """The epoll descriptor: readable when `poll` has something to do; -1 after shutdown."""
 
     @property
+    def is_full(self) -> bool:
+        """Whether publications should wait until `flush` has written some. O(1).
+
+        An outbox that is not judged by its limits is over half of them: of a connection that is not behind, or
+        of more than half of all connections, behind and within their grace. Or 64 publications are on their
+        way into large channels. It always ends by itself: with `flush`, with what peers read, or with their
+        grace. A connection that is judged never makes it true.
+        """
+
+    @property
     def more(self) -> bool:
         """Whether `poll` should be called again without waiting for `fileno` to be readable.
 
@@ -323,6 +333,16 @@ class Reactor:
             `Settings.walk_at_once` that happens in steps of `flush`. Queued is not written.
         """
 
+    def gap(self, channel: bytes) -> int:
+        """Notify every open subscriber that publications of a channel were lost before they came here.
+
+        The notice takes its place behind what waits. Notices of one channel with no publication between them
+        are one. In steps of `flush` where a publication would be.
+
+        Returns:
+            For how many it is queued, or will be.
+        """
+
     def variant(self, conn: int) -> int:
         """Which form of publications this connection takes, as for `upgrade`; -1 for a stale handle."""
 
@@ -418,7 +438,7 @@ class Reactor:
         """Everything counted.
 
         `COUNTER_NAMES` since the start; `ended_<reason>` for refusals and closes; `now_<state>`,
-        `now_connections`, `now_blocked`, `now_draining` and `now_channels` as of now.
+        `now_connections`, `now_blocked`, `now_pacing`, `now_draining` and `now_channels` as of now.
         """
 
     def bytes_held(self) -> dict[str, int]:

@@ -27,11 +27,12 @@ from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.deadlines cimport (
     application_at, deadlines_arm, deadlines_rearm, deadlines_resume, deadlines_run,
 )
-from wsgate.reactor.fanout cimport bye_for, fan_out
+from wsgate.reactor.fanout cimport bye_for, fan_out, gap_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_admit, gate_answers_free, gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn, turn_failed
 from wsgate.reactor.memory cimport memory_booked, memory_is_exact
+from wsgate.reactor.outbox cimport outbox_paces
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_address, seam_interest, seam_peer, seam_watch
 from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
@@ -39,11 +40,12 @@ from wsgate.reactor.state cimport advance, apply_settings, response_frame, state
 from wsgate.reactor.structs cimport (
     APPLICATION, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PASS_BYTES,
+    Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND,
+    PACE_READER, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
     POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_HEAD, STATE_OPEN, TICK_MS, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
-    WANT_OUT,
+    WALKS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport (
     at, attention_pop, attention_push, enter, find, handle_of, heads_remove, note_pause, table_free,
@@ -145,6 +147,11 @@ cdef class Reactor:
     def more(self):
         """Whether poll should be called again without waiting."""
         return self.core.attention.count != 0 or wheel_is_due(self.core)
+
+    @property
+    def is_full(self):
+        """Whether publications should wait; see loop.pyi."""
+        return outbox_paces(self.core) or self.core.walk_count >= WALKS_MAX
 
     def poll(self, int64_t now_ms, uint32_t messages=PASS_MESSAGES):
         """Read what became ready, within the budget; returns events in order. See loop.pyi."""
@@ -645,6 +652,8 @@ cdef class Reactor:
             "outbox_bytes": 0 if c.outbox == NULL else c.outbox.bytes,
             "outbox_frames": 0 if c.outbox == NULL else c.outbox.count,
             "head_written": 0 if c.outbox == NULL else c.outbox.head_written,
+            "owed_bytes": 0 if c.outbox == NULL else c.outbox.owed,
+            "in_grace": c.outbox != NULL and c.outbox.grace_ms != 0,
             "pongs": 0 if c.outbox == NULL or c.outbox.control == NULL else c.outbox.control.count,
             "partial_bytes": 0 if c.input == NULL else c.input.message.length,
             "partial_capacity": 0 if c.input == NULL else c.input.message.capacity,
@@ -808,6 +817,14 @@ cdef class Reactor:
                     frame_release(core, frames[variant])
         return reached
 
+    def gap(self, bytes channel not None):
+        """Notify every subscriber that publications of a channel were lost; how many were. See loop.pyi."""
+        cdef Core *core = self.own()
+        cdef uint32_t index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
+        if index == NONE or core.channels.channels[index].count == 0:
+            return 0
+        return gap_out(core, index)
+
     def set_bye(self, int close_code, variants, *, int reason=0, int rank=0):
         """What goes before a Close that the reactor itself sends, per variant; see loop.pyi."""
         cdef Core *core = self.own()
@@ -846,6 +863,7 @@ cdef class Reactor:
             numbers[NOW_NAMES[index]] = core.states[index]
         numbers["now_connections"] = core.connections
         numbers["now_blocked"] = core.blocked
+        numbers["now_pacing"] = core.paced[<int>PACE_READER] + core.paced[<int>PACE_BEHIND]
         numbers["now_draining"] = core.drain_count
         numbers["now_channels"] = core.channels.count
         numbers["now_walks"] = core.walk_count

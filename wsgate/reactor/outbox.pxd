@@ -8,6 +8,7 @@ cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil
 cdef int outbox_push(
     Core *core, Connection *c, Frame *frame, int klass, uint32_t channel
 ) noexcept nogil
+cdef int outbox_push_gap(Core *core, Connection *c, uint32_t channel) noexcept nogil
 cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil
 cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil
 cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *frame) noexcept nogil
@@ -17,3 +18,8 @@ cdef void outbox_discard(Core *core, Connection *c) noexcept nogil
 cdef void outbox_close(Core *core, Connection *c) noexcept nogil
 cdef bint outbox_head_first(Outbox *outbox) noexcept nogil
 cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil
+cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil
+cdef bint outbox_paces(Core *core) noexcept nogil
+cdef void outbox_fall_behind(Core *core, Connection *c) noexcept nogil
+cdef int64_t outbox_grace_end(Core *core, Connection *c) noexcept nogil
+cdef void outbox_end_grace(Core *core, Connection *c) noexcept nogil

@@ -1,10 +1,22 @@
 """What waits to be written to one connection.
 
-An outbox exists only while something waits. It is bounded by bytes, by frames and by the age of its
-oldest entry, and holds references to shared frames, so that a publication waiting in 15,000 outboxes
-costs its bytes once and 16 bytes per outbox.
+An outbox exists only while something waits. It holds references to shared frames, so that a publication
+waiting in 15,000 outboxes costs its bytes once and 16 bytes per outbox.
 
-The rules of overflow, in order:
+Only a connection that is behind is judged by the limits of bytes, frames and age. It is behind from a
+write that the socket took only in part, or not at all, until the socket has taken everything that waited
+at that time (`Outbox.owed`). A peer that reads 1 KB a second is always behind; a peer that reads is not,
+however many publications arrive at once. Memory is bounded all the same, because the caller paces itself:
+it queues no publication while `outbox_paces` says that a connection which is not judged is over half its
+limits.
+
+A connection that falls behind has a grace first (`Limits.grace_ms`, 0: none), because a socket is also full
+for a moment when the peer's process waits for a processor. Within the grace the outbox may hold
+`outbox_bytes`, or an equal share of `grace_bytes` if that is more. It earns another grace by taking
+64 KiB within one. No publication waits for a connection in its grace, unless those over half their limits
+are more than half of all connections: then the node is too fast for its clients and not they for it.
+
+The rules of overflow of a connection that is judged, in order:
 
 1. A CONTROL entry is always taken: pings, `bye` and Close come from a reserve beyond the limits.
 2. While the new entry would put the outbox over its bytes or frames, the oldest droppable entry gives
@@ -17,7 +29,7 @@ The rules of overflow, in order:
    is charged one frame and what the first of them was charged, at most 64 bytes, so that giving way
    never makes the outbox larger; it is turned into a message when its turn to be written comes.
 
-Age obeys the same rules: an entry older than the limit is dropped if droppable (LATEST_ONLY: if a
+Age obeys the same rules, without a grace: an entry older than the limit is dropped if droppable (LATEST_ONLY: if a
 newer one waits), else the connection is closed. Only replies and publications have an age.
 
 Pongs wait apart, in the control slot (pongs.pyx).
@@ -25,10 +37,10 @@ Pongs wait apart, in the control slot (pongs.pyx).
 The order of the wire: the rest of a half-written entry or an HTTP answer, the control slot, then
 entries in order.
 
-Push and consume are O(1) while nothing overflows; a drop is O(entries).
+Push and consume are O(1) while nothing overflows; a drop, or a gap from outside, is O(entries).
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
 from wsgate.reactor.channels cimport channel_release
@@ -39,8 +51,9 @@ from wsgate.reactor.pongs cimport (
 )
 from wsgate.reactor.structs cimport (
     CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, CLASS_REPLY, CLASS_RESPONSE, Connection, Core,
-    DROPPED_CLOSING, DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap, KIND_OUTBOX, Outbox,
-    POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, PONGS_DROPPED,
+    DROPPED_CLOSING, DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap, KEEPS_UP_UNITS, KIND_OUTBOX,
+    Outbox, PACE_BEHIND, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
+    PONGS_DROPPED, STATE_OPEN,
 )
 
 cdef enum:
@@ -65,6 +78,8 @@ cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil:
     outbox.bytes = 0
     outbox.blocked_ms = core.clock_ms
     outbox.control = NULL
+    outbox.owed = 0
+    outbox.grace_ms = outbox.taken = outbox.pace = 0
     c.outbox = outbox
     return outbox
 
@@ -127,6 +142,7 @@ cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
         pongs_close(core, outbox)
     if outbox.entries != outbox.inline_entries:
         memory_give(core, outbox.entries, entries_bytes(outbox.capacity), KIND_OUTBOX)
+    set_pace(core, outbox, PACE_NONE)
     memory_give(core, outbox, sizeof(Outbox), KIND_OUTBOX)
     c.outbox = NULL
 
@@ -155,9 +171,88 @@ cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
     outbox_close_empty(core, c)
 
 
+# --- who is behind, and for whom publications wait ----------------------------------------------------
+
+cdef inline void set_pace(Core *core, Outbox *outbox, int pace) noexcept nogil:
+    if pace != outbox.pace:
+        core.paced[outbox.pace] -= outbox.pace != PACE_NONE
+        core.paced[pace] += pace != PACE_NONE
+        outbox.pace = <uint8_t>pace
+
+
+cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil:
+    """Count the connection anew: it went over half its limits or below, fell behind, caught up, or closes."""
+    cdef Outbox *outbox = c.outbox
+    if outbox == NULL:
+        return
+    if c.state != STATE_OPEN or not c.flags & PAUSED_OUTBOX:
+        set_pace(core, outbox, PACE_NONE)
+    elif outbox.owed == 0:
+        set_pace(core, outbox, PACE_READER)
+    else:
+        set_pace(core, outbox, PACE_BEHIND if outbox.grace_ms else PACE_NONE)
+
+
+cdef bint outbox_paces(Core *core) noexcept nogil:
+    """Whether publications have to wait for connections that are not judged. O(1)."""
+    return core.paced[<int>PACE_READER] != 0 or is_majority_behind(core)
+
+
+cdef inline bint is_majority_behind(Core *core) noexcept nogil:
+    return core.paced[<int>PACE_BEHIND] * 2 > core.states[<int>STATE_OPEN]
+
+
+cdef void begin_grace(Core *core, Outbox *outbox) noexcept nogil:
+    outbox.grace_ms = <uint32_t>(core.clock_ms + core.limits.grace_ms) | 1 if core.limits.grace_ms else 0
+    outbox.taken = 0
+
+
+cdef void outbox_fall_behind(Core *core, Connection *c) noexcept nogil:
+    """The last write was short: everything that waits now is owed."""
+    cdef Outbox *outbox = c.outbox
+    if outbox == NULL:
+        return
+    if outbox.owed == 0:
+        begin_grace(core, outbox)
+    outbox.owed = outbox.bytes + control_bytes(outbox)
+    outbox_weigh(core, c)
+
+
+cdef int64_t outbox_grace_end(Core *core, Connection *c) noexcept nogil:
+    """When the grace of a connection that is behind ends; the far future when it has none."""
+    if c.outbox == NULL or c.outbox.owed == 0 or c.outbox.grace_ms == 0:
+        return <int64_t>1 << 62
+    return core.clock_ms + <int32_t>(c.outbox.grace_ms - <uint32_t>core.clock_ms)
+
+
+cdef void outbox_end_grace(Core *core, Connection *c) noexcept nogil:
+    """The grace is over: another one if the peer reads, else the limits hold from now on."""
+    if c.outbox.taken >= KEEPS_UP_UNITS:
+        begin_grace(core, c.outbox)
+    else:
+        c.outbox.grace_ms = 0
+    outbox_weigh(core, c)
+
+
+cdef inline uint64_t control_bytes(Outbox *outbox) noexcept nogil:
+    return 0 if outbox.control == NULL else outbox.control.used - outbox.control.written
+
+
 # --- overflow ---------------------------------------------------------------------------------------
 
+cdef bint over_in_grace(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
+    """Whether an outbox would hold more than a grace allows; entries count, because frames do not."""
+    cdef uint64_t most
+    if is_majority_behind(core):
+        return False                          # the caller waits for them
+    most = core.limits.grace_bytes // max(core.paced[<int>PACE_BEHIND], <uint32_t>1)
+    return outbox.bytes + size + entries_bytes(outbox.count + 1) > max(most, core.limits.outbox_bytes)
+
+
 cdef inline bint over(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
+    """Whether one more entry of this size is too much; only of a connection that is behind."""
+    if outbox.grace_ms:
+        return over_in_grace(core, outbox, size)
     return (
         outbox.bytes + size > core.limits.outbox_bytes
         or outbox.count + 1 > core.limits.outbox_frames
@@ -200,12 +295,15 @@ cdef Gap *gap_before(Outbox *outbox, uint32_t end, uint32_t channel) noexcept no
 
 
 cdef Gap *new_gap(Core *core, Frame *frame, uint32_t channel) noexcept nogil:
-    """A gap of one publication. Keeps the channel, and so its name, alive as a queued frame does."""
+    """A gap of one publication, or (NULL) of some that are not known here.
+
+    Keeps the channel, and so its name, alive as a queued frame does.
+    """
     cdef Gap *gap = <Gap *>memory_take(core, sizeof(Gap), KIND_OUTBOX)
     if gap != NULL:
-        gap.first = gap.last = frame.position
+        gap.first = gap.last = 0 if frame == NULL else frame.position
         gap.count = 1
-        gap.charge = min(frame.length, <uint32_t>GAP_BYTES)
+        gap.charge = GAP_BYTES if frame == NULL else min(frame.length, <uint32_t>GAP_BYTES)
         core.channels.channels[channel].frames += 1
     return gap
 
@@ -308,7 +406,8 @@ cdef int outbox_push(
             and core.channels.channels[channel].policy == POLICY_LATEST_ONLY
         ):
             supersede(core, outbox, channel)
-        while over(core, outbox, frame.length):
+        # The one test that fan-out pays: whoever is not behind is not judged.
+        while outbox.owed and over(core, outbox, frame.length):
             index = first_droppable(core, outbox)
             if index < outbox.count:
                 if drop_at(core, outbox, index) < 0:
@@ -323,6 +422,45 @@ cdef int outbox_push(
     append(core, outbox, frame, klass, channel)
     outbox.bytes += frame.length
     frame.references += 1
+    return PUSHED
+
+
+cdef bint ends_in_gap(Outbox *outbox, uint32_t channel) noexcept nogil:
+    """Whether the last that waits of a channel is its gap: a later loss is covered by it."""
+    cdef Entry *entry
+    cdef uint32_t index = outbox.count
+    while index > 0:
+        index -= 1
+        entry = outbox.entries + outbox.head + index
+        if entry.channel == channel and entry.klass in (CLASS_GAP, CLASS_PUBLICATION):
+            return entry.klass == CLASS_GAP
+    return False
+
+
+cdef int outbox_push_gap(Core *core, Connection *c, uint32_t channel) noexcept nogil:
+    """Queue the notice that publications of a channel were lost before they came here. A `Push`."""
+    cdef Outbox *outbox = outbox_open(core, c)
+    cdef Gap *gap
+    cdef uint32_t index
+    if outbox == NULL:
+        return PUSH_NO_MEMORY
+    while True:
+        if ends_in_gap(outbox, channel):
+            return PUSHED
+        if outbox.owed == 0 or not over(core, outbox, GAP_BYTES):
+            break
+        index = first_droppable(core, outbox)
+        if index == outbox.count:
+            return PUSH_OVERFLOW
+        if drop_at(core, outbox, index) < 0:
+            return PUSH_NO_MEMORY
+    if make_room(core, outbox) < 0:
+        return PUSH_NO_MEMORY
+    gap = new_gap(core, NULL, channel)
+    if gap == NULL:
+        return PUSH_NO_MEMORY
+    append(core, outbox, gap, CLASS_GAP, channel)
+    outbox.bytes += gap.charge
     return PUSHED
 
 
@@ -402,6 +540,7 @@ cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexce
     cdef uint64_t rest
     cdef uint32_t done = 0
     cdef bint head_first = outbox_head_first(outbox)
+    cdef uint64_t taken = written
     while written:
         if outbox.control != NULL and not head_first:
             written = pongs_consume(core, outbox, written)
@@ -423,6 +562,13 @@ cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexce
         frame_release(core, frame)
         done += 1
     core.counters[<int>FRAMES_OUT] += done
+    if outbox.owed:
+        # What was dropped meanwhile is owed no more.
+        outbox.owed = min(outbox.owed - min(outbox.owed, taken), outbox.bytes + control_bytes(outbox))
+        outbox.taken = <uint16_t>min(<uint64_t>outbox.taken + (taken >> 6), <uint64_t>0xFFFF)
+        if outbox.owed == 0:
+            outbox.grace_ms = 0
+            outbox_weigh(core, c)
     if outbox.count == 0:
         outbox.head = 0
         if outbox.control == NULL:

@@ -47,6 +47,7 @@ cdef enum:
     WALK_STEP = 1024             # subscribers taken at once of one that is
     WALK_AHEAD = 1024            # connections on the bulk list below which the next step is due
     GAP_BYTES = 64               # what a pending gap is charged at most
+    KEEPS_UP_UNITS = 1024        # of 64 bytes: taken within one grace, they earn a blocked connection another
     PASS_MESSAGES = 256          # the read budget of one poll
     PASS_OPENS = 32
     PASS_BYTES = 1048576
@@ -161,6 +162,12 @@ cdef enum EventKind:
     EVENT_PEER_CLOSED
     EVENT_CLOSED
 
+cdef enum Pace:                # of a connection that is open, over half its limits, and not judged by them
+    PACE_NONE = 0
+    PACE_READER                  # it is not behind: publications wait for it
+    PACE_BEHIND                  # it is behind, in its grace: they wait for a majority of such connections
+    PACES
+
 cdef enum Policy:
     POLICY_CLOSE = 0
     POLICY_DROP_OLDEST
@@ -270,6 +277,10 @@ ctypedef struct Outbox:          # exists only while something waits
     uint64_t bytes               # unwritten bytes of all entries
     int64_t blocked_ms           # last progress of a blocked socket
     ControlSlot *control
+    uint64_t owed                # bytes to be taken of what waited when the last write was short; 0: it is not behind
+    uint32_t grace_ms            # low 32 bits of the clock when its grace ends; 0: it has none, its limits hold
+    uint16_t taken               # 64 bytes each that it took since its grace began, up to the most that fits
+    uint8_t pace                 # a `Pace`: how it is counted in Core.paced
     Entry inline_entries[4]
 
 ctypedef struct Buffer:
@@ -362,6 +373,7 @@ ctypedef struct Walk:            # a publication on its way into the outboxes of
     uint32_t channel
     uint32_t left                # so many at the front of the channel's array are still to be served
     uint64_t exclude
+    uint8_t is_gap               # no publication: a gap goes to each subscriber
     Frame *frames[VARIANTS_MAX]
 
 ctypedef struct ChannelTable:
@@ -454,6 +466,8 @@ ctypedef struct Limits:
     uint64_t outbox_bytes
     uint32_t outbox_frames
     uint32_t outbox_age_ms
+    uint32_t grace_ms
+    uint64_t grace_bytes
     uint32_t write_ms
     uint32_t send_buffer_bytes
     uint32_t ping_ms
@@ -508,6 +522,7 @@ ctypedef struct Core:
     uint64_t ended[REASONS]      # refusals and closes by reason
     uint32_t states[STATES]      # connections by state
     uint32_t blocked
+    uint32_t paced[PACES]        # connections by `Pace`, PACE_NONE apart
     uint64_t queued_bytes        # the kernel holds for all, as far as it was asked
     uint64_t queued_in[STATES]   # of that, by state
     int is_short                 # the books are, or lately were, over the high mark: no newcomers

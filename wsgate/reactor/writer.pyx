@@ -20,7 +20,8 @@ from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
 from wsgate.reactor.fanout cimport walks_step
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
-    outbox_consume, outbox_head_first, outbox_open, outbox_over_half, outbox_replace_gap,
+    outbox_consume, outbox_fall_behind, outbox_head_first, outbox_open, outbox_over_half, outbox_replace_gap,
+    outbox_weigh,
 )
 from wsgate.reactor.pongs cimport PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_add, pongs_drop_oldest
 from wsgate.reactor.seam cimport (
@@ -122,11 +123,14 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
     kernel_holds(core, c, held)
     c.flags |= BLOCKED
     core.blocked += 1
+    outbox_fall_behind(core, c)
     seam_interest(core, slot, (c.flags & WANT_IN) != 0, True)
     if c.state == STATE_OPEN:
         wheel_arm(core, slot, core.clock_ms + core.limits.write_ms)
         if core.limits.outbox_age_ms < core.limits.write_ms:
             wheel_arm(core, slot, core.clock_ms + core.limits.outbox_age_ms)
+        if core.limits.grace_ms:
+            wheel_arm(core, slot, core.clock_ms + core.limits.grace_ms)
 
 
 cdef void unblock(Core *core, uint32_t slot) noexcept nogil:
@@ -147,6 +151,7 @@ cdef void after_progress(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     if c.flags & PAUSED_OUTBOX and not outbox_over_half(core, c):
         c.flags &= ~PAUSED_OUTBOX
+        outbox_weigh(core, c)
         if not c.flags & PAUSED_APP:
             seam_interest(core, slot, True, (c.flags & BLOCKED) != 0)
             deadlines_resume(core, slot)

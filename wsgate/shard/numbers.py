@@ -156,6 +156,7 @@ LAYOUT: Final = Layout(
         *(f"now_{name}" for name in STATE_NAMES[1:]),
         "now_connections",
         "now_blocked",
+        "now_pacing",
         "now_draining",
         "now_channels",
         "now_walks",
