@@ -343,6 +343,43 @@ class Reactor:
             For how many it is queued, or will be.
         """
 
+    def mark_lost(self, channel: bytes, round: int) -> bool:
+        """Note that a channel lost publications; the subscribers are notified in this round.
+
+        Args:
+            channel: Its name.
+            round: The number of the round, > 0. A later mark replaces an earlier one.
+
+        Returns:
+            False when nobody is subscribed here.
+        """
+
+    def send_notices(
+        self,
+        start: int,
+        most: int,
+        forms: Sequence[Sequence[bytes | int | None]],
+        *,
+        round: int = 0,
+        channel: bytes | None = None,
+    ) -> tuple[int | None, int]:
+        """Queue one message for each of the next connections that are concerned by a loss. O(`most`).
+
+        Args:
+            start: The slot to go on with; 0 at first.
+            most: How many slots are looked at.
+            forms: 1 to 32 messages, each with one payload for every variant as for `publish`, never deflated.
+                Neighbours in the table receive different ones.
+            round: Which channels it is about: those marked with this number. A connection that is subscribed
+                to one of them receives the message once, also when its outbox is full.
+            channel: The one channel it is about, instead of a round. The message is then bounded and dropped
+                as a publication of this channel is.
+
+        Returns:
+            The slot to go on with, None at the end; and for how many connections a notice is queued. While many
+            connections wait to be written nothing is done and `start` comes back.
+        """
+
     def variant(self, conn: int) -> int:
         """Which form of publications this connection takes, as for `upgrade`; -1 for a stale handle."""
 

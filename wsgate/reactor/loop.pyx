@@ -31,6 +31,7 @@ from wsgate.reactor.fanout cimport bye_for, fan_out, gap_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_admit, gate_answers_free, gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn, turn_failed
+from wsgate.reactor.notices cimport NOTICE_FORMS_MAX, notices_step
 from wsgate.reactor.memory cimport memory_booked, memory_is_exact
 from wsgate.reactor.outbox cimport outbox_paces
 from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_address, seam_interest, seam_peer, seam_watch
@@ -825,6 +826,42 @@ cdef class Reactor:
             return 0
         return gap_out(core, index)
 
+    def mark_lost(self, bytes channel not None, uint32_t round):
+        """The channel lost publications, and this round of notices is about it; False: nobody is subscribed."""
+        cdef uint32_t index = channel_find(
+            self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
+        )
+        if index == NONE or self.core.channels.channels[index].count == 0:
+            return False
+        self.core.channels.channels[index].lost_round = round
+        return True
+
+    def send_notices(
+        self, uint32_t start, uint32_t most, forms not None, *, uint32_t round=0, bytes channel=None,
+    ):
+        """Notify the next connections of a loss; where to go on, and how many were notified. See loop.pyi."""
+        cdef Core *core = self.own()
+        cdef Frame *frames[NOTICE_FORMS_MAX * VARIANTS_MAX]
+        cdef uint32_t index = NONE, count = 0, place
+        cdef uint64_t notified = 0
+        if not 0 < len(forms) <= NOTICE_FORMS_MAX:
+            raise ValueError(f"one step of notices takes 1 to {NOTICE_FORMS_MAX} forms")
+        memset(frames, 0, sizeof(frames))
+        if channel is not None:
+            index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
+            if index == NONE or core.channels.channels[index].count == 0:
+                return None, 0
+        try:
+            for payloads in forms:
+                frame_variants(core, payloads, index, &frames[count * VARIANTS_MAX])
+                count += 1
+            place = notices_step(core, start, most, frames, count, round, index, &notified)
+        finally:
+            for count in range(<uint32_t>(NOTICE_FORMS_MAX * VARIANTS_MAX)):
+                if frames[count] != NULL:
+                    frame_release(core, frames[count])
+        return None if place == NONE else place, notified
+
     def set_bye(self, int close_code, variants, *, int reason=0, int rank=0):
         """What goes before a Close that the reactor itself sends, per variant; see loop.pyi."""
         cdef Core *core = self.own()
@@ -944,6 +981,29 @@ cdef Frame *shared_frame(Frame **frames, int variant, int other) except NULL:
         raise ValueError(f"variant {variant} cannot share the frame of {other}")
     frames[other].references += 1
     return frames[other]
+
+
+cdef int frame_variants(Core *core, payloads, uint32_t channel, Frame **frames) except -1:
+    """Frame one message for every variant, never deflated; of a channel's own, or of none."""
+    cdef int variant = 0
+    cdef const uint8_t *data
+    cdef uint32_t size
+    if len(payloads) > <int>core.variants:
+        raise ValueError(f"at most {core.variants} variants are configured")
+    for payload in payloads:
+        if type(payload) is int:
+            frames[variant] = shared_frame(frames, variant, payload)
+        elif payload is not None:
+            data = <const uint8_t *>PyBytes_AS_STRING(<bytes?>payload)
+            size = <uint32_t>PyBytes_GET_SIZE(payload)
+            if channel == NONE:
+                frames[variant] = frame_message(core, core.variant_opcodes[variant], data, size)
+            else:
+                frames[variant] = frame_publication(core, core.variant_opcodes[variant], data, size, channel, 0)
+            if frames[variant] == NULL:
+                raise MemoryError
+        variant += 1
+    return 0
 
 
 cdef Answer answer_of(bytes text) except *:

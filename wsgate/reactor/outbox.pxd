@@ -17,6 +17,8 @@ cdef void outbox_close_empty(Core *core, Connection *c) noexcept nogil
 cdef void outbox_discard(Core *core, Connection *c) noexcept nogil
 cdef void outbox_close(Core *core, Connection *c) noexcept nogil
 cdef bint outbox_head_first(Outbox *outbox) noexcept nogil
+cdef bint outbox_has_notice(Connection *c) noexcept nogil
+cdef void outbox_mark_notice(Connection *c) noexcept nogil
 cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil
 cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil
 cdef bint outbox_paces(Core *core) noexcept nogil

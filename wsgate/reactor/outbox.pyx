@@ -60,6 +60,7 @@ cdef enum:
     INLINE_ENTRIES = 4
     AGE_SHIFT = 6                # entry ages count 64 ms steps: 16 bits last 70 minutes
     SUPERSEDED = 1               # Entry.spare: a newer publication of its LATEST_ONLY channel exists
+    NOTICE = 2                   # Entry.spare of a CONTROL entry: a notice of loss about all channels
 
 
 # --- making, growing, giving back -------------------------------------------------------------------
@@ -462,6 +463,21 @@ cdef int outbox_push_gap(Core *core, Connection *c, uint32_t channel) noexcept n
     append(core, outbox, gap, CLASS_GAP, channel)
     outbox.bytes += gap.charge
     return PUSHED
+cdef void outbox_mark_notice(Connection *c) noexcept nogil:
+    """The entry that was queued last is a notice of loss."""
+    c.outbox.entries[c.outbox.head + c.outbox.count - 1].spare = NOTICE
+
+
+cdef bint outbox_has_notice(Connection *c) noexcept nogil:
+    """Whether such a notice waits and none of its bytes is written: the peer reads it later than now."""
+    cdef Outbox *outbox = c.outbox
+    cdef uint32_t index
+    if outbox == NULL:
+        return False
+    for index in range(1 if outbox.head_written else 0, outbox.count):
+        if outbox.entries[outbox.head + index].spare == NOTICE:
+            return True
+    return False
 
 
 # --- age --------------------------------------------------------------------------------------------

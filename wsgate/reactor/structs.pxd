@@ -365,6 +365,7 @@ ctypedef struct Channel:         # 64 bytes, one cache line: an inbox of one dev
     uint8_t walks                # publications on their way into it, at most WALKS_MAX
     uint8_t is_uncounted         # its subscriptions do not count against a connection's limit
     uint32_t link                # of that list
+    uint32_t lost_round          # the round of notices in which it lost publications last; 0: none
     ChannelSlots slots
     ChannelName name
 
