@@ -339,13 +339,26 @@ describe('positions', () => {
 describe('gaps', () => {
   test('dropped: the server says so', async () => {
     const { rig, socket, subscription } = await subscribedRig({ pos: 'Qz-3' });
-    socket.says({ op: 'gap', ch: 'news', from: 'Qz-3', to: 'Qz-9' });
-    socket.says({ op: 'gap', ch: 'news' }, { op: 'gap', ch: 'other' });
+    socket.says({ op: 'gap', ch: 'news', reason: 'slow', retry_ms: 40, from: 'Qz-3', to: 'Qz-9' });
+    socket.says({ op: 'gap', ch: 'news' }, { op: 'gap', ch: 'other', reason: 'slow', retry_ms: 1 });
     assert.deepEqual(rig.told('gap'), [
-      { channel: 'news', reason: 'dropped', from: 'Qz-3', to: 'Qz-9' },
-      { channel: 'news', reason: 'dropped', from: undefined, to: undefined },
+      { channel: 'news', reason: 'slow', retryMs: 40, from: 'Qz-3', to: 'Qz-9' },
+      { channel: 'news', reason: 'dropped', retryMs: 0, from: undefined, to: undefined },
     ]);
     assert.equal(subscription.position, 'Qz-9');
+    rig.client.close();
+  });
+
+  test('of all channels: one event, however many there are', async () => {
+    const { rig, socket } = await subscribedRig();
+    for (const name of ['a', 'b', 'c']) rig.client.subscribe(name);
+    socket.says({ op: 'gap', reason: 'bus', retry_ms: 1500 });
+    socket.says({ op: 'gap', reason: 'later', retry_ms: 2 ** 53 }, { op: 'gap', reason: 'bus', retry_ms: 'soon' });
+    assert.deepEqual(rig.told('gap').map(({ channel, reason, retryMs }) => [channel, reason, retryMs]), [
+      [undefined, 'bus', 1500],
+      [undefined, 'dropped', 3_600_000],
+      [undefined, 'bus', 0],
+    ]);
     rig.client.close();
   });
 
@@ -354,7 +367,7 @@ describe('gaps', () => {
     socket.ends(1006);
     const next = await rig.reopens();
     subbed(next, 'news', { pos: 'Ab-2', recovered: false });
-    assert.deepEqual(rig.told('gap'), [{ channel: 'news', reason: 'not_recovered', from: 'Qz-5', to: 'Ab-2' }]);
+    assert.deepEqual(rig.told('gap'), [{ channel: 'news', reason: 'not_recovered', retryMs: 0, from: 'Qz-5', to: 'Ab-2' }]);
     assert.equal(subscription.position, 'Ab-2');
     next.says(msg('news', 2, 'Ab-2'), msg('news', 3, 'Ab-3'));
     assert.deepEqual(data, [3]);
@@ -367,7 +380,7 @@ describe('gaps', () => {
     const next = await rig.reopens();
     subbed(next, 'news', {});
     next.says(msg('news', 1));
-    const gap = { channel: 'news', reason: 'not_recovered', from: 'Qz-5', to: undefined };
+    const gap = { channel: 'news', reason: 'not_recovered', retryMs: 0, from: 'Qz-5', to: undefined };
     assert.deepEqual(rig.told('gap'), [gap]);
     assert.equal(subscription.position, undefined);
     assert.deepEqual(data, [1]);
@@ -379,7 +392,7 @@ describe('gaps', () => {
     assert.deepEqual(rig.told('gap'), []);
     socket.ends(1006);
     subbed(await rig.reopens(), 'news');
-    const gap = { channel: 'news', reason: 'not_recovered', from: undefined, to: undefined };
+    const gap = { channel: 'news', reason: 'not_recovered', retryMs: 0, from: undefined, to: undefined };
     assert.deepEqual(rig.told('gap'), [gap]);
     rig.client.close();
   });
@@ -390,7 +403,7 @@ describe('gaps', () => {
     const socket = await rig.opens();
     assert.deepEqual(socket.sent, [{ op: 'sub', ch: 'news', from: 'Qz-1', id: 1 }]);
     subbed(socket, 'news', { pos: 'Qz-900', recovered: false });
-    assert.deepEqual(rig.told('gap'), [{ channel: 'news', reason: 'not_recovered', from: 'Qz-1', to: 'Qz-900' }]);
+    assert.deepEqual(rig.told('gap'), [{ channel: 'news', reason: 'not_recovered', retryMs: 0, from: 'Qz-1', to: 'Qz-900' }]);
     rig.client.close();
   });
 

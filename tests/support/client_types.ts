@@ -40,9 +40,11 @@ async function use(): Promise<void> {
     void shown;
   });
   client.addEventListener('gap', (event) => {
-    const reason: 'dropped' | 'not_recovered' | 'overflow' = event.reason;
+    const reason: 'slow' | 'bus' | 'too_large' | 'dropped' | 'not_recovered' | 'overflow' = event.reason;
+    const retryMs: number = event.retryMs;
+    const channel: string | undefined = event.channel;
     const count: number | undefined = event.droppedCount;
-    void [reason, count, event.channel, event.from, event.to];
+    void [reason, count, retryMs, channel, event.from, event.to];
   });
   client.addEventListener('close', ({ code, reason, willReconnect, delayMs }) => void [code, reason, willReconnect, delayMs]);
   client.addEventListener('open', ({ conn, user, node, isBusAway }) => void [conn, user, node, isBusAway], { once: true });

@@ -9,6 +9,7 @@ import pytest
 from tests.support.memory_gateway import run
 from wsgate.client import ClosedError, CommandError, Gap, GapReason, Publication
 from wsgate.client.feed import TRANSITIONS, Feed, FeedState
+from wsgate.client.protocol import Dropped
 from wsgate.client.tokens import Token
 
 
@@ -89,7 +90,14 @@ def test_who_comes_back_is_told_what_cannot_be_proven() -> None:
         Gap("c", "e-5", "f-2", GapReason.NOT_RECOVERED),
         Gap("c", "f-2", None, GapReason.NOT_RECOVERED),
     ]
-    assert [str(reason) for reason in GapReason] == ["dropped", "not_recovered", "overflow"]
+    assert [str(reason) for reason in GapReason] == [
+        "slow",
+        "bus",
+        "too_large",
+        "dropped",
+        "not_recovered",
+        "overflow",
+    ]
 
 
 def test_what_is_recovered_is_news_and_what_comes_twice_is_not() -> None:
@@ -119,11 +127,23 @@ def test_an_application_may_say_where_it_stood_in_an_earlier_life() -> None:
 def test_a_loss_of_the_gateways_is_told_as_it_says() -> None:
     gaps: list[Gap] = []
     source = feed(gaps)
-    source.tell_dropped("e-1", "e-2")
+    told = Gap.told(Dropped("c", "e-1", "e-2", "slow", 40))
+    source.tell_gap(told)
     assert gaps == []
     source.confirm(None, recovered=None)
-    source.tell_dropped("e-1", "e-2")
-    assert gaps == [Gap("c", "e-1", "e-2", GapReason.DROPPED)]
+    source.tell_gap(told)
+    assert gaps == [Gap("c", "e-1", "e-2", GapReason.SLOW, retry_ms=40)]
+
+
+def test_a_gap_for_an_unknown_reason_is_one_that_was_dropped_and_no_wait_is_longer_than_an_hour() -> None:
+    for reason in (None, "later", "overflow", "not_recovered"):
+        assert Gap.told(Dropped("c", reason=reason)).reason is GapReason.DROPPED
+    assert [Gap.told(Dropped(None, reason=each)).reason.value for each in ("slow", "bus", "too_large")] == [
+        "slow",
+        "bus",
+        "too_large",
+    ]
+    assert Gap.told(Dropped(None, retry_ms=2**53)).retry_ms == 3_600_000
 
 
 def test_what_is_queued_is_taken_before_the_error_is_raised_to_everybody() -> None:

@@ -65,7 +65,8 @@ def test_there_are_examples_of_everything_that_is_read() -> None:
 
 def test_an_op_of_a_later_version_and_fields_of_one_are_ignored() -> None:
     assert decode(encode({"op": "later", "x": 1})) is None
-    assert decode(encode({"op": "gap", "ch": "c", "later": [1]})) == Dropped("c", None, None)
+    assert decode(encode({"op": "gap", "ch": "c", "later": [1]})) == Dropped("c")
+    assert decode(encode({"op": "gap", "retry_ms": -5, "reason": "later"})) == Dropped(None, reason="later")
 
 
 def test_null_counts_as_not_given_except_as_data() -> None:

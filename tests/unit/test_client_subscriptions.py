@@ -192,9 +192,39 @@ def test_a_gap_of_the_gateways_is_told() -> None:
         async with world() as here:
             chat = here.client.subscribe("c", on_gap=gaps.append)
             await chat.ready()
-            here.gateway.link.say("gap", ch="c", **{"from": "e-3", "to": "e-9"})
-            here.gateway.link.say("gap", ch="other")
-            await until(lambda: gaps == [Gap("c", "e-3", "e-9", GapReason.DROPPED)])
+            says = here.gateway.link.say
+            says("gap", ch="c", reason="slow", retry_ms=7, **{"from": "e-3", "to": "e-9"})
+            says("gap", ch="other", reason="slow", retry_ms=7)
+            says("gap", ch="c")
+            await until(lambda: len(gaps) >= 2)
+            assert gaps == [
+                Gap("c", "e-3", "e-9", GapReason.SLOW, retry_ms=7),
+                Gap("c", None, None, GapReason.DROPPED),
+            ]
+
+    run(main())
+
+
+def test_a_gap_of_all_channels_calls_each_function_once() -> None:
+    async def main() -> None:
+        whole: list[Gap] = []
+        own: dict[str, list[Gap]] = {"d": [], "e": [], "later": []}
+        async with world() as here:
+            subscribe = here.client.subscribe
+            held = [subscribe(name, on_gap=whole.append) for name in ("a", "b", "c")]
+            held += [subscribe(name, on_gap=own[name].append) for name in ("d", "e")]
+            held.append(subscribe("f"))
+            for each in held:
+                await each.ready()
+            await held[0].close()
+            here.gateway.silent.add("later")
+            subscribe("later", on_gap=own["later"].append)
+            here.gateway.link.say("gap", reason="bus", retry_ms=40)
+            here.gateway.link.say("gap", reason="bus", retry_ms=50)
+            await until(lambda: len(own["e"]) >= 2)
+            told = [Gap(None, None, None, GapReason.BUS, retry_ms=ms) for ms in (40, 50)]
+            assert (whole, own) == (told, {"d": told, "e": told, "later": []})
+            assert here.errors == []
 
     run(main())
 

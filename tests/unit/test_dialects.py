@@ -504,7 +504,11 @@ def test_what_is_said_is_the_same_in_both_forms(dialect: Dialect) -> None:
         (dialect.ok(1), {"op": "ok", "id": 1}),
         (dialect.ok(1, expires_s=0), {"op": "ok", "id": 1, "expires_s": 0}),
         (dialect.pong(), {"op": "pong"}),
-        (dialect.gap("a"), {"op": "gap", "ch": "a"}),
+        (
+            dialect.gap("a", reason="slow", retry_ms=0),
+            {"op": "gap", "ch": "a", "reason": "slow", "retry_ms": 0},
+        ),
+        (dialect.gap(None, reason="bus", retry_ms=9), {"op": "gap", "reason": "bus", "retry_ms": 9}),
         (
             dialect.bye(4012, "drain", reconnect=True, retry_ms=0),
             {"op": "bye", "code": 4012, "reason": "drain", "reconnect": True, "retry_ms": 0},

@@ -5,7 +5,7 @@ what the gateway refuses for the moment is tried again, what it refuses for good
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -20,7 +20,7 @@ from wsgate.client.errors import (
     TokenError,
     UnauthorizedError,
 )
-from wsgate.client.feed import Feed, Gap
+from wsgate.client.feed import Feed, FeedState, Gap
 from wsgate.client.options import ClientOptions
 from wsgate.client.protocol import INBOX, Dropped, Failed, Publication, Subscribed, Unsubscribed
 from wsgate.client.session import Reply, Session
@@ -29,6 +29,8 @@ from wsgate.client.tokens import Token, TokenSource
 __all__ = ["Channels"]
 
 _ALREADY: Final = "already_subscribed"
+
+GapCallback = Callable[[Gap], object]
 
 
 class Channels:
@@ -40,6 +42,7 @@ class Channels:
         self._environment = environment
         self._callbacks = callbacks
         self._feeds: dict[str, Feed] = {}
+        self._gap_callbacks: dict[Feed, GapCallback] = {}
         self._session: Session | None = None  # the welcomed one
         self._holding: dict[Feed, asyncio.Task[None]] = {}
 
@@ -50,7 +53,7 @@ class Channels:
         channel: str,
         token: TokenSource,
         *,
-        on_gap: Callable[[Gap], object] | None,
+        on_gap: GapCallback | None,
         since: str | None,
     ) -> Feed:
         """A feed of a channel, subscribed as soon as there is a connection.
@@ -68,6 +71,8 @@ class Channels:
             since=since,
         )
         self._feeds[channel] = feed
+        if on_gap is not None:
+            self._gap_callbacks[feed] = on_gap
         if self._session is not None:
             self._want(self._session, feed)
         return feed
@@ -92,6 +97,7 @@ class Channels:
         if self._feeds.get(feed.channel) is not feed:
             return False
         del self._feeds[feed.channel]
+        self._gap_callbacks.pop(feed, None)
         return True
 
     def position(self, channel: str) -> str | None:
@@ -103,6 +109,7 @@ class Channels:
         """The client has ended, and every feed with it."""
         self._session = None
         feeds, self._feeds = self._feeds, {}
+        self._gap_callbacks.clear()
         for feed in feeds.values():
             feed.end(error)
 
@@ -217,7 +224,21 @@ class Channels:
             self._refuse(feed, CommandError(message.code, message.reason))
 
     def on_dropped(self, message: Dropped) -> None:
-        """The gateway dropped publications of a channel."""
-        feed = self._feeds.get(message.channel)
-        if feed is not None:
-            feed.tell_dropped(message.from_, message.to)
+        """Publications are missing on a channel, or perhaps on all of them.
+
+        A gap of all channels is told once to each callback, also to one that was given for several channels.
+        """
+        gap = Gap.told(message)
+        if gap.channel is not None:
+            if (feed := self._feeds.get(gap.channel)) is not None:
+                feed.tell_gap(gap)
+            return
+        live = [feed for feed in self._gap_callbacks if feed.state is FeedState.READY]
+        callbacks = {_identity(self._gap_callbacks[feed]): self._gap_callbacks[feed] for feed in live}
+        for callback in callbacks.values():
+            self._callbacks.tell(callback, gap)
+
+
+def _identity(callback: GapCallback) -> object:
+    """What is equal for two callbacks that are the same function, or the same method of one object."""
+    return callback if isinstance(callback, Hashable) else id(callback)

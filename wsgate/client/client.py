@@ -152,8 +152,9 @@ class Client:
         Args:
             channel: Its name.
             token: A channel token, or who makes one, where the channel needs it.
-            on_gap: Told when publications are missing. After a reconnect that is always so on a channel
-                without history.
+            on_gap: Called at once when publications are missing; wait `Gap.retry_ms` before loading anew.
+                After a reconnect that is always so on a channel without history. A gap of all channels, whose
+                `channel` is None, calls a function once, also one that was given for several channels.
             since: The position of the last publication the application has dealt with, from an earlier life.
 
         Raises:

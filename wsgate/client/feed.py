@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
-from typing import Final
+from typing import Final, Self
 
-from wsgate.client.endings import NORMAL, Ending
+from wsgate.client.endings import NORMAL, RETRY_LIMIT_S, Ending
 from wsgate.client.errors import ClosedError
 from wsgate.client.positions import Track
-from wsgate.client.protocol import Publication
+from wsgate.client.protocol import Dropped, Publication
 from wsgate.client.tokens import Token
 
 __all__ = ["Feed", "FeedState", "Gap", "GapReason"]
@@ -41,10 +41,16 @@ TRANSITIONS: Final = {
 
 
 class GapReason(StrEnum):
-    """Who lost it."""
+    """Why publications are missing."""
 
+    SLOW = "slow"
+    """The gateway dropped them: this connection read too slowly, or too much was published at once."""
+    BUS = "bus"
+    """The gateway did not receive from the bus for a while. It says so of all channels at once."""
+    TOO_LARGE = "too_large"
+    """A publication was larger than the channel allows."""
     DROPPED = "dropped"
-    """The gateway: this connection read too slowly."""
+    """The gateway dropped them for a reason that this client does not know."""
     NOT_RECOVERED = "not_recovered"
     """Nobody can prove that nothing was missed while the client was away."""
     OVERFLOW = "overflow"
@@ -53,21 +59,37 @@ class GapReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Publications are missing: load the state anew.
+    """Publications are missing: load the state anew, after `retry_ms`.
+
+    Another gap that comes during this time needs no further load: what will be loaded is newer.
 
     Attributes:
-        channel: Where.
+        channel: Where; None: perhaps on every channel of this client.
         from_: The last position before the gap, as far as it is known.
         to: The last position within it, as far as it is known.
-        reason: Who lost them.
+        reason: Why they are missing.
         count: How many, where that is known (`overflow`); else 0.
+        retry_ms: How long to wait before the state is loaded, at most an hour. The gateway gives every client
+            another time, so that they do not all load at once.
     """
 
-    channel: str
+    channel: str | None
     from_: str | None
     to: str | None
     reason: GapReason
     count: int = 0
+    retry_ms: int = 0
+
+    @classmethod
+    def told(cls, message: Dropped) -> Self:
+        """The gap that the gateway tells of."""
+        known = message.reason in _TOLD
+        reason = GapReason(message.reason) if known else GapReason.DROPPED
+        retry_ms = min(message.retry_ms, int(RETRY_LIMIT_S * 1000))
+        return cls(message.channel, message.from_, message.to, reason, retry_ms=retry_ms)
+
+
+_TOLD: Final = frozenset({GapReason.SLOW, GapReason.BUS, GapReason.TOO_LARGE})
 
 
 class Feed:
@@ -159,10 +181,10 @@ class Feed:
         self._queue.append(publication)
         self._stirred.set()
 
-    def tell_dropped(self, from_: str | None, to: str | None) -> None:
-        """The gateway dropped some."""
+    def tell_gap(self, gap: Gap) -> None:
+        """The gateway says that some are missing."""
         if self.state is FeedState.READY:
-            self._on_gap(Gap(self.channel, from_, to, GapReason.DROPPED))
+            self._on_gap(gap)
 
     def end(self, error: Exception | None) -> None:
         """No more comes: what is queued may still be taken, then `error`, or the end of the iteration."""

@@ -108,11 +108,21 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Publications were dropped here, because this connection read too slowly."""
+    """Publications are missing here.
 
-    channel: str
-    from_: str | None
-    to: str | None
+    Attributes:
+        channel: Where; None: perhaps on every channel of the connection.
+        from_: The last position before them, where it is known.
+        to: The last position among them, where it is known.
+        reason: As the gateway says; None where an older one does not say.
+        retry_ms: How long to wait before the state is loaded anew.
+    """
+
+    channel: str | None
+    from_: str | None = None
+    to: str | None = None
+    reason: str | None = None
+    retry_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +278,13 @@ def _failed(fields: _Fields) -> Failed:
 
 
 def _dropped(fields: _Fields) -> Dropped:
-    return Dropped(fields.text("ch"), fields.text_or_none("from"), fields.text_or_none("to"))
+    return Dropped(
+        fields.text_or_none("ch"),
+        fields.text_or_none("from"),
+        fields.text_or_none("to"),
+        fields.text_or_none("reason"),
+        max(0, fields.number_or_none("retry_ms") or 0),
+    )
 
 
 def _bye(fields: _Fields) -> Bye:

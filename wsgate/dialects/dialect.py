@@ -62,8 +62,8 @@ class Dialect(Protocol):
     def pong(self, id: int | None = None) -> bytes:
         """`pong`."""
 
-    def gap(self, ch: str) -> bytes:
-        """`gap`: publications of this channel were dropped here."""
+    def gap(self, ch: str | None, *, reason: str, retry_ms: int) -> bytes:
+        """`gap`: publications of this channel are missing; None: perhaps of every channel it holds."""
 
     def refresh(self, within_s: int) -> bytes:
         """`refresh`: a fresh token is wanted within this time."""

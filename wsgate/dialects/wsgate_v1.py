@@ -129,9 +129,9 @@ class _Wire:
         """`pong`."""
         return self._pong if id is None else self._write({"op": "pong", "id": id})
 
-    def gap(self, ch: str) -> bytes:
-        """`gap`: publications of this channel were dropped here."""
-        return self._write({"op": "gap", "ch": ch})
+    def gap(self, ch: str | None, *, reason: str, retry_ms: int) -> bytes:
+        """`gap`: publications of this channel are missing; None: perhaps of every channel it holds."""
+        return self._write(_put({"op": "gap"}, ch=ch) | {"reason": reason, "retry_ms": retry_ms})
 
     def refresh(self, within_s: int) -> bytes:
         """`refresh`: a fresh token is wanted within this time."""

@@ -595,4 +595,5 @@ def _showing_of(entry: Entry) -> Showing:
 
 def encode_gap(variant: int, name: bytes, first: int, last: int) -> bytes:
     """What a consumer that lost publications is told; no channel has positions to tell."""
-    return DIALECT_OF[variant].gap(shown(name))
+    retry_ms = random.randint(0, RETRY_MS)  # noqa: S311 - spreading, not secrecy
+    return DIALECT_OF[variant].gap(shown(name), reason="slow", retry_ms=retry_ms)

@@ -126,15 +126,26 @@ export interface ErrorEvent extends ClientEvent<'error'> {
   readonly error: any;
 }
 
-/** Publications of a channel are missing, here in its stream: load the state anew. */
+/**
+ * Publications are missing, here in the stream: load the state anew, after `retryMs`. Another gap that comes during this
+ * time needs no further load: what will be loaded is newer.
+ */
 export interface GapEvent extends ClientEvent<'gap'> {
-  readonly channel: string;
+  /** Undefined: perhaps every channel of this client. There is one event for all of them. */
+  readonly channel: string | undefined;
   /**
-   * `dropped`: the server dropped some, you read too slowly. `not_recovered`: what was published while you were away
-   * could not be proven complete; after each reconnect so on a channel without history. `overflow`: nobody took them
-   * here, `droppedCount` went.
+   * `slow`: the server dropped some, you read too slowly or too much was published at once. `bus`: the server did not
+   * receive from the bus for a while. `too_large`: a publication was larger than the channel allows. `dropped`: the
+   * server dropped some for another reason. `not_recovered`: what was published while you were away could not be
+   * proven complete; after each reconnect so on a channel without history. `overflow`: nobody took them here,
+   * `droppedCount` went.
    */
-  readonly reason: 'dropped' | 'not_recovered' | 'overflow';
+  readonly reason: 'slow' | 'bus' | 'too_large' | 'dropped' | 'not_recovered' | 'overflow';
+  /**
+   * How long to wait before the state is loaded, at most an hour. The server gives every client another time, so that
+   * they do not all load at once.
+   */
+  readonly retryMs: number;
   /** Positions, where they are known. */
   readonly from?: string;
   readonly to?: string;

@@ -59,6 +59,7 @@ const CODE_AUTH_TIMEOUT = 4002;
 const TOKEN_STAYS_GOOD = /(?:key_awaited|not_yet_valid)$/; // reasons of a 4001 after which the same token is accepted
 const UNAUTHORIZED = 401;
 const FORBIDDEN = 403;
+const GAP_REASONS = new Set(['slow', 'bus', 'too_large']); // of a gap, as the server says
 const UNAUTHORIZED_LIMIT = 5; // in a row, until a client gives up although its function gives new tokens
 const PASSING_STATUSES = new Set([408, 425, 429]); // the other 4xx blame the request, which stays the same
 const NOT_IMPLEMENTED = 501;
@@ -432,7 +433,7 @@ class Channel {
     this.isHeld = this.wasHeld = true;
     this.isRecovering = false;
     this.attempt = this.unauthorizedCount = 0;
-    return isComplete ? null : { channel: this.name, reason: 'not_recovered', from, to: pos };
+    return isComplete ? null : { channel: this.name, reason: 'not_recovered', retryMs: 0, from, to: pos };
   }
 }
 
@@ -1053,17 +1054,18 @@ export class Client extends Emitter {
       if (!channel.isEnded) {
         channel.overflowTimer = this.#after(OVERFLOW_EVENT_MS, () => this.#tellOverflow(channel));
       }
-      this.#emit('gap', { channel: channel.name, reason: 'overflow', droppedCount });
+      this.#emit('gap', { channel: channel.name, reason: 'overflow', retryMs: 0, droppedCount });
     }
   }
 
   /** @param {Message} message */
-  #onGap({ ch, from, to }) {
+  #onGap({ ch, from, to, reason, retry_ms: retryMs }) {
     const channel = this.#channels.get(ch);
-    if (channel !== undefined) {
-      channel.take(to); // told as lost: not to be recovered later
-      this.#emit('gap', { channel: ch, reason: 'dropped', from, to });
-    }
+    const isOfAll = ch === undefined && [...this.#channels.values()].some((each) => each.isHeld);
+    if (channel === undefined && !isOfAll) return; // left meanwhile, or nothing was loaded yet
+    channel?.take(to); // told as lost: not to be recovered later
+    const known = GAP_REASONS.has(reason) ? reason : 'dropped';
+    this.#emit('gap', { channel: ch, reason: known, retryMs: retryTime(retryMs), from, to });
   }
 
   /** @param {Channel} channel @returns {Promise<void>} */
