@@ -124,6 +124,7 @@ def test_every_error_every_op_and_every_close_of_the_dialect_is_in_some_conversa
         "ok",
         "pong",
         "msg",
+        "gap",
         "err",
         "bye",
     }

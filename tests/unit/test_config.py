@@ -101,7 +101,14 @@ DEFAULTS: Final[dict[str, Any]] = {
         "partial_bytes": "256MiB",
         "memory_budget": "0B",
     },
-    "bus": {"url": "", "password": "", "prefix": "wsgate", "connect_timeout": "5s", "command_timeout": "5s"},
+    "bus": {
+        "url": "",
+        "password": "",
+        "prefix": "wsgate",
+        "connect_timeout": "5s",
+        "command_timeout": "5s",
+        "gap_spread": "0s",
+    },
     "events": {"enabled": [], "partitions": 1, "maxlen": 100000, "pubsub": False},
     "admin": {"host": "127.0.0.1", "port": 9000, "api_key": ""},
     "health": {"canary_interval": "5s"},
@@ -187,6 +194,7 @@ password = "{SECRET}"
 prefix = "a.b-c_d"
 connect_timeout = "1s"
 command_timeout = "2s"
+gap_spread = "1m"
 [events]
 enabled = ["connected", "message"]
 partitions = 4

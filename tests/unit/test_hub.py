@@ -18,6 +18,7 @@ from wsgate.dialects import DIALECTS
 from wsgate.payload import BINARY, JSON, TEXT, Payload
 from wsgate.reactor import Settings
 from wsgate.shard.access import Access
+from wsgate.shard.gaps import SETTLE_MS, Gaps
 from wsgate.shard.hub import ASKED_LIMIT, TOLD_PER_PASS, Hub, Joined
 from wsgate.shard.options import ChannelRules
 from wsgate.shard.variants import Forms
@@ -27,6 +28,7 @@ SETTINGS = Settings(
     variant_opcodes=tuple(dialect.opcode for dialect in DIALECTS),
     subscriptions_limit=100_000,
 )
+SPREAD_MS = 4_000
 RULES = {"default": ChannelRules(max_publish_bytes=1_000), "big": ChannelRules(max_publish_bytes=50_000)}
 
 
@@ -62,7 +64,16 @@ class Bench(Rig):
         super().__init__(SETTINGS)
         self.counts: Counter[str] = Counter()
         self.bus = Bus()
-        self.hub = Hub(self.reactor, Access(RULES, None), Forms(512, self._count), self._count)
+        self.time_ms = 0
+        self.gaps = Gaps(
+            self.reactor,
+            Forms(512, self._count),
+            self._count,
+            lambda: SPREAD_MS,
+            lambda: self.time_ms,
+            variants=len(DIALECTS),
+        )
+        self.hub = Hub(self.reactor, Access(RULES, None), Forms(512, self._count), self.gaps, self._count)
         self.hub.attach(cast(Subscriber, self.bus))
         self.told: list[tuple[bytes, bool]] = []
 
@@ -150,7 +161,9 @@ def test_who_is_gone_and_who_has_too_many_joins_nothing() -> None:
     def count(name: str, amount: int) -> None:
         pass
 
-    hub = Hub(with_limit.reactor, Access(RULES, None), Forms(512, count), count)
+    forms = Forms(512, count)
+    gaps = Gaps(with_limit.reactor, forms, count, lambda: 1, lambda: 0, variants=1)
+    hub = Hub(with_limit.reactor, Access(RULES, None), forms, gaps, count)
     hub.attach(cast(Subscriber, Bus()))
     peer = with_limit.connect()
     assert hub.join(peer.conn, b"a", 0, lambda name, is_live: None) is Joined.WAITS
@@ -639,8 +652,11 @@ def test_what_is_larger_than_its_channel_takes_is_dropped_and_counted(live: Benc
     live.hub.on_message(b"news", encode_publication(inside))
     fits = Publication(Payload(TEXT, b"x" * 1_000), user="u" * 128)
     live.hub.on_message(b"news", encode_publication(fits))
-    assert [len(live.texts(peer)) for peer in (small, big)] == [2, 1]
-    assert live.counts == {"publications_received": 7, "publications_too_large": 4}
+    received = [[json.loads(text) for text in live.texts(peer)] for peer in (small, big)]
+    assert [[each["op"] for each in of] for of in received] == [["msg", "gap", "msg"], ["msg", "gap"]]
+    [gap] = [each for each in received[0] if each["op"] == "gap"]
+    assert gap == {"op": "gap", "ch": "news", "reason": "too_large", "retry_ms": gap["retry_ms"]}
+    assert live.counts == {"publications_received": 7, "publications_too_large": 4, "gaps_too_large": 2}
 
 
 def test_what_nobody_here_listens_to_is_not_even_looked_at(live: Bench) -> None:
@@ -648,3 +664,94 @@ def test_what_nobody_here_listens_to_is_not_even_looked_at(live: Bench) -> None:
         live.hub.on_message(name, b"\xc1")
         live.hub.on_message(name, None)
     assert live.counts == {"publications_unheard": 8}
+
+
+# --- what is lost is told -----------------------------------------------------------------------------
+
+
+def gaps_of(bench: Bench, peer: Peer) -> list[dict[str, object]]:
+    """The gaps that a peer received, after what is left to do is done."""
+    while bench.hub.tidy():
+        bench.turn()
+    return [each for each in map(json.loads, bench.texts(peer)) if each["op"] == "gap"]
+
+
+def test_after_a_break_each_subscriber_receives_one_gap_when_all_is_subscribed_again(live: Bench) -> None:
+    peers = [heard(live), heard(live)]
+    for name in (b"a", b"b"):
+        for peer in peers:
+            live.join(peer, name)
+    live.confirm()
+    idle = live.connect()
+    live.down()
+    assert gaps_of(live, peers[0]) == []
+    live.up()
+    live.confirm(2)
+    assert gaps_of(live, peers[0]) == [], "one channel is still lost"
+    live.confirm()
+    received = [gaps_of(live, peer) for peer in (*peers, idle)]
+    assert [[(each["reason"], "ch" in each) for each in of] for of in received] == [
+        [("bus", False)],
+        [("bus", False)],
+        [],
+    ]
+
+
+def test_a_subscription_that_never_was_confirmed_has_missed_nothing(bench: Bench) -> None:
+    peer = bench.connect()
+    assert bench.join(peer, b"a") is Joined.WAITS
+    bench.up()  # for the first time
+    bench.confirm()
+    assert gaps_of(bench, peer) == []
+    bench.down()
+    late = bench.connect()
+    assert bench.join(late, b"b") is Joined.WAITS
+    bench.up()
+    bench.confirm()
+    assert (len(gaps_of(bench, peer)), gaps_of(bench, late)) == (1, [])
+
+
+def test_a_slot_that_moved_is_told_to_those_of_its_channels_alone(live: Bench) -> None:
+    moved, stays = heard(live, b"a"), heard(live, b"b")
+    live.hub.on_lost(b"a", was_asked=False)
+    live.hub.on_moved()
+    live.confirm()
+    assert (len(gaps_of(live, moved)), gaps_of(live, stays)) == (1, [])
+
+
+def test_a_subscription_that_is_refused_on_the_way_is_told_when_it_succeeds(live: Bench) -> None:
+    peer = heard(live, b"a")
+    live.down()
+    live.up()
+    live.bus.commands.clear()
+    live.hub.on_lost(b"a", was_asked=True)  # MOVED, TRYAGAIN or CLUSTERDOWN
+    assert gaps_of(live, peer) == []
+    live.hub.on_moved()
+    live.confirm()
+    assert len(gaps_of(live, peer)) == 1
+
+
+def test_a_break_before_everything_is_subscribed_again_is_told_once_and_after_it(live: Bench) -> None:
+    peer = heard(live, b"a")
+    live.join(peer, b"b")
+    live.confirm()
+    for _ in range(5):
+        live.down()
+        live.up()
+        live.confirm(1)
+        assert gaps_of(live, peer) == []
+    live.confirm()
+    assert len(gaps_of(live, peer)) == 1
+
+
+def test_a_publication_that_cannot_be_handed_on_is_told(live: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = heard(live, b"a")
+
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(live.hub, "_deliver", fail)
+    with pytest.raises(MemoryError):
+        live.hub.on_message(b"a", b"1")
+    live.time_ms += SETTLE_MS
+    assert [each["reason"] for each in gaps_of(live, peer)] == ["slow"]

@@ -16,6 +16,7 @@ from wsgate.shard.access import Access
 from wsgate.shard.commands import UNDER_WAY_LIMIT, Commands
 from wsgate.shard.events import Events
 from wsgate.shard.front import Entry
+from wsgate.shard.gaps import Gaps
 from wsgate.shard.hub import Hub
 from wsgate.shard.options import NO_EVENTS, NO_USER_LIMITS, ChannelRules, ShardOptions
 from wsgate.shard.sessions import Sessions, now_ms
@@ -26,6 +27,7 @@ from wsgate.shard.variants import Forms
 SETTINGS = Settings(report_vacated=True, variant_opcodes=(1, 2), subscriptions_limit=4)
 OPEN = ChannelRules(subscribe="anyone", publish="anyone")
 JSON = DIALECTS[0]
+GAP = {"op": "gap", "reason": "bus"}
 WELCOME = {"op": "welcome", "user": "ann"}
 ME = {"op": "subbed", "ch": "@me"}
 
@@ -86,7 +88,9 @@ class Shard:
         self.counts: Counter[str] = Counter()
         self.wakes = 0
         access = Access({"default": OPEN}, None)
-        self.hub = Hub(self.rig.reactor, access, Forms(512, self._count), self._count)
+        forms = Forms(512, self._count)
+        gaps = Gaps(self.rig.reactor, forms, self._count, lambda: 1, now_ms, variants=len(DIALECTS))
+        self.hub = Hub(self.rig.reactor, access, forms, gaps, self._count)
         self.hub.attach(cast(Subscriber, self.bus))
         self.sessions = Sessions(
             options,
@@ -292,10 +296,11 @@ def test_with_the_bus_lost_a_welcome_is_said_and_all_its_channels_follow(shard: 
     shard.regain()
     assert sorted(shard.bus.asked) == [b"@ann", b"@bob", b"a", b"b"]
     shard.confirm("a", "b", "@ann", "@bob")
-    follow = shard.heard(peer)
+    *follow, gap = shard.heard(peer)
     assert sorted(each["ch"] for each in follow) == ["@me", "a", "b"]
     assert {each["op"] for each in follow} == {"subbed"}
-    assert shard.heard(other) == []
+    assert gap == GAP, "as for everybody in `a`"
+    assert [each["op"] for each in shard.heard(other)] == ["gap"]
     assert shard.kept() == 0
 
 
@@ -328,7 +333,9 @@ def test_with_the_bus_lost_a_recovery_fails_and_what_was_held_stays(shard: Shard
     shard.say(peer, {"op": "sub", "ch": "a", "id": 2, "from": "Qz-5"})
     assert shard.heard(peer) == []
     shard.confirm("@ann", "a")
-    assert shard.heard(peer) == [{"op": "subbed", "ch": "a", "id": 2, "recovered": False}]
+    told, gap = shard.heard(peer)
+    assert told == {"op": "subbed", "ch": "a", "id": 2, "recovered": False}
+    assert gap == GAP, "of the inbox"
     assert shard.kept() == 0
 
 

@@ -115,7 +115,14 @@ _COUNTERS: Final = (
         "cause",
         {"dropped_policy": "policy", "dropped_closing": "closing"},
     ),
-    _one("gaps", "Gap notices written in place of dropped publications.", "gaps"),
+    _Counter(
+        "gaps",
+        "Notices to connections that publications are missing, by reason: the connection read too slowly"
+        " (slow), the shard could not keep what came (backlog), the bus was lost for a while (bus), or a"
+        " publication was larger than its channel allows (too_large).",
+        "reason",
+        {"gaps": "slow", "gaps_slow": "backlog", "gaps_bus": "bus", "gaps_too_large": "too_large"},
+    ),
     _one("stale_handles", "Calls for a connection that was gone.", "stale"),
     _one("stalls_forgiven", "Pauses of ours for which deadlines were moved.", "stalls_forgiven"),
     _one("lingers_skipped", "Connections closed without lingering: too many lingered.", "lingers_skipped"),

@@ -277,13 +277,15 @@ class ClusterSubscriber:
         self.listener.on_moved()
 
     def _inherited(self, fresh: ClusterMap) -> frozenset[int]:
-        """Return the slots that moved to a server whose lane was up before, from one that is not up.
+        """Return the slots that moved to a server whose lane was up before, from one that is down or left.
 
-        A slot that had no server counts, too. No lane comes up for these slots and no server announces the
-        move, so only the caller can subscribe again.
+        A slot that had no server counts, too. No lane comes up for these slots, and no server announces the
+        move: what a server says at the end may not be read any more once its lane is left. So only the caller
+        can subscribe again.
         """
         before, self._owners = self._owners, fresh.owners
-        up = {node for node, lane in self._lanes.items() if lane.subscriber.is_up}
+        lanes = self._lanes.items()
+        up = {node for node, lane in lanes if lane.subscriber.is_up and node in fresh.primaries}
         pairs = enumerate(zip(before, fresh.owners, strict=True))
         return frozenset(slot for slot, (old, new) in pairs if new != old and new in up and old not in up)
 

@@ -5,7 +5,7 @@ what the gateway refuses for the moment is tried again, what it refuses for good
 """
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -239,6 +239,10 @@ class Channels:
             self._callbacks.tell(callback, gap)
 
 
-def _identity(callback: GapCallback) -> object:
+def _identity(callback: object) -> object:
     """What is equal for two callbacks that are the same function, or the same method of one object."""
-    return callback if isinstance(callback, Hashable) else id(callback)
+    try:
+        hash(callback)
+    except TypeError:
+        return id(callback)
+    return callback

@@ -83,13 +83,12 @@ class Gap:
     @classmethod
     def told(cls, message: Dropped) -> Self:
         """The gap that the gateway tells of."""
-        known = message.reason in _TOLD
-        reason = GapReason(message.reason) if known else GapReason.DROPPED
+        reason = _TOLD.get(message.reason or "", GapReason.DROPPED)
         retry_ms = min(message.retry_ms, int(RETRY_LIMIT_S * 1000))
         return cls(message.channel, message.from_, message.to, reason, retry_ms=retry_ms)
 
 
-_TOLD: Final = frozenset({GapReason.SLOW, GapReason.BUS, GapReason.TOO_LARGE})
+_TOLD: Final = {each.value: each for each in (GapReason.SLOW, GapReason.BUS, GapReason.TOO_LARGE)}
 
 
 class Feed:

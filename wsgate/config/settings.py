@@ -409,6 +409,11 @@ class Bus(Section, frozen=True, kw_only=True):
     # How long an answer may take before the command counts as failed. Duration, 1ms to 5m. Default "5s".
     command_timeout_ms: Annotated[int, _duration("1ms", "5m")] = field(default=5_000, name="command_timeout")
 
+    # Within how long the clients of a node load their state anew after a break of the bus: each is told to
+    # wait for a random part of this time, because all at once would be too much for the backend. 0 lets
+    # 5,000 clients a second load, and is at least 2 s. Duration, 0s to 1h. Default "0s".
+    gap_spread_ms: Annotated[int, _duration("0", "1h")] = field(default=0, name="gap_spread")
+
 
 class Events(Section, frozen=True, kw_only=True):
     """`[events]`: what backends are told through streams on the bus; protocols/backend/v1 has the form."""

@@ -231,6 +231,7 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
         drain_timeout_ms=config.server.drain_timeout_ms,
         is_alone=not config.bus.url,
         probe_interval_ms=config.health.canary_interval_ms,
+        gap_spread_ms=config.bus.gap_spread_ms,
         events=EventOptions(
             enabled=frozenset(config.events.enabled),
             partitions=config.events.partitions,

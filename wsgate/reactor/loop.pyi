@@ -376,8 +376,8 @@ class Reactor:
                 as a publication of this channel is.
 
         Returns:
-            The slot to go on with, None at the end; and for how many connections a notice is queued. While many
-            connections wait to be written nothing is done and `start` comes back.
+            The slot to go on with, None at the end; and for how many connections a notice is queued. While
+            many connections wait to be written nothing is done and `start` comes back.
         """
 
     def variant(self, conn: int) -> int:

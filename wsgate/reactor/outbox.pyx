@@ -463,6 +463,8 @@ cdef int outbox_push_gap(Core *core, Connection *c, uint32_t channel) noexcept n
     append(core, outbox, gap, CLASS_GAP, channel)
     outbox.bytes += gap.charge
     return PUSHED
+
+
 cdef void outbox_mark_notice(Connection *c) noexcept nogil:
     """The entry that was queued last is a notice of loss."""
     c.outbox.entries[c.outbox.head + c.outbox.count - 1].spare = NOTICE

@@ -13,6 +13,8 @@ Rules:
 - What has to be told to many at once is told a part per pass too, and the bus is not heard meanwhile:
   no publication overtakes the answer to a subscription.
 - Every publication comes over the bus, also for subscribers on the same shard: one order for all.
+- A channel that was live, and is confirmed again after a loss, may have missed publications until then: it is
+  marked, and its subscribers are notified (`wsgate.shard.gaps`). So is a channel that loses one publication.
 """
 
 from collections import deque
@@ -27,6 +29,7 @@ from wsgate.bus.subscriber import NAMES_PER_COMMAND
 from wsgate.dialects import Dialect
 from wsgate.reactor import Reactor
 from wsgate.shard.access import Access
+from wsgate.shard.gaps import GapReason, Gaps
 from wsgate.shard.variants import Forms
 
 __all__ = ["Hub", "Joined", "Waiter"]
@@ -60,18 +63,28 @@ class Hub:
         reactor: With `report_vacated` on.
         access: For the largest publication a channel takes.
         forms: Makes what each variant gets.
+        gaps: Notifies subscribers of what is lost.
         count: Adds to a counter by name.
     """
 
     def __init__(
-        self, reactor: Reactor, access: Access, forms: Forms, count: Callable[[str, int], None]
+        self,
+        reactor: Reactor,
+        access: Access,
+        forms: Forms,
+        gaps: Gaps,
+        count: Callable[[str, int], None],
     ) -> None:
         self._reactor = reactor
         self._forms = forms
         self._access = access
+        self._gaps = gaps
         self._count = count
         self._bus: BusSubscriber | None = None
         self._unconfirmed: dict[bytes, int] = {}  # name: answers still to come
+        self._returning: set[bytes] = set()  # of those: subscribed again after a loss
+        self._was_up = False
+        self._has_lost = False  # before the bus was lost for the first time nobody has missed anything
         self._waiters: dict[bytes, dict[int, list[Waiter]]] = {}  # by connection, so that it can go
         self._waits: dict[int, set[bytes]] = {}  # the same, by connection
         self._losing: deque[tuple[bytes, int]] = deque()  # who is still to be told of a loss
@@ -161,12 +174,14 @@ class Hub:
         """
         self._tell_lost()
         self.resubscribe()
+        has_notices = self._gaps.step(is_settled=self._is_settled)
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
         if self._lost:
             self._lost.difference_update(vacated)
         if vacated and self._bus is not None:
             self._bus.unsubscribe(vacated)
-        return bool(self._losing) or len(vacated) == NAMES_PER_COMMAND or self._may_resubscribe
+        has_more = bool(self._losing) or len(vacated) == NAMES_PER_COMMAND or self._may_resubscribe
+        return has_more or has_notices
 
     def _take_waiters(self, conn: int, name: bytes) -> list[Waiter]:
         waiting = self._waiters.get(name)
@@ -181,6 +196,12 @@ class Hub:
             if not names:
                 del self._waits[conn]
         return taken
+
+    def _ask_again(self, names: list[bytes]) -> None:
+        """Subscribe again: until the bus confirms it, what is published there is lost."""
+        if self._has_lost:
+            self._returning.update(names)
+        self._ask(names)
 
     def _ask(self, names: list[bytes]) -> None:
         assert self._bus is not None
@@ -197,6 +218,7 @@ class Hub:
         began to wait after the loss must not be answered for the one that did before.
         """
         self._drop_unconfirmed(covers)
+        self._has_lost, self._was_up = self._has_lost or self._was_up, True
         self._losing = deque(each for each in self._losing if covers is not None and not covers(each[0]))
         self._resubscribe = [*self._resubscribe, covers] if self._resubscribe_from is not None else [covers]
         self._resubscribe_from = 0
@@ -208,7 +230,7 @@ class Hub:
             return
         names, place = self._reactor.channels(self._resubscribe_from, NAMES_PER_COMMAND)
         self._resubscribe_from = place or None
-        self._ask([name for name in names if self._is_covered(name) and self.is_live_for(name)])
+        self._ask_again([name for name in names if self._is_covered(name) and self.is_live_for(name)])
 
     @property
     def _may_resubscribe(self) -> bool:
@@ -218,6 +240,7 @@ class Hub:
     def on_down(self, covers: Covers | None = None) -> None:
         """Nothing it covers is live any more; who waits is told, and may wait again."""
         self._drop_unconfirmed(covers)
+        self._has_lost = True
         if covers is None:
             self._resubscribe_from = None
         self._losing.extend(
@@ -232,6 +255,8 @@ class Hub:
         """A slot of the cluster moved: this channel is heard no more, or its SUBSCRIBE was refused."""
         if was_asked and (answers := self._unconfirmed.pop(name, 0)) > 1:
             self._unconfirmed[name] = answers - 1
+        self._returning.discard(name)
+        self._has_lost = True
         if self._reactor.subscribers(name):
             self._lost.add(name)
 
@@ -239,11 +264,11 @@ class Hub:
         """It is known again where everything lives."""
         found = [name for name in self._lost if self.is_live_for(name)]
         self._lost.difference_update(found)  # the others while nobody serves them: no lane comes up for them
-        self._ask(found)
+        self._ask_again(found)
 
     def _drop_unconfirmed(self, covers: Covers | None) -> None:
         """Answers that will not come any more."""
-        for names in (self._unconfirmed, self._lost):
+        for names in (self._unconfirmed, self._returning, self._lost):
             if covers is None:
                 names.clear()
                 continue
@@ -252,6 +277,11 @@ class Hub:
 
     def _is_covered(self, name: bytes) -> bool:
         return any(covers is None or covers(name) for covers in self._resubscribe)
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether everything that was lost with the bus is subscribed again."""
+        return self._resubscribe_from is None and not self._returning and self.is_live
 
     def _awaits_its_turn(self, name: bytes) -> bool:
         """Whether the walk that subscribes again has still to come by this name, or may have."""
@@ -271,6 +301,9 @@ class Hub:
             self._unconfirmed[name] = answers - 1
         if answers != 1:
             return True
+        if self._returning and len(self._waiters.get(name, ())) >= self._reactor.subscribers(name):
+            # Whoever is told now that the channel is live loads its state after that. Nobody else is here.
+            self._returning.discard(name)
         for _ in range(TOLD_PER_PASS):
             waiting = self._waiters.get(name)
             if waiting is None:
@@ -281,17 +314,30 @@ class Hub:
         if name in self._waiters:
             return False
         del self._unconfirmed[name]
+        if self._returning and name in self._returning:
+            self._returning.discard(name)
+            self._gaps.mark(name)
         return True
 
     def on_message(self, name: bytes, data: bytes | None) -> None:
-        """One publication: checked once, encoded once per variant that has subscribers here."""
+        """One publication: checked once, encoded once per variant that has subscribers here.
+
+        One that cannot be handed on, for want of memory or through a fault of ours, is a loss like others.
+        """
+        try:
+            self._take(name, data)
+        except Exception:
+            self._gaps.mark(name, "slow")
+            raise
+
+    def _take(self, name: bytes, data: bytes | None) -> None:
         variants = self._reactor.variants(name)
         if not variants:
             self._count("publications_unheard", 1)
             return
         self._count("publications_received", 1)
         if data is None:
-            self._count("publications_too_large", 1)
+            self._skip_too_large(name)
             return
         publication = decode_publication(data)
         if publication is None:
@@ -300,9 +346,22 @@ class Hub:
         channel = name.decode()  # somebody subscribed to it, so it is valid
         size = len(publication.payload.data)
         if size > self._access.smallest_max_publish_bytes and size > self._access.max_publish_bytes(channel):
-            self._count("publications_too_large", 1)
+            self._skip_too_large(name)
             return
         self._deliver(name, channel, publication, variants)
+
+    def gap(self, name: bytes, reason: GapReason) -> None:
+        """Notify the subscribers of a channel that a publication of it is lost.
+
+        Args:
+            name: The channel as the bus knows it.
+            reason: Why; see protocols/client/v1/spec.md, "Gaps".
+        """
+        self._gaps.gap(name, reason)
+
+    def _skip_too_large(self, name: bytes) -> None:
+        self._count("publications_too_large", 1)
+        self.gap(name, "too_large")
 
     def _deliver(self, name: bytes, channel: str, publication: Publication, variants: int) -> None:
         shown = _SHOWN_INBOX if name.startswith(_INBOX) else channel

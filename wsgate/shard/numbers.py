@@ -75,6 +75,9 @@ LAYOUT: Final = Layout(
         "publications_malformed",  # broken envelope: dropped
         "publications_too_large",  # over the channel's max_publish: dropped
         "publications_unheard",  # nobody subscribed any more
+        "gaps_slow",  # notices to connections: publications that the shard could not keep
+        "gaps_bus",  # the bus was lost
+        "gaps_too_large",  # a publication was too large
         "publications_deflated",  # compressions, not subscribers
         "deflate_bytes_in",
         "deflate_bytes_out",

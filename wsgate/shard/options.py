@@ -136,6 +136,7 @@ class ShardOptions:
     drain_timeout_ms: int = 30_000
     is_alone: bool = False  # the bus is this node's own: no other node can take its clients
     probe_interval_ms: int = 5_000
+    gap_spread_ms: int = 0  # within which the node's clients load anew what they missed; 0: by their number
     events: EventOptions = NO_EVENTS
     user_limits: UserLimits = NO_USER_LIMITS
     is_fetching_keys: bool = False  # the admin process posts a key set

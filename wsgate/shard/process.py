@@ -37,6 +37,7 @@ from wsgate.shard.control import Control
 from wsgate.shard.drain import drain, empty_queue
 from wsgate.shard.events import Events
 from wsgate.shard.front import Front
+from wsgate.shard.gaps import Gaps, spread_ms_for
 from wsgate.shard.hub import Hub
 from wsgate.shard.lease import NodeLease
 from wsgate.shard.membership import Membership
@@ -51,7 +52,7 @@ from wsgate.shard.pages import (
 )
 from wsgate.shard.probe import Probe
 from wsgate.shard.renewal import Renewal
-from wsgate.shard.sessions import Sessions, encode_gap, now_ms, wall_ms
+from wsgate.shard.sessions import Sessions, now_ms, wall_ms
 from wsgate.shard.siblings import Siblings
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
@@ -155,7 +156,7 @@ class Shard:
         self._reactor = Reactor(
             settings,
             now_ms=now_ms(),
-            gap_encoder=encode_gap,
+            gap_encoder=self._encode_slow,
             addresses=self._shared.addresses,
             shard=options.number,
         )
@@ -175,7 +176,9 @@ class Shard:
         self._tokens = tokens
         self._front = Front(options, tokens, self._log.info)
         forms = self._forms = Forms(options.compression_threshold_bytes, self.count)
-        self._hub = Hub(self._reactor, access, forms, self.count)
+        variants = len(options.reactor.variant_opcodes)
+        self._gaps = Gaps(self._reactor, forms, self.count, self._gap_spread_ms, now_ms, variants=variants)
+        self._hub = Hub(self._reactor, access, forms, self._gaps, self.count)
         self._bus = make_bus(
             options.bus,
             names.channels,
@@ -223,6 +226,15 @@ class Shard:
             options.probe_interval_ms,
             self._on_echo,
         )
+
+    def _encode_slow(self, variant: int, name: bytes, first: int, last: int) -> bytes:
+        return self._gaps.encode_slow(variant, name, first, last)
+
+    def _gap_spread_ms(self) -> int:
+        """Within how many milliseconds the clients of this node load anew what they missed."""
+        shards = range(self._block.shards)
+        connections = sum(self._block.shard(number)["now_connections"] for number in shards)
+        return self._options.gap_spread_ms or spread_ms_for(connections)
 
     def _make_events(self, names: Names) -> Events:
         """Told to backends, by connections of their own."""

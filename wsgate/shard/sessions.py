@@ -31,7 +31,7 @@ from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF
 from wsgate.shard.welcome import NOTHING_SHOWN, Booked, Showing, Welcome, shown
 
-__all__ = ["Sessions", "encode_gap", "now_ms", "wall_ms"]
+__all__ = ["Sessions", "now_ms", "wall_ms"]
 
 BAD_MESSAGES_LIMIT = 3
 ASKED_LIMIT = 16
@@ -591,9 +591,3 @@ def _showing_of(entry: Entry) -> Showing:
     if entry.positions or entry.channels:
         return Showing(None, entry.positions, entry.channels)
     return NOTHING_SHOWN
-
-
-def encode_gap(variant: int, name: bytes, first: int, last: int) -> bytes:
-    """What a consumer that lost publications is told; no channel has positions to tell."""
-    retry_ms = random.randint(0, RETRY_MS)  # noqa: S311 - spreading, not secrecy
-    return DIALECT_OF[variant].gap(shown(name), reason="slow", retry_ms=retry_ms)
