@@ -67,7 +67,7 @@ def test_a_publication_follows_its_slot_so_often_and_no_further() -> None:
         publisher._on_outcome(NAME, b"1", outcomes.append, 1, "moved")
         tell(where, ONE)
         lane = publisher._lanes[ONE][0]
-        assert [NAME in entry.data for entry in lane._waiting] == [True]
+        assert [NAME in entry.data for entry in lane._own] == [True]
         publisher._on_outcome(NAME, b"1", outcomes.append, 0, "moved")
         assert outcomes == ["down"]
         running.cancel()

@@ -24,7 +24,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "config": ("errors", "reasons", "address"),
     "admin": ("bus", "auth", "statistics", "log"),
     "shard": ("bus", "admission", "auth", "dialects", "handshake", "deflate", "log"),
-    "bus": ("reactor", "payload", "address"),
+    "bus": ("reactor", "payload", "address", "turns"),
     "admission": ("reactor",),
     "auth": ("reactor",),
     "dialects": ("reactor", "payload"),
@@ -33,6 +33,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "reactor": ("statistics",),
     "statistics": ("errors", "reasons"),
     "payload": (),
+    "turns": (),
     "log": (),
     "address": ("errors",),
     "errors": (),
@@ -41,7 +42,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 # These rooms know no event loop, no Redis and no clock: time is passed in.
-PURE: Final = ("reactor", "handshake", "deflate", "dialects", "auth", "payload", "address")
+PURE: Final = ("reactor", "handshake", "deflate", "dialects", "auth", "payload", "address", "turns")
 IMPURE_MODULES: Final = frozenset({"asyncio", "uvloop", "redis", "valkey", "hiredis", "time", "datetime"})
 
 # Cython is not Python, so its import lines are read line by line.

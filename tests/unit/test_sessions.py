@@ -13,7 +13,7 @@ from wsgate.bus import Covers, Names, Publisher, Subscriber, parse_address
 from wsgate.dialects import DIALECTS
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.access import Access
-from wsgate.shard.commands import UNDER_WAY_LIMIT, Commands
+from wsgate.shard.commands import UNDER_WAY_LIMIT, UNDER_WAY_LIMIT_BYTES, Commands
 from wsgate.shard.events import Events
 from wsgate.shard.front import Entry
 from wsgate.shard.gaps import Gaps
@@ -23,6 +23,7 @@ from wsgate.shard.sessions import Sessions, now_ms
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.shard.variants import Forms
+from wsgate.turns import CROWDED, Sender
 
 SETTINGS = Settings(report_vacated=True, variant_opcodes=(1, 2), subscriptions_limit=4)
 OPEN = ChannelRules(subscribe="anyone", publish="anyone")
@@ -39,6 +40,7 @@ class Bus:
         self.is_up = True
         self.asked: list[bytes] = []
         self.published: list[Callable[[str], None]] = []
+        self.senders: list[Sender | None] = []
 
     def is_up_for(self, name: bytes) -> bool:
         return self.is_up
@@ -49,8 +51,11 @@ class Bus:
     def unsubscribe(self, names: Iterable[bytes]) -> None:
         pass
 
-    def publish(self, name: bytes, data: bytes, done: Callable[[str], None]) -> None:
+    def publish(
+        self, name: bytes, data: bytes, done: Callable[[str], None], sender: Sender | None = None
+    ) -> None:
         self.published.append(done)
+        self.senders.append(sender)
 
 
 class FakeTokens:
@@ -166,6 +171,12 @@ def shard() -> Iterator[Shard]:
     made = Shard()
     yield made
     made.rig.close()
+
+
+def inspected(shard: Shard, peer: Peer) -> dict[str, int]:
+    found = shard.rig.reactor.inspect(peer.conn)
+    assert found is not None
+    return found
 
 
 def failed(code: int, error: str, **fields: Any) -> dict[str, Any]:
@@ -412,6 +423,53 @@ def test_a_client_with_too_many_publishes_under_way_is_not_read(shard: Shard) ->
         done("")
     shard.rig.turn()
     assert shard.rig.messages(peer) == [b'{"op":"ping"}']
+
+
+def test_a_client_is_not_read_while_many_bytes_of_it_are_under_way(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    for _ in range(UNDER_WAY_LIMIT_BYTES // 60_000):
+        shard.say(peer, {"op": "pub", "ch": "a", "data": "x" * 60_000})
+    assert not inspected(shard, peer)["paused"]
+    shard.say(peer, {"op": "pub", "ch": "a", "data": "x" * 60_000})
+    assert inspected(shard, peer)["paused"]
+    for done in shard.bus.published:
+        done("")
+    assert not inspected(shard, peer)["paused"]
+    assert shard.commands.waiting_bytes == 0
+
+
+def test_a_client_with_too_much_in_the_queue_is_told_when_to_try_again_and_not_read(shard: Shard) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    shard.heard(peer)
+    for number in range(4):
+        shard.say(peer, {"op": "pub", "ch": "a", "data": 1, "id": number})
+    shard.bus.published[3](CROWDED)
+    assert shard.heard(peer) == [failed(429, "rate_limited", id=3, ch="a")]
+    assert inspected(shard, peer)["paused"]
+    shard.bus.published[0]("")
+    assert inspected(shard, peer)["paused"]
+    shard.bus.published[1]("")
+    assert not inspected(shard, peer)["paused"], "half of what was under way is answered"
+    shard.bus.published[2]("")
+    assert (shard.counts["publishes_crowded"], shard.counts["publishes_failed"]) == (1, 1)
+
+
+def test_a_publish_takes_the_turn_of_its_user_or_of_its_address() -> None:
+    shard = Shard(allow_anonymous=True)
+    try:
+        known, other, guest = shard.enter("ann"), shard.enter("ann"), shard.enter()
+        shard.confirm("@ann")
+        for peer in (known, other, guest):
+            shard.say(peer, {"op": "pub", "ch": "a", "data": 1})
+        assert shard.bus.senders == [
+            Sender("ann", known.conn),
+            Sender("ann", other.conn),
+            Sender(shard.rig.reactor.origin(guest.conn), guest.conn),
+        ]
+    finally:
+        shard.rig.close()
 
 
 # --- a cluster, one of whose servers is away ----------------------------------------------------------

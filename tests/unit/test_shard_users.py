@@ -130,6 +130,32 @@ def test_those_whose_place_it_takes_are_dead_and_the_bus_is_told_so() -> None:
         assert at.bus.answer(b"DEL") == 1, "said again, as often as it takes"
 
 
+def test_a_full_queue_of_ours_lets_nobody_in_uncounted() -> None:
+    with desk() as at:
+        first, second = at.come(), at.come("bob")
+        at.tick(1.0)
+        assert at.bus.answer(b"EVALSHA", "full") == 2
+        assert at.verdicts == [] and at.counts["users_unchecked"] == 0
+        assert at.bus.answer(b"EVALSHA") == 0, "not at once: there is no room"
+        at.bench.reactor.abort(second.conn)
+        at.bench.turn()
+        at.tick(1.25)
+        crowd = b"2 0000000000000001@other " + at.member(first)
+        assert at.bus.answer(b"EVALSHA", "", crowd) == 1, "who is gone is not asked for"
+        at.bus.answer(b"EXISTS", "", b"1")
+        assert at.verdicts == [False]
+
+
+def test_a_full_queue_of_ours_grants_no_messages() -> None:
+    with desk(UserLimits(rate_per_s=100)) as at:
+        rates = at.users.rates
+        assert rates is not None
+        assert rates.take("ann", 1.0) == 0
+        at.bus.answer(b"EVALSHA", "full")
+        assert at.counts["rates_unchecked"] == 0
+        assert 0 < rates.take("ann", 0.0) <= 1_000_000_000
+
+
 def test_a_removal_too_many_to_remember_is_counted() -> None:
     with desk() as at:
         at.users._unforgotten.extend([("ann", "x")] * UNFORGOTTEN_MOST)

@@ -147,6 +147,12 @@ _COUNTERS: Final = (
         "outcome",
         {"publishes_sent": "sent", "publishes_failed": "failed"},
     ),
+    _one(
+        "publishes_crowded",
+        "Publishes by clients that were answered with 429: too many of one user or address were under way"
+        " to the bus; they are also counted as failed.",
+        "publishes_crowded",
+    ),
     _Counter(
         "tokens",
         "Tokens shown: verified, known from before (cached), or refused.",

@@ -25,6 +25,7 @@ from wsgate.bus.publisher import CallDone, Done, Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 from wsgate.bus.topology import SLOTS, ClusterMap, Node, read_cluster, slot_of
 from wsgate.errors import BackendError
+from wsgate.turns import Sender
 
 __all__ = ["ClusterListener", "ClusterPublisher", "ClusterSubscriber", "Covers", "Topology"]
 
@@ -36,6 +37,8 @@ GATHER_S: Final = 0.05
 MOVES_MOST: Final = 3
 """A publication follows so many moves of its slot."""
 AGAIN_MOST: Final = 8_192
+AGAIN_BYTES_MOST: Final = 32 * 1024 * 1024
+"""Publications, and their bytes, that wait for a new map because their slot moved."""
 
 Covers = Callable[[bytes], bool]
 """Whether a channel, by its name without the prefix, is among those that something is about."""
@@ -334,28 +337,31 @@ class ClusterPublisher:
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[Node, tuple[Publisher, asyncio.Task[None]]] = {}
-        self._again: list[tuple[bytes, bytes, Done, int]] = []  # wait for the next map
+        self._again: list[tuple[bytes, bytes, Done, Sender | None, int]] = []  # wait for the next map
+        self._again_bytes = 0
         self._maps = 0
         self._leaving: set[asyncio.Task[None]] = set()
         topology.watchers.append(self._apply)
 
-    def publish(self, name: bytes, data: bytes, done: Done) -> None:
+    def publish(self, name: bytes, data: bytes, done: Done, sender: Sender | None = None) -> None:
         """SPUBLISH `data`; as `Publisher.publish`."""
-        self._publish(name, data, done, MOVES_MOST)
+        self._publish(name, data, done, sender, MOVES_MOST)
 
-    def _publish(self, name: bytes, data: bytes, done: Done, moves: int) -> None:
+    def _publish(self, name: bytes, data: bytes, done: Done, sender: Sender | None, moves: int) -> None:
         node = self._topology.map.owners[slot_of(name)]
         lane = None if node is None else self._lanes.get(node)
         if lane is None:
             self._topology.refresh()
             self._loop.call_soon(done, "down")
         else:
-            lane[0].publish(name, data, partial(self._on_outcome, name, data, done, moves))
+            lane[0].publish(
+                name, data, partial(self._on_outcome, name, data, done, moves, sender=sender), sender
+            )
 
     @property
     def waiting_bytes(self) -> int:
         """As `Publisher.waiting_bytes`, of all servers."""
-        return sum(publisher.waiting_bytes for publisher, _ in self._lanes.values())
+        return self._again_bytes + sum(publisher.waiting_bytes for publisher, _ in self._lanes.values())
 
     def call(self, key: bytes, command: bytes, done: CallDone) -> None:
         """As `Publisher.call`, at the server that has the key. One that moved away meanwhile is `down`."""
@@ -373,11 +379,15 @@ class ClusterPublisher:
             outcome = "down"
         done(outcome, text)
 
-    def _on_outcome(self, name: bytes, data: bytes, done: Done, moves: int, outcome: str) -> None:
-        if outcome == "moved" and moves and len(self._again) < AGAIN_MOST:
+    def _on_outcome(
+        self, name: bytes, data: bytes, done: Done, moves: int, outcome: str, *, sender: Sender | None = None
+    ) -> None:
+        has_room = len(self._again) < AGAIN_MOST and self._again_bytes + len(data) <= AGAIN_BYTES_MOST
+        if outcome == "moved" and moves and has_room:
             if not self._again:
                 self._loop.call_later(self._command_timeout_s, self._give_up, self._maps)
-            self._again.append((name, data, done, moves - 1))
+            self._again.append((name, data, done, sender, moves - 1))
+            self._again_bytes += len(data)
             self._topology.refresh()
             return
         if outcome == "down":
@@ -400,15 +410,18 @@ class ClusterPublisher:
 
     async def close(self) -> None:
         """Fail what still waits; to be called when `run` has ended."""
-        again, self._again = self._again, []
-        for _, _, done, _ in again:
+        for _, _, done, _, _ in self._take_again():
             done("down")
+
+    def _take_again(self) -> list[tuple[bytes, bytes, Done, Sender | None, int]]:
+        """Everything that waits for the next map; nothing waits any more."""
+        again, self._again, self._again_bytes = self._again, [], 0
+        return again
 
     def _give_up(self, maps: int) -> None:
         """No map came in time: those that wait for one have certainly not been published."""
         if maps == self._maps:
-            again, self._again = self._again, []
-            for _, _, done, _ in again:
+            for _, _, done, _, _ in self._take_again():
                 done("down")
 
     def _apply(self, fresh: ClusterMap) -> None:
@@ -424,9 +437,8 @@ class ClusterPublisher:
                 is_sharded=True,
             )
             self._lanes[node] = publisher, self._loop.create_task(publisher.run())
-        again, self._again = self._again, []
-        for name, data, done, moves in again:
-            self._publish(name, data, done, moves)
+        for name, data, done, sender, moves in self._take_again():
+            self._publish(name, data, done, sender, moves)
 
     def _leave(self, node: Node) -> None:
         publisher, task = self._lanes.pop(node)

@@ -268,6 +268,14 @@ cdef void address_leave(Core *core, uint32_t slot) noexcept nogil:
         change_count(&core.addresses, key, -1, 0)
 
 
+cdef uint64_t address_origin(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil:
+    """A number for whom a connection counts as; two addresses have the same one once in 2^63."""
+    cdef uint64_t size = 16 if memcmp(address, MAPPED, 12) == 0 else 8
+    if slot < core.addresses.journal_slots and core.addresses.journal[slot]:
+        return core.addresses.journal[slot]   # perhaps of an address that a proxy named
+    return siphash(core.channels.key, address, size) | <uint64_t>1 << 63
+
+
 cdef class SharedAddresses:
     """The shared memory; see addresses.pyi."""
 

@@ -156,6 +156,19 @@ class Reactor:
     def is_from_proxy(self, conn: int) -> bool:
         """Whether the peer is in one of the listed networks. One system call."""
 
+    def origin(self, conn: int) -> int:
+        """A number for where a connection comes from, the same for all connections from there.
+
+        It stands for the peer's address (an IPv6 /64 is one address), or for the address that the proxy has
+        named where limits of addresses count it. One system call.
+
+        Args:
+            conn: Its handle.
+
+        Returns:
+            64 bits; 0 for a stale handle and for a peer without an address.
+        """
+
     def claim_address(self, conn: int, address: bytes) -> int:
         """Count an accepted connection for whom its proxy names, once.
 

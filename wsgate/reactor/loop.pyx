@@ -17,7 +17,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from wsgate.reactor.addresses cimport SharedAddresses, address_claim, address_is_trusted
+from wsgate.reactor.addresses cimport (
+    SharedAddresses, address_claim, address_is_trusted, address_origin,
+)
 from wsgate.reactor.channels cimport (
     channel_find, channel_name, channel_open, channel_release, channel_subscribe, channel_take_vacated,
     channel_unsubscribe, is_subscribed,
@@ -347,6 +349,14 @@ cdef class Reactor:
         cdef Core *core = self.own()
         cdef Connection *c = self.find(conn, &slot)
         return c != NULL and seam_address(c, address) and address_is_trusted(core, address)
+
+    def origin(self, uint64_t conn):
+        """A number for the peer's address, the same for all connections from there; see loop.pyi."""
+        cdef uint32_t slot = 0
+        cdef uint8_t address[16]
+        cdef Core *core = self.own()
+        cdef Connection *c = self.find(conn, &slot)
+        return address_origin(core, slot, address) if c != NULL and seam_address(c, address) else 0
 
     def claim_address(self, uint64_t conn, bytes address not None):
         """Count an accepted connection for whom its proxy names; see loop.pyi."""

@@ -22,13 +22,29 @@ from wsgate.shard.options import ANONYMOUS_MEMBER
 from wsgate.shard.pausing import Pauser
 from wsgate.shard.sessions import Sessions
 from wsgate.shard.welcome import Showing, shown
+from wsgate.turns import CROWDED, Sender
 
 __all__ = ["Commands"]
 
 UNDER_WAY_LIMIT: Final = 64
-"""Commands of one connection that await the bus, above which it is not read."""
+UNDER_WAY_LIMIT_BYTES: Final = 256 * 1024
+"""Commands of one connection that await the bus, and their bytes, above which it is not read."""
+
+UNDER_WAY_BYTES: Final = 250
+"""Memory of what is remembered about a connection of which something is under way."""
 
 Handler = Callable[[int, Dialect, Member, Any], None]
+
+
+class _UnderWay:
+    """What of one connection awaits the bus, and from how little of it on the connection is read again."""
+
+    __slots__ = ("commands", "resume_at", "size")
+
+    def __init__(self) -> None:
+        self.commands = 0
+        self.size = 0
+        self.resume_at = -1  # commands; -1: it is read
 
 
 class Commands:
@@ -51,7 +67,7 @@ class Commands:
         self._count = sessions.count
         self._users = sessions.users
         sessions.run = self.run
-        self._under_way: dict[int, int] = {}
+        self._under_way: dict[int, _UnderWay] = {}
         self._handlers: dict[type, tuple[str, Handler]] = {
             commands.Auth: ("command_auth", self._auth),
             commands.Subscribe: ("command_sub", self._subscribe),
@@ -107,6 +123,11 @@ class Commands:
                 )
                 return
         handler(conn, dialect, member, command)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of what is remembered about connections that publish, in bytes."""
+        return len(self._under_way) * UNDER_WAY_BYTES
 
     def forget(self, conn: int) -> None:
         """The connection is gone."""
@@ -198,16 +219,18 @@ class Commands:
         if payload is None:
             self._sessions.error(conn, dialect, "bad_request", id=command.id)
             return
-        self._hold(conn)
-        if not events.message(conn, member, payload, partial(self._sent, conn, dialect, command.id)):
-            self._sent(conn, dialect, command.id, "full")
+        size = len(payload.data)
+        self._hold(conn, size)
+        done = partial(self._sent, conn, dialect, command.id, size)
+        if not events.message(conn, member, payload, done):
+            done("full")
 
-    def _sent(self, conn: int, dialect: Dialect, id: int | None, outcome: str) -> None:
-        self._release(conn)
+    def _sent(self, conn: int, dialect: Dialect, id: int | None, size: int, outcome: str) -> None:
+        self._release(conn, size)
         self._wake()
         self._count("events_refused" if outcome else "events_taken", 1)
         if outcome:
-            self._sessions.error(conn, dialect, "unavailable", id=id, retry_ms=RETRY_MS)
+            self._fail(conn, dialect, id, None, outcome)
         elif id is not None:
             self._reactor.send(conn, dialect.ok(id), dialect.opcode)
 
@@ -226,19 +249,25 @@ class Commands:
         if fault or name is None or payload is None:
             sessions.error(conn, dialect, fault or "bad_request", id=command.id, channel=channel)
             return
-        self._hold(conn)
+        data = encode_publication(
+            Publication(
+                payload,
+                user=member.user or None,
+                timestamp_ms=time.time_ns() // 1_000_000,
+                exclude=self._reactor.public_id(conn) if command.echo is False else 0,
+            )
+        )
+        self._hold(conn, len(data))
         self._publisher.publish(
             self._names.channel(name),
-            encode_publication(
-                Publication(
-                    payload,
-                    user=member.user or None,
-                    timestamp_ms=time.time_ns() // 1_000_000,
-                    exclude=self._reactor.public_id(conn) if command.echo is False else 0,
-                )
-            ),
-            partial(self._published, conn, dialect, command.id, channel),
+            data,
+            partial(self._published, conn, dialect, command.id, channel, len(data)),
+            self._sender(conn, member),
         )
+
+    def _sender(self, conn: int, member: Member) -> Sender:
+        """Whose turn it takes: a user's, or, without one, its address's."""
+        return Sender(member.user or self._reactor.origin(conn), conn)
 
     def _payload_fault(self, channel: str, payload: Payload | None) -> str | None:
         if payload is None:
@@ -247,8 +276,10 @@ class Commands:
             return "too_large"
         return None
 
-    def _published(self, conn: int, dialect: Dialect, id: int | None, channel: str, outcome: str) -> None:
-        self._release(conn)
+    def _published(
+        self, conn: int, dialect: Dialect, id: int | None, channel: str, size: int, outcome: str
+    ) -> None:
+        self._release(conn, size)
         self._wake()
         if not outcome:
             self._count("publishes_sent", 1)
@@ -256,20 +287,44 @@ class Commands:
                 self._reactor.send(conn, dialect.ok(id), dialect.opcode)
             return
         self._count("publishes_failed", 1)
-        self._sessions.error(conn, dialect, "unavailable", id=id, channel=channel, retry_ms=RETRY_MS)
+        if outcome == CROWDED:
+            self._count("publishes_crowded", 1)
+        self._fail(conn, dialect, id, channel, outcome)
 
-    def _hold(self, conn: int) -> None:
+    def _fail(self, conn: int, dialect: Dialect, id: int | None, channel: str | None, outcome: str) -> None:
+        """Answer what the bus does not have. Who has too much under way is not read until it has less."""
+        name = "rate_limited" if outcome == CROWDED else "unavailable"
+        self._sessions.error(conn, dialect, name, id=id, channel=channel, retry_ms=RETRY_MS)
+        under_way = self._under_way.get(conn)
+        if outcome == CROWDED and under_way is not None and under_way.resume_at < 0:
+            self._pause(conn, under_way)
+
+    # --- backpressure ---------------------------------------------------------------------------------
+
+    def _hold(self, conn: int, size: int) -> None:
         """One more command of this connection awaits the bus; too many, and it is not read."""
-        under_way = self._under_way.get(conn, 0) + 1
-        self._under_way[conn] = under_way
-        if under_way == UNDER_WAY_LIMIT:
-            self._sessions.pauses.pause(conn, Pauser.COMMANDS)
+        under_way = self._under_way.get(conn)
+        if under_way is None:
+            under_way = self._under_way[conn] = _UnderWay()
+        under_way.commands += 1
+        under_way.size += size
+        if under_way.resume_at < 0 and (
+            under_way.commands >= UNDER_WAY_LIMIT or under_way.size >= UNDER_WAY_LIMIT_BYTES
+        ):
+            self._pause(conn, under_way)
 
-    def _release(self, conn: int) -> None:
-        under_way = self._under_way.get(conn, 0) - 1
-        if under_way > 0:
-            self._under_way[conn] = under_way
-        else:
-            self._under_way.pop(conn, None)
-        if under_way == UNDER_WAY_LIMIT // 2:
+    def _pause(self, conn: int, under_way: _UnderWay) -> None:
+        under_way.resume_at = under_way.commands // 2
+        self._sessions.pauses.pause(conn, Pauser.COMMANDS)
+
+    def _release(self, conn: int, size: int) -> None:
+        under_way = self._under_way.get(conn)
+        if under_way is None:
+            return  # the connection is gone
+        under_way.commands -= 1
+        under_way.size -= size
+        if under_way.commands <= under_way.resume_at:
+            under_way.resume_at = -1
             self._sessions.pauses.resume(conn, Pauser.COMMANDS)
+        if not under_way.commands:
+            del self._under_way[conn]

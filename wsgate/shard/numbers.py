@@ -83,6 +83,7 @@ LAYOUT: Final = Layout(
         "deflate_bytes_out",
         "publishes_sent",  # by clients, and the bus has them
         "publishes_failed",  # by clients, answered with an error
+        "publishes_crowded",  # of those failed: the client had too much under way
         "tokens_verified",
         "tokens_cached",  # seen before, not verified again
         "tokens_refused",

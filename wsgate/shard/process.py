@@ -660,6 +660,7 @@ class Shard:
             self._tokens.cached_bytes
             + self._tokens.revoked_bytes
             + self._sessions.waiting_bytes
+            + self._commands.waiting_bytes
             + self._publisher.waiting_bytes
             + sum(each.held_bytes for each in set(self._events.appenders))
             + (rates.users * LEASE_BYTES if rates else 0)

@@ -28,6 +28,7 @@ from wsgate.auth import Member
 from wsgate.bus import RATE_LEASE, USER_ENTER, BusPublisher, CallDone, Names, pack
 from wsgate.reactor import Reactor
 from wsgate.shard.options import NO_USER_LIMITS, UserLimits
+from wsgate.turns import FULL
 
 __all__ = ["Users"]
 
@@ -51,6 +52,8 @@ PAGES_MOST: Final = 16
 """Parts of a user's set that are looked at before a verdict: 3,840 connections, and 1,000 may be allowed."""
 WAIT_MOST_MS: Final = 60_000
 """How long a user may be told to wait for its allowance."""
+CROWDED_WAIT_MS: Final = 250
+"""How long a user waits for its allowance when the way to the bus has no room."""
 WALK_LEAST: Final = 64
 """Connections looked at in one tick, at least."""
 
@@ -115,6 +118,9 @@ class Users:
         self._is_missing = False  # somebody was not put on the books by the walk under way
         self._unforgotten: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
         self._refused: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
+        self._unasked: deque[_Entry] = (
+            deque()
+        )  # the way to the bus had no room: asked again with the next tick
         self.has_counted = False
         self._limits = NO_USER_LIMITS
         self.renew(limits)
@@ -156,6 +162,11 @@ class Users:
         self._enter(entry.user, entry.member, len(entry.alive), SHOWN_MOST, done)
 
     def _on_entered(self, entry: "_Entry", outcome: str, text: bytes) -> None:
+        if outcome == FULL:
+            # The bus is well and our own queue is full, which is no reason to leave a limit unchecked. As
+            # many wait here as connections wait for their verdict.
+            self._unasked.append(entry)
+            return
         try:
             crowd = Crowd.from_bytes(text) if text else None
         except ValueError:
@@ -268,6 +279,10 @@ class Users:
         for _ in range(min(len(self._unforgotten), AGAIN_PER_TICK)):
             user, member = self._unforgotten.popleft()
             self._forget(user, [member])
+        for _ in range(min(len(self._unasked), AGAIN_PER_TICK)):
+            entry = self._unasked.popleft()
+            if self._is_here(entry.member):
+                self._ask_who_is_there(entry)
         if not self.is_counting:
             return
         if now_s - self._alive_s >= ALIVE_EVERY_S:
@@ -351,7 +366,9 @@ class Users:
     def _on_lease(self, want: int, grant: Callable[[int, int], None], outcome: str, text: bytes) -> None:
         granted, _, wait_ms = text.partition(b" ")
         is_sound = all(part.isdigit() and len(part) <= 18 for part in (granted, wait_ms))
-        if outcome or not is_sound:
+        if outcome == FULL:
+            grant(0, CROWDED_WAIT_MS)
+        elif outcome or not is_sound:
             self._count("rates_unchecked", 1)
             grant(want, 0)
         else:
