@@ -61,6 +61,7 @@ ping_interval = "{ping_interval_s}s"  # 0 beside other servers: pings of one wou
 [limits]
 outbox_frames = 65536  # the cost of a flood is asked for here, not what becomes of a slow reader,
 outbox_bytes = "16MiB"  # and the client may wait for a processor that it shares
+publish_rate = 0  # off: one connection is to publish as fast as the gateway takes it
 
 [admission]
 {admission}

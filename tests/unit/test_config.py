@@ -79,6 +79,8 @@ DEFAULTS: Final[dict[str, Any]] = {
         "max_channel_name": "200B",
         "message_rate": 0,
         "byte_rate": "0B",
+        "publish_rate": 1000,
+        "publish_burst": 2000,
         "outbox_bytes": "1MiB",
         "outbox_frames": 256,
         "outbox_age": "10s",
@@ -168,6 +170,8 @@ max_subscriptions = 0
 max_channel_name = 1
 message_rate = 1
 byte_rate = "1KiB"
+publish_rate = 1
+publish_burst = 1
 outbox_bytes = "2MiB"
 outbox_frames = 2
 outbox_age = "1ms"
@@ -395,7 +399,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 74
+    assert len(FIELDS) == 76
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)

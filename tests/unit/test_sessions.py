@@ -77,7 +77,9 @@ class FakeTokens:
 class Shard:
     """The parts of a shard that decide what is said."""
 
-    def __init__(self, *, allow_anonymous: bool = False) -> None:
+    def __init__(
+        self, *, allow_anonymous: bool = False, publish_rate_per_s: int = 0, publish_burst: int = 0
+    ) -> None:
         options = ShardOptions(
             node="n",
             number=0,
@@ -87,6 +89,8 @@ class Shard:
             origins=OriginPolicy(()),
             tokens=TokenPolicy(),
             allow_anonymous=allow_anonymous,
+            publish_rate_per_s=publish_rate_per_s,
+            publish_burst=publish_burst,
         )
         self.rig = Rig(SETTINGS, now_ms=now_ms())
         self.bus = Bus()
@@ -468,6 +472,28 @@ def test_a_publish_takes_the_turn_of_its_user_or_of_its_address() -> None:
             Sender("ann", other.conn),
             Sender(shard.rig.reactor.origin(guest.conn), guest.conn),
         ]
+    finally:
+        shard.rig.close()
+
+
+def test_publishes_over_the_rate_are_answered_429_and_never_with_a_close() -> None:
+    shard = Shard(publish_rate_per_s=1, publish_burst=3)
+    try:
+        peer, other = shard.enter("ann"), shard.enter("bob")
+        shard.confirm("@ann", "@bob")
+        shard.heard(peer)
+        for number in range(50):
+            shard.say(peer, {"op": "pub", "ch": "a", "data": 1, "id": number})
+        shard.say(peer, {"op": "pub", "ch": "@bob", "data": 1, "id": 50})
+        shard.say(other, {"op": "pub", "ch": "a", "data": 1})
+        assert 4 <= len(shard.bus.published) <= 20, "a slow machine lets one more pass each second"
+        shard.rig.turn()
+        told = [json.loads(frame.payload) for frame in peer.frames()]
+        assert told[-1]["error"] == "bad_request", "what is final is not answered with a time to come back"
+        limited = [each for each in told if each.get("error") == "rate_limited"]
+        assert len(limited) == shard.counts["publishes_over_rate"] >= 30
+        assert all(each["code"] == 429 and 0 < each["retry_ms"] <= 1_000 for each in limited)
+        assert inspected(shard, peer)["state"] == inspected(shard, other)["state"]
     finally:
         shard.rig.close()
 

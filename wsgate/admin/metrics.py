@@ -147,11 +147,12 @@ _COUNTERS: Final = (
         "outcome",
         {"publishes_sent": "sent", "publishes_failed": "failed"},
     ),
-    _one(
-        "publishes_crowded",
-        "Publishes by clients that were answered with 429: too many of one user or address were under way"
-        " to the bus; they are also counted as failed.",
-        "publishes_crowded",
+    _Counter(
+        "publishes_limited",
+        "Publishes by clients that were answered with 429: more than limits.publish_rate allows a connection"
+        " (rate), or too many of one user or address under way to the bus (crowded, also counted as failed).",
+        "limit",
+        {"publishes_over_rate": "rate", "publishes_crowded": "crowded"},
     ),
     _Counter(
         "tokens",

@@ -7,6 +7,7 @@ wsgate/reactor/gate.pyx; here is what it is told, and what needs more than count
 from wsgate.admission.ledger import RESOURCES, Headroom, Ledger, Reading, State
 from wsgate.admission.networks import forwarded_for, networks_of
 from wsgate.admission.placement import Place, rate_share, weights
+from wsgate.admission.publishing import PublishRates
 from wsgate.admission.rates import UserRates
 from wsgate.admission.users import Crowd, Verdict, is_member, owner_of
 
@@ -16,6 +17,7 @@ __all__ = [
     "Headroom",
     "Ledger",
     "Place",
+    "PublishRates",
     "Reading",
     "State",
     "UserRates",

@@ -298,6 +298,15 @@ class Limits(Section, frozen=True, kw_only=True):
     # 1GiB. Default "0B".
     byte_rate_per_s: Annotated[int, _size("0", "1GiB")] = field(default=0, name="byte_rate")
 
+    # Publishes a client may send per second on one connection. One more is answered with 429 rate_limited and
+    # retry_ms, never with a Close. On by default, because every publication costs the bus and all
+    # subscribers. 0 switches it off. 0 to 1000000. Default 1000.
+    publish_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=1_000, name="publish_rate")
+
+    # Publishes that may come at once on one connection, while publish_rate is on. 0 is what a second allows.
+    # 0 to 1000000. Default 2000.
+    publish_burst: Annotated[int, Meta(ge=0, le=1_000_000)] = 2_000
+
     # Bytes that may wait to be written to a connection before its channels' slow_consumer decides. The
     # hard bound on what one slow reader holds. Size, 1KiB to 1GiB. Default "1MiB".
     outbox_bytes: Annotated[int, _size("1KiB", "1GiB")] = 1_048_576

@@ -244,6 +244,8 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
             rate_per_s=config.admission.per_user_rate_per_s,
         ),
         is_fetching_keys=bool(auth.jwks_url),
+        publish_rate_per_s=limits.publish_rate_per_s,
+        publish_burst=limits.publish_burst,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from wsgate.admission import PublishRates
 from wsgate.auth import Member, TokenError
 from wsgate.bus import BusPublisher, Names, Publication, encode_publication
 from wsgate.dialects import BadCommand, Dialect, commands
@@ -68,6 +69,9 @@ class Commands:
         self._users = sessions.users
         sessions.run = self.run
         self._under_way: dict[int, _UnderWay] = {}
+        self._rates: PublishRates | None = None
+        self._rate = 0, 0  # publishes per second, and at once
+        self.renew()
         self._handlers: dict[type, tuple[str, Handler]] = {
             commands.Auth: ("command_auth", self._auth),
             commands.Subscribe: ("command_sub", self._subscribe),
@@ -124,15 +128,25 @@ class Commands:
                 return
         handler(conn, dialect, member, command)
 
+    def renew(self) -> None:
+        """Other options of the sessions, from now on."""
+        options = self._sessions.options
+        rate, burst = options.publish_rate_per_s, options.publish_burst or options.publish_rate_per_s
+        if (rate, burst) != self._rate:  # else the buckets stay as they are
+            self._rate = rate, burst
+            self._rates = PublishRates(rate, burst, time.monotonic()) if rate else None
+
     @property
     def waiting_bytes(self) -> int:
         """Memory of what is remembered about connections that publish, in bytes."""
-        return len(self._under_way) * UNDER_WAY_BYTES
+        return len(self._under_way) * UNDER_WAY_BYTES + (self._rates.bytes_estimate if self._rates else 0)
 
     def forget(self, conn: int) -> None:
         """The connection is gone."""
         if self._under_way:
             self._under_way.pop(conn, None)
+        if self._rates is not None:
+            self._rates.forget(conn)
 
     # --- who somebody is ------------------------------------------------------------------------------
 
@@ -248,6 +262,10 @@ class Commands:
             fault = self._payload_fault(channel, payload)
         if fault or name is None or payload is None:
             sessions.error(conn, dialect, fault or "bad_request", id=command.id, channel=channel)
+            return
+        if self._rates is not None and (wait_ms := self._rates.take(conn, time.monotonic())):
+            self._count("publishes_over_rate", 1)
+            sessions.error(conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms)
             return
         data = encode_publication(
             Publication(

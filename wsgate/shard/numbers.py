@@ -84,6 +84,7 @@ LAYOUT: Final = Layout(
         "publishes_sent",  # by clients, and the bus has them
         "publishes_failed",  # by clients, answered with an error
         "publishes_crowded",  # of those failed: the client had too much under way
+        "publishes_over_rate",  # by clients, answered with an error and not counted as failed
         "tokens_verified",
         "tokens_cached",  # seen before, not verified again
         "tokens_refused",

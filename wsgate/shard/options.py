@@ -139,5 +139,7 @@ class ShardOptions:
     gap_spread_ms: int = 0  # within which the node's clients load anew what they missed; 0: by their number
     events: EventOptions = NO_EVENTS
     user_limits: UserLimits = NO_USER_LIMITS
+    publish_rate_per_s: int = 0  # of one connection; 0: any
+    publish_burst: int = 0  # publishes of one connection at once; 0: what a second allows
     is_fetching_keys: bool = False  # the admin process posts a key set
     is_dev: bool = False  # causes of refusals are told to the peer, and `/` leads to the try page

@@ -606,6 +606,7 @@ class Shard:
         self._access.renew(options.channels, options.any_channel)
         self._front.renew(options)
         self._sessions.renew(options)
+        self._commands.renew()
         self._users.renew(options.user_limits)
         self._subscriber.limit_payload(_payload_limit_bytes(options))
         self._forms.threshold_bytes = options.compression_threshold_bytes

@@ -44,6 +44,8 @@ class Renewal:
     inbox_slow_consumer: int
     drain_timeout_ms: int
     user_limits: UserLimits
+    publish_rate_per_s: int
+    publish_burst: int
 
     @classmethod
     def of(cls, options: ShardOptions) -> "Renewal":
