@@ -1,7 +1,6 @@
 """The command line: thin. Every command is one function; exit 2 for configuration, 1 for the rest."""
 
 import argparse
-import contextlib
 import os
 import sys
 import time
@@ -147,9 +146,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     """Print in one write, so that a program that waits for the last line has the other lines, too."""
-    with contextlib.suppress(OSError):  # the reader of the output may be gone, which is no reason to end
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    sys.stdout.write(text)  # without waiting for its reader, since logging was set up
 
 
 def _admin_url(config: Config, running: RunningGateway) -> str:

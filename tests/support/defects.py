@@ -111,6 +111,12 @@ DEFECTS: Final = {
         "        except Exception as fault:",
         "        except WsgateError as fault:",
     ),
+    "log": Defect(
+        "a log line that waits for the reader of standard error",
+        "wsgate/output.py",
+        "        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC",
+        "        flags = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC",
+    ),
     "passing": Defect(
         "a refusal that passes, and that the client takes for final",
         "wsgate/client/endings.py",
@@ -147,6 +153,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "proxy": ((*_PYTEST, "tests/unit/test_proxy_header.py"), (*_FUZZ, "proxy")),
     "head": ((*_FUZZ, "head"),),
     "duty": ((*_PYTEST, "tests/unit/test_keeper.py"),),
+    "log": ((*_PYTEST, "tests/unit/test_output.py"),),
     "passing": ((*_PYTEST, "tests/unit/test_client_endings.py"),),
     "final": ((*_PYTEST, "tests/unit/test_passing.py"), (*_PYTEST, "tests/unit/test_codes.py")),
     "padding": ((*_PYTEST, "tests/unit/test_auth_differential.py"), (*_FUZZ, "tokens")),

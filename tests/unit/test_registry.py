@@ -102,7 +102,15 @@ PUBLIC = {
         "select",
     },
     "wsgate.errors": {"BackendError", "InternalError", "PeerError", "SettingsError", "WsgateError"},
-    "wsgate.log": {"Log", "set_up_logging"},
+    "wsgate.log": {"Log", "name_part", "set_up_logging"},
+    "wsgate.output": {
+        "LineStream",
+        "Output",
+        "dropped_lines",
+        "finish_outputs",
+        "flush_outputs",
+        "waiting_bytes",
+    },
     "wsgate.payload": {"BINARY", "JSON", "TEXT", "Payload", "classify", "is_json", "is_text"},
     "wsgate.statistics": {
         "PHASE_DRAINING",

@@ -18,6 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from wsgate import __version__
+from wsgate.output import dropped_lines
 from wsgate.reasons import REASONS, Reason
 from wsgate.statistics import Layout, StatisticsBlock
 from wsgate.statistics.layout import HISTOGRAM_BUCKETS
@@ -223,6 +224,12 @@ _COUNTERS: Final = (
     _one("client_requests", "GET /client.js on the client port.", "client_asked"),
     _one("readiness_requests", "GET /readyz on the client port.", "readiness_asked"),
     _one("restarts", "Child processes that ended and were started again.", "restarts"),
+    _one(
+        "log_lines_dropped",
+        "Lines of the keeper and the shards that were dropped because whoever reads standard error was too"
+        " slow or gone.",
+        "log_lines_dropped",
+    ),
 )
 # Families with one label value for each slot with a mark before it.
 _MARKED: Final = (
@@ -320,6 +327,7 @@ def make_registry(block: StatisticsBlock, node: str, now_ms: Callable[[], int]) 
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(BlockCollector(block, node, now_ms))
+    registry.register(_OwnLines())
     return registry
 
 
@@ -336,6 +344,19 @@ def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     except (TypeError, ValueError):  # a version that is no version is compared and formatted unchecked
         encode, content_type = choose_encoder("")
         return encode(registry), content_type
+
+
+class _OwnLines(Collector):
+    """What no region counts: lines that the admin process itself could not write."""
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, as below."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The one family."""
+        text = "Lines of the admin process that were dropped because the reader was too slow or gone."
+        yield CounterMetricFamily("wsgate_admin_log_lines_dropped", text, value=dropped_lines())
 
 
 class BlockCollector(Collector):

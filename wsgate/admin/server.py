@@ -25,6 +25,7 @@ from wsgate.admin.control import Controller
 from wsgate.admin.keys import KeySetFetcher
 from wsgate.bus import BusPublisher, Names, make_publisher
 from wsgate.log import Log
+from wsgate.output import flush_outputs
 from wsgate.statistics import Board, StatisticsBlock
 
 __all__ = ["serve"]
@@ -133,6 +134,11 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Nothing: the loop has the handlers, and a graceful end is no death by a signal."""
         yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Write log lines that wait for their reader, ten times a second."""
+        flush_outputs()
+        return await super().on_tick(counter)
 
     def stop(self) -> None:
         """Answer what is under way, then end; after the grace whatever is left is cut."""

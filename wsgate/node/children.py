@@ -4,14 +4,14 @@ import contextlib
 import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-from wsgate.log import Log
+from wsgate.log import Log, name_part
+from wsgate.output import finish_outputs
 
 __all__ = ["Child", "fork_child", "name_process"]
 
@@ -23,6 +23,7 @@ LIVED_WELL_S: Final = 10.0
 _ENDING: Final = (signal.SIGTERM, signal.SIGCHLD)
 _TERMINAL: Final = (signal.SIGINT, signal.SIGHUP)
 """Go to every process of a terminal at once; what they mean is for the keeper to say."""
+_PREFIX: Final = "wsgate-"
 _PR_SET_NAME: Final = 15
 _prctl: Final = ctypes.CDLL(None).prctl
 _ARGUMENTS: Final = 45  # of /proc/self/stat after the name: arg_start, then arg_end. Source: proc(5)
@@ -135,14 +136,14 @@ def _be_child(name: str, work: Callable[[], int | None]) -> None:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_ENDING, *_TERMINAL))
         name_process(name)
+        name_part(name.removeprefix(_PREFIX))
         _rename_command_line(name)
         code = work() or 0
     except BaseException:
         Log("keeper").exception("child_failed", child=name)
     finally:
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            finish_outputs()
         finally:
             os._exit(code)
 

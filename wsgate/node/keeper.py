@@ -39,6 +39,7 @@ from wsgate.node.duties import Duties
 from wsgate.node.listeners import refuse_handed, refuse_waiting, steer
 from wsgate.node.notify import notify
 from wsgate.node.watch import Watch
+from wsgate.output import dropped_lines, flush_outputs
 from wsgate.reactor import SharedAddresses
 from wsgate.shard.accounts import places
 from wsgate.shard.numbers import LAYOUT
@@ -214,7 +215,12 @@ class Keeper:
         )
 
     def _beat(self) -> int:
-        """Publish that the keeper lives, to its children and the service manager; returns the time in ms."""
+        """Publish that the keeper lives, to its children and the service manager; returns the time in ms.
+
+        Lines that wait for their reader are written on the same occasion.
+        """
+        flush_outputs()
+        self._block.keeper["log_lines_dropped"] = dropped_lines()
         now_ms = time.monotonic_ns() // 1_000_000
         self._block.keeper["beat_ms"] = now_ms
         self._duties.run("notify", lambda: notify("WATCHDOG=1"))

@@ -120,6 +120,7 @@ LAYOUT: Final = Layout(
         "client_asked",  # GET /client.js on the client port
         "readiness_asked",  # GET /readyz on the client port
         "restarts",  # of a child; the keeper's
+        "log_lines_dropped",  # the reader of standard error was too slow; the keeper's and the shards'
         *(f"duty_failed_{name}" for name in DUTIES),  # exceptions contained; the keeper's
     ),
     gauges=(

@@ -25,6 +25,7 @@ from wsgate.bus import AppenderOptions, Covers, Names, RevocationKeeper, Subscri
 from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, Request, refusal
 from wsgate.log import Log
+from wsgate.output import dropped_lines, finish_outputs, flush_outputs, waiting_bytes
 from wsgate.reactor import Reactor, events
 from wsgate.reactor.names import COUNTER_NAMES, REASON_NAMES
 from wsgate.reasons import Reason
@@ -367,6 +368,7 @@ class Shard:
         """A part that ends by itself is a fault of ours: end, and be restarted whole."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("part_failed", error=repr(error))
+        finish_outputs()
         os._exit(1)
 
     # --- the pass -------------------------------------------------------------------------------------
@@ -570,6 +572,7 @@ class Shard:
         self._membership.tick(now_s)
         self._revocations.tick(now_s)
         self._pump()
+        flush_outputs()
         numbers_now = self._reactor.counters()
         self._renew_gate(numbers_now["refused"])
         self._ticks += steps
@@ -665,6 +668,7 @@ class Shard:
             + self._publisher.waiting_bytes
             + sum(each.held_bytes for each in set(self._events.appenders))
             + (rates.users * LEASE_BYTES if rates else 0)
+            + waiting_bytes()
         )
 
     def _write_numbers(self, numbers_now: Mapping[str, int]) -> None:
@@ -694,6 +698,7 @@ class Shard:
         if numbers_now["now_connections"] != self._blocks_of or self._ticks % BLOCKS_TICKS == 0:
             self._blocks_of = numbers_now["now_connections"]
             region["python_blocks"] = sys.getallocatedblocks()
+        region["log_lines_dropped"] = dropped_lines()
         region["events_appended"] = sum(each.appended for each in self._events.appenders)
         region["events_repeated"] = sum(each.repeated for each in self._events.appenders)
         region["events_trimmed"] = sum(each.trimmed for each in self._events.appenders)

@@ -1,0 +1,143 @@
+"""The reader of the log hangs, is slow or goes away: the gateway serves on, and counts what is lost."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.support.client import connected
+from tests.support.gateway import Gateway, running_gateway, wait_until
+
+pytestmark = pytest.mark.slow
+
+F_SETPIPE_SZ = 1031
+PIPE_BYTES = 4096
+WITHIN_S = 60.0
+BANNER_TOO = 'exec "$@" >"$0" 2>&1'
+ERRORS_ONLY = 'exec "$@" 2>"$0"'
+
+
+@dataclass
+class Reader:
+    """The end of a pipe of one page that standard error of a gateway goes to."""
+
+    path: Path
+    fd: int
+
+    def fill(self) -> None:
+        """Leave no room, as a reader does that hangs while others write."""
+        writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"." * PIPE_BYTES)
+        os.close(writer)
+
+    def read_until(self, *words: str) -> str:
+        """Read until each of these words was read."""
+        found: list[str] = []
+
+        def has_come() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                found.append(os.read(self.fd, 65_536).decode())
+            return all(word in "".join(found) for word in words)
+
+        wait_until(" ".join(words), has_come, WITHIN_S)
+        return "".join(found)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
+    yield Reader(path, fd)
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def make_all_log(gateway: Gateway) -> None:
+    """Give keeper, shard and admin process something to log, in this order."""
+    for name in ("wsgate-bus", "wsgate-shard-1"):
+        before = gateway.pid_of(name)
+        os.kill(before, signal.SIGKILL)
+        wait_until(name, lambda: gateway.children().get(name, [before]) not in ([], [before]), WITHIN_S)  # noqa: B023
+    gateway.process.send_signal(signal.SIGHUP)
+    with socket.create_connection(("127.0.0.1", gateway.admin_port), timeout=WITHIN_S) as peer:
+        peer.sendall(b"nonsense\r\n\r\n")
+        assert peer.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_reader_of_the_log_that_hangs_stops_no_process(reader: Reader, form: str) -> None:
+    environ = {"WSGATE_LOG__FORMAT": form}
+    prefix = ("sh", "-c", ERRORS_ONLY, str(reader.path))
+    with running_gateway("--shards", "2", environ=environ, prefix=prefix) as gateway:
+        reader.fill()
+        make_all_log(gateway)
+        gateway.await_ready(WITHIN_S)
+        assert gateway.get("/healthz")
+        with connected(gateway.ws_url, 8) as clients:  # on both shards
+            make_all_log(gateway)
+            gateway.await_ready(WITHIN_S)
+            assert gateway.get("/healthz")
+            for client in clients:
+                with contextlib.suppress(ConnectionClosed):  # of the shard that was killed
+                    assert client.ask("ping", id=1)["op"] == "pong"
+        with connected(gateway.ws_url, 8):
+            pass
+        log = reader.read_until("bus_failed", "renewed", "http", "died")
+        log += reader.read_until("drained") if gateway.stop() == 0 else ""
+        deaths = log.count("died child=shard-1") + log.count('"cause": "died", "child": "shard-1"')
+        assert deaths == 2, "a forked child wrote its parent's line again"
+        if form == "json":
+            assert all(json.loads(line.lstrip(".")) for line in log.splitlines() if line.strip("."))
+
+
+def test_node_starts_and_ends_while_nobody_reads_what_it_prints(reader: Reader) -> None:
+    reader.fill()
+    prefix = ("sh", "-c", BANNER_TOO, str(reader.path))
+    with running_gateway(prefix=prefix, wait=False) as gateway:
+        gateway.await_ready()
+        with connected(gateway.ws_url, 1):
+            assert gateway.stop() == 0
+
+
+def test_lines_that_nobody_will_read_are_counted(reader: Reader) -> None:
+    prefix = ("sh", "-c", ERRORS_ONLY, str(reader.path))
+    with running_gateway("--shards", "2", prefix=prefix) as gateway:
+        os.close(reader.fd)
+        make_all_log(gateway)
+        gateway.await_ready(WITHIN_S)
+        wait_until("counted", lambda: gateway.metric("wsgate_log_lines_dropped_total") > 0, WITHIN_S)
+
+
+def test_slow_reader_gets_every_line_once(reader: Reader) -> None:
+    """The reader takes a few bytes at a time while three processes write."""
+    taken = bytearray()
+    is_over = threading.Event()
+
+    def read() -> None:
+        while not is_over.wait(0.002):
+            with contextlib.suppress(BlockingIOError):
+                taken.extend(os.read(reader.fd, 64))
+
+    prefix = ("sh", "-c", ERRORS_ONLY, str(reader.path))
+    with running_gateway("--shards", "2", prefix=prefix) as gateway:
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        make_all_log(gateway)
+        gateway.await_ready(WITHIN_S)
+        wait_until("renewed twice", lambda: taken.count(b" renewed") >= 2, WITHIN_S)
+        assert gateway.metric("wsgate_log_lines_dropped_total") == 0
+        is_over.set()
+        thread.join()
