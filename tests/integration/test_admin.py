@@ -21,7 +21,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.valkey import Valkey, running_valkey
-from wsgate.admin import AdminOptions, run_admin, server
+from wsgate.admin import AdminOptions, connections, run_admin
 from wsgate.bus import Publication, decode_publication, parse_address
 from wsgate.payload import BINARY, JSON
 from wsgate.shard.numbers import LAYOUT
@@ -763,7 +763,7 @@ def test_pipelined_requests_that_nobody_reads_hold_up_nobody(admin: Admin) -> No
 
 
 def test_who_reads_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "ANSWER_S", 0.3)
+    monkeypatch.setattr(connections, "ANSWER_S", 0.3)
     with running_admin() as admin, admin.connect(receive_buffer_bytes=4_096) as client:
         client.sendall(PIPELINED)
         assert ended(client)
@@ -778,7 +778,7 @@ def test_who_reads_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_who_does_not_finish_a_request_is_cut(monkeypatch: pytest.MonkeyPatch, beginning: bytes) -> None:
-    monkeypatch.setattr(server, "ANSWER_S", 0.3)
+    monkeypatch.setattr(connections, "ANSWER_S", 0.3)
     with running_admin(is_dev=True) as admin, admin.connect() as client:
         client.sendall(beginning)
         assert ended(client)
@@ -790,20 +790,112 @@ def test_an_endless_head_is_refused(admin: Admin) -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
 
 
-def test_one_connection_too_many_is_cut_and_makes_room_when_others_go(
+HALF = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-"
+HALF_BODY = (
+    f"POST /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: 9\r\n\r\n{{".encode()
+)
+ANSWERED = (200, 503)  # a block of a test is healthy for a minute only
+
+
+@pytest.mark.parametrize(
+    ("beginning", "limit"),
+    [
+        pytest.param(b"", connections.CONNECTIONS_LIMIT, id="nothing"),
+        pytest.param(HALF, connections.CONNECTIONS_LIMIT, id="half a head"),
+        pytest.param(HALF_BODY, connections.CONNECTIONS_LIMIT, id="half a body"),
+        pytest.param(PIPELINED, 16, id="answers not read"),
+    ],
+)
+def test_health_is_answered_while_many_sockets_hold_the_port(
+    monkeypatch: pytest.MonkeyPatch, beginning: bytes, limit: int
+) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", limit)
+    with running_admin(is_loopback=False) as admin, contextlib.ExitStack() as stack:
+        for number in range(2 * limit):
+            client = stack.enter_context(admin.connect(receive_buffer_bytes=4_096))
+            with contextlib.suppress(OSError):
+                client.sendall(beginning)
+            if number % (limit // 4) == 0:
+                assert admin.get("/healthz").status in ANSWERED
+                assert admin.get("/readyz").status in ANSWERED
+
+
+def test_head_that_is_not_whole_gives_its_place_to_a_newcomer_and_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS_LIMIT", 3)
+    monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", 2)
+    with running_admin() as admin, admin.connect() as oldest, admin.connect() as second:
+        oldest.sendall(HALF)
+        second.sendall(HALF)
+        with admin.connect():
+            assert oldest.recv(4096).startswith(b"HTTP/1.1 408 ")
+        second.sendall(b"Y: 1\r\n\r\n")
+        assert second.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_that_are_worked_on_are_never_cut_for_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", 2)
+    with MuteBus() as bus, running_admin(bus=bus.address) as admin:
+        with admin.connect() as one, admin.connect() as two:
+            for client in (one, two):
+                client.sendall(raw_publish())
+            bus.await_question()
+            with admin.connect() as late:
+                assert ended(late)
+            for client in (one, two):
+                assert client.recv(4096).startswith(b"HTTP/1.1 200 ")  # with the error that the bus is away
+
+
+def test_only_so_many_requests_are_worked_on_beside_health_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "CONCURRENCY_LIMIT", 1)
+    with MuteBus() as bus, running_admin(bus=bus.address) as admin, admin.connect() as waiting:
+        waiting.sendall(raw_publish())
+        bus.await_question()
+        busy = admin.get("/metrics")
+        assert busy.status == 503 and busy.headers["retry-after"] == "1"
+        assert admin.get("/healthz").status == 200
+        assert waiting.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert admin.get("/metrics").status == 200
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("above", [0, 1])
+def test_head_has_one_limit_whether_it_is_whole_or_not(admin: Admin, above: int, pieces: int) -> None:
+    start = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: "
+    end = b"\r\n\r\n"
+    head = start + b"x" * (connections.HEAD_LIMIT_BYTES + above - len(start) - len(end)) + end
+    with admin.connect() as client:
+        for _ in range(pieces):  # the second is pipelined behind the first
+            client.sendall(head)
+        status = client.recv(12)
+        assert status == (b"HTTP/1.1 431" if above else b"HTTP/1.1 200")
+
+
+def test_head_that_is_too_long_is_refused_behind_one_that_is_not(admin: Admin) -> None:
+    good = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    long = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long:" + b" " * 20_000 + b"x\r\n\r\n"
+    with admin.connect() as client:
+        client.sendall(good + long)
+        found = b""
+        while piece := client.recv(4096):
+            found += piece
+        assert found.startswith(b"HTTP/1.1 200 ") and found.count(b"HTTP/1.1 431 ") == 1
+
+
+def test_connection_that_has_its_answer_gives_way_to_a_newcomer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", 3)
     with running_admin() as admin:
         held = [admin.connect() for _ in range(3)]
         for client in held:
             client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
-        with admin.connect() as late:
-            assert ended(late)
+        assert admin.get("/healthz").status == 200
+        assert ended(held[0])
         for client in held:
-            client.shutdown(socket.SHUT_WR)
-            assert ended(client)
             client.close()
         assert admin.get("/healthz").status == 200
 

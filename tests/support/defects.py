@@ -117,6 +117,12 @@ DEFECTS: Final = {
         "        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC",
         "        flags = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC",
     ),
+    "places": Defect(
+        "a newcomer of the admin port that is cut while half requests hold all places",
+        "wsgate/admin/connections.py",
+        "            replaceable = [each for each in others if each.is_replaceable]",
+        "            replaceable = [each for each in others if each.conn.their_state is h11.CLOSED]",
+    ),
     "passing": Defect(
         "a refusal that passes, and that the client takes for final",
         "wsgate/client/endings.py",
@@ -154,6 +160,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "head": ((*_FUZZ, "head"),),
     "duty": ((*_PYTEST, "tests/unit/test_keeper.py"),),
     "log": ((*_PYTEST, "tests/unit/test_output.py"),),
+    "places": ((*_PYTEST, "tests/integration/test_admin.py", "-k", "many_sockets"),),
     "passing": ((*_PYTEST, "tests/unit/test_client_endings.py"),),
     "final": ((*_PYTEST, "tests/unit/test_passing.py"), (*_PYTEST, "tests/unit/test_codes.py")),
     "padding": ((*_PYTEST, "tests/unit/test_auth_differential.py"), (*_FUZZ, "tokens")),

@@ -1,8 +1,8 @@
 """The admin process itself: a loop, uvicorn on the keeper's listener, one publisher to the bus.
 
 Every request is bounded: its head and body in bytes, a connection in the time it may take to get one
-answer through, and the number of connections. A peer that sends slowly, or reads nothing, is cut; it
-costs a socket buffer until then.
+answer through, and the number of connections (see `wsgate.admin.connections`). A peer that sends slowly, or
+reads nothing, is cut; it costs a socket buffer until then.
 """
 
 import asyncio
@@ -10,17 +10,16 @@ import contextlib
 import logging
 import signal
 import socket
-import struct
 from collections.abc import Iterator
 from typing import Final
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from wsgate.admin import AdminOptions
 from wsgate.admin.api import Api, Publish
 from wsgate.admin.app import RESPONSE_HEADERS, make_app
+from wsgate.admin.connections import HEAD_LIMIT_BYTES, Connection, with_limit
 from wsgate.admin.control import Controller
 from wsgate.admin.keys import KeySetFetcher
 from wsgate.bus import BusPublisher, Names, make_publisher
@@ -30,18 +29,10 @@ from wsgate.statistics import Board, StatisticsBlock
 
 __all__ = ["serve"]
 
-HEAD_LIMIT_BYTES: Final = 16 * 1024
-CONCURRENCY_LIMIT: Final = 128
-"""Connections, above which requests are answered 503."""
-CONNECTIONS_LIMIT: Final = 256
-"""Connections, above which a new one is cut at once."""
-ANSWER_S: Final = 10.0
-"""How long a connection may take for one answer: to ask for it, and to take it."""
 KEEP_ALIVE_S: Final = 5
 BACKLOG: Final = 128
 GRACE_S: Final = 0.5
 """How long answers under way may take when the process ends."""
-_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
 def serve(
@@ -66,7 +57,7 @@ async def _serve(
     own = [f"{options.node}/{number}" for number in range(block.shards)]
     controller = Controller(publisher, Names(options.prefix), lambda: own)
     api = Api(options, _awaitable(publisher), controller)
-    server = _Server(make_app(options, block, api, fetcher))
+    server = _Server(with_limit(make_app(options, block, api, fetcher)))
     sending = [loop.create_task(part.run()) for part in (*parts, *([fetcher] if fetcher else []))]
     for task in sending:
         # It ends by itself by a fault of ours only: then the whole process ends, and is started again.
@@ -114,7 +105,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,  # type: ignore[arg-type]
-                http=_Connection,
+                http=Connection,
                 ws="none",
                 interface="asgi3",
                 lifespan="off",
@@ -124,7 +115,6 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 headers=list(RESPONSE_HEADERS),
                 backlog=BACKLOG,
-                limit_concurrency=CONCURRENCY_LIMIT,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
             )
@@ -149,47 +139,8 @@ class _Server(uvicorn.Server):
     def _cut(self) -> None:
         self.force_exit = True
         for connection in list(self.server_state.connections):
-            if isinstance(connection, _Connection):
+            if isinstance(connection, Connection):
                 connection.reset()
-
-
-class _Connection(H11Protocol):
-    """An HTTP connection that must get an answer through from time to time.
-
-    uvicorn itself waits for ever for a head that does not end, and for a peer that does not read.
-    """
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin, or end at once when there are too many."""
-        super().connection_made(transport)
-        self._renew()
-        if len(self.connections) > CONNECTIONS_LIMIT:
-            self.reset()
-
-    def on_response_complete(self) -> None:
-        """An answer is through: time for the next one."""
-        self._renew()
-        super().on_response_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-        super().connection_lost(exc)
-
-    def reset(self) -> None:
-        """End it at once. What the kernel still holds for a peer that does not read is dropped too."""
-        peer = self.transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        self.transport.abort()
-
-    def _renew(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self.loop.call_later(ANSWER_S, self.reset)
 
 
 # --- logs ---------------------------------------------------------------------------------------------
