@@ -19,6 +19,7 @@ OF_THE_REACTOR = (
         "pacing",
         "kernel",
         "channels",
+        "names",
         "users",
         "walks",
         "drains",

@@ -309,6 +309,7 @@ cdef class _Audit:
 
     cdef look_at_channels(self):
         cdef uint32_t index, used = 0, in_cells = 0, vacated = 0, free_places = 0
+        cdef uint64_t name_bytes = 0
         cdef Channel *channel
         cdef Core *core = self.core
         self.held[<int>KIND_CHANNEL] = <uint64_t>core.channels.capacity * sizeof(Channel)
@@ -323,6 +324,7 @@ cdef class _Audit:
                     self.faults.append(f"channel {index}: subscribers, and it is not in use")
                 continue
             used += 1
+            name_bytes += channel.name_length
             vacated += channel.is_vacated
             if channel.name_length > NAME_HERE:
                 self.held[<int>KIND_CHANNEL] += rounded(channel.name_length)
@@ -342,6 +344,7 @@ cdef class _Audit:
         for index in (*self.channel_frames, *self.walks):
             self.faults.append(f"channel {index}: frames or walks refer to a channel that is not in use")
         self.expect("channels", core.channels.count, used)
+        self.expect("bytes of channel names", core.channels.name_bytes, name_bytes)
         self.expect("channels in the directory", in_cells, used)
         index = core.channels.free
         while index != NONE and free_places <= core.channels.made:
@@ -524,6 +527,8 @@ def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
         core.pool.idle_bytes += by
     elif account == "channels":
         core.channels.count += <uint32_t>by
+    elif account == "names":
+        core.channels.name_bytes += by
     elif account == "users":
         core.users.count += <uint32_t>by
     elif account == "walks":

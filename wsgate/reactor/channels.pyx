@@ -180,6 +180,7 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
     channel.is_used = 1
     cell[0] = index
     core.channels.count += 1
+    core.channels.name_bytes += size
     return index
 
 
@@ -206,6 +207,7 @@ cdef void channel_release(Core *core, uint32_t index) noexcept nogil:
     give_back_slots(core, channel)
     if channel.name_length > NAME_HERE:
         memory_give(core, channel.name.there, channel.name_length, KIND_CHANNEL)
+    core.channels.name_bytes -= channel.name_length
     give_place(core, index)
     core.channels.count -= 1
 

@@ -328,6 +328,12 @@ class Reactor:
     def subscribers(self, channel: bytes) -> int:
         """How many connections of this reactor are subscribed."""
 
+    def is_vacated(self, channel: bytes) -> bool:
+        """Whether a channel lost its last subscriber, and `take_vacated` has not reported that yet."""
+
+    def channel_names(self) -> tuple[int, int]:
+        """How many channels there are, vacated ones included, and the bytes of all their names. O(1)."""
+
     def publish(
         self, channel: bytes, variants: Sequence[bytes | int | None], *, position: int = 0, exclude: int = 0
     ) -> int:

@@ -743,6 +743,19 @@ cdef class Reactor:
         )
         return 0 if index == NONE else self.core.channels.channels[index].count
 
+    def is_vacated(self, bytes channel not None):
+        """Whether it lost its last subscriber, which was not reported yet; see loop.pyi."""
+        cdef uint32_t index = channel_find(
+            self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
+        )
+        if index == NONE or self.core.channels.channels[index].count:
+            return False
+        return bool(self.core.channels.channels[index].is_vacated)
+
+    def channel_names(self):
+        """How many channels there are, and the bytes of their names; see loop.pyi."""
+        return self.core.channels.count, self.core.channels.name_bytes
+
     def subscribed(self, bytes channel not None):
         """The handles of all who are subscribed here, in no order."""
         cdef Core *core = self.own()

@@ -384,6 +384,7 @@ ctypedef struct ChannelTable:
     uint32_t made                # places ever used; beyond it the memory was never touched
     uint32_t free                # linked through Channel.count
     uint32_t vacated             # linked through Channel.link; NONE: empty
+    uint64_t name_bytes          # of all channels: what the bus is made to keep, too
     uint8_t report_vacated
     uint32_t *cells              # open addressing: channel indexes, NONE when free
     uint32_t cells_mask
