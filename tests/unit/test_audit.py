@@ -18,6 +18,7 @@ OF_THE_REACTOR = (
         "blocked",
         "pacing",
         "kernel",
+        "orphans",
         "channels",
         "names",
         "users",

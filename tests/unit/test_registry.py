@@ -222,7 +222,14 @@ def test_counters_carry_every_name_once() -> None:
     named |= {f"now_{name}" for name in ("connections", "blocked", "pacing", "draining", "channels", "walks")}
     named |= {"now_short", "now_shedding"}
     assert set(counters) == named
-    assert set(held) == {*names.KIND_NAMES, "pool", "kernel_queued", "connections", "outside"}
+    assert set(held) == {
+        *names.KIND_NAMES,
+        "pool",
+        "kernel_queued",
+        "kernel_orphans",
+        "connections",
+        "outside",
+    }
 
 
 def test_state_names_are_those_a_connection_goes_through() -> None:

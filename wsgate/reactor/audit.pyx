@@ -17,7 +17,8 @@ from wsgate.reactor.structs cimport (
     BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core,
     DRAINS_MAX, Entry, Frame, Gap, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
     KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
-    Outbox, PACES, PACE_BEHIND, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES, STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
+    ORPHAN_TICKS, Outbox, PACES, PACE_BEHIND, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES,
+    STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
     STATE_LINGERING, STATE_OPEN, Subscription, TICK_MS, UserLink, VARIANTS_MAX, WATCHED, WHEEL_SLOTS, Walk,
 )
 
@@ -127,8 +128,7 @@ cdef class _Audit:
                 self.faults.append(f"slot {slot}: watched without a descriptor")
             blocked += (c.flags & BLOCKED) != 0
             paced[self.pace_of(c)] += 1
-            if c.state != STATE_LINGERING:
-                queued[c.state] += (c.units >> 1) * 32
+            queued[c.state] += (c.units >> 1) * 32
             self.look_at_outbox(slot, c)
             self.look_at_input(slot, c)
             self.look_at_subscriptions(slot, c)
@@ -489,6 +489,10 @@ cdef class _Audit:
 
     cdef look_at_the_rest(self):
         cdef uint32_t index, drains = 0
+        cdef uint64_t orphans = 0
+        for index in range(<uint32_t>ORPHAN_TICKS):
+            orphans += self.core.orphans[index]
+        self.expect("kernel bytes of closed sockets", self.core.orphan_bytes, orphans)
         for index in range(<uint32_t>DRAINS_MAX):
             drains += self.core.drains[index].fd >= 0
         self.expect("drains", self.core.drain_count, drains)
@@ -523,6 +527,8 @@ def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
         c.outbox.pace += <uint8_t>by
     elif account == "kernel":
         core.queued_bytes += by
+    elif account == "orphans":
+        core.orphan_bytes += by
     elif account == "pool":
         core.pool.idle_bytes += by
     elif account == "channels":

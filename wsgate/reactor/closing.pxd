@@ -16,6 +16,7 @@ cdef void begin_close(
 cdef void end_with(Core *core, uint32_t slot, Frame *frame, int reason) noexcept nogil
 cdef void all_written(Core *core, uint32_t slot) noexcept nogil
 cdef void linger(Core *core, uint32_t slot) noexcept nogil
+cdef void orphans_tick(Core *core) noexcept nogil
 cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept nogil
 cdef uint16_t close_code_of(int reason) noexcept nogil
 cdef void unblocked(Core *core, Connection *c) noexcept nogil

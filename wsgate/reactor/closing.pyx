@@ -12,6 +12,11 @@ The one path out (states and diagram in structs.pxd):
                  close with unread input resets the peer before it has read why.
     release      any -> GONE: everything is given back; only the `closed` event is still owed.
 
+What the kernel holds for a connection stays on its account until the descriptor is closed. If the peer has not
+taken everything when lingering ends, the connection is reset, so that the kernel gives the data up. If it is
+closed before, or did not linger because too many do, the kernel keeps the data for ORPHAN_MS, and it is on the
+account of orphans meanwhile.
+
 The first reason given is the reason; later ones of the same connection are not counted.
 """
 
@@ -26,11 +31,13 @@ from wsgate.reactor.outbox cimport (
 )
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
-from wsgate.reactor.seam cimport seam_close, seam_interest, seam_shut_write
+from wsgate.reactor.seam cimport (
+    seam_close, seam_interest, seam_orphan, seam_queued, seam_shut_write,
+)
 from wsgate.reactor.structs cimport (
     BLOCKED, BYTE_RATE, Bye, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
     TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_DEFLATE,
-    INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, OUTBOX_AGE,
+    INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, ORPHAN_TICKS, OUTBOX_AGE,
     OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
     RUSH_STEP, SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN,
     TOO_MANY_FRAGMENTS, WANT_OUT, WRITE_STALL,
@@ -40,6 +47,10 @@ from wsgate.reactor.table cimport (
 )
 from wsgate.reactor.users cimport user_leave
 from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm
+
+
+cdef enum:
+    ORPHAN_BYTES = 2400          # a socket of the kernel without its file
 
 
 cdef uint16_t close_code_of(int reason) noexcept nogil:
@@ -233,6 +244,8 @@ cdef void all_written(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     if c.flags & (END_AFTER_WRITE | PEER_CLOSE_SEEN):
         linger(core, slot)
+    else:
+        kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
 
 
 cdef void linger(Core *core, uint32_t slot) noexcept nogil:
@@ -243,8 +256,9 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
         release(core, slot, c.reason, False)
         return
     seam_shut_write(c)
-    kernel_holds(core, c, 0)
+    kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
     enter(core, c, STATE_LINGERING)
+    c.heartbeat_ms = 0                        # counts what is discarded from here on
     partial_close(core, c)
     if seam_interest(core, slot, True, False) < 0:
         release(core, slot, c.reason, False)
@@ -252,6 +266,20 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
     c.deadline_ms = core.clock_ms + core.limits.linger_ms
     wheel_arm(core, slot, c.deadline_ms)
     attention_push(core, slot)
+
+
+cdef void note_orphan(Core *core, Connection *c) noexcept nogil:
+    """Put a socket that is closed with unsent data on the account of orphans."""
+    cdef uint64_t held = <uint64_t>max(seam_queued(c), <int64_t>0) + ORPHAN_BYTES
+    core.orphan_bytes += held
+    core.orphans[core.orphan_tick] += held
+
+
+cdef void orphans_tick(Core *core) noexcept nogil:
+    """Call once a tick: what was closed ORPHAN_TICKS ago is gone from the kernel."""
+    core.orphan_tick = (core.orphan_tick + 1) % ORPHAN_TICKS
+    core.orphan_bytes -= core.orphans[core.orphan_tick]
+    core.orphans[core.orphan_tick] = 0
 
 
 cdef void unblocked(Core *core, Connection *c) noexcept nogil:
@@ -279,9 +307,9 @@ cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept no
     partial_close(core, c)
     if c.flags & BLOCKED:
         unblocked(core, c)
-    if c.state == STATE_LINGERING:
-        c.units = 0                           # what it discarded
     kernel_holds(core, c, 0)
+    if not reset and seam_orphan(c.fd):
+        note_orphan(core, c)
     if core.addresses.journal != NULL:
         address_leave(core, slot)
     seam_close(core, c, reset)

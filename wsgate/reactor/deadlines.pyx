@@ -11,7 +11,7 @@ forward), `deadlines_rearm` looks at every timer again, a slice in each tick.
     OPEN                ping, pong, idle, message completion, write stall, age of the outbox, and the
                         one deadline of the application
     CLOSING             the write deadline: reset
-    LINGERING           the linger deadline: close
+    LINGERING           the linger deadline: close, or reset when the peer has not taken everything
 """
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
@@ -19,7 +19,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 from wsgate.reactor.closing cimport deliver, end_with, fail, release, unblocked
 from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_end_grace, outbox_grace_end, outbox_oldest_ms
 from wsgate.reactor.pongs cimport PUSHED
-from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_queued, seam_readable, seam_writable
+from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_queued, seam_readable, seam_unsent, seam_writable
 from wsgate.reactor.structs cimport (
     AUTH_TIMEOUT, BLOCKED, CHUNK_BITS, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
     IDLE_TIMEOUT, IN_ATTENTION, IS_FORGIVEN, IS_WALL_TIME, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT,
@@ -183,6 +183,7 @@ cdef void ask_kernel(Core *core, Connection *c) noexcept nogil:
     """Put on the books what a socket holds that is not full: up to its buffers of somebody who does not read.
 
     Once an interval of the heartbeat, when its timer is looked at anyway, where more than pings was sent: 0.4 us.
+    A second after a write of ASK_BYTES, because so much may fill a small window at once (writer.pyx).
     Fifty such peers held 19 KB each, booked with nothing, until their sockets were full.
     """
     cdef int64_t held
@@ -225,7 +226,7 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
         elif c.state == STATE_CLOSING:
             release(core, slot, 0, True)
         elif c.state == STATE_LINGERING:
-            release(core, slot, 0, False)
+            release(core, slot, 0, seam_unsent(c))
     deadlines_arm(core, slot)
 
 

@@ -29,7 +29,7 @@ from wsgate.reactor.addresses cimport (
 from wsgate.reactor.closing cimport end_with
 from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
 from wsgate.reactor.seam cimport (
-    EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_address, seam_watch,
+    EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_address, seam_orphan, seam_watch,
 )
 from wsgate.reactor.structs cimport (
     ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, CHUNK_BITS, Connection, Core,
@@ -229,6 +229,7 @@ cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
     if drain == NULL:
         if ends_head(core.receive_buffer, count):
             answer(core, fd, reason)
+            seam_orphan(fd)
             core.counters[<int>REFUSED] += 1
             core.counters[<int>REFUSED_UNDRAINED] += 1
         else:
@@ -247,6 +248,7 @@ cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
 
 
 cdef void end_drain(Core *core, Drain *drain) noexcept nogil:
+    seam_orphan(drain.fd)
     close(drain.fd)
     drain.fd = -1
     core.drain_count -= 1

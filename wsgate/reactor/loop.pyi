@@ -501,8 +501,9 @@ class Reactor:
         """Bytes held as of now, by `KIND_NAMES`.
 
         Besides: `pool`, freed and kept for reuse; `kernel_queued`, what the kernel holds in sockets of
-        what was not taken: of full ones always, of others as it was at their last look; `connections`,
-        what each costs beside. Together they are what `GateLimits.memory_bytes` limits.
+        what was not taken: of full ones always, of others as it was at their last look; `kernel_orphans`,
+        the same of sockets that were closed meanwhile; `connections`, what each costs beside. Together they
+        are what `GateLimits.memory_bytes` limits.
         """
 
     def shutdown(self) -> None:

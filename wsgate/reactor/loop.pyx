@@ -24,7 +24,7 @@ from wsgate.reactor.channels cimport (
     channel_find, channel_name, channel_open, channel_release, channel_subscribe, channel_take_vacated,
     channel_unsubscribe, is_subscribed,
 )
-from wsgate.reactor.closing cimport begin_close, deliver, end_with, release
+from wsgate.reactor.closing cimport begin_close, deliver, end_with, orphans_tick, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.deadlines cimport (
     application_at, deadlines_arm, deadlines_rearm, deadlines_resume, deadlines_run,
@@ -232,6 +232,7 @@ cdef class Reactor:
             deadlines_rearm(core)
         wheel_turn(core)
         gate_tick(core)
+        orphans_tick(core)
         deadlines_run(core, clock_ns() + PASS_NS)
         shedding_tick(core)
         core.busy = 0
@@ -938,6 +939,7 @@ cdef class Reactor:
         held["pool"] = core.pool.idle_bytes
         held["outside"] = core.outside_bytes
         held["kernel_queued"] = core.queued_bytes
+        held["kernel_orphans"] = core.orphan_bytes
         held["connections"] = <uint64_t>core.connections * core.gate.connection_bytes
         return held
 

@@ -186,7 +186,7 @@ cdef uint64_t memory_booked(Core *core) noexcept nogil:
     for kind in range(<int>KINDS):
         total += core.held[kind]
     total += <uint64_t>core.connections * core.gate.connection_bytes
-    return total + core.queued_bytes
+    return total + core.queued_bytes + core.orphan_bytes
 
 
 cdef uint64_t memory_high(Core *core) noexcept nogil:

@@ -18,7 +18,7 @@ from wsgate.reactor.head cimport turn_head
 from wsgate.reactor.memory cimport buffer_give
 from wsgate.reactor.messages cimport give_back, parse_frames, violate
 from wsgate.reactor.partial cimport partial_stash
-from wsgate.reactor.seam cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive
+from wsgate.reactor.seam cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive, seam_unsent
 from wsgate.reactor.structs cimport (
     ANNOUNCED, Connection, Core, END_AFTER_WRITE, EVENT_CLOSED, EVENT_FAILING, EVENT_PEER_CLOSED,
     KIND_PARTIAL, OPENED, PARTIAL_BYTES, PASS_OPENS, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED,
@@ -88,18 +88,16 @@ cdef void turn_linger(Core *core, uint32_t slot, Pass *used) noexcept nogil:
     """Discard; end with the stream, or when the peer does not stop talking."""
     cdef Connection *c = at(core, slot)
     cdef int64_t size = seam_receive(core, c, core.receive_buffer, RECEIVE_BYTES)
-    cdef uint32_t units
     if size == SEAM_AGAIN:
         return
     if size <= 0:
         release(core, slot, 0, False)
         return
     used.bytes += size
-    units = c.units + <uint32_t>((size + 15) // 16)
-    if <uint64_t>units * 16 > core.limits.linger_bytes:
-        release(core, slot, 0, False)
+    c.heartbeat_ms += <uint32_t>size          # what was discarded; it pings nobody any more
+    if c.heartbeat_ms > core.limits.linger_bytes:
+        release(core, slot, 0, seam_unsent(c))
         return
-    c.units = <uint16_t>units
     if size == RECEIVE_BYTES:
         attention_push(core, slot)
 

@@ -40,6 +40,9 @@ cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) n
 cdef void seam_shut_write(Connection *c) noexcept nogil
 cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil
 cdef int64_t seam_queued(Connection *c) noexcept nogil
+cdef bint seam_unsent(Connection *c) noexcept nogil
+cdef bint seam_orphan(int32_t fd) noexcept nogil
+cdef void seam_reset(int32_t fd) noexcept nogil
 cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil
 cdef str seam_peer(Connection *c)
 cdef int64_t clock_ns() noexcept nogil

@@ -10,7 +10,7 @@ from libc.string cimport memset
 
 from wsgate.reactor.addresses cimport address_read
 from wsgate.reactor.structs cimport (
-    BYTES_IN, BYTES_OUT, Connection, Core, PAUSED_APP, PAUSED_OUTBOX, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN,
+    BYTES_IN, BYTES_OUT, Connection, Core, ORPHAN_MS, PAUSED_APP, PAUSED_OUTBOX, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN,
     WANT_OUT, WATCHED,
 )
 from wsgate.reactor.table cimport at, handle_of
@@ -49,6 +49,18 @@ cdef extern from "<netdb.h>" nogil:
     int AF_INET6
     int NI_NUMERICHOST
     int NI_NUMERICSERV
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, int *value)
+
+cdef extern from "<linux/sockios.h>" nogil:
+    unsigned long SIOCOUTQ
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_USER_TIMEOUT
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -175,13 +187,46 @@ cdef void seam_shut_write(Connection *c) noexcept nogil:
     shutdown(c.fd, SHUT_WR)
 
 
+cdef bint unsent(int32_t fd) noexcept nogil:
+    """Whether the kernel holds bytes that the peer has not acknowledged. An end of stream counts as one byte.
+
+    The count alone stays what it was when the peer resets the connection, although the kernel has freed the data.
+    """
+    cdef uint32_t values[MEMINFO_VALUES]
+    cdef unsigned int size = sizeof(values)
+    cdef int count = 0
+    if ioctl(fd, SIOCOUTQ, &count) < 0 or count <= 1:
+        return False
+    return getsockopt(fd, SOL_SOCKET, SO_MEMINFO, values, &size) < 0 or values[MEMINFO_WMEM_QUEUED] != 0
+
+
+cdef bint seam_unsent(Connection *c) noexcept nogil:
+    """Whether the kernel still holds bytes that were written and that the peer has not taken."""
+    return unsent(c.fd)
+
+
+cdef bint seam_orphan(int32_t fd) noexcept nogil:
+    """Before a plain close: let the kernel keep unsent data for ORPHAN_MS at most; True if there is any.
+
+    Without this it keeps the data until the listener's TCP_USER_TIMEOUT, and nobody counts it. A peer that is
+    far away and reads still receives what was written.
+    """
+    cdef unsigned int timeout_ms = ORPHAN_MS
+    return unsent(fd) and setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof(timeout_ms)) == 0
+
+
+cdef void seam_reset(int32_t fd) noexcept nogil:
+    """Have the next close reset the connection: the kernel then forgets what it still held for the peer."""
+    cdef linger_t option
+    option.l_onoff = 1
+    option.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+
+
 cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
     """Close the descriptor; with `reset` the kernel forgets what it still held for the peer."""
-    cdef linger_t option
     if reset:
-        option.l_onoff = 1
-        option.l_linger = 0
-        setsockopt(c.fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
+        seam_reset(c.fd)
     # A descriptor that was duplicated keeps the socket open, and the set would report it for ever.
     if c.flags & WATCHED:
         epoll_ctl(core.epoll, EPOLL_CTL_DEL, c.fd, NULL)

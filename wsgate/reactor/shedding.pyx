@@ -95,7 +95,7 @@ cdef int64_t leaving(Core *core, uint32_t first, uint32_t looks, uint32_t slots)
     """What those who are on their way out will give back; of their frames, what those looked at have."""
     cdef uint32_t index
     cdef int state
-    cdef int64_t total = 0
+    cdef int64_t total = <int64_t>core.orphan_bytes
     cdef Connection *c
     for state in range(STATE_FAILING, STATE_GONE + 1):
         total += <int64_t>core.states[state] * core.gate.connection_bytes + <int64_t>core.queued_in[state]

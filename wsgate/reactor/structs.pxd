@@ -28,6 +28,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef enum:
     NONE = 0xFFFFFFFF            # no slot, no channel, end of a list
     TICK_MS = 250                # one step of the timer wheel
+    ORPHAN_MS = 1000             # the kernel gives a closed socket's unsent data up after so long without an answer
+    ORPHAN_TICKS = 8             # ticks after which it certainly has: twice that time, because it looks seldom
     WHEEL_SLOTS = 512            # 128 s; later deadlines are looked at again when the wheel has turned
     RECEIVE_BYTES = 16384        # one recv reads at most this
     CHUNK_BITS = 10              # connections per slab of the table: 1,024 of 128 bytes
@@ -321,7 +323,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint16_t flags
     uint32_t seen_ms             # last inbound byte, low 32 bits of the clock
     uint32_t message_ms          # last whole message, likewise
-    uint32_t heartbeat_ms        # the last ping, likewise; 0: none yet
+    uint32_t heartbeat_ms        # the last ping, likewise; 0: none yet. LINGERING: the bytes that were discarded
     uint32_t wheel_next
     uint32_t wheel_previous
     uint32_t wheel_tick          # NONE: not on the wheel
@@ -338,7 +340,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint16_t close_code          # of our Close
     uint8_t reason
     uint8_t subscription_bits    # log2 of the table's cells
-    uint16_t units               # LINGERING: 16 bytes each that were discarded; else SENT_SINCE, and KERNEL_UNIT each
+    uint16_t units               # SENT_SINCE, and KERNEL_UNIT each that the kernel held
     uint32_t control_ms          # token buckets: theoretical arrival times
     int64_t message_ns
     int64_t byte_ns
@@ -527,6 +529,9 @@ ctypedef struct Core:
     uint32_t paced[PACES]        # connections by `Pace`, PACE_NONE apart
     uint64_t queued_bytes        # the kernel holds for all, as far as it was asked
     uint64_t queued_in[STATES]   # of that, by state
+    uint64_t orphan_bytes        # of sockets that were closed with unsent data, until the kernel has given it up
+    uint64_t orphans[ORPHAN_TICKS]   # of that, by the tick in which they were closed
+    uint32_t orphan_tick         # place of this tick in it
     int is_short                 # the books are, or lately were, over the high mark: no newcomers
     int is_shedding              # they are, or lately were, over the budget: some are being cut
     int is_pressed               # the caller knows of something that the books do not: no newcomers

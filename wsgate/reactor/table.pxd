@@ -26,11 +26,11 @@ cdef inline uint64_t handle_of(Connection *c, uint32_t slot) noexcept nogil:
     return (<uint64_t>c.generation << 32) | slot
 
 cdef inline uint64_t kernel_bytes(Connection *c) noexcept nogil:
-    """What the kernel held of this connection's when it was last asked; not for one that lingers."""
+    """What the kernel held of this connection's when it was last asked."""
     return <uint64_t>(c.units >> 1) * KERNEL_UNIT
 
 cdef inline void enter(Core *core, Connection *c, int state) noexcept nogil:
-    """Change the state and its census. Who lingers has nothing in the kernel: `units` counts something else then."""
+    """Change the state and its census."""
     core.states[c.state] -= 1
     core.states[state] += 1
     core.queued_in[c.state] -= kernel_bytes(c)
@@ -38,7 +38,7 @@ cdef inline void enter(Core *core, Connection *c, int state) noexcept nogil:
     c.state = state
 
 cdef inline void kernel_holds(Core *core, Connection *c, int64_t held) noexcept nogil:
-    """So much of the kernel's memory is a connection's, a megabyte at most; not while it lingers."""
+    """So much of the kernel's memory is a connection's, a megabyte at most."""
     cdef uint64_t before = kernel_bytes(c)
     c.units = <uint16_t>(min((held + KERNEL_UNIT - 1) // KERNEL_UNIT, <int64_t>0x7FFF) << 1)
     core.queued_bytes += kernel_bytes(c) - before

@@ -37,6 +37,8 @@ from wsgate.reactor.wheel cimport wheel_arm
 
 cdef enum:
     PING_BYTES = 2               # who was sent nothing else has nothing in the kernel that matters
+    ASK_BYTES = 2048             # after a write of so much the kernel is asked soon what it holds, not with the next ping
+    ASK_AFTER_MS = 1000          # by then a peer that reads has taken it
 
 cdef enum Visit:
     VISIT_DONE                   # nothing waits any more, or nothing may be written now
@@ -192,6 +194,8 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
         release(core, slot, PEER_RESET, False)
         return VISIT_DONE
     c.outbox.blocked_ms = core.clock_ms
+    if written >= ASK_BYTES and not c.units & SENT_SINCE:
+        wheel_arm(core, slot, core.clock_ms + ASK_AFTER_MS)
     if written > PING_BYTES:
         c.units |= SENT_SINCE
     outbox_consume(core, c, written)

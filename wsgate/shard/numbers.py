@@ -172,6 +172,7 @@ LAYOUT: Final = Layout(
         "held_pool",
         "held_outside",
         "held_kernel_queued",
+        "held_kernel_orphans",  # of sockets closed with data that their peers have not taken
         "held_connections",
         "memory_budget_bytes",  # what all of held_ together may come to
     ),

@@ -1,0 +1,107 @@
+"""What the kernel keeps for a peer that does not read is on an account until it is free, also after the close."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.frames import client_frame
+from tests.support.rig import Peer, Rig
+from wsgate.reactor import Settings
+
+SENT = bytes(60_000)
+LEAST = 30_000
+"""Of those bytes, what cannot be in the peer's window."""
+BROKEN = b"\xff\x80\x00\x00\x00\x00"
+UNREAD = client_frame(2, bytes(1_000))
+
+
+def connect(bench: Rig) -> Peer:
+    """A peer with a tiny window, and a send buffer that takes all of SENT at once."""
+    with socket.socket() as listener, socket.socket() as theirs:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+        theirs.connect(listener.getsockname())
+        ours, _ = listener.accept()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1_024)
+        conn = bench.reactor.adopt(ours.detach(), now_ms=bench.now_ms, upgraded=True)
+        peer = Peer(socket.socket(fileno=theirs.detach()), conn)
+    bench.peers.append(peer)
+    return peer
+
+
+def kernel(bench: Rig) -> tuple[int, int]:
+    """Bytes on the accounts of open sockets and of closed ones; every account is compared first."""
+    bench.audit()
+    held = bench.reactor.bytes_held()
+    return held["kernel_queued"], held["kernel_orphans"]
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    made = Rig(getattr(request, "param", Settings(ping_interval_ms=0)))
+    yield made
+    made.close()
+
+
+def test_peer_that_takes_nothing_is_on_the_account_a_second_after_the_write(bench: Rig) -> None:
+    peer = connect(bench)
+    bench.reactor.send(peer.conn, SENT)
+    bench.turn()
+    assert bench.count("sends_blocked") == 0
+    bench.pass_ms(1_500)
+    assert kernel(bench)[0] > LEAST
+
+
+def test_lingering_peer_stays_on_the_account_and_is_reset_when_it_ends(bench: Rig) -> None:
+    peer = connect(bench)
+    bench.reactor.send(peer.conn, SENT)
+    bench.turn()
+    peer.sock.send(BROKEN)
+    bench.turn()
+    assert bench.count("now_lingering") == 1
+    assert kernel(bench)[0] > LEAST
+    peer.sock.send(UNREAD)
+    bench.turn()
+    assert kernel(bench)[0] > LEAST, "what the peer sends meanwhile changes nothing"
+    bench.pass_ms(1_500)
+    assert bench.count("now_connections") == 0
+    assert kernel(bench) == (0, 0)
+    with pytest.raises(ConnectionResetError):
+        for _ in range(100):
+            peer.sock.setblocking(True)
+            if not peer.sock.recv(1 << 16):
+                break
+
+
+@pytest.mark.parametrize(
+    "bench", [Settings(ping_interval_ms=0, linger_limit_sockets=0)], indirect=True, ids=["none may linger"]
+)
+def test_peer_that_may_not_linger_is_on_the_account_of_orphans_until_the_kernel_gives_up(bench: Rig) -> None:
+    peer = connect(bench)
+    bench.reactor.send(peer.conn, SENT)
+    bench.turn()
+    peer.sock.send(BROKEN)
+    bench.turn()
+    assert bench.count("now_connections") == 0 and bench.count("lingers_skipped") == 1
+    queued, orphans = kernel(bench)
+    assert queued == 0 and orphans > LEAST
+    bench.pass_ms(1_000)
+    assert kernel(bench) == (0, orphans)
+    bench.pass_ms(1_250)
+    assert kernel(bench) == (0, 0)
+
+
+def test_peer_that_has_read_everything_leaves_nothing_behind(bench: Rig) -> None:
+    peer = bench.connect(tcp=True)
+    bench.reactor.send(peer.conn, SENT)
+    bench.turn()
+    peer.frames()
+    peer.sock.send(BROKEN)
+    bench.turn()
+    peer.frames()
+    peer.close()
+    bench.turn()
+    assert bench.count("now_connections") == 0
+    assert kernel(bench) == (0, 0)
