@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,7 @@ from tests.support.fake_bus import Answer, FakeBus, Talk, bulk, fake_bus, messag
 from tests.support.valkey import Valkey, running_valkey
 from wsgate.bus import BusAddress, Subscriber, connection, parse_address, subscriber
 from wsgate.bus.connection import PASS_REPLIES, UNREAD_LIMIT_BYTES
-from wsgate.bus.subscriber import SubscriberOptions
+from wsgate.bus.subscriber import UNANSWERED_LIMIT, SubscriberOptions
 
 PREFIX = b"wsgate:ch:"
 PATIENT = SubscriberOptions(connect_timeout_s=20, reply_timeout_s=20, ping_interval_s=20)
@@ -200,6 +201,69 @@ def test_a_quick_unsubscribe_and_subscribe_keep_their_order(valkey: Valkey, back
             assert heard.confirmed[1:-1] == [b"a", b"b"] * 50
             listed = sorted(backend.pubsub_channels("wsgate:ch:*"))
             assert listed == [b"wsgate:ch:b", b"wsgate:ch:end", b"wsgate:ch:last"]
+
+    run(main())
+
+
+def silent_to_names(talk: Talk, parts: list[bytes]) -> bytes | None:
+    """As a server that stands still answers: with nothing, once it has been greeted."""
+    return b"" if parts[0] in (b"SUBSCRIBE", b"UNSUBSCRIBE") else None
+
+
+def names_in(bus: FakeBus) -> int:
+    return sum(len(names) for word in (b"SUBSCRIBE", b"UNSUBSCRIBE") for names in bus.said(word))
+
+
+def test_server_that_stands_still_is_sent_few_names_and_the_rest_is_accounted_and_cancelled() -> None:
+    async def main() -> None:
+        async with fake_bus(silent_to_names) as bus, hearing(bus.address) as heard:
+            await until("up", lambda: heard.ups == 1)
+            subscriber_ = heard.subscriber
+            most_bytes = 0
+            for turn in range(200):
+                names = [b"%d-%d" % (turn, number) + b"x" * 180 for number in range(100)]
+                for name in names:
+                    subscriber_.subscribe([name])
+                if turn % 2:
+                    await asyncio.sleep(0)  # what may be sent is sent now
+                most_bytes = max(most_bytes, subscriber_.waiting_bytes)
+                for name in names:
+                    subscriber_.unsubscribe([name])
+                if turn % 2:
+                    await asyncio.sleep(0)
+            await until("all that may be sent has come", lambda: names_in(bus) == UNANSWERED_LIMIT)
+            # Names that were sent before they were left have an UNSUBSCRIBE that may still wait.
+            assert subscriber_.unsent <= UNANSWERED_LIMIT
+            assert UNANSWERED_LIMIT * 100 < most_bytes < 4 * UNANSWERED_LIMIT * 256
+            kept = [b"kept-%d" % number for number in range(5_000)]
+            before = subscriber_.waiting_bytes
+            assert subscriber_.subscribe(kept) == []
+            assert subscriber_.waiting_bytes - before >= sum(map(len, kept)) + 5_000 * 100
+            assert subscriber_.unsubscribe(kept) == kept
+            assert subscriber_.waiting_bytes == before
+
+    run(main())
+
+
+def test_many_names_are_confirmed_once_a_server_that_stood_still_answers(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
+    async def main() -> None:
+        async with hearing(parse_address(valkey.url)) as heard:
+            await until("up", lambda: heard.ups == 1)
+            valkey.process.send_signal(signal.SIGSTOP)
+            try:
+                kept = [b"kept-%d" % number for number in range(3 * UNANSWERED_LIMIT)]
+                left = [b"left-%d" % number for number in range(3 * UNANSWERED_LIMIT)]
+                assert heard.subscriber.subscribe(kept + left) == []
+                await asyncio.sleep(0.01)
+                cancelled = heard.subscriber.unsubscribe(left)
+                assert len(cancelled) == len(left)  # the kept ones fill what may be sent
+            finally:
+                valkey.process.send_signal(signal.SIGCONT)
+            await until("all are confirmed", lambda: len(heard.confirmed) == len(kept))
+            assert heard.confirmed == kept
+            assert heard.subscriber.waiting_bytes == 0
 
     run(main())
 

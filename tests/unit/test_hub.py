@@ -19,7 +19,7 @@ from wsgate.payload import BINARY, JSON, TEXT, Payload
 from wsgate.reactor import Settings
 from wsgate.shard.access import Access
 from wsgate.shard.gaps import SETTLE_MS, Gaps
-from wsgate.shard.hub import ASKED_LIMIT, TOLD_PER_PASS, Hub, Joined
+from wsgate.shard.hub import ASKED_LIMIT, TOLD_PER_PASS, UNSENT_LIMIT, Hub, Joined
 from wsgate.shard.options import ChannelRules
 from wsgate.shard.variants import Forms
 
@@ -33,7 +33,10 @@ RULES = {"default": ChannelRules(max_publish_bytes=1_000), "big": ChannelRules(m
 
 
 class Bus:
-    """What a Redis with one connection does: commands in order, one confirmation for each name."""
+    """What a Redis with one connection does: commands in order, one confirmation for each name.
+
+    Beyond `sent_limit` commands the others wait, and opposite ones cancel each other, as in `Subscriber`.
+    """
 
     def __init__(self) -> None:
         self.is_up = False
@@ -41,20 +44,44 @@ class Bus:
         self.held: set[bytes] = set()
         self.asked: Counter[bytes] = Counter()
         self.most_waiting = 0
+        self.sent_limit = 1_000_000
+        self.waiting: dict[bytes, str] = {}
+        self.waiting_bytes = 0
+
+    @property
+    def unsent(self) -> int:
+        return len(self.waiting)
 
     def is_up_for(self, name: bytes) -> bool:
         return self.is_up
 
-    def subscribe(self, names: Iterable[bytes]) -> None:
-        if self.is_up:
-            names = list(names)
-            self.commands += [("subscribe", name) for name in names]
-            self.asked.update(names)
-            self.most_waiting = max(self.most_waiting, len(self.commands))
+    def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
+        return self.queue("subscribe", names)
 
-    def unsubscribe(self, names: Iterable[bytes]) -> None:
-        if self.is_up:
-            self.commands += [("unsubscribe", name) for name in names]
+    def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
+        return self.queue("unsubscribe", names)
+
+    def queue(self, kind: str, names: Iterable[bytes]) -> list[bytes]:
+        needless = []
+        for name in names if self.is_up else ():
+            waiting = self.waiting.get(name)
+            if waiting is None:
+                self.waiting[name] = kind
+                self.send()
+                continue
+            needless.append(name)
+            if waiting != kind:
+                del self.waiting[name]
+        return needless
+
+    def send(self) -> None:
+        while self.waiting and len(self.commands) < self.sent_limit:
+            name = next(iter(self.waiting))
+            kind = self.waiting.pop(name)
+            self.commands.append((kind, name))
+            if kind == "subscribe":
+                self.asked[name] += 1
+                self.most_waiting = max(self.most_waiting, len(self.commands))
 
 
 class Bench(Rig):
@@ -75,6 +102,7 @@ class Bench(Rig):
         )
         self.hub = Hub(self.reactor, Access(RULES, None), Forms(512, self._count), self.gaps, self._count)
         self.hub.attach(cast(Subscriber, self.bus))
+        self.hub.limit_unconfirmed(SETTINGS.subscriptions_limit)
         self.told: list[tuple[bytes, bool]] = []
 
     def _count(self, name: str, amount: int) -> None:
@@ -93,6 +121,7 @@ class Bench(Rig):
     def down(self) -> None:
         self.bus.is_up = False
         self.bus.commands.clear()
+        self.bus.waiting.clear()
         self.bus.held.clear()
         self.hub.on_down()
 
@@ -102,6 +131,7 @@ class Bench(Rig):
         while done < most and self.bus.commands:
             for _ in range(min(256, most - done, len(self.bus.commands))):
                 kind, name = self.bus.commands.pop(0)
+                self.bus.send()
                 done += 1
                 if kind == "unsubscribe":
                     self.bus.held.discard(name)
@@ -191,11 +221,10 @@ def test_a_leave_that_was_not_told_yet_is_taken_back(live: Bench) -> None:
     live.join(first, b"news")
     live.confirm()
     live.hub.leave(first.conn, b"news")
-    assert live.join(second, b"news") is Joined.WAITS  # it may have been told: asked again
+    assert live.join(second, b"news") is Joined.LIVE  # the bus still has it
     live.hub.tidy()
-    assert "unsubscribe" not in [kind for kind, _ in live.bus.commands]
-    live.confirm()
-    assert live.bus.held == {b"news"} and live.told[-1] == (b"news", True)
+    assert not live.bus.commands
+    assert live.bus.held == {b"news"} and live.bus.asked == {b"news": 1}
 
 
 def test_channels_nobody_holds_any_more_are_given_up_in_parts(live: Bench) -> None:
@@ -253,6 +282,72 @@ def test_many_waiters_are_told_a_part_per_pass_and_nobody_twice(bench: Bench) ->
     assert bench.told == [(b"news", True)] * (len(peers) + 1)
     assert bench.hub.on_subscribed(b"news") is True
     assert len(bench.told) == len(peers) + 1
+
+
+# --- a bus that does not answer -----------------------------------------------------------------------
+
+
+def test_connection_that_leaves_every_name_unanswered_is_refused_at_its_limit(live: Bench) -> None:
+    live.hub.limit_unconfirmed(64)
+    loud, quiet = live.connect(), live.connect()
+    outcomes = Counter[Joined]()
+    for number in range(1_000):
+        name = b"%d" % number
+        outcomes[live.join(loud, name)] += 1
+        live.hub.leave(loud.conn, name)
+        live.hub.tidy()
+    assert outcomes == {Joined.WAITS: 64, Joined.BEHIND: 936}
+    assert live.hub.pending == 64
+    assert live.join(quiet, b"news") is Joined.WAITS  # the limit is of one connection
+    live.confirm()
+    assert live.hub.pending == 0 and not live.hub._causes and not live.hub._caused
+    assert live.join(loud, b"again") is Joined.WAITS
+    assert live.bus.held == {b"news"}
+
+
+def test_name_left_before_it_was_sent_is_not_sent_and_does_not_count(live: Bench) -> None:
+    live.bus.sent_limit = 0
+    peer = live.connect()
+    for number in range(1_000):
+        assert live.join(peer, b"%d" % number) is Joined.WAITS
+        live.hub.leave(peer.conn, b"%d" % number)
+        live.hub.tidy()
+        assert live.bus.unsent == 0 and live.hub.pending == 0
+    assert not live.bus.commands and not live.hub._causes
+
+
+def test_unsubscribe_that_was_not_sent_is_cancelled_and_the_channel_is_live_at_once(live: Bench) -> None:
+    peer = live.connect()
+    live.join(peer, b"news")
+    live.confirm()
+    live.bus.sent_limit = 0
+    live.hub.leave(peer.conn, b"news")
+    live.hub.tidy()
+    assert live.join(peer, b"news") is Joined.LIVE
+    live.bus.sent_limit = 10
+    live.bus.send()
+    live.confirm()
+    assert live.bus.held == {b"news"} and live.bus.asked == {b"news": 1}
+
+
+def test_shard_with_too_many_unsent_names_takes_no_new_ones_but_inboxes(live: Bench) -> None:
+    live.bus.sent_limit = 0
+    live.bus.waiting = {b"%d" % number: "subscribe" for number in range(UNSENT_LIMIT)}
+    peer = live.connect()
+    assert live.join(peer, b"news") is Joined.BEHIND
+    assert live.join(peer, b"@ann") is Joined.WAITS
+
+
+def test_bus_without_memory_for_names_is_asked_for_no_new_ones_but_inboxes(live: Bench) -> None:
+    live.hub.takes_name = lambda: False
+    peer = live.connect()
+    assert live.join(peer, b"news") is Joined.FULL
+    assert not live.reactor.subscribers(b"news")
+    assert live.join(peer, b"@ann") is Joined.WAITS
+    live.hub.takes_name = lambda: True
+    live.join(peer, b"news")
+    live.hub.takes_name = lambda: False
+    assert live.join(live.connect(), b"news") is Joined.WAITS  # the name costs the bus nothing more
 
 
 # --- the bus goes and comes ---------------------------------------------------------------------------
@@ -521,10 +616,14 @@ def told_once(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: by
             st.tuples(st.sampled_from(["confirm", "tidy", "flap", "end"]), st.integers(0, 5), st.just(0)),
         ),
         max_size=60,
-    )
+    ),
+    st.sampled_from([1, 2, 5, 1_000]),
 )
-def test_whatever_happens_all_that_is_held_is_heard_in_the_end(steps: list[tuple[str, int, int]]) -> None:
+def test_whatever_happens_all_that_is_held_is_heard_in_the_end(
+    steps: list[tuple[str, int, int]], sent_limit: int
+) -> None:
     bench = Bench()
+    bench.bus.sent_limit = sent_limit
     bench.up()
     peers = [bench.connect() for _ in range(3)]
     names = [b"a", b"b", b"c", b"d"]
@@ -562,6 +661,7 @@ def test_whatever_happens_all_that_is_held_is_heard_in_the_end(steps: list[tuple
     held = {name for name in names if bench.reactor.subscribers(name)}
     assert bench.bus.held == held
     assert not waiting and bench.hub.pending == 0
+    assert not bench.hub._causes and not bench.hub._caused
     bench.close()
 
 

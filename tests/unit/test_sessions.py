@@ -13,11 +13,12 @@ from wsgate.bus import Covers, Names, Publisher, Subscriber, parse_address
 from wsgate.dialects import DIALECTS
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.access import Access
+from wsgate.shard.byes import RETRY_MS
 from wsgate.shard.commands import UNDER_WAY_LIMIT, UNDER_WAY_LIMIT_BYTES, Commands
 from wsgate.shard.events import Events
 from wsgate.shard.front import Entry
 from wsgate.shard.gaps import Gaps
-from wsgate.shard.hub import Hub
+from wsgate.shard.hub import UNSENT_LIMIT, Hub
 from wsgate.shard.options import NO_EVENTS, NO_USER_LIMITS, ChannelRules, ShardOptions
 from wsgate.shard.sessions import Sessions, now_ms
 from wsgate.shard.tokens import Tokens
@@ -41,15 +42,18 @@ class Bus:
         self.asked: list[bytes] = []
         self.published: list[Callable[[str], None]] = []
         self.senders: list[Sender | None] = []
+        self.unsent = 0
+        self.waiting_bytes = 0
 
     def is_up_for(self, name: bytes) -> bool:
         return self.is_up
 
-    def subscribe(self, names: Iterable[bytes]) -> None:
+    def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
         self.asked += names
+        return []
 
-    def unsubscribe(self, names: Iterable[bytes]) -> None:
-        pass
+    def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
+        return []
 
     def publish(
         self, name: bytes, data: bytes, done: Callable[[str], None], sender: Sender | None = None
@@ -550,3 +554,41 @@ def test_a_channel_that_was_live_and_is_lost_before_the_welcome_waits_to_be_conf
     shard.confirm("a")
     assert shard.heard(ann) == [{"op": "subbed", "ch": "a"}]
     assert not shard.sessions._welcomes
+
+
+# --- refusals that pass -------------------------------------------------------------------------------
+
+
+def raw(shard: Shard, peer: Peer) -> list[dict[str, Any]]:
+    shard.hub.tidy()
+    shard.rig.turn()
+    return [json.loads(frame.payload) for frame in peer.frames()]
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "error"), [("behind", 429, "rate_limited"), ("bus_memory", 503, "unavailable")]
+)
+def test_subscription_refused_for_now_says_when_to_come_back(
+    shard: Shard, cause: str, code: int, error: str
+) -> None:
+    peer = shard.enter("ann")
+    shard.confirm("@ann")
+    if cause == "behind":
+        shard.bus.unsent = UNSENT_LIMIT
+    else:
+        shard.hub.takes_name = lambda: False
+    raw(shard, peer)
+    shard.say(peer, {"op": "sub", "ch": "news", "id": 1})
+    (answer,) = raw(shard, peer)
+    assert (answer["op"], answer["id"], answer["code"], answer["error"]) == ("err", 1, code, error)
+    assert answer["retry_ms"] >= RETRY_MS
+    assert shard.counts[f"subscriptions_{cause}"] == 1
+
+
+def test_channel_of_a_token_refused_for_now_does_not_hold_up_the_welcome(shard: Shard) -> None:
+    shard.hub.takes_name = lambda: False
+    peer = shard.enter("ann:news")
+    shard.confirm("@ann")
+    welcome, inbox, refused = raw(shard, peer)
+    assert (welcome["op"], inbox["op"], inbox["ch"]) == ("welcome", "subbed", "@me")
+    assert (refused["error"], refused["ch"]) == ("unavailable", "news") and refused["retry_ms"] >= RETRY_MS

@@ -143,6 +143,14 @@ _COUNTERS: Final = (
     _one("polls", "Passes of the reactor.", "polls"),
     _one("timers", "Timers that came due.", "timers"),
     _Counter(
+        "subscriptions_refused",
+        "Subscriptions of clients that were refused for a reason that passes: the bus has not answered what"
+        " this connection or shard asked before (behind), or the node's own bus has no memory for one more"
+        " channel name (bus_memory).",
+        "cause",
+        {"subscriptions_behind": "behind", "subscriptions_bus_memory": "bus_memory"},
+    ),
+    _Counter(
         "publishes",
         "Publishes by clients: the bus has them (sent), or they were answered with an error (failed).",
         "outcome",

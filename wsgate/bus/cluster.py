@@ -197,15 +197,25 @@ class ClusterSubscriber:
         lane = self.lane_of(self.prefix + name)
         return lane is not None and lane.subscriber.is_up
 
-    def subscribe(self, names: Iterable[bytes]) -> None:
-        """SSUBSCRIBE to channels by names without the prefix, each where it lives."""
-        for lane, some in self._by_lane(names).items():
-            lane.subscriber.subscribe(some)
+    @property
+    def unsent(self) -> int:
+        """As `Subscriber.unsent`, of all servers."""
+        return sum(lane.subscriber.unsent for lane in self._lanes.values())
 
-    def unsubscribe(self, names: Iterable[bytes]) -> None:
-        """SUNSUBSCRIBE from channels."""
-        for lane, some in self._by_lane(names).items():
-            lane.subscriber.unsubscribe(some)
+    @property
+    def waiting_bytes(self) -> int:
+        """As `Subscriber.waiting_bytes`, of all servers."""
+        return sum(lane.subscriber.waiting_bytes for lane in self._lanes.values())
+
+    def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
+        """SSUBSCRIBE to channels by names without the prefix, each where it lives; as `Subscriber`'s."""
+        lanes = self._by_lane(names).items()
+        return [name for lane, some in lanes for name in lane.subscriber.subscribe(some)]
+
+    def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
+        """SUNSUBSCRIBE from channels; as `Subscriber.unsubscribe`."""
+        lanes = self._by_lane(names).items()
+        return [name for lane, some in lanes for name in lane.subscriber.unsubscribe(some)]
 
     def subscribe_control(self, name: bytes) -> None:
         """SSUBSCRIBE to a name as it is, now and whenever its server comes up or changes."""

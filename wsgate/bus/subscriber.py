@@ -3,8 +3,11 @@
 Owns its reconnecting and who still has to be answered; knows nothing of what the names mean. Everything
 it has to say it says to one listener, on the loop, never from inside a call to it. While the
 connection is down it forgets what was subscribed: whoever owns the subscriptions hears `on_up` and
-subscribes again. Its memory is bounded: what `Connection` holds, and the names not yet sent, which are
-the caller's subscriptions.
+subscribes again.
+
+Its memory is bounded, also while the bus stands still: at most `UNANSWERED_LIMIT` names are sent and not
+answered, the others wait. A name waits for one command only, because the opposite command cancels it, so
+that a client that subscribes and unsubscribes in a loop adds nothing.
 
 A bus that is connected and of no use is left: one that is silent after a PING, one that does not
 confirm what it was asked, one that says no. It is come back to after a random time below a ceiling,
@@ -18,8 +21,9 @@ python -m loadtest.bus_subscriber
 import asyncio
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import Final, Protocol
 
 from wsgate.address import BusAddress
@@ -31,6 +35,12 @@ from wsgate.errors import BackendError
 __all__ = ["Subscriber", "SubscriberListener", "SubscriberOptions"]
 
 NAMES_PER_COMMAND: Final = 512
+UNANSWERED_LIMIT: Final = 2_048
+"""Names sent and not answered, above which further names wait here, where they can still be cancelled."""
+UNSENT_BYTES: Final = 120
+"""What a name that waits takes beside its own bytes: the object's header and its place in the table."""
+UNANSWERED_BYTES: Final = 256
+"""What a name that was sent may take in the buffer of the socket."""
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 5.0
 BACKOFF_KNOWN_S: Final = 1.0
@@ -121,7 +131,8 @@ class Subscriber:
         self._listener = listener
         self._options = options or SubscriberOptions()
         self._connection: Connection | None = None
-        self._commands: list[tuple[bytes, list[bytes]]] = []
+        self._unsent: dict[bytes, bytes] = {}  # whole name: the one command that waits for it
+        self._unsent_bytes = 0  # of those names
         self._is_write_scheduled = False
         self._most_s = BACKOFF_KNOWN_S if address.kind or is_sharded else BACKOFF_MOST_S
         self._is_sharded = is_sharded
@@ -144,20 +155,38 @@ class Subscriber:
         """Names made of this one that together reach every server: there is one."""
         return [name]
 
-    def subscribe(self, names: Iterable[bytes]) -> None:
+    @property
+    def unsent(self) -> int:
+        """Names that wait until the bus has answered for others."""
+        return len(self._unsent)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Estimated memory of the names that are not answered yet, sent or not."""
+        return self._unsent_bytes + len(self._unsent) * UNSENT_BYTES + self._unanswered * UNANSWERED_BYTES
+
+    def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
         """SUBSCRIBE to channels by names without the prefix; written with the next pass, in batches.
 
         Does nothing while the connection is down: `on_up` is the time to subscribe.
+
+        Returns:
+            The names for which no answer will come, because nothing is sent: their UNSUBSCRIBE was not sent
+            yet and is cancelled, or their SUBSCRIBE waits already.
         """
-        self._enqueue(_SUBSCRIBE, [self._prefix + name for name in names])
+        return [name for name in names if not self._enqueue(_SUBSCRIBE, self._prefix + name)]
 
     def subscribe_control(self, name: bytes) -> None:
         """SUBSCRIBE to a name as it is; it must not start with the prefix."""
-        self._enqueue(_SUBSCRIBE, [name])
+        self._enqueue(_SUBSCRIBE, name)
 
-    def unsubscribe(self, names: Iterable[bytes]) -> None:
-        """UNSUBSCRIBE from channels, in order with the calls of `subscribe`."""
-        self._enqueue(_UNSUBSCRIBE, [self._prefix + name for name in names])
+    def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
+        """UNSUBSCRIBE from channels; for each name in order with the calls of `subscribe`.
+
+        Returns:
+            The names whose SUBSCRIBE was not sent yet and is cancelled: no answer will come for it.
+        """
+        return [name for name in names if not self._enqueue(_UNSUBSCRIBE, self._prefix + name)]
 
     def limit_payload(self, limit_bytes: int) -> None:
         """Another largest payload, from now on."""
@@ -206,7 +235,8 @@ class Subscriber:
             await self._watch(connection)
         finally:
             self._connection = None
-            self._commands.clear()
+            self._unsent.clear()
+            self._unsent_bytes = self._unanswered = 0
             connection.abort("stopped")
             self._listener.on_down()
         return connection.why
@@ -280,6 +310,7 @@ class Subscriber:
             return False
         asked = self._asked.popleft()
         self._unanswered -= len(asked.names)
+        self._schedule_write()
         if asked.command is _SUBSCRIBE:
             for name in asked.names:
                 self._listener.on_lost(name.removeprefix(self._prefix), was_asked=True)
@@ -292,6 +323,8 @@ class Subscriber:
                 self._asked.popleft()
         self._unanswered -= 1
         self._progress_s = asyncio.get_running_loop().time()
+        if self._unsent and self._unanswered <= UNANSWERED_LIMIT // 2:
+            self._schedule_write()
         if self._unanswered < 0:
             self.renew("the bus confirms what it was not asked")
 
@@ -308,25 +341,39 @@ class Subscriber:
 
     # --- out ------------------------------------------------------------------------------------------
 
-    def _enqueue(self, command: bytes, names: list[bytes]) -> None:
-        if self._connection is None or not names:
-            return
-        if self._commands and self._commands[-1][0] == command:
-            self._commands[-1][1].extend(names)
-        else:
-            self._commands.append((command, names))
-        if not self._is_write_scheduled:
+    def _enqueue(self, command: bytes, name: bytes) -> bool:
+        """Queue a command for one name; False: it cancels the command that waits, or that one is the same."""
+        if self._connection is None:
+            return True
+        waiting = self._unsent.get(name)
+        if waiting is None:
+            self._unsent[name] = command
+            self._unsent_bytes += len(name)
+            self._schedule_write()
+        elif waiting != command:
+            del self._unsent[name]
+            self._unsent_bytes -= len(name)
+        return waiting is None
+
+    def _schedule_write(self) -> None:
+        if self._unsent and not self._is_write_scheduled and self._unanswered < UNANSWERED_LIMIT:
             self._is_write_scheduled = True
             asyncio.get_running_loop().call_soon(self._write)
 
+    def _take_unsent(self, most: int) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Take the names that waited longest, in runs of one command."""
+        taken = [(self._unsent.pop(name), name) for name in list(islice(self._unsent, most))]
+        self._unsent_bytes -= sum(len(name) for _, name in taken)
+        for command, run in groupby(taken, key=lambda pair: pair[0]):
+            yield command, [name for _, name in run]
+
     def _write(self) -> None:
         self._is_write_scheduled = False
-        commands, self._commands = self._commands, []
         if self._connection is None:
             return
         if not self._unanswered:
             self._progress_s = asyncio.get_running_loop().time()
-        for command, names in commands:
+        for command, names in self._take_unsent(max(0, UNANSWERED_LIMIT - self._unanswered)):
             self._unanswered += len(names)
             for some in _by_slot(names) if self._is_sharded else _in_parts(names):
                 if self._is_sharded:

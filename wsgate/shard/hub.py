@@ -5,9 +5,12 @@ bus has not confirmed yet, so that a million resting subscriptions cost Python n
 
 Rules:
 - The bus is asked for a channel with its first subscriber, and told to stop when the reactor reports
-  it empty. Both go out in order on one connection, in batches.
+  it empty. Both go out in order on one connection, in batches. A name that was left before its SUBSCRIBE
+  was sent is not sent at all.
 - A subscription is confirmed when every SUBSCRIBE sent for its name was answered: after a quick
   unsubscribe and subscribe the first answer belongs to the first one.
+- A name that is new to the bus is asked for only while its connection has few unanswered names, and while
+  the bus has memory for it. Inboxes are not asked these questions: the gate refuses their connections.
 - After a lost connection everything is unconfirmed, and all names are sent again: a part per pass, and
   no more while many are unanswered, so that a bus of any speed is asked at its own.
 - What has to be told to many at once is told a part per pass too, and the bus is not heard meanwhile:
@@ -17,7 +20,7 @@ Rules:
   marked, and its subscribers are notified (`wsgate.shard.gaps`). So is a channel that loses one publication.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Final
@@ -39,6 +42,13 @@ Waiter = Callable[[bytes, bool], None]
 
 ASKED_LIMIT: Final = 4 * NAMES_PER_COMMAND
 """Names unanswered above which subscribing again waits."""
+UNSENT_LIMIT: Final = 32_768
+"""Names of this shard that wait to be sent to the bus, above which clients may add no new ones."""
+UNCONFIRMED_DEFAULT: Final = 1_024
+"""Names of one connection that the bus has not confirmed, where there is no limit of subscriptions."""
+UNCONFIRMED_LEAST: Final = 64
+UNCONFIRMED_BYTES: Final = 300
+"""What an unconfirmed name takes in the tables here, beside what waits for it: measured 210 to 390."""
 TOLD_PER_PASS: Final = 512
 """Waiters told in one pass: about 2 ms."""
 
@@ -53,6 +63,8 @@ class Joined(Enum):
     WAITS = "waits"  # subscribed here; the waiter is told when the bus has confirmed it
     ALREADY = "already"
     TOO_MANY = "too_many"
+    BEHIND = "behind"  # the bus has not answered what this connection, or this shard, asked before
+    FULL = "full"  # the bus has no memory for one more name
     GONE = "gone"
 
 
@@ -85,6 +97,12 @@ class Hub:
         self._returning: set[bytes] = set()  # of those: subscribed again after a loss
         self._was_up = False
         self._has_lost = False  # before the bus was lost for the first time nobody has missed anything
+        self._causes: dict[bytes, int] = {}  # of those: the connection that it was asked for
+        self._caused: dict[int, int] = {}  # how many by connection
+        self.takes_name: Callable[[], bool] = lambda: (
+            True
+        )  # whether the bus has memory for a name of a client
+        self.unconfirmed_limit = UNCONFIRMED_DEFAULT  # of one connection
         self._waiters: dict[bytes, dict[int, list[Waiter]]] = {}  # by connection, so that it can go
         self._waits: dict[int, set[bytes]] = {}  # the same, by connection
         self._losing: deque[tuple[bytes, int]] = deque()  # who is still to be told of a loss
@@ -93,6 +111,7 @@ class Hub:
         )  # of a cluster: live somewhere else, asked again when it is known where
         self._resubscribe_from: int | None = None  # place in the reactor's directory; None: done
         self._resubscribe: list[Covers | None] = []  # what the walk is about; None: everything
+        self._asked_early: set[bytes] = set()  # while it is under way: names asked for before it came by
 
     def attach(self, bus: BusSubscriber) -> None:
         """Set the subscriber connection; once, before anything else."""
@@ -112,6 +131,17 @@ class Hub:
         """Channels the bus has not confirmed yet."""
         return len(self._unconfirmed) + len(self._lost)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Estimated memory of what the bus was asked and has not answered."""
+        return self.pending * UNCONFIRMED_BYTES + (self._bus.waiting_bytes if self._bus is not None else 0)
+
+    def limit_unconfirmed(self, subscriptions: int) -> None:
+        """Let a connection have as many unconfirmed names as it may have subscriptions; 0: the default."""
+        self.unconfirmed_limit = (
+            max(UNCONFIRMED_LEAST, subscriptions) if subscriptions else UNCONFIRMED_DEFAULT
+        )
+
     # --- subscribing ----------------------------------------------------------------------------------
 
     def join(self, conn: int, name: bytes, policy: int, waiter: Waiter) -> Joined:
@@ -128,19 +158,51 @@ class Hub:
         """
         # An inbox is the backend's way to its user: no limit of the client's own subscriptions may refuse it.
         is_counted = not name.startswith(_INBOX)
+        # The bus still has a name that was left in this very pass, unless it has lost it since.
+        is_known = self._reactor.is_vacated(name) and name not in self._lost
+        if is_counted and not is_known and not self._reactor.subscribers(name):
+            if self._is_behind(conn):
+                return Joined.BEHIND
+            if not self.takes_name():
+                return Joined.FULL
         subscribers = self._reactor.subscribe(conn, name, policy=policy, is_counted=is_counted)
         if subscribers <= 0:
             return {0: Joined.GONE, -1: Joined.ALREADY, -2: Joined.TOO_MANY}[subscribers]
-        if subscribers == 1 and self.is_live_for(name):
+        if subscribers == 1 and not is_known and self.is_live_for(name):
             self._lost.discard(name)
-            self._ask([name])
+            self._ask_once(name)
+            if is_counted and name in self._unconfirmed:
+                self._note_cause(conn, name)
         return self.confirm(conn, name, waiter)
+
+    def _is_behind(self, conn: int) -> bool:
+        """Whether too much that was asked before is unanswered to ask for one more new name."""
+        if self._caused.get(conn, 0) >= self.unconfirmed_limit:
+            return True
+        return self._bus is not None and self._bus.unsent >= UNSENT_LIMIT
+
+    def _note_cause(self, conn: int, name: bytes) -> None:
+        """Count an unconfirmed name for the connection that it was asked for, also after it has left it."""
+        self._drop_cause(name)
+        self._causes[name] = conn
+        self._caused[conn] = self._caused.get(conn, 0) + 1
+
+    def _drop_cause(self, name: bytes) -> None:
+        """The name is confirmed, or will never be."""
+        conn = self._causes.pop(name, None)
+        if conn is None:
+            return
+        left = self._caused.get(conn, 0) - 1
+        if left > 0:
+            self._caused[conn] = left
+        else:
+            self._caused.pop(conn, None)
 
     def confirm(self, conn: int, name: bytes, waiter: Waiter) -> Joined:
         """As `join`, of a name that is subscribed here: `LIVE` when what is published to it is heard."""
         if self.is_live_for(name) and name not in self._lost:
             if name not in self._unconfirmed and self._awaits_its_turn(name):
-                self._ask([name])
+                self._ask_once(name)
             if name not in self._unconfirmed:
                 return Joined.LIVE
         self.wait(conn, name, waiter)
@@ -158,6 +220,8 @@ class Hub:
 
     def forget(self, conn: int) -> None:
         """The connection is gone: nobody waits there any more."""
+        if self._caused:
+            self._caused.pop(conn, None)
         if self._waits:
             for name in list(self._waits.get(conn, ())):
                 self._take_waiters(conn, name)
@@ -175,13 +239,19 @@ class Hub:
         self._tell_lost()
         self.resubscribe()
         has_notices = self._gaps.step(is_settled=self._is_settled)
+        vacated = self._leave_vacated()
+        has_more = bool(self._losing) or vacated == NAMES_PER_COMMAND or self._may_resubscribe
+        return has_more or has_notices
+
+    def _leave_vacated(self) -> int:
+        """Unsubscribe from a part of what nobody here listens to any more; how many names that were."""
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
         if self._lost:
             self._lost.difference_update(vacated)
         if vacated and self._bus is not None:
-            self._bus.unsubscribe(vacated)
-        has_more = bool(self._losing) or len(vacated) == NAMES_PER_COMMAND or self._may_resubscribe
-        return has_more or has_notices
+            for name in self._bus.unsubscribe(vacated):
+                self._drop_answer(name)
+        return len(vacated)
 
     def _take_waiters(self, conn: int, name: bytes) -> list[Waiter]:
         waiting = self._waiters.get(name)
@@ -204,10 +274,34 @@ class Hub:
         self._ask(names)
 
     def _ask(self, names: list[bytes]) -> None:
+        """Ask for names that the bus does not have, and has not been asked for since it came up.
+
+        An UNSUBSCRIBE cancels a SUBSCRIBE that was not sent, so a second one for the same name would be the
+        one that is cancelled, and the first would stay.
+        """
         assert self._bus is not None
-        for name in names:
-            self._unconfirmed[name] = self._unconfirmed.get(name, 0) + 1
-        self._bus.subscribe(names)
+        unanswered = Counter(names)
+        unanswered.subtract(self._bus.subscribe(names))
+        for name, answers in unanswered.items():
+            if answers > 0:
+                self._unconfirmed[name] = self._unconfirmed.get(name, 0) + answers
+
+    def _ask_once(self, name: bytes) -> None:
+        """Ask for a name, and not again when the walk that subscribes again comes by it."""
+        if self._resubscribe_from is None:
+            self._ask([name])
+        else:
+            self._asked_early.add(name)
+            self._ask_again([name])  # somebody may have been subscribed to it before the loss
+
+    def _drop_answer(self, name: bytes) -> None:
+        """One answer fewer is to come for a name that nobody here is subscribed to."""
+        answers = self._unconfirmed.get(name, 0)
+        if answers > 1:
+            self._unconfirmed[name] = answers - 1
+        else:
+            self._unconfirmed.pop(name, None)
+            self._drop_cause(name)
 
     # --- what the bus says ----------------------------------------------------------------------------
 
@@ -219,6 +313,9 @@ class Hub:
         """
         self._drop_unconfirmed(covers)
         self._has_lost, self._was_up = self._has_lost or self._was_up, True
+        while self._leave_vacated() == NAMES_PER_COMMAND:
+            pass  # the new connection has none of these; a name that is joined again is to be asked for
+        self._asked_early.clear()
         self._losing = deque(each for each in self._losing if covers is not None and not covers(each[0]))
         self._resubscribe = [*self._resubscribe, covers] if self._resubscribe_from is not None else [covers]
         self._resubscribe_from = 0
@@ -230,7 +327,10 @@ class Hub:
             return
         names, place = self._reactor.channels(self._resubscribe_from, NAMES_PER_COMMAND)
         self._resubscribe_from = place or None
-        self._ask_again([name for name in names if self._is_covered(name) and self.is_live_for(name)])
+        due = (name for name in names if self._is_covered(name) and self.is_live_for(name))
+        self._ask_again([name for name in due if name not in self._asked_early])
+        if self._resubscribe_from is None:
+            self._asked_early.clear()
 
     @property
     def _may_resubscribe(self) -> bool:
@@ -243,6 +343,7 @@ class Hub:
         self._has_lost = True
         if covers is None:
             self._resubscribe_from = None
+            self._asked_early.clear()
         self._losing.extend(
             (name, conn)
             for name, waiting in self._waiters.items()
@@ -253,11 +354,11 @@ class Hub:
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
         """A slot of the cluster moved: this channel is heard no more, or its SUBSCRIBE was refused."""
-        if was_asked and (answers := self._unconfirmed.pop(name, 0)) > 1:
-            self._unconfirmed[name] = answers - 1
+        if was_asked:
+            self._drop_answer(name)
         self._returning.discard(name)
         self._has_lost = True
-        if self._reactor.subscribers(name):
+        if self._reactor.subscribers(name) or self._reactor.is_vacated(name):
             self._lost.add(name)
 
     def on_moved(self) -> None:
@@ -274,6 +375,12 @@ class Hub:
                 continue
             for name in [name for name in names if covers(name)]:
                 names.pop(name) if isinstance(names, dict) else names.discard(name)
+        if covers is None:
+            self._causes.clear()
+            self._caused.clear()
+        else:
+            for name in [name for name in self._causes if covers(name)]:
+                self._drop_cause(name)
 
     def _is_covered(self, name: bytes) -> bool:
         return any(covers is None or covers(name) for covers in self._resubscribe)
@@ -314,6 +421,7 @@ class Hub:
         if name in self._waiters:
             return False
         del self._unconfirmed[name]
+        self._drop_cause(name)
         if self._returning and name in self._returning:
             self._returning.discard(name)
             self._gaps.mark(name)

@@ -81,6 +81,8 @@ LAYOUT: Final = Layout(
         "publications_deflated",  # compressions, not subscribers
         "deflate_bytes_in",
         "deflate_bytes_out",
+        "subscriptions_behind",  # refused: the bus has not answered what was asked before
+        "subscriptions_bus_memory",  # refused: the node's own bus has no memory for one more name
         "publishes_sent",  # by clients, and the bus has them
         "publishes_failed",  # by clients, answered with an error
         "publishes_crowded",  # of those failed: the client had too much under way

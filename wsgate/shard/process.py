@@ -220,6 +220,7 @@ class Shard:
         self._control_names = names.control(options.node)
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         self._hub.attach(self._subscriber)
+        self._hub.limit_unconfirmed(options.reactor.subscriptions_limit)
         self._probe = Probe(
             names.probe(options.node, options.number),
             self._publisher,
@@ -610,6 +611,7 @@ class Shard:
         self._front.renew(options)
         self._sessions.renew(options)
         self._commands.renew()
+        self._hub.limit_unconfirmed(options.reactor.subscriptions_limit)
         self._users.renew(options.user_limits)
         self._subscriber.limit_payload(_payload_limit_bytes(options))
         self._forms.threshold_bytes = options.compression_threshold_bytes
@@ -666,6 +668,7 @@ class Shard:
             + self._sessions.waiting_bytes
             + self._commands.waiting_bytes
             + self._publisher.waiting_bytes
+            + self._hub.waiting_bytes
             + sum(each.held_bytes for each in set(self._events.appenders))
             + (rates.users * LEASE_BYTES if rates else 0)
             + waiting_bytes()

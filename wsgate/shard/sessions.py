@@ -46,6 +46,11 @@ HELD_BYTES = 100
 """Of a message that is held, beside its own bytes."""
 CROWDED_RETRY_MS = 2_000, 15_000
 """When one may come back whose user has too many connections, or whose shard too little memory."""
+NOT_NOW = {
+    Joined.BEHIND: ("rate_limited", "subscriptions_behind"),
+    Joined.FULL: ("unavailable", "subscriptions_bus_memory"),
+}
+"""Subscriptions refused for a reason that passes: the error, and the counter of the reason."""
 
 
 def now_ms() -> int:
@@ -427,6 +432,17 @@ class Sessions:
             self.error(conn, dialect, "already_subscribed", id=id, channel=shown(name))
         elif joined is Joined.TOO_MANY:
             self.error(conn, dialect, "rate_limited", id=id, channel=shown(name))
+        elif joined in NOT_NOW:
+            self.refuse_for_now(conn, dialect, name, joined, id)
+
+    def refuse_for_now(
+        self, conn: int, dialect: Dialect, name: bytes, joined: Joined, id: int | None = None
+    ) -> None:
+        """Refuse a subscription for a reason that passes, and count the reason."""
+        error, counter = NOT_NOW[joined]
+        self.count(counter, 1)
+        retry_ms = random.randint(RETRY_MS, 2 * RETRY_MS)  # noqa: S311 - spreading, not secrecy
+        self.error(conn, dialect, error, id=id, channel=shown(name), retry_ms=retry_ms)
 
     def _told(self, conn: int, name: bytes, is_live: bool) -> None:
         """Answer every `sub` of a connection that waits for this channel."""

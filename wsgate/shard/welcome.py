@@ -102,7 +102,7 @@ class Welcome:
         self._showing = showing
         self._waiting: set[bytes] = set()
         self._live: list[bytes] = []
-        self._refused: list[bytes] = []
+        self._refused: list[tuple[bytes, Joined]] = []
         self._is_said = False
 
     @property
@@ -120,8 +120,8 @@ class Welcome:
             self._waiting.add(name)
         elif joined is Joined.LIVE:
             self._live.append(name)
-        elif joined is Joined.TOO_MANY:
-            self._refused.append(name)
+        elif joined in (Joined.TOO_MANY, Joined.BEHIND, Joined.FULL):
+            self._refused.append((name, joined))
 
     def begin(self, confirmed: bytes = b"") -> None:
         """Send the welcome now, unless every channel that is waited for will soon be confirmed.
@@ -182,8 +182,11 @@ class Welcome:
         sessions.tell_welcome(conn, dialect, self._identity, has_bus=has_bus, id=showing.id)
         for name in live:
             self._tell(name)
-        for name in self._refused:
-            sessions.error(conn, dialect, "rate_limited", channel=shown(name))
+        for name, joined in self._refused:
+            if joined is Joined.TOO_MANY:
+                sessions.error(conn, dialect, "rate_limited", channel=shown(name))
+            else:
+                sessions.refuse_for_now(conn, dialect, name, joined)
         sessions.subscribe_asked(conn, dialect, showing)
 
     def _tell(self, name: bytes) -> None:
