@@ -5,13 +5,16 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import pytest
+import redis
 
 from tests.support.fake_bus import FakeBus, Talk, bulk, fake_bus, until
 from tests.support.resp import hostile_reply
+from tests.support.valkey import running_valkey
 from wsgate.bus import Appender, AppenderOptions, pack
+from wsgate.bus.script import TRIM_EVENTS
 
 FAST: Final = AppenderOptions(connect_timeout_s=0.3, command_timeout_s=0.3)
 ENTRY: Final = bulk(b"1732600000000-0")
@@ -216,7 +219,7 @@ def test_hostile_answers_end_the_connection_and_no_event_is_lost(seed: int) -> N
                 return ENTRY
             return dice.choice((b"-OOM full\r\n", hostile_reply(dice)))
 
-        options = replace(FAST, halved_streams=(b"s",))
+        options = replace(FAST, trimmed_streams=(b"s",))
         async with fake_bus(answer) as bus, appending(bus, options) as kept:
             for number in range(20):
                 assert kept.append(number, is_asked=False)
@@ -245,12 +248,86 @@ def test_an_answer_to_making_room_that_is_no_number_ends_the_connection(odd: byt
                 return ENTRY if evals else b"-OOM full\r\n"
             return None
 
-        async with fake_bus(answer) as bus, appending(bus, replace(FAST, halved_streams=(b"s",))) as kept:
+        async with fake_bus(answer) as bus, appending(bus, replace(FAST, trimmed_streams=(b"s",))) as kept:
             assert kept.append(1)
             await until("it is answered", lambda: kept.outcomes)
             assert kept.outcomes == {1: ""}
             assert not faults
             assert kept.appender.trimmed == 0
             assert any("no answer to XTRIM" in why for why in kept.why)
+
+    asyncio.run(main())
+
+
+# --- a server without memory --------------------------------------------------------------------------
+
+
+def trim(bus: redis.Redis, stream_bytes: int) -> int:
+    removed = bus.eval(TRIM_EVENTS.text.decode(), 1, "s", str(stream_bytes))
+    assert isinstance(removed, int)
+    return removed
+
+
+def ids(bus: redis.Redis) -> list[int]:
+    entries: Any = bus.xrange("s")
+    return [int(fields[b"n"]) for _, fields in entries]
+
+
+def test_what_a_group_has_not_acknowledged_is_never_removed_for_want_of_memory() -> None:
+    with running_valkey() as server, redis.Redis(port=server.port) as bus:
+        assert trim(bus, 0) == 0, "there is no stream"
+        for number in range(10):
+            bus.xadd("s", {"n": number})
+        bus.xgroup_create("s", "one", "0")
+        bus.xgroup_create("s", "two", "0")
+        assert trim(bus, 0) == 0, "nobody has read anything"
+        [(_, rows)] = bus.xreadgroup("one", "c", {"s": ">"}, count=8)
+        assert trim(bus, 0) == 0, "the other group has not"
+        [(_, others)] = bus.xreadgroup("two", "c", {"s": ">"}, count=6)
+        assert trim(bus, 0) == 0, "read is not acknowledged"
+        for entry, _ in rows[:2] + rows[3:]:
+            bus.xack("s", "one", entry)
+        for entry, _ in others:
+            bus.xack("s", "two", entry)
+        assert trim(bus, 0) == 2 and ids(bus) == list(range(2, 10)), "2 is pending in one"
+        bus.xack("s", "one", rows[2][0])
+        assert trim(bus, 0) == 4 and ids(bus) == list(range(6, 10)), "two has read up to 5"
+        assert trim(bus, 0) == 0 and bus.xpending("s", "one")["pending"] == 0
+
+
+def test_stream_without_a_group_is_halved_only_when_it_takes_more_than_its_part() -> None:
+    with running_valkey() as server, redis.Redis(port=server.port) as bus:
+        for number in range(1_000):
+            bus.xadd("s", {"n": number, "data": "x" * 500})
+        assert trim(bus, 2_000_000) == 0 and bus.xlen("s") == 1_000
+        assert trim(bus, 100_000) == 500 and ids(bus) == list(range(500, 1_000))
+
+
+def test_room_is_made_once_at_a_time_and_what_was_removed_is_known() -> None:
+    async def main() -> None:
+        held_back = True
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            if parts[0] == b"EVAL":
+                return b"" if held_back else b":7\r\n"
+            return ENTRY if parts[0] == b"XADD" else None
+
+        options = AppenderOptions(trimmed_streams=(b"s", b"t"), stream_bytes=5_000)
+        async with fake_bus(answer) as bus, appending(bus, options) as kept:
+            kept.appender.make_room()
+            assert not bus.said(b"EVAL"), "there is no connection"
+            assert kept.append(1)
+            await until("it is answered", lambda: kept.outcomes)
+            held_back = False
+            kept.appender.make_room()
+            kept.appender.make_room()
+            await until("both streams are trimmed", lambda: kept.appender.trimmed == 14)
+            assert kept.appender.last_trimmed == 14
+            assert [parts[1:] for parts in bus.said(b"EVAL")] == [
+                [b"1", b"s", b"5000"],
+                [b"1", b"t", b"5000"],
+            ]
+            assert kept.append(2)
+            await until("it is answered as well", lambda: len(kept.outcomes) == 2)
 
     asyncio.run(main())

@@ -157,9 +157,10 @@ def test_a_shards_part_of_the_memory(
 
 def test_what_the_node_s_own_bus_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "usable_memory", lambda: 1000 * MIB)
-    assert memory.bus_share(800 * MIB) == 100 * MIB
-    assert memory.bus_share(0) == 1000 * MIB * 9 // 10 // 8
-    assert memory.bus_share(100 * MIB) == 16 * MIB
+    assert memory.bus_share(800 * MIB, 2) == 100 * MIB
+    assert memory.bus_share(0, 1) == 1000 * MIB * 9 // 10 // 8
+    assert memory.bus_share(100 * MIB, 1) == 16 * MIB
+    assert memory.bus_share(100 * MIB, 4) == 40 * MIB
 
 
 @pytest.mark.parametrize(

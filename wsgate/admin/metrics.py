@@ -301,6 +301,21 @@ _GAUGES: Final = (
     _Gauge("listen_queue", "Connections that wait to be accepted.", "listen_queue"),
     _Gauge("listen_queue_limit", "How many may.", "listen_queue_limit"),
     _Gauge("proportional_bytes", "Of a shard's process, weighed once a minute.", "proportional_bytes"),
+    _Gauge(
+        "bus_names_bytes",
+        "Bytes of memory that the channels of a shard take in the node's own bus, by the shard's own count.",
+        "bus_names_bytes",
+    ),
+    _Gauge(
+        "bus_used_bytes",
+        "Bytes of memory that the node's own bus uses, as it told the shard last.",
+        "bus_used_bytes",
+    ),
+    _Gauge(
+        "bus_buffers_bytes",
+        "Bytes of memory that the node's own bus uses for what waits for shards, as it told the shard last.",
+        "bus_buffers_bytes",
+    ),
     _Gauge("memory_shedding", "Whether connections are being cut for want of memory.", "now_shedding"),
     _Gauge("memory_short", "Whether newcomers are refused for want of memory.", "now_short"),
     _Gauge("memory_budget_bytes", "What all of wsgate_memory_bytes may come to.", "memory_budget_bytes"),

@@ -4,6 +4,7 @@ Pure: clocks, randomness and answers of the bus are passed in. What the gate jud
 wsgate/reactor/gate.pyx; here is what it is told, and what needs more than counters.
 """
 
+from wsgate.admission.bus_memory import BusLedger, BusReading, BusShares, names_bytes
 from wsgate.admission.ledger import RESOURCES, Headroom, Ledger, Reading, State
 from wsgate.admission.networks import forwarded_for, networks_of
 from wsgate.admission.placement import Place, rate_share, weights
@@ -13,6 +14,9 @@ from wsgate.admission.users import Crowd, Verdict, is_member, owner_of
 
 __all__ = [
     "RESOURCES",
+    "BusLedger",
+    "BusReading",
+    "BusShares",
     "Crowd",
     "Headroom",
     "Ledger",
@@ -24,6 +28,7 @@ __all__ = [
     "Verdict",
     "forwarded_for",
     "is_member",
+    "names_bytes",
     "networks_of",
     "owner_of",
     "rate_share",

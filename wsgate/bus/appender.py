@@ -19,6 +19,7 @@ from typing import Final
 from wsgate.address import BusAddress
 from wsgate.bus import push
 from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
+from wsgate.bus.script import TRIM_EVENTS
 from wsgate.errors import BackendError
 
 __all__ = ["AppendOutcome", "Appender", "AppenderOptions"]
@@ -31,7 +32,6 @@ BACKOFF_MOST_S: Final = 1.0
 IDLE_PING_S: Final = 15.0
 COUNT_DIGITS_MOST: Final = 18
 """Of a number of events that an answer holds."""
-HALVE: Final = "return redis.call('XTRIM', KEYS[1], 'MAXLEN', math.floor(redis.call('XLEN', KEYS[1]) / 2))"
 
 AppendOutcome = str
 """`""` when the stream has it, else why not: `down` (it has not), `unknown` (it may)."""
@@ -47,7 +47,8 @@ class AppenderOptions:
     command_timeout_s: float = 5.0  # without an answer for so long, everything unanswered is sent again
     limit_entries: int = 65_536
     limit_bytes: int = 16 * 1024 * 1024
-    halved_streams: tuple[bytes, ...] = ()  # when the server has no memory left; none: never
+    trimmed_streams: tuple[bytes, ...] = ()  # when the server has no memory left; none: never
+    stream_bytes: int = 0  # what each of those may take; see scripts/trim_events.lua
 
 
 class _Entry:
@@ -79,7 +80,8 @@ class Appender:
     Attributes:
         appended: Events Redis has answered for.
         repeated: Events sent once more.
-        trimmed: Events thrown away to make room for these.
+        trimmed: Events that were removed from the streams to make room for these.
+        last_trimmed: Of those, the events that were removed the last time.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Appender:
         self.appended = 0
         self.repeated = 0
         self.trimmed = 0
+        self.last_trimmed = 0
         self._is_full = False  # the server was, when it was last asked
 
     @property
@@ -179,7 +182,8 @@ class Appender:
             self._connection = connection
             self._sent_s = self._pinged_s = self._loop.time()
             connection.start(self)
-            self._make_room(connection)
+            if self._is_full:
+                self.make_room()
             self.on_writable()
             await self._watch(connection)
         finally:
@@ -194,16 +198,23 @@ class Appender:
             self._sent.clear()
         return connection.why, self.appended > before
 
-    def _make_room(self, connection: Connection) -> None:
-        """Halve the streams, the oldest events first: a server that keeps everything takes nothing new."""
-        if not self._is_full:
+    def make_room(self) -> None:
+        """Have the server remove what its readers have acknowledged: one that keeps all takes nothing new.
+
+        Nothing is done without a connection, or while an earlier request is not answered.
+        """
+        connection = self._connection
+        if connection is None or any(entry.makes_room for entry in self._sent):
             return
         self._is_full = False
-        for stream in self._options.halved_streams:
+        self.last_trimmed = 0
+        if not self._sent:
+            self._sent_s = self._loop.time()
+        for stream in self._options.trimmed_streams:
             entry = _Entry(b"", 1, None, self._loop.time())
             entry.makes_room = True
             self._sent.append(entry)
-            connection.write(pack("EVAL", HALVE, "1", stream))
+            connection.write(pack("EVAL", TRIM_EVENTS.text, "1", stream, b"%d" % self._options.stream_bytes))
 
     async def _watch(self, connection: Connection) -> None:
         timeout_s = self._options.command_timeout_s
@@ -255,6 +266,7 @@ class Appender:
                     self._drop("the bus answers what is no answer to XTRIM")
                     break
                 self.trimmed += int(text)
+                self.last_trimmed += int(text)
             entry.answers -= 1
             if not entry.answers:
                 self._sent.popleft()

@@ -17,6 +17,7 @@ __all__ = [
     "RATE_LEASE",
     "REVOCATIONS_PAGE",
     "REVOKE",
+    "TRIM_EVENTS",
     "USER_ENTER",
     "Caller",
     "Script",
@@ -65,5 +66,6 @@ REVOKE: Final = Script("revoke")
 REVOCATIONS_PAGE: Final = Script("revocations_page")
 NODE_CLAIM: Final = Script("node_claim")
 NODE_RELEASE: Final = Script("node_release")
+TRIM_EVENTS: Final = Script("trim_events")
 NODE_LEASE_MS: Final = 15_000
 """How long the lease of a node's name runs: three renewal intervals, so that a late one loses no lease."""

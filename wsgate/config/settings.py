@@ -436,8 +436,8 @@ class Events(Section, frozen=True, kw_only=True):
     partitions: Annotated[int, Meta(ge=1, le=64)] = 1
 
     # Entries each stream is trimmed to, about: a backend that was away longer than these last misses some.
-    # 0 never trims. A node's own bus that has no memory left halves its streams, and counts what is lost. 0
-    # to 1000000000. Default 100000.
+    # 0 never trims. A node's own bus that has no memory left removes what every consumer group has
+    # acknowledged, and counts it. 0 to 1000000000. Default 100000.
     maxlen: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 100_000
 
     # Whether each event is also published to the channel named like its stream, as JSON: to look on, or for

@@ -52,7 +52,8 @@ def resources(config: Config, stop_timeout_s: float | None) -> Resources:
         cores=usable_cores(),
         descriptors=_descriptors(unit),
         reserve_descriptors=config.admission.reserve_descriptors + DESCRIPTORS_OF_OURS,
-        memory_bytes=shards * memory_share(budget, shards, 0 if config.bus.url else bus_share(budget)),
+        memory_bytes=shards
+        * memory_share(budget, shards, 0 if config.bus.url else bus_share(budget, shards)),
         backlog=listener.backlog,
         send_buffer_bytes=listener.send_buffer_bytes,
         drain_s=config.server.drain_timeout_ms / 1000,

@@ -118,7 +118,8 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
     bus = None
     machine = Machine(len(listeners), descriptors)
     if not config.bus.url:
-        machine = machine._replace(bus_bytes=bus_share(config.admission.memory_budget_bytes))
+        bus_bytes = bus_share(config.admission.memory_budget_bytes, len(listeners))
+        machine = machine._replace(bus_bytes=bus_bytes)
         bus = EmbeddedBus(directory, port, environ, machine.bus_bytes, len(listeners))
         undo.callback(bus.clean)
     secret = secrets.token_urlsafe(32) if config.server.dev and not config.auth.hmac_secret else ""

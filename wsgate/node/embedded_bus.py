@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from wsgate.admission import BusShares
 from wsgate.errors import SettingsError
 from wsgate.node.privacy import end_with_parent, forbid_cores
 
@@ -22,9 +23,6 @@ _SOCKET_PATH_LIMIT: Final = 107  # unix(7)
 _NAME: Final = "wsgate-bus"
 _TAIL_BYTES: Final = 1_000
 _TAIL_LINES: Final = 4
-_BEHIND_LEAST_BYTES: Final = 8 * 1024 * 1024
-_BEHIND_MOST_BYTES: Final = 64 * 1024 * 1024
-"""What may wait for one shard that does not read."""
 
 
 def find_server(environ: Mapping[str, str]) -> str:
@@ -59,7 +57,7 @@ class EmbeddedBus:
             directory: Where its socket and its log are put.
             port: Of the gateway.
             environ: Where the server is looked for.
-            memory_bytes: What it may hold; beyond that it takes nothing more to keep, and publishes on.
+            memory_bytes: What it may hold in all, see `wsgate.admission.BusShares`.
             shards: Who subscribe to it.
         """
         self.memory_bytes = memory_bytes
@@ -122,7 +120,8 @@ class EmbeddedBus:
         return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
     def _arguments(self) -> list[str]:
-        most = min(_BEHIND_MOST_BYTES, max(_BEHIND_LEAST_BYTES, self.memory_bytes // self._shards))
+        shares = BusShares.of(self.memory_bytes, self._shards)
+        most = shares.output_bytes
         settings = {
             "port": "0",
             "unixsocket": str(self.socket_path),
@@ -134,7 +133,8 @@ class EmbeddedBus:
             # Not among the gateway's own lines; gone with the directory when all is well.
             "logfile": str(self._log),
             "loglevel": "warning",
-            "maxmemory": str(self.memory_bytes),
+            # Beyond it the server takes nothing more to keep, and publishes on.
+            "maxmemory": str(shares.maxmemory_bytes),
             "maxmemory-policy": "noeviction",  # what was answered OK is not thrown away
             # A shard that lags is cut here rather than grow the server; it comes back by itself.
             "client-output-buffer-limit": f"pubsub {most} {most // 2} 30",

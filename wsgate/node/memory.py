@@ -13,18 +13,22 @@ ONE_MORE_BYTES: Final = 8 * 1024 * 1024
 """What each further shard uses before its first client: measured 6.9 MB."""
 LEAST_BYTES: Final = 16 * 1024 * 1024
 """A shard with less for its clients would refuse them for what it keeps for reuse alone."""
-BUS_LEAST_BYTES: Final = 16 * 1024 * 1024
+BUS_LEAST_BYTES: Final = 8 * 1024 * 1024
+"""The least for what the node's own bus holds beside output: names of channels, events, who is where."""
+BUS_OUTPUT_BYTES: Final = 8 * 1024 * 1024
+"""The least that may wait there for one shard; see `wsgate.admission.BusShares`."""
 BUS_PART: Final = 8
-"""One in so many bytes of the budget is for what the node's own bus holds: events, who is where."""
+"""One in so many bytes of the budget is for the node's own bus."""
 
 
-def bus_share(budget_bytes: int) -> int:
-    """Bytes that the node's own bus may hold; what comes then is refused, and said so.
+def bus_share(budget_bytes: int, shards: int) -> int:
+    """Bytes that the node's own bus may hold; whoever would make it hold more is refused.
 
     Args:
         budget_bytes: As `memory_share`'s.
+        shards: As `memory_share`'s.
     """
-    return max(BUS_LEAST_BYTES, _budget(budget_bytes) // BUS_PART)
+    return max(BUS_LEAST_BYTES + shards * BUS_OUTPUT_BYTES, _budget(budget_bytes) // BUS_PART)
 
 
 def _budget(budget_bytes: int) -> int:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from wsgate.admin import AdminOptions
-from wsgate.admission import networks_of
+from wsgate.admission import BusShares, networks_of
 from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.bus.receivers import ANY_NAMESPACE
@@ -230,6 +230,7 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
         inbox_slow_consumer=POLICIES[config.inbox.slow_consumer],
         drain_timeout_ms=config.server.drain_timeout_ms,
         is_alone=not config.bus.url,
+        bus_shares=BusShares.of(machine.bus_bytes, machine.shards),
         probe_interval_ms=config.health.canary_interval_ms,
         gap_spread_ms=config.bus.gap_spread_ms,
         events=EventOptions(

@@ -60,6 +60,7 @@ class Events:
         self.is_on = bool(options.enabled)
         self.tells_subscriptions = bool(options.enabled & {"subscribed", "unsubscribed"})
         self.takes_messages = "message" in options.enabled
+        self.has_room: Callable[[], bool] = lambda: True  # whether the bus may keep one more message
         self._enabled = options.enabled
         self._node = node.encode()
         self._streams = streams
@@ -115,8 +116,10 @@ class Events:
         """It said something to the backend; `done` is told what `AppendOutcome` tells.
 
         Returns:
-            False: too much waits already, and `done` is not called.
+            False: too much waits already, or the bus has no memory for it, and `done` is not called.
         """
+        if not self.has_room():
+            return False
         more = {b"data": payload.data, b"encoding": _ENCODINGS[payload.encoding]}
         return self._tell(b"message", conn, member.user_utf8, more, done)
 

@@ -151,6 +151,9 @@ LAYOUT: Final = Layout(
         "tcp_memory_limit_bytes",
         "bus_bytes",  # resident, of the node's own bus; the keeper's
         "bus_limit_bytes",  # what that may hold; 0: the node has none
+        "bus_names_bytes",  # what the channels of a shard take there, by the shard's own count
+        "bus_used_bytes",  # all that it uses, as it told a shard last
+        "bus_buffers_bytes",  # of that, what waits for shards
         "proportional_bytes",  # of a shard's process, weighed once a minute by itself
         "bus_up",
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 import uvloop
 
-from wsgate.admission import forwarded_for
+from wsgate.admission import BusLedger, forwarded_for
 from wsgate.auth.jwks import read_jwks
 from wsgate.bus import AppenderOptions, Covers, Names, RevocationKeeper, SubscriberOptions, make_bus
 from wsgate.errors import WsgateError
@@ -33,6 +33,7 @@ from wsgate.shard import numbers
 from wsgate.shard.access import Access
 from wsgate.shard.accounts import Accounts
 from wsgate.shard.budget import PassBudget
+from wsgate.shard.bus_memory import BusMemory
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
 from wsgate.shard.drain import drain, empty_queue
@@ -221,6 +222,18 @@ class Shard:
         self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
         self._hub.attach(self._subscriber)
         self._hub.limit_unconfirmed(options.reactor.subscriptions_limit)
+        self._bus_memory = BusMemory(
+            BusLedger(options.bus_shares),
+            self._reactor,
+            self._publisher,
+            self._block,
+            options.number,
+            names.channels,
+            self._log,
+        )
+        self._hub.takes_name = self._bus_memory.takes_name
+        self._events.has_room = self._bus_memory.takes_message
+        self._bus_memory.appenders = self._events.appenders
         self._probe = Probe(
             names.probe(options.node, options.number),
             self._publisher,
@@ -240,13 +253,14 @@ class Shard:
 
     def _make_events(self, names: Names) -> Events:
         """Told to backends, by connections of their own."""
-        options, told = self._options, self._options.events
+        options, told, shares = self._options, self._options.events, self._options.bus_shares
         streams = [names.events(partition) for partition in range(told.partitions)]
         timing = AppenderOptions(
             connect_timeout_s=options.bus_connect_timeout_s,
             command_timeout_s=options.bus_command_timeout_s,
             # The node's own bus has so much memory, and nobody but us to say what it is for.
-            halved_streams=tuple(streams) if options.is_alone else (),
+            trimmed_streams=tuple(streams) if options.is_alone else (),
+            stream_bytes=(shares.maxmemory_bytes - shares.names_bytes) * 3 // 4 // told.partitions,
         )
         return Events(
             told,
@@ -632,7 +646,8 @@ class Shard:
 
     def _beat(self, numbers_now: Mapping[str, int]) -> None:
         """What the keeper steers by, and what clients that are cut are told."""
-        is_pressed = bool(self._block.keeper["sockets_short"])
+        self._bus_memory.tick(self._loop.time())
+        is_pressed = bool(self._block.keeper["sockets_short"]) or self._bus_memory.is_full
         self._accounts.tick(numbers_now, self._options.gate, is_pressed=is_pressed)
         if self._is_draining:
             self._region["room"] = 0

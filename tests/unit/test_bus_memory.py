@@ -1,0 +1,153 @@
+"""The accounts of the node's own bus: its parts, what each holds, and who is refused."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.support.rig import Rig
+from wsgate.admission import BusLedger, BusReading, BusShares, names_bytes
+from wsgate.bus import Publisher
+from wsgate.log import Log
+from wsgate.shard.bus_memory import BusMemory
+from wsgate.shard.numbers import LAYOUT
+from wsgate.statistics import StatisticsBlock
+
+MIB = 1 << 20
+SHARES = BusShares.of(16 * MIB, 1)
+INFO = (
+    b"# Memory\r\nused_memory:%d\r\nused_memory_human:1M\r\nused_memory_startup:%d\r\n"
+    b"mem_clients_normal:%d\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("total", "shards", "output", "names", "maxmemory"),
+    [(16, 1, 8, 4, 8), (32, 1, 8, 12, 24), (40, 4, 8, 4, 8), (2_700, 4, 64, 1_222, 2_444), (0, 4, 0, 0, 0)],
+)
+def test_parts_of_the_bus_fit_its_memory(
+    total: int, shards: int, output: int, names: int, maxmemory: int
+) -> None:
+    shares = BusShares.of(total * MIB, shards)
+    assert shares == BusShares(total * MIB, output * MIB, names * MIB, maxmemory * MIB)
+
+
+def test_reading_of_a_bus_is_checked() -> None:
+    reading = BusReading.from_bytes(INFO % (5_000, 1_000, 500))
+    assert reading == (5_000, 1_000, 500) and reading.data == 3_500
+    for text in (b"", b"used_memory:x\r\n", b"used_memory:5", INFO.replace(b"startup", b"start") % (1, 2, 3)):
+        with pytest.raises(ValueError, match="INFO"):
+            BusReading.from_bytes(text)
+
+
+def test_names_of_clients_are_refused_before_newcomers_and_both_pass() -> None:
+    ledger = BusLedger(SHARES)
+    assert ledger.takes_name(3 * MIB - 1) and not ledger.takes_name(3 * MIB)
+    assert not ledger.judge(4 * MIB - 1) and ledger.judge(4 * MIB)
+    assert ledger.judge(4 * MIB - 1), "not before an eighth is free again"
+    assert not ledger.judge(3 * MIB) and ledger.takes_name(2 * MIB)
+
+
+def test_names_count_for_no_more_than_the_bus_can_hold_of_them() -> None:
+    """A name that four shards are subscribed to is counted four times, and the bus has it once."""
+    ledger = BusLedger(SHARES)
+    ledger.read(BusReading(3 * MIB, MIB, 0), 8 * MIB)
+    assert ledger.names(8 * MIB) == 2 * MIB
+    assert ledger.names(9 * MIB) == 3 * MIB, "what came since the reading is added"
+    assert ledger.names(1 * MIB) == 1 * MIB
+
+
+def test_bus_that_uses_all_of_its_memory_takes_no_newcomers() -> None:
+    ledger = BusLedger(SHARES)
+    ledger.read(BusReading(16 * MIB, MIB, 8 * MIB), 0)
+    assert ledger.judge(0) and not ledger.takes_name(0)
+    ledger.read(BusReading(13 * MIB, MIB, 0), 0)
+    assert not ledger.judge(0) and ledger.takes_name(0)
+
+
+def test_without_a_bus_of_its_own_nobody_is_refused() -> None:
+    ledger = BusLedger(BusShares.of(0, 1))
+    ledger.read(BusReading(1 << 40, 0, 0), 0)
+    assert ledger.takes_name(1 << 40) and not ledger.judge(1 << 40) and not ledger.is_nearly_full
+
+
+class Bench:
+    """One of two shards, and a bus that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.rig = Rig()
+        self.block = StatisticsBlock.create(LAYOUT, 2)
+        self.asked: list[Callable[[str, bytes], None]] = []
+        self.memory = BusMemory(
+            BusLedger(SHARES),
+            self.rig.reactor,
+            cast(Publisher, SimpleNamespace(call=lambda key, command, done: self.asked.append(done))),
+            self.block,
+            0,
+            b"wsgate:ch:",
+            Log("test"),
+        )
+
+    def answer(self, used: int, *, buffers: int = 0) -> None:
+        self.asked.pop()("", INFO % (used, MIB, buffers))
+
+
+def test_own_names_count_at_once_and_those_of_other_shards_with_the_next_tick() -> None:
+    bench = Bench()
+    peer = bench.rig.connect()
+    number = 0
+    while bench.memory.takes_name():
+        bench.rig.reactor.subscribe(peer.conn, b"%d" % number + b"x" * 180)
+        number += 1
+    assert number == pytest.approx(3 * MIB / names_bytes(1, 195), rel=0.02)
+    bench.memory.tick(1.0)
+    assert bench.block.shard(0)["bus_names_bytes"] >= 3 * MIB and not bench.memory.is_full
+    bench.block.shard(1)["bus_names_bytes"] = MIB
+    bench.memory.tick(1.25)
+    assert bench.memory.is_full
+    bench.block.shard(1)["bus_names_bytes"] = 0
+    bench.rig.reactor.abort(peer.conn)
+    bench.rig.turn()
+    bench.memory.tick(1.5)
+    assert not bench.memory.is_full and bench.memory.takes_name()
+    bench.rig.close()
+
+
+def test_bus_is_asked_once_a_second_and_one_answer_is_awaited_at_a_time() -> None:
+    bench = Bench()
+    for tick in range(8):
+        bench.memory.tick(10 + tick / 4)
+    assert len(bench.asked) == 1
+    bench.answer(2 * MIB, buffers=500)
+    assert bench.block.shard(0)["bus_used_bytes"] == 2 * MIB
+    assert bench.block.shard(0)["bus_buffers_bytes"] == 500
+    bench.memory.tick(20)
+    bench.asked.pop()("down", b"")
+    bench.memory.tick(21)
+    bench.asked.pop()("", b"nonsense")
+    assert bench.block.shard(0)["bus_used_bytes"] == 2 * MIB, "the last answer stands"
+    bench.rig.close()
+
+
+def test_nearly_full_bus_has_room_made_and_takes_messages_only_if_that_helps() -> None:
+    bench = Bench()
+
+    class Appender:
+        last_trimmed = 0
+        rooms = 0
+
+        def make_room(self) -> None:
+            self.rooms += 1
+
+    appender = Appender()
+    bench.memory.appenders = cast(Any, [appender, appender])
+    bench.memory.tick(1)
+    bench.answer(5 * MIB)
+    assert bench.memory.takes_message() and appender.rooms == 0
+    bench.memory.tick(2)
+    bench.answer(8 * MIB)
+    assert appender.rooms == 1 and not bench.memory.takes_message()
+    appender.last_trimmed = 5
+    assert bench.memory.takes_message()
+    bench.rig.close()
