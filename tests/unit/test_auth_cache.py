@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsgate.auth import NO_PERMISSIONS, Identity, Permissions, TokenCache
+from wsgate.auth import NO_PERMISSIONS, Identity, Permissions, PermissionTable, TokenCache
 from wsgate.auth.cache import _FIELDS, AGE_LIMIT_S
 from wsgate.auth.permissions import _size_bytes
 from wsgate.auth.tokens import EXPIRY_LIMIT_S, TOKEN_LIMIT_BYTES
@@ -319,8 +319,8 @@ def test_the_account_is_exact_after_any_operations(
             cache.sweep(now_s, token)
         else:
             before = cache.bytes_estimate()
-            assert cache.shrink() == before - cache.bytes_estimate()
-            assert len(cache) == 0 and cache.bytes_estimate() == TokenCache(limit).bytes_estimate()
+            assert cache.shrink(size * 4, now_s) == before - cache.bytes_estimate()
+            assert before - cache.bytes_estimate() >= size * 4 or len(cache) == 0
         assert (len(cache), cache.bytes_estimate()) == recomputed(cache)
 
 
@@ -329,11 +329,49 @@ def test_a_cache_that_was_emptied_remembers_again() -> None:
     for number in range(500):
         cache.put(f"token{number}", identity(permissions=Permissions((f"r:{number}",), (), ())), NOW)
     held = cache.bytes_estimate()
-    assert cache.shrink() > 0.99 * held
+    assert cache.shrink(held, NOW) > 0.99 * held
     assert cache.get("token1", NOW) is None
     for number in range(500):
         cache.put(f"token{number}", identity(str(number)), NOW)
     assert all(cache.get(f"token{number}", NOW) == identity(str(number)) for number in range(500))
+
+
+def test_oldest_entries_give_way_first_and_no_more_than_is_wanted() -> None:
+    cache = TokenCache(1000)
+    for number in range(400):
+        cache.put(f"token{number}", identity(), NOW + number // 2)
+    held = cache.bytes_estimate()
+    freed = cache.shrink(held // 4, NOW + 200)
+    assert held // 4 <= freed < held // 2
+    kept = [number for number in range(400) if cache.get(f"token{number}", NOW + 200) is not None]
+    assert len(kept) == len(cache) > 200
+    assert not set(range(98)) & set(kept), "what is older than half of the age limit goes first"
+    assert set(range(252, 400)) <= set(kept), "what is younger than a quarter of it stays"
+
+
+def test_cache_keeps_within_its_bytes_and_remembers_the_newcomer() -> None:
+    cache = TokenCache(1000, limit_bytes=20_000)
+    for number in range(300):
+        patterns = tuple(f"room:{number}:{each}" for each in range(20))
+        cache.put(f"token{number}", identity(permissions=Permissions((), patterns, ())), NOW)
+        assert cache.bytes_estimate() <= 20_000
+        assert cache.get(f"token{number}", NOW) is not None
+    assert len(cache) > 3
+
+
+def test_cache_and_connections_share_one_table_of_permission_sets() -> None:
+    table = PermissionTable()
+    cache = TokenCache(1000, table)
+    own = table.hold(Permissions((), ("chat:*",), ()))
+    one = table.bytes_held
+    cache.put("token", identity(permissions=Permissions((), ("chat:*",), ())), NOW)
+    found = cache.get("token", NOW)
+    assert found is not None and found.permissions is own
+    assert table.bytes_held == one
+    table.release(own)
+    assert table.bytes_held == one
+    cache.clear()
+    assert (len(table), table.bytes_held) == (0, 0)
 
 
 def test_permission_sets_are_let_go_with_their_last_entry() -> None:

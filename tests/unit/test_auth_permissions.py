@@ -113,43 +113,55 @@ def test_a_name_is_judged_as_the_rule_is_written(name: str) -> None:
 def test_order_and_repetition_make_no_difference(patterns: tuple[str, ...], random: Random) -> None:
     again = [*patterns, *patterns]
     random.shuffle(again)
-    table = PermissionTable(10)
+    table = PermissionTable()
     assert Permissions((), patterns, patterns) == Permissions((), tuple(again), tuple(again))
-    assert table.intern([], patterns, again) is table.intern([], again, patterns)
+    first = table.hold(table.intern([], patterns, again))
+    assert table.intern([], again, patterns) is first
 
 
 def test_channels_keep_their_order_and_come_once() -> None:
     assert Permissions(("b", "a", "b"), (), ()).channels == ("b", "a")
-    assert PermissionTable(4).intern(["b", "a", "b"], [], []).channels == ("b", "a")
+    assert PermissionTable().intern(["b", "a", "b"], [], []).channels == ("b", "a")
 
 
-def test_equal_sets_are_one_object_and_empty_ones_the_constant() -> None:
-    table = PermissionTable(10)
-    first = table.intern(["news"], ["chat:*"], ["chat:42"])
+def test_equal_sets_that_are_held_are_one_object_and_empty_ones_the_constant() -> None:
+    table = PermissionTable()
+    first = table.hold(table.intern(["news"], ["chat:*"], ["chat:42"]))
     assert table.intern(["news"], ["chat:*"], ["chat:42"]) is first
     assert table.intern(["news"], ["chat:*"], []) is not first
     assert table.intern([], [], []) is NO_PERMISSIONS
-    assert len(table) == 2
+    assert table.hold(NO_PERMISSIONS) is NO_PERMISSIONS
+    assert len(table) == 1
 
 
 def test_claims_are_not_mixed_up() -> None:
-    table = PermissionTable(10)
+    table = PermissionTable()
     one, two, three = table.intern(["a"], [], []), table.intern([], ["a"], []), table.intern([], [], ["a"])
     assert (one.channels, two.subscribe, three.publish) == (("a",), ("a",), ("a",))
     assert (one.subscribe, two.publish, three.channels) == ((), (), ())
 
 
-def test_the_table_is_bounded_and_keeps_what_was_used_last() -> None:
-    table = PermissionTable(3)
-    kept = table.intern([], ["kept"], [])
-    for number in range(20):
-        table.intern([], [f"room:{number}"], [])
-        assert table.intern([], ["kept"], []) is kept
-        assert len(table) <= 3
+def test_table_holds_what_is_held_and_its_account_returns_to_nothing() -> None:
+    table = PermissionTable()
+    sets = [
+        table.hold(table.intern([f"room:{number}"], [f"p{each}:*" for each in range(256)], []))
+        for number in range(20)
+    ]
+    total = table.bytes_held
+    assert len(table) == 20 and 256 * 100 < total // 20 < 256 * 300
+    for each in sets:
+        assert table.hold(each) is each
+    assert table.bytes_held == total
+    for each in sets:
+        table.release(each)
+    assert table.bytes_held == total
+    for each in sets:
+        table.release(Permissions(each.channels, each.subscribe, each.publish))
+    assert (len(table), table.bytes_held) == (0, 0)
 
 
 def test_a_refused_set_leaves_nothing_in_the_table() -> None:
-    table = PermissionTable(3)
+    table = PermissionTable()
     with pytest.raises(ValueError, match="not a pattern"):
         table.intern([], ["a b"], [])
     assert len(table) == 0
@@ -161,7 +173,8 @@ def test_a_set_cannot_be_changed() -> None:
 
 
 def test_numbers_are_shared_held_and_given_back() -> None:
-    numbers = PermissionNumbers()
+    table = PermissionTable()
+    numbers = PermissionNumbers(table)
     one, two = Permissions((), ("a",), ()), Permissions((), ("b",), ())
     first = numbers.hold(one)
     assert numbers.hold(Permissions((), ("a",), ())) == first
@@ -177,4 +190,4 @@ def test_numbers_are_shared_held_and_given_back() -> None:
     assert numbers.hold(Permissions((), ("c",), ())) == first
     numbers.release(first)
     numbers.release(second)
-    assert (len(numbers), numbers.bytes_held) == (0, 0)
+    assert (len(numbers), numbers.bytes_held, table.bytes_held) == (0, 0, 0)

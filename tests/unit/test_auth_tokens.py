@@ -67,7 +67,7 @@ def verifier(
 ) -> Verifier:
     """A verifier with these keys, or with the HS256 key that `sign` and `forge` sign with."""
     policy = TokenPolicy(audience=audience, issuer=issuer, leeway_s=leeway_s, require_exp=require_exp)
-    return Verifier(KeyRing(keys or [make_key(None, "HS256", secret=SECRET)]), policy, PermissionTable(16))
+    return Verifier(KeyRing(keys or [make_key(None, "HS256", secret=SECRET)]), policy, PermissionTable())
 
 
 def sign(claims: dict[str, Any], headers: dict[str, Any] | None = None) -> str:
@@ -192,7 +192,7 @@ def test_the_key_named_by_kid_is_the_one_that_counts() -> None:
 
 
 def test_without_keys_no_token_is_valid() -> None:
-    judge = Verifier(KeyRing([]), TokenPolicy(), PermissionTable(1))
+    judge = Verifier(KeyRing([]), TokenPolicy(), PermissionTable())
     assert fault(sign(CLAIMS), judge) == "unknown_key"
 
 
@@ -611,7 +611,7 @@ def test_a_limited_life_is_from_iat_to_exp_and_both_must_be_there(
     claims: dict[str, Any], cause: str, require_exp: bool
 ) -> None:
     policy = TokenPolicy(token_max_life_s=3600, require_exp=require_exp)
-    judge = Verifier(KeyRing([make_key(None, "HS256", secret=SECRET)]), policy, PermissionTable(16))
+    judge = Verifier(KeyRing([make_key(None, "HS256", secret=SECRET)]), policy, PermissionTable())
     token = forge({"alg": "HS256"}, {**CLAIMS, **claims})
     grant = forge({"alg": "HS256"}, {**CHANNEL_CLAIMS, **claims})
     if not cause:
@@ -633,7 +633,7 @@ def test_a_revocation_matters_until_no_token_from_before_it_can_be_valid() -> No
     policy = TokenPolicy(token_max_life_s=60, leeway_s=5)
     ends_at_s = policy.revocation_ends_at_s(1_800_000_000.0)
     assert ends_at_s == 1_800_000_065
-    judge = Verifier(KeyRing([make_key(None, "HS256", secret=SECRET)]), policy, PermissionTable(16))
+    judge = Verifier(KeyRing([make_key(None, "HS256", secret=SECRET)]), policy, PermissionTable())
     last = sign({"sub": "42", "iat": 1_799_999_999.75, "exp": 1_800_000_059.75})
     assert judge.verify_connection(last, now_s=ends_at_s - 1).user == "42"
     assert fault(last, judge, now_s=ends_at_s) == "expired"
@@ -818,13 +818,14 @@ def test_claims_about_channels_become_permissions() -> None:
     assert found == Permissions(("news",), ("a", "chat:*"), ("chat:42",))
 
 
-def test_equal_permissions_of_two_tokens_are_one_object() -> None:
-    judge = verifier()
-    one, two = (
-        judge.verify_connection(sign({"sub": sub, "exp": EXP, "subscribe": ["a", "b"]}), now_s=NOW)
-        for sub in ("1", "2")
-    )
-    assert one.permissions is two.permissions
+def test_equal_permissions_of_two_tokens_are_one_object_while_somebody_holds_it() -> None:
+    judge, found = verifier(), []
+    for sub in ("1", "2"):
+        claims = {"sub": sub, "exp": EXP, "subscribe": ["a", "b"]}
+        identity = judge.verify_connection(sign(claims), now_s=NOW)
+        found.append(judge._permissions.hold(identity.permissions))
+        assert found[-1] is identity.permissions
+    assert found[0] is found[1]
     assert judge.verify_connection(sign(CLAIMS), now_s=NOW).permissions is NO_PERMISSIONS
 
 

@@ -918,7 +918,9 @@ def test_a_gap_from_outside_keeps_its_place_between_publications() -> None:
         for _ in range(2):
             publish(bench, b"strict", 1)
             for _ in range(3):
-                assert bench.reactor.gap(b"strict") == 1, "one notice stands for all until the next publication"
+                assert bench.reactor.gap(b"strict") == 1, (
+                    "one notice stands for all until the next publication"
+                )
             publish(bench, b"news", 1)
             assert bench.reactor.gap(b"news") == 1
         gaps = [b"gap 0 strict 0-0", b"gap 0 news 0-0"]

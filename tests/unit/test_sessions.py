@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tests.support.rig import Peer, Rig
-from wsgate.auth import Identity, OriginPolicy, Permissions, TokenError, TokenPolicy
+from wsgate.auth import Identity, OriginPolicy, Permissions, PermissionTable, TokenError, TokenPolicy
 from wsgate.bus import Covers, Names, Publisher, Subscriber, parse_address
 from wsgate.dialects import DIALECTS
 from wsgate.reactor import GateLimits, Settings
@@ -64,6 +64,9 @@ class Bus:
 
 class FakeTokens:
     """A token is its user, and the channels behind a colon."""
+
+    def __init__(self) -> None:
+        self.permissions = PermissionTable()
 
     def revoke(self, user: str, before_s: float) -> None:
         pass
@@ -554,6 +557,32 @@ def test_a_channel_that_was_live_and_is_lost_before_the_welcome_waits_to_be_conf
     shard.confirm("a")
     assert shard.heard(ann) == [{"op": "subbed", "ch": "a"}]
     assert not shard.sessions._welcomes
+
+
+# --- what a connection may do is shared and accounted -------------------------------------------------
+
+
+def test_connections_with_equal_permissions_share_one_set_until_the_last_has_changed(shard: Shard) -> None:
+    table = shard.sessions._permissions
+    peers = [shard.enter("ann:a,b") for _ in range(5)]
+    assert len(table) == 1 and table.bytes_held > 0
+    members = [shard.rig.reactor.meta(peer.conn) for peer in peers]
+    assert all(member.permissions is members[0].permissions for member in members)
+    one = table.bytes_held
+    shard.sessions.keep(peers[0].conn, Identity("ann", Permissions(("c",), (), ()), 0), members[0])
+    assert len(table) == 2 and one < table.bytes_held < 2 * one
+    for peer in peers:
+        shard.sessions.release_member(shard.rig.reactor.meta(peer.conn))
+        shard.rig.reactor.set_meta(peer.conn, None)
+    assert (len(table), table.bytes_held) == (0, 0)
+
+
+def test_set_of_a_connection_that_is_gone_already_is_not_held(shard: Shard) -> None:
+    peer = shard.rig.connect()
+    shard.rig.reactor.abort(peer.conn)
+    shard.rig.turn()
+    shard.sessions.keep(peer.conn, Identity("ann", Permissions(("a",), (), ()), 0), None)
+    assert len(shard.sessions._permissions) == 0
 
 
 # --- refusals that pass -------------------------------------------------------------------------------

@@ -170,9 +170,9 @@ _COUNTERS: Final = (
         {"tokens_verified": "verified", "tokens_cached": "cached", "tokens_refused": "refused"},
     ),
     _one(
-        "token_caches_emptied",
-        "Times a shard emptied its cache of verified tokens because memory was short.",
-        "token_caches_emptied",
+        "tokens_evicted",
+        "Cached tokens that a shard has forgotten before their time because memory was short.",
+        "tokens_evicted",
     ),
     _one(
         "keys_wanted", "Kids in tokens that no key has, asked of the fetcher of the key set.", "keys_wanted"
@@ -267,6 +267,16 @@ _GAUGES: Final = (
     _Gauge("bus_up", "Whether the shard's subscriber connection to the bus is up.", "bus_up"),
     _Gauge("subscriptions_pending", "Channels the bus has not confirmed yet.", "subscriptions_pending"),
     _Gauge("token_cache_entries", "Verified tokens remembered.", "token_cache_entries"),
+    _Gauge(
+        "permission_sets",
+        "Different permission sets in the memory of a shard; connections with equal ones share them.",
+        "permission_sets",
+    ),
+    _Gauge(
+        "permission_sets_bytes",
+        "Estimated bytes of memory of those permission sets, part of wsgate_memory_bytes.",
+        "permission_sets_bytes",
+    ),
     _Gauge(
         "revoked_users",
         "Users with a revocation in the memory of a shard: it refuses their tokens issued before that time.",

@@ -10,7 +10,8 @@ rehashed as a whole, and get and put cost O(1).
     digest 16 | put at, s 4 | expires at, s 4 | issued at, s 4 | permission set 4 | length 1 | user
 
 Records of a bucket are in the order in which they were put, so what is too old is at the front. When
-the cache is full, the oldest of the newcomer's bucket goes: nearly first in, first out.
+the cache is full, the oldest of the newcomer's bucket goes: nearly first in, first out. When memory is
+short, the oldest of all go first.
 
 Time is the wall clock, because `exp` is. A step of the clock can make an entry useless, so that its token
 is verified again. It cannot make an entry serve past `exp`, nor keep its memory.
@@ -28,7 +29,7 @@ from secrets import token_bytes
 from struct import Struct
 from typing import Final
 
-from wsgate.auth.permissions import PermissionNumbers
+from wsgate.auth.permissions import PermissionNumbers, PermissionTable
 from wsgate.auth.tokens import TOKEN_LIMIT_BYTES, Identity
 from wsgate.errors import SettingsError
 
@@ -38,6 +39,8 @@ AGE_LIMIT_S: Final = 300
 """An entry serves at most this long after it was put, whatever the token says: a key that is withdrawn
 works no longer, and idle connections keep no memory here. Longer than any reconnect back-off."""
 
+AGE_STEPS: Final = 6
+"""Under pressure what is older than a half, a quarter, ... of that age goes, then everything."""
 _DIGEST_BYTES: Final = 16
 _KEY_BYTES: Final = 32
 
@@ -62,19 +65,34 @@ class TokenCache:
 
     Args:
         limit_entries: Most tokens remembered, >= 0; 0: none.
+        permissions: Where the permission sets are held, which connections share.
+        limit_bytes: Most memory, permission sets included; 0: no limit.
 
     Raises:
         SettingsError: The limit is negative.
     """
 
-    __slots__ = ("_buckets", "_bytes", "_entries", "_hand", "_key", "_limit", "_mask", "_numbers")
+    __slots__ = (
+        "_buckets",
+        "_bytes",
+        "_entries",
+        "_hand",
+        "_key",
+        "_limit",
+        "_limit_bytes",
+        "_mask",
+        "_numbers",
+    )
 
-    def __init__(self, limit_entries: int) -> None:
+    def __init__(
+        self, limit_entries: int, permissions: PermissionTable | None = None, limit_bytes: int = 0
+    ) -> None:
         if limit_entries < 0:
             raise SettingsError("token_cache must not be negative")
         self._limit = limit_entries
+        self._limit_bytes = limit_bytes
         self._key = token_bytes(_KEY_BYTES)
-        self._numbers = PermissionNumbers()
+        self._numbers = PermissionNumbers(PermissionTable() if permissions is None else permissions)
         self._buckets = [b""]
         self._mask = 0  # of a digest: reaches every bucket
         self._hand = 0  # where the sweep is
@@ -91,7 +109,12 @@ class TokenCache:
 
     def bytes_estimate(self) -> int:
         """Bytes held, permission sets included (each once, even if it is held elsewhere too). O(1)."""
-        return self._bytes + len(self._buckets) * _BUCKET_BYTES + self._numbers.bytes_held
+        return self.records_bytes + self._numbers.bytes_held
+
+    @property
+    def records_bytes(self) -> int:
+        """Bytes held without the permission sets, which are on the account of their table. O(1)."""
+        return self._bytes + len(self._buckets) * _BUCKET_BYTES
 
     def get(self, token: str | bytes, now_s: float) -> Identity | None:
         """Whose token this is, if it was put and still serves.
@@ -145,6 +168,8 @@ class TokenCache:
         self._bytes += _USER_AT + len(user)
         if self._entries > len(self._buckets) * _BUCKET_ENTRIES:
             self._split()
+        while self._limit_bytes and self._entries and self.bytes_estimate() > self._limit_bytes:
+            self._evict((place + 1) % len(self._buckets))
 
     def sweep(self, now_s: float, buckets: int) -> None:
         """Forget what is too old in the next few buckets; called again and again, in all of them.
@@ -161,15 +186,34 @@ class TokenCache:
         if not self._entries:
             self._buckets, self._mask, self._hand = [b""], 0, 0
 
-    def shrink(self) -> int:
-        """Forget everything, because memory is short; the bytes given back. Later entries are kept again.
-
-        Verifying a token again costs 10 us, while a newcomer that is refused for want of memory is lost.
-        """
-        before = self.bytes_estimate()
-        self._numbers = PermissionNumbers()
+    def clear(self) -> None:
+        """Forget everything. Later entries are kept again."""
+        self._numbers.clear()
         self._buckets, self._mask, self._hand = [b""], 0, 0
         self._entries = self._bytes = 0
+
+    def shrink(self, size_bytes: int, now_s: float) -> int:
+        """Forget the oldest entries, because memory is short; the bytes given back.
+
+        Verifying a token again costs 10 us, while a newcomer that is refused for want of memory is lost. Half
+        of the ages go at a time, so that the cache is walked at most `AGE_STEPS` times.
+
+        Args:
+            size_bytes: How much is to be given back. A permission set that connections share as well frees
+                nothing yet, so that it may be less.
+            now_s: Seconds since 1970.
+        """
+        before = self.bytes_estimate()
+        for step in range(AGE_STEPS):
+            left_s = AGE_LIMIT_S >> (step + 1) if step + 1 < AGE_STEPS else -1
+            for place in range(len(self._buckets)):
+                while bucket := self._buckets[place]:
+                    put_s = _FIELDS.unpack_from(bucket, _DIGEST_BYTES)[0]
+                    if before - self.bytes_estimate() >= size_bytes or 0 <= now_s - put_s <= left_s:
+                        break
+                    self._drop(place, 0)
+        if not self._entries:
+            self.clear()
         return before - self.bytes_estimate()
 
     def _digest(self, token: str | bytes) -> bytes:

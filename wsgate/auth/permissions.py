@@ -12,7 +12,6 @@ Source: protocols/client/v1/spec.md, "Permissions".
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from sys import getsizeof
@@ -114,21 +113,20 @@ NO_PERMISSIONS: Final = Permissions((), (), ())
 
 
 class PermissionTable:
-    """One shared object for each set of permissions, for the sets used last.
+    """One shared object for each set of permissions that is held, and the memory of all of them.
 
-    Bounded by recency rather than by weak references: those cost 72 bytes and a dict entry for each
-    set, and would bound nothing where every token brings its own. A set that falls out while it is in
-    use is only not shared with later ones.
+    A set is in the table as long as somebody holds it: a connection, or the cache of verified tokens. So the
+    table is as small as its holders are few, and its account falls when connections leave.
 
-    Args:
-        limit: Sets kept, >= 1.
+    Attributes:
+        bytes_held: Estimated memory of the sets that are held; every set once, however many hold it.
     """
 
-    __slots__ = ("_limit", "_sets")
+    __slots__ = ("_sets", "bytes_held")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._sets: OrderedDict[tuple[tuple[str, ...], ...], Permissions] = OrderedDict()
+    def __init__(self) -> None:
+        self._sets: dict[_Claims, _Shared] = {}
+        self.bytes_held = 0
 
     def __len__(self) -> int:
         return len(self._sets)
@@ -136,7 +134,9 @@ class PermissionTable:
     def intern(
         self, channels: Iterable[str], subscribe: Iterable[str], publish: Iterable[str]
     ) -> Permissions:
-        """The shared set of these claims; O(names), and names are checked when the set is new.
+        """The set of these claims: the shared one where somebody holds it, else a new one.
+
+        O(names). Names are checked when the set is new.
 
         Raises:
             ValueError: Something is no name, or no pattern.
@@ -145,13 +145,48 @@ class PermissionTable:
         if not any(key):
             return NO_PERMISSIONS
         shared = self._sets.get(key)
-        if shared is not None:
-            self._sets.move_to_end(key)
-            return shared
-        made = self._sets[key] = Permissions(*key)
-        if len(self._sets) > self._limit:
-            self._sets.popitem(last=False)
-        return made
+        return Permissions(*key) if shared is None else shared.permissions
+
+    def hold(self, permissions: Permissions) -> Permissions:
+        """Register one more holder, who is to keep the shared set and to release it once. O(names)."""
+        key = _claims(permissions)
+        if not any(key):
+            return NO_PERMISSIONS
+        shared = self._sets.get(key)
+        if shared is None:
+            shared = self._sets[key] = _Shared(permissions)
+            self.bytes_held += shared.size_bytes
+        shared.holders += 1
+        return shared.permissions
+
+    def release(self, permissions: Permissions) -> None:
+        """Register that one holder is gone; with the last one the set leaves the table. O(names)."""
+        key = _claims(permissions)
+        if not any(key):
+            return
+        shared = self._sets[key]
+        shared.holders -= 1
+        if shared.holders == 0:
+            del self._sets[key]
+            self.bytes_held -= shared.size_bytes
+
+
+_Claims = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+
+
+def _claims(permissions: Permissions) -> _Claims:
+    return permissions.channels, permissions.subscribe, permissions.publish
+
+
+class _Shared:
+    """A set that is held, its size, and by how many it is held."""
+
+    __slots__ = ("holders", "permissions", "size_bytes")
+
+    def __init__(self, permissions: Permissions) -> None:
+        self.permissions = permissions
+        self.size_bytes = _size_bytes(permissions)
+        self.holders = 0
 
 
 class PermissionNumbers:
@@ -159,13 +194,17 @@ class PermissionNumbers:
 
     A number is good while it is held; each `hold` needs one `release`.
 
+    Args:
+        table: Where the sets are held meanwhile.
+
     Attributes:
-        bytes_held: What the held sets take, roughly; every set once.
+        bytes_held: What the held sets take, roughly; every set once, even if others hold it too.
     """
 
-    __slots__ = ("_free", "_holders", "_numbers", "_sets", "bytes_held")
+    __slots__ = ("_free", "_holders", "_numbers", "_sets", "_table", "bytes_held")
 
-    def __init__(self) -> None:
+    def __init__(self, table: PermissionTable) -> None:
+        self._table = table
         self._numbers: dict[Permissions, int] = {}
         self._sets: list[Permissions] = []
         self._holders: list[int] = []
@@ -186,12 +225,20 @@ class PermissionNumbers:
         self._holders[number] += 1
         return number
 
+    def clear(self) -> None:
+        """Release every set."""
+        for permissions in self._numbers:
+            self._table.release(permissions)
+        self._numbers, self._sets, self._holders, self._free = {}, [], [], []
+        self.bytes_held = 0
+
     def release(self, number: int) -> None:
         """One holder less; the last one frees the number for another set."""
         self._holders[number] -= 1
         if self._holders[number] == 0:
             permissions = self._sets[number]
             del self._numbers[permissions]
+            self._table.release(permissions)
             self.bytes_held -= _size_bytes(permissions)
             self._sets[number] = NO_PERMISSIONS
             self._free.append(number)
@@ -203,7 +250,7 @@ class PermissionNumbers:
             number = len(self._sets)
             self._sets.append(NO_PERMISSIONS)
             self._holders.append(0)
-        self._sets[number] = permissions
+        permissions = self._sets[number] = self._table.hold(permissions)
         self._numbers[permissions] = number
         self.bytes_held += _size_bytes(permissions)
         return number

@@ -78,6 +78,7 @@ class Accounts:
 
     def tick(self, numbers: Mapping[str, int], gate: GateLimits, *, is_pressed: bool) -> None:
         """Four times a second: the state, and the room the keeper steers by."""
+        self._outside_bytes = self._outside()
         self._reactor.book(self._outside_bytes, is_pressed=is_pressed or self._ledger.is_swollen)
         slots = max(0, gate.connections - numbers["now_connections"])
         is_short = bool(numbers["now_short"])
@@ -104,7 +105,6 @@ class Accounts:
     ) -> None:
         """Once a second: everything that is told about it."""
         region = self._region
-        self._outside_bytes = self._outside()
         reading = self._reading(numbers, gate, held)
         self._ledger.read(reading, gate.memory_bytes)
         self._weight.look()

@@ -91,7 +91,7 @@ LAYOUT: Final = Layout(
         "tokens_cached",  # seen before, not verified again
         "tokens_refused",
         *(f"token_fault_{name}" for name in FAULTS),  # the same ones, by what was wrong
-        "token_caches_emptied",  # because memory was short
+        "tokens_evicted",  # cached ones, because memory was short
         "keys_wanted",  # kids that no key has, asked of whoever fetches the key set
         "keys_fetched",  # key sets taken over
         "revocations_forgotten",  # too many users: from then on one time counts for all of them
@@ -159,6 +159,8 @@ LAYOUT: Final = Layout(
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "subscriptions_pending",  # channels the bus has not confirmed yet
         "token_cache_entries",
+        "permission_sets",  # different ones, of connections and cached tokens
+        "permission_sets_bytes",
         "revoked_users",
         "keys_awaited",  # 1: a key set is to be fetched and none was yet
         "events_waiting",

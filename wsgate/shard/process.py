@@ -75,6 +75,10 @@ FLUSH_S: Final = 1.0
 SOON_S: Final = 0.001
 GOODBYE_S: Final = 0.5
 LATE_MS: Final = 500
+CACHE_PART: Final = 8
+"""The token cache may take one in so many bytes of a shard's budget, permission sets included."""
+CACHE_MARK: Final = 27 / 32
+"""Of the budget: above it the oldest cached tokens go, well before newcomers are refused at 15/16."""
 LEASE_BYTES: Final = 256
 """One user's lease of messages, with its place in the table."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
@@ -172,6 +176,7 @@ class Shard:
             options.tokens,
             options.token_cache_entries,
             self.count,
+            cache_bytes=options.gate.memory_bytes // CACHE_PART,
             is_fetching=options.is_fetching_keys,
             log=self._log,
         )
@@ -433,6 +438,8 @@ class Shard:
                         self._events.disconnected(conn, reason, member, now)
                     if self._users.has_counted and member is not None and member.user_utf8:
                         self._users.leave(conn, member.user)
+                    if member is not None:
+                        self._sessions.release_member(member)
                     self._sessions.forget(conn)
                     self._commands.forget(conn)
             except Exception:  # a fault of ours must not take the others down with it
@@ -654,9 +661,18 @@ class Shard:
         if not self._is_draining:
             self._look_at_siblings(numbers_now)
         self._region["beat_ms"] = now_ms()
+        self._spare_cache()
         if numbers_now["now_short"]:
-            self._tokens.shrink()  # before newcomers are refused for what the cache holds
             self._sessions.spread_shed()  # the next lot, which is cut before this is called again
+
+    def _spare_cache(self) -> None:
+        """Have the token cache give way, so that nobody is ever refused for what it holds."""
+        budget = self._options.gate.memory_bytes
+        over = (
+            sum(self._reactor.bytes_held().values()) + self._region["unexplained_bytes"] - budget * CACHE_MARK
+        )
+        if budget and over > 0:
+            self._tokens.shrink(int(over), time.time())
 
     def _look_at_siblings(self, numbers_now: Mapping[str, int]) -> None:
         """Once a second, and four times while it may soon be full."""
@@ -679,6 +695,7 @@ class Shard:
         rates = self._users.rates
         return (
             self._tokens.cached_bytes
+            + self._tokens.permissions.bytes_held
             + self._tokens.revoked_bytes
             + self._sessions.waiting_bytes
             + self._commands.waiting_bytes
@@ -709,6 +726,8 @@ class Shard:
             region["held_" + name] = value
         self._accounts.look(numbers_now, self._options.gate, held, self._listener_fd)
         region["token_cache_entries"] = self._tokens.cached
+        region["permission_sets"] = len(self._tokens.permissions)
+        region["permission_sets_bytes"] = self._tokens.permissions.bytes_held
         region["revoked_users"] = self._tokens.revoked
         region["subscriptions_pending"] = self._hub.pending
         # The interpreter walks its whole heap for this number: 0.05 ms, and 20 ms where the kernel has put

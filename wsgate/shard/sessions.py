@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from wsgate.auth import Identity, Member, TokenError
 from wsgate.bus.names import INBOX_MARK
 from wsgate.dialects import Dialect, is_channel
@@ -99,6 +101,7 @@ class Sessions:
         self.hub = hub
         self.access = access
         self.tokens = tokens
+        self._permissions = tokens.permissions
         self.count = count
         self.events = events
         self.users = users
@@ -159,15 +162,31 @@ class Sessions:
             return False
         self._own(conn, identity)
         self._deferred[conn] = []
-        self._shown.book(conn, _showing_of(entry).size_bytes)
+        self._shown.book(conn, _showing_of(entry).size_bytes + WELCOME_BYTES)
         self.users.enter(conn, identity.user, partial(self._on_counted_first, conn, entry, identity))
         return True
 
     def _own(self, conn: int, identity: Identity) -> None:
         """From here on the index by user contains the connection, so control commands find it."""
         member = identity.member()
-        self.reactor.set_meta(conn, member)
+        self._set_member(conn, member)
         self.reactor.set_user(conn, member.user_utf8, issued_s=identity.issued_at_s)
+
+    def _set_member(self, conn: int, member: Member) -> None:
+        """Attach to a connection who it is. Its permission set is shared, and accounted while it is held."""
+        before: Member | None = self.reactor.meta(conn)
+        shared = self._permissions.hold(member.permissions)
+        if shared is not member.permissions:
+            member = replace(member, permissions=shared)
+        is_there = self.reactor.set_meta(conn, member)
+        if not is_there:
+            self._permissions.release(shared)
+        elif before is not None:
+            self.release_member(before)
+
+    def release_member(self, member: Member) -> None:
+        """A connection is gone, or is somebody else now: it holds this permission set no longer."""
+        self._permissions.release(member.permissions)
 
     def refuse_waiting(self, response: Callable[[], bytes]) -> None:
         """Refuse every connection whose 101 still waits for the bus, because the shard ends.
@@ -251,6 +270,7 @@ class Sessions:
             self._own(conn, identity)
             self.set_expiry(conn, identity)
             self.held[conn] = []
+            self._shown.book(conn, showing.size_bytes + WELCOME_BYTES)
             self.pauses.pause(conn, Pauser.LOGIN)
             self.users.enter(conn, identity.user, partial(self._on_counted, conn, dialect, identity, showing))
             return
@@ -346,7 +366,7 @@ class Sessions:
             member = self.events.member(identity, since_ms)
         elif identity is not ANONYMOUS:
             member = identity.member()
-        self.reactor.set_meta(conn, member)
+        self._set_member(conn, member)
         if member.user_utf8:
             self.reactor.set_user(conn, member.user_utf8, issued_s=identity.issued_at_s)
         return member

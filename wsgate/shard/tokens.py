@@ -20,8 +20,6 @@ from wsgate.log import Log
 
 __all__ = ["Tokens"]
 
-PERMISSION_SETS = 4_096
-"""Different permission sets that are shared; more than that are simply not shared."""
 UNKNOWN_LIMIT = 256
 """Unknown kids remembered: whoever makes up more of them is told to come back, and gets no more fetches."""
 SWEEP_TICKS = 60
@@ -38,6 +36,7 @@ class Tokens:
         policy: What a token must say.
         cache_entries: How many verified tokens are remembered; 0: none.
         count: Adds to a counter by name.
+        cache_bytes: Memory that those may take, their permission sets included; 0: no limit.
         is_fetching: Whether more keys come from a key set that somebody fetches.
         log: Where operators read why a token was refused: one line per cause and second, never the token.
     """
@@ -49,6 +48,7 @@ class Tokens:
         cache_entries: int,
         count: Callable[[str, int], None],
         *,
+        cache_bytes: int = 0,
         is_fetching: bool = False,
         log: Log | None = None,
     ) -> None:
@@ -60,6 +60,9 @@ class Tokens:
         self._fetches = 0
         self._unknown: dict[str, tuple[int, int]] = {}  # kid: fetches when it was asked for, how often
         self._revoked = RevokedUsers(REVOKED_LIMIT)
+        self.permissions = PermissionTable()
+        self._cache: TokenCache | None = None
+        self._cache_bytes = cache_bytes
         self.renew(keys, policy, cache_entries)
 
     def renew(self, keys: tuple[VerificationKey, ...], policy: TokenPolicy, cache_entries: int) -> None:
@@ -89,13 +92,21 @@ class Tokens:
 
     def _make(self) -> None:
         self._verifier = self._verifier_now()
-        self._cache = TokenCache(self._cache_entries) if self._cache_entries else None
+        self._renew_cache()
+
+    def _renew_cache(self) -> None:
+        """Start an empty cache; what the former one held is released."""
+        if self._cache is not None:
+            self._cache.clear()
+        self._cache = None
+        if self._cache_entries:
+            self._cache = TokenCache(self._cache_entries, self.permissions, self._cache_bytes)
 
     def _verifier_now(self) -> Verifier:
         ours = {key.kid for key in self._configured}
         fetched = (key for key in self._fetched if key.kid not in ours)
         ring = KeyRing((*self._configured, *fetched))
-        return Verifier(ring, self._policy, PermissionTable(PERMISSION_SETS))
+        return Verifier(ring, self._policy, self.permissions)
 
     def revoke(self, user: str, before_s: float) -> None:
         """From now on refuse tokens of this user that were issued before a time.
@@ -107,7 +118,7 @@ class Tokens:
             return
         self._count("revocations_forgotten", 1)
         # Which of the cached tokens were issued before the time for all is not known.
-        self._cache = TokenCache(self._cache_entries) if self._cache_entries else None
+        self._renew_cache()
         if self._log is not None:
             self._log.error(
                 "revocations_full",
@@ -136,15 +147,20 @@ class Tokens:
         if self._cache is not None:
             self._cache.sweep(now_s, 1 + self._cache.buckets // SWEEP_TICKS)
 
-    def shrink(self) -> int:
-        """Give memory back because it is short, and count that; about how many bytes.
+    def shrink(self, size_bytes: int, now_s: float) -> int:
+        """Give memory back because it is short, and count the entries; about how many bytes.
 
-        The cache and the table of shared permission sets are emptied. Revocations stay.
+        The oldest entries of the cache go. Revocations stay.
+
+        Args:
+            size_bytes: How much is wanted.
+            now_s: Seconds since 1970.
         """
-        self._verifier = self._verifier_now()
-        freed = 0 if self._cache is None else self._cache.shrink()
-        if freed:
-            self._count("token_caches_emptied", 1)
+        if self._cache is None or not len(self._cache):
+            return 0
+        before = len(self._cache)
+        freed = self._cache.shrink(size_bytes, now_s)
+        self._count("tokens_evicted", before - len(self._cache))
         return freed
 
     @property
@@ -154,8 +170,8 @@ class Tokens:
 
     @property
     def cached_bytes(self) -> int:
-        """What the cache holds."""
-        return 0 if self._cache is None else self._cache.bytes_estimate()
+        """What the cache holds, without the permission sets."""
+        return 0 if self._cache is None else self._cache.records_bytes
 
     @property
     def revoked_bytes(self) -> int:
