@@ -359,7 +359,7 @@ def test_a_full_server_is_come_back_to_when_there_is_room_r10(at_once: list[floa
                 assert any("max number of clients" in why or "reset" in why.lower() for why in heard.why)
                 backend.config_set("maxclients", 100)
                 await until("up", lambda: heard.confirmed == [b"news"])
-        assert at_once[:3] == [0.1, 0.2, 0.4]
+        assert at_once[:3] == [0.1, 0.2, 0.25]
 
     run(main())
 
@@ -391,9 +391,9 @@ def test_a_server_that_is_not_there_is_asked_ever_more_seldom(at_once: list[floa
         for address in (BusAddress("127.0.0.1", 1), BusAddress(path="/nowhere/bus.sock")):
             at_once.clear()
             async with hearing(address) as heard:
-                await until("tried", lambda: len(heard.why) >= 9)
+                await until("tried", lambda: len(heard.why) >= 47)
                 assert heard.ups == 0
-            assert at_once[:9] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+            assert at_once[:46] == [0.1, 0.2, *[0.25] * 38, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
     run(main())
 
@@ -462,8 +462,9 @@ def test_a_bus_that_cuts_everybody_off_makes_no_storm_r6(at_once: list[float]) -
             return None
 
         async with fake_bus(answer) as bus, hearing(bus.address, b"news") as heard:
-            await until("cut", lambda: heard.downs >= 8)
-        assert at_once[:8] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+            await until("cut", lambda: heard.downs >= 47)
+        assert at_once[:40] == [0.1, 0.2, *[0.25] * 38]
+        assert at_once[40:46] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
     run(main())
 
@@ -478,7 +479,7 @@ def test_a_connection_that_lasted_is_come_back_to_at_once(
             for times in range(1, 5):
                 await until("up", lambda: len(heard.confirmed) == times and bus.talks)  # noqa: B023
                 bus.talks[0].cut()
-        assert set(at_once) == {0.1}
+        assert set(at_once) == {0.05}
 
     run(main())
 
