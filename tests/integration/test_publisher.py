@@ -34,11 +34,12 @@ class Asked:
     why: list[str] = field(default_factory=list)
     number: int = 0
 
-    def publish(self, data: bytes | None = None, name: bytes = NAME) -> int:
+    def publish(self, data: bytes | None = None, name: bytes = NAME, *, must_reach: bool = False) -> int:
         """Publish its own number, or something else; the number."""
         self.number += 1
         payload = b"%d" % self.number if data is None else data
-        self.publisher.publish(name, payload, partial(self._done, self.number))
+        done = partial(self._done, self.number)
+        self.publisher.publish(name, payload, done, must_reach=must_reach)
         return self.number
 
     def _done(self, number: int, outcome: str) -> None:
@@ -659,6 +660,34 @@ def test_hostile_answers_end_the_connection_and_every_command_has_an_outcome(see
         assert not faults
 
     uvloop.run(scenario())
+
+
+def test_what_must_reach_somebody_and_reaches_nobody_says_so(valkey: Valkey) -> None:
+    async def main() -> None:
+        async with speaking(valkey.address) as asked:
+            for must_reach in (True, False):
+                asked.publish(must_reach=must_reach)
+            await until("answered", lambda: asked.is_done)
+            assert asked.outcomes == [(1, "unheard"), (2, "")]
+
+    run(main())
+
+
+def test_a_bus_that_is_known_to_be_back_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "FAILING_PAUSE_S", 3_600.0)
+
+    async def main() -> None:
+        async with fake_bus() as bus:
+            address = bus.address
+        async with speaking(address) as asked:
+            assert await asked.say() == "down"
+            async with fake_bus(port=address.port) as back:
+                assert await asked.say() == "down", "it is not tried"
+                asked.publisher.resume()
+                assert await asked.say() == ""
+                assert [parts[1] for parts in back.said(b"PUBLISH")] == [b"3"]
+
+    run(main())
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_023, 1_024, 1_025, 4_096, REPLY_LIMIT_BYTES - 1, REPLY_LIMIT_BYTES])

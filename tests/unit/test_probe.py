@@ -18,10 +18,16 @@ class Ends:
         self.subscribed: list[bytes] = []
         self.sent: list[tuple[bytes, bytes, Callable[[str], None]]] = []
         self.renewed: list[str] = []
+        self.unheard: list[bytes] = []
         self.echoes: list[tuple[int, int]] = []
         self.now_ns = 10**12
         self.probe = Probe(
-            NAME, cast(Publisher, self), cast(Subscriber, self), 1_000, lambda *echo: self.echoes.append(echo)
+            NAME,
+            cast(Publisher, self),
+            cast(Subscriber, self),
+            1_000,
+            lambda *echo: self.echoes.append(echo),
+            self.unheard.append,
         )
 
     def reaching(self, name: bytes) -> list[bytes]:
@@ -30,7 +36,10 @@ class Ends:
     def subscribe_control(self, name: bytes) -> None:
         self.subscribed.append(name)
 
-    def publish(self, name: bytes, data: bytes, done: Callable[[str], None]) -> None:
+    def publish(
+        self, name: bytes, data: bytes, done: Callable[[str], None], *, must_reach: bool = False
+    ) -> None:
+        assert must_reach
         self.sent.append((name, data, done))
 
     def renew(self, why: str) -> None:
@@ -142,3 +151,15 @@ def test_a_cluster_without_servers_is_not_probed() -> None:
     ends.servers = []
     ends.come_up()
     assert ends.sent == []
+
+
+def test_a_probe_that_nobody_received_is_reported_at_once_and_followed_by_another() -> None:
+    ends = Ends()
+    ends.come_up()
+    [(name, _, done)] = ends.sent
+    done("unheard")
+    assert ends.unheard == [name]
+    ends.probe.check(ends.now_ns)
+    assert len(ends.sent) == 2
+    done("unheard")
+    assert ends.unheard == [name], "an answer to an earlier one says nothing of now"

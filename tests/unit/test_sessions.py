@@ -44,6 +44,7 @@ class Bus:
         self.senders: list[Sender | None] = []
         self.unsent = 0
         self.waiting_bytes = 0
+        self.must_reach: list[bool] = []
 
     def is_up_for(self, name: bytes) -> bool:
         return self.is_up
@@ -56,10 +57,17 @@ class Bus:
         return []
 
     def publish(
-        self, name: bytes, data: bytes, done: Callable[[str], None], sender: Sender | None = None
+        self,
+        name: bytes,
+        data: bytes,
+        done: Callable[[str], None],
+        sender: Sender | None = None,
+        *,
+        must_reach: bool = False,
     ) -> None:
         self.published.append(done)
         self.senders.append(sender)
+        self.must_reach.append(must_reach)
 
 
 class FakeTokens:
@@ -103,6 +111,7 @@ class Shard:
         self.bus = Bus()
         self.counts: Counter[str] = Counter()
         self.wakes = 0
+        self.unheard: list[bytes] = []
         access = Access({"default": OPEN}, None)
         forms = Forms(512, self._count)
         gaps = Gaps(self.rig.reactor, forms, self._count, lambda: 1, now_ms, variants=len(DIALECTS))
@@ -127,7 +136,12 @@ class Shard:
             ),
         )
         self.commands = Commands(
-            self.rig.reactor, self.sessions, cast(Publisher, self.bus), Names("wsgate"), self._wake
+            self.rig.reactor,
+            self.sessions,
+            cast(Publisher, self.bus),
+            Names("wsgate"),
+            self._wake,
+            self.unheard.append,
         )
 
     def _count(self, name: str, amount: int) -> None:
@@ -621,3 +635,79 @@ def test_channel_of_a_token_refused_for_now_does_not_hold_up_the_welcome(shard: 
     welcome, inbox, refused = raw(shard, peer)
     assert (welcome["op"], inbox["op"], inbox["ch"]) == ("welcome", "subbed", "@me")
     assert (refused["error"], refused["ch"]) == ("unavailable", "news") and refused["retry_ms"] >= RETRY_MS
+
+
+# --- a publish is answered `ok` only while this shard receives ----------------------------------------
+
+
+PUBLISH = {"op": "pub", "ch": "a", "data": 1, "id": 7}
+REFUSED = failed(503, "unavailable", id=7, ch="a")
+
+
+@pytest.fixture
+def subscribed(shard: Shard) -> Peer:
+    """A subscriber of `a`, confirmed."""
+    peer = shard.enter("ann:a")
+    shard.confirm("@ann", "a")
+    shard.heard(peer)
+    return peer
+
+
+def test_without_the_receiving_connection_a_publish_is_refused(shard: Shard, subscribed: Peer) -> None:
+    shard.lose()
+    shard.say(subscribed, PUBLISH)
+    assert (shard.heard(subscribed), shard.bus.published) == ([REFUSED], [])
+    shard.regain()
+    shard.say(subscribed, PUBLISH)
+    assert shard.heard(subscribed) == [REFUSED], "`a` is not subscribed again"
+    shard.say(subscribed, PUBLISH | {"ch": "nobody-here"})
+    shard.bus.published.pop()("")
+    assert shard.heard(subscribed) == [{"op": "ok", "id": 7}], "nobody here misses anything there"
+    shard.confirm("@ann", "a")
+    shard.say(subscribed, PUBLISH)
+    shard.bus.published.pop()("")
+    assert {"op": "ok", "id": 7} in shard.heard(subscribed)
+
+
+def test_a_publish_whose_answer_comes_after_the_loss_is_refused(shard: Shard, subscribed: Peer) -> None:
+    shard.say(subscribed, PUBLISH)
+    shard.lose()
+    shard.bus.published.pop()("")
+    assert shard.heard(subscribed) == [REFUSED]
+
+
+def test_a_publish_that_nobody_received_proves_that_the_shard_does_not(
+    shard: Shard, subscribed: Peer
+) -> None:
+    shard.say(subscribed, PUBLISH)
+    assert shard.bus.must_reach == [True]
+    shard.bus.published.pop()("unheard")
+    assert shard.heard(subscribed) == [REFUSED]
+    assert shard.unheard == [b"wsgate:ch:a"]
+
+
+def test_nobody_need_receive_what_nobody_here_is_subscribed_to(shard: Shard, subscribed: Peer) -> None:
+    shard.say(subscribed, PUBLISH | {"ch": "b"})
+    shard.say(subscribed, {"op": "sub", "ch": "c", "id": 1}, PUBLISH | {"ch": "c"})  # not confirmed yet
+    assert shard.bus.must_reach == [False, False]
+
+
+def test_a_channel_that_was_left_meanwhile_proves_nothing(shard: Shard, subscribed: Peer) -> None:
+    shard.say(subscribed, PUBLISH, {"op": "unsub", "ch": "a"})
+    shard.heard(subscribed)
+    shard.say(subscribed, {"op": "sub", "ch": "a", "id": 1})
+    shard.confirm("a")  # the publish was between the two, so there was nobody
+    shard.bus.published.pop()("unheard")
+    assert {"op": "ok", "id": 7} in shard.heard(subscribed)
+    assert shard.unheard == []
+
+
+def test_a_break_meanwhile_proves_nothing_more(shard: Shard, subscribed: Peer) -> None:
+    shard.say(subscribed, PUBLISH)
+    shard.lose()
+    shard.regain()
+    shard.confirm("@ann", "a")
+    shard.bus.published.pop()("unheard")
+    assert shard.unheard == []
+    assert shard.kept() == 0
+    assert not shard.hub._watches, "nothing is kept when all is answered"

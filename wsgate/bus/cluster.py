@@ -245,10 +245,11 @@ class ClusterSubscriber:
         for lane in self._lanes.values():
             lane.subscriber.limit_payload(limit_bytes)
 
-    def renew(self, why: str) -> None:
-        """Leave every connection for a new one."""
-        for lane in self._lanes.values():
-            lane.subscriber.renew(why)
+    def renew(self, why: str, name: bytes = b"") -> None:
+        """Leave every connection for a new one, or only that of a name. See `Subscriber.renew`."""
+        lane = self.lane_of(name) if name else None
+        for each in self._lanes.values() if lane is None else (lane,):
+            each.subscriber.renew(why)
 
     async def run(self) -> None:
         """Keep a lane to every server; until cancelled."""
@@ -353,20 +354,40 @@ class ClusterPublisher:
         self._leaving: set[asyncio.Task[None]] = set()
         topology.watchers.append(self._apply)
 
-    def publish(self, name: bytes, data: bytes, done: Done, sender: Sender | None = None) -> None:
-        """SPUBLISH `data`; as `Publisher.publish`."""
-        self._publish(name, data, done, sender, MOVES_MOST)
+    def publish(
+        self,
+        name: bytes,
+        data: bytes,
+        done: Done,
+        sender: Sender | None = None,
+        *,
+        must_reach: bool = False,
+    ) -> None:
+        """SPUBLISH `data`; as `Publisher.publish`.
 
-    def _publish(self, name: bytes, data: bytes, done: Done, sender: Sender | None, moves: int) -> None:
+        What follows its slot to another server need not reach anybody there: the subscription may be on its
+        way, too.
+        """
+        self._publish(name, data, done, sender, MOVES_MOST, must_reach=must_reach)
+
+    def _publish(
+        self,
+        name: bytes,
+        data: bytes,
+        done: Done,
+        sender: Sender | None,
+        moves: int,
+        *,
+        must_reach: bool = False,
+    ) -> None:
         node = self._topology.map.owners[slot_of(name)]
         lane = None if node is None else self._lanes.get(node)
         if lane is None:
             self._topology.refresh()
             self._loop.call_soon(done, "down")
         else:
-            lane[0].publish(
-                name, data, partial(self._on_outcome, name, data, done, moves, sender=sender), sender
-            )
+            outcome = partial(self._on_outcome, name, data, done, moves, sender=sender)
+            lane[0].publish(name, data, outcome, sender, must_reach=must_reach)
 
     @property
     def waiting_bytes(self) -> int:
@@ -404,10 +425,17 @@ class ClusterPublisher:
             self._topology.refresh()
         done("down" if outcome == "moved" else outcome)
 
-    def renew(self, why: str) -> None:
-        """Leave every connection, when what was sent is answered, for a new one."""
+    def resume(self) -> None:
+        """As `Publisher.resume`, of every server."""
         for publisher, _ in self._lanes.values():
-            publisher.renew(why)
+            publisher.resume()
+
+    def renew(self, why: str, name: bytes = b"") -> None:
+        """Leave every connection, when what was sent is answered, for a new one, or only that of a name."""
+        node = self._topology.map.owners[slot_of(name)] if name else None
+        for place, (publisher, _) in self._lanes.items():
+            if node is None or place == node:
+                publisher.renew(why)
 
     async def run(self) -> None:
         """Speak to every server; until cancelled. Then `close`."""

@@ -70,7 +70,8 @@ PublishOutcome = str
 """`""` when the bus has it, else why not: `down`, `full`, `crowded` and `refused` (it has not), `unknown` (it
 may). `full`: there is no room; `crowded`: this client has too much under way.
 
-A server of a cluster also says `moved`: it has not, and another one would take it.
+Of what must reach somebody it is `unheard` when the bus has it and had nobody to hand it to. A server of a
+cluster also says `moved`: it has not, and another one would take it.
 """
 
 Done = Callable[[PublishOutcome], None]
@@ -81,7 +82,7 @@ CallDone = Callable[[PublishOutcome, bytes], None]
 class _Said:
     """One command: as it is sent, who is told, what it counts for, and since when it is here."""
 
-    __slots__ = ("data", "done", "is_call", "sender", "since_s", "size")
+    __slots__ = ("data", "done", "is_call", "must_reach", "sender", "since_s", "size")
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class _Said:
         *,
         is_call: bool = False,
         sender: Sender | None = None,
+        must_reach: bool = False,
     ) -> None:
         self.data = data  # nothing any more once it is sent
         self.done = done  # None: a PING
@@ -99,6 +101,7 @@ class _Said:
         self.since_s = since_s  # accepted, then sent
         self.is_call = is_call
         self.sender = sender  # None: the gateway itself
+        self.must_reach = must_reach
 
 
 class Publisher:
@@ -155,7 +158,15 @@ class Publisher:
         """Commands that were not sent yet."""
         return len(self._own) + len(self._ready) + len(self._turns)
 
-    def publish(self, name: bytes, data: bytes, done: Done, sender: Sender | None = None) -> None:
+    def publish(
+        self,
+        name: bytes,
+        data: bytes,
+        done: Done,
+        sender: Sender | None = None,
+        *,
+        must_reach: bool = False,
+    ) -> None:
         """PUBLISH `data` to a pub/sub name; `done` is called once, later, on the loop.
 
         Args:
@@ -163,13 +174,15 @@ class Publisher:
             data: An envelope or a raw payload.
             done: Told "" or why it failed. Of those that were sent, in order.
             sender: The client that publishes; None: the gateway itself, which has room of its own.
+            must_reach: The caller is subscribed to the name: 0 receivers are an outcome, `unheard`.
         """
         command = self._command % (len(name), name, len(data), data)
+        size = len(data) if sender is None else len(command) + COMMAND_BYTES
+        said = _Said(command, done, size, self._loop.time(), sender=sender, must_reach=must_reach)
         if sender is None:
-            self._say(_Said(command, done, len(data), self._loop.time()))
+            self._say(said)
         else:
-            size = len(command) + COMMAND_BYTES
-            self._say_for(_Said(command, done, size, self._loop.time(), sender=sender), sender)
+            self._say_for(said, sender)
 
     def call(self, key: bytes, command: bytes, done: CallDone) -> None:
         """Send a packed command; `done` is called once, later, on the loop.
@@ -235,8 +248,12 @@ class Publisher:
             self._own_held -= 1
             self._own_bytes -= said.size
 
-    def renew(self, why: str) -> None:
-        """Leave this connection, when what was sent is answered, for a new one."""
+    def resume(self) -> None:
+        """Try to connect again with the next command, because the bus is known to be back."""
+        self._closed_until_s = 0.0
+
+    def renew(self, why: str, name: bytes = b"") -> None:
+        """Leave this connection, when what was sent is answered, for a new one. See `Subscriber.renew`."""
         if self._connection is not None:
             self._is_leaving = True
             if not self._sent:
@@ -271,12 +288,12 @@ class Publisher:
             is_overdue = await self._watch(connection)
         finally:
             self._connection = None
-            self._is_leaving = False
+            was_renewed, self._is_leaving = self._is_leaving, False
             connection.abort("stopped")
             is_missed = bool(self._sent)
             while self._sent:
                 self._answer("unknown")
-        if is_overdue or self._loop.time() - started_s < STEADY_S:
+        if is_overdue or (not was_renewed and self._loop.time() - started_s < STEADY_S):
             self._pause(connection.why)
         elif is_missed:
             self._on_failed(connection.why)
@@ -334,7 +351,8 @@ class Publisher:
             if is_error:
                 # No permission, a wrong state of the server: it has not been published.
                 self._on_failed("the bus refuses: " + safe_text(text))
-            self._answer("refused" if is_error else "", text)
+            outcome = "refused" if is_error else "unheard" if said.must_reach and text == b"0" else ""
+            self._answer(outcome, text)
         self.on_writable()
         return len(replies)
 

@@ -205,8 +205,13 @@ class Subscriber:
         if self._connection is not None:
             self._connection.limit_payload(limit_bytes)
 
-    def renew(self, why: str) -> None:
-        """Leave this connection for a new one: its owner knows that it does not hear what it should."""
+    def renew(self, why: str, name: bytes = b"") -> None:
+        """Leave this connection for a new one: its owner knows that it does not receive what it should.
+
+        Args:
+            why: For a log.
+            name: What it should receive, whole; of a cluster only the server of this name is left.
+        """
         if self._connection is not None:
             self._connection.abort(why)
 

@@ -19,6 +19,7 @@ from wsgate.payload import Payload
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.byes import RETRY_MS
+from wsgate.shard.hub import Watch
 from wsgate.shard.options import ANONYMOUS_MEMBER
 from wsgate.shard.pausing import Pauser
 from wsgate.shard.sessions import Sessions
@@ -58,13 +59,24 @@ class Commands:
         publisher: BusPublisher,
         names: Names,
         wake: Callable[[], None],
+        unheard: Callable[[bytes], None],
     ) -> None:
-        """Over the shard's parts; `wake` asks for a pass, because an answer of the bus comes between two."""
+        """Over the shard's parts.
+
+        Args:
+            reactor: Holds the clients.
+            sessions: Answers them.
+            publisher: The way to the bus.
+            names: What channels are called there.
+            wake: Asks for a pass, because an answer of the bus comes between two.
+            unheard: Called with a name this shard is subscribed to, when the bus had nobody to hand it to.
+        """
         self._reactor = reactor
         self._sessions = sessions
         self._publisher = publisher
         self._names = names
         self._wake = wake
+        self._unheard = unheard
         self._count = sessions.count
         self._users = sessions.users
         sessions.run = self.run
@@ -267,6 +279,9 @@ class Commands:
             self._count("publishes_over_rate", 1)
             sessions.error(conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms)
             return
+        if not sessions.hub.receives(name):
+            self._not_published(conn, dialect, command.id, channel, "down")
+            return
         data = encode_publication(
             Publication(
                 payload,
@@ -276,12 +291,10 @@ class Commands:
             )
         )
         self._hold(conn, len(data))
-        self._publisher.publish(
-            self._names.channel(name),
-            data,
-            partial(self._published, conn, dialect, command.id, channel, len(data)),
-            self._sender(conn, member),
-        )
+        watch = sessions.hub.watch(name)
+        done = partial(self._published, conn, dialect, command.id, name, len(data), watch)
+        sender = self._sender(conn, member)
+        self._publisher.publish(self._names.channel(name), data, done, sender, must_reach=watch is not None)
 
     def _sender(self, conn: int, member: Member) -> Sender:
         """Whose turn it takes: a user's, or, without one, its address's."""
@@ -295,15 +308,33 @@ class Commands:
         return None
 
     def _published(
-        self, conn: int, dialect: Dialect, id: int | None, channel: str, size: int, outcome: str
+        self,
+        conn: int,
+        dialect: Dialect,
+        id: int | None,
+        name: bytes,
+        size: int,
+        watch: Watch | None,
+        outcome: str,
     ) -> None:
+        """Answer a publish: `ok` only when the bus has it and this shard receives from the bus."""
+        hub = self._sessions.hub
         self._release(conn, size)
         self._wake()
-        if not outcome:
-            self._count("publishes_sent", 1)
-            if id is not None:
-                self._reactor.send(conn, dialect.ok(id), dialect.opcode)
+        is_unbroken = watch is not None and hub.unwatch(name, watch)
+        if outcome == "unheard":
+            if is_unbroken:
+                self._unheard(self._names.channel(name))
+            else:
+                outcome = ""  # the last subscriber here left meanwhile
+        if outcome or not hub.receives(name):
+            self._not_published(conn, dialect, id, name.decode(), outcome)
             return
+        self._count("publishes_sent", 1)
+        if id is not None:
+            self._reactor.send(conn, dialect.ok(id), dialect.opcode)
+
+    def _not_published(self, conn: int, dialect: Dialect, id: int | None, channel: str, outcome: str) -> None:
         self._count("publishes_failed", 1)
         if outcome == CROWDED:
             self._count("publishes_crowded", 1)

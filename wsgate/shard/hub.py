@@ -68,6 +68,16 @@ class Joined(Enum):
     GONE = "gone"
 
 
+class Watch:
+    """Whether a channel has stayed confirmed while publishes of this shard to it are under way."""
+
+    __slots__ = ("is_unbroken", "under_way")
+
+    def __init__(self) -> None:
+        self.is_unbroken = True
+        self.under_way = 0
+
+
 class Hub:
     """Subscriptions and publications of one shard.
 
@@ -95,6 +105,7 @@ class Hub:
         self._bus: BusSubscriber | None = None
         self._unconfirmed: dict[bytes, int] = {}  # name: answers still to come
         self._returning: set[bytes] = set()  # of those: subscribed again after a loss
+        self._watches: dict[bytes, Watch] = {}  # of channels with publishes of this shard under way
         self._was_up = False
         self._has_lost = False  # before the bus was lost for the first time nobody has missed anything
         self._causes: dict[bytes, int] = {}  # of those: the connection that it was asked for
@@ -141,6 +152,44 @@ class Hub:
         self.unconfirmed_limit = (
             max(UNCONFIRMED_LEAST, subscriptions) if subscriptions else UNCONFIRMED_DEFAULT
         )
+
+    def receives(self, name: bytes) -> bool:
+        """Whether what is published to this channel now reaches its subscribers here, if there are any.
+
+        Without that a publish is not answered `ok`.
+        """
+        if not self.is_live_for(name):
+            return False
+        is_behind = name in self._lost or name in self._returning or self._awaits_its_turn(name)
+        return not is_behind or not self._reactor.subscribers(name)
+
+    # --- proof that the bus hands on --------------------------------------------------------------------
+
+    def watch(self, name: bytes) -> Watch | None:
+        """Begin a publish to a channel; None: the bus has not confirmed that this shard is subscribed to it.
+
+        As long as the watch is unbroken the bus has to hand the publication to this shard at least. Give it
+        back with `unwatch`.
+        """
+        if not self._reactor.subscribers(name) or name in self._unconfirmed or not self.receives(name):
+            return None
+        watch = self._watches.get(name)
+        if watch is None:
+            watch = self._watches[name] = Watch()
+        watch.under_way += 1
+        return watch
+
+    def unwatch(self, name: bytes, watch: Watch) -> bool:
+        """End a publish; whether the channel has been confirmed all the while."""
+        watch.under_way -= 1
+        if watch.is_unbroken and not watch.under_way:
+            del self._watches[name]
+        return watch.is_unbroken
+
+    def _end_watch(self, name: bytes) -> None:
+        watch = self._watches.pop(name, None)
+        if watch is not None:
+            watch.is_unbroken = False
 
     # --- subscribing ----------------------------------------------------------------------------------
 
@@ -248,6 +297,9 @@ class Hub:
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
         if self._lost:
             self._lost.difference_update(vacated)
+        if self._watches:
+            for name in vacated:
+                self._end_watch(name)
         if vacated and self._bus is not None:
             for name in self._bus.unsubscribe(vacated):
                 self._drop_answer(name)
@@ -357,6 +409,7 @@ class Hub:
         if was_asked:
             self._drop_answer(name)
         self._returning.discard(name)
+        self._end_watch(name)
         self._has_lost = True
         if self._reactor.subscribers(name) or self._reactor.is_vacated(name):
             self._lost.add(name)
@@ -369,6 +422,8 @@ class Hub:
 
     def _drop_unconfirmed(self, covers: Covers | None) -> None:
         """Answers that will not come any more."""
+        for name in [name for name in self._watches if covers is None or covers(name)]:
+            self._end_watch(name)
         for names in (self._unconfirmed, self._returning, self._lost):
             if covers is None:
                 names.clear()

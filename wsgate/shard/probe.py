@@ -5,7 +5,8 @@ firewall, both look well. So every few seconds a number goes out through the pub
 back through the subscriber; readiness and the histogram `probe_us` are made of that.
 
 A number that the bus took and that does not come back says that the two connections do not meet: a name
-that was moved to another server while one of them lived on. Then both are made anew.
+that was moved to another server while one of them lived on. Then both are made anew. The bus may say so
+itself, when it answers that nobody received the number.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ class Probe:
     Args:
         name: Its pub/sub name, this shard's alone; in a cluster what its names begin with, one a server.
         interval_ms: Between two probes.
+        unheard: Called with a name that this shard is subscribed to, when the bus had nobody to hand it to.
         echoed: Called as `(took_us, due_ms)`: how long it took, and until when the next one is due.
     """
 
@@ -41,6 +43,7 @@ class Probe:
         subscriber: BusSubscriber,
         interval_ms: int,
         echoed: Callable[[int, int], None],
+        unheard: Callable[[bytes], None],
     ) -> None:
         self._base = name
         self._names = [name]  # each reaches another server; probed in turn
@@ -48,6 +51,7 @@ class Probe:
         self._subscriber = subscriber
         self._interval_ms = interval_ms
         self._echoed = echoed
+        self._unheard = unheard
         self._sent: tuple[bytes, bytes, int] | None = None  # name, what, and since when, in ns
         self._is_accepted = False  # the bus has said that it has it
         self._is_refused = asyncio.Event()  # the last one could not be published
@@ -87,11 +91,14 @@ class Probe:
             return
         text = b"%b-%d" % (self._incarnation, self._number)
         self._sent, self._is_accepted = (name, text, time.monotonic_ns()), False
-        self._publisher.publish(name, text, partial(self._on_outcome, self._number))
+        done = partial(self._on_outcome, self._number, name)
+        self._publisher.publish(name, text, done, must_reach=True)  # it is subscribed to, and confirmed
 
-    def _on_outcome(self, number: int, outcome: str) -> None:
+    def _on_outcome(self, number: int, name: bytes, outcome: str) -> None:
         if number == self._number:
             self._is_accepted = not outcome
+            if outcome == "unheard":
+                self._unheard(name)
             if outcome:
                 self._sent = None  # it will not come back: the next one may go
                 self._is_refused.set()

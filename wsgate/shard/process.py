@@ -79,6 +79,8 @@ CACHE_PART: Final = 8
 """The token cache may take one in so many bytes of a shard's budget, permission sets included."""
 CACHE_MARK: Final = 27 / 32
 """Of the budget: above it the oldest cached tokens go, well before newcomers are refused at 15/16."""
+RENEW_S: Final = 1.0
+"""Between two times that the bus connections are made anew because the bus has no receiver."""
 LEASE_BYTES: Final = 256
 """One user's lease of messages, with its place in the table."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
@@ -145,6 +147,7 @@ class Shard:
         self._is_over = False
         self._refused_before = -1
         self._written: Mapping[str, int] = {}  # the reactor's numbers that stand in the region
+        self._renew_after_s = 0.0  # the bus connections may be made anew
         self._blocks_of = -1  # connections when the blocks of the heap were counted
 
     def count(self, name: str, amount: int) -> None:
@@ -224,7 +227,9 @@ class Shard:
             keeper=self._revocations,
         )
         self._control_names = names.control(options.node)
-        self._commands = Commands(self._reactor, self._sessions, self._publisher, names, self._schedule)
+        self._commands = Commands(
+            self._reactor, self._sessions, self._publisher, names, self._schedule, self._on_unheard
+        )
         self._hub.attach(self._subscriber)
         self._hub.limit_unconfirmed(options.reactor.subscriptions_limit)
         self._bus_memory = BusMemory(
@@ -245,6 +250,7 @@ class Shard:
             self._subscriber,
             options.probe_interval_ms,
             self._on_echo,
+            self._on_unheard,
         )
 
     def _encode_slow(self, variant: int, name: bytes, first: int, last: int) -> bytes:
@@ -516,6 +522,7 @@ class Shard:
         for name in self._control_names:
             self._subscriber.subscribe_control(name)
         self._hub.on_up(covers)
+        self._publisher.resume()
         self._probe.on_up()
         self._users.on_up()
         self._membership.on_up()
@@ -570,7 +577,22 @@ class Shard:
         self._hub.resubscribe()
         self._schedule()
 
+    def _on_unheard(self, name: bytes) -> None:
+        """The bus answers that nobody receives a name this shard is subscribed to: so it does not receive.
+
+        Both connections are made anew, at most once a second: a server that always says so is not asked more
+        often for it.
+        """
+        if self._loop.time() < self._renew_after_s or not self._subscriber.is_up:
+            return  # they are being made anew
+        self._renew_after_s = self._loop.time() + RENEW_S
+        self._log.warning("bus_unheard", bus=str(self._options.bus))
+        self._publisher.renew("the bus has no receiver", name)
+        self._subscriber.renew("the bus has no receiver", name)
+
     def _on_echo(self, took_us: int, due_ms: int) -> None:
+        if not self._subscriber.is_up:  # it was under way when a connection was lost
+            return
         self._region["bus_up"] = 1
         self._region["probe_due_ms"] = due_ms
         self._region.observe("probe_us", took_us)
