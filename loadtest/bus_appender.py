@@ -20,6 +20,7 @@ from wsgate.bus import Appender, AppenderOptions, BusAddress
 from wsgate.payload import JSON, Payload
 from wsgate.shard.events import EVENT_TYPES, Events
 from wsgate.shard.options import EventOptions
+from wsgate.turns import Sender
 
 __all__ = ["main"]
 
@@ -51,7 +52,11 @@ async def _main(path: Path) -> None:
     payload = Payload(JSON, PAYLOAD)
     for _ in range(2):
         await _run("connected", events, lambda number: events.connected(number, member))
-        await _run("message", events, lambda number: events.message(number, member, payload, _ignore))
+        await _run(
+            "message",
+            events,
+            lambda number: events.message(number, member, payload, Sender("user-42", number), _ignore),
+        )
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

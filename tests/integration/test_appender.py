@@ -15,6 +15,7 @@ from tests.support.resp import hostile_reply
 from tests.support.valkey import running_valkey
 from wsgate.bus import Appender, AppenderOptions, pack
 from wsgate.bus.script import TRIM_EVENTS
+from wsgate.turns import CROWDED, FULL, Sender
 
 FAST: Final = AppenderOptions(connect_timeout_s=0.3, command_timeout_s=0.3)
 ENTRY: Final = bulk(b"1732600000000-0")
@@ -329,5 +330,172 @@ def test_room_is_made_once_at_a_time_and_what_was_removed_is_known() -> None:
             ]
             assert kept.append(2)
             await until("it is answered as well", lambda: len(kept.outcomes) == 2)
+
+
+# --- room and streams ---------------------------------------------------------------------------------
+
+WRONG: Final = b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
+
+
+def test_messages_of_clients_leave_room_for_events_about_connections() -> None:
+    """400 clients send as fast as they can while 40 others come and leave, and the bus answers nothing."""
+
+    async def main() -> None:
+        options = replace(FAST, limit_entries=1_000, command_timeout_s=60.0)
+        async with fake_bus(lambda talk, parts: b"") as bus, appending(bus, options) as kept:
+            outcomes: list[str] = []
+            for number in range(2_000):
+                sender = Sender(number % 400, number % 400)
+                outcomes.append(kept.appender.offer(event(number), sender, lambda outcome: None))
+            assert outcomes.count("") == 500
+            assert set(outcomes) == {"", CROWDED}
+            assert all(kept.append(number, is_asked=False) for number in range(500))
+            assert not kept.append(500, is_asked=False), "the number of connections bounds the rest"
+            assert kept.appender.offer(event(1), Sender("late", 0), lambda outcome: None) == FULL
+
+    asyncio.run(main())
+
+
+def test_a_client_that_sends_little_is_not_refused_for_one_that_sends_much() -> None:
+    async def main() -> None:
+        options = replace(FAST, limit_entries=1_000, command_timeout_s=60.0)
+        async with fake_bus(lambda talk, parts: b"") as bus, appending(bus, options) as kept:
+            taken = [
+                kept.appender.offer(event(number), Sender("greedy", number), lambda outcome: None)
+                for number in range(1_000)
+            ]
+            assert CROWDED in taken
+            for number in range(8):
+                assert kept.appender.offer(event(number), Sender("good", 0), lambda outcome: None) == ""
+
+    asyncio.run(main())
+
+
+class Streams:
+    """A bus with several streams, some of which are of the wrong type."""
+
+    def __init__(self, *wrong: bytes) -> None:
+        self.wrong = set(wrong)
+        self.taken: dict[bytes, list[int]] = {}
+
+    def answer(self, talk: Talk, parts: list[bytes]) -> bytes | None:
+        if parts[0] != b"XADD":
+            return None
+        if parts[1] in self.wrong:
+            return WRONG
+        self.taken.setdefault(parts[1], []).append(int(parts[-1]))
+        return ENTRY
+
+
+def test_a_stream_that_refuses_does_not_delay_the_others_and_loses_no_event() -> None:
+    async def main() -> None:
+        streams = Streams(b"bad")
+        async with fake_bus(streams.answer) as bus, appending(bus) as kept:
+
+            def append(stream: bytes, number: int) -> bool:
+                data = pack(b"XADD", stream, b"*", b"n", b"%d" % number)
+                return kept.appender.append(data, stream=stream)
+
+            for number in range(300):
+                assert append(b"bad", number) and append(b"good", number)
+            await until("the good one has all", lambda: streams.taken.get(b"good") == list(range(300)))
+            assert bus.accepted == 1, "the connection is not given up for it"
+            assert kept.appender.refuses(b"bad") and not kept.appender.refuses(b"good")
+            await until("all of the bad one are back", lambda: kept.appender.held == 300)
+            for number in range(300, 400):
+                assert append(b"bad", number) and append(b"good", number)
+            refused: list[str] = []
+            offered = kept.appender.offer(event(1), Sender("a", 1), refused.append, stream=b"bad")
+            assert offered == "refused", "a message for it is not kept waiting"
+            await until("the good one goes on", lambda: streams.taken[b"good"] == list(range(400)))
+            tries = len(bus.said(b"XADD"))
+            await until("it is tried again", lambda: len(bus.said(b"XADD")) >= tries + 2)
+            assert len(bus.said(b"XADD")) < tries + 20, "one event at a time"
+            streams.wrong.clear()
+            await until("it has all", lambda: kept.appender.held == 0)
+            assert streams.taken[b"bad"] == list(range(400))
+            assert not kept.appender.refuses(b"bad")
+            assert kept.appender.held_bytes == 0
+            assert any("the stream bad refuses" in why for why in kept.why)
+
+    asyncio.run(main())
+
+
+def test_messages_that_wait_for_a_stream_that_refuses_are_answered() -> None:
+    async def main() -> None:
+        streams = Streams(b"bad")
+        async with fake_bus(streams.answer) as bus, appending(bus) as kept:
+            told: list[str] = []
+            for number in range(50):
+                data = pack(b"XADD", b"bad", b"*", b"n", b"%d" % number)
+                assert kept.appender.offer(data, Sender(number, 0), told.append, stream=b"bad") == ""
+            await until("all are told", lambda: len(told) == 50)
+            assert set(told) == {"refused"}
+            assert (kept.appender.held, kept.appender.held_bytes, kept.appender._room.entries) == (0, 0, 0)
+            streams.wrong.clear()
+            await until("it is looked at again", lambda: not kept.appender.refuses(b"bad"))
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_refuses_keeps_a_part_of_the_room_only() -> None:
+    async def main() -> None:
+        streams = Streams(b"bad")
+        async with fake_bus(streams.answer) as bus, appending(bus, replace(FAST, limit_entries=100)) as kept:
+            data = pack(b"XADD", b"bad", b"*", b"n", b"1")
+            assert kept.appender.append(data, stream=b"bad")
+            await until("it refuses", lambda: kept.appender.refuses(b"bad"))
+            taken = sum(kept.appender.append(data, stream=b"bad") for _ in range(100))
+            assert 20 <= taken <= 25
+            assert all(kept.append(number, is_asked=False) for number in range(50))
+
+    asyncio.run(main())
+
+
+def test_a_server_that_refuses_everything_is_said_to_refuse_until_it_takes_an_event() -> None:
+    is_full = True
+
+    def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+        return b"-READONLY replica\r\n" if parts[0] == b"XADD" and is_full else good(talk, parts)
+
+    async def main() -> None:
+        nonlocal is_full
+        async with fake_bus(answer) as bus, appending(bus) as kept:
+            kept.append(1, is_asked=False)
+            await until("it refuses", lambda: kept.appender.refuses(b"any"))
+            is_full = False
+            await until("it is answered", lambda: kept.appender.held == 0)
+            assert not kept.appender.refuses(b"any")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_streams_that_change_their_mind_and_cut_connections_lose_nothing_and_keep_their_order(
+    seed: int,
+) -> None:
+    async def main() -> None:
+        dice, streams = random.Random(seed), Streams()
+        names = [b"a", b"b", b"c"]
+
+        def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
+            if parts[0] == b"XADD" and dice.random() < 0.02:
+                talk.cut()
+                return b""
+            return streams.answer(talk, parts)
+
+        async with fake_bus(answer) as bus, appending(bus) as kept:
+            for number in range(600):
+                if number % 50 == 0:
+                    streams.wrong = {name for name in names if dice.random() < 0.4}
+                stream = dice.choice(names)
+                data = pack(b"XADD", stream, b"*", b"n", b"%d" % number)
+                assert kept.appender.append(data, stream=stream)
+                if dice.random() < 0.1:
+                    await asyncio.sleep(0.001)
+            streams.wrong.clear()
+            await until("all are taken", lambda: kept.appender.held == 0)
+            assert sorted({each for taken in streams.taken.values() for each in taken}) == list(range(600))
+            assert (kept.appender.held_bytes, kept.appender._aside_count) == (0, 0)
 
     asyncio.run(main())

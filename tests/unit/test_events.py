@@ -16,6 +16,7 @@ from wsgate.payload import BINARY, JSON, TEXT, Payload
 from wsgate.reasons import Reason
 from wsgate.shard.events import EVENT_TYPES, Events
 from wsgate.shard.options import NO_EVENTS, EventOptions
+from wsgate.turns import FULL, Sender
 
 VECTORS: Final[list[dict[str, Any]]] = json.loads(
     (Path(__file__).resolve().parents[2] / "protocols" / "backend" / "v1" / "vectors.json").read_text()
@@ -31,10 +32,15 @@ class Kept:
         self.data: list[tuple[bytes, int]] = []
         self.is_full = False
 
-    def append(self, data: bytes, *, commands: int = 1, done: Callable[[str], None] | None = None) -> bool:
+    def append(self, data: bytes, *, commands: int = 1, stream: bytes = b"") -> bool:
         if not self.is_full:
             self.data.append((data, commands))
         return not self.is_full
+
+    def offer(
+        self, data: bytes, sender: Sender, done: Callable[[str], None], *, commands: int, stream: bytes
+    ) -> str:
+        return "" if self.append(data, commands=commands, stream=stream) else FULL
 
 
 def commands_of(data: bytes) -> list[list[bytes]]:
@@ -85,7 +91,8 @@ class Bench:
                 self.events.unsubscribed(CONN, member, fields["ch"].encode())
             case "message":
                 payload = Payload(ENCODINGS[fields["encoding"]], bytes.fromhex(fields["data"]))
-                assert self.events.message(CONN, member, payload, lambda outcome: None)
+                sender = Sender(member.user, CONN)
+                assert self.events.message(CONN, member, payload, sender, lambda outcome: None) == ""
 
 
 @pytest.fixture(autouse=True)
@@ -162,5 +169,6 @@ def test_what_is_too_much_is_dropped_and_counted_or_said_to_who_asked() -> None:
     member = bench.events.member(Identity("42", NO_PERMISSIONS, 0), 0)
     bench.events.connected(CONN, member)
     assert bench.counts == {"events_dropped": 1}
-    assert not bench.events.message(CONN, member, Payload(JSON, b"1"), lambda outcome: None)
+    sender = Sender("42", CONN)
+    assert bench.events.message(CONN, member, Payload(JSON, b"1"), sender, lambda outcome: None) == FULL
     assert bench.counts == {"events_dropped": 1}, "whoever sent it is told instead"

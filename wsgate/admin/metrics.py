@@ -284,6 +284,12 @@ _GAUGES: Final = (
     ),
     _Gauge("events_waiting", "Events that no stream has answered for yet.", "events_waiting"),
     _Gauge("events_waiting_bytes", "Their bytes.", "events_waiting_bytes"),
+    _Gauge(
+        "events_streams_refusing",
+        "Event streams that refuse what a shard appends, each counted once a shard. Readiness says nothing"
+        " about streams, so alert on more than 0.",
+        "events_streams_refusing",
+    ),
     _Gauge("keys_awaited", "Whether a key set is to be fetched and none was yet.", "keys_awaited"),
     _Gauge("python_blocks", "Memory blocks that CPython's allocator has given out.", "python_blocks"),
     _Gauge("connections_held", "Connections in the table, in whatever state.", "now_connections"),

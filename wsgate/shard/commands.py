@@ -248,8 +248,8 @@ class Commands:
         size = len(payload.data)
         self._hold(conn, size)
         done = partial(self._sent, conn, dialect, command.id, size)
-        if not events.message(conn, member, payload, done):
-            done("full")
+        if refused := events.message(conn, member, payload, self._sender(conn, member), done):
+            done(refused)
 
     def _sent(self, conn: int, dialect: Dialect, id: int | None, size: int, outcome: str) -> None:
         self._release(conn, size)

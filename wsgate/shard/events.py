@@ -19,6 +19,7 @@ from wsgate.bus import Appender, pack
 from wsgate.payload import BINARY, JSON, TEXT, Payload
 from wsgate.reasons import Reason
 from wsgate.shard.options import EventOptions
+from wsgate.turns import FULL, Sender
 
 __all__ = ["EVENT_TYPES", "Events", "Tracked"]
 
@@ -77,6 +78,12 @@ class Events:
         """Each once, however many streams it serves."""
         return tuple(dict.fromkeys(self._appenders))
 
+    @property
+    def refusing_streams(self) -> int:
+        """How many of the streams refuse events now."""
+        pairs = zip(self._streams, self._appenders, strict=True)
+        return sum(appender.refuses(stream) for stream, appender in pairs) if self.is_on else 0
+
     async def flush(self, within_s: float) -> int:
         """Wait until everything is told; how much was not when the time was over."""
         end_s = time.monotonic() + within_s
@@ -112,27 +119,34 @@ class Events:
         if member is not None and "unsubscribed" in self._enabled:
             self._tell(b"unsubscribed", conn, member.user_utf8, {b"ch": name})
 
-    def message(self, conn: int, member: Member, payload: Payload, done: Callable[[str], None]) -> bool:
+    def message(
+        self, conn: int, member: Member, payload: Payload, sender: Sender, done: Callable[[str], None]
+    ) -> str:
         """It said something to the backend; `done` is told what `AppendOutcome` tells.
 
         Returns:
-            False: too much waits already, or the bus has no memory for it, and `done` is not called.
+            "" when it was accepted; else why not, as `Appender.offer` says, and `done` is not called. `full`
+            also when the bus has no memory for it.
         """
         if not self.has_room():
-            return False
+            return FULL
         more = {b"data": payload.data, b"encoding": _ENCODINGS[payload.encoding]}
-        return self._tell(b"message", conn, member.user_utf8, more, done)
+        place, data, commands = self._form(b"message", conn, member.user_utf8, more)
+        return self._appenders[place].offer(
+            data, sender, done, commands=commands, stream=self._streams[place]
+        )
 
     # --- its form ---------------------------------------------------------------------------------------
 
-    def _tell(
-        self,
-        kind: bytes,
-        conn: int,
-        user: bytes,
-        more: Mapping[bytes, bytes] | None = None,
-        done: Callable[[str], None] | None = None,
-    ) -> bool:
+    def _tell(self, kind: bytes, conn: int, user: bytes, more: Mapping[bytes, bytes] | None = None) -> None:
+        place, data, commands = self._form(kind, conn, user, more)
+        if not self._appenders[place].append(data, commands=commands, stream=self._streams[place]):
+            self._count("events_dropped", 1)
+
+    def _form(
+        self, kind: bytes, conn: int, user: bytes, more: Mapping[bytes, bytes] | None = None
+    ) -> tuple[int, bytes, int]:
+        """Which stream an event belongs to, its commands packed, and how many they are."""
         self._number += 1
         public = b"%016x" % self._public_id(conn)
         fields = {
@@ -153,10 +167,7 @@ class Events:
         if self._publish:
             data += pack(self._publish, stream, _as_json(fields))
             commands = 2
-        is_accepted = self._appenders[place].append(data, commands=commands, done=done)
-        if not is_accepted and done is None:
-            self._count("events_dropped", 1)
-        return is_accepted
+        return place, data, commands
 
 
 def _as_json(fields: Mapping[bytes, bytes]) -> bytes:

@@ -165,6 +165,7 @@ LAYOUT: Final = Layout(
         "keys_awaited",  # 1: a key set is to be fetched and none was yet
         "events_waiting",
         "events_waiting_bytes",
+        "events_streams_refusing",
         "python_blocks",  # memory blocks CPython's allocator has given out
         *(f"now_{name}" for name in STATE_NAMES[1:]),
         "now_connections",

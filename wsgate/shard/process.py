@@ -723,7 +723,7 @@ class Shard:
             + self._commands.waiting_bytes
             + self._publisher.waiting_bytes
             + self._hub.waiting_bytes
-            + sum(each.held_bytes for each in set(self._events.appenders))
+            + sum(each.memory_bytes for each in set(self._events.appenders))
             + (rates.users * LEASE_BYTES if rates else 0)
             + waiting_bytes()
         )
@@ -763,6 +763,7 @@ class Shard:
         region["events_trimmed"] = sum(each.trimmed for each in self._events.appenders)
         region["events_waiting"] = sum(each.held for each in self._events.appenders)
         region["events_waiting_bytes"] = sum(each.held_bytes for each in self._events.appenders)
+        region["events_streams_refusing"] = self._events.refusing_streams
 
 
 def _payload_limit_bytes(options: ShardOptions) -> int:
