@@ -1,4 +1,4 @@
-"""What the kernel keeps for a peer that does not read is on an account until it is free, also after the close."""
+"""Data that the kernel keeps for a peer that does not read is accounted until it is freed, also after Close."""
 
 import socket
 from collections.abc import Iterator

@@ -37,7 +37,7 @@ def signed(header: bytes, claims: bytes, *, secret: bytes = SECRET, digest: str 
 def is_accepted(token: bytes) -> bool:
     """Whether the verifier opens a connection for this token, under the plain policy."""
     try:
-        Verifier(KEYS, TokenPolicy(), PermissionTable(16)).verify_connection(token, now_s=NOW_S)
+        Verifier(KEYS, TokenPolicy(), PermissionTable()).verify_connection(token, now_s=NOW_S)
     except TokenError:
         return False
     return True
@@ -50,7 +50,7 @@ def agree(token: bytes) -> bool:
         AssertionError: The verifier accepts what the oracle refuses, or reads it differently.
     """
     for policy in POLICIES:
-        verifier = Verifier(KEYS, TokenPolicy(**policy), PermissionTable(16))
+        verifier = Verifier(KEYS, TokenPolicy(**policy), PermissionTable())
         oracle = Oracle(SECRET, **policy)
         try:
             found = verifier.verify_connection(token, now_s=NOW_S)

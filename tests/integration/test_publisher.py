@@ -664,7 +664,7 @@ def test_hostile_answers_end_the_connection_and_every_command_has_an_outcome(see
 
 def test_what_must_reach_somebody_and_reaches_nobody_says_so(valkey: Valkey) -> None:
     async def main() -> None:
-        async with speaking(valkey.address) as asked:
+        async with speaking(parse_address(valkey.url)) as asked:
             for must_reach in (True, False):
                 asked.publish(must_reach=must_reach)
             await until("answered", lambda: asked.is_done)
