@@ -1,4 +1,4 @@
-"""Data that the kernel keeps for a peer that does not read is accounted until it is freed, also after Close."""
+"""Data that the kernel keeps for a peer that does not read is accounted until it is freed."""
 
 import socket
 from collections.abc import Iterator
