@@ -147,6 +147,30 @@ DEFECTS: Final = {
         "        if audience:\n",
         "        if audience and claims.aud is UNSET:\n",
     ),
+    "judge": Defect(
+        "an outbox that is judged by its limits although its socket was never full",
+        "wsgate/reactor/outbox.pyx",
+        "        while outbox.owed and over(core, outbox, frame.length):",
+        "        while over(core, outbox, frame.length):",
+    ),
+    "pacing": Defect(
+        "publications that are handed on although outboxes of readers are full",
+        "wsgate/shard/pacing.py",
+        "        if backlog.is_held or reactor.is_full:",
+        "        if backlog.is_held:",
+    ),
+    "backlog": Defect(
+        "a backlog of publications that is on no account",
+        "wsgate/shard/process.py",
+        "            + self._backlog.held_bytes\n",
+        "",
+    ),
+    "unnamed": Defect(
+        "publications that the backlog drops without a notice to their subscribers",
+        "wsgate/bus/backlog.pyx",
+        "            if before == NULL or sizes[0] != before_size",
+        "            if before != NULL and sizes[0] != before_size",
+    ),
 }
 QUIET: Final = ("-q", "-x", "-p", "no:cacheprovider")
 _PYTEST: Final = ("-m", "pytest", *QUIET)
@@ -165,6 +189,10 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "final": ((*_PYTEST, "tests/unit/test_passing.py"), (*_PYTEST, "tests/unit/test_codes.py")),
     "padding": ((*_PYTEST, "tests/unit/test_auth_differential.py"), (*_FUZZ, "tokens")),
     "audience": ((*_PYTEST, "tests/unit/test_auth_tokens.py"), (*_FUZZ, "tokens")),
+    "judge": ((*_PYTEST, "tests/unit/test_pacing.py"),),
+    "pacing": ((*_PYTEST, "tests/unit/test_backlog.py"),),
+    "backlog": ((*_PYTEST, "tests/attack/test_gateway_burst.py", "-k", "on_the_books"),),
+    "unnamed": ((*_PYTEST, "tests/unit/test_backlog.py"),),
 }
 """For each defect that needs no sanitizer, the commands each of which must notice it."""
 

@@ -6,6 +6,7 @@ from typing import Any, Final, cast
 
 from tests.support.fake_bus import until
 from wsgate.address import parse_address
+from wsgate.bus.backlog import Backlog
 from wsgate.bus.cluster import ClusterPublisher, ClusterSubscriber, Topology
 from wsgate.bus.topology import SLOTS, ClusterMap, Node, slot_of
 
@@ -80,7 +81,7 @@ def test_a_publication_follows_its_slot_so_often_and_no_further() -> None:
 def test_lanes_are_to_exactly_those_who_have_slots() -> None:
     async def main() -> None:
         where = topology()
-        subscriber = ClusterSubscriber(where, b"wsgate:ch:", Listener())
+        subscriber = ClusterSubscriber(where, b"wsgate:ch:", Listener(), Backlog(1 << 20))
         running = asyncio.ensure_future(subscriber.run())
         await asyncio.sleep(0)
         tell(where, ONE, OTHER)
@@ -102,7 +103,7 @@ def test_lanes_are_to_exactly_those_who_have_slots() -> None:
 def test_names_that_reach_every_server_are_one_each() -> None:
     async def main() -> None:
         where = topology()
-        subscriber = ClusterSubscriber(where, b"wsgate:ch:", Listener())
+        subscriber = ClusterSubscriber(where, b"wsgate:ch:", Listener(), Backlog(1 << 20))
         assert subscriber.reaching(b"probe") == []
         tell(where, ONE, OTHER)
         names = subscriber.reaching(b"probe")
@@ -128,7 +129,7 @@ def test_slots_that_a_server_inherits_which_was_there_before_are_subscribed_agai
 
     async def main() -> None:
         where, told = topology(), Told()
-        subscriber = ClusterSubscriber(where, b"wsgate:ch:", cast(Any, told))
+        subscriber = ClusterSubscriber(where, b"wsgate:ch:", cast(Any, told), Backlog(1 << 20))
         running = asyncio.ensure_future(subscriber.run())
         await asyncio.sleep(0)
         tell(where, ONE, OTHER)

@@ -743,7 +743,7 @@ def test_garbage_has_a_defined_form_in_every_dialect_s24(live: Bench, data: byte
     assert live.counts["publications_malformed"] == 0
 
 
-def test_what_is_larger_than_its_channel_takes_is_dropped_and_counted(live: Bench) -> None:
+def test_what_is_larger_than_its_channel_takes_is_dropped_and_its_subscribers_are_told(live: Bench) -> None:
     small, big = heard(live), heard(live, b"big:1")
     for name, size in [(b"news", 1_000), (b"news", 1_001), (b"big:1", 50_000), (b"big:1", 50_001)]:
         live.hub.on_message(name, b"x" * size)
@@ -757,6 +757,47 @@ def test_what_is_larger_than_its_channel_takes_is_dropped_and_counted(live: Benc
     [gap] = [each for each in received[0] if each["op"] == "gap"]
     assert gap == {"op": "gap", "ch": "news", "reason": "too_large", "retry_ms": gap["retry_ms"]}
     assert live.counts == {"publications_received": 7, "publications_too_large": 4, "gaps_too_large": 2}
+
+
+def gaps_of(live: Bench, peer: Peer) -> list[tuple[str | None, str]]:
+    received = [json.loads(text) for text in live.texts(peer)]
+    return [(each.get("ch"), each["reason"]) for each in received if each["op"] == "gap"]
+
+
+def test_what_the_backlog_dropped_is_told_to_the_subscribers_of_its_channel(live: Bench) -> None:
+    here, other = heard(live), heard(live, b"other")
+    live.hub.on_dropped(b"news")
+    live.hub.on_dropped(b"nobody is here")
+    live.hub.on_message(b"news", b"1")
+    assert [json.loads(text)["op"] for text in live.texts(here)] == ["gap", "msg"]
+    assert live.texts(other) == []
+    assert live.counts["gaps_slow"] == 1
+
+
+def test_what_the_backlog_dropped_of_all_channels_is_told_to_all_connections(live: Bench) -> None:
+    peers = [heard(live, name) for name in (b"a", b"b", b"c")]
+    live.hub.on_dropped(None)
+    while live.hub.has_gaps:
+        live.hub.gap_step()
+    live.time_ms += SETTLE_MS
+    while live.hub.tidy():
+        pass
+    assert [gaps_of(live, peer) for peer in peers] == [[(None, "slow")]] * 3
+
+
+def test_what_was_published_before_a_channel_had_subscribers_is_not_sent_to_them(live: Bench) -> None:
+    """It waited in the backlog while the last subscriber left and another one came."""
+    peer = live.connect()
+    live.join(peer, b"news")
+    live.hub.on_message(b"news", b"1")
+    live.confirm()
+    live.hub.on_message(b"news", b"2")
+    assert live.texts(peer) == [b'{"op":"msg","ch":"news","data":2}']
+    # Asked once more while somebody is live: who is live goes on, whatever others wait for.
+    live.hub.resubscribe()
+    live.hub._unconfirmed[b"news"] = 1
+    live.hub.on_message(b"news", b"3")
+    assert live.texts(peer) == [b'{"op":"msg","ch":"news","data":3}']
 
 
 def test_what_nobody_here_listens_to_is_not_even_looked_at(live: Bench) -> None:

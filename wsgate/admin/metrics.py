@@ -228,6 +228,12 @@ _COUNTERS: Final = (
         "Whole messages of clients that were dropped because the connection was reset in the same turn.",
         "messages_from_gone",
     ),
+    _one(
+        "publications_dropped",
+        "Publications that a shard dropped, because more arrived than its backlog holds; their subscribers"
+        " are sent a gap.",
+        "publications_dropped",
+    ),
     _one("probes", "Probes that came back through the bus.", "probes_echoed"),
     _one("client_requests", "GET /client.js on the client port.", "client_asked"),
     _one("readiness_requests", "GET /readyz on the client port.", "readiness_asked"),
@@ -265,6 +271,12 @@ _GAUGES: Final = (
     _Gauge("phase", "0 starting, 1 ready, 2 draining.", "phase"),
     _Gauge("room", "How many more connections fit; the weight of the shard's listener.", "room"),
     _Gauge("bus_up", "Whether the shard's subscriber connection to the bus is up.", "bus_up"),
+    _Gauge(
+        "backlog_publications",
+        "Publications that the shard has received and not handed on to its clients yet.",
+        "backlog_publications",
+    ),
+    _Gauge("backlog_bytes", "Bytes of memory that the shard holds for them.", "backlog_bytes"),
     _Gauge("subscriptions_pending", "Channels the bus has not confirmed yet.", "subscriptions_pending"),
     _Gauge("token_cache_entries", "Verified tokens remembered.", "token_cache_entries"),
     _Gauge(

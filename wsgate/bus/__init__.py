@@ -1,14 +1,15 @@
 """What carries publications between shards, nodes and backends: Redis or Valkey.
 
-`subscriber` is the way in, `publisher` the way out, `appender` the way to streams, each on a `connection`
-of its own with a compiled reader; `cluster` is these over many servers, `topology` says which those are and
-asks through `question`; `envelope` is what a publication looks like on the way, `names` what it is called
-there; `revocations` are kept on the bus for shards that come later. The contract for others is
-protocols/bus/v1.
+`subscriber` is the way in, `backlog` where publications wait, `publisher` the way out, `appender` the way to
+streams, each on a `connection` of its own with a compiled reader; `cluster` is these over many servers,
+`topology` says which those are and asks through `question`; `envelope` is what a publication looks like on
+the way, `names` what it is called there; `revocations` are kept on the bus for shards that come later. The
+contract for others is protocols/bus/v1.
 """
 
 from wsgate.address import BusAddress, parse_address
 from wsgate.bus.appender import Appender, AppenderOptions
+from wsgate.bus.backlog import Backlog
 from wsgate.bus.bus import Bus, BusPublisher, BusSubscriber, make_bus, make_publisher
 from wsgate.bus.cluster import ClusterListener, Covers
 from wsgate.bus.connection import pack
@@ -28,6 +29,7 @@ __all__ = [
     "USER_ENTER",
     "Appender",
     "AppenderOptions",
+    "Backlog",
     "Bus",
     "BusAddress",
     "BusPublisher",

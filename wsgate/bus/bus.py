@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from wsgate.address import BusAddress
 from wsgate.bus.appender import Appender, AppenderOptions
+from wsgate.bus.backlog import Backlog
 from wsgate.bus.cluster import ClusterListener, ClusterPublisher, ClusterSubscriber, Topology
 from wsgate.bus.publisher import Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberOptions
@@ -48,7 +49,11 @@ class Bus:
 
 
 def make_bus(
-    address: BusAddress, prefix: bytes, listener: ClusterListener, options: SubscriberOptions
+    address: BusAddress,
+    prefix: bytes,
+    listener: ClusterListener,
+    backlog: Backlog,
+    options: SubscriberOptions,
 ) -> Bus:
     """A bus that is not connected yet.
 
@@ -56,10 +61,11 @@ def make_bus(
         address: Where it is.
         prefix: What channel names start with on it.
         listener: Who is told.
+        backlog: Where publications go.
         options: For its connections; publishes have the same time for an answer.
     """
     if not address.is_cluster:
-        subscriber = Subscriber(address, prefix, listener, options)
+        subscriber = Subscriber(address, prefix, listener, backlog, options)
         publisher = Publisher(
             address,
             connect_timeout_s=options.connect_timeout_s,
@@ -68,7 +74,7 @@ def make_bus(
         )
         return Bus(address, subscriber, publisher, (subscriber, publisher))
     topology = Topology(address, options.connect_timeout_s, listener.on_failed)
-    sharded = ClusterSubscriber(topology, prefix, listener, options)
+    sharded = ClusterSubscriber(topology, prefix, listener, backlog, options)
     speaking = ClusterPublisher(
         topology,
         connect_timeout_s=options.connect_timeout_s,

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from wsgate.address import BusAddress
+from wsgate.bus.backlog import Backlog
 from wsgate.bus.publisher import CallDone, Done, Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 from wsgate.bus.topology import SLOTS, ClusterMap, Node, read_cluster, slot_of
@@ -119,7 +120,9 @@ class _Lane:
         self.node = node
         self.owner = owner
         address = owner.topology.address.server(*node)
-        self.subscriber = Subscriber(address, owner.prefix, self, owner.options, is_sharded=True)
+        self.subscriber = Subscriber(
+            address, owner.prefix, self, owner.backlog, owner.options, is_sharded=True
+        )
         self.task = asyncio.get_running_loop().create_task(self.subscriber.run())
 
     def covers(self, name: bytes) -> bool:
@@ -135,9 +138,6 @@ class _Lane:
 
     def on_failed(self, why: str) -> None:
         self.owner.listener.on_failed(f"{self.node[0]}:{self.node[1]}: {why}")
-
-    def on_message(self, name: bytes, payload: bytes | None) -> None:
-        self.owner.listener.on_message(name, payload)
 
     def on_control(self, name: bytes, payload: bytes | None) -> None:
         self.owner.listener.on_control(name, payload)
@@ -159,6 +159,7 @@ class ClusterSubscriber:
         topology: Which servers there are.
         prefix: What channel names start with on the bus.
         listener: Who is told.
+        backlog: Where the publications of all servers go, in the order of their arrival.
         options: For each connection.
     """
 
@@ -167,11 +168,13 @@ class ClusterSubscriber:
         topology: Topology,
         prefix: bytes,
         listener: ClusterListener,
+        backlog: Backlog,
         options: SubscriberOptions | None = None,
     ) -> None:
         self.topology = topology
         self.prefix = prefix
         self.listener = listener
+        self.backlog = backlog
         self.options = options or SubscriberOptions()
         self._lanes: dict[Node, _Lane] = {}
         self._owners = topology.map.owners  # of the map that was applied last

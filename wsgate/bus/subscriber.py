@@ -1,13 +1,15 @@
 """One connection that hears: SUBSCRIBE out, publications in.
 
-Owns its reconnecting and who still has to be answered; knows nothing of what the names mean. Everything
-it has to say it says to one listener, on the loop, never from inside a call to it. While the
+Owns its reconnecting and who still has to be answered; knows nothing of what the names mean. Publications
+go to a backlog, from which its owner hands them on at its own pace. Everything else is said to one listener,
+on the loop, never from inside a call to it, and does not wait for the backlog. While the
 connection is down it forgets what was subscribed: whoever owns the subscriptions hears `on_up` and
 subscribes again.
 
-Its memory is bounded, also while the bus stands still: at most `UNANSWERED_LIMIT` names are sent and not
-answered, the others wait. A name waits for one command only, because the opposite command cancels it, so
-that a client that subscribes and unsubscribes in a loop adds nothing.
+Its memory is bounded, also while the bus stands still: the backlog has a limit, and at most
+`UNANSWERED_LIMIT` names are sent and not answered, the others wait. A name waits for one command only,
+because the opposite command cancels it, so that a client that subscribes and unsubscribes in a loop adds
+nothing.
 
 A bus that is connected and of no use is left: one that is silent after a PING, one that does not
 confirm what it was asked, one that says no.
@@ -31,6 +33,7 @@ from typing import Final, Protocol
 
 from wsgate.address import BusAddress
 from wsgate.bus import push
+from wsgate.bus.backlog import Backlog
 from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
 from wsgate.bus.topology import slot_of
 from wsgate.errors import BackendError
@@ -83,22 +86,22 @@ class SubscriberListener(Protocol):
     def on_failed(self, why: str) -> None:
         """The connection was lost, or could not be made: why, for a log. After `on_down`."""
 
-    def on_message(self, name: bytes, payload: bytes | None) -> None:
-        """A publication to a channel, its name without the prefix; None: larger than the limit."""
-
     def on_control(self, name: bytes, payload: bytes | None) -> None:
         """A publication to a name outside the channels' prefix, whole; None: from now on it is heard."""
 
     def on_subscribed(self, name: bytes) -> bool:
         """The bus confirmed one SUBSCRIBE of this name: what is published from now on is heard.
 
+        It is called as soon as the confirmation is received, however much waits in the backlog. What was
+        published to the name after it is taken from the backlog after this call.
+
         Returns:
             False: there is more to be done about it than fits a pass. It is called again in the next
-            one, before anything else is handed up.
+            one, before anything else is handed up or taken from the backlog.
         """
 
     def on_pass(self) -> None:
-        """The replies of one pass were handed up: a good time to write."""
+        """What was received is handed up or in the backlog: a good time to take from that, and to write."""
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
         """The slot of a sharded channel moved: it is not heard here any more, or (`was_asked`) not yet."""
@@ -122,6 +125,7 @@ class Subscriber:
         address: BusAddress,
         prefix: bytes,
         listener: SubscriberListener,
+        backlog: Backlog,
         options: SubscriberOptions | None = None,
         *,
         is_sharded: bool = False,
@@ -132,12 +136,14 @@ class Subscriber:
             address: Where the bus is; names are resolved, and sentinels asked, anew for every attempt.
             prefix: What channel names start with on the bus.
             listener: Who is told.
+            backlog: Where publications go: names without the prefix; a payload over the limit is None.
             options: Defaults to `SubscriberOptions()`.
             is_sharded: The server is one of a cluster, and channels are sharded channels of its slots.
         """
         self._address = address
         self._prefix = prefix
         self._listener = listener
+        self._backlog = backlog
         self._options = options or SubscriberOptions()
         self._connection: Connection | None = None
         self._unsent: dict[bytes, bytes] = {}  # whole name: the one command that waits for it
@@ -150,6 +156,7 @@ class Subscriber:
         self._has_refused = False  # and refused something
         self._unanswered = 0  # names sent in commands and not answered
         self._progress_s = 0.0  # when the last of them was, or the first was sent
+        self._publications = 0  # received on this connection before the last pass
         self.connects = 0
         self.failures = 0
 
@@ -252,7 +259,8 @@ class Subscriber:
             self._unanswered = 0
             self._asked.clear()
             self._connection = connection
-            connection.start(self)
+            self._publications = 0
+            connection.start(self, self._backlog)
             self._listener.on_up()
             await self._watch(connection)
         finally:
@@ -293,14 +301,9 @@ class Subscriber:
     def hand_up(self, replies: list[Reply]) -> int:
         """Tell the listener; a fault of its own costs it one reply and not the connection."""
         listener, place = self._listener, -1
-        if self._unanswered and replies and replies[0][0] == push.MESSAGE:
-            # We are behind with hearing; the confirmation stands in the queue.
-            self._progress_s = asyncio.get_running_loop().time()
         for place, (kind, name, payload) in enumerate(replies):
             try:
-                if kind == push.MESSAGE or kind == push.TOO_LARGE:
-                    listener.on_message(name, payload)
-                elif kind == push.SUBSCRIBED:
+                if kind == push.SUBSCRIBED:
                     if not listener.on_subscribed(name):
                         return place
                     self._on_answer()
@@ -355,6 +358,10 @@ class Subscriber:
     def on_pass(self) -> None:
         """Pass it on."""
         if self._connection is not None:
+            if self._unanswered and self._connection.publications != self._publications:
+                # The server sends what it had queued before; the confirmation stands behind that.
+                self._progress_s = asyncio.get_running_loop().time()
+            self._publications = self._connection.publications
             try:
                 self._listener.on_pass()
             except Exception as error:

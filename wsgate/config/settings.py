@@ -307,8 +307,11 @@ class Limits(Section, frozen=True, kw_only=True):
     # 0 to 1000000. Default 2000.
     publish_burst: Annotated[int, Meta(ge=0, le=1_000_000)] = 2_000
 
-    # Bytes that may wait to be written to a connection before its channels' slow_consumer decides. The
-    # hard bound on what one slow reader holds. Size, 1KiB to 1GiB. Default "1MiB".
+    # Bytes that may wait to be written to a connection before its channels' slow_consumer decides. This and
+    # the next two judge only connections that are behind: the socket was full, and has not yet taken all that
+    # waited then. Others are never judged; publications wait for them in the backlog of [bus]. In its first
+    # 5 s behind a connection may hold more: connections together a quarter of that backlog. Size, 1KiB to
+    # 1GiB. Default "1MiB".
     outbox_bytes: Annotated[int, _size("1KiB", "1GiB")] = 1_048_576
 
     # Frames that may wait, for floods of small ones. 1 to 1048576. Default 256.
@@ -422,6 +425,12 @@ class Bus(Section, frozen=True, kw_only=True):
     # wait for a random part of this time, because all at once would be too much for the backend. 0 lets
     # 5,000 clients a second load, and is at least 2 s. Duration, 0s to 1h. Default "0s".
     gap_spread_ms: Annotated[int, _duration("0", "1h")] = field(default=0, name="gap_spread")
+
+    # What each shard may hold of publications that it has received and not yet given to its clients. A burst
+    # up to this size reaches every client that reads; of a larger one the oldest publications are lost, and
+    # their subscribers are sent a gap. Large, because the server cuts a subscriber that does not read. At
+    # most a quarter of the shard's share of memory_budget. Size, 1MiB to 16GiB. Default "32MiB".
+    backlog_bytes: Annotated[int, _size("1MiB", "16GiB")] = field(default=32 * 1024 * 1024, name="backlog")
 
 
 class Events(Section, frozen=True, kw_only=True):

@@ -46,6 +46,13 @@ FIXED: Final = {
 }
 """Settings that a running node keeps, by section; none named: all of the section."""
 
+BACKLOG_SHARE: Final = 4
+"""The backlog of a shard takes at most so great a part of the shard's memory."""
+BLOCKED_GRACE_MS: Final = 5_000
+"""A socket is also full while its peer's process waits for a processor: on a busy machine for seconds."""
+BLOCKED_SHARE: Final = 4
+"""What connections with full sockets may hold within that time, as a part of the backlog."""
+
 POLICIES: Final = {
     "close": events.POLICY_CLOSE,
     "drop_oldest": events.POLICY_DROP_OLDEST,
@@ -117,7 +124,13 @@ class Machine(NamedTuple):
     bus_bytes: int = 0
 
 
-def _settings(config: Config) -> Settings:
+def _backlog_bytes(config: Config, machine: Machine) -> int:
+    """What one shard may hold of publications that it has not handed on yet."""
+    share = memory_share(config.admission.memory_budget_bytes, machine.shards, machine.bus_bytes)
+    return min(config.bus.backlog_bytes, share // BACKLOG_SHARE)
+
+
+def _settings(config: Config, machine: Machine) -> Settings:
     limits = config.limits
     return Settings(
         head_timeout_ms=limits.head_timeout_ms,
@@ -129,6 +142,8 @@ def _settings(config: Config) -> Settings:
         outbox_limit_bytes=limits.outbox_bytes,
         outbox_limit_frames=limits.outbox_frames,
         outbox_age_ms=limits.outbox_age_ms,
+        blocked_grace_ms=BLOCKED_GRACE_MS,
+        blocked_grace_bytes=_backlog_bytes(config, machine) // BLOCKED_SHARE,
         write_timeout_ms=limits.write_timeout_ms,
         ping_interval_ms=config.heartbeat.ping_interval_ms,
         pong_timeout_ms=config.heartbeat.pong_timeout_ms,
@@ -195,13 +210,14 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
     return ShardOptions(
         node=running.node,
         number=number,
-        reactor=_settings(config),
+        reactor=_settings(config, machine),
         gate=node_limits.gate(_common_gate(config, machine), number),
         node_limits=node_limits,
         bus=parse_address(running.bus_url),
         bus_prefix=config.bus.prefix,
         bus_connect_timeout_s=config.bus.connect_timeout_ms / 1000,
         bus_command_timeout_s=config.bus.command_timeout_ms / 1000,
+        bus_backlog_bytes=_backlog_bytes(config, machine),
         path=config.server.path,
         is_dev=config.server.dev,
         page_url=f"http://{url_host(config.admin.host)}:{running.admin_port}/" if config.server.dev else "",

@@ -13,8 +13,12 @@ limits.
 A connection that falls behind has a grace first (`Limits.grace_ms`, 0: none), because a socket is also full
 for a moment when the peer's process waits for a processor. Within the grace the outbox may hold
 `outbox_bytes`, or an equal share of `grace_bytes` if that is more. It earns another grace by taking
-64 KiB within one. No publication waits for a connection in its grace, unless those over half their limits
-are more than half of all connections: then the node is too fast for its clients and not they for it.
+64 KiB within one. No publication waits for one connection in its grace. Publications do wait for a crowd, where
+more than a sixteenth of all connections are in their grace and over half their limits: then the node is too
+fast for its clients and not they for it, and their graces go on as long as the crowd lasts. So that a crowd of
+peers that stop on purpose does not delay the others for ever, this has an allowance: 10 s of waiting at once,
+which comes back with 1 us for each byte that a connection which is behind takes, and in a quarter of the time
+that nothing waits for a crowd. A crowd that reads 1 MB a second together is waited for as long as it takes.
 
 The rules of overflow of a connection that is judged, in order:
 
@@ -51,8 +55,8 @@ from wsgate.reactor.pongs cimport (
 )
 from wsgate.reactor.structs cimport (
     CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, CLASS_REPLY, CLASS_RESPONSE, Connection, Core,
-    DROPPED_CLOSING, DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap, KEEPS_UP_UNITS, KIND_OUTBOX,
-    Outbox, PACE_BEHIND, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
+    CROWD_MS, CROWD_PART, CROWD_REST, DROPPED_CLOSING, DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap,
+    KEEPS_UP_UNITS, KIND_OUTBOX, Outbox, PACE_BEHIND, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
     PONGS_DROPPED, STATE_OPEN,
 )
 
@@ -196,11 +200,25 @@ cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil:
 
 cdef bint outbox_paces(Core *core) noexcept nogil:
     """Whether publications have to wait for connections that are not judged. O(1)."""
-    return core.paced[<int>PACE_READER] != 0 or is_majority_behind(core)
+    return core.paced[<int>PACE_READER] != 0 or is_crowd_awaited(core)
 
 
-cdef inline bint is_majority_behind(Core *core) noexcept nogil:
-    return core.paced[<int>PACE_BEHIND] * 2 > core.states[<int>STATE_OPEN]
+cdef inline bint is_crowd_behind(Core *core) noexcept nogil:
+    """Whether so many are behind that it is not their fault. One alone is a crowd only where nobody else is."""
+    cdef uint32_t behind = core.paced[<int>PACE_BEHIND], all_open = core.states[<int>STATE_OPEN]
+    return behind * CROWD_PART > all_open and (behind > 1 or all_open == 1)
+
+
+cdef inline bint is_crowd_awaited(Core *core) noexcept nogil:
+    return core.crowd_us > 0 and is_crowd_behind(core)
+
+
+cdef void outbox_pass_time(Core *core, int64_t ms) noexcept nogil:
+    """Charge the time that passed to the allowance of crowds, or refill it; bytes that are taken refill it too."""
+    if is_crowd_behind(core):
+        core.crowd_us = max(core.crowd_us - 1000 * ms, <int64_t>0)
+    else:
+        core.crowd_us = min(core.crowd_us + 1000 * ms // CROWD_REST, <int64_t>1000 * CROWD_MS)
 
 
 cdef void begin_grace(Core *core, Outbox *outbox) noexcept nogil:
@@ -227,8 +245,8 @@ cdef int64_t outbox_grace_end(Core *core, Connection *c) noexcept nogil:
 
 
 cdef void outbox_end_grace(Core *core, Connection *c) noexcept nogil:
-    """The grace is over: another one if the peer reads, else the limits hold from now on."""
-    if c.outbox.taken >= KEEPS_UP_UNITS:
+    """The grace is over: another one if the peer reads or is one of a crowd, else the limits hold from now on."""
+    if c.outbox.taken >= KEEPS_UP_UNITS or is_crowd_awaited(core):
         begin_grace(core, c.outbox)
     else:
         c.outbox.grace_ms = 0
@@ -244,7 +262,7 @@ cdef inline uint64_t control_bytes(Outbox *outbox) noexcept nogil:
 cdef bint over_in_grace(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
     """Whether an outbox would hold more than a grace allows; entries count, because frames do not."""
     cdef uint64_t most
-    if is_majority_behind(core):
+    if is_crowd_awaited(core):
         return False                          # the caller waits for them
     most = core.limits.grace_bytes // max(core.paced[<int>PACE_BEHIND], <uint32_t>1)
     return outbox.bytes + size + entries_bytes(outbox.count + 1) > max(most, core.limits.outbox_bytes)
@@ -583,6 +601,7 @@ cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexce
     if outbox.owed:
         # What was dropped meanwhile is owed no more.
         outbox.owed = min(outbox.owed - min(outbox.owed, taken), outbox.bytes + control_bytes(outbox))
+        core.crowd_us = min(core.crowd_us + <int64_t>taken, <int64_t>1000 * CROWD_MS)
         outbox.taken = <uint16_t>min(<uint64_t>outbox.taken + (taken >> 6), <uint64_t>0xFFFF)
         if outbox.owed == 0:
             outbox.grace_ms = 0

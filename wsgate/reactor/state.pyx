@@ -18,8 +18,9 @@ from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_answers_free, gate_close_drains
 from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.memory cimport memory_empty_pool
+from wsgate.reactor.outbox cimport outbox_pass_time
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, Connection, Core, DRAINS_MAX, Frame, KIND_DEFLATE, NONE, PAUSE_MS, REASONS,
+    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, CROWD_MS, Connection, Core, DRAINS_MAX, Frame, KIND_DEFLATE, NONE, PAUSE_MS, REASONS,
     SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
 )
 from wsgate.reactor.table cimport at, table_destroy
@@ -123,6 +124,7 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
         raise SettingsError("now_ms must be 0 or more")
     core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
     core.last_stall_ms = now_ms - STALL_EVERY_MS
+    core.crowd_us = <int64_t>1000 * CROWD_MS
     apply_settings(core, settings)
     channels_start(core, <const uint8_t *>PyBytes_AS_STRING(key))
     core.channels.report_vacated = settings.report_vacated
@@ -161,6 +163,7 @@ cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
             core.forgiven_ms += late // TICK_MS * TICK_MS    # whole steps: the wheel keeps its phase
             core.counters[<int>STALLS_FORGIVEN] += 1
             core.rearm_slot = 0               # expiries are not forgiven: they came nearer on this clock
+    outbox_pass_time(core, min(now_ms - core.now_ms, <int64_t>TICK_MS))    # a pause of ours is not the crowd's
     core.now_ms = now_ms
     core.clock_ms = now_ms - core.forgiven_ms
 

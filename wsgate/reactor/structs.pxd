@@ -49,6 +49,9 @@ cdef enum:
     WALK_STEP = 1024             # subscribers taken at once of one that is
     WALK_AHEAD = 1024            # connections on the bulk list below which the next step is due
     GAP_BYTES = 64               # what a pending gap is charged at most
+    CROWD_PART = 16              # behind at once, so great a part of all connections is a crowd
+    CROWD_MS = 10000             # publications wait for crowds for so long at once,
+    CROWD_REST = 4               # and afterwards this part of the time
     KEEPS_UP_UNITS = 1024        # of 64 bytes: taken within one grace, they earn a blocked connection another
     PASS_MESSAGES = 256          # the read budget of one poll
     PASS_OPENS = 32
@@ -167,7 +170,7 @@ cdef enum EventKind:
 cdef enum Pace:                # of a connection that is open, over half its limits, and not judged by them
     PACE_NONE = 0
     PACE_READER                  # it is not behind: publications wait for it
-    PACE_BEHIND                  # it is behind, in its grace: they wait for a majority of such connections
+    PACE_BEHIND                  # it is behind, in its grace: they wait for a crowd of such connections
     PACES
 
 cdef enum Policy:
@@ -527,6 +530,7 @@ ctypedef struct Core:
     uint32_t states[STATES]      # connections by state
     uint32_t blocked
     uint32_t paced[PACES]        # connections by `Pace`, PACE_NONE apart
+    int64_t crowd_us             # for so long publications may still wait for a crowd; see outbox.pyx
     uint64_t queued_bytes        # the kernel holds for all, as far as it was asked
     uint64_t queued_in[STATES]   # of that, by state
     uint64_t orphan_bytes        # of sockets that were closed with unsent data, until the kernel has given it up

@@ -13,8 +13,13 @@ Rules:
   the bus has memory for it. Inboxes are not asked these questions: the gate refuses their connections.
 - After a lost connection everything is unconfirmed, and all names are sent again: a part per pass, and
   no more while many are unanswered, so that a bus of any speed is asked at its own.
-- What has to be told to many at once is told a part per pass too, and the bus is not heard meanwhile:
-  no publication overtakes the answer to a subscription.
+- What has to be told to many at once is told a part per pass too, and no publication is handed on meanwhile:
+  none overtakes the answer to a subscription.
+- A subscription is confirmed as soon as the bus has confirmed it, also while older publications wait in the
+  backlog: a client does not wait for what others were sent. A new subscriber then also receives what was
+  published to the channel before and still waits, in order; a channel that nobody was subscribed to meanwhile
+  receives nothing of it before its first `subbed`.
+- Whoever loses a publication here is sent a gap: see `gap`.
 - Every publication comes over the bus, also for subscribers on the same shard: one order for all.
 - A channel that was live, and is confirmed again after a loss, may have missed publications until then: it is
   marked, and its subscribers are notified (`wsgate.shard.gaps`). So is a channel that loses one publication.
@@ -49,6 +54,8 @@ UNCONFIRMED_DEFAULT: Final = 1_024
 UNCONFIRMED_LEAST: Final = 64
 UNCONFIRMED_BYTES: Final = 300
 """What an unconfirmed name takes in the tables here, beside what waits for it: measured 210 to 390."""
+MARKED_PER_STEP: Final = 64
+"""Channels whose loss is noted between two publications, when all are concerned: about 0.1 ms."""
 TOLD_PER_PASS: Final = 512
 """Waiters told in one pass: about 2 ms."""
 
@@ -123,6 +130,7 @@ class Hub:
         self._resubscribe_from: int | None = None  # place in the reactor's directory; None: done
         self._resubscribe: list[Covers | None] = []  # what the walk is about; None: everything
         self._asked_early: set[bytes] = set()  # while it is under way: names asked for before it came by
+        self._gap_from: int | None = None  # place in the reactor's directory; None: no walk is under way
 
     def attach(self, bus: BusSubscriber) -> None:
         """Set the subscriber connection; once, before anything else."""
@@ -495,7 +503,7 @@ class Hub:
 
     def _take(self, name: bytes, data: bytes | None) -> None:
         variants = self._reactor.variants(name)
-        if not variants:
+        if not variants or (name in self._unconfirmed and self._is_nobody_live(name)):
             self._count("publications_unheard", 1)
             return
         self._count("publications_received", 1)
@@ -513,6 +521,15 @@ class Hub:
             return
         self._deliver(name, channel, publication, variants)
 
+    def _is_nobody_live(self, name: bytes) -> bool:
+        """Whether all subscribers of a channel still wait for its confirmation.
+
+        What then comes was published before they subscribed, and waited in the backlog.
+        """
+        return len(self._waiters.get(name, ())) >= self._reactor.subscribers(name)
+
+    # --- losses ---------------------------------------------------------------------------------------
+
     def gap(self, name: bytes, reason: GapReason) -> None:
         """Notify the subscribers of a channel that a publication of it is lost.
 
@@ -525,6 +542,26 @@ class Hub:
     def _skip_too_large(self, name: bytes) -> None:
         self._count("publications_too_large", 1)
         self.gap(name, "too_large")
+
+    def on_dropped(self, name: bytes | None) -> None:
+        """The backlog dropped publications of a channel, or (None) of so many that all are notified."""
+        if name is None:
+            self._gap_from = 0
+        else:
+            self.gap(name, "slow")
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the walk over all channels, whose subscribers are notified, is under way."""
+        return self._gap_from is not None
+
+    def gap_step(self) -> None:
+        """Mark the next channels, where all are notified."""
+        if self._gap_from is not None:
+            names, place = self._reactor.channels(self._gap_from, MARKED_PER_STEP)
+            self._gap_from = place or None
+            for name in names:
+                self._gaps.mark(name, "slow")
 
     def _deliver(self, name: bytes, channel: str, publication: Publication, variants: int) -> None:
         shown = _SHOWN_INBOX if name.startswith(_INBOX) else channel

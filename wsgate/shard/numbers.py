@@ -75,6 +75,7 @@ LAYOUT: Final = Layout(
         "publications_malformed",  # broken envelope: dropped
         "publications_too_large",  # over the channel's max_publish: dropped
         "publications_unheard",  # nobody subscribed any more
+        "publications_dropped",  # oldest of the backlog: more arrived than it holds
         "gaps_slow",  # notices to connections: publications that the shard could not keep
         "gaps_bus",  # the bus was lost
         "gaps_too_large",  # a publication was too large
@@ -157,6 +158,8 @@ LAYOUT: Final = Layout(
         "proportional_bytes",  # of a shard's process, weighed once a minute by itself
         "bus_up",
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
+        "backlog_publications",  # received from the bus and not handed on
+        "backlog_bytes",  # held for them
         "subscriptions_pending",  # channels the bus has not confirmed yet
         "token_cache_entries",
         "permission_sets",  # different ones, of connections and cached tokens

@@ -118,6 +118,7 @@ class ShardOptions:
     bus_prefix: str = "wsgate"
     bus_connect_timeout_s: float = 5.0
     bus_command_timeout_s: float = 5.0
+    bus_backlog_bytes: int = 32 * 1024 * 1024  # publications received and not handed on
     path: str = "/ws"
     page_url: str = ""  # of the try page; empty: there is none
     origins: OriginPolicy

@@ -21,7 +21,7 @@ import uvloop
 
 from wsgate.admission import BusLedger, forwarded_for
 from wsgate.auth.jwks import read_jwks
-from wsgate.bus import AppenderOptions, Covers, Names, RevocationKeeper, SubscriberOptions, make_bus
+from wsgate.bus import AppenderOptions, Backlog, Covers, Names, RevocationKeeper, SubscriberOptions, make_bus
 from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, Request, refusal
 from wsgate.log import Log
@@ -44,6 +44,7 @@ from wsgate.shard.hub import Hub
 from wsgate.shard.lease import NodeLease
 from wsgate.shard.membership import Membership
 from wsgate.shard.options import ShardOptions, Shared
+from wsgate.shard.pacing import Pacer
 from wsgate.shard.pages import (
     CLIENT_PAGE,
     answer,
@@ -189,10 +190,13 @@ class Shard:
         variants = len(options.reactor.variant_opcodes)
         self._gaps = Gaps(self._reactor, forms, self.count, self._gap_spread_ms, now_ms, variants=variants)
         self._hub = Hub(self._reactor, access, forms, self._gaps, self.count)
+        self._backlog = Backlog(options.bus_backlog_bytes)
+        self._pacer = Pacer(self._backlog, self._hub, self._reactor, self._on_publication_fault)
         self._bus = make_bus(
             options.bus,
             names.channels,
             self,
+            self._backlog,
             SubscriberOptions(
                 connect_timeout_s=options.bus_connect_timeout_s,
                 reply_timeout_s=options.bus_command_timeout_s,
@@ -454,7 +458,8 @@ class Shard:
                     self._sessions.end(conn, DIALECT_OF[variant], Reason.INTERNAL)
         self._budget.note(len(taken), time.perf_counter() - began_s)
         has_more = self._hub.tidy() | self._control.step()  # both, whatever the first says
-        if reactor.flush(now) or reactor.more or has_more:
+        self._pacer.step()
+        if reactor.flush(now) or reactor.more or has_more or self._pacer.is_ready:
             self._schedule()
 
     def _on_open(self, conn: int, head: bytes) -> None:
@@ -543,9 +548,9 @@ class Shard:
         if not self._has_left:
             self._log.warning("bus_failed", bus=str(self._options.bus), why=why)
 
-    def on_message(self, name: bytes, payload: bytes | None) -> None:
-        """A publication."""
-        self._hub.on_message(name, payload)
+    def _on_publication_fault(self, fault: Exception) -> None:
+        """A publication could not be handed on: a fault of ours, which costs that one."""
+        self._log.exception("publication_failed", fault)
 
     def on_control(self, name: bytes, payload: bytes | None) -> None:
         """Something that is no publication, or the confirmation that it is heard."""
@@ -573,7 +578,7 @@ class Shard:
         self._schedule()
 
     def on_pass(self) -> None:
-        """Write what these replies gave rise to."""
+        """Hand on what was received, and write what it gave rise to."""
         self._hub.resubscribe()
         self._schedule()
 
@@ -723,6 +728,7 @@ class Shard:
             + self._commands.waiting_bytes
             + self._publisher.waiting_bytes
             + self._hub.waiting_bytes
+            + self._backlog.held_bytes
             + sum(each.memory_bytes for each in set(self._events.appenders))
             + (rates.users * LEASE_BYTES if rates else 0)
             + waiting_bytes()
@@ -752,6 +758,9 @@ class Shard:
         region["permission_sets_bytes"] = self._tokens.permissions.bytes_held
         region["revoked_users"] = self._tokens.revoked
         region["subscriptions_pending"] = self._hub.pending
+        region["backlog_publications"] = len(self._backlog)
+        region["backlog_bytes"] = self._backlog.held_bytes
+        self._counts["publications_dropped"] = self._backlog.dropped
         # The interpreter walks its whole heap for this number: 0.05 ms, and 20 ms where the kernel has put
         # the pages of a resting process away. So only when connections came or went, and once a minute.
         if numbers_now["now_connections"] != self._blocks_of or self._ticks % BLOCKS_TICKS == 0:
