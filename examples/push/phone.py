@@ -21,12 +21,13 @@ class Phone:
         self._early: dict[int, str] = {}  # came before one that is missing
         self.ready = asyncio.Event()
         self._news = asyncio.Event()
+        self._is_asking = False
 
     async def run(self) -> None:
         """Be on, until cancelled."""
         async with (
             Client(self._url, token=self._token, on_error=lambda error: None) as client,
-            client.inbox(on_gap=lambda gap: self._ask(client)) as inbox,
+            client.inbox(on_gap=lambda gap: self._ask(client, gap.retry_ms / 1000)) as inbox,
         ):
             await inbox.ready()
             self.ready.set()
@@ -41,8 +42,16 @@ class Phone:
                     self._news.clear()
                     await self._news.wait()
 
-    async def _ask(self, client: Client) -> None:
-        """Something may be missing: say what is here, and get the rest."""
+    async def _ask(self, client: Client, wait_s: float) -> None:
+        """Something may be missing: say what is here, and get the rest.
+
+        Wait first, so that all phones do not ask at once. A gap that comes meanwhile needs no other.
+        """
+        if self._is_asking:
+            return
+        self._is_asking = True
+        await asyncio.sleep(wait_s)
+        self._is_asking = False
         self._say(f"back; has all up to {len(self.shown)}, asks for the rest")
         await client.send({"have": len(self.shown)})
 
