@@ -77,9 +77,9 @@ def everything_is_heard(backend: redis.Redis, clients: list[Client], names: list
 
 
 def next_answer(client: Client, op: str, number: int, **fields: object) -> dict[str, object]:
-    """The answer to a command by its id; what else comes meanwhile may only be publications."""
+    """The answer to a command by its id; what else comes may only be publications and gaps."""
     client.send(op, id=number, **fields)
-    while (said := client.receive()).get("op") == "msg":
+    while (said := client.receive()).get("op") in ("msg", "gap"):
         pass
     assert said.get("id") == number, said
     return said

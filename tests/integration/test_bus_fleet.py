@@ -61,7 +61,7 @@ def hears(client: Client, publish: Any, channel: str) -> None:
             publish(f"wsgate:ch:{channel}", json.dumps(sent[-1]))
         with contextlib.suppress(TimeoutError):
             while True:
-                seen.append(client.receive(0.1)["data"])
+                seen += client.heard(1, 0.1)
         if seen and seen[-1] == sent[-1]:
             assert len(set(seen)) == len(seen)
             return

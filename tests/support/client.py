@@ -23,6 +23,8 @@ class Client:
     socket: ClientConnection
     is_msgpack: bool = False
     welcome: dict[str, Any] = field(default_factory=dict)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
+    """Notices of a break of the bus that `heard` came across."""
 
     def send(self, op: str, **fields: Any) -> None:
         """One command."""
@@ -46,10 +48,13 @@ class Client:
         assert self.ask("sub", ch=channel, id=1) == {"op": "subbed", "ch": channel, "id": 1}
 
     def heard(self, count: int, within_s: float = ANSWER_S) -> list[Any]:
-        """The payloads of the next `count` messages, which are all publications."""
-        found = []
-        for _ in range(count):
+        """The payloads of the next `count` publications; notices of a break of the bus may come between."""
+        found: list[Any] = []
+        while len(found) < count:
             item = self.receive(within_s)
+            if item["op"] == "gap" and item["reason"] == "bus":
+                self.gaps.append(item)
+                continue
             assert item["op"] == "msg", item
             found.append(item["data"])
         return found
