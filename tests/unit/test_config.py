@@ -81,6 +81,8 @@ DEFAULTS: Final[dict[str, Any]] = {
         "byte_rate": "0B",
         "publish_rate": 1000,
         "publish_burst": 2000,
+        "publish_byte_rate": "4MiB",
+        "node_publish_byte_rate": "64MiB",
         "outbox_bytes": "1MiB",
         "outbox_frames": 256,
         "outbox_age": "10s",
@@ -172,6 +174,8 @@ message_rate = 1
 byte_rate = "1KiB"
 publish_rate = 1
 publish_burst = 1
+publish_byte_rate = "2KiB"
+node_publish_byte_rate = "3KiB"
 outbox_bytes = "2MiB"
 outbox_frames = 2
 outbox_age = "1ms"
@@ -399,7 +403,7 @@ def comment_above(section: type, field: str) -> str:
 
 def test_every_section_is_looked_at() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
-    assert len(FIELDS) == 77
+    assert len(FIELDS) == 80
 
 
 @pytest.mark.parametrize("info", settings.fields_of(Config), ids=lambda info: info.name)

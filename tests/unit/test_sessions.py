@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tests.support.rig import Peer, Rig
+from wsgate.admission import ByteBudget, ByteRates
 from wsgate.auth import Identity, OriginPolicy, Permissions, PermissionTable, TokenError, TokenPolicy
 from wsgate.bus import Covers, Names, Publisher, Subscriber, parse_address
 from wsgate.dialects import DIALECTS
@@ -711,3 +712,24 @@ def test_a_break_meanwhile_proves_nothing_more(shard: Shard, subscribed: Peer) -
     assert shard.unheard == []
     assert shard.kept() == 0
     assert not shard.hub._watches, "nothing is kept when all is answered"
+
+
+def test_publish_and_send_over_the_budget_of_bytes_are_told_when_to_try_again(shard: Shard) -> None:
+    shard.commands.budget = ByteBudget(ByteRates(connection_per_s=2_000))
+    peer, other = shard.enter("ann"), shard.enter("bob")
+    shard.confirm("@ann", "@bob")
+    raw(shard, peer)
+    for number in range(3):
+        shard.say(peer, {"op": "pub", "ch": "news", "data": "x" * 1_500, "id": number})
+    shard.say(other, {"op": "pub", "ch": "news", "data": "x" * 1_500, "id": 9})
+    assert len(shard.bus.published) == 2
+    refused = raw(shard, peer)
+    assert [(each["id"], each["code"], each["error"]) for each in refused] == [
+        (1, 429, "rate_limited"),
+        (2, 429, "rate_limited"),
+    ]
+    assert all(0 < each["retry_ms"] < 2_000 for each in refused)
+    assert shard.counts["publishes_over_bytes"] == 2
+    shard.commands.forget(peer.conn)
+    shard.commands.forget(other.conn)
+    assert shard.commands.budget.bytes_estimate == 0

@@ -156,6 +156,12 @@ _COUNTERS: Final = (
         "outcome",
         {"publishes_sent": "sent", "publishes_failed": "failed"},
     ),
+    _one(
+        "publishes_over_bytes",
+        "Publishes and messages of clients that were answered with 429 because the connection or its shard"
+        " has put too many bytes onto the bus.",
+        "publishes_over_bytes",
+    ),
     _Counter(
         "publishes_limited",
         "Publishes by clients that were answered with 429: more than limits.publish_rate allows a connection"

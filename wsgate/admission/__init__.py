@@ -5,6 +5,7 @@ wsgate/reactor/gate.pyx; here is what it is told, and what needs more than count
 """
 
 from wsgate.admission.bus_memory import BusLedger, BusReading, BusShares, names_bytes
+from wsgate.admission.byte_budget import NO_BYTE_RATES, ByteBudget, ByteRates
 from wsgate.admission.ledger import RESOURCES, Headroom, Ledger, Reading, State
 from wsgate.admission.networks import forwarded_for, networks_of
 from wsgate.admission.placement import Place, rate_share, weights
@@ -13,10 +14,13 @@ from wsgate.admission.rates import UserRates
 from wsgate.admission.users import Crowd, Verdict, is_member, owner_of
 
 __all__ = [
+    "NO_BYTE_RATES",
     "RESOURCES",
     "BusLedger",
     "BusReading",
     "BusShares",
+    "ByteBudget",
+    "ByteRates",
     "Crowd",
     "Headroom",
     "Ledger",

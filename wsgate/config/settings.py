@@ -307,6 +307,22 @@ class Limits(Section, frozen=True, kw_only=True):
     # 0 to 1000000. Default 2000.
     publish_burst: Annotated[int, Meta(ge=0, le=1_000_000)] = 2_000
 
+    # Payload bytes that one connection may put onto the bus per second, by `pub` and `send`; at once as many.
+    # More is answered with 429 rate_limited and retry_ms, never with a Close. On by default, because a dozen
+    # clients without a limit publish faster than a shard takes. 0 switches it off. Size, 0 to 1GiB. Default
+    # "4MiB".
+    publish_byte_rate_per_s: Annotated[int, _size("0", "1GiB")] = field(
+        default=4 * 1024 * 1024, name="publish_byte_rate"
+    )
+
+    # The same for all connections of the node together, divided among its shards; at once a quarter, and with
+    # the node's own bus at most half of what may wait there for a shard. The default is about what one busy
+    # shard takes from the bus: a shard that falls behind is cut by the bus and misses publications. 0
+    # switches it off. Size, 0 to 16GiB. Default "64MiB".
+    node_publish_byte_rate_per_s: Annotated[int, _size("0", "16GiB")] = field(
+        default=64 * 1024 * 1024, name="node_publish_byte_rate"
+    )
+
     # Bytes that may wait to be written to a connection before its channels' slow_consumer decides. This and
     # the next two judge only connections that are behind: the socket was full, and has not yet taken all that
     # waited then. Others are never judged; publications wait for them in the backlog of [bus]. In its first

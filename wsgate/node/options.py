@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from wsgate.admin import AdminOptions
-from wsgate.admission import BusShares, networks_of
+from wsgate.admission import BusShares, ByteRates, networks_of
 from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.bus.receivers import ANY_NAMESPACE
@@ -207,6 +207,7 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
     limits, auth = config.limits, config.auth
     node_limits = _node_limits(config, machine)
     channels = {name: _rules(row) for name, row in config.channels.items()}
+    bus_shares = BusShares.of(machine.bus_bytes, machine.shards)
     return ShardOptions(
         node=running.node,
         number=number,
@@ -246,7 +247,7 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
         inbox_slow_consumer=POLICIES[config.inbox.slow_consumer],
         drain_timeout_ms=config.server.drain_timeout_ms,
         is_alone=not config.bus.url,
-        bus_shares=BusShares.of(machine.bus_bytes, machine.shards),
+        bus_shares=bus_shares,
         probe_interval_ms=config.health.canary_interval_ms,
         gap_spread_ms=config.bus.gap_spread_ms,
         events=EventOptions(
@@ -259,6 +260,12 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
             connections=config.admission.per_user_connections,
             replaces=config.admission.per_user_policy == "replace_oldest",
             rate_per_s=config.admission.per_user_rate_per_s,
+        ),
+        byte_rates=ByteRates.of_node(
+            limits.publish_byte_rate_per_s,
+            limits.node_publish_byte_rate_per_s,
+            machine.shards,
+            bus_shares.output_bytes,
         ),
         is_fetching_keys=bool(auth.jwks_url),
         publish_rate_per_s=limits.publish_rate_per_s,

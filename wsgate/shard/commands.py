@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from wsgate.admission import PublishRates
+from wsgate.admission import ByteBudget, PublishRates
 from wsgate.auth import Member, TokenError
 from wsgate.bus import BusPublisher, Names, Publication, encode_publication
 from wsgate.dialects import BadCommand, Dialect, commands
@@ -83,6 +83,7 @@ class Commands:
         self._under_way: dict[int, _UnderWay] = {}
         self._rates: PublishRates | None = None
         self._rate = 0, 0  # publishes per second, and at once
+        self.budget = ByteBudget(sessions.options.byte_rates)  # of bytes onto the bus
         self.renew()
         self._handlers: dict[type, tuple[str, Handler]] = {
             commands.Auth: ("command_auth", self._auth),
@@ -159,6 +160,17 @@ class Commands:
             self._under_way.pop(conn, None)
         if self._rates is not None:
             self._rates.forget(conn)
+        self.budget.forget(conn)
+
+    def _is_over_budget(
+        self, conn: int, dialect: Dialect, size: int, id: int | None, channel: str | None
+    ) -> bool:
+        """Whether a client has put too many bytes onto the bus; it is told when to try again."""
+        wait_ms = self.budget.take(conn, size, time.monotonic())
+        if wait_ms:
+            self._count("publishes_over_bytes", 1)
+            self._sessions.error(conn, dialect, "rate_limited", id=id, channel=channel, retry_ms=wait_ms)
+        return wait_ms > 0
 
     # --- who somebody is ------------------------------------------------------------------------------
 
@@ -246,6 +258,8 @@ class Commands:
             self._sessions.error(conn, dialect, "bad_request", id=command.id)
             return
         size = len(payload.data)
+        if self._is_over_budget(conn, dialect, size, command.id, None):
+            return
         self._hold(conn, size)
         done = partial(self._sent, conn, dialect, command.id, size)
         if refused := events.message(conn, member, payload, self._sender(conn, member), done):
@@ -278,6 +292,8 @@ class Commands:
         if self._rates is not None and (wait_ms := self._rates.take(conn, time.monotonic())):
             self._count("publishes_over_rate", 1)
             sessions.error(conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms)
+            return
+        if self._is_over_budget(conn, dialect, len(payload.data), command.id, channel):
             return
         if not sessions.hub.receives(name):
             self._not_published(conn, dialect, command.id, channel, "down")

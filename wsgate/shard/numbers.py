@@ -88,6 +88,7 @@ LAYOUT: Final = Layout(
         "publishes_failed",  # by clients, answered with an error
         "publishes_crowded",  # of those failed: the client had too much under way
         "publishes_over_rate",  # by clients, answered with an error and not counted as failed
+        "publishes_over_bytes",  # publishes and messages of clients over their budget, answered likewise
         "tokens_verified",
         "tokens_cached",  # seen before, not verified again
         "tokens_refused",

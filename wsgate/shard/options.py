@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from wsgate.admission import BusShares
+from wsgate.admission import NO_BYTE_RATES, BusShares, ByteRates
 from wsgate.auth import NO_PERMISSIONS, Identity, KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import BusAddress
 from wsgate.reactor import GateLimits, Settings, SharedAddresses
@@ -144,5 +144,6 @@ class ShardOptions:
     user_limits: UserLimits = NO_USER_LIMITS
     publish_rate_per_s: int = 0  # of one connection; 0: any
     publish_burst: int = 0  # publishes of one connection at once; 0: what a second allows
+    byte_rates: ByteRates = NO_BYTE_RATES  # of what clients put onto the bus
     is_fetching_keys: bool = False  # the admin process posts a key set
     is_dev: bool = False  # causes of refusals are told to the peer, and `/` leads to the try page

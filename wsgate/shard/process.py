@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 import uvloop
 
-from wsgate.admission import BusLedger, forwarded_for
+from wsgate.admission import BusLedger, ByteBudget, forwarded_for
 from wsgate.auth.jwks import read_jwks
 from wsgate.bus import AppenderOptions, Backlog, Covers, Names, RevocationKeeper, SubscriberOptions, make_bus
 from wsgate.errors import WsgateError
@@ -661,6 +661,7 @@ class Shard:
         self._commands.renew()
         self._hub.limit_unconfirmed(options.reactor.subscriptions_limit)
         self._users.renew(options.user_limits)
+        self._commands.budget = ByteBudget(options.byte_rates)
         self._subscriber.limit_payload(_payload_limit_bytes(options))
         self._forms.threshold_bytes = options.compression_threshold_bytes
         self._refused_before = -1  # the gate is set with the next tick's Retry-After
@@ -728,6 +729,7 @@ class Shard:
             + self._commands.waiting_bytes
             + self._publisher.waiting_bytes
             + self._hub.waiting_bytes
+            + self._commands.budget.bytes_estimate
             + self._backlog.held_bytes
             + sum(each.memory_bytes for each in set(self._events.appenders))
             + (rates.users * LEASE_BYTES if rates else 0)

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from wsgate.admission import ByteRates
 from wsgate.auth import KeySource, TokenPolicy
 from wsgate.errors import InternalError
 from wsgate.reactor import GateLimits, Settings
@@ -46,6 +47,7 @@ class Renewal:
     user_limits: UserLimits
     publish_rate_per_s: int
     publish_burst: int
+    byte_rates: ByteRates
 
     @classmethod
     def of(cls, options: ShardOptions) -> "Renewal":

@@ -1,0 +1,224 @@
+"""Whatever a client makes the gateway or its bus keep is accounted, limited, and given back.
+
+Names of channels on the node's own bus, commands that the bus does not answer, permission sets and the cache
+of tokens, the kernel's memory of peers that were closed.
+"""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import redis
+
+from tests.support.gateway import Gateway, running_gateway, wait_until
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
+from tests.support.siege import configured_gateway, fresh_counters, make_token, scrape
+
+pytestmark = pytest.mark.slow
+
+MIB: Final = 1 << 20
+BUDGET: Final = 128 * MIB  # 16 for the bus, 4 of them for names
+STREAM: Final = "wsgate:events:0"
+KEPT: Final = 2_000
+CROWD: Final = 320
+NAMES: Final = 127
+PATIENT_S: Final = 12 * LIMIT_S
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    environ = {
+        "WSGATE_EVENTS__ENABLED": "message",
+        "WSGATE_ADMISSION__MEMORY_BUDGET": f"{BUDGET}B",
+        "WSGATE_BUS__COMMAND_TIMEOUT": "60s",
+        "WSGATE_HEARTBEAT__PING_INTERVAL": "10m",  # nobody here answers pings while others are looked after
+    }
+    with running_gateway(environ=environ) as running:
+        yield running
+
+
+def enter(gateway: Gateway, stack: ExitStack) -> RawClient:
+    client = stack.enter_context(RawClient(gateway))
+    assert client.ask(request()).status == 101
+    assert client.hear()["op"] == "welcome"
+    return client
+
+
+def refused(counters: dict[str, float], cause: str) -> float:
+    return counters[f'wsgate_subscriptions_refused_total{{cause="{cause}"}}']
+
+
+def ask_for_names(client: RawClient, place: int, outcomes: Counter[Any], said: dict[Any, Any]) -> None:
+    """Subscribe to as many long names as one may, and count the answers."""
+    for number in range(NAMES):
+        client.say(op="sub", ch=f"{place}-{number}-".ljust(200, "x"), id=number)
+    for _ in range(NAMES):
+        answer = client.hear()  # a refusal comes before the confirmations that wait for the bus
+        outcome = answer.get("error", "ok")
+        outcomes[outcome] += 1
+        said[outcome] = answer
+
+
+def test_names_are_refused_for_now_and_no_message_that_was_answered_ok_is_given_up(gateway: Gateway) -> None:
+    """Messages that were stored for a backend outlive any number of names that clients ask for."""
+    before = fresh_counters(gateway)
+    with redis.Redis.from_url(gateway.bus_url) as bus, ExitStack() as stack:
+        sender = enter(gateway, stack)
+        for number in range(KEPT):
+            sender.say(op="send", data=f"{number} " + "m" * 200, id=number)
+            assert sender.hear_answer(number)["op"] == "ok"
+        outcomes: Counter[str] = Counter()
+        said: dict[str, dict[str, Any]] = {}
+        for place in range(CROWD):
+            ask_for_names(enter(gateway, stack), place, outcomes, said)
+        assert set(outcomes) == {"ok", "unavailable"}
+        assert outcomes["ok"] > 5_000 and said["unavailable"]["retry_ms"] > 0
+        counters = fresh_counters(gateway)
+        assert refused(counters, "bus_memory") - refused(before, "bus_memory") == outcomes["unavailable"]
+        for number in range(KEPT, KEPT + 100):
+            sender.say(op="send", data=f"{number}", id=number)
+            assert sender.hear_answer(number)["op"] == "ok", "there is room for messages all the same"
+        assert bus.info("memory")["used_memory"] < BUDGET // 8
+        assert bus.xlen(STREAM) == KEPT + 100
+        # Who comes has an inbox, for which there is room.
+        late = enter(gateway, stack)
+        late.say(op="sub", ch="shared", id=1)
+        assert late.hear_answer(1)["error"] == "unavailable"
+    names = 'wsgate_bus_names_bytes{shard="0"}'
+    wait_until("the account falls when they are gone", lambda: scrape(gateway)[names] < MIB // 4, PATIENT_S)
+    with ExitStack() as stack:
+        client = enter(gateway, stack)
+        client.say(op="sub", ch="shared", id=1)
+        assert client.hear_answer(1)["op"] == "subbed"
+
+
+def test_client_that_subscribes_and_leaves_while_the_bus_stands_still_is_refused_and_accounted(
+    gateway: Gateway,
+) -> None:
+    before = fresh_counters(gateway)
+    outside = 'wsgate_memory_bytes{kind="outside",shard="0"}'
+    bus = gateway.pid_of("wsgate-bus")
+    outcomes: Counter[str] = Counter()
+    with ExitStack() as stack:
+        clients = [enter(gateway, stack) for _ in range(8)]
+        os.kill(bus, signal.SIGSTOP)
+        try:
+            for turn in range(200):
+                for place, client in enumerate(clients):
+                    client.say(op="sub", ch=f"{place}-{turn}".ljust(200, "y"), id=1)
+                    client.say(op="ping", id=3)
+                    answer = client.hear()
+                    if answer["op"] == "pong":  # the name is on its way to the bus: leave it
+                        client.say(op="unsub", ch=f"{place}-{turn}".ljust(200, "y"), id=2)
+                        answer = client.hear_answer(1)
+                        client.hear_answer(2)
+                    else:
+                        client.hear_answer(3)
+                    outcomes[answer.get("error", "ok")] += 1
+                    assert "error" not in answer or answer["retry_ms"] > 0
+            held = fresh_counters(gateway)
+        finally:
+            os.kill(bus, signal.SIGCONT)
+        assert set(outcomes) == {"ok", "rate_limited"}
+        # As many as one may be subscribed to, and those few that were left before they were sent.
+        assert 8 * 128 <= outcomes["ok"] < 9 * 128
+        assert refused(held, "behind") - refused(before, "behind") == outcomes["rate_limited"]
+        # 1,024 names and as many commands to leave them, and nothing of those that were refused.
+        assert 1_024 * 200 < held[outside] - before[outside] < 4 * MIB
+        pending = 'wsgate_subscriptions_pending{shard="0"}'
+        wait_until("the bus has answered", lambda: scrape(gateway)[pending] == 0, PATIENT_S)
+        clients[0].say(op="sub", ch="again", id=3)
+        assert clients[0].hear_answer(3)["op"] == "subbed"
+
+
+# --- permission sets and tokens -----------------------------------------------------------------------
+
+SETS: Final = 'wsgate_permission_sets_bytes{shard="0"}'
+CACHED: Final = 'wsgate_token_cache_entries{shard="0"}'
+
+
+def rich_token(user: str) -> str:
+    """A token of some 5 KB with 256 patterns that no other has."""
+    patterns = [f"{user}:{number}:*" for number in range(256)]
+    return make_token(user, subscribe=patterns[:128], publish=patterns[128:])
+
+
+def visit(gateway: Gateway, stack: ExitStack, user: str) -> int:
+    client = stack.enter_context(RawClient(gateway))
+    return client.ask(request(headers=[bearer(rich_token(user))])).status
+
+
+def test_permission_sets_are_accounted_while_connections_have_them_and_no_longer(tmp_path: Path) -> None:
+    with configured_gateway(tmp_path, "[auth]\ntoken_cache = 0\n") as gateway:
+        fresh_counters(gateway)
+        outside = 'wsgate_memory_bytes{kind="outside",shard="0"}'
+        before = scrape(gateway)
+        with ExitStack() as stack:
+            for number in range(500):
+                assert visit(gateway, stack, f"u{number}") == 101
+            held = fresh_counters(gateway)
+            assert 500 * 25_000 < held[SETS] < 500 * 60_000
+            assert held[outside] - before[outside] >= held[SETS]
+        wait_until("nothing is held", lambda: scrape(gateway)[SETS] == 0, PATIENT_S)
+
+
+def test_newcomers_come_in_although_the_cache_of_tokens_would_fill_the_memory(tmp_path: Path) -> None:
+    """1,500 visitors come and leave; what the cache keeps of them is more than the shard's whole budget."""
+    with configured_gateway(tmp_path, f'[admission]\nmemory_budget = "{BUDGET}B"\n') as gateway:
+        before = fresh_counters(gateway)
+        for number in range(1_500):
+            with ExitStack() as stack:
+                assert visit(gateway, stack, f"v{number}") == 101, number
+        after = fresh_counters(gateway)
+        refusals = 'wsgate_refusals_total{reason="refused_memory"}'
+        assert after[refusals] == before[refusals]
+        assert 0 < after[CACHED] < 1_500
+        assert after[SETS] <= (BUDGET - 96 * MIB) // 8, "the cache keeps within its part"
+
+
+# --- the kernel's memory of peers that were closed -----------------------------------------------------
+
+
+def unsent_sockets(port: int) -> int:
+    """Sockets of this port for which the kernel holds bytes that their peers have not taken."""
+    found = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        is_ours = int(fields[1].split(":")[1], 16) == port
+        found += is_ours and int(fields[4].split(":")[0], 16) > 1
+    return found
+
+
+def test_kernel_forgets_what_closed_peers_did_not_take(tmp_path: Path) -> None:
+    """Peers with tiny windows are sent 14 KB, break the protocol and stay; more of them than may linger."""
+    settings = '[limits]\nwrite_timeout = "10m"\n'
+    with configured_gateway(tmp_path, settings) as gateway, ExitStack() as stack:
+        held = 'wsgate_connections_held{shard="0"}'
+        before = fresh_counters(gateway)
+        deaf = []
+        with redis.Redis.from_url(gateway.bus_url) as bus:
+            for number in range(1_500):
+                client = stack.enter_context(RawClient(gateway, receive_buffer_bytes=1_024))
+                status = client.ask(request(headers=[bearer(make_token(f"d{number}"))])).status
+                assert status == 101
+                deaf.append(client)
+            wait_until(
+                "all have their inboxes",
+                lambda: scrape(gateway)['wsgate_subscriptions_pending{shard="0"}'] == 0,
+                PATIENT_S,
+            )
+            for number in range(1_500):
+                bus.publish(f"wsgate:ch:@d{number}", b"x" * 14_000)
+        wait_until("it was sent", lambda: unsent_sockets(gateway.port) > 1_000, PATIENT_S)
+        for client in deaf:
+            client.sock.sendall(b"\xff\x80\x00\x00\x00\x00")
+        wait_until("all are closed", lambda: scrape(gateway)[held] == before[held], PATIENT_S)
+        # The listener's own time for unanswered data is longer than this waits.
+        wait_until("the kernel holds nothing", lambda: unsent_sockets(gateway.port) == 0, PATIENT_S)
+        orphans = 'wsgate_memory_bytes{kind="kernel_orphans",shard="0"}'
+        wait_until("the account is empty", lambda: scrape(gateway)[orphans] == 0, PATIENT_S)
