@@ -112,6 +112,7 @@ DEFAULTS: Final[dict[str, Any]] = {
         "connect_timeout": "5s",
         "command_timeout": "5s",
         "gap_spread": "0s",
+        "backlog": "32MiB",
     },
     "events": {"enabled": [], "partitions": 1, "maxlen": 100000, "pubsub": False},
     "admin": {"host": "127.0.0.1", "port": 9000, "api_key": ""},
@@ -203,6 +204,7 @@ prefix = "a.b-c_d"
 connect_timeout = "1s"
 command_timeout = "2s"
 gap_spread = "1m"
+backlog = "33MiB"
 [events]
 enabled = ["connected", "message"]
 partitions = 4

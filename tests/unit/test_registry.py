@@ -64,6 +64,7 @@ PUBLIC = {
         "USER_ENTER",
         "Appender",
         "AppenderOptions",
+        "Backlog",
         "Bus",
         "BusAddress",
         "BusPublisher",

@@ -309,7 +309,7 @@ class Limits(Section, frozen=True, kw_only=True):
 
     # Payload bytes that one connection may put onto the bus per second, by `pub` and `send`; at once as many.
     # More is answered with 429 rate_limited and retry_ms, never with a Close. On by default, because a dozen
-    # clients without a limit publish faster than a shard takes. 0 switches it off. Size, 0 to 1GiB. Default
+    # clients without a limit publish faster than a shard takes. 0 switches it off. Size, 0B to 1GiB. Default
     # "4MiB".
     publish_byte_rate_per_s: Annotated[int, _size("0", "1GiB")] = field(
         default=4 * 1024 * 1024, name="publish_byte_rate"
@@ -318,7 +318,7 @@ class Limits(Section, frozen=True, kw_only=True):
     # The same for all connections of the node together, divided among its shards; at once a quarter, and with
     # the node's own bus at most half of what may wait there for a shard. The default is about what one busy
     # shard takes from the bus: a shard that falls behind is cut by the bus and misses publications. 0
-    # switches it off. Size, 0 to 16GiB. Default "64MiB".
+    # switches it off. Size, 0B to 16GiB. Default "64MiB".
     node_publish_byte_rate_per_s: Annotated[int, _size("0", "16GiB")] = field(
         default=64 * 1024 * 1024, name="node_publish_byte_rate"
     )
