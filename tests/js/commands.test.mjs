@@ -161,7 +161,7 @@ describe('refresh', () => {
       const rig = makeTokenRig(options);
       const socket = await rig.opens({ ping_s: LONG_S, ...fields });
       if (options.token) socket.says({ op: 'refresh', within_s: 10 });
-      await rig.clock.advance(3_600_000);
+      await rig.clock.advance(3_500_000);
       assert.deepEqual(socket.sent, []);
       rig.client.close();
     }
@@ -181,6 +181,29 @@ describe('refresh', () => {
       assert.deepEqual(rig.refreshes(), ['t.2']);
       rig.client.close();
     }
+  });
+
+  test('an absurd within_s is an hour', async () => {
+    const rig = makeRig({ token: () => `t.${Math.random().toString(36).slice(2)}`, random: () => 1 });
+    const socket = await rig.opens({ ping_s: LONG_S, expires_s: 2 ** 40 });
+    socket.says({ op: 'refresh', within_s: 2 ** 53 });
+    await rig.clock.advance(1_800_000 - 1);
+    assert.equal(socket.said('refresh').length, 0);
+    await rig.clock.advance(1);
+    assert.equal(socket.said('refresh').length, 1);
+    rig.client.close();
+  });
+
+  test('a token that outlives every timer is not refreshed too early', async () => {
+    const rig = makeRig({ token: () => 'a.b.c' });
+    const socket = await rig.opens({ ping_s: LONG_S, expires_s: 365 * 24 * 3600 });
+    for (let hour = 0; hour < 30 * 24; hour += 1) {
+      await rig.clock.advance(3_600_000);
+      socket.says({ op: 'pong' });
+    }
+    assert.equal(rig.client.state, 'open');
+    assert.deepEqual(rig.told('error'), []);
+    rig.client.close();
   });
 
   test('a forced refresh does not put an earlier one off, and takes the place of a later one', async () => {

@@ -194,6 +194,14 @@ describe('what the server asks for', () => {
     }
   });
 
+  test('an absurd ping_s is an hour, so that a server that vanished is noticed', async () => {
+    const rig = makeRig();
+    await rig.opens({ ping_s: 2 ** 53 });
+    await rig.clock.advance(7_200_000 + 60_000);
+    assert.equal(rig.client.state, 'waiting');
+    rig.client.close();
+  });
+
   test('an absurd retry_ms of a bye or an err is an hour', async () => {
     for (const number of [3_600_001, 2 ** 53, 1e300]) {
       const rig = makeRig({ token: () => 'a.b.c' });

@@ -23,6 +23,7 @@ from wsgate.client.protocol import (
     decode,
     encode,
 )
+from wsgate.client.quantities import LIFE_MOST_S, WAIT_MOST_S
 
 FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "client" / "v1"
 SCHEMA: dict[str, Any] = json.loads((FOLDER / "schema.json").read_text())
@@ -156,3 +157,26 @@ def test_no_fields_raise_anything_else(op: str, fields: dict[str, Any]) -> None:
 def test_what_the_client_says_is_in_the_schema(command: dict[str, Any]) -> None:
     schema = {**SCHEMA, "anyOf": [{"$ref": "#/$defs/client"}]}
     jsonschema.Draft202012Validator(schema).validate(msgpack.unpackb(encode(command)))
+
+
+RETRY_MOST_MS = WAIT_MOST_S * 1000
+SERVER_NUMBERS: dict[str, tuple[dict[str, Any], str, int]] = {
+    "ping_s": ({"op": "welcome", "conn": "c"}, "ping_s", WAIT_MOST_S),
+    "expires_s of a welcome": ({"op": "welcome", "conn": "c", "ping_s": 1}, "expires_s", LIFE_MOST_S),
+    "expires_s of an answer": ({"op": "ok", "id": 1}, "expires_s", LIFE_MOST_S),
+    "retry_ms of an error": (
+        {"op": "err", "code": 503, "error": "unavailable"},
+        "retry_ms",
+        WAIT_MOST_S * 1000,
+    ),
+    "retry_ms of a bye": ({"op": "bye", "code": 4012, "reason": "drain"}, "retry_ms", RETRY_MOST_MS),
+    "within_s": ({"op": "refresh"}, "within_s", WAIT_MOST_S),
+}
+
+
+@pytest.mark.parametrize("name", SERVER_NUMBERS)
+def test_every_number_that_a_client_waits_for_has_bounds(name: str) -> None:
+    message, field, most = SERVER_NUMBERS[name]
+    for said in (-(2**63), -1, 0, 1, most - 1, most, most + 1, 2**31, 2**32, 2**53, 2**64 - 1):
+        read = decode(msgpack.packb({**message, field: said}))
+        assert getattr(read, field) == min(max(said, 0), most), said

@@ -8,15 +8,15 @@ Source: protocols/client/v1/spec.md, "Closing" and "Opening"; protocols/codes/pa
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from wsgate.client.quantities import bounded
+
 __all__ = [
     "ABNORMAL",
     "NORMAL",
-    "RETRY_LIMIT_S",
     "TOO_BIG",
     "Ending",
     "after_close",
     "after_refusal",
-    "bounded_retry_s",
     "is_passing_error",
     "with_fixed_token",
     "without_token",
@@ -41,9 +41,6 @@ _TOKEN_STAYS_GOOD: Final = ("key_awaited", "not_yet_valid")
 """Ends of the reasons of a 4001 after which the same token is accepted later."""
 
 NOT_IMPLEMENTED: Final = 501
-
-RETRY_LIMIT_S: Final = 3600.0
-"""No client waits longer for one attempt: an absurd number of the server would otherwise be for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ class Ending:
 def after_close(code: int, reason: str, *, retry_s: float = 0.0) -> Ending:
     """What a Close means: 4000-4499 come back, 4500-4999 do not; of the standard codes most do."""
     is_final = code in _FINAL_CODES or code in _FINAL_RANGE
-    return Ending(code, reason or "closed", not is_final, 0.0 if is_final else bounded_retry_s(retry_s))
+    return Ending(code, reason or "closed", not is_final, 0.0 if is_final else bounded(retry_s))
 
 
 def after_refusal(status: int, retry_after: str | None = None) -> Ending:
@@ -90,7 +87,7 @@ def after_refusal(status: int, retry_after: str | None = None) -> Ending:
     may_return = status in _PASSING or (status >= 500 and status != NOT_IMPLEMENTED)
     text = (retry_after or "").strip()
     retry_s = float(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0.0
-    return Ending(status, "refused", may_return, bounded_retry_s(retry_s) if may_return else 0.0)
+    return Ending(status, "refused", may_return, bounded(retry_s) if may_return else 0.0)
 
 
 def is_passing_error(code: int, *, has_retry: bool = False) -> bool:
@@ -117,8 +114,3 @@ def without_token(ending: Ending) -> Ending:
             ending, may_return=False, retry_s=0.0, detail="the gateway wants a token and this client has none"
         )
     return ending
-
-
-def bounded_retry_s(retry_s: float) -> float:
-    """The time a server asks for, from 0 to `RETRY_LIMIT_S`."""
-    return min(max(retry_s, 0.0), RETRY_LIMIT_S)

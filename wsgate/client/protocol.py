@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from wsgate.client.errors import BadMessage
+from wsgate.client.quantities import LIFE_MOST_S, WAIT_MOST_S, bounded
 
 __all__ = [
     "INBOX",
@@ -212,11 +213,18 @@ class _Fields:
             raise BadMessage(f"{name} is no integer")
         return found
 
+    def quantity(self, name: str, most: int = WAIT_MOST_S) -> int:
+        """A number that somebody waits for, within bounds."""
+        return int(bounded(self.number(name), most))
+
+    def quantity_or_none(self, name: str, most: int = WAIT_MOST_S) -> int | None:
+        return None if self.number_or_none(name) is None else self.quantity(name, most)
+
     def seconds(self, name: str) -> float:
         found = self._map.get(name)
         if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found):
             raise BadMessage(f"{name} is no number")
-        return float(found)
+        return float(bounded(found))
 
     def flag_or_none(self, name: str) -> bool | None:
         found = self._map.get(name)
@@ -239,8 +247,8 @@ def _welcome(fields: _Fields) -> Welcome:
     return Welcome(
         fields.text("conn"),
         fields.text_or_none("user"),
-        max(0, fields.number("ping_s")),
-        fields.number_or_none("expires_s"),
+        fields.quantity("ping_s"),
+        fields.quantity_or_none("expires_s", LIFE_MOST_S),
     )
 
 
@@ -264,7 +272,8 @@ def _unsubscribed(fields: _Fields) -> Unsubscribed:
 
 
 def _answer(fields: _Fields) -> Answer:
-    return Answer(fields.number_or_none("id"), fields.text_or_none("pos"), fields.number_or_none("expires_s"))
+    expires_s = fields.quantity_or_none("expires_s", LIFE_MOST_S)
+    return Answer(fields.number_or_none("id"), fields.text_or_none("pos"), expires_s)
 
 
 def _failed(fields: _Fields) -> Failed:
@@ -273,7 +282,7 @@ def _failed(fields: _Fields) -> Failed:
         fields.number("code"),
         fields.text("error"),
         fields.text_or_none("message") or "",
-        fields.number_or_none("retry_ms"),
+        fields.quantity_or_none("retry_ms", WAIT_MOST_S * 1000),
     )
 
 
@@ -291,12 +300,12 @@ def _bye(fields: _Fields) -> Bye:
     return Bye(
         fields.number("code"),
         fields.text_or_none("reason") or "closed",
-        max(0, fields.number_or_none("retry_ms") or 0),
+        fields.quantity_or_none("retry_ms", WAIT_MOST_S * 1000) or 0,
     )
 
 
 def _refresh(fields: _Fields) -> RefreshAsked:
-    return RefreshAsked(max(0.0, fields.seconds("within_s")))
+    return RefreshAsked(fields.seconds("within_s"))
 
 
 _READERS: Final[dict[str, Callable[[_Fields], Message]]] = {

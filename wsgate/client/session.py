@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from wsgate.client.endings import ABNORMAL, Ending, after_close, bounded_retry_s
+from wsgate.client.endings import ABNORMAL, Ending, after_close
 from wsgate.client.environment import Clock
 from wsgate.client.errors import BadMessage, CommandError, Disconnected
 from wsgate.client.options import ClientOptions
@@ -294,5 +294,5 @@ class Session:
 
 
 def _refused(failed: Failed) -> CommandError:
-    retry_s = None if failed.retry_ms is None else bounded_retry_s(failed.retry_ms / 1000)
+    retry_s = None if failed.retry_ms is None else failed.retry_ms / 1000
     return CommandError(failed.code, failed.error, failed.message, retry_s=retry_s)

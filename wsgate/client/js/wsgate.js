@@ -71,7 +71,8 @@ const WAKE_JITTER_MS = 500; // pages of one network come online together
 const STABLE_MS = 5_000; // a connection that lived shorter does not begin the back-off anew
 const OVERFLOW_EVENT_MS = 100; // at most one event of a channel in so long
 const REFRESH_LEAST_MS = 1_000; // between two refreshes; `expires_s` is whole seconds: 0 may be anything below one
-const RETRY_MOST_MS = 3_600_000; // an absurd `retry_ms` would otherwise be for ever
+const WAIT_MOST_MS = 3_600_000; // an absurd number of a server would otherwise be for ever
+const LIFE_MOST_MS = 100 * 365 * 24 * 3_600_000; // of a token
 const PROBE_MS = 1_000; // a gateway that lets anonymous clients in has welcomed them by then
 const REFRESH_PART = { least: 0.75, more: 0.15 }; // of the time until expiry: time is left for more tries
 const TIMER_MOST_MS = 2 ** 31 - 1; // above it setTimeout fires at once
@@ -132,11 +133,15 @@ export class UnauthorizedError extends WsgateError {
 /** Whether to connect again after a close code. @param {number} code */
 const comesBack = (code) => (code < 4500 || code > 4999) && !LAST_CODES.has(code);
 
-/** A number of the server as a quantity, 0 for anything else. @param {unknown} value @param {number} [unit] */
-const quantity = (value, unit = 1) => (Number.isFinite(value) ? Math.max(0, Number(value) * unit) : 0);
+/**
+ * A number of the server as a quantity within bounds, 0 for anything else: nobody waits for ever because of one.
+ * @param {unknown} value @param {number} [unit] @param {number} [most]
+ */
+const quantity = (value, unit = 1, most = WAIT_MOST_MS) =>
+  (Number.isFinite(value) ? Math.min(most, Math.max(0, Number(value) * unit)) : 0);
 
 /** The time a server asks for, within bounds. @param {unknown} value */
-const retryTime = (value) => Math.min(RETRY_MOST_MS, quantity(value));
+const retryTime = (value) => quantity(value);
 
 /** Whether to connect again after a handshake that was answered with this status. @param {number} status */
 const isPassingStatus = (status) => PASSING_STATUSES.has(status) || (status >= 500 && status !== NOT_IMPLEMENTED);
@@ -1118,7 +1123,7 @@ export class Client extends Emitter {
   #planRefresh(expiresS) {
     if (expiresS !== undefined) {
       const part = REFRESH_PART.least + REFRESH_PART.more * this.#settings.random();
-      this.#scheduleRefresh(Math.max(REFRESH_LEAST_MS, quantity(expiresS, 1000) * part));
+      this.#scheduleRefresh(Math.max(REFRESH_LEAST_MS, quantity(expiresS, 1000, LIFE_MOST_MS) * part));
     }
   }
 
@@ -1139,8 +1144,16 @@ export class Client extends Emitter {
     if (typeof this.#settings.token === 'function' && isEarlier) {
       this.#cancel(this.#refreshTimer);
       this.#refreshDueMs = dueMs;
-      this.#refreshTimer = this.#after(dueMs - this.#settings.now(), () => this.#refresh());
+      this.#refreshTimer = this.#after(dueMs - this.#settings.now(), () => this.#onRefreshDue());
     }
+  }
+
+  /** A timer lasts for 25 days at most: it may have to be set again. */
+  #onRefreshDue() {
+    this.#refreshTimer = undefined;
+    const leftMs = this.#refreshDueMs - this.#settings.now();
+    if (leftMs > TIMER_MOST_MS / 2) this.#scheduleRefresh(leftMs);
+    else this.#refresh();
   }
 
   /** Show a fresh token; again later when that fails, until the server closes. */
