@@ -230,6 +230,16 @@ class GatewayProcess:
             if sample.name == f"wsgate_{name}" and labels.items() <= sample.labels.items()
         )
 
+    def metric_by(self, name: str, label: str) -> dict[str, float]:
+        """Return the sums of a metric's samples by the value of one label; zeros are left out."""
+        sums: dict[str, float] = {}
+        for family in text_string_to_metric_families(self._scrape()):
+            for sample in family.samples:
+                if sample.name == f"wsgate_{name}" and sample.value:
+                    value = sample.labels.get(label, "")
+                    sums[value] = sums.get(value, 0.0) + sample.value
+        return sums
+
     def _scrape(self) -> str:
         url = f"http://127.0.0.1:{self._running['admin_port']}/metrics"
         with urllib.request.urlopen(url, timeout=_SCRAPE_S) as answer:

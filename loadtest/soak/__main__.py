@@ -192,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
             faults = Faults(gateway, chance, offset if library else None, chosen)
             asyncio.run(live(gateway, faults, town, options.seconds))
             after, is_rested = rested(gateway, before)
+            kinds = gateway.metric_by("memory_bytes", "kind")
             tracebacks = gateway.log_text().count("Traceback")
         finally:
             gateway.stop()
@@ -203,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"sessions of the control group {len(town.sessions)}; pings {len(pings)}, p99 {p99_s * 1e3:.1f} ms")
     print(f"closes {dict(town.closes.most_common(20))}")
     print(f"refusals {dict(town.refusals)}")
-    print(f"before {before}, after {after}")
+    print(f"before {before}, after {after}; accounts after, by kind: {kinds}")
     for fault in lost[:20]:
         print(f"  {fault}")
     return print_verdict(

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Final, Self
 
-from wsgate.client.endings import NORMAL, RETRY_LIMIT_S, Ending
+from wsgate.client.endings import NORMAL, Ending
 from wsgate.client.errors import ClosedError
 from wsgate.client.positions import Track
 from wsgate.client.protocol import Dropped, Publication
+from wsgate.client.quantities import WAIT_MOST_S, bounded
 from wsgate.client.tokens import Token
 
 __all__ = ["Feed", "FeedState", "Gap", "GapReason"]
@@ -84,7 +85,7 @@ class Gap:
     def told(cls, message: Dropped) -> Self:
         """The gap that the gateway tells of."""
         reason = _TOLD.get(message.reason or "", GapReason.DROPPED)
-        retry_ms = min(message.retry_ms, int(RETRY_LIMIT_S * 1000))
+        retry_ms = int(bounded(message.retry_ms, WAIT_MOST_S * 1000))
         return cls(message.channel, message.from_, message.to, reason, retry_ms=retry_ms)
 
 
