@@ -19,7 +19,7 @@ TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
-.PHONY: help run chat push build test check bench crowd machine conformance sanitize soak fuzz guided defects format clean
+.PHONY: help run chat push build test check bench crowd machine conformance sanitize audit soak fuzz guided defects format clean
 
 help:
 	@echo "make run          start a gateway in development mode, with a page to try it (PORT=8000 ADMIN_PORT=9000)"
@@ -33,7 +33,8 @@ help:
 	@echo "                  DEFLATE=--deflate: with compression, 17 min), and against our client"
 	@echo "make sanitize     unit tests, vectors, fuzzing and Autobahn under AddressSanitizer and UBSan"
 	@echo "make fuzz         random input for everything that reads what strangers send (SECONDS=60)"
-	@echo "make soak         a million random steps of the reactor, sanitized, audited after each (SEEDS=50 STEPS=20000)"
+	@echo "make audit        a million random steps of the reactor, sanitized, audited after each (SEEDS=50 STEPS=20000)"
+	@echo "make soak         a mixed population with faults: is anything lost without a notice (SECONDS=60 SEED=1)"
 	@echo "make guided       every compiled reader under libFuzzer and AddressSanitizer, with clang (SECONDS=60 each;"
 	@echo "                  READERS=codec: only some)"
 	@echo "make defects      plants defects and shows that the suites turn red (8 min)"
@@ -106,8 +107,14 @@ fuzz: build
 # every step: 50 seeds of 20,000 steps.
 SEEDS ?= 50
 STEPS ?= 20000
-soak: build
+audit: build
 	$(SANITIZED) -m tests.support.reactor_fuzz --seeds $(SEEDS) --steps $(STEPS)
+
+# Good and bad clients for SECONDS, while shards and the bus are killed, cut and paused, settings are reloaded
+# and the clock is set. Ten minutes: make soak SECONDS=600
+SEED ?= 1
+soak: build
+	$(RUN) -m loadtest.soak --seconds $(SECONDS) --seed $(SEED)
 
 # Guided by coverage, with clang; the corpus in build/guided grows from run to run. GUIDED=--if-available says
 # that the run is skipped where there is no clang and none can be installed, instead of failing.

@@ -75,7 +75,8 @@ P99_S: Final = 1.0
 """Of a ping of the control group, faults included: the bus may be paused, its clients may not notice."""
 REST_S: Final = 40.0
 MEMORY_SLACK_BYTES: Final = 8 << 20
-ACCOUNT_SLACK_BYTES: Final = 256 << 10
+ACCOUNT_SLACK_BYTES: Final = 1 << 20
+"""For all shards: each keeps one block of 256 KiB of its backlog, and remembers tokens for 5 minutes."""
 DESCRIPTORS_SLACK: Final = 4
 # What is kept for the next connections and given back only under pressure.
 KEPT_KINDS: Final = frozenset({"pool", "table", "channel", "user"})
