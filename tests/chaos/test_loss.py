@@ -160,11 +160,11 @@ def test_a_bus_that_cuts_its_subscribers_twenty_times_loses_nothing_unseen() -> 
         assert made.lost > 0, "the backend published into the breaks"
         check_gaps(made, kills)
         told = sum(len(each.gaps) for each in made.listeners)
-
-        def are_counted() -> bool:
-            return gateway.metric("wsgate_gaps_total", reason="bus") == told
-
-        wait_until("every notice is counted", are_counted, WITHIN_S)
+        wait_until(
+            "every notice is counted",
+            lambda: gateway.metric("wsgate_gaps_total", reason="bus") == told,
+            WITHIN_S,
+        )
 
 
 def test_a_private_bus_that_is_killed_again_and_again_loses_nothing_unseen() -> None:

@@ -108,7 +108,7 @@ def _read(client: Client, last: int) -> tuple[dict[str, list[int]], list[tuple[o
         said = client.receive()
         if said["op"] == "msg":
             heard.setdefault(said["ch"], []).append(said["data"])
-        else:
+        elif said["op"] != "gap":
             told.append((said["op"], said["id"], said.get("code")))
     return heard, told
 

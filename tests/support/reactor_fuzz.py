@@ -160,6 +160,7 @@ class Fuzz:
             self.hand_over,
             self.serve_sibling,
             self.rename,
+            self.notify,
         ]
 
     def join(self) -> None:
@@ -428,6 +429,16 @@ class Fuzz:
             return
         position = random.choice([0, 1, 7, 2**62, -1])
         self.reactor.publish(channel, variants, position=position, exclude=abs(self.handle()) % 2**64)
+
+    def notify(self) -> None:
+        """Some channels lost something: a part of a walk of notices, or one channel's."""
+        for _ in range(random.randrange(3)):
+            self.reactor.mark_lost(random.choice(self.names), random.randrange(1, 4))
+        count, size = random.choice((1, 2, 31, 32)), draw_size(DICE, 1_000)
+        forms: list[list[bytes | int | None]] = [[bytes(size), b"binary", 0]] * count
+        channel = random.choice((None, random.choice(self.names)))
+        start = random.choice((0, 1, 1_023, 1_024, 2**32 - 1, random.randrange(2_048)))
+        self.reactor.send_notices(start, random.choice((0, 1, 64, 2**31)), forms, round=2, channel=channel)
 
     def poll(self) -> None:
         """Poll, check the promises, and now and then call something in the middle of the batch."""

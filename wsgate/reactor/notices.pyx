@@ -70,9 +70,11 @@ cdef uint32_t notices_step(
     cdef uint32_t slots = core.chunk_count * CHUNK_SLOTS, slot = start, end
     cdef Connection *c
     cdef Frame *frame
+    if start >= slots:
+        return <uint32_t>NONE
     if core.bulk.count >= WALK_AHEAD:
         return start
-    end = min(slots, start + most)
+    end = start + min(most, slots - start)
     while slot < end:
         c = at(core, slot)
         if c.state == STATE_OPEN and c.subscription_count:

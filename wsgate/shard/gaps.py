@@ -170,6 +170,8 @@ class Gaps:
 
     def _repeat(self) -> None:
         """Notify again where more was lost since; forget the channels where nothing was."""
+        if not self._told:
+            return
         before_ms = self._now_ms() - self._merge_ms()
         for _ in range(min(len(self._told), FORMS_PER_PASS)):
             name, told = next(iter(self._told.items()))
