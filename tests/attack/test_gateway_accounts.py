@@ -8,7 +8,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ def gateway() -> Iterator[Gateway]:
     environ = {
         "WSGATE_EVENTS__ENABLED": "message",
         "WSGATE_ADMISSION__MEMORY_BUDGET": f"{BUDGET}B",
-        "WSGATE_BUS__COMMAND_TIMEOUT": "60s",
+        "WSGATE_BUS__COMMAND_TIMEOUT": "5m",
         "WSGATE_HEARTBEAT__PING_INTERVAL": "10m",  # nobody here answers pings while others are looked after
     }
     with running_gateway(environ=environ) as running:
@@ -105,10 +105,10 @@ def test_client_that_subscribes_and_leaves_while_the_bus_stands_still_is_refused
     bus = gateway.pid_of("wsgate-bus")
     outcomes: Counter[str] = Counter()
     with ExitStack() as stack:
-        clients = [enter(gateway, stack) for _ in range(8)]
+        clients = [enter(gateway, stack) for _ in range(2)]
         os.kill(bus, signal.SIGSTOP)
         try:
-            for turn in range(200):
+            for turn in range(160):
                 for place, client in enumerate(clients):
                     client.say(op="sub", ch=f"{place}-{turn}".ljust(200, "y"), id=1)
                     client.say(op="ping", id=3)
@@ -126,10 +126,10 @@ def test_client_that_subscribes_and_leaves_while_the_bus_stands_still_is_refused
             os.kill(bus, signal.SIGCONT)
         assert set(outcomes) == {"ok", "rate_limited"}
         # As many as one may be subscribed to, and those few that were left before they were sent.
-        assert 8 * 128 <= outcomes["ok"] < 9 * 128
+        assert 2 * 128 <= outcomes["ok"] < 2 * 140
         assert refused(held, "behind") - refused(before, "behind") == outcomes["rate_limited"]
-        # 1,024 names and as many commands to leave them, and nothing of those that were refused.
-        assert 1_024 * 200 < held[outside] - before[outside] < 4 * MIB
+        # 256 names and as many commands to leave them, and nothing of those that were refused.
+        assert 256 * 200 < held[outside] - before[outside] < MIB
         pending = 'wsgate_subscriptions_pending{shard="0"}'
         wait_until("the bus has answered", lambda: scrape(gateway)[pending] == 0, PATIENT_S)
         clients[0].say(op="sub", ch="again", id=3)
@@ -196,7 +196,7 @@ def unsent_sockets(port: int) -> int:
 
 def test_kernel_forgets_what_closed_peers_did_not_take(tmp_path: Path) -> None:
     """Peers with tiny windows are sent 14 KB, break the protocol and stay; more of them than may linger."""
-    settings = '[limits]\nwrite_timeout = "10m"\n'
+    settings = '[limits]\nwrite_timeout = "10m"\n[heartbeat]\nping_interval = "10m"\n'
     with configured_gateway(tmp_path, settings) as gateway, ExitStack() as stack:
         held = 'wsgate_connections_held{shard="0"}'
         before = fresh_counters(gateway)
@@ -216,7 +216,8 @@ def test_kernel_forgets_what_closed_peers_did_not_take(tmp_path: Path) -> None:
                 bus.publish(f"wsgate:ch:@d{number}", b"x" * 14_000)
         wait_until("it was sent", lambda: unsent_sockets(gateway.port) > 1_000, PATIENT_S)
         for client in deaf:
-            client.sock.sendall(b"\xff\x80\x00\x00\x00\x00")
+            with suppress(OSError):
+                client.sock.sendall(b"\xff\x80\x00\x00\x00\x00")
         wait_until("all are closed", lambda: scrape(gateway)[held] == before[held], PATIENT_S)
         # The listener's own time for unanswered data is longer than this waits.
         wait_until("the kernel holds nothing", lambda: unsent_sockets(gateway.port) == 0, PATIENT_S)

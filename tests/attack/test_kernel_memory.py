@@ -1,4 +1,4 @@
-"""Data that the kernel keeps for a peer that does not read is accounted until it is freed."""
+"""What the kernel keeps for a peer that does not read is on an account until it is free, even once closed."""
 
 import socket
 from collections.abc import Iterator
