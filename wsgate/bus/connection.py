@@ -184,7 +184,6 @@ class Connection(asyncio.Protocol):
                 self.abort("a reply could not be handled")
                 context = {"message": "a reply of the bus could not be handled", "exception": error}
                 self._loop.call_exception_handler(context)
-        self._hold(is_needed=has_more and not self._is_broken)
         if has_more and not self._is_broken:
             self._schedule()
             if self._has_unsorted:
@@ -210,9 +209,11 @@ class Connection(asyncio.Protocol):
                 self._replies.popleft()
             if dealt_with < len(step) or time.monotonic() >= end_s:
                 break
+        has_more = bool(self._replies) or self._has_unsorted
+        self._hold(is_needed=has_more and not self._is_broken)
         if self._owner is not None:
             self._owner.on_pass()
-        return bool(self._replies) or self._has_unsorted
+        return has_more
 
     def _sort(self) -> None:
         """Tell publications from other replies, in everything that was received."""
