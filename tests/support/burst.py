@@ -145,7 +145,7 @@ class Readers(threading.Thread):
             reader.is_ended = True
         return bool(data)
 
-    def wait(self, last: int, within_s: float = 120.0) -> None:
+    def wait(self, last: int, within_s: float = 600.0) -> None:
         """Until everybody has read publication number `last`, or ended."""
         wait_until(
             f"all have read {last}",
