@@ -690,3 +690,16 @@ def small_receiver(port: int) -> socket.socket:
 def held_for_clients(gateway: Gateway) -> float:
     held = gateway.metrics()
     return sum(held["wsgate_memory_bytes", (("kind", kind), ("shard", "0"))] for kind in ("frame", "outbox"))
+
+
+def test_client_that_does_not_close_in_a_drain_is_cut_and_reported_and_the_exit_code_is_0() -> None:
+    """Some clients of any crowd are dead: a drain that cuts them is no failure for a service manager."""
+    with running_gateway(environ={"WSGATE_SERVER__DRAIN_TIMEOUT": "1s"}) as gateway:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=WITHIN_S) as dead:
+            dead.sendall(
+                b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            )
+            assert dead.recv(12) == b"HTTP/1.1 101"
+            assert gateway.stop() == 0
+    assert [line for line in gateway.warnings() if " clients_cut clients=1 " in line]

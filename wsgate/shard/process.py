@@ -364,6 +364,9 @@ class Shard:
             self._pump()
             left += await self._drain(LATE_MS)
         self._log.info("drained", left=left)
+        if left:
+            why = "no answer to the Close within server.drain_timeout"
+            self._log.warning("clients_cut", clients=left, why=why)
         return left
 
     def _stop_rating(self) -> None:
