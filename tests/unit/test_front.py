@@ -15,7 +15,10 @@ GOOD_TOKEN = "good"
 
 
 class FakeTokens:
-    """Accepts one token, exactly as it is written."""
+    """Accepts one token, exactly as it is written, and remembers none."""
+
+    def recall(self, token: str, now_s: float) -> Identity | None:
+        return None
 
     def connection(self, token: str, now_s: float) -> Identity:
         if token != GOOD_TOKEN:

@@ -68,6 +68,7 @@ class Entry:
     dialect: Dialect
     variant: int  # the reactor's number for what it is sent
     identity: Identity | None = None  # from a token in the header
+    header_token: str | None = field(default=None, repr=False)  # one that is still to be verified
     late_token: str | None = field(default=None, repr=False)  # from a carrier whose fault is told after 101
     channels: tuple[str, ...] = ()  # `?ch=`, subscribed as if the client had sent `sub`
     positions: Mapping[str, str] = field(default_factory=dict)  # `?from=`, by channel
@@ -99,12 +100,39 @@ class Front:
         self._is_dev = options.is_dev
 
     def judge(self, head: bytes, now_s: float, claim: Claim | None = None) -> Entry | handshake.Refusal:
-        """What to answer a request head with.
+        """What to answer a request head with: `examine` and `verify` in one.
 
         Args:
             head: As the reactor hands it up.
             now_s: Unix time, for tokens.
             claim: Counts a well-formed request for whom its proxy names, before anything dear is done for it.
+        """
+        entry = self.examine(head, now_s, claim)
+        return entry if isinstance(entry, handshake.Refusal) else self.verify(entry, now_s)
+
+    def is_known(self, entry: Entry, now_s: float) -> bool:
+        """Whether judging this entry costs next to nothing: it has no token, or one that was seen before."""
+        if entry.header_token is not None:
+            return False
+        return entry.late_token is None or self._tokens.knows(entry.late_token, now_s)
+
+    def verify(self, entry: Entry, now_s: float) -> Entry | handshake.Refusal:
+        """Judge a token in the header that was not seen before."""
+        token, entry.header_token = entry.header_token, None
+        if token is not None:
+            try:
+                entry.identity = self._tokens.connection(token, now_s)
+            except TokenError as error:
+                return _refusal_of(error, is_dev=self._is_dev)
+        return entry
+
+    def examine(self, head: bytes, now_s: float, claim: Claim | None = None) -> Entry | handshake.Refusal:
+        """Judge a request head as far as that is cheap: all but tokens that were not seen before.
+
+        Args:
+            head: As `judge`'s.
+            now_s: As `judge`'s.
+            claim: As `judge`'s.
         """
         request = handshake.parse_head(head)
         if isinstance(request, handshake.Refusal):
@@ -133,7 +161,8 @@ class Front:
         entry = Entry(upgrade.response, selection.dialect, variant, late_token=selection.token)
         if request.query and not self._read_query(request.query, entry):
             return _BAD_QUERY
-        return self._read_header(request, entry, now_s)
+        self._read_header(request, entry, now_s)
+        return entry
 
     def is_vouched_for(self, entry: Entry, now_s: float) -> bool:
         """Whether a token that came with the head lets this connection in; a late one is judged now."""
@@ -184,24 +213,21 @@ class Front:
             entry.late_token = fields["token"][0]
         return True
 
-    def _read_header(
-        self, request: handshake.Request, entry: Entry, now_s: float
-    ) -> Entry | handshake.Refusal:
+    def _read_header(self, request: handshake.Request, entry: Entry, now_s: float) -> None:
         """A token in the header outranks the others: only programs can send it, and they see a 401."""
         authorization = request.authorization
         if authorization is None:
-            return entry
+            return
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != _BEARER:
-            return entry  # a proxy's own, perhaps
-        try:
-            # "Bearer" with nothing behind it is a bad token: who meant to show one is not anonymous.
-            # Only spaces and tabs: str.strip would also remove 0x85 and 0xA0, which are part of the value.
-            entry.identity = self._tokens.connection(token.strip(" \t"), now_s)
-        except TokenError as error:
-            return _refusal_of(error, is_dev=self._is_dev)
+            return  # a proxy's own, perhaps
+        # "Bearer" with nothing behind it is a bad token: who meant to show one is not anonymous.
+        # Only spaces and tabs: str.strip would also remove 0x85 and 0xA0, which are part of the value.
+        token = token.strip(" \t")
         entry.late_token = None
-        return entry
+        entry.identity = self._tokens.recall(token, now_s)
+        if entry.identity is None:
+            entry.header_token = token
 
 
 def _refusal_of(error: TokenError, *, is_dev: bool) -> handshake.Refusal:

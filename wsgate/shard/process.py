@@ -38,7 +38,7 @@ from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
 from wsgate.shard.drain import drain, empty_queue
 from wsgate.shard.events import Events
-from wsgate.shard.front import Front
+from wsgate.shard.front import Entry, Front
 from wsgate.shard.gaps import Gaps, spread_ms_for
 from wsgate.shard.hub import Hub
 from wsgate.shard.lease import NodeLease
@@ -60,6 +60,7 @@ from wsgate.shard.siblings import Siblings
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.shard.variants import DIALECT_OF, Forms
+from wsgate.shard.verification import Verification
 from wsgate.statistics import PHASE_DRAINING, PHASE_READY, Region, why_not_ready
 
 __all__ = ["Shard", "run_shard"]
@@ -186,6 +187,7 @@ class Shard:
         )
         self._tokens = tokens
         self._front = Front(options, tokens, self._log.info)
+        self._verification = Verification(self._verify)
         forms = self._forms = Forms(options.compression_threshold_bytes, self.count)
         variants = len(options.reactor.variant_opcodes)
         self._gaps = Gaps(self._reactor, forms, self.count, self._gap_spread_ms, now_ms, variants=variants)
@@ -455,12 +457,14 @@ class Shard:
                         self._sessions.release_member(member)
                     self._sessions.forget(conn)
                     self._commands.forget(conn)
+                    self._verification.forget(conn)
             except Exception:  # a fault of ours must not take the others down with it
                 self._log.exception("command_failed")
                 if (variant := reactor.variant(conn)) >= 0:
                     self._sessions.end(conn, DIALECT_OF[variant], Reason.INTERNAL)
         self._budget.note(len(taken), time.perf_counter() - began_s)
-        has_more = self._hub.tidy() | self._control.step()  # both, whatever the first says
+        # All of them, whatever the first says.
+        has_more = self._verification.step() | self._hub.tidy() | self._control.step()
         self._pacer.step()
         if reactor.flush(now) or reactor.more or has_more or self._pacer.is_ready:
             self._schedule()
@@ -477,7 +481,25 @@ class Shard:
             self._reactor.refuse(conn, page_redirect(self._options.page_url), reason=Reason.APPLICATION)
             return
         now_s = time.time()
-        entry = self._front.judge(head, now_s, self._claim_of(conn))
+        entry = self._front.examine(head, now_s, self._claim_of(conn))
+        if isinstance(entry, Refusal) or self._front.is_known(entry, now_s):
+            self._enter(conn, entry, now_s)
+        else:
+            self._verification.add(conn, self._reactor.origin(conn), entry, len(head))
+
+    def _verify(self, conn: int, entry: Entry) -> bool:
+        """Go on with a handshake whose token was not seen before; whether the token was good."""
+        now_s = time.time()
+        refusals = self._counts["tokens_refused"]
+        try:
+            self._enter(conn, self._front.verify(entry, now_s), now_s)
+        except Exception:  # a fault of ours must not take the others down with it
+            self._log.exception("handshake_failed")
+            self._reactor.abort(conn, reason=Reason.INTERNAL)
+        return self._counts["tokens_refused"] == refusals
+
+    def _enter(self, conn: int, entry: Entry | Refusal, now_s: float) -> None:
+        """Answer a handshake that was judged."""
         if not isinstance(entry, Refusal) and self._is_draining:
             entry = refusal(503, "draining", retry_after_s=_spread_s(5))
         if not isinstance(entry, Refusal) and (
@@ -730,6 +752,7 @@ class Shard:
             + self._tokens.revoked_bytes
             + self._sessions.waiting_bytes
             + self._commands.waiting_bytes
+            + self._verification.waiting_bytes
             + self._publisher.waiting_bytes
             + self._hub.waiting_bytes
             + self._commands.budget.bytes_estimate

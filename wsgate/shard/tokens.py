@@ -193,24 +193,33 @@ class Tokens:
         """Entries in the cache."""
         return 0 if self._cache is None else len(self._cache)
 
+    def knows(self, token: str, now_s: float) -> bool:
+        """Whether the cache holds this token, so that to verify it costs next to nothing."""
+        return self._cache is not None and self._cache.get(token, now_s) is not None
+
+    def recall(self, token: str, now_s: float) -> Identity | None:
+        """Whose connection this token opens, if that is known from before; None: verify it."""
+        identity = None if self._cache is None else self._cache.get(token, now_s)
+        if identity is None or identity.user in self._revoked:
+            return None
+        self._count("tokens_cached", 1)
+        return identity
+
     def connection(self, token: str, now_s: float) -> Identity:
         """Whose connection this token opens.
 
         Raises:
             TokenError: It opens none; `is_expired` tells whether a fresh one would.
         """
-        cache = self._cache
-        if cache is not None and (identity := cache.get(token, now_s)) is not None:
-            if identity.user not in self._revoked:
-                self._count("tokens_cached", 1)
-                return identity
+        if (known := self.recall(token, now_s)) is not None:
+            return known
         try:
             identity = self._verifier.verify_connection(token, now_s=now_s, revoked=self._revoked)
         except TokenError as error:
             raise self._refused(token, error) from None
         self._count("tokens_verified", 1)
-        if cache is not None:
-            cache.put(token, identity, now_s)
+        if self._cache is not None:
+            self._cache.put(token, identity, now_s)
         return identity
 
     def channel(self, token: str, channel: str, user: str, now_s: float) -> ChannelGrant:
