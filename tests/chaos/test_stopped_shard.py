@@ -1,0 +1,117 @@
+"""One of four shards stands still: it misses what is published, and nobody else notices."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import redis
+
+from tests.support.gateway import Gateway, running_gateway, wait_until
+from tests.support.raw_client import LIMIT_S, RawClient, request
+
+pytestmark = pytest.mark.slow
+
+SHARDS: Final = 4
+BIG: Final = "x" * 60_000
+COUNT: Final = 500
+"""Publications: 30 MB, more than the 8 MiB that may wait in the bus for one shard."""
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    environ = {
+        "WSGATE_ADMISSION__MEMORY_BUDGET": f"{256 << 20}B",
+        "WSGATE_HEARTBEAT__PING_INTERVAL": "10m",  # nobody answers pings while the others are looked after
+        "WSGATE_LIMITS__PUBLISH_BYTE_RATE": "0",
+        "WSGATE_LIMITS__NODE_PUBLISH_BYTE_RATE": "0",
+    }
+    with running_gateway("--shards", str(SHARDS), environ=environ) as running:
+        yield running
+
+
+def enter(gateway: Gateway, stack: ExitStack) -> RawClient:
+    client = stack.enter_context(RawClient(gateway))
+    assert client.ask(request()).status == 101
+    assert client.hear()["op"] == "welcome"
+    return client
+
+
+def shard_of(gateway: Gateway, client: RawClient) -> int:
+    """Which shard has the other end of a client's socket, as the kernel shows it."""
+    ports = gateway.port, client.sock.getsockname()[1]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if tuple(int(fields[place].split(":")[1], 16) for place in (1, 2)) == ports:
+            break
+    for number in range(SHARDS):
+        folder = Path(f"/proc/{gateway.pid_of(f'wsgate-shard-{number}')}/fd")
+        for file in folder.iterdir():
+            with suppress(FileNotFoundError):
+                if os.readlink(file) == f"socket:[{fields[9]}]":
+                    return number
+    raise AssertionError("no shard has it")
+
+
+def one_of_each(gateway: Gateway, stack: ExitStack) -> list[RawClient]:
+    """A client on each shard."""
+    found: dict[int, RawClient] = {}
+    for _ in range(200):
+        client = enter(gateway, stack)
+        found.setdefault(shard_of(gateway, client), client)
+        if len(found) == SHARDS:
+            return [found[place] for place in range(SHARDS)]
+    raise AssertionError("the kernel never chose one of them")
+
+
+def publications(client: RawClient, count: int) -> list[Any]:
+    heard: list[Any] = []
+    while len(heard) < count:
+        message = client.hear()
+        if message["op"] == "msg":
+            heard.append(message["data"])
+    return heard
+
+
+def test_stopped_shard_slows_no_publisher_and_no_other_shard(gateway: Gateway) -> None:
+    with ExitStack() as stack, redis.Redis.from_url(gateway.bus_url) as bus:
+        clients = one_of_each(gateway, stack)
+        for client in clients:
+            client.say(op="sub", ch="room", id=1)
+            assert client.hear_answer(1)["op"] == "subbed"
+        victim, publisher, *others = clients
+        pid = gateway.pid_of("wsgate-shard-0")
+        failures = gateway.metric("wsgate_bus_failures_total")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for number in range(COUNT):
+                publisher.say(op="pub", ch="room", data=f"{number} {BIG}", id=number)
+                answer = publisher.hear_answer(number)
+                assert answer["op"] == "ok", answer
+                for other in others:
+                    (data,) = publications(other, 1)
+                    assert data.startswith(f"{number} ")
+            # The bus has given up what waited for the stopped shard, and keeps within its memory.
+            assert bus.info("memory")["used_memory"] < 40 << 20
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(
+            "the shard knows that its connection is lost",
+            lambda: gateway.metric("wsgate_bus_failures_total") > failures,
+            3 * LIMIT_S,
+        )
+        gateway.await_ready()
+
+        def is_heard_again() -> bool:
+            publisher.say(op="pub", ch="room", data="again", id=COUNT)
+            publisher.hear_answer(COUNT)
+            victim.say(op="ping", id=7)
+            while (said := victim.hear()).get("id") != 7:
+                if said.get("data") == "again":
+                    return True
+            return False
+
+        wait_until("its client is subscribed again", is_heard_again, 3 * LIMIT_S)
