@@ -10,7 +10,7 @@ from typing import Final
 from tests.fuzz.mutation import mutate, pieces
 from tests.support.resp import hostile_reply
 from tests.unit.test_push_reader import BROKEN, CASES
-from wsgate.bus import push
+from wsgate.bus import Backlog, push
 
 __all__ = ["PushesTarget", "check_pushes", "read_slowly", "seeds"]
 
@@ -50,7 +50,8 @@ def read_slowly(data: bytes) -> tuple[list[Reply], bool]:
         try:
             reply, place = _reply(data, place)
         except _TooLarge as found:
-            reply, place = (push.TOO_LARGE, _bare(found.name), None), found.end
+            kind, payload = (push.TOO_LARGE, None) if _is_ours(found.name) else (push.CONTROL, b"")
+            reply, place = (kind, _bare(found.name), payload), found.end
         except _Incomplete:
             break
         except _Broken:
@@ -150,7 +151,7 @@ def _array(data: bytes, place: int) -> tuple[list[Element], int]:
 def _meaning(elements: list[Element]) -> Reply:
     if len(elements) == 3 and isinstance(name := elements[1], bytes):
         payload = elements[2]
-        is_ours = len(name) > len(PREFIX) and name.startswith(PREFIX)
+        is_ours = _is_ours(name)
         if _is(elements[0], b"message") and isinstance(payload, bytes):
             return (push.MESSAGE if is_ours else push.CONTROL), _bare(name), payload
         if _is(elements[0], b"subscribe") and isinstance(payload, int):
@@ -167,8 +168,13 @@ def _is(element: Element, word: bytes) -> bool:
     return element in (word, b"s" + word)
 
 
+def _is_ours(name: bytes) -> bool:
+    """Whether a name is that of a channel."""
+    return len(name) > len(PREFIX) and name.startswith(PREFIX)
+
+
 def _bare(name: bytes) -> bytes:
-    return name[len(PREFIX) :] if name.startswith(PREFIX) and len(name) > len(PREFIX) else name
+    return name[len(PREFIX) :] if _is_ours(name) else name
 
 
 # --- the compiled reader ------------------------------------------------------------------------------
@@ -189,11 +195,33 @@ def read_compiled(parts: list[bytes]) -> tuple[list[Reply], bool]:
     return taken, False
 
 
+def read_into_backlog(parts: list[bytes]) -> tuple[list[Reply], list[tuple[bytes, bytes | None]], bool]:
+    """The same with a backlog: the other replies, the publications, and whether the stream broke."""
+    reader, backlog = push.PushReader(PREFIX, LIMIT_BYTES), Backlog(1 << 20)
+    taken: list[Reply] = []
+    is_broken = False
+    try:
+        for part in parts:
+            reader.feed(part)
+            while found := reader.take(1, backlog):
+                taken += found
+    except push.PushError:
+        is_broken = True
+    publications = []
+    while (publication := backlog.take()) is not None:
+        publications.append(publication)
+    return taken, publications, is_broken
+
+
 def check_pushes(dice: random.Random, stream: bytes) -> None:
     """However it is cut, the replies of the slow reader, and broken or not as it says."""
     expected = read_slowly(stream)
     assert read_compiled([stream]) == expected
     assert read_compiled(pieces(dice, stream)) == expected
+    replies, is_broken = expected
+    publications = [(name, data) for kind, name, data in replies if kind in (push.MESSAGE, push.TOO_LARGE)]
+    others = [reply for reply in replies if reply[0] not in (push.MESSAGE, push.TOO_LARGE)]
+    assert read_into_backlog(pieces(dice, stream)) == (others, publications, is_broken)
     assert all(len(payload or b"") <= LIMIT_BYTES for _, _, payload in expected[0])
 
 
