@@ -193,11 +193,31 @@ def test_a_quick_unsubscribe_and_subscribe_keep_their_order(valkey: Valkey, back
         async with hearing(parse_address(valkey.url), b"last") as heard:
             await until("confirmed", lambda: heard.confirmed == [b"last"])
             for _ in range(50):
-                heard.subscriber.subscribe([b"a", b"b"])
-                heard.subscriber.unsubscribe([b"a"])
+                assert heard.subscriber.subscribe([b"a", b"b"]) == []
+                await asyncio.sleep(0)  # sent, and not answered yet
+                assert heard.subscriber.unsubscribe([b"a"]) == []
+                await asyncio.sleep(0)
             heard.subscriber.subscribe([b"end"])
             await until("confirmed", lambda: heard.confirmed[-1] == b"end")
             assert heard.confirmed[1:-1] == [b"a", b"b"] * 50
+            listed = sorted(backend.pubsub_channels("wsgate:ch:*"))
+            assert listed == [b"wsgate:ch:b", b"wsgate:ch:end", b"wsgate:ch:last"]
+
+    run(main())
+
+
+def test_a_name_that_is_left_before_it_is_sent_is_not_sent(valkey: Valkey, backend: redis.Redis) -> None:
+    async def main() -> None:
+        async with hearing(parse_address(valkey.url), b"last") as heard:
+            await until("confirmed", lambda: heard.confirmed == [b"last"])
+            assert heard.subscriber.subscribe([b"a", b"b"]) == []
+            for _ in range(50):
+                assert heard.subscriber.unsubscribe([b"a"]) == [b"a"]
+                assert heard.subscriber.subscribe([b"a", b"b"]) == [b"b"]
+            assert heard.subscriber.unsubscribe([b"a"]) == [b"a"]
+            heard.subscriber.subscribe([b"end"])
+            await until("confirmed", lambda: heard.confirmed[-1] == b"end")
+            assert heard.confirmed == [b"last", b"b", b"end"]
             listed = sorted(backend.pubsub_channels("wsgate:ch:*"))
             assert listed == [b"wsgate:ch:b", b"wsgate:ch:end", b"wsgate:ch:last"]
 
