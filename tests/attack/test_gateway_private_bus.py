@@ -26,6 +26,9 @@ def gateway() -> Iterator[Gateway]:
     environ = {
         "WSGATE_EVENTS__ENABLED": "message",
         "WSGATE_ADMISSION__MEMORY_BUDGET": f"{BUDGET}B",
+        # One connection fills the bus here; by default these would slow it down first.
+        "WSGATE_LIMITS__PUBLISH_BYTE_RATE": "0B",
+        "WSGATE_LIMITS__NODE_PUBLISH_BYTE_RATE": "0B",
     }
     with running_gateway(environ=environ) as running:
         yield running
