@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -38,7 +39,7 @@ class Reader:
         writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
         with contextlib.suppress(BlockingIOError):
             while True:
-                os.write(writer, b"." * PIPE_BYTES)
+                os.write(writer, b".")  # a piece that does not fit would leave its room free
         os.close(writer)
 
     def read_until(self, *words: str) -> str:
@@ -97,8 +98,10 @@ def test_reader_of_the_log_that_hangs_stops_no_process(reader: Reader, form: str
             pass
         log = reader.read_until("bus_failed", "renewed", "http", "died")
         log += reader.read_until("drained") if gateway.stop() == 0 else ""
-        deaths = log.count("died child=shard-1") + log.count('"cause": "died", "child": "shard-1"')
-        assert deaths == 2, "a forked child wrote its parent's line again"
+        assert "died child=shard-1" in log or '"cause": "died", "child": "shard-1"' in log
+        # Each is about another process or another start. Of two deaths within a second one line is held back.
+        of_processes = [line for line in log.splitlines() if re.search(r'\bpid("?: |=)\d', line)]
+        assert len(set(of_processes)) == len(of_processes), "a forked child wrote its parent's line again"
         if form == "json":
             assert all(json.loads(line.lstrip(".")) for line in log.splitlines() if line.strip("."))
 
