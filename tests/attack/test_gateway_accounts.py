@@ -155,15 +155,15 @@ def visit(gateway: Gateway, stack: ExitStack, user: str) -> int:
 
 def test_permission_sets_are_accounted_while_connections_have_them_and_no_longer(tmp_path: Path) -> None:
     with configured_gateway(tmp_path, "[auth]\ntoken_cache = 0\n") as gateway:
-        fresh_counters(gateway)
         outside = 'wsgate_memory_bytes{kind="outside",shard="0"}'
-        before = scrape(gateway)
+        # Not zero where a command to the bus is under way, which may be answered later.
+        assert fresh_counters(gateway)[outside] < 25_000
         with ExitStack() as stack:
             for number in range(500):
                 assert visit(gateway, stack, f"u{number}") == 101
             held = fresh_counters(gateway)
             assert 500 * 25_000 < held[SETS] < 500 * 60_000
-            assert held[outside] - before[outside] >= held[SETS]
+            assert held[outside] >= held[SETS]
         wait_until("nothing is held", lambda: scrape(gateway)[SETS] == 0, PATIENT_S)
 
 
