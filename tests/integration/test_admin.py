@@ -25,7 +25,7 @@ from wsgate.admin import AdminOptions, connections, run_admin
 from wsgate.bus import Publication, decode_publication, parse_address
 from wsgate.payload import BINARY, JSON
 from wsgate.shard.numbers import LAYOUT
-from wsgate.statistics import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, Board, StatisticsBlock
+from wsgate.statistics import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, Board, Region, StatisticsBlock
 
 KEY = "a key nobody guesses"
 WITH_KEY = {"X-API-Key": KEY}
@@ -58,11 +58,20 @@ def now_ms() -> int:
 def healthy_block(shards: int = 2) -> StatisticsBlock:
     """A block whose processes beat far into the future, so that no test depends on its own speed."""
     block = StatisticsBlock.create(LAYOUT, shards)
-    for region in (block.keeper, *(block.shard(number) for number in range(shards))):
-        region["beat_ms"] = region["probe_due_ms"] = now_ms() + FAR_MS
+    for region in regions_of(block):
         region["phase"] = PHASE_READY
         region["bus_up"] = 1
+    beat(block)
     return block
+
+
+def regions_of(block: StatisticsBlock) -> list[Region]:
+    return [block.keeper, *(block.shard(number) for number in range(block.shards))]
+
+
+def beat(block: StatisticsBlock) -> None:
+    for region in regions_of(block):
+        region["beat_ms"] = region["probe_due_ms"] = now_ms() + FAR_MS
 
 
 @dataclass
@@ -159,15 +168,29 @@ def valkey() -> Iterator[Valkey]:
 
 
 @pytest.fixture(scope="module")
-def admin(valkey: Valkey) -> Iterator[Admin]:
+def admin_of_all(valkey: Valkey) -> Iterator[Admin]:
     with running_admin(bus=parse_address(valkey.unix_url)) as running:
         yield running
 
 
+@pytest.fixture
+def admin(admin_of_all: Admin) -> Admin:
+    """One for the module, whose processes have just beaten."""
+    beat(admin_of_all.block)
+    return admin_of_all
+
+
 @pytest.fixture(scope="module")
-def dev(valkey: Valkey) -> Iterator[Admin]:
+def dev_of_all(valkey: Valkey) -> Iterator[Admin]:
     with running_admin(bus=parse_address(valkey.url), is_dev=True, api_key="") as running:
         yield running
+
+
+@pytest.fixture
+def dev(dev_of_all: Admin) -> Admin:
+    """Likewise."""
+    beat(dev_of_all.block)
+    return dev_of_all
 
 
 # --- health -------------------------------------------------------------------------------------------
@@ -831,6 +854,27 @@ def test_head_that_is_not_whole_gives_its_place_to_a_newcomer_and_is_told(
             assert oldest.recv(4096).startswith(b"HTTP/1.1 408 ")
         second.sendall(b"Y: 1\r\n\r\n")
         assert second.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_heads_that_come_together_with_the_newcomer_give_way_in_their_order_and_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None of them has been read, and all connect at one reading of the clock."""
+    monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", 8)
+    with running_admin() as admin, contextlib.ExitStack() as stack:
+        os.kill(admin.pid, signal.SIGSTOP)
+        try:
+            clients = [stack.enter_context(admin.connect()) for _ in range(16)]
+            for client in clients:
+                client.sendall(HALF)
+        finally:
+            os.kill(admin.pid, signal.SIGCONT)
+        for client in clients[:8]:
+            assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
+            assert client.recv(4096) == b"", "a reset would take the answer away from many peers"
+        for client in clients[8:]:
+            client.sendall(b"Y: 1\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_requests_that_are_worked_on_are_never_cut_for_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:

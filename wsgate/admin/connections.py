@@ -10,10 +10,12 @@ Rules:
 
 import asyncio
 import contextlib
+import itertools
 import re
 import socket
 import struct
-from typing import Final
+from collections.abc import Iterator
+from typing import ClassVar, Final
 
 import h11
 from starlette.responses import PlainTextResponse
@@ -68,7 +70,8 @@ class Connection(H11Protocol):
     """
 
     _deadline: asyncio.TimerHandle | None = None
-    began_s = 0.0  # when it connected, or got its last answer
+    _turns: ClassVar[Iterator[int]] = itertools.count(1)
+    turn = 0  # of all that connected or got an answer: a clock would not tell apart who came together
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, in the place of another connection where there are too many."""
@@ -77,7 +80,7 @@ class Connection(H11Protocol):
         if len(self.connections) > CONNECTIONS_LIMIT:
             others = [each for each in self.connections if isinstance(each, Connection) and each is not self]
             replaceable = [each for each in others if each.is_replaceable]
-            oldest = min(replaceable, key=lambda each: each.began_s, default=self)
+            oldest = min(replaceable, key=lambda each: each.turn, default=self)
             oldest.give_way()
 
     def handle_events(self) -> None:
@@ -135,5 +138,5 @@ class Connection(H11Protocol):
     def _renew(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self.began_s = self.loop.time()
+        self.turn = next(self._turns)
         self._deadline = self.loop.call_later(ANSWER_S, self.reset)
