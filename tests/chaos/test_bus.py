@@ -23,6 +23,7 @@ QUICK = {
     "WSGATE_BUS__CONNECT_TIMEOUT": "1s",
     "WSGATE_BUS__COMMAND_TIMEOUT": "1s",
     "WSGATE_HEALTH__CANARY_INTERVAL": "1s",
+    "WSGATE_LIMITS__PUBLISH_RATE": "0",  # a client asks as fast as it is answered
 }
 SHIM = Path(__file__).resolve().parents[1] / "support" / "resolver_shim.c"
 MARK = "wsgate:ch:"
