@@ -136,7 +136,7 @@ def test_whoever_takes_everything_that_waited_is_not_judged_any_more() -> None:
 
 # --- the grace --------------------------------------------------------------------------------------
 
-GRACE = {"blocked_grace_ms": GRACE_MS, "blocked_grace_bytes": 100_000}
+GRACE = {"blocked_grace_ms": GRACE_MS}
 
 
 def test_nobody_waits_for_one_that_is_behind() -> None:
@@ -160,36 +160,45 @@ def test_nobody_waits_for_one_that_is_behind() -> None:
         assert not bench.of(quick[0])
 
 
-def test_a_grace_bounds_what_a_connection_that_is_behind_may_hold() -> None:
-    with crowd(3, **GRACE) as (bench, peers):
-        slow = peers[0]
-        fill(bench, slow)
-        for _ in range(200):
-            if bench.of(slow):
-                break
-            bench.reactor.publish(NEWS, [bytes(1_000)])
-            bench.turn()
-            found = look(bench, slow)
-            assert found["outbox_bytes"] + 16 * found["outbox_frames"] <= 100_000
-            for peer in peers[1:]:
-                peer.receive()
-        assert bench.of(slow) == [(events.FAILING, 4010)]
-
-
-def test_those_behind_share_what_a_grace_allows() -> None:
-    with crowd(70, **GRACE | {"outbox_limit_bytes": 16 * 1024}) as (bench, peers):
-        for peer in peers[:4]:
+@pytest.mark.parametrize("behind", [1, 4, 8])
+def test_the_limit_of_bytes_knows_no_grace(behind: int) -> None:
+    """Whether one is behind or a crowd is: nobody in its grace holds more bytes than the limit."""
+    limit_bytes = 16 * 1024
+    with crowd(70, **GRACE | {"outbox_limit_bytes": limit_bytes}) as (bench, peers):
+        slow = peers[:behind]
+        for peer in slow:
             fill(bench, peer)
         most = 0
         for _ in range(100):
-            if bench.events:
+            if bench.events or bench.reactor.is_full:
                 break
-            most = max(look(bench, peer)["outbox_bytes"] for peer in peers[:4])
             bench.reactor.publish(NEWS, [bytes(1_000)])
+            if not bench.events:
+                most = max(most, *(look(bench, peer)["outbox_bytes"] for peer in slow))
             bench.turn()
-            for peer in peers[4:]:
+            for peer in peers[behind:]:
                 peer.receive()
-        assert 20_000 < most <= 25_000
+        assert 0 < most <= limit_bytes
+        assert bench.reactor.is_full == (behind == 8), "a crowd is waited for"
+        if behind < 8:
+            assert most > limit_bytes // 2
+            assert sorted(bench.events) == sorted((events.FAILING, peer.conn, 4010) for peer in slow)
+
+
+def test_one_more_frame_within_a_grace_counts_with_its_entry() -> None:
+    with crowd(3, **GRACE | {"outbox_limit_bytes": 10_000}) as (bench, peers):
+        slow = peers[0]
+        fill(bench, slow)
+        for _ in range(1_000):
+            if bench.of(slow):
+                break
+            bench.reactor.publish(NEWS, [bytes(20)])
+            bench.turn()
+            for peer in peers[1:]:
+                peer.receive()
+            found = look(bench, slow)
+            assert found["outbox_bytes"] + 16 * found["outbox_frames"] <= 10_000
+        assert bench.of(slow) == [(events.FAILING, 4010)]
 
 
 def test_publications_wait_for_a_crowd_that_is_behind_and_not_for_ever() -> None:
@@ -256,8 +265,7 @@ def test_a_crowd_that_reads_is_never_judged() -> None:
 
 
 def test_whoever_takes_64_kib_within_its_grace_earns_another() -> None:
-    limits = {"outbox_limit_bytes": 1 << 20, "blocked_grace_bytes": 1 << 20}
-    with crowd(2, **GRACE | limits) as (bench, [peer, _]):
+    with crowd(2, **GRACE | {"outbox_limit_bytes": 1 << 20}) as (bench, [peer, _]):
         fill(bench, peer)
         for _ in range(200):
             bench.reactor.send(peer.conn, bytes(4_000))

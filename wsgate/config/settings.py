@@ -325,12 +325,12 @@ class Limits(Section, frozen=True, kw_only=True):
 
     # Bytes that may wait to be written to a connection before its channels' slow_consumer decides. This and
     # the next two judge only connections that are behind: the socket was full, and has not yet taken all that
-    # waited then. Others are never judged; publications wait for them in the backlog of [bus]. In its first
-    # 5 s behind a connection may hold more: connections together a quarter of that backlog. Size, 1KiB to
+    # waited then. Others are never judged; publications wait for them in the backlog of [bus]. Size, 1KiB to
     # 1GiB. Default "1MiB".
     outbox_bytes: Annotated[int, _size("1KiB", "1GiB")] = 1_048_576
 
-    # Frames that may wait, for floods of small ones. 1 to 1048576. Default 256.
+    # Frames that may wait, for floods of small ones. In its first 5 s behind a connection may hold more, as
+    # many as outbox_bytes allows. 1 to 1048576. Default 256.
     outbox_frames: Annotated[int, Meta(ge=1, le=1_048_576)] = 256
 
     # How old what waits may get: news that is late is no news. Duration, 1ms to 30m. Default "10s".

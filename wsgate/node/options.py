@@ -49,9 +49,9 @@ FIXED: Final = {
 BACKLOG_SHARE: Final = 4
 """The backlog of a shard takes at most so great a part of the shard's memory."""
 BLOCKED_GRACE_MS: Final = 5_000
-"""A socket is also full while its peer's process waits for a processor: on a busy machine for seconds."""
-BLOCKED_SHARE: Final = 4
-"""What connections with full sockets may hold within that time, as a part of the backlog."""
+"""A socket is also full while its peer's process waits for a processor: on a busy machine for seconds.
+
+Frames are not counted within this time; bytes and age are."""
 
 POLICIES: Final = {
     "close": events.POLICY_CLOSE,
@@ -143,7 +143,6 @@ def _settings(config: Config, machine: Machine) -> Settings:
         outbox_limit_frames=limits.outbox_frames,
         outbox_age_ms=limits.outbox_age_ms,
         blocked_grace_ms=BLOCKED_GRACE_MS,
-        blocked_grace_bytes=_backlog_bytes(config, machine) // BLOCKED_SHARE,
         write_timeout_ms=limits.write_timeout_ms,
         ping_interval_ms=config.heartbeat.ping_interval_ms,
         pong_timeout_ms=config.heartbeat.pong_timeout_ms,

@@ -11,11 +11,12 @@ it queues no publication while `outbox_paces` says that a connection which is no
 limits.
 
 A connection that falls behind has a grace first (`Limits.grace_ms`, 0: none), because a socket is also full
-for a moment when the peer's process waits for a processor. Within the grace the outbox may hold
-`outbox_bytes`, or an equal share of `grace_bytes` if that is more. It earns another grace by taking
-64 KiB within one. No publication waits for one connection in its grace. Publications do wait for a crowd, where
+for a moment when the peer's process waits for a processor. The limits of bytes and age know no grace. Within it
+the outbox may hold more frames than its limit, as long as they and their entries are at most `outbox_bytes`. It
+earns another grace by taking 64 KiB within one. No publication waits for one connection in its grace. Publications do wait for a crowd, where
 more than a sixteenth of all connections are in their grace and over half their limits: then the node is too
-fast for its clients and not they for it, and their graces go on as long as the crowd lasts. So that a crowd of
+fast for its clients and not they for it; their graces go on, and their frames are not counted, as long as the
+crowd lasts. So that a crowd of
 peers that stop on purpose does not delay the others for ever, this has an allowance: 10 s of waiting at once,
 which comes back with 1 us for each byte that a connection which is behind takes, and in a quarter of the time
 that nothing waits for a crowd. A crowd that reads 1 MB a second together is waited for as long as it takes.
@@ -33,7 +34,7 @@ The rules of overflow of a connection that is judged, in order:
    is charged one frame and what the first of them was charged, at most 64 bytes, so that giving way
    never makes the outbox larger; it is turned into a message when its turn to be written comes.
 
-Age obeys the same rules, without a grace: an entry older than the limit is dropped if droppable (LATEST_ONLY: if a
+Age obeys the same rules: an entry older than the limit is dropped if droppable (LATEST_ONLY: if a
 newer one waits), else the connection is closed. Only replies and publications have an age.
 
 Pongs wait apart, in the control slot (pongs.pyx).
@@ -259,23 +260,19 @@ cdef inline uint64_t control_bytes(Outbox *outbox) noexcept nogil:
 
 # --- overflow ---------------------------------------------------------------------------------------
 
-cdef bint over_in_grace(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
-    """Whether an outbox would hold more than a grace allows; entries count, because frames do not."""
-    cdef uint64_t most
-    if is_crowd_awaited(core):
-        return False                          # the caller waits for them
-    most = core.limits.grace_bytes // max(core.paced[<int>PACE_BEHIND], <uint32_t>1)
-    return outbox.bytes + size + entries_bytes(outbox.count + 1) > max(most, core.limits.outbox_bytes)
+cdef inline bint are_frames_forgiven(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
+    """Whether a grace lets an outbox hold one frame more than the limit; its entries count as bytes."""
+    return outbox.grace_ms != 0 and (
+        outbox.bytes + size + entries_bytes(outbox.count + 1) <= core.limits.outbox_bytes
+        or is_crowd_awaited(core)             # nothing more is published while the caller waits for them
+    )
 
 
 cdef inline bint over(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
     """Whether one more entry of this size is too much; only of a connection that is behind."""
-    if outbox.grace_ms:
-        return over_in_grace(core, outbox, size)
-    return (
-        outbox.bytes + size > core.limits.outbox_bytes
-        or outbox.count + 1 > core.limits.outbox_frames
-    )
+    if outbox.bytes + size > core.limits.outbox_bytes:
+        return True
+    return outbox.count + 1 > core.limits.outbox_frames and not are_frames_forgiven(core, outbox, size)
 
 
 cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil:

@@ -34,10 +34,9 @@ class Settings:
     outbox_limit_bytes: int = 1024 * 1024
     outbox_limit_frames: int = 256
     outbox_age_ms: int = 10_000
-    # How long a connection that fell behind is not yet judged by its limits, and what such connections may
-    # hold together. 0: it is judged at once. Who sets it must ask `is_full` before every publication.
+    # How long a connection that fell behind may hold more frames than its limit.
+    # 0: it is judged at once. Who sets it must ask `is_full` before every publication.
     blocked_grace_ms: int = 0
-    blocked_grace_bytes: int = 0
     write_timeout_ms: int = 10_000
     # What a socket that refuses bytes is charged where the kernel does not say what it holds: SO_SNDBUF as it
     # doubles it, and one write of 64 KiB, taken whole while any room is left.

@@ -62,7 +62,6 @@ cdef int apply_settings(Core *core, settings) except -1:
     core.limits.outbox_bytes = number(settings, "outbox_limit_bytes", 1024, 1 << 30)
     core.limits.outbox_frames = number(settings, "outbox_limit_frames", 1, 1 << 20)
     core.limits.grace_ms = number(settings, "blocked_grace_ms", 0, 60_000)
-    core.limits.grace_bytes = number(settings, "blocked_grace_bytes", 0, 1 << 40)
     core.limits.outbox_age_ms = number(settings, "outbox_age_ms", 1, 30 * 60_000)
     core.limits.write_ms = number(settings, "write_timeout_ms", 1, most)
     core.limits.send_buffer_bytes = number(settings, "send_buffer_bytes", 0, 1 << 30)

@@ -474,7 +474,6 @@ ctypedef struct Limits:
     uint32_t outbox_frames
     uint32_t outbox_age_ms
     uint32_t grace_ms
-    uint64_t grace_bytes
     uint32_t write_ms
     uint32_t send_buffer_bytes
     uint32_t ping_ms
