@@ -66,12 +66,12 @@ def test_only_those_that_do_not_read_lose_something(gateway: Gateway) -> None:
                 nonlocal number
                 publish(bus, "open:mixed", [publication(number)])
                 number += 1
-                return gateway.metric("wsgate_closes_total", reason="slow_consumer") >= 1
+                return gateway.metric("wsgate_connections", state="closing") >= 1
 
             wait_until("who does not read is cut", is_cut, 60.0)
         with Readers([lazy]) as late:
             wait_until("it has read why", lambda: late.readers[0].is_ended, 60.0)
-            assert late.readers[0].holes == 0
+            assert (late.readers[0].holes, late.readers[0].code) == (0, 4010)
 
 
 # --- more than the readers take ---------------------------------------------------------------------
@@ -106,7 +106,10 @@ def test_sixty_megabytes_at_once_cut_no_bus_and_delay_no_command(tmp_path: Path)
             pipeline.execute()
         assert victim.ending().code == 4001
         held.enter_context(join(gateway, "open:other"))
-        assert gateway.metric("wsgate_backlog_bytes") > MIB, "both before the backlog is empty"
+        wait_until(
+            "both happened before the backlog is empty",
+            lambda: gateway.metric("wsgate_backlog_bytes") > MIB,
+        )
         with Readers(clients) as reading:
             reading.wait(59_999)
             for reader in reading.readers:
@@ -139,10 +142,11 @@ def test_a_small_backlog_loses_the_oldest_and_says_so(tmp_path: Path) -> None:
         wait_until("some are lost", lambda: gateway.metric("wsgate_publications_dropped_total") > 1_000, 60.0)
         with Readers(clients) as reading:
             reading.wait(19_999)
+            # What is lost soon after a notice is in the next one, seconds later.
+            wait_until("all is told", lambda: not any(reader.untold for reader in reading.readers), 60.0)
             for reader in reading.readers:
-                assert reader.holes == 0
                 assert reader.gaps or reader.code == 4010
-        assert gateway.metric("wsgate_gaps_total", reason="backlog") >= 1
+        wait_until("it is counted", lambda: gateway.metric("wsgate_gaps_total", reason="backlog") >= 1)
         assert gateway.metric("wsgate_bus_failures_total") == 0
 
 
@@ -158,5 +162,5 @@ def test_a_publication_over_the_limit_is_told_and_keeps_the_bus(tmp_path: Path) 
             assert [each["op"] for each in heard] == ["msg", "gap", "msg"]
             assert [each["data"][:6] for each in heard if each["op"] == "msg"] == ["000000", "000002"]
         assert gateway.metric("wsgate_bus_failures_total") == 0
-        assert gateway.metric("wsgate_gaps_total", reason="too_large") >= 1
+        wait_until("it is counted", lambda: gateway.metric("wsgate_gaps_total", reason="too_large") >= 1)
         assert memory_bytes(shard, "VmHWM") - before < 16 * MIB

@@ -71,6 +71,7 @@ class Reader:
     got: int = 0
     next: int = 0
     holes: int = 0  # times that numbers were missing without a gap before
+    untold: int = 0  # of those, the ones that no gap followed yet
     gaps: int = 0
     is_told: bool = False  # of a gap, since the last message
     code: int = 0  # of the bye
@@ -86,6 +87,7 @@ class Reader:
             if place:
                 self.gaps += 1
                 self.is_told = True
+                self.untold = 0
             self._count([int(number) for number in _MESSAGE.findall(part)])
         if found := _BYE.search(parts[-1]):
             self.code = int(found[1] or found[2])
@@ -98,11 +100,11 @@ class Reader:
         if not numbers:
             return
         self.got += len(numbers)
-        if numbers[0] != self.next:
-            self.holes += not self.is_told
+        found = int(numbers[0] != self.next and not self.is_told)
+        found += list(numbers) != list(range(numbers[0], numbers[0] + len(numbers)))
+        self.holes += found
+        self.untold += found
         self.is_told = False
-        if list(numbers) != list(range(numbers[0], numbers[0] + len(numbers))):
-            self.holes += 1
         self.next = numbers[-1] + 1
 
 
