@@ -189,6 +189,12 @@ DEFECTS: Final = {
         "        while outbox.owed and over(core, outbox, frame.length):",
         "        while over(core, outbox, frame.length):",
     ),
+    "grace": Defect(
+        "a connection that may hold more bytes than its limit because it fell behind only lately",
+        "wsgate/reactor/outbox.pyx",
+        "    if outbox.bytes + size > core.limits.outbox_bytes:\n        return True\n",
+        "    if not outbox.grace_ms and outbox.bytes + size > core.limits.outbox_bytes:\n        return True\n",
+    ),
     "pacing": Defect(
         "publications that are handed on although outboxes of readers are full",
         "wsgate/shard/pacing.py",
@@ -232,6 +238,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "padding": ((*_PYTEST, "tests/unit/test_auth_differential.py"), (*_FUZZ, "tokens")),
     "audience": ((*_PYTEST, "tests/unit/test_auth_tokens.py"), (*_FUZZ, "tokens")),
     "judge": ((*_PYTEST, "tests/unit/test_pacing.py"),),
+    "grace": ((*_PYTEST, "tests/unit/test_pacing.py"),),
     "pacing": ((*_PYTEST, "tests/unit/test_backlog.py"),),
     "backlog": ((*_PYTEST, "tests/attack/test_gateway_burst.py", "-k", "on_the_books"),),
     "unnamed": ((*_PYTEST, "tests/unit/test_backlog.py"),),

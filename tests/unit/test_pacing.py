@@ -160,11 +160,13 @@ def test_nobody_waits_for_one_that_is_behind() -> None:
         assert not bench.of(quick[0])
 
 
+@pytest.mark.parametrize("frames", [8, 1_000])
 @pytest.mark.parametrize("behind", [1, 4, 8])
-def test_the_limit_of_bytes_knows_no_grace(behind: int) -> None:
+def test_the_limit_of_bytes_knows_no_grace(behind: int, frames: int) -> None:
     """Whether one is behind or a crowd is: nobody in its grace holds more bytes than the limit."""
     limit_bytes = 16 * 1024
-    with crowd(70, **GRACE | {"outbox_limit_bytes": limit_bytes}) as (bench, peers):
+    limits = {"outbox_limit_bytes": limit_bytes, "outbox_limit_frames": frames}
+    with crowd(70, **GRACE | limits) as (bench, peers):
         slow = peers[:behind]
         for peer in slow:
             fill(bench, peer)
