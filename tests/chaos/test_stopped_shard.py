@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 import pytest
@@ -76,6 +77,14 @@ def publications(client: RawClient, count: int) -> list[Any]:
     return heard
 
 
+def hear_until(client: RawClient, last: str, heard: list[str]) -> None:
+    """Read until a publication holds `last`, or until `bye`; add the operation of every message before."""
+    while (said := client.hear()).get("data") != last:
+        heard.append(said["op"])
+        if said["op"] == "bye":
+            return
+
+
 def test_stopped_shard_slows_no_publisher_and_no_other_shard(gateway: Gateway) -> None:
     with ExitStack() as stack, redis.Redis.from_url(gateway.bus_url) as bus:
         clients = one_of_each(gateway, stack)
@@ -84,7 +93,6 @@ def test_stopped_shard_slows_no_publisher_and_no_other_shard(gateway: Gateway) -
             assert client.hear_answer(1)["op"] == "subbed"
         victim, publisher, *others = clients
         pid = gateway.pid_of("wsgate-shard-0")
-        failures = gateway.metric("wsgate_bus_failures_total")
         os.kill(pid, signal.SIGSTOP)
         try:
             for number in range(COUNT):
@@ -94,24 +102,22 @@ def test_stopped_shard_slows_no_publisher_and_no_other_shard(gateway: Gateway) -
                 for other in others:
                     (data,) = publications(other, 1)
                     assert data.startswith(f"{number} ")
-            # The bus has given up what waited for the stopped shard, and keeps within its memory.
+            # Whatever the bus holds for the stopped shard, it keeps within its memory.
             assert bus.info("memory")["used_memory"] < 40 << 20
         finally:
             os.kill(pid, signal.SIGCONT)
-        wait_until(
-            "the shard knows that its connection is lost",
-            lambda: gateway.metric("wsgate_bus_failures_total") > failures,
-            3 * LIMIT_S,
-        )
         gateway.await_ready()
+        heard: list[str] = []
+        reader = Thread(target=hear_until, args=(victim, "again", heard), daemon=True)
+        reader.start()
 
         def is_heard_again() -> bool:
             publisher.say(op="pub", ch="room", data="again", id=COUNT)
             publisher.hear_answer(COUNT)
-            victim.say(op="ping", id=7)
-            while (said := victim.hear()).get("id") != 7:
-                if said.get("data") == "again":
-                    return True
-            return False
+            reader.join(0.2)
+            return not reader.is_alive()
 
-        wait_until("its client is subscribed again", is_heard_again, 3 * LIMIT_S)
+        wait_until("its client is heard of again", is_heard_again, 3 * LIMIT_S)
+        # The server may cut the shard, the shard may drop what its backlog does not hold, and its client may
+        # be too slow for all that comes at once. What it misses it is told.
+        assert heard.count("msg") == COUNT or {"gap", "bye"} & set(heard), heard.count("msg")

@@ -192,8 +192,8 @@ DEFECTS: Final = {
     "grace": Defect(
         "a connection that may hold more bytes than its limit because it fell behind only lately",
         "wsgate/reactor/outbox.pyx",
-        "    if outbox.bytes + size > core.limits.outbox_bytes:\n        return True\n",
-        "    if not outbox.grace_ms and outbox.bytes + size > core.limits.outbox_bytes:\n        return True\n",
+        "    if outbox.bytes + size > core.limits.outbox_bytes:\n",
+        "    if not outbox.grace_ms and outbox.bytes + size > core.limits.outbox_bytes:\n",
     ),
     "pacing": Defect(
         "publications that are handed on although outboxes of readers are full",
