@@ -4,9 +4,9 @@ A publication is handed on when no connection that is not judged by its limits i
 (`Reactor.is_full`). So a burst of up to the backlog's size reaches every reader, in order and complete, at
 the pace of the readers; and a connection that is judged, because its peer does not read, delays nobody.
 
-When the backlog drops its oldest publications, the subscribers of their channels are sent a gap; losses of
-a channel within two seconds of such a notice are told by the next one. Nothing is handed on while a confirmation that was received before it is not
-dealt with yet.
+When the backlog drops its oldest publications, the subscribers of their channels are sent a gap; losses of a
+channel within two seconds of such a notice are told by the next one. Nothing is handed on while a
+confirmation that was received before it is not dealt with yet.
 """
 
 import time
