@@ -74,7 +74,8 @@ CALM_S: Final = 6.0
 P99_S: Final = 1.0
 """Of a ping of the control group, faults included: the bus may be paused, its clients may not notice."""
 REST_S: Final = 40.0
-MEMORY_SLACK_BYTES: Final = 8 << 20
+MEMORY_SLACK_BYTES: Final = 24 << 20
+"""For all shards: each keeps 4 MiB of buffers for the next connections, and the interpreter its arenas."""
 ACCOUNT_SLACK_BYTES: Final = 1 << 20
 """For all shards: each keeps one block of 256 KiB of its backlog, and remembers tokens for 5 minutes."""
 DESCRIPTORS_SLACK: Final = 4

@@ -69,7 +69,7 @@ class Reactor:
         """Whether publications should wait until `flush` has written some. O(1).
 
         An outbox that is not judged by its limits is over half of them: of a connection that is not behind,
-        or of more than a sixteenth of all connections, behind and within their grace. Or 64 publications are
+        or of more than half of all connections, behind and within their grace. Or 64 publications are
         on their way into large channels. It always ends by itself: with `flush`, with what peers read, or
         with their grace. A connection that is judged, and one alone that is behind, never make it true.
         """

@@ -14,7 +14,7 @@ A connection that falls behind has a grace first (`Limits.grace_ms`, 0: none), b
 for a moment when the peer's process waits for a processor. The limits of bytes and age know no grace. Within it
 the outbox may hold more frames than its limit, as long as they and their entries are at most `outbox_bytes`. It
 earns another grace by taking 64 KiB within one. No publication waits for one connection in its grace. Publications do wait for a crowd, where
-more than a sixteenth of all connections are in their grace and over half their limits: then the node is too
+more than half of all connections are in their grace and over half their limits: then the node is too
 fast for its clients and not they for it; their graces go on, and their frames are not counted, as long as the
 crowd lasts. So that a crowd of
 peers that stop on purpose does not delay the others for ever, this has an allowance: 10 s of waiting at once,

@@ -49,7 +49,7 @@ cdef enum:
     WALK_STEP = 1024             # subscribers taken at once of one that is
     WALK_AHEAD = 1024            # connections on the bulk list below which the next step is due
     GAP_BYTES = 64               # what a pending gap is charged at most
-    CROWD_PART = 16              # behind at once, so great a part of all connections is a crowd
+    CROWD_PART = 2               # more than half of all connections behind at once are a crowd
     CROWD_MS = 10000             # publications wait for crowds for so long at once,
     CROWD_REST = 4               # and afterwards this part of the time
     KEEPS_UP_UNITS = 1024        # of 64 bytes: taken within one grace, they earn a blocked connection another
