@@ -68,11 +68,11 @@ class Attack(threading.Thread):
         self._is_over = threading.Event()
 
     def run(self) -> None:
-        """Attack."""
+        """Open the connections of the attack and keep them open."""
         asyncio.run(self._run())
 
     def stop(self) -> None:
-        """End it."""
+        """Close every connection of the attack."""
         self._is_over.set()
         self.join()
 
@@ -141,7 +141,7 @@ def measure(door: Door, source: str) -> tuple[int, dict[str, int]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run them and judge."""
+    """Run the chosen attacks and print whether newcomers came in."""
     parser = argparse.ArgumentParser(prog="loadtest.doors")
     parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS])
     parser.add_argument("--share", type=float, default=1.0)

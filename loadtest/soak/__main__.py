@@ -87,7 +87,7 @@ _PROGRESS_S: Final = 5.0
 
 
 class Footprint(NamedTuple):
-    """What the shards hold."""
+    """The memory, descriptors and accounts of all shards together."""
 
     memory_bytes: int
     descriptors: int
@@ -95,7 +95,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(gateway: GatewayProcess) -> Footprint:
-    """Measure it now."""
+    """Measure the memory, descriptors and accounts of all shards now."""
     pids = gateway.pids_now("wsgate-shard-")
     return Footprint(
         sum(bench_processes.memory(pid).pss_bytes for pid in pids),
@@ -169,7 +169,7 @@ def rested(gateway: GatewayProcess, before: Footprint) -> tuple[Footprint, bool]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run once and judge."""
+    """Run the population once and print whether each promise was kept."""
     parser = argparse.ArgumentParser(prog="loadtest.soak")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)

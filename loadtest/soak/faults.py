@@ -55,7 +55,7 @@ class Faults:
             self._kinds.pop("step_clock", None)
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Inject faults at random times until the task is cancelled."""
         while self._kinds:
             await asyncio.sleep(self._chance.uniform(*_EVERY_S))
             name, fault = self._chance.choice(list(self._kinds.items()))

@@ -35,7 +35,7 @@ class Published:
     _times: dict[tuple[str, str], list[tuple[int, float, float]]] = field(default_factory=dict)
 
     def add(self, channel: str, source: str, number: int, began_s: float, ended_s: float) -> None:
-        """Note one; numbers of a source must grow."""
+        """Record a publication that was answered; the numbers of a source must grow."""
         self._times.setdefault((channel, source), []).append((number, began_s, ended_s))
 
     def between(self, channel: str, first_s: float, last_s: float) -> Iterator[tuple[str, int, float]]:
@@ -49,7 +49,7 @@ class Published:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of publications that were answered."""
         return sum(map(len, self._times.values()))
 
 
@@ -79,7 +79,7 @@ class Session:
         self._received.setdefault(key, set()).add(number)
 
     def gap(self, channel: str, now_s: float) -> None:
-        """Note a notice; "" is a notice for all channels."""
+        """Record that a gap arrived; an empty channel stands for all channels."""
         self.gaps.setdefault(channel, []).append(now_s)
 
     def lost(self, published: Published) -> list[Lost]:
@@ -96,5 +96,5 @@ class Session:
 
     @property
     def count(self) -> int:
-        """How many publications were received."""
+        """The number of publications that this session received."""
         return sum(map(len, self._received.values()))

@@ -40,7 +40,7 @@ _GONE: Final = (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, EOFEr
 
 @dataclass(slots=True)
 class Town:
-    """What the population shares.
+    """The state that all clients of the population share.
 
     Attributes:
         port: Where the gateway listens.

@@ -99,7 +99,7 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Cancel the deadline of the connection, which is closed."""
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)

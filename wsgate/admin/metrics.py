@@ -404,7 +404,7 @@ def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
 
 
 class _OwnLines(Collector):
-    """What no region counts: lines that the admin process itself could not write."""
+    """Export the log lines that the admin process dropped; no region of a shard counts them."""
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, as below."""
