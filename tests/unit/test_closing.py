@@ -360,6 +360,47 @@ def test_linger_lets_the_reason_arrive() -> None:
         assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
+def unread_close(bench: Rig) -> Peer:
+    """A peer whose last message and Close lie in the buffers of its connection, because it does not read."""
+    peer = bench.connect(tcp=True, send_buffer_bytes=131_072)
+    for _ in range(3):
+        bench.reactor.send(peer.conn, bytes(50_000))
+    peer.send(b"\xff\xff")
+    bench.turn()
+    assert bench.count("now_lingering") >= 1
+    assert bench.reactor.bytes_held()["kernel_queued"] > 0
+    return peer
+
+
+def test_slow_peer_has_the_write_timeout_to_read_a_close_that_fits_into_its_socket() -> None:
+    """The linger timeout of a second is for peers that have taken everything."""
+    with rig(Settings(write_timeout_ms=10_000)) as bench:
+        peer = unread_close(bench)
+        bench.pass_ms(9_000)
+        assert bench.count("now_lingering") == 1
+        assert [close_code(frame) for frame in peer.frames() if frame.opcode == CLOSE] == [1002]
+        bench.pass_ms(2_000)
+        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.PROTOCOL_ERROR)]
+
+
+def test_peer_that_does_not_read_its_close_is_reset_after_the_write_timeout() -> None:
+    with rig(Settings(write_timeout_ms=10_000)) as bench:
+        peer = unread_close(bench)
+        bench.pass_ms(10_500)
+        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.PROTOCOL_ERROR)]
+        assert bench.reactor.bytes_held()["kernel_queued"] == 0
+        assert bench.reactor.bytes_held()["kernel_orphans"] == 0
+
+
+def test_slow_peers_linger_for_a_second_when_half_the_places_are_taken() -> None:
+    with rig(Settings(write_timeout_ms=10_000, linger_limit_sockets=3)) as bench:
+        crowd = [unread_close(bench) for _ in range(2)]
+        bench.pass_ms(1_250)
+        assert bench.count("now_lingering") == 1  # the first to end made room for the other
+        assert bench.count("lingers_skipped") == 0
+        assert sum(bench.of(peer)[1:] == [(events.CLOSED, Reason.PROTOCOL_ERROR)] for peer in crowd) == 1
+
+
 def test_the_answer_to_a_ping_goes_before_close() -> None:
     """Answered in order: pong, then Close."""
     with rig() as bench:

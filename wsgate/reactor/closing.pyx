@@ -12,9 +12,10 @@ The one path out (states and diagram in structs.pxd):
                  close with unread input resets the peer before it has read why.
     release      any -> GONE: everything is given back; only the `closed` event is still owed.
 
-What the kernel holds for a connection stays on its account until the descriptor is closed. If the peer has not
-taken everything when lingering ends, the connection is reset, so that the kernel gives the data up. If it is
-closed before, or did not linger because too many do, the kernel keeps the data for ORPHAN_MS, and it is on the
+What the kernel holds for a connection stays on its account until the descriptor is closed. A peer that has not
+taken everything when the linger timeout is over has until the write timeout, as if its Close still waited in the
+outbox, while less than half of the places for lingering sockets are taken. Then the connection is reset, so that
+the kernel gives the data up. If it is closed before, or did not linger because too many do, the kernel keeps the data for ORPHAN_MS, and it is on the
 account of orphans meanwhile.
 
 The first reason given is the reason; later ones of the same connection are not counted.
@@ -259,6 +260,7 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
     kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
     enter(core, c, STATE_LINGERING)
     c.heartbeat_ms = 0                        # counts what is discarded from here on
+    c.message_ms = <uint32_t>core.clock_ms    # when lingering began
     partial_close(core, c)
     if seam_interest(core, slot, True, False) < 0:
         release(core, slot, c.reason, False)

@@ -11,7 +11,8 @@ forward), `deadlines_rearm` looks at every timer again, a slice in each tick.
     OPEN                ping, pong, idle, message completion, write stall, age of the outbox, and the
                         one deadline of the application
     CLOSING             the write deadline: reset
-    LINGERING           the linger deadline: close, or reset when the peer has not taken everything
+    LINGERING           the linger deadline: close, or wait until the write timeout for a peer that has not
+                        taken everything, and reset it then
 """
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
@@ -179,6 +180,26 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         heartbeat(core, slot)
 
 
+cdef void due_lingering(Core *core, uint32_t slot) noexcept nogil:
+    """End lingering, or look again later when the peer may still take its Close.
+
+    A slow peer whose Close fits into the socket buffer has as long to read the reason as one whose Close does
+    not. Without this it was reset after a second, and read no reason.
+    """
+    cdef Connection *c = at(core, slot)
+    cdef bint holds_data = seam_unsent(c)
+    if (
+        holds_data and core.states[<int>STATE_LINGERING] * 2 <= core.limits.linger_sockets
+        and since(core, c.message_ms) + core.limits.write_ms > core.clock_ms
+    ):
+        c.deadline_ms = min(
+            core.clock_ms + max(core.limits.linger_ms, TICK_MS), since(core, c.message_ms) + core.limits.write_ms
+        )
+        kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
+        return
+    release(core, slot, 0, holds_data)
+
+
 cdef void ask_kernel(Core *core, Connection *c) noexcept nogil:
     """Put on the books what a socket holds that is not full: up to its buffers of somebody who does not read.
 
@@ -226,7 +247,7 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
         elif c.state == STATE_CLOSING:
             release(core, slot, 0, True)
         elif c.state == STATE_LINGERING:
-            release(core, slot, 0, seam_unsent(c))
+            due_lingering(core, slot)
     deadlines_arm(core, slot)
 
 
