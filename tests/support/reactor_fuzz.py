@@ -422,8 +422,6 @@ class Fuzz:
                 [b"text", None, 0],
             ]
         )
-        if random.random() < 0.1:
-            self.reactor.gap(channel)
         if self.settings.blocked_grace_ms and self.reactor.is_full:
             return
         position = random.choice([0, 1, 7, 2**62, -1])

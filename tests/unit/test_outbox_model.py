@@ -886,75 +886,46 @@ def test_age_holds_for_what_comes_while_the_socket_is_blocked_already() -> None:
 
 
 def test_a_gap_that_was_turned_into_a_message_has_no_age() -> None:
-    """The message is made when a visit reaches the gap, also when the socket then takes nothing."""
-    with desk(**OLD) as (bench, peer):
-        fill_to_the_brim(bench, peer)
-        assert bench.reactor.gap(b"news") == 1
-        assert bench.count("gaps") == 0
+    """The message is made when a visit reaches the gap, also when the socket then takes only a part of it."""
+    long = b"gap".ljust(100_000, b".")
+    with rig(
+        Settings(outbox_age_ms=3_000, ping_interval_ms=0, write_timeout_ms=LONG), gap_encoder=lambda *_: long
+    ) as bench:
+        peer = bench.connect(send_buffer_bytes=1)
+        bench.reactor.subscribe(peer.conn, b"news", policy=OLDEST)
+        publish_until_blocked(bench, peer, b"news")
+        bench.pass_ms(4_000)
+        assert (bench.count("dropped_policy"), bench.count("gaps")) == (1, 0)
+        peer.frames()
         bench.turn()
         assert numbers(bench, peer)["blocked"]
         assert bench.count("gaps") == 1
         bench.pass_ms(10_000)
         assert bench.of(peer) == []
-        assert read_all(bench, peer) == [b"gap 0 news 0-0"]
-
-
-def fill_to_the_brim(bench: Rig, peer: Peer) -> None:
-    """Reply until the socket would refuse one more, and nothing waits."""
-    probe = bench.connect(send_buffer_bytes=1)
-    for _ in range(fill(bench, probe) - 1):
-        bench.reactor.send(peer.conn, b"fill" + bytes(100))
-        bench.reactor.flush(bench.now_ms)
-    assert not numbers(bench, peer)["blocked"]
-    bench.reactor.abort(probe.conn)
-    bench.turn()
+        assert read_all(bench, peer) == [b"gap"]
 
 
 # --- gaps and their encoder -------------------------------------------------------------------------
 
 
-def test_a_gap_from_outside_keeps_its_place_between_publications() -> None:
-    with desk() as (bench, peer):
-        for _ in range(2):
-            publish(bench, b"strict", 1)
-            for _ in range(3):
-                assert bench.reactor.gap(b"strict") == 1, (
-                    "one notice stands for all until the next publication"
-                )
-            publish(bench, b"news", 1)
-            assert bench.reactor.gap(b"news") == 1
-        gaps = [b"gap 0 strict 0-0", b"gap 0 news 0-0"]
-        assert read_all(bench, peer) == [b"strict 1", gaps[0], b"news 1", gaps[1]] * 2
-        assert bench.reactor.gap(b"nobody is here") == 0
+def lose(bench: Rig, *names: bytes) -> Peer:
+    """Make a peer whose socket is full and that lost publications of each channel.
 
-
-def test_a_gap_from_outside_is_judged_like_a_publication() -> None:
-    with full_desk(outbox_limit_frames=2) as (bench, peer):
-        publish(bench, b"news", 1, 2)
-        assert bench.reactor.gap(b"chat") == 1, "news gives way"
-        assert waiting(bench, peer)["outbox_frames"] == 2
-        assert bench.reactor.gap(b"strict") == 0
-        assert read_all(bench, peer) == [b"close 4010"]
-
-
-def test_a_gap_from_outside_reaches_a_large_channel_behind_what_is_on_its_way() -> None:
-    with desk(walk_at_once=1) as (bench, peer):
-        other = bench.connect()
-        bench.reactor.subscribe(other.conn, b"strict")
-        publish(bench, b"strict", 1)
-        assert bench.reactor.gap(b"strict") == 2
-        publish(bench, b"strict", 2)
-        assert bench.count("now_walks") == 3
-        for each in (peer, other):
-            assert read_all(bench, each) == [b"strict 1", b"gap 0 strict 0-0", b"strict 2"]
+    The limit of frames must be one more than there are channels.
+    """
+    peer = bench.connect(send_buffer_bytes=1)
+    for name in names:
+        bench.reactor.subscribe(peer.conn, name, policy=OLDEST)
+    fill(bench, peer)
+    for name in (*names, names[0]):
+        assert publish(bench, name, 1) == [1]
+    return peer
 
 
 def test_without_an_encoder_nothing_is_said() -> None:
-    with rig() as bench:
-        peer = bench.connect()
-        bench.reactor.subscribe(peer.conn, b"news")
-        bench.reactor.gap(b"news")
-        assert numbers(bench, peer)["outbox_frames"] == 1
+    with rig(Settings(outbox_limit_frames=2)) as bench:
+        peer = lose(bench, b"news")
+        assert numbers(bench, peer)["outbox_frames"] == 2
         assert read_all(bench, peer) == []
         assert waiting(bench, peer)["outbox_frames"] == 0
         assert bench.count("gaps") == 0
@@ -971,11 +942,8 @@ def test_an_encoder_that_raises_is_our_fault(broken: bytes, monkeypatch: pytest.
             raise ArithmeticError("planted")
         return gap_payload(variant, channel, first, last)
 
-    with rig(gap_encoder=encode) as bench:
-        peer = bench.connect()
-        for name in (b"first", b"second"):
-            bench.reactor.subscribe(peer.conn, name)
-            bench.reactor.gap(name)
+    with rig(Settings(outbox_limit_frames=3), gap_encoder=encode) as bench:
+        peer = lose(bench, b"first", b"second")
         assert read_all(bench, peer)[-1] == b"close 4050"
         assert bench.of(peer) == [(events.FAILING, 4050)]
         assert unraisable == [ArithmeticError] * (2 if broken == b"both" else 1)
@@ -988,10 +956,8 @@ def test_an_encoder_that_returns_no_bytes_is_our_fault(
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda info: unraisable.append(info.exc_type))
     encoder: Callable[[int, bytes, int, int], Any] = lambda *_: answer  # noqa: E731
-    with rig(gap_encoder=encoder) as bench:
-        peer = bench.connect()
-        bench.reactor.subscribe(peer.conn, b"news")
-        bench.reactor.gap(b"news")
+    with rig(Settings(outbox_limit_frames=2), gap_encoder=encoder) as bench:
+        peer = lose(bench, b"news")
         assert read_all(bench, peer) == [b"close 4050"]
         assert unraisable == [TypeError]
 

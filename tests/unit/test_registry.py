@@ -343,8 +343,13 @@ def late_to_authenticate(bench: Rig, peer: Peer) -> None:
 
 
 def break_the_encoder(bench: Rig, peer: Peer) -> None:
-    bench.reactor.subscribe(peer.conn, b"news")
-    bench.reactor.gap(b"news")
+    bench.reactor.subscribe(peer.conn, b"news", policy=events.POLICY_DROP_OLDEST)
+    while not inspect(bench, peer)["blocked"]:
+        bench.reactor.send(peer.conn, bytes(600))
+        bench.turn()
+    for _ in range(2):
+        bench.reactor.publish(b"news", [b"x"])
+    peer.frames()
     bench.turn()
 
 
@@ -401,7 +406,7 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
         {"variant_opcodes": (TEXT | events.DEFLATED,)},
         say(client_frame(TEXT | events.DEFLATED, b"\xff")),
     ),
-    Reason.INTERNAL: ({}, break_the_encoder),
+    Reason.INTERNAL: ({"outbox_limit_frames": 2}, break_the_encoder),
 }
 
 # What no test can make the reactor find: it is ours to say, or there is nobody to say it to.

@@ -7,7 +7,6 @@ from wsgate.reactor.structs cimport Connection, Core, Frame
 cdef int deliver(
     Core *core, uint32_t slot, Frame *frame, int klass, uint32_t channel, bint urgent
 ) noexcept nogil
-cdef int deliver_gap(Core *core, uint32_t slot, uint32_t channel, bint urgent) noexcept nogil
 cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept nogil
 cdef void queue_close(Core *core, uint32_t slot) noexcept nogil
 cdef void begin_close(

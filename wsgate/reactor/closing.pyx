@@ -28,7 +28,7 @@ from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
 from wsgate.reactor.outbox cimport (
-    outbox_close, outbox_close_empty, outbox_discard, outbox_over_half, outbox_push, outbox_push_gap, outbox_weigh,
+    outbox_close, outbox_close_empty, outbox_discard, outbox_over_half, outbox_push, outbox_weigh,
 )
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
@@ -92,17 +92,8 @@ cdef int deliver(
 
     Takes its own reference. A publication dropped by its channel's policy counts as queued: its gap is.
     """
-    return delivered(core, slot, outbox_push(core, at(core, slot), frame, klass, channel), urgent)
-
-
-cdef int deliver_gap(Core *core, uint32_t slot, uint32_t channel, bint urgent) noexcept nogil:
-    """As `deliver`, of the notice that publications of a channel were lost on their way here."""
-    return delivered(core, slot, outbox_push_gap(core, at(core, slot), channel), urgent)
-
-
-cdef inline int delivered(Core *core, uint32_t slot, int outcome, bint urgent) noexcept nogil:
-    """Act on the outcome of a push: have the connection visited, or end it."""
     cdef Connection *c = at(core, slot)
+    cdef int outcome = outbox_push(core, c, frame, klass, channel)
     if outcome != PUSHED:
         if c.state != STATE_OPEN:
             core.counters[<int>DROPPED_CLOSING] += 1

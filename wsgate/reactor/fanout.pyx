@@ -11,7 +11,6 @@ filled (38 ms at once), and no more of them exist than are about to be written. 
   together: each subscriber is given all of them at once.
 - At most WALKS_MAX wait; then the oldest is walked to its end at once. The caller does not let it come to
   that (`Reactor.is_full`).
-- A gap goes the same way as a publication, and so stays in its place between them.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -19,7 +18,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from wsgate.reactor.channels cimport channel_release, channel_slots
-from wsgate.reactor.closing cimport deliver, deliver_gap
+from wsgate.reactor.closing cimport deliver
 from wsgate.reactor.frames cimport frame_release
 from wsgate.reactor.memory cimport memory_give, memory_take
 from wsgate.reactor.structs cimport (
@@ -63,28 +62,11 @@ cdef int64_t serve(
     return reached
 
 
-cdef int64_t serve_gap(Core *core, uint32_t index, uint32_t start, uint32_t end) noexcept nogil:
-    """As `serve`, of the notice that publications were lost."""
-    cdef Channel *channel = &core.channels.channels[index]
-    cdef uint32_t place, slot
-    cdef uint32_t *slots = channel_slots(channel)
-    cdef bint urgent = channel.count <= URGENT_SUBSCRIBERS
-    cdef int64_t reached = 0
-    for place in range(start, end):
-        slot = slots[place]
-        if at(core, slot).state == STATE_OPEN:
-            reached += deliver_gap(core, slot, index, urgent)
-    return reached
-
-
 cdef void serve_walk(Core *core, Walk *walk, uint32_t start) noexcept nogil:
     """Serve one walk down to a place, from the end of its front."""
     cdef uint32_t end = walk.left
     walk.left = start
-    if walk.is_gap:
-        serve_gap(core, walk.channel, start, end)
-    else:
-        serve(core, walk.channel, walk.frames, walk.exclude, start, end)
+    serve(core, walk.channel, walk.frames, walk.exclude, start, end)
 
 
 cdef Walk *new_walk(Core *core, uint32_t index) noexcept nogil:
@@ -125,19 +107,6 @@ cdef int64_t fan_out(Core *core, uint32_t index, Frame **frames, uint64_t exclud
         walk.frames[variant] = frames[variant]
         if frames[variant] != NULL:
             frames[variant].references += 1
-    return channel.count
-
-
-cdef int64_t gap_out(Core *core, uint32_t index) noexcept nogil:
-    """Give every subscriber a gap, at once or on the way, behind the publications that are on theirs."""
-    cdef Channel *channel = &core.channels.channels[index]
-    cdef Walk *walk
-    if channel.walks == 0 and channel.count <= core.limits.walk_at_once:
-        return serve_gap(core, index, 0, channel.count)
-    walk = new_walk(core, index)
-    if walk == NULL:
-        return serve_gap(core, index, 0, channel.count)
-    walk.is_gap = 1
     return channel.count
 
 

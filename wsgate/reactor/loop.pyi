@@ -352,16 +352,6 @@ class Reactor:
             `Settings.walk_at_once` that happens in steps of `flush`. Queued is not written.
         """
 
-    def gap(self, channel: bytes) -> int:
-        """Notify every open subscriber that publications of a channel were lost before they came here.
-
-        The notice takes its place behind what waits. Notices of one channel with no publication between them
-        are one. In steps of `flush` where a publication would be.
-
-        Returns:
-            For how many it is queued, or will be.
-        """
-
     def mark_lost(self, channel: bytes, round: int) -> bool:
         """Note that a channel lost publications; the subscribers are notified in this round.
 

@@ -29,7 +29,7 @@ from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.deadlines cimport (
     application_at, deadlines_arm, deadlines_rearm, deadlines_resume, deadlines_run,
 )
-from wsgate.reactor.fanout cimport bye_for, fan_out, gap_out
+from wsgate.reactor.fanout cimport bye_for, fan_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_admit, gate_answers_free, gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn, turn_failed
@@ -841,14 +841,6 @@ cdef class Reactor:
                 if frames[variant] != NULL:
                     frame_release(core, frames[variant])
         return reached
-
-    def gap(self, bytes channel not None):
-        """Notify every subscriber that publications of a channel were lost; how many were. See loop.pyi."""
-        cdef Core *core = self.own()
-        cdef uint32_t index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
-        if index == NONE or core.channels.channels[index].count == 0:
-            return 0
-        return gap_out(core, index)
 
     def mark_lost(self, bytes channel not None, uint32_t round):
         """The channel lost publications, and this round of notices is about it; False: nobody is subscribed."""

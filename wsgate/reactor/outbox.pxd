@@ -8,7 +8,6 @@ cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil
 cdef int outbox_push(
     Core *core, Connection *c, Frame *frame, int klass, uint32_t channel
 ) noexcept nogil
-cdef int outbox_push_gap(Core *core, Connection *c, uint32_t channel) noexcept nogil
 cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil
 cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil
 cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *frame) noexcept nogil

@@ -42,7 +42,7 @@ Pongs wait apart, in the control slot (pongs.pyx).
 The order of the wire: the rest of a half-written entry or an HTTP answer, the control slot, then
 entries in order.
 
-Push and consume are O(1) while nothing overflows; a drop, or a gap from outside, is O(entries).
+Push and consume are O(1) while nothing overflows; a drop is O(entries).
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -311,15 +311,15 @@ cdef Gap *gap_before(Outbox *outbox, uint32_t end, uint32_t channel) noexcept no
 
 
 cdef Gap *new_gap(Core *core, Frame *frame, uint32_t channel) noexcept nogil:
-    """A gap of one publication, or (NULL) of some that are not known here.
+    """A gap of one publication.
 
     Keeps the channel, and so its name, alive as a queued frame does.
     """
     cdef Gap *gap = <Gap *>memory_take(core, sizeof(Gap), KIND_OUTBOX)
     if gap != NULL:
-        gap.first = gap.last = 0 if frame == NULL else frame.position
+        gap.first = gap.last = frame.position
         gap.count = 1
-        gap.charge = GAP_BYTES if frame == NULL else min(frame.length, <uint32_t>GAP_BYTES)
+        gap.charge = min(frame.length, <uint32_t>GAP_BYTES)
         core.channels.channels[channel].frames += 1
     return gap
 
@@ -438,45 +438,6 @@ cdef int outbox_push(
     append(core, outbox, frame, klass, channel)
     outbox.bytes += frame.length
     frame.references += 1
-    return PUSHED
-
-
-cdef bint ends_in_gap(Outbox *outbox, uint32_t channel) noexcept nogil:
-    """Whether the last that waits of a channel is its gap: a later loss is covered by it."""
-    cdef Entry *entry
-    cdef uint32_t index = outbox.count
-    while index > 0:
-        index -= 1
-        entry = outbox.entries + outbox.head + index
-        if entry.channel == channel and entry.klass in (CLASS_GAP, CLASS_PUBLICATION):
-            return entry.klass == CLASS_GAP
-    return False
-
-
-cdef int outbox_push_gap(Core *core, Connection *c, uint32_t channel) noexcept nogil:
-    """Queue the notice that publications of a channel were lost before they came here. A `Push`."""
-    cdef Outbox *outbox = outbox_open(core, c)
-    cdef Gap *gap
-    cdef uint32_t index
-    if outbox == NULL:
-        return PUSH_NO_MEMORY
-    while True:
-        if ends_in_gap(outbox, channel):
-            return PUSHED
-        if outbox.owed == 0 or not over(core, outbox, GAP_BYTES):
-            break
-        index = first_droppable(core, outbox)
-        if index == outbox.count:
-            return PUSH_OVERFLOW
-        if drop_at(core, outbox, index) < 0:
-            return PUSH_NO_MEMORY
-    if make_room(core, outbox) < 0:
-        return PUSH_NO_MEMORY
-    gap = new_gap(core, NULL, channel)
-    if gap == NULL:
-        return PUSH_NO_MEMORY
-    append(core, outbox, gap, CLASS_GAP, channel)
-    outbox.bytes += gap.charge
     return PUSHED
 
 

@@ -379,7 +379,6 @@ ctypedef struct Walk:            # a publication on its way into the outboxes of
     uint32_t channel
     uint32_t left                # so many at the front of the channel's array are still to be served
     uint64_t exclude
-    uint8_t is_gap               # no publication: a gap goes to each subscriber
     Frame *frames[VARIANTS_MAX]
 
 ctypedef struct ChannelTable:
