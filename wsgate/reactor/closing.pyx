@@ -13,9 +13,9 @@ The one path out (states and diagram in structs.pxd):
     release      any -> GONE: everything is given back; only the `closed` event is still owed.
 
 What the kernel holds for a connection stays on its account until the descriptor is closed. A peer that has not
-taken everything when the linger timeout is over has until the write timeout, as if its Close still waited in the
-outbox, while less than half of the places for lingering sockets are taken. Then the connection is reset, so that
-the kernel gives the data up. If it is closed before, or did not linger because too many do, the kernel keeps the data for ORPHAN_MS, and it is on the
+taken everything when the linger timeout is over is reset, so that the kernel gives the data up. If it is closed
+because it was slow, it has until the write timeout, as if its Close still waited in the outbox. If a socket is
+closed before, or did not linger because too many do, the kernel keeps the data for ORPHAN_MS, and it is on the
 account of orphans meanwhile.
 
 The first reason given is the reason; later ones of the same connection are not counted.

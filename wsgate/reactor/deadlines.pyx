@@ -11,8 +11,8 @@ forward), `deadlines_rearm` looks at every timer again, a slice in each tick.
     OPEN                ping, pong, idle, message completion, write stall, age of the outbox, and the
                         one deadline of the application
     CLOSING             the write deadline: reset
-    LINGERING           the linger deadline: close, or wait until the write timeout for a peer that has not
-                        taken everything, and reset it then
+    LINGERING           the linger deadline: close, or reset when the peer has not taken everything; who was
+                        closed for slowness has until the write timeout
 """
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
@@ -24,7 +24,7 @@ from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_queued, seam_read
 from wsgate.reactor.structs cimport (
     AUTH_TIMEOUT, BLOCKED, CHUNK_BITS, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
     IDLE_TIMEOUT, IN_ATTENTION, IS_FORGIVEN, IS_WALL_TIME, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT,
-    PING_SENT, REARM_SLOTS, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TICK_MS, TIMERS,
+    PING_SENT, REARM_SLOTS, SLOW_CONSUMER, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TICK_MS, TIMERS,
     UPGRADE_TIMEOUT, WANT_IN, WATCHED, WRITE_STALL,
 )
 from wsgate.reactor.table cimport at, dirty_push, kernel_holds
@@ -180,24 +180,30 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         heartbeat(core, slot)
 
 
-cdef void due_lingering(Core *core, uint32_t slot) noexcept nogil:
-    """End lingering, or look again later when the peer may still take its Close.
+cdef inline bint may_still_read(Core *core, Connection *c) noexcept nogil:
+    """Whether a lingering peer that was closed for its slowness has time left to read why.
 
-    A slow peer whose Close fits into the socket buffer has as long to read the reason as one whose Close does
-    not. Without this it was reset after a second, and read no reason.
+    It has the write timeout, as it has when its Close does not fit into the socket buffer. Without this it was
+    reset after a second and read no reason. Half of the places stay with others.
     """
+    return (
+        c.reason in (SLOW_CONSUMER, OUTBOX_AGE)
+        and core.states[<int>STATE_LINGERING] * 2 <= core.limits.linger_sockets
+        and since(core, c.message_ms) + core.limits.write_ms > core.clock_ms
+    )
+
+
+cdef void due_lingering(Core *core, uint32_t slot) noexcept nogil:
+    """End lingering, or look again later when the peer may still read its Close."""
     cdef Connection *c = at(core, slot)
     cdef bint holds_data = seam_unsent(c)
-    if (
-        holds_data and core.states[<int>STATE_LINGERING] * 2 <= core.limits.linger_sockets
-        and since(core, c.message_ms) + core.limits.write_ms > core.clock_ms
-    ):
-        c.deadline_ms = min(
-            core.clock_ms + max(core.limits.linger_ms, TICK_MS), since(core, c.message_ms) + core.limits.write_ms
-        )
-        kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
+    if not holds_data or not may_still_read(core, c):
+        release(core, slot, 0, holds_data)
         return
-    release(core, slot, 0, holds_data)
+    kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
+    c.deadline_ms = min(
+        core.clock_ms + max(core.limits.linger_ms, TICK_MS), since(core, c.message_ms) + core.limits.write_ms
+    )
 
 
 cdef void ask_kernel(Core *core, Connection *c) noexcept nogil:
