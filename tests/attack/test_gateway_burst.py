@@ -112,8 +112,9 @@ def test_sixty_megabytes_at_once_cut_no_bus_and_delay_no_command(tmp_path: Path)
         )
         with Readers(clients) as reading:
             reading.wait(59_999)
+            # What is lost soon after a notice is in the next one, seconds later.
+            wait_until("all is told", lambda: not any(reader.untold for reader in reading.readers), 60.0)
             for reader in reading.readers:
-                assert reader.holes == 0
                 assert reader.got == 60_000 or reader.gaps or reader.code == 4010
         assert gateway.metric("wsgate_bus_failures_total") == 0
         assert gateway.metric("wsgate_bus_connects_total") == 1

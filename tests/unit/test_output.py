@@ -224,9 +224,11 @@ def test_finish_waits_for_a_reader_that_reads_and_not_for_one_that_hangs() -> No
         does_not_wait(lambda: write_all(out, (LINE for _ in range(lines))))
         does_not_wait(lambda: out.finish(0.01))
         assert out.waiting_bytes == 5 * len(LINE)
-        threading.Timer(0.05, lambda: take(read)).start()
+        reader = threading.Timer(0.05, lambda: take(read))
+        reader.start()
         does_not_wait(lambda: out.finish(WITHIN_S))
         assert out.waiting_bytes == 0
+        reader.join()  # or it would read from the next test's pipe, which gets this one's number
 
 
 def test_writer_in_the_middle_of_another_write_leaves_its_line_to_it() -> None:
