@@ -368,7 +368,7 @@ SLOW_AND_FEW = Settings(
 
 
 def cut_for_slowness(bench: Rig) -> Peer:
-    """Make a peer that was closed for slowness, and whose Close lies unread in the buffers of its connection."""
+    """Make a peer that was closed for slowness and has not read its Close, which the kernel holds."""
     peer = bench.connect(tcp=True, send_buffer_bytes=65_536)
     lingering = bench.count("now_lingering")
     while bench.reactor.send(peer.conn, bytes(50_000)):
