@@ -195,6 +195,12 @@ DEFECTS: Final = {
         "    if outbox.bytes + size > core.limits.outbox_bytes:\n",
         "    if not outbox.grace_ms and outbox.bytes + size > core.limits.outbox_bytes:\n",
     ),
+    "moving": Defect(
+        "publications that wait for no reader which is behind, unless most are",
+        "wsgate/reactor/outbox.pyx",
+        "        core.paced[<int>PACE_MOVING] != 0 and core.moving_us > 0\n",
+        "        False\n",
+    ),
     "pacing": Defect(
         "publications that are handed on although outboxes of readers are full",
         "wsgate/shard/pacing.py",
@@ -239,6 +245,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "audience": ((*_PYTEST, "tests/unit/test_auth_tokens.py"), (*_FUZZ, "tokens")),
     "judge": ((*_PYTEST, "tests/unit/test_pacing.py"),),
     "grace": ((*_PYTEST, "tests/unit/test_pacing.py"),),
+    "moving": ((*_PYTEST, "tests/unit/test_pacing.py"),),
     "pacing": ((*_PYTEST, "tests/unit/test_backlog.py"),),
     "backlog": ((*_PYTEST, "tests/attack/test_gateway_burst.py", "-k", "on_the_books"),),
     "unnamed": ((*_PYTEST, "tests/unit/test_backlog.py"),),

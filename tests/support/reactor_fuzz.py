@@ -124,6 +124,7 @@ class Fuzz:
             SETTINGS,
             pool_enabled=random.random() < 0.7,
             blocked_grace_ms=random.choice([0, 700]),
+            blocked_moving_ms=random.choice([0, 250]),
             pool_idle_limit_bytes=random.choice([0, 4_096, 1 << 24]),
         )
         self.addresses = SharedAddresses(2, 60)

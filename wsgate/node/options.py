@@ -52,6 +52,11 @@ BLOCKED_GRACE_MS: Final = 5_000
 """A socket is also full while its peer's process waits for a processor: on a busy machine for seconds.
 
 Frames are not counted within this time; bytes and age are."""
+BLOCKED_MOVING_MS: Final = 250
+"""A reader whose turn comes later than this is waited for only as one of a crowd.
+
+It is one tick of the reactor's timers. On a busy machine a process waits about as long for a processor.
+"""
 
 POLICIES: Final = {
     "close": events.POLICY_CLOSE,
@@ -143,6 +148,7 @@ def _settings(config: Config, machine: Machine) -> Settings:
         outbox_limit_frames=limits.outbox_frames,
         outbox_age_ms=limits.outbox_age_ms,
         blocked_grace_ms=BLOCKED_GRACE_MS,
+        blocked_moving_ms=BLOCKED_MOVING_MS,
         write_timeout_ms=limits.write_timeout_ms,
         ping_interval_ms=config.heartbeat.ping_interval_ms,
         pong_timeout_ms=config.heartbeat.pong_timeout_ms,

@@ -17,7 +17,7 @@ from wsgate.reactor.structs cimport (
     BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core,
     DRAINS_MAX, Entry, Frame, Gap, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
     KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
-    ORPHAN_TICKS, Outbox, PACES, PACE_BEHIND, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES,
+    ORPHAN_TICKS, Outbox, PACES, PACE_BEHIND, PACE_MOVING, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES,
     STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
     STATE_LINGERING, STATE_OPEN, Subscription, TICK_MS, UserLink, VARIANTS_MAX, WATCHED, WHEEL_SLOTS, Walk,
 )
@@ -109,6 +109,7 @@ cdef class _Audit:
     cdef look_at_connections(self):
         cdef uint32_t slot, used = 0, blocked = 0
         cdef list paced = [0] * PACES
+        cdef uint32_t behind = 0
         cdef Connection *c
         cdef list states = [0] * STATES
         cdef list queued = [0] * STATES
@@ -128,6 +129,7 @@ cdef class _Audit:
                 self.faults.append(f"slot {slot}: watched without a descriptor")
             blocked += (c.flags & BLOCKED) != 0
             paced[self.pace_of(c)] += 1
+            behind += c.outbox != NULL and c.state == STATE_OPEN and c.outbox.owed != 0
             queued[c.state] += (c.units >> 1) * 32
             self.look_at_outbox(slot, c)
             self.look_at_input(slot, c)
@@ -136,6 +138,8 @@ cdef class _Audit:
         self.expect("blocked", self.core.blocked, blocked)
         self.expect("readers over half", self.core.paced[<int>PACE_READER], paced[<int>PACE_READER])
         self.expect("connections behind over half", self.core.paced[<int>PACE_BEHIND], paced[<int>PACE_BEHIND])
+        self.expect("connections behind", self.core.behind, behind)
+        self.expect("of them moving", self.core.paced[<int>PACE_MOVING], paced[<int>PACE_MOVING])
         for state in range(1, <int>STATES):
             self.expect("connections in state " + STATE_NAMES[state], self.core.states[state], states[state])
             self.expect("kernel bytes in state " + STATE_NAMES[state], self.core.queued_in[state], queued[state])
@@ -148,7 +152,12 @@ cdef class _Audit:
             return PACE_NONE
         if c.outbox.owed == 0:
             return PACE_READER
-        return PACE_BEHIND if c.outbox.grace_ms else PACE_NONE
+        if not c.outbox.grace_ms:
+            return PACE_NONE
+        # Whoever stops to move is counted so until its timer comes due.
+        if c.outbox.pace == PACE_MOVING and self.core.limits.moving_ms:
+            return PACE_MOVING
+        return PACE_MOVING if self.core.clock_ms < c.outbox.blocked_ms + self.core.limits.moving_ms else PACE_BEHIND
 
     cdef look_at_nothing(self, uint32_t slot, Connection *c, str what):
         """A slot that must own nothing."""

@@ -28,7 +28,7 @@ from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
 from wsgate.reactor.outbox cimport (
-    outbox_close, outbox_close_empty, outbox_discard, outbox_over_half, outbox_push, outbox_weigh,
+    outbox_close, outbox_close_empty, outbox_discard, outbox_moving_end, outbox_over_half, outbox_push, outbox_weigh,
 )
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
@@ -39,7 +39,7 @@ from wsgate.reactor.structs cimport (
     BLOCKED, BYTE_RATE, Bye, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
     TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_DEFLATE,
     INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, ORPHAN_TICKS, OUTBOX_AGE,
-    OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
+    OUT_OF_MEMORY, PACE_MOVING, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
     RUSH_STEP, SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN,
     TOO_MANY_FRAGMENTS, WANT_OUT, WRITE_STALL,
 )
@@ -109,6 +109,8 @@ cdef int deliver(
             note_pause(core, c)
         c.flags |= PAUSED_OUTBOX
         outbox_weigh(core, c)
+        if c.outbox.pace == PACE_MOVING:
+            wheel_arm(core, slot, outbox_moving_end(core, c))
     return 1
 
 

@@ -18,7 +18,7 @@ forward), `deadlines_rearm` looks at every timer again, a slice in each tick.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 
 from wsgate.reactor.closing cimport deliver, end_with, fail, release, unblocked
-from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_end_grace, outbox_grace_end, outbox_oldest_ms
+from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_end_grace, outbox_grace_end, outbox_moving_end, outbox_oldest_ms, outbox_weigh
 from wsgate.reactor.pongs cimport PUSHED
 from wsgate.reactor.seam cimport clock_ns, seam_interest, seam_queued, seam_readable, seam_unsent, seam_writable
 from wsgate.reactor.structs cimport (
@@ -89,6 +89,7 @@ cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
     if is_behind(c):
         when = min(when, outbox_oldest_ms(core, c) + core.limits.outbox_age_ms)
         when = min(when, outbox_grace_end(core, c))
+        when = min(when, outbox_moving_end(core, c))
     return when
 
 
@@ -149,6 +150,8 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     cdef int64_t now = core.clock_ms
     cdef uint16_t code = c.application_code & ~<uint16_t>(IS_WALL_TIME | IS_FORGIVEN)
+    if outbox_moving_end(core, c) <= now:
+        outbox_weigh(core, c)
     if c.application_ms and application_at(core, c) <= now:
         c.application_ms = 0
         # The deadline for a first token and that of a token are one field; the code tells them apart.
@@ -159,6 +162,7 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         seam_interest(core, slot, (c.flags & WANT_IN) != 0, False)
         dirty_push(core, slot, False)
         c.outbox.blocked_ms = now
+        outbox_weigh(core, c)
     elif is_stalled(core, c):
         # Not a byte for a whole write deadline: Close would not leave either.
         release(core, slot, WRITE_STALL, True)
@@ -202,7 +206,7 @@ cdef void due_lingering(Core *core, uint32_t slot) noexcept nogil:
         return
     kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
     c.deadline_ms = min(
-        core.clock_ms + max(core.limits.linger_ms, TICK_MS), since(core, c.message_ms) + core.limits.write_ms
+        core.clock_ms + max(core.limits.linger_ms, <uint32_t>TICK_MS), since(core, c.message_ms) + core.limits.write_ms
     )
 
 

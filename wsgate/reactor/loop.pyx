@@ -43,8 +43,8 @@ from wsgate.reactor.state cimport advance, apply_settings, response_frame, state
 from wsgate.reactor.structs cimport (
     APPLICATION, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
     Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND,
-    PACE_READER, PASS_BYTES,
+    Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox,
+    PACE_BEHIND, PACE_MOVING, PACE_READER, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
     POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_HEAD, STATE_OPEN, TICK_MS, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
@@ -916,7 +916,9 @@ cdef class Reactor:
             numbers[NOW_NAMES[index]] = core.states[index]
         numbers["now_connections"] = core.connections
         numbers["now_blocked"] = core.blocked
-        numbers["now_pacing"] = core.paced[<int>PACE_READER] + core.paced[<int>PACE_BEHIND]
+        numbers["now_pacing"] = (
+            core.paced[<int>PACE_READER] + core.paced[<int>PACE_BEHIND] + core.paced[<int>PACE_MOVING]
+        )
         numbers["now_draining"] = core.drain_count
         numbers["now_channels"] = core.channels.count
         numbers["now_walks"] = core.walk_count

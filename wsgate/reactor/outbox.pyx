@@ -13,13 +13,23 @@ limits.
 A connection that falls behind has a grace first (`Limits.grace_ms`, 0: none), because a socket is also full
 for a moment when the peer's process waits for a processor. The limits of bytes and age know no grace. Within it
 the outbox may hold more frames than its limit, as long as they and their entries are at most `outbox_bytes`. It
-earns another grace by taking 64 KiB within one. No publication waits for one connection in its grace. Publications do wait for a crowd, where
-more than half of all connections are in their grace and over half their limits: then the node is too
-fast for its clients and not they for it; their graces go on, and their frames are not counted, as long as the
-crowd lasts. So that a crowd of
-peers that stop on purpose does not delay the others for ever, this has an allowance: 10 s of waiting at once,
-which comes back with 1 us for each byte that a connection which is behind takes, and in a quarter of the time
-that nothing waits for a crowd. A crowd that reads 1 MB a second together is waited for as long as it takes.
+earns another grace by taking 64 KiB within one.
+
+Publications wait for connections in their grace that are over half their limits in two cases. An outbox may then
+hold one message more than its limit of bytes, the one that made the publications wait.
+
+- For a connection that is moving: its socket took bytes in the last `Limits.moving_ms`. So a few readers that are
+  slower than a burst receive it all. A peer that takes nothing delays the others once, for `moving_ms`.
+- For every connection in its grace while there is a crowd: from when more than half of all connections are
+  behind until less than an eighth is, and as long as one of them takes bytes at least once a second. Then the
+  node is too fast for its clients and not they for it, mostly because one process reads for many. Frames are not
+  counted, a grace is three times as long, and whoever takes anything within it earns another.
+
+Both have an allowance, so that peers which are slow on purpose do not delay the others for ever. For those that
+are moving it is 1 s of waiting at once, and afterwards a twentieth of the time in which nothing waits for them.
+For a crowd it is 10 s and a quarter of the time, and each byte that a connection which is behind takes gives 1 us
+back: a crowd that reads 1 MB a second together is waited for as long as it takes. When the allowance is used up,
+the limits judge who is behind: a peer that reads 1 KB a second as one that reads nothing.
 
 The rules of overflow of a connection that is judged, in order:
 
@@ -56,9 +66,9 @@ from wsgate.reactor.pongs cimport (
 )
 from wsgate.reactor.structs cimport (
     CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, CLASS_REPLY, CLASS_RESPONSE, Connection, Core,
-    CROWD_MS, CROWD_PART, CROWD_REST, DROPPED_CLOSING, DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap,
-    KEEPS_UP_UNITS, KIND_OUTBOX, Outbox, PACE_BEHIND, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
-    PONGS_DROPPED, STATE_OPEN,
+    CROWD_END, CROWD_GRACES, CROWD_MS, CROWD_PART, CROWD_REST, CROWD_STILL_MS, DROPPED_CLOSING, DROPPED_POLICY, Entry,
+    FRAMES_OUT, Frame, GAP_BYTES, Gap, KEEPS_UP_UNITS, KIND_OUTBOX, MOVING_MS, MOVING_REST, Outbox, PACE_BEHIND, PACE_MOVING, PACE_NONE,
+    PACE_READER, PAUSED_OUTBOX, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, PONGS_DROPPED, STATE_OPEN,
 )
 
 cdef enum:
@@ -85,7 +95,7 @@ cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil:
     outbox.blocked_ms = core.clock_ms
     outbox.control = NULL
     outbox.owed = 0
-    outbox.grace_ms = outbox.taken = outbox.pace = 0
+    outbox.grace_ms = outbox.taken = outbox.pace = outbox.is_counted = 0
     c.outbox = outbox
     return outbox
 
@@ -149,6 +159,7 @@ cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
     if outbox.entries != outbox.inline_entries:
         memory_give(core, outbox.entries, entries_bytes(outbox.capacity), KIND_OUTBOX)
     set_pace(core, outbox, PACE_NONE)
+    count_behind(core, outbox, False)
     memory_give(core, outbox, sizeof(Outbox), KIND_OUTBOX)
     c.outbox = NULL
 
@@ -186,44 +197,79 @@ cdef inline void set_pace(Core *core, Outbox *outbox, int pace) noexcept nogil:
         outbox.pace = <uint8_t>pace
 
 
+cdef inline void count_behind(Core *core, Outbox *outbox, bint is_counted) noexcept nogil:
+    """Count a connection among those that are behind, or no more; a crowd may begin or end with it."""
+    cdef uint32_t all_open = core.states[<int>STATE_OPEN]
+    if is_counted == outbox.is_counted:
+        return
+    outbox.is_counted = is_counted
+    core.behind += 1 if is_counted else -1
+    if core.is_crowd:
+        core.is_crowd = core.behind != 0 and core.behind * CROWD_END >= all_open
+    else:
+        # One alone is a crowd only where nobody else is.
+        core.is_crowd = core.behind * CROWD_PART > all_open and (core.behind > 1 or all_open == 1)
+
+
 cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil:
     """Count the connection anew: it went over half its limits or below, fell behind, caught up, or closes."""
     cdef Outbox *outbox = c.outbox
     if outbox == NULL:
         return
+    count_behind(core, outbox, c.state == STATE_OPEN and outbox.owed != 0)
     if c.state != STATE_OPEN or not c.flags & PAUSED_OUTBOX:
         set_pace(core, outbox, PACE_NONE)
     elif outbox.owed == 0:
         set_pace(core, outbox, PACE_READER)
+    elif outbox.grace_ms == 0:
+        set_pace(core, outbox, PACE_NONE)
     else:
-        set_pace(core, outbox, PACE_BEHIND if outbox.grace_ms else PACE_NONE)
+        set_pace(core, outbox, PACE_MOVING if is_moving(core, outbox) else PACE_BEHIND)
+
+
+cdef inline bint is_moving(Core *core, Outbox *outbox) noexcept nogil:
+    """Whether the socket took bytes lately; only of a connection that is behind."""
+    return core.clock_ms < outbox.blocked_ms + core.limits.moving_ms
+
+
+cdef int64_t outbox_moving_end(Core *core, Connection *c) noexcept nogil:
+    """Until when a connection counts as moving if its socket takes nothing; the far future if it does not count."""
+    if c.outbox == NULL or c.outbox.pace != PACE_MOVING:
+        return <int64_t>1 << 62
+    return c.outbox.blocked_ms + core.limits.moving_ms
 
 
 cdef bint outbox_paces(Core *core) noexcept nogil:
     """Whether publications have to wait for connections that are not judged. O(1)."""
-    return core.paced[<int>PACE_READER] != 0 or is_crowd_awaited(core)
+    return core.paced[<int>PACE_READER] != 0 or is_crowd_waited_for(core) or (
+        core.paced[<int>PACE_MOVING] != 0 and core.moving_us > 0
+    )
 
 
-cdef inline bint is_crowd_behind(Core *core) noexcept nogil:
-    """Whether so many are behind that it is not their fault. One alone is a crowd only where nobody else is."""
-    cdef uint32_t behind = core.paced[<int>PACE_BEHIND], all_open = core.states[<int>STATE_OPEN]
-    return behind * CROWD_PART > all_open and (behind > 1 or all_open == 1)
+cdef inline bint is_crowd_forgiven(Core *core) noexcept nogil:
+    """Whether there is a crowd, and one of it reads; the rest may read when their turn comes."""
+    return core.is_crowd and core.crowd_us > 0 and core.clock_ms < core.moved_ms + CROWD_STILL_MS
 
 
-cdef inline bint is_crowd_awaited(Core *core) noexcept nogil:
-    return core.crowd_us > 0 and is_crowd_behind(core)
+cdef inline bint is_crowd_waited_for(Core *core) noexcept nogil:
+    return is_crowd_forgiven(core) and core.paced[<int>PACE_BEHIND] + core.paced[<int>PACE_MOVING] != 0
 
 
 cdef void outbox_pass_time(Core *core, int64_t ms) noexcept nogil:
-    """Charge the time that passed to the allowance of crowds, or refill it; bytes that are taken refill it too."""
-    if is_crowd_behind(core):
+    """Charge the time that passed to the allowances, or refill them."""
+    if is_crowd_waited_for(core):
         core.crowd_us = max(core.crowd_us - 1000 * ms, <int64_t>0)
+        return
+    core.crowd_us = min(core.crowd_us + 1000 * ms // CROWD_REST, <int64_t>1000 * CROWD_MS)
+    if core.paced[<int>PACE_MOVING]:
+        core.moving_us = max(core.moving_us - 1000 * ms, <int64_t>0)
     else:
-        core.crowd_us = min(core.crowd_us + 1000 * ms // CROWD_REST, <int64_t>1000 * CROWD_MS)
+        core.moving_us = min(core.moving_us + 1000 * ms // MOVING_REST, <int64_t>1000 * MOVING_MS)
 
 
 cdef void begin_grace(Core *core, Outbox *outbox) noexcept nogil:
-    outbox.grace_ms = <uint32_t>(core.clock_ms + core.limits.grace_ms) | 1 if core.limits.grace_ms else 0
+    cdef uint32_t length_ms = core.limits.grace_ms * <uint32_t>(CROWD_GRACES if core.is_crowd else 1)
+    outbox.grace_ms = <uint32_t>(core.clock_ms + length_ms) | 1 if length_ms else 0
     outbox.taken = 0
 
 
@@ -232,7 +278,10 @@ cdef void outbox_fall_behind(Core *core, Connection *c) noexcept nogil:
     cdef Outbox *outbox = c.outbox
     if outbox == NULL:
         return
+    core.moved_ms = core.clock_ms
     if outbox.owed == 0:
+        outbox.owed = 1
+        outbox_weigh(core, c)                 # a crowd may begin with it
         begin_grace(core, outbox)
     outbox.owed = outbox.bytes + control_bytes(outbox)
     outbox_weigh(core, c)
@@ -246,8 +295,12 @@ cdef int64_t outbox_grace_end(Core *core, Connection *c) noexcept nogil:
 
 
 cdef void outbox_end_grace(Core *core, Connection *c) noexcept nogil:
-    """The grace is over: another one if the peer reads or is one of a crowd, else the limits hold from now on."""
-    if c.outbox.taken >= KEEPS_UP_UNITS or is_crowd_awaited(core):
+    """The grace is over: another one if the peer reads, else the limits hold from now on.
+
+    Of a crowd, whoever took anything reads: its process serves many in turn.
+    """
+    cdef uint32_t least = 1 if is_crowd_forgiven(core) else KEEPS_UP_UNITS
+    if c.outbox.taken >= least:
         begin_grace(core, c.outbox)
     else:
         c.outbox.grace_ms = 0
@@ -264,14 +317,21 @@ cdef inline bint are_frames_forgiven(Core *core, Outbox *outbox, uint64_t size) 
     """Whether a grace lets an outbox hold one frame more than the limit; its entries count as bytes."""
     return outbox.grace_ms != 0 and (
         outbox.bytes + size + entries_bytes(outbox.count + 1) <= core.limits.outbox_bytes
-        or is_crowd_awaited(core)             # nothing more is published while the caller waits for them
+        or is_crowd_forgiven(core)            # nothing more is published while the caller waits for them
+    )
+
+
+cdef inline bint is_message_forgiven(Core *core, Outbox *outbox) noexcept nogil:
+    """Whether one message may exceed the limit of bytes: it is the one that makes publications wait."""
+    return outbox.grace_ms != 0 and outbox.bytes * 2 <= core.limits.outbox_bytes and (
+        is_crowd_forgiven(core) or (core.moving_us > 0 and is_moving(core, outbox))
     )
 
 
 cdef inline bint over(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
     """Whether one more entry of this size is too much; only of a connection that is behind."""
     if outbox.bytes + size > core.limits.outbox_bytes:
-        return True
+        return not is_message_forgiven(core, outbox)
     return outbox.count + 1 > core.limits.outbox_frames and not are_frames_forgiven(core, outbox, size)
 
 
@@ -559,11 +619,12 @@ cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexce
     if outbox.owed:
         # What was dropped meanwhile is owed no more.
         outbox.owed = min(outbox.owed - min(outbox.owed, taken), outbox.bytes + control_bytes(outbox))
+        core.moved_ms = core.clock_ms
         core.crowd_us = min(core.crowd_us + <int64_t>taken, <int64_t>1000 * CROWD_MS)
         outbox.taken = <uint16_t>min(<uint64_t>outbox.taken + (taken >> 6), <uint64_t>0xFFFF)
         if outbox.owed == 0:
             outbox.grace_ms = 0
-            outbox_weigh(core, c)
+        outbox_weigh(core, c)
     if outbox.count == 0:
         outbox.head = 0
         if outbox.control == NULL:

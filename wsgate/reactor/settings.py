@@ -37,6 +37,9 @@ class Settings:
     # How long a connection that fell behind may hold more frames than its limit.
     # 0: it is judged at once. Who sets it must ask `is_full` before every publication.
     blocked_grace_ms: int = 0
+    # Publications also wait a little for a connection that fell behind and whose socket took bytes at most so
+    # long ago. 0: only for a crowd of connections.
+    blocked_moving_ms: int = 0
     write_timeout_ms: int = 10_000
     # What a socket that refuses bytes is charged where the kernel does not say what it holds: SO_SNDBUF as it
     # doubles it, and one write of 64 KiB, taken whole while any room is left.

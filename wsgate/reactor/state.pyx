@@ -20,7 +20,7 @@ from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.memory cimport memory_empty_pool
 from wsgate.reactor.outbox cimport outbox_pass_time
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, CROWD_MS, Connection, Core, DRAINS_MAX, Frame, KIND_DEFLATE, NONE, PAUSE_MS, REASONS,
+    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, CROWD_MS, Connection, Core, DRAINS_MAX, Frame, KIND_DEFLATE, MOVING_MS, NONE, PAUSE_MS, REASONS,
     SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
 )
 from wsgate.reactor.table cimport at, table_destroy
@@ -62,6 +62,7 @@ cdef int apply_settings(Core *core, settings) except -1:
     core.limits.outbox_bytes = number(settings, "outbox_limit_bytes", 1024, 1 << 30)
     core.limits.outbox_frames = number(settings, "outbox_limit_frames", 1, 1 << 20)
     core.limits.grace_ms = number(settings, "blocked_grace_ms", 0, 60_000)
+    core.limits.moving_ms = number(settings, "blocked_moving_ms", 0, 60_000)
     core.limits.outbox_age_ms = number(settings, "outbox_age_ms", 1, 30 * 60_000)
     core.limits.write_ms = number(settings, "write_timeout_ms", 1, most)
     core.limits.send_buffer_bytes = number(settings, "send_buffer_bytes", 0, 1 << 30)
@@ -124,6 +125,7 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
     core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
     core.last_stall_ms = now_ms - STALL_EVERY_MS
     core.crowd_us = <int64_t>1000 * CROWD_MS
+    core.moving_us = <int64_t>1000 * MOVING_MS
     apply_settings(core, settings)
     channels_start(core, <const uint8_t *>PyBytes_AS_STRING(key))
     core.channels.report_vacated = settings.report_vacated

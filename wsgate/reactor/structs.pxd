@@ -49,9 +49,14 @@ cdef enum:
     WALK_STEP = 1024             # subscribers taken at once of one that is
     WALK_AHEAD = 1024            # connections on the bulk list below which the next step is due
     GAP_BYTES = 64               # what a pending gap is charged at most
-    CROWD_PART = 2               # more than half of all connections behind at once are a crowd
+    CROWD_PART = 2               # more than half of all connections behind at once are a crowd,
+    CROWD_END = 8                # until less than an eighth is,
+    CROWD_STILL_MS = 1000        # or for so long none of them takes a byte
+    CROWD_GRACES = 3             # as long as so many graces is the grace of one of a crowd
     CROWD_MS = 10000             # publications wait for crowds for so long at once,
     CROWD_REST = 4               # and afterwards this part of the time
+    MOVING_MS = 1000             # publications wait for the few that are behind and take bytes for so long at once,
+    MOVING_REST = 20             # and afterwards this part of the time
     KEEPS_UP_UNITS = 1024        # of 64 bytes: taken within one grace, they earn a blocked connection another
     PASS_MESSAGES = 256          # the read budget of one poll
     PASS_OPENS = 32
@@ -171,6 +176,7 @@ cdef enum Pace:                # of a connection that is open, over half its lim
     PACE_NONE = 0
     PACE_READER                  # it is not behind: publications wait for it
     PACE_BEHIND                  # it is behind, in its grace: they wait for a crowd of such connections
+    PACE_MOVING                  # likewise, and its socket took bytes lately: they wait for it a little
     PACES
 
 cdef enum Policy:
@@ -286,6 +292,7 @@ ctypedef struct Outbox:          # exists only while something waits
     uint32_t grace_ms            # low 32 bits of the clock when its grace ends; 0: it has none, its limits hold
     uint16_t taken               # 64 bytes each that it took since its grace began, up to the most that fits
     uint8_t pace                 # a `Pace`: how it is counted in Core.paced
+    uint8_t is_counted           # in Core.behind: it is open, and owes something
     Entry inline_entries[4]
 
 ctypedef struct Buffer:
@@ -473,6 +480,7 @@ ctypedef struct Limits:
     uint32_t outbox_frames
     uint32_t outbox_age_ms
     uint32_t grace_ms
+    uint32_t moving_ms
     uint32_t write_ms
     uint32_t send_buffer_bytes
     uint32_t ping_ms
@@ -528,7 +536,11 @@ ctypedef struct Core:
     uint32_t states[STATES]      # connections by state
     uint32_t blocked
     uint32_t paced[PACES]        # connections by `Pace`, PACE_NONE apart
+    uint32_t behind              # open connections that owe something
+    bint is_crowd                # so many that it is not their fault
+    int64_t moved_ms             # when one of them took bytes last
     int64_t crowd_us             # for so long publications may still wait for a crowd; see outbox.pyx
+    int64_t moving_us            # and for connections that are behind and take bytes
     uint64_t queued_bytes        # the kernel holds for all, as far as it was asked
     uint64_t queued_in[STATES]   # of that, by state
     uint64_t orphan_bytes        # of sockets that were closed with unsent data, until the kernel has given it up

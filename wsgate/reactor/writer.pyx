@@ -20,7 +20,7 @@ from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
 from wsgate.reactor.fanout cimport walks_step
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
-    outbox_consume, outbox_fall_behind, outbox_head_first, outbox_open, outbox_over_half, outbox_replace_gap,
+    outbox_consume, outbox_fall_behind, outbox_head_first, outbox_moving_end, outbox_open, outbox_over_half, outbox_replace_gap,
     outbox_weigh,
 )
 from wsgate.reactor.pongs cimport PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_add, pongs_drop_oldest
@@ -133,6 +133,7 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
             wheel_arm(core, slot, core.clock_ms + core.limits.outbox_age_ms)
         if core.limits.grace_ms:
             wheel_arm(core, slot, core.clock_ms + core.limits.grace_ms)
+            wheel_arm(core, slot, outbox_moving_end(core, c))
 
 
 cdef void unblock(Core *core, uint32_t slot) noexcept nogil:
