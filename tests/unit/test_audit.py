@@ -26,6 +26,7 @@ OF_THE_REACTOR = (
         "drains",
         "bulk",
         "attention",
+        "indebted",
         "heads",
     ),
     *("pool", "references"),

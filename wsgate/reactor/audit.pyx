@@ -15,7 +15,7 @@ from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.loop cimport Reactor
 from wsgate.reactor.structs cimport (
     BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core,
-    DRAINS_MAX, Entry, Frame, Gap, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
+    DEBT_ROWS, DRAINS_MAX, Debt, Entry, Frame, Gap, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
     KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
     ORPHAN_TICKS, Outbox, PACES, PACE_BEHIND, PACE_MOVING, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES,
     STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
@@ -145,6 +145,8 @@ cdef class _Audit:
             self.expect("kernel bytes in state " + STATE_NAMES[state], self.core.queued_in[state], queued[state])
         self.expect("kernel bytes", self.core.queued_bytes, sum(queued))
         self.held[<int>KIND_TABLE] = <uint64_t>self.slots() * (sizeof(Connection) + sizeof(UserLink))
+        if self.core.debts != NULL:
+            self.held[<int>KIND_TABLE] += DEBT_ROWS * sizeof(Debt)
 
     cdef int pace_of(self, Connection *c):
         """As what a connection should be counted among those for which publications wait."""
@@ -382,7 +384,7 @@ cdef class _Audit:
 
     # --- lists --------------------------------------------------------------------------------------------
 
-    cdef look_at_list(self, str name, List *queue, int flag, bint is_double):
+    cdef look_at_list(self, str name, List *queue, int flag, bint is_double, List *other=NULL):
         """Walk a list; `flag` 0 stands for being in HEAD."""
         cdef uint32_t slot = queue.head, previous = NONE, count = 0, marked = 0
         cdef Connection *c
@@ -405,11 +407,13 @@ cdef class _Audit:
             if flag and c.state == STATE_FREE and c.flags & flag:
                 self.faults.append(f"slot {slot}: free, and marked for the list {name}")
         self.expect(f"list {name}", queue.count, count)
-        self.expect(f"marks of the list {name}", marked, count)
+        # Two lists share a mark where a connection is on one of them only.
+        self.expect(f"marks of the list {name}", marked, count if other == NULL else count + other.count)
 
     cdef look_at_lists(self):
         cdef uint32_t slot = self.core.free_slot, count = 0
-        self.look_at_list("attention", &self.core.attention, IN_ATTENTION, False)
+        self.look_at_list("attention", &self.core.attention, IN_ATTENTION, False, &self.core.indebted)
+        self.look_at_list("indebted", &self.core.indebted, IN_ATTENTION, False, &self.core.attention)
         self.look_at_list("failed", &self.core.failed, IN_FAILED, False)
         self.look_at_list("urgent", &self.core.urgent, IN_URGENT, True)
         self.look_at_list("bulk", &self.core.bulk, IN_BULK, True)
@@ -505,6 +509,13 @@ cdef class _Audit:
         for index in range(<uint32_t>DRAINS_MAX):
             drains += self.core.drains[index].fd >= 0
         self.expect("drains", self.core.drain_count, drains)
+        if self.core.debts != NULL:
+            for index in range(<uint32_t>DEBT_ROWS):
+                if self.core.debts[index].place and (
+                    self.core.debts[index].place > self.used
+                    or self.at(self.core.debts[index].place - 1).state == STATE_FREE
+                ):
+                    self.faults.append(f"debt {index}: of a slot that is free")
         for index in range(self.core.variants):
             if self.core.variant_deflated[index]:
                 self.held[<int>KIND_DEFLATE] = self.core.limits.message_bytes + ZLIB_BYTES
@@ -554,6 +565,8 @@ def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
         core.bulk.count += <uint32_t>by
     elif account == "attention":
         core.attention.count += <uint32_t>by
+    elif account == "indebted":
+        core.indebted.count += <uint32_t>by
     elif account == "heads":
         core.heads.count += <uint32_t>by
     elif account == "references":

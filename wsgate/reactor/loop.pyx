@@ -6,7 +6,8 @@ is in the file named after it. The typed face with all promises is loop.pyi.
 
 A pass: epoll_wait adds what became ready to the attention queue; then every connection that was on the
 queue gets one turn, in order, until the pass's budget is used. So one peer that talks without pause
-takes one turn in each round and no more; the more are waiting, the shorter a turn.
+takes one turn in each round and no more; the more are waiting, the shorter a turn. Connections that
+have cost more than their share lately have their turns after all others: debts.pyx.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -26,6 +27,9 @@ from wsgate.reactor.channels cimport (
 )
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, orphans_tick, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
+from wsgate.reactor.debts cimport (
+    debts_begin, debts_charge, debts_charge_turn, debts_is_dear, debts_measured, debts_message_ns, debts_of, debts_raise,
+)
 from wsgate.reactor.deadlines cimport (
     application_at, deadlines_arm, deadlines_rearm, deadlines_resume, deadlines_run,
 )
@@ -41,17 +45,19 @@ from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
-    APPLICATION, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS, Channel, Connection, ControlSlot,
-    Core, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT,
-    Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox,
-    PACE_BEHIND, PACE_MOVING, PACE_READER, PASS_BYTES,
+    APPLICATION, ASK_INDEBTED_MS, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS,
+    Channel, Connection, ControlSlot, Core, DEBT_MOST_NS, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING,
+    EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME,
+    KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND, PACE_MOVING, PACE_READER, PASS_BYTES,
     PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
+    QUANTUM_NS, RESERVE_PASSES, STATE_FREE,
     POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_HEAD, STATE_OPEN, TICK_MS, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
     WALKS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport (
-    at, attention_pop, attention_push, enter, find, handle_of, heads_remove, note_pause, table_free,
+    at, attention_pop, attention_push, enter, find, handle_of, heads_remove, indebted_pop, indebted_push, note_pause,
+    table_free,
 )
 from wsgate.reactor.users cimport link_of, user_enter, user_first, user_hash, user_leave
 from wsgate.reactor.waiting cimport wait_once
@@ -149,7 +155,7 @@ cdef class Reactor:
     @property
     def more(self):
         """Whether poll should be called again without waiting."""
-        return self.core.attention.count != 0 or wheel_is_due(self.core)
+        return self.core.attention.count != 0 or self.core.indebted.count != 0 or wheel_is_due(self.core)
 
     @property
     def is_full(self):
@@ -161,7 +167,7 @@ cdef class Reactor:
         cdef Core *core = self.own()
         cdef list events = []
         cdef Pass used
-        cdef uint32_t slot, turns
+        cdef int turns
         core.counters[<int>POLLS] += 1
         core.busy = 1
         try:
@@ -174,34 +180,27 @@ cdef class Reactor:
             # Ask epoll once a round of the queue: asking more often mostly reports those again who wait already.
             # But a round of many talkers takes seconds, and the listener, writers that may go on and everybody
             # who is not on the queue wait for it: so ask by the clock as well.
-            if core.turns_to_wait == 0 or core.now_ms - core.asked_ms >= ASK_MS:
+            if core.turns_to_wait == 0 or core.now_ms - core.asked_ms >= (
+                ASK_MS if core.debts == NULL else ASK_INDEBTED_MS
+            ):
                 wait_once(core)
                 core.asked_ms = core.now_ms
                 if core.turns_to_wait == 0:
-                    core.turns_to_wait = core.attention.count
-            turns = core.attention.count
-            used.turn_messages = min(
-                <uint32_t>TURN_MESSAGES, max(<uint32_t>TURN_MESSAGES_LEAST, used.messages_limit // max(turns, <uint32_t>1))
-            )
-            while turns:
-                turns -= 1
-                core.turns_to_wait -= core.turns_to_wait != 0
-                slot = attention_pop(core)
-                try:
-                    take_turn(core, slot, &used, events)
-                except MemoryError:
-                    turn_failed(core, slot, OUT_OF_MEMORY)
-                except Exception as error:
-                    turn_failed(core, slot, INTERNAL)
-                    report_fault(error)
-                if (
-                    used.messages >= used.messages_limit or used.bytes >= PASS_BYTES
-                    or (turns & 7 == 0 and clock_ns() >= used.until_ns)
-                ):
-                    break
+                    core.turns_to_wait = core.attention.count + core.indebted.count
+            debts_begin(core)
+            turns = serve_attention(core, &used, events)
+            if core.indebted.count:
+                serve_indebted(core, &used, events, turns == 0)
         finally:
             core.busy = 0
         return events
+
+    def charge(self, uint64_t conn, int64_t cost_ns):
+        """Say what handling one message of a connection took; see loop.pyi."""
+        cdef Core *core = self.own()
+        cdef uint32_t slot = 0
+        if cost_ns > 0 and find(core, conn, &slot) != NULL:
+            debts_charge(core, slot, debts_measured(core, cost_ns), 1)
 
     def flush(self, int64_t now_ms):
         """Write for at most 2 ms; True when more waits to be written. See loop.pyi."""
@@ -671,6 +670,7 @@ cdef class Reactor:
             "partial_capacity": 0 if c.input == NULL else c.input.message.capacity,
             "backlog_bytes": 0 if c.input == NULL else c.input.backlog.length - c.input.backlog_taken,
             "subscriptions": c.subscription_count,
+            "debt_ns": debts_of(self.core, slot),
         }
 
     # --- channels -----------------------------------------------------------------------------------
@@ -973,6 +973,105 @@ cdef report_fault(error):
     """Write a fault of ours with its traceback to standard error; the turn it ended was one connection's."""
     print("A turn of the reactor failed:", file=sys.stderr)
     traceback.print_exception(error)
+
+
+cdef int64_t give_turn(Core *core, uint32_t slot, Pass *used, list events, int64_t began_ns) except -1:
+    """One turn, and its charge. What comes back is the time after it: the clock is read once a turn."""
+    cdef uint32_t messages = used.messages
+    cdef int64_t now_ns
+    core.turns_to_wait -= core.turns_to_wait != 0
+    try:
+        take_turn(core, slot, used, events)
+    except MemoryError:
+        turn_failed(core, slot, OUT_OF_MEMORY)
+    except Exception as error:
+        turn_failed(core, slot, INTERNAL)
+        report_fault(error)
+    now_ns = clock_ns()
+    if at(core, slot).state == STATE_OPEN:
+        debts_charge_turn(core, slot, now_ns - began_ns, used.messages - messages)
+    return now_ns
+
+
+cdef inline bint is_over(Pass *used, int64_t now_ns) noexcept nogil:
+    """Whether a pass has used its budget."""
+    return (
+        used.messages >= used.messages_limit or used.bytes >= PASS_BYTES or used.expected_ns >= PASS_NS
+        or now_ns >= used.until_ns
+    )
+
+
+cdef int serve_attention(Core *core, Pass *used, list events) except -1:
+    """A turn for everybody on the attention queue who is not dear; who is goes to the other queue.
+
+    What comes back is the number of turns.
+    """
+    cdef uint32_t slot, turns = core.attention.count
+    cdef int given = 0
+    cdef int64_t now_ns = clock_ns()
+    used.turn_messages = min(
+        <uint32_t>TURN_MESSAGES,
+        max(<uint32_t>TURN_MESSAGES_LEAST, used.messages_limit // max(turns + core.indebted.count, <uint32_t>1)),
+    )
+    while turns:
+        turns -= 1
+        slot = attention_pop(core)
+        # Only what it says may wait. Its end may not: it gives memory back.
+        if core.debts != NULL and at(core, slot).state == STATE_OPEN and debts_is_dear(core, slot):
+            indebted_push(core, slot)
+            continue
+        used.message_ns = debts_message_ns(core, slot)
+        now_ns = give_turn(core, slot, used, events, now_ns)
+        given += 1
+        if is_over(used, now_ns):
+            break
+    return given
+
+
+cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) except -1:
+    """Turns for dear connections: one for each that the level has reached, while the pass lasts.
+
+    When the pass is over before the first of them, one has a turn all the same, now and then. When nobody else
+    had a turn (`is_first`), one has a turn in any case, so that every pass gets on, however slow the machine is.
+    """
+    cdef Pass reserve
+    cdef int64_t now_ns = clock_ns()
+    core.passes_without += 1
+    if is_first or not is_over(used, now_ns):
+        serve_reached(core, used, events, now_ns)
+    elif core.passes_without > RESERVE_PASSES:
+        memset(&reserve, 0, sizeof(reserve))
+        reserve.messages_limit = reserve.turn_messages = 1
+        reserve.until_ns = now_ns             # over after one turn
+        serve_reached(core, &reserve, events, now_ns)
+    return 0
+
+
+cdef int serve_reached(Core *core, Pass *used, list events, int64_t now_ns) except -1:
+    """Go round the dear connections; when the level has reached none of them, it rises, and once again."""
+    cdef uint32_t slot, looks = core.indebted.count, most = used.turn_messages
+    cdef int64_t debt, least = DEBT_MOST_NS
+    cdef bint has_served = False
+    while looks:
+        looks -= 1
+        slot = indebted_pop(core)
+        debt = debts_of(core, slot) if at(core, slot).state == STATE_OPEN else 0
+        if debt == 0:
+            has_served = True
+            core.passes_without = 0
+            used.message_ns = debts_message_ns(core, slot)
+            used.turn_messages = min(most, max(<uint32_t>1, QUANTUM_NS // max(used.message_ns, <uint32_t>1)))
+            now_ns = give_turn(core, slot, used, events, now_ns)
+            if is_over(used, now_ns):
+                return 0
+        else:
+            least = min(least, debt)
+            indebted_push(core, slot)
+        if looks == 0 and not has_served and core.indebted.count:
+            debts_raise(core, core.level_ns + least)
+            looks = core.indebted.count
+            has_served = True                 # nobody is left behind this time; and not a third time
+    return 0
 
 
 cdef uint32_t hash_of(Core *core, bytes user):

@@ -22,8 +22,9 @@ from wsgate.reactor.inflate cimport inflate, wire_limit
 from wsgate.reactor.memory cimport buffer_give, buffer_reserve
 from wsgate.reactor.partial cimport partial_close, partial_open
 from wsgate.reactor.structs cimport (
-    BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
-    MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES, PASS_BYTES,
+    BYTE_NS, BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
+    MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_NS, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES,
+    PASS_BYTES, PASS_NS,
     PEER_CLOSED, PEER_CLOSE_SEEN, PINGS_IN, PONGS_IN, PROTOCOL_ERROR, Pass, STATE_CLOSING, STATE_HEAD,
     STATE_OPEN, TOO_MANY_FRAGMENTS, TURN_FRAMES,
 )
@@ -181,6 +182,13 @@ cdef int admit_message(Core *core, uint32_t slot, uint64_t size) noexcept nogil:
     return STEP_OK
 
 
+cdef inline void note_message(Pass *used, uint64_t size) noexcept nogil:
+    """A message of so many bytes was taken: what the pass has used, and what it is expected to cost."""
+    used.messages += 1
+    used.bytes += size
+    used.expected_ns += max(<int64_t>used.message_ns, <int64_t>(MESSAGE_NS + size * BYTE_NS))
+
+
 cdef int emit(
     Core *core, uint32_t slot, uint8_t opcode, const uint8_t *payload, uint64_t size, Pass *used, list events
 ) except -2:
@@ -189,8 +197,7 @@ cdef int emit(
     if admit_message(core, slot, size) == STEP_STOP:
         return STEP_STOP
     events.append((opcode, handle_of(c, slot), PyBytes_FromStringAndSize(<char *>payload, size)))
-    used.messages += 1
-    used.bytes += size
+    note_message(used, size)
     return STEP_OK
 
 
@@ -212,8 +219,7 @@ cdef int emit_deflated(
     if admit_message(core, slot, length) == STEP_STOP:
         return STEP_STOP
     events.append((opcode, handle_of(c, slot), content))
-    used.messages += 1
-    used.bytes += length
+    note_message(used, length)
     return STEP_OK
 
 
@@ -360,7 +366,7 @@ cdef int64_t parse_frames(
     while place < size:
         if frames >= TURN_FRAMES or used.messages - messages >= used.turn_messages:
             return place
-        if used.messages >= used.messages_limit or used.bytes >= PASS_BYTES:
+        if used.messages >= used.messages_limit or used.bytes >= PASS_BYTES or used.expected_ns >= PASS_NS:
             return place
         if c.input == NULL or not c.input.in_payload:
             if at_boundary(c.input):

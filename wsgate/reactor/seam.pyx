@@ -71,6 +71,7 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int clock_gettime(int clock, timespec *now)
     int CLOCK_MONOTONIC
+    int CLOCK_THREAD_CPUTIME_ID
 
 cdef extern from "<poll.h>" nogil:
     ctypedef struct pollfd "struct pollfd":
@@ -93,6 +94,13 @@ cdef int64_t clock_ns() noexcept nogil:
     """The monotonic clock, for budgets inside a pass only; 27 ns. Deadlines use the caller's clock."""
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef int64_t thread_ns() noexcept nogil:
+    """The processor time of this thread; 0.2 us, because it is a system call."""
+    cdef timespec now
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 from wsgate.reactor.channels cimport channels_destroy, channels_start
 from wsgate.reactor.closing cimport release
 from wsgate.reactor.codec cimport OP_PING, RSV1
+from wsgate.reactor.debts cimport debts_destroy
 from wsgate.reactor.fanout cimport walks_drop
 from wsgate.reactor.frames cimport frame_message, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_answers_free, gate_close_drains
@@ -111,6 +112,8 @@ cdef void state_blank(Core *core) noexcept nogil:
     core.heads.head = core.heads.tail = NONE
     core.channels.free = NONE
     core.attention.head = core.attention.tail = NONE
+    core.indebted.head = core.indebted.tail = NONE
+    core.meter_ns = -1
     core.failed.head = core.failed.tail = NONE
     core.urgent.head = core.urgent.tail = NONE
     core.bulk.head = core.bulk.tail = NONE
@@ -122,7 +125,7 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
     """Make a blank core ready: limits, clock, its own epoll set."""
     if now_ms < 0:
         raise SettingsError("now_ms must be 0 or more")
-    core.now_ms = core.clock_ms = core.last_tick_ms = now_ms
+    core.now_ms = core.clock_ms = core.last_tick_ms = core.level_ms = now_ms
     core.last_stall_ms = now_ms - STALL_EVERY_MS
     core.crowd_us = <int64_t>1000 * CROWD_MS
     core.moving_us = <int64_t>1000 * MOVING_MS
@@ -208,6 +211,7 @@ cdef list state_destroy(Core *core):
     drop(core, &core.upgrade_timeout)
     free(core.byes)
     gate_answers_free(core)
+    debts_destroy(core)
     if core.chunks != NULL:
         table_destroy(core)
         channels_destroy(core)

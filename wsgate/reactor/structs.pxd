@@ -65,10 +65,22 @@ cdef enum:
     TURN_MESSAGES = 64           # of which one connection may take this many before the next,
     TURN_MESSAGES_LEAST = 8      # and fewer the more are waiting
     TURN_FRAMES = 256
+    MESSAGE_NS = 5000            # what a message is expected to cost the caller: a `ping`, 5 us,
+    BYTE_NS = 8                  # and a byte of it: JSON full of escapes is parsed at 117 MB/s
+    QUANTUM_NS = 500000          # what a connection in debt may use in one round of those: one dear message
+    DEAR_NS = 100000             # a connection whose messages cost so much comes after those that cost less
+    DEBT_LEAST_NS = 20000        # a turn that costs less is not charged
+    DEBT_MOST_NS = 50000000
+    DEBT_ROWS = 8192             # connections that may be in debt; a power of two
+    DEBT_WAYS = 4                # places in which a row may be
+    FORGIVEN_PART = 16           # of the time during which nobody in debt waits
+    RESERVE_PASSES = 4           # that serve nobody in debt, before one of those has a turn all the same
+    LONG_NS = 200000             # a time so long may be another process's
     SLICE_NS = 2000000           # one flush
     STALL_MS = 2000              # a tick later than this is our own pause
     STALL_EVERY_MS = 60000       # forgiven at most this often
-    ASK_MS = 5                   # epoll is asked at least this often, however long a round of turns is
+    ASK_MS = 5                   # epoll is asked at least this often, however long a round of turns is,
+    ASK_INDEBTED_MS = 2          # and more often once somebody was in debt: who is not in debt must not wait
     REARM_SLOTS = 65536          # timers looked at in one tick after deadlines came nearer
     RUSH_STEP = 1000             # byes of one reason in one second that have the same rank
     PAUSE_MS = 1000              # between two calls: peers' bytes have gathered
@@ -85,7 +97,7 @@ cdef enum State:
     STATES
 
 cdef enum Flag:
-    IN_ATTENTION = 1             # on the attention queue
+    IN_ATTENTION = 1             # on the attention queue, or on the one of those in debt
     IN_FAILED = 2                # on the list of those whose Close the next flush queues
     IN_URGENT = 4                # on the urgent dirty list
     IN_BULK = 8                  # on the bulk dirty list
@@ -339,7 +351,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint32_t wheel_tick          # NONE: not on the wheel
     uint32_t dirty_next          # in HEAD these two link `heads` instead
     uint32_t dirty_previous
-    uint32_t attention_next      # also links the failed list
+    uint32_t attention_next      # also links the failed list and those in debt
     int64_t deadline_ms          # of the state: head, decision, closing, linger
     int64_t application_ms       # set_deadline, set_expiry; the flags of application_code name its clock; 0: none
     Outbox *outbox
@@ -493,12 +505,19 @@ ctypedef struct Limits:
     uint32_t subscriptions
     uint32_t walk_at_once
 
+ctypedef struct Debt:            # 16 bytes, of a connection that was costly lately; see debts.pyx
+    uint32_t place               # its slot + 1; 0: a free row
+    uint32_t message_ns          # what a message of it costs
+    int64_t due_ns               # the level at which it may have its turn
+
 ctypedef struct Pass:            # what one poll has used of its budget
     uint32_t messages
     uint32_t messages_limit      # what the caller can handle at once, at most PASS_MESSAGES
     uint32_t opens
     uint64_t bytes
     uint32_t turn_messages       # what one turn may take
+    uint32_t message_ns          # what a message of the connection is known to cost; 0: not known
+    int64_t expected_ns          # what the messages taken so far are expected to cost
     int64_t until_ns
 
 ctypedef struct Bye:             # what goes before a Close the reactor itself sends
@@ -558,6 +577,13 @@ ctypedef struct Core:
     uint32_t connections         # slots in use
     List heads                   # connections in HEAD, oldest first; linked through the dirty links
     List attention
+    List indebted                # connections in debt that want a turn; linked through attention_next
+    Debt *debts                  # DEBT_ROWS, made with the first charge; NULL: nobody was ever charged
+    int64_t level_ns             # see debts.pyx
+    int64_t level_ms             # caller's clock: when time was last looked at to forgive debts
+    int64_t thread_ns            # this thread's processor time when it was asked last
+    int64_t meter_ns             # for tests: what each turn counts for; -1: what it takes
+    uint32_t passes_without      # passes since one in debt had a turn, while some waited
     uint32_t turns_to_wait       # until epoll is asked again: one round of the attention queue
     int64_t asked_ms             # caller's clock: when epoll was asked last
     List failed

@@ -56,6 +56,8 @@ cdef void heads_push(Core *core, uint32_t slot) noexcept nogil
 cdef void heads_remove(Core *core, uint32_t slot) noexcept nogil
 cdef void attention_push(Core *core, uint32_t slot) noexcept nogil
 cdef uint32_t attention_pop(Core *core) noexcept nogil
+cdef void indebted_push(Core *core, uint32_t slot) noexcept nogil
+cdef uint32_t indebted_pop(Core *core) noexcept nogil
 cdef void failed_push(Core *core, uint32_t slot) noexcept nogil
 cdef uint32_t failed_pop(Core *core) noexcept nogil
 cdef void dirty_push(Core *core, uint32_t slot, bint urgent) noexcept nogil

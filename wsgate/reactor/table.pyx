@@ -12,6 +12,7 @@ from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
+from wsgate.reactor.debts cimport debts_forget
 from wsgate.reactor.structs cimport (
     CHUNK_BITS, CHUNK_SLOTS, Connection, Core, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, KIND_TABLE,
     List, NONE, STATE_FREE, STATE_HEAD, UserLink,
@@ -72,6 +73,7 @@ cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nog
 cdef void table_free(Core *core, uint32_t slot) noexcept nogil:
     """Return a slot whose connection owns nothing any more."""
     cdef Connection *c = at(core, slot)
+    debts_forget(core, slot)
     core.states[c.state] -= 1
     c.state = STATE_FREE
     c.generation += 1
@@ -124,6 +126,20 @@ cdef void attention_push(Core *core, uint32_t slot) noexcept nogil:
 cdef uint32_t attention_pop(Core *core) noexcept nogil:
     """The connection that waited longest, or NONE."""
     cdef uint32_t slot = take(core, &core.attention)
+    if slot != NONE:
+        at(core, slot).flags &= ~IN_ATTENTION
+    return slot
+
+
+cdef void indebted_push(Core *core, uint32_t slot) noexcept nogil:
+    """Queue a connection that was just popped, and that is in debt, behind the others in debt."""
+    at(core, slot).flags |= IN_ATTENTION
+    append(core, &core.indebted, slot)
+
+
+cdef uint32_t indebted_pop(Core *core) noexcept nogil:
+    """The connection in debt that waited longest, or NONE."""
+    cdef uint32_t slot = take(core, &core.indebted)
     if slot != NONE:
         at(core, slot).flags &= ~IN_ATTENTION
     return slot

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from wsgate.reactor.audit import audit as audit
 from wsgate.reactor.loop import Reactor
 
-__all__ = ["audit", "hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks"]
+__all__ = ["audit", "hear_all", "let_go", "meter", "open_slots", "read_proxy_header", "step_walks"]
 
 def open_slots(
     reactor: Reactor, fds: Iterable[int], count: int, *, now_ms: int, variant: int = 0
@@ -27,6 +27,12 @@ def open_slots(
 
     Raises:
         MemoryError: No slot is left (`Settings.max_connections`).
+    """
+
+def meter(reactor: Reactor, turn_ns: int) -> None:
+    """Count every turn of the compiled code as `turn_ns` nanoseconds, and every charge as it is given.
+
+    So a test that counts turns does not depend on the speed of the machine.
     """
 
 def hear_all(reactor: Reactor) -> int:

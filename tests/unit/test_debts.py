@@ -1,0 +1,235 @@
+"""The loop is shared by cost: who is dear waits for who is not, and nobody waits for ever.
+
+The clock is the test's own: a turn in the compiled code costs 5 us a message, and each test says what its
+messages cost beyond that. So everything here counts turns and messages.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from socket import AF_INET, SOCK_DGRAM, socket
+
+import pytest
+
+from tests.support.frames import client_close, client_frame
+from tests.support.rig import Peer, Rig
+from wsgate.reactor import GateLimits, Settings, events
+from wsgate.reactor.events import Event
+from wsgate.reactor.testing import let_go, open_slots
+
+MS_NS = 1_000_000
+DEAR_NS = MS_NS
+QUANTUM_NS = 500_000  # as in structs.pxd, like those below
+PASS_NS = 2_000_000
+DEBT_MOST_NS = 50_000_000
+DEBT_ROWS = 8_192
+RESERVE_PASSES = 4
+
+
+class Loop:
+    """A rig whose caller charges messages, and whose clock moves by what they cost."""
+
+    def __init__(self) -> None:
+        self.rig = Rig(Settings(ping_interval_ms=0), on_event=self._on_event)
+        self.rig.reactor.set_gate(GateLimits(), b"")
+        self.costs: dict[int, int] = {}  # of a message, by connection
+        self.order: list[int] = []  # whose messages came
+        self._spent_ns = 0
+
+    def _on_event(self, bench: Rig, event: Event) -> None:
+        kind, conn, _ = event
+        if kind not in (events.TEXT, events.BINARY):
+            return
+        self.order.append(conn)
+        if cost_ns := self.costs.get(conn, 0):
+            bench.reactor.charge(conn, cost_ns)
+            self._spent_ns += cost_ns
+            bench.now_ms += self._spent_ns // MS_NS
+            self._spent_ns %= MS_NS
+
+    def come(self, cost_ns: int = 0) -> Peer:
+        peer = self.rig.connect()
+        self.costs[peer.conn] = cost_ns
+        return peer
+
+    def dear(self, count: int, *, messages: int = 500) -> list[Peer]:
+        """Connections with dear messages, of which one of each is known already."""
+        peers = [self.come(DEAR_NS) for _ in range(count)]
+        for peer in peers:
+            peer.send(client_frame(1, b"x"))
+        self.rig.turn()
+        for peer in peers:
+            peer.send(client_frame(1, b"x") * messages)
+        self.steps(3)
+        self.order.clear()
+        return peers
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.rig.step()
+
+    def debt_ns(self, peer: Peer) -> int:
+        found = self.rig.reactor.inspect(peer.conn)
+        assert found is not None
+        return found["debt_ns"]
+
+
+@contextmanager
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    try:
+        yield made
+    finally:
+        made.rig.close()
+
+
+@pytest.mark.parametrize("count", [1, 30, 300])
+def test_cheap_message_waits_for_one_pass_however_many_dear_connections_flood(count: int) -> None:
+    with loop() as at:
+        at.dear(count)
+        cheap = at.come()
+        for _ in range(20):
+            before = len(at.order)
+            cheap.send(client_frame(1, b"ping"))
+            while cheap.conn not in at.order[before:]:
+                at.steps(1)
+                # Two passes: epoll is asked every 2 ms. Each ends when its dear messages are worth 2 ms.
+                assert len(at.order) - before <= 2 * PASS_NS // DEAR_NS + 1
+
+
+def test_cheap_message_goes_first_in_a_pass_that_also_serves_dear_connections() -> None:
+    with loop() as at:
+        at.dear(30)
+        cheap = at.come()
+        for _ in range(10):
+            cheap.send(client_frame(1, b"ping"))
+            at.rig.now_ms += 5  # epoll is asked in the next pass
+            at.order.clear()
+            at.steps(1)
+            assert at.order[0] == cheap.conn
+
+
+def test_turn_of_a_dear_connection_takes_one_message() -> None:
+    with loop() as at:
+        peers = at.dear(5)
+        at.steps(40)
+        assert len(at.order) >= 40
+        assert all(one != other for one, other in zip(at.order, at.order[1:], strict=False))
+        assert set(at.order) == {peer.conn for peer in peers}
+
+
+def test_two_connections_of_equal_cost_alternate() -> None:
+    with loop() as at:
+        first, second = (peer.conn for peer in at.dear(2))
+        at.steps(40)
+        assert at.order[:60:2] in ([first] * 30, [second] * 30)
+        assert at.order[1:60:2] in ([first] * 30, [second] * 30)
+
+
+def test_shares_are_equal_by_time_and_not_by_messages() -> None:
+    with loop() as at:
+        dear, other = at.dear(2, messages=2_000)
+        at.costs[other.conn] = DEAR_NS // 4
+        at.steps(100)
+        at.order.clear()
+        at.steps(200)
+        served = Counter(at.order)
+        assert 3 <= served[other.conn] / served[dear.conn] <= 5
+
+
+def test_connection_in_debt_that_is_alone_is_served_in_every_pass() -> None:
+    with loop() as at:
+        at.dear(1)
+        for _ in range(50):
+            before = len(at.order)
+            at.steps(1)
+            assert len(at.order) > before
+
+
+def test_connection_in_debt_has_a_turn_although_others_use_up_every_pass() -> None:
+    with loop() as at:
+        (dear,) = at.dear(1)
+        cheap = [at.come() for _ in range(4)]
+        at.order.clear()
+        for _ in range(20 * RESERVE_PASSES):
+            for peer in cheap:
+                peer.send(client_frame(1, b"x"))
+            at.rig.now_ms += 5
+            for event in at.rig.reactor.poll(at.rig.now_ms, len(cheap)):
+                at._on_event(at.rig, event)
+        turns = at.order.count(dear.conn)
+        assert 12 <= turns <= 20, "one in every so many passes, and not more"
+
+
+def test_debt_is_bounded_and_forgiven() -> None:
+    with loop() as at:
+        peer = at.come()
+        at.rig.reactor.charge(peer.conn, 3_600_000 * MS_NS)
+        assert at.debt_ns(peer) == DEBT_MOST_NS
+        at.rig.now_ms += 100
+        at.rig.step()
+        assert 0 < at.debt_ns(peer) < DEBT_MOST_NS
+        at.rig.now_ms += 1_000
+        at.rig.step()
+        assert at.debt_ns(peer) == 0
+
+
+def test_debt_of_a_connection_does_not_pass_on_to_the_next_one_in_its_slot() -> None:
+    with loop() as at:
+        before = at.come()
+        at.rig.reactor.charge(before.conn, 10 * MS_NS)
+        at.rig.reactor.abort(before.conn)
+        at.rig.turn()
+        at.rig.reactor.charge(before.conn, 10 * MS_NS)  # a stale handle: harmless
+        after = at.come()
+        assert after.conn & 0xFFFFFFFF == before.conn & 0xFFFFFFFF
+        assert at.debt_ns(after) == 0
+
+
+def test_end_of_a_connection_in_debt_is_reported_within_one_round() -> None:
+    with loop() as at:
+        peers = at.dear(30)
+        leaving = peers[7]
+        at.steps(40)
+        at.rig.reactor.charge(leaving.conn, DEBT_MOST_NS)
+        at.steps(20)  # it waits among those in debt
+        at.rig.reactor.abort(leaving.conn)
+        at.steps(30)
+        assert at.rig.of(leaving)[-1][0] == events.CLOSED
+
+
+def test_close_frame_behind_dear_messages_comes_after_them() -> None:
+    with loop() as at:
+        peer = at.come(DEAR_NS)
+        peer.send(client_frame(1, b"x") * 40 + client_close(1000))
+        at.rig.turn()
+        assert [kind for kind, _ in at.rig.of(peer)][:41] == [events.TEXT] * 40 + [events.PEER_CLOSED]
+
+
+def test_ordinary_connections_have_no_row_and_take_no_memory() -> None:
+    with loop() as at:
+        peers = [at.come() for _ in range(50)]
+        table = at.rig.reactor.bytes_held()["table"]
+        for _ in range(20):
+            for peer in peers:
+                peer.send(client_frame(1, b"x") * 3)
+            at.rig.turn()
+        assert at.rig.reactor.bytes_held()["table"] == table
+
+
+def test_table_of_debts_is_bounded_however_many_connections_are_charged() -> None:
+    count = DEBT_ROWS + 2_000
+    with loop() as at, socket(AF_INET, SOCK_DGRAM) as sink:
+        sink.connect(("127.0.0.1", 9))
+        reactor = at.rig.reactor
+        handles = open_slots(reactor, [sink.fileno()], count, now_ms=at.rig.now_ms)
+        before = reactor.bytes_held()["table"]
+        for conn in handles:
+            reactor.charge(conn, 10 * MS_NS)
+        grown = reactor.bytes_held()["table"] - before
+        at.rig.audit()
+        found = [reactor.inspect(conn) for conn in handles]
+        owing = sum(each is not None and each["debt_ns"] > 0 for each in found)
+        let_go(reactor, handles)
+    assert owing == DEBT_ROWS
+    assert grown == DEBT_ROWS * 16

@@ -1,0 +1,168 @@
+"""Debts: who has cost more of the loop than its share lately, and waits for its turn.
+
+The loop is shared by time, not by number of messages, because messages differ a hundredfold in cost: a `ping`
+takes 5 us, a token of 8 KiB that is refused 500 us. Each connection is charged what its turns in the compiled
+code took and what the caller says its messages took (`Reactor.charge`). This is deficit round robin by
+nanoseconds:
+
+    level_ns      rises; a connection may have its turn when the level has reached its `due_ns`
+    due_ns        of a connection: rises by what its turns cost, from at most QUANTUM_NS below the level
+    debt          due_ns - level_ns, when that is more than 0
+
+    attention     connections that want a turn, in order; who is found to be dear there moves to `indebted`
+    indebted      dear connections that want a turn; they have it when the level has reached them
+
+A connection is dear when it is in debt, or when its messages are known to cost DEAR_NS or more.
+
+A pass serves `attention` first. Then it goes round `indebted` once. When the level has reached nobody there, it
+rises to QUANTUM_NS above the least `due_ns`, so that time is never wasted. A connection that costs little is
+therefore never behind more than the rest of a pass and one turn of a dear one, however many dear ones wait.
+So that those do not starve either, they have one turn in every RESERVE_PASSES passes that have served
+none of them.
+
+What a message costs is known only after it was handled. So each row also remembers what a message of the
+connection costs: a turn of a connection in debt takes no more messages than fit into QUANTUM_NS, and one
+at least; a pass ends when what its messages are expected to cost is PASS_NS. A message of a connection that has
+no row is expected to cost MESSAGE_NS, and BYTE_NS a byte.
+
+Debts live in one table of DEBT_ROWS rows of 16 bytes, made when the first connection is charged. A row is
+looked for in DEBT_WAYS places from the slot's number on. Whoever costs less than DEBT_LEAST_NS a turn has no
+row, so an idle or ordinary connection costs no memory, and no look at the table when it is the only kind there
+is. When all places are taken, the smallest debt is forgotten. A debt is at most DEBT_MOST_NS. While nobody in
+debt waits, the level rises by one FORGIVEN_PART of the caller's time, so that an old debt is forgiven.
+
+What the clock says may be the time of another process: long times are compared with the processor time of
+this thread since it was asked last, and the smaller one counts. Otherwise a well-behaved client pays for a
+busy machine.
+
+Source: Shreedhar and Varghese, "Efficient fair queueing using deficit round robin", 1995.
+"""
+
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free
+
+from wsgate.reactor.seam cimport thread_ns
+from wsgate.reactor.structs cimport (
+    Core, DEAR_NS, DEBT_MOST_NS, DEBT_ROWS, DEBT_WAYS, Debt, FORGIVEN_PART, KIND_TABLE, LONG_NS, QUANTUM_NS,
+)
+
+cdef enum:
+    TABLE_BYTES = DEBT_ROWS * sizeof(Debt)
+    MS_NS = 1000000
+
+
+cdef Debt *row_of(Core *core, uint32_t slot) noexcept nogil:
+    """The row of a slot, or NULL."""
+    cdef uint32_t way
+    cdef Debt *row
+    if core.debts == NULL:
+        return NULL
+    for way in range(<uint32_t>DEBT_WAYS):
+        row = core.debts + ((slot + way) & (DEBT_ROWS - 1))
+        if row.place == slot + 1:
+            return row
+    return NULL
+
+
+cdef Debt *row_for(Core *core, uint32_t slot, int64_t due_ns) noexcept nogil:
+    """The row of a slot, made if there is none; NULL when all its places are taken by greater debts."""
+    cdef uint32_t way
+    cdef Debt *row = row_of(core, slot)
+    cdef Debt *least = NULL
+    if row != NULL:
+        return row
+    if core.debts == NULL:
+        core.debts = <Debt *>calloc(DEBT_ROWS, sizeof(Debt))
+        if core.debts == NULL:
+            return NULL                       # without memory nobody owes anything
+        core.held[<int>KIND_TABLE] += TABLE_BYTES
+    for way in range(<uint32_t>DEBT_WAYS):
+        row = core.debts + ((slot + way) & (DEBT_ROWS - 1))
+        if row.place == 0:
+            least = row
+            break
+        if least == NULL or row.due_ns < least.due_ns:
+            least = row
+    if least.place and least.due_ns > due_ns:
+        return NULL
+    least.place = slot + 1
+    least.message_ns = 0
+    least.due_ns = core.level_ns
+    return least
+
+
+cdef int64_t debts_of(Core *core, uint32_t slot) noexcept nogil:
+    """What a connection owes, in nanoseconds; 0: nothing."""
+    cdef Debt *row = row_of(core, slot)
+    return 0 if row == NULL else max(row.due_ns - core.level_ns, <int64_t>0)
+
+
+cdef bint debts_is_dear(Core *core, uint32_t slot) noexcept nogil:
+    """Whether a connection comes after those that are not dear."""
+    cdef Debt *row = row_of(core, slot)
+    return row != NULL and (row.due_ns > core.level_ns or row.message_ns >= DEAR_NS)
+
+
+cdef uint32_t debts_message_ns(Core *core, uint32_t slot) noexcept nogil:
+    """What a message of this connection is expected to cost; 0: not known."""
+    cdef Debt *row = row_of(core, slot)
+    return 0 if row == NULL else row.message_ns
+
+
+cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t messages) noexcept nogil:
+    """Add a cost to a connection's debt, and learn from it what its messages cost."""
+    cdef Debt *row = row_for(core, slot, core.level_ns + cost_ns)
+    cdef int64_t one_ns
+    if row == NULL:
+        return
+    # What the level rose beyond it in the last round is still its own, so that shares are equal by time.
+    row.due_ns = min(max(row.due_ns, core.level_ns - QUANTUM_NS) + cost_ns, core.level_ns + DEBT_MOST_NS)
+    if messages == 0:
+        return
+    one_ns = min(cost_ns // messages, <int64_t>DEBT_MOST_NS)
+    # Up at once and down slowly: between dear messages there may be cheap ones.
+    if one_ns >= row.message_ns:
+        row.message_ns = <uint32_t>one_ns
+    else:
+        row.message_ns -= (row.message_ns - <uint32_t>one_ns) >> 3
+
+
+cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil:
+    """So much of a time that passed was this thread's own; asked only about long times, it takes 0.2 us."""
+    cdef int64_t now_ns
+    if wall_ns < LONG_NS or core.meter_ns >= 0:
+        return wall_ns
+    now_ns = thread_ns()
+    wall_ns = min(wall_ns, now_ns - core.thread_ns)
+    core.thread_ns = now_ns
+    return wall_ns
+
+
+cdef void debts_begin(Core *core) noexcept nogil:
+    """A pass begins: while nobody in debt waits, time forgives."""
+    cdef int64_t passed_ms = core.now_ms - core.level_ms
+    core.level_ms = core.now_ms
+    if core.debts == NULL:
+        return
+    core.thread_ns = thread_ns()
+    if core.indebted.count == 0:
+        core.level_ns += passed_ms * (MS_NS // FORGIVEN_PART)
+
+
+cdef void debts_raise(Core *core, int64_t least_ns) noexcept nogil:
+    """Nobody who waits has been reached: rise to the one that owes least, and a quantum more."""
+    core.level_ns = max(core.level_ns, least_ns + QUANTUM_NS)
+
+
+cdef void debts_forget_slot(Core *core, uint32_t slot) noexcept nogil:
+    cdef Debt *row = row_of(core, slot)
+    if row != NULL:
+        row.place = 0
+
+
+cdef void debts_destroy(Core *core) noexcept nogil:
+    """Give the table back."""
+    if core.debts != NULL:
+        free(core.debts)
+        core.debts = NULL
+        core.held[<int>KIND_TABLE] -= TABLE_BYTES
