@@ -213,6 +213,24 @@ DEFECTS: Final = {
         "            + self._backlog.held_bytes\n",
         "",
     ),
+    "turns": Defect(
+        "a message whose cost is not charged to its connection",
+        "wsgate/reactor/loop.pyx",
+        "            debts_charge(core, slot, debts_measured(core, cost_ns), 1)\n",
+        "            debts_measured(core, cost_ns)\n",
+    ),
+    "reserve": Defect(
+        "dear connections that have no turn while others use up every pass",
+        "wsgate/reactor/loop.pyx",
+        "    elif core.passes_without > RESERVE_PASSES:\n",
+        "    elif core.passes_without == 0:\n",
+    ),
+    "unverified": Defect(
+        "a token in a message that is verified at once, however many wait",
+        "wsgate/shard/process.py",
+        "        self._sessions.verify_later = self._verify_later\n",
+        "",
+    ),
     "unnamed": Defect(
         "publications that the backlog drops without a notice to their subscribers",
         "wsgate/bus/backlog.pyx",
@@ -248,6 +266,12 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "moving": ((*_PYTEST, "tests/unit/test_pacing.py"),),
     "pacing": ((*_PYTEST, "tests/unit/test_backlog.py"),),
     "backlog": ((*_PYTEST, "tests/attack/test_gateway_burst.py", "-k", "on_the_books"),),
+    "turns": (
+        (*_PYTEST, "tests/unit/test_debts.py"),
+        (*_PYTEST, "tests/unit/test_shard_turns.py", "-k", "charged"),
+    ),
+    "reserve": ((*_PYTEST, "tests/unit/test_debts.py"),),
+    "unverified": ((*_PYTEST, "tests/unit/test_shard_turns.py"),),
     "unnamed": ((*_PYTEST, "tests/unit/test_backlog.py"),),
 }
 """For each defect that needs no sanitizer, the commands each of which must notice it."""

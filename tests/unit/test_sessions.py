@@ -83,6 +83,9 @@ class FakeTokens:
     def unrevoke(self, user: str) -> None:
         pass
 
+    def recall(self, token: str, now_s: float) -> Identity | None:
+        return None
+
     def connection(self, token: str, now_s: float) -> Identity:
         user, _, channels = token.partition(":")
         if not user:

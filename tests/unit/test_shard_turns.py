@@ -1,6 +1,7 @@
 """A pass of a shard: unseen tokens are verified in turns, and the others never wait."""
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from typing import Any, cast
 
 import pytest
 
+from tests.support.frames import CLOSE, FrameReader, client_frame
 from tests.unit.test_shard_faults import OPTIONS
 from wsgate.auth import NO_PERMISSIONS, Identity, TokenError
+from wsgate.reactor.testing import meter
 from wsgate.shard import verification
 from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Shared
@@ -154,5 +157,141 @@ def test_a_handshake_that_left_while_it_waited_is_not_verified(monkeypatch: pyte
                 at.shard._pump()
             assert len(at.tokens.verified) == 1
             assert len(at.shard._verification) == 0
+
+    asyncio.run(main())
+
+
+def said(*messages: dict[str, Any]) -> bytes:
+    """What a client sends: one text frame for each message."""
+    return b"".join(client_frame(1, json.dumps(message).encode()) for message in messages)
+
+
+def told(sock: socket.socket) -> list[str]:
+    """What a client was told: the name of each message, and the reason of a Close."""
+    try:
+        data = sock.recv(1 << 16)
+    except BlockingIOError:
+        return []
+    frames = FrameReader().receive_data(data)
+    return ["Close" if frame.opcode == CLOSE else json.loads(frame.payload)["op"] for frame in frames]
+
+
+def test_unseen_tokens_in_messages_are_verified_in_turns_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "PASS_NS", 0)  # one in each pass
+
+    async def main() -> None:
+        with hall() as at:
+            for number in range(40):
+                at.come("127.0.0.2", upgraded=True).sendall(said({"op": "auth", "token": f"bad{number}"}))
+            for _ in range(4):
+                at.shard._pump()
+            before = len(at.tokens.verified)
+            assert 1 <= before <= 4
+            good = at.come("127.0.0.3", upgraded=True)
+            good.sendall(said({"op": "auth", "token": "good"}))
+            for _ in range(60):
+                at.shard._pump()
+            assert at.tokens.verified.index("good") <= before + 5
+            assert len(at.tokens.verified) == 41, "and nobody is refused unheard"
+            assert at.shard._verification.waiting_bytes == at.shard._sessions._held_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_token_in_a_message_that_was_seen_before_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "PASS_NS", 0)
+
+    async def main() -> None:
+        with hall() as at:
+            for number in range(20):
+                at.come("127.0.0.2", upgraded=True).sendall(said({"op": "auth", "token": f"bad{number}"}))
+            at.shard._pump()
+            known = at.come("127.0.0.2", upgraded=True)
+            known.sendall(said({"op": "auth", "token": "known"}))
+            heard: list[str] = []
+            for _ in range(5):  # a slow machine may need a second pass to read it
+                at.shard._pump()
+                heard += told(known)
+            assert heard == ["welcome"]
+            assert len(at.shard._verification) > 10
+
+    asyncio.run(main())
+
+
+def test_what_follows_a_token_that_waits_is_answered_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "PASS_NS", 0)
+
+    async def main() -> None:
+        with hall() as at:
+            for number in range(20):
+                at.come("127.0.0.2", upgraded=True).sendall(said({"op": "auth", "token": f"bad{number}"}))
+            at.shard._pump()
+            talker = at.come("127.0.0.2", upgraded=True)
+            talker.sendall(
+                said(
+                    {"op": "ping"},
+                    {"op": "auth", "token": "good"},
+                    {"op": "ping"},
+                    {"op": "refresh", "token": "bad", "id": 1},
+                    {"op": "ping"},
+                )
+            )
+            heard = []
+            for _ in range(60):
+                at.shard._pump()
+                heard += told(talker)
+            assert heard == ["pong", "welcome", "pong", "err", "pong"]
+            talker.sendall(said({"op": "ping"}))
+            at.shard._pump()
+            assert told(talker) == ["pong"], "it is read again"
+
+    asyncio.run(main())
+
+
+def test_connection_that_left_while_its_token_waited_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "PASS_NS", 0)
+
+    async def main() -> None:
+        with hall() as at:
+            socks = [at.come("127.0.0.2", upgraded=True) for _ in range(10)]
+            for sock in socks:
+                sock.sendall(said({"op": "auth", "token": "bad"}, {"op": "ping"}))
+            while len(at.tokens.verified) + len(at.shard._verification) < len(socks):
+                at.shard._pump()
+            before = len(at.tokens.verified)
+            assert before < len(socks)
+            for conn in list(at.shard._verification._waiting):
+                at.shard._reactor.abort(conn)
+            for _ in range(10):
+                at.shard._pump()
+            assert len(at.tokens.verified) == before
+            assert at.shard._verification.waiting_bytes == at.shard._sessions._held_bytes == 0
+            assert not at.shard._sessions.held
+
+    asyncio.run(main())
+
+
+def test_message_that_took_long_is_charged_to_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the test moves while a message is handled; the reactor takes its word for it."""
+    clock_ns = [0]
+    monkeypatch.setattr("wsgate.shard.process.time.perf_counter_ns", lambda: clock_ns[0])
+
+    async def main() -> None:
+        with hall() as at:
+            meter(at.shard._reactor, 0)
+            dear, cheap = at.come("127.0.0.2", upgraded=True), at.come("127.0.0.2", upgraded=True)
+            run = at.shard._commands.run
+
+            def slowly(conn: int, dialect: Any, message: bytes, opcode: int) -> None:
+                clock_ns[0] += 3_000_000 if b"dear" in message else 4_000
+                run(conn, dialect, message, opcode)
+
+            monkeypatch.setattr(at.shard._commands, "run", slowly)
+            dear.sendall(said({"op": "ping", "x": "dear"}))
+            cheap.sendall(said({"op": "ping"}))
+            at.shard._pump()
+            handles, _ = at.shard._reactor.connections(0, 10)
+            found = [at.shard._reactor.inspect(conn) for conn in handles]
+            assert sorted(each["debt_ns"] for each in found if each is not None) == [0, 3_000_000]
 
     asyncio.run(main())

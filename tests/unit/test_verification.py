@@ -1,18 +1,21 @@
 """Unseen tokens are verified in turns by address, a bounded part in each pass."""
 
-from wsgate.shard.verification import ADDRESSES_MOST, PASS_NS, WAITING_MOST, Verification
+from wsgate.shard.verification import ADDRESSES_MOST, CROWDED_PASS_NS, PASS_NS, WAITING_MOST, Verification
 
 COST_NS = PASS_NS // 4
 HOSTILE, GOOD = 666, 1
 
 
 class Desk:
-    """Handshakes that are numbered, and what was verified in which order."""
+    """Tokens that are numbered, what was verified in which order, and who was charged."""
 
     def __init__(self) -> None:
         self.now_ns = 0
         self.done: list[tuple[int, str]] = []
-        self.verification = Verification(self._verify, lambda: self.now_ns)
+        self.charged: list[tuple[int, int]] = []
+        self.verification = Verification(
+            self._verify, lambda conn, cost_ns: self.charged.append((conn, cost_ns)), lambda: self.now_ns
+        )
         self.conn = 0
 
     def _verify(self, conn: int, token: str) -> bool:
@@ -20,9 +23,9 @@ class Desk:
         self.done.append((conn, token))
         return token != "bad"
 
-    def come(self, origin: int, token: str = "good") -> int:
+    def come(self, origin: int, token: str = "good", *, is_handshake: bool = True) -> int:
         self.conn += 1
-        self.verification.add(self.conn, origin, token, 100)
+        self.verification.add(self.conn, origin, token, 100, is_handshake=is_handshake)
         return self.conn
 
     def place(self, conn: int) -> int:
@@ -51,12 +54,34 @@ def test_one_pass_does_a_bounded_amount_of_work() -> None:
     assert len(desk.done) == 4
 
 
-def test_places_are_given_back_however_many_wait() -> None:
+def test_pass_verifies_for_longer_while_more_handshakes_wait_than_usual() -> None:
     desk = Desk()
-    for _ in range(1_000):
+    for _ in range(WAITING_MOST + 5):
         desk.come(HOSTILE, "bad")
     desk.verification.step()
     assert len(desk.verification) == WAITING_MOST
+    for _ in range(100):
+        desk.come(HOSTILE, "bad")
+    desk.done.clear()
+    desk.verification.step()
+    assert len(desk.done) == CROWDED_PASS_NS // COST_NS
+
+
+def test_tokens_of_messages_take_no_place_so_their_pass_is_never_longer() -> None:
+    desk = Desk()
+    for _ in range(4 * WAITING_MOST):
+        desk.come(HOSTILE, "bad", is_handshake=False)
+    desk.verification.step()
+    assert len(desk.done) == PASS_NS // COST_NS
+
+
+def test_verifying_is_charged_to_the_connection_whose_message_brought_the_token() -> None:
+    desk = Desk()
+    desk.come(HOSTILE, "bad")
+    second, third = desk.come(GOOD, is_handshake=False), desk.come(GOOD, "bad", is_handshake=False)
+    while desk.verification.step():
+        pass
+    assert sorted(desk.charged) == [(second, COST_NS), (third, COST_NS)]
 
 
 def test_an_address_with_many_failures_goes_last() -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from wsgate.admission import ByteBudget, PublishRates
-from wsgate.auth import Member, TokenError
+from wsgate.auth import Identity, Member, TokenError
 from wsgate.bus import BusPublisher, Names, Publication, encode_publication
 from wsgate.dialects import BadCommand, Dialect, commands
 from wsgate.payload import Payload
@@ -179,18 +179,41 @@ class Commands:
             # A new token comes by `refresh`.
             self._sessions.error(conn, dialect, "bad_request", id=command.id)
             return
-        self._sessions.authenticate(
-            conn, dialect, command.token, Showing(command.id, command.positions or {})
+        sessions, token = self._sessions, command.token
+        showing = Showing(command.id, command.positions or {})
+        known = sessions.tokens.recall(token, time.time())
+        if known is not None:
+            sessions.welcome(conn, dialect, known, showing)
+            return
+        sessions.await_token(
+            conn, dialect, token, partial(sessions.authenticate, conn, dialect, token, showing)
         )
 
     def _refresh(self, conn: int, dialect: Dialect, member: Member, command: commands.Refresh) -> None:
         """A later end for the connection, and the permissions of the new token."""
-        sessions = self._sessions
-        try:
-            fresh = sessions.tokens.connection(command.token, time.time())
-        except TokenError as error:
-            sessions.token_error(conn, dialect, error, id=command.id)
+        known = self._sessions.tokens.recall(command.token, time.time())
+        if known is not None:
+            self._refreshed(conn, dialect, command, known)
             return
+        act = partial(self._verify_refresh, conn, dialect, command)
+        self._sessions.await_token(conn, dialect, command.token, act)
+
+    def _verify_refresh(self, conn: int, dialect: Dialect, command: commands.Refresh) -> bool:
+        """Judge a `refresh` whose token was not seen before; whether the token was good."""
+        try:
+            fresh = self._sessions.tokens.connection(command.token, time.time())
+        except TokenError as error:
+            self._sessions.token_error(conn, dialect, error, id=command.id)
+            return False
+        self._refreshed(conn, dialect, command, fresh)
+        return True
+
+    def _refreshed(self, conn: int, dialect: Dialect, command: commands.Refresh, fresh: Identity) -> None:
+        """The token of a `refresh` is good: it counts from now on if it is of the same user."""
+        sessions = self._sessions
+        member: Member | None = self._reactor.meta(conn)
+        if member is None:
+            return  # gone meanwhile
         if fresh.user != member.user:
             sessions.error(conn, dialect, "permission_denied", id=command.id)
             return
@@ -211,18 +234,30 @@ class Commands:
             sessions.subscribe(conn, dialect, command.ch, command.id, position=command.position)
             return
         name = sessions.name_of(member, command.ch)
-        fault = "bad_request" if name is None or name.startswith(b"@") else None
-        if fault is None:
-            try:
-                sessions.tokens.channel(command.token, command.ch, member.user, time.time())
-            except TokenError as error:
-                sessions.token_error(conn, dialect, error, id=command.id, channel=command.ch)
-                return
-            fault = sessions.access.may_subscribe(member, command.ch, has_channel_token=True)
-        if fault or name is None:
-            sessions.error(conn, dialect, fault or "bad_request", id=command.id, channel=command.ch)
+        if name is None or name.startswith(b"@"):
+            sessions.error(conn, dialect, "bad_request", id=command.id, channel=command.ch)
             return
-        sessions.join(conn, dialect, name, command.id, position=command.position)
+        act = partial(self._verify_subscribe, conn, dialect, command, command.token, name)
+        sessions.await_token(conn, dialect, command.token, act)
+
+    def _verify_subscribe(
+        self, conn: int, dialect: Dialect, command: commands.Subscribe, token: str, name: bytes
+    ) -> bool:
+        """Judge a `sub` with a token of the channel, which no cache holds; whether the token was good."""
+        sessions, channel = self._sessions, command.ch
+        member: Member | None = self._reactor.meta(conn)
+        if member is None:
+            return True  # gone meanwhile
+        try:
+            sessions.tokens.channel(token, channel, member.user, time.time())
+        except TokenError as error:
+            sessions.token_error(conn, dialect, error, id=command.id, channel=channel)
+            return False
+        if fault := sessions.access.may_subscribe(member, channel, has_channel_token=True):
+            sessions.error(conn, dialect, fault, id=command.id, channel=channel)
+        else:
+            sessions.join(conn, dialect, name, command.id, position=command.position)
+        return True
 
     def _unsubscribe(
         self, conn: int, dialect: Dialect, member: Member, command: commands.Unsubscribe

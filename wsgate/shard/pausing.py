@@ -13,6 +13,7 @@ class Pauser(IntFlag):
 
     LOGIN = 1  # the bus counts the user's connections
     COMMANDS = 2  # too many commands of the connection await the bus
+    TOKEN = 4  # a token that it has sent waits to be verified
 
 
 class Pauses:

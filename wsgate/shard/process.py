@@ -75,6 +75,8 @@ BLOCKS_TICKS: Final = 240
 FLUSH_S: Final = 1.0
 """For events of the last clients to reach their stream: half of what the keeper grants after a drain."""
 SOON_S: Final = 0.001
+DEAR_NS: Final = 25_000
+"""A message that took longer is charged to its connection; the reactor charges 5 us for each by itself."""
 GOODBYE_S: Final = 0.5
 LATE_MS: Final = 500
 CACHE_PART: Final = 8
@@ -187,7 +189,9 @@ class Shard:
         )
         self._tokens = tokens
         self._front = Front(options, tokens, self._log.info)
-        self._verification = Verification(self._verify)
+        self._verification: Verification[Entry | Callable[[], bool]] = Verification(
+            self._verify, self._reactor.charge
+        )
         forms = self._forms = Forms(options.compression_threshold_bytes, self.count)
         variants = len(options.reactor.variant_opcodes)
         self._gaps = Gaps(self._reactor, forms, self.count, self._gap_spread_ms, now_ms, variants=variants)
@@ -219,6 +223,7 @@ class Shard:
         self._sessions = Sessions(
             options, self._reactor, self._hub, access, tokens, self.count, self._events, self._users
         )
+        self._sessions.verify_later = self._verify_later
         self._accounts = Accounts(self._region, self._reactor, self._outside_bytes, self.count, self._log)
         self._lease = NodeLease(self._publisher, names.node(options.node), options.node_lease, self._log)
         self._membership = Membership(self._publisher, names, f"{options.node}/{options.number}")
@@ -436,8 +441,17 @@ class Shard:
         reactor = self._reactor
         self._is_due = False
         now = now_ms()
-        taken = reactor.poll(now, self._budget.messages)
-        began_s = time.perf_counter()
+        self._handle(reactor.poll(now, self._budget.messages), now)
+        # All of them, whatever the first says.
+        has_more = self._verification.step() | self._hub.tidy() | self._control.step()
+        self._pacer.step()
+        if reactor.flush(now) or reactor.more or has_more or self._pacer.is_ready:
+            self._schedule()
+
+    def _handle(self, taken: list[events.Event], now: int) -> None:
+        """Run what clients said, and charge each for a message that took clearly longer than a small one."""
+        reactor = self._reactor
+        before_ns = began_ns = time.perf_counter_ns()
         for kind, conn, value in taken:
             try:
                 if kind <= events.BINARY:
@@ -462,12 +476,11 @@ class Shard:
                 self._log.exception("command_failed")
                 if (variant := reactor.variant(conn)) >= 0:
                     self._sessions.end(conn, DIALECT_OF[variant], Reason.INTERNAL)
-        self._budget.note(len(taken), time.perf_counter() - began_s)
-        # All of them, whatever the first says.
-        has_more = self._verification.step() | self._hub.tidy() | self._control.step()
-        self._pacer.step()
-        if reactor.flush(now) or reactor.more or has_more or self._pacer.is_ready:
-            self._schedule()
+            after_ns = time.perf_counter_ns()
+            if after_ns - before_ns >= DEAR_NS and kind <= events.BINARY:
+                reactor.charge(conn, after_ns - before_ns)
+            before_ns = after_ns
+        self._budget.note(len(taken), (before_ns - began_ns) / 1e9)
 
     def _on_open(self, conn: int, head: bytes) -> None:
         if is_readiness_request(head):
@@ -485,10 +498,27 @@ class Shard:
         if isinstance(entry, Refusal) or self._front.is_known(entry, now_s):
             self._enter(conn, entry, now_s)
         else:
-            self._verification.add(conn, self._reactor.origin(conn), entry, len(head))
+            origin = self._reactor.origin(conn)
+            self._verification.add(conn, origin, entry, len(head), is_handshake=True)
 
-    def _verify(self, conn: int, entry: Entry) -> bool:
-        """Go on with a handshake whose token was not seen before; whether the token was good."""
+    def _verify_later(self, conn: int, size: int, act: Callable[[], bool]) -> None:
+        """Verify a token that came in a message when it is its turn: in this pass if nobody else waits."""
+        self._verification.add(conn, self._reactor.origin(conn), act, size, is_handshake=False)
+        self._schedule()
+
+    def _verify(self, conn: int, item: Entry | Callable[[], bool]) -> bool:
+        """Go on with what a token came for that was not seen before; whether the token was good."""
+        if self._reactor.variant(conn) < 0:
+            return True  # it was reset, and its end is not reported yet
+        if isinstance(item, Entry):
+            return self._verify_handshake(conn, item)
+        try:
+            return item()
+        except Exception:  # the connection was ended for it; it must not take the others down with it
+            self._log.exception("command_failed")
+            return True
+
+    def _verify_handshake(self, conn: int, entry: Entry) -> bool:
         now_s = time.time()
         refusals = self._counts["tokens_refused"]
         try:

@@ -115,6 +115,8 @@ class Sessions:
         self._shown = Booked()  # what came with who waits, for its token or its welcome
         self._asked_count = 0
         self.run: Callable[[int, Dialect, bytes, int], None] = lambda *_: None  # how that is run
+        # Verifies a token of so many bytes in its turn; the shard's own turns are set by the process.
+        self.verify_later: Callable[[int, int, Callable[[], bool]], object] = lambda _conn, _size, act: act()
         self.ended: set[int] = set()  # Close is queued: what they said after it is not run
         self._bad_messages: dict[int, int] = {}
         self.renew(options)
@@ -245,8 +247,39 @@ class Sessions:
                 is_forgiven=True,
             )
 
-    def authenticate(self, conn: int, dialect: Dialect, token: str, showing: Showing = NOTHING_SHOWN) -> None:
-        """Judge a token shown after 101: welcome, or error, bye and Close."""
+    def await_token(self, conn: int, dialect: Dialect, token: str, act: Callable[[], bool]) -> None:
+        """Go on with a command when it is the turn of its token, which was not seen before.
+
+        The connection is not read meanwhile, and what it has said already runs afterwards, in order.
+
+        Args:
+            conn: The connection, of which no token may wait already.
+            dialect: What it speaks.
+            token: What is to be verified.
+            act: Verifies it and answers the command. It returns whether the token was good.
+        """
+        self.held[conn] = []
+        self.pauses.pause(conn, Pauser.TOKEN)
+        self.verify_later(conn, len(token), partial(self._on_turn, conn, dialect, act))
+
+    def _on_turn(self, conn: int, dialect: Dialect, act: Callable[[], bool]) -> bool:
+        """It is the turn of a token that waited: verify it, then run what was said behind it."""
+        said = self._take_held(conn)
+        if said is None:
+            return True  # gone meanwhile
+        try:
+            with self._ends_on_fault(conn, dialect):
+                if conn in self.ended:
+                    return True  # a control command ended it meanwhile
+                is_good = act()
+                for message, opcode in said:
+                    self.run(conn, dialect, message, opcode)
+                return is_good
+        finally:
+            self.pauses.resume(conn, Pauser.TOKEN)
+
+    def authenticate(self, conn: int, dialect: Dialect, token: str, showing: Showing = NOTHING_SHOWN) -> bool:
+        """Judge a token shown after 101: welcome, or error, bye and Close. Whether it was good."""
         try:
             identity = self.tokens.connection(token, time.time())
         except TokenError as error:
@@ -254,8 +287,9 @@ class Sessions:
             self.unauthenticated.setdefault(conn, NOTHING_SHOWN)
             retry_ms = self.token_error(conn, dialect, error, id=showing.id, is_closing=True)
             self.end(conn, dialect, Reason(error.reason), retry_ms=retry_ms or RETRY_MS)
-            return
+            return False
         self.welcome(conn, dialect, identity, showing)
+        return True
 
     def welcome(
         self, conn: int, dialect: Dialect, identity: Identity, showing: Showing = NOTHING_SHOWN
