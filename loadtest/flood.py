@@ -21,10 +21,11 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Self, TypedDict, cast
 
-__all__ = ["FRAME_BYTES", "FloodProcess", "FloodResult", "frames"]
+__all__ = ["FRAME_BYTES", "FloodProcess", "FloodResult", "Peer", "flood", "frames", "serve_parent"]
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 FRAME_BYTES: Final = 7  # header 2, mask 4, payload 1
@@ -37,10 +38,11 @@ _POLL_S: Final = 0.1
 class FloodResult(TypedDict):
     """What a flood came to: messages `sent` whole, `answered` ones, peers the server `ended`, and how long.
 
-    `answered` is counted by bytes; a Close frame in it counts as one or two.
+    Both are counted by bytes, as if each message were of one letter. A Close counts as one or two answers.
     """
 
     sent: int
+    sent_bytes: int
     answered: int
     ended: int
     elapsed_s: float
@@ -53,29 +55,35 @@ def frames(count: int, seed: int) -> bytes:
     return b"".join(b"\x81\x81" + mask + bytes((mask[0] ^ ord("x"),)) for mask in masks)
 
 
-class _Peer:
-    """One flooding connection: an endless ring of frames out, bytes counted in."""
+class Peer:
+    """One flooding connection: an endless ring of frames out, bytes counted in.
 
-    def __init__(self, port: int, number: int) -> None:
+    Args:
+        port: Of a server on 127.0.0.1.
+        ring: Whole frames, sent again and again.
+        headers: More lines of the request head, each with its end.
+    """
+
+    def __init__(self, port: int, ring: bytes, headers: str = "") -> None:
         """Open it (OSError, RuntimeError)."""
         self.sent_bytes = 0
         self.received_bytes = 0
-        self._ring = memoryview(frames(_BUFFER_FRAMES, number))
+        self._ring = memoryview(ring)
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Ends with a reset: no TIME_WAIT, and nothing the server still has to answer.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._upgrade(port)
+        self._upgrade(port, headers)
         self.socket.setblocking(False)
 
-    def _upgrade(self, port: int) -> None:
+    def _upgrade(self, port: int, headers: str) -> None:
         key = base64.b64encode(os.urandom(16)).decode()
         self.socket.sendall(
             f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n".encode()
         )
         head = b""
-        while not head.endswith(b"\r\n\r\n"):
+        while b"\r\n\r\n" not in head:  # a first message may come with it
             data = self.socket.recv(4096)
             if not data:
                 raise RuntimeError(f"the server ended the handshake: {head!r}")
@@ -95,7 +103,7 @@ class _Peer:
         return size > 0
 
 
-def _serve(peer: _Peer, events: int, buffer: bytearray) -> bool:
+def _serve(peer: Peer, events: int, buffer: bytearray) -> bool:
     """Read and write what the events allow; False when the connection is over."""
     try:
         if events & ~select.EPOLLOUT and not peer.read(buffer):
@@ -109,7 +117,7 @@ def _serve(peer: _Peer, events: int, buffer: bytearray) -> bool:
     return True
 
 
-def _flood(peers: list[_Peer], limit_s: float, stdin: int) -> FloodResult:
+def flood(peers: list[Peer], limit_s: float, stdin: int) -> FloodResult:
     """Send and read until standard input ends, the limit is over, or no peer is left."""
     buffer = bytearray(1 << 16)
     open_peers = {peer.socket.fileno(): peer for peer in peers}
@@ -128,6 +136,7 @@ def _flood(peers: list[_Peer], limit_s: float, stdin: int) -> FloodResult:
                     del open_peers[descriptor]
     return FloodResult(
         sent=sum(peer.sent_bytes // FRAME_BYTES for peer in peers),
+        sent_bytes=sum(peer.sent_bytes for peer in peers),
         answered=sum(peer.received_bytes // _ANSWER_BYTES for peer in peers),
         ended=len(peers) - len(open_peers),
         elapsed_s=time.monotonic() - began_s,
@@ -141,14 +150,24 @@ class FloodProcess:
         port: Of a server on 127.0.0.1.
         peers: How many connections.
         limit_s: The flood ends by itself after so long, however its parent fares.
+        module: What the child runs.
+        arguments: What it is told beside the three above.
 
     The child runs where its parent runs: the bench pins itself to the clients' processor.
     """
 
-    def __init__(self, port: int, peers: int, *, limit_s: float) -> None:
+    def __init__(
+        self,
+        port: int,
+        peers: int,
+        *,
+        limit_s: float,
+        module: str = "loadtest.flood",
+        arguments: Sequence[str] = (),
+    ) -> None:
         """Spawn it and wait until its connections are open (RuntimeError if they are not)."""
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "loadtest.flood", str(port), str(peers), str(limit_s)],
+            [sys.executable, "-m", module, str(port), str(peers), str(limit_s), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=_ROOT,
@@ -196,14 +215,18 @@ class FloodProcess:
         self._end()
 
 
-def main(port: int, peers: int, limit_s: float) -> None:
-    """Open, wait for the word, flood, report."""
-    connections = [_Peer(port, number) for number in range(peers)]
+def serve_parent(run: Callable[[int], FloodResult]) -> None:
+    """Everything is open: wait for the parent's word, run until standard input ends, report."""
     print("ready", flush=True)
     stdin = sys.stdin.fileno()
-    if not os.read(stdin, 1):
-        return
-    print(json.dumps(_flood(connections, limit_s, stdin)), flush=True)
+    if os.read(stdin, 1):
+        print(json.dumps(run(stdin)), flush=True)
+
+
+def main(port: int, peers: int, limit_s: float) -> None:
+    """Open, wait for the word, flood, report."""
+    connections = [Peer(port, frames(_BUFFER_FRAMES, number)) for number in range(peers)]
+    serve_parent(lambda stdin: flood(connections, limit_s, stdin))
 
 
 if __name__ == "__main__":
