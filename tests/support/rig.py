@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from tests.support.frames import FrameReader, ServerFrame
 from wsgate.reactor import Reactor, Settings, SharedAddresses, events
 from wsgate.reactor.events import Event
-from wsgate.reactor.testing import audit, meter
+from wsgate.reactor.testing import audit, trust_charges
 
 __all__ = ["Peer", "Rig", "rig"]
 
@@ -87,7 +87,7 @@ class Rig:
         self.reactor = Reactor(
             settings or Settings(), now_ms=now_ms, gap_encoder=gap_encoder, addresses=addresses, shard=shard
         )
-        meter(self.reactor, 0)  # what a turn takes on this machine decides nothing
+        trust_charges(self.reactor)  # what a turn takes on this machine decides nothing
         self.events: list[Event] = []
         self.on_event = on_event
         self.peers: list[Peer] = []

@@ -14,7 +14,7 @@ import pytest
 from tests.support.frames import CLOSE, FrameReader, client_frame
 from tests.unit.test_shard_faults import OPTIONS
 from wsgate.auth import NO_PERMISSIONS, Identity, TokenError
-from wsgate.reactor.testing import meter
+from wsgate.reactor.testing import trust_charges
 from wsgate.shard import verification
 from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Shared
@@ -278,7 +278,7 @@ def test_message_that_took_long_is_charged_to_its_connection(monkeypatch: pytest
 
     async def main() -> None:
         with hall() as at:
-            meter(at.shard._reactor, 0)
+            trust_charges(at.shard._reactor)
             dear, cheap = at.come("127.0.0.2", upgraded=True), at.come("127.0.0.2", upgraded=True)
             run = at.shard._commands.run
 

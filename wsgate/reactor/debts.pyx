@@ -1,9 +1,10 @@
 """Debts: who has cost more of the loop than its share lately, and waits for its turn.
 
 The loop is shared by time, not by number of messages, because messages differ a hundredfold in cost: a `ping`
-takes 5 us, a token of 8 KiB that is refused 500 us. Each connection is charged what its turns in the compiled
-code took and what the caller says its messages took (`Reactor.charge`). This is deficit round robin by
-nanoseconds:
+takes 5 us, a token of 8 KiB that is refused 500 us. This is deficit round robin by nanoseconds. A turn of a
+connection is charged FRAME_NS a frame and MESSAGE_NS a message, which are as good as measured because small
+ones are all alike; what inflating took, by the clock; and what the caller says that handling its messages took
+beyond that (`Reactor.charge`). So an ordinary turn needs no look at a clock.
 
     level_ns      rises; a connection may have its turn when the level has reached its `due_ns`
     due_ns        of a connection: rises by what its turns cost, from at most QUANTUM_NS below the level
@@ -32,8 +33,8 @@ is. When all places are taken, the smallest debt is forgotten. A debt is at most
 debt waits, the level rises by one FORGIVEN_PART of the caller's time, so that an old debt is forgiven.
 
 What the clock says may be the time of another process: long times are compared with the processor time of
-this thread since it was asked last, and the smaller one counts. Otherwise a well-behaved client pays for a
-busy machine.
+this thread since it was asked last, once a millisecond, and the smaller one counts. Otherwise a well-behaved
+client pays for a busy machine.
 
 Source: Shreedhar and Varghese, "Efficient fair queueing using deficit round robin", 1995.
 """
@@ -51,7 +52,7 @@ cdef enum:
     MS_NS = 1000000
 
 
-cdef Debt *row_of(Core *core, uint32_t slot) noexcept nogil:
+cdef Debt *debts_row(Core *core, uint32_t slot) noexcept nogil:
     """The row of a slot, or NULL."""
     cdef uint32_t way
     cdef Debt *row
@@ -67,7 +68,7 @@ cdef Debt *row_of(Core *core, uint32_t slot) noexcept nogil:
 cdef Debt *row_for(Core *core, uint32_t slot, int64_t due_ns) noexcept nogil:
     """The row of a slot, made if there is none; NULL when all its places are taken by greater debts."""
     cdef uint32_t way
-    cdef Debt *row = row_of(core, slot)
+    cdef Debt *row = debts_row(core, slot)
     cdef Debt *least = NULL
     if row != NULL:
         return row
@@ -76,6 +77,7 @@ cdef Debt *row_for(Core *core, uint32_t slot, int64_t due_ns) noexcept nogil:
         if core.debts == NULL:
             return NULL                       # without memory nobody owes anything
         core.held[<int>KIND_TABLE] += TABLE_BYTES
+        core.level_ms = core.now_ms
     for way in range(<uint32_t>DEBT_WAYS):
         row = core.debts + ((slot + way) & (DEBT_ROWS - 1))
         if row.place == 0:
@@ -93,20 +95,13 @@ cdef Debt *row_for(Core *core, uint32_t slot, int64_t due_ns) noexcept nogil:
 
 cdef int64_t debts_of(Core *core, uint32_t slot) noexcept nogil:
     """What a connection owes, in nanoseconds; 0: nothing."""
-    cdef Debt *row = row_of(core, slot)
+    cdef Debt *row = debts_row(core, slot)
     return 0 if row == NULL else max(row.due_ns - core.level_ns, <int64_t>0)
 
 
-cdef bint debts_is_dear(Core *core, uint32_t slot) noexcept nogil:
-    """Whether a connection comes after those that are not dear."""
-    cdef Debt *row = row_of(core, slot)
+cdef bint debts_is_dear(Core *core, const Debt *row) noexcept nogil:
+    """Whether a connection with this row, or with none, comes after those that are not dear."""
     return row != NULL and (row.due_ns > core.level_ns or row.message_ns >= DEAR_NS)
-
-
-cdef uint32_t debts_message_ns(Core *core, uint32_t slot) noexcept nogil:
-    """What a message of this connection is expected to cost; 0: not known."""
-    cdef Debt *row = row_of(core, slot)
-    return 0 if row == NULL else row.message_ns
 
 
 cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t messages) noexcept nogil:
@@ -128,9 +123,9 @@ cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t mess
 
 
 cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil:
-    """So much of a time that passed was this thread's own; asked only about long times, it takes 0.2 us."""
+    """So much of a time that passed was this thread's own. Long times are asked about; that takes 0.6 us."""
     cdef int64_t now_ns
-    if wall_ns < LONG_NS or core.meter_ns >= 0:
+    if wall_ns < LONG_NS or core.is_exact:
         return wall_ns
     now_ns = thread_ns()
     wall_ns = min(wall_ns, now_ns - core.thread_ns)
@@ -141,9 +136,9 @@ cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil:
 cdef void debts_begin(Core *core) noexcept nogil:
     """A pass begins: while nobody in debt waits, time forgives."""
     cdef int64_t passed_ms = core.now_ms - core.level_ms
-    core.level_ms = core.now_ms
-    if core.debts == NULL:
+    if passed_ms == 0 or core.debts == NULL:
         return
+    core.level_ms = core.now_ms
     core.thread_ns = thread_ns()
     if core.indebted.count == 0:
         core.level_ns += passed_ms * (MS_NS // FORGIVEN_PART)
@@ -155,7 +150,7 @@ cdef void debts_raise(Core *core, int64_t least_ns) noexcept nogil:
 
 
 cdef void debts_forget_slot(Core *core, uint32_t slot) noexcept nogil:
-    cdef Debt *row = row_of(core, slot)
+    cdef Debt *row = debts_row(core, slot)
     if row != NULL:
         row.place = 0
 

@@ -28,7 +28,8 @@ from wsgate.reactor.channels cimport (
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, orphans_tick, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.debts cimport (
-    debts_begin, debts_charge, debts_charge_turn, debts_is_dear, debts_measured, debts_message_ns, debts_of, debts_raise,
+    debts_begin, debts_charge, debts_charge_turn, debts_is_dear, debts_measured, debts_of, debts_raise,
+    debts_row,
 )
 from wsgate.reactor.deadlines cimport (
     application_at, deadlines_arm, deadlines_rearm, deadlines_resume, deadlines_run,
@@ -46,11 +47,11 @@ from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
     APPLICATION, ASK_INDEBTED_MS, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS,
-    Channel, Connection, ControlSlot, Core, DEBT_MOST_NS, DRAINS_MAX, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING,
-    EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME,
-    KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND, PACE_MOVING, PACE_READER, PASS_BYTES,
-    PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
-    QUANTUM_NS, RESERVE_PASSES, STATE_FREE,
+    Channel, Connection, ControlSlot, Core, DEBT_MOST_NS, DRAINS_MAX, Debt, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING,
+    EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry, FRAMES_IN, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN,
+    IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND, PACE_MOVING,
+    PACE_READER, PASS_BYTES, PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST,
+    POLICY_LATEST_ONLY, QUANTUM_NS, RESERVE_PASSES, STATE_FREE,
     POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_HEAD, STATE_OPEN, TICK_MS, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
     WALKS_MAX, WANT_OUT,
@@ -975,10 +976,12 @@ cdef report_fault(error):
     traceback.print_exception(error)
 
 
-cdef int64_t give_turn(Core *core, uint32_t slot, Pass *used, list events, int64_t began_ns) except -1:
-    """One turn, and its charge. What comes back is the time after it: the clock is read once a turn."""
+cdef int give_turn(Core *core, uint32_t slot, const Debt *row, Pass *used, list events) except -1:
+    """One turn of a connection with this row, or with none, and its charge."""
     cdef uint32_t messages = used.messages
-    cdef int64_t now_ns
+    cdef uint64_t frames = core.counters[<int>FRAMES_IN]
+    cdef int64_t inflate_ns = used.inflate_ns
+    used.message_ns = 0 if row == NULL else row.message_ns
     core.turns_to_wait -= core.turns_to_wait != 0
     try:
         take_turn(core, slot, used, events)
@@ -987,17 +990,18 @@ cdef int64_t give_turn(Core *core, uint32_t slot, Pass *used, list events, int64
     except Exception as error:
         turn_failed(core, slot, INTERNAL)
         report_fault(error)
-    now_ns = clock_ns()
     if at(core, slot).state == STATE_OPEN:
-        debts_charge_turn(core, slot, now_ns - began_ns, used.messages - messages)
-    return now_ns
+        debts_charge_turn(
+            core, slot, core.counters[<int>FRAMES_IN] - frames, used.messages - messages, used.inflate_ns - inflate_ns
+        )
+    return 0
 
 
-cdef inline bint is_over(Pass *used, int64_t now_ns) noexcept nogil:
+cdef inline bint is_over(Pass *used, bint asks_clock) noexcept nogil:
     """Whether a pass has used its budget."""
     return (
         used.messages >= used.messages_limit or used.bytes >= PASS_BYTES or used.expected_ns >= PASS_NS
-        or now_ns >= used.until_ns
+        or (asks_clock and clock_ns() >= used.until_ns)
     )
 
 
@@ -1008,7 +1012,7 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
     """
     cdef uint32_t slot, turns = core.attention.count
     cdef int given = 0
-    cdef int64_t now_ns = clock_ns()
+    cdef Debt *row
     used.turn_messages = min(
         <uint32_t>TURN_MESSAGES,
         max(<uint32_t>TURN_MESSAGES_LEAST, used.messages_limit // max(turns + core.indebted.count, <uint32_t>1)),
@@ -1017,13 +1021,13 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
         turns -= 1
         slot = attention_pop(core)
         # Only what it says may wait. Its end may not: it gives memory back.
-        if core.debts != NULL and at(core, slot).state == STATE_OPEN and debts_is_dear(core, slot):
+        row = debts_row(core, slot)
+        if row != NULL and at(core, slot).state == STATE_OPEN and debts_is_dear(core, row):
             indebted_push(core, slot)
             continue
-        used.message_ns = debts_message_ns(core, slot)
-        now_ns = give_turn(core, slot, used, events, now_ns)
+        give_turn(core, slot, row, used, events)
         given += 1
-        if is_over(used, now_ns):
+        if is_over(used, turns & 7 == 0):
             break
     return given
 
@@ -1035,34 +1039,35 @@ cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) exce
     had a turn (`is_first`), one has a turn in any case, so that every pass gets on, however slow the machine is.
     """
     cdef Pass reserve
-    cdef int64_t now_ns = clock_ns()
     core.passes_without += 1
-    if is_first or not is_over(used, now_ns):
-        serve_reached(core, used, events, now_ns)
+    if is_first or not is_over(used, True):
+        serve_reached(core, used, events)
     elif core.passes_without > RESERVE_PASSES:
         memset(&reserve, 0, sizeof(reserve))
         reserve.messages_limit = reserve.turn_messages = 1
-        reserve.until_ns = now_ns             # over after one turn
-        serve_reached(core, &reserve, events, now_ns)
+        serve_reached(core, &reserve, events)     # whose time is over after one turn
     return 0
 
 
-cdef int serve_reached(Core *core, Pass *used, list events, int64_t now_ns) except -1:
+cdef int serve_reached(Core *core, Pass *used, list events) except -1:
     """Go round the dear connections; when the level has reached none of them, it rises, and once again."""
     cdef uint32_t slot, looks = core.indebted.count, most = used.turn_messages
     cdef int64_t debt, least = DEBT_MOST_NS
     cdef bint has_served = False
+    cdef Debt *row
     while looks:
         looks -= 1
         slot = indebted_pop(core)
+        row = debts_row(core, slot)
         debt = debts_of(core, slot) if at(core, slot).state == STATE_OPEN else 0
         if debt == 0:
             has_served = True
             core.passes_without = 0
-            used.message_ns = debts_message_ns(core, slot)
-            used.turn_messages = min(most, max(<uint32_t>1, QUANTUM_NS // max(used.message_ns, <uint32_t>1)))
-            now_ns = give_turn(core, slot, used, events, now_ns)
-            if is_over(used, now_ns):
+            used.turn_messages = most
+            if row != NULL and row.message_ns:
+                used.turn_messages = min(most, max(<uint32_t>1, QUANTUM_NS // row.message_ns))
+            give_turn(core, slot, row, used, events)
+            if is_over(used, True):
                 return 0
         else:
             least = min(least, debt)

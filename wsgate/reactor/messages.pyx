@@ -18,9 +18,11 @@ from wsgate.reactor.codec cimport (
     FrameHeader, HEADER_BAD, HEADER_MAX, OP_CLOSE, OP_CONTINUATION, OP_PING, OP_TEXT, UTF8_BAD, codec_close,
     codec_header, codec_unmask, codec_utf8,
 )
+from wsgate.reactor.debts cimport debts_measured
 from wsgate.reactor.inflate cimport inflate, wire_limit
 from wsgate.reactor.memory cimport buffer_give, buffer_reserve
 from wsgate.reactor.partial cimport partial_close, partial_open
+from wsgate.reactor.seam cimport clock_ns
 from wsgate.reactor.structs cimport (
     BYTE_NS, BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
     MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_NS, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES,
@@ -208,7 +210,11 @@ cdef int emit_deflated(
     cdef Connection *c = at(core, slot)
     cdef bytes content
     cdef uint64_t length
+    cdef int64_t began_ns
+    began_ns = clock_ns()
     made = inflate(payload, size, core.limits.message_bytes)
+    if not core.is_exact:
+        used.inflate_ns += debts_measured(core, clock_ns() - began_ns)
     if type(made) is not bytes:
         return violate(core, slot, <int>made)
     content = made

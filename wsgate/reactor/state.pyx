@@ -113,7 +113,6 @@ cdef void state_blank(Core *core) noexcept nogil:
     core.channels.free = NONE
     core.attention.head = core.attention.tail = NONE
     core.indebted.head = core.indebted.tail = NONE
-    core.meter_ns = -1
     core.failed.head = core.failed.tail = NONE
     core.urgent.head = core.urgent.tail = NONE
     core.bulk.head = core.bulk.tail = NONE

@@ -66,6 +66,7 @@ cdef enum:
     TURN_MESSAGES_LEAST = 8      # and fewer the more are waiting
     TURN_FRAMES = 256
     MESSAGE_NS = 5000            # what a message is expected to cost the caller: a `ping`, 5 us,
+    FRAME_NS = 100               # a frame to parse: 60 of a message's fragments, 100 of a ping and its pong
     BYTE_NS = 8                  # and a byte of it: JSON full of escapes is parsed at 117 MB/s
     QUANTUM_NS = 500000          # what a connection in debt may use in one round of those: one dear message
     DEAR_NS = 100000             # a connection whose messages cost so much comes after those that cost less
@@ -518,6 +519,7 @@ ctypedef struct Pass:            # what one poll has used of its budget
     uint32_t turn_messages       # what one turn may take
     uint32_t message_ns          # what a message of the connection is known to cost; 0: not known
     int64_t expected_ns          # what the messages taken so far are expected to cost
+    int64_t inflate_ns           # what inflating has taken, by the clock
     int64_t until_ns
 
 ctypedef struct Bye:             # what goes before a Close the reactor itself sends
@@ -582,7 +584,7 @@ ctypedef struct Core:
     int64_t level_ns             # see debts.pyx
     int64_t level_ms             # caller's clock: when time was last looked at to forgive debts
     int64_t thread_ns            # this thread's processor time when it was asked last
-    int64_t meter_ns             # for tests: what each turn counts for; -1: what it takes
+    int is_exact                 # for tests: charges are believed as they are, and inflating costs nothing
     uint32_t passes_without      # passes since one in debt had a turn, while some waited
     uint32_t turns_to_wait       # until epoll is asked again: one round of the attention queue
     int64_t asked_ms             # caller's clock: when epoll was asked last

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from wsgate.reactor.audit import audit as audit
 from wsgate.reactor.loop import Reactor
 
-__all__ = ["audit", "hear_all", "let_go", "meter", "open_slots", "read_proxy_header", "step_walks"]
+__all__ = ["audit", "hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks", "trust_charges"]
 
 def open_slots(
     reactor: Reactor, fds: Iterable[int], count: int, *, now_ms: int, variant: int = 0
@@ -29,12 +29,6 @@ def open_slots(
         MemoryError: No slot is left (`Settings.max_connections`).
     """
 
-def meter(reactor: Reactor, turn_ns: int) -> None:
-    """Count every turn of the compiled code as `turn_ns` nanoseconds, and every charge as it is given.
-
-    So a test that counts turns does not depend on the speed of the machine.
-    """
-
 def hear_all(reactor: Reactor) -> int:
     """As if every open peer had just said something, so that no heartbeat ends one.
 
@@ -48,6 +42,12 @@ def read_proxy_header(data: bytes) -> tuple[int, bytes | None]:
     Returns:
         The size of the header (0: it is not whole, -1: it is none) and the 16 bytes of the address it
         names, IPv4 mapped; None when it names nobody.
+    """
+
+def trust_charges(reactor: Reactor) -> None:
+    """Believe every charge as it is, and count inflating as nothing.
+
+    So a test that counts turns does not depend on the speed of the machine.
     """
 
 def step_walks(reactor: Reactor, most: int) -> bool:

@@ -21,7 +21,7 @@ from wsgate.reactor.table cimport at, handle_of
 
 from wsgate.reactor.audit import audit
 
-__all__ = ["audit", "hear_all", "let_go", "meter", "open_slots", "read_proxy_header", "step_walks"]
+__all__ = ["audit", "hear_all", "let_go", "open_slots", "read_proxy_header", "step_walks", "trust_charges"]
 
 
 def open_slots(Reactor reactor not None, fds, uint32_t count, *, long long now_ms, int variant=0):
@@ -42,11 +42,6 @@ def open_slots(Reactor reactor not None, fds, uint32_t count, *, long long now_m
         open_connection(core, slot)
         handles.append(handle_of(c, slot))
     return handles
-
-
-def meter(Reactor reactor not None, int64_t turn_ns):
-    """Count every turn of the compiled code as so many nanoseconds; see testing.pyi."""
-    reactor.own().meter_ns = turn_ns
 
 
 def hear_all(Reactor reactor not None):
@@ -78,6 +73,11 @@ def read_proxy_header(bytes data not None):
     size = proxy_header(block, length, address, &is_named)
     free(block)
     return size, (<char *>address)[:16] if size > 0 and is_named else None
+
+
+def trust_charges(Reactor reactor not None):
+    """Believe every charge as it is, and count inflating as nothing; see testing.pyi."""
+    reactor.own().is_exact = 1
 
 
 def step_walks(Reactor reactor not None, uint32_t most):
