@@ -123,6 +123,12 @@ DEFECTS: Final = {
         "    if end > core.limits.head_bytes or (",
         "    if end > core.limits.head_bytes + 1 or (",
     ),
+    "crowded": Defect(
+        "a half-sent head that gives way although another address has more of them",
+        "wsgate/reactor/table.pyx",
+        "        if group.list.count > core.heads[largest].list.count or (",
+        "        if 0 < group.list.count < core.heads[largest].list.count or (",
+    ),
     "duty": Defect(
         "a duty of the keeper whose exception is not contained",
         "wsgate/node/duties.py",
@@ -251,6 +257,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "orphan": ((*_PYTEST, "tests/attack/test_kernel_memory.py"),),
     "proxy": ((*_PYTEST, "tests/unit/test_proxy_header.py"), (*_FUZZ, "proxy")),
     "head": ((*_FUZZ, "head"),),
+    "crowded": ((*_PYTEST, "tests/unit/test_half_heads.py"),),
     "duty": ((*_PYTEST, "tests/unit/test_keeper.py"),),
     "log": ((*_PYTEST, "tests/unit/test_output.py"),),
     "places": ((*_PYTEST, "tests/integration/test_admin.py", "-k", "many_sockets"),),

@@ -84,9 +84,12 @@ class Hall(Rig):
         now_ms: int = 1_000_000,
         addresses: SharedAddresses | None = None,
         shard: int = 0,
+        hash_key: bytes | None = None,
     ) -> None:
         """Listen on a free port; no deferred accept unless `options` ask for it."""
-        super().__init__(settings, now_ms=now_ms, on_event=on_event, addresses=addresses, shard=shard)
+        super().__init__(
+            settings, now_ms=now_ms, on_event=on_event, addresses=addresses, shard=shard, hash_key=hash_key
+        )
         self.listener = open_listener("127.0.0.1", 0, options or ListenerOptions(defer_accept_s=0))
         self.reactor.set_gate(limits or GateLimits(), refusal, TOO_MANY)
         self.reactor.listen(self.listener.fileno())
@@ -139,6 +142,7 @@ def hall(
     now_ms: int = 1_000_000,
     addresses: SharedAddresses | None = None,
     shard: int = 0,
+    hash_key: bytes | None = None,
 ) -> Iterator[Hall]:
     """A `Hall` that is closed at the end."""
     bench = Hall(
@@ -150,6 +154,7 @@ def hall(
         now_ms=now_ms,
         addresses=addresses,
         shard=shard,
+        hash_key=hash_key,
     )
     try:
         yield bench

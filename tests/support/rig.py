@@ -81,11 +81,17 @@ class Rig:
         on_event: Callable[["Rig", Event], None] | None = None,
         addresses: SharedAddresses | None = None,
         shard: int = 0,
+        hash_key: bytes | None = None,
     ) -> None:
         """Start empty; `on_event` sees every event inside its batch, before the flush."""
         self.now_ms = now_ms
         self.reactor = Reactor(
-            settings or Settings(), now_ms=now_ms, gap_encoder=gap_encoder, addresses=addresses, shard=shard
+            settings or Settings(),
+            now_ms=now_ms,
+            gap_encoder=gap_encoder,
+            hash_key=hash_key,
+            addresses=addresses,
+            shard=shard,
         )
         trust_charges(self.reactor)  # what a turn takes on this machine decides nothing
         self.events: list[Event] = []

@@ -371,8 +371,9 @@ class Admission(Section, frozen=True, kw_only=True):
     handshake_rate_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = field(default=0, name="handshake_rate")
 
     # Handshakes under way at once, per shard. On by default, because unfinished ones are the cheapest
-    # attack. At the limit the oldest incomplete request head is answered 408 to make room for a newcomer;
-    # when all heads are complete, a newcomer is told to come later. 0 switches it off. 0 to 1000000.
+    # attack. At the limit one incomplete request head is answered 408 to make room for a newcomer: the oldest
+    # of the address that has most of them, so that one address cannot end the handshakes of the others.
+    # When all heads are complete, a newcomer is told to come later. 0 switches it off. 0 to 1000000.
     # Default 1024.
     handshakes_in_progress: Annotated[int, Meta(ge=0, le=1_000_000)] = 1024
 

@@ -12,6 +12,7 @@ cdef void address_note(Core *core, uint32_t slot, uint64_t key) noexcept nogil
 cdef void address_drop(Core *core, uint64_t key) noexcept nogil
 cdef int address_claim(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil
 cdef void address_leave(Core *core, uint32_t slot) noexcept nogil
+cdef uint32_t address_group(Core *core, const uint8_t *address) noexcept nogil
 cdef uint64_t address_origin(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil
 
 cdef class SharedAddresses:

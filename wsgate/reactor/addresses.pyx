@@ -25,7 +25,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.structs cimport (
-    ADDRESSES_UNCOUNTED, AddressTable, Core, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
+    ADDRESSES_UNCOUNTED, AddressTable, Core, HEAD_GROUPS, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
 )
 
 import mmap
@@ -268,12 +268,21 @@ cdef void address_leave(Core *core, uint32_t slot) noexcept nogil:
         change_count(&core.addresses, key, -1, 0)
 
 
+cdef inline uint64_t hash_of(Core *core, const uint8_t *address) noexcept nogil:
+    cdef uint64_t size = 16 if memcmp(address, MAPPED, 12) == 0 else 8
+    return siphash(core.channels.key, address, size)
+
+
+cdef uint32_t address_group(Core *core, const uint8_t *address) noexcept nogil:
+    """The group of half-sent heads that an address belongs to; nobody can choose addresses of one group."""
+    return <uint32_t>(hash_of(core, address) % HEAD_GROUPS)
+
+
 cdef uint64_t address_origin(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil:
     """A number for whom a connection counts as; two addresses have the same one once in 2^63."""
-    cdef uint64_t size = 16 if memcmp(address, MAPPED, 12) == 0 else 8
     if slot < core.addresses.journal_slots and core.addresses.journal[slot]:
         return core.addresses.journal[slot]   # perhaps of an address that a proxy named
-    return siphash(core.channels.key, address, size) | <uint64_t>1 << 63
+    return hash_of(core, address) | <uint64_t>1 << 63
 
 
 cdef class SharedAddresses:

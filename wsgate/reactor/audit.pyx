@@ -15,7 +15,8 @@ from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.loop cimport Reactor
 from wsgate.reactor.structs cimport (
     BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core,
-    DEBT_ROWS, DRAINS_MAX, Debt, Entry, Frame, Gap, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
+    DEBT_ROWS, DRAINS_MAX, Debt, Entry, Frame, Gap, HEAD_GROUPS, HeadGroup, IN_ATTENTION, IN_BULK, IN_FAILED,
+    IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
     KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
     ORPHAN_TICKS, Outbox, PACES, PACE_BEHIND, PACE_MOVING, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES,
     STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
@@ -385,13 +386,12 @@ cdef class _Audit:
     # --- lists --------------------------------------------------------------------------------------------
 
     cdef look_at_list(self, str name, List *queue, int flag, bint is_double, List *other=NULL):
-        """Walk a list; `flag` 0 stands for being in HEAD."""
         cdef uint32_t slot = queue.head, previous = NONE, count = 0, marked = 0
         cdef Connection *c
         while slot != NONE and count <= self.slots():
             c = self.at(slot)
             count += 1
-            if not (c.flags & flag if flag else c.state == STATE_HEAD):
+            if not c.flags & flag:
                 self.faults.append(f"slot {slot}: on the list {name} without its mark")
             if c.state == STATE_FREE:
                 self.faults.append(f"slot {slot}: free, and on the list {name}")
@@ -403,12 +403,35 @@ cdef class _Audit:
             self.faults.append(f"list {name}: its tail is not its last")
         for slot in range(self.used):
             c = self.at(slot)
-            marked += (c.flags & flag) != 0 if flag else c.state == STATE_HEAD
-            if flag and c.state == STATE_FREE and c.flags & flag:
+            marked += (c.flags & flag) != 0
+            if c.state == STATE_FREE and c.flags & flag:
                 self.faults.append(f"slot {slot}: free, and marked for the list {name}")
         self.expect(f"list {name}", queue.count, count)
         # Two lists share a mark where a connection is on one of them only.
         self.expect(f"marks of the list {name}", marked, count if other == NULL else count + other.count)
+
+    cdef look_at_heads(self):
+        """Walk the groups of half-sent heads; each connection in HEAD is in the one that it names."""
+        cdef uint32_t number, slot, previous, count, sum = 0
+        cdef HeadGroup *group
+        cdef Connection *c
+        for number in range(<uint32_t>HEAD_GROUPS):
+            group = &self.core.heads[number]
+            slot, previous, count = group.list.head, NONE, 0
+            while slot != NONE and count <= self.slots():
+                c = self.at(slot)
+                count += 1
+                if c.state != STATE_HEAD or c.close_code != number or c.dirty_previous != previous:
+                    self.faults.append(f"slot {slot}: its place in group {number} of the heads is wrong")
+                previous = slot
+                slot = c.dirty_next
+            if count and group.since_ms != self.at(group.list.head).message_ms:
+                self.faults.append(f"group {number} of the heads: its time is not that of its oldest")
+            if group.list.tail != previous:
+                self.faults.append(f"group {number} of the heads: its tail is not its last")
+            self.expect(f"group {number} of the heads", group.list.count, count)
+            sum += count
+        self.expect("connections in the groups of heads", sum, self.core.states[<int>STATE_HEAD])
 
     cdef look_at_lists(self):
         cdef uint32_t slot = self.core.free_slot, count = 0
@@ -417,7 +440,7 @@ cdef class _Audit:
         self.look_at_list("failed", &self.core.failed, IN_FAILED, False)
         self.look_at_list("urgent", &self.core.urgent, IN_URGENT, True)
         self.look_at_list("bulk", &self.core.bulk, IN_BULK, True)
-        self.look_at_list("heads", &self.core.heads, 0, True)
+        self.look_at_heads()
         while slot != NONE and count <= self.slots():
             if self.at(slot).state != STATE_FREE:
                 self.faults.append(f"slot {slot}: on the list of free slots, and not free")
@@ -568,7 +591,7 @@ def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
     elif account == "indebted":
         core.indebted.count += <uint32_t>by
     elif account == "heads":
-        core.heads.count += <uint32_t>by
+        core.heads[0].list.count += <uint32_t>by
     elif account == "references":
         core.ping.references += <uint32_t>by
     elif account == "outbox_bytes":

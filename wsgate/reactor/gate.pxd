@@ -9,6 +9,6 @@ cdef void gate_admit(Core *core, int fd, uint8_t hands) noexcept nogil
 cdef void gate_drain(Core *core, uint32_t index) noexcept nogil
 cdef void gate_tick(Core *core) noexcept nogil
 cdef void gate_mute(Core *core, bint mute) noexcept nogil
-cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil
+cdef int gate_open(Core *core, int fd, uint32_t *slot, uint32_t group) noexcept nogil
 cdef void gate_close_drains(Core *core) noexcept nogil
 cdef void gate_answers_free(Core *core) noexcept nogil

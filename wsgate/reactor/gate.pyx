@@ -24,7 +24,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from wsgate.reactor.addresses cimport (
-    address_count, address_drop, address_is_trusted, address_note, address_read, address_take,
+    address_count, address_drop, address_group, address_is_trusted, address_note, address_read, address_take,
 )
 from wsgate.reactor.closing cimport end_with
 from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
@@ -38,7 +38,7 @@ from wsgate.reactor.structs cimport (
     REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING,
     STATE_FREE, STATE_GONE, STATE_HEAD, WATCHED,
 )
-from wsgate.reactor.table cimport at, attention_push, table_open
+from wsgate.reactor.table cimport at, attention_push, heads_largest, heads_push, table_open
 from wsgate.reactor.wheel cimport wheel_arm
 
 cdef extern from * nogil:
@@ -104,12 +104,18 @@ cdef inline bint takes_one(int64_t *full_ns, int64_t now_ns, int64_t cost_ns, in
 
 
 cdef bint displace_head(Core *core) noexcept nogil:
-    """End the oldest handshake whose head came in part, so that a newcomer has its place; False: none has.
+    """End the oldest half-sent head of the address that has most, so that a newcomer has its place.
 
     A newcomer mostly brings a whole head. If it were refused instead, as many silent sockets as there may be
-    handshakes would keep everybody else out. A head whose bytes wait for their turn is not displaced.
+    handshakes would keep everybody else out. The address that has most gives way and not the oldest head of
+    all: otherwise one address that keeps coming would displace the heads of every other. Addresses are told
+    apart by a hash into groups: two that share a group share its place in this order, and no more.
+    A head whose bytes wait for their turn is not displaced.
+
+    Returns:
+        False when no head of that address can give way.
     """
-    cdef uint32_t slot = core.heads.head, looks
+    cdef uint32_t slot = core.heads[heads_largest(core)].list.head, looks
     cdef Connection *c
     for looks in range(<uint32_t>DISPLACE_LOOKS):
         if slot == NONE:
@@ -328,8 +334,10 @@ cdef void gate_tick(Core *core) noexcept nogil:
         count_earlier(core)
 
 
-cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
+cdef int gate_open(Core *core, int fd, uint32_t *slot, uint32_t group) noexcept nogil:
     """Give a socket a slot in state HEAD, its deadline running; 0, or -1 when there is none.
+
+    `group` is that of its address (address_group), 0 when the address is not known.
 
     It is not in the epoll set yet: its first turn reads it, and puts it there if there is more to wait for.
     """
@@ -338,6 +346,7 @@ cdef int gate_open(Core *core, int fd, uint32_t *slot) noexcept nogil:
         return -1
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
     c.control_ms = <uint32_t>core.now_ms << 4    # a full bucket; see messages.pyx
+    heads_push(core, slot[0], group)
     c.deadline_ms = core.clock_ms + core.limits.head_ms
     wheel_arm(core, slot[0], c.deadline_ms)
     return 0
@@ -356,7 +365,10 @@ cdef bint hand_over(Core *core, int fd, int reason, uint8_t hands) noexcept nogi
 
 
 cdef inline bint looks_at_addresses(Core *core) noexcept nogil:
-    return core.gate.address_connections or core.gate.address_rate_per_s or core.gate.reads_proxy_header
+    return (
+        core.gate.address_connections or core.gate.address_rate_per_s or core.gate.reads_proxy_header
+        or core.gate.handshakes
+    )
 
 
 cdef void gate_admit(Core *core, int fd, uint8_t hands) noexcept nogil:
@@ -382,7 +394,7 @@ cdef void take_in(Core *core, int fd, const void *peer, uint8_t hands) noexcept 
     if reason:
         if not hand_over(core, fd, reason, hands):
             refuse(core, fd, reason)
-    elif gate_open(core, fd, &slot) < 0:
+    elif gate_open(core, fd, &slot, address_group(core, address) if is_counted else 0) < 0:
         address_drop(core, key)
         refuse(core, fd, REFUSED_CONNECTIONS)
     else:

@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
-from wsgate.reactor.addresses cimport address_claim
+from wsgate.reactor.addresses cimport address_claim, address_group
 from wsgate.reactor.closing cimport end_with, release
 from wsgate.reactor.frames cimport frame_raw
 from wsgate.reactor.memory cimport buffer_append, buffer_give
@@ -20,7 +20,7 @@ from wsgate.reactor.structs cimport (
     AWAITS_PROXY, BAD_PROXY_HEADER, Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, OUT_OF_MEMORY,
     PARTIAL_BYTES, PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING, TICK_MS,
 )
-from wsgate.reactor.table cimport at, enter, handle_of, heads_remove
+from wsgate.reactor.table cimport at, enter, handle_of, heads_push, heads_remove
 from wsgate.reactor.wheel cimport wheel_arm
 
 
@@ -67,6 +67,10 @@ cdef int64_t take_proxy_header(Core *core, uint32_t slot, uint8_t *data, uint64_
             answer = frame_raw(core, core.gate.too_many.data, core.gate.too_many.length)
         end_with(core, slot, answer, reason)
         return -1
+    if is_named:
+        # Without this all clients of a proxy would be one address, and give way to each other only.
+        heads_remove(core, slot)
+        heads_push(core, slot, address_group(core, address))
     return size
 
 

@@ -377,7 +377,7 @@ cdef class Reactor:
         self.check_variant(variant)
         os.set_blocking(fd, False)
         advance(core, now_ms)
-        if gate_open(core, fd, &slot) < 0:
+        if gate_open(core, fd, &slot, 0) < 0:
             raise MemoryError("no slot for another connection")
         c = at(core, slot)
         if seam_interest(core, slot, True, False) < 0:

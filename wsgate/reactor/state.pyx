@@ -21,7 +21,8 @@ from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.memory cimport memory_empty_pool
 from wsgate.reactor.outbox cimport outbox_pass_time
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, CROWD_MS, Connection, Core, DRAINS_MAX, Frame, KIND_DEFLATE, MOVING_MS, NONE, PAUSE_MS, REASONS,
+    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, CROWD_MS, Connection, Core, DRAINS_MAX, Frame, HEAD_GROUPS, KIND_DEFLATE,
+    MOVING_MS, NONE, PAUSE_MS, REASONS,
     SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
 )
 from wsgate.reactor.table cimport at, table_destroy
@@ -109,7 +110,8 @@ cdef void state_blank(Core *core) noexcept nogil:
     memset(core, 0, sizeof(Core))
     core.epoll = core.listener = core.relief = core.relief_next = -1
     core.free_slot = core.rearm_slot = NONE
-    core.heads.head = core.heads.tail = NONE
+    for index in range(HEAD_GROUPS):
+        core.heads[index].list.head = core.heads[index].list.tail = NONE
     core.channels.free = NONE
     core.attention.head = core.attention.tail = NONE
     core.indebted.head = core.indebted.tail = NONE

@@ -39,6 +39,7 @@ cdef enum:
     VARIANTS_MAX = 8
     TRUSTED_MAX = 64             # networks of proxies
     AWAITS_PROXY = 255           # as the variant of a connection in HEAD: a PROXY header comes first
+    HEAD_GROUPS = 256            # of connections in HEAD, by a hash of their addresses
     DRAINS_MAX = 256             # refused sockets that may be drained at once, whatever is asked
     VISIT_FRAMES = 64            # one write takes at most this many frames
     VISIT_BYTES = 65536          # and this many bytes
@@ -350,7 +351,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint32_t wheel_next
     uint32_t wheel_previous
     uint32_t wheel_tick          # NONE: not on the wheel
-    uint32_t dirty_next          # in HEAD these two link `heads` instead
+    uint32_t dirty_next          # in HEAD these two link a group of `heads` instead
     uint32_t dirty_previous
     uint32_t attention_next      # also links the failed list and those in debt
     int64_t deadline_ms          # of the state: head, decision, closing, linger
@@ -360,7 +361,7 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     Subscription *subscriptions  # open addressing by channel
     uint32_t subscription_count
     uint16_t application_code    # the close code, and the flags of application_ms
-    uint16_t close_code          # of our Close
+    uint16_t close_code          # of our Close; in HEAD the number of its group in `heads`
     uint8_t reason
     uint8_t subscription_bits    # log2 of the table's cells
     uint16_t units               # SENT_SINCE, and KERNEL_UNIT each that the kernel held
@@ -429,6 +430,10 @@ ctypedef struct List:            # slots linked through a field of the connectio
     uint32_t head
     uint32_t tail
     uint32_t count
+
+ctypedef struct HeadGroup:       # connections in HEAD whose addresses have the same hash
+    List list                    # the oldest first; linked through the dirty links
+    uint32_t since_ms            # when the oldest came, low 32 bits of the clock
 
 ctypedef struct Wheel:
     int64_t base_ms              # step 0 on the reactor's clock: steps fall on the caller's ticks
@@ -577,7 +582,7 @@ ctypedef struct Core:
     uint32_t chunk_limit
     uint32_t free_slot           # linked through attention_next
     uint32_t connections         # slots in use
-    List heads                   # connections in HEAD, oldest first; linked through the dirty links
+    HeadGroup heads[HEAD_GROUPS] # connections in HEAD; see gate.pyx
     List attention
     List indebted                # connections in debt that want a turn; linked through attention_next
     Debt *debts                  # DEBT_ROWS, made with the first charge; NULL: nobody was ever charged

@@ -52,7 +52,8 @@ cdef inline void note_pause(Core *core, Connection *c) noexcept nogil:
 cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nogil
 cdef void table_free(Core *core, uint32_t slot) noexcept nogil
 cdef void table_destroy(Core *core) noexcept nogil
-cdef void heads_push(Core *core, uint32_t slot) noexcept nogil
+cdef void heads_push(Core *core, uint32_t slot, uint32_t group) noexcept nogil
+cdef uint32_t heads_largest(Core *core) noexcept nogil
 cdef void heads_remove(Core *core, uint32_t slot) noexcept nogil
 cdef void attention_push(Core *core, uint32_t slot) noexcept nogil
 cdef uint32_t attention_pop(Core *core) noexcept nogil

@@ -34,7 +34,7 @@ def open_slots(Reactor reactor not None, fds, uint32_t count, *, long long now_m
     reactor.check_variant(variant)
     advance(core, now_ms)
     for index in range(count):
-        if gate_open(core, <int32_t>sinks[index % len(sinks)], &slot) < 0:
+        if gate_open(core, <int32_t>sinks[index % len(sinks)], &slot, 0) < 0:
             raise MemoryError("no slot for another connection")
         c = at(core, slot)
         c.flags |= OPENED | WATCHED | WANT_IN
