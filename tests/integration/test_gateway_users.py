@@ -17,7 +17,7 @@ import redis
 from tests.support.frames import TEXT, client_frame
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import make_token, nodes, scrape, shard_pid
+from tests.support.siege import fresh_counters, make_token, nodes, scrape, shard_pid
 from tests.support.valkey import Valkey, running_valkey
 
 pytestmark = pytest.mark.slow
@@ -135,6 +135,22 @@ def test_without_the_bus_everybody_comes_in_and_is_counted_later(tmp_path: Path)
         # The walk through who is here: nobody is thrown out for it.
         wait_until("they are on the books", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 3, LIMIT_S)
         assert all(map(is_here, clients))
+
+
+def test_limit_of_a_user_holds_although_the_bus_has_reached_its_memory(tmp_path: Path) -> None:
+    """Whoever fills the memory of the bus does not switch the limit off, and locks nobody out."""
+    with two_nodes(tmp_path, REFUSE) as (bus, one, two), ExitStack() as stack:
+        bus.ask("SET", "filled", "x" * 4_000_000)
+        bus.ask("CONFIG", "SET", "maxmemory", "2mb")
+        clients = [enter(stack, one), enter(stack, two)]
+        late = stack.enter_context(RawClient(two))
+        assert late.ask(request(headers=[bearer(make_token("ann"))])).status == 101
+        assert late.ending().bye["reason"] == "user_connections"
+        assert is_here(enter(stack, one, "bob"))
+        assert all(map(is_here, clients))
+        assert bus.ask("ZCARD", "wsgate:user:ann") == 2
+        name = 'wsgate_limits_unchecked_total{limit="connections"}'
+        assert fresh_counters(one)[name] == fresh_counters(two)[name] == 0
 
 
 def test_a_user_s_messages_are_those_of_all_its_connections(tmp_path: Path) -> None:

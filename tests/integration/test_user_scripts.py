@@ -1,5 +1,6 @@
 """The scripts for users' limits on real servers: whatever somebody else wrote there locks nobody out."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,8 @@ import redis
 
 from tests.support.bus_fleet import running_server
 from tests.support.valkey import running_valkey
-from wsgate.bus import RATE_LEASE, USER_ENTER
+from wsgate.bus import NODE_CLAIM, RATE_LEASE, SIGN_OF_LIFE, USER_ENTER, Script
+from wsgate.bus.script import LEASE, REVOKE
 
 KEY = "w:key"
 MINE = "00000000000000aa@me"
@@ -155,3 +157,53 @@ def test_what_was_used_on_credit_is_charged_by_all_shards_together(bus: Any) -> 
 def test_an_older_value_is_read(bus: Any) -> None:
     bus.set(KEY, str(now_us() + 600_000))
     assert lease(bus, 10, 10)[0] in (3, 4)
+
+
+# --- a server that has reached its `maxmemory` --------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full(bus: Any) -> Iterator[None]:
+    """While this lasts, the server refuses every command that needs memory."""
+    bus.set("w:fill", "x" * 2_000_000)
+    bus.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(redis.ResponseError, match="maxmemory"):
+            bus.set("w:one more", "1")
+        yield
+    finally:
+        bus.config_set("maxmemory", "0")
+
+
+def test_connections_of_a_user_are_counted_although_the_server_has_reached_its_memory(bus: Any) -> None:
+    members = [f"{number:016x}@me" for number in range(3)]
+    with full(bus):
+        assert enter(bus, members[0], 2) == []
+        assert enter(bus, members[1], 2) == []
+        assert enter(bus, members[2], 2) == ["3", *members]
+        assert 0 < bus.ttl(KEY) <= 3_600
+
+
+def test_messages_of_a_user_are_counted_although_the_server_has_reached_its_memory(bus: Any) -> None:
+    with full(bus):
+        assert lease(bus, 10, 10) == (10, 0)
+        granted, wait_ms = lease(bus, 10, 10)
+        assert granted < 10 and (granted or wait_ms > 0)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        pytest.param(SIGN_OF_LIFE, (60,), id="sign of life"),
+        pytest.param(LEASE, ("node/0", 60_000), id="lease of a shard"),
+        pytest.param(NODE_CLAIM, ("me", 15_000, ""), id="name of a node"),
+        pytest.param(REVOKE, ("ann", int(time.time()), 3_600, 100), id="revocation"),
+    ],
+)
+def test_what_the_gateway_itself_says_is_kept_although_the_server_has_reached_its_memory(
+    bus: Any, script: Script, arguments: tuple[Any, ...]
+) -> None:
+    with full(bus):
+        bus.eval(script.text, 1, KEY, *arguments)
+        assert bus.exists(KEY)
+        assert bus.ttl(KEY) > 0

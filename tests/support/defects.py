@@ -129,6 +129,12 @@ DEFECTS: Final = {
         "        if group.list.count > core.heads[largest].list.count or (",
         "        if 0 < group.list.count < core.heads[largest].list.count or (",
     ),
+    "unpaid": Defect(
+        "a script that counts connections, and that a server without memory refuses",
+        "wsgate/bus/scripts/user_enter.lua",
+        "redis.call('expire', key, ARGV[3])\nredis.call('zadd'",
+        "redis.call('zadd'",
+    ),
     "duty": Defect(
         "a duty of the keeper whose exception is not contained",
         "wsgate/node/duties.py",
@@ -258,6 +264,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "proxy": ((*_PYTEST, "tests/unit/test_proxy_header.py"), (*_FUZZ, "proxy")),
     "head": ((*_FUZZ, "head"),),
     "crowded": ((*_PYTEST, "tests/unit/test_half_heads.py"),),
+    "unpaid": ((*_PYTEST, "tests/integration/test_user_scripts.py", "-k", "reached_its_memory"),),
     "duty": ((*_PYTEST, "tests/unit/test_keeper.py"),),
     "log": ((*_PYTEST, "tests/unit/test_output.py"),),
     "places": ((*_PYTEST, "tests/integration/test_admin.py", "-k", "many_sockets"),),

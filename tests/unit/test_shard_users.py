@@ -9,11 +9,13 @@ import pytest
 
 from tests.support.rig import Peer, Rig, rig
 from wsgate.auth import NO_PERMISSIONS, Identity
-from wsgate.bus import BusPublisher, Names
+from wsgate.bus import RATE_LEASE, SIGN_OF_LIFE, USER_ENTER, BusPublisher, Names
 from wsgate.shard.options import UserLimits
 from wsgate.shard.users import PAGES_MOST, SHOWN_MOST, UNFORGOTTEN_MOST, WAIT_MOST_MS, Users
 
 Done = Callable[[str, bytes], None]
+ENTER = USER_ENTER.digest
+SIGN = SIGN_OF_LIFE.digest
 LIMITS = UserLimits(connections=1, replaces=False)
 
 
@@ -76,7 +78,7 @@ def desk(limits: UserLimits = LIMITS, owners: Sequence[str] = ()) -> Iterator[De
 def test_a_removal_that_the_bus_has_not_heard_is_said_again() -> None:
     with desk() as at:
         peer = at.come()
-        at.bus.answer(b"EVALSHA")
+        at.bus.answer(ENTER)
         at.users.leave(peer.conn, "ann")
         for now_s in (1.0, 2.0, 3.0):
             assert at.bus.answer(b"ZREM", "down") == 1
@@ -94,7 +96,7 @@ def test_who_left_while_it_was_counted_is_taken_off() -> None:
         member = at.member(peer)
         at.bench.reactor.abort(peer.conn)
         at.users.leave(peer.conn, "ann")
-        at.bus.answer(b"EVALSHA", "unscripted")
+        at.bus.answer(ENTER, "unscripted")
         at.bus.answer(b"ZREM", "", b"0")
         at.bus.answer(b"EVAL", "", b"")
         assert [member in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
@@ -107,7 +109,7 @@ def test_our_own_who_are_gone_count_for_nothing() -> None:
         at.bench.reactor.abort(gone.conn)
         peer = at.come()
         at.bus.sent = at.bus.sent[-1:]
-        at.bus.answer(b"EVALSHA", "", b"2 " + ghost + b" " + at.member(peer))
+        at.bus.answer(ENTER, "", b"2 " + ghost + b" " + at.member(peer))
         assert at.verdicts == [True]
         assert [ghost in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
 
@@ -117,7 +119,7 @@ def test_those_whose_place_it_takes_are_dead_and_the_bus_is_told_so() -> None:
         assert at.users.owner == "new"
         peer = at.come()
         crowd = b"2 0000000000000001@old " + at.member(peer)
-        at.bus.answer(b"EVALSHA", "", crowd)
+        at.bus.answer(ENTER, "", crowd)
         assert at.verdicts == [True], "not even asked for"
         assert at.bus.answer(b"EXISTS") == 0
         at.users.on_up()
@@ -134,14 +136,14 @@ def test_a_full_queue_of_ours_lets_nobody_in_uncounted() -> None:
     with desk() as at:
         first, second = at.come(), at.come("bob")
         at.tick(1.0)
-        assert at.bus.answer(b"EVALSHA", "full") == 2
+        assert at.bus.answer(ENTER, "full") == 2
         assert at.verdicts == [] and at.counts["users_unchecked"] == 0
-        assert at.bus.answer(b"EVALSHA") == 0, "not at once: there is no room"
+        assert at.bus.answer(ENTER) == 0, "not at once: there is no room"
         at.bench.reactor.abort(second.conn)
         at.bench.turn()
         at.tick(1.25)
         crowd = b"2 0000000000000001@other " + at.member(first)
-        assert at.bus.answer(b"EVALSHA", "", crowd) == 1, "who is gone is not asked for"
+        assert at.bus.answer(ENTER, "", crowd) == 1, "who is gone is not asked for"
         at.bus.answer(b"EXISTS", "", b"1")
         assert at.verdicts == [False]
 
@@ -151,7 +153,7 @@ def test_a_full_queue_of_ours_grants_no_messages() -> None:
         rates = at.users.rates
         assert rates is not None
         assert rates.take("ann", 1.0) == 0
-        at.bus.answer(b"EVALSHA", "full")
+        at.bus.answer(RATE_LEASE.digest, "full")
         assert at.counts["rates_unchecked"] == 0
         assert 0 < rates.take("ann", 0.0) <= 1_000_000_000
 
@@ -170,10 +172,10 @@ def test_more_dead_ones_than_an_answer_shows_lock_nobody_out() -> None:
     with desk(owners=("new", "old")) as at:
         peer = at.come()
         ghosts = [b"%016x@old" % number for number in range(1, 51)]
-        at.bus.answer(b"EVALSHA", "", b" ".join([b"51", *ghosts[:30]]))
+        at.bus.answer(ENTER, "", b" ".join([b"51", *ghosts[:30]]))
         assert at.verdicts == []
         assert at.bus.answer(b"ZREM", "", b"30") == 1
-        assert at.bus.answer(b"EVALSHA", "", b" ".join([b"21", *ghosts[30:], at.member(peer)])) == 1
+        assert at.bus.answer(ENTER, "", b" ".join([b"21", *ghosts[30:], at.member(peer)])) == 1
         assert at.verdicts == [True]
         assert at.bus.answer(b"ZREM", "", b"20") == 1
 
@@ -182,7 +184,7 @@ def test_who_is_replaced_is_on_the_books_until_its_owner_takes_it_off() -> None:
     """Its owner may not have heard of it: then the next one has it told again."""
     with desk(UserLimits(connections=1, replaces=True)) as at:
         peer = at.come()
-        at.bus.answer(b"EVALSHA", "", b"2 0000000000000001@other " + at.member(peer))
+        at.bus.answer(ENTER, "", b"2 0000000000000001@other " + at.member(peer))
         at.bus.answer(b"EXISTS", "", b"1")
         assert at.verdicts == [True]
         assert len(at.bus.told) == 1 and b"0000000000000001" in at.bus.told[0]
@@ -194,7 +196,7 @@ def test_limits_switched_off_while_a_verdict_is_out_harm_nobody() -> None:
         first, second = at.come(), at.come()
         crowd = b"2 " + at.member(first) + b" " + at.member(second)
         at.users.renew(UserLimits())
-        at.bus.answer(b"EVALSHA", "", crowd)
+        at.bus.answer(ENTER, "", crowd)
         assert at.verdicts == [True, True]
         assert at.bus.told == []
 
@@ -202,7 +204,7 @@ def test_limits_switched_off_while_a_verdict_is_out_harm_nobody() -> None:
 def test_a_crowd_that_makes_no_sense_lets_in_and_is_counted() -> None:
     with desk() as at:
         at.come()
-        at.bus.answer(b"EVALSHA", "", b"\xff")
+        at.bus.answer(ENTER, "", b"\xff")
         assert at.verdicts == [True]
         assert at.counts["users_unchecked"] == 1
 
@@ -210,37 +212,37 @@ def test_a_crowd_that_makes_no_sense_lets_in_and_is_counted() -> None:
 def test_nobody_walks_before_the_bus_knows_that_we_live() -> None:
     with desk() as at:
         at.come()
-        at.bus.answer(b"EVALSHA")
+        at.bus.answer(ENTER)
         at.users.on_up()
         at.tick(100.0)
-        assert at.bus.answer(b"EVALSHA") == 0
-        assert at.bus.answer(b"SET", "down") == 1
+        assert at.bus.answer(ENTER) == 0
+        assert at.bus.answer(SIGN, "down") == 1
         at.tick(100.25)
-        assert at.bus.answer(b"EVALSHA") == 0
-        assert at.bus.answer(b"SET", "", b"OK") == 1, "said again at once"
+        assert at.bus.answer(ENTER) == 0
+        assert at.bus.answer(SIGN, "", b"OK") == 1, "said again at once"
         at.tick(100.5)
-        assert at.bus.answer(b"EVALSHA", "down") == 1
+        assert at.bus.answer(ENTER, "down") == 1
         at.tick(107.0)
-        assert at.bus.answer(b"EVALSHA") == 1, "somebody is missing: again soon"
+        assert at.bus.answer(ENTER) == 1, "somebody is missing: again soon"
 
 
 def test_a_walk_under_way_begins_anew_when_the_bus_is_back() -> None:
     with desk() as at:
         for number in range(100):
             at.come(f"u{number}")
-        at.bus.answer(b"EVALSHA")
+        at.bus.answer(ENTER)
         at.users.on_up()
         at.tick(100.0)
-        at.bus.answer(b"SET", "", b"OK")
+        at.bus.answer(SIGN, "", b"OK")
         at.tick(100.25)
-        assert 0 < at.bus.answer(b"EVALSHA", "down") < 100
+        assert 0 < at.bus.answer(ENTER, "down") < 100
         at.users.on_up()
         at.tick(100.5)
-        at.bus.answer(b"SET", "", b"OK")
+        at.bus.answer(SIGN, "", b"OK")
         counted = 0
         for step in range(8):
             at.tick(100.75 + step / 4)
-            counted += at.bus.answer(b"EVALSHA")
+            counted += at.bus.answer(ENTER)
         assert counted == 100
 
 
@@ -258,7 +260,7 @@ def test_an_odd_member_counts_for_nothing_and_is_removed(odd: bytes, owner: str)
     with desk() as at:
         peer = at.come()
         member = odd.replace(b"%b", at.users.owner.encode() if owner == "self" else b"other")
-        at.bus.answer(b"EVALSHA", "", b"2 " + member + b" " + at.member(peer))
+        at.bus.answer(ENTER, "", b"2 " + member + b" " + at.member(peer))
         at.bus.answer(b"EXISTS", "", b"1")
         assert at.verdicts == [True]
         assert [b"\r\n" + member + b"\r\n" in command for command, _ in at.bus.sent] == [True]
@@ -284,7 +286,7 @@ def test_any_answer_to_counting_leads_to_a_verdict(text: bytes, replaces: bool) 
     with desk(UserLimits(connections=1, replaces=replaces)) as at:
         at.come()
         for _ in range(2 * PAGES_MOST):
-            at.bus.answer(b"EVALSHA", "", text)
+            at.bus.answer(ENTER, "", text)
             at.bus.answer(b"EXISTS", "", b"1")
             at.bus.answer(b"ZREM", "", b"1")
         assert len(at.verdicts) == 1
@@ -324,7 +326,7 @@ def test_a_user_that_really_has_too_many_is_refused_after_all_were_looked_at() -
         peer = at.come()
         books = [b"%016x@other" % number for number in range(limit)] + [at.member(peer)]
         for start in (0, SHOWN_MOST):
-            at.bus.answer(b"EVALSHA", "", b" ".join([b"%d" % len(books), *books[start : start + SHOWN_MOST]]))
+            at.bus.answer(ENTER, "", b" ".join([b"%d" % len(books), *books[start : start + SHOWN_MOST]]))
             at.bus.answer(b"EXISTS", "", b"1")
         assert at.verdicts == [False]
         assert [at.member(peer) in command for command, _ in at.bus.sent] == [True]
@@ -349,7 +351,7 @@ def test_any_answer_about_an_allowance_is_a_grant_within_bounds(
     with desk() as at:
         grants: list[tuple[int, int]] = []
         at.users._lease("ann", 4, 0, lambda *each: grants.append(each))
-        at.bus.answer(b"EVALSHA", "", text)
+        at.bus.answer(RATE_LEASE.digest, "", text)
         assert grants == [(granted, wait_ms)]
 
 
@@ -357,7 +359,7 @@ def test_a_removal_that_the_server_refuses_is_not_repeated_with_every_tick() -> 
     with desk() as at:
         at.tick(100.0)
         peer = at.come()
-        at.bus.answer(b"EVALSHA")
+        at.bus.answer(ENTER)
         at.users.leave(peer.conn, "ann")
         assert at.bus.answer(b"ZREM", "refused") == 1
         sent = 0

@@ -18,7 +18,15 @@ from wsgate.bus.leases import hold_lease, read_leases
 from wsgate.bus.names import Names
 from wsgate.bus.publisher import CallDone, Publisher
 from wsgate.bus.revocations import Revocation, RevocationKeeper, load_revocations, store_revocation
-from wsgate.bus.script import NODE_CLAIM, NODE_LEASE_MS, NODE_RELEASE, RATE_LEASE, USER_ENTER, Script
+from wsgate.bus.script import (
+    NODE_CLAIM,
+    NODE_LEASE_MS,
+    NODE_RELEASE,
+    RATE_LEASE,
+    SIGN_OF_LIFE,
+    USER_ENTER,
+    Script,
+)
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 
 __all__ = [
@@ -26,6 +34,7 @@ __all__ = [
     "NODE_LEASE_MS",
     "NODE_RELEASE",
     "RATE_LEASE",
+    "SIGN_OF_LIFE",
     "USER_ENTER",
     "Appender",
     "AppenderOptions",

@@ -17,6 +17,7 @@ __all__ = [
     "RATE_LEASE",
     "REVOCATIONS_PAGE",
     "REVOKE",
+    "SIGN_OF_LIFE",
     "TRIM_EVENTS",
     "USER_ENTER",
     "Caller",
@@ -40,9 +41,9 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.text: Final = files("wsgate.bus").joinpath("scripts", f"{name}.lua").read_bytes()
-        digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+        self.digest: Final = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
         # Packed by hand: 2 us less of the 8 that counting a connection of a user costs.
-        self._head = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % digest
+        self._head = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n" % self.digest
 
     def run(self, caller: Caller, key: bytes, arguments: Sequence[bytes], done: CallDone) -> None:
         """Run it on one key; `done` is told as by `Publisher.call`."""
@@ -63,6 +64,7 @@ RATE_LEASE: Final = Script("rate_lease")
 LEASE: Final = Script("lease")
 LEASES_PAGE: Final = Script("leases_page")
 REVOKE: Final = Script("revoke")
+SIGN_OF_LIFE: Final = Script("sign_of_life")
 REVOCATIONS_PAGE: Final = Script("revocations_page")
 NODE_CLAIM: Final = Script("node_claim")
 NODE_RELEASE: Final = Script("node_release")

@@ -2,7 +2,8 @@
 
 Asks the bus and does what the answers lead to; who gives way is judged in wsgate/admission. While the bus
 is away everybody is let in, and that is counted: an outage is no reason to turn people away, and a walk
-through who is here puts them on the books again.
+through who is here puts them on the books again. A bus that has reached its `maxmemory` is not away: the
+scripts count all the same, so that no client can switch a limit off by filling the memory.
 
 On the bus (protocols/bus/v1, "Keys"): a sorted set per user, a key per shard that says it lives, a bucket
 per user. All of them expire by themselves.
@@ -25,7 +26,7 @@ from typing import Final
 
 from wsgate.admission import Crowd, UserRates, Verdict, is_member, owner_of
 from wsgate.auth import Member
-from wsgate.bus import RATE_LEASE, USER_ENTER, BusPublisher, CallDone, Names, pack
+from wsgate.bus import RATE_LEASE, SIGN_OF_LIFE, USER_ENTER, BusPublisher, CallDone, Names, pack
 from wsgate.reactor import Reactor
 from wsgate.shard.options import NO_USER_LIMITS, UserLimits
 from wsgate.turns import FULL
@@ -288,7 +289,7 @@ class Users:
         if now_s - self._alive_s >= ALIVE_EVERY_S:
             self._alive_s = now_s
             key = self._names.alive(self.owner)
-            self._publisher.call(key, pack("SET", key, "1", "EX", str(ALIVE_TTL_S)), self._on_alive)
+            SIGN_OF_LIFE.run(self._publisher, key, (b"%d" % ALIVE_TTL_S,), self._on_alive)
             self._mourn()
         if self._is_alive and (self._walked or now_s >= self._walk_s):
             self._walk(now_s)

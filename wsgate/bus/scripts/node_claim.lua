@@ -9,5 +9,7 @@ local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] and held ~= ARGV[3] then
     return redis.call('PTTL', KEYS[1]) .. ' ' .. held
 end
+-- A server that has reached its `maxmemory` refuses a script at its first write or not at all; DEL needs no memory.
+redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return ''

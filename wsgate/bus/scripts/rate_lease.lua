@@ -41,6 +41,9 @@ local granted = math.max(0, math.min(tonumber(ARGV[2]), room))
 full = full + granted * cost
 if full > now then
     local value = string.format('%.0f %.0f', full, now)
+    -- A server that has reached its `maxmemory` refuses a script at its first write or not at all, and this one
+    -- needs no memory. Otherwise whoever fills the memory would switch the limit off.
+    redis.call('DEL', KEYS[1])
     redis.call('SET', KEYS[1], value, 'PX', math.ceil((full - now) / 1000) + 1)
 end
 local wait = 0

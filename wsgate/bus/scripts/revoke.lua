@@ -8,6 +8,9 @@
 -- that the limits of users do not need as well.
 local MOST = 256 -- removed for one reason in one run
 local key = KEYS[1]
+-- A server that has reached its `maxmemory` refuses a script at its first write or not at all, and this one needs
+-- no memory: a revocation is not to fail because somebody has filled the memory. The time is set anew below.
+redis.call('EXPIRE', key, 315360000)
 redis.call('ZADD', key, 'GT', ARGV[2], ARGV[1])
 -- Every token that an older revocation covers has expired by now.
 local now = redis.call('TIME')[1]

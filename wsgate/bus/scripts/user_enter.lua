@@ -8,6 +8,9 @@
 -- one included. The script removes no connection, because it does not know whether the shard of the connection
 -- still lives. It removes members that cannot be connections, and a key of another type. Times are in
 -- microseconds of this server's clock: the clocks of nodes differ, and a new connection could seem the oldest.
+--
+-- The first write is one that needs no memory: a server that has reached its `maxmemory` refuses a script at its
+-- first write or not at all. Otherwise whoever fills the memory would switch the limit off.
 local key = KEYS[1]
 local time = redis.call('time')
 local now = time[1] * 1000000 + time[2]
@@ -24,6 +27,7 @@ local last = tonumber(newest[2] or '')
 if last and last >= now and last < 9007199254740991 then
     now = last + 1
 end
+redis.call('expire', key, ARGV[3])
 redis.call('zadd', key, 'NX', string.format('%.0f', now), ARGV[1])
 redis.call('expire', key, ARGV[3])
 local count = redis.call('zcard', key)
