@@ -1,0 +1,1 @@
+"""Attacks on the gateway's memory, each against a whole gateway in a memory control group."""
