@@ -84,8 +84,8 @@ def run(name: str, attack: Attack, seconds: float, share: float) -> dict[str, bo
 
 
 def has_returned(left: Weight, peak: Weight) -> bool:
-    """Whether little is left on the accounts of what was there at the peak: tables and pools stay."""
-    return left.booked <= max(SLACK_BYTES, OFF_BY * peak.booked)
+    """Whether little but the pool is left on the accounts of what was there at the peak: tables stay, too."""
+    return left.booked - left.pool <= max(SLACK_BYTES, OFF_BY * peak.booked)
 
 
 def await_return(scale: Scale, before: Weight, peak: Weight, seconds: float) -> Weight:
@@ -99,7 +99,7 @@ def await_return(scale: Scale, before: Weight, peak: Weight, seconds: float) -> 
 
 def print_row(name: str, attack: Attack, peak: Weight, left: Weight, group: MemoryGroup) -> None:
     """One line of the table."""
-    sizes = (peak.accounts, peak.bus, peak.processes, peak.kernel, left.booked, left.used)
+    sizes = (peak.accounts, peak.bus, peak.processes, peak.kernel, left.booked - left.pool, left.used)
     ratio = f"{peak.booked / peak.used:.2f}" if peak.used > 0 else "-"
     cells = "".join(f"{size / (1 << 20):>11.1f}" for size in sizes)
     print(f"{name:<5}{cells}{ratio:>8}{group.killed():>7}  {attack.text}", flush=True)

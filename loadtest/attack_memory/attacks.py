@@ -18,7 +18,9 @@ import jwt
 import redis
 
 from loadtest.attack_memory.crowd import BROKEN, Client, Crowd, command
+from loadtest.attack_memory.scale import FRESH_S
 from loadtest.bench_gateway import SECRET, GatewayProcess
+from wsgate.auth.cache import AGE_LIMIT_S
 
 __all__ = ["ATTACKS", "Attack", "Stage"]
 
@@ -29,8 +31,6 @@ NAME_BYTES: Final = 200
 DEAF_BYTES: Final = 14_000
 SMALL_WINDOW_BYTES: Final = 1_024
 PATTERNS: Final = 256
-RICH_TTL_S: Final = 100
-"""Tokens of the visitors with many patterns: when they are past, the cache forgets them."""
 GOOD: Final = 20
 BATCH: Final = 40
 
@@ -63,10 +63,10 @@ class Attack(NamedTuple):
     return_s: float = 60.0
 
 
-def token(user: str, *, ttl_s: int = 3_600, **claims: object) -> str:
+def token(user: str, **claims: object) -> str:
     """A token of a user."""
     now_s = int(time.time())
-    return jwt.encode({"sub": user, "iat": now_s, "exp": now_s + ttl_s, **claims}, SECRET, algorithm="HS256")
+    return jwt.encode({"sub": user, "iat": now_s, "exp": now_s + 3_600, **claims}, SECRET, algorithm="HS256")
 
 
 def tokens(stem: str, count: int) -> list[str]:
@@ -193,6 +193,7 @@ def close_peers_that_do_not_read(stage: Stage) -> Iterator[list[str]]:
             with Crowd(stage.gateway.port, receive_buffer_bytes=SMALL_WINDOW_BYTES) as crowd:
                 count = stage.size(3_000)
                 crowd.open(tokens(f"deaf-{wave}", count))
+                time.sleep(FRESH_S)
                 _await(lambda: stage.gateway.metric("subscriptions_pending") == 0)
                 pipe = bus.pipeline(transaction=False)
                 for number in range(count):
@@ -239,7 +240,7 @@ def come_and_go_with_many_patterns(stage: Stage) -> Iterator[list[str]]:
 def _rich(user: str) -> str:
     patterns = [f"{user}:{number}:*" for number in range(PATTERNS)]
     half = PATTERNS // 2
-    return token(user, ttl_s=RICH_TTL_S, subscribe=patterns[:half], publish=patterns[half:])
+    return token(user, subscribe=patterns[:half], publish=patterns[half:])
 
 
 _STILL: Final = {"bus": 'command_timeout = "60s"'}
@@ -258,5 +259,5 @@ ATTACKS: Final = {
             {"limits": 'write_timeout = "10m"', "heartbeat": 'ping_interval = "10m"'},
         )
     ],
-    "F14": [Attack("sets of 256 patterns", come_and_go_with_many_patterns, {}, RICH_TTL_S + 60.0)],
+    "F14": [Attack("sets of 256 patterns", come_and_go_with_many_patterns, {}, AGE_LIMIT_S + 90.0)],
 }

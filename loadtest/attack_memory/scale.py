@@ -27,6 +27,9 @@ class Weight(NamedTuple):
     bus: float  # what the node's own bus says that it uses
     processes: float  # anonymous memory of all processes of the group
     kernel: float  # of the group: sockets, and bytes that wait in them
+    pool: (
+        float  # of the accounts: buffers that nothing uses, kept for the next, and given back under pressure
+    )
 
     def since(self, before: Weight) -> Weight:
         """The growth."""
@@ -60,7 +63,8 @@ class Scale:
         time.sleep(FRESH_S)
         shards = self._gateway.shards
         bus = max(self._gateway.metric("bus_used_bytes", shard=str(number)) for number in range(shards))
-        return Weight(self._gateway.metric("memory_bytes"), bus, self.processes(), self.kernel())
+        pool = self._gateway.metric("memory_bytes", kind="pool")
+        return Weight(self._gateway.metric("memory_bytes"), bus, self.processes(), self.kernel(), pool)
 
     def processes(self) -> int:
         """Anonymous memory of the group's processes."""

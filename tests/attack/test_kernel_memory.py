@@ -54,6 +54,19 @@ def test_peer_that_takes_nothing_is_on_the_account_a_second_after_the_write(benc
     assert kernel(bench)[0] > LEAST
 
 
+def test_peer_that_was_sent_little_before_is_on_the_account_a_second_after_the_large_write(
+    bench: Rig,
+) -> None:
+    """As a client is sent its welcome, and what it does not take later."""
+    peer = connect(bench)
+    bench.reactor.send(peer.conn, b"welcome")
+    bench.turn()
+    bench.reactor.send(peer.conn, SENT)
+    bench.turn()
+    bench.pass_ms(1_500)
+    assert kernel(bench)[0] > LEAST
+
+
 def test_lingering_peer_stays_on_the_account_and_is_reset_when_it_ends(bench: Rig) -> None:
     peer = connect(bench)
     bench.reactor.send(peer.conn, SENT)

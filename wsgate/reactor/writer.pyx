@@ -195,7 +195,8 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
         release(core, slot, PEER_RESET, False)
         return VISIT_DONE
     c.outbox.blocked_ms = core.clock_ms
-    if written >= ASK_BYTES and not c.units & SENT_SINCE:
+    if written >= ASK_BYTES:
+        # Also when a small write came before, whose time to be asked about is the next ping. An earlier timer stays.
         wheel_arm(core, slot, core.clock_ms + ASK_AFTER_MS)
     if written > PING_BYTES:
         c.units |= SENT_SINCE
