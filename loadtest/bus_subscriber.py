@@ -73,6 +73,9 @@ class _Counting:
         self.subscribed.set()
         return True
 
+    def on_refused(self, name: bytes) -> bool:
+        return False
+
     def on_lost(self, name: bytes, *, was_asked: bool) -> None: ...
 
     def on_pass(self) -> None:

@@ -199,3 +199,44 @@ def _use_fleet(fleet: Sentinels | Cluster, clients: list[Any], line: str) -> Non
         uvloop.run(keep_a_revocation(url))
         assert gateway.stop() == 0
     assert [refused(client) for client in clients] == [[]] * len(clients)
+
+
+OURS: Final = "&wsgate:ctl* &wsgate:probe:* &wsgate:ch:@*"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+def test_channel_that_the_bus_forbids_is_refused_for_good_and_the_others_go_on(kind: str) -> None:
+    """One client that asks for a forbidden channel takes the bus from nobody, and hears why."""
+    with running(kind) as (url, client):
+        allow(client, EVERYWHERE, f"ACL SETUSER wsgate resetchannels {OURS} &wsgate:ch:open*")
+        environ = {"WSGATE_BUS__URL": with_user(url)}
+        with running_gateway(environ=environ) as gateway, connected(gateway.ws_url) as (good,):
+            gateway.await_ready()
+            good.subscribe("open1")
+            with RawClient.welcomed(gateway, gateway.token("ann")) as other:
+                for number, channel in enumerate(("secret", "open2", "secret")):
+                    other.say(op="sub", ch=channel, id=number)
+                answers = {said["id"]: said for said in (other.hear() for _ in range(3))}
+                assert answers[1]["op"] == "subbed"
+                assert {answers[number].get("error") for number in (0, 2)} <= {
+                    "permission_denied",
+                    "already_subscribed",  # the first one is not answered yet
+                }
+                assert (answers[0]["code"], answers[0]["ch"], "retry_ms" in answers[0]) == (
+                    403,
+                    "secret",
+                    False,
+                )
+            client.publish("wsgate:ch:open1", "1")
+            assert good.heard(1, WITHIN_S) == [1]
+            assert gateway.metric("wsgate_bus_failures_total") == 0
+            name = "wsgate_subscriptions_refused_total"
+            wait_until("it is counted", lambda: gateway.metric(name, cause="forbidden") >= 1, WITHIN_S)
+            assert [line for line in gateway.lines if "bus_forbids_channel" in line]
+            # Forbidden while it is held: the server cuts the shard, which subscribes to all the rest again.
+            allow(client, f"ACL SETUSER wsgate resetchannels {OURS} &wsgate:ch:open2")
+            while (said := good.receive(WITHIN_S))["op"] != "unsubbed":
+                assert said["op"] == "gap"
+            assert (said["ch"], said["code"], said["resubscribe"]) == ("open1", 4503, False)
+            assert said["reason"] == "permission_denied"

@@ -46,6 +46,8 @@ class Heard:
     controls: list[tuple[bytes, bytes]] = field(default_factory=list)
     confirmed: list[bytes] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)  # replies of each
+    refused: list[bytes] = field(default_factory=list)
+    is_strict: bool = False  # a channel that is refused makes the connection useless
     ups: int = 0
     downs: int = 0
     why: list[str] = field(default_factory=list)
@@ -78,6 +80,10 @@ class Heard:
             return False
         self.confirmed.append(name)
         return True
+
+    def on_refused(self, name: bytes) -> bool:
+        self.refused.append(name)
+        return not self.is_strict
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
         raise AssertionError("one server moves no slots")
@@ -356,14 +362,77 @@ def test_a_server_with_a_password_refuses_who_has_none_r10() -> None:
     run(main())
 
 
-def test_a_channel_that_is_forbidden_ends_it_with_the_reason(valkey: Valkey, backend: redis.Redis) -> None:
-    ask(backend, "ACL", "SETUSER", "narrow", "on", ">s3cret", "resetchannels", "&other:*", "+@all")
-    address = replace(parse_address(valkey.url), username="narrow", password="s3cret")
+@pytest.fixture
+def narrow(valkey: Valkey, backend: redis.Redis) -> BusAddress:
+    """The server, for a user that may subscribe to a few channels."""
+    rights = ("resetchannels", f"&{PREFIX.decode()}open*", "&ours", "+@all")
+    ask(backend, "ACL", "SETUSER", "narrow", "on", ">s3cret", *rights)
+    return replace(parse_address(valkey.url), username="narrow", password="s3cret")
+
+
+def test_forbidden_channel_is_refused_and_the_others_of_its_command_are_confirmed(
+    narrow: BusAddress, backend: redis.Redis
+) -> None:
+    names = [b"open1", b"news", b"open2", b"secret", b"open3"]
 
     async def main() -> None:
-        async with hearing(address, b"news") as heard:
+        async with hearing(narrow, *names) as heard:
+            await until("answered", lambda: len(heard.confirmed) == 3 and len(heard.refused) == 2)
+            assert heard.confirmed == [b"open1", b"open2", b"open3"]
+            assert heard.refused == [b"news", b"secret"]
+            heard.subscriber.subscribe([b"secret"])  # alone in its command
+            await until("refused again", lambda: len(heard.refused) == 3)
+            backend.publish(PREFIX + b"open3", b"one")
+            await until("heard", lambda: heard.messages)
+            assert (heard.ups, heard.downs, heard.why) == (1, 0, [])
+            assert heard.subscriber.waiting_bytes == 0, "nothing is waited for"
+
+    run(main())
+
+
+def test_name_that_was_left_meanwhile_is_not_subscribed_again_beside_a_forbidden_one(
+    narrow: BusAddress, backend: redis.Redis
+) -> None:
+    async def main() -> None:
+        async with hearing(narrow) as heard:
+            await until("up", lambda: heard.ups)
+            subscriber = heard.subscriber
+            subscriber.subscribe([b"open1", b"secret", b"open2", b"open3"])
+            await asyncio.sleep(0)  # written, and not answered
+            subscriber.unsubscribe([b"open1"])
+            subscriber.unsubscribe([b"open2"])
+            subscriber.subscribe([b"open2"])  # cancels the one before
+            await until("answered", lambda: b"secret" in heard.refused and len(heard.confirmed) == 2)
+            assert sorted(heard.confirmed) == [b"open2", b"open3"]
+            await until("answered", lambda: subscriber.waiting_bytes == 0)
+            held = backend.pubsub_channels(PREFIX + b"open*")
+            assert sorted(held) == [PREFIX + b"open2", PREFIX + b"open3"]
+            assert heard.downs == 0
+
+    run(main())
+
+
+def test_connection_is_left_when_its_owner_needs_the_forbidden_channel(narrow: BusAddress) -> None:
+    async def main() -> None:
+        async with hearing(narrow) as heard:
+            await until("up", lambda: heard.ups)
+            heard.is_strict = True
+            heard.subscriber.subscribe([b"news"])
             await until("refused", lambda: heard.why)
             assert heard.why[0].startswith("the bus refuses: NOPERM")
+
+    run(main())
+
+
+def test_connection_is_left_when_a_control_name_is_forbidden(narrow: BusAddress) -> None:
+    async def main() -> None:
+        async with hearing(narrow, b"open1") as heard:
+            await until("up", lambda: heard.ups)
+            heard.subscriber.subscribe_control(b"ours")
+            heard.subscriber.subscribe_control(b"theirs")
+            await until("refused", lambda: heard.why)
+            assert heard.why[0].startswith("the bus refuses: NOPERM")
+            assert heard.refused == []
 
     run(main())
 

@@ -19,7 +19,15 @@ from wsgate.payload import BINARY, JSON, TEXT, Payload
 from wsgate.reactor import Settings
 from wsgate.shard.access import Access
 from wsgate.shard.gaps import SETTLE_MS, Gaps
-from wsgate.shard.hub import ASKED_LIMIT, TOLD_PER_PASS, UNSENT_LIMIT, Hub, Joined
+from wsgate.shard.hub import (
+    ASKED_LIMIT,
+    TAKEN_PER_PASS,
+    TOLD_PER_PASS,
+    UNSENT_LIMIT,
+    Confirmation,
+    Hub,
+    Joined,
+)
 from wsgate.shard.options import ChannelRules
 from wsgate.shard.variants import Forms
 
@@ -103,12 +111,12 @@ class Bench(Rig):
         self.hub = Hub(self.reactor, Access(RULES, None), Forms(512, self._count), self.gaps, self._count)
         self.hub.attach(cast(Subscriber, self.bus))
         self.hub.limit_unconfirmed(SETTINGS.subscriptions_limit)
-        self.told: list[tuple[bytes, bool]] = []
+        self.told: list[tuple[bytes, int]] = []
 
     def _count(self, name: str, amount: int) -> None:
         self.counts[name] += amount
 
-    def waiter(self, name: bytes, is_live: bool) -> None:
+    def waiter(self, name: bytes, is_live: int) -> None:
         self.told.append((name, is_live))
 
     def join(self, peer: Peer, name: bytes) -> Joined:
@@ -382,7 +390,7 @@ def test_many_who_lose_the_bus_are_told_a_part_per_pass(live: Bench) -> None:
         def __init__(self, conn: int) -> None:
             self.conn, self.told = conn, 0
 
-        def __call__(self, name: bytes, is_live: bool) -> None:
+        def __call__(self, name: bytes, is_live: int) -> None:
             self.told += 1
             if not is_live:
                 live.hub.wait(self.conn, name, self)
@@ -576,6 +584,73 @@ def test_a_channel_whose_slot_moved_is_live_again_when_it_was_asked_for_anew(liv
     assert live.hub.pending == 0
 
 
+def test_forbidden_channel_is_refused_for_good_and_the_others_are_confirmed(live: Bench) -> None:
+    first, second = live.connect(), live.connect()
+    live.join(first, b"secret")
+    live.join(second, b"secret")
+    live.join(second, b"open")
+    live.bus.commands.remove(("subscribe", b"secret"))  # answered with NOPERM
+    live.hub.on_refused(b"secret")
+    assert live.join(first, b"secret") is Joined.REFUSED
+    live.confirm()
+    while live.hub.tidy():
+        pass
+    assert sorted(live.told) == [
+        (b"open", Confirmation.LIVE),
+        (b"secret", Confirmation.REFUSED),
+        (b"secret", Confirmation.REFUSED),
+    ]
+    assert live.reactor.subscribers(b"secret") == 0 and live.reactor.subscribers(b"open") == 1
+    assert live.hub.pending == 0
+
+
+def test_channel_that_is_forbidden_later_is_taken_from_all_that_hold_it(live: Bench) -> None:
+    peers = [live.connect() for _ in range(TAKEN_PER_PASS + 10)]
+    for peer in peers:
+        live.join(peer, b"news")
+    live.confirm()
+    live.down()
+    live.up()
+    taken: list[tuple[int, bytes]] = []
+    live.hub.on_taken = lambda conn, name: taken.append((conn, name))
+    live.bus.commands.remove(("subscribe", b"news"))
+    live.hub.on_refused(b"news")
+    assert live.hub.tidy(), "a part in each pass"
+    assert 0 < len(taken) <= TAKEN_PER_PASS
+    while live.hub.tidy():
+        pass
+    assert sorted(taken) == sorted((peer.conn, b"news") for peer in peers)
+    assert live.reactor.subscribers(b"news") == 0
+    live.bus.asked.clear()
+    assert live.join(peers[0], b"news") is Joined.WAITS, "it may be allowed again"
+    assert live.bus.asked == {b"news": 1}
+
+
+def test_later_subscribe_of_a_refused_name_decides(live: Bench) -> None:
+    peer = live.connect()
+    live.join(peer, b"news")
+    live.hub.leave(peer.conn, b"news")
+    live.hub.tidy()
+    live.join(peer, b"news")
+    live.bus.commands.remove(("subscribe", b"news"))  # the first of the two
+    live.hub.on_refused(b"news")
+    live.confirm()
+    assert live.told == [(b"news", Confirmation.LIVE)]
+
+
+def test_malformed_publication_is_a_gap_of_its_channel_and_of_no_other(live: Bench) -> None:
+    hurt, other = live.connect(), live.connect()
+    for peer, name in ((hurt, b"news"), (other, b"else")):
+        live.join(peer, name)
+    live.confirm()
+    live.hub.on_message(b"news", b"\xc1\x01nonsense")
+    live.turn()
+    [said] = [json.loads(frame.payload) for frame in hurt.frames()]
+    assert (said["op"], said["ch"], said["reason"]) == ("gap", "news", "bus")
+    assert other.frames() == []
+    assert live.counts["publications_malformed"] == live.counts["gaps_bus"] == 1
+
+
 def test_a_channel_whose_slot_nobody_serves_is_asked_for_when_somebody_does(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"homeless")
@@ -602,7 +677,7 @@ def test_a_recovery_in_place_is_live_only_when_it_is_heard(live: Bench) -> None:
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
 
 
-def told_once(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: bool) -> None:
+def told_once(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: int) -> None:
     """Once for each wait, never for who has left; live only when the bus has it."""
     assert (conn, name) in waiting
     assert not is_live or name in bench.bus.held
@@ -728,8 +803,9 @@ def test_a_broken_envelope_is_dropped_and_counted_and_a_good_one_follows_s24(
     peer = heard(live)
     before = live.held()
     live.hub.on_message(b"news", data)
-    assert live.texts(peer) == []
-    assert live.counts == {"publications_received": 1, "publications_malformed": 1}
+    [said] = [json.loads(text) for text in live.texts(peer)]
+    assert (said["op"], said["ch"], said["reason"]) == ("gap", "news", "bus")
+    assert live.counts == {"publications_received": 1, "publications_malformed": 1, "gaps_bus": 1}
     assert live.held() == before
     live.hub.on_message(b"news", b"1")
     assert live.texts(peer) == [b'{"op":"msg","ch":"news","data":1}']

@@ -144,11 +144,15 @@ _COUNTERS: Final = (
     _one("timers", "Timers that came due.", "timers"),
     _Counter(
         "subscriptions_refused",
-        "Subscriptions of clients that were refused for a reason that passes: the bus has not answered what"
-        " this connection or shard asked before (behind), or the node's own bus has no memory for one more"
-        " channel name (bus_memory).",
+        "Subscriptions of clients that were refused because of the bus: it has not answered what this"
+        " connection or shard asked before (behind), the node's own bus has no memory for one more channel"
+        " name (bus_memory), or the ACL of the bus forbids the channel (forbidden), which does not pass.",
         "cause",
-        {"subscriptions_behind": "behind", "subscriptions_bus_memory": "bus_memory"},
+        {
+            "subscriptions_behind": "behind",
+            "subscriptions_bus_memory": "bus_memory",
+            "subscriptions_forbidden": "forbidden",
+        },
     ),
     _Counter(
         "publishes",

@@ -145,6 +145,9 @@ class _Lane:
     def on_subscribed(self, name: bytes) -> bool:
         return self.owner.listener.on_subscribed(name)
 
+    def on_refused(self, name: bytes) -> bool:
+        return self.owner.listener.on_refused(name)
+
     def on_pass(self) -> None:
         self.owner.listener.on_pass()
 

@@ -12,7 +12,8 @@ because the opposite command cancels it, so that a client that subscribes and un
 nothing.
 
 A bus that is connected and of no use is left: one that is silent after a PING, one that does not
-confirm what it was asked, one that says no.
+confirm what it was asked, one that says no. A bus that forbids a channel is of use: that name is refused and
+nothing else. The server refuses a command as a whole, so the other names in it are sent again, one by one.
 
 While there is no connection publications are lost. So a connection that worked is followed by another at
 once, after a small random time. Only attempts that fail one after the other are spread further: over
@@ -63,12 +64,13 @@ SECOND_LOOK_S: Final = 0.05
 """Before a bus is given up, what waits in the socket is read: the silence may have been our own."""
 _SUBSCRIBE: Final = b"SUBSCRIBE"
 _UNSUBSCRIBE: Final = b"UNSUBSCRIBE"
+_FORBIDDEN: Final = b"NOPERM "
 _ELSEWHERE: Final = (b"MOVED ", b"CLUSTERDOWN ", b"TRYAGAIN ")
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One command for sharded channels, and the names in it that are not answered yet."""
+    """One command, and the names in it that are not answered yet."""
 
     command: bytes
     names: deque[bytes]
@@ -102,6 +104,13 @@ class SubscriberListener(Protocol):
 
     def on_pass(self) -> None:
         """What was received is handed up or in the backlog: a good time to take from that, and to write."""
+
+    def on_refused(self, name: bytes) -> bool:
+        """The server forbids to subscribe to this channel: one SUBSCRIBE of it has no other answer.
+
+        Returns:
+            False: a connection without this channel is of no use, and is to be left.
+        """
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
         """The slot of a sharded channel moved: it is not heard here any more, or (`was_asked`) not yet."""
@@ -151,7 +160,7 @@ class Subscriber:
         self._is_write_scheduled = False
         self._most_s = BACKOFF_KNOWN_S if address.kind or is_sharded else BACKOFF_MOST_S
         self._is_sharded = is_sharded
-        self._asked: deque[_Asked] = deque()  # of sharded channels: commands not answered yet
+        self._asked: deque[_Asked] = deque()  # commands not answered yet
         self._has_worked = False  # this connection has confirmed something
         self._has_refused = False  # and refused something
         self._unanswered = 0  # names sent in commands and not answered
@@ -315,8 +324,8 @@ class Subscriber:
                     listener.on_lost(name, was_asked=False)
                 elif kind == push.UNSUBSCRIBED:
                     self._on_answer()
-                elif kind == push.ERROR and not self._is_redirected(name):
-                    # An ACL that forbids a channel, for instance: nothing heard here can be relied on.
+                elif kind == push.ERROR and not (self._is_redirected(name) or self._is_forbidden(name)):
+                    # Nothing heard here can be relied on.
                     self._has_refused = True
                     self.renew("the bus refuses: " + safe_text(name))
                     break
@@ -340,6 +349,31 @@ class Subscriber:
         if asked.command is _SUBSCRIBE:
             for name in asked.names:
                 self._listener.on_lost(name.removeprefix(self._prefix), was_asked=True)
+        return True
+
+    def _is_forbidden(self, text: bytes) -> bool:
+        """Deal with a SUBSCRIBE that the server's ACL forbids; False: it is another error.
+
+        The error does not say which name is forbidden. A command with several names is sent again, one name
+        at a time. A name for which a later command was sent or waits needs no answer of this one.
+        """
+        if not text.startswith(_FORBIDDEN) or not self._asked or self._asked[0].command is not _SUBSCRIBE:
+            return False
+        names = self._asked.popleft().names
+        later = {name for asked in self._asked for name in asked.names}
+        is_single = len(names) == 1
+        for name in names:
+            channel = name.removeprefix(self._prefix)
+            if not is_single and name not in later and name not in self._unsent:
+                self._send(_SUBSCRIBE, [name])
+                continue
+            self._unanswered -= 1
+            if name not in later and self._unsent.pop(name, None) is not None:  # to leave it again
+                self._unsent_bytes -= len(name)
+            if channel is name or not self._listener.on_refused(channel):
+                return False
+        self._progress_s = asyncio.get_running_loop().time()
+        self._schedule_write()
         return True
 
     def _on_answer(self) -> None:
@@ -407,9 +441,13 @@ class Subscriber:
         for command, names in self._take_unsent(max(0, UNANSWERED_LIMIT - self._unanswered)):
             self._unanswered += len(names)
             for some in _by_slot(names) if self._is_sharded else _in_parts(names):
-                if self._is_sharded:
-                    self._asked.append(_Asked(command, deque(some)))
-                self._connection.write(pack(b"S" + command if self._is_sharded else command, *some))
+                self._send(command, some)
+
+    def _send(self, command: bytes, names: list[bytes]) -> None:
+        """Send one command; its names are counted as unanswered already."""
+        if self._connection is not None:
+            self._asked.append(_Asked(command, deque(names)))
+            self._connection.write(pack(b"S" + command if self._is_sharded else command, *names))
 
 
 def _in_parts(names: list[bytes]) -> Iterable[list[bytes]]:

@@ -56,6 +56,9 @@ class Dialect(Protocol):
     def unsubscribed(self, ch: str, id: int | None = None) -> bytes:
         """`unsubbed`."""
 
+    def taken(self, ch: str, code: int, reason: str) -> bytes:
+        """`unsubbed`, unasked: the connection holds this channel no more, and must not ask for it again."""
+
     def ok(self, id: int, *, expires_s: int | None = None) -> bytes:
         """`ok`: the command with this id was done."""
 

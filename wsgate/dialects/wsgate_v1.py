@@ -121,6 +121,11 @@ class _Wire:
         """`unsubbed`."""
         return self._write(_put({"op": "unsubbed", "ch": ch}, id=id))
 
+    def taken(self, ch: str, code: int, reason: str) -> bytes:
+        """`unsubbed`, unasked: the connection holds this channel no more, and must not ask for it again."""
+        fields: Fields = {"op": "unsubbed", "ch": ch, "code": code, "reason": reason, "resubscribe": False}
+        return self._write(fields)
+
     def ok(self, id: int, *, expires_s: int | None = None) -> bytes:
         """`ok`: the command with this id was done."""
         return self._write(_put({"op": "ok", "id": id}, expires_s=expires_s))

@@ -21,13 +21,16 @@ Rules:
   receives nothing of it before its first `subbed`.
 - Whoever loses a publication here is sent a gap: see `gap`.
 - Every publication comes over the bus, also for subscribers on the same shard: one order for all.
+- A channel that the bus forbids is refused for good, and nothing else with it. Its waiters are told so, and
+  the channel is taken from those that held it before: a walk over the connections, a part per pass.
 - A channel that was live, and is confirmed again after a loss, may have missed publications until then: it is
   marked, and its subscribers are notified (`wsgate.shard.gaps`). So is a channel that loses one publication.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, IntEnum
+from itertools import islice
 from typing import Final
 
 from wsgate.bus import BusSubscriber, Publication, decode_publication
@@ -40,10 +43,19 @@ from wsgate.shard.access import Access
 from wsgate.shard.gaps import GapReason, Gaps
 from wsgate.shard.variants import Forms
 
-__all__ = ["Hub", "Joined", "Waiter"]
+__all__ = ["Confirmation", "Hub", "Joined", "Waiter"]
 
-Waiter = Callable[[bytes, bool], None]
-"""Told `(name, is_live)`: the bus confirmed the subscription, or was lost before it did."""
+
+class Confirmation(IntEnum):
+    """What became of a subscription that waited for the bus."""
+
+    LOST = 0  # the bus was lost before it confirmed the subscription
+    LIVE = 1  # the bus confirmed it
+    REFUSED = 2  # the bus forbids the channel
+
+
+Waiter = Callable[[bytes, Confirmation], None]
+"""Told the name of a channel, and what became of the subscription."""
 
 ASKED_LIMIT: Final = 4 * NAMES_PER_COMMAND
 """Names unanswered above which subscribing again waits."""
@@ -56,6 +68,8 @@ UNCONFIRMED_BYTES: Final = 300
 """What an unconfirmed name takes in the tables here, beside what waits for it: measured 210 to 390."""
 MARKED_PER_STEP: Final = 64
 """Channels whose loss is noted between two publications, when all are concerned: about 0.1 ms."""
+TAKEN_PER_PASS: Final = 1_024
+"""Connections looked at in one pass, for whether they hold a channel that the bus forbids."""
 TOLD_PER_PASS: Final = 512
 """Waiters told in one pass: about 2 ms."""
 
@@ -71,6 +85,7 @@ class Joined(Enum):
     ALREADY = "already"
     TOO_MANY = "too_many"
     BEHIND = "behind"  # the bus has not answered what this connection, or this shard, asked before
+    REFUSED = "refused"  # the bus forbids the channel
     FULL = "full"  # the bus has no memory for one more name
     GONE = "gone"
 
@@ -130,6 +145,8 @@ class Hub:
         self._resubscribe_from: int | None = None  # place in the reactor's directory; None: done
         self._resubscribe: list[Covers | None] = []  # what the walk is about; None: everything
         self._asked_early: set[bytes] = set()  # while it is under way: names asked for before it came by
+        self._refused: dict[bytes, int] = {}  # channels the bus forbids: place in the table of connections
+        self.on_taken: Callable[[int, bytes], None] = lambda conn, name: None  # a channel was taken from it
         self._gap_from: int | None = None  # place in the reactor's directory; None: no walk is under way
 
     def attach(self, bus: BusSubscriber) -> None:
@@ -217,6 +234,8 @@ class Hub:
         is_counted = not name.startswith(_INBOX)
         # The bus still has a name that was left in this very pass, unless it has lost it since.
         is_known = self._reactor.is_vacated(name) and name not in self._lost
+        if name in self._refused:
+            return Joined.REFUSED
         if is_counted and not is_known and not self._reactor.subscribers(name):
             if self._is_behind(conn):
                 return Joined.BEHIND
@@ -294,10 +313,13 @@ class Hub:
             True when there is more of it than fits a pass.
         """
         self._tell_lost()
+        self._take_refused()
         self.resubscribe()
         has_notices = self._gaps.step(is_settled=self._is_settled)
         vacated = self._leave_vacated()
-        has_more = bool(self._losing) or vacated == NAMES_PER_COMMAND or self._may_resubscribe
+        has_more = (
+            bool(self._losing) or bool(self._refused) or vacated == NAMES_PER_COMMAND or self._may_resubscribe
+        )
         return has_more or has_notices
 
     def _leave_vacated(self) -> int:
@@ -422,6 +444,39 @@ class Hub:
         if self._reactor.subscribers(name) or self._reactor.is_vacated(name):
             self._lost.add(name)
 
+    def on_refused(self, name: bytes) -> None:
+        """The bus forbids one SUBSCRIBE of this channel; what becomes of a later one decides."""
+        is_last = self._unconfirmed.get(name, 0) <= 1
+        self._drop_answer(name)
+        if not is_last:
+            return
+        self._returning.discard(name)
+        self._end_watch(name)
+        subscribers = self._reactor.subscribers(name)
+        if subscribers or self._reactor.is_vacated(name):
+            self._lost.add(name)  # the bus does not have it, whoever joins before it is left
+        if subscribers:
+            self._refused[name] = 0
+
+    def _take_refused(self) -> None:
+        """Do the next part of a refusal: answer those that wait, then take the channel from the others."""
+        if not self._refused:
+            return
+        name, place = next(iter(self._refused.items()))
+        for conn in islice(list(self._waiters.get(name, ())), TOLD_PER_PASS):
+            for waiter in self._take_waiters(conn, name):
+                waiter(name, Confirmation.REFUSED)
+        if name in self._waiters:
+            return
+        conns, place = self._reactor.connections(place, TAKEN_PER_PASS)
+        for conn in conns:
+            if self._reactor.unsubscribe(conn, name) >= 0:
+                self.on_taken(conn, name)
+        if place and self._reactor.subscribers(name):
+            self._refused[name] = place
+        else:
+            del self._refused[name]
+
     def on_moved(self) -> None:
         """It is known again where everything lives."""
         found = [name for name in self._lost if self.is_live_for(name)]
@@ -438,6 +493,8 @@ class Hub:
                 continue
             for name in [name for name in names if covers(name)]:
                 names.pop(name) if isinstance(names, dict) else names.discard(name)
+        for name in [name for name in self._refused if covers is None or covers(name)]:
+            del self._refused[name]  # whoever still holds it is subscribed again, and refused again
         if covers is None:
             self._causes.clear()
             self._caused.clear()
@@ -462,7 +519,7 @@ class Hub:
         for _ in range(min(len(self._losing), TOLD_PER_PASS)):
             name, conn = self._losing.popleft()
             for waiter in self._take_waiters(conn, name):
-                waiter(name, False)
+                waiter(name, Confirmation.LOST)
 
     def on_subscribed(self, name: bytes) -> bool:
         """One SUBSCRIBE was answered; False: not everybody is told yet, call again with the next pass."""
@@ -480,7 +537,7 @@ class Hub:
                 break
             conn = next(reversed(waiting))
             for waiter in self._take_waiters(conn, name):
-                waiter(name, True)
+                waiter(name, Confirmation.LIVE)
         if name in self._waiters:
             return False
         del self._unconfirmed[name]
@@ -513,6 +570,7 @@ class Hub:
         publication = decode_publication(data)
         if publication is None:
             self._count("publications_malformed", 1)
+            self.gap(name, "bus")
             return
         channel = name.decode()  # somebody subscribed to it, so it is valid
         size = len(publication.payload.data)

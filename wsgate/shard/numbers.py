@@ -84,6 +84,7 @@ LAYOUT: Final = Layout(
         "deflate_bytes_out",
         "subscriptions_behind",  # refused: the bus has not answered what was asked before
         "subscriptions_bus_memory",  # refused: the node's own bus has no memory for one more name
+        "subscriptions_forbidden",  # refused or taken: the bus does not let the gateway hear the channel
         "publishes_sent",  # by clients, and the bus has them
         "publishes_failed",  # by clients, answered with an error
         "publishes_crowded",  # of those failed: the client had too much under way

@@ -22,6 +22,7 @@ import uvloop
 from wsgate.admission import BusLedger, ByteBudget, forwarded_for
 from wsgate.auth.jwks import read_jwks
 from wsgate.bus import AppenderOptions, Backlog, Covers, Names, RevocationKeeper, SubscriberOptions, make_bus
+from wsgate.bus.names import INBOX_MARK
 from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, Request, refusal
 from wsgate.log import Log
@@ -253,6 +254,7 @@ class Shard:
             self._log,
         )
         self._hub.takes_name = self._bus_memory.takes_name
+        self._hub.on_taken = self._sessions.on_taken
         self._events.has_room = self._bus_memory.takes_message
         self._bus_memory.appenders = self._events.appenders
         self._probe = Probe(
@@ -622,6 +624,16 @@ class Shard:
     def on_subscribed(self, name: bytes) -> bool:
         """A subscription is live; False: not everybody is told yet."""
         return self._hub.on_subscribed(name)
+
+    def on_refused(self, name: bytes) -> bool:
+        """The bus forbids a channel. One that forbids an inbox is of no use: no backend reaches its user."""
+        if name.startswith(INBOX_MARK.encode()):
+            return False
+        why = "the ACL of the bus forbids a channel: give the gateway's user every channel below the prefix"
+        self._log.warning("bus_forbids_channel", bus=str(self._options.bus), why=why)
+        self._hub.on_refused(name)
+        self._schedule()
+        return True
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
         """A slot of the cluster moved."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -25,7 +25,7 @@ from wsgate.shard.access import Access
 from wsgate.shard.byes import RETRY_MS, bye, common_byes
 from wsgate.shard.events import Events, Tracked
 from wsgate.shard.front import Entry
-from wsgate.shard.hub import Hub, Joined
+from wsgate.shard.hub import Confirmation, Hub, Joined
 from wsgate.shard.options import ANONYMOUS, ANONYMOUS_MEMBER, ShardOptions
 from wsgate.shard.pausing import Pauser, Pauses
 from wsgate.shard.tokens import Tokens
@@ -48,6 +48,8 @@ HELD_BYTES = 100
 """Of a message that is held, beside its own bytes."""
 CROWDED_RETRY_MS = 2_000, 15_000
 """When one may come back whose user has too many connections, or whose shard too little memory."""
+FORBIDDEN_CODE: Final = 4503
+"""In an `unsubbed` that nobody asked for: the channel is forbidden, now and later."""
 NOT_NOW = {
     Joined.BEHIND: ("rate_limited", "subscriptions_behind"),
     Joined.FULL: ("unavailable", "subscriptions_bus_memory"),
@@ -486,6 +488,8 @@ class Sessions:
             self.error(conn, dialect, "already_subscribed", id=id, channel=shown(name))
         elif joined is Joined.TOO_MANY:
             self.error(conn, dialect, "rate_limited", id=id, channel=shown(name))
+        elif joined is Joined.REFUSED:
+            self.refuse_for_good(conn, dialect, name, id)
         elif joined in NOT_NOW:
             self.refuse_for_now(conn, dialect, name, joined, id)
 
@@ -498,13 +502,32 @@ class Sessions:
         retry_ms = random.randint(RETRY_MS, 2 * RETRY_MS)  # noqa: S311 - spreading, not secrecy
         self.error(conn, dialect, error, id=id, channel=shown(name), retry_ms=retry_ms)
 
-    def _told(self, conn: int, name: bytes, is_live: bool) -> None:
+    def refuse_for_good(self, conn: int, dialect: Dialect, name: bytes, id: int | None = None) -> None:
+        """Refuse a subscription because the bus forbids the channel, and count the reason."""
+        self.count("subscriptions_forbidden", 1)
+        detail = "the bus does not let the gateway subscribe to this channel"
+        self.error(conn, dialect, "permission_denied", id=id, channel=shown(name), detail=detail)
+
+    def on_taken(self, conn: int, name: bytes) -> None:
+        """Tell a connection that it holds a channel no more, because the bus forbids it now."""
+        dialect = DIALECT_OF[self.reactor.variant(conn)]
+        self.count("subscriptions_forbidden", 1)
+        self.reactor.send(
+            conn, dialect.taken(shown(name), FORBIDDEN_CODE, "permission_denied"), dialect.opcode
+        )
+        if self.events.tells_subscriptions:
+            self.events.unsubscribed(conn, self.reactor.meta(conn), name)
+
+    def _told(self, conn: int, name: bytes, confirmation: Confirmation) -> None:
         """Answer every `sub` of a connection that waits for this channel."""
         asked = self._take_asked(conn, name)
+        is_live = confirmation is Confirmation.LIVE
         if not is_live and any(not each.was_held for each in asked):
             self.hub.leave(conn, name)
         for dialect, id, recovered, was_held in asked:
-            if is_live:
+            if confirmation is Confirmation.REFUSED:
+                self.refuse_for_good(conn, dialect, name, id)
+            elif is_live:
                 self.tell_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
             else:
                 self.error(conn, dialect, "unavailable", id=id, channel=shown(name), retry_ms=RETRY_MS)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from wsgate.auth import Identity
 from wsgate.dialects import Dialect
-from wsgate.shard.hub import Joined
+from wsgate.shard.hub import Confirmation, Joined
 
 if TYPE_CHECKING:
     from wsgate.shard.sessions import Sessions
@@ -120,7 +120,7 @@ class Welcome:
             self._waiting.add(name)
         elif joined is Joined.LIVE:
             self._live.append(name)
-        elif joined in (Joined.TOO_MANY, Joined.BEHIND, Joined.FULL):
+        elif joined in (Joined.TOO_MANY, Joined.BEHIND, Joined.FULL, Joined.REFUSED):
             self._refused.append((name, joined))
 
     def begin(self, confirmed: bytes = b"") -> None:
@@ -132,11 +132,14 @@ class Welcome:
         if not self._waiting or not all(map(self._sessions.hub.is_live_for, self._waiting)):
             self._say(confirmed)
 
-    def told(self, name: bytes, is_live: bool) -> None:
-        """One channel was confirmed, or the bus was lost before it was."""
+    def told(self, name: bytes, confirmation: Confirmation) -> None:
+        """One channel was confirmed or refused, or the bus was lost before it was."""
         if name not in self._waiting:
             return  # the client has left it meanwhile
-        if not is_live:
+        if confirmation is Confirmation.REFUSED:
+            self._refuse(name)
+            return
+        if confirmation is Confirmation.LOST:
             self._sessions.hub.wait(self._conn, name, self.told)
             if not self._is_said:
                 self._say()
@@ -147,6 +150,17 @@ class Welcome:
         else:
             self._live.append(name)
             self.begin(confirmed=name)
+        self._finish()
+
+    def _refuse(self, name: bytes) -> None:
+        """The bus forbids a channel that comes with the token: the welcome does not wait for it any more."""
+        self._waiting.discard(name)
+        self._sessions.hub.leave(self._conn, name)
+        if self._is_said:
+            self._sessions.refuse_for_good(self._conn, self._dialect, name)
+        else:
+            self._refused.append((name, Joined.REFUSED))
+            self.begin()
         self._finish()
 
     def left(self, name: bytes) -> None:
@@ -185,6 +199,8 @@ class Welcome:
         for name, joined in self._refused:
             if joined is Joined.TOO_MANY:
                 sessions.error(conn, dialect, "rate_limited", channel=shown(name))
+            elif joined is Joined.REFUSED:
+                sessions.refuse_for_good(conn, dialect, name)
             else:
                 sessions.refuse_for_now(conn, dialect, name, joined)
         sessions.subscribe_asked(conn, dialect, showing)
