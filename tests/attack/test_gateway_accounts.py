@@ -28,6 +28,8 @@ KEPT: Final = 2_000
 CROWD: Final = 320
 NAMES: Final = 127
 PATIENT_S: Final = 12 * LIMIT_S
+RESTLESS: Final = 8
+PENDING: Final = 'wsgate_subscriptions_pending{shard="0"}'
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +99,18 @@ def test_names_are_refused_for_now_and_no_message_that_was_answered_ok_is_given_
         assert client.hear_answer(1)["op"] == "subbed"
 
 
-def test_client_that_subscribes_and_leaves_while_the_bus_stands_still_is_refused_and_accounted(
+def test_clients_that_subscribe_and_leave_while_the_bus_stands_still_are_refused_and_accounted(
     gateway: Gateway,
 ) -> None:
-    before = fresh_counters(gateway)
+    """What they make the shard keep is bounded for each connection, and returns when the bus answers."""
     outside = 'wsgate_memory_bytes{kind="outside",shard="0"}'
     bus = gateway.pid_of("wsgate-bus")
     outcomes: Counter[str] = Counter()
     with ExitStack() as stack:
-        clients = [enter(gateway, stack) for _ in range(2)]
+        clients = [enter(gateway, stack) for _ in range(RESTLESS)]
+        good = [enter(gateway, stack) for _ in range(3)]
+        wait_until("the bus has answered", lambda: scrape(gateway)[PENDING] == 0, PATIENT_S)
+        before = fresh_counters(gateway)
         os.kill(bus, signal.SIGSTOP)
         try:
             for turn in range(160):
@@ -121,17 +126,23 @@ def test_client_that_subscribes_and_leaves_while_the_bus_stands_still_is_refused
                         client.hear_answer(3)
                     outcomes[answer.get("error", "ok")] += 1
                     assert "error" not in answer or answer["retry_ms"] > 0
+                for client in good:
+                    client.say(op="ping", id=4)
+                    assert client.hear() == {"op": "pong", "id": 4}
             held = fresh_counters(gateway)
         finally:
             os.kill(bus, signal.SIGCONT)
         assert set(outcomes) == {"ok", "rate_limited"}
         # As many as one may be subscribed to, and those few that were left before they were sent.
-        assert 2 * 128 <= outcomes["ok"] < 2 * 140
+        assert RESTLESS * 128 <= outcomes["ok"] < RESTLESS * 140
         assert refused(held, "behind") - refused(before, "behind") == outcomes["rate_limited"]
-        # 256 names and as many commands to leave them, and nothing of those that were refused.
-        assert 256 * 200 < held[outside] - before[outside] < MIB
-        pending = 'wsgate_subscriptions_pending{shard="0"}'
-        wait_until("the bus has answered", lambda: scrape(gateway)[pending] == 0, PATIENT_S)
+        # 1,024 names and as many commands to leave them, and nothing of those that were refused.
+        assert RESTLESS * 128 * 200 < held[outside] - before[outside] < RESTLESS * MIB // 2
+        wait_until("the bus has answered", lambda: scrape(gateway)[PENDING] == 0, PATIENT_S)
+        most = before[outside] + 25_000  # a probe may be under way
+        wait_until("the account has returned", lambda: scrape(gateway)[outside] <= most, PATIENT_S)
+        names = 'wsgate_bus_names_bytes{shard="0"}'
+        wait_until("no name stays", lambda: scrape(gateway)[names] <= before[names], PATIENT_S)
         clients[0].say(op="sub", ch="again", id=3)
         assert clients[0].hear_answer(3)["op"] == "subbed"
 
@@ -209,7 +220,7 @@ def test_kernel_forgets_what_closed_peers_did_not_take(tmp_path: Path) -> None:
                 deaf.append(client)
             wait_until(
                 "all have their inboxes",
-                lambda: scrape(gateway)['wsgate_subscriptions_pending{shard="0"}'] == 0,
+                lambda: scrape(gateway)[PENDING] == 0,
                 PATIENT_S,
             )
             for number in range(1_500):
