@@ -6,7 +6,7 @@ Each attack has a whole gateway of its own in a memory control group of 400 MiB 
 budget from the group. It is driven for so many seconds, then weighed while what it made the gateway keep is
 still there, and once more when its clients are gone. The run fails when the kernel killed a process of the
 group, when the gateway's accounts (those of its shards, and what its bus says of itself) and the group differ
-in what they grew by, by more than 15 % and 8 MiB, or when the accounts do not return afterwards.
+in what they grew by, by more than 15 % and 16 MiB, or when the accounts do not return afterwards.
 
 Counts and bytes are judged, not times. `--share` makes the crowds smaller.
 """

@@ -29,6 +29,9 @@ KEPT: Final = 2_000
 NAMES: Final = 127
 NAME_BYTES: Final = 200
 DEAF_BYTES: Final = 14_000
+SLICE: Final = 100
+SLICE_S: Final = 0.1
+"""So many publications at once, and the pause after them: a burst of all would be more than the bus keeps."""
 SMALL_WINDOW_BYTES: Final = 1_024
 PATTERNS: Final = 256
 GOOD: Final = 20
@@ -195,10 +198,9 @@ def close_peers_that_do_not_read(stage: Stage) -> Iterator[list[str]]:
                 crowd.open(tokens(f"deaf-{wave}", count))
                 time.sleep(FRESH_S)
                 _await(lambda: stage.gateway.metric("subscriptions_pending") == 0)
-                pipe = bus.pipeline(transaction=False)
-                for number in range(count):
-                    pipe.publish(f"wsgate:ch:@deaf-{wave}-{number}", b"x" * DEAF_BYTES)
-                pipe.execute()
+                for first in range(0, count, SLICE):
+                    _publish(bus, [f"@deaf-{wave}-{number}" for number in range(first, first + SLICE)])
+                    time.sleep(SLICE_S)
                 is_last = time.monotonic() >= until_s
                 if is_last:
                     time.sleep(6.0)  # a shard asks the kernel for sockets that are not full in their turn
@@ -208,6 +210,13 @@ def close_peers_that_do_not_read(stage: Stage) -> Iterator[list[str]]:
                 _await(lambda: stage.gateway.metric("connections_held") == 0)
             if is_last:
                 return
+
+
+def _publish(bus: redis.Redis, channels: list[str]) -> None:
+    pipe = bus.pipeline(transaction=False)
+    for channel in channels:
+        pipe.publish(f"wsgate:ch:{channel}", b"x" * DEAF_BYTES)
+    pipe.execute()
 
 
 def _await(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
