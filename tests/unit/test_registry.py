@@ -61,6 +61,7 @@ PUBLIC = {
         "NODE_LEASE_MS",
         "NODE_RELEASE",
         "RATE_LEASE",
+        "SIGN_OF_LIFE",
         "USER_ENTER",
         "Appender",
         "AppenderOptions",
