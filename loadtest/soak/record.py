@@ -85,14 +85,19 @@ class Session:
     def lost(self, published: Published) -> list[Lost]:
         """Return every fault of the session, after its end."""
         found = list(self.faults)
+        for lost, is_covered in self.missing(published):
+            if not is_covered:
+                found.append(lost)
+        return found
+
+    def missing(self, published: Published) -> Iterator[tuple[Lost, bool]]:
+        """Yield every publication that was missed, and whether a later notice covers it; after the end."""
         for channel, since_s in self.subscribed_s.items():
             notices = sorted(self.gaps.get(channel, []) + self.gaps.get("", []))
             for source, number, began_s in published.between(channel, since_s, self.ended_s - SETTLE_S):
-                if number in self._received.get((channel, source), ()):
-                    continue
-                if bisect_left(notices, began_s) == len(notices):
-                    found.append(Lost(channel, source, number, "missing without a notice"))
-        return found
+                if number not in self._received.get((channel, source), ()):
+                    is_covered = bisect_left(notices, began_s) < len(notices)
+                    yield Lost(channel, source, number, "missing without a notice"), is_covered
 
     @property
     def count(self) -> int:

@@ -1,0 +1,242 @@
+"""Others publish as fast as they can: how long do the publishes of a good client take, and is one refused?
+
+    python -m loadtest.fair_publish [--clients 250] [--user-connections 1000] [--seconds 8]
+
+One shard with a private bus. 250 clients, each a user of its own, publish 60 B and 2 KB, and 12 clients
+60 KB; then one user publishes 60 B and 2 KB on 1,000 connections. Beside each attack a good client publishes
+40 times a second with `id`, by the clock; a latency is measured from the time at which a publish was due
+until its `ok`. The first half of a run has no attack, for comparison.
+
+The attackers are one process with the priority of the gateway. Where there are two processors the shard has
+one, and everything else shares the other. The good client measures with real-time priority where that is
+allowed, so that its own waiting for a processor is not measured. The configuration is the default but for
+the rates of publishes and of their bytes, which are off: with them no attacker comes so far.
+
+Fails when the 99th percentile of the good client is over 50 ms beside an attack, or when one of its publishes
+was refused or not answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from loadtest.bench_gateway import GatewayProcess
+from loadtest.bench_machine import processors
+from loadtest.publish_flood import FloodPlan, PublishFlood, PublishFloodResult
+from loadtest.scenarios.members import make_tokens
+from loadtest.scenarios.stage import favoured
+from loadtest.verdict import print_verdict
+from loadtest.wire_client import WireClient
+
+__all__ = ["Case", "Sample", "judge", "main", "measure", "percentile"]
+
+P99_S: Final = 0.05
+RATE_PER_S: Final = 40
+LARGE_CLIENTS: Final = 12
+ANSWER_S: Final = 10.0
+"""How long the last answers are waited for."""
+_WARM_S: Final = 1.0
+_SPARE_S: Final = 30.0
+
+CONFIG: Final = """
+[server]
+host = "127.0.0.1"
+port = {port}
+shards = {shards}
+drain_timeout = "{drain_timeout_s}s"
+
+[admin]
+port = 0
+
+[auth]
+hmac_secret = "{secret}"
+
+[limits]
+publish_rate = 0  # off: what is asked here is what the turns do
+publish_byte_rate = 0
+node_publish_byte_rate = 0
+
+[channels.default]
+subscribe = "authenticated"
+publish = "authenticated"
+
+[channels.flood]
+subscribe = "authenticated"
+publish = "authenticated"
+"""
+
+
+class Case(NamedTuple):
+    """One attack."""
+
+    clients: int
+    users: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        who = f"one user on {self.clients:,} connections" if self.users == 1 else f"{self.clients} clients"
+        size = f"{self.size // 1_024} KB" if self.size >= 1_024 else f"{self.size} B"
+        return f"{who} x {size}"
+
+
+def cases(clients: int, connections: int) -> list[Case]:
+    """Return all attacks."""
+    return [
+        Case(clients, clients, 60),
+        Case(clients, clients, 2 * 1_024),
+        Case(min(LARGE_CLIENTS, clients), min(LARGE_CLIENTS, clients), 60 * 1_024),
+        Case(connections, 1, 60),
+        Case(connections, 1, 2 * 1_024),
+    ]
+
+
+class Sample(NamedTuple):
+    """What became of the good client's publishes.
+
+    Attributes:
+        latencies_s: Of those that were answered `ok`.
+        refused: How many were answered otherwise.
+        unanswered: How many were not answered at all.
+    """
+
+    latencies_s: Sequence[float]
+    refused: int
+    unanswered: int
+
+    def told(self) -> str:
+        """In words."""
+        p50, p99 = (percentile(self.latencies_s, share) * 1e3 for share in (0.5, 0.99))
+        return (
+            f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, {len(self.latencies_s)} ok, {self.refused} refused,"
+            f" {self.unanswered} unanswered"
+        )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value that this share of all values does not exceed; infinite when there are none."""
+    if not values:
+        return float("inf")
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def judge(name: str, during: Sample) -> dict[str, bool]:
+    """What was asked for beside one attack, and whether it came true."""
+    return {
+        f"{name}: p99 is {P99_S * 1e3:.0f} ms at most": percentile(during.latencies_s, 0.99) <= P99_S,
+        f"{name}: none is refused": not during.refused and not during.unanswered,
+    }
+
+
+class GoodClient:
+    """Publishes by the clock, and notes how long each answer took."""
+
+    def __init__(self, port: int) -> None:
+        (token,) = make_tokens(["good"], "fair")
+        self._client = WireClient(port, token=token)
+        self._client.begin()
+        self._id = 0
+
+    def run(self, seconds: float) -> Sample:
+        """Publish for so long, then wait for the answers that are still to come."""
+        due: dict[int, float] = {}
+        latencies_s: list[float] = []
+        refused = 0
+        poll = select.poll()
+        poll.register(self._client, select.POLLIN)
+        began_s = time.monotonic()
+        for number in range(int(seconds * RATE_PER_S)):
+            due_s = began_s + number / RATE_PER_S
+            while (left_s := due_s - time.monotonic()) > 0:
+                poll.poll(left_s * 1e3)
+                refused += self._take(due, latencies_s)
+            self._id += 1
+            due[self._id] = due_s
+            self._client.send(op="pub", ch="good", data=self._id, id=self._id)
+        until_s = time.monotonic() + ANSWER_S
+        while due and not self._client.is_ended and (left_s := until_s - time.monotonic()) > 0:
+            poll.poll(left_s * 1e3)
+            refused += self._take(due, latencies_s)
+        return Sample(latencies_s, refused, len(due))
+
+    def _take(self, due: dict[int, float], latencies_s: list[float]) -> int:
+        """Take what has come; how many publishes were refused."""
+        refused = 0
+        for message in map(json.loads, self._client.receive()):
+            due_s = due.pop(message.get("id"), None)
+            if due_s is None:
+                continue
+            if message["op"] == "ok":
+                latencies_s.append(time.monotonic() - due_s)
+            else:
+                refused += 1
+        return refused
+
+    def close(self) -> None:
+        """Leave."""
+        self._client.close()
+
+
+def measure(case: Case, seconds: float, processor: int | None) -> tuple[Sample, Sample, PublishFloodResult]:
+    """One attack on a gateway of its own: the good client before and during, and what the attackers did."""
+    users = [f"flooder-{number % case.users}" for number in range(case.clients)]
+    with GatewayProcess(processor=processor, config=CONFIG) as gateway:
+        plan = FloodPlan(gateway.port, make_tokens(users, "flood"), case.size, seconds + _SPARE_S)
+        good = GoodClient(gateway.port)
+        with PublishFlood(plan) as flood:
+            gateway.settle()
+            with favoured(os.getpid()):
+                before = good.run(seconds / 2)
+                flood.begin()
+                time.sleep(_WARM_S)
+                during = good.run(seconds)
+            result = flood.finish()
+        good.close()
+        if gateway.metric("restarts_total"):
+            raise RuntimeError("a process of the gateway died")
+    return before, during, result
+
+
+def _run(options: argparse.Namespace, processor: int | None) -> Iterator[Mapping[str, bool]]:
+    for case in cases(options.clients, options.user_connections):
+        print(f"{case.name}", flush=True)
+        before, during, flood = measure(case, options.seconds, processor)
+        print(f"    before  {before.told()}")
+        print(f"    during  {during.told()}")
+        print(
+            f"    attack  {flood['accepted'] / flood['elapsed_s']:,.0f} publishes/s answered ok,"
+            f" {flood['refused'] / flood['elapsed_s']:,.0f}/s refused, {flood['ended']} connections ended",
+            flush=True,
+        )
+        yield judge(case.name, during)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every attack; 1 when the good client noticed one of them."""
+    parser = argparse.ArgumentParser(prog="loadtest.fair_publish")
+    parser.add_argument("--clients", type=int, default=250)
+    parser.add_argument("--user-connections", type=int, default=1_000)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    options = parser.parse_args(arguments)
+    pinned = processors()
+    shard, rest = pinned if pinned is not None else (None, None)
+    if rest is not None:
+        os.sched_setaffinity(0, (rest,))
+        print(f"processor {shard} is the shard's; bus, attackers and good client share processor {rest}")
+    print("publish_rate, publish_byte_rate and node_publish_byte_rate are switched off in the configuration")
+    checks: dict[str, bool] = {}
+    for found in _run(options, shard):
+        checks |= found
+    return print_verdict(checks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
