@@ -1,8 +1,8 @@
 """Clients that publish as fast as they can, in a process of their own.
 
 ``python -m loadtest.publish_flood`` reads one JSON object (the fields of FloodPlan) from standard input,
-opens the connections, writes ``ready``, waits for a line, publishes until standard input ends or `limit_s` is over,
-and writes one JSON object (PublishFloodResult). `PublishFlood` is the parent's side.
+opens the connections, writes ``ready``, waits for a line, publishes until standard input ends or `limit_s`
+is over, and writes one JSON object (PublishFloodResult). `PublishFlood` is the parent's side.
 
 Every connection sends the same prepared frames again and again, as far as its socket takes them: how fast
 that is decides the gateway, which stops reading from whoever has too much under way.
