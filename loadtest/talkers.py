@@ -243,8 +243,15 @@ def _talk(engine: EngineProcess, seconds: float) -> Future[Any]:
     return engine.start("echo", **dataclasses.asdict(plan))
 
 
-def measure(talkers: int, seconds: float, pinned: tuple[int, int] | None) -> tuple[Waits, Waits, float]:
-    """One run: before the talkers, beside them, and how many messages a second they were answered."""
+class Talk(NamedTuple):
+    """How many messages of the talkers were answered, and what one of them took of the shard's CPU time."""
+
+    per_s: float
+    cpu_us: float
+
+
+def measure(talkers: int, seconds: float, pinned: tuple[int, int] | None) -> tuple[Waits, Waits, Talk]:
+    """One run: before the talkers, beside them, and what the talkers said."""
     shard, rest = pinned if pinned is not None else (None, None)
     with (
         GatewayProcess(processor=shard, config=CONFIG) as gateway,
@@ -258,13 +265,14 @@ def measure(talkers: int, seconds: float, pinned: tuple[int, int] | None) -> tup
             before = look(gateway, reader, seconds / 2)
             talk = _talk(engine, seconds + _WARM_S + 3 * LIMIT_S)
             time.sleep(_WARM_S)
-            first, began_s = engine.stats()["echoes_received"], time.monotonic()
+            first, began_s, cpu_s = engine.stats()["echoes_received"], time.monotonic(), gateway.cpu_s()
             beside = look(gateway, reader, seconds)
-            rate_per_s = (engine.stats()["echoes_received"] - first) / (time.monotonic() - began_s)
+            passed_s, cpu_s = time.monotonic() - began_s, gateway.cpu_s() - cpu_s
+            answered = max(1, engine.stats()["echoes_received"] - first)
         if talk.done():
             raise RuntimeError("the talkers ended before the measurement did")
         reader.close()
-    return before, beside, rate_per_s
+    return before, beside, Talk(answered / passed_s, cpu_s / answered * 1e6)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -277,11 +285,13 @@ def main(arguments: list[str] | None = None) -> int:
     if pinned is not None:
         os.sched_setaffinity(0, (pinned[1],))
         print(f"processor {pinned[0]} is the shard's; bus, talkers and clients share processor {pinned[1]}")
-    before, beside, rate_per_s = measure(options.talkers, options.seconds, pinned)
+    before, beside, talk = measure(options.talkers, options.seconds, pinned)
     print(f"    before  {before.told()}")
     print(f"    beside  {beside.told()}")
-    print(f"    the talkers were answered {rate_per_s:,.0f} messages a second")
-    return print_verdict({"the talkers talked": rate_per_s > 0} | judge(beside))
+    print(
+        f"    the talkers: {talk.per_s:,.0f} messages a second, {talk.cpu_us:.1f} us of the shard's CPU each"
+    )
+    return print_verdict({"the talkers talked": talk.per_s > 1} | judge(beside))
 
 
 if __name__ == "__main__":

@@ -267,6 +267,24 @@ DEFECTS: Final = {
         "            if before == NULL or sizes[0] != before_size",
         "            if before != NULL and sizes[0] != before_size",
     ),
+    "newcomer": Defect(
+        "a newcomer that waits behind a round of talkers",
+        "wsgate/reactor/table.pyx",
+        "    if core.newcomers == 0 and core.attention.count == 0:\n",
+        "    if True:\n",
+    ),
+    "listener": Defect(
+        "a listener that is not asked while more is ready than epoll reports at once",
+        "wsgate/reactor/waiting.pyx",
+        "    if core.listener >= 0 and not core.listener_muted:\n",
+        "    if False:\n",
+    ),
+    "batches": Defect(
+        "a part of what is ready where all of it is asked for",
+        "wsgate/reactor/waiting.pyx",
+        "    for batch in range(BATCHES_PER_WAIT):\n",
+        "    for batch in range(1):\n",
+    ),
 }
 QUIET: Final = ("-q", "-x", "-p", "no:cacheprovider")
 _PYTEST: Final = ("-m", "pytest", *QUIET)
@@ -308,6 +326,9 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "reserve": ((*_PYTEST, "tests/unit/test_debts.py"),),
     "unverified": ((*_PYTEST, "tests/unit/test_shard_turns.py"),),
     "unnamed": ((*_PYTEST, "tests/unit/test_backlog.py"),),
+    "newcomer": ((*_PYTEST, "tests/unit/test_turns.py", "-k", "newcomers_are_read"),),
+    "listener": ((*_PYTEST, "tests/unit/test_turns.py", "-k", "listener_is_asked"),),
+    "batches": ((*_PYTEST, "tests/unit/test_turns.py", "-k", "full_socket"),),
 }
 """For each defect that needs no sanitizer, the commands each of which must notice it."""
 

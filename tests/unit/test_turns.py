@@ -1,5 +1,6 @@
 """Turns under pressure: who must not wait for a round of talkers, and a turn that fails alone."""
 
+import contextlib
 import resource
 import socket
 import subprocess
@@ -65,6 +66,69 @@ def test_newcomer_is_noticed_while_a_round_of_talkers_lasts() -> None:
         assert clock_us > before_us
         # A whole round is 400 talkers of 8 messages at least; the newcomer is on the queue long before.
         assert bench.count("receives") < 2_000
+
+
+HEAD = b"GET /ws HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+def test_newcomers_are_read_before_a_round_of_talkers_and_in_order() -> None:
+    with rig() as bench, contextlib.ExitStack() as held:
+        talkers(bench, 400, 2_000)
+        busy_poll(bench, 0)
+        for _ in range(5):
+            held.enter_context(_offer(bench)).send(HEAD)
+        batch = bench.reactor.poll(bench.now_ms, 64)
+        assert [event[0] for event in batch[:5]] == [events.OPEN] * 5
+        handles = [event[1] & 0xFFFF_FFFF for event in batch[:5]]
+        assert handles == sorted(handles), "slots are given in the order of arrival"
+
+
+def test_talkers_are_read_while_more_newcomers_come_than_a_pass_takes() -> None:
+    """The newcomers of one pass are bounded; the others keep their places for the next."""
+    with rig() as bench, contextlib.ExitStack() as held:
+        talkers(bench, 40, 2_000)
+        busy_poll(bench, 0)
+        for _ in range(40):
+            held.enter_context(_offer(bench)).send(HEAD)
+        opened = 0
+        while opened < 40:
+            batch = bench.reactor.poll(bench.now_ms)
+            found = sum(event[0] == events.OPEN for event in batch)
+            opened += found
+            assert found or not batch, "newcomers come before talkers"
+            assert found <= 32
+            bench.audit()
+        assert any(event[0] == events.TEXT for _ in range(3) for event in bench.reactor.poll(bench.now_ms))
+
+
+def test_listener_is_asked_though_more_connections_are_ready_than_epoll_reports_at_once() -> None:
+    with rig() as bench, contextlib.ExitStack() as held:
+        listener = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
+        listener.setblocking(False)
+        talkers(bench, 2_500, 100)
+        bench.reactor.listen(listener.fileno())
+        bench.reactor.poll(bench.now_ms, 64)
+        late = held.enter_context(socket.create_connection(listener.getsockname()))
+        late.send(HEAD)
+        # One call of epoll_wait reports 512, and the listener stands behind 2,500 that stay ready.
+        bench.now_ms += 5
+        bench.reactor.poll(bench.now_ms, 64)
+        assert bench.reactor.counters()["accepted"] == 1
+
+
+def test_full_socket_is_noticed_though_more_connections_are_ready_than_epoll_reports_at_once() -> None:
+    with rig(Settings(outbox_age_ms=60_000, write_timeout_ms=60_000)) as bench:
+        victim = bench.connect(send_buffer_bytes=4_096)
+        talkers(bench, 1_200, 500)
+        bench.reactor.send(victim.conn, b"v" * 100_000)
+        bench.reactor.flush(bench.now_ms)
+        bench.reactor.poll(bench.now_ms, 64)
+        victim.receive()
+        # One call of epoll_wait reports 512, and the victim stands behind 1,200 that stay ready.
+        bench.now_ms += 5
+        bench.reactor.poll(bench.now_ms, 64)
+        bench.reactor.flush(bench.now_ms)
+        assert victim.receive()
 
 
 def test_stalled_peer_whose_socket_takes_bytes_again_is_not_reset() -> None:

@@ -437,6 +437,7 @@ cdef class _Audit:
         cdef uint32_t slot = self.core.free_slot, count = 0
         self.look_at_list("attention", &self.core.attention, IN_ATTENTION, False, &self.core.indebted)
         self.look_at_list("indebted", &self.core.indebted, IN_ATTENTION, False, &self.core.attention)
+        self.look_at_newcomers()
         self.look_at_list("failed", &self.core.failed, IN_FAILED, False)
         self.look_at_list("urgent", &self.core.urgent, IN_URGENT, True)
         self.look_at_list("bulk", &self.core.bulk, IN_BULK, True)
@@ -447,6 +448,16 @@ cdef class _Audit:
             count += 1
             slot = self.at(slot).attention_next
         self.expect("free slots", self.slots() - self.core.connections, count)
+
+    cdef look_at_newcomers(self):
+        """They stand at the head of the attention queue, and the last of them is known."""
+        cdef uint32_t slot = self.core.attention.head, last = NONE, count = 0
+        while count < self.core.newcomers and slot != NONE:
+            last, slot = slot, self.at(slot).attention_next
+            count += 1
+        self.expect("newcomers on the attention queue", self.core.newcomers, count)
+        if count and last != self.core.newcomer_last:
+            self.faults.append("the last newcomer of the attention queue is another one")
 
     cdef look_at_wheel(self):
         cdef uint32_t place, slot, previous, linked = 0, armed = 0

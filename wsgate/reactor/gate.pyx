@@ -38,7 +38,7 @@ from wsgate.reactor.structs cimport (
     REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING,
     STATE_FREE, STATE_GONE, STATE_HEAD, WATCHED,
 )
-from wsgate.reactor.table cimport at, attention_push, heads_largest, heads_push, table_open
+from wsgate.reactor.table cimport at, attention_push_newcomer, heads_largest, heads_push, table_open
 from wsgate.reactor.wheel cimport wheel_arm
 
 cdef extern from * nogil:
@@ -402,7 +402,7 @@ cdef void take_in(Core *core, int fd, const void *peer, uint8_t hands) noexcept 
             address_note(core, slot, key)
         if is_trusted and core.gate.reads_proxy_header:
             at(core, slot).variant = AWAITS_PROXY
-        attention_push(core, slot)
+        attention_push_newcomer(core, slot)
 
 
 cdef int gate_accept(Core *core) noexcept nogil:

@@ -6,8 +6,9 @@ is in the file named after it. The typed face with all promises is loop.pyi.
 
 A pass: epoll_wait adds what became ready to the attention queue; then every connection that was on the
 queue gets one turn, in order, until the pass's budget is used. So one peer that talks without pause
-takes one turn in each round and no more; the more are waiting, the shorter a turn. Connections that
-have cost more than their share lately have their turns after all others: debts.pyx.
+takes one turn in each round and no more; the more are waiting, the shorter a turn. The first turn of a
+connection that was just accepted comes before the others. Connections that have cost more than their share
+lately have their turns after all others: debts.pyx.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -50,8 +51,8 @@ from wsgate.reactor.structs cimport (
     Channel, Connection, ControlSlot, Core, DEBT_MOST_NS, DRAINS_MAX, Debt, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING,
     EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry, FRAMES_IN, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN,
     IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND, PACE_MOVING,
-    PACE_READER, PASS_BYTES, PASS_MESSAGES, PASS_NS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST,
-    POLICY_LATEST_ONLY, QUANTUM_NS, RESERVE_PASSES, STATE_FREE,
+    PACE_READER, PASS_BYTES, PASS_MESSAGES, PASS_NS, PASS_OPENS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE,
+    POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, QUANTUM_NS, RESERVE_PASSES, STATE_FREE,
     POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
     STATE_FAILING, STATE_HEAD, STATE_OPEN, TICK_MS, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
     WALKS_MAX, WANT_OUT,
@@ -1027,7 +1028,8 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
             continue
         give_turn(core, slot, row, used, events)
         given += 1
-        if is_over(used, turns & 7 == 0):
+        # Newcomers above what a pass may open are for the next one.
+        if is_over(used, turns & 7 == 0) or (used.opens >= PASS_OPENS and core.newcomers):
             break
     return given
 

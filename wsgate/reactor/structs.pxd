@@ -591,6 +591,8 @@ ctypedef struct Core:
     int64_t thread_ns            # this thread's processor time when it was asked last
     int is_exact                 # for tests: charges are believed as they are, and inflating costs nothing
     uint32_t passes_without      # passes since one in debt had a turn, while some waited
+    uint32_t newcomers           # at the head of the queue: accepted, and without a turn so far
+    uint32_t newcomer_last       # the last of them
     uint32_t turns_to_wait       # until epoll is asked again: one round of the attention queue
     int64_t asked_ms             # caller's clock: when epoll was asked last
     List failed
