@@ -1,0 +1,33 @@
+"""The load programs about shared resources, small: counts and promises are tested, not times."""
+
+import pytest
+
+from loadtest import bus_faults, fair_publish, talkers
+from loadtest.bench_gateway import GatewayProcess
+from loadtest.fair_publish import Case
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("case", [Case(8, 8, 60), Case(8, 1, 2_048)], ids=["clients", "one user"])
+def test_every_publish_of_a_good_client_is_answered_beside_a_small_flood(case: Case) -> None:
+    before, during, flood = fair_publish.measure(case, 1.0, None)
+    assert (len(before.latencies_s), len(during.latencies_s)) == (20, 40)
+    assert during.refused == during.unanswered == before.refused == before.unanswered == 0
+    assert flood["accepted"] > 0 and flood["ended"] == 0
+
+
+def test_two_kills_of_the_private_bus_lose_nothing_unannounced() -> None:
+    with GatewayProcess(config=bus_faults.CONFIG.format(bus_url="")) as gateway:
+        found = bus_faults.measure(gateway, 5, lambda: bus_faults.kill_often(gateway, 2))
+    assert len(found.breaks) == 2
+    assert not found.uncovered and not found.faults
+    assert found.ok_while_deaf == found.others == found.ended == 0
+    assert found.lost + found.refused > 0
+    assert all(last_s < float("inf") for _, last_s in found.holes_s)
+
+
+def test_newcomers_come_in_and_a_full_reader_gets_everything_beside_a_few_talkers() -> None:
+    before, beside, talk = talkers.measure(50, 1.0, None)
+    assert before.lost == beside.lost == 0
+    assert beside.accepted_s and beside.served_s and talk.per_s > 1
