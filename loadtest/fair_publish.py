@@ -5,7 +5,9 @@
 One shard with a private bus. 250 clients, each a user of its own, publish 60 B and 2 KB, and 12 clients
 60 KB; then one user publishes 60 B and 2 KB on 1,000 connections. Beside each attack a good client publishes
 40 times a second with `id`, by the clock; a latency is measured from the time at which a publish was due
-until its `ok`. The first half of a run has no attack, for comparison.
+until its `ok`. The first part of a run has no attack, for comparison. Beside each latency stands how much of
+it shard and bus worked (their CPU time): on a machine that does something else as well the rest is waiting
+for a processor.
 
 The attackers are one process with the priority of the gateway. Where there are two processors the shard has
 one, and everything else shares the other. The good client measures with real-time priority where that is
@@ -104,19 +106,25 @@ class Sample(NamedTuple):
 
     Attributes:
         latencies_s: Of those that were answered `ok`.
+        cpu_s: The CPU time that shard and bus together used during each of them.
         refused: How many were answered otherwise.
         unanswered: How many were not answered at all.
     """
 
-    latencies_s: Sequence[float]
+    latencies_s: list[float]
+    cpu_s: list[float]
     refused: int
     unanswered: int
 
     def told(self) -> str:
         """In words."""
-        p50, p99 = (percentile(self.latencies_s, share) * 1e3 for share in (0.5, 0.99))
+        parts = (
+            f"p{share * 100:.0f} {percentile(self.latencies_s, share) * 1e3:.1f} ms"
+            f" (shard and bus worked {percentile(self.cpu_s, share) * 1e3:.1f})"
+            for share in (0.5, 0.99)
+        )
         return (
-            f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, {len(self.latencies_s)} ok, {self.refused} refused,"
+            f"{', '.join(parts)}, {len(self.latencies_s)} ok, {self.refused} refused,"
             f" {self.unanswered} unanswered"
         )
 
@@ -139,17 +147,17 @@ def judge(name: str, during: Sample) -> dict[str, bool]:
 class GoodClient:
     """Publishes by the clock, and notes how long each answer took."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, gateway: GatewayProcess) -> None:
         (token,) = make_tokens(["good"], "fair")
-        self._client = WireClient(port, token=token)
+        self._gateway = gateway
+        self._client = WireClient(gateway.port, token=token)
         self._client.begin()
         self._id = 0
 
     def run(self, seconds: float) -> Sample:
         """Publish for so long, then wait for the answers that are still to come."""
-        due: dict[int, float] = {}
-        latencies_s: list[float] = []
-        refused = 0
+        due: dict[int, tuple[float, float]] = {}
+        found = Sample([], [], 0, 0)
         poll = select.poll()
         poll.register(self._client, select.POLLIN)
         began_s = time.monotonic()
@@ -157,28 +165,29 @@ class GoodClient:
             due_s = began_s + number / RATE_PER_S
             while (left_s := due_s - time.monotonic()) > 0:
                 poll.poll(left_s * 1e3)
-                refused += self._take(due, latencies_s)
+                found = self._take(due, found)
             self._id += 1
-            due[self._id] = due_s
+            due[self._id] = due_s, self._cpu_s()
             self._client.send(op="pub", ch="good", data=self._id, id=self._id)
         until_s = time.monotonic() + ANSWER_S
         while due and not self._client.is_ended and (left_s := until_s - time.monotonic()) > 0:
             poll.poll(left_s * 1e3)
-            refused += self._take(due, latencies_s)
-        return Sample(latencies_s, refused, len(due))
+            found = self._take(due, found)
+        return found._replace(unanswered=len(due))
 
-    def _take(self, due: dict[int, float], latencies_s: list[float]) -> int:
-        """Take what has come; how many publishes were refused."""
-        refused = 0
+    def _cpu_s(self) -> float:
+        return self._gateway.cpu_s() + self._gateway.bus_cpu_s()
+
+    def _take(self, due: dict[int, tuple[float, float]], found: Sample) -> Sample:
+        """Take the answers that have come."""
         for message in map(json.loads, self._client.receive()):
-            due_s = due.pop(message.get("id"), None)
-            if due_s is None:
-                continue
-            if message["op"] == "ok":
-                latencies_s.append(time.monotonic() - due_s)
-            else:
-                refused += 1
-        return refused
+            due_s, cpu_s = due.pop(message.get("id"), (0.0, 0.0))
+            if due_s and message["op"] == "ok":
+                found.latencies_s.append(time.monotonic() - due_s)
+                found.cpu_s.append(self._cpu_s() - cpu_s)
+            elif due_s:
+                found = found._replace(refused=found.refused + 1)
+        return found
 
     def close(self) -> None:
         """Leave."""
@@ -190,7 +199,7 @@ def measure(case: Case, seconds: float, processor: int | None) -> tuple[Sample, 
     users = [f"flooder-{number % case.users}" for number in range(case.clients)]
     with GatewayProcess(processor=processor, config=CONFIG) as gateway:
         plan = FloodPlan(gateway.port, make_tokens(users, "flood"), case.size, seconds + _SPARE_S)
-        good = GoodClient(gateway.port)
+        good = GoodClient(gateway)
         with PublishFlood(plan) as flood:
             gateway.settle()
             with favoured(os.getpid()):

@@ -129,11 +129,11 @@ def test_percentile_is_the_value_that_the_share_does_not_exceed() -> None:
 @pytest.mark.parametrize(
     ("during", "misses"),
     [
-        (Sample([0.01] * 300, 0, 0), 0),
-        (Sample([0.01] * 290 + [0.06] * 10, 0, 0), 1),
-        (Sample([0.01] * 300, 1, 0), 1),
-        (Sample([0.01] * 300, 0, 1), 1),
-        (Sample([], 0, 300), 2),
+        (Sample([0.01] * 300, [], 0, 0), 0),
+        (Sample([0.01] * 290 + [0.06] * 10, [], 0, 0), 1),
+        (Sample([0.01] * 300, [], 1, 0), 1),
+        (Sample([0.01] * 300, [], 0, 1), 1),
+        (Sample([], [], 0, 300), 2),
     ],
 )
 def test_good_client_that_is_late_refused_or_not_answered_is_a_miss(during: Sample, misses: int) -> None:
