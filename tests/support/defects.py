@@ -108,8 +108,8 @@ DEFECTS: Final = {
     "orphan": Defect(
         "a peer that has not taken everything and is not reset when lingering ends",
         "wsgate/reactor/deadlines.pyx",
-        "            release(core, slot, 0, seam_unsent(c))\n",
-        "            release(core, slot, 0, False)\n",
+        "        release(core, slot, 0, holds_data)\n",
+        "        release(core, slot, 0, False)\n",
     ),
     "unasked": Defect(
         "a large write after a small one, after which the kernel is not asked what it holds",

@@ -23,6 +23,9 @@ RETRY_S: Final = 90.5
 class Refusing:
     """Tokens that are refused with the fault they name; any other token is its user."""
 
+    def recall(self, token: str, now_s: float) -> Identity | None:
+        return None
+
     def connection(self, token: str, now_s: float) -> Identity:
         if token in FAULTS:
             raise TokenError(token, retry_s=RETRY_S if token == "not_yet_valid" else 0.0)

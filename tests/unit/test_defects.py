@@ -1,0 +1,21 @@
+"""The planted defects fit the source as it is: each line that one replaces is there exactly once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.defects import DEFECTS, PLAIN, SUITES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_line_that_a_defect_replaces_is_in_its_file_exactly_once(name: str) -> None:
+    defect = DEFECTS[name]
+    assert (ROOT / defect.file).read_text(encoding="utf-8").count(defect.right) == 1
+    assert defect.right != defect.wrong
+
+
+def test_every_defect_has_a_command_that_must_notice_it() -> None:
+    noticed = set(PLAIN).union(*(names for _, names in SUITES.values()))
+    assert noticed == set(DEFECTS)
