@@ -32,6 +32,8 @@ from wsgate.reasons import Reason
 
 TOTAL = 100_000
 BATCH = 100
+TABLE_BYTES = (1024 * 144, 1024 * 144 + 8192 * 16)
+"""Of the connections; a reactor in which one was dear has a table of debts too."""
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 NO = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
@@ -635,7 +637,7 @@ def test_one_way_leaves_nothing_behind(station: Station, way: Way) -> None:
     station.check()
     assert descriptors() == before
     station.check_stale(station.passed[:5])
-    assert station.reactor.bytes_held()["table"] == 1024 * 144, "slots are reused"
+    assert station.reactor.bytes_held()["table"] in TABLE_BYTES, "slots are reused"
 
 
 @pytest.mark.slow
@@ -660,7 +662,7 @@ def test_100_000_come_and_go_in_every_way(station: Station) -> None:
     station.passed.clear()
     gc.collect()
     assert descriptors() == before
-    assert station.reactor.bytes_held()["table"] == 1024 * 144, "never more than 1,024 at once"
+    assert station.reactor.bytes_held()["table"] in TABLE_BYTES, "never more than 1,024 at once"
     assert station.reactor.bytes_held()["pool"] <= max(pool * 2, 1 << 20)
     assert sys.getallocatedblocks() - blocks < 1_000, "nothing of Python's grows with connections"
 

@@ -147,12 +147,6 @@ DEFECTS: Final = {
         "not (self._is_redirected(name) or self._is_forbidden(name)):",
         "not self._is_redirected(name):",
     ),
-    "unread": Defect(
-        "a publication that cannot be read, and that no gap tells of",
-        "wsgate/shard/hub.py",
-        '            self.gap(name, "bus")\n',
-        "",
-    ),
     "duty": Defect(
         "a duty of the keeper whose exception is not contained",
         "wsgate/node/duties.py",
@@ -303,7 +297,6 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "crowded": ((*_PYTEST, "tests/unit/test_half_heads.py"),),
     "unpaid": ((*_PYTEST, "tests/integration/test_user_scripts.py", "-k", "reached_its_memory"),),
     "forbidden": ((*_PYTEST, "tests/integration/test_subscriber.py", "-k", "forbidden"),),
-    "unread": ((*_PYTEST, "tests/unit/test_hub.py", "-k", "malformed"),),
     "duty": ((*_PYTEST, "tests/unit/test_keeper.py"),),
     "log": ((*_PYTEST, "tests/unit/test_output.py"),),
     "places": ((*_PYTEST, "tests/integration/test_admin.py", "-k", "many_sockets"),),

@@ -1009,11 +1009,17 @@ cdef inline bint is_over(Pass *used, bint asks_clock) noexcept nogil:
 cdef int serve_attention(Core *core, Pass *used, list events) except -1:
     """A turn for everybody on the attention queue who is not dear; who is goes to the other queue.
 
-    What comes back is the number of turns.
+    What comes back is the number of turns. Where those in debt have waited for long enough, one message of the
+    pass is left to them.
     """
-    cdef uint32_t slot, turns = core.attention.count
+    cdef uint32_t slot, turns = core.attention.count, limit = used.messages_limit
     cdef int given = 0
     cdef Debt *row
+    if core.indebted.count and core.passes_without >= RESERVE_PASSES:
+        used.messages_limit -= 1
+        if used.messages_limit == 0:
+            used.messages_limit = limit
+            return 0
     used.turn_messages = min(
         <uint32_t>TURN_MESSAGES,
         max(<uint32_t>TURN_MESSAGES_LEAST, used.messages_limit // max(turns + core.indebted.count, <uint32_t>1)),
@@ -1031,6 +1037,7 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
         # Newcomers above what a pass may open are for the next one.
         if is_over(used, turns & 7 == 0) or (used.opens >= PASS_OPENS and core.newcomers):
             break
+    used.messages_limit = limit
     return given
 
 
