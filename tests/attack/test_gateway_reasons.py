@@ -39,7 +39,7 @@ head_timeout = "1s"
 auth_timeout = "1s"
 message_timeout = "1s"
 idle_timeout = "4s"
-outbox_age = "1s"
+outbox_age = "2s"
 write_timeout = "60s"
 """
 CROWDED: Final = """
@@ -164,9 +164,12 @@ def publish_unread(gateway: Gateway, client: RawClient, user: str, size: int, co
 
 
 def reads_too_slowly(gateway: Gateway) -> Seen:
-    """So much at once that no outbox holds it."""
+    """So much at once that no outbox holds it; it reads only when it has been given up."""
     with welcomed(gateway, "slow", receive_buffer_bytes=4096) as client:
+        name = 'wsgate_drops_total{cause="closing"}'
+        before = scrape(gateway)[name]
         publish_unread(gateway, client, "slow", 60_000, 100)
+        wait_until("its outbox is given up", lambda: scrape(gateway)[name] > before, LIMIT_S)
         return client.ending()
 
 
