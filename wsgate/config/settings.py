@@ -325,8 +325,10 @@ class Limits(Section, frozen=True, kw_only=True):
 
     # Bytes that may wait to be written to a connection before its channels' slow_consumer decides. This and
     # the next two judge only connections that are behind: the socket was full, and has not yet taken all that
-    # waited then. Others are never judged; publications wait for them in the backlog of [bus]. Size, 1KiB to
-    # 1GiB. Default "1MiB".
+    # waited then. Others are never judged; publications wait for them in the backlog of [bus]. They also wait
+    # a little (1 s at once, then a twentieth of the time) for one that is behind and still takes bytes, and
+    # longer where most connections are behind at once; such a connection may hold one message more. Size,
+    # 1KiB to 1GiB. Default "1MiB".
     outbox_bytes: Annotated[int, _size("1KiB", "1GiB")] = 1_048_576
 
     # Frames that may wait, for floods of small ones. In its first 5 s behind a connection may hold more, as

@@ -569,8 +569,8 @@ class Hub:
             return
         publication = decode_publication(data)
         if publication is None:
-            # No gap: nobody can load what only its publisher could have meant, and a publisher with a fault would
-            # make every client load again and again.
+            # No gap: nobody can load what only its publisher could have meant. A faulty publisher would make
+            # every client load again and again.
             self._count("publications_malformed", 1)
             return
         channel = name.decode()  # somebody subscribed to it, so it is valid
