@@ -104,21 +104,27 @@ class Crowd:
 
     def open(self, tokens: Sequence[str]) -> list[Client]:
         """Open a connection for each token; whoever is refused is counted and left out."""
-        new: list[Client] = []
+        before = len(self.clients)
         for first in range(0, len(tokens), WINDOW):
-            part = []
-            for place, token in enumerate(tokens[first : first + WINDOW]):
-                source = f"127.77.0.{1 + (first + place) % ADDRESSES}"
-                part.append(Client(self._port, source, self._receive_buffer_bytes))
-                part[-1].send(HEAD.format(token).encode())
-            until_s = time.monotonic() + OPEN_S
-            while any(each.is_open and not each.status for each in part) and time.monotonic() < until_s:
-                receive_all(each for each in part if not each.status)
-            for each in part:
-                new.append(each) if each.status == 101 else each.sock.close()
-            self.refused += sum(each.status != 101 for each in part)
-        self.clients += new
-        return new
+            part = tokens[first : first + WINDOW]
+            for place, token in enumerate(part, first):
+                source = f"127.77.0.{1 + place % ADDRESSES}"
+                self.clients.append(Client(self._port, source, self._receive_buffer_bytes))
+                self.clients[-1].send(HEAD.format(token).encode())
+            self._await_answers(self.clients[-len(part) :])
+        new = self.clients[before:]
+        for client in new:
+            if client.status != 101:
+                self.refused += 1
+                client.sock.close()
+                self.clients.remove(client)
+        return self.clients[before:]
+
+    def _await_answers(self, clients: list[Client]) -> None:
+        """Receive until each of them has the answer to its handshake, or has ended."""
+        until_s = time.monotonic() + OPEN_S
+        while any(each.is_open and not each.status for each in clients) and time.monotonic() < until_s:
+            receive_all(each for each in clients if not each.status)
 
     def receive(self, seconds: float = 0.0) -> None:
         """Receive, for so long or until nothing is there at the moment."""

@@ -13,8 +13,8 @@ __all__ = ["OFF_BY", "SLACK_BYTES", "Scale", "Weight"]
 
 OFF_BY: Final = 0.15
 SLACK_BYTES: Final = 16 << 20
-"""Differences below this are no finding. CPython gives an arena of 1 MiB back only when nothing in it is used,
-so a burst leaves emptied arenas behind: 13 MB after the names of F5."""
+"""Differences below this are no finding. CPython gives an arena of 1 MiB back only when it is empty, so a
+burst leaves unused arenas behind: 13 MB after the names of F5."""
 FRESH_S: Final = 2.3
 """A shard writes its numbers once a second."""
 _UNLIMITED: Final = str(1 << 60)
