@@ -96,28 +96,53 @@ class _Publisher:
         return not self.client.is_ended
 
 
-def _flood(publishers: list[_Publisher], limit_s: float, stdin: int) -> PublishFloodResult:
-    """Publish until standard input ends, the limit is over, or nobody is left."""
-    by_descriptor = {publisher.client.fileno(): publisher for publisher in publishers}
-    began_s = time.monotonic()
-    with select.epoll() as poll:
-        poll.register(stdin, select.EPOLLIN)
-        for descriptor in by_descriptor:
-            poll.register(descriptor, select.EPOLLIN | select.EPOLLOUT)
-        while by_descriptor and time.monotonic() - began_s < limit_s:
-            ready = dict(poll.poll(_POLL_S))
-            if ready.pop(stdin, 0):
+class _Crowd:
+    """All connections of a flood, and what they wait for."""
+
+    def __init__(self, plan: FloodPlan, stdin: int) -> None:
+        """Open them; those that are open answer pings meanwhile."""
+        self._stdin = stdin
+        self._poll = select.epoll()
+        self._publishers: list[_Publisher] = []
+        self._living: dict[int, _Publisher] = {}
+        for number in range(len(plan.tokens)):
+            publisher = _Publisher(plan, number)
+            self._publishers.append(publisher)
+            self._living[publisher.client.fileno()] = publisher
+            self._poll.register(publisher.client.fileno(), select.EPOLLIN)
+            self._turn(0.0)
+        self._poll.register(stdin, select.EPOLLIN)
+
+    def _turn(self, limit_s: float) -> bool:
+        """Serve whoever is ready, waiting at most so long; whether standard input has something."""
+        ready = dict(self._poll.poll(limit_s))
+        is_told = bool(ready.pop(self._stdin, 0))
+        for descriptor, events in ready.items():
+            if not self._living[descriptor].serve(events):
+                self._poll.unregister(descriptor)
+                del self._living[descriptor]
+        return is_told
+
+    def wait(self) -> bool:
+        """Answer pings until the word comes; False: standard input has ended."""
+        while not self._turn(_POLL_S):
+            pass
+        return bool(os.read(self._stdin, 1))
+
+    def flood(self, limit_s: float) -> PublishFloodResult:
+        """Publish until standard input ends, the limit is over, or nobody is left."""
+        began_s = time.monotonic()
+        for descriptor in self._living:
+            self._poll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT)
+        while self._living and time.monotonic() - began_s < limit_s:
+            if self._turn(_POLL_S):
                 break
-            for descriptor, events in ready.items():
-                if not by_descriptor[descriptor].serve(events):
-                    poll.unregister(descriptor)
-                    del by_descriptor[descriptor]
-    return PublishFloodResult(
-        accepted=sum(publisher.accepted for publisher in publishers),
-        refused=sum(publisher.refused for publisher in publishers),
-        ended=len(publishers) - len(by_descriptor),
-        elapsed_s=time.monotonic() - began_s,
-    )
+        return PublishFloodResult(
+            accepted=sum(publisher.accepted for publisher in self._publishers),
+            refused=sum(publisher.refused for publisher in self._publishers),
+            ended=len(self._publishers) - len(self._living),
+            elapsed_s=time.monotonic() - began_s,
+        )
 
 
 class PublishFlood:
@@ -185,10 +210,10 @@ def main() -> None:
             return
         line += data
     plan = FloodPlan(**json.loads(line))
-    publishers = [_Publisher(plan, number) for number in range(len(plan.tokens))]
+    crowd = _Crowd(plan, stdin)
     print("ready", flush=True)
-    if os.read(stdin, 1):
-        print(json.dumps(_flood(publishers, plan.limit_s, stdin)), flush=True)
+    if crowd.wait():
+        print(json.dumps(crowd.flood(plan.limit_s)), flush=True)
 
 
 if __name__ == "__main__":
