@@ -363,14 +363,14 @@ class Subscriber:
         later = {name for asked in self._asked for name in asked.names}
         is_single = len(names) == 1
         for name in names:
-            channel = name.removeprefix(self._prefix)
             if not is_single and name not in later and name not in self._unsent:
                 self._send(_SUBSCRIBE, [name])
                 continue
             self._unanswered -= 1
             if name not in later and self._unsent.pop(name, None) is not None:  # to leave it again
                 self._unsent_bytes -= len(name)
-            if channel is name or not self._listener.on_refused(channel):
+            is_channel = name.startswith(self._prefix)
+            if not is_channel or not self._listener.on_refused(name.removeprefix(self._prefix)):
                 return False
         self._progress_s = asyncio.get_running_loop().time()
         self._schedule_write()
