@@ -246,8 +246,8 @@ DEFECTS: Final = {
     "reserve": Defect(
         "dear connections that have no turn while others use up every pass",
         "wsgate/reactor/loop.pyx",
-        "    elif core.passes_without > RESERVE_PASSES:\n",
-        "    elif core.passes_without == 0:\n",
+        "    core.passes_without += 1\n",
+        "",
     ),
     "unverified": Defect(
         "a token in a message that is verified at once, however many wait",
