@@ -6,25 +6,28 @@ connection is charged FRAME_NS a frame and MESSAGE_NS a message, which are as go
 ones are all alike; what inflating took, by the clock; and what the caller says that handling its messages took
 beyond that (`Reactor.charge`). So an ordinary turn needs no look at a clock.
 
-    level_ns      rises; a connection may have its turn when the level has reached its `due_ns`
-    due_ns        of a connection: rises by what its turns cost, from at most QUANTUM_NS below the level
+    level_ns      rises, which forgives everybody the same amount
+    due_ns        of a connection: rises by what its turns cost, from the level at least
     debt          due_ns - level_ns, when that is more than 0
 
     attention     connections that want a turn, in order; who is found to be dear there moves to `indebted`
-    indebted      dear connections that want a turn; they have it when the level has reached them
+    indebted      dear connections that want a turn; they have it when they owe two QUANTUM_NS at most
 
-A connection is dear when it is in debt, or when its messages are known to cost DEAR_NS or more.
+A connection is dear when it owes more than QUANTUM_NS, or when its messages are known to cost DEAR_NS or more.
+A well-behaved connection uses less than that between two rises, even when one of its messages is slow by chance.
 
-A pass serves `attention` first. Then it goes round `indebted` once. When the level has reached nobody there, it
-rises to QUANTUM_NS above the least `due_ns`, so that time is never wasted. A connection that costs little is
-therefore never behind more than the rest of a pass and one turn of a dear one, however many dear ones wait.
-So that those do not starve either, they have one turn in every RESERVE_PASSES passes that have served
-none of them.
+A pass serves `attention` first. Then it goes round `indebted` once. When everybody there owes more than two
+QUANTUM_NS, the level rises until the one that owes least owes one QUANTUM_NS: no time is wasted, and a
+connection that floods stays dear. So a connection that costs little waits for the rest of a pass and one dear
+turn at most, however many dear connections wait. So that those do not starve either, they have one turn in
+every RESERVE_PASSES passes that have served none of them.
 
 What a message costs is known only after it was handled. So each row also remembers what a message of the
 connection costs: a turn of a connection in debt takes no more messages than fit into QUANTUM_NS, and one
 at least; a pass ends when what its messages are expected to cost is PASS_NS. A message of a connection that has
-no row is expected to cost MESSAGE_NS, and BYTE_NS a byte.
+no row is expected to cost MESSAGE_NS, and BYTE_NS a byte. When a message was a surprise, more of its kind may
+come from other connections that are not known yet: for some turns (`unknown_ns`) theirs are expected to cost
+as much, QUANTUM_NS at most.
 
 Debts live in one table of DEBT_ROWS rows of 16 bytes, made when the first connection is charged. A row is
 looked for in DEBT_WAYS places from the slot's number on. Whoever costs less than DEBT_LEAST_NS a turn has no
@@ -101,7 +104,7 @@ cdef int64_t debts_of(Core *core, uint32_t slot) noexcept nogil:
 
 cdef bint debts_is_dear(Core *core, const Debt *row) noexcept nogil:
     """Whether a connection with this row, or with none, comes after those that are not dear."""
-    return row != NULL and (row.due_ns > core.level_ns or row.message_ns >= DEAR_NS)
+    return row != NULL and (row.due_ns - core.level_ns > QUANTUM_NS or row.message_ns >= DEAR_NS)
 
 
 cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t messages) noexcept nogil:
@@ -110,16 +113,14 @@ cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t mess
     cdef int64_t one_ns
     if row == NULL:
         return
-    # What the level rose beyond it in the last round is still its own, so that shares are equal by time.
-    row.due_ns = min(max(row.due_ns, core.level_ns - QUANTUM_NS) + cost_ns, core.level_ns + DEBT_MOST_NS)
+    row.due_ns = min(max(row.due_ns, core.level_ns) + cost_ns, core.level_ns + DEBT_MOST_NS)
     if messages == 0:
         return
     one_ns = min(cost_ns // messages, <int64_t>DEBT_MOST_NS)
-    # Up at once and down slowly: between dear messages there may be cheap ones.
-    if one_ns >= row.message_ns:
-        row.message_ns = <uint32_t>one_ns
-    else:
-        row.message_ns -= (row.message_ns - <uint32_t>one_ns) >> 3
+    if one_ns >= 2 * <int64_t>row.message_ns:
+        core.unknown_ns = max(core.unknown_ns, <uint32_t>min(one_ns, <int64_t>QUANTUM_NS))
+    # Up at once, and down slowly with its turns: between dear messages there may be cheap ones.
+    row.message_ns = max(row.message_ns, <uint32_t>one_ns)
 
 
 cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil:
@@ -145,8 +146,8 @@ cdef void debts_begin(Core *core) noexcept nogil:
 
 
 cdef void debts_raise(Core *core, int64_t least_ns) noexcept nogil:
-    """Nobody who waits has been reached: rise to the one that owes least, and a quantum more."""
-    core.level_ns = max(core.level_ns, least_ns + QUANTUM_NS)
+    """All who wait owe `least_ns` or more, and that is too much: forgive all but a quantum of it."""
+    core.level_ns += least_ns - QUANTUM_NS
 
 
 cdef void debts_forget_slot(Core *core, uint32_t slot) noexcept nogil:

@@ -50,7 +50,7 @@ from wsgate.reactor.structs cimport (
     APPLICATION, ASK_INDEBTED_MS, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS,
     Channel, Connection, ControlSlot, Core, DEBT_MOST_NS, DRAINS_MAX, Debt, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING,
     EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry, FRAMES_IN, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN,
-    IS_WALL_TIME, KINDS, Limits, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND, PACE_MOVING,
+    IS_WALL_TIME, KINDS, Limits, MESSAGE_NS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND, PACE_MOVING,
     PACE_READER, PASS_BYTES, PASS_MESSAGES, PASS_NS, PASS_OPENS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE,
     POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, QUANTUM_NS, RESERVE_PASSES, STATE_FREE,
     POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
@@ -977,12 +977,14 @@ cdef report_fault(error):
     traceback.print_exception(error)
 
 
-cdef int give_turn(Core *core, uint32_t slot, const Debt *row, Pass *used, list events) except -1:
+cdef int give_turn(Core *core, uint32_t slot, Debt *row, Pass *used, list events) except -1:
     """One turn of a connection with this row, or with none, and its charge."""
     cdef uint32_t messages = used.messages
     cdef uint64_t frames = core.counters[<int>FRAMES_IN]
     cdef int64_t inflate_ns = used.inflate_ns
-    used.message_ns = 0 if row == NULL else row.message_ns
+    used.message_ns = core.unknown_ns if row == NULL else row.message_ns
+    if used.message_ns > MESSAGE_NS:
+        used.turn_messages = min(used.turn_messages, max(<uint32_t>1, QUANTUM_NS // used.message_ns))
     core.turns_to_wait -= core.turns_to_wait != 0
     try:
         take_turn(core, slot, used, events)
@@ -991,6 +993,11 @@ cdef int give_turn(Core *core, uint32_t slot, const Debt *row, Pass *used, list 
     except Exception as error:
         turn_failed(core, slot, INTERNAL)
         report_fault(error)
+    if used.messages != messages:
+        if row == NULL:
+            core.unknown_ns -= core.unknown_ns >> 4
+        else:
+            row.message_ns -= row.message_ns >> 3
     if at(core, slot).state == STATE_OPEN:
         debts_charge_turn(
             core, slot, core.counters[<int>FRAMES_IN] - frames, used.messages - messages, used.inflate_ns - inflate_ns
@@ -1013,17 +1020,17 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
     pass is left to them.
     """
     cdef uint32_t slot, turns = core.attention.count, limit = used.messages_limit
+    cdef uint32_t most = min(
+        <uint32_t>TURN_MESSAGES,
+        max(<uint32_t>TURN_MESSAGES_LEAST, limit // max(turns + core.indebted.count, <uint32_t>1)),
+    )
     cdef int given = 0
     cdef Debt *row
+    used.turn_messages = most
     if core.indebted.count and core.passes_without >= RESERVE_PASSES:
-        used.messages_limit -= 1
-        if used.messages_limit == 0:
-            used.messages_limit = limit
+        if limit == 1:
             return 0
-    used.turn_messages = min(
-        <uint32_t>TURN_MESSAGES,
-        max(<uint32_t>TURN_MESSAGES_LEAST, used.messages_limit // max(turns + core.indebted.count, <uint32_t>1)),
-    )
+        used.messages_limit = limit - 1
     while turns:
         turns -= 1
         slot = attention_pop(core)
@@ -1032,17 +1039,19 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
         if row != NULL and at(core, slot).state == STATE_OPEN and debts_is_dear(core, row):
             indebted_push(core, slot)
             continue
+        used.turn_messages = most
         give_turn(core, slot, row, used, events)
         given += 1
         # Newcomers above what a pass may open are for the next one.
         if is_over(used, turns & 7 == 0) or (used.opens >= PASS_OPENS and core.newcomers):
             break
     used.messages_limit = limit
+    used.turn_messages = most
     return given
 
 
 cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) except -1:
-    """Turns for dear connections: one for each that the level has reached, while the pass lasts.
+    """Turns for dear connections: one for each that does not owe too much, while the pass lasts.
 
     When the pass is over before the first of them, one has a turn all the same, now and then. When nobody else
     had a turn (`is_first`), one has a turn in any case, so that every pass gets on, however slow the machine is.
@@ -1059,7 +1068,7 @@ cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) exce
 
 
 cdef int serve_reached(Core *core, Pass *used, list events) except -1:
-    """Go round the dear connections; when the level has reached none of them, it rises, and once again."""
+    """Go round the dear connections; when all owe too much, forgive everybody the same, and once again."""
     cdef uint32_t slot, looks = core.indebted.count, most = used.turn_messages
     cdef int64_t debt, least = DEBT_MOST_NS
     cdef bint has_served = False
@@ -1069,12 +1078,10 @@ cdef int serve_reached(Core *core, Pass *used, list events) except -1:
         slot = indebted_pop(core)
         row = debts_row(core, slot)
         debt = debts_of(core, slot) if at(core, slot).state == STATE_OPEN else 0
-        if debt == 0:
+        if debt <= 2 * QUANTUM_NS:
             has_served = True
             core.passes_without = 0
             used.turn_messages = most
-            if row != NULL and row.message_ns:
-                used.turn_messages = min(most, max(<uint32_t>1, QUANTUM_NS // row.message_ns))
             give_turn(core, slot, row, used, events)
             if is_over(used, True):
                 return 0
@@ -1082,7 +1089,7 @@ cdef int serve_reached(Core *core, Pass *used, list events) except -1:
             least = min(least, debt)
             indebted_push(core, slot)
         if looks == 0 and not has_served and core.indebted.count:
-            debts_raise(core, core.level_ns + least)
+            debts_raise(core, least)
             looks = core.indebted.count
             has_served = True                 # nobody is left behind this time; and not a third time
     return 0

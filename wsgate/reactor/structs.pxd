@@ -75,7 +75,7 @@ cdef enum:
     DEBT_MOST_NS = 50000000
     DEBT_ROWS = 8192             # connections that may be in debt; a power of two
     DEBT_WAYS = 4                # places in which a row may be
-    FORGIVEN_PART = 16           # of the time during which nobody in debt waits
+    FORGIVEN_PART = 512          # of the time while nobody in debt waits: less than the share of one of 300 that flood
     RESERVE_PASSES = 4           # that serve nobody in debt, before one of those has a turn all the same
     LONG_NS = 200000             # a time so long may be another process's
     SLICE_NS = 2000000           # one flush
@@ -589,6 +589,7 @@ ctypedef struct Core:
     int64_t level_ns             # see debts.pyx
     int64_t level_ms             # caller's clock: when time was last looked at to forgive debts
     int64_t thread_ns            # this thread's processor time when it was asked last
+    uint32_t unknown_ns          # what a message of a connection without a row may cost, from late surprises
     int is_exact                 # for tests: charges are believed as they are, and inflating costs nothing
     uint32_t passes_without      # passes since one in debt had a turn, while some waited
     uint32_t newcomers           # at the head of the queue: accepted, and without a turn so far
