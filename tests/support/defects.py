@@ -249,6 +249,12 @@ DEFECTS: Final = {
         "    core.passes_without += 1\n",
         "",
     ),
+    "shares": Defect(
+        "a share of the loop for each connection of a user",
+        "wsgate/reactor/debts.pyx",
+        "    return user | DEBT_OF_USER if user else slot + 1\n",
+        "    return slot + 1\n",
+    ),
     "unverified": Defect(
         "a token in a message that is verified at once, however many wait",
         "wsgate/shard/process.py",
@@ -317,6 +323,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
         (*_PYTEST, "tests/unit/test_shard_turns.py", "-k", "charged"),
     ),
     "reserve": ((*_PYTEST, "tests/unit/test_debts.py"),),
+    "shares": ((*_PYTEST, "tests/unit/test_debts.py", "-k", "one_share"),),
     "unverified": ((*_PYTEST, "tests/unit/test_shard_turns.py"),),
     "unnamed": ((*_PYTEST, "tests/unit/test_backlog.py"),),
     "newcomer": ((*_PYTEST, "tests/unit/test_turns.py", "-k", "newcomers_are_read"),),

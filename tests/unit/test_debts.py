@@ -170,6 +170,40 @@ def test_shares_are_equal_by_time_and_not_by_messages() -> None:
         assert 3 <= served[other.conn] / served[dear.conn] <= 5
 
 
+@pytest.mark.parametrize("cost_ns", [0, DEAR_NS])
+def test_connections_of_one_user_have_one_share_however_many_they_are(cost_ns: int) -> None:
+    """Two users flood, one of them on 99 connections. Dear messages: each has half of the time."""
+    with loop() as at:
+        peers = [at.come(cost_ns) for _ in range(100)]
+        for peer in peers[:99]:
+            at.rig.reactor.set_user(peer.conn, b"many")
+        at.rig.reactor.set_user(peers[99].conn, b"one")
+        for peer in peers:
+            peer.send(client_frame(1, b"x") * 3_000)
+        at.steps(200)
+        at.order.clear()
+        at.steps(100)
+        of_one = at.order.count(peers[99].conn)
+        if cost_ns:
+            assert 0.4 <= of_one / len(at.order) <= 0.6
+        else:
+            assert of_one >= 600, "a turn of 8 messages in nearly every pass, and not in every third"
+
+
+def test_user_that_comes_back_on_a_new_connection_still_owes() -> None:
+    with loop() as at:
+        peer = at.dear(1)[0]
+        at.rig.reactor.set_user(peer.conn, b"back")
+        at.steps(20)
+        assert at.debt_ns(peer) > 0
+        peer.close()
+        at.rig.turn()
+        again = at.come()
+        assert at.debt_ns(again) == 0
+        at.rig.reactor.set_user(again.conn, b"back")
+        assert at.debt_ns(again) > 0
+
+
 def test_connection_that_uses_little_is_not_dear_although_one_message_was_slow_by_chance() -> None:
     with loop() as at:
         at.dear(30)

@@ -15,7 +15,7 @@ from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.loop cimport Reactor
 from wsgate.reactor.structs cimport (
     BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core,
-    DEBT_ROWS, DRAINS_MAX, Debt, Entry, Frame, Gap, HEAD_GROUPS, HeadGroup, IN_ATTENTION, IN_BULK, IN_FAILED,
+    DEBT_OF_USER, DEBT_ROWS, DRAINS_MAX, Debt, Entry, Frame, Gap, HEAD_GROUPS, HeadGroup, IN_ATTENTION, IN_BULK, IN_FAILED,
     IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
     KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
     ORPHAN_TICKS, Outbox, PACES, PACE_BEHIND, PACE_MOVING, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES,
@@ -545,7 +545,7 @@ cdef class _Audit:
         self.expect("drains", self.core.drain_count, drains)
         if self.core.debts != NULL:
             for index in range(<uint32_t>DEBT_ROWS):
-                if self.core.debts[index].place and (
+                if self.core.debts[index].place and not self.core.debts[index].place & DEBT_OF_USER and (
                     self.core.debts[index].place > self.used
                     or self.at(self.core.debts[index].place - 1).state == STATE_FREE
                 ):

@@ -29,8 +29,11 @@ no row is expected to cost MESSAGE_NS, and BYTE_NS a byte. When a message was a 
 come from other connections that are not known yet: for some turns (`unknown_ns`) theirs are expected to cost
 as much, QUANTUM_NS at most.
 
+The connections of one user have one debt and one share, however many they are; a connection without a user has
+its own. A user's debt outlives its connections, so that coming back forgives nothing.
+
 Debts live in one table of DEBT_ROWS rows of 16 bytes, made when the first connection is charged. A row is
-looked for in DEBT_WAYS places from the slot's number on. Whoever costs less than DEBT_LEAST_NS a turn has no
+looked for in DEBT_WAYS places from the user's hash or the slot's number on. Whoever costs less than DEBT_LEAST_NS a turn has no
 row, so an idle or ordinary connection costs no memory, and no look at the table when it is the only kind there
 is. When all places are taken, the smallest debt is forgotten. A debt is at most DEBT_MOST_NS. While nobody in
 debt waits, the level rises by one FORGIVEN_PART of the caller's time, so that an old debt is forgiven.
@@ -47,30 +50,41 @@ from libc.stdlib cimport calloc, free
 
 from wsgate.reactor.seam cimport thread_ns
 from wsgate.reactor.structs cimport (
-    Core, DEAR_NS, DEBT_MOST_NS, DEBT_ROWS, DEBT_WAYS, Debt, FORGIVEN_PART, KIND_TABLE, LONG_NS, QUANTUM_NS,
+    Core, DEAR_NS, DEBT_MOST_NS, DEBT_OF_USER, DEBT_ROWS, DEBT_WAYS, Debt, FORGIVEN_PART, KIND_TABLE, LONG_NS,
+    QUANTUM_NS,
 )
+from wsgate.reactor.users cimport link_of
 
 cdef enum:
     TABLE_BYTES = DEBT_ROWS * sizeof(Debt)
     MS_NS = 1000000
 
 
-cdef Debt *debts_row(Core *core, uint32_t slot) noexcept nogil:
-    """The row of a slot, or NULL."""
+cdef inline uint32_t debtor_of(Core *core, uint32_t slot) noexcept nogil:
+    """Who owes what a connection costs, as `Debt.place` has it. Two users in 2^31 share a debt."""
+    cdef uint32_t user = link_of(core, slot).hash
+    return user | DEBT_OF_USER if user else slot + 1
+
+
+cdef Debt *find_row(Core *core, uint32_t place) noexcept nogil:
+    """The row of a debtor, or NULL. Only where there is a table."""
     cdef uint32_t way
     cdef Debt *row
-    if core.debts == NULL:
-        return NULL
     for way in range(<uint32_t>DEBT_WAYS):
-        row = core.debts + ((slot + way) & (DEBT_ROWS - 1))
-        if row.place == slot + 1:
+        row = core.debts + ((place + way) & (DEBT_ROWS - 1))
+        if row.place == place:
             return row
     return NULL
 
 
+cdef Debt *debts_row(Core *core, uint32_t slot) noexcept nogil:
+    """The row that a connection is charged to, or NULL."""
+    return NULL if core.debts == NULL else find_row(core, debtor_of(core, slot))
+
+
 cdef Debt *row_for(Core *core, uint32_t slot, int64_t due_ns) noexcept nogil:
-    """The row of a slot, made if there is none; NULL when all its places are taken by greater debts."""
-    cdef uint32_t way
+    """The row of a connection, made if there is none; NULL when all its places are taken by greater debts."""
+    cdef uint32_t way, place = debtor_of(core, slot)
     cdef Debt *row = debts_row(core, slot)
     cdef Debt *least = NULL
     if row != NULL:
@@ -82,7 +96,7 @@ cdef Debt *row_for(Core *core, uint32_t slot, int64_t due_ns) noexcept nogil:
         core.held[<int>KIND_TABLE] += TABLE_BYTES
         core.level_ms = core.now_ms
     for way in range(<uint32_t>DEBT_WAYS):
-        row = core.debts + ((slot + way) & (DEBT_ROWS - 1))
+        row = core.debts + ((place + way) & (DEBT_ROWS - 1))
         if row.place == 0:
             least = row
             break
@@ -90,7 +104,7 @@ cdef Debt *row_for(Core *core, uint32_t slot, int64_t due_ns) noexcept nogil:
             least = row
     if least.place and least.due_ns > due_ns:
         return NULL
-    least.place = slot + 1
+    least.place = place
     least.message_ns = 0
     least.due_ns = core.level_ns
     return least
@@ -151,7 +165,8 @@ cdef void debts_raise(Core *core, int64_t least_ns) noexcept nogil:
 
 
 cdef void debts_forget_slot(Core *core, uint32_t slot) noexcept nogil:
-    cdef Debt *row = debts_row(core, slot)
+    """Free the row that is of this slot and not of a user; whoever comes next owes nothing."""
+    cdef Debt *row = find_row(core, slot + 1)
     if row != NULL:
         row.place = 0
 

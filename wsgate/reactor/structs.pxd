@@ -75,6 +75,7 @@ cdef enum:
     DEBT_MOST_NS = 50000000
     DEBT_ROWS = 8192             # connections that may be in debt; a power of two
     DEBT_WAYS = 4                # places in which a row may be
+    DEBT_OF_USER = 0x80000000    # in Debt.place: the rest is of a user's hash
     FORGIVEN_PART = 512          # of the time while nobody in debt waits: less than the share of one of 300 that flood
     RESERVE_PASSES = 4           # that serve nobody in debt, before one of those has a turn all the same
     LONG_NS = 200000             # a time so long may be another process's
@@ -512,7 +513,7 @@ ctypedef struct Limits:
     uint32_t walk_at_once
 
 ctypedef struct Debt:            # 16 bytes, of a connection that was costly lately; see debts.pyx
-    uint32_t place               # its slot + 1; 0: a free row
+    uint32_t place               # whose: DEBT_OF_USER and a user's hash, or a slot + 1; 0: a free row
     uint32_t message_ns          # what a message of it costs
     int64_t due_ns               # the level at which it may have its turn
 
