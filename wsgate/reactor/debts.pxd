@@ -8,6 +8,7 @@ cdef int64_t debts_of(Core *core, uint32_t slot) noexcept nogil
 cdef Debt *debts_row(Core *core, uint32_t slot) noexcept nogil
 cdef bint debts_is_dear(Core *core, const Debt *row) noexcept nogil
 cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t messages) noexcept nogil
+cdef void debts_decay(Debt *row) noexcept nogil
 cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil
 cdef void debts_begin(Core *core) noexcept nogil
 cdef void debts_raise(Core *core, int64_t least_ns) noexcept nogil

@@ -13,7 +13,7 @@ beyond that (`Reactor.charge`). So an ordinary turn needs no look at a clock.
     attention     connections that want a turn, in order; who is found to be dear there moves to `indebted`
     indebted      dear connections that want a turn; they have it when they owe two QUANTUM_NS at most
 
-A connection is dear when it owes more than QUANTUM_NS, or when its messages are known to cost DEAR_NS or more.
+A connection is dear when it owes more than QUANTUM_NS, or when two messages of late cost DEAR_NS or more.
 A well-behaved connection uses less than that between two rises, even when one of its messages is slow by chance.
 
 A pass serves `attention` first. Then it goes round `indebted` once. When everybody there owes more than two
@@ -58,6 +58,7 @@ from wsgate.reactor.users cimport link_of
 cdef enum:
     TABLE_BYTES = DEBT_ROWS * sizeof(Debt)
     MS_NS = 1000000
+    SEEN_AGAIN = 1               # in Debt.message_ns: two messages of late were dear
 
 
 cdef inline uint32_t debtor_of(Core *core, uint32_t slot) noexcept nogil:
@@ -118,7 +119,9 @@ cdef int64_t debts_of(Core *core, uint32_t slot) noexcept nogil:
 
 cdef bint debts_is_dear(Core *core, const Debt *row) noexcept nogil:
     """Whether a connection with this row, or with none, comes after those that are not dear."""
-    return row != NULL and (row.due_ns - core.level_ns > QUANTUM_NS or row.message_ns >= DEAR_NS)
+    return row != NULL and (
+        row.due_ns - core.level_ns > QUANTUM_NS or (row.message_ns >= DEAR_NS and row.message_ns & SEEN_AGAIN)
+    )
 
 
 cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t messages) noexcept nogil:
@@ -133,8 +136,21 @@ cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t mess
     one_ns = min(cost_ns // messages, <int64_t>DEBT_MOST_NS)
     if one_ns >= 2 * <int64_t>row.message_ns:
         core.unknown_ns = max(core.unknown_ns, <uint32_t>min(one_ns, <int64_t>QUANTUM_NS))
-    # Up at once, and down slowly with its turns: between dear messages there may be cheap ones.
-    row.message_ns = max(row.message_ns, <uint32_t>one_ns)
+    # Up at once, and down slowly with its turns: between dear messages there may be cheap ones. One message that
+    # took long by chance makes nobody dear; a second one does.
+    if one_ns >= DEAR_NS:
+        row.message_ns = (max(row.message_ns, <uint32_t>one_ns) & ~<uint32_t>SEEN_AGAIN) | (
+            SEEN_AGAIN if row.message_ns >= DEAR_NS else 0
+        )
+    else:
+        row.message_ns = max(row.message_ns, <uint32_t>one_ns & ~<uint32_t>SEEN_AGAIN)
+
+
+cdef void debts_decay(Debt *row) noexcept nogil:
+    """A turn with messages is over: what a message of the connection costs may be less from now on."""
+    row.message_ns = ((row.message_ns - (row.message_ns >> 3)) & ~<uint32_t>SEEN_AGAIN) | (
+        row.message_ns & SEEN_AGAIN
+    )
 
 
 cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil:

@@ -29,7 +29,7 @@ from wsgate.reactor.channels cimport (
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, orphans_tick, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.debts cimport (
-    debts_begin, debts_charge, debts_charge_turn, debts_is_dear, debts_measured, debts_of, debts_raise,
+    debts_begin, debts_charge, debts_charge_turn, debts_decay, debts_is_dear, debts_measured, debts_of, debts_raise,
     debts_row,
 )
 from wsgate.reactor.deadlines cimport (
@@ -997,7 +997,7 @@ cdef int give_turn(Core *core, uint32_t slot, Debt *row, Pass *used, list events
         if row == NULL:
             core.unknown_ns -= core.unknown_ns >> 4
         else:
-            row.message_ns -= row.message_ns >> 3
+            debts_decay(row)
     if at(core, slot).state == STATE_OPEN:
         debts_charge_turn(
             core, slot, core.counters[<int>FRAMES_IN] - frames, used.messages - messages, used.inflate_ns - inflate_ns
