@@ -1,11 +1,11 @@
-"""What do clients that are dear to serve do to a good one?
+"""What do clients that are costly to serve do to a good one?
 
     python -m loadtest.cpu_floods [--clients 30] [--only NAME] [--seconds 5]
 
 One shard with the default limits. 20 good clients ask `ping`, 20 times a second each, before and during each
-flood of dear_peers.py. Fails when the p99 of their answers is above 10 ms beside up to 30 flooders, or 20 ms
-beside more, or when a good client was not answered. Run it on a machine that does nothing else: the flood,
-the good clients and the shard want a processor each.
+flood of costly_peers.py. Fails when the p99 of their answers is above 10 ms beside up to 30 flooders, or
+20 ms beside more, or when a good client was not answered. Run it on a machine that does nothing else: the
+flood, the good clients and the shard want a processor each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from typing import Final
 
 from loadtest.bench_gateway import GatewayProcess
-from loadtest.dear_peers import FLOODS, HANDSHAKES, question
+from loadtest.costly_peers import FLOODS, HANDSHAKES, question
 from loadtest.flood import FloodProcess, Peer
 from loadtest.verdict import print_verdict
 
@@ -134,7 +134,7 @@ def _run(name: str, clients: int, seconds: float) -> float:
         limit_s = 4 * (seconds + WARM_UP_S + _LOST_S)
         arguments = (name,)
         with FloodProcess(
-            gateway.port, clients, limit_s=limit_s, module="loadtest.dear_peers", arguments=arguments
+            gateway.port, clients, limit_s=limit_s, module="loadtest.costly_peers", arguments=arguments
         ) as flood:
             before, _ = _shown(group.measure(seconds))
             flood.begin()

@@ -33,7 +33,7 @@ from wsgate.reasons import Reason
 TOTAL = 100_000
 BATCH = 100
 TABLE_BYTES = (1024 * 144, 1024 * 144 + 8192 * 16)
-"""Of the connections; a reactor in which one was dear has a table of debts too."""
+"""Of the connections; a reactor in which one was costly has a table of debts too."""
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 NO = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"

@@ -244,7 +244,7 @@ DEFECTS: Final = {
         "            debts_measured(core, cost_ns)\n",
     ),
     "reserve": Defect(
-        "dear connections that have no turn while others use up every pass",
+        "costly connections that have no turn while others use up every pass",
         "wsgate/reactor/loop.pyx",
         "    core.passes_without += 1\n",
         "",

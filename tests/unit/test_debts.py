@@ -1,4 +1,4 @@
-"""The loop is shared by cost: who is dear waits for who is not, and nobody waits for ever.
+"""The loop is shared by cost: who is costly waits for who is not, and nobody waits for ever.
 
 The clock is the test's own: a turn in the compiled code costs 5 us a message, and each test says what its
 messages cost beyond that. So everything here counts turns and messages.
@@ -18,7 +18,7 @@ from wsgate.reactor.events import Event
 from wsgate.reactor.testing import let_go, open_slots
 
 MS_NS = 1_000_000
-DEAR_NS = MS_NS
+COSTLY_NS = MS_NS
 QUANTUM_NS = 500_000  # as in structs.pxd, like those below
 PASS_NS = 2_000_000
 DEBT_MOST_NS = 50_000_000
@@ -52,9 +52,9 @@ class Loop:
         self.costs[peer.conn] = cost_ns
         return peer
 
-    def dear(self, count: int, *, messages: int = 500) -> list[Peer]:
-        """Connections with dear messages, of which two of each are known already."""
-        peers = [self.come(DEAR_NS) for _ in range(count)]
+    def costly(self, count: int, *, messages: int = 500) -> list[Peer]:
+        """Connections with costly messages, of which two of each are known already."""
+        peers = [self.come(COSTLY_NS) for _ in range(count)]
         for peer in peers * 2:
             peer.send(client_frame(1, b"x"))
         self.rig.turn()
@@ -84,22 +84,22 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.mark.parametrize("count", [1, 30, 300])
-def test_cheap_message_waits_for_one_pass_however_many_dear_connections_flood(count: int) -> None:
+def test_cheap_message_waits_for_one_pass_however_many_costly_connections_flood(count: int) -> None:
     with loop() as at:
-        at.dear(count)
+        at.costly(count)
         cheap = at.come()
         for _ in range(20):
             before = len(at.order)
             cheap.send(client_frame(1, b"ping"))
             while cheap.conn not in at.order[before:]:
                 at.steps(1)
-                # Two passes: epoll is asked every 2 ms. Each ends when its dear messages are worth 2 ms.
-                assert len(at.order) - before <= 2 * PASS_NS // DEAR_NS + 1
+                # Two passes: epoll is asked every 2 ms. Each ends when its costly messages are worth 2 ms.
+                assert len(at.order) - before <= 2 * PASS_NS // COSTLY_NS + 1
 
 
-def test_cheap_message_goes_first_in_a_pass_that_also_serves_dear_connections() -> None:
+def test_cheap_message_goes_first_in_a_pass_that_also_serves_costly_connections() -> None:
     with loop() as at:
-        at.dear(30)
+        at.costly(30)
         cheap = at.come()
         for _ in range(10):
             cheap.send(client_frame(1, b"ping"))
@@ -109,20 +109,20 @@ def test_cheap_message_goes_first_in_a_pass_that_also_serves_dear_connections() 
             assert at.order[0] == cheap.conn
 
 
-def test_turn_of_a_dear_connection_takes_one_message() -> None:
+def test_turn_of_a_costly_connection_takes_one_message() -> None:
     with loop() as at:
-        peers = at.dear(5)
+        peers = at.costly(5)
         at.steps(40)
         assert len(at.order) >= 40
         assert all(one != other for one, other in zip(at.order, at.order[1:], strict=False))
         assert set(at.order) == {peer.conn for peer in peers}
 
 
-def test_first_messages_of_many_unknown_dear_connections_delay_a_cheap_one_by_one_turn_each() -> None:
+def test_first_messages_of_many_unknown_costly_connections_delay_a_cheap_one_by_one_turn_each() -> None:
     """After the first surprise an unknown connection has turns of one message, until all are known."""
     count = 200
     with loop() as at:
-        peers = [at.come(DEAR_NS) for _ in range(count)]
+        peers = [at.come(COSTLY_NS) for _ in range(count)]
         for peer in peers:
             peer.send(client_frame(1, b"x") * 100)
         at.steps(1)
@@ -136,7 +136,7 @@ def test_first_messages_of_many_unknown_dear_connections_delay_a_cheap_one_by_on
 
 def test_cheap_unknown_connections_soon_have_full_turns_again_after_a_surprise() -> None:
     with loop() as at:
-        surprise = at.come(DEAR_NS)
+        surprise = at.come(COSTLY_NS)
         surprise.send(client_frame(1, b"x"))
         at.rig.turn()
         for _ in range(100):
@@ -153,7 +153,7 @@ def test_cheap_unknown_connections_soon_have_full_turns_again_after_a_surprise()
 
 def test_two_connections_of_equal_cost_alternate() -> None:
     with loop() as at:
-        first, second = (peer.conn for peer in at.dear(2))
+        first, second = (peer.conn for peer in at.costly(2))
         at.steps(40)
         assert at.order[:60:2] in ([first] * 30, [second] * 30)
         assert at.order[1:60:2] in ([first] * 30, [second] * 30)
@@ -161,18 +161,18 @@ def test_two_connections_of_equal_cost_alternate() -> None:
 
 def test_shares_are_equal_by_time_and_not_by_messages() -> None:
     with loop() as at:
-        dear, other = at.dear(2, messages=2_000)
-        at.costs[other.conn] = DEAR_NS // 4
+        costly, other = at.costly(2, messages=2_000)
+        at.costs[other.conn] = COSTLY_NS // 4
         at.steps(100)
         at.order.clear()
         at.steps(200)
         served = Counter(at.order)
-        assert 3 <= served[other.conn] / served[dear.conn] <= 5
+        assert 3 <= served[other.conn] / served[costly.conn] <= 5
 
 
-@pytest.mark.parametrize("cost_ns", [0, DEAR_NS])
+@pytest.mark.parametrize("cost_ns", [0, COSTLY_NS])
 def test_connections_of_one_user_have_one_share_however_many_they_are(cost_ns: int) -> None:
-    """Two users flood, one of them on 99 connections. Dear messages: each has half of the time."""
+    """Two users flood, one of them on 99 connections. Costly messages: each has half of the time."""
     with loop() as at:
         peers = [at.come(cost_ns) for _ in range(100)]
         for peer in peers[:99]:
@@ -192,7 +192,7 @@ def test_connections_of_one_user_have_one_share_however_many_they_are(cost_ns: i
 
 def test_user_that_comes_back_on_a_new_connection_still_owes() -> None:
     with loop() as at:
-        peer = at.dear(1)[0]
+        peer = at.costly(1)[0]
         at.rig.reactor.set_user(peer.conn, b"back")
         at.steps(20)
         assert at.debt_ns(peer) > 0
@@ -204,9 +204,9 @@ def test_user_that_comes_back_on_a_new_connection_still_owes() -> None:
         assert at.debt_ns(again) > 0
 
 
-def test_connection_that_uses_little_is_not_dear_although_one_message_was_slow_by_chance() -> None:
+def test_connection_that_uses_little_is_not_costly_although_one_message_was_slow_by_chance() -> None:
     with loop() as at:
-        at.dear(30)
+        at.costly(30)
         good = at.come()
         at.rig.reactor.charge(good.conn, QUANTUM_NS // 6)
         for _ in range(10):
@@ -217,10 +217,10 @@ def test_connection_that_uses_little_is_not_dear_although_one_message_was_slow_b
             assert at.order[0] == good.conn
 
 
-def test_one_slow_message_makes_nobody_dear_and_a_second_one_does() -> None:
+def test_one_slow_message_makes_nobody_costly_and_a_second_one_does() -> None:
     """The first may be chance: another process, or a page that had to be read."""
     with loop() as at:
-        at.dear(30)
+        at.costly(30)
         client = at.come(QUANTUM_NS - 100_000)
         positions = []
         for _ in range(3):
@@ -234,7 +234,7 @@ def test_one_slow_message_makes_nobody_dear_and_a_second_one_does() -> None:
 
 def test_connection_in_debt_that_is_alone_is_served_in_every_pass() -> None:
     with loop() as at:
-        at.dear(1)
+        at.costly(1)
         for _ in range(50):
             before = len(at.order)
             at.steps(1)
@@ -243,7 +243,7 @@ def test_connection_in_debt_that_is_alone_is_served_in_every_pass() -> None:
 
 def test_connection_in_debt_has_a_turn_although_others_use_up_every_pass() -> None:
     with loop() as at:
-        (dear,) = at.dear(1)
+        (costly,) = at.costly(1)
         cheap = [at.come() for _ in range(4)]
         at.order.clear()
         for _ in range(20 * RESERVE_PASSES):
@@ -252,7 +252,7 @@ def test_connection_in_debt_has_a_turn_although_others_use_up_every_pass() -> No
             at.rig.now_ms += 5
             for event in at.rig.reactor.poll(at.rig.now_ms, len(cheap)):
                 at._on_event(at.rig, event)
-        turns = at.order.count(dear.conn)
+        turns = at.order.count(costly.conn)
         assert 12 <= turns <= 20, "one in every so many passes, and not more"
 
 
@@ -283,7 +283,7 @@ def test_debt_of_a_connection_does_not_pass_on_to_the_next_one_in_its_slot() -> 
 
 def test_end_of_a_connection_in_debt_is_reported_within_one_round() -> None:
     with loop() as at:
-        peers = at.dear(30)
+        peers = at.costly(30)
         leaving = peers[7]
         at.steps(40)
         at.rig.reactor.charge(leaving.conn, DEBT_MOST_NS)
@@ -293,9 +293,9 @@ def test_end_of_a_connection_in_debt_is_reported_within_one_round() -> None:
         assert at.rig.of(leaving)[-1][0] == events.CLOSED
 
 
-def test_close_frame_behind_dear_messages_comes_after_them() -> None:
+def test_close_frame_behind_costly_messages_comes_after_them() -> None:
     with loop() as at:
-        peer = at.come(DEAR_NS)
+        peer = at.come(COSTLY_NS)
         peer.send(client_frame(1, b"x") * 40 + client_close(1000))
         at.rig.turn()
         assert [kind for kind, _ in at.rig.of(peer)][:41] == [events.TEXT] * 40 + [events.PEER_CLOSED]

@@ -1,4 +1,4 @@
-"""How many messages a pass may take: small at first, more while they are cheap, fewer when they are dear."""
+"""How many messages a pass may take: few at first, more while they are cheap, fewer when they are costly."""
 
 from wsgate.shard.budget import FAST_S, LEAST, MOST, SLOW_S, START, PassBudget
 
@@ -16,13 +16,13 @@ def test_cheap_messages_come_in_full_passes_soon() -> None:
     assert run(PassBudget(), 5, 5e-6) == [START, 128, MOST, MOST, MOST]
 
 
-def test_dear_ones_never_hold_the_loop_longer_than_the_first_pass() -> None:
+def test_costly_ones_never_hold_the_loop_longer_than_the_first_pass() -> None:
     taken = run(PassBudget(), 50, 80e-6)
     assert max(taken) == START
     assert taken[-1] * 80e-6 <= SLOW_S
 
 
-def test_very_dear_ones_still_come() -> None:
+def test_very_costly_ones_still_come() -> None:
     assert run(PassBudget(), 50, 1e-2)[-1] == LEAST
 
 

@@ -279,15 +279,15 @@ def test_message_that_took_long_is_charged_to_its_connection(monkeypatch: pytest
     async def main() -> None:
         with hall() as at:
             trust_charges(at.shard._reactor)
-            dear, cheap = at.come("127.0.0.2", upgraded=True), at.come("127.0.0.2", upgraded=True)
+            costly, cheap = at.come("127.0.0.2", upgraded=True), at.come("127.0.0.2", upgraded=True)
             run = at.shard._commands.run
 
             def slowly(conn: int, dialect: Any, message: bytes, opcode: int) -> None:
-                clock_ns[0] += 3_000_000 if b"dear" in message else 4_000
+                clock_ns[0] += 3_000_000 if b"costly" in message else 4_000
                 run(conn, dialect, message, opcode)
 
             monkeypatch.setattr(at.shard._commands, "run", slowly)
-            dear.sendall(said({"op": "ping", "x": "dear"}))
+            costly.sendall(said({"op": "ping", "x": "costly"}))
             cheap.sendall(said({"op": "ping"}))
             at.shard._pump()
             handles, _ = at.shard._reactor.connections(0, 10)

@@ -6,7 +6,7 @@ from wsgate.reactor.structs cimport Core, DEBT_LEAST_NS, Debt, FRAME_NS, MESSAGE
 
 cdef int64_t debts_of(Core *core, uint32_t slot) noexcept nogil
 cdef Debt *debts_row(Core *core, uint32_t slot) noexcept nogil
-cdef bint debts_is_dear(Core *core, const Debt *row) noexcept nogil
+cdef bint debts_is_costly(Core *core, const Debt *row) noexcept nogil
 cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t messages) noexcept nogil
 cdef void debts_decay(Debt *row) noexcept nogil
 cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil

@@ -10,16 +10,16 @@ beyond that (`Reactor.charge`). So an ordinary turn needs no look at a clock.
     due_ns        of a connection: rises by what its turns cost, from the level at least
     debt          due_ns - level_ns, when that is more than 0
 
-    attention     connections that want a turn, in order; who is found to be dear there moves to `indebted`
-    indebted      dear connections that want a turn; they have it when they owe two QUANTUM_NS at most
+    attention     connections that want a turn, in order; who is found to be costly there moves to `indebted`
+    indebted      costly connections that want a turn; they have it when they owe two QUANTUM_NS at most
 
-A connection is dear when it owes more than QUANTUM_NS, or when two messages of late cost DEAR_NS or more.
+A connection is costly when it owes more than QUANTUM_NS, or when two messages of late cost COSTLY_NS or more.
 A well-behaved connection uses less than that between two rises, even when one of its messages is slow by chance.
 
 A pass serves `attention` first. Then it goes round `indebted` once. When everybody there owes more than two
 QUANTUM_NS, the level rises until the one that owes least owes one QUANTUM_NS: no time is wasted, and a
-connection that floods stays dear. So a connection that costs little waits for the rest of a pass and one dear
-turn at most, however many dear connections wait. So that those do not starve either, they have one turn in
+connection that floods stays costly. So a connection that costs little waits for the rest of a pass and one costly
+turn at most, however many costly connections wait. So that those do not starve either, they have one turn in
 every RESERVE_PASSES passes that have served none of them.
 
 What a message costs is known only after it was handled. So each row also remembers what a message of the
@@ -50,7 +50,7 @@ from libc.stdlib cimport calloc, free
 
 from wsgate.reactor.seam cimport thread_ns
 from wsgate.reactor.structs cimport (
-    Core, DEAR_NS, DEBT_MOST_NS, DEBT_OF_USER, DEBT_ROWS, DEBT_WAYS, Debt, FORGIVEN_PART, KIND_TABLE, LONG_NS,
+    Core, COSTLY_NS, DEBT_MOST_NS, DEBT_OF_USER, DEBT_ROWS, DEBT_WAYS, Debt, FORGIVEN_PART, KIND_TABLE, LONG_NS,
     QUANTUM_NS,
 )
 from wsgate.reactor.users cimport link_of
@@ -58,7 +58,7 @@ from wsgate.reactor.users cimport link_of
 cdef enum:
     TABLE_BYTES = DEBT_ROWS * sizeof(Debt)
     MS_NS = 1000000
-    SEEN_AGAIN = 1               # in Debt.message_ns: two messages of late were dear
+    SEEN_AGAIN = 1               # in Debt.message_ns: two messages of late were costly
 
 
 cdef inline uint32_t debtor_of(Core *core, uint32_t slot) noexcept nogil:
@@ -117,10 +117,10 @@ cdef int64_t debts_of(Core *core, uint32_t slot) noexcept nogil:
     return 0 if row == NULL else max(row.due_ns - core.level_ns, <int64_t>0)
 
 
-cdef bint debts_is_dear(Core *core, const Debt *row) noexcept nogil:
-    """Whether a connection with this row, or with none, comes after those that are not dear."""
+cdef bint debts_is_costly(Core *core, const Debt *row) noexcept nogil:
+    """Whether a connection with this row, or with none, comes after those that are not costly."""
     return row != NULL and (
-        row.due_ns - core.level_ns > QUANTUM_NS or (row.message_ns >= DEAR_NS and row.message_ns & SEEN_AGAIN)
+        row.due_ns - core.level_ns > QUANTUM_NS or (row.message_ns >= COSTLY_NS and row.message_ns & SEEN_AGAIN)
     )
 
 
@@ -136,11 +136,11 @@ cdef void debts_charge(Core *core, uint32_t slot, int64_t cost_ns, uint32_t mess
     one_ns = min(cost_ns // messages, <int64_t>DEBT_MOST_NS)
     if one_ns >= 2 * <int64_t>row.message_ns:
         core.unknown_ns = max(core.unknown_ns, <uint32_t>min(one_ns, <int64_t>QUANTUM_NS))
-    # Up at once, and down slowly with its turns: between dear messages there may be cheap ones. One message that
-    # took long by chance makes nobody dear; a second one does.
-    if one_ns >= DEAR_NS:
+    # Up at once, and down slowly with its turns: between costly messages there may be cheap ones. One message that
+    # took long by chance makes nobody costly; a second one does.
+    if one_ns >= COSTLY_NS:
         row.message_ns = (max(row.message_ns, <uint32_t>one_ns) & ~<uint32_t>SEEN_AGAIN) | (
-            SEEN_AGAIN if row.message_ns >= DEAR_NS else 0
+            SEEN_AGAIN if row.message_ns >= COSTLY_NS else 0
         )
     else:
         row.message_ns = max(row.message_ns, <uint32_t>one_ns & ~<uint32_t>SEEN_AGAIN)

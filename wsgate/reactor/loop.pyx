@@ -29,7 +29,7 @@ from wsgate.reactor.channels cimport (
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, orphans_tick, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.debts cimport (
-    debts_begin, debts_charge, debts_charge_turn, debts_decay, debts_is_dear, debts_measured, debts_of, debts_raise,
+    debts_begin, debts_charge, debts_charge_turn, debts_decay, debts_is_costly, debts_measured, debts_of, debts_raise,
     debts_row,
 )
 from wsgate.reactor.deadlines cimport (
@@ -1014,7 +1014,7 @@ cdef inline bint is_over(Pass *used, bint asks_clock) noexcept nogil:
 
 
 cdef int serve_attention(Core *core, Pass *used, list events) except -1:
-    """A turn for everybody on the attention queue who is not dear; who is goes to the other queue.
+    """A turn for everybody on the attention queue who is not costly; who is goes to the other queue.
 
     What comes back is the number of turns. Where those in debt have waited for long enough, one message of the
     pass is left to them.
@@ -1036,7 +1036,7 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
         slot = attention_pop(core)
         # Only what it says may wait. Its end may not: it gives memory back.
         row = debts_row(core, slot)
-        if row != NULL and at(core, slot).state == STATE_OPEN and debts_is_dear(core, row):
+        if row != NULL and at(core, slot).state == STATE_OPEN and debts_is_costly(core, row):
             indebted_push(core, slot)
             continue
         used.turn_messages = most
@@ -1051,7 +1051,7 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
 
 
 cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) except -1:
-    """Turns for dear connections: one for each that does not owe too much, while the pass lasts.
+    """Turns for costly connections: one for each that does not owe too much, while the pass lasts.
 
     When the pass is over before the first of them, one has a turn all the same, now and then. When nobody else
     had a turn (`is_first`), one has a turn in any case, so that every pass gets on, however slow the machine is.
@@ -1068,7 +1068,7 @@ cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) exce
 
 
 cdef int serve_reached(Core *core, Pass *used, list events) except -1:
-    """Go round the dear connections; when all owe too much, forgive everybody the same, and once again."""
+    """Go round the costly connections; when all owe too much, forgive everybody the same, and once again."""
     cdef uint32_t slot, looks = core.indebted.count, most = used.turn_messages
     cdef int64_t debt, least = DEBT_MOST_NS
     cdef bint has_served = False

@@ -69,8 +69,8 @@ cdef enum:
     MESSAGE_NS = 5000            # what a message is expected to cost the caller: a `ping`, 5 us,
     FRAME_NS = 100               # a frame to parse: 60 of a message's fragments, 100 of a ping and its pong
     BYTE_NS = 8                  # and a byte of it: JSON full of escapes is parsed at 117 MB/s
-    QUANTUM_NS = 500000          # what a connection in debt may use in one round of those: one dear message
-    DEAR_NS = 100000             # a connection whose messages cost so much comes after those that cost less
+    QUANTUM_NS = 500000          # what a connection in debt may use in one round of those: one costly message
+    COSTLY_NS = 100000             # a connection whose messages cost so much comes after those that cost less
     DEBT_LEAST_NS = 20000        # a turn that costs less is not charged
     DEBT_MOST_NS = 50000000
     DEBT_ROWS = 8192             # connections that may be in debt; a power of two

@@ -105,7 +105,7 @@ class Front:
         Args:
             head: As the reactor hands it up.
             now_s: Unix time, for tokens.
-            claim: Counts a well-formed request for whom its proxy names, before anything dear is done for it.
+            claim: Counts a well-formed request for whom its proxy names, before costly work is done for it.
         """
         entry = self.examine(head, now_s, claim)
         return entry if isinstance(entry, handshake.Refusal) else self.verify(entry, now_s)

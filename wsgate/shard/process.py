@@ -77,7 +77,7 @@ BLOCKS_TICKS: Final = 240
 FLUSH_S: Final = 1.0
 """For events of the last clients to reach their stream: half of what the keeper grants after a drain."""
 SOON_S: Final = 0.001
-DEAR_NS: Final = 10_000
+COSTLY_NS: Final = 10_000
 """A message that took longer is charged to its connection; the reactor charges 5 us for each by itself.
 
 A `pub` takes 20 us. With 25 us here, 250 clients that publish without pause owed a quarter of what they cost,
@@ -488,7 +488,7 @@ class Shard:
                 if (variant := reactor.variant(conn)) >= 0:
                     self._sessions.end(conn, DIALECT_OF[variant], Reason.INTERNAL)
             after_ns = time.perf_counter_ns()
-            if after_ns - before_ns >= DEAR_NS and kind <= events.BINARY:
+            if after_ns - before_ns >= COSTLY_NS and kind <= events.BINARY:
                 reactor.charge(conn, max(0, after_ns - before_ns - self._collector.take_ns()))
             before_ns = after_ns
         self._budget.note(len(taken), (before_ns - began_ns) / 1e9)

@@ -1,6 +1,6 @@
-"""Clients that flood messages which are dear to handle, in a process of its own; see cpu_floods.py.
+"""Clients that flood messages which are costly to handle, in a process of its own; see cpu_floods.py.
 
-``python -m loadtest.dear_peers PORT PEERS LIMIT_S KIND`` is driven over standard input and output like
+``python -m loadtest.costly_peers PORT PEERS LIMIT_S KIND`` is driven over standard input and output like
 flood.py. KIND names a row of `FLOODS`, or is `handshakes`: RATE_PER_S handshakes a second, each with a bad
 token, from as many connections as that takes.
 """
