@@ -46,11 +46,10 @@ WAITING_LIMIT: Final = 8_192
 WAITING_LIMIT_BYTES: Final = 32 * 1024 * 1024
 """Commands of the gateway, and once more publications of clients, that are accepted and not answered."""
 WINDOW_COMMANDS: Final = 512
-WINDOW_BYTES: Final = 256 * 1024
+WINDOW_BYTES: Final = 320 * 1024
 """Publications of clients that the bus has not answered, above which the others wait for their turn. With
-1 ms to the bus and back this is 512,000 publications or 256 MiB a second; a longer window is only a longer
-queue. Beside 250 clients that publish 2 KB without pause a good client's publish took 47 to 55 ms (p99) with
-512 KiB, and 28 to 32 with 256 KiB. python -m loadtest.fair_publish"""
+1 ms to the bus and back this is 512,000 publications or 320 MiB a second; a longer window is only a longer
+queue. python -m loadtest.fair_publish"""
 COMMAND_COST: Final = 4 * 1024
 """What a publication costs beside its bytes, in bytes: this process and the bus together take 3.9 us of CPU
 for one of 60 bytes, and 74 us for one of 60 KiB."""
