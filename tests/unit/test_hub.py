@@ -664,6 +664,25 @@ def test_a_recovery_in_place_is_live_only_when_it_is_heard(live: Bench) -> None:
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
 
 
+def test_name_that_was_left_before_a_break_is_asked_for_when_it_is_joined_after_it(live: Bench) -> None:
+    """The new connection has no such name, so nothing that waits to leave it may cancel the SUBSCRIBE."""
+    live.bus.sent_limit = 1
+    peer = live.connect()
+    for name in (b"a", b"b"):
+        live.join(peer, name)
+    live.confirm()
+    live.hub.forget(peer.conn)
+    live.reactor.abort(peer.conn)
+    live.turn()
+    live.down()
+    live.up()
+    again = live.connect()
+    for name in (b"a", b"b"):
+        assert live.join(again, name) is Joined.WAITS
+    live.confirm()
+    assert live.bus.held == {b"a", b"b"}
+
+
 def told_once(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: int) -> None:
     """Once for each wait, never for who has left; live only when the bus has it."""
     assert (conn, name) in waiting

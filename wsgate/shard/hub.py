@@ -322,16 +322,24 @@ class Hub:
         )
         return has_more or has_notices
 
-    def _leave_vacated(self) -> int:
-        """Unsubscribe from a part of what nobody here listens to any more; how many names that were."""
+    def _leave_vacated(self, covers: Covers | None = None, *, is_new: bool = False) -> int:
+        """Unsubscribe from a part of what nobody here listens to any more; how many names that were.
+
+        A new connection has none of the names that it covers. It is not asked to leave them: a SUBSCRIBE of a
+        name that is joined again would cancel that, and nobody would have subscribed.
+        """
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
         if self._lost:
             self._lost.difference_update(vacated)
         if self._watches:
             for name in vacated:
                 self._end_watch(name)
-        if vacated and self._bus is not None:
-            for name in self._bus.unsubscribe(vacated):
+        if is_new:
+            held = [] if covers is None else [name for name in vacated if not covers(name)]
+        else:
+            held = vacated
+        if held and self._bus is not None:
+            for name in self._bus.unsubscribe(held):
                 self._drop_answer(name)
         return len(vacated)
 
@@ -395,8 +403,8 @@ class Hub:
         """
         self._drop_unconfirmed(covers)
         self._has_lost, self._was_up = self._has_lost or self._was_up, True
-        while self._leave_vacated() == NAMES_PER_COMMAND:
-            pass  # the new connection has none of these; a name that is joined again is to be asked for
+        while self._leave_vacated(covers, is_new=True) == NAMES_PER_COMMAND:
+            pass
         self._asked_early.clear()
         self._losing = deque(each for each in self._losing if covers is not None and not covers(each[0]))
         self._resubscribe = [*self._resubscribe, covers] if self._resubscribe_from is not None else [covers]
