@@ -185,7 +185,7 @@ class BusCrowd:
         self._poll.register(member.client.fileno(), select.EPOLLIN)
 
     def start(self) -> None:
-        """Let the backend publish."""
+        """Start the thread that publishes like a backend."""
         self._backend.start()
 
     def turn(self, limit_s: float) -> None:
@@ -218,7 +218,7 @@ class BusCrowd:
         )
 
     def silence(self) -> None:
-        """End the backend."""
+        """Stop the thread that publishes, and wait for its end."""
         self._silence.set()
         if self._backend.is_alive():
             self._backend.join(_JOIN_S)
@@ -242,7 +242,7 @@ class BusCrowd:
             self.published.add(channel, source, number, began_s, time.monotonic())
 
     def close(self) -> None:
-        """End everything."""
+        """Stop publishing and close the connections of all members."""
         self.silence()
         for member in self._members.values():
             member.client.close()

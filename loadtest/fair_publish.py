@@ -83,7 +83,7 @@ publish = "authenticated"
 
 
 class Case(NamedTuple):
-    """One attack."""
+    """One attack: how many clients of how many users publish messages of which size."""
 
     clients: int
     users: int

@@ -51,7 +51,7 @@ class Stage(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """One attack.
+    """One attack on the memory of a gateway, and how it is driven.
 
     Attributes:
         text: What it does, in words.
@@ -171,7 +171,7 @@ def _churn(crowd: Crowd, seconds: float) -> None:
 
 
 def _unanswered(good: Crowd) -> list[str]:
-    """Whoever of the good clients is not there and answered."""
+    """Ask every good client for a sign of life; return a sentence if some were not answered."""
     for client in good.clients:
         client.said.clear()
         client.send(command(op="ping", id=7))

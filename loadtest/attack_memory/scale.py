@@ -33,17 +33,17 @@ class Weight(NamedTuple):
     )
 
     def since(self, before: Weight) -> Weight:
-        """The growth."""
+        """Return how much each part has grown since an earlier reading, in bytes."""
         return Weight(*(late - early for late, early in zip(self, before, strict=True)))
 
     @property
     def booked(self) -> float:
-        """What the gateway says."""
+        """Bytes that the gateway and its bus say that they use."""
         return self.accounts + self.bus
 
     @property
     def used(self) -> float:
-        """What the kernel says."""
+        """Bytes that the kernel charges the control group with."""
         return self.processes + self.kernel
 
     @property
@@ -53,7 +53,7 @@ class Weight(NamedTuple):
 
 
 class Scale:
-    """Weighs one gateway."""
+    """Reads the accounts of one gateway and the memory that its control group is charged with."""
 
     def __init__(self, gateway: GatewayProcess, group: MemoryGroup) -> None:
         self._gateway = gateway
@@ -73,7 +73,7 @@ class Scale:
         return int(rows["total_rss"] if "total_rss" in rows else rows["anon"])
 
     def kernel(self) -> int:
-        """What the kernel keeps for the group beside pages of its processes and of files."""
+        """Return the kernel memory of the control group in bytes: sockets, and what waits in them."""
         if (self._group.folder / _KERNEL[0]).exists():
             return sum(int((self._group.folder / name).read_text()) for name in _KERNEL)
         rows = self._rows()
