@@ -47,7 +47,7 @@ def test_it_fails_when_a_part_fails_or_when_nothing_ran(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    parts = iter((parallel, alone))
+    parts = iter((alone, parallel))
     seen = []
 
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
@@ -64,5 +64,5 @@ def test_it_fails_when_a_part_fails_or_when_nothing_ran(
     monkeypatch.setattr(sys, "argv", ["run_tests", "-k", "renewal"])
     (tmp_path / "tests-parallel.xml").write_text("of an earlier run")
     assert main() == code
-    assert [command[command.index("-m", 3) + 1] for command in seen] == ["not alone", "alone"]
+    assert [command[command.index("-m", 3) + 1] for command in seen] == ["alone", "not alone"]
     assert all(command[-2:] == ["-k", "renewal"] for command in seen)
