@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.support.memory_gateway import run
 from tests.support.valkey import Valkey, running_valkey
 from wsgate.client import Backoff
 from wsgate.client.backend import BusError, Event, EventConsumer, MalformedEvent, Publisher
+from wsgate.client.backend.bus import Bus, Entry, Reader
 from wsgate.errors import InternalError
 from wsgate.node.embedded_bus import find_server
 
@@ -402,6 +403,70 @@ def test_an_entry_that_takes_every_process_with_it_is_a_dead_letter_in_the_end(v
             await here.settled()
         assert here.handled == []
         assert (await here.dead())[0][b"error"] == b"Abandoned"
+
+    with_hall(valkey, scenario)
+
+
+@pytest.mark.parametrize("is_lookup_first", [False, True])
+def test_a_dead_letter_that_is_claimed_again_before_its_acknowledgement_is_not_handled(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, is_lookup_first: bool
+) -> None:
+    """The second claim reads the entry; the count of its deliveries is looked up before or after the XACK."""
+    lookups = 0
+    count, bury = Bus.deliveries, Bus.bury
+    claimed_again, buried = asyncio.Event(), asyncio.Event()
+
+    async def count_late(self: Bus, reader: Reader, entries: Sequence[Entry]) -> dict[str, int]:
+        nonlocal lookups
+        lookups += 1
+        if lookups != 2:
+            return await count(self, reader, entries)
+        claimed_again.set()
+        await buried.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)  # whoever waited for the acknowledgement goes on
+        if is_lookup_first:
+            return dict.fromkeys((entry.id for entry in entries), 1)
+        return await count(self, reader, entries)
+
+    async def bury_late(self: Bus, *arguments: Any, **more: Any) -> None:
+        await claimed_again.wait()
+        await bury(self, *arguments, **more)
+        buried.set()
+
+    async def scenario(here: Hall) -> None:
+        monkeypatch.setattr(Bus, "deliveries", count_late)
+        monkeypatch.setattr(Bus, "bury", bury_late)
+        await here.append()
+        await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
+        await here.redis.xreadgroup(GROUP, "one", {"wsgate:events:0": ">"})
+        for name in ("two", "three"):
+            await here.redis.xautoclaim("wsgate:events:0", GROUP, name, 0)
+        async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0):
+            await buried.wait()
+            (after,) = await here.append()
+            await here.heard(lambda: after in here.ids)
+            await here.settled()
+        assert here.ids == [after]
+        assert len(await here.dead()) == 1
+
+    with_hall(valkey, scenario)
+
+
+def test_deliveries_are_counted_beyond_one_reply_and_not_for_acknowledged_entries(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsgate.client.backend.bus._PENDING_LIMIT", 2)
+
+    async def scenario(here: Hall) -> None:
+        await here.append(6)
+        await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
+        reader = Reader("wsgate:events:0", GROUP, "one")
+        bus = Bus(here.redis, timeout_s=5)
+        entries = await bus.read(reader, ">", count=6, block_s=1)
+        await bus.acknowledge(reader, entries[3])
+        expected = {entry.id: 1 for entry in entries if entry != entries[3]}
+        assert await bus.deliveries(reader, entries) == expected
 
     with_hall(valkey, scenario)
 

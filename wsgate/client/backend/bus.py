@@ -27,7 +27,8 @@ __all__ = ["Bus", "BusError", "Entry", "NoGroup", "Reader"]
 
 _PERMANENT: Final = (AuthenticationError, AuthorizationError, NoPermissionError, DataError)
 _PENDING_LIMIT: Final = 1_000
-"""Rows of XPENDING at most: others of this consumer may stand between those that are asked for."""
+"""Rows of one XPENDING. Other entries of the consumer may stand between the requested ones, so that one
+command may not be enough."""
 
 
 class BusError(BackendError):
@@ -127,17 +128,27 @@ class Bus:
         return _text(reply[0]), [_entry(reader, row) for row in reply[1] if row[0] is not None]
 
     async def deliveries(self, reader: Reader, entries: Sequence[Entry]) -> dict[str, int]:
-        """How often each of these entries was given to somebody, by id; they are in the stream's order."""
-        async with self._asking():
-            rows = await self._client.xpending_range(
-                reader.stream,
-                reader.group,
-                entries[0].id,
-                entries[-1].id,
-                _PENDING_LIMIT,
-                consumername=reader.consumer,
-            )
-        return {_text(row["message_id"]): int(row["times_delivered"]) for row in rows}
+        """Count how often each of these entries was delivered to any consumer, by entry id.
+
+        An entry that was acknowledged, or that another consumer has claimed, is not in the result. `entries`
+        must not be empty and must be in the order of the stream.
+        """
+        found: dict[str, int] = {}
+        start = entries[0].id
+        while True:
+            async with self._asking():
+                rows = await self._client.xpending_range(
+                    reader.stream,
+                    reader.group,
+                    start,
+                    entries[-1].id,
+                    _PENDING_LIMIT,
+                    consumername=reader.consumer,
+                )
+            found.update((_text(row["message_id"]), int(row["times_delivered"])) for row in rows)
+            if len(rows) < _PENDING_LIMIT:
+                return found
+            start = "(" + _text(rows[-1]["message_id"])
 
     async def acknowledge(self, reader: Reader, entry: Entry) -> None:
         """The entry is dealt with."""

@@ -175,13 +175,17 @@ class EventConsumer:
     # --- one entry ------------------------------------------------------------------------------------
 
     async def _accept_again(self, partition: Partition, entries: list[Entry]) -> None:
-        """Take in hand what somebody had before, unless it was given to too many."""
+        """Accept entries that were delivered before; those delivered too often become dead letters.
+
+        An entry that is no longer pending was acknowledged, perhaps by this process, after it was read here.
+        """
         if not entries:
             return
         deliveries = await self._bus.deliveries(partition.reader, entries)
         for entry in entries:
-            is_fatal = deliveries.get(entry.id, 0) > self._options.deliveries_limit
-            self._accept(partition, entry, is_fatal=is_fatal)
+            if entry.id in deliveries:
+                is_fatal = deliveries[entry.id] > self._options.deliveries_limit
+                self._accept(partition, entry, is_fatal=is_fatal)
 
     def _accept(self, partition: Partition, entry: Entry, *, is_fatal: bool = False) -> None:
         """Take an entry in hand, unless it is: this process may take over from itself."""

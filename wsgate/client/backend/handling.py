@@ -69,6 +69,7 @@ class Handling:
         self._report = report
         self._running = asyncio.Semaphore(options.concurrency)
         self._seen = Window(options.seen_limit)
+        self._dead = Window(options.seen_limit)
 
     def examine(self, entry: Entry, *, is_fatal: bool) -> Case:
         """What an entry is; `is_fatal` when it was given to too many already and none came back."""
@@ -83,13 +84,22 @@ class Handling:
             return Case(entry, verdict=Verdict(type(error).__name__, 0))
 
     async def settle(self, reader: Reader, case: Case) -> None:
-        """Deal with it, and tell Redis."""
+        """Handle the entry or make it a dead letter, and acknowledge it.
+
+        An entry may be taken over again before the reply to its acknowledgement arrives. It is recognized by
+        the event's id, or as a dead letter by the entry's id, and is then only acknowledged.
+        """
         event, verdict = case.event, case.verdict
+        place = f"{case.entry.stream} {case.entry.id}"
         try:
-            if event is not None and event.id not in self._seen:
+            if place in self._dead:
+                verdict = None
+            elif event is not None and event.id not in self._seen:
                 verdict = await self._try(event)
                 self._seen.add(event.id)
             await self._insist(lambda: self._tell(reader, case.entry, verdict))
+            if verdict is not None:
+                self._dead.add(place)
         except _Left:
             return
 
