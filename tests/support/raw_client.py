@@ -136,6 +136,10 @@ class RawClient:
         payload = msgpack.packb(fields) if self._is_binary else json.dumps(fields).encode()
         self.say_raw(payload)
 
+    def say_at_once(self, *commands: dict[str, Any]) -> None:
+        """Send several JSON commands in one write, so that no pause of this process comes between them."""
+        self.sock.sendall(b"".join(client_frame(TEXT, json.dumps(each).encode()) for each in commands))
+
     def say_raw(self, payload: bytes, opcode: int = 0) -> None:
         """One message, whatever it holds."""
         self.sock.sendall(client_frame(opcode or (BINARY if self._is_binary else TEXT), payload))
