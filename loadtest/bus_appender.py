@@ -18,7 +18,7 @@ from loadtest.bus_publisher import PAYLOAD, own_server, report
 from wsgate.auth import NO_PERMISSIONS, Identity
 from wsgate.bus import Appender, AppenderOptions, BusAddress
 from wsgate.payload import JSON, Payload
-from wsgate.shard.events import EVENT_TYPES, Events
+from wsgate.shard.backend_events import EVENT_TYPES, Events
 from wsgate.shard.options import EventOptions
 from wsgate.turns import Sender
 

@@ -31,7 +31,8 @@ from typing import Any, Final
 from loadtest.bench_math import per_unit_us
 from loadtest.bench_processes import memory
 from wsgate.deflate import WIDE_BITS, deflate
-from wsgate.reactor import Reactor, Settings, events
+from wsgate.reactor import Reactor, Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reactor.testing import hear_all, let_go, open_slots
 
 __all__ = ["Figures", "measure", "measure_deflated"]

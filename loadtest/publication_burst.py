@@ -31,11 +31,11 @@ from typing import Final, NamedTuple
 from redis import Redis
 
 from loadtest.verdict import print_verdict
+from tests.support.attack_rig import configured_gateway, make_token
 from tests.support.burst import Reader, Readers, join, memory_bytes, publication
 from tests.support.gateway import Gateway
 from tests.support.raw_client import RawClient
 from tests.support.server_choice import SERVERS, choose_server, server_version
-from tests.support.siege import configured_gateway, make_token
 from tests.support.valkey import running_valkey
 
 __all__ = ["Burst", "judge", "main"]

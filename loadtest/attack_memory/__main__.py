@@ -24,8 +24,8 @@ from loadtest.attack_memory.crowd import Crowd
 from loadtest.attack_memory.scale import OFF_BY, SLACK_BYTES, Scale, Weight, count_sockets
 from loadtest.bench_gateway import GatewayProcess
 from loadtest.verdict import print_verdict
-from tests.support.hall import raise_descriptors
 from tests.support.memory_group import MemoryGroup, memory_group
+from tests.support.tcp_rig import raise_descriptors
 
 __all__ = ["GROUP_BYTES", "main", "run"]
 

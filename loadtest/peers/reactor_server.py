@@ -14,7 +14,8 @@ from typing import Any
 from loadtest.peers import control
 from loadtest.peers.server import SUBSCRIBE, Server
 from wsgate import handshake
-from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, events, open_listener
+from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, open_listener
+from wsgate.reactor import event_kinds as events
 
 __all__ = ["ReactorServer"]
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.support.frames import CLOSE, TEXT, ServerFrame, client_close, client_frame
-from tests.support.hall import HEAD, is_readable, open_descriptors, run_child
-from tests.support.rig import Rig, rig
+from tests.support.reactor_rig import Rig, rig
+from tests.support.tcp_rig import HEAD, is_readable, open_descriptors, run_child
 from wsgate.errors import WsgateError
-from wsgate.reactor import Reactor, Settings, events
+from wsgate.reactor import Reactor, Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 REFUSED: tuple[type[Exception], ...] = (WsgateError, ValueError, OverflowError, TypeError, AttributeError)
@@ -28,7 +29,7 @@ def survive(code: str) -> str:
 
 PRELUDE = """
 import socket
-from tests.support.rig import rig
+from tests.support.reactor_rig import rig
 from tests.support.frames import *
 from wsgate.reactor import Reactor, Settings
 def pair(reactor):

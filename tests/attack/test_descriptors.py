@@ -6,12 +6,12 @@ import socket
 
 import pytest
 
-from tests.support.hall import HEAD, hall, run_child, settle
+from tests.support.tcp_rig import HEAD, hall, run_child, settle
 from wsgate.reactor import GateLimits
 
 EXHAUSTED = """
 import os, resource, select, socket
-from tests.support.hall import HEAD, Hall, is_readable, settle
+from tests.support.tcp_rig import HEAD, Hall, is_readable, settle
 from wsgate.reactor import GateLimits
 
 bench = Hall()
@@ -66,7 +66,7 @@ def test_r18_emfile_at_accept() -> None:
 
 GATED = """
 import resource
-from tests.support.hall import HEAD, REFUSAL, Hall, settle
+from tests.support.tcp_rig import HEAD, REFUSAL, Hall, settle
 from wsgate.reactor import GateLimits
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

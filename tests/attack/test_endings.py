@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.frames import BINARY, TEXT, client_close, client_frame, client_header
-from tests.support.hall import HEAD, Hall, hall, is_readable, open_descriptors, reset, settle
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import GateLimits, Settings, events
+from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.tcp_rig import HEAD, Hall, hall, is_readable, open_descriptors, reset, settle
+from wsgate.reactor import GateLimits, Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 REFUSED = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

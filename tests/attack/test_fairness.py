@@ -3,9 +3,10 @@
 import pytest
 
 from tests.support.frames import BINARY, TEXT, client_frame
-from tests.support.hall import raise_descriptors
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import Settings, events
+from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.tcp_rig import raise_descriptors
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 
 BURST = client_frame(BINARY, b"a") * 2340  # one receive full of one-byte messages
 PASS_MESSAGES = 256

@@ -17,9 +17,10 @@ from tests.support.frames import (
     client_header,
     close_code,
 )
-from tests.support.hall import proportional_bytes, raise_descriptors
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import Settings, events
+from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.tcp_rig import proportional_bytes, raise_descriptors
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 LIMIT = 64 * 1024

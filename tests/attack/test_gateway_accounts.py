@@ -15,9 +15,9 @@ from typing import Any, Final
 import pytest
 import redis
 
+from tests.support.attack_rig import configured_gateway, fresh_counters, make_token, scrape
 from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import configured_gateway, fresh_counters, make_token, scrape
 
 pytestmark = pytest.mark.slow
 

@@ -16,15 +16,15 @@ from urllib.parse import quote
 import pytest
 from starlette.datastructures import Headers
 
-from tests.support.gateway import Gateway, wait_until
-from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import (
+from tests.support.attack_rig import (
     ControlGroup,
     configured_gateway,
     make_token,
     scrape,
     shard_pid,
 )
+from tests.support.gateway import Gateway, wait_until
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
 from wsgate.admin import api
 
 pytestmark = pytest.mark.slow

@@ -13,10 +13,17 @@ from typing import Final
 
 import pytest
 
+from tests.support.attack_rig import (
+    besieged,
+    configured_gateway,
+    fresh_counters,
+    make_token,
+    scrape,
+    shard_pid,
+)
 from tests.support.gateway import Gateway, wait_until
-from tests.support.hall import raise_descriptors
 from tests.support.raw_client import LIMIT_S, RawClient, request
-from tests.support.siege import besieged, configured_gateway, fresh_counters, make_token, scrape, shard_pid
+from tests.support.tcp_rig import raise_descriptors
 from wsgate.shard.options import DESCRIPTORS_OF_OURS
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ from typing import Final
 import pytest
 from redis import Redis
 
+from tests.support.attack_rig import configured_gateway, make_token
 from tests.support.burst import Readers, join, memory_bytes, publication, publish
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import RawClient
-from tests.support.siege import configured_gateway, make_token
 from tests.support.valkey import Valkey, running_valkey
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]

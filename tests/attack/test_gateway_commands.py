@@ -8,15 +8,15 @@ from typing import Any, Final
 import msgpack
 import pytest
 
-from tests.support.frames import BINARY, TEXT, client_frame
-from tests.support.gateway import Gateway
-from tests.support.raw_client import RawClient
-from tests.support.siege import (
+from tests.support.attack_rig import (
     besieged,
     configured_gateway,
     fresh_counters,
     make_token,
 )
+from tests.support.frames import BINARY, TEXT, client_frame
+from tests.support.gateway import Gateway
+from tests.support.raw_client import RawClient
 
 pytestmark = pytest.mark.slow
 

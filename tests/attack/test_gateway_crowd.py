@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.attack_rig import besieged, configured_gateway, fresh_counters, make_token
 from tests.support.frames import PING, client_frame
 from tests.support.gateway import Gateway, wait_until
-from tests.support.hall import raise_descriptors
 from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import besieged, configured_gateway, fresh_counters, make_token
+from tests.support.tcp_rig import raise_descriptors
 
 pytestmark = pytest.mark.slow
 

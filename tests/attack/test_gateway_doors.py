@@ -18,11 +18,18 @@ import redis
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.support.attack_rig import (
+    AUDIENCE,
+    SECRET,
+    besieged,
+    configured_gateway,
+    fresh_counters,
+    make_token,
+)
 from tests.support.browser import find_chromium, running_browser
 from tests.support.frames import TEXT, client_frame
 from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.raw_client import Answer, Ending, RawClient, bearer, request
-from tests.support.siege import AUDIENCE, SECRET, besieged, configured_gateway, fresh_counters, make_token
 from wsgate.auth.faults import CAUSES
 
 pytestmark = pytest.mark.slow

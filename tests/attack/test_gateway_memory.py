@@ -15,11 +15,7 @@ from typing import Final
 import pytest
 import redis
 
-from tests.support.frames import BINARY, client_frame
-from tests.support.gateway import Gateway, wait_until
-from tests.support.memory_group import MemoryGroup, MemoryGroupError, memory_group
-from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import (
+from tests.support.attack_rig import (
     besieged,
     configured_gateway,
     fresh_counters,
@@ -27,6 +23,10 @@ from tests.support.siege import (
     scrape,
     shard_pid,
 )
+from tests.support.frames import BINARY, client_frame
+from tests.support.gateway import Gateway, wait_until
+from tests.support.memory_group import MemoryGroup, MemoryGroupError, memory_group
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
 
 pytestmark = pytest.mark.slow
 

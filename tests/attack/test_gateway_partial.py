@@ -8,10 +8,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.frames import BINARY, TEXT, client_frame
-from tests.support.gateway import Gateway, wait_until
-from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import (
+from tests.support.attack_rig import (
     besieged,
     configured_gateway,
     fresh_counters,
@@ -19,6 +16,9 @@ from tests.support.siege import (
     proportional_bytes_of,
     shard_pid,
 )
+from tests.support.frames import BINARY, TEXT, client_frame
+from tests.support.gateway import Gateway, wait_until
+from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
 from wsgate.deflate import WIDE_BITS, deflate
 
 pytestmark = pytest.mark.slow

@@ -7,9 +7,9 @@ from typing import Final
 import pytest
 import redis
 
+from tests.support.attack_rig import scrape
 from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient, request
-from tests.support.siege import scrape
 
 pytestmark = pytest.mark.slow
 

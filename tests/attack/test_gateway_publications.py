@@ -7,9 +7,7 @@ import msgpack
 import pytest
 import redis
 
-from tests.support.gateway import Gateway
-from tests.support.raw_client import RawClient
-from tests.support.siege import (
+from tests.support.attack_rig import (
     besieged,
     configured_gateway,
     fresh_counters,
@@ -17,6 +15,8 @@ from tests.support.siege import (
     proportional_bytes_of,
     shard_pid,
 )
+from tests.support.gateway import Gateway
+from tests.support.raw_client import RawClient
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 import pytest
 import redis
 
+from tests.support.attack_rig import besieged, configured_gateway, fresh_counters, make_token, scrape
 from tests.support.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT, client_frame, client_header
 from tests.support.gateway import ROOT, Gateway, wait_until
 from tests.support.raw_client import LIMIT_S, Answer, Ending, RawClient, bearer, request
-from tests.support.siege import besieged, configured_gateway, fresh_counters, make_token, scrape
 
 pytestmark = pytest.mark.slow
 

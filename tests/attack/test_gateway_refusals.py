@@ -6,9 +6,9 @@ from typing import Final
 
 import pytest
 
+from tests.support.attack_rig import besieged, configured_gateway, fresh_counters, make_token
 from tests.support.gateway import ROOT, Gateway
 from tests.support.raw_client import Answer, RawClient, bearer, request
-from tests.support.siege import besieged, configured_gateway, fresh_counters, make_token
 
 pytestmark = pytest.mark.slow
 

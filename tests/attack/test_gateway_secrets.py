@@ -11,17 +11,17 @@ from typing import Final
 
 import pytest
 
+from tests.support.attack_rig import SECRET, besieged, configured_gateway, make_token, shard_pid
 from tests.support.frames import client_frame
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import SECRET, besieged, configured_gateway, make_token, shard_pid
 from wsgate.admin import AdminOptions
 from wsgate.auth import KeySource, OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.dialects import DIALECTS
 from wsgate.node.runtime import RunningGateway
 from wsgate.reactor import GateLimits, Settings
-from wsgate.shard.front import Entry
+from wsgate.shard.handshakes import Entry
 from wsgate.shard.options import ShardOptions
 
 pytestmark = pytest.mark.slow

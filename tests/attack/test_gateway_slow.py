@@ -10,9 +10,9 @@ from typing import Final
 import pytest
 import redis
 
+from tests.support.attack_rig import besieged, configured_gateway, fresh_counters, make_token
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient
-from tests.support.siege import besieged, configured_gateway, fresh_counters, make_token
 
 pytestmark = pytest.mark.slow
 

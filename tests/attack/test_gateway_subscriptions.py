@@ -7,10 +7,10 @@ from typing import Final
 import pytest
 import redis
 
+from tests.support.attack_rig import besieged, configured_gateway, fresh_counters, make_token, scrape
 from tests.support.frames import TEXT, client_frame
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import besieged, configured_gateway, fresh_counters, make_token, scrape
 
 pytestmark = pytest.mark.slow
 

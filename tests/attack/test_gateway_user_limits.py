@@ -10,9 +10,9 @@ from typing import Final
 import pytest
 
 from loadtest.attack_memory.crowd import Crowd, command
+from tests.support.attack_rig import configured_gateway, fresh_counters, make_token, scrape
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import RawClient, bearer, request
-from tests.support.siege import configured_gateway, fresh_counters, make_token, scrape
 
 pytestmark = pytest.mark.slow
 

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.support.frames import PING, TEXT, ServerFrame, client_frame
-from tests.support.hall import HEAD, Hall, hall, is_readable, settle
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import ListenerOptions, Settings, events
-from wsgate.reactor.events import Event
+from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.tcp_rig import HEAD, Hall, hall, is_readable, settle
+from wsgate.reactor import ListenerOptions, Settings
+from wsgate.reactor import event_kinds as events
+from wsgate.reactor.event_kinds import Event
 from wsgate.reasons import Reason
 
 CAP = 16 * 1024

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.frames import client_frame
-from tests.support.rig import Peer, Rig
+from tests.support.reactor_rig import Peer, Rig
 from wsgate.reactor import Settings
 
 SENT = bytes(60_000)

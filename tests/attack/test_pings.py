@@ -3,8 +3,9 @@
 import pytest
 
 from tests.support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, ServerFrame, client_frame
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import Settings, events
+from tests.support.reactor_rig import Peer, Rig, rig
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 PONGS_MAX = 16

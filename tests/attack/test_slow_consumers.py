@@ -7,10 +7,11 @@ import struct
 import pytest
 
 from tests.support.frames import BINARY, CLOSE, PING, PONG, TEXT, ServerFrame, client_frame
-from tests.support.hall import HEAD, hall, settle
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import Settings, events
-from wsgate.reactor.events import POLICY_CLOSE, POLICY_DROP_OLDEST
+from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.tcp_rig import HEAD, hall, settle
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
+from wsgate.reactor.event_kinds import POLICY_CLOSE, POLICY_DROP_OLDEST
 from wsgate.reasons import Reason
 
 SO_MEMINFO = 55

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.support.frames import PING, PONG, TEXT, client_frame
-from tests.support.hall import raise_descriptors
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import Settings, events
+from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.tcp_rig import raise_descriptors
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 
 CROWD = 6000
 

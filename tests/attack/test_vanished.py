@@ -7,9 +7,9 @@ from typing import Final
 
 import pytest
 
+from tests.support.attack_rig import fresh_counters, shard_pid
 from tests.support.gateway import ROOT, Gateway, running_gateway, wait_until
 from tests.support.namespace import FarHost, NamespaceError, far_host
-from tests.support.siege import fresh_counters, shard_pid
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.support.client import Client, connected
 from tests.support.gateway import Gateway, run_command, running_gateway, wait_until
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 
 pytestmark = pytest.mark.slow
 

@@ -32,7 +32,7 @@ from tests.support.frames import (
 )
 from tests.support.vectors import Message, Outcome, Vector, load_vectors
 from wsgate.reactor import Reactor, Settings
-from wsgate.reactor import events as kinds
+from wsgate.reactor import event_kinds as kinds
 
 VECTORS = list(load_vectors())
 SHORT_BYTES = 64  # streams up to this are also cut in two at every place

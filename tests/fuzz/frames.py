@@ -13,10 +13,11 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from tests.conformance.test_vectors_websockets import Judge
 from tests.fuzz.mutation import pieces
 from tests.support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, client_frame, close_code
-from tests.support.rig import Rig
+from tests.support.reactor_rig import Rig
 from tests.support.sizes import around, draw_size
 from wsgate.deflate import WIDE_BITS, deflate
-from wsgate.reactor import Settings, events
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 __all__ = ["FramesTarget", "make_stream"]

@@ -18,11 +18,12 @@ from typing import Final
 from tests.fuzz.mutation import mutate, pieces
 from tests.fuzz.proxies import proxy_seeds, read_proxy_slowly
 from tests.support.frames import TEXT, client_frame
-from tests.support.rig import Peer, Rig
+from tests.support.reactor_rig import Peer, Rig
 from tests.support.sizes import draw_size
 from tests.unit.test_handshake import BROWSER_HEAD, GOOD, REFUSED, head_of
 from wsgate.handshake import HEAD_LIMIT_BYTES, Refusal, accept, parse_head
-from wsgate.reactor import GateLimits, ListenerOptions, Settings, events, open_listener
+from wsgate.reactor import GateLimits, ListenerOptions, Settings, open_listener
+from wsgate.reactor import event_kinds as events
 
 __all__ = ["HeadsTarget", "check_head", "find_head_end_slowly", "head_seeds", "sized_head"]
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.hall import HEAD, REFUSAL, TOO_MANY, Hall, hall, settle
-from tests.support.rig import Peer
+from tests.support.reactor_rig import Peer
+from tests.support.tcp_rig import HEAD, REFUSAL, TOO_MANY, Hall, hall, settle
 from wsgate.errors import SettingsError
 from wsgate.reactor import GateLimits, Reactor, SharedAddresses
 

@@ -24,7 +24,7 @@ from tests.support.valkey import Valkey, running_valkey
 from wsgate.admin import AdminOptions, connections, run_admin
 from wsgate.bus import Publication, decode_publication, parse_address
 from wsgate.payload import BINARY, JSON
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, Board, Region, StatisticsBlock
 
 KEY = "a key nobody guesses"

@@ -27,7 +27,8 @@ from tests.support.frames import (
     client_frame,
     client_header,
 )
-from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, events, open_listener
+from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, open_listener
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 TOTAL = 100_000

@@ -9,10 +9,10 @@ import redis
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.sync.client import ClientConnection, connect
 
+from tests.support.attack_rig import fresh_counters
 from tests.support.browser import find_chromium, running_browser
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.raw_client import RawClient, request
-from tests.support.siege import fresh_counters
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 from redis import Redis
 
-from tests.support.dialogue import Dialogue, fits, to_toml
+from tests.support.conversation_runner import Dialogue, fits, to_toml
 from tests.support.gateway import Gateway, running_gateway
 from wsgate.dialects import commands
 from wsgate.reasons import ERRORS

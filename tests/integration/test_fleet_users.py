@@ -9,10 +9,10 @@ from typing import Any, Final
 import pytest
 from redis.crc import key_slot
 
+from tests.support.attack_rig import make_token, nodes, scrape
 from tests.support.bus_fleet import Cluster, Sentinels, running_cluster, running_sentinels
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient
-from tests.support.siege import make_token, nodes, scrape
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.frames import BINARY, TEXT, ServerFrame, client_frame
-from tests.support.hall import HEAD, REFUSAL, Hall, hall, is_readable, open_descriptors, settle
-from tests.support.rig import Peer
+from tests.support.reactor_rig import Peer
+from tests.support.tcp_rig import HEAD, REFUSAL, Hall, hall, is_readable, open_descriptors, settle
 from wsgate.errors import WsgateError
-from wsgate.reactor import GateLimits, Settings, events
+from wsgate.reactor import GateLimits, Settings
+from wsgate.reactor import event_kinds as events
 
 EXTRA = client_frame(TEXT, b"early frames") * 20
 

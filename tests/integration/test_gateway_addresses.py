@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.attack_rig import scrape, shard_pid
 from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.packages import find_or_install, find_program
 from tests.support.ports import reserved_port
 from tests.support.raw_client import LIMIT_S, RawClient, request
-from tests.support.siege import scrape, shard_pid
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 import pytest
 import redis
 
+from tests.support.attack_rig import fresh_counters, make_token, nodes, scrape, shard_pid
 from tests.support.frames import TEXT, client_frame
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import LIMIT_S, RawClient, bearer, request
-from tests.support.siege import fresh_counters, make_token, nodes, scrape, shard_pid
 from tests.support.valkey import Valkey, running_valkey
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from tests.support.attack_rig import scrape, shard_pid
 from tests.support.gateway import Gateway, running_gateway, wait_until
-from tests.support.hall import HEAD, REFUSAL, Hall, hall, settle
 from tests.support.raw_client import LIMIT_S, RawClient, request
-from tests.support.siege import scrape, shard_pid
+from tests.support.tcp_rig import HEAD, REFUSAL, Hall, hall, settle
 from wsgate.reactor import GateLimits, SharedAddresses
 
 

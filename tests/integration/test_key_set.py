@@ -31,7 +31,7 @@ from wsgate.admin import keys as fetching
 from wsgate.admin.keys import DOCUMENT_LIMIT_BYTES, KeySetFetcher, fetch
 from wsgate.errors import BackendError
 from wsgate.log import Log
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import Board, StatisticsBlock
 
 WITHIN_S: Final = 20.0

@@ -11,12 +11,12 @@ import pytest
 import redis
 from websockets.sync.client import connect
 
+from tests.support.attack_rig import fresh_counters
 from tests.support.fault_proxy import fault_proxy
 from tests.support.frames import TEXT, client_frame
 from tests.support.gateway import Gateway, running_gateway, wait_until
 from tests.support.packages import find_or_install, find_program
 from tests.support.ports import reserved_port
-from tests.support.siege import fresh_counters
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from wsgate.auth import OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.options import ShardOptions
-from wsgate.shard.renewal import Renewal
+from wsgate.shard.reload import Renewal
 
 pytestmark = pytest.mark.slow
 
@@ -213,7 +213,7 @@ def test_what_is_posted_is_what_is_applied(tmp_path: Path) -> None:
     from wsgate.config import load
     from wsgate.node.options import Machine, shard_options
     from wsgate.node.runtime import RunningGateway
-    from wsgate.shard.renewal import Renewal
+    from wsgate.shard.reload import Renewal
 
     running = RunningGateway(1, "n", 1, "ws://h", 2, "unix:///s", "wsgate", "")
     rows: dict[str, Any] = {"auth": {"hmac_secret": FIRST}}

@@ -16,9 +16,9 @@ from typing import Final
 
 from redis import Redis
 
+from tests.support.attack_rig import make_token
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import RawClient
-from tests.support.siege import make_token
 
 __all__ = ["Reader", "Readers", "join", "memory_bytes", "publication", "publish"]
 

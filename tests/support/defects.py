@@ -167,7 +167,7 @@ DEFECTS: Final = {
     ),
     "passing": Defect(
         "a refusal that passes, and that the client takes for final",
-        "wsgate/client/endings.py",
+        "wsgate/client/close_info.py",
         "_PASSING: Final = frozenset({408, 425, 429})",
         "_PASSING: Final = frozenset({408, 425})",
     ),
@@ -275,13 +275,13 @@ DEFECTS: Final = {
     ),
     "listener": Defect(
         "a listener that is not asked while more is ready than epoll reports at once",
-        "wsgate/reactor/waiting.pyx",
+        "wsgate/reactor/poller.pyx",
         "    if core.listener >= 0 and not core.listener_muted:\n",
         "    if False:\n",
     ),
     "batches": Defect(
         "a part of what is ready where all of it is asked for",
-        "wsgate/reactor/waiting.pyx",
+        "wsgate/reactor/poller.pyx",
         "    for batch in range(BATCHES_PER_WAIT):\n",
         "    for batch in range(1):\n",
     ),

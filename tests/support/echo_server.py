@@ -21,7 +21,7 @@ import wsgate.reactor.loop
 from wsgate.deflate import NARROW_BITS, WIDE_BITS, agree, deflate
 from wsgate.handshake import Refusal, accept, parse_head
 from wsgate.reactor import Reactor, Settings, open_listener
-from wsgate.reactor.events import DEFLATED, OPEN, TEXT
+from wsgate.reactor.event_kinds import DEFLATED, OPEN, TEXT
 
 __all__ = ["DEFECTS", "EchoServer"]
 

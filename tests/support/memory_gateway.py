@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 
 from wsgate.client import Client, ClientOptions, Disconnected, Ending, Environment, Opening
-from wsgate.client.endings import after_close
+from wsgate.client.close_info import after_close
 
 __all__ = ["ManualClock", "MemoryGateway", "MemoryLink", "World", "run", "until", "world"]
 

@@ -8,7 +8,7 @@ bytes a socket took; whoever drives it says so.
 from dataclasses import dataclass, field
 from enum import Enum
 
-from wsgate.reactor import events
+from wsgate.reactor import event_kinds as events
 
 __all__ = ["PONG_SLOT_BYTES", "PONG_SLOT_FRAMES", "Kind", "OutboxModel", "Waiting", "server_frame"]
 

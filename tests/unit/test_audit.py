@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.frames import client_frame, client_header
-from tests.support.rig import Peer, Rig
+from tests.support.reactor_rig import Peer, Rig
 from wsgate.reactor import Settings
 from wsgate.reactor.audit import audit, tamper
-from wsgate.reactor.names import KIND_NAMES, STATE_NAMES
+from wsgate.reactor.metric_names import KIND_NAMES, STATE_NAMES
 
 OF_THE_REACTOR = (
     *KIND_NAMES,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from wsgate.address import BusAddress, BusTls, mask_password, parse_address, with_password
 from wsgate.bus import Names
+from wsgate.bus_address import BusAddress, BusTls, mask_password, parse_address, with_password
 from wsgate.config import load
 from wsgate.errors import SettingsError
 

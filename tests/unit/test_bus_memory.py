@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.rig import Rig
+from tests.support.reactor_rig import Rig
 from wsgate.admission import BusLedger, BusReading, BusShares, names_bytes
 from wsgate.bus import Publisher
 from wsgate.log import Log
 from wsgate.shard.bus_memory import BusMemory
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import StatisticsBlock
 
 MIB = 1 << 20

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.support.frames import BINARY, CLOSE, TEXT, client_close, client_frame
-from tests.support.rig import Peer, Rig, rig
+from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.sizes import sizes_up_to
-from wsgate.reactor import Settings, events
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 
 CLOSES, OLDEST, LATEST = events.POLICY_CLOSE, events.POLICY_DROP_OLDEST, events.POLICY_LATEST_ONLY
 LONGEST = 1_024

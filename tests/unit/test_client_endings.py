@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wsgate.client.endings import after_close, after_refusal
+from wsgate.client.close_info import after_close, after_refusal
 from wsgate.client.quantities import WAIT_MOST_S
 
 CODES: dict[str, Any] = json.loads(

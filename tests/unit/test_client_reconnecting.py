@@ -30,8 +30,8 @@ from wsgate.client import (
     UnauthorizedError,
     session,
 )
+from wsgate.client.close_info import after_refusal
 from wsgate.client.connector import TRANSITIONS
-from wsgate.client.endings import after_refusal
 from wsgate.errors import InternalError, SettingsError
 
 SILENCE_S = 2 * PING_S + 10

@@ -17,10 +17,11 @@ from tests.support.frames import (
     client_frame,
     close_code,
 )
-from tests.support.hall import HEAD, is_readable
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import Settings, events
-from wsgate.reactor.events import Event
+from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.tcp_rig import HEAD, is_readable
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
+from wsgate.reactor.event_kinds import Event
 from wsgate.reasons import Reason
 
 

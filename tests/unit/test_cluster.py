@@ -5,10 +5,10 @@ from collections.abc import Coroutine
 from typing import Any, Final, cast
 
 from tests.support.fake_bus import until
-from wsgate.address import parse_address
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.cluster import ClusterPublisher, ClusterSubscriber, Topology
 from wsgate.bus.topology import SLOTS, ClusterMap, Node, slot_of
+from wsgate.bus_address import parse_address
 
 ONE: Final[Node] = ("127.0.0.1", 1)
 OTHER: Final[Node] = ("127.0.0.1", 2)

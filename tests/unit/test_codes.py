@@ -11,7 +11,7 @@ import pytest
 from wsgate.handshake import REFUSALS
 from wsgate.reasons import ERRORS, REASONS, Reason
 from wsgate.shard.byes import comes_back
-from wsgate.shard.numbers import SHARD_REFUSALS
+from wsgate.shard.statistics_layout import SHARD_REFUSALS
 
 PROTOCOLS = Path(__file__).resolve().parents[2] / "protocols"
 CODES: dict[str, list[dict[str, Any]]] = json.loads((PROTOCOLS / "codes.json").read_text())

@@ -471,7 +471,7 @@ def test_importing_it_brings_no_event_loop_no_redis_and_nothing_else_of_wsgate()
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     loaded = set(output.split())
     assert {name for name in loaded if name.startswith("wsgate.")} == {
-        "wsgate.address",
+        "wsgate.bus_address",
         "wsgate.config",
         "wsgate.config.settings",
         "wsgate.config.sources",

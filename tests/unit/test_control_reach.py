@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.rig import Peer
+from tests.support.reactor_rig import Peer
 from tests.unit.test_sessions import ME, Shard
 from wsgate.auth import Identity, Permissions
 from wsgate.dialects import DIALECTS
 from wsgate.reactor import Settings
 from wsgate.reasons import Reason
 from wsgate.shard.control import Control
-from wsgate.shard.front import Entry
+from wsgate.shard.handshakes import Entry
 from wsgate.shard.pausing import Pauser
 from wsgate.shard.users import Users
 

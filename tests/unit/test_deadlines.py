@@ -6,10 +6,11 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from tests.support.frames import CONTINUATION, PING, PONG, TEXT, client_frame
-from tests.support.hall import HEAD
-from tests.support.rig import TICK_MS, Peer, Rig, rig
+from tests.support.reactor_rig import TICK_MS, Peer, Rig, rig
+from tests.support.tcp_rig import HEAD
 from wsgate.config.settings import Heartbeat, Limits, Server, fields_of
-from wsgate.reactor import Settings, events
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 LIMIT_MS: Final = 5_000

@@ -12,9 +12,10 @@ from socket import AF_INET, SOCK_DGRAM, socket
 import pytest
 
 from tests.support.frames import client_close, client_frame
-from tests.support.rig import Peer, Rig
-from wsgate.reactor import GateLimits, Settings, events
-from wsgate.reactor.events import Event
+from tests.support.reactor_rig import Peer, Rig
+from wsgate.reactor import GateLimits, Settings
+from wsgate.reactor import event_kinds as events
+from wsgate.reactor.event_kinds import Event
 from wsgate.reactor.testing import let_go, open_slots
 
 MS_NS = 1_000_000

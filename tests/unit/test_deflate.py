@@ -19,8 +19,8 @@ from wsgate.deflate import (
     is_shared,
 )
 from wsgate.dialects import DIALECTS, Dialect
-from wsgate.reactor import events
-from wsgate.shard.variants import DIALECT_OF, PLAIN_VARIANTS, VARIANTS, Forms, opcodes, variant_of
+from wsgate.reactor import event_kinds as events
+from wsgate.shard.publication_encoder import DIALECT_OF, PLAIN_VARIANTS, VARIANTS, Forms, opcodes, variant_of
 
 BASE: Final = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 WIDE: Final = Agreement(WIDE_BITS, BASE)

@@ -14,7 +14,7 @@ from wsgate.auth import NO_PERMISSIONS, Identity
 from wsgate.bus import Appender
 from wsgate.payload import BINARY, JSON, TEXT, Payload
 from wsgate.reasons import Reason
-from wsgate.shard.events import EVENT_TYPES, Events
+from wsgate.shard.backend_events import EVENT_TYPES, Events
 from wsgate.shard.options import NO_EVENTS, EventOptions
 from wsgate.turns import FULL, Sender
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import Settings, events
+from tests.support.reactor_rig import Peer, Rig, rig
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 WALL_MS = 1_764_000_000_000

@@ -8,7 +8,7 @@ from wsgate.auth import Identity, OriginPolicy, Permissions, TokenError, TokenPo
 from wsgate.bus import parse_address
 from wsgate.handshake import Refusal
 from wsgate.reactor import GateLimits, Settings
-from wsgate.shard.front import Entry, Front
+from wsgate.shard.handshakes import Entry, Front
 from wsgate.shard.options import ShardOptions
 
 GOOD_TOKEN = "good"

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.rig import Peer, Rig
+from tests.support.reactor_rig import Peer, Rig
 from wsgate.dialects import DIALECTS
 from wsgate.reactor import Reactor, Settings
 from wsgate.shard import gaps
 from wsgate.shard.gaps import CHANNELS_MOST, MERGE_MS, SETTLE_MS, SLOTS_PER_PASS, Gaps, spread_ms_for
-from wsgate.shard.variants import Forms
+from wsgate.shard.publication_encoder import Forms
 
 SPREAD_MS = 60_000
 SETTINGS = Settings(
@@ -261,7 +261,7 @@ def test_a_slow_consumer_is_given_a_reason_and_a_time(bench: Bench) -> None:
 
 
 def test_deflated_variants_receive_notices_too() -> None:
-    from wsgate.shard.variants import VARIANTS, opcodes
+    from wsgate.shard.publication_encoder import VARIANTS, opcodes
 
     reactor_settings = Settings(variant_opcodes=opcodes(is_compressing=True))
     bench = Rig(reactor_settings)

@@ -2,8 +2,8 @@
 
 import socket
 
-from tests.support.hall import HEAD, Hall, hall, settle
-from tests.support.rig import Peer
+from tests.support.reactor_rig import Peer
+from tests.support.tcp_rig import HEAD, Hall, hall, settle
 from wsgate.reactor import GateLimits, Settings
 
 HALF = HEAD[:40]

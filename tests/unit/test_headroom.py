@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 from wsgate.admin.headroom import headroom_card
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import StatisticsBlock
 
 

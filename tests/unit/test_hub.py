@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.rig import Peer, Rig
+from tests.support.reactor_rig import Peer, Rig
 from wsgate.bus import Publication, Subscriber, encode_publication
 from wsgate.bus.subscriber import NAMES_PER_COMMAND
 from wsgate.dialects import DIALECTS
@@ -29,7 +29,7 @@ from wsgate.shard.hub import (
     Joined,
 )
 from wsgate.shard.options import ChannelRules
-from wsgate.shard.variants import Forms
+from wsgate.shard.publication_encoder import Forms
 
 SETTINGS = Settings(
     report_vacated=True,

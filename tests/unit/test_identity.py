@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from wsgate.address import parse_address
 from wsgate.bus import NODE_LEASE_MS, Names
+from wsgate.bus_address import parse_address
 from wsgate.errors import BackendError, SettingsError
 from wsgate.node import identity
 from wsgate.node.identity import Claim, Holder, claim_name, names_for

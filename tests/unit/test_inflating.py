@@ -16,9 +16,10 @@ from tests.support.frames import (
     client_frame,
     close_code,
 )
-from tests.support.rig import Peer, Rig, rig
+from tests.support.reactor_rig import Peer, Rig, rig
 from wsgate.deflate import WIDE_BITS, deflate
-from wsgate.reactor import Settings, events
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 RSV1: Final = 4

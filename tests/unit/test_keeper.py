@@ -26,9 +26,9 @@ from wsgate.node.duties import Duties
 from wsgate.node.keeper import IGNORED, Keeper
 from wsgate.node.listeners import open_group, refuse_handed, steering_program
 from wsgate.reactor import ListenerOptions
-from wsgate.shard.accounts import next_with_room, places, queue_length, roomiest
-from wsgate.shard.numbers import DUTIES, LAYOUT
-from wsgate.shard.renewal import Renewal
+from wsgate.shard.capacity import next_with_room, places, queue_length, roomiest
+from wsgate.shard.reload import Renewal
+from wsgate.shard.statistics_layout import DUTIES, LAYOUT
 from wsgate.statistics import PHASE_READY, Board, StatisticsBlock, has_beaten
 from wsgate.statistics.readiness import SILENT_MS
 

@@ -20,11 +20,11 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "cli": ("config", "node", "doctor", "client", "log"),
     "node": ("config", "admin", "shard", "log", "output"),
     "doctor": ("node", "bus"),
-    "client": ("errors", "reasons", "address"),
-    "config": ("errors", "reasons", "address"),
+    "client": ("errors", "reasons", "bus_address"),
+    "config": ("errors", "reasons", "bus_address"),
     "admin": ("bus", "auth", "statistics", "log", "output"),
     "shard": ("bus", "admission", "auth", "dialects", "handshake", "deflate", "log", "output"),
-    "bus": ("reactor", "payload", "address", "turns"),
+    "bus": ("reactor", "payload", "bus_address", "turns"),
     "admission": ("reactor",),
     "auth": ("reactor",),
     "dialects": ("reactor", "payload"),
@@ -36,14 +36,14 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "turns": (),
     "log": ("output",),
     "output": (),
-    "address": ("errors",),
+    "bus_address": ("errors",),
     "errors": (),
     "reasons": (),
     "__init__": (),
 }
 
 # These rooms know no event loop, no Redis and no clock: time is passed in.
-PURE: Final = ("reactor", "handshake", "deflate", "dialects", "auth", "payload", "address", "turns")
+PURE: Final = ("reactor", "handshake", "deflate", "dialects", "auth", "payload", "bus_address", "turns")
 IMPURE_MODULES: Final = frozenset({"asyncio", "uvloop", "redis", "valkey", "hiredis", "time", "datetime"})
 
 # Cython is not Python, so its import lines are read line by line.

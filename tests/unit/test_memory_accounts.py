@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.rig import rig
+from tests.support.reactor_rig import rig
 from wsgate.reactor import Settings
 
 CLASS_BOUNDS = (24, 32, 64, 128, 256, 512, 1_024)

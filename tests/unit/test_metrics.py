@@ -7,7 +7,7 @@ from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from wsgate.admin.metrics import BlockCollector, expose, make_registry
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import PHASE_DRAINING, Layout, Region, StatisticsBlock
 from wsgate.statistics.layout import HISTOGRAM_BUCKETS
 

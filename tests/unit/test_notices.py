@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.rig import Peer, Rig
+from tests.support.reactor_rig import Peer, Rig
 from wsgate.reactor import Settings
 
 SLOTS = 1_024

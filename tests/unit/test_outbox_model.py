@@ -44,9 +44,10 @@ from tests.support.frames import (
     close_code,
 )
 from tests.support.outbox_model import Kind, OutboxModel, Waiting, server_frame
-from tests.support.rig import Peer, Rig, rig
+from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.sizes import around, sizes_up_to
-from wsgate.reactor import Reactor, Settings, events
+from wsgate.reactor import Reactor, Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 CLOSES, OLDEST, LATEST = events.POLICY_CLOSE, events.POLICY_DROP_OLDEST, events.POLICY_LATEST_ONLY

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import Settings, events
+from tests.support.reactor_rig import Peer, Rig, rig
+from wsgate.reactor import Settings
+from wsgate.reactor import event_kinds as events
 
 NEWS = b"news"
 GRACE_MS = 2_000

@@ -10,7 +10,7 @@ from tests.support.passing_table import PAGE, ROWS, TABLE, render
 from wsgate.handshake import REFUSALS
 from wsgate.reasons import ERRORS, REASONS, Reason
 from wsgate.shard.byes import comes_back
-from wsgate.shard.numbers import SHARD_REFUSALS
+from wsgate.shard.statistics_layout import SHARD_REFUSALS
 
 CODES: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).resolve().parents[2] / "protocols" / "codes.json").read_text()

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, client_close, client_frame
-from tests.support.hall import HEAD, is_readable
-from tests.support.rig import Peer, Rig, rig
+from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.sizes import sizes_up_to
-from wsgate.reactor import GateLimits, Settings, events
+from tests.support.tcp_rig import HEAD, is_readable
+from wsgate.reactor import GateLimits, Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 LIMIT_BYTES = (1 << 16) + 100

@@ -23,8 +23,10 @@ from tests.support.frames import (
     client_header,
     close_code,
 )
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import GateLimits, Settings, events, loop, names
+from tests.support.reactor_rig import Peer, Rig, rig
+from wsgate.reactor import GateLimits, Settings, loop
+from wsgate.reactor import event_kinds as events
+from wsgate.reactor import metric_names as names
 from wsgate.reasons import REASONS, Reason
 
 TURNS = 10  # enough for a peer to read what a tiny send buffer held back
@@ -146,7 +148,7 @@ PUBLIC = {
         "SharedAddresses",
         "open_listener",
     },
-    "wsgate.reactor.events": {
+    "wsgate.reactor.event_kinds": {
         "BINARY",
         "CLOSED",
         "DEFLATED",
@@ -161,7 +163,7 @@ PUBLIC = {
     },
     "wsgate.reactor.listener": {"open_listener"},
     "wsgate.reactor.loop": {"ENUMERATIONS", "Reactor"},
-    "wsgate.reactor.names": {"COUNTER_NAMES", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES"},
+    "wsgate.reactor.metric_names": {"COUNTER_NAMES", "KIND_NAMES", "REASON_NAMES", "STATE_NAMES"},
     "wsgate.reactor.settings": {"SOCKET_BYTES", "GateLimits", "ListenerOptions", "Settings"},
 }
 

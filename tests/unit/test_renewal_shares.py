@@ -12,7 +12,7 @@ from wsgate.node.options import Machine, renewable, shard_options
 from wsgate.node.runtime import RunningGateway
 from wsgate.reactor import GateLimits
 from wsgate.shard.options import ShardOptions
-from wsgate.shard.renewal import Renewal
+from wsgate.shard.reload import Renewal
 from wsgate.shard.shares import NodeLimits
 
 RUNNING = RunningGateway(1, "n", 8000, "ws://h", 9000, "unix:///s", "wsgate", "")

@@ -7,24 +7,24 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.rig import Peer, Rig
+from tests.support.reactor_rig import Peer, Rig
 from wsgate.admission import ByteBudget, ByteRates
 from wsgate.auth import Identity, OriginPolicy, Permissions, PermissionTable, TokenError, TokenPolicy
 from wsgate.bus import Covers, Names, Publisher, Subscriber, parse_address
 from wsgate.dialects import DIALECTS
 from wsgate.reactor import GateLimits, Settings
 from wsgate.shard.access import Access
+from wsgate.shard.backend_events import Events
 from wsgate.shard.byes import RETRY_MS
 from wsgate.shard.commands import UNDER_WAY_LIMIT, UNDER_WAY_LIMIT_BYTES, Commands
-from wsgate.shard.events import Events
-from wsgate.shard.front import Entry
 from wsgate.shard.gaps import Gaps
+from wsgate.shard.handshakes import Entry
 from wsgate.shard.hub import UNSENT_LIMIT, Hub
 from wsgate.shard.options import NO_EVENTS, NO_USER_LIMITS, ChannelRules, ShardOptions
+from wsgate.shard.publication_encoder import Forms
 from wsgate.shard.sessions import Sessions, now_ms
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
-from wsgate.shard.variants import Forms
 from wsgate.turns import CROWDED, Sender
 
 SETTINGS = Settings(report_vacated=True, variant_opcodes=(1, 2), subscriptions_limit=4)

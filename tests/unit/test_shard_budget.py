@@ -1,6 +1,6 @@
 """How many messages a pass may take: few at first, more while they are cheap, fewer when they are costly."""
 
-from wsgate.shard.budget import FAST_S, LEAST, MOST, SLOW_S, START, PassBudget
+from wsgate.shard.pass_budget import FAST_S, LEAST, MOST, SLOW_S, START, PassBudget
 
 
 def run(budget: PassBudget, passes: int, message_s: float) -> list[int]:

@@ -10,10 +10,10 @@ import pytest
 
 from tests.unit.test_shard_faults import OPTIONS
 from wsgate.admission import Place, State
-from wsgate.shard.accounts import next_with_room, places, roomiest
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.capacity import next_with_room, places, roomiest
 from wsgate.shard.options import Shared
 from wsgate.shard.process import Shard
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import PHASE_READY, StatisticsBlock
 
 HEAD = b"GET /ws HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

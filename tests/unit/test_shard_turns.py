@@ -16,10 +16,10 @@ from tests.unit.test_shard_faults import OPTIONS
 from wsgate.auth import NO_PERMISSIONS, Identity, TokenError
 from wsgate.reactor.testing import trust_charges
 from wsgate.shard import verification
-from wsgate.shard.numbers import LAYOUT
 from wsgate.shard.options import Shared
 from wsgate.shard.process import Shard
 from wsgate.shard.sessions import now_ms
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.shard.tokens import Tokens
 from wsgate.statistics import StatisticsBlock
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from tests.support.rig import Peer, Rig, rig
+from tests.support.reactor_rig import Peer, Rig, rig
 from wsgate.auth import NO_PERMISSIONS, Identity
 from wsgate.bus import RATE_LEASE, SIGN_OF_LIFE, USER_ENTER, BusPublisher, Names
 from wsgate.shard.options import UserLimits

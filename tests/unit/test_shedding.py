@@ -7,8 +7,9 @@ from typing import Final
 import pytest
 
 from tests.support.frames import BINARY, CLOSE, TEXT, client_frame, client_header
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import GateLimits, Settings, events
+from tests.support.reactor_rig import Peer, Rig, rig
+from wsgate.reactor import GateLimits, Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 COST: Final = 12_000  # of a connection, in these tests: more than a sixteenth of what a reactor holds at rest

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.support.hall import ROOT
+from tests.support.tcp_rig import ROOT
 
 # Prints 1 for every signal that is ignored in a child of a process that had ignored it.
 UNDER_NOHUP = """

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from wsgate.errors import InternalError
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import (
     PHASE_DRAINING,
     PHASE_READY,

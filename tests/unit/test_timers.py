@@ -3,10 +3,11 @@
 import pytest
 
 from tests.support.frames import PING, PONG, TEXT, ServerFrame, client_frame, client_header, close_code
-from tests.support.hall import HEAD
-from tests.support.rig import Peer, Rig, rig
+from tests.support.reactor_rig import Peer, Rig, rig
+from tests.support.tcp_rig import HEAD
 from wsgate.errors import WsgateError
-from wsgate.reactor import Reactor, Settings, events
+from wsgate.reactor import Reactor, Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 TICK_MS = 250

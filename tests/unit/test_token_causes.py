@@ -19,9 +19,9 @@ from wsgate.bus import parse_address
 from wsgate.handshake import Refusal
 from wsgate.log import Log
 from wsgate.reactor import GateLimits, Settings
-from wsgate.shard.front import Front
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.handshakes import Front
 from wsgate.shard.options import ShardOptions
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.shard.tokens import Tokens
 from wsgate.statistics import StatisticsBlock
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from tests.support.frames import CLOSE, client_close, client_frame, client_header
-from tests.support.rig import Peer, Rig, rig
-from wsgate.reactor import GateLimits, Settings, events, loop
+from tests.support.reactor_rig import Peer, Rig, rig
+from wsgate.reactor import GateLimits, Settings, loop
+from wsgate.reactor import event_kinds as events
 from wsgate.reasons import Reason
 
 US_PER_MESSAGE = 50

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.support.frames import client_close
-from tests.support.rig import Peer, Rig, rig
+from tests.support.reactor_rig import Peer, Rig, rig
 from wsgate.reactor import Settings
 
 HEAD = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"

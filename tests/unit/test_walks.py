@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.support.rig import Peer, Rig, rig
+from tests.support.reactor_rig import Peer, Rig, rig
 from wsgate.reactor import Reactor, Settings
 from wsgate.reactor.testing import hear_all, let_go, open_slots, step_walks
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from wsgate.node.kernel_watch import LOOK_MS, PAGE_BYTES, Watch, resident_bytes
 from wsgate.node.sockets import SocketNumbers, TcpMemory, read_sockets
-from wsgate.node.watch import LOOK_MS, PAGE_BYTES, Watch, resident_bytes
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.shard.weight import EVERY_LOOKS, FIRST_LOOK, Weight, proportional_bytes
 from wsgate.statistics import StatisticsBlock
 

@@ -7,7 +7,6 @@ the way, `names` what it is called there; `revocations` are kept on the bus for 
 contract for others is protocols/bus/v1.
 """
 
-from wsgate.address import BusAddress, parse_address
 from wsgate.bus.appender import Appender, AppenderOptions
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.bus import Bus, BusPublisher, BusSubscriber, make_bus, make_publisher
@@ -28,6 +27,7 @@ from wsgate.bus.script import (
     Script,
 )
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
+from wsgate.bus_address import BusAddress, parse_address
 
 __all__ = [
     "NODE_CLAIM",

@@ -24,10 +24,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from wsgate.address import BusAddress
 from wsgate.bus import push
 from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
 from wsgate.bus.script import TRIM_EVENTS
+from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 from wsgate.turns import Room, Sender
 

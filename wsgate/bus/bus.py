@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from wsgate.address import BusAddress
 from wsgate.bus.appender import Appender, AppenderOptions
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.cluster import ClusterListener, ClusterPublisher, ClusterSubscriber, Topology
 from wsgate.bus.publisher import Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberOptions
+from wsgate.bus_address import BusAddress
 
 __all__ = ["Bus", "BusPublisher", "BusSubscriber", "Part", "make_bus", "make_publisher"]
 

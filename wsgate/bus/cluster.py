@@ -20,11 +20,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol
 
-from wsgate.address import BusAddress
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.publisher import CallDone, Done, Publisher
 from wsgate.bus.subscriber import Subscriber, SubscriberListener, SubscriberOptions
 from wsgate.bus.topology import SLOTS, ClusterMap, Node, read_cluster, slot_of
+from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 from wsgate.turns import Sender
 

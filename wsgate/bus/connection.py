@@ -21,11 +21,11 @@ from typing import Final, Protocol, cast
 
 from hiredis import pack_command
 
-from wsgate.address import BusAddress
 from wsgate.bus import push
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.tls import tls_context
 from wsgate.bus.topology import find_primary
+from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 
 __all__ = ["Connection", "Owner", "Reply", "open_connection", "pack"]

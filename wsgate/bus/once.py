@@ -10,8 +10,8 @@ from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from wsgate.address import BusAddress
 from wsgate.bus.script import NODE_CLAIM, NODE_LEASE_MS
+from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 
 __all__ = ["claim_once", "publish_once", "round_trip_once"]

@@ -31,9 +31,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, cast
 
-from wsgate.address import BusAddress
 from wsgate.bus import push
 from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
+from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 from wsgate.turns import Room, Sender, Turns
 

@@ -14,8 +14,8 @@ from typing import Final
 
 from hiredis import pack_command
 
-from wsgate.address import BusAddress
 from wsgate.bus.tls import tls_context
+from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 
 __all__ = ["Answer", "Questioner", "asking"]

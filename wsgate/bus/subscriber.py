@@ -32,11 +32,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Final, Protocol
 
-from wsgate.address import BusAddress
 from wsgate.bus import push
 from wsgate.bus.backlog import Backlog
 from wsgate.bus.connection import Connection, Reply, open_connection, pack, safe_text
 from wsgate.bus.topology import slot_of
+from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 
 __all__ = ["Subscriber", "SubscriberListener", "SubscriberOptions"]

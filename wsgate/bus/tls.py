@@ -4,7 +4,7 @@ import os
 from functools import lru_cache
 from typing import Any
 
-from wsgate.address import BusAddress, BusTls
+from wsgate.bus_address import BusAddress, BusTls
 from wsgate.errors import BackendError
 
 __all__ = ["tls_context"]

@@ -12,8 +12,8 @@ from binascii import crc_hqx
 from dataclasses import dataclass
 from typing import Final
 
-from wsgate.address import BusAddress
 from wsgate.bus.question import Answer, asking
+from wsgate.bus_address import BusAddress
 from wsgate.errors import BackendError
 
 __all__ = ["SLOTS", "ClusterMap", "Node", "find_primary", "read_cluster", "slot_of"]

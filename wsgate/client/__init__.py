@@ -4,10 +4,9 @@
 """
 
 from wsgate.client.backoff import Backoff
-from wsgate.client.blocking import SyncClient, SyncSubscription
 from wsgate.client.client import Client
+from wsgate.client.close_info import Ending
 from wsgate.client.connector import ClientState
-from wsgate.client.endings import Ending
 from wsgate.client.environment import Clock, Environment
 from wsgate.client.errors import (
     BadMessage,
@@ -24,6 +23,7 @@ from wsgate.client.listen import listen
 from wsgate.client.options import ClientOptions
 from wsgate.client.protocol import Publication
 from wsgate.client.subscription import Subscription
+from wsgate.client.sync import SyncClient, SyncSubscription
 from wsgate.client.tokens import TokenSource
 from wsgate.client.transport import Opening, Transport
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from wsgate.client.callbacks import Callbacks, ErrorCallback
+from wsgate.client.close_info import Ending
 from wsgate.client.connector import ClientState, Connector
-from wsgate.client.endings import Ending
 from wsgate.client.environment import Environment
 from wsgate.client.errors import ClosedError, TokenError
 from wsgate.client.feed import Gap

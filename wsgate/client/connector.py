@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from wsgate.client.callbacks import Callbacks
 from wsgate.client.channels import Channels
-from wsgate.client.endings import ABNORMAL, NORMAL, Ending, with_fixed_token, without_token
+from wsgate.client.close_info import ABNORMAL, NORMAL, Ending, with_fixed_token, without_token
 from wsgate.client.environment import Environment
 from wsgate.client.errors import (
     ClosedError,

@@ -3,7 +3,7 @@
 Knows nothing of connections but how they ended.
 """
 
-from wsgate.client.endings import Ending, is_passing_error
+from wsgate.client.close_info import Ending, is_passing_error
 from wsgate.errors import BackendError
 
 __all__ = [

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Final, Self
 
-from wsgate.client.endings import NORMAL, Ending
+from wsgate.client.close_info import NORMAL, Ending
 from wsgate.client.errors import ClosedError
 from wsgate.client.positions import Track
 from wsgate.client.protocol import Dropped, Publication

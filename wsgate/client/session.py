@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from wsgate.client.endings import ABNORMAL, Ending, after_close
+from wsgate.client.close_info import ABNORMAL, Ending, after_close
 from wsgate.client.environment import Clock
 from wsgate.client.errors import BadMessage, CommandError, Disconnected
 from wsgate.client.options import ClientOptions

@@ -23,7 +23,7 @@ from websockets.proxy import get_proxy, parse_proxy
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from wsgate.client.endings import ABNORMAL, TOO_BIG, Ending, after_close, after_refusal
+from wsgate.client.close_info import ABNORMAL, TOO_BIG, Ending, after_close, after_refusal
 from wsgate.client.errors import Disconnected
 from wsgate.client.protocol import SUBPROTOCOL
 from wsgate.client.urls import is_loopback, shown_url

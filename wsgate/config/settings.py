@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, field
 
-from wsgate.address import mask_password, parse_address
+from wsgate.bus_address import mask_password, parse_address
 from wsgate.config.units import parse_duration_ms, parse_size_bytes, quote
 from wsgate.errors import InternalError, SettingsError
 

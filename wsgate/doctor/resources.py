@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Mapping
 from typing import Final
 
-from wsgate.address import with_password
 from wsgate.bus import parse_address
 from wsgate.bus.once import round_trip_once
+from wsgate.bus_address import with_password
 from wsgate.config import Config
 from wsgate.doctor.demand import Resources
 from wsgate.errors import BackendError

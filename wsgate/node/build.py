@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from wsgate.address import parse_address, with_password
 from wsgate.admin import AdminOptions
+from wsgate.bus_address import parse_address, with_password
 from wsgate.config import Config
 from wsgate.errors import InternalError, SettingsError
 from wsgate.node.embedded_bus import EmbeddedBus

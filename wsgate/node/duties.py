@@ -10,7 +10,7 @@ from typing import Final
 
 from wsgate.errors import WsgateError
 from wsgate.log import Log
-from wsgate.shard.numbers import DUTIES
+from wsgate.shard.statistics_layout import DUTIES
 from wsgate.statistics import Region
 
 __all__ = ["Duties"]
@@ -34,7 +34,7 @@ class Duties:
         """Run a duty and contain whatever it raises.
 
         Args:
-            name: One of `wsgate.shard.numbers.DUTIES`; the label of the metric.
+            name: One of `wsgate.shard.statistics_layout.DUTIES`; the label of the metric.
             duty: What to do; its result is ignored.
 
         Returns:

@@ -36,16 +36,16 @@ from wsgate.log import Log
 from wsgate.node.build import Plan
 from wsgate.node.children import Child, fork_child, name_process
 from wsgate.node.duties import Duties
+from wsgate.node.kernel_watch import Watch
 from wsgate.node.listeners import refuse_handed, refuse_waiting, steer
 from wsgate.node.notify import notify
-from wsgate.node.watch import Watch
 from wsgate.output import dropped_lines, flush_outputs
 from wsgate.reactor import SharedAddresses
-from wsgate.shard.accounts import places
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.capacity import places
 from wsgate.shard.options import Boards, Shared
 from wsgate.shard.process import run_shard
-from wsgate.shard.renewal import Renewal
+from wsgate.shard.reload import Renewal
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import (
     PHASE_DRAINING,
     PHASE_READY,

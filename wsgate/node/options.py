@@ -18,10 +18,11 @@ from wsgate.config.settings import Section, fields_of
 from wsgate.errors import SettingsError
 from wsgate.node.memory import memory_share
 from wsgate.node.runtime import RunningGateway, url_host
-from wsgate.reactor import GateLimits, Settings, events
+from wsgate.reactor import GateLimits, Settings
+from wsgate.reactor import event_kinds as events
 from wsgate.shard.options import DESCRIPTORS_OF_OURS, ChannelRules, EventOptions, ShardOptions, UserLimits
+from wsgate.shard.publication_encoder import opcodes
 from wsgate.shard.shares import NodeLimits
-from wsgate.shard.variants import opcodes
 
 __all__ = [
     "Machine",

@@ -23,7 +23,7 @@ from wsgate.reactor.structs cimport (
     STATE_LINGERING, STATE_OPEN, Subscription, TICK_MS, UserLink, VARIANTS_MAX, WATCHED, WHEEL_SLOTS, Walk,
 )
 
-from wsgate.reactor.names import KIND_NAMES, STATE_NAMES
+from wsgate.reactor.metric_names import KIND_NAMES, STATE_NAMES
 
 __all__ = ["audit", "tamper"]
 

@@ -32,7 +32,7 @@ from wsgate.reactor.outbox cimport (
 )
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
-from wsgate.reactor.seam cimport (
+from wsgate.reactor.socket_io cimport (
     seam_close, seam_interest, seam_orphan, seam_queued, seam_shut_write,
 )
 from wsgate.reactor.structs cimport (

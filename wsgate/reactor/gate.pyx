@@ -28,7 +28,7 @@ from wsgate.reactor.addresses cimport (
 )
 from wsgate.reactor.closing cimport end_with
 from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
-from wsgate.reactor.seam cimport (
+from wsgate.reactor.socket_io cimport (
     EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_address, seam_orphan, seam_watch,
 )
 from wsgate.reactor.structs cimport (

@@ -15,7 +15,7 @@ from wsgate.reactor.frames cimport frame_raw
 from wsgate.reactor.memory cimport buffer_append, buffer_give
 from wsgate.reactor.partial cimport partial_close, partial_open, partial_stash
 from wsgate.reactor.proxy cimport proxy_header
-from wsgate.reactor.seam cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive
+from wsgate.reactor.socket_io cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive
 from wsgate.reactor.structs cimport (
     AWAITS_PROXY, BAD_PROXY_HEADER, Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, OUT_OF_MEMORY,
     PARTIAL_BYTES, PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING, TICK_MS,

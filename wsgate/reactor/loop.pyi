@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
 from wsgate.reactor.addresses import SharedAddresses
-from wsgate.reactor.events import Event
+from wsgate.reactor.event_kinds import Event
 from wsgate.reactor.settings import GateLimits, Settings
 
 __all__ = ["ENUMERATIONS", "Reactor"]

@@ -42,7 +42,7 @@ from wsgate.reactor.reader cimport take_turn, turn_failed
 from wsgate.reactor.notices cimport NOTICE_FORMS_MAX, notices_step
 from wsgate.reactor.memory cimport memory_booked, memory_is_exact
 from wsgate.reactor.outbox cimport outbox_paces
-from wsgate.reactor.seam cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_address, seam_interest, seam_peer, seam_watch
+from wsgate.reactor.socket_io cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_address, seam_interest, seam_peer, seam_watch
 from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start
@@ -62,7 +62,7 @@ from wsgate.reactor.table cimport (
     table_free,
 )
 from wsgate.reactor.users cimport link_of, user_enter, user_first, user_hash, user_leave
-from wsgate.reactor.waiting cimport wait_once
+from wsgate.reactor.poller cimport wait_once
 from wsgate.reactor.wheel cimport wheel_disarm, wheel_is_due, wheel_turn
 from wsgate.reactor.writer cimport flush_slice
 
@@ -71,7 +71,7 @@ import sys
 import traceback
 
 from wsgate.errors import InternalError, SettingsError
-from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
+from wsgate.reactor.metric_names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
 from wsgate.reactor.settings import GateLimits, Settings
 
 __all__ = ["ENUMERATIONS", "Reactor"]

@@ -18,7 +18,7 @@ from wsgate.reactor.head cimport turn_head
 from wsgate.reactor.memory cimport buffer_give
 from wsgate.reactor.messages cimport give_back, parse_frames, violate
 from wsgate.reactor.partial cimport partial_stash
-from wsgate.reactor.seam cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive, seam_unsent
+from wsgate.reactor.socket_io cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive, seam_unsent
 from wsgate.reactor.structs cimport (
     ANNOUNCED, Connection, Core, END_AFTER_WRITE, EVENT_CLOSED, EVENT_FAILING, EVENT_PEER_CLOSED,
     KIND_PARTIAL, OPENED, PARTIAL_BYTES, PASS_OPENS, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED,

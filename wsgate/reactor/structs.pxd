@@ -178,7 +178,7 @@ cdef enum Reason:
     TOKEN_NOT_YET_VALID
     REASONS
 
-# The numbers of wsgate/reactor/events.py.
+# The numbers of wsgate/reactor/event_kinds.py.
 cdef enum EventKind:
     EVENT_TEXT = 1
     EVENT_BINARY

@@ -24,7 +24,7 @@ from wsgate.reactor.outbox cimport (
     outbox_weigh,
 )
 from wsgate.reactor.pongs cimport PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_add, pongs_drop_oldest
-from wsgate.reactor.seam cimport (
+from wsgate.reactor.socket_io cimport (
     SEAM_AGAIN, SEAM_GONE, clock_ns, iovec, seam_interest, seam_queued, seam_send, seam_send_vector,
 )
 from wsgate.reactor.structs cimport (

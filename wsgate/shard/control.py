@@ -17,8 +17,8 @@ from wsgate.auth import Member
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.byes import RETRY_MS
+from wsgate.shard.publication_encoder import DIALECT_OF
 from wsgate.shard.sessions import Sessions
-from wsgate.shard.variants import DIALECT_OF
 
 __all__ = ["Control"]
 

@@ -20,9 +20,9 @@ from typing import Final, Self
 from wsgate.handshake import refusal
 from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
-from wsgate.shard.accounts import queue_length
+from wsgate.shard.capacity import queue_length
+from wsgate.shard.publication_encoder import DIALECT_OF
 from wsgate.shard.sessions import Sessions
-from wsgate.shard.variants import DIALECT_OF
 
 __all__ = ["Pace", "drain", "empty_queue"]
 

@@ -26,7 +26,7 @@ from typing import Final, Literal
 from wsgate.bus.names import INBOX_MARK
 from wsgate.dialects import DIALECTS, Dialect
 from wsgate.reactor import Reactor
-from wsgate.shard.variants import VARIANTS, Forms
+from wsgate.shard.publication_encoder import VARIANTS, Forms
 
 __all__ = ["GapReason", "Gaps", "spread_ms_for"]
 

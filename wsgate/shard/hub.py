@@ -41,7 +41,7 @@ from wsgate.dialects import Dialect
 from wsgate.reactor import Reactor
 from wsgate.shard.access import Access
 from wsgate.shard.gaps import GapReason, Gaps
-from wsgate.shard.variants import Forms
+from wsgate.shard.publication_encoder import Forms
 
 __all__ = ["Confirmation", "Hub", "Joined", "Waiter"]
 
@@ -227,7 +227,7 @@ class Hub:
         Args:
             conn: An open connection.
             name: The channel as the bus knows it.
-            policy: What a slow consumer loses, `wsgate.reactor.events.POLICY_`.
+            policy: What a slow consumer loses, `wsgate.reactor.event_kinds.POLICY_`.
             waiter: Called later, once or several times, only when the answer is `WAITS`.
         """
         # An inbox is the backend's way to its user: no limit of the client's own subscriptions may refuse it.

@@ -38,7 +38,7 @@ class ChannelRules:
 
     subscribe: str = "token"  # anyone, authenticated, token or nobody
     publish: str = "nobody"
-    slow_consumer: int = 0  # wsgate.reactor.events.POLICY_
+    slow_consumer: int = 0  # wsgate.reactor.event_kinds.POLICY_
     max_publish_bytes: int = 64 * 1024
 
 
@@ -47,7 +47,7 @@ class EventOptions:
     """What backends are told, and where.
 
     Attributes:
-        enabled: Of `wsgate.shard.events.EVENT_TYPES`; none: no backend listens.
+        enabled: Of `wsgate.shard.backend_events.EVENT_TYPES`; none: no backend listens.
         partitions: Number of streams.
         maxlen: Entries a stream is trimmed to, about; 0: never.
         pubsub: Whether each is published besides.
@@ -99,7 +99,7 @@ class Shared:
     addresses: SharedAddresses | None = None
     """Where connections of an address are counted; None: nowhere, and the gate has no limit of it."""
     handovers: tuple[tuple[socket.socket, socket.socket], ...] = ()
-    """See `wsgate.shard.siblings.Handovers`."""
+    """See `wsgate.shard.handover.Handovers`."""
     owners: tuple[str, ...] = ()
     """What this shard calls itself on the bus, and what those called themselves whose place it takes."""
 

@@ -27,27 +27,23 @@ from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, Request, refusal
 from wsgate.log import Log
 from wsgate.output import dropped_lines, finish_outputs, flush_outputs, waiting_bytes
-from wsgate.reactor import Reactor, events
-from wsgate.reactor.names import COUNTER_NAMES, REASON_NAMES
+from wsgate.reactor import Reactor
+from wsgate.reactor import event_kinds as events
+from wsgate.reactor.metric_names import COUNTER_NAMES, REASON_NAMES
 from wsgate.reasons import Reason
-from wsgate.shard import numbers
+from wsgate.shard import statistics_layout as numbers
 from wsgate.shard.access import Access
-from wsgate.shard.accounts import Accounts
-from wsgate.shard.budget import PassBudget
+from wsgate.shard.backend_events import Events
 from wsgate.shard.bus_memory import BusMemory
+from wsgate.shard.capacity import Accounts
 from wsgate.shard.collector import CollectorClock
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
 from wsgate.shard.drain import drain, empty_queue
-from wsgate.shard.events import Events
-from wsgate.shard.front import Entry, Front
 from wsgate.shard.gaps import Gaps, spread_ms_for
-from wsgate.shard.hub import Hub
-from wsgate.shard.lease import NodeLease
-from wsgate.shard.membership import Membership
-from wsgate.shard.options import ShardOptions, Shared
-from wsgate.shard.pacing import Pacer
-from wsgate.shard.pages import (
+from wsgate.shard.handover import Siblings
+from wsgate.shard.handshakes import Entry, Front
+from wsgate.shard.http_pages import (
     CLIENT_PAGE,
     answer,
     is_client_request,
@@ -55,13 +51,18 @@ from wsgate.shard.pages import (
     is_readiness_request,
     page_redirect,
 )
+from wsgate.shard.hub import Hub
+from wsgate.shard.lease import NodeLease
+from wsgate.shard.membership import Membership
+from wsgate.shard.options import ShardOptions, Shared
+from wsgate.shard.pacing import Pacer
+from wsgate.shard.pass_budget import PassBudget
 from wsgate.shard.probe import Probe
-from wsgate.shard.renewal import Renewal
+from wsgate.shard.publication_encoder import DIALECT_OF, Forms
+from wsgate.shard.reload import Renewal
 from wsgate.shard.sessions import Sessions, now_ms, wall_ms
-from wsgate.shard.siblings import Siblings
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
-from wsgate.shard.variants import DIALECT_OF, Forms
 from wsgate.shard.verification import Verification
 from wsgate.statistics import PHASE_DRAINING, PHASE_READY, Region, why_not_ready
 

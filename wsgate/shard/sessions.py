@@ -22,15 +22,15 @@ from wsgate.dialects import Dialect, is_channel
 from wsgate.reactor import Reactor
 from wsgate.reasons import REASONS, Reason
 from wsgate.shard.access import Access
+from wsgate.shard.backend_events import Events, Tracked
 from wsgate.shard.byes import RETRY_MS, bye, common_byes
-from wsgate.shard.events import Events, Tracked
-from wsgate.shard.front import Entry
+from wsgate.shard.handshakes import Entry
 from wsgate.shard.hub import Confirmation, Hub, Joined
 from wsgate.shard.options import ANONYMOUS, ANONYMOUS_MEMBER, ShardOptions
 from wsgate.shard.pausing import Pauser, Pauses
+from wsgate.shard.publication_encoder import DIALECT_OF
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
-from wsgate.shard.variants import DIALECT_OF
 from wsgate.shard.welcome import NOTHING_SHOWN, Booked, Showing, Welcome, shown
 
 __all__ = ["Sessions", "now_ms", "wall_ms"]

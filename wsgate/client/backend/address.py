@@ -1,4 +1,4 @@
-"""From a bus URL to a redis-py client. The URLs are the gateway's own: see `wsgate.address`."""
+"""From a bus URL to a redis-py client. The URLs are the gateway's own: see `wsgate.bus_address`."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
-from wsgate.address import BusAddress, parse_address
+from wsgate.bus_address import BusAddress, parse_address
 
 __all__ = ["Client", "OpenedClient", "open_client"]
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from wsgate.auth import FAULTS
 from wsgate.handshake import REFUSALS
-from wsgate.reactor.names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
+from wsgate.reactor.metric_names import COUNTER_NAMES, KIND_NAMES, REASON_NAMES, STATE_NAMES
 from wsgate.reasons import ERRORS
 from wsgate.statistics import Layout
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from wsgate.deflate import NARROW_BITS, WIDE_BITS, deflate, is_shared
 from wsgate.dialects import DIALECTS, Dialect
-from wsgate.reactor import events
+from wsgate.reactor import event_kinds as events
 
 __all__ = ["DIALECT_OF", "PLAIN_VARIANTS", "VARIANTS", "Forms", "Variant", "opcodes", "variant_of"]
 

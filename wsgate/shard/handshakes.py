@@ -20,8 +20,8 @@ from wsgate.deflate import ExtensionError, agree
 from wsgate.dialects import Dialect, select
 from wsgate.dialects.names import CHANNEL_LIMIT_BYTES
 from wsgate.shard.options import ShardOptions
+from wsgate.shard.publication_encoder import variant_of
 from wsgate.shard.tokens import Tokens
-from wsgate.shard.variants import variant_of
 
 __all__ = ["Entry", "Front"]
 

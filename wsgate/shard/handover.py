@@ -10,7 +10,7 @@ from typing import Final
 
 from wsgate.admission import rate_share
 from wsgate.reactor import Reactor
-from wsgate.shard.accounts import next_with_room, places, roomiest
+from wsgate.shard.capacity import next_with_room, places, roomiest
 from wsgate.statistics import StatisticsBlock
 
 __all__ = ["Handovers", "Siblings"]

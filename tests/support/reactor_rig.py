@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.support.frames import FrameReader, ServerFrame
-from wsgate.reactor import Reactor, Settings, SharedAddresses, events
-from wsgate.reactor.events import Event
+from wsgate.reactor import Reactor, Settings, SharedAddresses
+from wsgate.reactor import event_kinds as events
+from wsgate.reactor.event_kinds import Event
 from wsgate.reactor.testing import audit, trust_charges
 
 __all__ = ["Peer", "Rig", "rig"]

@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.support.rig import Peer, Rig
+from tests.support.reactor_rig import Peer, Rig
 from wsgate.handshake import Refusal, accept, parse_head
-from wsgate.reactor import GateLimits, ListenerOptions, Settings, SharedAddresses, events, open_listener
-from wsgate.reactor.events import Event
+from wsgate.reactor import GateLimits, ListenerOptions, Settings, SharedAddresses, open_listener
+from wsgate.reactor import event_kinds as events
+from wsgate.reactor.event_kinds import Event
 
 __all__ = [
     "HEAD",

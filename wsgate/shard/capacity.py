@@ -12,7 +12,7 @@ from typing import Final
 from wsgate.admission import Headroom, Ledger, Place, Reading, State
 from wsgate.log import Log
 from wsgate.reactor import GateLimits, Reactor
-from wsgate.reactor.names import KIND_NAMES
+from wsgate.reactor.metric_names import KIND_NAMES
 from wsgate.reactor.settings import SOCKET_BYTES
 from wsgate.shard.options import DESCRIPTORS_OF_OURS
 from wsgate.shard.weight import Weight

@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from wsgate.reactor.closing cimport release
 from wsgate.reactor.gate cimport gate_accept, gate_drain
-from wsgate.reactor.seam cimport (
+from wsgate.reactor.socket_io cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, TAG_DRAIN, TAG_LISTENER, epoll_event, seam_interest,
 )
 from wsgate.reactor.structs cimport (
