@@ -75,13 +75,13 @@ check: build
 		--ignore-unused-allowlist $(COMPILED)
 
 bench: build
-	$(RUN) -m loadtest.bench
+	$(RUN) -m loadtest bench
 
 machine: build
-	$(RUN) -m loadtest.machine
+	$(RUN) -m loadtest full_machine
 
 crowd: build
-	$(RUN) -m loadtest.crowd
+	$(RUN) -m loadtest large_reactor
 
 # The quick profile, then the proof that the runner can turn red. It builds the wheel it tests.
 PROFILE ?= quick
@@ -114,7 +114,7 @@ audit: build
 # and the clock is set. Ten minutes: make soak SECONDS=600
 SEED ?= 1
 soak: build
-	$(RUN) -m loadtest.soak --seconds $(SECONDS) --seed $(SEED)
+	$(RUN) -m loadtest soak --seconds $(SECONDS) --seed $(SEED)
 
 # Guided by coverage, with clang; the corpus in build/guided grows from run to run. GUIDED=--if-available says
 # that the run is skipped where there is no clang and none can be installed, instead of failing.

@@ -1,4 +1,4 @@
-"""`python -m loadtest.bench`: the reactor and the gateway beside the floor and two other servers, in one run.
+"""`python -m loadtest bench`: the reactor and the gateway beside the floor and two other servers, in one run.
 
 Starts every process first, opens the idle connections once, then runs each scenario several times: floor,
 reactor, gateway, pool off, uvloop, websockets, and again, so that a minute in which the machine is slow hits
@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from loadtest import bench_floor, bench_report, bench_tables
-from loadtest.bench_gateway import GatewayProcess
-from loadtest.bench_machine import processors
-from loadtest.bench_math import summarize_all
-from loadtest.bench_server import ServerProcess
 from loadtest.engine import EngineError, EngineProcess
+from loadtest.harness import floor_probe, report, tables
+from loadtest.harness.arithmetic import summarize_all
+from loadtest.harness.gateway import GatewayProcess
+from loadtest.harness.machine_info import processors
+from loadtest.harness.server import ServerProcess
 from loadtest.scenarios import SCENARIOS, Contender, Results, Scenario, Sizes, pinging, resting
 from loadtest.scenarios.fanout import publish
 from loadtest.scenarios.idling import open_idle
@@ -100,7 +100,7 @@ class Bench:
 
     def run(self) -> None:
         """Run everything that was chosen; all processes are gone afterwards, whatever happened."""
-        bench_floor.build()
+        floor_probe.build()
         if self._processors is not None:
             os.sched_setaffinity(0, (self._processors[1],))
         if self.chosen - {"heartbeat", "gateway_resting"}:
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 when something was lost or could not be measured; 2 when the bench could not run at all.
     """
-    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m loadtest bench", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only",
         action="append",
@@ -298,10 +298,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = Bench(sizes, runs=max(1, options.runs), chosen=chosen, servers=options.server or _CONTENDERS)
     try:
         bench.run()
-    except (EngineError, bench_floor.FloorError) as error:
+    except (EngineError, floor_probe.FloorError) as error:
         print(f"the bench could not run: {error}", file=sys.stderr)
         return 2
-    result = bench_report.assemble(
+    result = report.assemble(
         summarize_all(bench.floor_runs),
         {name: summarize_all(results.runs) for name, results in bench.results.items()},
         {name: results.lost for name, results in bench.results.items()},
@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(bench_tables.table(result, sizes))
+    print(tables.table(result, sizes))
     bench.say(f"written to {options.output}")
     return 1 if bench.failures or any(results.lost for results in bench.results.values()) else 0
 

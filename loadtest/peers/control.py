@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from loadtest.bench_processes import memory
+from loadtest.harness.processes import memory
 from loadtest.peers.publisher import PublishPlan, publish
 from loadtest.peers.server import Server
 from loadtest.peers.socket_memory import send_memory

@@ -14,8 +14,7 @@ from typing import Any
 from loadtest.peers import control
 from loadtest.peers.server import SUBSCRIBE, Server
 from wsgate import handshake
-from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, open_listener
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, event_kinds, open_listener
 
 __all__ = ["ReactorServer"]
 
@@ -101,13 +100,13 @@ class ReactorServer:
         reactor = self._reactor
         now_ms = time.monotonic_ns() // 1_000_000
         for kind, conn, value in reactor.poll(now_ms):
-            if kind <= events.BINARY:
+            if kind <= event_kinds.BINARY:
                 assert isinstance(value, bytes)
                 if value.startswith(SUBSCRIBE):
                     reactor.subscribe(conn, value[len(SUBSCRIBE) :])
                 else:
                     reactor.send(conn, value, kind)
-            elif kind == events.OPEN:
+            elif kind == event_kinds.OPEN:
                 assert isinstance(value, bytes)
                 self._on_open(conn, value)
         is_behind = reactor.flush(now_ms)

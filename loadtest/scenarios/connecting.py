@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from loadtest import bench_floor
-from loadtest.bench_math import per_unit_us
 from loadtest.engine import ConnectPlan, EngineProcess
+from loadtest.harness import floor_probe
+from loadtest.harness.arithmetic import per_unit_us
 from loadtest.scenarios.members import BEARER, GatewayContender, await_told
 from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, open_connections
 
@@ -24,12 +24,12 @@ _COUNTED_S: Final = 10.0  # within which a shard has written what it counted; it
 
 def _accept_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
     """Accept and 101; and accepting alone by epoll and by io_uring, with calls and switches each."""
-    result = bench_floor.run(
+    result = floor_probe.run(
         "accept", processors=processors, sockets=sizes.handshakes, window=sizes.handshake_window
     )
     figures = {"accept": float(result["accept"]["cpu_us_per_accept"])}
     names = ("accept_epoll", "accept_epoll_burst", "accept_uring", "accept_uring_burst")
-    alone = bench_floor.run(*names, processors=processors, sockets=sizes.handshakes, window=512)
+    alone = floor_probe.run(*names, processors=processors, sockets=sizes.handshakes, window=512)
     for name in names:
         if not alone[name]["unavailable"]:
             figures[name] = float(alone[name]["cpu_us_per_accept"])
@@ -109,7 +109,7 @@ def _handshake_of(contender: Contender, visitor: EngineProcess, sizes: Sizes, **
 
 def _refusal_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
     names = ("refuse", "refuse_at_once")
-    result = bench_floor.run(
+    result = floor_probe.run(
         *names, processors=processors, sockets=sizes.refusals, window=sizes.refusal_window
     )
     return {name: float(result[name]["cpu_us_per_accept"]) for name in names}

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, Final, Literal
 
-from loadtest.bench_server import ServerError
 from loadtest.engine import ConnectPlan, EchoPlan, EchoResult, EngineProcess
-from loadtest.flood import FloodProcess
+from loadtest.harness.server import ServerError
+from loadtest.peers.message_flood import FloodProcess
 from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, favoured, visit
 
 __all__ = ["CROWD"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from loadtest import bench_floor
-from loadtest.bench_math import per_unit_us
 from loadtest.engine import EchoPlan, EngineProcess
+from loadtest.harness import floor_probe
+from loadtest.harness.arithmetic import per_unit_us
 from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, visit
 
 __all__ = ["ECHO"]
@@ -12,7 +12,7 @@ __all__ = ["ECHO"]
 
 def _floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
     count = sizes.echo_connections
-    result = bench_floor.run(
+    result = floor_probe.run(
         "echo", processors=processors, sockets=count, window=count, rounds=sizes.floor_echoes
     )
     return {"echo": float(result["echo"]["cpu_us_per_echo"])}

@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from typing import cast
 
-from loadtest import bench_floor
-from loadtest.bench_math import hit_rate, per_unit_us
 from loadtest.engine import EngineProcess
+from loadtest.harness import floor_probe
+from loadtest.harness.arithmetic import hit_rate, per_unit_us
 from loadtest.peers.publisher import PublishResult
 from loadtest.scenarios.stage import FEW, MANY, Contender, Figures, Scenario, Sizes
 
@@ -116,14 +116,14 @@ def reconcile(contender: Contender, channel: str, subscribers: int, first: int) 
 
 
 def _fanout_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
-    many = bench_floor.run(
+    many = floor_probe.run(
         "fanout",
         processors=processors,
         sockets=sizes.many,
         rounds=sizes.many_rounds,
         interval_ms=1000 // sizes.many_rate_per_s,
     )
-    few = bench_floor.run(
+    few = floor_probe.run(
         "fanout",
         processors=processors,
         sockets=sizes.few,
@@ -163,10 +163,10 @@ def _fanout(contender: Contender, _visitor: EngineProcess, sizes: Sizes) -> Figu
 def _coalesced_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
     interval_ms = 1000 // sizes.coalesced_rate_per_s
     rounds = sizes.coalesced_rounds
-    many = bench_floor.run(
+    many = floor_probe.run(
         "coalesced16", processors=processors, sockets=sizes.many, rounds=rounds, interval_ms=interval_ms
     )
-    few = bench_floor.run(
+    few = floor_probe.run(
         "coalesced16",
         "coalesced64",
         processors=processors,

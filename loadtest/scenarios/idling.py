@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 
-from loadtest.bench_machine import kernel_memory
-from loadtest.bench_math import per_unit_us
+from loadtest.harness.arithmetic import per_unit_us
+from loadtest.harness.machine_info import kernel_memory
 from loadtest.scenarios.stage import Contender, Figures
 
 __all__ = ["open_idle"]

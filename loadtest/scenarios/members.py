@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import jwt
 
-from loadtest.bench_gateway import SECRET, GatewayProcess
 from loadtest.engine import EngineProcess
+from loadtest.harness.gateway import SECRET, GatewayProcess
 from loadtest.scenarios.stage import FEW, MANY, Contender, Sizes, open_connections
 
 __all__ = ["BEARER", "COUNTED", "OK", "SUBBED", "WELCOME", "GatewayContender", "await_told", "make_tokens"]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from loadtest import bench_floor
-from loadtest.bench_math import per_unit_us
+from loadtest.harness import floor_probe
+from loadtest.harness.arithmetic import per_unit_us
 from loadtest.scenarios.stage import Contender, Figures, Sizes, open_connections
 
 __all__ = ["floor", "measure", "settings"]
@@ -34,7 +34,7 @@ def floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
     figures: Figures = {}
     for name, sockets in (("ping_many", sizes.pinged_many), ("ping_few", sizes.pinged_few)):
         window = min(4_000, max(1, sockets * 1_000 // (sizes.ping_interval_ms * _TICKS_PER_S)))
-        result = bench_floor.run("ping", processors=processors, sockets=sockets, window=window, rounds=2)
+        result = floor_probe.run("ping", processors=processors, sockets=sockets, window=window, rounds=2)
         figures[name] = float(result["ping"]["cpu_us_per_ping"])
     return figures
 

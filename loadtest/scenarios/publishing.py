@@ -16,8 +16,8 @@ import math
 import time
 from typing import Any, Final
 
-from loadtest.bench_math import per_unit_us
 from loadtest.engine import EchoPlan, EchoResult, EngineProcess
+from loadtest.harness.arithmetic import per_unit_us
 from loadtest.scenarios.members import OK, GatewayContender, await_told
 from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, favoured, visit
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from loadtest.bench_gateway import GatewayProcess
+from loadtest.harness.gateway import GatewayProcess
 from loadtest.scenarios.stage import Results, Sizes
 
 __all__ = ["measure"]

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from loadtest.bench_server import ServerError
 from loadtest.engine import ConnectPlan, EngineProcess, EngineSettings
+from loadtest.harness.server import ServerError
 
 __all__ = [
     "FEW",
@@ -43,7 +43,7 @@ Processors = tuple[int, int] | None
 
 
 class Driven(Protocol):
-    """A server as a scenario drives it: one of loadtest.peers (bench_server.py), or a whole gateway."""
+    """A server as a scenario drives it: one of loadtest.peers (server.py), or a whole gateway."""
 
     module: str
     port: int

@@ -13,8 +13,7 @@ from tests.support.frames import CLOSE, TEXT, ServerFrame, client_close, client_
 from tests.support.reactor_rig import Rig, rig
 from tests.support.tcp_rig import HEAD, is_readable, open_descriptors, run_child
 from wsgate.errors import WsgateError
-from wsgate.reactor import Reactor, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Reactor, Settings, event_kinds
 from wsgate.reasons import Reason
 
 REFUSED: tuple[type[Exception], ...] = (WsgateError, ValueError, OverflowError, TypeError, AttributeError)
@@ -82,7 +81,7 @@ def test_wrong_types_are_refused(call: str) -> None:
         assert peer.receive() == b""
         peer.send(client_frame(TEXT, b"alive"))
         bench.turn()
-        assert bench.of(peer) == [(events.TEXT, b"alive")]
+        assert bench.of(peer) == [(event_kinds.TEXT, b"alive")]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +307,7 @@ def test_adopting_what_is_no_connected_socket(name: str) -> None:
             assert bench.count("now_connections") == 0
             return
         bench.turn()
-        assert (events.CLOSED, conn) in [event[:2] for event in bench.events]
+        assert (event_kinds.CLOSED, conn) in [event[:2] for event in bench.events]
         assert bench.count("now_connections") == 0
         with pytest.raises(OSError):
             os.fstat(descriptor)
@@ -462,7 +461,7 @@ def test_a_gap_encoder_that_misbehaves() -> None:
             peers = {}
             for kind in ("raises", "none", "text", "back", "good"):
                 peer = peers[kind] = bench.connect(send_buffer_bytes=4096)
-                bench.reactor.subscribe(peer.conn, kind.encode(), policy=events.POLICY_DROP_OLDEST)
+                bench.reactor.subscribe(peer.conn, kind.encode(), policy=event_kinds.POLICY_DROP_OLDEST)
                 for position in range(1, 30):
                     bench.reactor.publish(kind.encode(), [bytes(4000)], position=position)
                     bench.turn()
@@ -472,7 +471,7 @@ def test_a_gap_encoder_that_misbehaves() -> None:
                     frames[kind] += peer.frames()
                 bench.turn()
             for kind in ("raises", "none", "text"):
-                assert (events.FAILING, 4050) in bench.of(peers[kind]), kind
+                assert (event_kinds.FAILING, 4050) in bench.of(peers[kind]), kind
                 assert frames[kind][-1] == ServerFrame(CLOSE, b"\x0f\xd2")
             for kind in ("back", "good"):
                 assert not bench.of(peers[kind])
@@ -508,7 +507,7 @@ def test_a_meta_object_that_calls_back_when_its_connection_ends() -> None:
             assert bench.reactor.set_meta(peer.conn, Meta(bench, peer.conn))
             peer.close()
         bench.turn()
-        assert sum(event[0] == events.CLOSED for event in bench.events) == 10
+        assert sum(event[0] == event_kinds.CLOSED for event in bench.events) == 10
         assert len(refused) == 30
         assert bench.count("now_connections") == 0
 
@@ -528,7 +527,7 @@ def test_replacing_a_meta_object_that_ends_its_own_connection() -> None:
         bench.reactor.set_meta(peer.conn, Meta(bench.reactor, peer.conn))
         bench.reactor.set_meta(peer.conn, "successor")
         bench.turn()
-        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+        assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
 
 
 def test_numbers_beyond_all_reason() -> None:
@@ -545,7 +544,7 @@ def test_numbers_beyond_all_reason() -> None:
         timers = bench.count("timers")
         bench.pass_ms(10_000)
         assert bench.count("timers") - timers <= 100
-        bench.reactor.subscribe(peers[0].conn, b"c", policy=events.POLICY_DROP_OLDEST)
+        bench.reactor.subscribe(peers[0].conn, b"c", policy=event_kinds.POLICY_DROP_OLDEST)
         for position in (2**63 - 1, 0, 1):
             assert bench.reactor.publish(b"c", [b"x"], position=position) == 1
 
@@ -601,12 +600,12 @@ def test_many_closes_in_one_batch_leave_nothing() -> None:
                 bench.reactor.close(conn, 1000)
             else:
                 bench.reactor.abort(conn)
-            if kind == events.OPEN:
+            if kind == event_kinds.OPEN:
                 bench.reactor.refuse(conn, b"no")
         for peer in crowd:
             peer.close()
         bench.pass_ms(12_000)
         assert bench.count("now_connections") == 0
         assert bench.held() == held
-        assert all(sum(e[:2] == (events.CLOSED, p.conn) for e in bench.events) == 1 for p in crowd)
+        assert all(sum(e[:2] == (event_kinds.CLOSED, p.conn) for e in bench.events) == 1 for p in crowd)
     assert open_descriptors() <= before

@@ -9,8 +9,7 @@ import pytest
 from tests.support.frames import BINARY, TEXT, client_close, client_frame, client_header
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import HEAD, Hall, hall, is_readable, open_descriptors, reset, settle
-from wsgate.reactor import GateLimits, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, Settings, event_kinds
 from wsgate.reasons import Reason
 
 REFUSED = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -195,9 +194,9 @@ def assert_given_back(bench: Rig, descriptors: int) -> None:
     held = bench.held()
     assert sum(held.values()) == held["frame"]
     for _, conn, _ in bench.events:
-        assert sum(event[:2] == (events.CLOSED, conn) for event in bench.events) == 1
+        assert sum(event[:2] == (event_kinds.CLOSED, conn) for event in bench.events) == 1
     if bench.events:
-        assert bench.events[-1][0] == events.CLOSED
+        assert bench.events[-1][0] == event_kinds.CLOSED
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -271,14 +270,14 @@ def test_s27_a_reset_between_the_events_and_the_flush() -> None:
         settle_announced(bench)
         reset(peer.sock)
         settle(bench, lambda: is_clean(bench))
-        assert [event[0] for event in bench.events[1:]] == [events.FAILING, events.CLOSED]
+        assert [event[0] for event in bench.events[1:]] == [event_kinds.FAILING, event_kinds.CLOSED]
 
 
 def settle_announced(bench: Hall) -> None:
     """Poll without a flush until the fault is announced."""
     for _ in range(1000):
         bench.events += bench.reactor.poll(bench.now_ms)
-        if bench.events[-1][0] == events.FAILING:
+        if bench.events[-1][0] == event_kinds.FAILING:
             return
     raise AssertionError("no fault found")
 
@@ -295,7 +294,7 @@ def test_s27_a_crowd_that_resets_at_once() -> None:
             bench.step()
         settle(bench, lambda: is_clean(bench))
         assert bench.count("polls") - polls < 200
-        assert sum(event[0] == events.CLOSED for event in bench.events) == 200
+        assert sum(event[0] == event_kinds.CLOSED for event in bench.events) == 200
 
 
 # --- S28 --------------------------------------------------------------------------------------------
@@ -329,7 +328,7 @@ def test_s28_close() -> None:
         assert bench.reactor.close(peer.conn, 1000)
         until_gone(bench, peer, WRITE_MS + GRACE_MS)
         bench.turn()
-        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+        assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
         assert bench.held() == {**bench.held(), "outbox": 0, "kernel_queued": 0}
 
 
@@ -364,7 +363,7 @@ def test_s28_a_timeout_falls_due(settings: Settings, due_ms: int, reason: Reason
         peer = stuck(bench)
         until_gone(bench, peer, due_ms + settings.write_timeout_ms + GRACE_MS)
         bench.turn()
-        assert bench.of(peer)[-1] == (events.CLOSED, reason)
+        assert bench.of(peer)[-1] == (event_kinds.CLOSED, reason)
         assert bench.count("now_blocked") == 0
 
 
@@ -375,7 +374,7 @@ def test_s28_the_application_deadline_falls_due() -> None:
         bench.reactor.set_deadline(peer.conn, bench.now_ms + 5_000, 4001)
         until_gone(bench, peer, 5_000 + WRITE_MS + GRACE_MS)
         bench.turn()
-        assert bench.of(peer) == [(events.FAILING, 4001), (events.CLOSED, Reason.TOKEN_EXPIRED)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4001), (event_kinds.CLOSED, Reason.TOKEN_EXPIRED)]
 
 
 def test_s28_the_heartbeat_falls_due() -> None:
@@ -399,7 +398,7 @@ def test_s28_a_protocol_error_of_a_peer_that_does_not_read() -> None:
         bench.turn()
         until_gone(bench, peer, WRITE_MS + GRACE_MS)
         bench.turn()
-        assert bench.of(peer) == [(events.FAILING, 1002), (events.CLOSED, Reason.PROTOCOL_ERROR)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 1002), (event_kinds.CLOSED, Reason.PROTOCOL_ERROR)]
 
 
 def test_s28_a_refusal_that_is_not_read() -> None:
@@ -412,7 +411,7 @@ def test_s28_a_refusal_that_is_not_read() -> None:
         bench.turn()
         until_gone(bench, peer, WRITE_MS + GRACE_MS)
         bench.turn()
-        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.HEAD_REFUSED)]
+        assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.HEAD_REFUSED)]
 
 
 def test_s28_hard_close_is_a_reset() -> None:

@@ -5,8 +5,7 @@ import pytest
 from tests.support.frames import BINARY, TEXT, client_frame
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import raise_descriptors
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 
 BURST = client_frame(BINARY, b"a") * 2340  # one receive full of one-byte messages
 PASS_MESSAGES = 256
@@ -70,7 +69,7 @@ def test_a_newcomer_is_let_in_beside_floods() -> None:
         newcomer = bench.connect(upgraded=False)
         newcomer.send(b"GET / HTTP/1.1\r\n\r\n")
         for _ in range(crowd // 2 + 20):
-            if (events.OPEN, newcomer.conn) in [event[:2] for event in bench.step()]:
+            if (event_kinds.OPEN, newcomer.conn) in [event[:2] for event in bench.step()]:
                 break
             for flood in floods:
                 flood.send(BURST)
@@ -126,9 +125,9 @@ def test_no_pass_takes_more_than_its_budget() -> None:
             batch = bench.reactor.poll(bench.now_ms)
             heard: dict[int, int] = {}
             for kind, conn, _ in batch:
-                if kind == events.BINARY:
+                if kind == event_kinds.BINARY:
                     heard[conn] = heard.get(conn, 0) + 1
-            opens = sum(kind == events.OPEN for kind, _, _ in batch)
+            opens = sum(kind == event_kinds.OPEN for kind, _, _ in batch)
             assert sum(heard.values()) <= PASS_MESSAGES
             assert max(heard.values(), default=0) <= TURN_MESSAGES
             assert opens <= 32

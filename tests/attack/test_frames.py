@@ -19,8 +19,7 @@ from tests.support.frames import (
 )
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import proportional_bytes, raise_descriptors
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 from wsgate.reasons import Reason
 
 LIMIT = 64 * 1024
@@ -34,7 +33,7 @@ def header_64(opcode: int, length: int, *, final: bool = True) -> bytes:
 def verdict(bench: Rig, peer: Peer) -> int:
     """The one code this connection fails with; it is the code of the Close that is sent, too."""
     bench.turn()
-    failing = [value for kind, value in bench.of(peer) if kind == events.FAILING]
+    failing = [value for kind, value in bench.of(peer) if kind == event_kinds.FAILING]
     assert len(failing) == 1
     frames = peer.frames()
     assert frames, "a Close is owed"
@@ -68,7 +67,7 @@ def test_s1_length(opcode: int, length: int, code: int, is_split: bool) -> None:
     with rig(Settings(message_limit_bytes=LIMIT)) as bench:
         peer = bench.connect()
         for piece in [header[i : i + 1] for i in range(len(header))] if is_split else [header]:
-            if any(kind == events.FAILING for kind, _, _ in bench.events):
+            if any(kind == event_kinds.FAILING for kind, _, _ in bench.events):
                 break
             peer.send(piece)
             bench.step()
@@ -192,7 +191,7 @@ def test_s5_endless_fragments(opcode: int, payload: bytes) -> None:
         bench.turn()
         assert verdict(bench, peer) == 1008
         bench.pass_ms(1500)
-        assert bench.of(peer)[-1] == (events.CLOSED, Reason.TOO_MANY_FRAGMENTS)
+        assert bench.of(peer)[-1] == (event_kinds.CLOSED, Reason.TOO_MANY_FRAGMENTS)
 
 
 def test_s5_the_last_allowed_fragment_may_be_final() -> None:
@@ -224,7 +223,7 @@ def test_s5_message_deadline_is_absolute(limit: int) -> None:
         assert 30_000 <= bench.now_ms - start_ms <= 30_500
         assert verdict(bench, peer) == 1008
         bench.pass_ms(1500)
-        assert bench.of(peer)[-1] == (events.CLOSED, Reason.MESSAGE_TIMEOUT)
+        assert bench.of(peer)[-1] == (event_kinds.CLOSED, Reason.MESSAGE_TIMEOUT)
 
 
 @pytest.mark.parametrize("start", [b"\x82", b"\x82\xfe", client_header(BINARY, 4000), client_header(TEXT, 5)])
@@ -237,7 +236,7 @@ def test_s5_message_deadline_counts_from_the_first_byte(start: bytes) -> None:
         bench.pass_ms(29_750)
         assert not bench.of(peer)
         bench.pass_ms(750)
-        assert bench.of(peer) == [(events.FAILING, 1008)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 1008)]
 
 
 def test_s5_the_deadline_ends_with_the_message() -> None:
@@ -251,7 +250,7 @@ def test_s5_the_deadline_ends_with_the_message() -> None:
         for _ in range(8):
             bench.pass_ms(10_000)
             peer.send(client_frame(PONG))
-        assert bench.of(peer) == [(events.TEXT, b"hello")]
+        assert bench.of(peer) == [(event_kinds.TEXT, b"hello")]
         assert bench.held()["partial"] == 0
 
 
@@ -291,10 +290,10 @@ def test_s32_unmasked_frame(opcode: int, is_split: bool) -> None:
             peer.send(piece)
             bench.step()
         bench.turn()
-        assert bench.of(peer)[:2] == [(events.TEXT, b"before"), (events.FAILING, 1002)]
+        assert bench.of(peer)[:2] == [(event_kinds.TEXT, b"before"), (event_kinds.FAILING, 1002)]
         assert verdict(bench, peer) == 1002
         bench.pass_ms(1500)
-        assert bench.of(peer)[2:] == [(events.CLOSED, Reason.PROTOCOL_ERROR)]
+        assert bench.of(peer)[2:] == [(event_kinds.CLOSED, Reason.PROTOCOL_ERROR)]
 
 
 def test_s32_unmasked_continuation() -> None:

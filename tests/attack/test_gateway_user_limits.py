@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from loadtest.attack_memory.crowd import Crowd, command
+from loadtest.experiments.attack_memory.crowd import Crowd, command
 from tests.support.attack_rig import configured_gateway, fresh_counters, make_token, scrape
 from tests.support.gateway import Gateway, wait_until
 from tests.support.raw_client import RawClient, bearer, request

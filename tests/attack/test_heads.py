@@ -5,8 +5,7 @@ import pytest
 from tests.support.frames import PING, TEXT, ServerFrame, client_frame
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import HEAD, Hall, hall, is_readable, settle
-from wsgate.reactor import ListenerOptions, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import ListenerOptions, Settings, event_kinds
 from wsgate.reactor.event_kinds import Event
 from wsgate.reasons import Reason
 
@@ -47,7 +46,7 @@ def refused(data: bytes, settings: Settings | None = None) -> int:
     with hall(settings) as bench:
         peer = bench.dial(data)
         status = status_of(bench, peer)
-        assert sum(kind == events.OPEN for kind, _, _ in bench.events) <= 1
+        assert sum(kind == event_kinds.OPEN for kind, _, _ in bench.events) <= 1
         peer.close()
         settle(bench, lambda: bench.count("now_connections") == 0)
         assert sum(bench.held().values()) == bench.held()["frame"]
@@ -158,7 +157,7 @@ def test_s12_too_large(data: bytes, status: int) -> None:
             peer.receive()
         assert peak <= 3 * CAP
         assert status_of(bench, peer) == status
-        assert sum(kind == events.OPEN for kind, _, _ in bench.events) <= 1
+        assert sum(kind == event_kinds.OPEN for kind, _, _ in bench.events) <= 1
 
 
 def sized_head(size: int) -> bytes:
@@ -178,7 +177,7 @@ def test_s12_exactly_the_cap(size: int, is_taken: bool, cut: int) -> None:
             peer.send(head[start : start + cut])
             bench.turn()
         if is_taken:
-            assert bench.of(peer) == [(events.OPEN, head)]
+            assert bench.of(peer) == [(event_kinds.OPEN, head)]
         else:
             assert bench.of(peer) == []
             assert peer.receive().startswith(b"HTTP/1.1 431 ")
@@ -191,7 +190,7 @@ def test_s12_the_head_is_handed_up_once() -> None:
         for index in range(len(HEAD)):
             peer.send(HEAD[index : index + 1])
             bench.turn()
-        assert bench.of(peer) == [(events.OPEN, HEAD)]
+        assert bench.of(peer) == [(event_kinds.OPEN, HEAD)]
         assert bench.count("opens") == 1
         assert bench.count("receives") <= 3 * len(HEAD) + 3
         assert bench.held()["partial"] == 0
@@ -209,7 +208,7 @@ def test_s12_without_a_configured_answer() -> None:
         for peer in (large, slow, undecided):
             assert peer.receive() == b""
             assert peer.ended
-        assert bench.of(undecided) == [(events.OPEN, HEAD), (events.CLOSED, Reason.UPGRADE_TIMEOUT)]
+        assert bench.of(undecided) == [(event_kinds.OPEN, HEAD), (event_kinds.CLOSED, Reason.UPGRADE_TIMEOUT)]
         assert bench.of(large) == bench.of(slow) == []
         assert bench.count("now_connections") == 0
 
@@ -267,7 +266,7 @@ def test_s15_a_high_byte_in_a_value_is_no_line_end() -> None:
     seen: list[bytes] = []
 
     def look(bench: Rig, event: Event) -> None:
-        if event[0] == events.OPEN and isinstance(event[2], bytes):
+        if event[0] == event_kinds.OPEN and isinstance(event[2], bytes):
             seen.append(event[2])
             bench.reactor.refuse(
                 event[1], b"HTTP/1.1 403 No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -292,7 +291,7 @@ def test_s16_early_frames_wait_for_the_101() -> None:
         bench.turn()
         peer.send(client_frame(TEXT, b"later"))
         bench.turn()
-        assert bench.of(peer) == [(events.OPEN, HEAD)]
+        assert bench.of(peer) == [(event_kinds.OPEN, HEAD)]
         assert bench.reactor.upgrade(peer.conn, b"101!")
         bench.turn()
         assert bench.messages(peer) == [b"early", b"later"]
@@ -306,7 +305,7 @@ def test_s16_a_second_request_is_read_as_frames() -> None:
     with hall() as bench:
         peer = bench.dial(HEAD + HEAD)
         settle(bench, lambda: peer.ended or (bool(peer.receive()) and peer.ended))
-        assert [event[0] for event in bench.events] == [events.OPEN, events.FAILING]
+        assert [event[0] for event in bench.events] == [event_kinds.OPEN, event_kinds.FAILING]
         head, _, rest = bytes(peer.received).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 ")
         assert rest == b"\x88\x02\x03\xea"

@@ -4,8 +4,7 @@ import pytest
 
 from tests.support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, ServerFrame, client_frame
 from tests.support.reactor_rig import Peer, Rig, rig
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 from wsgate.reasons import Reason
 
 PONGS_MAX = 16
@@ -38,10 +37,10 @@ def test_s10_flood_is_1008_at_the_rate_limit() -> None:
             peer.send(flood)
             bench.turn()
             sent += 500
-        assert bench.of(peer) == [(events.FAILING, 1008)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 1008)]
         assert bench.count("pings_in") == 200
         bench.pass_ms(12_000)
-        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.CONTROL_RATE)]
+        assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.CONTROL_RATE)]
         assert bench.held() == before
 
 
@@ -149,7 +148,7 @@ def test_control_burst_is_exact_at_any_time(now_ms: int) -> None:
         assert not bench.of(peer)
         peer.send(client_frame(PONG))
         bench.turn()
-        assert bench.of(peer) == [(events.FAILING, 1008)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 1008)]
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(100, 200), (1, 1), (10, 5), (1000, 1)])
@@ -165,7 +164,7 @@ def test_control_rate_refills_exactly(rate: int, burst: int) -> None:
         bench.now_ms += step_ms - 1 if step_ms > 1 else 0
         early.send(client_frame(PING))
         bench.turn()
-        assert bench.of(early) == [(events.FAILING, 1008)]
+        assert bench.of(early) == [(event_kinds.FAILING, 1008)]
         bench.now_ms += 1
         for _ in range(50):
             good.send(client_frame(PING))

@@ -9,8 +9,7 @@ import pytest
 from tests.support.frames import BINARY, CLOSE, PING, PONG, TEXT, ServerFrame, client_frame
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import HEAD, hall, settle
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 from wsgate.reactor.event_kinds import POLICY_CLOSE, POLICY_DROP_OLDEST
 from wsgate.reasons import Reason
 
@@ -47,7 +46,7 @@ def test_r16_one_in_a_hundred_reads_slowly(policy: int) -> None:
             assert not bench.of(peer)
         if policy == POLICY_CLOSE:
             for peer in slow:
-                assert bench.of(peer)[0] == (events.FAILING, 4010)
+                assert bench.of(peer)[0] == (event_kinds.FAILING, 4010)
             assert bench.count("now_closing") + bench.count("now_connections") - 198 <= 4
             assert bench.count("dropped_policy") == 0
         else:
@@ -72,7 +71,7 @@ def test_r16_a_slow_one_reads_why() -> None:
         assert {len(frame.payload) for frame in frames[:-1]} == {3000}
         peer.close()
         bench.turn()
-        assert bench.of(peer) == [(events.FAILING, 4010), (events.CLOSED, Reason.SLOW_CONSUMER)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4010), (event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
 
 
 # --- what waits, whole ------------------------------------------------------------------------------
@@ -152,7 +151,7 @@ def test_peers_that_never_read_stay_within_the_booked_amount(size: int) -> None:
         for _ in range(count):
             bench.dial(HEAD)
         settle(bench, lambda: bench.count("now_open") == count)
-        handles = [conn for kind, conn, _ in bench.events if kind == events.OPEN]
+        handles = [conn for kind, conn, _ in bench.events if kind == event_kinds.OPEN]
         for conn in handles:
             bench.reactor.subscribe(conn, b"news")
 
@@ -257,7 +256,7 @@ def test_500_that_never_read_leave_the_others_alone() -> None:
         for index in range(100):
             good.send(client_frame(TEXT, b"%d" % index))
             batch = bench.step()
-            assert batch == [(events.TEXT, good.conn, b"%d" % index)]
+            assert batch == [(event_kinds.TEXT, good.conn, b"%d" % index)]
             bench.reactor.send(good.conn, b"%d" % index)
             assert not bench.reactor.flush(bench.now_ms)
             assert [frame.payload for frame in good.frames()] == [b"%d" % index]

@@ -5,8 +5,7 @@ import pytest
 from tests.support.frames import PING, PONG, TEXT, client_frame
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import raise_descriptors
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 
 CROWD = 6000
 
@@ -58,7 +57,7 @@ def test_r27_a_stall_of_ten_seconds_kills_nobody() -> None:
         bench.reactor.tick(bench.now_ms)
         bench.turn()
         assert bench.count("stalls_forgiven") == 1
-        assert {kind for kind, _, _ in bench.events} == {events.TEXT}
+        assert {kind for kind, _, _ in bench.events} == {event_kinds.TEXT}
         assert bench.count("now_open") == count
 
 
@@ -72,7 +71,7 @@ def test_r27_a_second_stall_does_kill_the_dead() -> None:
             bench.turn()
         assert bench.count("stalls_forgiven") == 1
         bench.pass_ms(15_000)
-        assert bench.of(dead)[0] == (events.FAILING, 4008)
+        assert bench.of(dead)[0] == (event_kinds.FAILING, 4008)
 
 
 def test_r27_who_kept_to_the_rate_is_not_punished_for_our_pause() -> None:
@@ -94,7 +93,7 @@ def test_r27_who_kept_to_the_rate_is_not_punished_for_our_pause() -> None:
             pinger.send(client_frame(PING) * 5)
             bench.pass_ms(1_000)
         assert bench.count("stalls_forgiven") == 1
-        assert not [event for event in bench.events if event[0] != events.TEXT]
+        assert not [event for event in bench.events if event[0] != event_kinds.TEXT]
 
 
 def heartbeat_load(bench: Rig, ticks: int, crowd: list[Peer]) -> list[int]:

@@ -31,8 +31,7 @@ from tests.support.frames import (
     close_code,
 )
 from tests.support.vectors import Message, Outcome, Vector, load_vectors
-from wsgate.reactor import Reactor, Settings
-from wsgate.reactor import event_kinds as kinds
+from wsgate.reactor import Reactor, Settings, event_kinds
 
 VECTORS = list(load_vectors())
 SHORT_BYTES = 64  # streams up to this are also cut in two at every place
@@ -112,16 +111,16 @@ class Connection:
         """Record, check the order, echo."""
         assert conn == self.conn
         assert not self.closed, "an event after CLOSED"
-        if kind in (kinds.TEXT, kinds.BINARY):
+        if kind in (event_kinds.TEXT, event_kinds.BINARY):
             assert isinstance(value, bytes)
             assert not self.endings, "a message after the end"
             self.messages.append(Message(kind, value))
             assert self.server.reactor.send(conn, value, kind)
-        elif kind == kinds.CLOSED:
+        elif kind == event_kinds.CLOSED:
             assert isinstance(value, int)
             self.closed.append(value)
         else:
-            assert kind in (kinds.FAILING, kinds.PEER_CLOSED)
+            assert kind in (event_kinds.FAILING, event_kinds.PEER_CLOSED)
             assert isinstance(value, int)
             assert not self.endings, "a second end"
             self.endings.append((kind, value))
@@ -153,7 +152,7 @@ class Connection:
         kind, code = self.endings[0]
         assert closes == self.frames[-1:], "Close is sent once and last"
         assert close_code(closes[0]) == code
-        state = "failed" if kind == kinds.FAILING else "peer_closed"
+        state = "failed" if kind == event_kinds.FAILING else "peer_closed"
         return Outcome(tuple(self.messages), pongs, state, code)
 
     def leave(self) -> None:

@@ -16,8 +16,7 @@ from tests.support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, 
 from tests.support.reactor_rig import Rig
 from tests.support.sizes import around, draw_size
 from wsgate.deflate import WIDE_BITS, deflate
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 from wsgate.reasons import Reason
 
 __all__ = ["FramesTarget", "make_stream"]
@@ -30,7 +29,7 @@ SETTINGS: Final = Settings(
     fragments_limit=0,
     control_rate_per_s=0,
     ping_interval_ms=0,
-    variant_opcodes=(TEXT, TEXT | events.DEFLATED),
+    variant_opcodes=(TEXT, TEXT | event_kinds.DEFLATED),
 )
 TEXTS: Final = (
     b"",
@@ -170,7 +169,7 @@ class FramesTarget:
         peer.close()
         self.rig.turn()
         last, reason = self.rig.of(peer)[-1]
-        assert last == events.CLOSED
+        assert last == event_kinds.CLOSED
         seen.reason = Reason(int(reason))
         self.rig.peers.remove(peer)
         self.rig.events.clear()

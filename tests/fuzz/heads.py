@@ -22,8 +22,7 @@ from tests.support.reactor_rig import Peer, Rig
 from tests.support.sizes import draw_size
 from tests.unit.test_handshake import BROWSER_HEAD, GOOD, REFUSED, head_of
 from wsgate.handshake import HEAD_LIMIT_BYTES, Refusal, accept, parse_head
-from wsgate.reactor import GateLimits, ListenerOptions, Settings, open_listener
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, ListenerOptions, Settings, event_kinds, open_listener
 
 __all__ = ["HeadsTarget", "check_head", "find_head_end_slowly", "head_seeds", "sized_head"]
 
@@ -207,7 +206,9 @@ class HeadsTarget:
             assert not seen and not peer.ended, "a head that is not whole was judged"
         else:
             [(kind, conn, head)] = seen
-            assert kind == events.OPEN and head == data[:end], "the head that was given up is another one"
+            assert kind == event_kinds.OPEN and head == data[:end], (
+                "the head that was given up is another one"
+            )
             assert isinstance(head, bytes)
             check_head(head)
             request = parse_head(head)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from loadtest.attack_memory.__main__ import has_returned, main
-from loadtest.attack_memory.scale import Weight
+from loadtest.experiments.attack_memory.__main__ import has_returned, main
+from loadtest.experiments.attack_memory.scale import Weight
 from tests.support.memory_group import MemoryGroupError, memory_group
 
 MIB = float(1 << 20)

@@ -10,10 +10,19 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from loadtest import bench, bench_floor, bench_report, bench_tables
-from loadtest.bench_math import Summary, hit_rate, per_second, per_unit_us, ratios, summarize, summarize_all
-from loadtest.bench_server import ServerError, ServerProcess
+from loadtest import bench
 from loadtest.engine import EngineProcess, parse_stamp
+from loadtest.harness import floor_probe, report, tables
+from loadtest.harness.arithmetic import (
+    Summary,
+    hit_rate,
+    per_second,
+    per_unit_us,
+    ratios,
+    summarize,
+    summarize_all,
+)
+from loadtest.harness.server import ServerError, ServerProcess
 from loadtest.peers import frames
 from loadtest.scenarios import SCENARIOS, Results, Sizes
 from loadtest.scenarios.echoing import ECHO
@@ -80,7 +89,7 @@ def _result(lost: dict[str, list[str]] | None = None) -> dict[str, Any]:
     )
     same_client = summarize_all({"fanout_us": [7.0, 9.0, 9.0]})
     servers = {"reactor": reactor, "floor_same_client": same_client}
-    return bench_report.assemble(floor, servers, lost or {})
+    return report.assemble(floor, servers, lost or {})
 
 
 def test_json_has_exactly_these_keys() -> None:
@@ -110,19 +119,19 @@ def test_floor_with_the_same_client_joins_the_floor() -> None:
 
 
 def test_table_shows_figures_budgets_and_losses() -> None:
-    text = bench_tables.table(_result({"reactor": ["echo: 1 of 2 came back"]}), Sizes())
+    text = tables.table(_result({"reactor": ["echo: 1 of 2 came back"]}), Sizes())
     lines = text.splitlines()
     assert any(line.startswith("fan-out to 15,000") and "6.00" in line and "10.00" in line for line in lines)
     assert any(line.startswith("MISS fan-out, share of the floor") for line in lines)
     assert any(line.startswith("ok   user memory") for line in lines)
     assert "LOST reactor: echo: 1 of 2 came back" in lines
-    assert "no message and no connection was lost" in bench_tables.table(_result(), Sizes())
+    assert "no message and no connection was lost" in tables.table(_result(), Sizes())
 
 
 def test_a_busy_engine_voids_the_run() -> None:
     result = _result()
     result["reactor"]["fanout_engine_share"] = 0.9
-    assert "VOID reactor" in bench_tables.table(result, Sizes())
+    assert "VOID reactor" in tables.table(result, Sizes())
 
 
 @pytest.mark.parametrize(
@@ -145,8 +154,8 @@ def test_exit_status_tells_of_losses_and_failures(
 
 
 def test_nothing_measured_is_no_crash() -> None:
-    result = bench_report.assemble({}, {}, {})
-    assert "lost" in bench_tables.table(result, Sizes())
+    result = report.assemble({}, {}, {})
+    assert "lost" in tables.table(result, Sizes())
 
 
 # ---- losses
@@ -236,7 +245,7 @@ def test_a_scenario_without_a_floor_to_compare_with_is_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def floor(_sizes: Sizes, _processors: tuple[int, int] | None) -> Figures:
-        raise bench_floor.FloorError("no floor")
+        raise floor_probe.FloorError("no floor")
 
     scenarios = [dataclasses.replace(each, floor=floor) if each is ECHO else each for each in SCENARIOS]
     monkeypatch.setattr(bench, "SCENARIOS", tuple(scenarios))
@@ -260,7 +269,7 @@ def test_scenarios_have_names_of_their_own() -> None:
 
 @pytest.fixture(scope="module", params=[*ECHOING, "floor_server"])
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    bench_floor.build()
+    floor_probe.build()
     with ServerProcess(request.param) as process:
         yield process
 

@@ -15,11 +15,12 @@ import pytest
 import redis
 from websockets.sync.client import connect
 
-from loadtest import bench, bench_floor, bench_processes, bench_report, bench_tables
-from loadtest.bench_gateway import GatewayProcess
-from loadtest.bench_math import summarize_all
-from loadtest.bench_server import ServerError, ServerProcess
+from loadtest import bench
 from loadtest.engine import EchoResult, EngineProcess, parse_stamp
+from loadtest.harness import floor_probe, processes, report, tables
+from loadtest.harness.arithmetic import summarize_all
+from loadtest.harness.gateway import GatewayProcess
+from loadtest.harness.server import ServerError, ServerProcess
 from loadtest.scenarios import Sizes, publishing
 from loadtest.scenarios.members import COUNTED, GatewayContender, await_told, make_tokens
 from loadtest.scenarios.stage import open_connections, start_engine
@@ -86,8 +87,8 @@ def test_every_figure_of_the_gateway_is_there(outcome: tuple[int, dict[str, Any]
     status, result = outcome
     assert (result["failures"], result["gateway"]["lost"], status) == ([], [], 0)
     gateway = result["gateway"]
-    figures = {name for _, _, name, _ in bench_tables._GATEWAY_ROWS if name}
-    assert {name for _, name, _, _ in bench_tables._GATEWAY_BUDGETS} == JUDGED
+    figures = {name for _, _, name, _ in tables._GATEWAY_ROWS if name}
+    assert {name for _, name, _, _ in tables._GATEWAY_BUDGETS} == JUDGED
     assert figures | JUDGED <= set(gateway)
     assert set(result["floor_us"]) >= FLOORS
     counted = ("handshake_us", "handshake_token_us", "fanout_us", "publication_us", "client_publish_us")
@@ -99,14 +100,14 @@ def test_every_figure_of_the_gateway_is_there(outcome: tuple[int, dict[str, Any]
 
 
 def test_the_report_shows_every_figure_and_every_budget(outcome: tuple[int, dict[str, Any]]) -> None:
-    lines = bench_tables.table(outcome[1], TINY).splitlines()
+    lines = tables.table(outcome[1], TINY).splitlines()
     assert lines[0].split() == ["whole", "gateway", "floor", "gateway"]
-    for label, _, name, _ in bench_tables._GATEWAY_ROWS:
+    for label, _, name, _ in tables._GATEWAY_ROWS:
         # The floor with the same client has a turn only where the other servers have one.
         shown = label.format(many=40, few=8, channels=4)
         assert any(line.startswith(shown) for line in lines) or not name, label
     verdicts = [line for line in lines if line.startswith(("ok   ", "MISS "))]
-    assert len(verdicts) == len(bench_tables._GATEWAY_BUDGETS)
+    assert len(verdicts) == len(tables._GATEWAY_BUDGETS)
     assert lines[-1] == "no message and no connection was lost"
     fanout = next(line for line in lines if line.startswith("fan-out to 40,"))
     assert f"{outcome[1]['floor_us']['fanout']:,.2f}" in fanout
@@ -119,11 +120,11 @@ def test_the_gateway_has_a_table_of_its_own_beside_the_same_floor() -> None:
         "reactor": summarize_all({"fanout_us": [6.0, 9.0]}),
         "gateway": summarize_all({"fanout_us": [8.0, 10.0], "handshake_us": [25.0], "publication_us": [8.0]}),
     }
-    result = bench_report.assemble(floor, servers, {"gateway": ["handshake: one of two"]}, ["walk: it broke"])
+    result = report.assemble(floor, servers, {"gateway": ["handshake: one of two"]}, ["walk: it broke"])
     assert result["gateway"]["runs"]["fanout_ratio"] == [0.75, 0.9]
     assert result["gateway"]["handshake_multiple"] == pytest.approx(2.5)
     assert result["gateway"]["publication_per_s"] == pytest.approx(125_000)
-    lines = bench_tables.table(result, Sizes()).splitlines()
+    lines = tables.table(result, Sizes()).splitlines()
     assert [line.split()[0] for line in lines if line.endswith(("websockets", "     gateway"))] == [
         "reactor",
         "whole",
@@ -238,27 +239,25 @@ def test_a_message_has_the_size_of_the_floors(gateway: GatewayProcess) -> None:
 
 def bench_floor_payload() -> int:
     """The payload of the floor's frame, as its source has it."""
-    source = (bench_floor.FLOOR / "floor.h").read_text()
+    source = (floor_probe.FLOOR / "floor.h").read_text()
     frame = int(source.partition("FRAME_BYTES = ")[2].partition(",")[0])
     return frame - 4
 
 
 def test_it_is_measured_from_outside(gateway: GatewayProcess) -> None:
-    names = bench_processes.children(gateway._keeper.pid)
+    names = processes.children(gateway._keeper.pid)
     assert set(names) == {"wsgate-admin", "wsgate-bus", "wsgate-shard-0"}
     before_s, bus_before_s = gateway.cpu_s(), gateway.bus_cpu_s()
     assert before_s > 0 and bus_before_s > 0
     held = gateway.memory()
     assert held["pss_bytes"] >= held["private_bytes"] > 10_000_000
     assert held["bus_pss_bytes"] > 500_000
-    bus = bench_processes.memory(gateway.bus_pid).private_bytes
+    bus = processes.memory(gateway.bus_pid).private_bytes
     own = [
         gateway._keeper.pid,
         *(pid for name, pids in names.items() if name != "wsgate-bus" for pid in pids),
     ]
-    assert (
-        abs(held["private_bytes"] - sum(bench_processes.memory(pid).private_bytes for pid in own)) < bus / 2
-    )
+    assert abs(held["private_bytes"] - sum(processes.memory(pid).private_bytes for pid in own)) < bus / 2
     # Of the interpreter alone there are tens of thousands.
     assert held["allocated_blocks"] > 20_000
     assert gateway.metric("python_blocks", shard="0") > 20_000
@@ -328,7 +327,7 @@ def test_a_gateway_that_does_not_start_is_told() -> None:
 def test_nothing_is_left_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with GatewayProcess() as gateway:
-        pids = [pid for pids in bench_processes.children(gateway._keeper.pid).values() for pid in pids]
+        pids = [pid for pids in processes.children(gateway._keeper.pid).values() for pid in pids]
         gateway.call("publish", channel="x", stream=1, first_sequence=1, count=1)
     assert list(tmp_path.iterdir()) == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -27,8 +27,7 @@ from tests.support.frames import (
     client_frame,
     client_header,
 )
-from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, open_listener
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, ListenerOptions, Reactor, Settings, event_kinds, open_listener
 from wsgate.reasons import Reason
 
 TOTAL = 100_000
@@ -78,7 +77,7 @@ class Station:
         self.open_gate()
         self.clients: list[socket.socket] = []
         self.first = 0  # of the clients of the way that is under way
-        self.events: list[events.Event] = []
+        self.events: list[event_kinds.Event] = []
         self.came = 0
         self.batches = 0
         self.passed: list[int] = []  # handles of those that were open and are gone
@@ -148,7 +147,7 @@ class Station:
         before = len(self.events)
         self.dial(BATCH // 2, HEAD)
         self.turn()
-        conns = [conn for kind, conn, _ in self.events[before:] if kind == events.OPEN]
+        conns = [conn for kind, conn, _ in self.events[before:] if kind == event_kinds.OPEN]
         assert len(conns) == BATCH // 2
         for conn in conns:
             self.reactor.set_meta(conn, Meta())
@@ -178,11 +177,11 @@ class Station:
         batch = self.reactor.poll(self.now_ms)
         self.events += batch
         for kind, conn, value in batch:
-            if kind == events.OPEN:
+            if kind == event_kinds.OPEN:
                 self.decide(conn)
-            elif kind == events.FAILING:
+            elif kind == event_kinds.FAILING:
                 self.failing(conn)
-            elif kind == events.CLOSED:
+            elif kind == event_kinds.CLOSED:
                 assert isinstance(value, int)
                 self.passed.append(conn)
         more = self.reactor.flush(self.now_ms)
@@ -482,7 +481,7 @@ def subscribed(station: Station) -> None:
 def outbox_pending(station: Station) -> None:
     conns = station.guests()
     for conn in conns:
-        station.reactor.subscribe(conn, b"news", policy=events.POLICY_DROP_OLDEST)
+        station.reactor.subscribe(conn, b"news", policy=event_kinds.POLICY_DROP_OLDEST)
     for position in range(1, 12):
         station.reactor.publish(b"news", [b"n" * 1_200], position=position)
         if position % 3 == 0:
@@ -604,7 +603,7 @@ def run_batch(station: Station, way: Way) -> None:
     }
     assert set(ended) <= {f"ended_{reason.name.lower()}" for reason in way.reasons}
     assert sum(ended.values()) == station.came - came == BATCH
-    closed = [(conn, value) for kind, conn, value in station.events if kind == events.CLOSED]
+    closed = [(conn, value) for kind, conn, value in station.events if kind == event_kinds.CLOSED]
     assert len(closed) == len({conn for conn, _ in closed}), "closed is given once"
     assert {value for _, value in closed} <= set(way.reasons)
 
@@ -757,7 +756,7 @@ def test_a_meta_has_one_reference_more() -> None:
     reactor.abort(conn)
     assert reactor.meta(conn) is None
     assert sys.getrefcount(second) == at_second + 1, "held until the closed event"
-    assert reactor.poll(0) == [(events.CLOSED, conn, Reason.APPLICATION)]
+    assert reactor.poll(0) == [(event_kinds.CLOSED, conn, Reason.APPLICATION)]
     assert sys.getrefcount(second) == at_second
     theirs.close()
     reactor.shutdown()

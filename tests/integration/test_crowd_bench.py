@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.crowd import Figures, judge, measure, measure_deflated
+from loadtest.experiments.large_reactor import Figures, judge, measure, measure_deflated
 
 
 def test_a_small_crowd_is_measured_whole() -> None:
@@ -12,7 +12,7 @@ def test_a_small_crowd_is_measured_whole() -> None:
 
 
 def test_both_forms_reach_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadtest.crowd.DEFLATED_COUNT", 500)
+    monkeypatch.setattr("loadtest.experiments.large_reactor.DEFLATED_COUNT", 500)
     assert min(measure_deflated()) > 0
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from loadtest import bench_report, bench_tables
-from loadtest.bench_math import summarize_all
-from loadtest.bench_server import ServerProcess
 from loadtest.engine import EchoResult, EngineProcess
-from loadtest.flood import FRAME_BYTES, FloodProcess, frames
+from loadtest.harness import report, tables
+from loadtest.harness.arithmetic import summarize_all
+from loadtest.harness.server import ServerProcess
 from loadtest.peers.frames import TEXT, split_frame, switching
+from loadtest.peers.message_flood import FRAME_BYTES, FloodProcess, frames
 from loadtest.peers.socket_memory import send_memory
 from loadtest.scenarios import Sizes, crowding
 from loadtest.scenarios.stage import Contender, start_engine
@@ -62,7 +62,7 @@ def test_losses_of_the_control_group(found: dict[str, int], alive: int, count: i
 
 
 def _result(figures: dict[str, list[float]]) -> dict[str, Any]:
-    return bench_report.assemble({}, {"reactor": summarize_all(figures)}, {})
+    return report.assemble({}, {"reactor": summarize_all(figures)}, {})
 
 
 def test_json_of_the_control_group() -> None:
@@ -86,7 +86,7 @@ def test_json_of_the_control_group() -> None:
 
 
 def test_table_tells_when_more_is_held_than_booked() -> None:
-    lines = bench_tables.table(_result({"nonreaders_kernel_share": [1.01]}), Sizes()).splitlines()
+    lines = tables.table(_result({"nonreaders_kernel_share": [1.01]}), Sizes()).splitlines()
     assert any(line.startswith("MISS their kernel send memory") for line in lines)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.doors import ANOTHER, ATTACKS, OURS, measure
+from loadtest.experiments.newcomer_access import ANOTHER, ATTACKS, OURS, measure
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from loadtest.bench_gateway import GatewayProcess
-from loadtest.events_beside import COMMANDS, Hall
+from loadtest.experiments.event_interference import COMMANDS, Hall
+from loadtest.harness.gateway import GatewayProcess
 from loadtest.scenarios.stage import start_engine
 
 pytestmark = pytest.mark.slow
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_few_events_beside_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises when a delivery is lost."""
-    monkeypatch.setattr("loadtest.events_beside.RUN_S", 0.5)
+    monkeypatch.setattr("loadtest.experiments.event_interference.RUN_S", 0.5)
     with GatewayProcess(events=("message",)) as gateway, start_engine(2, None) as visitor:
         hall = Hall(gateway, visitor)
         try:

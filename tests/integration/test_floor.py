@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import bench_floor
+from loadtest.harness import floor_probe
 
 SOCKETS = 64
 ROUNDS = 2
@@ -41,13 +41,13 @@ Results = dict[str, dict[str, float | str]]
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return bench_floor.build()
+    return floor_probe.build()
 
 
 @pytest.fixture(scope="module")
 def results(program: Path) -> Results:
     assert program.is_file()
-    return bench_floor.run("all", sockets=SOCKETS, rounds=ROUNDS, window=16)
+    return floor_probe.run("all", sockets=SOCKETS, rounds=ROUNDS, window=16)
 
 
 def test_every_scenario_is_there(results: Results) -> None:
@@ -121,6 +121,6 @@ def test_too_few_descriptors_fail_loudly(program: Path, name: str) -> None:
 
 def test_a_failing_scenario_raises(program: Path) -> None:
     assert program.is_file()
-    with pytest.raises(bench_floor.FloorError, match="fanout"):
+    with pytest.raises(floor_probe.FloorError, match="fanout"):
         # A million fan-outs do not fit into a second: the deadline must end them.
-        bench_floor.run("fanout", sockets=16, rounds=1_000_000, timeout_s=1)
+        floor_probe.run("fanout", sockets=16, rounds=1_000_000, timeout_s=1)

@@ -10,8 +10,7 @@ from tests.support.frames import BINARY, TEXT, ServerFrame, client_frame
 from tests.support.reactor_rig import Peer
 from tests.support.tcp_rig import HEAD, REFUSAL, Hall, hall, is_readable, open_descriptors, settle
 from wsgate.errors import WsgateError
-from wsgate.reactor import GateLimits, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, Settings, event_kinds
 
 EXTRA = client_frame(TEXT, b"early frames") * 20
 
@@ -303,7 +302,7 @@ def test_refusing_a_crowd_does_not_disturb_the_good() -> None:
 
     def on_event(bench: object, event: tuple[int, int, bytes | int]) -> None:
         del bench
-        if event[0] == events.TEXT and isinstance(event[2], bytes):
+        if event[0] == event_kinds.TEXT and isinstance(event[2], bytes):
             front.reactor.send(event[1], event[2])
 
     with hall(limits=GateLimits(connections=1)) as front:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.machine import main
+from loadtest.experiments.full_machine import main
 
 pytestmark = pytest.mark.slow
 

@@ -2,16 +2,16 @@
 
 import pytest
 
-from loadtest import bus_faults, fair_publish, talkers
-from loadtest.bench_gateway import GatewayProcess
-from loadtest.fair_publish import Case
+from loadtest.experiments import bus_faults, frequent_senders, publish_fairness
+from loadtest.experiments.publish_fairness import Case
+from loadtest.harness.gateway import GatewayProcess
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("case", [Case(8, 8, 60), Case(8, 1, 2_048)], ids=["clients", "one user"])
 def test_good_client_is_answered_beside_a_small_flood(case: Case) -> None:
-    before, during, flood = fair_publish.measure(case, 1.0, None)
+    before, during, flood = publish_fairness.measure(case, 1.0, None)
     assert len(before.latencies_s) == 20
     assert during.latencies_s and len(during.latencies_s) == len(during.cpu_s)
     assert during.unanswered == before.refused == before.unanswered == 0
@@ -29,6 +29,6 @@ def test_two_kills_of_the_private_bus_lose_nothing_unannounced() -> None:
 
 
 def test_newcomers_come_in_and_a_full_reader_gets_everything_beside_a_few_talkers() -> None:
-    before, beside, talk = talkers.measure(50, 1.0, None)
+    before, beside, talk = frequent_senders.measure(50, 1.0, None)
     assert before.lost == beside.lost == 0
     assert beside.accepted_s and beside.served_s and talk.per_s > 1

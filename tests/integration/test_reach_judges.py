@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import pytest
 
-from loadtest import bus_faults, fair_publish, publication_burst, talkers
-from loadtest.bus_faults import Break, Outcome
-from loadtest.fair_publish import Case, Sample, percentile
-from loadtest.publication_burst import Burst
-from loadtest.soak.record import Lost, Published, Session
-from loadtest.talkers import Waits
+from loadtest.experiments import bus_faults, frequent_senders, publication_burst, publish_fairness
+from loadtest.experiments.bus_faults import Break, Outcome
+from loadtest.experiments.frequent_senders import Waits
+from loadtest.experiments.publication_burst import Burst
+from loadtest.experiments.publish_fairness import Case, Sample, percentile
+from loadtest.experiments.soak.record import Lost, Published, Session
 
 MISSING: Final = Lost("room", "client", 1, "missing without a notice")
 
@@ -137,7 +137,7 @@ def test_percentile_is_the_value_that_the_share_does_not_exceed() -> None:
     ],
 )
 def test_good_client_that_is_late_refused_or_not_answered_is_a_miss(during: Sample, misses: int) -> None:
-    assert len(broken(fair_publish.judge("250 clients", during))) == misses
+    assert len(broken(publish_fairness.judge("250 clients", during))) == misses
 
 
 def test_one_user_with_many_connections_is_named_so() -> None:
@@ -157,7 +157,7 @@ def test_one_user_with_many_connections_is_named_so() -> None:
 )
 def test_newcomer_or_full_socket_that_waits_too_long_is_a_miss(changes: dict[str, Any], misses: int) -> None:
     good = Waits([0.01] * 10, [0.001] * 10, [1.0] * 10, [0.02] * 10, [0.001] * 10, 0)
-    assert len(broken(talkers.judge(good._replace(**changes)))) == misses
+    assert len(broken(frequent_senders.judge(good._replace(**changes)))) == misses
 
 
 # --- bursts -------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 import pytest
 
-from loadtest import reconnect
-from loadtest.bench_gateway import GatewayProcess
-from loadtest.refresh_storm import measure
+from loadtest.experiments import node_restart
+from loadtest.experiments.refresh_storm import measure
+from loadtest.harness.gateway import GatewayProcess
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +22,6 @@ def test_a_small_storm(*, is_spread: bool) -> None:
 @pytest.mark.alone  # the gateway says when it is back, and must have a core to be back by then
 def test_a_small_restart_is_one_attempt_each() -> None:
     """Whose bus is its own says when it is back: nobody tries in vain before that."""
-    attempts, began_s, _ = reconnect.measure(40, 2, is_killed=False)
+    attempts, began_s, _ = node_restart.measure(40, 2, is_killed=False)
     assert len(attempts) == 40
     assert min(attempt.due_s for attempt in attempts) >= began_s + 2.0

@@ -8,7 +8,7 @@ bytes a socket took; whoever drives it says so.
 from dataclasses import dataclass, field
 from enum import Enum
 
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import event_kinds
 
 __all__ = ["PONG_SLOT_BYTES", "PONG_SLOT_FRAMES", "Kind", "OutboxModel", "Waiting", "server_frame"]
 
@@ -111,7 +111,7 @@ class OutboxModel:
                     self.drop(index)
                 elif (
                     entry.kind is Kind.PUBLICATION
-                    and self.policies[entry.channel] == events.POLICY_DROP_OLDEST
+                    and self.policies[entry.channel] == event_kinds.POLICY_DROP_OLDEST
                 ):
                     return self.drop_newcomer(entry)
                 else:
@@ -127,10 +127,10 @@ class OutboxModel:
         if entry.kind is not Kind.PUBLICATION or (index == 0 and self.head_written):
             return False
         policy = self.policies[entry.channel]
-        if policy == events.POLICY_DROP_OLDEST:
+        if policy == event_kinds.POLICY_DROP_OLDEST:
             return True
         newer = self.entries[index + 1 :] + ([newcomer] if newcomer else [])
-        return policy == events.POLICY_LATEST_ONLY and any(
+        return policy == event_kinds.POLICY_LATEST_ONLY and any(
             other.kind is Kind.PUBLICATION and other.channel == entry.channel for other in newer
         )
 

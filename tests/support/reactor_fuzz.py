@@ -33,7 +33,7 @@ from wsgate.reactor import (
     Reactor,
     Settings,
     SharedAddresses,
-    events,
+    event_kinds,
     open_listener,
 )
 from wsgate.reactor.testing import audit
@@ -58,7 +58,7 @@ SETTINGS = Settings(
     message_timeout_ms=4_000,
     linger_limit_sockets=5,
     linger_limit_bytes=50_000,
-    variant_opcodes=(1, 2, 1 | events.DEFLATED),
+    variant_opcodes=(1, 2, 1 | event_kinds.DEFLATED),
     walk_at_once=3,
     max_connections=60,
     subscriptions_limit=9,
@@ -232,11 +232,11 @@ class Fuzz:
         """The sibling's own turn; it upgrades, subscribes and answers."""
         self.sibling.tick(self.now_ms)
         for kind, conn, value in self.sibling.poll(self.now_ms):
-            if kind == events.OPEN:
+            if kind == event_kinds.OPEN:
                 self.sibling.upgrade(conn, RESPONSE)
                 self.sibling.set_user(conn, random.choice(self.users))
                 self.sibling.subscribe(conn, random.choice(self.names))
-            elif kind in (events.TEXT, events.BINARY) and isinstance(value, bytes):
+            elif kind in (event_kinds.TEXT, event_kinds.BINARY) and isinstance(value, bytes):
                 self.sibling.send(conn, value)
         self.sibling.publish(random.choice(self.names), [b"text", b"binary", 0])
         self.sibling.flush(self.now_ms)
@@ -442,11 +442,15 @@ class Fuzz:
         """Poll, check the promises, and now and then call something in the middle of the batch."""
         for kind, conn, value in self.reactor.poll(self.now_ms):
             self.check(kind, conn, value)
-            if kind == events.OPEN:
+            if kind == event_kinds.OPEN:
                 self.handles.append(conn)
                 if random.random() < 0.95:
                     self.reactor.upgrade(conn, RESPONSE, variant=random.choice([0, 1, 2]))
-            elif kind in (events.TEXT, events.BINARY) and isinstance(value, bytes) and random.random() < 0.3:
+            elif (
+                kind in (event_kinds.TEXT, event_kinds.BINARY)
+                and isinstance(value, bytes)
+                and random.random() < 0.3
+            ):
                 self.reactor.send(conn, value, kind)
             if random.random() < 0.05:
                 self.call()
@@ -456,16 +460,16 @@ class Fuzz:
     def check(self, kind: int, conn: int, value: bytes | int) -> None:
         """Order of events of one handle."""
         past = self.history.setdefault(conn, [])
-        assert events.CLOSED not in past, "an event after `CLOSED`"
-        if kind == events.OPEN:
+        assert event_kinds.CLOSED not in past, "an event after `CLOSED`"
+        if kind == event_kinds.OPEN:
             assert past == [], "`OPEN` is the first event, once"
-        if kind in (events.TEXT, events.BINARY, events.FAILING, events.PEER_CLOSED):
-            assert events.FAILING not in past, "an event after `FAILING`"
-            assert events.PEER_CLOSED not in past, "an event after `PEER_CLOSED`"
-        if kind == events.TEXT:
+        if kind in (event_kinds.TEXT, event_kinds.BINARY, event_kinds.FAILING, event_kinds.PEER_CLOSED):
+            assert event_kinds.FAILING not in past, "an event after `FAILING`"
+            assert event_kinds.PEER_CLOSED not in past, "an event after `PEER_CLOSED`"
+        if kind == event_kinds.TEXT:
             assert isinstance(value, bytes)
             value.decode()
-        if kind == events.CLOSED:
+        if kind == event_kinds.CLOSED:
             assert Reason(int(value)) != Reason.NONE
             assert self.reactor.inspect(conn) is None
             if conn in self.handles:
@@ -513,7 +517,7 @@ class Fuzz:
         held = self.reactor.bytes_held()
         for account in ("outbox", "partial", "subscription", "kernel_queued"):
             assert held[account] == 0, (account, held)
-        unfinished = [conn for conn, past in self.history.items() if past[-1:] != [events.CLOSED]]
+        unfinished = [conn for conn, past in self.history.items() if past[-1:] != [event_kinds.CLOSED]]
         assert not unfinished, "no `CLOSED`"
 
     def run(self, steps: int) -> None:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.support.frames import FrameReader, ServerFrame
-from wsgate.reactor import Reactor, Settings, SharedAddresses
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Reactor, Settings, SharedAddresses, event_kinds
 from wsgate.reactor.event_kinds import Event
 from wsgate.reactor.testing import audit, trust_charges
 
@@ -161,7 +160,7 @@ class Rig:
         return [
             value
             for kind, value in self.of(peer)
-            if kind in (events.TEXT, events.BINARY) and isinstance(value, bytes)
+            if kind in (event_kinds.TEXT, event_kinds.BINARY) and isinstance(value, bytes)
         ]
 
     def count(self, name: str) -> int:

@@ -23,8 +23,7 @@ from typing import Final
 
 from tests.support.reactor_rig import Peer, Rig
 from wsgate.handshake import Refusal, accept, parse_head
-from wsgate.reactor import GateLimits, ListenerOptions, Settings, SharedAddresses, open_listener
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, ListenerOptions, Settings, SharedAddresses, event_kinds, open_listener
 from wsgate.reactor.event_kinds import Event
 
 __all__ = [
@@ -61,7 +60,7 @@ WAIT_ROUNDS: Final = 3000  # of a millisecond: what a busy machine may take to d
 def shake_hands(bench: Rig, event: Event) -> None:
     """Answer an `OPEN` as the shard does, with `wsgate.handshake`."""
     kind, conn, value = event
-    if kind != events.OPEN:
+    if kind != event_kinds.OPEN:
         return
     assert isinstance(value, bytes)
     request = parse_head(value)
@@ -115,7 +114,7 @@ class Hall(Rig):
 
         def look() -> bool:
             for kind, conn, _ in self.events:
-                if kind == events.OPEN and self.reactor.peer(conn) == name:
+                if kind == event_kinds.OPEN and self.reactor.peer(conn) == name:
                     peer.conn = conn
             peer.receive()
             return bool(peer.conn) and b"\r\n\r\n" in peer.received

@@ -17,10 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.support.frames import BINARY, CLOSE, TEXT, client_close, client_frame
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.sizes import sizes_up_to
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 
-CLOSES, OLDEST, LATEST = events.POLICY_CLOSE, events.POLICY_DROP_OLDEST, events.POLICY_LATEST_ONLY
+CLOSES, OLDEST, LATEST = (
+    event_kinds.POLICY_CLOSE,
+    event_kinds.POLICY_DROP_OLDEST,
+    event_kinds.POLICY_LATEST_ONLY,
+)
 LONGEST = 1_024
 NAMES = (
     b"a",

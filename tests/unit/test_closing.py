@@ -19,15 +19,14 @@ from tests.support.frames import (
 )
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import HEAD, is_readable
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 from wsgate.reactor.event_kinds import Event
 from wsgate.reasons import Reason
 
 
 def echo(bench: Rig, event: Event) -> None:
     kind, conn, value = event
-    if kind in (events.TEXT, events.BINARY) and isinstance(value, bytes):
+    if kind in (event_kinds.TEXT, event_kinds.BINARY) and isinstance(value, bytes):
         bench.reactor.send(conn, value, kind)
 
 
@@ -46,16 +45,16 @@ def frames_until_end(bench: Rig, peer: Peer) -> list[ServerFrame]:
 @pytest.mark.parametrize(
     ("ending", "kind", "value", "reason"),
     [
-        (client_close(1000, b"bye"), events.PEER_CLOSED, 1000, Reason.PEER_CLOSED),
-        (client_close(None), events.PEER_CLOSED, 1005, Reason.PEER_CLOSED),
-        (client_close(4999), events.PEER_CLOSED, 4999, Reason.PEER_CLOSED),
-        (client_close(1006), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
-        (client_frame(CLOSE, b"\x03"), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
-        (client_close(1000, b"\xff"), events.FAILING, 1007, Reason.INVALID_UTF8),
-        (client_frame(TEXT, b"\xff"), events.FAILING, 1007, Reason.INVALID_UTF8),
-        (client_frame(3), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
-        (client_frame(BINARY, b"", rsv=4), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
-        (client_frame(CONTINUATION), events.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_close(1000, b"bye"), event_kinds.PEER_CLOSED, 1000, Reason.PEER_CLOSED),
+        (client_close(None), event_kinds.PEER_CLOSED, 1005, Reason.PEER_CLOSED),
+        (client_close(4999), event_kinds.PEER_CLOSED, 4999, Reason.PEER_CLOSED),
+        (client_close(1006), event_kinds.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_frame(CLOSE, b"\x03"), event_kinds.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_close(1000, b"\xff"), event_kinds.FAILING, 1007, Reason.INVALID_UTF8),
+        (client_frame(TEXT, b"\xff"), event_kinds.FAILING, 1007, Reason.INVALID_UTF8),
+        (client_frame(3), event_kinds.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_frame(BINARY, b"", rsv=4), event_kinds.FAILING, 1002, Reason.PROTOCOL_ERROR),
+        (client_frame(CONTINUATION), event_kinds.FAILING, 1002, Reason.PROTOCOL_ERROR),
     ],
 )
 def test_answers_first_then_close(
@@ -75,10 +74,10 @@ def test_answers_first_then_close(
         peer.close()
         bench.turn()
         assert bench.of(peer) == [
-            (events.TEXT, b"one"),
-            (events.BINARY, b"two"),
+            (event_kinds.TEXT, b"one"),
+            (event_kinds.BINARY, b"two"),
             (kind, value),
-            (events.CLOSED, reason),
+            (event_kinds.CLOSED, reason),
         ]
         assert bench.count(f"ended_{reason.name.lower()}") == 1
         assert bench.reactor.inspect(peer.conn) is None
@@ -123,7 +122,7 @@ def test_while_closing_messages_are_discarded_and_close_completes() -> None:
         assert bench.count("now_lingering") == 1
         peer.close()
         bench.turn()
-        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+        assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
         assert bench.held()["partial"] == 0
 
 
@@ -154,7 +153,7 @@ def test_garbage_instead_of_the_close_that_is_awaited(garbage: bytes) -> None:
         bench.pass_ms(1_500)
         assert bench.count("now_lingering") == 0
         bench.pass_ms(10_000)
-        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+        assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
 
 
 @pytest.mark.parametrize("unread", [b"", client_frame(TEXT, b"unread"), client_frame(TEXT, b"m") * 200])
@@ -180,7 +179,7 @@ def test_closing_a_paused_connection_completes(unread: bytes) -> None:
         peer.receive()
         assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         bench.pass_ms(1_000)
-        assert bench.of(peer)[-1] == (events.CLOSED, Reason.APPLICATION)
+        assert bench.of(peer)[-1] == (event_kinds.CLOSED, Reason.APPLICATION)
 
 
 def test_a_peer_that_never_answers_our_close() -> None:
@@ -193,7 +192,7 @@ def test_a_peer_that_never_answers_our_close() -> None:
         bench.pass_ms(9_750)
         assert not bench.of(peer)
         bench.pass_ms(500)
-        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+        assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
 
 
 def test_both_close_at_once() -> None:
@@ -206,7 +205,7 @@ def test_both_close_at_once() -> None:
         assert [close_code(frame) for frame in frames] == [1000]
         peer.close()
         bench.turn()
-        assert bench.of(peer) == [(events.CLOSED, Reason.APPLICATION)]
+        assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
 
 
 def test_close_inside_a_batch() -> None:
@@ -214,7 +213,7 @@ def test_close_inside_a_batch() -> None:
     of the same batch is announced twice or lost."""
 
     def close_at_once(bench: Rig, event: Event) -> None:
-        if event[0] == events.TEXT:
+        if event[0] == event_kinds.TEXT:
             bench.reactor.close(event[1], 4000)
 
     for ending in (b"", client_close(), b"\xff\xff"):
@@ -227,16 +226,16 @@ def test_close_inside_a_batch() -> None:
             peer.close()
             bench.turn()
             kinds = [kind for kind, _ in bench.of(peer)]
-            assert kinds.count(events.CLOSED) == 1
-            assert kinds[-1] == events.CLOSED
-            assert kinds.count(events.FAILING) + kinds.count(events.PEER_CLOSED) <= 1
+            assert kinds.count(event_kinds.CLOSED) == 1
+            assert kinds[-1] == event_kinds.CLOSED
+            assert kinds.count(event_kinds.FAILING) + kinds.count(event_kinds.PEER_CLOSED) <= 1
 
 
 def test_abort_inside_a_batch() -> None:
     """Aborted at its first message: `CLOSED` once and last, with or without a fault before it."""
 
     def abort_at_once(bench: Rig, event: Event) -> None:
-        if event[0] != events.CLOSED:
+        if event[0] != event_kinds.CLOSED:
             bench.reactor.abort(event[1])
 
     for ending in (b"", client_close(), b"\xff\xff", client_frame(TEXT, b"\xff")):
@@ -245,8 +244,8 @@ def test_abort_inside_a_batch() -> None:
             peer.send(client_frame(TEXT, b"a") + client_frame(TEXT, b"b") + ending)
             bench.turn()
             kinds = [kind for kind, _ in bench.of(peer)]
-            assert kinds.count(events.CLOSED) == 1
-            assert kinds[-1] == events.CLOSED
+            assert kinds.count(event_kinds.CLOSED) == 1
+            assert kinds[-1] == event_kinds.CLOSED
             assert bench.count("now_connections") == 0
 
 
@@ -257,7 +256,7 @@ def test_a_connection_that_was_never_open_has_no_events(upgraded: bool) -> None:
         peer = bench.connect(upgraded=upgraded)
         peer.close()
         bench.turn()
-        assert bench.of(peer) == ([(events.CLOSED, Reason.PEER_GONE)] if upgraded else [])
+        assert bench.of(peer) == ([(event_kinds.CLOSED, Reason.PEER_GONE)] if upgraded else [])
 
 
 @pytest.mark.parametrize("size", [1, 4000, 300_000])
@@ -278,7 +277,7 @@ def test_refuse_arrives_whole(size: int) -> None:
         assert not bench.reactor.refuse(peer.conn, b"again")
         peer.close()
         bench.pass_ms(250)
-        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.HEAD_REFUSED)]
+        assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.HEAD_REFUSED)]
 
 
 # --- lingering --------------------------------------------------------------------------------------
@@ -301,7 +300,7 @@ def test_linger_ends_after_its_second() -> None:
         bench.pass_ms(750)
         assert not bench.of(peer)[1:]
         bench.pass_ms(500)
-        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.PEER_CLOSED)]
+        assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.PEER_CLOSED)]
 
 
 def test_linger_discards_a_bounded_number_of_bytes() -> None:
@@ -330,7 +329,7 @@ def test_linger_limit_is_kept(limit: int) -> None:
                 bench.turn()
                 if bench.of(peer)[1:]:
                     break
-            assert bench.of(peer)[1:] == [(events.CLOSED, Reason.PEER_CLOSED)]
+            assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.PEER_CLOSED)]
             assert bench.count("bytes_in") - before <= limit + 16_384
 
 
@@ -400,14 +399,14 @@ def test_peer_cut_for_slowness_has_the_write_timeout_to_read_a_close_that_fits_i
         assert bench.count("now_lingering") == 1
         assert codes(peer) == [4010]
         bench.pass_ms(2_000)
-        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.SLOW_CONSUMER)]
+        assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
 
 
 def test_peer_cut_for_slowness_that_does_not_read_its_close_is_reset_after_the_write_timeout() -> None:
     with rig(SLOW) as bench:
         peer = cut_for_slowness(bench)
         bench.pass_ms(10_500)
-        assert bench.of(peer)[1:] == [(events.CLOSED, Reason.SLOW_CONSUMER)]
+        assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
         assert bench.reactor.bytes_held()["kernel_queued"] == 0
         assert bench.reactor.bytes_held()["kernel_orphans"] == 0
 
@@ -418,7 +417,7 @@ def test_slow_peers_linger_for_a_second_when_half_the_places_are_taken() -> None
         bench.pass_ms(1_500)
         assert bench.count("now_lingering") == 1  # the first to end made room for the other
         assert bench.count("lingers_skipped") == 0
-        assert sum(bench.of(peer)[1:] == [(events.CLOSED, Reason.SLOW_CONSUMER)] for peer in crowd) == 1
+        assert sum(bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.SLOW_CONSUMER)] for peer in crowd) == 1
 
 
 def test_the_answer_to_a_ping_goes_before_close() -> None:

@@ -9,8 +9,7 @@ from tests.support.frames import CONTINUATION, PING, PONG, TEXT, client_frame
 from tests.support.reactor_rig import TICK_MS, Peer, Rig, rig
 from tests.support.tcp_rig import HEAD
 from wsgate.config.settings import Heartbeat, Limits, Server, fields_of
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 from wsgate.reasons import Reason
 
 LIMIT_MS: Final = 5_000
@@ -109,7 +108,7 @@ def test_who_makes_us_pause_again_and_again_gains_no_time_for_its_message() -> N
             bench.turn()
             bench.pass_ms(1_000)
             read_ms += 1_000
-        assert bench.of(peer)[0] == (events.FAILING, 1008)
+        assert bench.of(peer)[0] == (event_kinds.FAILING, 1008)
         assert LIMIT_MS <= read_ms <= LIMIT_MS + 1_000
 
 
@@ -153,7 +152,7 @@ def test_a_lively_peer_does_not_move_it(name: str) -> None:
             row.live(bench, peer)
             bench.pass_ms(TICK_MS)
             kinds = {kind for kind, _ in bench.of(peer)}
-            if kinds & {events.FAILING, events.CLOSED} or bench.count("now_lingering"):
+            if kinds & {event_kinds.FAILING, event_kinds.CLOSED} or bench.count("now_lingering"):
                 ended_ms = bench.now_ms
         assert LIMIT_MS <= ended_ms - began_ms <= LIMIT_MS + TICK_MS
         peer.close()

@@ -13,8 +13,7 @@ import pytest
 
 from tests.support.frames import client_close, client_frame
 from tests.support.reactor_rig import Peer, Rig
-from wsgate.reactor import GateLimits, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, Settings, event_kinds
 from wsgate.reactor.event_kinds import Event
 from wsgate.reactor.testing import let_go, open_slots
 
@@ -39,7 +38,7 @@ class Loop:
 
     def _on_event(self, bench: Rig, event: Event) -> None:
         kind, conn, _ = event
-        if kind not in (events.TEXT, events.BINARY):
+        if kind not in (event_kinds.TEXT, event_kinds.BINARY):
             return
         self.order.append(conn)
         if cost_ns := self.costs.get(conn, 0):
@@ -291,7 +290,7 @@ def test_end_of_a_connection_in_debt_is_reported_within_one_round() -> None:
         at.steps(20)  # it waits among those in debt
         at.rig.reactor.abort(leaving.conn)
         at.steps(30)
-        assert at.rig.of(leaving)[-1][0] == events.CLOSED
+        assert at.rig.of(leaving)[-1][0] == event_kinds.CLOSED
 
 
 def test_close_frame_behind_costly_messages_comes_after_them() -> None:
@@ -299,7 +298,9 @@ def test_close_frame_behind_costly_messages_comes_after_them() -> None:
         peer = at.come(COSTLY_NS)
         peer.send(client_frame(1, b"x") * 40 + client_close(1000))
         at.rig.turn()
-        assert [kind for kind, _ in at.rig.of(peer)][:41] == [events.TEXT] * 40 + [events.PEER_CLOSED]
+        assert [kind for kind, _ in at.rig.of(peer)][:41] == [event_kinds.TEXT] * 40 + [
+            event_kinds.PEER_CLOSED
+        ]
 
 
 def test_ordinary_connections_have_no_row_and_take_no_memory() -> None:

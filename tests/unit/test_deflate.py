@@ -19,7 +19,7 @@ from wsgate.deflate import (
     is_shared,
 )
 from wsgate.dialects import DIALECTS, Dialect
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import event_kinds
 from wsgate.shard.publication_encoder import DIALECT_OF, PLAIN_VARIANTS, VARIANTS, Forms, opcodes, variant_of
 
 BASE: Final = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
@@ -165,9 +165,9 @@ def test_the_dialects_keep_their_numbers() -> None:
     assert VARIANTS[: len(DIALECTS)] == tuple((dialect, 0) for dialect in DIALECTS)
     assert DIALECT_OF == DIALECTS * 3
     assert bits_of(JSON, MSGPACK) == PLAIN_VARIANTS
-    assert opcodes(is_compressing=False) == (events.TEXT, events.BINARY)
-    deflated = (events.TEXT | events.DEFLATED, events.BINARY | events.DEFLATED)
-    assert opcodes(is_compressing=True) == (events.TEXT, events.BINARY, *deflated, *deflated)
+    assert opcodes(is_compressing=False) == (event_kinds.TEXT, event_kinds.BINARY)
+    deflated = (event_kinds.TEXT | event_kinds.DEFLATED, event_kinds.BINARY | event_kinds.DEFLATED)
+    assert opcodes(is_compressing=True) == (event_kinds.TEXT, event_kinds.BINARY, *deflated, *deflated)
 
 
 def test_without_deflated_subscribers_nothing_is_deflated() -> None:

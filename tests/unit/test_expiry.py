@@ -3,8 +3,7 @@
 import pytest
 
 from tests.support.reactor_rig import Peer, Rig, rig
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 from wsgate.reasons import Reason
 
 WALL_MS = 1_764_000_000_000
@@ -17,7 +16,7 @@ def tick(bench: Rig, wall_ms: int) -> None:
 
 
 def ended(bench: Rig, peer: Peer) -> bool:
-    return (events.FAILING, 4001) in bench.of(peer)
+    return (event_kinds.FAILING, 4001) in bench.of(peer)
 
 
 @pytest.mark.parametrize("stall_ms", [2_500, 20_000, 3_600_000])

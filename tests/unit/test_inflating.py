@@ -18,13 +18,12 @@ from tests.support.frames import (
 )
 from tests.support.reactor_rig import Peer, Rig, rig
 from wsgate.deflate import WIDE_BITS, deflate
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 from wsgate.reasons import Reason
 
 RSV1: Final = 4
 PLAIN, DEFLATING = 0, 1
-OPCODES: Final = (TEXT, TEXT | events.DEFLATED)
+OPCODES: Final = (TEXT, TEXT | event_kinds.DEFLATED)
 
 
 def deflating(**changes: Any) -> Settings:
@@ -266,7 +265,7 @@ def test_a_deflated_publication_is_marked_and_a_shared_frame_is_not() -> None:
         data = deflate(b"much " * 200, WIDE_BITS)
         assert bench.reactor.publish(b"news", [b"much " * 200, data]) == 2
         assert bench.reactor.publish(b"news", [b"little", 0]) == 2
-        assert bench.reactor.send(peers[DEFLATING].conn, data, TEXT | events.DEFLATED)
+        assert bench.reactor.send(peers[DEFLATING].conn, data, TEXT | event_kinds.DEFLATED)
         bench.turn()
         heads = [peer.receive() for peer in peers]
         assert heads[PLAIN][0] == 0x81
@@ -275,7 +274,7 @@ def test_a_deflated_publication_is_marked_and_a_shared_frame_is_not() -> None:
             == b"\xc1%c" % len(data) + data + b"\x81\x06little" + b"\xc1%c" % len(data) + data
         )
         with pytest.raises(ValueError, match="has not agreed"):
-            bench.reactor.send(peers[PLAIN].conn, data, TEXT | events.DEFLATED)
+            bench.reactor.send(peers[PLAIN].conn, data, TEXT | event_kinds.DEFLATED)
         frames = bench.held()["frame"]
         unshared: list[list[bytes | int | None]] = [[0], [b"a", 1], [None, 0], [b"a", -1]]
         for wrong in unshared:

@@ -46,11 +46,14 @@ from tests.support.frames import (
 from tests.support.outbox_model import Kind, OutboxModel, Waiting, server_frame
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.sizes import around, sizes_up_to
-from wsgate.reactor import Reactor, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Reactor, Settings, event_kinds
 from wsgate.reasons import Reason
 
-CLOSES, OLDEST, LATEST = events.POLICY_CLOSE, events.POLICY_DROP_OLDEST, events.POLICY_LATEST_ONLY
+CLOSES, OLDEST, LATEST = (
+    event_kinds.POLICY_CLOSE,
+    event_kinds.POLICY_DROP_OLDEST,
+    event_kinds.POLICY_LATEST_ONLY,
+)
 
 
 def unread_bytes(sock: socket.socket) -> int:
@@ -279,9 +282,9 @@ class OutboxMachine(RuleBasedStateMachine):
         for consumer in self.present:
             if not consumer.model.is_open and not consumer.is_announced:
                 consumer.is_announced = True
-                expected.append((events.FAILING, consumer.peer.conn, 4010))
-        self.ended |= {conn: value for kind, conn, value in told if kind == events.CLOSED}
-        assert sorted(event for event in told if event[0] != events.CLOSED) == sorted(expected)
+                expected.append((event_kinds.FAILING, consumer.peer.conn, 4010))
+        self.ended |= {conn: value for kind, conn, value in told if kind == event_kinds.CLOSED}
+        assert sorted(event for event in told if event[0] != event_kinds.CLOSED) == sorted(expected)
 
     @rule()
     def grow_older(self) -> None:
@@ -771,7 +774,7 @@ def test_nothing_left_to_give_way_ends_the_connection(name: bytes) -> None:
         assert read_all(bench, peer) == [b"bye", b"close 4010"]
         peer.close()
         bench.turn()
-        assert bench.of(peer) == [(events.FAILING, 4010), (events.CLOSED, Reason.SLOW_CONSUMER)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4010), (event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
 
 
 def test_a_message_larger_than_the_outbox_ends_the_connection() -> None:
@@ -867,7 +870,7 @@ def test_what_is_too_old_and_must_stay_ends_the_connection(name: bytes) -> None:
         bench.pass_ms(2_750)
         assert bench.of(peer) == []
         bench.pass_ms(500)
-        assert bench.of(peer) == [(events.FAILING, 4010)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4010)]
         assert read_all(bench, peer)[-1] == b"close 4010"
         peer.close()
         bench.turn()
@@ -883,7 +886,7 @@ def test_age_holds_for_what_comes_while_the_socket_is_blocked_already() -> None:
         assert bench.reactor.send(peer.conn, b"reply")
         bench.turn()
         bench.pass_ms(4_000)
-        assert bench.of(peer) == [(events.FAILING, 4010)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4010)]
 
 
 def test_a_gap_that_was_turned_into_a_message_has_no_age() -> None:
@@ -946,7 +949,7 @@ def test_an_encoder_that_raises_is_our_fault(broken: bytes, monkeypatch: pytest.
     with rig(Settings(outbox_limit_frames=3), gap_encoder=encode) as bench:
         peer = lose(bench, b"first", b"second")
         assert read_all(bench, peer)[-1] == b"close 4050"
-        assert bench.of(peer) == [(events.FAILING, 4050)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4050)]
         assert unraisable == [ArithmeticError] * (2 if broken == b"both" else 1)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.reactor_rig import Peer, Rig, rig
-from wsgate.reactor import Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Settings, event_kinds
 
 NEWS = b"news"
 GRACE_MS = 2_000
@@ -121,7 +120,7 @@ def test_a_peer_that_takes_little_stays_behind_between_its_reads() -> None:
         while bench.reactor.send(peer.conn, PAYLOAD):
             assert look(bench, peer)["outbox_frames"] <= 64
         bench.turn()
-        assert bench.of(peer) == [(events.FAILING, 4010)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4010)]
 
 
 def test_whoever_takes_everything_that_waited_is_not_judged_any_more() -> None:
@@ -157,7 +156,7 @@ def test_nobody_waits_for_one_that_is_behind() -> None:
         assert not bench.of(slow), "nothing came that was too much since"
         bench.reactor.publish(NEWS, [PAYLOAD])
         bench.turn()
-        assert bench.of(slow) == [(events.FAILING, 4010)]
+        assert bench.of(slow) == [(event_kinds.FAILING, 4010)]
         assert not bench.of(quick[0])
 
 
@@ -181,7 +180,7 @@ def test_the_limit_of_bytes_knows_no_grace(behind: int, frames: int) -> None:
             for peer in peers[behind:]:
                 peer.receive()
         assert limit_bytes // 2 < most <= limit_bytes
-        assert sorted(bench.events) == sorted((events.FAILING, peer.conn, 4010) for peer in slow)
+        assert sorted(bench.events) == sorted((event_kinds.FAILING, peer.conn, 4010) for peer in slow)
 
 
 @pytest.mark.parametrize("frames", [8, 1_000])
@@ -216,7 +215,7 @@ def test_one_more_frame_within_a_grace_counts_with_its_entry() -> None:
                 peer.receive()
             found = look(bench, slow)
             assert found["outbox_bytes"] + 16 * found["outbox_frames"] <= 10_000
-        assert bench.of(slow) == [(events.FAILING, 4010)]
+        assert bench.of(slow) == [(event_kinds.FAILING, 4010)]
 
 
 def publish_to_crowd(bench: Rig, slow: list[Peer], others: list[Peer]) -> None:
@@ -246,7 +245,7 @@ def test_publications_wait_a_second_for_a_crowd_of_which_nobody_reads() -> None:
         for _ in range(10):
             bench.reactor.publish(NEWS, [PAYLOAD])
             bench.turn()
-        assert sorted(bench.events) == sorted((events.FAILING, peer.conn, 4010) for peer in peers[:2])
+        assert sorted(bench.events) == sorted((event_kinds.FAILING, peer.conn, 4010) for peer in peers[:2])
 
 
 def test_publications_wait_for_the_last_of_a_crowd_whose_turn_to_read_comes_late() -> None:
@@ -398,7 +397,7 @@ def test_only_the_message_that_makes_publications_wait_may_exceed_the_bytes() ->
         assert bench.reactor.is_full
         assert bench.reactor.publish(NEWS, [large]) == 9, "whoever does not wait loses what is over the limit"
         bench.turn()
-        assert bench.of(slow) == [(events.FAILING, 4010)]
+        assert bench.of(slow) == [(event_kinds.FAILING, 4010)]
 
 
 # --- more grace ---------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ from tests.support.frames import BINARY, CONTINUATION, PING, PONG, TEXT, client_
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.sizes import sizes_up_to
 from tests.support.tcp_rig import HEAD, is_readable
-from wsgate.reactor import GateLimits, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, Settings, event_kinds
 from wsgate.reasons import Reason
 
 LIMIT_BYTES = (1 << 16) + 100
@@ -176,7 +175,7 @@ def test_what_came_before_a_fault_is_delivered_after_a_pause() -> None:
         bench.reactor.resume_reading(peer.conn)
         bench.turn()
         assert numbers(bench, peer) == list(range(100))
-        assert bench.of(peer)[-1] == (events.PEER_CLOSED, 1000)
+        assert bench.of(peer)[-1] == (event_kinds.PEER_CLOSED, 1000)
 
 
 def test_stale_handles() -> None:
@@ -216,7 +215,7 @@ def test_messages_of_every_size_up_to_the_limit_are_read(cut: str) -> None:
             assert bench.held() == at_rest, size
         peer.send(client_frame(BINARY, bytes(LIMIT_BYTES + 1))[:100])
         bench.turn()
-        assert bench.of(peer)[-1] == (events.FAILING, 1009)
+        assert bench.of(peer)[-1] == (event_kinds.FAILING, 1009)
 
 
 # --- early frames -----------------------------------------------------------------------------------
@@ -233,7 +232,7 @@ def test_early_frames_in_any_cut(cut: int) -> None:
         bench.turn()
         peer.send(stream[place:])
         bench.turn()
-        assert bench.of(peer) == [(events.OPEN, HEAD)]
+        assert bench.of(peer) == [(event_kinds.OPEN, HEAD)]
         bench.reactor.upgrade(peer.conn, b"101")
         bench.turn()
         assert bench.messages(peer) == [b"early", b"bird"]
@@ -263,10 +262,10 @@ def test_message_rate_is_exact(rate: int) -> None:
         good.send(client_frame(TEXT, b"m") * rate)
         bad.send(client_frame(TEXT, b"m") * (rate + 1))
         bench.turn()
-        assert bench.of(good) == [(events.TEXT, b"m")] * rate
-        assert bench.of(bad) == [(events.TEXT, b"m")] * rate + [(events.FAILING, 4029)]
+        assert bench.of(good) == [(event_kinds.TEXT, b"m")] * rate
+        assert bench.of(bad) == [(event_kinds.TEXT, b"m")] * rate + [(event_kinds.FAILING, 4029)]
         bench.pass_ms(1_500)
-        assert bench.of(bad)[-1] == (events.CLOSED, Reason.MESSAGE_RATE)
+        assert bench.of(bad)[-1] == (event_kinds.CLOSED, Reason.MESSAGE_RATE)
 
 
 @pytest.mark.parametrize("rate", [1, 4, 10, 100])
@@ -282,11 +281,13 @@ def test_message_rate_refills_at_the_boundary(rate: int) -> None:
                 bench.now_ms += step_ms
                 peer.send(client_frame(TEXT, b"n"))
                 bench.turn()
-            assert not [kind for kind, _ in bench.of(peer) if kind != events.TEXT]
+            assert not [kind for kind, _ in bench.of(peer) if kind != event_kinds.TEXT]
             bench.now_ms += step_ms - early_ms
             peer.send(client_frame(TEXT, b"o"))
             bench.turn()
-            assert bench.of(peer)[-1] == ((events.FAILING, 4029) if early_ms else (events.TEXT, b"o"))
+            assert bench.of(peer)[-1] == (
+                (event_kinds.FAILING, 4029) if early_ms else (event_kinds.TEXT, b"o")
+            )
 
 
 def test_messages_in_fragments_count_once() -> None:
@@ -296,7 +297,7 @@ def test_messages_in_fragments_count_once() -> None:
         peer.send(client_frame(TEXT, b"a", final=False) + client_frame(CONTINUATION, b"b") * 1)
         peer.send(client_frame(PING) * 50 + client_frame(PONG) * 50)
         bench.turn()
-        assert bench.of(peer) == [(events.TEXT, b"ab")]
+        assert bench.of(peer) == [(event_kinds.TEXT, b"ab")]
 
 
 def test_byte_rate_is_exact() -> None:
@@ -307,15 +308,15 @@ def test_byte_rate_is_exact() -> None:
         bad.send(client_frame(BINARY, bytes(600)) + client_frame(BINARY, bytes(401)))
         bench.turn()
         assert len(bench.messages(good)) == 2
-        assert [kind for kind, _ in bench.of(bad)] == [events.BINARY, events.FAILING]
-        assert bench.of(bad)[-1] == (events.FAILING, 4029)
+        assert [kind for kind, _ in bench.of(bad)] == [event_kinds.BINARY, event_kinds.FAILING]
+        assert bench.of(bad)[-1] == (event_kinds.FAILING, 4029)
         bench.now_ms += 400
         good.send(client_frame(BINARY, bytes(400)))
         bench.turn()
         assert len(bench.messages(good)) == 3
         good.send(client_frame(BINARY, b"1"))
         bench.turn()
-        assert bench.of(good)[-1] == (events.FAILING, 4029)
+        assert bench.of(good)[-1] == (event_kinds.FAILING, 4029)
 
 
 def test_a_message_larger_than_a_second_is_paid_off() -> None:
@@ -329,7 +330,7 @@ def test_a_message_larger_than_a_second_is_paid_off() -> None:
         bench.pass_ms(3_999)
         hasty.send(client_frame(BINARY, b"1"))
         bench.turn()
-        assert bench.of(hasty)[-1] == (events.FAILING, 4029)
+        assert bench.of(hasty)[-1] == (event_kinds.FAILING, 4029)
         bench.now_ms += 2
         patient.send(client_frame(BINARY, b"1"))
         bench.turn()
@@ -371,7 +372,7 @@ def test_partial_bytes_are_bounded_by_the_gate() -> None:
             assert bench.held()["partial"] <= limit + 65_536
         ended = [peer for peer in crowd if bench.of(peer)]
         assert 0 < len(ended) < 20
-        assert {bench.of(peer)[0] for peer in ended} == {(events.FAILING, 1013)}
+        assert {bench.of(peer)[0] for peer in ended} == {(event_kinds.FAILING, 1013)}
         good.send(client_frame(TEXT, b"small"))
         bench.turn()
         assert bench.messages(good) == [b"small"]
@@ -387,4 +388,4 @@ def test_message_deadline_restarts_with_each_message() -> None:
             peer.send(client_frame(CONTINUATION, b"b"))
             bench.turn()
         assert bench.messages(peer) == [b"ab"] * 4
-        assert [kind for kind, _ in bench.of(peer)] == [events.TEXT] * 4
+        assert [kind for kind, _ in bench.of(peer)] == [event_kinds.TEXT] * 4

@@ -24,8 +24,7 @@ from tests.support.frames import (
     close_code,
 )
 from tests.support.reactor_rig import Peer, Rig, rig
-from wsgate.reactor import GateLimits, Settings, loop
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, Settings, event_kinds, loop
 from wsgate.reactor import metric_names as names
 from wsgate.reasons import REASONS, Reason
 
@@ -193,17 +192,17 @@ def test_every_reason_has_one_row() -> None:
 
 def test_every_event_and_policy_has_the_number_the_reactor_uses() -> None:
     numbers = {
-        name.lower(): getattr(events, name)
-        for name in events.__all__
-        if isinstance(getattr(events, name), int)
+        name.lower(): getattr(event_kinds, name)
+        for name in event_kinds.__all__
+        if isinstance(getattr(event_kinds, name), int)
     }
     compiled = {name: loop.ENUMERATIONS[name] for name in numbers}
     assert numbers == compiled
-    # And the other way: nothing the compiled side numbers is missing in events.py.
+    # And the other way: nothing the compiled side numbers is missing in event_kinds.py.
     sizes = {name for name in loop.ENUMERATIONS if name.endswith("_bytes")}
     counts = {"states", "kinds", "reasons", "counters", "reason_last", "has_exact_blocks"}
     assert set(loop.ENUMERATIONS) - sizes - counts == set(numbers)
-    assert (events.TEXT, events.BINARY) == (TEXT, BINARY), "an echo needs no translation"
+    assert (event_kinds.TEXT, event_kinds.BINARY) == (TEXT, BINARY), "an echo needs no translation"
 
 
 def test_names_are_as_many_as_the_reactor_counts() -> None:
@@ -346,7 +345,7 @@ def late_to_authenticate(bench: Rig, peer: Peer) -> None:
 
 
 def break_the_encoder(bench: Rig, peer: Peer) -> None:
-    bench.reactor.subscribe(peer.conn, b"news", policy=events.POLICY_DROP_OLDEST)
+    bench.reactor.subscribe(peer.conn, b"news", policy=event_kinds.POLICY_DROP_OLDEST)
     while not inspect(bench, peer)["blocked"]:
         bench.reactor.send(peer.conn, bytes(600))
         bench.turn()
@@ -406,8 +405,8 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
     Reason.PARTIAL_BYTES: ({}, limit_partial_bytes),
     Reason.SHED: ({}, run_out_of_memory),
     Reason.INVALID_DEFLATE: (
-        {"variant_opcodes": (TEXT | events.DEFLATED,)},
-        say(client_frame(TEXT | events.DEFLATED, b"\xff")),
+        {"variant_opcodes": (TEXT | event_kinds.DEFLATED,)},
+        say(client_frame(TEXT | event_kinds.DEFLATED, b"\xff")),
     ),
     Reason.INTERNAL: ({"outbox_limit_frames": 2}, break_the_encoder),
 }
@@ -457,8 +456,8 @@ def test_the_peer_sees_the_close_code_of_the_registry(
     assert frames[-1].opcode == CLOSE
     assert close_code(frames[-1]) == code
     assert told == [
-        (events.PEER_CLOSED if reason is Reason.PEER_CLOSED else events.FAILING, code),
-        (events.CLOSED, reason),
+        (event_kinds.PEER_CLOSED if reason is Reason.PEER_CLOSED else event_kinds.FAILING, code),
+        (event_kinds.CLOSED, reason),
     ]
     assert {name for name in counters if name.startswith("ended_") and counters[name]} == {
         f"ended_{reason.name.lower()}"
@@ -472,7 +471,7 @@ def test_a_stalled_write_is_reset_and_named() -> None:
         bench.reactor.send(peer.conn, bytes(100_000))
         bench.turn()
         bench.pass_ms(3_000)
-        assert bench.of(peer) == [(events.CLOSED, Reason.WRITE_STALL)]
+        assert bench.of(peer) == [(event_kinds.CLOSED, Reason.WRITE_STALL)]
         assert bench.count("ended_write_stall") == 1
         assert all(frame.opcode != CLOSE for frame in peer.frames())
 
@@ -499,4 +498,6 @@ def test_the_peer_sees_the_http_status_of_the_registry(reason: Reason) -> None:
         assert int(status[1]) == REASONS[reason].http_status
         assert bench.count(f"ended_{reason.name.lower()}") == 1
         opened = reason is Reason.UPGRADE_TIMEOUT
-        assert [kind for kind, _ in bench.of(peer)] == ([events.OPEN, events.CLOSED] if opened else [])
+        assert [kind for kind, _ in bench.of(peer)] == (
+            [event_kinds.OPEN, event_kinds.CLOSED] if opened else []
+        )

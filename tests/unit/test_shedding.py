@@ -8,8 +8,7 @@ import pytest
 
 from tests.support.frames import BINARY, CLOSE, TEXT, client_frame, client_header
 from tests.support.reactor_rig import Peer, Rig, rig
-from wsgate.reactor import GateLimits, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, Settings, event_kinds
 from wsgate.reasons import Reason
 
 COST: Final = 12_000  # of a connection, in these tests: more than a sixteenth of what a reactor holds at rest
@@ -49,7 +48,9 @@ def begin(bench: Rig, peer: Peer, size: int = 30_000) -> None:
 
 
 def ended(bench: Rig, peer: Peer) -> list[tuple[int, bytes | int]]:
-    return [(kind, value) for kind, value in bench.of(peer) if kind in (events.FAILING, events.CLOSED)]
+    return [
+        (kind, value) for kind, value in bench.of(peer) if kind in (event_kinds.FAILING, event_kinds.CLOSED)
+    ]
 
 
 def test_books_hold_every_connection_and_every_full_socket() -> None:
@@ -102,7 +103,7 @@ def test_unfinished_input_never_goes_beyond_the_budget() -> None:
         limit(bench, booked(bench) + 20_000)
         begin(bench, peer)
         assert [frame.opcode for frame in peer.frames()] == [CLOSE]
-        assert ended(bench, peer)[0] == (events.FAILING, 1013)
+        assert ended(bench, peer)[0] == (event_kinds.FAILING, 1013)
         assert bench.count("ended_partial_bytes") + bench.count("now_lingering") == 1
 
 
@@ -118,7 +119,7 @@ def test_who_leaves_its_bytes_in_the_kernel_goes_before_who_only_rests() -> None
         assert held["kernel_queued"] > 8_192
         limit(bench, booked(bench) - held["pool"] - 1)
         bench.pass_ms(250)
-        assert ended(bench, deaf)[0] == (events.FAILING, 4013)
+        assert ended(bench, deaf)[0] == (event_kinds.FAILING, 4013)
         assert not ended(bench, resting)
 
 
@@ -174,8 +175,8 @@ def test_those_go_first_whom_it_harms_least() -> None:
             if order[-1:] == ["idle"]:
                 break
         assert order == ["stalled", "unknown", "unfinished", "slow", "idle"]
-        assert ended(bench, stalled) == [(events.CLOSED, Reason.SHED)], "reset: it reads no Close either"
-        assert ended(bench, unfinished)[0] == (events.FAILING, 4013)
+        assert ended(bench, stalled) == [(event_kinds.CLOSED, Reason.SHED)], "reset: it reads no Close either"
+        assert ended(bench, unfinished)[0] == (event_kinds.FAILING, 4013)
         assert bench.reactor.send(speaker.conn, b"still here")
         bench.turn()
         assert [frame.payload for frame in speaker.frames()] == [b"still here"]

@@ -1,8 +1,8 @@
-"""How the run of a restart judges attempts: flat is one, together is many (loadtest/spreading.py)."""
+"""How the run of a restart judges attempts: flat is one, together is many (loadtest/harness/spreading.py)."""
 
 import pytest
 
-from loadtest.spreading import TIMES_THE_MEAN, draw, worst_share
+from loadtest.harness.spreading import TIMES_THE_MEAN, draw, worst_share
 
 
 def test_a_flat_stream_is_its_own_mean() -> None:

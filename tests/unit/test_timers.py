@@ -6,8 +6,7 @@ from tests.support.frames import PING, PONG, TEXT, ServerFrame, client_frame, cl
 from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import HEAD
 from wsgate.errors import WsgateError
-from wsgate.reactor import Reactor, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Reactor, Settings, event_kinds
 from wsgate.reasons import Reason
 
 TICK_MS = 250
@@ -42,7 +41,7 @@ def test_a_silent_peer_is_pinged_and_given_up() -> None:
         while not bench.of(peer):
             bench.pass_ms(TICK_MS)
         assert 10_000 - TICK_MS <= bench.now_ms - start_ms <= 10_250
-        assert bench.of(peer) == [(events.FAILING, 4008)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4008)]
         assert close_code(peer.frames()[-1]) == 4008
 
 
@@ -76,7 +75,7 @@ def test_any_byte_is_life(life: bytes) -> None:
         bench.pass_ms(9_500)
         peer.send(life)
         bench.pass_ms(9_750)
-        assert not [event for event in bench.of(peer) if event[0] == events.FAILING]
+        assert not [event for event in bench.of(peer) if event[0] == event_kinds.FAILING]
 
 
 def test_bytes_of_one_frame_hold_back_the_ping() -> None:
@@ -171,7 +170,7 @@ def test_a_paused_connection_rests() -> None:
         bench.reactor.resume_reading(peer.conn)
         assert until_ping(bench, peer) <= 25_250
         bench.pass_ms(10_500)
-        assert bench.of(peer) == [(events.FAILING, 4008)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4008)]
 
 
 def test_paused_between_ping_and_pong() -> None:
@@ -223,9 +222,9 @@ def test_idle_means_no_message() -> None:
             ponger.send(client_frame(PONG))
             starter.send(client_frame(TEXT if not _ else 0, b"f", final=False))
             bench.pass_ms(5_000)
-        assert bench.of(talker) == [(events.TEXT, b"m")] * 5
+        assert bench.of(talker) == [(event_kinds.TEXT, b"m")] * 5
         for peer in (ponger, starter):
-            assert bench.of(peer)[0] == (events.FAILING, 4003)
+            assert bench.of(peer)[0] == (event_kinds.FAILING, 4003)
         assert bench.count("ended_idle_timeout") == 2
 
 
@@ -236,7 +235,7 @@ def test_idle_is_exact_to_a_tick() -> None:
         bench.pass_ms(19_750)
         assert not bench.of(peer)
         bench.pass_ms(250)
-        assert bench.of(peer) == [(events.FAILING, 4003)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4003)]
 
 
 def test_a_paused_connection_is_not_idle() -> None:
@@ -249,7 +248,7 @@ def test_a_paused_connection_is_not_idle() -> None:
         assert not bench.of(peer)
         bench.reactor.resume_reading(peer.conn)
         bench.pass_ms(1_000)
-        assert bench.of(peer) == [(events.TEXT, b"said in time")]
+        assert bench.of(peer) == [(event_kinds.TEXT, b"said in time")]
 
 
 def test_a_paused_connection_is_not_late_with_its_message() -> None:
@@ -265,7 +264,7 @@ def test_a_paused_connection_is_not_late_with_its_message() -> None:
         assert not bench.of(peer)
         bench.reactor.resume_reading(peer.conn)
         bench.pass_ms(1_000)
-        assert bench.of(peer) == [(events.TEXT, b"said in time")]
+        assert bench.of(peer) == [(event_kinds.TEXT, b"said in time")]
 
 
 def test_application_deadline() -> None:
@@ -281,10 +280,10 @@ def test_application_deadline() -> None:
         ended: dict[int, tuple[int, bytes | int]] = {}
         while bench.now_ms < start_ms + 200_000:
             for kind, conn, value in bench.pass_ms(TICK_MS):
-                if kind == events.FAILING:
+                if kind == event_kinds.FAILING:
                     ended[conn] = bench.now_ms - start_ms, value
         assert ended == {first.conn: (10_000, 4001), later.conn: (20_000, 4123), earlier.conn: (5_000, 4002)}
-        assert bench.of(first)[-1] == (events.CLOSED, Reason.TOKEN_EXPIRED)
+        assert bench.of(first)[-1] == (event_kinds.CLOSED, Reason.TOKEN_EXPIRED)
 
 
 def test_application_deadline_in_the_past() -> None:
@@ -293,7 +292,7 @@ def test_application_deadline_in_the_past() -> None:
         peer = bench.connect()
         bench.reactor.set_deadline(peer.conn, 1, 4001)
         bench.pass_ms(250)
-        assert bench.of(peer) == [(events.FAILING, 4001)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4001)]
 
 
 def test_application_deadline_set_before_the_upgrade() -> None:
@@ -305,7 +304,7 @@ def test_application_deadline_set_before_the_upgrade() -> None:
         assert bench.reactor.set_deadline(peer.conn, bench.now_ms + 5_000, 4001)
         bench.reactor.upgrade(peer.conn, b"101")
         bench.pass_ms(5_000)
-        assert bench.of(peer)[1:] == [(events.FAILING, 4001)]
+        assert bench.of(peer)[1:] == [(event_kinds.FAILING, 4001)]
 
 
 @pytest.mark.parametrize("code", [999, 1006, 5000, 70_000, -1])
@@ -336,7 +335,7 @@ def test_upgrade_timeout() -> None:
         assert peer.receive().startswith(b"HTTP/1.1 503 ")
         assert not bench.reactor.upgrade(peer.conn, b"101")
         bench.pass_ms(1_500)
-        assert bench.of(peer) == [(events.OPEN, HEAD), (events.CLOSED, Reason.UPGRADE_TIMEOUT)]
+        assert bench.of(peer) == [(event_kinds.OPEN, HEAD), (event_kinds.CLOSED, Reason.UPGRADE_TIMEOUT)]
 
 
 def test_the_head_deadline_ends_with_the_head() -> None:
@@ -348,7 +347,7 @@ def test_the_head_deadline_ends_with_the_head() -> None:
         bench.pass_ms(9_000)
         assert bench.reactor.upgrade(peer.conn, b"101")
         bench.pass_ms(60_000)
-        assert bench.of(peer) == [(events.OPEN, HEAD)]
+        assert bench.of(peer) == [(event_kinds.OPEN, HEAD)]
         assert peer.receive() == b"101"
 
 
@@ -372,7 +371,7 @@ def test_r27_no_timer_is_late_by_more_than_a_tick(start_ms: int) -> None:
             bench.now_ms += TICK_MS
             bench.reactor.tick(bench.now_ms)
             for kind, conn, _ in bench.step():
-                if kind == events.FAILING:
+                if kind == event_kinds.FAILING:
                     late_ms = bench.now_ms - due.pop(conn)
                     assert late_ms >= 0
                     worst = max(worst, late_ms)
@@ -404,7 +403,7 @@ def test_beyond_the_wheel() -> None:
             bench.pass_ms(duration_ms - 250)
             assert not bench.of(peer)
             bench.pass_ms(250)
-            assert bench.of(peer) == [(events.FAILING, 4001)]
+            assert bench.of(peer) == [(event_kinds.FAILING, 4001)]
 
 
 @pytest.mark.parametrize("pause_ms", [127_000, 127_500, 128_000, 128_500, 600_000])
@@ -423,7 +422,7 @@ def test_no_tick_for_a_whole_turn_of_the_wheel(pause_ms: int) -> None:
         bench.turn()
         for wait_ms, ended in ((0, 3), (750, 3), (500, 4), (128_500, 4), (500, 5)):
             bench.pass_ms(wait_ms)
-            assert [(events.FAILING, 4001) in bench.of(peer) for peer in peers] == [True] * ended + [
+            assert [(event_kinds.FAILING, 4001) in bench.of(peer) for peer in peers] == [True] * ended + [
                 False
             ] * (5 - ended)
         assert bench.count("stalls_forgiven") == 0
@@ -454,7 +453,7 @@ def test_a_late_tick_beside_polls_is_no_time_machine() -> None:
             bench.turn()
         bench.reactor.tick(bench.now_ms)
         bench.pass_ms(1_000)
-        assert {kind for kind, _ in bench.of(peer)} == {events.TEXT}
+        assert {kind for kind, _ in bench.of(peer)} == {event_kinds.TEXT}
         assert ServerFrame(PONG, b"") in peer.frames()
 
 
@@ -477,15 +476,15 @@ def test_a_stall_is_forgiven_for_every_deadline_that_judges_a_peer() -> None:
         bench.now_ms += 12_000
         bench.reactor.tick(bench.now_ms)
         bench.turn()
-        assert [event[0] for event in bench.events] == [events.OPEN]
+        assert [event[0] for event in bench.events] == [event_kinds.OPEN]
         assert bench.count("stalls_forgiven") == 1
         bench.pass_ms(3_500)
-        assert [event[0] for event in bench.events] == [events.OPEN]
+        assert [event[0] for event in bench.events] == [event_kinds.OPEN]
         bench.pass_ms(750)
         assert head.receive().startswith(b"HTTP/1.1 408 ")
         assert deciding.receive().startswith(b"HTTP/1.1 503 ")
-        assert bench.of(midway)[0] == (events.FAILING, 1008)
-        assert bench.of(dated)[0] == (events.FAILING, 4002)
+        assert bench.of(midway)[0] == (event_kinds.FAILING, 1008)
+        assert bench.of(dated)[0] == (event_kinds.FAILING, 4002)
         assert not bench.of(idle)
 
 
@@ -503,7 +502,7 @@ def test_a_second_stall_within_a_minute_counts() -> None:
         bench.pass_ms(79_250)
         assert not bench.of(peer)
         bench.pass_ms(500)
-        assert bench.of(peer) == [(events.FAILING, 4003)]
+        assert bench.of(peer) == [(event_kinds.FAILING, 4003)]
 
 
 def test_two_seconds_are_no_stall() -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from tests.support.frames import CLOSE, client_close, client_frame, client_header
 from tests.support.reactor_rig import Peer, Rig, rig
-from wsgate.reactor import GateLimits, Settings, loop
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, Settings, event_kinds, loop
 from wsgate.reasons import Reason
 
 US_PER_MESSAGE = 50
@@ -79,7 +78,7 @@ def test_newcomers_are_read_before_a_round_of_talkers_and_in_order() -> None:
         for _ in range(5):
             held.enter_context(_offer(bench)).send(HEAD)
         batch = bench.reactor.poll(bench.now_ms, 64)
-        assert [event[0] for event in batch[:5]] == [events.OPEN] * 5
+        assert [event[0] for event in batch[:5]] == [event_kinds.OPEN] * 5
         handles = [event[1] & 0xFFFF_FFFF for event in batch[:5]]
         assert handles == sorted(handles), "slots are given in the order of arrival"
 
@@ -94,12 +93,14 @@ def test_talkers_are_read_while_more_newcomers_come_than_a_pass_takes() -> None:
         opened = 0
         while opened < 40:
             batch = bench.reactor.poll(bench.now_ms)
-            found = sum(event[0] == events.OPEN for event in batch)
+            found = sum(event[0] == event_kinds.OPEN for event in batch)
             opened += found
             assert found or not batch, "newcomers come before talkers"
             assert found <= 32
             bench.audit()
-        assert any(event[0] == events.TEXT for _ in range(3) for event in bench.reactor.poll(bench.now_ms))
+        assert any(
+            event[0] == event_kinds.TEXT for _ in range(3) for event in bench.reactor.poll(bench.now_ms)
+        )
 
 
 def test_listener_is_asked_though_more_connections_are_ready_than_epoll_reports_at_once() -> None:
@@ -206,7 +207,7 @@ def fail_an_allocation() -> None:
         bench.turn()
         assert bench.messages(other) == [b"from the other"]
         assert bench.messages(big) == []
-        assert bench.of(big)[0] == (events.FAILING, 1011)
+        assert bench.of(big)[0] == (event_kinds.FAILING, 1011)
         assert [frame.payload[:2] for frame in big.frames() if frame.opcode == CLOSE] == [
             (1011).to_bytes(2, "big")
         ]
@@ -235,7 +236,7 @@ def test_resume_of_a_connection_that_was_not_paused_gives_its_message_no_time() 
         for _ in range(5):
             bench.pass_ms(1_000)
             bench.reactor.resume_reading(peer.conn)
-        assert bench.of(peer)[0] == (events.FAILING, 1008)
+        assert bench.of(peer)[0] == (event_kinds.FAILING, 1008)
 
 
 def test_rate_after_a_long_pause_is_credited_for_what_sockets_hold_and_no_more() -> None:
@@ -253,7 +254,7 @@ def test_rate_after_a_long_pause_is_credited_for_what_sockets_hold_and_no_more()
                 sent += peer.send(frame[sent:])
                 bench.step()
             said += 60_000
-            if (events.FAILING, 4029) in bench.of(peer):
+            if (event_kinds.FAILING, 4029) in bench.of(peer):
                 break
         assert 8_000_000 <= said <= 10_500_000
 
@@ -271,7 +272,7 @@ def test_oldest_incomplete_head_gives_its_place_to_a_newcomer(silent: bytes) -> 
         for sock in late:
             sock.send(b"GET /ws HTTP/1.1\r\nHost: h\r\n\r\n")
         bench.turn()
-        opened = [event for event in bench.events if event[0] == events.OPEN]
+        opened = [event for event in bench.events if event[0] == event_kinds.OPEN]
         assert len(opened) == 5
         assert (
             bench.count("ended_head_displaced")

@@ -22,7 +22,7 @@ alike, those the bus has confirmed, those it may have and those it never got; an
 count and any length it is told (S26).
 
 1.7 us of CPU a publish with 50 under way together, 1.2 with 200, 14 to 27 one by one; redis-py: 10.8, 9.3
-and 49 to 53: python -m loadtest.bus_publisher
+and 49 to 53: python -m loadtest bus_publisher
 """
 
 import asyncio
@@ -49,7 +49,7 @@ WINDOW_COMMANDS: Final = 512
 WINDOW_BYTES: Final = 320 * 1024
 """Publications of clients that the bus has not answered, above which the others wait for their turn. With
 1 ms to the bus and back this is 512,000 publications or 320 MiB a second; a longer window is only a longer
-queue. python -m loadtest.fair_publish"""
+queue. python -m loadtest publish_fairness"""
 COMMAND_COST: Final = 4 * 1024
 """What a publication costs beside its bytes, in bytes: this process and the bus together take 3.9 us of CPU
 for one of 60 bytes, and 74 us for one of 60 KiB."""

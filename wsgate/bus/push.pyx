@@ -10,7 +10,7 @@ once, however much waits there. The bytes of an unfinished reply are kept, and n
 they cost.
 
 0.10 us a message of 150 bytes, where `hiredis.Reader` takes 0.22 and believes any count it is told:
-python -m loadtest.bus_subscriber
+python -m loadtest bus_subscriber
 
 Source: redis.io/docs/latest/develop/reference/protocol-spec, RESP2.
 """

@@ -21,7 +21,7 @@ once, after a small random time. Only attempts that fail one after the other are
 ceiling that doubles. So neither a thousand shards nor a bus that cuts everybody off at once makes a storm.
 
 0.4 us of CPU a message of 150 bytes, from the socket to the listener, where redis-py's takes 6.7:
-python -m loadtest.bus_subscriber
+python -m loadtest bus_subscriber
 """
 
 import asyncio

@@ -13,7 +13,7 @@ USER_BYTES: Final = 600
 500,000 (`make machine`)."""
 KERNEL_BYTES: Final = 3_900
 """Of the kernel, for an idle socket: what the gateway books for one, measured in a memory group
-(`python -m loadtest.ledger`)."""
+(`python -m loadtest memory_accounting`)."""
 SEGMENT_OVERHEAD_BYTES: Final = 768
 """The kernel's own for a queued segment: its descriptor and headers, rounded up to its size class."""
 FILES_OF_OTHERS: Final = 4_096

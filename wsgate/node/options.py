@@ -18,8 +18,7 @@ from wsgate.config.settings import Section, fields_of
 from wsgate.errors import SettingsError
 from wsgate.node.memory import memory_share
 from wsgate.node.runtime import RunningGateway, url_host
-from wsgate.reactor import GateLimits, Settings
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import GateLimits, Settings, event_kinds
 from wsgate.shard.options import DESCRIPTORS_OF_OURS, ChannelRules, EventOptions, ShardOptions, UserLimits
 from wsgate.shard.publication_encoder import opcodes
 from wsgate.shard.shares import NodeLimits
@@ -60,9 +59,9 @@ It is one tick of the reactor's timers. On a busy machine a process waits about 
 """
 
 POLICIES: Final = {
-    "close": events.POLICY_CLOSE,
-    "drop_oldest": events.POLICY_DROP_OLDEST,
-    "latest_only": events.POLICY_LATEST_ONLY,
+    "close": event_kinds.POLICY_CLOSE,
+    "drop_oldest": event_kinds.POLICY_DROP_OLDEST,
+    "latest_only": event_kinds.POLICY_LATEST_ONLY,
 }
 
 

@@ -177,7 +177,7 @@ cdef bint is_offered_too_much(Core *core) noexcept nogil:
     """Whether four times the rate of handshakes is used up: one more would be refused, and so would the next.
 
     Not twice: who waits in the kernel's queue is answered late. At two and a half times the rate for eight
-    seconds the p99 of all answers was 3.3 s with twice, and is milliseconds with this: python -m loadtest.burst
+    seconds the p99 of all answers was 3.3 s with twice, and is milliseconds with this: python -m loadtest overload
     A thousand are always looked at: refusing so few costs nothing worth saving.
     """
     cdef int64_t now_ns = core.now_ms * 1000000, cost = offer_cost(core)

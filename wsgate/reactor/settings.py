@@ -11,7 +11,7 @@ __all__ = ["SOCKET_BYTES", "GateLimits", "ListenerOptions", "Settings"]
 SOCKET_BYTES = 3_900
 """What the kernel keeps for an idle connection: the socket, inode and file, its place in epoll.
 
-Measured 3,855 to 3,870 on Linux 6.18, in a control group of its own: python -m loadtest.ledger
+Measured 3,855 to 3,870 on Linux 6.18, in a control group of its own: python -m loadtest memory_accounting
 """
 
 

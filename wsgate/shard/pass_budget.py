@@ -4,7 +4,7 @@ The reactor's own budget bounds what reading costs, not what the messages cost t
 `refresh` with a token never seen before 80 us, and 256 of those held the loop for 22 ms. So passes begin
 small, grow while they are full and fast, and shrink when one was slow.
 
-Measured: `python -m loadtest.refresh_storm`, 10,000 refreshes at once: 5 of 25 ticks later than 16 ms before.
+Measured: `python -m loadtest refresh_storm`, 10,000 refreshes at once: 5 of 25 ticks later than 16 ms before.
 """
 
 from typing import Final

@@ -27,11 +27,10 @@ from wsgate.errors import WsgateError
 from wsgate.handshake import Refusal, Request, refusal
 from wsgate.log import Log
 from wsgate.output import dropped_lines, finish_outputs, flush_outputs, waiting_bytes
-from wsgate.reactor import Reactor
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import Reactor, event_kinds
 from wsgate.reactor.metric_names import COUNTER_NAMES, REASON_NAMES
 from wsgate.reasons import Reason
-from wsgate.shard import statistics_layout as numbers
+from wsgate.shard import statistics_layout
 from wsgate.shard.access import Access
 from wsgate.shard.backend_events import Events
 from wsgate.shard.bus_memory import BusMemory
@@ -82,7 +81,7 @@ COSTLY_NS: Final = 10_000
 """A message that took longer is charged to its connection; the reactor charges 5 us for each by itself.
 
 A `pub` takes 20 us. With 25 us here, 250 clients that publish without pause owed a quarter of what they cost,
-and a good client's publish took 31 ms (p50) where it takes 7.5. python -m loadtest.fair_publish
+and a good client's publish took 31 ms (p50) where it takes 7.5. python -m loadtest publish_fairness
 """
 GOODBYE_S: Final = 0.5
 LATE_MS: Final = 500
@@ -100,7 +99,7 @@ _ADDRESS_REFUSALS: Final = {
     Reason.REFUSED_ADDRESS_CONNECTIONS: lambda s: refusal(429, "address_connections", retry_after_s=s),
     Reason.REFUSED_ADDRESS_RATE: lambda s: refusal(429, "address_rate", retry_after_s=s),
 }
-_OUR_OWN: Final = tuple(name for name in numbers.LAYOUT.counters if name not in COUNTER_NAMES)
+_OUR_OWN: Final = tuple(name for name in statistics_layout.LAYOUT.counters if name not in COUNTER_NAMES)
 
 
 def run_shard(
@@ -433,7 +432,7 @@ class Shard:
         """A pass within a millisecond: one of its own for every answer costs more than what it answers.
 
         Counting users with a pass for each batch of answers took three times as many passes, and 25 us of
-        107 a handshake: python -m loadtest.limits
+        107 a handshake: python -m loadtest limits_cost
         """
         if not self._is_due:
             self._is_due = True
@@ -459,21 +458,21 @@ class Shard:
         if reactor.flush(now) or reactor.more or has_more or self._pacer.is_ready:
             self._schedule()
 
-    def _handle(self, taken: list[events.Event], now: int) -> None:
+    def _handle(self, taken: list[event_kinds.Event], now: int) -> None:
         """Run what clients said, and charge each for a message that took clearly longer than a small one."""
         reactor = self._reactor
         self._collector.take_ns()
         before_ns = began_ns = time.perf_counter_ns()
         for kind, conn, value in taken:
             try:
-                if kind <= events.BINARY:
+                if kind <= event_kinds.BINARY:
                     if (variant := reactor.variant(conn)) < 0:
                         self.count("messages_from_gone", 1)  # it was reset in the very turn it spoke in
                         continue
                     self._commands.run(conn, DIALECT_OF[variant], value, kind)  # type: ignore[arg-type]
-                elif kind == events.OPEN:
+                elif kind == event_kinds.OPEN:
                     self._on_open(conn, value)  # type: ignore[arg-type]
-                elif kind == events.CLOSED:
+                elif kind == event_kinds.CLOSED:
                     reason, member = cast(tuple[int, Any], value)
                     if self._events.is_on:
                         self._events.disconnected(conn, reason, member, now)
@@ -489,7 +488,7 @@ class Shard:
                 if (variant := reactor.variant(conn)) >= 0:
                     self._sessions.end(conn, DIALECT_OF[variant], Reason.INTERNAL)
             after_ns = time.perf_counter_ns()
-            if after_ns - before_ns >= COSTLY_NS and kind <= events.BINARY:
+            if after_ns - before_ns >= COSTLY_NS and kind <= event_kinds.BINARY:
                 reactor.charge(conn, max(0, after_ns - before_ns - self._collector.take_ns()))
             before_ns = after_ns
         self._budget.note(len(taken), (before_ns - began_ns) / 1e9)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from wsgate.deflate import NARROW_BITS, WIDE_BITS, deflate, is_shared
 from wsgate.dialects import DIALECTS, Dialect
-from wsgate.reactor import event_kinds as events
+from wsgate.reactor import event_kinds
 
 __all__ = ["DIALECT_OF", "PLAIN_VARIANTS", "VARIANTS", "Forms", "Variant", "opcodes", "variant_of"]
 
@@ -41,7 +41,7 @@ def variant_of(dialect: Dialect, window_bits: int) -> int:
 def opcodes(*, is_compressing: bool) -> tuple[int, ...]:
     """What the reactor is told about every variant; only the plain ones without compression."""
     return tuple(
-        variant.dialect.opcode | (events.DEFLATED if variant.window_bits else 0)
+        variant.dialect.opcode | (event_kinds.DEFLATED if variant.window_bits else 0)
         for variant in VARIANTS
         if is_compressing or not variant.window_bits
     )

@@ -1,0 +1,211 @@
+"""Do the books say what a shard really uses? Mixes of clients drawn at random, books beside footprint.
+
+    python -m loadtest memory_accounting [--mixes 6] [--seed N]
+
+A gateway of its own for each mix, in a memory control group (needs root). A mix is a number of users,
+channels each is subscribed to, lengths of their names, a share of readers that read nothing, and publications
+that wait for those. Footprint is what the shard's own memory (proportional set) has grown by, and what the
+group was charged for the kernel's part: sockets, and the bytes queued in them. Books are all of
+`wsgate_memory_bytes`, grown likewise. Fails when they differ by over 15 %. The seed is printed; the same one
+draws the same mixes. Some ask for compression, and some never finish a message they have begun (A3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import secrets
+import socket
+import sys
+import time
+from typing import Final, NamedTuple
+
+import redis
+
+from loadtest.engine import EngineProcess
+from loadtest.harness import processes
+from loadtest.harness.gateway import GatewayProcess
+from loadtest.scenarios.members import BEARER, COUNTED, await_told, make_tokens
+from loadtest.scenarios.stage import open_connections, start_engine
+from tests.support.memory_group import MemoryGroup, memory_group
+
+__all__ = ["main"]
+
+GROUP_BYTES: Final = 8 << 30
+READ_BYTES: Final = 600_000_000
+OFF_BY: Final = 0.15
+HEAD: Final = (
+    b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+DEFLATE: Final = b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
+HALF: Final = b"\xfe\xea\x60" + bytes(4 + 30_000)  # 60,000 bytes are announced, the mask is 0
+_PING_S: Final = 5
+_FRESH_S: Final = 2.3  # a shard writes its numbers once a second
+_LOOK_S: Final = 6.0
+_UNLIMITED: Final = str(1 << 60)
+
+
+class Mix(NamedTuple):
+    """One crowd."""
+
+    connections: int
+    channels: int  # each is subscribed to, beside its inbox and the one all share
+    is_shared: bool  # those channels are everybody's, or each client's own
+    name_bytes: int
+    stalled_share: float
+    publications: int
+    payload_bytes: int
+    unfinished: int  # more clients, each with half a message
+    is_compressing: bool  # they
+
+    @classmethod
+    def draw(cls, chance: random.Random) -> Mix:
+        """One at random."""
+        connections, payload_bytes = chance.randrange(2_000, 8_001), chance.randrange(100, 8_000)
+        # Those who read get everything: more than they can read in time would make them stalled as well.
+        most = READ_BYTES // (connections * payload_bytes)
+        return cls(
+            connections=connections,
+            channels=chance.choice((0, 1, 3, 10)),
+            is_shared=chance.random() < 0.5,
+            name_bytes=chance.randrange(12, 150),
+            stalled_share=chance.choice((0.0, 0.0, 0.02, 0.1)),
+            publications=min(chance.randrange(20, 200), max(1, most)),
+            payload_bytes=payload_bytes,
+            unfinished=chance.choice((0, 0, 100, 400)),
+            is_compressing=chance.random() < 0.5,
+        )
+
+    def told(self) -> str:
+        """In words."""
+        kind = "shared" if self.is_shared else "own"
+        text = f"{self.connections} clients"
+        if self.channels:
+            text += f", {self.channels} {kind} channels of {self.name_bytes} B"
+        if self.stalled_share:
+            text += f", {self.stalled_share:.0%} stalled behind {self.publications} x {self.payload_bytes} B"
+        if self.unfinished:
+            text += f", {self.unfinished} that do not finish" + ", deflated" * self.is_compressing
+        return text
+
+
+class Sums(NamedTuple):
+    """At one moment, in bytes."""
+
+    books: float
+    own: float
+    kernel: float
+
+
+class Scale:
+    """Weighs one gateway."""
+
+    def __init__(self, gateway: GatewayProcess, group: MemoryGroup) -> None:
+        self._gateway = gateway
+        self._group = group
+
+    def read(self) -> Sums:
+        """Both sides, when the numbers are fresh."""
+        time.sleep(_FRESH_S)
+        own = sum(processes.memory(pid).pss_bytes for pid in self._gateway.shard_pids)
+        return Sums(self._gateway.metric("memory_bytes"), own, self._kernel())
+
+    def _kernel(self) -> int:
+        names = ("memory.kmem.usage_in_bytes", "memory.kmem.tcp.usage_in_bytes")
+        if (self._group.folder / names[0]).exists():
+            return sum(int((self._group.folder / name).read_text()) for name in names)
+        rows = dict(line.split() for line in (self._group.folder / "memory.stat").read_text().splitlines())
+        return int(rows["kernel"]) + int(rows["sock"])
+
+
+def _crowd(engine: EngineProcess, gateway: GatewayProcess, mix: Mix) -> None:
+    tokens = make_tokens([f"user-{number}" for number in range(mix.connections)], "mix")
+    open_connections(
+        engine,
+        gateway,
+        mix.connections,
+        path="/ws?ch=all",
+        headers=BEARER,
+        tokens=tokens,
+        slow_share=mix.stalled_share,
+        receive_buffer_bytes=8_192 if mix.stalled_share else 0,
+    )
+    for number in range(mix.channels):
+        stem = f"{number}-" + "x" * (mix.name_bytes - 8)
+        if mix.is_shared:
+            engine.send(f'{{"op":"sub","ch":"{stem}"}}')
+        else:
+            for place in range(mix.connections):
+                engine.send(f'{{"op":"sub","ch":"{stem}{place}"}}', first=place, count=1)
+    if mix.stalled_share == 0:
+        await_told(engine, welcome=mix.connections, subbed=mix.connections * (2 + mix.channels))
+    gateway.settle()
+
+
+def _begin_a_message(port: int, *, is_compressing: bool) -> socket.socket:
+    """A client that has sent half of one, of which every bit may be wrong."""
+    client = socket.create_connection(("127.0.0.1", port))
+    client.sendall(HEAD + DEFLATE * is_compressing + b"\r\n")
+    while not client.recv(4_096).endswith(b"}"):  # welcome is the last thing that it is told
+        continue
+    client.sendall((b"\xc2" if is_compressing else b"\x82") + HALF)
+    return client
+
+
+def weigh(mix: Mix) -> tuple[Sums, Sums]:
+    """The books and the footprint before the crowd and with it."""
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(memory_group(GROUP_BYTES))
+        with contextlib.suppress(OSError):  # version 1 counts sockets' bytes only where they are limited
+            (group.folder / "memory.kmem.tcp.limit_in_bytes").write_text(_UNLIMITED)
+        gateway = GatewayProcess(prefix=group.prefix, compression=mix.is_compressing, ping_interval_s=_PING_S)
+        stack.callback(gateway.stop)
+        engine = start_engine(11, None, COUNTED)
+        stack.callback(engine.quit)
+        scale = Scale(gateway, group)
+        before = scale.read()
+        _crowd(engine, gateway, mix)
+        if mix.stalled_share:
+            with redis.Redis(unix_socket_path=gateway.bus_path) as bus:
+                for _ in range(mix.publications):
+                    bus.publish("wsgate:ch:all", secrets.token_hex(mix.payload_bytes // 2))
+            gateway.settle()
+        if mix.stalled_share:
+            time.sleep(_LOOK_S)  # sockets that are not full are looked at in their turn
+        halves = [
+            stack.enter_context(_begin_a_message(gateway.port, is_compressing=mix.is_compressing))
+            for _ in range(mix.unfinished)
+        ]
+        after = scale.read()
+        if gateway.metric("connections_held") != mix.connections + len(halves):
+            raise RuntimeError("some were cut: what is weighed is not what was drawn")
+        return before, after
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Weigh some and print; 1 when the books are off."""
+    parser = argparse.ArgumentParser(prog="loadtest.experiments.memory_accounting")
+    parser.add_argument("--mixes", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
+    options = parser.parse_args(arguments)
+    chance = random.Random(options.seed)
+    print(f"seed {options.seed}")
+    print(f"{'books':>9}{'own':>9}{'kernel':>9}  {'books/footprint':<17}a connection  mix")
+    worst = 0.0
+    for _ in range(options.mixes):
+        mix = Mix.draw(chance)
+        before, after = weigh(mix)
+        books, own, kernel = (late - early for late, early in zip(after, before, strict=True))
+        ratio = books / (own + kernel)
+        worst = max(worst, abs(ratio - 1))
+        each = (own + kernel) / (mix.connections + mix.unfinished)
+        sums = f"{books / 1e6:>7.1f}MB{own / 1e6:>7.1f}MB{kernel / 1e6:>7.1f}MB"
+        print(f"{sums}  {ratio:<17.3f}{each:>8.0f} B    {mix.told()}", flush=True)
+    print(f"{'ok  ' if worst <= OFF_BY else 'MISS'} off by {worst:.1%} at most, <= {OFF_BY:.0%}")
+    return int(worst > OFF_BY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the measuring programs share: gateways and servers, processes, arithmetic, tables and reports."""

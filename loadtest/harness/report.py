@@ -1,0 +1,133 @@
+"""From summaries to bench.json: names, shares of the floor, rates.
+
+The JSON has the keys {machine, kernel, commit, floor_us, reactor, gateway, peers, pool_off, failures}. A
+server's object holds the median of each figure by name; `spread` has [least, most] of every figure with more
+than one run, `runs` all values in the order they ran, so that the n-th of a server and the n-th of the floor
+were neighbours in time; `control_group` gathers what the well-behaved see of the others (medians, from the
+figures of the same names); `lost` lists every run that lost something. `failures` lists what could not be
+measured.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from loadtest.harness.arithmetic import Summary, per_second, ratios, summarize
+from loadtest.harness.machine_info import commit, machine
+
+__all__ = ["assemble", "derive"]
+
+Summaries = Mapping[str, Summary]
+
+# Share of the floor: name, the floor's figure, the server's. Above 1 means cheaper than the floor.
+_SHARES: Final = (
+    ("fanout_ratio", "fanout", "fanout_us"),
+    ("fanout_few_ratio", "fanout_few", "fanout_few_us"),
+    ("coalesced_ratio", "coalesced16", "coalesced16_us"),
+    ("echo_ratio", "echo", "echo_us"),
+)
+# A multiple of the floor: the same the other way round.
+_MULTIPLES: Final = (
+    ("handshake_multiple", "accept", "handshake_us"),
+    ("refusal_ratio", "refuse", "refusal_us"),
+    ("refusal_at_once_ratio", "refuse_at_once", "refusal_us"),
+)
+_RATES: Final = (
+    ("echo_per_s", "echo_us"),
+    ("coalesced_per_s", "coalesced16_us"),
+    ("coalesced_few_per_s", "coalesced16_few_us"),
+    ("coalesced64_few_per_s", "coalesced64_few_us"),
+    ("publication_per_s", "publication_us"),
+    ("publication_one_per_s", "publication_one_us"),
+    ("client_publish_per_s", "client_publish_us"),
+    ("client_publish_ok_per_s", "client_publish_ok_us"),
+)
+
+# Name in `control_group`, the figure.
+_CONTROL_GROUP: Final = (
+    ("quiet_p99_ms", "control_quiet_p99_ms"),
+    ("flood_p99_ms", "control_flood_p99_ms"),
+    ("nonreaders_p99_ms", "control_nonreaders_p99_ms"),
+    ("walk_p99_ms", "reply_p99_during_walk_ms"),
+    ("nonreaders_kernel_bytes", "nonreaders_kernel_bytes"),
+    ("nonreaders_booked_bytes", "nonreaders_booked_bytes"),
+)
+
+
+def derive(floor: Summaries, server: Summaries, same_client: Summaries) -> dict[str, Summary]:
+    """Return the figures that need more than one measurement: shares of the floor and rates per core.
+
+    Args:
+        floor: The C probe's figures, us.
+        server: One server's figures.
+        same_client: Those of the floor's loop with the engine as its receiver; may be empty.
+    """
+    found: dict[str, Summary] = {}
+    for name, below, above in _SHARES:
+        if below in floor and above in server:
+            found[name] = summarize(ratios(floor[below]["runs"], server[above]["runs"]))
+    for name, below, above in _MULTIPLES:
+        if below in floor and above in server:
+            found[name] = summarize(ratios(server[above]["runs"], floor[below]["runs"]))
+    for name in ("fanout", "fanout_few"):
+        if f"{name}_us" in same_client and f"{name}_us" in server:
+            runs = ratios(same_client[f"{name}_us"]["runs"], server[f"{name}_us"]["runs"])
+            found[f"{name}_ratio_same_client"] = summarize(runs)
+    for name, cost in _RATES:
+        if cost in server:
+            found[name] = summarize([per_second(value) for value in server[cost]["runs"]])
+    return found
+
+
+def _plain(summaries: Summaries) -> dict[str, Any]:
+    """Medians by name, with spread and runs beside them."""
+    several = {name: summary for name, summary in summaries.items() if len(summary["runs"]) > 1}
+    return {
+        **{name: summary["median"] for name, summary in summaries.items()},
+        "spread": {name: [summary["least"], summary["most"]] for name, summary in several.items()},
+        "runs": {name: summary["runs"] for name, summary in several.items()},
+    }
+
+
+def assemble(
+    floor: Summaries,
+    servers: Mapping[str, Summaries],
+    lost: Mapping[str, Sequence[str]],
+    failures: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Put the whole result together.
+
+    Args:
+        floor: The C probe's figures, us.
+        servers: Figures by server name; "floor_same_client" joins the floor.
+        lost: What each server lost, by name.
+        failures: What could not be measured.
+    """
+    same_client = servers.get("floor_same_client", {})
+
+    def of(name: str) -> dict[str, Any]:
+        figures = dict(servers.get(name, {}))
+        if name == "reactor" or figures:
+            figures.update(derive(floor, figures, same_client))
+        if "heartbeat_us" in figures:
+            figures["heartbeat_750_us"] = figures.pop("heartbeat_few_us", figures["heartbeat_us"])
+        group = {short: figures[long]["median"] for short, long in _CONTROL_GROUP if long in figures}
+        return {**_plain(figures), "control_group": group, "lost": list(lost.get(name, ()))}
+
+    floor_us = dict(floor)
+    for name, summary in same_client.items():
+        if name.endswith("_us"):
+            floor_us[f"{name.removesuffix('_us')}_same_client"] = summary
+    return {
+        "machine": machine(),
+        "kernel": platform.release(),
+        "commit": commit(),
+        "floor_us": _plain(floor_us),
+        "reactor": of("reactor"),
+        "gateway": of("gateway"),
+        "peers": {name: of(name) for name in ("websockets", "uvloop")},
+        "pool_off": of("pool_off"),
+        "failures": list(failures),
+    }

@@ -1,0 +1,137 @@
+"""A driven server in a child process, and the control channel to it (see peers/control.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from loadtest.harness.processes import settle
+
+__all__ = ["ServerError", "ServerProcess"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+# No command takes longer than the time it was given plus this.
+_GRACE_S = 30.0
+
+
+class ServerError(Exception):
+    """A server did not start, ended early, or refused a command."""
+
+
+class ServerProcess:
+    """One of loadtest.peers in its own process, always ended by its own pid.
+
+    Args:
+        module: Its name below loadtest.peers.
+        settings: Handed to it; see the module.
+        processor: Where it is pinned; None does not pin.
+    """
+
+    def __init__(
+        self, module: str, settings: dict[str, Any] | None = None, *, processor: int | None = None
+    ) -> None:
+        """Spawn it and wait until it listens (ServerError if it does not)."""
+        self.module = module
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", f"loadtest.peers.{module}", json.dumps(settings or {})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=_ROOT,
+        )
+        if processor is not None:
+            os.sched_setaffinity(self._child.pid, (processor,))
+        self._ids = itertools.count(1)
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._input = b""
+        try:
+            self.port: int = self.call("hello")["port"]
+        except BaseException:
+            self.stop()
+            raise
+
+    def call(self, command: str, *, timeout_s: float = 0.0, **arguments: Any) -> Any:
+        """Run a command and return its result (ServerError when it is refused or late)."""
+        return self.finish(self.start(command, **arguments), timeout_s=timeout_s)
+
+    def start(self, command: str, **arguments: Any) -> int:
+        """Send a command; `finish` with the number returned here waits for its result."""
+        number = next(self._ids)
+        line = json.dumps({"id": number, "command": command, **arguments}) + "\n"
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(line.encode())
+            self._child.stdin.flush()
+        except OSError as error:
+            raise ServerError(f"{self.module} has ended") from error
+        return number
+
+    def finish(self, number: int, *, timeout_s: float = 0.0) -> Any:
+        """Return the result of a command that was started."""
+        until_s = time.monotonic() + timeout_s + _GRACE_S
+        while number not in self._answers:
+            self._read(until_s)
+        answer = self._answers.pop(number)
+        if not answer["ok"]:
+            raise ServerError(f"{self.module}: {answer['error']}")
+        return answer["result"]
+
+    def _read(self, until_s: float) -> None:
+        assert self._child.stdout is not None
+        descriptor = self._child.stdout.fileno()
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, until_s - time.monotonic()))
+        if not ready:
+            raise ServerError(f"{self.module} does not answer")
+        data = os.read(descriptor, 1 << 16)
+        if not data:
+            raise ServerError(f"{self.module} ended with status {self._child.wait(_GRACE_S)}")
+        *lines, self._input = (self._input + data).split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            self._answers[answer["id"]] = answer
+
+    def cpu_s(self) -> float:
+        """Return user and system time of the server process so far."""
+        cpu_s: float = self.call("stats")["cpu_s"]
+        return cpu_s
+
+    def settle(self, *, timeout_s: float = 15.0) -> None:
+        """Wait until the server uses under 2 % of a processor: closing must not be charged to others."""
+        settle(self.cpu_s, timeout_s=timeout_s)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
+    def is_running(self) -> bool:
+        """Whether it can still be driven."""
+        return self._child.poll() is None
+
+    def stop(self) -> None:
+        """End and collect the child; kill it when it does not end by itself in 5 s. Idempotent."""
+        with contextlib.suppress(OSError):
+            if self._child.stdin is not None:
+                self._child.stdin.close()
+        try:
+            self._child.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Stop."""
+        self.stop()
