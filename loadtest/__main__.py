@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     path = file.parent if file.name == "__main__.py" else file.with_suffix("")
     module = ".".join(["loadtest", *path.relative_to(_FOLDER).parts])
     sys.argv = [f"python -m loadtest {name}", *rest]
-    runpy.run_module(module, run_name="__main__", alter_sys=False)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 
 

@@ -2,8 +2,8 @@
 
 ``python -m loadtest.peers.message_flood PORT PEERS LIMIT_S`` opens the connections, writes ``ready``,
 waits for a line on standard input, floods until that input ends or LIMIT_S is over, and writes one JSON
-object (FloodResult). `FloodProcess` is the parent's side. Answers are read and counted, so that it is the server's reading, not its
-outbox, that is under attack; nothing is judged and nothing is timed here.
+object (FloodResult). `FloodProcess` is the parent's side. Answers are read and counted, so that it is the
+server's reading, not its outbox, that is under attack; nothing is judged and nothing is timed here.
 
 Plain Python is fast enough: one send carries thousands of prebuilt frames, and the sockets are full most of
 the time.
