@@ -12,7 +12,7 @@ from typing import Final
 
 from tests.fuzz.mutation import mutate
 from tests.support.sizes import draw_size
-from tests.unit.test_proxy_header import BAD, GOOD
+from tests.unit.reactor.test_proxy import BAD, GOOD
 from wsgate.reactor.testing import read_proxy_header
 
 __all__ = ["ProxiesTarget", "check_proxy", "proxy_seeds", "read_proxy_slowly"]

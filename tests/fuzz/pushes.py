@@ -9,7 +9,7 @@ from typing import Final
 
 from tests.fuzz.mutation import mutate, pieces
 from tests.support.resp import hostile_reply
-from tests.unit.test_push_reader import BROKEN, CASES
+from tests.unit.bus.test_push import BROKEN, CASES
 from wsgate.bus import Backlog, push
 
 __all__ = ["PushesTarget", "check_pushes", "read_slowly", "seeds"]

@@ -200,12 +200,12 @@ FAILURES = [
 ]
 ELSEWHERE_TESTED = {
     "proxy_refused": "below, with a proxy",
-    "welcome_timeout": "tests/unit/test_client_reconnecting.py",
-    "silence": "tests/unit/test_client_reconnecting.py",
-    "bad_message": "tests/unit/test_client_reconnecting.py",
+    "welcome_timeout": "tests/unit/client/test_reconnecting.py",
+    "silence": "tests/unit/client/test_reconnecting.py",
+    "bad_message": "tests/unit/client/test_reconnecting.py",
     "no_common_subprotocol": "tests/integration/test_client.py",
-    "token_failed": "tests/unit/test_client_reconnecting.py",
-    "unauthorized": "tests/unit/test_client_reconnecting.py",
+    "token_failed": "tests/unit/client/test_reconnecting.py",
+    "unauthorized": "tests/unit/client/test_reconnecting.py",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.sizes import sizes_up_to
-from tests.unit.test_sessions import Shard
+from tests.unit.shard.test_sessions import Shard
 from wsgate.auth.tokens import USER_LIMIT_BYTES
 from wsgate.dialects.names import CHANNEL_LIMIT_BYTES
 

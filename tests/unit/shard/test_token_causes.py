@@ -9,9 +9,9 @@ from typing import Any, Final, cast
 import jwt
 import pytest
 
-from tests.unit.test_auth_tokens import PUBLIC_TEXTS, RSA, encoded, forge, pem, text
-from tests.unit.test_sessions import Shard
-from tests.unit.test_token_refusals import Refusing, told
+from tests.unit.auth.test_tokens import PUBLIC_TEXTS, RSA, encoded, forge, pem, text
+from tests.unit.shard.test_sessions import Shard
+from tests.unit.shard.test_token_refusals import Refusing, told
 from wsgate.admin.metrics import make_registry
 from wsgate.auth import FAULTS, OriginPolicy, TokenError, TokenPolicy, make_key
 from wsgate.auth.faults import CAUSES

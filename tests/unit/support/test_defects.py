@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.defects import DEFECTS, PLAIN, SUITES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("name", DEFECTS)

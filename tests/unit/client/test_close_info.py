@@ -10,7 +10,7 @@ from wsgate.client.close_info import after_close, after_refusal
 from wsgate.client.quantities import WAIT_MOST_S
 
 CODES: dict[str, Any] = json.loads(
-    (Path(__file__).resolve().parents[2] / "protocols" / "codes.json").read_text()
+    (Path(__file__).resolve().parents[3] / "protocols" / "codes.json").read_text()
 )
 
 

@@ -25,7 +25,7 @@ from wsgate.client.protocol import (
 )
 from wsgate.client.quantities import LIFE_MOST_S, WAIT_MOST_S
 
-FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "client" / "v1"
+FOLDER = Path(__file__).resolve().parents[3] / "protocols" / "client" / "v1"
 SCHEMA: dict[str, Any] = json.loads((FOLDER / "schema.json").read_text())
 EXAMPLES: list[dict[str, Any]] = [
     each

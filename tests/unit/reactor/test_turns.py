@@ -173,7 +173,7 @@ def test_stalled_peer_that_takes_no_byte_is_still_ended(setting: str) -> None:
 def test_failed_allocation_ends_only_the_connection_it_was_for() -> None:
     """In a process of its own: what other tests have freed would serve the allocation that must fail."""
     done = subprocess.run(
-        [sys.executable, "-c", "from tests.unit.test_turns import fail_an_allocation as run; run()"],
+        [sys.executable, "-c", "from tests.unit.reactor.test_turns import fail_an_allocation as run; run()"],
         capture_output=True,
         text=True,
         check=False,

@@ -19,7 +19,7 @@ from wsgate.shard.options import NO_EVENTS, EventOptions
 from wsgate.turns import FULL, Sender
 
 VECTORS: Final[list[dict[str, Any]]] = json.loads(
-    (Path(__file__).resolve().parents[2] / "protocols" / "backend" / "v1" / "vectors.json").read_text()
+    (Path(__file__).resolve().parents[3] / "protocols" / "backend" / "v1" / "vectors.json").read_text()
 )["vectors"]
 ENCODINGS: Final = {"json": JSON, "text": TEXT, "binary": BINARY}
 CONN: Final = 7

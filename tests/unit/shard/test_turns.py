@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from tests.support.frames import CLOSE, FrameReader, client_frame
-from tests.unit.test_shard_faults import OPTIONS
+from tests.unit.shard.test_faults import OPTIONS
 from wsgate.auth import NO_PERMISSIONS, Identity, TokenError
 from wsgate.reactor.testing import trust_charges
 from wsgate.shard import verification

@@ -46,7 +46,7 @@ ELSEWHERE: Final = {
     "bad_extensions": "needs compression: tests/integration/test_compression.py",
     "head_too_large": "the reactor's own cap is the same and comes first",
     "draining": "only in the queue of a shard that is told to stop: tests of the drain",
-    "too_many_unauthenticated": "tests/attack/test_gateway_crowd.py",
+    "too_many_unauthenticated": "tests/attack/gateway/test_crowd.py",
     "key_awaited": "needs an issuer: tests/integration/test_key_set.py",
     "unserved": "the keeper's, in the queue of a shard that hangs: tests of the node",
 }

@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 import pytest
 
 from tests.support.reactor_rig import Peer
-from tests.unit.test_sessions import Shard
+from tests.unit.shard.test_sessions import Shard
 from wsgate.auth import FAULTS, NO_PERMISSIONS, ChannelGrant, Identity, TokenError
 from wsgate.reasons import REASONS, Reason
 from wsgate.shard.byes import RETRY_MS, comes_back

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from tests.support.reactor_rig import Peer
-from tests.unit.test_sessions import ME, Shard
+from tests.unit.shard.test_sessions import ME, Shard
 from wsgate.auth import Identity, Permissions
 from wsgate.dialects import DIALECTS
 from wsgate.reactor import Settings

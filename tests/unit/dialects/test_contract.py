@@ -15,7 +15,7 @@ from wsgate.dialects import DIALECTS, BadCommand, is_channel
 from wsgate.dialects.commands import ID_MAX, OPS
 from wsgate.reasons import ERRORS, REASONS
 
-FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "client" / "v1"
+FOLDER = Path(__file__).resolve().parents[3] / "protocols" / "client" / "v1"
 SCHEMA: dict[str, Any] = json.loads((FOLDER / "schema.json").read_text())
 MESSAGES: list[dict[str, Any]] = json.loads((FOLDER / "messages.json").read_text())["messages"]
 JSON_DIALECT, MSGPACK_DIALECT = DIALECTS

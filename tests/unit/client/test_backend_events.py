@@ -20,7 +20,7 @@ from wsgate.client.backend.window import Window
 from wsgate.errors import SettingsError
 
 VECTORS: list[dict[str, Any]] = json.loads(
-    (Path(__file__).resolve().parents[2] / "protocols" / "backend" / "v1" / "vectors.json").read_text()
+    (Path(__file__).resolve().parents[3] / "protocols" / "backend" / "v1" / "vectors.json").read_text()
 )["vectors"]
 STREAM, ENTRY = "wsgate:events:0", "1732600000000-0"
 COMMON = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.test_shard_faults import OPTIONS
+from tests.unit.shard.test_faults import OPTIONS
 from wsgate.admission import Place, State
 from wsgate.shard.capacity import next_with_room, places, roomiest
 from wsgate.shard.options import Shared

@@ -14,7 +14,7 @@ from wsgate.bus import Publication, decode_publication, encode_publication
 from wsgate.dialects import DIALECTS
 from wsgate.payload import BINARY, JSON, TEXT, Payload
 
-BUS_FOLDER = Path(__file__).resolve().parents[2] / "protocols" / "bus" / "v1"
+BUS_FOLDER = Path(__file__).resolve().parents[3] / "protocols" / "bus" / "v1"
 VECTORS: list[dict[str, Any]] = json.loads((BUS_FOLDER / "vectors.json").read_text())["publications"]
 JSON_DIALECT, MSGPACK_DIALECT = DIALECTS
 HEAD = b"\xc1\x01"

@@ -129,9 +129,9 @@ ROWS: Final = {
     "closing": Row("write_timeout_ms", is_told_to_go, reads_a_little, Reason.APPLICATION),
 }
 ELSEWHERE: Final = {
-    "drain_timeout": "of a node: tests/unit/test_shard_drain.py",
-    "ping_interval": "no end: tests/unit/test_timers.py",
-    "pong_timeout": "any byte is life: tests/unit/test_timers.py",
+    "drain_timeout": "of a node: tests/unit/shard/test_drain.py",
+    "ping_interval": "no end: tests/unit/reactor/test_timers.py",
+    "pong_timeout": "any byte is life: tests/unit/reactor/test_timers.py",
 }
 
 
