@@ -96,7 +96,7 @@ def test_reader_of_the_log_that_hangs_stops_no_process(reader: Reader, form: str
                     assert client.ask("ping", id=1)["op"] == "pong"
         with connected(gateway.ws_url, 8):
             pass
-        log = reader.read_until("bus_failed", "renewed", "http", "died")
+        log = reader.read_until("bus_failed", "config_reloaded", "http", "died")
         log += reader.read_until("drained") if gateway.stop() == 0 else ""
         assert "died child=shard-1" in log or '"cause": "died", "child": "shard-1"' in log
         # Each is about another process or another start. Of two deaths within a second one line is held back.
@@ -140,7 +140,7 @@ def test_slow_reader_gets_every_line_once(reader: Reader) -> None:
         thread.start()
         make_all_log(gateway)
         gateway.await_ready(WITHIN_S)
-        wait_until("renewed twice", lambda: taken.count(b" renewed") >= 2, WITHIN_S)
+        wait_until("renewed twice", lambda: taken.count(b" config_reloaded") >= 2, WITHIN_S)
         assert gateway.metric("wsgate_log_lines_dropped_total") == 0
         is_over.set()
         thread.join()

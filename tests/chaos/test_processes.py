@@ -390,7 +390,7 @@ def test_a_terminal_that_hangs_up_ends_it_and_a_signal_alone_does_not() -> None:
     prefix = [sys.executable, "-c", ON_A_TERMINAL, os.ttyname(far_end)]
     with running_gateway(prefix=prefix) as gateway, connected(gateway.ws_url, 3) as clients:
         gateway.process.send_signal(signal.SIGHUP)
-        wait_until("it is renewed", lambda: any("keeper renewed" in line for line in gateway.lines))
+        wait_until("it is renewed", lambda: any("keeper config_reloaded" in line for line in gateway.lines))
         for client in clients:
             assert client.ask("ping") == {"op": "pong"}
         os.close(far_end)
@@ -405,11 +405,11 @@ def test_under_nohup_a_signal_renews_the_configuration_and_the_end_of_the_termin
     prefix = [sys.executable, "-c", ON_A_TERMINAL, os.ttyname(far_end), "nohup"]
     with running_gateway(prefix=prefix) as gateway, connected(gateway.ws_url, 3) as clients:
         gateway.process.send_signal(signal.SIGHUP)
-        renewals = partial(gateway.metric, "wsgate_renewals_total")
-        wait_until("the configuration is renewed", lambda: renewals() == 1, WITHIN_S)
+        config_reloads = partial(gateway.metric, "wsgate_config_reloads_total")
+        wait_until("the configuration is renewed", lambda: config_reloads() == 1, WITHIN_S)
         os.close(far_end)
         os.close(terminal)
-        wait_until("the keeper gets the terminal's SIGHUP", lambda: renewals() == 2, WITHIN_S)
+        wait_until("the keeper gets the terminal's SIGHUP", lambda: config_reloads() == 2, WITHIN_S)
         for client in clients:
             assert client.ask("ping") == {"op": "pong"}
         assert gateway.stop() == 0

@@ -46,7 +46,7 @@ class EchoServer:
 
     def __init__(self, vector_settings: dict[str, int]) -> None:
         self.now_ms = 1_000
-        options: dict[str, Any] = {"message_limit_bytes": 64 * 1024, **vector_settings}
+        options: dict[str, Any] = {"max_message_bytes": 64 * 1024, **vector_settings}
         self.reactor = Reactor(Settings(**options), now_ms=self.now_ms)
         self.waiter = select.poll()
         self.waiter.register(self.reactor.fileno(), select.POLLIN)

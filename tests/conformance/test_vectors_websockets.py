@@ -30,8 +30,8 @@ LOGGER.disabled = True
 class Judge:
     """A server connection of `websockets`, open, with the text decoding its front ends do."""
 
-    def __init__(self, message_limit_bytes: int) -> None:
-        self.protocol = ServerProtocol(state=State.OPEN, max_size=message_limit_bytes, logger=LOGGER)
+    def __init__(self, max_message_bytes: int) -> None:
+        self.protocol = ServerProtocol(state=State.OPEN, max_size=max_message_bytes, logger=LOGGER)
         self.reader = FrameReader()
         self.messages: list[Message] = []
         self.pongs: list[bytes] = []
@@ -83,7 +83,7 @@ class Judge:
 
 def judged(vector: Vector, pieces: Iterable[bytes]) -> Outcome:
     """What `websockets` makes of a stream that arrives in these pieces."""
-    judge = Judge(vector.settings.get("message_limit_bytes", MESSAGE_LIMIT_BYTES))
+    judge = Judge(vector.settings.get("max_message_bytes", MESSAGE_LIMIT_BYTES))
     for piece in pieces:
         judge.receive_data(piece)
     return judge.outcome()

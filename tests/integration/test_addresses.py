@@ -39,7 +39,7 @@ def v6(text: str) -> bytes:
 
 
 def test_an_address_has_so_many_and_another_has_its_own() -> None:
-    with hall(limits=GateLimits(address_connections=2), addresses=shared()) as bench:
+    with hall(limits=GateLimits(per_address_connections=2), addresses=shared()) as bench:
         first, second = (bench.meet(bench.dial(HEAD, source="127.0.0.2")) for _ in range(2))
         third = bench.dial(HEAD, source="127.0.0.2")
         assert answer(bench, third) == TOO_MANY
@@ -59,7 +59,7 @@ def test_who_came_before_there_was_a_limit_counts_as_well() -> None:
         early = [bench.meet(bench.dial(HEAD, source="127.0.0.2")) for _ in range(3)]
         bench.meet(bench.dial(HEAD, source="127.0.0.3"))
         bench.meet(bench.dial(HEAD))  # a proxy, since the limit was set: for whom it spoke is not known
-        limits = GateLimits(address_connections=2, trusted_networks=PROXY)
+        limits = GateLimits(per_address_connections=2, trusted_networks=PROXY)
         bench.reactor.set_gate(limits, REFUSAL, TOO_MANY)
         bench.pass_ms(250)
         assert addresses.connections() == 4
@@ -78,7 +78,7 @@ def test_who_came_before_there_was_a_limit_counts_as_well() -> None:
 
 def test_one_address_over_its_limit_keeps_nobody_waiting() -> None:
     """Twelve hundred of everybody's would make accepting wait; those of one address are its own affair."""
-    limits = GateLimits(accepts_per_s=300, address_connections=1, refusal_drains=0)
+    limits = GateLimits(handshake_rate_per_s=300, per_address_connections=1, refusal_drains=0)
     with hall(limits=limits, addresses=shared()) as bench:
         bench.meet(bench.dial(HEAD, source="127.0.0.2"))
         for _ in range(13):
@@ -101,7 +101,7 @@ def two_halls(limits: GateLimits, addresses: SharedAddresses) -> Iterator[tuple[
 
 def test_shards_count_together() -> None:
     addresses = shared(shards=2)
-    limits = GateLimits(address_connections=3)
+    limits = GateLimits(per_address_connections=3)
     with (
         hall(limits=limits, addresses=addresses) as one,
         hall(limits=limits, addresses=addresses, shard=1) as two,
@@ -116,7 +116,7 @@ def test_shards_count_together() -> None:
 
 def test_a_dead_shard_s_are_taken_back() -> None:
     addresses = shared(shards=2)
-    limits = GateLimits(address_connections=2)
+    limits = GateLimits(per_address_connections=2)
     with (
         hall(limits=limits, addresses=addresses) as one,
         hall(limits=limits, addresses=addresses, shard=1) as two,
@@ -133,7 +133,7 @@ def test_a_dead_shard_s_are_taken_back() -> None:
 def test_however_one_ends_it_is_not_counted_any_more(way: str) -> None:
     addresses = shared()
     # With one descriptor's worth of rate the second is judged, counted, and refused for the rate.
-    limits = GateLimits(address_connections=5, accepts_per_s=1 if way == "refused" else 0)
+    limits = GateLimits(per_address_connections=5, handshake_rate_per_s=1 if way == "refused" else 0)
     with hall(limits=limits, addresses=addresses) as bench:
         peer = bench.meet(bench.dial(HEAD))
         assert addresses.connections() == 1
@@ -152,7 +152,7 @@ def test_however_one_ends_it_is_not_counted_any_more(way: str) -> None:
 
 
 def test_an_address_opens_so_many_a_second() -> None:
-    with hall(limits=GateLimits(address_rate_per_s=4), addresses=shared()) as bench:
+    with hall(limits=GateLimits(per_address_rate_per_s=4), addresses=shared()) as bench:
         for _ in range(4):
             bench.meet(bench.dial(HEAD, source="127.0.0.2"))
         assert answer(bench, bench.dial(HEAD, source="127.0.0.2")) == TOO_MANY
@@ -169,7 +169,9 @@ def test_an_address_opens_so_many_a_second() -> None:
 
 
 def test_who_asks_too_often_does_not_use_up_the_rate_of_all() -> None:
-    with hall(limits=GateLimits(address_rate_per_s=1, accepts_per_s=3), addresses=shared()) as bench:
+    with hall(
+        limits=GateLimits(per_address_rate_per_s=1, handshake_rate_per_s=3), addresses=shared()
+    ) as bench:
         bench.meet(bench.dial(HEAD, source="127.0.0.2"))
         for _ in range(20):
             assert answer(bench, bench.dial(HEAD, source="127.0.0.2")) == TOO_MANY
@@ -179,7 +181,7 @@ def test_who_asks_too_often_does_not_use_up_the_rate_of_all() -> None:
 
 def test_the_clock_s_forty_bits_turn_over() -> None:
     """Twelve days are one turn: a place used long ago must not look like one that is far ahead."""
-    with hall(limits=GateLimits(address_rate_per_s=1), addresses=shared(), now_ms=1_000) as bench:
+    with hall(limits=GateLimits(per_address_rate_per_s=1), addresses=shared(), now_ms=1_000) as bench:
         for days in (0, 3, 6, 7, 9, 12, 13, 19, 25):
             bench.now_ms = 1_000 + days * 86_400_000
             bench.meet(bench.dial(HEAD))
@@ -187,7 +189,7 @@ def test_the_clock_s_forty_bits_turn_over() -> None:
 
 
 def test_an_ipv6_customer_is_one_address() -> None:
-    limits = GateLimits(address_connections=2, trusted_networks=PROXY)
+    limits = GateLimits(per_address_connections=2, trusted_networks=PROXY)
     with hall(limits=limits, addresses=shared()) as bench:
         conns = [bench.meet(bench.dial(HEAD)).conn for _ in range(5)]
         claims = ["2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:2::3", "2001:db8:1:3::1"]
@@ -200,7 +202,7 @@ def test_an_ipv6_customer_is_one_address() -> None:
 
 
 def test_a_proxy_s_own_address_is_not_counted() -> None:
-    limits = GateLimits(address_connections=1, address_rate_per_s=1, trusted_networks=PROXY)
+    limits = GateLimits(per_address_connections=1, per_address_rate_per_s=1, trusted_networks=PROXY)
     with hall(limits=limits, addresses=shared()) as bench:
         peers = [bench.meet(bench.dial(HEAD)) for _ in range(5)]
         assert all(bench.reactor.is_from_proxy(peer.conn) for peer in peers)
@@ -213,7 +215,7 @@ HEADER = b"PROXY TCP4 203.0.113.%d 127.0.0.1 4711 443\r\n"
 
 
 def test_a_proxy_header_is_counted_and_taken_off() -> None:
-    limits = GateLimits(address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
+    limits = GateLimits(per_address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
     addresses = shared()
     with hall(limits=limits, addresses=addresses) as bench:
         bench.meet(bench.dial(HEADER % 1 + HEAD))
@@ -231,7 +233,7 @@ def test_a_proxy_header_is_counted_and_taken_off() -> None:
 
 @pytest.mark.parametrize("size", range(1, len(HEADER % 1) + 3))
 def test_a_proxy_header_comes_in_two_pieces(size: int) -> None:
-    limits = GateLimits(address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
+    limits = GateLimits(per_address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
     with hall(limits=limits, addresses=shared()) as bench:
         whole = HEADER % 1 + HEAD
         peer = bench.dial(whole[:size])
@@ -242,7 +244,7 @@ def test_a_proxy_header_comes_in_two_pieces(size: int) -> None:
 
 
 def test_a_proxy_header_byte_by_byte() -> None:
-    limits = GateLimits(address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
+    limits = GateLimits(per_address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
     with hall(limits=limits, addresses=shared()) as bench:
         peer = bench.dial()
         for byte in HEADER % 1 + HEAD:
@@ -262,7 +264,7 @@ def test_a_proxy_without_its_header_is_cut(said: bytes) -> None:
 
 def test_anybody_else_s_header_is_no_request() -> None:
     """From a peer that is not listed it is read as what it is: a malformed head."""
-    limits = GateLimits(address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
+    limits = GateLimits(per_address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
     with hall(limits=limits, addresses=shared()) as bench:
         assert answer(bench, bench.dial(HEADER % 1 + HEAD, source="127.0.0.2")).startswith(b"HTTP/1.1 405 ")
         bench.meet(bench.dial(HEAD, source="127.0.0.3"))
@@ -282,7 +284,7 @@ def test_a_proxy_s_header_has_the_head_s_deadline() -> None:
 def test_a_full_table_lets_in_and_says_so() -> None:
     """Sixteen places for a key: a table of 64 rows holds far more than the slots it was made for."""
     addresses = shared(connections=1)
-    limits = GateLimits(address_connections=1, trusted_networks=PROXY)
+    limits = GateLimits(per_address_connections=1, trusted_networks=PROXY)
     with hall(limits=limits, addresses=addresses) as bench:
         bench.meet(bench.dial(HEAD, source="127.0.0.2"))
         late = bench.meet(bench.dial(HEAD, source="127.0.0.3"))
@@ -302,7 +304,7 @@ def test_a_table_nobody_can_make(shards: int, connections: int) -> None:
 def test_a_limit_without_its_memory_is_refused() -> None:
     reactor = Reactor(now_ms=0)
     with pytest.raises(SettingsError, match="memory"):
-        reactor.set_gate(GateLimits(address_connections=1), b"")
+        reactor.set_gate(GateLimits(per_address_connections=1), b"")
     reactor.shutdown()
 
 
@@ -316,7 +318,7 @@ AT_MOST = 8
 def come_and_go(addresses: SharedAddresses, shard: int, seed: int, results: "Results[int]") -> None:
     """Claim and leave at random; tells how many it held at once at most."""
     chance = random.Random(seed)
-    limits = GateLimits(address_connections=AT_MOST, trusted_networks=PROXY)
+    limits = GateLimits(per_address_connections=AT_MOST, trusted_networks=PROXY)
     with hall(limits=limits, addresses=addresses, shard=shard) as bench:
         held: list[int] = []
         theirs: list[socket.socket] = []  # open to the end: the reactor is not to let go by itself
@@ -363,7 +365,7 @@ def test_two_processes_at_one_address_never_exceed_it_and_lose_no_count() -> Non
 def test_a_shard_whose_clock_is_a_little_behind_gives_nobody_a_new_bucket() -> None:
     """Each looks at the clock when its own pass begins: a bucket another shard has just emptied is empty."""
     addresses = shared(shards=2)
-    limits = GateLimits(address_rate_per_s=20, trusted_networks=PROXY)
+    limits = GateLimits(per_address_rate_per_s=20, trusted_networks=PROXY)
     with two_halls(limits, addresses) as (ahead, behind):
         ahead.now_ms = behind.now_ms + 3
         ahead.turn()
@@ -380,10 +382,10 @@ def test_a_shard_whose_clock_is_a_little_behind_gives_nobody_a_new_bucket() -> N
 
 def test_who_counted_before_it_was_listed_counts_once() -> None:
     addresses = shared()
-    with hall(limits=GateLimits(address_connections=4), addresses=addresses) as bench:
+    with hall(limits=GateLimits(per_address_connections=4), addresses=addresses) as bench:
         peer = bench.meet(bench.dial(HEAD))
         assert addresses.connections() == 1
-        bench.reactor.set_gate(GateLimits(address_connections=4, trusted_networks=PROXY), REFUSAL)
+        bench.reactor.set_gate(GateLimits(per_address_connections=4, trusted_networks=PROXY), REFUSAL)
         assert bench.reactor.claim_address(peer.conn, v6("2001:db8::1")) == 0
         assert addresses.connections() == 1
         peer.close()

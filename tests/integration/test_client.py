@@ -455,7 +455,7 @@ def test_nobody_at_the_port_is_waited_for() -> None:
 def test_a_message_that_is_too_large_ends_it_because_it_would_come_again() -> None:
     async def main() -> None:
         async with scripted_gateway() as gateway:
-            options = ClientOptions(message_limit_bytes=1_000)
+            options = ClientOptions(max_message_bytes=1_000)
             async with Client(gateway.url, options=options) as client:
                 chat = client.subscribe("c")
                 visit = await gateway.visit(1)

@@ -43,7 +43,7 @@ async def masks_on_the_wire() -> list[bytes]:
             url=f"ws://127.0.0.1:{port}/ws",
             token=None,
             within_s=10,
-            message_limit_bytes=1000,
+            max_message_bytes=1000,
             now_s=loop.time,
         )
         transport = await open_websocket(opening)

@@ -42,9 +42,9 @@ SETTINGS = Settings(
     head_limit_bytes=256,
     head_timeout_ms=3_000,
     upgrade_timeout_ms=3_000,
-    message_limit_bytes=4_096,
-    outbox_limit_bytes=16_384,
-    outbox_limit_frames=8,
+    max_message_bytes=4_096,
+    outbox_bytes=16_384,
+    outbox_frames=8,
     outbox_age_ms=60_000,
     write_timeout_ms=6_000,
     ping_interval_ms=4_000,
@@ -766,7 +766,7 @@ def test_a_meta_has_one_reference_more() -> None:
 BROKEN = {
     "without a clock": "Reactor()",
     "with a short key": "Reactor(now_ms=0, hash_key=b'short')",
-    "with a bad setting": "Reactor(Settings(outbox_limit_bytes=1), now_ms=0)",
+    "with a bad setting": "Reactor(Settings(outbox_bytes=1), now_ms=0)",
     "not initialised": "Reactor.__new__(Reactor)",
 }
 

@@ -413,7 +413,7 @@ def test_a_dead_letter_that_is_claimed_again_before_its_acknowledgement_is_not_h
 ) -> None:
     """The second claim reads the entry; the count of its deliveries is looked up before or after the XACK."""
     lookups = 0
-    count, bury = Bus.deliveries, Bus.bury
+    count, move_to_dead_letters = Bus.deliveries, Bus.move_to_dead_letters
     claimed_again, buried = asyncio.Event(), asyncio.Event()
 
     async def count_late(self: Bus, reader: Reader, entries: Sequence[Entry]) -> dict[str, int]:
@@ -429,14 +429,14 @@ def test_a_dead_letter_that_is_claimed_again_before_its_acknowledgement_is_not_h
             return dict.fromkeys((entry.id for entry in entries), 1)
         return await count(self, reader, entries)
 
-    async def bury_late(self: Bus, *arguments: Any, **more: Any) -> None:
+    async def move_late(self: Bus, *arguments: Any, **more: Any) -> None:
         await claimed_again.wait()
-        await bury(self, *arguments, **more)
+        await move_to_dead_letters(self, *arguments, **more)
         buried.set()
 
     async def scenario(here: Hall) -> None:
         monkeypatch.setattr(Bus, "deliveries", count_late)
-        monkeypatch.setattr(Bus, "bury", bury_late)
+        monkeypatch.setattr(Bus, "move_to_dead_letters", move_late)
         await here.append()
         await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
         await here.redis.xreadgroup(GROUP, "one", {"wsgate:events:0": ">"})

@@ -61,7 +61,7 @@ def at_handshakes(bench: Hall) -> str:
 
 
 def at_rate(bench: Hall) -> str:
-    bench.reactor.set_gate(GateLimits(accepts_per_s=1), REFUSAL)
+    bench.reactor.set_gate(GateLimits(handshake_rate_per_s=1), REFUSAL)
     fill_one = bench.dial(HEAD)
     settle(bench, lambda: bench.count("now_open") == 3)
     bench.meet(fill_one)
@@ -147,7 +147,7 @@ def test_handshakes_in_progress_counts_undecided_and_incomplete_ones() -> None:
 
 def test_accepts_per_second_is_exact() -> None:
     """A second's worth at once, then one for each share of a second, on the clock of the caller."""
-    with hall(limits=GateLimits(accepts_per_s=10, refusal_drains=0)) as bench:
+    with hall(limits=GateLimits(handshake_rate_per_s=10, refusal_drains=0)) as bench:
         for _ in range(15):
             bench.dial()
         settle(bench, lambda: bench.count("accepted") == 15)
@@ -266,7 +266,7 @@ def test_drains_that_cannot_be(drains: int) -> None:
     [
         GateLimits(descriptors=-1),
         GateLimits(connections=-1),
-        GateLimits(accepts_per_s=1 << 40),
+        GateLimits(handshake_rate_per_s=1 << 40),
         GateLimits(refusal_drain_bytes=-5),
         GateLimits(refusal_drain_ms=1 << 40),
     ],
@@ -282,7 +282,7 @@ def test_limits_that_cannot_be_change_nothing(limits: GateLimits) -> None:
 
 def test_a_fast_accept_rate_is_not_unlimited() -> None:
     """A rate above one a nanosecond makes no sense; the largest that can be set lets people in."""
-    with hall(limits=GateLimits(accepts_per_s=(1 << 32) - 1)) as bench:
+    with hall(limits=GateLimits(handshake_rate_per_s=(1 << 32) - 1)) as bench:
         fill(bench, 3)
 
 
@@ -347,7 +347,7 @@ def test_a_listener_that_was_shut_down_does_not_spin() -> None:
 
 def test_above_four_times_the_rate_accepting_waits_for_the_next_tick() -> None:
     """A thousand are always looked at; what comes then stays in the kernel's queue, and is served later."""
-    with hall(limits=GateLimits(accepts_per_s=300, refusal_drains=0)) as bench:
+    with hall(limits=GateLimits(handshake_rate_per_s=300, refusal_drains=0)) as bench:
         offered = 0
         while offered < 1_300:
             for peer in [bench.dial(HEAD) for _ in range(100)]:

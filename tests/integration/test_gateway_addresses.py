@@ -99,7 +99,7 @@ def test_more_connections_for_all_are_not_more_for_one(tmp_path: Path) -> None:
         assert status(gateway, source="127.0.0.6") == 503
         file.write_text(text.format(50))
         gateway.process.send_signal(signal.SIGHUP)
-        wait_until("it is renewed", lambda: scrape(gateway)["wsgate_renewals_total"] == 1, LIMIT_S)
+        wait_until("it is renewed", lambda: scrape(gateway)["wsgate_config_reloads_total"] == 1, LIMIT_S)
         wait_until("there is room", lambda: status(gateway, source="127.0.0.7") == 101, LIMIT_S)
         for _ in range(6):
             stay(held, gateway, source="127.0.0.6")
@@ -141,7 +141,7 @@ def test_a_listed_proxy_is_believed_and_nobody_else() -> None:
         stay(held, gateway, source="127.0.0.9")
         name = 'wsgate_addresses_missed_total{cause="unnamed"}'
         wait_until("they are counted", lambda: scrape(gateway)[name] == 2, LIMIT_S)
-        assert counted(gateway, "refusals", "address_connections") == 2
+        assert counted(gateway, "refusals", "per_address_connections") == 2
 
 
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])

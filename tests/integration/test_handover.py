@@ -26,11 +26,11 @@ def take(bench: Hall, ours: socket.socket) -> int:
     count = 0
     while True:
         try:
-            hands, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+            handovers, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
         except BlockingIOError:
             return count
         for descriptor in descriptors:
-            bench.reactor.admit(descriptor, now_ms=bench.now_ms, hands=hands[0])
+            bench.reactor.accept_handover(descriptor, now_ms=bench.now_ms, handovers=handovers[0])
             count += 1
 
 
@@ -38,11 +38,11 @@ def test_who_finds_no_room_is_served_by_another() -> None:
     ours, theirs = channel()
     limits = GateLimits(connections=2)
     with closing(ours), closing(theirs), hall(limits=limits) as full, hall(limits=limits) as other:
-        full.reactor.relieve(theirs.fileno())
+        full.reactor.set_handover(theirs.fileno())
         for _ in range(2):
             full.meet(full.dial(HEAD))
         peers = [full.dial(HEAD) for _ in range(3)]
-        settle(full, lambda: full.count("handed_over") == 3)
+        settle(full, lambda: full.count("handovers") == 3)
         assert take(other, ours) == 3
         settle(other, lambda: other.count("now_open") == 2)
         answers = []
@@ -65,21 +65,21 @@ def test_who_finds_the_sibling_full_meanwhile_is_handed_on() -> None:
             stack.enter_context(closing(end))
         first, second = (stack.enter_context(hall(limits=one_slot)) for _ in range(2))
         third = stack.enter_context(hall(limits=three))
-        first.reactor.relieve(second_theirs.fileno())
-        second.reactor.relieve(-1, next_fd=third_theirs.fileno(), hands=3)
+        first.reactor.set_handover(second_theirs.fileno())
+        second.reactor.set_handover(-1, next_fd=third_theirs.fileno(), handovers=3)
         first.meet(first.dial(HEAD))
         peers = [first.dial(HEAD) for _ in range(4)]
-        settle(first, lambda: first.count("handed_over") == 4)
+        settle(first, lambda: first.count("handovers") == 4)
         assert take(second, second_ours) == 4
         assert take(third, third_ours) == 3
         settle(third, lambda: third.count("now_open") == 3)
         settle(second, lambda: second.count("now_open") == 1)
         assert len(peers) == 4
-        assert second.count("handed_over") == 3
+        assert second.count("handovers") == 3
 
 
 def test_a_connection_nobody_has_room_for_goes_round_a_few_times_only() -> None:
-    """Two full ones that believe in each other: after so many hands it is refused, with an answer."""
+    """Two full ones that believe in each other: after so many handovers it is refused, with an answer."""
     (first_ours, first_theirs), (second_ours, second_theirs) = channel(), channel()
     limits = GateLimits(connections=1)
     with ExitStack() as stack:
@@ -87,17 +87,17 @@ def test_a_connection_nobody_has_room_for_goes_round_a_few_times_only() -> None:
             stack.enter_context(closing(end))
         first, second = (stack.enter_context(hall(limits=limits)) for _ in range(2))
         for full, sibling in ((first, second_theirs), (second, first_theirs)):
-            full.reactor.relieve(sibling.fileno(), next_fd=sibling.fileno(), hands=8)
+            full.reactor.set_handover(sibling.fileno(), next_fd=sibling.fileno(), handovers=8)
         for full in (first, second):
             full.meet(full.dial(HEAD))
         late = first.dial(HEAD)
-        settle(first, lambda: first.count("handed_over") == 1)
-        hands = 1
-        while (take(second, second_ours) if hands % 2 else take(first, first_ours)) and hands < 20:
-            hands += 1
+        settle(first, lambda: first.count("handovers") == 1)
+        handovers = 1
+        while (take(second, second_ours) if handovers % 2 else take(first, first_ours)) and handovers < 20:
+            handovers += 1
         settle(first, lambda: bool(late.receive() or late.received))
         assert late.received.startswith(REFUSAL)
-        assert first.count("handed_over") + second.count("handed_over") == 8
+        assert first.count("handovers") + second.count("handovers") == 8
 
 
 def test_nobody_to_hand_to_and_a_full_channel_are_refusals() -> None:
@@ -105,45 +105,45 @@ def test_nobody_to_hand_to_and_a_full_channel_are_refusals() -> None:
     with closing(ours), closing(theirs), hall(limits=GateLimits(connections=1)) as full:
         full.meet(full.dial(HEAD))
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        full.reactor.relieve(theirs.fileno())
+        full.reactor.set_handover(theirs.fileno())
         peers = [full.dial(HEAD) for _ in range(60)]
         settle(full, lambda: full.count("accepted") == 61)
-        handed, refused = full.count("handed_over"), full.count("ended_refused_connections")
+        handed, refused = full.count("handovers"), full.count("ended_refused_connections")
         assert 0 < handed < 60
         assert handed + refused == 60
         ours.close()
         late = full.dial(HEAD)
         settle(full, lambda: bool(late.receive() or late.received))
         assert late.received.startswith(REFUSAL)
-        full.reactor.relieve(-1)
+        full.reactor.set_handover(-1)
         assert len(peers) == 60
 
 
 def test_a_rate_is_no_reason_to_hand_over() -> None:
     ours, theirs = channel()
-    with closing(ours), closing(theirs), hall(limits=GateLimits(accepts_per_s=1)) as bench:
-        bench.reactor.relieve(theirs.fileno())
+    with closing(ours), closing(theirs), hall(limits=GateLimits(handshake_rate_per_s=1)) as bench:
+        bench.reactor.set_handover(theirs.fileno())
         bench.meet(bench.dial(HEAD))
         late = bench.dial(HEAD)
         settle(bench, lambda: bool(late.receive() or late.received))
         assert late.received.startswith(REFUSAL)
-        assert bench.count("handed_over") == 0
+        assert bench.count("handovers") == 0
 
 
 def test_an_address_counts_where_it_was_handed_to() -> None:
     ours, theirs = channel()
     addresses = SharedAddresses(shards=2, connections=64)
-    limits = GateLimits(connections=1, address_connections=2)
+    limits = GateLimits(connections=1, per_address_connections=2)
     with (
         closing(ours),
         closing(theirs),
         hall(limits=limits, addresses=addresses) as full,
         hall(limits=limits, addresses=addresses, shard=1) as other,
     ):
-        full.reactor.relieve(theirs.fileno())
+        full.reactor.set_handover(theirs.fileno())
         full.meet(full.dial(HEAD))
         full.dial(HEAD)
-        settle(full, lambda: full.count("handed_over") == 1)
+        settle(full, lambda: full.count("handovers") == 1)
         assert take(other, ours) == 1
         settle(other, lambda: other.count("now_open") == 1)
         assert addresses.connections() == 2

@@ -346,7 +346,7 @@ def test_it_is_fetched_at_once_and_then_only_when_it_is_wanted_and_not_too_often
         await bench.until(lambda: bench.fetcher.fetched == 1)
         assert bench.board.read() == (bench.board.version, bench.issuer.document())
         for _ in range(50):  # a flood of made-up kids
-            bench.block.shard(1).add("keys_wanted")
+            bench.block.shard(1).add("unknown_key_ids_requested")
             await asyncio.sleep(0.02)
         assert 3 <= bench.asked <= 6, "a second of it costs no more than the cooldown allows"
 
@@ -366,7 +366,7 @@ def test_while_the_issuer_is_away_what_was_fetched_stays_and_it_is_asked_again()
         for answer in (fail, lambda: b"<html>", lambda: b"{}", symmetric_only):
             failed = bench.fetcher.failed
             bench.answer = answer
-            bench.block.shard(0).add("keys_wanted")
+            bench.block.shard(0).add("unknown_key_ids_requested")
             await bench.until(partial(bench.has_failed_since, failed))
             assert bench.board.read() == posted
         bench.issuer.keys = [NEW]
@@ -389,7 +389,7 @@ def test_a_fetch_that_hangs_is_the_only_one() -> None:
 
     async def main() -> None:
         for _ in range(50):
-            bench.block.shard(0).add("keys_wanted")
+            bench.block.shard(0).add("unknown_key_ids_requested")
             await asyncio.sleep(0.01)
         assert bench.asked == 1
         release.set()
@@ -400,7 +400,9 @@ def test_a_fetch_that_hangs_is_the_only_one() -> None:
 
 def passed_over_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
-        vars(record)["fields"]["keys"] for record in caplog.records if record.message == "keys_passed_over"
+        vars(record)["fields"]["keys"]
+        for record in caplog.records
+        if record.message == "key_set_keys_ignored"
     ]
 
 
@@ -413,7 +415,7 @@ def test_keys_that_cannot_be_used_are_logged_once_for_each_set(caplog: pytest.Lo
     async def fetched(times: int) -> None:
         for _ in range(times):
             wanted = bench.fetcher.fetched + 1
-            bench.block.shard(0).add("keys_wanted")
+            bench.block.shard(0).add("unknown_key_ids_requested")
             await bench.until(partial(bench.has_fetched, wanted))
 
     async def main() -> None:
@@ -449,7 +451,7 @@ def test_a_first_set_without_a_usable_key_is_posted_and_never_replaces_one_that_
         good = bench.board.read()
         failed = bench.fetcher.failed
         bench.issuer.keys = [weak]
-        bench.block.shard(0).add("keys_wanted")
+        bench.block.shard(0).add("unknown_key_ids_requested")
         await bench.until(partial(bench.has_failed_since, failed))
         assert bench.board.read() == good
 
@@ -506,7 +508,7 @@ def test_tokens_of_every_algorithm_come_in_and_one_that_names_an_unusable_key_is
         with connect(gateway.ws_url, subprotocols=protocols) as socket:  # type: ignore[arg-type]
             _, code = Client(socket).end()
         assert code == 4501
-        (line,) = [line for line in gateway.lines if "keys_passed_over" in line]
+        (line,) = [line for line in gateway.lines if "key_set_keys_ignored" in line]
         assert "weak: RS256 needs an RSA public key of at least 2048 bits" in line
         refusals = partial(gateway.metric, "wsgate_token_refusals_total", fault="unusable_key")
         wait_until("both are counted", lambda: refusals() == 2)

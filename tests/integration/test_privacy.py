@@ -62,8 +62,12 @@ def test_no_limit_and_no_environment_of_a_process_gives_a_secret_away() -> None:
         with connected(gateway.ws_url) as (client,):
             assert client.ask("ping") == {"op": "pong"}
         gateway.process.send_signal(signal.SIGHUP)
-        wait_until("settings are read again", lambda: any("keeper renewed" in line for line in gateway.lines))
-        assert not any("not_renewed" in line for line in gateway.lines), "the variables are known still"
+        wait_until(
+            "settings are read again", lambda: any("keeper config_reloaded" in line for line in gateway.lines)
+        )
+        assert not any("config_reload_failed" in line for line in gateway.lines), (
+            "the variables are known still"
+        )
 
 
 @needs_root
@@ -108,7 +112,7 @@ def test_root_with_a_user_binds_its_ports_and_becomes_the_user_with_everything_i
         wait_until(
             "every shard has weighed itself",
             lambda: all(
-                gateway.metric("wsgate_proportional_bytes", shard=str(n)) > 1 << 20 for n in range(2)
+                gateway.metric("wsgate_proportional_set_bytes", shard=str(n)) > 1 << 20 for n in range(2)
             ),
         )
         assert gateway.metric("wsgate_bus_memory_bytes") > 1 << 20

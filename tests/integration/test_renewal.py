@@ -48,18 +48,18 @@ class Node:
         self.gateway = gateway
         self.file = file
 
-    def renew(self, text: str, said: str = "renewed needs_restart=nothing") -> None:
+    def renew(self, text: str, said: str = "config_reloaded needs_restart=nothing") -> None:
         """Write the file, send the signal, wait until every shard has said so."""
-        before = self.gateway.metric("wsgate_renewals_total")
+        before = self.gateway.metric("wsgate_config_reloads_total")
         self.file.write_text(text)
         self.gateway.process.send_signal(signal.SIGHUP)
         wait_until(said, lambda: any(said in line for line in self.gateway.lines), WITHIN_S)
-        if "not_renewed" not in said:
+        if "config_reload_failed" not in said:
             wait_until("all shards have it", lambda: self._renewals() == before + 2, WITHIN_S)
 
     def _renewals(self) -> float:
         with contextlib.suppress(OSError):  # the admin process may be on its way back
-            return self.gateway.metric("wsgate_renewals_total")
+            return self.gateway.metric("wsgate_config_reloads_total")
         return -1.0
 
     def is_let_in(self, shown: str) -> bool:
@@ -171,8 +171,8 @@ def test_a_larger_publication_comes_over_the_bus_once_it_is_allowed(node: Node) 
 )
 def test_what_is_wrong_changes_nothing_and_is_said(node: Node, text: str, said: str) -> None:
     with clients(node):
-        node.renew(text, "not_renewed")
-        assert any(said in line and "not_renewed" in line for line in node.gateway.lines)
+        node.renew(text, "config_reload_failed")
+        assert any(said in line and "config_reload_failed" in line for line in node.gateway.lines)
         assert not any(FIRST in line for line in node.gateway.lines)
         assert node.is_let_in(token("first", FIRST))
         node.renew(BOTH)
@@ -241,11 +241,11 @@ def test_a_reload_keeps_the_limits_of_the_node_in_sum(tmp_path: Path) -> None:
 
         wait_until("each shard shows its part", lambda: limits() == [2, 1, 1])
         for most, shares in ((4, [2, 1, 1]), (8, [3, 3, 2]), (4, [2, 1, 1])):
-            before = gateway.metric("wsgate_renewals_total")
+            before = gateway.metric("wsgate_config_reloads_total")
             file.write_text(BASE + f"[admission]\nmax_connections = {most}\n")
             gateway.process.send_signal(signal.SIGHUP)
             wait_until(
                 "all have taken it over",
-                lambda before=before: gateway.metric("wsgate_renewals_total") == before + 3,  # type: ignore[misc]
+                lambda before=before: gateway.metric("wsgate_config_reloads_total") == before + 3,  # type: ignore[misc]
             )
             wait_until("each shows its part again", lambda shares=shares: limits() == shares)  # type: ignore[misc]

@@ -17,7 +17,7 @@ from wsgate.bus import BusPublisher, Names, make_publisher, parse_address
 from wsgate.bus.revocations import (
     PAGE_BYTES,
     RETENTION_S,
-    Place,
+    ReadPosition,
     Revocation,
     load_revocations,
     read_page,
@@ -152,7 +152,7 @@ def test_a_user_who_changes_between_two_pages_hides_no_other_user(bus: tuple[str
                 bus[1].delete(KEY)
                 bus[1].zadd(KEY, users)
                 seen: set[str] = set()
-                last: Place | None = Place()
+                last: ReadPosition | None = ReadPosition()
                 while last is not None:
                     numbers = (last.number, RETENTION_S, PAGE_BYTES, 128)
                     arguments = (last.user, last.score, *(b"%d" % each for each in numbers))

@@ -126,8 +126,8 @@ DEFECTS: Final = {
     "head": Defect(
         "a request head that may be one byte too long",
         "wsgate/reactor/head.pyx",
-        "    if end > core.limits.head_bytes or (",
-        "    if end > core.limits.head_bytes + 1 or (",
+        "    if end > core.limits.head_limit_bytes or (",
+        "    if end > core.limits.head_limit_bytes + 1 or (",
     ),
     "crowded": Defect(
         "a half-sent head that gives way although another address has more of them",

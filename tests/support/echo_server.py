@@ -29,9 +29,9 @@ TICK_S = 0.25
 
 # For section 9 of the suite, which echoes messages of 16 MiB and of 65,536 fragments: beyond every default.
 ROOMY = Settings(
-    message_limit_bytes=16 * 1024 * 1024,
-    fragments_limit=1024 * 1024,
-    outbox_limit_bytes=64 * 1024 * 1024,
+    max_message_bytes=16 * 1024 * 1024,
+    max_fragments=1024 * 1024,
+    outbox_bytes=64 * 1024 * 1024,
 )
 
 # What each variant's messages are deflated with; 0: not at all.

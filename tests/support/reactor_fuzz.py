@@ -45,11 +45,11 @@ RESPONSE = b"HTTP/1.1 101 x\r\n\r\n"
 HEAD = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 REFUSED_CALLS = (WsgateError, ValueError, OverflowError, TypeError, MemoryError, OSError)
 SETTINGS = Settings(
-    message_limit_bytes=200_000,
-    fragments_limit=20,
+    max_message_bytes=200_000,
+    max_fragments=20,
     message_rate_per_s=2000,
-    outbox_limit_bytes=150_000,
-    outbox_limit_frames=40,
+    outbox_bytes=150_000,
+    outbox_frames=40,
     outbox_age_ms=3_000,
     write_timeout_ms=4_000,
     ping_interval_ms=5_000,
@@ -61,7 +61,7 @@ SETTINGS = Settings(
     variant_opcodes=(1, 2, 1 | event_kinds.DEFLATED),
     walk_at_once=3,
     max_connections=60,
-    subscriptions_limit=9,
+    max_subscriptions=9,
     report_vacated=True,
 )
 NAME_LIMIT_BYTES = 1_024
@@ -181,10 +181,10 @@ class Fuzz:
         """Other limits for everybody, some of them below what is in use."""
         self.settings = replace(
             self.settings,
-            outbox_limit_bytes=draw_size(DICE, 200_000, least=1_024),
-            outbox_limit_frames=random.choice([1, 2, 40, 400]),
-            message_limit_bytes=random.choice([1_000, 200_000]),
-            subscriptions_limit=random.choice([0, 1, 4, 9]),
+            outbox_bytes=draw_size(DICE, 200_000, least=1_024),
+            outbox_frames=random.choice([1, 2, 40, 400]),
+            max_message_bytes=random.choice([1_000, 200_000]),
+            max_subscriptions=random.choice([0, 1, 4, 9]),
             walk_at_once=random.choice([0, 3, 1_000]),
             linger_limit_sockets=random.choice([0, 5, 100]),
             ping_interval_ms=random.choice([0, 5_000]),
@@ -197,9 +197,9 @@ class Fuzz:
         held = sum(self.reactor.bytes_held().values())
         budget = random.choice([held // 2, held, held + held // 16, held * 2, 0])
         self.reactor.set_gate(
-            GateLimits(memory_bytes=budget, address_rate_per_s=random.choice([0, 50])), b"no"
+            GateLimits(memory_bytes=budget, per_address_rate_per_s=random.choice([0, 50])), b"no"
         )
-        self.reactor.book(random.choice([0, 0, 10_000]), is_pressed=random.random() < 0.1)
+        self.reactor.book(random.choice([0, 0, 10_000]), refuses_newcomers=random.random() < 0.1)
         self.tick()
         if random.random() < 0.7:
             self.reactor.set_gate(GateLimits(), b"HTTP/1.1 503 x\r\n\r\n")
@@ -210,7 +210,7 @@ class Fuzz:
         ours.setblocking(False)
         theirs.setblocking(False)
         fd = ours.fileno()
-        self.reactor.relieve(fd, next_fd=random.choice([fd, -1]), hands=random.choice([0, 1, 2]))
+        self.reactor.set_handover(fd, next_fd=random.choice([fd, -1]), handovers=random.choice([0, 1, 2]))
         self.reactor.set_gate(GateLimits(connections=1), b"HTTP/1.1 503 x\r\n\r\n")
         for _ in range(random.randrange(4)):
             self.dial()
@@ -222,8 +222,8 @@ class Fuzz:
                 break
             for descriptor in descriptors:
                 taker = random.choice([self.sibling, self.sibling, self.reactor])
-                taker.admit(descriptor, now_ms=self.now_ms, hands=said[0])
-        self.reactor.relieve(-1)
+                taker.accept_handover(descriptor, now_ms=self.now_ms, handovers=said[0])
+        self.reactor.set_handover(-1)
         self.reactor.set_gate(GateLimits(), b"HTTP/1.1 503 x\r\n\r\n")
         ours.close()
         theirs.close()
@@ -400,7 +400,7 @@ class Fuzz:
         limits = GateLimits(
             connections=random.choice([0, 0, 30]),
             handshakes_in_progress=random.choice([0, 5]),
-            accepts_per_s=random.choice([0, 20]),
+            handshake_rate_per_s=random.choice([0, 20]),
             partial_bytes=random.choice([0, 0, 60_000]),
             refusal_drains=random.choice([0, 2, 32]),
         )

@@ -34,7 +34,7 @@ __all__ = [
     "hall",
     "is_readable",
     "open_descriptors",
-    "proportional_bytes",
+    "proportional_set_bytes",
     "raise_descriptors",
     "reset",
     "run_child",
@@ -201,7 +201,7 @@ def raise_descriptors(wanted: int) -> int:
     return min(wanted, soft - open_descriptors() - 64)
 
 
-def proportional_bytes() -> int:
+def proportional_set_bytes() -> int:
     """The proportional set size of this process."""
     rollup = Path("/proc/self/smaps_rollup").read_text()
     found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)

@@ -20,7 +20,14 @@ from wsgate.deflate import (
 )
 from wsgate.dialects import DIALECTS, Dialect
 from wsgate.reactor import event_kinds
-from wsgate.shard.publication_encoder import DIALECT_OF, PLAIN_VARIANTS, VARIANTS, Forms, opcodes, variant_of
+from wsgate.shard.publication_encoder import (
+    DIALECT_OF,
+    PLAIN_VARIANTS,
+    VARIANTS,
+    PublicationEncoder,
+    opcodes,
+    variant_of,
+)
 
 BASE: Final = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
 WIDE: Final = Agreement(WIDE_BITS, BASE)
@@ -148,7 +155,7 @@ class Maker:
         self.size = size
         self.encoded: list[str] = []
         self.counted: Counter[str] = Counter()
-        self.forms = Forms(threshold_bytes, self.count)
+        self.forms = PublicationEncoder(threshold_bytes, self.count)
 
     def count(self, name: str, amount: int) -> None:
         self.counted[name] += amount
@@ -206,5 +213,5 @@ def test_below_the_threshold_all_share_the_plain_frame() -> None:
 
 def test_what_does_not_shrink_goes_out_plain() -> None:
     noise = b"".join(zlib.crc32(b"%d" % index).to_bytes(4, "big") for index in range(200))
-    forms = Forms(0, Maker(1).count).make(bits_of(JSON_WIDE), lambda _: noise)
+    forms = PublicationEncoder(0, Maker(1).count).make(bits_of(JSON_WIDE), lambda _: noise)
     assert (forms[JSON], forms[JSON_WIDE]) == (noise, JSON)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from wsgate.admin import AdminOptions
 from wsgate.admin.api import Api, ApiKey, is_local_host
-from wsgate.admin.health import Verdict, judge_liveness, judge_readiness, status_page
+from wsgate.admin.health import HealthAnswer, judge_liveness, judge_readiness, status_page
 from wsgate.admin.keys import KeySetCollector, KeySetFetcher
 from wsgate.admin.metrics import expose, make_registry
 from wsgate.statistics import StatisticsBlock
@@ -100,7 +100,7 @@ def _guarded(options: AdminOptions, endpoint: Endpoint) -> Endpoint:
     return answer if options.is_dev or options.is_loopback else endpoint
 
 
-def _judged(judge: Callable[[], Verdict]) -> Endpoint:
+def _judged(judge: Callable[[], HealthAnswer]) -> Endpoint:
     async def answer(request: Request) -> Response:
         status, body = judge()
         return JSONResponse(body, status)

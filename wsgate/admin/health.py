@@ -13,16 +13,16 @@ from wsgate.admin.headroom import headroom_card
 from wsgate.statistics import StatisticsBlock, why_not_ready
 from wsgate.statistics.readiness import why_not_alive
 
-__all__ = ["Verdict", "connections_by_state", "judge_liveness", "judge_readiness", "status_page"]
+__all__ = ["HealthAnswer", "connections_by_state", "judge_liveness", "judge_readiness", "status_page"]
 
-Verdict = tuple[int, dict[str, object]]
+HealthAnswer = tuple[int, dict[str, object]]
 """An HTTP status, 200 or 503, and the body to answer with."""
 
 _STATE_MARK: Final = "now_"
 _STATES: Final = ("head", "deciding", "open", "failing", "closing", "lingering", "gone")
 
 
-def judge_liveness(block: StatisticsBlock, now_ms: int) -> Verdict:
+def judge_liveness(block: StatisticsBlock, now_ms: int) -> HealthAnswer:
     """`{"alive": true}`, or false and `why`: keeper and every shard must beat.
 
     Args:
@@ -32,12 +32,12 @@ def judge_liveness(block: StatisticsBlock, now_ms: int) -> Verdict:
     return _verdict("alive", why_not_alive(block, now_ms))
 
 
-def judge_readiness(block: StatisticsBlock, now_ms: int) -> Verdict:
+def judge_readiness(block: StatisticsBlock, now_ms: int) -> HealthAnswer:
     """`{"ready": true}`, or false and `why`: every shard must accept and hear the bus. As above."""
     return _verdict("ready", why_not_ready(block, now_ms))
 
 
-def _verdict(claim: str, why: list[str]) -> Verdict:
+def _verdict(claim: str, why: list[str]) -> HealthAnswer:
     return (503, {claim: False, "why": why}) if why else (200, {claim: True})
 
 

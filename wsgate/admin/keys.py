@@ -90,7 +90,7 @@ class KeySetFetcher:
                 self._judge(document)
             except (BackendError, SettingsError) as error:
                 self.failed += 1
-                self._log.warning("keys_not_fetched", why=str(error))
+                self._log.warning("key_set_fetch_failed", why=str(error))
                 due_s = loop.time() + retry_s * random.uniform(0.5, 1.5)  # noqa: S311 - spreading
                 retry_s = min(RETRY_MOST_S, retry_s * 2)
                 continue
@@ -109,7 +109,7 @@ class KeySetFetcher:
         if found.passed_over != self._passed_over:
             self._passed_over = found.passed_over
             if found.passed_over:
-                self._log.warning("keys_passed_over", count=len(found.passed_over), keys=_listed(found))
+                self._log.warning("key_set_keys_ignored", count=len(found.passed_over), keys=_listed(found))
         if found.keys:
             return
         posted = self._board.read()
@@ -120,7 +120,7 @@ class KeySetFetcher:
     def _wanted(self) -> int:
         """Kids that shards have asked for, ever."""
         regions = [self._block.shard(number) for number in range(self._block.shards)]
-        return sum(region["keys_wanted"] for region in (*regions, self._block.retired))
+        return sum(region["unknown_key_ids_requested"] for region in (*regions, self._block.retired))
 
 
 def _listed(found: KeySet) -> str:

@@ -50,7 +50,7 @@ def _one(name: str, text: str, slot: str) -> _Counter:
 _DIRECTION: Final = "direction"
 _COUNTERS: Final = (
     _one("accepts", "Sockets accepted.", "accepted"),
-    _one("gate_answers", "Refusals at the gate that were answered.", "refused"),
+    _one("refusals_answered", "Refusals at the gate that were answered.", "refused"),
     _Counter(
         "accept_failures",
         "Accepts that failed: out of descriptors or memory (exhausted), or by the peer (failed).",
@@ -83,14 +83,14 @@ _COUNTERS: Final = (
         {"listen_overflows": "overflows", "listen_drops": "drops"},
     ),
     _one(
-        "handed_over",
+        "handovers",
         "Connections a shard had no room for, given to one that had.",
-        "handed_over",
+        "handovers",
     ),
     _one(
-        "handed_over_lost",
+        "handovers_lost",
         "Connections that a sibling handed over and no descriptor was left to take: cut.",
-        "handed_over_lost",
+        "handovers_lost",
     ),
     _one("request_heads", "Complete request heads read.", "opens"),
     _one("upgrades", "Handshakes answered with 101.", "upgrades"),
@@ -185,9 +185,11 @@ _COUNTERS: Final = (
         "tokens_evicted",
     ),
     _one(
-        "keys_wanted", "Kids in tokens that no key has, asked of the fetcher of the key set.", "keys_wanted"
+        "unknown_key_ids_requested",
+        "Kids in tokens that no key has, asked of the fetcher of the key set.",
+        "unknown_key_ids_requested",
     ),
-    _one("key_sets_taken", "Key sets that a shard has taken over.", "keys_fetched"),
+    _one("key_set_updates", "Key sets that a shard has taken over.", "keys_fetched"),
     _one(
         "revocations_forgotten",
         "Revocations of single users that became one for all users, because too many users were revoked.",
@@ -204,7 +206,7 @@ _COUNTERS: Final = (
         "outcome",
         {"controls_run": "run", "controls_malformed": "malformed"},
     ),
-    _one("renewals", "Configurations that a shard has taken over while it ran.", "renewals"),
+    _one("config_reloads", "Configurations that a shard has taken over while it ran.", "config_reloads"),
     _one("bus_connects", "Times a shard's subscriber connection came up.", "bus_connects"),
     _one("bus_failures", "Times a shard's subscriber connection was lost.", "bus_failures"),
     _Counter(
@@ -229,14 +231,14 @@ _COUNTERS: Final = (
         {"users_unchecked": "connections", "rates_unchecked": "messages"},
     ),
     _one(
-        "users_unforgotten",
+        "user_deregistrations_lost",
         "Connections that ended while the bus was away, too many to be taken off their users' counts later.",
-        "users_unforgotten",
+        "user_deregistrations_lost",
     ),
     _one(
-        "messages_from_gone",
+        "messages_of_reset_connections",
         "Whole messages of clients that were dropped because the connection was reset in the same turn.",
-        "messages_from_gone",
+        "messages_of_reset_connections",
     ),
     _one(
         "publications_dropped",
@@ -312,7 +314,7 @@ _GAUGES: Final = (
         " about streams, so alert on more than 0.",
         "events_streams_refusing",
     ),
-    _Gauge("keys_awaited", "Whether a key set is to be fetched and none was yet.", "keys_awaited"),
+    _Gauge("key_set_missing", "Whether a key set is to be fetched and none was yet.", "key_set_missing"),
     _Gauge("python_blocks", "Memory blocks that CPython's allocator has given out.", "python_blocks"),
     _Gauge("connections_held", "Connections in the table, in whatever state.", "now_connections"),
     _Gauge("connections_blocked", "Connections whose socket is full.", "now_blocked"),
@@ -333,12 +335,20 @@ _GAUGES: Final = (
         "growth_per_1000_s",
     ),
     _Gauge("full_in_seconds", "When a shard is full at that growth; 2^31: never.", "full_in_s"),
-    _Gauge("booked_own_bytes", "On the books for memory of the process itself.", "booked_own_bytes"),
-    _Gauge("footprint_bytes", "What a shard's process has grown by since it started.", "footprint_bytes"),
-    _Gauge("unexplained_bytes", "Of that on no account, beyond some slack.", "unexplained_bytes"),
+    _Gauge(
+        "memory_accounted_bytes", "On the books for memory of the process itself.", "memory_accounted_bytes"
+    ),
+    _Gauge(
+        "memory_growth_bytes", "What a shard's process has grown by since it started.", "memory_growth_bytes"
+    ),
+    _Gauge(
+        "memory_unaccounted_bytes", "Of that on no account, beyond some slack.", "memory_unaccounted_bytes"
+    ),
     _Gauge("listen_queue", "Connections that wait to be accepted.", "listen_queue"),
     _Gauge("listen_queue_limit", "How many may.", "listen_queue_limit"),
-    _Gauge("proportional_bytes", "Of a shard's process, weighed once a minute.", "proportional_bytes"),
+    _Gauge(
+        "proportional_set_bytes", "Of a shard's process, weighed once a minute.", "proportional_set_bytes"
+    ),
     _Gauge(
         "bus_names_bytes",
         "Bytes of memory that the channels of a shard take in the node's own bus, by the shard's own count.",
@@ -366,8 +376,8 @@ _NODE_GAUGES: Final = (
     _Gauge("bus_memory_limit_bytes", "What it may hold; 0: the node has none.", "bus_limit_bytes"),
 )
 """The keeper's, of the node or its machine."""
-_BOOKED: Final = "booked_own_bytes"
-_FOOTPRINT: Final = "footprint_bytes"
+_BOOKED: Final = "memory_accounted_bytes"
+_FOOTPRINT: Final = "memory_growth_bytes"
 # No metrics by themselves: a process id, and times of a clock nobody outside has.
 _NOT_SHOWN: Final = frozenset({"pid", "beat_ms", "probe_due_ms"})
 _HISTOGRAMS: Final = {

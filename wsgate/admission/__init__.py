@@ -8,10 +8,10 @@ from wsgate.admission.bus_memory import BusLedger, BusReading, BusShares, names_
 from wsgate.admission.byte_budget import NO_BYTE_RATES, ByteBudget, ByteRates
 from wsgate.admission.ledger import RESOURCES, Headroom, Ledger, Reading, State
 from wsgate.admission.networks import forwarded_for, networks_of
-from wsgate.admission.placement import Place, rate_share, weights
+from wsgate.admission.placement import ShardOffer, rate_share, weights
 from wsgate.admission.publishing import PublishRates
 from wsgate.admission.rates import UserRates
-from wsgate.admission.users import Crowd, Verdict, is_member, owner_of
+from wsgate.admission.users import LimitDecision, UserConnections, is_member, owner_of
 
 __all__ = [
     "NO_BYTE_RATES",
@@ -21,15 +21,15 @@ __all__ = [
     "BusShares",
     "ByteBudget",
     "ByteRates",
-    "Crowd",
     "Headroom",
     "Ledger",
-    "Place",
+    "LimitDecision",
     "PublishRates",
     "Reading",
+    "ShardOffer",
     "State",
+    "UserConnections",
     "UserRates",
-    "Verdict",
     "forwarded_for",
     "is_member",
     "names_bytes",

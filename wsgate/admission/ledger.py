@@ -89,22 +89,23 @@ class Ledger:
         self._before: int | None = None
         self._growth_per_s = 0.0
         self.state = State.OPEN
-        self.footprint_bytes = 0
-        self.unexplained_bytes = 0
-        self.is_swollen = False
+        self.memory_growth_bytes = 0
+        self.memory_unaccounted_bytes = 0
+        self.has_unexplained_growth = False
 
     def read(self, reading: Reading, budget_bytes: int) -> None:
         """Compare the books with the footprint.
 
-        `unexplained_bytes` is what the process has grown by and the books do not hold, beyond some slack. A
-        leak or a heap full of holes makes the gate refuse (`is_swollen`), so that the kernel does not kill;
-        nobody is cut for it: whom it would hit has nothing to give back.
+        `memory_unaccounted_bytes` is the growth of the process that the accounts do not explain, beyond some
+        slack. After a leak or with a fragmented heap, the gate refuses newcomers (`has_unexplained_growth`),
+        so that the kernel does not kill the process. No connection is closed for it, because closing would
+        free nothing.
         """
-        self.footprint_bytes = max(0, reading.resident_bytes - self._baseline_bytes)
-        self.unexplained_bytes = max(0, self.footprint_bytes - reading.own_bytes - SLACK_BYTES)
-        total = reading.booked_bytes + self.unexplained_bytes
-        mark = budget_bytes - budget_bytes // (8 if self.is_swollen else 16)
-        self.is_swollen = budget_bytes > 0 and self.unexplained_bytes > 0 and total >= mark
+        self.memory_growth_bytes = max(0, reading.resident_bytes - self._baseline_bytes)
+        self.memory_unaccounted_bytes = max(0, self.memory_growth_bytes - reading.own_bytes - SLACK_BYTES)
+        total = reading.booked_bytes + self.memory_unaccounted_bytes
+        mark = budget_bytes - budget_bytes // (8 if self.has_unexplained_growth else 16)
+        self.has_unexplained_growth = budget_bytes > 0 and self.memory_unaccounted_bytes > 0 and total >= mark
         if self._before is not None:
             grown = reading.connections - self._before
             self._growth_per_s += GROWTH_SHARE * (grown - self._growth_per_s)

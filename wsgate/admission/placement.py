@@ -5,13 +5,13 @@ from typing import Final, NamedTuple
 
 from wsgate.admission.ledger import State
 
-__all__ = ["Place", "rate_share", "weights"]
+__all__ = ["ShardOffer", "rate_share", "weights"]
 
 LEVEL: Final = 20
 """Not all of it is kept back: of two shards that differ by one connection each gets half of what comes."""
 
 
-class Place(NamedTuple):
+class ShardOffer(NamedTuple):
     """What one shard offers.
 
     Attributes:
@@ -23,7 +23,7 @@ class Place(NamedTuple):
     state: State
 
 
-def weights(places: Sequence[Place]) -> list[int]:
+def weights(places: Sequence[ShardOffer]) -> list[int]:
     """How often each is chosen, relative to the others; all 0 when nobody has room.
 
     Who has least counts with a twentieth of its room, and the others with what they have more: newcomers
@@ -40,7 +40,7 @@ def weights(places: Sequence[Place]) -> list[int]:
     return [place.room if place.state is not State.SHEDDING else 0 for place in places]
 
 
-def rate_share(places: Sequence[Place], number: int, rate_per_s: int) -> int:
+def rate_share(places: Sequence[ShardOffer], number: int, rate_per_s: int) -> int:
     """What of the node's rate of handshakes is one shard's: as it is dealt newcomers, so it may let them in.
 
     Args:

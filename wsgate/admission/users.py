@@ -8,12 +8,12 @@ import re
 from collections.abc import Set
 from typing import Final, NamedTuple
 
-__all__ = ["Crowd", "Verdict", "is_member", "owner_of"]
+__all__ = ["LimitDecision", "UserConnections", "is_member", "owner_of"]
 
 _MEMBER: Final = re.compile(r"[0-9a-f]{16}@[!-?A-~]{1,47}")
 
 
-class Verdict(NamedTuple):
+class LimitDecision(NamedTuple):
     """What is to be done about a crowd.
 
     Attributes:
@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
     is_refused: bool
 
 
-class Crowd(NamedTuple):
+class UserConnections(NamedTuple):
     """Too many connections of one user, as the bus counts them.
 
     Attributes:
@@ -39,7 +39,7 @@ class Crowd(NamedTuple):
     oldest: list[str]
 
     @classmethod
-    def from_bytes(cls, text: bytes) -> "Crowd":
+    def from_bytes(cls, text: bytes) -> "UserConnections":
         """What the script `user_enter` returned; ValueError when it is not."""
         total, *oldest = text.decode().split()
         return cls(int(total), oldest)
@@ -48,7 +48,7 @@ class Crowd(NamedTuple):
         """Who would have to live."""
         return {owner_of(member) for member in self.oldest}
 
-    def judge(self, member: str, limit: int, dead: Set[str], *, replaces: bool) -> Verdict:
+    def judge(self, member: str, limit: int, dead: Set[str], *, replaces: bool) -> LimitDecision:
         """Who gives way.
 
         Args:
@@ -60,11 +60,11 @@ class Crowd(NamedTuple):
         gone = [each for each in self.oldest if owner_of(each) in dead]
         over = self.total - len(gone) - limit
         if over <= 0:
-            return Verdict(gone, [], is_refused=False)
+            return LimitDecision(gone, [], is_refused=False)
         if not replaces:
-            return Verdict(gone, [], is_refused=True)
+            return LimitDecision(gone, [], is_refused=True)
         alive = [each for each in self.oldest if each != member and owner_of(each) not in dead]
-        return Verdict(gone, alive[:over], is_refused=False)
+        return LimitDecision(gone, alive[:over], is_refused=False)
 
 
 def is_member(text: str) -> bool:

@@ -80,7 +80,7 @@ CallDone = Callable[[PublishOutcome, bytes], None]
 """Told the outcome of a command and, when that is "", its answer. `unscripted`: no such script is known."""
 
 
-class _Said:
+class _Command:
     """One command: as it is sent, who is told, what it counts for, and since when it is here."""
 
     __slots__ = ("data", "done", "is_call", "must_reach", "sender", "since_s", "size")
@@ -134,10 +134,10 @@ class Publisher:
         self._on_failed = on_failed or (lambda why: None)
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
-        self._own: deque[_Said] = deque()
-        self._ready: deque[_Said] = deque()
-        self._turns: Turns[_Said] = Turns()
-        self._sent: deque[_Said] = deque()
+        self._own: deque[_Command] = deque()
+        self._ready: deque[_Command] = deque()
+        self._turns: Turns[_Command] = Turns()
+        self._sent: deque[_Command] = deque()
         self._own_held = self._own_bytes = 0  # commands of the gateway that are not answered
         self._window = self._window_bytes = 0  # publications of clients that are ready or sent
         self._room = Room(WAITING_LIMIT, WAITING_LIMIT_BYTES)
@@ -179,9 +179,9 @@ class Publisher:
         """
         command = self._command % (len(name), name, len(data), data)
         size = len(data) if sender is None else len(command) + COMMAND_BYTES
-        said = _Said(command, done, size, self._loop.time(), sender=sender, must_reach=must_reach)
+        said = _Command(command, done, size, self._loop.time(), sender=sender, must_reach=must_reach)
         if sender is None:
-            self._say(said)
+            self._enqueue(said)
         else:
             self._say_for(said, sender)
 
@@ -194,9 +194,9 @@ class Publisher:
                 `push.REPLY_LIMIT_BYTES`; a larger answer ends the connection.
             done: Told "" and the answer, or why there is none.
         """
-        self._say(_Said(command, done, len(command), self._loop.time(), is_call=True))
+        self._enqueue(_Command(command, done, len(command), self._loop.time(), is_call=True))
 
-    def _say(self, said: _Said) -> None:
+    def _enqueue(self, said: _Command) -> None:
         """Accept a command of the gateway."""
         if self._is_closed or self._loop.time() < self._closed_until_s:
             self._loop.call_soon(self._finish, said, "down")
@@ -209,7 +209,7 @@ class Publisher:
             self._wake.set()
             self.on_writable()
 
-    def _say_for(self, said: _Said, sender: Sender) -> None:
+    def _say_for(self, said: _Command, sender: Sender) -> None:
         """Accept a publication of a client."""
         if self._is_closed or self._loop.time() < self._closed_until_s:
             self._loop.call_soon(self._finish, said, "down")
@@ -226,12 +226,12 @@ class Publisher:
     def _has_window(self) -> bool:
         return self._window < WINDOW_COMMANDS and self._window_bytes < WINDOW_BYTES
 
-    def _enter_window(self, said: _Said) -> None:
+    def _enter_window(self, said: _Command) -> None:
         self._ready.append(said)
         self._window += 1
         self._window_bytes += said.size
 
-    def _next(self) -> _Said | None:
+    def _next(self) -> _Command | None:
         """Take the command that is to be sent next; None: there is none, or the window is full."""
         if self._own:
             return self._own.popleft()
@@ -239,7 +239,7 @@ class Publisher:
             self._enter_window(self._turns.popleft())
         return self._ready.popleft() if self._ready else None
 
-    def _give_back(self, said: _Said) -> None:
+    def _give_back(self, said: _Command) -> None:
         """A command that was sent, ready or the gateway's own is not held any more."""
         if said.sender is not None:
             self._window -= 1
@@ -319,7 +319,7 @@ class Publisher:
                 is_overdue = True
                 connection.abort(f"no answer within {timeout_s:g} s")
             elif not self._sent and now_s - connection.heard_s >= IDLE_PING_S and not self._is_leaving:
-                self._sent.append(_Said(b"", None, 0, now_s))
+                self._sent.append(_Command(b"", None, 0, now_s))
                 connection.write(pack("PING"))
             is_suspected = is_late
             wait_s = timeout_s / 4
@@ -412,18 +412,18 @@ class Publisher:
 
     def _expire(self, latest_s: float) -> None:
         """Fail what was accepted before a time and could not be sent until now."""
-        waiting: list[_Said] = []
+        waiting: list[_Command] = []
         for queue in (self._own, self._ready):
             while queue and queue[0].since_s <= latest_s:
                 waiting.append(queue.popleft())
         self._fail_each(waiting, "down")
 
-    def _fail_each(self, waiting: list[_Said], outcome: PublishOutcome) -> None:
+    def _fail_each(self, waiting: list[_Command], outcome: PublishOutcome) -> None:
         for said in waiting:
             self._give_back(said)
             self._finish(said, outcome)
 
-    def _finish(self, said: _Said, outcome: PublishOutcome, text: bytes = b"") -> None:
+    def _finish(self, said: _Command, outcome: PublishOutcome, text: bytes = b"") -> None:
         if said.is_call:
             pass
         elif outcome:

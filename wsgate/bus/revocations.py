@@ -29,7 +29,7 @@ __all__ = [
     "RETENTION_S",
     "REVOCATIONS_MOST",
     "Page",
-    "Place",
+    "ReadPosition",
     "Revocation",
     "RevocationKeeper",
     "load_revocations",
@@ -84,11 +84,11 @@ class Page(NamedTuple):
     """
 
     revocations: list[Revocation]
-    last: "Place | None"
+    last: "ReadPosition | None"
     skipped: int
 
 
-class Place(NamedTuple):
+class ReadPosition(NamedTuple):
     """The last entry of a page, as the server sent it.
 
     Attributes:
@@ -138,7 +138,7 @@ def read_page(text: bytes) -> Page:
     if start is None or start.end() == len(text):
         raise ValueError("no page of revocations")
     place, skipped = start.end(), 0
-    last = Place()
+    last = ReadPosition()
     while place < len(text):
         head = _ENTRY.match(text, place)
         if head is None:
@@ -147,7 +147,7 @@ def read_page(text: bytes) -> Page:
         user = text[head.end() : end]
         if not 1 <= len(user) == int(head[2]) <= USER_LIMIT_BYTES:
             raise ValueError("no page of revocations")
-        place, last = end, Place(user, head[1], int(start[1]))
+        place, last = end, ReadPosition(user, head[1], int(start[1]))
         revocation = _revocation(user, head[1])
         if revocation is None:
             skipped += 1
@@ -182,7 +182,7 @@ def load_revocations(
         done: Called once, last: `""` when everything was read, else why not. What was learned stays valid.
         retention_s: How long after its time a revocation is kept.
     """
-    _Reading(caller, names, learn, done, retention_s).ask(Place())
+    _Reading(caller, names, learn, done, retention_s).ask(ReadPosition())
 
 
 class _Reading:
@@ -206,7 +206,7 @@ class _Reading:
         self._pages = PAGES_MOST
         self._left = REVOCATIONS_MOST
 
-    def ask(self, last: Place) -> None:
+    def ask(self, last: ReadPosition) -> None:
         """Request the page behind an entry."""
         numbers = (last.number, self._retention_s, PAGE_BYTES, USER_LIMIT_BYTES)
         arguments = (last.user, last.score, *(b"%d" % each for each in numbers))

@@ -69,7 +69,7 @@ _ELSEWHERE: Final = (b"MOVED ", b"CLUSTERDOWN ", b"TRYAGAIN ")
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PendingSubscribe:
     """One command, and the names in it that are not answered yet."""
 
     command: bytes
@@ -160,7 +160,7 @@ class Subscriber:
         self._is_write_scheduled = False
         self._most_s = BACKOFF_KNOWN_S if address.kind or is_sharded else BACKOFF_MOST_S
         self._is_sharded = is_sharded
-        self._asked: deque[_Asked] = deque()  # commands not answered yet
+        self._pending: deque[_PendingSubscribe] = deque()  # commands not answered yet
         self._has_worked = False  # this connection has confirmed something
         self._has_refused = False  # and refused something
         self._unanswered = 0  # names sent in commands and not answered
@@ -266,7 +266,7 @@ class Subscriber:
         try:
             self.connects += 1
             self._unanswered = 0
-            self._asked.clear()
+            self._pending.clear()
             self._connection = connection
             self._publications = 0
             connection.start(self, self._backlog)
@@ -335,15 +335,15 @@ class Subscriber:
 
     def _is_leaving(self, name: bytes) -> bool:
         """Whether a sharded channel that ended is the next one we left; else the server has ended it."""
-        if not self._asked or self._asked[0].command is not _UNSUBSCRIBE:
+        if not self._pending or self._pending[0].command is not _UNSUBSCRIBE:
             return False
-        return self._asked[0].names[0].removeprefix(self._prefix) == name
+        return self._pending[0].names[0].removeprefix(self._prefix) == name
 
     def _is_redirected(self, text: bytes) -> bool:
         """Deal with a command whose slot is elsewhere, or nowhere now; False: it is another error."""
-        if not text.startswith(_ELSEWHERE) or not self._asked:
+        if not text.startswith(_ELSEWHERE) or not self._pending:
             return False
-        asked = self._asked.popleft()
+        asked = self._pending.popleft()
         self._unanswered -= len(asked.names)
         self._schedule_write()
         if asked.command is _SUBSCRIBE:
@@ -357,10 +357,10 @@ class Subscriber:
         The error does not say which name is forbidden. A command with several names is sent again, one name
         at a time. A name for which a later command was sent or waits needs no answer of this one.
         """
-        if not text.startswith(_FORBIDDEN) or not self._asked or self._asked[0].command is not _SUBSCRIBE:
+        if not text.startswith(_FORBIDDEN) or not self._pending or self._pending[0].command is not _SUBSCRIBE:
             return False
-        names = self._asked.popleft().names
-        later = {name for asked in self._asked for name in asked.names}
+        names = self._pending.popleft().names
+        later = {name for asked in self._pending for name in asked.names}
         is_single = len(names) == 1
         for name in names:
             if not is_single and name not in later and name not in self._unsent:
@@ -377,10 +377,10 @@ class Subscriber:
         return True
 
     def _on_answer(self) -> None:
-        if self._asked:
-            self._asked[0].names.popleft()
-            if not self._asked[0].names:
-                self._asked.popleft()
+        if self._pending:
+            self._pending[0].names.popleft()
+            if not self._pending[0].names:
+                self._pending.popleft()
         self._has_worked = True
         self._unanswered -= 1
         self._progress_s = asyncio.get_running_loop().time()
@@ -446,7 +446,7 @@ class Subscriber:
     def _send(self, command: bytes, names: list[bytes]) -> None:
         """Send one command; its names are counted as unanswered already."""
         if self._connection is not None:
-            self._asked.append(_Asked(command, deque(names)))
+            self._pending.append(_PendingSubscribe(command, deque(names)))
             self._connection.write(pack(b"S" + command if self._is_sharded else command, *names))
 
 

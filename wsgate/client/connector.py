@@ -291,7 +291,7 @@ class Connector:
                 url=self._address(),
                 token=self._shown,
                 within_s=options.open_timeout_s,
-                message_limit_bytes=options.message_limit_bytes,
+                max_message_bytes=options.max_message_bytes,
                 now_s=environment.clock.now_s,
                 proxy=options.proxy,
             )

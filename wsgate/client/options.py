@@ -23,7 +23,7 @@ class ClientOptions:
         queue_limit: Publications of one subscription that may wait for the application.
         silence_margin_s: On top of two ping intervals: when nothing came for so long the gateway is dead.
         own_ping_s: Where the gateway does not ping, how often the client does.
-        message_limit_bytes: Largest message taken; a larger one ends the client with 1009.
+        max_message_bytes: Largest message taken; a larger one ends the client with 1009.
         proxy: Whether to connect through the proxy that the environment names for the address (`wss_proxy`,
             `socks_proxy`, `https_proxy`; for `ws://` also `ws_proxy` and `http_proxy`; `no_proxy` names hosts
             that are excluded). False: never. A text: through this proxy, such as `http://proxy:3128`.
@@ -40,5 +40,5 @@ class ClientOptions:
     queue_limit: int = 1000
     silence_margin_s: float = 10.0
     own_ping_s: float = 25.0
-    message_limit_bytes: int = 16 * 1024 * 1024
+    max_message_bytes: int = 16 * 1024 * 1024
     proxy: bool | str = field(default=True, repr=False)  # it may hold a password

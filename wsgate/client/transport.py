@@ -45,7 +45,7 @@ class Opening:
         url: `ws://` or `wss://`, with its query.
         token: Goes into the Authorization header when given.
         within_s: Time limit of the handshake.
-        message_limit_bytes: Largest message taken from the gateway.
+        max_message_bytes: Largest message taken from the gateway.
         now_s: The clock by which `Transport.heard_s` is told.
         proxy: See `ClientOptions.proxy`.
     """
@@ -53,7 +53,7 @@ class Opening:
     url: str
     token: str | None = field(repr=False)
     within_s: float
-    message_limit_bytes: int
+    max_message_bytes: int
     now_s: Callable[[], float]
     proxy: bool | str = field(default=True, repr=False)
 
@@ -180,7 +180,7 @@ async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Co
             open_timeout=opening.within_s,
             close_timeout=_CLOSE_S,
             ping_interval=None,  # the gateway pings; silence is watched by whoever asks `heard_s`
-            max_size=opening.message_limit_bytes,
+            max_size=opening.max_message_bytes,
             create_connection=cast(type[ClientConnection], partial(_Connection, now_s=opening.now_s)),
         )
     except Exception as error:  # whatever the library and those below it raise ends here

@@ -35,18 +35,16 @@ class Child:
     Args:
         name: For logs: `shard-0`, `admin`, `bus`.
         start: Forks it and returns its pid.
-        last_words: What it left to read, for the log, when it died unasked.
+        log_tail: What it left to read, for the log, when it died unasked.
     """
 
-    def __init__(
-        self, name: str, start: Callable[[], int], last_words: Callable[[], str] = lambda: ""
-    ) -> None:
+    def __init__(self, name: str, start: Callable[[], int], log_tail: Callable[[], str] = lambda: "") -> None:
         self.name = name
         self.pid = 0  # 0: not running
         self.restarts = 0
         self.started_s = 0.0  # monotonic; of the last start
         self._start = start
-        self._last_words = last_words
+        self._last_words = log_tail
         self._due_s = 0.0
         self._backoff_s = 0.0
         self._is_renewed = False

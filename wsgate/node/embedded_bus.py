@@ -111,7 +111,7 @@ class EmbeddedBus:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.socket_path)) == 0
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """The end of its log file, for people."""
         try:
             text = self._log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")

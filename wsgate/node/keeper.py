@@ -130,7 +130,7 @@ class Keeper:
         self._shards = [Child(f"shard-{n}", partial(self._fork_shard, n)) for n in range(len(plan.listeners))]
         self._others = [Child("admin", self._fork_admin)]
         if plan.embedded_bus is not None:
-            self._others.insert(0, Child("bus", self._fork_bus, plan.embedded_bus.last_words))
+            self._others.insert(0, Child("bus", self._fork_bus, plan.embedded_bus.log_tail))
 
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or the end of the terminal; the exit code."""
@@ -306,7 +306,7 @@ class Keeper:
             try:
                 steer(self._plan.listeners[0], fresh)
             except OSError as error:  # a kernel without it deals by hash: worse, and no reason to end
-                self._log.warning("steering_refused", error=error.strerror)
+                self._log.warning("connection_steering_failed", error=error.strerror)
 
     def _refuse_unserved(self, now_ms: int) -> None:
         """Answer 503 to connections that wait for a shard which has been silent for long.
@@ -374,13 +374,13 @@ class Keeper:
             renewed = self._plan.reread()
             self._boards.configuration.post(Renewal.of(renewed.shards[0]).to_bytes())
         except WsgateError as error:
-            self._log.error("not_renewed", why=str(error))
+            self._log.error("config_reload_failed", why=str(error))
         else:
             self._shard_options = renewed.shards
             if renewed.admin != self._admin_options:
                 self._admin_options = renewed.admin
                 self._others[-1].renew()
-            self._log.info("renewed", needs_restart=" ".join(renewed.ignored) or "nothing")
+            self._log.info("config_reloaded", needs_restart=" ".join(renewed.ignored) or "nothing")
 
     def _stop(self) -> int:
         """Drain the shards, then end the rest; a second signal ends it at once."""

@@ -196,20 +196,20 @@ cdef int address_take(Core *core, const uint8_t *address, uint64_t *key) noexcep
     cdef int outcome
     cdef uint64_t name
     key[0] = 0
-    if core.addresses.counts == NULL or not (core.gate.address_connections or core.gate.address_rate_per_s):
+    if core.addresses.counts == NULL or not (core.gate.per_address_connections or core.gate.per_address_rate_per_s):
         return 0
     name = key_of(core, address)
-    if core.gate.address_connections:
-        outcome = change_count(&core.addresses, name, 1, core.gate.address_connections)
+    if core.gate.per_address_connections:
+        outcome = change_count(&core.addresses, name, 1, core.gate.per_address_connections)
         if outcome == 0:
             return REFUSED_ADDRESS_CONNECTIONS
         if outcome < 0:
             core.counters[<int>ADDRESSES_UNCOUNTED] += 1
         else:
             key[0] = name
-    if core.gate.address_rate_per_s:
+    if core.gate.per_address_rate_per_s:
         outcome = take_arrival(
-            &core.addresses, name, <uint64_t>core.now_ms * 1000, DEPTH_US // core.gate.address_rate_per_s
+            &core.addresses, name, <uint64_t>core.now_ms * 1000, DEPTH_US // core.gate.per_address_rate_per_s
         )
         if outcome == 0:
             address_drop(core, key[0])

@@ -158,9 +158,9 @@ cdef class _Audit:
         if not c.outbox.grace_ms:
             return PACE_NONE
         # Whoever stops to move is counted so until its timer comes due.
-        if c.outbox.pace == PACE_MOVING and self.core.limits.moving_ms:
+        if c.outbox.pace == PACE_MOVING and self.core.limits.blocked_moving_ms:
             return PACE_MOVING
-        return PACE_MOVING if self.core.clock_ms < c.outbox.blocked_ms + self.core.limits.moving_ms else PACE_BEHIND
+        return PACE_MOVING if self.core.clock_ms < c.outbox.blocked_ms + self.core.limits.blocked_moving_ms else PACE_BEHIND
 
     cdef look_at_nothing(self, uint32_t slot, Connection *c, str what):
         """A slot that must own nothing."""
@@ -552,7 +552,7 @@ cdef class _Audit:
                     self.faults.append(f"debt {index}: of a slot that is free")
         for index in range(self.core.variants):
             if self.core.variant_deflated[index]:
-                self.held[<int>KIND_DEFLATE] = self.core.limits.message_bytes + ZLIB_BYTES
+                self.held[<int>KIND_DEFLATE] = self.core.limits.max_message_bytes + ZLIB_BYTES
 
     cdef compare_held(self):
         cdef int kind

@@ -198,7 +198,7 @@ cdef void send_last(Core *core, uint32_t slot, Frame *frame, int klass) noexcept
         enter(core, c, STATE_CLOSING)
     outbox_weigh(core, c)
     c.flags |= CLOSE_QUEUED
-    c.deadline_ms = core.clock_ms + core.limits.write_ms
+    c.deadline_ms = core.clock_ms + core.limits.write_timeout_ms
     wheel_arm(core, slot, c.deadline_ms)
     if not c.flags & BLOCKED:
         dirty_push(core, slot, True)
@@ -245,7 +245,7 @@ cdef void all_written(Core *core, uint32_t slot) noexcept nogil:
 cdef void linger(Core *core, uint32_t slot) noexcept nogil:
     """Shut the write side and discard input until the peer ends too, bounded in time and bytes."""
     cdef Connection *c = at(core, slot)
-    if core.states[<int>STATE_LINGERING] >= core.limits.linger_sockets:
+    if core.states[<int>STATE_LINGERING] >= core.limits.linger_limit_sockets:
         core.counters[<int>LINGERS_SKIPPED] += 1
         release(core, slot, c.reason, False)
         return
@@ -258,7 +258,7 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
     if seam_interest(core, slot, True, False) < 0:
         release(core, slot, c.reason, False)
         return
-    c.deadline_ms = core.clock_ms + core.limits.linger_ms
+    c.deadline_ms = core.clock_ms + core.limits.linger_timeout_ms
     wheel_arm(core, slot, c.deadline_ms)
     attention_push(core, slot)
 

@@ -52,11 +52,11 @@ cdef int64_t heartbeat_ms(Core *core, Connection *c, uint32_t slot) noexcept nog
     A crowd that connected, or was last heard, in one instant must not be pinged in one: the first
     interval is spread over its second half, later ones over their last sixteenth.
     """
-    cdef int64_t interval = core.limits.ping_ms
+    cdef int64_t interval = core.limits.ping_interval_ms
     if interval == 0 or c.flags & (PAUSED | BLOCKED):
         return NEVER                          # we do not listen, or a ping could not leave
     if c.flags & PING_SENT:
-        return since(core, c.heartbeat_ms) + core.limits.pong_ms
+        return since(core, c.heartbeat_ms) + core.limits.pong_timeout_ms
     if c.heartbeat_ms:
         return since(core, c.seen_ms) + interval - scatter(slot, <uint32_t>interval >> 4)
     return since(core, c.seen_ms) + interval - scatter(slot, <uint32_t>interval >> 1)
@@ -80,12 +80,12 @@ cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
     when = heartbeat_ms(core, c, slot)
     if c.application_ms:
         when = min(when, application_at(core, c))
-    if core.limits.idle_ms and not c.flags & PAUSED:
-        when = min(when, since(core, c.message_ms) + core.limits.idle_ms)
-    if c.input != NULL and c.input.started_ms and core.limits.message_ms and not c.flags & PAUSED:
-        when = min(when, c.input.started_ms + core.limits.message_ms)
+    if core.limits.idle_timeout_ms and not c.flags & PAUSED:
+        when = min(when, since(core, c.message_ms) + core.limits.idle_timeout_ms)
+    if c.input != NULL and c.input.started_ms and core.limits.message_timeout_ms and not c.flags & PAUSED:
+        when = min(when, c.input.started_ms + core.limits.message_timeout_ms)
     if c.flags & BLOCKED and c.outbox != NULL:
-        when = min(when, c.outbox.blocked_ms + core.limits.write_ms)
+        when = min(when, c.outbox.blocked_ms + core.limits.write_timeout_ms)
     if is_behind(c):
         when = min(when, outbox_oldest_ms(core, c) + core.limits.outbox_age_ms)
         when = min(when, outbox_grace_end(core, c))
@@ -100,7 +100,7 @@ cdef void deadlines_arm(Core *core, uint32_t slot) noexcept nogil:
         wheel_arm(core, slot, when)
     elif at(core, slot).state == STATE_OPEN:
         # Look again: a pause may have ended, and the kernel may hold something.
-        wheel_arm(core, slot, core.clock_ms + (core.limits.ping_ms or LOOK_MS))
+        wheel_arm(core, slot, core.clock_ms + (core.limits.ping_interval_ms or LOOK_MS))
 
 
 cdef void deadlines_resume(Core *core, uint32_t slot) noexcept nogil:
@@ -142,7 +142,7 @@ cdef inline bint is_behind(Connection *c) noexcept nogil:
 cdef inline bint is_stalled(Core *core, Connection *c) noexcept nogil:
     """Whether a full socket has taken no byte for a whole write deadline."""
     return (
-        c.flags & BLOCKED and c.outbox != NULL and c.outbox.blocked_ms + core.limits.write_ms <= core.clock_ms
+        c.flags & BLOCKED and c.outbox != NULL and c.outbox.blocked_ms + core.limits.write_timeout_ms <= core.clock_ms
     )
 
 
@@ -174,11 +174,11 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
     elif outbox_grace_end(core, c) <= now:
         outbox_end_grace(core, c)
     elif (
-        c.input != NULL and c.input.started_ms and core.limits.message_ms and not c.flags & PAUSED
-        and c.input.started_ms + core.limits.message_ms <= now
+        c.input != NULL and c.input.started_ms and core.limits.message_timeout_ms and not c.flags & PAUSED
+        and c.input.started_ms + core.limits.message_timeout_ms <= now
     ):
         fail(core, slot, MESSAGE_TIMEOUT, 0)
-    elif core.limits.idle_ms and not c.flags & PAUSED and since(core, c.message_ms) + core.limits.idle_ms <= now:
+    elif core.limits.idle_timeout_ms and not c.flags & PAUSED and since(core, c.message_ms) + core.limits.idle_timeout_ms <= now:
         fail(core, slot, IDLE_TIMEOUT, 0)
     elif heartbeat_ms(core, c, slot) <= now:
         heartbeat(core, slot)
@@ -192,8 +192,8 @@ cdef inline bint may_still_read(Core *core, Connection *c) noexcept nogil:
     """
     return (
         c.reason in (SLOW_CONSUMER, OUTBOX_AGE)
-        and core.states[<int>STATE_LINGERING] * 2 <= core.limits.linger_sockets
-        and since(core, c.message_ms) + core.limits.write_ms > core.clock_ms
+        and core.states[<int>STATE_LINGERING] * 2 <= core.limits.linger_limit_sockets
+        and since(core, c.message_ms) + core.limits.write_timeout_ms > core.clock_ms
     )
 
 
@@ -206,7 +206,7 @@ cdef void due_lingering(Core *core, uint32_t slot) noexcept nogil:
         return
     kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
     c.deadline_ms = min(
-        core.clock_ms + max(core.limits.linger_ms, <uint32_t>TICK_MS), since(core, c.message_ms) + core.limits.write_ms
+        core.clock_ms + max(core.limits.linger_timeout_ms, <uint32_t>TICK_MS), since(core, c.message_ms) + core.limits.write_timeout_ms
     )
 
 

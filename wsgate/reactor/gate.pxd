@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from wsgate.reactor.structs cimport Core
 
 cdef int gate_accept(Core *core) noexcept nogil
-cdef void gate_admit(Core *core, int fd, uint8_t hands) noexcept nogil
+cdef void gate_accept_handover(Core *core, int fd, uint8_t handovers) noexcept nogil
 cdef void gate_drain(Core *core, uint32_t index) noexcept nogil
 cdef void gate_tick(Core *core) noexcept nogil
 cdef void gate_mute(Core *core, bint mute) noexcept nogil

@@ -11,7 +11,7 @@ tick, so that a full process does not spin on a queue it cannot serve. The same 
 handshakes is offered: refusing costs too, and who waits in the kernel's queue costs nothing.
 
 A full shard is no full node: who finds no room here is handed to a sibling that has some, as it is, a
-descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_admit).
+descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_accept_handover).
 Who said that it had room may be full meanwhile, and hands it on: round in a ring, so that everybody is asked before
 it is refused. Two that each believed the other to have most room sent it to and fro, past a third.
 
@@ -141,7 +141,7 @@ cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexce
     if core.gate.descriptors and <uint32_t>fd >= core.gate.descriptors:
         # The kernel hands out the lowest free number: this one counts everything else that is open.
         return REFUSED_DESCRIPTORS
-    if core.connections >= core.limits.connections or (
+    if core.connections >= core.limits.max_connections or (
         core.gate.connections and core.connections >= core.gate.connections
     ):
         return REFUSED_CONNECTIONS
@@ -149,7 +149,7 @@ cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexce
         core.states[<int>STATE_HEAD] + core.states[<int>STATE_DECIDING] >= core.gate.handshakes
     ) and not displace_head(core):
         return REFUSED_HANDSHAKES
-    if core.is_pressed:
+    if core.refuses_newcomers:
         return REFUSED_MEMORY
     if core.gate.memory_bytes and (core.is_short or memory_booked(core) >= memory_high(core)):
         core.is_short = 1
@@ -160,9 +160,9 @@ cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexce
         reason = address_take(core, address, key)
         if reason:
             return reason
-    if core.gate.accepts_per_s:
+    if core.gate.handshake_rate_per_s:
         now_ns = core.now_ms * 1000000
-        cost = SECOND_NS // core.gate.accepts_per_s
+        cost = SECOND_NS // core.gate.handshake_rate_per_s
         if not takes_one(&core.gate.accept_ns, now_ns, cost, SECOND_NS):
             address_drop(core, key[0])
             return REFUSED_RATE
@@ -170,7 +170,7 @@ cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexce
 
 
 cdef inline int64_t offer_cost(Core *core) noexcept nogil:
-    return SECOND_NS // OFFERS_TIMES // core.gate.accepts_per_s if core.gate.accepts_per_s else 0
+    return SECOND_NS // OFFERS_TIMES // core.gate.handshake_rate_per_s if core.gate.handshake_rate_per_s else 0
 
 
 cdef bint is_offered_too_much(Core *core) noexcept nogil:
@@ -330,7 +330,7 @@ cdef void gate_tick(Core *core) noexcept nogil:
                 end_drain(core, &core.drains[index])
     if core.listener_muted:
         gate_mute(core, False)
-    if core.uncounted_slot != NONE and core.gate.address_connections:
+    if core.uncounted_slot != NONE and core.gate.per_address_connections:
         count_earlier(core)
 
 
@@ -347,17 +347,17 @@ cdef int gate_open(Core *core, int fd, uint32_t *slot, uint32_t group) noexcept 
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
     c.control_ms = <uint32_t>core.now_ms << 4    # a full bucket; see messages.pyx
     heads_push(core, slot[0], group)
-    c.deadline_ms = core.clock_ms + core.limits.head_ms
+    c.deadline_ms = core.clock_ms + core.limits.head_timeout_ms
     wheel_arm(core, slot[0], c.deadline_ms)
     return 0
 
 
-cdef bint hand_over(Core *core, int fd, int reason, uint8_t hands) noexcept nogil:
+cdef bint hand_over(Core *core, int fd, int reason, uint8_t handovers) noexcept nogil:
     """Give a socket for which there is no room here to a sibling; False: nobody takes it."""
-    cdef int sibling = core.relief_next if hands else core.relief
+    cdef int sibling = core.relief_next if handovers else core.relief
     if sibling < 0 or reason not in (REFUSED_DESCRIPTORS, REFUSED_CONNECTIONS, REFUSED_MEMORY):
         return False
-    if hands >= core.hands_most or not send_descriptor(sibling, fd, hands + 1):
+    if handovers >= core.max_handovers or not send_descriptor(sibling, fd, handovers + 1):
         return False
     close(fd)                                 # the message holds it now
     core.counters[<int>HANDED_OVER] += 1
@@ -366,23 +366,23 @@ cdef bint hand_over(Core *core, int fd, int reason, uint8_t hands) noexcept nogi
 
 cdef inline bint looks_at_addresses(Core *core) noexcept nogil:
     return (
-        core.gate.address_connections or core.gate.address_rate_per_s or core.gate.reads_proxy_header
+        core.gate.per_address_connections or core.gate.per_address_rate_per_s or core.gate.reads_proxy_header
         or core.gate.handshakes
     )
 
 
-cdef void gate_admit(Core *core, int fd, uint8_t hands) noexcept nogil:
+cdef void gate_accept_handover(Core *core, int fd, uint8_t handovers) noexcept nogil:
     """Judge an accepted socket, by its peer's address where that counts; it is this reactor's from now on.
 
-    It came through so many hands, 0: those of the kernel.
+    It came through so many handovers, 0: those of the kernel.
     """
     cdef sockaddr_storage peer
     cdef unsigned int size = sizeof(peer)
     cdef bint is_known = looks_at_addresses(core) and getpeername(fd, <void *>&peer, &size) == 0
-    take_in(core, fd, <void *>&peer if is_known else NULL, hands)
+    take_in(core, fd, <void *>&peer if is_known else NULL, handovers)
 
 
-cdef void take_in(Core *core, int fd, const void *peer, uint8_t hands) noexcept nogil:
+cdef void take_in(Core *core, int fd, const void *peer, uint8_t handovers) noexcept nogil:
     cdef uint32_t slot = 0
     cdef uint64_t key = 0
     cdef uint8_t address[16]
@@ -392,7 +392,7 @@ cdef void take_in(Core *core, int fd, const void *peer, uint8_t hands) noexcept 
     if reason not in (REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE):
         note_offer(core)                      # one address that is over its own limits shuts nobody else out
     if reason:
-        if not hand_over(core, fd, reason, hands):
+        if not hand_over(core, fd, reason, handovers):
             refuse(core, fd, reason)
     elif gate_open(core, fd, &slot, address_group(core, address) if is_counted else 0) < 0:
         address_drop(core, key)

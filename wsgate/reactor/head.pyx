@@ -112,7 +112,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
                 await_more(core, slot)
                 return 0
     end = head_end(data, length, start) if skip else 0
-    if end > core.limits.head_bytes or (end == 0 and length >= core.limits.head_bytes):
+    if end > core.limits.head_limit_bytes or (end == 0 and length >= core.limits.head_limit_bytes):
         answer = core.head_too_large
         if answer != NULL:
             answer.references += 1
@@ -135,7 +135,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
     c.flags |= OPENED
     heads_remove(core, slot)
     enter(core, c, STATE_DECIDING)
-    c.deadline_ms = core.clock_ms + core.limits.upgrade_ms
+    c.deadline_ms = core.clock_ms + core.limits.upgrade_timeout_ms
     wheel_arm(core, slot, min(c.deadline_ms, core.clock_ms + TICK_MS))    # see `due` in deadlines.pyx
     if partial_stash(core, c, data + end, <uint32_t>(length - end)) < 0:
         release(core, slot, PARTIAL_BYTES, False)

@@ -117,13 +117,13 @@ class Reactor:
         Sent from a reserve: also when the outbox is over its limits.
         """
 
-    def book(self, outside_bytes: int, *, is_pressed: bool = False) -> None:
+    def book(self, outside_bytes: int, *, refuses_newcomers: bool = False) -> None:
         """Put on the books what the caller holds beside this reactor, in place of what it said before.
 
         Args:
             outside_bytes: Bytes; they count against `GateLimits.memory_bytes` like everything else.
-            is_pressed: Whether newcomers are to be refused (`refused_memory`) for a reason the books do not
-                show, such as the machine's memory for sockets.
+            refuses_newcomers: Whether newcomers are to be refused (`refused_memory`) for a reason that the
+                accounts do not show, such as the machine's memory for sockets.
         """
 
     def trim(self) -> None:
@@ -132,24 +132,24 @@ class Reactor:
         Milliseconds for a hundred megabytes; not for every second.
         """
 
-    def relieve(self, fd: int, *, next_fd: int = -1, hands: int = 1) -> None:
+    def set_handover(self, fd: int, *, next_fd: int = -1, handovers: int = 1) -> None:
         """Say who gets the connections for which there is no room here.
 
         Args:
             fd: A Unix socket, non-blocking or not, that stays the caller's: each connection goes there as one
-                byte, through how many hands it went, with a descriptor. -1: nobody, and they are refused.
+                byte, how many handovers it went through, with a descriptor. -1: nobody, and they are refused.
                 When it is full they are too.
             next_fd: Likewise, for those that siblings handed here.
-            hands: Through so many one may go, 0 to 255; then it is refused.
+            handovers: Through so many one may go, 0 to 255; then it is refused.
         """
 
-    def admit(self, fd: int, *, now_ms: int, hands: int = 1) -> None:
+    def accept_handover(self, fd: int, *, now_ms: int, handovers: int = 1) -> None:
         """Take in a non-blocking socket that a sibling accepted: judged as at our own gate.
 
         Args:
             fd: The reactor's from now on, whatever becomes of it.
             now_ms: As `poll`'s.
-            hands: Through so many it came, as the byte says that came with it. Where it finds no room it
+            handovers: Through so many it came, as the byte says that came with it. Where it finds no room it
                 is handed on.
         """
 
@@ -290,7 +290,7 @@ class Reactor:
 
         Returns:
             The channel's subscribers in this reactor; -1 when it was subscribed already; -2 when the
-            connection has as many as `Settings.subscriptions_limit`; 0 when it is not open.
+            connection has as many as `Settings.max_subscriptions`; 0 when it is not open.
         """
 
     def unsubscribe(self, conn: int, channel: bytes) -> int:

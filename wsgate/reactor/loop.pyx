@@ -37,7 +37,7 @@ from wsgate.reactor.deadlines cimport (
 )
 from wsgate.reactor.fanout cimport bye_for, fan_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
-from wsgate.reactor.gate cimport gate_admit, gate_answers_free, gate_mute, gate_open, gate_tick
+from wsgate.reactor.gate cimport gate_accept_handover, gate_answers_free, gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn, turn_failed
 from wsgate.reactor.notices cimport NOTICE_FORMS_MAX, notices_step
 from wsgate.reactor.memory cimport memory_booked, memory_is_exact
@@ -289,20 +289,20 @@ cdef class Reactor:
         if len(limits.trusted_networks) > TRUSTED_MAX:
             raise SettingsError(f"at most {TRUSTED_MAX} networks of proxies may be listed")
         fresh.descriptors = limits.descriptors
-        fresh.connections = limits.connections
+        fresh.connections = limits.max_connections
         fresh.handshakes = limits.handshakes_in_progress
-        fresh.accepts_per_s = limits.accepts_per_s
+        fresh.handshake_rate_per_s = limits.handshake_rate_per_s
         fresh.partial_bytes = limits.partial_bytes
         fresh.memory_bytes = limits.memory_bytes
         fresh.connection_bytes = limits.connection_bytes
         fresh.drains = limits.refusal_drains
         fresh.drain_bytes = limits.refusal_drain_bytes
         fresh.drain_ms = limits.refusal_drain_ms
-        fresh.address_connections = limits.address_connections
-        fresh.address_rate_per_s = limits.address_rate_per_s
-        if fresh.address_connections > ADDRESS_CONNECTIONS_MAX or fresh.address_rate_per_s > 1_000_000:
+        fresh.per_address_connections = limits.per_address_connections
+        fresh.per_address_rate_per_s = limits.per_address_rate_per_s
+        if fresh.per_address_connections > ADDRESS_CONNECTIONS_MAX or fresh.per_address_rate_per_s > 1_000_000:
             raise SettingsError("an address may have 16777214 connections and a million arrivals per second")
-        if (fresh.address_connections or fresh.address_rate_per_s) and core.addresses.counts == NULL:
+        if (fresh.per_address_connections or fresh.per_address_rate_per_s) and core.addresses.counts == NULL:
             raise SettingsError("limits of an address need the memory they are counted in")
         fresh.trusted_count = <uint32_t>len(limits.trusted_networks)
         fresh.reads_proxy_header = bool(limits.reads_proxy_header)
@@ -318,14 +318,14 @@ cdef class Reactor:
             free(fresh.refusal.data)
             raise
         gate_answers_free(core)
-        if fresh.address_connections and not core.gate.address_connections:
+        if fresh.per_address_connections and not core.gate.per_address_connections:
             core.uncounted_slot = 0
         core.gate = fresh
 
-    def book(self, uint64_t outside_bytes, *, bint is_pressed=False):
+    def book(self, uint64_t outside_bytes, *, bint refuses_newcomers=False):
         """What the caller holds beside, and whether newcomers are to be refused for its sake; see loop.pyi."""
         self.core.outside_bytes = outside_bytes
-        self.core.is_pressed = is_pressed
+        self.core.refuses_newcomers = refuses_newcomers
 
     def trim(self):
         """Give the heap's free pages back to the system; see loop.pyi."""
@@ -333,16 +333,16 @@ cdef class Reactor:
         with nogil:
             malloc_trim(0)
 
-    def relieve(self, int fd, *, int next_fd=-1, uint8_t hands=1):
+    def set_handover(self, int fd, *, int next_fd=-1, uint8_t handovers=1):
         """Who gets what there is no room for here; -1: nobody. See loop.pyi."""
         cdef Core *core = self.own()
-        core.relief, core.relief_next, core.hands_most = fd, next_fd, hands
+        core.relief, core.relief_next, core.max_handovers = fd, next_fd, handovers
 
-    def admit(self, int fd, *, int64_t now_ms, uint8_t hands=1):
+    def accept_handover(self, int fd, *, int64_t now_ms, uint8_t handovers=1):
         """Take in a socket that a sibling accepted, hand it on, or refuse it; see loop.pyi."""
         cdef Core *core = self.own()
         advance(core, now_ms)
-        gate_admit(core, fd, hands)
+        gate_accept_handover(core, fd, handovers)
 
     def is_from_proxy(self, uint64_t conn):
         """Whether the peer is in one of the listed networks."""
@@ -691,7 +691,7 @@ cdef class Reactor:
             raise ValueError(f"a channel name is 1 to {NAME_LIMIT_BYTES} bytes")
         if c == NULL or c.state != STATE_OPEN:
             return 0
-        if is_counted and core.limits.subscriptions and counted_subscriptions(core, c) >= core.limits.subscriptions:
+        if is_counted and core.limits.max_subscriptions and counted_subscriptions(core, c) >= core.limits.max_subscriptions:
             index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
             return -1 if is_subscribed(core, c, index) else -2
         index = channel_open(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel), policy)
@@ -924,7 +924,7 @@ cdef class Reactor:
         numbers["now_draining"] = core.drain_count
         numbers["now_channels"] = core.channels.count
         numbers["now_walks"] = core.walk_count
-        numbers["now_short"] = core.is_short or core.is_pressed
+        numbers["now_short"] = core.is_short or core.refuses_newcomers
         numbers["now_shedding"] = core.is_shedding
         return numbers
 
@@ -1102,7 +1102,7 @@ cdef uint32_t hash_of(Core *core, bytes user):
 cdef uint32_t counted_subscriptions(Core *core, Connection *c) noexcept nogil:
     """A connection's subscriptions that count against its limit. The cells are looked at only at the limit."""
     cdef uint32_t cell, uncounted = 0
-    if c.subscription_count < core.limits.subscriptions:
+    if c.subscription_count < core.limits.max_subscriptions:
         return c.subscription_count
     for cell in range(<uint32_t>1 << c.subscription_bits):
         if c.subscriptions[cell].channel != NONE:

@@ -143,7 +143,7 @@ cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
     cdef Connection *c = at(core, slot)
     cdef bint in_message = c.input != NULL and c.input.message_opcode
     cdef uint64_t so_far = c.input.message.length if in_message else 0
-    cdef uint64_t most = core.limits.message_bytes
+    cdef uint64_t most = core.limits.max_message_bytes
     core.counters[<int>FRAMES_IN] += 1
     if header.opcode >= OP_CLOSE:
         return STEP_OK
@@ -158,7 +158,7 @@ cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
         most = wire_limit(most)
     if header.length > most or so_far + header.length > most:
         return violate(core, slot, MESSAGE_TOO_BIG)
-    if in_message and core.limits.fragments and c.input.fragments + 1 > core.limits.fragments:
+    if in_message and core.limits.max_fragments and c.input.fragments + 1 > core.limits.max_fragments:
         return violate(core, slot, TOO_MANY_FRAGMENTS)
     return STEP_OK
 
@@ -212,7 +212,7 @@ cdef int emit_deflated(
     cdef uint64_t length
     cdef int64_t began_ns
     began_ns = clock_ns()
-    made = inflate(payload, size, core.limits.message_bytes)
+    made = inflate(payload, size, core.limits.max_message_bytes)
     if not core.is_exact:
         used.inflate_ns += debts_measured(core, clock_ns() - began_ns)
     if type(made) is not bytes:
@@ -274,8 +274,8 @@ cdef void start_message(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     if c.input.started_ms == 0:
         c.input.started_ms = c.input.paused_ms = core.clock_ms
-        if core.limits.message_ms and c.state == STATE_OPEN:
-            wheel_arm(core, slot, core.clock_ms + core.limits.message_ms)
+        if core.limits.message_timeout_ms and c.state == STATE_OPEN:
+            wheel_arm(core, slot, core.clock_ms + core.limits.message_timeout_ms)
 
 
 cdef int receive_payload(Core *core, uint32_t slot, const uint8_t *data, uint64_t size) noexcept nogil:

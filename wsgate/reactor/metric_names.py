@@ -94,6 +94,6 @@ COUNTER_NAMES: Final = (
     "timers",
     "messages_inflated",
     "addresses_uncounted",
-    "handed_over",
+    "handovers",
     "accepts_paused",
 )

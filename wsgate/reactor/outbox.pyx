@@ -10,7 +10,7 @@ however many publications arrive at once. Memory is bounded all the same, becaus
 it queues no publication while `outbox_paces` says that a connection which is not judged is over half its
 limits.
 
-A connection that falls behind has a grace first (`Limits.grace_ms`, 0: none), because a socket is also full
+A connection that falls behind has a grace first (`Limits.blocked_grace_ms`, 0: none), because a socket is also full
 for a moment when the peer's process waits for a processor. The limits of bytes and age know no grace. Within it
 the outbox may hold more frames than its limit, as long as they and their entries are at most `outbox_bytes`. It
 earns another grace by taking 64 KiB within one.
@@ -18,7 +18,7 @@ earns another grace by taking 64 KiB within one.
 Publications wait for connections in their grace that are over half their limits in two cases. An outbox may then
 hold one message more than its limit of bytes, the one that made the publications wait.
 
-- For a connection that is moving: its socket took bytes in the last `Limits.moving_ms`. So a few readers that are
+- For a connection that is moving: its socket took bytes in the last `Limits.blocked_moving_ms`. So a few readers that are
   slower than a burst receive it all. A peer that takes nothing delays the others once, for `moving_ms`.
 - For every connection in its grace while there is a crowd: from when more than half of all connections are
   behind until less than an eighth is, and as long as one of them takes bytes at least once a second. Then the
@@ -229,14 +229,14 @@ cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil:
 
 cdef inline bint is_moving(Core *core, Outbox *outbox) noexcept nogil:
     """Whether the socket took bytes lately; only of a connection that is behind."""
-    return core.clock_ms < outbox.blocked_ms + core.limits.moving_ms
+    return core.clock_ms < outbox.blocked_ms + core.limits.blocked_moving_ms
 
 
 cdef int64_t outbox_moving_end(Core *core, Connection *c) noexcept nogil:
     """Until when a connection counts as moving if its socket takes nothing; the far future if it does not count."""
     if c.outbox == NULL or c.outbox.pace != PACE_MOVING:
         return <int64_t>1 << 62
-    return c.outbox.blocked_ms + core.limits.moving_ms
+    return c.outbox.blocked_ms + core.limits.blocked_moving_ms
 
 
 cdef bint outbox_paces(Core *core) noexcept nogil:
@@ -268,7 +268,7 @@ cdef void outbox_pass_time(Core *core, int64_t ms) noexcept nogil:
 
 
 cdef void begin_grace(Core *core, Outbox *outbox) noexcept nogil:
-    cdef uint32_t length_ms = core.limits.grace_ms * <uint32_t>(CROWD_GRACES if core.is_crowd else 1)
+    cdef uint32_t length_ms = core.limits.blocked_grace_ms * <uint32_t>(CROWD_GRACES if core.is_crowd else 1)
     outbox.grace_ms = <uint32_t>(core.clock_ms + length_ms) | 1 if length_ms else 0
     outbox.taken = 0
 

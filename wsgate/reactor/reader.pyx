@@ -77,7 +77,7 @@ cdef int turn_frames(Core *core, uint32_t slot, Pass *used, list events) except 
     c.seen_ms = <uint32_t>core.clock_ms
     if c.flags & PING_SENT:
         c.flags &= ~PING_SENT
-        if core.limits.ping_ms < core.limits.pong_ms:
+        if core.limits.ping_interval_ms < core.limits.pong_timeout_ms:
             deadlines_arm(core, slot)         # the next ping is nearer than the pong was
     taken = parse_frames(core, slot, data, size, used, events)
     end_turn(core, slot, data, size, taken, False)
@@ -95,7 +95,7 @@ cdef void turn_linger(Core *core, uint32_t slot, Pass *used) noexcept nogil:
         return
     used.bytes += size
     c.heartbeat_ms += <uint32_t>size          # what was discarded; it pings nobody any more
-    if c.heartbeat_ms > core.limits.linger_bytes:
+    if c.heartbeat_ms > core.limits.linger_limit_bytes:
         release(core, slot, 0, seam_unsent(c))
         return
     if size == RECEIVE_BYTES:

@@ -23,16 +23,16 @@ class Settings:
     head_limit_bytes: int = 16 * 1024
     head_timeout_ms: int = 10_000
     upgrade_timeout_ms: int = 10_000
-    message_limit_bytes: int = 64 * 1024
-    fragments_limit: int = 1024
+    max_message_bytes: int = 64 * 1024
+    max_fragments: int = 1024
     message_timeout_ms: int = 30_000
     control_rate_per_s: int = 100
     control_burst: int = 200
     message_rate_per_s: int = 0  # 0: off; burst is one second's worth
     byte_rate_per_s: int = 0  # 0: off
     # Outgoing.
-    outbox_limit_bytes: int = 1024 * 1024
-    outbox_limit_frames: int = 256
+    outbox_bytes: int = 1024 * 1024
+    outbox_frames: int = 256
     outbox_age_ms: int = 10_000
     # How long a connection that fell behind may hold more frames than its limit.
     # 0: it is judged at once. Who sets it must ask `is_full` before every publication.
@@ -56,7 +56,7 @@ class Settings:
     pool_enabled: bool = True
     pool_idle_limit_bytes: int = 16 * 1024 * 1024  # freed buffers kept for reuse
     max_connections: int = 1_000_000  # size of the slot directory, not a promise of memory
-    subscriptions_limit: int = 0  # of one connection; 0: off
+    max_subscriptions: int = 0  # of one connection; 0: off
     # Whether channels that lost their last subscriber wait for `take_vacated`. Who sets it must call that.
     report_vacated: bool = False
     # Whether `closed` events bring the caller's object along: their value is then `(reason, meta)`.
@@ -87,9 +87,11 @@ class GateLimits:
     descriptors: int = 0  # a socket whose descriptor number would reach this is refused
     connections: int = 0
     handshakes_in_progress: int = 1024
-    accepts_per_s: int = 0  # burst is one second's worth; offered four times as many, accepting itself waits
-    address_connections: int = 0  # of one IPv4 address or IPv6 /64, on the whole node
-    address_rate_per_s: int = 0  # likewise; burst is one second's worth
+    handshake_rate_per_s: int = (
+        0  # burst is one second's worth; offered four times as many, accepting itself waits
+    )
+    per_address_connections: int = 0  # of one IPv4 address or IPv6 /64, on the whole node
+    per_address_rate_per_s: int = 0  # likewise; burst is one second's worth
     # Whom a proxy in one of these names counts, and not itself: 16 bytes (IPv4 mapped) and a prefix length.
     trusted_networks: tuple[tuple[bytes, int], ...] = ()
     reads_proxy_header: bool = False  # from those, before the head; from nobody else

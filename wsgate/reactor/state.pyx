@@ -51,32 +51,32 @@ cdef uint32_t number(settings, str name, int64_t low, int64_t high) except? 0:
 
 cdef int apply_settings(Core *core, settings) except -1:
     cdef int64_t most = 1 << 31
-    core.limits.head_bytes = number(settings, "head_limit_bytes", 64, 1 << 20)
-    core.limits.head_ms = number(settings, "head_timeout_ms", 1, most)
-    core.limits.upgrade_ms = number(settings, "upgrade_timeout_ms", 1, most)
-    core.limits.message_bytes = number(settings, "message_limit_bytes", 1, 1 << 30)
-    core.limits.fragments = number(settings, "fragments_limit", 0, most)
-    core.limits.message_ms = number(settings, "message_timeout_ms", 0, most)
+    core.limits.head_limit_bytes = number(settings, "head_limit_bytes", 64, 1 << 20)
+    core.limits.head_timeout_ms = number(settings, "head_timeout_ms", 1, most)
+    core.limits.upgrade_timeout_ms = number(settings, "upgrade_timeout_ms", 1, most)
+    core.limits.max_message_bytes = number(settings, "max_message_bytes", 1, 1 << 30)
+    core.limits.max_fragments = number(settings, "max_fragments", 0, most)
+    core.limits.message_timeout_ms = number(settings, "message_timeout_ms", 0, most)
     core.limits.control_rate_per_s = number(settings, "control_rate_per_s", 0, 8_000)
     core.limits.control_burst = number(settings, "control_burst", 1, 100_000)
     core.limits.message_rate_per_s = number(settings, "message_rate_per_s", 0, 1_000_000_000)
     core.limits.byte_rate_per_s = number(settings, "byte_rate_per_s", 0, most)
-    core.limits.outbox_bytes = number(settings, "outbox_limit_bytes", 1024, 1 << 30)
-    core.limits.outbox_frames = number(settings, "outbox_limit_frames", 1, 1 << 20)
-    core.limits.grace_ms = number(settings, "blocked_grace_ms", 0, 60_000)
-    core.limits.moving_ms = number(settings, "blocked_moving_ms", 0, 60_000)
+    core.limits.outbox_bytes = number(settings, "outbox_bytes", 1024, 1 << 30)
+    core.limits.outbox_frames = number(settings, "outbox_frames", 1, 1 << 20)
+    core.limits.blocked_grace_ms = number(settings, "blocked_grace_ms", 0, 60_000)
+    core.limits.blocked_moving_ms = number(settings, "blocked_moving_ms", 0, 60_000)
     core.limits.outbox_age_ms = number(settings, "outbox_age_ms", 1, 30 * 60_000)
-    core.limits.write_ms = number(settings, "write_timeout_ms", 1, most)
+    core.limits.write_timeout_ms = number(settings, "write_timeout_ms", 1, most)
     core.limits.send_buffer_bytes = number(settings, "send_buffer_bytes", 0, 1 << 30)
-    core.limits.ping_ms = number(settings, "ping_interval_ms", 0, most)
-    core.limits.pong_ms = number(settings, "pong_timeout_ms", 1, most)
-    core.limits.idle_ms = number(settings, "idle_timeout_ms", 0, most)
-    core.limits.linger_ms = number(settings, "linger_timeout_ms", 0, most)
-    core.limits.linger_bytes = number(settings, "linger_limit_bytes", 0, 1 << 19)
-    core.limits.linger_sockets = number(settings, "linger_limit_sockets", 0, most)
-    core.limits.connections = number(settings, "max_connections", 1, 1 << 24)
+    core.limits.ping_interval_ms = number(settings, "ping_interval_ms", 0, most)
+    core.limits.pong_timeout_ms = number(settings, "pong_timeout_ms", 1, most)
+    core.limits.idle_timeout_ms = number(settings, "idle_timeout_ms", 0, most)
+    core.limits.linger_timeout_ms = number(settings, "linger_timeout_ms", 0, most)
+    core.limits.linger_limit_bytes = number(settings, "linger_limit_bytes", 0, 1 << 19)
+    core.limits.linger_limit_sockets = number(settings, "linger_limit_sockets", 0, most)
+    core.limits.max_connections = number(settings, "max_connections", 1, 1 << 24)
     core.limits.walk_at_once = number(settings, "walk_at_once", 0, most)
-    core.limits.subscriptions = number(settings, "subscriptions_limit", 0, 1 << 20)
+    core.limits.max_subscriptions = number(settings, "max_subscriptions", 0, 1 << 20)
     core.pool.is_wanted = core.pool.enabled = settings.pool_enabled
     core.pool.idle_limit_bytes = number(settings, "pool_idle_limit_bytes", 0, 1 << 31)
     opcodes = settings.variant_opcodes
@@ -89,7 +89,7 @@ cdef int apply_settings(Core *core, settings) except -1:
         core.variant_opcodes[<int>place] = opcode & ~RSV1
         core.variant_deflated[<int>place] = opcode & RSV1 != 0
         if opcode & RSV1:
-            core.held[<int>KIND_DEFLATE] = core.limits.message_bytes + ZLIB_BYTES
+            core.held[<int>KIND_DEFLATE] = core.limits.max_message_bytes + ZLIB_BYTES
     return 0
 
 
@@ -135,7 +135,7 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
     core.channels.report_vacated = settings.report_vacated
     core.report_meta = bool(settings.report_meta)
     wheel_start(core)
-    core.chunk_limit = (core.limits.connections + CHUNK_SLOTS - 1) // CHUNK_SLOTS
+    core.chunk_limit = (core.limits.max_connections + CHUNK_SLOTS - 1) // CHUNK_SLOTS
     core.chunks = <Connection **>calloc(core.chunk_limit, sizeof(Connection *))
     core.ping = frame_message(core, OP_PING, b"", 0)
     if core.chunks == NULL or core.ping == NULL:

@@ -467,30 +467,30 @@ ctypedef struct Gate:
     uint32_t descriptors
     uint32_t connections
     uint32_t handshakes
-    uint32_t accepts_per_s
+    uint32_t handshake_rate_per_s
     uint64_t partial_bytes
     uint64_t memory_bytes        # of everything on the books; 0: no budget
     uint32_t connection_bytes    # what a connection costs beside what is booked by kind
     uint32_t drains
     uint32_t drain_bytes
     uint32_t drain_ms
-    uint32_t address_connections # of one address on the whole node
-    uint32_t address_rate_per_s
+    uint32_t per_address_connections # of one address on the whole node
+    uint32_t per_address_rate_per_s
     uint32_t trusted_count
     Network trusted[TRUSTED_MAX]
     int reads_proxy_header       # from those; from nobody else
-    int64_t accept_ns            # token bucket of accepts_per_s
+    int64_t accept_ns            # token bucket of handshake_rate_per_s
     int64_t offer_ns             # and of four times as many, let in or not
     Answer refusal               # 503
     Answer too_many              # 429
 
 ctypedef struct Limits:
-    uint32_t head_bytes
-    uint32_t head_ms
-    uint32_t upgrade_ms
-    uint64_t message_bytes
-    uint32_t fragments
-    uint32_t message_ms
+    uint32_t head_limit_bytes
+    uint32_t head_timeout_ms
+    uint32_t upgrade_timeout_ms
+    uint64_t max_message_bytes
+    uint32_t max_fragments
+    uint32_t message_timeout_ms
     uint32_t control_rate_per_s
     uint32_t control_burst
     uint32_t message_rate_per_s
@@ -498,18 +498,18 @@ ctypedef struct Limits:
     uint64_t outbox_bytes
     uint32_t outbox_frames
     uint32_t outbox_age_ms
-    uint32_t grace_ms
-    uint32_t moving_ms
-    uint32_t write_ms
+    uint32_t blocked_grace_ms
+    uint32_t blocked_moving_ms
+    uint32_t write_timeout_ms
     uint32_t send_buffer_bytes
-    uint32_t ping_ms
-    uint32_t pong_ms
-    uint32_t idle_ms
-    uint32_t linger_ms
-    uint32_t linger_bytes
-    uint32_t linger_sockets
-    uint32_t connections
-    uint32_t subscriptions
+    uint32_t ping_interval_ms
+    uint32_t pong_timeout_ms
+    uint32_t idle_timeout_ms
+    uint32_t linger_timeout_ms
+    uint32_t linger_limit_bytes
+    uint32_t linger_limit_sockets
+    uint32_t max_connections
+    uint32_t max_subscriptions
     uint32_t walk_at_once
 
 ctypedef struct Debt:            # 16 bytes, of a connection that was costly lately; see debts.pyx
@@ -539,7 +539,7 @@ ctypedef struct Core:
     int listener                 # -1: none
     int relief                   # a socket to the sibling that has most room; -1: none has
     int relief_next              # and to the next in a ring of those that have some
-    int hands_most               # through which one connection may go
+    int max_handovers               # through which one connection may go
     int listener_muted           # out of descriptors: looked at again at the next tick
     int64_t now_ms               # the caller's clock
     int64_t forgiven_ms          # stalls that deadlines did not count
@@ -575,7 +575,7 @@ ctypedef struct Core:
     uint32_t orphan_tick         # place of this tick in it
     int is_short                 # the books are, or lately were, over the high mark: no newcomers
     int is_shedding              # they are, or lately were, over the budget: some are being cut
-    int is_pressed               # the caller knows of something that the books do not: no newcomers
+    int refuses_newcomers               # the caller knows of something that the books do not: no newcomers
     uint64_t outside_bytes       # what the caller holds beside this reactor
     uint32_t shed_slot           # where the next look for somebody to cut begins
     Connection **chunks

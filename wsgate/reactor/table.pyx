@@ -51,7 +51,7 @@ cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nog
     """A slot for a new connection, in state HEAD, all else empty; NULL without memory."""
     cdef Connection *c
     cdef uint32_t generation, index
-    if core.connections >= core.limits.connections or (core.free_slot == NONE and add_slab(core) < 0):
+    if core.connections >= core.limits.max_connections or (core.free_slot == NONE and add_slab(core) < 0):
         return NULL
     index = core.free_slot
     c = at(core, index)

@@ -128,11 +128,11 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
     outbox_fall_behind(core, c)
     seam_interest(core, slot, (c.flags & WANT_IN) != 0, True)
     if c.state == STATE_OPEN:
-        wheel_arm(core, slot, core.clock_ms + core.limits.write_ms)
-        if core.limits.outbox_age_ms < core.limits.write_ms:
+        wheel_arm(core, slot, core.clock_ms + core.limits.write_timeout_ms)
+        if core.limits.outbox_age_ms < core.limits.write_timeout_ms:
             wheel_arm(core, slot, core.clock_ms + core.limits.outbox_age_ms)
-        if core.limits.grace_ms:
-            wheel_arm(core, slot, core.clock_ms + core.limits.grace_ms)
+        if core.limits.blocked_grace_ms:
+            wheel_arm(core, slot, core.clock_ms + core.limits.blocked_grace_ms)
             wheel_arm(core, slot, outbox_moving_end(core, c))
 
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from wsgate.admission import Headroom, Ledger, Place, Reading, State
+from wsgate.admission import Headroom, Ledger, Reading, ShardOffer, State
 from wsgate.log import Log
 from wsgate.reactor import GateLimits, Reactor
 from wsgate.reactor.metric_names import KIND_NAMES
@@ -18,7 +18,7 @@ from wsgate.shard.options import DESCRIPTORS_OF_OURS
 from wsgate.shard.weight import Weight
 from wsgate.statistics import PHASE_READY, Region, StatisticsBlock, has_beaten
 
-__all__ = ["Accounts", "next_with_room", "places", "queue_length", "roomiest"]
+__all__ = ["CapacityReporter", "next_with_room", "places", "queue_length", "roomiest"]
 
 SILENT_MS: Final = 600
 """Two beats missed: no new connection for a shard until it beats again, neither dealt nor handed."""
@@ -32,7 +32,7 @@ NEVER_S: Final = 1 << 31
 _STATES: Final = {int(state): state for state in State}
 ROOM_MOST: Final = 1 << 24
 """The most connections a shard can hold: a larger room was not written by a shard that is well."""
-_NO_PLACE: Final = Place(0, State.REFUSING)
+_NO_PLACE: Final = ShardOffer(0, State.REFUSING)
 _STATM: Final = "/proc/self/statm"
 _STATM_BYTES: Final = 128
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -41,7 +41,7 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _QUEUE: Final = struct.Struct("@24xII")
 
 
-class Accounts:
+class CapacityReporter:
     """One shard's.
 
     Args:
@@ -76,10 +76,12 @@ class Accounts:
         self._statm_fd = os.open(_STATM, os.O_RDONLY)
         self._ledger = Ledger(connection_bytes=SOCKET_BYTES, baseline_bytes=self._resident_bytes())
 
-    def tick(self, numbers: Mapping[str, int], gate: GateLimits, *, is_pressed: bool) -> None:
+    def tick(self, numbers: Mapping[str, int], gate: GateLimits, *, refuses_newcomers: bool) -> None:
         """Four times a second: the state, and the room the keeper steers by."""
         self._outside_bytes = self._outside()
-        self._reactor.book(self._outside_bytes, is_pressed=is_pressed or self._ledger.is_swollen)
+        self._reactor.book(
+            self._outside_bytes, refuses_newcomers=refuses_newcomers or self._ledger.has_unexplained_growth
+        )
         slots = max(0, gate.connections - numbers["now_connections"])
         is_short = bool(numbers["now_short"])
         state = self._ledger.judge(
@@ -117,9 +119,9 @@ class Accounts:
         )
         self._tell(headroom)
         self._room = min(headroom.by_resource["descriptors"], headroom.by_resource["memory"])
-        region["booked_own_bytes"] = reading.own_bytes
-        region["footprint_bytes"] = self._ledger.footprint_bytes
-        region["unexplained_bytes"] = self._ledger.unexplained_bytes
+        region["memory_accounted_bytes"] = reading.own_bytes
+        region["memory_growth_bytes"] = self._ledger.memory_growth_bytes
+        region["memory_unaccounted_bytes"] = self._ledger.memory_unaccounted_bytes
         region["connections_limit"] = gate.connections
         region["descriptors_limit"] = gate.descriptors
         region["memory_budget_bytes"] = gate.memory_bytes
@@ -127,7 +129,7 @@ class Accounts:
 
     def _trim(self) -> None:
         self._rest_looks = max(0, self._rest_looks - 1)
-        if not self._ledger.unexplained_bytes:
+        if not self._ledger.memory_unaccounted_bytes:
             self._next_rest_looks = TRIM_REST_LOOKS
         elif not self._rest_looks:
             self._rest_looks = self._next_rest_looks
@@ -158,7 +160,7 @@ class Accounts:
         region["full_in_s"] = NEVER_S if headroom.full_in_s < 0 else min(NEVER_S, int(headroom.full_in_s))
 
 
-def places(block: StatisticsBlock, now_ms: int) -> list[Place]:
+def places(block: StatisticsBlock, now_ms: int) -> list[ShardOffer]:
     """What each shard of the node offers, in the order of their numbers.
 
     A shard offers nothing when it does not serve, when it has not beaten lately, or when what stands in its
@@ -173,19 +175,19 @@ def places(block: StatisticsBlock, now_ms: int) -> list[Place]:
         its_state, its_room = _STATES.get(slots[state]), slots[room]
         is_serving = slots[phase] == PHASE_READY and has_beaten(slots[beat_ms], now_ms, SILENT_MS)
         if is_serving and its_state is not None and its_room <= ROOM_MOST:
-            found.append(Place(its_room, its_state))
+            found.append(ShardOffer(its_room, its_state))
         else:
             found.append(_NO_PLACE)
     return found
 
 
-def roomiest(offers: Sequence[Place], number: int) -> int | None:
+def roomiest(offers: Sequence[ShardOffer], number: int) -> int | None:
     """The other shard with the most room; None: there is none."""
     others = [other for other, place in enumerate(offers) if other != number and place.room]
     return max(others, key=lambda other: offers[other].room, default=None)
 
 
-def next_with_room(offers: Sequence[Place], number: int) -> int | None:
+def next_with_room(offers: Sequence[ShardOffer], number: int) -> int | None:
     """The next other shard, in a ring, that has room; None: there is none."""
     ring = [*range(number + 1, len(offers)), *range(number)]
     return next((other for other in ring if offers[other].room), None)

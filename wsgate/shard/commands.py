@@ -23,7 +23,7 @@ from wsgate.shard.hub import Watch
 from wsgate.shard.options import ANONYMOUS_MEMBER
 from wsgate.shard.pausing import Pauser
 from wsgate.shard.sessions import Sessions
-from wsgate.shard.welcome import Showing, shown
+from wsgate.shard.welcome import ConnectRequest, shown
 from wsgate.turns import CROWDED, Sender
 
 __all__ = ["Commands"]
@@ -180,7 +180,7 @@ class Commands:
             self._sessions.error(conn, dialect, "bad_request", id=command.id)
             return
         sessions, token = self._sessions, command.token
-        showing = Showing(command.id, command.positions or {})
+        showing = ConnectRequest(command.id, command.positions or {})
         known = sessions.tokens.recall(token, time.time())
         if known is not None:
             sessions.welcome(conn, dialect, known, showing)

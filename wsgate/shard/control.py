@@ -34,7 +34,7 @@ Seconds = Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] | None
 Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
-class _Asked(msgspec.Struct):
+class _ControlCommand(msgspec.Struct):
     """A command whose sender may wait for the replies of all shards.
 
     Attributes:
@@ -44,21 +44,21 @@ class _Asked(msgspec.Struct):
     request: Id | None = None
 
 
-class _Disconnect(_Asked, tag_field="op", tag="disconnect"):
+class _Disconnect(_ControlCommand, tag_field="op", tag="disconnect"):
     """End connections for good: 4520. `conn` or `user`, or both."""
 
     user: User | None = None
     conn: Id | None = None
 
 
-class _Refresh(_Asked, tag_field="op", tag="refresh", kw_only=True):
+class _Refresh(_ControlCommand, tag_field="op", tag="refresh", kw_only=True):
     """Have a user's connections show fresh tokens."""
 
     user: User
     within_s: Seconds = None
 
 
-class _Revoke(_Asked, tag_field="op", tag="revoke", kw_only=True):
+class _Revoke(_ControlCommand, tag_field="op", tag="revoke", kw_only=True):
     """Refuse tokens of a user that were issued before a time; their connections show a fresh one."""
 
     user: User
@@ -66,7 +66,7 @@ class _Revoke(_Asked, tag_field="op", tag="revoke", kw_only=True):
     within_s: Seconds = None
 
 
-class _Unrevoke(_Asked, tag_field="op", tag="unrevoke", kw_only=True):
+class _Unrevoke(_ControlCommand, tag_field="op", tag="unrevoke", kw_only=True):
     """Take the revocation of a user back."""
 
     user: User

@@ -49,31 +49,31 @@ class Pace:
     batch: int  # in one STEP_S
     retry_least_ms: int  # for the last ones
     retry_spread_ms: int
-    is_alone: bool
+    has_private_bus: bool
 
     @classmethod
-    def of(cls, clients: int, timeout_ms: int, *, is_alone: bool) -> Self:
+    def of(cls, clients: int, timeout_ms: int, *, has_private_bus: bool) -> Self:
         """The pace for so many clients.
 
         Args:
             clients: Of this shard.
             timeout_ms: For all of it.
-            is_alone: No other node can take them.
+            has_private_bus: No other node can take them.
         """
         closing_ms = timeout_ms // 2
-        if is_alone:
+        if has_private_bus:
             closing_ms = min(closing_ms, clients // ALONE_CLOSES_PER_MS)
         return cls(
             closing_ms=closing_ms,
             batch=max(BATCH_LEAST, int(clients * STEP_S * 1000 / max(1, closing_ms)) + 1),
-            retry_least_ms=RESTART_MS if is_alone else RETRY_LEAST_MS,
+            retry_least_ms=RESTART_MS if has_private_bus else RETRY_LEAST_MS,
             retry_spread_ms=min(RETRY_SPREAD_MOST_MS, RETRY_LEAST_MS + clients * RETRY_PER_CLIENT_MS),
-            is_alone=is_alone,
+            has_private_bus=has_private_bus,
         )
 
     def retry_ms(self, passed_ms: float, random_share: float) -> int:
         """When one may come back that is told now; `random_share` is from 0 up to 1."""
-        still_ms = max(0.0, self.closing_ms - passed_ms) if self.is_alone else 0.0
+        still_ms = max(0.0, self.closing_ms - passed_ms) if self.has_private_bus else 0.0
         return self.retry_least_ms + int(still_ms + random_share * self.retry_spread_ms)
 
 
@@ -140,7 +140,7 @@ def _refuse_one_by_one(listener_fd: int, end_s: float, now_s: Callable[[], float
 
 
 async def drain(
-    reactor: Reactor, sessions: Sessions, timeout_ms: int, wake: Callable[[], None], *, is_alone: bool
+    reactor: Reactor, sessions: Sessions, timeout_ms: int, wake: Callable[[], None], *, has_private_bus: bool
 ) -> int:
     """Close every connection; returns how many were still there at the deadline.
 
@@ -149,11 +149,11 @@ async def drain(
         sessions: For bye and Close.
         timeout_ms: For all of it.
         wake: Makes the loop flush.
-        is_alone: No other node can take them.
+        has_private_bus: No other node can take them.
     """
     loop = asyncio.get_running_loop()
     began_s = loop.time()
-    pace = Pace.of(_clients(reactor), timeout_ms, is_alone=is_alone)
+    pace = Pace.of(_clients(reactor), timeout_ms, has_private_bus=has_private_bus)
     while clients := _clients(reactor):
         passed_ms = (loop.time() - began_s) * 1000
         if passed_ms >= timeout_ms:

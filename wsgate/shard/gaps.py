@@ -26,7 +26,7 @@ from typing import Final, Literal
 from wsgate.bus.names import INBOX_MARK
 from wsgate.dialects import DIALECTS, Dialect
 from wsgate.reactor import Reactor
-from wsgate.shard.publication_encoder import VARIANTS, Forms
+from wsgate.shard.publication_encoder import VARIANTS, PublicationEncoder
 
 __all__ = ["GapReason", "Gaps", "spread_ms_for"]
 
@@ -84,7 +84,7 @@ class Gaps:
     def __init__(
         self,
         reactor: Reactor,
-        forms: Forms,
+        forms: PublicationEncoder,
         count: Callable[[str, int], None],
         spread_ms: Callable[[], int],
         now_ms: Callable[[], int],

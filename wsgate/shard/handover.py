@@ -1,7 +1,8 @@
-"""The other shards of the node: who gets what there is no room for here, and what comes from them.
+"""Hand connections that this shard has no room for over to other shards of the node, and accept theirs.
 
-A connection goes as a descriptor through a Unix socket, with one byte: through how many hands it went. First
-to whom has most room, then round the ring of those who have some: everybody was asked before it is refused.
+A connection is sent as a descriptor through a Unix socket, with one byte that counts its handovers. The first
+shard to get it is the one with most room. After that it goes round the ring of shards with room, so that
+every shard was offered the connection before it is refused.
 """
 
 import socket
@@ -19,7 +20,7 @@ Handovers = tuple[tuple[socket.socket, socket.socket], ...]
 """For each shard where it hears what siblings hand to it, and where they send it; empty for a lone one."""
 
 PER_PASS: Final = 64
-HANDS_MOST: Final = 255
+MAX_HANDOVERS: Final = 255
 
 
 class Siblings:
@@ -61,40 +62,40 @@ class Siblings:
         ours = self._channels[self._number][0]
         for _ in range(PER_PASS):
             try:
-                hands, descriptors, _, _ = socket.recv_fds(ours, 1, 1)  # it does not block
+                handovers, descriptors, _, _ = socket.recv_fds(ours, 1, 1)  # it does not block
             except BlockingIOError:
                 break
-            if not hands:
+            if not handovers:
                 break
             for descriptor in descriptors:
-                self._reactor.admit(descriptor, now_ms=now_ms, hands=hands[0])
+                self._reactor.accept_handover(descriptor, now_ms=now_ms, handovers=handovers[0])
             if not descriptors:  # none was free for it: the kernel has closed it
-                self._count("handed_over_lost", 1)
+                self._count("handovers_lost", 1)
 
-    def look(self, now_ms: int, rate_per_s: int, *, is_pressing: bool) -> int | None:
+    def look(self, now_ms: int, rate_per_s: int, *, force_refresh: bool) -> int | None:
         """Say to the reactor who has room.
 
         Args:
             now_ms: The machine's monotonic clock.
             rate_per_s: The node's handshakes; 0: no limit.
-            is_pressing: Whether it has to be known now; else it is as it was, when all had room then.
+            force_refresh: Whether it has to be known now; else it is as it was, when all had room then.
 
         Returns:
             What of the rate is this shard's; None: as before.
         """
-        if not self._channels or (self._all_have_room and not is_pressing):
+        if not self._channels or (self._all_have_room and not force_refresh):
             return None
         offers = places(self._block, now_ms)
         first, then = roomiest(offers, self._number), next_with_room(offers, self._number)
         self._all_have_room = all(place.room for place in offers)
-        self._reactor.relieve(
-            self._channel_to(first), next_fd=self._channel_to(then), hands=min(HANDS_MOST, len(offers))
+        self._reactor.set_handover(
+            self._channel_to(first), next_fd=self._channel_to(then), handovers=min(MAX_HANDOVERS, len(offers))
         )
         return rate_share(offers, self._number, rate_per_s) if rate_per_s else 0
 
-    def forsake(self) -> None:
+    def stop(self) -> None:
         """Hand nothing to them any more."""
-        self._reactor.relieve(-1)
+        self._reactor.set_handover(-1)
 
     def _channel_to(self, number: int | None) -> int:
         return -1 if number is None else self._channels[number][1].fileno()

@@ -23,7 +23,7 @@ from wsgate.shard.options import ShardOptions
 from wsgate.shard.publication_encoder import variant_of
 from wsgate.shard.tokens import Tokens
 
-__all__ = ["Entry", "Front"]
+__all__ = ["Entry", "HandshakePolicy"]
 
 _UNKNOWN_PATH: Final = handshake.refusal(404, "unknown_path")
 _FORBIDDEN_ORIGIN: Final = handshake.refusal(403, "forbidden_origin")
@@ -74,7 +74,7 @@ class Entry:
     positions: Mapping[str, str] = field(default_factory=dict)  # `?from=`, by channel
 
 
-class Front:
+class HandshakePolicy:
     """Accepts or refuses each handshake; pure apart from the token cache and the log.
 
     Args:

@@ -41,7 +41,7 @@ from wsgate.dialects import Dialect
 from wsgate.reactor import Reactor
 from wsgate.shard.access import Access
 from wsgate.shard.gaps import GapReason, Gaps
-from wsgate.shard.publication_encoder import Forms
+from wsgate.shard.publication_encoder import PublicationEncoder
 
 __all__ = ["Confirmation", "Hub", "Joined", "Waiter"]
 
@@ -115,7 +115,7 @@ class Hub:
         self,
         reactor: Reactor,
         access: Access,
-        forms: Forms,
+        forms: PublicationEncoder,
         gaps: Gaps,
         count: Callable[[str, int], None],
     ) -> None:

@@ -136,7 +136,7 @@ class ShardOptions:
     any_channel: ChannelRules | None = None  # rules of namespaces not listed; None: there are no others
     inbox_slow_consumer: int = 0
     drain_timeout_ms: int = 30_000
-    is_alone: bool = False  # the bus is this node's own: no other node can take its clients
+    has_private_bus: bool = False  # the bus is this node's own: no other node can take its clients
     bus_shares: BusShares = field(default_factory=lambda: BusShares.of(0, 1))  # of the node's own bus
     probe_interval_ms: int = 5_000
     gap_spread_ms: int = 0  # within which the node's clients load anew what they missed; 0: by their number

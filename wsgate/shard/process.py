@@ -34,14 +34,14 @@ from wsgate.shard import statistics_layout
 from wsgate.shard.access import Access
 from wsgate.shard.backend_events import Events
 from wsgate.shard.bus_memory import BusMemory
-from wsgate.shard.capacity import Accounts
+from wsgate.shard.capacity import CapacityReporter
 from wsgate.shard.collector import CollectorClock
 from wsgate.shard.commands import Commands
 from wsgate.shard.control import Control
 from wsgate.shard.drain import drain, empty_queue
 from wsgate.shard.gaps import Gaps, spread_ms_for
 from wsgate.shard.handover import Siblings
-from wsgate.shard.handshakes import Entry, Front
+from wsgate.shard.handshakes import Entry, HandshakePolicy
 from wsgate.shard.http_pages import (
     CLIENT_PAGE,
     answer,
@@ -57,7 +57,7 @@ from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.pacing import Pacer
 from wsgate.shard.pass_budget import PassBudget
 from wsgate.shard.probe import Probe
-from wsgate.shard.publication_encoder import DIALECT_OF, Forms
+from wsgate.shard.publication_encoder import DIALECT_OF, PublicationEncoder
 from wsgate.shard.reload import Renewal
 from wsgate.shard.sessions import Sessions, now_ms, wall_ms
 from wsgate.shard.tokens import Tokens
@@ -96,7 +96,7 @@ LEASE_BYTES: Final = 256
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 """What an envelope may add to the largest payload."""
 _ADDRESS_REFUSALS: Final = {
-    Reason.REFUSED_ADDRESS_CONNECTIONS: lambda s: refusal(429, "address_connections", retry_after_s=s),
+    Reason.REFUSED_ADDRESS_CONNECTIONS: lambda s: refusal(429, "per_address_connections", retry_after_s=s),
     Reason.REFUSED_ADDRESS_RATE: lambda s: refusal(429, "address_rate", retry_after_s=s),
 }
 _OUR_OWN: Final = tuple(name for name in statistics_layout.LAYOUT.counters if name not in COUNTER_NAMES)
@@ -195,11 +195,11 @@ class Shard:
             log=self._log,
         )
         self._tokens = tokens
-        self._front = Front(options, tokens, self._log.info)
+        self._front = HandshakePolicy(options, tokens, self._log.info)
         self._verification: Verification[Entry | Callable[[], bool]] = Verification(
             self._verify, self._reactor.charge
         )
-        forms = self._forms = Forms(options.compression_threshold_bytes, self.count)
+        forms = self._forms = PublicationEncoder(options.compression_threshold_bytes, self.count)
         variants = len(options.reactor.variant_opcodes)
         self._gaps = Gaps(self._reactor, forms, self.count, self._gap_spread_ms, now_ms, variants=variants)
         self._hub = Hub(self._reactor, access, forms, self._gaps, self.count)
@@ -231,7 +231,9 @@ class Shard:
             options, self._reactor, self._hub, access, tokens, self.count, self._events, self._users
         )
         self._sessions.verify_later = self._verify_later
-        self._accounts = Accounts(self._region, self._reactor, self._outside_bytes, self.count, self._log)
+        self._accounts = CapacityReporter(
+            self._region, self._reactor, self._outside_bytes, self.count, self._log
+        )
         self._lease = NodeLease(self._publisher, names.node(options.node), options.node_lease, self._log)
         self._membership = Membership(self._publisher, names, f"{options.node}/{options.number}")
         self._revocations = RevocationKeeper(
@@ -249,7 +251,7 @@ class Shard:
             self._reactor, self._sessions, self._publisher, names, self._schedule, self._on_unheard
         )
         self._hub.attach(self._subscriber)
-        self._hub.limit_unconfirmed(options.reactor.subscriptions_limit)
+        self._hub.limit_unconfirmed(options.reactor.max_subscriptions)
         self._bus_memory = BusMemory(
             BusLedger(options.bus_shares),
             self._reactor,
@@ -289,7 +291,7 @@ class Shard:
             connect_timeout_s=options.bus_connect_timeout_s,
             command_timeout_s=options.bus_command_timeout_s,
             # The node's own bus has so much memory, and nobody but us to say what it is for.
-            trimmed_streams=tuple(streams) if options.is_alone else (),
+            trimmed_streams=tuple(streams) if options.has_private_bus else (),
             stream_bytes=(shares.maxmemory_bytes - shares.names_bytes) * 3 // 4 // told.partitions,
         )
         return Events(
@@ -329,7 +331,7 @@ class Shard:
         await stop.wait()
         left = await self._leave()
         if untold := await self._events.flush(FLUSH_S):
-            self._log.warning("events_untold", events=untold)
+            self._log.warning("events_lost_at_shutdown", events=untold)
         await self._say_goodbye()
         self._has_left = True
         for task in tasks:
@@ -366,7 +368,7 @@ class Shard:
         self._is_draining = True
         self._region["phase"] = PHASE_DRAINING
         self._region["room"] = 0
-        self._siblings.forsake()  # they are all ending
+        self._siblings.stop()  # they are all ending
         self._stop_rating()
         await empty_queue(self._reactor, self._listener_fd, self._pump, self._spare_fd)
         self._reactor.stop_listening()
@@ -388,13 +390,17 @@ class Shard:
 
     def _stop_rating(self) -> None:
         """Accept without a rate limit: the gate only refuses now, and a refusal must not wait."""
-        self._options = replace(self._options, gate=replace(self._options.gate, accepts_per_s=0))
+        self._options = replace(self._options, gate=replace(self._options.gate, handshake_rate_per_s=0))
         self._refused_before = -1
         self._renew_gate(0)
 
     async def _drain(self, within_ms: int) -> int:
         return await drain(
-            self._reactor, self._sessions, within_ms, self._schedule, is_alone=self._options.is_alone
+            self._reactor,
+            self._sessions,
+            within_ms,
+            self._schedule,
+            has_private_bus=self._options.has_private_bus,
         )
 
     def _take_handed(self) -> None:
@@ -417,7 +423,7 @@ class Shard:
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         """A part that ends by itself is a fault of ours: end, and be restarted whole."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("part_failed", error=repr(error))
+            self._log.error("task_failed", error=repr(error))
         finish_outputs()
         os._exit(1)
 
@@ -467,7 +473,7 @@ class Shard:
             try:
                 if kind <= event_kinds.BINARY:
                     if (variant := reactor.variant(conn)) < 0:
-                        self.count("messages_from_gone", 1)  # it was reset in the very turn it spoke in
+                        self.count("messages_of_reset_connections", 1)
                         continue
                     self._commands.run(conn, DIALECT_OF[variant], value, kind)  # type: ignore[arg-type]
                 elif kind == event_kinds.OPEN:
@@ -667,7 +673,7 @@ class Shard:
         if self._loop.time() < self._renew_after_s or not self._subscriber.is_up:
             return  # they are being made anew
         self._renew_after_s = self._loop.time() + RENEW_S
-        self._log.warning("bus_unheard", bus=str(self._options.bus))
+        self._log.warning("bus_silent", bus=str(self._options.bus))
         self._publisher.renew("the bus has no receiver", name)
         self._subscriber.renew("the bus has no receiver", name)
 
@@ -715,15 +721,15 @@ class Shard:
             try:
                 self._renew(Renewal.from_bytes(posted[1]).applied(self._options))
             except Exception as error:  # the keeper has checked it: a fault of ours, and no reason to end
-                self._log.error("not_renewed", error=_safe_text(error))
+                self._log.error("config_reload_failed", error=_safe_text(error))
         if boards.key_set.version != self._seen_keys and (posted := boards.key_set.read()):
             self._seen_keys = posted[0]
             try:
                 self._tokens.renew_fetched(*read_jwks(posted[1]))
                 self.count("keys_fetched", 1)
             except Exception as error:
-                self._log.error("keys_not_taken", error=_safe_text(error))
-        self._region["keys_awaited"] = self._tokens.is_awaiting
+                self._log.error("key_set_rejected", error=_safe_text(error))
+        self._region["key_set_missing"] = self._tokens.is_awaiting
 
     def _renew(self, options: ShardOptions) -> None:
         """Other keys, rules and limits; nobody is dropped for them."""
@@ -735,14 +741,14 @@ class Shard:
         self._front.renew(options)
         self._sessions.renew(options)
         self._commands.renew()
-        self._hub.limit_unconfirmed(options.reactor.subscriptions_limit)
+        self._hub.limit_unconfirmed(options.reactor.max_subscriptions)
         self._users.renew(options.user_limits)
         self._commands.budget = ByteBudget(options.byte_rates)
         self._subscriber.limit_payload(_payload_limit_bytes(options))
         self._forms.threshold_bytes = options.compression_threshold_bytes
         self._refused_before = -1  # the gate is set with the next tick's Retry-After
-        self.count("renewals", 1)
-        self._log.info("renewed")
+        self.count("config_reloads", 1)
+        self._log.info("config_reloaded")
 
     def _renew_gate(self, refused: int) -> None:
         """A new Retry-After for those the gate refuses, so that they do not come back together."""
@@ -758,8 +764,8 @@ class Shard:
     def _beat(self, numbers_now: Mapping[str, int]) -> None:
         """What the keeper steers by, and what clients that are cut are told."""
         self._bus_memory.tick(self._loop.time())
-        is_pressed = bool(self._block.keeper["sockets_short"]) or self._bus_memory.is_full
-        self._accounts.tick(numbers_now, self._options.gate, is_pressed=is_pressed)
+        refuses_newcomers = bool(self._block.keeper["sockets_short"]) or self._bus_memory.is_full
+        self._accounts.tick(numbers_now, self._options.gate, refuses_newcomers=refuses_newcomers)
         if self._is_draining:
             self._region["room"] = 0
         if not self._is_draining:
@@ -773,7 +779,9 @@ class Shard:
         """Have the token cache give way, so that nobody is ever refused for what it holds."""
         budget = self._options.gate.memory_bytes
         over = (
-            sum(self._reactor.bytes_held().values()) + self._region["unexplained_bytes"] - budget * CACHE_MARK
+            sum(self._reactor.bytes_held().values())
+            + self._region["memory_unaccounted_bytes"]
+            - budget * CACHE_MARK
         )
         if budget and over > 0:
             self._tokens.shrink(int(over), time.time())
@@ -782,16 +790,16 @@ class Shard:
         """Once a second, and four times while it may soon be full."""
         options = self._options
         gate = options.gate
-        is_pressing = (
+        force_refresh = (
             self._ticks % NUMBERS_TICKS == 0
             or numbers_now["now_connections"] > gate.connections // 8 * 7
             or bool(numbers_now["now_short"])
         )
         share = self._siblings.look(
-            now_ms(), options.node_limits.handshake_rate_per_s, is_pressing=is_pressing
+            now_ms(), options.node_limits.handshake_rate_per_s, force_refresh=force_refresh
         )
-        if share is not None and abs(share - gate.accepts_per_s) > gate.accepts_per_s // 8:
-            self._options = replace(options, gate=replace(gate, accepts_per_s=share))
+        if share is not None and abs(share - gate.handshake_rate_per_s) > gate.handshake_rate_per_s // 8:
+            self._options = replace(options, gate=replace(gate, handshake_rate_per_s=share))
             self._refused_before = -1  # the gate is set with the next tick
 
     def _outside_bytes(self) -> int:

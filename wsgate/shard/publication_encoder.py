@@ -13,7 +13,15 @@ from wsgate.deflate import NARROW_BITS, WIDE_BITS, deflate, is_shared
 from wsgate.dialects import DIALECTS, Dialect
 from wsgate.reactor import event_kinds
 
-__all__ = ["DIALECT_OF", "PLAIN_VARIANTS", "VARIANTS", "Forms", "Variant", "opcodes", "variant_of"]
+__all__ = [
+    "DIALECT_OF",
+    "PLAIN_VARIANTS",
+    "VARIANTS",
+    "PublicationEncoder",
+    "Variant",
+    "opcodes",
+    "variant_of",
+]
 
 
 class Variant(NamedTuple):
@@ -47,7 +55,7 @@ def opcodes(*, is_compressing: bool) -> tuple[int, ...]:
     )
 
 
-class Forms:
+class PublicationEncoder:
     """Makes the forms of publications.
 
     Args:

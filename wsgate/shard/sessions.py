@@ -31,7 +31,7 @@ from wsgate.shard.pausing import Pauser, Pauses
 from wsgate.shard.publication_encoder import DIALECT_OF
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
-from wsgate.shard.welcome import NOTHING_SHOWN, Booked, Showing, Welcome, shown
+from wsgate.shard.welcome import NO_REQUEST, ByteAccount, ConnectRequest, Welcome, shown
 
 __all__ = ["Sessions", "now_ms", "wall_ms"]
 
@@ -75,7 +75,7 @@ def _retry_ms_of(error: TokenError) -> int | None:
     return RETRY_MS if error.is_awaited else None
 
 
-class _Asked(NamedTuple):
+class _PendingReply(NamedTuple):
     """A `sub` that the bus has not confirmed yet."""
 
     dialect: Dialect
@@ -107,14 +107,14 @@ class Sessions:
         self.count = count
         self.events = events
         self.users = users
-        self.unauthenticated: dict[int, Showing] = {}
+        self.unauthenticated: dict[int, ConnectRequest] = {}
         self._welcomes: dict[int, Welcome] = {}
-        self._asked: dict[int, dict[bytes, list[_Asked]]] = {}
+        self._asked: dict[int, dict[bytes, list[_PendingReply]]] = {}
         self.pauses = Pauses(reactor)
         self.held: dict[int, list[tuple[bytes, int]]] = {}  # what they say until it is known if they stay
         self._deferred: dict[int, list[Callable[[], None]]] = {}  # of those whose 101 waits for the bus
         self._held_bytes = 0  # of that
-        self._shown = Booked()  # what came with who waits, for its token or its welcome
+        self._shown = ByteAccount()  # what came with who waits, for its token or its welcome
         self._asked_count = 0
         self.run: Callable[[int, Dialect, bytes, int], None] = lambda *_: None  # how that is run
         # Verifies a token of so many bytes in its turn; the shard's own turns are set by the process.
@@ -280,13 +280,15 @@ class Sessions:
         finally:
             self.pauses.resume(conn, Pauser.TOKEN)
 
-    def authenticate(self, conn: int, dialect: Dialect, token: str, showing: Showing = NOTHING_SHOWN) -> bool:
+    def authenticate(
+        self, conn: int, dialect: Dialect, token: str, showing: ConnectRequest = NO_REQUEST
+    ) -> bool:
         """Judge a token shown after 101: welcome, or error, bye and Close. Whether it was good."""
         try:
             identity = self.tokens.connection(token, time.time())
         except TokenError as error:
             # Until it is gone it is one of those who have shown nothing, by whatever way it came.
-            self.unauthenticated.setdefault(conn, NOTHING_SHOWN)
+            self.unauthenticated.setdefault(conn, NO_REQUEST)
             retry_ms = self.token_error(conn, dialect, error, id=showing.id, is_closing=True)
             self.end(conn, dialect, Reason(error.reason), retry_ms=retry_ms or RETRY_MS)
             return False
@@ -294,11 +296,11 @@ class Sessions:
         return True
 
     def welcome(
-        self, conn: int, dialect: Dialect, identity: Identity, showing: Showing = NOTHING_SHOWN
+        self, conn: int, dialect: Dialect, identity: Identity, showing: ConnectRequest = NO_REQUEST
     ) -> None:
         """Make somebody of a connection: its meta, its deadline, its channels, then `welcome`."""
         if self.unauthenticated:
-            showing = showing.behind(self.unauthenticated.pop(conn, NOTHING_SHOWN))
+            showing = showing.behind(self.unauthenticated.pop(conn, NO_REQUEST))
         self._shown.book(conn, showing.size_bytes)
         if self.users.is_counting and identity.user:
             # The user is known but not admitted yet. Buffer its messages, at most one turn of reading, until
@@ -313,13 +315,13 @@ class Sessions:
         self.set_expiry(conn, identity)
         self._settle(conn, dialect, identity, showing)
 
-    def _settle(self, conn: int, dialect: Dialect, identity: Identity, showing: Showing) -> None:
+    def _settle(self, conn: int, dialect: Dialect, identity: Identity, showing: ConnectRequest) -> None:
         """The connection is admitted; its expiry is set, and perhaps brought forward by a control command."""
         member = self.keep(conn, identity, None)
         if self.events.is_on:
             self.events.connected(conn, member)
         if identity is ANONYMOUS:
-            self.tell_welcome(conn, dialect, identity, has_bus=self.hub.is_live)
+            self.send_welcome(conn, dialect, identity, has_bus=self.hub.is_live)
             self.subscribe_asked(conn, dialect, showing)
             self._shown.give_back(conn)
             return
@@ -335,7 +337,7 @@ class Sessions:
             self._shown.book(conn, showing.size_bytes + WELCOME_BYTES + waiting * ASKED_BYTES)
 
     def _on_counted(
-        self, conn: int, dialect: Dialect, identity: Identity, showing: Showing, may_stay: bool
+        self, conn: int, dialect: Dialect, identity: Identity, showing: ConnectRequest, may_stay: bool
     ) -> None:
         """The bus has counted a connection of its user, or there are too many."""
         said = self._take_held(conn)
@@ -479,11 +481,11 @@ class Sessions:
             else:
                 joined = self.hub.confirm(conn, name, waiter)
         if joined is Joined.WAITS:
-            asked = _Asked(dialect, id, recovered, was_held)
+            asked = _PendingReply(dialect, id, recovered, was_held)
             self._asked.setdefault(conn, {}).setdefault(name, []).append(asked)
             self._asked_count += 1
         elif joined is Joined.LIVE:
-            self.tell_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
+            self.send_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
         elif joined is Joined.ALREADY:
             self.error(conn, dialect, "already_subscribed", id=id, channel=shown(name))
         elif joined is Joined.TOO_MANY:
@@ -528,11 +530,11 @@ class Sessions:
             if confirmation is Confirmation.REFUSED:
                 self.refuse_for_good(conn, dialect, name, id)
             elif is_live:
-                self.tell_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
+                self.send_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
             else:
                 self.error(conn, dialect, "unavailable", id=id, channel=shown(name), retry_ms=RETRY_MS)
 
-    def _take_asked(self, conn: int, name: bytes) -> list[_Asked]:
+    def _take_asked(self, conn: int, name: bytes) -> list[_PendingReply]:
         names = self._asked.get(conn)
         asked = names.pop(name, []) if names else []
         self._asked_count -= len(asked)
@@ -540,7 +542,7 @@ class Sessions:
             del self._asked[conn]
         return asked
 
-    def subscribe_asked(self, conn: int, dialect: Dialect, showing: Showing) -> None:
+    def subscribe_asked(self, conn: int, dialect: Dialect, showing: ConnectRequest) -> None:
         """Subscribe to what the URL asked for, as if the client had said so behind `welcome`."""
         for channel in showing.channels:
             self.subscribe(conn, dialect, channel, None, position=showing.positions.get(channel))
@@ -548,7 +550,7 @@ class Sessions:
     def leave(self, conn: int, name: bytes) -> None:
         """Unsubscribe; a `sub` that still waits is answered first, because it came first."""
         for dialect, id, recovered, was_held in self._take_asked(conn, name):
-            self.tell_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
+            self.send_subscribed(conn, dialect, name, id, recovered=recovered, is_new=not was_held)
         if self.hub.leave(conn, name) and self.events.tells_subscriptions:
             self.events.unsubscribed(conn, self.reactor.meta(conn), name)
         if self._welcomes and (welcome := self._welcomes.get(conn)) is not None:
@@ -564,7 +566,7 @@ class Sessions:
 
     # --- telling --------------------------------------------------------------------------------------
 
-    def tell_welcome(
+    def send_welcome(
         self, conn: int, dialect: Dialect, identity: Identity, *, has_bus: bool, id: int | None = None
     ) -> None:
         """Send `welcome`."""
@@ -585,7 +587,7 @@ class Sessions:
             dialect.opcode,
         )
 
-    def tell_subscribed(
+    def send_subscribed(
         self,
         conn: int,
         dialect: Dialect,
@@ -679,8 +681,8 @@ class Sessions:
                 each.pop(conn, None)
 
 
-def _showing_of(entry: Entry) -> Showing:
+def _showing_of(entry: Entry) -> ConnectRequest:
     """What came on the URL."""
     if entry.positions or entry.channels:
-        return Showing(None, entry.positions, entry.channels)
-    return NOTHING_SHOWN
+        return ConnectRequest(None, entry.positions, entry.channels)
+    return NO_REQUEST

@@ -44,7 +44,7 @@ class NodeLimits:
             common,
             connections=self._connections(number),
             handshakes_in_progress=self.handshakes_in_progress,
-            accepts_per_s=-(-self.handshake_rate_per_s // self.shards),
+            handshake_rate_per_s=-(-self.handshake_rate_per_s // self.shards),
             partial_bytes=-(-self.partial_bytes // self.shards),
         )
 

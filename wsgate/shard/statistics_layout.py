@@ -16,7 +16,7 @@ from wsgate.statistics import Layout
 __all__ = ["COMMANDS", "DUTIES", "LAYOUT", "SHARD_REFUSALS"]
 
 SHARD_REFUSALS: Final = {
-    "address_connections": 429,
+    "per_address_connections": 429,
     "address_rate": 429,
     "bad_extensions": 400,
     "bad_query": 400,
@@ -95,13 +95,13 @@ LAYOUT: Final = Layout(
         "tokens_refused",
         *(f"token_fault_{name}" for name in FAULTS),  # the same ones, by what was wrong
         "tokens_evicted",  # cached ones, because memory was short
-        "keys_wanted",  # kids that no key has, asked of whoever fetches the key set
+        "unknown_key_ids_requested",  # kids that no key has, asked of whoever fetches the key set
         "keys_fetched",  # key sets taken over
         "revocations_forgotten",  # too many users: from then on one time counts for all of them
         "revocations_unread",  # readings of the bus that failed
         "controls_run",  # commands of backends on the control channel
         "controls_malformed",
-        "renewals",  # configurations taken over
+        "config_reloads",  # configurations taken over
         "bus_connects",
         "bus_failures",
         "probes_echoed",
@@ -113,13 +113,13 @@ LAYOUT: Final = Layout(
         "events_refused",  # messages of clients, answered with an error
         "addresses_unnamed",  # a listed proxy did not say for whom it speaks
         "users_unchecked",  # connections of users let in because the bus did not answer
-        "messages_from_gone",  # received whole from a connection that was reset in the same turn
-        "users_unforgotten",  # gone, and still counted: the bus was away too long
+        "messages_of_reset_connections",  # received whole from a connection that was reset in the same turn
+        "user_deregistrations_lost",  # gone, and still counted: the bus was away too long
         "rates_unchecked",  # leases of messages, likewise
         "admission_open",  # times the state became this one
         "admission_refusing",
         "admission_shedding",
-        "handed_over_lost",  # by a sibling, and there was no descriptor to take it with
+        "handovers_lost",  # by a sibling, and there was no descriptor to take it with
         "listen_overflows",  # accept queues that were full, on the whole machine; the keeper's
         "listen_drops",
         "client_asked",  # GET /client.js on the client port
@@ -144,9 +144,9 @@ LAYOUT: Final = Layout(
         "binds_memory",
         "growth_per_1000_s",  # connections, mean of about the last 20 s; 0: they do not grow
         "full_in_s",  # at that growth; 2**31: never
-        "booked_own_bytes",  # on the books for memory of the process itself
-        "footprint_bytes",  # what the process has really grown by since it started
-        "unexplained_bytes",  # of that on no account: newcomers are refused for it, nobody is cut
+        "memory_accounted_bytes",  # on the books for memory of the process itself
+        "memory_growth_bytes",  # what the process has really grown by since it started
+        "memory_unaccounted_bytes",  # of that on no account: newcomers are refused for it, nobody is cut
         "listen_queue",  # connections that wait to be accepted
         "listen_queue_limit",
         "sockets_short",  # 1: the machine has no memory for more sockets; the keeper's
@@ -157,7 +157,7 @@ LAYOUT: Final = Layout(
         "bus_names_bytes",  # what the channels of a shard take there, by the shard's own count
         "bus_used_bytes",  # all that it uses, as it told a shard last
         "bus_buffers_bytes",  # of that, what waits for shards
-        "proportional_bytes",  # of a shard's process, weighed once a minute by itself
+        "proportional_set_bytes",  # of a shard's process, weighed once a minute by itself
         "bus_up",
         "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
         "backlog_publications",  # received from the bus and not handed on
@@ -167,7 +167,7 @@ LAYOUT: Final = Layout(
         "permission_sets",  # different ones, of connections and cached tokens
         "permission_sets_bytes",
         "revoked_users",
-        "keys_awaited",  # 1: a key set is to be fetched and none was yet
+        "key_set_missing",  # 1: a key set is to be fetched and none was yet
         "events_waiting",
         "events_waiting_bytes",
         "events_streams_refusing",

@@ -269,5 +269,5 @@ class Tokens:
         if not asked and len(self._unknown) >= UNKNOWN_LIMIT:
             self._unknown.pop(next(iter(self._unknown)))
         self._unknown[kid] = self._fetches, asked + 1
-        self._count("keys_wanted", 1)
+        self._count("unknown_key_ids_requested", 1)
         return True

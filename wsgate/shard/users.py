@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from wsgate.admission import Crowd, UserRates, Verdict, is_member, owner_of
+from wsgate.admission import LimitDecision, UserConnections, UserRates, is_member, owner_of
 from wsgate.auth import Member
 from wsgate.bus import RATE_LEASE, SIGN_OF_LIFE, USER_ENTER, BusPublisher, CallDone, Names, pack
 from wsgate.reactor import Reactor
@@ -169,7 +169,7 @@ class Users:
             self._unasked.append(entry)
             return
         try:
-            crowd = Crowd.from_bytes(text) if text else None
+            crowd = UserConnections.from_bytes(text) if text else None
         except ValueError:
             outcome, crowd = "refused", None
         if crowd is not None:
@@ -181,7 +181,7 @@ class Users:
         entry.told(True)
         self._wake()
 
-    def _judge(self, entry: "_Entry", crowd: Crowd) -> None:
+    def _judge(self, entry: "_Entry", crowd: UserConnections) -> None:
         """Decide once enough of those who are there are known; request the next part until then.
 
         By the limits of when the connection came, as long as there still are any.
@@ -199,11 +199,11 @@ class Users:
             self._forget(user, gone)
             self._ask_who_is_there(entry)
             return
-        verdict = Crowd(total, entry.alive).judge(
+        verdict = UserConnections(total, entry.alive).judge(
             member, limits.connections, frozenset(), replaces=limits.replaces
         )
         if not self.is_counting:
-            verdict = Verdict([], [], is_refused=False)
+            verdict = LimitDecision([], [], is_refused=False)
         self._forget(user, gone + [member] * verdict.is_refused)
         for each in verdict.replaced:
             conn, _, owner = each.partition("@")
@@ -232,12 +232,12 @@ class Users:
         if outcome:
             queue = self._refused if outcome == "refused" else self._unforgotten
             lost = len(queue) + len(members) - UNFORGOTTEN_MOST
-            self._count("users_unforgotten", max(0, lost))
+            self._count("user_deregistrations_lost", max(0, lost))
             queue.extend((user, each) for each in members)
 
     # --- who lives ------------------------------------------------------------------------------------
 
-    def _look(self, crowd: Crowd, then: Callable[[], None]) -> None:
+    def _look(self, crowd: UserConnections, then: Callable[[], None]) -> None:
         """Find out which owners live, then go on. What cannot be found out lives."""
         now_s = time.monotonic()
         if len(self._known) > KNOWN_MOST:

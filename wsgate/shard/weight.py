@@ -12,7 +12,7 @@ from typing import Final
 
 from wsgate.statistics import Region
 
-__all__ = ["Weight", "proportional_bytes"]
+__all__ = ["Weight", "proportional_set_bytes"]
 
 EVERY_LOOKS: Final = 60
 """The walk costs milliseconds of a core, and this number changes slowly."""
@@ -25,7 +25,7 @@ _STACK_BYTES: Final = 256 * 1024
 
 
 class Weight:
-    """The weight of one shard, in the gauge `proportional_bytes`.
+    """The weight of one shard, in the gauge `proportional_set_bytes`.
 
     Args:
         region: The region of the shard.
@@ -63,11 +63,11 @@ class Weight:
     def _read(self) -> None:
         with contextlib.suppress(OSError):
             length = os.preadv(self._fd, [self._answer], 0)
-            if found := proportional_bytes(self._answer, length):
-                self._region["proportional_bytes"] = found
+            if found := proportional_set_bytes(self._answer, length):
+                self._region["proportional_set_bytes"] = found
 
 
-def proportional_bytes(rollup: bytearray, length: int) -> int:
+def proportional_set_bytes(rollup: bytearray, length: int) -> int:
     """The proportional set size in the first `length` bytes of a `smaps_rollup`; 0 where it has none."""
     place = rollup.find(_MARK, 0, length)
     words = rollup[place + len(_MARK) : min(place + 64, length)].split(None, 1)

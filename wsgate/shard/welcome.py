@@ -17,10 +17,10 @@ from wsgate.shard.hub import Confirmation, Joined
 if TYPE_CHECKING:
     from wsgate.shard.sessions import Sessions
 
-__all__ = ["NOTHING_SHOWN", "Showing", "Welcome", "shown"]
+__all__ = ["NO_REQUEST", "ConnectRequest", "Welcome", "shown"]
 
 
-class Showing(NamedTuple):
+class ConnectRequest(NamedTuple):
     """What came with a client beside its token.
 
     Attributes:
@@ -33,11 +33,13 @@ class Showing(NamedTuple):
     positions: Mapping[str, str] = MappingProxyType({})
     channels: tuple[str, ...] = ()
 
-    def behind(self, earlier: "Showing") -> "Showing":
+    def behind(self, earlier: "ConnectRequest") -> "ConnectRequest":
         """This one, with what came earlier and was not said anew."""
-        if earlier is NOTHING_SHOWN:
+        if earlier is NO_REQUEST:
             return self
-        return Showing(self.id, {**earlier.positions, **self.positions}, earlier.channels + self.channels)
+        return ConnectRequest(
+            self.id, {**earlier.positions, **self.positions}, earlier.channels + self.channels
+        )
 
     @property
     def size_bytes(self) -> int:
@@ -48,7 +50,7 @@ class Showing(NamedTuple):
         return sum(map(getsizeof, texts)) + getsizeof(self.positions) + getsizeof(self.channels)
 
 
-class Booked:
+class ByteAccount:
     """How much is kept for which connection, and for all of them."""
 
     def __init__(self) -> None:
@@ -68,7 +70,7 @@ class Booked:
             self.total_bytes -= self._sizes.pop(conn, 0)
 
 
-NOTHING_SHOWN: Final = Showing()
+NO_REQUEST: Final = ConnectRequest()
 
 
 def shown(name: bytes) -> str:
@@ -92,7 +94,7 @@ class Welcome:
     )
 
     def __init__(
-        self, sessions: "Sessions", conn: int, dialect: Dialect, identity: Identity, showing: Showing
+        self, sessions: "Sessions", conn: int, dialect: Dialect, identity: Identity, showing: ConnectRequest
     ) -> None:
         """For one connection; nothing is said yet."""
         self._sessions = sessions
@@ -193,7 +195,7 @@ class Welcome:
                 self._waiting.add(name)
         self._live = []
         has_bus = not self._waiting
-        sessions.tell_welcome(conn, dialect, self._identity, has_bus=has_bus, id=showing.id)
+        sessions.send_welcome(conn, dialect, self._identity, has_bus=has_bus, id=showing.id)
         for name in live:
             self._tell(name)
         for name, joined in self._refused:
@@ -207,4 +209,4 @@ class Welcome:
 
     def _tell(self, name: bytes) -> None:
         recovered = False if shown(name) in self._showing.positions else None
-        self._sessions.tell_subscribed(self._conn, self._dialect, name, recovered=recovered)
+        self._sessions.send_subscribed(self._conn, self._dialect, name, recovered=recovered)

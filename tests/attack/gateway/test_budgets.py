@@ -129,7 +129,7 @@ def test_a1_the_last_byte_that_is_for_newcomers(tmp_path: Path) -> None:
             booked = sum(value for name, value in numbers.items() if name.startswith("wsgate_memory_bytes{"))
             # Refusals begin at fifteen sixteenths, to a hundredth: what comes then is not let in. Earlier
             # only where the process has grown by more than its books say.
-            spare = numbers['wsgate_unexplained_bytes{shard="0"}'] + SHARE / 100
+            spare = numbers['wsgate_memory_unaccounted_bytes{shard="0"}'] + SHARE / 100
             assert SHARE * 15 / 16 - spare < booked < SHARE * 15 / 16 + SHARE / 100, numbers
             becomes(gateway, REFUSING)
             assert all(is_turned_away(gateway) for _ in range(20))

@@ -37,7 +37,7 @@ ASKED_BY_KIND: Final = {
     "sentinel": {"SUBSCRIBE", "PUBLISH", "SENTINEL", "ROLE"},
     "cluster": {"SSUBSCRIBE", "SPUBLISH", "CLUSTER"},
 }
-FAULTS: Final = ("Traceback", "part_failed", "callback_failed", "command_failed", " died ")
+FAULTS: Final = ("Traceback", "task_failed", "callback_failed", "command_failed", " died ")
 
 
 @pytest.fixture(scope="module")

@@ -457,7 +457,7 @@ def test_a_gap_encoder_that_misbehaves() -> None:
     unraisable: list[object] = []
     hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
     try:
-        with rig(Settings(outbox_limit_frames=4), gap_encoder=encoder) as bench:
+        with rig(Settings(outbox_frames=4), gap_encoder=encoder) as bench:
             peers = {}
             for kind in ("raises", "none", "text", "back", "good"):
                 peer = peers[kind] = bench.connect(send_buffer_bytes=4096)

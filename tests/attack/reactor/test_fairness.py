@@ -141,7 +141,7 @@ def test_no_pass_takes_more_than_its_budget() -> None:
 
 def test_a_pass_ends_after_a_mebibyte() -> None:
     """A pass: large messages end it by their bytes."""
-    with rig(Settings(message_limit_bytes=1 << 20)) as bench:
+    with rig(Settings(max_message_bytes=1 << 20)) as bench:
         peers = [bench.connect() for _ in range(40)]
         for peer in peers:
             peer.send(client_frame(BINARY, bytes(65536)))

@@ -18,7 +18,7 @@ from tests.support.frames import (
     close_code,
 )
 from tests.support.reactor_rig import Peer, Rig, rig
-from tests.support.tcp_rig import proportional_bytes, raise_descriptors
+from tests.support.tcp_rig import proportional_set_bytes, raise_descriptors
 from wsgate.reactor import Settings, event_kinds
 from wsgate.reasons import Reason
 
@@ -64,7 +64,7 @@ def verdict(bench: Rig, peer: Peer) -> int:
 def test_s1_length(opcode: int, length: int, code: int, is_split: bool) -> None:
     """S1: refused by the header alone, before a byte is allocated for the payload."""
     header = header_64(opcode, length)
-    with rig(Settings(message_limit_bytes=LIMIT)) as bench:
+    with rig(Settings(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect()
         for piece in [header[i : i + 1] for i in range(len(header))] if is_split else [header]:
             if any(kind == event_kinds.FAILING for kind, _, _ in bench.events):
@@ -79,7 +79,7 @@ def test_s1_length(opcode: int, length: int, code: int, is_split: bool) -> None:
 @pytest.mark.parametrize("start_bytes", [1, 10, 4096])
 def test_s1_sum_of_lengths_that_would_overflow(start_bytes: int, back: int) -> None:
     """S1: an unfinished message plus a continuation whose length wraps a signed or unsigned sum."""
-    with rig(Settings(message_limit_bytes=LIMIT)) as bench:
+    with rig(Settings(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect()
         peer.send(client_frame(BINARY, bytes(start_bytes), final=False))
         peer.send(header_64(CONTINUATION, (1 << 63) - back, final=False))
@@ -89,7 +89,7 @@ def test_s1_sum_of_lengths_that_would_overflow(start_bytes: int, back: int) -> N
 
 def test_s1_the_limit_itself_passes() -> None:
     """S1: the limit is the largest message, in one frame and in several."""
-    with rig(Settings(message_limit_bytes=LIMIT)) as bench:
+    with rig(Settings(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect()
         peer.send(client_frame(BINARY, bytes(LIMIT)))
         bench.turn()
@@ -111,16 +111,16 @@ def test_s2_declared_and_not_sent(opcode: int) -> None:
     limit = 1 << 20
     peers = raise_descriptors(4000) // 2
     assert peers >= 400, "too few descriptors for a measurement"
-    with rig(Settings(message_limit_bytes=limit)) as bench:
+    with rig(Settings(max_message_bytes=limit)) as bench:
         crowd = [bench.connect() for _ in range(peers)]
         bench.turn()
-        resident, held = proportional_bytes(), sum(bench.held().values())
+        resident, held = proportional_set_bytes(), sum(bench.held().values())
         attack = client_header(opcode, limit) + bytes([MASK[0] ^ 0x61])
         for peer in crowd:
             peer.send(attack)
         bench.turn()
         assert sum(bench.held().values()) - held < 4096 * peers
-        assert proportional_bytes() - resident < 4096 * peers
+        assert proportional_set_bytes() - resident < 4096 * peers
         assert bench.count("now_open") == peers
         for peer in crowd:
             peer.close()
@@ -136,7 +136,7 @@ def test_s2_declared_and_not_sent(opcode: int) -> None:
 def test_s4_one_byte_per_segment(opcode: int) -> None:
     """S4: 1 MiB (text: a quarter of it) byte by byte: at most twice the payload, no object per read."""
     size = 1 << 20 if opcode == BINARY else 1 << 18
-    with rig(Settings(message_limit_bytes=1 << 20, pool_idle_limit_bytes=0)) as bench:
+    with rig(Settings(max_message_bytes=1 << 20, pool_idle_limit_bytes=0)) as bench:
         peer = bench.connect()
         poll, send, now_ms = bench.reactor.poll, peer.sock.send, bench.now_ms
         send(client_header(opcode, size, mask=bytes(4)))
@@ -161,7 +161,7 @@ def test_s4_one_byte_per_segment(opcode: int) -> None:
 def test_s4_growth_stays_within_twice() -> None:
     """S4: at every size on the way, what is held is at most twice what has come, plus one small block."""
     size = 1 << 20
-    with rig(Settings(message_limit_bytes=1 << 20, pool_idle_limit_bytes=0)) as bench:
+    with rig(Settings(max_message_bytes=1 << 20, pool_idle_limit_bytes=0)) as bench:
         peer = bench.connect()
         peer.send(client_header(BINARY, size))
         come = 0
@@ -196,7 +196,7 @@ def test_s5_endless_fragments(opcode: int, payload: bytes) -> None:
 
 def test_s5_the_last_allowed_fragment_may_be_final() -> None:
     """S5: a message of exactly the limit of fragments is delivered, and the count starts anew."""
-    with rig(Settings(fragments_limit=3)) as bench:
+    with rig(Settings(max_fragments=3)) as bench:
         peer = bench.connect()
         message = (
             client_frame(TEXT, b"a", final=False)
@@ -211,7 +211,7 @@ def test_s5_the_last_allowed_fragment_may_be_final() -> None:
 @pytest.mark.parametrize("limit", [0, 1024])
 def test_s5_message_deadline_is_absolute(limit: int) -> None:
     """S5: fragments that keep coming do not move the deadline of their message (30 s, 1008)."""
-    with rig(Settings(fragments_limit=limit)) as bench:
+    with rig(Settings(max_fragments=limit)) as bench:
         peer = bench.connect()
         start_ms = bench.now_ms
         peer.send(client_frame(BINARY, b"", final=False))
@@ -259,7 +259,7 @@ def test_s5_the_deadline_ends_with_the_message() -> None:
 
 def test_s6_sum_of_small_fragments() -> None:
     """S6: 1009 at the header by which the sum passes the limit; before FIN, before its payload."""
-    with rig(Settings(message_limit_bytes=10_000)) as bench:
+    with rig(Settings(max_message_bytes=10_000)) as bench:
         peer = bench.connect()
         peer.send(client_frame(BINARY, bytes(1000), final=False))
         for _ in range(9):

@@ -26,7 +26,7 @@ def test_r16_one_in_a_hundred_reads_slowly(policy: int) -> None:
 
     With `drop_oldest` nobody is cut for the outbox; the slow ones lose what they cannot take.
     """
-    with rig(Settings(outbox_limit_frames=64, outbox_age_ms=60_000, write_timeout_ms=60_000)) as bench:
+    with rig(Settings(outbox_frames=64, outbox_age_ms=60_000, write_timeout_ms=60_000)) as bench:
         slow = [bench.connect(send_buffer_bytes=4096) for _ in range(2)]
         quick = [bench.connect() for _ in range(198)]
         got: dict[int, list[bytes]] = {peer.conn: [] for peer in quick}
@@ -57,7 +57,7 @@ def test_r16_one_in_a_hundred_reads_slowly(policy: int) -> None:
 
 def test_r16_a_slow_one_reads_why() -> None:
     """R16: who reads on after being cut finds whole frames and then the Close 4010."""
-    with rig(Settings(outbox_limit_frames=16)) as bench:
+    with rig(Settings(outbox_frames=16)) as bench:
         peer = bench.connect(send_buffer_bytes=4096)
         bench.reactor.subscribe(peer.conn, b"news")
         for _ in range(40):
@@ -147,7 +147,7 @@ def kernel_bytes(descriptor: int) -> int:
 def test_peers_that_never_read_stay_within_the_booked_amount(size: int) -> None:
     """S28: what non-readers take of the kernel's send memory is at most `kernel_queued`."""
     count = 50
-    with hall(Settings(outbox_limit_bytes=1 << 26, outbox_limit_frames=1 << 16)) as bench:
+    with hall(Settings(outbox_bytes=1 << 26, outbox_frames=1 << 16)) as bench:
         for _ in range(count):
             bench.dial(HEAD)
         settle(bench, lambda: bench.count("now_open") == count)

@@ -68,7 +68,7 @@ def fuzzing_server(host: FarHost, sections: tuple[str, ...], report: Path) -> It
 async def connect(url: str) -> Any:
     """The shipped transport, without a subprotocol."""
     opening = transport.Opening(
-        url=url, token=None, within_s=10.0, message_limit_bytes=MESSAGE_LIMIT_BYTES, now_s=time.monotonic
+        url=url, token=None, within_s=10.0, max_message_bytes=MESSAGE_LIMIT_BYTES, now_s=time.monotonic
     )
     return transport._WebSocket(await transport._dial(opening, None))
 

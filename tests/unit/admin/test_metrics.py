@@ -159,8 +159,8 @@ def test_what_the_keeper_reads_is_of_the_node_and_no_shard_s(block: StatisticsBl
 
 
 def test_drift_has_a_sign(block: StatisticsBlock) -> None:
-    block.shard(0)["footprint_bytes"], block.shard(0)["booked_own_bytes"] = 10, 30
-    block.shard(1)["footprint_bytes"], block.shard(1)["booked_own_bytes"] = 30, 10
+    block.shard(0)["memory_growth_bytes"], block.shard(0)["memory_accounted_bytes"] = 10, 30
+    block.shard(1)["memory_growth_bytes"], block.shard(1)["memory_accounted_bytes"] = 30, 10
     numbers = scrape(block)
     assert [numbers[series("ledger_drift_bytes", shard=shard)] for shard in "01"] == [-20, 20]
 

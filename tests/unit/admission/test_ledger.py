@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgate.admission import Ledger, Place, Reading, State, rate_share, weights
+from wsgate.admission import Ledger, Reading, ShardOffer, State, rate_share, weights
 from wsgate.admission.ledger import SLACK_BYTES
 from wsgate.node.sockets import SocketNumbers, TcpMemory
 
@@ -94,49 +94,49 @@ def test_when_it_is_full_follows_from_the_growth() -> None:
 def test_what_is_on_no_account_is_told_beyond_some_slack() -> None:
     books = ledger()
     books.read(reading(own_bytes=20 * MIB, resident_bytes=125 * MIB), 0)
-    assert (books.footprint_bytes, books.unexplained_bytes) == (25 * MIB, 0)
+    assert (books.memory_growth_bytes, books.memory_unaccounted_bytes) == (25 * MIB, 0)
     books.read(reading(own_bytes=20 * MIB, resident_bytes=170 * MIB), 0)
-    assert books.unexplained_bytes == 50 * MIB - SLACK_BYTES
+    assert books.memory_unaccounted_bytes == 50 * MIB - SLACK_BYTES
     books.read(reading(own_bytes=20 * MIB, resident_bytes=90 * MIB), 0)
-    assert (books.footprint_bytes, books.unexplained_bytes) == (0, 0)
+    assert (books.memory_growth_bytes, books.memory_unaccounted_bytes) == (0, 0)
 
 
 def test_a_swollen_process_refuses_and_does_not_flap() -> None:
     books, budget = ledger(), 160 * MIB
     books.read(reading(resident_bytes=240 * MIB), budget)
-    assert not books.is_swollen
+    assert not books.has_unexplained_growth
     books.read(reading(resident_bytes=270 * MIB), budget)
-    assert books.is_swollen
+    assert books.has_unexplained_growth
     books.read(reading(resident_bytes=250 * MIB), budget)
-    assert books.is_swollen, "below the high mark, not below the low one"
+    assert books.has_unexplained_growth, "below the high mark, not below the low one"
     books.read(reading(resident_bytes=247 * MIB), budget)
-    assert not books.is_swollen
+    assert not books.has_unexplained_growth
     books.read(reading(booked_bytes=200 * MIB), budget)
-    assert not books.is_swollen, "what is on the books has marks of its own"
+    assert not books.has_unexplained_growth, "what is on the books has marks of its own"
 
 
 def test_newcomers_go_where_there_is_room_and_never_where_one_has_just_left() -> None:
     open_, refusing, shedding = State.OPEN, State.REFUSING, State.SHEDDING
     # What the one has more than the other is all its own; of the rest each counts with a twentieth.
-    assert weights([Place(100, open_), Place(300, open_)]) == [5, 205]
-    assert weights([Place(100, open_), Place(100, open_)]) == [5, 5]
-    assert weights([Place(1, open_), Place(20, open_), Place(0, open_)]) == [1, 20, 0]
-    assert weights([Place(10_000, open_), Place(20_000, open_)]) == [500, 10_500], "after a crash"
-    assert weights([Place(3, refusing), Place(30, open_)]) == [0, 2]
-    assert weights([Place(0, refusing), Place(1, open_)]) == [0, 1]
+    assert weights([ShardOffer(100, open_), ShardOffer(300, open_)]) == [5, 205]
+    assert weights([ShardOffer(100, open_), ShardOffer(100, open_)]) == [5, 5]
+    assert weights([ShardOffer(1, open_), ShardOffer(20, open_), ShardOffer(0, open_)]) == [1, 20, 0]
+    assert weights([ShardOffer(10_000, open_), ShardOffer(20_000, open_)]) == [500, 10_500], "after a crash"
+    assert weights([ShardOffer(3, refusing), ShardOffer(30, open_)]) == [0, 2]
+    assert weights([ShardOffer(0, refusing), ShardOffer(1, open_)]) == [0, 1]
     # Nobody is open: what little there is.
-    assert weights([Place(3, refusing), Place(0, refusing)]) == [3, 0]
-    assert weights([Place(3, refusing), Place(9, shedding)]) == [3, 0]
-    assert weights([Place(0, refusing), Place(0, refusing)]) == [0, 0]
+    assert weights([ShardOffer(3, refusing), ShardOffer(0, refusing)]) == [3, 0]
+    assert weights([ShardOffer(3, refusing), ShardOffer(9, shedding)]) == [3, 0]
+    assert weights([ShardOffer(0, refusing), ShardOffer(0, refusing)]) == [0, 0]
 
 
 def test_the_rate_of_the_node_goes_where_its_newcomers_go() -> None:
     open_, refusing = State.OPEN, State.REFUSING
-    halves = [Place(100, open_), Place(100, open_)]
+    halves = [ShardOffer(100, open_), ShardOffer(100, open_)]
     assert [rate_share(halves, number, 501) for number in (0, 1)] == [251, 251]
-    one = [Place(0, refusing), Place(100, open_)]
+    one = [ShardOffer(0, refusing), ShardOffer(100, open_)]
     assert [rate_share(one, number, 500) for number in (0, 1)] == [250, 500], "all of it, while it is alone"
-    nobody = [Place(0, refusing), Place(0, refusing)]
+    nobody = [ShardOffer(0, refusing), ShardOffer(0, refusing)]
     assert [rate_share(nobody, number, 500) for number in (0, 1)] == [250, 250]
     assert rate_share(halves, 0, 0) == rate_share(nobody, 0, 0) == 0, "no limit"
 

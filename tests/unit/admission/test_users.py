@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgate.admission.users import Crowd, Verdict
+from wsgate.admission.users import LimitDecision, UserConnections
 
 MINE = "00000000000000aa@me"
 
@@ -12,21 +12,23 @@ MINE = "00000000000000aa@me"
 @pytest.mark.parametrize(
     ("members", "limit", "dead", "replaces", "verdict"),
     [
-        (["1@a", "2@b", MINE], 2, set(), True, Verdict([], ["1@a"], is_refused=False)),
-        (["1@a", "2@b", MINE], 2, set(), False, Verdict([], [], is_refused=True)),
-        (["1@a", "2@b", MINE], 1, set(), True, Verdict([], ["1@a", "2@b"], is_refused=False)),
+        (["1@a", "2@b", MINE], 2, set(), True, LimitDecision([], ["1@a"], is_refused=False)),
+        (["1@a", "2@b", MINE], 2, set(), False, LimitDecision([], [], is_refused=True)),
+        (["1@a", "2@b", MINE], 1, set(), True, LimitDecision([], ["1@a", "2@b"], is_refused=False)),
         # Who was left behind by a dead shard gives way first, and nobody else then.
-        (["1@a", "2@b", MINE], 2, {"b"}, True, Verdict(["2@b"], [], is_refused=False)),
-        (["1@a", "2@b", MINE], 2, {"b"}, False, Verdict(["2@b"], [], is_refused=False)),
-        (["1@a", "2@b", MINE], 1, {"b"}, True, Verdict(["2@b"], ["1@a"], is_refused=False)),
+        (["1@a", "2@b", MINE], 2, {"b"}, True, LimitDecision(["2@b"], [], is_refused=False)),
+        (["1@a", "2@b", MINE], 2, {"b"}, False, LimitDecision(["2@b"], [], is_refused=False)),
+        (["1@a", "2@b", MINE], 1, {"b"}, True, LimitDecision(["2@b"], ["1@a"], is_refused=False)),
         # One of our own is replaced like any other, and the new one never by itself.
-        (["0@me", MINE], 1, set(), True, Verdict([], ["0@me"], is_refused=False)),
-        ([MINE, "1@a"], 1, set(), True, Verdict([], ["1@a"], is_refused=False)),
+        (["0@me", MINE], 1, set(), True, LimitDecision([], ["0@me"], is_refused=False)),
+        ([MINE, "1@a"], 1, set(), True, LimitDecision([], ["1@a"], is_refused=False)),
     ],
 )
-def test_a_verdict(members: list[str], limit: int, dead: set[str], replaces: bool, verdict: Verdict) -> None:
+def test_a_verdict(
+    members: list[str], limit: int, dead: set[str], replaces: bool, verdict: LimitDecision
+) -> None:
     text = f"{len(members)} {' '.join(members)}".encode()
-    crowd = Crowd.from_bytes(text)
+    crowd = UserConnections.from_bytes(text)
     assert crowd.owners() == {each.partition("@")[2] for each in members}
     assert crowd.judge(MINE, limit, dead, replaces=replaces) == verdict
 
@@ -41,7 +43,7 @@ def test_what_is_left_fits_and_no_more_than_that_is_taken(
     others: list[tuple[int, str]], limit: int, dead: set[str], replaces: bool
 ) -> None:
     members = [f"{number:016x}@{owner}" for number, owner in others] + [MINE]
-    verdict = Crowd(len(members), members).judge(MINE, limit, dead, replaces=replaces)
+    verdict = UserConnections(len(members), members).judge(MINE, limit, dead, replaces=replaces)
     alive = [each for each in members if each.partition("@")[2] not in dead]
     left = set(alive) - set(verdict.replaced) - ({MINE} if verdict.is_refused else set())
     assert set(verdict.gone) == set(members) - set(alive)
@@ -57,4 +59,4 @@ def test_what_is_left_fits_and_no_more_than_that_is_taken(
 @pytest.mark.parametrize("text", [b"", b"x", b"x 1@a", b"\xff"])
 def test_an_answer_that_is_none(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        Crowd.from_bytes(text)
+        UserConnections.from_bytes(text)

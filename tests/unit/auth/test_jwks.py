@@ -176,7 +176,7 @@ def test_a_key_that_is_passed_over_says_why_and_its_tokens_are_refused_for_good(
         assert refused.value.fault == "unusable_key"
         assert refused.value.reason == Reason.INVALID_TOKEN
         assert said in refused.value.why
-    assert bench.counts["keys_wanted"] == 0, "the key has come: no fetch helps"
+    assert bench.counts["unknown_key_ids_requested"] == 0, "the key has come: no fetch helps"
 
 
 def test_a_kid_of_a_usable_and_an_unusable_key_is_usable() -> None:
@@ -285,17 +285,17 @@ def test_a_key_that_was_just_published_is_awaited_once_and_then_known_or_not() -
     bench.fetch(ED)
     assert not bench.tokens.is_awaiting
     assert [bench.fault(EC.token()) for _ in range(3)] == ["awaited_key"] * 3
-    assert bench.counts["keys_wanted"] == 1, "it is asked for once"
+    assert bench.counts["unknown_key_ids_requested"] == 1, "it is asked for once"
     bench.fetch(ED)
     assert bench.fault(EC.token()) == "awaited_key", "that fetch may have been under way already"
-    assert bench.counts["keys_wanted"] == 2, "so it is asked for again"
+    assert bench.counts["unknown_key_ids_requested"] == 2, "so it is asked for again"
     bench.fetch(ED)
     assert bench.fault(EC.token()) == "unknown_key", "it did not come"
     bench.fetch(ED)
     assert bench.fault(EC.token()) == "unknown_key"
     bench.fetch(ED, EC)
     assert bench.fault(EC.token()) == ""
-    assert bench.counts["keys_wanted"] == 2
+    assert bench.counts["unknown_key_ids_requested"] == 2
 
 
 def test_before_the_first_set_a_token_without_kid_awaits_its_key_and_then_has_it_or_not() -> None:
@@ -319,7 +319,7 @@ def test_a_channel_token_whose_key_is_not_there_yet_awaits_it_as_a_connection_to
         with pytest.raises(TokenError) as refused:
             bench.tokens.channel(token, "chat:42", "42", time.time() + 1)
         assert refused.value.is_awaited
-    assert (bench.counts["keys_wanted"], bench.counts["tokens_refused"]) == (1, 2)
+    assert (bench.counts["unknown_key_ids_requested"], bench.counts["tokens_refused"]) == (1, 2)
     bench.fetch(ED, EC)
     assert bench.tokens.channel(token, "chat:42", "42", time.time() + 1).channel == "chat:42"
 
@@ -328,7 +328,7 @@ def test_without_a_key_set_nothing_is_awaited() -> None:
     bench = Bench(is_fetching=False)
     assert not bench.tokens.is_awaiting
     assert bench.fault(EC.token()) == "unknown_key"
-    assert bench.counts["keys_wanted"] == 0
+    assert bench.counts["unknown_key_ids_requested"] == 0
 
 
 def test_made_up_kids_are_remembered_within_bounds() -> None:

@@ -18,7 +18,7 @@ from wsgate.bus.revocations import (
     REVOCATIONS_MOST,
     SECOND_READING_S,
     STORES_PER_TICK,
-    Place,
+    ReadPosition,
     Revocation,
     RevocationKeeper,
     load_revocations,
@@ -117,7 +117,7 @@ def test_an_entry_that_is_no_revocation_is_skipped_and_reading_goes_on_behind_it
     ]
     found = read_page(page((b"ann", b"7.5"), *odd))
     assert found.revocations == [Revocation("ann", 7.5)]
-    assert (found.last, found.skipped) == (Place(b"e", b"1.2.3", 7), len(odd))
+    assert (found.last, found.skipped) == (ReadPosition(b"e", b"1.2.3", 7), len(odd))
     assert read_page(page((b"x" * 128, b"1e+22"))).revocations == [Revocation("x" * 128, 1e22)]
     assert read_page(b"") == ([], None, 0)
 

@@ -94,7 +94,7 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
         shards=[None, None],
         admin=None,
         embedded_bus=SimpleNamespace(
-            memory_bytes=0, prepare=lambda: False, is_up=lambda: True, socket_path=Path("/"), last_words=str
+            memory_bytes=0, prepare=lambda: False, is_up=lambda: True, socket_path=Path("/"), log_tail=str
         ),
         files=SimpleNamespace(restore=list, clean=list),
     )

@@ -9,7 +9,7 @@ import pytest
 from wsgate.node.kernel_watch import LOOK_MS, PAGE_BYTES, Watch, resident_bytes
 from wsgate.node.sockets import SocketNumbers, TcpMemory, read_sockets
 from wsgate.shard.statistics_layout import LAYOUT
-from wsgate.shard.weight import EVERY_LOOKS, FIRST_LOOK, Weight, proportional_bytes
+from wsgate.shard.weight import EVERY_LOOKS, FIRST_LOOK, Weight, proportional_set_bytes
 from wsgate.statistics import StatisticsBlock
 
 MIB = 1 << 20
@@ -105,11 +105,11 @@ def test_a_process_weighs_itself_soon_and_then_once_a_minute() -> None:
     region = StatisticsBlock.create(LAYOUT, 1).shard(0)
     weight, seen = Weight(region), []
     for _ in range(EVERY_LOOKS + FIRST_LOOK + 1):
-        region["proportional_bytes"] = 0
+        region["proportional_set_bytes"] = 0
         weight.look()
         if weight._thread is not None:
             weight._thread.join()
-        seen.append(region["proportional_bytes"] > MIB)
+        seen.append(region["proportional_set_bytes"] > MIB)
     assert [look for look, has_weighed in enumerate(seen) if has_weighed] == [
         FIRST_LOOK,
         FIRST_LOOK + EVERY_LOOKS,
@@ -119,9 +119,9 @@ def test_a_process_weighs_itself_soon_and_then_once_a_minute() -> None:
 def test_what_a_process_weighs_is_at_most_what_it_has_resident() -> None:
     rollup = bytearray(Path("/proc/self/smaps_rollup").read_bytes())
     own = resident_bytes(os.getpid())
-    assert own is not None and MIB < proportional_bytes(rollup, len(rollup)) <= own + MIB
+    assert own is not None and MIB < proportional_set_bytes(rollup, len(rollup)) <= own + MIB
 
 
 @pytest.mark.parametrize("text", [b"", b"\nPss:", b"\nPss: \n", b"\nPss: x kB\n", b"Rss: 7 kB\n"])
 def test_a_rollup_without_the_number_weighs_nothing(text: bytes) -> None:
-    assert proportional_bytes(bytearray(text), len(text)) == 0
+    assert proportional_set_bytes(bytearray(text), len(text)) == 0

@@ -211,10 +211,10 @@ def test_too_long_a_path_for_a_socket_is_said_before_the_start(tmp_path: Path) -
 
 def test_its_last_words_are_the_end_of_its_log_and_it_leaves_nothing(tmp_path: Path) -> None:
     bus = EmbeddedBus(tmp_path, 8000, os.environ, 1 << 24, 1)
-    assert bus.last_words() == ""
+    assert bus.log_tail() == ""
     lines = [f"line {number}" for number in range(1_000)]
     (tmp_path / "8000/bus.log").write_text("\n".join(lines) + "\n\xff")
-    assert bus.last_words().startswith("line 997\nline 998\nline 999\n")
+    assert bus.log_tail().startswith("line 997\nline 998\nline 999\n")
     assert not bus.is_up()
     bus.clean()
     assert list(tmp_path.iterdir()) == []

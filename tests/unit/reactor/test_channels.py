@@ -43,7 +43,7 @@ NAMES = (
 )
 SEATS = 12
 VARIANTS = (1, 2, 1)
-MACHINE_SETTINGS = Settings(variant_opcodes=VARIANTS, outbox_limit_frames=10_000, ping_interval_ms=0)
+MACHINE_SETTINGS = Settings(variant_opcodes=VARIANTS, outbox_frames=10_000, ping_interval_ms=0)
 REPORTING_SETTINGS = replace(MACHINE_SETTINGS, report_vacated=True)
 
 seats = st.integers(0, SEATS - 1)
@@ -340,12 +340,12 @@ def loses_publications(bench: Rig, peer: Peer, name: bytes) -> bool:
 
 
 def test_the_first_subscriber_sets_the_policy() -> None:
-    with rig(Settings(outbox_limit_frames=2)) as bench:
+    with rig(Settings(outbox_frames=2)) as bench:
         first, second = bench.connect(), bench.connect()
         bench.reactor.subscribe(first.conn, b"a", policy=OLDEST)
         bench.reactor.subscribe(second.conn, b"a", policy=CLOSES)
         assert loses_publications(bench, second, b"a")
-    with rig(Settings(outbox_limit_frames=2)) as bench:
+    with rig(Settings(outbox_frames=2)) as bench:
         first, second = bench.connect(), bench.connect()
         bench.reactor.subscribe(first.conn, b"a", policy=CLOSES)
         bench.reactor.subscribe(second.conn, b"a", policy=OLDEST)
@@ -355,7 +355,7 @@ def test_the_first_subscriber_sets_the_policy() -> None:
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_channel_without_subscribers_forgets_its_policy(waits: bool) -> None:
     """Also while a publication of it still waits somewhere."""
-    with rig(Settings(outbox_limit_frames=2)) as bench:
+    with rig(Settings(outbox_frames=2)) as bench:
         first, second = bench.connect(), bench.connect()
         bench.reactor.subscribe(first.conn, b"a", policy=CLOSES)
         if waits:
@@ -367,7 +367,7 @@ def test_a_channel_without_subscribers_forgets_its_policy(waits: bool) -> None:
 
 
 def test_a_connection_has_so_many_subscriptions_and_no_more() -> None:
-    with rig(Settings(subscriptions_limit=2)) as bench:
+    with rig(Settings(max_subscriptions=2)) as bench:
         peer = bench.connect()
         answers = [bench.reactor.subscribe(peer.conn, name) for name in (b"a", b"b", b"c", b"b")]
         assert answers == [1, 1, -2, -1]

@@ -86,7 +86,7 @@ def test_answers_first_then_close(
 
 def test_many_answers_larger_than_a_visit_before_the_close() -> None:
     """300 answers, more than one write takes, all before the Close that the peer asked for."""
-    with rig(Settings(outbox_limit_frames=1000), on_event=echo) as bench:
+    with rig(Settings(outbox_frames=1000), on_event=echo) as bench:
         peer = bench.connect()
         peer.send(b"".join(client_frame(TEXT, b"%03d" % index) for index in range(300)) + client_close())
         frames = frames_until_end(bench, peer)
@@ -361,9 +361,9 @@ def test_linger_lets_the_reason_arrive() -> None:
         assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
-SLOW = Settings(outbox_limit_bytes=400_000, write_timeout_ms=10_000, ping_interval_ms=0)
+SLOW = Settings(outbox_bytes=400_000, write_timeout_ms=10_000, ping_interval_ms=0)
 SLOW_AND_FEW = Settings(
-    outbox_limit_bytes=400_000, write_timeout_ms=10_000, ping_interval_ms=0, linger_limit_sockets=3
+    outbox_bytes=400_000, write_timeout_ms=10_000, ping_interval_ms=0, linger_limit_sockets=3
 )
 
 

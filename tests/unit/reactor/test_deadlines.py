@@ -89,7 +89,7 @@ def reads_a_little(bench: Rig, peer: Peer) -> None:
 
 def test_who_makes_us_pause_again_and_again_gains_no_time_for_its_message() -> None:
     """By not reading: with its outbox over half full it is not read either, and that time does not count."""
-    settings = LATER | {"message_timeout_ms": LIMIT_MS, "outbox_limit_bytes": 20_000}
+    settings = LATER | {"message_timeout_ms": LIMIT_MS, "outbox_bytes": 20_000}
     with rig(Settings(**settings)) as bench:
         peer = bench.connect(send_buffer_bytes=4_096)
         peer.send(client_frame(TEXT, b"a", final=False))

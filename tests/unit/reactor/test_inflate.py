@@ -181,7 +181,7 @@ LIMIT: Final = 256 * 1024
 
 @pytest.mark.parametrize("over", [0, 1])
 def test_s7_the_limit_is_one_of_content(over: int) -> None:
-    with rig(deflating(message_limit_bytes=LIMIT)) as bench:
+    with rig(deflating(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(whole(b"x" * (LIMIT + over)))
         bench.turn()
@@ -207,7 +207,7 @@ def test_s7_a_bomb_costs_its_limit_and_64_kib(fragments: int) -> None:
         )
         for number, part in enumerate(parts)
     )
-    with rig(deflating(message_limit_bytes=LIMIT)) as bench:
+    with rig(deflating(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect(variant=DEFLATING)
         for place in range(0, len(stream) - 1, 16_000):
             peer.send(stream[place : min(place + 16_000, len(stream) - 1)])
@@ -224,7 +224,7 @@ def test_s7_a_bomb_costs_its_limit_and_64_kib(fragments: int) -> None:
 
 def test_s7_a_message_is_too_big_on_the_wire_before_it_is_kept() -> None:
     """What cannot shrink may be a little longer than its content; much longer it is never collected."""
-    with rig(deflating(message_limit_bytes=LIMIT)) as bench:
+    with rig(deflating(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(
             client_frame(BINARY, b"", rsv=RSV1, final=False)
@@ -238,7 +238,7 @@ def test_s7_what_cannot_shrink_passes_at_the_limit() -> None:
     content = b"".join(zlib.crc32(b"%d" % index).to_bytes(4, "big") for index in range(16 * 1024))
     data = deflate(content, WIDE_BITS)
     assert len(data) > len(content)
-    with rig(deflating(message_limit_bytes=len(content))) as bench:
+    with rig(deflating(max_message_bytes=len(content))) as bench:
         peer = bench.connect(variant=DEFLATING)
         stream = client_frame(BINARY, data, rsv=RSV1)
         for place in range(0, len(stream), 16_000):
@@ -248,9 +248,9 @@ def test_s7_what_cannot_shrink_passes_at_the_limit() -> None:
 
 
 def test_what_inflating_may_take_is_on_the_books() -> None:
-    with rig(deflating(message_limit_bytes=LIMIT)) as bench:
+    with rig(deflating(max_message_bytes=LIMIT)) as bench:
         assert bench.held()["deflate"] >= LIMIT + 64 * 1024
-    with rig(Settings(message_limit_bytes=LIMIT)) as bench:
+    with rig(Settings(max_message_bytes=LIMIT)) as bench:
         assert bench.held()["deflate"] == 0
 
 

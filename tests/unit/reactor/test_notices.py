@@ -14,7 +14,7 @@ FORMS = [[b"notice %d" % number] for number in range(16)]
 
 @pytest.fixture
 def bench() -> Iterator[Rig]:
-    made = Rig(Settings(subscriptions_limit=1_000))
+    made = Rig(Settings(max_subscriptions=1_000))
     try:
         yield made
     finally:
@@ -86,7 +86,7 @@ def test_a_step_looks_at_so_many_slots_and_no_more(bench: Rig) -> None:
 
 
 def test_the_walk_waits_while_many_connections_wait_to_be_written() -> None:
-    bench = Rig(Settings(subscriptions_limit=10))
+    bench = Rig(Settings(max_subscriptions=10))
     try:
         peers = [subscriber(bench, b"a") for _ in range(1_100)]
         bench.reactor.mark_lost(b"a", 1)

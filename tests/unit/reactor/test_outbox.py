@@ -74,8 +74,8 @@ BYE = b"bye 4010"
 PINGS_MAX = 7  # so few that one poll can overflow the slot once
 POLICIES = {b"strict": CLOSES, b"news": OLDEST, b"chat": OLDEST, b"price": LATEST, b"score": LATEST}
 MACHINE_SETTINGS = Settings(
-    outbox_limit_bytes=LIMIT_BYTES,
-    outbox_limit_frames=LIMIT_FRAMES,
+    outbox_bytes=LIMIT_BYTES,
+    outbox_frames=LIMIT_FRAMES,
     outbox_age_ms=AGE_MS,
     write_timeout_ms=1_000_000_000,
     ping_interval_ms=0,
@@ -599,8 +599,8 @@ FILLING = b"fill" + bytes(100)
 def desk(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
     """A bench with one open connection, its outbox small, no heartbeat, and gaps that can be read."""
     chosen: dict[str, Any] = {
-        "outbox_limit_bytes": 4_096,
-        "outbox_limit_frames": 8,
+        "outbox_bytes": 4_096,
+        "outbox_frames": 8,
         "ping_interval_ms": 0,
         "write_timeout_ms": LONG,
         "control_rate_per_s": 0,
@@ -616,8 +616,8 @@ def desk(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
 def full_desk(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
     """As `desk`, with a full socket: the connection is behind. The limits are those beside what fills it."""
     filling = len(server_frame(TEXT, FILLING))
-    changes["outbox_limit_frames"] = changes.get("outbox_limit_frames", 8) + 1
-    changes["outbox_limit_bytes"] = changes.get("outbox_limit_bytes", 4_096) + filling
+    changes["outbox_frames"] = changes.get("outbox_frames", 8) + 1
+    changes["outbox_bytes"] = changes.get("outbox_bytes", 4_096) + filling
     with desk(**changes) as (bench, peer):
         fill(bench, peer)
         assert numbers(bench, peer)["outbox_bytes"] == filling
@@ -681,7 +681,7 @@ def read_all(bench: Rig, peer: Peer) -> list[bytes]:
 
 
 def test_control_entries_are_taken_beyond_the_limits() -> None:
-    with desk(outbox_limit_frames=2) as (bench, peer):
+    with desk(outbox_frames=2) as (bench, peer):
         bench.reactor.set_bye(4010, [b"bye"])
         for text in (b"one", b"two"):
             assert bench.reactor.send(peer.conn, text)
@@ -693,7 +693,7 @@ def test_control_entries_are_taken_beyond_the_limits() -> None:
 
 
 def test_the_oldest_droppable_gives_way_to_frames() -> None:
-    with full_desk(outbox_limit_frames=4) as (bench, peer):
+    with full_desk(outbox_frames=4) as (bench, peer):
         publish(bench, b"strict", 1)
         publish(bench, b"news", 1, 2)
         publish(bench, b"chat", 1)
@@ -703,7 +703,7 @@ def test_the_oldest_droppable_gives_way_to_frames() -> None:
         assert bench.reactor.send(peer.conn, b"reply")
         assert publish(bench, b"strict", 2) == [0], "nothing is left that may give way"
         assert bench.count("dropped_policy") == 4
-    with full_desk(outbox_limit_frames=4) as (bench, peer):
+    with full_desk(outbox_frames=4) as (bench, peer):
         publish(bench, b"strict", 1)
         publish(bench, b"news", 1, 2)
         publish(bench, b"chat", 1, 2)
@@ -711,7 +711,7 @@ def test_the_oldest_droppable_gives_way_to_frames() -> None:
 
 
 def test_the_oldest_droppable_gives_way_to_bytes() -> None:
-    with full_desk(outbox_limit_bytes=2_000) as (bench, peer):
+    with full_desk(outbox_bytes=2_000) as (bench, peer):
         publish(bench, b"news", 1, 2, 3, size=600)
         before = waiting(bench, peer)["outbox_bytes"]
         assert bench.reactor.send(peer.conn, b"r" * 600)
@@ -723,14 +723,14 @@ def test_the_oldest_droppable_gives_way_to_bytes() -> None:
 
 
 def test_the_newest_of_latest_only_never_gives_way() -> None:
-    with full_desk(outbox_limit_frames=4) as (bench, peer):
+    with full_desk(outbox_frames=4) as (bench, peer):
         publish(bench, b"price", 1, 2)
         publish(bench, b"score", 1)
         publish(bench, b"price", 3)
         assert publish(bench, b"price", 4, 5) == [1, 1]
         # Score 1 is its channel's newest, price 5 too. All before price 5 is one gap.
         assert read_all(bench, peer) == [b"gap 0 price 1-3", b"score 1", b"price 4", b"price 5"]
-    with full_desk(outbox_limit_frames=2) as (bench, peer):
+    with full_desk(outbox_frames=2) as (bench, peer):
         publish(bench, b"price", 1)
         publish(bench, b"score", 1)
         assert bench.reactor.send(peer.conn, b"reply") is False
@@ -738,7 +738,7 @@ def test_the_newest_of_latest_only_never_gives_way() -> None:
 
 
 def test_what_is_half_written_never_gives_way() -> None:
-    with desk(outbox_limit_frames=2, outbox_limit_bytes=10_000) as (bench, peer):
+    with desk(outbox_frames=2, outbox_bytes=10_000) as (bench, peer):
         publish(bench, b"news", 1, size=8_000)
         bench.turn()
         assert 0 < numbers(bench, peer)["head_written"] < 8_000
@@ -750,7 +750,7 @@ def test_what_is_half_written_never_gives_way() -> None:
 
 
 def test_a_newcomer_of_drop_oldest_gives_way_itself() -> None:
-    with full_desk(outbox_limit_frames=4) as (bench, peer):
+    with full_desk(outbox_frames=4) as (bench, peer):
         for text in (b"a", b"b", b"c"):
             assert bench.reactor.send(peer.conn, text)
         assert publish(bench, b"news", 1, 2, 3) == [1, 1, 1]
@@ -764,7 +764,7 @@ def test_a_newcomer_of_drop_oldest_gives_way_itself() -> None:
 @pytest.mark.parametrize("name", [b"strict", b"price", b"chat"])
 def test_nothing_left_to_give_way_ends_the_connection(name: bytes) -> None:
     """Rule 4; for DROP_OLDEST when not even the gap has room."""
-    with full_desk(outbox_limit_frames=2) as (bench, peer):
+    with full_desk(outbox_frames=2) as (bench, peer):
         bench.reactor.set_bye(4010, [b"bye"])
         for text in (b"a", b"b"):
             assert bench.reactor.send(peer.conn, text)
@@ -778,17 +778,17 @@ def test_nothing_left_to_give_way_ends_the_connection(name: bytes) -> None:
 
 
 def test_a_message_larger_than_the_outbox_ends_the_connection() -> None:
-    with full_desk(outbox_limit_bytes=1_024) as (bench, peer):
+    with full_desk(outbox_bytes=1_024) as (bench, peer):
         assert not bench.reactor.send(peer.conn, bytes(1_021))
         assert read_all(bench, peer) == [b"close 4010"]
-    with full_desk(outbox_limit_bytes=1_024) as (bench, peer):
+    with full_desk(outbox_bytes=1_024) as (bench, peer):
         assert bench.reactor.send(peer.conn, bytes(1_020)), "exactly the limit"
         assert read_all(bench, peer) == [bytes(1_020)]
 
 
 def test_nothing_is_taken_after_an_overflow() -> None:
     """What was queued before was discarded: a later reply would be a reply after a hole."""
-    with full_desk(outbox_limit_frames=2) as (bench, peer):
+    with full_desk(outbox_frames=2) as (bench, peer):
         assert [bench.reactor.send(peer.conn, b"reply %d" % number) for number in range(4)] == [
             True,
             True,
@@ -800,7 +800,7 @@ def test_nothing_is_taken_after_an_overflow() -> None:
 
 def test_an_outbox_is_never_over_its_bytes() -> None:
     """A gap is never charged more than what gave way: many tiny publications must not add up."""
-    with full_desk(outbox_limit_bytes=1_024, outbox_limit_frames=1_000) as (bench, peer):
+    with full_desk(outbox_bytes=1_024, outbox_frames=1_000) as (bench, peer):
         names = [b"tiny %d" % number for number in range(40)]
         for name in names:
             bench.reactor.subscribe(peer.conn, name, policy=OLDEST)
@@ -811,7 +811,7 @@ def test_an_outbox_is_never_over_its_bytes() -> None:
 
 
 def test_a_gap_says_zero_where_no_position_was_given() -> None:
-    with full_desk(outbox_limit_frames=3) as (bench, peer):
+    with full_desk(outbox_frames=3) as (bench, peer):
         publish(bench, b"news", 0, 0)
         publish(bench, b"chat", 0, 5, 6, 0)
         publish(bench, b"strict", 0)
@@ -820,7 +820,7 @@ def test_a_gap_says_zero_where_no_position_was_given() -> None:
 
 
 def test_a_gap_keeps_its_channel_alive() -> None:
-    with full_desk(outbox_limit_frames=2) as (bench, peer):
+    with full_desk(outbox_frames=2) as (bench, peer):
         start = bench.count("now_channels")
         publish(bench, b"news", 1, 2, 3)
         for name in POLICIES:
@@ -832,7 +832,7 @@ def test_a_gap_keeps_its_channel_alive() -> None:
 
 # --- age --------------------------------------------------------------------------------------------
 
-OLD = {"outbox_age_ms": 3_000, "outbox_limit_frames": 200, "outbox_limit_bytes": 1 << 20}
+OLD = {"outbox_age_ms": 3_000, "outbox_frames": 200, "outbox_bytes": 1 << 20}
 
 
 def publish_until_blocked(bench: Rig, peer: Peer, name: bytes) -> int:
@@ -927,7 +927,7 @@ def lose(bench: Rig, *names: bytes) -> Peer:
 
 
 def test_without_an_encoder_nothing_is_said() -> None:
-    with rig(Settings(outbox_limit_frames=2)) as bench:
+    with rig(Settings(outbox_frames=2)) as bench:
         peer = lose(bench, b"news")
         assert numbers(bench, peer)["outbox_frames"] == 2
         assert read_all(bench, peer) == []
@@ -946,7 +946,7 @@ def test_an_encoder_that_raises_is_our_fault(broken: bytes, monkeypatch: pytest.
             raise ArithmeticError("planted")
         return gap_payload(variant, channel, first, last)
 
-    with rig(Settings(outbox_limit_frames=3), gap_encoder=encode) as bench:
+    with rig(Settings(outbox_frames=3), gap_encoder=encode) as bench:
         peer = lose(bench, b"first", b"second")
         assert read_all(bench, peer)[-1] == b"close 4050"
         assert bench.of(peer) == [(event_kinds.FAILING, 4050)]
@@ -960,7 +960,7 @@ def test_an_encoder_that_returns_no_bytes_is_our_fault(
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda info: unraisable.append(info.exc_type))
     encoder: Callable[[int, bytes, int, int], Any] = lambda *_: answer  # noqa: E731
-    with rig(Settings(outbox_limit_frames=2), gap_encoder=encoder) as bench:
+    with rig(Settings(outbox_frames=2), gap_encoder=encoder) as bench:
         peer = lose(bench, b"news")
         assert read_all(bench, peer) == [b"close 4050"]
         assert unraisable == [TypeError]
@@ -997,7 +997,7 @@ def ping(bench: Rig, peer: Peer, *payloads: bytes) -> None:
 
 
 def test_pongs_go_between_a_half_written_entry_and_the_next() -> None:
-    with desk(outbox_limit_bytes=1 << 20) as (bench, peer):
+    with desk(outbox_bytes=1 << 20) as (bench, peer):
         bench.reactor.send(peer.conn, b"one " + b"1" * 8_000)
         bench.turn()
         assert numbers(bench, peer)["head_written"]
@@ -1027,7 +1027,7 @@ def first_cut(**how: Any) -> int:
 @pytest.mark.parametrize("rest", [*around((1 << 16, 1 << 17))[1:], 200_000])
 def test_pongs_never_cut_a_message_that_takes_several_visits(rest: int) -> None:
     """A visit ends after 64 KiB, which may be in the middle of the half-written entry."""
-    with rig(Settings(message_limit_bytes=1 << 20)) as bench:
+    with rig(Settings(max_message_bytes=1 << 20)) as bench:
         peer = bench.connect()
         size = first_cut() + rest - 10
         payload = (bytes(range(251)) * 4_000)[:size]
@@ -1082,14 +1082,14 @@ def test_no_pong_gives_way_while_the_socket_takes_bytes() -> None:
 
 def test_a_half_written_pong_is_finished() -> None:
     """Also when all others give way, and when the connection is closed for its outbox."""
-    with desk(outbox_limit_bytes=1 << 20) as (bench, peer):
+    with desk(outbox_bytes=1 << 20) as (bench, peer):
         pongs = half_write_a_pong(bench, peer)
         ping(bench, peer, *[bytes(125)] * 20)
         assert bench.count("pongs_dropped") > 0
         shown = read_all(bench, peer)
         assert shown[1] == b"pong " + pongs[0]
         assert shown[2:] == [b"pong " + bytes(125)] * 6
-    with desk(outbox_limit_bytes=1 << 16) as (bench, peer):
+    with desk(outbox_bytes=1 << 16) as (bench, peer):
         pongs = half_write_a_pong(bench, peer)
         assert not bench.reactor.send(peer.conn, bytes(1 << 16))
         assert numbers(bench, peer)["pongs"] == 1
@@ -1212,7 +1212,7 @@ def test_a_publication_to_few_is_urgent() -> None:
 
 @pytest.mark.parametrize("by", ["bytes", "frames"])
 def test_over_half_pauses_reading_until_enough_is_written(by: str) -> None:
-    limits = {"outbox_limit_bytes": 100_000, "outbox_limit_frames": 20}
+    limits = {"outbox_bytes": 100_000, "outbox_frames": 20}
     size = 12_000 if by == "bytes" else 0
     with desk(**limits) as (bench, peer):
         count = fill(bench, peer)
@@ -1236,7 +1236,7 @@ def test_over_half_pauses_reading_until_enough_is_written(by: str) -> None:
 
 
 def test_the_application_and_the_outbox_pause_apart() -> None:
-    with desk(outbox_limit_frames=4) as (bench, peer):
+    with desk(outbox_frames=4) as (bench, peer):
         fill(bench, peer)
         bench.reactor.send(peer.conn, b"fill")
         bench.reactor.send(peer.conn, b"fill")

@@ -23,8 +23,8 @@ PAYLOAD = bytes(50)
 def crowd(count: int, **changes: Any) -> Iterator[tuple[Rig, list[Peer]]]:
     """So many subscribers of one channel, with outboxes of 8 frames, and no deadline but the grace."""
     chosen: dict[str, Any] = {
-        "outbox_limit_frames": 8,
-        "outbox_limit_bytes": 64 * 1024,
+        "outbox_frames": 8,
+        "outbox_bytes": 64 * 1024,
         "outbox_age_ms": 600_000,
         "write_timeout_ms": LONG_MS,
         "ping_interval_ms": 0,
@@ -104,7 +104,7 @@ def test_a_connection_that_ends_makes_nothing_wait(end: str) -> None:
 
 def test_a_peer_that_takes_little_stays_behind_between_its_reads() -> None:
     """R16: its socket takes bytes again and again, and never all that waited: it is judged all the time."""
-    with crowd(1, outbox_limit_frames=64) as (bench, [peer]):
+    with crowd(1, outbox_frames=64) as (bench, [peer]):
         fill(bench, peer)
         for _ in range(30):
             bench.reactor.send(peer.conn, bytes(600))
@@ -165,7 +165,7 @@ def test_nobody_waits_for_one_that_is_behind() -> None:
 def test_the_limit_of_bytes_knows_no_grace(behind: int, frames: int) -> None:
     """No connection that is behind, however many there are, holds more bytes than the limit."""
     limit_bytes = 16 * 1024
-    limits = {"outbox_limit_bytes": limit_bytes, "outbox_limit_frames": frames}
+    limits = {"outbox_bytes": limit_bytes, "outbox_frames": frames}
     with crowd(70, **GRACE | limits) as (bench, peers):
         slow = peers[:behind]
         for peer in slow:
@@ -187,7 +187,7 @@ def test_the_limit_of_bytes_knows_no_grace(behind: int, frames: int) -> None:
 @pytest.mark.parametrize("size", [0, 1_000, 12_000])
 def test_a_crowd_holds_one_message_more_than_half_of_the_bytes(size: int, frames: int) -> None:
     limit_bytes = 16 * 1024
-    limits = {"outbox_limit_bytes": limit_bytes, "outbox_limit_frames": frames}
+    limits = {"outbox_bytes": limit_bytes, "outbox_frames": frames}
     with crowd(70, **GRACE | limits) as (bench, peers):
         slow = peers[:36]
         for peer in slow:
@@ -203,7 +203,7 @@ def test_a_crowd_holds_one_message_more_than_half_of_the_bytes(size: int, frames
 
 
 def test_one_more_frame_within_a_grace_counts_with_its_entry() -> None:
-    with crowd(3, **GRACE | {"outbox_limit_bytes": 10_000}) as (bench, peers):
+    with crowd(3, **GRACE | {"outbox_bytes": 10_000}) as (bench, peers):
         slow = peers[0]
         fill(bench, slow)
         for _ in range(1_000):
@@ -265,7 +265,7 @@ def test_publications_wait_for_the_last_of_a_crowd_whose_turn_to_read_comes_late
 
 
 def test_publications_wait_10_s_at_once_for_a_crowd_that_takes_almost_nothing() -> None:
-    with crowd(3, **GRACE | {"outbox_limit_bytes": 1 << 20}) as (bench, peers):
+    with crowd(3, **GRACE | {"outbox_bytes": 1 << 20}) as (bench, peers):
         for peer in peers[:2]:
             fill(bench, peer)
             for _ in range(100):
@@ -372,7 +372,7 @@ def test_peer_that_takes_nothing_delays_publications_once() -> None:
 
 def test_peer_that_is_slow_on_purpose_delays_publications_a_second_and_a_twentieth_of_the_time() -> None:
     """It takes one small buffer every 250 ms, and is never done."""
-    with crowd(10, **MOVING | {"outbox_limit_bytes": 1 << 20}) as (bench, [slow, *others]):
+    with crowd(10, **MOVING | {"outbox_bytes": 1 << 20}) as (bench, [slow, *others]):
         fill(bench, slow)
         for _ in range(100):
             bench.reactor.send(slow.conn, bytes(8_000))
@@ -404,7 +404,7 @@ def test_only_the_message_that_makes_publications_wait_may_exceed_the_bytes() ->
 
 
 def test_whoever_takes_64_kib_within_its_grace_earns_another() -> None:
-    with crowd(2, **GRACE | {"outbox_limit_bytes": 1 << 20}) as (bench, [peer, _]):
+    with crowd(2, **GRACE | {"outbox_bytes": 1 << 20}) as (bench, [peer, _]):
         fill(bench, peer)
         for _ in range(200):
             bench.reactor.send(peer.conn, bytes(4_000))

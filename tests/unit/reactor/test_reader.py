@@ -112,7 +112,7 @@ def test_paused_inside_a_frame_and_a_character() -> None:
 
 def test_a_full_outbox_pauses_by_itself() -> None:
     """Over half its limit the peer is not read; once it has taken its answers it is, in order, all."""
-    with rig(Settings(outbox_limit_bytes=100_000)) as bench:
+    with rig(Settings(outbox_bytes=100_000)) as bench:
         peer = bench.connect(send_buffer_bytes=4096)
         bench.reactor.send(peer.conn, bytes(90_000))
         bench.turn()
@@ -129,7 +129,7 @@ def test_a_full_outbox_pauses_by_itself() -> None:
 def test_both_pauses_at_once() -> None:
     """Application and outbox both paused: reading begins only when both are over, in either order."""
     for application_first in (True, False):
-        with rig(Settings(outbox_limit_bytes=100_000)) as bench:
+        with rig(Settings(outbox_bytes=100_000)) as bench:
             peer = bench.connect(send_buffer_bytes=4096)
             bench.reactor.send(peer.conn, bytes(90_000))
             bench.reactor.pause_reading(peer.conn)
@@ -199,7 +199,7 @@ def test_stale_handles() -> None:
 @pytest.mark.parametrize("cut", ["whole", "behind its first byte", "before its last byte"])
 def test_messages_of_every_size_up_to_the_limit_are_read(cut: str) -> None:
     """Every size class of a block and every form of a frame's length; the account is zero after each."""
-    with rig(Settings(message_limit_bytes=LIMIT_BYTES, control_rate_per_s=0)) as bench:
+    with rig(Settings(max_message_bytes=LIMIT_BYTES, control_rate_per_s=0)) as bench:
         peer = bench.connect()
         at_rest = bench.held()
         for size in sizes_up_to(LIMIT_BYTES):

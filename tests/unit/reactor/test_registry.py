@@ -381,9 +381,9 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
     Reason.PEER_CLOSED: ({}, say(client_close(1000))),
     Reason.PROTOCOL_ERROR: ({}, say(client_frame(3))),
     Reason.INVALID_UTF8: ({}, say(client_frame(TEXT, b"\xff"))),
-    Reason.MESSAGE_TOO_BIG: ({"message_limit_bytes": 10}, say(client_frame(BINARY, bytes(11)))),
+    Reason.MESSAGE_TOO_BIG: ({"max_message_bytes": 10}, say(client_frame(BINARY, bytes(11)))),
     Reason.TOO_MANY_FRAGMENTS: (
-        {"fragments_limit": 2},
+        {"max_fragments": 2},
         say(client_frame(TEXT, final=False), *[client_frame(CONTINUATION, final=False)] * 2),
     ),
     Reason.CONTROL_RATE: (
@@ -400,7 +400,7 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
     Reason.IDLE_TIMEOUT: ({"idle_timeout_ms": 1_000, **QUIET}, wait(2_000)),
     Reason.TOKEN_EXPIRED: ({}, late),
     Reason.AUTH_TIMEOUT: ({}, late_to_authenticate),
-    Reason.SLOW_CONSUMER: ({"outbox_limit_frames": 1}, overflow),
+    Reason.SLOW_CONSUMER: ({"outbox_frames": 1}, overflow),
     Reason.OUTBOX_AGE: ({"outbox_age_ms": 3_000, "write_timeout_ms": 60_000, **QUIET}, grow_old),
     Reason.PARTIAL_BYTES: ({}, limit_partial_bytes),
     Reason.SHED: ({}, run_out_of_memory),
@@ -408,7 +408,7 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
         {"variant_opcodes": (TEXT | event_kinds.DEFLATED,)},
         say(client_frame(TEXT | event_kinds.DEFLATED, b"\xff")),
     ),
-    Reason.INTERNAL: ({"outbox_limit_frames": 2}, break_the_encoder),
+    Reason.INTERNAL: ({"outbox_frames": 2}, break_the_encoder),
 }
 
 # What no test can make the reactor find: it is ours to say, or there is nobody to say it to.

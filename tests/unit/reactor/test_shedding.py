@@ -212,7 +212,7 @@ def test_what_the_caller_holds_counts_and_what_it_knows_shuts_the_gate() -> None
         before = booked(bench)
         bench.reactor.book(5_000_000)
         assert booked(bench) == before + 5_000_000
-        bench.reactor.book(0, is_pressed=True)
+        bench.reactor.book(0, refuses_newcomers=True)
         with socket.create_connection(listener.getsockname()):
             bench.turn()
         assert bench.count("ended_refused_memory") == 1

@@ -183,7 +183,7 @@ def test_failed_allocation_ends_only_the_connection_it_was_for() -> None:
 
 def fail_an_allocation() -> None:
     """The body of the test above."""
-    with rig(Settings(message_limit_bytes=40 << 20)) as bench:
+    with rig(Settings(max_message_bytes=40 << 20)) as bench:
         big, other = bench.connect(), bench.connect()
         bench.turn()
         frame = client_frame(2, bytes(32 << 20))
@@ -241,7 +241,7 @@ def test_resume_of_a_connection_that_was_not_paused_gives_its_message_no_time() 
 
 def test_rate_after_a_long_pause_is_credited_for_what_sockets_hold_and_no_more() -> None:
     """An hour of pause is no permission for an hour of messages at once."""
-    with rig(Settings(byte_rate_per_s=1_000_000, message_limit_bytes=1 << 20, ping_interval_ms=0)) as bench:
+    with rig(Settings(byte_rate_per_s=1_000_000, max_message_bytes=1 << 20, ping_interval_ms=0)) as bench:
         peer = bench.connect()
         bench.turn()
         bench.now_ms += 3_600_000
@@ -309,6 +309,6 @@ def _offer(bench: Rig) -> socket.socket:
     """A socket that goes through the gate, as one that a sibling handed over."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    bench.reactor.admit(ours.detach(), now_ms=bench.now_ms)
+    bench.reactor.accept_handover(ours.detach(), now_ms=bench.now_ms)
     theirs.settimeout(5)
     return theirs

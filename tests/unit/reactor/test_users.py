@@ -106,7 +106,7 @@ def _compare(bench: Rig, users: list[bytes], model: dict[int, bytes]) -> None:
 
 
 def test_subscription_that_is_not_counted_never_meets_the_limit() -> None:
-    with rig(Settings(subscriptions_limit=4, ping_interval_ms=0)) as bench:
+    with rig(Settings(max_subscriptions=4, ping_interval_ms=0)) as bench:
         peer = bench.connect()
         names = [b"c%d" % number for number in range(4)]
         for name in names:

@@ -101,7 +101,7 @@ def test_anonymous_connection_at_its_subscription_limit_gets_its_inbox_and_is_re
     shard = Reach(allow_anonymous=True)
     limit = 5
     shard.rig.reactor.renew(
-        Settings(**{**_settings_of(shard), "subscriptions_limit": limit})  # type: ignore[arg-type]
+        Settings(**{**_settings_of(shard), "max_subscriptions": limit})  # type: ignore[arg-type]
     )
     peer = shard.enter()
     channels = [f"c{number}" for number in range(limit)]

@@ -13,12 +13,12 @@ from wsgate.dialects import DIALECTS
 from wsgate.reactor import Reactor, Settings
 from wsgate.shard import gaps
 from wsgate.shard.gaps import CHANNELS_MOST, MERGE_MS, SETTLE_MS, SLOTS_PER_PASS, Gaps, spread_ms_for
-from wsgate.shard.publication_encoder import Forms
+from wsgate.shard.publication_encoder import PublicationEncoder
 
 SPREAD_MS = 60_000
 SETTINGS = Settings(
     variant_opcodes=tuple(dialect.opcode for dialect in DIALECTS),
-    subscriptions_limit=5_000,
+    max_subscriptions=5_000,
     report_vacated=True,
 )
 
@@ -31,7 +31,7 @@ class Bench(Rig):
         self.counts: Counter[str] = Counter()
         self.time_ms = 1_000_000
         self.spread_ms = SPREAD_MS
-        forms = Forms(512, self._count)
+        forms = PublicationEncoder(512, self._count)
         self.gaps = Gaps(
             self.reactor,
             forms,
@@ -268,7 +268,12 @@ def test_deflated_variants_receive_notices_too() -> None:
     try:
         made: Reactor = bench.reactor
         gaps_of = Gaps(
-            made, Forms(512, lambda *_: None), lambda *_: None, lambda: 1, lambda: 0, variants=len(VARIANTS)
+            made,
+            PublicationEncoder(512, lambda *_: None),
+            lambda *_: None,
+            lambda: 1,
+            lambda: 0,
+            variants=len(VARIANTS),
         )
         peers = [bench.connect(variant=variant) for variant in range(len(VARIANTS))]
         for peer in peers:

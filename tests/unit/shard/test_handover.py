@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.shard.test_faults import OPTIONS
-from wsgate.admission import Place, State
+from wsgate.admission import ShardOffer, State
 from wsgate.shard.capacity import next_with_room, places, roomiest
 from wsgate.shard.options import Shared
 from wsgate.shard.process import Shard
@@ -54,7 +54,12 @@ async def _end_with(connection: socket.socket, client: socket.socket) -> bytes:
 
 
 def test_who_has_most_room_and_who_is_next_in_the_ring() -> None:
-    offers = [Place(5, State.OPEN), Place(0, State.REFUSING), Place(9, State.OPEN), Place(2, State.REFUSING)]
+    offers = [
+        ShardOffer(5, State.OPEN),
+        ShardOffer(0, State.REFUSING),
+        ShardOffer(9, State.OPEN),
+        ShardOffer(2, State.REFUSING),
+    ]
     assert [roomiest(offers, number) for number in range(4)] == [2, 2, 0, 2]
     assert [next_with_room(offers, number) for number in range(4)] == [2, 2, 3, 0]
     assert roomiest(offers[1:2], 0) is next_with_room(offers[1:2], 0) is None
@@ -85,7 +90,7 @@ def test_a_connection_there_is_no_descriptor_for_is_counted(monkeypatch: pytest.
             shard = Shard(OPTIONS, -1, shared, -1)
             shard._build(asyncio.get_running_loop())
             shard._take_handed()
-            return shard._counts["handed_over_lost"]
+            return shard._counts["handovers_lost"]
 
     monkeypatch.setattr(socket, "recv_fds", receive)
     assert asyncio.run(take()) == 1

@@ -8,7 +8,7 @@ from wsgate.auth import Identity, OriginPolicy, Permissions, TokenError, TokenPo
 from wsgate.bus import parse_address
 from wsgate.handshake import Refusal
 from wsgate.reactor import GateLimits, Settings
-from wsgate.shard.handshakes import Entry, Front
+from wsgate.shard.handshakes import Entry, HandshakePolicy
 from wsgate.shard.options import ShardOptions
 
 GOOD_TOKEN = "good"
@@ -26,7 +26,7 @@ class FakeTokens:
         return Identity("ann", Permissions((), (), ()), 0)
 
 
-def front(**changes: object) -> Front:
+def front(**changes: object) -> HandshakePolicy:
     """A front with default options."""
     options = ShardOptions(
         node="n",
@@ -38,7 +38,7 @@ def front(**changes: object) -> Front:
         tokens=TokenPolicy(),
         **changes,  # type: ignore[arg-type]
     )
-    return Front(options, FakeTokens())  # type: ignore[arg-type]
+    return HandshakePolicy(options, FakeTokens())  # type: ignore[arg-type]
 
 
 def head(*lines: bytes, request_line: bytes = b"GET /ws HTTP/1.1", is_upgrade: bool = True) -> bytes:
@@ -134,7 +134,7 @@ def refused_origin(origin: bytes, *, is_dev: bool) -> tuple[Refusal, dict[str, o
         tokens=TokenPolicy(),
         is_dev=is_dev,
     )
-    judge = Front(options, FakeTokens(), lambda event, **fields: lines.append((event, fields)))  # type: ignore[arg-type]
+    judge = HandshakePolicy(options, FakeTokens(), lambda event, **fields: lines.append((event, fields)))  # type: ignore[arg-type]
     refused = judge.judge(head(b"Origin: " + origin), 0)
     assert isinstance(refused, Refusal)
     [(event, fields)] = lines

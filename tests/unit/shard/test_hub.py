@@ -29,12 +29,12 @@ from wsgate.shard.hub import (
     Joined,
 )
 from wsgate.shard.options import ChannelRules
-from wsgate.shard.publication_encoder import Forms
+from wsgate.shard.publication_encoder import PublicationEncoder
 
 SETTINGS = Settings(
     report_vacated=True,
     variant_opcodes=tuple(dialect.opcode for dialect in DIALECTS),
-    subscriptions_limit=100_000,
+    max_subscriptions=100_000,
 )
 SPREAD_MS = 4_000
 RULES = {"default": ChannelRules(max_publish_bytes=1_000), "big": ChannelRules(max_publish_bytes=50_000)}
@@ -102,15 +102,17 @@ class Bench(Rig):
         self.time_ms = 0
         self.gaps = Gaps(
             self.reactor,
-            Forms(512, self._count),
+            PublicationEncoder(512, self._count),
             self._count,
             lambda: SPREAD_MS,
             lambda: self.time_ms,
             variants=len(DIALECTS),
         )
-        self.hub = Hub(self.reactor, Access(RULES, None), Forms(512, self._count), self.gaps, self._count)
+        self.hub = Hub(
+            self.reactor, Access(RULES, None), PublicationEncoder(512, self._count), self.gaps, self._count
+        )
         self.hub.attach(cast(Subscriber, self.bus))
-        self.hub.limit_unconfirmed(SETTINGS.subscriptions_limit)
+        self.hub.limit_unconfirmed(SETTINGS.max_subscriptions)
         self.told: list[tuple[bytes, int]] = []
 
     def _count(self, name: str, amount: int) -> None:
@@ -194,12 +196,12 @@ def test_who_is_gone_and_who_has_too_many_joins_nothing() -> None:
     assert bench.join(peer, b"news") is Joined.GONE
     bench.turn()
     bench.close()
-    with_limit = Rig(Settings(report_vacated=True, subscriptions_limit=1))
+    with_limit = Rig(Settings(report_vacated=True, max_subscriptions=1))
 
     def count(name: str, amount: int) -> None:
         pass
 
-    forms = Forms(512, count)
+    forms = PublicationEncoder(512, count)
     gaps = Gaps(with_limit.reactor, forms, count, lambda: 1, lambda: 0, variants=1)
     hub = Hub(with_limit.reactor, Access(RULES, None), forms, gaps, count)
     hub.attach(cast(Subscriber, Bus()))

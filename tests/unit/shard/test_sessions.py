@@ -21,13 +21,13 @@ from wsgate.shard.gaps import Gaps
 from wsgate.shard.handshakes import Entry
 from wsgate.shard.hub import UNSENT_LIMIT, Hub
 from wsgate.shard.options import NO_EVENTS, NO_USER_LIMITS, ChannelRules, ShardOptions
-from wsgate.shard.publication_encoder import Forms
+from wsgate.shard.publication_encoder import PublicationEncoder
 from wsgate.shard.sessions import Sessions, now_ms
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.turns import CROWDED, Sender
 
-SETTINGS = Settings(report_vacated=True, variant_opcodes=(1, 2), subscriptions_limit=4)
+SETTINGS = Settings(report_vacated=True, variant_opcodes=(1, 2), max_subscriptions=4)
 OPEN = ChannelRules(subscribe="anyone", publish="anyone")
 JSON = DIALECTS[0]
 GAP = {"op": "gap", "reason": "bus"}
@@ -117,7 +117,7 @@ class Shard:
         self.wakes = 0
         self.unheard: list[bytes] = []
         access = Access({"default": OPEN}, None)
-        forms = Forms(512, self._count)
+        forms = PublicationEncoder(512, self._count)
         gaps = Gaps(self.rig.reactor, forms, self._count, lambda: 1, now_ms, variants=len(DIALECTS))
         self.hub = Hub(self.rig.reactor, access, forms, gaps, self._count)
         self.hub.attach(cast(Subscriber, self.bus))

@@ -19,7 +19,7 @@ from wsgate.bus import parse_address
 from wsgate.handshake import Refusal
 from wsgate.log import Log
 from wsgate.reactor import GateLimits, Settings
-from wsgate.shard.handshakes import Front
+from wsgate.shard.handshakes import HandshakePolicy
 from wsgate.shard.options import ShardOptions
 from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.shard.tokens import Tokens
@@ -236,7 +236,7 @@ def _options(*, is_dev: bool) -> ShardOptions:
     return ShardOptions(
         node="n",
         number=0,
-        reactor=Settings(report_vacated=True, variant_opcodes=(1, 2), subscriptions_limit=4),
+        reactor=Settings(report_vacated=True, variant_opcodes=(1, 2), max_subscriptions=4),
         gate=GateLimits(),
         bus=parse_address("unix:///nowhere"),
         origins=OriginPolicy(()),
@@ -255,7 +255,7 @@ HEAD: Final = (
 @pytest.mark.parametrize("cause", EIGHT)
 def test_a_program_is_told_the_cause_in_the_header_only_in_development(cause: str) -> None:
     for is_dev in (True, False):
-        answer = Front(_options(is_dev=is_dev), Bench().tokens).judge(HEAD % EIGHT[cause], NOW_S)
+        answer = HandshakePolicy(_options(is_dev=is_dev), Bench().tokens).judge(HEAD % EIGHT[cause], NOW_S)
         assert isinstance(answer, Refusal)
         assert (answer.status, answer.reason) == (401, "invalid_token")
         assert (CAUSES[cause].text.encode() in answer.response) is is_dev
@@ -263,7 +263,7 @@ def test_a_program_is_told_the_cause_in_the_header_only_in_development(cause: st
 
 
 def test_the_eight_answers_outside_development_are_one() -> None:
-    front = Front(_options(is_dev=False), Bench().tokens)
+    front = HandshakePolicy(_options(is_dev=False), Bench().tokens)
     answers = {cast(Refusal, front.judge(HEAD % token, NOW_S)).response for token in EIGHT.values()}
     assert len(answers) == 1
 
@@ -277,7 +277,7 @@ def test_the_text_of_a_public_key_as_a_secret_has_the_cause_of_its_algorithm() -
 
 @pytest.mark.parametrize("is_dev", [True, False])
 def test_a_token_that_is_not_valid_yet_is_503_with_the_time_to_wait(is_dev: bool) -> None:
-    front = Front(_options(is_dev=is_dev), Bench().tokens)
+    front = HandshakePolicy(_options(is_dev=is_dev), Bench().tokens)
     answer = front.judge(HEAD % signed(nbf=NOW_S + 600), NOW_S)
     assert isinstance(answer, Refusal)
     assert (answer.status, answer.reason) == (503, "token_not_yet_valid")

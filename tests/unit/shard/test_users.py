@@ -164,7 +164,7 @@ def test_a_removal_too_many_to_remember_is_counted() -> None:
         peer = at.come()
         at.users.leave(peer.conn, "ann")
         at.bus.answer(b"ZREM", "down")
-        assert at.counts["users_unforgotten"] == 1
+        assert at.counts["user_deregistrations_lost"] == 1
         assert len(at.users._unforgotten) == UNFORGOTTEN_MOST
 
 

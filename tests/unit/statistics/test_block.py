@@ -18,7 +18,7 @@ from wsgate.statistics import (
 from wsgate.statistics.layout import HISTOGRAM_BUCKETS
 from wsgate.statistics.readiness import SILENT_MS, why_not_alive
 
-GAUGES = ("phase", "beat_ms", "bus_up", "probe_due_ms", "room", "keys_awaited")
+GAUGES = ("phase", "beat_ms", "bus_up", "probe_due_ms", "room", "key_set_missing")
 SMALL = Layout(("came", "went"), GAUGES, ("lag_us",))
 NOW_MS = 1_000_000
 
@@ -136,7 +136,7 @@ def test_a_node_is_ready_when_all_its_shards_are() -> None:
         ("phase", PHASE_STARTING, "shard_1_starting"),
         ("bus_up", 0, "shard_1_bus_down"),
         ("probe_due_ms", NOW_MS - 1, "shard_1_probe_late"),
-        ("keys_awaited", 1, "shard_1_keys_awaited"),
+        ("key_set_missing", 1, "shard_1_keys_awaited"),
         ("beat_ms", NOW_MS - SILENT_MS - 1, "shard_1_silent"),
     ],
 )

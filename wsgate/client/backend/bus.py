@@ -155,7 +155,7 @@ class Bus:
         async with self._asking():
             await self._client.xack(reader.stream, reader.group, entry.id)
 
-    async def bury(
+    async def move_to_dead_letters(
         self, reader: Reader, entry: Entry, dead: str, *, why: Mapping[str, str], limit: int
     ) -> None:
         """Move an entry to the stream `dead`, trimmed to about `limit`, with `why` beside its fields.

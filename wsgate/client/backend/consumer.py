@@ -14,7 +14,7 @@ from typing import Final
 from wsgate.client.backend.address import Client
 from wsgate.client.backend.bus import Bus, Entry, NoGroup, Reader
 from wsgate.client.backend.event import Event
-from wsgate.client.backend.handling import Case, Handling
+from wsgate.client.backend.handling import EntryCase, Handling
 from wsgate.client.backend.options import ConsumerOptions
 from wsgate.client.backend.partition import Partition, Turn
 from wsgate.client.backend.stopping import Stopping
@@ -194,7 +194,7 @@ class EventConsumer:
         if turn is not None:
             self._tasks.start(self._settle(partition, case, turn))
 
-    async def _settle(self, partition: Partition, case: Case, turn: Turn) -> None:
+    async def _settle(self, partition: Partition, case: EntryCase, turn: Turn) -> None:
         try:
             await turn.begin()
             await self._handling.settle(partition.reader, case)

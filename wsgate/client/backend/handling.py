@@ -17,14 +17,14 @@ from wsgate.client.backend.options import ConsumerOptions
 from wsgate.client.backend.stopping import Stopping
 from wsgate.client.backend.window import Window
 
-__all__ = ["Case", "Handling"]
+__all__ = ["EntryCase", "Handling"]
 
 ABANDONED: Final = "Abandoned"
 """The `error` of an entry that took too many processes with it before any of them could say why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DeadLetterCause:
     """Why an entry is a dead letter: an exception's type and after how many attempts."""
 
     error: str
@@ -32,12 +32,12 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class EntryCase:
     """An entry, and what it is: an event, a dead letter at once, or neither when it was trimmed away."""
 
     entry: Entry
     event: Event | None = None
-    verdict: Verdict | None = None
+    verdict: DeadLetterCause | None = None
 
     @property
     def key(self) -> str:
@@ -71,19 +71,19 @@ class Handling:
         self._seen = Window(options.seen_limit)
         self._dead = Window(options.seen_limit)
 
-    def examine(self, entry: Entry, *, is_fatal: bool) -> Case:
+    def examine(self, entry: Entry, *, is_fatal: bool) -> EntryCase:
         """What an entry is; `is_fatal` when it was given to too many already and none came back."""
         if is_fatal:
-            return Case(entry, verdict=Verdict(ABANDONED, 0))
+            return EntryCase(entry, verdict=DeadLetterCause(ABANDONED, 0))
         if not entry.fields:
-            return Case(entry)
+            return EntryCase(entry)
         try:
-            return Case(entry, parse_event(entry.stream, entry.id, entry.fields))
+            return EntryCase(entry, parse_event(entry.stream, entry.id, entry.fields))
         except MalformedEvent as error:
             self._report(error)
-            return Case(entry, verdict=Verdict(type(error).__name__, 0))
+            return EntryCase(entry, verdict=DeadLetterCause(type(error).__name__, 0))
 
-    async def settle(self, reader: Reader, case: Case) -> None:
+    async def settle(self, reader: Reader, case: EntryCase) -> None:
         """Handle the entry or make it a dead letter, and acknowledge it.
 
         An entry may be taken over again before the reply to its acknowledgement arrives. It is recognized by
@@ -103,7 +103,7 @@ class Handling:
         except _Left:
             return
 
-    async def _try(self, event: Event) -> Verdict | None:
+    async def _try(self, event: Event) -> DeadLetterCause | None:
         """Call the handler until it returns; why it never did."""
         attempts = self._options.attempts
         for attempt in range(attempts):
@@ -113,7 +113,7 @@ class Handling:
                 return None
             except Exception as error:
                 self._report(error)
-                verdict = Verdict(type(error).__name__, attempt + 1)
+                verdict = DeadLetterCause(type(error).__name__, attempt + 1)
             if attempt + 1 < attempts:
                 await self._stopping.pause(self._options.backoff.delay_s(attempt, random.random))
                 if self._stopping.is_set:
@@ -132,7 +132,7 @@ class Handling:
             if self._stopping.is_set:
                 raise _Left
 
-    async def _tell(self, reader: Reader, entry: Entry, verdict: Verdict | None) -> None:
+    async def _tell(self, reader: Reader, entry: Entry, verdict: DeadLetterCause | None) -> None:
         if verdict is None:
             await self._bus.acknowledge(reader, entry)
             return
@@ -143,4 +143,4 @@ class Handling:
             "entry": entry.id,
         }
         dead = f"{self._options.prefix}:events:dead"
-        await self._bus.bury(reader, entry, dead, why=why, limit=self._options.dead_limit)
+        await self._bus.move_to_dead_letters(reader, entry, dead, why=why, limit=self._options.dead_limit)
