@@ -141,7 +141,7 @@ def test_a_listed_proxy_is_believed_and_nobody_else() -> None:
         stay(held, gateway, source="127.0.0.9")
         name = 'wsgate_addresses_missed_total{cause="unnamed"}'
         wait_until("they are counted", lambda: scrape(gateway)[name] == 2, LIMIT_S)
-        assert counted(gateway, "refusals", "per_address_connections") == 2
+        assert counted(gateway, "refusals", "address_connections") == 2
 
 
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])

@@ -258,8 +258,8 @@ DEFECTS: Final = {
     "unverified": Defect(
         "a token in a message that is verified at once, however many wait",
         "wsgate/shard/process.py",
-        "        self._sessions.verify_later = self._verify_later\n",
-        "",
+        "            verify_later=self._verify_later,\n",
+        "            verify_later=lambda conn, size, act: act(),\n",
     ),
     "unnamed": Defect(
         "publications that the backlog drops without a notice to their subscribers",

@@ -289,7 +289,7 @@ cdef class Reactor:
         if len(limits.trusted_networks) > TRUSTED_MAX:
             raise SettingsError(f"at most {TRUSTED_MAX} networks of proxies may be listed")
         fresh.descriptors = limits.descriptors
-        fresh.connections = limits.max_connections
+        fresh.connections = limits.connections
         fresh.handshakes = limits.handshakes_in_progress
         fresh.handshake_rate_per_s = limits.handshake_rate_per_s
         fresh.partial_bytes = limits.partial_bytes

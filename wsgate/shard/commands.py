@@ -1,7 +1,7 @@
 """What a client's command does: one table from command to handler.
 
-A handler is `(conn, dialect, member, command)`. It answers through the sessions, later if it waits
-for the bus. Who has shown no token yet may say `auth` and `ping`, and nothing else.
+A handler is called with `(conn, dialect, member, command)`. It answers at once, or later if it waits for the
+bus. A connection that has shown no token yet may send `auth` and `ping`, and nothing else.
 
 Source: protocols/client/v1/spec.md, "Commands".
 """
@@ -16,14 +16,14 @@ from wsgate.auth import Identity, Member, TokenError
 from wsgate.bus import BusPublisher, Names, Publication, encode_publication
 from wsgate.dialects import BadCommand, Dialect, commands
 from wsgate.payload import Payload
-from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.byes import RETRY_MS
 from wsgate.shard.hub import Watch
-from wsgate.shard.options import ANONYMOUS_MEMBER
+from wsgate.shard.login import LoginParts, Logins
+from wsgate.shard.options import ANONYMOUS_MEMBER, ShardOptions
 from wsgate.shard.pausing import Pauser
-from wsgate.shard.sessions import Sessions
-from wsgate.shard.welcome import ConnectRequest, shown
+from wsgate.shard.replies import display_name
+from wsgate.shard.welcome import ConnectRequest
 from wsgate.turns import CROWDED, Sender
 
 __all__ = ["Commands"]
@@ -54,37 +54,48 @@ class Commands:
 
     def __init__(
         self,
-        reactor: Reactor,
-        sessions: Sessions,
+        options: ShardOptions,
+        parts: LoginParts,
+        logins: Logins,
         publisher: BusPublisher,
         names: Names,
+        *,
+        count: Callable[[str, int], None],
         wake: Callable[[], None],
         unheard: Callable[[bytes], None],
     ) -> None:
-        """Over the shard's parts.
+        """Use the parts of one shard.
 
         Args:
-            reactor: Holds the clients.
-            sessions: Answers them.
-            publisher: The way to the bus.
-            names: What channels are called there.
-            wake: Asks for a pass, because an answer of the bus comes between two.
-            unheard: Called with a name this shard is subscribed to, when the bus had nobody to hand it to.
+            options: Of the shard.
+            parts: The parts that commands share with logins.
+            logins: Admits connections, and buffers what they send before.
+            publisher: Sends commands to the bus.
+            names: The names of channels on the bus.
+            count: Adds to a counter of the shard, by its name.
+            wake: Requests a pass, because a reply of the bus arrives between two passes.
+            unheard: Called with a channel this shard is subscribed to, when the bus had no receiver for it.
         """
-        self._reactor = reactor
-        self._sessions = sessions
+        self._reactor = parts.reactor
+        self._hub = parts.hub
+        self._access = parts.access
+        self._tokens = parts.tokens
+        self._events = parts.events
+        self._users = parts.users
+        self._members = parts.members
+        self._replies = parts.replies
+        self._subscriptions = parts.subscriptions
+        self._pauses = parts.pauses
+        self._logins = logins
         self._publisher = publisher
         self._names = names
+        self._count = count
         self._wake = wake
         self._unheard = unheard
-        self._count = sessions.count
-        self._users = sessions.users
-        sessions.run = self.run
         self._under_way: dict[int, _UnderWay] = {}
         self._rates: PublishRates | None = None
         self._rate = 0, 0  # publishes per second, and at once
-        self.budget = ByteBudget(sessions.options.byte_rates)  # of bytes onto the bus
-        self.renew()
+        self.renew(options)
         self._handlers: dict[type, tuple[str, Handler]] = {
             commands.Auth: ("command_auth", self._auth),
             commands.Subscribe: ("command_sub", self._subscribe),
@@ -107,27 +118,27 @@ class Commands:
             message: As it came.
             opcode: 1 text, 2 binary.
         """
-        sessions = self._sessions
-        if sessions.ended and conn in sessions.ended:
-            return  # said in the same breath as what it was closed for
-        if sessions.held and sessions.hold(conn, message, opcode):
+        replies, logins = self._replies, self._logins
+        if replies.ended and conn in replies.ended:
+            return  # received in the same read as the message that caused the Close
+        if logins.buffered and logins.buffer(conn, message, opcode):
             return
         if opcode != dialect.opcode:
-            sessions.end(conn, dialect, Reason.UNSUPPORTED_DATA)
+            replies.end(conn, dialect, Reason.UNSUPPORTED_DATA)
             return
         command = dialect.decode(message)
         if type(command) is BadCommand:
-            sessions.error(conn, dialect, command.error, id=command.id, channel=command.ch)
-            sessions.bad_message(conn, dialect, is_malformed=command.is_malformed)
+            replies.error(conn, dialect, command.error, id=command.id, channel=command.ch)
+            replies.bad_message(conn, dialect, is_malformed=command.is_malformed)
             return
-        sessions.good_message(conn)
+        replies.good_message(conn)
         counter, handler = self._handlers[type(command)]
         self._count(counter, 1)
         member: Member | None = self._reactor.meta(conn)
         if member is None:
             if type(command) not in (commands.Auth, commands.Ping):
                 channel = getattr(command, "ch", None)
-                sessions.error(conn, dialect, "unauthorized", id=command.id, channel=channel)
+                replies.error(conn, dialect, "unauthorized", id=command.id, channel=channel)
                 return
             member = ANONYMOUS_MEMBER
         rates = self._users.rates
@@ -135,15 +146,13 @@ class Commands:
             wait_ms = rates.take(member.user, time.monotonic())
             if wait_ms:
                 channel = getattr(command, "ch", None)
-                sessions.error(
-                    conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms
-                )
+                replies.error(conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms)
                 return
         handler(conn, dialect, member, command)
 
-    def renew(self) -> None:
-        """Other options of the sessions, from now on."""
-        options = self._sessions.options
+    def renew(self, options: ShardOptions) -> None:
+        """Use these options from now on."""
+        self.budget = ByteBudget(options.byte_rates)  # of bytes that clients put onto the bus
         rate, burst = options.publish_rate_per_s, options.publish_burst or options.publish_rate_per_s
         if (rate, burst) != self._rate:  # else the buckets stay as they are
             self._rate = rate, burst
@@ -169,7 +178,7 @@ class Commands:
         wait_ms = self.budget.take(conn, size, time.monotonic())
         if wait_ms:
             self._count("publishes_over_bytes", 1)
-            self._sessions.error(conn, dialect, "rate_limited", id=id, channel=channel, retry_ms=wait_ms)
+            self._replies.error(conn, dialect, "rate_limited", id=id, channel=channel, retry_ms=wait_ms)
         return wait_ms > 0
 
     # --- who somebody is ------------------------------------------------------------------------------
@@ -177,48 +186,47 @@ class Commands:
     def _auth(self, conn: int, dialect: Dialect, member: Member, command: commands.Auth) -> None:
         if member.user_utf8:
             # A new token comes by `refresh`.
-            self._sessions.error(conn, dialect, "bad_request", id=command.id)
+            self._replies.error(conn, dialect, "bad_request", id=command.id)
             return
-        sessions, token = self._sessions, command.token
-        showing = ConnectRequest(command.id, command.positions or {})
-        known = sessions.tokens.recall(token, time.time())
+        token = command.token
+        request = ConnectRequest(command.id, command.positions or {})
+        known = self._tokens.recall(token, time.time())
         if known is not None:
-            sessions.welcome(conn, dialect, known, showing)
+            self._logins.admit(conn, dialect, known, request)
             return
-        sessions.await_token(
-            conn, dialect, token, partial(sessions.authenticate, conn, dialect, token, showing)
+        self._logins.await_token(
+            conn, dialect, token, partial(self._logins.authenticate, conn, dialect, token, request)
         )
 
     def _refresh(self, conn: int, dialect: Dialect, member: Member, command: commands.Refresh) -> None:
         """A later end for the connection, and the permissions of the new token."""
-        known = self._sessions.tokens.recall(command.token, time.time())
+        known = self._tokens.recall(command.token, time.time())
         if known is not None:
             self._refreshed(conn, dialect, command, known)
             return
         act = partial(self._verify_refresh, conn, dialect, command)
-        self._sessions.await_token(conn, dialect, command.token, act)
+        self._logins.await_token(conn, dialect, command.token, act)
 
     def _verify_refresh(self, conn: int, dialect: Dialect, command: commands.Refresh) -> bool:
         """Judge a `refresh` whose token was not seen before; whether the token was good."""
         try:
-            fresh = self._sessions.tokens.connection(command.token, time.time())
+            fresh = self._tokens.connection(command.token, time.time())
         except TokenError as error:
-            self._sessions.token_error(conn, dialect, error, id=command.id)
+            self._replies.token_error(conn, dialect, error, id=command.id)
             return False
         self._refreshed(conn, dialect, command, fresh)
         return True
 
     def _refreshed(self, conn: int, dialect: Dialect, command: commands.Refresh, fresh: Identity) -> None:
         """The token of a `refresh` is good: it counts from now on if it is of the same user."""
-        sessions = self._sessions
         member: Member | None = self._reactor.meta(conn)
         if member is None:
             return  # gone meanwhile
         if fresh.user != member.user:
-            sessions.error(conn, dialect, "permission_denied", id=command.id)
+            self._replies.error(conn, dialect, "permission_denied", id=command.id)
             return
-        sessions.keep(conn, fresh, member)
-        sessions.set_expiry(conn, fresh)
+        self._members.keep(conn, fresh, member)
+        self._members.set_expiry(conn, fresh)
         if command.id is not None:
             expires_s = max(0, int(fresh.expires_at_s - time.time())) if fresh.expires_at_s else None
             self._reactor.send(conn, dialect.ok(command.id, expires_s=expires_s), dialect.opcode)
@@ -229,68 +237,66 @@ class Commands:
     # --- channels -------------------------------------------------------------------------------------
 
     def _subscribe(self, conn: int, dialect: Dialect, member: Member, command: commands.Subscribe) -> None:
-        sessions = self._sessions
         if command.token is None:
-            sessions.subscribe(conn, dialect, command.ch, command.id, position=command.position)
+            self._subscriptions.subscribe(conn, dialect, command.ch, command.id, position=command.position)
             return
-        name = sessions.name_of(member, command.ch)
+        name = self._subscriptions.name_of(member, command.ch)
         if name is None or name.startswith(b"@"):
-            sessions.error(conn, dialect, "bad_request", id=command.id, channel=command.ch)
+            self._replies.error(conn, dialect, "bad_request", id=command.id, channel=command.ch)
             return
         act = partial(self._verify_subscribe, conn, dialect, command, command.token, name)
-        sessions.await_token(conn, dialect, command.token, act)
+        self._logins.await_token(conn, dialect, command.token, act)
 
     def _verify_subscribe(
         self, conn: int, dialect: Dialect, command: commands.Subscribe, token: str, name: bytes
     ) -> bool:
         """Judge a `sub` with a token of the channel, which no cache holds; whether the token was good."""
-        sessions, channel = self._sessions, command.ch
+        channel = command.ch
         member: Member | None = self._reactor.meta(conn)
         if member is None:
             return True  # gone meanwhile
         try:
-            sessions.tokens.channel(token, channel, member.user, time.time())
+            self._tokens.channel(token, channel, member.user, time.time())
         except TokenError as error:
-            sessions.token_error(conn, dialect, error, id=command.id, channel=channel)
+            self._replies.token_error(conn, dialect, error, id=command.id, channel=channel)
             return False
-        if fault := sessions.access.may_subscribe(member, channel, has_channel_token=True):
-            sessions.error(conn, dialect, fault, id=command.id, channel=channel)
+        if fault := self._access.may_subscribe(member, channel, has_channel_token=True):
+            self._replies.error(conn, dialect, fault, id=command.id, channel=channel)
         else:
-            sessions.join(conn, dialect, name, command.id, position=command.position)
+            self._subscriptions.join(conn, dialect, name, command.id, position=command.position)
         return True
 
     def _unsubscribe(
         self, conn: int, dialect: Dialect, member: Member, command: commands.Unsubscribe
     ) -> None:
         """Leave a channel; leaving one that was not held is answered the same: it is not held."""
-        name = self._sessions.name_of(member, command.ch)
+        name = self._subscriptions.name_of(member, command.ch)
         if name is None:
-            self._sessions.error(conn, dialect, "bad_request", id=command.id, channel=command.ch)
+            self._replies.error(conn, dialect, "bad_request", id=command.id, channel=command.ch)
             return
-        self._sessions.leave(conn, name)
-        self._reactor.send(conn, dialect.unsubscribed(shown(name), command.id), dialect.opcode)
+        self._subscriptions.leave(conn, name)
+        self._reactor.send(conn, dialect.unsubscribed(display_name(name), command.id), dialect.opcode)
 
     def _ask(self, conn: int, dialect: Dialect, member: Member, command: Any) -> None:
         """Answer `not_available` to a client that may subscribe to the channel: neither is built yet.
 
         It is final and no matter of permissions, so that nobody looks for one.
         """
-        sessions = self._sessions
-        name = sessions.name_of(member, command.ch)
+        name = self._subscriptions.name_of(member, command.ch)
         fault = "bad_request" if name is None else None
         if name is not None and not name.startswith(b"@"):
-            fault = sessions.access.may_subscribe(member, command.ch)
-        sessions.error(conn, dialect, fault or "not_available", id=command.id, channel=command.ch)
+            fault = self._access.may_subscribe(member, command.ch)
+        self._replies.error(conn, dialect, fault or "not_available", id=command.id, channel=command.ch)
 
     def _send(self, conn: int, dialect: Dialect, member: Member, command: commands.Send) -> None:
         """To the backend's event stream, where one listens."""
-        events = self._sessions.events
+        events = self._events
         if not events.takes_messages:
-            self._sessions.error(conn, dialect, "permission_denied", id=command.id)
+            self._replies.error(conn, dialect, "permission_denied", id=command.id)
             return
         payload = dialect.payload(command)
         if payload is None:
-            self._sessions.error(conn, dialect, "bad_request", id=command.id)
+            self._replies.error(conn, dialect, "bad_request", id=command.id)
             return
         size = len(payload.data)
         if self._is_over_budget(conn, dialect, size, command.id, None):
@@ -312,25 +318,27 @@ class Commands:
     # --- publishing -----------------------------------------------------------------------------------
 
     def _publish(self, conn: int, dialect: Dialect, member: Member, command: commands.Publish) -> None:
-        sessions, channel = self._sessions, command.ch
-        name = sessions.name_of(member, channel)
+        channel = command.ch
+        name = self._subscriptions.name_of(member, channel)
         fault = "bad_request" if name is None else None
         if name is not None:
             is_inbox = name.startswith(b"@")
-            fault = "permission_denied" if is_inbox else sessions.access.may_publish(member, channel)
+            fault = "permission_denied" if is_inbox else self._access.may_publish(member, channel)
         payload = dialect.payload(command) if fault is None else None
         if fault is None:
             fault = self._payload_fault(channel, payload)
         if fault or name is None or payload is None:
-            sessions.error(conn, dialect, fault or "bad_request", id=command.id, channel=channel)
+            self._replies.error(conn, dialect, fault or "bad_request", id=command.id, channel=channel)
             return
         if self._rates is not None and (wait_ms := self._rates.take(conn, time.monotonic())):
             self._count("publishes_over_rate", 1)
-            sessions.error(conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms)
+            self._replies.error(
+                conn, dialect, "rate_limited", id=command.id, channel=channel, retry_ms=wait_ms
+            )
             return
         if self._is_over_budget(conn, dialect, len(payload.data), command.id, channel):
             return
-        if not sessions.hub.receives(name):
+        if not self._hub.receives(name):
             self._not_published(conn, dialect, command.id, channel, "down")
             return
         data = encode_publication(
@@ -342,7 +350,7 @@ class Commands:
             )
         )
         self._hold(conn, len(data))
-        watch = sessions.hub.watch(name)
+        watch = self._hub.watch(name)
         done = partial(self._published, conn, dialect, command.id, name, len(data), watch)
         sender = self._sender(conn, member)
         self._publisher.publish(self._names.channel(name), data, done, sender, must_reach=watch is not None)
@@ -354,7 +362,7 @@ class Commands:
     def _payload_fault(self, channel: str, payload: Payload | None) -> str | None:
         if payload is None:
             return "bad_request"
-        if len(payload.data) > self._sessions.access.max_publish_bytes(channel):
+        if len(payload.data) > self._access.max_publish_bytes(channel):
             return "too_large"
         return None
 
@@ -369,7 +377,7 @@ class Commands:
         outcome: str,
     ) -> None:
         """Answer a publish: `ok` only when the bus has it and this shard receives from the bus."""
-        hub = self._sessions.hub
+        hub = self._hub
         self._release(conn, size)
         self._wake()
         is_unbroken = watch is not None and hub.unwatch(name, watch)
@@ -394,7 +402,7 @@ class Commands:
     def _fail(self, conn: int, dialect: Dialect, id: int | None, channel: str | None, outcome: str) -> None:
         """Answer what the bus does not have. Who has too much under way is not read until it has less."""
         name = "rate_limited" if outcome == CROWDED else "unavailable"
-        self._sessions.error(conn, dialect, name, id=id, channel=channel, retry_ms=RETRY_MS)
+        self._replies.error(conn, dialect, name, id=id, channel=channel, retry_ms=RETRY_MS)
         under_way = self._under_way.get(conn)
         if outcome == CROWDED and under_way is not None and under_way.resume_at < 0:
             self._pause(conn, under_way)
@@ -415,7 +423,7 @@ class Commands:
 
     def _pause(self, conn: int, under_way: _UnderWay) -> None:
         under_way.resume_at = under_way.commands // 2
-        self._sessions.pauses.pause(conn, Pauser.COMMANDS)
+        self._pauses.pause(conn, Pauser.COMMANDS)
 
     def _release(self, conn: int, size: int) -> None:
         under_way = self._under_way.get(conn)
@@ -425,6 +433,6 @@ class Commands:
         under_way.size -= size
         if under_way.commands <= under_way.resume_at:
             under_way.resume_at = -1
-            self._sessions.pauses.resume(conn, Pauser.COMMANDS)
+            self._pauses.resume(conn, Pauser.COMMANDS)
         if not under_way.commands:
             del self._under_way[conn]

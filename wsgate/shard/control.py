@@ -14,11 +14,10 @@ from typing import Annotated, Final, Protocol
 import msgspec
 
 from wsgate.auth import Member
-from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.byes import RETRY_MS
+from wsgate.shard.login import LoginParts, Logins
 from wsgate.shard.publication_encoder import DIALECT_OF
-from wsgate.shard.sessions import Sessions
 
 __all__ = ["Control"]
 
@@ -98,8 +97,9 @@ class Control:
     """Runs control commands of one shard.
 
     Args:
-        reactor: The reactor that holds the connections.
-        sessions: Sends bye, Close and requests for a fresh token.
+        parts: The parts of the shard that commands of backends act on.
+        logins: Buffers commands for connections whose 101 is still to be sent.
+        count: Adds to a counter of the shard, by its name.
         owner: The name by which other shards address this one.
         reply: Called with the request of a command that was carried out.
         keeper: Keeps the revocations that are received; None: nothing does.
@@ -107,15 +107,20 @@ class Control:
 
     def __init__(
         self,
-        reactor: Reactor,
-        sessions: Sessions,
+        parts: LoginParts,
+        logins: Logins,
         owner: str,
+        count: Callable[[str, int], None],
         *,
         reply: Callable[[str], None] = lambda request: None,
         keeper: Keeper | None = None,
     ) -> None:
-        self._reactor = reactor
-        self._sessions = sessions
+        self._reactor = parts.reactor
+        self._replies = parts.replies
+        self._members = parts.members
+        self._tokens = parts.tokens
+        self._logins = logins
+        self._count = count
         self._owner = owner
         self._reply = reply
         self._keeper = keeper
@@ -130,24 +135,24 @@ class Control:
             if command.user is not None and len(command.user.encode()) > USER_LIMIT_BYTES:
                 raise ValueError
         except (ValueError, RecursionError):  # msgspec's are ValueErrors, and so is text that is not UTF-8
-            self._sessions.count("controls_malformed", 1)
+            self._count("controls_malformed", 1)
             return
         if isinstance(command, _Replace) and command.owner != self._owner:
             return  # another shard's
-        self._sessions.count("controls_run", 1)
+        self._count("controls_run", 1)
         if isinstance(command, _Revoke):
-            self._sessions.tokens.revoke(command.user, command.before)
+            self._tokens.revoke(command.user, command.before)
             if self._keeper is not None:
                 self._keeper.store(command.user, command.before)
         elif isinstance(command, _Unrevoke):
-            self._sessions.tokens.unrevoke(command.user)
+            self._tokens.unrevoke(command.user)
             if self._keeper is not None:
                 self._keeper.forget(command.user)
         self._under_way.append((command, self._whose(command)))
 
     def learn(self, user: str, before_s: float) -> None:
         """Apply a revocation that was read from the bus; send no reply."""
-        self._sessions.tokens.revoke(user, before_s)
+        self._tokens.revoke(user, before_s)
         command = _Revoke(user=user, before=before_s)
         self._under_way.append((command, self._whose(command)))
 
@@ -194,22 +199,22 @@ class Control:
         return member is not None and member.user_utf8 == user
 
     def _apply(self, command: _Command, conn: int) -> None:
-        if self._sessions.defer(conn, partial(self._apply, command, conn)):
+        if self._logins.defer(conn, partial(self._apply, command, conn)):
             return  # its 101 is still to come: nothing can be said to it before
         variant = self._reactor.variant(conn)
         if variant < 0:
             return  # gone since the command came
         dialect = DIALECT_OF[variant]
         if isinstance(command, _Disconnect):
-            self._sessions.end(conn, dialect, Reason.KICKED)
+            self._replies.end(conn, dialect, Reason.KICKED)
         elif isinstance(command, _Replace):
-            self._sessions.end(conn, dialect, Reason.REPLACED)
+            self._replies.end(conn, dialect, Reason.REPLACED)
         elif isinstance(command, _Revoke) and not command.within_s:
-            self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED, retry_ms=self._spread_ms())
+            self._replies.end(conn, dialect, Reason.TOKEN_EXPIRED, retry_ms=self._spread_ms())
         elif isinstance(command, _Refresh) and command.within_s == 0:
-            self._sessions.end(conn, dialect, Reason.TOKEN_EXPIRED, retry_ms=self._spread_ms())
+            self._replies.end(conn, dialect, Reason.TOKEN_EXPIRED, retry_ms=self._spread_ms())
         elif isinstance(command, _Refresh | _Revoke):
-            self._sessions.want_refresh(conn, dialect, command.within_s or REFRESH_S)
+            self._members.request_refresh(conn, dialect, command.within_s or REFRESH_S)
 
     def _spread_ms(self) -> int:
         """When a connection may come back that ends with others: a thousand of them a second."""

@@ -22,7 +22,7 @@ from wsgate.reactor import Reactor
 from wsgate.reasons import Reason
 from wsgate.shard.capacity import queue_length
 from wsgate.shard.publication_encoder import DIALECT_OF
-from wsgate.shard.sessions import Sessions
+from wsgate.shard.replies import Replies
 
 __all__ = ["Pace", "drain", "empty_queue"]
 
@@ -140,13 +140,13 @@ def _refuse_one_by_one(listener_fd: int, end_s: float, now_s: Callable[[], float
 
 
 async def drain(
-    reactor: Reactor, sessions: Sessions, timeout_ms: int, wake: Callable[[], None], *, has_private_bus: bool
+    reactor: Reactor, replies: Replies, timeout_ms: int, wake: Callable[[], None], *, has_private_bus: bool
 ) -> int:
     """Close every connection; returns how many were still there at the deadline.
 
     Args:
         reactor: Accepting nothing any more.
-        sessions: For bye and Close.
+        replies: Sends bye and Close.
         timeout_ms: For all of it.
         wake: Makes the loop flush.
         has_private_bus: No other node can take them.
@@ -161,7 +161,7 @@ async def drain(
         # From the first slot on each time: a connection told to go is not listed again.
         for conn in reactor.connections(0, pace.batch)[0]:
             retry_ms = pace.retry_ms(passed_ms, random.random())  # noqa: S311 - spreading, not secrecy
-            sessions.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.DRAIN, retry_ms=retry_ms)
+            replies.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.DRAIN, retry_ms=retry_ms)
         wake()
         await asyncio.sleep(STEP_S)
     return 0

@@ -1,8 +1,8 @@
-"""The door: a complete request head in, 101 or a refusal out.
+"""Decide about each handshake: a complete request head in, 101 or a refusal out.
 
-Cheap tests first: path, origin, subprotocol, and only then the token, which costs most. What is
-refused here is HTTP; a token that a browser carried (subprotocol, query) is judged after 101, because
-a browser cannot see a 401 and would come back for ever.
+The cheap checks come first: path, origin, subprotocol. The token, which costs most, is verified last. A
+refusal here is an HTTP response. A token that a browser carries (in the subprotocol or the query) is verified
+after 101 instead, because a browser cannot see a 401 and would reconnect for ever.
 """
 
 import random
@@ -10,20 +10,24 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
 
 from wsgate import handshake
+from wsgate.admission import forwarded_for
 from wsgate.auth import Identity, TokenError
 from wsgate.auth.faults import CAUSES
 from wsgate.deflate import ExtensionError, agree
 from wsgate.dialects import Dialect, select
 from wsgate.dialects.names import CHANNEL_LIMIT_BYTES
+from wsgate.reactor import GateLimits, Reactor
+from wsgate.reasons import Reason
 from wsgate.shard.options import ShardOptions
 from wsgate.shard.publication_encoder import variant_of
 from wsgate.shard.tokens import Tokens
 
-__all__ = ["Entry", "HandshakePolicy"]
+__all__ = ["Entry", "HandshakePolicy", "ProxyClaims", "spread_s"]
 
 _UNKNOWN_PATH: Final = handshake.refusal(404, "unknown_path")
 _FORBIDDEN_ORIGIN: Final = handshake.refusal(403, "forbidden_origin")
@@ -46,6 +50,10 @@ _CHALLENGES: Final = {
 _INVALID_TOKENS: Final = {
     name: handshake.refusal(401, "invalid_token", extra_headers=(("WWW-Authenticate", challenge),))
     for name, challenge in _CHALLENGES.items()
+}
+_ADDRESS_REFUSALS: Final = {
+    Reason.REFUSED_ADDRESS_CONNECTIONS: "address_connections",
+    Reason.REFUSED_ADDRESS_RATE: "address_rate",
 }
 _BEARER: Final = "bearer"
 AWAITED_MOST_S: Final = 5
@@ -89,6 +97,8 @@ class HandshakePolicy:
         """For one shard."""
         self._tokens = tokens
         self._log = log
+        self.is_draining = False
+        """Whether the shard ends, so that every newcomer is refused."""
         self.renew(options)
 
     def renew(self, options: ShardOptions) -> None:
@@ -98,6 +108,7 @@ class HandshakePolicy:
         self._allow_query_token = options.allow_query_token
         self._is_compressing = options.is_compressing
         self._is_dev = options.is_dev
+        self._unauthenticated_limit = options.unauthenticated_limit
 
     def judge(self, head: bytes, now_s: float, claim: Claim | None = None) -> Entry | handshake.Refusal:
         """What to answer a request head with: `examine` and `verify` in one.
@@ -164,8 +175,22 @@ class HandshakePolicy:
         self._read_header(request, entry, now_s)
         return entry
 
-    def is_vouched_for(self, entry: Entry, now_s: float) -> bool:
-        """Whether a token that came with the head lets this connection in; a late one is judged now."""
+    def admit(self, entry: Entry, now_s: float, unauthenticated: int) -> Entry | handshake.Refusal:
+        """Refuse a handshake that was accepted so far, if the shard has no place for it.
+
+        Args:
+            entry: The handshake, whose token in the header is verified.
+            now_s: Unix time, for tokens.
+            unauthenticated: How many upgraded connections of the shard have shown no token yet.
+        """
+        if self.is_draining:
+            return handshake.refusal(503, "draining", retry_after_s=spread_s(5))
+        if unauthenticated >= self._unauthenticated_limit and not self._has_valid_token(entry, now_s):
+            return handshake.refusal(503, "too_many_unauthenticated", retry_after_s=spread_s(10))
+        return entry
+
+    def _has_valid_token(self, entry: Entry, now_s: float) -> bool:
+        """Return whether a valid token came with the head; one of a browser's carriers is verified now."""
         if entry.identity is None and entry.late_token is not None:
             with suppress(TokenError):
                 entry.identity = self._tokens.connection(entry.late_token, now_s)
@@ -228,6 +253,44 @@ class HandshakePolicy:
         entry.identity = self._tokens.recall(token, now_s)
         if entry.identity is None:
             entry.header_token = token
+
+
+class ProxyClaims:
+    """Counts connections that a trusted proxy brought for the client's address that the proxy names.
+
+    Args:
+        reactor: Counts connections by address.
+        gate: The limits of the gate, which name the trusted proxies.
+        count: Adds to a counter of the shard, by its name.
+    """
+
+    def __init__(self, reactor: Reactor, gate: GateLimits, count: Callable[[str, int], None]) -> None:
+        self._reactor = reactor
+        self._gate = gate
+        self._count = count
+
+    def of(self, conn: int) -> Claim | None:
+        """Return how to count a connection of a trusted proxy; None: it is counted for its own address."""
+        gate = self._gate
+        if not gate.trusted_networks or gate.reads_proxy_header or not self._reactor.is_from_proxy(conn):
+            return None
+        return partial(self._claim, conn)
+
+    def _claim(self, conn: int, request: handshake.Request) -> handshake.Refusal | None:
+        """Count the connection for the address in X-Forwarded-For, and refuse it if that has too many."""
+        address = forwarded_for(request.header("x-forwarded-for") or "", self._gate.trusted_networks)
+        if address is None:
+            self._count("addresses_unnamed", 1)
+            return None
+        reason = self._reactor.claim_address(conn, address)
+        if not reason:
+            return None
+        return handshake.refusal(429, _ADDRESS_REFUSALS[Reason(reason)], retry_after_s=spread_s(10))
+
+
+def spread_s(most_s: int) -> int:
+    """Draw 1 to `most_s` seconds for Retry-After, so that refused clients do not come back together."""
+    return random.randint(1, most_s)  # noqa: S311 - spreading, not secrecy
 
 
 def _refusal_of(error: TokenError, *, is_dev: bool) -> handshake.Refusal:

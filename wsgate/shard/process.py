@@ -12,19 +12,19 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, cast
 
 import uvloop
 
-from wsgate.admission import BusLedger, ByteBudget, forwarded_for
+from wsgate.admission import BusLedger
+from wsgate.auth import Member
 from wsgate.auth.jwks import read_jwks
 from wsgate.bus import AppenderOptions, Backlog, Covers, Names, RevocationKeeper, SubscriberOptions, make_bus
 from wsgate.bus.names import INBOX_MARK
 from wsgate.errors import WsgateError
-from wsgate.handshake import Refusal, Request, refusal
+from wsgate.handshake import Refusal, refusal
 from wsgate.log import Log
 from wsgate.output import dropped_lines, finish_outputs, flush_outputs, waiting_bytes
 from wsgate.reactor import Reactor, event_kinds
@@ -41,7 +41,7 @@ from wsgate.shard.control import Control
 from wsgate.shard.drain import drain, empty_queue
 from wsgate.shard.gaps import Gaps, spread_ms_for
 from wsgate.shard.handover import Siblings
-from wsgate.shard.handshakes import Entry, HandshakePolicy
+from wsgate.shard.handshakes import Entry, HandshakePolicy, ProxyClaims, spread_s
 from wsgate.shard.http_pages import (
     CLIENT_PAGE,
     answer,
@@ -52,14 +52,18 @@ from wsgate.shard.http_pages import (
 )
 from wsgate.shard.hub import Hub
 from wsgate.shard.lease import NodeLease
+from wsgate.shard.login import LoginParts, Logins
+from wsgate.shard.members import Members, now_ms, wall_ms
 from wsgate.shard.membership import Membership
 from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.pacing import Pacer
 from wsgate.shard.pass_budget import PassBudget
+from wsgate.shard.pausing import Pauses
 from wsgate.shard.probe import Probe
 from wsgate.shard.publication_encoder import DIALECT_OF, PublicationEncoder
 from wsgate.shard.reload import Renewal
-from wsgate.shard.sessions import Sessions, now_ms, wall_ms
+from wsgate.shard.replies import Replies
+from wsgate.shard.subscriptions import Subscriptions
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.shard.verification import Verification
@@ -95,10 +99,6 @@ LEASE_BYTES: Final = 256
 """One user's lease of messages, with its place in the table."""
 ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 """What an envelope may add to the largest payload."""
-_ADDRESS_REFUSALS: Final = {
-    Reason.REFUSED_ADDRESS_CONNECTIONS: lambda s: refusal(429, "per_address_connections", retry_after_s=s),
-    Reason.REFUSED_ADDRESS_RATE: lambda s: refusal(429, "address_rate", retry_after_s=s),
-}
 _OUR_OWN: Final = tuple(name for name in statistics_layout.LAYOUT.counters if name not in COUNTER_NAMES)
 
 
@@ -195,7 +195,8 @@ class Shard:
             log=self._log,
         )
         self._tokens = tokens
-        self._front = HandshakePolicy(options, tokens, self._log.info)
+        self._handshakes = HandshakePolicy(options, tokens, self._log.info)
+        self._claims = ProxyClaims(self._reactor, options.gate, self.count)
         self._verification: Verification[Entry | Callable[[], bool]] = Verification(
             self._verify, self._reactor.charge
         )
@@ -227,10 +228,25 @@ class Shard:
             self.count,
             self._schedule_soon,
         )
-        self._sessions = Sessions(
-            options, self._reactor, self._hub, access, tokens, self.count, self._events, self._users
+        self._members = Members(options, self._reactor, tokens.permissions, self._events)
+        self._replies = Replies(options, self._reactor, self._events, self.count)
+        self._subscriptions = Subscriptions(
+            options, self._reactor, self._hub, access, self._replies, self._events, self.count
         )
-        self._sessions.verify_later = self._verify_later
+        parts = LoginParts(
+            reactor=self._reactor,
+            hub=self._hub,
+            access=access,
+            tokens=tokens,
+            users=self._users,
+            events=self._events,
+            members=self._members,
+            replies=self._replies,
+            subscriptions=self._subscriptions,
+            pauses=Pauses(self._reactor),
+            verify_later=self._verify_later,
+        )
+        self._logins = Logins(options, parts)
         self._accounts = CapacityReporter(
             self._region, self._reactor, self._outside_bytes, self.count, self._log
         )
@@ -240,15 +256,23 @@ class Shard:
             self._publisher, names, tokens.revocations, self._learn_revocation, self.count
         )
         self._control = Control(
-            self._reactor,
-            self._sessions,
+            parts,
+            self._logins,
             self._users.owner,
+            self.count,
             reply=self._membership.reply,
             keeper=self._revocations,
         )
         self._control_names = names.control(options.node)
         self._commands = Commands(
-            self._reactor, self._sessions, self._publisher, names, self._schedule, self._on_unheard
+            options,
+            parts,
+            self._logins,
+            self._publisher,
+            names,
+            count=self.count,
+            wake=self._schedule,
+            unheard=self._on_unheard,
         )
         self._hub.attach(self._subscriber)
         self._hub.limit_unconfirmed(options.reactor.max_subscriptions)
@@ -262,7 +286,7 @@ class Shard:
             self._log,
         )
         self._hub.takes_name = self._bus_memory.takes_name
-        self._hub.on_taken = self._sessions.on_taken
+        self._hub.on_taken = self._subscriptions.on_forbidden
         self._events.has_room = self._bus_memory.takes_message
         self._bus_memory.appenders = self._events.appenders
         self._probe = Probe(
@@ -365,7 +389,7 @@ class Shard:
             How many clients were still there at the deadline.
         """
         began_s = self._loop.time()
-        self._is_draining = True
+        self._is_draining = self._handshakes.is_draining = True
         self._region["phase"] = PHASE_DRAINING
         self._region["room"] = 0
         self._siblings.stop()  # they are all ending
@@ -374,7 +398,7 @@ class Shard:
         self._reactor.stop_listening()
         os.close(self._listener_fd)
         self._listener_fd = -1
-        self._sessions.refuse_waiting(lambda: refusal(503, "draining", retry_after_s=_spread_s(5)).response)
+        self._logins.refuse_waiting(lambda: refusal(503, "draining", retry_after_s=spread_s(5)).response)
         passed_ms = int((self._loop.time() - began_s) * 1000)
         left = await self._drain(max(0, self._options.drain_timeout_ms - passed_ms))
         if self._siblings:
@@ -397,7 +421,7 @@ class Shard:
     async def _drain(self, within_ms: int) -> int:
         return await drain(
             self._reactor,
-            self._sessions,
+            self._replies,
             within_ms,
             self._schedule,
             has_private_bus=self._options.has_private_bus,
@@ -457,15 +481,27 @@ class Shard:
         reactor = self._reactor
         self._is_due = False
         now = now_ms()
-        self._handle(reactor.poll(now, self._budget.messages), now)
-        # All of them, whatever the first says.
+        if self._logins.has_released:
+            self._handle(self._logins.take_released(), now)
+        taken = reactor.poll(now, self._budget.messages)
+        self._budget.note(len(taken), self._handle(taken, now) / 1e9)
+        # Each part does its share of the pass, whether or not another one has more to do.
         has_more = self._verification.step() | self._hub.tidy() | self._control.step()
         self._pacer.step()
-        if reactor.flush(now) or reactor.more or has_more or self._pacer.is_ready:
+        has_more = has_more or self._logins.has_released or self._pacer.is_ready
+        if reactor.flush(now) or reactor.more or has_more:
             self._schedule()
 
-    def _handle(self, taken: list[event_kinds.Event], now: int) -> None:
-        """Run what clients said, and charge each for a message that took clearly longer than a small one."""
+    def _handle(self, taken: Sequence[event_kinds.Event], now: int) -> int:
+        """Act on events of the reactor, and charge connections for messages that are costly to handle.
+
+        Args:
+            taken: The events, in order.
+            now: The reactor's clock.
+
+        Returns:
+            How many nanoseconds the events took together.
+        """
         reactor = self._reactor
         self._collector.take_ns()
         before_ns = began_ns = time.perf_counter_ns()
@@ -479,25 +515,30 @@ class Shard:
                 elif kind == event_kinds.OPEN:
                     self._on_open(conn, value)  # type: ignore[arg-type]
                 elif kind == event_kinds.CLOSED:
-                    reason, member = cast(tuple[int, Any], value)
-                    if self._events.is_on:
-                        self._events.disconnected(conn, reason, member, now)
-                    if self._users.has_counted and member is not None and member.user_utf8:
-                        self._users.leave(conn, member.user)
-                    if member is not None:
-                        self._sessions.release_member(member)
-                    self._sessions.forget(conn)
-                    self._commands.forget(conn)
-                    self._verification.forget(conn)
-            except Exception:  # a fault of ours must not take the others down with it
+                    self._on_closed(conn, *cast(tuple[int, Any], value), now)
+            except Exception:  # a fault of ours must end this connection only
                 self._log.exception("command_failed")
                 if (variant := reactor.variant(conn)) >= 0:
-                    self._sessions.end(conn, DIALECT_OF[variant], Reason.INTERNAL)
+                    self._replies.end(conn, DIALECT_OF[variant], Reason.INTERNAL)
             after_ns = time.perf_counter_ns()
             if after_ns - before_ns >= COSTLY_NS and kind <= event_kinds.BINARY:
                 reactor.charge(conn, max(0, after_ns - before_ns - self._collector.take_ns()))
             before_ns = after_ns
-        self._budget.note(len(taken), (before_ns - began_ns) / 1e9)
+        return before_ns - began_ns
+
+    def _on_closed(self, conn: int, reason: int, member: Member | None, now: int) -> None:
+        """Record the end of a connection for backends, and forget the connection in every part."""
+        if self._events.is_on:
+            self._events.disconnected(conn, reason, member, now)
+        if member is not None:
+            if self._users.has_counted and member.user_utf8:
+                self._users.leave(conn, member.user)
+            self._members.release(member)
+        self._logins.forget(conn)
+        self._subscriptions.forget(conn)
+        self._replies.forget(conn)
+        self._commands.forget(conn)
+        self._verification.forget(conn)
 
     def _on_open(self, conn: int, head: bytes) -> None:
         if is_readiness_request(head):
@@ -511,8 +552,8 @@ class Shard:
             self._reactor.refuse(conn, page_redirect(self._options.page_url), reason=Reason.APPLICATION)
             return
         now_s = time.time()
-        entry = self._front.examine(head, now_s, self._claim_of(conn))
-        if isinstance(entry, Refusal) or self._front.is_known(entry, now_s):
+        entry = self._handshakes.examine(head, now_s, self._claims.of(conn))
+        if isinstance(entry, Refusal) or self._handshakes.is_known(entry, now_s):
             self._enter(conn, entry, now_s)
         else:
             origin = self._reactor.origin(conn)
@@ -539,45 +580,21 @@ class Shard:
         now_s = time.time()
         refusals = self._counts["tokens_refused"]
         try:
-            self._enter(conn, self._front.verify(entry, now_s), now_s)
+            self._enter(conn, self._handshakes.verify(entry, now_s), now_s)
         except Exception:  # a fault of ours must not take the others down with it
             self._log.exception("handshake_failed")
             self._reactor.abort(conn, reason=Reason.INTERNAL)
         return self._counts["tokens_refused"] == refusals
 
     def _enter(self, conn: int, entry: Entry | Refusal, now_s: float) -> None:
-        """Answer a handshake that was judged."""
-        if not isinstance(entry, Refusal) and self._is_draining:
-            entry = refusal(503, "draining", retry_after_s=_spread_s(5))
-        if not isinstance(entry, Refusal) and (
-            len(self._sessions.unauthenticated) >= self._options.unauthenticated_limit
-            and not self._front.is_vouched_for(entry, now_s)
-        ):
-            entry = refusal(503, "too_many_unauthenticated", retry_after_s=_spread_s(10))
+        """Log in the connection of a handshake whose token is verified, or send the refusal."""
+        if not isinstance(entry, Refusal):
+            entry = self._handshakes.admit(entry, now_s, len(self._logins.unauthenticated))
         if isinstance(entry, Refusal):
             self.count("handshake_" + entry.reason, 1)
             self._reactor.refuse(conn, entry.response)
             return
-        if not self._sessions.count_first(conn, entry) and self._reactor.upgrade(
-            conn, entry.response, variant=entry.variant
-        ):
-            self._sessions.begin(conn, entry)
-
-    def _claim_of(self, conn: int) -> Callable[[Request], Refusal | None] | None:
-        """How to count a connection that a believed proxy brought; None: it counts as it is."""
-        gate = self._options.gate
-        if not gate.trusted_networks or gate.reads_proxy_header or not self._reactor.is_from_proxy(conn):
-            return None
-        return partial(self._claim, conn)
-
-    def _claim(self, conn: int, request: Request) -> Refusal | None:
-        """Count it for whom the proxy names; the refusal when that one has too much already."""
-        address = forwarded_for(request.header("x-forwarded-for") or "", self._options.gate.trusted_networks)
-        if address is None:
-            self.count("addresses_unnamed", 1)
-            return None
-        reason = self._reactor.claim_address(conn, address)
-        return _ADDRESS_REFUSALS[Reason(reason)](_spread_s(10)) if reason else None
+        self._logins.enter(conn, entry)
 
     def _answer_readiness(self, conn: int) -> None:
         self.count("readiness_asked", 1)
@@ -738,12 +755,12 @@ class Shard:
         self._options = options
         self._tokens.renew(keys, options.tokens, options.token_cache_entries)
         self._access.renew(options.channels, options.any_channel)
-        self._front.renew(options)
-        self._sessions.renew(options)
-        self._commands.renew()
+        self._handshakes.renew(options)
+        self._claims = ProxyClaims(self._reactor, options.gate, self.count)
+        for part in (self._members, self._replies, self._subscriptions, self._logins, self._commands):
+            part.renew(options)
         self._hub.limit_unconfirmed(options.reactor.max_subscriptions)
         self._users.renew(options.user_limits)
-        self._commands.budget = ByteBudget(options.byte_rates)
         self._subscriber.limit_payload(_payload_limit_bytes(options))
         self._forms.threshold_bytes = options.compression_threshold_bytes
         self._refused_before = -1  # the gate is set with the next tick's Retry-After
@@ -757,8 +774,8 @@ class Shard:
         self._refused_before = refused
         self._reactor.set_gate(
             self._options.gate,
-            refusal(503, "over_capacity", retry_after_s=_spread_s(10)).response,
-            refusal(429, "too_many_of_address", retry_after_s=_spread_s(10)).response,
+            refusal(503, "over_capacity", retry_after_s=spread_s(10)).response,
+            refusal(429, "too_many_of_address", retry_after_s=spread_s(10)).response,
         )
 
     def _beat(self, numbers_now: Mapping[str, int]) -> None:
@@ -773,7 +790,7 @@ class Shard:
         self._region["beat_ms"] = now_ms()
         self._spare_cache()
         if numbers_now["now_short"]:
-            self._sessions.spread_shed()  # the next lot, which is cut before this is called again
+            self._replies.spread_shed()  # the next lot, which is cut before this is called again
 
     def _spare_cache(self) -> None:
         """Have the token cache give way, so that nobody is ever refused for what it holds."""
@@ -809,7 +826,8 @@ class Shard:
             self._tokens.cached_bytes
             + self._tokens.permissions.bytes_held
             + self._tokens.revoked_bytes
-            + self._sessions.waiting_bytes
+            + self._logins.waiting_bytes
+            + self._subscriptions.waiting_bytes
             + self._commands.waiting_bytes
             + self._verification.waiting_bytes
             + self._publisher.waiting_bytes
@@ -871,8 +889,3 @@ def _payload_limit_bytes(options: ShardOptions) -> int:
 def _safe_text(error: Exception) -> str:
     """The text of an error of ours; of any other only its type, because its text may show what was read."""
     return str(error) if isinstance(error, WsgateError) else type(error).__name__
-
-
-def _spread_s(most_s: int) -> int:
-    """When to come back, so that those who are sent away do not come together."""
-    return random.randint(1, most_s)  # noqa: S311 - spreading, not secrecy

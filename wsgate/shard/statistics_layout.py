@@ -16,7 +16,7 @@ from wsgate.statistics import Layout
 __all__ = ["COMMANDS", "DUTIES", "LAYOUT", "SHARD_REFUSALS"]
 
 SHARD_REFUSALS: Final = {
-    "per_address_connections": 429,
+    "address_connections": 429,
     "address_rate": 429,
     "bad_extensions": 400,
     "bad_query": 400,

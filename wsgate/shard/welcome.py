@@ -1,123 +1,126 @@
-"""The beginning of a session: `welcome`, and the channels that come with it, once the bus has them.
-
-An object here lives while its welcome waits for the bus, and as long as a channel of it does.
+"""Send `welcome` to a connection when the bus has confirmed the channels that come with its token.
 
 Source: protocols/client/v1/spec.md, "Messages".
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from sys import getsizeof
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from wsgate.auth import Identity
 from wsgate.dialects import Dialect
-from wsgate.shard.hub import Confirmation, Joined
+from wsgate.shard.handshakes import Entry
+from wsgate.shard.hub import Confirmation, Hub, Joined
+from wsgate.shard.replies import Replies, display_name
+from wsgate.shard.subscriptions import Subscriptions
 
-if TYPE_CHECKING:
-    from wsgate.shard.sessions import Sessions
-
-__all__ = ["NO_REQUEST", "ConnectRequest", "Welcome", "shown"]
+__all__ = ["NO_REQUEST", "ConnectRequest", "Login", "Welcome"]
 
 
 class ConnectRequest(NamedTuple):
-    """What came with a client beside its token.
+    """What a client sent together with its token.
 
     Attributes:
-        id: Of the command that brought the token.
-        positions: Where the client stood, by channel.
-        channels: What it asked for on its URL, to be subscribed behind `welcome`.
+        id: The id of the `auth` command that carried the token; None where the handshake carried it.
+        positions: The position from which the client wants to recover, by channel.
+        channels: The channels named in the URL, to be subscribed after `welcome`.
     """
 
     id: int | None = None
     positions: Mapping[str, str] = MappingProxyType({})
     channels: tuple[str, ...] = ()
 
-    def behind(self, earlier: "ConnectRequest") -> "ConnectRequest":
-        """This one, with what came earlier and was not said anew."""
+    def after(self, earlier: "ConnectRequest") -> "ConnectRequest":
+        """Return this request with the channels and positions of an earlier one that it does not replace."""
         if earlier is NO_REQUEST:
             return self
-        return ConnectRequest(
-            self.id, {**earlier.positions, **self.positions}, earlier.channels + self.channels
-        )
+        positions = {**earlier.positions, **self.positions}
+        return ConnectRequest(self.id, positions, earlier.channels + self.channels)
 
     @property
     def size_bytes(self) -> int:
-        """Of its text, and of the tables that hold it. O(its channels and positions)."""
+        """Memory of its texts and tables, in bytes. O(channels and positions)."""
         if not (self.positions or self.channels):
             return 0
         texts = (*self.channels, *self.positions, *self.positions.values())
         return sum(map(getsizeof, texts)) + getsizeof(self.positions) + getsizeof(self.channels)
 
 
-class ByteAccount:
-    """How much is kept for which connection, and for all of them."""
-
-    def __init__(self) -> None:
-        self.total_bytes = 0
-        self._sizes: dict[int, int] = {}
-
-    def book(self, conn: int, size_bytes: int) -> None:
-        """So much, instead of what it was."""
-        self.give_back(conn)
-        if size_bytes:
-            self._sizes[conn] = size_bytes
-            self.total_bytes += size_bytes
-
-    def give_back(self, conn: int) -> None:
-        """Nothing any more."""
-        if self._sizes:
-            self.total_bytes -= self._sizes.pop(conn, 0)
-
-
 NO_REQUEST: Final = ConnectRequest()
 
 
-def shown(name: bytes) -> str:
-    """A channel's name as its client sees it: every inbox is `@me` to its owner."""
-    return "@me" if name.startswith(b"@") else name.decode()
+class Login(NamedTuple):
+    """A connection whose user is known and whose welcome is still to be sent.
+
+    Attributes:
+        conn: The connection.
+        dialect: The dialect of the connection.
+        identity: From the token of the connection.
+        request: What the client sent together with the token.
+        entry: The accepted handshake, where its 101 is still to be sent; None: it was sent.
+    """
+
+    conn: int
+    dialect: Dialect
+    identity: Identity
+    request: ConnectRequest
+    entry: Entry | None = None
 
 
 class Welcome:
-    """A welcome that waits until the bus has confirmed the channels that come with it."""
+    """A welcome that waits until the bus has confirmed the channels that come with the token.
+
+    It lives while the welcome waits, and after that as long as one of its channels waits for the bus.
+    """
 
     __slots__ = (
         "_conn",
         "_dialect",
+        "_done",
+        "_hub",
         "_identity",
-        "_is_said",
+        "_is_sent",
         "_live",
         "_refused",
-        "_sessions",
-        "_showing",
+        "_replies",
+        "_request",
+        "_subscriptions",
         "_waiting",
     )
 
     def __init__(
-        self, sessions: "Sessions", conn: int, dialect: Dialect, identity: Identity, showing: ConnectRequest
+        self,
+        login: Login,
+        hub: Hub,
+        replies: Replies,
+        subscriptions: Subscriptions,
+        done: Callable[[int], None],
     ) -> None:
-        """For one connection; nothing is said yet."""
-        self._sessions = sessions
-        self._conn = conn
-        self._dialect = dialect
-        self._identity = identity
-        self._showing = showing
+        """Send nothing yet; `done` is called with the connection when nothing is left to be sent."""
+        self._hub = hub
+        self._replies = replies
+        self._subscriptions = subscriptions
+        self._done = done
+        self._conn = login.conn
+        self._dialect = login.dialect
+        self._identity = login.identity
+        self._request = login.request
         self._waiting: set[bytes] = set()
         self._live: list[bytes] = []
         self._refused: list[tuple[bytes, Joined]] = []
-        self._is_said = False
+        self._is_sent = False
 
     @property
     def is_done(self) -> bool:
-        """Whether everything was told."""
-        return self._is_said and not self._waiting
+        """Whether the welcome was sent and no channel waits for the bus."""
+        return self._is_sent and not self._waiting
 
     def join(self, name: bytes, policy: int) -> None:
         """Subscribe to a channel that comes with the token."""
-        hub = self._sessions.hub
-        joined = hub.join(self._conn, name, policy, self.told)
-        if joined is Joined.ALREADY:  # the client was here before it showed its token
-            joined = hub.confirm(self._conn, name, self.told)
+        joined = self._hub.join(self._conn, name, policy, self._on_confirmed)
+        if joined is Joined.ALREADY:  # the connection subscribed before it showed its token
+            joined = self._hub.confirm(self._conn, name, self._on_confirmed)
         if joined is Joined.WAITS:
             self._waiting.add(name)
         elif joined is Joined.LIVE:
@@ -126,87 +129,82 @@ class Welcome:
             self._refused.append((name, joined))
 
     def begin(self, confirmed: bytes = b"") -> None:
-        """Send the welcome now, unless every channel that is waited for will soon be confirmed.
+        """Send the welcome now, unless the bus will soon confirm every channel that waits.
 
         Args:
             confirmed: The channel that the hub confirms by this very call, if there is one.
         """
-        if not self._waiting or not all(map(self._sessions.hub.is_live_for, self._waiting)):
-            self._say(confirmed)
+        if not self._waiting or not all(map(self._hub.is_live_for, self._waiting)):
+            self._send(confirmed)
 
-    def told(self, name: bytes, confirmation: Confirmation) -> None:
-        """One channel was confirmed or refused, or the bus was lost before it was."""
+    def _on_confirmed(self, name: bytes, confirmation: Confirmation) -> None:
+        """Note that the bus has confirmed or refused a channel, or was lost before it did."""
         if name not in self._waiting:
-            return  # the client has left it meanwhile
+            return  # the client has unsubscribed meanwhile
         if confirmation is Confirmation.REFUSED:
             self._refuse(name)
             return
         if confirmation is Confirmation.LOST:
-            self._sessions.hub.wait(self._conn, name, self.told)
-            if not self._is_said:
-                self._say()
+            self._hub.wait(self._conn, name, self._on_confirmed)
+            if not self._is_sent:
+                self._send()
             return
         self._waiting.discard(name)
-        if self._is_said:
-            self._tell(name)
+        if self._is_sent:
+            self._send_subscribed(name)
         else:
             self._live.append(name)
             self.begin(confirmed=name)
         self._finish()
 
     def _refuse(self, name: bytes) -> None:
-        """The bus forbids a channel that comes with the token: the welcome does not wait for it any more."""
+        """Stop to wait for a channel of the token that the bus forbids."""
         self._waiting.discard(name)
-        self._sessions.hub.leave(self._conn, name)
-        if self._is_said:
-            self._sessions.refuse_for_good(self._conn, self._dialect, name)
+        self._hub.leave(self._conn, name)
+        if self._is_sent:
+            self._subscriptions.refuse(self._conn, self._dialect, name, Joined.REFUSED)
         else:
             self._refused.append((name, Joined.REFUSED))
             self.begin()
         self._finish()
 
     def left(self, name: bytes) -> None:
-        """The client has left a channel: nothing is to be told about it any more."""
+        """Send nothing more about a channel that the client has unsubscribed."""
         self._waiting.discard(name)
         if name in self._live:
             self._live.remove(name)
-        if not self._is_said:
+        if not self._is_sent:
             self.begin()
         self._finish()
 
     def _finish(self) -> None:
         if self.is_done:
-            self._sessions.forget_welcome(self._conn)
+            self._done(self._conn)
 
-    def _say(self, confirmed: bytes = b"") -> None:
-        """Send the welcome, then what is live, then what the URL asked for.
+    def _send(self, confirmed: bytes = b"") -> None:
+        """Send the welcome, then the channels that are live, then subscribe to those of the URL.
 
-        Each channel is asked for by itself whether it is still live: it was when it was confirmed, but its
+        The hub is asked for each channel whether it is still live. It was live when it was confirmed, but its
         server may be lost since, and the servers of a cluster come and go one by one. A channel that is not
-        live waits to be confirmed again; one that is live must not wait, for nobody would confirm it.
+        live waits to be confirmed again. One that is live must not wait, because nothing would confirm it.
         """
-        self._is_said = True
-        sessions, conn, dialect, showing = self._sessions, self._conn, self._dialect, self._showing
+        self._is_sent = True
+        conn, dialect, request = self._conn, self._dialect, self._request
         live: list[bytes] = []
         for name in self._live:
-            if name == confirmed or sessions.hub.confirm(conn, name, self.told) is Joined.LIVE:
+            if name == confirmed or self._hub.confirm(conn, name, self._on_confirmed) is Joined.LIVE:
                 live.append(name)
             else:
                 self._waiting.add(name)
         self._live = []
         has_bus = not self._waiting
-        sessions.send_welcome(conn, dialect, self._identity, has_bus=has_bus, id=showing.id)
+        self._replies.welcome(conn, dialect, self._identity, has_bus=has_bus, id=request.id)
         for name in live:
-            self._tell(name)
+            self._send_subscribed(name)
         for name, joined in self._refused:
-            if joined is Joined.TOO_MANY:
-                sessions.error(conn, dialect, "rate_limited", channel=shown(name))
-            elif joined is Joined.REFUSED:
-                sessions.refuse_for_good(conn, dialect, name)
-            else:
-                sessions.refuse_for_now(conn, dialect, name, joined)
-        sessions.subscribe_asked(conn, dialect, showing)
+            self._subscriptions.refuse(conn, dialect, name, joined)
+        self._subscriptions.subscribe_all(conn, dialect, request.channels, request.positions)
 
-    def _tell(self, name: bytes) -> None:
-        recovered = False if shown(name) in self._showing.positions else None
-        self._sessions.send_subscribed(self._conn, self._dialect, name, recovered=recovered)
+    def _send_subscribed(self, name: bytes) -> None:
+        recovered = False if display_name(name) in self._request.positions else None
+        self._replies.subscribed(self._conn, self._dialect, name, recovered=recovered)

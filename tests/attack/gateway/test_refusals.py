@@ -41,7 +41,7 @@ HEADS: Final = {
     "unknown_path": request("/elsewhere"),
 }
 ELSEWHERE: Final = {
-    "per_address_connections": "needs a proxy: tests/integration/test_gateway_addresses.py",
+    "address_connections": "needs a proxy: tests/integration/test_gateway_addresses.py",
     "address_rate": "likewise",
     "bad_extensions": "needs compression: tests/integration/test_compression.py",
     "head_too_large": "the reactor's own cap is the same and comes first",

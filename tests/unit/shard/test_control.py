@@ -10,9 +10,8 @@ import pytest
 from tests.support.reactor_rig import Peer
 from tests.unit.shard.test_sessions import ME, Shard
 from wsgate.auth import Identity, Permissions
-from wsgate.dialects import DIALECTS
+from wsgate.dialects import DIALECTS, Dialect
 from wsgate.reactor import Settings
-from wsgate.reasons import Reason
 from wsgate.shard.control import Control
 from wsgate.shard.handshakes import Entry
 from wsgate.shard.pausing import Pauser
@@ -45,10 +44,10 @@ class Reach(Shard):
 
     def __init__(self, *, is_counting: bool = False, allow_anonymous: bool = False) -> None:
         super().__init__(allow_anonymous=allow_anonymous)
-        self.control = Control(self.rig.reactor, self.sessions, "owner")
         self.users = CountingUsers()
         if is_counting:
-            self.sessions.users = cast(Users, self.users)
+            self.attach(users=cast(Users, self.users))
+        self.control = Control(self.parts, self.logins, "owner", self._count)
 
     def run(self, command: dict[str, Any]) -> None:
         self.control.run(json.dumps(command).encode())
@@ -61,7 +60,8 @@ class Reach(Shard):
         peer.send(HEAD)
         self.rig.turn()
         identity = Identity(user, Permissions((), (), ()), int(time.time()) + 600)
-        assert self.sessions.count_first(peer.conn, Entry(RESPONSE, JSON, 0, identity=identity))
+        self.logins.enter(peer.conn, Entry(RESPONSE, JSON, 0, identity=identity))
+        assert peer.conn in self.users.told
         return peer
 
     def ops(self, peer: Peer) -> list[str]:
@@ -117,7 +117,7 @@ def test_anonymous_connection_at_its_subscription_limit_gets_its_inbox_and_is_re
 
 
 def _settings_of(shard: Shard) -> dict[str, object]:
-    settings = shard.sessions.options.reactor
+    settings = shard.options.reactor
     return {name: getattr(settings, name) for name in settings.__slots__}
 
 
@@ -184,7 +184,7 @@ def test_more_commands_than_a_waiting_connection_may_keep_end_it() -> None:
         shard.run({"op": "refresh", "user": "ann", "within_s": 5})
     assert shard.rig.reactor.inspect(peer.conn) is None
     shard.rig.turn()
-    shard.sessions.forget(peer.conn)
+    shard.forget(peer)
     assert shard.kept() == 0
     shard.rig.close()
 
@@ -211,7 +211,7 @@ def test_connection_is_read_again_only_when_no_part_wants_it_paused() -> None:
 def test_pauses_of_two_parts_end_in_either_order() -> None:
     shard = Reach()
     peer = shard.enter("ann")
-    pauses = shard.sessions.pauses
+    pauses = shard.parts.pauses
     for first, second in ((Pauser.LOGIN, Pauser.COMMANDS), (Pauser.COMMANDS, Pauser.LOGIN)):
         pauses.pause(peer.conn, first)
         pauses.pause(peer.conn, second)
@@ -235,15 +235,16 @@ def test_fault_in_a_buffered_message_ends_the_connection_and_leaves_nothing_paus
     peer = shard.enter("ann")
     shard.say(peer, {"op": "ping", "id": 1})
 
-    def fails(*_: object) -> None:
+    def fails(conn: int, dialect: Dialect, message: bytes, opcode: int) -> None:
         raise RuntimeError("planted")
 
-    shard.sessions.run = fails
-    with pytest.raises(RuntimeError, match="planted"):
-        shard.users.told[peer.conn](True)
-    assert str(4050) in shard.ops(peer)
-    assert shard.counts[f"ended_{Reason.INTERNAL.name.lower()}"] == 0
+    shard.users.told[peer.conn](True)
     assert not _is_paused(shard, peer)
+    shard.commands.run = fails  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="planted"):
+        shard.run_released()
+    assert not shard.logins.has_released
+    assert shard.logins.buffered == {}
     shard.rig.close()
 
 
@@ -269,7 +270,7 @@ def test_revocation_ends_only_connections_whose_token_it_covers(
     shard = Reach()
     peer = shard.rig.connect()
     identity = Identity("ann", Permissions((), (), ()), 0, issued_at_s)
-    shard.sessions.begin(peer.conn, Entry(b"", JSON, 0, identity=identity))
+    shard.logins.begin(peer.conn, Entry(b"", JSON, 0, identity=identity))
     shard.confirm("@ann")
     shard.ops(peer)
     if is_read:
@@ -293,7 +294,7 @@ def test_revocation_that_is_taken_back_is_forgotten_by_both_who_know_it() -> Non
         def forget(self, user: str) -> None:
             forgotten.append(("forget", user))
 
-    control = Control(shard.rig.reactor, shard.sessions, "owner", keeper=Keeper())
+    control = Control(shard.parts, shard.logins, "owner", shard._count, keeper=Keeper())
     control.run(b'{"op":"revoke","user":"ann","before":5}')
     control.run(b'{"op":"unrevoke","user":"ann"}')
     assert forgotten == [("store", "ann"), ("forget", "ann")]
@@ -311,7 +312,7 @@ def test_user_of_more_bytes_than_a_token_may_name_is_malformed(user: str) -> Non
 def test_connection_whose_101_waits_is_refused_when_the_shard_ends() -> None:
     shard = Reach(is_counting=True)
     peer = shard.offer("ann")
-    shard.sessions.refuse_waiting(lambda: b"HTTP/1.1 503 draining\r\n\r\n")
+    shard.logins.refuse_waiting(lambda: b"HTTP/1.1 503 draining\r\n\r\n")
     shard.rig.turn()
     assert peer.receive().startswith(b"HTTP/1.1 503 ")
     shard.users.told[peer.conn](True)

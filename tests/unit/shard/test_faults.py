@@ -13,9 +13,9 @@ from tests.support.frames import CLOSE, TEXT, FrameReader, ServerFrame, client_f
 from wsgate.auth import OriginPolicy, TokenPolicy
 from wsgate.bus import parse_address
 from wsgate.reactor import GateLimits, Settings
+from wsgate.shard.members import now_ms
 from wsgate.shard.options import ShardOptions, Shared
 from wsgate.shard.process import Shard
-from wsgate.shard.sessions import now_ms
 from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import StatisticsBlock
 

@@ -35,7 +35,7 @@ def test_users_of_every_size_are_welcomed_found_and_forgotten(shard: Shard) -> N
         assert shard.rig.reactor.user_connections(user.encode()) == [peer.conn]
         peer.close()
         shard.rig.turn()
-        shard.sessions.forget(peer.conn)
+        shard.forget(peer)
         assert shard.rig.reactor.user_connections(user.encode()) == []
     shard.rig.reactor.take_vacated(1_000)
     assert shard.rig.count("now_channels") == 0

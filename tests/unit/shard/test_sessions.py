@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -20,9 +21,13 @@ from wsgate.shard.commands import UNDER_WAY_LIMIT, UNDER_WAY_LIMIT_BYTES, Comman
 from wsgate.shard.gaps import Gaps
 from wsgate.shard.handshakes import Entry
 from wsgate.shard.hub import UNSENT_LIMIT, Hub
+from wsgate.shard.login import LoginParts, Logins
+from wsgate.shard.members import Members, now_ms
 from wsgate.shard.options import NO_EVENTS, NO_USER_LIMITS, ChannelRules, ShardOptions
+from wsgate.shard.pausing import Pauses
 from wsgate.shard.publication_encoder import PublicationEncoder
-from wsgate.shard.sessions import Sessions, now_ms
+from wsgate.shard.replies import Replies
+from wsgate.shard.subscriptions import Subscriptions
 from wsgate.shard.tokens import Tokens
 from wsgate.shard.users import Users
 from wsgate.turns import CROWDED, Sender
@@ -121,32 +126,66 @@ class Shard:
         gaps = Gaps(self.rig.reactor, forms, self._count, lambda: 1, now_ms, variants=len(DIALECTS))
         self.hub = Hub(self.rig.reactor, access, forms, gaps, self._count)
         self.hub.attach(cast(Subscriber, self.bus))
-        self.sessions = Sessions(
-            options,
-            self.rig.reactor,
-            self.hub,
-            access,
-            cast(Tokens, FakeTokens()),
-            self._count,
-            Events(NO_EVENTS, "n", [], [], self.rig.reactor.public_id, self._count),
-            Users(
-                NO_USER_LIMITS,
-                self.rig.reactor,
-                cast(Publisher, self.bus),
-                Names("wsgate"),
-                (),
-                self._count,
-                self._wake,
-            ),
+        events = Events(NO_EVENTS, "n", [], [], self.rig.reactor.public_id, self._count)
+        tokens = cast(Tokens, FakeTokens())
+        self.members = Members(options, self.rig.reactor, tokens.permissions, events)
+        self.replies = Replies(options, self.rig.reactor, events, self._count)
+        self.subscriptions = Subscriptions(
+            options, self.rig.reactor, self.hub, access, self.replies, events, self._count
         )
-        self.commands = Commands(
+        users = Users(
+            NO_USER_LIMITS,
             self.rig.reactor,
-            self.sessions,
             cast(Publisher, self.bus),
             Names("wsgate"),
+            (),
+            self._count,
             self._wake,
-            self.unheard.append,
         )
+        self.options = options
+        self.parts = LoginParts(
+            reactor=self.rig.reactor,
+            hub=self.hub,
+            access=access,
+            tokens=tokens,
+            users=users,
+            events=events,
+            members=self.members,
+            replies=self.replies,
+            subscriptions=self.subscriptions,
+            pauses=Pauses(self.rig.reactor),
+            verify_later=lambda _conn, _size, act: act(),
+        )
+        self.attach()
+
+    def attach(self, **parts: Any) -> None:
+        """Make logins and commands over the parts, some of them replaced."""
+        self.parts = replace(self.parts, **parts)
+        self.logins = Logins(self.options, self.parts)
+        self.commands = Commands(
+            self.options,
+            self.parts,
+            self.logins,
+            cast(Publisher, self.bus),
+            Names("wsgate"),
+            count=self._count,
+            wake=self._wake,
+            unheard=self.unheard.append,
+        )
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self.logins.waiting_bytes + self.subscriptions.waiting_bytes
+
+    def forget(self, peer: Peer) -> None:
+        """The connection is closed."""
+        for part in (self.logins, self.subscriptions, self.replies, self.commands):
+            part.forget(peer.conn)
+
+    def run_released(self) -> None:
+        """What the pass of a shard does with messages that a login has released."""
+        for opcode, conn, message in self.logins.take_released():
+            self.commands.run(conn, JSON, message, opcode)
 
     def _count(self, name: str, amount: int) -> None:
         self.counts[name] += amount
@@ -156,7 +195,7 @@ class Shard:
 
     def enter(self, token: str | None = None, channels: tuple[str, ...] = (), **positions: str) -> Peer:
         peer = self.rig.connect()
-        self.sessions.begin(
+        self.logins.begin(
             peer.conn, Entry(b"", JSON, 0, late_token=token, channels=channels, positions=positions)
         )
         return peer
@@ -164,11 +203,13 @@ class Shard:
     def say(self, peer: Peer, *messages: dict[str, Any]) -> None:
         for message in messages:
             self.commands.run(peer.conn, JSON, json.dumps(message).encode(), 1)
+            self.run_released()
 
     def confirm(self, *names: str) -> None:
         """The bus answers one SUBSCRIBE for each of these."""
         for name in names:
             assert self.hub.on_subscribed(name.encode())
+        self.run_released()
 
     def lose(self) -> None:
         self.bus.is_up = False
@@ -181,6 +222,7 @@ class Shard:
 
     def heard(self, peer: Peer) -> list[dict[str, Any]]:
         """What was said since the last time, without what differs from run to run."""
+        self.run_released()
         self.hub.tidy()
         self.rig.turn()
         said = [json.loads(frame.payload) for frame in peer.frames()]
@@ -189,10 +231,10 @@ class Shard:
 
     def kept(self) -> int:
         """Objects held for connections beside what the reactor holds."""
-        sessions, hub = self.sessions, self.hub
-        tables: list[Sized] = [sessions.unauthenticated, sessions._welcomes, sessions._asked]
-        tables += [sessions._bad_messages, sessions.ended, hub._waiters, hub._unconfirmed]
-        return sum(len(table) for table in tables) + sessions.waiting_bytes
+        logins, replies, hub = self.logins, self.replies, self.hub
+        tables: list[Sized] = [logins.unauthenticated, logins._welcomes, self.subscriptions._pending]
+        tables += [replies._bad_messages, replies.ended, hub._waiters, hub._unconfirmed]
+        return sum(len(table) for table in tables) + self.waiting_bytes
 
 
 @pytest.fixture
@@ -241,14 +283,14 @@ def test_channels_of_the_url_follow_welcome_even_where_they_are_live_already(sha
 
 def test_what_waits_is_on_the_books_by_what_it_takes(shard: Shard) -> None:
     """Text counts as it is kept: one sign beyond the first plane makes all of them four bytes."""
-    books = shard.sessions
+    books = shard
     plain = shard.enter(None, ("n" * 200,), **{"n" * 200: "Qz-1"})
     took = books.waiting_bytes
     assert took > 400
     wide = shard.enter(None, ("n" * 199 + "😀",))
     assert books.waiting_bytes - took > 800
     for peer in (plain, wide):
-        shard.sessions.forget(peer.conn)
+        shard.forget(peer)
     assert books.waiting_bytes == 0
     # A welcome that waits, with every channel that comes with it; then subs that wait, each as often.
     peer = shard.enter("ann:a,b")
@@ -414,9 +456,7 @@ def test_what_is_gone_is_forgotten_wherever_it_stood(shard: Shard) -> None:
     shard.say(odd, {"x": 1})
     assert shard.kept() > 0
     for peer in (waiting, asking, odd, nobody, bad):
-        shard.sessions.forget(peer.conn)
-        shard.commands.forget(peer.conn)
-        shard.hub.forget(peer.conn)
+        shard.forget(peer)
     shard.confirm("@ann", "x")
     assert shard.kept() == 0
 
@@ -550,7 +590,7 @@ def test_a_channel_of_a_server_that_is_there_is_told_at_once_though_another_is_a
     shard.hub.on_up(starts_with(b"b"))
     shard.confirm("b")
     assert shard.heard(ann) == [{"op": "subbed", "ch": "b"}]
-    assert not shard.sessions._welcomes, "nothing is kept of a welcome that is done"
+    assert not shard.logins._welcomes, "nothing is kept of a welcome that is done"
 
 
 def test_a_channel_that_was_live_and_is_lost_before_the_welcome_waits_to_be_confirmed_again(
@@ -574,23 +614,23 @@ def test_a_channel_that_was_live_and_is_lost_before_the_welcome_waits_to_be_conf
     shard.hub.on_up(starts_with(b"a"))
     shard.confirm("a")
     assert shard.heard(ann) == [{"op": "subbed", "ch": "a"}]
-    assert not shard.sessions._welcomes
+    assert not shard.logins._welcomes
 
 
 # --- what a connection may do is shared and accounted -------------------------------------------------
 
 
 def test_connections_with_equal_permissions_share_one_set_until_the_last_has_changed(shard: Shard) -> None:
-    table = shard.sessions._permissions
+    table = shard.parts.tokens.permissions
     peers = [shard.enter("ann:a,b") for _ in range(5)]
     assert len(table) == 1 and table.bytes_held > 0
     members = [shard.rig.reactor.meta(peer.conn) for peer in peers]
     assert all(member.permissions is members[0].permissions for member in members)
     one = table.bytes_held
-    shard.sessions.keep(peers[0].conn, Identity("ann", Permissions(("c",), (), ()), 0), members[0])
+    shard.members.keep(peers[0].conn, Identity("ann", Permissions(("c",), (), ()), 0), members[0])
     assert len(table) == 2 and one < table.bytes_held < 2 * one
     for peer in peers:
-        shard.sessions.release_member(shard.rig.reactor.meta(peer.conn))
+        shard.members.release(shard.rig.reactor.meta(peer.conn))
         shard.rig.reactor.set_meta(peer.conn, None)
     assert (len(table), table.bytes_held) == (0, 0)
 
@@ -599,8 +639,8 @@ def test_set_of_a_connection_that_is_gone_already_is_not_held(shard: Shard) -> N
     peer = shard.rig.connect()
     shard.rig.reactor.abort(peer.conn)
     shard.rig.turn()
-    shard.sessions.keep(peer.conn, Identity("ann", Permissions(("a",), (), ()), 0), None)
-    assert len(shard.sessions._permissions) == 0
+    shard.members.keep(peer.conn, Identity("ann", Permissions(("a",), (), ()), 0), None)
+    assert len(shard.parts.tokens.permissions) == 0
 
 
 # --- refusals that pass -------------------------------------------------------------------------------

@@ -217,8 +217,8 @@ def test_every_fault_is_a_label_of_the_metric_and_nothing_else_is() -> None:
 def test_only_in_development_a_client_is_told_the_cause(fault: str, is_dev: bool) -> None:
     shard = Shard()
     try:
-        shard.sessions.tokens = cast(Tokens, Refusing())
-        shard.sessions.renew(_options(is_dev=is_dev))
+        shard.attach(tokens=cast(Tokens, Refusing()))
+        shard.replies.renew(_options(is_dev=is_dev))
         error, *_ = told(shard, shard.enter(fault))
         assert (CAUSES[fault].text in error["message"]) is is_dev
         assert error["message"].startswith("the token is missing, expired or not valid")

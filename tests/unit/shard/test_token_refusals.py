@@ -39,7 +39,7 @@ class Refusing:
 @pytest.fixture
 def shard() -> Iterator[Shard]:
     made = Shard()
-    made.sessions.tokens = cast(Tokens, Refusing())
+    made.attach(tokens=cast(Tokens, Refusing()))
     yield made
     made.rig.close()
 

@@ -16,9 +16,9 @@ from tests.unit.shard.test_faults import OPTIONS
 from wsgate.auth import NO_PERMISSIONS, Identity, TokenError
 from wsgate.reactor.testing import trust_charges
 from wsgate.shard import verification
+from wsgate.shard.members import now_ms
 from wsgate.shard.options import Shared
 from wsgate.shard.process import Shard
-from wsgate.shard.sessions import now_ms
 from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.shard.tokens import Tokens
 from wsgate.statistics import StatisticsBlock
@@ -58,7 +58,9 @@ class Hall:
         self.shard = Shard(REPORTING, -1, Shared(StatisticsBlock.create(LAYOUT, 1)), -1)
         self.shard._build(asyncio.get_running_loop())
         self.tokens = FakeTokens(self.shard.count)
-        self.shard._front._tokens = self.shard._sessions.tokens = cast(Tokens, self.tokens)
+        tokens = cast(Tokens, self.tokens)
+        self.shard._handshakes._tokens = self.shard._commands._tokens = tokens
+        self.shard._logins._parts = replace(self.shard._logins._parts, tokens=tokens)
         self.sockets: list[socket.socket] = []
 
     def come(self, source: str, *, upgraded: bool = False) -> socket.socket:
@@ -193,7 +195,7 @@ def test_unseen_tokens_in_messages_are_verified_in_turns_by_address(monkeypatch:
                 at.shard._pump()
             assert at.tokens.verified.index("good") <= before + 5
             assert len(at.tokens.verified) == 41, "and nobody is refused unheard"
-            assert at.shard._verification.waiting_bytes == at.shard._sessions._held_bytes == 0
+            assert at.shard._verification.waiting_bytes == at.shard._logins._buffered_bytes == 0
 
     asyncio.run(main())
 
@@ -265,8 +267,8 @@ def test_connection_that_left_while_its_token_waited_leaves_nothing(monkeypatch:
             for _ in range(10):
                 at.shard._pump()
             assert len(at.tokens.verified) == before
-            assert at.shard._verification.waiting_bytes == at.shard._sessions._held_bytes == 0
-            assert not at.shard._sessions.held
+            assert at.shard._verification.waiting_bytes == at.shard._logins._buffered_bytes == 0
+            assert not at.shard._logins.buffered
 
     asyncio.run(main())
 
