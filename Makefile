@@ -19,7 +19,7 @@ TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
-.PHONY: help run chat push build test check bench crowd machine conformance sanitize audit soak fuzz guided defects format clean
+.PHONY: help run chat push build test check bench crowd machine conformance sanitize audit soak fuzz guided defects docs format clean
 
 help:
 	@echo "make run          start a gateway in development mode, with a page to try it (PORT=8000 ADMIN_PORT=9000)"
@@ -38,6 +38,7 @@ help:
 	@echo "make guided       every compiled reader under libFuzzer and AddressSanitizer, with clang (SECONDS=60 each;"
 	@echo "                  READERS=codec: only some)"
 	@echo "make defects      plants defects and shows that the suites turn red (8 min)"
+	@echo "make docs         the documentation as pages that a browser reads from disk (build/docs/html)"
 	@echo "make bench        the short benchmark, beside the floor of this machine"
 	@echo "make crowd        one reactor with 20,000, 100,000 and 500,000 connections"
 	@echo "make machine      a whole gateway with 500,000 connections, both ends on this machine (5 min, 8 GB)"
@@ -125,6 +126,14 @@ guided: build
 
 defects: build
 	$(RUN) -m tests.support.defects
+
+# The pages are read from disk: nothing in them comes from the network. A warning fails the build, because most
+# of them are links that lead nowhere; DOCS_OPTIONS= builds all the same.
+DOCS_OPTIONS ?= --fail-on-warning --keep-going
+docs: $(STAMPS)/tools
+	@$(RUN) -m sphinx --builder html --conf-dir docs --doctree-dir build/docs/doctrees --quiet $(DOCS_OPTIONS) \
+		. build/docs/html
+	@echo "build/docs/html/docs/index.html"
 
 format: $(STAMPS)/tools
 	$(BIN)/ruff check --fix
