@@ -138,7 +138,7 @@ class KeySetCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the counter of fetches, by outcome."""
-        text = "Attempts to fetch the issuer's keys, by what became of them."
+        text = "Attempts to fetch the key set of auth.jwks_url. The label outcome is fetched or failed."
         family = CounterMetricFamily("wsgate_key_set_fetches", text, labels=["outcome"])
         family.add_metric(["fetched"], self._fetcher.fetched)
         family.add_metric(["failed"], self._fetcher.failed)

@@ -23,7 +23,7 @@ from wsgate.reasons import REASONS, Reason
 from wsgate.statistics import Layout, StatisticsBlock
 from wsgate.statistics.layout import HISTOGRAM_BUCKETS
 
-__all__ = ["BlockCollector", "expose", "make_registry"]
+__all__ = ["LABEL_VALUES", "BlockCollector", "expose", "make_registry"]
 
 
 class _Counter(NamedTuple):
@@ -49,104 +49,187 @@ def _one(name: str, text: str, slot: str) -> _Counter:
 
 _DIRECTION: Final = "direction"
 _COUNTERS: Final = (
-    _one("accepts", "Sockets accepted.", "accepted"),
-    _one("refusals_answered", "Refusals at the gate that were answered.", "refused"),
+    _one("accepts", "Connections that a shard accepted on the client port.", "accepted"),
+    _one(
+        "gate_answers",
+        "Connections that were refused directly after accept and received an HTTP answer.",
+        "refused",
+    ),
     _Counter(
         "accept_failures",
-        "Accepts that failed: out of descriptors or memory (exhausted), or by the peer (failed).",
+        "Failed calls of accept. The label cause is exhausted if the process or the machine"
+        " had no descriptor or no memory left, and failed for any other error, usually of the"
+        " peer.",
         "cause",
         {"accept_exhausted": "exhausted", "accept_failed": "failed"},
     ),
     _one(
         "accepts_paused",
-        "Times accepting waited for the next tick: over four times the rate of handshakes was offered.",
+        "Times that a shard stopped accepting until the next tick (at most 250 ms), because"
+        " more than four times the allowed rate of handshakes was offered.",
         "accepts_paused",
     ),
     _Counter(
         "addresses_missed",
-        "Connections that count for no address: the table was full (uncounted), or a proxy named none"
-        " (unnamed).",
+        "Connections that are not counted for any address. The label cause is uncounted if the"
+        " table of addresses was full, and unnamed if a trusted proxy did not name the client.",
         "cause",
         {"addresses_uncounted": "uncounted", "addresses_unnamed": "unnamed"},
     ),
     _Counter(
         "admission_changes",
-        "Times a shard's state became this one.",
+        "Times that the admission state of a shard changed to the state in the label: open,"
+        " refusing (new connections are refused) or shedding (some connections are closed as"
+        " well).",
         "state",
         {f"admission_{name}": name for name in ("open", "refusing", "shedding")},
     ),
     _Counter(
         "accept_queue_losses",
-        "Connections of the whole machine that found an accept queue full (overflows), or were dropped there"
-        " for any reason (drops), since the node started.",
+        "Connections on the whole machine since the node started that found a full accept"
+        " queue (cause overflows) or were dropped in an accept queue for any reason (cause"
+        " drops). It includes other programs.",
         "cause",
         {"listen_overflows": "overflows", "listen_drops": "drops"},
     ),
     _one(
-        "handovers",
-        "Connections a shard had no room for, given to one that had.",
-        "handovers",
+        "handed_over",
+        "Accepted connections that a shard without room passed to another shard of the node.",
+        "handed_over",
     ),
     _one(
-        "handovers_lost",
-        "Connections that a sibling handed over and no descriptor was left to take: cut.",
-        "handovers_lost",
+        "handed_over_lost",
+        "Connections that another shard passed on and that were cut, because the receiving"
+        " shard had no descriptor left.",
+        "handed_over_lost",
     ),
-    _one("request_heads", "Complete request heads read.", "opens"),
-    _one("upgrades", "Handshakes answered with 101.", "upgrades"),
+    _one("request_heads", "Complete HTTP request heads that shards received.", "opens"),
+    _one(
+        "upgrades",
+        "Handshakes that were answered with 101, so that a WebSocket connection was opened.",
+        "upgrades",
+    ),
     _Counter(
         "messages",
-        "Messages of clients (in), and frames written whole to them, control frames included (out).",
+        "Messages that clients sent (direction in), and frames that were written completely to"
+        " clients (direction out). Only the frames include control frames.",
         _DIRECTION,
         {"messages_in": "in", "frames_out": "out"},
     ),
-    _one("message_payload_bytes", "Payload bytes of clients' messages.", "message_bytes_in"),
-    _Counter("bytes", "Bytes on clients' sockets.", _DIRECTION, {"bytes_in": "in", "bytes_out": "out"}),
-    _one("frames_received", "Frames of clients, fragments and control frames included.", "frames_in"),
-    _Counter("system_calls", "Calls on clients' sockets.", "call", {"receives": "recv", "sends": "send"}),
-    _one("sends_blocked", "Sends that found the socket full.", "sends_blocked"),
-    _one("fanouts", "Publications walked into outboxes.", "publications"),
-    _one("deliveries", "Publications queued for a connection, one for each that got it.", "deliveries"),
-    _Counter("pings", "Ping frames.", _DIRECTION, {"pings_in": "in", "pings_out": "out"}),
-    _Counter("pongs", "Pong frames.", _DIRECTION, {"pongs_in": "in", "pongs_out": "out"}),
-    _one("pongs_dropped", "Pongs that gave way to later ones.", "pongs_dropped"),
+    _one(
+        "message_payload_bytes",
+        "Payload bytes of the messages that clients sent, after reassembly.",
+        "message_bytes_in",
+    ),
+    _Counter(
+        "bytes",
+        "Bytes that shards read from (direction in) and wrote to (direction out) the sockets"
+        " of clients, without TCP and IP headers.",
+        _DIRECTION,
+        {"bytes_in": "in", "bytes_out": "out"},
+    ),
+    _one(
+        "frames_received",
+        "WebSocket frames that clients sent, including fragments and control frames.",
+        "frames_in",
+    ),
+    _Counter(
+        "system_calls",
+        "System calls on the sockets of clients. The label call is recv or send.",
+        "call",
+        {"receives": "recv", "sends": "send"},
+    ),
+    _one(
+        "sends_blocked",
+        "Writes to a client that stopped because the send buffer of the socket was full.",
+        "sends_blocked",
+    ),
+    _one(
+        "fanouts",
+        "Publications that were distributed to the outboxes of the subscribers of a shard.",
+        "publications",
+    ),
+    _one(
+        "deliveries",
+        "Publications that were queued for a connection. One publication with 100 subscribers counts 100.",
+        "deliveries",
+    ),
+    _Counter(
+        "pings",
+        "Ping frames that clients sent (direction in) or the gateway sent (direction out).",
+        _DIRECTION,
+        {"pings_in": "in", "pings_out": "out"},
+    ),
+    _Counter(
+        "pongs",
+        "Pong frames that clients sent (direction in) or the gateway sent (direction out).",
+        _DIRECTION,
+        {"pongs_in": "in", "pongs_out": "out"},
+    ),
+    _one(
+        "pongs_dropped",
+        "Pong frames that were not sent to a client, because a later pong replaced them or the"
+        " connection ended.",
+        "pongs_dropped",
+    ),
     _Counter(
         "drops",
-        "Queued items dropped: by the channel's policy for slow consumers, or because the connection closed.",
+        "Queued items that were not sent to a client. The label cause is policy if"
+        " slow_consumer of the channel dropped a publication, and closing if the connection"
+        " closed.",
         "cause",
         {"dropped_policy": "policy", "dropped_closing": "closing"},
     ),
     _Counter(
         "gaps",
-        "Notices to connections that publications are missing, by reason: the connection read too slowly"
-        " (slow), the shard could not keep what came (backlog), the bus was lost for a while (bus), or a"
-        " publication was larger than its channel allows (too_large).",
+        "Notices to connections that publications are missing. The label reason is slow if the"
+        " connection read too slowly, backlog if the shard could not keep the publications, bus"
+        " if the bus was lost for a while, and too_large if a publication was larger than its"
+        " channel allows.",
         "reason",
         {"gaps": "slow", "gaps_slow": "backlog", "gaps_bus": "bus", "gaps_too_large": "too_large"},
     ),
-    _one("stale_handles", "Calls for a connection that was gone.", "stale"),
-    _one("stalls_forgiven", "Pauses of ours for which deadlines were moved.", "stalls_forgiven"),
-    _one("lingers_skipped", "Connections closed without lingering: too many lingered.", "lingers_skipped"),
-    _Counter("pool_requests", "Buffers needed.", "outcome", {"pool_hits": "hit", "pool_misses": "miss"}),
-    _one("messages_inflated", "Compressed messages of clients.", "messages_inflated"),
+    _one("stale_handles", "Calls inside a shard that named a connection which had ended already.", "stale"),
+    _one(
+        "stalls_forgiven",
+        "Pauses of a shard of more than 2 s after which the deadlines of its connections were"
+        " extended by the pause.",
+        "stalls_forgiven",
+    ),
+    _one(
+        "lingers_skipped",
+        "Connections that were closed at once, because too many closed sockets already waited"
+        " for their peers to read the rest.",
+        "lingers_skipped",
+    ),
+    _Counter(
+        "pool_requests",
+        "Buffers that shards requested from their pool of memory. The label outcome is hit if"
+        " the pool had a free buffer, and miss if new memory was allocated.",
+        "outcome",
+        {"pool_hits": "hit", "pool_misses": "miss"},
+    ),
+    _one("messages_inflated", "Compressed messages of clients that were decompressed.", "messages_inflated"),
     _one(
         "publications_deflated",
-        "Compressions of publications, however many shared one.",
+        "Compressions of publications. One compression serves all subscribers of a shard that use it.",
         "publications_deflated",
     ),
     _Counter(
         "deflate_bytes",
-        "Publications that were deflated: bytes before (in) and after (out).",
+        "Bytes of compressed publications before compression (direction in) and after it (direction out).",
         _DIRECTION,
         {"deflate_bytes_in": "in", "deflate_bytes_out": "out"},
     ),
-    _one("polls", "Passes of the reactor.", "polls"),
-    _one("timers", "Timers that came due.", "timers"),
+    _one("polls", "Passes of the event loop of the reactor.", "polls"),
+    _one("timers", "Timers of connections that expired and were handled.", "timers"),
     _Counter(
         "subscriptions_refused",
-        "Subscriptions of clients that were refused because of the bus: it has not answered what this"
-        " connection or shard asked before (behind), the node's own bus has no memory for one more channel"
-        " name (bus_memory), or the ACL of the bus forbids the channel (forbidden), which does not pass.",
+        "Subscriptions of clients that were refused because of the bus. The label cause is"
+        " behind if the bus has not answered earlier requests of the connection or shard,"
+        " bus_memory if the private bus has no memory for another channel name, and forbidden"
+        " if the access control list of the bus forbids the channel. Only forbidden does not"
+        " pass by itself.",
         "cause",
         {
             "subscriptions_behind": "behind",
@@ -156,64 +239,77 @@ _COUNTERS: Final = (
     ),
     _Counter(
         "publishes",
-        "Publishes by clients: the bus has them (sent), or they were answered with an error (failed).",
+        "Publishes of clients. The label outcome is sent if the bus has accepted the"
+        " publication, and failed if the client received an error.",
         "outcome",
         {"publishes_sent": "sent", "publishes_failed": "failed"},
     ),
     _one(
         "publishes_over_bytes",
-        "Publishes and messages of clients that were answered with 429 because the connection or its shard"
-        " has put too many bytes onto the bus.",
+        "Publishes and messages of clients that were answered with 429, because the connection"
+        " or its shard has sent too many bytes to the bus.",
         "publishes_over_bytes",
     ),
     _Counter(
         "publishes_limited",
-        "Publishes by clients that were answered with 429: more than limits.publish_rate allows a connection"
-        " (rate), or too many of one user or address under way to the bus (crowded, also counted as failed).",
+        "Publishes of clients that were answered with 429. The label limit is rate if the"
+        " connection exceeded limits.publish_rate, and crowded if too many publishes of one"
+        " user or address waited for the bus; crowded ones are also counted as failed.",
         "limit",
         {"publishes_over_rate": "rate", "publishes_crowded": "crowded"},
     ),
     _Counter(
         "tokens",
-        "Tokens shown: verified, known from before (cached), or refused.",
+        "Tokens that clients sent. The label outcome is verified if the signature was checked,"
+        " cached if the shard had verified the same token before, and refused if the token is"
+        " not valid.",
         "outcome",
         {"tokens_verified": "verified", "tokens_cached": "cached", "tokens_refused": "refused"},
     ),
     _one(
         "tokens_evicted",
-        "Cached tokens that a shard has forgotten before their time because memory was short.",
+        "Verified tokens that a shard removed from its cache before they expired, because memory was short.",
         "tokens_evicted",
     ),
     _one(
-        "unknown_key_ids_requested",
-        "Kids in tokens that no key has, asked of the fetcher of the key set.",
-        "unknown_key_ids_requested",
+        "keys_wanted",
+        "Key ids in tokens that match no key and for which a shard requested a new fetch of the key set.",
+        "keys_wanted",
     ),
-    _one("key_set_updates", "Key sets that a shard has taken over.", "keys_fetched"),
+    _one("key_sets_taken", "Fetched key sets that a shard has applied.", "keys_fetched"),
     _one(
         "revocations_forgotten",
-        "Revocations of single users that became one for all users, because too many users were revoked.",
+        "Revocations of single users that were merged into one revocation for all users,"
+        " because too many users were revoked.",
         "revocations_forgotten",
     ),
     _one(
         "revocations_unread",
-        "Attempts of a shard to read the revocations on the bus that failed; each is repeated.",
+        "Failed attempts of a shard to read the revocations from the bus. Each attempt is repeated.",
         "revocations_unread",
     ),
     _Counter(
         "controls",
-        "Commands of backends on the control channel, as many as there are shards.",
+        "Commands that backends sent on the control channel, counted once in every shard. The"
+        " label outcome is run, or malformed if the command could not be read.",
         "outcome",
         {"controls_run": "run", "controls_malformed": "malformed"},
     ),
-    _one("config_reloads", "Configurations that a shard has taken over while it ran.", "config_reloads"),
-    _one("bus_connects", "Times a shard's subscriber connection came up.", "bus_connects"),
-    _one("bus_failures", "Times a shard's subscriber connection was lost.", "bus_failures"),
+    _one("renewals", "Reloaded configurations that a shard has applied while it ran.", "renewals"),
+    _one(
+        "bus_connects",
+        "Times that the subscriber connection of a shard to the bus was established.",
+        "bus_connects",
+    ),
+    _one(
+        "bus_failures", "Times that the subscriber connection of a shard to the bus was lost.", "bus_failures"
+    ),
     _Counter(
         "events",
-        "Events for backends: answered by their stream (appended), sent once more (repeated), given up"
-        " because too many waited (dropped), thrown away by us because the node's own bus was full (trimmed);"
-        " messages of clients among them, taken or refused.",
+        "Events for backends. The label outcome is appended if the stream confirmed the event,"
+        " repeated if it was sent again, dropped if too many events waited, trimmed if the"
+        " gateway removed it because the private bus was full, and taken or refused for"
+        " messages of clients to backends. An event can be counted under more than one outcome.",
         "outcome",
         {
             "events_appended": "appended",
@@ -226,50 +322,64 @@ _COUNTERS: Final = (
     ),
     _Counter(
         "limits_unchecked",
-        "Limits of users that were not asked for because the bus did not answer: somebody was let in.",
+        "Decisions about a limit per user that were made without the bus, because it did not"
+        " answer, so that the client was admitted. The label limit is connections for"
+        " admission.per_user_connections and messages for admission.per_user_rate.",
         "limit",
         {"users_unchecked": "connections", "rates_unchecked": "messages"},
     ),
     _one(
-        "user_deregistrations_lost",
-        "Connections that ended while the bus was away, too many to be taken off their users' counts later.",
-        "user_deregistrations_lost",
+        "users_unforgotten",
+        "Ended connections that still count for their user on the bus, because the bus was"
+        " away and too many removals waited.",
+        "users_unforgotten",
     ),
     _one(
-        "messages_of_reset_connections",
-        "Whole messages of clients that were dropped because the connection was reset in the same turn.",
-        "messages_of_reset_connections",
+        "messages_from_gone",
+        "Complete messages of clients that were dropped, because the connection was reset"
+        " before the shard handled them.",
+        "messages_from_gone",
     ),
     _one(
         "publications_dropped",
-        "Publications that a shard dropped, because more arrived than its backlog holds; their subscribers"
-        " are sent a gap.",
+        "Publications that a shard dropped because more arrived than bus.backlog holds. Their"
+        " subscribers are notified with a gap.",
         "publications_dropped",
     ),
-    _one("probes", "Probes that came back through the bus.", "probes_echoed"),
-    _one("client_requests", "GET /client.js on the client port.", "client_asked"),
-    _one("readiness_requests", "GET /readyz on the client port.", "readiness_asked"),
-    _one("restarts", "Child processes that ended and were started again.", "restarts"),
+    _one("probes", "Probes that a shard sent to itself through the bus and received again.", "probes_echoed"),
+    _one("client_requests", "Requests for /client.js on the client port.", "client_asked"),
+    _one("readiness_requests", "Requests for /readyz on the client port.", "readiness_asked"),
+    _one(
+        "restarts", "Child processes of the node that ended unexpectedly and were started again.", "restarts"
+    ),
     _one(
         "log_lines_dropped",
-        "Lines of the keeper and the shards that were dropped because whoever reads standard error was too"
-        " slow or gone.",
+        "Log lines of the keeper and the shards that were dropped, because the reader of"
+        " standard error was too slow or gone.",
         "log_lines_dropped",
     ),
 )
 # Families with one label value for each slot with a mark before it.
 _MARKED: Final = (
-    ("errors", "Errors commands were answered with.", "error", "error_"),
-    ("commands", "Commands of clients.", "op", "command_"),
+    (
+        "errors",
+        "Commands of clients that were answered with an error. The label error is the name of the error.",
+        "error",
+        "error_",
+    ),
+    ("commands", "Commands that clients sent. The label op is the name of the command.", "op", "command_"),
     (
         "keeper_duty_failures",
-        "Exceptions that a duty of the keeper raised, by the duty's name; the keeper goes on.",
+        (
+            "Exceptions in a duty of the keeper. The label duty is the name of the duty; the "
+            "keeper continues and repeats it."
+        ),
         "duty",
         "duty_failed_",
     ),
     (
         "token_refusals",
-        "Tokens that were refused. The label fault is the reason; the log has more about each fault.",
+        "Tokens that were refused. The label fault is the reason; the log has more about each one.",
         "fault",
         "token_fault_",
     ),
@@ -280,109 +390,235 @@ _UNHEARD: Final = "publications_unheard"
 _DROPPED: Final = {"publications_malformed": "malformed", "publications_too_large": "too_large"}
 
 _GAUGES: Final = (
-    _Gauge("phase", "0 starting, 1 ready, 2 draining.", "phase"),
-    _Gauge("room", "How many more connections fit; the weight of the shard's listener.", "room"),
-    _Gauge("bus_up", "Whether the shard's subscriber connection to the bus is up.", "bus_up"),
+    _Gauge("phase", "Phase of a shard: 0 starting, 1 ready, 2 draining.", "phase"),
+    _Gauge(
+        "room",
+        "Number of connections that the shard can still accept. New connections are"
+        " distributed in this proportion.",
+        "room",
+    ),
+    _Gauge(
+        "bus_up",
+        "Whether the subscriber connection of the shard to the bus works: 1 if it does, 0 if not.",
+        "bus_up",
+    ),
     _Gauge(
         "backlog_publications",
-        "Publications that the shard has received and not handed on to its clients yet.",
+        "Publications that the shard has received from the bus and not yet passed on to its clients.",
         "backlog_publications",
     ),
-    _Gauge("backlog_bytes", "Bytes of memory that the shard holds for them.", "backlog_bytes"),
-    _Gauge("subscriptions_pending", "Channels the bus has not confirmed yet.", "subscriptions_pending"),
-    _Gauge("token_cache_entries", "Verified tokens remembered.", "token_cache_entries"),
+    _Gauge(
+        "backlog_bytes", "Bytes of memory that these waiting publications take in the shard.", "backlog_bytes"
+    ),
+    _Gauge(
+        "subscriptions_pending",
+        "Channels of the shard whose subscription the bus has not confirmed yet.",
+        "subscriptions_pending",
+    ),
+    _Gauge("token_cache_entries", "Verified tokens that the shard remembers.", "token_cache_entries"),
     _Gauge(
         "permission_sets",
-        "Different permission sets in the memory of a shard; connections with equal ones share them.",
+        "Different permission sets in the memory of the shard. Connections with equal"
+        " permissions share one set.",
         "permission_sets",
     ),
     _Gauge(
         "permission_sets_bytes",
-        "Estimated bytes of memory of those permission sets, part of wsgate_memory_bytes.",
+        "Estimated bytes of memory of the permission sets of the shard, a part of wsgate_memory_bytes.",
         "permission_sets_bytes",
     ),
     _Gauge(
         "revoked_users",
-        "Users with a revocation in the memory of a shard: it refuses their tokens issued before that time.",
+        "Users with a revocation in the memory of the shard, which refuses their tokens issued"
+        " before that time.",
         "revoked_users",
     ),
-    _Gauge("events_waiting", "Events that no stream has answered for yet.", "events_waiting"),
-    _Gauge("events_waiting_bytes", "Their bytes.", "events_waiting_bytes"),
+    _Gauge(
+        "events_waiting",
+        "Events for backends that the shard holds because no stream has confirmed them yet.",
+        "events_waiting",
+    ),
+    _Gauge(
+        "events_waiting_bytes",
+        "Bytes of memory of the events for backends that no stream has confirmed yet.",
+        "events_waiting_bytes",
+    ),
     _Gauge(
         "events_streams_refusing",
-        "Event streams that refuse what a shard appends, each counted once a shard. Readiness says nothing"
-        " about streams, so alert on more than 0.",
+        "Event streams that refuse what the shard appends, each counted once per shard."
+        " Readiness does not depend on streams, so alert on more than 0.",
         "events_streams_refusing",
     ),
-    _Gauge("key_set_missing", "Whether a key set is to be fetched and none was yet.", "key_set_missing"),
-    _Gauge("python_blocks", "Memory blocks that CPython's allocator has given out.", "python_blocks"),
-    _Gauge("connections_held", "Connections in the table, in whatever state.", "now_connections"),
-    _Gauge("connections_blocked", "Connections whose socket is full.", "now_blocked"),
+    _Gauge(
+        "keys_awaited",
+        "Whether the shard waits for the first fetch of the key set: 1 if it does, 0 if not.",
+        "keys_awaited",
+    ),
+    _Gauge(
+        "python_blocks",
+        "Memory blocks that the allocator of CPython has in use in the shard.",
+        "python_blocks",
+    ),
+    _Gauge("connections_held", "Connections of the shard in any state.", "now_connections"),
+    _Gauge("connections_blocked", "Connections of the shard whose send buffer is full.", "now_blocked"),
     _Gauge(
         "connections_pacing",
-        "Connections over half their outbox limits and not judged by them: publications wait for them.",
+        "Connections of the shard that make publications wait: their outbox is over half of"
+        " its limits, and the limits do not apply to them at the moment.",
         "now_pacing",
     ),
-    _Gauge("refusals_draining", "Refused sockets that are being drained.", "now_draining"),
-    _Gauge("channels", "Channels with subscribers.", "now_channels"),
-    _Gauge("fanouts_under_way", "Publications on their way into large channels.", "now_walks"),
-    _Gauge("admission_state", "0 open, 1 refusing newcomers, 2 shedding.", "admission_state"),
-    _Gauge("connections_limit", "Connections a shard may hold.", "connections_limit"),
-    _Gauge("descriptors_limit", "Descriptors below which a shard's clients must stay.", "descriptors_limit"),
+    _Gauge(
+        "refusals_draining",
+        "Refused sockets of the shard that still receive input until the answer has arrived.",
+        "now_draining",
+    ),
+    _Gauge("channels", "Channels with at least one subscriber in the shard.", "now_channels"),
+    _Gauge(
+        "fanouts_under_way",
+        "Publications that the shard is distributing to large channels at the moment.",
+        "now_walks",
+    ),
+    _Gauge(
+        "admission_state",
+        "Admission state of the shard: 0 open, 1 refusing new connections, 2 shedding (closing"
+        " some connections as well).",
+        "admission_state",
+    ),
+    _Gauge("connections_limit", "Largest number of connections that the shard accepts.", "connections_limit"),
+    _Gauge(
+        "descriptors_limit",
+        "File descriptor number below which the sockets of the clients of the shard must stay.",
+        "descriptors_limit",
+    ),
     _Gauge(
         "connections_growth_per_1000_seconds",
-        "Mean growth over about the last 20 s; 0 when they do not grow.",
+        "Mean growth of the connections of the shard over about the last 20 s, in connections"
+        " per 1,000 s. 0 if they do not grow.",
         "growth_per_1000_s",
     ),
-    _Gauge("full_in_seconds", "When a shard is full at that growth; 2^31: never.", "full_in_s"),
     _Gauge(
-        "memory_accounted_bytes", "On the books for memory of the process itself.", "memory_accounted_bytes"
+        "full_in_seconds",
+        "Seconds until the shard is full if its connections continue to grow as now. 2147483648 means never.",
+        "full_in_s",
     ),
     _Gauge(
-        "memory_growth_bytes", "What a shard's process has grown by since it started.", "memory_growth_bytes"
+        "booked_own_bytes",
+        "Bytes that the memory accounts of the shard hold for memory of the process itself.",
+        "booked_own_bytes",
     ),
     _Gauge(
-        "memory_unaccounted_bytes", "Of that on no account, beyond some slack.", "memory_unaccounted_bytes"
+        "footprint_bytes",
+        "Bytes by which the resident memory of the process of the shard has grown since it started.",
+        "footprint_bytes",
     ),
-    _Gauge("listen_queue", "Connections that wait to be accepted.", "listen_queue"),
-    _Gauge("listen_queue_limit", "How many may.", "listen_queue_limit"),
     _Gauge(
-        "proportional_set_bytes", "Of a shard's process, weighed once a minute.", "proportional_set_bytes"
+        "unexplained_bytes",
+        "Bytes of memory growth of the shard that no account explains, above 8 MiB.",
+        "unexplained_bytes",
+    ),
+    _Gauge("listen_queue", "Connections that wait in the accept queue of the shard.", "listen_queue"),
+    _Gauge(
+        "listen_queue_limit",
+        "Largest number of connections that the accept queue of the shard can hold.",
+        "listen_queue_limit",
+    ),
+    _Gauge(
+        "proportional_bytes",
+        "Proportional set size of the process of the shard in bytes, read once a minute."
+        " Shared pages count in proportion.",
+        "proportional_bytes",
     ),
     _Gauge(
         "bus_names_bytes",
-        "Bytes of memory that the channels of a shard take in the node's own bus, by the shard's own count.",
+        "Bytes of memory that the channel names of the shard take in the private bus, by the"
+        " count of the shard.",
         "bus_names_bytes",
     ),
     _Gauge(
         "bus_used_bytes",
-        "Bytes of memory that the node's own bus uses, as it told the shard last.",
+        "Bytes of memory that the private bus uses, by its last answer to the shard.",
         "bus_used_bytes",
     ),
     _Gauge(
         "bus_buffers_bytes",
-        "Bytes of memory that the node's own bus uses for what waits for shards, as it told the shard last.",
+        "Bytes of memory that the private bus uses for data that waits for shards, by its last"
+        " answer to the shard.",
         "bus_buffers_bytes",
     ),
-    _Gauge("memory_shedding", "Whether connections are being cut for want of memory.", "now_shedding"),
-    _Gauge("memory_short", "Whether newcomers are refused for want of memory.", "now_short"),
-    _Gauge("memory_budget_bytes", "What all of wsgate_memory_bytes may come to.", "memory_budget_bytes"),
+    _Gauge(
+        "memory_shedding",
+        "Whether the shard closes connections because memory is short: 1 if it does, 0 if not.",
+        "now_shedding",
+    ),
+    _Gauge(
+        "memory_short",
+        "Whether the shard refuses new connections because memory is short: 1 if it does, 0 if not.",
+        "now_short",
+    ),
+    _Gauge(
+        "memory_budget_bytes",
+        "Largest sum of wsgate_memory_bytes that the shard may reach. Above it the shard closes connections.",
+        "memory_budget_bytes",
+    ),
 )
 _NODE_GAUGES: Final = (
-    _Gauge("sockets_short", "Whether the machine has no memory for more sockets.", "sockets_short"),
-    _Gauge("tcp_memory_bytes", "Memory that all sockets of the machine use.", "tcp_memory_bytes"),
-    _Gauge("tcp_memory_limit_bytes", "Beyond it the kernel drops what arrives.", "tcp_memory_limit_bytes"),
-    _Gauge("bus_memory_bytes", "Resident memory of the node's own bus.", "bus_bytes"),
-    _Gauge("bus_memory_limit_bytes", "What it may hold; 0: the node has none.", "bus_limit_bytes"),
+    _Gauge(
+        "sockets_short",
+        "Whether the machine has no memory for more sockets: 1 if it has none, 0 if it has.",
+        "sockets_short",
+    ),
+    _Gauge(
+        "tcp_memory_bytes",
+        "Bytes of memory that all TCP sockets of the machine use, including other programs.",
+        "tcp_memory_bytes",
+    ),
+    _Gauge(
+        "tcp_memory_limit_bytes",
+        "Bytes of memory of all TCP sockets above which the kernel drops incoming data.",
+        "tcp_memory_limit_bytes",
+    ),
+    _Gauge("bus_memory_bytes", "Resident memory of the private bus in bytes.", "bus_bytes"),
+    _Gauge(
+        "bus_memory_limit_bytes",
+        "Bytes of memory that the private bus may use. 0 if the node has no private bus.",
+        "bus_limit_bytes",
+    ),
 )
 """The keeper's, of the node or its machine."""
-_BOOKED: Final = "memory_accounted_bytes"
-_FOOTPRINT: Final = "memory_growth_bytes"
+_BOOKED: Final = "booked_own_bytes"
+_FOOTPRINT: Final = "footprint_bytes"
+LABEL_VALUES: Final = {
+    "wsgate_connections": {
+        "head": "The shard receives the request head.",
+        "deciding": "The request head is complete, and the shard has not answered it yet.",
+        "open": "The WebSocket connection is open.",
+        "failing": "A fault or the Close of the peer was found, and the shard will queue its Close next.",
+        "closing": "The Close, or the HTTP refusal, is queued or sent.",
+        "lingering": "Everything is written; the shard discards input until the peer ends the connection.",
+        "gone": "The socket is closed, and the shard has not finished with the connection yet.",
+    },
+    "wsgate_memory_bytes": {
+        "table": "The table of connections.",
+        "frame": "Encoded frames; a frame that several connections share counts once.",
+        "outbox": "Outboxes with their entries, control frames and gaps.",
+        "partial": "Unfinished request heads, frames and messages, and input that was not handled yet.",
+        "channel": "Channels with their names and lists of subscribers.",
+        "subscription": "The lists of channels of each connection.",
+        "deflate": "The largest amount that compressing or decompressing one message may take.",
+        "user": "The index of connections by user.",
+        "pool": "Freed buffers that are kept for reuse.",
+        "outside": "What the Python part of the shard holds, such as cached tokens and waiting publications.",
+        "kernel_queued": "Data that clients have not taken yet and that the kernel holds in their sockets.",
+        "kernel_orphans": "The same for sockets that were closed meanwhile.",
+        "connections": "A fixed amount for each connection: its socket in the kernel and its objects.",
+    },
+}
+"""Meaning of label values that the help does not explain, by family. The generated reference shows it."""
 # No metrics by themselves: a process id, and times of a clock nobody outside has.
 _NOT_SHOWN: Final = frozenset({"pid", "beat_ms", "probe_due_ms"})
 _HISTOGRAMS: Final = {
-    "loop_lag_us": "How late the loop ran its tick.",
-    "probe_us": "How long a probe took through the bus and back.",
+    "loop_lag_us": "Delay of the tick of a shard, in seconds. The tick is due four times a second.",
+    "probe_us": "Time that a probe of a shard took through the bus and back, in seconds.",
 }
 _MICRO: Final = "_us"
 _BOUNDS: Final = (*(str(2**bucket / 1e6) for bucket in range(HISTOGRAM_BUCKETS - 1)), "+Inf")
@@ -426,7 +662,10 @@ class _OwnLines(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The one family."""
-        text = "Lines of the admin process that were dropped because the reader was too slow or gone."
+        text = (
+            "Log lines of the admin process that were dropped, because the reader of standard "
+            "error was too slow or gone."
+        )
         yield CounterMetricFamily("wsgate_admin_log_lines_dropped", text, value=dropped_lines())
 
 
@@ -464,7 +703,11 @@ class BlockCollector(Collector):
             yield self._histogram(name, shards)
 
     def _info(self) -> Metric:
-        family = GaugeMetricFamily("wsgate_info", "Which node this is.", labels=["node", "version"])
+        family = GaugeMetricFamily(
+            "wsgate_info",
+            ("Name (label node) and version (label version) of this node. The value is always 1."),
+            labels=["node", "version"],
+        )
         family.add_metric([self._node, __version__], 1)
         return family
 
@@ -489,7 +732,11 @@ class BlockCollector(Collector):
         delivered = self._total(regions, _RECEIVED) - sum(dropped.values())
         self._delivered = max(self._delivered, delivered)
         totals = {"delivered": self._delivered, **dropped, "unheard": self._total(regions, _UNHEARD)}
-        text = "Publications that came over the bus, by what became of them."
+        text = (
+            "Publications that shards received from the bus. The label outcome is delivered "
+            "if the publication went to subscribers, malformed or too_large if it was dropped "
+            "for that reason, and unheard if no connection was subscribed any more."
+        )
         return _counter_family(_Counter("publications", text, "outcome"), totals)
 
     def _by_shard(self, shards: Sequence[Sequence[int]]) -> Iterator[Metric]:
@@ -508,7 +755,10 @@ class BlockCollector(Collector):
                 yield GaugeMetricFamily(f"wsgate_{row.name}", row.text, value=keeper[self._index[row.slot]])
 
     def _drift(self, shards: Sequence[Sequence[int]]) -> Metric:
-        text = "What a shard has grown by less what its books hold of that; below 0: they hold too much."
+        text = (
+            "Bytes by which the process of a shard has grown, minus the bytes in its accounts "
+            "for that. Below 0 the accounts hold too much."
+        )
         family = GaugeMetricFamily("wsgate_ledger_drift_bytes", text, labels=["shard"])
         for number, region in enumerate(shards):
             family.add_metric([str(number)], region[self._index[_FOOTPRINT]] - region[self._index[_BOOKED]])
@@ -516,7 +766,10 @@ class BlockCollector(Collector):
 
     def _ages(self, regions: Sequence[Sequence[int]]) -> Metric:
         """Not the time of the beat but its age: nobody outside has the same clock."""
-        text = "Since the process last beat; more than 2 s is silence."
+        text = (
+            "Seconds since the process in the label last reported that it runs. More than 2 s "
+            "means that the process hangs."
+        )
         family = GaugeMetricFamily("wsgate_beat_age_seconds", text, labels=["process"])
         names = ["keeper", *(f"shard-{number}" for number in range(len(regions) - 1))]
         for name, region in zip(names, regions, strict=True):
@@ -596,15 +849,21 @@ def _refusals(layout: Layout) -> _Counter:
     slots.pop("ended_head_refused", None)
     slots |= _without_mark(layout, "handshake_") | dict(zip(_GATE_MANNERS, _GATE_MANNERS, strict=True))
     text = (
-        "Connections refused. refused_silent and refused_undrained say how the gate told some of them,"
-        " and count these a second time."
+        "Connections that were refused before they were opened. The label reason is the "
+        "name of the refusal. The reasons refused_silent and refused_undrained describe "
+        "how some of them were refused, and count these a second time."
     )
     return _Counter("refusals", text, "reason", slots)
 
 
 def _closes(layout: Layout) -> _Counter:
     slots = _ended(layout, is_refusal=False)
-    return _Counter("closes", "Connections that ended, by reason.", "reason", slots)
+    return _Counter(
+        "closes",
+        ("Connections that ended after they were opened. The label reason is the name of the reason."),
+        "reason",
+        slots,
+    )
 
 
 def _gauges(layout: Layout) -> list[tuple[str, str, str, dict[str, str]]]:
@@ -617,10 +876,22 @@ def _gauges(layout: Layout) -> list[tuple[str, str, str, dict[str, str]]]:
     binds = {slot: slot.removeprefix("binds_") for slot in layout.gauges if slot.startswith("binds_")}
     nodes = {row.slot for row in _NODE_GAUGES}
     rows: list[tuple[str, str, str, dict[str, str]]] = [
-        ("headroom", "How many more connections fit as far as this resource goes.", "resource", rooms),
-        ("headroom_binding", "Whether this resource goes least far.", "resource", binds),
-        ("connections", "Connections by state.", "state", states),
-        ("memory_bytes", "Bytes held, by what for.", "kind", kinds),
+        (
+            "headroom",
+            "Number of connections that the shard can still accept as far as one resource is"
+            " concerned. The label resource is connections, descriptors or memory.",
+            "resource",
+            rooms,
+        ),
+        (
+            "headroom_binding",
+            "Whether this resource limits the shard first: 1 for the one in the label that leaves"
+            " the least room, 0 for the others.",
+            "resource",
+            binds,
+        ),
+        ("connections", "Connections of the shard by state of the connection.", "state", states),
+        ("memory_bytes", "Bytes of memory in the accounts of the shard, by kind.", "kind", kinds),
     ]
     for slot in layout.gauges:
         if slot in named:
