@@ -35,6 +35,7 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "payload": (),
     "turns": (),
     "log": ("output",),
+    "log_events": (),
     "output": (),
     "bus_address": ("errors",),
     "errors": (),
