@@ -28,7 +28,7 @@ help:
 	@echo "make build        set up .venv and compile everything in place"
 	@echo "make test         build, then run all tests (SERVER=redis: with Debian's Redis instead of Valkey;"
 	@echo "                  ARGS='-k renewal': only some)"
-	@echo "make check        ruff, mypy --strict, stubtest"
+	@echo "make check        ruff, codespell, docstrings and help texts, mypy --strict, stubtest"
 	@echo "make conformance  Autobahn|Testsuite against the installed wheel (PROFILE=full: all 517 cases, 2 min;"
 	@echo "                  DEFLATE=--deflate: with compression, 17 min), and against our client"
 	@echo "make sanitize     unit tests, vectors, fuzzing and Autobahn under AddressSanitizer and UBSan"
@@ -68,9 +68,13 @@ ARGS ?=
 test: build
 	TEST_SERVER=$(SERVER) $(RUN) -m tests.support.run_tests $(ARGS)
 
+# What codespell reads.
+WORDS := docs protocols wsgate README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md
 check: build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell $(WORDS)
+	$(RUN) -m tests.support.check_words
 	$(RUN) -m mypy
 	$(RUN) -m mypy.stubtest --allowlist tests/support/stubtest-allowlist.txt \
 		--ignore-unused-allowlist $(COMPILED)

@@ -1,8 +1,8 @@
-"""Many clients that say nothing but answer pings. Run where they are to live; needs nothing but Python::
+"""Open many clients that send nothing but answers to pings. The program needs nothing but Python.
 
-    python tests/support/resting_clients.py <host> <port> <count>
+Usage: python tests/support/resting_clients.py <host> <port> <count>
 
-Prints `open` when all have been told something, and ends when it is killed, or after ten minutes.
+It prints `open` when every client has received something, and ends when it is killed, or after ten minutes.
 """
 
 import select

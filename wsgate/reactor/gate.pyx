@@ -11,9 +11,10 @@ tick, so that a full process does not spin on a queue it cannot serve. The same 
 handshakes is offered: refusing costs too, and who waits in the kernel's queue costs nothing.
 
 A full shard is no full node: who finds no room here is handed to a sibling that has some, as it is, a
-descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_accept_handover).
-Who said that it had room may be full meanwhile, and hands it on: round in a ring, so that everybody is asked before
-it is refused. Two that each believed the other to have most room sent it to and fro, past a third.
+descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_admit).
+A shard that had room may be full meanwhile. It then passes the connection to the next shard in a ring, so that
+every shard is tried before the connection is refused. Without the ring, two shards with outdated figures passed a
+connection back and forth and never tried a third.
 
 Whose address counts is the peer's own, or, for a listed proxy, whom it names in a PROXY header (head.pyx)
 or in X-Forwarded-For (the caller's part): those are judged when they are known.

@@ -36,7 +36,7 @@ class Pauses:
             self._reactor.pause_reading(conn)
 
     def resume(self, conn: int, pauser: Pauser) -> None:
-        """This reason is over: read the connection again if no other reason is left."""
+        """Drop one reason for a pause; read the connection again if no other reason is left."""
         held = self._held.get(conn)
         if held is None:
             return

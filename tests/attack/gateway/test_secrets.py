@@ -193,7 +193,6 @@ def test_s21_no_process_shows_a_secret_in_its_arguments(gateway: Gateway) -> Non
 
 def test_s21_what_is_written_when_a_process_dies_holds_no_token(gateway: Gateway) -> None:
     """A shard that is killed with a token in its hands leaves a line, and no token in it."""
-
     token = make_token(CANARY)
     with RawClient.welcomed(gateway, token):
         pid = shard_pid(gateway)

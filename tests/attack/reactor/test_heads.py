@@ -262,7 +262,7 @@ def test_s15_bad_bytes_are_400_at_once(data: bytes) -> None:
 
 
 def test_s15_a_high_byte_in_a_value_is_no_line_end() -> None:
-    """S15: \\x85 in a value is allowed (RFC 9110 obs-text) and splits nothing."""
+    r"""S15: \x85 in a value is allowed (RFC 9110 obs-text) and splits nothing."""
     seen: list[bytes] = []
 
     def look(bench: Rig, event: Event) -> None:

@@ -209,8 +209,10 @@ def test_both_close_at_once() -> None:
 
 
 def test_close_inside_a_batch() -> None:
-    """Closed by the application at the first message: later ones of the batch were said before, and no fault
-    of the same batch is announced twice or lost."""
+    """The application closes the connection at the first message of a batch.
+
+    Later messages of the batch were received before that. No fault of the batch is announced twice or lost.
+    """
 
     def close_at_once(bench: Rig, event: Event) -> None:
         if event[0] == event_kinds.TEXT:
