@@ -33,8 +33,9 @@ AGAIN: Final = {"passing": "yes", "final": "no", "token": "with another token"}
 PARTS: Final = {
     "close": (
         "Close codes",
-        "The gateway sends one of these codes in a Close frame. Before a code from 4000 on, it sends the"
-        " message `bye` with the same information. The reason is also the label of `wsgate_closes_total`.",
+        "The gateway sends one of these codes in a Close frame. Before a code from 4000 on it sends the"
+        " message `bye`, which contains the reason, `reconnect` and, if that is true, `retry_ms`. The name"
+        " is also the label of `wsgate_closes_total`.",
     ),
     "lost": (
         "Connections that end without a Close frame",

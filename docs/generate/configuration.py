@@ -57,10 +57,9 @@ def page() -> str:
 def _parts() -> Iterator[str]:
     yield from (paragraph(text) for text in ABOUT)
     for info in fields_of(Config):
-        section, path = _section(info), (info.encode_name,)
-        if info.encode_name in NAMES:
-            path = (*path, NAMES[info.encode_name])
-        yield from _section_parts(section, path, info.encode_name)
+        name = info.encode_name
+        path = (name, NAMES[name]) if name in NAMES else (name,)
+        yield from _section_parts(_section(info), path, name)
 
 
 def _section_parts(section: type[Section], path: tuple[str, ...], top: str) -> Iterator[str]:
@@ -147,8 +146,8 @@ def _section(info: msgspec.inspect.Field) -> type[Section]:
     if isinstance(kind, msgspec.inspect.DictType):
         kind = kind.value_type
     assert isinstance(kind, msgspec.inspect.StructType)
-    section: type[Section] = kind.cls
-    return section
+    assert issubclass(kind.cls, Section)
+    return kind.cls
 
 
 def _upper(text: str) -> str:

@@ -17,7 +17,9 @@ KINDS: Final = {"counter": "Counters", "gauge": "Gauges", "histogram": "Histogra
 ABOUT_KINDS: Final = {
     "counter": (
         "A counter is the sum over all processes of the node, and over processes that have ended. It"
-        " begins at 0 when the node starts."
+        " begins at 0 when the node starts. `wsgate_admin_log_lines_dropped_total` and"
+        " `wsgate_key_set_fetches_total` are counted by the admin process and begin at 0 when that process"
+        " starts; only a node with `auth.jwks_url` exports the second one."
     ),
     "gauge": (
         "A gauge is the value of this moment. The label `shard` is the number of the shard, from 0. A gauge"

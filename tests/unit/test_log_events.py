@@ -103,7 +103,9 @@ def test_every_logged_event_has_a_row_with_its_level_and_fields(call: Call) -> N
 
 
 def test_no_row_has_an_event_or_a_level_or_a_field_that_nothing_logs() -> None:
-    levels, fields, is_open = defaultdict(set), defaultdict(set), set()
+    levels: defaultdict[str, set[str]] = defaultdict(set)
+    fields: defaultdict[str, set[str]] = defaultdict(set)
+    is_open: set[str] = set()
     for call in CALLS:
         levels[call.event] |= set(call.levels)
         fields[call.event] |= call.fields
