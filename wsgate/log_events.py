@@ -92,7 +92,7 @@ EVENTS: Final = (
         "child_failed",
         ("error",),
         ("any",),
-        "An unexpected exception has ended a child process; the keeper starts the process again.",
+        "An unexpected exception has ended a child process of the keeper.",
         _REPORT,
         {"child": "Name of the process, such as `wsgate-shard-0`."},
     ),

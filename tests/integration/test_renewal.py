@@ -166,7 +166,7 @@ def test_a_larger_publication_comes_over_the_bus_once_it_is_allowed(node: Node) 
         (BASE + "[limits]\nmax_message = 0\n", "limits.max_message"),
         (BASE.replace(FIRST, "short"), "auth.keys.first.secret"),
         (BASE + '[admission]\nmemory_budget = "1MiB"\n', "admission.memory_budget"),
-        ("", "auth: nobody could come in"),
+        ("", "auth: no client can connect"),
     ],
 )
 def test_what_is_wrong_changes_nothing_and_is_said(node: Node, text: str, said: str) -> None:

@@ -163,12 +163,13 @@ def _python_names(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def code_texts() -> Iterator[Quote]:
-    """Yield every comment and docstring of Python code, and every line of other code."""
-    for folder in CODE_FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in CODE_ENDINGS and path.is_file():
-                yield from _texts(path)
+@cache
+def code_texts() -> tuple[Quote, ...]:
+    """Return every comment and docstring of Python code, and every line of other code."""
+    files = [path for folder in CODE_FOLDERS for path in sorted((ROOT / folder).rglob("*"))]
+    return tuple(
+        quote for path in files if path.suffix in CODE_ENDINGS and path.is_file() for quote in _texts(path)
+    )
 
 
 def _texts(path: Path) -> Iterator[Quote]:

@@ -692,7 +692,7 @@ def _server_faults(server: Server) -> Iterator[str]:
     if server.node and not _NODE.fullmatch(server.node):
         yield 'server.node: must be 1 to 64 letters, digits, "_", "." and "-"'
     if server.path in ("/readyz", "/client.js"):
-        yield f"server.path: {server.path} is answered otherwise"
+        yield f"server.path: the client port uses {server.path} for another answer"
     for index, origin in enumerate(server.allowed_origins):
         if origin == "null" or _APP_ORIGIN.fullmatch(origin):
             continue
@@ -712,7 +712,7 @@ def _proxy_faults(server: Server) -> Iterator[str]:
     if len(server.trusted_proxies) > PROXIES_MOST:
         yield f"server.trusted_proxies: at most {PROXIES_MOST}, not {len(server.trusted_proxies)}"
     if server.proxy_protocol and not server.trusted_proxies:
-        yield "server.trusted_proxies: required with server.proxy_protocol, or anybody could be anybody"
+        yield "server.trusted_proxies: required with server.proxy_protocol, to know whose header counts"
 
 
 def _auth_faults(config: Config) -> Iterator[str]:
@@ -724,7 +724,7 @@ def _auth_faults(config: Config) -> Iterator[str]:
             yield 'auth.keys."": a key needs a name'
         yield from _key_faults(dotted("auth", "keys", kid), key)
     if not (auth.hmac_secret or auth.keys or auth.jwks_url or auth.allow_anonymous or config.server.dev):
-        yield "auth: nobody could come in: set auth.hmac_secret, auth.keys, auth.jwks_url or allow_anonymous"
+        yield "auth: no client can connect: set auth.hmac_secret, auth.keys, auth.jwks_url or allow_anonymous"
     if auth.jwks_url:
         yield from _jwks_faults(auth)
 
@@ -740,7 +740,7 @@ def _jwks_faults(auth: Auth) -> Iterator[str]:
     elif parts.username is not None or parts.password is not None:
         yield "auth.jwks_url: must not hold a password"
     elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        yield "auth.jwks_url: must be https, or anybody on the way could add a key"
+        yield "auth.jwks_url: must be https, because others on the network path could add a key"
     if not auth.issuer:
         yield "auth.issuer: required with auth.jwks_url"
 
@@ -788,7 +788,7 @@ def _bus_faults(bus: Bus) -> Iterator[str]:
         except SettingsError as error:
             yield str(error)
     elif bus.password:
-        yield "bus.password: there is no bus.url it could be for"
+        yield "bus.password: there is no bus.url that it belongs to"
     if not _PREFIX.fullmatch(bus.prefix):
         yield 'bus.prefix: must be 1 to 32 letters, digits, "_", "." and "-"'
 

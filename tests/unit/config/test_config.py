@@ -883,14 +883,17 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         ({"server": {"path": "/ws#x"}}, 'server.path: must begin with "/"'),
         ({"server": {"path": "/w s"}}, 'server.path: must begin with "/"'),
         ({"server": {"path": "/ws\n"}}, 'server.path: must begin with "/"'),
-        ({"server": {"path": "/readyz"}}, "server.path: /readyz is answered otherwise"),
-        ({"server": {"path": "/client.js"}}, "server.path: /client.js is answered otherwise"),
+        ({"server": {"path": "/readyz"}}, "server.path: the client port uses /readyz for another answer"),
+        (
+            {"server": {"path": "/client.js"}},
+            "server.path: the client port uses /client.js for another answer",
+        ),
         ({"heartbeat": {"pong_timeout": "0"}}, "heartbeat.pong_timeout: must be more than 0 while"),
         (
             {"auth": {"hmac_secret": "x" * 31}},
             "auth.hmac_secret: must be at least 32 bytes for HS256, has 31",
         ),
-        ({"auth": {"allow_anonymous": False}}, "auth: nobody could come in"),
+        ({"auth": {"allow_anonymous": False}}, "auth: no client can connect"),
         (
             {"auth": {"keys": {"": {"algorithm": "HS256", "secret": SECRET}}}},
             'auth.keys."": a key needs a name',
