@@ -1,12 +1,14 @@
-"""The node's numbers for Prometheus: slots of the statistics block in, metric families out.
+"""Export the statistics block of the node to Prometheus: slots go in, metric families come out.
 
 Rules:
-- Only the block is read: a scrape never touches a shard and costs the same whatever the load.
-- A counter is summed over keeper, shards and what dead shards had counted, so it never goes backwards.
-  A histogram is told per shard and begins anew with a shard's successor, as Prometheus expects of a
+- A scrape reads only the block. It never interrupts a shard, and its cost does not depend on the load.
+- A counter is the sum over the keeper, the shards and the shards that have ended, so it never decreases. A
+  histogram is exported per shard and begins at 0 with the successor of a shard, as Prometheus expects of a
   process that was restarted.
-- Label values come from the layout, which is fixed: nothing a client says can make one.
-- Nothing counted is lost: a slot that no table here names is shown under its own name.
+- Label values come from the layout, which is fixed. No input of a client can create one.
+- Every slot is exported. A slot that no table here names is exported under its own name.
+
+`docs/reference/metrics.md` is generated from what this module exports.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -27,16 +29,16 @@ __all__ = ["LABEL_VALUES", "BlockCollector", "expose", "make_registry"]
 
 
 class _Counter(NamedTuple):
-    """One counter family: which slots it is made of, by the value of its label."""
+    """One family of counters, with the slots that it consists of and their label values."""
 
-    name: str  # without wsgate_ and _total
+    name: str  # without the prefix wsgate_ and the suffix _total
     text: str
     label: str = ""
-    slots: Mapping[str, str] = {}  # slot to label value; without a label, to ""
+    slots: Mapping[str, str] = {}  # label value of each slot; empty if there is no label
 
 
 class _Gauge(NamedTuple):
-    """One gauge family with the label shard, and perhaps another."""
+    """One family of gauges, with the label shard if each shard has its own value."""
 
     name: str
     text: str
@@ -359,7 +361,7 @@ _COUNTERS: Final = (
         "log_lines_dropped",
     ),
 )
-# Families with one label value for each slot with a mark before it.
+# Families with one label value for each slot whose name begins with the last text.
 _MARKED: Final = (
     (
         "errors",
@@ -584,7 +586,7 @@ _NODE_GAUGES: Final = (
         "bus_limit_bytes",
     ),
 )
-"""The keeper's, of the node or its machine."""
+"""Gauges of the node or its machine, which the keeper writes."""
 _BOOKED: Final = "booked_own_bytes"
 _FOOTPRINT: Final = "footprint_bytes"
 LABEL_VALUES: Final = {
@@ -614,7 +616,7 @@ LABEL_VALUES: Final = {
     },
 }
 """Meaning of label values that the help does not explain, by family. The generated reference shows it."""
-# No metrics by themselves: a process id, and times of a clock nobody outside has.
+# Not exported as they are: a process id, and times of a clock that no scraper has.
 _NOT_SHOWN: Final = frozenset({"pid", "beat_ms", "probe_due_ms"})
 _HISTOGRAMS: Final = {
     "loop_lag_us": "Delay of the tick of a shard, in seconds. The tick is due four times a second.",
@@ -625,12 +627,12 @@ _BOUNDS: Final = (*(str(2**bucket / 1e6) for bucket in range(HISTOGRAM_BUCKETS -
 
 
 def make_registry(block: StatisticsBlock, node: str, now_ms: Callable[[], int]) -> CollectorRegistry:
-    """A registry of its own with everything the block holds; the library's default one stays out.
+    """Return a registry with everything in the block; the default registry of the library is not used.
 
     Args:
         block: The node's numbers.
-        node: Its name, for `wsgate_info`.
-        now_ms: The machine's monotonic clock.
+        node: Name of the node, for `wsgate_info`.
+        now_ms: Returns the time of the machine's monotonic clock.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(BlockCollector(block, node, now_ms))
@@ -639,16 +641,16 @@ def make_registry(block: StatisticsBlock, node: str, now_ms: Callable[[], int]) 
 
 
 def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """Everything in the text format the scraper asks for, and its content type.
+    """Return all metrics in the text format that the scraper accepts, and its content type.
 
     Args:
-        registry: What to collect.
-        accept: The request's Accept header; what cannot be read gets the plain format.
+        registry: Registry of the metrics to collect.
+        accept: Accept header of the request; the plain text format is used if it cannot be parsed.
     """
     try:
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
-    except (TypeError, ValueError):  # a version that is no version is compared and formatted unchecked
+    except (TypeError, ValueError):  # the library does not check the version in the header
         encode, content_type = choose_encoder("")
         return encode(registry), content_type
 
@@ -657,11 +659,11 @@ class _OwnLines(Collector):
     """Export the log lines that the admin process dropped; no region of a shard counts them."""
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, as below."""
+        """Return no description, so that the registry does not collect while it registers."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The one family."""
+        """Return the only family of this collector."""
         text = (
             "Log lines of the admin process that were dropped, because the reader of standard "
             "error was too slow or gone."
@@ -670,10 +672,10 @@ class _OwnLines(Collector):
 
 
 class BlockCollector(Collector):
-    """Turns one snapshot into metric families."""
+    """Convert one snapshot of the block into metric families."""
 
     def __init__(self, block: StatisticsBlock, node: str, now_ms: Callable[[], int]) -> None:
-        """Lay out the families once; a scrape then only adds numbers."""
+        """Prepare the families once, so that a scrape only adds numbers."""
         self._block = block
         self._node = node
         self._now_ms = now_ms
@@ -683,11 +685,11 @@ class BlockCollector(Collector):
         self._delivered = 0
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not read the block."""
+        """Return no description, so that the registry does not read the block while it registers."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All families, of one moment."""
+        """Return all families, with the values of one moment."""
         regions = self._block.snapshot()
         shards = regions[1:-1]
         yield self._info()
@@ -723,10 +725,10 @@ class BlockCollector(Collector):
         return sum(region[place] for region in regions)
 
     def _publications(self, regions: Sequence[Sequence[int]]) -> Metric:
-        """What became of publications. `delivered` is a difference, and the only one.
+        """Return the publications by outcome. `delivered` is a difference, and the only one.
 
-        A shard may be writing the numbers it is made of just now: it must not go back for that, or a
-        rate would take it for a restart.
+        A shard may be writing these numbers at this moment. The result must not decrease then,
+        because Prometheus takes a decrease for a restart.
         """
         dropped = {outcome: self._total(regions, slot) for slot, outcome in _DROPPED.items()}
         delivered = self._total(regions, _RECEIVED) - sum(dropped.values())
@@ -765,7 +767,7 @@ class BlockCollector(Collector):
         return family
 
     def _ages(self, regions: Sequence[Sequence[int]]) -> Metric:
-        """Not the time of the beat but its age: nobody outside has the same clock."""
+        """Return the age of each beat, because the time of a beat is on a clock that no scraper has."""
         text = (
             "Seconds since the process in the label last reported that it runs. More than 2 s "
             "means that the process hangs."
@@ -791,7 +793,7 @@ class BlockCollector(Collector):
 
 
 def _cumulate(counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Bucket n holds what is below 2**n microseconds and in no bucket before it."""
+    """Return cumulative buckets. Bucket n counts values below 2**n us that are in no earlier bucket."""
     rows: list[tuple[str, float]] = []
     below = 0
     for bound, count in zip(_BOUNDS, counts, strict=True):
@@ -814,7 +816,7 @@ def _counters(layout: Layout) -> list[_Counter]:
     rows = [*_COUNTERS, _refusals(layout), _closes(layout), *(_marked(layout, *mark) for mark in _MARKED)]
     rows = [_only(row, set(layout.counters)) for row in rows]
     shown = {slot for row in rows for slot in row.slots} | {_RECEIVED, _UNHEARD, *_DROPPED}
-    shown.add("ended_head_refused")  # each of these is in the refusals under its own name
+    shown.add("ended_head_refused")  # the refusals count each of these under its own name
     rest = [slot for slot in layout.counters if slot not in shown]
     rows += [_one(slot, f"What the node counts as {slot}.", slot) for slot in rest]
     return [row for row in rows if row.slots]
@@ -833,7 +835,7 @@ def _without_mark(layout: Layout, mark: str) -> dict[str, str]:
 
 
 def _ended(layout: Layout, *, is_refusal: bool) -> dict[str, str]:
-    """Slots of connections that ended before (refused) or after (closed) they were let in."""
+    """Return the slots of connections that were refused, or of those that ended after they were opened."""
     found = {}
     for slot in layout.counters:
         name = slot.removeprefix("ended_")
@@ -867,7 +869,7 @@ def _closes(layout: Layout) -> _Counter:
 
 
 def _gauges(layout: Layout) -> list[tuple[str, str, str, dict[str, str]]]:
-    """Name, help, second label, and slot to its value."""
+    """Return name, help, second label, and the value of that label for each slot."""
     named = {row.slot: row for row in _GAUGES}
     states = {slot: slot.removeprefix("now_") for slot in layout.gauges if slot.startswith("now_")}
     states = {slot: value for slot, value in states.items() if slot not in named}
