@@ -1,11 +1,11 @@
-"""The pictures of the documents are what docs/pictures.py draws, and it draws what the source says."""
+"""The pictures of the documents are what docs/draw_pictures.py draws, and it draws what the source says."""
 
 from typing import Final
 from xml.etree import ElementTree
 
 import pytest
 
-from docs.pictures import CLOSING, PICTURES, STRUCTS, TARGET, Box, Picture, draw_all, read_states
+from docs.draw_pictures import CLOSING, PICTURES, STRUCTS, TARGET, Box, Picture, draw_all, read_states
 
 STRUCTS_TEXT: Final = STRUCTS.read_text(encoding="utf-8")
 CLOSING_TEXT: Final = CLOSING.read_text(encoding="utf-8")
@@ -14,7 +14,7 @@ CLOSING_TEXT: Final = CLOSING.read_text(encoding="utf-8")
 @pytest.mark.parametrize("name", sorted(PICTURES))
 def test_committed_picture_equals_the_drawn_one(name: str) -> None:
     committed = (TARGET / name).read_text(encoding="utf-8")
-    assert committed == draw_all()[name], "run: python -m docs.pictures"
+    assert committed == draw_all()[name], "run: python -m docs.draw_pictures"
 
 
 def test_no_committed_picture_is_without_a_drawing_function() -> None:

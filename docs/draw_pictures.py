@@ -1,6 +1,6 @@
 """Draws the pictures of the documents as SVG files: a node, a publication's way, the states of a connection.
 
-    python -m docs.pictures            write docs/pictures/*.svg
+    python -m docs.draw_pictures            write docs/pictures/*.svg
 
 Numbers and states are read from the source of the reactor, so a picture cannot contradict the code. A test
 compares the files with what this module draws. Each picture is 400 units wide, so that its text is readable
