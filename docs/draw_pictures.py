@@ -250,7 +250,7 @@ def draw_node() -> str:
     clients = picture.box(Box(left, 10, width, 46), "Clients", ["WebSocket connections"], kind="outside")
     picture.frame(Box(4, 78, 392, 462), "One node")
     listeners = picture.box(
-        Box(left, 112, width, 50), "Listeners", ["one per shard; the kernel deals by weight"]
+        Box(left, 112, width, 50), "Listeners", ["one per shard; the kernel picks by weight"]
     )
     shards = picture.box(
         Box(left, 196, width, 122), "Shards", ["one process and one event loop each"], is_top=True
