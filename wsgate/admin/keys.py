@@ -5,7 +5,7 @@ not more than once in `COOLDOWN_S`, whatever strangers put into their tokens. Wh
 force while the issuer is away. The URL is the operator's and nothing else's; a redirect is a failure, and
 so is an answer that is too large, too slow or no key set.
 
-Source: RFC 7517; S19 in SECURITY.md for what others got wrong here.
+Source: RFC 7517; S19 in docs/security.md for what others got wrong here.
 """
 
 import asyncio
