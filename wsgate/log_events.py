@@ -138,7 +138,7 @@ EVENTS: Final = (
         {"advice": "The same advice."},
     ),
     LogEvent(
-        "renewed",
+        "config_reloaded",
         ("info",),
         ("keeper", "shard"),
         "The configuration was reloaded: the keeper has read it, or a shard has applied it.",
@@ -150,7 +150,7 @@ EVENTS: Final = (
         },
     ),
     LogEvent(
-        "not_renewed",
+        "config_reload_failed",
         ("error",),
         ("keeper", "shard"),
         "A reloaded configuration was not applied; the process keeps the settings that it has.",
@@ -187,7 +187,7 @@ EVENTS: Final = (
         {"clients": "Number of connections that were cut.", "why": "The same reason in words."},
     ),
     LogEvent(
-        "events_untold",
+        "events_lost_at_shutdown",
         ("warning",),
         ("shard",),
         "The shard ended before the bus had confirmed all events for backends, so these events may be lost.",
@@ -223,7 +223,7 @@ EVENTS: Final = (
         {"socket": "Path of the socket.", "action": "What the keeper does: `bus_restarted`."},
     ),
     LogEvent(
-        "steering_refused",
+        "connection_steering_failed",
         ("warning",),
         ("keeper",),
         "The kernel refused the program that distributes new connections by the room of each shard; it"
@@ -260,7 +260,7 @@ EVENTS: Final = (
         {**_BUS, "why": "Cause of the failure."},
     ),
     LogEvent(
-        "bus_unheard",
+        "bus_silent",
         ("warning",),
         ("shard",),
         "The bus reports no receiver for a channel that the shard is subscribed to, so the shard makes its"
@@ -372,7 +372,7 @@ EVENTS: Final = (
     ),
     # --- keys and revocations ---------------------------------------------------------------------------
     LogEvent(
-        "keys_not_fetched",
+        "key_set_fetch_failed",
         ("warning",),
         ("admin",),
         "The key set of `auth.jwks_url` could not be fetched or has no usable key; the keys fetched"
@@ -381,7 +381,7 @@ EVENTS: Final = (
         {"why": "Cause of the failure."},
     ),
     LogEvent(
-        "keys_passed_over",
+        "key_set_keys_ignored",
         ("warning",),
         ("admin",),
         "Some keys of the fetched key set cannot be used; tokens signed with them are refused.",
@@ -389,7 +389,7 @@ EVENTS: Final = (
         {"count": "Number of these keys.", "keys": "Kid of each key with its reason, at most 16."},
     ),
     LogEvent(
-        "keys_not_taken",
+        "key_set_rejected",
         ("error",),
         ("shard",),
         "A shard could not apply a fetched key set and keeps the keys that it has.",
@@ -436,7 +436,7 @@ EVENTS: Final = (
         {"text": "Message of the event loop, if there is no exception."},
     ),
     LogEvent(
-        "part_failed",
+        "task_failed",
         ("error",),
         ("shard",),
         "A background task of a shard ended by an exception; the shard ends, and the keeper starts it again.",

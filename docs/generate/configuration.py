@@ -1,6 +1,6 @@
 """Generate the reference of every setting from `wsgate/config/settings.py`.
 
-The meaning of a setting is the comment above its field. `tests/unit/test_config.py` compares range and
+The meaning of a setting is the comment above its field. `tests/unit/config/test_config.py` compares range and
 default in that comment with the ones that the code applies.
 """
 
@@ -44,7 +44,7 @@ ABOUT: Final = (
     " list are separated by spaces. A secret can also be read from a file: the key has the ending `_file`"
     " then, and its value is the path.",
     "A running node reads the configuration again when it receives SIGHUP. The entry *On SIGHUP* says"
-    " whether a changed setting is applied then or needs a restart. The line `renewed` of the"
+    " whether a changed setting is applied then or needs a restart. The line `config_reloaded` of the"
     " [log](log-events.md) lists the changed settings that need a restart.",
 )
 

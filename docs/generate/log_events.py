@@ -6,7 +6,7 @@ from typing import Final
 from docs.generate.markdown import code, head, listed, paragraph, table
 from wsgate.auth.faults import CAUSES
 from wsgate.log_events import COMMON_FIELDS, EVENTS, LogEvent
-from wsgate.shard.numbers import DUTIES
+from wsgate.shard.statistics_layout import DUTIES
 
 __all__ = ["page"]
 

@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 from docs.generate.markdown import code, head, listed, paragraph, table
 from wsgate.admin.keys import KeySetCollector, KeySetFetcher
 from wsgate.admin.metrics import LABEL_VALUES, make_registry
-from wsgate.shard.numbers import LAYOUT
+from wsgate.shard.statistics_layout import LAYOUT
 from wsgate.statistics import StatisticsBlock
 
 __all__ = ["families", "page"]

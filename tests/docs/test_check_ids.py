@@ -8,7 +8,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs" / "testing.md"
 FOLDERS: Final = ("wsgate", "tests", "loadtest", "protocols")
-FILES: Final = ("SECURITY.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FILES: Final = ("docs/security.md", "SECURITY.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 SUFFIXES: Final = frozenset({".py", ".pyx", ".pxd", ".pyi", ".md", ".lua", ".sh", ".mjs", ".js"})
 
 # Not behind a dash or an equals sign: -O1 is an option of a compiler.

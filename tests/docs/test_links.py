@@ -1,7 +1,5 @@
-"""Links, anchors, cited files and cited check ids lead to something that exists."""
+"""Links, anchors and cited files lead to something that exists."""
 
-import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +17,6 @@ from tests.support.pages import (
 )
 
 PAGES: Final = pages()
-TESTING: Final = ROOT / "docs" / "testing.md"
-# The letter is the group of checks. C0 and C1 are control characters and no ids.
-CHECK_ID: Final = re.compile(r"\b[ADFOPRS][1-9][0-9]?\b")
 
 
 def name(path: Path) -> str:
@@ -46,24 +41,6 @@ def test_every_file_that_a_page_cites_exists(path: Path) -> None:
 def test_every_file_that_a_comment_or_docstring_cites_exists() -> None:
     faults = [fault for quote in code_texts() if (fault := fault_of_citation(quote))]
     assert faults == []
-
-
-def test_the_list_of_checks_has_one_line_for_every_id_that_is_cited() -> None:
-    cited = defaultdict(set)
-    security = ROOT / "SECURITY.md"
-    texts = [*code_texts(), Quote("SECURITY.md", security, security.read_text(encoding="utf-8"))]
-    for quote in texts:
-        for found in CHECK_ID.finditer(quote.text):
-            cited[found[0]].add(quote.place.partition(":")[0])
-    assert len(cited) > 40, "hardly an id is found: the test looks in the wrong place"
-    lines = TESTING.read_text(encoding="utf-8").splitlines()
-    listed = [
-        match[1] for line in lines if (match := re.match(rf"[|*\-` ]+({CHECK_ID.pattern})[*`]* *[|:]", line))
-    ]
-    assert sorted(set(listed)) == sorted(listed), "an id has two lines"
-    missing = {each: sorted(places) for each, places in cited.items() if each not in listed}
-    assert missing == {}, f"docs/testing.md has no line for {sorted(missing)}"
-    assert sorted(set(listed) - set(cited)) == [], "docs/testing.md lists an id that nothing cites"
 
 
 # --- that these tests can fail --------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The pages for operators name what exists: every reason and error has its row, and every metric is exposed.
 
 Source: docs/operations.md and the other pages that quote metrics; for the names wsgate/reasons.py and
-wsgate/shard/numbers.py.
+wsgate/shard/statistics_layout.py.
 """
 
 import re
@@ -16,7 +16,7 @@ from wsgate.admin.keys import KeySetCollector, KeySetFetcher
 from wsgate.admin.metrics import make_registry
 from wsgate.handshake import REFUSALS
 from wsgate.reasons import ERRORS, REASONS, Reason
-from wsgate.shard.numbers import LAYOUT, SHARD_REFUSALS
+from wsgate.shard.statistics_layout import LAYOUT, SHARD_REFUSALS
 from wsgate.statistics import Board, StatisticsBlock
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"

@@ -12,14 +12,14 @@ import pytest
 from wsgate.auth import faults
 from wsgate.log import Log
 from wsgate.log_events import COMMON_FIELDS, EVENTS
-from wsgate.shard.numbers import DUTIES
+from wsgate.shard.statistics_layout import DUTIES
 
 PACKAGE: Final = Path(__file__).resolve().parents[2] / "wsgate"
 LEVELS: Final = {"info": "info", "warning": "warning", "error": "error", "exception": "error"}
 ROWS: Final = {re.sub("<[a-z]+>", "*", row.name): row for row in EVENTS}
 # Where a method of a log is passed on and called by another name: that name, and the levels it stands for.
 PASSED_ON: Final = {
-    "shard/front.py": ("self._log", ["info"]),
+    "shard/handshakes.py": ("self._log", ["info"]),
     "shard/bus_memory.py": ("say", ["warning", "info"]),
 }
 
@@ -129,7 +129,9 @@ def test_every_way_to_log_is_found() -> None:
             if re.search(r"(?:^|[._])log$", ast.unparse(node.value))
         ]
     assert passed == ["shard/bus_memory.py", "shard/bus_memory.py", "shard/process.py"]
-    assert "Front(options, tokens, self._log.info)" in (PACKAGE / "shard/process.py").read_text("utf-8")
+    assert "HandshakePolicy(options, tokens, self._log.info)" in (PACKAGE / "shard/process.py").read_text(
+        "utf-8"
+    )
     assert all(text[path].count(f"{PASSED_ON[path][0]}(") == 1 for path in PASSED_ON)
     assert not {method for method in dir(Log) if not method.startswith("_")} - set(LEVELS)
 

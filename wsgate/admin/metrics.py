@@ -53,7 +53,7 @@ _DIRECTION: Final = "direction"
 _COUNTERS: Final = (
     _one("accepts", "Connections that a shard accepted on the client port.", "accepted"),
     _one(
-        "gate_answers",
+        "refusals_answered",
         "Connections that were refused directly after accept and received an HTTP answer.",
         "refused",
     ),
@@ -95,15 +95,15 @@ _COUNTERS: Final = (
         {"listen_overflows": "overflows", "listen_drops": "drops"},
     ),
     _one(
-        "handed_over",
+        "handovers",
         "Accepted connections that a shard without room passed to another shard of the node.",
-        "handed_over",
+        "handovers",
     ),
     _one(
-        "handed_over_lost",
+        "handovers_lost",
         "Connections that another shard passed on and that were cut, because the receiving"
         " shard had no descriptor left.",
-        "handed_over_lost",
+        "handovers_lost",
     ),
     _one("request_heads", "Complete HTTP request heads that shards received.", "opens"),
     _one(
@@ -274,11 +274,11 @@ _COUNTERS: Final = (
         "tokens_evicted",
     ),
     _one(
-        "keys_wanted",
+        "unknown_key_ids_requested",
         "Key ids in tokens that match no key and for which a shard requested a new fetch of the key set.",
-        "keys_wanted",
+        "unknown_key_ids_requested",
     ),
-    _one("key_sets_taken", "Fetched key sets that a shard has applied.", "keys_fetched"),
+    _one("key_set_updates", "Fetched key sets that a shard has applied.", "keys_fetched"),
     _one(
         "revocations_forgotten",
         "Revocations of single users that were merged into one revocation for all users,"
@@ -297,7 +297,9 @@ _COUNTERS: Final = (
         "outcome",
         {"controls_run": "run", "controls_malformed": "malformed"},
     ),
-    _one("renewals", "Reloaded configurations that a shard has applied while it ran.", "renewals"),
+    _one(
+        "config_reloads", "Reloaded configurations that a shard has applied while it ran.", "config_reloads"
+    ),
     _one(
         "bus_connects",
         "Times that the subscriber connection of a shard to the bus was established.",
@@ -331,16 +333,16 @@ _COUNTERS: Final = (
         {"users_unchecked": "connections", "rates_unchecked": "messages"},
     ),
     _one(
-        "users_unforgotten",
+        "user_deregistrations_lost",
         "Ended connections that still count for their user on the bus, because the bus was"
         " away and too many removals waited.",
-        "users_unforgotten",
+        "user_deregistrations_lost",
     ),
     _one(
-        "messages_from_gone",
+        "messages_of_reset_connections",
         "Complete messages of clients that were dropped, because the connection was reset"
         " before the shard handled them.",
-        "messages_from_gone",
+        "messages_of_reset_connections",
     ),
     _one(
         "publications_dropped",
@@ -452,9 +454,9 @@ _GAUGES: Final = (
         "events_streams_refusing",
     ),
     _Gauge(
-        "keys_awaited",
+        "key_set_missing",
         "Whether the shard waits for the first fetch of the key set: 1 if it does, 0 if not.",
-        "keys_awaited",
+        "key_set_missing",
     ),
     _Gauge(
         "python_blocks",
@@ -504,19 +506,19 @@ _GAUGES: Final = (
         "full_in_s",
     ),
     _Gauge(
-        "booked_own_bytes",
+        "memory_accounted_bytes",
         "Bytes that the memory accounts of the shard hold for memory of the process itself.",
-        "booked_own_bytes",
+        "memory_accounted_bytes",
     ),
     _Gauge(
-        "footprint_bytes",
+        "memory_growth_bytes",
         "Bytes by which the resident memory of the process of the shard has grown since it started.",
-        "footprint_bytes",
+        "memory_growth_bytes",
     ),
     _Gauge(
-        "unexplained_bytes",
+        "memory_unaccounted_bytes",
         "Bytes of memory growth of the shard that no account explains, above 8 MiB.",
-        "unexplained_bytes",
+        "memory_unaccounted_bytes",
     ),
     _Gauge("listen_queue", "Connections that wait in the accept queue of the shard.", "listen_queue"),
     _Gauge(
@@ -525,10 +527,10 @@ _GAUGES: Final = (
         "listen_queue_limit",
     ),
     _Gauge(
-        "proportional_bytes",
+        "proportional_set_bytes",
         "Proportional set size of the process of the shard in bytes, read once a minute."
         " Shared pages count in proportion.",
-        "proportional_bytes",
+        "proportional_set_bytes",
     ),
     _Gauge(
         "bus_names_bytes",
@@ -587,8 +589,8 @@ _NODE_GAUGES: Final = (
     ),
 )
 """Gauges of the node or its machine, which the keeper writes."""
-_BOOKED: Final = "booked_own_bytes"
-_FOOTPRINT: Final = "footprint_bytes"
+_BOOKED: Final = "memory_accounted_bytes"
+_FOOTPRINT: Final = "memory_growth_bytes"
 LABEL_VALUES: Final = {
     "wsgate_connections": {
         "head": "The shard receives the request head.",

@@ -11,7 +11,7 @@ tick, so that a full process does not spin on a queue it cannot serve. The same 
 handshakes is offered: refusing costs too, and who waits in the kernel's queue costs nothing.
 
 A full shard is no full node: who finds no room here is handed to a sibling that has some, as it is, a
-descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_admit).
+descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_accept_handover).
 A shard that had room may be full meanwhile. It then passes the connection to the next shard in a ring, so that
 every shard is tried before the connection is refused. Without the ring, two shards with outdated figures passed a
 connection back and forth and never tried a third.
