@@ -63,7 +63,7 @@ def test_at_most_one_block_in_ten_is_not_run() -> None:
     assert len(left_out) * SKIPPED_PART <= len(code), (len(code), left_out)
 
 
-# --- a page that is wrong turns the test red ------------------------------------------------------------------------
+# --- a page that is wrong turns the test red ----------------------------------------------------------
 
 
 def page_of(*blocks: str) -> str:
@@ -141,7 +141,7 @@ def test_a_page_with_the_same_blocks_in_order_is_green(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-# --- reading a page -------------------------------------------------------------------------------------------------
+# --- reading a page -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The tables of the pages about clients name every public option, method, event and error of the code, and no other."""
+"""The tables of the pages about clients list exactly the public options, methods, events and errors."""
 
 import dataclasses
 import inspect
@@ -9,8 +9,17 @@ from typing import Any, Final
 import pytest
 
 import wsgate.client
-from wsgate.client import Backoff, Client, ClientOptions, Gap, GapReason, Publication, Subscription
-from wsgate.client import SyncClient, SyncSubscription
+from wsgate.client import (
+    Backoff,
+    Client,
+    ClientOptions,
+    Gap,
+    GapReason,
+    Publication,
+    Subscription,
+    SyncClient,
+    SyncSubscription,
+)
 from wsgate.client.backend import ConsumerOptions, Publisher
 from wsgate.errors import BackendError
 
@@ -24,7 +33,7 @@ Table = dict[str, list[str]]
 
 
 def table_below(page: str, heading: str) -> Table:
-    """The rows of the table whose header begins with these cells; a first cell with two names makes two rows."""
+    """The rows of the table whose header begins so; a first cell with two names makes two rows."""
     lines = iter((DOCS / page).read_text().splitlines())
     if not any(line.startswith(heading) for line in lines):
         raise AssertionError(f"{page} has no table {heading!r}")
@@ -84,7 +93,9 @@ def test_every_method_of_the_python_clients_is_in_the_table_with_its_parameters(
         for each in (Client, SyncClient, Subscription, SyncSubscription)
         for name, parameters in public_methods(each).items()
     }
-    assert {name: [word for word in re.split(r"[`, ]+", cells[0]) if word] for name, cells in rows.items()} == there
+    assert {
+        name: [word for word in re.split(r"[`, ]+", cells[0]) if word] for name, cells in rows.items()
+    } == there
 
 
 def test_every_property_and_field_of_the_python_clients_is_named() -> None:
@@ -116,7 +127,7 @@ def test_every_argument_of_the_publisher_is_in_its_table() -> None:
         assert default == ("" if given is inspect.Parameter.empty else shown(given)), name
 
 
-# --- JavaScript: the types say what is public -----------------------------------------------------------------------
+# --- JavaScript: the types say what is public ---------------------------------------------------------
 
 
 def declared(kind: str) -> str:
@@ -167,8 +178,12 @@ def test_every_state_reason_and_error_of_the_javascript_client_is_in_its_table()
     states = re.search(r"type ClientState = (.*);", types)
     reasons = re.search(r"readonly reason: ('slow'.*);", types)
     assert states and reasons
-    assert list(table_below("clients-javascript.md", "| state | meaning")) == re.findall(r"'(\w+)'", states[1])
-    assert list(table_below("clients-javascript.md", "| `reason` | meaning")) == re.findall(r"'(\w+)'", reasons[1])
+    assert list(table_below("clients-javascript.md", "| state | meaning")) == re.findall(
+        r"'(\w+)'", states[1]
+    )
+    assert list(table_below("clients-javascript.md", "| `reason` | meaning")) == re.findall(
+        r"'(\w+)'", reasons[1]
+    )
     errors = re.findall(r"export class (\w+) extends WsgateError", types)
     assert sorted(table_below("clients-javascript.md", "| error | rejects or throws |")) == sorted(errors)
 

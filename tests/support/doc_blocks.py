@@ -5,15 +5,16 @@ A remark is an HTML comment on a line of its own, which readers do not see:
 | remark | before | meaning |
 |---|---|---|
 | `<!-- no-run: reason -->` | a block | the block is not run, for this reason |
-| `<!-- background: text -->` | a shell block | the block keeps its terminal; it is ready when it has printed the text |
+| `<!-- background: text -->` | a shell block | it keeps its terminal; it is ready when it has printed this |
 | `<!-- fails -->` | a shell block | the last command must fail |
-| `<!-- output of: text -->` | a text block | compare with the background block whose commands contain the text |
+| `<!-- output of: text -->` | a text block | compare with the terminal whose commands contain the text |
 | `<!-- browser: url -->` | anything | open the address in a browser, which stays open |
 | `<!-- browser shows -->` | a text block | the open page shows these lines |
-| `<!-- ctrl-c: text -->` | anything | press Ctrl-C in the terminal of the background block that contains the text |
+| `<!-- ctrl-c: text -->` | anything | press Ctrl-C in the terminal whose commands contain the text |
 
-A block whose first line is a comment with a file name (`# hello.py`, `// hello.mjs`, `<!-- index.html -->`) is saved
-under this name, and is run by the shell block that names it. In PHP the comment stands in the second line.
+A block whose first line is a comment with a file name (`# hello.py`, `// hello.mjs`, `<!-- index.html -->`)
+is saved under this name, and is run by the shell block that names it. In PHP the comment stands in the second
+line.
 """
 
 import re
@@ -38,7 +39,7 @@ _SPEAKS: Final = re.compile(r"\bprints?\b")
 
 
 class PageError(AssertionError):
-    """A page has a block or a remark that cannot be understood, or a block that does not do what the page says."""
+    """A page has a block that cannot be understood, or one that does not do what the page says."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def matches(expected: str, printed: str, *, somewhere: bool = False) -> re.Match
     """Compare what was printed with what a page shows.
 
     Args:
-        expected: The block of the page. A line `...` stands for any lines, `...` in a line for any characters.
+        expected: The block of the page. A line `...` stands for any lines, `...` in a line for any text.
         printed: What was printed.
         somewhere: Whether other lines may come before and after.
     """

@@ -1,12 +1,13 @@
 """Run the blocks of one page as a reader types them: `python -m tests.support.doc_session PAGE`.
 
-The page is one session in a temporary directory that looks like a fresh copy of the repository. Shell blocks are
-typed into one shell. A block that keeps its terminal (a gateway, a web server) runs in a terminal of its own, which
-begins with the directory and the environment of that shell; it is stopped with Ctrl-C at the end of the page.
+The page is one session in a temporary directory that looks like a fresh copy of the repository. Shell
+blocks are typed into one shell. A block that keeps its terminal (a gateway, a web server) runs in a
+terminal of its own, which begins with the directory and the environment of that shell; it is stopped with
+Ctrl-C at the end of the page.
 
-The session has a network of its own, in which nothing but a loopback interface exists. So the ports of the page are
-free whatever else runs on the machine, and the text needs no replacements. Where the kernel does not allow that, the
-page uses the machine's network, and pages wait for each other.
+The session has a network of its own, in which nothing but a loopback interface exists. So the ports of the
+page are free whatever else runs on the machine, and the text needs no replacements. Where the kernel does
+not allow that, the page uses the machine's network, and pages wait for each other.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +65,7 @@ _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
 
 
-# --- the programs that pages need -----------------------------------------------------------------------------------
+# --- the programs that pages need ---------------------------------------------------------------------
 
 
 def prepare_programs(steps: Sequence[Step]) -> None:
@@ -81,7 +83,7 @@ def prepare_programs(steps: Sequence[Step]) -> None:
         "curl": ("curl " in text, ["curl"]),
     }
     for program, (is_needed, packages) in needed.items():
-        if is_needed and find_or_install(lambda program=program: _program(program), packages) is None:
+        if is_needed and find_or_install(partial(_program, program), packages) is None:
             raise PageError(f"no {program} here, and none could be installed: {' or '.join(packages)}")
     if "javascript" in languages or "node " in text:
         provide_node()
@@ -108,7 +110,7 @@ def _environment(directory: Path) -> dict[str, str]:
         "GOTOOLCHAIN": "local",
     }
     if _node_version() < 22:
-        environment["NODE_OPTIONS"] = "--experimental-websocket"  # as the pages tell readers with Node 20
+        environment["NODE_OPTIONS"] = "--experimental-websocket"  # as the pages advise for Node 20
     return environment
 
 
@@ -120,7 +122,7 @@ def _node_version() -> int:
     return int(version.strip().removeprefix("v").split(".")[0])
 
 
-# --- terminals ------------------------------------------------------------------------------------------------------
+# --- terminals ----------------------------------------------------------------------------------------
 
 
 class Shell:
@@ -206,8 +208,16 @@ done
         self._process.wait(STOP_S)
 
 
+_TAKE_TERMINAL: Final = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""A program that takes its standard input as its terminal, so that Ctrl-C works, and becomes another one."""
+
+
 class Background:
-    """A terminal that a block keeps for itself. It is a real one, so that programs print as they do for a reader."""
+    """A terminal that a block keeps for itself: a real one, so that programs print as for a reader."""
 
     def __init__(self, commands: str, directory: str, environment: dict[str, str]) -> None:
         """Start a shell that runs the commands."""
@@ -217,9 +227,8 @@ class Background:
         self._is_stopping = False
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 500, 0, 0))
-        taking = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp('bash', sys.argv[1:])"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", taking, "bash", "--norc", "--noprofile", "-c", commands],
+            [sys.executable, "-c", _TAKE_TERMINAL, "bash", "--norc", "--noprofile", "-c", commands],
             cwd=directory,
             env=environment,
             stdin=slave,
@@ -289,7 +298,7 @@ class Background:
             os.close(self._master)
 
 
-# --- a page ---------------------------------------------------------------------------------------------------------
+# --- a page -------------------------------------------------------------------------------------------
 
 
 class Session:
@@ -382,7 +391,7 @@ class Session:
                 raise PageError("no page is open in the browser")
             for line in block.text.splitlines():
                 self._browser.wait_for(f"document.body.innerText.includes({line.strip()!r})")
-            # Browsers load /favicon.ico unasked, and a page that needs another missing file does not show the lines.
+            # Every browser loads /favicon.ico; a page that needs another missing file shows no lines.
             faults = [fault for fault in self._browser.faults if "404 (File not found)" not in fault]
             if faults:
                 raise PageError("the page in the browser complains: " + "; ".join(faults))
@@ -420,11 +429,11 @@ def run_page(page: Path) -> None:
                 raise PageError(f"{page.name}, line {step.line}: {error}") from error
 
 
-# --- a network of its own -------------------------------------------------------------------------------------------
+# --- a network of its own -----------------------------------------------------------------------------
 
 
 def isolation() -> list[str]:
-    """The command that gives another command a network of its own; empty where the kernel does not allow it."""
+    """The command that gives another one a network of its own; empty where the kernel does not allow that."""
     unshare = find_program("unshare")
     if unshare is None:
         return []
