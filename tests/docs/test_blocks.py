@@ -11,7 +11,7 @@ from tests.support.doc_blocks import Block, PageError, matches, parse_page, skip
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 GENERATED: Final = ROOT / "docs" / "reference"
-NOT_YET: Final = frozenset({"README.md"})
+NOT_YET: Final = frozenset[str]()
 """Pages that are still to be written so that their blocks run."""
 PAGE_S: Final = 900
 
