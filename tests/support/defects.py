@@ -233,8 +233,8 @@ DEFECTS: Final = {
     ),
     "backlog": Defect(
         "a backlog of publications that is on no account",
-        "wsgate/shard/process.py",
-        "            + self._backlog.held_bytes\n",
+        "wsgate/shard/reporter.py",
+        "            + self.backlog.held_bytes\n",
         "",
     ),
     "turns": Defect(
@@ -257,8 +257,8 @@ DEFECTS: Final = {
     ),
     "unverified": Defect(
         "a token in a message that is verified at once, however many wait",
-        "wsgate/shard/process.py",
-        "            verify_later=self._verify_later,\n",
+        "wsgate/shard/wiring.py",
+        "            verify_later=self.newcomers.verify_later,\n",
         "            verify_later=lambda conn, size, act: act(),\n",
     ),
     "unnamed": Defect(

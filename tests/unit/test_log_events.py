@@ -128,10 +128,9 @@ def test_every_way_to_log_is_found() -> None:
             if isinstance(node, ast.Attribute) and node.attr in LEVELS and id(node) not in called
             if re.search(r"(?:^|[._])log$", ast.unparse(node.value))
         ]
-    assert passed == ["shard/bus_memory.py", "shard/bus_memory.py", "shard/process.py"]
-    assert "HandshakePolicy(options, tokens, self._log.info)" in (PACKAGE / "shard/process.py").read_text(
-        "utf-8"
-    )
+    assert passed == ["shard/bus_memory.py", "shard/bus_memory.py", "shard/wiring.py"]
+    wiring = (PACKAGE / "shard/wiring.py").read_text("utf-8")
+    assert "HandshakePolicy(options, self.tokens, self._log.info)" in wiring
     assert all(text[path].count(f"{PASSED_ON[path][0]}(") == 1 for path in PASSED_ON)
     assert not {method for method in dir(Log) if not method.startswith("_")} - set(LEVELS)
 

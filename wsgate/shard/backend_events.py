@@ -15,13 +15,13 @@ from zlib import crc32
 import msgspec
 
 from wsgate.auth import Identity, Member
-from wsgate.bus import Appender, pack
+from wsgate.bus import Appender, AppenderOptions, Bus, Names, pack
 from wsgate.payload import BINARY, JSON, TEXT, Payload
 from wsgate.reasons import Reason
-from wsgate.shard.options import EventOptions
+from wsgate.shard.options import EventOptions, ShardOptions
 from wsgate.turns import FULL, Sender
 
-__all__ = ["EVENT_TYPES", "Events", "Tracked"]
+__all__ = ["EVENT_TYPES", "Events", "Tracked", "make_events"]
 
 EVENT_TYPES: Final = ("connected", "disconnected", "subscribed", "unsubscribed", "message")
 
@@ -187,3 +187,35 @@ def _as_json(fields: Mapping[bytes, bytes]) -> bytes:
         else:
             shown["b64"] = b64encode(data).decode()
     return msgspec.json.encode(shown)
+
+
+def make_events(
+    options: ShardOptions,
+    names: Names,
+    bus: Bus,
+    on_failed: Callable[[str], None],
+    public_id: Callable[[int], int],
+    count: Callable[[str, int], None],
+) -> Events:
+    """Make the events of a shard, with connections of their own to the bus.
+
+    Args:
+        options: Of the shard.
+        names: The names of streams on the bus.
+        bus: Makes the appenders.
+        on_failed: Called with the reason when a connection of an appender fails.
+        public_id: Returns the id of a connection as its client knows it.
+        count: Adds to a counter of the shard, by its name.
+    """
+    enabled, shares = options.events, options.bus_shares
+    streams = [names.events(partition) for partition in range(enabled.partitions)]
+    timing = AppenderOptions(
+        connect_timeout_s=options.bus_connect_timeout_s,
+        command_timeout_s=options.bus_command_timeout_s,
+        # The private bus has a fixed amount of memory, and only the gateway knows what it is for.
+        trimmed_streams=tuple(streams) if options.has_private_bus else (),
+        stream_bytes=(shares.maxmemory_bytes - shares.names_bytes) * 3 // 4 // enabled.partitions,
+    )
+    appenders = bus.appenders(streams, timing, on_failed)
+    is_sharded = options.bus.is_cluster
+    return Events(enabled, options.node, streams, appenders, public_id, count, is_sharded=is_sharded)

@@ -39,14 +39,14 @@ async def _converse(monkeypatch: pytest.MonkeyPatch) -> tuple[list[ServerFrame],
     """One client whose command breaks, and one beside it that only says ping."""
     shard = Shard(OPTIONS, -1, Shared(StatisticsBlock.create(LAYOUT, 1)), -1)
     shard._build(asyncio.get_running_loop())
-    run = shard._commands.run
+    run = shard._parts.commands.run
 
     def fail_on_words(conn: int, dialect: Any, message: bytes, opcode: int) -> None:
         if b"canary" in message:
             raise Broken(message)
         run(conn, dialect, message, opcode)
 
-    monkeypatch.setattr(shard._commands, "run", fail_on_words)
+    monkeypatch.setattr(shard._parts.commands, "run", fail_on_words)
     pairs = [socket.socketpair() for _ in range(2)]
     for ours, theirs in pairs:
         ours.setblocking(False)

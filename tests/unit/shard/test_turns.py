@@ -59,8 +59,8 @@ class Hall:
         self.shard._build(asyncio.get_running_loop())
         self.tokens = FakeTokens(self.shard.count)
         tokens = cast(Tokens, self.tokens)
-        self.shard._handshakes._tokens = self.shard._commands._tokens = tokens
-        self.shard._logins._parts = replace(self.shard._logins._parts, tokens=tokens)
+        self.shard._parts.handshakes._tokens = self.shard._parts.commands._tokens = tokens
+        self.shard._parts.logins._parts = replace(self.shard._parts.logins._parts, tokens=tokens)
         self.sockets: list[socket.socket] = []
 
     def come(self, source: str, *, upgraded: bool = False) -> socket.socket:
@@ -122,7 +122,7 @@ def test_bad_tokens_of_one_address_do_not_delay_newcomers_of_another(
             for _ in range(60):
                 at.shard._pump()
             assert len(at.tokens.verified) == 41, "and nobody is refused unheard"
-            assert at.shard._verification.waiting_bytes == 0
+            assert at.shard._parts.newcomers._verification.waiting_bytes == 0
 
     asyncio.run(main())
 
@@ -139,7 +139,7 @@ def test_a_token_that_was_seen_before_and_no_token_at_all_never_wait(monkeypatch
             guest = at.ask("127.0.0.2", "X-Nothing: 1")
             at.shard._pump()
             assert at.status(known) == at.status(guest) == b"101"
-            assert len(at.shard._verification) > 10
+            assert len(at.shard._parts.newcomers._verification) > 10
 
     asyncio.run(main())
 
@@ -151,14 +151,14 @@ def test_a_handshake_that_left_while_it_waited_is_not_verified(monkeypatch: pyte
         with hall() as at:
             socks = [at.ask("127.0.0.2", f"Authorization: Bearer bad{number}") for number in range(10)]
             at.shard._pump()
-            for conn in list(at.shard._verification._waiting):
+            for conn in list(at.shard._parts.newcomers._verification._waiting):
                 at.shard._reactor.abort(conn)
             for sock in socks:
                 sock.close()
             for _ in range(10):
                 at.shard._pump()
             assert len(at.tokens.verified) == 1
-            assert len(at.shard._verification) == 0
+            assert len(at.shard._parts.newcomers._verification) == 0
 
     asyncio.run(main())
 
@@ -195,7 +195,11 @@ def test_unseen_tokens_in_messages_are_verified_in_turns_by_address(monkeypatch:
                 at.shard._pump()
             assert at.tokens.verified.index("good") <= before + 5
             assert len(at.tokens.verified) == 41, "and nobody is refused unheard"
-            assert at.shard._verification.waiting_bytes == at.shard._logins._buffered_bytes == 0
+            assert (
+                at.shard._parts.newcomers._verification.waiting_bytes
+                == at.shard._parts.logins._buffered_bytes
+                == 0
+            )
 
     asyncio.run(main())
 
@@ -215,7 +219,7 @@ def test_token_in_a_message_that_was_seen_before_does_not_wait(monkeypatch: pyte
                 at.shard._pump()
                 heard += told(known)
             assert heard == ["welcome"]
-            assert len(at.shard._verification) > 10
+            assert len(at.shard._parts.newcomers._verification) > 10
 
     asyncio.run(main())
 
@@ -258,17 +262,21 @@ def test_connection_that_left_while_its_token_waited_leaves_nothing(monkeypatch:
             socks = [at.come("127.0.0.2", upgraded=True) for _ in range(10)]
             for sock in socks:
                 sock.sendall(said({"op": "auth", "token": "bad"}, {"op": "ping"}))
-            while len(at.tokens.verified) + len(at.shard._verification) < len(socks):
+            while len(at.tokens.verified) + len(at.shard._parts.newcomers._verification) < len(socks):
                 at.shard._pump()
             before = len(at.tokens.verified)
             assert before < len(socks)
-            for conn in list(at.shard._verification._waiting):
+            for conn in list(at.shard._parts.newcomers._verification._waiting):
                 at.shard._reactor.abort(conn)
             for _ in range(10):
                 at.shard._pump()
             assert len(at.tokens.verified) == before
-            assert at.shard._verification.waiting_bytes == at.shard._logins._buffered_bytes == 0
-            assert not at.shard._logins.buffered
+            assert (
+                at.shard._parts.newcomers._verification.waiting_bytes
+                == at.shard._parts.logins._buffered_bytes
+                == 0
+            )
+            assert not at.shard._parts.logins.buffered
 
     asyncio.run(main())
 
@@ -282,13 +290,13 @@ def test_message_that_took_long_is_charged_to_its_connection(monkeypatch: pytest
         with hall() as at:
             trust_charges(at.shard._reactor)
             costly, cheap = at.come("127.0.0.2", upgraded=True), at.come("127.0.0.2", upgraded=True)
-            run = at.shard._commands.run
+            run = at.shard._parts.commands.run
 
             def slowly(conn: int, dialect: Any, message: bytes, opcode: int) -> None:
                 clock_ns[0] += 3_000_000 if b"costly" in message else 4_000
                 run(conn, dialect, message, opcode)
 
-            monkeypatch.setattr(at.shard._commands, "run", slowly)
+            monkeypatch.setattr(at.shard._parts.commands, "run", slowly)
             costly.sendall(said({"op": "ping", "x": "costly"}))
             cheap.sendall(said({"op": "ping"}))
             at.shard._pump()
