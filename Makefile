@@ -19,7 +19,7 @@ TYPED := $(filter $(patsubst %.pyx,%.pyi,$(REACTOR)),$(wildcard wsgate/*/*.pyi))
 TYPED_ENGINE := $(filter $(patsubst %.pyx,%.pyi,$(ENGINE)),$(wildcard loadtest/engine/*.pyi))
 COMPILED := $(subst /,.,$(TYPED:.pyi=) $(TYPED_ENGINE:.pyi=))
 
-.PHONY: help run chat push build test check bench crowd machine conformance sanitize audit soak fuzz guided defects docs format clean
+.PHONY: help run run-is-ready chat push build test check bench crowd machine conformance sanitize audit soak fuzz guided defects docs format clean
 
 help:
 	@echo "make run          start a gateway in development mode, with a page to try it (PORT=8000 ADMIN_PORT=9000)"
@@ -53,6 +53,9 @@ run: $(STAMPS)/reactor
 
 # The examples; PORT is then the gateway's, PAGE_PORT the page's.
 PAGE_PORT ?= 8080
+# For `make -q`: whether `make run` would have to build or install something first.
+run-is-ready: $(STAMPS)/reactor
+
 chat: $(STAMPS)/reactor
 	@exec $(RUN) -m examples.chat --port $(PAGE_PORT) --gateway-port $(PORT)
 

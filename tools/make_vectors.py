@@ -169,7 +169,7 @@ def framing() -> Iterator[Vector]:
             "5.2",
             long_frame(BINARY, b"x", size),
             messages=[repeated(BINARY, b"x", size)],
-            settings={"message_limit_bytes": 65536},
+            settings={"max_message_bytes": 65536},
         )
     for size in (0, 1, 125):
         yield vector(f"length-{size}-in-two-bytes", "5.2", frame(BINARY, b"x" * size, form=126), failed=1002)
@@ -503,7 +503,7 @@ def close_handshake() -> Iterator[Vector]:
 
 def limits() -> Iterator[Vector]:
     """What the RFC leaves to the server (10.4): judged when the header is there, not at the end."""
-    limit = {"message_limit_bytes": 1000}
+    limit = {"max_message_bytes": 1000}
     yield vector(
         "at-the-limit",
         "10.4",
@@ -583,7 +583,7 @@ def limits() -> Iterator[Vector]:
         failed=1009,
         settings=limit,
     )
-    four = {"fragments_limit": 4}
+    four = {"max_fragments": 4}
     parts = [frame(TEXT, b"x", fin=False), *[frame(CONT, b"x", fin=False)] * 4]
     yield vector(
         "fragments-at-the-limit",

@@ -405,7 +405,14 @@ class Session:
 
 
 def _mirror(copy: Path) -> None:
-    """A directory with links to everything in the repository: what a page writes stays in the copy."""
+    """Make a directory with links to everything in the repository: what a page writes stays in the copy.
+
+    The copy shares .venv with the repository. A `make` in the copy must find nothing to do, because it would
+    install the gateway from the path of the copy, which is removed afterwards.
+    """
+    up_to_date = subprocess.run(["make", "-q", "run-is-ready"], cwd=ROOT, capture_output=True, check=False)
+    if up_to_date.returncode != 0:
+        raise PageError("the build is older than its sources: run `make build` first")
     copy.mkdir()
     for entry in ROOT.iterdir():
         if entry.name not in (".git", "reports"):
