@@ -1,12 +1,12 @@
-"""Imports go down only (architecture, section 3).
+"""Imports go down only: between rooms by the table below, and inside a room without a circle.
 
-A room is a module or package directly below `wsgate`. Each needs its line in `ARROWS`; a room without
-one fails, so that nobody adds a room without deciding where it stands.
+A room is a module or package directly below `wsgate`. Each has its line in `ARROWS`. A room without one
+fails, so that a new room needs a decision about its place. docs/architecture.md says what each room owns.
 """
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Final
 
@@ -14,24 +14,53 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
-# What a room may import, directly or through its arrows. Rooms on one level have no arrow between them.
+# The rooms that each room imports, no more and no less.
 ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "__main__": ("cli",),
-    "cli": ("config", "node", "doctor", "client", "log"),
-    "node": ("config", "admin", "shard", "log", "output"),
-    "doctor": ("node", "bus"),
-    "client": ("errors", "reasons", "bus_address"),
-    "config": ("errors", "reasons", "bus_address"),
-    "admin": ("bus", "auth", "statistics", "log", "output"),
-    "shard": ("bus", "admission", "auth", "dialects", "handshake", "deflate", "log", "output"),
-    "bus": ("reactor", "payload", "bus_address", "turns"),
-    "admission": ("reactor",),
-    "auth": ("reactor",),
-    "dialects": ("reactor", "payload"),
-    "handshake": ("reactor",),
-    "deflate": ("reactor",),
-    "reactor": ("statistics",),
-    "statistics": ("errors", "reasons"),
+    "cli": ("auth", "bus", "client", "config", "doctor", "errors", "log", "node"),
+    "node": (
+        "admin",
+        "admission",
+        "auth",
+        "bus",
+        "bus_address",
+        "config",
+        "errors",
+        "log",
+        "output",
+        "reactor",
+        "shard",
+        "statistics",
+    ),
+    "doctor": ("bus", "bus_address", "config", "errors", "node", "reactor", "shard"),
+    "client": ("bus_address", "errors"),
+    "config": ("bus_address", "errors"),
+    "admin": ("auth", "bus", "errors", "log", "output", "payload", "reasons", "statistics"),
+    "shard": (
+        "admission",
+        "auth",
+        "bus",
+        "client",
+        "deflate",
+        "dialects",
+        "errors",
+        "handshake",
+        "log",
+        "output",
+        "payload",
+        "reactor",
+        "reasons",
+        "statistics",
+        "turns",
+    ),
+    "bus": ("bus_address", "errors", "payload", "turns"),
+    "admission": (),
+    "auth": ("errors", "reasons"),
+    "dialects": ("payload", "reasons"),
+    "handshake": ("errors",),
+    "deflate": (),
+    "reactor": ("errors",),
+    "statistics": ("errors",),
     "payload": (),
     "turns": (),
     "log": ("output",),
@@ -42,9 +71,21 @@ ARROWS: Final[dict[str, tuple[str, ...]]] = {
     "reasons": (),
     "__init__": (),
 }
+# Files of another room that a room reads by their path, where no import shows the arrow.
+READS: Final = {("shard/http_pages.py", "client"): "the JavaScript client, which a shard serves"}
 
 # These rooms know no event loop, no Redis and no clock: time is passed in.
-PURE: Final = ("reactor", "handshake", "deflate", "dialects", "auth", "payload", "bus_address", "turns")
+PURE: Final = (
+    "reactor",
+    "handshake",
+    "deflate",
+    "dialects",
+    "auth",
+    "admission",
+    "payload",
+    "bus_address",
+    "turns",
+)
 IMPURE_MODULES: Final = frozenset({"asyncio", "uvloop", "redis", "valkey", "hiredis", "time", "datetime"})
 
 # Cython is not Python, so its import lines are read line by line.
@@ -91,27 +132,65 @@ def _dotted(package: tuple[str, ...], level: int, source: str, names: Iterable[s
     yield from (".".join([*base, name]) for name in names)
 
 
-def reachable(room: str) -> set[str]:
-    """Every room below this one."""
-    below: set[str] = set()
-    for next_room in ARROWS[room]:
-        below |= {next_room} | reachable(next_room)
-    return below
+def room_of(path: Path) -> str:
+    return Path(path.relative_to(ROOT / "wsgate").parts[0]).stem
+
+
+def rooms_of(names: Iterable[str]) -> set[str]:
+    """Return the rooms among dotted names of modules."""
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "wsgate" and len(part) > 1 and part[1] in ARROWS}
 
 
 def violations(path: Path, text: str) -> list[str]:
-    """What a file of wsgate imports although its room must not."""
-    room = Path(path.relative_to(ROOT / "wsgate").parts[0]).stem
-    rooms = {Path(child).stem for child in ARROWS}
+    """Return what a file of wsgate imports although its room must not."""
+    room = room_of(path)
     faults = []
     for name in sorted(imported_modules(path, text)):
         top, _, rest = name.partition(".")
         target = rest.partition(".")[0]
         if top in ("tests", "loadtest", "protocols") or (room in PURE and top in IMPURE_MODULES):
             faults.append(name)
-        elif top == "wsgate" and target in rooms - {room} and target not in reachable(room):
+        elif top == "wsgate" and target in set(ARROWS) - {room} and target not in ARROWS[room]:
             faults.append(name)
     return faults
+
+
+def module_of(path: Path) -> str:
+    """Return the dotted name of a file; the files of one compiled module count as one."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circle_in(arrows: Mapping[str, Set[str]]) -> list[str]:
+    """Return the modules of one circle, in order; none: an empty list."""
+    done: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for target in sorted(arrows.get(module, ())):
+            if found := walk(target, [*way, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(arrows) if (found := walk(module, []))), [])
+
+
+def arrows_inside(room: str) -> dict[str, set[str]]:
+    """Return which modules of a room import which others of it; a package's own `__init__` is left out."""
+    paths = [path for path in FILES if room_of(path) == room]
+    modules = {module_of(path) for path in paths} - {f"wsgate.{room}"}
+    arrows: dict[str, set[str]] = {}
+    for path in paths:
+        module = module_of(path)
+        if module in modules:
+            imported = imported_modules(path, path.read_text(encoding="utf-8"))
+            arrows.setdefault(module, set()).update((imported & modules) - {module})
+    return arrows
 
 
 FILES: Final = source_files(ROOT / "wsgate")
@@ -141,9 +220,34 @@ def test_the_load_engine_shares_nothing_with_wsgate() -> None:
         assert not [name for name in imported if name.partition(".")[0] == "wsgate"], path
 
 
-def test_there_are_no_cycles() -> None:
-    for room in ARROWS:
-        assert room not in reachable(room)
+def test_there_are_no_circles_between_rooms() -> None:
+    assert circle_in({room: set(arrows) for room, arrows in ARROWS.items()}) == []
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_every_arrow_of_the_table_exists(room: str) -> None:
+    paths = [path for path in FILES if room_of(path) == room]
+    imported = {name for path in paths for name in imported_modules(path, path.read_text(encoding="utf-8"))}
+    read = {target for file, target in READS if file.startswith(f"{room}/")}
+    assert (rooms_of(imported) - {room}) | read == set(ARROWS[room])
+
+
+@pytest.mark.parametrize(("file", "target"), READS)
+def test_every_file_that_is_read_by_its_path_is_named_there(file: str, target: str) -> None:
+    assert f'"{target}"' in (ROOT / "wsgate" / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("room", sorted({room_of(path) for path in FILES if path.parent != ROOT / "wsgate"}))
+def test_no_circle_inside_a_room(room: str) -> None:
+    """An import for type checkers counts, and so does a cimport."""
+    arrows = arrows_inside(room)
+    assert sum(map(len, arrows.values())) > 0, "no import is found: the test looks in the wrong place"
+    assert circle_in(arrows) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize(
@@ -171,7 +275,7 @@ def test_a_wrong_import_is_found(file: str, text: str, fault: str) -> None:
     ("file", "text"),
     [
         ("reactor/x.pyx", '"""From a docstring."""\nfrom wsgate.reactor.structs cimport (Core,\n    Frame)'),
-        ("reactor/x.py", "from .settings import Settings\nfrom wsgate import reasons"),
+        ("reactor/x.py", "from .settings import Settings\nfrom wsgate import errors"),
         ("handshake.py", "import hashlib\nfrom wsgate.errors import InternalError"),
         ("shard/x.py", "import asyncio\nfrom wsgate.reactor import Reactor"),
     ],

@@ -20,7 +20,8 @@ from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 from wsgate.reactor.closing cimport deliver, end_with, fail, release, unblocked
 from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_end_grace, outbox_grace_end, outbox_moving_end, outbox_oldest_ms, outbox_weigh
 from wsgate.reactor.pongs cimport PUSHED
-from wsgate.reactor.socket_io cimport clock_ns, seam_interest, seam_queued, seam_readable, seam_unsent, seam_writable
+from wsgate.reactor.clocks cimport clock_ns
+from wsgate.reactor.socket_io cimport seam_interest, seam_queued, seam_readable, seam_unsent, seam_writable
 from wsgate.reactor.structs cimport (
     AUTH_TIMEOUT, BLOCKED, CHUNK_BITS, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
     IDLE_TIMEOUT, IN_ATTENTION, IS_FORGIVEN, IS_WALL_TIME, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT,

@@ -48,7 +48,7 @@ Source: Shreedhar and Varghese, "Efficient fair queueing using deficit round rob
 from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
-from wsgate.reactor.socket_io cimport thread_ns
+from wsgate.reactor.clocks cimport thread_ns
 from wsgate.reactor.structs cimport (
     Core, COSTLY_NS, DEBT_MOST_NS, DEBT_OF_USER, DEBT_ROWS, DEBT_WAYS, Debt, FORGIVEN_PART, KIND_TABLE, LONG_NS,
     QUANTUM_NS,

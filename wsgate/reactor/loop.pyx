@@ -42,7 +42,8 @@ from wsgate.reactor.reader cimport take_turn, turn_failed
 from wsgate.reactor.notices cimport NOTICE_FORMS_MAX, notices_step
 from wsgate.reactor.memory cimport memory_booked, memory_is_exact
 from wsgate.reactor.outbox cimport outbox_paces
-from wsgate.reactor.socket_io cimport EPOLLIN, TAG_LISTENER, clock_ns, seam_address, seam_interest, seam_peer, seam_watch
+from wsgate.reactor.clocks cimport clock_ns
+from wsgate.reactor.socket_io cimport EPOLLIN, TAG_LISTENER, seam_address, seam_interest, seam_peer, seam_watch
 from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start

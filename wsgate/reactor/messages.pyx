@@ -22,7 +22,7 @@ from wsgate.reactor.debts cimport debts_measured
 from wsgate.reactor.inflate cimport inflate, wire_limit
 from wsgate.reactor.memory cimport buffer_give, buffer_reserve
 from wsgate.reactor.partial cimport partial_close, partial_open
-from wsgate.reactor.socket_io cimport clock_ns
+from wsgate.reactor.clocks cimport clock_ns
 from wsgate.reactor.structs cimport (
     BYTE_NS, BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
     MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_NS, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES,

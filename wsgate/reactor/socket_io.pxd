@@ -45,5 +45,3 @@ cdef bint seam_orphan(int32_t fd) noexcept nogil
 cdef void seam_reset(int32_t fd) noexcept nogil
 cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil
 cdef str seam_peer(Connection *c)
-cdef int64_t clock_ns() noexcept nogil
-cdef int64_t thread_ns() noexcept nogil

@@ -65,14 +65,6 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
 
-cdef extern from "<time.h>" nogil:
-    ctypedef struct timespec "struct timespec":
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *now)
-    int CLOCK_MONOTONIC
-    int CLOCK_THREAD_CPUTIME_ID
-
 cdef extern from "<poll.h>" nogil:
     ctypedef struct pollfd "struct pollfd":
         int fd
@@ -88,20 +80,6 @@ cdef enum:
     MEMINFO_WMEM_ALLOC = 2
     MEMINFO_WMEM_QUEUED = 5
     MEMINFO_VALUES = 9
-
-
-cdef int64_t clock_ns() noexcept nogil:
-    """The monotonic clock, for budgets inside a pass only; 27 ns. Deadlines use the caller's clock."""
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef int64_t thread_ns() noexcept nogil:
-    """The processor time of this thread; 0.6 us, because it is a system call."""
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil:

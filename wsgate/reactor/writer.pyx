@@ -24,8 +24,9 @@ from wsgate.reactor.outbox cimport (
     outbox_weigh,
 )
 from wsgate.reactor.pongs cimport PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_add, pongs_drop_oldest
+from wsgate.reactor.clocks cimport clock_ns
 from wsgate.reactor.socket_io cimport (
-    SEAM_AGAIN, SEAM_GONE, clock_ns, iovec, seam_interest, seam_queued, seam_send, seam_send_vector,
+    SEAM_AGAIN, SEAM_GONE, iovec, seam_interest, seam_queued, seam_send, seam_send_vector,
 )
 from wsgate.reactor.structs cimport (
     BLOCKED, CLASS_GAP, CLOSE_QUEUED, Connection, Core, Entry, Frame, GAPS, Gap, INTERNAL, NONE,
