@@ -19,7 +19,7 @@ __all__ = ["NO_REQUEST", "ConnectRequest", "Login", "Welcome"]
 
 
 class ConnectRequest(NamedTuple):
-    """What a client sent together with its token.
+    """The channels and positions that a client sent together with its token.
 
     Attributes:
         id: The id of the `auth` command that carried the token; None where the handshake carried it.

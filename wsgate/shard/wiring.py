@@ -46,7 +46,7 @@ ENVELOPE_ROOM_BYTES: Final = 4 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """What the parts of a shard call in the process that drives them.
+    """The functions of the process that the parts of a shard call.
 
     Attributes:
         count: Adds to a counter of the shard, by its name.
