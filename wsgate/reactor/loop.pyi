@@ -1,4 +1,4 @@
-"""The poll loop: one `Reactor` holds all client sockets of a shard."""
+"""The typed interface of the reactor: the `Reactor` class with everything that a caller may rely on."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final, final
@@ -13,11 +13,12 @@ ENUMERATIONS: Final[dict[str, int]]
 
 @final
 class Reactor:
-    """All client sockets of one shard behind one descriptor.
+    """Reads, writes and times all client sockets of one shard, behind one epoll descriptor.
 
-    Not thread-safe: one thread calls it, and no callback may call back into it. Time is passed in as
-    milliseconds of one monotonic clock. `conn` is an opaque handle (slot and generation), never 0; a
-    handle whose connection is gone is refused by every call, for ever, and counted as `stale`.
+    Not thread-safe: one thread makes all calls, and no callback may call the reactor. The caller passes the
+    time to every call that needs it, as milliseconds of one monotonic clock. `conn` is an opaque handle (slot
+    and generation), never 0. Once its connection is released, every call refuses the handle for ever and
+    counts it as `stale`.
 
     The driving loop, for any event loop::
 
@@ -30,7 +31,8 @@ class Reactor:
         loop.add_reader(reactor.fileno(), on_readable)
         # and every 250 ms: reactor.tick(now_ms()), then on_readable()
 
-    After calls from elsewhere (a publication from the bus) call `flush` as above.
+    After a call from outside this loop (for example `publish` for a publication from the bus), call `flush`
+    as above.
     """
 
     def __init__(
@@ -43,337 +45,430 @@ class Reactor:
         addresses: SharedAddresses | None = None,
         shard: int = 0,
     ) -> None:
-        """Make an empty reactor with its own epoll set.
+        """Make a reactor without connections, with its own epoll set.
 
         Args:
             settings: Limits and deadlines for all connections; defaults to `Settings()`.
-            now_ms: The caller's monotonic clock; no later call may pass less.
-            gap_encoder: Called as `(variant, channel, first, last)` when a consumer that lost
-                publications can be written to again; returns the payload of the message that says so.
-                `first` and `last` are positions, 0 when none was given. Must not call the reactor. An
-                exception closes that connection with 4050. None: nothing is said.
-            hash_key: 16 secret bytes under which channel names are hashed; random by default. Make a
-                new one after a fork.
-            addresses: Where connections of an address are counted, with all shards of the node.
-            shard: Our number among them.
+            now_ms: The caller's monotonic clock in milliseconds, 0 or more; no later call may pass less.
+            gap_encoder: Called as `(variant, channel, first, last)` when the reactor is about to write to a
+                connection that lost publications. Returns the payload of the message that reports this gap.
+                `first` and `last` are the positions of the lost publications, 0 when `publish` received none.
+                It must not call the reactor. An exception closes that connection with 4050. None: gaps are
+                not reported.
+            hash_key: 16 secret bytes of the keyed hash for channel names, user ids and public ids; random by
+                default. Make a new key after a fork.
+            addresses: The shared memory in which all shards of a node count the connections of each address.
+            shard: The number of this shard in `addresses`, from 0.
 
         Raises:
-            SettingsError: A setting is out of range; the message names it and the range.
+            SettingsError: A setting is out of range; the message names the setting and its range.
         """
 
     def fileno(self) -> int:
-        """The epoll descriptor: readable when `poll` has something to do; -1 after shutdown."""
+        """Return the epoll descriptor, which is readable when `poll` has work to do; -1 after shutdown."""
 
     @property
     def is_full(self) -> bool:
-        """Whether publications should wait until `flush` has written some. O(1).
+        """Whether the caller should hold back publications until `flush` has written some. O(1).
 
-        An outbox that is not judged by its limits is over half of them: of a connection that is not behind,
-        or of more than half of all connections, behind and within their grace. Or 64 publications are
-        on their way into large channels. It always ends by itself: with `flush`, with what peers read, or
-        with their grace. A connection that is judged, and one alone that is behind, never make it true.
+        True in four cases; outbox.pyx has the rules:
+
+        - An outbox is over half its limits and its connection is not behind.
+        - Many connections are behind at once (from more than half of the open ones until less than an
+          eighth), at least one of them took bytes in the last second, and one that is in its grace is over
+          half its limits.
+        - An outbox is over half its limits and its connection is behind, in its grace, and took bytes a short
+          while ago (`Settings.blocked_moving_ms`).
+        - 64 publications are on their way into the outboxes of large channels.
+
+        The value becomes False again without help: by `flush`, when peers read, when a grace ends, or when
+        the allowance for such waits is used up. A connection that is behind and has no grace never makes it
+        True.
         """
 
     @property
     def more(self) -> bool:
-        """Whether `poll` should be called again without waiting for `fileno` to be readable.
+        """Whether the caller should call `poll` again without waiting for `fileno` to become readable.
 
-        False does not mean that nothing is to be read: data still in the kernel keeps `fileno` readable.
+        False does not mean that there is nothing to read: unread data in the kernel keeps `fileno` readable.
         """
 
     def renew(self, settings: Settings) -> None:
-        """Other limits and deadlines for everybody, connections that are open included.
+        """Replace the limits and deadlines of all connections, also of those that are already open.
 
-        A deadline that is running is looked at when it comes due; the new one holds from then on.
-        `variant_opcodes` and what is reported to the caller stay as they were made.
+        An armed timer keeps its time; the new deadlines of an open connection count from when that timer
+        comes due. A connection that waits for its head, its upgrade, the end of its Close or of lingering
+        keeps the deadline that it has. `report_vacated`, `report_meta` and the HTTP responses keep the values
+        that they had when the reactor was made.
 
         Raises:
-            SettingsError: A setting is out of range, or may not change; then nothing has.
+            SettingsError: A setting is out of range, or `variant_opcodes` differs; all limits stay as they
+                were.
         """
 
     def listen(self, listener_fd: int) -> None:
-        """Accept from a listening, non-blocking socket, which stays the caller's."""
+        """Accept connections from a listening, non-blocking socket, which the caller continues to own.
+
+        Raises:
+            InternalError: The reactor has a listener already.
+            OSError: The descriptor cannot be added to the epoll set.
+        """
 
     def stop_listening(self) -> None:
-        """Accept no more; connections go on."""
+        """Accept no more connections from the listener; connections that are open stay open."""
 
     def set_gate(self, limits: GateLimits, refusal: bytes, too_many: bytes = b"") -> None:
-        """Replace the gate's limits, and the whole HTTP answers (at most 4 KiB) a refused peer is sent.
+        """Replace the limits for new connections and the HTTP responses sent to peers that are refused.
 
-        `too_many` is for those whose address has too many connections or asks too often; empty: as others.
+        The change is made completely or not at all.
 
-        All or nothing: SettingsError or OverflowError leaves the former ones.
+        Args:
+            limits: The limits that are checked when a socket is accepted.
+            refusal: A whole HTTP response of at most 4 KiB, or empty: nothing is sent.
+            too_many: The response when the peer's address has too many connections or opens them too fast; at
+                most 4 KiB; empty: `refusal` is sent.
+
+        Raises:
+            SettingsError: A value is out of range.
+            OverflowError: A number is negative or does not fit into its field.
         """
 
     def set_bye(
         self, close_code: int, variants: Sequence[bytes | None], *, reason: int = 0, rank: int = 0
     ) -> None:
-        """What goes before a Close with this code that the reactor itself sends: one payload a variant.
+        """Set the message that precedes a Close which the reactor sends by itself, for each variant.
 
-        With a reason, before those Closes only that have it, and then in place of the code's own: several
-        reasons share a code. With a rank above 0, from the 1,000 times `rank`th such Close of a second on:
-        of the ranks that are set the highest one counts.
+        The message is queued even if the outbox is over its limits. `close` does not send it.
 
-        Sent from a reserve: also when the outbox is over its limits.
+        Args:
+            close_code: The code of the Close that it precedes.
+            variants: One payload for each variant; None: that variant receives no message.
+            reason: 0: for every Close with this code. Otherwise only for a Close with this code and this
+                reason, where it is sent instead of the message for the code alone, because several reasons
+                share a code.
+            rank: 0 to 255, only with a reason. The message is used after 1,000 times `rank` connections were
+                closed for this reason within one second. Of several ranks that apply, the highest is used.
         """
 
     def book(self, outside_bytes: int, *, refuses_newcomers: bool = False) -> None:
-        """Put on the books what the caller holds beside this reactor, in place of what it said before.
+        """Charge memory that the caller holds outside of this reactor, replacing the last value.
 
         Args:
-            outside_bytes: Bytes; they count against `GateLimits.memory_bytes` like everything else.
-            refuses_newcomers: Whether newcomers are to be refused (`refused_memory`) for a reason that the
-                accounts do not show, such as the machine's memory for sockets.
+            outside_bytes: Bytes; they count against `GateLimits.memory_bytes` like all other accounts.
+            refuses_newcomers: True refuses new connections (`refused_memory`) for a cause that the accounts
+                do not show, for example the machine's limit of memory for sockets.
         """
 
     def trim(self) -> None:
-        """Give the heap's free pages back to the system: what a burst has left between other blocks.
+        """Return free pages of the heap to the system, which a past peak of memory use has left behind.
 
-        Milliseconds for a hundred megabytes; not for every second.
+        Takes milliseconds for a hundred megabytes, so do not call it every second.
         """
 
     def set_handover(self, fd: int, *, next_fd: int = -1, handovers: int = 1) -> None:
-        """Say who gets the connections for which there is no room here.
+        """Set the sibling shards that receive the connections for which this shard has no room.
+
+        A connection is handed over when it would be refused for want of descriptors, connections or memory.
+        It is refused after all when the socket to the sibling is full.
 
         Args:
-            fd: A Unix socket, non-blocking or not, that stays the caller's: each connection goes there as one
-                byte, how many handovers it went through, with a descriptor. -1: nobody, and they are refused.
-                When it is full they are too.
-            next_fd: Likewise, for those that siblings handed here.
-            handovers: Through so many one may go, 0 to 255; then it is refused.
+            fd: A Unix socket, blocking or not, that the caller continues to own. Each connection is sent as
+                its descriptor and one byte, the number of handovers that it has passed. -1: refuse the
+                connections.
+            next_fd: The same for connections that a sibling has handed to this shard.
+            handovers: How many times a connection may be passed between shards before it is refused. 0 to
+                255.
         """
 
     def accept_handover(self, fd: int, *, now_ms: int, handovers: int = 1) -> None:
-        """Take in a non-blocking socket that a sibling accepted: judged as at our own gate.
+        """Take over a non-blocking socket that a sibling shard accepted, and apply this shard's limits.
 
         Args:
-            fd: The reactor's from now on, whatever becomes of it.
-            now_ms: As `poll`'s.
-            handovers: Through so many it came, as the byte says that came with it. Where it finds no room it
-                is handed on.
+            fd: The reactor owns it from now on, also when the connection is refused.
+            now_ms: The monotonic clock, as for `poll`.
+            handovers: How many handovers the connection has passed: the byte that came with the descriptor.
+                If there is no room here, the connection is handed to the next sibling.
         """
 
     def is_from_proxy(self, conn: int) -> bool:
-        """Whether the peer is in one of the listed networks. One system call."""
+        """Whether the peer's own address lies in one of `GateLimits.trusted_networks`. One system call."""
 
     def origin(self, conn: int) -> int:
-        """A number for where a connection comes from, the same for all connections from there.
+        """Return a number for the address that a connection comes from, equal for all connections from there.
 
-        It stands for the peer's address (an IPv6 /64 is one address), or for the address that the proxy has
-        named where limits of addresses count it. One system call.
+        The address is the peer's (one IPv6 /64 counts as one address). If connections of an address are
+        limited and a proxy has named the client's address, it is the named one. One system call.
 
         Args:
-            conn: Its handle.
+            conn: The handle of the connection.
 
         Returns:
-            64 bits; 0 for a stale handle and for a peer without an address.
+            64 bits; 0 for a stale handle and for a peer without a network address.
         """
 
     def claim_address(self, conn: int, address: bytes) -> int:
-        """Count an accepted connection for whom its proxy names, once.
+        """Count an accepted connection for the client address that its proxy has named.
+
+        The count for the proxy's own address, if there is one, is removed. Call it at most once for each
+        connection.
 
         Args:
-            conn: Its handle; 0 comes back for a stale one.
-            address: 16 bytes, IPv4 mapped.
+            conn: The handle of the connection; a stale one returns 0.
+            address: 16 bytes; an IPv4 address is mapped into IPv6.
 
         Returns:
-            0, or the number of the reason it is to be refused with.
+            0, or the number of the reason with which the caller must refuse the connection.
         """
 
     def adopt(self, fd: int, *, now_ms: int, upgraded: bool = False, variant: int = 0) -> int:
-        """Take over a connected stream socket, which is the reactor's from now on.
+        """Take over a connected stream socket that the caller has; returns its handle.
 
         Args:
-            fd: The descriptor; made non-blocking.
-            now_ms: The caller's clock.
-            upgraded: Frames both ways at once, without `OPEN`. Otherwise a head is expected, and the
-                first event is `OPEN`, as for an accepted socket.
-            variant: As for `upgrade`, when `upgraded`.
-
-        Returns:
-            The handle.
+            fd: The descriptor; it becomes non-blocking and belongs to the reactor.
+            now_ms: The caller's monotonic clock.
+            upgraded: True: WebSocket frames are exchanged at once, and there is no `OPEN` event. False: the
+                peer must send a request head first, and `OPEN` is the first event, as for an accepted socket.
+            variant: As for `upgrade`; used when `upgraded` is True.
 
         Raises:
-            OSError: It cannot be watched (not a socket, or already adopted); it stays the caller's.
-            MemoryError: No slot is left; it stays the caller's.
+            OSError: The descriptor cannot be watched (not a socket, or already in the epoll set); the caller
+                keeps it.
+            MemoryError: No slot is free; the caller keeps the descriptor.
         """
 
     def poll(self, now_ms: int, messages: int = 256) -> list[Event]:
-        """Read what became ready and return what happened. Never blocks.
+        """Read from the connections that are ready and return their events in order. Never blocks.
 
-        One call takes at most 256 messages, 32 opens, 1 MiB, 2 ms or messages that are expected to take the
-        caller 2 ms, and at most 64 messages of one connection; whatever is left makes `more` true.
-        Connections that have cost more than their share lately come after all others, see `charge`.
+        One call stops after 256 messages, 32 request heads, 1 MiB, 2 ms, or when the messages are expected to
+        take the caller 2 ms. It takes at most 64 messages of one connection. If more is left, `more` is True.
+        Connections that have lately used more than their share of time are read after all others, see
+        `charge`.
 
         Args:
-            now_ms: The monotonic clock.
-            messages: Take no more than this, 1 to 256: what the caller can handle without holding its loop.
+            now_ms: The caller's monotonic clock in milliseconds.
+            messages: Return at most this many messages, 1 to 256: as many as the caller can handle without
+                stopping its event loop for too long.
 
         Returns:
-            `(kind, conn, value)` (see `events`). For each connection in order: `OPEN`, messages, then at
-            most one of `FAILING` and `PEER_CLOSED`, and exactly once, last, `CLOSED`. Answers sent while
-            handling a batch leave before the Close that follows `FAILING` or `PEER_CLOSED`. A
-            connection that was never `OPEN` has no events.
+            `(kind, conn, value)` tuples (see `event_kinds`). For each connection in order: `OPEN`, messages,
+            at most one of `FAILING` and `PEER_CLOSED`, and exactly once, as its last event, `CLOSED`. Replies
+            that are sent while the caller handles this list are written before the Close that follows
+            `FAILING` or `PEER_CLOSED`. A connection without an `OPEN` event has no other events, unless it
+            was adopted as upgraded.
         """
 
     def charge(self, conn: int, cost_ns: int) -> None:
-        """Say what handling one message of a connection took: it waits while others cost less.
+        """Charge a connection for the time that the caller took to handle one of its messages.
 
-        The reactor charges each message 5 us by itself, so only a message that took clearly longer needs this
-        call. A long time is compared with the processor time of this thread since the last `poll` or
-        `charge`, and the smaller one counts. Harmless for a stale handle.
+        A connection that has lately cost more than its share is read after all others (debts.pyx). The
+        reactor charges 5 us for each message by itself, so the call is needed only for a message that took
+        clearly longer. A cost of 0.2 ms or more is compared with the processor time that this thread has used
+        since the reactor last read it, and the smaller one is charged. A stale handle has no effect.
 
         Args:
-            conn: Whose message it was.
-            cost_ns: How long it took, by a monotonic clock, in nanoseconds.
+            conn: The connection that sent the message.
+            cost_ns: How long handling it took by a monotonic clock, in nanoseconds.
         """
 
     def flush(self, now_ms: int) -> bool:
-        """Write what waits, for at most 2 ms; True when more waits (call again soon)."""
+        """Write the frames that wait in the outboxes, for at most 2 ms.
+
+        True if some are left (call again soon).
+        """
 
     def tick(self, now_ms: int, wall_ms: int | None = None) -> None:
-        """Run the timers that are due; call every 250 ms.
+        """Act on deadlines that have passed and do the reactor's periodic work; call it every 250 ms.
 
-        A tick more than 2 s late is taken for a pause of our own: every deadline that judges a peer moves by
-        the lateness, at most once a minute. `wall_ms` is the wall clock in milliseconds since 1970, for
-        `set_expiry`; without it the last difference between the clocks stays.
+        If no call at all came for more than 2 s and this one is late by as much, the process itself was
+        stopped: every deadline that judges a peer moves by the delay, at most once a minute.
+
+        Args:
+            now_ms: The caller's monotonic clock in milliseconds.
+            wall_ms: The wall clock in milliseconds since 1970, for `set_expiry`. None: the last known
+                difference between the two clocks stays in use.
         """
 
     def upgrade(self, conn: int, response: bytes, *, variant: int = 0) -> bool:
-        """Answer a head with `response` (a whole 101) and start frames.
+        """Accept a handshake: send `response` (a whole 101) and exchange WebSocket frames from then on.
 
         Args:
-            conn: A connection whose `OPEN` was given and not answered yet.
-            response: Sent as it is.
-            variant: Which form of publications this connection takes: an index into
+            conn: A connection with an `OPEN` event that has not been answered yet.
+            response: The bytes of the HTTP response, sent unchanged.
+            variant: The form of publications that this connection takes: an index into
                 `Settings.variant_opcodes`.
 
         Returns:
-            False for a stale handle, or when it was answered already.
+            False if the handle is stale, if the handshake was answered already, or if the connection ended
+            meanwhile.
         """
 
     def refuse(self, conn: int, response: bytes, *, reason: int = ...) -> bool:
-        """Answer a head with an HTTP response and end, so that the answer arrives. As `upgrade`."""
+        """Reject a handshake: send an HTTP response and end the connection so that the response arrives.
 
-    def send(self, conn: int, payload: bytes, opcode: int = 1) -> bool:
-        """Queue one message (1 text, 2 binary); it leaves with the next `flush`.
-
-        Text must be valid UTF-8: that is not checked again here.
+        Args:
+            conn: A connection with an `OPEN` event that has not been answered yet.
+            response: A whole HTTP response; empty: the connection ends without one.
+            reason: The number of the reason that is counted.
 
         Returns:
-            False when the connection is gone or closing, or when this message put its outbox over the
-            limits, which ends it with 4010.
+            False if the handle is stale or the handshake was answered already.
+        """
+
+    def send(self, conn: int, payload: bytes, opcode: int = 1) -> bool:
+        """Queue one message for a connection (1 text, 2 binary); the next `flush` writes it.
+
+        A text payload must be valid UTF-8: it is not checked again. A message that is compressed already has
+        `DEFLATED` added to its opcode.
+
+        Returns:
+            False if the connection has ended or is closing, or if this message put a connection that is
+            behind over its outbox limits, which closes it with 4010.
         """
 
     def close(self, conn: int, code: int, text: bytes = b"", *, reason: int = ...) -> bool:
-        """Send Close after what waits, await the peer's, and end; False when it is not open."""
+        """Close a connection after everything in its outbox: send Close, wait for the peer's Close, and end.
+
+        Args:
+            conn: The connection to close.
+            code: A close code that a server may send; 1005 sends a Close without a code.
+            text: The text of the Close, at most 123 bytes.
+            reason: The number of the reason that is counted.
+
+        Returns:
+            False if the connection is not open.
+        """
 
     def abort(self, conn: int, *, reason: int = ...) -> bool:
-        """Reset at once, without Close; False for a stale handle."""
+        """Reset a connection at once, without Close and without what waits in its outbox.
+
+        False for a stale handle.
+        """
 
     def pause_reading(self, conn: int) -> bool:
-        """Read no more from this connection until `resume_reading`; its heartbeat rests meanwhile."""
+        """Stop reading from a connection until `resume_reading`; its heartbeat stops meanwhile."""
 
     def resume_reading(self, conn: int) -> bool:
-        """Read again."""
+        """Read again from a connection that `pause_reading` has stopped; False for a stale handle."""
 
     def subscribe(self, conn: int, channel: bytes, *, policy: int = 0, is_counted: bool = True) -> int:
-        """Subscribe to a channel (1 to 1,024 bytes). O(1).
+        """Subscribe an open connection to a channel, which is made if it does not exist. O(1).
 
         Args:
             conn: An open connection.
-            channel: Its name.
-            policy: What a full outbox does with its publications, one of the `POLICY_` numbers; counts
-                for the first subscriber of a channel, later ones find it set.
-            is_counted: Whether subscriptions to this channel count against the limit of a connection; False
-                for any subscriber holds for the channel.
+            channel: The channel's name, 1 to 1,024 bytes.
+            policy: Which publications of this channel a full outbox drops, one of the `POLICY_` numbers. The
+                first subscriber of a channel sets it; later values have no effect.
+            is_counted: Whether subscriptions to this channel count against the limit of a connection. One
+                call with False makes the channel uncounted for all its subscribers.
 
         Returns:
-            The channel's subscribers in this reactor; -1 when it was subscribed already; -2 when the
-            connection has as many as `Settings.max_subscriptions`; 0 when it is not open.
+            The number of the channel's subscribers in this reactor; -1 if the connection was subscribed
+            already; -2 if it has as many subscriptions as `Settings.max_subscriptions` allows; 0 if it is not
+            open.
         """
 
     def unsubscribe(self, conn: int, channel: bytes) -> int:
-        """Unsubscribe; the subscribers left here, or -1 when it was not subscribed. O(1)."""
+        """Unsubscribe a connection; returns the subscribers left in the channel, -1 if it was not subscribed.
+
+        O(1).
+        """
 
     def subscriptions(self, conn: int) -> list[bytes]:
-        """The names of a connection's channels, in no order."""
+        """Return the names of all channels that a connection is subscribed to, in no order."""
 
     def is_subscribed(self, conn: int, channel: bytes) -> bool:
-        """Whether this connection is subscribed. O(1)."""
+        """Whether one connection is subscribed to one channel. O(1)."""
 
     def subscribed(self, channel: bytes) -> list[int]:
-        """The handles of all who are subscribed to a channel, in no order. O(subscribers)."""
+        """Return the handles of all connections that are subscribed to a channel, in no order.
+
+        O(subscribers).
+        """
 
     def variants(self, channel: bytes) -> int:
-        """Which variants have subscribed to a channel since it was empty, bit n for variant n; 0: empty."""
+        """Return the variants of a channel's subscribers as bits; 0 if it has no subscriber.
+
+        Bit n is set if a connection of variant n has subscribed since the channel was last empty.
+        """
 
     def channels(self, start: int, limit: int) -> tuple[list[bytes], int]:
-        """Names of channels with subscribers here, a part at a time.
+        """List the names of channels that have subscribers in this reactor, a part at a time.
 
         Args:
-            start: 0, or where the last call stopped.
-            limit: How many names at most.
+            start: 0, or the second value that the last call returned.
+            limit: The most names to return.
 
         Returns:
-            The names and where to go on, 0 at the end. A channel that had subscribers all the while is
-            listed exactly once; one that came meanwhile perhaps.
+            The names, and the `start` of the next call, 0 at the end. A channel that has subscribers during
+            all calls is listed exactly once; a channel that gains or loses its subscribers meanwhile may be
+            left out.
         """
 
     def take_vacated(self, limit: int) -> list[bytes]:
-        """At most `limit` channels that have lost their last subscriber since they were last taken.
+        """Take at most `limit` names of channels that have lost their last subscriber since the last call.
 
-        With `Settings.report_vacated` only. One that has subscribers again is left out.
+        Only with `Settings.report_vacated`. A channel that has subscribers again is left out.
         """
 
     def answer_page(self, conn: int, *, reason: int = ...) -> bool:
-        """Answer a head with `Settings.page_response` and end; as `refuse`, but the bytes are held once."""
+        """Answer a request head with `Settings.page_response` and end; the page is in memory only once.
+
+        Args and result are those of `refuse`.
+        """
 
     def public_id(self, conn: int) -> int:
-        """The 64 bits under which the outside may know a connection.
+        """Return the 64-bit id of a connection that may be shown outside of this process.
 
-        A keyed permutation of the handle (`hash_key`): unique, not to be guessed, nothing to store.
+        It is a keyed permutation of the handle (`hash_key`): unique, not to be guessed, and stored nowhere.
         """
 
     def find_public(self, public_id: int) -> int:
-        """The live connection of a public id, or 0: gone, never there, or another process's."""
+        """Return the handle that belongs to a public id, or 0 if no connection here has it now."""
 
     def subscribers(self, channel: bytes) -> int:
-        """How many connections of this reactor are subscribed."""
+        """Return how many connections of this reactor are subscribed to a channel.
+
+        0 for an unknown channel.
+        """
 
     def is_vacated(self, channel: bytes) -> bool:
-        """Whether a channel lost its last subscriber, and `take_vacated` has not reported that yet."""
+        """Whether a channel has lost its last subscriber and `take_vacated` has not returned its name yet."""
 
     def channel_names(self) -> tuple[int, int]:
-        """How many channels there are, vacated ones included, and the bytes of all their names. O(1)."""
+        """Return the number of channels, vacated ones included, and the total bytes of their names. O(1)."""
 
     def publish(
         self, channel: bytes, variants: Sequence[bytes | int | None], *, position: int = 0, exclude: int = 0
     ) -> int:
-        """Queue one publication for every open subscriber. O(subscribers), no Python object for any.
+        """Queue one publication for every open subscriber of a channel. O(subscribers).
+
+        Makes no Python object for each.
 
         Args:
-            channel: Its name.
-            variants: One payload for each variant, encoded once here; None sends that variant nothing, a
-                number the very frame of an earlier variant. The payload of a deflated variant is deflated
-                already, without the last four bytes of RFC 7692 section 7.2.1.
-            position: Where it stands in its channel's stream, > 0, for gaps; 0 without one.
-            exclude: A handle that does not get it; 0 for none.
+            channel: The channel's name.
+            variants: One payload for each variant, which is encoded as a frame once. None: that variant
+                receives nothing. A number: share the frame of that earlier variant. The payload for a
+                deflated variant must be compressed already, without the last four bytes (RFC 7692 section
+                7.2.1).
+            position: The place of the publication in its channel's stream, above 0, which a gap reports; 0:
+                none.
+            exclude: The handle of a connection that does not receive it; 0: none.
 
         Returns:
-            For how many it is queued, has given way to a gap, or will be queued: with more subscribers than
-            `Settings.walk_at_once` that happens in steps of `flush`. Queued is not written.
+            For how many connections it is queued, was replaced by a gap, or will be queued: with more
+            subscribers than `Settings.walk_at_once`, later calls of `flush` queue it step by step. Queued
+            does not mean written.
         """
 
     def mark_lost(self, channel: bytes, round: int) -> bool:
-        """Note that a channel lost publications; the subscribers are notified in this round.
+        """Mark a channel as having lost publications, for the round of `send_notices` with this number.
 
         Args:
-            channel: Its name.
-            round: The number of the round, > 0. A later mark replaces an earlier one.
+            channel: The channel's name.
+            round: The number of the round, above 0. It replaces an earlier one.
 
         Returns:
-            False when nobody is subscribed here.
+            False if the channel has no subscriber here.
         """
 
     def send_notices(
@@ -385,85 +480,90 @@ class Reactor:
         round: int = 0,
         channel: bytes | None = None,
     ) -> tuple[int | None, int]:
-        """Queue one message for each of the next connections that are concerned by a loss. O(`most`).
+        """Queue a notice for the next connections that a loss of publications concerns. O(`most`).
 
         Args:
-            start: The slot to go on with; 0 at first.
-            most: How many slots are looked at.
-            forms: 1 to 32 messages, each with one payload for every variant as for `publish`, never deflated.
-                Neighbours in the table receive different ones.
-            round: Which channels it is about: those marked with this number. A connection that is subscribed
-                to one of them receives the message once, also when its outbox is full.
-            channel: The one channel it is about, instead of a round. The message is then bounded and dropped
-                as a publication of this channel is.
+            start: The slot to continue with; 0 at first.
+            most: How many slots to examine.
+            forms: 1 to 32 different messages, each with one payload for every variant as for `publish`, never
+                compressed. Connections in neighbouring slots receive different messages.
+            round: With `channel` None: notify the subscribers of all channels that `mark_lost` marked with
+                this number. A connection receives one message, however many of its channels are marked, also
+                if its outbox is full.
+            channel: Notify the subscribers of this one channel instead. The message then obeys the outbox
+                limits and the policy of the channel, like a publication.
 
         Returns:
-            The slot to go on with, None at the end; and for how many connections a notice is queued. While
-            many connections wait to be written nothing is done and `start` comes back.
+            The slot to continue with, or None at the end; and for how many connections a notice is queued.
+            While many connections wait to be written, nothing is done and `start` is returned.
         """
 
     def variant(self, conn: int) -> int:
-        """Which form of publications this connection takes, as for `upgrade`; -1 for a stale handle."""
+        """Return the variant that a connection was upgraded with, an index as for `upgrade`.
+
+        -1 for a stale handle.
+        """
 
     def connections(self, start: int, limit: int) -> tuple[list[int], int]:
-        """Handles of open connections, a part at a time: at most `limit`, and where to go on, 0 at the end.
+        """List the handles of open connections, at most `limit`.
 
-        One that was open all the while is listed exactly once. O(slots looked at).
+        Also returns where to continue, 0 at the end. A connection that is open during all calls is listed
+        exactly once. O(slots examined).
         """
 
     def set_meta(self, conn: int, meta: object) -> bool:
-        """Attach one object of the caller's, held until the `CLOSED` event; None removes it.
+        """Attach one object of the caller's to a connection, until its `CLOSED` event; None removes it.
 
-        The garbage collector does not see it: an object that leads back to the reactor keeps both alive
-        until `shutdown`.
+        The garbage collector does not see this reference: an object that refers to the reactor keeps both
+        alive until `shutdown`. Returns False for a stale handle.
         """
 
     def meta(self, conn: int) -> Any:
-        """The attached object, or None."""
+        """Return the object that `set_meta` attached to a connection, or None."""
 
     def set_deadline(self, conn: int, at_ms: int, close_code: int, *, is_forgiven: bool = False) -> bool:
-        """End the connection at a time of the caller's clock; `at_ms` 0 clears the deadline.
+        """Set a time of the monotonic clock at which a connection is closed; 0 clears it.
 
-        A connection has one application deadline: this and `set_expiry` replace each other's.
+        A connection has one application deadline: this call and `set_expiry` replace each other's.
 
         Args:
-            conn: The connection.
-            at_ms: The time; 0: no deadline.
-            close_code: What the peer is sent; 0 means 4001.
-            is_forgiven: Whether a forgiven stall of the process moves the deadline, because it judges the
-                peer's diligence.
+            conn: The connection to close.
+            at_ms: The time in milliseconds; 0: no deadline.
+            close_code: The code that the peer is sent; 0 means 4001. With 4002 the reason is `auth_timeout`,
+                otherwise `token_expired`.
+            is_forgiven: Whether the deadline moves when a stall of this process is forgiven (see `tick`),
+                because it judges how fast the peer acts.
 
         Returns:
             False for a stale handle.
 
         Raises:
-            ValueError: For a code that a server may not send.
+            ValueError: A server may not send this code.
         """
 
     def set_expiry(self, conn: int, wall_ms: int, close_code: int, *, only_sooner: bool = False) -> bool:
-        """End the connection at a time of the wall clock, as `tick` was told it; no stall is forgiven.
+        """Set a time of the wall clock at which a connection is closed, such as the expiry of its token.
 
-        A step of the wall clock is followed within a tick. With `only_sooner` a deadline that comes before
-        stays.
+        A step of the wall clock takes effect within a tick. A stall of this process does not move this
+        deadline.
 
         Args:
-            conn: The connection.
+            conn: The connection to close.
             wall_ms: Milliseconds since 1970, above 0.
-            close_code: What the peer is sent.
-            only_sooner: Never postpone.
+            close_code: The code that the peer is sent.
+            only_sooner: Keep the present deadline if it comes first.
 
         Returns:
             False for a stale handle.
 
         Raises:
-            ValueError: For a code that a server may not send, or a time that is none.
+            ValueError: A server may not send this code, or the time is not above 0.
         """
 
     def set_user(self, conn: int, user: bytes, *, issued_s: int = 0) -> bool:
-        """Enter a connection in the index by user; an empty `user` takes it out. O(1).
+        """Enter a connection in the index by user; an empty `user` removes it. O(1).
 
-        The connection stays in the index until it is released, in every state and whatever it is
-        subscribed to.
+        The connection stays in the index until it is released, in every state and with any subscriptions.
 
         Args:
             conn: The connection.
@@ -478,36 +578,45 @@ class Reactor:
         """
 
     def user_connections(self, user: bytes, *, issued_before_s: int = 0) -> list[int]:
-        """The handles of a user's connections, in every state but closed, the newest first.
+        """Return the handles of a user's connections, the one entered last first, in every state but closed.
 
-        With `issued_before_s` above 0, only those whose token was issued before that time or does not say
-        when.
+        With `issued_before_s` above 0, only connections whose token was issued before that time (seconds
+        since 1970) or has no known time of issue.
 
-        The index keeps a hash of 32 bits: very rarely a connection of another user is among them, so compare
+        The index keeps a hash of 32 bits: very rarely a connection of another user is in the list, so compare
         the user in its meta object. O(connections of the user).
         """
 
     def peer(self, conn: int) -> str:
-        """The peer's address as `host:port` or `[host]:port`; empty for a stale handle or no network."""
+        """Return the peer's address as `host:port` or `[host]:port`.
+
+        Empty for a stale handle or no network address.
+        """
 
     def inspect(self, conn: int) -> dict[str, int] | None:
-        """The connection's own numbers, or None for a stale handle. For tests and operators."""
+        """Return the state, flags and queue sizes of one connection, or None for a stale handle.
+
+        For tests and operators.
+        """
 
     def counters(self) -> dict[str, int]:
-        """Everything counted.
+        """Return every counter and gauge of the reactor by name.
 
-        `COUNTER_NAMES` since the start; `ended_<reason>` for refusals and closes; `now_<state>`,
-        `now_connections`, `now_blocked`, `now_pacing`, `now_draining` and `now_channels` as of now.
+        The names in `COUNTER_NAMES` count since the start, as do `ended_<reason>` for refused and closed
+        connections. Names that begin with `now_` are present values: `now_<state>` for the connections in
+        each state, `now_connections`, `now_blocked`, `now_pacing`, `now_draining`, `now_channels`,
+        `now_walks`, `now_short` and `now_shedding`.
         """
 
     def bytes_held(self) -> dict[str, int]:
-        """Bytes held as of now, by `KIND_NAMES`.
+        """Return the bytes of memory charged to each account now, by name.
 
-        Besides: `pool`, freed and kept for reuse; `kernel_queued`, what the kernel holds in sockets of
-        what was not taken: of full ones always, of others as it was at their last look; `kernel_orphans`,
-        the same of sockets that were closed meanwhile; `connections`, what each costs beside. Together they
-        are what `GateLimits.memory_bytes` limits.
+        Besides the names in `KIND_NAMES`: `pool`, freed blocks kept for reuse; `outside`, the last value of
+        `book`; `kernel_queued`, what the kernel holds in sockets for data not yet taken, known exactly for
+        full sockets and for others from the last time that the kernel was queried; `kernel_orphans`, the same
+        for sockets closed with unsent data; `connections`, `GateLimits.connection_bytes` for each connection.
+        `GateLimits.memory_bytes` limits their sum.
         """
 
     def shutdown(self) -> None:
-        """Close every socket at once, without Close or events, and give every byte back."""
+        """Close every socket at once, without Close frames or events, and release all memory."""
