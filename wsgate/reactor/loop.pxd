@@ -1,4 +1,4 @@
-"""The reactor's object, for the modules beside it."""
+"""Declarations of the `Reactor` class for the other compiled modules of the reactor."""
 
 from libc.stdint cimport uint64_t, uint32_t
 

@@ -1,14 +1,15 @@
-"""The poll loop: one `Reactor` holds all client sockets of a shard.
+"""The `Reactor` class, through which Python code calls the compiled reactor, and the passes of its poll loop.
 
-Owns the epoll set and the reactor's state, and is the only file here that Python code calls. It
-translates: handles to connections, `bytes` to pointers, counters to dictionaries. What a call does
-is in the file named after it. The typed face with all promises is loop.pyi.
+Owns the epoll set and the state of the reactor. It is the only file of this folder, besides addresses.pyx,
+testing.pyx and audit.pyx, that Python code calls. It translates handles to connections, `bytes` to pointers
+and counters to dictionaries; the work of a call is done in the file that is named after it. The interface
+with types and promises is loop.pyi.
 
-A pass: epoll_wait adds what became ready to the attention queue; then every connection that was on the
-queue gets one turn, in order, until the pass's budget is used. So one peer that talks without pause
-takes one turn in each round and no more; the more are waiting, the shorter a turn. The first turn of a
-connection that was just accepted comes before the others. Connections that have cost more than their share
-lately have their turns after all others: debts.pyx.
+A pass is one call of `poll`. First epoll_wait adds the connections that are ready to the attention queue.
+Then every connection that was on the queue gets one turn, in order, until the budget of the pass is used. So
+a peer that sends without pause has one turn in each round, and a turn is shorter when more connections wait.
+The first turn of a connection that was just accepted comes before the others. A connection that has lately
+cost more than its share has its turn after all others: see debts.pyx.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -29,8 +30,8 @@ from wsgate.reactor.channels cimport (
 from wsgate.reactor.closing cimport begin_close, deliver, end_with, orphans_tick, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.debts cimport (
-    debts_begin, debts_charge, debts_charge_turn, debts_decay, debts_is_costly, debts_measured, debts_of, debts_raise,
-    debts_row,
+    debts_begin, debts_charge, debts_charge_turn, debts_decay, debts_is_costly, debts_measured, debts_of,
+    debts_raise, debts_row,
 )
 from wsgate.reactor.deadlines cimport (
     application_at, deadlines_arm, deadlines_rearm, deadlines_resume, deadlines_run,
@@ -48,19 +49,19 @@ from wsgate.reactor.shedding cimport shedding_tick
 from wsgate.reactor.siphash cimport siphash
 from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
-    APPLICATION, ASK_INDEBTED_MS, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE, COUNTERS,
-    Channel, Connection, ControlSlot, Core, DEBT_MOST_NS, DRAINS_MAX, Debt, EVENT_BINARY, EVENT_CLOSED, EVENT_FAILING,
-    EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry, FRAMES_IN, Frame, Gate, HEAD_REFUSED, INTERNAL, IS_FORGIVEN,
-    IS_WALL_TIME, KINDS, Limits, MESSAGE_NS, NONE, OPENED, OUTBOX_AGE, OUT_OF_MEMORY, Outbox, PACE_BEHIND, PACE_MOVING,
-    PACE_READER, PASS_BYTES, PASS_MESSAGES, PASS_NS, PASS_OPENS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE,
-    POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, QUANTUM_NS, RESERVE_PASSES, STATE_FREE,
-    POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES, STATE_DECIDING,
-    STATE_FAILING, STATE_HEAD, STATE_OPEN, TICK_MS, TOKEN_NOT_YET_VALID, TRUSTED_MAX, TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX,
-    WALKS_MAX, WANT_OUT,
+    APPLICATION, ASK_INDEBTED_MS, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE,
+    COUNTERS, Channel, Connection, ControlSlot, Core, DEBT_MOST_NS, DRAINS_MAX, Debt, EVENT_BINARY,
+    EVENT_CLOSED, EVENT_FAILING, EVENT_OPEN, EVENT_PEER_CLOSED, EVENT_TEXT, Entry, FRAMES_IN, Frame, Gate,
+    HEAD_REFUSED, INTERNAL, IS_FORGIVEN, IS_WALL_TIME, KINDS, Limits, MESSAGE_NS, NONE, OPENED, OUTBOX_AGE,
+    OUT_OF_MEMORY, Outbox, PACE_BEHIND, PACE_MOVING, PACE_READER, PASS_BYTES, PASS_MESSAGES, PASS_NS,
+    PASS_OPENS, PAUSED_APP, PAUSED_OUTBOX, POLICY_CLOSE, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, QUANTUM_NS,
+    RESERVE_PASSES, STATE_FREE, POLLS, PUBLICATIONS, Pass, REASONS, SHED, SLOW_CONSUMER, STALE, STATES,
+    STATE_DECIDING, STATE_FAILING, STATE_HEAD, STATE_OPEN, TICK_MS, TOKEN_NOT_YET_VALID, TRUSTED_MAX,
+    TURN_MESSAGES, TURN_MESSAGES_LEAST, UPGRADES, UserLink, VARIANTS_MAX, WALKS_MAX, WANT_OUT,
 )
 from wsgate.reactor.table cimport (
-    at, attention_pop, attention_push, enter, find, handle_of, heads_remove, indebted_pop, indebted_push, note_pause,
-    table_free,
+    at, attention_pop, attention_push, enter, find, handle_of, heads_remove, indebted_pop, indebted_push,
+    note_pause, table_free,
 )
 from wsgate.reactor.users cimport link_of, user_enter, user_first, user_hash, user_leave
 from wsgate.reactor.poller cimport wait_once
@@ -81,15 +82,16 @@ cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
 
 cdef enum:
-    REFUSAL_LIMIT_BYTES = 4096   # sent in one call, which the smallest send buffer takes whole
+    REFUSAL_LIMIT_BYTES = 4096   # one send call; even the smallest send buffer takes this whole
+    # addresses.pyx counts the connections of an address in 24 bits.
     ADDRESS_CONNECTIONS_MAX = (1 << 24) - 2
-    NAME_LIMIT_BYTES = 1024      # of a channel; a sanity bound, the dialect's own is lower
+    NAME_LIMIT_BYTES = 1024      # of a channel's name; the limit of the dialect is lower
 
-# Made once: a resting shard asks for its counters four times a second.
+# Made once, because even an idle shard reads its counters four times a second.
 cdef tuple ENDED_NAMES = tuple(["ended_" + name for name in REASON_NAMES])
 cdef tuple NOW_NAMES = tuple(["now_" + name for name in STATE_NAMES])
 
-# What the compiled side believes, for the test that holds it to reasons.py and events.py.
+# Numbers and sizes as they were compiled. Tests compare them with reasons.py and event_kinds.py.
 ENUMERATIONS = {
     "states": STATES, "kinds": KINDS, "reasons": REASONS, "counters": COUNTERS,
     "text": EVENT_TEXT, "binary": EVENT_BINARY, "open": EVENT_OPEN, "failing": EVENT_FAILING,
@@ -97,14 +99,15 @@ ENUMERATIONS = {
     "policy_drop_oldest": POLICY_DROP_OLDEST, "policy_latest_only": POLICY_LATEST_ONLY,
     "connection_bytes": sizeof(Connection), "entry_bytes": sizeof(Entry),
     "control_slot_bytes": sizeof(ControlSlot), "outbox_bytes": sizeof(Outbox),
-    "reason_last": TOKEN_NOT_YET_VALID, "user_link_bytes": sizeof(UserLink), "has_exact_blocks": memory_is_exact(),
+    "reason_last": TOKEN_NOT_YET_VALID, "user_link_bytes": sizeof(UserLink),
+    "has_exact_blocks": memory_is_exact(),
 }
 
 
 cdef class Reactor:
-    """All client sockets of one shard behind one descriptor; see loop.pyi."""
+    """The compiled reactor, which owns all client sockets of one shard; the interface is loop.pyi."""
 
-    # --- life ---------------------------------------------------------------------------------------
+    # --- making and ending a reactor ----------------------------------------------------------------
 
     def __cinit__(self):
         self.core = <Core *>malloc(sizeof(Core))
@@ -113,7 +116,8 @@ cdef class Reactor:
         state_blank(self.core)
 
     def __init__(
-        self, settings=None, *, now_ms, gap_encoder=None, hash_key=None, SharedAddresses addresses=None, uint32_t shard=0,
+        self, settings=None, *, now_ms, gap_encoder=None, hash_key=None,
+        SharedAddresses addresses=None, uint32_t shard=0,
     ):
         cdef Core *core = self.core
         cdef bytes key = os.urandom(16) if hash_key is None else hash_key
@@ -136,13 +140,19 @@ cdef class Reactor:
             self.core = NULL
 
     def shutdown(self):
-        """Close every socket at once and give everything back; the reactor is of no use afterwards."""
+        """Close every socket at once and release all memory; every later call raises InternalError."""
         self.own()
+        # The objects go last: a finalizer may call anything, so nothing may be half destroyed then.
         metas = state_destroy(self.core)
         del metas
 
     cdef Core *own(self) except NULL:
-        """The state, for a call from outside; refused from inside poll, flush and tick."""
+        """Return the state for a call from outside.
+
+        Raises:
+            InternalError: The reactor is shut down, or one of its own calls is running (a callback called
+                it).
+        """
         if self.core.epoll < 0:
             raise InternalError("the reactor is shut down")
         if self.core.busy:
@@ -152,21 +162,24 @@ cdef class Reactor:
     # --- the loop -----------------------------------------------------------------------------------
 
     def fileno(self):
-        """The epoll descriptor: readable when poll has something to do."""
+        """Return the epoll descriptor, readable when `poll` has work to do; -1 after shutdown."""
         return self.core.epoll
 
     @property
     def more(self):
-        """Whether poll should be called again without waiting."""
+        """Whether `poll` should be called again without waiting, because a connection or a timer is due."""
         return self.core.attention.count != 0 or self.core.indebted.count != 0 or wheel_is_due(self.core)
 
     @property
     def is_full(self):
-        """Whether publications should wait; see loop.pyi."""
+        """Whether the caller should hold back publications until outboxes have emptied; see loop.pyi."""
         return outbox_paces(self.core) or self.core.walk_count >= WALKS_MAX
 
     def poll(self, int64_t now_ms, uint32_t messages=PASS_MESSAGES):
-        """Read what became ready, within the budget; returns events in order. See loop.pyi."""
+        """Read from ready connections within the budget of one pass and return events in order.
+
+        See loop.pyi.
+        """
         cdef Core *core = self.own()
         cdef list events = []
         cdef Pass used
@@ -180,9 +193,10 @@ cdef class Reactor:
             used.until_ns = clock_ns() + PASS_NS
             if wheel_is_due(core):
                 deadlines_run(core, used.until_ns)
-            # Ask epoll once a round of the queue: asking more often mostly reports those again who wait already.
-            # But a round of many talkers takes seconds, and the listener, writers that may go on and everybody
-            # who is not on the queue wait for it: so ask by the clock as well.
+            # Call epoll_wait once in each round of the queue, because a second call mostly reports
+            # connections that are on the queue already. But when many connections send, a round takes
+            # seconds, and the listener, writers that may continue and every connection that is not on the
+            # queue would wait for its end. So call it after some milliseconds in any case.
             if core.turns_to_wait == 0 or core.now_ms - core.asked_ms >= (
                 ASK_MS if core.debts == NULL else ASK_INDEBTED_MS
             ):
@@ -199,14 +213,17 @@ cdef class Reactor:
         return events
 
     def charge(self, uint64_t conn, int64_t cost_ns):
-        """Say what handling one message of a connection took; see loop.pyi."""
+        """Charge a connection for the time that the caller took to handle one of its messages.
+
+        See loop.pyi.
+        """
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         if cost_ns > 0 and find(core, conn, &slot) != NULL:
             debts_charge(core, slot, debts_measured(core, cost_ns), 1)
 
     def flush(self, int64_t now_ms):
-        """Write for at most 2 ms; True when more waits to be written. See loop.pyi."""
+        """Write from the outboxes for at most 2 ms; True if more waits to be written. See loop.pyi."""
         cdef Core *core = self.own()
         cdef bint more
         core.busy = 1
@@ -216,14 +233,15 @@ cdef class Reactor:
         return more
 
     def tick(self, int64_t now_ms, wall_ms=None):
-        """Turn the timer wheel; call every 250 ms. See loop.pyi."""
+        """Turn the timer wheel, act on due deadlines and run the periodic checks; see loop.pyi."""
         cdef Core *core = self.own()
         cdef int64_t offset_ms
         if wall_ms is not None:
             offset_ms = <int64_t>wall_ms - now_ms
-            # The two clocks are rounded and drift apart by a millisecond now and then: that is no step.
+            # Both clocks are rounded to milliseconds and drift, so a small difference is not a step of the
+            # wall clock. A difference that falls moves expiries away and needs no new timers.
             if offset_ms - core.wall_offset_ms >= TICK_MS:
-                core.rearm_slot = 0           # the wall clock stepped forward: expiries came nearer
+                core.rearm_slot = 0           # the wall clock stepped forward: expiries are nearer now
                 core.wall_offset_ms = offset_ms
             elif offset_ms < core.wall_offset_ms:
                 core.wall_offset_ms = offset_ms
@@ -239,10 +257,10 @@ cdef class Reactor:
         shedding_tick(core)
         core.busy = 0
 
-    # --- coming in ----------------------------------------------------------------------------------
+    # --- accepting and refusing connections ---------------------------------------------------------
 
     def listen(self, int listener_fd):
-        """Accept from a listening, non-blocking socket, which stays the caller's."""
+        """Accept connections from a listening socket that the caller continues to own; see loop.pyi."""
         cdef Core *core = self.own()
         if core.listener >= 0:
             raise InternalError("the reactor has a listener")
@@ -252,13 +270,13 @@ cdef class Reactor:
         core.listener_muted = 0
 
     def stop_listening(self):
-        """Accept no more; open connections go on."""
+        """Accept no more connections; those that are open stay open."""
         cdef Core *core = self.own()
         gate_mute(core, True)
         core.listener = -1
 
     def renew(self, settings):
-        """Other limits and deadlines for everybody, from now on; see loop.pyi."""
+        """Replace the limits and deadlines of all connections while they stay open; see loop.pyi."""
         cdef Core *core = self.own()
         cdef Limits before = core.limits
         cdef int place
@@ -276,7 +294,7 @@ cdef class Reactor:
             core.pool.enabled = 0
 
     def set_gate(self, limits, bytes refusal not None, bytes too_many not None=b""):
-        """Replace the gate's limits and the bytes a refused peer is sent; see loop.pyi."""
+        """Replace the limits for accepting and the HTTP responses for refused peers; see loop.pyi."""
         cdef Core *core = self.core
         cdef Gate fresh = core.gate
         cdef uint32_t index
@@ -324,29 +342,35 @@ cdef class Reactor:
         core.gate = fresh
 
     def book(self, uint64_t outside_bytes, *, bint refuses_newcomers=False):
-        """What the caller holds beside, and whether newcomers are to be refused for its sake; see loop.pyi."""
+        """Charge memory that the caller holds elsewhere, and set whether new connections are refused.
+
+        See loop.pyi.
+        """
         self.core.outside_bytes = outside_bytes
         self.core.refuses_newcomers = refuses_newcomers
 
     def trim(self):
-        """Give the heap's free pages back to the system; see loop.pyi."""
+        """Return the free pages of the heap to the system, without the GIL; see loop.pyi."""
         self.own()
         with nogil:
             malloc_trim(0)
 
     def set_handover(self, int fd, *, int next_fd=-1, uint8_t handovers=1):
-        """Who gets what there is no room for here; -1: nobody. See loop.pyi."""
+        """Set the sockets to the siblings that take connections for which there is no room here.
+
+        See loop.pyi.
+        """
         cdef Core *core = self.own()
         core.relief, core.relief_next, core.max_handovers = fd, next_fd, handovers
 
     def accept_handover(self, int fd, *, int64_t now_ms, uint8_t handovers=1):
-        """Take in a socket that a sibling accepted, hand it on, or refuse it; see loop.pyi."""
+        """Take over a socket that a sibling accepted: admit it, hand it to the next sibling, or refuse it."""
         cdef Core *core = self.own()
         advance(core, now_ms)
         gate_accept_handover(core, fd, handovers)
 
     def is_from_proxy(self, uint64_t conn):
-        """Whether the peer is in one of the listed networks."""
+        """Whether a connection's peer lies in one of the networks of trusted proxies."""
         cdef uint32_t slot = 0
         cdef uint8_t address[16]
         cdef Core *core = self.own()
@@ -354,7 +378,7 @@ cdef class Reactor:
         return c != NULL and seam_address(c, address) and address_is_trusted(core, address)
 
     def origin(self, uint64_t conn):
-        """A number for the peer's address, the same for all connections from there; see loop.pyi."""
+        """Return a number that is equal for all connections from one address; see loop.pyi."""
         cdef uint32_t slot = 0
         cdef uint8_t address[16]
         cdef Core *core = self.own()
@@ -362,7 +386,7 @@ cdef class Reactor:
         return address_origin(core, slot, address) if c != NULL and seam_address(c, address) else 0
 
     def claim_address(self, uint64_t conn, bytes address not None):
-        """Count an accepted connection for whom its proxy names; see loop.pyi."""
+        """Count a connection for the client address that its proxy has named; see loop.pyi."""
         cdef uint32_t slot = 0
         cdef Core *core = self.own()
         if self.find(conn, &slot) == NULL:
@@ -372,7 +396,10 @@ cdef class Reactor:
         return address_claim(core, slot, <const uint8_t *>PyBytes_AS_STRING(address))
 
     def adopt(self, int fd, *, int64_t now_ms, bint upgraded=False, int variant=0):
-        """Take over a connected socket; returns its handle. See loop.pyi."""
+        """Take over a connected socket that the reactor did not accept, and return its handle.
+
+        See loop.pyi.
+        """
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c
@@ -386,7 +413,7 @@ cdef class Reactor:
             wheel_disarm(core, slot)
             heads_remove(core, slot)
             c.fd = -1
-            table_free(core, slot)            # the caller keeps the descriptor
+            table_free(core, slot)            # the caller keeps the descriptor, so it is not closed
             raise OSError(errno, os.strerror(errno))
         if upgraded:
             c.flags |= OPENED
@@ -395,7 +422,7 @@ cdef class Reactor:
         return handle_of(c, slot)
 
     def upgrade(self, uint64_t conn, bytes response not None, *, int variant=0):
-        """Answer a head with 101: frames both ways from here on. False for a stale handle."""
+        """Accept a handshake with a 101 response, after which frames are exchanged; see loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -415,7 +442,7 @@ cdef class Reactor:
         return c.state == STATE_OPEN
 
     def refuse(self, uint64_t conn, bytes response not None, *, int reason=HEAD_REFUSED):
-        """Answer a head with an HTTP response and end. False for a stale handle."""
+        """Reject a handshake with an HTTP response and end the connection; see loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -426,7 +453,7 @@ cdef class Reactor:
         return True
 
     def answer_page(self, uint64_t conn, *, int reason=APPLICATION):
-        """Answer a head with the page of the settings and end. False for a stale handle."""
+        """Answer a request head with the one page of the settings and end the connection; see loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -438,15 +465,18 @@ cdef class Reactor:
         end_with(core, slot, core.page, reason)
         return True
 
-    # --- names for the outside ------------------------------------------------------------------------
+    # --- ids for the outside --------------------------------------------------------------------------
 
     def public_id(self, uint64_t conn):
-        """The 64 bits under which the outside may know this connection; see loop.pyi."""
+        """Return the 64-bit id under which a connection may be named outside of this process.
+
+        See loop.pyi.
+        """
         self.own()
         return disguise(self.core.channels.key, conn, True)
 
     def find_public(self, uint64_t public_id):
-        """The live connection of a public id, or 0."""
+        """Return the handle that a public id stands for, or 0 if no connection has it now."""
         cdef uint32_t slot = 0
         cdef uint64_t conn = disguise(self.own().channels.key, public_id, False)
         return 0 if find(self.core, conn, &slot) == NULL else conn
@@ -454,18 +484,23 @@ cdef class Reactor:
     # --- one connection -----------------------------------------------------------------------------
 
     cdef Connection *find(self, uint64_t conn, uint32_t *slot):
+        """Return the connection of a handle and its slot; NULL for a stale handle, which is counted."""
         cdef Connection *c = find(self.core, conn, slot)
         if c == NULL:
             self.core.counters[<int>STALE] += 1
         return c
 
     cdef int check_variant(self, int variant) except -1:
+        """Raise ValueError unless the settings configure this variant."""
         if not 0 <= variant < <int>self.core.variants:
             raise ValueError(f"variant {variant} is not one of the {self.core.variants} configured")
         return 0
 
     def send(self, uint64_t conn, bytes payload not None, int opcode=OP_TEXT):
-        """Queue one message; False when the connection is gone, closing, or was ended by it."""
+        """Queue one message for a connection.
+
+        False if it has ended, is closing, or was closed by this message.
+        """
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -478,7 +513,8 @@ cdef class Reactor:
         if opcode & RSV1 and not self.core.variant_deflated[c.variant]:
             raise ValueError("this connection has not agreed to permessage-deflate")
         frame = frame_message(
-            core, <uint8_t>opcode, <const uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload)
+            core, <uint8_t>opcode,
+            <const uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload)
         )
         if frame == NULL:
             raise MemoryError
@@ -487,7 +523,7 @@ cdef class Reactor:
         return queued != 0
 
     def close(self, uint64_t conn, int code, bytes text not None=b"", *, int reason=APPLICATION):
-        """Send Close after what waits, and end. False when it is not open any more."""
+        """Send a Close frame behind everything in the outbox and end; False if the connection is not open."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -503,7 +539,7 @@ cdef class Reactor:
         return True
 
     def abort(self, uint64_t conn, *, int reason=APPLICATION):
-        """Reset at once, without Close. False for a stale handle."""
+        """Reset a connection at once without a Close frame; False for a stale handle."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         check_reason(reason)
@@ -513,7 +549,7 @@ cdef class Reactor:
         return True
 
     def pause_reading(self, uint64_t conn):
-        """Stop reading; what was received already may still be delivered up to the end of its turn."""
+        """Stop reading from a connection; a turn that is running may still deliver what it has received."""
         cdef uint32_t slot = 0
         cdef Core *core = self.own()
         cdef Connection *c = self.find(conn, &slot)
@@ -525,14 +561,14 @@ cdef class Reactor:
         return True
 
     def resume_reading(self, uint64_t conn):
-        """Read again."""
+        """Read from a paused connection again, and restart the peer's deadlines."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL:
             return False
         if not c.flags & PAUSED_APP:
-            return True                       # nothing to resume: no clock of the peer starts anew
+            return True                       # nothing to resume, so the peer's deadlines must not start anew
         c.flags &= ~PAUSED_APP
         if c.state == STATE_OPEN and not c.flags & PAUSED_OUTBOX:
             seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
@@ -541,13 +577,13 @@ cdef class Reactor:
         return True
 
     def variant(self, uint64_t conn):
-        """Which form of publications this connection takes, or -1 for a stale handle."""
+        """Return the form of publications that a connection takes, an index; -1 for a stale handle."""
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
         return -1 if c == NULL else c.variant
 
     def connections(self, uint32_t start, uint32_t limit):
-        """Handles of open connections, from a slot on; see loop.pyi."""
+        """List the handles of open connections from one slot on, a part at a time; see loop.pyi."""
         cdef Core *core = self.own()
         cdef list handles = []
         cdef uint32_t slot = start, slots = core.chunk_count * CHUNK_SLOTS
@@ -559,7 +595,10 @@ cdef class Reactor:
         return handles, slot if slot < slots else 0
 
     def set_meta(self, uint64_t conn, meta):
-        """Attach one object of the caller's; None removes it."""
+        """Attach one object of the caller's to a connection and release the former one.
+
+        None only releases.
+        """
         cdef uint32_t slot = 0
         self.own()
         cdef Connection *c = self.find(conn, &slot)
@@ -575,7 +614,7 @@ cdef class Reactor:
         return True
 
     def meta(self, uint64_t conn):
-        """The attached object, or None."""
+        """Return the object that the caller has attached to a connection, or None."""
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL or c.meta == NULL:
@@ -583,7 +622,7 @@ cdef class Reactor:
         return <object>c.meta
 
     def set_deadline(self, uint64_t conn, int64_t at_ms, int close_code, *, bint is_forgiven=False):
-        """End the connection with `close_code` at a time of the caller's clock; 0 clears. See loop.pyi."""
+        """Set a time of the monotonic clock at which a connection is closed; 0 clears it. See loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -600,7 +639,7 @@ cdef class Reactor:
         return True
 
     def set_expiry(self, uint64_t conn, int64_t wall_ms, int close_code, *, bint only_sooner=False):
-        """End the connection with `close_code` at a time of the wall clock; see loop.pyi."""
+        """Set a time of the wall clock at which a connection is closed; see loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -621,7 +660,7 @@ cdef class Reactor:
     # --- the index by user ---------------------------------------------------------------------------
 
     def set_user(self, uint64_t conn, bytes user not None, *, int64_t issued_s=0):
-        """Say whose connection this is; see loop.pyi."""
+        """Enter a connection in the index by user, or remove it with an empty user; see loop.pyi."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         if self.find(conn, &slot) == NULL:
@@ -634,7 +673,7 @@ cdef class Reactor:
         return True
 
     def user_connections(self, bytes user not None, *, int64_t issued_before_s=0):
-        """The handles of a user's connections, whatever their state; see loop.pyi."""
+        """Return the handles of all connections of one user, in every state but closed; see loop.pyi."""
         cdef Core *core = self.own()
         cdef list handles = []
         cdef uint32_t slot = user_first(core, hash_of(core, user))
@@ -645,7 +684,7 @@ cdef class Reactor:
         return handles
 
     def peer(self, uint64_t conn):
-        """The peer's address as `host:port` or `[host]:port`; empty when there is none."""
+        """Return the address of a connection's peer as text, `host:port`; empty if there is none."""
         cdef uint32_t slot = 0
         self.own()
         cdef Connection *c = self.find(conn, &slot)
@@ -654,7 +693,10 @@ cdef class Reactor:
         return seam_peer(c)
 
     def inspect(self, uint64_t conn):
-        """The connection's own numbers, or None for a stale handle. For tests and operators."""
+        """Return the state, flags and queue sizes of one connection; None for a stale handle.
+
+        For tests and operators.
+        """
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL:
@@ -681,7 +723,7 @@ cdef class Reactor:
     def subscribe(
         self, uint64_t conn, bytes channel not None, *, int policy=POLICY_CLOSE, bint is_counted=True,
     ):
-        """Subscribe; the channel's subscribers here, 0 if it was refused, -1 if it was already there."""
+        """Subscribe a connection to a channel; returns the subscribers, or 0, -1 or -2 as loop.pyi says."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0, index
         cdef int outcome
@@ -695,7 +737,9 @@ cdef class Reactor:
         if is_counted and core.limits.max_subscriptions and counted_subscriptions(core, c) >= core.limits.max_subscriptions:
             index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
             return -1 if is_subscribed(core, c, index) else -2
-        index = channel_open(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel), policy)
+        index = channel_open(
+            core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel), policy
+        )
         if index == NONE:
             raise MemoryError
         if not is_counted:
@@ -707,7 +751,10 @@ cdef class Reactor:
         return core.channels.channels[index].count if outcome else -1
 
     def unsubscribe(self, uint64_t conn, bytes channel not None):
-        """Unsubscribe; the subscribers left here, or -1 if it was not subscribed."""
+        """Unsubscribe a connection from a channel.
+
+        Returns the subscribers left, or -1 if it had not subscribed.
+        """
         cdef Core *core = self.own()
         cdef uint32_t slot = 0, index
         cdef Connection *c = self.find(conn, &slot)
@@ -719,7 +766,7 @@ cdef class Reactor:
         return self.subscribers(channel)
 
     def subscriptions(self, uint64_t conn):
-        """The names of the channels a connection is subscribed to, in no order."""
+        """Return the names of the channels that a connection is subscribed to, in no order."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0, cell
         cdef Connection *c = self.find(conn, &slot)
@@ -732,7 +779,7 @@ cdef class Reactor:
         return names
 
     def is_subscribed(self, uint64_t conn, bytes channel not None):
-        """Whether this connection is subscribed."""
+        """Whether one connection is subscribed to one channel."""
         cdef Core *core = self.own()
         cdef uint32_t slot = 0
         cdef Connection *c = self.find(conn, &slot)
@@ -741,14 +788,14 @@ cdef class Reactor:
         )
 
     def subscribers(self, bytes channel not None):
-        """How many connections here are subscribed."""
+        """Return the number of a channel's subscribers in this reactor."""
         cdef uint32_t index = channel_find(
             self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
         )
         return 0 if index == NONE else self.core.channels.channels[index].count
 
     def is_vacated(self, bytes channel not None):
-        """Whether it lost its last subscriber, which was not reported yet; see loop.pyi."""
+        """Whether a channel is empty and its name waits to be taken by `take_vacated`."""
         cdef uint32_t index = channel_find(
             self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
         )
@@ -757,11 +804,11 @@ cdef class Reactor:
         return bool(self.core.channels.channels[index].is_vacated)
 
     def channel_names(self):
-        """How many channels there are, and the bytes of their names; see loop.pyi."""
+        """Return the number of channels and the bytes of all their names."""
         return self.core.channels.count, self.core.channels.name_bytes
 
     def subscribed(self, bytes channel not None):
-        """The handles of all who are subscribed here, in no order."""
+        """Return the handles of the connections that are subscribed to a channel, in no order."""
         cdef Core *core = self.own()
         cdef Channel *found
         cdef const uint32_t *slots
@@ -776,7 +823,7 @@ cdef class Reactor:
         return handles
 
     def variants(self, bytes channel not None):
-        """Which variants have subscribed here, a bit each; 0 when nobody is subscribed."""
+        """Return the variants that have subscribed to a channel, one bit each; 0 if it has no subscriber."""
         cdef uint32_t index = channel_find(
             self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
         )
@@ -785,7 +832,7 @@ cdef class Reactor:
         return self.core.channels.channels[index].variants
 
     def channels(self, uint32_t start, uint32_t limit):
-        """Names of channels with subscribers, from a place in the directory on; see loop.pyi."""
+        """List the names of channels with subscribers, from one place in the directory on; see loop.pyi."""
         cdef Core *core = self.own()
         cdef list names = []
         cdef uint32_t index = start
@@ -797,7 +844,10 @@ cdef class Reactor:
         return names, index if index < core.channels.made else 0
 
     def take_vacated(self, uint32_t limit):
-        """Channels that lost their last subscriber since they were last taken; see loop.pyi."""
+        """Take the names of channels that have lost their last subscriber since the last call.
+
+        See loop.pyi.
+        """
         cdef Core *core = self.own()
         cdef list names = []
         cdef uint32_t index
@@ -811,7 +861,7 @@ cdef class Reactor:
         return names
 
     def publish(self, bytes channel not None, variants, *, int64_t position=0, uint64_t exclude=0):
-        """Queue one publication for every subscriber; how many it was queued for. See loop.pyi."""
+        """Queue one publication for every subscriber of a channel and return for how many; see loop.pyi."""
         cdef Core *core = self.own()
         cdef Frame *frames[VARIANTS_MAX]
         cdef uint32_t index
@@ -846,7 +896,10 @@ cdef class Reactor:
         return reached
 
     def mark_lost(self, bytes channel not None, uint32_t round):
-        """The channel lost publications, and this round of notices is about it; False: nobody is subscribed."""
+        """Mark a channel as having lost publications in one round of notices.
+
+        False if it has no subscriber.
+        """
         cdef uint32_t index = channel_find(
             self.own(), <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel)
         )
@@ -858,7 +911,7 @@ cdef class Reactor:
     def send_notices(
         self, uint32_t start, uint32_t most, forms not None, *, uint32_t round=0, bytes channel=None,
     ):
-        """Notify the next connections of a loss; where to go on, and how many were notified. See loop.pyi."""
+        """Queue a notice of loss for the connections in the next slots of the table; see loop.pyi."""
         cdef Core *core = self.own()
         cdef Frame *frames[NOTICE_FORMS_MAX * VARIANTS_MAX]
         cdef uint32_t index = NONE, count = 0, place
@@ -882,7 +935,7 @@ cdef class Reactor:
         return None if place == NONE else place, notified
 
     def set_bye(self, int close_code, variants, *, int reason=0, int rank=0):
-        """What goes before a Close that the reactor itself sends, per variant; see loop.pyi."""
+        """Set the message that precedes a Close which the reactor sends by itself; see loop.pyi."""
         cdef Core *core = self.own()
         cdef Bye *bye
         payloads = tuple(variants)
@@ -906,10 +959,10 @@ cdef class Reactor:
                     <const uint8_t *>PyBytes_AS_STRING(<bytes?>payload), <uint32_t>PyBytes_GET_SIZE(payload),
                 )
 
-    # --- numbers ------------------------------------------------------------------------------------
+    # --- statistics ---------------------------------------------------------------------------------
 
     def counters(self):
-        """Everything that happened, by name, and the census of now; see loop.pyi."""
+        """Return all counters since the start, and the gauges that begin with `now_`; see loop.pyi."""
         cdef Core *core = self.core
         cdef int index
         numbers = {name: core.counters[index] for index, name in enumerate(COUNTER_NAMES)}
@@ -930,7 +983,7 @@ cdef class Reactor:
         return numbers
 
     def bytes_held(self):
-        """Bytes held by kind, and what they come to with what is not of a kind; see loop.pyi."""
+        """Return the bytes charged to each account, whose sum the memory budget limits; see loop.pyi."""
         cdef Core *core = self.core
         held = {name: core.held[index] for index, name in enumerate(KIND_NAMES)}
         held["pool"] = core.pool.idle_bytes
@@ -944,14 +997,15 @@ cdef class Reactor:
 # --- helpers ----------------------------------------------------------------------------------------
 
 cdef inline bytes name_of(Core *core, uint32_t index):
+    """Return the name of a channel as a new `bytes` object."""
     cdef Channel *channel = &core.channels.channels[index]
     return PyBytes_FromStringAndSize(<char *>channel_name(channel), channel.name_length)
 
 
 cdef uint64_t disguise(const uint8_t *key, uint64_t number, bint forward) noexcept nogil:
-    """A keyed permutation of 64 bits: four Feistel rounds over SipHash, or their inverse.
+    """Apply a keyed permutation of 64 bits, or its inverse: four Feistel rounds over SipHash.
 
-    Without the key the result cannot be told from random bits, and no table is needed to come back.
+    Without the key the result cannot be distinguished from random bits. The inverse needs no table.
     Source: Luby and Rackoff, "How to construct pseudorandom permutations" (1988).
     """
     cdef uint32_t left = <uint32_t>(number >> 32), right = <uint32_t>number, mixed
@@ -973,17 +1027,21 @@ cdef uint64_t disguise(const uint8_t *key, uint64_t number, bint forward) noexce
 
 
 cdef report_fault(error):
-    """Write a fault of ours with its traceback to standard error; the turn it ended was one connection's."""
+    """Write an exception that ended one connection's turn to standard error, with its traceback."""
     print("A turn of the reactor failed:", file=sys.stderr)
     traceback.print_exception(error)
 
 
 cdef int give_turn(Core *core, uint32_t slot, Debt *row, Pass *used, list events) except -1:
-    """One turn of a connection with this row, or with none, and its charge."""
+    """Run one turn of a connection and charge what it cost.
+
+    `row` is the connection's row in the table of debts, or NULL. An exception ends this connection only.
+    """
     cdef uint32_t messages = used.messages
     cdef uint64_t frames = core.counters[<int>FRAMES_IN]
     cdef int64_t inflate_ns = used.inflate_ns
     used.message_ns = core.unknown_ns if row == NULL else row.message_ns
+    # Messages of this connection are known to be costly: take only as many as fit into one quantum.
     if used.message_ns > MESSAGE_NS:
         used.turn_messages = min(used.turn_messages, max(<uint32_t>1, QUANTUM_NS // used.message_ns))
     core.turns_to_wait -= core.turns_to_wait != 0
@@ -995,19 +1053,21 @@ cdef int give_turn(Core *core, uint32_t slot, Debt *row, Pass *used, list events
         turn_failed(core, slot, INTERNAL)
         report_fault(error)
     if used.messages != messages:
+        # The expected cost of a message falls with each turn that had messages; `debts_charge` raises it.
         if row == NULL:
             core.unknown_ns -= core.unknown_ns >> 4
         else:
             debts_decay(row)
     if at(core, slot).state == STATE_OPEN:
         debts_charge_turn(
-            core, slot, core.counters[<int>FRAMES_IN] - frames, used.messages - messages, used.inflate_ns - inflate_ns
+            core, slot, core.counters[<int>FRAMES_IN] - frames, used.messages - messages,
+            used.inflate_ns - inflate_ns
         )
     return 0
 
 
 cdef inline bint is_over(Pass *used, bint asks_clock) noexcept nogil:
-    """Whether a pass has used its budget."""
+    """Whether a pass has used up one of its budgets; the clock is read only with `asks_clock`."""
     return (
         used.messages >= used.messages_limit or used.bytes >= PASS_BYTES or used.expected_ns >= PASS_NS
         or (asks_clock and clock_ns() >= used.until_ns)
@@ -1015,10 +1075,12 @@ cdef inline bint is_over(Pass *used, bint asks_clock) noexcept nogil:
 
 
 cdef int serve_attention(Core *core, Pass *used, list events) except -1:
-    """A turn for everybody on the attention queue who is not costly; who is goes to the other queue.
+    """Give a turn to each connection on the attention queue; costly ones move to `indebted` instead.
 
-    What comes back is the number of turns. Where those in debt have waited for long enough, one message of the
-    pass is left to them.
+    When connections in debt have waited for RESERVE_PASSES passes, one message of this pass is kept for them.
+
+    Returns:
+        The number of turns that were given.
     """
     cdef uint32_t slot, turns = core.attention.count, limit = used.messages_limit
     cdef uint32_t most = min(
@@ -1035,7 +1097,7 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
     while turns:
         turns -= 1
         slot = attention_pop(core)
-        # Only what it says may wait. Its end may not: it gives memory back.
+        # Only the messages of a costly connection may wait. Its end may not, because that releases memory.
         row = debts_row(core, slot)
         if row != NULL and at(core, slot).state == STATE_OPEN and debts_is_costly(core, row):
             indebted_push(core, slot)
@@ -1043,7 +1105,7 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
         used.turn_messages = most
         give_turn(core, slot, row, used, events)
         given += 1
-        # Newcomers above what a pass may open are for the next one.
+        # When the pass has opened as many connections as it may, the other new ones wait for the next pass.
         if is_over(used, turns & 7 == 0) or (used.opens >= PASS_OPENS and core.newcomers):
             break
     used.messages_limit = limit
@@ -1052,10 +1114,11 @@ cdef int serve_attention(Core *core, Pass *used, list events) except -1:
 
 
 cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) except -1:
-    """Turns for costly connections: one for each that does not owe too much, while the pass lasts.
+    """Give turns to the costly connections that do not owe too much, while the budget of the pass lasts.
 
-    When the pass is over before the first of them, one has a turn all the same, now and then. When nobody else
-    had a turn (`is_first`), one has a turn in any case, so that every pass gets on, however slow the machine is.
+    If the pass is over already, one of them gets a turn of one message once RESERVE_PASSES passes have served
+    none. If no other connection had a turn (`is_first`), one of them gets a turn in any case, so that every
+    pass makes progress, however slow the machine is.
     """
     cdef Pass reserve
     core.passes_without += 1
@@ -1064,12 +1127,16 @@ cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) exce
     elif core.passes_without > RESERVE_PASSES:
         memset(&reserve, 0, sizeof(reserve))
         reserve.messages_limit = reserve.turn_messages = 1
-        serve_reached(core, &reserve, events)     # whose time is over after one turn
+        serve_reached(core, &reserve, events)     # its `until_ns` is 0, so it is over after one turn
     return 0
 
 
 cdef int serve_reached(Core *core, Pass *used, list events) except -1:
-    """Go round the costly connections; when all owe too much, forgive everybody the same, and once again."""
+    """Go through the queue of connections in debt once and serve those that owe two quanta at most.
+
+    If all owe more, forgive everybody the same amount, so that one can be served, and go through the queue a
+    second time.
+    """
     cdef uint32_t slot, looks = core.indebted.count, most = used.turn_messages
     cdef int64_t debt, least = DEBT_MOST_NS
     cdef bint has_served = False
@@ -1092,16 +1159,17 @@ cdef int serve_reached(Core *core, Pass *used, list events) except -1:
         if looks == 0 and not has_served and core.indebted.count:
             debts_raise(core, least)
             looks = core.indebted.count
-            has_served = True                 # nobody is left behind this time; and not a third time
+            has_served = True                 # the second round serves at least one, and there is no third
     return 0
 
 
 cdef uint32_t hash_of(Core *core, bytes user):
+    """Return the hash under which a user is in the index by user."""
     return user_hash(core, <const uint8_t *>PyBytes_AS_STRING(user), <uint64_t>PyBytes_GET_SIZE(user))
 
 
 cdef uint32_t counted_subscriptions(Core *core, Connection *c) noexcept nogil:
-    """A connection's subscriptions that count against its limit. The cells are looked at only at the limit."""
+    """Count a connection's subscriptions that count against its limit; reads its table only at the limit."""
     cdef uint32_t cell, uncounted = 0
     if c.subscription_count < core.limits.max_subscriptions:
         return c.subscription_count
@@ -1112,11 +1180,12 @@ cdef uint32_t counted_subscriptions(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline uint8_t publication_opcode(Core *core, int variant) noexcept nogil:
+    """Return the first header byte's opcode for publications of a variant, with RSV1 if it is deflated."""
     return core.variant_opcodes[variant] | (RSV1 if core.variant_deflated[variant] else 0)
 
 
 cdef Frame *shared_frame(Frame **frames, int variant, int other) except NULL:
-    """The frame of an earlier variant, one reference more."""
+    """Return the frame of an earlier variant with one reference more; ValueError if there is none."""
     if not 0 <= other < variant or frames[other] == NULL:
         raise ValueError(f"variant {variant} cannot share the frame of {other}")
     frames[other].references += 1
@@ -1124,7 +1193,11 @@ cdef Frame *shared_frame(Frame **frames, int variant, int other) except NULL:
 
 
 cdef int frame_variants(Core *core, payloads, uint32_t channel, Frame **frames) except -1:
-    """Frame one message for every variant, never deflated; of a channel's own, or of none."""
+    """Encode one message as a frame for every variant, never compressed.
+
+    With a `channel` the frames are publications of that channel, which they keep alive; with NONE they are
+    plain messages. A payload that is a number shares the frame of an earlier variant.
+    """
     cdef int variant = 0
     cdef const uint8_t *data
     cdef uint32_t size
@@ -1139,7 +1212,9 @@ cdef int frame_variants(Core *core, payloads, uint32_t channel, Frame **frames) 
             if channel == NONE:
                 frames[variant] = frame_message(core, core.variant_opcodes[variant], data, size)
             else:
-                frames[variant] = frame_publication(core, core.variant_opcodes[variant], data, size, channel, 0)
+                frames[variant] = frame_publication(
+                    core, core.variant_opcodes[variant], data, size, channel, 0
+                )
             if frames[variant] == NULL:
                 raise MemoryError
         variant += 1
@@ -1147,7 +1222,7 @@ cdef int frame_variants(Core *core, payloads, uint32_t channel, Frame **frames) 
 
 
 cdef Answer answer_of(bytes text) except *:
-    """A copy of what a refused peer is told."""
+    """Copy an HTTP response for refused peers into memory that the gate owns."""
     cdef Answer answer
     answer.length = <uint32_t>len(text)
     answer.data = <uint8_t *>malloc(len(text) + 1)
@@ -1158,27 +1233,34 @@ cdef Answer answer_of(bytes text) except *:
 
 
 cdef int check_reason(int reason) except -1:
+    """Raise ValueError unless this is the number of a reason."""
     if not 0 < reason < REASONS:
         raise ValueError(f"{reason} is not a reason")
     return 0
 
 
 cdef int check_code(int code) except -1:
-    """RFC 6455 section 7.4: what may stand in a Close we send; 1005 stands for none."""
+    """Raise ValueError unless a server may send this close code (RFC 6455 section 7.4).
+
+    1005 stands for no code.
+    """
     if not (code == 1005 or 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
         raise ValueError(f"{code} is not a close code a server may send")
     return 0
 
 
 cdef inline bint takes_replies(Connection *c) noexcept nogil:
-    """Open, or failing for a fault that left its outbox whole: answers to what it said before."""
+    """Whether messages may still be queued: the connection is open, or is failing with an intact outbox.
+
+    A failing connection still receives the replies to what its peer sent before the fault.
+    """
     return c.state == STATE_OPEN or (
         c.state == STATE_FAILING and c.reason not in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY, SHED)
     )
 
 
 cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:
-    """Into state OPEN: heartbeat from now, and what came after the head is read."""
+    """Enter the state OPEN: the heartbeat starts now, and bytes that came behind the head are read next."""
     cdef Connection *c = at(core, slot)
     if c.state == STATE_HEAD:
         heads_remove(core, slot)
