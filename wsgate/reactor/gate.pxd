@@ -1,4 +1,4 @@
-"""The gate: accepting, and refusing before a byte is read."""
+"""Declarations of the gate, which accepts sockets and refuses them before their request is read."""
 
 from libc.stdint cimport uint8_t, uint32_t
 

@@ -1,23 +1,27 @@
-"""The gate: accepting, and refusing before a byte is read.
+"""The gate accepts sockets, and refuses those that a limit excludes before their request is read.
 
-Accepts in batches of 32, judges each socket from counters alone, and either gives it a slot or
-refuses it with the bytes it was told to. A refusal must arrive: it is answered, half-closed and read
-to its end by one of a few drains (bounded in bytes, time and number). With every drain busy, a peer
-whose whole head has already come is answered and closed at once, since nothing unread is left to
-reset the answer away; any other is closed without a word and counted `refused_silent`.
+It accepts at most 32 sockets at once and judges each of them from counters alone. A socket either gets a slot
+or is refused with the HTTP response that the caller has set. That response must reach the peer. So the gate
+sends it, shuts the write side, and keeps reading from the socket (a drain) until the peer ends the stream.
+Drains are limited in bytes, time and number. When all drains are in use, a peer whose whole head has already
+arrived receives the response and is closed at once: no unread input is left that would make the kernel reset
+the connection. Any other peer is closed without a response and counted as `refused_silent`.
 
-Out of descriptors (EMFILE and its kin) the listener is taken out of the epoll set until the next
-tick, so that a full process does not spin on a queue it cannot serve. The same when four times the rate of
-handshakes is offered: refusing costs too, and who waits in the kernel's queue costs nothing.
+When accept fails for want of descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), the listener is taken
+out of the epoll set until the next tick, so that a full process does not call accept in vain. The same is
+done when four times the permitted rate of handshakes is offered: a refusal costs time, but a connection that
+waits in the kernel's queue costs none.
 
-A full shard is no full node: who finds no room here is handed to a sibling that has some, as it is, a
-descriptor through a Unix socket. The caller says to whom, and takes in what siblings hand over (gate_accept_handover).
-A shard that had room may be full meanwhile. It then passes the connection to the next shard in a ring, so that
-every shard is tried before the connection is refused. Without the ring, two shards with outdated figures passed a
-connection back and forth and never tried a third.
+A full shard is not a full node. A connection for which there is no room here is handed to a sibling shard
+that has room: its descriptor is sent through a Unix socket. The caller chooses the sibling, and passes
+connections from siblings to gate_accept_handover. The sibling may have become full meanwhile and then hands
+the connection on to the next one in a ring, so that every shard is tried before the connection is refused.
+Without the ring, two shards that each believed that the other had most room passed a connection back and
+forth although a third one had room.
 
-Whose address counts is the peer's own, or, for a listed proxy, whom it names in a PROXY header (head.pyx)
-or in X-Forwarded-For (the caller's part): those are judged when they are known.
+Limits for one address count the peer's own address. If the peer is a trusted proxy they count the client's
+address, which comes in a PROXY header (head.pyx) or in X-Forwarded-For (read by the caller), and are checked
+once that address is known.
 """
 
 from libc.errno cimport EAGAIN, EBADF, EINVAL, ENOTSOCK, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
@@ -33,11 +37,11 @@ from wsgate.reactor.socket_io cimport (
     EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_address, seam_orphan, seam_watch,
 )
 from wsgate.reactor.structs cimport (
-    ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, CHUNK_BITS, Connection, Core,
-    DRAINS_MAX, Drain, HANDED_OVER, HEAD_DISPLACED, IN_ATTENTION, Input, NONE, PASS_OPENS, RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE,
-    REFUSED_CONNECTIONS, REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES,
-    REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE, REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING,
-    STATE_FREE, STATE_GONE, STATE_HEAD, WATCHED,
+    ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, CHUNK_BITS, Connection,
+    Core, DRAINS_MAX, Drain, HANDED_OVER, HEAD_DISPLACED, IN_ATTENTION, Input, NONE, PASS_OPENS,
+    RECEIVE_BYTES, REFUSED, REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE, REFUSED_CONNECTIONS,
+    REFUSED_DESCRIPTORS, REFUSED_HANDSHAKES, REFUSED_MEMORY, REFUSED_PARTIAL_BYTES, REFUSED_RATE,
+    REFUSED_SILENT, REFUSED_UNDRAINED, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD, WATCHED,
 )
 from wsgate.reactor.table cimport at, attention_push_newcomer, heads_largest, heads_push, table_open
 from wsgate.reactor.wheel cimport wheel_arm
@@ -88,14 +92,18 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     SECOND_NS = 1000000000
+    # See is_offered_too_much for these two.
     OFFERS_LEAST = 1000
     OFFERS_TIMES = 4
-    DISPLACE_LOOKS = 64          # connections looked at for one newcomer
-    COUNT_LOOKS = 8192           # slots looked at in one tick: 3 ms of it
+    DISPLACE_LOOKS = 64          # connections examined to make room for one new one
+    COUNT_LOOKS = 8192           # slots examined in one tick, which takes 3 ms
 
 
 cdef inline bint takes_one(int64_t *full_ns, int64_t now_ns, int64_t cost_ns, int64_t depth_ns) noexcept nogil:
-    """Take one from a bucket so deep, kept as the time at which it would be full again."""
+    """Take one from a token bucket, which is stored as the time at which it would be full.
+
+    False if it is empty.
+    """
     if full_ns[0] < now_ns:
         full_ns[0] = now_ns
     if full_ns[0] + cost_ns > now_ns + depth_ns:
@@ -105,16 +113,16 @@ cdef inline bint takes_one(int64_t *full_ns, int64_t now_ns, int64_t cost_ns, in
 
 
 cdef bint displace_head(Core *core) noexcept nogil:
-    """End the oldest half-sent head of the address that has most, so that a newcomer has its place.
+    """Close the oldest incomplete request head of the address with the most, to admit a new socket.
 
-    A newcomer mostly brings a whole head. If it were refused instead, as many silent sockets as there may be
-    handshakes would keep everybody else out. The address that has most gives way and not the oldest head of
-    all: otherwise one address that keeps coming would displace the heads of every other. Addresses are told
-    apart by a hash into groups: two that share a group share its place in this order, and no more.
-    A head whose bytes wait for their turn is not displaced.
+    A new socket mostly brings a whole head. If new sockets were refused instead, as many silent sockets as
+    there may be handshakes would exclude all other clients. The address with the most incomplete heads gives
+    way, not the oldest head of all: otherwise one address that keeps connecting would displace the heads of
+    all others. Addresses are grouped by a hash; two addresses in one group are treated as one here, without
+    other effect. A connection that waits for its turn to be read is not displaced.
 
     Returns:
-        False when no head of that address can give way.
+        False if none of the first DISPLACE_LOOKS heads of that group may be displaced.
     """
     cdef uint32_t slot = core.heads[heads_largest(core)].list.head, looks
     cdef Connection *c
@@ -132,15 +140,18 @@ cdef bint displace_head(Core *core) noexcept nogil:
 
 
 cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexcept nogil:
-    """0 to let in, else the reason not to. Counters only; the cheapest test first.
+    """Decide from counters whether to admit a socket: 0, or the reason to refuse it.
 
-    With an `address` its owner is judged as well, before the rate of all: who asks too often is to cost the
-    others nothing. `key` is what it was counted under.
+    The cheapest tests come first. If the limit of handshakes is reached, an incomplete head may be displaced.
+
+    With an `address`, the limits of that address are checked as well, and before the rate of all connections,
+    so that an address which connects too often does not use up the rate of the others. `key`, 0 before the
+    call, becomes the key under which the connection was counted.
     """
     cdef int64_t now_ns, cost
     cdef int reason
     if core.gate.descriptors and <uint32_t>fd >= core.gate.descriptors:
-        # The kernel hands out the lowest free number: this one counts everything else that is open.
+        # The kernel assigns the lowest free number, so this number tells how many descriptors are open.
         return REFUSED_DESCRIPTORS
     if core.connections >= core.limits.max_connections or (
         core.gate.connections and core.connections >= core.gate.connections
@@ -171,15 +182,20 @@ cdef int judge(Core *core, int fd, const uint8_t *address, uint64_t *key) noexce
 
 
 cdef inline int64_t offer_cost(Core *core) noexcept nogil:
+    """Return the time that one accepted connection takes from the bucket of offers.
+
+    0 without a rate limit.
+    """
     return SECOND_NS // OFFERS_TIMES // core.gate.handshake_rate_per_s if core.gate.handshake_rate_per_s else 0
 
 
 cdef bint is_offered_too_much(Core *core) noexcept nogil:
-    """Whether four times the rate of handshakes is used up: one more would be refused, and so would the next.
+    """Whether four times the permitted rate of handshakes is offered, so that accepting should pause.
 
-    Not twice: who waits in the kernel's queue is answered late. At two and a half times the rate for eight
-    seconds the p99 of all answers was 3.3 s with twice, and is milliseconds with this: python -m loadtest overload
-    A thousand are always looked at: refusing so few costs nothing worth saving.
+    The factor is not two, because a connection in the kernel's queue is answered late. When two and a half
+    times the rate was offered for eight seconds, the p99 of all responses was 3.3 s with a factor of two;
+    with four it is milliseconds: python -m loadtest overload
+    At least a thousand sockets a second are accepted and judged, because refusing so few costs little.
     """
     cdef int64_t now_ns = core.now_ms * 1000000, cost = offer_cost(core)
     if cost == 0 or core.gate.offer_ns < now_ns:
@@ -188,13 +204,14 @@ cdef bint is_offered_too_much(Core *core) noexcept nogil:
 
 
 cdef inline void note_offer(Core *core) noexcept nogil:
-    """One more was accepted."""
+    """Count one accepted connection in the bucket of offers."""
     cdef int64_t cost = offer_cost(core)
     if cost:
         core.gate.offer_ns = max(core.gate.offer_ns, core.now_ms * 1000000) + cost
 
 
 cdef Drain *free_drain(Core *core, uint32_t *index) noexcept nogil:
+    """Find a place for a drain and store its index; NULL if the limit of drains is reached."""
     cdef uint32_t place
     if core.drain_count >= core.gate.drains:
         return NULL
@@ -206,6 +223,7 @@ cdef Drain *free_drain(Core *core, uint32_t *index) noexcept nogil:
 
 
 cdef void answer(Core *core, int fd, int reason) noexcept nogil:
+    """Send the HTTP response for a reason to a refused socket and shut the write side."""
     cdef Answer *said = &core.gate.refusal
     if reason in (REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE):
         said = &core.gate.too_many
@@ -215,6 +233,7 @@ cdef void answer(Core *core, int fd, int reason) noexcept nogil:
 
 
 cdef inline bint ends_head(const uint8_t *data, int64_t size) noexcept nogil:
+    """Whether bytes end with the empty line that ends a request head."""
     return (
         size >= 4 and data[size - 4] == 13 and data[size - 3] == 10
         and data[size - 2] == 13 and data[size - 1] == 10
@@ -222,14 +241,14 @@ cdef inline bint ends_head(const uint8_t *data, int64_t size) noexcept nogil:
 
 
 cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
-    """Tell a peer no, in a way that arrives, as long as that is cheap."""
+    """Refuse a socket with an HTTP response that reaches the peer, if a drain or a whole head allows that."""
     cdef uint32_t index = 0
     cdef int64_t count
     cdef Drain *drain
     core.ended[reason] += 1
     count = recv(fd, core.receive_buffer, RECEIVE_BYTES, MSG_DONTWAIT)
     if count == 0 or (count < 0 and errno != EAGAIN):
-        core.counters[<int>REFUSED_SILENT] += 1    # it is gone already
+        core.counters[<int>REFUSED_SILENT] += 1    # the peer has ended or reset the stream
         close(fd)
         return
     drain = free_drain(core, &index)
@@ -255,6 +274,7 @@ cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
 
 
 cdef void end_drain(Core *core, Drain *drain) noexcept nogil:
+    """Close a socket that was drained and free its place."""
     seam_orphan(drain.fd)
     close(drain.fd)
     drain.fd = -1
@@ -262,7 +282,10 @@ cdef void end_drain(Core *core, Drain *drain) noexcept nogil:
 
 
 cdef void gate_drain(Core *core, uint32_t index) noexcept nogil:
-    """A refused socket has something to read: discard it, or end."""
+    """Read and discard input of a refused socket.
+
+    Close it at the end of the stream or at the limit of bytes.
+    """
     cdef Drain *drain
     cdef int64_t count
     if index >= DRAINS_MAX or core.drains[index].fd < 0:
@@ -279,7 +302,7 @@ cdef void gate_drain(Core *core, uint32_t index) noexcept nogil:
 
 
 cdef void gate_close_drains(Core *core) noexcept nogil:
-    """End every drain now."""
+    """Close all refused sockets that are being drained."""
     cdef uint32_t index
     for index in range(<uint32_t>DRAINS_MAX):
         if core.drains[index].fd >= 0:
@@ -287,7 +310,7 @@ cdef void gate_close_drains(Core *core) noexcept nogil:
 
 
 cdef void gate_answers_free(Core *core) noexcept nogil:
-    """Give back what refused peers are told."""
+    """Free the HTTP responses for refused peers."""
     free(core.gate.refusal.data)
     free(core.gate.too_many.data)
     core.gate.refusal.data = core.gate.too_many.data = NULL
@@ -306,7 +329,11 @@ cdef void gate_mute(Core *core, bint mute) noexcept nogil:
 
 
 cdef void count_earlier(Core *core) noexcept nogil:
-    """Put those on an address's count who came before it had a limit; who came by a proxy is not known any more."""
+    """Count connections under their address that were accepted before a limit for addresses was set.
+
+    Examines at most COUNT_LOOKS slots and continues in the next tick. Connections of trusted proxies are left
+    out, because the address of the client is no longer known.
+    """
     cdef uint32_t slots = core.chunk_count << CHUNK_BITS, looks
     cdef uint8_t address[16]
     cdef Connection *c
@@ -323,7 +350,7 @@ cdef void count_earlier(Core *core) noexcept nogil:
 
 
 cdef void gate_tick(Core *core) noexcept nogil:
-    """Every 250 ms: end drains that are over their time, and try a muted listener again."""
+    """Close drains that are over their time and put a muted listener back; called every 250 ms."""
     cdef uint32_t index
     if core.drain_count:
         for index in range(<uint32_t>DRAINS_MAX):
@@ -336,17 +363,18 @@ cdef void gate_tick(Core *core) noexcept nogil:
 
 
 cdef int gate_open(Core *core, int fd, uint32_t *slot, uint32_t group) noexcept nogil:
-    """Give a socket a slot in state HEAD, its deadline running; 0, or -1 when there is none.
+    """Give a socket a slot in state HEAD and start the deadline for its request head; -1 without a free slot.
 
-    `group` is that of its address (address_group), 0 when the address is not known.
+    `group` is the group of its address (address_group), 0 if the address is not known.
 
-    It is not in the epoll set yet: its first turn reads it, and puts it there if there is more to wait for.
+    The socket is not in the epoll set yet: its first turn reads it, and adds it if more input must be
+    awaited.
     """
     cdef Connection *c = table_open(core, fd, slot)
     if c == NULL:
         return -1
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
-    c.control_ms = <uint32_t>core.now_ms << 4    # a full bucket; see messages.pyx
+    c.control_ms = <uint32_t>core.now_ms << 4    # a full bucket of control frames; see messages.pyx
     heads_push(core, slot[0], group)
     c.deadline_ms = core.clock_ms + core.limits.head_timeout_ms
     wheel_arm(core, slot[0], c.deadline_ms)
@@ -354,18 +382,22 @@ cdef int gate_open(Core *core, int fd, uint32_t *slot, uint32_t group) noexcept 
 
 
 cdef bint hand_over(Core *core, int fd, int reason, uint8_t handovers) noexcept nogil:
-    """Give a socket for which there is no room here to a sibling; False: nobody takes it."""
+    """Send a socket for which there is no room here to a sibling; False if no sibling takes it.
+
+    `handovers` is the number of handovers that the socket has passed already.
+    """
     cdef int sibling = core.relief_next if handovers else core.relief
     if sibling < 0 or reason not in (REFUSED_DESCRIPTORS, REFUSED_CONNECTIONS, REFUSED_MEMORY):
         return False
     if handovers >= core.max_handovers or not send_descriptor(sibling, fd, handovers + 1):
         return False
-    close(fd)                                 # the message holds it now
+    close(fd)                                 # the message in the Unix socket keeps it open
     core.counters[<int>HANDED_OVER] += 1
     return True
 
 
 cdef inline bint looks_at_addresses(Core *core) noexcept nogil:
+    """Whether a limit or the proxy settings need the peer's address of each accepted socket."""
     return (
         core.gate.per_address_connections or core.gate.per_address_rate_per_s or core.gate.reads_proxy_header
         or core.gate.handshakes
@@ -373,9 +405,9 @@ cdef inline bint looks_at_addresses(Core *core) noexcept nogil:
 
 
 cdef void gate_accept_handover(Core *core, int fd, uint8_t handovers) noexcept nogil:
-    """Judge an accepted socket, by its peer's address where that counts; it is this reactor's from now on.
+    """Judge a socket that a sibling accepted; the reactor owns the socket from now on.
 
-    It came through so many handovers, 0: those of the kernel.
+    `handovers` is the number of handovers that it has passed, at least 1.
     """
     cdef sockaddr_storage peer
     cdef unsigned int size = sizeof(peer)
@@ -384,6 +416,7 @@ cdef void gate_accept_handover(Core *core, int fd, uint8_t handovers) noexcept n
 
 
 cdef void take_in(Core *core, int fd, const void *peer, uint8_t handovers) noexcept nogil:
+    """Admit an accepted socket, hand it to a sibling, or refuse it; `peer` is its socket address or NULL."""
     cdef uint32_t slot = 0
     cdef uint64_t key = 0
     cdef uint8_t address[16]
@@ -391,7 +424,7 @@ cdef void take_in(Core *core, int fd, const void *peer, uint8_t handovers) noexc
     cdef bint is_trusted = is_counted and core.gate.trusted_count and address_is_trusted(core, address)
     cdef int reason = judge(core, fd, address if is_counted and not is_trusted else NULL, &key)
     if reason not in (REFUSED_ADDRESS_CONNECTIONS, REFUSED_ADDRESS_RATE):
-        note_offer(core)                      # one address that is over its own limits shuts nobody else out
+        note_offer(core)  # an address over its own limits must not use up the offers of the others
     if reason:
         if not hand_over(core, fd, reason, handovers):
             refuse(core, fd, reason)
@@ -407,7 +440,7 @@ cdef void take_in(Core *core, int fd, const void *peer, uint8_t handovers) noexc
 
 
 cdef int gate_accept(Core *core) noexcept nogil:
-    """Accept a batch; 1 when the queue may hold more."""
+    """Accept up to PASS_OPENS sockets from the listener; 1 if its queue may hold more."""
     cdef int fd, index
     cdef unsigned int size
     cdef sockaddr_storage peer
@@ -429,9 +462,9 @@ cdef int gate_accept(Core *core) noexcept nogil:
                 return 0
             core.counters[<int>ACCEPT_FAILED] += 1
             if errno in (EBADF, EINVAL, ENOTSOCK):
-                gate_mute(core, True)         # somebody shut the listener: no use in asking again at once
+                gate_mute(core, True)         # the listener was shut, so accept would fail again at once
                 return 0
-            continue                          # the peer gave up while it waited
+            continue                          # the peer gave up while its connection waited
         core.counters[<int>ACCEPTED] += 1
         take_in(core, fd, into, 0)
     return 1
