@@ -1,4 +1,4 @@
-"""Who comes from where: connections and arrivals of every address, summed over all shards of a node."""
+"""Declarations of the counts of connections by address, which all shards of a node share."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 

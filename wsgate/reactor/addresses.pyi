@@ -1,4 +1,4 @@
-"""Who comes from where: connections and arrivals of every address, summed over all shards of a node."""
+"""Counts the connections and the rate of arrivals of every address, summed over all shards of a node."""
 
 from typing import final
 
@@ -6,14 +6,16 @@ __all__ = ["SharedAddresses"]
 
 @final
 class SharedAddresses:
-    """Shared memory that all shards of a node count their peers in.
+    """The shared memory in which all shards of a node count the connections of each address.
 
-    Made before the shards are forked; each hands it to its `Reactor` with its own number. Costs memory only
-    where an address has a place: 8 bytes a connection and 64 to 128 for its row.
+    Make it before the shards are forked; each shard passes it to its `Reactor` with its own number. The
+    kernel provides its memory page by page as connections are counted: 8 bytes for each connection, and 64 to
+    128 for the rows of each address.
 
     Args:
-        shards: How many there are, 1 to 4096.
-        connections: Slots of each, 1 to 16777216; what lies above is not counted, and that is counted.
+        shards: The number of shards, 1 to 4096.
+        connections: The slots of each shard, 1 to 16777216. A connection in a higher slot is not counted for
+            its address, and `addresses_uncounted` counts it instead.
         key: 16 secret bytes for the hash of addresses; random by default.
 
     Raises:
@@ -22,7 +24,7 @@ class SharedAddresses:
 
     def __init__(self, shards: int, connections: int, *, key: bytes | None = None) -> None: ...
     def retire(self, shard: int) -> int:
-        """Take back everything a dead shard had counted; how many connections that were. O(its slots)."""
+        """Remove all connections that a dead shard had counted; returns how many. O(slots of a shard)."""
 
     def connections(self) -> int:
-        """Connections counted now, of all addresses together. O(cells): for tests and operators."""
+        """Sum the connections that are counted now for all addresses. O(cells), for tests and operators."""

@@ -1,23 +1,26 @@
-"""Who comes from where: connections and arrivals of every address, summed over all shards of a node.
+"""Counts the connections and the rate of arrivals of every address, summed over all shards of a node.
 
-Owns the layout of one block of shared memory, made before the shards are forked, and every access to it.
-Knows neither what the limits are for nor what a refusal says.
+Owns the layout of one block of shared memory, which is made before the shards are forked, and every access to
+it. Contains neither the limits nor the responses for refused peers.
 
-An address is 16 bytes, an IPv4 one mapped; a peer is an IPv4 address or an IPv6 /64, because that is what
-one customer gets. It is known here by a keyed hash: nobody can choose addresses that share a place.
+An address is 16 bytes; an IPv4 address is mapped into IPv6. Connections are counted for an IPv4 address or
+for an IPv6 /64, because one customer usually gets a whole /64. In the tables it stands as a keyed hash, so
+that nobody can choose addresses that share a place.
 
-Two tables of rows of eight cells, one cache line each. A key has two rows and may be in any of their
-sixteen cells, so at half load an address that finds no place is a matter of 1 in 10^9; it is let in and
-counted (`addresses_uncounted`). A cell is one word, changed by compare-and-swap and nothing else: no lock
-that a shard could die with.
+There are two tables, each of rows of eight cells; a row is one cache line. A key has two rows and may be in
+any of their sixteen cells. In a table that is half full, about 1 in 10^9 addresses finds no place; its
+connection is admitted and counted in `addresses_uncounted`. A cell is one word and is changed only by
+compare-and-swap. There is no lock, which a shard could hold when it is killed.
 
     counts      tag (40 bits), connections (24 bits); 0: free. Connections of two cells of one key add up.
     arrivals    tag (24 bits), when the bucket is full again (40 bits, microseconds); past: free
 
-A shard also keeps a journal, the key of every slot, so that the keeper can take back what a shard that
-died had counted. Between a count and its note a death leaves one connection counted until the node ends.
+Each shard also keeps a journal, the key of each of its slots, from which the keeper removes what a shard that
+died had counted. If a shard dies between counting a connection and noting it in the journal, that one
+connection stays counted until the node ends.
 
-Source: the theoretical arrival time is that of GCRA (ITU-T I.371), as in the gate.
+Source: the time at which a bucket is full again is the theoretical arrival time of GCRA (ITU-T I.371), as in
+gate.pyx.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -61,12 +64,13 @@ cdef extern from "<netinet/in.h>" nogil:
     int AF_INET6
 
 cdef enum:
-    WAYS = 8                     # cells of a row: 64 bytes
+    WAYS = 8                     # cells in a row, which is 64 bytes
     COUNT_BITS = 24
     TIME_BITS = 40
-    TRIES = 64                   # another shard changed the cell meanwhile: again, but not for ever
-    DEPTH_US = 1000000           # of an address's bucket: one second
-    SKEW_US = 60000000           # shards look at the clock at different moments, a hung one long ago
+    TRIES = 64                   # attempts when other shards change the cell at the same time
+    DEPTH_US = 1000000           # depth of an address's token bucket: one second
+    # the most by which the clocks of two shards may differ; a shard that hangs has read its clock long ago
+    SKEW_US = 60000000
 
 cdef uint64_t COUNT_MASK = (<uint64_t>1 << COUNT_BITS) - 1
 cdef uint64_t TIME_MASK = (<uint64_t>1 << TIME_BITS) - 1
@@ -74,7 +78,7 @@ cdef const uint8_t *MAPPED = b"\0\0\0\0\0\0\0\0\0\0\xff\xff"
 
 
 cdef bint address_read(const void *peer, uint8_t *address) noexcept nogil:
-    """The 16 bytes of a socket address; False when it is no network address."""
+    """Copy the 16 bytes of a socket address, IPv4 mapped; False if it is not a network address."""
     cdef uint16_t family = (<const sockaddr_in_t *>peer).sin_family
     if family == AF_INET:
         memcpy(address, MAPPED, 12)
@@ -87,7 +91,7 @@ cdef bint address_read(const void *peer, uint8_t *address) noexcept nogil:
 
 
 cdef bint address_is_trusted(Core *core, const uint8_t *address) noexcept nogil:
-    """Whether it lies in one of the listed networks."""
+    """Whether an address lies in one of the networks of trusted proxies that the gate lists."""
     cdef uint32_t index, whole, rest
     cdef const uint8_t *network
     for index in range(core.gate.trusted_count):
@@ -102,18 +106,27 @@ cdef bint address_is_trusted(Core *core, const uint8_t *address) noexcept nogil:
 
 
 cdef inline uint64_t key_of(Core *core, const uint8_t *address) noexcept nogil:
-    """The peer an address stands for; never 0."""
+    """Return the keyed hash under which an address is counted, never 0; all of an IPv6 /64 has one key."""
     cdef uint64_t size = 16 if memcmp(address, MAPPED, 12) == 0 else 8
     return siphash(core.addresses.key, address, size) | <uint64_t>1 << 63
 
 
 cdef inline uint64_t row_of(AddressTable *table, uint64_t key, int which) noexcept nogil:
-    """One of its two rows; of bits that hardly overlap with each other or the tags."""
+    """Return the first cell of one of a key's two rows.
+
+    The rows are taken from bits of the key that hardly overlap with each other or with the tags.
+    """
     return ((key >> 20 if which else key) & table.mask) * WAYS
 
 
 cdef int change_count(AddressTable *table, uint64_t key, int change, uint32_t limit) noexcept nogil:
-    """Count one more (1) or one less (-1): 1 done, 0 over the limit, -1 no cell for it."""
+    """Add one connection (1) to the count of a key, or remove one (-1).
+
+    With a `limit` above 0, a connection is added only while the sum of all cells of the key is below it.
+
+    Returns:
+        1 if the count was changed, 0 if the limit is reached, -1 if the key has no cell and gets none.
+    """
     cdef uint64_t tag = key >> COUNT_BITS << COUNT_BITS, word, found = 0, sum
     cdef uint64_t *cell
     cdef uint64_t *place
@@ -124,7 +137,7 @@ cdef int change_count(AddressTable *table, uint64_t key, int change, uint32_t li
         for which in range(2):
             cell = table.counts + row_of(table, key, which)
             if which and cell == table.counts + row_of(table, key, 0):
-                break                         # both rows are one: its cells count once
+                break                         # both rows are the same one, whose cells count once
             for way in range(WAYS):
                 word = word_get(cell + way)
                 if word & ~COUNT_MASK == tag and word:
@@ -150,7 +163,11 @@ cdef int change_count(AddressTable *table, uint64_t key, int change, uint32_t li
 
 
 cdef int take_arrival(AddressTable *table, uint64_t key, uint64_t now_us, uint64_t cost_us) noexcept nogil:
-    """One arrival from a bucket one second deep: 1 done, 0 it is empty, -1 no cell for it."""
+    """Take one arrival from the token bucket of a key, which is one second deep.
+
+    Returns:
+        1 if one was taken, 0 if the bucket is empty, -1 if there is no free cell for the key.
+    """
     cdef uint64_t tag = key >> TIME_BITS << TIME_BITS, word, ahead, found = 0
     cdef uint64_t depth = max(cost_us, <uint64_t>DEPTH_US)
     cdef uint64_t *cell
@@ -162,8 +179,8 @@ cdef int take_arrival(AddressTable *table, uint64_t key, uint64_t now_us, uint64
             cell = table.arrivals + row_of(table, key, which)
             for way in range(WAYS):
                 word = word_get(cell + way)
-                # A little beyond the depth: another shard's clock is ahead of ours, and the bucket is empty.
-                # Far beyond it: the word is days old, and past.
+                # A little beyond the depth: the clock of another shard is ahead of this one, and the bucket
+                # is empty. Far beyond it: the word is days old and has passed.
                 ahead = (word - now_us) & TIME_MASK
                 if ahead > depth:
                     ahead = depth if ahead <= depth + SKEW_US else 0
@@ -189,9 +206,10 @@ cdef int take_arrival(AddressTable *table, uint64_t key, uint64_t now_us, uint64
 
 
 cdef int address_take(Core *core, const uint8_t *address, uint64_t *key) noexcept nogil:
-    """Let a connection of this address in and count it, or the reason not to.
+    """Check the limits of an address and count one connection for it.
 
-    `key` is what it was counted under, for `address_note` or `address_drop`; 0 when it was not.
+    0, or the reason to refuse the connection. `key` becomes the key for `address_note` or `address_drop`, or
+    0 if the connection was not counted.
     """
     cdef int outcome
     cdef uint64_t name
@@ -221,7 +239,10 @@ cdef int address_take(Core *core, const uint8_t *address, uint64_t *key) noexcep
 
 
 cdef void address_note(Core *core, uint32_t slot, uint64_t key) noexcept nogil:
-    """The connection in `slot` is what `address_take` counted."""
+    """Write the key that `address_take` has counted into the journal, for the connection in `slot`.
+
+    A slot beyond the journal cannot be noted; its connection is removed from the count again.
+    """
     if key and slot < core.addresses.journal_slots:
         word_set(core.addresses.journal + slot, key)
     elif key:
@@ -230,7 +251,7 @@ cdef void address_note(Core *core, uint32_t slot, uint64_t key) noexcept nogil:
 
 
 cdef void address_count(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil:
-    """Count the connection in `slot`, which came when there was no limit, whatever the limit is now."""
+    """Count the connection in `slot`, accepted before there was a limit, even if that exceeds the limit."""
     cdef uint64_t key = key_of(core, address)
     if slot >= core.addresses.journal_slots or core.addresses.journal[slot]:
         return
@@ -241,16 +262,20 @@ cdef void address_count(Core *core, uint32_t slot, const uint8_t *address) noexc
 
 
 cdef void address_drop(Core *core, uint64_t key) noexcept nogil:
-    """Take back what `address_take` counted."""
+    """Remove from the count of an address one connection that `address_take` has counted."""
     if key:
         change_count(&core.addresses, key, -1, 0)
 
 
 cdef int address_claim(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil:
-    """Count an accepted connection for whom a proxy names, and for nobody else; 0, or the reason to refuse it."""
+    """Count a connection for the client address that its proxy named, and no longer for the proxy's.
+
+    Returns:
+        0, or the reason to refuse the connection.
+    """
     cdef uint64_t key = 0
     cdef int reason
-    address_leave(core, slot)                 # its peer may have counted, before it was listed as a proxy
+    address_leave(core, slot)  # its peer counts if it was not listed as a proxy when it connected
     reason = address_take(core, address, &key)
     if reason == 0:
         address_note(core, slot, key)
@@ -258,7 +283,11 @@ cdef int address_claim(Core *core, uint32_t slot, const uint8_t *address) noexce
 
 
 cdef void address_leave(Core *core, uint32_t slot) noexcept nogil:
-    """The connection in `slot` is gone: one less of its address. The note first: dying between leaves one too many."""
+    """Remove the released connection in `slot` from the count of its address.
+
+    The journal is cleared first. If the shard dies between the two steps, one connection too many stays
+    counted.
+    """
     cdef uint64_t key
     if slot >= core.addresses.journal_slots:
         return
@@ -269,24 +298,31 @@ cdef void address_leave(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef inline uint64_t hash_of(Core *core, const uint8_t *address) noexcept nogil:
+    """Return a keyed hash of an address, or of its /64; its key belongs to this reactor, not to the node."""
     cdef uint64_t size = 16 if memcmp(address, MAPPED, 12) == 0 else 8
     return siphash(core.channels.key, address, size)
 
 
 cdef uint32_t address_group(Core *core, const uint8_t *address) noexcept nogil:
-    """The group of half-sent heads that an address belongs to; nobody can choose addresses of one group."""
+    """Return the group of incomplete request heads that an address belongs to.
+
+    The hash is keyed, so that nobody can choose addresses that share a group.
+    """
     return <uint32_t>(hash_of(core, address) % HEAD_GROUPS)
 
 
 cdef uint64_t address_origin(Core *core, uint32_t slot, const uint8_t *address) noexcept nogil:
-    """A number for whom a connection counts as; two addresses have the same one once in 2^63."""
+    """Return a number for the address that the connection in `slot` counts for.
+
+    Two addresses have the same number with a probability of 1 in 2^63.
+    """
     if slot < core.addresses.journal_slots and core.addresses.journal[slot]:
-        return core.addresses.journal[slot]   # perhaps of an address that a proxy named
+        return core.addresses.journal[slot]   # it may stand for an address that a proxy named
     return hash_of(core, address) | <uint64_t>1 << 63
 
 
 cdef class SharedAddresses:
-    """The shared memory; see addresses.pyi."""
+    """The shared memory for the counts of connections by address; the interface is addresses.pyi."""
 
     def __init__(self, uint32_t shards, uint32_t connections, *, bytes key=None):
         cdef uint64_t rows = 64, journals
@@ -297,7 +333,7 @@ cdef class SharedAddresses:
             raise SettingsError("there are 1 to 4096 shards of 1 to 16777216 connections")
         if len(key) != 16:
             raise SettingsError("key must be 16 bytes")
-        # Twice as many cells as there can be connections, but for the very largest nodes.
+        # Make twice as many cells as there can be connections, except for the largest nodes.
         while rows * WAYS < <uint64_t>2 * shards * connections and rows < <uint64_t>1 << 22:
             rows <<= 1
         journals = <uint64_t>shards * connections
@@ -312,9 +348,11 @@ cdef class SharedAddresses:
         memcpy(self.table.key, <const uint8_t *>key, 16)
 
     cdef uint64_t *journal_of(self, uint32_t shard):
+        """Return the journal of one shard: the key under which each of its slots is counted."""
         return self.table.journal + <uint64_t>shard * self.table.journal_slots
 
     cdef AddressTable of_shard(self, uint32_t shard) except *:
+        """Return the tables with the journal of one shard."""
         cdef AddressTable table = self.table
         if self.memory is None:
             raise InternalError("shared addresses were not initialised")
@@ -324,7 +362,7 @@ cdef class SharedAddresses:
         return table
 
     def retire(self, uint32_t shard):
-        """Take back everything a dead shard had counted; see addresses.pyi."""
+        """Remove all connections from the counts that a dead shard had in its journal; returns how many."""
         cdef AddressTable table = self.of_shard(shard)
         cdef uint32_t slot, count = 0
         for slot in range(table.journal_slots):
@@ -335,7 +373,7 @@ cdef class SharedAddresses:
         return count
 
     def connections(self):
-        """Connections counted now, of all addresses together; O(cells)."""
+        """Sum the connections of all addresses in the table; O(cells)."""
         cdef uint64_t index, sum = 0
         self.of_shard(0)
         for index in range((self.table.mask + 1) * WAYS):
