@@ -1,4 +1,4 @@
-"""Channels: names, subscriber arrays, and each connection's own table."""
+"""Declarations of the channels: their names, their subscribers and the subscriptions of connections."""
 
 from libc.stdint cimport uint8_t, uint32_t
 

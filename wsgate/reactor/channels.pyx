@@ -1,15 +1,16 @@
-"""Channels: names, subscriber arrays, and each connection's own table.
+"""Channels: the directory of names, the array of each channel's subscribers, and each connection's table.
 
-A channel's subscribers are one array of slots, so that a publication is a walk over 4-byte numbers.
-A connection's subscriptions are a small open-addressing table from channel to the connection's index
-in that array. Both ways are O(1): subscribe appends to the array and fills a cell; unsubscribe moves
-the array's last slot into the hole and corrects that connection's cell; closing is O(its own
-subscriptions). Up to eight subscriptions fill one 64-byte block.
+The subscribers of a channel are one array of slots, so that a publication walks over 4-byte numbers. The
+subscriptions of a connection are a small open-addressing table from a channel to the connection's index in
+that array. Both directions are O(1): subscribing appends to the array and fills a cell; unsubscribing moves
+the last slot of the array into the hole and corrects the cell of that connection. Closing a connection is
+O(cells of its table). Up to eight subscriptions fit into one 64-byte block.
 
-A channel lives while it has subscribers or while queued frames refer to it, and, where the owner asked
-for it, until its owner has taken note that the last one left. A channel with up to two subscribers and
-a name of up to 24 bytes is one cache line and nothing else: most are the inbox of one device. Names are
-hashed with a secret key because clients choose them. Nothing here touches a Python object.
+A channel exists while it has subscribers, while queued frames or walks refer to it, and, with
+`report_vacated`, until the caller has taken its name after the last subscriber left. A channel with up to two
+subscribers and a name of up to 24 bytes is one cache line and nothing else, because most channels are the
+inbox of one device. Clients choose the names, so the names are hashed with a secret key. Nothing here uses a
+Python object.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -24,8 +25,8 @@ from wsgate.reactor.structs cimport (
 from wsgate.reactor.table cimport at
 
 cdef enum:
-    FEW = 2                      # subscribers inside the channel itself
-    NAME_HERE = 24               # bytes of a name inside the channel itself
+    FEW = 2                      # subscribers that are stored in the channel itself
+    NAME_HERE = 24               # bytes of a name that are stored in the channel itself
     FIRST_BITS = 2               # 4 cells of 8 bytes: the smallest pooled block
     FIRST_SUBSCRIBERS = 16
     FIRST_CHANNELS = 64
@@ -33,14 +34,17 @@ cdef enum:
 
 
 cdef const uint8_t *channel_name(const Channel *channel) noexcept nogil:
-    """Its name; valid until the channel is released."""
+    """Return a pointer to the bytes of a channel's name, valid until the channel is released."""
     if channel.name_length <= NAME_HERE:
         return &channel.name.here[0]
     return channel.name.there
 
 
 cdef uint32_t *channel_slots(Channel *channel) noexcept nogil:
-    """Its subscribers' slots, `count` of them; valid until one comes or goes, or a channel is made."""
+    """Return a channel's array of subscribers, `count` slots.
+
+    Valid until one joins or leaves or a channel is made.
+    """
     if channel.capacity:
         return channel.slots.many
     return &channel.slots.few[0]
@@ -49,14 +53,14 @@ cdef uint32_t *channel_slots(Channel *channel) noexcept nogil:
 # --- the directory of channels ----------------------------------------------------------------------
 
 cdef void channels_start(Core *core, const uint8_t *key) noexcept nogil:
-    """An empty directory; `key` is 16 secret bytes."""
+    """Make an empty directory of channels; `key` is 16 secret bytes for the hash of names."""
     memset(&core.channels, 0, sizeof(core.channels))
     core.channels.free = core.channels.vacated = NONE
     memcpy(core.channels.key, key, 16)
 
 
 cdef void channels_destroy(Core *core) noexcept nogil:
-    """Free the directory; every channel must be gone."""
+    """Free the directory of channels, from which every channel must have been released."""
     core.held[<int>KIND_CHANNEL] -= <uint64_t>core.channels.capacity * sizeof(Channel)
     if core.channels.cells != NULL:
         core.held[<int>KIND_CHANNEL] -= (<uint64_t>core.channels.cells_mask + 1) * 4
@@ -68,7 +72,7 @@ cdef void channels_destroy(Core *core) noexcept nogil:
 
 
 cdef uint32_t *cell_of(Core *core, uint64_t hash, const uint8_t *name, uint32_t size) noexcept nogil:
-    """The cell that holds this name, or the free cell where it would go."""
+    """Find the cell of the directory that holds a channel's name, or the free cell where the name belongs."""
     cdef uint32_t position = <uint32_t>hash & core.channels.cells_mask
     cdef Channel *channel
     while core.channels.cells[position] != NONE:
@@ -83,7 +87,7 @@ cdef uint32_t *cell_of(Core *core, uint64_t hash, const uint8_t *name, uint32_t 
 
 
 cdef int grow_cells(Core *core) noexcept nogil:
-    """Keep the index at most half full."""
+    """Double the hash index of channel names, so that it stays at most half full; -1 without memory."""
     cdef uint32_t cells = FIRST_CELLS if core.channels.cells == NULL else (core.channels.cells_mask + 1) * 2
     cdef uint32_t *old = core.channels.cells
     cdef uint32_t old_cells = 0 if old == NULL else core.channels.cells_mask + 1
@@ -106,7 +110,10 @@ cdef int grow_cells(Core *core) noexcept nogil:
 
 
 cdef int grow_channels(Core *core) noexcept nogil:
-    """Double the directory. The new half is not touched, so that it costs nothing until it is used."""
+    """Double the array of channels; -1 without memory.
+
+    The new half is not written, so that it uses no memory until a channel is made in it.
+    """
     cdef uint32_t old = core.channels.capacity
     cdef uint32_t capacity = FIRST_CHANNELS if old == 0 else old * 2
     cdef Channel *channels = <Channel *>realloc(
@@ -121,7 +128,7 @@ cdef int grow_channels(Core *core) noexcept nogil:
 
 
 cdef uint32_t take_place(Core *core) noexcept nogil:
-    """A blank place in the directory, or NONE without memory."""
+    """Return the index of a blank channel, reused or new; NONE without memory."""
     cdef uint32_t index = core.channels.free
     if index != NONE:
         core.channels.free = core.channels.channels[index].count
@@ -135,20 +142,24 @@ cdef uint32_t take_place(Core *core) noexcept nogil:
 
 
 cdef void give_place(Core *core, uint32_t index) noexcept nogil:
+    """Blank a channel and put its index on the list of free ones."""
     memset(&core.channels.channels[index], 0, sizeof(Channel))
     core.channels.channels[index].count = core.channels.free
     core.channels.free = index
 
 
 cdef uint32_t channel_find(Core *core, const uint8_t *name, uint32_t size) noexcept nogil:
-    """The channel of this name, or NONE. One keyed hash, O(1)."""
+    """Return the index of the channel with this name, or NONE. One keyed hash, O(1)."""
     if core.channels.cells == NULL:
         return NONE
     return cell_of(core, siphash(core.channels.key, name, size), name, size)[0]
 
 
 cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int policy) noexcept nogil:
-    """The channel of this name, made with `policy` if there is none; NONE without memory."""
+    """Return the index of the channel with this name, made with `policy` if it does not exist.
+
+    NONE without memory.
+    """
     cdef uint64_t hash = siphash(core.channels.key, name, size)
     cdef Channel *channel
     cdef uint32_t index
@@ -161,7 +172,7 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
     if cell[0] != NONE:
         channel = &core.channels.channels[cell[0]]
         if channel.count == 0:
-            channel.policy = <uint8_t>policy  # nobody is there: it starts anew
+            channel.policy = <uint8_t>policy  # without subscribers the channel starts anew
             channel.variants = 0
         return cell[0]
     index = take_place(core)
@@ -185,12 +196,16 @@ cdef uint32_t channel_open(Core *core, const uint8_t *name, uint32_t size, int p
 
 
 cdef void channel_release(Core *core, uint32_t index) noexcept nogil:
-    """Forget a channel that has no subscriber, queued frame or walk and need not be reported; else nothing."""
+    """Remove a channel from the directory if nothing refers to it any more; otherwise do nothing.
+
+    A channel stays while it has a subscriber, a queued frame or a walk, or while its name waits to be
+    reported.
+    """
     cdef Channel *channel = &core.channels.channels[index]
     cdef uint32_t hole, probe, home, mask = core.channels.cells_mask
     if channel.count or channel.frames or channel.walks or channel.is_vacated or not channel.is_used:
         return
-    # Close the hole, so that probing needs no tombstones.
+    # Close the hole in the index, so that probing needs no tombstones.
     hole = <uint32_t>(
         cell_of(core, channel.hash, channel_name(channel), channel.name_length) - core.channels.cells
     )
@@ -212,10 +227,10 @@ cdef void channel_release(Core *core, uint32_t index) noexcept nogil:
     core.channels.count -= 1
 
 
-# --- channels that nobody is subscribed to any more ---------------------------------------------------
+# --- channels without subscribers, to be reported -----------------------------------------------------
 
 cdef void vacate(Core *core, uint32_t index) noexcept nogil:
-    """Put a channel whose last subscriber left on the list of those to report, once."""
+    """Put a channel without subscribers on the list of vacated ones, once, if the settings want it."""
     cdef Channel *channel = &core.channels.channels[index]
     if channel.is_vacated or not core.channels.report_vacated:
         return
@@ -226,7 +241,10 @@ cdef void vacate(Core *core, uint32_t index) noexcept nogil:
 
 
 cdef uint32_t channel_take_vacated(Core *core) noexcept nogil:
-    """The next channel of that list that still has no subscriber, or NONE. Release it after use."""
+    """Take the next channel without subscribers off the list of vacated ones; NONE if there is none.
+
+    The caller releases the channel after use.
+    """
     cdef uint32_t index
     cdef Channel *channel
     while core.channels.vacated != NONE:
@@ -239,20 +257,26 @@ cdef uint32_t channel_take_vacated(Core *core) noexcept nogil:
     return NONE
 
 
-# --- a channel's array ------------------------------------------------------------------------------
+# --- a channel's array of subscribers ---------------------------------------------------------------
 
 cdef inline uint64_t slots_bytes(uint32_t count) noexcept nogil:
+    """Return the bytes of an array of this many slots."""
     return <uint64_t>count * sizeof(uint32_t)
 
 
 cdef void give_back_slots(Core *core, Channel *channel) noexcept nogil:
+    """Release a channel's array of subscribers, if it is a block of its own."""
     if channel.capacity:
         memory_give(core, channel.slots.many, slots_bytes(channel.capacity), KIND_CHANNEL)
         channel.capacity = 0
 
 
 cdef int resize_subscribers(Core *core, Channel *channel, uint32_t wanted) noexcept nogil:
-    """Move the slots to an array for at least `wanted`, or back into the channel when FEW suffice."""
+    """Move a channel's subscribers to an array of `wanted` slots or more, or into the channel itself.
+
+    They are in the channel itself if `wanted` is at most FEW. Returns -1 without memory; then the array is
+    unchanged.
+    """
     cdef uint32_t capacity = <uint32_t>(memory_capacity(slots_bytes(wanted)) // sizeof(uint32_t))
     cdef uint32_t few[FEW]
     cdef uint32_t *fresh
@@ -271,17 +295,23 @@ cdef int resize_subscribers(Core *core, Channel *channel, uint32_t wanted) noexc
     return 0
 
 
-# --- a connection's table ---------------------------------------------------------------------------
+# --- a connection's table of subscriptions ----------------------------------------------------------
 
 cdef inline uint32_t home_of(Core *core, uint32_t channel, uint32_t bits) noexcept nogil:
-    """Where a channel's cell would be. Keyed, because a client chooses what it subscribes to."""
+    """Return the cell where probing for a channel begins in a connection's table.
+
+    The hash is keyed, because a client chooses its channels.
+    """
     cdef uint32_t key
     memcpy(&key, core.channels.key, 4)
     return (channel * (key | 1) * <uint32_t>0x9E3779B1) >> (32 - bits)
 
 
 cdef Subscription *subscription_of(Core *core, Connection *c, uint32_t channel) noexcept nogil:
-    """The cell of this channel, the free cell where it would go, or NULL in a full table."""
+    """Find a channel's cell in a connection's table, or the free cell for it.
+
+    NULL if the table is full or missing.
+    """
     cdef uint32_t mask, position, step
     if c.subscriptions == NULL:
         return NULL
@@ -295,12 +325,12 @@ cdef Subscription *subscription_of(Core *core, Connection *c, uint32_t channel) 
 
 
 cdef inline uint64_t cells_bytes(uint32_t bits) noexcept nogil:
-    """Bytes of a connection's table with 2^bits cells."""
+    """Return the bytes of a connection's table with 2^bits cells."""
     return <uint64_t>sizeof(Subscription) << bits
 
 
 cdef int grow_subscriptions(Core *core, Connection *c) noexcept nogil:
-    """Double the connection's table."""
+    """Double a connection's table of subscriptions, or make it; -1 without memory."""
     cdef Subscription *old = c.subscriptions
     cdef uint32_t old_cells = 0 if old == NULL else 1 << c.subscription_bits
     cdef uint32_t bits = FIRST_BITS if old == NULL else c.subscription_bits + 1
@@ -320,7 +350,7 @@ cdef int grow_subscriptions(Core *core, Connection *c) noexcept nogil:
 
 
 cdef void clear_cell(Core *core, Connection *c, Subscription *cell) noexcept nogil:
-    """Empty a cell and close the hole."""
+    """Empty a cell of a connection's table and move later entries forward, where probing finds them."""
     cdef uint32_t mask = (1 << c.subscription_bits) - 1
     cdef uint32_t hole = <uint32_t>(cell - c.subscriptions)
     cdef uint32_t probe = hole, home, step
@@ -336,7 +366,10 @@ cdef void clear_cell(Core *core, Connection *c, Subscription *cell) noexcept nog
 
 
 cdef int channel_subscribe(Core *core, uint32_t slot, uint32_t index) noexcept nogil:
-    """1 when subscribed, 0 when it was already, -1 without memory. O(1), growth apart."""
+    """Subscribe the connection in `slot` to a channel: 1 when done, 0 if it was already, -1 without memory.
+
+    O(1), except when an array or a table grows.
+    """
     cdef Connection *c = at(core, slot)
     cdef Channel *channel = &core.channels.channels[index]
     cdef Subscription *cell = subscription_of(core, c, index)
@@ -348,7 +381,8 @@ cdef int channel_subscribe(Core *core, uint32_t slot, uint32_t index) noexcept n
     ) < 0:
         return -1
     cells = 0 if c.subscriptions == NULL else 1 << c.subscription_bits
-    # Eight cells may be full (a scan of one cache line); larger tables stay at three quarters.
+    # A table of eight cells may be full, because it is scanned in one cache line; larger ones stay at three
+    # quarters.
     if cells == 0 or (c.subscription_count >= cells if cells <= 8 else c.subscription_count * 4 >= cells * 3):
         if grow_subscriptions(core, c) < 0:
             return -1
@@ -363,7 +397,7 @@ cdef int channel_subscribe(Core *core, uint32_t slot, uint32_t index) noexcept n
 
 
 cdef bint is_subscribed(Core *core, Connection *c, uint32_t channel) noexcept nogil:
-    """Whether a connection is subscribed to a channel; NONE is no channel. O(1)."""
+    """Whether a connection is subscribed to a channel; False for NONE. O(1)."""
     cdef Subscription *cell
     if channel == NONE:
         return False
@@ -372,7 +406,7 @@ cdef bint is_subscribed(Core *core, Connection *c, uint32_t channel) noexcept no
 
 
 cdef void move(Core *core, uint32_t index, uint32_t source, uint32_t target) noexcept nogil:
-    """Move a subscriber within its channel's array."""
+    """Move a subscriber to another place of its channel's array and correct the subscriber's table."""
     cdef Channel *channel = &core.channels.channels[index]
     cdef uint32_t slot
     if source != target:
@@ -382,10 +416,11 @@ cdef void move(Core *core, uint32_t index, uint32_t source, uint32_t target) noe
 
 
 cdef uint32_t hand_hole_back(Core *core, uint32_t index, uint32_t position) noexcept nogil:
-    """Keep those still to be served in front, in every walk, when one of them leaves; the hole then.
+    """Fill the hole of a leaving subscriber so that each walk still has its unserved ones in front.
 
-    The oldest walk has the shortest front, and each later one's holds it: every front is closed by its
-    own last, so that nobody is served twice or not at all. O(walks).
+    Return the hole. Each walk has yet to serve the first `left` places of the array. The oldest walk has the
+    fewest, and those of a later walk include them. In each walk, the last unserved place moves into the hole,
+    so that no subscriber is served twice or left out. O(walks).
     """
     cdef Walk *walk = core.walks
     while walk != NULL:
@@ -398,13 +433,13 @@ cdef uint32_t hand_hole_back(Core *core, uint32_t index, uint32_t position) noex
 
 
 cdef void leave(Core *core, uint32_t index, uint32_t position) noexcept nogil:
-    """Take the slot at `position` out of a channel: the last one moves into its place."""
+    """Remove the subscriber at `position` from a channel; the last subscriber moves into its place."""
     cdef Channel *channel = &core.channels.channels[index]
     if channel.walks:
         position = hand_hole_back(core, index, position)
     channel.count -= 1
     move(core, index, channel.count, position)
-    # A quarter full: give half back, so that a crowd that left does not stay on the books.
+    # When only a quarter is in use, release half, so that the array shrinks after many subscribers have left.
     if channel.capacity and channel.count * 4 < channel.capacity:
         resize_subscribers(core, channel, channel.capacity // 2 if channel.count > FEW else FEW)
     if channel.count == 0:
@@ -413,7 +448,7 @@ cdef void leave(Core *core, uint32_t index, uint32_t position) noexcept nogil:
 
 
 cdef int channel_unsubscribe(Core *core, uint32_t slot, uint32_t index) noexcept nogil:
-    """1 when unsubscribed, 0 when it was not subscribed. O(1)."""
+    """Unsubscribe the connection in `slot` from a channel: 1 when done, 0 if it was not subscribed. O(1)."""
     cdef Connection *c = at(core, slot)
     cdef Subscription *cell = subscription_of(core, c, index)
     cdef uint32_t position
@@ -431,7 +466,10 @@ cdef int channel_unsubscribe(Core *core, uint32_t slot, uint32_t index) noexcept
 
 
 cdef void channel_unsubscribe_all(Core *core, uint32_t slot) noexcept nogil:
-    """Leave every channel. O(cells of the connection's table)."""
+    """Remove a connection from all its channels and free its table of subscriptions.
+
+    O(cells of its table).
+    """
     cdef Connection *c = at(core, slot)
     cdef uint32_t cells, step
     cdef Subscription *table = c.subscriptions
