@@ -1,4 +1,4 @@
-"""How a connection ends."""
+"""Declarations of the steps by which a connection ends, and of `deliver`."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 

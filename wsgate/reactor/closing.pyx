@@ -1,24 +1,24 @@
-"""How a connection ends, and what is put in its outbox on the way.
+"""How a connection ends, step by step, and how frames enter its outbox.
 
-The one path out (states and diagram in structs.pxd):
+The path of a connection that ends (states and diagram in structs.pxd):
 
-    fail         OPEN -> FAILING: a fault, or the peer's Close. The event is given first, then the
-                 next flush calls queue_close, so that Close follows the answers made meanwhile.
-    queue_close  FAILING -> CLOSING: `bye` if there is one, then Close.
-    begin_close  OPEN -> CLOSING at the application's wish.
-    end_with     HEAD, DECIDING -> CLOSING: an HTTP answer instead of frames.
-    all_written  CLOSING: the last byte is out. Wait for the peer's Close, or linger.
-    linger       CLOSING -> LINGERING: the write side is shut and input discarded, because a plain
-                 close with unread input resets the peer before it has read why.
-    release      any -> GONE: everything is given back; only the `closed` event is still owed.
+    fail         OPEN -> FAILING: a fault was found, or the peer's Close. The event is reported first. The
+                 next flush then calls queue_close, so that Close follows the replies sent meanwhile.
+    queue_close  FAILING -> CLOSING: queue the `bye` message if there is one, then Close.
+    begin_close  OPEN -> CLOSING when the application closes the connection.
+    end_with     HEAD, DECIDING -> CLOSING: send an HTTP response instead of frames.
+    all_written  CLOSING: the last byte is written. Wait for the peer's Close, or linger.
+    linger       CLOSING -> LINGERING: shut the write side and discard input, because closing a socket
+                 with unread input makes the kernel reset it before the peer has read the response.
+    release      any -> GONE: release everything; only the `closed` event remains to be reported.
 
-What the kernel holds for a connection stays on its account until the descriptor is closed. A peer that has not
-taken everything when the linger timeout is over is reset, so that the kernel gives the data up. If it is closed
-because it was slow, it has until the write timeout, as if its Close still waited in the outbox. If a socket is
-closed before, or did not linger because too many do, the kernel keeps the data for ORPHAN_MS, and it is on the
-account of orphans meanwhile.
+Memory that the kernel holds for a connection stays charged until the descriptor is closed. A peer that has
+not taken everything when the linger timeout ends is reset, so that the kernel frees the data. A peer that was
+closed because it was slow has until the write timeout instead, as if its Close still waited in the outbox. If
+a socket is closed earlier, or does not linger because too many do, the kernel keeps the data for ORPHAN_MS;
+meanwhile the account of orphans is charged with them.
 
-The first reason given is the reason; later ones of the same connection are not counted.
+The first reason given to a connection is the one that is counted; later ones are ignored.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -28,7 +28,8 @@ from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
 from wsgate.reactor.outbox cimport (
-    outbox_close, outbox_close_empty, outbox_discard, outbox_moving_end, outbox_over_half, outbox_push, outbox_weigh,
+    outbox_close, outbox_close_empty, outbox_discard, outbox_moving_end, outbox_over_half, outbox_push,
+    outbox_weigh,
 )
 from wsgate.reactor.partial cimport partial_close
 from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
@@ -37,11 +38,12 @@ from wsgate.reactor.socket_io cimport (
 )
 from wsgate.reactor.structs cimport (
     BLOCKED, BYTE_RATE, Bye, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
-    TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL, INVALID_DEFLATE,
-    INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE, ORPHAN_TICKS, OUTBOX_AGE,
-    OUT_OF_MEMORY, PACE_MOVING, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR,
-    RUSH_STEP, SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING, STATE_FAILING, STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN,
-    TOO_MANY_FRAGMENTS, WANT_OUT, WRITE_STALL,
+    TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL,
+    INVALID_DEFLATE, INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE,
+    ORPHAN_TICKS, OUTBOX_AGE, OUT_OF_MEMORY, PACE_MOVING, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX,
+    PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR, RUSH_STEP, SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING,
+    STATE_FAILING, STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TOO_MANY_FRAGMENTS, WANT_OUT,
+    WRITE_STALL,
 )
 from wsgate.reactor.table cimport (
     at, attention_push, dirty_push, dirty_remove, enter, heads_remove, kernel_holds, note_pause,
@@ -51,11 +53,14 @@ from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm
 
 
 cdef enum:
-    ORPHAN_BYTES = 2400          # a socket of the kernel without its file
+    ORPHAN_BYTES = 2400          # the kernel's socket after its file is gone
 
 
 cdef uint16_t close_code_of(int reason) noexcept nogil:
-    """The close code of a fault the reactor finds itself; the table is wsgate/reasons.py."""
+    """Return the close code for a fault that the reactor finds itself.
+
+    Wsgate/reasons.py has the same table.
+    """
     if reason in (PROTOCOL_ERROR, INVALID_DEFLATE):
         return 1002
     if reason == INVALID_UTF8:
@@ -88,20 +93,27 @@ cdef uint16_t close_code_of(int reason) noexcept nogil:
 cdef int deliver(
     Core *core, uint32_t slot, Frame *frame, int klass, uint32_t channel, bint urgent
 ) noexcept nogil:
-    """Queue a frame for a connection; 1 when queued, 0 when that ended the connection instead.
+    """Queue a frame in a connection's outbox and have it written; 0 if the outbox could not take it.
 
-    Takes its own reference. A publication dropped by its channel's policy counts as queued: its gap is.
+    In that case an open connection is closed. The outbox takes its own reference to the frame. A publication
+    that the policy of its channel drops counts as queued, because a gap is queued in its place.
+
+    Args:
+        klass: A number of `EntryClass`.
+        channel: The channel of a publication, or NONE.
+        urgent: Whether the connection is written before those with bulk publications.
     """
     cdef Connection *c = at(core, slot)
     cdef int outcome = outbox_push(core, c, frame, klass, channel)
     if outcome != PUSHED:
         if c.state != STATE_OPEN:
             core.counters[<int>DROPPED_CLOSING] += 1
-            outbox_close_empty(core, c)       # it may have been made for this frame
+            outbox_close_empty(core, c)       # the outbox may have been made for this frame
         fail(core, slot, SLOW_CONSUMER if outcome == PUSH_OVERFLOW else OUT_OF_MEMORY, 0)
         return 0
     if not c.flags & BLOCKED:
         dirty_push(core, slot, urgent)
+    # A blocked socket reports by itself when it can be written; only the age of the entry needs a timer.
     elif c.state == STATE_OPEN:
         wheel_arm(core, slot, core.clock_ms + core.limits.outbox_age_ms)
     if not c.flags & PAUSED_OUTBOX and outbox_over_half(core, c):
@@ -115,9 +127,10 @@ cdef int deliver(
 
 
 cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept nogil:
-    """End an open connection; `code` 0 means the reason's own.
+    """Stop an open connection because of a fault or the peer's Close; `code` 0 means the reason's own code.
 
-    Outside OPEN there is nobody to tell: a connection that is closing already goes on to linger.
+    In state CLOSING only want of memory and a write stall matter: the connection is then reset. In every
+    other state nothing is done.
     """
     cdef Connection *c = at(core, slot)
     if c.state == STATE_CLOSING and reason != PEER_CLOSED:
@@ -129,8 +142,10 @@ cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept no
     c.reason = <uint8_t>reason
     c.close_code = code if code else close_code_of(reason)
     enter(core, c, STATE_FAILING)
-    # Unfinished input will never be finished.
+    # Nothing more is parsed, so unfinished input can be released.
     partial_close(core, c)
+    # For these reasons the outbox is emptied now: the peer receives only a frame that is half written, the
+    # bye and Close.
     if reason in (SLOW_CONSUMER, OUTBOX_AGE, OUT_OF_MEMORY, SHED):
         outbox_discard(core, c)
     outbox_weigh(core, c)
@@ -140,10 +155,10 @@ cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept no
 
 
 cdef uint32_t rank_of(Core *core, int reason) noexcept nogil:
-    """How many thousand byes of this reason were queued in this second; counts one more.
+    """Count a close for this reason and return how many thousand preceded it in the same second.
 
-    Clients that end for one reason in one second would come back in one second too. Byes of a higher rank
-    name a later time, so that they come back a thousand a second.
+    Clients that are closed for one reason within one second would all reconnect within one second. A bye of a
+    higher rank names a later time, so that they reconnect at a thousand a second.
     """
     cdef int64_t second = core.clock_ms // 1000
     if core.rush_second != second:
@@ -154,9 +169,10 @@ cdef uint32_t rank_of(Core *core, int reason) noexcept nogil:
 
 
 cdef void queue_close(Core *core, uint32_t slot) noexcept nogil:
-    """Put `bye`, if one is set, and Close behind the answers. The bye of the reason outranks the code's.
+    """Queue the `bye` message, if one is set, and Close behind the replies of a failing connection.
 
-    Of several ranks the highest counts that is not above the rank of this Close.
+    A bye for the reason is preferred to one for the close code alone. Of several ranks, the highest that is
+    not above the rank of this close is used.
     """
     cdef Connection *c = at(core, slot)
     cdef Frame *frame = NULL
@@ -183,7 +199,10 @@ cdef void queue_close(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void send_last(Core *core, uint32_t slot, Frame *frame, int klass) noexcept nogil:
-    """Queue the frame that ends the stream, and let the write deadline run. Owns the reference."""
+    """Queue the frame that ends the stream and start the write deadline; the caller's reference is consumed.
+
+    Without a frame, or without memory for its entry, the connection is reset.
+    """
     cdef Connection *c = at(core, slot)
     cdef int outcome
     if frame == NULL:
@@ -207,11 +226,11 @@ cdef void send_last(Core *core, uint32_t slot, Frame *frame, int klass) noexcept
 cdef void begin_close(
     Core *core, uint32_t slot, uint16_t code, const uint8_t *text, uint32_t size, int reason
 ) noexcept nogil:
-    """Close an open connection after what waits in its outbox."""
+    """Close an open connection with this code and text, behind everything in its outbox."""
     cdef Connection *c = at(core, slot)
     c.reason = <uint8_t>reason
     c.close_code = code
-    # Whoever paused it is done with it; the peer's Close is still to be read.
+    # Nothing is delivered any more, so a pause has no purpose; the peer's Close must still be read.
     c.flags &= ~(PAUSED_APP | PAUSED_OUTBOX)
     seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
     attention_push(core, slot)
@@ -219,7 +238,10 @@ cdef void begin_close(
 
 
 cdef void end_with(Core *core, uint32_t slot, Frame *frame, int reason) noexcept nogil:
-    """Answer a head with these bytes (owned; NULL: with nothing) and end."""
+    """Answer a request head with an HTTP response and end the connection; NULL ends it without a response.
+
+    The caller's reference to the frame is consumed.
+    """
     cdef Connection *c = at(core, slot)
     c.reason = <uint8_t>reason
     c.flags |= END_AFTER_WRITE
@@ -234,7 +256,10 @@ cdef void end_with(Core *core, uint32_t slot, Frame *frame, int reason) noexcept
 
 
 cdef void all_written(Core *core, uint32_t slot) noexcept nogil:
-    """The outbox is empty and Close was its last entry."""
+    """Take the next step after the outbox was written to its end and Close was its last entry.
+
+    Linger if the peer's Close has come or is not awaited; otherwise wait for it.
+    """
     cdef Connection *c = at(core, slot)
     if c.flags & (END_AFTER_WRITE | PEER_CLOSE_SEEN):
         linger(core, slot)
@@ -243,7 +268,7 @@ cdef void all_written(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void linger(Core *core, uint32_t slot) noexcept nogil:
-    """Shut the write side and discard input until the peer ends too, bounded in time and bytes."""
+    """Shut the write side and discard input until the peer ends too, limited in time and bytes."""
     cdef Connection *c = at(core, slot)
     if core.states[<int>STATE_LINGERING] >= core.limits.linger_limit_sockets:
         core.counters[<int>LINGERS_SKIPPED] += 1
@@ -252,8 +277,8 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
     seam_shut_write(c)
     kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
     enter(core, c, STATE_LINGERING)
-    c.heartbeat_ms = 0                        # counts what is discarded from here on
-    c.message_ms = <uint32_t>core.clock_ms    # when lingering began
+    c.heartbeat_ms = 0                        # from here on: the bytes that were discarded
+    c.message_ms = <uint32_t>core.clock_ms    # from here on: when lingering began
     partial_close(core, c)
     if seam_interest(core, slot, True, False) < 0:
         release(core, slot, c.reason, False)
@@ -264,28 +289,34 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void note_orphan(Core *core, Connection *c) noexcept nogil:
-    """Put a socket that is closed with unsent data on the account of orphans."""
+    """Charge the account of orphans with a socket that is closed with unsent data."""
     cdef uint64_t held = <uint64_t>max(seam_queued(c), <int64_t>0) + ORPHAN_BYTES
     core.orphan_bytes += held
     core.orphans[core.orphan_tick] += held
 
 
 cdef void orphans_tick(Core *core) noexcept nogil:
-    """Call once a tick: what was closed ORPHAN_TICKS ago is gone from the kernel."""
+    """Remove from the account of orphans what was closed ORPHAN_TICKS ago; call it once in each tick.
+
+    The kernel has freed those sockets by then.
+    """
     core.orphan_tick = (core.orphan_tick + 1) % ORPHAN_TICKS
     core.orphan_bytes -= core.orphans[core.orphan_tick]
     core.orphans[core.orphan_tick] = 0
 
 
 cdef void unblocked(Core *core, Connection *c) noexcept nogil:
-    """A full socket takes bytes again, or is gone: what it held is off the books."""
+    """Clear the blocked mark of a socket, and the charge for what the kernel held in it."""
     c.flags &= ~BLOCKED
     core.blocked -= 1
     kernel_holds(core, c, 0)
 
 
 cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept nogil:
-    """Give back everything but the slot, which waits for the `closed` event."""
+    """Close a connection's socket and release everything but its slot, which waits for the `closed` event.
+
+    With `reset` the kernel drops unsent data and resets the peer.
+    """
     cdef Connection *c = at(core, slot)
     if c.state == STATE_GONE:
         return
