@@ -1,4 +1,4 @@
-"""What happens when a connection's timer comes due."""
+"""Declarations of the deadlines of connections and of what happens when they pass."""
 
 from libc.stdint cimport int64_t, uint32_t
 

@@ -1,18 +1,18 @@
-"""What happens when a connection's timer comes due.
+"""The deadlines of connections, and what happens when a connection's timer comes due.
 
-One timer stands for all deadlines of a connection; `nearest` computes them from the state, so nothing
-has to be kept in step. Those that judge a peer's diligence are on the reactor's own clock, which stands
-still during a forgiven stall. The application's deadline is not, unless it asks for it: a stall of ours
-must not prolong a token. The expiry of a token is wall-clock time and follows that clock when it is set.
-Whenever such a deadline may have come nearer by itself (a stall was forgiven, the wall clock stepped
-forward), `deadlines_rearm` looks at every timer again, a slice in each tick.
+One timer stands for all deadlines of a connection. `nearest` computes them from the state each time, so that
+no second copy must be kept up to date. Deadlines that judge a peer are on the reactor's own clock, which
+stands still during a forgiven stall of this process. The application's deadline moves with a stall only if
+the application wants that, because a stall must not prolong a token. The expiry of a token is wall-clock time
+and follows that clock when it is set. Whenever such a deadline may have come nearer (a stall was forgiven, or
+the wall clock stepped forward), `deadlines_rearm` computes all timers anew, some of them in each tick.
 
-    HEAD, DECIDING      the head or the decision has not come: an HTTP answer, then the end
-    OPEN                ping, pong, idle, message completion, write stall, age of the outbox, and the
-                        one deadline of the application
+    HEAD, DECIDING      the head or the decision has not come: send an HTTP response and end
+    OPEN                ping, pong, idle time, end of a message, write stall, age of the outbox, end of a
+                        grace, and the one deadline of the application
     CLOSING             the write deadline: reset
-    LINGERING           the linger deadline: close, or reset when the peer has not taken everything; who was
-                        closed for slowness has until the write timeout
+    LINGERING           the linger deadline: close, or reset if the peer has not taken everything; a peer
+                        that was closed because it was slow has until the write timeout
 """
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
@@ -23,39 +23,44 @@ from wsgate.reactor.pongs cimport PUSHED
 from wsgate.reactor.clocks cimport clock_ns
 from wsgate.reactor.socket_io cimport seam_interest, seam_queued, seam_readable, seam_unsent, seam_writable
 from wsgate.reactor.structs cimport (
-    AUTH_TIMEOUT, BLOCKED, CHUNK_BITS, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT, HEARTBEAT_TIMEOUT,
-    IDLE_TIMEOUT, IN_ATTENTION, IS_FORGIVEN, IS_WALL_TIME, MESSAGE_TIMEOUT, NONE, OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT,
-    PING_SENT, REARM_SLOTS, SLOW_CONSUMER, STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TICK_MS, TIMERS,
-    UPGRADE_TIMEOUT, WANT_IN, WATCHED, WRITE_STALL,
+    AUTH_TIMEOUT, BLOCKED, CHUNK_BITS, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT,
+    HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, IN_ATTENTION, IS_FORGIVEN, IS_WALL_TIME, MESSAGE_TIMEOUT, NONE,
+    OUTBOX_AGE, OUT_OF_MEMORY, PAUSED_APP, PAUSED_OUTBOX, PINGS_OUT, PING_SENT, REARM_SLOTS, SLOW_CONSUMER,
+    STATE_CLOSING, STATE_DECIDING, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TICK_MS, TIMERS, UPGRADE_TIMEOUT,
+    WANT_IN, WATCHED, WRITE_STALL,
 )
 from wsgate.reactor.table cimport at, dirty_push, kernel_holds
 from wsgate.reactor.wheel cimport wheel_arm, wheel_is_due, wheel_pop
 
 cdef enum:
     NEVER = 0x3FFFFFFFFFFFFFFF
+    # How long the timer of an open connection without any deadline runs, if there is no heartbeat.
     LOOK_MS = 25000
-    PAUSED = PAUSED_APP | PAUSED_OUTBOX    # what lies unread is our doing: no clock of the peer's runs
+    PAUSED = PAUSED_APP | PAUSED_OUTBOX    # nothing is read, so no deadline of the peer may run
 
 
 cdef inline int64_t since(Core *core, uint32_t moment) noexcept nogil:
-    """The full clock value of a moment kept as its low 32 bits (49 days back at most)."""
+    """Restore the full clock value of a moment that is stored as its low 32 bits.
+
+    The moment must be at most 49 days ago.
+    """
     return core.clock_ms - <uint32_t>(<uint32_t>core.clock_ms - moment)
 
 
 cdef inline uint32_t scatter(uint32_t slot, uint32_t range_) noexcept nogil:
-    """A fixed pseudo-random share of a range for each slot."""
+    """Return a share of a range that looks random but is fixed for each slot."""
     return <uint32_t>((<int64_t>(slot * <uint32_t>2654435761) * range_) >> 32)
 
 
 cdef int64_t heartbeat_ms(Core *core, Connection *c, uint32_t slot) noexcept nogil:
-    """When the next ping or the missing pong is due.
+    """Return when the next ping of a connection, or the pong that it owes, is due.
 
-    A crowd that connected, or was last heard, in one instant must not be pinged in one: the first
-    interval is spread over its second half, later ones over their last sixteenth.
+    Many connections that were opened, or last heard from, in the same instant must not be pinged in one. So
+    the first ping is spread over the second half of the interval, and later pings over its last sixteenth.
     """
     cdef int64_t interval = core.limits.ping_interval_ms
     if interval == 0 or c.flags & (PAUSED | BLOCKED):
-        return NEVER                          # we do not listen, or a ping could not leave
+        return NEVER                          # nothing is read, or a ping could not be written
     if c.flags & PING_SENT:
         return since(core, c.heartbeat_ms) + core.limits.pong_timeout_ms
     if c.heartbeat_ms:
@@ -64,14 +69,17 @@ cdef int64_t heartbeat_ms(Core *core, Connection *c, uint32_t slot) noexcept nog
 
 
 cdef int64_t application_at(Core *core, Connection *c) noexcept nogil:
-    """The application's deadline on the reactor's clock. Only where one is set."""
+    """Return when the application's deadline is due on the reactor's clock.
+
+    Only for a connection that has one.
+    """
     if c.application_code & IS_WALL_TIME:
         return c.application_ms - core.wall_offset_ms - core.forgiven_ms
     return c.application_ms if c.application_code & IS_FORGIVEN else c.application_ms - core.forgiven_ms
 
 
 cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
-    """The nearest deadline of a connection, or NEVER."""
+    """Compute the earliest of a connection's deadlines, on the reactor's clock; NEVER if it has none."""
     cdef Connection *c = at(core, slot)
     cdef int64_t when = NEVER
     if c.state in (STATE_HEAD, STATE_DECIDING, STATE_CLOSING, STATE_LINGERING):
@@ -95,19 +103,20 @@ cdef int64_t nearest(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void deadlines_arm(Core *core, uint32_t slot) noexcept nogil:
-    """See to it that the nearest deadline is noticed."""
+    """Arm a connection's timer for its nearest deadline."""
     cdef int64_t when = nearest(core, slot)
     if when != NEVER:
         wheel_arm(core, slot, when)
     elif at(core, slot).state == STATE_OPEN:
-        # Look again: a pause may have ended, and the kernel may hold something.
+        # Check again later: a pause may have ended, and the kernel may hold unread or unsent bytes.
         wheel_arm(core, slot, core.clock_ms + (core.limits.ping_interval_ms or LOOK_MS))
 
 
 cdef void deadlines_resume(Core *core, uint32_t slot) noexcept nogil:
-    """Reading goes on after a pause: the peer's clocks start anew, but for that of its message.
+    """Restart the peer's deadlines after reading was paused; that of an unfinished message continues.
 
-    That one goes on: a peer that has itself paused again and again, by not reading, gains no time by it.
+    The message's deadline moves by the length of the pause only, so that a peer which causes pauses by not
+    reading gains no time.
     """
     cdef Connection *c = at(core, slot)
     c.seen_ms = c.message_ms = <uint32_t>core.clock_ms
@@ -119,10 +128,10 @@ cdef void deadlines_resume(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
-    """Ping a silent peer, or give it up."""
+    """Send a ping to a silent peer, or close the connection if the last ping is unanswered."""
     cdef Connection *c = at(core, slot)
     if c.flags & PING_SENT:
-        # Its pong may lie unread because we were late: a byte that waits is life.
+        # The pong may be unread because this process was late: an unread byte shows that the peer is alive.
         if seam_readable(c):
             c.flags &= ~PING_SENT
             c.seen_ms = <uint32_t>core.clock_ms
@@ -136,18 +145,20 @@ cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef inline bint is_behind(Connection *c) noexcept nogil:
-    """Whether the socket owes what waited when it was full last; see outbox.pyx."""
+    """Whether a connection's socket has not yet taken what waited when it was last full; see outbox.pyx."""
     return c.outbox != NULL and c.outbox.owed != 0
 
 
 cdef inline bint is_stalled(Core *core, Connection *c) noexcept nogil:
-    """Whether a full socket has taken no byte for a whole write deadline."""
+    """Whether a full socket has taken no byte within the write timeout."""
     return (
-        c.flags & BLOCKED and c.outbox != NULL and c.outbox.blocked_ms + core.limits.write_timeout_ms <= core.clock_ms
+        c.flags & BLOCKED and c.outbox != NULL
+        and c.outbox.blocked_ms + core.limits.write_timeout_ms <= core.clock_ms
     )
 
 
 cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
+    """Act on the first deadline of an open connection that has passed."""
     cdef Connection *c = at(core, slot)
     cdef int64_t now = core.clock_ms
     cdef uint16_t code = c.application_code & ~<uint16_t>(IS_WALL_TIME | IS_FORGIVEN)
@@ -155,17 +166,19 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         outbox_weigh(core, c)
     if c.application_ms and application_at(core, c) <= now:
         c.application_ms = 0
-        # The deadline for a first token and that of a token are one field; the code tells them apart.
+        # The deadline for the first token and the expiry of a token share one field; the code distinguishes
+        # them.
         fail(core, slot, AUTH_TIMEOUT if code == 4002 else TOKEN_EXPIRED, code)
     elif is_stalled(core, c) and seam_writable(c):
-        # The socket takes bytes, and only we have not looked: a busy pass must not cost a reader its connection.
+        # The socket takes bytes and only this process has not noticed. A busy pass must not close such a
+        # connection.
         unblocked(core, c)
         seam_interest(core, slot, (c.flags & WANT_IN) != 0, False)
         dirty_push(core, slot, False)
         c.outbox.blocked_ms = now
         outbox_weigh(core, c)
     elif is_stalled(core, c):
-        # Not a byte for a whole write deadline: Close would not leave either.
+        # The socket has taken no byte within the write timeout, so a Close frame would not leave either.
         release(core, slot, WRITE_STALL, True)
     elif (
         is_behind(c) and outbox_oldest_ms(core, c) + core.limits.outbox_age_ms <= now
@@ -186,10 +199,11 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef inline bint may_still_read(Core *core, Connection *c) noexcept nogil:
-    """Whether a lingering peer that was closed for its slowness has time left to read why.
+    """Whether a lingering peer that was closed because it was slow has time left to read the reason.
 
-    It has the write timeout, as it has when its Close does not fit into the socket buffer. Without this it was
-    reset after a second and read no reason. Half of the places stay with others.
+    Such a peer has the write timeout, as it has when its Close does not fit into the socket buffer. With the
+    linger timeout alone it was reset after a second and read no reason. Half of the places for lingering
+    sockets stay free for other peers.
     """
     return (
         c.reason in (SLOW_CONSUMER, OUTBOX_AGE)
@@ -199,7 +213,7 @@ cdef inline bint may_still_read(Core *core, Connection *c) noexcept nogil:
 
 
 cdef void due_lingering(Core *core, uint32_t slot) noexcept nogil:
-    """End lingering, or look again later when the peer may still read its Close."""
+    """End a lingering connection, or set a later deadline if the peer may still read its Close."""
     cdef Connection *c = at(core, slot)
     cdef bint holds_data = seam_unsent(c)
     if not holds_data or not may_still_read(core, c):
@@ -207,16 +221,19 @@ cdef void due_lingering(Core *core, uint32_t slot) noexcept nogil:
         return
     kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
     c.deadline_ms = min(
-        core.clock_ms + max(core.limits.linger_timeout_ms, <uint32_t>TICK_MS), since(core, c.message_ms) + core.limits.write_timeout_ms
+        core.clock_ms + max(core.limits.linger_timeout_ms, <uint32_t>TICK_MS),
+        since(core, c.message_ms) + core.limits.write_timeout_ms
     )
 
 
 cdef void ask_kernel(Core *core, Connection *c) noexcept nogil:
-    """Put on the books what a socket holds that is not full: up to its buffers of somebody who does not read.
+    """Charge a connection for what the kernel holds in a socket that is not full.
 
-    Once an interval of the heartbeat, when its timer is looked at anyway, where more than pings was sent: 0.4 us.
-    A second after a write of ASK_BYTES, because so much may fill a small window at once (writer.pyx).
-    Fifty such peers held 19 KB each, booked with nothing, until their sockets were full.
+    A peer that does not read can fill the buffers of the kernel before its socket is full. The query takes
+    0.4 us. It is made when the timer of the heartbeat comes due in any case, if more than pings was sent
+    since the last query, if the kernel held something then, or if reading is paused. After a write of
+    ASK_BYTES it is made within a second, because so much may fill a small window at once (writer.pyx). Before
+    this, fifty such peers held 19 KB each that was not charged, until their sockets were full.
     """
     cdef int64_t held
     if c.units == 0 and not c.flags & PAUSED:
@@ -227,20 +244,21 @@ cdef void ask_kernel(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline Frame *shared(Frame *frame) noexcept nogil:
-    """One more reference, for an owner."""
+    """Return a frame with one reference more, for another owner; NULL stays NULL."""
     if frame != NULL:
         frame.references += 1
     return frame
 
 
 cdef void due(Core *core, uint32_t slot) noexcept nogil:
-    """Act on what has come due and arm the timer for what comes next."""
+    """Act on the deadlines of one connection that have passed, and arm its timer for the next one."""
     cdef Connection *c = at(core, slot)
     core.counters[<int>TIMERS] += 1
     if <int32_t>(c.control_ms - (<uint32_t>core.now_ms << 4)) < -(1 << 24):
-        c.control_ms = (<uint32_t>core.now_ms << 4) - (1 << 24)    # before its 32 bits wrap, in 74 hours
+        # Move the bucket forward before its 32 bits wrap, which takes 74 hours.
+        c.control_ms = (<uint32_t>core.now_ms << 4) - (1 << 24)
     if c.state == STATE_DECIDING and not c.flags & WATCHED and seam_interest(core, slot, True, False) < 0:
-        # Undecided after a tick: from now on it is noticed when the peer goes away.
+        # No decision after a tick: watch the socket from now on, to notice when the peer closes it.
         release(core, slot, OUT_OF_MEMORY, True)
     if c.state == STATE_OPEN and not c.flags & (BLOCKED | PING_SENT):
         ask_kernel(core, c)
@@ -248,7 +266,7 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
         if c.state == STATE_OPEN:
             due_open(core, slot)
         elif c.state == STATE_HEAD and c.flags & IN_ATTENTION:
-            # Its bytes wait for a turn: it is judged once they have been read.
+            # Its bytes wait for a turn: judge the head once they have been read.
             wheel_arm(core, slot, core.clock_ms + TICK_MS)
             return
         elif c.state == STATE_HEAD:
@@ -263,7 +281,7 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef bint deadlines_run(Core *core, int64_t until_ns) noexcept nogil:
-    """Look at the timers that came due until the time is over; True when more wait."""
+    """Process timers that have come due until a time in nanoseconds; True if more wait."""
     cdef uint32_t slot
     cdef int look = 0
     while True:
@@ -277,9 +295,10 @@ cdef bint deadlines_run(Core *core, int64_t until_ns) noexcept nogil:
 
 
 cdef void deadlines_rearm(Core *core) noexcept nogil:
-    """Look at the next slice of timers again, because a deadline may have come nearer. Call it every tick.
+    """Recompute the timers of the next REARM_SLOTS slots, because deadlines may have come nearer.
 
-    A timer is only ever armed for a nearer deadline here, so looking too often costs time and nothing else.
+    Call every tick. A timer is only ever moved to a nearer deadline here, so an unneeded call costs time and
+    nothing else.
     """
     cdef uint32_t slots = core.chunk_count << CHUNK_BITS, looks
     for looks in range(<uint32_t>REARM_SLOTS):
