@@ -1,4 +1,4 @@
-"""Debts: who has cost more of the loop than its share lately, and waits for its turn."""
+"""Declarations of the debts of connections that have lately cost more than their share of the loop."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -16,14 +16,14 @@ cdef void debts_forget_slot(Core *core, uint32_t slot) noexcept nogil
 cdef void debts_destroy(Core *core) noexcept nogil
 
 cdef inline void debts_forget(Core *core, uint32_t slot) noexcept nogil:
-    """The connection is gone; its slot owes nothing."""
+    """Clear the debt of a slot whose connection is being freed, if there is a table of debts."""
     if core.debts != NULL:
         debts_forget_slot(core, slot)
 
 cdef inline void debts_charge_turn(
     Core *core, uint32_t slot, uint64_t frames, uint32_t messages, int64_t inflate_ns
 ) noexcept nogil:
-    """Charge a turn with what it took, and with what its messages usually take the caller."""
+    """Charge a connection for one turn: its frames, its messages at their usual cost, and inflating."""
     cdef int64_t cost_ns = <int64_t>frames * FRAME_NS + <int64_t>messages * MESSAGE_NS + inflate_ns
     if cost_ns >= DEBT_LEAST_NS:
         debts_charge(core, slot, cost_ns, messages)
