@@ -1,4 +1,4 @@
-"""RFC 6455 framing: plain functions on pointer and length."""
+"""Declarations of the WebSocket frame codec (RFC 6455), plain functions on a pointer and a length."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -20,7 +20,7 @@ ctypedef struct FrameHeader:
     uint64_t length              # of the payload
     uint8_t final
     uint8_t opcode
-    uint8_t deflated             # RSV1: a compressed message begins
+    uint8_t deflated             # RSV1 is set: a compressed message begins
     uint8_t mask[4]
 
 cdef int codec_header(

@@ -1,7 +1,8 @@
-"""RFC 6455 framing: plain functions on pointer and length.
+"""The WebSocket frame codec (RFC 6455): headers, masks, UTF-8 and Close payloads.
 
-Knows no connection, no limit, no policy and no Python, so that fuzzers and sanitizers can call it
-alone. Unaligned bytes are read by memcpy only. State that outlives a call is passed in and out.
+Plain functions on a pointer and a length. They know no connection, limit or policy and no Python object, so
+that fuzzers and sanitizers can call them alone. Unaligned bytes are read only through memcpy. State that
+outlives a call is passed in and returned.
 
 Source: RFC 6455 sections 5.2, 5.3, 5.5, 7.4; RFC 7692 section 6; RFC 3629 section 4.
 """
@@ -13,13 +14,13 @@ from libc.string cimport memcpy
 cdef int codec_header(
     const uint8_t *data, uint64_t available, bint may_deflate, FrameHeader *header
 ) noexcept nogil:
-    """Read the header of a client's frame.
+    """Parse the header of a client's frame from the first bytes of `data`.
 
-    Judges every byte as soon as it is there, so a bad header is bad however it was cut. `may_deflate`:
-    permessage-deflate was agreed on.
+    Each byte is judged as soon as it is available, so that an invalid header is found however it is split.
+    `may_deflate`: permessage-deflate was agreed on.
 
     Returns:
-        Its size in bytes (6, 8 or 14); 0 when more bytes are needed; HEADER_BAD for a violation.
+        The size of the header in bytes (6, 8 or 14); 0 if more bytes are needed; HEADER_BAD if it is invalid.
     """
     cdef uint8_t first, second, size
     cdef uint64_t length = 0
@@ -45,13 +46,13 @@ cdef int codec_header(
     if not second & 0x80:                     # 5.1: a client masks every frame
         return HEADER_BAD
     size = second & 0x7F
-    if header.opcode >= 8 and size > 125:     # 5.5
+    if header.opcode >= 8 and size > 125:     # 5.5: a control frame has at most 125 bytes
         return HEADER_BAD
     extended = 0 if size < 126 else (2 if size == 126 else 8)
     if extended == 8 and available > 2 and data[2] & 0x80:   # 5.2: most significant bit must be 0
         return HEADER_BAD
     if available < <uint64_t>(2 + extended + 4):
-        # A length that is not minimal is known before the mask has come.
+        # A length that is not minimal can be found before the mask has arrived.
         if extended == 0 or available < <uint64_t>(2 + extended):
             return 0
     if extended == 0:
@@ -71,9 +72,9 @@ cdef int codec_header(
 cdef void codec_unmask(
     uint8_t *target, const uint8_t *source, uint64_t size, const uint8_t *mask, uint64_t offset
 ) noexcept nogil:
-    """XOR `source` with the mask, from `offset` bytes into the payload; target may be source.
+    """XOR bytes of a payload with its mask, beginning `offset` bytes into the payload (RFC 6455 section 5.3).
 
-    Eight bytes a step; the compiler widens it. 5.3.
+    `target` may be `source`. A step takes eight bytes, and the compiler makes vector instructions of it.
     """
     cdef uint8_t key[8]
     cdef uint64_t wide, word
@@ -93,12 +94,12 @@ cdef void codec_unmask(
 
 
 cdef inline uint32_t expect(uint32_t more, uint32_t low, uint32_t high) noexcept nogil:
-    """The state in which `more` bytes are due and the next must lie in low..high."""
+    """Return the UTF-8 state in which `more` bytes must follow and the next must lie in low..high."""
     return more | (low << 8) | (high << 16)
 
 
 cdef inline uint32_t lead(uint8_t byte) noexcept nogil:
-    """The state after a byte that starts a character of two or more. RFC 3629 section 4."""
+    """Return the UTF-8 state after the first byte of a character of two or more (RFC 3629 section 4)."""
     if byte < 0xC2 or byte > 0xF4:            # continuation, overlong C0 C1, beyond U+10FFFF
         return UTF8_BAD
     if byte < 0xE0:
@@ -117,17 +118,17 @@ cdef inline uint32_t lead(uint8_t byte) noexcept nogil:
 
 
 cdef uint32_t codec_utf8(uint32_t state, const uint8_t *data, uint64_t size) noexcept nogil:
-    """Continue to validate UTF-8.
+    """Continue to validate text as UTF-8 from a state that an earlier call returned, or 0.
 
     Returns:
-        UTF8_BAD at the first byte that cannot continue; else the state, 0 between characters.
+        UTF8_BAD at the first byte that cannot follow; otherwise the new state, 0 between characters.
     """
     cdef uint64_t index = 0, word
     cdef uint32_t more
     cdef uint8_t byte
     while index < size:
         if state == 0:
-            while index + 8 <= size:          # ASCII, eight at a time
+            while index + 8 <= size:          # skip ASCII, eight bytes at a time
                 memcpy(&word, data + index, 8)
                 if word & <uint64_t>0x8080808080808080:
                     break
@@ -150,10 +151,10 @@ cdef uint32_t codec_utf8(uint32_t state, const uint8_t *data, uint64_t size) noe
 
 
 cdef int codec_close(const uint8_t *payload, uint64_t size, uint16_t *code) noexcept nogil:
-    """Judge the payload of a Close frame.
+    """Check the payload of a received Close frame and store its code.
 
     Returns:
-        0 with `code` (1005 when there is none); 1002 or 1007 for what is wrong with it.
+        0, with `code` set (1005 if there is none); 1002 or 1007, the close code for what is wrong.
     """
     cdef uint16_t value
     if size == 0:
@@ -174,7 +175,7 @@ cdef int codec_close(const uint8_t *payload, uint64_t size, uint16_t *code) noex
 
 
 cdef uint32_t codec_encode_header(uint8_t *target, uint8_t opcode, uint64_t length) noexcept nogil:
-    """Write the header of a final server frame (2, 4 or 10 bytes); returns its size."""
+    """Write the header of an unfragmented server frame and return its size: 2, 4 or 10 bytes."""
     cdef int index
     target[0] = 0x80 | opcode
     if length < 126:
