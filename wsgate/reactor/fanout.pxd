@@ -1,4 +1,4 @@
-"""Channel fan-out: one publication into the outboxes of all its subscribers."""
+"""Declarations of the fan-out, which queues a publication for all subscribers of a channel."""
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 

@@ -1,16 +1,18 @@
-"""Channel fan-out: one publication into the outboxes of all its subscribers.
+"""The fan-out queues one publication in the outboxes of all subscribers of a channel.
 
-The frame is encoded once per variant before this; here a subscriber costs a reference and 16 bytes.
+The frame was encoded before, once for each variant. A subscriber costs a reference and an entry of 16 bytes.
 
-A large channel is walked in steps, between writes: so nobody waits while half a million outboxes are
-filled (38 ms at once), and no more of them exist than are about to be written. Rules:
-- What is published to a channel reaches each subscriber in order: while one walk is under way the next
+A large channel is walked in steps, between writes. So no other connection waits while half a million outboxes
+are filled (38 ms at once), and only as many outboxes exist as are about to be written. Rules:
+
+- Publications to one channel reach each subscriber in order: while one walk is under way, the next
   publication to that channel waits behind it. Other channels do not wait.
-- Who subscribes after a publication does not get it; who is subscribed until it comes by gets it once.
-- Publications to one channel that wait behind one another are walked together, so that they leave
-  together: each subscriber is given all of them at once.
-- At most WALKS_MAX wait; then the oldest is walked to its end at once. The caller does not let it come to
-  that (`Reactor.is_full`).
+- A connection that subscribes after a publication does not receive it. A connection that stays subscribed
+  until the walk reaches it receives it once.
+- Publications to one channel that wait behind one another are walked together, so that an outbox receives all
+  of them before it is written.
+- At most WALKS_MAX walks wait; one more has the oldest walk finished at once. The caller avoids that by
+  reading `Reactor.is_full`.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -37,10 +39,10 @@ cdef extern from *:
 cdef int64_t serve(
     Core *core, uint32_t index, Frame **frames, uint64_t exclude, uint32_t start, uint32_t end
 ) noexcept nogil:
-    """Put one reference into the outboxes of a part of the subscribers. No Python per subscriber.
+    """Queue a publication for the subscribers from `start` to `end` of a channel's array.
 
-    The connection eight places ahead is fetched while this one is served: the walk is bound by cache
-    misses, not by work.
+    Returns for how many. The connection eight places ahead is prefetched, because the loop is limited by
+    cache misses and not by computation.
     """
     cdef Channel *channel = &core.channels.channels[index]
     cdef uint32_t place, slot
@@ -63,14 +65,18 @@ cdef int64_t serve(
 
 
 cdef void serve_walk(Core *core, Walk *walk, uint32_t start) noexcept nogil:
-    """Serve one walk down to a place, from the end of its front."""
+    """Continue one walk: serve the subscribers from `start` to the end of those that it has not served."""
     cdef uint32_t end = walk.left
     walk.left = start
     serve(core, walk.channel, walk.frames, walk.exclude, start, end)
 
 
 cdef Walk *new_walk(Core *core, uint32_t index) noexcept nogil:
-    """A walk behind all others, which has nothing to serve yet but subscribers; NULL without memory."""
+    """Make a walk over all subscribers of a channel, behind all other walks; NULL without memory.
+
+    Without memory the earlier walks of this channel are finished at once, so that the caller may serve all
+    subscribers itself and keep the order.
+    """
     cdef Walk *walk
     if core.walk_count >= WALKS_MAX:
         walk_to_end(core)
@@ -93,7 +99,11 @@ cdef Walk *new_walk(Core *core, uint32_t index) noexcept nogil:
 
 
 cdef int64_t fan_out(Core *core, uint32_t index, Frame **frames, uint64_t exclude) noexcept nogil:
-    """Serve all subscribers, at once or on the way; how many were, or will be."""
+    """Queue a publication for all subscribers of a channel, now or in a walk; returns for how many.
+
+    `frames` has one frame for each variant, or NULL. `exclude` is the handle of a connection that is left
+    out, or 0.
+    """
     cdef Channel *channel = &core.channels.channels[index]
     cdef Walk *walk
     cdef int variant
@@ -111,9 +121,9 @@ cdef int64_t fan_out(Core *core, uint32_t index, Frame **frames, uint64_t exclud
 
 
 cdef void walks_step(Core *core, uint32_t most) noexcept nogil:
-    """Serve the next subscribers of the oldest walk, and of those behind it that are as far in its channel.
+    """Continue the oldest walk, together with those behind it that are as far in the same channel.
 
-    `most` bounds the entries that are queued, so that a step costs the same however many walks it serves.
+    `most` limits the entries that are queued, so that a step costs the same however many walks it serves.
     """
     cdef Walk *walk = core.walks
     cdef Walk *other = walk
@@ -132,19 +142,19 @@ cdef void walks_step(Core *core, uint32_t most) noexcept nogil:
 
 
 cdef void walk_to_end(Core *core) noexcept nogil:
-    """Serve all that is left of the oldest walk, alone."""
+    """Finish the oldest walk at once, without those behind it."""
     serve_walk(core, core.walks, 0)
     end_walk(core)
 
 
 cdef void end_walk(Core *core) noexcept nogil:
-    """Forget the oldest walk."""
+    """Remove the oldest walk and release its frames."""
     cdef Walk *walk = core.walks
     cdef int variant
     core.walks = walk.next
     core.walk_count -= 1
     core.channels.channels[walk.channel].walks -= 1
-    channel_release(core, walk.channel)       # a walk without frames may be the last that kept it
+    channel_release(core, walk.channel)       # a walk without frames may be the last that kept the channel
     for variant in range(VARIANTS_MAX):
         if walk.frames[variant] != NULL:
             frame_release(core, walk.frames[variant])
@@ -152,13 +162,16 @@ cdef void end_walk(Core *core) noexcept nogil:
 
 
 cdef void walks_drop(Core *core) noexcept nogil:
-    """End all walks, nobody served."""
+    """Remove all walks without serving the subscribers that are left."""
     while core.walks != NULL:
         end_walk(core)
 
 
 cdef Bye *bye_for(Core *core, uint16_t close_code, int reason, int rank) noexcept nogil:
-    """The bye of a code, a reason and a rank, made if there is none."""
+    """Return the bye message of a close code, reason and rank, made empty if there is none.
+
+    NULL without memory.
+    """
     cdef uint32_t index
     cdef Bye *grown
     for index in range(core.bye_count):

@@ -1,4 +1,4 @@
-"""Encoded frames, reference-counted."""
+"""Declarations of encoded frames, which outboxes share and count references to."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 
