@@ -1,4 +1,4 @@
-"""The request head: collected under a cap and an absolute deadline, handed up once, whole."""
+"""Declarations of the turn that collects the request head of a new connection."""
 
 from libc.stdint cimport uint32_t
 

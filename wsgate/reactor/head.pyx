@@ -1,8 +1,8 @@
-"""The request head: collected under a cap and an absolute deadline, handed up once, whole.
+"""Collects the request head of a new connection, up to a limit of bytes, and reports it when it is whole.
 
-Looks for the empty line and nothing else: what the head says is judged in wsgate/handshake.py. Before it,
-from a listed proxy, comes a PROXY header, under the same cap and deadline; whom it names is judged here,
-as the gate would have.
+Searches for the empty line only; the head itself is judged in wsgate/handshake.py. If the settings say so, a
+trusted proxy must send a PROXY header first, under the same deadline. The client's address in it is judged
+here, as the gate judges the address of a peer.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -17,18 +17,18 @@ from wsgate.reactor.partial cimport partial_close, partial_open, partial_stash
 from wsgate.reactor.proxy cimport proxy_header
 from wsgate.reactor.socket_io cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive
 from wsgate.reactor.structs cimport (
-    AWAITS_PROXY, BAD_PROXY_HEADER, Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED, OPENS, OUT_OF_MEMORY,
-    PARTIAL_BYTES, PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING, TICK_MS,
+    AWAITS_PROXY, BAD_PROXY_HEADER, Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED,
+    OPENS, OUT_OF_MEMORY, PARTIAL_BYTES, PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING, TICK_MS,
 )
 from wsgate.reactor.table cimport at, enter, handle_of, heads_push, heads_remove
 from wsgate.reactor.wheel cimport wheel_arm
 
 
 cdef int64_t head_end(const uint8_t *data, uint64_t size, uint64_t start) noexcept nogil:
-    """Size of the head, with its empty line; 0 when it is not whole.
+    """Return the size of a request head with its empty line, searching from `start`; 0 if it is not whole.
 
-    A line feed without its carriage return ends it too: such a head is bad however it goes on
-    (RFC 9112 section 2.2), and the handshake says so at once instead of at the deadline.
+    A line feed without a carriage return also ends the search: such a head is invalid whatever follows (RFC
+    9112 section 2.2), and the handshake rejects it at once instead of at the deadline.
     """
     cdef uint64_t index
     for index in range(start, size):
@@ -41,13 +41,17 @@ cdef int64_t head_end(const uint8_t *data, uint64_t size, uint64_t start) noexce
 
 
 cdef void await_more(Core *core, uint32_t slot) noexcept nogil:
-    """The head is not whole: epoll says when there is more."""
+    """Wait for more input of an incomplete head: add the socket to the epoll set."""
     if seam_interest(core, slot, True, False) < 0:
         release(core, slot, OUT_OF_MEMORY, True)
 
 
 cdef int64_t take_proxy_header(Core *core, uint32_t slot, uint8_t *data, uint64_t length) noexcept nogil:
-    """Bytes of the PROXY header; 0: not whole yet, -1: the connection was ended for it."""
+    """Parse the PROXY header before a head and count the connection for the client's address in it.
+
+    Returns:
+        The bytes of the PROXY header; 0 if it is not whole; -1 if the connection was ended because of it.
+    """
     cdef Connection *c = at(core, slot)
     cdef uint8_t address[16]
     cdef bint is_named = False
@@ -68,14 +72,18 @@ cdef int64_t take_proxy_header(Core *core, uint32_t slot, uint8_t *data, uint64_
         end_with(core, slot, answer, reason)
         return -1
     if is_named:
-        # Without this all clients of a proxy would be one address, and give way to each other only.
+        # Move the connection to the group of the client's address. Otherwise all clients of one proxy would
+        # be in one group, and only they would displace each other's heads.
         heads_remove(core, slot)
         heads_push(core, slot, address_group(core, address))
     return size
 
 
 cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1:
-    """A request head: collected under a cap, handed up once, whole."""
+    """Receive once, and append the OPEN event if the request head is whole.
+
+    Ends the connection if the head exceeds its limit, or if its bytes exceed the limit of unfinished input.
+    """
     cdef Connection *c = at(core, slot)
     cdef uint8_t *data = core.receive_buffer
     cdef uint64_t length, start = 0
@@ -128,7 +136,7 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
         c.input.scanned = <uint32_t>length if skip else 0
         await_more(core, slot)
         return 0
-    # What follows the head are frames, read after 101 and never as HTTP.
+    # Bytes behind the head are frames. They wait until after the 101 and are never read as HTTP.
     events.append((EVENT_OPEN, handle_of(c, slot), PyBytes_FromStringAndSize(<char *>data, end)))
     used.opens += 1
     core.counters[<int>OPENS] += 1
@@ -136,7 +144,8 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
     heads_remove(core, slot)
     enter(core, c, STATE_DECIDING)
     c.deadline_ms = core.clock_ms + core.limits.upgrade_timeout_ms
-    wheel_arm(core, slot, min(c.deadline_ms, core.clock_ms + TICK_MS))    # see `due` in deadlines.pyx
+    # `due` in deadlines.pyx then watches the socket
+    wheel_arm(core, slot, min(c.deadline_ms, core.clock_ms + TICK_MS))
     if partial_stash(core, c, data + end, <uint32_t>(length - end)) < 0:
         release(core, slot, PARTIAL_BYTES, False)
         return 0

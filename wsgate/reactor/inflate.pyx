@@ -1,11 +1,11 @@
-"""A compressed message made whole: RFC 7692 without context takeover.
+"""Inflates compressed messages: permessage-deflate (RFC 7692) without context takeover.
 
-Knows no connection. Every message is a stream of its own, inflated in one go when it is complete: an
-inflater is made for it and gone before the next, so no window outlives a message. What it yields is
-bounded while it happens: nothing beyond the limit is ever made, however small the message was.
+Knows no connection. Every message is a stream of its own and is inflated at once when it is complete. An
+inflater is made for it and freed before the next message, so that no window outlives a message. Output is
+limited while it is made: nothing beyond the limit is produced, however small the message was.
 
-The standard library's zlib does the work. Peak memory is the limit and under 64 KiB: an inflater of
-40 KiB, one step of output, one slice of input.
+The zlib module of the standard library does the work. Peak memory is the limit and less than 64 KiB: an
+inflater of 40 KiB, one step of output, one slice of input.
 
 Source: RFC 7692 section 7.2.2.
 """
@@ -27,11 +27,11 @@ cdef extern from "Python.h":
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
 
 cdef enum:
-    STEP_BYTES = 8192            # of output at once
-    SLICE_BYTES = 4096           # of input at once: what zlib leaves over of it is copied
+    STEP_BYTES = 8192            # of output in one call
+    SLICE_BYTES = 4096           # of input in one call; zlib copies the part of it that is left over
 
-# What section 7.2.1 removed, and an empty block marked as the last: zlib reads it as one only behind a
-# whole block, so a message that ends inside a block is found out.
+# The four bytes that RFC 7692 section 7.2.1 removes, and an empty block marked as the last. zlib reads the
+# empty block as such only behind a complete block, so that a message which ends inside a block is found.
 cdef bytes TAIL = b"\x00\x00\xff\xff\x03\x00"
 
 cdef object Error = zlib.error
@@ -39,10 +39,10 @@ cdef object new_inflater = zlib.decompressobj
 
 
 cdef class Content:
-    """What was made so far: one piece as zlib gave it, several in one growing `bytes`."""
+    """Collects inflated output: one piece is kept as zlib made it, several are copied into one `bytes`."""
 
     cdef bytes first
-    cdef PyObject *grown         # owned
+    cdef PyObject *grown         # an owned reference
     cdef uint64_t length
     cdef uint64_t capacity       # of `grown`
 
@@ -53,7 +53,7 @@ cdef class Content:
         Py_XDECREF(self.grown)
 
     cdef int add(self, bytes piece, uint64_t limit) except -1:
-        """Append; room grows by half, and never beyond the limit."""
+        """Append a piece of output; the room grows by half, and never beyond the limit."""
         cdef uint64_t size = <uint64_t>PyBytes_GET_SIZE(piece), total = self.length + size
         if self.length == 0:
             self.first = piece
@@ -71,7 +71,7 @@ cdef class Content:
         return 0
 
     cdef bytes take(self):
-        """All of it; the content is empty afterwards."""
+        """Return the whole content as `bytes`; call it once, at the end."""
         cdef bytes whole
         if self.grown == NULL:
             return self.first
@@ -83,15 +83,16 @@ cdef class Content:
 
 
 cdef uint64_t wire_limit(uint64_t limit) noexcept nogil:
-    """How long a compressed message may be whose content is at most `limit` bytes.
+    """Return how long a compressed message may be if its content may have `limit` bytes.
 
-    What cannot be compressed grows by five bytes a block, and who flushes often makes more blocks.
+    Data that cannot be compressed grows by five bytes a block, and a sender that flushes often makes more
+    blocks.
     """
     return limit + (limit >> 8) + 64
 
 
 cdef bint feed(object inflater, object part, Content content, uint64_t limit) except -1:
-    """Inflate some input; False when the content would be larger than the limit."""
+    """Inflate some input into `content`; False if the content would exceed the limit."""
     cdef bytes made
     cdef uint64_t step
     while True:
@@ -106,12 +107,15 @@ cdef bint feed(object inflater, object part, Content content, uint64_t limit) ex
 
 
 cdef object inflate(const uint8_t *data, uint64_t size, uint64_t limit):
-    """The content as `bytes`; or why there is none, as MESSAGE_TOO_BIG or INVALID_DEFLATE.
+    """Inflate a whole compressed message; returns its content, or the reason for which there is none.
 
     Args:
-        data: The whole message as it came, unmasked.
+        data: The message as it was received, unmasked.
         size: Its bytes.
-        limit: Most bytes of content.
+        limit: The most bytes of content.
+
+    Returns:
+        `bytes`; or MESSAGE_TOO_BIG or INVALID_DEFLATE as an `int`.
     """
     cdef Content content = Content.__new__(Content)
     cdef object inflater = new_inflater(-15)
@@ -129,7 +133,7 @@ cdef object inflate(const uint8_t *data, uint64_t size, uint64_t limit):
             if not inflater.eof or inflater.unused_data:
                 return <int>INVALID_DEFLATE
         elif place < size or inflater.unused_data not in (b"", b"\x00"):
-            return <int>INVALID_DEFLATE       # behind a block that was the last; 7.2.3.5 allows its padding
+            return <int>INVALID_DEFLATE       # bytes behind the last block; 7.2.3.5 allows one padding byte
     except Error:
         return <int>INVALID_DEFLATE
     return content.take()
