@@ -1,12 +1,12 @@
-"""Recomputes every account of a reactor from its structures, for tests.
+"""Checks the accounts of a reactor by recomputing them from its structures, for tests.
 
-The data plane keeps sums as it goes: bytes by kind, connections by state, reference counts, list lengths.
-A sum that drifts is a defect long before it crashes, so the tests compare all of them with what the
-structures really hold, after every turn. This file calls none of the functions that keep the sums, and
-rounds block sizes by itself: a fault in those functions must not hide itself here.
+The reactor keeps sums while it works: bytes by kind, connections by state, reference counts, lengths of
+lists. A wrong sum is a defect long before the process crashes, so tests compare all sums with the structures
+after every step. This file calls none of the functions that keep the sums, and rounds block sizes with its
+own code, so that a fault in those functions cannot hide itself here.
 
-Every check adds a line of text to the list of faults, with the account, what it says and what was found.
-Cost: O(slots + channels + queued entries). The gateway never imports this.
+Every check that fails adds a line of text to the list of faults: the account, its value, and the value that
+was found. Cost: O(slots + channels + queued entries). The gateway never imports this module.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -14,13 +14,13 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.loop cimport Reactor
 from wsgate.reactor.structs cimport (
-    BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core,
-    DEBT_OF_USER, DEBT_ROWS, DRAINS_MAX, Debt, Entry, Frame, Gap, HEAD_GROUPS, HeadGroup, IN_ATTENTION, IN_BULK, IN_FAILED,
-    IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE,
-    KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION, KIND_TABLE, KIND_USER, KINDS, List, NONE,
-    ORPHAN_TICKS, Outbox, PACES, PACE_BEHIND, PACE_MOVING, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES,
-    STATE_CLOSING, STATE_DECIDING, STATE_FREE, STATE_GONE, STATE_HEAD,
-    STATE_LINGERING, STATE_OPEN, Subscription, TICK_MS, UserLink, VARIANTS_MAX, WATCHED, WHEEL_SLOTS, Walk,
+    BLOCKED, CHUNK_SLOTS, CLASS_GAP, CLASS_PUBLICATION, Channel, Connection, ControlSlot, Core, DEBT_OF_USER,
+    DEBT_ROWS, DRAINS_MAX, Debt, Entry, Frame, Gap, HEAD_GROUPS, HeadGroup, IN_ATTENTION, IN_BULK, IN_FAILED,
+    IN_URGENT, Input, KIND_CHANNEL, KIND_DEFLATE, KIND_FRAME, KIND_OUTBOX, KIND_PARTIAL, KIND_SUBSCRIPTION,
+    KIND_TABLE, KIND_USER, KINDS, List, NONE, ORPHAN_TICKS, Outbox, PACES, PACE_BEHIND, PACE_MOVING,
+    PACE_NONE, PACE_READER, PAUSED_OUTBOX, POOL_CLASSES, STATES, STATE_CLOSING, STATE_DECIDING, STATE_FREE,
+    STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN, Subscription, TICK_MS, UserLink, VARIANTS_MAX,
+    WATCHED, WHEEL_SLOTS, Walk,
 )
 
 from wsgate.reactor.metric_names import KIND_NAMES, STATE_NAMES
@@ -28,26 +28,29 @@ from wsgate.reactor.metric_names import KIND_NAMES, STATE_NAMES
 __all__ = ["audit", "tamper"]
 
 cdef enum:
-    NAME_HERE = 24               # as in channels.pyx; a name beyond it has a block
-    FEW = 2                      # as in channels.pyx; subscribers beyond it have a block
+    NAME_HERE = 24               # as in channels.pyx; a longer name has a block of its own
+    FEW = 2                      # as in channels.pyx; more subscribers have a block of their own
 
 
 def audit(Reactor reactor not None):
-    """Every account that differs from what the structures hold, a line each; empty: all are right."""
+    """Recompute all accounts of a reactor and return the faults as lines of text; see audit.pyi."""
     if reactor.core.epoll < 0:
         return []
     return _Audit(reactor).run()
 
 
 cdef uint64_t rounded(uint64_t size):
-    """What a block of this size is counted as: a power of two from 32 bytes to 64 KiB, else whole pages."""
+    """Return the bytes that a block of this size is charged as.
+
+    A power of two from 32 bytes to 64 KiB, above that whole pages.
+    """
     if size > 65536:
         return (size + 4095) // 4096 * 4096
     return max(32, 1 << (<object>size - 1).bit_length()) if size > 1 else 32
 
 
 cdef class _Audit:
-    """One run: what was found so far, and the faults."""
+    """One run of the audit: the sums found so far, and the faults."""
 
     cdef Core *core
     cdef Reactor reactor
@@ -70,16 +73,18 @@ cdef class _Audit:
         self.members = [0] * self.core.channels.made
         for kind in range(<int>KINDS):
             self.held[kind] = 0
-        # What lies behind is blank; leaving it out makes an audit after every step of a fuzzer affordable.
+        # Slots behind the last used one are blank. Without them an audit after every step of a fuzzer is
+        # affordable.
         self.used = self.slots()
         while self.used and self.is_blank(self.at(self.used - 1)):
             self.used -= 1
 
     cdef bint is_blank(self, Connection *c):
-        """Whether a slot was never used."""
+        """Whether a slot was never used by a connection."""
         return c.state == STATE_FREE and c.generation == 1 and c.flags == 0 and c.outbox == NULL and c.fd < 0
 
     cdef run(self):
+        """Run all checks in order and return the list of faults."""
         self.look_at_connections()
         self.look_at_walks_and_byes()
         self.look_at_frames()
@@ -93,21 +98,26 @@ cdef class _Audit:
         return self.faults
 
     cdef expect(self, str account, object says, object found):
+        """Add a fault if an account differs from the value that was found."""
         if says != found:
             self.faults.append(f"{account}: the account says {says}, {found} found")
 
     cdef Connection *at(self, uint32_t slot):
+        """Return the connection in a slot without the functions of table.pxd."""
         return self.core.chunks[slot // CHUNK_SLOTS] + slot % CHUNK_SLOTS
 
     cdef UserLink *link(self, uint32_t slot):
+        """Return the link of a slot in the index by user, which stands behind the connections of a slab."""
         return <UserLink *>(self.core.chunks[slot // CHUNK_SLOTS] + CHUNK_SLOTS) + slot % CHUNK_SLOTS
 
     cdef uint32_t slots(self):
+        """Return the number of slots in all slabs."""
         return self.core.chunk_count * CHUNK_SLOTS
 
     # --- connections and what they own -------------------------------------------------------------------
 
     cdef look_at_connections(self):
+        """Check the counts of connections, states and kernel memory, and what each connection owns."""
         cdef uint32_t slot, used = 0, blocked = 0
         cdef list paced = [0] * PACES
         cdef uint32_t behind = 0
@@ -150,20 +160,20 @@ cdef class _Audit:
             self.held[<int>KIND_TABLE] += DEBT_ROWS * sizeof(Debt)
 
     cdef int pace_of(self, Connection *c):
-        """As what a connection should be counted among those for which publications wait."""
+        """Return the pace under which a connection should be counted, as outbox.pyx defines it."""
         if c.outbox == NULL or c.state != STATE_OPEN or not c.flags & PAUSED_OUTBOX:
             return PACE_NONE
         if c.outbox.owed == 0:
             return PACE_READER
         if not c.outbox.grace_ms:
             return PACE_NONE
-        # Whoever stops to move is counted so until its timer comes due.
+        # A connection that no longer takes bytes is counted as moving until its timer comes due.
         if c.outbox.pace == PACE_MOVING and self.core.limits.blocked_moving_ms:
             return PACE_MOVING
         return PACE_MOVING if self.core.clock_ms < c.outbox.blocked_ms + self.core.limits.blocked_moving_ms else PACE_BEHIND
 
     cdef look_at_nothing(self, uint32_t slot, Connection *c, str what):
-        """A slot that must own nothing."""
+        """Check that a free slot or a closed connection owns nothing; `what` names it in the fault."""
         if c.outbox != NULL or c.input != NULL or c.subscriptions != NULL or c.subscription_count:
             self.faults.append(f"slot {slot}: {what} owns memory")
         if c.wheel_tick != NONE and c.state == STATE_GONE:
@@ -174,6 +184,7 @@ cdef class _Audit:
             self.faults.append(f"slot {slot}: {what} is in the index by user")
 
     cdef look_at_outbox(self, uint32_t slot, Connection *c):
+        """Check the entries, bytes and pace of one connection's outbox, and collect its frames and gaps."""
         cdef Outbox *outbox = c.outbox
         cdef Entry *entry
         cdef uint32_t index
@@ -217,6 +228,7 @@ cdef class _Audit:
         self.look_at_control_slot(slot, outbox.control)
 
     cdef look_at_control_slot(self, uint32_t slot, ControlSlot *control):
+        """Check the bytes of the pongs that wait in an outbox, and how many of the first are written."""
         cdef uint32_t pong, used = 0
         if control == NULL:
             return
@@ -228,6 +240,7 @@ cdef class _Audit:
             self.faults.append(f"slot {slot}: {control.count} pongs, {control.written} bytes of the first written")
 
     cdef look_at_input(self, uint32_t slot, Connection *c):
+        """Check that a connection's unfinished input stays within its buffers, and add up their bytes."""
         cdef Input *input = c.input
         if input == NULL:
             return
@@ -242,6 +255,7 @@ cdef class _Audit:
             self.faults.append(f"slot {slot}: more taken from the backlog than it holds")
 
     cdef look_at_subscriptions(self, uint32_t slot, Connection *c):
+        """Check that each subscription of a connection points to its place in the channel's array."""
         cdef uint32_t cell, found = 0
         cdef Subscription *subscription
         cdef Channel *channel
@@ -273,13 +287,16 @@ cdef class _Audit:
     # --- frames -------------------------------------------------------------------------------------------
 
     cdef refer(self, Frame *frame):
+        """Count one reference to a frame that was found."""
         if frame != NULL:
             self.frames[<size_t>frame] = self.frames.get(<size_t>frame, 0) + 1
 
     cdef keep_channel(self, uint32_t channel):
+        """Count one queued frame or gap that keeps a channel."""
         self.channel_frames[channel] = self.channel_frames.get(channel, 0) + 1
 
     cdef look_at_walks_and_byes(self):
+        """Check the list of walks, and count the frames of walks, byes and the shared responses."""
         cdef Walk *walk = self.core.walks
         cdef uint32_t count = 0, index
         cdef int variant
@@ -305,6 +322,7 @@ cdef class _Audit:
         self.refer(self.core.upgrade_timeout)
 
     cdef look_at_frames(self):
+        """Compare the reference count of each frame that was found with the references that were found."""
         cdef Frame *frame
         cdef size_t address
         for address, found in self.frames.items():
@@ -320,6 +338,7 @@ cdef class _Audit:
     # --- channels -----------------------------------------------------------------------------------------
 
     cdef look_at_channels(self):
+        """Check the counts and bytes of all channels, and the lists of free and vacated ones."""
         cdef uint32_t index, used = 0, in_cells = 0, vacated = 0, free_places = 0
         cdef uint64_t name_bytes = 0
         cdef Channel *channel
@@ -373,7 +392,7 @@ cdef class _Audit:
         self.expect("vacated channels off their list", vacated, 0)
 
     cdef bint is_reachable(self, uint32_t index, uint32_t hash):
-        """Whether probing from a channel's home cell finds it before a free cell."""
+        """Whether probing from a channel's home cell finds the channel before a free cell."""
         cdef uint32_t place = hash & self.core.channels.cells_mask, looks
         for looks in range(self.core.channels.cells_mask + 1):
             if self.core.channels.cells[place] == index:
@@ -386,6 +405,10 @@ cdef class _Audit:
     # --- lists --------------------------------------------------------------------------------------------
 
     cdef look_at_list(self, str name, List *queue, int flag, bint is_double, List *other=NULL):
+        """Check that a list of connections and the marks of its members agree.
+
+        `other` is a second list whose members have the same mark.
+        """
         cdef uint32_t slot = queue.head, previous = NONE, count = 0, marked = 0
         cdef Connection *c
         while slot != NONE and count <= self.slots():
@@ -407,11 +430,11 @@ cdef class _Audit:
             if c.state == STATE_FREE and c.flags & flag:
                 self.faults.append(f"slot {slot}: free, and marked for the list {name}")
         self.expect(f"list {name}", queue.count, count)
-        # Two lists share a mark where a connection is on one of them only.
+        # Two lists may share a mark, because a connection is on only one of them.
         self.expect(f"marks of the list {name}", marked, count if other == NULL else count + other.count)
 
     cdef look_at_heads(self):
-        """Walk the groups of half-sent heads; each connection in HEAD is in the one that it names."""
+        """Check that each connection in HEAD is in the group of incomplete heads that it names."""
         cdef uint32_t number, slot, previous, count, sum = 0
         cdef HeadGroup *group
         cdef Connection *c
@@ -434,6 +457,7 @@ cdef class _Audit:
         self.expect("connections in the groups of heads", sum, self.core.states[<int>STATE_HEAD])
 
     cdef look_at_lists(self):
+        """Check the attention queue, the dirty lists, the other lists of connections, and the free slots."""
         cdef uint32_t slot = self.core.free_slot, count = 0
         self.look_at_list("attention", &self.core.attention, IN_ATTENTION, False, &self.core.indebted)
         self.look_at_list("indebted", &self.core.indebted, IN_ATTENTION, False, &self.core.attention)
@@ -450,7 +474,7 @@ cdef class _Audit:
         self.expect("free slots", self.slots() - self.core.connections, count)
 
     cdef look_at_newcomers(self):
-        """They stand at the head of the attention queue, and the last of them is known."""
+        """Check that new connections are first on the attention queue, and that the last is known."""
         cdef uint32_t slot = self.core.attention.head, last = NONE, count = 0
         while count < self.core.newcomers and slot != NONE:
             last, slot = slot, self.at(slot).attention_next
@@ -460,6 +484,7 @@ cdef class _Audit:
             self.faults.append("the last newcomer of the attention queue is another one")
 
     cdef look_at_wheel(self):
+        """Check the links of the timer wheel, and that each state which needs a timer has one in time."""
         cdef uint32_t place, slot, previous, linked = 0, armed = 0
         cdef Connection *c
         for place in range(<uint32_t>WHEEL_SLOTS):
@@ -486,12 +511,13 @@ cdef class _Audit:
                 self.faults.append(f"slot {slot}: no timer in state {STATE_NAMES[c.state]}")
             if c.wheel_tick != NONE and c.state in (STATE_HEAD, STATE_DECIDING, STATE_CLOSING, STATE_LINGERING):
                 due = max((c.deadline_ms - self.core.wheel.base_ms + TICK_MS - 1) // TICK_MS, self.core.wheel.tick + 1)
-                # The wheel promises to come no later than one step after the deadline.
+                # The wheel promises that a timer comes due at most one step after its deadline.
                 if c.wheel_tick > min(due, self.core.wheel.tick + WHEEL_SLOTS) + 1:
                     self.faults.append(f"slot {slot}: its timer is due at step {c.wheel_tick}, its deadline at {due}")
         self.expect("timers", armed, linked)
 
     cdef look_at_users(self):
+        """Check the table and the lists of the index by user."""
         cdef uint32_t place, cell, slot, previous, lists = 0, linked = 0, marked = 0
         cdef UserLink *link
         cdef set hashes = set()
@@ -521,9 +547,10 @@ cdef class _Audit:
         self.expect("users", self.core.users.count, lists)
         self.expect("users with one list", lists, len(hashes))
 
-    # --- the rest -----------------------------------------------------------------------------------------
+    # --- memory pool, kernel memory, debts and sums -------------------------------------------------------
 
     cdef look_at_pool(self):
+        """Check the idle bytes of the memory pool against its lists of free blocks."""
         cdef int index
         cdef uint64_t idle = 0
         cdef void *block
@@ -535,6 +562,7 @@ cdef class _Audit:
         self.expect("idle bytes of the pool", self.core.pool.idle_bytes, idle)
 
     cdef look_at_the_rest(self):
+        """Check orphaned sockets, drains and debts, and add up the memory for compression."""
         cdef uint32_t index, drains = 0
         cdef uint64_t orphans = 0
         for index in range(<uint32_t>ORPHAN_TICKS):
@@ -555,13 +583,14 @@ cdef class _Audit:
                 self.held[<int>KIND_DEFLATE] = self.core.limits.max_message_bytes + ZLIB_BYTES
 
     cdef compare_held(self):
+        """Compare the bytes charged to each kind with the sums of this run."""
         cdef int kind
         for kind in range(<int>KINDS):
             self.expect("bytes of kind " + KIND_NAMES[kind], self.core.held[kind], self.held[kind])
 
 
 def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
-    """Change one account and nothing that it counts; see audit.pyi."""
+    """Change one account of a reactor, and nothing that it counts; see audit.pyi."""
     cdef Core *core = reactor.core
     cdef uint32_t slot = <uint32_t>conn
     cdef Connection *c = NULL
@@ -630,7 +659,7 @@ def tamper(Reactor reactor not None, str account, int64_t by, uint64_t conn=0):
 
 
 cdef uint32_t first_cell(Connection *c):
-    """The first used cell of a connection's subscriptions."""
+    """Return the first used cell in a connection's table of subscriptions."""
     cdef uint32_t cell = 0
     while c.subscriptions[cell].channel == NONE:
         cell += 1

@@ -129,7 +129,8 @@ cdef int64_t debts_of(Core *core, uint32_t slot) noexcept nogil:
 cdef bint debts_is_costly(Core *core, const Debt *row) noexcept nogil:
     """Whether a connection with this row must wait for the turns of all that are not costly."""
     return row != NULL and (
-        row.due_ns - core.level_ns > QUANTUM_NS or (row.message_ns >= COSTLY_NS and row.message_ns & SEEN_AGAIN)
+        row.due_ns - core.level_ns > QUANTUM_NS
+        or (row.message_ns >= COSTLY_NS and row.message_ns & SEEN_AGAIN)
     )
 
 
