@@ -327,10 +327,10 @@ cdef class SharedAddresses:
     def __init__(self, uint32_t shards, uint32_t connections, *, bytes key=None):
         cdef uint64_t rows = 64, journals
         if self.memory is not None:
-            raise InternalError("shared addresses are initialised once")
+            raise InternalError("SharedAddresses.__init__ was called a second time")
         key = os.urandom(16) if key is None else key
         if not 0 < shards <= 4096 or not 0 < connections <= 1 << 24:
-            raise SettingsError("there are 1 to 4096 shards of 1 to 16777216 connections")
+            raise SettingsError("shards must be 1 to 4096, and connections 1 to 16777216")
         if len(key) != 16:
             raise SettingsError("key must be 16 bytes")
         # Make twice as many cells as there can be connections, except for the largest nodes.
@@ -355,9 +355,9 @@ cdef class SharedAddresses:
         """Return the tables with the journal of one shard."""
         cdef AddressTable table = self.table
         if self.memory is None:
-            raise InternalError("shared addresses were not initialised")
+            raise InternalError("SharedAddresses.__init__ was not called")
         if shard >= self.shards:
-            raise SettingsError(f"there is no shard {shard}")
+            raise SettingsError(f"shard must be 0 to {self.shards - 1}, not {shard}")
         table.journal = self.journal_of(shard)
         return table
 

@@ -100,7 +100,7 @@ cdef class _Audit:
     cdef expect(self, str account, object says, object found):
         """Add a fault if an account differs from the value that was found."""
         if says != found:
-            self.faults.append(f"{account}: the account says {says}, {found} found")
+            self.faults.append(f"{account}: the account is {says}, but {found} was found")
 
     cdef Connection *at(self, uint32_t slot):
         """Return the connection in a slot without the functions of table.pxd."""
@@ -147,13 +147,24 @@ cdef class _Audit:
             self.look_at_subscriptions(slot, c)
         self.expect("connections", self.core.connections, used)
         self.expect("blocked", self.core.blocked, blocked)
-        self.expect("readers over half", self.core.paced[<int>PACE_READER], paced[<int>PACE_READER])
-        self.expect("connections behind over half", self.core.paced[<int>PACE_BEHIND], paced[<int>PACE_BEHIND])
+        self.expect(
+            "connections over half their limits that are not behind",
+            self.core.paced[<int>PACE_READER], paced[<int>PACE_READER]
+        )
+        self.expect(
+            "connections over half their limits that are behind",
+            self.core.paced[<int>PACE_BEHIND], paced[<int>PACE_BEHIND]
+        )
         self.expect("connections behind", self.core.behind, behind)
-        self.expect("of them moving", self.core.paced[<int>PACE_MOVING], paced[<int>PACE_MOVING])
+        self.expect(
+            "connections over half their limits that are behind and moving",
+            self.core.paced[<int>PACE_MOVING], paced[<int>PACE_MOVING]
+        )
         for state in range(1, <int>STATES):
             self.expect("connections in state " + STATE_NAMES[state], self.core.states[state], states[state])
-            self.expect("kernel bytes in state " + STATE_NAMES[state], self.core.queued_in[state], queued[state])
+            self.expect(
+                "kernel bytes in state " + STATE_NAMES[state], self.core.queued_in[state], queued[state]
+            )
         self.expect("kernel bytes", self.core.queued_bytes, sum(queued))
         self.held[<int>KIND_TABLE] = <uint64_t>self.slots() * (sizeof(Connection) + sizeof(UserLink))
         if self.core.debts != NULL:
@@ -199,7 +210,9 @@ cdef class _Audit:
         if outbox.count == 0 and outbox.control == NULL:
             self.faults.append(f"slot {slot}: an outbox in which nothing waits")
         if outbox.head + outbox.count > outbox.capacity:
-            self.faults.append(f"slot {slot}: {outbox.count} entries from {outbox.head} on in {outbox.capacity} places")
+            self.faults.append(
+                f"slot {slot}: {outbox.count} entries from {outbox.head} on in {outbox.capacity} places"
+            )
             return
         for index in range(outbox.count):
             entry = outbox.entries + outbox.head + index
@@ -211,20 +224,22 @@ cdef class _Audit:
                 size += (<Frame *>entry.item).length
                 self.refer(<Frame *>entry.item)
                 if entry.klass == CLASS_PUBLICATION and (<Frame *>entry.item).channel != entry.channel:
-                    self.faults.append(f"slot {slot}: entry {index} names another channel than its frame")
+                    self.faults.append(f"slot {slot}: entry {index} and its frame name different channels")
         if outbox.count and outbox.head_written:
             entry = outbox.entries + outbox.head
             if entry.klass == CLASS_GAP or outbox.head_written >= (<Frame *>entry.item).length:
-                self.faults.append(f"slot {slot}: {outbox.head_written} bytes of the first entry are written")
+                self.faults.append(
+                    f"slot {slot}: {outbox.head_written} bytes of the first entry are counted as written"
+                )
             size -= outbox.head_written
         elif outbox.head_written:
-            self.faults.append(f"slot {slot}: an entry that is not there is half written")
+            self.faults.append(f"slot {slot}: bytes are counted as written, but there is no entry")
         self.expect(f"slot {slot}: outbox bytes", outbox.bytes, size)
         self.expect(f"slot {slot}: its pace", outbox.pace, self.pace_of(c))
         if c.flags & BLOCKED and c.state == STATE_OPEN and outbox.owed == 0:
-            self.faults.append(f"slot {slot}: its socket is full, and it owes nothing")
+            self.faults.append(f"slot {slot}: its socket is full, but it is not behind")
         if outbox.grace_ms and outbox.owed == 0:
-            self.faults.append(f"slot {slot}: a grace, and it owes nothing")
+            self.faults.append(f"slot {slot}: it has a grace, but it is not behind")
         self.look_at_control_slot(slot, outbox.control)
 
     cdef look_at_control_slot(self, uint32_t slot, ControlSlot *control):
@@ -237,7 +252,9 @@ cdef class _Audit:
             used += control.lengths[pong]
         self.expect(f"slot {slot}: bytes of pongs", control.used, used)
         if control.count == 0 or control.written >= control.lengths[0]:
-            self.faults.append(f"slot {slot}: {control.count} pongs, {control.written} bytes of the first written")
+            self.faults.append(
+                f"slot {slot}: {control.count} pongs, {control.written} bytes of the first written"
+            )
 
     cdef look_at_input(self, uint32_t slot, Connection *c):
         """Check that a connection's unfinished input stays within its buffers, and add up their bytes."""
@@ -250,9 +267,9 @@ cdef class _Audit:
         if input.backlog.data != NULL:
             self.held[<int>KIND_PARTIAL] += rounded(input.backlog.capacity)
         if input.message.length > input.message.capacity or input.backlog.length > input.backlog.capacity:
-            self.faults.append(f"slot {slot}: unfinished input beyond its buffer")
+            self.faults.append(f"slot {slot}: its unfinished input is longer than the buffer")
         if input.backlog_taken > input.backlog.length:
-            self.faults.append(f"slot {slot}: more taken from the backlog than it holds")
+            self.faults.append(f"slot {slot}: more was taken from its backlog than the backlog holds")
 
     cdef look_at_subscriptions(self, uint32_t slot, Connection *c):
         """Check that each subscription of a connection points to its place in the channel's array."""
@@ -270,7 +287,9 @@ cdef class _Audit:
                 continue
             found += 1
             if subscription.channel >= self.core.channels.made:
-                self.faults.append(f"slot {slot}: subscribed to channel {subscription.channel}, which is none")
+                self.faults.append(
+                    f"slot {slot}: subscribed to channel {subscription.channel}, which was never made"
+                )
                 continue
             channel = &self.core.channels.channels[subscription.channel]
             self.members[subscription.channel] += 1
@@ -279,9 +298,13 @@ cdef class _Audit:
                 not channel.is_used or subscription.position >= channel.count
                 or slots[subscription.position] != slot
             ):
-                self.faults.append(f"slot {slot}: not at its place in channel {subscription.channel}")
+                self.faults.append(
+                    f"slot {slot}: channel {subscription.channel} does not have it at the place that it names"
+                )
             if not channel.variants & (1 << c.variant):
-                self.faults.append(f"slot {slot}: channel {subscription.channel} does not know its variant")
+                self.faults.append(
+                    f"slot {slot}: channel {subscription.channel} lacks the bit of its variant"
+                )
         self.expect(f"slot {slot}: subscriptions", c.subscription_count, found)
 
     # --- frames -------------------------------------------------------------------------------------------
@@ -307,9 +330,11 @@ cdef class _Audit:
             for variant in range(VARIANTS_MAX):
                 self.refer(walk.frames[variant])
             if walk.left > self.core.channels.channels[walk.channel].count:
-                self.faults.append(f"walk in channel {walk.channel}: more to serve than subscribers")
+                self.faults.append(
+                    f"walk in channel {walk.channel}: it has more to serve than the channel has subscribers"
+                )
             if walk.next == NULL and walk != self.core.last_walk:
-                self.faults.append("walks: the last one is another than the account says")
+                self.faults.append("walks: last_walk is not the last one")
             walk = walk.next
         self.expect("walks", self.core.walk_count, count)
         for index in range(self.core.bye_count):
@@ -329,7 +354,9 @@ cdef class _Audit:
             frame = <Frame *>address
             self.held[<int>KIND_FRAME] += rounded(frame.size)
             if frame.references != found:
-                self.faults.append(f"a frame of {frame.length} bytes: {frame.references} references, {found} found")
+                self.faults.append(
+                    f"a frame of {frame.length} bytes: {frame.references} references, {found} found"
+                )
             if <uint64_t>frame.length + 24 > frame.size:
                 self.faults.append(f"a frame of {frame.length} bytes in a block of {frame.size}")
             if frame.channel != NONE:
@@ -352,7 +379,7 @@ cdef class _Audit:
             channel = &core.channels.channels[index]
             if not channel.is_used:
                 if self.members[index]:
-                    self.faults.append(f"channel {index}: subscribers, and it is not in use")
+                    self.faults.append(f"channel {index}: it has subscribers, but it is not in use")
                 continue
             used += 1
             name_bytes += channel.name_length
@@ -362,16 +389,18 @@ cdef class _Audit:
             if channel.capacity:
                 self.held[<int>KIND_CHANNEL] += rounded(<uint64_t>channel.capacity * 4)
             if channel.count > (channel.capacity if channel.capacity else <uint32_t>FEW):
-                self.faults.append(f"channel {index}: {channel.count} subscribers in {channel.capacity} places")
+                self.faults.append(
+                    f"channel {index}: {channel.count} subscribers in {channel.capacity} places"
+                )
             if not self.is_reachable(index, channel.hash):
-                self.faults.append(f"channel {index}: its name does not lead to it")
+                self.faults.append(f"channel {index}: the index does not find it by its name")
             if channel.is_uncounted > 1:
-                self.faults.append(f"channel {index}: counted {channel.is_uncounted}")
+                self.faults.append(f"channel {index}: is_uncounted is {channel.is_uncounted}, not 0 or 1")
             self.expect(f"channel {index}: subscribers", channel.count, self.members[index])
             self.expect(f"channel {index}: frames", channel.frames, self.channel_frames.pop(index, 0))
             self.expect(f"channel {index}: walks", channel.walks, self.walks.pop(index, 0))
             if channel.count == 0 and not (channel.frames or channel.walks or channel.is_vacated):
-                self.faults.append(f"channel {index}: nothing keeps it, and it was not released")
+                self.faults.append(f"channel {index}: nothing refers to it, but it was not released")
         for index in (*self.channel_frames, *self.walks):
             self.faults.append(f"channel {index}: frames or walks refer to a channel that is not in use")
         self.expect("channels", core.channels.count, used)
@@ -385,11 +414,11 @@ cdef class _Audit:
         index = core.channels.vacated
         while index != NONE and vacated <= core.channels.made:
             if not core.channels.channels[index].is_vacated:
-                self.faults.append(f"channel {index}: on the list of vacated ones without its mark")
+                self.faults.append(f"channel {index}: it is on the list of vacated channels without the mark")
                 break
             vacated -= 1
             index = core.channels.channels[index].link
-        self.expect("vacated channels off their list", vacated, 0)
+        self.expect("channels marked as vacated that are not on the list", vacated, 0)
 
     cdef bint is_reachable(self, uint32_t index, uint32_t hash):
         """Whether probing from a channel's home cell finds the channel before a free cell."""
@@ -415,20 +444,20 @@ cdef class _Audit:
             c = self.at(slot)
             count += 1
             if not c.flags & flag:
-                self.faults.append(f"slot {slot}: on the list {name} without its mark")
+                self.faults.append(f"slot {slot}: it is on the list {name} without the mark")
             if c.state == STATE_FREE:
-                self.faults.append(f"slot {slot}: free, and on the list {name}")
+                self.faults.append(f"slot {slot}: it is free, but on the list {name}")
             if is_double and c.dirty_previous != previous:
                 self.faults.append(f"slot {slot}: its link back in the list {name} is wrong")
             previous = slot
             slot = c.dirty_next if is_double else c.attention_next
         if count and queue.tail != previous:
-            self.faults.append(f"list {name}: its tail is not its last")
+            self.faults.append(f"list {name}: its tail is not the last connection")
         for slot in range(self.used):
             c = self.at(slot)
             marked += (c.flags & flag) != 0
             if c.state == STATE_FREE and c.flags & flag:
-                self.faults.append(f"slot {slot}: free, and marked for the list {name}")
+                self.faults.append(f"slot {slot}: it is free, but marked for the list {name}")
         self.expect(f"list {name}", queue.count, count)
         # Two lists may share a mark, because a connection is on only one of them.
         self.expect(f"marks of the list {name}", marked, count if other == NULL else count + other.count)
@@ -449,9 +478,11 @@ cdef class _Audit:
                 previous = slot
                 slot = c.dirty_next
             if count and group.since_ms != self.at(group.list.head).message_ms:
-                self.faults.append(f"group {number} of the heads: its time is not that of its oldest")
+                self.faults.append(
+                    f"group {number} of the heads: its time is not that of the oldest connection"
+                )
             if group.list.tail != previous:
-                self.faults.append(f"group {number} of the heads: its tail is not its last")
+                self.faults.append(f"group {number} of the heads: its tail is not the last connection")
             self.expect(f"group {number} of the heads", group.list.count, count)
             sum += count
         self.expect("connections in the groups of heads", sum, self.core.states[<int>STATE_HEAD])
@@ -468,7 +499,7 @@ cdef class _Audit:
         self.look_at_heads()
         while slot != NONE and count <= self.slots():
             if self.at(slot).state != STATE_FREE:
-                self.faults.append(f"slot {slot}: on the list of free slots, and not free")
+                self.faults.append(f"slot {slot}: it is on the list of free slots, but not free")
             count += 1
             slot = self.at(slot).attention_next
         self.expect("free slots", self.slots() - self.core.connections, count)
@@ -479,9 +510,9 @@ cdef class _Audit:
         while count < self.core.newcomers and slot != NONE:
             last, slot = slot, self.at(slot).attention_next
             count += 1
-        self.expect("newcomers on the attention queue", self.core.newcomers, count)
+        self.expect("new connections on the attention queue", self.core.newcomers, count)
         if count and last != self.core.newcomer_last:
-            self.faults.append("the last newcomer of the attention queue is another one")
+            self.faults.append("newcomer_last is not the last new connection on the attention queue")
 
     cdef look_at_wheel(self):
         """Check the links of the timer wheel, and that each state which needs a timer has one in time."""
@@ -513,7 +544,9 @@ cdef class _Audit:
                 due = max((c.deadline_ms - self.core.wheel.base_ms + TICK_MS - 1) // TICK_MS, self.core.wheel.tick + 1)
                 # The wheel promises that a timer comes due at most one step after its deadline.
                 if c.wheel_tick > min(due, self.core.wheel.tick + WHEEL_SLOTS) + 1:
-                    self.faults.append(f"slot {slot}: its timer is due at step {c.wheel_tick}, its deadline at {due}")
+                    self.faults.append(
+                        f"slot {slot}: its timer is due at step {c.wheel_tick}, its deadline at {due}"
+                    )
         self.expect("timers", armed, linked)
 
     cdef look_at_users(self):
@@ -533,7 +566,7 @@ cdef class _Audit:
                 while place != cell and self.core.users.cells[place] != NONE:
                     place = (place + 1) & self.core.users.mask
                 if place != cell:
-                    self.faults.append(f"slot {slot}: its user does not lead to it")
+                    self.faults.append(f"slot {slot}: the index by user does not find it")
                 while slot != NONE and linked <= self.slots():
                     link = self.link(slot)
                     linked += 1
@@ -577,7 +610,7 @@ cdef class _Audit:
                     self.core.debts[index].place > self.used
                     or self.at(self.core.debts[index].place - 1).state == STATE_FREE
                 ):
-                    self.faults.append(f"debt {index}: of a slot that is free")
+                    self.faults.append(f"debt {index}: it belongs to a free slot")
         for index in range(self.core.variants):
             if self.core.variant_deflated[index]:
                 self.held[<int>KIND_DEFLATE] = self.core.limits.max_message_bytes + ZLIB_BYTES

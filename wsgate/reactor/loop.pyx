@@ -122,7 +122,7 @@ cdef class Reactor:
         cdef Core *core = self.core
         cdef bytes key = os.urandom(16) if hash_key is None else hash_key
         if core.epoll >= 0:
-            raise InternalError("a reactor is initialised once")
+            raise InternalError("Reactor.__init__ was called a second time")
         if len(key) != 16:
             raise SettingsError("hash_key must be 16 bytes")
         self.gap_encoder = gap_encoder
@@ -263,7 +263,7 @@ cdef class Reactor:
         """Accept connections from a listening socket that the caller continues to own; see loop.pyi."""
         cdef Core *core = self.own()
         if core.listener >= 0:
-            raise InternalError("the reactor has a listener")
+            raise InternalError("the reactor has a listener already: call stop_listening first")
         if seam_watch(core, listener_fd, TAG_LISTENER, EPOLLIN) < 0:
             raise OSError(errno, os.strerror(errno))
         core.listener = listener_fd
@@ -284,7 +284,7 @@ cdef class Reactor:
         for place in range(<int>core.variants):
             opcodes.append(publication_opcode(core, place))
         if opcodes != list(settings.variant_opcodes):
-            raise SettingsError("variant_opcodes cannot be renewed")
+            raise SettingsError("variant_opcodes must stay as they were when the reactor was made")
         try:
             apply_settings(core, settings)
         except SettingsError:
@@ -304,9 +304,11 @@ cdef class Reactor:
         if not 0 <= limits.refusal_drains <= DRAINS_MAX:
             raise SettingsError(f"refusal_drains must be 0 to {DRAINS_MAX}")
         if max(len(refusal), len(too_many)) > REFUSAL_LIMIT_BYTES:
-            raise SettingsError(f"a refusal is at most {REFUSAL_LIMIT_BYTES} bytes")
+            raise SettingsError(
+                f"the response for refused peers must have at most {REFUSAL_LIMIT_BYTES} bytes"
+            )
         if len(limits.trusted_networks) > TRUSTED_MAX:
-            raise SettingsError(f"at most {TRUSTED_MAX} networks of proxies may be listed")
+            raise SettingsError(f"trusted_networks must have at most {TRUSTED_MAX} entries")
         fresh.descriptors = limits.descriptors
         fresh.connections = limits.connections
         fresh.handshakes = limits.handshakes_in_progress
@@ -320,14 +322,20 @@ cdef class Reactor:
         fresh.per_address_connections = limits.per_address_connections
         fresh.per_address_rate_per_s = limits.per_address_rate_per_s
         if fresh.per_address_connections > ADDRESS_CONNECTIONS_MAX or fresh.per_address_rate_per_s > 1_000_000:
-            raise SettingsError("an address may have 16777214 connections and a million arrivals per second")
+            raise SettingsError(
+                "per_address_connections must be at most 16777214, and per_address_rate_per_s at most 1000000"
+            )
         if (fresh.per_address_connections or fresh.per_address_rate_per_s) and core.addresses.counts == NULL:
-            raise SettingsError("limits of an address need the memory they are counted in")
+            raise SettingsError(
+                "limits for an address need the shared memory that the constructor takes as addresses"
+            )
         fresh.trusted_count = <uint32_t>len(limits.trusted_networks)
         fresh.reads_proxy_header = bool(limits.reads_proxy_header)
         for index, (network, bits) in enumerate(limits.trusted_networks):
             if len(network) != 16 or not 0 <= bits <= 128:
-                raise SettingsError("a network is 16 bytes and a length of 0 to 128")
+                raise SettingsError(
+                    "each of trusted_networks must be 16 bytes and a prefix length of 0 to 128"
+                )
             memcpy(fresh.trusted[index].address, <const uint8_t *><bytes>network, 16)
             fresh.trusted[index].bits = bits
         fresh.refusal = answer_of(refusal)
@@ -392,7 +400,7 @@ cdef class Reactor:
         if self.find(conn, &slot) == NULL:
             return 0
         if len(address) != 16:
-            raise ValueError("an address is 16 bytes, IPv4 mapped")
+            raise ValueError("address must have 16 bytes; an IPv4 address is mapped into IPv6")
         return address_claim(core, slot, <const uint8_t *>PyBytes_AS_STRING(address))
 
     def adopt(self, int fd, *, int64_t now_ms, bint upgraded=False, int variant=0):
@@ -407,7 +415,7 @@ cdef class Reactor:
         os.set_blocking(fd, False)
         advance(core, now_ms)
         if gate_open(core, fd, &slot, 0) < 0:
-            raise MemoryError("no slot for another connection")
+            raise MemoryError("no slot is free: max_connections is reached, or memory is short")
         c = at(core, slot)
         if seam_interest(core, slot, True, False) < 0:
             wheel_disarm(core, slot)
@@ -493,7 +501,7 @@ cdef class Reactor:
     cdef int check_variant(self, int variant) except -1:
         """Raise ValueError unless the settings configure this variant."""
         if not 0 <= variant < <int>self.core.variants:
-            raise ValueError(f"variant {variant} is not one of the {self.core.variants} configured")
+            raise ValueError(f"variant {variant} is not one of the {self.core.variants} configured variants")
         return 0
 
     def send(self, uint64_t conn, bytes payload not None, int opcode=OP_TEXT):
@@ -507,7 +515,7 @@ cdef class Reactor:
         cdef Frame *frame
         cdef int queued
         if opcode & ~RSV1 not in (OP_TEXT, OP_BINARY):
-            raise ValueError("opcode must be 1 (text) or 2 (binary), deflated or not")
+            raise ValueError("opcode must be 1 (text) or 2 (binary), with or without DEFLATED")
         if c == NULL or not takes_replies(c):
             return False
         if opcode & RSV1 and not self.core.variant_deflated[c.variant]:
@@ -529,7 +537,7 @@ cdef class Reactor:
         cdef Connection *c = self.find(conn, &slot)
         check_code(code)
         if len(text) > 123:
-            raise ValueError("the text of a Close is at most 123 bytes")
+            raise ValueError("the text of a Close must have at most 123 bytes")
         check_reason(reason)
         if c == NULL or c.state != STATE_OPEN:
             return False
@@ -647,7 +655,7 @@ cdef class Reactor:
             return False
         check_code(close_code)
         if wall_ms <= 0:
-            raise ValueError("an expiry is a time of the wall clock, in milliseconds since 1970")
+            raise ValueError("wall_ms must be a time of the wall clock above 0, in milliseconds since 1970")
         if only_sooner and c.application_ms and (
             application_at(core, c) <= wall_ms - core.wall_offset_ms - core.forgiven_ms
         ):
@@ -729,9 +737,9 @@ cdef class Reactor:
         cdef int outcome
         cdef Connection *c = self.find(conn, &slot)
         if not 0 <= policy <= POLICY_LATEST_ONLY:
-            raise ValueError("policy must be one of the POLICY_ numbers")
+            raise ValueError("policy must be one of the POLICY_ numbers of event_kinds")
         if not 0 < len(channel) <= NAME_LIMIT_BYTES:
-            raise ValueError(f"a channel name is 1 to {NAME_LIMIT_BYTES} bytes")
+            raise ValueError(f"a channel name must have 1 to {NAME_LIMIT_BYTES} bytes")
         if c == NULL or c.state != STATE_OPEN:
             return 0
         if is_counted and core.limits.max_subscriptions and counted_subscriptions(core, c) >= core.limits.max_subscriptions:
@@ -870,7 +878,7 @@ cdef class Reactor:
         memset(frames, 0, sizeof(frames))
         payloads = tuple(variants)
         if len(payloads) > <int>core.variants:
-            raise ValueError(f"at most {core.variants} variants are configured")
+            raise ValueError(f"pass at most {core.variants} variants, as many as are configured")
         index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
         if index == NONE or core.channels.channels[index].count == 0:
             return 0
@@ -917,7 +925,7 @@ cdef class Reactor:
         cdef uint32_t index = NONE, count = 0, place
         cdef uint64_t notified = 0
         if not 0 < len(forms) <= NOTICE_FORMS_MAX:
-            raise ValueError(f"one step of notices takes 1 to {NOTICE_FORMS_MAX} forms")
+            raise ValueError(f"forms must have 1 to {NOTICE_FORMS_MAX} messages")
         memset(frames, 0, sizeof(frames))
         if channel is not None:
             index = channel_find(core, <const uint8_t *>PyBytes_AS_STRING(channel), <uint32_t>len(channel))
@@ -940,12 +948,12 @@ cdef class Reactor:
         cdef Bye *bye
         payloads = tuple(variants)
         if len(payloads) > <int>core.variants:
-            raise ValueError(f"at most {core.variants} variants are configured")
+            raise ValueError(f"pass at most {core.variants} variants, as many as are configured")
         check_code(close_code)
         if reason:
             check_reason(reason)
         if not 0 <= rank <= 255:
-            raise ValueError("the rank of a bye is 0 to 255")
+            raise ValueError("rank must be 0 to 255")
         bye = bye_for(core, <uint16_t>close_code, reason, rank)
         if bye == NULL:
             raise MemoryError
@@ -1028,7 +1036,7 @@ cdef uint64_t disguise(const uint8_t *key, uint64_t number, bint forward) noexce
 
 cdef report_fault(error):
     """Write an exception that ended one connection's turn to standard error, with its traceback."""
-    print("A turn of the reactor failed:", file=sys.stderr)
+    print("wsgate: an exception in the reactor ended one connection's turn:", file=sys.stderr)
     traceback.print_exception(error)
 
 
@@ -1187,7 +1195,7 @@ cdef inline uint8_t publication_opcode(Core *core, int variant) noexcept nogil:
 cdef Frame *shared_frame(Frame **frames, int variant, int other) except NULL:
     """Return the frame of an earlier variant with one reference more; ValueError if there is none."""
     if not 0 <= other < variant or frames[other] == NULL:
-        raise ValueError(f"variant {variant} cannot share the frame of {other}")
+        raise ValueError(f"variant {variant} cannot share the frame of {other}: no earlier variant has it")
     frames[other].references += 1
     return frames[other]
 
@@ -1202,7 +1210,7 @@ cdef int frame_variants(Core *core, payloads, uint32_t channel, Frame **frames) 
     cdef const uint8_t *data
     cdef uint32_t size
     if len(payloads) > <int>core.variants:
-        raise ValueError(f"at most {core.variants} variants are configured")
+        raise ValueError(f"pass at most {core.variants} variants, as many as are configured")
     for payload in payloads:
         if type(payload) is int:
             frames[variant] = shared_frame(frames, variant, payload)
@@ -1235,7 +1243,7 @@ cdef Answer answer_of(bytes text) except *:
 cdef int check_reason(int reason) except -1:
     """Raise ValueError unless this is the number of a reason."""
     if not 0 < reason < REASONS:
-        raise ValueError(f"{reason} is not a reason")
+        raise ValueError(f"{reason} is not the number of a reason")
     return 0
 
 
@@ -1245,7 +1253,7 @@ cdef int check_code(int code) except -1:
     1005 stands for no code.
     """
     if not (code == 1005 or 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
-        raise ValueError(f"{code} is not a close code a server may send")
+        raise ValueError(f"a server may not send the close code {code}")
     return 0
 
 
