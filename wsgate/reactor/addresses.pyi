@@ -24,7 +24,7 @@ class SharedAddresses:
 
     def __init__(self, shards: int, connections: int, *, key: bytes | None = None) -> None: ...
     def retire(self, shard: int) -> int:
-        """Remove all connections that a dead shard had counted; returns how many. O(slots of a shard)."""
+        """Remove the connections of an ended shard from all counts; returns how many. O(slots of a shard)."""
 
     def connections(self) -> int:
         """Sum the connections that are counted now for all addresses. O(cells), for tests and operators."""

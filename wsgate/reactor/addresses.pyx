@@ -5,7 +5,7 @@ it. Contains neither the limits nor the responses for refused peers.
 
 An address is 16 bytes; an IPv4 address is mapped into IPv6. Connections are counted for an IPv4 address or
 for an IPv6 /64, because one customer usually gets a whole /64. In the tables it stands as a keyed hash, so
-that nobody can choose addresses that share a place.
+that no client can choose addresses that share a place.
 
 There are two tables, each of rows of eight cells; a row is one cache line. A key has two rows and may be in
 any of their sixteen cells. In a table that is half full, about 1 in 10^9 addresses finds no place; its
@@ -306,7 +306,7 @@ cdef inline uint64_t hash_of(Core *core, const uint8_t *address) noexcept nogil:
 cdef uint32_t address_group(Core *core, const uint8_t *address) noexcept nogil:
     """Return the group of incomplete request heads that an address belongs to.
 
-    The hash is keyed, so that nobody can choose addresses that share a group.
+    The hash is keyed, so that no client can choose addresses that share a group.
     """
     return <uint32_t>(hash_of(core, address) % HEAD_GROUPS)
 
@@ -362,7 +362,7 @@ cdef class SharedAddresses:
         return table
 
     def retire(self, uint32_t shard):
-        """Remove all connections from the counts that a dead shard had in its journal; returns how many."""
+        """Remove the connections in an ended shard's journal from all counts and return how many."""
         cdef AddressTable table = self.of_shard(shard)
         cdef uint32_t slot, count = 0
         for slot in range(table.journal_slots):

@@ -27,7 +27,7 @@ from wsgate.reactor.table cimport at
 cdef enum:
     FEW = 2                      # subscribers that are stored in the channel itself
     NAME_HERE = 24               # bytes of a name that are stored in the channel itself
-    FIRST_BITS = 2               # 4 cells of 8 bytes: the smallest pooled block
+    FIRST_BITS = 2               # 4 cells of 8 bytes, the smallest block of the pool
     FIRST_SUBSCRIBERS = 16
     FIRST_CHANNELS = 64
     FIRST_CELLS = 128

@@ -1,4 +1,4 @@
-"""Declarations of the steps by which a connection ends, and of `deliver`."""
+"""Declarations of the steps by which a connection ends, and of the function that queues a frame."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 

@@ -334,6 +334,7 @@ cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept no
     if c.flags & BLOCKED:
         unblocked(core, c)
     kernel_holds(core, c, 0)
+    # After a plain close the kernel still keeps unsent data, for ORPHAN_MS at most; charge it until then.
     if not reset and seam_orphan(c.fd):
         note_orphan(core, c)
     if core.addresses.journal != NULL:

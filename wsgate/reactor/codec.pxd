@@ -13,7 +13,7 @@ cdef enum Opcode:
 cdef enum:
     UTF8_BAD = 0xFFFFFFFF
     HEADER_BAD = -1
-    HEADER_MAX = 14              # of a client's frame
+    HEADER_MAX = 14              # the longest header of a client's frame, in bytes
     RSV1 = 0x40                  # in the first byte of a frame
 
 ctypedef struct FrameHeader:

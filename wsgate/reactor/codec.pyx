@@ -60,7 +60,7 @@ cdef int codec_header(
     else:
         for index in range(extended):
             length = (length << 8) | data[2 + index]
-        if (extended == 2 and length < 126) or (extended == 8 and length < 65536):   # 5.2: minimal
+        if (extended == 2 and length < 126) or (extended == 8 and length < 65536):   # 5.2: it must be minimal
             return HEADER_BAD
         if available < <uint64_t>(2 + extended + 4):
             return 0
@@ -104,15 +104,15 @@ cdef inline uint32_t lead(uint8_t byte) noexcept nogil:
         return UTF8_BAD
     if byte < 0xE0:
         return expect(1, 0x80, 0xBF)
-    if byte == 0xE0:                          # not overlong
+    if byte == 0xE0:                          # excludes overlong forms
         return expect(2, 0xA0, 0xBF)
-    if byte == 0xED:                          # no surrogates
+    if byte == 0xED:                          # excludes surrogates
         return expect(2, 0x80, 0x9F)
     if byte < 0xF0:
         return expect(2, 0x80, 0xBF)
-    if byte == 0xF0:                          # not overlong
+    if byte == 0xF0:                          # excludes overlong forms
         return expect(3, 0x90, 0xBF)
-    if byte == 0xF4:                          # not beyond U+10FFFF
+    if byte == 0xF4:                          # excludes what is beyond U+10FFFF
         return expect(3, 0x80, 0x8F)
     return expect(3, 0x80, 0xBF)
 
@@ -163,7 +163,7 @@ cdef int codec_close(const uint8_t *payload, uint64_t size, uint16_t *code) noex
     if size == 1:                             # 5.5.1: two bytes if any
         return 1002
     value = (<uint16_t>payload[0] << 8) | payload[1]
-    # 7.4.1, 7.4.2 and the registry: 1004-1006 and 1015 are never sent, 1016-2999 not assigned.
+    # 7.4.1, 7.4.2 and the registry: 1004 to 1006 and 1015 must not be sent, 1016 to 2999 are not assigned.
     if not (
         1000 <= value <= 1003 or 1007 <= value <= 1014 or 3000 <= value <= 4999
     ):

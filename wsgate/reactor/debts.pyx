@@ -7,7 +7,7 @@ is close to the measured time because small messages are all alike. It is also c
 inflating took, by the clock, and for the time that the caller reports for its messages (`Reactor.charge`). So
 an ordinary turn does not read a clock.
 
-    level_ns      the level of the reactor; when it rises, everybody is forgiven the same amount
+    level_ns      the level of the reactor; when it rises, all debts fall by the same amount
     due_ns        of a connection; rises by the cost of its turns, starting at the level or above
     debt          due_ns - level_ns, if that is more than 0
 
@@ -18,7 +18,7 @@ A connection is costly if it owes more than QUANTUM_NS, or if two of its recent 
 more. A well-behaved connection uses less than that between two rises of the level, even when one of its
 messages is slow by chance.
 
-A pass serves `attention` first. Then it goes through `indebted` once. If everybody there owes more than two
+A pass serves `attention` first. Then it goes through `indebted` once. If all of them owe more than two
 QUANTUM_NS, the level rises until the one that owes least owes one QUANTUM_NS. So no time is wasted, and a
 connection that floods stays costly. A connection that costs little waits at most for the rest of a pass and
 one costly turn, however many costly connections wait. So that those do not starve either, they have one turn
@@ -182,7 +182,7 @@ cdef int64_t debts_measured(Core *core, int64_t wall_ns) noexcept nogil:
 
 
 cdef void debts_begin(Core *core) noexcept nogil:
-    """Begin a pass: if no connection in debt waits, forgive everybody for the time that has passed."""
+    """Begin a pass: if no connection in debt waits, raise the level with the time that has passed."""
     cdef int64_t passed_ms = core.now_ms - core.level_ms
     if passed_ms == 0 or core.debts == NULL:
         return

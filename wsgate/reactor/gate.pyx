@@ -253,6 +253,7 @@ cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
         return
     drain = free_drain(core, &index)
     if drain == NULL:
+        # The whole head has been read, so the close does not make the kernel reset the connection.
         if ends_head(core.receive_buffer, count):
             answer(core, fd, reason)
             seam_orphan(fd)

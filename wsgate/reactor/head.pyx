@@ -80,7 +80,7 @@ cdef int64_t take_proxy_header(Core *core, uint32_t slot, uint8_t *data, uint64_
 
 
 cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1:
-    """Receive once, and append the OPEN event if the request head is whole.
+    """Receive input of a new connection once, and append its OPEN event if the request head is whole.
 
     Ends the connection if the head exceeds its limit, or if its bytes exceed the limit of unfinished input.
     """

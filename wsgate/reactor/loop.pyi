@@ -18,7 +18,7 @@ class Reactor:
     Not thread-safe: one thread makes all calls, and no callback may call the reactor. The caller passes the
     time to every call that needs it, as milliseconds of one monotonic clock. `conn` is an opaque handle (slot
     and generation), never 0. Once its connection is released, every call refuses the handle for ever and
-    counts it as `stale`.
+    counts it as `stale`. Most calls raise InternalError after `shutdown`, and when a callback makes them.
 
     The driving loop, for any event loop::
 
@@ -148,6 +148,10 @@ class Reactor:
                 share a code.
             rank: 0 to 255, only with a reason. The message is used after 1,000 times `rank` connections were
                 closed for this reason within one second. Of several ranks that apply, the highest is used.
+
+        Raises:
+            ValueError: An argument is out of range, or there are more payloads than variants.
+            MemoryError: There is no memory for the message.
         """
 
     def book(self, outside_bytes: int, *, refuses_newcomers: bool = False) -> None:
@@ -218,6 +222,9 @@ class Reactor:
 
         Returns:
             0, or the number of the reason with which the caller must refuse the connection.
+
+        Raises:
+            ValueError: The address does not have 16 bytes.
         """
 
     def adopt(self, fd: int, *, now_ms: int, upgraded: bool = False, variant: int = 0) -> int:
@@ -234,6 +241,7 @@ class Reactor:
             OSError: The descriptor cannot be watched (not a socket, or already in the epoll set); the caller
                 keeps it.
             MemoryError: No slot is free; the caller keeps the descriptor.
+            ValueError: The variant is not configured.
         """
 
     def poll(self, now_ms: int, messages: int = 256) -> list[Event]:
@@ -300,6 +308,10 @@ class Reactor:
         Returns:
             False if the handle is stale, if the handshake was answered already, or if the connection ended
             meanwhile.
+
+        Raises:
+            ValueError: The variant is not configured.
+            MemoryError: There is no memory for the response; the handshake is still unanswered.
         """
 
     def refuse(self, conn: int, response: bytes, *, reason: int = ...) -> bool:
@@ -312,6 +324,10 @@ class Reactor:
 
         Returns:
             False if the handle is stale or the handshake was answered already.
+
+        Raises:
+            ValueError: There is no reason with this number.
+            MemoryError: There is no memory for the response; the handshake is still unanswered.
         """
 
     def send(self, conn: int, payload: bytes, opcode: int = 1) -> bool:
@@ -323,6 +339,10 @@ class Reactor:
         Returns:
             False if the connection has ended or is closing, or if this message put a connection that is
             behind over its outbox limits, which closes it with 4010.
+
+        Raises:
+            ValueError: The opcode is another one, or the connection has not agreed to permessage-deflate.
+            MemoryError: There is no memory for the frame; nothing was queued.
         """
 
     def close(self, conn: int, code: int, text: bytes = b"", *, reason: int = ...) -> bool:
@@ -336,6 +356,9 @@ class Reactor:
 
         Returns:
             False if the connection is not open.
+
+        Raises:
+            ValueError: A server may not send this code, the text is too long, or the reason is unknown.
         """
 
     def abort(self, conn: int, *, reason: int = ...) -> bool:
@@ -365,6 +388,10 @@ class Reactor:
             The number of the channel's subscribers in this reactor; -1 if the connection was subscribed
             already; -2 if it has as many subscriptions as `Settings.max_subscriptions` allows; 0 if it is not
             open.
+
+        Raises:
+            ValueError: The policy is unknown, or the length of the name is out of range.
+            MemoryError: There is no memory for the subscription.
         """
 
     def unsubscribe(self, conn: int, channel: bytes) -> int:
@@ -458,6 +485,10 @@ class Reactor:
             For how many connections it is queued, was replaced by a gap, or will be queued: with more
             subscribers than `Settings.walk_at_once`, later calls of `flush` queue it step by step. Queued
             does not mean written.
+
+        Raises:
+            ValueError: There are more payloads than variants, or a number is not an earlier variant with a frame.
+            MemoryError: There is no memory for a frame; nothing was queued.
         """
 
     def mark_lost(self, channel: bytes, round: int) -> bool:
@@ -496,6 +527,10 @@ class Reactor:
         Returns:
             The slot to continue with, or None at the end; and for how many connections a notice is queued.
             While many connections wait to be written, nothing is done and `start` is returned.
+
+        Raises:
+            ValueError: There are no messages or more than 32, or one has wrong payloads as for `publish`.
+            MemoryError: There is no memory for a frame; nothing was queued.
         """
 
     def variant(self, conn: int) -> int:
@@ -619,4 +654,7 @@ class Reactor:
         """
 
     def shutdown(self) -> None:
-        """Close every socket at once, without Close frames or events, and release all memory."""
+        """Close every socket at once, without Close frames or events, and release all memory.
+
+        The counters can still be read afterwards.
+        """

@@ -128,7 +128,7 @@ cdef class Reactor:
         self.gap_encoder = gap_encoder
         core.gap_encoder = NULL if gap_encoder is None else <void *>gap_encoder
         state_start(core, Settings() if settings is None else settings, now_ms, key)
-        self.addresses = addresses            # keeps the memory
+        self.addresses = addresses            # keeps the shared memory mapped
         if addresses is not None:
             core.addresses = addresses.of_shard(shard)
         self.set_gate(GateLimits(handshakes_in_progress=0), b"")
@@ -140,7 +140,7 @@ cdef class Reactor:
             self.core = NULL
 
     def shutdown(self):
-        """Close every socket at once and release all memory; every later call raises InternalError."""
+        """Close every socket at once and release all memory; the counters can still be read afterwards."""
         self.own()
         # The objects go last: a finalizer may call anything, so nothing may be half destroyed then.
         metas = state_destroy(self.core)
@@ -1142,8 +1142,7 @@ cdef int serve_indebted(Core *core, Pass *used, list events, bint is_first) exce
 cdef int serve_reached(Core *core, Pass *used, list events) except -1:
     """Go through the queue of connections in debt once and serve those that owe two quanta at most.
 
-    If all owe more, forgive everybody the same amount, so that one can be served, and go through the queue a
-    second time.
+    If all owe more, raise the level, so that one can be served, and go through the queue a second time.
     """
     cdef uint32_t slot, looks = core.indebted.count, most = used.turn_messages
     cdef int64_t debt, least = DEBT_MOST_NS
