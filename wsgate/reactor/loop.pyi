@@ -487,7 +487,7 @@ class Reactor:
             does not mean written.
 
         Raises:
-            ValueError: There are more payloads than variants, or a number is not an earlier variant with a frame.
+            ValueError: There are more payloads than variants, or a number is not an earlier variant's.
             MemoryError: There is no memory for a frame; nothing was queued.
         """
 
