@@ -15,9 +15,9 @@ waits in the kernel's queue costs none.
 A full shard is not a full node. A connection for which there is no room here is handed to a sibling shard
 that has room: its descriptor is sent through a Unix socket. The caller chooses the sibling, and passes
 connections from siblings to gate_accept_handover. The sibling may have become full meanwhile and then hands
-the connection on to the next one in a ring, so that every shard is tried before the connection is refused.
-Without the ring, two shards that each believed that the other had most room passed a connection back and
-forth although a third one had room.
+the connection on to the next one in a ring, so that others are tried before it is refused; `max_handovers`
+limits that. Before handovers followed a ring, two shards that each believed that the other had most room
+passed a connection back and forth although a third one had room.
 
 Limits for one address count the peer's own address. If the peer is a trusted proxy they count the client's
 address, which comes in a PROXY header (head.pyx) or in X-Forwarded-For (read by the caller), and are checked
