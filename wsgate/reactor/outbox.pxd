@@ -1,4 +1,4 @@
-"""What waits to be written to one connection."""
+"""The outbox: the frames that wait to be written to one connection."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

@@ -1,56 +1,59 @@
-"""What waits to be written to one connection.
+"""The outbox: the frames that wait to be written to one connection, and the limits for them.
 
-An outbox exists only while something waits. It holds references to shared frames, so that a publication
-waiting in 15,000 outboxes costs its bytes once and 16 bytes per outbox.
+An outbox exists only while something waits. It contains references to shared frames, so a publication that
+waits in 15,000 outboxes costs its bytes once and 16 bytes per outbox.
 
-Only a connection that is behind is judged by the limits of bytes, frames and age. It is behind from a
-write that the socket took only in part, or not at all, until the socket has taken everything that waited
-at that time (`Outbox.owed`). A peer that reads 1 KB a second is always behind; a peer that reads is not,
-however many publications arrive at once. Memory is bounded all the same, because the caller paces itself:
-it queues no publication while `outbox_paces` says that a connection which is not judged is over half its
-limits.
+The limits for bytes, frames and age are applied only to a connection that is behind. A connection falls
+behind when its socket takes a write only in part, or not at all. It has caught up when the socket has taken
+all bytes that waited at that time (`Outbox.owed`). So a peer that reads 1 KB a second is always behind, while
+a peer that keeps up is not, however many publications wait in its outbox. Memory is bounded all the same,
+because the caller paces its publications: it queues none while `outbox_paces` is true.
 
-A connection that falls behind has a grace first (`Limits.blocked_grace_ms`, 0: none), because a socket is also full
-for a moment when the peer's process waits for a processor. The limits of bytes and age know no grace. Within it
-the outbox may hold more frames than its limit, as long as they and their entries are at most `outbox_bytes`. It
-earns another grace by taking 64 KiB within one.
+A connection that falls behind first has a grace (`Limits.blocked_grace_ms`, 0: none), because a socket is
+also full for a moment when the peer's process waits for a processor. During the grace the outbox may hold
+more frames than its limit, as long as their bytes and their entries are together at most `outbox_bytes`. The
+limits for bytes and age apply during the grace too. A connection that takes 64 KiB within its grace gets
+another one.
 
-Publications wait for connections in their grace that are over half their limits in two cases. An outbox may then
-hold one message more than its limit of bytes, the one that made the publications wait.
+In two cases publications wait for connections that are within their grace and over half their limits. Such an
+outbox may then hold one message more than its limit for bytes: the message that made the publications wait.
 
-- For a connection that is moving: its socket took bytes in the last `Limits.blocked_moving_ms`. So a few readers that are
-  slower than a burst receive it all. A peer that takes nothing delays the others once, for `moving_ms`.
-- For every connection in its grace while there is a crowd: from when more than half of all connections are
-  behind until less than an eighth is, and as long as one of them takes bytes at least once a second. Then the
-  node is too fast for its clients and not they for it, mostly because one process reads for many. Frames are not
-  counted, a grace is three times as long, and whoever takes anything within it earns another.
+- The connection is moving: its socket took bytes in the last `Limits.blocked_moving_ms`. So a few clients
+  that read more slowly than a burst arrives receive the whole burst. A peer that takes nothing delays the
+  others once, for that time.
+- There is a crowd. A crowd begins when more than half of all open connections are behind, and ends when less
+  than an eighth is. It counts only while one of these connections takes bytes at least once a second. The
+  cause is then mostly one client process that reads for many connections. In a crowd the limit for frames
+  does not apply, a grace is three times as long, and every connection that takes 64 bytes within its grace
+  gets another.
 
-Both have an allowance, so that peers which are slow on purpose do not delay the others for ever. For those that
-are moving it is 1 s of waiting at once, and afterwards a twentieth of the time in which nothing waits for them.
-For a crowd it is 10 s and a quarter of the time, and each byte that a connection which is behind takes gives 1 us
-back: a crowd that reads 1 MB a second together is waited for as long as it takes. When the allowance is used up,
-the limits judge who is behind: a peer that reads 1 KB a second as one that reads nothing.
+Both cases have an allowance, so that peers that are slow on purpose do not delay the others for ever. For
+moving connections it is 1 s, and it grows by a twentieth of the time in which no publication waits for them.
+For a crowd it is 10 s, and it grows by a quarter of the time in which no publication waits for the crowd, and
+by 1 us for each byte that a connection which is behind takes: so publications wait as long as needed for a
+crowd that reads 1 MB a second together. When the allowance is used up, the limits apply: a peer that reads
+1 KB a second is then treated like a peer that reads nothing.
 
-The rules of overflow of a connection that is judged, in order:
+The rules for the overflow of a connection that is behind, in order:
 
-1. A CONTROL entry is always taken: pings, `bye` and Close come from a reserve beyond the limits.
-2. While the new entry would put the outbox over its bytes or frames, the oldest droppable entry gives
-   way. Droppable is a publication of a channel with policy DROP_OLDEST, or of one with LATEST_ONLY
-   when a newer one of its channel waits or arrives; never an entry whose first byte is written.
-3. If nothing is droppable and the new entry is itself a publication of a DROP_OLDEST channel, it is
-   the oldest droppable one and gives way.
-4. Otherwise the push fails with PUSH_OVERFLOW and the caller closes the connection (4010).
-5. What gave way leaves a gap in its place. Later drops of that channel merge into the same gap. A gap
-   is charged one frame and what the first of them was charged, at most 64 bytes, so that giving way
-   never makes the outbox larger; it is turned into a message when its turn to be written comes.
+1. A CONTROL entry is always accepted: pings, `bye` and Close have a reserve beyond the limits.
+2. While the new entry would exceed the limit for bytes or frames, the oldest droppable entry is dropped.
+   Droppable is a publication of a channel with the policy DROP_OLDEST, and a publication of a LATEST_ONLY
+   channel when a newer one of that channel waits or arrives. A half-written entry is never droppable.
+3. If no entry is droppable and the new entry is a publication of a DROP_OLDEST channel, the new entry is
+   dropped.
+4. Otherwise the push fails with PUSH_OVERFLOW, and the caller closes the connection (4010).
+5. A dropped publication leaves a gap in its place. Later drops of the same channel are merged into that gap.
+   A gap counts as one frame and as many bytes as the first publication it replaces, at most 64, so that a
+   drop never makes the outbox larger. The gap becomes a message when it is its turn to be written.
 
-Age obeys the same rules: an entry older than the limit is dropped if droppable (LATEST_ONLY: if a
-newer one waits), else the connection is closed. Only replies and publications have an age.
+Age obeys the same rules: an entry older than the limit is dropped if it is droppable (LATEST_ONLY: if a newer
+one waits), else the connection is closed. Only replies and publications have an age.
 
-Pongs wait apart, in the control slot (pongs.pyx).
+Pongs wait separately, in the control slot (pongs.pyx).
 
-The order of the wire: the rest of a half-written entry or an HTTP answer, the control slot, then
-entries in order.
+The order of writing: the rest of a half-written entry or an HTTP response, the control slot, then the entries
+in order.
 
 Push and consume are O(1) while nothing overflows; a drop is O(entries).
 """
@@ -66,22 +69,23 @@ from wsgate.reactor.pongs cimport (
 )
 from wsgate.reactor.structs cimport (
     CLASS_CONTROL, CLASS_GAP, CLASS_PUBLICATION, CLASS_REPLY, CLASS_RESPONSE, Connection, Core,
-    CROWD_END, CROWD_GRACES, CROWD_MS, CROWD_PART, CROWD_REST, CROWD_STILL_MS, DROPPED_CLOSING, DROPPED_POLICY, Entry,
-    FRAMES_OUT, Frame, GAP_BYTES, Gap, KEEPS_UP_UNITS, KIND_OUTBOX, MOVING_MS, MOVING_REST, Outbox, PACE_BEHIND, PACE_MOVING, PACE_NONE,
-    PACE_READER, PAUSED_OUTBOX, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY, PONGS_DROPPED, STATE_OPEN,
+    CROWD_END, CROWD_GRACES, CROWD_MS, CROWD_PART, CROWD_REST, CROWD_STILL_MS, DROPPED_CLOSING,
+    DROPPED_POLICY, Entry, FRAMES_OUT, Frame, GAP_BYTES, Gap, KEEPS_UP_UNITS, KIND_OUTBOX, MOVING_MS, MOVING_REST, Outbox,
+    PACE_BEHIND, PACE_MOVING, PACE_NONE, PACE_READER, PAUSED_OUTBOX, POLICY_DROP_OLDEST, POLICY_LATEST_ONLY,
+    PONGS_DROPPED, STATE_OPEN,
 )
 
 cdef enum:
     INLINE_ENTRIES = 4
     AGE_SHIFT = 6                # entry ages count 64 ms steps: 16 bits last 70 minutes
     SUPERSEDED = 1               # Entry.spare: a newer publication of its LATEST_ONLY channel exists
-    NOTICE = 2                   # Entry.spare of a CONTROL entry: a notice of loss about all channels
+    NOTICE = 2                   # Entry.spare of a CONTROL entry: a loss notice for all channels
 
 
-# --- making, growing, giving back -------------------------------------------------------------------
+# --- create, grow and release -----------------------------------------------------------------------
 
 cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil:
-    """The connection's outbox, made if there is none; NULL without memory."""
+    """Return the outbox of a connection, created if there is none; NULL without memory."""
     cdef Outbox *outbox = c.outbox
     if outbox != NULL:
         return outbox
@@ -105,7 +109,7 @@ cdef inline uint64_t entries_bytes(uint32_t count) noexcept nogil:
 
 
 cdef int make_room(Core *core, Outbox *outbox) noexcept nogil:
-    """Room for one more entry behind the last."""
+    """Make room in the entry array for one more entry; return 0, or -1 without memory."""
     cdef Entry *fresh
     cdef uint32_t capacity
     if outbox.head + outbox.count < outbox.capacity:
@@ -145,7 +149,7 @@ cdef inline uint32_t size_of(Entry *entry) noexcept nogil:
 
 
 cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
-    """Give the outbox and all it holds back. Whatever still waited is not sent."""
+    """Release the outbox with all entries and pongs, which are not sent any more."""
     cdef Outbox *outbox = c.outbox
     cdef uint32_t index
     if outbox == NULL:
@@ -165,13 +169,13 @@ cdef void outbox_close(Core *core, Connection *c) noexcept nogil:
 
 
 cdef void outbox_close_empty(Core *core, Connection *c) noexcept nogil:
-    """Give the outbox back if nothing waits in it."""
+    """Release the outbox if it has no entry and no pong."""
     if c.outbox != NULL and c.outbox.count == 0 and c.outbox.control == NULL:
         outbox_close(core, c)
 
 
 cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
-    """Drop every entry and pong whose first byte is not written."""
+    """Drop all entries and pongs except one whose first byte is written; an empty outbox is released."""
     cdef Outbox *outbox = c.outbox
     cdef uint32_t kept, index
     if outbox == NULL:
@@ -188,7 +192,7 @@ cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
     outbox_close_empty(core, c)
 
 
-# --- who is behind, and for whom publications wait ----------------------------------------------------
+# --- connections that are behind, and waiting for them ------------------------------------------------
 
 cdef inline void set_pace(Core *core, Outbox *outbox, int pace) noexcept nogil:
     if pace != outbox.pace:
@@ -198,7 +202,7 @@ cdef inline void set_pace(Core *core, Outbox *outbox, int pace) noexcept nogil:
 
 
 cdef inline void count_behind(Core *core, Outbox *outbox, bint is_counted) noexcept nogil:
-    """Count a connection among those that are behind, or no more; a crowd may begin or end with it."""
+    """Count the connection as behind or not, and update whether there is a crowd."""
     cdef uint32_t all_open = core.states[<int>STATE_OPEN]
     if is_counted == outbox.is_counted:
         return
@@ -207,12 +211,12 @@ cdef inline void count_behind(Core *core, Outbox *outbox, bint is_counted) noexc
     if core.is_crowd:
         core.is_crowd = core.behind != 0 and core.behind * CROWD_END >= all_open
     else:
-        # One alone is a crowd only where nobody else is.
+        # A single connection that is behind is a crowd only if it is the only open one.
         core.is_crowd = core.behind * CROWD_PART > all_open and (core.behind > 1 or all_open == 1)
 
 
 cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil:
-    """Count the connection anew: it went over half its limits or below, fell behind, caught up, or closes."""
+    """Update how the connection counts for pacing, after its outbox, its state or its grace has changed."""
     cdef Outbox *outbox = c.outbox
     if outbox == NULL:
         return
@@ -228,26 +232,29 @@ cdef void outbox_weigh(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline bint is_moving(Core *core, Outbox *outbox) noexcept nogil:
-    """Whether the socket took bytes lately; only of a connection that is behind."""
+    """Return whether the socket of a connection that is behind took bytes within `blocked_moving_ms`."""
     return core.clock_ms < outbox.blocked_ms + core.limits.blocked_moving_ms
 
 
 cdef int64_t outbox_moving_end(Core *core, Connection *c) noexcept nogil:
-    """Until when a connection counts as moving if its socket takes nothing; the far future if it does not count."""
+    """Return the time when a connection counted as moving stops being so, unless its socket takes bytes.
+
+    In milliseconds of the reactor's clock; the far future for a connection that is not counted as moving.
+    """
     if c.outbox == NULL or c.outbox.pace != PACE_MOVING:
         return <int64_t>1 << 62
     return c.outbox.blocked_ms + core.limits.blocked_moving_ms
 
 
 cdef bint outbox_paces(Core *core) noexcept nogil:
-    """Whether publications have to wait for connections that are not judged. O(1)."""
+    """Return whether publications must wait for connections over half their limits. O(1)."""
     return core.paced[<int>PACE_READER] != 0 or is_crowd_waited_for(core) or (
         core.paced[<int>PACE_MOVING] != 0 and core.moving_us > 0
     )
 
 
 cdef inline bint is_crowd_forgiven(Core *core) noexcept nogil:
-    """Whether there is a crowd, and one of it reads; the rest may read when their turn comes."""
+    """Return whether the rules of a crowd apply: it has allowance left, and one of it took bytes lately."""
     return core.is_crowd and core.crowd_us > 0 and core.clock_ms < core.moved_ms + CROWD_STILL_MS
 
 
@@ -256,7 +263,7 @@ cdef inline bint is_crowd_waited_for(Core *core) noexcept nogil:
 
 
 cdef void outbox_pass_time(Core *core, int64_t ms) noexcept nogil:
-    """Charge the time that passed to the allowances, or refill them."""
+    """Charge `ms` of passed time to the two waiting allowances while publications wait, else refill them."""
     if is_crowd_waited_for(core):
         core.crowd_us = max(core.crowd_us - 1000 * ms, <int64_t>0)
         return
@@ -274,30 +281,31 @@ cdef void begin_grace(Core *core, Outbox *outbox) noexcept nogil:
 
 
 cdef void outbox_fall_behind(Core *core, Connection *c) noexcept nogil:
-    """The last write was short: everything that waits now is owed."""
+    """Note that a write was short: the connection is behind until the bytes that wait now are written."""
     cdef Outbox *outbox = c.outbox
     if outbox == NULL:
         return
     core.moved_ms = core.clock_ms
     if outbox.owed == 0:
         outbox.owed = 1
-        outbox_weigh(core, c)                 # a crowd may begin with it
+        outbox_weigh(core, c)                 # a crowd may begin now, which makes the grace longer
         begin_grace(core, outbox)
     outbox.owed = outbox.bytes + control_bytes(outbox)
     outbox_weigh(core, c)
 
 
 cdef int64_t outbox_grace_end(Core *core, Connection *c) noexcept nogil:
-    """When the grace of a connection that is behind ends; the far future when it has none."""
+    """Return when the grace of a connection ends, in clock time; the far future if it has no grace."""
     if c.outbox == NULL or c.outbox.owed == 0 or c.outbox.grace_ms == 0:
         return <int64_t>1 << 62
     return core.clock_ms + <int32_t>(c.outbox.grace_ms - <uint32_t>core.clock_ms)
 
 
 cdef void outbox_end_grace(Core *core, Connection *c) noexcept nogil:
-    """The grace is over: another one if the peer reads, else the limits hold from now on.
+    """End a grace: begin another one if the peer took enough bytes, else apply the limits from now on.
 
-    Of a crowd, whoever took anything reads: its process serves many in turn.
+    In a crowd 64 bytes are enough, because one client process serves many connections in turn. Otherwise
+    KEEPS_UP_UNITS are needed.
     """
     cdef uint32_t least = 1 if is_crowd_forgiven(core) else KEEPS_UP_UNITS
     if c.outbox.taken >= least:
@@ -314,29 +322,29 @@ cdef inline uint64_t control_bytes(Outbox *outbox) noexcept nogil:
 # --- overflow ---------------------------------------------------------------------------------------
 
 cdef inline bint are_frames_forgiven(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
-    """Whether a grace lets an outbox hold one frame more than the limit; its entries count as bytes."""
+    """Return whether the grace allows one more frame of `size` bytes beyond the limit for frames."""
     return outbox.grace_ms != 0 and (
         outbox.bytes + size + entries_bytes(outbox.count + 1) <= core.limits.outbox_bytes
-        or is_crowd_forgiven(core)            # nothing more is published while the caller waits for them
+        or is_crowd_forgiven(core)            # the caller publishes nothing while it waits for the crowd
     )
 
 
 cdef inline bint is_message_forgiven(Core *core, Outbox *outbox) noexcept nogil:
-    """Whether one message may exceed the limit of bytes: it is the one that makes publications wait."""
+    """Return whether one message may exceed the limit for bytes, because publications wait after it."""
     return outbox.grace_ms != 0 and outbox.bytes * 2 <= core.limits.outbox_bytes and (
         is_crowd_forgiven(core) or (core.moving_us > 0 and is_moving(core, outbox))
     )
 
 
 cdef inline bint over(Core *core, Outbox *outbox, uint64_t size) noexcept nogil:
-    """Whether one more entry of this size is too much; only of a connection that is behind."""
+    """Return whether one more entry of `size` bytes exceeds the limits of a connection that is behind."""
     if outbox.bytes + size > core.limits.outbox_bytes:
         return not is_message_forgiven(core, outbox)
     return outbox.count + 1 > core.limits.outbox_frames and not are_frames_forgiven(core, outbox, size)
 
 
 cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil:
-    """Whether reading should pause: whoever does not take answers may not ask more."""
+    """Return whether the outbox is over half its limits, so that no more commands are read from the peer."""
     return c.outbox != NULL and (
         c.outbox.bytes * 2 > core.limits.outbox_bytes
         or c.outbox.count * 2 > core.limits.outbox_frames
@@ -352,14 +360,14 @@ cdef inline bint droppable(Core *core, Entry *entry) noexcept nogil:
 
 
 cdef void remove_at(Outbox *outbox, uint32_t index) noexcept nogil:
-    """Close the hole of an entry that is already released; `index` counts from the first."""
+    """Close the hole of a released entry in the array; `index` counts from the first entry. O(count)."""
     cdef Entry *entry = outbox.entries + outbox.head + index
     memmove(entry, entry + 1, (outbox.count - index - 1) * sizeof(Entry))
     outbox.count -= 1
 
 
 cdef Gap *gap_before(Outbox *outbox, uint32_t end, uint32_t channel) noexcept nogil:
-    """The pending gap of a channel among the first `end` entries, or NULL."""
+    """Return the pending gap of a channel among the first `end` entries, or NULL. O(end)."""
     cdef Entry *entry
     cdef uint32_t index = end
     while index > 0:
@@ -371,9 +379,9 @@ cdef Gap *gap_before(Outbox *outbox, uint32_t end, uint32_t channel) noexcept no
 
 
 cdef Gap *new_gap(Core *core, Frame *frame, uint32_t channel) noexcept nogil:
-    """A gap of one publication.
+    """Create the gap for one dropped publication; NULL without memory.
 
-    Keeps the channel, and so its name, alive as a queued frame does.
+    Like a queued frame, the gap keeps the channel with its name from being released.
     """
     cdef Gap *gap = <Gap *>memory_take(core, sizeof(Gap), KIND_OUTBOX)
     if gap != NULL:
@@ -393,7 +401,7 @@ cdef inline void widen(Gap *gap, Frame *frame) noexcept nogil:
 
 
 cdef int drop_at(Core *core, Outbox *outbox, uint32_t index) noexcept nogil:
-    """Let one publication give way to its channel's gap; -1 without memory for a new gap."""
+    """Replace one publication by the gap of its channel; return 0, or -1 without memory for a new gap."""
     cdef Entry *entry = outbox.entries + outbox.head + index
     cdef Frame *frame = <Frame *>entry.item
     cdef Gap *gap = gap_before(outbox, index, entry.channel)
@@ -416,7 +424,7 @@ cdef int drop_at(Core *core, Outbox *outbox, uint32_t index) noexcept nogil:
 
 
 cdef uint32_t first_droppable(Core *core, Outbox *outbox) noexcept nogil:
-    """Index of the oldest entry that may give way; `count` when there is none."""
+    """Return the index of the oldest entry that can be dropped; `count` if there is none. O(count)."""
     cdef uint32_t index
     for index in range(1 if outbox.head_written else 0, outbox.count):
         if droppable(core, outbox.entries + outbox.head + index):
@@ -425,7 +433,7 @@ cdef uint32_t first_droppable(Core *core, Outbox *outbox) noexcept nogil:
 
 
 cdef void supersede(Core *core, Outbox *outbox, uint32_t channel) noexcept nogil:
-    """A newer publication of a LATEST_ONLY channel came: the one before it may now give way."""
+    """Mark the last queued publication of a LATEST_ONLY channel as droppable, because a newer one arrives."""
     cdef Entry *entry
     cdef uint32_t index = outbox.count
     while index > 0:
@@ -437,7 +445,7 @@ cdef void supersede(Core *core, Outbox *outbox, uint32_t channel) noexcept nogil
 
 
 cdef int drop_newcomer(Core *core, Outbox *outbox, Frame *frame, uint32_t channel) noexcept nogil:
-    """Rule 3: the publication that arrives is the one that gives way."""
+    """Drop the publication that arrives (rule 3) and record it in a gap; return a `Push` value."""
     cdef Gap *gap = gap_before(outbox, outbox.count, channel)
     if gap != NULL:
         widen(gap, frame)
@@ -470,7 +478,7 @@ cdef inline void append(
 cdef int outbox_push(
     Core *core, Connection *c, Frame *frame, int klass, uint32_t channel
 ) noexcept nogil:
-    """Queue a frame; takes a reference of its own. A `Push`."""
+    """Queue a frame by the rules of overflow, with a reference of its own; return a `Push` value."""
     cdef Outbox *outbox = outbox_open(core, c)
     cdef uint32_t index
     cdef int policy
@@ -482,7 +490,7 @@ cdef int outbox_push(
             and core.channels.channels[channel].policy == POLICY_LATEST_ONLY
         ):
             supersede(core, outbox, channel)
-        # The one test that fan-out pays: whoever is not behind is not judged.
+        # Fan-out pays for this one test: the limits do not apply to a connection that is not behind.
         while outbox.owed and over(core, outbox, frame.length):
             index = first_droppable(core, outbox)
             if index < outbox.count:
@@ -502,12 +510,12 @@ cdef int outbox_push(
 
 
 cdef void outbox_mark_notice(Connection *c) noexcept nogil:
-    """The entry that was queued last is a notice of loss."""
+    """Mark the entry that was queued last as a loss notice."""
     c.outbox.entries[c.outbox.head + c.outbox.count - 1].spare = NOTICE
 
 
 cdef bint outbox_has_notice(Connection *c) noexcept nogil:
-    """Whether such a notice waits and none of its bytes is written: the peer reads it later than now."""
+    """Return whether a loss notice waits of which no byte is written: it also covers new losses."""
     cdef Outbox *outbox = c.outbox
     cdef uint32_t index
     if outbox == NULL:
@@ -529,7 +537,7 @@ cdef inline int64_t age_ms(Core *core, Entry *entry) noexcept nogil:
 
 
 cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil:
-    """When the oldest entry that has an age was queued; the far future when there is none."""
+    """Return when the oldest reply or publication was queued, in clock time; the far future if none is."""
     cdef Entry *entry
     cdef uint32_t index
     if c.outbox != NULL:
@@ -541,7 +549,12 @@ cdef int64_t outbox_oldest_ms(Core *core, Connection *c) noexcept nogil:
 
 
 cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil:
-    """Drop what is older than the limit and droppable; PUSH_OVERFLOW if an older one must stay."""
+    """Drop the entries that are older than `outbox_age_ms`.
+
+    Returns:
+        PUSHED; PUSH_OVERFLOW if an entry that is too old cannot be dropped; PUSH_NO_MEMORY without memory for
+        a gap.
+    """
     cdef Outbox *outbox = c.outbox
     cdef Entry *entry
     cdef uint32_t index = 0
@@ -564,7 +577,7 @@ cdef int outbox_drop_aged(Core *core, Connection *c) noexcept nogil:
 # --- writing ----------------------------------------------------------------------------------------
 
 cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *frame) noexcept nogil:
-    """Put the encoded message in a gap's place (its turn has come), or nothing if `frame` is NULL."""
+    """Replace a gap by its encoded message, whose reference is taken over; remove it if `frame` is NULL."""
     cdef Outbox *outbox = c.outbox
     cdef Entry *entry = outbox.entries + outbox.head + index
     outbox.bytes -= size_of(entry)
@@ -578,16 +591,16 @@ cdef void outbox_replace_gap(Core *core, Connection *c, uint32_t index, Frame *f
 
 
 cdef bint outbox_head_first(Outbox *outbox) noexcept nogil:
-    """Whether the first entry goes before the pongs: it is half out, or it opens the stream."""
+    """Return whether the first entry is written before the pongs: it is half-written or an HTTP response."""
     return outbox.head_written != 0 or (
         outbox.count != 0 and outbox.entries[outbox.head].klass == CLASS_RESPONSE
     )
 
 
 cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexcept nogil:
-    """Take off what was written, in the order of the wire; returns the entries that are done.
+    """Remove `written` bytes from the outbox in the order of writing; return how many entries are complete.
 
-    The outbox is given back when nothing is left: `c.outbox` is then NULL.
+    Releases the outbox when nothing is left: `c.outbox` is then NULL.
     """
     cdef Outbox *outbox = c.outbox
     cdef Frame *frame
@@ -617,7 +630,7 @@ cdef uint32_t outbox_consume(Core *core, Connection *c, uint64_t written) noexce
         done += 1
     core.counters[<int>FRAMES_OUT] += done
     if outbox.owed:
-        # What was dropped meanwhile is owed no more.
+        # Bytes that were dropped meanwhile do not have to be written any more.
         outbox.owed = min(outbox.owed - min(outbox.owed, taken), outbox.bytes + control_bytes(outbox))
         core.moved_ms = core.clock_ms
         core.crowd_us = min(core.crowd_us + <int64_t>taken, <int64_t>1000 * CROWD_MS)

@@ -1,92 +1,92 @@
-"""The shared structs and numbers of the reactor: declarations only, no code.
+"""The structs, enumerations and constants that all modules of the reactor share; this file has no code.
 
-Who owns what: the `Core` struct owns everything below it. A `Connection` owns its `Input`, its
-`Outbox` and its subscription table; an `Entry` owns one reference to its `Frame`; a `Frame` made by
-`publish` owns one reference to its `Channel`, so that a queued publication keeps its channel's
-policy and name alive. Links between connections are slot numbers, never pointers.
+Ownership: the `Core` struct owns every other struct. A `Connection` owns its `Input`, its `Outbox` and its
+subscription table. An `Entry` owns one reference to its `Frame`. A `Frame` that `publish` made owns one
+reference to its `Channel`, so that a queued publication keeps the policy and the name of its channel.
+Connections refer to each other by slot number, never by pointer.
 
-The state of a connection is this one flat struct plus the byte ranges it owns (input, outbox,
-subscriptions) and an opaque meta object; deadlines are absolute, in milliseconds of the reactor's
-own clock. Handing a live connection to another process means writing exactly these down.
+The whole state of a connection is the flat `Connection` struct, the buffers that it owns (input, outbox,
+subscriptions) and one opaque meta object. Deadlines are absolute times in milliseconds of the reactor's own
+clock. To hand an open connection over to another process, exactly this data would have to be copied.
 
     FREE -> HEAD -> DECIDING -> OPEN -> FAILING -> CLOSING -> LINGERING -> GONE -> FREE
 
-    HEAD       the request head is being collected
-    DECIDING   the head was handed up; upgrade() or refuse() is awaited
-    OPEN       frames both ways
-    FAILING    a fault, or the peer's Close, was found; Close is queued at the next flush,
-               after the answers to what the peer said before
-    CLOSING    Close (or an HTTP refusal) is queued or sent; input is parsed only to find Close
-    LINGERING  write side shut; input is discarded so that what was written can arrive
-    GONE       descriptor closed; the `closed` event is still owed, the slot not yet free
-    Every state may fall to GONE at once: end of stream, reset, a deadline.
+    HEAD       the reactor collects the request head
+    DECIDING   the caller has the head; the reactor waits for its upgrade() or refuse()
+    OPEN       the connection sends and receives frames
+    FAILING    a fault, or the peer's Close, was found; the next flush queues our Close, after the
+               replies to the messages that the peer sent before
+    CLOSING    our Close (or an HTTP response) is queued or sent; only the peer's Close is still awaited
+    LINGERING  our side of the stream is shut; input is discarded until the peer has read what we wrote
+    GONE       the descriptor is closed; the `closed` event is still to be reported, then the slot is free
+    Every state can change to GONE directly: at the end of the stream, a reset or a deadline.
 """
 
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
-    NONE = 0xFFFFFFFF            # no slot, no channel, end of a list
+    NONE = 0xFFFFFFFF            # no slot, no channel, or the end of a list
     TICK_MS = 250                # one step of the timer wheel
-    ORPHAN_MS = 1000             # the kernel gives a closed socket's unsent data up after so long without an answer
-    ORPHAN_TICKS = 8             # ticks after which it certainly has: twice that time, because it looks seldom
-    WHEEL_SLOTS = 512            # 128 s; later deadlines are looked at again when the wheel has turned
-    RECEIVE_BYTES = 16384        # one recv reads at most this
+    ORPHAN_MS = 1000             # without an ACK for this time the kernel frees unsent data of closed sockets
+    ORPHAN_TICKS = 8             # ticks until it has surely done so: twice the time
+    WHEEL_SLOTS = 512            # 128 s; the timer of a later deadline is checked once per turn of the wheel
+    RECEIVE_BYTES = 16384        # the most that one recv reads
     CHUNK_BITS = 10              # connections per slab of the table: 1,024 of 128 bytes
     CHUNK_SLOTS = 1024
     POOL_CLASSES = 12            # 32 bytes .. 64 KiB, powers of two
     POOL_SMALLEST = 32
     VARIANTS_MAX = 8
-    TRUSTED_MAX = 64             # networks of proxies
-    AWAITS_PROXY = 255           # as the variant of a connection in HEAD: a PROXY header comes first
-    HEAD_GROUPS = 256            # of connections in HEAD, by a hash of their addresses
-    DRAINS_MAX = 256             # refused sockets that may be drained at once, whatever is asked
-    VISIT_FRAMES = 64            # one write takes at most this many frames
-    VISIT_BYTES = 65536          # and this many bytes
-    PONGS_MAX = 16               # pongs waiting for one connection
-    PONG_BYTES = 968             # their bytes; with the counts the slot fills one 1 KiB buffer
-    URGENT_SUBSCRIBERS = 64      # publications to at most this many are urgent
-    WALKS_MAX = 64               # publications that may be on their way into large channels
-    WALK_STEP = 1024             # subscribers taken at once of one that is
-    WALK_AHEAD = 1024            # connections on the bulk list below which the next step is due
-    GAP_BYTES = 64               # what a pending gap is charged at most
-    CROWD_PART = 2               # more than half of all connections behind at once are a crowd,
-    CROWD_END = 8                # until less than an eighth is,
-    CROWD_STILL_MS = 1000        # or for so long none of them takes a byte
-    CROWD_GRACES = 3             # as long as so many graces is the grace of one of a crowd
-    CROWD_MS = 10000             # publications wait for crowds for so long at once,
-    CROWD_REST = 4               # and afterwards this part of the time
-    MOVING_MS = 1000             # publications wait for the few that are behind and take bytes for so long at once,
-    MOVING_REST = 20             # and afterwards this part of the time
-    KEEPS_UP_UNITS = 1024        # of 64 bytes: taken within one grace, they earn a blocked connection another
-    PASS_MESSAGES = 256          # the read budget of one poll
-    PASS_OPENS = 32
-    PASS_BYTES = 1048576
-    PASS_NS = 2000000
-    TURN_MESSAGES = 64           # of which one connection may take this many before the next,
-    TURN_MESSAGES_LEAST = 8      # and fewer the more are waiting
-    TURN_FRAMES = 256
-    MESSAGE_NS = 5000            # what a message is expected to cost the caller: a `ping`, 5 us,
-    FRAME_NS = 100               # a frame to parse: 60 of a message's fragments, 100 of a ping and its pong
-    BYTE_NS = 8                  # and a byte of it: JSON full of escapes is parsed at 117 MB/s
-    QUANTUM_NS = 500000          # what a connection in debt may use in one round of those: one costly message
-    COSTLY_NS = 100000             # a connection whose messages cost so much comes after those that cost less
-    DEBT_LEAST_NS = 20000        # a turn that costs less is not charged
-    DEBT_MOST_NS = 50000000
-    DEBT_ROWS = 8192             # connections that may be in debt; a power of two
-    DEBT_WAYS = 4                # places in which a row may be
-    DEBT_OF_USER = 0x80000000    # in Debt.place: the rest is of a user's hash
-    FORGIVEN_PART = 512          # of the time while nobody in debt waits: less than the share of one of 300 that flood
-    RESERVE_PASSES = 4           # that serve nobody in debt, before one of those has a turn all the same
-    LONG_NS = 200000             # a time so long may be another process's
-    SLICE_NS = 2000000           # one flush
-    STALL_MS = 2000              # a tick later than this is our own pause
-    STALL_EVERY_MS = 60000       # forgiven at most this often
-    ASK_MS = 5                   # epoll is asked at least this often, however long a round of turns is,
-    ASK_INDEBTED_MS = 2          # and more often once somebody was in debt: who is not in debt must not wait
-    REARM_SLOTS = 65536          # timers looked at in one tick after deadlines came nearer
-    RUSH_STEP = 1000             # byes of one reason in one second that have the same rank
-    PAUSE_MS = 1000              # between two calls: peers' bytes have gathered
+    TRUSTED_MAX = 64             # trusted networks of proxies
+    AWAITS_PROXY = 255           # value of `variant` in HEAD: a PROXY header must come before the head
+    HEAD_GROUPS = 256            # lists of connections in HEAD, by a hash of their addresses
+    DRAINS_MAX = 256             # refused sockets drained at the same time, whatever the settings
+    VISIT_FRAMES = 64            # the most frames that one write contains
+    VISIT_BYTES = 65536          # the most bytes that one write contains
+    PONGS_MAX = 16               # the most pongs that wait for one connection
+    PONG_BYTES = 968             # the most bytes of these pongs: the slot fills a block of 1 KiB
+    URGENT_SUBSCRIBERS = 64      # a publication to at most this many subscribers is urgent
+    WALKS_MAX = 64               # publications that can be under way into large channels
+    WALK_STEP = 1024             # entries that one step of such a delivery queues
+    WALK_AHEAD = 1024            # a step starts only while fewer connections are on the bulk list
+    GAP_BYTES = 64               # the most bytes that a pending gap counts for
+    CROWD_PART = 2               # a crowd begins when more than 1/2 of all connections are behind
+    CROWD_END = 8                # and ends when less than 1/8 is behind
+    CROWD_STILL_MS = 1000        # a crowd in which no connection takes a byte for this time is ignored
+    CROWD_GRACES = 3             # factor by which a grace is longer in a crowd
+    CROWD_MS = 10000             # publications wait at most this long for a crowd,
+    CROWD_REST = 4               # and regain 1/4 of the time in which they did not wait
+    MOVING_MS = 1000             # publications wait at most this long for single slow connections,
+    MOVING_REST = 20             # and regain 1/20 of the time in which they did not wait
+    KEEPS_UP_UNITS = 1024        # units of 64 bytes: whoever takes them in one grace gets another
+    PASS_MESSAGES = 256          # the read budget of one poll: messages,
+    PASS_OPENS = 32              # opens,
+    PASS_BYTES = 1048576         # bytes,
+    PASS_NS = 2000000            # nanoseconds
+    TURN_MESSAGES = 64           # the most messages of one turn of a connection,
+    TURN_MESSAGES_LEAST = 8      # reduced down to this number when many connections wait
+    TURN_FRAMES = 256            # the most frames of one turn
+    MESSAGE_NS = 5000            # expected cost of a message for the caller: 5 us, as of a `ping`
+    FRAME_NS = 100               # cost of parsing a frame: 60 ns a fragment, 100 a ping with its pong
+    BYTE_NS = 8                  # cost of a byte of a message: JSON full of escapes is parsed at 117 MB/s
+    QUANTUM_NS = 500000          # what a connection in debt may use in one round: one costly message
+    COSTLY_NS = 100000           # connections with messages of this cost have their turn after the others
+    DEBT_LEAST_NS = 20000        # a turn that costs less than this is not charged
+    DEBT_MOST_NS = 50000000      # a debt grows no further than this
+    DEBT_ROWS = 8192             # debts that the table holds; a power of two
+    DEBT_WAYS = 4                # places of the table where the row of a debtor can be
+    DEBT_OF_USER = 0x80000000    # set in Debt.place when the other bits are from the hash of a user
+    FORGIVEN_PART = 512          # 1/512 of the time reduces debts: less than 1 of 300 clients that flood uses
+    RESERVE_PASSES = 4           # passes without a turn for costly connections before one gets a turn
+    LONG_NS = 200000             # a longer measured time may include the time of another process
+    SLICE_NS = 2000000           # the time budget of one flush
+    STALL_MS = 2000              # a tick that is later than this is a stall of our own process
+    STALL_EVERY_MS = 60000       # a stall is forgiven at most once in this time
+    ASK_MS = 5                   # epoll is polled at least this often, however long a round of turns is,
+    ASK_INDEBTED_MS = 2          # and this often once a connection was charged: others must not wait
+    REARM_SLOTS = 65536          # slots that one tick checks after deadlines have come nearer
+    RUSH_STEP = 1000             # the byes of one reason in one second that share a rank
+    PAUSE_MS = 1000              # a longer pause between two calls lets bytes of peers gather
 
 cdef enum State:
     STATE_FREE = 0
@@ -100,32 +100,32 @@ cdef enum State:
     STATES
 
 cdef enum Flag:
-    IN_ATTENTION = 1             # on the attention queue, or on the one of those in debt
-    IN_FAILED = 2                # on the list of those whose Close the next flush queues
+    IN_ATTENTION = 1             # on the attention queue or on the queue of indebted connections
+    IN_FAILED = 2                # on the list of connections whose Close the next flush queues
     IN_URGENT = 4                # on the urgent dirty list
     IN_BULK = 8                  # on the bulk dirty list
     WANT_IN = 16                 # registered for EPOLLIN
     WANT_OUT = 32                # registered for EPOLLOUT
-    BLOCKED = 64                 # the socket said EAGAIN; charged what it holds, as `units`
-    PAUSED_APP = 128             # pause_reading
-    PAUSED_OUTBOX = 256          # outbox over half its limit
-    OPENED = 512                 # the open event was given, so a closed event is owed
-    ANNOUNCED = 1024             # failing or peer_closed was given
-    CLOSE_QUEUED = 2048          # the last entry of the outbox ends the write side
-    PEER_CLOSE_SEEN = 4096
-    PING_SENT = 8192             # a ping is unanswered since heartbeat_ms
+    BLOCKED = 64                 # the socket is full; `units` has what the kernel holds for it
+    PAUSED_APP = 128             # the caller paused reading with pause_reading
+    PAUSED_OUTBOX = 256          # reading pauses because the outbox is over half its limit
+    OPENED = 512                 # the caller got the open event, so it must get a closed event
+    ANNOUNCED = 1024             # the caller got the failing or peer_closed event
+    CLOSE_QUEUED = 2048          # Close or an HTTP response is queued as the last entry of the outbox
+    PEER_CLOSE_SEEN = 4096       # the peer's Close was received, or its input is of no more use
+    PING_SENT = 8192             # a ping was sent at heartbeat_ms and no byte has come since
     WATCHED = 16384              # in the epoll set
-    END_AFTER_WRITE = 32768      # do not wait for the peer's Close once everything is written
+    END_AFTER_WRITE = 32768      # when everything is written, do not wait for the peer's Close
 
 cdef enum:
-    IS_WALL_TIME = 0x8000        # of application_code: application_ms is wall-clock time
-    IS_FORGIVEN = 0x4000         # of application_code: it is on the reactor's clock; without both, on the caller's
+    IS_WALL_TIME = 0x8000        # flag in application_code: application_ms is wall-clock time
+    IS_FORGIVEN = 0x4000         # flag in application_code: the reactor's clock; neither flag: the caller's
 
 cdef enum:
-    SENT_SINCE = 1               # of units: more than pings was sent since the kernel was asked
-    KERNEL_UNIT = 32             # the rest of them: what it held then
+    SENT_SINCE = 1               # flag in `units`: more than a ping was sent since the kernel was queried
+    KERNEL_UNIT = 32             # unit of the other bits of `units`: what the kernel held then
 
-# The numbers of wsgate/reasons.py; a test holds the two together.
+# The numbers of wsgate/reasons.py; a test compares the two lists.
 cdef enum Reason:
     REASON_NONE = 0
     REFUSED_DESCRIPTORS
@@ -187,11 +187,11 @@ cdef enum EventKind:
     EVENT_PEER_CLOSED
     EVENT_CLOSED
 
-cdef enum Pace:                # of a connection that is open, over half its limits, and not judged by them
+cdef enum Pace:                  # an open connection over half its limits that the limits do not judge
     PACE_NONE = 0
-    PACE_READER                  # it is not behind: publications wait for it
-    PACE_BEHIND                  # it is behind, in its grace: they wait for a crowd of such connections
-    PACE_MOVING                  # likewise, and its socket took bytes lately: they wait for it a little
+    PACE_READER                  # not behind: publications wait for the connection
+    PACE_BEHIND                  # behind, within its grace: publications wait only if there is a crowd
+    PACE_MOVING                  # the same, and its socket took bytes lately: publications wait briefly
     PACES
 
 cdef enum Policy:
@@ -200,31 +200,31 @@ cdef enum Policy:
     POLICY_LATEST_ONLY
 
 cdef enum EntryClass:
-    CLASS_CONTROL = 0            # ping, bye, Close, an encoded gap: never dropped
-    CLASS_REPLY                  # never dropped
-    CLASS_PUBLICATION            # dropped where the channel's policy allows
-    CLASS_RESPONSE               # an HTTP answer: nothing overtakes it, never dropped
-    CLASS_GAP                    # stands where dropped publications stood; `item` is a Gap
+    CLASS_CONTROL = 0            # ping, bye, Close, loss notice, encoded gap: never dropped
+    CLASS_REPLY                  # a message for this connection alone: never dropped
+    CLASS_PUBLICATION            # dropped where the policy of the channel allows
+    CLASS_RESPONSE               # an HTTP response: never dropped, and no pong is sent before it
+    CLASS_GAP                    # takes the place of dropped publications; `item` is a Gap
 
-# What bytes are held for. Every take and give names one.
+# The accounts of memory by purpose. Every call of memory_take and memory_give names one.
 cdef enum Kind:
     KIND_TABLE = 0               # slabs of connections
-    KIND_FRAME                   # encoded frames, shared ones once
+    KIND_FRAME                   # encoded frames; a shared frame counts once
     KIND_OUTBOX                  # outboxes, their entries, control slots, gaps
-    KIND_PARTIAL                 # unfinished heads, frames, messages; undelivered input
-    KIND_CHANNEL                 # channels, their names and subscriber arrays
+    KIND_PARTIAL                 # unfinished heads, frames and messages, and input not parsed yet
+    KIND_CHANNEL                 # channels with their names and subscriber arrays
     KIND_SUBSCRIPTION            # the subscription tables of connections
-    KIND_DEFLATE                 # what inflating or deflating one message may take; nothing without compression
-    KIND_USER                    # the table of the index by user
+    KIND_DEFLATE                 # the most that inflating one message takes; 0 without compression
+    KIND_USER                    # the hash table of the user index
     KINDS
 
 cdef enum Counter:
-    ACCEPTED = 0
-    REFUSED                      # by the gate, answered
-    REFUSED_SILENT               # by the gate, closed at once
-    REFUSED_UNDRAINED            # answered, but no drain was free: closed at once
-    ACCEPT_EXHAUSTED             # EMFILE, ENFILE, ENOBUFS, ENOMEM from accept
-    ACCEPT_FAILED                # any other failure of accept, the peer's usually
+    ACCEPTED = 0                 # sockets that the listener accepted
+    REFUSED                      # sockets that the gate refused with an HTTP response
+    REFUSED_SILENT               # sockets that the gate closed without a response
+    REFUSED_UNDRAINED            # refused with a response and closed at once: no drain was free
+    ACCEPT_EXHAUSTED             # accept failed with EMFILE, ENFILE, ENOBUFS or ENOMEM
+    ACCEPT_FAILED                # accept failed in another way, mostly because the peer has left
     OPENS
     UPGRADES
     MESSAGES_IN
@@ -236,78 +236,78 @@ cdef enum Counter:
     SENDS
     FRAMES_OUT
     PUBLICATIONS
-    DELIVERIES                   # entries queued for publications
+    DELIVERIES                   # entries queued in outboxes for publications
     SENDS_BLOCKED
     PINGS_IN
     PONGS_IN
     PINGS_OUT
     PONGS_OUT
     PONGS_DROPPED
-    DROPPED_POLICY               # publications that gave way to a gap
-    DROPPED_CLOSING              # entries discarded because the connection was closing
-    GAPS                         # gaps written
-    STALE                        # calls refused for a stale handle
+    DROPPED_POLICY               # publications that the policy of their channel replaced by a gap
+    DROPPED_CLOSING              # entries discarded because their connection was closing
+    GAPS                         # gaps encoded as messages and written
+    STALE                        # calls with the handle of a connection that no longer exists
     STALLS_FORGIVEN
-    LINGERS_SKIPPED              # closed without lingering: too many at once
+    LINGERS_SKIPPED              # closed without lingering: too many connections linger already
     POOL_HITS
     POOL_MISSES
     POLLS
-    TIMERS                       # timers that came due
+    TIMERS                       # connection timers that came due
     MESSAGES_INFLATED
-    ADDRESSES_UNCOUNTED          # no cell, or no slot in the journal: let in without a count
-    HANDED_OVER                  # accepted here, and given to a sibling because here is no room
-    ACCEPTS_PAUSED               # the listener left alone until the next tick: over four times the rate
+    ADDRESSES_UNCOUNTED          # accepted without a count for the address: no cell or journal slot
+    HANDED_OVER                  # accepted here and handed over to a sibling that has room
+    ACCEPTS_PAUSED               # accepting stopped until the next tick: over four times the rate
     COUNTERS
 
 ctypedef struct Pool:
-    void *idle[POOL_CLASSES]     # freed buffers, linked through their first word
+    void *idle[POOL_CLASSES]     # freed blocks of each class, linked through their first word
     uint64_t idle_bytes
     uint64_t idle_limit_bytes
-    int is_wanted                # as the settings say
-    int enabled                  # and memory is not short
+    int is_wanted                # the settings enable the pool
+    int enabled                  # the settings enable the pool and memory is not short
 
 ctypedef struct Frame:
     uint32_t references
     uint32_t length              # wire bytes in `data`
-    uint32_t size                # bytes of the block, as asked for
-    uint32_t channel             # NONE, or a channel this frame keeps alive
-    int64_t position             # of the publication; 0 without one
+    uint32_t size                # bytes of the block, as passed to memory_take
+    uint32_t channel             # the channel that this frame keeps from being released, or NONE
+    int64_t position             # position of the publication in its channel; 0: it has none
     uint8_t data[1]
 
 ctypedef struct Gap:
-    int64_t first                # positions of the dropped publications
+    int64_t first                # position of the first dropped publication, and of the last
     int64_t last
     uint32_t count
-    uint32_t charge              # bytes it counts for: no more than the publication it stands for
+    uint32_t charge              # bytes that the gap counts for: at most those of the publication replaced
 
 ctypedef struct Entry:           # 16 bytes
     void *item                   # Frame *, or Gap * for CLASS_GAP
     uint32_t channel
-    uint16_t age                 # reactor clock in 64 ms steps when it was queued, wrapping
+    uint16_t age                 # reactor's clock when the entry was queued, in steps of 64 ms, modulo 2^16
     uint8_t klass
     uint8_t spare
 
-ctypedef struct ControlSlot:     # pongs that wait, in order
+ctypedef struct ControlSlot:     # the pongs that wait for one connection, in order
     uint16_t used
-    uint16_t written             # of the first pong
+    uint16_t written             # bytes of the first pong that are written
     uint8_t count
     uint8_t lengths[PONGS_MAX]
     uint8_t data[PONG_BYTES]
 
-ctypedef struct Outbox:          # exists only while something waits
+ctypedef struct Outbox:          # exists only while something waits to be written
     Entry *entries               # `inline_entries` or a pooled array
-    uint32_t head                # first entry
+    uint32_t head                # index of the first entry
     uint32_t count
     uint32_t capacity
     uint32_t head_written        # bytes of the first entry already written
     uint64_t bytes               # unwritten bytes of all entries
-    int64_t blocked_ms           # last progress of a blocked socket
+    int64_t blocked_ms           # when the socket took bytes last
     ControlSlot *control
-    uint64_t owed                # bytes to be taken of what waited when the last write was short; 0: it is not behind
-    uint32_t grace_ms            # low 32 bits of the clock when its grace ends; 0: it has none, its limits hold
-    uint16_t taken               # 64 bytes each that it took since its grace began, up to the most that fits
-    uint8_t pace                 # a `Pace`: how it is counted in Core.paced
-    uint8_t is_counted           # in Core.behind: it is open, and owes something
+    uint64_t owed                # bytes to write until the connection is not behind any more; 0: it is not
+    uint32_t grace_ms            # end of the grace, low 32 bits of the clock; 0: no grace, the limits apply
+    uint16_t taken               # units of 64 bytes taken since the grace began, at most 65,535
+    uint8_t pace                 # the `Pace` under which the connection counts in Core.paced
+    uint8_t is_counted           # the connection counts in Core.behind: it is open and behind
     Entry inline_entries[4]
 
 ctypedef struct Buffer:
@@ -315,29 +315,29 @@ ctypedef struct Buffer:
     uint32_t length
     uint32_t capacity
 
-ctypedef struct Input:           # exists only while something is unfinished
-    Buffer message               # the head, or the message, as far as it has come
-    Buffer backlog               # received but not parsed: the pass was over, or 101 not yet sent
+ctypedef struct Input:           # exists only while input of the connection is unfinished
+    Buffer message               # the received part of the head or of the message
+    Buffer backlog               # bytes received but not parsed, because the budget was used up
     uint32_t backlog_taken
-    uint32_t scanned             # head: bytes known to hold no end
+    uint32_t scanned             # bytes of the head that are known not to contain its end
     uint64_t frame_length
     uint64_t frame_received
-    int64_t started_ms           # first byte of the unfinished message
+    int64_t started_ms           # when the first byte of the unfinished message came; 0: none has
     int64_t paused_ms            # when reading was paused last
     uint32_t fragments
     uint32_t utf8
     uint8_t header[14]
     uint8_t header_length
     uint8_t in_payload
-    uint8_t opcode               # of the frame in progress
+    uint8_t opcode               # opcode of the frame in progress
     uint8_t final
-    uint8_t message_opcode       # 0: no fragmented message in progress
+    uint8_t message_opcode       # opcode of the message in progress; 0: there is none
     uint8_t mask[4]
     uint8_t control[125]
     uint8_t deflated             # the message in progress is compressed
 
 ctypedef struct Subscription:
-    uint32_t channel             # NONE: free cell
+    uint32_t channel             # index of the channel; NONE: the cell is free
     uint32_t position            # index of this connection in the channel's array
 
 ctypedef struct Connection:      # 128 bytes: two cache lines
@@ -346,60 +346,60 @@ ctypedef struct Connection:      # 128 bytes: two cache lines
     uint8_t state
     uint8_t variant
     uint16_t flags
-    uint32_t seen_ms             # last inbound byte, low 32 bits of the clock
-    uint32_t message_ms          # last whole message, likewise
-    uint32_t heartbeat_ms        # the last ping, likewise; 0: none yet. LINGERING: the bytes that were discarded
+    uint32_t seen_ms             # when the last byte came, low 32 bits of the clock
+    uint32_t message_ms          # when the last whole message came; LINGERING: when lingering began
+    uint32_t heartbeat_ms        # when the last ping was sent; 0: none was. LINGERING: bytes discarded
     uint32_t wheel_next
     uint32_t wheel_previous
     uint32_t wheel_tick          # NONE: not on the wheel
-    uint32_t dirty_next          # in HEAD these two link a group of `heads` instead
+    uint32_t dirty_next          # links of a dirty list; in HEAD of a group in `heads`
     uint32_t dirty_previous
-    uint32_t attention_next      # also links the failed list and those in debt
-    int64_t deadline_ms          # of the state: head, decision, closing, linger
-    int64_t application_ms       # set_deadline, set_expiry; the flags of application_code name its clock; 0: none
+    uint32_t attention_next      # link of the attention queue, the failed list or the indebted queue
+    int64_t deadline_ms          # deadline of the state HEAD, DECIDING, CLOSING or LINGERING
+    int64_t application_ms       # time set by set_deadline or set_expiry; 0: none
     Outbox *outbox
     Input *input
     Subscription *subscriptions  # open addressing by channel
     uint32_t subscription_count
-    uint16_t application_code    # the close code, and the flags of application_ms
-    uint16_t close_code          # of our Close; in HEAD the number of its group in `heads`
+    uint16_t application_code    # close code for application_ms, and flags that name its clock
+    uint16_t close_code          # code of our Close; in HEAD the number of the group in `heads`
     uint8_t reason
-    uint8_t subscription_bits    # log2 of the table's cells
-    uint16_t units               # SENT_SINCE, and KERNEL_UNIT each that the kernel held
+    uint8_t subscription_bits    # log2 of the number of cells in `subscriptions`
+    uint16_t units               # memory that the kernel held, in KERNEL_UNITs, and the flag SENT_SINCE
     uint32_t control_ms          # token buckets: theoretical arrival times
     int64_t message_ns
     int64_t byte_ns
     PyObject *meta               # owned reference or NULL
 
-ctypedef union ChannelName:      # `here` up to NAME_HERE bytes, else a pooled block
+ctypedef union ChannelName:      # `here` for names of up to NAME_HERE bytes, else a pooled block
     uint8_t here[24]
     uint8_t *there
 
-ctypedef union ChannelSlots:     # `few` while the channel's capacity is 0, else a pooled array
+ctypedef union ChannelSlots:     # `few` while the capacity of the channel is 0, else a pooled array
     uint32_t few[2]
     uint32_t *many
 
-ctypedef struct Channel:         # 64 bytes, one cache line: an inbox of one device needs no more
-    uint32_t hash                # lower half
+ctypedef struct Channel:         # 64 bytes, one cache line: two subscribers and a name of 24 bytes fit
+    uint32_t hash                # lower half of the hash of the name
     uint32_t count
-    uint32_t capacity            # of `slots.many`; 0: `slots.few`
-    uint32_t frames              # queued frames that keep it alive
+    uint32_t capacity            # of `slots.many`; 0: `slots.few` is used
+    uint32_t frames              # queued frames and gaps that keep the channel from being released
     uint16_t name_length
     uint8_t policy
     uint8_t is_used
-    uint8_t variants             # bit n: somebody of variant n has subscribed since it was made
-    uint8_t is_vacated           # in the list of channels to report
-    uint8_t walks                # publications on their way into it, at most WALKS_MAX
-    uint8_t is_uncounted         # its subscriptions do not count against a connection's limit
-    uint32_t link                # of that list
-    uint32_t lost_round          # the round of notices in which it lost publications last; 0: none
+    uint8_t variants             # bit n: a connection of variant n has subscribed since the channel was made
+    uint8_t is_vacated           # in the list of channels to report as vacated
+    uint8_t walks                # walks that deliver to this channel, at most WALKS_MAX
+    uint8_t is_uncounted         # subscriptions to it do not count against the limit of a connection
+    uint32_t link                # next channel in the list of vacated channels
+    uint32_t lost_round          # round of loss notices in which it lost publications last; 0: none
     ChannelSlots slots
     ChannelName name
 
-ctypedef struct Walk:            # a publication on its way into the outboxes of a large channel
+ctypedef struct Walk:            # a publication that is delivered to a large channel in steps
     Walk *next
     uint32_t channel
-    uint32_t left                # so many at the front of the channel's array are still to be served
+    uint32_t left                # subscribers at the front of the channel's array that are still to be served
     uint64_t exclude
     Frame *frames[VARIANTS_MAX]
 
@@ -407,59 +407,59 @@ ctypedef struct ChannelTable:
     Channel *channels
     uint32_t capacity
     uint32_t count
-    uint32_t made                # places ever used; beyond it the memory was never touched
-    uint32_t free                # linked through Channel.count
-    uint32_t vacated             # linked through Channel.link; NONE: empty
-    uint64_t name_bytes          # of all channels: what the bus is made to keep, too
+    uint32_t made                # places ever used; the memory beyond them was never touched
+    uint32_t free                # first free place, linked through Channel.count
+    uint32_t vacated             # first vacated channel, linked through Channel.link; NONE: empty
+    uint64_t name_bytes          # bytes of the names of all channels; the bus has to store the same names
     uint8_t report_vacated
-    uint32_t *cells              # open addressing: channel indexes, NONE when free
+    uint32_t *cells              # open addressing: channel indexes, NONE in a free cell
     uint32_t cells_mask
-    uint8_t key[16]              # SipHash key: clients choose the names
+    uint8_t key[16]              # secret SipHash key, because clients choose the names
 
-ctypedef struct UserLink:        # 16 bytes, of one slot; see users.pyx
-    uint32_t next                # the next connection of the same user, or NONE
-    uint32_t previous            # NONE: the first of its list
-    uint32_t hash                # of the user; 0: no user, on no list
+ctypedef struct UserLink:        # 16 bytes for each slot; see users.pyx
+    uint32_t next                # next connection in the list of the user, or NONE
+    uint32_t previous            # previous connection; NONE: this is the first of the list
+    uint32_t hash                # hash of the user; 0: the connection is in no list
     uint32_t issued_s            # when the token was issued, seconds since 1970; 0: not known
 
 ctypedef struct UserTable:
-    uint32_t *cells              # open addressing: the first slot of each list, NONE when free
-    uint32_t mask                # cells - 1
-    uint32_t count               # lists
+    uint32_t *cells              # open addressing: the first slot of each list, NONE in a free cell
+    uint32_t mask                # number of cells - 1
+    uint32_t count               # number of lists
 
-ctypedef struct List:            # slots linked through a field of the connection
+ctypedef struct List:            # slots linked through a field of the connections
     uint32_t head
     uint32_t tail
     uint32_t count
 
-ctypedef struct HeadGroup:       # connections in HEAD whose addresses have the same hash
-    List list                    # the oldest first; linked through the dirty links
-    uint32_t since_ms            # when the oldest came, low 32 bits of the clock
+ctypedef struct HeadGroup:       # the connections in HEAD whose addresses fall into one group
+    List list                    # the oldest connection first, linked through the dirty links
+    uint32_t since_ms            # when the oldest connection came, low 32 bits of the clock
 
 ctypedef struct Wheel:
-    int64_t base_ms              # step 0 on the reactor's clock: steps fall on the caller's ticks
+    int64_t base_ms              # time of step 0 on the reactor's clock
     uint32_t heads[WHEEL_SLOTS]
-    int64_t tick                 # the last step that has passed
-    int64_t done                 # the last one whose timers were all taken
+    int64_t tick                 # number of the last step that has passed
+    int64_t done                 # number of the last step whose timers were all taken
 
-ctypedef struct Drain:           # a refused socket read to its end
+ctypedef struct Drain:           # a refused socket whose input is read to its end and discarded
     int32_t fd
     uint32_t bytes
     int64_t deadline_ms
 
-ctypedef struct Answer:          # an HTTP answer, owned
+ctypedef struct Answer:          # an HTTP response; owns its bytes
     uint8_t *data
     uint32_t length
 
 ctypedef struct AddressTable:    # shared memory; see addresses.pyx
     uint64_t *counts
     uint64_t *arrivals
-    uint64_t *journal            # this shard's: the key each slot is counted under; 0: not counted
-    uint64_t mask                # rows - 1
+    uint64_t *journal            # for each slot of this shard the key of its address; 0: not counted
+    uint64_t mask                # number of rows - 1
     uint32_t journal_slots
     uint8_t key[16]
 
-ctypedef struct Network:         # 16 bytes, IPv4 mapped
+ctypedef struct Network:         # an IPv6 network; an IPv4 network as IPv4-mapped addresses
     uint8_t address[16]
     uint32_t bits
 
@@ -469,20 +469,20 @@ ctypedef struct Gate:
     uint32_t handshakes
     uint32_t handshake_rate_per_s
     uint64_t partial_bytes
-    uint64_t memory_bytes        # of everything on the books; 0: no budget
-    uint32_t connection_bytes    # what a connection costs beside what is booked by kind
+    uint64_t memory_bytes        # budget for the sum of all accounts; 0: no budget
+    uint32_t connection_bytes    # bytes of a connection in addition to the accounts by kind
     uint32_t drains
     uint32_t drain_bytes
     uint32_t drain_ms
-    uint32_t per_address_connections # of one address on the whole node
+    uint32_t per_address_connections # limit for one address on the whole node
     uint32_t per_address_rate_per_s
     uint32_t trusted_count
     Network trusted[TRUSTED_MAX]
-    int reads_proxy_header       # from those; from nobody else
-    int64_t accept_ns            # token bucket of handshake_rate_per_s
-    int64_t offer_ns             # and of four times as many, let in or not
-    Answer refusal               # 503
-    Answer too_many              # 429
+    int reads_proxy_header       # trusted peers must send a PROXY header
+    int64_t accept_ns            # token bucket for handshake_rate_per_s
+    int64_t offer_ns             # token bucket for four times that rate; counts refused sockets too
+    Answer refusal               # response 503
+    Answer too_many              # response 429 for an address over its limits
 
 ctypedef struct Limits:
     uint32_t head_limit_bytes
@@ -512,114 +512,114 @@ ctypedef struct Limits:
     uint32_t max_subscriptions
     uint32_t walk_at_once
 
-ctypedef struct Debt:            # 16 bytes, of a connection that was costly lately; see debts.pyx
-    uint32_t place               # whose: DEBT_OF_USER and a user's hash, or a slot + 1; 0: a free row
-    uint32_t message_ns          # what a message of it costs
-    int64_t due_ns               # the level at which it may have its turn
+ctypedef struct Debt:            # 16 bytes for each user or connection that was charged lately; see debts.pyx
+    uint32_t place               # debtor: DEBT_OF_USER and the hash of a user, or slot + 1; 0: free row
+    uint32_t message_ns          # estimated cost of one message of the debtor
+    int64_t due_ns               # the level at which the debt is 0
 
-ctypedef struct Pass:            # what one poll has used of its budget
+ctypedef struct Pass:            # the part of its budget that one poll has used
     uint32_t messages
-    uint32_t messages_limit      # what the caller can handle at once, at most PASS_MESSAGES
+    uint32_t messages_limit      # messages that the caller accepts from this poll, at most PASS_MESSAGES
     uint32_t opens
     uint64_t bytes
-    uint32_t turn_messages       # what one turn may take
-    uint32_t message_ns          # what a message of the connection is known to cost; 0: not known
-    int64_t expected_ns          # what the messages taken so far are expected to cost
-    int64_t inflate_ns           # what inflating has taken, by the clock
+    uint32_t turn_messages       # messages that one turn may take
+    uint32_t message_ns          # estimated cost of a message of the connection; 0: not known
+    int64_t expected_ns          # expected cost of the messages taken so far
+    int64_t inflate_ns           # measured time spent on inflating
     int64_t until_ns
 
-ctypedef struct Bye:             # what goes before a Close the reactor itself sends
+ctypedef struct Bye:             # the message that is sent before a Close of the reactor itself
     uint16_t close_code
-    uint8_t reason               # 0: before any Close with this code that has none of its own
-    uint8_t rank                 # for those whom a rush of so many thousand has preceded in this second
+    uint8_t reason               # 0: for every reason of this close code that has no bye of its own
+    uint8_t rank                 # used from the (rank * 1000 + 1)th Close of the reason in one second on
     Frame *frames[VARIANTS_MAX]
 
 ctypedef struct Core:
     int epoll
-    int listener                 # -1: none
-    int relief                   # a socket to the sibling that has most room; -1: none has
-    int relief_next              # and to the next in a ring of those that have some
-    int max_handovers               # through which one connection may go
-    int listener_muted           # out of descriptors: looked at again at the next tick
-    int64_t now_ms               # the caller's clock
-    int64_t forgiven_ms          # stalls that deadlines did not count
-    int64_t clock_ms             # now_ms - forgiven_ms: every deadline but an expiry is on this clock
-    int64_t wall_offset_ms       # wall clock - now_ms; what expiries are measured with
-    uint32_t rearm_slot          # timers from this slot on are looked at again; NONE: none is
-    int64_t last_tick_ms         # caller's clock
+    int listener                 # listening socket; -1: none
+    int relief                   # Unix socket to the sibling shard with the most room; -1: none has room
+    int relief_next              # Unix socket to the next sibling in the ring of those with room
+    int max_handovers            # how many times a connection can be handed over before it is refused
+    int listener_muted           # the listener is out of the epoll set until the next tick
+    int64_t now_ms               # the caller's clock at the last call
+    int64_t forgiven_ms          # sum of the forgiven stalls
+    int64_t clock_ms             # the reactor's clock, now_ms - forgiven_ms: for deadlines that judge a peer
+    int64_t wall_offset_ms       # wall clock - now_ms, for expiries
+    uint32_t rearm_slot          # timers from this slot on are to be checked again; NONE: no timer is
+    int64_t last_tick_ms         # caller's clock at the last tick
     int64_t last_stall_ms
-    int64_t pause_ms             # the last time nobody called for over a second: so long, and
-    int64_t pause_until_ms       # until when buckets count what filled them meanwhile
+    int64_t pause_ms             # length of the last pause of over PAUSE_MS between two calls
+    int64_t pause_until_ms       # until then token buckets are credited with this pause
     Limits limits
     Gate gate
-    AddressTable addresses       # counts is NULL: nobody counts
-    uint32_t uncounted_slot      # from here on nobody was looked at since the limit was set; NONE: all were
+    AddressTable addresses       # `counts` is NULL: addresses are not counted
+    uint32_t uncounted_slot      # slots from here on are not counted by address yet; NONE: all are
     Drain drains[DRAINS_MAX]
     uint32_t drain_count
     Pool pool
     uint64_t held[KINDS]
     uint64_t counters[COUNTERS]
-    uint64_t ended[REASONS]      # refusals and closes by reason
-    uint32_t states[STATES]      # connections by state
+    uint64_t ended[REASONS]      # number of refusals and closes by reason
+    uint32_t states[STATES]      # number of connections by state
     uint32_t blocked
-    uint32_t paced[PACES]        # connections by `Pace`, PACE_NONE apart
-    uint32_t behind              # open connections that owe something
-    bint is_crowd                # so many that it is not their fault
-    int64_t moved_ms             # when one of them took bytes last
-    int64_t crowd_us             # for so long publications may still wait for a crowd; see outbox.pyx
-    int64_t moving_us            # and for connections that are behind and take bytes
-    uint64_t queued_bytes        # the kernel holds for all, as far as it was asked
-    uint64_t queued_in[STATES]   # of that, by state
-    uint64_t orphan_bytes        # of sockets that were closed with unsent data, until the kernel has given it up
-    uint64_t orphans[ORPHAN_TICKS]   # of that, by the tick in which they were closed
-    uint32_t orphan_tick         # place of this tick in it
-    int is_short                 # the books are, or lately were, over the high mark: no newcomers
-    int is_shedding              # they are, or lately were, over the budget: some are being cut
-    int refuses_newcomers               # the caller knows of something that the books do not: no newcomers
-    uint64_t outside_bytes       # what the caller holds beside this reactor
-    uint32_t shed_slot           # where the next look for somebody to cut begins
+    uint32_t paced[PACES]        # number of connections by `Pace`, except PACE_NONE
+    uint32_t behind              # number of open connections that are behind
+    bint is_crowd                # there is a crowd: most open connections are behind; see outbox.pyx
+    int64_t moved_ms             # when a connection that was behind took bytes last
+    int64_t crowd_us             # how long publications may still wait for a crowd; see outbox.pyx
+    int64_t moving_us            # how long they may still wait for connections that are moving
+    uint64_t queued_bytes        # memory that the kernel held for all connections when it was queried
+    uint64_t queued_in[STATES]   # the same by state of the connection
+    uint64_t orphan_bytes        # kernel memory of sockets that were closed with unsent data
+    uint64_t orphans[ORPHAN_TICKS]   # the same by the tick in which they were closed
+    uint32_t orphan_tick         # index of the present tick in `orphans`
+    int is_short                 # memory is, or lately was, over the high mark: newcomers are refused
+    int is_shedding              # memory is, or lately was, over the budget: connections are shed
+    int refuses_newcomers        # the caller has a reason, beyond the accounts, to refuse newcomers
+    uint64_t outside_bytes       # memory that the caller holds outside of this reactor
+    uint32_t shed_slot           # slot where the next search for connections to shed begins
     Connection **chunks
     uint32_t chunk_count
     uint32_t chunk_limit
-    uint32_t free_slot           # linked through attention_next
-    uint32_t connections         # slots in use
-    HeadGroup heads[HEAD_GROUPS] # connections in HEAD; see gate.pyx
+    uint32_t free_slot           # first free slot, linked through attention_next
+    uint32_t connections         # number of slots in use
+    HeadGroup heads[HEAD_GROUPS] # the connections in HEAD by group; see gate.pyx
     List attention
-    List indebted                # connections in debt that want a turn; linked through attention_next
-    Debt *debts                  # DEBT_ROWS, made with the first charge; NULL: nobody was ever charged
-    int64_t level_ns             # see debts.pyx
-    int64_t level_ms             # caller's clock: when time was last looked at to forgive debts
-    int64_t thread_ns            # this thread's processor time when it was asked last
-    uint32_t unknown_ns          # what a message of a connection without a row may cost, from late surprises
-    int is_exact                 # for tests: charges are believed as they are, and inflating costs nothing
-    uint32_t passes_without      # passes since one in debt had a turn, while some waited
-    uint32_t newcomers           # at the head of the queue: accepted, and without a turn so far
-    uint32_t newcomer_last       # the last of them
-    uint32_t turns_to_wait       # until epoll is asked again: one round of the attention queue
-    int64_t asked_ms             # caller's clock: when epoll was asked last
+    List indebted                # costly connections that wait for a turn; linked through attention_next
+    Debt *debts                  # table of DEBT_ROWS, made at the first charge; NULL: no charge yet
+    int64_t level_ns             # a debt is `due_ns` minus this level; see debts.pyx
+    int64_t level_ms             # caller's clock when passed time last reduced the debts
+    int64_t thread_ns            # processor time of this thread when it was last queried
+    uint32_t unknown_ns          # estimated cost of a message of a debtor without a row in the table
+    int is_exact                 # for tests: charges are not checked by a clock, and inflating is free
+    uint32_t passes_without      # passes since a costly connection had a turn, while one waited
+    uint32_t newcomers           # connections at the head of the queue that have had no turn yet
+    uint32_t newcomer_last       # the last of these connections
+    uint32_t turns_to_wait       # turns until epoll is polled again: one round of the queues
+    int64_t asked_ms             # caller's clock when epoll was last polled
     List failed
     List urgent
     List bulk
     Wheel wheel
     ChannelTable channels
     UserTable users
-    Walk *walks                  # the oldest first
+    Walk *walks                  # the oldest walk first
     Walk *last_walk
     uint32_t walk_count
     uint32_t variants
     uint8_t variant_opcodes[VARIANTS_MAX]
-    uint8_t variant_deflated[VARIANTS_MAX]   # its clients agreed to permessage-deflate
+    uint8_t variant_deflated[VARIANTS_MAX]   # clients of this variant use permessage-deflate
     Bye *byes
     uint32_t bye_count
-    int64_t rush_second          # of the reactor's clock: which second `rush` is about
-    uint32_t rush[REASONS]       # byes queued in it, by reason
-    Frame *ping                  # two bytes, shared by all
-    Frame *page                  # an HTTP answer many may ask for, held once
+    int64_t rush_second          # the second of the reactor's clock that `rush` counts
+    uint32_t rush[REASONS]       # Closes of the reactor itself queued in this second, by reason
+    Frame *ping                  # a ping frame of two bytes, shared by all connections
+    Frame *page                  # the HTTP response of answer_page, stored once
     Frame *head_timeout
     Frame *head_too_large
     Frame *upgrade_timeout
-    void *gap_encoder            # PyObject *, borrowed from the Reactor; NULL: no gap is sent
-    int gap_failed               # the encoder raised: the connection being visited is to be closed
-    int report_meta              # closed events bring the meta object along
-    int busy                     # inside poll, flush or tick: no call may come in from below
+    void *gap_encoder            # PyObject *, borrowed from the Reactor; NULL: gaps are not sent
+    int gap_failed               # the gap encoder raised: close the connection that is being written to
+    int report_meta              # closed events contain the meta object
+    int busy                     # inside poll, flush or tick: other calls are refused
     uint8_t receive_buffer[RECEIVE_BYTES]
