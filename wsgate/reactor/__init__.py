@@ -1,7 +1,8 @@
-"""The data plane: sockets, frames, buffers, timers and fan-out, compiled.
+"""The compiled data plane of a shard: client sockets, frames, buffers, timers and fan-out.
 
-Knows no JSON, no Redis, no asyncio and no policy; takes numbers. Start reading at `loop.pyi` for the
-promises, then `structs.pxd` for the data, then `reader.pyx` and `writer.pyx` for the two hot paths.
+The reactor must not know JSON, Redis, asyncio or any policy: its caller passes limits as numbers. Start with
+`loop.pyi` for the interface, then read `structs.pxd` for the data, and `reader.pyx` and `writer.pyx` for the
+two paths that run most often.
 """
 
 from wsgate.reactor.addresses import SharedAddresses

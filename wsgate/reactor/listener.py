@@ -1,7 +1,7 @@
-"""Listening sockets, with the options every accepted socket inherits.
+"""Creates listening sockets whose options every accepted socket inherits.
 
-The options must be set before `listen`: the kernel copies them into a connection when the handshake
-completes, not when it is accepted, so no system call per connection is spent on them.
+The options must be set before `listen`. The kernel copies them into a connection when the TCP handshake
+completes, not when the connection is accepted, so they cost no system call per connection.
 
 Source: socket(7), tcp(7); Documentation/networking/ip-sysctl of the kernel for the buffer doubling.
 """
@@ -13,25 +13,25 @@ from wsgate.reactor.settings import ListenerOptions
 
 __all__ = ["open_listener"]
 
-# Not in the socket module of every Python we support.
+# Not every supported Python has these names in its socket module.
 _TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 _TCP_DEFER_ACCEPT: Final = getattr(socket, "TCP_DEFER_ACCEPT", 9)
 
 
 def open_listener(host: str, port: int, options: ListenerOptions | None = None) -> socket.socket:
-    """A listening, non-blocking TCP socket whose connections inherit `options`.
+    """Open a listening, non-blocking TCP socket whose accepted connections inherit `options`.
 
     Args:
         host: An IPv4 or IPv6 address, or a name; empty means every address.
         port: 0 to 65535; 0 lets the kernel choose (see `getsockname`).
-        options: Defaults to `ListenerOptions()`.
+        options: The socket options; defaults to `ListenerOptions()`.
 
     Returns:
-        The socket; the caller owns it.
+        The listening socket, which the caller owns and closes.
 
     Raises:
-        OSError: The address cannot be resolved, or not be bound.
+        OSError: The address cannot be resolved or bound.
     """
     chosen = options or ListenerOptions()
     family, _, _, _, address = socket.getaddrinfo(

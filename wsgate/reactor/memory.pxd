@@ -1,4 +1,4 @@
-"""Pooled memory in size classes; every byte held is counted by kind."""
+"""Allocates memory from a pool of size classes, and counts the bytes in use by kind."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 

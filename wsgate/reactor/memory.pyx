@@ -1,22 +1,22 @@
-"""Pooled memory in size classes; every byte held is counted by kind.
+"""Allocates memory from a pool of size classes, and counts the bytes in use by kind.
 
-Owns the pool of freed blocks and the accounts. Does not know what the bytes mean.
+This module owns the pool of free blocks and the accounts of memory. It does not know what the bytes mean.
 
-The size of a block is known in one place: its owner. `memory_take` and `memory_give` both get the size
-that the owner asked for, and only this file turns that size into a class. An owner that wants to use a
-whole block (an array, a buffer that grows) asks `memory_capacity` first and then takes exactly that
-many bytes. Nothing outside this file rounds a size.
+Only the owner of a block stores the size of the block. `memory_take` and `memory_give` both receive the
+requested size, and only this module turns the size into a class. An owner that wants to use the whole block
+(an array, a buffer that grows) calls `memory_capacity` first and then takes exactly that many bytes. No other
+module rounds a size.
 
-Blocks up to 64 KiB come in twelve classes, powers of two from 32 bytes. A block given back is kept
-for the next taker until the pool holds `idle_limit_bytes`; then, and for larger blocks always, it
-goes back to malloc. So the pool is bounded, and a burst's memory is returned. Accounts count whole
-capacities, not the bytes asked for, because the capacity is what the process lost.
+Blocks of up to 64 KiB have one of twelve classes, powers of two from 32 bytes on. A released block stays in
+the pool until the pool holds `idle_limit_bytes`; beyond that limit, and for every larger block, it is freed
+with `free`. So the pool is bounded, and the memory of a burst is freed. The accounts count the capacity of a
+block and not the requested size, because the process has that much less memory.
 
-With WSGATE_EXACT_BLOCKS (the sanitized build) every block is allocated with exactly the size asked
-for, a header in front of it remembers that size and its kind, and giving back with another size or
-kind ends the process. The pool is off then, so that AddressSanitizer sees the end of every block.
+With WSGATE_EXACT_BLOCKS (the sanitized build) every block is allocated with exactly the requested size. A
+header in front of the block stores its size and kind, and a release with another size or kind ends the
+process. The pool is then switched off, so that AddressSanitizer knows the end of every block.
 
-All calls are O(1) but for copying.
+All calls are O(1), apart from copying.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -49,7 +49,8 @@ cdef extern from *:
     static inline struct wsgate_block_header *wsgate_block_check(void *block, uint64_t size, int kind) {
         struct wsgate_block_header *header = (struct wsgate_block_header *)block - 1;
         if (header->size != size || header->kind != (uint64_t)kind) {
-            fprintf(stderr, "wsgate: a block of %llu bytes of kind %llu was given back as %llu bytes of kind %d\\n",
+            fprintf(stderr, "wsgate: a block of %llu bytes of kind %llu was given back as %llu bytes of kind
+            %d\\n",
                     (unsigned long long)header->size, (unsigned long long)header->kind,
                     (unsigned long long)size, kind);
             abort();
@@ -90,7 +91,7 @@ cdef extern from *:
     void block_free "wsgate_block_free"(void *block, uint64_t size, int kind) nogil
     void *block_resize "wsgate_block_resize"(void *block, uint64_t size, uint64_t fresh, int kind) nogil
 
-# Larger blocks are whole pages, so that realloc of a mapped block moves page tables, not bytes.
+# Blocks above LARGEST are whole pages: realloc of a mapped block then moves page tables, not bytes.
 cdef enum:
     PAGE = 4096
     LARGEST = POOL_SMALLEST << (POOL_CLASSES - 1)
@@ -98,12 +99,12 @@ cdef enum:
 
 
 cdef bint memory_is_exact() noexcept nogil:
-    """Whether this build allocates exact blocks and checks their sizes (the sanitized build)."""
+    """Return whether this is a sanitized build, which allocates exact blocks and checks their sizes."""
     return BLOCKS_ARE_EXACT
 
 
 cdef inline int class_of(uint64_t size) noexcept nogil:
-    """The smallest class that holds `size` bytes; `size` <= LARGEST."""
+    """Return the index of the smallest size class that has room for `size` bytes, at most LARGEST."""
     cdef int index = 0
     cdef uint64_t room = POOL_SMALLEST
     while room < size:
@@ -117,15 +118,18 @@ cdef inline uint64_t whole_pages(uint64_t size) noexcept nogil:
 
 
 cdef uint64_t memory_capacity(uint64_t size) noexcept nogil:
-    """The bytes that a block of `size` bytes is counted as: its class, or whole pages.
+    """Return how many bytes a block of `size` bytes really has: those of its class, or whole pages.
 
-    A block of this many bytes costs no more than one of `size`.
+    A block of the returned size costs no more memory than a block of `size` bytes.
     """
     return whole_pages(size) if size > LARGEST else <uint64_t>POOL_SMALLEST << class_of(size)
 
 
 cdef void *memory_take(Core *core, uint64_t size, int kind) noexcept nogil:
-    """A block of `size` bytes, counted on `kind`; NULL without memory. Only `size` bytes may be used."""
+    """Allocate a block of `size` bytes, charged to the account `kind`; NULL without memory.
+
+    The owner may use only `size` bytes of the block.
+    """
     cdef void *block = NULL
     cdef uint64_t room
     cdef int index
@@ -149,7 +153,7 @@ cdef void *memory_take(Core *core, uint64_t size, int kind) noexcept nogil:
 
 
 cdef void memory_give(Core *core, void *block, uint64_t size, int kind) noexcept nogil:
-    """Take a block back. `size` and `kind` are what `memory_take` was asked for."""
+    """Release a block into the pool or to malloc; `size` and `kind` must be those passed to `memory_take`."""
     cdef uint64_t room = memory_capacity(size)
     cdef int index
     core.held[kind] -= room
@@ -168,19 +172,23 @@ cdef void memory_give(Core *core, void *block, uint64_t size, int kind) noexcept
 
 
 cdef void memory_empty_pool(Core *core) noexcept nogil:
-    """Give every idle block back to malloc."""
+    """Free all blocks that wait in the pool."""
     cdef int index
     cdef void *block
     for index in range(POOL_CLASSES):
         while core.pool.idle[index] != NULL:
             block = core.pool.idle[index]
             core.pool.idle[index] = (<void **>block)[0]
-            block_free(block, 0, 0)           # exact blocks are never pooled
+            block_free(block, 0, 0)           # size and kind are not checked: exact blocks are never pooled
     core.pool.idle_bytes = 0
 
 
 cdef uint64_t memory_booked(Core *core) noexcept nogil:
-    """Everything on the books: each kind, the pool, what the caller holds, every connection's share, the kernel's."""
+    """Return the sum of all accounts in bytes, which is compared with the memory budget.
+
+    The accounts are those by kind, the pool, the caller's memory, a fixed amount for each connection, and the
+    kernel's memory for sockets that are open or were closed with unsent data.
+    """
     cdef uint64_t total = core.pool.idle_bytes + core.outside_bytes
     cdef int kind
     for kind in range(<int>KINDS):
@@ -190,19 +198,20 @@ cdef uint64_t memory_booked(Core *core) noexcept nogil:
 
 
 cdef uint64_t memory_high(Core *core) noexcept nogil:
-    """From here on no newcomers: a sixteenth of the budget is for those who are here."""
+    """Return the high mark, 15/16 of the budget: from here on only existing connections get memory."""
     return core.gate.memory_bytes - (core.gate.memory_bytes >> 4)
 
 
 cdef uint64_t memory_low(Core *core) noexcept nogil:
-    """Below this, newcomers again: an eighth is free, so that the gate does not flap."""
+    """Return the low mark, 7/8 of the budget: once refused, newcomers are accepted again only below it."""
     return core.gate.memory_bytes - (core.gate.memory_bytes >> 3)
 
 
 cdef bint partial_fits(Core *core, uint64_t given_back, uint64_t size) noexcept nogil:
-    """Whether both budgets allow a block of `size` bytes for unfinished input in place of one given back.
+    """Return whether unfinished input may replace a block of `given_back` bytes by one of `size` bytes.
 
-    By what it is booked with: what was asked for is less, by up to half.
+    Both limits, for unfinished input and for all memory, are compared with the capacity of the block, which
+    can be almost twice the requested size.
     """
     cdef uint64_t room = memory_capacity(size) - given_back
     if core.gate.memory_bytes and memory_booked(core) + room > core.gate.memory_bytes:
@@ -213,11 +222,14 @@ cdef bint partial_fits(Core *core, uint64_t given_back, uint64_t size) noexcept 
 cdef int buffer_reserve(
     Core *core, Buffer *buffer, uint64_t total, uint64_t expected_total, int kind
 ) noexcept nogil:
-    """Make room for `total` bytes, keeping what is there; 0, or -1 without memory or allowance.
+    """Enlarge a buffer to at least `total` bytes and keep its content.
 
-    Grows by half, so that a message that comes byte by byte costs O(its length); never beyond
-    `expected_total` when that is known, and never from a declared length alone: a peer that
-    announces much and sends little holds little. Unfinished input obeys the gate's limit.
+    The buffer grows by half, so that a message that comes byte by byte costs O(its length). It does not grow
+    beyond `expected_total` if `total` is within that. It never grows to a declared length in advance: a peer
+    that announces a long message and sends little makes us allocate little.
+
+    Returns:
+        0, or -1 without memory or when unfinished input would exceed its limit.
     """
     cdef uint64_t room = buffer.capacity + (buffer.capacity >> 1)
     cdef uint8_t *data
@@ -231,7 +243,7 @@ cdef int buffer_reserve(
         return -1
     if room > BLOCK_MAX:
         return -1
-    room = memory_capacity(room)              # the whole block is used
+    room = memory_capacity(room)              # the buffer uses the whole block
     if buffer.capacity > LARGEST:
         data = <uint8_t *>block_resize(buffer.data, buffer.capacity, room, kind)
         if data == NULL:
@@ -252,7 +264,7 @@ cdef int buffer_reserve(
 cdef int buffer_append(
     Core *core, Buffer *buffer, const uint8_t *data, uint64_t size, uint64_t expected_total, int kind
 ) noexcept nogil:
-    """Append bytes; 0, or -1 as `buffer_reserve`."""
+    """Append bytes to a buffer that grows as needed; return 0, or -1 as `buffer_reserve` does."""
     if buffer_reserve(core, buffer, buffer.length + size, expected_total, kind) < 0:
         return -1
     memcpy(buffer.data + buffer.length, data, size)
@@ -261,7 +273,7 @@ cdef int buffer_append(
 
 
 cdef void buffer_give(Core *core, Buffer *buffer, int kind) noexcept nogil:
-    """Give the bytes back and leave an empty buffer."""
+    """Release the memory of a buffer and leave the buffer empty."""
     if buffer.data != NULL:
         memory_give(core, buffer.data, buffer.capacity, kind)
     buffer.data = NULL

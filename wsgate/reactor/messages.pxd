@@ -1,4 +1,4 @@
-"""Frames in, messages out: RFC 6455 sections 5 and 7."""
+"""Parses the frames of a client into messages, by RFC 6455 sections 5 and 7."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 

@@ -1,12 +1,12 @@
-"""Frames in, messages out: RFC 6455 sections 5 and 7, with every limit on what a peer may send.
+"""Parses the frames of a client into messages, by RFC 6455 sections 5 and 7, and applies all limits on them.
 
-Frames are unmasked, and text validated, as bytes arrive, mid-frame. A frame that lies whole in the
-buffer is read where it lies; only what is unfinished is copied out (partial.pyx). Pings, pongs,
-Closes and fragments never reach Python; one `bytes` and one tuple are made per whole message. A
-compressed message waits compressed until it is whole, and is then inflated and validated in one go.
+Frames are unmasked, and text is validated, as the bytes arrive, also in the middle of a frame. A frame that
+is complete in the buffer is parsed in place; only unfinished frames are copied (partial.pyx). Pings, pongs,
+Closes and fragments never reach Python: a complete message makes one `bytes` object and one tuple. A
+compressed message stays compressed until it is complete, and is then inflated and validated at once.
 
-The first violation ends reading; what was whole before it has been delivered. Limits are judged when
-a header is whole, before any of its payload is kept.
+The first violation ends reading. Messages that were complete before it are delivered. Limits are checked as
+soon as a header is complete, before any payload is stored.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -24,24 +24,24 @@ from wsgate.reactor.memory cimport buffer_give, buffer_reserve
 from wsgate.reactor.partial cimport partial_close, partial_open
 from wsgate.reactor.clocks cimport clock_ns
 from wsgate.reactor.structs cimport (
-    BYTE_NS, BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input, KIND_PARTIAL,
-    MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_NS, MESSAGE_RATE, MESSAGE_TOO_BIG, PARTIAL_BYTES,
-    PASS_BYTES, PASS_NS,
-    PEER_CLOSED, PEER_CLOSE_SEEN, PINGS_IN, PONGS_IN, PROTOCOL_ERROR, Pass, STATE_CLOSING, STATE_HEAD,
-    STATE_OPEN, TOO_MANY_FRAGMENTS, TURN_FRAMES,
+    BYTE_NS, BYTE_RATE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core, FRAMES_IN, INVALID_UTF8, Input,
+    KIND_PARTIAL, MESSAGES_IN, MESSAGES_INFLATED, MESSAGE_BYTES_IN, MESSAGE_NS, MESSAGE_RATE, MESSAGE_TOO_BIG,
+    PARTIAL_BYTES, PASS_BYTES, PASS_NS, PEER_CLOSED, PEER_CLOSE_SEEN, PINGS_IN, PONGS_IN, PROTOCOL_ERROR,
+    Pass, STATE_CLOSING, STATE_HEAD, STATE_OPEN, TOO_MANY_FRAGMENTS, TURN_FRAMES,
 )
 from wsgate.reactor.table cimport at, handle_of
 from wsgate.reactor.wheel cimport wheel_arm
 from wsgate.reactor.writer cimport pong
 
 cdef enum Step:
-    STEP_STOP = -1               # the connection is not read any more
+    STEP_STOP = -1               # stop reading from the connection
     STEP_OK = 0
 
 cdef enum:
     NS_PER_S = 1000000000
-    # What lies in the sockets of both ends after a long pause of ours, at most: 4 MiB each by Linux's tcp_rmem
-    # and tcp_wmem. A client's small message has some 64 bytes on the wire, a ping or pong 6.
+    # The most that the socket buffers of both ends hold after a long pause of our process: 4 MiB each by the
+    # defaults of tcp_rmem and tcp_wmem in Linux. A small message of a client has about 64 bytes on the wire,
+    # a ping or pong 6.
     GATHERED_BYTES = 8388608
     GATHERED_MESSAGES = 131072
     GATHERED_CONTROLS = 1398101
@@ -50,9 +50,11 @@ cdef enum:
 # --- limits -----------------------------------------------------------------------------------------
 
 cdef inline int64_t credit_ms(Core *core, uint32_t rate_per_s, uint64_t gathered) noexcept nogil:
-    """How much longer than their depth buckets have filled: what gathered in a pause of ours is no flood.
+    """Return how many milliseconds beyond its depth a token bucket has filled during a pause of our process.
 
-    Not longer than what two socket buffers hold takes at this rate: `gathered` is that, in the bucket's unit.
+    What a peer sent during such a pause arrives in one burst and is no flood. The credit is bounded by the
+    time in which two full socket buffers would be sent at this rate; `gathered` is their content, in the unit
+    of the bucket.
     """
     if core.now_ms > core.pause_until_ms:
         return 0
@@ -62,22 +64,25 @@ cdef inline int64_t credit_ms(Core *core, uint32_t rate_per_s, uint64_t gathered
 cdef inline bint conforms(
     Core *core, int64_t *arrival_ns, uint32_t rate_per_s, uint64_t amount, uint64_t gathered
 ) noexcept nogil:
-    """A token bucket one second deep, kept as the moment at which it would be full again."""
+    """Take `amount` from a token bucket one second deep; return whether the rate allows it.
+
+    The bucket is stored as the time at which it will be full again.
+    """
     cdef int64_t now_ns = core.now_ms * 1000000
     cdef int64_t full_ns = now_ns - credit_ms(core, rate_per_s, gathered) * 1000000
     cdef int64_t cost_ns = <int64_t>(amount * NS_PER_S // rate_per_s)
     if arrival_ns[0] < full_ns:
         arrival_ns[0] = full_ns
     arrival_ns[0] += cost_ns
-    # An amount larger than a second's worth passes when the bucket is full, and is paid off after.
+    # An amount above one second's worth passes when the bucket is full; the bucket then refills for longer.
     return arrival_ns[0] <= now_ns + NS_PER_S or arrival_ns[0] - cost_ns <= now_ns
 
 
 cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
-    """Whether one more control frame is within the rate and its burst.
+    """Take one control frame from the token bucket of a connection; return whether rate and burst allow it.
 
-    In sixteenths of a millisecond, so that rates up to 8,000/s are told apart in 32 bits; a bucket that
-    is not looked at for days is kept from wrapping by deadlines.pyx.
+    The unit is 1/16 ms, so that 32 bits can distinguish rates of up to 8,000/s. For a bucket that is not used
+    for days, deadlines.pyx prevents that the value wraps.
     """
     cdef uint32_t now, full, cost, depth
     if core.limits.control_rate_per_s == 0:
@@ -86,7 +91,7 @@ cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
     full = now - (<uint32_t>credit_ms(core, core.limits.control_rate_per_s, GATHERED_CONTROLS) << 4)
     cost = 16000 // core.limits.control_rate_per_s
     depth = cost * core.limits.control_burst
-    # Behind, the bucket is full; further ahead than any burst goes, its 32 bits have wrapped meanwhile.
+    # In the past: the bucket is full. Further in the future than any burst: the 32 bits have wrapped.
     if <int32_t>(c.control_ms - full) < 0 or <int32_t>(c.control_ms - now) > <int32_t>(depth + cost):
         c.control_ms = full
     c.control_ms += cost
@@ -96,7 +101,11 @@ cdef bint control_conforms(Core *core, Connection *c) noexcept nogil:
 # --- frames -----------------------------------------------------------------------------------------
 
 cdef int violate(Core *core, uint32_t slot, int reason) noexcept nogil:
-    """The peer broke a rule: no more is read from it. While closing, there is nothing left to wait for."""
+    """End reading from a peer that broke a rule, and fail an open connection with `reason`.
+
+    A connection that is closing stops waiting for the peer's Close and begins to linger when its outbox is
+    empty. Returns STEP_STOP.
+    """
     cdef Connection *c = at(core, slot)
     if c.state == STATE_CLOSING:
         if c.outbox == NULL and c.flags & CLOSE_QUEUED:
@@ -111,7 +120,7 @@ cdef int violate(Core *core, uint32_t slot, int reason) noexcept nogil:
 cdef int receive_control(
     Core *core, uint32_t slot, uint8_t opcode, const uint8_t *payload, uint32_t size
 ) noexcept nogil:
-    """A whole control frame, unmasked. RFC 6455 section 5.5."""
+    """Handle a complete, unmasked ping, pong or Close. RFC 6455 section 5.5."""
     cdef Connection *c = at(core, slot)
     cdef uint16_t code = 0
     cdef int wrong
@@ -139,7 +148,7 @@ cdef int receive_control(
 
 
 cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept nogil:
-    """Judge a whole header against the message in progress and the limits, before any payload."""
+    """Check a frame header against the message in progress and the limits, before payload is stored."""
     cdef Connection *c = at(core, slot)
     cdef bint in_message = c.input != NULL and c.input.message_opcode
     cdef uint64_t so_far = c.input.message.length if in_message else 0
@@ -150,10 +159,10 @@ cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
     if header.opcode == OP_CONTINUATION:
         if not in_message and c.state == STATE_OPEN:          # 5.4: nothing to continue
             return violate(core, slot, PROTOCOL_ERROR)
-    elif in_message:                                          # 5.4: the message before is not whole
+    elif in_message:                                          # 5.4: the message before is not complete
         return violate(core, slot, PROTOCOL_ERROR)
     if c.state != STATE_OPEN:
-        return STEP_OK                                        # closing: nothing is kept
+        return STEP_OK                                        # closing: the payload is discarded
     if header.deflated or (in_message and c.input.deflated):
         most = wire_limit(most)
     if header.length > most or so_far + header.length > most:
@@ -164,10 +173,10 @@ cdef int admit_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
 
 
 cdef int admit_message(Core *core, uint32_t slot, uint64_t size) noexcept nogil:
-    """Count a whole message against the connection's rates.
+    """Take a complete message from the message and byte buckets of the connection, and count it.
 
-    On the caller's clock: what a peer said at its rate during a pause of ours comes in one burst, and the
-    buckets have filled meanwhile.
+    The buckets use the caller's clock, which does not stop during a pause of our process: the messages of the
+    pause arrive in one burst, and the buckets have filled meanwhile.
     """
     cdef Connection *c = at(core, slot)
     c.message_ms = <uint32_t>core.clock_ms
@@ -185,7 +194,7 @@ cdef int admit_message(Core *core, uint32_t slot, uint64_t size) noexcept nogil:
 
 
 cdef inline void note_message(Pass *used, uint64_t size) noexcept nogil:
-    """A message of so many bytes was taken: what the pass has used, and what it is expected to cost."""
+    """Charge a message of `size` bytes to the budget of the pass, with its expected cost for the caller."""
     used.messages += 1
     used.bytes += size
     used.expected_ns += max(<int64_t>used.message_ns, <int64_t>(MESSAGE_NS + size * BYTE_NS))
@@ -194,7 +203,7 @@ cdef inline void note_message(Pass *used, uint64_t size) noexcept nogil:
 cdef int emit(
     Core *core, uint32_t slot, uint8_t opcode, const uint8_t *payload, uint64_t size, Pass *used, list events
 ) except -2:
-    """A whole message: one event."""
+    """Append the event of a complete message that was not compressed, if the rates allow it."""
     cdef Connection *c = at(core, slot)
     if admit_message(core, slot, size) == STEP_STOP:
         return STEP_STOP
@@ -206,7 +215,7 @@ cdef int emit(
 cdef int emit_deflated(
     Core *core, uint32_t slot, uint8_t opcode, const uint8_t *payload, uint64_t size, Pass *used, list events
 ) except -2:
-    """A whole compressed message: inflated, judged, one event. The rates count what it holds."""
+    """Inflate and validate a complete compressed message and append its event; rates count the content."""
     cdef Connection *c = at(core, slot)
     cdef bytes content
     cdef uint64_t length
@@ -232,7 +241,7 @@ cdef int emit_deflated(
 cdef int receive_whole(
     Core *core, uint32_t slot, FrameHeader *header, uint8_t *payload, Pass *used, list events
 ) except -2:
-    """A frame that lies whole in the buffer, with no message in progress, or a control frame."""
+    """Handle a frame that is complete in the buffer: a message of one frame, or a control frame."""
     codec_unmask(payload, payload, header.length, header.mask, 0)
     if header.opcode >= OP_CLOSE:
         return receive_control(core, slot, header.opcode, payload, <uint32_t>header.length)
@@ -246,7 +255,7 @@ cdef int receive_whole(
 
 
 cdef int begin_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept nogil:
-    """Start to collect a frame's payload."""
+    """Begin to collect the payload of a frame that is not complete in the buffer, or is a fragment."""
     cdef Connection *c = at(core, slot)
     cdef Input *input = partial_open(core, c)
     if input == NULL:
@@ -270,7 +279,7 @@ cdef int begin_frame(Core *core, uint32_t slot, FrameHeader *header) noexcept no
 
 
 cdef void start_message(Core *core, uint32_t slot) noexcept nogil:
-    """The clock of an unfinished message starts with its first byte."""
+    """Start the deadline of an unfinished message, if it does not run already."""
     cdef Connection *c = at(core, slot)
     if c.input.started_ms == 0:
         c.input.started_ms = c.input.paused_ms = core.clock_ms
@@ -279,7 +288,7 @@ cdef void start_message(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef int receive_payload(Core *core, uint32_t slot, const uint8_t *data, uint64_t size) noexcept nogil:
-    """Some bytes of the frame in progress: unmask and validate them as they come."""
+    """Unmask, store and validate some payload bytes of the frame in progress."""
     cdef Connection *c = at(core, slot)
     cdef Input *input = c.input
     cdef uint64_t place
@@ -288,7 +297,8 @@ cdef int receive_payload(Core *core, uint32_t slot, const uint8_t *data, uint64_
     elif c.state == STATE_OPEN:
         place = input.message.length
         if buffer_reserve(
-            core, &input.message, place + size, place + input.frame_length - input.frame_received, KIND_PARTIAL
+            core, &input.message, place + size, place + input.frame_length - input.frame_received,
+            KIND_PARTIAL
         ) < 0:
             return violate(core, slot, PARTIAL_BYTES)
         codec_unmask(input.message.data + place, data, size, input.mask, input.frame_received)
@@ -302,7 +312,7 @@ cdef int receive_payload(Core *core, uint32_t slot, const uint8_t *data, uint64_
 
 
 cdef int end_frame(Core *core, uint32_t slot, Pass *used, list events) except -2:
-    """The frame in progress has all its bytes."""
+    """Finish the frame in progress, whose bytes are complete, and its message if it is the final fragment."""
     cdef Connection *c = at(core, slot)
     cdef Input *input = c.input
     cdef int step
@@ -331,7 +341,7 @@ cdef int end_frame(Core *core, uint32_t slot, Pass *used, list events) except -2
 
 
 cdef inline bint at_boundary(Input *input) noexcept nogil:
-    """Whether a header would start here."""
+    """Return whether the next byte is the first of a frame header."""
     return input == NULL or (input.in_payload == 0 and input.header_length == 0)
 
 
@@ -342,7 +352,10 @@ cdef inline bint may_deflate(Core *core, Connection *c) noexcept nogil:
 cdef int64_t collect_header(
     Core *core, uint32_t slot, const uint8_t *data, uint64_t size, FrameHeader *header, int *outcome
 ) noexcept nogil:
-    """Add bytes to a header that came in pieces; returns how many were taken."""
+    """Add bytes to a header that arrives in pieces; return how many were used.
+
+    `outcome` becomes 0 while the header is incomplete, above 0 when it is complete, else HEADER_BAD.
+    """
     cdef Connection *c = at(core, slot)
     cdef Input *input = partial_open(core, c)
     cdef uint64_t taken = 0
@@ -363,7 +376,11 @@ cdef int64_t collect_header(
 cdef int64_t parse_frames(
     Core *core, uint32_t slot, uint8_t *data, uint64_t size, Pass *used, list events
 ) except -2:
-    """Parse frames until the bytes or the turn's budget end; how many were taken, -1 to stop."""
+    """Parse frames until the bytes or the budget of the turn or of the pass are used up.
+
+    Returns:
+        How many bytes were parsed; -1 when no more may be read from the connection.
+    """
     cdef Connection *c = at(core, slot)
     cdef FrameHeader header
     cdef uint64_t place = 0, chunk
@@ -418,13 +435,13 @@ cdef int64_t parse_frames(
 
 
 cdef inline void settle(Core *core, Connection *c) noexcept nogil:
-    """At a boundary with nothing unfinished the message's clock stops; see `give_back`."""
+    """Stop the deadline of the message in progress if no frame and no message is unfinished."""
     if c.input != NULL and not c.input.in_payload and not c.input.message_opcode:
         c.input.started_ms = 0
 
 
 cdef void give_back(Core *core, Connection *c) noexcept nogil:
-    """Return the input to the pool when it holds nothing."""
+    """Release the `Input` of a connection if nothing in it is unfinished; not in HEAD."""
     cdef Input *input = c.input
     if (
         input != NULL and at_boundary(input) and not input.message_opcode

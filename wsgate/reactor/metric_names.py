@@ -1,4 +1,4 @@
-"""The names of the reactor's numbers, in the order of the enumerations in structs.pxd."""
+"""The names of states, accounts, reasons and counters, in the order of the enumerations in structs.pxd."""
 
 from typing import Final
 

@@ -1,20 +1,21 @@
-"""Notices of loss: one frame for each connection that may have missed publications.
+"""Loss notices: a message to each connection whose channels may have lost publications.
 
-A channel remembers the round in which it lost publications last; the caller numbers the rounds. A walk over the
-table of connections then queues one frame for each connection that is subscribed to a channel of the round.
-The walk is made in steps, between writes, so that a shard with a million connections never pauses for it.
+Each channel stores the number of the round in which it last lost publications; the caller numbers the rounds.
+The caller then goes through the table of connections in steps, between writes, so that a shard with a million
+connections never pauses for long. A step queues one frame for each connection that is subscribed to a channel
+of the round.
 
 Rules:
-- A connection receives one notice in a round, whatever number of its channels lost something. A connection
+- A connection receives one notice in a round, however many of its channels lost publications. A connection
   without subscriptions receives none.
-- A channel that loses something during a walk is marked with the next round. A connection that the walk has
-  not reached yet is notified in the next round only, which comes later than the loss.
-- The frames of one step differ, for example in the time after which a client reloads. Neighbours in the table
-  receive different ones.
-- A notice that still waits unsent in an outbox also covers what is lost meanwhile: no second one is queued
-  behind it. So a socket that is full holds one notice at most, however often there is something to notify.
-- While many connections wait to be written the walk pauses, so that no more outboxes exist than are written
-  soon.
+- A channel that loses publications during a round is marked with the number of the next round. A connection
+  that the present round has not reached yet is notified of that loss in the next round only.
+- The frames of one step differ, for example in the time after which a client reloads. Connections in
+  neighbouring slots receive different frames.
+- A notice of a round that waits unsent in an outbox also covers later losses, so no second one is queued
+  behind it. A connection with a full socket has at most one such notice, however many losses there are.
+- While WALK_AHEAD or more connections wait on the bulk list, a step does nothing, so that no more outboxes
+  exist than can soon be written.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -30,7 +31,7 @@ from wsgate.reactor.table cimport at
 
 
 cdef bint has_lost(Core *core, Connection *c, uint32_t round) noexcept nogil:
-    """Whether one of the connection's channels lost something in this round. O(cells of its table)."""
+    """Return whether a channel of the connection lost publications in `round`. O(cells of its table)."""
     cdef uint32_t cell, channel
     for cell in range(<uint32_t>1 << c.subscription_bits):
         channel = c.subscriptions[cell].channel
@@ -40,10 +41,10 @@ cdef bint has_lost(Core *core, Connection *c, uint32_t round) noexcept nogil:
 
 
 cdef uint64_t notify(Core *core, uint32_t slot, Frame *frame, uint32_t channel) noexcept nogil:
-    """Queue one notice; 1 when the connection has it or will have it."""
+    """Queue one loss notice; return 1 if the connection receives it or one that waits already, else 0."""
     cdef Connection *c = at(core, slot)
     if channel != NONE:
-        # As a publication of its channel: bounded as those are, and its loss leaves a gap of its own.
+        # Like a publication of the channel: the same limits apply, and a drop leaves a gap.
         return deliver(core, slot, frame, CLASS_PUBLICATION, channel, False)
     if outbox_has_notice(c):
         return 1
@@ -54,18 +55,22 @@ cdef uint64_t notify(Core *core, uint32_t slot, Frame *frame, uint32_t channel) 
 
 
 cdef uint32_t notices_step(
-    Core *core, uint32_t start, uint32_t most, Frame **frames, uint32_t forms, uint32_t round, uint32_t channel,
-    uint64_t *notified,
+    Core *core, uint32_t start, uint32_t most, Frame **frames, uint32_t forms, uint32_t round,
+    uint32_t channel, uint64_t *notified,
 ) noexcept nogil:
-    """Look at the next slots; the slot to go on with, NONE at the end of the table.
+    """Queue loss notices for the connections in the next slots; return the slot to continue with.
 
     Args:
         start: The first slot.
-        most: How many slots are looked at.
-        frames: `forms` times a frame for each variant.
-        round: Which loss it is about, when `channel` is NONE.
-        channel: The one channel that lost something, or NONE.
-        notified: The number of connections with a notice is added to it.
+        most: How many slots to visit.
+        frames: `forms` groups of VARIANTS_MAX frames, one frame or NULL for each variant.
+        forms: How many different messages there are.
+        round: The number of the round; used when `channel` is NONE.
+        channel: The only channel that lost publications, or NONE.
+        notified: Is increased by the number of connections with a notice.
+
+    Returns:
+        The next slot; `start` while too many connections wait to be written; NONE at the end of the table.
     """
     cdef uint32_t slots = core.chunk_count * CHUNK_SLOTS, slot = start, end
     cdef Connection *c

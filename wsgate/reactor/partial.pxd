@@ -1,4 +1,4 @@
-"""What a connection holds while something is unfinished."""
+"""The `Input` of a connection: its unfinished head, frame or message, and bytes not yet parsed."""
 
 from libc.stdint cimport uint8_t, uint32_t
 

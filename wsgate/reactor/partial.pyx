@@ -1,8 +1,8 @@
-"""What a connection holds while something is unfinished.
+"""The `Input` of a connection: its unfinished head, frame or message, and bytes not yet parsed.
 
-A connection with nothing unfinished has no `Input`: its frames are read in the reactor's one receive
-buffer. An `Input` is borrowed from the pool when a head, a frame or a message is not complete, or
-when received bytes must wait for their turn, and goes back when that is over.
+A connection without unfinished input has no `Input`: its frames are parsed in the one receive buffer of the
+reactor. An `Input` is allocated when a head, a frame or a message is not complete, or when received bytes
+have to wait for their turn, and is released afterwards.
 """
 
 from libc.stdint cimport uint8_t, uint32_t
@@ -13,7 +13,7 @@ from wsgate.reactor.structs cimport Connection, Core, Input, KIND_PARTIAL
 
 
 cdef Input *partial_open(Core *core, Connection *c) noexcept nogil:
-    """The connection's input, made if there is none; NULL without memory or over the gate's limit."""
+    """Return the `Input` of a connection, created if needed; NULL without memory or over a memory limit."""
     if c.input != NULL:
         return c.input
     if not partial_fits(core, 0, sizeof(Input)):
@@ -25,7 +25,7 @@ cdef Input *partial_open(Core *core, Connection *c) noexcept nogil:
 
 
 cdef void partial_close(Core *core, Connection *c) noexcept nogil:
-    """Give back the input and all it holds."""
+    """Release the `Input` of a connection with its two buffers."""
     if c.input == NULL:
         return
     buffer_give(core, &c.input.message, KIND_PARTIAL)
@@ -35,9 +35,10 @@ cdef void partial_close(Core *core, Connection *c) noexcept nogil:
 
 
 cdef int partial_stash(Core *core, Connection *c, const uint8_t *data, uint32_t size) noexcept nogil:
-    """Keep received bytes whose turn has not come; 0, or -1 without memory or allowance.
+    """Store received bytes that are not parsed yet in the backlog; return 0, or -1 without memory.
 
-    Never more than one receive: nothing is received while a backlog waits.
+    -1 is also returned when a memory limit does not allow it. The backlog never has more than one receive,
+    because nothing is received from a connection while its backlog waits.
     """
     if size == 0:
         return 0

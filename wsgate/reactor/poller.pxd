@@ -1,4 +1,4 @@
-"""What epoll reports, sorted."""
+"""Polls epoll and hands each report to the module that handles it."""
 
 from wsgate.reactor.structs cimport Core
 

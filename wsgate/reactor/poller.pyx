@@ -1,6 +1,7 @@
-"""What epoll reports, sorted: the listener, refused sockets being drained, connections.
+"""Polls epoll and hands each report to the module that handles it.
 
-A report only says where to look: connections go on the attention queue and are read in their turn.
+A report is about the listener, a refused socket that is being drained, or a connection. A connection is only
+put on the attention queue here, and is read in its turn.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -21,11 +22,11 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef enum:
     EVENTS_PER_WAIT = 512
-    BATCHES_PER_WAIT = 3         # of 0.1 ms each, when all in them are ready
+    BATCHES_PER_WAIT = 3         # each takes 0.1 ms when it is full
 
 
 cdef void ready(Core *core, uint64_t tag, uint32_t reported) noexcept nogil:
-    """Sort one report of epoll."""
+    """Handle one report of epoll: accept, drain, queue for reading, resume writing or release."""
     cdef uint32_t slot = <uint32_t>tag
     cdef Connection *c
     if slot == TAG_LISTENER:
@@ -36,7 +37,7 @@ cdef void ready(Core *core, uint64_t tag, uint32_t reported) noexcept nogil:
         return
     c = find(core, tag, &slot)
     if c == NULL:
-        return                                # reported before it was closed in this very batch
+        return                                # the connection was closed earlier in this batch
     if reported & EPOLLOUT:
         unblock(core, slot)
     if not reported & (EPOLLIN | EPOLLERR | EPOLLHUP):
@@ -44,17 +45,17 @@ cdef void ready(Core *core, uint64_t tag, uint32_t reported) noexcept nogil:
     if c.flags & WANT_IN and not (c.state == STATE_OPEN and c.flags & (PAUSED_APP | PAUSED_OUTBOX)):
         attention_push(core, slot)
     elif reported & (EPOLLERR | EPOLLHUP):
-        release(core, slot, PEER_RESET, False)      # not reading, and there is nobody to write to
+        release(core, slot, PEER_RESET, False)      # we do not read, and the peer is gone
     else:
         seam_interest(core, slot, False, (c.flags & WANT_OUT) != 0)
 
 
 cdef void wait_once(Core *core) noexcept nogil:
-    """Ask epoll what is ready now, without waiting.
+    """Poll epoll without waiting, up to three batches of 512 reports, and handle the reports.
 
-    A full batch is only a part of what is ready. The rest comes in its turn, also a socket that was full and
-    may be written to: behind 7,000 talkers only the fourteenth batch would report it. So several batches are
-    asked for, and after the last one the listener itself, which is one cheap system call.
+    A full batch reports only a part of the ready sockets. Sockets that can be written to again wait in the
+    same order: behind 7,000 busy connections only the fourteenth batch would report one. So several batches
+    are fetched. If the last one is full too, the listener is tried directly, which is one cheap system call.
     """
     cdef epoll_event events[EVENTS_PER_WAIT]
     cdef int batch, count, index

@@ -1,8 +1,8 @@
-"""The control slot: pongs that wait to be written to one connection, in order.
+"""The control slot: the pongs that wait to be written to one connection, in order.
 
-At most 16 of them and 968 bytes. Whoever adds one decides what happens when it is full (writer.pyx: write
-first; only when the socket is blocked does an older one give way). A pong whose first byte is written
-stays. The slot is borrowed from the pool while a pong waits, one 1 KiB block.
+A slot has room for 16 pongs and 968 bytes. The caller decides what happens when it is full: writer.pyx writes
+first, and drops the oldest pong only when the socket is full too. A pong whose first byte is written is never
+dropped. The slot is one block of 1 KiB, allocated while a pong waits.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -16,7 +16,7 @@ from wsgate.reactor.structs cimport (
 
 
 cdef int pongs_add(Core *core, Outbox *outbox, const uint8_t *payload, uint32_t size) noexcept nogil:
-    """Queue a pong (`size` <= 125). A `Push`."""
+    """Add a pong with a payload of `size` bytes, at most 125, to the slot; return a `Push` value."""
     cdef ControlSlot *slot = outbox.control
     if slot == NULL:
         slot = <ControlSlot *>memory_take(core, sizeof(ControlSlot), KIND_OUTBOX)
@@ -37,7 +37,7 @@ cdef int pongs_add(Core *core, Outbox *outbox, const uint8_t *payload, uint32_t 
 
 
 cdef int pongs_drop_oldest(Core *core, Outbox *outbox) noexcept nogil:
-    """Let the oldest unwritten pong give way; 0 when there is none."""
+    """Drop the oldest pong of which no byte is written; return 1, or 0 if there is none."""
     cdef ControlSlot *slot = outbox.control
     cdef uint32_t first, start, length
     if slot == NULL:
@@ -60,13 +60,13 @@ cdef int pongs_drop_oldest(Core *core, Outbox *outbox) noexcept nogil:
 
 
 cdef void pongs_close(Core *core, Outbox *outbox) noexcept nogil:
-    """Give the slot back."""
+    """Release the memory of the control slot with all its pongs."""
     memory_give(core, outbox.control, sizeof(ControlSlot), KIND_OUTBOX)
     outbox.control = NULL
 
 
 cdef uint64_t pongs_consume(Core *core, Outbox *outbox, uint64_t written) noexcept nogil:
-    """Count bytes against the control slot; returns what is left of them."""
+    """Remove up to `written` written bytes from the front of the slot; return how many are left over."""
     cdef ControlSlot *slot = outbox.control
     cdef uint32_t start = 0, pongs = 0
     written += slot.written

@@ -1,4 +1,4 @@
-"""The PROXY protocol: who a proxy says it speaks for."""
+"""Parses PROXY protocol headers, with which a proxy names the address of its client."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 

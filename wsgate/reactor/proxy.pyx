@@ -1,7 +1,8 @@
-"""The PROXY protocol, versions 1 and 2: who a proxy says it speaks for.
+"""Parses PROXY protocol headers, versions 1 and 2, with which a proxy names the address of its client.
 
-Pure: bytes in, an address out. What is not exactly as the specification has it is refused, because a
-lenient reader and a strict proxy would disagree on who somebody is. Addresses are 16 bytes, IPv4 mapped.
+The functions are pure: they take bytes and return an address. A header that differs from the specification is
+refused, because a lenient reader and a strict proxy could disagree on the address of a client. Addresses are
+16 bytes; an IPv4 address is IPv4-mapped.
 
 Source: the PROXY protocol, haproxy.org/download/3.0/doc/proxy-protocol.txt, sections 2.1 and 2.2.
 """
@@ -15,28 +16,30 @@ cdef extern from "<arpa/inet.h>" nogil:
     int AF_INET6
 
 cdef enum:
-    MORE = 0                     # it may become one
+    MORE = 0                     # the bytes may be the beginning of a header
     BROKEN = -1
-    TEXT_MOST = 107              # version 1, with its line end
-    FIXED = 16                   # version 2, before the addresses
-    MOST = 4096                  # version 2 with all that may hang on it; the specification asks for 536
+    TEXT_MOST = 107              # the longest header of version 1, with its line end
+    FIXED = 16                   # the bytes of version 2 before the addresses
+    MOST = 4096                  # version 2 with its extensions; the specification demands 536
     IPV4_BYTES = 12              # two addresses and two ports
     IPV6_BYTES = 36
-    TEXT_ADDRESS = 46            # the longest IPv6 address as text, and its end
+    TEXT_ADDRESS = 46            # the longest IPv6 address as text, and its final zero byte
 
 cdef const uint8_t *SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 cdef const uint8_t *MAPPED = b"\0\0\0\0\0\0\0\0\0\0\xff\xff"
 
 
-cdef inline int64_t begins(const uint8_t *data, uint64_t size, const uint8_t *word, uint64_t length) noexcept nogil:
-    """1 when `data` starts with the word, MORE when it is too short to say, BROKEN when it does not."""
+cdef inline int64_t begins(
+    const uint8_t *data, uint64_t size, const uint8_t *word, uint64_t length
+) noexcept nogil:
+    """Return 1 if `data` starts with `word`, BROKEN if not, and MORE if `data` is too short to decide."""
     if memcmp(data, word, min(size, length)):
         return BROKEN
     return 1 if size >= length else MORE
 
 
 cdef int64_t port_end(const uint8_t *data, int64_t start, int64_t end, uint8_t last) noexcept nogil:
-    """Where a decimal port that ends with `last` ends, behind it; -1: it is none."""
+    """Return the index behind a decimal port and the byte `last` after it; -1 if there is no valid port."""
     cdef int64_t value = 0, place = start
     while place < end and 48 <= data[place] <= 57 and place - start < 5:
         value = value * 10 + data[place] - 48
@@ -51,12 +54,12 @@ cdef int64_t port_end(const uint8_t *data, int64_t start, int64_t end, uint8_t l
 cdef int64_t address_end(
     const uint8_t *data, int64_t start, int64_t end, int family, uint8_t *address
 ) noexcept nogil:
-    """Where an address and the space behind it end; -1: it is none."""
+    """Parse an address and the space behind it into `address`; return the index behind the space, or -1."""
     cdef char text[TEXT_ADDRESS]
     cdef int64_t place = start
     while place < end and data[place] != 32:
         if data[place] == 0:
-            return -1                         # `inet_pton` would stop here and not see what follows
+            return -1                         # `inet_pton` would ignore the rest
         place += 1
     if place == start or place >= end or place - start >= TEXT_ADDRESS:
         return -1
@@ -66,7 +69,7 @@ cdef int64_t address_end(
 
 
 cdef int64_t text_header(const uint8_t *data, uint64_t size, uint8_t *address, bint *is_named) noexcept nogil:
-    """Version 1: one line."""
+    """Parse a header of version 1, one line of text; return values as `proxy_header`."""
     cdef const uint8_t *feed = <const uint8_t *>memchr(data, 10, min(size, <uint64_t>TEXT_MOST))
     cdef uint8_t other[16]
     cdef uint8_t source[16]
@@ -78,7 +81,7 @@ cdef int64_t text_header(const uint8_t *data, uint64_t size, uint8_t *address, b
     if length < 8 or data[length - 2] != 13:
         return BROKEN
     if length >= 15 and memcmp(data + 6, b"UNKNOWN", 7) == 0 and data[13] in (13, 32):
-        return length                         # what follows is to be ignored
+        return length                         # the specification says to ignore the rest of the line
     if length < 11 or memcmp(data + 6, b"TCP", 3) or data[9] not in (52, 54) or data[10] != 32:
         return BROKEN
     family = AF_INET if data[9] == 52 else AF_INET6
@@ -100,15 +103,17 @@ cdef int64_t text_header(const uint8_t *data, uint64_t size, uint8_t *address, b
     return length
 
 
-cdef int64_t binary_header(const uint8_t *data, uint64_t size, uint8_t *address, bint *is_named) noexcept nogil:
-    """Version 2: a fixed part, addresses, and what may hang on them."""
+cdef int64_t binary_header(
+    const uint8_t *data, uint64_t size, uint8_t *address, bint *is_named
+) noexcept nogil:
+    """Parse a header of version 2, in binary form; return values as `proxy_header`."""
     cdef uint64_t length
     if size < FIXED:
         return MORE
     length = <uint64_t>data[14] << 8 | data[15]
     if data[12] >> 4 != 2 or data[12] & 15 > 1 or FIXED + length > MOST:
         return BROKEN
-    # A connection of the proxy's own, or no TCP over IP: whoever it is, it is not named. UDP is no way here.
+    # LOCAL, and families other than TCP over IP, name no client. UDP cannot be the transport here.
     if data[12] & 15 == 1 and data[13] == 0x11:
         if length < IPV4_BYTES:
             return BROKEN
@@ -127,10 +132,15 @@ cdef int64_t binary_header(const uint8_t *data, uint64_t size, uint8_t *address,
     return <int64_t>(FIXED + length) if size >= FIXED + length else MORE
 
 
-cdef int64_t proxy_header(const uint8_t *data, uint64_t size, uint8_t *address, bint *is_named) noexcept nogil:
-    """Bytes of the header that `data` begins with; MORE (0): not whole yet, BROKEN (-1): it is none.
+cdef int64_t proxy_header(
+    const uint8_t *data, uint64_t size, uint8_t *address, bint *is_named
+) noexcept nogil:
+    """Parse the PROXY header at the beginning of `data`, in version 1 or 2.
 
-    `address` and `is_named` are set when the proxy names somebody; a health check of its own does not.
+    Sets `is_named`, and if it is true `address`. A proxy names no client in its own health checks.
+
+    Returns:
+        The size of the header in bytes; MORE (0) if it is not complete; BROKEN (-1) if it is not valid.
     """
     cdef int64_t outcome
     is_named[0] = False

@@ -1,4 +1,4 @@
-"""Reading: one connection's turn at a time."""
+"""Gives connections their turns: reads, parses and reports events, one connection at a time."""
 
 from libc.stdint cimport uint32_t
 

@@ -1,11 +1,11 @@
-"""Reading: one connection's turn at a time.
+"""Gives connections their turns: reads, parses and reports events, one connection at a time.
 
-A turn receives once (16 KiB at most) into the reactor's one buffer, or takes up a backlog, parses,
-and appends events. What the turn's or the pass's budget leaves over waits in the backlog, and the
-connection goes behind the others; nothing is received while a backlog waits, so a peer can make us
-hold one receive of undelivered input and no more.
+A turn receives once (at most 16 KiB) into the one receive buffer of the reactor, or continues with the
+backlog of the connection, parses the bytes and appends events. Bytes beyond the budget of the turn or the
+pass wait in the backlog, and the connection is queued again behind the others. Nothing is received while a
+backlog waits, so a peer can make us store at most one receive of input that is not parsed.
 
-The frames themselves are read in messages.pyx, the request head in head.pyx.
+Frames are parsed in messages.pyx, request heads in head.pyx.
 """
 
 from cpython.object cimport PyObject
@@ -31,7 +31,7 @@ from wsgate.reactor.table cimport at, attention_push, failed_push, handle_of, ta
 cdef int end_turn(
     Core *core, uint32_t slot, uint8_t *data, uint64_t size, int64_t taken, bint from_backlog
 ) noexcept nogil:
-    """Keep what was not taken, and queue again if there is more to do."""
+    """Store the bytes that a turn did not parse, and queue the connection again if input may be left."""
     cdef Connection *c = at(core, slot)
     if taken < 0 or c.state not in (STATE_OPEN, STATE_CLOSING):
         return 0
@@ -50,12 +50,12 @@ cdef int end_turn(
     else:
         give_back(core, c)
         if size == RECEIVE_BYTES and not from_backlog:
-            attention_push(core, slot)        # the buffer was full: the socket may hold more
+            attention_push(core, slot)        # the receive buffer was full: the socket may have more
     return 0
 
 
 cdef int turn_frames(Core *core, uint32_t slot, Pass *used, list events) except -1:
-    """Frames of an open or closing connection."""
+    """Give an open or closing connection a turn: parse its backlog, or receive once and parse."""
     cdef Connection *c = at(core, slot)
     cdef uint8_t *data
     cdef int64_t size, taken
@@ -78,14 +78,14 @@ cdef int turn_frames(Core *core, uint32_t slot, Pass *used, list events) except 
     if c.flags & PING_SENT:
         c.flags &= ~PING_SENT
         if core.limits.ping_interval_ms < core.limits.pong_timeout_ms:
-            deadlines_arm(core, slot)         # the next ping is nearer than the pong was
+            deadlines_arm(core, slot)         # the next ping is due before the pong would have been
     taken = parse_frames(core, slot, data, size, used, events)
     end_turn(core, slot, data, size, taken, False)
     return 0
 
 
 cdef void turn_linger(Core *core, uint32_t slot, Pass *used) noexcept nogil:
-    """Discard; end with the stream, or when the peer does not stop talking."""
+    """Discard input of a lingering connection; release it at the end of its stream or over the byte limit."""
     cdef Connection *c = at(core, slot)
     cdef int64_t size = seam_receive(core, c, core.receive_buffer, RECEIVE_BYTES)
     if size == SEAM_AGAIN:
@@ -94,7 +94,7 @@ cdef void turn_linger(Core *core, uint32_t slot, Pass *used) noexcept nogil:
         release(core, slot, 0, False)
         return
     used.bytes += size
-    c.heartbeat_ms += <uint32_t>size          # what was discarded; it pings nobody any more
+    c.heartbeat_ms += <uint32_t>size          # counts the discarded bytes in this state
     if c.heartbeat_ms > core.limits.linger_limit_bytes:
         release(core, slot, 0, seam_unsent(c))
         return
@@ -103,25 +103,27 @@ cdef void turn_linger(Core *core, uint32_t slot, Pass *used) noexcept nogil:
 
 
 cdef int announce(Core *core, uint32_t slot, list events) except -1:
-    """Give `failing` or `peer_closed`, once; the next flush queues Close."""
+    """Report `failing` or `peer_closed` once, and have the next flush queue our Close."""
     cdef Connection *c = at(core, slot)
     if c.flags & ANNOUNCED:
         return 0
     events.append((
         EVENT_PEER_CLOSED if c.reason == PEER_CLOSED else EVENT_FAILING, handle_of(c, slot), c.close_code
     ))
-    c.flags |= ANNOUNCED                      # after the event: making it may fail, and is tried again then
+    c.flags |= ANNOUNCED                      # only now: if making the event fails, it is tried again
     failed_push(core, slot)
     return 0
 
 
 cdef int bury(Core *core, uint32_t slot, Pass *used, list events) except -1:
-    """Give `closed`, the last event, and free the slot."""
+    """Report `closed`, the last event, if the connection was ever open, and free its slot."""
     cdef Connection *c = at(core, slot)
     cdef PyObject *meta = c.meta
     if c.flags & OPENED:
         if core.report_meta:
-            events.append((EVENT_CLOSED, handle_of(c, slot), (c.reason, None if meta == NULL else <object>meta)))
+            events.append(
+                (EVENT_CLOSED, handle_of(c, slot), (c.reason, None if meta == NULL else <object>meta))
+            )
         else:
             events.append((EVENT_CLOSED, handle_of(c, slot), c.reason))
         used.messages += 1
@@ -132,9 +134,10 @@ cdef int bury(Core *core, uint32_t slot, Pass *used, list events) except -1:
 
 
 cdef void turn_failed(Core *core, uint32_t slot, int reason) noexcept nogil:
-    """A turn raised, mostly for want of memory: only this connection pays for it.
+    """End the connection whose turn raised an exception, mostly because memory was short.
 
-    What it said is lost, so it fails. One whose end is to be reported has another turn instead.
+    Its input is lost, so an open connection fails, and one in HEAD or DECIDING is reset. A connection whose
+    end is still to be reported is queued for another turn instead.
     """
     cdef Connection *c = at(core, slot)
     if c.state == STATE_OPEN:
@@ -146,16 +149,16 @@ cdef void turn_failed(Core *core, uint32_t slot, int reason) noexcept nogil:
 
 
 cdef int take_turn(Core *core, uint32_t slot, Pass *used, list events) except -1:
-    """Whatever a connection from the attention queue is waiting for. Bounded by its turn's budget.
+    """Give a queued connection one turn, as its state demands, within the budget `used`.
 
-    A fault found in a turn puts the connection on the queue again, and its next turn announces it.
+    A fault that is found in a turn queues the connection again, and its next turn reports the fault.
     """
     cdef Connection *c = at(core, slot)
     if c.state == STATE_OPEN:
         turn_frames(core, slot, used, events)
     elif c.state == STATE_CLOSING:
         if c.flags & (PEER_CLOSE_SEEN | END_AFTER_WRITE):
-            seam_interest(core, slot, False, c.flags & WANT_OUT != 0)    # nothing it says matters now
+            seam_interest(core, slot, False, c.flags & WANT_OUT != 0)    # no input matters any more
         else:
             turn_frames(core, slot, used, events)
     elif c.state == STATE_HEAD:
@@ -164,7 +167,7 @@ cdef int take_turn(Core *core, uint32_t slot, Pass *used, list events) except -1
         else:
             attention_push(core, slot)
     elif c.state == STATE_DECIDING:
-        # The peer talks on before it has its answer: what it says stays in the kernel.
+        # The peer sends more before it has our response: these bytes stay in the kernel.
         seam_interest(core, slot, False, c.flags & WANT_OUT != 0)
     elif c.state == STATE_FAILING:
         announce(core, slot, events)

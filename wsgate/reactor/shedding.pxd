@@ -1,4 +1,4 @@
-"""What happens when everything held comes to more than the budget: no newcomers, then the slow go."""
+"""Sheds connections while the accounts exceed the memory budget, and ends the refusal of newcomers."""
 
 from wsgate.reactor.structs cimport Core
 

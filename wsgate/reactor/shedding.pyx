@@ -1,18 +1,17 @@
-"""What happens when everything held comes to more than the budget: no newcomers, then some must go.
+"""Sheds connections while the accounts exceed the memory budget, and ends the refusal of newcomers.
 
-The sum of the accounts and its marks are in memory.pyx; the gate refuses by them at once. Here, once a
-tick, is what the gate cannot do: above the budget connections are cut, at most SHED_MOST of them, in
-this order until the sum is back at the high mark:
+The sum of the accounts and its marks are in memory.pyx, and the gate refuses newcomers by them at once. This
+module acts once a tick. Above the budget it sheds connections, at most SHED_MOST in a tick, in this order,
+until the sum is back at the high mark:
 
-    1. who has taken no byte for a second or more: reset, since it would not read a Close either
-    2. who has not shown who it is: no meta was set
-    3. who holds unfinished input: Close, and the input is given back at once
-    4. who does not take bytes as fast as they come, of which the kernel may hold some: Close, and the outbox is
-       given back at once
-    5. who has said nothing for longest
+    1. stalled: the full socket has taken no byte for a second; reset, because no Close would be read either
+    2. unknown: the caller has set no meta object, because the client has not shown a token yet
+    3. unfinished: unfinished input has INPUT_BYTES or more; Close, and the input is released at once
+    4. slow: the socket is full, or the kernel holds QUEUED_BYTES or more; Close, and the outbox is released
+    5. idle: all others, those first whose last message is the longest ago; Close
 
-So those who keep up and speak are the last, and go only where nothing else is left to give. A tick looks at
-SHED_LOOKS slots, from where the last one stopped, so that it costs the same however many there are.
+So connections that keep up and send messages are shed last. A tick visits SHED_LOOKS slots, from the slot
+where the last tick stopped, so that its cost does not depend on the number of connections.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -20,8 +19,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from wsgate.reactor.closing cimport fail, release
 from wsgate.reactor.memory cimport memory_booked, memory_capacity, memory_empty_pool, memory_high, memory_low
 from wsgate.reactor.structs cimport (
-    BLOCKED, CHUNK_BITS, CLASS_GAP, Connection, Core, Entry, Frame, SHED, STATE_CLOSING, STATE_FAILING, STATE_GONE,
-    STATE_OPEN,
+    BLOCKED, CHUNK_BITS, CLASS_GAP, Connection, Core, Entry, Frame, SHED, STATE_CLOSING, STATE_FAILING,
+    STATE_GONE, STATE_OPEN,
 )
 from wsgate.reactor.table cimport at, kernel_bytes
 
@@ -29,21 +28,21 @@ cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
 
 cdef enum:
-    SHED_MOST = 256              # cut in one tick: 1,024 a second
-    SHED_LOOKS = 32768           # slots looked at in one tick, 4 MB of them
+    SHED_MOST = 256              # the most connections shed in one tick: 1,024 a second
+    SHED_LOOKS = 32768           # the most slots visited in one tick, which are 4 MB
     SHED_STALL_MS = 1000
-    QUEUED_BYTES = 8192          # in the kernel: more than waits for somebody who reads
-    INPUT_BYTES = 1024           # unfinished input below this is the frame of somebody who is writing
+    QUEUED_BYTES = 8192          # kernel memory: more than waits for a peer that reads
+    INPUT_BYTES = 1024           # less unfinished input is normal while a peer sends a frame
     STALLED = 1
     UNKNOWN
     UNFINISHED
     SLOW
     IDLE
-    AGES = 33                    # of the idle, by powers of two of milliseconds
+    AGES = 33                    # classes of idle time, by powers of two of milliseconds
 
 
 cdef int rank(Core *core, Connection *c) noexcept nogil:
-    """Which of the kinds a connection is of; 0: it is going already, or not there yet."""
+    """Return the class of a connection in the order of shedding, STALLED to IDLE; 0 if it is not open."""
     if c.state != STATE_OPEN:
         return 0
     if c.flags & BLOCKED and c.outbox != NULL and c.outbox.blocked_ms + SHED_STALL_MS <= core.clock_ms:
@@ -58,7 +57,7 @@ cdef int rank(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline int age_of(Core *core, Connection *c) noexcept nogil:
-    """For how long it has said nothing, as a power of two of milliseconds."""
+    """Return the idle-time class of a connection: the bit length of the ms since its last message."""
     cdef uint32_t rest_ms = <uint32_t>core.clock_ms - c.message_ms
     cdef int age = 0
     while rest_ms:
@@ -75,9 +74,9 @@ cdef void cut(Core *core, uint32_t slot, int kind) noexcept nogil:
 
 
 cdef inline int64_t charge(Core *core, Connection *c) noexcept nogil:
-    """What a connection that is on its way out is still booked with, and as good as given back.
+    """Return the bytes on the accounts that a shed connection will release when it has closed.
 
-    With the frame it was in the middle of, which cannot be taken back, when nobody else waits for it.
+    They include the half-written frame, which has to stay, if no other connection waits for it.
     """
     return core.gate.connection_bytes + <int64_t>kernel_bytes(c) + charge_of_frame(c)
 
@@ -92,7 +91,7 @@ cdef inline int64_t charge_of_frame(Connection *c) noexcept nogil:
 
 
 cdef int64_t leaving(Core *core, uint32_t first, uint32_t looks, uint32_t slots) noexcept nogil:
-    """What those who are on their way out will give back; of their frames, what those looked at have."""
+    """Return the bytes that closing connections will release; their frames only in the `looks` slots."""
     cdef uint32_t index
     cdef int state
     cdef int64_t total = <int64_t>core.orphan_bytes
@@ -107,14 +106,14 @@ cdef int64_t leaving(Core *core, uint32_t first, uint32_t looks, uint32_t slots)
 
 
 cdef int64_t cut_for(Core *core, uint32_t slot, int kind) noexcept nogil:
-    """Cut one; what the books fell by and will fall by, as a negative number."""
+    """Shed one connection; return by how many bytes the accounts change now and later, a negative number."""
     cdef int64_t before = <int64_t>memory_booked(core)
     cut(core, slot, kind)
     return <int64_t>memory_booked(core) - before - charge(core, at(core, slot))
 
 
 cdef uint64_t ages_of_idle(Core *core, uint32_t looks, uint32_t slots) noexcept nogil:
-    """Which ages there are among the idle, a bit each."""
+    """Return a bit set of the idle-time classes that occur among the idle connections of the next slots."""
     cdef uint32_t index
     cdef uint64_t ages = 0
     cdef Connection *c
@@ -126,7 +125,7 @@ cdef uint64_t ages_of_idle(Core *core, uint32_t looks, uint32_t slots) noexcept 
 
 
 cdef void shed(Core *core) noexcept nogil:
-    """Cut until the books are at the high mark, or the tick's share is used up."""
+    """Shed connections until the accounts are at the high mark or SHED_MOST are shed in this tick."""
     cdef uint32_t slots = core.chunk_count << CHUNK_BITS
     cdef uint32_t looks = min(slots, <uint32_t>SHED_LOOKS), index, slot, cuts = 0
     cdef int64_t over = <int64_t>memory_booked(core) - <int64_t>memory_high(core)
@@ -145,7 +144,7 @@ cdef void shed(Core *core) noexcept nogil:
         ages = ages_of_idle(core, looks, slots)
         for age in range(AGES - 1, -1, -1):
             if not ages >> age & 1:
-                continue                      # one walk for each age there is: a handful
+                continue                      # one pass over the slots for each class that occurs: a handful
             for index in range(looks):
                 if over <= 0 or cuts >= SHED_MOST:
                     break
@@ -157,10 +156,10 @@ cdef void shed(Core *core) noexcept nogil:
 
 
 cdef void shedding_tick(Core *core) noexcept nogil:
-    """Once a tick: cut if need be, and let newcomers in again once there is room for some."""
+    """Shed connections if needed, and let newcomers in again when there is memory. Call once a tick."""
     if core.gate.memory_bytes == 0:
         core.is_shedding = 0
-        if core.is_short:                     # the budget was taken away meanwhile
+        if core.is_short:                     # the budget was removed meanwhile
             core.is_short = 0
             core.pool.enabled = core.pool.is_wanted
         return
@@ -170,12 +169,12 @@ cdef void shedding_tick(Core *core) noexcept nogil:
         core.is_shedding = 0
     if memory_booked(core) >= memory_high(core):
         core.is_short = 1
-        core.pool.enabled = 0                 # what is given back now is to leave the books
+        core.pool.enabled = 0                 # memory that is released now must leave the accounts
         memory_empty_pool(core)
         if memory_booked(core) > core.gate.memory_bytes and core.chunk_count:
             shed(core)
     if core.is_short and memory_booked(core) < memory_low(core):
         core.is_short = 0
         core.pool.enabled = core.pool.is_wanted
-        # The blocks of a burst lie between others in the heap: their pages go back to the system.
+        # Freed blocks of a burst lie between others in the heap: give their pages back to the system.
         malloc_trim(0)

@@ -1,4 +1,4 @@
-"""SipHash-2-4."""
+"""SipHash-2-4: a keyed hash for hash tables whose keys clients choose."""
 
 from libc.stdint cimport uint8_t, uint64_t
 

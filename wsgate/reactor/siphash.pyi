@@ -1,3 +1,3 @@
-"""SipHash-2-4: a keyed hash for names that clients choose."""
+"""SipHash-2-4: a keyed hash for hash tables whose keys clients choose."""
 
 def hash_bytes(key: bytes, data: bytes) -> int: ...

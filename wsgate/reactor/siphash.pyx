@@ -1,6 +1,6 @@
-"""SipHash-2-4: a keyed hash for names that clients choose.
+"""SipHash-2-4: a keyed hash for hash tables whose keys clients choose.
 
-With a secret key nobody outside can build names that fall into one cell of a hash table.
+Without the secret key a client cannot construct names that all fall into one cell of a hash table.
 
 Source: Aumasson and Bernstein, "SipHash: a fast short-input PRF" (2012), section 2.
 """
@@ -14,7 +14,7 @@ cdef inline uint64_t rotate(uint64_t word, int bits) noexcept nogil:
 
 
 cdef inline void mix(uint64_t *v) noexcept nogil:
-    """One SipRound."""
+    """Apply one SipRound to the state `v` of four words."""
     v[0] += v[1]
     v[2] += v[3]
     v[1] = rotate(v[1], 13) ^ v[0]
@@ -28,7 +28,7 @@ cdef inline void mix(uint64_t *v) noexcept nogil:
 
 
 cdef uint64_t siphash(const uint8_t *key, const uint8_t *data, uint64_t size) noexcept nogil:
-    """The 64-bit hash of `size` bytes under a 16-byte key."""
+    """Return the 64-bit hash of `size` bytes of `data` under a key of 16 bytes. O(size)."""
     cdef uint64_t v[4]
     cdef uint64_t first, second, word, index = 0
     memcpy(&first, key, 8)
@@ -59,7 +59,7 @@ cdef uint64_t siphash(const uint8_t *key, const uint8_t *data, uint64_t size) no
 
 
 def hash_bytes(key: bytes, data: bytes) -> int:
-    """SipHash-2-4 of `data` under a 16-byte `key`; for checking against published vectors."""
+    """Return the 64-bit SipHash-2-4 of `data`, to compare with published test vectors; see siphash.pyi."""
     if len(key) != 16:
         raise ValueError("a SipHash key is 16 bytes")
     return siphash(key, data, len(data))

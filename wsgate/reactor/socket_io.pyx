@@ -10,8 +10,8 @@ from libc.string cimport memset
 
 from wsgate.reactor.addresses cimport address_read
 from wsgate.reactor.structs cimport (
-    BYTES_IN, BYTES_OUT, Connection, Core, ORPHAN_MS, PAUSED_APP, PAUSED_OUTBOX, RECEIVES, SENDS, SENDS_BLOCKED, WANT_IN,
-    WANT_OUT, WATCHED,
+    BYTES_IN, BYTES_OUT, Connection, Core, ORPHAN_MS, PAUSED_APP, PAUSED_OUTBOX, RECEIVES, SENDS,
+    SENDS_BLOCKED, WANT_IN, WANT_OUT, WATCHED,
 )
 from wsgate.reactor.table cimport at, handle_of
 

@@ -21,9 +21,9 @@ from wsgate.reactor.inflate cimport ZLIB_BYTES
 from wsgate.reactor.memory cimport memory_empty_pool
 from wsgate.reactor.outbox cimport outbox_pass_time
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, CROWD_MS, Connection, Core, DRAINS_MAX, Frame, HEAD_GROUPS, KIND_DEFLATE,
-    MOVING_MS, NONE, PAUSE_MS, REASONS,
-    SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS, STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
+    CHUNK_BITS, CHUNK_SLOTS, COUNTERS, CROWD_MS, Connection, Core, DRAINS_MAX, Frame, HEAD_GROUPS,
+    KIND_DEFLATE, MOVING_MS, NONE, PAUSE_MS, REASONS, SHUTDOWN, STALLS_FORGIVEN, STALL_EVERY_MS, STALL_MS,
+    STATE_FREE, STATE_GONE, TICK_MS, VARIANTS_MAX,
 )
 from wsgate.reactor.table cimport at, table_destroy
 from wsgate.reactor.users cimport users_destroy

@@ -14,8 +14,8 @@ from libc.string cimport memset
 
 from wsgate.reactor.debts cimport debts_forget
 from wsgate.reactor.structs cimport (
-    CHUNK_BITS, CHUNK_SLOTS, Connection, Core, HEAD_GROUPS, HeadGroup, IN_ATTENTION, IN_BULK, IN_FAILED, IN_URGENT, KIND_TABLE,
-    List, NONE, STATE_FREE, STATE_HEAD, UserLink,
+    CHUNK_BITS, CHUNK_SLOTS, Connection, Core, HEAD_GROUPS, HeadGroup, IN_ATTENTION, IN_BULK, IN_FAILED,
+    IN_URGENT, KIND_TABLE, List, NONE, STATE_FREE, STATE_HEAD, UserLink,
 )
 
 cdef extern from "stdlib.h" nogil:

@@ -20,8 +20,8 @@ from wsgate.reactor.deadlines cimport deadlines_arm, deadlines_resume
 from wsgate.reactor.fanout cimport walks_step
 from wsgate.reactor.frames cimport frame_message
 from wsgate.reactor.outbox cimport (
-    outbox_consume, outbox_fall_behind, outbox_head_first, outbox_moving_end, outbox_open, outbox_over_half, outbox_replace_gap,
-    outbox_weigh,
+    outbox_consume, outbox_fall_behind, outbox_head_first, outbox_moving_end, outbox_open, outbox_over_half,
+    outbox_replace_gap, outbox_weigh,
 )
 from wsgate.reactor.pongs cimport PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_add, pongs_drop_oldest
 from wsgate.reactor.clocks cimport clock_ns
@@ -30,8 +30,8 @@ from wsgate.reactor.socket_io cimport (
 )
 from wsgate.reactor.structs cimport (
     BLOCKED, CLASS_GAP, CLOSE_QUEUED, Connection, Core, Entry, Frame, GAPS, Gap, INTERNAL, NONE,
-    OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, PING_SENT, SENT_SINCE, SLICE_NS, STATE_FAILING,
-    STATE_GONE, STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WALK_AHEAD, WALK_STEP, WANT_IN,
+    OUT_OF_MEMORY, Outbox, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, PING_SENT, SENT_SINCE, SLICE_NS,
+    STATE_FAILING, STATE_GONE, STATE_OPEN, VISIT_BYTES, VISIT_FRAMES, WALK_AHEAD, WALK_STEP, WANT_IN,
 )
 from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, failed_pop, kernel_holds
 from wsgate.reactor.wheel cimport wheel_arm
