@@ -57,7 +57,7 @@ class Settings:
     pool_idle_limit_bytes: int = 16 * 1024 * 1024  # the most bytes of freed buffers kept for reuse
     max_connections: int = 1_000_000  # size of the slot directory; no memory is reserved for it
     max_subscriptions: int = 0  # channels of one connection; 0: off
-    # Whether channels that lost their last subscriber wait for `take_vacated`. If so, the caller must call that.
+    # Whether channels that lost their last subscriber wait for `take_vacated`, which must then be called.
     report_vacated: bool = False
     # Whether `closed` events contain the caller's meta object: their value is then `(reason, meta)`.
     report_meta: bool = False

@@ -1,4 +1,4 @@
-"""The seam: every system call on a client's socket."""
+"""Makes the system calls on the sockets of connections, and reads the clocks."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
@@ -25,10 +25,10 @@ cdef extern from "<sys/epoll.h>" nogil:
     uint32_t EPOLLHUP
 
 cdef enum:
-    SEAM_AGAIN = -1              # nothing now; ask epoll
-    SEAM_GONE = -2               # the socket is of no more use
-    TAG_LISTENER = 0xFFFFFFFE    # low half of an epoll tag; below it, a slot
-    TAG_DRAIN = 0xFFFF0000       # plus the index of a drain
+    SEAM_AGAIN = -1              # the call would block: wait for epoll
+    SEAM_GONE = -2               # the socket failed and is of no more use
+    TAG_LISTENER = 0xFFFFFFFE    # low half of the epoll tag of the listener; lower values are slots
+    TAG_DRAIN = 0xFFFF0000       # plus the index of a drain: its low half
 
 cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil
 cdef int64_t seam_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil

@@ -1,7 +1,8 @@
-"""The seam: every system call on a client's socket.
+"""Makes the system calls on the sockets of connections, and reads the clocks.
 
-Everything above asks here for bytes and never touches a descriptor, so that TLS or a socket handed
-over from another process is a second implementation of these calls and of nothing else.
+Modules that read and write use these functions and never a descriptor, so that TLS would be a second
+implementation of this module alone. Sockets that are accepted, refused or drained have no connection:
+gate.pyx makes their calls itself.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -82,8 +83,22 @@ cdef enum:
     MEMINFO_VALUES = 9
 
 
+cdef int64_t clock_ns() noexcept nogil:
+    """Return the monotonic clock in nanoseconds, for time budgets within one call but no deadlines; 27 ns."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef int64_t thread_ns() noexcept nogil:
+    """Return the processor time of this thread in nanoseconds; a system call of 0.6 us."""
+    cdef timespec now
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
 cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil:
-    """Bytes read, 0 at the end of the stream, SEAM_AGAIN or SEAM_GONE."""
+    """Receive up to `size` bytes; return the number, 0 at the end of the stream, SEAM_AGAIN or SEAM_GONE."""
     cdef ssize_t count = recv(c.fd, target, size, MSG_DONTWAIT)
     core.counters[<int>RECEIVES] += 1
     if count >= 0:
@@ -104,12 +119,12 @@ cdef inline int64_t sent(Core *core, ssize_t count) noexcept nogil:
 
 
 cdef int64_t seam_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil:
-    """Bytes the socket took, SEAM_AGAIN or SEAM_GONE."""
+    """Send one piece of data; return how many bytes the socket took, SEAM_AGAIN or SEAM_GONE."""
     return sent(core, send(c.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL))
 
 
 cdef int64_t seam_send_vector(Core *core, Connection *c, iovec *parts, int count) noexcept nogil:
-    """As `seam_send`, for several pieces in one call."""
+    """Send several pieces of data in one system call; return values as `seam_send`."""
     cdef msghdr message
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
@@ -118,13 +133,13 @@ cdef int64_t seam_send_vector(Core *core, Connection *c, iovec *parts, int count
 
 
 cdef bint seam_readable(Connection *c) noexcept nogil:
-    """Whether a byte waits unread: asked once before a silent peer is given up."""
+    """Return whether a byte waits unread; checked before a silent peer fails its heartbeat."""
     cdef uint8_t byte
     return recv(c.fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK) > 0
 
 
 cdef bint seam_writable(Connection *c) noexcept nogil:
-    """Whether the socket takes bytes now: asked once before a stalled peer is given up."""
+    """Return whether the socket takes bytes now; checked before a stalled connection is reset."""
     cdef pollfd asked
     asked.fd = c.fd
     asked.events = POLLOUT
@@ -133,7 +148,7 @@ cdef bint seam_writable(Connection *c) noexcept nogil:
 
 
 cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil:
-    """Add a descriptor to the epoll set; 0 or -1."""
+    """Add a descriptor with its tag to the epoll set; return 0, or -1 on failure."""
     cdef epoll_event event
     event.events = events
     event.data.u64 = tag
@@ -141,11 +156,12 @@ cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexc
 
 
 cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil:
-    """Say what epoll shall report of a connection; one system call, only on a change. 0 or -1.
+    """Set whether epoll reports a connection as readable and as writable; return 0, or -1 on failure.
 
-    An accepted socket enters the set only when it has to be waited for: TCP_DEFER_ACCEPT brings the head
-    with it, and a socket added while it is readable wakes the loop for what is read already (1 us of 20 a
-    handshake). Entering is what can fail.
+    Makes one system call, and none if nothing changes. An accepted socket is added to the set only when more
+    input has to be awaited: with TCP_DEFER_ACCEPT the head has mostly arrived already, and a socket that is
+    added while it is readable would wake the loop for bytes that are read by then (1 us of 20 a handshake).
+    Only this first addition can fail.
     """
     cdef Connection *c = at(core, slot)
     cdef epoll_event event
@@ -169,14 +185,15 @@ cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) n
 
 
 cdef void seam_shut_write(Connection *c) noexcept nogil:
-    """End our side of the stream; the peer reads to its end."""
+    """Shut our side of the stream, so that the peer sees its end after the bytes sent before."""
     shutdown(c.fd, SHUT_WR)
 
 
 cdef bint unsent(int32_t fd) noexcept nogil:
-    """Whether the kernel holds bytes that the peer has not acknowledged. An end of stream counts as one byte.
+    """Return whether the kernel holds bytes that the peer has not acknowledged, for any descriptor.
 
-    The count alone stays what it was when the peer resets the connection, although the kernel has freed the data.
+    The end of the stream counts as one byte, which is not data. SIOCOUTQ alone is not enough: when the peer
+    has reset the connection it still reports data that the kernel has freed.
     """
     cdef uint32_t values[MEMINFO_VALUES]
     cdef unsigned int size = sizeof(values)
@@ -187,22 +204,22 @@ cdef bint unsent(int32_t fd) noexcept nogil:
 
 
 cdef bint seam_unsent(Connection *c) noexcept nogil:
-    """Whether the kernel still holds bytes that were written and that the peer has not taken."""
+    """Return whether the kernel holds bytes written to a connection that its peer has not acknowledged."""
     return unsent(c.fd)
 
 
 cdef bint seam_orphan(int32_t fd) noexcept nogil:
-    """Before a plain close: let the kernel keep unsent data for ORPHAN_MS at most; True if there is any.
+    """Limit to ORPHAN_MS how long the kernel keeps unsent data after a close; return True if there is any.
 
-    Without this it keeps the data until the listener's TCP_USER_TIMEOUT, and nobody counts it. A peer that is
-    far away and reads still receives what was written.
+    Call it before a close without reset. Without it the kernel keeps the data until the TCP_USER_TIMEOUT of
+    the listener, on no account. A peer that is far away and reads still receives the data.
     """
     cdef unsigned int timeout_ms = ORPHAN_MS
     return unsent(fd) and setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof(timeout_ms)) == 0
 
 
 cdef void seam_reset(int32_t fd) noexcept nogil:
-    """Have the next close reset the connection: the kernel then forgets what it still held for the peer."""
+    """Make the next close of the descriptor a reset, with which the kernel discards all unsent data."""
     cdef linger_t option
     option.l_onoff = 1
     option.l_linger = 0
@@ -210,10 +227,10 @@ cdef void seam_reset(int32_t fd) noexcept nogil:
 
 
 cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
-    """Close the descriptor; with `reset` the kernel forgets what it still held for the peer."""
+    """Close the descriptor of a connection; with `reset` discard unsent data and reset the peer."""
     if reset:
         seam_reset(c.fd)
-    # A descriptor that was duplicated keeps the socket open, and the set would report it for ever.
+    # If the descriptor was duplicated, the socket stays open and the epoll set would report it for ever.
     if c.flags & WATCHED:
         epoll_ctl(core.epoll, EPOLL_CTL_DEL, c.fd, NULL)
     close(c.fd)
@@ -221,9 +238,12 @@ cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
 
 
 cdef int64_t seam_queued(Connection *c) noexcept nogil:
-    """Bytes of memory the kernel holds for what was not taken, by the peer or by us; -1: it does not say.
+    """Return the bytes of kernel memory for a connection's buffered data; -1 if the kernel does not tell.
 
-    By us where we have paused; else what lies there is read in this very pass. With the page that a socket keeps for more. Source: socket(7), SO_MEMINFO; linux/sock_diag.h.
+    Data received but not read counts only while reading is paused, because otherwise it is read in this pass.
+    One page is added to any other amount, because the socket keeps it for more data.
+
+    Source: socket(7), SO_MEMINFO; linux/sock_diag.h.
     """
     cdef uint32_t values[MEMINFO_VALUES]
     cdef unsigned int size = sizeof(values)
@@ -237,14 +257,14 @@ cdef int64_t seam_queued(Connection *c) noexcept nogil:
 
 
 cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil:
-    """The 16 bytes of the peer's address, IPv4 mapped; False when it has none."""
+    """Write the 16 bytes of the peer's IP address, IPv4-mapped, to `address`; return False if it has none."""
     cdef sockaddr_storage peer
     cdef unsigned int size = sizeof(peer)
     return getpeername(c.fd, <sockaddr *>&peer, &size) == 0 and address_read(&peer, address)
 
 
 cdef str seam_peer(Connection *c):
-    """`host:port` or `[host]:port` of the peer; empty when it has no network address."""
+    """Return the peer's address as `host:port` or `[host]:port`; empty if it has no IP address."""
     cdef sockaddr_storage address
     cdef unsigned int size = sizeof(address)
     cdef char host[64]

@@ -1,4 +1,4 @@
-"""The life of the reactor's state: made from settings, its clock moved, destroyed."""
+"""Creates the reactor's state from settings, moves its clocks, and destroys it."""
 
 from libc.stdint cimport int64_t
 

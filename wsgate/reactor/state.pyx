@@ -1,6 +1,6 @@
-"""The life of the reactor's state: made from settings, its clock moved, destroyed.
+"""Creates the reactor's state from settings, moves its clocks, and destroys it.
 
-Settings are checked here, once, each against its range; below this file they are plain numbers.
+This module checks each setting against its range. Modules below it use the settings as plain numbers.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -42,7 +42,7 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef uint32_t number(settings, str name, int64_t low, int64_t high) except? 0:
-    """A setting within its range, or SettingsError naming it."""
+    """Return the setting `name`; raise SettingsError if it is not an integer from `low` to `high`."""
     value = getattr(settings, name)
     if not isinstance(value, int) or not low <= value <= high:
         raise SettingsError(f"{name} must be {low} to {high}, not {value!r}")
@@ -94,7 +94,7 @@ cdef int apply_settings(Core *core, settings) except -1:
 
 
 cdef Frame *response_frame(Core *core, bytes response) except? NULL:
-    """An HTTP answer as a frame; NULL when there is nothing to say."""
+    """Return the bytes of an HTTP response as a frame to queue; NULL for an empty response."""
     cdef Frame *frame
     if not response:
         return NULL
@@ -105,7 +105,7 @@ cdef Frame *response_frame(Core *core, bytes response) except? NULL:
 
 
 cdef void state_blank(Core *core) noexcept nogil:
-    """A core that owns nothing: no list has a slot, no place holds a descriptor."""
+    """Reset a `Core` to the state in which it owns nothing: its lists are empty, and it has no descriptor."""
     cdef int index
     memset(core, 0, sizeof(Core))
     core.epoll = core.listener = core.relief = core.relief_next = -1
@@ -123,7 +123,7 @@ cdef void state_blank(Core *core) noexcept nogil:
 
 
 cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
-    """Make a blank core ready: limits, clock, its own epoll set."""
+    """Initialise a blank `Core`: check settings, set clocks, allocate tables, create the epoll set."""
     if now_ms < 0:
         raise SettingsError("now_ms must be 0 or more")
     core.now_ms = core.clock_ms = core.last_tick_ms = core.level_ms = now_ms
@@ -151,9 +151,10 @@ cdef int state_start(Core *core, settings, int64_t now_ms, bytes key) except -1:
 
 
 cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
-    """Set the clocks. A stall of our own stops the clock that deadlines are on, at most once a minute.
+    """Move the clocks to `now_ms`, and forgive a stall of our own process at most once a minute.
 
-    A stall is a tick that is late while nothing else was called either: a loop that polls is not stalled.
+    A stall is a late tick with no other call in the meantime, because a loop that polls is not stalled. A
+    stall that is forgiven stops `clock_ms`, the clock of the deadlines that judge a peer.
     """
     cdef int64_t late
     if now_ms <= core.now_ms:
@@ -165,10 +166,11 @@ cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
     if late > STALL_MS:
         if now_ms - core.last_stall_ms >= STALL_EVERY_MS:
             core.last_stall_ms = now_ms
-            core.forgiven_ms += late // TICK_MS * TICK_MS    # whole steps: the wheel keeps its phase
+            core.forgiven_ms += late // TICK_MS * TICK_MS    # whole steps keep the wheel in phase
             core.counters[<int>STALLS_FORGIVEN] += 1
-            core.rearm_slot = 0               # expiries are not forgiven: they came nearer on this clock
-    outbox_pass_time(core, min(now_ms - core.now_ms, <int64_t>TICK_MS))    # a pause of ours is not the crowd's
+            core.rearm_slot = 0               # expiries do not move, so they are nearer on this clock
+    # A pause of our process is not charged to the connections for which publications wait.
+    outbox_pass_time(core, min(now_ms - core.now_ms, <int64_t>TICK_MS))
     core.now_ms = now_ms
     core.clock_ms = now_ms - core.forgiven_ms
 
@@ -180,10 +182,10 @@ cdef inline void drop(Core *core, Frame **frame) noexcept nogil:
 
 
 cdef list state_destroy(Core *core):
-    """Close every socket and give every byte back; the core is blank afterwards, but for its counters.
+    """Close every socket, free all memory, and leave a blank `Core` that keeps only its counters.
 
-    Returns the callers' meta objects: they may only be let go when nothing is half destroyed any more,
-    because their finalizers may call anything.
+    Returns the meta objects of the connections. The caller releases them afterwards, because their finalizers
+    can call anything, also a reactor that must not be half destroyed.
     """
     cdef uint32_t slot, index
     cdef list metas = []
@@ -191,7 +193,7 @@ cdef list state_destroy(Core *core):
     cdef uint64_t ended[REASONS]
     if core.epoll >= 0:
         close(core.epoll)
-    core.epoll = -1                           # from here on every call from outside is refused
+    core.epoll = -1                           # from now on every call of the caller is refused
     if core.chunks != NULL:
         for slot in range(core.chunk_count << CHUNK_BITS):
             if at(core, slot).state not in (STATE_FREE, STATE_GONE):

@@ -1,4 +1,4 @@
-"""The connection table: slots, generations, and the lists that link slots."""
+"""The connection table: allocates slots and handles, and links slots into queues."""
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
@@ -7,11 +7,11 @@ from wsgate.reactor.structs cimport (
 )
 
 cdef inline Connection *at(Core *core, uint32_t slot) noexcept nogil:
-    """The connection in a slot that exists."""
+    """Return the connection in `slot`, which must be within the allocated slabs."""
     return core.chunks[slot >> CHUNK_BITS] + (slot & (CHUNK_SLOTS - 1))
 
 cdef inline Connection *find(Core *core, uint64_t handle, uint32_t *slot) noexcept nogil:
-    """The live connection of a handle and its slot, or NULL for a stale or made-up one."""
+    """Return the connection of a handle and set its slot; NULL if the handle is stale or invalid."""
     cdef uint32_t index = <uint32_t>handle
     cdef Connection *c
     if (index >> CHUNK_BITS) >= core.chunk_count:
@@ -26,11 +26,11 @@ cdef inline uint64_t handle_of(Connection *c, uint32_t slot) noexcept nogil:
     return (<uint64_t>c.generation << 32) | slot
 
 cdef inline uint64_t kernel_bytes(Connection *c) noexcept nogil:
-    """What the kernel held of this connection's when it was last asked."""
+    """Return the kernel memory that was last recorded for this connection, in bytes."""
     return <uint64_t>(c.units >> 1) * KERNEL_UNIT
 
 cdef inline void enter(Core *core, Connection *c, int state) noexcept nogil:
-    """Change the state and its census."""
+    """Change the state of a connection, and the counts of connections and kernel memory by state."""
     core.states[c.state] -= 1
     core.states[state] += 1
     core.queued_in[c.state] -= kernel_bytes(c)
@@ -38,14 +38,14 @@ cdef inline void enter(Core *core, Connection *c, int state) noexcept nogil:
     c.state = state
 
 cdef inline void kernel_holds(Core *core, Connection *c, int64_t held) noexcept nogil:
-    """So much of the kernel's memory is a connection's, a megabyte at most."""
+    """Record `held` bytes of kernel memory for a connection, at most 1 MiB, and update the accounts."""
     cdef uint64_t before = kernel_bytes(c)
     c.units = <uint16_t>(min((held + KERNEL_UNIT - 1) // KERNEL_UNIT, <int64_t>0x7FFF) << 1)
     core.queued_bytes += kernel_bytes(c) - before
     core.queued_in[c.state] += kernel_bytes(c) - before
 
 cdef inline void note_pause(Core *core, Connection *c) noexcept nogil:
-    """Reading pauses: the clock of an unfinished message stands still until deadlines_resume."""
+    """Store when reading was paused, so that deadlines_resume can extend the deadline of the message."""
     if c.input != NULL:
         c.input.paused_ms = core.clock_ms
 

@@ -1,11 +1,11 @@
-"""The connection table: slots, generations, and the lists that link slots.
+"""The connection table: allocates slots and handles, and links slots into queues.
 
-Owns the slabs of `Connection` structs. A slab never moves, so pointers stay good; slots are reused,
-last freed first, and every freeing raises the slot's generation, so that a handle of the former
-connection is refused for ever (a slot would have to be reused 2^32 times under one late handle).
+This module owns the slabs of `Connection` structs. A slab never moves, so pointers to connections stay valid.
+The slot that was freed last is reused first. Each time a slot is freed its generation increases, so that the
+handle of the former connection is refused from then on (until the slot has been reused 2^32 times).
 
-Lists are links inside the connections: nothing is allocated to queue a connection, and being queued
-twice is prevented by one flag per list. All operations are O(1).
+The queues are linked through fields of the connections, so queueing a connection allocates nothing. One flag
+for each queue prevents that a connection is queued twice. All operations are O(1).
 """
 
 from libc.stdint cimport int32_t, uint32_t
@@ -26,12 +26,12 @@ cdef enum:
 
 
 cdef int add_slab(Core *core) noexcept nogil:
-    """One more slab of free slots; -1 when the directory is full or memory is out."""
+    """Allocate one more slab of free slots; return 0, or -1 if the directory is full or without memory."""
     cdef Connection *slab = NULL
     cdef uint32_t first, index
     if core.chunk_count >= core.chunk_limit:
         return -1
-    # Aligned to the cache line, so that a connection is exactly two.
+    # Aligned to the cache line, so that a connection fills exactly two lines.
     if posix_memalign(<void **>&slab, 64, SLAB_BYTES) != 0:
         return -1
     memset(slab, 0, SLAB_BYTES)
@@ -48,7 +48,7 @@ cdef int add_slab(Core *core) noexcept nogil:
 
 
 cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nogil:
-    """A slot for a new connection, in state HEAD, all else empty; NULL without memory."""
+    """Take a free slot for a new connection in state HEAD; NULL without memory or at `max_connections`."""
     cdef Connection *c
     cdef uint32_t generation, index
     if core.connections >= core.limits.max_connections or (core.free_slot == NONE and add_slab(core) < 0):
@@ -70,7 +70,7 @@ cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nog
 
 
 cdef void table_free(Core *core, uint32_t slot) noexcept nogil:
-    """Return a slot whose connection owns nothing any more."""
+    """Free the slot of a connection that owns nothing any more, and invalidate its handle."""
     cdef Connection *c = at(core, slot)
     debts_forget(core, slot)
     core.states[c.state] -= 1
@@ -84,7 +84,7 @@ cdef void table_free(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void table_destroy(Core *core) noexcept nogil:
-    """Free the slabs; every slot must be free."""
+    """Free the memory of all slabs; every slot must be free already."""
     cdef uint32_t index
     for index in range(core.chunk_count):
         free(core.chunks[index])
@@ -114,7 +114,7 @@ cdef inline uint32_t take(Core *core, List *queue) noexcept nogil:
 
 
 cdef void attention_push(Core *core, uint32_t slot) noexcept nogil:
-    """Queue a connection for the next poll. One link serves two lists: a failed one waits there."""
+    """Queue a connection for a turn in the next poll, unless it waits already, also on the failed list."""
     cdef Connection *c = at(core, slot)
     if c.flags & (IN_ATTENTION | IN_FAILED):
         return
@@ -123,10 +123,10 @@ cdef void attention_push(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void attention_push_newcomer(Core *core, uint32_t slot) noexcept nogil:
-    """Queue a connection that was just accepted before all others, behind the newcomers before it.
+    """Queue a connection that was just accepted ahead of all older ones, but behind earlier newcomers.
 
-    Behind 7,000 talkers its request would wait 80 ms for a round of theirs. They wait for at most PASS_OPENS
-    newcomers a pass.
+    Behind 7,000 busy connections its request would wait 80 ms for one round of their turns. The busy
+    connections wait for at most PASS_OPENS newcomers in each pass.
     """
     cdef Connection *c = at(core, slot)
     if core.newcomers == 0 and core.attention.count == 0:
@@ -147,7 +147,7 @@ cdef void attention_push_newcomer(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef uint32_t attention_pop(Core *core) noexcept nogil:
-    """The newcomer, else the connection, that waited longest, or NONE."""
+    """Take the first connection off the attention queue, newcomers first; NONE if the queue is empty."""
     cdef uint32_t slot = take(core, &core.attention)
     if slot != NONE:
         at(core, slot).flags &= ~IN_ATTENTION
@@ -156,13 +156,13 @@ cdef uint32_t attention_pop(Core *core) noexcept nogil:
 
 
 cdef void indebted_push(Core *core, uint32_t slot) noexcept nogil:
-    """Queue a connection that was just popped, and that is in debt, behind the others in debt."""
+    """Queue a costly connection that was just popped behind the others on the indebted queue."""
     at(core, slot).flags |= IN_ATTENTION
     append(core, &core.indebted, slot)
 
 
 cdef uint32_t indebted_pop(Core *core) noexcept nogil:
-    """The connection in debt that waited longest, or NONE."""
+    """Take the first connection off the indebted queue; NONE if the queue is empty."""
     cdef uint32_t slot = take(core, &core.indebted)
     if slot != NONE:
         at(core, slot).flags &= ~IN_ATTENTION
@@ -170,7 +170,7 @@ cdef uint32_t indebted_pop(Core *core) noexcept nogil:
 
 
 cdef void failed_push(Core *core, uint32_t slot) noexcept nogil:
-    """Remember that the next flush queues this connection's Close. It must not be in attention."""
+    """Put a connection on the list whose Close the next flush queues, unless it is queued for a turn."""
     cdef Connection *c = at(core, slot)
     if c.flags & (IN_ATTENTION | IN_FAILED):
         return
@@ -186,7 +186,7 @@ cdef uint32_t failed_pop(Core *core) noexcept nogil:
 
 
 cdef void dirty_push(Core *core, uint32_t slot, bint urgent) noexcept nogil:
-    """Queue a connection to be written; an urgent call lifts it from the bulk list."""
+    """Queue a connection for writing on the urgent or bulk list; an urgent call moves it from bulk."""
     cdef Connection *c = at(core, slot)
     cdef List *queue
     if c.flags & IN_URGENT or (c.flags & IN_BULK and not urgent):
@@ -206,7 +206,7 @@ cdef void dirty_push(Core *core, uint32_t slot, bint urgent) noexcept nogil:
 
 
 cdef void heads_push(Core *core, uint32_t slot, uint32_t group) noexcept nogil:
-    """Queue a connection that is in HEAD behind those of its group that came before it."""
+    """Append a connection in HEAD to the list of the group of its address."""
     cdef Connection *c = at(core, slot)
     cdef List *queue = &core.heads[group].list
     c.close_code = <uint16_t>group
@@ -222,7 +222,7 @@ cdef void heads_push(Core *core, uint32_t slot, uint32_t group) noexcept nogil:
 
 
 cdef void heads_remove(Core *core, uint32_t slot) noexcept nogil:
-    """Take a connection off the list of its group; call it while the state is still HEAD."""
+    """Remove a connection from the list of its address group, while its state is still HEAD."""
     cdef Connection *c = at(core, slot)
     cdef HeadGroup *group = &core.heads[c.close_code]
     unlink(core, &group.list, c)
@@ -232,9 +232,10 @@ cdef void heads_remove(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef uint32_t heads_largest(Core *core) noexcept nogil:
-    """The group with most connections in HEAD, of several the one whose oldest came first.
+    """Return the address group with the most connections in HEAD; of several, the one with the oldest.
 
-    All groups are looked at, 4 KiB in one piece: a quarter of a microsecond, and only when every place is taken.
+    Compares all groups, 4 KiB in one piece, in a quarter of a microsecond. It is only needed when the limit
+    of handshakes in progress is reached.
     """
     cdef uint32_t index, largest = 0
     cdef HeadGroup *group
@@ -249,7 +250,7 @@ cdef uint32_t heads_largest(Core *core) noexcept nogil:
 
 
 cdef inline void unlink(Core *core, List *queue, Connection *c) noexcept nogil:
-    """Take a connection out of a list that is linked through the dirty links."""
+    """Remove a connection from a list that is linked through the dirty links."""
     if c.dirty_previous == NONE:
         queue.head = c.dirty_next
     else:
@@ -262,7 +263,7 @@ cdef inline void unlink(Core *core, List *queue, Connection *c) noexcept nogil:
 
 
 cdef void dirty_remove(Core *core, uint32_t slot) noexcept nogil:
-    """Take a connection off whichever dirty list it is on."""
+    """Remove a connection from the urgent or bulk list, if it is on one."""
     cdef Connection *c = at(core, slot)
     cdef List *queue
     if not c.flags & (IN_URGENT | IN_BULK):

@@ -1,4 +1,4 @@
-"""More connections than a process may have descriptors; see testing.pyx."""
+"""Helpers for tests and measurements: connections without own descriptors, and access to internals."""
 
 from array import array
 from collections.abc import Iterable
@@ -11,51 +11,51 @@ __all__ = ["audit", "hear_all", "let_go", "open_slots", "read_proxy_header", "st
 def open_slots(
     reactor: Reactor, fds: Iterable[int], count: int, *, now_ms: int, variant: int = 0
 ) -> array[int]:
-    """Open connections that share descriptors in turn, in state open.
+    """Create connections in state OPEN that share a few descriptors, for more connections than descriptors.
 
     Args:
-        reactor: Whose slots.
-        fds: Sinks: what `send` always succeeds on, such as UDP sockets connected to one nobody reads. They
-            stay the caller's.
-        count: How many.
+        reactor: The reactor that gets the connections.
+        fds: Sinks: sockets on which `send` always succeeds, such as UDP sockets connected to one that no
+            process reads. They stay the caller's, and the connections use them in turn.
+        count: How many connections to create.
         now_ms: The reactor's clock.
-        variant: Their form of publications.
+        variant: The variant in which the connections take publications.
 
     Returns:
-        Their handles, 64 bits each. Before one of them ends, or the reactor, `let_go` must be called: else
-        the first to close takes its sink from all that share it.
+        The handles, 64 bits each. Call `let_go` before one of the connections or the reactor ends: otherwise
+        the first connection that closes also closes the sink of all that share it.
 
     Raises:
         MemoryError: No slot is left (`Settings.max_connections`).
     """
 
 def hear_all(reactor: Reactor) -> int:
-    """As if every open peer had just said something, so that no heartbeat ends one.
+    """Mark every open connection as if a byte had just come from its peer, so that no heartbeat ends it.
 
     Returns:
-        How many open connections there are.
+        The number of open connections.
     """
 
 def read_proxy_header(data: bytes) -> tuple[int, bytes | None]:
-    """What the gate makes of the first bytes of a proxy's connection.
+    """Parse the PROXY header at the beginning of `data`, as for a connection of a trusted proxy.
 
     Returns:
-        The size of the header (0: it is not whole, -1: it is none) and the 16 bytes of the address it
-        names, IPv4 mapped; None when it names nobody.
+        The size of the header (0: not complete, -1: not valid), and the 16 bytes of the address that it
+        names, IPv4-mapped, or None if it names no address.
     """
 
 def trust_charges(reactor: Reactor) -> None:
-    """Believe every charge as it is, and count inflating as nothing.
+    """Apply every charge without checking it by a clock, and do not charge for inflating.
 
-    So a test that counts turns does not depend on the speed of the machine.
+    A test that counts turns then does not depend on the speed of the machine.
     """
 
 def step_walks(reactor: Reactor, most: int) -> bool:
-    """Serve so many more subscribers of the oldest publication that is on its way into a large channel.
+    """Queue up to `most` more entries of the oldest publication under way into a large channel.
 
     Returns:
-        Whether there was one.
+        False if no publication is under way.
     """
 
 def let_go(reactor: Reactor, handles: Iterable[int]) -> None:
-    """Take the sinks away from their slots: what closes afterwards closes no descriptor."""
+    """Remove the sinks from connections of `open_slots`, which then close without closing a descriptor."""

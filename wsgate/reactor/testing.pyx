@@ -1,8 +1,10 @@
-"""More connections than a process may have descriptors: slots that share sinks.
+"""Helpers for tests and measurements: connections without own descriptors, and access to internals.
 
-For measuring and testing only; the gateway never imports it. Everything but the socket is the shipped code: slots, timers, outboxes,
-fan-out, writes. A sink is a descriptor that takes whatever is sent to it; the slots that share one are
-not watched, because epoll knows a descriptor once, so nothing is ever read from them.
+The gateway never imports this module. `open_slots` makes more connections than a process can have
+descriptors: the connections share a few sinks. A sink is a descriptor that accepts all data sent to it.
+Everything except the socket is the shipped code: slots, timers, outboxes, fan-out, writes. Connections that
+share a sink are not in the epoll set, because epoll accepts a descriptor only once, so nothing is ever read
+from them.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -25,7 +27,7 @@ __all__ = ["audit", "hear_all", "let_go", "open_slots", "read_proxy_header", "st
 
 
 def open_slots(Reactor reactor not None, fds, uint32_t count, *, long long now_ms, int variant=0):
-    """Open `count` connections that share the sinks in turn; see testing.pyi."""
+    """Create `count` connections in state OPEN that share a few descriptors; see testing.pyi."""
     cdef Core *core = reactor.own()
     cdef uint32_t slot = 0, index
     cdef Connection *c
@@ -45,7 +47,7 @@ def open_slots(Reactor reactor not None, fds, uint32_t count, *, long long now_m
 
 
 def hear_all(Reactor reactor not None):
-    """As if every open peer had just said something; how many there are."""
+    """Mark every open connection as if a byte had just come; return their number. See testing.pyi."""
     cdef Core *core = reactor.own()
     cdef uint32_t slot, heard = 0
     cdef Connection *c
@@ -59,11 +61,11 @@ def hear_all(Reactor reactor not None):
 
 
 def read_proxy_header(bytes data not None):
-    """What the gate makes of the first bytes of a proxy's connection; see testing.pyi."""
+    """Parse the PROXY header at the beginning of `data`; see testing.pyi."""
     cdef uint8_t address[16]
     cdef bint is_named = False
     cdef uint64_t length = <uint64_t>len(data)
-    # A block of exactly this size: a bytes object has a zero byte behind its end, which would hide from
+    # Use a block of exactly this size: a bytes object has a zero byte behind its end, which would hide from
     # AddressSanitizer that one byte too many is read.
     cdef uint8_t *block = <uint8_t *>malloc(length)
     cdef int64_t size
@@ -76,12 +78,12 @@ def read_proxy_header(bytes data not None):
 
 
 def trust_charges(Reactor reactor not None):
-    """Believe every charge as it is, and count inflating as nothing; see testing.pyi."""
+    """Apply every charge without checking it, and do not charge for inflating; see testing.pyi."""
     reactor.own().is_exact = 1
 
 
 def step_walks(Reactor reactor not None, uint32_t most):
-    """Serve so many more subscribers of the oldest publication under way; whether there was one."""
+    """Queue up to `most` entries of the oldest publication under way; return False if there is none."""
     cdef Core *core = reactor.own()
     if core.walks == NULL:
         return False
@@ -90,7 +92,7 @@ def step_walks(Reactor reactor not None, uint32_t most):
 
 
 def let_go(Reactor reactor not None, handles):
-    """Take the sinks away from their slots, so that closing a slot closes nothing of others."""
+    """Remove the sinks from connections of `open_slots`, so that closing one closes no descriptor."""
     cdef Core *core = reactor.own()
     cdef uint32_t slot = 0
     cdef uint64_t handle

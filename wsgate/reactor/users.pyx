@@ -1,18 +1,18 @@
-"""The index by user: every connection of a user, whatever it is subscribed to.
+"""The user index: finds all connections of a user, whatever they are subscribed to.
 
-Owns a list of connections for each user, linked through the connections themselves, and a table from
-a user's hash to the first connection of its list. A connection is entered when its user is known and
-leaves when it is released. Nothing that a client can say changes the index, so a backend's disconnect,
-revoke and refresh find a connection also when it has left its inbox or waits for its welcome.
+This module owns a list of connections for each user, linked through one `UserLink` for each slot, and a hash
+table from the hash of a user to the first connection of the list. A connection is entered when its user is
+known, and removed when it is released. No command of a client changes the index, so a backend's disconnect,
+revoke and refresh also find a connection that has left its inbox or waits for its welcome.
 
-A list is keyed by 32 bits of a keyed hash of the user id. Two users may share a list (once in about
-2^32 / users), so whoever walks a list compares the user of each connection with the one it looks for;
-the user id itself stands in the caller's meta object and is not stored a second time here. Clients
-choose their ids, hence the secret key.
+The key of a list is 32 bits of a keyed hash of the user id. Two users can share a list (once in about 2^32 /
+users), so a caller must compare the user of each connection in a list with the user it wants. The user id
+itself is in the caller's meta object and is not stored a second time here. The hash has a secret key because
+clients choose their ids.
 
-The table is open addressing with linear probing, at most three quarters full, and holds slot numbers
-only: the hash of an entry stands in the link of its slot. Entering, leaving and finding are O(1), the
-walk over a list is O(connections of that user).
+The table uses open addressing with linear probing and is at most three quarters full. It stores slot numbers
+only: the hash of an entry is in the link of its slot. Entering, removing and finding are O(1); reading a list
+is O(connections of the user).
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -27,13 +27,13 @@ cdef enum:
 
 
 cdef uint32_t user_hash(Core *core, const uint8_t *user, uint64_t size) noexcept nogil:
-    """The key of a user's list; never 0, which stands for "no user"."""
+    """Return the 32-bit hash that is the key of a user's list; never 0, which stands for "no user"."""
     cdef uint32_t hash = <uint32_t>(siphash(core.channels.key, user, size) >> 32)
     return hash if hash else 1
 
 
 cdef inline uint32_t *cell_of(Core *core, uint32_t hash) noexcept nogil:
-    """The cell of this hash, or the free cell where it would go. The table has a free cell."""
+    """Return the cell of `hash`, or the free cell where it belongs. The table always has a free cell."""
     cdef uint32_t position = hash & core.users.mask
     while core.users.cells[position] != NONE and link_of(core, core.users.cells[position]).hash != hash:
         position = (position + 1) & core.users.mask
@@ -41,7 +41,7 @@ cdef inline uint32_t *cell_of(Core *core, uint32_t hash) noexcept nogil:
 
 
 cdef int grow(Core *core) noexcept nogil:
-    """Double the table; 0, or -1 without memory."""
+    """Double the hash table, or create it; return 0, or -1 without memory. O(cells)."""
     cdef uint32_t *old = core.users.cells
     cdef uint32_t old_count = core.users.mask + 1 if old != NULL else 0
     cdef uint32_t count = old_count * 2 if old_count else FIRST_CELLS
@@ -61,7 +61,7 @@ cdef int grow(Core *core) noexcept nogil:
 
 
 cdef void close_hole(Core *core, uint32_t hole) noexcept nogil:
-    """Empty a cell and move later entries of its probe sequence forward, so that no tombstone is needed."""
+    """Free a cell and close the hole with later entries of its probe sequence, so no tombstone is needed."""
     cdef uint32_t mask = core.users.mask, probe = hole, home
     while True:
         probe = (probe + 1) & mask
@@ -75,7 +75,7 @@ cdef void close_hole(Core *core, uint32_t hole) noexcept nogil:
 
 
 cdef int user_enter(Core *core, uint32_t slot, uint32_t hash) noexcept nogil:
-    """Put a connection at the head of its user's list, and off the list it was on. 0; -1 without memory."""
+    """Move a connection to the head of the list of `hash`, off its former list; 0, or -1 without memory."""
     cdef UserLink *link = link_of(core, slot)
     cdef uint32_t *cell
     if link.hash == hash:
@@ -96,7 +96,7 @@ cdef int user_enter(Core *core, uint32_t slot, uint32_t hash) noexcept nogil:
 
 
 cdef void user_leave(Core *core, uint32_t slot) noexcept nogil:
-    """Take a connection off its user's list, if it is on one."""
+    """Remove a connection from the list of its user, if it is in one."""
     cdef UserLink *link = link_of(core, slot)
     cdef uint32_t *cell
     if link.hash == 0:
@@ -116,12 +116,12 @@ cdef void user_leave(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef uint32_t user_first(Core *core, uint32_t hash) noexcept nogil:
-    """The first connection of a list, or NONE; go on with `link_of(core, slot).next`."""
+    """Return the first slot in the list of a user, or NONE; continue with `link_of(core, slot).next`."""
     return NONE if core.users.cells == NULL else cell_of(core, hash)[0]
 
 
 cdef void users_destroy(Core *core) noexcept nogil:
-    """Free the table; every connection must be off its list."""
+    """Free the hash table of the user index; every list must be empty."""
     if core.users.cells != NULL:
         core.held[<int>KIND_USER] -= (<uint64_t>core.users.mask + 1) * sizeof(uint32_t)
         free(core.users.cells)

@@ -1,4 +1,4 @@
-"""The timer wheel: one timer per connection."""
+"""The timer wheel: one timer for each connection, armed for its nearest deadline."""
 
 from libc.stdint cimport int64_t, uint32_t
 

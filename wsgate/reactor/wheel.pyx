@@ -1,19 +1,19 @@
-"""The timer wheel: one timer per connection.
+"""The timer wheel: one timer for each connection, armed for its nearest deadline.
 
-A hashed wheel of 512 steps of 250 ms. A connection has many deadlines and one timer, for the
-nearest. The timer is lazy: a deadline that moves away (a byte came, so the next ping is later) does
-not touch the wheel; when the timer comes due the deadlines are computed anew and it is armed for
-the nearest. Only a deadline that comes closer moves the timer. So the cost of life on a connection
-is nothing, and of silence one look per heartbeat.
+The wheel is a hashed wheel of 512 steps of 250 ms. A connection has many deadlines and one timer. The timer
+is lazy: when a deadline moves away (a byte came, so the next ping is later), the wheel is not changed. When
+the timer comes due, the deadlines are computed again and the timer is armed for the nearest one. Only a
+deadline that comes nearer moves the timer. So traffic on a connection costs the wheel nothing, and a silent
+connection costs one check per heartbeat.
 
     arm, disarm   O(1)
     turn          O(1)
     pop           O(1), and once for every step that has passed
 
-A deadline beyond the wheel (128 s) sits on its last step and is looked at once a turn. What came due
-stays on its steps, between `done` and `tick`, and is taken in slices by the caller, so that 100,000
-timers on one step do not stop the loop. Moving what is due to a list of its own cost half a
-microsecond for each of 500,000 connections (`make crowd`): every link of a list is another's cache line.
+The timer of a deadline beyond the wheel (128 s) is on the last step and is checked once per turn. Due timers
+stay on their steps, between `done` and `tick`, and the caller takes them in slices, so that 100,000 timers on
+one step do not stop the loop. Moving due timers to a separate list cost half a microsecond for each of
+500,000 connections (`make crowd`), because each link of a list is in the cache line of another connection.
 
 Source: Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (scheme 6), here with lazy timers.
 """
@@ -32,7 +32,7 @@ cdef extern from *:
 
 
 cdef void wheel_start(Core *core) noexcept nogil:
-    """Empty the wheel and set it to the reactor's clock."""
+    """Empty the wheel and let its step 0 begin at the reactor's present clock."""
     cdef int index
     for index in range(WHEEL_SLOTS):
         core.wheel.heads[index] = NONE
@@ -56,7 +56,7 @@ cdef inline void link(Core *core, uint32_t slot, uint32_t tick) noexcept nogil:
 
 
 cdef void wheel_disarm(Core *core, uint32_t slot) noexcept nogil:
-    """Take the timer off the wheel."""
+    """Remove the timer of a connection from the wheel, if it is armed."""
     cdef Connection *c = at(core, slot)
     if c.wheel_tick == NONE:
         return
@@ -70,11 +70,11 @@ cdef void wheel_disarm(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void wheel_arm(Core *core, uint32_t slot, int64_t at_ms) noexcept nogil:
-    """See to it that the timer comes due no later than one step after `at_ms`."""
+    """Arm the timer of a connection to come due at most one step after `at_ms`; keep it if it is earlier."""
     cdef Connection *c = at(core, slot)
     cdef int64_t tick = (at_ms - core.wheel.base_ms + TICK_MS - 1) // TICK_MS
     tick = max(tick, core.wheel.tick + 1)
-    # Never the step that is being taken, even if a whole turn is due: then it is only looked at early.
+    # Not on the step that is being taken, even if a whole turn is due: the timer is then checked too early.
     tick = min(tick, core.wheel.done + WHEEL_SLOTS - 1)
     if c.wheel_tick != NONE:
         if c.wheel_tick <= tick:
@@ -84,17 +84,17 @@ cdef void wheel_arm(Core *core, uint32_t slot, int64_t at_ms) noexcept nogil:
 
 
 cdef void wheel_turn(Core *core) noexcept nogil:
-    """Let every step that has passed be due."""
+    """Turn the wheel to the reactor's clock: all steps that have passed become due. O(1)."""
     core.wheel.tick = (core.clock_ms - core.wheel.base_ms) // TICK_MS
 
 
 cdef bint wheel_is_due(Core *core) noexcept nogil:
-    """Whether a timer may wait to be taken."""
+    """Return whether a step has passed whose timers are not all taken."""
     return core.wheel.done < core.wheel.tick
 
 
 cdef uint32_t wheel_pop(Core *core) noexcept nogil:
-    """A connection whose timer came due, disarmed; NONE when there is none."""
+    """Take the timer of one connection that came due, disarm it, and return its slot; NONE if none is due."""
     cdef uint32_t slot
     while core.wheel.done < core.wheel.tick:
         slot = head_of(core, <uint32_t>(core.wheel.done + 1))[0]

@@ -1,4 +1,4 @@
-"""Writing: visits to dirty connections, in slices."""
+"""Writes the outboxes of dirty connections to their sockets, in slices of time."""
 
 from libc.stdint cimport uint8_t, uint32_t
 

@@ -1,14 +1,14 @@
-"""Writing: visits to dirty connections, in slices.
+"""Writes the outboxes of dirty connections to their sockets, in slices of time.
 
-A visit writes what one connection has waiting, at most 64 frames and 64 KiB, in one system call:
-`send` for one piece, `sendmsg` for several. Frames that gathered since the last visit leave together;
-when publications come faster than a walk takes, they coalesce by themselves.
+A connection is dirty when frames wait in its outbox and its socket is not full. A visit writes at most 64
+frames and 64 KiB of one connection in one system call: `send` for one piece, `sendmsg` for several. Frames
+that were queued since the last visit are written together, so writes coalesce when publications come faster.
 
-Two lists: urgent (replies, control frames, publications to few) and bulk. A slice takes at most 2 ms
-of clock; urgent goes first, but bulk keeps at least a quarter. A connection is on one list only, so
-its frames keep their order.
+There are two lists of dirty connections: urgent (replies, control frames, publications to few subscribers)
+and bulk. A slice takes at most 2 ms. The urgent list is written first, but the bulk list gets at least a
+quarter of the time. A connection is on one list only, so its frames keep their order.
 
-EPOLLOUT is asked for only after the socket refused bytes, and given up with its first report.
+EPOLLOUT is requested only after a socket was full, and switched off at its first report.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -37,26 +37,26 @@ from wsgate.reactor.table cimport at, attention_push, dirty_push, dirty_remove, 
 from wsgate.reactor.wheel cimport wheel_arm
 
 cdef enum:
-    PING_BYTES = 2               # who was sent nothing else has nothing in the kernel that matters
-    ASK_BYTES = 2048             # after a write of so much the kernel is asked soon what it holds, not with the next ping
-    ASK_AFTER_MS = 1000          # by then a peer that reads has taken it
+    PING_BYTES = 2               # size of a ping: such a write leaves nothing in the kernel that matters
+    ASK_BYTES = 2048             # after a write of this size the kernel is queried within ASK_AFTER_MS
+    ASK_AFTER_MS = 1000          # by then a peer that reads has taken the data
 
 cdef enum Visit:
-    VISIT_DONE                   # nothing waits any more, or nothing may be written now
-    VISIT_MORE                   # the visit's limits were reached
+    VISIT_DONE                   # nothing waits, or the socket is full or closed
+    VISIT_MORE                   # more waits, beyond the limits of one visit
 
 
 cdef Frame *encode_gap(Core *core, Connection *c, uint32_t channel, Gap *gap) noexcept with gil:
-    """Ask the application's encoder for the gap's message; NULL when it has none or failed.
+    """Encode a gap as a message with the caller's gap encoder; NULL if there is none or it failed.
 
-    The one place where the write path meets Python: only for consumers that were slow and read again.
-    An exception is reported as unraisable; the connection is then closed as our own fault.
+    This is the only Python call of the write path. It is needed only for slow connections that read again. An
+    exception is reported as unraisable, and the connection is then closed with the reason INTERNAL.
     """
     cdef bytes name, payload
     cdef Frame *frame
     if core.gap_encoder == NULL:
         return NULL
-    core.gap_failed += 1                      # taken back when nothing raised
+    core.gap_failed += 1                      # undone below if nothing raises
     name = PyBytes_FromStringAndSize(
         <char *>channel_name(&core.channels.channels[channel]), core.channels.channels[channel].name_length
     )
@@ -72,7 +72,7 @@ cdef Frame *encode_gap(Core *core, Connection *c, uint32_t channel, Gap *gap) no
 
 
 cdef int gather(Core *core, Connection *c, iovec *parts) noexcept nogil:
-    """Lay out one visit in the order of the wire; returns the number of pieces."""
+    """Collect the pieces of one visit in the order of writing, at most VISIT_FRAMES + 1; return how many."""
     cdef Outbox *outbox = c.outbox
     cdef Entry *entry
     cdef Frame *frame
@@ -106,7 +106,7 @@ cdef int gather(Core *core, Connection *c, iovec *parts) noexcept nogil:
         index += 1
         if index == 1 and outbox.control != NULL and outbox_head_first(outbox):
             if size < rest:
-                break                         # the head is not whole yet: no pong may cut into it
+                break                         # the first entry does not fit: no pong may come inside it
             parts[count].iov_base = outbox.control.data + outbox.control.written
             parts[count].iov_len = outbox.control.used - outbox.control.written
             count += 1
@@ -114,10 +114,10 @@ cdef int gather(Core *core, Connection *c, iovec *parts) noexcept nogil:
 
 
 cdef void block(Core *core, uint32_t slot) noexcept nogil:
-    """The socket refused bytes: wait for EPOLLOUT, and for the write deadline.
+    """Mark a connection as blocked after a full socket: wait for EPOLLOUT, and arm the write deadlines.
 
-    What it holds is asked for now, once: it can only become less before we write again. A fixed charge for
-    every full socket, 96 KB, was four to eight times too much for small windows.
+    The kernel is queried once for the memory of the socket, which cannot grow before we write again. A fixed
+    charge of 96 KB for every full socket was four to eight times too high for small windows.
     """
     cdef Connection *c = at(core, slot)
     cdef int64_t held = seam_queued(c)
@@ -138,20 +138,20 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef void unblock(Core *core, uint32_t slot) noexcept nogil:
-    """The socket takes bytes again."""
+    """End the blocked state after EPOLLOUT, and queue the connection for writing if frames wait."""
     cdef Connection *c = at(core, slot)
     if c.flags & BLOCKED:
         unblocked(core, c)
     seam_interest(core, slot, (c.flags & WANT_IN) != 0, False)
     if c.flags & PING_SENT:
-        c.heartbeat_ms = <uint32_t>core.clock_ms | 1    # it may have left only now
+        c.heartbeat_ms = <uint32_t>core.clock_ms | 1    # the ping may be sent only now
         deadlines_arm(core, slot)
     if c.outbox != NULL:
         dirty_push(core, slot, False)
 
 
 cdef void after_progress(Core *core, uint32_t slot) noexcept nogil:
-    """Some bytes went out: reading may go on, and a finished close takes its next step."""
+    """Resume reading if the outbox is at most half full, and continue a close whose last frame is written."""
     cdef Connection *c = at(core, slot)
     if c.flags & PAUSED_OUTBOX and not outbox_over_half(core, c):
         c.flags &= ~PAUSED_OUTBOX
@@ -165,7 +165,7 @@ cdef void after_progress(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef int visit(Core *core, uint32_t slot) noexcept nogil:
-    """Write once to one connection."""
+    """Write once to one connection, with one system call; return a `Visit` value."""
     cdef iovec parts[VISIT_FRAMES + 1]
     cdef Connection *c = at(core, slot)
     cdef int64_t written
@@ -178,7 +178,7 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
         core.gap_failed = 0
         fail(core, slot, INTERNAL, 0)
     if count == 0:
-        # Only gaps waited and none is to be sent.
+        # Only gaps waited, and none of them made a message.
         outbox_consume(core, c, 0)
         after_progress(core, slot)
         return VISIT_DONE
@@ -197,19 +197,19 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
         return VISIT_DONE
     c.outbox.blocked_ms = core.clock_ms
     if written >= ASK_BYTES:
-        # Also when a small write came before, whose time to be asked about is the next ping. An earlier timer stays.
+        # Also if the timer is armed later because of a small write before. A timer that is earlier stays.
         wheel_arm(core, slot, core.clock_ms + ASK_AFTER_MS)
     if written > PING_BYTES:
         c.units |= SENT_SINCE
     outbox_consume(core, c, written)
     if <uint64_t>written < offered:
-        block(core, slot)                     # the next send would say EAGAIN: spare the call
+        block(core, slot)                     # the next send would fail with EAGAIN: save the call
     after_progress(core, slot)
     return VISIT_MORE if c.outbox != NULL and not c.flags & BLOCKED else VISIT_DONE
 
 
 cdef void walk(Core *core, bint urgent, int64_t until_ns) noexcept nogil:
-    """Visit connections of one list until it is empty or the time is over."""
+    """Visit the connections of one dirty list, urgent or bulk, until it is empty or `until_ns` has passed."""
     cdef uint32_t slot
     while True:
         slot = core.urgent.head if urgent else core.bulk.head
@@ -223,7 +223,7 @@ cdef void walk(Core *core, bint urgent, int64_t until_ns) noexcept nogil:
 
 
 cdef bint flush_slice(Core *core) noexcept nogil:
-    """Queue the Closes that are due, then write for at most 2 ms; True when more waits."""
+    """Queue the Closes of failed connections, then write for at most 2 ms; return whether more waits."""
     cdef int64_t start
     cdef uint32_t slot
     cdef bint has_bulk
@@ -250,7 +250,7 @@ cdef bint flush_slice(Core *core) noexcept nogil:
 
 
 cdef void pong(Core *core, uint32_t slot, const uint8_t *payload, uint32_t size) noexcept nogil:
-    """Answer a ping, in order. Older pongs give way only when the socket is blocked."""
+    """Queue the pong for a ping, in order. Older pongs are dropped only while the socket is full."""
     cdef Connection *c = at(core, slot)
     cdef Outbox *outbox = outbox_open(core, c)
     cdef int outcome
