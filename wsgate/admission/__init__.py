@@ -1,7 +1,8 @@
-"""Admission: who may come in, how much of everybody's share they take, and who must go.
+"""Admission: limits on connections, messages and memory, and how shards and users share them.
 
-Pure: clocks, randomness and answers of the bus are passed in. What the gate judges by itself is in
-wsgate/reactor/gate.pyx; here is what it is told, and what needs more than counters.
+All modules are pure: clocks and replies of the bus are passed in. Limits that need only counters are applied
+in wsgate/reactor/gate.pyx. This package computes the settings of the gate, and applies the limits that need
+more.
 """
 
 from wsgate.admission.bus_memory import BusLedger, BusReading, BusShares, names_bytes

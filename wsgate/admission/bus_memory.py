@@ -1,15 +1,15 @@
-"""How the memory of the node's own bus is divided, what each part holds, and who is refused for it.
+"""Divides the memory of a node's private bus into parts, and judges when new names must be refused.
 
-Pure: numbers in, numbers out. Three parts share the memory:
+Pure: the functions take and return numbers. Three parts share the memory:
 
-    output    what waits in the bus for shards that do not read; the bus cuts a shard at its limit
-    names     channels that shards are subscribed to: inboxes, and names that clients choose
-    kept      what the bus was given to keep: streams of events, counts of users, leases
+    output    data that waits in the bus for shards that do not read; at its limit the bus disconnects a shard
+    names     names of channels to which shards are subscribed: inboxes, and channels that clients choose
+    stored    data that the bus stores: streams of events, connection counts of users, leases
 
-Whoever would add a name is refused before anything is given up that was answered `ok`: new names of clients
-from three quarters of the part of names on, new connections, which bring their inboxes, from the whole of it
-on. The bus itself refuses to keep more from `maxmemory_bytes` on, which leaves the part of what is kept to
-that alone.
+New names are refused before the bus has to give up anything that was confirmed with `ok`. New channels of
+clients are refused from three quarters of the part for names on. New connections, each of which adds an
+inbox, are refused when the whole part is used. From `maxmemory_bytes` on the bus itself refuses to store
+more.
 """
 
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ __all__ = ["BusLedger", "BusReading", "BusShares", "names_bytes"]
 
 OUTPUT_LEAST_BYTES: Final = 8 * 1024 * 1024
 OUTPUT_MOST_BYTES: Final = 64 * 1024 * 1024
-"""What may wait for one shard that does not read. A smaller burst never costs a shard its connection."""
+"""The output that can wait for one shard. A shard never loses its bus connection by a smaller burst."""
 NAME_BYTES: Final = 208
-"""What a subscribed channel costs the bus beside its name, of which an eighth more is booked than it has.
+"""Memory of the bus for a subscribed channel in bytes, in addition to 9/8 of the length of its name.
 
 Measured with Valkey 7.2.4, one subscriber, 50,000 names: 229 bytes each for names of 20 bytes, 261 for 60,
-309 for 100, 431 for 210. A further shard that subscribes to the same name adds 14 and is booked like the
-first.
+309 for 100, 431 for 210. Another shard that subscribes to the same name adds 14 bytes, but is charged like
+the first.
 """
 NUMBER_DIGITS_MOST: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
 class BusShares:
-    """The parts of one bus.
+    """How the memory of one private bus is divided into parts, in bytes.
 
     Attributes:
-        total_bytes: All of it; 0: the node has no bus of its own, and nobody is refused for it.
-        output_bytes: For each shard.
-        names_bytes: For all names.
-        maxmemory_bytes: Where the bus itself refuses to keep more.
+        total_bytes: All memory of the bus. 0: the node has no private bus, and nothing is refused here.
+        output_bytes: Output that may wait for each shard.
+        names_bytes: Memory for all subscribed names.
+        maxmemory_bytes: The memory from which on the bus itself refuses to store more.
     """
 
     total_bytes: int
@@ -48,7 +48,7 @@ class BusShares:
 
     @classmethod
     def of(cls, total_bytes: int, shards: int) -> "BusShares":
-        """Divide: a quarter for output within its bounds, the rest in halves for names and what is kept."""
+        """Divide the memory: a quarter for output, within bounds, and half of the rest for names."""
         if not total_bytes:
             return cls(0, 0, 0, 0)
         output = min(OUTPUT_MOST_BYTES, max(OUTPUT_LEAST_BYTES, total_bytes // 4 // shards))
@@ -57,12 +57,12 @@ class BusShares:
 
 
 class BusReading(NamedTuple):
-    """What the bus says of its memory, in bytes.
+    """The memory that the bus reports in INFO memory, in bytes.
 
     Attributes:
-        used: All of it.
-        own: Of that, what an empty server uses.
-        buffers: Of that, what its clients' buffers and tables take: output for shards, mostly.
+        used: All memory in use.
+        own: The part that an empty server uses.
+        buffers: The part for buffers and tables of its clients, mostly output for shards.
     """
 
     used: int
@@ -71,10 +71,10 @@ class BusReading(NamedTuple):
 
     @classmethod
     def from_bytes(cls, text: bytes) -> "BusReading":
-        """Read the answer to INFO memory.
+        """Parse the reply to the command INFO memory.
 
         Raises:
-            ValueError: It is no such answer.
+            ValueError: The text is not such a reply.
         """
         rows = dict(line.split(b":", 1) for line in text.split(b"\r\n") if b":" in line)
         found = [
@@ -86,58 +86,58 @@ class BusReading(NamedTuple):
 
     @property
     def data(self) -> int:
-        """Names, and what is kept."""
+        """Return the memory for subscribed names and stored data, in bytes."""
         return max(0, self.used - self.own - self.buffers)
 
 
 def names_bytes(count: int, name_bytes: int) -> int:
-    """What so many channels cost the bus, by the bytes of their names on it."""
+    """Return the memory of the bus for `count` channels whose names have `name_bytes` bytes together."""
     return count * NAME_BYTES + name_bytes * 9 // 8
 
 
 class BusLedger:
-    """The accounts of the node's own bus, as one shard sees them.
+    """Compares the memory of the private bus with its parts, for one shard, and judges whether it is full.
 
     Args:
-        shares: The parts.
+        shares: How the memory is divided.
     """
 
     def __init__(self, shares: BusShares) -> None:
         self.shares = shares
         self.reading = BusReading(0, 0, 0)
-        self._names_then = 0  # of the whole node, by our own count, at the time of the reading
+        self._names_then = 0  # names of the whole node by the shards' count, at the time of the reading
         self._is_full = False
 
     def read(self, reading: BusReading, names: int) -> None:
-        """Take over what the bus says of itself.
+        """Store a new report of the bus about its memory.
 
         Args:
-            reading: What it says.
-            names: What all names of the node come to by the shards' own count, at the same time.
+            reading: The report.
+            names: Memory of all names of the node by the shards' own count at the same time, in bytes.
         """
         self.reading, self._names_then = reading, names
 
     def names(self, counted: int) -> int:
-        """What names take now: what the shards count, but not more than the bus can hold of them.
+        """Return the memory of all names now: the shards' count, but at most what the bus can use for them.
 
-        A name that several shards are subscribed to is counted by each and held once.
+        The count alone is too high, because each shard counts a name that the bus stores once.
 
         Args:
-            counted: What all names of the node come to by the shards' own count.
+            counted: Memory of all names of the node by the shards' own count, in bytes.
         """
         if not self.reading.used:
             return counted
         return min(counted, self.reading.data + max(0, counted - self._names_then))
 
     def takes_name(self, counted: int) -> bool:
-        """Whether a client may add a name."""
+        """Return whether a client may add the name of a channel to the bus."""
         limit = self.shares.names_bytes - self.shares.names_bytes // 4
         return not self.shares.total_bytes or (self.names(counted) < limit and not self._is_full)
 
     def judge(self, counted: int) -> bool:
-        """Whether newcomers are to be refused: names use their whole part up, or everything uses up all.
+        """Return whether new connections must be refused, because the part for names or the bus is full.
 
-        Ends when an eighth is free again, so that the gate does not flap.
+        The refusal ends when an eighth is free again, so that it does not start and stop all the time.
         """
         shares, names = self.shares, self.names(counted)
         spared = 8 if self._is_full else 0
@@ -149,10 +149,10 @@ class BusLedger:
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether the bus will soon refuse to keep more, by its last answer."""
+        """Return whether the bus will soon refuse to store more data, by its last report."""
         return self.shares.total_bytes > 0 and self.reading.used >= _less(self.shares.maxmemory_bytes, 16)
 
 
 def _less(size: int, part: int) -> int:
-    """A size without one of so many parts; 0: the whole size."""
+    """Return a size reduced by one `part`-th of it; the whole size if `part` is 0."""
     return size - size // part if part else size

@@ -1,8 +1,8 @@
-"""How many bytes clients may put onto the bus: each connection, and all of a shard together.
+"""Limits how many bytes clients publish to the bus per second: each connection, and a shard in total.
 
-Without a limit a dozen clients publish faster than the slowest shard takes, and the bus cuts that shard at
-its output limit, at the cost of everybody who is subscribed there. Who is over the limit is told when to try
-again.
+Without these limits a dozen clients could publish faster than the slowest shard reads. The bus would then
+close the connection of that shard at its output limit, and all its subscribers would lose publications. A
+client over the limit gets the time after which it can try again.
 
 Pure: the clock is passed in.
 """
@@ -13,21 +13,21 @@ from typing import Final
 __all__ = ["NO_BYTE_RATES", "ByteBudget", "ByteRates"]
 
 ENTRY_BYTES: Final = 160
-"""What a connection that publishes takes in the table: measured 104 to 150."""
+"""Memory of the table entry of a connection that publishes; 104 to 150 bytes were measured."""
 EPSILON_S: Final = 1e-6
-"""What the sum of rounded times may be off by."""
+"""The error that the sum of rounded times may have."""
 SWEEP_LEAST: Final = 1_024
-"""Entries from which on those that no longer say anything are looked for."""
+"""The number of table entries from which on entries of full buckets are removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByteRates:
-    """What may be put onto the bus; 0 switches a limit off.
+    """The limits on bytes published to the bus; 0 switches a limit off.
 
     Attributes:
-        connection_per_s: Bytes a second of one connection; at once as many.
-        shard_per_s: Bytes a second of all connections of a shard together.
-        shard_burst: How many of those at once.
+        connection_per_s: Bytes per second of one connection; its burst is one second's worth.
+        shard_per_s: Bytes per second of all connections of a shard together.
+        shard_burst: Bytes that all connections of a shard may publish at once.
     """
 
     connection_per_s: int = 0
@@ -36,15 +36,14 @@ class ByteRates:
 
     @classmethod
     def of_node(cls, connection_per_s: int, node_per_s: int, shards: int, output_bytes: int) -> "ByteRates":
-        """Divide what a node may put onto the bus among its shards.
+        """Divide the byte rate of a node equally among its shards, with a burst that the bus can buffer.
 
         Args:
-            connection_per_s: Of one connection.
-            node_per_s: Of all shards together.
-            shards: How many, >= 1.
-            output_bytes: What may wait in the bus for one shard, of which a burst of all shards may fill a
-            half;
-                0: not known.
+            connection_per_s: Bytes per second of one connection.
+            node_per_s: Bytes per second of all shards together.
+            shards: The number of shards, >= 1.
+            output_bytes: Bytes that may wait in the bus for one shard, of which the bursts of all shards may
+                fill half; 0: not known.
         """
         share = -(-node_per_s // shards)
         burst = share // 4
@@ -57,10 +56,10 @@ NO_BYTE_RATES: Final = ByteRates()
 
 
 class ByteBudget:
-    """The budget of one shard: token buckets, each kept as the time at which it would be full again.
+    """The token buckets for the published bytes of one shard and of each of its connections.
 
-    A bucket that is full lets anything through, so that a rate below the largest message stops nobody for
-    good.
+    A bucket is stored as the time at which it will be full again. A full bucket accepts a publication of any
+    size, so that a rate below the largest message does not block a client for ever.
 
     Args:
         rates: The limits.
@@ -74,19 +73,20 @@ class ByteBudget:
 
     @property
     def bytes_estimate(self) -> int:
-        """Memory of what is known about connections, in bytes."""
+        """Return the estimated memory of the buckets of connections, in bytes."""
         return len(self._full_s) * ENTRY_BYTES
 
     def take(self, conn: int, size: int, now_s: float) -> int:
-        """Let so many bytes of a connection onto the bus.
+        """Take `size` bytes from the buckets of a connection and of the shard.
 
         Args:
-            conn: The connection.
-            size: How many.
+            conn: The connection that publishes.
+            size: The number of bytes.
             now_s: A monotonic clock.
 
         Returns:
-            0 when they may go. Else the milliseconds until they might, and nothing was taken.
+            0 if the publication is allowed. Otherwise after how many milliseconds to try again; nothing is
+            taken.
         """
         rates = self._rates
         own_s, shard_s = 0.0, 0.0
@@ -108,11 +108,11 @@ class ByteBudget:
         return 0
 
     def forget(self, conn: int) -> None:
-        """The connection is gone."""
+        """Remove the bucket of a connection that has ended."""
         if self._full_s:
             self._full_s.pop(conn, None)
 
     def _sweep(self, now_s: float) -> None:
-        """Forget the buckets that are full. Amortized O(1): the table has doubled since the last time."""
+        """Remove all full buckets. Amortized O(1), because the table has doubled since the last time."""
         self._full_s = {conn: full_s for conn, full_s in self._full_s.items() if full_s > now_s}
         self._sweep_at = max(SWEEP_LEAST, 2 * len(self._full_s))

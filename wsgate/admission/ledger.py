@@ -1,15 +1,16 @@
-"""The books of one shard against what it really uses, and what follows: state and headroom.
+"""Compares the accounts of a shard with the memory of its process, and derives its state and its headroom.
 
-Pure: numbers in, numbers out; the reactor keeps the accounts themselves (reactor/memory.pyx) and refuses and
-cuts by them at once. Here they are compared with the footprint, once a second, and looked ahead from.
+Pure: the functions take and return numbers. The reactor has the accounts (reactor/memory.pyx), and refuses
+and sheds connections by them at once. This module compares them with the memory of the process once a second,
+and estimates how many more connections fit.
 
-States, each with its mark and another to leave it, so that nothing flaps:
+A state begins at one mark and ends at another one, so that it does not change all the time:
 
-    open       newcomers are welcome
-    refusing   from fifteen sixteenths of the memory budget on until seven eighths, or from the last free
-               slot or descriptor on until a sixty-fourth of them is free again, or while the machine has
-               no memory for sockets, or the process has grown by more than the books explain
-    shedding   from the budget on until fifteen sixteenths of it: some are being cut
+    open       newcomers are accepted
+    refusing   from 15/16 of the memory budget on until 7/8, or from the last free slot or descriptor on until
+               1/64 of them is free again, or while the machine has no memory for sockets, or while the
+               process has grown by more than the accounts explain
+    shedding   above the budget until 15/16 of it: the reactor closes connections
 """
 
 from dataclasses import dataclass
@@ -19,17 +20,17 @@ from typing import Final
 __all__ = ["RESOURCES", "Headroom", "Ledger", "Reading", "State"]
 
 SLACK_BYTES: Final = 8 << 20
-"""A heap has holes and an interpreter its own: what is not explained below this is nothing."""
+"""Process growth in bytes that is not counted as unaccounted, because every heap has holes."""
 GROWTH_SHARE: Final = 0.05
-"""Of each second in the mean growth: about the last twenty count."""
+"""The weight of one second in the mean growth, so that about the last 20 seconds count."""
 MANY: Final = 1_000
-"""Connections from which on their mean says what the next one will cost."""
+"""The number of connections from which on their mean memory estimates the memory of the next one."""
 FULL_SHARE: Final = 64
 RESOURCES: Final = ("connections", "descriptors", "memory")
 
 
 class State(IntEnum):
-    """What a shard does about newcomers; the number is that of the gauge."""
+    """Whether a shard accepts newcomers, refuses them or sheds connections; the value of the gauge."""
 
     OPEN = 0
     REFUSING = 1
@@ -38,13 +39,13 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What was found in one second.
+    """The memory and the connections of one shard, measured once a second.
 
     Attributes:
-        connections: In the table now.
-        own_bytes: On the books for memory of this process, without what the kernel is charged with.
-        booked_bytes: Everything on the books.
-        resident_bytes: The process's own resident memory.
+        connections: The number of connections in the table.
+        own_bytes: The sum of the accounts for memory of this process, without kernel memory.
+        booked_bytes: The sum of all accounts.
+        resident_bytes: The resident memory of the process that it does not share.
     """
 
     connections: int
@@ -55,13 +56,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headroom:
-    """How many more connections fit.
+    """How many more connections a shard can accept, and when it will be full.
 
     Attributes:
-        by_resource: As far as each of `RESOURCES` goes.
-        binding: The one that goes least far.
-        growth_per_s: Mean growth of the connections; below 0 they leave.
-        full_in_s: When it is full at that growth; -1 when it is not growing.
+        by_resource: For each of `RESOURCES` the number of connections that it still allows.
+        binding: The resource that allows the fewest.
+        growth_per_s: Mean growth of the number of connections per second; negative when it falls.
+        full_in_s: Seconds until the shard is full at that growth; -1 when it does not grow.
     """
 
     by_resource: dict[str, int]
@@ -71,16 +72,16 @@ class Headroom:
 
     @property
     def connections(self) -> int:
-        """As far as all of them go."""
+        """Return how many more connections all resources together allow."""
         return self.by_resource[self.binding]
 
 
 class Ledger:
-    """One shard's.
+    """Compares the accounts of one shard with its process memory once a second, and stores the results.
 
     Args:
-        connection_bytes: The least a connection costs.
-        baseline_bytes: What the process used before its first client.
+        connection_bytes: The least memory of one connection.
+        baseline_bytes: The memory of the process before its first client.
     """
 
     def __init__(self, *, connection_bytes: int, baseline_bytes: int) -> None:
@@ -94,12 +95,12 @@ class Ledger:
         self.has_unexplained_growth = False
 
     def read(self, reading: Reading, budget_bytes: int) -> None:
-        """Compare the books with the footprint.
+        """Compare the accounts with the memory of the process, and update the mean growth of connections.
 
-        `memory_unaccounted_bytes` is the growth of the process that the accounts do not explain, beyond some
-        slack. After a leak or with a fragmented heap, the gate refuses newcomers (`has_unexplained_growth`),
-        so that the kernel does not kill the process. No connection is closed for it, because closing would
-        free nothing.
+        `memory_unaccounted_bytes` is the growth of the process that the accounts do not explain, beyond
+        `SLACK_BYTES`. After a leak or with a fragmented heap, the gate refuses newcomers
+        (`has_unexplained_growth`), so that the kernel does not kill the process. No connection is closed for
+        it, because closing would free nothing.
         """
         self.memory_growth_bytes = max(0, reading.resident_bytes - self._baseline_bytes)
         self.memory_unaccounted_bytes = max(0, self.memory_growth_bytes - reading.own_bytes - SLACK_BYTES)
@@ -114,7 +115,7 @@ class Ledger:
     def headroom(
         self, reading: Reading, *, connections_limit: int, descriptors_limit: int, budget_bytes: int
     ) -> Headroom:
-        """How many more fit, and for how long at the present growth. 0 is no limit."""
+        """Return how many more connections fit, and for how long at this growth; budget 0: no limit."""
         high_bytes = budget_bytes - budget_bytes // 16
         mean_bytes = self._connection_bytes
         if reading.connections >= MANY:
@@ -132,13 +133,13 @@ class Ledger:
         return Headroom(by_resource=rooms, binding=binding, growth_per_s=growth, full_in_s=full_in_s)
 
     def judge(self, *, is_short: bool, is_shedding: bool, room: int, connections_limit: int) -> State:
-        """The state now; see the table above.
+        """Update and return the state of the shard, by the marks in the module docstring.
 
         Args:
-            is_short: The books are, or lately were, near the budget, or the machine is short.
-            is_shedding: They are, or lately were, above it.
-            room: How many more slots there are.
-            connections_limit: Of how many.
+            is_short: Memory is, or lately was, near the budget, or the caller refuses newcomers.
+            is_shedding: Memory is, or lately was, above the budget.
+            room: The number of free slots.
+            connections_limit: The number of all slots.
         """
         if is_shedding:
             self.state = State.SHEDDING

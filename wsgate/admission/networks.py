@@ -1,6 +1,6 @@
-"""Proxies that are believed, and whom they name.
+"""Parses the networks of trusted proxies, and the client addresses that proxies name in X-Forwarded-For.
 
-Addresses are 16 bytes, IPv4 mapped (`::ffff:a.b.c.d`), as the reactor takes them.
+An address is 16 bytes, IPv4-mapped (`::ffff:a.b.c.d`) if needed, as the reactor takes it.
 """
 
 import ipaddress
@@ -10,19 +10,19 @@ from typing import Final
 __all__ = ["Network", "forwarded_for", "networks_of"]
 
 Network = tuple[bytes, int]
-"""16 bytes and the length of the prefix that counts, 0 to 128."""
+"""A network: an address of 16 bytes, and the length of the prefix in bits, 0 to 128."""
 
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 _MAPPED_BITS: Final = 96
 _LONGEST: Final = 64
-"""An address with brackets, a zone and a port is shorter."""
+"""The most characters of one element; an address with brackets, a zone and a port is shorter."""
 
 
 def networks_of(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Networks as the configuration writes them.
+    """Parse networks as written in the configuration, such as `10.0.0.0/8` or a single address.
 
     Raises:
-        ValueError: One is no address and no network; the configuration has refused it before.
+        ValueError: A text is neither an address nor a network; the configuration refuses it earlier.
     """
     found = [ipaddress.ip_network(text) for text in texts]
     return tuple(
@@ -32,17 +32,18 @@ def networks_of(texts: Iterable[str]) -> tuple[Network, ...]:
 
 
 def forwarded_for(value: str, networks: Sequence[Network]) -> bytes | None:
-    """Whom a believed proxy speaks for, by its X-Forwarded-For.
+    """Return the client address that trusted proxies name in X-Forwarded-For.
 
-    Every proxy appends whom it heard, so only the end can be believed: from there backwards, the first
-    address that is no proxy of ours. What a client wrote itself stands before that and is never reached.
+    Each proxy appends the address of its peer, so only the end of the header can be trusted. The client is
+    the last address that is not a trusted proxy. Addresses that a client wrote itself stand before it and are
+    not read.
 
     Args:
-        value: The header, several lines joined by commas.
-        networks: The proxies that are believed.
+        value: The value of the header; several lines joined by commas.
+        networks: The networks of trusted proxies.
 
     Returns:
-        16 bytes, or None when the header names nobody that way. O(length).
+        16 bytes; None if an element that is read is not an address, or all are trusted proxies. O(length).
     """
     end = len(value)
     while end > 0:
@@ -61,7 +62,7 @@ def _packed(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
 
 
 def _address_of(text: str) -> bytes | None:
-    """The address of one element, with or without a port."""
+    """Return the address of one element of the header, with or without a port; None if there is none."""
     if len(text) > _LONGEST:
         return None
     if text.startswith("["):

@@ -1,4 +1,4 @@
-"""Which shard a new connection goes to: by the room each has published. Pure."""
+"""Chooses the shares of new connections for the shards, by the room that each shard has published. Pure."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -8,15 +8,15 @@ from wsgate.admission.ledger import State
 __all__ = ["ShardOffer", "rate_share", "weights"]
 
 LEVEL: Final = 20
-"""Not all of it is kept back: of two shards that differ by one connection each gets half of what comes."""
+"""The fullest shard keeps 1/20 of its room as weight, so that two equal shards get half of the newcomers."""
 
 
 class ShardOffer(NamedTuple):
-    """What one shard offers.
+    """The room of one shard for new connections, and its admission state.
 
     Attributes:
-        room: How many more connections fit; 0 also where it does not serve.
-        state: What it does about newcomers.
+        room: How many more connections fit; 0 also while the shard does not serve.
+        state: Whether the shard accepts newcomers.
     """
 
     room: int
@@ -24,14 +24,16 @@ class ShardOffer(NamedTuple):
 
 
 def weights(places: Sequence[ShardOffer]) -> list[int]:
-    """How often each is chosen, relative to the others; all 0 when nobody has room.
+    """Return how often each shard is chosen for a new connection, relative to the others.
 
-    Who has least counts with a twentieth of its room, and the others with what they have more: newcomers
-    level the shards, so that those who return after a crash go to the empty successor.
+    The shard with the least room has a weight of about 1/20 of it. Each other shard has that weight plus the
+    room that it has more. So newcomers level the shards, and after the crash of a shard they go to its
+    successor.
 
-    A shard that refuses gets nobody while another is open, also when one of its own has just left: it would
-    fill and refuse again at once. Only when none is open do they get what little each has: so the node
-    refuses when all of its shards are full, and not before.
+    A shard that refuses newcomers has the weight 0 while another shard is open, also when one of its
+    connections has just ended, because it would be full again at once. If no shard is open, the room of each
+    shard that is not shedding is its weight, so a node refuses only when all its shards are full. Then all
+    weights are 0.
     """
     open_ones = [place.room if place.state is State.OPEN else 0 for place in places]
     if any(open_ones):
@@ -41,15 +43,16 @@ def weights(places: Sequence[ShardOffer]) -> list[int]:
 
 
 def rate_share(places: Sequence[ShardOffer], number: int, rate_per_s: int) -> int:
-    """What of the node's rate of handshakes is one shard's: as it is dealt newcomers, so it may let them in.
+    """Return the part of the node's handshake rate for one shard, in proportion to its weight.
 
     Args:
-        places: Of all shards.
-        number: Whose share.
-        rate_per_s: Of the node; 0: no limit.
+        places: The offers of all shards.
+        number: The number of the shard.
+        rate_per_s: The handshake rate of the node; 0: no limit.
 
     Returns:
-        Rounded up. Who is dealt nobody has an equal share: it is full, or has just begun.
+        The rate per second, rounded up. A shard with the weight 0 is full or has just started, and gets an
+        equal part.
     """
     dealt = weights(places)
     if not dealt[number]:

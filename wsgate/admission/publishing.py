@@ -1,7 +1,7 @@
-"""Publishes of one connection per second: a token bucket for each connection that publishes. Pure.
+"""Limits the publish commands of each connection per second, with one token bucket for each connection. Pure.
 
-A bucket is one number: the time at which it is full again (the generic cell rate algorithm). Buckets that are
-full need not be remembered, so they are forgotten a whole generation at a time: O(1), and nobody is walked.
+A bucket is one number: the time at which it is full again (the generic cell rate algorithm). A full bucket
+need not be stored, so buckets are removed a whole generation at a time, in O(1) and without a loop over them.
 
 Source: ITU-T I.371, annex A, "virtual scheduling algorithm".
 """
@@ -12,15 +12,15 @@ from typing import Final
 __all__ = ["BUCKET_BYTES", "PublishRates"]
 
 BUCKET_BYTES: Final = 120
-"""Memory of one bucket with its place in the table."""
+"""Memory of one bucket with its table entry, in bytes."""
 
 
 class PublishRates:
-    """What the connections of one shard may publish.
+    """The token buckets for the publish commands of all connections of a shard.
 
     Args:
-        rate_per_s: Publishes a connection may send per second, > 0.
-        burst: How many at once, > 0.
+        rate_per_s: Publish commands that a connection may send per second, > 0.
+        burst: Publish commands that it may send at once, > 0.
         now_s: A monotonic clock.
     """
 
@@ -33,13 +33,13 @@ class PublishRates:
 
     @property
     def bytes_estimate(self) -> int:
-        """Memory of all buckets, in bytes."""
+        """Return the estimated memory of all publish buckets, in bytes."""
         return (len(self._young) + len(self._old)) * BUCKET_BYTES
 
     def take(self, conn: int, now_s: float) -> int:
-        """One publish of a connection: 0 to let it pass, else in how many ms to try again. O(1)."""
+        """Take one publish command of a connection; return 0, or in how many ms to try again. O(1)."""
         if now_s - self._turned_s >= self._depth_s:
-            # Who is only in the older half has not published for so long that its bucket is full.
+            # A connection only in the older half has not published for so long that its bucket is full.
             self._young, self._old = {}, self._young
             self._turned_s = now_s
         full_s = self._young.get(conn)
@@ -54,6 +54,6 @@ class PublishRates:
         return 0
 
     def forget(self, conn: int) -> None:
-        """The connection is gone."""
+        """Remove the publish bucket of a connection that has ended."""
         self._young.pop(conn, None)
         self._old.pop(conn, None)

@@ -1,13 +1,13 @@
-"""Messages of one user on all nodes: an allowance leased in batches, so that a message asks nobody.
+"""Limits the messages of a user per second on all nodes, with an allowance that each shard leases in batches.
 
-Pure: the clock is passed in, and whoever grants leases is a callable. A message takes one of its user's
-lease; when half of that is used the next one is asked for. The first messages of a user go out on credit, so
-that none waits for the bus, and what was used on credit is charged with the next lease. On each shard a user
-is ahead of its allowance by an eighth of a second or `BURST_LEAST` messages (by a second's, where that is
-less), and pays it back.
+Pure: the clock is passed in, and a callable requests leases from the bus. A message takes one unit of its
+user's lease, so most messages need no request. When half of a lease is used, the next one is requested. The
+first messages of a user are accepted on credit, so that they do not wait for the bus, and the credit that was
+used is charged with the next lease. So on each shard a user can be ahead of its allowance by an eighth of a
+second or by `BURST_LEAST` messages (at most by one second's worth), which is charged afterwards.
 
-A lease is good for a second and starts small, so that many shards do not hold what one of them needs. Users
-who rest are forgotten after five to ten seconds; nothing of theirs is lost with that.
+A lease is valid for a second and starts small, so that many shards do not reserve units that one of them
+needs. A user without messages is forgotten after five to ten seconds, which loses nothing of its allowance.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,20 @@ __all__ = ["Grant", "UserRates"]
 LEASE_S: Final = 1.0
 FORGET_S: Final = 5.0
 FIRST: Final = 4
-"""What the first lease of a user asks for."""
+"""The most messages that the first lease of a user requests."""
 SHARE: Final = 8
-"""The largest lease, and the credit of high rates: this part of what a second allows."""
+"""The largest lease, and the credit at high rates, is 1/8 of the messages allowed per second."""
 BURST_LEAST: Final = 10
-"""So many messages at once pass before the bus has answered, if a second allows as many: what a client says
-in one packet behind its welcome."""
+"""The messages that are accepted before the first reply of the bus, if the rate per second allows as many: a
+client sends about this many in one packet after its welcome."""
 SHORT_WAIT_MS: Final = 100
-"""For who used up its credit before the bus has answered."""
+"""The waiting time for a user whose credit is used up before the bus has replied."""
 
 Grant = Callable[[int, int], None]
-"""Told how much is granted and, when nothing is, in how many ms something will be."""
+"""Is called with the number of granted messages and, if that is 0, with the ms until some are available."""
 
 Ask = Callable[[str, int, int, Grant], None]
-"""Asks for a lease: user, how much, how much was used on credit, who is told. It may never be told."""
+"""Requests a lease: user, messages wanted, messages used on credit, callback. The callback may never run."""
 
 
 class _Lease:
@@ -40,26 +40,26 @@ class _Lease:
     def __init__(self) -> None:
         self.left = 0
         self.until_s = 0.0
-        self.debt = 0  # used, and not told to the bus
+        self.debt = 0  # messages used on credit and not yet charged at the bus
         self.want = 0
-        self.asked_s = 0.0  # when the lease was asked for that has not come; 0: none was
-        self.barred_s = 0.0  # nothing before
+        self.asked_s = 0.0  # when the pending lease was requested; 0: no request is pending
+        self.barred_s = 0.0  # no message is accepted before this time
 
 
 class UserRates:
-    """What the users of one shard may still send.
+    """The leases of all users of one shard, from which each message of a user takes one unit.
 
     Args:
-        rate_per_s: Messages a user may send per second, > 0.
-        ask: Asks the bus for a lease.
-        clock: Seconds, for when an answer comes.
+        rate_per_s: Messages that a user may send per second, > 0.
+        ask: Requests a lease from the bus.
+        clock: Returns the time in seconds, for replies of the bus.
     """
 
     def __init__(self, rate_per_s: int, ask: Ask, clock: Callable[[], float]) -> None:
         self._ask = ask
         self._clock = clock
         self._most = max(1, rate_per_s // SHARE)
-        # The message that requests the first lease passes as well, beside those on credit.
+        # The message that requests the first lease is accepted in addition to the credit.
         self._credit = max(self._most, min(rate_per_s, BURST_LEAST) - 1)
         self._young: dict[str, _Lease] = {}
         self._old: dict[str, _Lease] = {}
@@ -67,15 +67,15 @@ class UserRates:
 
     @property
     def users(self) -> int:
-        """How many are remembered."""
+        """Return the number of users whose lease is stored."""
         return len(self._young) + len(self._old)
 
     def take(self, user: str, now_s: float) -> int:
-        """One message of a user: 0 to let it pass, else in how many ms to try again. O(1).
+        """Take one message from the lease of a user; return 0, or in how many ms to try again. O(1).
 
         Args:
-            user: Whose.
-            now_s: The clock.
+            user: The user that sent the message.
+            now_s: The present time of `clock`.
         """
         lease = self._young.get(user)
         if lease is None:
@@ -88,7 +88,7 @@ class UserRates:
         if now_s < lease.barred_s:
             return int((lease.barred_s - now_s) * 1000) + 1
         if lease.debt >= self._credit:
-            # An answer that never comes (the bus was lost) is not waited for.
+            # Do not wait for ever for a reply: the connection to the bus may be lost.
             if now_s - lease.asked_s > LEASE_S:
                 self._want(user, lease, now_s, lease.want)
             return SHORT_WAIT_MS
@@ -98,7 +98,7 @@ class UserRates:
         return 0
 
     def _find(self, user: str, now_s: float) -> _Lease:
-        """A user's lease, from the older half or a new one."""
+        """Return a user's lease, from the older generation or new, and begin a generation if it is time."""
         if now_s - self._turned_s >= FORGET_S:
             self._young, self._old = {}, self._young
             self._turned_s = now_s

@@ -1,7 +1,8 @@
-"""Connections of one user on all nodes: who gives way when there is one too many.
+"""Limits the connections of one user on all nodes, and decides which connection to close above the limit.
 
-Pure. The bus holds them by when they came; a connection is named `<public id>@<owner>`, its owner being a
-shard from its start to its end. Those of an owner that is gone count for nothing: nobody closed them.
+Pure. The bus stores the connections of a user ordered by their start. A connection is named `<public
+id>@<owner>`, and its owner is one run of a shard. Connections of an owner that has ended do not count: the
+shard ended without removing them.
 """
 
 import re
@@ -14,12 +15,12 @@ _MEMBER: Final = re.compile(r"[0-9a-f]{16}@[!-?A-~]{1,47}")
 
 
 class LimitDecision(NamedTuple):
-    """What is to be done about a crowd.
+    """The decision about the connections of a user above the limit.
 
     Attributes:
-        gone: To be forgotten: their owners are gone.
-        replaced: To be closed by their owners, and forgotten.
-        is_refused: Whether the new one is to be closed instead.
+        gone: Connections to remove from the bus, because their owners have ended.
+        replaced: Connections that their owners must close, to remove from the bus.
+        is_refused: Whether the new connection must be closed instead.
     """
 
     gone: list[str]
@@ -28,11 +29,11 @@ class LimitDecision(NamedTuple):
 
 
 class UserConnections(NamedTuple):
-    """Too many connections of one user, as the bus counts them.
+    """The connections of one user above the limit, as the bus counts them.
 
     Attributes:
-        total: All of them.
-        oldest: The first of them by when they came.
+        total: The number of all connections of the user.
+        oldest: The names of the oldest connections that the script returned, the oldest first.
     """
 
     total: int
@@ -40,22 +41,22 @@ class UserConnections(NamedTuple):
 
     @classmethod
     def from_bytes(cls, text: bytes) -> "UserConnections":
-        """What the script `user_enter` returned; ValueError when it is not."""
+        """Parse the reply of the script `user_enter`; ValueError if it is not valid."""
         total, *oldest = text.decode().split()
         return cls(int(total), oldest)
 
     def owners(self) -> set[str]:
-        """Who would have to live."""
+        """Return the owners of the oldest connections, whose liveness keys must be checked."""
         return {owner_of(member) for member in self.oldest}
 
     def judge(self, member: str, limit: int, dead: Set[str], *, replaces: bool) -> LimitDecision:
-        """Who gives way.
+        """Decide which connections to remove, to close or to refuse.
 
         Args:
-            member: The new one.
-            limit: How many there may be, >= 1.
-            dead: Owners that are gone.
-            replaces: Whether the oldest give way, not the new one.
+            member: The name of the new connection.
+            limit: The most connections of the user, >= 1.
+            dead: The owners that have ended.
+            replaces: Whether the oldest connections are closed above the limit, and not the new one.
         """
         gone = [each for each in self.oldest if owner_of(each) in dead]
         over = self.total - len(gone) - limit
@@ -68,10 +69,10 @@ class UserConnections(NamedTuple):
 
 
 def is_member(text: str) -> bool:
-    """Whether this can be a connection: what else is in the set was written by somebody else."""
+    """Return whether a text is a valid connection name, because other programs can write to the bus."""
     return _MEMBER.fullmatch(text) is not None
 
 
 def owner_of(member: str) -> str:
-    """The owner of a connection."""
+    """Return the owner in a connection name `<public id>@<owner>`."""
     return member.partition("@")[2]

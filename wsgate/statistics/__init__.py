@@ -1,6 +1,7 @@
-"""The shared-memory block: one writer per slot, read by anybody, never a lock.
+"""Statistics in shared memory: each slot has one writer, every process can read it, and there is no lock.
 
-The lowest room: shards and keeper write, the admin process reads. It knows names and numbers only.
+The shards and the keeper write the statistics, and the admin process reads them. This package knows only
+names and numbers, and imports nothing of wsgate but its errors.
 """
 
 from wsgate.statistics.block import Region, StatisticsBlock

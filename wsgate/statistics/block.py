@@ -1,10 +1,10 @@
-"""One block of shared memory: a header that describes it, then one region per writer.
+"""The statistics block: shared memory with a header that describes it, and one region for each writer.
 
-Made by the keeper before it forks; every process below it sees the same pages. Region 0 is the
-keeper's, 1 to n are the shards', the last holds what dead shards had counted. Aligned 8-byte stores
-are atomic on the machines we run on, so a reader needs no lock; only while the keeper folds a dead
-region into the retired one are two slots briefly out of step, and the header's fold number, odd
-meanwhile, makes a reader look again.
+The keeper creates the block before it forks, so that all its processes share the same pages. Region 0 belongs
+to the keeper and regions 1 to n to the shards; the last region has the counters of shards that have ended.
+Aligned stores of 8 bytes are atomic on the supported machines, so a reader needs no lock. Two slots disagree
+only for the moment in which the keeper folds the region of an ended shard into the last one. The fold number
+in the header is odd during that time, and makes a reader read again.
 """
 
 import mmap
@@ -24,7 +24,7 @@ _HEADER: Final = struct.Struct("<8sQQQQ")  # magic, version, fold number, region
 _FOLD_SLOT: Final = 2  # of 8 bytes
 _PAGE: Final = 4096
 _READ_TRIES: Final = 1000
-_MOST: Final = (1 << 64) - 1  # the largest value of a slot
+_MOST: Final = (1 << 64) - 1  # the largest value that a slot can store
 
 
 def _pages(size_bytes: int) -> int:
@@ -32,36 +32,36 @@ def _pages(size_bytes: int) -> int:
 
 
 class Region:
-    """One writer's slots. Values are unsigned 64-bit integers.
+    """The slots of one writer, addressed by name; each value is an unsigned integer of 64 bits.
 
-    No write raises: a counter wraps modulo 2^64, and a gauge outside of the range is set to the nearest
-    value. Whatever bytes another process has left in a slot, the writer goes on.
+    No write raises an exception, whatever bytes another process has left in a slot: a counter wraps modulo
+    2^64, and a gauge outside of the range is set to the nearest value.
     """
 
     def __init__(self, layout: Layout, slots: memoryview) -> None:
-        """Over `slots`, a writable view of `Q`, one item per slot."""
+        """Use `slots`, a writable memoryview of format `Q` with one item for each slot of `layout`."""
         self.layout = layout
         self.slots = slots
 
     def __getitem__(self, name: str) -> int:
-        """The value of a counter or gauge."""
+        """Return the present value of a counter or gauge."""
         value: int = self.slots[self.layout.index[name]]
         return value
 
     def __setitem__(self, name: str, value: int) -> None:
-        """Set a gauge, or a counter that its only writer keeps elsewhere."""
+        """Set a gauge, or a counter whose value the only writer counts elsewhere."""
         place = self.layout.index[name]
         try:
             self.slots[place] = value
-        except ValueError:  # not a number of 64 bits without a sign
+        except ValueError:  # not an unsigned number of 64 bits
             self.slots[place] = min(max(value, 0), _MOST)
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Count. Not atomic: a slot has one writer."""
+        """Add `amount` to a counter. This is not atomic, because a slot has only one writer."""
         self._add(self.layout.index[name], amount)
 
     def observe(self, name: str, value: int) -> None:
-        """Put a value, 0 or more, into a histogram. O(1)."""
+        """Count a value of 0 or more in its bucket of a histogram, and add it to the sum. O(1)."""
         first = self.layout.index[name]
         self._add(first + min(value.bit_length(), HISTOGRAM_BUCKETS - 1), 1)
         self._add(first + HISTOGRAM_BUCKETS, value)
@@ -70,21 +70,21 @@ class Region:
         self.slots[place] = self.slots[place] + amount & _MOST
 
     def histogram(self, name: str) -> tuple[list[int], int]:
-        """The buckets, not cumulated, and the sum."""
+        """Return the counts of a histogram's buckets, not cumulated, and the sum of all observed values."""
         first = self.layout.index[name]
         return list(self.slots[first : first + HISTOGRAM_BUCKETS]), self.slots[first + HISTOGRAM_BUCKETS]
 
 
 class StatisticsBlock:
-    """The whole block.
+    """All regions of a node's statistics: those of the keeper, of each shard, and of ended shards.
 
     Attributes:
-        layout: Slots of every region.
-        shards: How many shard regions there are.
+        layout: The names of the slots, the same for every region.
+        shards: The number of shard regions.
     """
 
     def __init__(self, memory: mmap.mmap) -> None:
-        """Over memory that `create` prepared; InternalError when it is not, or of another version."""
+        """Open a block in memory that `create` prepared; InternalError if its header is not valid."""
         magic, version, _, regions, layout_bytes = _HEADER.unpack_from(memory)
         if magic != MAGIC or version != VERSION:
             raise InternalError("this is no statistics block of this version")
@@ -97,7 +97,7 @@ class StatisticsBlock:
 
     @classmethod
     def create(cls, layout: Layout, shards: int) -> "StatisticsBlock":
-        """A new block, all zero, in memory that children share."""
+        """Create a block with all values 0 in anonymous memory that forked children share."""
         text = layout.to_bytes()
         size = _pages(_HEADER.size + len(text)) + (shards + 2) * _pages(layout.slots * 8)
         memory = mmap.mmap(-1, size)
@@ -107,25 +107,25 @@ class StatisticsBlock:
 
     @property
     def keeper(self) -> Region:
-        """The keeper's own region."""
+        """Return the region that the keeper writes."""
         return self._regions[0]
 
     @property
     def retired(self) -> Region:
-        """What dead shards had counted."""
+        """Return the region with the sums of the counters of ended shards."""
         return self._regions[-1]
 
     def shard(self, number: int) -> Region:
-        """The region of shard `number`, from 0."""
+        """Return the region of the shard `number`, from 0; InternalError if there is no such shard."""
         if not 0 <= number < self.shards:
             raise InternalError(f"there is no shard {number}")
         return self._regions[1 + number]
 
     def retire(self, number: int) -> None:
-        """Fold the counters of a dead shard into the retired region and clear its own. Keeper only.
+        """Add the counters of an ended shard to the retired region, and clear the shard's own region.
 
-        The dead shard may have left any bytes: sums wrap modulo 2^64, and the fold number is even again
-        when this returns, whatever happens in between.
+        Only the keeper calls this. The shard may have left any bytes, so sums wrap modulo 2^64. The fold
+        number is even again when this returns, also after an exception.
         """
         dead, retired = self.shard(number).slots, self.retired.slots
         count = self.layout.counter_slots
@@ -144,18 +144,19 @@ class StatisticsBlock:
             self._header[_FOLD_SLOT] = fold + 1 & _MOST
 
     def mend(self) -> None:
-        """Make the fold number even if another process has overwritten it. Keeper only, between folds.
+        """Make the fold number even again if another process has overwritten it with an odd number.
 
-        A reader copies the block again and again while the number is odd.
+        Only the keeper calls this, and not during a fold. While the number is odd a reader copies the block
+        again and again.
         """
         if self._header[_FOLD_SLOT] % 2:
             self._header[_FOLD_SLOT] = self._header[_FOLD_SLOT] + 1 & _MOST
 
     def snapshot(self) -> list[list[int]]:
-        """All regions as of one moment between folds: keeper, shards, retired.
+        """Return a copy of all regions between two folds, as lists of slots: keeper, shards, retired.
 
-        A keeper that died in the middle of a fold leaves its number odd for ever; then what is there
-        is returned.
+        A keeper that was killed during a fold leaves the fold number odd. After 1,000 attempts the last copy
+        is returned as it is.
         """
         values: list[list[int]] = []
         for _ in range(_READ_TRIES):

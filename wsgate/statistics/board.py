@@ -1,8 +1,8 @@
-"""A notice board in shared memory: one writer posts bytes, others look whether there is something new.
+"""A board in shared memory: one process posts bytes with a version, and other processes read them.
 
-Made before a fork, so that children share it. Whoever looks pays one comparison while nothing changes.
-A writer that dies in the middle of a post leaves the version odd; readers keep what they had, and the
-next post puts it right.
+A board is created before a fork, so that children share it. A reader compares the version with the last one
+that it knows, and reads only if it differs. A writer that is killed during a post leaves the version odd;
+readers then keep the last post, and the next post makes the version even.
 """
 
 import mmap
@@ -19,10 +19,10 @@ _MOST: Final = (1 << 64) - 1
 
 
 class Board:
-    """One board; pages that were never written cost nothing.
+    """A versioned block of bytes in shared memory; pages that are never written use no memory.
 
     Args:
-        size_bytes: The longest post.
+        size_bytes: The largest size of a post.
     """
 
     def __init__(self, size_bytes: int) -> None:
@@ -32,28 +32,28 @@ class Board:
 
     @property
     def version(self) -> int:
-        """Changes with every post; 0 before the first."""
+        """Return the version, which changes with every post; 0 before the first post."""
         return self._header[0]
 
     def post(self, data: bytes) -> None:
-        """Replace what is there; by one process at a time.
+        """Replace the posted bytes by `data`. Only one process at a time may post.
 
         Raises:
-            InternalError: It is too long; what was there stays.
+            InternalError: `data` is longer than `size_bytes`; the former post stays.
         """
         if len(data) > self._size_bytes:
             raise InternalError(f"a notice of {len(data)} bytes is longer than {self._size_bytes}")
         version = self._header[0] | 1
         self._header[0] = version
-        fence()  # nobody sees a byte of the new data beside an even version
+        fence()  # no process sees a byte of the new data together with an even version
         self._header[1] = len(data)
         self._memory[_HEADER_BYTES : _HEADER_BYTES + len(data)] = data
-        fence()  # nobody sees the next version beside a byte of the old data
-        # Never 0, which says that nothing was posted, also where the version has been overwritten.
+        fence()  # no process sees the next version together with a byte of the old data
+        # Never 0, which means that nothing was posted, even if another process has overwritten the version.
         self._header[0] = (version + 1 & _MOST) or 2
 
     def read(self) -> tuple[int, bytes] | None:
-        """The version and what was posted; None while a post is under way, or before the first."""
+        """Return the version and the posted bytes; None before the first post or during a post."""
         for _ in range(_READ_TRIES):
             version = self._header[0]
             if version == 0:

@@ -1,6 +1,6 @@
-"""See fence.pyx."""
+"""A memory fence between writes that other processes read; see fence.pyx."""
 
 __all__ = ["fence"]
 
 def fence() -> None:
-    """Order all memory accesses of this thread before it before all that follow."""
+    """Complete all memory accesses of this thread before the call ahead of all accesses after it."""

@@ -1,9 +1,9 @@
-"""A memory fence: what is written before it is seen by other processes before what is written after it.
+"""A memory fence: other processes see writes before the fence earlier than writes after it.
 
-A board and the block say "this is whole" by a version that is odd while a write is under way. That holds only
-if version and data become visible in the order in which they were written. x86-64 keeps that order by itself:
-stores are seen in order, and loads are made in order (Intel SDM volume 3, 8.2.2). ARM64 and others do not;
-there a reader could take half of a post for a whole one. CPython itself puts no fence between two writes.
+A board and the statistics block have a version that is odd while a write is under way. This works only if
+version and data become visible in the order in which they were written. x86-64 keeps this order by itself:
+stores become visible in order, and loads are made in order (Intel SDM volume 3, 8.2.2). ARM64 and others do
+not, so a reader could take half of a post for a complete one. CPython puts no fence between two writes.
 """
 
 __all__ = ["fence"]
@@ -16,5 +16,5 @@ cdef extern from * nogil:
 
 
 def fence():
-    """Order all memory accesses of this thread before it before all that follow."""
+    """Complete all memory accesses of this thread before the call ahead of all accesses after it."""
     fence_all()

@@ -1,9 +1,9 @@
-"""What a region holds: names of counters, gauges and histograms, in the order of their slots.
+"""The layout of a region: the names of its counters, gauges and histograms, in the order of their slots.
 
-A name is `[a-z0-9_]+`. Counters only grow and survive their writer: a dead region's are folded into
-the retired one. Gauges are of now and die with their writer. A histogram is a row of counters: one
-per power of two, then the sum of what was observed; its count is the sum of the buckets, so that the
-two never disagree.
+A name is `[a-z0-9_]+`. A counter only grows, and stays when its writer ends, because the keeper adds it to
+the retired region. A gauge is a present value, and is cleared when its writer ends. A histogram is a row of
+counters: one for each power of two, then the sum of the observed values. Its count is the sum of its buckets,
+so that the two never disagree.
 """
 
 import json
@@ -17,36 +17,36 @@ from wsgate.errors import InternalError
 __all__ = ["HISTOGRAM_BUCKETS", "Layout"]
 
 HISTOGRAM_BUCKETS: Final = 26
-"""Bucket n counts values below 2**n; the last one everything above. In microseconds: to 33 s."""
+"""Bucket n counts values below 2**n, and the last one all above: in microseconds, up to 33 s."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The slots of a region. All regions of a block have the same."""
+    """The names of all slots of a region; all regions of a block have the same layout."""
 
     counters: tuple[str, ...]
     gauges: tuple[str, ...]
     histograms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a name that is there twice: two writers would share a slot."""
+        """Raise InternalError if a name occurs twice, because two writers would share a slot."""
         names = self.counters + self.gauges + self.histograms
         if len(set(names)) != len(names):
             raise InternalError("a slot has two owners")
 
     @cached_property
     def counter_slots(self) -> int:
-        """How many slots are counters, buckets and sums: the first ones."""
+        """Return how many slots are counters, or buckets and sums of histograms; they come first."""
         return len(self.counters) + len(self.histograms) * (HISTOGRAM_BUCKETS + 1)
 
     @cached_property
     def slots(self) -> int:
-        """All slots, 8 bytes each."""
+        """Return the number of all slots of a region, 8 bytes each."""
         return self.counter_slots + len(self.gauges)
 
     @cached_property
     def index(self) -> Mapping[str, int]:
-        """Name to slot; a histogram's name is its first bucket."""
+        """Return the slot of each name; a histogram has the slot of its first bucket."""
         places = {name: place for place, name in enumerate(self.counters)}
         for order, name in enumerate(self.histograms):
             places[name] = len(self.counters) + order * (HISTOGRAM_BUCKETS + 1)
@@ -55,12 +55,12 @@ class Layout:
         return places
 
     def to_bytes(self) -> bytes:
-        """As it stands in a block's header, so that a reader needs nothing else."""
+        """Return the layout as JSON for the header of a block, so that a reader needs nothing else."""
         rows = {"counters": self.counters, "gauges": self.gauges, "histograms": self.histograms}
         return json.dumps(rows, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, text: bytes) -> "Layout":
-        """The layout a header describes."""
+        """Return the layout that the JSON text in the header of a block describes."""
         rows: dict[str, Any] = json.loads(text)
         return cls(tuple(rows["counters"]), tuple(rows["gauges"]), tuple(rows["histograms"]))

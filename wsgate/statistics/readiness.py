@@ -1,4 +1,4 @@
-"""Whether a node can do its work, judged from its numbers alone. Pure: the clock is passed in."""
+"""Judges from its statistics whether a node is alive and ready for clients. Pure: the clock is passed in."""
 
 from typing import Final
 
@@ -14,34 +14,34 @@ __all__ = [
     "why_not_ready",
 ]
 
-# The gauge `phase` of a region.
+# The values of the gauge `phase` of a region.
 PHASE_STARTING: Final = 0
 PHASE_READY: Final = 1
 PHASE_DRAINING: Final = 2
 
 SILENT_MS: Final = 2_000
-"""A process that has not beaten for so long does not answer."""
+"""A process whose last heartbeat is older than this counts as silent."""
 AHEAD_MS: Final = 60_000
-"""A beat so far in the future was never written by a beat. The writer may be ahead of a reader that was
-stopped between looking at the clock and reading, but not by a minute."""
+"""A heartbeat time further in the future than this is not valid. The clock of the writer can be ahead of a
+reader that was stopped between reading the clock and reading the gauge, but not by a minute."""
 
 
 def has_beaten(beat_ms: int, now_ms: int, within_ms: int) -> bool:
-    """Whether a beat lies within so many milliseconds before now; False for a time no clock has shown.
+    """Return whether the last heartbeat of a process is recent; False for a time too far in the future.
 
     Args:
-        beat_ms: The gauge `beat_ms` of a region, whatever bytes it holds.
+        beat_ms: The gauge `beat_ms` of a region, which may contain any bytes.
         now_ms: The machine's monotonic clock.
-        within_ms: How old a beat may be.
+        within_ms: The largest age of a recent heartbeat.
     """
     return now_ms - within_ms <= beat_ms <= now_ms + AHEAD_MS
 
 
 def why_not_alive(block: StatisticsBlock, now_ms: int) -> list[str]:
-    """Who does not beat: `keeper_silent`, `shard_<n>_silent`; empty when all do.
+    """Return the processes without a recent heartbeat, as `keeper_silent` and `shard_<n>_silent`.
 
     Args:
-        block: The node's numbers.
+        block: The node's statistics.
         now_ms: The machine's monotonic clock.
     """
     found = ["keeper_silent"] if _is_silent(block.keeper, now_ms) else []
@@ -50,11 +50,11 @@ def why_not_alive(block: StatisticsBlock, now_ms: int) -> list[str]:
 
 
 def why_not_ready(block: StatisticsBlock, now_ms: int) -> list[str]:
-    """Why no client should be sent here now; empty when all is well.
+    """Return the reasons why no client should be sent to this node now; empty if it is ready.
 
-    Reasons: those of `why_not_alive`, `draining`, and for each shard `shard_<n>_` with `starting`,
-    `bus_down` (no subscriber connection), `probe_late` (the bus has not echoed a probe lately) or
-    `keys_awaited` (no key set was fetched yet).
+    The reasons are those of `why_not_alive`, `draining`, and for each shard `shard_<n>_` followed by
+    `starting`, `bus_down` (no subscriber connection), `probe_late` (the bus has not echoed a probe lately) or
+    `key_set_missing` (no key set was fetched yet).
     """
     found = why_not_alive(block, now_ms)
     if block.keeper["phase"] == PHASE_DRAINING:
@@ -71,7 +71,7 @@ def _is_silent(region: Region, now_ms: int) -> bool:
 
 
 def _shard_fault(region: Region, now_ms: int) -> str:
-    if region["phase"] not in (PHASE_READY, PHASE_DRAINING):  # a number that is no phase serves nobody
+    if region["phase"] not in (PHASE_READY, PHASE_DRAINING):  # any other number counts as starting
         return "starting"
     if not region["bus_up"]:
         return "bus_down"
