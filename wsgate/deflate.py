@@ -1,17 +1,18 @@
-"""permessage-deflate (RFC 7692): what a handshake agrees on, and one message deflated.
+"""Negotiates permessage-deflate (RFC 7692) in a handshake, and deflates single messages.
 
-Always without context takeover in both directions: no window outlives a message, so a connection
-costs nothing for being compressed, and one compressed publication serves everybody who may be sent it.
+There is never a context takeover, in either direction. No window is kept after a message, so compression
+costs no memory for an idle connection, and one compressed publication serves all connections of a class.
 
-There are two window classes, so that a publication is deflated at most twice for all: WIDE_BITS, and
-NARROW_BITS for whoever asks for anything smaller (a server may use less than it was asked for). A
-message not larger than the narrow window is the same for both.
+There are two window classes, so that a publication is deflated at most twice for all subscribers: WIDE_BITS,
+and NARROW_BITS for a client that requests any smaller window (a server may use a smaller window than
+requested). A message that is not larger than the narrow window is deflated to the same bytes for both
+classes.
 
 Rules:
-- Linear time, no regex, at most OFFERS_LIMIT offers looked at.
-- An offer with a parameter that is unknown, repeated or out of range is declined, not repaired; the
-  next one is looked at. What breaks the grammar of RFC 6455 section 9.1 is a fault of the handshake.
-- A window of 8 bits is declined: zlib cannot deflate with it and silently takes 9.
+- Linear time, no regular expressions, at most OFFERS_LIMIT offers are parsed.
+- An offer with a parameter that is unknown, repeated or out of range is declined and not repaired, and the
+  next offer is tried. A header that breaks the grammar of RFC 6455 section 9.1 is a fault of the handshake.
+- A window of 8 bits is declined: zlib cannot deflate with 8 bits and silently uses 9.
 
 Source: RFC 7692 sections 5 and 7.1; RFC 6455 section 9.1.
 """
@@ -33,35 +34,35 @@ __all__ = [
 WIDE_BITS: Final = 15
 NARROW_BITS: Final = 9
 OFFERS_LIMIT: Final = 16
-"""Extensions named in one handshake; browsers name one or two."""
+"""The most extensions that one handshake may name; browsers name one or two."""
 
-# Measured with 130 B, 2 KB, 16 KB and 60 KB of JSON, bytes and us: level 1 makes 88, 471, 3306, 12272 in
-# 6, 8, 35, 124; level 6 makes 87, 468, 3070, 10778 in 7, 15, 100, 689. A memory level of 8 costs 15 us more
-# for every message, and so does a window larger than the message.
+# Measured with 130 B, 2 KB, 16 KB and 60 KB of JSON: level 1 makes 88, 471, 3306 and 12272 bytes in 6, 8, 35
+# and 124 us; level 6 makes 87, 468, 3070 and 10778 bytes in 7, 15, 100 and 689 us. A memory level of 8 takes
+# 15 us more for every message, and so does a window that is larger than the message.
 _LEVEL: Final = 1
 _MEMORY_LEVEL: Final = 5
-_LOOK_AHEAD_BYTES: Final = 262  # zlib looks back this much less than its window
-_SYNC_TAIL_BYTES: Final = 4  # RFC 7692 section 7.2.1: 00 00 ff ff, taken off
+_LOOK_AHEAD_BYTES: Final = 262  # zlib uses this much less than its window
+_SYNC_TAIL_BYTES: Final = 4  # RFC 7692 section 7.2.1: 00 00 ff ff, removed
 _TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _BITS: Final = {str(bits): bits for bits in range(8, 16)}  # no sign, no leading zero
 _FLAGS: Final = ("server_no_context_takeover", "client_no_context_takeover")
 
 
 class ExtensionError(ValueError):
-    """Sec-WebSocket-Extensions breaks its grammar; the message says how, without the value."""
+    """The Sec-WebSocket-Extensions header is not valid; the message says why, without its value."""
 
 
 class Agreement(NamedTuple):
-    """What was agreed on."""
+    """The accepted parameters of permessage-deflate for one connection."""
 
     window_bits: int
-    """Of what is sent: WIDE_BITS or NARROW_BITS."""
+    """The window of messages that the server sends: WIDE_BITS or NARROW_BITS."""
     response: str
-    """The value of Sec-WebSocket-Extensions in the 101."""
+    """The value of Sec-WebSocket-Extensions in the 101 response."""
 
 
 def agree(offers: str) -> Agreement | None:
-    """The first acceptable offer of permessage-deflate, or None.
+    """Return the agreement for the first acceptable offer of permessage-deflate, or None if there is none.
 
     Args:
         offers: The value of Sec-WebSocket-Extensions, all lines joined by ", ".
@@ -72,7 +73,7 @@ def agree(offers: str) -> Agreement | None:
     elements = [element for element in offers.split(",") if element.strip(" \t")]
     if len(elements) > OFFERS_LIMIT:
         raise ExtensionError(f"more than {OFFERS_LIMIT} extensions")
-    parsed = [_parse(element) for element in elements]  # all of them: a fault behind a good offer is one too
+    parsed = [_parse(element) for element in elements]  # all: a fault after a good offer counts too
     for name, parameters in parsed:
         if name == "permessage-deflate" and (agreement := _judge(parameters)) is not None:
             return agreement
@@ -80,9 +81,9 @@ def agree(offers: str) -> Agreement | None:
 
 
 def _parse(element: str) -> tuple[str, list[tuple[str, str | None]]]:
-    """One extension: its name and its parameters in order.
+    """Parse one extension; return its name and its parameters in order.
 
-    A quoted value must be a token inside, so a comma or semicolon never belongs to one.
+    A quoted value must be a token, so a comma or semicolon is never part of a value.
     """
     name, *rest = (part.strip(" \t") for part in element.split(";"))
     parameters: list[tuple[str, str | None]] = []
@@ -104,7 +105,7 @@ def _is_token(text: str) -> bool:
 
 
 def _judge(parameters: list[tuple[str, str | None]]) -> Agreement | None:
-    """An offer of permessage-deflate; None: declined."""
+    """Return the agreement for the parameters of one offer; None if the offer is declined."""
     found = dict(parameters)
     if len(found) < len(parameters):
         return None
@@ -125,16 +126,16 @@ def _judge(parameters: list[tuple[str, str | None]]) -> Agreement | None:
 
 
 def is_shared(content: bytes) -> bool:
-    """Whether this content is deflated to the same bytes for both window classes."""
+    """Return whether a message is deflated to the same bytes for both window classes."""
     return len(content) <= 1 << NARROW_BITS
 
 
 def deflate(content: bytes, window_bits: int) -> bytes:
-    """The payload of a compressed message with this content; 6 us for 130 bytes, 8 us for 2 KB.
+    """Deflate a message and return the payload of its frame; 6 us for 130 bytes, 8 us for 2 KB.
 
     Args:
-        content: The whole message.
-        window_bits: NARROW_BITS or WIDE_BITS.
+        content: The complete message.
+        window_bits: The window class, NARROW_BITS or WIDE_BITS.
 
     Source: RFC 7692 section 7.2.1.
     """

@@ -1,30 +1,30 @@
-"""The exception tree: one root, and below it by whose fault.
+"""The exceptions of wsgate: one root class, and below it one class for each party that can be at fault.
 
-Owns every exception type that leaves a public function of wsgate. Knows nothing else of the
-package, so that every room may import it. Wire text never comes from `str(exc)`: what a peer is
-told comes from `wsgate.reasons`.
+Every exception type that a public function of wsgate raises is defined here. This module imports nothing of
+the package, so every package may import it. Text for a peer never comes from `str(exc)`, only from
+`wsgate.reasons`.
 """
 
 __all__ = ["BackendError", "InternalError", "PeerError", "SettingsError", "WsgateError"]
 
 
 class WsgateError(Exception):
-    """Root of everything wsgate raises on purpose."""
+    """The root of all exceptions that wsgate raises on purpose."""
 
 
 class InternalError(WsgateError):
-    """Our own fault: an invariant did not hold, or the operating system refused what we need."""
+    """A fault of wsgate: an invariant did not hold, or the operating system refused a resource."""
 
 
 class SettingsError(WsgateError):
-    """A setting is missing, ill-typed or out of range; the message names it and its range."""
+    """A setting is missing, of a wrong type or out of range; the message names the setting and its range."""
 
 
 class PeerError(WsgateError):
-    """The peer's fault. Carries the one reason under which it is counted."""
+    """A fault of the peer, with the one reason under which it is counted."""
 
     def __init__(self, reason: int, detail: str = "") -> None:
-        """Remember the reason.
+        """Store the reason and a detail for logs.
 
         Args:
             reason: A `wsgate.reasons.Reason`.
@@ -35,14 +35,14 @@ class PeerError(WsgateError):
 
 
 class BackendError(WsgateError):
-    """Somebody we depend on failed: the bus, a gateway asked as a client."""
+    """A fault of a service that the caller depends on: the bus, or the gateway that a client uses."""
 
     def __init__(self, detail: str, *, temporary: bool) -> None:
-        """Remember whether trying again may help.
+        """Store a message for people, and whether trying again can help.
 
         Args:
-            detail: For people.
-            temporary: Whether the same call may succeed later.
+            detail: A description for people.
+            temporary: Whether the same call can succeed later.
         """
         super().__init__(detail)
         self.temporary = temporary

@@ -1,19 +1,22 @@
-"""Request head in, `Request` or `Refusal` out; `Request` in, 101 response out.
+"""Parses the head of an opening handshake into a `Request` or a `Refusal`, and makes the HTTP responses.
 
-Owns every rule of RFC 6455 section 4.2 and of RFC 9112 that concerns a WebSocket handshake, the caps
-on its size, and the bytes of each answer. Must not know sockets, clocks, asyncio, paths, users or
-origins that are allowed: those are the shard's, which refuses with `refusal`.
+This module has every rule of RFC 6455 section 4.2 and of RFC 9112 that concerns a WebSocket handshake, the
+limits on its size, and the bytes of each response. It must not know sockets, clocks, asyncio, paths, users or
+allowed
+origins: the shard decides about these, and refuses with `refusal`.
 
 Rules:
-- httptools has the last word on the grammar, but never the only one: it tolerates empty lines before
-  the request line, two spaces in it and a missing version, so what it tolerates is judged before it.
-- Strict beats liberal. A head that two parsers could read in two ways is refused, never repaired.
-- Linear time: whole-head passes in C, one step per header, one step per list element. No regex.
-- Nothing of the request appears in an answer, except the subprotocol that `accept` picked from it.
-- Every refusal has one name. Those decided here are listed in `REFUSALS`.
+- httptools parses the headers, but never decides alone. It accepts empty lines before the request line, two
+  spaces in it and a missing version, so this module checks for these first.
+- A head that two parsers could read in two ways is refused and never repaired.
+- Linear time: passes over the whole head in C, one step per header, one step per list element. No regular
+  expressions.
+- No part of the request appears in a response, except the subprotocol that the caller of `accept` chose from
+  it.
+- Every refusal has one name. `REFUSALS` lists the refusals that this module decides on.
 
-A missing `Sec-WebSocket-Version` is answered 426 like a wrong one: the answer that names the version
-we speak helps both. 400, 405 and 426 all carry `Sec-WebSocket-Version: 13`.
+A missing `Sec-WebSocket-Version` gets the same response 426 as a wrong one, because the supported version
+helps in both cases. The responses 400, 405 and 426 all contain `Sec-WebSocket-Version: 13`.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ __all__ = [
     "refusal",
 ]
 
-HEAD_LIMIT_BYTES: Final = 16 * 1024  # as the reactor's cap, its last line of defence here (S12)
+HEAD_LIMIT_BYTES: Final = 16 * 1024  # the reactor has the same limit; checked again here (S12)
 REQUEST_LINE_LIMIT_BYTES: Final = 8 * 1024  # what nginx and Apache allow (S12)
 HEADERS_LIMIT: Final = 100  # lines; browsers send under 25, Apache allows 100 (S12)
 
@@ -52,20 +55,20 @@ _KEY_BYTES: Final = 16
 _PORT_MAX: Final = 65535
 
 _ALPHANUMERIC: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# The sets below are given to bytes.translate(None, set), which removes their members: an empty
-# remainder proves in one C pass that a value has no other byte.
+# The sets below are passed to bytes.translate(None, set), which removes their members: an empty result proves
+# in one pass in C that a value has no other byte.
 _TOKEN: Final = _ALPHANUMERIC + b"!#$%&'*+-.^_`|~"  # RFC 9110 section 5.6.2
 _PROTOCOL: Final = _TOKEN + b"/"  # RFC 9110 section 7.8: an Upgrade element may name a version
 _VISIBLE: Final = bytes(range(0x21, 0x7F))
-_TARGET: Final = _VISIBLE.replace(b"#", b"")  # browsers do send | { } ^ unescaped; never a fragment
+_TARGET: Final = _VISIBLE.replace(b"#", b"")  # browsers send | { } ^ unescaped, but never a fragment
 _HOST_NAME: Final = _ALPHANUMERIC + b"-._"  # narrower than RFC 3986: no escapes, no userinfo
 _IPV6: Final = b"0123456789ABCDEFabcdef:."
 # The bytes that may stand in a line: tab, space, visible ASCII, and 0x80 to 0xFF, which are opaque in a
-# header value (RFC 9110 section 5.5). Among them is 0x85, a part of many UTF-8 characters. Some parsers see
-# a line end in it (S15, Daphne CVE-2026-44546), so nothing here may take a head apart with str.splitlines.
+# header value (RFC 9110 section 5.5). Among them is 0x85, a part of many UTF-8 characters. Some parsers treat
+# 0x85 as a line end (S15, Daphne CVE-2026-44546), so this module must not split a head with str.splitlines.
 _LINE: Final = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 
-# Headers of which a second line is a fault: two readers could pick two values (P8, S15, S17).
+# Headers that may occur only once, because two parsers could choose different values (P8, S15, S17).
 _SINGLE: Final = frozenset(
     {
         b"authorization",
@@ -76,89 +79,89 @@ _SINGLE: Final = frozenset(
         b"sec-websocket-version",
     }
 )
-# An upgrade has no body and waits for nothing (S16). Content-Length is allowed where its value is zero:
-# see `_has_no_body`.
+# An upgrade request has no body and expects no interim response (S16). Content-Length is allowed with the
+# value zero: see `_has_no_body`.
 _FORBIDDEN: Final = frozenset({b"transfer-encoding", b"expect"})
 
 
 class Request(NamedTuple):
-    """A valid opening handshake: what the shard needs to decide whom to let in.
+    """A valid opening handshake, with the values that the shard needs to accept or refuse the connection.
 
-    Text is ASCII except in `headers`. `repr` shows neither query, nor subprotocols, nor headers: they
-    may hold a token (S21).
+    Text is ASCII, except in `headers`. `repr` shows neither the query nor the subprotocols nor the headers,
+    because they may contain a token (S21).
     """
 
     target: str
-    """The request target as sent, never decoded; starts with "/"."""
+    """The request target as sent, not decoded; starts with "/"."""
     host: str
-    """The Host header as sent: name, IPv4 or [IPv6], perhaps with ":port"."""
+    """The Host header as sent: name, IPv4 or [IPv6] address, with or without ":port"."""
     origin: str | None
-    """The Origin header as sent, never empty; None when there was none (not a browser)."""
+    """The Origin header as sent, never empty; None without one, so the client is not a browser."""
     subprotocols: tuple[str, ...]
-    """What the client offers, in its order of preference, without duplicates."""
+    """The subprotocols that the client offers, in its order of preference, without duplicates."""
     key: bytes
-    """Sec-WebSocket-Key as sent, already checked."""
+    """The Sec-WebSocket-Key header as sent, already validated."""
     headers: Mapping[bytes, bytes]
-    """Lower-case name to value; several lines of one name are joined by ", " (Cookie: "; ")."""
+    """Header values by lower-case name; several lines of one name are joined by ", " (Cookie: "; ")."""
 
     def __repr__(self) -> str:
-        """Only what cannot be a secret."""
+        """Show only the fields that cannot contain a secret."""
         return f"Request(host={self.host!r}, origin={self.origin!r})"
 
     @property
     def method(self) -> str:
-        """Always GET."""
+        """Return the HTTP method, which is always GET."""
         return "GET"
 
     @property
     def path(self) -> str:
-        """The target up to the first "?", not decoded: compare it, do not open it."""
+        """Return the target up to the first "?", not decoded; to compare, not to open as a file."""
         return self.target.partition("?")[0]
 
     @property
     def query(self) -> str:
-        """The target after the first "?", not decoded; "" when there is none."""
+        """Return the query: the target after the first "?", not decoded; "" if there is none."""
         return self.target.partition("?")[2]
 
     @property
     def authorization(self) -> str | None:
-        """The Authorization header, or None."""
+        """Return the value of the Authorization header, or None."""
         return self.header("authorization")
 
     @property
     def extensions(self) -> str:
-        """The extensions offered, unparsed, all lines joined; "" when there are none."""
+        """Return the offered extensions, not parsed, all lines joined; "" if there are none."""
         return self.header("sec-websocket-extensions") or ""
 
     def header(self, name: str) -> str | None:
-        """The value of any header, decoded as Latin-1, or None when it was not sent.
+        """Return the value of a header, decoded as Latin-1, or None if the client did not send it.
 
         Args:
-            name: Lower case.
+            name: The name of the header in lower case.
         """
         value = self.headers.get(name.encode("ascii"))
         return None if value is None else value.decode("latin-1")
 
 
 class Upgrade(NamedTuple):
-    """A granted handshake."""
+    """An accepted handshake with its 101 response."""
 
     response: bytes
-    """The complete 101 response; frames may follow at once."""
+    """The complete 101 response; frames can follow at once."""
     subprotocol: str | None
-    """The subprotocol it names."""
+    """The subprotocol that the response names, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A handshake answered with something else than 101."""
+    """A refused handshake with its HTTP response."""
 
     status: int
     """The HTTP status of `response`."""
     reason: str
-    """The name it is counted by, in snake case."""
+    """The name by which the refusal is counted, in snake case."""
     response: bytes = field(repr=False)
-    """The complete HTTP/1.1 response with `Connection: close`; nothing may follow."""
+    """The complete HTTP/1.1 response with `Connection: close`; nothing follows it."""
 
 
 _PHRASES: Final = {
@@ -178,7 +181,7 @@ _PHRASES: Final = {
 _VERSION_LINE: Final = b"Sec-WebSocket-Version: 13\r\n"
 _STATUS_LINES: Final = {
     400: _VERSION_LINE,
-    405: b"Allow: GET\r\n" + _VERSION_LINE,  # RFC 9110 section 15.5.6: Allow is due
+    405: b"Allow: GET\r\n" + _VERSION_LINE,  # RFC 9110 section 15.5.6: Allow is required
     426: b"Upgrade: websocket\r\n" + _VERSION_LINE,  # RFC 9110 section 15.5.22, RFC 6455 section 4.4
 }
 
@@ -191,17 +194,17 @@ def refusal(
     extra_headers: Iterable[tuple[str, str]] = (),
     detail: str = "",
 ) -> Refusal:
-    """A refusal with its complete response.
+    """Make a `Refusal` with a complete HTTP response.
 
     Args:
-        status: 400, 401, 403, 404, 405, 408, 413, 414, 426, 429, 431 or 503.
-        reason: The name it is counted by; never sent.
-        retry_after_s: Seconds, >= 0, for 429 and 503; jitter is the caller's.
-        extra_headers: Further `(name, value)`, such as WWW-Authenticate with 401.
-        detail: Printable ASCII that follows the phrase of the status in the body: what to do about it.
+        status: The HTTP status: 400, 401, 403, 404, 405, 408, 413, 414, 426, 429, 431 or 503.
+        reason: The name by which the refusal is counted; never sent.
+        retry_after_s: Retry-After in seconds, >= 0, for 429 and 503; the caller adds jitter.
+        extra_headers: More headers as `(name, value)`, such as WWW-Authenticate with 401.
+        detail: Printable ASCII that follows the phrase of the status in the body, such as a remedy.
 
     Raises:
-        InternalError: The status is not one of those, or a header would break the response.
+        InternalError: The status is not in the list, or a header or the detail would break the response.
     """
     phrase = _PHRASES.get(status)
     if phrase is None or (retry_after_s is not None and retry_after_s < 0):
@@ -209,7 +212,7 @@ def refusal(
     if not (detail.isascii() and detail.isprintable()):
         raise InternalError("the detail of a refusal is not printable ASCII")
     body = b"%b: %b\n" % (phrase, detail.encode()) if detail else phrase + b"\n"
-    # RFC 9110 section 7.6.1: who sends Upgrade must name it in Connection.
+    # RFC 9110 section 7.6.1: a sender of Upgrade must name it in Connection.
     connection = b"Connection: close, Upgrade\r\n" if status == 426 else b"Connection: close\r\n"
     retry_after = b"" if retry_after_s is None else b"Retry-After: %d\r\n" % retry_after_s
     response = b"".join(
@@ -226,7 +229,7 @@ def refusal(
 
 
 def _header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
-    """Our own header lines, proven unable to end the head or to start another one."""
+    """Encode headers of a response; raise InternalError if one could end its line or the head."""
     lines = []
     for name, value in headers:
         raw_name, raw_value = name.encode("latin-1"), value.encode("latin-1")
@@ -236,7 +239,7 @@ def _header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
     return b"".join(lines)
 
 
-# One constant per fault: refusing costs no rendering.
+# The refusals are constants, so that refusing a handshake makes no response anew.
 _HEAD_TOO_LARGE: Final = refusal(431, "head_too_large")
 _TOO_MANY_HEADERS: Final = refusal(431, "too_many_headers")
 _URI_TOO_LONG: Final = refusal(414, "uri_too_long")
@@ -277,11 +280,11 @@ REFUSALS: Final[Mapping[str, Refusal]] = {
         _BAD_SUBPROTOCOLS,
     )
 }
-"""Every refusal `parse_head` can give, by the name it is counted by."""
+"""Every refusal that `parse_head` can return, by the name by which it is counted."""
 
 
 class _Collector:
-    """What httptools calls while it parses one head: one list append per header."""
+    """Collects the target and the headers of one head, as callbacks of httptools."""
 
     __slots__ = ("headers", "target")
 
@@ -293,23 +296,22 @@ class _Collector:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # httptools leaves trailing white space on the value (RFC 9112 section 5.1: not part of it).
+        # httptools keeps trailing white space, which is not part of the value (RFC 9112 section 5.1).
         self.headers.append((name.lower(), value.strip(b" \t")))
 
 
-# Part of every handshake, whose whole budget is 20 us with the kernel's share (architecture, section
-# 12): 6.3 us here and 0.9 us in `accept` for a browser's head of 528 bytes and 13 headers. Splitting
-# the lines in Python instead of httptools, just as strict, took 6.7 us.
-# python -m timeit -s "from tests.unit.test_handshake import BROWSER_HEAD as head" \
-#     -s "from wsgate.handshake import parse_head" "parse_head(head)"
+# Every handshake runs this function. Its whole budget is 20 us, including the kernel: 6.3 us here and 0.9 us
+# in `accept` for a browser's head of 528 bytes and 13 headers. Splitting the lines in Python instead of
+# httptools, with the same checks, took 6.7 us. python -m timeit -s "from tests.unit.test_handshake import
+# BROWSER_HEAD as head" \ -s "from wsgate.handshake import parse_head" "parse_head(head)"
 def parse_head(head: bytes) -> Request | Refusal:
-    """The request a head makes, or why it is refused.
+    """Parse and validate a request head; return the `Request`, or the `Refusal` if a rule is broken.
 
     Pure, and linear in `len(head)`.
 
     Args:
-        head: Everything up to and including the empty line, as the reactor hands it up. Anything
-            else (no empty line, bytes after it) is refused.
+        head: All bytes up to and including the empty line, as the reactor reports them. Anything else (no
+            empty line, bytes after it) is refused.
 
     Source: RFC 6455 section 4.2.1; RFC 9112 sections 2 to 5.
     """
@@ -326,38 +328,38 @@ def parse_head(head: bytes) -> Request | Refusal:
 
 
 def _scan(head: bytes) -> int | Refusal:
-    """How many header lines are in a head of sound outer form: its size, its bytes, its line ends."""
+    """Check the size, the bytes and the line ends of a head; return the number of its header lines."""
     if len(head) > HEAD_LIMIT_BYTES:
         return _HEAD_TOO_LARGE
     line_end = head.find(b"\r\n")
     if line_end > REQUEST_LINE_LIMIT_BYTES or (line_end < 0 and len(head) > REQUEST_LINE_LIMIT_BYTES):
         return _URI_TOO_LONG
-    # What is left of the whole head must be line ends, whole ones. Proves at once that there is no
-    # bare CR or LF, no NUL and no other control character in any name or value (S15).
+    # Without the bytes of lines, the whole head must consist of complete line ends. This proves that there is
+    # no bare CR or LF, no NUL and no other control character in any name or value (S15).
     line_ends = head.translate(None, _LINE)
     lines = len(line_ends) // 2
     if line_ends != b"\r\n" * lines or not head.endswith(b"\r\n\r\n"):
         return _MALFORMED_HEAD
-    header_count = lines - 2  # less the request line's end and the empty line
+    header_count = lines - 2  # without the ends of the request line and the empty line
     return header_count if header_count <= HEADERS_LIMIT else _TOO_MANY_HEADERS
 
 
 def _target(line: bytes) -> bytes | Refusal:
-    """The request target of an exact `GET <origin-form> HTTP/1.1`."""
+    """Return the request target of a request line that is exactly `GET <origin-form> HTTP/1.1`."""
     if not (line.startswith(b"GET ") and line.endswith(b" HTTP/1.1")):
         return _request_line_fault(line)
     target = line[4:-9]
-    # RFC 9112 section 3.2: of the four forms only origin-form names a WebSocket resource here.
-    # Absolute-form is refused although 3.2.2 wants it accepted: its authority overrides Host, and no
-    # WebSocket client sends it except to a proxy (P8). The set has no "#" (RFC 6455 section 3), no
-    # space, no high byte.
+    # RFC 9112 section 3.2: of the four forms only the origin-form names a WebSocket resource here. The
+    # absolute form is refused although section 3.2.2 requires to accept it: its authority overrides Host, and
+    # WebSocket clients send it only to proxies (P8). The set of bytes has no "#" (RFC 6455 section 3), no
+    # space and no byte above 0x7F.
     if target[:1] != b"/" or target.translate(None, _TARGET):
         return _MALFORMED_TARGET
     return target
 
 
 def _request_line_fault(line: bytes) -> Refusal:
-    """Why a request line is not `GET <target> HTTP/1.1`; the method is judged before the rest."""
+    """Return the refusal for a request line that is not `GET <target> HTTP/1.1`; check the method first."""
     method, _, rest = line.partition(b" ")
     target, _, version = rest.rpartition(b" ")
     if not method or method.translate(None, _TOKEN) or not target:
@@ -371,18 +373,18 @@ def _request_line_fault(line: bytes) -> Refusal:
 
 
 def _headers(head: bytes, target: bytes, header_count: int) -> dict[bytes, bytes] | Refusal:
-    """Lower-case name to value, parsed by httptools, lines of one name joined."""
+    """Parse the headers with httptools; return the values by lower-case name, or a refusal."""
     collector = _Collector()
     try:
         HttpRequestParser(collector).feed_data(head)
     except HttpParserUpgrade:
-        pass  # how httptools says that it saw Upgrade and Connection; both are judged later
+        pass  # httptools found Upgrade and Connection; both are checked later
     except HttpParserError:
         return _MALFORMED_HEAD
     pairs = collector.headers
-    # Each line is a header: an empty line before the last one, which ends the head for httptools,
-    # shows here as headers missing. So would any other reading of its own (a folded line, a skipped
-    # one): whatever a version of it does, nobody gets in by it.
+    # Each line must be one header. If httptools ends the head at an earlier empty line, headers are missing
+    # here. Every other difference of a version of httptools (a folded line, a skipped line) is found in the
+    # same way.
     if collector.target != target or len(pairs) != header_count:
         return _MALFORMED_HEAD
     headers = dict(pairs)
@@ -390,7 +392,7 @@ def _headers(head: bytes, target: bytes, header_count: int) -> dict[bytes, bytes
 
 
 def _joined(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | Refusal:
-    """As `dict(pairs)` where some name repeats: joined in order, or refused. Linear."""
+    """Join the values of repeated names in order, or refuse a name that may occur only once. Linear."""
     values: dict[bytes, list[bytes]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(value)
@@ -401,7 +403,7 @@ def _joined(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | Refusal:
 
 
 def _judge(target: bytes, headers: dict[bytes, bytes]) -> Request | Refusal:
-    """The rules of RFC 6455 section 4.2.1 on headers that are well-formed."""
+    """Apply the rules of RFC 6455 section 4.2.1 to well-formed headers; return the request or a refusal."""
     get = headers.get
     if not _FORBIDDEN.isdisjoint(headers) or not _has_no_body(get(b"content-length")):
         return _REQUEST_BODY
@@ -417,7 +419,7 @@ def _judge(target: bytes, headers: dict[bytes, bytes]) -> Request | Refusal:
     key = get(b"sec-websocket-key", b"")
     if not _is_key(key):  # item 5
         return _BAD_KEY
-    # An empty Origin is a fault, not "no Origin": `if origin` would let it pass as not a browser.
+    # An empty Origin is invalid: a test by `if origin` would treat the client as one without a browser.
     origin = get(b"origin")
     if origin is not None and (not origin or origin.translate(None, _VISIBLE)):
         return _BAD_ORIGIN
@@ -439,18 +441,18 @@ def _judge(target: bytes, headers: dict[bytes, bytes]) -> Request | Refusal:
 
 
 def _has_no_body(length: bytes | None) -> bool:
-    """Whether Content-Length is absent or says zero.
+    """Return whether Content-Length is absent or zero.
 
-    Many devices and HTTP libraries write `Content-Length: 0` by default. The value is digits alone (RFC 9110
-    section 8.6), so "00" is zero, while "+0", "0x0", "0, 0" and an empty value are faults.
+    Many devices and HTTP libraries send `Content-Length: 0` by default. The value consists of digits only
+    (RFC 9110 section 8.6), so "00" is zero, while "+0", "0x0", "0, 0" and an empty value are invalid.
     """
     return length is None or (length != b"" and not length.strip(b"0"))
 
 
 def _is_bad_bearer(credentials: bytes) -> bool:
-    """Whether credentials with bytes above 0x7F have no scheme, or have ours, whose token is ASCII.
+    """Return whether credentials have bytes above 0x7F although their scheme is Bearer or not valid.
 
-    A quoted parameter of another scheme may hold such bytes, and is none of our business.
+    A Bearer token is ASCII. A quoted parameter of another scheme may contain such bytes.
 
     Source: RFC 9110 sections 5.6.4 and 11.4; RFC 6750 section 2.1.
     """
@@ -461,10 +463,10 @@ def _is_bad_bearer(credentials: bytes) -> bool:
 
 
 def _is_host(host: bytes) -> bool:
-    """Whether this is a name, an IPv4 or a bracketed IPv6 address, perhaps with a port.
+    """Return whether a Host value is a name, an IPv4 or a bracketed IPv6 address, with or without a port.
 
-    Narrower than RFC 9110 section 7.2 where that lets odd things in: nothing empty, no userinfo, no
-    percent-escapes, no sub-delimiters, a port of 0 to 65535.
+    Stricter than RFC 9110 section 7.2: the value is not empty, without userinfo, percent-escapes or
+    sub-delimiters, and the port is 0 to 65535.
     """
     if host.startswith(b"["):
         address, bracket, port = host[1:].partition(b"]")
@@ -480,10 +482,10 @@ def _is_port(port: bytes) -> bool:
 
 
 def _has_token(value: bytes, word: bytes, characters: bytes) -> bool:
-    """Whether a comma-separated list has this lower-case token, in any case.
+    """Return whether a comma-separated list contains the lower-case token `word`, in any case of letters.
 
-    Empty elements are passed over (RFC 9110 section 5.6.1.2); an element with any other than these
-    characters, such as a quote or a space, spoils the whole list.
+    Empty elements are ignored (RFC 9110 section 5.6.1.2). If an element has a byte that is not in
+    `characters`, such as a quote or a space, the result is False.
     """
     lower = value.lower()
     if lower == word:
@@ -493,17 +495,17 @@ def _has_token(value: bytes, word: bytes, characters: bytes) -> bool:
 
 
 def _is_key(key: bytes) -> bool:
-    """Whether this is the one canonical base64 text of 16 bytes (RFC 6455 section 4.1, item 7)."""
+    """Return whether a key is the canonical base64 text of 16 bytes (RFC 6455 section 4.1, item 7)."""
     try:
         nonce = a2b_base64(key)
     except Base64Error:
         return False
-    # Encoding it again catches what decoding lets pass: foreign characters, bits after the last byte.
+    # Encoding the bytes again finds what decoding ignores: foreign characters, bits after the last byte.
     return len(nonce) == _KEY_BYTES and b2a_base64(nonce, newline=False) == key
 
 
 def _subprotocols(value: bytes) -> tuple[str, ...] | None:
-    """The tokens offered, in order; None when there is none, one is repeated or one is no token.
+    """Return the offered subprotocols in order; None if there is none, or one is repeated or not a token.
 
     Empty elements are ignored, as in `_has_token`.
 
@@ -527,13 +529,13 @@ def accept(
     extensions: str | None = None,
     extra_headers: Iterable[tuple[str, str]] = (),
 ) -> Upgrade:
-    """The 101 response to a request.
+    """Make the 101 response that accepts a request.
 
     Args:
-        request: From `parse_head`.
+        request: The result of `parse_head`.
         subprotocol: One of `request.subprotocols`, or None to name none.
-        extensions: The value of Sec-WebSocket-Extensions, or None to grant none.
-        extra_headers: Further `(name, value)`.
+        extensions: The value of Sec-WebSocket-Extensions, or None to accept none.
+        extra_headers: More headers as `(name, value)`.
 
     Raises:
         InternalError: The subprotocol was not offered, or a header would break the response.

@@ -1,7 +1,7 @@
-"""What is published: bytes that are JSON, text or binary, and proven to be so once.
+"""Classifies published bytes as JSON, text or binary.
 
-A backend publishes whatever it likes; what subscribers get is decided here and nowhere else. Valid JSON
-is relayed as it is; else valid UTF-8 is a text; else it is binary. Pure.
+A backend can publish any bytes. Only this module decides in which form subscribers receive them: valid JSON
+is relayed as JSON, other valid UTF-8 as text, and all other bytes as binary. Pure.
 
 Source: protocols/bus/v1/spec.md, "Payloads".
 """
@@ -18,31 +18,31 @@ BINARY: Final = 3
 
 
 class Payload(NamedTuple):
-    """Bytes and what they are proven to be: `JSON` (a whole document), `TEXT` (UTF-8) or `BINARY`."""
+    """Published bytes with their class: `JSON` (one complete document), `TEXT` (UTF-8) or `BINARY`."""
 
     encoding: int
     data: bytes
 
 
-# Proves the grammar without making an object of anything: numbers may be of any size.
+# Checks the grammar without creating objects, so numbers can be of any size.
 _walk = msgspec.json.Decoder(msgspec.Raw).decode
 
 _SHALLOW: Final = 256
-"""Brackets that nobody needs to look into: too few to nest too deep."""
+"""A document with at most this many brackets cannot be nested too deeply, so it needs no second check."""
 _MARGIN: Final = 100
-"""Levels that whoever accepts a document leaves to those who read it later from a deeper stack."""
+"""Levels of nesting left free for processes that parse an accepted document later, from a deeper stack."""
 
 
 def is_json(data: bytes, *, has_margin: bool = True) -> bool:
-    """Whether the bytes are one JSON document (RFC 8259) in UTF-8. O(bytes).
+    """Return whether the bytes are one JSON document (RFC 8259) in UTF-8. O(bytes).
 
-    Stricter than the grammar in two places where parsers fail: half a surrogate pair, and nesting beyond
-    about nine hundred levels.
+    Two valid forms are refused because parsers fail on them: half a surrogate pair, and nesting beyond about
+    nine hundred levels.
 
     Args:
-        data: What came.
-        has_margin: Whether to refuse what is so deep that it just fits here and may not elsewhere. False
-            for what another process has accepted with it.
+        data: The bytes to check.
+        has_margin: Whether to refuse a document that is nested so deeply that it can be parsed here but
+            perhaps not elsewhere. False for a document that another process has accepted with a margin.
     """
     if has_margin and data.count(b"[") + data.count(b"{") > _SHALLOW:
         return _is_document(b"[" * _MARGIN + data + b"]" * _MARGIN) and _is_document(data)
@@ -54,19 +54,19 @@ def _is_document(data: bytes) -> bool:
         _walk(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-    # The walk takes the bytes inside a string as they come: whether they are UTF-8 is asked apart.
+    # The walk does not check the bytes inside a string: check separately whether they are UTF-8.
     return is_text(data)
 
 
 def classify(data: bytes) -> Payload:
-    """What raw bytes are. O(bytes), once per publication and process."""
+    """Return the bytes with their class; O(bytes), once per publication and process."""
     if is_json(data):
         return Payload(JSON, data)
     return Payload(TEXT if is_text(data) else BINARY, data)
 
 
 def is_text(data: bytes) -> bool:
-    """Whether the bytes are UTF-8. O(bytes)."""
+    """Return whether the bytes are valid UTF-8 text. O(bytes)."""
     if data.isascii():
         return True
     try:

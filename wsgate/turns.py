@@ -1,19 +1,21 @@
-"""Fair turns: what many parties put into one queue is taken out so that each party gets the same share. Pure.
+"""A fair queue: items of many parties are taken out so that each party gets the same share. Pure.
 
-A party is a user, or the address of somebody without one; it may have many connections. `Turns` decides whose
-item is next: fair by party first, then by connection of that party, each by the cost of its items. `Room`
-decides how much each may have in the queue.
+A party is a user, or the address of a client without a user; a party can have many connections. `Turns`
+decides which item is next: it is fair by party, then by connection of the party, each by the cost of the
+items. `Room` limits how much each party and connection can have in the queue.
 
-`Turns` is start-time fair queuing at two levels. Each flow (a party, or a connection of one) has a start tag:
-the virtual time at which its next item may begin. The flow with the least tag is served, the virtual time
-becomes that tag, and the cost of the item is added to the tag. A flow that was idle begins at the present
-virtual time, so it waits for at most one item of each other flow, however much the others have queued. An
-emptied flow keeps its tag until the virtual time has passed it, so sending one item at a time gains nothing.
+`Turns` is start-time fair queueing at two levels. Each flow (a party, or a connection of a party) has a start
+tag: the virtual time at which its next item can begin. The flow with the smallest tag is served, the virtual
+time is set to that tag, and the cost of the item is added to the tag. A flow that was idle begins at the
+present virtual time, so it waits for at most one item of each other flow, however much the others have
+queued. A flow that becomes empty keeps its tag until the virtual time has passed the tag, so a client gains
+nothing by sending one item at a time.
 Source: Goyal, Vin and Cheng, "Start-time fair queueing", 1996.
 
-`Room` keeps half of the queue for parties that have nothing or little in it. The other half has a dynamic
-threshold: a party may have as much as is still free there, and a connection as much as is left of what its
-party may have. So with N greedy parties each has a part of N + 1, however early it came.
+`Room` reserves half of the queue for parties that have little or nothing in the queue. The other half has a
+dynamic threshold: a party can have as much as is still free there, and a connection as much as is left of the
+threshold of its party. So each of N greedy parties gets at most 1/(N + 1) of that half, however early it
+came.
 Source: Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998.
 """
 
@@ -25,26 +27,26 @@ from typing import Final, Generic, NamedTuple, TypeVar
 __all__ = ["CROWDED", "FULL", "Room", "Sender", "Turns"]
 
 CROWDED: Final = "crowded"
-"""This party, or this connection, has too much in the queue already."""
+"""The result when the party or the connection has too much in the queue already."""
 FULL: Final = "full"
-"""There is no room left, not even for a party that has nothing in the queue."""
+"""The result when there is no room, not even for a party that has nothing in the queue."""
 
 SURE_ENTRIES: Final = 8
 SURE_BYTES: Final = 32 * 1024
-"""So much is little. The first item of a party is, whatever its size."""
+"""Up to these amounts, and for its first item of any size, a party gets room unless the queue is full."""
 
 Item = TypeVar("Item")
 
 
 class Sender(NamedTuple):
-    """Whose an item is."""
+    """The party and the connection that an item in the queue belongs to."""
 
-    party: Hashable  # a user, or the address of somebody without one
+    party: Hashable  # a user, or the address of a client without a user
     conn: Hashable
 
 
 class _Flow(Generic[Item]):
-    """The items of one party, or of one connection, and when the next of them may begin."""
+    """The items of one party or connection, with the virtual time at which the next item can begin."""
 
     __slots__ = ("queue", "start")
 
@@ -54,7 +56,7 @@ class _Flow(Generic[Item]):
 
 
 class _Level(Generic[Item]):
-    """Flows side by side. A flow with nothing queued stays until the virtual time has passed its tag."""
+    """The flows of one level, with a heap by start tag. An empty flow stays until the time passes its tag."""
 
     __slots__ = ("_count", "_flows", "_heap", "_now", "_number")
 
@@ -94,7 +96,7 @@ class _Level(Generic[Item]):
         if self._count:
             flow.start = start + cost
             self._enqueue(flow, key)
-        else:  # nobody waits: nothing has to be remembered
+        else:  # no item waits, so no tag has to be stored
             self._flows, self._heap = {}, []
         return item, cost
 
@@ -104,32 +106,32 @@ class _Level(Generic[Item]):
 
 
 class Turns(Generic[Item]):
-    """A queue that is fair by party, then by connection. Adding and taking cost O(log of the flows)."""
+    """A queue that is fair by party, then by connection. Push and pop cost O(log of the number of flows)."""
 
     def __init__(self) -> None:
-        """Empty."""
+        """Create an empty queue."""
         self._level: _Level[Item] = _Level()
 
     def __len__(self) -> int:
         return len(self._level)
 
     def push(self, sender: Sender, item: Item, cost: int) -> None:
-        """Queue an item behind those of the same connection.
+        """Queue an item behind the other items of the same connection.
 
         Args:
-            sender: Whose it is.
-            item: Anything.
-            cost: What serving it takes, more than 0, in any unit.
+            sender: The party and the connection of the item.
+            item: Any object.
+            cost: The cost of serving the item, above 0, in any unit.
         """
         self._level.push(sender, 0, item, cost)
 
     def popleft(self) -> Item:
-        """Take the item whose turn it is; IndexError when there is none."""
+        """Remove and return the item that is next; IndexError if the queue is empty."""
         return self._level.popleft()[0]
 
 
 class _Use:
-    """What somebody has in the queue."""
+    """The number and the bytes of the items of one party or connection in the queue."""
 
     __slots__ = ("entries", "size")
 
@@ -142,11 +144,11 @@ _NOTHING: Final = _Use()
 
 
 class Room:
-    """How much of a bounded queue is taken, and how much more each party may take. All operations are O(1).
+    """Accounts for a bounded queue: how much is used, and how much each party may use. All methods are O(1).
 
     Args:
-        entries: How many items fit.
-        size_bytes: How many bytes.
+        entries: The most items in the queue.
+        size_bytes: The most bytes in the queue.
     """
 
     def __init__(self, entries: int, size_bytes: int) -> None:
@@ -156,16 +158,16 @@ class Room:
 
     @property
     def entries(self) -> int:
-        """Items in the queue."""
+        """Return the number of items in the queue."""
         return self._total.entries
 
     @property
     def size(self) -> int:
-        """Their bytes."""
+        """Return the bytes of all items in the queue."""
         return self._total.size
 
     def take(self, sender: Sender, size: int) -> str:
-        """Make room for an item of this size; "" when that was possible, else `CROWDED` or `FULL`."""
+        """Reserve room for an item of `size` bytes; return "" if there is room, else `CROWDED` or `FULL`."""
         most_entries, most_bytes = self._most
         if self._total.entries >= most_entries or self._total.size + size > most_bytes:
             return self.why_not(sender)
@@ -182,11 +184,11 @@ class Room:
         return ""
 
     def why_not(self, sender: Sender) -> str:
-        """`CROWDED` for a party that has something in the queue, else `FULL`."""
+        """Return `CROWDED` if the party has an item in the queue, else `FULL`."""
         return CROWDED if sender.party in self._uses else FULL
 
     def give(self, sender: Sender, size: int) -> None:
-        """An item that had room has left the queue."""
+        """Release the room of an item of `size` bytes that has left the queue."""
         self._total.entries -= 1
         self._total.size -= size
         for key in (sender.party, sender):
