@@ -1,13 +1,14 @@
-"""Where the bus is: a URL in, its parts out, and the URL as it may be shown. Pure.
+"""Parses the URL of the bus, and masks its passwords for display. Pure.
 
     redis://[user:password@]host[:6379]            one server; rediss:// with TLS
     unix://[user:password@]/path                   one server on this machine
-    redis+sentinel://h1[:26379],h2,.../master      the primary that sentinels name; rediss+sentinel://
-    redis+cluster://h1[:6379],h2,...               a cluster, found from any of its nodes; rediss+cluster://
+    redis+sentinel://h1[:26379],h2,.../master      the primary found through sentinels; rediss+sentinel://
+    redis+cluster://h1[:6379],h2,...               a cluster, found through any node; rediss+cluster://
 
-Options behind `?`: `username`, `password`, `sentinel_username`, `sentinel_password`, `db` (0 only: pub/sub
-knows no others), and for TLS `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`: paths of PEM files, as redis-py
-calls them. Whatever is not clear is refused: nobody knows where the password of a malformed URL ends.
+The options after `?` are `username`, `password`, `sentinel_username`, `sentinel_password`, `db` (only 0,
+because pub/sub has no databases), and for TLS `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile`, which are
+paths of PEM files with the names of redis-py. An ambiguous URL is refused, because the end of its password is
+not known.
 """
 
 import re
@@ -46,7 +47,7 @@ _SECRET_OPTIONS: Final = {"password", "sentinel_password"}
 
 @dataclass(frozen=True, slots=True)
 class BusTls:
-    """How to speak TLS: paths of PEM files; empty: the system's authorities, no certificate of our own."""
+    """The paths of PEM files for TLS to the bus; empty: the system's authorities, no client certificate."""
 
     ca_file: str = ""
     certificate_file: str = ""
@@ -55,12 +56,12 @@ class BusTls:
 
 @dataclass(frozen=True, slots=True)
 class BusAddress:
-    """One server (a Unix socket when `path` is set, else TCP), or how to find it.
+    """The address of one bus server (a Unix socket if `path` is set, else TCP), or of hosts that know it.
 
     Attributes:
-        kind: "" for a server, "sentinel" or "cluster" for what names one.
-        hosts: Of a sentinel or cluster address: where to ask, in any order.
-        master: What sentinels know the primary by.
+        kind: "" for one server; "sentinel" or "cluster" if the server is found through `hosts`.
+        hosts: The sentinels or cluster nodes, as host and port, in any order.
+        master: The name of the primary at the sentinels.
     """
 
     host: str = "localhost"
@@ -77,11 +78,11 @@ class BusAddress:
 
     @property
     def is_cluster(self) -> bool:
-        """Whether channels are spread over servers, and are sharded channels."""
+        """Return whether the bus is a cluster, which spreads sharded channels over its servers."""
         return self.kind == CLUSTER
 
     def redis_options(self, *, of_sentinels: bool = False) -> dict[str, Any]:
-        """Credentials and TLS as the keywords of redis-py, for the servers or for the sentinels."""
+        """Return credentials and TLS as keyword arguments of redis-py, for the servers or the sentinels."""
         user, password = self.username, self.password
         if of_sentinels:
             user, password = self.sentinel_username, self.sentinel_password
@@ -96,11 +97,11 @@ class BusAddress:
         return options
 
     def server(self, host: str, port: int) -> "BusAddress":
-        """One server of it, with the same credentials."""
+        """Return the address of one server found through this address, with the same credentials."""
         return replace(self, kind="", hosts=(), master="", host=host, port=port, path="")
 
     def __str__(self) -> str:
-        """For people: without user and password."""
+        """Return the address as a URL for people, without user and password."""
         if self.path:
             return f"unix://{self.path}"
         scheme = ("rediss" if self.tls else "redis") + (f"+{self.kind}" if self.kind else "")
@@ -110,16 +111,16 @@ class BusAddress:
 
 
 def parse_address(url: str) -> BusAddress:
-    """The address a bus URL names.
+    """Parse a bus URL into an address.
 
     Raises:
-        SettingsError: It names none; the message begins with `bus.url` and never holds the URL.
+        SettingsError: The URL is not valid; the message begins with `bus.url` and never contains the URL.
     """
     found = _URL.fullmatch(url) if _PRINTABLE.fullmatch(url) else None
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in _SCHEMES:
         raise SettingsError(f"bus.url: must be one of {', '.join(f'{each}://' for each in _SCHEMES)}")
-    # A raw "@" behind the authority may be where the password really ends; %40 is not.
+    # At a raw "@" behind the authority the password could really end; at %40 it cannot.
     is_lone_path = scheme == "unix" and "@" not in url.partition("://")[2].partition("/")[0]
     if found is None or ("@" in (found["path"] or "") + (found["query"] or "") and not is_lone_path):
         raise SettingsError(
@@ -171,7 +172,7 @@ def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
 
 
 def with_password(url: str, password: str) -> str:
-    """The URL with this password in place of the one it has; the URL itself when there is none to add."""
+    """Return a bus URL with `password` in place of its own; the same URL for an empty password."""
     found = _URL.fullmatch(url)
     if not password or found is None:
         return url
@@ -184,7 +185,7 @@ def with_password(url: str, password: str) -> str:
 
 
 def mask_password(url: str) -> str:
-    """The URL without its passwords; all of it is masked when it is not clear where they are."""
+    """Return the URL with masked passwords; a URL that is not valid is masked completely."""
     try:
         parse_address(url)
     except SettingsError:

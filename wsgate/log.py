@@ -1,11 +1,12 @@
-"""Log lines: one per cause and second at most, text or JSON, never payloads, tokens or query strings.
+"""Writes log lines as text or JSON, at most one per second for each cause.
 
-On top of the standard library, so that whoever embeds wsgate may route it. A cause is a name in snake
-case; what differs from line to line goes into fields. Lines that were held back are counted and said
-with the next one of the same cause.
+A log line never contains payloads, tokens or query strings. The module uses the logging of the standard
+library, so that a program that embeds wsgate can route the lines. A cause is a name in snake case; values
+that differ from line to line are fields. Lines that are held back are counted, and the next line of the same
+cause has their number.
 
-In the programs of this package no line ever waits for its reader (see `wsgate.output`), and what libraries
-and the interpreter report (warnings, other loggers, exceptions that nobody caught) becomes such lines too.
+The programs of this package never wait for the reader of a line (see `wsgate.output`). They also turn
+warnings, lines of other loggers and uncaught exceptions into such lines.
 """
 
 import atexit
@@ -30,16 +31,17 @@ _STDERR_FD: Final = 2
 
 
 class _Part:
-    """Which process this is, for lines that no part of it writes itself."""
+    """The name of this process, for lines of libraries and of the interpreter."""
 
     name = "keeper"
 
 
 class Log:
-    """Lines of one process, or of one part of it.
+    """Writes the log lines of one process or of one part of it, at most one per cause and second.
 
     Args:
-        part: Who speaks: `keeper`, `shard-0`, `admin`; empty: this process, whatever its name is then.
+        part: The name in the lines: `keeper`, `shard-0` or `admin`; empty: the name of this process when a
+            line is written.
     """
 
     def __init__(self, part: str) -> None:
@@ -48,19 +50,19 @@ class Log:
         self._said: dict[str, tuple[float, int]] = {}
 
     def info(self, cause: str, /, **fields: object) -> None:
-        """Something an operator wants to know happened."""
+        """Log an event that is useful for an operator and is not a fault."""
         self._say(logging.INFO, cause, fields)
 
     def warning(self, cause: str, /, **fields: object) -> None:
-        """Something went wrong and wsgate goes on."""
+        """Log a problem with which wsgate continues to work."""
         self._say(logging.WARNING, cause, fields)
 
     def error(self, cause: str, /, **fields: object) -> None:
-        """Something went wrong that somebody must look at."""
+        """Log a problem that an operator has to examine."""
         self._say(logging.ERROR, cause, fields)
 
     def exception(self, cause: str, fault: BaseException | None = None, /, **fields: object) -> None:
-        """A fault of ours: with the traceback of `fault`, or of the exception being handled."""
+        """Log a fault of wsgate with the traceback of `fault`, or of the exception that is being handled."""
         self._say(logging.ERROR, cause, fields, fault=fault or True)
 
     def _say(
@@ -107,7 +109,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _plain(value: object) -> str:
-    """One word: nothing in a field can start a line, or end one."""
+    """Return a field value as one printable word, quoted if needed, so that it cannot end a line."""
     text = str(value)
     return text if text.isprintable() and " " not in text and text else json.dumps(text)
 
@@ -116,7 +118,7 @@ def _plain(value: object) -> str:
 
 
 class _OutputHandler(logging.Handler):
-    """Every line of this process to standard error, without waiting for its reader."""
+    """Writes every line of this process to standard error without waiting for the reader."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -124,7 +126,7 @@ class _OutputHandler(logging.Handler):
         self.output = Output(_STDERR_FD, self._report)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record."""
+        """Format a record and write it to standard error, or report that it cannot be formatted."""
         try:
             self.output.write(self._line(record))
         except Exception:  # a record that cannot be formatted, a fault of ours
@@ -134,17 +136,17 @@ class _OutputHandler(logging.Handler):
         return (self.format(record) + "\n").encode(errors="backslashreplace")
 
     def _report(self, count: int) -> bytes:
-        """The line in the place of `count` lines that were dropped."""
+        """Return the line that reports how many lines were dropped at this place."""
         record = logging.LogRecord(_LOGGER, logging.WARNING, "", 0, _DROPPED, None, None)
         record.__dict__ |= {"part": _Part.name, "fields": {"lines": count, "why": "reader too slow"}}
         return self._line(record)
 
 
 class _LibraryHandler(logging.Handler):
-    """Lines of libraries under the rules of ours: one per library and second."""
+    """Turns lines of libraries into log lines of wsgate: at most one per library and second."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log the record as a line of this process."""
+        """Log a record of a library as a line of this process, with the library's name as its cause."""
         cause = "library_" + record.name.partition(".")[0]
         text = record.getMessage().strip()
         if record.exc_info and record.exc_info[1] is not None:
@@ -157,15 +159,20 @@ _process_log: Final = Log("")
 
 
 def name_part(part: str) -> None:
-    """Name this process, for lines of libraries and of the interpreter: `keeper`, `shard-0`, `admin`."""
+    """Set the name of this process for lines without an own part: `keeper`, `shard-0` or `admin`."""
     _Part.name = part
 
 
 def set_up_logging(*, level: str, is_json: bool) -> None:
-    """Send every line of this process and of those it forks to standard error, and never wait for its reader.
+    """Send all log lines of this process and its forked children to standard error, without ever waiting.
 
-    That includes warnings, the lines of libraries, exceptions that nobody caught, and whatever else is
-    printed to `sys.stderr` or `sys.stdout`. For the programs of this package, not for embedders.
+    This includes warnings, lines of libraries and uncaught exceptions. All other output to `sys.stderr` and
+    `sys.stdout` does not wait either. Only the programs of this package call it, not a program that embeds
+    wsgate.
+
+    Args:
+        level: The lowest level that is written, such as `info`.
+        is_json: Whether lines are JSON objects and not text.
     """
     handler = _OutputHandler(_JsonFormatter() if is_json else _TextFormatter())
     logger = logging.getLogger(_LOGGER)
@@ -187,7 +194,7 @@ def _on_uncaught(kind: type[BaseException], fault: BaseException, trace: Traceba
 
 
 def _on_unraisable(event: "sys.UnraisableHookArgs") -> None:
-    """A fault that has no caller left: of a finalizer, or of compiled code that cannot raise."""
+    """Log an exception of a finalizer, or of compiled code that cannot raise to a caller."""
     _process_log.exception("unraisable", event.exc_value, where=event.err_msg or "a finalizer")
 
 

@@ -1,14 +1,14 @@
-"""Standard error and standard output of a process, written without ever waiting for their reader.
+"""Writes standard error and standard output of a process without ever waiting for the reader.
 
-A line is written at once where that is possible. Where the reader is slow or hangs, the line is kept, within
-limits, and written by a later `flush`; a line that does not fit is dropped and counted. When everything that
-waited has been written, one line reports how many lines are missing at that place.
+A line is written at once if the reader takes it. If the reader is slow or hangs, the line is buffered, within
+limits, and written by a later `flush`. A line that does not fit into the buffer is dropped and counted. When
+all buffered lines are written, one more line reports how many lines are missing at that place.
 
-O_NONBLOCK belongs to the open file description, which other programs may share: the shell on the same
-terminal, the other writers of the same pipe. So it is never set on what the process was started with.
-Instead a pipe or a terminal is opened once more through /proc, which makes a description of the gateway's
-own, and that one takes the place of the descriptor: what an extension module or a library in C prints there
-does not wait either. A socket is written with MSG_DONTWAIT. A file has no reader that could hang.
+O_NONBLOCK belongs to the open file description, which other programs can share: the shell on the same
+terminal, or other writers of the same pipe. So it is never set on the description that the process was
+started with. Instead a pipe or a terminal is opened again through /proc, which makes a new description. The
+descriptor is then changed to this description, so that output of extension modules and C libraries does not
+wait either. A socket is written with MSG_DONTWAIT. A file has no reader that could hang.
 """
 
 import io
@@ -26,24 +26,24 @@ __all__ = ["LineStream", "Output", "dropped_lines", "finish_outputs", "flush_out
 
 LINES_LIMIT: Final = 1_000
 BYTES_LIMIT: Final = 256 * 1024
-"""What waits for a reader, per descriptor and process: minutes of warnings. A longer line is dropped."""
+"""The most bytes buffered per descriptor and process: minutes of warnings. A longer line is dropped."""
 FINISH_S: Final = 0.2
-"""How long a process that ends waits for its reader, if lines wait; below every grace of the keeper."""
+"""How long a process that ends waits for its reader; less than the keeper allows a process for its end."""
 PIECE_BYTES: Final = 4096
-"""PIPE_BUF of Linux: a pipe that poll calls writable takes so much without waiting. Source: pipe(7)."""
+"""PIPE_BUF of Linux: a pipe that poll reports as writable takes this much at once. Source: pipe(7)."""
 
 _open: "list[Output]" = []
-"""Every output of this process."""
+"""The outputs of this process, for the functions that flush all of them."""
 
 
 class Output:
-    """Lines to one descriptor.
+    """Writes lines to one descriptor, and buffers or drops them while the reader does not take them.
 
     Args:
-        fd: The descriptor; 1 or 2. A description of our own replaces the one behind it where it may block.
-        report: Makes the line that says how many lines were dropped; None: no such line is written.
-        lines_limit: How many lines may wait.
-        bytes_limit: How many bytes may wait.
+        fd: The descriptor, 1 or 2. Its file description is replaced by a new one if it could block.
+        report: Makes the line that reports the number of dropped lines; None: no such line is written.
+        lines_limit: The most lines that are buffered.
+        bytes_limit: The most bytes that are buffered.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Output:
         self._bytes_limit = bytes_limit
         self._waiting: deque[bytes] = deque()
         self._unreported = 0
-        # Never waited for: who finds it taken, a thread or a finalizer in the middle of a write, leaves its
-        # line to the next flush.
+        # Never waited for: if another thread, or this one below a finalizer, has the lock in the middle of a
+        # write, the line is left to the next flush.
         self._writer = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
         _open.append(self)
 
     def write(self, line: bytes) -> None:
-        """Write a line, with its line end, or keep it, or drop it. Never waits and never raises."""
+        """Write a line that has its line end, or buffer it, or drop it. Never waits and never raises."""
         self.flush()
         if len(self._waiting) >= self._lines_limit or self.waiting_bytes + len(line) > self._bytes_limit:
             self._drop(1)
@@ -80,7 +80,7 @@ class Output:
         self.flush()
 
     def flush(self) -> bool:
-        """Write what waits, as far as the reader takes it; whether nothing waits any more."""
+        """Write the buffered lines as far as the reader takes them; return whether none is left."""
         if not self._writer.acquire(blocking=False):
             return False
         try:
@@ -93,7 +93,7 @@ class Output:
         return True
 
     def finish(self, within_s: float = FINISH_S) -> None:
-        """Before the process ends: wait for the reader for this long at most."""
+        """Write the buffered lines before the process ends, and wait for the reader at most `within_s`."""
         end_s = time.monotonic() + within_s
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
@@ -101,7 +101,7 @@ class Output:
             poll.poll(left_s * 1000)
 
     def _has_report(self) -> bool:
-        """Queue the line about dropped lines, once nothing else waits."""
+        """Buffer the line about dropped lines, if there are any; return whether there were."""
         if not self._unreported or self._report is None:
             return False
         count, self._unreported = self._unreported, 0
@@ -111,15 +111,15 @@ class Output:
         return True
 
     def _write_first(self) -> bool:
-        """Write the first line or its rest; False: the reader takes nothing now."""
+        """Write the first buffered line or its rest; return False if the reader takes nothing now."""
         line = self._waiting[0]
         try:
             written = self._write_some(line)
         except BlockingIOError:
             return False
-        except OSError:  # nobody will read this: the reader is gone, the disk is full
+        except OSError:  # no reader will get this: it is gone, or the disk is full
             self._drop(len(self._waiting))
-            self._unreported = 0  # or the report of each loss would be a loss to report
+            self._unreported = 0  # otherwise each lost report would cause another report
             self._waiting.clear()
             self.waiting_bytes = 0
             return True
@@ -135,14 +135,14 @@ class Output:
         self._unreported += lines
 
     def _forget(self) -> None:
-        """In a forked child: what waits is the parent's to write."""
+        """Empty the buffer in a forked child, because the parent writes the buffered lines."""
         self._waiting.clear()
         self.waiting_bytes = self.dropped = self._unreported = 0
         self._writer = threading.Lock()
 
 
 class LineStream(io.TextIOBase):
-    """A text stream over an `Output`, to be `sys.stderr` or `sys.stdout`: it writes whole lines."""
+    """A text stream for `sys.stderr` or `sys.stdout` that writes complete lines to an `Output`."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -150,23 +150,23 @@ class LineStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """UTF-8; what cannot be encoded is escaped."""
+        """Return the encoding, UTF-8; characters that cannot be encoded are escaped."""
         return "utf-8"
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True, because the stream is for writing."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor below."""
+        """Return the descriptor to which the stream writes."""
         return self._output._fd
 
     def isatty(self) -> bool:
-        """Whether a person may be reading."""
+        """Return whether the descriptor is a terminal."""
         return os.isatty(self._output._fd)
 
     def write(self, text: str) -> int:
-        """Write the lines that are whole now; what is begun waits for its end, up to a piece."""
+        """Write the lines that are complete; an incomplete line waits for its end, up to `PIECE_BYTES`."""
         whole, end, self._begun = (self._begun + text).rpartition("\n")
         if whole or end:
             self._output.write((whole + end).encode(errors="backslashreplace"))
@@ -175,31 +175,31 @@ class LineStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what was begun too."""
+        """Write an incomplete line too."""
         begun, self._begun = self._begun, ""
         if begun:
             self._output.write(begun.encode(errors="backslashreplace"))
 
 
 def flush_outputs() -> None:
-    """Write what waits in this process. Cheap while nothing does; call it a few times a second."""
+    """Write the buffered lines of all outputs; call it a few times a second. Cheap if nothing is buffered."""
     for output in _open:
         output.flush()
 
 
 def finish_outputs() -> None:
-    """Before this process ends: as `Output.finish`, for all of them."""
+    """Write the buffered lines of all outputs before the process ends, and wait shortly for the readers."""
     for output in _open:
         output.finish()
 
 
 def dropped_lines() -> int:
-    """How many lines this process has dropped since it started."""
+    """Return how many lines this process has dropped since it started."""
     return sum(output.dropped for output in _open)
 
 
 def waiting_bytes() -> int:
-    """How many bytes wait for their readers in this process."""
+    """Return how many bytes of lines are buffered in this process."""
     return sum(output.waiting_bytes for output in _open)
 
 
@@ -207,11 +207,15 @@ def waiting_bytes() -> int:
 
 
 def _way_to(fd: int) -> Callable[[bytes], int]:
-    """How to write some of a line to `fd`: returns how many bytes; BlockingIOError: none can be taken now."""
+    """Return a function that writes a part of a line to `fd` without waiting.
+
+    The function returns the number of bytes written, and raises BlockingIOError if no byte can be written
+    now.
+    """
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
-        # Closed at the start. A socket of a client must not become standard error.
+        # The descriptor was closed at the start: the socket of a client must not become standard error.
         _become(fd, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
         mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
@@ -228,18 +232,18 @@ def _way_to(fd: int) -> Callable[[bytes], int]:
 
 
 def _become(fd: int, own: int) -> None:
-    """Put a new description in the place of `fd`."""
+    """Make `fd` a duplicate of the descriptor `own`, which is closed."""
     if own != fd:
         os.dup2(own, fd)
         os.close(own)
 
 
 def _careful(fd: int) -> Callable[[bytes], int]:
-    """How to write where no description of our own can be had.
+    """Return a writing function for a descriptor that cannot be opened again.
 
-    That is a pipe or a terminal of another user (sudo), or a system without /proc. The kernel is asked not to
-    wait (pipes, since Linux 6.4). Where it does not know how, poll is asked first; then a second writer that
-    fills the pipe in this very moment could still make us wait.
+    This is a pipe or a terminal of another user (sudo), or a system without /proc. The function calls poll
+    first, and passes RWF_NOWAIT so that the kernel does not wait (for pipes since Linux 6.4). Without support
+    for RWF_NOWAIT, a second writer that fills the pipe between both calls could still make us wait.
     """
     poll = select.poll()
     poll.register(fd, select.POLLOUT)

@@ -1,11 +1,11 @@
-"""The registry of reasons: why a connection was refused or ended.
+"""The registry of reasons for which a connection is refused or closed, and of the errors of commands.
 
-Every refusal, drop and close has exactly one reason and is counted by its name. The numbers are
-shared with the compiled reactor (`wsgate/reactor/structs.pxd`; a test holds the two together) and
-stay stable: append, never renumber.
+Every refusal and every close has exactly one reason and is counted by the name of the reason. The compiled
+reactor uses the same numbers (`wsgate/reactor/structs.pxd`; a test compares the two lists). Numbers stay
+stable: append new ones, and never renumber.
 
-`close_code` is what the WebSocket peer sees (0: it sees no Close frame), `http_status` what a peer
-that was not upgraded sees (0: no HTTP answer).
+`close_code` is the code that the WebSocket peer receives (0: no Close frame is sent). `http_status` is the
+status that a peer receives before the upgrade (0: no HTTP response is sent).
 
 Source: RFC 6455 section 7.4.1 for 1000-1015; protocols/codes for 4000-4999.
 """
@@ -17,10 +17,10 @@ __all__ = ["ERRORS", "REASONS", "ErrorEntry", "Reason", "ReasonEntry"]
 
 
 class Reason(IntEnum):
-    """Why a connection was refused or ended. The name in lower case is the counter's name."""
+    """The reasons for which a connection is refused or closed; a counter has the name in lower case."""
 
     NONE = 0
-    # Refused before a byte of the head was read.
+    # Refused by the gate before a byte of the head was read.
     REFUSED_DESCRIPTORS = 1
     REFUSED_CONNECTIONS = 2
     REFUSED_HANDSHAKES = 3
@@ -51,34 +51,34 @@ class Reason(IntEnum):
     SLOW_CONSUMER = 24
     OUTBOX_AGE = 25
     WRITE_STALL = 26
-    # Ours.
+    # Caused by wsgate or its caller.
     APPLICATION = 27
     PARTIAL_BYTES = 28
     OUT_OF_MEMORY = 29
     INTERNAL = 30
     SHUTDOWN = 31
-    # The dialect's and the shard's own.
+    # Found by the dialect or the shard.
     AUTH_TIMEOUT = 32
     INVALID_TOKEN = 33
     BAD_MESSAGES = 34
     UNSUPPORTED_DATA = 35
     DRAIN = 36
-    INVALID_DEFLATE = 37  # belongs to those of RFC 6455; numbers are never changed
-    REFUSED_MEMORY = 38  # belongs to the gate's
+    INVALID_DEFLATE = 37  # belongs to the group of RFC 6455; numbers are never changed
+    REFUSED_MEMORY = 38  # belongs to the group of the gate
     SHED = 39
     KEY_AWAITED = 40
     KICKED = 41
-    REFUSED_ADDRESS_CONNECTIONS = 42  # belongs to the gate's, as the next two
+    REFUSED_ADDRESS_CONNECTIONS = 42  # belongs to the group of the gate, as the next two
     REFUSED_ADDRESS_RATE = 43
     BAD_PROXY_HEADER = 44
     USER_CONNECTIONS = 45
     REPLACED = 46
-    HEAD_DISPLACED = 47  # belongs to those refused over HTTP
+    HEAD_DISPLACED = 47  # belongs to the group refused over HTTP
     TOKEN_NOT_YET_VALID = 48
 
 
 class ReasonEntry(NamedTuple):
-    """One row of the registry: reason, what the peer sees, and one plain sentence."""
+    """One row of the registry: a reason, the codes that the peer receives, and a description."""
 
     reason: Reason
     close_code: int
@@ -149,7 +149,7 @@ REASONS: Final[dict[Reason, ReasonEntry]] = {row.reason: row for row in _ROWS}
 
 
 class ErrorEntry(NamedTuple):
-    """One error a client's command can be answered with; the connection stays."""
+    """One error with which the shard can reply to a command of a client; the connection stays open."""
 
     code: int
     name: str
@@ -170,4 +170,4 @@ _ERROR_ROWS: Final = (
 )
 
 ERRORS: Final[dict[str, ErrorEntry]] = {row.name: row for row in _ERROR_ROWS}
-"""Every error of the native protocol by its name, with the HTTP number it carries."""
+"""Every error of the native protocol by its name, with its code, which is an HTTP status."""
