@@ -143,7 +143,7 @@ def parse_address(url: str) -> BusAddress:
             raise SettingsError("bus.url: this is not a URL such as unix:///path")
         return replace(address, path=path)
     if kind != SENTINEL and path.strip("/") not in ("", "0"):
-        raise SettingsError("bus.url: only database 0, for pub/sub knows no others")
+        raise SettingsError("bus.url: only database 0 is allowed, because pub/sub has no databases")
     hosts = _hosts(found["hosts"], _SENTINEL_PORT if kind == SENTINEL else _PORT)
     if not kind:
         if len(hosts) > 1:

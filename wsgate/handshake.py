@@ -208,7 +208,7 @@ def refusal(
     """
     phrase = _PHRASES.get(status)
     if phrase is None or (retry_after_s is not None and retry_after_s < 0):
-        raise InternalError(f"no refusal has status {status} and Retry-After {retry_after_s}")
+        raise InternalError(f"a refusal cannot have status {status} and Retry-After {retry_after_s}")
     if not (detail.isascii() and detail.isprintable()):
         raise InternalError("the detail of a refusal is not printable ASCII")
     body = b"%b: %b\n" % (phrase, detail.encode()) if detail else phrase + b"\n"
@@ -234,7 +234,7 @@ def _header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
     for name, value in headers:
         raw_name, raw_value = name.encode("latin-1"), value.encode("latin-1")
         if not raw_name or raw_name.translate(None, _TOKEN) or raw_value.translate(None, _LINE):
-            raise InternalError("a response header is not a header")
+            raise InternalError("a header of a response is not valid")
         lines.append(b"%b: %b\r\n" % (raw_name, raw_value))
     return b"".join(lines)
 

@@ -81,7 +81,7 @@ class BusReading(NamedTuple):
             rows.get(name, b"") for name in (b"used_memory", b"used_memory_startup", b"mem_clients_normal")
         ]
         if not all(each.isdigit() and len(each) <= NUMBER_DIGITS_MOST for each in found):
-            raise ValueError("no answer to INFO memory")
+            raise ValueError("this is not a reply to INFO memory")
         return cls(*map(int, found))
 
     @property

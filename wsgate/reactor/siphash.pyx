@@ -61,5 +61,5 @@ cdef uint64_t siphash(const uint8_t *key, const uint8_t *data, uint64_t size) no
 def hash_bytes(key: bytes, data: bytes) -> int:
     """Return the 64-bit SipHash-2-4 of `data`, to compare with published test vectors; see siphash.pyi."""
     if len(key) != 16:
-        raise ValueError("a SipHash key is 16 bytes")
+        raise ValueError("a SipHash key must have 16 bytes")
     return siphash(key, data, len(data))

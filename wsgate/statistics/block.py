@@ -87,7 +87,7 @@ class StatisticsBlock:
         """Open a block in memory that `create` prepared; InternalError if its header is not valid."""
         magic, version, _, regions, layout_bytes = _HEADER.unpack_from(memory)
         if magic != MAGIC or version != VERSION:
-            raise InternalError("this is no statistics block of this version")
+            raise InternalError("the memory contains no statistics block of this version")
         self.layout = Layout.from_bytes(memory[_HEADER.size : _HEADER.size + layout_bytes])
         self.shards = regions - 2
         self._header = memoryview(memory)[: _HEADER.size].cast("Q")

@@ -42,7 +42,7 @@ class Board:
             InternalError: `data` is longer than `size_bytes`; the former post stays.
         """
         if len(data) > self._size_bytes:
-            raise InternalError(f"a notice of {len(data)} bytes is longer than {self._size_bytes}")
+            raise InternalError(f"a post of {len(data)} bytes is longer than {self._size_bytes}")
         version = self._header[0] | 1
         self._header[0] = version
         fence()  # no process sees a byte of the new data together with an even version

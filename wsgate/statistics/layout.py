@@ -32,7 +32,7 @@ class Layout:
         """Raise InternalError if a name occurs twice, because two writers would share a slot."""
         names = self.counters + self.gauges + self.histograms
         if len(set(names)) != len(names):
-            raise InternalError("a slot has two owners")
+            raise InternalError("a name in the statistics layout occurs twice")
 
     @cached_property
     def counter_slots(self) -> int:
