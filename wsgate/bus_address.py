@@ -155,6 +155,7 @@ def parse_address(url: str) -> BusAddress:
 
 
 def _options(query: str, kind: str, *, is_tls: bool) -> dict[str, str]:
+    """Parse the options of a URL; SettingsError for an option that this kind of address does not have."""
     options = dict(parse_qsl(query, keep_blank_values=True))
     taken = {"username", "password", "db"} | (_TLS_OPTIONS if is_tls else set())
     taken |= _SENTINEL_OPTIONS if kind == SENTINEL else set()
@@ -164,6 +165,7 @@ def _options(query: str, kind: str, *, is_tls: bool) -> dict[str, str]:
 
 
 def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
+    """Parse a list of hosts with optional ports, without duplicates; SettingsError if one is not valid."""
     found = [_HOST.fullmatch(each) for each in text.split(",")]
     hosts = [(each[1].strip("[]"), int(each[2] or port)) for each in found if each]
     if len(hosts) < len(found) or not all(0 < each <= 65_535 for _, each in hosts):
@@ -199,5 +201,6 @@ def mask_password(url: str) -> str:
 
 
 def _masked_option(option: str) -> str:
+    """Return one option of a URL, with its value masked if it is a password."""
     name = option.partition("=")[0]
     return f"{name}={_MASK}" if unquote(name).lower() in _SECRET_OPTIONS else option

@@ -101,6 +101,7 @@ def _parse(element: str) -> tuple[str, list[tuple[str, str | None]]]:
 
 
 def _is_token(text: str) -> bool:
+    """Return whether a text is a token by RFC 9110 section 5.6.2."""
     return bool(text) and _TOKEN.issuperset(text)
 
 

@@ -293,9 +293,11 @@ class _Collector:
         self.headers: list[tuple[bytes, bytes]] = []
 
     def on_url(self, url: bytes) -> None:
+        """Collect a part of the request target."""
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect one header with its name in lower case."""
         # httptools keeps trailing white space, which is not part of the value (RFC 9112 section 5.1).
         self.headers.append((name.lower(), value.strip(b" \t")))
 
@@ -478,6 +480,7 @@ def _is_host(host: bytes) -> bool:
 
 
 def _is_port(port: bytes) -> bool:
+    """Return whether a text is a decimal port of 0 to 65535."""
     return port.isdigit() and len(port) <= 5 and int(port) <= _PORT_MAX
 
 

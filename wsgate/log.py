@@ -68,6 +68,7 @@ class Log:
     def _say(
         self, level: int, cause: str, fields: dict[str, object], *, fault: BaseException | bool = False
     ) -> None:
+        """Write a line, unless the same cause had one within the last second; then count it as held back."""
         if not self._logger.isEnabledFor(level):
             return
         now_s = time.monotonic()
@@ -85,6 +86,8 @@ class Log:
 
 
 class _TextFormatter(logging.Formatter):
+    """Formats a record as one line of text: time, level, part, cause, then fields as name=value."""
+
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields = getattr(record, "fields", {})
@@ -95,6 +98,8 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
+    """Formats a record as one JSON object in a line."""
+
     def format(self, record: logging.LogRecord) -> str:
         row = {
             "time": round(record.created, 3),
@@ -133,6 +138,7 @@ class _OutputHandler(logging.Handler):
             self.handleError(record)
 
     def _line(self, record: logging.LogRecord) -> bytes:
+        """Return a record as the bytes of a line with its line end."""
         return (self.format(record) + "\n").encode(errors="backslashreplace")
 
     def _report(self, count: int) -> bytes:
@@ -190,6 +196,7 @@ def set_up_logging(*, level: str, is_json: bool) -> None:
 
 
 def _on_uncaught(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+    """Log an exception that ends the process."""
     _process_log.exception("uncaught", fault)
 
 
@@ -199,4 +206,5 @@ def _on_unraisable(event: "sys.UnraisableHookArgs") -> None:
 
 
 def _on_thread_failed(event: threading.ExceptHookArgs) -> None:
+    """Log an exception that ended a thread."""
     _process_log.exception("thread_failed", event.exc_value)

@@ -131,6 +131,7 @@ class Output:
         return True
 
     def _drop(self, lines: int) -> None:
+        """Count lines as dropped and as not reported yet."""
         self.dropped += lines
         self._unreported += lines
 
@@ -249,6 +250,7 @@ def _careful(fd: int) -> Callable[[bytes], int]:
     poll.register(fd, select.POLLOUT)
 
     def write_some(data: bytes) -> int:
+        """Write at most `PIECE_BYTES`; raise BlockingIOError if nothing can be written now."""
         if not poll.poll(0):
             raise BlockingIOError
         piece = data[:PIECE_BYTES]

@@ -50,6 +50,7 @@ def is_json(data: bytes, *, has_margin: bool = True) -> bool:
 
 
 def _is_document(data: bytes) -> bool:
+    """Return whether the bytes are one JSON document in UTF-8 whose nesting can be parsed here."""
     try:
         _walk(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -71,6 +71,7 @@ class _Level(Generic[Item]):
         return self._count
 
     def push(self, path: Sender, level: int, item: Item, cost: int) -> None:
+        """Queue an item in the flow of its key on this level, and so on below."""
         key = path[level]
         flow = self._flows.get(key)
         if flow is None:
@@ -84,6 +85,7 @@ class _Level(Generic[Item]):
         self._count += 1
 
     def popleft(self) -> tuple[Item, int]:
+        """Remove and return the item of the flow with the smallest start tag, with its cost."""
         while True:
             start, _, key = heappop(self._heap)
             flow = self._flows[key]
@@ -101,6 +103,7 @@ class _Level(Generic[Item]):
         return item, cost
 
     def _enqueue(self, flow: _Flow[Item], key: Hashable) -> None:
+        """Insert a flow into the heap by its start tag; of equal tags the earlier insertion is first."""
         self._number += 1
         heappush(self._heap, (flow.start, self._number, key))
 
@@ -200,5 +203,6 @@ class Room:
 
     @staticmethod
     def _add(use: _Use, size: int) -> None:
+        """Count one more item of `size` bytes."""
         use.entries += 1
         use.size += size

@@ -58,6 +58,7 @@ def forwarded_for(value: str, networks: Sequence[Network]) -> bytes | None:
 
 
 def _packed(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
+    """Return an address as 16 bytes, IPv4-mapped if it is an IPv4 address."""
     return _MAPPED + address.packed if address.version == 4 else address.packed
 
 
@@ -76,6 +77,7 @@ def _address_of(text: str) -> bytes | None:
 
 
 def _is_in(address: bytes, networks: Sequence[Network]) -> bool:
+    """Return whether an address is in one of the networks. O(networks)."""
     value = int.from_bytes(address)
     return any(
         (value ^ int.from_bytes(network)) >> (128 - bits) == 0 if bits else True for network, bits in networks

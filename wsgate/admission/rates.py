@@ -107,12 +107,14 @@ class UserRates:
         return lease
 
     def _want(self, user: str, lease: _Lease, now_s: float, want: int) -> None:
+        """Request a lease of `want` messages for a user, and charge its debt with the request."""
         debt, lease.debt = lease.debt, 0
         lease.want = want
         lease.asked_s = now_s
         self._ask(user, want, debt, lambda granted, wait_ms: self._on_grant(lease, granted, wait_ms))
 
     def _on_grant(self, lease: _Lease, granted: int, wait_ms: int) -> None:
+        """Add granted messages to a lease, or bar its user until the bus has some again."""
         now_s = self._clock()
         lease.asked_s = 0.0
         if granted:

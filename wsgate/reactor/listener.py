@@ -49,6 +49,7 @@ def open_listener(host: str, port: int, options: ListenerOptions | None = None) 
 
 
 def _set_options(listener: socket.socket, options: ListenerOptions) -> None:
+    """Set all socket options of a listener before it is bound."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if options.reuse_port:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

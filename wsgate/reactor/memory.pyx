@@ -114,6 +114,7 @@ cdef inline int class_of(uint64_t size) noexcept nogil:
 
 
 cdef inline uint64_t whole_pages(uint64_t size) noexcept nogil:
+    """Return `size` rounded up to whole pages of 4 KiB."""
     return (size + PAGE - 1) & ~<uint64_t>(PAGE - 1)
 
 

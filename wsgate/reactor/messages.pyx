@@ -346,6 +346,7 @@ cdef inline bint at_boundary(Input *input) noexcept nogil:
 
 
 cdef inline bint may_deflate(Core *core, Connection *c) noexcept nogil:
+    """Return whether the connection agreed to permessage-deflate, so that RSV1 is valid in its frames."""
     return core.variant_deflated[c.variant]
 
 

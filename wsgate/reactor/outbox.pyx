@@ -105,6 +105,7 @@ cdef Outbox *outbox_open(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline uint64_t entries_bytes(uint32_t count) noexcept nogil:
+    """Return the bytes of an array of `count` entries."""
     return <uint64_t>count * sizeof(Entry)
 
 
@@ -132,12 +133,14 @@ cdef int make_room(Core *core, Outbox *outbox) noexcept nogil:
 
 
 cdef inline void free_gap(Core *core, Entry *entry) noexcept nogil:
+    """Release the gap of an entry, and its hold on the channel."""
     memory_give(core, entry.item, sizeof(Gap), KIND_OUTBOX)
     core.channels.channels[entry.channel].frames -= 1
     channel_release(core, entry.channel)
 
 
 cdef inline void release_item(Core *core, Entry *entry) noexcept nogil:
+    """Release the gap, or the reference to the frame, of an entry."""
     if entry.klass == CLASS_GAP:
         free_gap(core, entry)
     else:
@@ -145,6 +148,7 @@ cdef inline void release_item(Core *core, Entry *entry) noexcept nogil:
 
 
 cdef inline uint32_t size_of(Entry *entry) noexcept nogil:
+    """Return the bytes that an entry counts for in `Outbox.bytes`, if no byte of it is written."""
     return (<Gap *>entry.item).charge if entry.klass == CLASS_GAP else (<Frame *>entry.item).length
 
 
@@ -195,6 +199,7 @@ cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
 # --- connections that are behind, and waiting for them ------------------------------------------------
 
 cdef inline void set_pace(Core *core, Outbox *outbox, int pace) noexcept nogil:
+    """Change the `Pace` of an outbox, and the counts of connections by `Pace`."""
     if pace != outbox.pace:
         core.paced[outbox.pace] -= outbox.pace != PACE_NONE
         core.paced[pace] += pace != PACE_NONE
@@ -259,6 +264,7 @@ cdef inline bint is_crowd_forgiven(Core *core) noexcept nogil:
 
 
 cdef inline bint is_crowd_waited_for(Core *core) noexcept nogil:
+    """Return whether publications wait for the crowd: one of its connections is over half its limits."""
     return is_crowd_forgiven(core) and core.paced[<int>PACE_BEHIND] + core.paced[<int>PACE_MOVING] != 0
 
 
@@ -275,6 +281,7 @@ cdef void outbox_pass_time(Core *core, int64_t ms) noexcept nogil:
 
 
 cdef void begin_grace(Core *core, Outbox *outbox) noexcept nogil:
+    """Start a grace now, or none if `blocked_grace_ms` is 0; a grace is longer in a crowd."""
     cdef uint32_t length_ms = core.limits.blocked_grace_ms * <uint32_t>(CROWD_GRACES if core.is_crowd else 1)
     outbox.grace_ms = <uint32_t>(core.clock_ms + length_ms) | 1 if length_ms else 0
     outbox.taken = 0
@@ -316,6 +323,7 @@ cdef void outbox_end_grace(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline uint64_t control_bytes(Outbox *outbox) noexcept nogil:
+    """Return the unwritten bytes of the pongs in the control slot."""
     return 0 if outbox.control == NULL else outbox.control.used - outbox.control.written
 
 
@@ -352,6 +360,7 @@ cdef bint outbox_over_half(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline bint droppable(Core *core, Entry *entry) noexcept nogil:
+    """Return whether an entry is a publication that the policy of its channel allows to drop."""
     cdef int policy
     if entry.klass != CLASS_PUBLICATION:
         return False
@@ -393,6 +402,7 @@ cdef Gap *new_gap(Core *core, Frame *frame, uint32_t channel) noexcept nogil:
 
 
 cdef inline void widen(Gap *gap, Frame *frame) noexcept nogil:
+    """Add one more dropped publication to a gap."""
     if gap.first == 0:
         gap.first = frame.position
     if frame.position:
@@ -466,6 +476,7 @@ cdef int drop_newcomer(Core *core, Outbox *outbox, Frame *frame, uint32_t channe
 cdef inline void append(
     Core *core, Outbox *outbox, void *item, int klass, uint32_t channel
 ) noexcept nogil:
+    """Write an entry behind the last one; `make_room` must have made room for it."""
     cdef Entry *entry = outbox.entries + outbox.head + outbox.count
     entry.item = item
     entry.channel = channel
@@ -529,10 +540,12 @@ cdef bint outbox_has_notice(Connection *c) noexcept nogil:
 # --- age --------------------------------------------------------------------------------------------
 
 cdef inline bint ages(Entry *entry) noexcept nogil:
+    """Return whether the age limit applies to an entry: to replies and publications only."""
     return entry.klass == CLASS_REPLY or entry.klass == CLASS_PUBLICATION
 
 
 cdef inline int64_t age_ms(Core *core, Entry *entry) noexcept nogil:
+    """Return the time since an entry was queued, in milliseconds, with an error below 64 ms."""
     return <int64_t><uint16_t>(<uint16_t>(core.clock_ms >> AGE_SHIFT) - entry.age) << AGE_SHIFT
 
 

@@ -67,6 +67,7 @@ cdef inline int age_of(Core *core, Connection *c) noexcept nogil:
 
 
 cdef void cut(Core *core, uint32_t slot, int kind) noexcept nogil:
+    """Reset a stalled connection; fail any other one, so that it gets a Close."""
     if kind == STALLED:
         release(core, slot, SHED, True)
     else:
@@ -82,6 +83,7 @@ cdef inline int64_t charge(Core *core, Connection *c) noexcept nogil:
 
 
 cdef inline int64_t charge_of_frame(Connection *c) noexcept nogil:
+    """Return the memory of the first frame in the outbox if no other connection refers to it, else 0."""
     cdef Entry *first
     if c.outbox != NULL and c.outbox.count:
         first = &c.outbox.entries[c.outbox.head]

@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 
 
 cdef inline uint64_t rotate(uint64_t word, int bits) noexcept nogil:
+    """Rotate a 64-bit word to the left by `bits`, 1 to 63."""
     return (word << bits) | (word >> (64 - bits))
 
 

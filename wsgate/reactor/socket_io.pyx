@@ -108,6 +108,7 @@ cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t s
 
 
 cdef inline int64_t sent(Core *core, ssize_t count) noexcept nogil:
+    """Count a send by its result `count`; return the bytes, SEAM_AGAIN or SEAM_GONE by errno."""
     core.counters[<int>SENDS] += 1
     if count >= 0:
         core.counters[<int>BYTES_OUT] += count
@@ -238,7 +239,7 @@ cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
 
 
 cdef int64_t seam_queued(Connection *c) noexcept nogil:
-    """Return the bytes of kernel memory for a connection's buffered data; -1 if the kernel does not tell.
+    """Return the bytes of kernel memory for a connection's buffered data; -1 if it does not report it.
 
     Data received but not read counts only while reading is paused, because otherwise it is read in this pass.
     One page is added to any other amount, because the socket keeps it for more data.

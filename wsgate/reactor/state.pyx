@@ -50,6 +50,7 @@ cdef uint32_t number(settings, str name, int64_t low, int64_t high) except? 0:
 
 
 cdef int apply_settings(Core *core, settings) except -1:
+    """Check limits, deadlines and variants and copy them into `Core`; raise SettingsError if one is bad."""
     cdef int64_t most = 1 << 31
     core.limits.head_limit_bytes = number(settings, "head_limit_bytes", 64, 1 << 20)
     core.limits.head_timeout_ms = number(settings, "head_timeout_ms", 1, most)
@@ -176,6 +177,7 @@ cdef void advance(Core *core, int64_t now_ms) noexcept nogil:
 
 
 cdef inline void drop(Core *core, Frame **frame) noexcept nogil:
+    """Release the frame in a pointer, if there is one, and set the pointer to NULL."""
     if frame[0] != NULL:
         frame_release(core, frame[0])
         frame[0] = NULL

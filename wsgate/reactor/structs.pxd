@@ -58,7 +58,7 @@ cdef enum:
     CROWD_REST = 4               # and regain 1/4 of the time in which they did not wait
     MOVING_MS = 1000             # publications wait at most this long for single slow connections,
     MOVING_REST = 20             # and regain 1/20 of the time in which they did not wait
-    KEEPS_UP_UNITS = 1024        # units of 64 bytes: whoever takes them in one grace gets another
+    KEEPS_UP_UNITS = 1024        # units of 64 bytes: taken in one grace, they earn another grace
     PASS_MESSAGES = 256          # the read budget of one poll: messages,
     PASS_OPENS = 32              # opens,
     PASS_BYTES = 1048576         # bytes,

@@ -23,6 +23,7 @@ cdef inline Connection *find(Core *core, uint64_t handle, uint32_t *slot) noexce
     return c
 
 cdef inline uint64_t handle_of(Connection *c, uint32_t slot) noexcept nogil:
+    """Return the handle of a connection: its generation and its slot."""
     return (<uint64_t>c.generation << 32) | slot
 
 cdef inline uint64_t kernel_bytes(Connection *c) noexcept nogil:

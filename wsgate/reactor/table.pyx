@@ -93,6 +93,7 @@ cdef void table_destroy(Core *core) noexcept nogil:
 
 
 cdef inline void append(Core *core, List *queue, uint32_t slot) noexcept nogil:
+    """Append a slot to a queue that is linked through `attention_next`."""
     at(core, slot).attention_next = NONE
     if queue.tail == NONE:
         queue.head = slot
@@ -103,6 +104,7 @@ cdef inline void append(Core *core, List *queue, uint32_t slot) noexcept nogil:
 
 
 cdef inline uint32_t take(Core *core, List *queue) noexcept nogil:
+    """Remove and return the first slot of a queue that is linked through `attention_next`, or NONE."""
     cdef uint32_t slot = queue.head
     if slot == NONE:
         return NONE
@@ -179,6 +181,7 @@ cdef void failed_push(Core *core, uint32_t slot) noexcept nogil:
 
 
 cdef uint32_t failed_pop(Core *core) noexcept nogil:
+    """Take the first connection off the list of failed connections; NONE if the list is empty."""
     cdef uint32_t slot = take(core, &core.failed)
     if slot != NONE:
         at(core, slot).flags &= ~IN_FAILED

@@ -41,10 +41,12 @@ cdef void wheel_start(Core *core) noexcept nogil:
 
 
 cdef inline uint32_t *head_of(Core *core, uint32_t tick) noexcept nogil:
+    """Return the head of the list of timers on the step `tick`."""
     return &core.wheel.heads[tick % WHEEL_SLOTS]
 
 
 cdef inline void link(Core *core, uint32_t slot, uint32_t tick) noexcept nogil:
+    """Insert a timer at the head of the list of the step `tick`."""
     cdef Connection *c = at(core, slot)
     cdef uint32_t *head = head_of(core, tick)
     c.wheel_tick = tick

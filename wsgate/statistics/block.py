@@ -28,6 +28,7 @@ _MOST: Final = (1 << 64) - 1  # the largest value that a slot can store
 
 
 def _pages(size_bytes: int) -> int:
+    """Return `size_bytes` rounded up to whole pages."""
     return -(-size_bytes // _PAGE) * _PAGE
 
 
@@ -67,6 +68,7 @@ class Region:
         self._add(first + HISTOGRAM_BUCKETS, value)
 
     def _add(self, place: int, amount: int) -> None:
+        """Add an amount to the slot at `place`, modulo 2^64."""
         self.slots[place] = self.slots[place] + amount & _MOST
 
     def histogram(self, name: str) -> tuple[list[int], int]:

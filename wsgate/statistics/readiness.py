@@ -67,10 +67,12 @@ def why_not_ready(block: StatisticsBlock, now_ms: int) -> list[str]:
 
 
 def _is_silent(region: Region, now_ms: int) -> bool:
+    """Return whether the process that writes a region has sent no recent heartbeat."""
     return not has_beaten(region["beat_ms"], now_ms, SILENT_MS)
 
 
 def _shard_fault(region: Region, now_ms: int) -> str:
+    """Return the first reason why a shard is not ready, or ""."""
     if region["phase"] not in (PHASE_READY, PHASE_DRAINING):  # any other number counts as starting
         return "starting"
     if not region["bus_up"]:
