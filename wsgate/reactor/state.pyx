@@ -83,7 +83,7 @@ cdef int apply_settings(Core *core, settings) except -1:
     opcodes = settings.variant_opcodes
     if not 1 <= len(opcodes) <= VARIANTS_MAX or any(code & ~RSV1 not in (1, 2) for code in opcodes):
         raise SettingsError(
-            f"variant_opcodes must have 1 to {VARIANTS_MAX} opcodes, each 1 (text) or 2 (binary), deflated or not"
+            f"variant_opcodes must be 1 to {VARIANTS_MAX} opcodes of 1 (text) or 2 (binary), deflated or not"
         )
     core.variants = <uint32_t>len(opcodes)
     for place, opcode in enumerate(opcodes):
