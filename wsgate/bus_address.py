@@ -174,7 +174,7 @@ def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
 
 
 def with_password(url: str, password: str) -> str:
-    """Return a bus URL with `password` in place of its own; the same URL for an empty password."""
+    """Return a bus URL with `password` in place of its own; unchanged for an empty password."""
     found = _URL.fullmatch(url)
     if not password or found is None:
         return url

@@ -28,7 +28,7 @@ LINES_LIMIT: Final = 1_000
 BYTES_LIMIT: Final = 256 * 1024
 """The most bytes buffered per descriptor and process: minutes of warnings. A longer line is dropped."""
 FINISH_S: Final = 0.2
-"""How long a process that ends waits for its reader; less than the keeper allows a process for its end."""
+"""The time that a process waits for its reader at its end; less than the keeper waits for the process."""
 PIECE_BYTES: Final = 4096
 """PIPE_BUF of Linux: a pipe that poll reports as writable takes this much at once. Source: pipe(7)."""
 
@@ -40,7 +40,7 @@ class Output:
     """Writes lines to one descriptor, and buffers or drops them while the reader does not take them.
 
     Args:
-        fd: The descriptor, 1 or 2. Its file description is replaced by a new one if it could block.
+        fd: The descriptor, 1 or 2. A pipe or terminal behind it is replaced by a new file description.
         report: Makes the line that reports the number of dropped lines; None: no such line is written.
         lines_limit: The most lines that are buffered.
         bytes_limit: The most bytes that are buffered.
@@ -189,7 +189,7 @@ def flush_outputs() -> None:
 
 
 def finish_outputs() -> None:
-    """Write the buffered lines of all outputs before the process ends, and wait shortly for the readers."""
+    """Write the buffered lines of all outputs before the process ends, and wait as `Output.finish` does."""
     for output in _open:
         output.finish()
 

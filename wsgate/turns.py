@@ -112,7 +112,7 @@ class Turns(Generic[Item]):
     """A queue that is fair by party, then by connection. Push and pop cost O(log of the number of flows)."""
 
     def __init__(self) -> None:
-        """Create an empty queue."""
+        """Create an empty queue without flows."""
         self._level: _Level[Item] = _Level()
 
     def __len__(self) -> int:

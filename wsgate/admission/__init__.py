@@ -1,8 +1,7 @@
 """Admission: limits on connections, messages and memory, and how shards and users share them.
 
 All modules are pure: clocks and replies of the bus are passed in. Limits that need only counters are applied
-in wsgate/reactor/gate.pyx. This package computes the settings of the gate, and applies the limits that need
-more.
+in wsgate/reactor/gate.pyx. This package prepares inputs of the gate, and applies the limits that need more.
 """
 
 from wsgate.admission.bus_memory import BusLedger, BusReading, BusShares, names_bytes

@@ -32,7 +32,7 @@ NUMBER_DIGITS_MOST: Final = 18
 
 @dataclass(frozen=True, slots=True)
 class BusShares:
-    """How the memory of one private bus is divided into parts, in bytes.
+    """The parts into which the memory of one private bus is divided, in bytes.
 
     Attributes:
         total_bytes: All memory of the bus. 0: the node has no private bus, and nothing is refused here.

@@ -30,7 +30,7 @@ RESOURCES: Final = ("connections", "descriptors", "memory")
 
 
 class State(IntEnum):
-    """Whether a shard accepts newcomers, refuses them or sheds connections; the value of the gauge."""
+    """The admission state of a shard, by which it accepts, refuses or sheds connections; a gauge's value."""
 
     OPEN = 0
     REFUSING = 1
@@ -56,7 +56,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headroom:
-    """How many more connections a shard can accept, and when it will be full.
+    """The number of connections that a shard can still accept, and the time until it is full.
 
     Attributes:
         by_resource: For each of `RESOURCES` the number of connections that it still allows.

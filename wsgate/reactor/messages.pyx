@@ -39,9 +39,9 @@ cdef enum Step:
 
 cdef enum:
     NS_PER_S = 1000000000
-    # The most that the socket buffers of both ends hold after a long pause of our process: 4 MiB each by the
-    # defaults of tcp_rmem and tcp_wmem in Linux. A small message of a client has about 64 bytes on the wire,
-    # a ping or pong 6.
+    # The most that the socket buffers of both ends hold after a long pause of our process: 4 MiB each by
+    # tcp_rmem and tcp_wmem of Linux. A small message of a client has about 64 bytes on the wire, a ping or
+    # pong 6.
     GATHERED_BYTES = 8388608
     GATHERED_MESSAGES = 131072
     GATHERED_CONTROLS = 1398101
@@ -388,6 +388,7 @@ cdef int64_t parse_frames(
     cdef uint32_t frames = 0, messages = used.messages
     cdef int step, outcome = 0
     while place < size:
+        # The budget of the turn, then that of the pass: the caller stores the rest in the backlog.
         if frames >= TURN_FRAMES or used.messages - messages >= used.turn_messages:
             return place
         if used.messages >= used.messages_limit or used.bytes >= PASS_BYTES or used.expected_ns >= PASS_NS:
@@ -401,7 +402,7 @@ cdef int64_t parse_frames(
                 place += collect_header(core, slot, data + place, size - place, &header, &outcome)
                 if outcome == 0:
                     return place
-                if c.input == NULL:
+                if c.input == NULL:           # without memory collect_header has ended reading
                     return -1
                 if outcome > 0:
                     c.input.header_length = 0
@@ -412,6 +413,7 @@ cdef int64_t parse_frames(
             frames += 1
             if admit_frame(core, slot, &header) == STEP_STOP:
                 return -1
+            # A control frame, or a message of one frame, that is complete in the buffer is handled in place.
             if header.length <= size - place and (
                 header.opcode >= OP_CLOSE
                 or (header.final and (c.input == NULL or not c.input.message_opcode))

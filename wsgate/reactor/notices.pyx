@@ -47,7 +47,7 @@ cdef uint64_t notify(Core *core, uint32_t slot, Frame *frame, uint32_t channel) 
         # Like a publication of the channel: the same limits apply, and a drop leaves a gap.
         return deliver(core, slot, frame, CLASS_PUBLICATION, channel, False)
     if outbox_has_notice(c):
-        return 1
+        return 1                              # the waiting notice covers this loss too
     if not deliver(core, slot, frame, CLASS_CONTROL, NONE, False):
         return 0
     outbox_mark_notice(c)

@@ -116,6 +116,7 @@ cdef int make_room(Core *core, Outbox *outbox) noexcept nogil:
     if outbox.head + outbox.count < outbox.capacity:
         return 0
     if outbox.head * 2 >= outbox.capacity:
+        # At least half of the array is free in front: move the entries there instead of growing.
         memmove(outbox.entries, outbox.entries + outbox.head, outbox.count * sizeof(Entry))
         outbox.head = 0
         return 0
@@ -184,7 +185,7 @@ cdef void outbox_discard(Core *core, Connection *c) noexcept nogil:
     cdef uint32_t kept, index
     if outbox == NULL:
         return
-    kept = 1 if outbox.head_written else 0
+    kept = 1 if outbox.head_written else 0    # the peer needs the rest of a half-written frame
     for index in range(outbox.head + kept, outbox.head + outbox.count):
         outbox.bytes -= size_of(&outbox.entries[index])
         release_item(core, &outbox.entries[index])
@@ -242,7 +243,7 @@ cdef inline bint is_moving(Core *core, Outbox *outbox) noexcept nogil:
 
 
 cdef int64_t outbox_moving_end(Core *core, Connection *c) noexcept nogil:
-    """Return the time when a connection counted as moving stops being so, unless its socket takes bytes.
+    """Return until when a moving connection counts as moving if its socket takes no more bytes.
 
     In milliseconds of the reactor's clock; the far future for a connection that is not counted as moving.
     """
@@ -476,7 +477,7 @@ cdef int drop_newcomer(Core *core, Outbox *outbox, Frame *frame, uint32_t channe
 cdef inline void append(
     Core *core, Outbox *outbox, void *item, int klass, uint32_t channel
 ) noexcept nogil:
-    """Write an entry behind the last one; `make_room` must have made room for it."""
+    """Add an entry behind the last one of the outbox; `make_room` must have made room for it."""
     cdef Entry *entry = outbox.entries + outbox.head + outbox.count
     entry.item = item
     entry.channel = channel
@@ -504,6 +505,7 @@ cdef int outbox_push(
         # Fan-out pays for this one test: the limits do not apply to a connection that is not behind.
         while outbox.owed and over(core, outbox, frame.length):
             index = first_droppable(core, outbox)
+            # Rules 2 to 4, in this order.
             if index < outbox.count:
                 if drop_at(core, outbox, index) < 0:
                     return PUSH_NO_MEMORY

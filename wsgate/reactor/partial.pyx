@@ -17,7 +17,7 @@ cdef Input *partial_open(Core *core, Connection *c) noexcept nogil:
     if c.input != NULL:
         return c.input
     if not partial_fits(core, 0, sizeof(Input)):
-        return NULL
+        return NULL                           # over the limit for unfinished input or the memory budget
     c.input = <Input *>memory_take(core, sizeof(Input), KIND_PARTIAL)
     if c.input != NULL:
         memset(c.input, 0, sizeof(Input))

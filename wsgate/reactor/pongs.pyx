@@ -42,7 +42,7 @@ cdef int pongs_drop_oldest(Core *core, Outbox *outbox) noexcept nogil:
     cdef uint32_t first, start, length
     if slot == NULL:
         return 0
-    first = 1 if slot.written else 0
+    first = 1 if slot.written else 0          # a half-written pong must stay
     if first >= slot.count:
         if slot.count == 0:
             pongs_close(core, outbox)

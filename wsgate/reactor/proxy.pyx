@@ -46,7 +46,7 @@ cdef int64_t port_end(const uint8_t *data, int64_t start, int64_t end, uint8_t l
         place += 1
     if place == start or place >= end or data[place] != last or value > 65535:
         return -1
-    if data[start] == 48 and place - start > 1:
+    if data[start] == 48 and place - start > 1:    # no leading zeros
         return -1
     return place + 1
 
@@ -78,10 +78,12 @@ cdef int64_t text_header(const uint8_t *data, uint64_t size, uint8_t *address, b
     if feed == NULL:
         return MORE if size < TEXT_MOST else BROKEN
     length = feed - data + 1
+    # The line ends with CR LF.
     if length < 8 or data[length - 2] != 13:
         return BROKEN
     if length >= 15 and memcmp(data + 6, b"UNKNOWN", 7) == 0 and data[13] in (13, 32):
         return length                         # the specification says to ignore the rest of the line
+    # Otherwise only `TCP4 ` or `TCP6 ` can follow, then both addresses and both ports with one space between.
     if length < 11 or memcmp(data + 6, b"TCP", 3) or data[9] not in (52, 54) or data[10] != 32:
         return BROKEN
     family = AF_INET if data[9] == 52 else AF_INET6
@@ -111,6 +113,7 @@ cdef int64_t binary_header(
     if size < FIXED:
         return MORE
     length = <uint64_t>data[14] << 8 | data[15]
+    # Byte 12 has the version in its upper half and the command in the lower: 0 is LOCAL, 1 is PROXY.
     if data[12] >> 4 != 2 or data[12] & 15 > 1 or FIXED + length > MOST:
         return BROKEN
     # LOCAL, and families other than TCP over IP, name no client. UDP cannot be the transport here.

@@ -60,8 +60,9 @@ cdef int turn_frames(Core *core, uint32_t slot, Pass *used, list events) except 
     cdef uint8_t *data
     cdef int64_t size, taken
     if c.state == STATE_OPEN and c.flags & (PAUSED_APP | PAUSED_OUTBOX):
-        return 0
+        return 0                              # queued again when reading resumes
     if c.input != NULL and c.input.backlog.length:
+        # Nothing is received before the backlog is parsed, so that it never grows.
         data = c.input.backlog.data + c.input.backlog_taken
         size = c.input.backlog.length - c.input.backlog_taken
         taken = parse_frames(core, slot, data, size, used, events)
@@ -72,6 +73,7 @@ cdef int turn_frames(Core *core, uint32_t slot, Pass *used, list events) except 
     if size == SEAM_AGAIN:
         return 0
     if size <= 0:
+        # The stream ended without a Close, or the socket failed.
         release(core, slot, PEER_RESET if size == SEAM_GONE else PEER_GONE, False)
         return 0
     c.seen_ms = <uint32_t>core.clock_ms

@@ -98,7 +98,7 @@ class GateLimits:
     reads_proxy_header: bool = False  # whether trusted proxies send a PROXY header before the head
     partial_bytes: int = 0  # for the unfinished input of all connections together
     memory_bytes: int = (
-        0  # for the sum of all accounts; newcomers are refused from 15/16, and above it connections are shed
+        0  # for the sum of all accounts; from 15/16 on newcomers are refused, above the budget it is shed
     )
     # What each connection is charged with in addition: its socket in the kernel, and the caller's objects.
     connection_bytes: int = SOCKET_BYTES + 512
@@ -118,4 +118,4 @@ class ListenerOptions:
     not_sent_low_water_bytes: int = 16 * 1024  # TCP_NOTSENT_LOWAT
     no_delay: bool = True
     defer_accept_s: int = 1
-    user_timeout_ms: int = 50_000  # TCP_USER_TIMEOUT; above every stall deadline by 10 s
+    user_timeout_ms: int = 50_000  # TCP_USER_TIMEOUT; longer than any stall deadline plus 10 s

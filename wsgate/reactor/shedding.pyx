@@ -93,7 +93,7 @@ cdef inline int64_t charge_of_frame(Connection *c) noexcept nogil:
 
 
 cdef int64_t leaving(Core *core, uint32_t first, uint32_t looks, uint32_t slots) noexcept nogil:
-    """Return the bytes that closing connections will release; their frames only in the `looks` slots."""
+    """Return the bytes that closing connections and closed sockets will release; frames of `looks` slots."""
     cdef uint32_t index
     cdef int state
     cdef int64_t total = <int64_t>core.orphan_bytes

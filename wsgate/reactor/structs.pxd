@@ -16,7 +16,7 @@ clock. To hand an open connection over to another process, exactly this data wou
     OPEN       the connection sends and receives frames
     FAILING    a fault, or the peer's Close, was found; the next flush queues our Close, after the
                replies to the messages that the peer sent before
-    CLOSING    our Close (or an HTTP response) is queued or sent; only the peer's Close is still awaited
+    CLOSING    our Close (or an HTTP response) is queued or sent; input is only searched for a Close
     LINGERING  our side of the stream is shut; input is discarded until the peer has read what we wrote
     GONE       the descriptor is closed; the `closed` event is still to be reported, then the slot is free
     Every state can change to GONE directly: at the end of the stream, a reset or a deadline.

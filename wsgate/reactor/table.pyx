@@ -56,7 +56,7 @@ cdef Connection *table_open(Core *core, int32_t fd, uint32_t *slot) noexcept nog
     index = core.free_slot
     c = at(core, index)
     core.free_slot = c.attention_next
-    generation = c.generation
+    generation = c.generation                 # the only field that outlives a connection
     memset(c, 0, sizeof(Connection))
     c.generation = generation
     c.fd = fd

@@ -68,6 +68,7 @@ cdef void close_hole(Core *core, uint32_t hole) noexcept nogil:
         if core.users.cells[probe] == NONE:
             break
         home = link_of(core, core.users.cells[probe]).hash & mask
+        # An entry can move only if the hole is between its home cell and its present cell.
         if ((probe - home) & mask) >= ((probe - hole) & mask):
             core.users.cells[hole] = core.users.cells[probe]
             hole = probe

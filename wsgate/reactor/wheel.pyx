@@ -101,6 +101,7 @@ cdef uint32_t wheel_pop(Core *core) noexcept nogil:
     while core.wheel.done < core.wheel.tick:
         slot = head_of(core, <uint32_t>(core.wheel.done + 1))[0]
         if slot != NONE:
+            # Fetch the next connection of the step into the cache while the caller handles this one.
             if at(core, slot).wheel_next != NONE:
                 prefetch_lines(at(core, at(core, slot).wheel_next))
             wheel_disarm(core, slot)

@@ -79,6 +79,7 @@ cdef int gather(Core *core, Connection *c, iovec *parts) noexcept nogil:
     cdef uint32_t index = 0
     cdef int count = 0
     cdef uint64_t total = 0, size, rest
+    # Pongs are first, except behind the rest of a half-written entry or an HTTP response.
     if outbox.control != NULL and not outbox_head_first(outbox):
         parts[0].iov_base = outbox.control.data + outbox.control.written
         parts[0].iov_len = outbox.control.used - outbox.control.written
@@ -259,6 +260,7 @@ cdef void pong(Core *core, uint32_t slot, const uint8_t *payload, uint32_t size)
         return
     outcome = pongs_add(core, outbox, payload, size)
     if outcome == PUSH_OVERFLOW and not c.flags & BLOCKED:
+        # Write first to make room. This can end the connection or fill its socket.
         visit(core, slot)
         outbox = outbox_open(core, c) if c.state == STATE_OPEN else NULL
         if outbox == NULL:
