@@ -73,7 +73,7 @@ class ByteBudget:
 
     @property
     def bytes_estimate(self) -> int:
-        """Return the estimated memory of the buckets of connections, in bytes."""
+        """Return the estimated memory of the byte buckets of connections."""
         return len(self._full_s) * ENTRY_BYTES
 
     def take(self, conn: int, size: int, now_s: float) -> int:
@@ -108,7 +108,7 @@ class ByteBudget:
         return 0
 
     def forget(self, conn: int) -> None:
-        """Remove the bucket of a connection that has ended."""
+        """Remove the byte bucket of a connection that has ended."""
         if self._full_s:
             self._full_s.pop(conn, None)
 

@@ -50,7 +50,7 @@ cdef enum:
     WALK_STEP = 1024             # entries that one step of such a delivery queues
     WALK_AHEAD = 1024            # a step starts only while fewer connections are on the bulk list
     GAP_BYTES = 64               # the most bytes that a pending gap counts for
-    CROWD_PART = 2               # a crowd begins when more than 1/2 of all connections are behind
+    CROWD_PART = 2               # a crowd begins when more than 1/2 of the open connections are behind
     CROWD_END = 8                # and ends when less than 1/8 is behind
     CROWD_STILL_MS = 1000        # a crowd in which no connection takes a byte for this time is ignored
     CROWD_GRACES = 3             # factor by which a grace is longer in a crowd
