@@ -35,6 +35,8 @@ Ask = Callable[[str, int, int, Grant], None]
 
 
 class _Lease:
+    """The lease of one user on this shard, with the messages used on credit that are not charged yet."""
+
     __slots__ = ("asked_s", "barred_s", "debt", "left", "until_s", "want")
 
     def __init__(self) -> None:
