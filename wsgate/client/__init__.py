@@ -1,6 +1,7 @@
-"""Programs that talk to a gateway from outside; they import nothing of the server.
+"""The Python clients of a gateway: they connect over the network and import no server code.
 
-`Client` and `SyncClient` speak to clients' side of a gateway, `wsgate.client.backend` to a backend's.
+`Client` and `SyncClient` are WebSocket clients. `wsgate.client.backend` publishes to clients and reads their
+events over the bus.
 """
 
 from wsgate.client.backoff import Backoff

@@ -1,8 +1,8 @@
-"""How long to wait before the next attempt. Pure: randomness is passed in.
+"""Calculates how long a client waits before its next attempt. Pure: randomness is passed in.
 
-Full jitter: a random time between 0 and a window that doubles, so that a crowd cut off in one moment comes
-back as a flat stream and not in waves. What the gateway asked for comes on top of nothing and below the
-jitter: a crowd told the same number must not come in step.
+The delay has full jitter: it is a random time between 0 and a window that doubles with each failure, so that
+many clients that were disconnected at one moment return evenly spread. A delay that the gateway requested is
+added to the random time, so that many clients with the same requested delay do not return at the same moment.
 
 Source: protocols/client/v1/spec.md, "Closing".
 """
@@ -14,29 +14,29 @@ from typing import Final
 __all__ = ["Backoff", "Random"]
 
 Random = Callable[[], float]
-"""Numbers from 0 up to 1, as `random.random` makes them."""
+"""A function that returns random numbers from 0 to below 1, as `random.random` does."""
 
 _DOUBLINGS_LIMIT: Final = 64
-"""More of them reach every cap, and a float has an end."""
+"""More doublings reach every cap, and a float would overflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """The window of the first attempt, doubled by each that fails, up to a cap."""
+    """The random delay between attempts: a window that doubles from `base_s` up to `cap_s` seconds."""
 
     base_s: float = 0.5
     cap_s: float = 30.0
 
     def window_s(self, attempt: int) -> float:
-        """Within what the next attempt comes; `attempt` counts the failed ones before, from 0."""
+        """Return the longest random delay in seconds; `attempt` counts the failures before, from 0."""
         return min(self.cap_s, self.base_s * 2.0 ** min(attempt, _DOUBLINGS_LIMIT))
 
     def delay_s(self, attempt: int, random: Random, *, least_s: float = 0.0) -> float:
-        """How long to wait.
+        """Return the delay in seconds before the next attempt.
 
         Args:
-            attempt: How many failed in a row before this one, from 0.
+            attempt: How many attempts failed in a row before this one, from 0.
             random: See `Random`.
-            least_s: What the gateway asked for; the jitter comes on top.
+            least_s: The delay that the gateway requested; the random time is added to it.
         """
         return max(least_s, 0.0) + random() * self.window_s(attempt)

@@ -1,6 +1,6 @@
-"""What an application wants to be told, and that its mistakes stay its own.
+"""Calls the functions of the application, and keeps their exceptions away from the client.
 
-A callback may be a function or a coroutine function. What it raises is reported; it never reaches the loop
+A callback may be a function or a coroutine function. Its exceptions are reported; they never reach the code
 that called it.
 """
 
@@ -19,15 +19,15 @@ _LOG: Final = logging.getLogger("wsgate.client")
 
 
 class Callbacks:
-    """Calls an application back, from the event loop."""
+    """Calls the application's callbacks on the event loop, and runs coroutines that they return."""
 
     def __init__(self, on_error: ErrorCallback | None) -> None:
-        """`on_error` is told what goes wrong in the background; by default the log is."""
+        """Create the caller. `on_error` receives errors of the background; without it they are logged."""
         self._on_error = on_error
         self.tasks = Tasks(self.report)
 
     def report(self, error: Exception) -> None:
-        """Tell the application what no caller of it waits for."""
+        """Report an error for which no caller waits: to `on_error`, or to the log."""
         if self._on_error is None:
             _LOG.warning("%s: %s", type(error).__name__, error)
             return
@@ -37,7 +37,10 @@ class Callbacks:
             _LOG.exception("on_error raised")
 
     def tell(self, callback: Callable[[Any], object] | None, what: object) -> None:
-        """Call it, if there is one; a coroutine that it gives runs on, and ends with the client."""
+        """Call a callback with one value, if there is a callback; run a coroutine that it returns as a task.
+
+        The task ends at the latest with the client.
+        """
         if callback is None:
             return
         try:

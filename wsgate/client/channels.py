@@ -1,7 +1,7 @@
-"""The channels an application listens to, and keeping them subscribed across connections.
+"""Keeps the channels of an application subscribed across connections.
 
-Owns the feeds by channel. On each new connection everything wanted is subscribed anew, from where it stood;
-what the gateway refuses for the moment is tried again, what it refuses for good ends that feed alone.
+This module owns the feeds, by channel. On each new connection it subscribes every feed again, from its
+position. It repeats a subscription that the gateway refuses temporarily. A final refusal ends only that feed.
 """
 
 import asyncio
@@ -34,19 +34,19 @@ GapCallback = Callable[[Gap], object]
 
 
 class Channels:
-    """See the module."""
+    """The feeds of one client, and the tasks that subscribe them on the present connection."""
 
     def __init__(self, options: ClientOptions, environment: Environment, callbacks: Callbacks) -> None:
-        """Of one client, with no channel yet."""
+        """Create the set of one client, without any channel."""
         self._options = options
         self._environment = environment
         self._callbacks = callbacks
         self._feeds: dict[str, Feed] = {}
         self._gap_callbacks: dict[Feed, GapCallback] = {}
-        self._session: Session | None = None  # the welcomed one
+        self._session: Session | None = None  # the session whose welcome has arrived
         self._holding: dict[Feed, asyncio.Task[None]] = {}
 
-    # --- what the application wants -------------------------------------------------------------------
+    # --- calls of the application ---------------------------------------------------------------------
 
     def add(
         self,
@@ -56,10 +56,10 @@ class Channels:
         on_gap: GapCallback | None,
         since: str | None,
     ) -> Feed:
-        """A feed of a channel, subscribed as soon as there is a connection.
+        """Create the feed of a channel and subscribe it as soon as there is a connection.
 
         Raises:
-            CommandError: `already_subscribed`: the application listens to it already.
+            CommandError: `already_subscribed`: the application is subscribed to the channel already.
         """
         if channel in self._feeds:
             raise CommandError(409, _ALREADY)
@@ -78,13 +78,14 @@ class Channels:
         return feed
 
     def leave(self, feed: Feed) -> None:
-        """The application listens no more; the gateway is told in the background."""
+        """End a feed for the application, and unsubscribe its channel in the background."""
         is_mine = self._forget(feed)
         feed.end(None)
         if (holding := self._holding.pop(feed, None)) is not None:
             holding.cancel()
         if is_mine and self._session is not None and feed.channel != INBOX:
-            # Before any later `sub` of this channel: tasks begin in the order in which they are made.
+            # This task starts before any later `sub` of the channel: tasks start in the order of their
+            # creation.
             self._session.tasks.start(self._unsubscribe(self._session, feed.channel))
 
     async def _unsubscribe(self, session: Session, channel: str) -> None:
@@ -93,7 +94,7 @@ class Channels:
                 await session.ask("unsub", {"ch": channel})
 
     def _forget(self, feed: Feed) -> bool:
-        """Whether it was the one of its channel."""
+        """Remove a feed from the table; return False if the channel has another feed or none."""
         if self._feeds.get(feed.channel) is not feed:
             return False
         del self._feeds[feed.channel]
@@ -101,30 +102,30 @@ class Channels:
         return True
 
     def position(self, channel: str) -> str | None:
-        """Where the application stands in a channel."""
+        """Return the last position that the application has received on a channel, or None."""
         feed = self._feeds.get(channel)
         return feed.track.last if feed is not None else None
 
     def end(self, error: Exception | None) -> None:
-        """The client has ended, and every feed with it."""
+        """End all feeds with this error, because the client has ended."""
         self._session = None
         feeds, self._feeds = self._feeds, {}
         self._gap_callbacks.clear()
         for feed in feeds.values():
             feed.end(error)
 
-    # --- connections come and go ----------------------------------------------------------------------
+    # --- beginning and end of a connection ------------------------------------------------------------
 
     def begin(self, session: Session) -> None:
-        """A connection was welcomed: subscribe to everything on it."""
+        """Subscribe all feeds on a session that has received its welcome."""
         self._session = session
         for feed in list(self._feeds.values()):
             self._want(session, feed)
 
     def suspend(self) -> None:
-        """The connection is gone."""
+        """Suspend all feeds, because the connection has ended."""
         self._session = None
-        self._holding.clear()  # these tasks were the session's
+        self._holding.clear()  # the session has cancelled these tasks
         for feed in self._feeds.values():
             feed.suspend()
 
@@ -142,7 +143,7 @@ class Channels:
         self._holding[feed] = session.tasks.start(self._subscribe(session, feed, delay_s))
 
     async def _subscribe(self, session: Session, feed: Feed, delay_s: float) -> None:
-        """Until it is confirmed, or refused for good."""
+        """Send `sub` for a feed, after a delay, until the gateway confirms it or refuses it finally."""
         random, backoff = self._environment.random, self._options.backoff
         unauthorized = 0
         for attempt in count():
@@ -165,7 +166,7 @@ class Channels:
             except (TokenError, CommandTimeout) as error:
                 self._callbacks.report(error)
             except Disconnected:
-                return  # the next connection begins anew
+                return  # `begin` subscribes on the next connection
             delay_s = backoff.delay_s(attempt, random, least_s=least_s)
 
     async def _ask(self, session: Session, feed: Feed) -> None:
@@ -185,11 +186,15 @@ class Channels:
                 raise
 
     def _on_answer(self, session: Session, feed: Feed, reply: Reply) -> None:
-        """Before the next message is looked at: what follows belongs to the subscription."""
+        """Apply the reply to `sub` to the feed, before the next message is handled.
+
+        Publications that follow the reply belong to the subscription already.
+        """
         if isinstance(reply, Subscribed):
             feed.confirm(reply.position, recovered=reply.recovered)
         elif isinstance(reply, Failed) and reply.error == _ALREADY:
-            # The token brought this channel, so it is held, from where the gateway said then.
+            # The gateway subscribed this channel because the token lists it; its position was sent at that
+            # time.
             feed.confirm(session.held.get(feed.channel), recovered=None)
 
     def _refuse(self, feed: Feed, error: CommandError | UnauthorizedError) -> None:
@@ -197,22 +202,28 @@ class Channels:
         self._holding.pop(feed, None)
         feed.end(error)
 
-    # --- what the gateway says ------------------------------------------------------------------------
+    # --- messages of the gateway ----------------------------------------------------------------------
 
     def on_publication(self, publication: Publication) -> None:
-        """Something was published."""
+        """Queue a publication in the feed of its channel, if there is one."""
         feed = self._feeds.get(publication.channel)
         if feed is not None:
             feed.offer(publication)
 
     def on_subscribed(self, message: Subscribed) -> None:
-        """The gateway subscribed by itself. Of other channels than the inbox the answer to `sub` counts."""
+        """Confirm the inbox, which the gateway subscribes by itself.
+
+        Other channels wait for the reply to `sub`.
+        """
         feed = self._feeds.get(message.channel)
         if feed is not None and message.channel == INBOX:
             feed.confirm(message.position, recovered=message.recovered)
 
     def on_unsubscribed(self, session: Session, message: Unsubscribed) -> None:
-        """The gateway took a channel: it is subscribed again where that may help, in no step with others."""
+        """Suspend a feed that the gateway has unsubscribed; subscribe it again if the gateway allows that.
+
+        The delay is random, so that many clients do not subscribe again at the same time.
+        """
         feed = self._feeds.get(message.channel)
         if feed is None:
             return
@@ -224,9 +235,9 @@ class Channels:
             self._refuse(feed, CommandError(message.code, message.reason))
 
     def on_dropped(self, message: Dropped) -> None:
-        """Publications are missing on a channel, or perhaps on all of them.
+        """Report a gap to the callback of its channel, or to the callbacks of all channels.
 
-        A gap of all channels is told once to each callback, also to one that was given for several channels.
+        A gap of all channels calls each callback once, even if several channels have the same callback.
         """
         gap = Gap.told(message)
         if gap.channel is not None:
@@ -240,7 +251,7 @@ class Channels:
 
 
 def _identity(callback: object) -> object:
-    """What is equal for two callbacks that are the same function, or the same method of one object."""
+    """Return a key that is equal for two references to the same function or bound method."""
     try:
         hash(callback)
     except TypeError:

@@ -1,6 +1,7 @@
-"""A client that stays connected: it comes back by itself, subscribes anew, and says what it cannot prove.
+"""The asyncio client: it reconnects by itself, subscribes again, and reports gaps in its channels.
 
-What an application sees. The work is the `Connector`'s and the `Channels`'.
+This module holds the interface for applications. `Connector` keeps the connection and `Channels` keeps the
+subscriptions.
 """
 
 from collections.abc import Callable
@@ -23,14 +24,14 @@ __all__ = ["Client"]
 
 
 class Client:
-    """Holds one connection to a gateway, for as long as it lives.
+    """An asyncio client that keeps one connection to a gateway open and reconnects when it is lost.
 
         async with Client("ws://localhost:8000/ws", token=fetch_token) as client:
             async with client.subscribe("chat:42") as chat:
                 async for publication in chat:
                     ...
 
-    Belongs to the event loop that it was started on. Callbacks run there.
+    A client belongs to the event loop on which it was started. Its callbacks run on that loop.
     """
 
     def __init__(
@@ -42,17 +43,18 @@ class Client:
         on_error: ErrorCallback | None = None,
         environment: Environment | None = None,
     ) -> None:
-        """Nothing happens before `start`.
+        """Create a client that is not started: it opens no connection before `start` or `connect`.
 
         Args:
             url: `ws://host:port/ws`, or `wss://`.
-            token: Who this is: a text, or a provider that is asked for a fresh one for every attempt. With a
-                text, the client ends when the gateway says that the token has expired or is not valid. A
-                provider that raises UnauthorizedError ends the client; whatever else it raises is a failed
-                attempt.
+            token: The user's token: a text, or a provider that is called for a fresh token before every
+                attempt. With a text, the client ends when the gateway reports that the token has expired or
+                is not valid. A provider that raises UnauthorizedError ends the client; any other exception of
+                a provider is a failed attempt.
             options: See `ClientOptions`.
-            on_error: Told what goes wrong in the background; by default the log is.
-            environment: For tests.
+            on_error: Called with each error that happens in the background. Without it, these errors are
+                logged.
+            environment: Clock, randomness and the way to connect. Tests replace them.
 
         Raises:
             SettingsError: No WebSocket can be opened at this URL.
@@ -69,60 +71,70 @@ class Client:
 
     @property
     def state(self) -> ClientState:
-        """Where it is on its way."""
+        """The connection state of the client."""
         return self._connector.state
 
     @property
     def conn(self) -> str | None:
-        """The public id of the present connection; None while there is none."""
+        """The public id of the open connection, or None while the client is not connected."""
         session = self._connector.session
         return session.welcome.conn if session and session.welcome else None
 
     @property
     def user(self) -> str | None:
-        """Who the gateway says this is; None for who is anonymous, and while there is no connection."""
+        """The user id that the gateway sent in the welcome.
+
+        None for an anonymous client, and while there is no connection.
+        """
         session = self._connector.session
         return session.welcome.user if session and session.welcome else None
 
-    # --- coming and going -----------------------------------------------------------------------------
+    # --- connecting and disconnecting -----------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to connect, in the background of the running loop; once, and again after `disconnect`."""
+        """Start to connect in a background task of the running event loop, without waiting.
+
+        May be called once, and again after `disconnect`.
+        """
         self._connector.start()
 
     async def connect(self) -> None:
-        """Begin to connect, unless the client does already, and wait until there is a connection.
+        """Start to connect, unless the client is started already, and wait for the first welcome.
 
         Raises:
             ClosedError: The client has ended.
-            NotConnected: `disconnect` was called meanwhile.
+            NotConnected: `disconnect` was called while this waited.
         """
         await self._connector.restart()
         await self.connected()
 
     async def connected(self) -> None:
-        """Wait until there is a connection.
+        """Wait until the gateway has welcomed a connection; do not start the client.
 
         Raises:
-            ClosedError: The client ended before.
+            ClosedError: The client has ended before.
             NotConnected: The client was never started, or `disconnect` was called.
         """
         await self._connector.open_session(is_patient=False)
 
     async def disconnect(self) -> None:
-        """Let the connection go for a while, and keep the subscriptions with their positions.
+        """Close the connection for now, and keep the subscriptions and their positions for a later `connect`.
 
-        `connect` or `start` goes on with them. Commands that were sent raise Disconnected; others wait for
-        the next connection within their time. Harmless when there is no connection, and twice.
+        Commands that were sent and have no reply raise Disconnected. Commands that were not sent wait for the
+        next connection, within their time limit. Does nothing if there is no connection or if it was called
+        before.
         """
         await self._connector.disconnect()
 
     async def closed(self) -> Ending:
-        """Wait until the client has ended, and say why."""
+        """Wait until the client has ended for any reason, and return that reason."""
         return await self._connector.closed()
 
     async def close(self) -> None:
-        """End it: say goodbye to the gateway, end every iterator and every task. Harmless twice."""
+        """End the client: close the connection, end every iterator, and cancel every task.
+
+        May be called twice.
+        """
         await self._connector.close()
 
     async def __aenter__(self) -> Self:
@@ -137,7 +149,7 @@ class Client:
     ) -> None:
         await self.close()
 
-    # --- what it does ---------------------------------------------------------------------------------
+    # --- commands and subscriptions -------------------------------------------------------------------
 
     def subscribe(
         self,
@@ -147,18 +159,20 @@ class Client:
         on_gap: Callable[[Gap], object] | None = None,
         since: str | None = None,
     ) -> Subscription:
-        """Listen to a channel, from now on and after every reconnect.
+        """Subscribe to a channel, now and again after every reconnect.
 
         Args:
-            channel: Its name.
-            token: A channel token, or who makes one, where the channel needs it.
-            on_gap: Called at once when publications are missing; wait `Gap.retry_ms` before loading anew.
-                After a reconnect that is always so on a channel without history. A gap of all channels, whose
-                `channel` is None, calls a function once, also one that was given for several channels.
-            since: The position of the last publication the application has dealt with, from an earlier life.
+            channel: The name of the channel.
+            token: A channel token or its provider, for a channel that needs one.
+            on_gap: Called as soon as publications are known to be missing. Wait `Gap.retry_ms` before loading
+                the state again. After a reconnect it is called for every channel without history. A gap of
+                all channels, whose `channel` is None, calls each function once, even if several channels have
+                the same function.
+            since: The position of the last publication that the application has processed before it was
+                restarted.
 
         Raises:
-            CommandError: `already_subscribed`: this client listens to it already.
+            CommandError: `already_subscribed`: this client is subscribed to the channel already.
             ClosedError: The client has ended.
         """
         connector = self._connector
@@ -170,34 +184,36 @@ class Client:
     def inbox(
         self, *, on_gap: Callable[[Gap], object] | None = None, since: str | None = None
     ) -> Subscription:
-        """Listen to what is published to this user alone; the gateway subscribes to it by itself.
+        """Receive the publications to the inbox of this user, which the gateway subscribes by itself.
 
-        An anonymous client has none: `ready` and the iterator raise `bad_request`. See `subscribe`.
+        An anonymous client has no inbox: `ready` and the iterator raise `bad_request`. For the arguments see
+        `subscribe`.
         """
         return self.subscribe(INBOX, on_gap=on_gap, since=since)
 
     async def publish(
         self, channel: str, data: Any, *, key: str | None = None, echo: bool = True
     ) -> str | None:
-        """Publish to a channel; waits for a connection, and for the gateway to say that it is done.
+        """Publish data to a channel: wait for a connection, send once, and wait for the gateway's reply.
 
-        It is sent once. After a CommandTimeout, a Disconnected or a 503 it is unknown whether it was
-        published: try again with the same `key`.
+        After a CommandTimeout, a Disconnected or a 503 it is unknown whether the data was published: publish
+        it again with the same `key`.
 
         Args:
-            channel: Where; need not be subscribed to.
-            data: What JSON can hold, or bytes.
-            key: Makes a retry harmless, on a channel with history.
-            echo: Whether this connection gets it too, where it listens to the channel.
+            channel: The name of the channel. The client need not be subscribed to it.
+            data: A value that JSON can represent, or bytes.
+            key: An idempotency key: on a channel with history, a second publication with the same key has no
+                effect.
+            echo: Whether this connection receives the publication too, if it is subscribed to the channel.
 
         Returns:
-            Its position, None on a channel without history.
+            The position of the publication, or None on a channel without history.
 
         Raises:
             CommandError, CommandTimeout, Disconnected: See `wsgate.client.errors`.
             ClosedError: The client has ended.
             NotConnected: The client was never started.
-            TypeError, ValueError, OverflowError: `data` cannot be packed; nothing was sent.
+            TypeError, ValueError, OverflowError: msgpack cannot encode `data`; nothing was sent.
         """
         fields: dict[str, Any] = {"ch": channel, "data": data}
         if key is not None:
@@ -207,21 +223,25 @@ class Client:
         return (await self._connector.ask("pub", fields)).position
 
     async def send(self, data: Any) -> None:
-        """Say something to the backend; returns once its event stream has it. Raises as `publish` does."""
+        """Send a message to the backend, and return when the bus has stored it as an event.
+
+        Raises the same errors as `publish`.
+        """
         await self._connector.ask("send", {"data": data})
 
     async def refresh(self, token: str | None = None) -> int | None:
-        """Show the gateway a fresh token: this one, or the provider's.
+        """Replace the token of the open connection with this token, or with a fresh one of the provider.
 
-        With a provider this happens by itself ahead of the token's end.
+        A client with a provider does this by itself before the token expires.
 
         Returns:
-            How long it lives in s; None: for ever.
+            The seconds until the new token expires, or None if it never expires.
 
         Raises:
-            TokenError: There is no provider, or it failed.
-            CommandError: `unauthorized`, or `permission_denied` for another user's token; the connection
-                goes on with the old one. Else as `publish`.
+            TokenError: No token was given and there is no provider, or the provider failed.
+            CommandError: `unauthorized`, or `permission_denied` for a token of another user. The connection
+                keeps its old token.
+            Others as `publish`.
         """
         if token is None and not self._connector.token.can_renew:
             raise TokenError("there is no token provider")

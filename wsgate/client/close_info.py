@@ -1,6 +1,7 @@
-"""How a connection ended, and whether a client comes back. Pure.
+"""Decides from a Close code, an HTTP status or an error code whether a client may connect again. Pure.
 
-Owns the ranges of Close codes, HTTP statuses and error codes. Knows no sockets and no clock.
+This module owns the ranges of Close codes, HTTP statuses and error codes. It has no access to sockets or
+clocks.
 
 Source: protocols/client/v1/spec.md, "Closing" and "Opening"; protocols/codes/passing.json, row by row.
 """
@@ -33,26 +34,27 @@ _FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
 _FINAL_RANGE: Final = range(4500, 5000)
 
 _UNAUTHORIZED: Final = frozenset({401, 403})
-"""Another token may help, so only a client with a provider tries again, and a bounded number of times."""
+"""Another token may help, so only a client with a token provider tries again, a bounded number of times."""
 _PASSING: Final = frozenset({408, 425, 429}) | _UNAUTHORIZED
-"""What another attempt may not meet; the other 4xx blame the request, which stays the same."""
+"""Statuses after which another attempt may succeed. The other 4xx statuses reject the request itself, which
+would be the same."""
 
 _TOKEN_STAYS_GOOD: Final = ("key_awaited", "not_yet_valid")
-"""Ends of the reasons of a 4001 after which the same token is accepted later."""
+"""Last parts of those reasons of a 4001 after which the same token may be accepted later."""
 
 NOT_IMPLEMENTED: Final = 501
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a connection ended, or why none came about.
+    """The reason why a connection ended, or why it could not be opened.
 
     Attributes:
-        code: The Close code, or the HTTP status of a refused handshake, or 0 when it did not get that far.
-        reason: Its name, as the gateway gives it where it does.
-        may_return: Whether a client may come back.
-        retry_s: How long to wait at least, as the gateway asked.
-        detail: The address and the cause in words, for people. Two endings may differ in it and be equal.
+        code: The Close code, the HTTP status of a refused handshake, or 0 if there was neither.
+        reason: The name of the reason; the gateway's name where it sent one.
+        may_return: Whether the client may connect again.
+        retry_s: The least number of seconds to wait, as the gateway requested.
+        detail: The address and the cause in words, for people. Not part of comparisons.
     """
 
     code: int
@@ -63,7 +65,7 @@ class Ending:
 
     @property
     def is_unauthorized(self) -> bool:
-        """Whether the handshake was refused for its token, or for the user behind it."""
+        """Whether the handshake was refused because of the token or its user (401 or 403)."""
         return self.code in _UNAUTHORIZED
 
     def __str__(self) -> str:
@@ -72,17 +74,21 @@ class Ending:
 
 
 def after_close(code: int, reason: str, *, retry_s: float = 0.0) -> Ending:
-    """What a Close means: 4000-4499 come back, 4500-4999 do not; of the standard codes most do."""
+    """Return the ending for a Close code: final for 4500 to 4999 and for some standard codes.
+
+    All other codes, among them 4000 to 4499, allow another connection.
+    """
     is_final = code in _FINAL_CODES or code in _FINAL_RANGE
     return Ending(code, reason or "closed", not is_final, 0.0 if is_final else bounded(retry_s))
 
 
 def after_refusal(status: int, retry_after: str | None = None) -> Ending:
-    """What a handshake that was answered with another status than 101 means.
+    """Return the ending for a handshake that was answered with an HTTP status other than 101.
 
     Args:
         status: The HTTP status.
-        retry_after: That header. A date is not looked at: the wall clock of a client proves nothing.
+        retry_after: The value of the Retry-After header. Only seconds are read; a date is ignored, because
+            the clock of a client may be wrong.
     """
     may_return = status in _PASSING or (status >= 500 and status != NOT_IMPLEMENTED)
     text = (retry_after or "").strip()
@@ -91,24 +97,24 @@ def after_refusal(status: int, retry_after: str | None = None) -> Ending:
 
 
 def is_passing_error(code: int, *, has_retry: bool = False) -> bool:
-    """Whether the same command may succeed later.
+    """Whether the same command may succeed later, judged by the code of its `err`.
 
     Args:
-        code: Of the `err`.
-        has_retry: Whether the gateway said when to try again.
+        code: The code of the `err`.
+        has_retry: Whether the gateway sent a time to wait.
     """
     return has_retry or code == 429 or (code >= 500 and code != NOT_IMPLEMENTED)
 
 
 def with_fixed_token(ending: Ending) -> Ending:
-    """Judge an ending for a client that can show the same token only: an expired one stays expired."""
+    """Adjust an ending for a client whose token cannot change: an expired token makes it final."""
     if ending.code == TOKEN_EXPIRED and not ending.reason.endswith(_TOKEN_STAYS_GOOD):
         return replace(ending, may_return=False, retry_s=0.0, detail="the token of this client cannot change")
     return ending
 
 
 def without_token(ending: Ending) -> Ending:
-    """Judge an ending for a client that has no token and no way to get one."""
+    """Adjust an ending for a client without any token: a missing authentication makes it final."""
     if ending.code == AUTH_TIMEOUT:
         return replace(
             ending, may_return=False, retry_s=0.0, detail="the gateway wants a token and this client has none"

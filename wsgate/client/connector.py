@@ -1,11 +1,11 @@
-"""Keeps a client connected: the state, the attempts, and what each connection is told to do.
+"""Keeps a client connected: the client's state, the attempts to connect, and the token of each connection.
 
-Owns the one task from which everything else hangs. One connection is a `Session`; which channels are held is
-the `Channels`' business, the sockets are the `Transport`'s.
+The connector owns the main task of the client. Each connection is a `Session`. `Channels` owns the
+subscriptions, and the `Transport` owns the socket.
 
-    IDLE -> CONNECTING -> OPEN -> WAITING -> CONNECTING ...      any -> CLOSED, for good
-    disconnect(): any but CLOSED -> IDLE, from which start() goes on; to WAITING first where the gateway has
-    asked for more time
+    IDLE -> CONNECTING -> OPEN -> WAITING -> CONNECTING ...      any -> CLOSED, which is final
+    disconnect(): any but CLOSED -> IDLE. start() leaves IDLE, to WAITING first if the gateway has requested
+    a delay that has not passed yet.
 """
 
 import asyncio
@@ -40,18 +40,18 @@ __all__ = ["ClientState", "Connector"]
 
 
 class ClientState(Enum):
-    """Where a client is on its way."""
+    """The states of a client, from not started to closed."""
 
     IDLE = "idle"
-    """Not started, or let go by `disconnect`."""
+    """The client is not started, or `disconnect` was called."""
     CONNECTING = "connecting"
-    """An attempt is under way, up to its welcome."""
+    """An attempt to connect is under way, and its welcome has not arrived."""
     OPEN = "open"
-    """Welcomed: commands are carried out."""
+    """The gateway has sent the welcome: commands are carried out."""
     WAITING = "waiting"
-    """For the next attempt."""
+    """The client waits before the next attempt."""
     CLOSED = "closed"
-    """Ended, for good."""
+    """The client has ended and cannot be started again."""
 
 
 TRANSITIONS: Final = {
@@ -66,12 +66,12 @@ BY_APPLICATION: Final = Ending(NORMAL, "closed_by_application", may_return=False
 
 
 class Connector:
-    """See the module. A `Session`'s listener.
+    """Runs the loop of attempts of one client, and listens to the messages of its `Session`.
 
     Attributes:
         state: See `ClientState`.
-        session: The welcomed connection, None while there is none.
-        ending: Why the client has ended, once it has.
+        session: The session after its welcome, None while there is none.
+        ending: The reason why the client has ended; only valid in the state CLOSED.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Connector:
         environment: Environment,
         callbacks: Callbacks,
     ) -> None:
-        """Nothing happens before `start`."""
+        """Create a connector in the state IDLE. Nothing runs before `start`."""
         self.state = ClientState.IDLE
         self.session: Session | None = None
         self.ending = BY_APPLICATION
@@ -95,31 +95,35 @@ class Connector:
         self._callbacks = callbacks
         self._changed = asyncio.Event()
         self._refresher: Refresher | None = None
-        self._shown: str | None = None  # the token that counts on the present connection
+        self._shown: str | None = None  # the token that the gateway has accepted last on this connection
         self._running: asyncio.Task[None] | None = None
         self._was_started = False
         self._is_letting_go = False  # the task was cancelled by `disconnect`
-        self._failures = 0  # attempts since a connection lasted
-        self._unauthorized = 0  # handshakes in a row that were refused for their token
-        self._not_before_s = 0.0  # when the gateway allows the next attempt
+        self._failures = 0  # failed attempts since a connection lasted `steady_s`
+        self._unauthorized = 0  # handshakes in a row that were refused with 401 or 403
+        self._not_before_s = 0.0  # time on the clock before which the gateway wants no attempt
 
     @property
     def was_started(self) -> bool:
-        """Whether the client was ever started. Before that nothing can come."""
+        """Whether `start` was ever called. Before that no publication can arrive."""
         return self._was_started
 
     def start(self) -> None:
-        """Begin, on the running loop; again only after `disconnect`."""
+        """Start the loop of attempts as a task on the running event loop.
+
+        Raises:
+            InternalError: It runs already, or the client has ended.
+        """
         if self.state is not ClientState.IDLE or self._running is not None:
             raise InternalError("a client is started once")
         self._was_started = True
         self._is_letting_go = False
         self._running = asyncio.create_task(self._run())
-        # Even a task that is cancelled before its first step has ended the client, or let it go.
+        # This callback also runs if the task is cancelled before its first step, when `_run` cannot clean up.
         self._running.add_done_callback(self._on_done)
 
     async def restart(self) -> None:
-        """Begin unless that was done already; after a `disconnect` that is under way has ended."""
+        """Wait for the end of a `disconnect` that is under way, then start the loop of attempts unless it runs."""
         while self._is_letting_go and self._running is not None:
             await asyncio.wait({self._running})
         if self._running is None and self.state is ClientState.IDLE:
@@ -137,7 +141,7 @@ class Connector:
             self._end(BY_APPLICATION)
 
     async def disconnect(self) -> None:
-        """Let the connection go, keep the subscriptions, and wait until nothing of the connection runs."""
+        """Cancel the loop of attempts, keep the subscriptions, and wait until the task has ended."""
         running = self._running
         if running is None or self.state is ClientState.CLOSED:
             return
@@ -147,7 +151,7 @@ class Connector:
         await asyncio.wait({running})
 
     async def close(self) -> None:
-        """End it, and wait until nothing of it runs."""
+        """Put the client into the state CLOSED, and wait until all its tasks have ended."""
         running = self._running
         if running is None:
             self._end(BY_APPLICATION)
@@ -159,20 +163,20 @@ class Connector:
         await asyncio.wait({running})
 
     async def closed(self) -> Ending:
-        """Wait until it has ended; why."""
+        """Wait for the state CLOSED, and return the reason."""
         while self.state is not ClientState.CLOSED:
             await self._changed.wait()
         return self.ending
 
     async def open_session(self, *, is_patient: bool = True) -> Session:
-        """The present connection, as soon as there is one.
+        """Wait for a session with a welcome, and return it.
 
         Args:
-            is_patient: Whether to wait also while the client is let go, because somebody may connect again.
+            is_patient: Whether to wait also after a `disconnect`, because the application may connect again.
 
         Raises:
-            ClosedError: There will be none.
-            NotConnected: The client was never started, or, unless `is_patient`, it was let go.
+            ClosedError: The client has ended.
+            NotConnected: The client was never started, or `disconnect` was called and `is_patient` is false.
         """
         while self.session is None:
             if self.state is ClientState.CLOSED:
@@ -183,25 +187,36 @@ class Connector:
         return self.session
 
     async def ask(self, op: str, fields: dict[str, Any]) -> Answer:
-        """Send a command on the present connection, or the next one, and return what came of it.
+        """Send a command on the open or the next session, within `command_timeout_s`, and return its result.
 
         Raises:
-            CommandError, CommandTimeout, Disconnected, ClosedError, NotConnected: See there.
+            CommandError, CommandTimeout, Disconnected, ClosedError, NotConnected: See `wsgate.client.errors`.
         """
         try:
             async with asyncio.timeout(self._options.command_timeout_s):
                 reply = await (await self.open_session()).ask(op, fields)
         except TimeoutError:
             raise CommandTimeout from None
-        # What answers another command than this one was is an answer without fields.
+        # A reply of the wrong kind (`subbed`, `unsubbed`) has no fields that a caller could use.
         return reply if isinstance(reply, Answer) else Answer(reply.id)
 
     async def refresh(self, token: str | None = None) -> int | None:
-        """Show this token, or the provider's; how long it lives in s, None: for ever."""
+        """Send this token, or a fresh one of the provider, to the gateway, and return its remaining life.
+
+        The life is in seconds. None means that the token does not expire.
+        """
         return await self._show(token or await self._fresh_token())
 
     async def _renew(self, is_asked: bool) -> int | None:
-        """Show the provider's token; the one that counts already is shown again only when that was asked."""
+        """Send the provider's token to the gateway, for the refresher.
+
+        Args:
+            is_asked: Whether the gateway asked for a token. Only then is the token that it has already sent
+                again.
+
+        Raises:
+            TokenError: The provider returned the token that the gateway already has.
+        """
         token = await self._fresh_token()
         is_same = hmac.compare_digest((token or "").encode(), (self._shown or "").encode())
         if is_same and not is_asked:
@@ -228,7 +243,7 @@ class Connector:
     # --- the loop of attempts -------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        ending = BY_APPLICATION  # whoever cancels is the application
+        ending = BY_APPLICATION  # only the application cancels this task
         try:
             ending = await self._keep_connected()
         finally:
@@ -238,9 +253,9 @@ class Connector:
                 await self._callbacks.tasks.cancel()
 
     async def _keep_connected(self) -> Ending:
-        """Until a connection ends that none should follow; how."""
+        """Connect again and again until an ending forbids another attempt, and return that ending."""
         clock, options = self._environment.clock, self._options
-        if (left_s := self._not_before_s - clock.now_s()) > 0:  # it was let go while it waited
+        if (left_s := self._not_before_s - clock.now_s()) > 0:  # `disconnect` came during a wait
             self._to(ClientState.WAITING)
             await clock.sleep(options.backoff.delay_s(0, self._environment.random, least_s=left_s))
         while True:
@@ -266,7 +281,7 @@ class Connector:
             await clock.sleep(delay_s)
 
     def _judge(self, error: Exception) -> Ending:
-        """Judge the end of an attempt by whether this client's token can change."""
+        """Decide from the error of an attempt whether another attempt may help, given this client's token."""
         if isinstance(error, UnauthorizedError):
             return Ending(401, "unauthorized", may_return=False, detail=str(error))
         if not isinstance(error, Disconnected):
@@ -283,7 +298,7 @@ class Connector:
         return self.token.is_fixed or (not self.token.can_renew and carries_token(self._url))
 
     async def _attempt(self) -> Exception:
-        """One connection from its token to its end; why it ended."""
+        """Open one connection, run its session to the end, and return the error that ended it."""
         environment, options = self._environment, self._options
         try:
             self._shown = await self.token.get()
@@ -299,11 +314,11 @@ class Connector:
             has_token = self.token.can_renew or self._has_fixed_token
             session = Session(transport, self, options, environment.clock, has_token=has_token)
             return Disconnected(await session.run())
-        except Exception as error:  # a fault of ours or of a library costs an attempt, never the client
+        except Exception as error:  # an unexpected error fails this attempt but does not end the client
             return error
 
     def _address(self) -> str:
-        """The URL, with where the application stood in its inbox: nobody sends `sub` for that."""
+        """The URL with the last position in the inbox as `from`: no `sub` command carries that position."""
         position = self.channels.position(INBOX)
         if position is None:
             return self._url
@@ -326,10 +341,10 @@ class Connector:
             self._to(ClientState.CLOSED)
             self.channels.end(None if ending is BY_APPLICATION else ClosedError(ending))
 
-    # --- what a session tells -------------------------------------------------------------------------
+    # --- listener of the session ----------------------------------------------------------------------
 
     def on_welcome(self, session: Session, welcome: Welcome) -> None:
-        """The connection is in: commands may be sent, and channels are subscribed anew."""
+        """Make the session available to commands, start the refresher, and subscribe all channels."""
         self.session = session
         if self.token.can_renew:
             self._refresher = Refresher(
@@ -344,33 +359,33 @@ class Connector:
         self.channels.begin(session)
 
     def on_end(self) -> None:
-        """The connection is over."""
+        """Forget the session and suspend all channels until the next welcome."""
         self.session = self._refresher = None
         self.channels.suspend()
 
     def on_refresh_asked(self, session: Session, within_s: float) -> None:
-        """The gateway wants a fresh token."""
+        """Schedule a refresh, or report that there is no token provider."""
         if self._refresher is not None:
             self._refresher.asked_within(within_s)
         else:
             self.on_failure(TokenError("the gateway wants a fresh token, and there is no token provider"))
 
     def on_failure(self, error: Exception) -> None:
-        """Something failed that no caller waits for."""
+        """Report an error of the session to the application."""
         self._callbacks.report(error)
 
     def on_publication(self, publication: Publication) -> None:
-        """See `Channels`."""
+        """Pass a publication on to `Channels`."""
         self.channels.on_publication(publication)
 
     def on_subscribed(self, session: Session, message: Subscribed) -> None:
-        """See `Channels`."""
+        """Pass a subscription that the gateway made on to `Channels`."""
         self.channels.on_subscribed(message)
 
     def on_unsubscribed(self, session: Session, message: Unsubscribed) -> None:
-        """See `Channels`."""
+        """Pass an unsubscription that the gateway made on to `Channels`."""
         self.channels.on_unsubscribed(session, message)
 
     def on_dropped(self, message: Dropped) -> None:
-        """See `Channels`."""
+        """Pass a report of dropped publications on to `Channels`."""
         self.channels.on_dropped(message)

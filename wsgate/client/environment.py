@@ -1,4 +1,4 @@
-"""What a client takes from outside and a test may replace: the clock, chance, and the way to a gateway."""
+"""The dependencies of a client that tests replace: the clock, the randomness, and the opening of sockets."""
 
 import asyncio
 import random
@@ -14,37 +14,38 @@ __all__ = ["Clock", "Environment", "MonotonicClock"]
 
 
 class Clock(Protocol):
-    """Time that only goes forward. Nothing here asks what time of day it is."""
+    """A monotonic clock for delays and time limits. It does not give the time of day."""
 
     def now_s(self) -> float:
-        """Seconds since some moment."""
+        """Return seconds since a fixed but arbitrary moment."""
 
     async def sleep(self, seconds: float) -> None:
-        """Return when they have passed."""
+        """Return after this number of seconds."""
 
 
 class MonotonicClock:
-    """The machine's own; a wall clock that is set does not move it."""
+    """The clock of this machine; setting the time of day does not change it."""
 
     def now_s(self) -> float:
-        """See `Clock`."""
+        """Return the seconds of `time.monotonic`."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """See `Clock`."""
+        """Sleep on the event loop."""
         await asyncio.sleep(seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """The outside of one client.
+    """The dependencies of one client on the outside.
 
     Attributes:
-        clock: For back-off, silence and refreshing. Time limits of single commands are the event loop's.
-        random: For jitter.
+        clock: Used for back-off, silence and refreshing. The time limits of single commands use the event
+            loop.
+        random: Used for jitter.
         connect: Opens one connection, or raises `Disconnected`.
     """
 
-    clock: Clock = MonotonicClock()  # noqa: RUF009 - it holds no state
+    clock: Clock = MonotonicClock()  # noqa: RUF009 - the clock has no state, so that sharing it is safe
     random: Random = random.random
     connect: Callable[[Opening], Coroutine[Any, Any, Transport]] = open_websocket

@@ -1,6 +1,6 @@
-"""What a client raises, all of it below `wsgate.errors.BackendError`: somebody it depends on failed.
+"""The exceptions of a client, all derived from `wsgate.errors.BackendError`.
 
-Knows nothing of connections but how they ended.
+This module depends only on how connections end (`close_info`).
 """
 
 from wsgate.client.close_info import Ending, is_passing_error
@@ -19,20 +19,20 @@ __all__ = [
 
 
 class CommandError(BackendError):
-    """The gateway refused a command.
+    """The gateway refused a command; the error holds its code, its name and a retry time.
 
     Attributes:
-        code: The number, as in HTTP.
-        error: The name to compare, such as `permission_denied`.
-        retry_s: How long to wait at least before trying again, None when it did not say.
-        temporary: Whether trying again may help. Of a `publish` refused with 503 it is unknown whether it
-            was published.
+        code: The number, with the meaning of an HTTP status.
+        error: The name for comparisons, such as `permission_denied`.
+        retry_s: How many seconds to wait at least before another try; None if the gateway sent no time.
+        temporary: Whether another try may succeed. After a `pub` that was refused with 503 it is unknown
+            whether the data was published.
 
-    Source: protocols/codes.json, "errors"; protocols/codes/passing.json for which are temporary.
+    Source: protocols/codes.json, "errors"; protocols/codes/passing.json for which errors are temporary.
     """
 
     def __init__(self, code: int, error: str, message: str = "", *, retry_s: float | None = None) -> None:
-        """Remember what the gateway said; `message` is for people."""
+        """Create the error from the fields of the gateway's `err`. `message` is a text for people."""
         super().__init__(
             f"{code} {error}" + (f": {message}" if message else ""),
             temporary=is_passing_error(code, has_retry=retry_s is not None),
@@ -43,19 +43,19 @@ class CommandError(BackendError):
 
 
 class CommandTimeout(BackendError):
-    """No answer in time: whether the command was carried out is unknown."""
+    """The reply to a command did not arrive in time: whether it was carried out is unknown."""
 
     def __init__(self) -> None:
         super().__init__("no answer in time", temporary=True)
 
 
 class Disconnected(BackendError):
-    """The connection ended, or could not be opened.
+    """The connection has ended, or could not be opened.
 
-    What a command that waited for its answer raises: whether it was carried out is unknown.
+    A command that waits for its reply raises this; whether the command was carried out is unknown.
 
     Attributes:
-        ending: How it ended.
+        ending: How the connection ended.
     """
 
     def __init__(self, ending: Ending) -> None:
@@ -64,10 +64,10 @@ class Disconnected(BackendError):
 
 
 class ClosedError(BackendError):
-    """The client has ended and does not come back.
+    """The client has ended and does not connect again.
 
     Attributes:
-        ending: Why.
+        ending: The reason for the end.
     """
 
     def __init__(self, ending: Ending) -> None:
@@ -76,29 +76,30 @@ class ClosedError(BackendError):
 
 
 class NotConnected(BackendError):
-    """The client was never started, or was let go, so that what was waited for would not come."""
+    """The client was never started, or `disconnect` was called, so that waiting would never succeed."""
 
     def __init__(self) -> None:
         super().__init__("the client is not started: call connect() or start(), or enter it", temporary=True)
 
 
 class TokenError(BackendError):
-    """The token provider failed, hung, or gave something that is no token."""
+    """The token provider failed, took too long, or returned a value that is not a token."""
 
     def __init__(self, detail: str, *, temporary: bool = True) -> None:
-        """Remember what failed.
+        """Create the error with a reason for people.
 
         Args:
-            detail: For people; never the token.
-            temporary: Whether asking again may help.
+            detail: The reason in words. It must not hold the token.
+            temporary: Whether another call of the provider may succeed.
         """
         super().__init__(detail, temporary=temporary)
 
 
 class UnauthorizedError(TokenError):
-    """A token provider raises this to say that there will be no token: the user has logged out, for example.
+    """A token provider raises this when there will be no token: the user has logged out, for example.
 
-    The client ends with it and does not ask again. A provider of a channel token ends that subscription.
+    The client then ends and does not call the provider again. From the provider of a channel token it ends
+    only that subscription.
     """
 
     def __init__(self, detail: str = "the token provider has no token any more") -> None:
@@ -107,7 +108,7 @@ class UnauthorizedError(TokenError):
 
 
 class BadMessage(BackendError):
-    """The gateway said something that is no message of wsgate.v1."""
+    """The gateway sent a frame that is not a valid message of wsgate.v1."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, temporary=True)

@@ -1,8 +1,8 @@
-"""One channel that an application listens to: what came and was not taken yet, and where it stands.
+"""The publications of one channel that wait for the application, and the position in the channel.
 
-Owns the queue, its limit and the position. Knows no connection: the client tells it what happens, and the
-application takes from it. It outlives connections; a feed that is not confirmed on the present one takes
-nothing in.
+A feed owns the queue, its limit and the position. It does not know the connection: `Channels` reports what
+happens, and the application takes publications from the feed. A feed exists longer than a connection. It
+accepts publications only while the present connection has confirmed it.
 
     WANTED --confirm--> READY --suspend--> WANTED     any --end--> ENDED
 """
@@ -27,7 +27,7 @@ UNSUBSCRIBED: Final = Ending(NORMAL, "unsubscribed", may_return=False)
 
 
 class FeedState(Enum):
-    """See the module."""
+    """The states of a feed: not confirmed, confirmed on the present connection, or ended."""
 
     WANTED = "wanted"
     READY = "ready"
@@ -42,36 +42,36 @@ TRANSITIONS: Final = {
 
 
 class GapReason(StrEnum):
-    """Why publications are missing."""
+    """The reasons why publications of a channel are missing."""
 
     SLOW = "slow"
     """The gateway dropped them: this connection read too slowly, or too much was published at once."""
     BUS = "bus"
-    """The gateway did not receive from the bus for a while. It says so of all channels at once."""
+    """The gateway's connection to the bus was interrupted. This gap concerns all channels."""
     TOO_LARGE = "too_large"
     """A publication was larger than the channel allows."""
     DROPPED = "dropped"
-    """The gateway dropped them for a reason that this client does not know."""
+    """The gateway dropped them for a reason that this version of the client does not know."""
     NOT_RECOVERED = "not_recovered"
-    """Nobody can prove that nothing was missed while the client was away."""
+    """The client was disconnected, and the gateway could not recover what was published meanwhile."""
     OVERFLOW = "overflow"
-    """The application took too slowly: the oldest in the queue were dropped."""
+    """The application was too slow: the oldest publications in the queue were dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Publications are missing: load the state anew, after `retry_ms`.
+    """A notice that publications of a channel are missing: load the state again after `retry_ms`.
 
-    Another gap that comes during this time needs no further load: what will be loaded is newer.
+    A second gap during this wait needs no second load: the load that follows is newer than both.
 
     Attributes:
-        channel: Where; None: perhaps on every channel of this client.
-        from_: The last position before the gap, as far as it is known.
-        to: The last position within it, as far as it is known.
-        reason: Why they are missing.
-        count: How many, where that is known (`overflow`); else 0.
-        retry_ms: How long to wait before the state is loaded, at most an hour. The gateway gives every client
-            another time, so that they do not all load at once.
+        channel: The channel; None if publications may be missing on every channel of this client.
+        from_: The last position before the gap, if known.
+        to: The last position within the gap, if known.
+        reason: Why the publications are missing.
+        count: The number of missing publications if it is known (`overflow`), else 0.
+        retry_ms: How many milliseconds to wait before the state is loaded, at most an hour. The gateway gives
+            each client a different time, so that they do not all load at once.
     """
 
     channel: str | None
@@ -83,7 +83,7 @@ class Gap:
 
     @classmethod
     def told(cls, message: Dropped) -> Self:
-        """The gap that the gateway tells of."""
+        """Create a gap from the gateway's `gap` message."""
         reason = _TOLD.get(message.reason or "", GapReason.DROPPED)
         retry_ms = int(bounded(message.retry_ms, WAIT_MOST_S * 1000))
         return cls(message.channel, message.from_, message.to, reason, retry_ms=retry_ms)
@@ -93,14 +93,14 @@ _TOLD: Final = {each.value: each for each in (GapReason.SLOW, GapReason.BUS, Gap
 
 
 class Feed:
-    """See the module.
+    """The queue and the position of one subscribed channel, across reconnects.
 
     Attributes:
-        channel: What it is subscribed to.
-        token: Where its channel token comes from.
-        track: Where it stands.
+        channel: The name of the channel.
+        token: The source of the channel token.
+        track: The position in the channel.
         state: See the module.
-        dropped: How many publications the application was too slow for, in all.
+        dropped: The number of publications that were dropped because the application was too slow.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class Feed:
         on_gap: Callable[[Gap], None],
         since: str | None = None,
     ) -> None:
-        """A feed that is wanted.
+        """Create a feed in the state WANTED.
 
         Args:
-            channel: Its name.
-            token: Of the channel.
-            queue_limit: Publications that may wait, >= 1.
-            on_gap: Called at once, must not raise.
-            since: Where the application stood the last time.
+            channel: The name of the channel.
+            token: The source of the channel token.
+            queue_limit: The largest number of queued publications, >= 1.
+            on_gap: Called as soon as a gap is known. Must not raise.
+            since: The position of the last publication that the application processed before, if any.
         """
         self.channel = channel
         self.token = token
@@ -133,8 +133,8 @@ class Feed:
         self._taken = since
         self._hole: Gap | None = None
         self._error: Exception | None = None
-        self._stirred = asyncio.Event()  # something for `take`
-        self._settled = asyncio.Event()  # not WANTED
+        self._stirred = asyncio.Event()  # wakes `take`: a publication was queued, or the feed has ended
+        self._settled = asyncio.Event()  # set unless the state is WANTED
 
     def _to(self, state: FeedState) -> None:
         assert state in TRANSITIONS[self.state], (self.state, state)
@@ -144,17 +144,17 @@ class Feed:
         else:
             self._settled.set()
 
-    # --- what the client tells ------------------------------------------------------------------------
+    # --- reports from the client ----------------------------------------------------------------------
 
     def confirm(self, position: str | None, *, recovered: bool | None) -> None:
-        """The gateway has confirmed the subscription: what comes now is taken in.
+        """Mark the feed as confirmed by the gateway, so that it accepts publications.
 
-        When it has recovered what was missed, that follows, so the place stays. Otherwise the place is the
-        gateway's, and who stood here before is told.
+        If the gateway recovers the missed publications, they follow, and the position stays. Otherwise the
+        position is the gateway's, and a gap is reported if the feed was confirmed before or had a `since`.
 
         Args:
-            position: The gateway's, None on a channel without history.
-            recovered: As it said; None when it was not asked.
+            position: The gateway's position, None on a channel without history.
+            recovered: The gateway's `recovered`; None if the client did not request recovery.
         """
         if self.state is FeedState.ENDED:
             return
@@ -168,12 +168,12 @@ class Feed:
         self._stood = True
 
     def suspend(self) -> None:
-        """The connection is lost, or the gateway took the channel: it must be confirmed again."""
+        """Go back to WANTED, because the connection or the subscription is lost."""
         if self.state is FeedState.READY:
             self._to(FeedState.WANTED)
 
     def offer(self, publication: Publication) -> None:
-        """Queue a publication, unless it was seen before. The oldest goes when the queue is full."""
+        """Queue a publication, unless it was received before; drop the oldest one if the queue is full."""
         if self.state is not FeedState.READY or not self.track.advance(publication.position):
             return
         if len(self._queue) >= self._queue_limit:
@@ -182,19 +182,22 @@ class Feed:
         self._stirred.set()
 
     def tell_gap(self, gap: Gap) -> None:
-        """The gateway says that some are missing."""
+        """Report a gap that the gateway has announced, if the feed is confirmed."""
         if self.state is FeedState.READY:
             self._on_gap(gap)
 
     def end(self, error: Exception | None) -> None:
-        """No more comes: what is queued may still be taken, then `error`, or the end of the iteration."""
+        """Accept no more publications; after the queued ones `take` raises `error` or ends the iteration."""
         if self.state is not FeedState.ENDED:
             self._error = error
             self._to(FeedState.ENDED)
             self._stirred.set()
 
     def _drop(self, oldest: Publication) -> None:
-        """Told when the first goes; how many it were in the end is told when the application reads on."""
+        """Count a dropped publication, and report the gap when its first publication is dropped.
+
+        The number of all publications dropped in this gap is reported by the next `take`.
+        """
         self.dropped += 1
         if self._hole is not None:
             self._hole = replace(self._hole, to=oldest.position, count=self._hole.count + 1)
@@ -202,23 +205,23 @@ class Feed:
         self._hole = Gap(self.channel, self._taken, oldest.position, GapReason.OVERFLOW, 1)
         self._on_gap(self._hole)
 
-    # --- what the application asks --------------------------------------------------------------------
+    # --- calls of the application ---------------------------------------------------------------------
 
     async def ready(self) -> None:
-        """Until it is confirmed; raises why it ended before that."""
+        """Wait until the gateway has confirmed the feed; raise the reason if the feed ends before."""
         while self.state is FeedState.WANTED:
             await self._settled.wait()
         if self.state is FeedState.ENDED:
             raise self._error or ClosedError(UNSUBSCRIBED)
 
     async def take(self) -> Publication:
-        """The oldest publication that waits.
+        """Wait for the oldest queued publication and remove it from the queue.
 
-        Cancelling it loses nothing: what is taken off the queue is returned without another await.
+        Cancelling loses no publication: after the removal there is no further await.
 
         Raises:
-            StopAsyncIteration: The application has ended it.
-            Exception: Why it ended otherwise.
+            StopAsyncIteration: The application has ended the subscription.
+            Exception: The reason why the feed has ended otherwise.
         """
         while not self._queue:
             if self.state is FeedState.ENDED:

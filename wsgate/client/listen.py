@@ -1,4 +1,4 @@
-"""Watch a channel: what `wsgate listen` runs, on `websockets` and `msgpack`."""
+"""Prints the messages of one channel: the implementation of `wsgate listen`."""
 
 import json
 from collections.abc import Callable
@@ -17,21 +17,21 @@ __all__ = ["listen"]
 
 
 def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = "", limit: int = 0) -> None:
-    """Subscribe and show every message as one line of JSON, until the gateway ends the connection.
+    """Subscribe to a channel and pass every message to `show` as one line of JSON, until the connection ends.
 
-    The connection is direct: proxies that the environment names are not used.
+    The connection is direct: proxies of the environment are not used.
 
     Args:
         url: `ws://host:port/ws`.
-        channel: What to subscribe to; `@me` for the token's own inbox, which needs no subscribing.
+        channel: The channel to subscribe to; `@me` is the inbox of the token's user and needs no subscribing.
         show: Called with each line.
-        token: Sent in the header when given.
-        limit: Stop after so many publications; 0: never.
+        token: Sent in the Authorization header unless empty.
+        limit: Return after so many publications; 0: never.
 
     Raises:
-        SettingsError: No WebSocket can be opened at this URL, or the inbox is asked for without a token.
-        BackendError: The gateway cannot be reached or refused the connection or the channel; the message
-            names the address and the cause.
+        SettingsError: No WebSocket can be opened at this URL, or the inbox is requested without a token.
+        BackendError: The gateway cannot be reached, or refused the connection or the channel. The message
+            holds the address or the cause.
     """
     check_url(url)
     if channel == INBOX and not token and not carries_token(url):
@@ -67,7 +67,11 @@ def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = 
 
 
 def _item(message: str | bytes, address: str) -> dict[str, Any]:
-    """One message as a map."""
+    """Decode one message to a map.
+
+    Raises:
+        BackendError: It is not a msgpack map.
+    """
     try:
         item: object = msgpack.unpackb(message) if isinstance(message, bytes) else None
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException):

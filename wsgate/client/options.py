@@ -1,4 +1,4 @@
-"""Every setting of a client once: unit, default, why."""
+"""Every setting of a client, with unit, default and reason."""
 
 from dataclasses import dataclass, field
 
@@ -9,25 +9,29 @@ __all__ = ["ClientOptions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """Settings of a `Client`.
+    """The settings of a `Client`.
 
     Attributes:
-        command_timeout_s: How long a command may wait, for a connection and for its answer together.
-        open_timeout_s: How long a handshake may take, and then the `welcome`; the latter waits for the
-            gateway's bus.
-        token_timeout_s: How long a token provider may take.
-        backoff: Between attempts, and between tries of what is refused for the moment.
-        steady_s: A connection that lasted so long begins the back-off anew; one that is cut at once does not.
-        unauthorized_limit: Handshakes in a row refused with 401 or 403 before a client with a token provider
-            gives up. Without a provider the first ends it: the same token would be refused again.
-        queue_limit: Publications of one subscription that may wait for the application.
-        silence_margin_s: On top of two ping intervals: when nothing came for so long the gateway is dead.
-        own_ping_s: Where the gateway does not ping, how often the client does.
-        max_message_bytes: Largest message taken; a larger one ends the client with 1009.
-        proxy: Whether to connect through the proxy that the environment names for the address (`wss_proxy`,
+        command_timeout_s: How long a command may wait for a connection and for its reply, together.
+        open_timeout_s: How long a handshake may take, and after it the `welcome`. The gateway sends the
+            `welcome` only when its bus has replied.
+        token_timeout_s: How long one call of a token provider may take.
+        backoff: The delay between attempts to connect, and between tries of a subscription that is refused
+            temporarily.
+        steady_s: After a connection that lasted so long, the back-off starts again from its first window.
+        unauthorized_limit: How many handshakes in a row may be refused with 401 or 403 before a client with a
+            token provider ends. Without a provider the first one ends the client, because the same token
+            would be refused again.
+        queue_limit: How many publications of one subscription may wait for the application.
+        silence_margin_s: If no byte arrives for two ping intervals and this time, the client drops the
+            connection and reconnects.
+        own_ping_s: How often the client sends a ping to a gateway that sends none.
+        max_message_bytes: Size of the largest message that is accepted; a larger one ends the client with
+            1009.
+        proxy: True: connect through the proxy that the environment names for the address (`wss_proxy`,
             `socks_proxy`, `https_proxy`; for `ws://` also `ws_proxy` and `http_proxy`; `no_proxy` names hosts
-            that are excluded). False: never. A text: through this proxy, such as `http://proxy:3128`.
-            Loopback addresses are always connected to directly. A SOCKS proxy needs the package
+            that are excluded). False: never use a proxy. A text: use this proxy, such as `http://proxy:3128`.
+            Connections to loopback addresses are always direct. A SOCKS proxy needs the package
             `python-socks`. A proxy that cannot be used ends the client.
     """
 
@@ -41,4 +45,4 @@ class ClientOptions:
     silence_margin_s: float = 10.0
     own_ping_s: float = 25.0
     max_message_bytes: int = 16 * 1024 * 1024
-    proxy: bool | str = field(default=True, repr=False)  # it may hold a password
+    proxy: bool | str = field(default=True, repr=False)  # not shown, because it may hold a password

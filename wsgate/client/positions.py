@@ -1,6 +1,6 @@
-"""Where a reader stands in a channel's stream, so that nothing is read twice. Pure.
+"""Tracks the position of a client in a channel's stream, so that no publication is received twice. Pure.
 
-Source: protocols/client/v1/spec.md; a position is `<epoch>-<offset>`, and a new epoch is another stream.
+Source: protocols/client/v1/spec.md. A position is `<epoch>-<offset>`; a new epoch is another stream.
 """
 
 import re
@@ -12,23 +12,23 @@ _POSITION: Final = re.compile(r"([A-Za-z0-9]+)-([0-9]{1,20})")
 
 
 class Position(NamedTuple):
-    """A place in one incarnation of a stream."""
+    """A parsed position: an epoch, and an offset within that epoch."""
 
     epoch: str
     offset: int
 
 
 def parse_position(text: str | None) -> Position | None:
-    """The place a text names; None when it names none."""
+    """Parse `<epoch>-<offset>`; return None for None and for a text of another form."""
     found = _POSITION.fullmatch(text) if text is not None else None
     return Position(found[1], int(found[2])) if found else None
 
 
 class Track:
-    """The last place seen of one channel.
+    """The last position that was received on one channel.
 
     Attributes:
-        last: Its text, to be sent as `from`; None while the channel has shown none.
+        last: The position as a text, to be sent as `from`; None while the channel has sent none.
     """
 
     __slots__ = ("_place", "last")
@@ -38,10 +38,10 @@ class Track:
         self._place = parse_position(last)
 
     def advance(self, position: str | None) -> bool:
-        """Whether a publication with this position is news; if so, the reader stands there now.
+        """Move to the position of a publication, and return whether the publication is new.
 
-        One without a position, or with one that cannot be read, is always news and moves nothing. Within
-        an epoch an offset that is not beyond the last was read before. Another epoch is another stream.
+        A publication without a readable position is always new and does not move the track. Within one epoch,
+        an offset that is not greater than the last one was received before. Another epoch is another stream.
         """
         place = parse_position(position)
         if place is None:
@@ -53,5 +53,5 @@ class Track:
         return True
 
     def restart(self, position: str | None) -> None:
-        """Stand where the gateway says, whatever was seen before."""
+        """Set the position to the gateway's position, whatever was received before."""
         self.last, self._place = position, parse_position(position)

@@ -1,9 +1,9 @@
-"""The native dialect as a client sees it: commands to bytes, bytes to messages. Pure.
+"""Encodes the commands and decodes the messages of the protocol `wsgate.v1.msgpack`. Pure.
 
-Speaks `wsgate.v1.msgpack`: one map per binary frame. What is not listed is ignored, as the contract wants of
-a client: fields, and whole messages with an unknown `op`. What is listed is checked.
+Each binary frame holds one msgpack map. Unknown fields, and messages with an unknown `op`, are ignored, as
+the protocol requires of a client. The types of known fields are checked.
 
-Source: protocols/client/v1/spec.md, "Messages"; schema.json beside it.
+Source: protocols/client/v1/spec.md, "Messages"; protocols/client/v1/schema.json.
 """
 
 import math
@@ -39,14 +39,14 @@ INBOX: Final = "@me"
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One item published to a channel.
+    """One item that was published to a channel, as the application receives it.
 
     Attributes:
-        channel: Where; `@me` is the user's own inbox.
-        data: Any value that JSON or a msgpack bin holds.
-        user: Who published it; None for a backend.
-        timestamp_ms: When, in milliseconds of Unix time, as the publisher says.
-        position: Where it stands in its channel's stream, None on a channel without history.
+        channel: The channel; `@me` is the user's own inbox.
+        data: The published value: a JSON value, or bytes.
+        user: The user who published it; None for a publication of a backend.
+        timestamp_ms: The time of publishing, in milliseconds of Unix time, as the publisher set it.
+        position: The position in the channel's stream, None on a channel without history.
     """
 
     channel: str
@@ -58,7 +58,10 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The connection is in. `user` is None for who is anonymous, `ping_s` 0 where nobody pings."""
+    """The gateway's first message after it has accepted the connection.
+
+    `user` is None for an anonymous client. `ping_s` is 0 if the gateway sends no pings.
+    """
 
     conn: str
     user: str | None
@@ -68,7 +71,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """A subscription is confirmed; without `id` nobody asked for it."""
+    """The gateway has subscribed the connection to a channel; without `id` it did so without a command."""
 
     channel: str
     id: int | None = None
@@ -78,7 +81,7 @@ class Subscribed:
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribed:
-    """A channel is not held any more; without `id` the gateway took it."""
+    """A subscription has ended; without `id` the gateway ended it without a command."""
 
     channel: str
     id: int | None = None
@@ -89,7 +92,7 @@ class Unsubscribed:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A command was carried out."""
+    """The gateway has carried out a command that is neither `sub` nor `unsub`."""
 
     id: int | None
     position: str | None = None
@@ -98,7 +101,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A command was refused; without `id` it is not said which."""
+    """The gateway has refused a command; without `id` it is unknown which command."""
 
     id: int | None
     code: int
@@ -109,14 +112,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Publications are missing here.
+    """A gap: the gateway reports that publications of a channel are missing.
 
     Attributes:
-        channel: Where; None: perhaps on every channel of the connection.
-        from_: The last position before them, where it is known.
-        to: The last position among them, where it is known.
-        reason: As the gateway says; None where an older one does not say.
-        retry_ms: How long to wait before the state is loaded anew.
+        channel: The channel; None if publications may be missing on every channel of the connection.
+        from_: The last position before the gap, if known.
+        to: The last position within the gap, if known.
+        reason: The gateway's reason; None if the gateway is too old to send one.
+        retry_ms: How many milliseconds to wait before the state is loaded again.
     """
 
     channel: str | None
@@ -128,7 +131,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """A Close with this code follows."""
+    """The gateway announces that it will close the connection with this code."""
 
     code: int
     reason: str
@@ -137,7 +140,7 @@ class Bye:
 
 @dataclass(frozen=True, slots=True)
 class RefreshAsked:
-    """The gateway wants a fresh token within this time."""
+    """The gateway asks for a fresh token within this number of seconds."""
 
     within_s: float
 
@@ -148,20 +151,21 @@ Message = (
 
 
 def encode(command: dict[str, Any]) -> bytes:
-    """A command as bytes.
+    """Encode one command as msgpack.
 
     Raises:
-        TypeError, ValueError, OverflowError: `data` holds what msgpack cannot.
+        TypeError, ValueError, OverflowError: The command holds a value that msgpack cannot encode.
     """
     packed: bytes = msgpack.packb(command)
     return packed
 
 
 def decode(data: object) -> Message:
-    """What a frame says; None for an `op` that this version does not know.
+    """Decode one frame to a message; return None for an `op` that this version does not know.
 
     Raises:
-        BadMessage: It is no msgpack map with an `op`, or a field has another type than the contract gives it.
+        BadMessage: The frame is not a msgpack map with an `op`, or a field has a type that the protocol
+            forbids.
     """
     if not isinstance(data, bytes):
         raise BadMessage("a text frame on a binary dialect")
@@ -176,7 +180,7 @@ def decode(data: object) -> Message:
 
 
 class _Fields:
-    """A message's map, read by type; what is absent or null gives the default."""
+    """Reads the fields of one message with a check of each type; a null counts as an absent field."""
 
     __slots__ = ("_map",)
 
@@ -214,7 +218,7 @@ class _Fields:
         return found
 
     def quantity(self, name: str, most: int = WAIT_MOST_S) -> int:
-        """A number that somebody waits for, within bounds."""
+        """Read an integer that determines a wait, limited to the range from 0 to `most`."""
         return int(bounded(self.number(name), most))
 
     def quantity_or_none(self, name: str, most: int = WAIT_MOST_S) -> int | None:

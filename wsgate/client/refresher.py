@@ -1,8 +1,8 @@
-"""Keeps the token of one connection fresh, so that the connection does not end with the token.
+"""Refreshes the token of one connection before it expires, so that the gateway does not close the connection.
 
-A refresh happens ahead of time when the gateway says how long the token lives, and when the gateway asks for
-one. Every moment is drawn at random: connections that began together, or are asked together, do not refresh
-together. Two refreshes of one connection begin `LEAST_S` apart at least, whatever the gateway says.
+The refresher acts before the end of a token's life, and when the gateway asks for a fresh token. Every moment
+is random, so that connections that began together, or are asked together, do not refresh together. Two
+refreshes of one connection begin at least `LEAST_S` apart, whatever times the gateway sends.
 """
 
 import asyncio
@@ -21,15 +21,17 @@ __all__ = ["Refresher"]
 
 EARLIEST: Final = 0.8
 LATEST: Final = 0.9
-"""Parts of a token's life: late enough to spare the provider, early enough for several tries."""
+"""Fractions of a token's life between which it is refreshed: late enough to spare the provider, early enough
+for several tries."""
 
 LEAST_S: Final = 1.0
-"""Between two refreshes. `expires_s` is whole seconds, so that 0 may be anything below one; a provider that
-keeps its token until it expires would otherwise be asked thousands of times in that second."""
+"""Seconds between the beginnings of two refreshes. `expires_s` is in whole seconds, so that 0 means any time
+below one second. Without this minimum, a provider that returns the same token until it expires would be
+called thousands of times in that second."""
 
 
 class Refresher:
-    """Refreshes now and then while its tasks live."""
+    """Schedules and repeats the token refreshes of one connection."""
 
     def __init__(
         self,
@@ -40,15 +42,16 @@ class Refresher:
         backoff: Backoff,
         on_failure: Callable[[Exception], None],
     ) -> None:
-        """Nothing is scheduled yet.
+        """Create a refresher without a scheduled refresh.
 
         Args:
-            renew: Gets a token and shows it to the gateway; how long it lives in s, None: for ever. Called
-                with whether the gateway asked: otherwise the same token again is a failure.
-            tasks: Of the connection.
-            environment: Clock and chance.
-            backoff: Between tries that fail.
-            on_failure: Told of each.
+            renew: Gets a token and sends it to the gateway. Returns the seconds until it expires, None:
+                never. Its argument is whether the gateway asked for the refresh; if not, the same token again
+                is a failure.
+            tasks: The tasks of the connection.
+            environment: The clock and the randomness.
+            backoff: The delay after a refresh that failed.
+            on_failure: Called with the error of each refresh that failed.
         """
         self._renew = renew
         self._tasks = tasks
@@ -56,13 +59,17 @@ class Refresher:
         self._backoff = backoff
         self._on_failure = on_failure
         self._timer: asyncio.Task[None] | None = None
-        self._due_s: float | None = None  # of the next try; None while one is under way, or there is none
-        self._began_s = -math.inf  # the last refresh
-        self._is_asked = False  # by the gateway, and not begun yet
+        # time of the next try; None while one runs, and if none is scheduled
+        self._due_s: float | None = None
+        self._began_s = -math.inf  # when the last refresh began
+        self._is_asked = False  # the gateway has asked, and that refresh has not begun
         self._asked_delay_s = 0.0
 
     def expires_in(self, expires_s: int | None) -> None:
-        """The token that counts now lives so long: be ahead of that."""
+        """Schedule the next refresh at a random moment between 80 and 90 % of this life.
+
+        None means that the token does not expire: cancel the scheduled refresh.
+        """
         if expires_s is None:
             self._stop()
         else:
@@ -70,22 +77,25 @@ class Refresher:
             self._schedule(max(0.0, expires_s * part))
 
     def asked_within(self, within_s: float) -> None:
-        """The gateway wants a fresh one: at a random moment of the first half of the time it gives."""
+        """Schedule a refresh that the gateway asked for.
+
+        The moment is random, in the first half of the given seconds.
+        """
         self._is_asked = True
         delay_s = self._environment.random() * within_s / 2
         if self._timer is not None and self._due_s is None:
-            self._asked_delay_s = delay_s  # a refresh is under way: cancelling it would put it off
+            self._asked_delay_s = delay_s  # do not cancel the refresh that runs: that would delay it
             return
         self._schedule_at_most(delay_s)
 
     def _schedule_at_most(self, delay_s: float) -> None:
-        """Refresh after this time, unless that is to be done earlier already."""
+        """Schedule a refresh after this time, unless an earlier one is scheduled already."""
         if self._due_s is not None:
             delay_s = min(delay_s, max(0.0, self._due_s - self._environment.clock.now_s()))
         self._schedule(delay_s)
 
     def _stop(self) -> None:
-        # It may be the timer itself that asks, when its refreshing was answered.
+        # This may run in the timer's own task, after a refresh succeeded; it must not cancel itself.
         if self._timer is not None and self._timer is not asyncio.current_task():
             self._timer.cancel()
         self._timer = None
@@ -98,7 +108,7 @@ class Refresher:
         self._timer = self._tasks.start(self._run(self._due_s - now_s))
 
     async def _run(self, delay_s: float) -> None:
-        """Wait, then try until it works or the connection ends with its token."""
+        """Wait, then try to refresh until one try succeeds or the connection ends."""
         clock = self._environment.clock
         await clock.sleep(delay_s)
         self._due_s = None
@@ -108,13 +118,13 @@ class Refresher:
             try:
                 expires_s = await self._renew(is_asked)
             except UnauthorizedError:
-                return  # the client ends with it
+                return  # the client ends with this error
             except BackendError as error:
                 self._is_asked |= is_asked
                 self._on_failure(error)
             else:
                 self.expires_in(expires_s)
-                if self._is_asked:  # meanwhile
+                if self._is_asked:  # the gateway asked during the refresh
                     self._schedule_at_most(self._asked_delay_s)
                 return
             delay_s = self._backoff.delay_s(attempt, self._environment.random)

@@ -1,10 +1,10 @@
-"""One connection from its welcome to its end: messages in, commands out, and whether the gateway lives.
+"""One WebSocket connection from its opening to its end: commands, replies, messages and the silence check.
 
-Owns what waits for an answer, and every task that works for this connection. What messages mean to an
-application is its listener's business.
+A session owns the commands that wait for a reply, and every task that works for this connection. It passes
+each message of the gateway to its listener, which knows what the message means for the application.
 
-Rules: an answer that nobody waits for any more is dropped. What changes where a channel stands is told in
-the order in which it came, before the next message is looked at.
+Rules: a reply for which no caller waits any more is ignored. The effect of a message on a channel is applied
+before the next message is read.
 """
 
 import asyncio
@@ -36,54 +36,54 @@ from wsgate.client.transport import Transport
 __all__ = ["Listener", "Reply", "Session"]
 
 Reply = Answer | Subscribed | Unsubscribed | Failed
-"""What answers a command."""
+"""The messages that can be the reply to a command."""
 
 TURN_MESSAGES: Final = 64
-"""Messages between two chances for others: one read may hold thousands, and whoever takes them from a
-queue of 1,000 must get a turn before it is full."""
+"""After so many messages the session yields to other tasks. One read can bring thousands of messages, and the
+task that empties a queue of 1,000 publications must run before the queue is full."""
 
 PROBE_S: Final = 1.0
-"""How long a client without a token waits for its welcome before it asks whether a token is needed. A
-gateway that lets anonymous clients in has welcomed them by then, so almost none of them asks."""
+"""Seconds that a client without a token waits for its welcome before it sends the probe. A gateway that
+accepts anonymous clients has usually sent the welcome by then, so that few clients send a probe."""
 PROBE_ID: Final = 0
-"""Of the question. Commands of applications count from 1."""
+"""Command id of the probe. Commands of applications count from 1."""
 
 
 class Listener(Protocol):
-    """Who is told what comes unasked."""
+    """Receives the messages of a connection that are not replies to commands."""
 
     def on_welcome(self, session: "Session", welcome: Welcome) -> None:
-        """The connection is in."""
+        """The gateway has sent the welcome, so the session accepts commands."""
 
     def on_publication(self, publication: Publication) -> None:
-        """Something was published."""
+        """A publication has arrived on a channel."""
 
     def on_subscribed(self, session: "Session", message: Subscribed) -> None:
-        """The gateway subscribed this connection to a channel by itself."""
+        """The gateway has subscribed this connection to a channel without a command of the client."""
 
     def on_unsubscribed(self, session: "Session", message: Unsubscribed) -> None:
-        """The gateway took a channel."""
+        """The gateway has unsubscribed this connection from a channel without a command of the client."""
 
     def on_dropped(self, message: Dropped) -> None:
-        """The gateway dropped publications."""
+        """The gateway reports a gap: it has dropped publications."""
 
     def on_refresh_asked(self, session: "Session", within_s: float) -> None:
-        """The gateway wants a fresh token."""
+        """The gateway asks for a fresh token within this number of seconds."""
 
     def on_end(self) -> None:
-        """The connection is over: nothing is to be asked on it any more."""
+        """The connection has ended: no command can be sent on it any more."""
 
     def on_failure(self, error: Exception) -> None:
-        """Something failed that no caller waits for."""
+        """An error has occurred for which no caller waits."""
 
 
 class Session:
-    """See the module.
+    """One connection to a gateway, from its opening to its end.
 
     Attributes:
-        held: Channels that the gateway subscribed by itself, and the position it said.
-        tasks: What works for this connection; ends with it.
-        welcome: What the gateway said first, None before.
+        held: Channels that the gateway subscribed without a command, with the position that it sent for each.
+        tasks: The tasks that work for this connection. They end with it.
+        welcome: The gateway's welcome, or None before it arrived.
     """
 
     def __init__(
@@ -95,15 +95,15 @@ class Session:
         *,
         has_token: bool = True,
     ) -> None:
-        """Take an open connection; `run` makes it work.
+        """Take over an open connection. Nothing is read before `run`.
 
         Args:
             transport: The connection.
-            listener: Receives what comes unasked.
-            options: Of the client.
-            clock: For silence.
-            has_token: Whether a token was shown. Without one the session ends as soon as the gateway says
-                that it wants one.
+            listener: Receives the messages that are not replies.
+            options: The settings of the client.
+            clock: Measures how long the gateway has been silent.
+            has_token: Whether the client has a token. Without one the session ends when the gateway requires
+                a token.
         """
         self.held: dict[str, str | None] = {}
         self.tasks = Tasks(listener.on_failure)
@@ -116,20 +116,21 @@ class Session:
         self._last_id = 0
         self._bye: Bye | None = None
         self._is_silent = False
-        self._verdict: Ending | None = None  # of the client itself
+        self._verdict: Ending | None = None  # set by `give_up`
         self._ending: Ending | None = None
         self._has_token = has_token
         self._is_token_missing = False
 
     @property
     def waiting(self) -> int:
-        """How many commands wait for an answer."""
+        """The number of commands that wait for a reply."""
         return len(self._waiting)
 
     async def run(self) -> Ending:
-        """Read until the connection ends; how it did.
+        """Read and handle messages until the connection ends, and return how it ended.
 
-        Cancelled, it says goodbye. Whichever way it goes, its tasks have ended and its callers know.
+        When this task is cancelled, it closes the connection. In every case the tasks of the session have
+        ended and all waiting commands have failed when this returns.
         """
         ending = Ending(0, "cancelled")
         try:
@@ -147,26 +148,26 @@ class Session:
         return ending
 
     def give_up(self, ending: Ending) -> None:
-        """End the connection from this side: `run` returns this ending soon."""
+        """Abort the connection from the client's side, so that `run` returns this ending soon."""
         self._verdict = ending
         self._transport.abort()
 
     async def ask(
         self, op: str, fields: dict[str, Any], *, then: Callable[[Reply], None] | None = None
     ) -> Reply:
-        """Send a command and return its answer.
+        """Send a command to the gateway and return the reply.
 
-        Cancelled, the command may have been carried out; its answer is dropped.
+        If the caller is cancelled, the command may still be carried out, and its reply is ignored.
 
         Args:
-            op: Which.
-            fields: The rest of it.
-            then: Called with the answer, whatever it is, before any later message is looked at.
+            op: The name of the command.
+            fields: The other fields of the command.
+            then: Called with the reply, also with a refusal, before the next message is handled.
 
         Raises:
-            CommandError: It was refused.
-            Disconnected: The connection ended before the answer.
-            TypeError, ValueError, OverflowError: `fields` hold what msgpack cannot; nothing was sent.
+            CommandError: The gateway refused the command.
+            Disconnected: The connection ended before the reply.
+            TypeError, ValueError, OverflowError: msgpack cannot encode `fields`; nothing was sent.
         """
         if self._ending is not None:
             raise Disconnected(self._ending)
@@ -211,11 +212,12 @@ class Session:
             return self._judge(error.ending)
 
     async def _read_welcome(self) -> None:
-        """Read until the welcome, or until the gateway says that a token is missing.
+        """Handle messages until the welcome has arrived, or until the gateway has reported a missing token.
 
-        A gateway that wants a token waits for `auth` in silence, so a client that has none asks: every other
-        command but `ping` is answered `401 unauthorized` before the welcome, and `unsub` of a channel that is
-        not held changes nothing after it.
+        A gateway that requires a token waits for `auth` without sending anything. A client without a token
+        therefore sends a probe: before the welcome the gateway answers every command but `auth` and `ping`
+        with `401 unauthorized`, and after the welcome `unsub` of a channel without a subscription changes
+        nothing.
         """
         asking = None if self._has_token else self.tasks.start(self._probe())
         while self.welcome is None and not self._is_token_missing:
@@ -225,11 +227,14 @@ class Session:
 
     async def _probe(self) -> None:
         await asyncio.sleep(PROBE_S)
-        with suppress(Disconnected):  # the task that receives gets the same error
+        with suppress(Disconnected):  # the reading task gets the same error
             await self._transport.send(encode({"op": "unsub", "ch": "probe", "id": PROBE_ID}))
 
     def _judge(self, ending: Ending) -> Ending:
-        """What `bye` said counts where the Close behind it was lost; how long to wait counts always."""
+        """Combine the Close, an earlier `bye` and decisions of the client into the ending of the connection.
+
+        The code of the `bye` counts if the Close was lost. The retry time of the `bye` always counts.
+        """
         if self._verdict is not None:
             return self._verdict
         if self._is_silent:
@@ -277,16 +282,16 @@ class Session:
             then(reply)
         answer.set_result(reply)
 
-    # --- whether the gateway lives --------------------------------------------------------------------
+    # --- detecting a silent gateway -------------------------------------------------------------------
 
     async def _watch(self, ping_s: int) -> None:
-        """Cut a connection on which nothing came for too long: a gateway that vanished sends no Close."""
+        """Abort the connection if no byte has arrived for too long: a host that vanished sends no Close."""
         silence_s = 2 * (ping_s or self._options.own_ping_s) + self._options.silence_margin_s
         while (left_s := self._transport.heard_s + silence_s - self._clock.now_s()) > 0:
             if ping_s:
                 await self._clock.sleep(left_s)
             else:
-                with suppress(Disconnected):  # the task that receives gets the same error
+                with suppress(Disconnected):  # the reading task gets the same error
                     await self._transport.ping()
                 await self._clock.sleep(min(left_s, self._options.own_ping_s))
         self._is_silent = True

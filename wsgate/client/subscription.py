@@ -1,4 +1,4 @@
-"""What an application holds of one channel: an iterator of publications."""
+"""A subscription as the application uses it: an asynchronous iterator of the publications of a channel."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -12,49 +12,51 @@ __all__ = ["Subscription"]
 
 
 class Subscription:
-    """A channel's publications, in the order in which they came, each once.
+    """The publications of one channel, in the order in which they arrived, each one once.
 
-    Iterate over it; several may, and share what comes. It outlives reconnects, and ends when it or its client
-    is closed. When it is refused for good, or the client ends by itself, iterating raises why, after what had
-    come before. As a context manager it is entered when confirmed, and closed at the end.
+    Iterate over it. Several tasks may iterate over one subscription; each publication is then given to one of
+    them. A subscription continues after reconnects, and ends when it or its client is closed. If the gateway
+    refuses the channel, or the client ends by itself, the iterator first returns the queued publications and
+    then raises the reason. `async with` waits on entry until the channel is confirmed, and closes the
+    subscription on exit.
     """
 
     def __init__(self, feed: Feed, leave: Callable[[Feed], None], was_started: Callable[[], bool]) -> None:
-        """Made by `Client.subscribe` and `Client.inbox`."""
+        """Wrap a feed; applications call `Client.subscribe` or `Client.inbox` instead."""
         self._feed = feed
         self._leave = leave
         self._was_started = was_started
 
     @property
     def channel(self) -> str:
-        """What it is subscribed to."""
+        """The name of the subscribed channel."""
         return self._feed.channel
 
     @property
     def dropped(self) -> int:
-        """How many publications this application was too slow for, in all."""
+        """The number of publications that were dropped because this application was too slow."""
         return self._feed.dropped
 
     async def ready(self) -> None:
-        """Wait until the gateway has confirmed it: what is published after that is heard.
+        """Wait until the gateway has confirmed the subscription: later publications will be received.
 
-        While there is no connection, and while the gateway's bus is away, this waits.
+        This also waits while there is no connection, and while the gateway has no connection to its bus.
 
         Raises:
-            CommandError: It was refused, such as with `permission_denied`.
-            ClosedError: It or its client was closed before.
+            CommandError: The gateway refused it, for example with `permission_denied`.
+            ClosedError: The subscription or its client was closed before.
             NotConnected: The client was never started.
         """
         self._check_started()
         await self._feed.ready()
 
     def _check_started(self) -> None:
-        """Raise where waiting would be in vain: nothing comes to a client that was never started."""
+        """Raise NotConnected if waiting would never end, because the client was never started."""
         if self._feed.state is FeedState.WANTED and not self._was_started():
             raise NotConnected
 
     async def close(self) -> None:
-        """Listen no more; whoever iterates takes what is queued and ends. Waits for nobody."""
+        """End the subscription without waiting for the gateway; iterators still return what is queued."""
         self._leave(self._feed)
 
     def __aiter__(self) -> Self:
@@ -67,7 +69,8 @@ class Subscription:
     async def __aenter__(self) -> Self:
         try:
             await self.ready()
-        except BaseException:  # cancelled too: it will not be left
+        # `__aexit__` is not called after a failed entry, not even after a cancelled one
+        except BaseException:
             await self.close()
             raise
         return self

@@ -1,6 +1,6 @@
-"""The client for programs without an event loop: it runs on a loop in a thread of its own.
+"""The blocking client, for programs without an event loop: it runs `Client` on a loop in its own thread.
 
-Every call waits for its answer. Callbacks run in that thread.
+Every call blocks until the result arrives. Callbacks run in the client's thread.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 
 class SyncClient:
-    """As `Client`, waiting.
+    """A blocking client with the methods of `Client`, for programs without an event loop.
 
         with SyncClient("ws://localhost:8000/ws") as client:
             for publication in client.subscribe("news"):
                 ...
 
-    May be used from several threads. Entered, it is connected.
+    Several threads may use one client. The `with` statement connects on entry and closes on exit.
     """
 
     def __init__(
@@ -44,7 +44,10 @@ class SyncClient:
         options: ClientOptions | None = None,
         on_error: ErrorCallback | None = None,
     ) -> None:
-        """Nothing happens before `connect`. Arguments and errors are `Client`'s."""
+        """Create a client; its thread does not run before `connect`.
+
+        The arguments and errors are those of `Client`.
+        """
         self._client = Client(url, token=token, options=options, on_error=on_error)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name="wsgate-client", daemon=True)
@@ -52,13 +55,16 @@ class SyncClient:
         self._closing = asyncio.Event()
 
     def connect(self, timeout_s: float | None = None) -> None:
-        """Start, or go on after `disconnect`, and wait until there is a connection.
+        """Start the client's thread if it does not run, and block until the client is connected.
+
+        Also connects again after `disconnect`.
 
         Args:
-            timeout_s: How long, > 0; None: as long as it takes. The client goes on trying after that.
+            timeout_s: How long to wait, > 0; None: without limit. After a TimeoutError the client still tries
+                to connect.
 
         Raises:
-            TimeoutError: Not connected in time.
+            TimeoutError: The client was not connected in time.
             ClosedError: The client has ended.
         """
         if not self._is_up.is_set():
@@ -67,16 +73,16 @@ class SyncClient:
         self.call(_within(self._client.connect, timeout_s))
 
     def disconnect(self) -> None:
-        """Let the connection go and keep the subscriptions; `connect` goes on. See `Client.disconnect`."""
+        """Close the connection and keep the subscriptions for a later `connect`; block until it is closed."""
         if self._loop is not None:
             self.call(self._client.disconnect())
 
     def publish(self, channel: str, data: Any, *, key: str | None = None, echo: bool = True) -> str | None:
-        """See `Client.publish`."""
+        """Publish data to a channel and block until the gateway's reply. See `Client.publish`."""
         return self.call(self._client.publish(channel, data, key=key, echo=echo))
 
     def send(self, data: Any) -> None:
-        """See `Client.send`."""
+        """Send a message to the backend and block until the gateway's reply. See `Client.send`."""
         self.call(self._client.send(data))
 
     def subscribe(
@@ -87,35 +93,41 @@ class SyncClient:
         on_gap: Callable[[Gap], object] | None = None,
         timeout_s: float | None = None,
     ) -> "SyncSubscription":
-        """Listen to a channel. See `Client.subscribe`.
+        """Subscribe to a channel and return a blocking iterator of its publications. See `Client.subscribe`.
 
         Args:
-            channel: Its name.
-            token: Of the channel.
+            channel: The name of the channel.
+            token: The channel token or its provider.
             on_gap: Called in the client's thread.
-            timeout_s: How long one step of an iteration waits before TimeoutError; None: as long as it takes.
+            timeout_s: How long one step of an iteration waits before TimeoutError; None: without limit.
         """
         return SyncSubscription(self, self.call(self._subscribe(channel, token, on_gap)), timeout_s)
 
     def inbox(
         self, *, on_gap: Callable[[Gap], object] | None = None, timeout_s: float | None = None
     ) -> "SyncSubscription":
-        """Listen to what is published to this user alone. See `subscribe` and `Client.inbox`."""
+        """Return a blocking iterator of the publications to this user's inbox.
+
+        See `subscribe`, `Client.inbox`.
+        """
         return SyncSubscription(self, self.call(self._inbox(on_gap)), timeout_s)
 
     def close(self) -> None:
-        """End the client and its thread, and whoever waits in another one. Harmless twice."""
+        """End the client and join its thread; calls that block in other threads raise ClosedError.
+
+        May be called twice. Does nothing when called in the client's own thread.
+        """
         loop = self._loop
         if loop is None or threading.current_thread() is self._thread:
             return
-        with suppress(RuntimeError):  # the loop has ended between
+        with suppress(RuntimeError):  # the loop has ended in the meantime
             loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
     def __enter__(self) -> Self:
         try:
             self.connect()
-        except BaseException:  # it will not be left
+        except BaseException:  # `__exit__` is not called after a failed `__enter__`
             self.close()
             raise
         return self
@@ -137,11 +149,13 @@ class SyncClient:
         return self._client.inbox(on_gap=on_gap)
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it on the client's loop and return what it does; interrupted, it is cancelled there.
+        """Run a coroutine on the client's loop and block until it returns.
+
+        An interrupt of the waiting thread cancels the coroutine.
 
         Raises:
-            ClosedError: There is no loop: not connected yet, or closed.
-            Exception: What it raises.
+            ClosedError: There is no loop, because the client is not connected yet or is closed.
+            Exception: The exception of the coroutine.
         """
         loop = self._loop
         if loop is None:
@@ -149,7 +163,7 @@ class SyncClient:
             raise ClosedError(BY_APPLICATION)
         try:
             future = asyncio.run_coroutine_threadsafe(work, loop)
-        except RuntimeError:  # the loop has ended between
+        except RuntimeError:  # the loop has ended in the meantime
             work.close()
             raise ClosedError(BY_APPLICATION) from None
         try:
@@ -157,7 +171,7 @@ class SyncClient:
         except CancelledError:
             raise ClosedError(BY_APPLICATION) from None
         except BaseException:
-            future.cancel()  # interrupted while it waited; of one that is done: nothing
+            future.cancel()  # interrupted while waiting; has no effect on a future that is done
             raise
 
     def _work(self) -> None:
@@ -172,27 +186,30 @@ class SyncClient:
 
 
 class SyncSubscription:
-    """As `Subscription`, waiting. Iterate over it, or take one by one."""
+    """A blocking view of a `Subscription`: iterate over it, or call `take` for single publications."""
 
     def __init__(self, client: SyncClient, subscription: Subscription, timeout_s: float | None) -> None:
-        """Made by `SyncClient.subscribe` and `SyncClient.inbox`."""
+        """Wrap a subscription; applications call `SyncClient.subscribe` or `SyncClient.inbox` instead."""
         self._client = client
         self._subscription = subscription
         self._timeout_s = timeout_s
 
     def ready(self, timeout_s: float | None = None) -> None:
-        """Wait until it is confirmed. Raises TimeoutError, and what `Subscription.ready` does."""
+        """Block until the gateway has confirmed the subscription.
+
+        Raises TimeoutError, and the errors of `Subscription.ready`.
+        """
         self._client.call(_within(self._subscription.ready, timeout_s))
 
     def take(self, timeout_s: float | None = None) -> Publication:
-        """The next publication.
+        """Block until the next publication arrives, and return it.
 
         Args:
-            timeout_s: How long to wait, >= 0; None: as long as it takes.
+            timeout_s: How long to wait, >= 0; None: without limit.
 
         Raises:
-            TimeoutError: None came; none is lost either.
-            ClosedError, CommandError: It has ended, and why.
+            TimeoutError: No publication arrived in time. None is lost.
+            ClosedError, CommandError: The subscription has ended; the error holds the reason.
         """
         try:
             return self._client.call(_within(self._subscription.__anext__, timeout_s))
@@ -200,7 +217,7 @@ class SyncSubscription:
             raise ClosedError(BY_APPLICATION) from None
 
     def close(self) -> None:
-        """Listen no more. Harmless twice."""
+        """End the subscription. May be called twice."""
         with suppress(ClosedError):
             self._client.call(self._subscription.close())
 
@@ -218,7 +235,7 @@ class SyncSubscription:
     def __enter__(self) -> Self:
         try:
             self.ready()
-        except BaseException:  # it will not be left
+        except BaseException:  # `__exit__` is not called after a failed `__enter__`
             self.close()
             raise
         return self
@@ -233,6 +250,6 @@ class SyncSubscription:
 
 
 async def _within(begin: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
-    """What `begin` gives, or TimeoutError. The limit is the loop's: nothing is lost to a race with it."""
+    """Await `begin()` with a time limit. The limit runs on the client's loop, so that no result is lost."""
     async with asyncio.timeout(timeout_s):
         return await begin()

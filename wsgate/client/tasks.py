@@ -1,4 +1,4 @@
-"""The tasks of one owner: none outlives it, and none fails unheard."""
+"""A group of tasks that ends with its owner, and that reports each failure."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,15 +8,15 @@ __all__ = ["Tasks"]
 
 
 class Tasks:
-    """Tasks that end with their owner."""
+    """The background tasks of one owner, which can all be cancelled together."""
 
     def __init__(self, on_failure: Callable[[Exception], None]) -> None:
-        """`on_failure` is called with what a task raised, unless it was cancelled."""
+        """Create an empty group. `on_failure` is called with the exception of a task that fails."""
         self._on_failure = on_failure
         self._running: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run it until it ends or its owner does."""
+        """Start a task that runs until it returns or its owner cancels the group."""
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._end)
@@ -29,7 +29,7 @@ class Tasks:
             self._on_failure(error)
 
     async def cancel(self) -> None:
-        """End them all; when this returns none runs, but the one that calls it."""
+        """Cancel all tasks and wait until they have ended, except for the task that calls this."""
         mine = asyncio.current_task()
         for task in self._running:
             if task is not mine:

@@ -1,7 +1,7 @@
-"""Where tokens come from: a text, or a provider that is asked for a fresh one.
+"""Provides the tokens of a client: a fixed text, or a provider function that returns a fresh token.
 
-A provider is somebody else's code: it may raise, hang, block, or cancel itself. It runs in a task of its
-own, or in a thread when it is no coroutine function, so that none of this reaches who asked.
+A provider is code of the application: it may raise, hang, block, or cancel itself. It therefore runs in its
+own task, or in a thread if it is not a coroutine function, so that none of this affects the caller.
 """
 
 import asyncio
@@ -17,44 +17,46 @@ from wsgate.client.errors import TokenError, UnauthorizedError
 __all__ = ["Token", "TokenSource"]
 
 TokenSource = str | Callable[[], str | Awaitable[str]] | None
-"""A token, who makes one (a function or a coroutine function without arguments), or nothing."""
+"""A token, a provider of tokens (a function or a coroutine function without arguments), or None."""
 
 _CANCEL_S: Final = 1.0
-"""How long a provider that was told to stop is waited for."""
+"""Seconds to wait for a provider that was cancelled."""
 
 _CAUSE_CHARACTERS: Final = 200
-"""How much of a provider's own error text is repeated: enough for a sentence, too little for a document."""
+"""Characters of a provider's error text that our error repeats: enough for a sentence, too few for a
+document."""
 
 
 class Token:
-    """A source of tokens, asked with a time limit."""
+    """A fixed token or a token provider, which is called with a time limit."""
 
     def __init__(self, source: TokenSource, timeout_s: float) -> None:
-        """`timeout_s` is how long a provider may take."""
+        """Create a source. `timeout_s` is how long one call of the provider may take."""
         self._source = source
         self._timeout_s = timeout_s
 
     @property
     def can_renew(self) -> bool:
-        """Whether asking again may bring another token."""
+        """Whether there is a provider, so that another call may return another token."""
         return callable(self._source)
 
     @property
     def is_fixed(self) -> bool:
-        """Whether there is a token that is the same each time."""
+        """Whether the source is a fixed, non-empty text."""
         return isinstance(self._source, str) and bool(self._source)
 
     def replace(self, token: str) -> None:
-        """Take another token in the place of a fixed one, so that the next attempt shows the newer one."""
+        """Replace a fixed token, so that the next attempt sends the newer one. A provider is kept."""
         if self.is_fixed:
             self._source = token
 
     async def get(self) -> str | None:
-        """A token, fresh from the provider if there is one; None where there is no source at all.
+        """Return the fixed token or a fresh one of the provider, or None if there is no source.
 
         Raises:
-            UnauthorizedError: The provider says that there will be none, or the fixed text is no token.
-            TokenError: The provider raised, took too long, or gave no text; asking again may help.
+            UnauthorizedError: The provider raised it, or the fixed text cannot be a token.
+            TokenError: The provider raised another error, took too long, or returned no token; a later call
+                may succeed.
         """
         source = self._source
         if source is None or isinstance(source, str):
@@ -76,14 +78,14 @@ class Token:
 
 
 def _described(error: BaseException) -> str:
-    """The type and the text of an error, as one line of bounded length."""
+    """Return the type and the text of an exception as one line of bounded length."""
     text = " ".join(str(error).split())
     shown = text if len(text) <= _CAUSE_CHARACTERS else text[: _CAUSE_CHARACTERS - 3] + "..."
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 
 def _fixed(token: str) -> str:
-    """A fixed token is as wrong on the next attempt as on this one."""
+    """Check a fixed token; an error is final, because the text will not change."""
     try:
         return _checked(token)
     except TokenError:
@@ -91,7 +93,13 @@ def _fixed(token: str) -> str:
 
 
 def _checked(token: object) -> str:
-    """One that can stand in a header; a file's last newline is nobody's mistake."""
+    """Return the token without surrounding white space, if it can stand in an HTTP header.
+
+    White space is removed because a token that is read from a file often ends with a newline.
+
+    Raises:
+        TokenError: It is not a text, is empty, or holds a character that a header must not hold.
+    """
     text = token.strip() if isinstance(token, str) else ""
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise TokenError(f"what the token provider gave is no token: {type(token).__name__}")
@@ -105,7 +113,7 @@ async def _end(task: asyncio.Task[Any]) -> None:
 
 
 async def _ask(source: Callable[[], str | Awaitable[str]]) -> Any:
-    called = getattr(source, "__call__", None)  # noqa: B004 - of an object that can be called
+    called = getattr(source, "__call__", None)  # noqa: B004 - a callable object may have a coroutine method
     if inspect.iscoroutinefunction(source) or inspect.iscoroutinefunction(called):
         found: Any = source()
     else:
@@ -114,14 +122,14 @@ async def _ask(source: Callable[[], str | Awaitable[str]]) -> Any:
 
 
 async def _in_thread(source: Callable[[], Any]) -> Any:
-    """What a function gives that may block: a daemon, so that one that hangs holds up no exit."""
+    """Run a blocking provider in a daemon thread, so that a provider that hangs does not delay the exit."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Any] = loop.create_future()
     context = copy_context()
 
     def settle(result: Any, error: Exception | None) -> None:
         if answer.done():
-            return  # nobody waits any more
+            return  # the caller has stopped waiting
         if error is None:
             answer.set_result(result)
         else:
@@ -132,11 +140,11 @@ async def _in_thread(source: Callable[[], Any]) -> Any:
         failure: Exception | None = None
         try:
             result = context.run(source)
-        except StopIteration:  # a future refuses it, and the provider would seem to hang
+        except StopIteration:  # a future refuses StopIteration, so that the caller would time out
             failure = RuntimeError("the provider raised StopIteration")
         except Exception as error:
             failure = error
-        with suppress(RuntimeError):  # the loop has ended meanwhile
+        with suppress(RuntimeError):  # the loop has ended in the meantime
             loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=run, name="wsgate-token", daemon=True).start()

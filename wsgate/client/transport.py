@@ -1,6 +1,7 @@
-"""One WebSocket to a gateway, on `websockets`: bytes out, frames in, and when anything was last heard.
+"""Opens and uses one WebSocket with the library `websockets`, and records when the last byte arrived.
 
-The only file of the client that knows the library. What the library raises leaves here as `Disconnected`.
+This is the only file of the client, besides `listen.py`, that imports the library. It turns the library's
+exceptions into `Disconnected`.
 """
 
 import asyncio
@@ -31,22 +32,22 @@ from wsgate.client.urls import is_loopback, shown_url
 __all__ = ["Opening", "Transport", "failure_of", "open_websocket"]
 
 _BODY_CHARACTERS: Final = 100
-"""How much of the body of a refusal an error shows: enough for the reason that a gateway gives."""
+"""Characters of a refusal's body that an error text shows: enough for the reason that a gateway sends."""
 
 _CLOSE_S: Final = 2.0
-"""How long a gateway may take to answer our Close; leaving must not hang on a dead one."""
+"""Seconds to wait for the gateway's Close: closing must not hang if the gateway no longer responds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What to open.
+    """The parameters of one attempt to open a WebSocket.
 
     Attributes:
-        url: `ws://` or `wss://`, with its query.
-        token: Goes into the Authorization header when given.
-        within_s: Time limit of the handshake.
-        max_message_bytes: Largest message taken from the gateway.
-        now_s: The clock by which `Transport.heard_s` is told.
+        url: `ws://` or `wss://`, with the query.
+        token: Sent in the Authorization header, if there is one.
+        within_s: Time limit of the handshake in seconds.
+        max_message_bytes: Size of the largest message that is accepted from the gateway.
+        now_s: The clock that sets `Transport.heard_s`.
         proxy: See `ClientOptions.proxy`.
     """
 
@@ -59,38 +60,38 @@ class Opening:
 
 
 class Transport(Protocol):
-    """An open connection."""
+    """An open WebSocket; tests replace it with a fake."""
 
     @property
     def heard_s(self) -> float:
-        """When any byte last came, a ping's included."""
+        """The time on the clock when the last byte arrived. Ping frames count."""
 
     async def send(self, data: bytes) -> None:
-        """Write one binary message. It is under way before the first suspension.
+        """Send one binary message; the bytes are handed to the socket before this first suspends.
 
         Raises:
             Disconnected: The connection has ended.
         """
 
     async def receive(self) -> object:
-        """The next message: bytes, or a str for a text frame.
+        """Wait for the next message and return it: bytes for a binary frame, str for a text frame.
 
         Raises:
-            Disconnected: The connection has ended; with the Close code and reason.
+            Disconnected: The connection has ended. The error holds the code and the reason of the Close.
         """
 
     async def ping(self) -> None:
-        """Make the other side say something; not waited for."""
+        """Send a ping so that the gateway must send a byte back; do not wait for the pong."""
 
     async def close(self) -> None:
-        """Say goodbye and wait until the connection is gone, for a bounded time."""
+        """Send a Close and wait a bounded time until the connection has ended."""
 
     def abort(self) -> None:
-        """Cut it off now: `receive` raises soon."""
+        """Drop the connection without a Close, so that `receive` raises soon."""
 
 
 class _Connection(ClientConnection):
-    """The library's connection, noting when it heard something."""
+    """The library's connection, with the time of the last received byte."""
 
     def __init__(self, *arguments: Any, now_s: Callable[[], float], **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -103,7 +104,7 @@ class _Connection(ClientConnection):
 
 
 class _WebSocket:
-    """See `Transport`."""
+    """An open WebSocket of the library, as a `Transport`."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
@@ -142,9 +143,10 @@ class _WebSocket:
 
 
 def _ending(error: Exception) -> Ending:
-    """The Close that came; else that none came.
+    """Return the ending for an exception of the library: the Close that arrived, or "connection lost".
 
-    Of our own Closes only one counts: a message beyond the limit would come again after every reconnect.
+    Of the Closes that this side sent, only "message too big" counts: the same message would be sent again
+    after every reconnect.
     """
     if isinstance(error, ConnectionClosed):
         received, sent = error.rcvd, error.sent
@@ -156,10 +158,10 @@ def _ending(error: Exception) -> Ending:
 
 
 async def open_websocket(opening: Opening) -> Transport:
-    """Open a connection that speaks `wsgate.v1.msgpack`.
+    """Open a WebSocket that uses the subprotocol `wsgate.v1.msgpack`.
 
     Raises:
-        Disconnected: It cannot be opened; its ending says whether another attempt may help.
+        Disconnected: It cannot be opened. Its ending shows whether another attempt may succeed.
     """
     connection = await _dial(opening, [Subprotocol(SUBPROTOCOL)])
     if connection.subprotocol != SUBPROTOCOL:
@@ -169,7 +171,10 @@ async def open_websocket(opening: Opening) -> Transport:
 
 
 async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Connection:
-    """The library's connection, set up as this client wants it. Raises as `open_websocket` does."""
+    """Open the library's connection with the options of this client.
+
+    Raises `Disconnected`, as `open_websocket` does.
+    """
     headers = {"Authorization": f"Bearer {opening.token}"} if opening.token else None
     try:
         connection = await connect(
@@ -179,11 +184,11 @@ async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Co
             proxy=_proxy(opening),
             open_timeout=opening.within_s,
             close_timeout=_CLOSE_S,
-            ping_interval=None,  # the gateway pings; silence is watched by whoever asks `heard_s`
+            ping_interval=None,  # the gateway sends pings; the session checks `heard_s` for silence
             max_size=opening.max_message_bytes,
             create_connection=cast(type[ClientConnection], partial(_Connection, now_s=opening.now_s)),
         )
-    except Exception as error:  # whatever the library and those below it raise ends here
+    except Exception as error:  # every exception of the library becomes `Disconnected`
         ending = failure_of(error)
         detail = f"{shown_url(opening.url)}: {_cause(error)}"
         raise Disconnected(replace(ending, detail=detail)) from error
@@ -191,10 +196,10 @@ async def _dial(opening: Opening, subprotocols: list[Subprotocol] | None) -> _Co
 
 
 def _proxy(opening: Opening) -> str | None:
-    """The proxy for this address; None to connect directly, as always to this machine.
+    """Return the proxy to use for this URL, or None for a direct connection. Loopback is always direct.
 
     Raises:
-        InvalidProxy: The environment or the options name something that is no proxy.
+        InvalidProxy: The environment or the options hold a proxy address that is not valid.
     """
     if opening.proxy is False or is_loopback(opening.url):
         return None
@@ -202,19 +207,22 @@ def _proxy(opening: Opening) -> str | None:
     if proxy is not None:
         try:
             parse_proxy(proxy)
-        except ValueError as error:  # its port, or a user name that cannot be decoded
+        except ValueError as error:  # the port is not valid, or the user name cannot be decoded
             raise InvalidProxy("", "the address cannot be read") from error
     return proxy
 
 
 def failure_of(error: Exception) -> Ending:
-    """What a failed attempt to open a connection means. Source: protocols/codes/passing.json, "client"."""
+    """Return the ending for a failed attempt to open a connection.
+
+    Source: protocols/codes/passing.json, "client".
+    """
     match error:
         case InvalidStatus():
             return after_refusal(error.response.status_code, error.response.headers.get("Retry-After"))
         case InvalidProxyStatus():
             ending = after_refusal(error.response.status_code)
-            may_return = ending.may_return and not ending.is_unauthorized  # no token is shown to a proxy
+            may_return = ending.may_return and not ending.is_unauthorized  # the proxy has not seen a token
             reason = "proxy_failed" if may_return else "proxy_refused"
             return replace(ending, code=0, reason=reason, may_return=may_return)
         case InvalidProxy() | ImportError():  # SOCKS needs a package that may be missing
@@ -231,7 +239,7 @@ def failure_of(error: Exception) -> Ending:
 
 
 def _cause(error: Exception) -> str:
-    """Why an attempt failed, in words and on one line, without the password of a proxy."""
+    """Describe why an attempt failed, on one line and without the password of a proxy."""
     match error:
         case InvalidStatus():
             body = bytes(error.response.body or b"").decode("ascii", "replace").split("\n")[0]

@@ -1,4 +1,4 @@
-"""The addresses of gateways: which are valid, which are loopback, and how errors show them. Pure."""
+"""Checks the URLs of gateways, recognizes loopback addresses, and shortens URLs for error texts. Pure."""
 
 import ipaddress
 import socket
@@ -15,13 +15,14 @@ _LABEL_LIMIT: Final = 63
 
 
 def check_url(url: str) -> None:
-    """Check that a WebSocket can be opened at this address.
+    """Raise SettingsError unless a WebSocket can be opened at this URL.
 
-    The check is made when a client is created, because a wrong address never becomes right.
+    The check is made when a client is created, because a wrong URL never becomes valid.
 
     Raises:
-        SettingsError: The scheme is another one, the host is missing or can be no host name, the port is out
-            of range, the user has no password, there is a fragment, or a character must not stand in a URL.
+        SettingsError: The scheme is not `ws` or `wss`, the host is missing or cannot be a host name, the port
+            is out of range, the user has no password, there is a fragment, or a character must not stand in a
+            URL.
     """
     try:
         parts = urlsplit(url)
@@ -50,7 +51,7 @@ def _is_host(name: str) -> bool:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address names this machine: `localhost`, a name below it, or a loopback address.
+    """Whether a URL names this machine: `localhost`, a name below it, or a loopback address.
 
     Other names are not resolved, so entries of `/etc/hosts` do not count.
     """
@@ -70,11 +71,11 @@ def is_loopback(url: str) -> bool:
 
 
 def shown_url(url: str) -> str:
-    """The address for an error text: without a user, a password and the query, which may hold a token."""
+    """Return a URL for error texts, without user, password and query, which may hold a token."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def carries_token(url: str) -> bool:
-    """Whether the query holds a token. It is the same on every attempt."""
+    """Whether the query of a URL holds a token, which is then the same in every attempt."""
     return any(name == "token" and value for name, value in parse_qsl(urlsplit(url).query))
