@@ -123,7 +123,10 @@ class Connector:
         self._running.add_done_callback(self._on_done)
 
     async def restart(self) -> None:
-        """Wait for the end of a `disconnect` that is under way, then start the loop of attempts unless it runs."""
+        """Wait until a `disconnect` that is under way has ended, then start the loop of attempts.
+
+        Does not start it if it runs already, or if the client has ended.
+        """
         while self._is_letting_go and self._running is not None:
             await asyncio.wait({self._running})
         if self._running is None and self.state is ClientState.IDLE:

@@ -1,4 +1,4 @@
-"""What a backend needs: say something to clients, and hear what they did.
+"""The library for backends: publish to clients, and consume the events that the gateway writes about them.
 
 Source: protocols/bus/v1/spec.md and protocols/backend/v1/spec.md.
 """

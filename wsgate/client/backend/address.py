@@ -1,4 +1,4 @@
-"""From a bus URL to a redis-py client. The URLs are the gateway's own: see `wsgate.bus_address`."""
+"""Creates a redis-py client from a bus URL. The URLs are those of the gateway: see `wsgate.bus_address`."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,28 +15,29 @@ from wsgate.bus_address import BusAddress, parse_address
 __all__ = ["Client", "OpenedClient", "open_client"]
 
 Client = Any
-"""A `redis.asyncio.Redis` or `RedisCluster`: their types say of most commands that they may be awaitable."""
+"""A `redis.asyncio.Redis` or `RedisCluster`. Any, because their types declare most results as perhaps
+awaitable."""
 
 _SENTINEL_S: Final = 2.0
-"""How long one sentinel may take before the next is asked."""
+"""Seconds that one sentinel may take to answer before the next one is tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedClient:
-    """A client of ours, and how to close everything behind it."""
+    """A redis-py client that was created here, and the function that closes all its connections."""
 
     client: Client
     close: Callable[[], Awaitable[None]]
 
 
 def open_client(url: str) -> OpenedClient:
-    """A client for a bus URL; it connects when it is first used.
+    """Create a redis-py client for a bus URL; it connects at its first command.
 
-    It never repeats a command by itself, because it cannot know which are harmless twice, and has no time
-    limit for answers: whoever asks has one.
+    The client never repeats a command by itself, because it cannot know which commands may be repeated. It
+    has no time limit for replies: `Bus` sets one for each command.
 
     Raises:
-        SettingsError: It is no such URL; the message never holds it, for it may hold a password.
+        SettingsError: The URL is not valid. The message does not hold it, because it may hold a password.
     """
     address = parse_address(url)
     once: dict[str, Any] = {"retry": Retry(NoBackoff(), 0)}
@@ -56,7 +57,7 @@ def open_client(url: str) -> OpenedClient:
 def _open_primary(address: BusAddress, once: dict[str, Any], options: dict[str, Any]) -> OpenedClient:
     asking = once | address.redis_options(of_sentinels=True)
     asking |= {"socket_timeout": _SENTINEL_S, "socket_connect_timeout": _SENTINEL_S}
-    make: Any = Sentinel  # it has no types
+    make: Any = Sentinel  # redis-py gives Sentinel no types
     sentinel = make(list(address.hosts), sentinel_kwargs=asking, **options)
     primary = sentinel.master_for(address.master)
 

@@ -1,6 +1,6 @@
-"""The few commands a backend gives to Redis, each with a time limit and one kind of error.
+"""The Redis commands that a backend needs, each with a time limit and with one type of error.
 
-The only file that looks at what redis-py answers: shapes differ between RESP2, RESP3 and a cluster.
+This is the only file that reads redis-py's replies: their shape differs between RESP2, RESP3 and a cluster.
 """
 
 import asyncio
@@ -32,16 +32,16 @@ command may not be enough."""
 
 
 class BusError(BackendError):
-    """Redis did not do what it was asked to, or it is not known whether it did."""
+    """A Redis command failed, or its result is unknown."""
 
 
 class NoGroup(BusError):
-    """The stream or its consumer group is gone: the data was lost, or is that of another server."""
+    """The stream or its consumer group does not exist: data was lost, or this is another server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a stream. Without fields it was trimmed away before it was acknowledged."""
+    """One entry of a stream. It has no fields if it was trimmed from the stream while it was pending."""
 
     stream: str
     id: str
@@ -50,7 +50,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Who reads what: a consumer of a group of one stream."""
+    """One consumer in a consumer group of one stream."""
 
     stream: str
     group: str
@@ -58,17 +58,17 @@ class Reader:
 
 
 class Bus:
-    """Redis, Sentinel's primary or a cluster, as far as a backend needs it."""
+    """A connection to Redis, to the primary of a Sentinel, or to a cluster."""
 
     def __init__(self, where: str | Client, *, timeout_s: float) -> None:
-        """Over a URL (see `address`), or over a redis-py asyncio client, which stays its owner's.
+        """Create a bus from a URL (see `address`) or from a redis-py asyncio client.
 
         Args:
-            where: URL or client.
-            timeout_s: How long an answer may take.
+            where: The URL, or a client. The caller must close its own client.
+            timeout_s: How long one reply may take.
 
         Raises:
-            SettingsError: The URL is none, or the client decodes what it reads.
+            SettingsError: The URL is not valid, or the client has `decode_responses`.
         """
         self._opened = open_client(where) if isinstance(where, str) else None
         self._client = self._opened.client if self._opened else cast(Any, where)
@@ -78,14 +78,16 @@ class Bus:
             raise SettingsError("the redis client must not have decode_responses: data may be binary")
 
     async def close(self) -> None:
-        """Close what was opened here."""
+        """Close the Redis client if it was created from a URL."""
         if self._opened is not None:
             await self._opened.close()
 
     async def publish(self, name: str, payload: bytes) -> int:
-        """Publish; how many shards heard it. On a cluster the channel is a sharded one.
+        """Publish a payload, and return the number of shards that received it.
 
-        Source: protocols/bus/v1/spec.md; architecture, section 7.
+        On a cluster the channel is a sharded one.
+
+        Source: protocols/bus/v1/spec.md, "Channels".
         """
         async with self._asking():
             command = "SPUBLISH" if self._is_cluster else "PUBLISH"
@@ -94,7 +96,10 @@ class Bus:
     # --- streams --------------------------------------------------------------------------------------
 
     async def create_group(self, reader: Reader, start: str) -> None:
-        """Create the group, and the stream, unless they are there."""
+        """Create the consumer group, and its stream, unless they exist.
+
+        `start` is the first id to read after.
+        """
         async with self._asking():
             try:
                 await self._client.xgroup_create(reader.stream, reader.group, id=start, mkstream=True)
@@ -103,13 +108,14 @@ class Bus:
                     raise
 
     async def read(self, reader: Reader, cursor: str, *, count: int, block_s: float) -> list[Entry]:
-        """Entries for this consumer.
+        """Read entries of the stream for this consumer.
 
         Args:
-            reader: Who.
-            cursor: `>` for new ones; an id for those behind it that it has and did not acknowledge.
-            count: At most so many.
-            block_s: How long to wait for new ones, > 0.
+            reader: The consumer.
+            cursor: `>` for new entries; an id for the entries after it that this consumer received and did
+                not acknowledge.
+            count: The largest number of entries.
+            block_s: How many seconds to wait for new entries, > 0.
         """
         async with self._asking(block_s):
             reply = await self._client.xreadgroup(
@@ -120,7 +126,11 @@ class Bus:
     async def take_over(
         self, reader: Reader, cursor: str, *, count: int, idle_s: float
     ) -> tuple[str, list[Entry]]:
-        """Make entries this consumer's that nobody dealt with for so long; cursor `0-0`: that was all."""
+        """Claim pending entries that no consumer has acknowledged for `idle_s` seconds.
+
+        Returns:
+            The cursor for the next call, `0-0` if there are no more entries; and the claimed entries.
+        """
         async with self._asking():
             reply = await self._client.xautoclaim(
                 reader.stream, reader.group, reader.consumer, int(idle_s * 1000), start_id=cursor, count=count
@@ -151,17 +161,17 @@ class Bus:
             start = "(" + _text(rows[-1]["message_id"])
 
     async def acknowledge(self, reader: Reader, entry: Entry) -> None:
-        """The entry is dealt with."""
+        """Acknowledge an entry, so that no consumer of the group receives it again."""
         async with self._asking():
             await self._client.xack(reader.stream, reader.group, entry.id)
 
     async def move_to_dead_letters(
         self, reader: Reader, entry: Entry, dead: str, *, why: Mapping[str, str], limit: int
     ) -> None:
-        """Move an entry to the stream `dead`, trimmed to about `limit`, with `why` beside its fields.
+        """Move an entry to the stream `dead`, trimmed to about `limit` entries, and add the fields of `why`.
 
-        Both or neither; on a cluster, where the streams are in two places, first the one and then the
-        other, so that it may be there twice but is never lost.
+        Adding and acknowledging are one transaction. On a cluster, where the streams may be on two servers,
+        they are two commands: the entry may be added twice, but is never lost.
         """
         fields = {**entry.fields, **{name.encode(): value.encode() for name, value in why.items()}}
         async with self._asking():
@@ -186,14 +196,14 @@ class Bus:
 
 
 def _rows(reply: Any) -> list[Any]:
-    """The entries of the one stream that was read.
+    """Return the rows of the one stream in a reply to XREADGROUP.
 
-    RESP2 gives `[[name, rows]]`, RESP3 `{name: [rows]}`, redis-py's unified form `{name: rows}`.
+    RESP2 sends `[[name, rows]]`, RESP3 `{name: [rows]}`, redis-py's unified form is `{name: rows}`.
     """
     if not reply:
         return []
     rows: list[Any] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    # RESP3 has one list more around them; an entry itself begins with its id.
+    # RESP3 has one more list around the rows. An entry itself begins with its id.
     is_nested = bool(rows) and not (rows[0] and isinstance(rows[0][0], bytes | str))
     return rows[0] if is_nested else rows
 

@@ -1,7 +1,7 @@
-"""Hears what clients did: reads event streams as one of a group, and loses nothing.
+"""Consumes the event streams as a member of a consumer group, so that each event is handled at least once.
 
-Owns the loops. An entry is acknowledged only when it was dealt with: handled, seen before, or moved to the
-dead letters. Whatever else becomes of this process, somebody takes the entry over.
+This module owns the loops. An entry is acknowledged only when it was handled, was recognized as handled
+before, or was moved to the dead letters. If this process ends earlier, another consumer claims the entry.
 
 Source: protocols/backend/v1/spec.md.
 """
@@ -28,12 +28,13 @@ _BEGINNING: Final = "0-0"
 
 
 class EventConsumer:
-    """Hands events to a handler, at least once each.
+    """Reads events from the bus and calls a handler at least once for each of them.
 
-    A handler that returns has dealt with its event. One that raises is called again, after a while; an event
-    that fails every time is moved to the stream `P:events:dead`. Events of one user are handled in the order
-    in which they came, those of different users side by side. A repetition (the same `id`) is acknowledged
-    without being handled, as far as this process remembers; what another process has handled it cannot know.
+    An event is finished when its handler returns. If the handler raises, it is called again after a delay; an
+    event whose attempts all failed is moved to the stream `P:events:dead`. Events of one user are handled in
+    their order, those of different users at the same time. A repeated event (the same `id`) is acknowledged
+    without being handled, if this process remembers it. Events that another process has handled are not
+    recognized.
     """
 
     def __init__(
@@ -45,17 +46,18 @@ class EventConsumer:
         options: ConsumerOptions | None = None,
         on_error: ErrorCallback | None = None,
     ) -> None:
-        """Nothing happens before `run`.
+        """Create a consumer; it reads nothing before `run`.
 
         Args:
-            where: A bus URL, or a client of `redis.asyncio`, which stays its owner's. See `Publisher`.
-            group: One for each backend; its processes share the work.
+            where: A bus URL, or a client of `redis.asyncio`, which the caller must close. See `Publisher`.
+            group: The name of the consumer group, one for each backend. Its processes share the events.
             handle: The handler, a coroutine function.
             options: See `ConsumerOptions`.
-            on_error: Told what goes wrong, a handler's exceptions too; by default the log is.
+            on_error: Called with each error, also with the exceptions of the handler. Without it, errors are
+                logged.
 
         Raises:
-            SettingsError: The URL is none, or the client decodes what it reads.
+            SettingsError: The URL is not valid, or the client has `decode_responses`.
         """
         self._options = options or ConsumerOptions()
         self._bus = Bus(where, timeout_s=self._options.timeout_s)
@@ -82,9 +84,9 @@ class EventConsumer:
         ]
 
     async def run(self) -> None:
-        """Handle events until `stop`; once.
+        """Handle events until `stop` is called. May be called once.
 
-        Cancelled, it ends at once: what was in hand is taken over by others.
+        When it is cancelled, it ends at once; other consumers claim the entries that were not finished.
         """
         if self._is_started:
             raise InternalError("a consumer runs once")
@@ -105,9 +107,10 @@ class EventConsumer:
                 self._ended.set()
 
     async def stop(self) -> None:
-        """Read no more, finish what is in hand, and return when `run` has. Not from within a handler.
+        """Stop reading, finish the accepted entries, and return when `run` has returned.
 
-        What fails meanwhile is not tried again: it is left to others.
+        An entry whose handler fails during this time is not tried again here; another consumer claims it.
+        Must not be called by a handler.
         """
         self._stopping.set()
         if self._is_started:
@@ -116,7 +119,7 @@ class EventConsumer:
     # --- reading --------------------------------------------------------------------------------------
 
     async def _read(self, partition: Partition) -> None:
-        """Read as much as there is room for, whatever becomes of Redis meanwhile."""
+        """Read one partition in a loop as far as there is room; after an error, pause and continue."""
         failures = 0
         while not self._stopping.is_set:
             try:
@@ -148,16 +151,16 @@ class EventConsumer:
         await self._accept_again(partition, entries)
 
     async def _take_over(self, partition: Partition) -> None:
-        """Now and then, take over what others left."""
+        """Claim the unfinished entries of other consumers in a loop."""
         while not self._stopping.is_set:
             try:
                 await self._take_over_all(partition)
             except NoGroup:
-                pass  # whoever reads creates it
+                pass  # `_read` creates the group
             except Exception as error:
                 self._callbacks.report(error)
-            # Not in step with others that were started together.
-            spread = 0.5 + random.random()  # noqa: S311 - spreading, not secrecy
+            # The pause is random, so that consumers that started together do not claim at the same moment.
+            spread = 0.5 + random.random()  # noqa: S311 - not a secret
             await self._stopping.pause(self._options.takeover_every_s * spread)
 
     async def _take_over_all(self, partition: Partition) -> None:
@@ -188,7 +191,7 @@ class EventConsumer:
                 self._accept(partition, entry, is_fatal=is_fatal)
 
     def _accept(self, partition: Partition, entry: Entry, *, is_fatal: bool = False) -> None:
-        """Take an entry in hand, unless it is: this process may take over from itself."""
+        """Start a task for an entry, unless one exists: a claim may return an entry of this process."""
         case = self._handling.examine(entry, is_fatal=is_fatal)
         turn = partition.take(entry.id, case.key)
         if turn is not None:

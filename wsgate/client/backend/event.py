@@ -1,4 +1,4 @@
-"""What a gateway tells a backend, as one frozen value. Pure.
+"""Parses one stream entry of the gateway into an `Event`. Pure.
 
 Source: protocols/backend/v1/spec.md, "Entries".
 """
@@ -14,7 +14,7 @@ __all__ = ["Event", "MalformedEvent", "parse_event"]
 
 
 class MalformedEvent(BackendError):
-    """An entry is no event."""
+    """A stream entry cannot be parsed as an event."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, temporary=False)
@@ -22,23 +22,23 @@ class MalformedEvent(BackendError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something happened on a gateway.
+    """An event that a gateway reports to the backend: a client connected, subscribed or sent a message.
 
     Attributes:
-        type: `connected`, `disconnected`, `subscribed`, `unsubscribed` or `message`; later versions may
-            have more.
-        id: Names this event, on whatever attempt it is read.
-        conn: The connection's public id.
-        user: Whose it is; None for who is anonymous.
-        node: Which node it is connected to.
-        timestamp_ms: When it happened there, in milliseconds of Unix time.
-        reason: Why it ended, by the names of protocols/codes.json (`disconnected`).
-        duration_ms: How long it was welcome (`disconnected`).
-        channel: As it is called on the bus: an inbox is `@<user>` (`subscribed`, `unsubscribed`).
+        type: `connected`, `disconnected`, `subscribed`, `unsubscribed` or `message`. Later versions may add
+            types.
+        id: Identifies the event; the same for every delivery of it.
+        conn: The public id of the connection.
+        user: The user of the connection; None for an anonymous one.
+        node: The node that holds the connection.
+        timestamp_ms: When it happened on that node, in milliseconds of Unix time.
+        reason: Why the connection ended, as a name of protocols/codes.json (`disconnected`).
+        duration_ms: How long the connection lasted after its welcome, in milliseconds (`disconnected`).
+        channel: The name of the channel on the bus; an inbox is `@<user>` (`subscribed`, `unsubscribed`).
         data: What the client sent: a JSON value, a str or bytes (`message`).
-        encoding: Which of them: `json`, `text` or `binary` (`message`).
-        stream: Where the entry is.
-        entry_id: Which one it is there.
+        encoding: The kind of `data`: `json`, `text` or `binary` (`message`).
+        stream: The stream that holds the entry.
+        entry_id: The id of the entry in that stream.
     """
 
     type: str
@@ -57,10 +57,10 @@ class Event:
 
 
 def parse_event(stream: str, entry_id: str, fields: Mapping[bytes, bytes]) -> Event:
-    """The event of an entry; fields that are not listed are ignored.
+    """Parse the fields of one entry into an event; unknown fields are ignored.
 
     Raises:
-        MalformedEvent: A field that every event has is missing, or one is not what it should be.
+        MalformedEvent: A field that every event has is missing, or a field has an invalid value.
     """
     read = _Fields(fields)
     encoding = read.text_or_none(b"encoding")
@@ -82,7 +82,7 @@ def parse_event(stream: str, entry_id: str, fields: Mapping[bytes, bytes]) -> Ev
 
 
 class _Fields:
-    """An entry's fields, read by type; an empty one is there."""
+    """Reads the fields of one stream entry, with a check of each type."""
 
     __slots__ = ("_map",)
 

@@ -1,7 +1,7 @@
-"""What becomes of one entry: handled, known already, or a dead letter; and that Redis knows.
+"""Handles one entry: calls the handler or makes the entry a dead letter, and then acknowledges it.
 
-Rules: an entry is acknowledged after its handler has returned, never before. What is left, because it is time
-to stop, stays pending in the group: it is nobody's loss.
+Rules: an entry is acknowledged after its handler has returned, never before. An entry that is not finished
+when the consumer stops stays pending in the group, and another consumer claims it.
 """
 
 import asyncio
@@ -20,12 +20,13 @@ from wsgate.client.backend.window import Window
 __all__ = ["EntryCase", "Handling"]
 
 ABANDONED: Final = "Abandoned"
-"""The `error` of an entry that took too many processes with it before any of them could say why."""
+"""The `error` of a dead letter that was delivered too often: perhaps its handling ends the process each
+time."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterCause:
-    """Why an entry is a dead letter: an exception's type and after how many attempts."""
+    """Why an entry is a dead letter: the type of the last exception, and the number of attempts."""
 
     error: str
     attempts: int
@@ -33,7 +34,7 @@ class DeadLetterCause:
 
 @dataclass(frozen=True, slots=True)
 class EntryCase:
-    """An entry, and what it is: an event, a dead letter at once, or neither when it was trimmed away."""
+    """An entry with its parsed event, with a cause for the dead letters, or with neither if it was trimmed."""
 
     entry: Entry
     event: Event | None = None
@@ -41,16 +42,16 @@ class EntryCase:
 
     @property
     def key(self) -> str:
-        """Cases with the same key are settled one after the other."""
+        """The key for ordering: entries with the same key are handled one after the other."""
         return (self.event.user or self.event.conn) if self.event else self.entry.id
 
 
 class _Left(Exception):
-    """It is time to stop: others will deal with it."""
+    """The consumer is stopping, so that the entry stays pending for another consumer."""
 
 
 class Handling:
-    """See the module."""
+    """Calls the handler for the entries of one consumer, with repeated attempts."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Handling:
         stopping: Stopping,
         report: Callable[[Exception], None],
     ) -> None:
-        """Of one consumer."""
+        """Create the handling of one consumer."""
         self._bus = bus
         self._handle = handle
         self._options = options
@@ -72,7 +73,10 @@ class Handling:
         self._dead = Window(options.seen_limit)
 
     def examine(self, entry: Entry, *, is_fatal: bool) -> EntryCase:
-        """What an entry is; `is_fatal` when it was given to too many already and none came back."""
+        """Parse an entry, and decide whether it is a dead letter.
+
+        With `is_fatal`, the entry was delivered too often and is a dead letter without being parsed.
+        """
         if is_fatal:
             return EntryCase(entry, verdict=DeadLetterCause(ABANDONED, 0))
         if not entry.fields:
@@ -86,8 +90,8 @@ class Handling:
     async def settle(self, reader: Reader, case: EntryCase) -> None:
         """Handle the entry or make it a dead letter, and acknowledge it.
 
-        An entry may be taken over again before the reply to its acknowledgement arrives. It is recognized by
-        the event's id, or as a dead letter by the entry's id, and is then only acknowledged.
+        An entry may be claimed again before the reply to its acknowledgement arrives. It is recognized by the
+        event's id, or as a dead letter by the entry's id, and is then only acknowledged.
         """
         event, verdict = case.event, case.verdict
         place = f"{case.entry.stream} {case.entry.id}"
@@ -104,7 +108,7 @@ class Handling:
             return
 
     async def _try(self, event: Event) -> DeadLetterCause | None:
-        """Call the handler until it returns; why it never did."""
+        """Call the handler until it returns, or until all attempts have failed; then return the cause."""
         attempts = self._options.attempts
         for attempt in range(attempts):
             try:
@@ -121,7 +125,7 @@ class Handling:
         return verdict
 
     async def _insist(self, tell: Callable[[], Awaitable[None]]) -> None:
-        """Until Redis knows, or it is time to stop."""
+        """Repeat a Redis command until it succeeds. Raises `_Left` when the consumer stops."""
         for attempt in count():
             try:
                 await tell()

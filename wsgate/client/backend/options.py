@@ -1,4 +1,4 @@
-"""Every setting of an event consumer once: unit, default, why."""
+"""Every setting of an event consumer, with unit, default and reason."""
 
 import itertools
 import os
@@ -14,33 +14,39 @@ _numbers: Final = itertools.count(1)
 
 
 def _own_name() -> str:
-    """Unlike that of any other living process, and in a container the same after a restart."""
+    """Return a consumer name that no other running process has.
+
+    A restarted container may get the same name again.
+    """
     return f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerOptions:
-    """Settings of an `EventConsumer`.
+    """The settings of an `EventConsumer`.
 
     Attributes:
         prefix: The gateway's `bus.prefix`.
         partitions: The gateway's `events.partitions`.
-        consumer: This process's name in the group; no two living ones may share it. By default host,
-            process and a number.
-        start_at: Where a group that is new begins: `$` for what comes from now on, `0` for all there is.
-        concurrency: Handlers that run at once, and entries of one partition in hand.
-        attempts: How often an entry is tried before it becomes a dead letter.
-        deliveries_limit: How often an entry may be given to somebody, in whatever process, before it becomes
-            one without being tried: it may be what kills them. Reading again after a lost connection counts.
-        backoff: Between the attempts of one entry, and between those to reach Redis.
-        takeover_idle_s: Entries that nobody acknowledged for so long are taken over. More than a handler
-            takes with all its attempts, else it runs twice.
-        takeover_every_s: How often to look for them.
-        seen_limit: Ids of events dealt with that are remembered, so that a repetition is acknowledged only.
-        dead_limit: Length to which the stream of dead letters is trimmed, about.
-        block_s: How long one read waits for new entries; `stop` may take as long. Less than the read
-            time-out of a client that is handed in (redis-py's default: 5 s).
-        timeout_s: How long an answer of Redis may take.
+        consumer: The name of this consumer in its group. Two running consumers must not share a name. By
+            default it consists of the host name, the process id and a number.
+        start_at: Where a new group begins to read: `$` for events from now on, `0` for all events in the
+            stream.
+        concurrency: How many handlers run at the same time, and how many entries of one partition are
+            accepted and not finished.
+        attempts: How often the handler is called for one event before it becomes a dead letter.
+        deliveries_limit: How often an entry may be delivered, to any process, before it becomes a dead letter
+            without being handled: perhaps handling it ends the process. Reading again after a lost connection
+            counts too.
+        backoff: The delay between the attempts for one event, and between attempts to reach Redis.
+        takeover_idle_s: An entry that was not acknowledged for so long is claimed. Must be longer than a
+            handler needs with all its attempts, or else the event is handled twice.
+        takeover_every_s: How often to search for entries to claim.
+        seen_limit: How many ids of finished events are remembered, to recognize repeated events.
+        dead_limit: Approximate length to which the stream of dead letters is trimmed.
+        block_s: How long one read waits for new entries. `stop` may take as long. Must be less than the read
+            time-out of a client that is passed in (redis-py's default: 5 s).
+        timeout_s: How long one reply of Redis may take.
     """
 
     prefix: str = "wsgate"

@@ -1,7 +1,7 @@
-"""One stream's entries in hand: how many more may be read, and who comes behind whom.
+"""The accepted entries of one stream: how many more may be read, and in which order they are handled.
 
-Entries of one user (or of one anonymous connection) are dealt with one after the other, in the order in which
-they came; those of different users side by side.
+Entries of one user (or of one anonymous connection) are handled one after the other, in the order in which
+they were read. Entries of different users are handled at the same time.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ __all__ = ["Partition", "Turn"]
 
 
 class Turn:
-    """A place in the row of one user."""
+    """The place of one entry in the queue of its user."""
 
     __slots__ = ("_before", "_is_over", "key")
 
@@ -22,28 +22,32 @@ class Turn:
         self._is_over = asyncio.Event()
 
     async def begin(self) -> None:
-        """Wait until the one before is over."""
+        """Wait until the entry before this one in the queue has ended."""
         if self._before is not None:
             await self._before._is_over.wait()
-            self._before = None  # else a long row would be one long chain
+            self._before = None  # otherwise a long queue would keep all its turns in memory
 
     def end(self) -> None:
-        """Let the next one begin."""
+        """Let the entry after this one in the queue begin."""
         self._is_over.set()
 
 
 class Partition:
-    """See the module.
+    """The reading state of one event stream, and its accepted entries.
 
     Attributes:
-        reader: Who reads which stream.
-        cursor: Where reading goes on: an id within what this consumer has and did not acknowledge, or `>`.
-        has_group: Whether the group is known to exist.
-        start_at: Where it begins if it has to be created.
+        reader: The consumer and the stream.
+        cursor: Where to read next: `>` for new entries, or an id among those delivered to this consumer and
+            not acknowledged.
+        has_group: Whether the consumer group is known to exist.
+        start_at: Where the group begins to read if it must be created.
     """
 
     def __init__(self, reader: Reader, limit: int, start_at: str) -> None:
-        """Nothing in hand; `limit` is how many may be."""
+        """Create the state of a stream without accepted entries.
+
+        `limit` is the largest number of accepted ones.
+        """
         self.reader = reader
         self.start_at = start_at
         self.cursor = "0"
@@ -55,16 +59,16 @@ class Partition:
 
     @property
     def room(self) -> int:
-        """How many more entries may be taken in hand."""
+        """How many more entries may be accepted at present."""
         return self._limit - len(self._in_hand)
 
     async def wait_for_room(self) -> None:
-        """Until at least one more may be taken."""
+        """Wait until at least one more entry may be accepted."""
         while self.room <= 0:
             await self._wait()
 
     async def wait_until_empty(self) -> None:
-        """Until nothing is in hand."""
+        """Wait until every accepted entry is finished or given up."""
         while self._in_hand:
             await self._wait()
 
@@ -73,16 +77,16 @@ class Partition:
         await self._put_down.wait()
 
     def lost_group(self) -> None:
-        """The group is gone: whatever is in the stream now may be news."""
+        """The group must be created again: any entry in the stream may be new to the backend."""
         self.has_group = False
         self.start_at = "0"
 
     def look_back(self) -> None:
-        """An answer may have been lost: what this consumer has and does not know of is read again."""
+        """Read the unacknowledged entries of this consumer again: a reply may have been lost."""
         self.cursor = "0"
 
     def take(self, entry_id: str, key: str) -> Turn | None:
-        """Take an entry in hand; None when it is there already."""
+        """Accept an entry and return its place in the queue of `key`; None if it is accepted already."""
         if entry_id in self._in_hand:
             return None
         self._in_hand.add(entry_id)
@@ -90,7 +94,7 @@ class Partition:
         return turn
 
     def put_down(self, entry_id: str, turn: Turn) -> None:
-        """It is dealt with, or left to others."""
+        """Remove an entry that is finished or given up, and let the next one of its queue begin."""
         turn.end()
         if self._rows.get(turn.key) is turn:
             del self._rows[turn.key]

@@ -1,4 +1,4 @@
-"""What is published, as bytes: the payload as it is, or in an envelope that says more. Pure.
+"""Encodes a publication for the bus: the bare payload, or an envelope with a user or an exclusion. Pure.
 
 Source: protocols/bus/v1/spec.md, "Payloads" and "Envelope".
 """
@@ -15,22 +15,23 @@ _MARK: Final = b"\xc1"
 _HEAD: Final = b"\xc1\x01"
 
 _SHALLOW: Final = 256
-"""Brackets that nobody needs to look into: too few to nest too deep."""
+"""With fewer brackets than this a value cannot nest too deep, so its depth is not measured."""
 _DEPTH_LIMIT: Final = 800
-"""Levels that surely pass for JSON everywhere; the contract says about 900."""
+"""A depth that every JSON parser accepts here; the protocol allows about 900."""
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def encode_publication(data: Any, *, user: str | None = None, exclude: str | int | None = None) -> bytes:
-    """A publication as it goes to the bus.
+    """Encode a publication to the bytes that are published on the bus.
 
     Args:
-        data: Bytes are the payload as they are; anything else becomes JSON.
-        user: Who published it.
-        exclude: The public id of the connection that does not get it, as in its `welcome`, or as a number.
+        data: Bytes are the payload itself; any other value is encoded as JSON.
+        user: The user who published it.
+        exclude: The public id of the connection that does not receive it: as in its `welcome`, or as a
+            number.
 
     Raises:
-        TypeError, ValueError, RecursionError: `data` is nothing JSON can hold, `exclude` no such id.
+        TypeError, ValueError, RecursionError: JSON cannot represent `data`, or `exclude` is not such an id.
     """
     payload = bytes(data) if isinstance(data, bytes | bytearray | memoryview) else _json(data)
     if user is None and exclude is None and not payload.startswith(_MARK):
@@ -60,13 +61,13 @@ def _connection(conn: str | int) -> int:
 
 
 def _encoding(payload: bytes) -> str:
-    """What subscribers get it as; an envelope that says what is not so would be dropped."""
+    """Return the encoding that subscribers receive; the gateway drops an envelope whose encoding is wrong."""
     try:
         text = payload.decode()
     except UnicodeDecodeError:
         return "binary"
     try:
-        # Numbers may be of any size: nobody here needs their value.
+        # Numbers may have any size and are not needed, so they are not converted.
         value = json.loads(text, parse_int=_ignore, parse_float=_ignore, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return "text"
@@ -82,11 +83,11 @@ def _ignore(number: str) -> int:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError  # NaN and infinities are no JSON
+    raise ValueError  # NaN and infinities are not JSON
 
 
 def _is_unicode(value: Any) -> bool:
-    """Whether no string holds half a surrogate pair."""
+    """Whether no string holds an unpaired surrogate."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -95,7 +96,7 @@ def _is_unicode(value: Any) -> bool:
 
 
 def _depth(value: Any) -> int:
-    """How deep it nests. O(values)."""
+    """Return how many levels a value nests. O(values)."""
     depth, level = 0, [value]
     while level:
         depth += 1

@@ -1,4 +1,4 @@
-"""Says something to clients, through the bus."""
+"""Publishes from a backend to channels and to users' inboxes, over the bus."""
 
 from types import TracebackType
 from typing import Any, Final, Self
@@ -13,22 +13,22 @@ _TIMEOUT_S: Final = 10.0
 
 
 class Publisher:
-    """Publishes to channels and inboxes. One is enough for a program; it may be used by many tasks at once.
+    """Publishes to channels and inboxes. One publisher is enough for a program; many tasks may share it.
 
-    What it promises is the bus's: a channel is live, and who is away misses what is said.
+    The bus delivers at most once: a client that is not connected does not receive the publication.
     """
 
     def __init__(self, where: str | Client, prefix: str = "wsgate", *, timeout_s: float = _TIMEOUT_S) -> None:
-        """Connects when it is first used.
+        """Create a publisher; it connects at its first publication.
 
         Args:
             where: A bus URL (`redis://`, `rediss://`, `unix://`, `redis+sentinel://h1,h2/master`,
-                `redis+cluster://h1,h2`), or a client of `redis.asyncio`, which stays its owner's.
+                `redis+cluster://h1,h2`), or a client of `redis.asyncio`, which the caller must close.
             prefix: The gateway's `bus.prefix`.
-            timeout_s: How long an answer may take.
+            timeout_s: How long one reply may take.
 
         Raises:
-            SettingsError: The URL is none.
+            SettingsError: The URL is not valid, or the client has `decode_responses`.
         """
         self._bus = Bus(where, timeout_s=timeout_s)
         self._prefix = prefix
@@ -36,31 +36,32 @@ class Publisher:
     async def publish(
         self, channel: str, data: Any, *, user: str | None = None, exclude: str | int | None = None
     ) -> int:
-        """Publish to a channel.
+        """Publish data to a channel, for all its subscribers on all nodes.
 
         Args:
-            channel: Its name.
-            data: Bytes as they are; anything else as JSON, a str too.
-            user: Shown to clients as who published it.
-            exclude: A connection's public id, as in its `welcome` or in `Event.conn`, that does not get it.
+            channel: The name of the channel.
+            data: Bytes are published as they are; any other value, also a str, as JSON.
+            user: Shown to clients as the publisher.
+            exclude: The public id of a connection that does not receive it, as in its `welcome` or in
+                `Event.conn`.
 
         Returns:
-            How many shards heard it, which is not how many clients.
+            How many shards received it. This is not the number of clients.
 
         Raises:
-            BusError: Redis did not answer, or refused; `temporary` where a retry may help. After a time-out
-                it is unknown whether it was published.
-            TypeError, ValueError: JSON cannot hold `data`; nothing was published.
+            BusError: Redis did not reply, or refused; `temporary` if a retry may help. After a time-out it is
+                unknown whether the data was published.
+            TypeError, ValueError: JSON cannot represent `data`; nothing was published.
         """
         payload = encode_publication(data, user=user, exclude=exclude)
         return await self._bus.publish(f"{self._prefix}:ch:{channel}", payload)
 
     async def publish_to_user(self, user: str, data: Any) -> int:
-        """Publish to a user's inbox: every connection of this user gets it, as channel `@me`."""
+        """Publish data to a user's inbox: every connection of this user receives it on the channel `@me`."""
         return await self.publish(f"@{user}", data)
 
     async def close(self) -> None:
-        """Close what was opened here."""
+        """Close the Redis client, unless the caller passed it in."""
         await self._bus.close()
 
     async def __aenter__(self) -> Self:

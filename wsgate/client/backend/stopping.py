@@ -1,4 +1,4 @@
-"""Whether it is time to stop, for who waits between two attempts."""
+"""A flag that ends a consumer, and pauses that end early when the flag is set."""
 
 import asyncio
 from contextlib import suppress
@@ -7,22 +7,22 @@ __all__ = ["Stopping"]
 
 
 class Stopping:
-    """Set once; whoever pauses wakes up."""
+    """The stop flag of one consumer. It is set once and wakes every pause."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     @property
     def is_set(self) -> bool:
-        """Whether to stop."""
+        """Whether the consumer has to stop."""
         return self._event.is_set()
 
     def set(self) -> None:
-        """Stop."""
+        """Set the flag, and end all pauses."""
         self._event.set()
 
     async def pause(self, seconds: float) -> None:
-        """Wait so long, or until it is time to stop."""
+        """Sleep for so many seconds, or until the flag is set."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._event.wait()

@@ -1,4 +1,4 @@
-"""The ids of the last events dealt with. Pure."""
+"""Remembers the ids of the last events, to recognize a repeated one. Pure."""
 
 from collections import OrderedDict
 
@@ -6,10 +6,10 @@ __all__ = ["Window"]
 
 
 class Window:
-    """A bounded set that forgets who was not met for longest."""
+    """A set of bounded size that forgets the ids that were not met for the longest time."""
 
     def __init__(self, limit: int) -> None:
-        """Empty; `limit` is how many it remembers, >= 0."""
+        """Create an empty set for at most `limit` ids, >= 0."""
         self._limit = limit
         self._ids: OrderedDict[str, None] = OrderedDict()
 
@@ -23,7 +23,7 @@ class Window:
         return len(self._ids)
 
     def add(self, id: str) -> None:
-        """Remember it; O(1)."""
+        """Remember an id, and forget the oldest one if there are too many. O(1)."""
         self._ids[id] = None
         self._ids.move_to_end(id)
         if len(self._ids) > self._limit:
