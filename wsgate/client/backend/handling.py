@@ -34,7 +34,7 @@ class DeadLetterCause:
 
 @dataclass(frozen=True, slots=True)
 class EntryCase:
-    """An entry with its parsed event, with a cause for the dead letters, or with neither if it was trimmed."""
+    """An entry with its parsed event, a cause for the dead letters, or neither if it was trimmed."""
 
     entry: Entry
     event: Event | None = None

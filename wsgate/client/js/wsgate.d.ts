@@ -1,152 +1,160 @@
-/** Types of wsgate.js: the client for browsers and Node. Source: protocols/client/v1/spec.md. */
+/** Types of wsgate.js, the client for browsers and Node. Source: protocols/client/v1/spec.md. */
 
 /**
- * A JWT, or a function that gives one: it is called before every try to connect and ahead of expiry. Nothing or '' is
- * anonymous. A function that throws UnauthorizedError ends the client; whatever else it throws is a failed try. With a
- * text, the client ends when the gateway says that the token has expired or is not valid: the text cannot change.
+ * A JWT, or a function that returns one: it is called before every attempt to connect and before the token expires.
+ * Without a token, or with '', the client is anonymous. A function that throws UnauthorizedError ends the client; any
+ * other exception is a failed attempt. With a text, the client ends when the gateway reports that the token has expired
+ * or is not valid, because the text cannot change.
  */
 export type TokenSource = string | (() => string | null | undefined | Promise<string | null | undefined>);
 
 /**
- * `idle`: made, or let go by `disconnect()`; `connecting`: until the server says welcome; `open`; `waiting`: comes back by itself; `closed`: for
- * good, by `close()` or by a Close that says so.
+ * The state of a client. `idle`: not started, or `disconnect()` was called. `connecting`: until the gateway's welcome.
+ * `open`: commands are sent. `waiting`: until the next attempt. `closed`: ended by `close()`, by a final Close or by a
+ * final refusal.
  */
 export type ClientState = 'idle' | 'connecting' | 'open' | 'waiting' | 'closed';
 
-/** What the client needs of a WebSocket class: that of browsers, of Node 22, or of the package `ws`. */
+/** A WebSocket class that the client can use: that of browsers, of Node 22, or of the package `ws`. */
 export interface WebSocketConstructor {
   new (url: string, protocols: string[]): any;
 }
 
 export interface ClientOptions {
-  /** Who you are; without one you are anonymous. A function is asked again whenever a fresh token is needed. */
+  /** The user's token; without one the client is anonymous. A function is called whenever a fresh token is needed. */
   token?: TokenSource;
-  /** Default: `globalThis.WebSocket`. Where there is none (Node 20), the class of the package `ws`. */
+  /** Default: `globalThis.WebSocket`. Node 20 has none: pass the class of the package `ws`. */
   WebSocket?: WebSocketConstructor;
-  /** The wait before try n is random between 0 and `min(mostMs, firstMs * 2^n)`. Default: 500 and 30,000. */
+  /** The delay before attempt n is random between 0 and `min(mostMs, firstMs * 2^n)`. Default: 500 and 30,000. */
   backoff?: { firstMs?: number; mostMs?: number };
-  /** For the token function, and for a socket until it is welcome. Default: 15,000. */
+  /** Time limit of the token function, and of a socket until its welcome. Default: 15,000. */
   connectTimeoutMs?: number;
-  /** For the answer to a command, waiting for a connection included. Default: 10,000. */
+  /** Time limit of a command until its reply; waiting for a connection counts. Default: 10,000. */
   commandTimeoutMs?: number;
   /**
-   * How many publications of one channel wait for its iterator before the oldest go, and how many commands wait for
-   * a connection before more are refused. Default: 1,024.
+   * How many publications of one channel wait for its iterator before the oldest are dropped, and how many commands
+   * wait for a connection before more are refused. Default: 1,024.
    */
   queueLimit?: number;
-  /** Between 0 and 1. Default: `Math.random`. */
+  /** Returns numbers between 0 and 1. Default: `Math.random`. */
   random?: () => number;
-  /** Milliseconds of a monotonic clock. Default: `performance.now`, and `Date.now` where there is none. */
+  /** Returns milliseconds of a monotonic clock. Default: `performance.now`, or `Date.now` if there is none. */
   now?: () => number;
   setTimeout?: (run: () => void, delayMs: number) => any;
   clearTimeout?: (timer: any) => void;
 }
 
-/** One item published to a channel. */
+/** One item that was published to a channel. */
 export interface Publication<Data = any> {
-  /** `@me` for your inbox. */
+  /** The name of the channel; `@me` is the user's inbox. */
   readonly channel: string;
-  /** A value of JSON (integers beyond 2^53 are rounded); a Uint8Array when `encoding` is `binary`. */
+  /** A JSON value (integers beyond 2^53 are rounded), or a Uint8Array if `encoding` is `binary`. */
   readonly data: Data;
   readonly encoding: 'json' | 'binary';
-  /** `<epoch>-<offset>`, where the channel has history. */
+  /** `<epoch>-<offset>`, if the channel has history. */
   readonly position: string | undefined;
-  /** Who published it; undefined: a backend. */
+  /** The user who published it; undefined for a backend. */
   readonly user: string | undefined;
-  /** Unix time, as the publisher says. */
+  /** Unix time in milliseconds, as the publisher set it. */
   readonly timestampMs: number | undefined;
 }
 
 export interface SubscribeOptions {
-  /** A channel token, where the channel needs one. After a 401 a function is asked again, a text is not. */
+  /** A channel token, if the channel needs one. After a 401 a function is called again; a text is not sent again. */
   token?: TokenSource;
-  /** Where you stood, as an earlier `position` said: what was published since comes first. */
+  /** An earlier `position` of the application: what was published after it is recovered first. */
   from?: string;
 }
 
 /**
- * One subscribed channel, through all connections. Read it with `for await`, or set `onPublication`.
+ * One subscribed channel, across all connections. Read it with `for await`, or set `onPublication`.
  *
- * Leaving a loop does not unsubscribe. Iterators end after `unsubscribe()` and `client.close()`, and throw when the
- * server took the channel or closed for good, after what had come before.
+ * Leaving a loop does not unsubscribe. Iterators end after `unsubscribe()` and `client.close()`. They throw if the
+ * gateway ended the subscription or the client finally, after the queued publications.
  */
 export interface Subscription<Data = any> extends AsyncIterable<Publication<Data>, undefined> {
   readonly channel: string;
-  /** Of the last publication: keep it to go on there with `from`. Undefined where the channel has no history. */
+  /**
+   * The position of the last publication; pass it as `from` to continue there. Undefined if the channel has no history.
+   */
   readonly position: string | undefined;
-  /** Resolves when the server first confirms it; rejects when it never will. */
+  /** Resolves when the gateway first confirms the channel; rejects when the subscription ends before. */
   readonly ready: Promise<void>;
-  /** Called with each publication, at once with those that wait; while it is set, iterators get nothing. */
+  /** Called with each publication, first with the queued ones. While it is set, iterators receive nothing. */
   onPublication: ((publication: Publication<Data>) => unknown) | null;
-  /** Resolves when the server knows, or there is no connection; never rejects. */
+  /** Ends the subscription. Resolves after the gateway's reply, or at once without a connection; never rejects. */
   unsubscribe(): Promise<void>;
   [Symbol.asyncIterator](): AsyncIterator<Publication<Data>, undefined>;
 }
 
 export interface PublishOptions {
-  /** Makes a retry harmless where the channel has history. */
+  /** An idempotency key: a second publication with the same key has no effect, if the channel has history. */
   key?: string;
-  /** false: not back to this connection. */
+  /** If false, this connection does not receive the publication. */
   echo?: boolean;
 }
 
-/** What every event has, as an `Event` of the DOM has it; the client needs no engine with a DOM. */
+/** The fields of every event, with the meaning of an `Event` of the DOM. The client does not need a DOM. */
 export interface ClientEvent<Type extends keyof ClientEventMap = keyof ClientEventMap> {
   readonly type: Type;
   readonly target: Client;
   readonly currentTarget: Client;
-  /** No listener after this one is called. */
+  /** Ends the dispatch: no later listener is called. */
   stopImmediatePropagation(): void;
 }
 
-/** The client is connected and welcome. */
+/** The client is connected and has received the welcome. */
 export interface OpenEvent extends ClientEvent<'open'> {
-  /** The connection's public id. */
+  /** The public id of the connection. */
   readonly conn: string;
-  /** Undefined: anonymous. */
+  /** The user of the token; undefined for an anonymous client. */
   readonly user: string | undefined;
   readonly node: string;
-  /** Channels follow when the bus is back. */
+  /** Whether the gateway has no connection to its bus now; channels are confirmed when it has one again. */
   readonly isBusAway: boolean;
 }
 
-/** A connection, or a try to make one, ended. */
+/** A connection, or an attempt to connect, has ended. */
 export interface CloseEvent extends ClientEvent<'close'> {
-  /** 1006 where no Close was received, a failed try included. */
+  /** The Close code; 1006 if no Close arrived or the attempt failed. */
   readonly code: number;
   readonly reason: string;
   readonly willReconnect: boolean;
-  /** How long until then. */
+  /** The time until the next attempt in milliseconds. */
   readonly delayMs: number;
 }
 
-/** Something failed: a try to connect, the token function, a subscription, a callback of yours. */
+/** An error: of an attempt to connect, the token function, a subscription, or a callback of the application. */
 export interface ErrorEvent extends ClientEvent<'error'> {
-  /** A WsgateError, or what your own function threw. */
+  /** A WsgateError, or the exception of a function of the application. */
   readonly error: any;
 }
 
 /**
- * Publications are missing, here in the stream: load the state anew, after `retryMs`. Another gap that comes during this
- * time needs no further load: what will be loaded is newer.
+ * Publications are missing: load the state again after `retryMs`. A second gap during this wait needs no second load,
+ * because the load that follows is newer than both.
  */
 export interface GapEvent extends ClientEvent<'gap'> {
-  /** Undefined: perhaps every channel of this client. There is one event for all of them. */
+  /**
+   * The channel; undefined if publications may be missing on every channel of this client. Then there is one event for
+   * all.
+   */
   readonly channel: string | undefined;
   /**
-   * `slow`: the server dropped some, you read too slowly or too much was published at once. `bus`: the server did not
-   * receive from the bus for a while. `too_large`: a publication was larger than the channel allows. `dropped`: the
-   * server dropped some for another reason. `not_recovered`: what was published while you were away could not be
-   * proven complete; after each reconnect so on a channel without history. `overflow`: nobody took them here,
-   * `droppedCount` went.
+   * `slow`: the gateway dropped publications, because this connection read too slowly or too much was published at
+   * once. `bus`: the gateway's connection to the bus was interrupted. `too_large`: a publication was larger than the
+   * channel allows. `dropped`: the gateway dropped publications for another reason. `not_recovered`: the client was
+   * disconnected, and the gateway could not recover what was published meanwhile; on a channel without history this
+   * follows every reconnect. `overflow`: the application was too slow, and `droppedCount` publications were dropped
+   * here.
    */
   readonly reason: 'slow' | 'bus' | 'too_large' | 'dropped' | 'not_recovered' | 'overflow';
   /**
-   * How long to wait before the state is loaded, at most an hour. The server gives every client another time, so that
-   * they do not all load at once.
+   * The milliseconds to wait before the state is loaded, at most an hour. The gateway gives every client a different
+   * time, so that they do not all load at once.
    */
   readonly retryMs: number;
-  /** Positions, where they are known. */
+  /** The last position before the gap, if known. */
   readonly from?: string;
   readonly to?: string;
   readonly droppedCount?: number;
@@ -156,10 +164,10 @@ export interface StateEvent extends ClientEvent<'state'> {
   readonly state: ClientState;
 }
 
-/** Somebody came into a channel, or left it. */
+/** A connection has entered a channel, or has left it. */
 export interface PresenceEvent extends ClientEvent<'join' | 'leave'> {
   readonly channel: string;
-  /** Undefined: anonymous. */
+  /** The user of that connection; undefined if it is anonymous. */
   readonly user: string | undefined;
   readonly conn: string;
 }
@@ -174,67 +182,69 @@ export interface ClientEventMap {
   leave: PresenceEvent;
 }
 
-/** What `addEventListener` takes. */
+/** A listener as `addEventListener` accepts it. */
 export type ClientListener<E> = ((event: E) => unknown) | { handleEvent(event: E): unknown } | null;
 
 export interface ClientListenerOptions {
   once?: boolean;
-  /** Removes the listener when it aborts. */
+  /** Removes the listener when the signal aborts. */
   signal?: { readonly aborted: boolean; addEventListener(type: 'abort', listener: () => void): void };
-  /** These two mean nothing here. */
+  /** `capture` and `passive` have no effect. */
   capture?: boolean;
   passive?: boolean;
 }
 
 /**
- * One connection to a gateway, which comes back by itself until it is closed for good. It has the three methods of
- * `EventTarget` and needs neither `EventTarget` nor `Event`.
+ * One connection to a gateway, which reconnects by itself until the client is closed. It has the three methods of
+ * `EventTarget`, and requires neither `EventTarget` nor `Event`.
  */
 export class Client {
   /**
-   * @param url `wss://host/ws`; in a page also relative to it, `http` counts as `ws`.
-   * @throws TypeError No such address, or no WebSocket class.
+   * Creates a client that is not connected.
+   *
+   * @param url `wss://host/ws`; in a page it may be relative to the page. `http` counts as `ws`.
+   * @throws TypeError The URL is not valid, or there is no WebSocket class.
    */
   constructor(url: string | URL, options?: ClientOptions);
 
   readonly state: ClientState;
 
   /**
-   * Connect, and stay connected; also after `disconnect()`. A second call changes nothing.
+   * Connects, and stays connected. Also used after `disconnect()`. A second call changes nothing.
    *
-   * @returns Resolves when the client is open; rejects with ClientClosedError when it is closed for good before, and
-   * with ConnectionLostError when it is let go before.
+   * @returns Resolves when the client is open. Rejects with ClientClosedError if the client ends before, and with
+   * ConnectionLostError if `disconnect()` is called before.
    */
   connect(): Promise<void>;
 
   /**
-   * Let the connection go for a while, and keep the subscriptions with their positions: `connect()` goes on with them.
-   * Commands that were sent reject with ConnectionLostError; others wait for the next connection within their time.
+   * Closes the connection for now, and keeps the subscriptions with their positions for a later `connect()`. Commands
+   * that were sent reject with ConnectionLostError; others wait for the next connection within their time limit.
    */
   disconnect(): void;
 
-  /** Close for good: subscriptions end, commands that wait reject, no timer is left. */
+  /** Ends the client: subscriptions end, waiting commands reject, no timer is left. */
   close(): void;
 
   /**
-   * Subscribe, as soon as there is a connection and again on each that follows.
+   * Subscribes to a channel, as soon as there is a connection and again on each later one.
    *
    * @throws WsgateError The channel is subscribed already, or the client is closed.
    */
   subscribe<Data = any>(channel: string, options?: SubscribeOptions): Subscription<Data>;
 
-  /** Your own channel, `@me`, on which backends reach you. */
+  /** Subscribes to the user's inbox, `@me`, to which backends publish. */
   inbox<Data = any>(options?: { from?: string }): Subscription<Data>;
 
   /**
-   * Publish a value of JSON. Waits for a connection within `commandTimeoutMs`.
+   * Publishes a JSON value. Waits for a connection within `commandTimeoutMs`.
    *
-   * @returns Where it stands, on a channel with history. Rejects with CommandError when the server says no; with
-   * CommandTimeoutError or ConnectionLostError when it is unknown whether it was published.
+   * @returns The position, if the channel has history. Rejects with CommandError if the gateway refuses; with
+   * CommandTimeoutError or ConnectionLostError if it is unknown whether the value was published.
    */
   publish(channel: string, data: unknown, options?: PublishOptions): Promise<{ position: string | undefined }>;
 
-  /** Say something to the backend; resolves once its stream has it. Rejects as `publish` does. */
+  /** Sends a message to the backend; resolves when the bus has stored it as an event. Rejects as `publish` does. */
   send(data: unknown): Promise<void>;
 
   addEventListener<K extends keyof ClientEventMap>(
@@ -250,34 +260,34 @@ export class Client {
   dispatchEvent(event: { readonly type: string }): boolean;
 }
 
-/** What everything here throws and rejects with, wrong arguments (TypeError) aside. */
+/** The base class of all errors of this module, apart from TypeError for wrong arguments. */
 export class WsgateError extends Error {
   constructor(message: string);
 }
 
-/** The server said no. */
+/** The gateway refused a command. */
 export class CommandError extends WsgateError {
   constructor(answer: { code?: number; error?: string; message?: string; retry_ms?: number; ch?: string });
   /** Whether the same command may succeed later. */
   readonly isTemporary: boolean;
-  /** As HTTP numbers them. */
+  /** The number of the error, with the meaning of an HTTP status. */
   readonly code: number;
-  /** The stable name to compare, such as `permission_denied`. */
+  /** The name of the error for comparisons, such as `permission_denied`. */
   readonly error: string;
-  /** How long to wait at least before trying again, an hour at most, if the server said so. */
+  /** The least time to wait before another try, if the gateway requested one; at most an hour. */
   readonly retryMs: number | undefined;
   readonly channel: string | undefined;
 }
 
-/** No answer in time. Whether the command was done is unknown, unless there was no connection. */
+/** The reply did not arrive in time. Whether the command was carried out is unknown, unless there was no connection. */
 export class CommandTimeoutError extends WsgateError {}
 
-/** The connection was lost before the answer: whether the command was done is unknown. */
+/** The connection was lost before the reply: whether the command was carried out is unknown. */
 export class ConnectionLostError extends WsgateError {}
 
 /**
- * The client is closed for good: by `close()` (1000), by the server with this Close code, or because a handshake was
- * refused with this HTTP status, where the WebSocket class tells it. 401: there is no token that the gateway accepts.
+ * The client has ended: by `close()` (1000), by this Close code of the gateway, or because a handshake was refused with
+ * this HTTP status, if the WebSocket class reports it. 401: there is no token that the gateway accepts.
  */
 export class ClientClosedError extends WsgateError {
   constructor(code: number, reason: string, detail?: string);
@@ -285,7 +295,7 @@ export class ClientClosedError extends WsgateError {
   readonly reason: string;
 }
 
-/** A token function throws this to say that there will be no token any more: the user has logged out, for example. */
+/** A token function throws this when there will be no token any more: the user has logged out, for example. */
 export class UnauthorizedError extends WsgateError {
   constructor(message?: string);
 }

@@ -1,39 +1,42 @@
 /**
- * wsgate's client for browsers and Node: one connection that comes back by itself, and what is subscribed on it.
+ * wsgate's client for browsers and Node: one connection that reconnects by itself, with its subscriptions.
  *
- * One module, no build step, no dependencies; types are in wsgate.d.ts. It speaks `wsgate.v1` in JSON. Of the engine
- * it needs ES2022 with BigInt, `WebSocket`, `setTimeout` and `clearTimeout`. It uses `performance.now`, `URL`,
- * `location`, `document`, `reportError`, `addEventListener` and `removeEventListener` of the page where they are there.
+ * One module, no build step, no dependencies; the types are in wsgate.d.ts. It speaks `wsgate.v1` in JSON. It requires
+ * ES2022 with BigInt, `WebSocket`, `setTimeout` and `clearTimeout`. It uses `performance.now`, `URL`, `location`,
+ * `document`, `reportError`, `addEventListener` and `removeEventListener` if the page has them.
  *
  *     const client = new Client('wss://push.example/ws', { token: () => fetchToken() });
  *     client.connect();
  *     for await (const publication of client.subscribe('chat:42')) show(publication.data);
  *
- * | state      | means                                                    | leaves to                                 |
- * |------------|----------------------------------------------------------|-------------------------------------------|
- * | idle       | not asked to connect, or let go by disconnect()          | connecting, waiting: connect(); closed    |
- * | connecting | asks for a token, opens a socket, waits for `welcome`    | open, waiting, idle, closed               |
- * | open       | welcome: commands are sent, channels are held            | waiting, idle, closed                     |
- * | waiting    | the last try or connection ended; the next has its time  | connecting, idle, closed                  |
- * | closed     | for good: close(), or a Close that says not to come back | nowhere                                   |
+ * | state      | meaning                                                   | next states                            |
+ * |------------|-----------------------------------------------------------|----------------------------------------|
+ * | idle       | not started, or disconnect() was called                   | connecting, waiting (connect()); closed |
+ * | connecting | gets a token, opens a socket, waits for `welcome`         | open, waiting, idle, closed            |
+ * | open       | after `welcome`: commands are sent, channels subscribed   | waiting, idle, closed                  |
+ * | waiting    | the last attempt or connection ended; the next has a time | connecting, idle, closed               |
+ * | closed     | final: close() was called, or a refusal or Close is final | none                                   |
  *
  * Rules:
- * - Time, randomness and sockets come from outside (`ClientOptions`); time is monotonic, never of the day.
- * - State is complete before an event is dispatched or a callback called: either may call anything here.
- * - Every socket belongs to one generation; what an older one says, or a promise it started, is not heard.
- * - No promise made here is ever reported as unhandled.
+ * - Time, randomness and sockets come from `ClientOptions`. Time is monotonic, never the time of day.
+ * - The state is complete before an event is dispatched or a callback is called: both may call any method here.
+ * - Every socket belongs to one generation. Messages and promises of an older generation are ignored.
+ * - No promise that is created here is ever reported as an unhandled rejection.
  *
- * Source: protocols/client/v1/spec.md for the messages, for who comes back after which code and how soon;
- * protocols/codes/passing.json for what the client does after each refusal, error and Close.
+ * Source: protocols/client/v1/spec.md for the messages, and for when to reconnect after which code;
+ * protocols/codes/passing.json for the reaction to each refusal, error and Close.
  */
 
 /** @typedef {import('./wsgate.js').ClientOptions} ClientOptions */
 /** @typedef {import('./wsgate.js').ClientState} ClientState */
 /** @typedef {import('./wsgate.js').Publication} Publication */
 /** @typedef {import('./wsgate.js').TokenSource} TokenSource */
-/** @typedef {any} Message what the server said: one JSON object */
-/** @typedef {any} Timer what the given setTimeout gives */
-/** @typedef {{done: (answer: Message) => void, failed: (error: Error) => void}} Outcome called at most once */
+/** @typedef {any} Message a message of the gateway: one JSON object */
+/** @typedef {any} Timer the value that the given setTimeout returns */
+/**
+ * @typedef {{done: (answer: Message) => void, failed: (error: Error) => void}} Outcome callbacks of a request; at most
+ * one is called, once
+ */
 
 const SUBPROTOCOL = 'wsgate.v1.json';
 const BEARER = 'wsgate.bearer.';
@@ -42,7 +45,7 @@ const ADDRESS = /^(ws|http)(s?):\/\/([^/?#\s][^?#]*)(\?[^#]*)?(?:#.*)?$/i;
 const BASE64 = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/';
 const NO_TOKEN = 'the gateway wants a token and this client has none';
 
-/** Which state may follow which. @type {Record<ClientState, ClientState[]>} */
+/** The states that may follow each state. @type {Record<ClientState, ClientState[]>} */
 const TRANSITIONS = {
   idle: ['connecting', 'waiting', 'closed'],
   connecting: ['open', 'waiting', 'idle', 'closed'],
@@ -51,35 +54,40 @@ const TRANSITIONS = {
   closed: [],
 };
 
-/** Standard codes after which nobody comes back. Those that the spec does not name (TLS, proxies) do. */
+/**
+ * Standard Close codes after which the client does not reconnect. After codes that the spec does not name (TLS,
+ * proxies) it does.
+ */
 const LAST_CODES = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 const CODE_NORMAL = 1000;
 const CODE_TOKEN_EXPIRED = 4001;
 const CODE_AUTH_TIMEOUT = 4002;
-const TOKEN_STAYS_GOOD = /(?:key_awaited|not_yet_valid)$/; // reasons of a 4001 after which the same token is accepted
+// Reasons of a 4001 after which the same token may be accepted
+const TOKEN_STAYS_GOOD = /(?:key_awaited|not_yet_valid)$/;
 const UNAUTHORIZED = 401;
 const FORBIDDEN = 403;
-const GAP_REASONS = new Set(['slow', 'bus', 'too_large']); // of a gap, as the server says
-const UNAUTHORIZED_LIMIT = 5; // in a row, until a client gives up although its function gives new tokens
-const PASSING_STATUSES = new Set([408, 425, 429]); // the other 4xx blame the request, which stays the same
+const GAP_REASONS = new Set(['slow', 'bus', 'too_large']); // the gateway's reasons for a gap
+const UNAUTHORIZED_LIMIT = 5; // 401 or 403 in a row, until a client with a token function ends
+const PASSING_STATUSES = new Set([408, 425, 429]); // the other 4xx reject the request itself, which would be the same
 const NOT_IMPLEMENTED = 501;
-const CODES_WITHOUT_FRAME = [1005, 1006]; // what a socket says when no Close, or an empty one, has arrived
+const CODES_WITHOUT_FRAME = [1005, 1006]; // codes that a socket reports if no Close has arrived, or one without a code
 
-const OWN_PING_MS = 25_000; // where the server pings nobody
-const PONG_LIMIT_MS = 10_000; // as the server gives its clients
-const WAKE_JITTER_MS = 500; // pages of one network come online together
-const STABLE_MS = 5_000; // a connection that lived shorter does not begin the back-off anew
-const OVERFLOW_EVENT_MS = 100; // at most one event of a channel in so long
-const REFRESH_LEAST_MS = 1_000; // between two refreshes; `expires_s` is whole seconds: 0 may be anything below one
-const WAIT_MOST_MS = 3_600_000; // an absurd number of a server would otherwise be for ever
-const LIFE_MOST_MS = 100 * 365 * 24 * 3_600_000; // of a token
-const PROBE_MS = 1_000; // a gateway that lets anonymous clients in has welcomed them by then
-const REFRESH_PART = { least: 0.75, more: 0.15 }; // of the time until expiry: time is left for more tries
-const TIMER_MOST_MS = 2 ** 31 - 1; // above it setTimeout fires at once
+const OWN_PING_MS = 25_000; // ping interval for a gateway that sends no pings
+const PONG_LIMIT_MS = 10_000; // the gateway gives its clients the same time
+const WAKE_JITTER_MS = 500; // the pages of one network come online at the same moment
+const STABLE_MS = 5_000; // a connection that lasted shorter does not reset the back-off
+const OVERFLOW_EVENT_MS = 100; // least time between two overflow events of one channel
+// Least time between two refreshes; `expires_s` is in whole seconds: 0 means any time below one second
+const REFRESH_LEAST_MS = 1_000;
+const WAIT_MOST_MS = 3_600_000; // the longest wait that a gateway can cause
+const LIFE_MOST_MS = 100 * 365 * 24 * 3_600_000; // the longest life of a token
+const PROBE_MS = 1_000; // a gateway that accepts anonymous clients has usually sent the welcome by then
+const REFRESH_PART = { least: 0.75, more: 0.15 }; // fractions of the time until expiry: the rest is for further tries
+const TIMER_MOST_MS = 2 ** 31 - 1; // setTimeout runs a longer delay at once
 
 // --- errors ------------------------------------------------------------------------------------------
 
-/** What everything here throws and rejects with is one of. */
+/** The base class of all errors that this module throws, apart from wrong arguments. */
 export class WsgateError extends Error {
   /** @param {string} message */
   constructor(message) {
@@ -88,7 +96,10 @@ export class WsgateError extends Error {
   }
 }
 
-/** The server said no to a command: `code` and `error` as the spec lists them, `retryMs` when it said when. */
+/**
+ * The gateway refused a command: `code` and `error` are those of the spec, `retryMs` the requested delay if there is
+ * one.
+ */
 export class CommandError extends WsgateError {
   /** @param {{code?: number, error?: string, message?: string, retry_ms?: number, ch?: string}} answer */
   constructor({ code = 0, error = '', message = '', retry_ms: retryMs, ch: channel }) {
@@ -105,15 +116,15 @@ export class CommandError extends WsgateError {
   }
 }
 
-/** No answer in time. Whether the command was done is unknown, unless it was never sent. */
+/** The reply did not arrive in time. Whether the command was carried out is unknown, unless it was never sent. */
 export class CommandTimeoutError extends WsgateError {}
 
-/** The connection was lost before the answer: whether the command was done is unknown. */
+/** The connection was lost before the reply: whether the command was carried out is unknown. */
 export class ConnectionLostError extends WsgateError {}
 
-/** The client is closed for good: by close() (1000), or by the server with this code. */
+/** The client has ended: by close() (1000), or because of this Close code or HTTP status. */
 export class ClientClosedError extends WsgateError {
-  /** @param {number} code @param {string} reason @param {string} [detail] for people */
+  /** @param {number} code @param {string} reason @param {string} [detail] a text for people */
   constructor(code, reason, detail = '') {
     super(`closed: ${code} ${reason}`.trimEnd() + (detail ? `: ${detail}` : ''));
     this.code = code;
@@ -121,7 +132,7 @@ export class ClientClosedError extends WsgateError {
   }
 }
 
-/** A token function throws this to say that there will be no token: the client ends and does not ask again. */
+/** A token function throws this when there will be no token: the client then ends and does not call it again. */
 export class UnauthorizedError extends WsgateError {
   constructor(message = 'the token function has no token any more') {
     super(message);
@@ -130,30 +141,31 @@ export class UnauthorizedError extends WsgateError {
 
 // --- plain functions ---------------------------------------------------------------------------------
 
-/** Whether to connect again after a close code. @param {number} code */
+/** Whether to reconnect after a Close code. @param {number} code */
 const comesBack = (code) => (code < 4500 || code > 4999) && !LAST_CODES.has(code);
 
 /**
- * A number of the server as a quantity within bounds, 0 for anything else: nobody waits for ever because of one.
+ * Limits a number of the gateway to the range from 0 to `most`; 0 for any other value. No value makes the client wait
+ * without end.
  * @param {unknown} value @param {number} [unit] @param {number} [most]
  */
 const quantity = (value, unit = 1, most = WAIT_MOST_MS) =>
   (Number.isFinite(value) ? Math.min(most, Math.max(0, Number(value) * unit)) : 0);
 
-/** The time a server asks for, within bounds. @param {unknown} value */
+/** Limits the delay that a gateway requested, in milliseconds. @param {unknown} value */
 const retryTime = (value) => quantity(value);
 
-/** Whether to connect again after a handshake that was answered with this status. @param {number} status */
+/** Whether to reconnect after a handshake that was answered with this HTTP status. @param {number} status */
 const isPassingStatus = (status) => PASSING_STATUSES.has(status) || (status >= 500 && status !== NOT_IMPLEMENTED);
 
-/** Handles a promise's rejection for those who do not look at it. @template T @param {Promise<T>} promise */
+/** Marks the rejection of a promise as handled, for callers that ignore it. @template T @param {Promise<T>} promise */
 const heeded = (promise) => {
   promise.catch(() => {});
   return promise;
 };
 
 /**
- * A promise and what settles it.
+ * Creates a promise together with the functions that settle it.
  * @returns {{promise: Promise<void>, resolve: () => void, reject: (error: Error|null) => void}}
  */
 function deferred() {
@@ -162,19 +174,19 @@ function deferred() {
   return made;
 }
 
-/** `<epoch>-<offset>`, or null. Offsets may be beyond 2^53. @param {string|undefined} text */
+/** Parses `<epoch>-<offset>`; null for another text. Offsets may exceed 2^53. @param {string|undefined} text */
 function parsePosition(text) {
   const match = /^([A-Za-z0-9]+)-(\d+)$/.exec(text ?? '');
   return match && { epoch: match[1], offset: BigInt(match[2]) };
 }
 
-/** Whether `position` is at or before `last`; never across epochs. @param {string} [position] @param {string} [last] */
+/** Whether `position` is at or before `last` in the same epoch. @param {string} [position] @param {string} [last] */
 function isSeen(position, last) {
   const [one, other] = [parsePosition(position), parsePosition(last)];
   return one !== null && other !== null && one.epoch === other.epoch && one.offset <= other.offset;
 }
 
-/** Milliseconds that only go forward; without `performance` those of the day, which never go back here. */
+/** Returns a clock in milliseconds that never goes back; it uses the time of day if there is no `performance`. */
 function monotonicClock() {
   const { performance } = globalThis;
   if (typeof performance?.now === 'function') return () => performance.now();
@@ -182,7 +194,7 @@ function monotonicClock() {
   return () => (lastMs = Math.max(lastMs, Date.now()));
 }
 
-/** The bytes that base64 stands for: not every engine has `atob`. @param {string} text */
+/** Decodes base64 to bytes: not every engine has `atob`. @param {string} text */
 function fromBase64(text) {
   const letters = text.replace(/={1,2}$/, '');
   const bytes = new Uint8Array(Math.floor((letters.length * 3) / 4));
@@ -201,7 +213,7 @@ function fromBase64(text) {
   return bytes;
 }
 
-/** @param {Message} message @returns {Publication} */
+/** Converts a `msg` message to a publication. @param {Message} message @returns {Publication} */
 function toPublication({ ch, data, b64, pos, user, ts }) {
   const isBinary = b64 !== undefined;
   return {
@@ -215,15 +227,15 @@ function toPublication({ ch, data, b64, pos, user, ts }) {
 }
 
 /**
- * The address as WebSocket takes it, in parts. An absolute one is taken apart here, because the `URL` of React Native
- * changes its path and its parts cannot be set; `URL` may only refuse it.
+ * Splits a URL into the parts that are needed to open a WebSocket. An absolute URL is split here, because the `URL` of
+ * React Native changes the path and does not let its parts be set; `URL` is only used to reject an invalid one.
  * @param {string|URL} url
  */
 function socketUrl(url) {
   const { URL, location } = globalThis;
   let text = String(url).trim();
   if (/^[a-z][a-z\d+.-]*:/i.test(text)) {
-    if (typeof URL === 'function') new URL(text); // throws a TypeError for nonsense
+    if (typeof URL === 'function') new URL(text); // throws a TypeError if it is not valid
   } else if (typeof URL === 'function' && location?.href) {
     text = new URL(text, location.href).href;
   }
@@ -234,9 +246,9 @@ function socketUrl(url) {
 }
 
 /**
- * A token that can ride as a subprotocol; an error must not show it.
+ * Checks that a token can be sent as a subprotocol. The error does not show the token.
  * @param {unknown} token
- * @param {boolean} isFixed whether it is as wrong on every other try
+ * @param {boolean} isFixed whether the token is the same in every attempt, so that the error is final
  */
 function checkToken(token, isFixed) {
   if (token !== undefined && token !== null && !(typeof token === 'string' && /^[\w.-]*$/.test(token))) {
@@ -247,7 +259,7 @@ function checkToken(token, isFixed) {
 
 // --- events: React Native has neither `Event` nor `EventTarget` --------------------------------------
 
-/** An event with fields of its own; `ClientEventMap` says which. */
+/** An event with its own fields; `ClientEventMap` lists them. */
 class ClientEvent {
   #type;
   #target;
@@ -265,24 +277,24 @@ class ClientEvent {
   get target() { return this.#target; }
   get currentTarget() { return this.#target; }
 
-  /** No listener after this one is called. */
+  /** Ends the dispatch: no later listener is called. */
   stopImmediatePropagation() {
     this.isStopped = true;
   }
 }
 
-/** The three methods of `EventTarget`, and what they do where there is one. */
+/** Implements the three methods of `EventTarget` for engines without one. */
 class Emitter {
   /** @type {Map<string, {listener: any, isOnce: boolean, isRemoved: boolean}[]>} */ #listeners = new Map();
   /** @type {(error: unknown) => void} */ #rethrow;
 
-  /** @param {(error: unknown) => void} rethrow told what a listener throws */
+  /** @param {(error: unknown) => void} rethrow receives the exceptions of listeners */
   constructor(rethrow) {
     this.#rethrow = rethrow;
   }
 
   /**
-   * A listener that is there already is not added twice; capture and passive mean nothing here.
+   * Adds a listener unless it is added already. The options capture and passive have no effect.
    * @param {string} type @param {any} listener @param {any} [options]
    */
   addEventListener(type, listener, options) {
@@ -293,16 +305,17 @@ class Emitter {
     signal?.addEventListener('abort', () => this.removeEventListener(type, listener));
   }
 
-  /** @param {string} type @param {any} listener */
+  /** Removes a listener, also from a dispatch that runs. @param {string} type @param {any} listener */
   removeEventListener(type, listener) {
     const found = this.#listeners.get(type) ?? [];
     for (const each of found) if (each.listener === listener) each.isRemoved = true;
     this.#listeners.set(type, found.filter(({ isRemoved }) => !isRemoved));
   }
 
-  /** @param {any} event */
+  /** Calls the listeners of the event's type in their order. @param {any} event */
   dispatchEvent(event) {
-    for (const each of this.#listeners.get(event.type) ?? []) { // who is added meanwhile is not called
+    // A listener that is added during the dispatch is not called.
+    for (const each of this.#listeners.get(event.type) ?? []) {
       if (each.isRemoved || event.isStopped) continue;
       if (each.isOnce) this.removeEventListener(event.type, each.listener);
       try {
@@ -317,7 +330,7 @@ class Emitter {
 
 // --- one channel -------------------------------------------------------------------------------------
 
-/** Publications between the connection and who reads them: a callback, or iterators with a bounded queue. */
+/** Passes the publications of a channel on: to a callback, or to iterators over a bounded queue. */
 class PublicationQueue {
   /** @type {Publication[]} */ #items = [];
   /** @type {{resolve: (result: any) => void, reject: (error: Error) => void}[]} */ #readers = [];
@@ -326,7 +339,7 @@ class PublicationQueue {
   #limit;
   #report;
 
-  /** @param {number} limit @param {(error: unknown) => void} report told what the callback throws */
+  /** @param {number} limit @param {(error: unknown) => void} report receives the exceptions of the callback */
   constructor(limit, report) {
     this.#limit = limit;
     this.#report = report;
@@ -341,7 +354,7 @@ class PublicationQueue {
     }
   }
 
-  /** Whether an older one had to go for it. @param {Publication} publication */
+  /** Passes one publication on; true if the oldest one was dropped for it. @param {Publication} publication */
   push(publication) {
     if (this.#callback) {
       this.#call(publication);
@@ -353,13 +366,19 @@ class PublicationQueue {
     return this.#items.length > this.#limit && this.#items.shift() !== undefined;
   }
 
-  /** No more will come; what is there can still be read. @param {Error|null} error what iterators throw then */
+  /**
+   * Ends the queue; queued publications can still be read.
+   * @param {Error|null} error the error that iterators throw then
+   */
   end(error) {
     this.#end = { error };
     for (const reader of this.#readers.splice(0)) this.next().then(reader.resolve, reader.reject);
   }
 
-  /** @returns {Promise<IteratorResult<Publication, undefined>>} */
+  /**
+   * Returns the next publication, waiting for it if the queue is empty.
+   * @returns {Promise<IteratorResult<Publication, undefined>>}
+   */
   next() {
     const publication = this.#items.shift();
     if (publication) return Promise.resolve({ value: publication, done: false });
@@ -368,7 +387,7 @@ class PublicationQueue {
     return heeded(new Promise((resolve, reject) => this.#readers.push({ resolve, reject })));
   }
 
-  /** @param {Publication} publication */
+  /** Calls the callback and reports its exception. @param {Publication} publication */
   async #call(publication) {
     try {
       await this.#callback?.(publication);
@@ -378,15 +397,15 @@ class PublicationQueue {
   }
 }
 
-/** What is known of one subscribed channel: where it stands in the stream, and what this connection has of it. */
+/** The state of one subscribed channel: its position in the stream, and its subscription on this connection. */
 class Channel {
-  isHeld = false; // the server has said so on this connection
-  wasHeld = false; // ever
-  isAsking = false; // a `sub` of this connection is not answered
+  isHeld = false; // the gateway has confirmed it on this connection
+  wasHeld = false; // it was confirmed on any connection
+  isAsking = false; // a `sub` on this connection has no reply yet
   isEnded = false;
-  attempt = 0; // refused or lost `sub`s in a row
-  unauthorizedCount = 0; // `sub`s in a row that were refused for their token
-  droppedCount = 0; // by overflow, no event has said so
+  attempt = 0; // how many `sub`s in a row were refused or lost
+  unauthorizedCount = 0; // how many `sub`s in a row were refused with 401
+  droppedCount = 0; // publications dropped by overflow since the last event about them
   /** @type {Timer} */ askTimer;
   /** @type {Timer} */ overflowTimer;
   ready = deferred();
@@ -402,38 +421,38 @@ class Channel {
     this.token = token;
     this.position = position;
     this.queue = queue;
-    this.isRecovering = position !== undefined; // what was missed since `position` is still to come
+    this.isRecovering = position !== undefined; // the publications after `position` are still to be recovered
   }
 
-  /** The connection is gone, or the server took the channel. */
+  /** Marks the channel as not subscribed, because the connection ended or the gateway unsubscribed it. */
   reset() {
     this.isHeld = this.isAsking = false;
     this.isRecovering = this.position !== undefined;
   }
 
   /**
-   * Whether a publication is to be delivered: not what recovery will repeat, and not what was seen.
+   * Whether to deliver a publication: false if recovery will send it again, and if it was received before.
    * @param {string} [position]
    */
   take(position) {
-    if (parsePosition(position) === null) return true; // live: published past the history, or there is none
+    if (parsePosition(position) === null) return true; // no position: the channel has no history
     if (this.isRecovering || isSeen(position, this.position)) return false;
     this.position = position;
     return true;
   }
 
   /**
-   * The server holds it now. Returns the gap if what came since the last time cannot be proven complete.
+   * Marks the channel as subscribed. Returns a gap if publications since the last position may be missing.
    * @param {Message} answer
    */
   hold({ pos, recovered }) {
-    if (this.isHeld) return null; // told twice: it came with the token, and we had asked for it too
+    if (this.isHeld) return null; // confirmed twice: the token lists the channel, and the client sent `sub` too
     const from = this.position;
     const isComplete = this.isRecovering ? recovered === true : !this.wasHeld;
     if (!isComplete) {
       this.position = pos;
     } else if (!this.isRecovering && pos !== undefined && !isSeen(pos, from)) {
-      this.position = pos; // recovered publications follow, and move it themselves
+      this.position = pos; // recovered publications follow and advance the position
     }
     this.isHeld = this.wasHeld = true;
     this.isRecovering = false;
@@ -442,7 +461,7 @@ class Channel {
   }
 }
 
-/** What an application holds of a subscription; made by `Client.subscribe`. */
+/** A subscription as the application uses it; created by `Client.subscribe`. */
 class Subscription {
   #channel;
   #unsubscribe;
@@ -466,7 +485,7 @@ class Subscription {
     return this.#unsubscribe();
   }
 
-  /** Leaving a loop keeps the subscription: another one goes on where it ended. */
+  /** Iterates over the publications. Leaving a loop keeps the subscription; another loop continues where it ended. */
   [Symbol.asyncIterator]() {
     return { next: () => this.#channel.queue.next() };
   }
@@ -474,9 +493,9 @@ class Subscription {
 
 // --- the client --------------------------------------------------------------------------------------
 
-/** One connection to a gateway. See `wsgate.d.ts` for what each option and event means. */
+/** One connection to a gateway, which reconnects by itself. `wsgate.d.ts` describes each option and event. */
 export class Client extends Emitter {
-  /** What is done with each message. @type {Map<string, (client: Client, message: Message) => void>} */
+  /** The handler of each message. @type {Map<string, (client: Client, message: Message) => void>} */
   static #HANDLERS = new Map(Object.entries({
     welcome: (client, message) => client.#onWelcome(message),
     subbed: (client, message) => client.#settle(message.id, message) || client.#onSubbed(message),
@@ -484,7 +503,7 @@ export class Client extends Emitter {
     msg: (client, message) => client.#onPublication(message),
     gap: (client, message) => client.#onGap(message),
     ok: (client, message) => client.#settle(message.id, message),
-    pong: () => {}, // being heard is all that was asked
+    pong: () => {}, // any message proves that the gateway responds
     err: (client, message) => client.#onError(message),
     bye: (client, message) => { client.#goodbye = message; },
     refresh: (client, message) => client.#onRefreshAsked(message),
@@ -497,43 +516,43 @@ export class Client extends Emitter {
   /** @type {ClientState} */ #state = 'idle';
   /** @type {WebSocket|null} */ #socket = null;
   #generation = 0;
-  #attempt = 0; // tries since a connection lasted
-  #unauthorizedCount = 0; // handshakes in a row that were refused for their token
-  #refusedStatus = 0; // the HTTP status of this try, where the WebSocket class tells it
-  /** @type {Timer} */ #probeTimer; // connecting without a token: asks whether one is needed
+  #attempt = 0; // attempts since a connection lasted STABLE_MS
+  #unauthorizedCount = 0; // handshakes in a row that were refused with 401 or 403
+  #refusedStatus = 0; // the HTTP status of this attempt, if the WebSocket class reports it
+  /** @type {Timer} */ #probeTimer; // connecting without a token: sends the probe
   /** @type {Message} */ #goodbye = null; // the `bye` of this connection
   #opened = deferred();
   #openedMs = 0;
   /** @type {ClientClosedError|null} */ #closedError = null;
 
-  /** @type {Set<Timer>} */ #timers = new Set(); // all of them: none outlives the client
-  /** @type {Timer} */ #phaseTimer; // connecting: its deadline; waiting: the next try
-  #dueMs = 0; // waiting: when the next try is
-  #notBeforeMs = 0; // waiting: when the server allows it
+  /** @type {Set<Timer>} */ #timers = new Set(); // all timers: none outlives the client
+  /** @type {Timer} */ #phaseTimer; // connecting: its time limit; waiting: the next attempt
+  #dueMs = 0; // waiting: time of the next attempt
+  #notBeforeMs = 0; // waiting: time before which the gateway wants no attempt
   /** @type {Timer} */ #watchTimer;
   #pingMs = 0;
   #heardMs = 0;
   /** @type {Timer} */ #refreshTimer;
   #refreshDueMs = 0;
   #refreshedMs = -Infinity; // when the last refresh of this connection began
-  #shownToken = ''; // the token that counts on this connection
+  #shownToken = ''; // the token that the gateway has accepted last on this connection
   #refreshAttempt = 0;
-  #isRefreshAsked = false; // by the gateway, and not begun yet
+  #isRefreshAsked = false; // the gateway has asked, and that refresh has not begun
   #askedDelayMs = 0;
-  #isRefreshing = false; // a fresh token is asked for or shown
+  #isRefreshing = false; // a refresh is under way
 
   #lastId = 0;
   /** @type {Map<number, Outcome & {text: string, timer: Timer, isSent: boolean}>} */ #commands = new Map();
   /** @type {Map<string, Channel>} */ #channels = new Map();
   /**
-   * Channels that came with this connection's token and that nobody here asked for, and where they stood.
+   * Channels that the gateway subscribed because the token lists them, without a Subscription, and their positions.
    * @type {Map<string, string|undefined>}
    */
   #offered = new Map();
 
-  /** @param {string|URL} url @param {ClientOptions} [options] */
+  /** Creates a client that is not connected. @param {string|URL} url @param {ClientOptions} [options] */
   constructor(url, options = {}) {
-    // An error of a listener is its owner's: it shows up as one that nobody has caught, and stops nothing here.
+    // The exception of a listener is reported as an uncaught exception, and stops nothing here.
     super((error) =>
       globalThis.reportError ? globalThis.reportError(error) : this.#settings.setTimeout(() => { throw error; }, 0));
     this.#url = socketUrl(url);
@@ -557,14 +576,16 @@ export class Client extends Emitter {
 
   get state() { return this.#state; }
 
-  /** Connect, and stay connected; resolves when open, rejects when closed for good or let go before. */
+  /**
+   * Connects and stays connected. Resolves when open; rejects when the client ends, or disconnect() is called, before.
+   */
   connect() {
-    const { promise } = this.#opened; // the one of this call: a listener may disconnect
+    const { promise } = this.#opened; // taken before listeners run, because one of them may call disconnect()
     if (this.#state === 'idle') {
       globalThis.addEventListener?.('online', this.#onWake);
       globalThis.document?.addEventListener?.('visibilitychange', this.#onWake);
       const leftMs = this.#notBeforeMs - this.#settings.now();
-      if (leftMs > 0) { // let go while it waited for as long as the server had asked
+      if (leftMs > 0) { // disconnect() was called during a delay that the gateway had requested
         this.#move('waiting');
         this.#wait(leftMs + this.#jitterMs(0));
         this.#emitState();
@@ -576,8 +597,8 @@ export class Client extends Emitter {
   }
 
   /**
-   * Let the connection go for a while, and keep the subscriptions with their positions: connect() goes on with them.
-   * Commands that were sent reject; others wait for the next connection within their time.
+   * Closes the connection for now, and keeps the subscriptions with their positions for a later connect(). Commands
+   * that were sent reject; others wait for the next connection within their time limit.
    */
   disconnect() {
     if (this.#state === 'idle' || this.#state === 'closed') return;
@@ -585,7 +606,8 @@ export class Client extends Emitter {
     this.#move('idle');
     this.#unlisten();
     this.#drop();
-    // What waits for a connection keeps its time limit; what worked for this one, such as a token function, has none.
+    // Waiting commands keep their time limit. The timers of this connection, such as that of a token function, are
+    // cancelled.
     const kept = [...this.#commands.values(), ...[...this.#channels.values()].map((each) => ({ timer: each.overflowTimer }))];
     const keptTimers = new Set(kept.map(({ timer }) => timer));
     for (const timer of [...this.#timers]) if (!keptTimers.has(timer)) this.#cancel(timer);
@@ -598,15 +620,15 @@ export class Client extends Emitter {
     this.#emit('close', { code: CODE_NORMAL, reason: 'by disconnect()', willReconnect: false, delayMs: 0 });
   }
 
-  /** Close for good: iterators end, commands that wait reject, no timer is left. */
+  /** Ends the client: iterators end, waiting commands reject, no timer is left. */
   close() {
     if (this.#state !== 'closed') this.#finish(new ClientClosedError(CODE_NORMAL, 'by close()'), null);
   }
 
   /**
-   * Subscribe, as soon as there is a connection and again on each that follows.
+   * Subscribes to a channel, as soon as there is a connection and again on each later one.
    * @param {string} name
-   * @param {{token?: TokenSource, from?: string}} [options] a channel token, and where the application stood
+   * @param {{token?: TokenSource, from?: string}} [options] a channel token; the last position of the application
    */
   subscribe(name, { token, from } = {}) {
     if (this.#closedError) throw this.#closedError;
@@ -620,13 +642,13 @@ export class Client extends Emitter {
     return new Subscription(channel, () => this.#unsubscribe(channel));
   }
 
-  /** The user's own channel, on which backends reach them. */
+  /** Subscribes to the inbox of the user, to which backends publish. */
   inbox({ from = /** @type {string|undefined} */ (undefined) } = {}) {
     return this.subscribe(INBOX, { from });
   }
 
   /**
-   * Publish a value of JSON; resolves with where it stands.
+   * Publishes a JSON value; resolves with its position.
    * @param {string} channel
    * @param {unknown} data
    * @param {{key?: string, echo?: boolean}} [options]
@@ -636,14 +658,14 @@ export class Client extends Emitter {
     return heeded(answered.then(({ pos }) => ({ position: pos })));
   }
 
-  /** Say something to the backend; resolves once its stream has it. @param {unknown} data */
+  /** Sends a message to the backend; resolves when the bus has stored it as an event. @param {unknown} data */
   send(data) {
     return heeded(this.#command({ op: 'send', data }).then(() => undefined));
   }
 
-  // --- coming and going ---
+  // --- connecting and disconnecting ---
 
-  /** Ask for a token, then open a socket. */
+  /** Begins an attempt: gets a token, then opens a socket. */
   #try() {
     this.#move('connecting');
     const generation = ++this.#generation;
@@ -654,37 +676,38 @@ export class Client extends Emitter {
     this.#emitState();
   }
 
-  /** @param {string} token */
+  /** Opens a socket with this token. @param {string} token */
   #open(token) {
     let { search } = this.#url;
     const position = this.#channels.get(INBOX)?.position;
     if (position !== undefined) {
-      // The server subscribes the inbox by itself: only here can it be told where we stood.
+      // The gateway subscribes the inbox by itself, so the query is the only place for its position.
       search += `${search ? '&' : '?'}from=${encodeURIComponent(`${INBOX}:${position}`)}`;
     }
     const { WebSocket, connectTimeoutMs } = this.#settings;
-    const { address, shown } = this.#url; // the query may hold a token, and is not shown
+    const { address, shown } = this.#url; // the query is not shown, because it may hold a token
     const protocols = token ? [SUBPROTOCOL, BEARER + token] : [SUBPROTOCOL];
     const socket = /** @type {WebSocket} */ (new WebSocket(address + search, protocols));
     this.#socket = socket;
     this.#shownToken = token;
     this.#phaseTimer = this.#after(connectTimeoutMs, () =>
       this.#fail(new WsgateError(`no welcome within ${connectTimeoutMs} ms`), 'connect_failed'));
-    // Handlers stay when the socket is given up: Node's would throw an error that nobody listens to.
+    // The handlers stay on an abandoned socket: that of Node would throw an error without a listener.
     socket.onopen = () => socket === this.#socket && this.#probe();
     socket.onmessage = ({ data }) => socket === this.#socket && this.#onFrame(data);
     socket.onclose = ({ code, reason }) => socket === this.#socket && this.#lost(code, reason);
     socket.onerror = (event) => {
       if (socket !== this.#socket) return;
-      const { message = '' } = /** @type {ErrorEvent} */ (event); // browsers tell no cause, the package `ws` does
+      const { message = '' } = /** @type {ErrorEvent} */ (event); // browsers give no cause, the package `ws` does
       this.#refusedStatus = Number(/^Unexpected server response: (\d{3})$/.exec(message)?.[1] ?? 0);
       this.#report(new WsgateError(`${shown}: ${message || 'the WebSocket failed'}`));
     };
   }
 
   /**
-   * Ask whether a token is needed, where there is none and no welcome comes: a gateway that wants one waits for `auth`
-   * in silence. It answers every other command but `ping` with 401; after a welcome this `unsub` changes nothing.
+   * Starts a timer that sends a probe, if the client has no token and no welcome arrives. A gateway that requires a
+   * token waits for `auth` without sending anything; it answers every command but `auth` and `ping` with 401. After a
+   * welcome this `unsub` changes nothing.
    */
   #probe() {
     if (this.#hasToken || this.#state !== 'connecting') return;
@@ -692,7 +715,7 @@ export class Client extends Emitter {
     this.#probeTimer = this.#after(PROBE_MS, () => this.#socket?.send('{"op":"unsub","ch":"probe","id":0}'));
   }
 
-  /** Whether there is a token that is the same on every try. */
+  /** Whether there is a token that is the same in every attempt. */
   get #hasFixedToken() {
     const { token } = this.#settings;
     return typeof token === 'string' && token !== '' || (!token && /[?&]token=[^&]/.test(this.#url.search));
@@ -701,7 +724,7 @@ export class Client extends Emitter {
   get #hasToken() { return typeof this.#settings.token === 'function' || this.#hasFixedToken; }
 
   /**
-   * Why the end of a connection is the end of the client, if it is.
+   * Returns the error that ends the client after this code, or null if it may reconnect.
    * @param {number} code a Close code, or the HTTP status of a refused handshake
    * @param {string} reason
    * @returns {ClientClosedError|null}
@@ -722,7 +745,7 @@ export class Client extends Emitter {
     return code === CODE_AUTH_TIMEOUT && !this.#hasToken ? new ClientClosedError(code, reason, NO_TOKEN) : null;
   }
 
-  /** @param {Message} welcome */
+  /** Moves to `open`: subscribes all channels and sends the waiting commands. @param {Message} welcome */
   #onWelcome({ ping_s: pingS, expires_s: expiresS, conn, user, node, bus }) {
     if (this.#state !== 'connecting') return;
     this.#move('open');
@@ -734,7 +757,8 @@ export class Client extends Emitter {
     this.#planRefresh(expiresS);
     for (const channel of this.#channels.values()) {
       if (channel.name !== INBOX || user === undefined) {
-        this.#ask(channel); // a user's inbox comes by itself; without a user the server says what is wrong
+        // The gateway subscribes a user's inbox by itself, and refuses that of an anonymous client with an error.
+        this.#ask(channel);
       }
     }
     for (const command of this.#commands.values()) this.#deliver(command);
@@ -744,7 +768,7 @@ export class Client extends Emitter {
     if (generation === this.#generation) this.#emit('open', { conn, user, node, isBusAway: bus === false });
   }
 
-  /** Give this try or connection up. @param {unknown} error @param {string} reason */
+  /** Reports an error and gives up this attempt or connection. @param {unknown} error @param {string} reason */
   #fail(error, reason) {
     if (error instanceof UnauthorizedError) {
       this.#finishWith(Object.assign(new ClientClosedError(UNAUTHORIZED, 'unauthorized', error.message), { cause: error }));
@@ -755,14 +779,18 @@ export class Client extends Emitter {
     if (generation === this.#generation) this.#lost(1006, reason);
   }
 
-  /** End the client, and say why in an `error` event first. @param {ClientClosedError} error */
+  /** Reports an error in an `error` event, then ends the client with it. @param {ClientClosedError} error */
   #finishWith(error) {
     const generation = this.#generation;
     this.#report(error);
     if (generation === this.#generation) this.#finish(error, error);
   }
 
-  /** The try or the connection is over. @param {number} socketCode @param {string} text */
+  /**
+   * Handles the end of an attempt or connection: waits for the next, or ends the client.
+   * @param {number} socketCode
+   * @param {string} text
+   */
   #lost(socketCode, text) {
     const { now } = this.#settings;
     const goodbye = this.#goodbye;
@@ -786,7 +814,11 @@ export class Client extends Emitter {
     if (generation === this.#generation) this.#emit('close', { code, reason, willReconnect: true, delayMs });
   }
 
-  /** The end. @param {ClientClosedError} error @param {Error|null} thrown what iterators throw; null: they just end */
+  /**
+   * Moves to `closed` and releases everything.
+   * @param {ClientClosedError} error
+   * @param {Error|null} thrown the error that iterators throw; null: they end
+   */
   #finish(error, thrown) {
     this.#move('closed');
     this.#closedError = error;
@@ -805,7 +837,7 @@ export class Client extends Emitter {
     globalThis.document?.removeEventListener?.('visibilitychange', this.#onWake);
   }
 
-  /** Forget the socket and all that was only true on it. */
+  /** Closes the socket, and resets all state of its connection. */
   #drop() {
     const socket = this.#socket;
     this.#socket = null;
@@ -826,20 +858,20 @@ export class Client extends Emitter {
       channel.reset();
     }
     try {
-      socket?.close(CODE_NORMAL); // nothing when it is closed
+      socket?.close(CODE_NORMAL); // has no effect on a closed socket
     } catch (error) {
       this.#report(error);
     }
   }
 
-  /** @param {number} delayMs until the next try */
+  /** Sets the timer of the next attempt. @param {number} delayMs the time until then */
   #wait(delayMs) {
     this.#cancel(this.#phaseTimer);
     this.#dueMs = this.#settings.now() + delayMs;
     this.#phaseTimer = this.#after(delayMs, () => this.#try());
   }
 
-  /** The page came online, or into sight: what was hopeless may work now. */
+  /** The page came online or became visible: an earlier attempt may succeed now. */
   #onWake = (/** @type {{type: string}} */ { type }) => {
     const isHidden = type === 'visibilitychange' && globalThis.document?.visibilityState === 'hidden';
     if (this.#state !== 'waiting' || isHidden) return;
@@ -848,7 +880,7 @@ export class Client extends Emitter {
     if (nowMs + delayMs < this.#dueMs) this.#wait(delayMs);
   };
 
-  /** @param {ClientState} state */
+  /** Changes the state; throws for a transition that is not listed. @param {ClientState} state */
   #move(state) {
     if (!TRANSITIONS[this.#state].includes(state)) {
       throw new Error(`never: ${this.#state} to ${state}`);
@@ -856,25 +888,25 @@ export class Client extends Emitter {
     this.#state = state;
   }
 
-  // --- hearing and speaking ---
+  // --- messages and commands ---
 
-  /** @param {unknown} data */
+  /** Handles one message of the gateway. @param {unknown} data */
   #onFrame(data) {
     this.#heardMs = this.#settings.now();
     try {
       const message = JSON.parse(/** @type {string} */ (data));
-      Client.#HANDLERS.get(message.op)?.(this, message); // others are of a newer server
+      Client.#HANDLERS.get(message.op)?.(this, message); // unknown messages are of a newer gateway
     } catch (error) {
       this.#report(error instanceof SyntaxError ? new WsgateError('the server said what is no JSON') : error);
     }
   }
 
-  /** Ask for a pong when the server was silent too long: its own pings are not shown to scripts. */
+  /** Sends a ping if the gateway was silent for too long: scripts cannot see the gateway's own pings. */
   #watch() {
     const { now } = this.#settings;
     this.#watchTimer = this.#after(Math.max(0, this.#heardMs + this.#pingMs - now()), () => {
       if (now() < this.#heardMs + this.#pingMs) {
-        this.#watch(); // heard meanwhile: no message costs a timer
+        this.#watch(); // a message arrived meanwhile; so each message needs no timer
         return;
       }
       const heardMs = this.#heardMs;
@@ -887,7 +919,7 @@ export class Client extends Emitter {
   }
 
   /**
-   * A command and its answer.
+   * Sends a command of the application; resolves with the reply.
    * @param {{op: string, ch?: string, data?: unknown, key?: string, echo?: boolean, token?: string}} message
    * @returns {Promise<Message>}
    */
@@ -898,7 +930,8 @@ export class Client extends Emitter {
         throw new WsgateError('too many commands wait for the connection');
       }
       const { data } = message;
-      const isBinary = data instanceof ArrayBuffer || ArrayBuffer.isView(data); // needs the msgpack subprotocol
+      // Binary data needs the msgpack subprotocol.
+      const isBinary = data instanceof ArrayBuffer || ArrayBuffer.isView(data);
       if ('data' in message && (isBinary || ['undefined', 'function', 'symbol'].includes(typeof data))) {
         throw new TypeError('data is a value of JSON');
       }
@@ -907,9 +940,9 @@ export class Client extends Emitter {
   }
 
   /**
-   * Say something that is answered, at once or as soon as there is a connection.
+   * Sends a request with a new id, at once or as soon as there is a connection.
    * @param {object} message
-   * @param {Outcome} outcome called before the next message is looked at
+   * @param {Outcome} outcome called before the next message is handled
    */
   #request(message, outcome) {
     const id = (this.#lastId += 1);
@@ -922,7 +955,7 @@ export class Client extends Emitter {
     if (this.#state === 'open') this.#deliver(command);
   }
 
-  /** @param {{text: string, isSent: boolean}} command */
+  /** Sends a request unless it was sent before. @param {{text: string, isSent: boolean}} command */
   #deliver(command) {
     if (!command.isSent) {
       command.isSent = true;
@@ -930,7 +963,7 @@ export class Client extends Emitter {
     }
   }
 
-  /** Whether a command waited for this. @param {number} id @param {Message|Error} result */
+  /** Settles the request with this id; false if there is none. @param {number} id @param {Message|Error} result */
   #settle(id, result) {
     const command = this.#commands.get(id);
     if (command === undefined) return false;
@@ -940,7 +973,7 @@ export class Client extends Emitter {
     return true;
   }
 
-  /** @param {Message} message */
+  /** Handles an `err`: rejects its command, or reports it. @param {Message} message */
   #onError(message) {
     if (this.#state === 'connecting' && message.code === UNAUTHORIZED && !this.#hasToken) {
       this.#finishWith(new ClientClosedError(UNAUTHORIZED, 'unauthorized', NO_TOKEN));
@@ -952,7 +985,7 @@ export class Client extends Emitter {
 
   // --- channels ---
 
-  /** Ask the server for a channel, if there is a connection that does not have it. @param {Channel} channel */
+  /** Sends `sub` for a channel, if the client is open and the channel is not subscribed. @param {Channel} channel */
   async #ask(channel) {
     if (this.#state !== 'open' || channel.isAsking || channel.isHeld || channel.isEnded) return;
     channel.isAsking = true;
@@ -961,7 +994,7 @@ export class Client extends Emitter {
     const failed = (/** @type {Error} */ error) => isCurrent() && this.#onRefused(channel, error);
     const done = (/** @type {Message} */ answer) => isCurrent() && this.#hold(channel, answer);
     try {
-      // A token that is at hand needs no turn of the loop: subscriptions are sent in their order.
+      // A fixed token needs no await, so that the `sub`s are sent in the order of subscribe().
       const token = typeof channel.token === 'function' ? await this.#askToken(channel.token) : channel.token;
       if (!isCurrent()) return;
       const from = channel.position;
@@ -972,7 +1005,11 @@ export class Client extends Emitter {
     }
   }
 
-  /** @param {Channel} channel @param {Message} answer */
+  /**
+   * Marks a channel as subscribed, and reports a gap if there is one.
+   * @param {Channel} channel
+   * @param {Message} answer
+   */
   #hold(channel, answer) {
     channel.isAsking = false;
     const gap = channel.hold(answer);
@@ -980,7 +1017,11 @@ export class Client extends Emitter {
     if (gap) this.#emit('gap', gap);
   }
 
-  /** A `sub` failed: again later, or never. @param {Channel} channel @param {Error} error */
+  /**
+   * Handles a failed `sub`: sends it again later, or ends the subscription.
+   * @param {Channel} channel
+   * @param {Error} error
+   */
   #onRefused(channel, error) {
     channel.isAsking = false;
     if (error instanceof CommandError && error.error === 'already_subscribed') {
@@ -989,7 +1030,7 @@ export class Client extends Emitter {
     }
     const isUnauthorized = error instanceof CommandError && error.code === UNAUTHORIZED;
     channel.unauthorizedCount += Number(isUnauthorized);
-    // The function may give a better token the next time.
+    // The token function may return a token that is accepted the next time.
     const mayRenew = typeof channel.token === 'function' && channel.unauthorizedCount < UNAUTHORIZED_LIMIT;
     const isForGood =
       error instanceof UnauthorizedError ||
@@ -1002,7 +1043,7 @@ export class Client extends Emitter {
     this.#report(error);
   }
 
-  /** @param {Channel} channel @param {number} leastMs */
+  /** Sends `sub` again after at least this delay and a random time. @param {Channel} channel @param {number} leastMs */
   #askLater(channel, leastMs) {
     const delayMs = leastMs + this.#jitterMs(channel.attempt);
     channel.attempt += 1;
@@ -1010,19 +1051,19 @@ export class Client extends Emitter {
     channel.askTimer = this.#after(delayMs, () => this.#ask(channel));
   }
 
-  /** @param {Message} message */
+  /** Handles a subscription that the gateway made without a `sub`. @param {Message} message */
   #onSubbed(message) {
-    const channel = this.#channels.get(message.ch); // it came with the token
+    const channel = this.#channels.get(message.ch); // the token lists the channel
     if (channel === undefined) {
       this.#offered.set(message.ch, message.pos);
     } else if (channel.isRecovering && message.recovered === undefined) {
-      this.#ask(channel); // the server does not know where we stood; until it does nothing counts as seen
+      this.#ask(channel); // the gateway does not know our position; until its reply no publication is delivered
     } else {
       this.#hold(channel, message);
     }
   }
 
-  /** @param {Message} message */
+  /** Handles the end of a subscription: the reply to `unsub`, or the gateway's decision. @param {Message} message */
   #onUnsubbed(message) {
     if (message.id !== undefined) {
       this.#settle(message.id, message);
@@ -1040,7 +1081,7 @@ export class Client extends Emitter {
     }
   }
 
-  /** @param {Message} message */
+  /** Passes a publication to its channel, and counts a dropped one. @param {Message} message */
   #onPublication(message) {
     const channel = this.#channels.get(message.ch);
     const publication = channel && toPublication(message);
@@ -1050,7 +1091,7 @@ export class Client extends Emitter {
     }
   }
 
-  /** The first at once, what follows soon together, and always after what it tells of. @param {Channel} channel */
+  /** Dispatches an overflow event: the first at once, the following ones together. @param {Channel} channel */
   #tellOverflow(channel) {
     const droppedCount = channel.droppedCount;
     channel.overflowTimer = undefined;
@@ -1063,17 +1104,17 @@ export class Client extends Emitter {
     }
   }
 
-  /** @param {Message} message */
+  /** Dispatches the gateway's gap as an event. @param {Message} message */
   #onGap({ ch, from, to, reason, retry_ms: retryMs }) {
     const channel = this.#channels.get(ch);
     const isOfAll = ch === undefined && [...this.#channels.values()].some((each) => each.isHeld);
-    if (channel === undefined && !isOfAll) return; // left meanwhile, or nothing was loaded yet
-    channel?.take(to); // told as lost: not to be recovered later
+    if (channel === undefined && !isOfAll) return; // the channel was unsubscribed meanwhile, or none is subscribed yet
+    channel?.take(to); // reported as lost, so recovery must not send them
     const known = GAP_REASONS.has(reason) ? reason : 'dropped';
     this.#emit('gap', { channel: ch, reason: known, retryMs: retryTime(retryMs), from, to });
   }
 
-  /** @param {Channel} channel @returns {Promise<void>} */
+  /** Ends a subscription and sends `unsub`. @param {Channel} channel @returns {Promise<void>} */
   #unsubscribe(channel) {
     if (channel.isEnded) return Promise.resolve();
     this.#end(channel, null, new WsgateError('unsubscribed'));
@@ -1084,10 +1125,10 @@ export class Client extends Emitter {
   }
 
   /**
-   * The end of a subscription.
+   * Ends a subscription on the client's side.
    * @param {Channel} channel
-   * @param {Error|null} thrown by its iterators; null: they just end
-   * @param {Error|null} [notReady]
+   * @param {Error|null} thrown the error that its iterators throw; null: they end
+   * @param {Error|null} [notReady] the error of its `ready`
    */
   #end(channel, thrown, notReady = thrown) {
     channel.isEnded = true;
@@ -1102,7 +1143,7 @@ export class Client extends Emitter {
   // --- tokens ---
 
   /**
-   * A token, within the time for connecting; '' where there is none.
+   * Returns a token, within the time limit for connecting; '' if there is none.
    * @param {TokenSource|undefined} source
    * @returns {Promise<string>}
    */
@@ -1119,7 +1160,7 @@ export class Client extends Emitter {
     });
   }
 
-  /** Refresh in time before the token expires. @param {unknown} expiresS */
+  /** Schedules a refresh at a random moment before the token expires. @param {unknown} expiresS */
   #planRefresh(expiresS) {
     if (expiresS !== undefined) {
       const part = REFRESH_PART.least + REFRESH_PART.more * this.#settings.random();
@@ -1127,7 +1168,7 @@ export class Client extends Emitter {
     }
   }
 
-  /** The gateway wants a fresh token. @param {Message} message */
+  /** Schedules a refresh that the gateway asked for. @param {Message} message */
   #onRefreshAsked({ within_s: withinS }) {
     if (this.#hasFixedToken) {
       this.#report(new WsgateError('the gateway wants a fresh token, and the token of this client cannot change'));
@@ -1137,7 +1178,7 @@ export class Client extends Emitter {
     if (!this.#isRefreshing) this.#scheduleRefresh(this.#askedDelayMs);
   }
 
-  /** Refresh then, unless it is to be done earlier already; at most once in a second. @param {number} delayMs */
+  /** Schedules a refresh unless an earlier one is scheduled; at most one per second. @param {number} delayMs */
   #scheduleRefresh(delayMs) {
     const dueMs = Math.max(this.#settings.now() + delayMs, this.#refreshedMs + REFRESH_LEAST_MS);
     const isEarlier = this.#refreshTimer === undefined || dueMs < this.#refreshDueMs;
@@ -1148,7 +1189,7 @@ export class Client extends Emitter {
     }
   }
 
-  /** A timer lasts for 25 days at most: it may have to be set again. */
+  /** Refreshes, or sets the timer again: a timer cannot last longer than 25 days. */
   #onRefreshDue() {
     this.#refreshTimer = undefined;
     const leftMs = this.#refreshDueMs - this.#settings.now();
@@ -1156,7 +1197,7 @@ export class Client extends Emitter {
     else this.#refresh();
   }
 
-  /** Show a fresh token; again later when that fails, until the server closes. */
+  /** Sends a fresh token to the gateway; after a failure, tries again until the connection ends. */
   async #refresh() {
     this.#refreshTimer = undefined;
     this.#refreshedMs = this.#settings.now();
@@ -1177,7 +1218,7 @@ export class Client extends Emitter {
       this.#isRefreshing = false;
       this.#refreshAttempt = 0;
       this.#planRefresh(answer.expires_s);
-      if (this.#isRefreshAsked) this.#scheduleRefresh(this.#askedDelayMs); // meanwhile
+      if (this.#isRefreshAsked) this.#scheduleRefresh(this.#askedDelayMs); // the gateway asked during the refresh
     } catch (error) {
       if (!isCurrent()) return;
       this.#isRefreshing = false;
@@ -1194,15 +1235,20 @@ export class Client extends Emitter {
 
   // --- timers and events ---
 
-  /** Full jitter: anything between 0 and a ceiling that doubles. @param {number} attempt */
+  /** Returns a delay with full jitter: between 0 and a limit that doubles with each attempt. @param {number} attempt */
   #jitterMs(attempt) {
     const { firstMs, mostMs, random } = this.#settings;
     return random() * Math.min(mostMs, firstMs * 2 ** attempt);
   }
 
-  /** @param {number} delayMs @param {() => void} run @returns {Timer} */
+  /**
+   * Starts a timer that is cancelled with the client.
+   * @param {number} delayMs
+   * @param {() => void} run
+   * @returns {Timer}
+   */
   #after(delayMs, run) {
-    const { setTimeout } = this.#settings; // browsers refuse it as a method of anything but the window
+    const { setTimeout } = this.#settings; // browsers only accept it as a method of the window
     /** @type {Timer} */
     const timer = setTimeout(() => {
       this.#timers.delete(timer);
@@ -1212,7 +1258,7 @@ export class Client extends Emitter {
     return timer;
   }
 
-  /** @param {Timer} timer */
+  /** Cancels a timer, if it is pending. @param {Timer} timer */
   #cancel(timer) {
     const { clearTimeout } = this.#settings;
     if (this.#timers.delete(timer)) clearTimeout(timer);
@@ -1220,10 +1266,10 @@ export class Client extends Emitter {
 
   #emitState() { this.#emit('state', { state: this.#state }); }
 
-  /** @param {unknown} error */
+  /** Dispatches an `error` event. @param {unknown} error */
   #report(error) { this.#emit('error', { error }); }
 
-  /** @param {string} type @param {object} fields */
+  /** Dispatches an event with these fields. @param {string} type @param {object} fields */
   #emit(type, fields) {
     this.dispatchEvent(new ClientEvent(type, this, fields));
   }
