@@ -1,4 +1,4 @@
-"""A gateway for as long as an example runs. In real life it runs by itself, as a service."""
+"""Runs a gateway while an example runs. In production the gateway runs as a service of its own."""
 
 import contextlib
 import os
@@ -17,14 +17,14 @@ _STOP_S = 15
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """Where clients and backends find it."""
+    """The addresses of a running gateway for clients and backends."""
 
     port: int
     bus_url: str
 
     @property
     def url(self) -> str:
-        """For clients."""
+        """The WebSocket URL for clients."""
         return f"ws://localhost:{self.port}/ws"
 
 
@@ -32,17 +32,17 @@ class RunningGateway:
 def running_gateway(
     config: Path, *, secret: str, port: int = 0, redis: str | None = None, origin: str = ""
 ) -> Iterator[RunningGateway]:
-    """Start a gateway with this configuration, and end it afterwards; SIGTERM then counts as Ctrl-C.
+    """Start a gateway with this configuration, and stop it afterwards; SIGTERM then acts as Ctrl-C.
 
     Args:
-        config: A wsgate.toml.
-        secret: What its tokens are signed with.
-        port: For clients; 0: a free one.
-        redis: The bus; None: a private one, which is gone with the gateway.
-        origin: Of pages that may connect, `http://host:port`.
+        config: The path of a wsgate.toml.
+        secret: The key that signs its tokens.
+        port: The port for clients; 0: a free one.
+        redis: The URL of the bus; None: the gateway starts a private one, which ends with it.
+        origin: The origin of web pages that may connect, `http://host:port`.
 
     Raises:
-        RuntimeError: It did not start; its own words stand above.
+        RuntimeError: The gateway did not start. It has printed the reason.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="wsgate-example-") as directory:
@@ -65,7 +65,7 @@ def running_gateway(
 
 
 def _read_banner(process: "subprocess.Popen[str]") -> RunningGateway:
-    """What it prints before it is ready: `socket ws://...`, `bus unix://...`."""
+    """Read the lines that the gateway prints until it is ready: `socket ws://...`, `bus unix://...`."""
     said: dict[str, str] = {}
     assert process.stdout is not None
     for line in process.stdout:

@@ -1,7 +1,7 @@
-"""Writes `vectors/*.json`. The JSON is the contract and is committed; this only keeps it consistent.
+"""Writes the test vectors in `protocols/websocket/vectors/*.json`, which are committed.
 
-Run `python tools/make_vectors.py` after a change and commit what it wrote. Needs the
-standard library only and imports nothing of wsgate: expectations come from the RFC, not from code.
+Run `python tools/make_vectors.py` after a change and commit the files. It needs only the standard library and
+imports nothing of wsgate: the expected outcomes come from the RFC, not from the code.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parents[1] / "protocols" / "websocket" / "vectors"
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-MASK = bytes.fromhex("37fa213d")  # the one of RFC 6455 section 5.7
+MASK = bytes.fromhex("37fa213d")  # the masking key of the examples in RFC 6455 section 5.7
 ZERO_MASK = bytes(4)
 
 Vector = dict[str, Any]
@@ -21,29 +21,29 @@ Part = str | dict[str, Any]
 
 
 def header(opcode: int, length: int, *, fin: bool = True, rsv: int = 0, form: int = 0) -> bytes:
-    """Header of a masked frame up to its mask; `form` 126 or 127 forces that length encoding."""
+    """Build the header of a masked frame without its key; `form` 126 or 127 forces that length encoding."""
     form = form or (length if length < 126 else 126 if length < 65536 else 127)
     extended = {126: struct.pack("!H", length & 0xFFFF), 127: struct.pack("!Q", length)}.get(form, b"")
     return bytes([fin << 7 | rsv << 4 | opcode, 0x80 | form]) + extended
 
 
 def masked(payload: bytes, mask: bytes = MASK) -> bytes:
-    """A payload as a client sends it."""
+    """Mask a payload as a client sends it."""
     return bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
 
 
 def frame(opcode: int, payload: bytes = b"", *, mask: bytes = MASK, **more: Any) -> bytes:
-    """One masked frame."""
+    """Build one masked frame."""
     return header(opcode, len(payload), **more) + mask + masked(payload, mask)
 
 
 def close(code: int, reason: bytes = b"") -> bytes:
-    """A Close frame."""
+    """Build a masked Close frame with a code and a reason."""
     return frame(CLOSE, struct.pack("!H", code) + reason)
 
 
 def long_frame(opcode: int, unit: bytes, times: int, **more: Any) -> list[Part]:
-    """A frame whose payload repeats a unit, whose length divides into masks of four bytes."""
+    """Build a masked frame whose payload repeats a unit of 1, 2 or 4 bytes, in compact form."""
     unit *= 4 // len(unit)
     whole, rest = divmod(times, len(unit))
     parts: list[Part] = [(header(opcode, times, **more) + MASK).hex()]
@@ -52,17 +52,17 @@ def long_frame(opcode: int, unit: bytes, times: int, **more: Any) -> list[Part]:
 
 
 def text(payload: bytes) -> dict[str, Any]:
-    """A text message the server must deliver."""
+    """Return the text message that the server must deliver."""
     return {"opcode": TEXT, "payload": [payload.hex()]}
 
 
 def binary(payload: bytes) -> dict[str, Any]:
-    """A binary message the server must deliver."""
+    """Return the binary message that the server must deliver."""
     return {"opcode": BINARY, "payload": [payload.hex()]}
 
 
 def repeated(opcode: int, unit: bytes, times: int) -> dict[str, Any]:
-    """A message of one repeated byte."""
+    """Return a message of one repeated byte, in compact form."""
     return {"opcode": opcode, "payload": [{"hex": unit.hex(), "times": times}]}
 
 
@@ -77,7 +77,7 @@ def vector(
     peer_closed: int = 0,
     settings: dict[str, int] | None = None,
 ) -> Vector:
-    """One vector; the connection stays open unless a code says otherwise."""
+    """Build one vector. The connection stays open unless `failed` or `peer_closed` gives a Close code."""
     parts = [stream] if isinstance(stream, bytes) else list(stream)
     state = "failed" if failed else "peer_closed" if peer_closed else "open"
     end: dict[str, Any] = {"state": state}
@@ -94,11 +94,11 @@ def vector(
 
 
 HELLO = frame(TEXT, b"Hello")
-AFTER = frame(TEXT, b"after")  # what must not be delivered
+AFTER = frame(TEXT, b"after")  # a message that must not be delivered
 
 
 def framing() -> Iterator[Vector]:
-    """Sections 5.1 to 5.3: masks, reserved bits, opcodes, length encodings."""
+    """Vectors for sections 5.1 to 5.3: masks, reserved bits, opcodes, length encodings."""
     yield vector("nothing", "5", b"")
     yield vector("rfc-masked-hello", "5.7", HELLO, messages=[text(b"Hello")])
     yield vector("empty-text", "5.6", frame(TEXT), messages=[text(b"")])
@@ -130,7 +130,7 @@ def framing() -> Iterator[Vector]:
         frame(TEXT, b"abcde") + frame(TEXT, b"abcde", mask=b"\xa5\x5a\x0f\xf0"),
         messages=[text(b"abcde")] * 2,
     )
-    for size in range(1, 9):  # every remainder of the mask, and past one machine word
+    for size in range(1, 9):  # every remainder of the mask, and more than one machine word
         payload = b"abcdefgh"[:size]
         yield vector(f"mask-of-{size}-bytes", "5.3", frame(BINARY, payload), messages=[binary(payload)])
     for opcode, name in (
@@ -182,7 +182,7 @@ def framing() -> Iterator[Vector]:
 
 
 def control() -> Iterator[Vector]:
-    """Section 5.5: pings, pongs, and the shape of control frames."""
+    """Vectors for section 5.5: pings, pongs, and the rules for control frames."""
     yield vector("ping-empty", "5.5.2", frame(PING), pongs=[b""])
     yield vector("ping-text", "5.5.2", frame(PING, b"Hello"), pongs=[b"Hello"])
     yield vector("ping-not-utf8", "5.5.2", frame(PING, b"\x00\xff\xfe\xc0"), pongs=[b"\x00\xff\xfe\xc0"])
@@ -227,7 +227,7 @@ def control() -> Iterator[Vector]:
 
 
 def fragmentation() -> Iterator[Vector]:
-    """Section 5.4."""
+    """Vectors for section 5.4: fragmented messages, and control frames between fragments."""
 
     def fragments(*payloads: bytes, opcode: int = TEXT, last: bool = True) -> bytes:
         final = len(payloads) - 1
@@ -336,7 +336,8 @@ def fragmentation() -> Iterator[Vector]:
     )
 
 
-# RFC 3629: first and last of each length, both sides of the surrogates, the last code point.
+# RFC 3629: the first and the last code point of each encoded length, the limits of the surrogates, the last
+# code point.
 CODE_POINTS = (
     0x00,
     0x7F,
@@ -362,7 +363,7 @@ CODE_POINTS = (
     0x10FFFF,
 )
 
-# Bytes after which no continuation makes a character: the last byte of each is the first wrong one.
+# Sequences that no continuation can make valid: the last byte of each is the first wrong one.
 BROKEN = {
     "lone-continuation-80": "80", "lone-continuation-bf": "bf",
     "overlong-c0": "c0", "overlong-c1": "c1", "overlong-e0-80": "e080", "overlong-e0-9f": "e09f",
@@ -378,7 +379,7 @@ SAMPLE = "κόσμε€😀".encode()
 
 
 def utf8() -> Iterator[Vector]:
-    """Section 5.6 and 8.1: text is UTF-8, and is judged byte by byte."""
+    """Vectors for sections 5.6 and 8.1: text must be UTF-8, and is checked byte by byte."""
     for point in CODE_POINTS:
         encoded = chr(point).encode()
         yield vector(
@@ -388,7 +389,8 @@ def utf8() -> Iterator[Vector]:
             messages=[text(b"a" + encoded + b"z")],
         )
     yield vector("mixed", "5.6", frame(TEXT, SAMPLE * 5), messages=[text(SAMPLE * 5)])
-    for ascii_bytes in (7, 8, 9, 15, 16, 17, 31, 32, 33):  # where validators read words at a time
+    # Lengths at which validators switch between words and bytes
+    for ascii_bytes in (7, 8, 9, 15, 16, 17, 31, 32, 33):
         payload = b"a" * ascii_bytes + "é".encode() + b"b" * ascii_bytes
         yield vector(f"after-{ascii_bytes}-ascii", "5.6", frame(TEXT, payload), messages=[text(payload)])
         wrong = b"a" * ascii_bytes + b"\xa9" + b"b" * ascii_bytes
@@ -473,7 +475,7 @@ INVALID_CODES = (0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999
 
 
 def close_handshake() -> Iterator[Vector]:
-    """Sections 5.5.1 and 7: the peer's Close, its codes and its reason."""
+    """Vectors for sections 5.5.1 and 7: the peer's Close, its codes and its reason."""
     yield vector("empty", "7.1.5", frame(CLOSE), peer_closed=1005)
     for code in VALID_CODES:
         yield vector(f"code-{code}", "7.4", close(code), peer_closed=code)
@@ -502,8 +504,8 @@ def close_handshake() -> Iterator[Vector]:
 
 
 def limits() -> Iterator[Vector]:
-    """What the RFC leaves to the server (10.4): judged when the header is there, not at the end."""
-    limit = {"max_message_bytes": 1000}
+    """Vectors for section 10.4: limits of the server, which apply as soon as the frame header has arrived."""
+    limit = {"message_limit_bytes": 1000}
     yield vector(
         "at-the-limit",
         "10.4",
@@ -628,12 +630,12 @@ THEMES = {
 
 
 def render(vectors: list[Vector]) -> str:
-    """One vector per line: a change shows as the lines it changes."""
+    """Format the vectors as JSON, one per line, so that a diff shows the changed vectors."""
     return "[\n" + ",\n".join(json.dumps(each, separators=(", ", ": ")) for each in vectors) + "\n]\n"
 
 
 def rendered() -> dict[str, str]:
-    """File name to content, for writing and for the test that the committed files are current."""
+    """Return the content of each vector file by its name; a test compares it with the committed files."""
     return {f"{theme}.json": render(list(make())) for theme, make in THEMES.items()}
 
 

@@ -1,1 +1,1 @@
-"""A chat room: a page, the gateway, and a backend that has the last word."""
+"""A chat room: a web page, a gateway, and a backend that decides what is published."""

@@ -1,4 +1,4 @@
-"""Run the chat room: `make chat`, or `python -m examples.chat`; then open the page that it names twice."""
+"""Runs the chat room: `make chat`, or `python -m examples.chat`. Open the printed page in two windows."""
 
 import argparse
 import asyncio
@@ -17,7 +17,7 @@ _CONFIG = Path(__file__).parent / "wsgate.toml"
 
 
 async def work(bus_url: str) -> None:
-    """The backend: hear events until somebody presses Ctrl-C."""
+    """Run the backend: handle events until Ctrl-C."""
     redis = Redis.from_url(bus_url)
     room = Room(redis, Publisher(redis))
 
@@ -33,7 +33,7 @@ async def work(bus_url: str) -> None:
 
 
 def main() -> None:
-    """Gateway, page and backend."""
+    """Start the gateway, the web server of the page, and the backend."""
     parser = argparse.ArgumentParser(prog="examples.chat", description="A chat room with a page.")
     parser.add_argument("--port", type=int, default=8080, help="of the page (8080)")
     parser.add_argument("--gateway-port", type=int, default=8000, help="of the sockets (8000)")

@@ -1,4 +1,4 @@
-"""The web server of the chat: the page, and tokens for those who say a name."""
+"""The web server of the chat room: it serves the page, and issues a token for a user name."""
 
 import http.server
 import json
@@ -22,7 +22,7 @@ _BODY_LIMIT_BYTES: Final = 1024
 
 
 class PageServer(http.server.ThreadingHTTPServer):
-    """What its pages need to know: where the gateway is, and the secret that it shares with us."""
+    """An HTTP server with the address of the gateway and the secret that it shares with the gateway."""
 
     def __init__(self, port: int, secret: str) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -31,13 +31,13 @@ class PageServer(http.server.ThreadingHTTPServer):
 
     @property
     def origin(self) -> str:
-        """Of its pages."""
+        """The origin of the served pages."""
         return f"http://localhost:{self.server_address[1]}"
 
 
 @contextmanager
 def serving_pages(port: int, *, secret: str) -> Iterator[PageServer]:
-    """Serve on the local host, in a thread; port 0: a free one."""
+    """Serve the page on the local host, in a thread. Port 0 means a free port."""
     with PageServer(port, secret) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -51,7 +51,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: PageServer
 
     def do_GET(self) -> None:
-        """The page, and where the gateway is."""
+        """Serve the page, and the port of the gateway."""
         if self.path == "/":
             self._answer(_PAGE.read_bytes(), "text/html; charset=utf-8")
         elif self.path == "/gateway":
@@ -60,7 +60,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
 
     def do_POST(self) -> None:
-        """A token for `{"name": ...}`. A real login goes here; the rest stays as it is."""
+        """Issue a token for `{"name": ...}`. A real application checks a login here."""
         try:
             length = max(0, min(int(self.headers.get("Content-Length", 0)), _BODY_LIMIT_BYTES))
             name = json.loads(self.rfile.read(length))["name"]
@@ -85,4 +85,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: the terminal shows the chat."""
+        """Print no line for a request: the terminal shows the chat."""

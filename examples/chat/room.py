@@ -1,7 +1,7 @@
-"""What the backend makes of what it hears: events in, publications out.
+"""The backend of the chat room: it turns the gateway's events into publications.
 
-People say things to the backend (`send`), which decides, keeps the last of them and publishes; so it can cut,
-refuse or rewrite, and who comes later gets what was said before.
+Users send their lines to the backend (`send`). The backend checks them, keeps the last ones, and publishes
+them. It can therefore shorten or reject lines, and users who join later receive the earlier lines.
 """
 
 import json
@@ -21,14 +21,14 @@ _TEXT_LENGTH: Final = 500
 
 
 class Room:
-    """One room. Its state is in Redis: backends may come and go."""
+    """The state of the room, which is kept in Redis so that backend processes may restart."""
 
     def __init__(self, redis: Redis, publisher: Publisher) -> None:
         self._redis: Any = redis
         self._publisher = publisher
 
     async def handle(self, event: Event) -> None:
-        """One event, which may come twice: all of this may be done again."""
+        """Handle one event. Handling an event twice does no harm."""
         if event.user is None:
             return
         if event.type == "connected":
@@ -60,6 +60,6 @@ class Room:
             await self._publisher.publish(CHANNEL, {"type": "said", **line})
 
     async def _tell_people(self) -> None:
-        """Who is here: one name for all of somebody's devices."""
+        """Publish the names of all connected users, each once."""
         names = {name.decode() for name in await self._redis.hvals(_PEOPLE_KEY)}
         await self._publisher.publish(CHANNEL, {"type": "people", "names": sorted(names)})

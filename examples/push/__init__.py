@@ -1,1 +1,1 @@
-"""Push to a phone that goes away and comes back: it gets what it missed, nothing twice."""
+"""Notifications for a phone that loses its network: after it reconnects it receives what it missed, once."""

@@ -1,4 +1,7 @@
-"""Watch it: `make push`, or `python -m examples.push`. Ends with 1 if one was lost or shown twice."""
+"""Runs the push example: `make push`, or `python -m examples.push`.
+
+Exits with 1 if a notification is lost or repeated.
+"""
 
 import argparse
 import asyncio
@@ -25,19 +28,19 @@ _PATIENCE_S: Final = 60.0
 
 
 class Story:
-    """Prints what happens, a column for each who acts, with the seconds since the beginning."""
+    """Prints what happens, with one column for each participant and the seconds since the start."""
 
     def __init__(self) -> None:
         self._began_s = time.monotonic()
         print("         " + "".join(name.ljust(_WIDTH) for name in _LANES))
 
     def tell(self, who: str, what: str) -> None:
-        """One line."""
+        """Print one line in the column of one participant."""
         print(f"{time.monotonic() - self._began_s:6.2f} s {' ' * (_WIDTH * _LANES[who])}{what}", flush=True)
 
 
 async def play(gateway: RunningGateway, options: argparse.Namespace, secret: str) -> bool:
-    """A shop pushes, the phone loses its network for a third of the time; whether all came once."""
+    """Push notifications, with no network for a third of the time; return whether each was shown once."""
     user = f"user-{secrets.token_hex(4)}"
     story = Story()
     redis = Redis.from_url(gateway.bus_url)
@@ -76,7 +79,7 @@ async def play(gateway: RunningGateway, options: argparse.Namespace, secret: str
 
 
 def main() -> int:
-    """Gateway, shop and phone."""
+    """Start the gateway, and run the shop and the phone."""
     parser = argparse.ArgumentParser(
         prog="examples.push", description="A phone that goes away and comes back."
     )

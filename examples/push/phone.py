@@ -1,4 +1,4 @@
-"""The phone: shows every notification once and in order, whatever its network does."""
+"""The phone: it shows every notification once and in order, although its network is interrupted."""
 
 import asyncio
 import contextlib
@@ -11,20 +11,20 @@ __all__ = ["Phone"]
 
 
 class Phone:
-    """Owns one connection; `shown` are the numbers of what it has shown, in that order: 1, 2, 3 ..."""
+    """A client that shows notifications; `shown` holds the numbers of those that were shown: 1, 2, 3 ..."""
 
     def __init__(self, url: str, token: TokenSource, say: Callable[[str], None]) -> None:
         self._url = url
         self._token = token
         self._say = say
         self.shown: list[int] = []
-        self._early: dict[int, str] = {}  # came before one that is missing
+        self._early: dict[int, str] = {}  # notifications that arrived before an earlier one
         self.ready = asyncio.Event()
         self._news = asyncio.Event()
         self._is_asking = False
 
     async def run(self) -> None:
-        """Be on, until cancelled."""
+        """Connect and show notifications until cancelled."""
         async with (
             Client(self._url, token=self._token, on_error=lambda error: None) as client,
             client.inbox(on_gap=lambda gap: self._ask(client, gap.retry_ms / 1000)) as inbox,
@@ -35,7 +35,7 @@ class Phone:
                 self._show(publication.data["number"], publication.data["text"])
 
     async def wait_for(self, count: int, patience_s: float) -> None:
-        """Wait until it has shown so many, or for so long."""
+        """Wait until this number of notifications was shown, or until this time has passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while len(self.shown) < count:
@@ -43,9 +43,10 @@ class Phone:
                     await self._news.wait()
 
     async def _ask(self, client: Client, wait_s: float) -> None:
-        """Something may be missing: say what is here, and get the rest.
+        """Send the number of the last notification to the backend, which then sends the later ones again.
 
-        Wait first, so that all phones do not ask at once. A gap that comes meanwhile needs no other.
+        Called for a gap. Waits first, so that not all phones send at the same time. A second gap during the
+        wait needs no second request.
         """
         if self._is_asking:
             return
@@ -57,7 +58,7 @@ class Phone:
 
     def _show(self, number: int, text: str) -> None:
         if number <= len(self.shown):
-            return  # it was on its way when it was asked for
+            return  # it was shown before, and the backend sent it again
         self._early[number] = text
         while text := self._early.pop(len(self.shown) + 1, ""):
             self.shown.append(len(self.shown) + 1)

@@ -1,6 +1,7 @@
-"""The backend: it keeps what it has told a user, and pushes it.
+"""The backend: it stores notifications for each user, and publishes them to the user's inbox.
 
-A push is live: who is away misses it. So each has a number, and the phone that comes back says which it has.
+The bus delivers at most once, so a phone without a connection misses a publication. Each notification
+therefore has a number, and a phone that reconnects sends the number of the last one that it has.
 """
 
 import json
@@ -17,14 +18,17 @@ _KEPT_S: Final = 24 * 60 * 60
 
 
 class Shop:
-    """Tells users how their orders are."""
+    """Sends notifications about orders to users."""
 
     def __init__(self, redis: Redis, publisher: Publisher) -> None:
         self._redis: Any = redis
         self._publisher = publisher
 
     async def push(self, user: str, text: str) -> int:
-        """Keep it, then push it; its number. In this order: what was pushed can always be asked for."""
+        """Store a notification, then publish it; return its number.
+
+        It is stored first, so that a phone can request every notification that was published.
+        """
         number = int(await self._redis.incr(f"shop:count:{user}"))
         note = {"number": number, "text": text}
         async with self._redis.pipeline(transaction=True) as steps:
@@ -36,7 +40,7 @@ class Shop:
         return number
 
     async def handle(self, event: Event) -> None:
-        """A phone says how far it has come: push again what came after."""
+        """Publish the notifications after the number that a phone has sent, again."""
         if event.type != "message" or event.user is None or not isinstance(event.data, dict):
             return
         last = event.data.get("have")

@@ -1,4 +1,4 @@
-"""The phone's network: a relay that can be switched off."""
+"""The network of the phone: a TCP relay that can be switched off and on."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ _CHUNK_BYTES = 65_536
 
 
 class Tunnel:
-    """Relays TCP connections to a local port, while it is there."""
+    """Relays TCP connections to a local port while it is switched on."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -21,19 +21,19 @@ class Tunnel:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which the relay listens."""
         assert self._server is not None
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     def lose(self) -> None:
-        """No network from now on: what is open breaks, nothing new gets through."""
+        """Switch the network off: abort all open connections and every new one."""
         self._is_there = False
         for writer in self._writers:
             writer.transport.abort()
 
     def find(self) -> None:
-        """The network is back."""
+        """Switch the network on again."""
         self._is_there = True
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,7 +65,7 @@ class Tunnel:
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until one side ends; then the other ends too."""
+    """Copy bytes until the reader ends, then close the writer."""
     with contextlib.suppress(OSError):
         while chunk := await reader.read(_CHUNK_BYTES):
             writer.write(chunk)
