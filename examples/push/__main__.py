@@ -81,11 +81,11 @@ async def play(gateway: RunningGateway, options: argparse.Namespace, secret: str
 def main() -> int:
     """Start the gateway, and run the shop and the phone."""
     parser = argparse.ArgumentParser(
-        prog="examples.push", description="A phone that goes away and comes back."
+        prog="examples.push", description="Notifications for a phone that loses its network."
     )
-    parser.add_argument("--count", type=int, default=12, help="notifications, 3 or more (12)")
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between two (1)")
-    parser.add_argument("--redis", metavar="URL", help="the bus; without it a private one is started")
+    parser.add_argument("--count", type=int, default=12, help="number of notifications, 3 or more (default 12)")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two notifications (default 1)")
+    parser.add_argument("--redis", metavar="URL", help="URL of the bus; by default the gateway starts a private one")
     options = parser.parse_args()
     secret = secrets.token_urlsafe(32)
     try:

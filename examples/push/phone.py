@@ -53,7 +53,7 @@ class Phone:
         self._is_asking = True
         await asyncio.sleep(wait_s)
         self._is_asking = False
-        self._say(f"back; has all up to {len(self.shown)}, asks for the rest")
+        self._say(f"back; has all up to {len(self.shown)}, requests the rest")
         await client.send({"have": len(self.shown)})
 
     def _show(self, number: int, text: str) -> None:

@@ -44,7 +44,7 @@ def test_push_to_a_phone_that_goes_away() -> None:
         told = process.stdout.read()
         assert process.wait(_END_S) == 0, told
     assert "9 pushed, 9 shown, each once and in order" in told
-    assert told.index("gone") < told.index("back; has all up to 3, asks for the rest")
+    assert told.index("gone") < told.index("back; has all up to 3, requests the rest")
 
 
 @pytest.fixture(scope="module")
