@@ -1,6 +1,6 @@
-"""The table of what passes and what is final, as data and as the page that people read.
+"""The table of temporary and final refusals, errors and Closes, as data and as a Markdown page.
 
-Usage: python -m tests.support.passing_table    writes the page anew from the data
+Usage: python -m tests.support.passing_table    writes the page from the data
 """
 
 import json
@@ -14,43 +14,43 @@ PAGE: Final = FOLDER / "passing.md"
 TABLE: Final[dict[str, Any]] = json.loads((FOLDER / "passing.json").read_text())
 ROWS: Final[list[dict[str, Any]]] = TABLE["rows"]
 
-HEAD: Final = """# Passing or final
+HEAD: Final = """# Temporary or final
 
-This page says for every refusal, error and Close whether it passes or is final, and what both clients
-(`wsgate.client` and `wsgate.js`) do after it. A client in another language does well to do the same. The
-page is written from `passing.json` beside it by `python -m tests.support.passing_table`; tests compare both
-with the registry and drive both clients through every row.
+This page says for every refusal, error and Close whether it is temporary or final, and what both clients
+(`wsgate.client` and `wsgate.js`) do after it. A client in another language should do the same.
+`python -m tests.support.passing_table` writes the page from `passing.json` in this folder. Tests compare both
+with the registry of reasons, and run both clients through every row.
 
-- `passing`: the same attempt may succeed later. `final`: it never does. `token`: it may succeed with
-  another token.
-- *told when*: whether the gateway says how long to wait at least, in `retry_ms` or `Retry-After`. Clients
-  wait that long, an hour at most, and add jitter.
-- *function*, *fixed*, *none*: what a client does that has a function for tokens, one token that never
-  changes (a text, or in the address), or no token.
-- `reconnect`: come back with back-off; a function is asked for a new token. `limited`: likewise, and end
-  after five such refusals in a row. `end`: end, and give the cause to whoever waits.
+- *state*: `passing` means that the same attempt may succeed later, `final` that it never will, and `token`
+  that it may succeed with another token.
+- *wait sent*: whether the gateway sends the least time to wait, in `retry_ms` or `Retry-After`. Clients wait
+  that long, an hour at most, and add jitter.
+- *function*, *fixed*, *none*: the action of a client with a token function, with one token that never changes
+  (a text, or in the URL), or without a token.
+- `reconnect`: reconnect with back-off; a function is called for a new token. `limited`: the same, but end after
+  five such refusals in a row. `end`: end, and report the cause to the application.
 """
 PARTS: Final = {
     "close": (
         "Closes",
-        "A `bye` comes before the codes from 4000 on, with `reconnect` true unless the state is final.",
+        "A `bye` comes before the codes from 4000 on; its `reconnect` is true unless the state is final.",
     ),
     "http": (
         "Handshakes that are refused",
-        "A browser does not tell a page the status: there it is 1006, and the client comes back with "
-        "back-off. The Python client sees it, and so does the JavaScript client in Node with the package "
-        "`ws`, without `Retry-After`.",
+        "A browser does not show a page the status: there the code is 1006, and the client reconnects with "
+        "back-off. The Python client sees the status, and so does the JavaScript client in Node with the "
+        "package `ws`, but without `Retry-After`.",
     ),
     "lost": ("Connections that end without a Close", "Clients see 1006."),
     "error": (
         "Errors of commands",
-        "The columns say what becomes of a subscription, by its channel token: `retry` subscribes again with "
-        "back-off, `limited` asks the function for a new channel token up to five times, `held` counts as "
-        "subscribed, `end` ends the subscription alone. `pub` and `send` are never repeated: the caller gets "
-        "the error, which is temporary where the state is passing.",
+        "The columns show the effect on a subscription, by the kind of its channel token: `retry` subscribes "
+        "again with back-off, `limited` calls the function for a new channel token up to five times, `held` "
+        "treats it as subscribed, `end` ends only the subscription. A client never repeats `pub` and `send`: "
+        "the caller gets the error, which is temporary if the state is passing.",
     ),
     "client": (
-        "What a client finds out by itself",
+        "Failures that a client detects itself",
         "Code and name are those of the client's own errors: `Ending` in Python, the `close` event in "
         "JavaScript.",
     ),
@@ -58,13 +58,13 @@ PARTS: Final = {
 
 
 def render(table: dict[str, Any]) -> str:
-    """The page of a table."""
+    """Return the Markdown page for a table of `passing.json`."""
     parts = [HEAD]
     for kind, (title, text) in PARTS.items():
         rows = [row for row in table["rows"] if row["kind"] == kind]
         rows.sort(key=lambda row: row["code"])
         parts.append(f"\n## {title}\n\n{text}\n\n")
-        parts.append("| code | name | state | told when | function | fixed | none | why |\n")
+        parts.append("| code | name | state | wait sent | function | fixed | none | why |\n")
         parts.append("|---|---|---|---|---|---|---|---|\n")
         parts.extend(_line(row) for row in rows)
     return "".join(parts)

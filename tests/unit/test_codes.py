@@ -147,7 +147,7 @@ def test_p9_the_specification_names_exactly_the_refusals_over_http() -> None:
 
 def test_p9_the_specification_says_which_closes_come_back() -> None:
     advice = section(SPEC, "Closing").partition("|")[0]
-    come, _, stay = advice.partition("come back; ")
+    come, _, stay = advice.partition("reconnect; ")
     come_back = {int(code) for code in re.findall(r"\b1\d{3}\b", come)}
     assert come_back == {code for code in range(1000, 1016) if comes_back(code)}
     first, last = re.findall(r"(\d{4}) to (\d{4}) do not", stay)[0]
@@ -156,7 +156,7 @@ def test_p9_the_specification_says_which_closes_come_back() -> None:
     for code, _reason in registry_closes():
         if code < 4000:
             assert code in come_back | do_not
-    assert "4000 to 4499: come back" in come and "4500 to 4999: do not come back" in come
+    assert "4000 to 4499: reconnect" in come and "4500 to 4999: do not reconnect" in come
     assert [comes_back(code) for code in (4000, 4499, 4500, 4999)] == [True, True, False, False]
 
 
