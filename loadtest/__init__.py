@@ -1,4 +1,5 @@
-"""Measures a running gateway from outside: the client engine, the floor probe, scenarios and reports.
+"""Programs that measure wsgate from outside: the bench, experiments, and the client engine and floor probe.
 
-Built in place by make, never part of the wheel, and sharing nothing with the data plane it judges.
+They are built in place by make and are not part of the wheel. Except where a program measures a part of
+wsgate directly, they share no code with it.
 """

@@ -1,13 +1,13 @@
-"""`python -m loadtest bench`: the reactor and the gateway beside the floor and two other servers, in one run.
+"""Measure the reactor and the gateway in one run with the floor and two other servers: ratios to the floor.
 
-Starts every process first, opens the idle connections once, then runs each scenario several times: floor,
-reactor, gateway, pool off, uvloop, websockets, and again, so that a minute in which the machine is slow hits
-all of them. Writes loadtest/results/bench.json and prints two tables. Ends with status 1 when a message or a
-connection was lost, or when something could not be measured: what breaks down costs its own results from then
-on, not those of the others.
+The program starts every process first and opens the idle connections once. Then it runs each scenario several
+times in turn: floor, reactor, gateway, pool off, uvloop, websockets. A minute in which the machine is slow
+therefore affects all of them. It writes loadtest/results/bench.json and prints two tables. It exits with 1 if
+a message or a connection was lost, or if something could not be measured: a failure costs the further results
+of the part that failed, not those of the others.
 
-The server runs on one processor, its clients on another. A server's CPU is that of its whole process, the
-gateway's that of its shard.
+The server runs on one processor, and its clients on another. The CPU time of a server is that of its whole
+process, that of the gateway is the time of its shard.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = ["main"]
 
 _RESULTS: Final = Path(__file__).resolve().parent / "results" / "bench.json"
 
-# Name in the results: module below loadtest.peers, settings. In the order they take their turns; the reactor
-# first, because only the first one's kernel memory is all new.
+# Name in the results, then the module below loadtest.peers and its settings. They take turns in this order.
+# The reactor is first, because only the kernel memory of the first server is all new.
 _SERVERS: Final[dict[str, tuple[str, dict[str, int | bool]]]] = {
     "reactor": ("reactor_server", {"ping_interval_ms": 0}),
     "pool_off": ("reactor_server", {"ping_interval_ms": 0, "pool_enabled": False}),
@@ -63,22 +63,22 @@ _TURNS: Final = (
 
 
 class Bench:
-    """One whole run: processes, figures of the floor, progress.
+    """One run of the bench: its processes, its results and the figures of the floor.
 
     Args:
-        sizes: How much of everything.
+        sizes: The sizes of all scenarios.
         runs: How often each scenario runs, >= 1.
-        chosen: Names of the turns to run: a scenario's, or `gateway_` and a scenario's.
-        servers: Names of the servers to run them on.
+        chosen: The turns to run: the name of a scenario, or `gateway_` and the name of a scenario.
+        servers: The names of the servers to run.
 
     Attributes:
-        results: By server.
-        floor_runs: The floor's figures by name, one value per run.
-        failures: What could not be measured and why, a sentence each.
+        results: The results of each server, by its name.
+        floor_runs: The figures of the floor by name, one value per run.
+        failures: A sentence with the cause for everything that could not be measured.
     """
 
     def __init__(self, sizes: Sizes, *, runs: int, chosen: frozenset[str], servers: Sequence[str]) -> None:
-        """Start nothing yet."""
+        """Create a bench that has started no process."""
         self.sizes = sizes
         self.runs = runs
         self.chosen = chosen
@@ -88,18 +88,18 @@ class Bench:
         self.failures: list[str] = []
         self._contenders: dict[str, Contender] = {}
         self._visitor: EngineProcess | None = None
-        # Scenario, and contender or floor: what failed is not tried again, so that the n-th figure of a
-        # server and the n-th of the floor stay neighbours.
+        # Pairs of a scenario and a contender (or the floor) that failed. They are not tried again, so that
+        # the n-th figure of a server and the n-th of the floor are from about the same time.
         self._given_up: set[tuple[str, str]] = set()
         self._processors = processors()
         self._began_s = time.monotonic()
 
     def say(self, text: str) -> None:
-        """Print one line of progress with the time since the start."""
+        """Print one line of progress with the seconds since the start."""
         print(f"[{time.monotonic() - self._began_s:6.1f} s] {text}", flush=True)
 
     def run(self) -> None:
-        """Run everything that was chosen; all processes are gone afterwards, whatever happened."""
+        """Run all chosen turns. All processes have ended afterwards, also after an error."""
         floor_probe.build()
         if self._processors is not None:
             os.sched_setaffinity(0, (self._processors[1],))
@@ -115,10 +115,10 @@ class Bench:
 
     @contextlib.contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
-        """Note a failure of the block and go on."""
+        """Record an error of the block as a failure, and continue after it."""
         try:
             yield
-        # Whatever breaks one must not cost the results of the others; nothing is hidden, the status tells.
+        # One failure must not cost the results of the others. It is recorded, and the exit status shows it.
         except Exception as error:
             self.failures.append(f"{what}: {type(error).__name__}: {error}")
             self.say(f"FAILED {self.failures[-1]}")
@@ -151,7 +151,7 @@ class Bench:
                 contender.lost += contender.faults()
 
     def _takers(self, scenario: Scenario) -> list[str]:
-        """Who has chosen turns at a scenario."""
+        """Return the names of the servers with a chosen turn in this scenario."""
         return [
             name
             for name in self.servers
@@ -188,7 +188,7 @@ class Bench:
         self._contenders.clear()
 
     def _open(self, contender: Contender, *, needs_many: bool) -> None:
-        """Open the connections that are held: idle ones first, of which some stay and subscribe."""
+        """Open the connections that stay open: idle ones first, some of which then subscribe."""
         engine, server, sizes = contender.engine, contender.server, self.sizes
         keep = sizes.many if needs_many else sizes.few
         if contender.name == GATEWAY and "gateway_idle" in self.chosen:
@@ -205,7 +205,10 @@ class Bench:
             self._warm_up(contender)
 
     def _warm_up(self, contender: Contender) -> None:
-        """Publish twice to everyone, unmeasured: what is taken once and kept is no cost of a delivery."""
+        """Publish twice to all subscribers without measuring.
+
+        Memory that is taken once and kept is no cost of a delivery.
+        """
         for channel, subscribers in ((MANY, self.sizes.many), (FEW, self.sizes.few)):
             publish(contender, channel, subscribers, count=2, size=self.sizes.payload_bytes, gap_s=0.1)
 
@@ -234,7 +237,7 @@ class Bench:
         if len(self.failures) == before:
             return
         self._given_up.add((scenario.name, contender.name))
-        self._visitor.kill()  # it may be what failed, and nothing it did may last
+        self._visitor.kill()  # The engine may be the cause, and must not affect later measurements.
         self._visitor = self._start_engine(200)
         if not contender.server.is_running():
             self._contenders.pop(contender.name).stop()
@@ -243,7 +246,7 @@ class Bench:
         for name, value in figures.items():
             self.floor_runs.setdefault(name, []).append(value)
 
-    # --- what needs processes of its own shape --------------------------------------------------------
+    # --- turns with their own servers -----------------------------------------------------------------
 
     def _run_heartbeat(self) -> None:
         with self._surviving("heartbeat, the floor"):
@@ -273,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench from the command line.
 
     Returns:
-        0; 1 when something was lost or could not be measured; 2 when the bench could not run at all.
+        0; 1 if something was lost or could not be measured; 2 if the bench could not run at all.
     """
     parser = argparse.ArgumentParser(prog="python -m loadtest bench", description=__doc__.splitlines()[0])
     parser.add_argument(

@@ -36,8 +36,12 @@ def main() -> None:
     """Start the gateway, the web server of the page, and the backend."""
     parser = argparse.ArgumentParser(prog="examples.chat", description="A chat room with a page.")
     parser.add_argument("--port", type=int, default=8080, help="port of the page (default 8080)")
-    parser.add_argument("--gateway-port", type=int, default=8000, help="port of the gateway for clients (default 8000)")
-    parser.add_argument("--redis", metavar="URL", help="URL of the bus; by default the gateway starts a private one")
+    parser.add_argument(
+        "--gateway-port", type=int, default=8000, help="port of the gateway for clients (default 8000)"
+    )
+    parser.add_argument(
+        "--redis", metavar="URL", help="URL of the bus; by default the gateway starts a private one"
+    )
     options = parser.parse_args()
     secret = secrets.token_urlsafe(32)
     with (

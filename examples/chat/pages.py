@@ -69,7 +69,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path != "/token":
             self.send_error(HTTPStatus.NOT_FOUND)
         elif not isinstance(name, str) or not _NAME.fullmatch(name):
-            self.send_error(HTTPStatus.BAD_REQUEST, "a name consists of 1 to 20 letters, digits, dots, dashes or underscores")
+            self.send_error(
+                HTTPStatus.BAD_REQUEST,
+                "a name has 1 to 20 letters, digits, dots, dashes or underscores",
+            )
         else:
             claims = {"sub": name, "exp": int(time.time()) + _TOKEN_LIFE_S}
             self._answer_json({"token": jwt.encode(claims, self.server.secret, algorithm="HS256")})

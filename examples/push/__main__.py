@@ -83,9 +83,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="examples.push", description="Notifications for a phone that loses its network."
     )
-    parser.add_argument("--count", type=int, default=12, help="number of notifications, 3 or more (default 12)")
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between two notifications (default 1)")
-    parser.add_argument("--redis", metavar="URL", help="URL of the bus; by default the gateway starts a private one")
+    parser.add_argument(
+        "--count", type=int, default=12, help="number of notifications, 3 or more (default 12)"
+    )
+    parser.add_argument(
+        "--every", type=float, default=1.0, help="seconds between two notifications (default 1)"
+    )
+    parser.add_argument(
+        "--redis", metavar="URL", help="URL of the bus; by default the gateway starts a private one"
+    )
     options = parser.parse_args()
     secret = secrets.token_urlsafe(32)
     try:

@@ -1,1 +1,1 @@
-"""What the measuring programs share: gateways and servers, processes, arithmetic, tables and reports."""
+"""Code that the measuring programs share: starting servers, reading processes, arithmetic, and reports."""

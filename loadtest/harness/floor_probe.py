@@ -1,4 +1,4 @@
-"""Builds the floor probe and runs its scenarios."""
+"""Builds the floor probe, a C program in loadtest/floor, and runs its scenarios."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ FLOOR = Path(__file__).resolve().parents[1] / "floor"
 
 
 class FloorError(Exception):
-    """The probe did not build, or a scenario did not run to its end."""
+    """The floor probe did not build, or one of its scenarios failed."""
 
 
 def build() -> Path:
-    """Make the probe and its library where they are out of date; return the program's path."""
+    """Build the probe and its library if they are out of date, and return the path of the program."""
     done = subprocess.run(["make", "-s", "-C", str(FLOOR)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FloorError(f"the floor probe does not build:\n{done.stdout}{done.stderr}")
@@ -26,16 +26,16 @@ def build() -> Path:
 def run(
     *scenarios: str, processors: tuple[int, int] | None = None, **options: int
 ) -> dict[str, dict[str, float | str]]:
-    """Run scenarios of the probe, each in a process pair of its own.
+    """Run scenarios of the probe, each with its own pair of processes.
 
     Args:
         scenarios: Names that `floor --help` lists.
-        processors: Of the measured process and of its peer; None does not pin.
+        processors: The processors of the measured process and of its peer; None: do not pin.
         options: Long options of the probe, with `_` for `-`: sockets, rounds, interval_ms, window, timeout_s.
 
     Returns:
-        By scenario, its figures by name; `unavailable` is a text when the kernel refuses what it needs, else
-        "".
+        The figures of each scenario, by name. `unavailable` is a text if the kernel lacks a needed feature,
+        else "".
 
     Raises:
         FloorError: A scenario failed.

@@ -1,10 +1,10 @@
-"""A whole gateway as its users start it, driven and measured from outside only.
+"""Starts a complete gateway in the way that its users do, and measures it only from outside.
 
-It runs `python -m wsgate serve --config FILE` with a private bus, reads where it listens from its runtime
-directory, its CPU and memory from the kernel by the names of its processes, its numbers from /metrics.
-Publications come from a backend in a process of its own (peers/redis_publisher.py).
+It runs `python -m wsgate serve --config FILE` with a private bus. The ports come from the gateway's runtime
+directory, CPU and memory from the kernel by the names of the processes, and the counters from /metrics. A
+backend in its own process publishes (peers/redis_publisher.py).
 
-The configuration is what a user would write, but for four lines, each with its reason beside it.
+The configuration is the one of a user, except for four lines whose comments give the reason.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from loadtest.harness.server import ServerError, ServerProcess
 __all__ = ["SECRET", "GatewayProcess"]
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-SECRET: Final = "a secret of the benchmark, known to everybody"  # noqa: S105 - it keeps nothing
+SECRET: Final = "a secret of the benchmark, known to everybody"  # noqa: S105 - it protects nothing
 _START_S: Final = 60.0
 _STOP_S: Final = 15.0
 _SCRAPE_S: Final = 10.0
-_FRESH_S: Final = 1.3  # a shard writes its numbers once a second
+_FRESH_S: Final = 1.3  # a shard writes its statistics once a second
 _SHARD: Final = "wsgate-shard-"
 _BUS: Final = "wsgate-bus"
-# Publications and publishes that came to nothing.
+# Publications and publish commands that were not carried out.
 _DROPPED: Final = (("publications", "malformed"), ("publications", "too_large"), ("publishes", "failed"))
 
 _CONFIG: Final = """
@@ -76,19 +76,20 @@ publish = "anyone"
 
 
 class GatewayProcess:
-    """One gateway; always ended by its keeper's own pid.
+    """One running gateway; `stop` ends it by the process id of its keeper.
 
     Args:
-        shards: How many.
-        processor: Where its shards are pinned; the rest of it runs where its parent does. None does not pin.
-        ping_interval_s: Of its heartbeats; 0: none.
-        port: Where clients connect; 0: a free one.
-        drain_timeout_s: How long it may take to say goodbye.
-        events: Types of events that backends are told.
-        admission: Settings of that section.
-        prefix: A command that starts it, its own following: for a control group.
-        compression: Whether clients may ask for it.
-        config: The template of its configuration, with the same fields as `_CONFIG` or fewer.
+        shards: The number of shards.
+        processor: The processor of the shards; the other processes inherit that of the parent. None: do not
+            pin.
+        ping_interval_s: The interval of the pings; 0: no pings.
+        port: The port for clients; 0: a free one.
+        drain_timeout_s: How long the gateway may take to drain when it ends.
+        events: The types of events that are written for backends.
+        admission: The settings of that section.
+        prefix: A command that starts the gateway's command, for instance to put it into a control group.
+        compression: Whether the gateway offers compression.
+        config: The template of the configuration, with the same fields as `_CONFIG` or fewer.
     """
 
     module = "gateway"
@@ -107,7 +108,7 @@ class GatewayProcess:
         compression: bool = False,
         config: str = _CONFIG,
     ) -> None:
-        """Start it and wait until it is ready (ServerError if it never is)."""
+        """Start the gateway and wait until it is ready; raise ServerError if that takes too long."""
         self.shards = shards
         self._stop_s = _STOP_S + drain_timeout_s
         self._directory = tempfile.TemporaryDirectory(prefix="wsgate-bench-")
@@ -124,7 +125,7 @@ class GatewayProcess:
             events=json.dumps(list(events)),
             admission="\n".join(f"{key} = {json.dumps(value)}" for key, value in (admission or {}).items()),
         )
-        file.touch(mode=0o600)  # it holds a secret
+        file.touch(mode=0o600)  # the file holds a secret
         file.write_text(text, encoding="utf-8")
         self._log = where / "log"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WSGATE_")}
@@ -157,48 +158,51 @@ class GatewayProcess:
                 raise ServerError(f"the gateway is not ready: {last}")
             time.sleep(0.02)
 
-    # --- its processes --------------------------------------------------------------------------------
+    # --- the processes of the gateway -----------------------------------------------------------------
 
     @property
     def shard_pids(self) -> list[int]:
-        """Its shards."""
+        """The process ids of the shards at the start."""
         return [pid for name, pids in self._children.items() if name.startswith(_SHARD) for pid in pids]
 
     @property
     def bus_pid(self) -> int:
-        """Its private bus."""
+        """The process id of the private bus."""
         return self._children[_BUS][0]
 
     def pids_now(self, prefix: str) -> list[int]:
-        """Return the processes whose name begins like this, those that were started again included."""
+        """Return the process ids of all children whose name begins with this prefix.
+
+        Processes that were restarted are included.
+        """
         found = processes.children(self._keeper.pid)
         return [pid for name, pids in found.items() if name.startswith(prefix) for pid in pids]
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the keeper."""
+        """Send a signal to the keeper process."""
         self._keeper.send_signal(number)
 
     def log_text(self) -> str:
-        """Return everything that the gateway has written."""
+        """Return everything that the gateway has written to its log."""
         return self._log.read_text(errors="replace")
 
     def cpu_s(self) -> float:
-        """Return user and system time of its shards so far."""
+        """Return the user and system CPU time of all shards so far, in seconds."""
         return sum(processes.cpu_s(pid) for pid in self.shard_pids)
 
     @property
     def bus_path(self) -> str:
-        """Where its bus listens."""
+        """The path of the Unix socket of the private bus."""
         return str(self._running["bus_url"]).removeprefix("unix://")
 
     def bus_cpu_s(self) -> float:
-        """Return that of its bus."""
+        """Return the CPU time of the private bus so far, in seconds."""
         return processes.cpu_s(self.bus_pid)
 
     def memory(self) -> dict[str, int]:
-        """Return the memory of keeper, shards and admin process together, and `bus_pss_bytes` apart.
+        """Return the memory of keeper, shards and admin process together, and separately `bus_pss_bytes`.
 
-        `allocated_blocks` are CPython's, of the shards.
+        `allocated_blocks` is the number of CPython's memory blocks in the shards.
         """
         time.sleep(_FRESH_S)
         blocks = int(self.metric("python_blocks"))
@@ -212,17 +216,17 @@ class GatewayProcess:
         }
 
     def settle(self, *, timeout_s: float = 15.0) -> None:
-        """Wait until its shards rest."""
+        """Wait until the shards use almost no CPU."""
         processes.settle(self.cpu_s, timeout_s=timeout_s)
 
     def is_running(self) -> bool:
-        """Whether it can still be driven."""
+        """Whether the keeper process still runs."""
         return self._keeper.poll() is None
 
-    # --- its numbers ----------------------------------------------------------------------------------
+    # --- metrics --------------------------------------------------------------------------------------
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric's samples that have these labels; `name` without `wsgate_`."""
+        """Return the sum of those samples of a metric that have these labels. `name` is without `wsgate_`."""
         return sum(
             sample.value
             for family in text_string_to_metric_families(self._scrape())
@@ -231,7 +235,7 @@ class GatewayProcess:
         )
 
     def metric_by(self, name: str, label: str) -> dict[str, float]:
-        """Return the sums of a metric's samples by the value of one label; zeros are left out."""
+        """Return the sums of a metric's samples by the value of one label, without zeros."""
         sums: dict[str, float] = {}
         for family in text_string_to_metric_families(self._scrape()):
             for sample in family.samples:
@@ -247,7 +251,7 @@ class GatewayProcess:
         return text
 
     def faults(self) -> list[str]:
-        """Return what went wrong inside, a sentence each: processes that died, publications dropped."""
+        """Return a sentence for each fault: ended processes, dropped publications, errors of commands."""
         if not self.is_running():
             return [f"the gateway ended with status {self._keeper.returncode}"]
         time.sleep(_FRESH_S)
@@ -261,10 +265,10 @@ class GatewayProcess:
             found.append(f"{count:.0f} commands were answered with an error")
         return found
 
-    # --- as the servers beside it are driven ----------------------------------------------------------
+    # --- the interface that the other servers have too ------------------------------------------------
 
     def call(self, command: str, *, timeout_s: float = 0.0, **arguments: Any) -> Any:
-        """Run a command of peers/control.py, or one of the backend's (ServerError)."""
+        """Run a command of peers/control.py or of the backend, and return its result (ServerError)."""
         if command == "memory":
             return self.memory()
         if command == "stats":
@@ -273,15 +277,15 @@ class GatewayProcess:
 
     @property
     def backend_pid(self) -> int:
-        """The process that publishes."""
+        """The process id of the backend that publishes."""
         return self._backend().pid
 
     def start(self, command: str, **arguments: Any) -> int:
-        """Begin a command of the backend's; `finish` with the number returned here waits for its result."""
+        """Start a command of the backend; `finish` with the returned number waits for its result."""
         return self._backend().start(command, **arguments)
 
     def finish(self, number: int, *, timeout_s: float = 0.0) -> Any:
-        """Return the result of a command that was begun."""
+        """Wait for the result of a command that `start` has begun."""
         return self._backend().finish(number, timeout_s=timeout_s)
 
     def _backend(self) -> ServerProcess:
@@ -291,7 +295,10 @@ class GatewayProcess:
         return self._publisher
 
     def stop(self, *, is_killed: bool = False) -> None:
-        """Tell it to end, kill it when it does not or it is to die, and remove what it left. Idempotent."""
+        """End the gateway and remove its files; kill it if it does not end in time, or if `is_killed`.
+
+        May be called twice.
+        """
         if self._publisher is not None:
             self._publisher.stop()
         with contextlib.suppress(OSError):
@@ -299,14 +306,14 @@ class GatewayProcess:
         try:
             self._keeper.wait(self._stop_s)
         except subprocess.TimeoutExpired:
-            self._keeper.kill()  # its children see it and end
+            self._keeper.kill()  # the child processes notice this and end
             self._keeper.wait()
         self._directory.cleanup()
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the gateway itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Stop."""
+        """Stop the gateway."""
         self.stop()

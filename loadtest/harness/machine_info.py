@@ -1,4 +1,4 @@
-"""What the results are of: machine, kernel, commit; and what the kernel holds for sockets."""
+"""Describes the machine and the measured commit, and reads the kernel's memory for sockets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class KernelMemory(NamedTuple):
-    """Kernel memory at one moment, of the whole machine: both ends of every loopback connection.
+    """Kernel memory of the whole machine at one moment; it includes both ends of every loopback connection.
 
     Attributes:
-        slab_bytes: Pages of all slab caches.
-        object_bytes: Objects in use in all slab caches; free room inside slabs apart.
-        socket_bytes: What TCP holds for queued data.
+        slab_bytes: The pages of all slab caches.
+        object_bytes: The objects in use in all slab caches, without the free room inside slabs.
+        socket_bytes: The memory of TCP for queued data.
     """
 
     slab_bytes: int
@@ -29,7 +29,7 @@ class KernelMemory(NamedTuple):
 
 
 def kernel_memory() -> KernelMemory | None:
-    """Read /proc/slabinfo and /proc/net/sockstat; None where only root may and we are not root."""
+    """Read the kernel's memory from /proc/slabinfo and /proc/net/sockstat; None without root's rights."""
     try:
         lines = Path("/proc/slabinfo").read_text(encoding="ascii").splitlines()[2:]
         sockets = Path("/proc/net/sockstat").read_text(encoding="ascii")
@@ -47,7 +47,7 @@ def kernel_memory() -> KernelMemory | None:
 
 
 def machine() -> dict[str, str | int]:
-    """Describe the machine: processor, cores, memory, Python."""
+    """Return the processor, cores, memory and Python version of this machine."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next(
         (line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine()
@@ -61,7 +61,7 @@ def machine() -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """Return the commit measured, with "-dirty" for a changed tree; "unknown" outside a repository."""
+    """Return the checked-out commit, with "-dirty" for a changed tree; "unknown" outside a repository."""
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=10)
@@ -71,6 +71,6 @@ def commit() -> str:
 
 
 def processors() -> tuple[int, int] | None:
-    """Return the server's processor and its clients'; None on a machine with one: nothing is pinned."""
+    """Return one processor for the server and one for its clients; None on a machine with only one."""
     usable = sorted(os.sched_getaffinity(0))
     return (usable[0], usable[1]) if len(usable) > 1 else None

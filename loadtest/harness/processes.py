@@ -1,4 +1,4 @@
-"""Other processes as the kernel shows them: children by name, CPU, memory; and waiting until one rests."""
+"""Reads other processes from the kernel: children by name, CPU time, memory; and waits until one is idle."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["Memory", "children", "cpu_s", "memory", "settle"]
 
 _CPUCLOCK_SCHED: Final = 2
 _SETTLE_STEP_S: Final = 0.1
-_SETTLED_S: Final = 0.002  # of CPU in one step
+_SETTLED_S: Final = 0.002  # CPU time in one step, below which a process counts as idle
 
 
 class Memory(NamedTuple):
-    """User memory of one process: `pss_bytes` counts a page shared by n processes as an n-th of it."""
+    """User memory of one process: `pss_bytes` divides a page that n processes share by n."""
 
     pss_bytes: int
     private_bytes: int
 
 
 def children(pid: int) -> dict[str, list[int]]:
-    """Return the children of a process, name to pids, in the order they were started."""
+    """Return the children of a process, from name to process ids, in the order of their start."""
     found: dict[str, list[int]] = {}
-    # One that ends meanwhile has no name any more.
+    # A child that ends during this has no name any more.
     with contextlib.suppress(OSError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
             with contextlib.suppress(OSError):
@@ -35,15 +35,15 @@ def children(pid: int) -> dict[str, list[int]]:
 
 
 def cpu_s(pid: int) -> float:
-    """Return user and system time of a process so far, all its threads (OSError when it is gone).
+    """Return the user and system time of all threads of a process so far; raise OSError if it has ended.
 
-    The clock that clock_getcpuclockid(3) names; /proc/<pid>/stat has ticks of 10 ms.
+    This is the clock of clock_getcpuclockid(3); /proc/<pid>/stat has a resolution of 10 ms.
     """
     return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
 
 
 def memory(pid: int | str = "self") -> Memory:
-    """Return a process's memory; a walk over its page tables, so never inside a timed section."""
+    """Return the memory of a process. This walks its page tables, so do not call it in a timed section."""
     sizes: dict[str, int] = {}
     with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as rollup:
         for line in rollup:
@@ -54,7 +54,10 @@ def memory(pid: int | str = "self") -> Memory:
 
 
 def settle(cpu_now_s: Callable[[], float], *, timeout_s: float = 15.0) -> None:
-    """Wait until a CPU clock moves by under 2 %: closing must not be charged to others."""
+    """Wait until a CPU clock advances by less than 2 % of the time.
+
+    The work of closing connections is then not charged to the next measurement.
+    """
     until_s = time.monotonic() + timeout_s
     before_s = cpu_now_s()
     while time.monotonic() < until_s:

@@ -1,11 +1,11 @@
-"""From summaries to bench.json: names, shares of the floor, rates.
+"""Converts the summaries of all runs to bench.json: names, ratios to the floor, rates.
 
-The JSON has the keys {machine, kernel, commit, floor_us, reactor, gateway, peers, pool_off, failures}. A
-server's object holds the median of each figure by name; `spread` has [least, most] of every figure with more
-than one run, `runs` all values in the order they ran, so that the n-th of a server and the n-th of the floor
-were neighbours in time; `control_group` gathers what the well-behaved see of the others (medians, from the
-figures of the same names); `lost` lists every run that lost something. `failures` lists what could not be
-measured.
+The JSON has the keys {machine, kernel, commit, floor_us, reactor, gateway, peers, pool_off, failures}. The
+object of a server holds the median of each figure by name. `spread` has [least, most] of every figure with
+more than one run. `runs` has all values in the order of the runs, so that the n-th value of a server and the
+n-th of the floor were measured at about the same time. `control_group` has the medians of the latencies that
+well-behaved connections saw beside the others, by shorter names. `lost` has a sentence for every run that
+lost something, and `failures` one for everything that could not be measured.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ __all__ = ["assemble", "derive"]
 
 Summaries = Mapping[str, Summary]
 
-# Share of the floor: name, the floor's figure, the server's. Above 1 means cheaper than the floor.
+# Ratios to the floor, as floor / server: name, the floor's figure, the server's. Above 1: cheaper than the
+# floor.
 _SHARES: Final = (
     ("fanout_ratio", "fanout", "fanout_us"),
     ("fanout_few_ratio", "fanout_few", "fanout_few_us"),
     ("coalesced_ratio", "coalesced16", "coalesced16_us"),
     ("echo_ratio", "echo", "echo_us"),
 )
-# A multiple of the floor: the same the other way round.
+# Ratios to the floor, as server / floor: how many times the cost of the floor.
 _MULTIPLES: Final = (
     ("handshake_multiple", "accept", "handshake_us"),
     ("refusal_ratio", "refuse", "refusal_us"),
@@ -45,7 +46,7 @@ _RATES: Final = (
     ("client_publish_ok_per_s", "client_publish_ok_us"),
 )
 
-# Name in `control_group`, the figure.
+# Name in `control_group`, and the figure.
 _CONTROL_GROUP: Final = (
     ("quiet_p99_ms", "control_quiet_p99_ms"),
     ("flood_p99_ms", "control_flood_p99_ms"),
@@ -57,12 +58,12 @@ _CONTROL_GROUP: Final = (
 
 
 def derive(floor: Summaries, server: Summaries, same_client: Summaries) -> dict[str, Summary]:
-    """Return the figures that need more than one measurement: shares of the floor and rates per core.
+    """Return the figures that need more than one measurement: ratios to the floor, and rates per core.
 
     Args:
-        floor: The C probe's figures, us.
-        server: One server's figures.
-        same_client: Those of the floor's loop with the engine as its receiver; may be empty.
+        floor: The figures of the C probe, in us.
+        server: The figures of one server.
+        same_client: The figures of the floor's loop with the engine as its receiver; may be empty.
     """
     found: dict[str, Summary] = {}
     for name, below, above in _SHARES:
@@ -82,7 +83,7 @@ def derive(floor: Summaries, server: Summaries, same_client: Summaries) -> dict[
 
 
 def _plain(summaries: Summaries) -> dict[str, Any]:
-    """Medians by name, with spread and runs beside them."""
+    """Return the medians by name, with `spread` and `runs` of the figures with several runs."""
     several = {name: summary for name, summary in summaries.items() if len(summary["runs"]) > 1}
     return {
         **{name: summary["median"] for name, summary in summaries.items()},
@@ -97,13 +98,13 @@ def assemble(
     lost: Mapping[str, Sequence[str]],
     failures: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Put the whole result together.
+    """Build the complete content of bench.json.
 
     Args:
-        floor: The C probe's figures, us.
-        servers: Figures by server name; "floor_same_client" joins the floor.
-        lost: What each server lost, by name.
-        failures: What could not be measured.
+        floor: The figures of the C probe, in us.
+        servers: The figures of each server, by its name; those of "floor_same_client" are added to the floor.
+        lost: A sentence for everything that a server lost, by its name.
+        failures: A sentence for everything that could not be measured.
     """
     same_client = servers.get("floor_same_client", {})
 

@@ -1,4 +1,4 @@
-"""A driven server in a child process, and the control channel to it (see peers/control.py)."""
+"""Starts one of loadtest.peers as a child process, and sends it commands (see peers/control.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loadtest.harness.processes import settle
 __all__ = ["ServerError", "ServerProcess"]
 
 _ROOT = Path(__file__).resolve().parents[2]
-# No command takes longer than the time it was given plus this.
+# Every command is finished within its own time limit plus this.
 _GRACE_S = 30.0
 
 
@@ -27,18 +27,18 @@ class ServerError(Exception):
 
 
 class ServerProcess:
-    """One of loadtest.peers in its own process, always ended by its own pid.
+    """One server of loadtest.peers in its own process, which is always ended by its process id.
 
     Args:
         module: Its name below loadtest.peers.
-        settings: Handed to it; see the module.
-        processor: Where it is pinned; None does not pin.
+        settings: Passed to the server; see its module.
+        processor: The processor to pin it to; None: do not pin.
     """
 
     def __init__(
         self, module: str, settings: dict[str, Any] | None = None, *, processor: int | None = None
     ) -> None:
-        """Spawn it and wait until it listens (ServerError if it does not)."""
+        """Start the server and wait until it listens; raise ServerError if it does not."""
         self.module = module
         self._child = subprocess.Popen(
             [sys.executable, "-m", f"loadtest.peers.{module}", json.dumps(settings or {})],
@@ -58,11 +58,11 @@ class ServerProcess:
             raise
 
     def call(self, command: str, *, timeout_s: float = 0.0, **arguments: Any) -> Any:
-        """Run a command and return its result (ServerError when it is refused or late)."""
+        """Run a command and return its result; raise ServerError if it is refused or late."""
         return self.finish(self.start(command, **arguments), timeout_s=timeout_s)
 
     def start(self, command: str, **arguments: Any) -> int:
-        """Send a command; `finish` with the number returned here waits for its result."""
+        """Send a command; `finish` with the returned number waits for its result."""
         number = next(self._ids)
         line = json.dumps({"id": number, "command": command, **arguments}) + "\n"
         assert self._child.stdin is not None
@@ -74,7 +74,7 @@ class ServerProcess:
         return number
 
     def finish(self, number: int, *, timeout_s: float = 0.0) -> Any:
-        """Return the result of a command that was started."""
+        """Wait for the result of a command that was started."""
         until_s = time.monotonic() + timeout_s + _GRACE_S
         while number not in self._answers:
             self._read(until_s)
@@ -98,25 +98,28 @@ class ServerProcess:
             self._answers[answer["id"]] = answer
 
     def cpu_s(self) -> float:
-        """Return user and system time of the server process so far."""
+        """Return the user and system CPU time of the server process so far, in seconds."""
         cpu_s: float = self.call("stats")["cpu_s"]
         return cpu_s
 
     def settle(self, *, timeout_s: float = 15.0) -> None:
-        """Wait until the server uses under 2 % of a processor: closing must not be charged to others."""
+        """Wait until the server uses less than 2 % of a processor.
+
+        The work of closing connections is then not charged to the next measurement.
+        """
         settle(self.cpu_s, timeout_s=timeout_s)
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """The process id of the server."""
         return self._child.pid
 
     def is_running(self) -> bool:
-        """Whether it can still be driven."""
+        """Whether the server process still runs."""
         return self._child.poll() is None
 
     def stop(self) -> None:
-        """End and collect the child; kill it when it does not end by itself in 5 s. Idempotent."""
+        """End the server process, and kill it if it has not ended after 5 s. May be called twice."""
         with contextlib.suppress(OSError):
             if self._child.stdin is not None:
                 self._child.stdin.close()
@@ -129,9 +132,9 @@ class ServerProcess:
             self._child.stdout.close()
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the server itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Stop."""
+        """Stop the server."""
         self.stop()

@@ -1,4 +1,4 @@
-"""How attempts to connect are spread over time: flat, or all at one moment."""
+"""Shows how attempts to connect are spread over time, and compares the fullest 100 ms with the mean."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Final
 __all__ = ["TIMES_THE_MEAN", "draw", "worst_share"]
 
 TIMES_THE_MEAN: Final = 3.0
-"""What the fullest bucket may have."""
+"""How many times the mean the fullest 100 ms may have."""
 
 _BUCKET_S: Final = 0.1
 _BAR_WIDTH: Final = 60
 
 
 def draw(attempts_s: Sequence[float], began_s: float) -> list[str]:
-    """The attempts of every second, as bars."""
+    """Return one line with a bar for every second: the number of attempts in it."""
     seconds = Counter(int(moment - began_s) for moment in attempts_s)
     most = max(seconds.values())
     return [
@@ -27,7 +27,7 @@ def draw(attempts_s: Sequence[float], began_s: float) -> list[str]:
 
 
 def worst_share(attempts_s: Sequence[float]) -> tuple[int, float]:
-    """The fullest 100 ms, and the mean of all from the first attempt to the last."""
+    """Return the attempts in the fullest 100 ms, and the mean over all from the first to the last attempt."""
     buckets = Counter(int((moment - attempts_s[0]) / _BUCKET_S) for moment in attempts_s)
     span = math.floor((attempts_s[-1] - attempts_s[0]) / _BUCKET_S) + 1
     return max(buckets.values()), len(attempts_s) / span

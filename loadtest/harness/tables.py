@@ -1,4 +1,4 @@
-"""bench.json for people: the reactor's table and the gateway's, the budgets of each, and what went wrong."""
+"""Prints bench.json for people: one table each for the reactor and the gateway, their budgets, and losses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from loadtest.scenarios.stage import Sizes
 
 __all__ = ["table"]
 
-# Label, the floor's figure (None: the floor has none), the servers' figure, decimals.
+# Label, the floor's figure (None: there is none), the servers' figure, decimals.
 Rows = tuple[tuple[str, str | None, str, int], ...]
-# Label, figure, bound, whether it is a least.
+# Label, figure, bound, and whether the bound is a minimum.
 Budgets = tuple[tuple[str, str, float, bool], ...]
 
 _ROWS: Final[Rows] = (
@@ -45,7 +45,7 @@ _ROWS: Final[Rows] = (
     ("pool hit rate", None, "pool_hit_rate", 4),
     ("pool misses per delivery", None, "pool_misses_per_delivery", 5),
 )
-# Source: architecture, section 12, "reactor alone".
+# The budgets of the reactor alone.
 _BUDGETS: Final[Budgets] = (
     ("user memory per idle connection, B", "bytes_per_conn", 150, False),
     ("CPython blocks per idle connection", "allocatedblocks_per_conn", 0.1, False),
@@ -57,7 +57,7 @@ _BUDGETS: Final[Budgets] = (
     ("ping cycle at 7,500/s, us", "heartbeat_us", 8, False),
     ("ping cycle at 750/s, us", "heartbeat_750_us", 11, False),
     ("reply while a publication walks, p99, ms", "reply_p99_during_walk_ms", 5, False),
-    # Source of these two: the bound of the third crowd, above.
+    # These two have the same bound as the reply while a publication walks.
     ("reply while peers flood, p99, ms", "control_flood_p99_ms", 5, False),
     ("reply while peers never read, p99, ms", "control_nonreaders_p99_ms", 5, False),
     ("their kernel send memory, share of booked", "nonreaders_kernel_share", 1, False),
@@ -98,7 +98,7 @@ _GATEWAY_ROWS: Final[Rows] = (
     ("reply while a publication walks, p99, ms", None, "reply_p99_during_walk_ms", 2),
     ("  share of the time the shard worked", None, "walk_share", 2),
 )
-# Source: architecture, section 12, "whole gateway". Per shard core is per CPU second of the shard.
+# The budgets of the whole gateway. "Per core second" is per CPU second of the shard.
 _GATEWAY_BUDGETS: Final[Budgets] = (
     ("user memory per idle connection, B", "bytes_per_conn", 600, False),
     ("CPython blocks per idle connection", "allocatedblocks_per_conn", 5, False),
@@ -116,14 +116,14 @@ _GATEWAY_BUDGETS: Final[Budgets] = (
     ("client publishes per core second", "client_publish_per_s", 25_000, True),
     ("reply while a publication walks, p99, ms", "reply_p99_during_walk_ms", 10, False),
 )
-# Beyond it the client, not the server, may be what is measured (performance reference, section 6).
+# If the engine is busy for a larger share, the figure may be that of the client and not of the server.
 _ENGINE_SHARE_MOST: Final = 0.8
 _COLUMNS: Final = ("reactor", "floor", "reactor", "pool off", "uvloop", "websockets")
 _GATEWAY_COLUMNS: Final = ("whole gateway", "floor", "gateway")
 
 
 def table(result: Mapping[str, Any], sizes: Sizes) -> str:
-    """Return two readable tables, each with its budgets below, then what was lost or not measured."""
+    """Return two readable tables, each followed by its budgets, and then losses and failures."""
     peers = result["peers"]
     servers = (result["reactor"], result["pool_off"], peers["uvloop"], peers["websockets"])
     lines = _table(_COLUMNS, _ROWS, result["floor_us"], servers, sizes)
@@ -140,7 +140,7 @@ def _table(
     servers: Sequence[Mapping[str, float]],
     sizes: Sizes,
 ) -> list[str]:
-    """A heading, and a line for each row that any server has a figure for; nothing when none has any."""
+    """Return a heading and the rows for which any server has a figure; nothing if there is no such row."""
     if not any(name in server for server in servers for _, _, name, _ in rows):
         return []
     numbers = {

@@ -1,4 +1,4 @@
-"""What was asked for, one line each, and whether it came true."""
+"""Prints the checks of an experiment, one per line, and whether each of them passed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["print_verdict"]
 
 
 def print_verdict(checks: Mapping[str, bool]) -> int:
-    """Print every check; the exit code: 1 when one of them is not true."""
+    """Print every check; return the exit code, 1 if one of them failed."""
     for text, is_true in checks.items():
         print(f"{'ok  ' if is_true else 'MISS'} {text}")
     return int(not all(checks.values()))

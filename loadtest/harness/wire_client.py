@@ -1,7 +1,7 @@
-"""One client on one socket, for programs that measure many of them in one loop.
+"""A minimal WebSocket client on one socket, for programs that measure many clients in one loop.
 
-It opens in one blocking call, which ends with `welcome`. After that it is read without blocking, whenever the
-loop finds its socket readable. Pings are answered. Nothing is checked that a test suite checks already.
+It connects in one blocking call, which returns after `welcome`. Then it is read without blocking, whenever
+the loop finds its socket readable. It answers pings. It does not check what the test suites check.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
 
 
 def wire_frame(payload: bytes, opcode: int = _TEXT) -> bytes:
-    """Return one whole client frame. RFC 6455 section 5.2; a mask of zeros changes nothing."""
+    """Return one client frame (RFC 6455 section 5.2), with a mask of zeros, which changes no byte."""
     size = len(payload)
     if size < 126:
         head = struct.pack("!BB", 0x80 | opcode, 0x80 | size)
@@ -33,7 +33,7 @@ def wire_frame(payload: bytes, opcode: int = _TEXT) -> bytes:
 
 
 def upgrade_head(port: int, path: str = "/ws", token: str = "") -> bytes:
-    """Return the request of an opening handshake, with a token in a header if there is one."""
+    """Return the request of an opening handshake, with an Authorization header if there is a token."""
     bearer = f"Authorization: Bearer {token}\r\n" if token else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -42,18 +42,18 @@ def upgrade_head(port: int, path: str = "/ws", token: str = "") -> bytes:
 
 
 class WireClient:
-    """A connection that was welcomed.
+    """A connection to a gateway that has received its welcome.
 
     Args:
-        port: Of a gateway on 127.0.0.1.
-        token: Who connects; empty for an anonymous client.
-        path: With channels in its query, if it is to be subscribed from the beginning.
-        source: Address to connect from, any of 127.0.0.0/8.
+        port: The port of a gateway on 127.0.0.1.
+        token: The token of the user; empty for an anonymous client.
+        path: The path, with channels in its query if they are to be subscribed from the beginning.
+        source: The address to connect from, any of 127.0.0.0/8.
         receive_buffer_bytes: SO_RCVBUF, set before connecting; 0 leaves the kernel's default.
 
     Attributes:
         is_ended: Whether the connection has ended.
-        close_code: Of the Close frame that the gateway sent; 0 while it has sent none.
+        close_code: The code of the gateway's Close; 0 before it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class WireClient:
         source: str = "127.0.0.1",
         receive_buffer_bytes: int = 0,
     ) -> None:
-        """Connect and wait for `welcome` (OSError, RuntimeError)."""
+        """Connect and wait for `welcome`; raise OSError or RuntimeError if that fails."""
         self.is_ended = False
         self.close_code = 0
         self._pending = bytearray()
@@ -96,15 +96,15 @@ class WireClient:
         self._pending = bytearray(rest)
 
     def wait_for(self, op: str, **fields: object) -> Mapping[str, Any]:
-        """Read until a message of this kind comes, with these fields; others are passed over.
+        """Read until a message with this `op` and these fields arrives; ignore other messages.
 
-        For the time before a measurement. What was received together with that message must not matter.
+        For use before a measurement: messages that arrive together with the awaited one are lost.
 
         Raises:
-            RuntimeError: The connection ended, or the message did not come in time.
+            RuntimeError: The connection ended, or the message did not arrive in time.
         """
         until_s = time.monotonic() + OPEN_S
-        payloads = self._messages()  # some may have come together with the response
+        payloads = self._messages()  # some messages may have arrived together with the response
         while time.monotonic() < until_s and not self.is_ended:
             for payload in payloads:
                 message: dict[str, Any] = json.loads(payload)
@@ -114,20 +114,23 @@ class WireClient:
         raise RuntimeError(f"no {op} came")
 
     def subscribe(self, channel: str) -> None:
-        """Subscribe and wait until it is confirmed."""
+        """Subscribe to a channel and wait until the subscription is confirmed."""
         self.send(op="sub", ch=channel, id=1)
         self.wait_for("subbed", ch=channel)
 
     def begin(self) -> None:
-        """From now on nothing blocks."""
+        """Make the socket non-blocking, for the measurement."""
         self.socket.setblocking(False)
 
     def send(self, **fields: object) -> None:
-        """Send one command. What the socket does not take at once ends the connection: commands are small."""
+        """Send one command.
+
+        Commands are small: if the socket does not accept all bytes, the connection ends.
+        """
         self.send_raw(wire_frame(json.dumps(fields, separators=(",", ":")).encode()))
 
     def send_raw(self, data: bytes) -> None:
-        """Send bytes as they are; see `send`."""
+        """Send bytes without a frame around them; see `send`."""
         try:
             if self.socket.send(data) != len(data):
                 self.is_ended = True
@@ -135,7 +138,7 @@ class WireClient:
             self.is_ended = True
 
     def receive(self) -> list[bytes]:
-        """Read once and return the payloads of all messages that are complete now."""
+        """Read once, and return the payloads of all messages that are complete."""
         try:
             data = self.socket.recv(READ_BYTES)
         except BlockingIOError:
@@ -149,7 +152,7 @@ class WireClient:
         return self._messages()
 
     def _messages(self) -> list[bytes]:
-        """Cut the complete frames off, answer the pings among them, and return the rest."""
+        """Remove the complete frames from the input, answer pings, and return the messages' payloads."""
         pending, at, found = self._pending, 0, []
         while len(pending) >= at + 2:
             size, start = pending[at + 1], at + 2
@@ -171,18 +174,18 @@ class WireClient:
         return found
 
     def fileno(self) -> int:
-        """Return the descriptor, for select and epoll."""
+        """Return the file descriptor, for select and epoll."""
         return self.socket.fileno()
 
     def close(self) -> None:
-        """End with a reset: no TIME_WAIT."""
+        """Close the connection with a reset, which leaves no TIME_WAIT."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the client itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close the connection."""
         self.close()

@@ -1,8 +1,8 @@
-"""What the bench does to each server. One file per scenario; `SCENARIOS` lists them in the order they run.
+"""The scenarios of the bench, one file for each kind; `SCENARIOS` lists them in the order in which they run.
 
-A scenario has a floor (what the C probe says of the same work) and a measure (the same work done by a
-server); both return figures by name, in the unit the name carries, for one run. Lost messages are noted on
-the contender: a run that lost something fails, whatever its figures say.
+A scenario has a floor (the figures of the C probe for the same work) and a measure (the same work done by a
+server). Both return the figures of one run by name, in the unit of the name. A lost message is recorded on
+the contender: a run that lost something fails, whatever its figures are.
 """
 
 from loadtest.scenarios.connecting import HANDSHAKE, REFUSAL
@@ -15,8 +15,8 @@ from loadtest.scenarios.walking import WALK
 
 __all__ = ["SCENARIOS", "Contender", "Results", "Scenario", "Sizes"]
 
-# `idle` comes before and `heartbeat` after them, and `gateway_resting` last: they need processes of their own
-# shape (bench.py).
+# `idle` runs before these, `heartbeat` after them, and `gateway_resting` last: they need their own servers
+# (bench.py).
 SCENARIOS: tuple[Scenario, ...] = (
     HANDSHAKE,
     REFUSAL,

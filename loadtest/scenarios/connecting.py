@@ -1,9 +1,10 @@
-"""Coming in: what an opened and a refused connection cost the server.
+"""Measures the server's CPU time for each accepted handshake and for each refused connection.
 
-The gateway's handshake is measured in four ways, each from the first SYN until the last client was told, with
-everything its shard does meanwhile: accept, head, 101, `welcome`, and for users the token, the inbox and
-`subbed`. New tokens of users whose inbox is held by another connection need no SUBSCRIBE on the bus: that is
-the cost without the bus. New users need one each, sent in batches: that is the cost with it.
+The gateway's handshake is measured in four ways, each from the first SYN until the last client has its
+messages. It includes all work of the shard: accept, request head, 101 and `welcome`, and for users the token,
+the inbox and `subbed`. New tokens of users whose inbox another connection has need no SUBSCRIBE on the bus:
+that is the cost without the bus. New users need one SUBSCRIBE each, sent in batches: that is the cost with
+the bus.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, open_c
 
 __all__ = ["HANDSHAKE", "REFUSAL"]
 
-_COUNTED_S: Final = 10.0  # within which a shard has written what it counted; it does once a second
+_COUNTED_S: Final = 10.0  # time in which a shard writes its counters; it does so once a second
 
 
 def _accept_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
-    """Accept and 101; and accepting alone by epoll and by io_uring, with calls and switches each."""
+    """Measure accept with 101, and accept alone by epoll and by io_uring.
+
+    The latter two have figures for system calls and context switches too.
+    """
     result = floor_probe.run(
         "accept", processors=processors, sockets=sizes.handshakes, window=sizes.handshake_window
     )
@@ -82,7 +86,7 @@ def _gateway_handshakes(contender: Contender, visitor: EngineProcess, sizes: Siz
 
 
 def _misjudged(contender: GatewayContender) -> list[str]:
-    """Return a sentence when the gateway did not verify every new token and know every other again."""
+    """Return a sentence unless the gateway verified each new token and found each other one in its cache."""
     wanted = {"verified": contender.shown, "cached": contender.shown_again, "refused": 0}
     until_s = time.monotonic() + _COUNTED_S
     while True:
@@ -95,7 +99,7 @@ def _misjudged(contender: GatewayContender) -> list[str]:
 
 
 def _handshake_of(contender: Contender, visitor: EngineProcess, sizes: Sizes, **fields: Any) -> float:
-    """Open connections until each was told who it is; return the shard's CPU us for each."""
+    """Open connections until each has its welcome; return the shard's CPU us for each."""
     count = sizes.handshakes
     visitor.reset_stats()
     before_s = contender.server.cpu_s()
@@ -123,10 +127,10 @@ def _refusal(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figu
         path="/ws",
         window=sizes.refusal_window,
     )
-    contender.server.call("gate", connections=1)  # the connections held already are more than that
+    contender.server.call("gate", connections=1)  # more connections than that are open already
     before_s = contender.server.cpu_s()
     result = visitor.connect(plan)
-    contender.server.settle()  # draining and closing belong to the refusal
+    contender.server.settle()  # draining and closing are part of the refusal
     cpu_s = contender.server.cpu_s() - before_s
     contender.server.call("gate", connections=0)
     seen = result["refused"].get("503", 0)

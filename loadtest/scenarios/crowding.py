@@ -1,11 +1,11 @@
-"""Whether well-behaved connections notice the others: floods of tiny messages, and peers that never read.
+"""Measures the latency of well-behaved connections beside floods of small messages and beside non-readers.
 
-A control group of a few connections echoes small messages by the clock (open loop), first alone, then beside
-each crowd. It belongs to an engine of its own with real-time priority, as in walking.py. What becomes of the
-crowd is only counted; a message of the control group that does not come back is a loss for the reactor. The
-peers beside it have no read budget: that a flood starves their control group is what the comparison shows, so
-there it is a figure, and no latency is given. The third crowd, a publication walking over many connections,
-is walking.py.
+A control group of a few connections sends small messages at a fixed rate (open loop): first alone, then
+beside each of the other groups. The control group has its own engine with real-time priority, as in
+walking.py. The messages of the other groups are only counted. For the reactor, a message of the control group
+without a reply is a loss. The peer servers have no read budget, and a flood starves their control group:
+there the share of replies is a figure, and no latency is given. The third case, a publication that walks over
+many connections, is in walking.py.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, favour
 __all__ = ["CROWD"]
 
 _CHANNEL: Final = "crowd"
-_STREAM: Final = 3  # fanout.STREAMS has the others
+_STREAM: Final = 3  # fanout.STREAMS has the lower numbers
 _UNDER_WAY_S: Final = 0.2  # until a flood has filled every buffer
 _DRAIN_S: Final = 5.0
-# So small that little is held by the peer itself: the server's side is what is asked about.
+# So small that the peer's own buffers hold little: the memory on the server's side is measured.
 _NONREADER_BUFFER_BYTES: Final = 4_096
 _JUDGED: Final = "reactor"
 _POINTS: Final[tuple[Literal["p50", "p99", "max"], ...]] = ("p50", "p99", "max")
@@ -36,7 +36,7 @@ _POINTS: Final[tuple[Literal["p50", "p99", "max"], ...]] = ("p50", "p99", "max")
 
 def _measure(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
     if contender.name != _JUDGED and "control_quiet_answered_share" in contender.runs:
-        return {}  # shown beside it once: nothing is derived run by run
+        return {}  # peers are compared once: no ratio run by run is derived from them
     with visit(contender, visitor, sizes.control_connections):
         figures = _echo(contender, visitor, sizes, "quiet", sizes.quiet_s)
         figures |= _flooded(contender, visitor, sizes)
@@ -46,7 +46,7 @@ def _measure(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figu
 
 
 def _flooded(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
-    """Echo while peers in another process send 1-byte messages as fast as they can."""
+    """Measure the control group while another process sends 1-byte messages as fast as it can."""
     limit_s = _UNDER_WAY_S + sizes.flood_s + _DRAIN_S
     with FloodProcess(contender.server.port, sizes.flooders, limit_s=limit_s) as flood:
         flood.begin()
@@ -60,7 +60,10 @@ def _flooded(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figu
 
 @contextlib.contextmanager
 def _nonreaders(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Iterator[None]:
-    """Open peers that subscribe and never read; the `visit` inside closes them with its own."""
+    """Open peers that subscribe and never read.
+
+    The `visit` inside this block closes them with its own connections.
+    """
     plan = ConnectPlan(
         count=sizes.nonreaders,
         host="127.0.0.1",
@@ -73,7 +76,7 @@ def _nonreaders(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> I
         result = visitor.connect(plan)
         if result["opened"] != sizes.nonreaders:
             raise RuntimeError(f"{result['opened']} of {sizes.nonreaders} peers that never read: {result}")
-        visitor.send(f"subscribe:{_CHANNEL}")  # before the control group is there
+        visitor.send(f"subscribe:{_CHANNEL}")  # before the control group is connected
         until_s = time.monotonic() + 10.0
         while contender.server.call("subscribers", channel=_CHANNEL) != sizes.nonreaders:
             if time.monotonic() > until_s:
@@ -85,7 +88,7 @@ def _nonreaders(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> I
 
 
 def _beside_nonreaders(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
-    """Echo while publications go to peers that never read; then ask what the kernel holds for them."""
+    """Measure the control group beside publications to non-readers; then read their kernel memory."""
     publishing = contender.server.start(
         "publish",
         channel=_CHANNEL,
@@ -102,7 +105,7 @@ def _beside_nonreaders(contender: Contender, visitor: EngineProcess, sizes: Size
 
 
 def _kernel_memory(stats: dict[str, Any]) -> Figures:
-    """Return what the send queues hold, and beside it what the server booked, if it keeps books."""
+    """Return the bytes in the send queues, and the bytes that the server has charged for them, if any."""
     held = stats["send_memory"]
     figures = {
         "nonreaders_kernel_bytes": float(held["queued_bytes"]),
@@ -120,7 +123,7 @@ def _kernel_memory(stats: dict[str, Any]) -> Figures:
 def _echo(
     contender: Contender, visitor: EngineProcess, sizes: Sizes, crowd: str, duration_s: float
 ) -> Figures:
-    """Echo on the control group by the clock; a message or a connection it loses is noted."""
+    """Send at a fixed rate on the control group, and record a lost message or connection."""
     plan = EchoPlan(
         duration_s=duration_s,
         payload_bytes=sizes.control_payload_bytes,
@@ -139,14 +142,14 @@ def _echo(
         contender.lost += _losses(crowd, result, alive=alive, expected=sizes.control_connections)
     due, latency = result["sent"] + result["unsent"], stats["echo_latency"]
     figures = {f"control_{crowd}_answered_share": result["received"] / due if due else 0.0}
-    if 0 < due == result["received"]:  # of the quick ones alone it would flatter
+    if 0 < due == result["received"]:  # the latency of the fast replies alone would be misleading
         figures |= {f"control_{crowd}_{name}_ms": latency[name] / 1e6 for name in _POINTS}
-    # How late the engine itself sent: beyond 1 ms it, not the server, may be what is measured.
+    # How late the engine itself has sent: beyond 1 ms the figure may be that of the engine.
     return figures | {f"control_{crowd}_send_lag_p99_ms": stats["send_lag"]["p99"] / 1e6}
 
 
 def _losses(crowd: str, result: EchoResult, *, alive: int, expected: int) -> list[str]:
-    """Return a sentence for every kind of loss in the control group."""
+    """Return a sentence for each kind of loss in the control group."""
     lost, due = [], result["sent"] + result["unsent"]
     if not 0 < due == result["received"]:
         lost.append(f"crowd, {crowd}: {result['received']} of {due} echoes came back")

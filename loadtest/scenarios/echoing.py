@@ -1,4 +1,4 @@
-"""Echo: one message in flight on each of some connections, as fast as they go."""
+"""Measures the CPU time of an echo, with one message in flight on each of some connections."""
 
 from __future__ import annotations
 

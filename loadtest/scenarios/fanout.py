@@ -1,8 +1,8 @@
-"""Fan-out: single frames to many and to few connections, and several frames queued before the first write.
+"""Measures fan-out: single frames to many and to few connections, and several frames in one write.
 
-CPU is that of the whole server process from the command to publish until the last message is read: the Python
-around the reactor, its ticks and the control channel are in it. Nothing is subtracted. Of the gateway it is
-that of its shard, and a publication comes through Redis.
+The CPU time is that of the whole server process, from the command to publish until the last message is read.
+It includes the Python code around the reactor, its ticks and the control channel; nothing is subtracted. For
+the gateway it is the time of its shard, and a publication comes through Redis.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def publish(
     frames: int = 1,
     **pace: float,
 ) -> PublishResult:
-    """Publish, wait until everything is read, and check that nothing is missing.
+    """Publish to a channel, and wait until the engine has read every message.
 
     Args:
-        contender: Whose run it is; a loss is noted on it. Its engine's counters are reset.
+        contender: The server and its engine; the counters of the engine are reset.
         channel: MANY or FEW.
-        subscribers: How many it has.
-        count: Publications.
-        size: Bytes of payload.
-        frames: Messages per publication.
+        subscribers: The number of subscribers of the channel.
+        count: The number of publications.
+        size: The bytes of each payload.
+        frames: The number of messages per publication.
         pace: `rate_per_s` or `gap_s`, see PublishPlan.
     """
     first = contender.next_sequences.get(channel, 1)
@@ -74,7 +74,7 @@ def measure_publish(
     frames: int = 1,
     rate_per_s: float,
 ) -> Figures:
-    """Do what `publish` does and measure it.
+    """Publish as `publish` does, measure it, and record lost messages.
 
     Returns:
         cpu_us (per delivery), p99_ms (from the intended time), engine_share (of its processor), and pool_hits
@@ -92,14 +92,14 @@ def measure_publish(
     return {
         "cpu_us": per_unit_us(cpu_s, subscribers * count * frames),
         "p99_ms": stats["delivery_latency"]["p99"] / 1e6,
-        "engine_share": stats["cpu_s"] / wall_s,  # counted since `publish` reset it
+        "engine_share": stats["cpu_s"] / wall_s,  # CPU time since `publish` reset the counters
         "pool_hits": hits_after - hits,
         "pool_misses": misses_after - misses,
     }
 
 
 def reconcile(contender: Contender, channel: str, subscribers: int, first: int) -> None:
-    """Note a loss since `first`: someone misses a message, or not exactly the subscribers got them."""
+    """Record a loss since the sequence `first`, unless exactly the subscribers have every message once."""
     last = contender.next_sequences[channel] - 1
     found = contender.engine.reconcile(STREAMS[channel], first=first, last=last)
     stats = contender.engine.stats()
@@ -184,7 +184,8 @@ def _coalesced_floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figure
 def _coalesced(contender: Contender, _visitor: EngineProcess, sizes: Sizes) -> Figures:
     figures: Figures = {}
     cases = [("coalesced16_few_us", FEW, sizes.few, 16), ("coalesced64_few_us", FEW, sizes.few, 64)]
-    # One write per frame and 15,000 sockets: 4 s a publication, and nothing learned that FEW does not show.
+    # websockets writes each frame alone: for 15,000 sockets that takes 4 s a publication, and shows the same
+    # as FEW.
     if contender.name != "websockets":
         cases.append(("coalesced16_us", MANY, sizes.many, 16))
     for name, channel, subscribers, frames in cases:

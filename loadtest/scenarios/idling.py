@@ -1,8 +1,8 @@
-"""Idle memory: what one connection that says nothing takes, in the server's process and in the kernel.
+"""Measures the memory of an idle connection, in the server process and in the kernel.
 
-Runs first, and on the first contender before all others: the kernel reuses the slabs of closed sockets, so
-that only the first growth after a rest is whole. Processes are all started before: a process that starts or
-ends changes the proportional set size of every other that shares its pages.
+This runs first, and the first contender is measured before all others: the kernel reuses the slabs of closed
+sockets, so that only the first growth after a rest is complete. All processes are started before: a process
+that starts or ends changes the proportional set size of every other process that shares its pages.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from loadtest.scenarios.stage import Contender, Figures
 
 __all__ = ["open_idle"]
 
-# Long enough for every deadline and buffer of the handshakes to be gone.
+# Long enough that every timer and buffer of the handshakes has ended.
 _REST_S = 1.0
 
 
 def open_idle(contender: Contender, count: int) -> Figures:
-    """Open `count` idle connections on the contender's engine and measure what they take.
+    """Open `count` idle connections with the contender's engine, and measure their memory.
 
     Returns:
         Bytes per connection: `bytes_per_conn` (growth of the server's proportional set size),
         `private_bytes_per_conn`; `kernel_bytes_per_conn` (growth of all slab pages: both ends of a loopback
         connection), `kernel_object_bytes_per_conn` (of the objects in them) and
-        `kernel_socket_bytes_per_conn` (queued data); `allocatedblocks_per_conn` (CPython's, a count);
-        `connect_us` (server CPU per connection). Of the gateway the first two are of keeper, shards and admin
-        process together, and `bus_bytes_per_conn` is its private bus's.
+        `kernel_socket_bytes_per_conn` (queued data); `allocatedblocks_per_conn` (a count, of CPython);
+        `connect_us` (server CPU per connection). For the gateway the first two are of keeper, shards and
+        admin process together, and `bus_bytes_per_conn` is of its private bus.
     """
     server = contender.server
     before, kernel_before = server.call("memory"), kernel_memory()

@@ -1,8 +1,8 @@
-"""The gateway's clients: who they are, what they are told, and the contender that holds them.
+"""The gateway as a contender: its users, their tokens, and a check of the messages that they receive.
 
-Every held connection is a user of its own with a token of its own in the Authorization header; it has its
-inbox and one channel shared with all others, named in the URL. What the gateway tells it is counted, so that
-whoever was not welcomed, or not subscribed, is missed.
+Every open connection belongs to a different user, with its own token in the Authorization header. It has its
+inbox, and one channel in the URL that all share. The engine counts the gateway's messages, so that a missing
+welcome or subscription is detected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TOKEN_TTL_S: Final = 3_600
 
 
 def make_tokens(users: Sequence[str], serial: str) -> tuple[str, ...]:
-    """Return an HS256 token for each user; another serial makes other tokens of the same users."""
+    """Return an HS256 token for each user; another serial makes different tokens for the same users."""
     now_s = int(time.time())
     return tuple(
         jwt.encode(
@@ -45,14 +45,14 @@ def make_tokens(users: Sequence[str], serial: str) -> tuple[str, ...]:
 
 
 def await_told(engine: EngineProcess, **told: int) -> None:
-    """Wait until an engine's connections were told this often since its counters were reset.
+    """Wait until an engine has received exactly so many messages of each kind since its counters were reset.
 
     Args:
-        engine: Counts COUNTED.
-        told: `welcome`, `subbed`, `ok`: how often.
+        engine: Counts the texts in COUNTED.
+        told: The expected numbers of `welcome`, `subbed` and `ok`.
 
     Raises:
-        RuntimeError: It was less within 30 s, or more, or an error or a bye came.
+        RuntimeError: There were fewer within 30 s, or more, or an error or a bye arrived.
     """
     wanted = {_ERROR: 0, _BYE: 0} | {f'{{"op":"{op}"': count for op, count in told.items()}
     until_s = time.monotonic() + _TOLD_S
@@ -72,13 +72,13 @@ def _is_more(found: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class GatewayContender(Contender):
-    """The gateway and the clients it holds.
+    """The gateway with the clients that stay connected to it.
 
     Attributes:
-        users: Of the held connections.
-        batches: How many batches of tokens were made; each has other tokens.
-        shown: Tokens shown to the gateway for the first time; every one that was made is.
-        shown_again: Times that one was shown once more.
+        users: The users of these connections.
+        batches: How many batches of tokens were made; the tokens of each are different.
+        shown: How many tokens the gateway has received for the first time: all that were made.
+        shown_again: How often it has received a token again.
     """
 
     users: Sequence[str] = ()
@@ -88,18 +88,18 @@ class GatewayContender(Contender):
 
     @property
     def gateway(self) -> GatewayProcess:
-        """The server."""
+        """The gateway process that is measured."""
         assert isinstance(self.server, GatewayProcess)
         return self.server
 
     def tokens(self, users: Sequence[str]) -> tuple[str, ...]:
-        """Return tokens the gateway has never seen, to be shown to it."""
+        """Make tokens that the gateway has not seen, one for each user, and count them as shown."""
         self.batches += 1
         self.shown += len(users)
         return make_tokens(users, str(self.batches))
 
     def open(self, count: int) -> None:
-        """Open authenticated connections with their inbox and MANY, and wait until each was told."""
+        """Open authenticated connections with their inbox and MANY, and wait for their messages."""
         self.users = [f"user-{number}" for number in range(count)]
         fields: dict[str, Any] = {"headers": BEARER, "tokens": self.tokens(self.users)}
         self.engine.reset_stats()
@@ -107,13 +107,13 @@ class GatewayContender(Contender):
         await_told(self.engine, welcome=count, subbed=2 * count)
 
     def subscribe(self, sizes: Sizes) -> None:
-        """Make `sizes.few` of them subscribers of FEW: all have MANY from the start."""
+        """Subscribe `sizes.few` of the connections to FEW; all of them have MANY already."""
         self.engine.reset_stats()
         self.engine.send(f'{{"op":"sub","ch":"{FEW}"}}', count=sizes.few)
         await_told(self.engine, subbed=sizes.few)
 
     def faults(self) -> list[str]:
-        """Return what the gateway itself says went wrong, and held connections that ended."""
+        """Return a sentence for each fault that the gateway reports, and for connections that have ended."""
         found = self.gateway.faults()
         gone = self.engine.stats()["open"] - len(self.users)
         return [*found, f"{-gone} held connections ended"] if gone else found

@@ -1,9 +1,9 @@
-"""Heartbeat: server CPU per ping cycle (ping sent, pong read), at two rates.
+"""Measures the heartbeat: the server's CPU time for each ping sent and pong received, at two rates.
 
-Runs on servers of its own, which ping every 2 s: 15,000 connections make 7,500 pings a second, 1,500 make
-750. The window is a whole number of ping intervals, so that it does not matter how evenly a server spreads
-its pings. Ticks and everything else the process does in that time are in it. Servers take turns whole, not
-run by run: one that pings would disturb the others.
+This uses separate servers that send a ping every 2 s: 15,000 connections make 7,500 pings a second, 1,500
+make 750. A window is a whole number of ping intervals, so that it does not matter how evenly a server spreads
+its pings. It includes ticks and all other work of the process. Each server does all its runs at once, because
+a server that sends pings would disturb the others.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from loadtest.scenarios.stage import Contender, Figures, Sizes, open_connections
 
 __all__ = ["floor", "measure", "settings"]
 
-_TICKS_PER_S = 4  # pings leave in batches every 250 ms
+_TICKS_PER_S = 4  # pings are sent in batches every 250 ms
 
 
 def settings(sizes: Sizes) -> dict[str, int]:
-    """Return the settings of a server that pings.
+    """Return the settings of a server that sends pings.
 
-    The pong is due after half the interval: the reactor's one timer per connection stands at the nearest
-    deadline when it was armed, so a pong deadline beyond the interval would stretch the interval.
+    The pong is due after half the interval. The reactor has one timer per connection, which is set to the
+    nearest deadline, so a pong deadline beyond the interval would lengthen the interval.
     """
     return {"ping_interval_ms": sizes.ping_interval_ms, "pong_timeout_ms": sizes.ping_interval_ms // 2}
 
@@ -40,12 +40,12 @@ def floor(sizes: Sizes, processors: tuple[int, int] | None) -> Figures:
 
 
 def measure(contender: Contender, sizes: Sizes, runs: int, say: Callable[[str], None]) -> None:
-    """Measure `runs` windows at the high rate, close most connections, measure as many at the low rate.
+    """Measure `runs` windows at the high rate, close most connections, and measure as many at the low rate.
 
     Args:
-        contender: A server with ping_interval_ms set; gets the figures.
-        sizes: How many connections, and the interval.
-        runs: Windows per rate.
+        contender: A server with ping_interval_ms set; the figures are added to it.
+        sizes: The numbers of connections, and the interval.
+        runs: The number of windows per rate.
         say: Prints progress.
     """
     interval_s = sizes.ping_interval_ms / 1e3
@@ -54,7 +54,7 @@ def measure(contender: Contender, sizes: Sizes, runs: int, say: Callable[[str], 
         surplus = contender.engine.stats()["open"] - count
         if surplus > 0:
             contender.engine.close("reset", count=surplus)
-        time.sleep(interval_s + 1.0)  # the first round after a change is not a usual one
+        time.sleep(interval_s + 1.0)  # the first round after a change is not typical
         for _ in range(runs):
             _window(contender, name, interval_s * sizes.ping_windows)
         say(f"heartbeat {contender.name}: {count} connections every {interval_s:g} s")
@@ -64,7 +64,7 @@ def measure(contender: Contender, sizes: Sizes, runs: int, say: Callable[[str], 
 
 
 def _window(contender: Contender, name: str, duration_s: float) -> None:
-    """Wait, and add the CPU us per ping answered meanwhile, and how many a second that were."""
+    """Wait for one window; add the CPU us per answered ping, and the answered pings per second."""
     pings_before, before_s = contender.engine.stats()["pings_answered"], contender.server.cpu_s()
     time.sleep(duration_s)
     cpu_s = contender.server.cpu_s() - before_s

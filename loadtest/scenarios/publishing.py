@@ -1,13 +1,14 @@
-"""Many publications with one subscriber each: from a backend, and from clients.
+"""Measures publications with one subscriber each: from a backend, and from clients.
 
-From a backend: another process publishes through Redis, first everything it has prepared as fast as Redis
-takes it, to many channels in turn and later to one; between them by the clock at half of the rate that the
-first flood reached (the knee), for the latency from the intended time. From clients: each publishes to a
-channel that it alone is subscribed to, with so many under way that the shard never waits.
+From a backend: another process publishes through Redis. First it publishes everything that it has prepared,
+as fast as Redis accepts it, to many channels in turn. Then it publishes at a fixed rate, half of the rate
+that the flood reached (the knee), for the latency from the intended time. Last it floods one channel. From
+clients: each publishes to a channel to which only it is subscribed, with so many messages under way that the
+shard never waits.
 
-CPU is that of the shard, from the first publication until the last is read. On a machine with two processors
-Redis, backend and clients share the other one, so the knee may be theirs: `publication_busy_share` tells how
-much of the flood's time the shard worked.
+The CPU time is that of the shard, from the first publication until the last one is read. On a machine with
+two processors Redis, backend and clients share the other processor, so the knee may be theirs:
+`publication_busy_share` is the share of the flood's time in which the shard worked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from loadtest.scenarios.stage import Contender, Figures, Scenario, Sizes, favour
 
 __all__ = ["CLIENT_PUBLISH", "PUBLICATION"]
 
-_STREAM: Final = 100  # fanout.STREAMS and crowding.py have those below
+_STREAM: Final = 100  # fanout.STREAMS and crowding.py use lower numbers
 _DEADLINE_S: Final = 30.0
 _DRAIN_S: Final = 5.0
 
@@ -60,11 +61,11 @@ def _flood(
     first: int,
     each: int,
 ) -> Figures:
-    """Publish `each` messages to each channel at once.
+    """Publish `each` messages to each channel, as fast as possible.
 
     Returns:
-        CPU `us` of the shard and `bus_us` of the bus per message; `per_s`, by the wall clock until the last
-        was read; `busy_share` of that time in which the shard worked.
+        CPU `us` of the shard and `bus_us` of the bus per message; `per_s`, until the last one was read;
+        `busy_share`, the share of that time in which the shard worked.
     """
     gateway, total = contender.gateway, each * len(channels)
     plan: dict[str, Any] = {
@@ -100,10 +101,10 @@ def _pace(
     first: int,
     rate_per_s: float,
 ) -> Figures:
-    """Publish at a rate over all channels; latency from the intended time, and how late the backend was.
+    """Publish at a rate over all channels; return the latency and the lateness of the backend.
 
-    Backend, bus and clients have real-time priority, the shard has not: they share one processor with
-    whatever else the machine does, and a trace showed a stranger on it for 45 ms in slices of 4.
+    Backend, bus and clients have real-time priority, the shard does not: they share one processor with all
+    other programs of the machine. A trace showed another process on it for 45 ms, in slices of 4 ms.
     """
     each = max(1, int(rate_per_s * sizes.pace_s / len(channels)))
     visitor.reset_stats()
@@ -131,7 +132,7 @@ def _pace(
 
 
 def _judge(contender: Contender, visitor: EngineProcess, what: str, reached: int, total: int) -> None:
-    """Note what was not heard by exactly one shard, or did not arrive exactly once and in order."""
+    """Record publications that did not reach one shard, or that did not arrive once and in order."""
     stats = visitor.stats()
     wrong: dict[str, int] = {
         "unheard": total - reached,
@@ -147,7 +148,7 @@ def _judge(contender: Contender, visitor: EngineProcess, what: str, reached: int
 
 
 def _client_publish(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
-    """Publish without and with an `id`; the second kind is answered `ok` beside the publication itself."""
+    """Publish without and with an `id`; with one, the gateway replies `ok` in addition to the publication."""
     plain = '{"op":"pub","ch":"own-{index}","data":"{stamp}"}'
     acknowledged = '{"op":"pub","ch":"own-{index}","data":"{stamp}","id":1}'
     count = sizes.publishers
@@ -182,7 +183,7 @@ def _publish_back(
 
 
 def _losses(name: str, result: EchoResult, answered: int, sizes: Sizes, *, is_answered: bool) -> list[str]:
-    """Return a sentence when a publish did not come back, was not answered, or was answered unasked."""
+    """Return a sentence if a publication did not come back, had no reply, or had one without an `id`."""
     wrong = {
         "sent and not back": result["sent"] - result["received"],
         "clients missing": sizes.publishers - result["connections"],

@@ -1,8 +1,8 @@
-"""A gateway that does nothing: what it holds, what one more shard holds, and what a shard burns.
+"""Measures a gateway without clients: its memory, the memory of one more shard, and the CPU of a shard.
 
-Runs on gateways of its own without a client, one with one shard, then one with many. Memory is the
-proportional set of keeper, shards and admin process, the private bus apart; a further shard's is the growth
-from one to many.
+This uses separate gateways, one with one shard and one with many. The memory is the proportional set size of
+keeper, shards and admin process, without the private bus. The memory of one more shard is the growth from one
+to many, divided.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["measure"]
 
 
 def measure(results: Results, start: Callable[[int], GatewayProcess], sizes: Sizes, runs: int) -> None:
-    """Note the memory of both, and the share of a core that a resting shard takes, `runs` times.
+    """Measure the memory of both gateways, and `runs` times the share of a core that an idle shard uses.
 
     Args:
-        results: Gets the figures.
+        results: The figures are added to it.
         start: Starts a gateway with so many shards.
-        sizes: How many are many, and how long each run is.
+        sizes: The number of shards of the second gateway, and the length of each run.
         runs: How often the share is measured.
     """
     with start(1) as gateway:
@@ -43,7 +43,7 @@ def measure(results: Results, start: Callable[[int], GatewayProcess], sizes: Siz
 
 
 def _busy_share(gateway: GatewayProcess, duration_s: float) -> float:
-    """Wait; return the share of a processor that one of its shards took meanwhile."""
+    """Wait; return the share of a processor that one shard used during that time."""
     before_s, began_s = gateway.cpu_s(), time.monotonic()
     time.sleep(duration_s)
     return (gateway.cpu_s() - before_s) / (time.monotonic() - began_s) / gateway.shards

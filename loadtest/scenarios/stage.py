@@ -1,8 +1,7 @@
-"""The stage: sizes, contenders (a server and its client), visitors, and the shape of a scenario.
+"""The parts of which scenarios are made: sizes, contenders (a server and its engine), visitors, `Scenario`.
 
-The gateway is one contender more. Its clients speak a protocol, so it has turns of its own at a scenario
-(`Scenario.measure_gateway`), named `gateway_<scenario>`: beside the same floor, but not judged by the same
-budgets.
+The gateway is one more contender. Its clients use a protocol, so it has its own turns in a scenario
+(`Scenario.measure_gateway`), named `gateway_<scenario>`: with the same floor, but with other budgets.
 """
 
 from __future__ import annotations
@@ -43,43 +42,43 @@ Processors = tuple[int, int] | None
 
 
 class Driven(Protocol):
-    """A server as a scenario drives it: one of loadtest.peers (server.py), or a whole gateway."""
+    """A server that a scenario can measure: one of loadtest.peers (harness/server.py), or a whole gateway."""
 
     module: str
     port: int
 
     def call(self, command: str, *, timeout_s: float = 0.0, **arguments: Any) -> Any:
-        """Run a command of peers/control.py."""
+        """Run a command of peers/control.py and return its result."""
 
     def start(self, command: str, **arguments: Any) -> int:
-        """Begin one."""
+        """Start a command, and return the number for `finish`."""
 
     def finish(self, number: int, *, timeout_s: float = 0.0) -> Any:
-        """Return the result of one that was begun."""
+        """Wait for the result of a command that was started."""
 
     def cpu_s(self) -> float:
-        """Return the CPU time of what is measured so far."""
+        """Return the CPU time of the measured process so far, in seconds."""
 
     def settle(self, *, timeout_s: float = 15.0) -> None:
-        """Wait until it rests."""
+        """Wait until the measured process uses almost no CPU."""
 
     def is_running(self) -> bool:
-        """Whether it can still be driven."""
+        """Whether the server still runs."""
 
     def stop(self) -> None:
-        """End it. Idempotent."""
+        """End the server. May be called twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much of everything; counts unless the name carries another unit."""
+    """The sizes of all scenarios; a count unless the name has another unit."""
 
-    idle: int = 19_000  # a process has 20,000 descriptors here
+    idle: int = 19_000  # a process has 20,000 descriptors on the usual machine
     many: int = 15_000
     few: int = 1_000
     payload_bytes: int = 130  # a frame of 134 bytes
     many_rounds: int = 6
-    many_rate_per_s: int = 3  # `websockets` needs 0.25 s a publication
+    many_rate_per_s: int = 3  # `websockets` needs 0.25 s for a publication
     few_rounds: int = 40
     few_rate_per_s: int = 25
     coalesced_rounds: int = 3
@@ -87,23 +86,23 @@ class Sizes:
     handshakes: int = 2_000
     handshake_window: int = 64
     refusals: int = 2_000
-    refusal_window: int = 24  # below the 32 sockets the gate drains at once
+    refusal_window: int = 24  # fewer than the 32 sockets that the gate drains at once
     echo_connections: int = 256
     echo_s: float = 1.0
     floor_echoes: int = 300  # per connection
     walk_s: float = 2.5
     walk_rate_per_s: int = 400  # echoes on the control connection
     single_channels: int = 256  # with one subscriber each
-    publications: int = 100_000  # of a flood, over all of them
-    publications_one: int = 100_000  # to one of them
+    publications: int = 100_000  # in one flood, over all channels
+    publications_one: int = 100_000  # in one flood, to one channel
     pace_s: float = 2.0
     publishers: int = 64
-    publishes_in_flight: int = 16  # of each
+    publishes_in_flight: int = 16  # per publisher
     client_publish_s: float = 1.0
     resting_shards: int = 30
     resting_s: float = 5.0  # the interval of the gateway's own probes
     control_connections: int = 20
-    control_rate_per_s: int = 500  # over all of them
+    control_rate_per_s: int = 500  # over all of them together
     control_payload_bytes: int = 64
     quiet_s: float = 2.0
     flooders: int = 10
@@ -119,7 +118,7 @@ class Sizes:
 
     @classmethod
     def quick(cls) -> Sizes:
-        """Small enough for a minute; shows that everything works, not what it costs."""
+        """Return sizes for a run of about a minute, which only shows that everything works."""
         return cls(
             idle=3_000,
             many=2_000,
@@ -153,10 +152,10 @@ class Sizes:
 
 @dataclass(slots=True, kw_only=True)
 class Results:
-    """What came of the runs of one server.
+    """The figures and losses of one server over all runs.
 
     Attributes:
-        name: As in the results.
+        name: The name in the results.
         runs: Figures by name, one value per run.
         lost: One sentence per run that lost a message or a connection.
     """
@@ -166,19 +165,19 @@ class Results:
     lost: list[str] = field(default_factory=list)
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Append one run's figures."""
+        """Append the figures of one run."""
         for name, value in figures.items():
             self.runs.setdefault(name, []).append(value)
 
 
 @dataclass(slots=True, kw_only=True)
 class Contender(Results):
-    """One server, the engine that holds its connections, and what came of the runs.
+    """One server under test with the engine that holds its connections, and its results.
 
     Attributes:
-        server: The process measured.
-        engine: Holds `sizes.many` (or more) connections of it.
-        next_sequences: Of the next message to a channel, by its name; 1 for the first.
+        server: The measured process.
+        engine: Holds `sizes.many` connections (or more) to it.
+        next_sequences: The sequence of the next message to each channel, by its name; 1 for the first.
     """
 
     server: Driven
@@ -191,11 +190,11 @@ class Contender(Results):
         return counters.get("pool_hits", 0), counters.get("pool_misses", 0)
 
     def open(self, count: int) -> None:
-        """Open the connections that are held."""
+        """Open the connections that stay open during all runs."""
         open_connections(self.engine, self.server, count)
 
     def subscribe(self, sizes: Sizes) -> None:
-        """Make `sizes.many` of them subscribers of MANY, `sizes.few` of FEW, and wait for it."""
+        """Subscribe `sizes.many` connections to MANY and `sizes.few` to FEW, and wait until that is done."""
         expected = {MANY: sizes.many, FEW: sizes.few}
         for name, count in expected.items():
             self.engine.send(f"subscribe:{name}", count=count)
@@ -206,27 +205,27 @@ class Contender(Results):
             time.sleep(0.05)
 
     def faults(self) -> list[str]:
-        """Return what else went wrong, when all is done; a sentence each."""
+        """Return a sentence for each further fault, after the last run."""
         return []
 
     def stop(self) -> None:
-        """End both processes, the client first: it resets its connections."""
+        """End the engine, which resets its connections, and then the server."""
         self.engine.quit()
         self.server.stop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One kind of work, done once by the floor and once by each contender in every run.
+    """One kind of work, which the floor and each contender do once in every run.
 
     Attributes:
-        name: What --only takes.
-        contenders: Who takes part, by name.
-        needs_many: Whether the `many` subscribers must be there.
-        floor: Returns the floor's figures of one run; None when C has nothing to compare with.
-        measure: Returns one contender's figures of one run; the engine is the visitors'. None: the gateway's
-            alone.
-        measure_gateway: The same of the gateway; None: it takes no part.
+        name: The value of --only.
+        contenders: The names of the servers that take part.
+        needs_many: Whether the `many` subscribers must be connected.
+        floor: Returns the floor's figures of one run; None if C has nothing to compare with.
+        measure: Returns one contender's figures of one run; its engine argument is the visitor. None: only
+            the gateway is measured.
+        measure_gateway: The same for the gateway; None: the gateway takes no part.
     """
 
     name: str
@@ -237,29 +236,29 @@ class Scenario:
     measure_gateway: Callable[[Contender, EngineProcess, Sizes], Figures] | None = None
 
     def measure_of(self, contender: str) -> Callable[[Contender, EngineProcess, Sizes], Figures] | None:
-        """Return how a contender is measured, by its name; None when it takes no part."""
+        """Return the function that measures this contender; None if the contender takes no part."""
         if contender == GATEWAY:
             return self.measure_gateway
         return self.measure if contender in self.contenders else None
 
     def choice(self, contender: str) -> str:
-        """Return what --only calls a contender's turns at it."""
+        """Return the value of --only for this contender's turns in the scenario."""
         return f"{GATEWAY}_{self.name}" if contender == GATEWAY else self.name
 
 
 def open_connections(
     engine: EngineProcess, server: Driven, count: int, *, window: int = 256, **fields: Any
 ) -> None:
-    """Open connections and insist on all of them (RuntimeError).
+    """Open connections, and raise RuntimeError unless all of them open.
 
     Args:
-        engine: Whose they are.
-        server: Where to.
-        count: How many.
-        window: Handshakes under way at once.
-        fields: More of ConnectPlan's; the path is /ws.
+        engine: The engine that holds them.
+        server: The server to connect to.
+        count: The number of connections.
+        window: How many handshakes are under way at once.
+        fields: Further fields of ConnectPlan; the default path is /ws.
     """
-    # The slowest server loses SYNs of a full backlog and gets them again seconds later.
+    # The slowest server loses SYNs when its backlog is full, and receives them again seconds later.
     fields = {"path": "/ws", "timeout_s": 60.0, **fields}
     result = engine.connect(
         ConnectPlan(count=count, host="127.0.0.1", port=server.port, window=window, **fields)
@@ -269,16 +268,16 @@ def open_connections(
 
 
 def start_engine(number: int, processor: int | None, counted: tuple[str, ...] = ()) -> EngineProcess:
-    """Start an engine with source addresses of its own: 127.`number`.0.1 and following."""
+    """Start an engine with its own source addresses, from 127.`number`.0.1 on."""
     settings = EngineSettings(first_source=f"127.{number}.0.1", counted=counted)
     return EngineProcess(settings, cpus=() if processor is None else (processor,))
 
 
 @contextlib.contextmanager
 def favoured(pid: int) -> Iterator[bool]:
-    """Give a measuring process real-time priority for the length of the block.
+    """Give a measuring process real-time priority during the block; yield False if that is not allowed.
 
-    Its own waiting for a processor is then not measured. Yields False where that is not allowed.
+    The time in which it waits for a processor is then not part of the figures.
     """
     try:
         os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
@@ -293,13 +292,13 @@ def favoured(pid: int) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def visit(contender: Contender, visitor: EngineProcess, count: int, **fields: Any) -> Iterator[None]:
-    """Hold `count` further connections of another engine for the length of the block; settled after it.
+    """Hold `count` more connections with another engine during the block, and wait for an idle server.
 
     Args:
-        contender: Whom to visit.
-        visitor: Whose connections they are.
-        count: How many.
-        fields: More of ConnectPlan's.
+        contender: The server to connect to.
+        visitor: The engine that holds these connections.
+        count: The number of connections.
+        fields: Further fields of ConnectPlan.
     """
     visitor.reset_stats()
     open_connections(visitor, contender.server, count, **fields)

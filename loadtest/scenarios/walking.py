@@ -1,8 +1,8 @@
-"""How long a small reply waits on a control connection while publications walk over many connections.
+"""Measures how long a small reply waits while publications are written to many connections.
 
-Publications follow each other at once, so that nearly every echo falls into a walk. The control connection
-belongs to an engine of its own with real-time priority: its waiting is the server's, not the measuring
-side's.
+Publications follow each other at once, so that nearly every echo arrives during such a walk. The control
+connection has its own engine with real-time priority, so that the waiting is that of the server and not of
+the measuring side.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _measure(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figu
 
 
 def _measure_gateway(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
-    """The same with the protocol's own ping; the share is that of the time in which the shard worked."""
+    """Measure with the protocol's ping; here the share is that of the time in which the shard worked."""
     plan = _plan(sizes, message='{"op":"ping"}', answer='{"op":"pong"}')
     with visit(contender, visitor, 1), favoured(visitor.pid):
         await_told(visitor, welcome=1)
@@ -47,14 +47,14 @@ def _plan(sizes: Sizes, **fields: Any) -> EchoPlan:
         duration_s=sizes.walk_s,
         in_flight=0,
         rate_per_s=sizes.walk_rate_per_s,
-        drain_s=5.0,  # `websockets` answers after a whole walk
+        drain_s=5.0,  # `websockets` replies only after a whole walk
         is_text=True,
         **fields,
     )
 
 
 def _replies(contender: Contender, visitor: EngineProcess, sizes: Sizes, plan: EchoPlan) -> Figures:
-    """Walk while the control connection asks and is answered."""
+    """Publish repeatedly while the control connection sends and receives; return its latencies."""
     visitor.reset_stats()
     echoed = visitor.start("echo", **dataclasses.asdict(plan))
     first = contender.next_sequences.get(MANY, 1)
