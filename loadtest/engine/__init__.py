@@ -1,21 +1,20 @@
 """The client side of every measurement: tens of thousands of WebSocket connections in one process.
 
-A compiled client on its own epoll loop. It opens connections, holds them (answering pings), sends stamped
-messages by the clock, and judges what arrives: latency from the *intended* send time, and every message
-lost, doubled or out of order. It keeps no Python object per connection.
+The engine is a compiled client with its own epoll loop. It opens connections, holds them (and answers pings),
+sends stamped messages at fixed times, and checks what arrives: the latency from the *intended* send time, and
+every message that is lost, duplicated or out of order. It has no Python object per connection.
 
-Reading order: ``plans`` (what can be asked), ``results`` (what comes back), ``engine`` (the loop's Python
-face), ``process`` (the same engine as a child process). Below them, in C: ``core`` (state), ``table``
-(connections and buffers), ``loop``, ``connecting``, ``handshake``, ``receiving``, ``frames``, ``sending``,
-``echoing``, ``ending``, ``sequences``, ``stamps``, ``histogram``, ``report``. ``preparing``
-is what Python does first.
+Reading order: ``plans`` (the requests), ``results`` (the replies), ``engine`` (the Python interface),
+``process`` (the same engine as a child process). Below them, in C: ``core`` (state), ``table`` (connections
+and buffers), ``loop``, ``connecting``, ``handshake``, ``receiving``, ``frames``, ``sending``, ``echoing``,
+``ending``, ``sequences``, ``stamps``, ``histogram``, ``report``. ``preparing`` is the Python code that runs
+before them.
 
 The stamp
-    A message counts as stamped when, within its first ``EngineSettings.stamp_window_bytes`` bytes, it
-    contains 48 ASCII characters: ``WSGLOAD1``, stream (8 hex digits), sequence (16), intended send time (16;
-    ns of CLOCK_MONOTONIC, comparable between processes of one machine). It may stand inside JSON or other
-    text, so a server may wrap it. Publishers make one with ``stamp``. Streams with the top bit set belong to
-    ``echo``.
+    A message is stamped if its first ``EngineSettings.stamp_window_bytes`` bytes contain 48 ASCII characters:
+    ``WSGLOAD1``, stream (8 hex digits), sequence (16), intended send time (16; ns of CLOCK_MONOTONIC, which
+    all processes of one machine share). It may be part of JSON or other text, so a server may add text around
+    it. Publishers make one with ``stamp``. Streams with the top bit set belong to ``echo``.
 """
 
 from loadtest.engine.engine import Engine

@@ -1,6 +1,6 @@
-"""The child process: JSON commands on standard input, JSON answers on standard output.
+"""The engine as a child process: JSON commands on standard input, JSON replies on standard output.
 
-See process.py for their form.
+process.py describes their form.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from loadtest.engine.engine import Engine
 from loadtest.engine.plans import ConnectPlan, EchoPlan, EngineSettings
 
-# Longest the loop runs without looking at its own deadlines; input on stdin wakes it at once.
+# The loop returns after this time at the latest to check its deadlines. Input on stdin wakes it at once.
 _STEP_S = 0.25
 _READ_BYTES = 1 << 16
-# A plan with 20,000 tokens of 2 KB fits; a parent that sends more is not ours.
+# A plan with 20,000 tokens of 2 KB fits; no parent sends more.
 _LINE_BYTES = 64 << 20
 
 
 class _Commands:
-    """Runs commands against one engine and remembers which long ones still owe an answer."""
+    """Runs commands on one engine, and remembers the long ones that have no reply yet."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -50,7 +50,7 @@ class _Commands:
         }
 
     def feed(self, data: bytes) -> None:
-        """Run every complete line; keep the rest."""
+        """Run every complete line of the input, and keep the incomplete rest."""
         self._input += data
         if len(self._input) > _LINE_BYTES:
             raise SystemExit("command line too long")
@@ -67,7 +67,7 @@ class _Commands:
             arguments = json.loads(line)
             number = arguments.pop("id")
             self._dispatch(number, arguments.pop("command"), arguments)
-        # The parent is told of every failure by name; nothing it sends may end the child.
+        # The parent receives every failure with its name; no command may end the child.
         except Exception as error:
             _answer({"id": number, "ok": False, "kind": type(error).__name__, "error": str(error)})
 
@@ -92,7 +92,7 @@ class _Commands:
             raise ValueError("unknown command")
 
     def answer_finished(self) -> None:
-        """Answer every long command that is over."""
+        """Reply to every long command that has ended."""
         for command, number in list(self._jobs.items()):
             result = self._take[command]()
             if result is not None:
@@ -106,16 +106,16 @@ class _Commands:
                 _answer({"id": number, "ok": True, "result": messages})
 
     def step_s(self) -> float:
-        """Return how long the loop may run before `answer_finished` is due again."""
+        """Return how long the loop may run before `answer_finished` must be called again."""
         if self._run is None:
             return _STEP_S
-        # A run that waits for messages looks at them often; the time costs nothing that is measured.
+        # A run that waits for messages checks their number often; this costs nothing that is measured.
         limit_s = 0.005 if self._run[2] else _STEP_S
         return min(limit_s, max(0.0, self._run[1] - time.monotonic()))
 
 
 def _as_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with JSON's arrays as the tuples a frozen plan holds."""
+    """Replace the lists of JSON by the tuples that a frozen plan needs."""
     if "headers" in fields:
         fields["headers"] = tuple((name, value) for name, value in fields["headers"])
     for name in ("tokens", "counted"):
@@ -130,7 +130,7 @@ def _answer(answer: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until told to quit or until standard input ends."""
+    """Serve commands until `quit` or the end of standard input."""
     settings = EngineSettings(**_as_tuples(json.loads(arguments[0]))) if arguments else EngineSettings()
     stdin = sys.stdin.fileno()
     with Engine(settings) as engine:

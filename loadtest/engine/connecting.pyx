@@ -1,7 +1,8 @@
-"""The connect job: sockets out of rotating source addresses, the request, and the response's head.
+"""The connect job: opens sockets from changing source addresses, sends the request, reads the response head.
 
-Open loop: attempt i is due at start + i * interval whatever became of the others, and its latency runs from
-then. Without a rate, `window` handshakes are kept under way and latency runs from connect(2).
+Open loop: attempt i is due at start + i * interval, independent of the other attempts, and its latency is
+measured from that time. Without a rate, `window` handshakes are kept under way, and the latency is measured
+from connect(2).
 """
 
 from libc.errno cimport EADDRNOTAVAIL, EAGAIN, EINPROGRESS, ENOMEM, errno
@@ -69,7 +70,7 @@ from loadtest.engine.table cimport (
 )
 
 cdef enum:
-    # Attempts between two looks at the sockets: at about 15 us each, 1 ms.
+    # Attempts between two polls of the sockets: at about 15 us each, 1 ms.
     _ATTEMPTS_PER_TICK = 64
     _HEAD_MOST = 16_384
 
@@ -78,7 +79,7 @@ cdef size_t build(
     const piece_t* pieces, size_t count, uint64_t key_seed, uint64_t index, const uint8_t* token, size_t
     token_size, uint8_t* out
 ) noexcept nogil:
-    """Join the pieces of a request or payload; returns the size. The caller has made sure that it fits."""
+    """Join the pieces of a request or payload; return the size. The caller guarantees the room."""
     cdef size_t i
     cdef uint8_t* at = out
     for i in range(count):
@@ -97,7 +98,7 @@ cdef size_t build(
 
 
 cdef size_t _build_request(core_t* core, uint64_t number, uint64_t key_seed) noexcept nogil:
-    """Write the request of one attempt to the scratch buffer."""
+    """Write the request of one attempt to the scratch buffer, and return its size."""
     cdef const uint8_t* token = NULL
     cdef size_t size = 0
     cdef uint64_t which, start
@@ -118,7 +119,7 @@ cdef size_t _build_request(core_t* core, uint64_t number, uint64_t key_seed) noe
 
 
 cdef bint _is_slow(core_t* core, uint64_t number) noexcept nogil:
-    """Tell whether an attempt is among the slow ones: the share, spread evenly over the attempts."""
+    """Whether an attempt becomes a slow reader: the share, spread evenly over the attempts."""
     cdef double share = core.connect.slow_share
     return <uint64_t>(<double>(number + 1) * share + 1e-9) > <uint64_t>(<double>number * share + 1e-9)
 
@@ -132,12 +133,12 @@ cdef int _open_socket(core_t* core) noexcept nogil:
         return -errno
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
     if core.connect.receive_buffer:
-        # Before connect: the window scale is agreed on in the SYN.
+        # Before connect, because the window scale is negotiated in the SYN.
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &core.connect.receive_buffer, sizeof(int))
     if not core.connect.is_loopback:
         return fd
-    # Without this option bind(2) takes a port for itself alone; with it the port is chosen in connect(2),
-    # where only (source, port, server, port) must be unique. man 7 ip, since Linux 4.2.
+    # Without this option bind(2) reserves a port for this socket alone. With it, connect(2) chooses the port,
+    # and only (source, port, server, port) must be unique. man 7 ip, since Linux 4.2.
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))
     memset(&source, 0, sizeof(source))
     source.sin_family = AF_INET
@@ -158,9 +159,9 @@ cdef void _fail_early(core_t* core, conn_t* conn, int error) noexcept nogil:
 
 
 cdef void _launch(core_t* core, uint64_t number, uint64_t intended_ns) noexcept nogil:
-    """Start one attempt.
+    """Start one attempt to connect.
 
-    On loopback the connection stands when connect(2) returns, so the request is tried at once.
+    On loopback the connection is established when connect(2) returns, so the request is sent at once.
     """
     cdef conn_t* conn = take_slot(core)
     cdef epoll_event event
@@ -213,7 +214,7 @@ cdef void _launch(core_t* core, uint64_t number, uint64_t intended_ns) noexcept 
 
 
 cdef void _refuse(core_t* core, conn_t* conn, int status) noexcept nogil:
-    """Count a refusal and leave; the body is not waited for."""
+    """Count a refusal and end the connection without waiting for the body."""
     core.totals.refused[status] += 1
     core.connect.outcome.refused[status] += 1
     core.connect.settled += 1
@@ -226,7 +227,7 @@ cdef void _refuse(core_t* core, conn_t* conn, int status) noexcept nogil:
 cdef int _judge_head(
     core_t* core, conn_t* conn, const uint8_t* head, size_t size, uint64_t now
 ) noexcept nogil:
-    """Open the connection, or end it with its cause counted (-1)."""
+    """Open the connection if the response head is valid; otherwise count the cause, end it and return -1."""
     cdef uint8_t key[KEY_BYTES]
     cdef uint8_t accept[ACCEPT_BYTES]
     cdef failure_t failure
@@ -256,9 +257,9 @@ cdef int _judge_head(
 cdef ssize_t feed_head(
     core_t* core, conn_t* conn, const uint8_t* data, size_t size, uint64_t now
 ) noexcept nogil:
-    """Take bytes of the response head.
+    """Process bytes of the response head.
 
-    Returns how many of them belong to it (all while it is unfinished), or -1 when the connection ended.
+    Returns how many of the bytes belong to it (all while it is incomplete), or -1 if the connection ended.
     """
     cdef size_t held = 0 if conn.head == NULL else conn.head.end
     cdef int length
@@ -279,7 +280,7 @@ cdef ssize_t feed_head(
 
 
 cdef uint64_t tick_connect(core_t* core, uint64_t now) noexcept nogil:
-    """Start the attempts that are due; returns when the next is (ns, UINT64_MAX for not by the clock)."""
+    """Start the attempts that are due; return when the next is due (ns; UINT64_MAX: at no fixed time)."""
     cdef int budget = _ATTEMPTS_PER_TICK
     cdef uint64_t due_ns = 0
     cdef uint64_t offset_ns, at

@@ -1,7 +1,7 @@
 """The state of one engine, in C: connections, buffers, counters, jobs. Declarations only.
 
-One thread owns a core. Nothing here refers to a Python object; byte ranges that jobs point into (request
-parts, tokens, payload templates) are kept alive by the Engine until the job was taken.
+One thread owns a core. No field refers to a Python object. The Engine keeps the bytes to which jobs point
+(request parts, tokens, payload templates) in memory until the job is taken.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -16,28 +16,28 @@ cdef enum state_t:
     STATE_FREE
     STATE_HANDSHAKE  # from SYN to the end of the response head
     STATE_OPEN
-    STATE_CLOSING  # a Close or FIN was sent by either side; the deadline runs
+    STATE_CLOSING  # either side has sent a Close or FIN; the deadline runs
 
 cdef enum:
-    FLAG_SLOW = 1  # never read by readiness
+    FLAG_SLOW = 1  # not read when it becomes readable
     FLAG_WANT_OUT = 2  # EPOLLOUT is registered
-    FLAG_ECHO = 4  # member of the echo job
+    FLAG_ECHO = 4  # takes part in the echo job
     FLAG_CLOSE_SENT = 8
     FLAG_CLOSE_RECEIVED = 16
     FLAG_FIN_SENT = 32
-    FLAG_CLOSE_JOB = 64  # the close job waits for it
-    FLAG_FRAGMENTED = 128  # the message under way has more than one frame
-    FLAG_SERVER_ENDED = 256  # a slow reader's server has sent FIN
+    FLAG_CLOSE_JOB = 64  # the close job waits for its end
+    FLAG_FRAGMENTED = 128  # the current message has more than one frame
+    FLAG_SERVER_ENDED = 256  # the server of a slow reader has sent FIN
 
-    NO_FRAME = 0xFF  # frame_opcode between frames
+    NO_FRAME = 0xFF  # frame_opcode between two frames
     NO_SLOT = 0xFFFFFFFF
     WAKE_SLOT = 0xFFFFFFFE
 
-    COUNTED_MOST = 8  # as in plans.py
+    COUNTED_MOST = 8  # the same number as in plans.py
     CLOSE_CODES = 5_000
     STATUSES = 1_000
     ERRNOS = 256
-    # disconnects[] is by errno; these two entries have no errno.
+    # The index of disconnects[] is an errno, but for these two entries.
     GONE_EOF = 0
     GONE_NO_ANSWER = 255
 
@@ -54,7 +54,7 @@ cdef enum failure_t:
     FAIL_SOURCE_EXHAUSTED
     FAILURES
 
-# Borrowed by a connection only while a header, a control frame or a message is there in part.
+# A connection has one only while a header, a control frame or a message has arrived in part.
 ctypedef struct partial_t:
     partial_t* next
     uint32_t window_len
@@ -64,24 +64,24 @@ ctypedef struct partial_t:
     uint8_t control[128]
     uint8_t window[1]  # stamp_window bytes
 
-# Borrowed only while the socket does not take all: unsent bytes, or (in a handshake) the response head so
-# far.
+# A connection has one only for unsent bytes that the socket did not accept, or (during the handshake) for the
+# response head that has arrived so far.
 ctypedef struct block_t:
     uint32_t start
     uint32_t end
     uint32_t capacity
     uint8_t data[1]
 
-# 112 bytes; owned by the table, never moves. Slots that ended are reused, but not within the batch of events
-# they ended in, so an event can never reach a successor.
+# 112 bytes; owned by the table, and never moved. The slot of an ended connection is reused, but not within
+# the same batch of events, so that an event of the old connection cannot reach the new one.
 ctypedef struct conn_t:
     int32_t fd
     uint16_t flags
     uint8_t state
     uint8_t frame_opcode
     uint8_t frame_is_final
-    uint8_t message_opcode  # 0 between messages
-    uint32_t index  # of its plan; in a free slot, the next free one
+    uint8_t message_opcode  # 0 between two messages
+    uint32_t index  # the number in its plan; in a free slot, the next free slot
     uint64_t frame_left
     uint64_t message_bytes
     partial_t* partial
@@ -89,12 +89,12 @@ ctypedef struct conn_t:
     block_t* head
     tracker_t* trackers
     uint64_t deadline_ns
-    uint64_t intended_ns  # of the handshake
+    uint64_t intended_ns  # when the handshake was due
     uint64_t key_seed
-    uint32_t echo_total  # sequences used so far
-    uint32_t echo_base  # of the current job
+    uint32_t echo_total  # how many sequence numbers were used so far
+    uint32_t echo_base  # the first sequence number of the current job
     uint32_t echo_in_flight
-    uint32_t echo_ordinal  # place in the job's rotation
+    uint32_t echo_ordinal  # the place in the job's rotation
     uint32_t slow_bytes_per_s
 
 ctypedef struct outcome_t:
@@ -128,7 +128,7 @@ ctypedef struct counters_t:
     uint64_t send_calls
     uint64_t send_blocked
     uint64_t wakes
-    uint64_t counted[COUNTED_MOST]  # messages by how they begin
+    uint64_t counted[COUNTED_MOST]  # messages by their beginning
     uint64_t closes_received[CLOSE_CODES]
     uint64_t disconnects[ERRNOS]
     uint64_t faults[FAULTS]
@@ -140,7 +140,7 @@ cdef enum part_t:
     PART_INDEX
     PART_STAMP
 
-# A piece of a request or payload; size is the literal's.
+# A piece of a request or payload; `size` is set for a literal only.
 ctypedef struct piece_t:
     part_t kind
     uint32_t size
@@ -160,7 +160,7 @@ ctypedef struct connect_job_t:
     uint64_t window
     uint64_t start_ns
     uint64_t end_ns
-    double interval_ns  # 0 is as fast as the window allows
+    double interval_ns  # 0: as fast as the window allows
     uint64_t timeout_ns
     sockaddr_in server
     bint is_loopback
@@ -174,7 +174,7 @@ ctypedef struct connect_job_t:
     const uint8_t* tokens
     uint64_t* token_ends
     uint64_t token_count
-    const uint8_t* subprotocols  # comma list as offered, or NULL
+    const uint8_t* subprotocols  # the comma-separated list that is offered, or NULL
     uint32_t subprotocols_size
     outcome_t outcome
 
@@ -182,35 +182,35 @@ ctypedef struct echo_job_t:
     phase_t phase
     uint32_t* members
     uint64_t member_count
-    uint64_t cursor  # first pump of a closed loop
+    uint64_t cursor  # first pass over the members of a closed loop
     uint64_t start_ns
     uint64_t stop_ns  # UINT64_MAX without an end
     uint64_t drain_ns
     uint64_t drain_until_ns
-    uint64_t progress_ns  # of the latest answer
+    uint64_t progress_ns  # when the latest answer arrived
     uint64_t end_ns
-    double interval_ns  # 0 is a closed loop
-    uint64_t due  # open loop: messages due so far, all connections
+    double interval_ns  # 0: a closed loop
+    uint64_t due  # open loop: messages due so far, on all connections
     uint64_t per_connection  # limit, UINT64_MAX without one
     uint64_t in_flight  # limit, UINT64_MAX without one
-    uint64_t live  # members still there
-    uint64_t finished  # live members that sent their limit
+    uint64_t live  # members whose connection is open
+    uint64_t finished  # such members that have sent all their messages
     uint64_t sent
     uint64_t received
-    uint64_t lost  # in flight on connections that ended
-    uint64_t unsent  # owed by connections that ended
-    uint32_t payload_bytes  # of the stamp with its padding
+    uint64_t lost  # messages in flight on connections that ended
+    uint64_t unsent  # messages due on connections that ended
+    uint32_t payload_bytes  # size of the stamp with its padding
     uint8_t opcode
     piece_t* pieces
     uint32_t piece_count
-    size_t most  # largest message with its header
+    size_t most  # size of the largest message with its header
     const uint8_t* answer
-    uint32_t answer_size  # 0: answers carry the stamp
+    uint32_t answer_size  # 0: answers have the stamp
 
 ctypedef struct close_job_t:
     phase_t phase
     int mode
-    uint64_t left  # still to pick
+    uint64_t left  # connections still to select
     uint32_t cursor
     uint64_t waiting
     uint64_t closed
@@ -221,14 +221,14 @@ ctypedef struct core_t:
     int epoll_fd
     conn_t* table
     uint32_t slots
-    uint32_t fresh  # slots below were used at least once
+    uint32_t fresh  # slots below this number were used at least once
     uint32_t free_head
-    uint32_t free_taken_head  # freed in this batch of events
+    uint32_t free_taken_head  # slots freed during this batch of events
     uint32_t most_used
     uint32_t used
     uint64_t gauges[4]  # connections by state_t
     uint64_t slow
-    uint64_t slow_timed  # slow readers that read at a rate
+    uint64_t slow_timed  # slow readers with a rate
 
     uint8_t* read_buffer
     size_t read_bytes
@@ -237,11 +237,11 @@ ctypedef struct core_t:
     uint32_t stamp_window
     partial_t* free_partials
     uint32_t free_partial_count
-    uint64_t partials  # lent
-    uint64_t block_bytes  # lent
+    uint64_t partials  # number in use
+    uint64_t block_bytes  # bytes in use
 
     random_t random
-    piece_t counted[COUNTED_MOST]  # beginnings; the bytes are the settings'
+    piece_t counted[COUNTED_MOST]  # texts; the settings own the bytes
     uint32_t counted_count
     uint32_t stream_nonce
     uint32_t first_source

@@ -1,9 +1,9 @@
 """Random numbers for masks and keys, and the digest of the opening handshake. Plain functions without state.
 
-Random numbers come from splitmix64, seeded from getrandom(2) and seeded again every 65,536 draws. RFC 6455
-section 10.3 wants mask keys nobody can predict, because of hostile content behind caching proxies; a load
-generator's content is its own, so speed wins here. Never copy this into a client that carries other people's
-data.
+Random numbers are made by splitmix64, which getrandom(2) seeds again every 65,536 draws. RFC 6455 section
+10.3 requires unpredictable mask keys, because hostile content could otherwise attack caching proxies. A load
+generator sends only its own content, so speed is more important here. Do not copy this into a client that
+sends the data of other people.
 """
 
 from libc.string cimport memcpy, memset
@@ -18,7 +18,7 @@ cdef enum:
 
 
 cdef inline uint64_t _mix(uint64_t value) noexcept nogil:
-    # splitmix64's finaliser (Steele, Lea, Flood 2014).
+    # The finaliser of splitmix64 (Steele, Lea, Flood 2014).
     value = (value ^ (value >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
     value = (value ^ (value >> 27)) * <uint64_t>0x94D049BB133111EB
     return value ^ (value >> 31)
@@ -28,8 +28,8 @@ cdef uint64_t draw(random_t* source) noexcept nogil:
     """Return 64 random bits."""
     cdef uint64_t seed = 0
     if source.left == 0:
-        # 8 bytes never block or fall short once the kernel's pool is ready; if refused, the old state goes
-        # on.
+        # A read of 8 bytes never blocks or falls short once the kernel's pool is ready; if it is refused, the
+        # old state is used.
         getrandom(&seed, sizeof(seed), 0)
         source.state ^= seed
         source.left = _DRAWS_PER_SEED
@@ -39,7 +39,7 @@ cdef uint64_t draw(random_t* source) noexcept nogil:
 
 
 cdef void _base64(const uint8_t* data, size_t size, uint8_t* out) noexcept nogil:
-    """Encode `size` bytes with padding into 4 * ceil(size / 3) characters."""
+    """Encode `size` bytes as base64 with padding, in 4 * ceil(size / 3) characters."""
     cdef size_t i = 0
     cdef unsigned int group
     while i < size:
@@ -57,7 +57,7 @@ cdef void _base64(const uint8_t* data, size_t size, uint8_t* out) noexcept nogil
 
 
 cdef void key_of(uint64_t seed, uint8_t* out) noexcept nogil:
-    """Write the 24 characters of the Sec-WebSocket-Key that a seed stands for."""
+    """Write the 24 characters of the Sec-WebSocket-Key for a seed."""
     cdef uint64_t nonce[2]
     nonce[0] = _mix(seed)
     nonce[1] = _mix(seed + <uint64_t>0x9E3779B97F4A7C15)
@@ -69,7 +69,7 @@ cdef inline unsigned int _rotate(unsigned int value, int bits) noexcept nogil:
 
 
 cdef void _sha1_block(unsigned int* state, const uint8_t* block) noexcept nogil:
-    """Mix one 64-byte block in. Source: FIPS 180-4, 6.1.2."""
+    """Add one 64-byte block to a SHA-1 state. Source: FIPS 180-4, 6.1.2."""
     cdef unsigned int words[80]
     cdef unsigned int a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f, k, t
     cdef int i
@@ -109,12 +109,12 @@ cdef void _sha1_block(unsigned int* state, const uint8_t* block) noexcept nogil:
 
 
 cdef void accept_of(const uint8_t* key, uint8_t* out) noexcept nogil:
-    """Write the 28 characters the server must answer a key with. Source: RFC 6455, 4.2.2 item 5.4."""
+    """Write the 28 characters with which the server must answer a key. Source: RFC 6455, 4.2.2 item 5.4."""
     cdef uint8_t blocks[128]
     cdef uint8_t digest[20]
     cdef unsigned int state[5]
     cdef int i
-    # 24 + 36 bytes, the stop bit, and the length in bits (480) at the end: always exactly two blocks.
+    # 24 + 36 bytes, the stop bit, and the length in bits (480) at the end are always exactly two blocks.
     memset(blocks, 0, sizeof(blocks))
     memcpy(blocks, key, KEY_BYTES)
     memcpy(blocks + KEY_BYTES, _GUID, 36)

@@ -1,16 +1,16 @@
-"""The echo job: stamped messages out by the clock, answers in, latency from the intended time.
+"""The echo job: sends stamped messages at fixed times, and measures the answers from the intended times.
 
 Open loop. Message k of all is due at start + k * interval, on member k mod N. A member therefore knows the
-due time of its own next message from how many it has sent: nothing is queued, and a message that is late (its
-connection's answers are outstanding, the socket is full, or this engine is behind) keeps its due time. Both
-latency and send lag are measured from that time, so a stalled server cannot hide by stalling its own load
-(coordinated omission; see wrk2).
+due time of its next message from the number of messages that it has sent, and needs no queue. A message that
+is late (answers on its connection are outstanding, the socket is full, or this engine is behind) keeps its
+due time. Latency and send lag are measured from that time, so a stalled server cannot improve its figures by
+delaying the load (coordinated omission; see wrk2).
 
-An answer carries the stamp of its message, or is known by how it begins: then answers come in the order of the
-messages, as a connection's do, and the due time of the n-th is known from n.
+An answer has the stamp of its message, or is recognized by its beginning. In the second case answers arrive
+in the order of the messages, and the due time of the n-th follows from n.
 
-Closed loop (no rate). A message is due when it is sent; the latency of a stalled server then shows once per
-connection, which is what was asked for.
+Closed loop (no rate). A message is due when it is sent. The latency of a stalled server then appears once per
+connection.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
@@ -38,9 +38,9 @@ from loadtest.engine.stamps cimport ECHO_BIT, STAMP_SIZE, write_stamp
 from loadtest.engine.table cimport slot_of
 
 cdef enum:
-    # Sends between two looks at the sockets; at 4 us each, answers wait at most about 2 ms for us.
+    # Sends between two polls of the sockets: at 4 us each, an answer waits at most about 2 ms for the engine.
     _SENDS_PER_TICK = 512
-    # Messages written by one visit to one connection.
+    # The largest number of messages in one write to one connection.
     _MESSAGES_PER_PUMP = 64
 
 
@@ -49,7 +49,10 @@ cdef inline uint32_t _stream_of(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef int begin_echo(core_t* core, uint64_t connections, double duration_s) noexcept nogil:
-    """Choose the members and start the clock; the plan's numbers are in core.echo. -1 without memory."""
+    """Select the members and start the clock; the plan's numbers are in core.echo.
+
+    Return -1 without memory.
+    """
     cdef uint32_t slot
     cdef conn_t* conn
     cdef uint64_t limit = connections if connections else core.slots
@@ -65,7 +68,7 @@ cdef int begin_echo(core_t* core, uint64_t connections, double duration_s) noexc
         conn.echo_base = conn.echo_total
         conn.echo_in_flight = 0
         conn.echo_ordinal = <uint32_t>core.echo.member_count
-        # The first sequence is known here, so the loss of the first message shows too.
+        # The first sequence is known here, so that the loss of the first message is detected too.
         if find_tracker(conn.trackers, _stream_of(core, conn)) == NULL:
             add_tracker(&core.ledger, &conn.trackers, _stream_of(core, conn), conn.echo_total)
         core.echo.members[core.echo.member_count] = slot
@@ -85,7 +88,7 @@ cdef inline uint64_t _intended(core_t* core, uint64_t number) noexcept nogil:
 
 
 cdef inline uint64_t _allowed(core_t* core, conn_t* conn) noexcept nogil:
-    """Return how many messages of this job the member may have sent by now."""
+    """Return how many messages of this job the member may have sent up to now."""
     cdef uint64_t due = 0
     if core.echo.interval_ns == 0:
         return core.echo.per_connection if core.echo.phase == PHASE_RUNNING else 0
@@ -95,7 +98,7 @@ cdef inline uint64_t _allowed(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef size_t _message_size(core_t* core, conn_t* conn) noexcept nogil:
-    """Return the size of a member's message, which the header must know before it is written."""
+    """Return the size of a member's message, which the frame header needs before the message is written."""
     cdef size_t size = 0
     cdef uint32_t i, index
     for i in range(core.echo.piece_count):
@@ -127,7 +130,7 @@ cdef void _write_message(core_t* core, conn_t* conn, const stamp_t* mark, uint8_
 
 
 cdef size_t _encode(core_t* core, conn_t* conn, uint8_t* out, uint64_t now) noexcept nogil:
-    """Write the member's next message as a masked frame; returns its size."""
+    """Write the member's next message as a masked frame, and return its size."""
     cdef stamp_t mark
     cdef uint32_t key = <uint32_t>draw(&core.random)
     cdef size_t size = _message_size(core, conn)
@@ -152,9 +155,9 @@ cdef size_t _encode(core_t* core, conn_t* conn, uint8_t* out, uint64_t now) noex
 
 
 cdef int pump(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
-    """Send what the member may send now, in one write; -1 when the connection ended.
+    """Send the messages that the member may send now, in one write; return -1 if the connection ended.
 
-    Stops at 64 messages: those in flight or unsent then bring it back here.
+    Stops at 64 messages: this is called again for answers in flight, or when the socket is writable.
     """
     cdef size_t used = 0
     cdef uint64_t allowed
@@ -174,7 +177,7 @@ cdef int pump(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
 
 
 cdef int on_echo(core_t* core, conn_t* conn, const stamp_t* mark, uint64_t now) noexcept nogil:
-    """Take an answer: judge it, measure it, send what it made room for; -1 when the connection ended."""
+    """Check and measure an answer with a stamp, and send the next message; -1 if the connection ended."""
     cdef uint32_t sequence = <uint32_t>mark.sequence
     if mark.stream != _stream_of(core, conn) or mark.sequence >= conn.echo_total:
         core.counters.misrouted += 1
@@ -183,14 +186,14 @@ cdef int on_echo(core_t* core, conn_t* conn, const stamp_t* mark, uint64_t now) 
         return 0
     core.counters.echoes_received += 1
     hist_record(&core.echo_latency, <int64_t>(now - mark.intended_ns), 1)
-    # An answer to an earlier job (its drain was over) frees no room in this one.
+    # An answer to an earlier job, whose drain has ended, does not count for this job.
     if not conn.flags & FLAG_ECHO or sequence < conn.echo_base:
         return 0
     return _take_one(core, conn, now)
 
 
 cdef int on_answer(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
-    """Take an answer without a stamp, that of the oldest message; -1 when the connection ended."""
+    """Process an answer without a stamp, to the oldest message; return -1 if the connection ended."""
     cdef uint64_t number = conn.echo_total - conn.echo_base - conn.echo_in_flight
     cdef uint64_t due_ns
     if conn.echo_in_flight == 0:
@@ -210,7 +213,7 @@ cdef int _take_one(core_t* core, conn_t* conn, uint64_t now) noexcept nogil:
 
 
 cdef void _finish(core_t* core, uint64_t now) noexcept nogil:
-    """Release the members and settle what was due and never left."""
+    """Release the members, and count the messages that were due and never sent."""
     cdef uint64_t i, allowed
     cdef conn_t* conn
     for i in range(core.echo.member_count):
@@ -231,14 +234,14 @@ cdef void _finish(core_t* core, uint64_t now) noexcept nogil:
 
 
 cdef inline bint _is_all_due(core_t* core) noexcept nogil:
-    """Tell whether an open loop's clock has nothing more to give."""
+    """Whether every message of an open loop has become due."""
     if _intended(core, core.echo.due) >= core.echo.stop_ns:
         return True
     return core.echo.due // core.echo.member_count >= core.echo.per_connection
 
 
 cdef uint64_t _tick_due(core_t* core, uint64_t now) noexcept nogil:
-    """Send what has come due since the last tick; returns when the next is due."""
+    """Send the messages that have become due since the last tick; return when the next is due."""
     cdef int budget = _SENDS_PER_TICK
     cdef conn_t* conn
     while budget > 0 and _intended(core, core.echo.due) <= now:
@@ -252,7 +255,7 @@ cdef uint64_t _tick_due(core_t* core, uint64_t now) noexcept nogil:
 
 
 cdef bint _is_sent(core_t* core, uint64_t now) noexcept nogil:
-    """Tell whether the sending part is over, but for what is due and waits."""
+    """Whether sending has ended, except for messages that are due and wait."""
     if core.echo.finished == core.echo.live:
         return True
     if core.echo.interval_ns > 0:
@@ -263,7 +266,7 @@ cdef bint _is_sent(core_t* core, uint64_t now) noexcept nogil:
 
 
 cdef uint64_t tick_echo(core_t* core, uint64_t now) noexcept nogil:
-    """Advance the job; returns when it wants to be called again (ns, UINT64_MAX for not by the clock)."""
+    """Advance the job; return when it must be called again (ns; UINT64_MAX: at no fixed time)."""
     cdef uint64_t next_ns = <uint64_t>-1
     cdef int budget = _SENDS_PER_TICK
     if core.echo.phase == PHASE_RUNNING:
@@ -278,7 +281,7 @@ cdef uint64_t tick_echo(core_t* core, uint64_t now) noexcept nogil:
             core.echo.phase = PHASE_DRAINING
             core.echo.drain_until_ns = now + core.echo.drain_ns
         elif core.echo.interval_ns == 0:
-            # Without an end in time, answers that never come must not keep the job for ever.
+            # Without a duration, answers that never arrive must not keep the job running without end.
             next_ns = min(next_ns, min(core.echo.stop_ns, core.echo.progress_ns + core.echo.drain_ns))
     if core.echo.phase == PHASE_DRAINING:
         next_ns = core.echo.drain_until_ns
@@ -289,7 +292,7 @@ cdef uint64_t tick_echo(core_t* core, uint64_t now) noexcept nogil:
 
 
 cdef uint64_t _owed(core_t* core) noexcept nogil:
-    """Return how many messages are due and unsent on members still there. O(members), in the drain only."""
+    """Return how many messages are due and unsent on open members. O(members), called in the drain only."""
     cdef uint64_t i, owed = 0
     cdef conn_t* conn
     if core.echo.interval_ns == 0:

@@ -1,3 +1,3 @@
-"""The close job and the sweep: C functions for the engine's other modules; nothing for Python to call."""
+"""The close job and the sweep: C functions for the other modules of the engine; Python calls none of them."""
 
 __pyx_capi__: dict[str, object]  # what the other modules link to

@@ -1,7 +1,7 @@
-"""The close job, and the sweep that keeps deadlines and timed slow readers.
+"""The close job, and the sweep that enforces deadlines and lets slow readers with a rate read.
 
-The sweep looks at every used slot every 100 ms, but only while a handshake, a close or a timed slow reader is
-there: 20,000 slots are 2 MB, about 100 us. A timer per connection would cost each of them memory for ever
+The sweep checks every used slot every 100 ms, but only while there is a handshake, a close or a slow reader
+with a rate: 20,000 slots are 2 MB, about 100 us. A timer per connection would need memory on every connection
 instead.
 """
 
@@ -42,7 +42,7 @@ cdef void _end_one(core_t* core, conn_t* conn) noexcept nogil:
     set_state(core, conn, STATE_CLOSING)
     conn.deadline_ns = core.closing.deadline_ns
     if conn.flags & FLAG_SLOW:
-        # The answer stands behind everything unread.
+        # The answer is behind all data that was not read.
         conn.flags &= <uint16_t>~FLAG_SLOW
         core.slow -= 1
         core.slow_timed -= conn.slow_bytes_per_s > 0
@@ -55,7 +55,7 @@ cdef void _end_one(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef uint64_t tick_close(core_t* core, uint64_t now) noexcept nogil:
-    """Close some more; returns when to be called again (ns, UINT64_MAX for not by the clock)."""
+    """Close the next connections; return when to call again (ns; UINT64_MAX: at no fixed time)."""
     cdef int budget = _CLOSES_PER_TICK
     cdef conn_t* conn
     if core.closing.phase != PHASE_RUNNING:
@@ -86,12 +86,12 @@ cdef void _expire(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef uint64_t _allowance(uint64_t bytes_per_s, uint64_t from_ms, uint64_t to_ms) noexcept nogil:
-    """Return what a reader may read between two times, so that rounding never adds up."""
+    """Return how many bytes a reader may read between two times; rounding errors do not add up."""
     return bytes_per_s * to_ms // 1_000 - bytes_per_s * from_ms // 1_000
 
 
 cdef uint64_t sweep(core_t* core, uint64_t now) noexcept nogil:
-    """Enforce deadlines and let timed slow readers read; returns when the next sweep is due."""
+    """Enforce deadlines and let slow readers with a rate read; return when the next sweep is due."""
     cdef uint32_t slot
     cdef conn_t* conn
     cdef uint64_t from_ms, to_ms, quota
@@ -99,7 +99,7 @@ cdef uint64_t sweep(core_t* core, uint64_t now) noexcept nogil:
         return <uint64_t>-1
     if now < core.sweep_ns:
         return core.sweep_ns
-    # At most one second is made up for: a reader that was not run did not save up its allowance.
+    # At most one second is made up for: a reader does not save its allowance while the loop does not run.
     to_ms = (now - core.start_ns) // 1_000_000
     from_ms = max((core.swept_ns - core.start_ns) // 1_000_000, to_ms - min(to_ms, 1_000))
     for slot in range(core.fresh):

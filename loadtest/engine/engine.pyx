@@ -1,6 +1,6 @@
-"""The Python face of the engine: plans in, results out. The work is in the loop and the jobs.
+"""The Python interface of the engine: it takes plans and returns results. The loop and the jobs do the work.
 
-Python runs only when a call begins or ends, and ten times a second to let signals through.
+Python code runs only when a call begins or ends, and ten times a second to handle signals.
 """
 
 import ipaddress
@@ -70,7 +70,7 @@ _MODES = {"close": MODE_CLOSE, "reset": MODE_RESET, "fin": MODE_FIN}
 
 
 cdef class _Pieces:
-    """A request or payload cut at its placeholders; keeps the literals alive for C."""
+    """A request or payload, split at its placeholders; keeps the literals in memory for the C code."""
 
     cdef piece_t* pieces
     cdef uint32_t count
@@ -93,16 +93,16 @@ cdef class _Pieces:
         free(self.pieces)
 
     cdef size_t most(self, size_t token_size):
-        """Return the largest size it can take."""
+        """Return the largest size that the joined pieces can have."""
         cdef size_t size = 0
         for i in range(self.count):
-            # A key is 24 characters, an index at most 20.
+            # A key has 24 characters, an index at most 20.
             size += self.pieces[i].size if self.pieces[i].kind == PART_LITERAL else max(24, token_size)
         return size
 
 
 cdef class Engine:
-    """Tens of thousands of WebSocket connections driven by one thread on its own epoll set."""
+    """Tens of thousands of WebSocket connections, driven by one thread on its own epoll set."""
 
     cdef core_t* core
     cdef object _settings
@@ -114,11 +114,11 @@ cdef class Engine:
     cdef bytes _subprotocols
 
     def __cinit__(self, settings=None):
-        """Take nothing yet, so that a failed __init__ frees nothing twice."""
+        """Allocate nothing, so that a failed __init__ frees nothing twice."""
         self.core = NULL
 
     def __init__(self, settings=None):
-        """Raise the soft descriptor limit to the hard one and prepare the table."""
+        """Raise the soft descriptor limit to the hard one, and prepare the table."""
         if self.core != NULL:
             raise EngineError("already initialised")
         self._settings = resolve(settings or EngineSettings())
@@ -150,7 +150,8 @@ cdef class Engine:
         core.close_timeout_ns = <uint64_t>(self._settings.close_timeout_s * 1e9)
         core.start_ns = monotonic_ns()
         core.swept_ns = core.start_ns
-        # Slots need 20 bits; the rest tells the echo streams of engines apart, so that a mix-up shows.
+        # A slot needs 20 bits. The other bits distinguish the echo streams of several engines, so that a
+        # mix-up is detected.
         core.stream_nonce = <uint32_t>(draw(&core.random) & 0x7FF) << 20
         if self._settings.first_sequence is not None:
             core.ledger.first_sequence = self._settings.first_sequence
@@ -158,7 +159,7 @@ cdef class Engine:
         return 0
 
     cdef int _count_beginnings(self) except -1:
-        """Point the core at the beginnings that are counted; the list keeps them alive."""
+        """Point the core to the texts that are counted; the list keeps them in memory."""
         self._counted = [text.encode() for text in self._settings.counted]
         for i, text in enumerate(self._counted):
             self.core.counted[<size_t>i].data = <const uint8_t*><char*>text
@@ -167,7 +168,7 @@ cdef class Engine:
         return 0
 
     def __dealloc__(self):
-        """Reset and free what `shut` did not."""
+        """Reset connections and free memory, unless `shut` has done so."""
         self._free()
 
     cdef void _free(self) noexcept:
@@ -204,12 +205,12 @@ cdef class Engine:
         return self.core
 
     cdef int _run(self, uint64_t until_ns, uint64_t until_messages) except -1:
-        """Run the loop for at most a slice, then let signal handlers run."""
+        """Run the loop for at most a slice of 100 ms, then let signal handlers run."""
         cdef core_t* core = self._alive()
         cdef int result
         until_ns = min(until_ns, monotonic_ns() + _SLICE_NS)
-        # The default slack of 50 us would be the largest part of an open loop's lag; a thread's own, so set
-        # each time.
+        # The default timer slack of 50 us would be the largest part of an open loop's lag. It belongs to the
+        # thread, so it is set each time.
         prctl(PR_SET_TIMERSLACK, 1_000)
         with nogil:
             result = run_loop(core, until_ns, until_messages)
@@ -218,7 +219,7 @@ cdef class Engine:
 
     @property
     def settings(self):
-        """The settings in force."""
+        """The settings in use."""
         return self._settings
 
     def connect(self, plan):
@@ -229,7 +230,7 @@ cdef class Engine:
         return self.take_connect()
 
     def begin_connect(self, plan):
-        """Start what `connect` does without running the loop."""
+        """Start a connect job without running the loop."""
         cdef core_t* core = self._alive()
         if core.connect.phase != PHASE_IDLE:
             raise EngineBusyError("a connect is under way")
@@ -261,7 +262,7 @@ cdef class Engine:
         core.connect.phase = PHASE_RUNNING
 
     cdef int _keep(self, plan, _Pieces request, list tokens) except -1:
-        """Hold the bytes the job points into, until it is taken."""
+        """Keep the bytes to which the job points until it is taken."""
         cdef core_t* core = self.core
         cdef uint64_t end = 0
         if tokens:
@@ -285,7 +286,7 @@ cdef class Engine:
         return 0
 
     def take_connect(self):
-        """Return the result once, when the connect that began is over; None before."""
+        """Return the result of the connect job once, when it has ended; None before."""
         cdef core_t* core = self._alive()
         if core.connect.phase != PHASE_DONE:
             return None
@@ -300,17 +301,17 @@ cdef class Engine:
         return result
 
     def echo(self, plan):
-        """Run the loop until the plan's messages are sent and answered, or the drain is over."""
+        """Run the loop until the plan's messages are sent and answered, or the drain has ended."""
         self.begin_echo(plan)
         while self._alive().echo.phase != PHASE_DONE:
             self._run(<uint64_t>-1, 0)
         return self.take_echo()
 
     def begin_echo(self, plan):
-        """Start what `echo` does without running the loop."""
+        """Start an echo job without running the loop."""
         cdef core_t* core = self._alive()
         cdef _Pieces message = _Pieces(plan.message.encode(), {b"{stamp}": PART_STAMP, b"{index}": PART_INDEX})
-        # One more for the end that snprintf writes behind an index.
+        # One more byte for the terminator that snprintf writes after an index.
         cdef size_t size = message.most(plan.payload_bytes) + HEADER_MOST + 1
         cdef uint8_t* scratch
         if core.echo.phase != PHASE_IDLE:
@@ -339,7 +340,7 @@ cdef class Engine:
             raise MemoryError
 
     def take_echo(self):
-        """Return the result once, when the echo that began is over; None before."""
+        """Return the result of the echo job once, when it has ended; None before."""
         cdef core_t* core = self._alive()
         if core.echo.phase != PHASE_DONE:
             return None
@@ -347,7 +348,7 @@ cdef class Engine:
         return echo_result(core)
 
     def hold(self, duration_s, *, until_messages=0):
-        """Run the loop only: answer pings, read, count."""
+        """Run the loop without a job: answer pings, read and count messages."""
         cdef core_t* core = self._alive()
         cdef uint64_t until_ns = monotonic_ns() + <uint64_t>(max(duration_s, 0.0) * 1e9)
         while True:
@@ -365,9 +366,10 @@ cdef class Engine:
         event.events = EPOLLIN
         event.data.u64 = 0
         event.data.u32 = WAKE_SLOT
-        # Registered for the call only: readable and unattended it would make every other loop spin.
+        # Registered during the call only: a readable descriptor that is not read would make every other loop
+        # spin.
         if fd >= 0 and epoll_ctl(core.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
-            # A plain file cannot be polled, and is always readable.
+            # epoll refuses a plain file, which is always readable.
             return True
         try:
             while result == 0 and monotonic_ns() < until_ns:
@@ -378,7 +380,7 @@ cdef class Engine:
         return result & RAN_WAKE != 0
 
     def send(self, payload, *, first=0, count=0, is_text=True):
-        """Send one message on each of some open connections, now."""
+        """Send one message on each of some open connections, at once."""
         cdef core_t* core = self._alive()
         cdef _Pieces pieces = _Pieces(payload, {b"{index}": PART_INDEX})
         cdef uint64_t skip = first
@@ -402,7 +404,7 @@ cdef class Engine:
             size = build(pieces.pieces, pieces.count, 0, conn.index, NULL, 0, core.scratch + HEADER_MOST)
             key = <uint32_t>draw(&core.random)
             mask(core.scratch + HEADER_MOST, size, key)
-            # Written right before the payload, whose place had to be known before its size.
+            # The header stands directly before the payload, whose place is fixed before its size is known.
             head = encode_header(header, opcode, size, key)
             encode_header(core.scratch + HEADER_MOST - head, opcode, size, key)
             if write_bytes(core, conn, core.scratch + HEADER_MOST - head, head + size) == 0:
@@ -411,14 +413,14 @@ cdef class Engine:
         return sent
 
     def close(self, mode="close", *, count=0, timeout_s=5.0):
-        """End connections and run the loop until they are gone."""
+        """End connections, and run the loop until they have ended."""
         self.begin_close(mode, count=count, timeout_s=timeout_s)
         while self._alive().closing.phase != PHASE_DONE:
             self._run(<uint64_t>-1, 0)
         return self.take_close()
 
     def begin_close(self, mode="close", *, count=0, timeout_s=5.0):
-        """Start what `close` does without running the loop."""
+        """Start a close job without running the loop."""
         cdef core_t* core = self._alive()
         if mode not in _MODES:
             raise ValueError("mode must be close, reset or fin")
@@ -431,7 +433,7 @@ cdef class Engine:
         core.closing.phase = PHASE_RUNNING
 
     def take_close(self):
-        """Return the result once, when the close that began is over; None before."""
+        """Return the result of the close job once, when it has ended; None before."""
         cdef core_t* core = self._alive()
         if core.closing.phase != PHASE_DONE:
             return None
@@ -439,7 +441,7 @@ cdef class Engine:
         return close_result(core)
 
     def reconcile(self, stream, *, first, last):
-        """Compare what each open reader received of a stream with what was published."""
+        """Compare the messages of a stream that each open reader has received with the published ones."""
         cdef core_t* core = self._alive()
         cdef uint64_t low = first
         cdef uint64_t high = last
@@ -466,7 +468,7 @@ cdef class Engine:
         }
 
     def stats(self, *, with_counts=False):
-        """Return every counter."""
+        """Return all counters."""
         cdef core_t* core = self._alive()
         result = stats(core, with_counts)
         names = self._settings.counted
@@ -474,15 +476,15 @@ cdef class Engine:
         return result
 
     def reset_stats(self):
-        """Zero the counters and histograms."""
+        """Set the counters and histograms to zero."""
         reset_counters(self._alive())
 
     def shut(self):
-        """Reset every connection and free everything."""
+        """Reset every connection and free all memory."""
         self._free()
 
     def __enter__(self):
-        """Return self."""
+        """Return the engine itself."""
         return self
 
     def __exit__(self, *exc_info):

@@ -1,15 +1,15 @@
-"""What goes wrong on the measuring side itself; what the server does wrong is counted, never raised."""
+"""The errors of the engine itself; faults of the measured server are counted and not raised."""
 
 __all__ = ["EngineBusyError", "EngineError", "EngineLimitError"]
 
 
 class EngineError(Exception):
-    """Base of every error of the engine."""
+    """The base class of all errors of the engine."""
 
 
 class EngineLimitError(EngineError):
-    """More connections were asked for than this process may hold (descriptors or table slots)."""
+    """A plan needs more connections than this process may have (descriptors or table slots)."""
 
 
 class EngineBusyError(EngineError):
-    """A job of this kind is still running; one connect, one echo and one close run at a time."""
+    """A job of this kind still runs: one connect, one echo and one close may run at a time."""

@@ -1,7 +1,7 @@
-"""RFC 6455 frames from the client's side: decoding what a server sends, strictly, and encoding masked frames.
+"""RFC 6455 frames on the client's side: strict decoding of the server's frames, encoding of masked frames.
 
-Plain functions on pointer and length. Not checked: UTF-8 in text and in close reasons; this client judges
-delivery, and the conformance suite judges bytes.
+Plain functions on pointer and length. UTF-8 in text and in close reasons is not checked: this client checks
+delivery, and the conformance suite checks bytes.
 """
 
 from libc.string cimport memcpy
@@ -10,8 +10,8 @@ from libc.string cimport memcpy
 cdef int decode_header(const uint8_t* data, size_t size, header_t* out) noexcept nogil:
     """Decode one frame header.
 
-    Returns the header's length in bytes, 0 when more bytes are needed, or a negated fault_t. Faults that the
-    first bytes show are told without waiting for the rest.
+    Returns the length of the header in bytes, 0 if more bytes are needed, or a negated fault_t. A fault in
+    the first bytes is reported without waiting for the rest.
     """
     cdef uint8_t opcode
     cdef uint8_t length
@@ -21,7 +21,7 @@ cdef int decode_header(const uint8_t* data, size_t size, header_t* out) noexcept
     if size < 1:
         return 0
     opcode = data[0] & 0x0F
-    # Section 5.2: without an extension negotiated, RSV1-3 are 0.
+    # Section 5.2: without a negotiated extension, RSV1-3 are 0.
     if data[0] & 0x70:
         return -<int>FAULT_RSV
     if opcode > OP_PONG or OP_BINARY < opcode < OP_CLOSE:
@@ -31,11 +31,11 @@ cdef int decode_header(const uint8_t* data, size_t size, header_t* out) noexcept
         return -<int>FAULT_CONTROL_FRAGMENTED
     if size < 2:
         return 0
-    # Section 5.1: a server must not mask, and a client must close when it does.
+    # Section 5.1: a server must not mask, and a client must close the connection if it does.
     if data[1] & 0x80:
         return -<int>FAULT_MASKED
     length = data[1]
-    # Section 5.5: control frames carry at most 125 bytes.
+    # Section 5.5: control frames have at most 125 bytes.
     if opcode >= OP_CLOSE and length > CONTROL_MOST:
         return -<int>FAULT_CONTROL_LENGTH
     out.opcode = opcode
@@ -48,7 +48,7 @@ cdef int decode_header(const uint8_t* data, size_t size, header_t* out) noexcept
         return 0
     for i in range(extended):
         payload = (payload << 8) | data[2 + i]
-    # Section 5.2: the minimal number of bytes, and the top bit of the 64-bit form is 0.
+    # Section 5.2: the length has the minimal number of bytes, and the top bit of the 64-bit form is 0.
     if payload < 126 or (extended == 8 and (payload < 65_536 or payload >> 63)):
         return -<int>FAULT_LENGTH
     out.payload = payload
@@ -56,7 +56,7 @@ cdef int decode_header(const uint8_t* data, size_t size, header_t* out) noexcept
 
 
 cdef size_t encode_header(uint8_t* out, uint8_t opcode, uint64_t payload, uint32_t key) noexcept nogil:
-    """Write the header of a final, masked frame; returns its length, 6 to 14."""
+    """Write the header of a final, masked frame; return its length, 6 to 14."""
     cdef size_t size = 2
     cdef int i
     out[0] = 0x80 | opcode
@@ -77,7 +77,7 @@ cdef size_t encode_header(uint8_t* out, uint8_t opcode, uint64_t payload, uint32
 
 
 cdef void mask(uint8_t* data, size_t size, uint32_t key) noexcept nogil:
-    """Mask a payload in place, eight bytes at a time; memcpy because data need not be aligned."""
+    """Mask a payload in place, eight bytes at a time. memcpy, because data need not be aligned."""
     cdef uint64_t wide = (<uint64_t>key << 32) | key
     cdef uint64_t word
     cdef uint8_t* bytes_of_key = <uint8_t*>&key
@@ -93,7 +93,7 @@ cdef void mask(uint8_t* data, size_t size, uint32_t key) noexcept nogil:
 
 
 cdef bint is_close_code(unsigned int code) noexcept nogil:
-    """Tell whether a code may stand in a Close frame. Source: RFC 6455, 7.4, and IANA's registry."""
+    """Whether a Close frame may have this code. Source: RFC 6455, 7.4, and IANA's registry."""
     if code < 1000 or code > 4999:
         return False
     return code >= 3000 or code <= 1003 or 1007 <= code <= 1014

@@ -1,4 +1,4 @@
-"""Judging the response to the opening handshake; see handshake.pyx."""
+"""Checks the response to the opening handshake; see handshake.pyx."""
 
 from libc.stdint cimport uint8_t, uint32_t
 

@@ -1,4 +1,4 @@
-"""Judging the response to the opening handshake, on pointer and length. Source: RFC 6455, 4.1."""
+"""Checks the response to the opening handshake, on pointer and length. Source: RFC 6455, 4.1."""
 
 from libc.string cimport memchr, memcmp
 
@@ -15,13 +15,13 @@ from loadtest.engine.linux cimport memmem
 
 
 cdef int head_end(const uint8_t* data, size_t size) noexcept nogil:
-    """Return the head's length with its empty line, 0 while that has not come."""
+    """Return the length of the head with its empty line; 0 while that has not arrived."""
     cdef const uint8_t* at = <const uint8_t*>memmem(data, size, "\r\n\r\n", 4)
     return 0 if at == NULL else <int>(at - data) + 4
 
 
 cdef int parse_status(const uint8_t* head, size_t size) noexcept nogil:
-    """Return the status of a response head, 100 to 999, or -1 when it is not HTTP/1.x."""
+    """Return the status of a response head, 100 to 999; -1 if it is not HTTP/1.x."""
     cdef int i
     cdef int status = 0
     if size < 13 or memcmp(head, "HTTP/1.", 7) != 0 or head[8] != c' ':
@@ -40,7 +40,7 @@ cdef inline uint8_t _lower(uint8_t letter) noexcept nogil:
 
 
 cdef bint _same(const uint8_t* text, size_t size, const char* word, size_t word_size) noexcept nogil:
-    """Compare with a lower-case word, letters of either case."""
+    """Compare a text with a lower-case word, ignoring the case of letters."""
     cdef size_t i
     if size != word_size:
         return False
@@ -53,7 +53,7 @@ cdef bint _same(const uint8_t* text, size_t size, const char* word, size_t word_
 cdef bint _lists(
     const uint8_t* text, size_t size, const uint8_t* word, size_t word_size, bint is_any_case
 ) noexcept nogil:
-    """Tell whether a comma-separated list has a word among its elements."""
+    """Whether a comma-separated list has this word as an element."""
     cdef size_t start = 0, stop, next_start
     while start < size:
         stop = start
@@ -76,13 +76,13 @@ cdef bint _lists(
 cdef failure_t judge_upgrade(
     const uint8_t* head, size_t size, const uint8_t* accept, const uint8_t* offered, uint32_t offered_size
 ) noexcept nogil:
-    """Check the header fields of a 101 response.
+    """Check the header fields of a 101 response, and return the failure or FAIL_NONE.
 
     Args:
-        head: The whole head, its empty line included.
+        head: The whole head with its empty line.
         size: Its length.
         accept: The 28 characters that Sec-WebSocket-Accept must be.
-        offered: The Sec-WebSocket-Protocol we sent, or NULL.
+        offered: The Sec-WebSocket-Protocol that was sent, or NULL.
         offered_size: Its length.
     """
     cdef const uint8_t* end = head + size - 2
@@ -111,7 +111,7 @@ cdef failure_t judge_upgrade(
         elif _same(line, name, "sec-websocket-accept", 20):
             accepts += 1 if length == ACCEPT_BYTES and memcmp(colon, accept, ACCEPT_BYTES) == 0 else 100
         elif _same(line, name, "sec-websocket-extensions", 24):
-            # We offer none, so the server may not choose one.
+            # The engine offers none, so the server must not choose one.
             return FAIL_BAD_EXTENSION
         elif _same(line, name, "sec-websocket-protocol", 22):
             protocols += 1

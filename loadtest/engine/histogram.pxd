@@ -1,4 +1,4 @@
-"""Log-linear histogram; see histogram.pyx."""
+"""The histogram of durations; see histogram.pyx."""
 
 from libc.stdint cimport int64_t, uint64_t
 

@@ -1,9 +1,10 @@
-"""Log-linear histogram of durations, three significant digits, mergeable.
+"""A histogram of durations with three significant digits, which can be merged with others.
 
-HdrHistogram's layout: values below 2,048 have a bucket each; above, every power of two is split into 1,024
-equal buckets, so a bucket is never wider than 1/1024 of its values. Recording is a count-leading-zeros and an
-add, and two histograms merge by adding buckets, which averaged percentiles never do. The 264 KiB of buckets
-are zero pages until touched: a run whose values lie within three powers of two costs 24 KiB.
+It uses HdrHistogram's layout: each value below 2,048 has its own bucket; above, every power of two is split
+into 1,024 equal buckets, so that a bucket is never wider than 1/1024 of its values. Recording counts leading
+zeros and adds. Two histograms are merged by adding their buckets, which cannot be done with percentiles. The
+264 KiB of buckets are zero pages until they are used: a run whose values lie within three powers of two uses
+24 KiB.
 """
 
 from libc.stdlib cimport calloc, free
@@ -28,7 +29,7 @@ cdef inline unsigned int _bucket(uint64_t value) noexcept nogil:
 
 
 cdef inline uint64_t _highest(unsigned int bucket) noexcept nogil:
-    """Return the largest value a bucket holds."""
+    """Return the largest value of a bucket."""
     cdef unsigned int shift = 0
     if bucket >= 2 << _HALF_BITS:
         shift = (bucket >> _HALF_BITS) - 1
@@ -36,20 +37,20 @@ cdef inline uint64_t _highest(unsigned int bucket) noexcept nogil:
 
 
 cdef int hist_init(hist_t* hist) noexcept nogil:
-    """Prepare an empty histogram; -1 without memory."""
+    """Prepare an empty histogram; return -1 without memory."""
     memset(hist, 0, sizeof(hist_t))
     hist.counts = <uint64_t*>calloc(HIST_BUCKETS, sizeof(uint64_t))
     return 0 if hist.counts != NULL else -1
 
 
 cdef void hist_free(hist_t* hist) noexcept nogil:
-    """Give the buckets back."""
+    """Free the buckets of a histogram."""
     free(hist.counts)
     hist.counts = NULL
 
 
 cdef void hist_reset(hist_t* hist) noexcept nogil:
-    """Empty it. Touches only buckets that were used, so that zero pages stay zero pages."""
+    """Empty a histogram. Clears only the used buckets, so that zero pages stay zero pages."""
     cdef uint64_t* counts = hist.counts
     if hist.total:
         memset(counts + _bucket(hist.min), 0, (_bucket(hist.max) - _bucket(hist.min) + 1) * sizeof(uint64_t))
@@ -91,7 +92,7 @@ cdef uint64_t _percentile(hist_t* hist, double percent) noexcept nogil:
 
 
 cdef dict hist_to_dict(hist_t* hist, bint with_counts):
-    """Return the summary of results.HistogramDict."""
+    """Return the summary as results.HistogramDict."""
     cdef unsigned int bucket
     cdef dict counts
     cdef dict summary = {
@@ -116,15 +117,15 @@ cdef dict hist_to_dict(hist_t* hist, bint with_counts):
 
 
 cdef class Histogram:
-    """Counts of values 0 to 2**42-1 (ns: 73 minutes), each kept within 0.1 %."""
+    """Counts of values from 0 to 2**42-1 (in ns: 73 minutes), each kept within 0.1 %."""
 
     def __cinit__(self):
-        """Take the buckets."""
+        """Allocate the buckets."""
         if hist_init(&self.hist) < 0:
             raise MemoryError
 
     def __dealloc__(self):
-        """Give them back."""
+        """Free the buckets."""
         hist_free(&self.hist)
 
     def record(self, value, count=1):
@@ -135,12 +136,12 @@ cdef class Histogram:
         hist_record(&self.hist, clean, count)
 
     def record_many(self, values):
-        """Add each value once."""
+        """Add each of several values once."""
         for value in values:
             self.record(value)
 
     def merge(self, other):
-        """Add all of another's counts."""
+        """Add all counts of another histogram."""
         cdef Histogram source = <Histogram?>other
         cdef hist_t* ours = &self.hist
         cdef hist_t* theirs = &source.hist
@@ -167,7 +168,7 @@ cdef class Histogram:
 
     @classmethod
     def from_dict(cls, data):
-        """Make a histogram from `to_dict(with_counts=True)`."""
+        """Create a histogram from `to_dict(with_counts=True)`."""
         cdef Histogram made = cls()
         if "counts" not in data:
             raise ValueError("the summary has no counts")
@@ -181,7 +182,7 @@ cdef class Histogram:
             made.hist.max = data["max"]
         if made.hist.total != data["count"]:
             raise ValueError("counts do not add up")
-        # The mean is exact only as far as a double carries it.
+        # The mean is exact only to the precision of a double.
         made.hist.sum = round(data["mean"] * data["count"])
         made.hist.clamped = data["clamped"]
         return made

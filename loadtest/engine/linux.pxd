@@ -1,4 +1,4 @@
-"""The system calls the engine uses, and nothing else of the system."""
+"""Declarations of the system calls that the engine uses."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from posix.time cimport timespec
@@ -13,7 +13,7 @@ cdef extern from "<sys/epoll.h>" nogil:
         epoll_data_t data
     int epoll_create1(int flags)
     int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
-    # Nanosecond timeouts: an open loop at 50,000/s cannot live with epoll_wait's milliseconds. glibc >= 2.35.
+    # Timeouts in ns: an open loop at 50,000/s cannot use epoll_wait's milliseconds. glibc >= 2.35.
     int epoll_pwait2(int epfd, epoll_event* events, int most, const timespec* timeout, const void* sigmask)
     enum:
         EPOLLIN
@@ -93,12 +93,12 @@ cdef extern from "<string.h>" nogil:
 
 
 cdef inline uint64_t clock_ns(int clock) noexcept nogil:
-    """Return a clock's time in ns. About 30 ns."""
+    """Return the time of a clock in ns. About 30 ns."""
     cdef timespec now
     clock_gettime(clock, &now)
     return <uint64_t>now.tv_sec * 1_000_000_000 + <uint64_t>now.tv_nsec
 
 
 cdef inline uint64_t monotonic_ns() noexcept nogil:
-    """Return CLOCK_MONOTONIC in ns: the one clock of plans, stamps and deadlines."""
+    """Return CLOCK_MONOTONIC in ns: all plans, stamps and deadlines use this clock."""
     return clock_ns(CLOCK_MONOTONIC)

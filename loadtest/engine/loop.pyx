@@ -1,7 +1,7 @@
-"""The poll loop: what is due by the clock, then what the sockets say, until told to stop.
+"""The poll loop: it runs the jobs that are due, then handles the events of the sockets, and repeats.
 
-Every turn is bounded: jobs have a budget per tick, a batch has 512 events, an event reads once.
-Level-triggered, so that what a budget leaves over comes back by itself.
+Every turn is bounded: jobs have a budget per tick, a batch has at most 512 events, and an event reads once.
+epoll is level-triggered, so that the kernel reports again what a budget left over.
 """
 
 from libc.stdint cimport uint32_t
@@ -44,14 +44,14 @@ cdef enum:
 
 
 cdef void _on_slow(core_t* core, conn_t* conn, uint32_t events) noexcept nogil:
-    """Take news of a socket that is not read by readiness."""
+    """Handle an event of a slow reader: an error, or the FIN of the server."""
     cdef int error = 0
     cdef unsigned int size = sizeof(error)
     if events & (EPOLLERR | EPOLLHUP):
         getsockopt(conn.fd, SOL_SOCKET, SO_ERROR, &error, &size)
         lose(core, conn, error)
     elif events & EPOLLRDHUP:
-        # What the server said before is still unread, and stays so: that is what a stuck peer does.
+        # The earlier data of the server stays unread, as it does with a stuck client.
         conn.flags |= FLAG_SERVER_ENDED
         core.counters.slow_server_ended += 1
         set_interest(core, conn)
@@ -73,7 +73,7 @@ cdef void _on_event(core_t* core, const epoll_event* event) noexcept nogil:
 
 
 cdef uint64_t _tick(core_t* core, uint64_t now) noexcept nogil:
-    """Do what is due; returns when something is due next."""
+    """Run the jobs that are due; return when the next one is due."""
     cdef uint64_t next_ns = sweep(core, now)
     free_batch(core)
     next_ns = min(next_ns, tick_connect(core, now))
@@ -82,7 +82,7 @@ cdef uint64_t _tick(core_t* core, uint64_t now) noexcept nogil:
 
 
 cdef int run_loop(core_t* core, uint64_t until_ns, uint64_t until_messages) noexcept nogil:
-    """Run until a time, a count of messages, a job's end, or a wake. Polls at least once."""
+    """Run until a time, a number of messages, the end of a job, or a wake-up. Polls at least once."""
     cdef epoll_event events[_EVENTS]
     cdef timespec timeout
     cdef uint64_t started_ns = monotonic_ns()

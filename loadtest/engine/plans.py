@@ -1,6 +1,6 @@
-"""What can be asked of the engine: frozen settings and plans, checked when they are made.
+"""The settings and plans of the engine: frozen, and checked when they are created.
 
-The same field names are the arguments of the JSON commands of ``python -m loadtest.engine``.
+The JSON commands of ``python -m loadtest.engine`` have the same field names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from loadtest.engine.stamps import STAMP_BYTES
 
 __all__ = ["COUNTED_MOST", "ConnectPlan", "EchoPlan", "EngineSettings"]
 
-COUNTED_MOST = 8  # as in core.pxd
+COUNTED_MOST = 8  # the same number as in core.pxd
 
 
 def _require(is_met: bool, message: str) -> None:
@@ -21,23 +21,22 @@ def _require(is_met: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Fixed for the life of one engine.
+    """The settings of one engine, which never change.
 
     Attributes:
-        max_connections: Table slots, >= 1; 0 takes what the hard descriptor limit allows less a reserve of
-            64.
-        first_source: First source address inside 127.0.0.0/8; the others follow it one by one. Give every
-            engine process its own range (127.1.0.1, 127.2.0.1, ...). Not used when the server is not on
+        max_connections: The number of table slots, >= 1; 0: the hard descriptor limit less a reserve of 64.
+        first_source: The first source address inside 127.0.0.0/8; the others follow one by one. Give every
+            engine process its own range (127.1.0.1, 127.2.0.1, ...). Not used if the server is not in
             127.0.0.0/8.
-        source_count: Source addresses in rotation, 0 for one per 14,000 slots.
-        read_bytes: Size of the one shared receive buffer, 4 KiB to 16 MiB.
-        stamp_window_bytes: How far into a message a stamp is looked for, 48 to 65,536. Also what a message
-            that arrived in part may cost in memory; bytes beyond it are counted and dropped.
-        first_sequence: The sequence number every stream starts with; None takes the first one a connection
-            sees, so that joining late is no loss.
-        close_timeout_s: How long a connection may take to end once a Close was sent or answered, > 0.
-        counted: Beginnings, at most 8 of 1 to 64 ASCII characters. Messages without a stamp are counted by
-            each they begin with, in `Stats.counted`.
+        source_count: The number of source addresses that are used in turn; 0: one per 14,000 slots.
+        read_bytes: The size of the one shared receive buffer, 4 KiB to 16 MiB.
+        stamp_window_bytes: The first bytes of a message in which a stamp is searched, 48 to 65,536. A message
+            that has arrived in part takes at most this much memory; bytes beyond it are counted and dropped.
+        first_sequence: The sequence number with which every stream starts; None: the first number that a
+            connection receives, so that a late subscription is no loss.
+        close_timeout_s: How long a connection may take to end after a Close was sent or answered, > 0.
+        counted: At most 8 texts of 1 to 64 ASCII characters. Messages without a stamp that begin with such a
+            text are counted in `Stats.counted`.
     """
 
     max_connections: int = 0
@@ -50,7 +49,7 @@ class EngineSettings:
     counted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse values outside the ranges given above (ValueError)."""
+        """Raise ValueError for a value outside the ranges given above."""
         _require(0 <= self.max_connections <= 1_000_000, "max_connections must be 0 to 1,000,000")
         _require(0 <= self.source_count <= 65_536, "source_count must be 0 to 65,536")
         _require(4_096 <= self.read_bytes <= 16_777_216, "read_bytes must be 4 KiB to 16 MiB")
@@ -66,29 +65,29 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectPlan:
-    """Open `count` connections to one server.
+    """A request to open `count` connections to one server.
 
     Attributes:
-        count: Connections to attempt, >= 1.
-        host: IPv4 literal of the server (names are not resolved).
-        port: TCP port, 1 to 65,535.
-        path: Request target. ``{index}`` becomes the attempt's number in this plan plus `first_index`,
-            ``{token}`` the token of that attempt.
+        count: The number of connections to attempt, >= 1.
+        host: The IPv4 address of the server (names are not resolved).
+        port: The TCP port, 1 to 65,535.
+        path: The request target. ``{index}`` is replaced by the number of the attempt in this plan plus
+            `first_index`, ``{token}`` by the token of that attempt.
         headers: Further request headers (name, value), with the same two placeholders.
-            Sec-WebSocket-Extensions is
-            refused: the engine offers none.
+            Sec-WebSocket-Extensions is refused, because the engine has none.
         tokens: Used in turn for ``{token}``; kept only while connecting.
-        first_index: What ``{index}`` starts with.
-        rate_per_s: Attempts per second by the clock (open loop, latency from the intended start); 0 is as
+        first_index: The value of ``{index}`` for the first attempt.
+        rate_per_s: Attempts per second at fixed times (open loop, latency from the intended start); 0: as
             fast as `window` allows.
-        window: Handshakes under way at once when `rate_per_s` is 0, >= 1.
-        timeout_s: From SYN to the end of the response head, > 0.
-        receive_buffer_bytes: SO_RCVBUF set before connecting, 0 leaves the kernel's default.
-        slow_share: Share of the attempts, 0 to 1, spread evenly, that become slow readers once open.
-        slow_bytes_per_s: What a slow reader reads per second; 0 is nothing, ever, but what came in one read
-            with the response head. A ping that is not read is not answered.
-        is_overcommitted: Allow more attempts than there are free slots, for storms that are refused; one that
-            finds no slot fails as "no_slot".
+        window: How many handshakes are under way at once if `rate_per_s` is 0, >= 1.
+        timeout_s: The time limit from SYN to the end of the response head, > 0.
+        receive_buffer_bytes: SO_RCVBUF, set before connecting; 0 leaves the kernel's default.
+        slow_share: The share of the attempts, 0 to 1, spread evenly, that become slow readers once they are
+            open.
+        slow_bytes_per_s: How many bytes a slow reader reads per second; 0: none, except those that arrived in
+            one read with the response head. A ping that is not read is not answered.
+        is_overcommitted: Allow more attempts than there are free slots, to measure refusals in large numbers;
+            an attempt without a slot fails as "no_slot".
         is_refusal_reset: End refused connections with a reset instead of a FIN (leaves no TIME_WAIT).
     """
 
@@ -109,7 +108,7 @@ class ConnectPlan:
     is_overcommitted: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values outside the ranges given above (ValueError)."""
+        """Raise ValueError for a value outside the ranges given above."""
         _require(self.count >= 1, "count must be >= 1")
         _require(1 <= self.port <= 65_535, "port must be 1 to 65,535")
         _require(self.path.startswith("/") and self.path.isascii(), "path must be ASCII and start with /")
@@ -128,28 +127,30 @@ class ConnectPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoPlan:
-    """Send messages and wait for each to be answered on the connection it left by, by its stamp come back.
+    """A request to send messages and to wait for the answer to each on the same connection, by its stamp.
 
-    With `rate_per_s` the plan is an open loop: message k of all is due at start + k/rate, connections take
-    turns, and a message that has to wait (for its connection or for the engine) keeps its due time, so
-    waiting is measured.
+    With `rate_per_s` the plan is an open loop: message k of all is due at start + k/rate, and connections
+    take turns. A message that has to wait (for its connection or for the engine) keeps its due time, so that
+    the wait is part of its latency.
 
     Attributes:
-        connections: How many open connections take part (slow readers never do), 0 for all.
-        messages_per_connection: Stop after so many each; 0 for no such end.
-        duration_s: Stop sending after so long; 0 for no such end. At least one of the two ends is needed.
-        payload_bytes: Size of the stamp with its padding, 48 to 1,048,576.
-        message: What is sent, ASCII: ``{stamp}`` becomes the stamp, ``{index}`` the connection's index. The
-            stamp alone by default.
-        answer: For a message without ``{stamp}``, in a plan with `rate_per_s`: how its answer begins, ASCII.
-            The n-th message that begins so and has no stamp itself answers the n-th that was sent on that
-            connection, so none may be on its way from before.
-        in_flight: Unanswered messages per connection at once; 0 is no limit and needs `rate_per_s`.
-        rate_per_s: Messages per second over all connections, by the clock; 0 sends as soon as in_flight
+        connections: The number of open connections that take part (never slow readers); 0: all.
+        messages_per_connection: Stop after so many messages on each; 0: no such end.
+        duration_s: Stop sending after so many seconds; 0: no such end. At least one of the two ends is
+            required.
+        payload_bytes: The size of the stamp with its padding, 48 to 1,048,576.
+        message: The message, ASCII: ``{stamp}`` is replaced by the stamp, ``{index}`` by the connection's
+            index. By default the stamp alone.
+        answer: For a message without ``{stamp}``, in a plan with `rate_per_s`: the beginning of its answer,
+            ASCII. The n-th message without a stamp that begins so answers the n-th message that was sent on
+            that connection, so no earlier answer may be under way.
+        in_flight: How many messages of one connection may be without an answer; 0: no limit, which needs
+            `rate_per_s`.
+        rate_per_s: Messages per second over all connections, at fixed times; 0: send as soon as in_flight
             allows.
-        drain_s: How long answers are waited for after the last send, >= 0; in a plan with neither rate nor
-            duration, how long without any answer before it is given up.
-        is_text: Text frames instead of binary.
+        drain_s: How long to wait for answers after the last send, >= 0. In a plan with neither rate nor
+            duration: how long to wait without any answer.
+        is_text: Send text frames instead of binary ones.
     """
 
     connections: int = 0
@@ -164,7 +165,7 @@ class EchoPlan:
     answer: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse values outside the ranges given above (ValueError)."""
+        """Raise ValueError for a value outside the ranges given above."""
         _require(self.connections >= 0, "connections must be >= 0")
         _require(self.messages_per_connection >= 0, "messages_per_connection must be >= 0")
         _require(self.duration_s >= 0 and self.drain_s >= 0, "durations must be >= 0")

@@ -1,4 +1,4 @@
-"""What is made ready in Python before C takes over: limits, source addresses, the request's text."""
+"""The steps in Python before the C code runs: descriptor limits, source addresses, the request's text."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from loadtest.engine.plans import ConnectPlan, EngineSettings
 
 __all__ = ["request_text", "resolve"]
 
-# Descriptors left to the interpreter, pipes and files.
+# Descriptors for the interpreter, pipes and files.
 _RESERVE = 64
-# Half of the 28,232 ephemeral ports: connect(2) tries those of one parity first and slows down beyond them.
+# Half of the 28,232 ephemeral ports: connect(2) tries the ports of one parity first and is slower after them.
 _PORTS_PER_SOURCE = 14_000
 
 
 def resolve(settings: EngineSettings) -> EngineSettings:
-    """Raise the soft descriptor limit, check the hard one, and fill in what the settings leave open.
+    """Raise the soft descriptor limit, check the hard one, and fill in the open fields of the settings.
 
     Raises:
         EngineLimitError: The hard limit is below max_connections plus the reserve of 64.
-        ValueError: The source addresses are not all in 127.0.0.0/8.
+        ValueError: Not all source addresses are in 127.0.0.0/8.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -42,7 +42,7 @@ def resolve(settings: EngineSettings) -> EngineSettings:
 
 
 def request_text(plan: ConnectPlan) -> bytes:
-    """Return the request with its placeholders. Source: RFC 6455, 4.1."""
+    """Return the text of the handshake request, with its placeholders. Source: RFC 6455, 4.1."""
     lines = [
         f"GET {plan.path} HTTP/1.1",
         f"Host: {plan.host}:{plan.port}",

@@ -1,12 +1,13 @@
-"""The engine in a child process, so that its work is scheduled and accounted apart from the bench.
+"""Runs the engine in a child process, so that its CPU time is separate from that of the bench.
 
-The child is ``python -m loadtest.engine SETTINGS`` (a JSON object of EngineSettings fields). One JSON command
-per line goes in, one JSON answer per line comes out. A command is ``{"id": 7, "command": "stats", ...}``, its
-answer ``{"id": 7, "ok": true, "result": ...}`` or ``{"id": 7, "ok": false, "kind": ..., "error": ...}``.
+The child is ``python -m loadtest.engine SETTINGS`` (a JSON object with the fields of EngineSettings). Each
+line of its input is one JSON command, each line of its output one JSON reply. A command is ``{"id": 7,
+"command": "stats", ...}``, its reply ``{"id": 7, "ok": true, "result": ...}`` or ``{"id": 7, "ok": false,
+"kind": ..., "error": ...}``.
 
-Long commands (connect, echo, run, close) answer when they are over; the others at once, also while a long one
-is under way, so answers are matched by id. The child serves its connections all the time, asked or not. It
-ends when told to quit or when its standard input ends, so it never outlives its parent.
+Long commands (connect, echo, run, close) have their reply when they end. The others have it at once, also
+while a long one runs, so replies are matched by id. The child serves its connections all the time, with or
+without a command. It ends after `quit` or when its standard input ends, so that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ from loadtest.engine.results import CloseResult, ConnectResult, EchoResult, Reco
 
 __all__ = ["EngineProcess"]
 
-# What a long command may take beyond the time it was given, before the caller is told that the child hangs.
+# How long a command may take beyond its own time before the call fails because the child does not respond.
 _GRACE_S = 30.0
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 class EngineProcess:
-    """An engine in its own process, ended by its own pid on exit of the block, at exit, or with its parent.
+    """An engine in a child process, which ends after the block, at exit, or with its parent.
 
-    The methods are those of Engine; each blocks until its answer is there. To do something else meanwhile,
-    use `start`, which returns a future.
+    The methods are those of Engine; each blocks until its reply has arrived. `start` returns a future
+    instead.
 
     Args:
-        settings: The engine's settings.
-        cpus: Processors the child may run on; empty for all.
+        settings: The settings of the engine.
+        cpus: The processors on which the child may run; empty: all.
     """
 
     def __init__(self, settings: EngineSettings | None = None, *, cpus: tuple[int, ...] = ()) -> None:
-        """Spawn the child and wait until it is ready (EngineError if it cannot start)."""
+        """Start the child and wait until it is ready; raise EngineError if it cannot start."""
         arguments = json.dumps(dataclasses.asdict(settings or EngineSettings()))
         self._child = subprocess.Popen(
             [sys.executable, "-m", "loadtest.engine", arguments],
@@ -62,7 +63,8 @@ class EngineProcess:
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[Any]] = {}
         self._end = weakref.finalize(self, _end, self._child)
-        # Holds the parts, never self: an engine that is forgotten is collected, and its child ends with it.
+        # The thread refers to the parts and never to self: an EngineProcess without references is collected,
+        # and its child ends.
         threading.Thread(
             target=_read_answers,
             args=(self._child, self._waiting, self._lock),
@@ -77,11 +79,11 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """The process id of the child."""
         return self._child.pid
 
     def start(self, command: str, **arguments: Any) -> Future[Any]:
-        """Send a command; the future carries its result, or an EngineError."""
+        """Send a command, and return a future with its result or an EngineError."""
         future: Future[Any] = Future()
         number = next(self._ids)
         line = json.dumps({"id": number, "command": command, **arguments}).encode() + b"\n"
@@ -97,11 +99,11 @@ class EngineProcess:
         return future
 
     def call(self, command: str, **arguments: Any) -> Any:
-        """Send a command that is answered at once and wait for its result, at most 30 s (TimeoutError)."""
+        """Send a command that is answered at once, and wait for its result, at most 30 s (TimeoutError)."""
         return self.start(command, **arguments).result(_GRACE_S)
 
     def connect(self, plan: ConnectPlan) -> ConnectResult:
-        """Do what Engine.connect does."""
+        """Run Engine.connect in the child."""
         limit_s = plan.timeout_s * (2 + plan.count // plan.window)
         if plan.rate_per_s:
             limit_s = plan.timeout_s + plan.count / plan.rate_per_s
@@ -109,60 +111,63 @@ class EngineProcess:
         return cast(ConnectResult, future.result(limit_s + _GRACE_S))
 
     def run(self, duration_s: float, *, until_messages: int = 0) -> int:
-        """Wait while the child serves: Engine.hold."""
+        """Run Engine.hold in the child: serve the connections for this time."""
         arguments = {"duration_s": duration_s, "until_messages": until_messages}
         return cast(int, self.start("run", **arguments).result(duration_s + _GRACE_S))
 
     def echo(self, plan: EchoPlan) -> EchoResult:
-        """Do what Engine.echo does; a plan without duration_s may take up to an hour."""
+        """Run Engine.echo in the child; a plan without duration_s may take up to an hour."""
         limit_s = (plan.duration_s or 3600.0) + plan.drain_s
         future = self.start("echo", **dataclasses.asdict(plan))
         return cast(EchoResult, future.result(limit_s + _GRACE_S))
 
     def send(self, payload: str, *, first: int = 0, count: int = 0, is_text: bool = True) -> int:
-        """Do what Engine.send does, for payloads that are text (sent as UTF-8)."""
+        """Run Engine.send in the child, for a payload that is text (sent as UTF-8)."""
         return cast(int, self.call("send", payload=payload, first=first, count=count, is_text=is_text))
 
     def close(
         self, mode: Literal["close", "reset", "fin"] = "close", *, count: int = 0, timeout_s: float = 5.0
     ) -> CloseResult:
-        """Do what Engine.close does."""
+        """Run Engine.close in the child."""
         future = self.start("close", mode=mode, count=count, timeout_s=timeout_s)
         return cast(CloseResult, future.result(timeout_s + _GRACE_S))
 
     def reconcile(self, stream: int, *, first: int, last: int) -> ReconcileResult:
-        """Do what Engine.reconcile does."""
+        """Run Engine.reconcile in the child."""
         return cast(ReconcileResult, self.call("reconcile", stream=stream, first=first, last=last))
 
     def stats(self, *, with_counts: bool = False) -> Stats:
-        """Do what Engine.stats does."""
+        """Return Engine.stats of the child."""
         return cast(Stats, self.call("stats", with_counts=with_counts))
 
     def reset_stats(self) -> None:
-        """Do what Engine.reset_stats does."""
+        """Run Engine.reset_stats in the child."""
         self.call("reset")
 
     def quit(self) -> None:
-        """Reset all connections and end the child; kill it when it does not end in 10 s. Idempotent."""
+        """Reset all connections and end the child; kill it if it has not ended after 10 s.
+
+        May be called twice.
+        """
         with contextlib.suppress(EngineError, TimeoutError):
             self.start("quit").result(10.0)
         self.kill()
 
     def kill(self) -> None:
-        """End the child at once, by its pid, and collect it. Idempotent."""
+        """Kill the child at once by its process id, and wait for its end. May be called twice."""
         self._end()
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the EngineProcess itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Quit."""
+        """End the child process."""
         self.quit()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill and collect our own child; it may have ended already."""
+    """Kill the child and wait for its end; it may have ended already."""
     child.kill()
     child.wait()
     if child.stdin is not None:
@@ -173,7 +178,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _read_answers(
     child: subprocess.Popen[bytes], waiting: dict[int, Future[Any]], lock: threading.Lock
 ) -> None:
-    """Hand each answer to its future until the child's output ends; then fail those still waiting."""
+    """Set the future of each reply until the child's output ends; then fail the futures that remain."""
     stdout = child.stdout
     assert stdout is not None
     with stdout:
@@ -196,7 +201,7 @@ def _read_answers(
 
 
 def _error(kind: str, text: str) -> Exception:
-    """Return the child's error as one of ours; any other name becomes an EngineError."""
+    """Convert the child's error to an exception of the same name; an unknown name becomes an EngineError."""
     if kind in errors.__all__:
         return cast(Exception, getattr(errors, kind)(text))
     return ValueError(text) if kind == "ValueError" else EngineError(f"{kind}: {text}")

@@ -1,4 +1,4 @@
-"""Everything that reads from a socket; see receiving.pyx."""
+"""Reading from sockets and decoding frames; see receiving.pyx."""
 
 from libc.stdint cimport uint8_t, uint64_t
 

@@ -1,11 +1,11 @@
-"""Everything that reads from a socket: one recv into the shared buffer, frames out of it, messages judged.
+"""Reads from sockets: one recv into the shared buffer, then decodes frames and checks messages.
 
-A frame or message that lies whole in the buffer is judged where it lies. Otherwise the connection borrows a
-partial buffer for what must survive: an unfinished header, an unfinished control payload, and the head of the
-message up to the stamp window; payload beyond the window is counted and dropped. Between messages nothing is
-held.
+A frame or message that is complete in the buffer is processed in place. Otherwise the connection borrows a
+partial buffer for the parts that must be kept: an incomplete header, an incomplete control payload, and the
+beginning of the message up to the stamp window. Payload beyond the window is counted and dropped. Between
+messages nothing is kept.
 
-Functions that return int return -1 when the connection ended.
+Functions that return int return -1 if the connection ended.
 """
 
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
@@ -47,9 +47,9 @@ from loadtest.engine.table cimport borrow_partial, end, lose, return_partial, se
 
 
 cdef int receive(core_t* core, conn_t* conn, size_t most) noexcept nogil:
-    """Read once, at most `most` bytes.
+    """Read once from a connection, at most `most` bytes.
 
-    What is left makes the socket readable again, so no connection can hog the loop.
+    The rest keeps the socket readable, so that no connection can occupy the loop.
     """
     cdef ssize_t used = 0
     cdef uint64_t now
@@ -67,14 +67,14 @@ cdef int receive(core_t* core, conn_t* conn, size_t most) noexcept nogil:
     now = monotonic_ns()
     if conn.state == STATE_HANDSHAKE:
         used = feed_head(core, conn, core.read_buffer, size, now)
-        # Frames may follow the head in one packet.
+        # Frames may follow the head in the same packet.
         if used < 0 or used == size:
             return -1 if used < 0 else 0
     return feed(core, conn, core.read_buffer + used, size - used, now)
 
 
 cdef int _fail(core_t* core, conn_t* conn, fault_t fault) noexcept nogil:
-    """End a connection whose server broke the protocol (RFC 6455 7.1.7), counted by name."""
+    """End a connection whose server violated the protocol (RFC 6455 7.1.7), and count the fault."""
     core.counters.faults[<int>fault] += 1
     if not conn.flags & FLAG_CLOSE_SENT:
         if send_close(core, conn, 1002) < 0:
@@ -92,7 +92,7 @@ cdef inline bint _begins(
 cdef int _take_unstamped(
     core_t* core, conn_t* conn, const uint8_t* head, size_t size, uint64_t now
 ) noexcept nogil:
-    """Count a message by how it begins; it may be what the echo job waits for."""
+    """Count a message without a stamp by its beginning; it may be an answer for the echo job."""
     cdef uint32_t i
     for i in range(core.counted_count):
         core.counters.counted[i] += _begins(head, size, core.counted[i].data, core.counted[i].size)
@@ -105,7 +105,7 @@ cdef int _take_unstamped(
 cdef int _take_message(
     core_t* core, conn_t* conn, const uint8_t* head, size_t size, uint64_t now
 ) noexcept nogil:
-    """Count one complete message and judge its stamp; `head` is its beginning, up to the stamp window."""
+    """Count one complete message and check its stamp; `head` is its beginning, up to the stamp window."""
     cdef stamp_t mark
     core.counters.messages += 1
     core.counters.message_bytes += conn.message_bytes
@@ -125,7 +125,7 @@ cdef int _take_message(
 
 
 cdef int _take_close(core_t* core, conn_t* conn, const uint8_t* data, size_t size) noexcept nogil:
-    """Take the server's Close: count its code, answer it if it is not itself an answer, wait for the FIN."""
+    """Process the server's Close: count its code, answer it unless it is itself an answer, await the FIN."""
     cdef unsigned int code = 1005
     if size == 1:
         return _fail(core, conn, FAULT_CLOSE_PAYLOAD)
@@ -138,11 +138,11 @@ cdef int _take_close(core_t* core, conn_t* conn, const uint8_t* data, size_t siz
     if conn.state == STATE_OPEN:
         set_state(core, conn, STATE_CLOSING)
         conn.deadline_ns = monotonic_ns() + core.close_timeout_ns
-        # From here on a slow reader waits for the end like any other.
+        # From now on a slow reader waits for the end like other connections.
         set_interest(core, conn)
     if conn.flags & FLAG_CLOSE_SENT:
         return 0
-    # Section 5.5.1: answer with the same code; 1005 stands for none and is never sent.
+    # Section 5.5.1: answer with the same code; 1005 means no code and is never sent.
     return send_close(core, conn, 0 if code == 1005 else code)
 
 
@@ -154,7 +154,7 @@ cdef int _take_control(
         return 0
     if opcode == OP_CLOSE:
         return _take_close(core, conn, data, size)
-    # After our own Close nothing more may be sent (section 5.5.1).
+    # Nothing may be sent after our own Close (section 5.5.1).
     if conn.flags & FLAG_CLOSE_SENT:
         return 0
     core.counters.pings_answered += 1
@@ -162,7 +162,7 @@ cdef int _take_control(
 
 
 cdef int _begin_frame(core_t* core, conn_t* conn, const header_t* header) noexcept nogil:
-    """Check a frame against the message under way (section 5.4) and make it the current one."""
+    """Check a frame against the current message (section 5.4), and make it the current frame."""
     core.counters.frames_received += 1
     if header.opcode == OP_CONTINUATION:
         if conn.message_opcode == 0:
@@ -185,7 +185,7 @@ cdef int _begin_frame(core_t* core, conn_t* conn, const header_t* header) noexce
 cdef int _read_header(core_t* core, conn_t* conn, const uint8_t* data, size_t size) noexcept nogil:
     """Begin the frame whose header continues at data.
 
-    Returns how many bytes of data were used (all of them when the header is still unfinished), or -1 when the
+    Returns how many bytes of data were used (all of them if the header is still incomplete), or -1 if the
     connection ended.
     """
     cdef header_t header
@@ -202,7 +202,7 @@ cdef int _read_header(core_t* core, conn_t* conn, const uint8_t* data, size_t si
     if partial == NULL:
         lose(core, conn, ENOMEM)
         return -1
-    # A header is at most 10 bytes from a server, so this loop ends soon and never overruns header[].
+    # A server's header has at most 10 bytes, so this loop ends soon and never overruns header[].
     while <size_t>used < size:
         partial.header[partial.header_len] = data[used]
         partial.header_len += 1
@@ -217,7 +217,7 @@ cdef int _read_header(core_t* core, conn_t* conn, const uint8_t* data, size_t si
 
 
 cdef int _read_control(core_t* core, conn_t* conn, const uint8_t* data, size_t size) noexcept nogil:
-    """Take `size` bytes of the current control frame; the last of them makes it happen."""
+    """Process `size` bytes of the current control frame; the last byte completes the frame."""
     cdef partial_t* partial = conn.partial
     cdef uint8_t opcode = conn.frame_opcode
     conn.frame_left -= size
@@ -242,7 +242,7 @@ cdef int _read_control(core_t* core, conn_t* conn, const uint8_t* data, size_t s
 cdef int _read_data(
     core_t* core, conn_t* conn, const uint8_t* data, size_t size, uint64_t now
 ) noexcept nogil:
-    """Take `size` bytes of the current data frame; the last of a final frame completes the message."""
+    """Process `size` bytes of the current data frame; the end of a final frame completes the message."""
     cdef partial_t* partial = conn.partial
     cdef size_t room
     cdef bint is_complete
@@ -250,7 +250,7 @@ cdef int _read_data(
     if conn.frame_left == 0:
         conn.frame_opcode = NO_FRAME
     is_complete = conn.frame_left == 0 and conn.frame_is_final
-    # The whole message lies here: the common case, nothing is copied.
+    # The common case: the whole message is in the buffer, and nothing is copied.
     if is_complete and conn.message_bytes == size:
         return _take_message(core, conn, data, size, now)
     partial = borrow_partial(core, conn)
@@ -272,11 +272,11 @@ cdef inline bint _is_frame_empty(conn_t* conn) noexcept nogil:
 
 
 cdef int feed(core_t* core, conn_t* conn, const uint8_t* data, size_t size, uint64_t now) noexcept nogil:
-    """Take bytes that follow the opening handshake. Every turn uses at least one byte or ends a frame."""
+    """Process bytes after the opening handshake. Every turn uses at least one byte or ends a frame."""
     cdef size_t take
     cdef int used
-    # Section 5.5.1: whatever follows a Close is nobody's.
-    # An empty frame is taken as soon as its header is, also when no byte follows.
+    # Section 5.5.1: bytes after a Close are ignored. An empty frame is complete with its header, also if no
+    # byte follows.
     while not conn.flags & FLAG_CLOSE_RECEIVED and (size > 0 or _is_frame_empty(conn)):
         if conn.frame_opcode == NO_FRAME:
             used = _read_header(core, conn, data, size)

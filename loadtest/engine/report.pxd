@@ -1,4 +1,4 @@
-"""Counters as Python values; see report.pyx."""
+"""Conversion of counters to Python values; see report.pyx."""
 
 from loadtest.engine.core cimport core_t
 

@@ -1,4 +1,4 @@
-"""Counters as Python values, in the shapes of results.py."""
+"""Converts the counters to Python values, in the shapes of results.py."""
 
 from errno import errorcode as _errorcode
 
@@ -23,7 +23,7 @@ from loadtest.engine.frames cimport FAULTS
 from loadtest.engine.histogram cimport HIST_BUCKETS, hist_reset, hist_to_dict
 from loadtest.engine.sequences cimport hole_t, reset_ledger, tracker_t
 
-# In the order of failure_t and fault_t.
+# The same order as failure_t and fault_t.
 _FAILURES = (
     "none",
     "timeout",
@@ -68,7 +68,7 @@ cdef dict _refused(outcome_t* outcome):
 
 
 cdef dict connect_result(core_t* core):
-    """Return results.ConnectResult of the job that is over."""
+    """Return the results.ConnectResult of the job that has ended."""
     return {
         "requested": core.connect.count,
         "opened": core.connect.outcome.opened,
@@ -79,7 +79,7 @@ cdef dict connect_result(core_t* core):
 
 
 cdef dict echo_result(core_t* core):
-    """Return results.EchoResult of the job that is over."""
+    """Return the results.EchoResult of the job that has ended."""
     return {
         "connections": core.echo.member_count,
         "sent": core.echo.sent,
@@ -91,7 +91,7 @@ cdef dict echo_result(core_t* core):
 
 
 cdef dict close_result(core_t* core):
-    """Return results.CloseResult of the job that is over."""
+    """Return the results.CloseResult of the job that has ended."""
     return {
         "closed": core.closing.closed - core.closing.timed_out,
         "timed_out": core.closing.timed_out,
@@ -176,7 +176,7 @@ cdef dict _counts(counters_t* counters):
 
 
 cdef dict stats(core_t* core, bint with_counts):
-    """Return results.Stats."""
+    """Return all gauges, counters and histograms as results.Stats."""
     cdef dict all_counts = _gauges(core)
     all_counts.update(_counts(&core.counters))
     all_counts.update(_named_counts(&core.counters))
@@ -202,7 +202,7 @@ cdef dict stats(core_t* core, bint with_counts):
 
 
 cdef void reset_counters(core_t* core) noexcept nogil:
-    """Zero what is counted; jobs, gauges and positions stay."""
+    """Set all counters to zero; jobs, gauges and positions stay."""
     memset(&core.counters, 0, sizeof(core.counters))
     memset(&core.totals, 0, sizeof(core.totals))
     reset_ledger(&core.ledger)

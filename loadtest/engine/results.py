@@ -1,4 +1,4 @@
-"""What comes back from the engine; every shape survives JSON unchanged (keys are strings)."""
+"""The results of the engine. JSON can represent every shape without loss (keys are strings)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["CloseResult", "ConnectResult", "EchoResult", "HistogramDict", "Recon
 
 
 class HistogramDict(TypedDict):
-    """One latency histogram, values in ns, each within 0.1 % (max, min and mean are exact).
+    """A summary of one latency histogram in ns, each value within 0.1 % (max, min and mean are exact).
 
-    `counts` maps a bucket's number to its count and is there only when asked for; merging needs it.
+    `counts` maps the number of a bucket to its count. It is only there on request, and merging needs it.
     """
 
     count: int
@@ -26,11 +26,11 @@ class HistogramDict(TypedDict):
 
 
 class ConnectResult(TypedDict):
-    """How one ConnectPlan ended: requested = opened + sum(refused) + sum(failed).
+    """The result of one ConnectPlan: requested = opened + sum(refused) + sum(failed).
 
     `refused` counts by HTTP status other than 101, `failed` by name: an errno name (ECONNREFUSED), "timeout",
-    "eof", "bad_head", "bad_accept", "bad_upgrade", "bad_subprotocol", "bad_extension", "no_slot" (full),
-    "source_exhausted".
+    "eof", "bad_head", "bad_accept", "bad_upgrade", "bad_subprotocol", "bad_extension", "no_slot" (the table
+    is full), "source_exhausted".
     """
 
     requested: int
@@ -41,10 +41,10 @@ class ConnectResult(TypedDict):
 
 
 class EchoResult(TypedDict):
-    """How one EchoPlan ended.
+    """The result of one EchoPlan.
 
-    `unanswered` messages were sent and did not come back before the drain ended or their connection did;
-    `unsent` were due (or asked for) and never left.
+    `unanswered` messages were sent and had no answer before the drain or their connection ended; `unsent`
+    messages were due (or requested) and never sent.
     """
 
     connections: int
@@ -56,7 +56,7 @@ class EchoResult(TypedDict):
 
 
 class CloseResult(TypedDict):
-    """How a close ended: `timed_out` connections had to be reset; `remaining` are still open."""
+    """The result of closing: `timed_out` connections had to be reset; `remaining` ones are still open."""
 
     closed: int
     timed_out: int
@@ -64,10 +64,11 @@ class CloseResult(TypedDict):
 
 
 class ReconcileResult(TypedDict):
-    """What the open readers have of one stream, against what was published.
+    """How many messages of one stream the open readers have received and how many they miss.
 
-    `connections` = `complete` + `incomplete`; `silent` of the incomplete got nothing of the stream. `missing`
-    counts messages over all of them, also lost heads and tails, which `Stats.missing` cannot know of.
+    `connections` = `complete` + `incomplete`; `silent` of the incomplete ones received nothing of the stream.
+    `missing` counts messages over all of them, also at the beginning and the end of the stream, which
+    `Stats.missing` cannot know.
     """
 
     connections: int
@@ -78,12 +79,13 @@ class ReconcileResult(TypedDict):
 
 
 class Stats(TypedDict):
-    """Everything counted since the start or the last reset; gauges (first block) are never reset.
+    """All counters since the start or the last reset; gauges (the first block) are never reset.
 
-    `counted` has every beginning of `EngineSettings.counted`. Sequence counters: `missing` messages lie in
-    `gaps` runs of sequence numbers that were jumped over and have not come since; one that comes late leaves
-    `missing` and counts as `reordered`; one that had come already counts as `duplicates`. `misrouted` stamps
-    carry the echo stream of another connection; an answer that no message was sent for is one too.
+    `counted` has every text of `EngineSettings.counted`. Counters of sequences: `missing` messages lie in
+    `gaps`, runs of sequence numbers that were skipped and have not arrived since. A message that arrives late
+    is subtracted from `missing` and counted as `reordered`; one that arrives again is counted as
+    `duplicates`. `misrouted` messages have the echo stamp of another connection, or answer no message that
+    was sent.
     """
 
     open: int

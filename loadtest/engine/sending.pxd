@@ -1,4 +1,4 @@
-"""Everything that writes to a socket; see sending.pyx."""
+"""Writing to sockets; see sending.pyx."""
 
 from libc.stdint cimport uint8_t
 

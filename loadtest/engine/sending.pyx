@@ -1,7 +1,7 @@
-"""Everything that writes to a socket.
+"""Writes to sockets: at once, and later for the bytes that a socket does not accept.
 
-A write goes to the socket at once; only what it does not take is kept, and only then is EPOLLOUT asked for.
-Functions return 0, or -1 when the connection ended: then it must not be touched again.
+Only such bytes are kept, and only then EPOLLOUT is registered. Functions return 0, or -1 if the connection
+ended: the caller must not use it any more.
 """
 
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
@@ -31,19 +31,19 @@ from loadtest.engine.linux cimport (
 from loadtest.engine.table cimport append_block, free_block, lose, slot_of
 
 cdef enum:
-    # Pongs a server may make us owe while it does not read; beyond it they are dropped and counted (RFC 6455
-    # 5.5.3 asks only for the answer to the latest ping).
+    # Limit of unsent pongs while a server does not read. Beyond it pongs are dropped and counted (RFC 6455
+    # 5.5.3 only requires an answer to the latest ping).
     _PONG_BACKLOG_BYTES = 65_536
 
 
 cdef int set_interest(core_t* core, conn_t* conn) noexcept nogil:
-    """Register what the connection waits for now: input unless it is slow, room if output is kept."""
+    """Register the events of a connection: input unless it is slow, output room if bytes are kept."""
     cdef epoll_event event
     event.data.u64 = 0
     event.data.u32 = slot_of(core, conn)
     event.events = EPOLLIN
     if conn.flags & FLAG_SLOW and conn.state == STATE_OPEN:
-        # Level-triggered: a FIN seen once would be told for ever.
+        # Level-triggered: without this, a FIN that was seen would be reported in every poll.
         event.events = 0 if conn.flags & FLAG_SERVER_ENDED or conn.slow_bytes_per_s else EPOLLRDHUP
     if conn.flags & FLAG_WANT_OUT:
         event.events |= EPOLLOUT
@@ -51,7 +51,7 @@ cdef int set_interest(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef ssize_t _send_some(core_t* core, conn_t* conn, const uint8_t* data, size_t size) noexcept nogil:
-    """Return what the socket took, 0 when it takes nothing now, or a negated errno."""
+    """Return how many bytes the socket accepted, 0 if it accepts none now, or a negated errno."""
     cdef ssize_t taken = c_send(conn.fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT)
     core.counters.send_calls += 1
     if taken >= 0:
@@ -64,7 +64,7 @@ cdef ssize_t _send_some(core_t* core, conn_t* conn, const uint8_t* data, size_t 
 
 
 cdef int write_bytes(core_t* core, conn_t* conn, const uint8_t* data, size_t size) noexcept nogil:
-    """Send bytes behind what is unsent, keeping what the socket does not take."""
+    """Send bytes after the unsent ones, and keep those that the socket does not accept."""
     cdef ssize_t taken = 0
     if conn.output == NULL:
         taken = _send_some(core, conn, data, size)
@@ -83,7 +83,7 @@ cdef int write_bytes(core_t* core, conn_t* conn, const uint8_t* data, size_t siz
 
 
 cdef int flush(core_t* core, conn_t* conn) noexcept nogil:
-    """Send what was kept; called when the socket has room. Whole output gone: EPOLLOUT is given up."""
+    """Send the kept bytes, because the socket has room; deregister EPOLLOUT when all are sent."""
     cdef ssize_t taken
     cdef size_t size
     if conn.output != NULL:
@@ -119,7 +119,7 @@ cdef int send_control(
 
 
 cdef int send_close(core_t* core, conn_t* conn, unsigned int code) noexcept nogil:
-    """Send a Close frame; code 0 sends one without a code."""
+    """Send a Close frame; code 0 means a Close without a code."""
     cdef uint8_t body[2]
     body[0] = <uint8_t>(code >> 8)
     body[1] = <uint8_t>code

@@ -1,4 +1,4 @@
-"""Loss, doubles and order per connection and stream; see sequences.pyx."""
+"""Detection of lost, duplicated and reordered messages; see sequences.pyx."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -1,4 +1,4 @@
-"""Loss, doubles and order per connection and stream."""
+"""Detects lost, duplicated and reordered messages for each connection and stream."""
 
 from typing import Self
 
@@ -10,17 +10,17 @@ __pyx_capi__: dict[str, object]  # what the other modules link to
 
 @disjoint_base
 class SequenceLedger:
-    """The ledger of one connection, for tests: the same C functions, called one arrival at a time."""
+    """The tracking of one connection, for tests: the same C functions, called for one arrival at a time."""
 
     def __new__(cls, first_sequence: int | None = None) -> Self: ...
     def receive(self, stream: int, sequence: int) -> None:
-        """Count one arrival."""
+        """Record the arrival of one sequence number."""
 
     def reset(self) -> None:
-        """Zero the counters; positions and holes stay."""
+        """Set the counters to zero; positions and holes stay."""
 
     def missing_between(self, stream: int, first: int, last: int) -> int:
-        """Return how many of first..last (inclusive) have not come."""
+        """Return how many of first..last (inclusive) have not arrived."""
 
     def counts(self) -> dict[str, int]:
-        """Return gaps, missing, duplicates, reordered, gaps_forgotten, and how many holes are held."""
+        """Return gaps, missing, duplicates, reordered, gaps_forgotten, and the number of holes in memory."""

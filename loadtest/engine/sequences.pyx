@@ -1,13 +1,13 @@
-"""Loss, doubles and order per connection and stream, exact at any distance.
+"""Detects lost, duplicated and reordered messages for each connection and stream, at any distance.
 
-A connection has a chain of trackers, one per stream it has seen: the lowest sequence, the next one expected,
-and the *holes*, runs of sequences that were jumped over. A sequence that comes late is looked up in the
-holes: in one, it fills it (and was reordered); in none, it was there before (a duplicate). A stream without
-faults costs 40 bytes and one comparison per message; holes cost 32 bytes each, and only while there are any.
+A connection has a chain of trackers, one for each stream that it has received: the lowest sequence, the next
+expected one, and the *holes*, which are runs of skipped sequences. A sequence that arrives late is searched
+in the holes: if a hole contains it, it was reordered; if none does, it is a duplicate. A stream without
+faults costs 40 bytes and one comparison per message. A hole costs 32 bytes.
 
-Trackers and holes come from free lists of the ledger, which also owns the counters. `gaps` and `missing`
-describe holes that are open now; a hole carries the era it was seen in, so that one that fills after a reset
-does not take from counters that never counted it.
+Trackers and holes are taken from free lists of the ledger, which also owns the counters. `gaps` and `missing`
+describe the holes that are open now. A hole stores the era in which it was opened, so that a hole that is
+filled after a reset does not reduce counters that never included it.
 """
 
 from libc.stdlib cimport free, malloc
@@ -16,13 +16,14 @@ from libc.string cimport memset
 __all__ = ["SequenceLedger"]
 
 cdef enum:
-    # A stream with more holes than this is broken beyond measuring; the oldest is forgotten (it stays counted
-    # as lost, and a late arrival in it will read as a duplicate). Bounds the walk below, too.
+    # A stream with more holes than this cannot be measured any more: the oldest hole is forgotten. Its
+    # messages stay counted as lost, and a late arrival in it is counted as a duplicate. This also bounds the
+    # search below.
     _HOLES_PER_TRACKER = 1_024
 
 
 cdef tracker_t* find_tracker(tracker_t* chain, uint32_t stream) noexcept nogil:
-    """Return the tracker of a stream or NULL. O(streams of the connection)."""
+    """Return the tracker of a stream, or NULL. O(streams of the connection)."""
     while chain != NULL and chain.stream != stream:
         chain = chain.next
     return chain
@@ -31,7 +32,7 @@ cdef tracker_t* find_tracker(tracker_t* chain, uint32_t stream) noexcept nogil:
 cdef tracker_t* add_tracker(
     ledger_t* ledger, tracker_t** chain, uint32_t stream, uint64_t first
 ) noexcept nogil:
-    """Start tracking a stream from `first`; NULL without memory."""
+    """Start to track a stream from the sequence `first`; return NULL without memory."""
     cdef tracker_t* made = ledger.free_trackers
     if made != NULL:
         ledger.free_trackers = made.next
@@ -82,7 +83,10 @@ cdef void _forget_oldest(ledger_t* ledger, tracker_t* tracker) noexcept nogil:
 
 
 cdef verdict_t _open_hole(ledger_t* ledger, tracker_t* tracker, uint64_t first, uint64_t end) noexcept nogil:
-    """Note that [first, end) was jumped over. Newest hole first: that is where late arrivals fall."""
+    """Record that [first, end) was skipped.
+
+    The newest hole is first, because late arrivals mostly belong to it.
+    """
     cdef hole_t* hole
     cdef hole_t** at = &tracker.holes
     if tracker.hole_count == _HOLES_PER_TRACKER:
@@ -102,7 +106,7 @@ cdef verdict_t _open_hole(ledger_t* ledger, tracker_t* tracker, uint64_t first, 
 
 
 cdef verdict_t _fill(ledger_t* ledger, tracker_t* tracker, uint64_t sequence) noexcept nogil:
-    """Place a sequence below the expected one: into its hole, or among the duplicates."""
+    """Process a sequence below the expected one: remove it from its hole, or count a duplicate."""
     cdef hole_t** at = &tracker.holes
     cdef hole_t* hole
     cdef hole_t* upper
@@ -140,7 +144,7 @@ cdef verdict_t _fill(ledger_t* ledger, tracker_t* tracker, uint64_t sequence) no
 
 
 cdef verdict_t judge(ledger_t* ledger, tracker_t** chain, uint32_t stream, uint64_t sequence) noexcept nogil:
-    """Count one arrival. O(1) in order; O(holes newer than it) when late."""
+    """Record the arrival of one sequence. O(1) in order; O(holes newer than it) if it is late."""
     cdef tracker_t* tracker = find_tracker(chain[0], stream)
     cdef verdict_t verdict
     cdef uint64_t first
@@ -158,7 +162,7 @@ cdef verdict_t judge(ledger_t* ledger, tracker_t** chain, uint32_t stream, uint6
         return verdict
     if sequence >= tracker.base:
         return _fill(ledger, tracker, sequence)
-    # Earlier than anything seen: the stream began before we thought, and all between is missing so far.
+    # Earlier than all others: the stream began before, and everything in between is missing so far.
     ledger.reordered += 1
     verdict = LATE
     if sequence + 1 < tracker.base:
@@ -168,7 +172,7 @@ cdef verdict_t judge(ledger_t* ledger, tracker_t** chain, uint32_t stream, uint6
 
 
 cdef uint64_t missing_between(tracker_t* tracker, uint64_t first, uint64_t last) noexcept nogil:
-    """Return how many of first..last (inclusive) have not come. O(holes)."""
+    """Return how many of first..last (inclusive) have not arrived. O(holes)."""
     cdef uint64_t end = last + 1
     cdef uint64_t missing = 0
     cdef uint64_t low, high
@@ -187,7 +191,7 @@ cdef uint64_t missing_between(tracker_t* tracker, uint64_t first, uint64_t last)
 
 
 cdef void drop_trackers(ledger_t* ledger, tracker_t** chain) noexcept nogil:
-    """Give a chain back when its connection ends; what it missed stays counted."""
+    """Return a chain to the free lists when its connection ends; its missing messages stay counted."""
     cdef tracker_t* tracker
     cdef hole_t* hole
     while chain[0] != NULL:
@@ -203,7 +207,7 @@ cdef void drop_trackers(ledger_t* ledger, tracker_t** chain) noexcept nogil:
 
 
 cdef void reset_ledger(ledger_t* ledger) noexcept nogil:
-    """Zero the counters; positions and holes stay."""
+    """Set the counters to zero; positions and holes stay."""
     ledger.era += 1
     ledger.gaps = 0
     ledger.missing = 0
@@ -213,7 +217,7 @@ cdef void reset_ledger(ledger_t* ledger) noexcept nogil:
 
 
 cdef void free_ledger(ledger_t* ledger) noexcept nogil:
-    """Free the free lists; every chain must have been dropped."""
+    """Free the free lists; every chain must have been dropped before."""
     cdef tracker_t* tracker
     cdef hole_t* hole
     while ledger.free_trackers != NULL:
@@ -227,10 +231,10 @@ cdef void free_ledger(ledger_t* ledger) noexcept nogil:
 
 
 cdef class SequenceLedger:
-    """The ledger of one connection, for tests: the same C functions, called one arrival at a time."""
+    """The tracking of one connection, for tests: the same C functions, called for one arrival at a time."""
 
     def __cinit__(self, first_sequence=None):
-        """Start empty."""
+        """Create an empty ledger without trackers."""
         memset(&self.ledger, 0, sizeof(ledger_t))
         self.chain = NULL
         if first_sequence is not None:
@@ -238,25 +242,25 @@ cdef class SequenceLedger:
             self.ledger.is_first_known = True
 
     def __dealloc__(self):
-        """Free everything."""
+        """Free the trackers and the free lists."""
         drop_trackers(&self.ledger, &self.chain)
         free_ledger(&self.ledger)
 
     def receive(self, stream, sequence):
-        """Count one arrival."""
+        """Record the arrival of one sequence number."""
         judge(&self.ledger, &self.chain, stream, sequence)
 
     def reset(self):
-        """Zero the counters."""
+        """Set the counters to zero."""
         reset_ledger(&self.ledger)
 
     def missing_between(self, stream, first, last):
-        """Return how many of first..last have not come."""
+        """Return how many of first..last have not arrived."""
         cdef tracker_t* tracker = find_tracker(self.chain, stream)
         return last - first + 1 if tracker == NULL else missing_between(tracker, first, last)
 
     def counts(self):
-        """Return the counters, and how many holes are held."""
+        """Return the counters, and the number of holes in memory."""
         return {
             "gaps": self.ledger.gaps,
             "missing": self.ledger.missing,

@@ -1,8 +1,8 @@
-"""The mark by which a message is known again: who sent it, which one it is, and when it was due.
+"""The stamp that identifies a message: its stream, its sequence number, and the time when it was due.
 
-48 ASCII characters: WSGLOAD1, stream (8 hex digits), sequence (16), intended ns of CLOCK_MONOTONIC (16). Text
-rather than packed bytes, so that it passes through text frames and JSON strings unharmed; it is looked for,
-not expected at an offset, so a server may wrap it.
+48 ASCII characters: WSGLOAD1, stream (8 hex digits), sequence (16), intended ns of CLOCK_MONOTONIC (16). It
+is text and not packed bytes, so that text frames and JSON strings can carry it. It is searched and has no
+fixed offset, so that a server may add text around it.
 """
 
 from libc.string cimport memcmp, memcpy
@@ -45,7 +45,7 @@ cdef inline bint _read_hex(const uint8_t* data, int digits, uint64_t* out) noexc
 
 
 cdef void write_stamp(uint8_t* out, const stamp_t* mark) noexcept nogil:
-    """Write the 48 bytes."""
+    """Write the 48 bytes of a stamp."""
     memcpy(out, _MAGIC, 8)
     _write_hex(out + 8, mark.stream, 8)
     _write_hex(out + 16, mark.sequence, 16)
@@ -53,7 +53,7 @@ cdef void write_stamp(uint8_t* out, const stamp_t* mark) noexcept nogil:
 
 
 cdef bint find_stamp(const uint8_t* data, size_t size, stamp_t* out) noexcept nogil:
-    """Find the first whole stamp. O(size); the usual place, offset 0, is looked at first."""
+    """Find the first complete stamp. O(size); the usual place, offset 0, is checked first."""
     cdef const uint8_t* end = data + size
     cdef const uint8_t* at = data
     cdef uint64_t stream = 0
@@ -74,7 +74,7 @@ cdef bint find_stamp(const uint8_t* data, size_t size, stamp_t* out) noexcept no
 
 
 def stamp(stream, sequence, intended_ns, size=STAMP_SIZE):
-    """Make a stamped payload."""
+    """Make a stamped payload of ASCII characters."""
     cdef uint8_t text[STAMP_SIZE]
     cdef stamp_t mark
     if not 0 <= stream < ECHO_STREAM_BIT:
@@ -91,7 +91,7 @@ def stamp(stream, sequence, intended_ns, size=STAMP_SIZE):
 
 
 def parse_stamp(payload):
-    """Return (stream, sequence, intended_ns) of the first stamp in a payload, None without one."""
+    """Return (stream, sequence, intended_ns) of the first stamp in a payload; None without one."""
     cdef const uint8_t[::1] view = payload
     cdef stamp_t mark
     if view.shape[0] < STAMP_SIZE or not find_stamp(&view[0], view.shape[0], &mark):

@@ -1,4 +1,4 @@
-"""Slots, buffers and endings; see table.pyx."""
+"""Connection slots, their buffers, and the end of connections; see table.pyx."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -1,8 +1,8 @@
-"""The connection table: slots, the buffers connections borrow, and every way a connection ends.
+"""The connection table: slots, the buffers that connections borrow, and all ways in which a connection ends.
 
-Rules: a connection ends in `end` and nowhere else; whoever calls a function that may end it (all that send or
-receive) is told by a return of -1 and must not touch it again. Buffers are owned by the connection from
-borrow to return, and `end` returns what is left.
+Rules: a connection ends only in `end`. Functions that may end a connection (all that send or receive) return
+-1 if they did, and the caller must not use the connection any more. A connection owns a buffer from borrowing
+to returning it, and `end` returns the remaining ones.
 """
 
 from libc.stdlib cimport free, malloc, realloc
@@ -28,22 +28,22 @@ from loadtest.engine.linux cimport SO_LINGER, SOL_SOCKET, c_close, linger_t, set
 from loadtest.engine.sequences cimport drop_trackers
 
 cdef enum:
-    # Kept for the next partial message; beyond it memory goes back to malloc.
+    # Partial buffers that are kept for later; further ones are freed.
     _FREE_PARTIALS = 1_024
-    # Most a connection may have unsent or unparsed in blocks; a socket that takes nothing must not grow the
-    # engine.
+    # The largest number of unsent or unparsed bytes of one connection: a socket that accepts nothing must not
+    # make the engine grow.
     _BLOCK_MOST = 16_777_216
     _BLOCK_LEAST = 256
 
 
 cdef conn_t* take_slot(core_t* core) noexcept nogil:
-    """Return a blank connection in STATE_HANDSHAKE, or NULL when the table is full. O(1)."""
+    """Return a blank connection in STATE_HANDSHAKE, or NULL if the table is full. O(1)."""
     cdef conn_t* conn
     if core.free_head != NO_SLOT:
         conn = &core.table[core.free_head]
         core.free_head = conn.index
     elif core.fresh < core.slots:
-        # Pages of the table are touched for the first time here, so slots never used cost nothing.
+        # The pages of the table are touched here for the first time, so that unused slots need no memory.
         conn = &core.table[core.fresh]
         core.fresh += 1
     else:
@@ -59,7 +59,7 @@ cdef conn_t* take_slot(core_t* core) noexcept nogil:
 
 
 cdef void free_batch(core_t* core) noexcept nogil:
-    """Make the slots that ended in the last batch of events available. O(slots freed)."""
+    """Make the slots of connections that ended in the last batch of events available. O(slots freed)."""
     cdef uint32_t slot
     while core.free_taken_head != NO_SLOT:
         slot = core.free_taken_head
@@ -74,14 +74,14 @@ cdef uint32_t slot_of(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef void set_state(core_t* core, conn_t* conn, state_t state) noexcept nogil:
-    """Change a connection's state and the gauges with it."""
+    """Change the state of a connection, and the gauges with it."""
     core.gauges[conn.state] -= 1
     conn.state = <unsigned char>state
     core.gauges[conn.state] += 1
 
 
 cdef partial_t* borrow_partial(core_t* core, conn_t* conn) noexcept nogil:
-    """Return the connection's partial buffer, lending one if it has none; NULL without memory."""
+    """Return the partial buffer of a connection; lend one if it has none. NULL without memory."""
     cdef partial_t* partial = conn.partial
     if partial != NULL:
         return partial
@@ -102,7 +102,7 @@ cdef partial_t* borrow_partial(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef void return_partial(core_t* core, conn_t* conn) noexcept nogil:
-    """Take the partial buffer back, if there is one."""
+    """Take the partial buffer of a connection back, if it has one."""
     cdef partial_t* partial = conn.partial
     if partial == NULL:
         return
@@ -117,7 +117,7 @@ cdef void return_partial(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef int append_block(core_t* core, block_t** at, const void* data, size_t size) noexcept nogil:
-    """Append bytes to a block, creating or growing it; -1 without memory or beyond 16 MiB."""
+    """Append bytes to a block; create or grow it if necessary. -1 without memory or beyond 16 MiB."""
     cdef block_t* block = at[0]
     cdef size_t held = 0 if block == NULL else block.end
     cdef size_t capacity = 0 if block == NULL else block.capacity
@@ -155,7 +155,7 @@ cdef void free_block(core_t* core, block_t** at) noexcept nogil:
 
 
 cdef void _leave_echo(core_t* core, conn_t* conn) noexcept nogil:
-    """Write off what an echo member had in flight and still owed."""
+    """Count what a member of the echo job had in flight and still had to send as lost and unsent."""
     cdef uint64_t sent = conn.echo_total - conn.echo_base
     cdef uint64_t due
     core.echo.lost += conn.echo_in_flight
@@ -163,7 +163,7 @@ cdef void _leave_echo(core_t* core, conn_t* conn) noexcept nogil:
     if sent >= core.echo.per_connection:
         core.echo.finished -= 1
     elif core.echo.interval_ns > 0:
-        # What was due until now; what would have come due later is nobody's any more.
+        # Messages due up to now. Those that would become due later are not counted.
         if core.echo.due > conn.echo_ordinal:
             due = (core.echo.due - conn.echo_ordinal - 1) // core.echo.member_count + 1
             core.echo.unsent += min(due, core.echo.per_connection) - sent
@@ -172,7 +172,7 @@ cdef void _leave_echo(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef void end(core_t* core, conn_t* conn) noexcept nogil:
-    """Close the socket, return every buffer, free the slot. Callers count the cause first."""
+    """Close the socket, return every buffer, free the slot. The caller has counted the cause."""
     if conn.flags & FLAG_ECHO:
         _leave_echo(core, conn)
     if conn.flags & FLAG_CLOSE_JOB:
@@ -181,7 +181,7 @@ cdef void end(core_t* core, conn_t* conn) noexcept nogil:
     if conn.flags & FLAG_SLOW:
         core.slow -= 1
         core.slow_timed -= conn.slow_bytes_per_s > 0
-    # Closing the only descriptor of a socket also takes it out of the epoll set.
+    # Closing the only descriptor of a socket also removes it from the epoll set.
     c_close(conn.fd)
     return_partial(core, conn)
     free_block(core, &conn.output)
@@ -196,7 +196,7 @@ cdef void end(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef void reset(core_t* core, conn_t* conn) noexcept nogil:
-    """End a connection with RST: SO_LINGER 0 leaves no TIME_WAIT behind."""
+    """End a connection with a reset: SO_LINGER 0 leaves no TIME_WAIT."""
     cdef linger_t linger
     linger.l_onoff = 1
     linger.l_linger = 0
@@ -205,7 +205,7 @@ cdef void reset(core_t* core, conn_t* conn) noexcept nogil:
 
 
 cdef void fail_connect(core_t* core, conn_t* conn, failure_t failure, int error) noexcept nogil:
-    """End a handshake that did not succeed: by name, or by errno when the name is FAIL_NONE."""
+    """End a handshake that failed; count it by name, or by errno if the name is FAIL_NONE."""
     if failure != FAIL_NONE:
         core.totals.failures[<int>failure] += 1
         core.connect.outcome.failures[<int>failure] += 1
@@ -217,7 +217,7 @@ cdef void fail_connect(core_t* core, conn_t* conn, failure_t failure, int error)
 
 
 cdef void lose(core_t* core, conn_t* conn, int error) noexcept nogil:
-    """End a connection whose peer is gone: with an errno, or 0 for end of input."""
+    """End a connection whose peer has ended it: with an errno, or 0 for the end of input."""
     if conn.state == STATE_HANDSHAKE:
         fail_connect(core, conn, FAIL_EOF if error == 0 else FAIL_NONE, error)
         return

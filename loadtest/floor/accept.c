@@ -1,8 +1,7 @@
-/* Coming in: accept and answer 101, accept and refuse, accept alone.
+/* Scenarios of opening: accept and answer 101, and accept and refuse.
  *
- * The listener has TCP_DEFER_ACCEPT where a request is read, as the gateway's has: the request is there
- * when accept4 returns. A request that is late all the same is answered from the epoll loop.
- */
+ * The listener has TCP_DEFER_ACCEPT, as the gateway's has: the request is usually there when accept4
+ * returns. A request that arrives later is answered from the epoll loop. */
 #define _GNU_SOURCE
 #include "floor.h"
 
@@ -39,7 +38,7 @@ static void finish(struct door *door, int descriptor) {
     door->finished++;
 }
 
-/* The request is read: say yes or no. `is_watched`: the epoll set holds the socket already. */
+/* Answers a request with 101 or 503. `is_watched`: the socket is in the epoll set already. */
 static void answer(struct door *door, int descriptor, bool is_watched) {
     bool is_upgrade = door->answer == ANSWER_UPGRADE;
     const char *text = is_upgrade ? switching : refusal;
@@ -78,7 +77,7 @@ static void accept_some(struct door *door) {
     }
 }
 
-/* A socket of the epoll set: a late request, or the end of a refused peer. */
+/* Handles a socket of the epoll set: a late request, or the end of a refused peer. */
 static void on_ready(struct door *door, int descriptor) {
     char head[1024];
     ssize_t size = counted_recv(descriptor, head, sizeof head);
@@ -106,7 +105,8 @@ static void serve(struct door *door, uint64_t count, double deadline_us) {
     }
 }
 
-/* Every peer must have read the whole answer: a refusal that was reset away would not be one. */
+/* Checks that every peer has read the whole answer: if a reset had discarded it, the peer would not be
+ * refused. */
 static void check_answers(struct door *door, uint64_t count, struct result *result, double deadline_us) {
     struct shared *shared = door->peer.shared;
     size_t size = door->answer == ANSWER_UPGRADE ? sizeof switching - 1 : sizeof refusal - 1;

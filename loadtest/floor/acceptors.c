@@ -1,11 +1,10 @@
-/* epoll and accept4 against io_uring's multishot accept: nothing but accepting.
+/* Scenarios that only accept: epoll with accept4, and io_uring with multishot accept.
  *
- * Each in two ways: `as they come` (the server sleeps between two connects) and in bursts (512 wait in
- * the queue before the server looks). io_uring by its raw system calls: the comparison must not need a
- * library, and it says plainly when the kernel refuses.
+ * Each exists in two forms: as they come (the server sleeps between two connects) and in bursts (512
+ * connections wait in the queue before the server accepts). io_uring is used by its raw system calls, so
+ * that the comparison needs no library. If the kernel refuses it, the result says so.
  *
- * Source: io_uring(7), io_uring_setup(2) and io_uring_enter(2); linux/io_uring.h.
- */
+ * Source: io_uring(7), io_uring_setup(2) and io_uring_enter(2); linux/io_uring.h. */
 #define _GNU_SOURCE
 #include "floor.h"
 
@@ -51,8 +50,8 @@ static uint32_t *ring_word(const struct ring *ring, uint32_t offset) {
 
 static bool ring_open(struct ring *ring) {
     ring->parameters = (struct io_uring_params){
-        /* Completions are made inside io_uring_enter only: otherwise a burst would be accepted, unmeasured,
-         * at whatever system call comes next. Linux 6.1. */
+        /* Completions happen only inside io_uring_enter: otherwise a burst would be accepted, unmeasured,
+         * in the next system call of any kind. Linux 6.1. */
         .flags = IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
         .cq_entries = COMPLETIONS,
     };
@@ -85,7 +84,7 @@ static void ring_close(struct ring *ring) {
     }
 }
 
-/* One submission entry: accept until told otherwise. */
+/* Submits one entry that accepts until it is cancelled. */
 static void ring_arm(struct ring *ring, int listener) {
     const struct io_sqring_offsets *offsets = &ring->parameters.sq_off;
     _Atomic uint32_t *tail = (_Atomic uint32_t *)ring_word(ring, offsets->tail);
@@ -155,7 +154,7 @@ static int take_epoll(struct gathering *gathering, int limit) {
     return taken;
 }
 
-/* Takes connections until there are `target` in all; the measured section. */
+/* Accepts connections until there are `target` in total; this is the measured section. */
 static bool take_until(struct gathering *gathering, int target) {
     while (gathering->accepted < target && now_us() < gathering->deadline_us) {
         if (gathering->take(gathering, target - gathering->accepted) < 0 ||

@@ -1,4 +1,4 @@
-/* Echo and ping: what one message there and back costs the server. */
+/* Scenarios of messages: the server's cost of an echo, and of a ping with its pong. */
 #define _GNU_SOURCE
 #include "floor.h"
 
@@ -46,7 +46,8 @@ static void stage_close(struct stage *stage) {
     free(stage->descriptors);
 }
 
-/* Reads what came; answers each frame when `answer_size` is not 0. Returns bytes read, -1: a peer is gone. */
+/* Reads what has arrived, and answers each frame if `answer_size` is not 0. Returns the bytes read; -1 if
+ * a peer has ended. */
 static long read_ready(const struct stage *stage, size_t answer_size) {
     static char buffer[16 * 1024];
     static const char answer[FRAME_BYTES] = {(char)0x81, 126, 0, 130};
@@ -59,7 +60,7 @@ static long read_ready(const struct stage *stage, size_t answer_size) {
             return -1;
         }
         received += size > 0 ? size : 0;
-        /* The peer has one echo in flight per socket: a read is one whole frame. */
+        /* The peer has one echo in flight per socket, so a read is one whole frame. */
         if (answer_size > 0 && size > 0 &&
             counted_send(events[i].data.fd, answer, answer_size) != (ssize_t)answer_size) {
             return -1;
@@ -100,7 +101,7 @@ void run_echo(const struct options *options, struct result *result) {
     stage_close(&stage);
 }
 
-/* A batch of pings, then their pongs: the shape of a heartbeat tick. `window` is the size of the batch. */
+/* Sends a batch of `count` pings and reads their pongs, as a heartbeat tick does. */
 static uint64_t ping_batch(const struct stage *stage, int first, int count) {
     static const char ping[PING_BYTES] = {(char)0x89, 0};
     uint64_t received = 0;

@@ -1,4 +1,4 @@
-/* Fan-out: one frame, or several together, to each of N sockets whose peer reads them elsewhere. */
+/* Scenarios of fan-out: one frame, or several together, to each of N sockets whose peer reads them. */
 #define _GNU_SOURCE
 #include "floor.h"
 
@@ -38,7 +38,8 @@ static void pause_until(double at_us) {
     }
 }
 
-/* One warm-up round, then the measured ones; a round begins when the last one is read everywhere. */
+/* Runs one unmeasured round and then the measured ones. A round begins when the peer has read the last
+ * one. */
 static void run_rounds(struct peer *peer, const int *descriptors, const struct options *options, int frames,
                        struct result *result, double deadline_us) {
     struct usage sum = {0};

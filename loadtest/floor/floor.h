@@ -1,14 +1,14 @@
-/* The floor probe: what this machine's kernel charges for the work a gateway cannot avoid.
+/* The floor probe: it measures the kernel's cost of the work that no gateway can avoid.
  *
- * Owns nothing of wsgate and links nothing but libc: straight-line loops around the system calls, so
- * that every result of the gateway can be given as a share of them, measured in the same run.
+ * The probe contains nothing of wsgate and links only libc. It consists of straight loops around the
+ * system calls, so that every result of the gateway can be given as a ratio to them, measured in the same
+ * run.
  *
  * Rules:
- * - The measured process is the parent ("server"); every peer lives in a forked child. Only the
- *   parent's CPU clock is read.
- * - A loop ends by a count or by the deadline, never by hope.
- * - Every system call of a measured section goes through a counting wrapper (below).
- */
+ * - The measured process is the parent ("server"); every peer is a forked child. Only the CPU clock of the
+ *   parent is read.
+ * - A loop ends by a count or by its deadline.
+ * - Every system call of a measured section is made by a counting wrapper (below). */
 #ifndef FLOOR_H
 #define FLOOR_H
 
@@ -76,7 +76,7 @@ struct usage {
 double now_us(void);
 struct usage usage_now(void);
 void usage_add(struct usage *sum, const struct usage *from, const struct usage *until);
-/* Adds cpu_us, wall_us, system_calls, voluntary and involuntary switches, each `per unit`. */
+/* Adds cpu_us under the name `per`, and per unit: wall time, system calls, both kinds of context switches. */
 void result_add_usage(struct result *result, const struct usage *sum, double units, const char *per);
 
 int counted_epoll_wait(int set, struct epoll_event *events, int limit, int timeout_ms);
@@ -110,7 +110,7 @@ struct peer_plan {
     int cpu;
 };
 
-/* Shared by both processes. Written by one side each; relaxed order is enough for counters. */
+/* Shared by both processes. Each field is written by one of them; counters need no strict memory order. */
 struct shared {
     _Atomic uint64_t connected; /* peer: connects done */
     _Atomic uint64_t received;  /* peer: bytes read, or frames answered */
@@ -127,15 +127,16 @@ struct peer {
     struct shared *shared;
 };
 
-/* Opens a listener on loopback with the gateway's options and forks the peer that connects to it. */
+/* Opens a listener on loopback with the options of the gateway, and forks the peer that connects to it. */
 bool peer_start(struct peer *peer, const struct peer_plan *plan, int defer_accept_s);
-/* Ends the peer and closes the listener. */
+/* Kills the peer and closes the listener. */
 void peer_stop(struct peer *peer);
-/* The child's whole life; never returns. */
+/* The whole program of the child process; never returns. */
 _Noreturn void peer_run(const struct peer_plan *plan, struct shared *shared, struct sockaddr_in address);
-/* Waits, outside of any measured section, until `*counter >= target`. False: deadline or failure. */
+/* Waits, outside of measured sections, until `*counter >= target`. Returns false at the deadline or after
+ * a failure. */
 bool peer_wait(const struct peer *peer, _Atomic uint64_t *counter, uint64_t target, double deadline_us);
-/* Accepts `count` sockets into `descriptors`, unmeasured. Returns how many came. */
+/* Accepts `count` sockets into `descriptors`, unmeasured. Returns the number of accepted sockets. */
 int accept_all(const struct peer *peer, int *descriptors, int count, double deadline_us);
 void close_all(const int *descriptors, int count);
 void pin_to(int cpu);
@@ -143,8 +144,9 @@ bool raise_descriptor_limit(void);
 
 /* ---- the fan-out loop, also called through the library by loadtest/peers/floor_server.py ------- */
 
-/* Writes `frames_each` (1 to 64) frames of 134 bytes, laid end to end, to every socket: by send when it is
- * one, by sendmsg when there are more. Returns how many sockets took all of them, -1: frames_each is wrong. */
+/* Writes `frames_each` (1 to 64) consecutive frames of 134 bytes to every socket: with send for one frame,
+ * with sendmsg for more. Returns the number of sockets that accepted all of them; -1 if frames_each is out
+ * of range. */
 int floor_send_round(const int *descriptors, int count, const char *frames, int frames_each);
 
 /* ---- scenarios -------------------------------------------------------------------------------- */

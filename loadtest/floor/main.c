@@ -1,4 +1,4 @@
-/* The command line: `floor fanout echo --sockets 1000 --rounds 10 --json`. */
+/* The command line of the probe: `floor fanout echo --sockets 1000 --rounds 10 --json`. */
 #define _GNU_SOURCE
 #include "floor.h"
 
@@ -45,7 +45,7 @@ static void print_json(const char *name, const struct result *result, bool is_fi
     for (int i = 0; i < result->count; i++) {
         printf("\"%s\": %.6g, ", result->metrics[i].name, result->metrics[i].value);
     }
-    /* Both texts are ours or strerror's: no quotes to escape. */
+    /* Both texts are our own or strerror's, so there are no quotes to escape. */
     printf("\"unavailable\": \"%s\", \"error\": \"%s\"}", result->unavailable, result->error);
 }
 

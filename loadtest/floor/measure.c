@@ -1,4 +1,4 @@
-/* Clocks, counting wrappers and results of the measured process. */
+/* Clocks, counting wrappers of system calls, and results of the measured process. */
 #define _GNU_SOURCE
 #include "floor.h"
 
@@ -52,7 +52,7 @@ void result_fail(struct result *result, const char *what) {
     }
 }
 
-/* The names are literals of the callers, so that every key of the output can be found by grep. */
+/* The names are literals of the callers, so that grep finds every key of the output. */
 void result_add_usage(struct result *result, const struct usage *sum, double units, const char *per) {
     if (units <= 0) {
         result_fail(result, "nothing was measured");

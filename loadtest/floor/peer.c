@@ -1,7 +1,6 @@
-/* The peer: connects to the measured process, then reads, echoes, pongs or closes as it was told.
+/* The peer process: it connects to the measured process, then reads, echoes, pongs or closes by its plan.
  *
- * Runs in a forked child and ends with it: by its counts, by its deadline, or by the parent's SIGKILL.
- */
+ * It runs in a forked child and ends by its counts, by its deadline, or by the SIGKILL of the parent. */
 #define _GNU_SOURCE
 #include "floor.h"
 
@@ -43,7 +42,7 @@ static _Noreturn void fail(struct shared *shared, int error) {
     _exit(1);
 }
 
-/* One address of 127.0.0.0/8 per 1,000 sockets; the port is chosen at connect, per 4-tuple. */
+/* Connects from one address of 127.0.0.0/8 per 1,000 sockets. connect() chooses the port for each 4-tuple. */
 static int connect_one(const struct crew *crew, int index) {
     uint32_t host = 0x7f010001u + (uint32_t)(index / SOCKETS_PER_ADDRESS);
     struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr = {htonl(host)}};
@@ -58,7 +57,7 @@ static int connect_one(const struct crew *crew, int index) {
         fail(crew->shared, errno);
     }
     if (crew->plan->action != PEER_CLOSES) {
-        /* Ends by reset: leaves no TIME_WAIT behind. A refused peer ends as real ones do, by FIN. */
+        /* Ends by a reset, which leaves no TIME_WAIT. A refused peer ends with a FIN, as real clients do. */
         struct linger reset = {.l_onoff = 1, .l_linger = 0};
         setsockopt(descriptor, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
     }
@@ -149,7 +148,7 @@ static void add_connection(struct crew *crew) {
     atomic_store(&crew->shared->connected, (uint64_t)++crew->connected);
 }
 
-/* How many connects may be ahead of the server now. */
+/* Returns how many connects may be ahead of the server at present. */
 static int connects_allowed(const struct crew *crew) {
     int served = (int)atomic_load(&crew->shared->served);
     if (crew->plan->burst > 0) {

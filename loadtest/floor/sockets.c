@@ -1,4 +1,4 @@
-/* The listener, the fork, and what both processes wait for: the unmeasured scaffolding. */
+/* The parts that are not measured: the listener, the fork, and waiting for the other process. */
 #define _GNU_SOURCE
 #include "floor.h"
 
@@ -38,7 +38,7 @@ bool raise_descriptor_limit(void) {
     return setrlimit(RLIMIT_NOFILE, &limit) == 0;
 }
 
-/* Options are set before `listen` and inherited, as the gateway does it. */
+/* Sets the options before `listen`, so that accepted sockets inherit them, as the gateway does. */
 static int open_listener(struct sockaddr_in *address, int defer_accept_s) {
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     int one = 1;
