@@ -1,7 +1,7 @@
-"""Builds the compiled client in place: ``python loadtest/setup_engine.py build_ext --inplace`` from anywhere.
+"""Builds the compiled engine in place: ``python loadtest/setup_engine.py build_ext --inplace`` from anywhere.
 
-Generated C and objects go under build/, never beside the source; only the extension modules land in
-loadtest/engine/ (git ignores them). Set WSGATE_ENGINE_SANITIZE=1 to build with AddressSanitizer and UBSan.
+Generated C and objects are written to build/; only the extension modules are written to loadtest/engine/ (git
+ignores them). Set WSGATE_ENGINE_SANITIZE=1 to build with AddressSanitizer and UBSan.
 """
 
 import os
@@ -31,7 +31,7 @@ extensions = [
     for source in sorted((ROOT / "loadtest" / "engine").glob("*.pyx"))
 ]
 
-# Not setup(): that would read the pyproject.toml of the shipped package, which is none of this.
+# Not setup(), which would read the pyproject.toml of the wsgate package.
 build = Distribution(
     {
         "name": "wsgate-loadtest-engine",

@@ -1,1 +1,1 @@
-"""Programs that measure one part of wsgate by itself, in the process that runs the program."""
+"""Programs that measure one part of wsgate alone, in the process that runs the program."""

@@ -1,7 +1,8 @@
-"""What an event costs: made, packed and appended through `wsgate.bus.Appender`, on a server of its own.
+"""Measure the CPU time to make, pack and append one event through `wsgate.bus.Appender`.
 
-``python -m loadtest bus_appender`` prints microseconds an event of this process's own CPU time, for
-connections that come and for messages of 150 bytes. The server shares the machine's cores.
+``python -m loadtest bus_appender`` starts its own server and prints the microseconds of this process's CPU
+time per event: for connections that begin, and for messages of 150 bytes. The server shares the cores of the
+machine.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _TOGETHER: Final = 500
 
 
 def _ignore(outcome: str) -> None:
-    """Who sent it would be answered."""
+    """Ignore the outcome, which a gateway would send to the client."""
 
 
 async def _run(what: str, events: Events, tell: Callable[[int], object]) -> None:
-    """Tell them in groups, each when the one before is appended."""
+    """Record events in groups; each group begins when the one before is appended."""
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     for first in range(0, _EVENTS, _TOGETHER):
         for number in range(first, first + _TOGETHER):
@@ -62,7 +63,7 @@ async def _main(path: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print; the second pair of lines is warm."""
+    """Measure and print each kind twice; the second time everything is warm."""
     with own_server() as path:
         uvloop.run(_main(path))
 

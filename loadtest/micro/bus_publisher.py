@@ -1,8 +1,8 @@
-"""What a publish costs: `wsgate.bus.Publisher` beside redis-py, on a server of its own.
+"""Measure the time of one publish through `wsgate.bus.Publisher`, compared with redis-py.
 
-``python -m loadtest bus_publisher`` prints microseconds a publish, one by one and with 50 and 200 under way
-together, as the wall sees it and as this process's own CPU time. The server is on the same machine and
-shares its cores.
+``python -m loadtest bus_publisher`` starts its own server and prints microseconds per publish, one at a time
+and with 50 and 200 under way together, as wall time and as this process's CPU time. The server is on the same
+machine and shares its cores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _START_S: Final = 10.0
 
 @contextlib.contextmanager
 def own_server() -> Iterator[Path]:
-    """A server on a Unix socket, gone afterwards; the socket's path."""
+    """Run a server on a Unix socket during the block; yield the path of the socket."""
     with tempfile.TemporaryDirectory(prefix="wsgate-bus-") as directory:
         path = Path(directory) / "bus.sock"
         settings = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", directory]
@@ -52,7 +52,7 @@ def own_server() -> Iterator[Path]:
 
 
 def report(what: str, count: int, wall_s: float, cpu_s: float) -> None:
-    """One line: microseconds for each of `count`."""
+    """Print one line: the microseconds of wall and CPU time for each of `count`."""
     print(f"{what:44} {wall_s / count * 1e6:8.2f} us wall {cpu_s / count * 1e6:8.2f} us cpu")
 
 
@@ -63,7 +63,7 @@ async def _timed(what: str, count: int, run: Callable[[], Awaitable[None]]) -> N
 
 
 async def _ours(publisher: Publisher, together: int) -> None:
-    """Publish in groups, each when the one before is answered."""
+    """Publish in groups; each group begins when the one before has its replies."""
     loop = asyncio.get_running_loop()
     for _ in range(_PUBLISHES // together):
         answered, left = loop.create_future(), together
@@ -101,7 +101,7 @@ async def _main(path: Path) -> None:
             ("redis-py", partial(_theirs, client, together)),
         ]
         for what, run in runs:
-            await run()  # warm
+            await run()  # warm-up
             await _timed(f"{what}, {together} together", _PUBLISHES, run)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -110,7 +110,7 @@ async def _main(path: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both libraries and print the results."""
     with own_server() as path:
         uvloop.run(_main(path))
 

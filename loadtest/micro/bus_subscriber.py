@@ -1,8 +1,8 @@
-"""What hearing a publication costs: the compiled push reader beside hiredis, the Subscriber beside redis-py.
+"""Measure the time to receive one publication: PushReader and Subscriber, compared with hiredis and redis-py.
 
-``python -m loadtest bus_subscriber`` prints microseconds a message of 150 bytes: parsed from memory, and from
-a server of its own, where another process publishes as fast as it can. There the CPU time is the number:
-the wall is the slower of publisher, server and subscriber.
+``python -m loadtest bus_subscriber`` prints microseconds per message of 150 bytes: parsed from memory, and
+received from its own server, to which another process publishes as fast as it can. For the latter, use the
+CPU time: the wall time is that of the slowest of publisher, server and subscriber.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LIMIT_S: Final = 120.0
 
 
 def _parse() -> None:
-    """A million messages from memory, in reads of about 60 KiB."""
+    """Parse a million messages from memory, in reads of about 60 KiB."""
     one = b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(NAME), NAME, len(PAYLOAD), PAYLOAD)
     wire, count = one * 300, 0
     ours = PushReader(_PREFIX, 1 << 20)
@@ -50,7 +50,7 @@ def _parse() -> None:
 
 
 class _Counting:
-    """A listener that does nothing but count."""
+    """A bus listener that only counts publications."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -127,7 +127,7 @@ async def _theirs(path: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print; with `publish PATH`, be the other process."""
+    """Measure and print; with the arguments `publish PATH`, run as the publishing process."""
     if sys.argv[1:2] == ["publish"]:
         _publish(sys.argv[2])
         return

@@ -1,7 +1,7 @@
-"""The servers the bench drives: the reactor, and what it is compared with, behind one control channel.
+"""The servers and floods of the measuring programs, each of which runs as its own process.
 
-Each module is a program: ``python -m loadtest.peers.reactor_server '{"ping_interval_ms": 0}'``. It listens on
-a free loopback port, echoes, and lets clients subscribe by the message ``subscribe:NAME``. JSON commands come
-in on standard input, answers leave on standard output (see ``control``), so that every scenario runs
-unchanged on each of them.
+Most modules are servers: ``python -m loadtest.peers.reactor_server '{"ping_interval_ms": 0}'``. A server
+listens on a free loopback port, echoes messages, and subscribes a client that sends ``subscribe:NAME``. It
+reads JSON commands from standard input and writes replies to standard output (see ``control``), so that every
+scenario runs unchanged on each server.
 """

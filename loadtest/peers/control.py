@@ -1,13 +1,13 @@
-"""The control channel of a driven server: one JSON command per line in, one JSON answer per line out.
+"""The control channel of a server: one JSON command per line in, one JSON reply per line out.
 
-A command is ``{"id": 7, "command": "stats", ...arguments}``, its answer ``{"id": 7, "ok": true, "result":
-...}`` or ``{"id": 7, "ok": false, "error": "..."}``: the form of ``loadtest.engine``. The process ends when
-told to quit or when its input ends, so it never outlives the bench.
+A command is ``{"id": 7, "command": "stats", ...arguments}``, its reply ``{"id": 7, "ok": true, "result":
+...}`` or ``{"id": 7, "ok": false, "error": "..."}``: the same form as in ``loadtest.engine``. The process
+ends after `quit` or when its input ends, so that it never outlives the bench.
 
-Commands: ``hello`` {pid, port}; ``stats`` {cpu_s, counters, bytes_held, and send_memory when asked by
-``with_send_memory``}; ``memory`` {pss_bytes,
-allocated_blocks, after a garbage collection}; ``subscribers`` {channel}; ``publish`` (PublishPlan); ``gate``
-{connections}; ``watch_lag`` {is_on} answers what was seen so far; ``quit``; and what the server adds.
+Commands: ``hello`` {pid, port}; ``stats`` {cpu_s, counters, bytes_held, and send_memory if
+``with_send_memory`` is set}; ``memory`` {pss_bytes, private_bytes, allocated_blocks, after a garbage
+collection}; ``subscribers`` {channel}; ``publish`` (PublishPlan); ``gate`` {connections}; ``watch_lag``
+{is_on} returns the lag since the last call; ``quit``; and the server's own commands.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from loadtest.peers.socket_memory import send_memory
 __all__ = ["Commands", "serve"]
 
 _READ_BYTES = 1 << 16
-# Short against the 10 ms that loop lag may be; on only where it is wanted, since it costs CPU by itself.
+# Short compared with the 10 ms that the loop lag may reach. Switched on only when needed, because it costs
+# CPU.
 _LAG_TICK_S = 0.002
 
 _Served = TypeVar("_Served", bound=Server)
@@ -45,7 +46,7 @@ def serve(
     make_server: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], _Served],
     more: Callable[[_Served], Commands] | None = None,
 ) -> None:
-    """Run a server until its control channel ends; the settings are the JSON object in the first argument.
+    """Run a server until its control channel ends. The settings are the JSON object in the first argument.
 
     Args:
         make_server: Called inside the running loop, with the loop and the settings; returns a listening
@@ -73,7 +74,7 @@ async def _serve(
 
 
 class _Control:
-    """Reads commands, runs them against one server, writes answers."""
+    """Reads commands, runs them on one server, and writes replies."""
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, more: Commands) -> None:
         self.ended = asyncio.Event()
@@ -93,7 +94,7 @@ class _Control:
         }
 
     def on_input(self) -> None:
-        """Run every complete line."""
+        """Run every complete line of the input; end the process at the end of the input."""
         try:
             data = os.read(sys.stdin.fileno(), _READ_BYTES)
         except BlockingIOError:
@@ -116,7 +117,7 @@ class _Control:
                 self._begin_publish(number, PublishPlan(**arguments))
             else:
                 _answer(number, self._commands[command](**arguments))
-        # The bench is told of every failure; nothing it sends may end the server half-way through a run.
+        # The bench receives every failure; no command may end the server during a run.
         except Exception as error:
             _refuse(number, error)
 
@@ -139,13 +140,13 @@ class _Control:
             "bytes_held": self._server.bytes_held(),
         }
         if with_send_memory:
-            # In the same turn of the loop: what is held and what is booked are of one moment.
+            # Read in the same turn of the loop, so that both figures are of one moment.
             stats["send_memory"] = send_memory()
         return stats
 
 
 class _Lag:
-    """How late a timer of 2 ms fires: what a busy loop does to everything else in it."""
+    """Measures how late a timer of 2 ms fires, which is the delay that a busy loop causes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -154,7 +155,7 @@ class _Lag:
         self._handle: asyncio.TimerHandle | None = None
 
     def watch(self, is_on: bool) -> dict[str, float]:
-        """Start or stop; return the worst lateness since the last call."""
+        """Start or stop the timer, and return the worst lateness since the last call."""
         most_s, self._most_s = self._most_s, 0.0
         if self._handle is not None:
             self._handle.cancel()
@@ -172,7 +173,7 @@ class _Lag:
 
 
 def _memory() -> dict[str, int]:
-    """Return this process's memory, without what only waits for the collector."""
+    """Return this process's memory after a garbage collection."""
     gc.collect()
     held = memory()
     return {**held._asdict(), "allocated_blocks": sys.getallocatedblocks()}

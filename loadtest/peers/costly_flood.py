@@ -1,8 +1,8 @@
-"""Clients that flood messages which are costly to handle, in a process of its own; see cpu_floods.py.
+"""A process of clients that flood a gateway with messages that are costly to handle; see cpu_floods.py.
 
-``python -m loadtest.peers.costly_flood PORT PEERS LIMIT_S KIND`` is driven over standard input and
-output like message_flood.py. KIND names a row of `FLOODS`, or is `handshakes`: RATE_PER_S handshakes a
-second, each with a bad token, from as many connections as that takes.
+``python -m loadtest.peers.costly_flood PORT PEERS LIMIT_S KIND`` is controlled over standard input and output
+like message_flood.py. KIND is a key of `FLOODS`, or `handshakes`: RATE_PER_S handshakes a second, each with a
+bad token, from as many connections as that needs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["FLOODS", "HANDSHAKES", "question"]
 
 HANDSHAKES: Final = "handshakes"
 RATE_PER_S: Final = 1_470
-_RING_BYTES: Final = 128 * 1024  # more than a send buffer takes at once
+_RING_BYTES: Final = 128 * 1024  # more than a send buffer accepts at once
 _MESSAGE_BYTES: Final = 65_000  # below the default limit of 64 KiB
-_TOKEN_BYTES: Final = 8_000  # likewise: a token may have 8 KiB
+_TOKEN_BYTES: Final = 8_000  # below the limit of a token, 8 KiB
 _LEVELS: Final = 880
 _FRAGMENTS: Final = 1_000
 _DEFLATE: Final = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
@@ -39,12 +39,12 @@ _HEAD: Final = (
 
 
 def question(text: str) -> bytes:
-    """Return a client's text message, masked."""
+    """Return a text message of a client as one masked frame."""
     return Frame(Opcode.TEXT, text.encode()).serialize(mask=True)
 
 
 def _bad_token(**claims: str) -> str:
-    """Return a token of 8 KiB that is well-formed and signed with another key."""
+    """Return a token of nearly 8 KiB that is well-formed and signed with another key."""
     claims |= {"sub": "x", "exp": "", "pad": ""}
     now_s = int(time.time())
     short = len(jwt.encode({**claims, "exp": now_s + 3_600}, "k" * 32, algorithm="HS256"))
@@ -57,7 +57,7 @@ def _publish(channel: str, data: str) -> str:
 
 
 def _arrays() -> bytes:
-    """Return a publish of arrays of arrays, refused because there is no such namespace."""
+    """Return a publish of nested arrays, which is refused because the namespace does not exist."""
     inner = "[" + ",".join(["[]"] * 100) + "]"
     return question(_publish("nowhere:x", "[" + ",".join([inner] * (_MESSAGE_BYTES // len(inner) - 1)) + "]"))
 
@@ -99,11 +99,11 @@ FLOODS: Final[dict[str, Callable[[], bytes]]] = {
         json.dumps({"op": "sub", "ch": "room", "token": _bad_token(channel="room")})
     ),
 }
-"""One message of each flood, as it goes over the wire."""
+"""One message of each flood, as bytes on the wire."""
 
 
 def _knock(port: int, limit_s: float, stdin: int) -> FloodResult:
-    """Handshakes with bad tokens until standard input ends."""
+    """Send handshakes with bad tokens until standard input ends."""
     head = _HEAD.format(token=_bad_token().replace("%", "")).encode()
     attack = Attack(Door(0, RATE_PER_S, head, 0, 0.0), port, "127.0.0.1")
     began_s = time.monotonic()
@@ -117,7 +117,7 @@ def _knock(port: int, limit_s: float, stdin: int) -> FloodResult:
 
 
 def main(port: int, peers: int, limit_s: float, kind: str) -> None:
-    """Open, wait for the word, flood, report."""
+    """Open the connections, wait for the parent's line, flood, and report."""
     if kind == HANDSHAKES:
         serve_parent(lambda stdin: _knock(port, limit_s, stdin))
         return

@@ -1,9 +1,8 @@
-"""The floor with the engine as its receiver: floor.c's fan-out loop on sockets that shook hands in Python.
+"""The floor with the engine as its receiver: the C probe's fan-out loop on sockets with a Python handshake.
 
-`loadtest/floor` measures its loop against a C receiver that does nothing but read. What a send costs depends
-on the receiver too (a sleeping one must be woken, a busy one need not), so the same loop is measured here
-with exactly the client the other servers have. Fan-out only: what is not publish is here to get the sockets
-open.
+`loadtest/floor` measures its loop with a C receiver that only reads. The cost of a send depends on the
+receiver too (a sleeping one must be woken, a busy one need not be), so the same loop is measured here with
+the client that the other servers have. Only fan-out is measured; the rest of the code opens the sockets.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ __all__ = ["FloorServer"]
 
 _LIBRARY = Path(__file__).resolve().parents[1] / "floor" / "libfloor.so"
 _FRAME_BYTES = 134  # FRAME_BYTES in floor.h
-_BUFFER_BYTES = 16 * 1024  # as the gateway's listener has it; the kernel doubles it
+_BUFFER_BYTES = 16 * 1024  # as on the gateway's listener; the kernel doubles it
 
 
 class FloorServer:
-    """Channels on bare sockets, written by the floor's C loop.
+    """Channels on plain sockets, to which the floor's C loop writes.
 
     Args:
         loop: The running loop.
-        settings: None are known.
+        settings: None are used.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, _settings: dict[str, Any]) -> None:
@@ -51,12 +50,12 @@ class FloorServer:
 
     @property
     def port(self) -> int:
-        """The TCP port."""
+        """The TCP port of the listener."""
         port: int = self._listener.getsockname()[1]
         return port
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> int:
-        """Send to every subscriber at once, in C (RuntimeError when a socket did not take it whole)."""
+        """Send to every subscriber in C; raise RuntimeError if a socket did not accept all frames."""
         members = self._channels.get(channel, array("i"))
         encoded = b"".join(frames.header(frames.TEXT, len(payload)) + payload for payload in payloads)
         assert len(encoded) == _FRAME_BYTES * len(payloads), "the floor's frames are 134 bytes"
@@ -67,22 +66,22 @@ class FloorServer:
         return count
 
     async def drained(self) -> None:
-        """Everything is written when `publish` returns."""
+        """Return at once: everything is written when `publish` returns."""
 
     def subscribers(self, channel: str) -> int:
-        """How many connections subscribed."""
+        """Return how many connections are subscribed to the channel."""
         return len(self._channels.get(channel, ()))
 
     def limit_connections(self, limit: int) -> None:
-        """Refuse once the head is read."""
+        """Refuse connections above this number, after their request head was read."""
         self._limit = limit
 
     def counters(self) -> dict[str, int]:
-        """How many connections are open."""
+        """Return how many connections are open."""
         return {"open": len(self._sockets)}
 
     def bytes_held(self) -> dict[str, int]:
-        """Nothing."""
+        """Return nothing: this server does not account for memory."""
         return {}
 
     def _accept(self) -> None:

@@ -1,7 +1,7 @@
-"""Just enough of RFC 6455 for the minimal peers: the accept key, one header out, whole frames in.
+"""The part of RFC 6455 that the minimal peers need: the accept key, one header out, complete frames in.
 
-Not strict on purpose: no UTF-8, no fragments, no limits. What the comparison shows is the least that Python
-code can do, not a server to use.
+This code is deliberately not strict: no UTF-8 check, no fragments, no limits. The comparison shows the least
+work that Python code can do; it is not a server for use.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _KEY = b"sec-websocket-key:"
 
 
 def switching(head: bytes) -> bytes:
-    """Return the 101 response to a request head (ValueError without a key). RFC 6455 section 4.2.2."""
+    """Return the 101 response to a request head; raise ValueError without a key. RFC 6455 section 4.2.2."""
     at = head.lower().index(_KEY) + len(_KEY)
     key = head[at : head.index(b"\r\n", at)].strip()
-    accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())  # noqa: S324 - the protocol's choice
+    accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())  # noqa: S324 - the protocol requires SHA-1
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept
@@ -39,10 +39,10 @@ def header(opcode: int, size: int) -> bytes:
 
 
 def split_frame(data: bytes | memoryview, at: int, end: int) -> tuple[int, bytes, int] | None:
-    """Take one masked frame from `data[at:end]`.
+    """Decode one masked frame at the beginning of `data[at:end]`.
 
     Returns:
-        Opcode, unmasked payload, and where the next frame begins; None while it is not whole.
+        Opcode, unmasked payload, and where the next frame begins; None while the frame is incomplete.
     """
     if end - at < 6:
         return None
@@ -57,6 +57,6 @@ def split_frame(data: bytes | memoryview, at: int, end: int) -> tuple[int, bytes
         return None
     mask = bytes(data[body : body + 4])
     masked = data[body + 4 : body + 4 + size]
-    # One big-integer XOR: the fastest unmasking plain Python has.
+    # One XOR of big integers is the fastest unmasking in plain Python.
     key = int.from_bytes((mask * (size // 4 + 1))[:size])
     return opcode, (int.from_bytes(masked) ^ key).to_bytes(size), body + 4 + size

@@ -1,11 +1,11 @@
-"""Peers that send 1-byte text messages as fast as they can, in a process of their own.
+"""A process of peers that send 1-byte text messages as fast as they can.
 
-``python -m loadtest.peers.message_flood PORT PEERS LIMIT_S`` opens the connections, writes ``ready``,
-waits for a line on standard input, floods until that input ends or LIMIT_S is over, and writes one JSON
-object (FloodResult). `FloodProcess` is the parent's side. Answers are read and counted, so that it is the
-server's reading, not its outbox, that is under attack; nothing is judged and nothing is timed here.
+``python -m loadtest.peers.message_flood PORT PEERS LIMIT_S`` opens the connections, writes ``ready``, waits
+for a line on standard input, floods until that input ends or LIMIT_S has passed, and writes one JSON object
+(FloodResult). `FloodProcess` is the parent's side. Answers are read and counted, so that the flood loads the
+server's reading and not its outbox. Nothing is checked or timed here.
 
-Plain Python is fast enough: one send carries thousands of prebuilt frames, and the sockets are full most of
+Plain Python is fast enough: one send carries thousands of prepared frames, and the sockets are full most of
 the time.
 """
 
@@ -30,15 +30,16 @@ __all__ = ["FRAME_BYTES", "FloodProcess", "FloodResult", "Peer", "flood", "frame
 _ROOT: Final = Path(__file__).resolve().parents[2]
 FRAME_BYTES: Final = 7  # header 2, mask 4, payload 1
 _ANSWER_BYTES: Final = 3  # header 2, payload 1
-_BUFFER_FRAMES: Final = 8_192  # 56 KiB: more than a send buffer takes at once
+_BUFFER_FRAMES: Final = 8_192  # 56 KiB: more than a send buffer accepts at once
 _TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.1
 
 
 class FloodResult(TypedDict):
-    """What a flood came to: messages `sent` whole, `answered` ones, peers the server `ended`, and how long.
+    """The result of a flood: complete messages `sent`, answers, peers that the server `ended`, the time.
 
-    Both are counted by bytes, as if each message were of one letter. A Close counts as one or two answers.
+    Messages and answers are counted by their bytes, as if each message were of one letter. A Close counts as
+    one or two answers.
     """
 
     sent: int
@@ -56,22 +57,22 @@ def frames(count: int, seed: int) -> bytes:
 
 
 class Peer:
-    """One flooding connection: an endless ring of frames out, bytes counted in.
+    """One flooding connection: it sends a ring of frames without end, and counts the bytes that it reads.
 
     Args:
-        port: Of a server on 127.0.0.1.
-        ring: Whole frames, sent again and again.
-        headers: More lines of the request head, each with its end.
+        port: The port of a server on 127.0.0.1.
+        ring: Complete frames, which are sent again and again.
+        headers: Further lines of the request head, each with its line end.
     """
 
     def __init__(self, port: int, ring: bytes, headers: str = "") -> None:
-        """Open it (OSError, RuntimeError)."""
+        """Open the connection; raise OSError or RuntimeError if that fails."""
         self.sent_bytes = 0
         self.received_bytes = 0
         self._ring = memoryview(ring)
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Ends with a reset: no TIME_WAIT, and nothing the server still has to answer.
+        # Ends with a reset: no TIME_WAIT, and no answers left for the server to send.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._upgrade(port, headers)
         self.socket.setblocking(False)
@@ -83,7 +84,7 @@ class Peer:
             f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n".encode()
         )
         head = b""
-        while b"\r\n\r\n" not in head:  # a first message may come with it
+        while b"\r\n\r\n" not in head:  # a first message may arrive together with the head
             data = self.socket.recv(4096)
             if not data:
                 raise RuntimeError(f"the server ended the handshake: {head!r}")
@@ -97,14 +98,14 @@ class Peer:
         self.sent_bytes += self.socket.send(self._ring[at:])
 
     def read(self, buffer: bytearray) -> bool:
-        """Read once and forget it; False at the end of the stream (OSError)."""
+        """Read once and discard the data; return False at the end of the stream (OSError)."""
         size = self.socket.recv_into(buffer)
         self.received_bytes += size
         return size > 0
 
 
 def _serve(peer: Peer, events: int, buffer: bytearray) -> bool:
-    """Read and write what the events allow; False when the connection is over."""
+    """Read and write as the events allow; return False when the connection has ended."""
     try:
         if events & ~select.EPOLLOUT and not peer.read(buffer):
             return False
@@ -118,7 +119,7 @@ def _serve(peer: Peer, events: int, buffer: bytearray) -> bool:
 
 
 def flood(peers: list[Peer], limit_s: float, stdin: int) -> FloodResult:
-    """Send and read until standard input ends, the limit is over, or no peer is left."""
+    """Send and read until standard input ends, the time limit has passed, or no peer is left."""
     buffer = bytearray(1 << 16)
     open_peers = {peer.socket.fileno(): peer for peer in peers}
     began_s = time.monotonic()
@@ -144,16 +145,16 @@ def flood(peers: list[Peer], limit_s: float, stdin: int) -> FloodResult:
 
 
 class FloodProcess:
-    """The flood in a child process, ended by its own pid on exit of the block.
+    """The flood in a child process, which is ended by its process id on exit of the block.
 
     Args:
-        port: Of a server on 127.0.0.1.
-        peers: How many connections.
-        limit_s: The flood ends by itself after so long, however its parent fares.
-        module: What the child runs.
-        arguments: What it is told beside the three above.
+        port: The port of a server on 127.0.0.1.
+        peers: The number of connections.
+        limit_s: The flood ends by itself after this time, also if its parent has ended.
+        module: The module that the child runs.
+        arguments: Further arguments for it.
 
-    The child runs where its parent runs: the bench pins itself to the clients' processor.
+    The child runs on the processor of its parent: the bench pins itself to the clients' processor.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class FloodProcess:
         module: str = "loadtest.peers.message_flood",
         arguments: Sequence[str] = (),
     ) -> None:
-        """Spawn it and wait until its connections are open (RuntimeError if they are not)."""
+        """Start the child and wait until its connections are open; raise RuntimeError if they are not."""
         self._child = subprocess.Popen(
             [sys.executable, "-m", module, str(port), str(peers), str(limit_s), *arguments],
             stdin=subprocess.PIPE,
@@ -176,7 +177,7 @@ class FloodProcess:
         assert self._child.stdout is not None
         self._stdin, self._stdout = self._child.stdin, self._child.stdout
         try:
-            # The child has timeouts of its own: it writes a line or ends.
+            # The child has its own timeouts: it writes a line or ends.
             if self._stdout.readline() != b"ready\n":
                 raise RuntimeError("the flood could not open its connections")
         except BaseException:
@@ -184,17 +185,17 @@ class FloodProcess:
             raise
 
     def begin(self) -> None:
-        """Let it send."""
+        """Send the line that starts the flood."""
         self._stdin.write(b"\n")
         self._stdin.flush()
 
     def finish(self) -> FloodResult:
-        """Stop it and return what it did (RuntimeError when it broke down)."""
+        """Stop the flood and return its result; raise RuntimeError if it failed."""
         self._stdin.close()
         return self.wait()
 
     def wait(self) -> FloodResult:
-        """Wait until it ends by itself, at the latest at its limit, and return what it did."""
+        """Wait until the flood ends by itself, at the latest at its limit, and return its result."""
         line = self._stdout.readline()
         if not line:
             raise RuntimeError("the flood ended without a result")
@@ -207,16 +208,16 @@ class FloodProcess:
         self._stdout.close()
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the FloodProcess itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Kill and collect the child; it may have ended already."""
+        """Kill the child and wait for its end; it may have ended already."""
         self._end()
 
 
 def serve_parent(run: Callable[[int], FloodResult]) -> None:
-    """Everything is open: wait for the parent's word, run until standard input ends, report."""
+    """Report "ready", wait for the parent's line, run until standard input ends, and print the result."""
     print("ready", flush=True)
     stdin = sys.stdin.fileno()
     if os.read(stdin, 1):
@@ -224,7 +225,7 @@ def serve_parent(run: Callable[[int], FloodResult]) -> None:
 
 
 def main(port: int, peers: int, limit_s: float) -> None:
-    """Open, wait for the word, flood, report."""
+    """Open the connections, wait for the parent's line, flood, and report."""
     connections = [Peer(port, frames(_BUFFER_FRAMES, number)) for number in range(peers)]
     serve_parent(lambda stdin: flood(connections, limit_s, stdin))
 

@@ -1,11 +1,11 @@
-"""Clients that publish as fast as they can, in a process of their own.
+"""A process of clients that publish as fast as they can.
 
 ``python -m loadtest.peers.publish_flood`` reads one JSON object (the fields of FloodPlan) from standard
 input, opens the connections, writes ``ready``, waits for a line, publishes until standard input ends or
-`limit_s` is over, and writes one JSON object (PublishFloodResult). `PublishFlood` is the parent's side.
+`limit_s` has passed, and writes one JSON object (PublishFloodResult). `PublishFlood` is the parent's side.
 
-Every connection sends the same prepared frames again and again, as far as its socket takes them: how fast
-that is decides the gateway, which stops reading from whoever has too much under way.
+Every connection sends the same prepared frames again and again, as far as its socket accepts them. The
+gateway determines the rate, because it stops reading from a connection that has too much under way.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _PER_SOURCE: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class FloodPlan:
-    """Who publishes what.
+    """The parameters of one flood of publishes.
 
     Attributes:
-        port: Of the gateway on 127.0.0.1.
-        tokens: One for each connection.
-        size: Bytes of each publication's data, at least 2.
-        limit_s: The flood ends by itself after so long, however its parent fares.
+        port: The port of the gateway on 127.0.0.1.
+        tokens: One token for each connection.
+        size: The bytes of each publication's data, at least 2.
+        limit_s: The flood ends by itself after this time, also if its parent has ended.
     """
 
     port: int
@@ -51,7 +51,7 @@ class FloodPlan:
 
 
 class PublishFloodResult(TypedDict):
-    """What a flood came to: publishes that were answered, connections that `ended`, and how long it took."""
+    """The result of a flood: accepted and refused publishes, connections that `ended`, and the time."""
 
     accepted: int
     refused: int
@@ -60,14 +60,14 @@ class PublishFloodResult(TypedDict):
 
 
 def ring(number: int, size: int) -> bytes:
-    """Return frames that publish to a channel of connection `number`, more than a socket takes at once."""
+    """Return frames that publish to the channel of connection `number`: more than a socket accepts."""
     command = {"op": "pub", "ch": f"flood:{number}", "data": "x" * (size - 2), "id": 1}
     one = wire_frame(json.dumps(command, separators=(",", ":")).encode())
     return one * max(1, _RING_BYTES // len(one))
 
 
 class _Publisher:
-    """One connection: an endless ring of frames out, answers counted in."""
+    """One flooding connection: it sends a ring of frames without end, and counts the replies."""
 
     def __init__(self, plan: FloodPlan, number: int) -> None:
         self.client = WireClient(
@@ -79,7 +79,7 @@ class _Publisher:
         self.accepted = self.refused = 0
 
     def serve(self, events: int) -> bool:
-        """Read and write what the events allow; False when the connection is over."""
+        """Read and write as the events allow; return False when the connection has ended."""
         if events & ~select.EPOLLOUT:
             for payload in self.client.receive():
                 if payload.startswith(b'{"op":"ok"'):
@@ -97,10 +97,10 @@ class _Publisher:
 
 
 class _Crowd:
-    """All connections of a flood, and what they wait for."""
+    """All connections of a flood, and the poll object that serves them."""
 
     def __init__(self, plan: FloodPlan, stdin: int) -> None:
-        """Open them; those that are open answer pings meanwhile."""
+        """Open the connections; those that are open answer pings meanwhile."""
         self._stdin = stdin
         self._poll = select.epoll()
         self._publishers: list[_Publisher] = []
@@ -114,7 +114,7 @@ class _Crowd:
         self._poll.register(stdin, select.EPOLLIN)
 
     def _turn(self, limit_s: float) -> bool:
-        """Serve whoever is ready, waiting at most so long; whether standard input has something."""
+        """Serve the ready connections, waiting at most `limit_s`; return whether the parent has written."""
         ready = dict(self._poll.poll(limit_s))
         is_told = bool(ready.pop(self._stdin, 0))
         for descriptor, events in ready.items():
@@ -124,13 +124,13 @@ class _Crowd:
         return is_told
 
     def wait(self) -> bool:
-        """Answer pings until the word comes; False: standard input has ended."""
+        """Answer pings until the parent's line arrives; return False if standard input has ended."""
         while not self._turn(_POLL_S):
             pass
         return bool(os.read(self._stdin, 1))
 
     def flood(self, limit_s: float) -> PublishFloodResult:
-        """Publish until standard input ends, the limit is over, or nobody is left."""
+        """Publish until standard input ends, the time limit has passed, or no connection is left."""
         began_s = time.monotonic()
         for descriptor in self._living:
             self._poll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT)
@@ -146,13 +146,13 @@ class _Crowd:
 
 
 class PublishFlood:
-    """The flood in a child process, ended by its own pid on exit of the block.
+    """The flood in a child process, which is ended by its process id on exit of the block.
 
-    It runs where its parent runs, and with the priority that its parent has when it is started.
+    The child inherits the processor and the priority that its parent has at the start.
     """
 
     def __init__(self, plan: FloodPlan) -> None:
-        """Start it and wait until its connections are open (RuntimeError if they are not)."""
+        """Start the child and wait until its connections are open; raise RuntimeError if they are not."""
         self._child = subprocess.Popen(
             [sys.executable, "-m", "loadtest.peers.publish_flood"],
             stdin=subprocess.PIPE,
@@ -165,7 +165,7 @@ class PublishFlood:
         try:
             self._stdin.write(json.dumps(dataclasses.asdict(plan)).encode() + b"\n")
             self._stdin.flush()
-            # The child has timeouts of its own: it writes a line or ends.
+            # The child has its own timeouts: it writes a line or ends.
             if self._stdout.readline() != b"ready\n":
                 raise RuntimeError("the flood could not open its connections")
         except BaseException:
@@ -173,12 +173,12 @@ class PublishFlood:
             raise
 
     def begin(self) -> None:
-        """Let it publish."""
+        """Send the line that starts the flood."""
         self._stdin.write(b"\n")
         self._stdin.flush()
 
     def finish(self) -> PublishFloodResult:
-        """Stop it and return what it did (RuntimeError when it broke down)."""
+        """Stop the flood and return its result; raise RuntimeError if it failed."""
         self._stdin.close()
         line = self._stdout.readline()
         if not line:
@@ -192,16 +192,16 @@ class PublishFlood:
         self._stdout.close()
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the PublishFlood itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill and collect the child; it may have ended already."""
+        """Kill the child and wait for its end; it may have ended already."""
         self._end()
 
 
 def main() -> None:
-    """Open, wait for the word, publish, report."""
+    """Read the plan, open the connections, wait for the parent's line, publish, and report."""
     stdin = sys.stdin.fileno()
     line = b""
     while not line.endswith(b"\n"):

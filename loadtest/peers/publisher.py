@@ -1,6 +1,6 @@
-"""Publishes stamped messages by the clock, from inside the server process.
+"""Publishes stamped messages at fixed times, from inside the server process.
 
-Inside, because a publication that had to come over a socket would add that socket's cost to what is measured.
+A publication that arrived over a socket would add the cost of that socket to the measurement.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["PublishPlan", "PublishResult", "publish"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishPlan:
-    """What to publish.
+    """A request to publish stamped messages to one channel.
 
     Attributes:
-        channel: Whose subscribers get it.
-        stream: The stamp's stream, one per channel, so that the engine can tell them apart.
-        first_sequence: Sequence number of the first message.
-        count: Publications, >= 1.
-        frames: Messages per publication, queued before the first write, 1 to 64.
-        payload_bytes: Size of a message, >= 48; 130 makes a frame of 134 bytes.
-        rate_per_s: Publications per second by the clock; 0 begins each `gap_s` after the one before was
+        channel: The channel.
+        stream: The stream of the stamps, one per channel, so that the engine can distinguish them.
+        first_sequence: The sequence number of the first message.
+        count: The number of publications, >= 1.
+        frames: The number of messages per publication, queued before the first write, 1 to 64.
+        payload_bytes: The size of a message, >= 48; 130 makes a frame of 134 bytes.
+        rate_per_s: Publications per second at fixed times; 0: each begins `gap_s` after the one before was
             written.
-        gap_s: Pause between publications when there is no rate.
+        gap_s: The pause between publications if there is no rate.
     """
 
     channel: str
@@ -43,10 +43,10 @@ class PublishPlan:
 
 
 class PublishResult(TypedDict):
-    """What was published: `queued` deliveries of `published` messages, the last one with `last_sequence`.
+    """The result of a plan: `queued` deliveries of `published` messages; the last has `last_sequence`.
 
-    `walk_cpu_s` is CPU of this process from a publication to its last write, summed; `walk_s` the wall time.
-    `late_s` is the worst lateness of a publication against the clock.
+    `walk_cpu_s` is the sum of this process's CPU time from each publication to its last write; `walk_s` is
+    the same in wall time. `late_s` is the worst lateness of a publication.
     """
 
     published: int
@@ -58,7 +58,7 @@ class PublishResult(TypedDict):
 
 
 async def publish(server: Server, plan: PublishPlan) -> PublishResult:
-    """Run the plan; ends when the last publication is written."""
+    """Publish the messages of a plan, and return when the last one is written."""
     result = PublishResult(
         published=0, queued=0, last_sequence=plan.first_sequence - 1, walk_cpu_s=0.0, walk_s=0.0, late_s=0.0
     )

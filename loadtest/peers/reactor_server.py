@@ -1,7 +1,6 @@
-"""The reactor under uvloop with an echo handler: what is measured.
+"""The reactor under uvloop with an echo handler: the server that the bench measures.
 
-The driving loop is the one in wsgate/reactor/loop.pyi, nothing more: poll, act, flush, and again while there
-is more.
+Its loop is the one in wsgate/reactor/loop.pyi: poll, act, flush, and again while there is more.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def _now_ms() -> int:
 
 
 class ReactorServer:
-    """Echo and channels on one reactor.
+    """An echo server with channels on one reactor.
 
     Args:
         loop: The running loop.
@@ -34,7 +33,7 @@ class ReactorServer:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
-        """Listen on a free loopback port and drive the reactor from now on."""
+        """Listen on a free loopback port, and drive the reactor on the loop."""
         self._loop = loop
         self._reactor = Reactor(Settings(**settings), now_ms=_now_ms())
         self._listener = open_listener("127.0.0.1", 0, ListenerOptions())
@@ -46,12 +45,12 @@ class ReactorServer:
 
     @property
     def port(self) -> int:
-        """The TCP port."""
+        """The TCP port of the listener."""
         port: int = self._listener.getsockname()[1]
         return port
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> int:
-        """Queue the messages; the walk over the subscribers begins with the next pass of the loop."""
+        """Queue the messages; writing to the subscribers begins with the next pass of the loop."""
         reached = 0
         for payload in payloads:
             reached = self._reactor.publish(channel.encode(), (payload,))
@@ -59,27 +58,27 @@ class ReactorServer:
         return reached
 
     async def drained(self) -> None:
-        """Wait until a flush left nothing to write."""
+        """Wait until a flush has left nothing to write."""
         done = self._loop.create_future()
         self._waiting.append(done)
         self._schedule()
         await done
 
     def subscribers(self, channel: str) -> int:
-        """How many connections subscribed."""
+        """Return how many connections are subscribed to the channel."""
         return self._reactor.subscribers(channel.encode())
 
     def limit_connections(self, limit: int) -> None:
-        """Set the gate."""
+        """Limit the connections in the reactor's gate."""
         refusal = handshake.refusal(503, "bench", retry_after_s=10)
         self._reactor.set_gate(GateLimits(connections=limit), refusal.response)
 
     def counters(self) -> dict[str, int]:
-        """The reactor's counters."""
+        """Return the reactor's counters."""
         return self._reactor.counters()
 
     def bytes_held(self) -> dict[str, int]:
-        """The reactor's memory by kind."""
+        """Return the reactor's memory in bytes, by kind."""
         return self._reactor.bytes_held()
 
     def _schedule(self) -> None:

@@ -1,13 +1,13 @@
-"""A backend: publishes stamped messages through Redis, by PUBLISH on one connection.
+"""A backend that publishes stamped messages through Redis, by PUBLISH on one connection.
 
-Settings: ``path`` of the bus's Unix socket; ``prefix`` of its names. It serves no client. Beside `publish`,
-which has the pace of the other peers, it knows two commands that publish in turn to several channels, each a
-stream of its own that begins at ``stream``:
+Settings: ``path`` of the bus's Unix socket; ``prefix`` of its names. It has no clients. In addition to
+`publish`, which works as in the other peers, it has commands that publish in turn to several channels, each
+with its own stream from ``stream`` on:
 
-``prepare`` (Flood) makes the messages that ``flood`` then sends as fast as Redis takes them; ``pace`` (Pace)
-publishes by the clock, many in a second.
+``prepare`` (Flood) makes the messages that ``flood`` then sends as fast as Redis accepts them; ``pace``
+(Pace) publishes at a fixed rate.
 
-Every answer of Redis is read: it says how many shards heard a publication.
+Every reply of Redis is read: it is the number of shards that received a publication.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from loadtest.peers import control
 
 __all__ = ["Flood", "Pace", "RedisPublisher", "Sent"]
 
-# What a JSON client gets around the text of a publication; protocols/client/v1/spec.md.
+# The text that a JSON client receives around the data; protocols/client/v1/spec.md.
 _AROUND_BYTES: Final = len('{"op":"msg","ch":"","data":""}')
 _READ_BYTES: Final = 1 << 16
 _WRITE_BYTES: Final = 1 << 16
-_STEP_NS: Final = 1_000_000  # a batch of `pace`: its first message is late by so much
-_MAKING_NS: Final = 20_000  # a message; half of it was needed
+_STEP_NS: Final = 1_000_000  # length of a batch of `pace`: its first message is late by this time
+_MAKING_NS: Final = 20_000  # time to make a message; half of it was needed
 _DEADLINE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flood:
-    """What to publish as fast as possible.
+    """A request to publish as fast as possible.
 
     Attributes:
-        channels: In turn.
-        stream: The first channel's; the next ones follow.
-        first_sequence: Sequence number of the first message of each.
-        count: Of every channel.
-        payload_bytes: Size of a message as a client gets it.
+        channels: The channels, which take turns.
+        stream: The stream of the first channel; the next streams follow.
+        first_sequence: The sequence number of the first message of each channel.
+        count: The number of messages for each channel.
+        payload_bytes: The size of a message as a client receives it.
     """
 
     channels: Sequence[str]
@@ -57,15 +57,15 @@ class Flood:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace(Flood):
-    """As Flood, `rate_per_s` over all channels."""
+    """A request to publish at `rate_per_s` over all channels."""
 
     rate_per_s: float
 
 
 class Sent(TypedDict):
-    """What became of it: `published` messages, heard by `reached` shards in sum.
+    """The result of a flood or pace: `published` messages, received by `reached` shards in total.
 
-    `late_s` is the worst lateness of a message against the clock, of `pace` only.
+    `late_s` is the worst lateness of a message, for `pace` only.
     """
 
     published: int
@@ -74,15 +74,15 @@ class Sent(TypedDict):
 
 
 class RedisPublisher:
-    """One connection to the bus.
+    """A publisher with one connection to the bus.
 
     Args:
-        loop: Not used: every command blocks until Redis has answered.
-        settings: See the top of the file.
+        loop: Not used: every command blocks until Redis has replied.
+        settings: See the module.
     """
 
     def __init__(self, _loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
-        """Connect (OSError)."""
+        """Connect to the bus (OSError)."""
         self._prefix = f"{settings['prefix']}:ch:"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(settings["path"])
@@ -93,16 +93,16 @@ class RedisPublisher:
         self.port = 0
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> int:
-        """Publish the messages in one pipeline; returns how many shards heard the first of them."""
+        """Publish the messages in one pipeline; return how many shards received each."""
         head = self._head(channel)
         commands = b"".join(head + _argument(_as_document(channel, payload)) for payload in payloads)
         return self._run(commands, len(payloads)) // len(payloads)
 
     async def drained(self) -> None:
-        """Redis has everything when `publish` returns."""
+        """Return at once: Redis has received everything when `publish` returns."""
 
     def prepare(self, plan: Flood) -> None:
-        """Make the commands of the next flood: making them costs about what sending them does."""
+        """Make the commands of the next flood, because making them costs about as much as sending them."""
         heads = [(channel, self._head(channel)) for channel in plan.channels]
         now_ns = time.monotonic_ns()
         commands = [
@@ -113,16 +113,17 @@ class RedisPublisher:
         self._prepared = b"".join(commands), len(commands)
 
     def flood(self) -> Sent:
-        """Publish what was prepared, as fast as Redis takes it."""
+        """Publish the prepared messages as fast as Redis accepts them."""
         commands, count = self._prepared
         self._prepared = b"", 0
         return Sent(published=count, reached=self._run(commands, count), late_s=0.0)
 
     def pace(self, plan: Pace) -> Sent:
-        """Publish by the clock, what is due of every millisecond at its end; what is late keeps its due time.
+        """Publish at a fixed rate: at the end of each millisecond, the messages that became due in it.
 
-        The messages are made before the first is due, as those of a flood are: making them on the way took
-        time of the processor that Redis and the clients share, and this backend was late by up to 15 ms.
+        A message that is late keeps its due time. The messages are made before the first is due, as those of
+        a flood are: when they were made on the way, that took time of the processor that Redis and the
+        clients share, and this backend was late by up to 15 ms.
         """
         total = plan.count * len(plan.channels)
         start_ns = time.monotonic_ns() + total * _MAKING_NS
@@ -139,7 +140,7 @@ class RedisPublisher:
         return Sent(published=total, reached=reached, late_s=late_ns / 1e9)
 
     def _batches(self, plan: Pace, start_ns: int) -> list[tuple[bytes, int]]:
-        """The commands that fall due in each millisecond after `start_ns`, and how many they are."""
+        """Return the commands that become due in each millisecond after `start_ns`, and their number."""
         heads = [(stream, self._head(channel)) for stream, channel in enumerate(plan.channels, plan.stream)]
         total, interval_ns = plan.count * len(heads), 1e9 / plan.rate_per_s
         batches: list[tuple[bytes, int]] = []
@@ -159,11 +160,11 @@ class RedisPublisher:
         return batches
 
     def _head(self, channel: str) -> bytes:
-        """A PUBLISH command up to its last argument."""
+        """Return a PUBLISH command up to its last argument."""
         return b"*3\r\n$7\r\nPUBLISH\r\n" + _argument((self._prefix + channel).encode())
 
     def _run(self, commands: bytes, count: int) -> int:
-        """Write commands, read as many answers meanwhile; returns their sum (RuntimeError on any other)."""
+        """Write the commands and read as many replies; return the sum (RuntimeError for any other reply)."""
         unsent = memoryview(commands)
         until_s = time.monotonic() + _DEADLINE_S
         answered = reached = 0
@@ -192,21 +193,21 @@ class RedisPublisher:
             found.append(answer)
         return found
 
-    # It is no server: the rest of what one can do is nothing here.
+    # This is not a server: the remaining methods of one have no effect here.
 
     def subscribers(self, _channel: str) -> int:
-        """None."""
+        """Return 0, because there are no clients."""
         return 0
 
     def limit_connections(self, _limit: int) -> None:
-        """There are none."""
+        """Do nothing, because there are no clients."""
 
     def counters(self) -> dict[str, int]:
-        """Nothing."""
+        """Return nothing: this publisher has no counters."""
         return {}
 
     def bytes_held(self) -> dict[str, int]:
-        """Nothing."""
+        """Return nothing: this publisher does not account for memory."""
         return {}
 
 
@@ -215,7 +216,7 @@ def _argument(text: bytes) -> bytes:
 
 
 def _as_document(channel: str, payload: bytes) -> bytes:
-    """The stamp as a JSON string, its padding cut: the whole message a client gets has the payload's size."""
+    """Return the stamp as a JSON string, shortened so that a client's message has the payload's size."""
     size = max(STAMP_BYTES, len(payload) - _AROUND_BYTES - len(channel))
     return b'"' + payload[:size] + b'"'
 

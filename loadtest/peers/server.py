@@ -1,4 +1,4 @@
-"""What every driven server can do; the control channel and the publisher know nothing else of it."""
+"""The interface of every server in loadtest.peers, which the control channel and the publisher use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol
 __all__ = ["BACKLOG", "REFUSAL", "SUBSCRIBE", "Server", "loopback_listener"]
 
 BACKLOG = 4096
-# A text message that begins so is a subscription and is not echoed.
+# A text message that begins with this is a subscription and is not echoed.
 SUBSCRIBE = b"subscribe:"
-# What the peers without a handshake module of their own answer at their connection limit.
+# The answer of peers without a handshake module at their connection limit.
 REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 10\r\n"
     b"Content-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
@@ -19,33 +19,33 @@ REFUSAL = (
 
 
 class Server(Protocol):
-    """One WebSocket server on loopback, already listening."""
+    """A WebSocket server that listens on loopback."""
 
     @property
     def port(self) -> int:
-        """The TCP port."""
+        """The TCP port of the listener."""
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> int:
-        """Queue text messages to every subscriber of a channel, all of them before the first write.
+        """Queue text messages for every subscriber of a channel, all of them before the first write.
 
         Returns:
-            Subscribers reached.
+            The number of subscribers.
         """
 
     async def drained(self) -> None:
-        """Wait until everything published was handed to the kernel."""
+        """Wait until everything that was published is in the kernel."""
 
     def subscribers(self, channel: str) -> int:
-        """How many connections subscribed."""
+        """Return how many connections are subscribed to the channel."""
 
     def limit_connections(self, limit: int) -> None:
-        """Refuse with 503 while so many connections are open; 0 is no limit."""
+        """Refuse connections with 503 while so many are open; 0: no limit."""
 
     def counters(self) -> dict[str, int]:
-        """Whatever the server counts, by name; may be empty."""
+        """Return the server's counters by name; may be empty."""
 
     def bytes_held(self) -> dict[str, int]:
-        """Memory the server accounts for, by kind, in bytes; may be empty."""
+        """Return the memory for which the server accounts, by kind, in bytes; may be empty."""
 
 
 def loopback_listener() -> socket.socket:

@@ -1,6 +1,6 @@
-"""A minimal uvloop protocol: one shared receive buffer, frames in plain Python.
+"""A minimal server as a uvloop protocol: one shared receive buffer, and frames in plain Python.
 
-The best that Python does without compiled code of one's own. Settings: ``ping_interval_ms`` (0: no
+This is the fastest that Python does without its own compiled code. Settings: ``ping_interval_ms`` (0: no
 heartbeat).
 """
 
@@ -17,12 +17,12 @@ __all__ = ["UvloopServer"]
 
 _TICK_S = 0.25
 _PING = frames.header(frames.PING, 0)
-# One for all connections: it is parsed before the next read, and what is not whole is copied out.
+# One buffer for all connections: it is parsed before the next read, and an incomplete frame is copied out.
 _BUFFER = memoryview(bytearray(64 * 1024))
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """One socket; slots keep it small."""
+    """One connection of the server; slots keep it small."""
 
     __slots__ = ("_is_open", "_partial", "_server", "transport")
 
@@ -85,11 +85,11 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 class UvloopServer:
-    """Echo and channels on uvloop transports.
+    """An echo server with channels on uvloop transports.
 
     Args:
         loop: The running loop.
-        settings: See the top of the file.
+        settings: See the module.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
@@ -107,26 +107,26 @@ class UvloopServer:
 
     @property
     def port(self) -> int:
-        """The TCP port."""
+        """The TCP port of the listener."""
         port: int = self._listener.getsockname()[1]
         return port
 
     def subscribe(self, connection: _Connection, channel: str) -> None:
-        """Add a connection to a channel."""
+        """Add a connection to the subscribers of a channel."""
         self._channels.setdefault(channel, set()).add(connection)
 
     def forget(self, connection: _Connection) -> None:
-        """Drop a connection from everything."""
+        """Remove a connection from the server and from all channels."""
         self.connections.discard(connection)
         for members in self._channels.values():
             members.discard(connection)
 
     def is_full(self) -> bool:
-        """Whether the limit is reached."""
+        """Whether the connection limit is reached."""
         return 0 < self._limit <= len(self.connections)
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> int:
-        """Encode once, write the same bytes to every transport; uvloop joins writes of one pass."""
+        """Encode once, and write the same bytes to every transport; uvloop joins the writes of one pass."""
         members = self._channels.get(channel, set())
         encoded = b"".join(frames.header(frames.TEXT, len(payload)) + payload for payload in payloads)
         for connection in members:
@@ -140,23 +140,23 @@ class UvloopServer:
         await asyncio.sleep(0)
 
     def subscribers(self, channel: str) -> int:
-        """How many connections subscribed."""
+        """Return how many connections are subscribed to the channel."""
         return len(self._channels.get(channel, ()))
 
     def limit_connections(self, limit: int) -> None:
-        """Refuse after the head was read: the protocol has no earlier place."""
+        """Refuse connections above this number, after their request head was read."""
         self._limit = limit
 
     def counters(self) -> dict[str, int]:
-        """How many connections are open."""
+        """Return how many connections are open."""
         return {"open": len(self.connections)}
 
     def bytes_held(self) -> dict[str, int]:
-        """Nothing: transports do not say."""
+        """Return nothing: transports do not report their memory."""
         return {}
 
     def _tick(self) -> None:
-        """Ping one slice of all connections, so that each is pinged once per interval."""
+        """Send a ping to a part of the connections, so that each has one ping per interval."""
         self._loop.call_later(_TICK_S, self._tick)
         if not self._round:
             self._round = list(self.connections)

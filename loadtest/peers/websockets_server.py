@@ -1,4 +1,4 @@
-"""A minimal server on the `websockets` library, asyncio flavour, under uvloop, without compression.
+"""A minimal server on the asyncio part of the `websockets` library, under uvloop, without compression.
 
 Settings: ``ping_interval_ms`` (0: no heartbeat).
 """
@@ -22,11 +22,11 @@ __all__ = ["WebsocketsServer"]
 
 
 class WebsocketsServer:
-    """Echo and channels on `websockets`.
+    """An echo server with channels on the `websockets` library.
 
     Args:
         loop: The running loop.
-        settings: See the top of the file.
+        settings: See the module.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class WebsocketsServer:
 
     @property
     def port(self) -> int:
-        """The TCP port."""
+        """The TCP port of the listener."""
         port: int = self._listener.getsockname()[1]
         return port
 
@@ -50,37 +50,37 @@ class WebsocketsServer:
             sock=self._listener,
             compression=None,
             ping_interval=self._ping_interval_s,
-            open_timeout=60,  # its own handshakes queue for longer than the default of 10 s
+            open_timeout=60,  # the library's handshakes wait longer than its default of 10 s
             process_request=self._judge,
             server_header=None,
         )
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> int:
-        """Broadcast one message after the other: the library has no way to queue several for one write."""
+        """Broadcast one message after the other: the library cannot queue several for one write."""
         members = self._channels.get(channel, set())
         for payload in payloads:
             broadcast(members, payload, text=True)
         return len(members)
 
     async def drained(self) -> None:
-        """Let the loop write what the sockets did not take at once."""
+        """Let the loop write the bytes that the sockets did not accept at once."""
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     def subscribers(self, channel: str) -> int:
-        """How many connections subscribed."""
+        """Return how many connections are subscribed to the channel."""
         return len(self._channels.get(channel, ()))
 
     def limit_connections(self, limit: int) -> None:
-        """Refuse in process_request, the earliest place there is."""
+        """Refuse connections above this number in process_request, the library's earliest place."""
         self._limit = limit
 
     def counters(self) -> dict[str, int]:
-        """How many connections are open."""
+        """Return how many connections are open."""
         return {"open": self._open}
 
     def bytes_held(self) -> dict[str, int]:
-        """Nothing: the library does not count."""
+        """Return nothing: the library does not account for memory."""
         return {}
 
     def _judge(self, connection: ServerConnection, _request: Request) -> Response | None:
