@@ -1,1 +1,1 @@
-"""Programs that answer one question each about a whole gateway or a whole reactor under load."""
+"""Programs that each answer one question about a whole gateway or a whole reactor under load."""

@@ -1,9 +1,9 @@
-"""Subscribers and publishers beside a bus that breaks: what was published, received, and announced as lost.
+"""The subscribers and publishers of bus_faults.py: they record what is published, received and reported lost.
 
 One loop reads for all clients. There are two channels: `crowd` has most of the subscribers and few
-publications, `quick` has few subscribers and as many publications as its publishers get answers for. Clients
-publish one after the other with `id`; a backend publishes to the bus itself, from a thread. Every publication
-carries its source and a number that grows by one.
+publications; `quick` has few subscribers, and each of its publishers publishes again as soon as it has a
+reply. Clients publish with `id`, one publication after the other; a backend publishes to the bus itself, from
+a thread. Every publication carries its source and a number that increases by one.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _GAP: Final = b'{"op":"gap"'
 
 
 def bus_client(path: str) -> redis.Redis:
-    """Return a client of the bus that tries nothing twice: a second try would be another publication."""
+    """Return a client of the bus that never retries: a second try would be a second publication."""
     return redis.Redis(
         unix_socket_path=path, socket_timeout=BUS_TIMEOUT_S, retry=Retry(NoBackoff(), 0), protocol=2
     )
 
 
 class Subscriber:
-    """A client that is subscribed to one channel and notes everything.
+    """A client that is subscribed to one channel and records everything that it receives.
 
     Attributes:
-        arrivals: When each publication that it received was sent, and when it came; of `quick` only.
+        arrivals: For each received publication to `quick`: when it was sent, and when it arrived.
     """
 
     def __init__(self, port: int, channel: str, begun: dict[tuple[str, int], float]) -> None:
@@ -65,7 +65,7 @@ class Subscriber:
         self._begun = begun
 
     def read(self) -> bool:
-        """Take what has come; False when the connection has ended."""
+        """Read and record what has arrived; return False when the connection has ended."""
         payloads = self.client.receive()
         now_s = time.monotonic()
         for payload in payloads:
@@ -81,12 +81,12 @@ class Subscriber:
 
 
 class Publisher:
-    """A client that publishes one after the other, each when the one before is answered.
+    """A client that publishes one publication after the other, each after the reply to the one before.
 
     Attributes:
-        answered: Of each publication that was answered `ok`: when it was sent, and when the answer came.
-        refused: How many were answered 503.
-        others: Answers of any other kind.
+        answered: For each publication with the reply `ok`: when it was sent, and when the reply arrived.
+        refused: The number of replies 503.
+        others: All other replies.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Publisher:
         self._next_s = 0.0
 
     def step(self, now_s: float) -> None:
-        """Publish, when it is time and the one before is answered."""
+        """Publish if it is time and the publication before has its reply."""
         if self._is_waiting or now_s < self._next_s or self.client.is_ended:
             return
         self._number += 1
@@ -122,7 +122,7 @@ class Publisher:
         self.client.send(op="pub", ch=self._channel, data=data, id=self._number)
 
     def read(self) -> bool:
-        """Take the answer; False when the connection has ended."""
+        """Read and record a reply; return False when the connection has ended."""
         payloads = self.client.receive()
         now_s = time.monotonic()
         for payload in payloads:
@@ -141,20 +141,20 @@ class Publisher:
 
 
 class BusCrowd:
-    """All of them, on one gateway.
+    """All subscribers and publishers of one gateway, and the backend's thread.
 
     Args:
-        port: Where the gateway listens.
+        port: The port of the gateway.
         bus_path: The socket of its bus, for the backend.
-        clients: How many subscribe to `crowd`.
+        clients: The number of subscribers to `crowd`.
 
     Attributes:
-        published: What publishers were told of.
-        ended: Connections that ended.
+        published: The publications whose publisher has a positive reply.
+        ended: The number of connections that ended.
     """
 
     def __init__(self, port: int, bus_path: str, clients: int) -> None:
-        """Connect and subscribe all of them."""
+        """Connect and subscribe all clients."""
         self.published = Published()
         self.ended = 0
         self._begun: dict[tuple[str, int], float] = {}
@@ -178,25 +178,25 @@ class BusCrowd:
             subscriber = Subscriber(port, CROWD, self._begun)
             self.subscribers.append(subscriber)
             self._watch(subscriber)
-            self.turn(0.0)  # pings are answered meanwhile
+            self.turn(0.0)  # answers pings in the meantime
 
     def _watch(self, member: Subscriber | Publisher) -> None:
         self._members[member.client.fileno()] = member
         self._poll.register(member.client.fileno(), select.EPOLLIN)
 
     def start(self) -> None:
-        """Start the thread that publishes like a backend."""
+        """Start the thread that publishes as a backend does."""
         self._backend.start()
 
     def turn(self, limit_s: float) -> None:
-        """Read what has come, waiting for it at most so long."""
+        """Read what has arrived, after waiting at most `limit_s` for it."""
         for descriptor, _ in self._poll.poll(limit_s):
             if not self._members[descriptor].read():
                 self._poll.unregister(descriptor)
                 self.ended += 1
 
     def run(self, is_over: Callable[[], bool], *, is_publishing: bool, limit_s: float) -> bool:
-        """Read, and publish, until it is over or the limit has passed; whether it was over."""
+        """Read, and publish if wanted, until `is_over` or the limit; return whether `is_over` was true."""
         began_s = shown_s = time.monotonic()
         while not (found := is_over()) and time.monotonic() < began_s + limit_s:
             self.turn(_STEP_S)
@@ -224,7 +224,7 @@ class BusCrowd:
             self._backend.join(_JOIN_S)
 
     def _publish(self) -> None:
-        """Publish as a backend does, and note what the bus has taken."""
+        """Publish as a backend does, and record the publications that the bus accepted."""
         with bus_client(self._bus_path) as bus:
             every = int(CROWD_PAUSE_S / (2 * QUICK_PAUSE_S))
             numbers = {CROWD: 0, QUICK: 0}
@@ -242,16 +242,16 @@ class BusCrowd:
             self.published.add(channel, source, number, began_s, time.monotonic())
 
     def close(self) -> None:
-        """Stop publishing and close the connections of all members."""
+        """Stop publishing, and close the connections of all members."""
         self.silence()
         for member in self._members.values():
             member.client.close()
         self._poll.close()
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the BusCrowd itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Stop publishing and close all connections."""
         self.close()

@@ -1,16 +1,17 @@
-"""The bus breaks again and again: is every loss announced, and how soon do publications arrive again?
+"""Interrupt the bus repeatedly: is every loss reported, and how soon do publications arrive again?
 
     python -m loadtest bus_faults [--cuts 20] [--kills 7] [--clients 500]
 
-One shard, twice. First on an external Valkey, which cuts the shard's receiving connection 20 times in 6 s
-(CLIENT KILL TYPE pubsub); then on the private bus, which is killed with SIGKILL seven times in 25 s. All the
-while clients publish with `id` and a backend publishes to the bus, to a channel with 500 subscribers and to
-one with few subscribers and many publications.
+There are two runs with one shard. In the first an external Valkey cuts the shard's receiving connection 20
+times in 6 s (CLIENT KILL TYPE pubsub). In the second the private bus is killed with SIGKILL seven times in 25
+s. During both, clients publish with `id` and a backend publishes to the bus, to a channel with 500
+subscribers and to one with few subscribers and many publications.
 
-Fails when a subscriber missed a publication that its publisher was told of and received no `gap` after it;
-when a publish was answered `ok` after the shard's receiving connection was lost and before another one was
-subscribed, as the bus itself counts; or when it took over 300 ms from the bus answering PING again to the
-first publication that was sent after the break and delivered. The slowest of the few subscribers counts.
+Fails if a subscriber missed a publication that had a positive reply and received no `gap` after it; if a
+publish had the reply `ok` after the shard's receiving connection was lost and before the next one was
+subscribed, as the bus itself counts subscribers; or if more than 300 ms passed from the bus answering PING
+again to the delivery of the first publication that was sent after the interruption. The slowest of the few
+subscribers counts.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ KILLS: Final = 7
 HOLE_S: Final = 0.3
 CALM_S: Final = 2.0
 COVER_S: Final = 30.0
-"""How long the last notices are waited for."""
+"""How long to wait for the last notices, in seconds."""
 _STEP_S: Final = 0.001
 _UP_S: Final = 60.0
 _NAME: Final = f"wsgate:ch:{QUICK}"
@@ -73,7 +74,7 @@ publish = "anyone"
 
 
 class Break(NamedTuple):
-    """One break of the bus; monotonic seconds.
+    """One interruption of the bus, in monotonic seconds.
 
     Attributes:
         began_s: The shard's receiving connection was lost before this moment.
@@ -87,19 +88,19 @@ class Break(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of all publications of one run.
+    """The result of one run, over all publications and clients.
 
     Attributes:
-        breaks: All breaks, in order.
-        lost: Publications that a subscriber did not get, counted for each subscriber.
+        breaks: All interruptions, in order.
+        lost: Publications that a subscriber did not receive, counted for each subscriber.
         uncovered: Those of them that no later `gap` covered.
-        faults: Publications that came twice or out of order.
-        ok_while_deaf: Publishes that were answered `ok` while the shard could not receive.
-        refused: Publishes that were answered 503.
-        others: Answers to publishes that were neither.
+        faults: Publications that arrived twice or out of order.
+        ok_while_deaf: Publishes with the reply `ok` while the shard could not receive.
+        refused: Publishes with the reply 503.
+        others: Other replies to publishes.
         ended: Connections that ended.
-        holes_s: For each break, the time until the first and the last of the observed subscribers had a
-            publication again.
+        holes_s: For each interruption, the time until the first and the last of the observed subscribers had
+            a publication again.
     """
 
     breaks: Sequence[Break]
@@ -117,11 +118,11 @@ class Outcome(NamedTuple):
 
 
 def answered_while_deaf(breaks: Sequence[Break], answered: Sequence[tuple[float, float]]) -> int:
-    """Count the publishes that were sent and answered `ok` while the bus had no subscriber of the shard.
+    """Count the publishes that were sent and had the reply `ok` while the bus had no subscriber of the shard.
 
     Args:
-        breaks: All of them.
-        answered: When each was sent, and when `ok` came.
+        breaks: All interruptions.
+        answered: When each publish was sent, and when its `ok` arrived.
     """
     return sum(
         any(each.began_s < began_s and ended_s <= each.deaf_until_s for each in breaks)
@@ -132,14 +133,14 @@ def answered_while_deaf(breaks: Sequence[Break], answered: Sequence[tuple[float,
 def holes_s(
     breaks: Sequence[Break], arrivals: Sequence[Sequence[tuple[float, float]]]
 ) -> list[tuple[float, float]]:
-    """Return for each break how long the first and the last subscriber waited for a publication.
+    """Return for each interruption how long the first and the last subscriber waited for a publication.
 
-    Counted from the bus being up; a publication that was sent before the break does not count. Infinite
-    where none came.
+    The time runs from the moment when the bus is available. A publication that was sent before the
+    interruption does not count. Infinite if none arrived.
 
     Args:
-        breaks: All of them.
-        arrivals: Of each subscriber: when each publication was sent, and when it came.
+        breaks: All interruptions.
+        arrivals: For each subscriber: when each publication was sent, and when it arrived.
     """
     found = []
     for each in breaks:
@@ -155,7 +156,7 @@ def holes_s(
 
 
 def judge(name: str, wanted: int, outcome: Outcome) -> dict[str, bool]:
-    """What was asked for in one run, and whether it came true."""
+    """Return the checks of one run, and whether each passed."""
     slowest_s = max((last_s for _, last_s in outcome.holes_s), default=float("inf"))
     return {
         f"{name}: there were {wanted} breaks": len(outcome.breaks) == wanted,
@@ -179,7 +180,7 @@ def _subscribed(bus: redis.Redis) -> bool:
 
 
 def _deaf_until(bus: redis.Redis, since_s: float) -> float:
-    """Watch until the bus has the shard's subscription; the last moment at which it had none."""
+    """Poll until the bus has the shard's subscription; return the last moment at which it had none."""
     deaf_s = since_s
     while time.monotonic() < since_s + _UP_S:
         asked_s = time.monotonic()
@@ -191,7 +192,7 @@ def _deaf_until(bus: redis.Redis, since_s: float) -> float:
 
 
 def _cut(bus: redis.Redis) -> float | None:
-    """Cut every subscriber; when that had been done, or None: the shard was not subscribed."""
+    """Cut every subscriber; return when that was done, or None if the shard was not subscribed."""
     with bus.pipeline(transaction=True) as pipeline:
         pipeline.pubsub_numsub(_NAME)
         pipeline.client_kill_filter(_type="pubsub")
@@ -212,7 +213,7 @@ def cut_often(bus_path: str, cuts: int) -> list[Break]:
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether a process does not run any more."""
+    """Whether a process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
@@ -230,7 +231,7 @@ def _answers(path: str) -> bool:
 
 
 def _await(what: str, claim: Callable[[], bool]) -> float:
-    """Poll until it is true; the last moment before it was asked with that answer (TimeoutError)."""
+    """Poll until a claim is true; return when the first true answer was requested (TimeoutError)."""
     began_s = time.monotonic()
     while (asked_s := time.monotonic()) < began_s + _UP_S:
         if claim():
@@ -247,7 +248,7 @@ def kill_often(gateway: GatewayProcess, kills: int) -> list[Break]:
         time.sleep(max(_STEP_S, began_s + number * KILLS_S / KILLS - time.monotonic()))
         (pid,) = gateway.pids_now("wsgate-bus")
         os.kill(pid, signal.SIGKILL)
-        _await("the bus is gone", lambda: _is_gone(pid))  # noqa: B023 - called before the next one
+        _await("the bus is gone", lambda: _is_gone(pid))  # noqa: B023 - called before the next iteration
         killed_s = time.monotonic()
         up_s = _await("the bus is back", lambda: _answers(gateway.bus_path))
         with bus_client(gateway.bus_path) as bus:
@@ -259,7 +260,7 @@ def kill_often(gateway: GatewayProcess, kills: int) -> list[Break]:
 
 
 class _Trouble(threading.Thread):
-    """Makes the breaks while the crowd is at work."""
+    """The thread that interrupts the bus while the clients publish."""
 
     def __init__(self, make: Callable[[], list[Break]]) -> None:
         super().__init__(daemon=True)
@@ -268,7 +269,7 @@ class _Trouble(threading.Thread):
         self._make = make
 
     def run(self) -> None:
-        """Wait a moment, break, wait a moment."""
+        """Wait a moment, interrupt the bus, wait a moment."""
         try:
             time.sleep(CALM_S)
             self.breaks = self._make()
@@ -278,7 +279,7 @@ class _Trouble(threading.Thread):
 
 
 def measure(gateway: GatewayProcess, clients: int, make: Callable[[], list[Break]]) -> Outcome:
-    """Let a crowd publish and receive while the bus breaks, and wait until every loss is covered."""
+    """Let the clients publish and receive while the bus is interrupted; wait until every loss is covered."""
     with BusCrowd(gateway.port, gateway.bus_path, clients) as crowd:
         crowd.start()
         trouble = _Trouble(make)
@@ -293,8 +294,8 @@ def measure(gateway: GatewayProcess, clients: int, make: Callable[[], list[Break
 
 
 def _uncovered(crowd: BusCrowd) -> list[Lost]:
-    """Every loss that no notice covers yet."""
-    end_s = time.monotonic() + SETTLE_S  # nothing that was published is too late to be judged
+    """Return every loss that no notice covers yet."""
+    end_s = time.monotonic() + SETTLE_S  # no publication is too late to be checked
     found = []
     for subscriber in crowd.subscribers:
         subscriber.session.ended_s = end_s
@@ -333,7 +334,7 @@ def _print(outcome: Outcome) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run both; 1 when a promise was broken."""
+    """Do both runs; return 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.bus_faults")
     parser.add_argument("--cuts", type=int, default=CUTS)
     parser.add_argument("--kills", type=int, default=KILLS)

@@ -1,11 +1,11 @@
-"""What do clients that are costly to serve do to a good one?
+"""Flood a shard with messages that are costly to handle: how long do a good client's replies take?
 
     python -m loadtest cpu_floods [--clients 30] [--only NAME] [--seconds 5]
 
-One shard with the default limits. 20 good clients ask `ping`, 20 times a second each, before and during each
-flood of costly_flood.py. Fails when the p99 of their answers is above 10 ms beside up to 30 flooders, or
-20 ms beside more, or when a good client was not answered. Run it on a machine that does nothing else: the
-flood, the good clients and the shard want a processor each.
+One shard with the default limits. 20 good clients send `ping`, 20 times a second each, before and during each
+flood of costly_flood.py. Fails if the p99 of their replies is above 10 ms beside up to 30 flooders, or 20 ms
+beside more, or if a good client had no reply. Run it on a machine without other work: the flood, the good
+clients and the shard need a processor each.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["main"]
 
 GOOD: Final = 20
 ASKED_PER_S: Final = 20
-LIMITS_MS: Final = ((30, 10.0), (sys.maxsize, 20.0))  # beside so many flooders
-WARM_UP_S: Final = 0.5  # the first messages of a flood are of unknown cost
+LIMITS_MS: Final = ((30, 10.0), (sys.maxsize, 20.0))  # number of flooders, limit in ms
+WARM_UP_S: Final = 0.5  # the cost of a flood's first messages is not known to the shard
 _LOST_S: Final = 5.0
 _BUFFER_BYTES: Final = 1 << 16
 
@@ -53,7 +53,7 @@ publish = "anyone"
 
 
 class _Good(Peer):
-    """A good client: it asks, and notes how long the answer took."""
+    """A good client: it sends a ping, and records the time until the reply."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port, question('{"op":"ping"}'))
@@ -61,13 +61,13 @@ class _Good(Peer):
         self.asked_s = 0.0
 
     def ask(self) -> None:
-        """Ask, unless the last answer is still to come."""
+        """Send a ping, unless the reply to the last one has not arrived."""
         if not self.asked_s:
             self.asked_s = time.perf_counter()
             self.write()
 
     def take(self, buffer: bytearray) -> None:
-        """Read what came; an answer to nothing is the welcome."""
+        """Read a reply; a message without an open ping is the welcome."""
         if not self.read(buffer):
             raise RuntimeError("a good client was cut")
         if self.asked_s:
@@ -76,7 +76,7 @@ class _Good(Peer):
 
 
 class _Group:
-    """All good clients."""
+    """All good clients, and the poll object that serves them."""
 
     def __init__(self, port: int) -> None:
         self._buffer = bytearray(_BUFFER_BYTES)
@@ -88,10 +88,10 @@ class _Group:
         self._wait(0.5)  # for their welcomes
 
     def measure(self, seconds: float) -> list[float]:
-        """Ask in turns for so long; the times of all answers, in seconds.
+        """Send pings in turn for this time; return the times of all replies, in seconds.
 
         Raises:
-            RuntimeError: Somebody was cut, or waits for an answer for more than `_LOST_S`.
+            RuntimeError: A good client was disconnected, or has waited for a reply for more than `_LOST_S`.
         """
         for client in self._clients:
             client.answers_s.clear()
@@ -111,7 +111,7 @@ class _Group:
         return [each for client in self._clients for each in client.answers_s]
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all good clients."""
         self._poll.close()
         for client in self._clients:
             client.socket.close()
@@ -122,13 +122,13 @@ class _Group:
 
 
 def _shown(answers_s: list[float]) -> tuple[str, float]:
-    """The p50 and the p99 in milliseconds, to print; and the p99."""
+    """Return the p50 and the p99 in milliseconds as a text, and the p99."""
     cuts_ms = [1e3 * each for each in statistics.quantiles(answers_s, n=100)]
     return f"{cuts_ms[49]:.1f}/{cuts_ms[98]:.1f}", cuts_ms[98]
 
 
 def _run(name: str, clients: int, seconds: float) -> float:
-    """One flood, printed; the p99 of the good clients' answers meanwhile, in milliseconds."""
+    """Run and print one flood; return the p99 of the good clients' replies during it, in milliseconds."""
     with GatewayProcess(compression=True, config=_CONFIG) as gateway:
         group = _Group(gateway.port)
         limit_s = 4 * (seconds + WARM_UP_S + _LOST_S)
@@ -153,7 +153,7 @@ def _run(name: str, clients: int, seconds: float) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the chosen floods; 1 when good clients waited too long."""
+    """Run the chosen floods; return 1 if good clients waited too long."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.cpu_floods")
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--only", choices=[*FLOODS, HANDSHAKES])

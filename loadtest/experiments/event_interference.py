@@ -1,13 +1,14 @@
-"""20,000 events a second on one shard: what do deliveries beside them notice?
+"""Append 20,000 events a second on one shard: by how much are deliveries delayed?
 
     python -m loadtest event_interference [--rate 20000] [--runs 5]
 
-One shard on a processor of its own. A backend publishes 2,000 messages a second, to 200 channels with one
-subscriber each; meanwhile 2,000 other clients send commands by the clock: none; `ping`, which is read,
-decoded and answered; `send`, which is read, decoded and appended to the event stream. And once more `ping`
-while another process appends as many entries: what the bus's own work costs, whoever gives it. Printed is how
-long deliveries took from their intended time, and what the shard's processor did. Fails if `send` moved the
-99th percentile by more than 2 ms against `ping` (medians of the runs), or if an event was lost.
+One shard on its own processor. A backend publishes 2,000 messages a second, to 200 channels with one
+subscriber each. Meanwhile 2,000 other clients send commands at a fixed rate: none; `ping`, which is read,
+decoded and answered; `send`, which is read, decoded and appended to the event stream. The last case is `ping`
+while another process appends as many entries, which shows the cost of the bus's own work. The program prints
+the latency of deliveries from their intended time, and the load of the shard's processor. Fails if `send`
+increased the 99th percentile by more than 2 ms compared with `ping` (medians of the runs), or if an event was
+lost.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _STREAM: Final = 300
 _STEP_S: Final = 0.001
 _EVENT_BYTES: Final = 160
 _WAIT_S: Final = 30.0
-_FRESH_S: Final = 1.3  # a shard writes its numbers once a second
+_FRESH_S: Final = 1.3  # a shard writes its statistics once a second
 COMMANDS: Final = {
     "nothing": b"",
     "ping": b'{"op":"ping"}',
@@ -52,7 +53,7 @@ _ANOTHER: Final = "another"
 
 
 class Beside(NamedTuple):
-    """One run."""
+    """The figures of one run: latency of deliveries, load of the shard, rate of commands."""
 
     p50_ms: float
     p99_ms: float
@@ -61,11 +62,13 @@ class Beside(NamedTuple):
 
 
 class Hall:
-    """The gateway, who listens, and who talks."""
+    """A gateway with the clients that receive deliveries, and those that send commands."""
 
     def __init__(self, gateway: GatewayProcess, visitor: EngineProcess) -> None:
         self._gateway, self._visitor = gateway, visitor
-        gateway.call("hello")  # the backend's pipes are waited for by select, which knows 1,024 descriptors
+        # The backend's pipes are polled with select, which supports 1,024 descriptors, so it is started
+        # first.
+        gateway.call("hello")
         self._talkers = Engine(EngineSettings(max_connections=TALKERS, counted=COUNTED))
         self._sequence = 1
         users = [f"user-{number}" for number in range(TALKERS)]
@@ -82,7 +85,7 @@ class Hall:
                 raise RuntimeError(f"{opened} of {wanted} are connected")
 
     def run(self, command: bytes, rate_per_s: int) -> Beside:
-        """Deliver for `RUN_S`, so many commands a second beside it (RuntimeError if a message is lost)."""
+        """Deliver for `RUN_S` beside so many commands a second; raise RuntimeError after a loss."""
         gateway, visitor = self._gateway, self._visitor
         each = int(DELIVERIES_PER_S * RUN_S / LISTENERS)
         gateway.settle()
@@ -110,7 +113,7 @@ class Hall:
         return Beside(latency["p50"] / 1e6, latency["p99"] / 1e6, used_s / passed_s, sent / passed_s)
 
     def _talk(self, command: bytes, rate_per_s: int) -> int:
-        """Send by the clock, from each client in turn; returns how many were sent."""
+        """Send commands at a fixed rate, from each client in turn; return how many were sent."""
         began_s, sent = time.monotonic(), 0
         while (passed_s := time.monotonic() - began_s) < RUN_S:
             due = int(passed_s * rate_per_s)
@@ -121,13 +124,13 @@ class Hall:
         return sent
 
     def close(self) -> None:
-        """End the talkers."""
+        """Close the clients that send commands."""
         self._talkers.shut()
 
 
 @contextlib.contextmanager
 def _appending(path: str, rate_per_s: int) -> Iterator[None]:
-    """Another process appends entries as large as an event, by the clock, while the block lasts."""
+    """Append entries of the size of an event at a fixed rate, in another process, during the block."""
     process = multiprocessing.get_context("spawn").Process(
         target=_append, args=(path, rate_per_s), daemon=True
     )
@@ -152,7 +155,7 @@ def _append(path: str, rate_per_s: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print; 1 if events moved what they must not."""
+    """Measure and print; return 1 if events delayed deliveries too much."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.event_interference")
     parser.add_argument("--rate", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=5)

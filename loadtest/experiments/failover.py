@@ -1,11 +1,11 @@
-"""How long after the bus has a new primary a subscriber hears again, with its socket untouched.
+"""Measure how soon a subscriber receives again after the bus has a new primary.
 
     python -m loadtest failover [--runs 5]
 
-Real servers: three sentinels that watch a primary and two replicas; a cluster of three primaries with a
-replica each. The primary is killed, or a slot moves. From the first moment at which the new owner says that
-it is one, something is published to it every 10 ms; counted is the time until the first of that arrives.
-Fails above two seconds.
+The servers are real: three sentinels with a primary and two replicas, and a cluster of three primaries with a
+replica each. The primary is killed, or a slot moves. From the first moment at which the new owner reports its
+role, something is published to it every 10 ms; the time until the first of these publications arrives is
+measured. The subscriber's own socket stays open. Fails above two seconds.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def _listening(url: str) -> Iterator[Client]:
 
 
 def _silence_s(client: Client, new: Server, command: str) -> float:
-    """Publish to the new one until the client hears; how long that took."""
+    """Publish to the new owner until the client receives a publication; return how long that took."""
     with contextlib.suppress(TimeoutError):
-        while True:  # what came before does not count
+        while True:  # earlier messages do not count
             client.receive(_STEP_S)
     new_s = time.monotonic()
     publish = new.client()
@@ -62,7 +62,7 @@ def _silence_s(client: Client, new: Server, command: str) -> float:
 
 
 def _await_primary(candidates: list[Server]) -> Server:
-    """The first of these that says it is one."""
+    """Wait for the first of these servers that reports the role of a primary."""
     until_s = time.monotonic() + _PATIENCE_S
     while time.monotonic() < until_s:
         for server in candidates:
@@ -73,7 +73,7 @@ def _await_primary(candidates: list[Server]) -> Server:
 
 
 def sentinel_failover() -> float:
-    """The primary dies, and the sentinels choose another."""
+    """Kill the primary, let the sentinels choose another, and return how long nothing arrived."""
     with running_sentinels() as fleet, _listening(fleet.url) as client:
         former = fleet.primary()
         former.kill()
@@ -82,7 +82,7 @@ def sentinel_failover() -> float:
 
 
 def cluster_failover() -> float:
-    """The owner of the channel's slot dies, and its replica takes over."""
+    """Kill the owner of the channel's slot, let a replica take over, and return how long nothing arrived."""
     with running_cluster() as fleet, _listening(fleet.url) as client:
         former = fleet.owner_of(_NAME)
         replicas = [server for server in fleet.living() if server.role() == "slave"]
@@ -91,7 +91,7 @@ def cluster_failover() -> float:
 
 
 def slot_move() -> float:
-    """The channel's slot moves to another server."""
+    """Move the channel's slot to another server, and return how long nothing arrived."""
     with running_cluster() as fleet, _listening(fleet.url) as client:
         return _silence_s(client, _moved(fleet), "SPUBLISH")
 
@@ -111,7 +111,7 @@ _CASES: Final[dict[str, Callable[[], float]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print; 1 above the limit."""
+    """Measure each case and print; return 1 above the limit."""
     parser: Any = argparse.ArgumentParser(prog="loadtest.experiments.failover")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args(arguments)

@@ -1,20 +1,20 @@
-"""7,000 clients send small messages all the time: how long do a newcomer and a socket that was full wait?
+"""Let 7,000 clients send all the time: how long do a newcomer and a full socket wait for the shard?
 
     python -m loadtest frequent_senders [--talkers 7000] [--seconds 10]
 
-One shard. The talkers are in a process of their own; each sends a `ping` command as soon as the one before is
-answered, so the shard has more to read than it can at every moment. Beside them:
+One shard. The senders are in their own process; each sends a `ping` command as soon as it has the reply to
+the one before, so that the shard always has more to read than it can. Two other clients are measured:
 
-- newcomers connect, one after the other and at most 20 a second. Measured is the time from the first SYN to
-  the response (accepted), and to `welcome`;
+- newcomers connect, one after the other and at most 20 a second. The times from the first SYN to the response
+  (accepted) and to `welcome` are measured;
 - a reader with a small receive buffer lets publications fill its socket, and then reads as fast as it can.
-  Whenever its side of the socket is empty it waits for the gateway to find its own side writable and to write
-  on. Measured is the longest such wait in each round.
+  Whenever its receive buffer is empty, it waits until the gateway notices that the socket is writable and
+  writes more. The longest such wait of each round is measured.
 
-Where there are two processors the shard has one, and everything else shares the other. The measuring process
-has real-time priority where that is allowed, so that its own waiting for a processor is not measured. The
-first part of a run has no talkers, for comparison. Fails when the 99th percentile of the newcomers' times
-until accepted, or that of the reader's waits, is over 50 ms, or when a newcomer does not come in.
+On two processors the shard has one, and all other processes share the other. The measuring process has
+real-time priority if that is allowed, so that its own waiting for a processor is not measured. The first part
+of a run has no senders, for comparison. Fails if the 99th percentile of the newcomers' times until accepted,
+or of the reader's waits, is over 50 ms, or if a newcomer has no welcome.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NEWCOMERS_PER_S: Final = 20
 ENGINE: Final = 61
 CHANNEL: Final = "full"
 PUBLICATIONS: Final = 100
-PUBLICATION_BYTES: Final = 2_000  # together less than an outbox holds, and more than both socket buffers
+PUBLICATION_BYTES: Final = 2_000  # less than an outbox holds in total, and more than both socket buffers
 RECEIVE_BUFFER_BYTES: Final = 16_384
 LIMIT_S: Final = 10.0
 """A newcomer or a reader that has waited so long is counted as lost."""
@@ -56,7 +56,7 @@ _PER_ROUND: Final = 4  # newcomers between two rounds of the reader
 _BLOCK_S: Final = 0.1
 _PROGRESS_S: Final = 2.0
 _WARM_S: Final = 1.0
-_RATE_PER_S: Final = 1_000_000.0  # more than can be answered: each sends when it was answered
+_RATE_PER_S: Final = 1_000_000.0  # more than can be answered, so that each sends again after its reply
 _READ_BYTES: Final = 1 << 16
 
 CONFIG: Final = """
@@ -79,15 +79,15 @@ publish = "anyone"
 
 
 class Waits(NamedTuple):
-    """What was measured in one part of a run.
+    """The times that were measured in one part of a run.
 
     Attributes:
-        accepted_s: Of each newcomer: from the first SYN to the response.
-        accepted_cpu_s: The CPU time that the shard used meanwhile.
-        welcomed_s: Of each newcomer: from the first SYN to `welcome`.
-        served_s: Of each round of the reader: its longest wait for more bytes.
-        served_cpu_s: The CPU time that the shard used meanwhile.
-        lost: Newcomers that did not come in, and rounds in which not everything came.
+        accepted_s: For each newcomer: from the first SYN to the response.
+        accepted_cpu_s: The shard's CPU time during each of these waits.
+        welcomed_s: For each newcomer: from the first SYN to `welcome`.
+        served_s: For each round of the reader: its longest wait for more bytes.
+        served_cpu_s: The shard's CPU time during each of these waits.
+        lost: Newcomers without a welcome, and rounds in which not all bytes arrived.
     """
 
     accepted_s: list[float]
@@ -98,7 +98,7 @@ class Waits(NamedTuple):
     lost: int
 
     def told(self) -> str:
-        """In words."""
+        """Return one line of text with all percentiles."""
         rows = {
             "accepted": (self.accepted_s, self.accepted_cpu_s),
             "welcomed": (self.welcomed_s, []),
@@ -118,7 +118,7 @@ def _told(values_s: list[float], cpu_s: list[float]) -> str:
 
 
 def judge(beside: Waits) -> dict[str, bool]:
-    """What was asked for beside the talkers, and whether it came true."""
+    """Return the checks of the part with senders, and whether each passed."""
     most = f"{WAIT_S * 1e3:.0f} ms at most"
     return {
         f"a newcomer is accepted after {most}, p99": percentile(beside.accepted_s, 0.99) <= WAIT_S,
@@ -131,7 +131,7 @@ def judge(beside: Waits) -> dict[str, bool]:
 
 
 class Entry(NamedTuple):
-    """How long one newcomer took, and the CPU time of the shard until it was accepted."""
+    """The times of one newcomer, and the shard's CPU time until it was accepted."""
 
     accepted_s: float
     accepted_cpu_s: float
@@ -139,7 +139,7 @@ class Entry(NamedTuple):
 
 
 def come_in(gateway: GatewayProcess) -> Entry:
-    """Connect as a newcomer, wait for `welcome` and leave (OSError)."""
+    """Connect as a newcomer, wait for `welcome` and disconnect (OSError)."""
     accepted_s = accepted_cpu_s = 0.0
     heard = b""
     cpu_s, began_s = gateway.cpu_s(), time.monotonic()
@@ -158,7 +158,7 @@ def come_in(gateway: GatewayProcess) -> Entry:
 
 
 class FullReader:
-    """A subscriber that stops reading until its socket is full, and reads again."""
+    """A subscriber that stops reading until its socket is full, and then reads again."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
         self._client = WireClient(gateway.port, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
@@ -172,14 +172,14 @@ class FullReader:
         """Fill the socket and empty it.
 
         Returns:
-            The longest wait for more bytes, the shard's CPU time meanwhile, and whether everything came.
+            The longest wait for more bytes, the shard's CPU time during it, and whether all bytes arrived.
         """
         self._fill()
         time.sleep(_BLOCK_S)
         return self._drain()
 
     def _fill(self) -> None:
-        """Publish more than the socket takes while nobody reads."""
+        """Publish more than the socket accepts, without reading."""
         with self._bus.pipeline(transaction=False) as pipeline:
             for _ in range(PUBLICATIONS):
                 pipeline.publish(f"wsgate:ch:{CHANNEL}", self._payload)
@@ -198,13 +198,13 @@ class FullReader:
         return *longest, missing == 0
 
     def close(self) -> None:
-        """Leave."""
+        """Close the reader and its connection to the bus."""
         self._client.close()
         self._bus.close()
 
 
 def look(gateway: GatewayProcess, reader: FullReader, seconds: float) -> Waits:
-    """Let newcomers come one after the other for so long, and the reader fill and drain between them."""
+    """Let newcomers connect one after the other for so long; fill and drain the reader between them."""
     waits = Waits([], [], [], [], [], 0)
     lost = number = 0
     began_s = due_s = shown_s = time.monotonic()
@@ -231,7 +231,7 @@ def look(gateway: GatewayProcess, reader: FullReader, seconds: float) -> Waits:
 
 
 def _talk(engine: EngineProcess, seconds: float) -> Future[Any]:
-    """Let every talker send as soon as it was answered, for so long."""
+    """Let every sender send as soon as it has a reply, for so long."""
     plan = EchoPlan(
         duration_s=seconds,
         rate_per_s=_RATE_PER_S,
@@ -244,14 +244,14 @@ def _talk(engine: EngineProcess, seconds: float) -> Future[Any]:
 
 
 class Talk(NamedTuple):
-    """How many messages of the talkers were answered, and what one of them took of the shard's CPU time."""
+    """The rate of the senders' replies, and the shard's CPU time for one of them."""
 
     per_s: float
     cpu_us: float
 
 
 def measure(talkers: int, seconds: float, pinned: tuple[int, int] | None) -> tuple[Waits, Waits, Talk]:
-    """One run: before the talkers, beside them, and what the talkers said."""
+    """Return the times without senders, the times with them, and the senders' rate."""
     shard, rest = pinned if pinned is not None else (None, None)
     with (
         GatewayProcess(processor=shard, config=CONFIG) as gateway,
@@ -276,7 +276,7 @@ def measure(talkers: int, seconds: float, pinned: tuple[int, int] | None) -> tup
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure once; 1 when somebody waited too long."""
+    """Measure once; return 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.frequent_senders")
     parser.add_argument("--talkers", type=int, default=7_000)
     parser.add_argument("--seconds", type=float, default=10.0)

@@ -1,15 +1,17 @@
-"""As many connections as one machine holds, with a whole gateway and with both ends on it.
+"""Open as many connections as one machine can hold, with a whole gateway and both ends on the machine.
 
     python -m loadtest full_machine [--connections 500000] [--shards 27] [--output machine.json]
 
-The gateway is started as its users start it (gateway.py), with tokens, heartbeats and a private bus.
-Every connection is a user of its own with a token of its own, has its inbox, and one channel shared by all.
-The run connects them all, rests for a few ping intervals, broadcasts to all of them, and compares what each
-received with what was published. It fails if anybody was refused, ended or missed a publication.
+The gateway is started as its users start it (harness/gateway.py), with tokens, heartbeats and a private bus.
+Every connection belongs to a different user with its own token, and has its inbox and one channel that all
+share. The run connects them all, rests for a few ping intervals, broadcasts to all of them, and compares the
+received publications with the published ones. It fails if a connection was refused, ended or missed a
+publication.
 
-A process may hold few descriptors (20,000 here), so both ends need many: shards and load engines. Memory is
-the proportional set of keeper, shards and admin process, the bus apart; the kernel's is what /proc/meminfo
-lost beside all of them, for both ends of each connection.
+A process can have only a limited number of descriptors (20,000 on the usual machine), so that both ends need
+many processes: shards and load engines. The gateway's memory is the proportional set size of keeper, shards
+and admin process, without the bus. The kernel's memory is the decrease in /proc/meminfo beyond all of these,
+for both ends of each connection.
 """
 
 from __future__ import annotations
@@ -39,17 +41,17 @@ BROADCASTS: Final = 3
 PAYLOAD_BYTES: Final = 130
 _CHANNEL: Final = "all"
 _STREAM: Final = 1
-_WINDOW: Final = 16  # handshakes under way at once, of each engine
+_WINDOW: Final = 16  # handshakes under way at once, for each engine
 _TIMEOUT_S: Final = 60.0
 _LIMIT_S: Final = 900.0
 _STEP_S: Final = 0.5
 
 
 class Crowd:
-    """Load engines that hold connections together."""
+    """The load engines, which together hold all connections."""
 
     def __init__(self, gateway: GatewayProcess, count: int) -> None:
-        """Start them; they connect when they are told to."""
+        """Start the engines; they connect when `connect` is called."""
         self._gateway = gateway
         self._stack = contextlib.ExitStack()
         sizes = _shares(count, math.ceil(count / PER_PROCESS))
@@ -60,11 +62,11 @@ class Crowd:
 
     @property
     def pids(self) -> list[int]:
-        """Of the engines."""
+        """The process ids of the engines."""
         return [engine.pid for engine, _ in self._members]
 
     def connect(self, show: Callable[[str], None]) -> float:
-        """Open all, each welcomed and subscribed; the seconds it took (RuntimeError if not all came in)."""
+        """Open all connections, wait for their welcomes, and return the seconds (or raise RuntimeError)."""
         waiting: list[Future[Any]] = []
         first, began_s = 0, time.monotonic()
         for engine, size in self._members:
@@ -107,20 +109,20 @@ class Crowd:
         self._await(lambda: self.count("stamped") >= count, "reached")
 
     def reset(self) -> None:
-        """Count from 0."""
+        """Set the counters of all engines to zero."""
         for engine, _ in self._members:
             engine.reset_stats()
 
     def count(self, name: str) -> int:
-        """The sum of a counter."""
+        """Return the sum of one counter over all engines."""
         return sum(stats[name] for stats in self._stats())
 
     def told(self, beginning: str) -> int:
-        """How many messages that begin so came."""
+        """Return how many messages with this beginning arrived."""
         return sum(stats["counted"][beginning] for stats in self._stats())
 
     def delivery_ms(self, point: str) -> float:
-        """The worst engine's latency of deliveries, from the publication's time."""
+        """Return the latency of deliveries of the worst engine, from the time of publishing."""
         worst: int = max(stats["delivery_latency"][point] for stats in self._stats())
         return worst / 1e6
 
@@ -128,7 +130,7 @@ class Crowd:
         return (cast("dict[str, Any]", engine.stats()) for engine, _ in self._members)
 
     def incomplete(self, last: int) -> int:
-        """How many connections lack any of the publications 1 to `last`."""
+        """Return how many connections miss any of the publications 1 to `last`."""
         found = (engine.reconcile(_STREAM, first=1, last=last) for engine, _ in self._members)
         return sum(one["incomplete"] for one in found)
 
@@ -149,13 +151,13 @@ def _shares(count: int, parts: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to do.
+    """The parameters of one run.
 
     Attributes:
-        connections: How many.
-        shards: Of the gateway.
-        ping_interval_s: Of its heartbeats; they are watched for RESTING_INTERVALS of it.
-        broadcast_every_s: From one broadcast to the next, if the first has arrived by then.
+        connections: The number of connections.
+        shards: The number of shards of the gateway.
+        ping_interval_s: The interval of its pings; heartbeats are measured for RESTING_INTERVALS of it.
+        broadcast_every_s: The time from one broadcast to the next, if the first has arrived by then.
     """
 
     connections: int
@@ -165,7 +167,7 @@ class Plan:
 
 
 def measure(plan: Plan, show: Callable[[str], None]) -> dict[str, float]:
-    """The whole run; figures by name (RuntimeError where it fails)."""
+    """Do the whole run and return the figures by name; raise RuntimeError if it fails."""
     connections, shards = plan.connections, plan.shards
     available = _available_bytes()
     with contextlib.ExitStack() as stack:
@@ -203,7 +205,7 @@ def _memory(
 
 
 def _rest(gateway: GatewayProcess, crowd: Crowd, plan: Plan, show: Callable[[str], None]) -> dict[str, float]:
-    """Nothing but heartbeats."""
+    """Measure the CPU time of heartbeats while there is no other traffic."""
     crowd.reset()
     duration_s = RESTING_INTERVALS * plan.ping_interval_s
     before_s, began_s = gateway.cpu_s(), time.monotonic()
@@ -224,7 +226,7 @@ def _rest(gateway: GatewayProcess, crowd: Crowd, plan: Plan, show: Callable[[str
 def _broadcast(
     gateway: GatewayProcess, crowd: Crowd, plan: Plan, show: Callable[[str], None]
 ) -> dict[str, float]:
-    """One publication to all, some times; each must reach everybody."""
+    """Publish to all connections several times; each publication must reach all of them."""
     crowd.reset()
     connections = plan.connections
     took_s = []
@@ -283,19 +285,19 @@ _TABLE: Final = (
 
 
 def rows(figures: dict[str, float]) -> Iterable[str]:
-    """The table."""
+    """Yield the lines of the table."""
     for name, text, shape in _TABLE:
         yield f"{text:<66}{shape.format(figures[name]):>10}"
 
 
 def _show(line: str) -> None:
-    """On one line, in place; nothing where nobody watches."""
+    """Show a line of progress in place, if a terminal is attached."""
     if sys.stderr.isatty():
         print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print; 1 if anybody was refused, ended or missed something."""
+    """Measure and print; return 1 if a connection was refused, ended or missed a publication."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.full_machine")
     parser.add_argument("--connections", type=int, default=500_000)
     parser.add_argument("--shards", type=int, default=0, help="0: as many as the descriptors ask for")

@@ -1,15 +1,15 @@
-"""One reactor with up to half a million connections: does each cost the same, and does the loop keep time?
+"""Measure one reactor with up to half a million connections: does the cost of each stay the same?
 
     python -m loadtest large_reactor [--counts 20000 100000 500000] [--output crowd.json]
 
-A process may hold few descriptors, so slots share UDP sinks whose receiver reads nothing
-(wsgate/reactor/testing.pyx); all else is the shipped code. For each count: user memory per connection,
-processor time per delivery of a publication to all of them and per connection of a whole heartbeat
-cycle (timers and pings), and the longest single call (publish, flush, poll or tick), which is what the
-loop lags by. Then 15,000 connections get a publication of 2 KB plain and deflated in turn, the compression
-included.
+A process can have only a limited number of descriptors, so slots share UDP sinks whose receiver reads nothing
+(wsgate/reactor/testing.pyx); all other code is the code of the package. For each count the program measures:
+user memory per connection; CPU time per delivery of a publication to all of them, and per connection of a
+whole heartbeat cycle (timers and pings); and the longest single call (publish, flush, poll or tick), which is
+the loop's lag. Then 15,000 connections receive a publication of 2 KB, plain and deflated in turn, with the
+cost of compressing.
 
-The sends are UDP and cheaper than TCP's (2.6 against 7 us): growth is compared, not absolute cost.
+The sends are UDP and cheaper than TCP's (2.6 against 7 us): compare growth, not absolute cost.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PAYLOAD: Final = b"x" * 130
 DEFLATED_COUNT: Final = 15_000
 ROUNDS: Final = 5
 PING_INTERVAL_MS: Final = 25_000
-PATIENCE_MS: Final = 600_000  # nobody answers
+PATIENCE_MS: Final = 600_000  # no pong arrives
 TICK_MS: Final = 250
 LAG_MS: Final = 10.0
 GROWTH: Final = 1.2
@@ -52,7 +52,7 @@ _CHANNEL: Final = b"all"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one crowd cost."""
+    """The figures of one number of connections."""
 
     count: int
     bytes_per_conn: float
@@ -63,13 +63,13 @@ class Figures:
 
 
 class Stopwatch:
-    """The longest call so far; `lag_ms`."""
+    """Keeps the duration of the longest call in `lag_ms`."""
 
     def __init__(self) -> None:
         self.lag_ms = 0.0
 
     def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Call and time."""
+        """Call a function, time it, and return its result."""
         began_s = time.perf_counter()
         result = call(*arguments)
         self.lag_ms = max(self.lag_ms, (time.perf_counter() - began_s) * 1e3)
@@ -78,7 +78,7 @@ class Stopwatch:
 
 @contextlib.contextmanager
 def crowd(count: int, settings: Settings, *, variant: int = 0) -> Iterator[tuple[Reactor, array[int]]]:
-    """A reactor with so many subscribers of one channel."""
+    """Yield a reactor with so many subscribers of one channel, and their handles."""
     with contextlib.ExitStack() as stack:
         receiver = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         receiver.bind(("127.0.0.1", 0))
@@ -98,7 +98,7 @@ def crowd(count: int, settings: Settings, *, variant: int = 0) -> Iterator[tuple
 
 
 def measure(count: int) -> Figures:
-    """One crowd; CPU by the process's clock, lag by the wall's."""
+    """Measure one number of connections: CPU by the process's clock, lag by the wall clock."""
     gc.collect()
     before = memory().pss_bytes
     with crowd(count, Settings(ping_interval_ms=PING_INTERVAL_MS, pong_timeout_ms=PATIENCE_MS)) as (
@@ -119,7 +119,7 @@ def measure(count: int) -> Figures:
 
 
 def _publish(reactor: Reactor, watch: Stopwatch, count: int) -> float:
-    """One publication to all; CPU in us per delivery."""
+    """Publish once to all connections; return the CPU time in us per delivery."""
     before = reactor.counters()["deliveries"]
     began_s = time.process_time()
     watch.run(reactor.publish, _CHANNEL, [PAYLOAD])
@@ -132,7 +132,7 @@ def _publish(reactor: Reactor, watch: Stopwatch, count: int) -> float:
 
 
 def _heartbeats(reactor: Reactor, watch: Stopwatch) -> float:
-    """One ping interval, tick by tick; CPU in seconds."""
+    """Run one ping interval tick by tick; return the CPU time in seconds."""
     began_s = time.process_time()
     for now_ms in range(TICK_MS, PING_INTERVAL_MS + 2 * TICK_MS, TICK_MS):
         watch.run(reactor.tick, now_ms)
@@ -146,7 +146,10 @@ def _heartbeats(reactor: Reactor, watch: Stopwatch) -> float:
 
 
 def measure_deflated() -> tuple[float, float]:
-    """CPU in us per delivery of 2 KB to 15,000: plain, and deflated with the compression in it."""
+    """Return the CPU us per delivery of 2 KB to 15,000 connections: plain, and deflated.
+
+    The figure for deflated deliveries includes the compression.
+    """
     content = json.dumps([{"id": number, "name": f"user-{number}"} for number in range(64)]).encode()[:2_048]
     opcodes = (event_kinds.TEXT, event_kinds.TEXT | event_kinds.DEFLATED)
     costs: dict[int, list[float]] = {0: [], 1: []}
@@ -166,7 +169,7 @@ def measure_deflated() -> tuple[float, float]:
 
 
 def judge(found: list[Figures], plain_us: float, deflated_us: float) -> list[tuple[str, float, float]]:
-    """What was promised: name, value, most allowed."""
+    """Return the checks: name, value, and the largest allowed value."""
     least, most = found[0], found[-1]
     return [
         ("memory per connection, growth", most.bytes_per_conn / least.bytes_per_conn, GROWTH),
@@ -179,7 +182,7 @@ def judge(found: list[Figures], plain_us: float, deflated_us: float) -> list[tup
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, and say what is over its limit; 1 if anything is."""
+    """Measure and print; return 1 if a value exceeds its limit."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.large_reactor")
     parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS))
     parser.add_argument("--output", type=Path)

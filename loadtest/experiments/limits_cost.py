@@ -1,18 +1,21 @@
-"""What limits cost: a gateway with them beside one without, and refusing beside the C floor, in one run.
+"""Measure the cost of limits: a gateway with limits compared with one without, and refusals with the floor.
 
     python -m loadtest limits_cost [--rounds 5]
 
-Three questions, each asked of both in turn, round after round, so that a slow minute of the machine hits
-both:
+Three figures are measured on both gateways in turn, round after round, so that a slow minute of the machine
+affects both:
 
-    handshakes   new HS256 tokens, with limits of an address (connections and rate) and of a user on all
-                 nodes; of users who are here already, and of new ones, whose inbox has to be subscribed
-    messages     users who publish and hear themselves, with a leased limit that they use a fifth of
-    refusals     at the gate, for the connections of all and for those of one address, beside the floor
+    handshakes   new HS256 tokens, with limits per address (connections and rate) and per user on all nodes;
+                 for users who are connected already, and for new users, whose inbox must be subscribed
+    messages     users who publish and receive their own publications, with a leased limit of which they
+                 use a fifth
+    refusals     at the gate, for the limit of all connections and for that of one address, compared with
+                 the floor
 
-CPU is that of the shard, pinned to one processor; clients, bus and floor's peer are on the other. Fails below
-10,000 handshakes a second with limits, below 0.9 of the messages without, above 1.5 times the floor (A2). A
-quarter of such a handshake, as A2 also has it, is less than the floor itself.
+The CPU time is that of the shard, which is pinned to one processor; clients, bus and the floor's peer are on
+the other. Fails below 10,000 handshakes a second with limits, below 0.9 of the messages without limits, or
+above 1.5 times the floor for a refusal (check A2). A quarter of such a handshake, which A2 also allows, is
+less than the floor itself.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ __all__ = ["main"]
 HANDSHAKES: Final = 3_000
 PUBLISHERS: Final = 64
 REFUSALS: Final = 3_000
-REFUSAL_WINDOW: Final = 24  # below the 32 sockets the gate drains at once
+REFUSAL_WINDOW: Final = 24  # fewer than the 32 sockets that the gate drains at once
 FEW: Final = 8
 PER_S: Final = 10_000
 SHARE: Final = 0.9
@@ -48,7 +51,7 @@ LIMITS: Final = {**ADDRESS, "per_user_connections": 3, "per_user_rate": 2_000}
 
 
 class Side:
-    """One gateway and what was measured of it."""
+    """One gateway with its figures."""
 
     def __init__(self, name: str, processor: int | None, **admission: int) -> None:
         self.name = name
@@ -57,20 +60,20 @@ class Side:
         self.serial = 0
 
     def note(self, name: str, value: float) -> None:
-        """One round's figure."""
+        """Add the figure of one round."""
         self.figures.setdefault(name, []).append(value)
 
     def median(self, name: str) -> float:
-        """Of all rounds."""
+        """Return the median of a figure over all rounds."""
         return statistics.median(self.figures[name])
 
     def hold(self, engine: EngineProcess) -> None:
-        """Users who stay."""
+        """Connect users who stay connected."""
         users = [f"user-{number}" for number in range(HANDSHAKES)]
         open_connections(engine, self.gateway, HANDSHAKES, headers=BEARER, tokens=make_tokens(users, "held"))
 
     def handshakes(self, engine: EngineProcess, *, is_new: bool) -> None:
-        """Users with new tokens come in, and leave."""
+        """Connect users with new tokens, measure the handshakes, and disconnect them."""
         self.serial += 1
         mark = f"{self.serial}-" if is_new else ""
         users = [f"user-{mark}{number}" for number in range(HANDSHAKES)]
@@ -85,7 +88,7 @@ class Side:
         self.gateway.settle()
 
     def messages(self, engine: EngineProcess) -> None:
-        """Users publish to a channel of their own, sixteen under way each."""
+        """Let users publish to their own channels, with sixteen publications under way on each."""
         self.serial += 1
         tokens = make_tokens([f"speaker-{number}" for number in range(PUBLISHERS)], str(self.serial))
         engine.reset_stats()
@@ -106,21 +109,21 @@ class Side:
         self.gateway.settle()
 
     def refusals(self, engine: EngineProcess, status: str) -> None:
-        """Connections that are over a limit; all of them read their answer."""
+        """Attempt connections above a limit; all of them must read their refusal."""
         plan = ConnectPlan(
             count=REFUSALS, host="127.0.0.1", port=self.gateway.port, path="/ws", window=REFUSAL_WINDOW
         )
         before_s = self.gateway.cpu_s()
         result = engine.connect(plan)
         self.gateway.settle()
-        # The engine has some addresses, and the first of each is let in.
+        # The engine uses several addresses, and the first connection of each is accepted.
         if result["refused"].get(status, 0) + result["opened"] != REFUSALS or result["opened"] > FEW:
             raise RuntimeError(f"{self.name}: {result['refused']}, {result['failed']}")
         self.note("refusal", per_unit_us(self.gateway.cpu_s() - before_s, REFUSALS))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print; 1 when something costs too much."""
+    """Measure and print; return 1 if a figure misses its limit."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.limits_cost")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
@@ -130,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     full = Side("full", server, max_connections=1)
     crowded = Side("crowded", server, per_address_connections=1)
     engine, holder = start_engine(7, client, COUNTED), start_engine(8, client)
-    # The crowd comes from one address; the engine's own are many.
+    # These connections come from one address; the other engines use many.
     narrow = start_engine(9, client)
     floors: list[float] = []
     try:

@@ -1,13 +1,14 @@
-"""Do the books say what a shard really uses? Mixes of clients drawn at random, books beside footprint.
+"""Compare a shard's memory accounts with its real memory, for random mixes of clients.
 
     python -m loadtest memory_accounting [--mixes 6] [--seed N]
 
-A gateway of its own for each mix, in a memory control group (needs root). A mix is a number of users,
-channels each is subscribed to, lengths of their names, a share of readers that read nothing, and publications
-that wait for those. Footprint is what the shard's own memory (proportional set) has grown by, and what the
-group was charged for the kernel's part: sockets, and the bytes queued in them. Books are all of
-`wsgate_memory_bytes`, grown likewise. Fails when they differ by over 15 %. The seed is printed; the same one
-draws the same mixes. Some ask for compression, and some never finish a message they have begun (A3).
+Each mix has its own gateway in a memory control group (needs root). A mix is a number of users, the channels
+to which each is subscribed, the lengths of their names, a share of clients that read nothing, and
+publications that wait for those. The real memory is the growth of the shard's own memory (proportional set
+size), and the kernel memory that was charged to the group: sockets, and the bytes queued in them. The
+accounts are the growth of the sum of `wsgate_memory_bytes`. Fails if they differ by more than 15 %. The seed
+is printed; the same seed draws the same mixes. In some mixes clients use compression, or never finish a
+message that they have begun (check A3).
 """
 
 from __future__ import annotations
@@ -40,31 +41,31 @@ HEAD: Final = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
 )
 DEFLATE: Final = b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
-HALF: Final = b"\xfe\xea\x60" + bytes(4 + 30_000)  # 60,000 bytes are announced, the mask is 0
+HALF: Final = b"\xfe\xea\x60" + bytes(4 + 30_000)  # announces 60,000 bytes; the mask is 0
 _PING_S: Final = 5
-_FRESH_S: Final = 2.3  # a shard writes its numbers once a second
+_FRESH_S: Final = 2.3  # a shard writes its statistics once a second
 _LOOK_S: Final = 6.0
 _UNLIMITED: Final = str(1 << 60)
 
 
 class Mix(NamedTuple):
-    """One crowd."""
+    """The parameters of one mix of clients."""
 
     connections: int
-    channels: int  # each is subscribed to, beside its inbox and the one all share
-    is_shared: bool  # those channels are everybody's, or each client's own
+    channels: int  # subscribed by each client, in addition to its inbox and the channel of all
+    is_shared: bool  # those channels are shared by all clients, or each client has its own
     name_bytes: int
     stalled_share: float
     publications: int
     payload_bytes: int
-    unfinished: int  # more clients, each with half a message
-    is_compressing: bool  # they
+    unfinished: int  # further clients that each have sent half a message
+    is_compressing: bool  # those further clients use compression
 
     @classmethod
     def draw(cls, chance: random.Random) -> Mix:
-        """One at random."""
+        """Draw a mix at random."""
         connections, payload_bytes = chance.randrange(2_000, 8_001), chance.randrange(100, 8_000)
-        # Those who read get everything: more than they can read in time would make them stalled as well.
+        # Clients that read receive everything: more than they can read in time would make them stalled too.
         most = READ_BYTES // (connections * payload_bytes)
         return cls(
             connections=connections,
@@ -79,7 +80,7 @@ class Mix(NamedTuple):
         )
 
     def told(self) -> str:
-        """In words."""
+        """Return one line of text that describes the mix."""
         kind = "shared" if self.is_shared else "own"
         text = f"{self.connections} clients"
         if self.channels:
@@ -92,7 +93,7 @@ class Mix(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """At one moment, in bytes."""
+    """The accounts, and the shards' own and kernel memory, at one moment, in bytes."""
 
     books: float
     own: float
@@ -100,14 +101,14 @@ class Sums(NamedTuple):
 
 
 class Scale:
-    """Weighs one gateway."""
+    """Reads the accounts and the real memory of one gateway."""
 
     def __init__(self, gateway: GatewayProcess, group: MemoryGroup) -> None:
         self._gateway = gateway
         self._group = group
 
     def read(self) -> Sums:
-        """Both sides, when the numbers are fresh."""
+        """Read both when the shard's statistics are up to date."""
         time.sleep(_FRESH_S)
         own = sum(processes.memory(pid).pss_bytes for pid in self._gateway.shard_pids)
         return Sums(self._gateway.metric("memory_bytes"), own, self._kernel())
@@ -145,20 +146,20 @@ def _crowd(engine: EngineProcess, gateway: GatewayProcess, mix: Mix) -> None:
 
 
 def _begin_a_message(port: int, *, is_compressing: bool) -> socket.socket:
-    """A client that has sent half of one, of which every bit may be wrong."""
+    """Open a client that has sent half a message."""
     client = socket.create_connection(("127.0.0.1", port))
     client.sendall(HEAD + DEFLATE * is_compressing + b"\r\n")
-    while not client.recv(4_096).endswith(b"}"):  # welcome is the last thing that it is told
+    while not client.recv(4_096).endswith(b"}"):  # the welcome is the last message that the client receives
         continue
     client.sendall((b"\xc2" if is_compressing else b"\x82") + HALF)
     return client
 
 
 def weigh(mix: Mix) -> tuple[Sums, Sums]:
-    """The books and the footprint before the crowd and with it."""
+    """Return the accounts and the real memory before the clients connect and with them."""
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(memory_group(GROUP_BYTES))
-        with contextlib.suppress(OSError):  # version 1 counts sockets' bytes only where they are limited
+        with contextlib.suppress(OSError):  # version 1 counts the bytes in sockets only if they are limited
             (group.folder / "memory.kmem.tcp.limit_in_bytes").write_text(_UNLIMITED)
         gateway = GatewayProcess(prefix=group.prefix, compression=mix.is_compressing, ping_interval_s=_PING_S)
         stack.callback(gateway.stop)
@@ -173,7 +174,7 @@ def weigh(mix: Mix) -> tuple[Sums, Sums]:
                     bus.publish("wsgate:ch:all", secrets.token_hex(mix.payload_bytes // 2))
             gateway.settle()
         if mix.stalled_share:
-            time.sleep(_LOOK_S)  # sockets that are not full are looked at in their turn
+            time.sleep(_LOOK_S)  # the shard checks sockets that are not full in turn
         halves = [
             stack.enter_context(_begin_a_message(gateway.port, is_compressing=mix.is_compressing))
             for _ in range(mix.unfinished)
@@ -185,7 +186,7 @@ def weigh(mix: Mix) -> tuple[Sums, Sums]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Weigh some and print; 1 when the books are off."""
+    """Compare several mixes and print; return 1 if the accounts differ too much."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.memory_accounting")
     parser.add_argument("--mixes", type=int, default=6)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))

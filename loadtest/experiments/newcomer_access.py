@@ -1,12 +1,12 @@
-"""Do newcomers come in while others hold the door, with the default configuration?
+"""Attack a gateway with the default configuration: can newcomers still connect?
 
     python -m loadtest newcomer_access [half_heads | silent | bad_tokens ...] [--share 1.0]
 
-Three attacks, each once from another address than the newcomers' and once from the same: 1,500 sockets with
-half a request head, opened again when they are cut; 9,000 sockets that say nothing, likewise; 1,000
-handshakes a second with tokens that are not valid. Fails unless 95 % of 1,000 newcomers come in beside the
-first two, and each of 10,000 good clients beside the third. `--share` makes all of it smaller; counts are
-judged, not times.
+There are three attacks, each once from another address than the newcomers' and once from the same: 1,500
+sockets with half a request head, which are opened again when they are closed; 9,000 sockets that send
+nothing, also opened again; 1,000 handshakes a second with invalid tokens. Fails unless 95 % of 1,000
+newcomers can connect beside the first two, and each of 10,000 good clients beside the third. `--share`
+reduces all numbers; counts are checked, not times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from loadtest.scenarios.stage import start_engine
 __all__ = ["ATTACKS", "Door", "main", "measure"]
 
 ENGINE: Final = 41
-OURS: Final = f"127.{ENGINE}.0.1"  # where the newcomers come from
+OURS: Final = f"127.{ENGINE}.0.1"  # the address of the newcomers
 ANOTHER: Final = "127.0.0.9"
 START_S: Final = 120.0
 AGAIN_S: Final = 1.0
@@ -40,13 +40,13 @@ _BAD: Final = (
 
 
 class Door(NamedTuple):
-    """One attack, and what is asked beside it."""
+    """The parameters of one attack, and of the newcomers beside it."""
 
-    sockets: int  # held all the time
+    sockets: int  # kept open all the time
     rate_per_s: int  # handshakes with a bad token
     beginning: bytes
     newcomers: int
-    least: float  # share of them that must come in
+    least: float  # share of them that must connect
 
 
 ATTACKS: Final = {
@@ -57,7 +57,7 @@ ATTACKS: Final = {
 
 
 class Attack(threading.Thread):
-    """Sockets of strangers, from one address, until it is stopped."""
+    """The attacking sockets from one address, until `stop` is called."""
 
     def __init__(self, door: Door, port: int, source: str) -> None:
         super().__init__(daemon=True)
@@ -96,7 +96,7 @@ class Attack(threading.Thread):
             await asyncio.sleep(AGAIN_S)
 
     async def _once(self, beginning: bytes) -> None:
-        """Connect, send, and wait until the other side ends it."""
+        """Connect, send, and wait until the gateway ends the connection."""
         with contextlib.suppress(OSError):
             source = (self._source, 0)
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=source)
@@ -109,7 +109,7 @@ class Attack(threading.Thread):
 
 
 def measure(door: Door, source: str) -> tuple[int, dict[str, int]]:
-    """How many newcomers came in, and what became of the others."""
+    """Return how many newcomers connected, and the results of the others."""
     gateway = GatewayProcess()
     engine = start_engine(ENGINE, None)
     attack = Attack(door, gateway.port, source)
@@ -141,7 +141,7 @@ def measure(door: Door, source: str) -> tuple[int, dict[str, int]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the chosen attacks and print whether newcomers came in."""
+    """Run the chosen attacks and print whether newcomers could connect."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.newcomer_access")
     parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS])
     parser.add_argument("--share", type=float, default=1.0)

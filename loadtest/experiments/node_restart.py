@@ -1,13 +1,13 @@
-"""A node restarts under 20,000 clients of ours: do they come back together, or spread out?
+"""Restart a node with 20,000 of our own clients: do they reconnect at the same moment, or spread out?
 
     python -m loadtest node_restart [--clients 20000] [--members 4] [--kill]
 
-Whole `wsgate.client.Client`s, in a few processes, are connected to a gateway, which is then ended and started
-again on the same port: with SIGTERM, so that it drains and tells each when to come back; with `--kill`, so
-that nobody is told anything. Every attempt to connect is noted, at the moment for which its client had set
-its clock: 5,000 phones do not wait for one interpreter, as those here do (the delay is printed). Fails if any
-100 ms have over three times the mean number of attempts, from the first to the last, or if anybody was not
-back in time.
+Complete `wsgate.client.Client`s, in a few processes, are connected to a gateway, which is then ended and
+started again on the same port: with SIGTERM, so that it drains and sends each client a time to come back; or
+with `--kill`, so that clients receive nothing. Every attempt to connect is recorded, with the moment for
+which its client had set its clock: real phones do not share one interpreter, as these clients do (the delay
+is printed). Fails if any 100 ms have more than three times the mean number of attempts, from the first to the
+last, or if a client was not connected again in time.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ __all__ = ["main"]
 
 DRAIN_S: Final = 30
 PATIENCE_S: Final = 300.0
-PER_SHARD: Final = 15_000  # its descriptors end at 20,000, and chance does not share evenly
-_WINDOW: Final = 50  # that connect at once, at the beginning
+PER_SHARD: Final = 15_000  # a shard's descriptors end at 20,000, and connections are not spread evenly
+_WINDOW: Final = 50  # clients that connect at once at the beginning
 
 
 class Alarm(MonotonicClock):
-    """One client's clock; knows for when it was set when it last went off."""
+    """The clock of one client; `due_s` is the moment at which its last sleep was to end."""
 
     def __init__(self) -> None:
         self.due_s = time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """See `Clock`."""
+        """Sleep, and record when the sleep was to end."""
         due_s = time.monotonic() + seconds
         await super().sleep(seconds)
         self.due_s = due_s
 
 
 class Attempt(NamedTuple):
-    """When it was to be made, and how much later it was."""
+    """When an attempt was due, and how much later it was made."""
 
     due_s: float
     late_s: float
 
 
 class Member:
-    """Some of the clients, in a process of their own; answers what the run asks through a pipe."""
+    """Some of the clients, in their own process, which answers requests over a pipe."""
 
     def __init__(self, url: str, tokens: Sequence[str]) -> None:
         self.attempts: list[Attempt] = []
-        # A handshake waits its turn on a machine that holds both ends; that is not what is asked here.
+        # A handshake waits for a processor if both ends are on one machine; that is not measured here.
         options = ClientOptions(open_timeout_s=120.0)
         self._clients = [
             Client(
@@ -91,7 +91,7 @@ class Member:
         return Environment(clock=alarm, connect=connect)
 
     async def serve(self, pipe: Connection) -> None:
-        """Connect them all, then answer `open` and `attempts` until told `end`."""
+        """Connect all clients, then answer `open` and `attempts` until `end` arrives."""
         window = asyncio.Semaphore(_WINDOW)
 
         async def begin(client: Client) -> None:
@@ -115,11 +115,11 @@ class Member:
 def _serve(url: str, tokens: Sequence[str], pipe: Connection) -> None:
     uvloop.run(Member(url, tokens).serve(pipe))
     pipe.close()
-    os._exit(0)  # the connections go with the process: nobody has to say goodbye 5,000 times
+    os._exit(0)  # the connections end with the process, without 5,000 separate Closes
 
 
 class Members:
-    """All of them."""
+    """All processes with clients, and the pipes to them."""
 
     def __init__(self, url: str, clients: int, members: int) -> None:
         tokens = make_tokens([f"user-{number}" for number in range(clients)], "reconnect")
@@ -135,7 +135,7 @@ class Members:
             self._processes.append(process)
 
     def ask(self, wish: str) -> list[Any]:
-        """What each answers."""
+        """Send a request to each process, and return the answers."""
         for pipe in self._pipes:
             pipe.send(wish)
         return [self._answer(pipe) for pipe in self._pipes]
@@ -146,7 +146,7 @@ class Members:
         return pipe.recv()
 
     def await_open(self, count: int, what: str) -> None:
-        """Wait until so many are connected; show how it goes."""
+        """Wait until so many clients are connected, and show the progress."""
         until_s = time.monotonic() + PATIENCE_S
         while (found := sum(self.ask("open"))) != count:
             if time.monotonic() > until_s:
@@ -155,7 +155,7 @@ class Members:
             time.sleep(0.5)
 
     def end(self) -> None:
-        """End the processes."""
+        """End all processes with clients."""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send("end")
@@ -165,7 +165,7 @@ class Members:
 
 
 def measure(clients: int, members: int, *, is_killed: bool) -> tuple[list[Attempt], float, float]:
-    """One restart: when each attempt was made, when it began, and how long until all were back."""
+    """Restart once; return the attempts, when the restart began, and how long until all were connected."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     shards = -(-clients // PER_SHARD)
@@ -190,7 +190,7 @@ def _show(line: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and draw; 1 if they came together or somebody did not come."""
+    """Measure and draw; return 1 if attempts were not spread or a client did not reconnect."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.node_restart")
     parser.add_argument("--clients", type=int, default=20_000)
     parser.add_argument("--members", type=int, default=4, help="processes with clients")

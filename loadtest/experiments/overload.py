@@ -1,12 +1,12 @@
-"""Two and a half times the handshakes a node takes, for eight seconds: who is served, who is told no?
+"""Offer a node 2.5 times the handshakes that it takes, for 8 s: which are served, and which are refused?
 
     python -m loadtest overload [--rate 3200] [--seconds 8]
 
-The shape is that of 50,000 a second offered to a node that takes 20,000, with 3,000 in progress at most; on a
-machine that holds both ends the numbers are smaller and their ratios are kept. Clients come by the clock,
-whatever becomes of those before them, from one engine for each shard. Fails unless everybody who was let in
-was served, everybody else read a 429 or 503, nobody was reset, the p99 from the first SYN to the answer is a
-second at most, and the node's memory grew by what its connections are booked with and no more.
+The ratios are those of 50,000 a second offered to a node that takes 20,000, with at most 3,000 in progress; a
+machine that holds both ends needs smaller numbers. Clients connect at a fixed rate, whatever the result of
+earlier ones, from one engine for each shard. Fails unless every admitted client was served, every other
+client read a 429 or 503, no connection was reset, the p99 from the first SYN to the answer is at most a
+second, and the node's memory grew by no more than the accounts of its connections.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from loadtest.scenarios.stage import start_engine
 __all__ = ["main"]
 
 SHARDS: Final = 2
-OFFERED: Final = 2.5  # times what is taken
-IN_PROGRESS: Final = 3_000 / 20_000  # of what is taken in a second
+OFFERED: Final = 2.5  # offered handshakes, as a multiple of those taken
+IN_PROGRESS: Final = 3_000 / 20_000  # as a share of those taken in a second
 P99_S: Final = 1.0
-SLACK_BYTES: Final = 6 << 20  # two heaps that had never been so busy
-OWN_BYTES: Final = 300  # of a connection in the process itself, tables that double included
+SLACK_BYTES: Final = 6 << 20  # two heaps that had not been as busy before
+OWN_BYTES: Final = 300  # memory of one connection in the process, with the growth of tables
 _SAMPLE_S: Final = 0.25
 
 
 class Outcome(NamedTuple):
-    """Of one burst."""
+    """The result of one run of overload."""
 
     offered: int
     opened: int
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 class Watch(threading.Thread):
-    """The most memory the node used."""
+    """A thread that records the highest memory of the node."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
         super().__init__(daemon=True)
@@ -61,19 +61,19 @@ class Watch(threading.Thread):
         return sum(processes.memory(pid).pss_bytes for pid in self._pids)
 
     def run(self) -> None:
-        """Until it is told to stop."""
+        """Sample the memory until `stop` is called."""
         while not self._is_over.wait(_SAMPLE_S):
             self.most_bytes = max(self.most_bytes, self._now())
 
     def stop(self) -> int:
-        """By how much it grew."""
+        """Stop, and return by how many bytes the memory grew."""
         self._is_over.set()
         self.join()
         return self.most_bytes - self.first_bytes
 
 
 def run(gateway: GatewayProcess, rate_per_s: int, seconds: float) -> Outcome:
-    """One burst from two engines."""
+    """Offer the handshakes from two engines, and return the result."""
     each_per_s = OFFERED * rate_per_s / SHARDS
     plan = ConnectPlan(
         count=int(each_per_s * seconds),
@@ -108,7 +108,7 @@ def run(gateway: GatewayProcess, rate_per_s: int, seconds: float) -> Outcome:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one and judge it."""
+    """Run once, print, and return 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.overload")
     parser.add_argument("--rate", type=int, default=3_200, help="handshakes a second that are taken")
     parser.add_argument("--seconds", type=float, default=8.0)

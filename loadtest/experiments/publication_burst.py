@@ -1,19 +1,17 @@
-"""A burst of publications to many readers: who gets all of it, who is told a loss, what memory it takes.
+"""Publish a burst to many readers: do all receive it or a notice of loss, and how much memory does it take?
 
     python -m loadtest publication_burst [--readers 2000] [--lazy 0] [--publications 10000] [--size 50]
         [--small] [--revoke] [--server valkey]
     python -m loadtest publication_burst --large [--server redis]
 
-One shard on a server of its own with default limits, one channel, one pipeline; one thread reads for all
-readers, and those that are lazy do not read. `--small`: outboxes of 8 frames and 64 KiB. `--revoke`: in the
-middle of the pipeline the tokens of one more client are revoked. `--server redis`: Debian's Redis instead of
-Valkey. `--large` stands for 60,000 publications of 1,000 bytes to 50 readers with `--revoke`: more than the
-backlog holds.
+One shard on its own server with default limits, one channel, one pipeline. One thread reads for all readers;
+lazy ones do not read. `--small`: outboxes of 8 frames and 64 KiB. `--revoke`: in the middle of the pipeline
+the tokens of one more client are revoked. `--server redis`: Debian's Redis instead of Valkey. `--large` means
+60,000 publications of 1,000 bytes to 50 readers with `--revoke`, which is more than the backlog holds.
 
-Fails when a reader lost something and was not told, when one ended that was not lazy although the burst fits
-the backlog, when the bus was cut, when the revoked client was not closed within 1 s of the moment at which
-the server published the revocation, or when the shard grew by more than its backlog and 16 MiB in a large
-burst.
+Fails if a reader lost something without a notice, if a reader that is not lazy ended although the burst fits
+the backlog, if the bus was cut, if the revoked client was not closed within 1 s after the server published
+the revocation, or if the shard grew by more than its backlog and 16 MiB in a large burst.
 """
 
 from __future__ import annotations
@@ -43,31 +41,32 @@ __all__ = ["Burst", "judge", "main"]
 BACKLOG_BYTES: Final = 32 << 20
 GROWTH_BYTES: Final = BACKLOG_BYTES + (16 << 20)
 OVERHEAD_BYTES: Final = 40
-"""Of a record in the backlog, with the name of the channel."""
+"""Bytes of a record in the backlog, with the name of the channel."""
 SMALL: Final = '[limits]\noutbox_frames = 8\noutbox_bytes = "64KiB"\n'
 LIMIT_S: Final = 600.0
 LATE_S: Final = 30.0
-"""How long the notice of a loss soon after another notice may take: the gateway merges them."""
+"""How long the notice of a loss may take soon after another notice, because the gateway merges them."""
 REVOKED_S: Final = 1.0
 REVOKED: Final = 4001
 CHANNEL: Final = "open:burst"
 LARGE: Final = {"readers": 50, "publications": 60_000, "size": 1_000, "revoke": True}
 _REVOCATION: Final = '{"op":"revoke","user":"victim","before":4000000000}'
-_FRESH_S: Final = 1.3  # a shard writes its numbers once a second
+_FRESH_S: Final = 1.3  # a shard writes its statistics once a second
 _PROGRESS_S: Final = 2.0
 _STEP_S: Final = 0.05
 
 
 class Burst(NamedTuple):
-    """What came of one burst.
+    """The result of one burst.
 
     Attributes:
-        whole: Readers that got all of it.
-        untold: Readers that lost something and were not told.
-        short: Readers that did not get all of it and were told nothing: no gap, no Close.
-        cuts: How often the bus was lost.
-        revoked_s: From the revocation until the revoked client was closed for it; None: nobody was revoked.
-        grown_bytes: By how much the shard grew at most.
+        whole: Readers that received all of it.
+        untold: Readers that lost something and had no notice of it.
+        short: Readers that did not receive all of it and had neither a gap nor a Close.
+        cuts: How often the connection to the bus was lost.
+        revoked_s: The time from the revocation until the revoked client was closed for it; None: none was
+            revoked.
+        grown_bytes: The largest growth of the shard.
     """
 
     readers: int
@@ -80,7 +79,7 @@ class Burst(NamedTuple):
 
 
 def judge(found: Burst, *, fits: bool, is_large: bool) -> dict[str, bool]:
-    """What was asked for, and whether it came true."""
+    """Return the checks of one burst, and whether each passed."""
     checks = {
         f"every reader that lost something was told ({found.untold} not)": not found.untold,
         f"every reader is complete or was told ({found.short} not)": not found.short,
@@ -98,11 +97,11 @@ def judge(found: Burst, *, fits: bool, is_large: bool) -> dict[str, bool]:
 
 
 class Victim(threading.Thread):
-    """A client whose tokens are revoked; notes when it was closed.
+    """A client whose tokens are revoked; it records when it was closed.
 
     Attributes:
-        closed_s: Wall time at which Close or the end came.
-        code: Of the Close.
+        closed_s: The wall time at which the Close or the end arrived.
+        code: The code of the Close.
     """
 
     def __init__(self, gateway: Gateway) -> None:
@@ -118,13 +117,13 @@ class Victim(threading.Thread):
             self.closed_s = time.time()
 
     def since(self, revoked_s: float) -> float:
-        """How long after this wall time it was closed for the revocation; infinite when it was not."""
+        """Return how long after this wall time it was closed for the revocation; infinite if it was not."""
         self.join(LATE_S)
         return self.closed_s - revoked_s if self.code == REVOKED else float("inf")
 
 
 def _pour(bus: Redis, count: int, size: int, *, revokes: bool) -> float:
-    """Publish everything in one pipeline; the server's time at which it published the revocation."""
+    """Publish everything in one pipeline; return the server's time when it published the revocation."""
     pipeline = bus.pipeline(transaction=False)
     place = 0
     for number in range(count):
@@ -141,7 +140,7 @@ def _pour(bus: Redis, count: int, size: int, *, revokes: bool) -> float:
 
 
 def _wait(readers: Sequence[Reader], last: int) -> None:
-    """Wait until everybody has read the last publication or ended, and knows of its losses."""
+    """Wait until each reader has read the last publication or ended, and has the notices of its losses."""
     began_s = shown_s = time.monotonic()
     is_read_s = 0.0
     while (now_s := time.monotonic()) < began_s + LIMIT_S:
@@ -201,7 +200,7 @@ def _run(arguments: argparse.Namespace, directory: Path) -> Burst:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one burst; 1 when something is wrong."""
+    """Run one burst; return 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--readers", type=int, default=2_000)
     parser.add_argument("--lazy", type=int, default=0, help="subscribers more that do not read")

@@ -1,24 +1,24 @@
-"""Others publish as fast as they can: how long do the publishes of a good client take, and is one refused?
+"""Let other clients publish as fast as they can: how long do a good client's publishes take?
 
     python -m loadtest publish_fairness [--clients 250] [--user-connections 1000] [--seconds 8]
 
-One shard with a private bus. 250 clients, each a user of its own, publish 60 B and 2 KB, and 12 clients
-60 KB; then one user publishes 60 B and 2 KB on 1,000 connections. Beside each attack a good client publishes
-40 times a second with `id`, whether it was answered or not; a latency is measured from sending to `ok`. The
+One shard with a private bus. 250 clients, each of a different user, publish 60 B and 2 KB, and 12 clients 60
+KB; then one user publishes 60 B and 2 KB on 1,000 connections. Beside each attack a good client publishes 40
+times a second with `id`, whether it has replies or not; its latency is measured from sending to `ok`. The
 first part of a run has no attack, for comparison.
 
-Beside each latency stands how much of it the shard worked (its CPU time): on a machine that does something
-else as well the rest is waiting for a processor. For the same reason the good client goes by the CPU time of
-the shard while an attack lasts, which is the time of the clock where the shard has a processor for itself: a
-shard that gets a tenth of a processor cannot give 251 clients 40 turns in a second.
+With each latency the program prints how much of it the shard worked (its CPU time): on a machine with other
+work the rest is waiting for a processor. For the same reason the good client's rate is by the CPU time of the
+shard during an attack, which is real time if the shard has its own processor: a shard that gets a tenth of a
+processor cannot give 251 clients 40 turns in a second.
 
-The attackers are one process with the priority of the gateway. Where there are two processors the shard has
-one, and everything else shares the other. The good client measures with real-time priority where that is
-allowed, so that its own waiting for a processor is not measured. The configuration is the default but for
-the rates of publishes and of their bytes, which are off: with them no attacker comes so far.
+The attackers are one process with the priority of the gateway. On two processors the shard has one, and all
+other processes share the other. The good client has real-time priority if that is allowed, so that its own
+waiting for a processor is not measured. The configuration is the default, except that the limits of the rates
+of publishes and of their bytes are off: with them no attacker reaches these rates.
 
-Fails when the 99th percentile of the good client is over 50 ms beside an attack, or when one of its publishes
-was refused or not answered.
+Fails if the 99th percentile of the good client is over 50 ms beside an attack, or if one of its publishes was
+refused or had no reply.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ P99_S: Final = 0.05
 RATE_PER_S: Final = 40
 LARGE_CLIENTS: Final = 12
 ANSWER_S: Final = 30.0
-"""How long the last answers are waited for."""
+"""How long to wait for the last replies, in seconds."""
 SLOWEST: Final = 10.0
 """A run by the shard's CPU time ends after so many times its length, however little time the shard gets."""
 _STEP_MS: Final = 1
 _WARM_S: Final = 2.0
-"""The first turn of everybody is not what is measured, but how it goes on."""
+"""The first turn of each client is not measured, only the time after it."""
 _SPARE_S: Final = 30.0
 
 CONFIG: Final = """
@@ -83,7 +83,7 @@ publish = "authenticated"
 
 
 class Case(NamedTuple):
-    """One attack: how many clients of how many users publish messages of which size."""
+    """One attack: how many clients, of how many users, publish messages of which size."""
 
     clients: int
     users: int
@@ -91,14 +91,14 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In words."""
+        """A text that names the attack."""
         who = f"one user on {self.clients:,} connections" if self.users == 1 else f"{self.clients} clients"
         size = f"{self.size // 1_024} KB" if self.size >= 1_024 else f"{self.size} B"
         return f"{who} x {size}"
 
 
 def cases(clients: int, connections: int) -> list[Case]:
-    """Return all attacks."""
+    """Return all attacks for these numbers of clients and connections."""
     return [
         Case(clients, clients, 60),
         Case(clients, clients, 2 * 1_024),
@@ -109,13 +109,13 @@ def cases(clients: int, connections: int) -> list[Case]:
 
 
 class Sample(NamedTuple):
-    """What became of the good client's publishes.
+    """The results of the good client's publishes.
 
     Attributes:
-        latencies_s: Of those that were answered `ok`.
-        cpu_s: The CPU time that the shard used during each of them.
-        refused: How many were answered otherwise.
-        unanswered: How many were not answered at all.
+        latencies_s: The latencies of those with the reply `ok`.
+        cpu_s: The shard's CPU time during each of them.
+        refused: The number with another reply.
+        unanswered: The number without a reply.
     """
 
     latencies_s: list[float]
@@ -124,7 +124,7 @@ class Sample(NamedTuple):
     unanswered: int
 
     def told(self) -> str:
-        """In words."""
+        """Return one line of text with all figures."""
         parts = (
             f"p{share * 100:.0f} {percentile(self.latencies_s, share) * 1e3:.1f} ms"
             f" (shard worked {percentile(self.cpu_s, share) * 1e3:.1f})"
@@ -137,14 +137,14 @@ class Sample(NamedTuple):
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that this share of all values does not exceed; infinite when there are none."""
+    """Return the value that this share of all values does not exceed; infinite without values."""
     if not values:
         return float("inf")
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 def judge(name: str, during: Sample) -> dict[str, bool]:
-    """What was asked for beside one attack, and whether it came true."""
+    """Return the checks beside one attack, and whether each passed."""
     return {
         f"{name}: p99 is {P99_S * 1e3:.0f} ms at most": percentile(during.latencies_s, 0.99) <= P99_S,
         f"{name}: none is refused": not during.refused and not during.unanswered,
@@ -152,7 +152,7 @@ def judge(name: str, during: Sample) -> dict[str, bool]:
 
 
 class GoodClient:
-    """Publishes by a clock, and notes how long each answer took."""
+    """The client that is measured: it publishes at a fixed rate and records the time of each reply."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
         (token,) = make_tokens(["good"], "fair")
@@ -162,7 +162,7 @@ class GoodClient:
         self._id = 0
 
     def run(self, seconds: float, clock: Callable[[], float]) -> Sample:
-        """Publish by a clock for so long, then wait for the answers that are still to come."""
+        """Publish by this clock for so long, then wait for the remaining replies."""
         due: dict[int, tuple[float, float]] = {}
         found = Sample([], [], 0, 0)
         poll = select.poll()
@@ -184,7 +184,7 @@ class GoodClient:
         return found._replace(unanswered=len(due))
 
     def _take(self, due: dict[int, tuple[float, float]], found: Sample) -> Sample:
-        """Take the answers that have come."""
+        """Read and record the replies that have arrived."""
         for message in map(json.loads, self._client.receive()):
             due_s, cpu_s = due.pop(message.get("id"), (0.0, 0.0))
             if due_s and message["op"] == "ok":
@@ -195,12 +195,16 @@ class GoodClient:
         return found
 
     def close(self) -> None:
-        """Leave."""
+        """Close the good client."""
         self._client.close()
 
 
 def measure(case: Case, seconds: float, processor: int | None) -> tuple[Sample, Sample, PublishFloodResult]:
-    """One attack on a gateway of its own: the good client before and during, and what the attackers did."""
+    """Run one attack on its own gateway.
+
+    Returns:
+        The good client's results before and during the attack, and the result of the flood.
+    """
     users = [f"flooder-{number % case.users}" for number in range(case.clients)]
     with GatewayProcess(processor=processor, config=CONFIG) as gateway:
         plan = FloodPlan(gateway.port, make_tokens(users, "flood"), case.size, seconds * SLOWEST + _SPARE_S)
@@ -234,7 +238,7 @@ def _run(options: argparse.Namespace, processor: int | None) -> Iterator[Mapping
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run every attack; 1 when the good client noticed one of them."""
+    """Run every attack; return 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.publish_fairness")
     parser.add_argument("--clients", type=int, default=250)
     parser.add_argument("--user-connections", type=int, default=1_000)

@@ -1,11 +1,12 @@
-"""10,000 clients bring fresh tokens in one second: what do the loop and another client notice of it?
+"""Send 10,000 fresh tokens in one second: by how much are the loop and another client delayed?
 
     python -m loadtest refresh_storm [--clients 10000] [--storms 5]
 
-One shard. Every client has a token of its own and shows a new one, never seen before, in every storm: first
-spread evenly over the second, then all at once. Beside them one more asks `ping` all the time: its answers
-show what others feel. The loop's own lag is what its ticks saw, four a second. Fails if a tick was later than
-16.4 ms (the nearest bound of the histogram below 20), or if anybody was not answered `ok`.
+One shard. Every client has its own token and sends a new one, which the shard has never seen, in every storm:
+first spread evenly over the second, then all at once. One more client sends `ping` all the time: its replies
+show the delay of other clients. The loop's own lag is measured by its ticks, four a second. Fails if a tick
+was later than 16.4 ms (the nearest bound of the histogram below 20), or if a client did not have the reply
+`ok`.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ STORM_S: Final = 1.0
 LAG_BOUND: Final = "0.016384"
 _STEP_S: Final = 0.001
 _TIMEOUT_S: Final = 10.0
-_FRESH_S: Final = 1.3  # a shard writes its numbers once a second
+_FRESH_S: Final = 1.3  # a shard writes its statistics once a second
 
 
 class Prober:
-    """One more client, that asks again as soon as it is answered, at most once a step."""
+    """The one further client, which sends a ping as soon as it has a reply, at most once a step."""
 
     def __init__(self, port: int) -> None:
         self.answers_s: list[float] = []
@@ -52,11 +53,11 @@ class Prober:
         self._asked_s = 0.0
 
     def close(self) -> None:
-        """Leave."""
+        """Close the client."""
         self._socket.close()
 
     def step(self) -> None:
-        """Take the answer if it is there, and ask again."""
+        """Read the reply if it has arrived, and send the next ping."""
         if self._asked_s:
             try:
                 self._socket.recv(4096)
@@ -68,7 +69,7 @@ class Prober:
 
 
 def _storm(engine: Engine, prober: Prober, tokens: Sequence[str], *, is_spread: bool) -> float:
-    """Send one token from each connection; how long until all were answered (RuntimeError if not)."""
+    """Send one token from each connection; return the seconds until all had replies (RuntimeError if not)."""
     engine.reset_stats()
     began_s = time.perf_counter()
     sent = 0
@@ -90,16 +91,16 @@ def _storm(engine: Engine, prober: Prober, tokens: Sequence[str], *, is_spread: 
 
 
 class Outcome(NamedTuple):
-    """Of all storms of one kind."""
+    """The result of all storms of one kind."""
 
-    took_s: float  # the longest
+    took_s: float  # the longest storm
     ticks: int
-    late: int  # above the bound
+    late: int  # ticks above the bound
     answers_s: list[float]
 
 
 def measure(gateway: GatewayProcess, clients: int, storms: int, *, is_spread: bool) -> Outcome:
-    """Some storms after another, on connections of their own."""
+    """Run several storms on new connections, and return the result."""
     users = [f"user-{number}" for number in range(clients)]
     engine = Engine(EngineSettings(counted=COUNTED, max_connections=clients))
     try:
@@ -121,7 +122,8 @@ def measure(gateway: GatewayProcess, clients: int, storms: int, *, is_spread: bo
         before = _ticks(gateway)
         for number in range(storms):
             tokens = make_tokens(users, f"storm-{is_spread}-{number}")
-            prober = Prober(gateway.port)  # what it asked last in a storm is answered while nobody looks
+            # A new client for each storm, because the last reply of a storm may wait unread
+            prober = Prober(gateway.port)
             took_s.append(_storm(engine, prober, tokens, is_spread=is_spread))
             answers_s += prober.answers_s
             prober.close()
@@ -133,8 +135,8 @@ def measure(gateway: GatewayProcess, clients: int, storms: int, *, is_spread: bo
 
 
 def _ticks(gateway: GatewayProcess) -> tuple[int, int]:
-    """How many there were, and how many were later than the bound."""
-    while True:  # two scrapes: once more when the numbers were written between them
+    """Return the number of ticks, and how many were later than the bound."""
+    while True:  # two scrapes: repeated if the statistics were written between them
         ticks = int(gateway.metric("loop_lag_seconds_count"))
         in_time = int(gateway.metric("loop_lag_seconds_bucket", le=LAG_BOUND))
         if ticks == int(gateway.metric("loop_lag_seconds_count")):
@@ -142,7 +144,7 @@ def _ticks(gateway: GatewayProcess) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure and print; 1 if a tick was too late."""
+    """Measure and print; return 1 if a tick was too late."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.refresh_storm")
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--storms", type=int, default=5)

@@ -1,10 +1,11 @@
-"""Everybody was cut at once and comes back at once, without any jitter: how long until all are in?
+"""Reconnect all clients at once without jitter: how long until all are connected?
 
     python -m loadtest simultaneous_reconnect [--clients 16000] [--rate 2000]
 
-Clients without manners: whoever is refused tries again at once, for as long as it takes, with tokens the
-node has never seen. The gate takes `--rate` handshakes a second, whatever is offered. Fails when they are not
-all back within clients / rate and a fifth, when anybody was reset, or when the loop of a shard was late. R24.
+These clients do not back off: a refused client tries again at once, for as long as necessary, with tokens
+that the node has never seen. The gate accepts `--rate` handshakes a second, whatever is offered. Fails if not
+all are connected within clients / rate and a fifth more, if a connection was reset, or if the loop of a shard
+was late (check R24).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _ROUND_S: Final = 0.25
 
 
 def _come_back(engine: EngineProcess, port: int, tokens: list[str], rate_per_s: int) -> Counter[str]:
-    """All of them, over and over; how often they were told what."""
+    """Connect all clients, with repeated attempts; return how often each refusal occurred."""
     seen: Counter[str] = Counter()
     left = len(tokens)
     while left:
-        # Twice what is taken: who was refused is among the next ones.
+        # Twice the accepted rate: refused clients are among the next ones.
         count = min(left, max(64, int(2 * rate_per_s * _ROUND_S)))
         plan = ConnectPlan(
             count=count,
@@ -54,7 +55,7 @@ def _come_back(engine: EngineProcess, port: int, tokens: list[str], rate_per_s: 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Cut, wait for all, judge."""
+    """Disconnect all clients, wait until all are connected again, and check."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.simultaneous_reconnect")
     parser.add_argument("--clients", type=int, default=16_000)
     parser.add_argument("--rate", type=int, default=2_000)

@@ -1,14 +1,14 @@
-"""Does memory that clients make a gateway use stay within its accounts, and does it come back?
+"""Make a gateway use much memory: does it stay within its accounts, and is it released?
 
     python -m loadtest attack_memory [--only F5 F8 F11 F14] [--seconds 20] [--share 1.0]
 
-Each attack has a whole gateway of its own in a memory control group of 400 MiB (needs root), which takes its
-budget from the group. It is driven for so many seconds, then weighed while what it made the gateway keep is
-still there, and once more when its clients are gone. The run fails when the kernel killed a process of the
-group, when the gateway's accounts (those of its shards, and what its bus says of itself) and the group differ
-in what they grew by, by more than 15 % and 16 MiB, or when the accounts do not return afterwards.
+Each attack has its own gateway in a memory control group of 400 MiB (needs root), from which the gateway
+takes its budget. The attack runs for the given seconds. The memory is measured while the gateway still keeps
+what the attack caused, and again after its clients have disconnected. The run fails if the kernel killed a
+process of the group, if the growth of the gateway's accounts (those of its shards, and what its bus reports)
+differs from that of the group by more than 15 % and 16 MiB, or if the accounts do not return afterwards.
 
-Counts and bytes are judged, not times. `--share` makes the crowds smaller.
+Counts and bytes are checked, not times. `--share` reduces the numbers of clients.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ publish = "authenticated"
 
 
 def config_of(attack: Attack) -> str:
-    """The template of the configuration of an attack's gateway."""
+    """Return the template of the configuration of an attack's gateway."""
     sections = "".join(f"\n[{name}]\n{text}\n" for name, text in attack.settings.items())
     return _CONFIG.format(sections=sections)
 
 
 def run(name: str, attack: Attack, seconds: float, share: float) -> dict[str, bool]:
-    """Drive one attack and print its row; what was asked for, and whether it came true."""
+    """Run one attack and print its row; return its checks, and whether each passed."""
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(memory_group(GROUP_BYTES))
         count_sockets(group)
         gateway = GatewayProcess(prefix=group.prefix, config=config_of(attack))
         stack.callback(gateway.stop)
         scale = Scale(gateway, group)
-        with Crowd(gateway.port) as crowd:  # so that the first connections of all are not weighed
+        with Crowd(gateway.port) as crowd:  # so that the first connections of all are not measured
             crowd.open(tokens("warm", WARM))
             crowd.receive(0.5)
         before = scale.read()
@@ -84,12 +84,12 @@ def run(name: str, attack: Attack, seconds: float, share: float) -> dict[str, bo
 
 
 def has_returned(left: Weight, peak: Weight) -> bool:
-    """Whether little but the pool is left on the accounts of what was there at the peak: tables stay, too."""
+    """Whether little of the accounts' peak is left, apart from the pool; tables stay too."""
     return left.booked - left.pool <= max(SLACK_BYTES, OFF_BY * peak.booked)
 
 
 def await_return(scale: Scale, before: Weight, peak: Weight, seconds: float) -> Weight:
-    """Wait until the accounts have returned, at most so long; what is left then."""
+    """Wait at most so long until the accounts have returned; return what is left then."""
     until_s = time.monotonic() + seconds
     while True:
         left = scale.read().since(before)
@@ -98,7 +98,7 @@ def await_return(scale: Scale, before: Weight, peak: Weight, seconds: float) -> 
 
 
 def print_row(name: str, attack: Attack, peak: Weight, left: Weight, group: MemoryGroup) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     sizes = (peak.accounts, peak.bus, peak.processes, peak.kernel, left.booked - left.pool, left.used)
     ratio = f"{peak.booked / peak.used:.2f}" if peak.used > 0 else "-"
     cells = "".join(f"{size / (1 << 20):>11.1f}" for size in sizes)
@@ -106,7 +106,7 @@ def print_row(name: str, attack: Attack, peak: Weight, left: Weight, group: Memo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Drive the chosen attacks and print; 1 when one of them was too much."""
+    """Run the chosen attacks and print; return 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.attack_memory")
     parser.add_argument("--only", nargs="*", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--seconds", type=float, default=20.0)

@@ -1,7 +1,8 @@
-"""The attacks: what each makes the gateway keep, and how it ends.
+"""The attacks: what each makes the gateway keep in memory, and how it ends.
 
-An attack is a context: inside it the gateway keeps as much as the attack can make it keep, and afterwards the
-clients of the attack are gone. F5, F8, F11 and F14 are the names of faults that were found once.
+An attack is a context manager: inside its block the gateway keeps as much as the attack can cause, and after
+the block the attack's clients have disconnected. F5, F8, F11 and F14 are names of faults that were found
+earlier.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ NAME_BYTES: Final = 200
 DEAF_BYTES: Final = 14_000
 SLICE: Final = 100
 SLICE_S: Final = 0.1
-"""So many publications at once, and the pause after them: a burst of all would be more than the bus keeps."""
+"""So many publications are sent at once, followed by this pause: a burst of all would be more than the bus
+keeps."""
 SMALL_WINDOW_BYTES: Final = 1_024
 PATTERNS: Final = 256
 GOOD: Final = 20
@@ -39,25 +41,25 @@ BATCH: Final = 40
 
 
 class Stage(NamedTuple):
-    """Where an attack happens and how large it is."""
+    """The gateway of an attack, its duration, and the share of its full size."""
 
     gateway: GatewayProcess
     seconds: float
     share: float
 
     def size(self, whole: int) -> int:
-        """So many of them at this share."""
+        """Return this number reduced to the share, at least 1."""
         return max(1, int(whole * self.share))
 
 
 class Attack(NamedTuple):
-    """One attack on the memory of a gateway, and how it is driven.
+    """One attack on the memory of a gateway, and the function that runs it.
 
     Attributes:
-        text: What it does, in words.
-        drive: Drives it; what it yields is what was found wrong meanwhile, a sentence each.
-        settings: More of the configuration, by section.
-        return_s: How long the accounts may take to return afterwards.
+        text: A text that names the attack.
+        drive: Runs the attack; yields a list of faults that were found, a sentence each.
+        settings: Further configuration, by section.
+        return_s: How many seconds the accounts may take to return afterwards.
     """
 
     text: str
@@ -67,21 +69,21 @@ class Attack(NamedTuple):
 
 
 def token(user: str, **claims: object) -> str:
-    """A token of a user."""
+    """Return a token of a user, with further claims."""
     now_s = int(time.time())
     return jwt.encode({"sub": user, "iat": now_s, "exp": now_s + 3_600, **claims}, SECRET, algorithm="HS256")
 
 
 def tokens(stem: str, count: int) -> list[str]:
-    """Tokens of so many users."""
+    """Return a token for each of so many users."""
     return [token(f"{stem}-{number}") for number in range(count)]
 
 
-# --- F5: names on the node's own bus --------------------------------------------------------------------
+# --- F5: channel names on the private bus ---------------------------------------------------------------
 
 
 def answers(client: Client, most: int, seconds: float = 60.0) -> list[dict[str, object]]:
-    """Receive until so many answers with an id are there."""
+    """Receive until so many replies with an id have arrived."""
     until_s = time.monotonic() + seconds
     while True:
         found = [said for said in map(json.loads, client.said) if "id" in said]
@@ -93,7 +95,7 @@ def answers(client: Client, most: int, seconds: float = 60.0) -> list[dict[str, 
 
 @contextlib.contextmanager
 def fill_bus_with_names(stage: Stage) -> Iterator[list[str]]:
-    """800 clients with 127 names each, while messages that were answered `ok` wait for a backend."""
+    """Subscribe 800 clients to 127 names each, while messages with the reply `ok` wait for a backend."""
     faults: list[str] = []
     with Crowd(stage.gateway.port) as crowd, Crowd(stage.gateway.port) as senders:
         [sender] = senders.open(tokens("sender", 1))
@@ -125,13 +127,13 @@ def _names(stem: str) -> Iterator[bytes]:
         yield command(op="sub", ch=f"{stem}-{number}-".ljust(NAME_BYTES, "x"), id=number)
 
 
-# --- F8: a bus that stands still ------------------------------------------------------------------------
+# --- F8: a bus that is stopped --------------------------------------------------------------------------
 
 
 def churn_while_bus_stands_still(
     clients: int,
 ) -> Callable[[Stage], contextlib.AbstractContextManager[list[str]]]:
-    """So many clients subscribe to new names and leave them while the bus is stopped."""
+    """Return an attack whose clients subscribe to new names and unsubscribe while the bus is stopped."""
 
     @contextlib.contextmanager
     def drive(stage: Stage) -> Iterator[list[str]]:
@@ -162,7 +164,8 @@ def _churn(crowd: Crowd, seconds: float) -> None:
             names = [f"{place}-{turn}-{number}".ljust(NAME_BYTES, "y") for number in range(BATCH)]
             subs = [command(op="sub", ch=name, id=1) for name in names]
             leaves = [command(op="unsub", ch=name, id=2) for name in names]
-            # In pairs a name is left before it is sent; in halves the bus is asked for all of them first.
+            # In pairs a name is unsubscribed before it is sent to the bus; in halves all names are sent
+            # first.
             both = [part for pair in zip(subs, leaves, strict=True) for part in pair]
             client.send(b"".join(both if turn % 2 else subs + leaves))
         crowd.receive()
@@ -171,7 +174,7 @@ def _churn(crowd: Crowd, seconds: float) -> None:
 
 
 def _unanswered(good: Crowd) -> list[str]:
-    """Ask every good client for a sign of life; return a sentence if some were not answered."""
+    """Send a ping from every good client; return a sentence if some have no reply."""
     for client in good.clients:
         client.said.clear()
         client.send(command(op="ping", id=7))
@@ -184,9 +187,9 @@ def _unanswered(good: Crowd) -> list[str]:
 
 @contextlib.contextmanager
 def close_peers_that_do_not_read(stage: Stage) -> Iterator[list[str]]:
-    """3,000 peers with a tiny window are sent 14 KB each and break the protocol, again and again.
+    """Send 14 KB to each of 3,000 peers with a tiny window, which then violate the protocol; repeat.
 
-    What is weighed are those of the last wave, before they break the protocol.
+    The memory is measured for the last wave, before its peers violate the protocol.
     """
     faults: list[str] = []
     until_s, wave = time.monotonic() + stage.seconds, 0
@@ -203,7 +206,7 @@ def close_peers_that_do_not_read(stage: Stage) -> Iterator[list[str]]:
                     time.sleep(SLICE_S)
                 is_last = time.monotonic() >= until_s
                 if is_last:
-                    time.sleep(6.0)  # a shard asks the kernel for sockets that are not full in their turn
+                    time.sleep(6.0)  # a shard reads the kernel's figures of sockets that are not full in turn
                     yield faults
                 for client in crowd.clients:
                     client.send(BROKEN)
@@ -230,7 +233,7 @@ def _await(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
 
 @contextlib.contextmanager
 def come_and_go_with_many_patterns(stage: Stage) -> Iterator[list[str]]:
-    """2,500 connections whose tokens have 256 patterns that no other has; then as many others, and so on."""
+    """Connect 2,500 clients whose tokens have 256 patterns that no other has; then as many others; repeat."""
     until_s, wave = time.monotonic() + stage.seconds, 0
     while True:
         wave += 1

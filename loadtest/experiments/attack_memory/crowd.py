@@ -1,4 +1,4 @@
-"""Clients that attack: many plain sockets, driven by one thread, which keeps nothing of what they receive."""
+"""The attacking clients: many plain sockets that one thread drives, with little memory of their own."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ HEAD: Final = (
     "Authorization: Bearer {}\r\n\r\n"
 )
 BROKEN: Final = b"\xff\x80\x00\x00\x00\x00"
-"""A frame that breaks the protocol: the gateway closes whoever sends it."""
+"""A frame that violates the protocol: the gateway closes the connection that sends it."""
 ADDRESSES: Final = 20
-"""The attack comes from so many addresses, so that it does not run out of ports."""
+"""The number of addresses from which the attack comes, so that there are enough ports."""
 OPEN_S: Final = 120.0
 WINDOW: Final = 64
 """Handshakes under way at once."""
 
 
 def command(**fields: Any) -> bytes:
-    """One message of a client."""
+    """Return one command of a client as a masked text frame."""
     return client_frame(TEXT, json.dumps(fields).encode())
 
 
 class Client:
-    """One connection; its socket does not block."""
+    """One connection with a non-blocking socket."""
 
     __slots__ = ("head", "is_open", "reader", "said", "sock", "unsent")
 
@@ -53,12 +53,12 @@ class Client:
         self.said: list[bytes] = []
 
     def send(self, data: bytes) -> None:
-        """Send as much as the socket takes; the rest follows with `flush`."""
+        """Send as much as the socket accepts; `flush` sends the rest."""
         self.unsent += data
         self.flush()
 
     def flush(self) -> None:
-        """Send what was not sent yet."""
+        """Send the bytes that were not sent yet."""
         with contextlib.suppress(BlockingIOError):
             while self.unsent and self.is_open:
                 try:
@@ -67,7 +67,7 @@ class Client:
                     self.is_open = False
 
     def receive(self) -> bool:
-        """Receive what is there, and answer pings; whether there was anything."""
+        """Read once, and answer pings; return whether there was data."""
         try:
             data = self.sock.recv(1 << 16)
         except BlockingIOError:
@@ -89,7 +89,7 @@ class Client:
 
     @property
     def status(self) -> int:
-        """The status that the handshake was answered with; 0: none yet, or none at all."""
+        """The status of the handshake's answer; 0 if none has arrived."""
         return int(self.head[9:12] or b"0")
 
 
@@ -103,7 +103,7 @@ class Crowd:
         self.refused = 0
 
     def open(self, tokens: Sequence[str]) -> list[Client]:
-        """Open a connection for each token; whoever is refused is counted and left out."""
+        """Open a connection for each token; refused ones are counted and removed."""
         before = len(self.clients)
         for first in range(0, len(tokens), WINDOW):
             part = tokens[first : first + WINDOW]
@@ -121,20 +121,20 @@ class Crowd:
         return self.clients[before:]
 
     def _await_answers(self, clients: list[Client]) -> None:
-        """Receive until each of them has the answer to its handshake, or has ended."""
+        """Receive until each client has the answer to its handshake, or has ended."""
         until_s = time.monotonic() + OPEN_S
         while any(each.is_open and not each.status for each in clients) and time.monotonic() < until_s:
             receive_all(each for each in clients if not each.status)
 
     def receive(self, seconds: float = 0.0) -> None:
-        """Receive, for so long or until nothing is there at the moment."""
+        """Receive for so many seconds, or until there is nothing to receive."""
         until_s = time.monotonic() + seconds
         while receive_all(self.clients) or time.monotonic() < until_s:
             if time.monotonic() > until_s + OPEN_S:
                 return
 
     def close(self) -> None:
-        """Reset every connection: nothing is left of it on this side."""
+        """Reset every connection, so that nothing is left of it on this side."""
         for client in self.clients:
             with contextlib.suppress(OSError):
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -142,7 +142,7 @@ class Crowd:
         self.clients.clear()
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the Crowd itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -151,7 +151,7 @@ class Crowd:
 
 
 def receive_all(clients: Iterable[Client]) -> bool:
-    """Receive once from each client that has something, waiting 10 ms for one; whether one had."""
+    """Read once from each client with data, waiting 10 ms for the first; return whether one had data."""
     with selectors.DefaultSelector() as selector:
         for client in clients:
             if client.is_open:

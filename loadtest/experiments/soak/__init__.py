@@ -1,1 +1,1 @@
-"""A mixed population with faults for a given time, and a check that nothing was lost silently."""
+"""A mixed population of clients with faults for a given time, and a check of every lost publication."""

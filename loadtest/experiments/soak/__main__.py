@@ -1,16 +1,16 @@
-"""A mixed population and one fault after another, for a given time: is anything lost without a notice?
+"""Run a mixed population and one fault after another: is anything lost without a notice?
 
     python -m loadtest soak [--seconds 60] [--seed 1] [--fault NAME ...]
 
-A control group of 30 clients subscribes, publishes and pings beside connections that come and go, read
-slowly or not at all, talk all the time, publish in bursts, and are all cut and come back together. Meanwhile
-shards and the bus are killed, the bus's connections are cut, the bus is paused, the settings are reloaded,
-and the wall clock is set forward and back (with libfaketime, where it is installed).
+A control group of 30 clients subscribes, publishes and pings. Other connections connect and disconnect, read
+slowly or not at all, send all the time, publish in bursts, or are all cut and reconnect together. Meanwhile
+shards and the bus are killed, the bus's connections are cut, the bus is paused, the configuration is
+reloaded, and the wall clock is set forward and back (with libfaketime, if it is installed).
 
-The run fails when a subscriber of the control group missed a publication that was answered and got no `gap`,
-when one was repeated or out of order, when a connection ended for a reason that a client cannot come back
-from, when the control group's p99 is too long, when the gateway wrote a traceback, or when memory,
-descriptors and accounts are not what they were at the beginning once everybody has left.
+The run fails if a subscriber of the control group missed a publication that had a positive reply and received
+no `gap`, if one was repeated or out of order, if a connection ended for a final reason, if the control
+group's p99 is too long, if the gateway wrote a traceback, or if memory, descriptors and accounts do not
+return to their first values after all clients have disconnected.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ subscribe = "authenticated"
 publish = "authenticated"
 """
 CALM_S: Final = 6.0
-"""At the end no fault is injected for this long, so that notices arrive and everybody is back."""
+"""At the end no fault is injected for this long, so that notices arrive and all clients reconnect."""
 P99_S: Final = 1.0
-"""Of a ping of the control group, faults included: the bus may be paused, its clients may not notice."""
+"""Limit for a ping of the control group, faults included: a pause of the bus must not delay clients."""
 REST_S: Final = 40.0
 MEMORY_SLACK_BYTES: Final = 24 << 20
-"""For all shards: each keeps 4 MiB of buffers for the next connections, and the interpreter its arenas."""
+"""For all shards: each keeps 4 MiB of buffers for the next connections, and the interpreter keeps arenas."""
 ACCOUNT_SLACK_BYTES: Final = 1 << 20
-"""For all shards: each keeps one block of 256 KiB of its backlog, and remembers tokens for 5 minutes."""
+"""For all shards: each keeps one block of 256 KiB of its backlog, and caches tokens for 5 minutes."""
 DESCRIPTORS_SLACK: Final = 4
-# What is kept for the next connections and given back only under pressure.
+# Memory that is kept for the next connections and released only under pressure.
 KEPT_KINDS: Final = frozenset({"pool", "table", "channel", "user"})
 FINAL_CODES: Final = frozenset({1002, 1003, 1007, 1008, 1009, 1010, *range(4500, 4600)})
 _BACKEND_EVERY_S: Final = 0.005
@@ -95,7 +95,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(gateway: GatewayProcess) -> Footprint:
-    """Measure the memory, descriptors and accounts of all shards now."""
+    """Measure the memory, descriptors and accounts of all shards at present."""
     pids = gateway.pids_now("wsgate-shard-")
     return Footprint(
         sum(processes.memory(pid).pss_bytes for pid in pids),
@@ -108,7 +108,7 @@ def footprint(gateway: GatewayProcess) -> Footprint:
 
 
 async def backend(town: Town, bus_path: str) -> None:
-    """Publish numbered items to the control channels, as a backend does; note those that Redis answered."""
+    """Publish numbered items to the control channels, as a backend does; record those that Redis accepted."""
     client = redis.asyncio.Redis(unix_socket_path=bus_path, socket_timeout=2.0)
     number = 0
     try:
@@ -127,7 +127,7 @@ async def backend(town: Town, bus_path: str) -> None:
 
 
 async def live(gateway: GatewayProcess, faults: Faults, town: Town, seconds: float) -> None:
-    """Let the population live for so long, with faults until shortly before the end."""
+    """Run the population for so long, with faults until shortly before the end."""
     people = population(town)
     speaker = asyncio.create_task(backend(town, gateway.bus_path))
     trouble = asyncio.create_task(faults.run())
@@ -146,14 +146,14 @@ async def live(gateway: GatewayProcess, faults: Faults, town: Town, seconds: flo
     speaker.cancel()
     await asyncio.sleep(CALM_S / 2)
     left = {speaker, *people}
-    while left:  # a library may swallow a cancellation that comes while it closes a connection
+    while left:  # a library may swallow a cancellation while it closes a connection
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=1.0)
 
 
 def rested(gateway: GatewayProcess, before: Footprint) -> tuple[Footprint, bool]:
-    """Wait until nobody is connected and the shards hold what they held before, at most `REST_S`."""
+    """Wait at most `REST_S` until no client is connected and the shards use what they used before."""
     until_s = time.monotonic() + REST_S
     while True:
         after = footprint(gateway)
@@ -169,7 +169,7 @@ def rested(gateway: GatewayProcess, before: Footprint) -> tuple[Footprint, bool]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the population once and print whether each promise was kept."""
+    """Run the population once, and print whether each check passed."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.soak")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)

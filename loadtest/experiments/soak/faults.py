@@ -1,4 +1,4 @@
-"""The faults of a run in random order: kills, cuts and pauses of the bus, reloads, steps of the clock."""
+"""Injects the faults of a run in random order: kills, cuts and pauses of the bus, reloads, clock steps."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _STEPS: Final = "+0", "+1h", "-1h", "+3s", "-3s"
 
 
 def find_faketime() -> str | None:
-    """Return the library that shifts the wall clock of one process; None: it is not installed."""
+    """Return the library that shifts the wall clock of one process; None if it is not installed."""
     return next((str(path) for path in Path("/usr/lib").glob("**/libfaketimeMT.so.1")), None)
 
 
 class Faults:
-    """Inject one fault after another.
+    """Injects one fault after another into one gateway.
 
     Args:
-        gateway: Whose processes suffer.
-        chance: Randomness of the run.
-        offset: The file that the clock library reads; None: the clock is left alone.
+        gateway: The gateway whose processes are affected.
+        chance: The randomness of the run.
+        offset: The file that the clock library reads; None: the clock is not changed.
         chosen: Which of `FAULTS` are injected.
     """
 

@@ -1,9 +1,9 @@
-"""What was published and what one subscriber received, and which publications are missing without a notice.
+"""Records publications and what a subscriber received, and finds those that are missing without a notice.
 
-Every publication carries its source and a number that grows by one. A publication counts as published when
-its publisher was told so: Redis answered PUBLISH, or the gateway answered `ok`. A subscriber may miss such a
-publication only if a `gap` for its channel, or for all channels, arrived after it was published and before
-the session ended, or if the session ended: then the client knows that it has to reload.
+Every publication carries its source and a number that increases by one. It counts as published if its
+publisher had a positive reply: Redis answered PUBLISH, or the gateway answered `ok`. A subscriber may miss
+such a publication only if a `gap` for its channel, or for all channels, arrived after it was published and
+before the session ended, or if the session ended: then the client knows that it must reload.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 __all__ = ["Lost", "Published", "Session"]
 
 SETTLE_S = 3.0
-"""A publication and the notice of a loss have this long to arrive before the end of a session."""
+"""A publication and the notice of a loss have this many seconds to arrive before the end of a session."""
 
 
 class Lost(NamedTuple):
@@ -30,16 +30,16 @@ class Lost(NamedTuple):
 
 @dataclass(slots=True)
 class Published:
-    """Every publication that its publisher was told of, by channel and source; in monotonic seconds."""
+    """Every publication with a positive reply, by channel and source, in monotonic seconds."""
 
     _times: dict[tuple[str, str], list[tuple[int, float, float]]] = field(default_factory=dict)
 
     def add(self, channel: str, source: str, number: int, began_s: float, ended_s: float) -> None:
-        """Record a publication that was answered; the numbers of a source must grow."""
+        """Record a publication with a positive reply; the numbers of a source must increase."""
         self._times.setdefault((channel, source), []).append((number, began_s, ended_s))
 
     def between(self, channel: str, first_s: float, last_s: float) -> Iterator[tuple[str, int, float]]:
-        """Yield source, number and begin of what was begun after one time and confirmed before another."""
+        """Yield source, number and begin of publications that began and were confirmed between two times."""
         for (name, source), rows in self._times.items():
             if name == channel:
                 for number, began_s, ended_s in rows[bisect_left(rows, first_s, key=lambda row: row[1]) :]:
@@ -49,7 +49,7 @@ class Published:
 
     @property
     def count(self) -> int:
-        """The number of publications that were answered."""
+        """The number of publications with a positive reply."""
         return sum(map(len, self._times.values()))
 
 
@@ -59,8 +59,8 @@ class Session:
 
     Attributes:
         subscribed_s: When `subbed` arrived, by channel.
-        gaps: When a `gap` arrived, by channel; "" stands for all channels.
-        ended_s: When the connection ended; 0: it has not.
+        gaps: When a `gap` arrived, by channel; "" means all channels.
+        ended_s: When the connection ended; 0: it has not ended.
     """
 
     subscribed_s: dict[str, float] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Session:
     faults: list[Lost] = field(default_factory=list)
 
     def receive(self, channel: str, source: str, number: int) -> None:
-        """Note a publication; one that is repeated or behind a later one is a fault."""
+        """Record a publication; one that is repeated or behind a later one is a fault."""
         key = channel, source
         if number <= self._last.get(key, 0):
             self.faults.append(Lost(channel, source, number, "repeated or out of order"))
@@ -79,7 +79,7 @@ class Session:
         self._received.setdefault(key, set()).add(number)
 
     def gap(self, channel: str, now_s: float) -> None:
-        """Record that a gap arrived; an empty channel stands for all channels."""
+        """Record that a gap arrived; an empty channel means all channels."""
         self.gaps.setdefault(channel, []).append(now_s)
 
     def lost(self, published: Published) -> list[Lost]:
@@ -91,7 +91,7 @@ class Session:
         return found
 
     def missing(self, published: Published) -> Iterator[tuple[Lost, bool]]:
-        """Yield every publication that was missed, and whether a later notice covers it; after the end."""
+        """Yield every missed publication, and whether a later notice covers it; call after the end."""
         for channel, since_s in self.subscribed_s.items():
             notices = sorted(self.gaps.get(channel, []) + self.gaps.get("", []))
             for source, number, began_s in published.between(channel, since_s, self.ended_s - SETTLE_S):

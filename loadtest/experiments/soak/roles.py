@@ -1,8 +1,8 @@
-"""The clients of the population: a control group that behaves well, and neighbours that do not.
+"""The clients of the population: a well-behaved control group, and other clients that disturb it.
 
-Each role is a coroutine that runs until it is cancelled and comes back by itself after every end of its
-connection, so that the population is the same after a fault as before. What a role is told at the end of a
-connection is counted by code and reason.
+Each role is a coroutine that runs until it is cancelled, and that reconnects after every end of its
+connection, so that the population is the same after a fault as before. The ends of connections are counted by
+code and reason.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Town:
     """The state that all clients of the population share.
 
     Attributes:
-        port: Where the gateway listens.
-        chance: Randomness of the run, from its seed.
-        published: What was published to the control channels.
-        sessions: Of the control group, ended ones too.
-        pings_s: Round trips of the control group.
-        closes: Ends of connections by role, code and reason.
-        refusals: Answers to handshakes by role and status.
+        port: The port of the gateway.
+        chance: The randomness of the run, from its seed.
+        published: The publications to the control channels.
+        sessions: The sessions of the control group, also ended ones.
+        pings_s: The round-trip times of the control group's pings.
+        closes: The ends of connections by role, code and reason.
+        refusals: The refusals of handshakes by role and status.
     """
 
     port: int
@@ -61,12 +61,12 @@ class Town:
     refusals: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def token(self, user: str) -> str:
-        """Return a token that no step of the clock makes early or late."""
+        """Return a token that stays valid after every step of the clock."""
         return jwt.encode({"sub": user, "exp": int(time.time()) + 7 * 86_400}, SECRET, algorithm="HS256")
 
     @contextlib.asynccontextmanager
     async def connection(self, role: str, user: str) -> AsyncIterator[ClientConnection]:
-        """Connect as a user; count how the connection ends."""
+        """Connect as a user, and count how the connection ends."""
         url = f"ws://127.0.0.1:{self.port}/ws"
         headers = {"Authorization": f"Bearer {self.token(user)}"}
         try:
@@ -93,7 +93,7 @@ class Town:
 
 
 _Waiting = dict[Any, float | tuple[str, int, float]]
-"""When a ping was sent, or what was published and when, by the id of the command."""
+"""By the id of a command: when a ping was sent, or what was published and when."""
 Role = Callable[[Town, int], Awaitable[None]]
 
 
@@ -108,7 +108,7 @@ async def _for_ever(town: Town, role: Role, number: int) -> None:
 
 
 async def control(town: Town, number: int) -> None:
-    """Subscribe to two channels, note everything, ping once a second; every fifth publishes."""
+    """Subscribe to two channels, record everything, and ping; every fifth client publishes."""
     async with town.connection("control", f"control-{number}") as ws:
         session = Session()
         waiting: _Waiting = {}
@@ -168,7 +168,7 @@ async def _speak(ws: ClientConnection, town: Town, number: int, waiting: _Waitin
 
 
 async def churn(town: Town, number: int) -> None:
-    """Come, subscribe, leave; sometimes without a Close."""
+    """Connect, subscribe, disconnect; sometimes without a Close."""
     async with town.connection("churn", f"churn-{number}") as ws:
         for _ in range(town.chance.randint(0, 5)):
             op = town.chance.choice(("sub", "unsub", "ping"))
@@ -179,7 +179,7 @@ async def churn(town: Town, number: int) -> None:
 
 
 async def talker(town: Town, number: int) -> None:
-    """Say small things all the time."""
+    """Send small commands all the time."""
     async with town.connection("talker", f"talker-{number}") as ws:
         reader = asyncio.ensure_future(_drain(ws))
         try:
@@ -191,7 +191,7 @@ async def talker(town: Town, number: int) -> None:
 
 
 async def burst(town: Town, number: int) -> None:
-    """Publish 200 at once to a channel with slow readers, every few seconds."""
+    """Publish 200 messages at once to channels with slow readers, every few seconds."""
     async with town.connection("burst", f"burst-{number}") as ws:
         reader = asyncio.ensure_future(_drain(ws))
         try:
@@ -206,7 +206,7 @@ async def burst(town: Town, number: int) -> None:
 
 
 async def storm(town: Town, number: int) -> None:
-    """Be cut with everybody else of this role, and come back at once."""
+    """Be disconnected together with all clients of this role, and reconnect at once."""
     async with town.connection("storm", f"storm-{number}") as ws:
         await ws.send(json.dumps({"op": "sub", "ch": BULK_CHANNELS[number % len(BULK_CHANNELS)]}))
         reader = asyncio.ensure_future(_drain(ws))
@@ -224,7 +224,7 @@ async def _drain(ws: ClientConnection) -> None:
 
 
 async def slow(town: Town, number: int) -> None:
-    """Subscribe to a busy channel; read a kilobyte a second, or nothing, or in gulps."""
+    """Subscribe to busy channels; read a kilobyte a second, or nothing, or much at long intervals."""
     reader, writer = await asyncio.open_connection("127.0.0.1", town.port, limit=1_024)
     try:
         key = base64.b64encode(os.urandom(16)).decode()
@@ -242,7 +242,7 @@ async def slow(town: Town, number: int) -> None:
         for channel in BULK_CHANNELS:
             writer.write(_text_frame(json.dumps({"op": "sub", "ch": channel}).encode()))
         pause_s, size = ((1.0, 1_000), (30.0, 1), (3.0, 100_000))[number % 3]
-        while await reader.read(size):  # noqa: ASYNC110 - the pace of a slow reader
+        while await reader.read(size):  # noqa: ASYNC110 - the rate of a slow reader
             await asyncio.sleep(pause_s)
         town.closes["slow", 0, "end of stream"] += 1
     finally:
@@ -250,7 +250,7 @@ async def slow(town: Town, number: int) -> None:
 
 
 def _text_frame(payload: bytes) -> bytes:
-    """One masked text frame of at most 125 bytes (RFC 6455 section 5.2); a mask of zeros changes nothing."""
+    """Return one text frame of at most 125 bytes (RFC 6455 section 5.2), masked with zeros."""
     return struct.pack("!BB", 0x81, 0x80 | len(payload)) + bytes(4) + payload
 
 
@@ -265,7 +265,7 @@ _ROLES: Final[tuple[tuple[Role, int], ...]] = (
 
 
 def population(town: Town) -> list[asyncio.Task[None]]:
-    """Start everybody; cancel the tasks to send them away."""
+    """Start all clients as tasks; cancel the tasks to disconnect them."""
     return [
         asyncio.create_task(_for_ever(town, role, number))
         for role, count in _ROLES
