@@ -214,7 +214,7 @@ class Connector:
         """Send the provider's token to the gateway, for the refresher.
 
         Args:
-            is_asked: Whether the gateway asked for a token. Only then is the token that it has already sent
+            is_asked: Whether the gateway requested a token. Only then is the token that it has already sent
                 again.
 
         Raises:

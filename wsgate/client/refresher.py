@@ -1,7 +1,7 @@
 """Refreshes the token of one connection before it expires, so that the gateway does not close the connection.
 
 The refresher acts before the end of a token's life, and when the gateway asks for a fresh token. Every moment
-is random, so that connections that began together, or are asked together, do not refresh together. Two
+is random, so that connections that began or received a request together do not refresh together. Two
 refreshes of one connection begin at least `LEAST_S` apart, whatever times the gateway sends.
 """
 
@@ -46,7 +46,7 @@ class Refresher:
 
         Args:
             renew: Gets a token and sends it to the gateway. Returns the seconds until it expires, None:
-                never. Its argument is whether the gateway asked for the refresh; if not, the same token again
+                never. Its argument is whether the gateway requested the refresh; if not, the same token again
                 is a failure.
             tasks: The tasks of the connection.
             environment: The clock and the randomness.
@@ -62,7 +62,7 @@ class Refresher:
         # time of the next try; None while one runs, and if none is scheduled
         self._due_s: float | None = None
         self._began_s = -math.inf  # when the last refresh began
-        self._is_asked = False  # the gateway has asked, and that refresh has not begun
+        self._is_asked = False  # the gateway has requested a refresh that has not begun
         self._asked_delay_s = 0.0
 
     def expires_in(self, expires_s: int | None) -> None:
@@ -77,7 +77,7 @@ class Refresher:
             self._schedule(max(0.0, expires_s * part))
 
     def asked_within(self, within_s: float) -> None:
-        """Schedule a refresh that the gateway asked for.
+        """Schedule a refresh that the gateway requested.
 
         The moment is random, in the first half of the given seconds.
         """
@@ -124,7 +124,7 @@ class Refresher:
                 self._on_failure(error)
             else:
                 self.expires_in(expires_s)
-                if self._is_asked:  # the gateway asked during the refresh
+                if self._is_asked:  # the gateway sent a request during the refresh
                     self._schedule_at_most(self._asked_delay_s)
                 return
             delay_s = self._backoff.delay_s(attempt, self._environment.random)

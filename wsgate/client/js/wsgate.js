@@ -537,7 +537,7 @@ export class Client extends Emitter {
   #refreshedMs = -Infinity; // when the last refresh of this connection began
   #shownToken = ''; // the token that the gateway has accepted last on this connection
   #refreshAttempt = 0;
-  #isRefreshAsked = false; // the gateway has asked, and that refresh has not begun
+  #isRefreshAsked = false; // the gateway has requested a refresh that has not begun
   #askedDelayMs = 0;
   #isRefreshing = false; // a refresh is under way
 
@@ -1168,7 +1168,7 @@ export class Client extends Emitter {
     }
   }
 
-  /** Schedules a refresh that the gateway asked for. @param {Message} message */
+  /** Schedules a refresh that the gateway requested. @param {Message} message */
   #onRefreshAsked({ within_s: withinS }) {
     if (this.#hasFixedToken) {
       this.#report(new WsgateError('the gateway wants a fresh token, and the token of this client cannot change'));
@@ -1218,7 +1218,7 @@ export class Client extends Emitter {
       this.#isRefreshing = false;
       this.#refreshAttempt = 0;
       this.#planRefresh(answer.expires_s);
-      if (this.#isRefreshAsked) this.#scheduleRefresh(this.#askedDelayMs); // the gateway asked during the refresh
+      if (this.#isRefreshAsked) this.#scheduleRefresh(this.#askedDelayMs); // the gateway sent a request during the refresh
     } catch (error) {
       if (!isCurrent()) return;
       this.#isRefreshing = false;
