@@ -272,7 +272,8 @@ def test_a_missing_token_is_an_error_and_no_loop(runtime: Runtime, tmp_path: Pat
             "client.addEventListener('error', ({ error }) => faults.push(error.message)); 0"
         )
         caught = runtime.evaluate("client.connect().catch(({ code, message }) => [code, message])")
-        assert caught == [401, "closed: 401 unauthorized: the gateway wants a token and this client has none"]
+        text = "closed: 401 unauthorized: the gateway requires a token, and this client has none"
+        assert caught == [401, text]
         assert runtime.evaluate("[client.state, faults]") == ["closed", [caught[1]]]
 
 

@@ -98,7 +98,7 @@ describe('engines', () => {
 
   test('without a WebSocket and without an option for one it says so', () => {
     const engine = makeEngine({ WebSocket: undefined });
-    assert.throws(() => new engine.wsgate.Client('ws://a.example/ws'), /no WebSocket here/);
+    assert.throws(() => new engine.wsgate.Client('ws://a.example/ws'), /no WebSocket class/);
     new engine.wsgate.Client('ws://a.example/ws', { WebSocket: class {} });
   });
 

@@ -291,7 +291,7 @@ describe('tokens', () => {
 
   test('a text that is no token ends the client at once, and is not shown', async () => {
     const rig = makeRig({ token: 'two words' });
-    await assert.rejects(rig.client.connect(), { code: 401, message: /no JWT/ });
+    await assert.rejects(rig.client.connect(), { code: 401, message: /not a JWT/ });
     assert.equal(rig.sockets.length, 0);
     assert.ok(!String(rig.told('error')[0].error).includes('two words'));
   });
@@ -305,14 +305,14 @@ describe('tokens', () => {
     await rig.clock.advance(1_000);
     assert.deepEqual(rig.socket.sent, [{ op: 'unsub', ch: 'probe', id: 0 }]);
     rig.socket.says({ op: 'err', id: 0, code: 401, error: 'unauthorized', message: 'm' });
-    await assert.rejects(opened, { code: 401, message: /wants a token and this client has none/ });
+    await assert.rejects(opened, { code: 401, message: /requires a token, and this client has none/ });
     assert.equal(rig.told('error').length, 1);
     assert.equal(rig.clock.timerCount, 0);
 
     const late = makeRig();
     (await late.connects()).ends(4002, 'auth_timeout');
     assert.equal(late.client.state, 'closed');
-    assert.match(late.told('error').at(-1).error.message, /wants a token and this client has none/);
+    assert.match(late.told('error').at(-1).error.message, /requires a token, and this client has none/);
   });
 
   test('who is welcome in time, or has a token, is not asked for', async () => {

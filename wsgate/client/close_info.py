@@ -117,6 +117,9 @@ def without_token(ending: Ending) -> Ending:
     """Adjust an ending for a client without any token: a missing authentication makes it final."""
     if ending.code == AUTH_TIMEOUT:
         return replace(
-            ending, may_return=False, retry_s=0.0, detail="the gateway wants a token and this client has none"
+            ending,
+            may_return=False,
+            retry_s=0.0,
+            detail="the gateway requires a token, and this client has none",
         )
     return ending

@@ -115,7 +115,7 @@ class Connector:
             InternalError: It runs already, or the client has ended.
         """
         if self.state is not ClientState.IDLE or self._running is not None:
-            raise InternalError("a client is started once")
+            raise InternalError("the client is started already, or has ended")
         self._was_started = True
         self._is_letting_go = False
         self._running = asyncio.create_task(self._run())
@@ -223,7 +223,7 @@ class Connector:
         token = await self._fresh_token()
         is_same = hmac.compare_digest((token or "").encode(), (self._shown or "").encode())
         if is_same and not is_asked:
-            raise TokenError("the token provider gave the token that is about to expire")
+            raise TokenError("the token provider returned the token that is about to expire")
         return await self._show(token)
 
     async def _fresh_token(self) -> str | None:
@@ -371,7 +371,7 @@ class Connector:
         if self._refresher is not None:
             self._refresher.asked_within(within_s)
         else:
-            self.on_failure(TokenError("the gateway wants a fresh token, and there is no token provider"))
+            self.on_failure(TokenError("the gateway requested a fresh token, and there is no token provider"))
 
     def on_failure(self, error: Exception) -> None:
         """Report an error of the session to the application."""

@@ -46,7 +46,7 @@ class CommandTimeout(BackendError):
     """The reply to a command did not arrive in time: whether it was carried out is unknown."""
 
     def __init__(self) -> None:
-        super().__init__("no answer in time", temporary=True)
+        super().__init__("no reply in time", temporary=True)
 
 
 class Disconnected(BackendError):
@@ -79,7 +79,9 @@ class NotConnected(BackendError):
     """The client was never started, or `disconnect` was called, so that waiting would never succeed."""
 
     def __init__(self) -> None:
-        super().__init__("the client is not started: call connect() or start(), or enter it", temporary=True)
+        super().__init__(
+            "the client is not started: call connect() or start(), or use `async with`", temporary=True
+        )
 
 
 class TokenError(BackendError):
@@ -102,7 +104,7 @@ class UnauthorizedError(TokenError):
     only that subscription.
     """
 
-    def __init__(self, detail: str = "the token provider has no token any more") -> None:
+    def __init__(self, detail: str = "the token provider has no token for this user any more") -> None:
         """Create the error with a reason for people."""
         super().__init__(detail, temporary=False)
 

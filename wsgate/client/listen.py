@@ -35,7 +35,7 @@ def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = 
     """
     check_url(url)
     if channel == INBOX and not token and not carries_token(url):
-        raise SettingsError(f"{INBOX} is the inbox of a user: give a token")
+        raise SettingsError(f"{INBOX} is the inbox of a user: pass a token")
     address = shown_url(url)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -61,7 +61,7 @@ def listen(url: str, channel: str, show: Callable[[str], None], *, token: str = 
     except ConnectionClosed as error:
         raise BackendError(f"the gateway closed the connection: {error}", temporary=True) from error
     except (WebSocketException, UnicodeError) as error:
-        raise BackendError(f"{address} is no gateway: {error}", temporary=False) from error
+        raise BackendError(f"{address} is not a gateway: {error}", temporary=False) from error
     except OSError as error:
         raise BackendError(f"{address} cannot be reached: {error}", temporary=True) from error
 

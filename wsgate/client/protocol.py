@@ -168,13 +168,13 @@ def decode(data: object) -> Message:
             forbids.
     """
     if not isinstance(data, bytes):
-        raise BadMessage("a text frame on a binary dialect")
+        raise BadMessage("a text frame in a binary protocol")
     try:
         fields: Any = msgpack.unpackb(data)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise BadMessage("no msgpack") from error
+        raise BadMessage("the frame is not msgpack") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("op"), str):
-        raise BadMessage("no map with an op")
+        raise BadMessage("the message is not a map with an op")
     read = _READERS.get(fields["op"])
     return read(_Fields(fields)) if read is not None else None
 
@@ -202,7 +202,7 @@ class _Fields:
     def text_or_none(self, name: str) -> str | None:
         found = self._map.get(name)
         if found is not None and not isinstance(found, str):
-            raise BadMessage(f"{name} is no text")
+            raise BadMessage(f"{name} is not a text")
         return found
 
     def number(self, name: str) -> int:
@@ -214,7 +214,7 @@ class _Fields:
     def number_or_none(self, name: str) -> int | None:
         found = self._map.get(name)
         if found is not None and (not isinstance(found, int) or isinstance(found, bool)):
-            raise BadMessage(f"{name} is no integer")
+            raise BadMessage(f"{name} is not an integer")
         return found
 
     def quantity(self, name: str, most: int = WAIT_MOST_S) -> int:
@@ -227,13 +227,13 @@ class _Fields:
     def seconds(self, name: str) -> float:
         found = self._map.get(name)
         if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found):
-            raise BadMessage(f"{name} is no number")
+            raise BadMessage(f"{name} is not a number")
         return float(bounded(found))
 
     def flag_or_none(self, name: str) -> bool | None:
         found = self._map.get(name)
         if found is not None and not isinstance(found, bool):
-            raise BadMessage(f"{name} is no boolean")
+            raise BadMessage(f"{name} is not a boolean")
         return found
 
 

@@ -197,7 +197,7 @@ class Session:
             except TimeoutError:
                 return Ending(0, "welcome_timeout")
             if self._is_token_missing:
-                detail = "the gateway wants a token and this client has none"
+                detail = "the gateway requires a token, and this client has none"
                 return Ending(401, "unauthorized", may_return=False, detail=detail)
             assert self.welcome is not None
             self.tasks.start(self._watch(self.welcome.ping_s))

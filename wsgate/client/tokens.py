@@ -89,7 +89,7 @@ def _fixed(token: str) -> str:
     try:
         return _checked(token)
     except TokenError:
-        raise UnauthorizedError("the token of this client is no token") from None
+        raise UnauthorizedError("the token of this client is not a valid token") from None
 
 
 def _checked(token: object) -> str:
@@ -102,7 +102,7 @@ def _checked(token: object) -> str:
     """
     text = token.strip() if isinstance(token, str) else ""
     if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise TokenError(f"what the token provider gave is no token: {type(token).__name__}")
+        raise TokenError(f"the token provider returned something that is not a token: {type(token).__name__}")
     return text
 
 

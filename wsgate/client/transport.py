@@ -252,6 +252,6 @@ def _cause(error: Exception) -> str:
         case ImportError():
             return f"{error}; see ClientOptions.proxy"
         case TimeoutError():
-            return "no answer in time"
+            return "no reply in time"
     text = " ".join(str(error).split())
     return text or type(error).__name__

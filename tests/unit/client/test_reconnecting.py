@@ -319,7 +319,9 @@ def test_a_fixed_token_that_will_be_good_later_is_shown_again(reason: str) -> No
 def test_a_fixed_text_that_is_no_token_ends_the_client_at_once() -> None:
     async def main() -> None:
         async with world(token="no token at all") as here:
-            with pytest.raises(ClosedError, match="401 unauthorized: the token of this client is no token"):
+            with pytest.raises(
+                ClosedError, match="401 unauthorized: the token of this client is not a valid token"
+            ):
                 await here.client.connected()
             assert here.gateway.openings == []
 
@@ -334,13 +336,13 @@ def test_a_missing_token_is_an_error_as_soon_as_the_gateway_says_so(
     async def main() -> None:
         gateway = MemoryGateway(silent={"welcome"}, faults={"unsub": (401, "unauthorized")})
         async with world(gateway) as here:
-            text = "401 unauthorized: the gateway wants a token and this client has none"
+            text = "401 unauthorized: the gateway requires a token, and this client has none"
             with pytest.raises(ClosedError, match=text):
                 await here.client.connected()
         async with world(MemoryGateway(silent={"welcome"})) as here:
             await until(lambda: here.gateway.links)
             here.gateway.link.end(4002, "auth_timeout")
-            with pytest.raises(ClosedError, match="4002 auth_timeout: the gateway wants a token"):
+            with pytest.raises(ClosedError, match="4002 auth_timeout: the gateway requires a token"):
                 await here.client.connected()
 
     run(main())

@@ -89,7 +89,7 @@ class EventConsumer:
         When it is cancelled, it ends at once; other consumers claim the entries that were not finished.
         """
         if self._is_started:
-            raise InternalError("a consumer runs once")
+            raise InternalError("the consumer was run already")
         self._is_started = True
         try:
             for partition in self._partitions:

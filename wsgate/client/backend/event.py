@@ -100,7 +100,7 @@ class _Fields:
         try:
             return found.decode() if found is not None else None
         except UnicodeDecodeError as error:
-            raise MalformedEvent(f"{name.decode()} is no text") from error
+            raise MalformedEvent(f"{name.decode()} is not valid UTF-8") from error
 
     def number_or_none(self, name: bytes) -> int | None:
         found = self.text_or_none(name)
@@ -109,7 +109,7 @@ class _Fields:
     @staticmethod
     def number(text: str) -> int:
         if not text.isascii() or not text.isdigit() or len(text) > 19:
-            raise MalformedEvent("a number is none")
+            raise MalformedEvent("a number consists of 1 to 19 digits")
         return int(text)
 
 
@@ -123,5 +123,5 @@ def _data(data: bytes, encoding: str | None) -> Any:
             case "binary":
                 return data
     except (ValueError, RecursionError) as error:
-        raise MalformedEvent("data is not what encoding says") from error
-    raise MalformedEvent("data has no encoding that is known")
+        raise MalformedEvent("data does not match its encoding") from error
+    raise MalformedEvent("the encoding of data is missing or unknown")

@@ -43,7 +43,7 @@ const BEARER = 'wsgate.bearer.';
 const INBOX = '@me';
 const ADDRESS = /^(ws|http)(s?):\/\/([^/?#\s][^?#]*)(\?[^#]*)?(?:#.*)?$/i;
 const BASE64 = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/';
-const NO_TOKEN = 'the gateway wants a token and this client has none';
+const NO_TOKEN = 'the gateway requires a token, and this client has none';
 
 /** The states that may follow each state. @type {Record<ClientState, ClientState[]>} */
 const TRANSITIONS = {
@@ -134,7 +134,7 @@ export class ClientClosedError extends WsgateError {
 
 /** A token function throws this when there will be no token: the client then ends and does not call it again. */
 export class UnauthorizedError extends WsgateError {
-  constructor(message = 'the token function has no token any more') {
+  constructor(message = 'the token function has no token for this user any more') {
     super(message);
   }
 }
@@ -201,7 +201,7 @@ function fromBase64(text) {
   let [held, heldBits, length] = [0, 0, 0];
   for (const letter of letters) {
     const value = BASE64.indexOf(letter);
-    if (value < 0) throw new SyntaxError('no base64');
+    if (value < 0) throw new SyntaxError('the payload is not base64');
     held = ((held << 6) | value) & 0xffff;
     heldBits += 6;
     if (heldBits >= 8) {
@@ -240,7 +240,7 @@ function socketUrl(url) {
     text = new URL(text, location.href).href;
   }
   const [, scheme, secure = '', rest, search = ''] = ADDRESS.exec(text) ?? [];
-  if (scheme === undefined) throw new TypeError('no WebSocket address: it begins with ws:// or wss://');
+  if (scheme === undefined) throw new TypeError('not a WebSocket address: it must begin with ws:// or wss://');
   const address = `ws${secure.toLowerCase()}://${rest}`;
   return { address, search, shown: address.replace(/\/\/[^/]*@/, '//') };
 }
@@ -252,7 +252,7 @@ function socketUrl(url) {
  */
 function checkToken(token, isFixed) {
   if (token !== undefined && token !== null && !(typeof token === 'string' && /^[\w.-]*$/.test(token))) {
-    throw isFixed ? new UnauthorizedError('the token is no JWT') : new WsgateError('the token is no JWT');
+    throw isFixed ? new UnauthorizedError('the token is not a JWT') : new WsgateError('the token is not a JWT');
   }
   return token ?? '';
 }
@@ -570,7 +570,7 @@ export class Client extends Emitter {
       clearTimeout: options.clearTimeout ?? globalThis.clearTimeout,
     };
     if (typeof this.#settings.WebSocket !== 'function') {
-      throw new TypeError('no WebSocket here: give one as an option');
+      throw new TypeError('there is no WebSocket class: pass one as the option WebSocket');
     }
   }
 
@@ -613,7 +613,7 @@ export class Client extends Emitter {
     for (const timer of [...this.#timers]) if (!keptTimers.has(timer)) this.#cancel(timer);
     const opened = this.#opened;
     this.#opened = deferred();
-    opened.reject(new ConnectionLostError('let go by disconnect()'));
+    opened.reject(new ConnectionLostError('disconnect() was called'));
     const generation = this.#generation;
     this.#emitState();
     if (generation !== this.#generation) return;
@@ -632,7 +632,7 @@ export class Client extends Emitter {
    */
   subscribe(name, { token, from } = {}) {
     if (this.#closedError) throw this.#closedError;
-    if (typeof name !== 'string' || name === '') throw new TypeError('a channel is a text that is not empty');
+    if (typeof name !== 'string' || name === '') throw new TypeError('a channel must be a text that is not empty');
     if (this.#channels.has(name)) throw new WsgateError('this channel is subscribed already');
     const queue = new PublicationQueue(this.#settings.queueLimit, (error) => this.#report(error));
     const channel = new Channel(name, token, from ?? this.#offered.get(name), queue);
@@ -851,7 +851,7 @@ export class Client extends Emitter {
     this.#isRefreshing = this.#isRefreshAsked = false;
     this.#offered.clear();
     for (const [id, command] of [...this.#commands]) {
-      if (command.isSent) this.#settle(id, new ConnectionLostError('the connection was lost before the answer'));
+      if (command.isSent) this.#settle(id, new ConnectionLostError('the connection was lost before the reply'));
     }
     for (const channel of this.#channels.values()) {
       this.#cancel(channel.askTimer);
@@ -883,7 +883,7 @@ export class Client extends Emitter {
   /** Changes the state; throws for a transition that is not listed. @param {ClientState} state */
   #move(state) {
     if (!TRANSITIONS[this.#state].includes(state)) {
-      throw new Error(`never: ${this.#state} to ${state}`);
+      throw new Error(`impossible change of state: ${this.#state} to ${state}`);
     }
     this.#state = state;
   }
@@ -897,7 +897,7 @@ export class Client extends Emitter {
       const message = JSON.parse(/** @type {string} */ (data));
       Client.#HANDLERS.get(message.op)?.(this, message); // unknown messages are of a newer gateway
     } catch (error) {
-      this.#report(error instanceof SyntaxError ? new WsgateError('the server said what is no JSON') : error);
+      this.#report(error instanceof SyntaxError ? new WsgateError('the gateway sent a message that is not JSON') : error);
     }
   }
 
@@ -933,7 +933,7 @@ export class Client extends Emitter {
       // Binary data needs the msgpack subprotocol.
       const isBinary = data instanceof ArrayBuffer || ArrayBuffer.isView(data);
       if ('data' in message && (isBinary || ['undefined', 'function', 'symbol'].includes(typeof data))) {
-        throw new TypeError('data is a value of JSON');
+        throw new TypeError('data must be a JSON value');
       }
       this.#request(message, { done, failed });
     });
@@ -949,7 +949,7 @@ export class Client extends Emitter {
     const text = JSON.stringify({ ...message, id });
     const { commandTimeoutMs } = this.#settings;
     const timer = this.#after(commandTimeoutMs, () =>
-      this.#settle(id, new CommandTimeoutError(`no answer within ${commandTimeoutMs} ms`)));
+      this.#settle(id, new CommandTimeoutError(`no reply within ${commandTimeoutMs} ms`)));
     const command = { ...outcome, text, timer, isSent: false };
     this.#commands.set(id, command);
     if (this.#state === 'open') this.#deliver(command);
@@ -1151,7 +1151,7 @@ export class Client extends Emitter {
     const { connectTimeoutMs } = this.#settings;
     return new Promise((resolve, reject) => {
       const timer = this.#after(connectTimeoutMs, () =>
-        reject(new WsgateError(`the token function gave nothing within ${connectTimeoutMs} ms`)));
+        reject(new WsgateError(`the token function returned nothing within ${connectTimeoutMs} ms`)));
       Promise.resolve()
         .then(typeof source === 'function' ? source : () => source)
         .then((token) => checkToken(token, typeof source !== 'function'))
@@ -1171,7 +1171,7 @@ export class Client extends Emitter {
   /** Schedules a refresh that the gateway requested. @param {Message} message */
   #onRefreshAsked({ within_s: withinS }) {
     if (this.#hasFixedToken) {
-      this.#report(new WsgateError('the gateway wants a fresh token, and the token of this client cannot change'));
+      this.#report(new WsgateError('the gateway requested a fresh token, and the token of this client cannot change'));
     }
     this.#isRefreshAsked = true;
     this.#askedDelayMs = (this.#settings.random() * quantity(withinS, 1000)) / 2;
@@ -1210,7 +1210,7 @@ export class Client extends Emitter {
       const token = await this.#askToken(this.#settings.token);
       if (!isCurrent()) return;
       if (token === this.#shownToken && !isAsked && !this.#isRefreshAsked) {
-        throw new WsgateError('the token function gave the token that is about to expire');
+        throw new WsgateError('the token function returned the token that is about to expire');
       }
       const answer = await this.#command({ op: 'refresh', token });
       if (!isCurrent()) return;
