@@ -69,7 +69,7 @@ class _Good(Peer):
     def take(self, buffer: bytearray) -> None:
         """Read a reply; a message without an open ping is the welcome."""
         if not self.read(buffer):
-            raise RuntimeError("a good client was cut")
+            raise RuntimeError("a good client was disconnected")
         if self.asked_s:
             self.answers_s.append(time.perf_counter() - self.asked_s)
             self.asked_s = 0.0

@@ -58,7 +58,7 @@ def _silence_s(client: Client, new: Server, command: str) -> float:
         with contextlib.suppress(TimeoutError):
             if client.receive(_STEP_S).get("data") == str(new.port):
                 return time.monotonic() - new_s
-    raise RuntimeError("nothing arrives any more")
+    raise RuntimeError("no publication arrived in time")
 
 
 def _await_primary(candidates: list[Server]) -> Server:
@@ -69,7 +69,7 @@ def _await_primary(candidates: list[Server]) -> Server:
             if server.role() == "master":
                 return server
         time.sleep(_STEP_S)
-    raise RuntimeError("nobody took over")
+    raise RuntimeError("no server took over as primary")
 
 
 def sentinel_failover() -> float:
@@ -120,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         took_s = [case() for _ in range(options.runs)]
         longest_s = max(longest_s, *took_s)
         print(
-            f"{name}: heard again {statistics.median(took_s) * 1e3:.0f} ms after the new owner said so"
-            f" (median of {options.runs}; longest {max(took_s) * 1e3:.0f} ms)",
+            f"{name}: received again {statistics.median(took_s) * 1e3:.0f} ms after the new owner reported"
+            f" its role (median of {options.runs}; longest {max(took_s) * 1e3:.0f} ms)",
             flush=True,
         )
     return int(longest_s > LIMIT_S)

@@ -123,7 +123,7 @@ def judge(beside: Waits) -> dict[str, bool]:
     return {
         f"a newcomer is accepted after {most}, p99": percentile(beside.accepted_s, 0.99) <= WAIT_S,
         f"a full socket is served after {most}, p99": percentile(beside.served_s, 0.99) <= WAIT_S,
-        "every newcomer came in, and the reader got everything": beside.lost == 0,
+        "every newcomer was welcomed, and the reader received all bytes": beside.lost == 0,
     }
 
 
@@ -150,7 +150,7 @@ def come_in(gateway: GatewayProcess) -> Entry:
         while b'"op":"welcome"' not in heard:
             data = client.recv(_READ_BYTES)
             if not data:
-                raise ConnectionError(f"the gateway ended it: {heard!r}")
+                raise ConnectionError(f"the gateway ended the connection: {heard!r}")
             if not heard:
                 accepted_s, accepted_cpu_s = time.monotonic() - began_s, gateway.cpu_s() - cpu_s
             heard += data
@@ -291,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"    the talkers: {talk.per_s:,.0f} messages a second, {talk.cpu_us:.1f} us of the shard's CPU each"
     )
-    return print_verdict({"the talkers talked": talk.per_s > 1} | judge(beside))
+    return print_verdict({"the senders had replies": talk.per_s > 1} | judge(beside))
 
 
 if __name__ == "__main__":

@@ -87,13 +87,13 @@ class Crowd:
         total = first
         while not all(future.done() for future in waiting):
             if time.monotonic() - began_s > _LIMIT_S:
-                raise RuntimeError(f"{self.count('open')} of {total} came in within {_LIMIT_S:.0f} s")
+                raise RuntimeError(f"{self.count('open')} of {total} connected within {_LIMIT_S:.0f} s")
             time.sleep(_STEP_S)
             show(f"{self.count('open'):>9,} open, {time.monotonic() - began_s:.0f} s")
         for future in waiting:
             result = future.result()
             if result["opened"] != result["requested"]:
-                raise RuntimeError(f"not all came in: {result}")
+                raise RuntimeError(f"not all connected: {result}")
         self._await(lambda: self.told(WELCOME) == total and self.told(SUBBED) == 2 * total, "told")
         return time.monotonic() - began_s
 
@@ -319,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     _show("")
     print("\n".join(rows(figures)))
-    print("nobody was refused, nobody ended, every broadcast was complete")
+    print("no connection was refused or ended, and every broadcast was complete")
     if options.output:
         options.output.write_text(json.dumps(figures, indent=2) + "\n")
     return 0

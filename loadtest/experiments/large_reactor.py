@@ -127,7 +127,7 @@ def _publish(reactor: Reactor, watch: Stopwatch, count: int) -> float:
         pass
     cost_us = per_unit_us(time.process_time() - began_s, count)
     if reactor.counters()["deliveries"] - before != count:
-        raise RuntimeError("a publication did not reach everybody")
+        raise RuntimeError("a publication did not reach all subscribers")
     return cost_us
 
 

@@ -181,7 +181,7 @@ def weigh(mix: Mix) -> tuple[Sums, Sums]:
         ]
         after = scale.read()
         if gateway.metric("connections_held") != mix.connections + len(halves):
-            raise RuntimeError("some were cut: what is weighed is not what was drawn")
+            raise RuntimeError("some clients were disconnected, so the mix is not the one that was drawn")
         return before, after
 
 
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     chance = random.Random(options.seed)
     print(f"seed {options.seed}")
-    print(f"{'books':>9}{'own':>9}{'kernel':>9}  {'books/footprint':<17}a connection  mix")
+    print(f"{'accounts':>9}{'own':>9}{'kernel':>9}  {'accounts/real':<17}a connection  mix")
     worst = 0.0
     for _ in range(options.mixes):
         mix = Mix.draw(chance)

@@ -156,8 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         for where, source in (("another address", ANOTHER), ("their own address", OURS)):
             came, others = measure(door, source)
-            print(f"{name}, from {where}: {came} of {door.newcomers} came in {others or ''}", flush=True)
-            checks[f"{name}, from {where}: {door.least:.0%} came in"] = came >= door.least * door.newcomers
+            print(f"{name}, from {where}: {came} of {door.newcomers} connected {others or ''}", flush=True)
+            checks[f"{name}, from {where}: {door.least:.0%} connected"] = came >= door.least * door.newcomers
     return print_verdict(checks)
 
 

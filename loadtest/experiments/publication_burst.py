@@ -81,12 +81,12 @@ class Burst(NamedTuple):
 def judge(found: Burst, *, fits: bool, is_large: bool) -> dict[str, bool]:
     """Return the checks of one burst, and whether each passed."""
     checks = {
-        f"every reader that lost something was told ({found.untold} not)": not found.untold,
-        f"every reader is complete or was told ({found.short} not)": not found.short,
+        f"every reader with a loss had a notice ({found.untold} not)": not found.untold,
+        f"every reader is complete or had a notice ({found.short} not)": not found.short,
         f"the bus was not cut ({found.cuts} times)": not found.cuts,
     }
     if fits:
-        checks["every reader got everything, because the burst fits the backlog"] = (
+        checks["every reader received all of it, because the burst fits the backlog"] = (
             found.whole == found.readers
         )
     if found.revoked_s is not None:

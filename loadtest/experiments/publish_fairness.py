@@ -219,7 +219,7 @@ def measure(case: Case, seconds: float, processor: int | None) -> tuple[Sample, 
             result = flood.finish()
             good.close()
         if gateway.metric("restarts_total"):
-            raise RuntimeError("a process of the gateway died")
+            raise RuntimeError("a process of the gateway ended")
     return before, during, result
 
 

@@ -76,7 +76,7 @@ def _storm(engine: Engine, prober: Prober, tokens: Sequence[str], *, is_spread: 
     while (counted := engine.stats()["counted"])[OK] < len(tokens):
         passed_s = time.perf_counter() - began_s
         if passed_s > _TIMEOUT_S or sum(counted.values()) > counted[OK]:
-            raise RuntimeError(f"after {passed_s:.1f} s the clients were told {counted}")
+            raise RuntimeError(f"after {passed_s:.1f} s the clients have received {counted}")
         due = len(tokens) if not is_spread else min(len(tokens), int(passed_s / STORM_S * len(tokens)))
         for number in range(sent, due):
             engine.send(

@@ -81,12 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
         gateway.stop()
     wanted_s = options.clients / options.rate
     print(f"{options.clients} clients back after {took_s:.2f} s; at {options.rate} a second {wanted_s:.2f} s")
-    print(f"told meanwhile: {dict(seen)}; the shard was busy for {busy:.0%} of it; ticks late: {late:.0f}")
+    print(f"refusals: {dict(seen)}; the shard was busy for {busy:.0%} of it; ticks late: {late:.0f}")
     checks = {
         f"back within {SPARE:.1f} of that": took_s <= SPARE * wanted_s,
-        "nobody was reset or forgotten": set(seen) <= {"503"},
+        "no connection was reset or had no answer": set(seen) <= {"503"},
         "no tick of the loop over 262 ms late": late == 0,
-        "the gateway has nothing to say": not faults,
+        "the gateway reports no fault": not faults,
     }
     return print_verdict(checks)
 

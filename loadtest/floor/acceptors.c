@@ -185,7 +185,7 @@ static void gather(struct gathering *gathering, int burst, struct result *result
         }
     }
     if (gathering->accepted < sockets) {
-        result_fail(result, "not all connections came");
+        result_fail(result, "not all connections were accepted");
     }
     result_add_usage(result, &sum, gathering->accepted, "cpu_us_per_accept");
     result_add(result, "connections", sockets);

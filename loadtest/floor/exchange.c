@@ -74,7 +74,7 @@ void run_echo(const struct options *options, struct result *result) {
     uint64_t expected = (uint64_t)options->sockets * (uint64_t)options->rounds;
     uint64_t received = 0;
     if (!stage_open(&stage, options, PEER_ECHOES)) {
-        result_fail(result, "not all connections came");
+        result_fail(result, "not all connections were accepted");
     } else {
         struct usage sum = {0};
         struct usage from = usage_now();
@@ -82,7 +82,7 @@ void run_echo(const struct options *options, struct result *result) {
         while (received < expected * MASKED_FRAME_BYTES && now_us() < stage.deadline_us) {
             long size = read_ready(&stage, FRAME_BYTES);
             if (size < 0) {
-                result_fail(result, "a peer went away");
+                result_fail(result, "a peer ended its connection");
                 break;
             }
             received += (uint64_t)size;
@@ -90,7 +90,7 @@ void run_echo(const struct options *options, struct result *result) {
         struct usage until = usage_now();
         usage_add(&sum, &from, &until);
         if (!peer_wait(&stage.peer, &stage.peer.shared->received, expected, stage.deadline_us)) {
-            result_fail(result, "the peer did not get every echo");
+            result_fail(result, "the peer did not receive every echo");
         }
         result_add(result, "sockets", options->sockets);
         result_add(result, "rounds", options->rounds);
@@ -124,7 +124,7 @@ void run_ping(const struct options *options, struct result *result) {
     struct stage stage;
     uint64_t received = 0;
     if (!stage_open(&stage, options, PEER_PONGS)) {
-        result_fail(result, "not all connections came");
+        result_fail(result, "not all connections were accepted");
     } else {
         struct usage sum = {0};
         struct usage from = usage_now();

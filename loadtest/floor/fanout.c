@@ -52,7 +52,7 @@ static void run_rounds(struct peer *peer, const int *descriptors, const struct o
         struct usage until = usage_now();
         expected += (uint64_t)written * (uint64_t)frames * FRAME_BYTES;
         if (written != options->sockets) {
-            result_fail(result, "a socket did not take the whole round");
+            result_fail(result, "a socket did not accept the whole round");
             return;
         }
         if (round > 0) {
@@ -96,7 +96,7 @@ static void fanout(const struct options *options, struct result *result, int fra
     if (accepted == options->sockets) {
         run_rounds(&peer, descriptors, options, frames, result, deadline_us);
     } else {
-        result_fail(result, "not all connections came");
+        result_fail(result, "not all connections were accepted");
     }
     peer_stop(&peer);
     close_all(descriptors, accepted);

@@ -25,7 +25,7 @@ def per_unit_us(cpu_s: float, units: float) -> float:
         ValueError: No unit of work was done. A result of 0 would look like an excellent value.
     """
     if units <= 0:
-        raise ValueError("nothing was done, so nothing was measured")
+        raise ValueError("no unit of work was done")
     return cpu_s * 1e6 / units
 
 

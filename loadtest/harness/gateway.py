@@ -30,7 +30,7 @@ from loadtest.harness.server import ServerError, ServerProcess
 __all__ = ["SECRET", "GatewayProcess"]
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-SECRET: Final = "a secret of the benchmark, known to everybody"  # noqa: S105 - it protects nothing
+SECRET: Final = "a secret of the benchmark, which is public"  # noqa: S105 - it protects nothing
 _START_S: Final = 60.0
 _STOP_S: Final = 15.0
 _SCRAPE_S: Final = 10.0
@@ -257,7 +257,7 @@ class GatewayProcess:
         time.sleep(_FRESH_S)
         found = []
         if processes.children(self._keeper.pid) != self._children or self.metric("restarts_total"):
-            found.append("a process of the gateway died")
+            found.append("a process of the gateway ended")
         for family, outcome in _DROPPED:
             if count := self.metric(f"{family}_total", outcome=outcome):
                 found.append(f"{count:.0f} {family} {outcome}")

@@ -129,7 +129,9 @@ class RedisPublisher:
         start_ns = time.monotonic_ns() + total * _MAKING_NS
         batches = self._batches(plan, start_ns)
         if time.monotonic_ns() > start_ns:
-            raise RuntimeError(f"{total} messages were not made within {total * _MAKING_NS / 1e9:.1f} s")
+            raise RuntimeError(
+                f"{total} messages could not be prepared within {total * _MAKING_NS / 1e9:.1f} s"
+            )
         reached = late_ns = 0
         for number, (commands, count) in enumerate(batches, 1):
             due_ns = start_ns + number * _STEP_NS

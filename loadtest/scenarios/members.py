@@ -62,7 +62,7 @@ def await_told(engine: EngineProcess, **told: int) -> None:
         if found == wanted:
             return
         if time.monotonic() > until_s or found[_ERROR] or found[_BYE] or _is_more(found, wanted):
-            raise RuntimeError(f"the gateway's clients were told {found}, not {wanted}")
+            raise RuntimeError(f"the gateway's clients received {found}, not {wanted}")
         time.sleep(0.01)
 
 

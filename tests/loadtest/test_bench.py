@@ -37,7 +37,7 @@ ECHOING = ("reactor_server", "websockets_server", "uvloop_server")
 
 def test_per_unit() -> None:
     assert per_unit_us(0.5, 100_000) == pytest.approx(5.0)
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="no unit of work"):
         per_unit_us(0.5, 0)
 
 

@@ -27,8 +27,8 @@ with the registry of reasons, and run both clients through every row.
   that long, an hour at most, and add jitter.
 - *function*, *fixed*, *none*: the action of a client with a token function, with one token that never changes
   (a text, or in the URL), or without a token.
-- `reconnect`: reconnect with back-off; a function is called for a new token. `limited`: the same, but end after
-  five such refusals in a row. `end`: end, and report the cause to the application.
+- `reconnect`: reconnect with back-off; a function is called for a new token. `limited`: the same, but end
+  after five such refusals in a row. `end`: end, and report the cause to the application.
 """
 PARTS: Final = {
     "close": (
