@@ -33,7 +33,7 @@ def masked(payload: bytes, mask: bytes = MASK) -> bytes:
 
 
 def frame(opcode: int, payload: bytes = b"", *, mask: bytes = MASK, **more: Any) -> bytes:
-    """Build one masked frame."""
+    """Build one masked frame with its payload."""
     return header(opcode, len(payload), **more) + mask + masked(payload, mask)
 
 

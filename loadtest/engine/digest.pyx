@@ -25,7 +25,7 @@ cdef inline uint64_t _mix(uint64_t value) noexcept nogil:
 
 
 cdef uint64_t draw(random_t* source) noexcept nogil:
-    """Return 64 random bits."""
+    """Return 64 random bits from the source."""
     cdef uint64_t seed = 0
     if source.left == 0:
         # A read of 8 bytes never blocks or falls short once the kernel's pool is ready; if it is refused, the

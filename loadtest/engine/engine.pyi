@@ -142,4 +142,4 @@ class Engine:
 
     def __enter__(self) -> Engine: ...
     def __exit__(self, *exc_info: object) -> None:
-        """Call `shut`."""
+        """Call `shut`, which resets every connection."""

@@ -219,7 +219,7 @@ cdef class Engine:
 
     @property
     def settings(self):
-        """The settings in use."""
+        """The settings that the engine uses."""
         return self._settings
 
     def connect(self, plan):
@@ -468,7 +468,7 @@ cdef class Engine:
         }
 
     def stats(self, *, with_counts=False):
-        """Return all counters."""
+        """Return all gauges, counters and histograms."""
         cdef core_t* core = self._alive()
         result = stats(core, with_counts)
         names = self._settings.counted
@@ -484,9 +484,9 @@ cdef class Engine:
         self._free()
 
     def __enter__(self):
-        """Return the engine itself."""
+        """Return the engine itself on entry."""
         return self
 
     def __exit__(self, *exc_info):
-        """Call `shut`."""
+        """Call `shut`, which resets every connection."""
         self.shut()

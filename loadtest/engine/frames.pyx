@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 
 cdef int decode_header(const uint8_t* data, size_t size, header_t* out) noexcept nogil:
-    """Decode one frame header.
+    """Decode the header of one frame.
 
     Returns the length of the header in bytes, 0 if more bytes are needed, or a negated fault_t. A fault in
     the first bytes is reported without waiting for the rest.

@@ -120,12 +120,12 @@ cdef class Histogram:
     """Counts of values from 0 to 2**42-1 (in ns: 73 minutes), each kept within 0.1 %."""
 
     def __cinit__(self):
-        """Allocate the buckets."""
+        """Allocate the buckets of the histogram."""
         if hist_init(&self.hist) < 0:
             raise MemoryError
 
     def __dealloc__(self):
-        """Free the buckets."""
+        """Free the buckets of the histogram."""
         hist_free(&self.hist)
 
     def record(self, value, count=1):

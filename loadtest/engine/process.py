@@ -158,11 +158,11 @@ class EngineProcess:
         self._end()
 
     def __enter__(self) -> Self:
-        """Return the EngineProcess itself."""
+        """Return the EngineProcess itself on entry."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """End the child process."""
+        """End the engine's child process."""
         self.quit()
 
 

@@ -249,7 +249,7 @@ class BusCrowd:
         self._poll.close()
 
     def __enter__(self) -> Self:
-        """Return the BusCrowd itself."""
+        """Return the BusCrowd itself on entry."""
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,8 +3,8 @@
     python -m loadtest cpu_floods [--clients 30] [--only NAME] [--seconds 5]
 
 One shard with the default limits. 20 good clients send `ping`, 20 times a second each, before and during each
-flood of costly_flood.py. Fails if the p99 of their replies is above 10 ms beside up to 30 flooders, or 20 ms
-beside more, or if a good client had no reply. Run it on a machine without other work: the flood, the good
+flood of costly_flood.py. Fails if the p99 of their replies is above 10 ms with up to 30 flooders, or 20 ms
+with more, or if a good client had no reply. Run it on a machine without other work: the flood, the good
 clients and the shard need a processor each.
 """
 
@@ -111,7 +111,7 @@ class _Group:
         return [each for client in self._clients for each in client.answers_s]
 
     def close(self) -> None:
-        """Close all good clients."""
+        """Close the sockets of all good clients."""
         self._poll.close()
         for client in self._clients:
             client.socket.close()

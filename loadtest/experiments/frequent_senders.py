@@ -198,7 +198,7 @@ class FullReader:
         return *longest, missing == 0
 
     def close(self) -> None:
-        """Close the reader and its connection to the bus."""
+        """Close the reader's connection and its connection to the bus."""
         self._client.close()
         self._bus.close()
 

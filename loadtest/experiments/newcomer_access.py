@@ -5,7 +5,7 @@
 There are three attacks, each once from another address than the newcomers' and once from the same: 1,500
 sockets with half a request head, which are opened again when they are closed; 9,000 sockets that send
 nothing, also opened again; 1,000 handshakes a second with invalid tokens. Fails unless 95 % of 1,000
-newcomers can connect beside the first two, and each of 10,000 good clients beside the third. `--share`
+newcomers can connect during the first two, and each of 10,000 good clients during the third. `--share`
 reduces all numbers; counts are checked, not times.
 """
 
@@ -40,7 +40,7 @@ _BAD: Final = (
 
 
 class Door(NamedTuple):
-    """The parameters of one attack, and of the newcomers beside it."""
+    """The parameters of one attack, and of the newcomers during it."""
 
     sockets: int  # kept open all the time
     rate_per_s: int  # handshakes with a bad token

@@ -3,7 +3,7 @@
     python -m loadtest publish_fairness [--clients 250] [--user-connections 1000] [--seconds 8]
 
 One shard with a private bus. 250 clients, each of a different user, publish 60 B and 2 KB, and 12 clients 60
-KB; then one user publishes 60 B and 2 KB on 1,000 connections. Beside each attack a good client publishes 40
+KB; then one user publishes 60 B and 2 KB on 1,000 connections. During each attack a good client publishes 40
 times a second with `id`, whether it has replies or not; its latency is measured from sending to `ok`. The
 first part of a run has no attack, for comparison.
 
@@ -17,7 +17,7 @@ other processes share the other. The good client has real-time priority if that 
 waiting for a processor is not measured. The configuration is the default, except that the limits of the rates
 of publishes and of their bytes are off: with them no attacker reaches these rates.
 
-Fails if the 99th percentile of the good client is over 50 ms beside an attack, or if one of its publishes was
+Fails if the 99th percentile of the good client is over 50 ms during an attack, or if one of its publishes was
 refused or had no reply.
 """
 
@@ -68,7 +68,7 @@ port = 0
 hmac_secret = "{secret}"
 
 [limits]
-publish_rate = 0  # off: what is asked here is what the turns do
+publish_rate = 0  # off: the program measures how turns are shared
 publish_byte_rate = 0
 node_publish_byte_rate = 0
 
@@ -144,7 +144,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def judge(name: str, during: Sample) -> dict[str, bool]:
-    """Return the checks beside one attack, and whether each passed."""
+    """Return the checks of one attack, and whether each passed."""
     return {
         f"{name}: p99 is {P99_S * 1e3:.0f} ms at most": percentile(during.latencies_s, 0.99) <= P99_S,
         f"{name}: none is refused": not during.refused and not during.unanswered,
@@ -195,7 +195,7 @@ class GoodClient:
         return found
 
     def close(self) -> None:
-        """Close the good client."""
+        """Close the good client's connection."""
         self._client.close()
 
 

@@ -53,7 +53,7 @@ class Prober:
         self._asked_s = 0.0
 
     def close(self) -> None:
-        """Close the client."""
+        """Close the connection of the prober."""
         self._socket.close()
 
     def step(self) -> None:

@@ -46,7 +46,7 @@ host = "127.0.0.1"
 port = {port}
 shards = {shards}
 compression = {compression}
-drain_timeout = "{drain_timeout_s}s"  # 1: nobody waits for the clients' jitter
+drain_timeout = "{drain_timeout_s}s"  # 1: does not wait for the jitter of clients
 
 [admin]
 port = 0
@@ -56,12 +56,12 @@ hmac_secret = "{secret}"
 allow_anonymous = true
 
 [heartbeat]
-ping_interval = "{ping_interval_s}s"  # 0 beside other servers: pings of one would be charged to another
+ping_interval = "{ping_interval_s}s"  # 0 in the bench: the pings would disturb the other servers
 
 [limits]
-outbox_frames = 65536  # the cost of a flood is asked for here, not what becomes of a slow reader,
-outbox_bytes = "16MiB"  # and the client may wait for a processor that it shares
-publish_rate = 0  # off: one connection is to publish as fast as the gateway takes it
+outbox_frames = 65536  # measures the cost of a flood, without closing slow readers:
+outbox_bytes = "16MiB"  # a client may wait for a processor that it shares
+publish_rate = 0  # off: one connection publishes as fast as the gateway accepts it
 
 [admission]
 {admission}
@@ -311,9 +311,9 @@ class GatewayProcess:
         self._directory.cleanup()
 
     def __enter__(self) -> Self:
-        """Return the gateway itself."""
+        """Return the gateway itself on entry."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Stop the gateway."""
+        """Stop the gateway and its backend."""
         self.stop()

@@ -132,9 +132,9 @@ class ServerProcess:
             self._child.stdout.close()
 
     def __enter__(self) -> Self:
-        """Return the server itself."""
+        """Return the server itself on entry."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Stop the server."""
+        """Stop the process of the server."""
         self.stop()

@@ -123,7 +123,7 @@ class WireClient:
         self.socket.setblocking(False)
 
     def send(self, **fields: object) -> None:
-        """Send one command.
+        """Send one command as a text frame.
 
         Commands are small: if the socket does not accept all bytes, the connection ends.
         """
@@ -183,9 +183,9 @@ class WireClient:
         self.socket.close()
 
     def __enter__(self) -> Self:
-        """Return the client itself."""
+        """Return the client itself on entry."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the connection."""
+        """Close the client's connection with a reset."""
         self.close()

@@ -208,7 +208,7 @@ class FloodProcess:
         self._stdout.close()
 
     def __enter__(self) -> Self:
-        """Return the FloodProcess itself."""
+        """Return the FloodProcess itself on entry."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -192,7 +192,7 @@ class PublishFlood:
         self._stdout.close()
 
     def __enter__(self) -> Self:
-        """Return the PublishFlood itself."""
+        """Return the PublishFlood itself on entry."""
         return self
 
     def __exit__(self, *_: object) -> None:

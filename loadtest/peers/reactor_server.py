@@ -74,7 +74,7 @@ class ReactorServer:
         self._reactor.set_gate(GateLimits(connections=limit), refusal.response)
 
     def counters(self) -> dict[str, int]:
-        """Return the reactor's counters."""
+        """Return the counters of the reactor by name."""
         return self._reactor.counters()
 
     def bytes_held(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
-"""Measures the latency of well-behaved connections beside floods of small messages and beside non-readers.
+"""Measures the latency of well-behaved connections during floods of small messages and with non-readers.
 
 A control group of a few connections sends small messages at a fixed rate (open loop): first alone, then
-beside each of the other groups. The control group has its own engine with real-time priority, as in
+during the load of each other group. The control group has its own engine with real-time priority, as in
 walking.py. The messages of the other groups are only counted. For the reactor, a message of the control group
 without a reply is a loss. The peer servers have no read budget, and a flood starves their control group:
 there the share of replies is a figure, and no latency is given. The third case, a publication that walks over
@@ -88,7 +88,7 @@ def _nonreaders(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> I
 
 
 def _beside_nonreaders(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
-    """Measure the control group beside publications to non-readers; then read their kernel memory."""
+    """Measure the control group during publications to non-readers; then read their kernel memory."""
     publishing = contender.server.start(
         "publish",
         channel=_CHANNEL,

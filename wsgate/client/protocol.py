@@ -140,7 +140,7 @@ class Bye:
 
 @dataclass(frozen=True, slots=True)
 class RefreshAsked:
-    """The gateway asks for a fresh token within this number of seconds."""
+    """The gateway requests a fresh token within this number of seconds."""
 
     within_s: float
 

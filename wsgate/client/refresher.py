@@ -1,6 +1,6 @@
 """Refreshes the token of one connection before it expires, so that the gateway does not close the connection.
 
-The refresher acts before the end of a token's life, and when the gateway asks for a fresh token. Every moment
+The refresher acts before the end of a token's life, and when the gateway requests a fresh token. Every moment
 is random, so that connections that began or received a request together do not refresh together. Two
 refreshes of one connection begin at least `LEAST_S` apart, whatever times the gateway sends.
 """

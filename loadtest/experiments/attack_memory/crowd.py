@@ -142,11 +142,11 @@ class Crowd:
         self.clients.clear()
 
     def __enter__(self) -> Self:
-        """Return the Crowd itself."""
+        """Return the Crowd itself on entry."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Close every connection."""
+        """Close every connection of the crowd."""
         self.close()
 
 
