@@ -49,7 +49,7 @@ class EngineSettings:
     counted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a value outside the ranges given above."""
+        """Raise ValueError for an engine setting outside the ranges given above."""
         _require(0 <= self.max_connections <= 1_000_000, "max_connections must be 0 to 1,000,000")
         _require(0 <= self.source_count <= 65_536, "source_count must be 0 to 65,536")
         _require(4_096 <= self.read_bytes <= 16_777_216, "read_bytes must be 4 KiB to 16 MiB")
@@ -108,7 +108,7 @@ class ConnectPlan:
     is_overcommitted: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a value outside the ranges given above."""
+        """Raise ValueError for a field of a connect plan outside the ranges given above."""
         _require(self.count >= 1, "count must be >= 1")
         _require(1 <= self.port <= 65_535, "port must be 1 to 65,535")
         _require(self.path.startswith("/") and self.path.isascii(), "path must be ASCII and start with /")
@@ -165,7 +165,7 @@ class EchoPlan:
     answer: str = ""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a value outside the ranges given above."""
+        """Raise ValueError for a field of an echo plan outside the ranges given above."""
         _require(self.connections >= 0, "connections must be >= 0")
         _require(self.messages_per_connection >= 0, "messages_per_connection must be >= 0")
         _require(self.duration_s >= 0 and self.drain_s >= 0, "durations must be >= 0")

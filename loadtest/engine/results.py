@@ -41,7 +41,7 @@ class ConnectResult(TypedDict):
 
 
 class EchoResult(TypedDict):
-    """The result of one EchoPlan.
+    """The result of one EchoPlan: messages sent, answered and unanswered.
 
     `unanswered` messages were sent and had no answer before the drain or their connection ended; `unsent`
     messages were due (or requested) and never sent.

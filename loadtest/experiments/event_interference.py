@@ -85,7 +85,7 @@ class Hall:
                 raise RuntimeError(f"{opened} of {wanted} are connected")
 
     def run(self, command: bytes, rate_per_s: int) -> Beside:
-        """Deliver for `RUN_S` while clients send so many commands a second; raise RuntimeError after a loss."""
+        """Deliver for `RUN_S` while clients send commands at a rate; raise RuntimeError after a loss."""
         gateway, visitor = self._gateway, self._visitor
         each = int(DELIVERIES_PER_S * RUN_S / LISTENERS)
         gateway.settle()

@@ -60,7 +60,7 @@ class Side:
         self.serial = 0
 
     def note(self, name: str, value: float) -> None:
-        """Add the figure of one round."""
+        """Append one round's value to the figure of this name."""
         self.figures.setdefault(name, []).append(value)
 
     def median(self, name: str) -> float:

@@ -4,8 +4,8 @@ The JSON has the keys {machine, kernel, commit, floor_us, reactor, gateway, peer
 object of a server holds the median of each figure by name. `spread` has [least, most] of every figure with
 more than one run. `runs` has all values in the order of the runs, so that the n-th value of a server and the
 n-th of the floor were measured at about the same time. `control_group` has the medians of the latencies that
-well-behaved connections saw during the load of others, by shorter names. `lost` has a sentence for every run that
-lost something, and `failures` one for everything that could not be measured.
+well-behaved connections saw during the load of others, by shorter names. `lost` has a sentence for every run
+that lost something, and `failures` one for everything that could not be measured.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class WireClient:
         self.wait_for("subbed", ch=channel)
 
     def begin(self) -> None:
-        """Make the socket non-blocking, for the measurement."""
+        """Make the client's socket non-blocking, because the measurement begins."""
         self.socket.setblocking(False)
 
     def send(self, **fields: object) -> None:

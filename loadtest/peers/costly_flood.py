@@ -117,7 +117,7 @@ def _knock(port: int, limit_s: float, stdin: int) -> FloodResult:
 
 
 def main(port: int, peers: int, limit_s: float, kind: str) -> None:
-    """Open the connections, wait for the parent's line, flood, and report."""
+    """Open the connections for one kind of costly message, and run that flood for the parent."""
     if kind == HANDSHAKES:
         serve_parent(lambda stdin: _knock(port, limit_s, stdin))
         return

@@ -50,7 +50,7 @@ class FloorServer:
 
     @property
     def port(self) -> int:
-        """The TCP port of the listener."""
+        """The TCP port of the floor's listener."""
         port: int = self._listener.getsockname()[1]
         return port
 
@@ -69,15 +69,15 @@ class FloorServer:
         """Return at once: everything is written when `publish` returns."""
 
     def subscribers(self, channel: str) -> int:
-        """Return how many connections are subscribed to the channel."""
+        """Return how many plain sockets are subscribed to the channel."""
         return len(self._channels.get(channel, ()))
 
     def limit_connections(self, limit: int) -> None:
-        """Refuse connections above this number, after their request head was read."""
+        """Refuse sockets above this number, after their request head was read."""
         self._limit = limit
 
     def counters(self) -> dict[str, int]:
-        """Return how many connections are open."""
+        """Return the number of open sockets as the only counter."""
         return {"open": len(self._sockets)}
 
     def bytes_held(self) -> dict[str, int]:

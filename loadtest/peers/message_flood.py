@@ -105,7 +105,7 @@ class Peer:
 
 
 def _serve(peer: Peer, events: int, buffer: bytearray) -> bool:
-    """Read and write as the events allow; return False when the connection has ended."""
+    """Serve one flooding peer as its events allow; return False when its connection has ended."""
     try:
         if events & ~select.EPOLLOUT and not peer.read(buffer):
             return False
@@ -145,17 +145,7 @@ def flood(peers: list[Peer], limit_s: float, stdin: int) -> FloodResult:
 
 
 class FloodProcess:
-    """The flood in a child process, which is ended by its process id on exit of the block.
-
-    Args:
-        port: The port of a server on 127.0.0.1.
-        peers: The number of connections.
-        limit_s: The flood ends by itself after this time, also if its parent has ended.
-        module: The module that the child runs.
-        arguments: Further arguments for it.
-
-    The child runs on the processor of its parent: the bench pins itself to the clients' processor.
-    """
+    """A flood of messages in a child process, which is ended by its process id on exit of the block."""
 
     def __init__(
         self,
@@ -166,7 +156,7 @@ class FloodProcess:
         module: str = "loadtest.peers.message_flood",
         arguments: Sequence[str] = (),
     ) -> None:
-        """Start the child and wait until its connections are open; raise RuntimeError if they are not."""
+        """Start the child and wait until its flooding peers are open; raise RuntimeError if they are not."""
         self._child = subprocess.Popen(
             [sys.executable, "-m", module, str(port), str(peers), str(limit_s), *arguments],
             stdin=subprocess.PIPE,
@@ -185,12 +175,12 @@ class FloodProcess:
             raise
 
     def begin(self) -> None:
-        """Send the line that starts the flood."""
+        """Send the line that starts the flood of messages."""
         self._stdin.write(b"\n")
         self._stdin.flush()
 
     def finish(self) -> FloodResult:
-        """Stop the flood and return its result; raise RuntimeError if it failed."""
+        """Stop the flood of messages and return its result; raise RuntimeError if it failed."""
         self._stdin.close()
         return self.wait()
 
@@ -212,7 +202,7 @@ class FloodProcess:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Kill the child and wait for its end; it may have ended already."""
+        """Kill the child that floods messages, and wait for its end; it may have ended already."""
         self._end()
 
 
@@ -225,7 +215,7 @@ def serve_parent(run: Callable[[int], FloodResult]) -> None:
 
 
 def main(port: int, peers: int, limit_s: float) -> None:
-    """Open the connections, wait for the parent's line, flood, and report."""
+    """Open the peers with their rings of 1-byte messages, and run the flood for the parent."""
     connections = [Peer(port, frames(_BUFFER_FRAMES, number)) for number in range(peers)]
     serve_parent(lambda stdin: flood(connections, limit_s, stdin))
 

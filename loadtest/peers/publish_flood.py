@@ -79,7 +79,7 @@ class _Publisher:
         self.accepted = self.refused = 0
 
     def serve(self, events: int) -> bool:
-        """Read and write as the events allow; return False when the connection has ended."""
+        """Read replies and send publishes as the events allow; return False when the connection has ended."""
         if events & ~select.EPOLLOUT:
             for payload in self.client.receive():
                 if payload.startswith(b'{"op":"ok"'):
@@ -146,13 +146,10 @@ class _Crowd:
 
 
 class PublishFlood:
-    """The flood in a child process, which is ended by its process id on exit of the block.
-
-    The child inherits the processor and the priority that its parent has at the start.
-    """
+    """A flood of publishes in a child process, which is ended by its process id on exit of the block."""
 
     def __init__(self, plan: FloodPlan) -> None:
-        """Start the child and wait until its connections are open; raise RuntimeError if they are not."""
+        """Start the child and wait until its publishers are open; raise RuntimeError if they are not."""
         self._child = subprocess.Popen(
             [sys.executable, "-m", "loadtest.peers.publish_flood"],
             stdin=subprocess.PIPE,
@@ -173,12 +170,12 @@ class PublishFlood:
             raise
 
     def begin(self) -> None:
-        """Send the line that starts the flood."""
+        """Send the line that starts the flood of publishes."""
         self._stdin.write(b"\n")
         self._stdin.flush()
 
     def finish(self) -> PublishFloodResult:
-        """Stop the flood and return its result; raise RuntimeError if it failed."""
+        """Stop the flood of publishes and return its result; raise RuntimeError if it failed."""
         self._stdin.close()
         line = self._stdout.readline()
         if not line:
@@ -196,7 +193,7 @@ class PublishFlood:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill the child and wait for its end; it may have ended already."""
+        """Kill the child that publishes, and wait for its end; it may have ended already."""
         self._end()
 
 

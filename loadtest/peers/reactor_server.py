@@ -45,7 +45,7 @@ class ReactorServer:
 
     @property
     def port(self) -> int:
-        """The TCP port of the listener."""
+        """The TCP port of the reactor's listener."""
         port: int = self._listener.getsockname()[1]
         return port
 
@@ -65,7 +65,7 @@ class ReactorServer:
         await done
 
     def subscribers(self, channel: str) -> int:
-        """Return how many connections are subscribed to the channel."""
+        """Return the reactor's number of subscribers of the channel."""
         return self._reactor.subscribers(channel.encode())
 
     def limit_connections(self, limit: int) -> None:

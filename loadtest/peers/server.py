@@ -23,7 +23,7 @@ class Server(Protocol):
 
     @property
     def port(self) -> int:
-        """The TCP port of the listener."""
+        """The TCP port on which the server listens."""
 
     def publish(self, channel: str, payloads: Sequence[bytes]) -> int:
         """Queue text messages for every subscriber of a channel, all of them before the first write.

@@ -93,7 +93,7 @@ class UvloopServer:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
-        """Listen on a free loopback port; the server itself starts with the next pass of the loop."""
+        """Listen on a free loopback port; uvloop accepts connections from the next pass of the loop on."""
         self._loop = loop
         self._listener = loopback_listener()
         self._limit = 0
@@ -107,7 +107,7 @@ class UvloopServer:
 
     @property
     def port(self) -> int:
-        """The TCP port of the listener."""
+        """The TCP port of the uvloop server."""
         port: int = self._listener.getsockname()[1]
         return port
 
@@ -140,15 +140,15 @@ class UvloopServer:
         await asyncio.sleep(0)
 
     def subscribers(self, channel: str) -> int:
-        """Return how many connections are subscribed to the channel."""
+        """Return how many uvloop connections are subscribed to the channel."""
         return len(self._channels.get(channel, ()))
 
     def limit_connections(self, limit: int) -> None:
-        """Refuse connections above this number, after their request head was read."""
+        """Refuse connections above this number, after the protocol has read their head."""
         self._limit = limit
 
     def counters(self) -> dict[str, int]:
-        """Return how many connections are open."""
+        """Return the number of open connections as the only counter."""
         return {"open": len(self.connections)}
 
     def bytes_held(self) -> dict[str, int]:

@@ -30,7 +30,7 @@ class WebsocketsServer:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
-        """Listen on a free loopback port; the server itself starts with the next pass of the loop."""
+        """Listen on a free loopback port; the library accepts connections from the next pass of the loop on."""
         self._listener = loopback_listener()
         self._limit = 0
         self._open = 0
@@ -40,7 +40,7 @@ class WebsocketsServer:
 
     @property
     def port(self) -> int:
-        """The TCP port of the listener."""
+        """The TCP port of the `websockets` server."""
         port: int = self._listener.getsockname()[1]
         return port
 
@@ -68,7 +68,7 @@ class WebsocketsServer:
         await asyncio.sleep(0)
 
     def subscribers(self, channel: str) -> int:
-        """Return how many connections are subscribed to the channel."""
+        """Return how many of the library's connections are subscribed to the channel."""
         return len(self._channels.get(channel, ()))
 
     def limit_connections(self, limit: int) -> None:
@@ -76,7 +76,7 @@ class WebsocketsServer:
         self._limit = limit
 
     def counters(self) -> dict[str, int]:
-        """Return how many connections are open."""
+        """Return the number of connections in the library's handler as the only counter."""
         return {"open": self._open}
 
     def bytes_held(self) -> dict[str, int]:

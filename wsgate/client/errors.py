@@ -88,12 +88,7 @@ class TokenError(BackendError):
     """The token provider failed, took too long, or returned a value that is not a token."""
 
     def __init__(self, detail: str, *, temporary: bool = True) -> None:
-        """Create the error with a reason for people.
-
-        Args:
-            detail: The reason in words. It must not hold the token.
-            temporary: Whether another call of the provider may succeed.
-        """
+        """Create the error of a failed token provider, with a reason for people."""
         super().__init__(detail, temporary=temporary)
 
 
@@ -105,7 +100,7 @@ class UnauthorizedError(TokenError):
     """
 
     def __init__(self, detail: str = "the token provider has no token for this user any more") -> None:
-        """Create the error with a reason for people."""
+        """Create the error of a missing token, with a reason for people."""
         super().__init__(detail, temporary=False)
 
 

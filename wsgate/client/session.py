@@ -68,7 +68,7 @@ class Listener(Protocol):
         """The gateway reports a gap: it has dropped publications."""
 
     def on_refresh_asked(self, session: "Session", within_s: float) -> None:
-        """The gateway requests a fresh token within this number of seconds."""
+        """Called when the gateway requests a fresh token within this number of seconds."""
 
     def on_end(self) -> None:
         """The connection has ended: no command can be sent on it any more."""
