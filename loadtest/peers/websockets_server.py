@@ -30,7 +30,7 @@ class WebsocketsServer:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: dict[str, Any]) -> None:
-        """Listen on a free loopback port; the library accepts connections from the next pass of the loop on."""
+        """Listen on a free loopback port; the library accepts from the next pass of the loop on."""
         self._listener = loopback_listener()
         self._limit = 0
         self._open = 0

@@ -98,7 +98,7 @@ class Bus:
     async def create_group(self, reader: Reader, start: str) -> None:
         """Create the consumer group, and its stream, unless they exist.
 
-        `start` is the first id to read after.
+        The group reads entries after the id `start`.
         """
         async with self._asking():
             try:

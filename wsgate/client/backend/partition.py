@@ -37,8 +37,8 @@ class Partition:
 
     Attributes:
         reader: The consumer and the stream.
-        cursor: Where to read next: `>` for new entries, or an id among those delivered to this consumer and
-            not acknowledged.
+        cursor: Where to read next: `>` for new entries, or an id: the entries after it that this consumer
+            received and did not acknowledge.
         has_group: Whether the consumer group is known to exist.
         start_at: Where the group begins to read if it must be created.
     """
