@@ -283,16 +283,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only",
         action="append",
         choices=(*_TURNS, GATEWAY),
-        help="what to run; may be repeated; `gateway` is everything of the gateway",
+        help="a turn to run; may be repeated; `gateway` means all turns of the gateway",
     )
     parser.add_argument(
         "--server", action="append", choices=_CONTENDERS, help="a server to run; may be repeated"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="small numbers: shows that it works, not what it costs"
+        "--quick", action="store_true", help="small sizes, which only show that everything works"
     )
     parser.add_argument("--runs", type=int, default=3, help="how often each scenario runs (default 3)")
-    parser.add_argument("--output", type=Path, default=_RESULTS, help="where the JSON goes")
+    parser.add_argument("--output", type=Path, default=_RESULTS, help="the path of the JSON file")
     options = parser.parse_args(arguments)
     sizes = Sizes.quick() if options.quick else Sizes()
     chosen = frozenset(options.only or _TURNS)

@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print; return 1 if a connection was refused, ended or missed a publication."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.full_machine")
     parser.add_argument("--connections", type=int, default=500_000)
-    parser.add_argument("--shards", type=int, default=0, help="0: as many as the descriptors ask for")
+    parser.add_argument("--shards", type=int, default=0, help="0: as many as the descriptors require")
     parser.add_argument("--ping-interval", type=int, default=25, metavar="S")
     parser.add_argument("--broadcast-every", type=float, default=15.0, metavar="S")
     parser.add_argument("--output", type=Path)

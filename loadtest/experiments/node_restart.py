@@ -142,7 +142,7 @@ class Members:
 
     def _answer(self, pipe: Connection) -> Any:
         if not pipe.poll(PATIENCE_S):
-            raise RuntimeError("a process with clients does not answer")
+            raise RuntimeError("a process with clients does not reply")
         return pipe.recv()
 
     def await_open(self, count: int, what: str) -> None:
@@ -193,8 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and draw; return 1 if attempts were not spread or a client did not reconnect."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.node_restart")
     parser.add_argument("--clients", type=int, default=20_000)
-    parser.add_argument("--members", type=int, default=4, help="processes with clients")
-    parser.add_argument("--kill", action="store_true", help="the node dies instead of draining")
+    parser.add_argument("--members", type=int, default=4, help="number of processes with clients")
+    parser.add_argument("--kill", action="store_true", help="kill the node instead of draining it")
     options = parser.parse_args(arguments)
     try:
         attempts, began_s, back_s = measure(options.clients, options.members, is_killed=options.kill)

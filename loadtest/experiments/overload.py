@@ -110,7 +110,7 @@ def run(gateway: GatewayProcess, rate_per_s: int, seconds: float) -> Outcome:
 def main(arguments: list[str] | None = None) -> int:
     """Run once, print, and return 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="loadtest.experiments.overload")
-    parser.add_argument("--rate", type=int, default=3_200, help="handshakes a second that are taken")
+    parser.add_argument("--rate", type=int, default=3_200, help="handshakes per second that the node takes")
     parser.add_argument("--seconds", type=float, default=8.0)
     options = parser.parse_args(arguments)
     in_progress = int(options.rate * IN_PROGRESS / SHARDS)

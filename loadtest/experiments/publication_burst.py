@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one burst; return 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--readers", type=int, default=2_000)
-    parser.add_argument("--lazy", type=int, default=0, help="subscribers more that do not read")
+    parser.add_argument("--lazy", type=int, default=0, help="further subscribers that do not read")
     parser.add_argument("--publications", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=50, help="bytes of one publication, at least 9")
     parser.add_argument("--small", action="store_true", help="outboxes of 8 frames and 64 KiB")

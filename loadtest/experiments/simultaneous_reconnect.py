@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
         engine.quit()
         gateway.stop()
     wanted_s = options.clients / options.rate
-    print(f"{options.clients} clients back after {took_s:.2f} s; at {options.rate} a second {wanted_s:.2f} s")
+    print(
+        f"{options.clients} clients connected after {took_s:.2f} s; at {options.rate} a second {wanted_s:.2f} s"
+    )
     print(f"refusals: {dict(seen)}; the shard was busy for {busy:.0%} of it; ticks late: {late:.0f}")
     checks = {
         f"back within {SPARE:.1f} of that": took_s <= SPARE * wanted_s,

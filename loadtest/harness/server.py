@@ -88,7 +88,7 @@ class ServerProcess:
         descriptor = self._child.stdout.fileno()
         ready, _, _ = select.select([descriptor], [], [], max(0.0, until_s - time.monotonic()))
         if not ready:
-            raise ServerError(f"{self.module} does not answer")
+            raise ServerError(f"{self.module} does not reply")
         data = os.read(descriptor, 1 << 16)
         if not data:
             raise ServerError(f"{self.module} ended with status {self._child.wait(_GRACE_S)}")

@@ -174,7 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--fault", choices=FAULTS, action="append", help="may be repeated; all by default")
+    parser.add_argument(
+        "--fault", choices=FAULTS, action="append", help="a fault to inject; may be repeated; default: all"
+    )
     options = parser.parse_args(arguments)
     chance = random.Random(options.seed)
     library = find_faketime()
