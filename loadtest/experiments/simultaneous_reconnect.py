@@ -81,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         gateway.stop()
     wanted_s = options.clients / options.rate
     print(
-        f"{options.clients} clients connected after {took_s:.2f} s; at {options.rate} a second {wanted_s:.2f} s"
+        f"{options.clients} clients connected after {took_s:.2f} s;"
+        f" at {options.rate} a second {wanted_s:.2f} s"
     )
     print(f"refusals: {dict(seen)}; the shard was busy for {busy:.0%} of it; ticks late: {late:.0f}")
     checks = {
