@@ -505,7 +505,7 @@ def close_handshake() -> Iterator[Vector]:
 
 def limits() -> Iterator[Vector]:
     """Vectors for section 10.4: limits of the server, which apply as soon as the frame header has arrived."""
-    limit = {"message_limit_bytes": 1000}
+    limit = {"max_message_bytes": 1000}
     yield vector(
         "at-the-limit",
         "10.4",

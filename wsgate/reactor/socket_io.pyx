@@ -83,20 +83,6 @@ cdef enum:
     MEMINFO_VALUES = 9
 
 
-cdef int64_t clock_ns() noexcept nogil:
-    """Return the monotonic clock in nanoseconds, for time budgets within one call but no deadlines; 27 ns."""
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef int64_t thread_ns() noexcept nogil:
-    """Return the processor time of this thread in nanoseconds; a system call of 0.6 us."""
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
 cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil:
     """Receive up to `size` bytes; return the number, 0 at the end of the stream, SEAM_AGAIN or SEAM_GONE."""
     cdef ssize_t count = recv(c.fd, target, size, MSG_DONTWAIT)

@@ -38,7 +38,7 @@ class Newcomers:
         block: The statistics of the node, which say whether it is ready.
         log: Records faults of ours.
         count: Adds to a counter of the shard, by its name.
-        refused_tokens: Returns how many tokens the shard has refused so far.
+        refusals: Returns how many tokens the shard has refused so far.
         wake: Requests another pass.
     """
 
@@ -51,7 +51,7 @@ class Newcomers:
         log: Log,
         *,
         count: Callable[[str, int], None],
-        refused_tokens: Callable[[], int],
+        refusals: Callable[[], int],
         wake: Callable[[], None],
     ) -> None:
         self._reactor = reactor
@@ -59,7 +59,7 @@ class Newcomers:
         self._block = block
         self._log = log
         self._count = count
-        self._refused_tokens = refused_tokens
+        self._refusals = refusals
         self._wake = wake
         self._logins: Logins
         self._verification: Verification[Entry | Callable[[], bool]] = Verification(
@@ -135,13 +135,13 @@ class Newcomers:
 
     def _verify_handshake(self, conn: int, entry: Entry) -> bool:
         now_s = time.time()
-        before = self._refused_tokens()
+        before = self._refusals()
         try:
             self._enter(conn, self._policy.verify(entry, now_s), now_s)
         except Exception:  # a fault of ours must end this connection only
             self._log.exception("handshake_failed")
             self._reactor.abort(conn, reason=Reason.INTERNAL)
-        return self._refused_tokens() == before
+        return self._refusals() == before
 
     def _enter(self, conn: int, entry: Entry | Refusal, now_s: float) -> None:
         """Log in the connection of a handshake whose token is verified, or send the refusal."""

@@ -117,7 +117,7 @@ class Parts:
             self._block,
             self._log,
             count=count,
-            refused_tokens=lambda: counts["tokens_refused"],
+            refusals=lambda: counts["tokens_refused"],
             wake=self._hooks.wake,
         )
         self.encoder = PublicationEncoder(options.compression_threshold_bytes, count)

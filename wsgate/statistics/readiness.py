@@ -80,5 +80,5 @@ def _shard_fault(region: Region, now_ms: int) -> str:
     if region["probe_due_ms"] < now_ms:
         return "probe_late"
     if region["key_set_missing"]:
-        return "keys_awaited"
+        return "key_set_missing"
     return ""
