@@ -54,7 +54,7 @@ def why_not_ready(block: StatisticsBlock, now_ms: int) -> list[str]:
 
     The reasons are those of `why_not_alive`, `draining`, and for each shard `shard_<n>_` followed by
     `starting`, `bus_down` (no subscriber connection), `probe_late` (the bus has not echoed a probe lately) or
-    `key_set_missing` (no key set was fetched yet).
+    `keys_awaited` (no key set was fetched yet).
     """
     found = why_not_alive(block, now_ms)
     if block.keeper["phase"] == PHASE_DRAINING:
@@ -80,5 +80,5 @@ def _shard_fault(region: Region, now_ms: int) -> str:
     if region["probe_due_ms"] < now_ms:
         return "probe_late"
     if region["key_set_missing"]:
-        return "key_set_missing"
+        return "keys_awaited"
     return ""
