@@ -1,12 +1,10 @@
-"""Declarations of the steps by which a connection ends, and of the function that queues a frame."""
+"""Declarations of the steps by which a connection ends."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from wsgate.reactor.structs cimport Connection, Core, Frame
+from wsgate.reactor.structs cimport Bye, Connection, Core, Frame
 
-cdef int deliver(
-    Core *core, uint32_t slot, Frame *frame, int klass, uint32_t channel, bint urgent
-) noexcept nogil
+cdef Bye *bye_for(Core *core, uint16_t close_code, int reason, int rank) noexcept nogil
 cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept nogil
 cdef void queue_close(Core *core, uint32_t slot) noexcept nogil
 cdef void begin_close(

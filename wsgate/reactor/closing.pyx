@@ -1,4 +1,4 @@
-"""How a connection ends, step by step, and how frames enter its outbox.
+"""How a connection ends, step by step.
 
 The path of a connection that ends (states and diagram in structs.pxd):
 
@@ -22,31 +22,31 @@ The first reason given to a connection is the one that is counted; later ones ar
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
 
 from wsgate.reactor.addresses cimport address_leave
 from wsgate.reactor.channels cimport channel_unsubscribe_all
 from wsgate.reactor.frames cimport frame_close, frame_release
 from wsgate.reactor.outbox cimport (
-    outbox_close, outbox_close_empty, outbox_discard, outbox_moving_end, outbox_over_half, outbox_push,
-    outbox_weigh,
+    outbox_close, outbox_discard, outbox_push, outbox_weigh,
 )
 from wsgate.reactor.partial cimport partial_close
-from wsgate.reactor.pongs cimport PUSHED, PUSH_OVERFLOW
+from wsgate.reactor.pongs cimport PUSHED
 from wsgate.reactor.socket_io cimport (
-    seam_close, seam_interest, seam_orphan, seam_queued, seam_shut_write,
+    socket_close, socket_interest, socket_orphan, socket_queued, socket_shut_write,
 )
 from wsgate.reactor.structs cimport (
     BLOCKED, BYTE_RATE, Bye, CLASS_CONTROL, CLASS_RESPONSE, CLOSE_QUEUED, CONTROL_RATE, Connection, Core,
-    TOKEN_EXPIRED, DROPPED_CLOSING, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL,
+    TOKEN_EXPIRED, END_AFTER_WRITE, Frame, HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, INTERNAL,
     INVALID_DEFLATE, INVALID_UTF8, LINGERS_SKIPPED, MESSAGE_RATE, MESSAGE_TIMEOUT, MESSAGE_TOO_BIG, NONE,
-    ORPHAN_TICKS, OUTBOX_AGE, OUT_OF_MEMORY, PACE_MOVING, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX,
+    ORPHAN_TICKS, OUTBOX_AGE, OUT_OF_MEMORY, PARTIAL_BYTES, PAUSED_APP, PAUSED_OUTBOX,
     PEER_CLOSED, PEER_CLOSE_SEEN, PROTOCOL_ERROR, RUSH_STEP, SHED, SHUTDOWN, SLOW_CONSUMER, STATE_CLOSING,
     STATE_FAILING, STATE_GONE, STATE_HEAD, STATE_LINGERING, STATE_OPEN, TOO_MANY_FRAGMENTS, WANT_OUT,
     WRITE_STALL,
 )
 from wsgate.reactor.table cimport (
-    at, attention_push, dirty_push, dirty_remove, enter, heads_remove, kernel_holds, note_pause,
+    at, attention_push, dirty_push, dirty_remove, enter, heads_remove, kernel_holds,
 )
 from wsgate.reactor.users cimport user_leave
 from wsgate.reactor.wheel cimport wheel_arm, wheel_disarm
@@ -59,7 +59,7 @@ cdef enum:
 cdef uint16_t close_code_of(int reason) noexcept nogil:
     """Return the close code for a fault that the reactor finds itself.
 
-    Wsgate/reasons.py has the same table.
+    The same table is in wsgate/reasons.py.
     """
     if reason in (PROTOCOL_ERROR, INVALID_DEFLATE):
         return 1002
@@ -90,42 +90,6 @@ cdef uint16_t close_code_of(int reason) noexcept nogil:
     return 4050 if reason == INTERNAL else 1000
 
 
-cdef int deliver(
-    Core *core, uint32_t slot, Frame *frame, int klass, uint32_t channel, bint urgent
-) noexcept nogil:
-    """Queue a frame in a connection's outbox and have it written; 0 if the outbox could not take it.
-
-    In that case an open connection is closed. The outbox takes its own reference to the frame. A publication
-    that the policy of its channel drops counts as queued, because a gap is queued in its place.
-
-    Args:
-        klass: A number of `EntryClass`.
-        channel: The channel of a publication, or NONE.
-        urgent: Whether the connection is written before those with bulk publications.
-    """
-    cdef Connection *c = at(core, slot)
-    cdef int outcome = outbox_push(core, c, frame, klass, channel)
-    if outcome != PUSHED:
-        if c.state != STATE_OPEN:
-            core.counters[<int>DROPPED_CLOSING] += 1
-            outbox_close_empty(core, c)       # the outbox may have been made for this frame
-        fail(core, slot, SLOW_CONSUMER if outcome == PUSH_OVERFLOW else OUT_OF_MEMORY, 0)
-        return 0
-    if not c.flags & BLOCKED:
-        dirty_push(core, slot, urgent)
-    # A blocked socket reports by itself when it can be written; only the age of the entry needs a timer.
-    elif c.state == STATE_OPEN:
-        wheel_arm(core, slot, core.clock_ms + core.limits.outbox_age_ms)
-    if not c.flags & PAUSED_OUTBOX and outbox_over_half(core, c):
-        if not c.flags & PAUSED_APP:
-            note_pause(core, c)
-        c.flags |= PAUSED_OUTBOX
-        outbox_weigh(core, c)
-        if c.outbox.pace == PACE_MOVING:
-            wheel_arm(core, slot, outbox_moving_end(core, c))
-    return 1
-
-
 cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept nogil:
     """Stop an open connection because of a fault or the peer's Close; `code` 0 means the reason's own code.
 
@@ -152,6 +116,34 @@ cdef void fail(Core *core, uint32_t slot, int reason, uint16_t code) noexcept no
     if reason != PEER_CLOSED:
         c.flags |= END_AFTER_WRITE
     attention_push(core, slot)
+
+
+cdef Bye *bye_for(Core *core, uint16_t close_code, int reason, int rank) noexcept nogil:
+    """Return the bye message of a close code, reason and rank, made empty if there is none.
+
+    NULL without memory.
+    """
+    cdef uint32_t index
+    cdef Bye *grown
+    for index in range(core.bye_count):
+        if (
+            core.byes[index].close_code == close_code and core.byes[index].reason == reason
+            and core.byes[index].rank == rank
+        ):
+            return &core.byes[index]
+    grown = <Bye *>malloc((core.bye_count + 1) * sizeof(Bye))
+    if grown == NULL:
+        return NULL
+    if core.bye_count:
+        memcpy(grown, core.byes, core.bye_count * sizeof(Bye))
+    free(core.byes)
+    core.byes = grown
+    memset(&grown[core.bye_count], 0, sizeof(Bye))
+    grown[core.bye_count].close_code = close_code
+    grown[core.bye_count].reason = <uint8_t>reason
+    grown[core.bye_count].rank = <uint8_t>rank
+    core.bye_count += 1
+    return &grown[core.bye_count - 1]
 
 
 cdef uint32_t rank_of(Core *core, int reason) noexcept nogil:
@@ -232,7 +224,7 @@ cdef void begin_close(
     c.close_code = code
     # Nothing is delivered any more, so a pause has no purpose; the peer's Close must still be read.
     c.flags &= ~(PAUSED_APP | PAUSED_OUTBOX)
-    seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
+    socket_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
     attention_push(core, slot)
     send_last(core, slot, frame_close(core, code, text, size), CLASS_CONTROL)
 
@@ -264,7 +256,7 @@ cdef void all_written(Core *core, uint32_t slot) noexcept nogil:
     if c.flags & (END_AFTER_WRITE | PEER_CLOSE_SEEN):
         linger(core, slot)
     else:
-        kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
+        kernel_holds(core, c, max(socket_queued(c), <int64_t>0))
 
 
 cdef void linger(Core *core, uint32_t slot) noexcept nogil:
@@ -274,13 +266,13 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
         core.counters[<int>LINGERS_SKIPPED] += 1
         release(core, slot, c.reason, False)
         return
-    seam_shut_write(c)
-    kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
+    socket_shut_write(c)
+    kernel_holds(core, c, max(socket_queued(c), <int64_t>0))
     enter(core, c, STATE_LINGERING)
     c.heartbeat_ms = 0                        # from here on: the bytes that were discarded
     c.message_ms = <uint32_t>core.clock_ms    # from here on: when lingering began
     partial_close(core, c)
-    if seam_interest(core, slot, True, False) < 0:
+    if socket_interest(core, slot, True, False) < 0:
         release(core, slot, c.reason, False)
         return
     c.deadline_ms = core.clock_ms + core.limits.linger_timeout_ms
@@ -290,7 +282,7 @@ cdef void linger(Core *core, uint32_t slot) noexcept nogil:
 
 cdef void note_orphan(Core *core, Connection *c) noexcept nogil:
     """Charge the account of orphans with a socket that is closed with unsent data."""
-    cdef uint64_t held = <uint64_t>max(seam_queued(c), <int64_t>0) + ORPHAN_BYTES
+    cdef uint64_t held = <uint64_t>max(socket_queued(c), <int64_t>0) + ORPHAN_BYTES
     core.orphan_bytes += held
     core.orphans[core.orphan_tick] += held
 
@@ -335,10 +327,10 @@ cdef void release(Core *core, uint32_t slot, int reason, bint reset) noexcept no
         unblocked(core, c)
     kernel_holds(core, c, 0)
     # After a plain close the kernel still keeps unsent data, for ORPHAN_MS at most; charge it until then.
-    if not reset and seam_orphan(c.fd):
+    if not reset and socket_orphan(c.fd):
         note_orphan(core, c)
     if core.addresses.journal != NULL:
         address_leave(core, slot)
-    seam_close(core, c, reset)
+    socket_close(core, c, reset)
     enter(core, c, STATE_GONE)
     attention_push(core, slot)

@@ -17,11 +17,12 @@ the wall clock stepped forward), `deadlines_rearm` computes all timers anew, som
 
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 
-from wsgate.reactor.closing cimport deliver, end_with, fail, release, unblocked
+from wsgate.reactor.clocks cimport clock_ns
+from wsgate.reactor.closing cimport end_with, fail, release, unblocked
+from wsgate.reactor.delivery cimport deliver
 from wsgate.reactor.outbox cimport outbox_drop_aged, outbox_end_grace, outbox_grace_end, outbox_moving_end, outbox_oldest_ms, outbox_weigh
 from wsgate.reactor.pongs cimport PUSHED
-from wsgate.reactor.clocks cimport clock_ns
-from wsgate.reactor.socket_io cimport seam_interest, seam_queued, seam_readable, seam_unsent, seam_writable
+from wsgate.reactor.socket_io cimport socket_interest, socket_queued, socket_readable, socket_unsent, socket_writable
 from wsgate.reactor.structs cimport (
     AUTH_TIMEOUT, BLOCKED, CHUNK_BITS, CLASS_CONTROL, Connection, Core, TOKEN_EXPIRED, Frame, HEAD_TIMEOUT,
     HEARTBEAT_TIMEOUT, IDLE_TIMEOUT, IN_ATTENTION, IS_FORGIVEN, IS_WALL_TIME, MESSAGE_TIMEOUT, NONE,
@@ -132,7 +133,7 @@ cdef void heartbeat(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     if c.flags & PING_SENT:
         # The pong may be unread because this process was late: an unread byte shows that the peer is alive.
-        if seam_readable(c):
+        if socket_readable(c):
             c.flags &= ~PING_SENT
             c.seen_ms = <uint32_t>core.clock_ms
             return
@@ -169,11 +170,11 @@ cdef void due_open(Core *core, uint32_t slot) noexcept nogil:
         # The deadline for the first token and the expiry of a token share one field; the code distinguishes
         # them.
         fail(core, slot, AUTH_TIMEOUT if code == 4002 else TOKEN_EXPIRED, code)
-    elif is_stalled(core, c) and seam_writable(c):
+    elif is_stalled(core, c) and socket_writable(c):
         # The socket takes bytes and only this process has not noticed. A busy pass must not close such a
         # connection.
         unblocked(core, c)
-        seam_interest(core, slot, (c.flags & WANT_IN) != 0, False)
+        socket_interest(core, slot, (c.flags & WANT_IN) != 0, False)
         dirty_push(core, slot, False)
         c.outbox.blocked_ms = now
         outbox_weigh(core, c)
@@ -215,11 +216,11 @@ cdef inline bint may_still_read(Core *core, Connection *c) noexcept nogil:
 cdef void due_lingering(Core *core, uint32_t slot) noexcept nogil:
     """End a lingering connection, or set a later deadline if the peer may still read its Close."""
     cdef Connection *c = at(core, slot)
-    cdef bint holds_data = seam_unsent(c)
+    cdef bint holds_data = socket_unsent(c)
     if not holds_data or not may_still_read(core, c):
         release(core, slot, 0, holds_data)
         return
-    kernel_holds(core, c, max(seam_queued(c), <int64_t>0))
+    kernel_holds(core, c, max(socket_queued(c), <int64_t>0))
     c.deadline_ms = min(
         core.clock_ms + max(core.limits.linger_timeout_ms, <uint32_t>TICK_MS),
         since(core, c.message_ms) + core.limits.write_timeout_ms
@@ -238,7 +239,7 @@ cdef void ask_kernel(Core *core, Connection *c) noexcept nogil:
     cdef int64_t held
     if c.units == 0 and not c.flags & PAUSED:
         return
-    held = seam_queued(c)
+    held = socket_queued(c)
     if held >= 0:
         kernel_holds(core, c, held)
 
@@ -257,7 +258,7 @@ cdef void due(Core *core, uint32_t slot) noexcept nogil:
     if <int32_t>(c.control_ms - (<uint32_t>core.now_ms << 4)) < -(1 << 24):
         # Move the bucket forward before its 32 bits wrap, which takes 74 hours.
         c.control_ms = (<uint32_t>core.now_ms << 4) - (1 << 24)
-    if c.state == STATE_DECIDING and not c.flags & WATCHED and seam_interest(core, slot, True, False) < 0:
+    if c.state == STATE_DECIDING and not c.flags & WATCHED and socket_interest(core, slot, True, False) < 0:
         # No decision after a tick: watch the socket from now on, to notice when the peer closes it.
         release(core, slot, OUT_OF_MEMORY, True)
     if c.state == STATE_OPEN and not c.flags & (BLOCKED | PING_SENT):

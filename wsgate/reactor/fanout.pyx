@@ -15,16 +15,15 @@ are filled (38 ms at once), and only as many outboxes exist as are about to be w
   reading `Reactor.is_full`.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from wsgate.reactor.channels cimport channel_release, channel_slots
-from wsgate.reactor.closing cimport deliver
+from wsgate.reactor.delivery cimport deliver
 from wsgate.reactor.frames cimport frame_release
 from wsgate.reactor.memory cimport memory_give, memory_take
 from wsgate.reactor.structs cimport (
-    Bye, CLASS_PUBLICATION, Channel, Connection, Core, DELIVERIES, Frame, KIND_OUTBOX, STATE_OPEN,
+    CLASS_PUBLICATION, Channel, Connection, Core, DELIVERIES, Frame, KIND_OUTBOX, STATE_OPEN,
     URGENT_SUBSCRIBERS, VARIANTS_MAX, WALKS_MAX, Walk,
 )
 from wsgate.reactor.table cimport at, handle_of
@@ -165,31 +164,3 @@ cdef void walks_drop(Core *core) noexcept nogil:
     """Remove all walks without serving the subscribers that are left."""
     while core.walks != NULL:
         end_walk(core)
-
-
-cdef Bye *bye_for(Core *core, uint16_t close_code, int reason, int rank) noexcept nogil:
-    """Return the bye message of a close code, reason and rank, made empty if there is none.
-
-    NULL without memory.
-    """
-    cdef uint32_t index
-    cdef Bye *grown
-    for index in range(core.bye_count):
-        if (
-            core.byes[index].close_code == close_code and core.byes[index].reason == reason
-            and core.byes[index].rank == rank
-        ):
-            return &core.byes[index]
-    grown = <Bye *>malloc((core.bye_count + 1) * sizeof(Bye))
-    if grown == NULL:
-        return NULL
-    if core.bye_count:
-        memcpy(grown, core.byes, core.bye_count * sizeof(Bye))
-    free(core.byes)
-    core.byes = grown
-    memset(&grown[core.bye_count], 0, sizeof(Bye))
-    grown[core.bye_count].close_code = close_code
-    grown[core.bye_count].reason = <uint8_t>reason
-    grown[core.bye_count].rank = <uint8_t>rank
-    core.bye_count += 1
-    return &grown[core.bye_count - 1]

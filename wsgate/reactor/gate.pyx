@@ -34,7 +34,7 @@ from wsgate.reactor.addresses cimport (
 from wsgate.reactor.closing cimport end_with
 from wsgate.reactor.memory cimport memory_booked, memory_high, partial_fits
 from wsgate.reactor.socket_io cimport (
-    EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, seam_address, seam_orphan, seam_watch,
+    EPOLLIN, EPOLL_CTL_DEL, TAG_DRAIN, TAG_LISTENER, epoll_ctl, socket_address, socket_orphan, socket_watch,
 )
 from wsgate.reactor.structs cimport (
     ACCEPTED, ACCEPTS_PAUSED, ACCEPT_EXHAUSTED, ACCEPT_FAILED, AWAITS_PROXY, Answer, CHUNK_BITS, Connection,
@@ -256,7 +256,7 @@ cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
         # The whole head has been read, so the close does not make the kernel reset the connection.
         if ends_head(core.receive_buffer, count):
             answer(core, fd, reason)
-            seam_orphan(fd)
+            socket_orphan(fd)
             core.counters[<int>REFUSED] += 1
             core.counters[<int>REFUSED_UNDRAINED] += 1
         else:
@@ -265,7 +265,7 @@ cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
         return
     answer(core, fd, reason)
     core.counters[<int>REFUSED] += 1
-    if seam_watch(core, fd, TAG_DRAIN + index, EPOLLIN) < 0:
+    if socket_watch(core, fd, TAG_DRAIN + index, EPOLLIN) < 0:
         close(fd)
         return
     drain.fd = fd
@@ -276,7 +276,7 @@ cdef void refuse(Core *core, int fd, int reason) noexcept nogil:
 
 cdef void end_drain(Core *core, Drain *drain) noexcept nogil:
     """Close a socket that was drained and free its place."""
-    seam_orphan(drain.fd)
+    socket_orphan(drain.fd)
     close(drain.fd)
     drain.fd = -1
     core.drain_count -= 1
@@ -324,7 +324,7 @@ cdef void gate_mute(Core *core, bint mute) noexcept nogil:
         return
     if mute:
         epoll_ctl(core.epoll, EPOLL_CTL_DEL, core.listener, NULL)
-    elif seam_watch(core, core.listener, TAG_LISTENER, EPOLLIN) < 0:
+    elif socket_watch(core, core.listener, TAG_LISTENER, EPOLLIN) < 0:
         return
     core.listener_muted = mute
 
@@ -343,7 +343,7 @@ cdef void count_earlier(Core *core) noexcept nogil:
             core.uncounted_slot = NONE
             return
         c = at(core, core.uncounted_slot)
-        if c.state not in (STATE_FREE, STATE_GONE) and seam_address(c, address) and not address_is_trusted(
+        if c.state not in (STATE_FREE, STATE_GONE) and socket_address(c, address) and not address_is_trusted(
             core, address
         ):
             address_count(core, core.uncounted_slot, address)

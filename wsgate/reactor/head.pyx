@@ -15,7 +15,7 @@ from wsgate.reactor.frames cimport frame_raw
 from wsgate.reactor.memory cimport buffer_append, buffer_give
 from wsgate.reactor.partial cimport partial_close, partial_open, partial_stash
 from wsgate.reactor.proxy cimport proxy_header
-from wsgate.reactor.socket_io cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive
+from wsgate.reactor.socket_io cimport SOCKET_AGAIN, SOCKET_GONE, socket_interest, socket_receive
 from wsgate.reactor.structs cimport (
     AWAITS_PROXY, BAD_PROXY_HEADER, Connection, Core, EVENT_OPEN, Frame, HEAD_TOO_LARGE, KIND_PARTIAL, OPENED,
     OPENS, OUT_OF_MEMORY, PARTIAL_BYTES, PEER_GONE, PEER_RESET, Pass, RECEIVE_BYTES, STATE_DECIDING, TICK_MS,
@@ -42,7 +42,7 @@ cdef int64_t head_end(const uint8_t *data, uint64_t size, uint64_t start) noexce
 
 cdef void await_more(Core *core, uint32_t slot) noexcept nogil:
     """Wait for more input of an incomplete head: add the socket to the epoll set."""
-    if seam_interest(core, slot, True, False) < 0:
+    if socket_interest(core, slot, True, False) < 0:
         release(core, slot, OUT_OF_MEMORY, True)
 
 
@@ -87,13 +87,13 @@ cdef int turn_head(Core *core, uint32_t slot, Pass *used, list events) except -1
     cdef Connection *c = at(core, slot)
     cdef uint8_t *data = core.receive_buffer
     cdef uint64_t length, start = 0
-    cdef int64_t end, skip = 1, size = seam_receive(core, c, data, RECEIVE_BYTES)
+    cdef int64_t end, skip = 1, size = socket_receive(core, c, data, RECEIVE_BYTES)
     cdef Frame *answer
-    if size == SEAM_AGAIN:
+    if size == SOCKET_AGAIN:
         await_more(core, slot)
         return 0
     if size <= 0:
-        release(core, slot, PEER_RESET if size == SEAM_GONE else PEER_GONE, False)
+        release(core, slot, PEER_RESET if size == SOCKET_GONE else PEER_GONE, False)
         return 0
     c.seen_ms = <uint32_t>core.clock_ms
     length = size

@@ -27,7 +27,7 @@ from wsgate.reactor.channels cimport (
     channel_find, channel_name, channel_open, channel_release, channel_subscribe, channel_take_vacated,
     channel_unsubscribe, is_subscribed,
 )
-from wsgate.reactor.closing cimport begin_close, deliver, end_with, orphans_tick, release
+from wsgate.reactor.closing cimport begin_close, bye_for, end_with, orphans_tick, release
 from wsgate.reactor.codec cimport OP_BINARY, OP_TEXT, RSV1
 from wsgate.reactor.debts cimport (
     debts_begin, debts_charge, debts_charge_turn, debts_decay, debts_is_costly, debts_measured, debts_of,
@@ -36,7 +36,8 @@ from wsgate.reactor.debts cimport (
 from wsgate.reactor.deadlines cimport (
     application_at, deadlines_arm, deadlines_rearm, deadlines_resume, deadlines_run,
 )
-from wsgate.reactor.fanout cimport bye_for, fan_out
+from wsgate.reactor.delivery cimport deliver
+from wsgate.reactor.fanout cimport fan_out
 from wsgate.reactor.frames cimport frame_message, frame_publication, frame_raw, frame_release
 from wsgate.reactor.gate cimport gate_accept_handover, gate_answers_free, gate_mute, gate_open, gate_tick
 from wsgate.reactor.reader cimport take_turn, turn_failed
@@ -44,9 +45,9 @@ from wsgate.reactor.notices cimport NOTICE_FORMS_MAX, notices_step
 from wsgate.reactor.memory cimport memory_booked, memory_is_exact
 from wsgate.reactor.outbox cimport outbox_paces
 from wsgate.reactor.clocks cimport clock_ns
-from wsgate.reactor.socket_io cimport EPOLLIN, TAG_LISTENER, seam_address, seam_interest, seam_peer, seam_watch
+from wsgate.reactor.socket_io cimport EPOLLIN, TAG_LISTENER, socket_address, socket_interest, socket_peer, socket_watch
 from wsgate.reactor.shedding cimport shedding_tick
-from wsgate.reactor.siphash cimport siphash
+from wsgate.reactor.public_ids cimport permute_id
 from wsgate.reactor.state cimport advance, apply_settings, response_frame, state_blank, state_destroy, state_start
 from wsgate.reactor.structs cimport (
     APPLICATION, ASK_INDEBTED_MS, ASK_MS, Answer, BLOCKED, Bye, CHUNK_SLOTS, CLASS_REPLY, CLASS_RESPONSE,
@@ -264,7 +265,7 @@ cdef class Reactor:
         cdef Core *core = self.own()
         if core.listener >= 0:
             raise InternalError("the reactor has a listener already: call stop_listening first")
-        if seam_watch(core, listener_fd, TAG_LISTENER, EPOLLIN) < 0:
+        if socket_watch(core, listener_fd, TAG_LISTENER, EPOLLIN) < 0:
             raise OSError(errno, os.strerror(errno))
         core.listener = listener_fd
         core.listener_muted = 0
@@ -383,7 +384,7 @@ cdef class Reactor:
         cdef uint8_t address[16]
         cdef Core *core = self.own()
         cdef Connection *c = self.find(conn, &slot)
-        return c != NULL and seam_address(c, address) and address_is_trusted(core, address)
+        return c != NULL and socket_address(c, address) and address_is_trusted(core, address)
 
     def origin(self, uint64_t conn):
         """Return a number that is equal for all connections from one address; see loop.pyi."""
@@ -391,7 +392,7 @@ cdef class Reactor:
         cdef uint8_t address[16]
         cdef Core *core = self.own()
         cdef Connection *c = self.find(conn, &slot)
-        return address_origin(core, slot, address) if c != NULL and seam_address(c, address) else 0
+        return address_origin(core, slot, address) if c != NULL and socket_address(c, address) else 0
 
     def claim_address(self, uint64_t conn, bytes address not None):
         """Count a connection for the client address that its proxy has named; see loop.pyi."""
@@ -417,7 +418,7 @@ cdef class Reactor:
         if gate_open(core, fd, &slot, 0) < 0:
             raise MemoryError("no slot is free: max_connections is reached, or memory is short")
         c = at(core, slot)
-        if seam_interest(core, slot, True, False) < 0:
+        if socket_interest(core, slot, True, False) < 0:
             wheel_disarm(core, slot)
             heads_remove(core, slot)
             c.fd = -1
@@ -481,12 +482,12 @@ cdef class Reactor:
         See loop.pyi.
         """
         self.own()
-        return disguise(self.core.channels.key, conn, True)
+        return permute_id(self.core.channels.key, conn, True)
 
     def find_public(self, uint64_t public_id):
         """Return the handle that a public id stands for, or 0 if no connection has it now."""
         cdef uint32_t slot = 0
-        cdef uint64_t conn = disguise(self.own().channels.key, public_id, False)
+        cdef uint64_t conn = permute_id(self.own().channels.key, public_id, False)
         return 0 if find(self.core, conn, &slot) == NULL else conn
 
     # --- one connection -----------------------------------------------------------------------------
@@ -579,7 +580,7 @@ cdef class Reactor:
             return True                       # nothing to resume, so the peer's deadlines must not start anew
         c.flags &= ~PAUSED_APP
         if c.state == STATE_OPEN and not c.flags & PAUSED_OUTBOX:
-            seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
+            socket_interest(core, slot, True, (c.flags & WANT_OUT) != 0)
             deadlines_resume(core, slot)
             attention_push(core, slot)
         return True
@@ -698,7 +699,7 @@ cdef class Reactor:
         cdef Connection *c = self.find(conn, &slot)
         if c == NULL:
             return ""
-        return seam_peer(c)
+        return socket_peer(c)
 
     def inspect(self, uint64_t conn):
         """Return the state, flags and queue sizes of one connection; None for a stale handle.
@@ -1010,30 +1011,6 @@ cdef inline bytes name_of(Core *core, uint32_t index):
     return PyBytes_FromStringAndSize(<char *>channel_name(channel), channel.name_length)
 
 
-cdef uint64_t disguise(const uint8_t *key, uint64_t number, bint forward) noexcept nogil:
-    """Apply a keyed permutation of 64 bits, or its inverse: four Feistel rounds over SipHash.
-
-    Without the key the result cannot be distinguished from random bits. The inverse needs no table.
-    Source: Luby and Rackoff, "How to construct pseudorandom permutations" (1988).
-    """
-    cdef uint32_t left = <uint32_t>(number >> 32), right = <uint32_t>number, mixed
-    cdef uint32_t block[2]
-    cdef int step
-    for step in range(4):
-        block[0] = <uint32_t>(step if forward else 3 - step)
-        block[1] = right if forward else left
-        mixed = <uint32_t>siphash(key, <const uint8_t *>block, sizeof(block))
-        if forward:
-            mixed ^= left
-            left = right
-            right = mixed
-        else:
-            mixed ^= right
-            right = left
-            left = mixed
-    return <uint64_t>left << 32 | right
-
-
 cdef report_fault(error):
     """Write an exception that ended one connection's turn to standard error, with its traceback."""
     print("wsgate: an exception in the reactor ended one connection's turn:", file=sys.stderr)
@@ -1277,7 +1254,7 @@ cdef void open_connection(Core *core, uint32_t slot) noexcept nogil:
     c.seen_ms = <uint32_t>core.clock_ms
     wheel_disarm(core, slot)
     deadlines_arm(core, slot)
-    if seam_interest(core, slot, True, (c.flags & WANT_OUT) != 0) < 0:
+    if socket_interest(core, slot, True, (c.flags & WANT_OUT) != 0) < 0:
         release(core, slot, OUT_OF_MEMORY, True)
     elif c.input != NULL:
         attention_push(core, slot)

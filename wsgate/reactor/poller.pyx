@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from wsgate.reactor.closing cimport release
 from wsgate.reactor.gate cimport gate_accept, gate_drain
 from wsgate.reactor.socket_io cimport (
-    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, TAG_DRAIN, TAG_LISTENER, epoll_event, seam_interest,
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, TAG_DRAIN, TAG_LISTENER, epoll_event, socket_interest,
 )
 from wsgate.reactor.structs cimport (
     Connection, Core, PAUSED_APP, PAUSED_OUTBOX, PEER_RESET, STATE_OPEN, WANT_IN, WANT_OUT,
@@ -47,7 +47,7 @@ cdef void ready(Core *core, uint64_t tag, uint32_t reported) noexcept nogil:
     elif reported & (EPOLLERR | EPOLLHUP):
         release(core, slot, PEER_RESET, False)      # we do not read, and the peer is gone
     else:
-        seam_interest(core, slot, False, (c.flags & WANT_OUT) != 0)
+        socket_interest(core, slot, False, (c.flags & WANT_OUT) != 0)
 
 
 cdef void wait_once(Core *core) noexcept nogil:

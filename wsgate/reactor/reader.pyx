@@ -18,7 +18,7 @@ from wsgate.reactor.head cimport turn_head
 from wsgate.reactor.memory cimport buffer_give
 from wsgate.reactor.messages cimport give_back, parse_frames, violate
 from wsgate.reactor.partial cimport partial_stash
-from wsgate.reactor.socket_io cimport SEAM_AGAIN, SEAM_GONE, seam_interest, seam_receive, seam_unsent
+from wsgate.reactor.socket_io cimport SOCKET_AGAIN, SOCKET_GONE, socket_interest, socket_receive, socket_unsent
 from wsgate.reactor.structs cimport (
     ANNOUNCED, Connection, Core, END_AFTER_WRITE, EVENT_CLOSED, EVENT_FAILING, EVENT_PEER_CLOSED,
     KIND_PARTIAL, OPENED, PARTIAL_BYTES, PASS_OPENS, PAUSED_APP, PAUSED_OUTBOX, PEER_CLOSED,
@@ -69,12 +69,12 @@ cdef int turn_frames(Core *core, uint32_t slot, Pass *used, list events) except 
         end_turn(core, slot, data, size, taken, True)
         return 0
     data = core.receive_buffer
-    size = seam_receive(core, c, data, RECEIVE_BYTES)
-    if size == SEAM_AGAIN:
+    size = socket_receive(core, c, data, RECEIVE_BYTES)
+    if size == SOCKET_AGAIN:
         return 0
     if size <= 0:
         # The stream ended without a Close, or the socket failed.
-        release(core, slot, PEER_RESET if size == SEAM_GONE else PEER_GONE, False)
+        release(core, slot, PEER_RESET if size == SOCKET_GONE else PEER_GONE, False)
         return 0
     c.seen_ms = <uint32_t>core.clock_ms
     if c.flags & PING_SENT:
@@ -89,8 +89,8 @@ cdef int turn_frames(Core *core, uint32_t slot, Pass *used, list events) except 
 cdef void turn_linger(Core *core, uint32_t slot, Pass *used) noexcept nogil:
     """Discard input of a lingering connection; release it at the end of its stream or over the byte limit."""
     cdef Connection *c = at(core, slot)
-    cdef int64_t size = seam_receive(core, c, core.receive_buffer, RECEIVE_BYTES)
-    if size == SEAM_AGAIN:
+    cdef int64_t size = socket_receive(core, c, core.receive_buffer, RECEIVE_BYTES)
+    if size == SOCKET_AGAIN:
         return
     if size <= 0:
         release(core, slot, 0, False)
@@ -98,7 +98,7 @@ cdef void turn_linger(Core *core, uint32_t slot, Pass *used) noexcept nogil:
     used.bytes += size
     c.heartbeat_ms += <uint32_t>size          # counts the discarded bytes in this state
     if c.heartbeat_ms > core.limits.linger_limit_bytes:
-        release(core, slot, 0, seam_unsent(c))
+        release(core, slot, 0, socket_unsent(c))
         return
     if size == RECEIVE_BYTES:
         attention_push(core, slot)
@@ -160,7 +160,7 @@ cdef int take_turn(Core *core, uint32_t slot, Pass *used, list events) except -1
         turn_frames(core, slot, used, events)
     elif c.state == STATE_CLOSING:
         if c.flags & (PEER_CLOSE_SEEN | END_AFTER_WRITE):
-            seam_interest(core, slot, False, c.flags & WANT_OUT != 0)    # no input matters any more
+            socket_interest(core, slot, False, c.flags & WANT_OUT != 0)    # no input matters any more
         else:
             turn_frames(core, slot, used, events)
     elif c.state == STATE_HEAD:
@@ -170,7 +170,7 @@ cdef int take_turn(Core *core, uint32_t slot, Pass *used, list events) except -1
             attention_push(core, slot)
     elif c.state == STATE_DECIDING:
         # The peer sends more before it has our response: these bytes stay in the kernel.
-        seam_interest(core, slot, False, c.flags & WANT_OUT != 0)
+        socket_interest(core, slot, False, c.flags & WANT_OUT != 0)
     elif c.state == STATE_FAILING:
         announce(core, slot, events)
     elif c.state == STATE_LINGERING:

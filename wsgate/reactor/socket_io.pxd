@@ -25,23 +25,23 @@ cdef extern from "<sys/epoll.h>" nogil:
     uint32_t EPOLLHUP
 
 cdef enum:
-    SEAM_AGAIN = -1              # the call would block: wait for epoll
-    SEAM_GONE = -2               # the socket failed and is of no more use
+    SOCKET_AGAIN = -1              # the call would block: wait for epoll
+    SOCKET_GONE = -2               # the socket failed and is of no more use
     TAG_LISTENER = 0xFFFFFFFE    # low half of the epoll tag of the listener; lower values are slots
     TAG_DRAIN = 0xFFFF0000       # plus the index of a drain: its low half
 
-cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil
-cdef int64_t seam_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil
-cdef int64_t seam_send_vector(Core *core, Connection *c, iovec *parts, int count) noexcept nogil
-cdef bint seam_readable(Connection *c) noexcept nogil
-cdef bint seam_writable(Connection *c) noexcept nogil
-cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil
-cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil
-cdef void seam_shut_write(Connection *c) noexcept nogil
-cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil
-cdef int64_t seam_queued(Connection *c) noexcept nogil
-cdef bint seam_unsent(Connection *c) noexcept nogil
-cdef bint seam_orphan(int32_t fd) noexcept nogil
-cdef void seam_reset(int32_t fd) noexcept nogil
-cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil
-cdef str seam_peer(Connection *c)
+cdef int64_t socket_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil
+cdef int64_t socket_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil
+cdef int64_t socket_send_vector(Core *core, Connection *c, iovec *parts, int count) noexcept nogil
+cdef bint socket_readable(Connection *c) noexcept nogil
+cdef bint socket_writable(Connection *c) noexcept nogil
+cdef int socket_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil
+cdef int socket_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil
+cdef void socket_shut_write(Connection *c) noexcept nogil
+cdef void socket_close(Core *core, Connection *c, bint reset) noexcept nogil
+cdef int64_t socket_queued(Connection *c) noexcept nogil
+cdef bint socket_unsent(Connection *c) noexcept nogil
+cdef bint socket_orphan(int32_t fd) noexcept nogil
+cdef void socket_reset(int32_t fd) noexcept nogil
+cdef bint socket_address(Connection *c, uint8_t *address) noexcept nogil
+cdef str socket_peer(Connection *c)

@@ -83,35 +83,35 @@ cdef enum:
     MEMINFO_VALUES = 9
 
 
-cdef int64_t seam_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil:
-    """Receive up to `size` bytes; return the number, 0 at the end of the stream, SEAM_AGAIN or SEAM_GONE."""
+cdef int64_t socket_receive(Core *core, Connection *c, uint8_t *target, uint64_t size) noexcept nogil:
+    """Receive up to `size` bytes; return the number, 0 at the end of the stream, SOCKET_AGAIN or SOCKET_GONE."""
     cdef ssize_t count = recv(c.fd, target, size, MSG_DONTWAIT)
     core.counters[<int>RECEIVES] += 1
     if count >= 0:
         core.counters[<int>BYTES_IN] += count
         return count
-    return SEAM_AGAIN if errno == EAGAIN or errno == EINTR else SEAM_GONE
+    return SOCKET_AGAIN if errno == EAGAIN or errno == EINTR else SOCKET_GONE
 
 
 cdef inline int64_t sent(Core *core, ssize_t count) noexcept nogil:
-    """Count a send by its result `count`; return the bytes, SEAM_AGAIN or SEAM_GONE by errno."""
+    """Count a send by its result `count`; return the bytes, SOCKET_AGAIN or SOCKET_GONE by errno."""
     core.counters[<int>SENDS] += 1
     if count >= 0:
         core.counters[<int>BYTES_OUT] += count
         return count
     if errno == EAGAIN or errno == EINTR:
         core.counters[<int>SENDS_BLOCKED] += 1
-        return SEAM_AGAIN
-    return SEAM_GONE
+        return SOCKET_AGAIN
+    return SOCKET_GONE
 
 
-cdef int64_t seam_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil:
-    """Send one piece of data; return how many bytes the socket took, SEAM_AGAIN or SEAM_GONE."""
+cdef int64_t socket_send(Core *core, Connection *c, const uint8_t *data, uint64_t size) noexcept nogil:
+    """Send one piece of data; return how many bytes the socket took, SOCKET_AGAIN or SOCKET_GONE."""
     return sent(core, send(c.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL))
 
 
-cdef int64_t seam_send_vector(Core *core, Connection *c, iovec *parts, int count) noexcept nogil:
-    """Send several pieces of data in one system call; return values as `seam_send`."""
+cdef int64_t socket_send_vector(Core *core, Connection *c, iovec *parts, int count) noexcept nogil:
+    """Send several pieces of data in one system call; return values as `socket_send`."""
     cdef msghdr message
     memset(&message, 0, sizeof(message))
     message.msg_iov = parts
@@ -119,13 +119,13 @@ cdef int64_t seam_send_vector(Core *core, Connection *c, iovec *parts, int count
     return sent(core, sendmsg(c.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL))
 
 
-cdef bint seam_readable(Connection *c) noexcept nogil:
+cdef bint socket_readable(Connection *c) noexcept nogil:
     """Return whether a byte waits unread; checked before a silent peer fails its heartbeat."""
     cdef uint8_t byte
     return recv(c.fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK) > 0
 
 
-cdef bint seam_writable(Connection *c) noexcept nogil:
+cdef bint socket_writable(Connection *c) noexcept nogil:
     """Return whether the socket takes bytes now; checked before a stalled connection is reset."""
     cdef pollfd asked
     asked.fd = c.fd
@@ -134,7 +134,7 @@ cdef bint seam_writable(Connection *c) noexcept nogil:
     return poll(&asked, 1, 0) == 1 and (asked.revents & POLLOUT) != 0
 
 
-cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil:
+cdef int socket_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexcept nogil:
     """Add a descriptor with its tag to the epoll set; return 0, or -1 on failure."""
     cdef epoll_event event
     event.events = events
@@ -142,7 +142,7 @@ cdef int seam_watch(Core *core, int32_t fd, uint64_t tag, uint32_t events) noexc
     return epoll_ctl(core.epoll, EPOLL_CTL_ADD, fd, &event)
 
 
-cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil:
+cdef int socket_interest(Core *core, uint32_t slot, bint want_in, bint want_out) noexcept nogil:
     """Set whether epoll reports a connection as readable and as writable; return 0, or -1 on failure.
 
     Makes one system call, and none if nothing changes. An accepted socket is added to the set only when more
@@ -171,7 +171,7 @@ cdef int seam_interest(Core *core, uint32_t slot, bint want_in, bint want_out) n
     return 0
 
 
-cdef void seam_shut_write(Connection *c) noexcept nogil:
+cdef void socket_shut_write(Connection *c) noexcept nogil:
     """Shut our side of the stream, so that the peer sees its end after the bytes sent before."""
     shutdown(c.fd, SHUT_WR)
 
@@ -190,12 +190,12 @@ cdef bint unsent(int32_t fd) noexcept nogil:
     return getsockopt(fd, SOL_SOCKET, SO_MEMINFO, values, &size) < 0 or values[MEMINFO_WMEM_QUEUED] != 0
 
 
-cdef bint seam_unsent(Connection *c) noexcept nogil:
+cdef bint socket_unsent(Connection *c) noexcept nogil:
     """Return whether the kernel holds bytes written to a connection that its peer has not acknowledged."""
     return unsent(c.fd)
 
 
-cdef bint seam_orphan(int32_t fd) noexcept nogil:
+cdef bint socket_orphan(int32_t fd) noexcept nogil:
     """Limit to ORPHAN_MS how long the kernel keeps unsent data after a close; return True if there is any.
 
     Call it before a close without reset. Without it the kernel keeps the data until the TCP_USER_TIMEOUT of
@@ -205,7 +205,7 @@ cdef bint seam_orphan(int32_t fd) noexcept nogil:
     return unsent(fd) and setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof(timeout_ms)) == 0
 
 
-cdef void seam_reset(int32_t fd) noexcept nogil:
+cdef void socket_reset(int32_t fd) noexcept nogil:
     """Make the next close of the descriptor a reset, with which the kernel discards all unsent data."""
     cdef linger_t option
     option.l_onoff = 1
@@ -213,10 +213,10 @@ cdef void seam_reset(int32_t fd) noexcept nogil:
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &option, sizeof(option))
 
 
-cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
+cdef void socket_close(Core *core, Connection *c, bint reset) noexcept nogil:
     """Close the descriptor of a connection; with `reset` discard unsent data and reset the peer."""
     if reset:
-        seam_reset(c.fd)
+        socket_reset(c.fd)
     # If the descriptor was duplicated, the socket stays open and the epoll set would report it for ever.
     if c.flags & WATCHED:
         epoll_ctl(core.epoll, EPOLL_CTL_DEL, c.fd, NULL)
@@ -224,7 +224,7 @@ cdef void seam_close(Core *core, Connection *c, bint reset) noexcept nogil:
     c.fd = -1
 
 
-cdef int64_t seam_queued(Connection *c) noexcept nogil:
+cdef int64_t socket_queued(Connection *c) noexcept nogil:
     """Return the bytes of kernel memory for a connection's buffered data; -1 if it does not report it.
 
     Data received but not read counts only while reading is paused, because otherwise it is read in this pass.
@@ -243,14 +243,14 @@ cdef int64_t seam_queued(Connection *c) noexcept nogil:
     return held + 4096 if held else 0
 
 
-cdef bint seam_address(Connection *c, uint8_t *address) noexcept nogil:
+cdef bint socket_address(Connection *c, uint8_t *address) noexcept nogil:
     """Write the 16 bytes of the peer's IP address, IPv4-mapped, to `address`; return False if it has none."""
     cdef sockaddr_storage peer
     cdef unsigned int size = sizeof(peer)
     return getpeername(c.fd, <sockaddr *>&peer, &size) == 0 and address_read(&peer, address)
 
 
-cdef str seam_peer(Connection *c):
+cdef str socket_peer(Connection *c):
     """Return the peer's address as `host:port` or `[host]:port`; empty if it has no IP address."""
     cdef sockaddr_storage address
     cdef unsigned int size = sizeof(address)

@@ -26,7 +26,7 @@ from wsgate.reactor.outbox cimport (
 from wsgate.reactor.pongs cimport PUSHED, PUSH_NO_MEMORY, PUSH_OVERFLOW, pongs_add, pongs_drop_oldest
 from wsgate.reactor.clocks cimport clock_ns
 from wsgate.reactor.socket_io cimport (
-    SEAM_AGAIN, SEAM_GONE, iovec, seam_interest, seam_queued, seam_send, seam_send_vector,
+    SOCKET_AGAIN, SOCKET_GONE, iovec, socket_interest, socket_queued, socket_send, socket_send_vector,
 )
 from wsgate.reactor.structs cimport (
     BLOCKED, CLASS_GAP, CLOSE_QUEUED, Connection, Core, Entry, Frame, GAPS, Gap, INTERNAL, NONE,
@@ -121,14 +121,14 @@ cdef void block(Core *core, uint32_t slot) noexcept nogil:
     charge of 96 KB for every full socket was four to eight times too high for small windows.
     """
     cdef Connection *c = at(core, slot)
-    cdef int64_t held = seam_queued(c)
+    cdef int64_t held = socket_queued(c)
     if held < 0:
         held = core.limits.send_buffer_bytes
     kernel_holds(core, c, held)
     c.flags |= BLOCKED
     core.blocked += 1
     outbox_fall_behind(core, c)
-    seam_interest(core, slot, (c.flags & WANT_IN) != 0, True)
+    socket_interest(core, slot, (c.flags & WANT_IN) != 0, True)
     if c.state == STATE_OPEN:
         wheel_arm(core, slot, core.clock_ms + core.limits.write_timeout_ms)
         if core.limits.outbox_age_ms < core.limits.write_timeout_ms:
@@ -143,7 +143,7 @@ cdef void unblock(Core *core, uint32_t slot) noexcept nogil:
     cdef Connection *c = at(core, slot)
     if c.flags & BLOCKED:
         unblocked(core, c)
-    seam_interest(core, slot, (c.flags & WANT_IN) != 0, False)
+    socket_interest(core, slot, (c.flags & WANT_IN) != 0, False)
     if c.flags & PING_SENT:
         c.heartbeat_ms = <uint32_t>core.clock_ms | 1    # the ping may be sent only now
         deadlines_arm(core, slot)
@@ -158,7 +158,7 @@ cdef void after_progress(Core *core, uint32_t slot) noexcept nogil:
         c.flags &= ~PAUSED_OUTBOX
         outbox_weigh(core, c)
         if not c.flags & PAUSED_APP:
-            seam_interest(core, slot, True, (c.flags & BLOCKED) != 0)
+            socket_interest(core, slot, True, (c.flags & BLOCKED) != 0)
             deadlines_resume(core, slot)
             attention_push(core, slot)
     if c.outbox == NULL and c.flags & CLOSE_QUEUED:
@@ -185,15 +185,15 @@ cdef int visit(Core *core, uint32_t slot) noexcept nogil:
         return VISIT_DONE
     if count == 1:
         offered = parts[0].iov_len
-        written = seam_send(core, c, <const uint8_t *>parts[0].iov_base, offered)
+        written = socket_send(core, c, <const uint8_t *>parts[0].iov_base, offered)
     else:
         for index in range(count):
             offered += parts[index].iov_len
-        written = seam_send_vector(core, c, parts, count)
-    if written == SEAM_AGAIN:
+        written = socket_send_vector(core, c, parts, count)
+    if written == SOCKET_AGAIN:
         block(core, slot)
         return VISIT_DONE
-    if written == SEAM_GONE:
+    if written == SOCKET_GONE:
         release(core, slot, PEER_RESET, False)
         return VISIT_DONE
     c.outbox.blocked_ms = core.clock_ms
