@@ -42,7 +42,7 @@ def test_states_are_those_of_the_enumeration() -> None:
     [
         ("    STATE_LINGERING\n", ""),
         ("OPEN -> FAILING", "FAILING -> OPEN"),
-        ("    DECIDING   the head", "    DECIDED    the head"),
+        ("    DECIDING   the caller", "    DECIDED    the caller"),
     ],
 )
 def test_drawing_that_contradicts_the_enumeration_is_refused(old: str, new: str) -> None:
