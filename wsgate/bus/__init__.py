@@ -1,10 +1,15 @@
-"""What carries publications between shards, nodes and backends: Redis or Valkey.
+"""The bus (Redis or Valkey) carries publications between shards, nodes and backends.
 
-`subscriber` is the way in, `backlog` where publications wait, `publisher` the way out, `appender` the way to
-streams, each on a `connection` of its own with a compiled reader; `cluster` is these over many servers,
-`topology` says which those are and asks through `question`; `envelope` is what a publication looks like on
-the way, `names` what it is called there; `revocations` are kept on the bus for shards that come later. The
-contract for others is protocols/bus/v1.
+- `subscriber` receives publications, and `backlog` queues them until the shard delivers them.
+- `publisher` publishes and runs commands; `appender` adds events to streams.
+- Each of these has a `connection` of its own, whose bytes the compiled reader in `push` parses.
+- `cluster` does the same over all servers of a cluster. `topology` finds these servers and the primary behind
+  sentinels, with requests that `question` sends.
+- `envelope` encodes a publication; `names` builds channel names and keys; `receivers` checks channel names.
+- `script` runs Lua scripts on the bus, `leases` and `revocations` use them.
+- `once` sends a single command for code that runs without an event loop.
+
+The contract for backends is protocols/bus/v1.
 """
 
 from wsgate.bus.appender import Appender, AppenderOptions

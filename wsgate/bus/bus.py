@@ -1,4 +1,4 @@
-"""Both ways of one bus, whatever it is made of: one server, what sentinels name, or a cluster."""
+"""Make the subscriber and the publisher of a bus: for one server, servers behind sentinels, or a cluster."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,23 @@ BusPublisher = Publisher | ClusterPublisher
 
 
 class Part(Protocol):
-    """Something that has to run."""
+    """An object of the bus whose `run` must be a running task, such as a `Subscriber` or a `Topology`."""
 
     def run(self) -> Coroutine[Any, Any, None]:
-        """Until cancelled."""
+        """Keep the connections of this part until the task is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bus:
-    """The two ends; `parts` is what has to run for them, until cancelled."""
+    """The subscriber and the publisher of one bus, with the parts that must run for both.
+
+    Attributes:
+        address: The address from the configuration.
+        subscriber: Receives publications.
+        publisher: Sends publications and commands.
+        parts: The objects whose `run` the caller starts, each as a task.
+        topology: The map of the cluster; None when the bus is no cluster.
+    """
 
     address: BusAddress
     subscriber: BusSubscriber
@@ -38,7 +46,17 @@ class Bus:
     def appenders(
         self, streams: Sequence[bytes], options: AppenderOptions, on_failed: Callable[[str], None]
     ) -> list[Appender]:
-        """One for each stream; on one server they are all the same one. Each has to run."""
+        """Make the appenders for streams of events.
+
+        Args:
+            streams: The keys of the streams.
+            options: The limits and times of every appender.
+            on_failed: Called with a reason for the log when an appender cannot reach the bus or is refused.
+
+        Returns:
+            One appender for each stream, in the order of `streams`. When the bus is no cluster, all entries
+            are the same appender. The caller runs each distinct appender.
+        """
         topology = self.topology
         if topology is None:
             return [Appender(lambda: self.address, options, on_failed)] * len(streams)
@@ -55,14 +73,15 @@ def make_bus(
     backlog: Backlog,
     options: SubscriberOptions,
 ) -> Bus:
-    """A bus that is not connected yet.
+    """Make the subscriber and the publisher of a shard; both connect when their `run` starts.
 
     Args:
-        address: Where it is.
-        prefix: What channel names start with on it.
-        listener: Who is told.
-        backlog: Where publications go.
-        options: For its connections; publishes have the same time for an answer.
+        address: The address of the bus.
+        prefix: The bytes before every channel name on the bus.
+        listener: Receives the subscriber's calls, and the failures of the publisher.
+        backlog: Receives the publications.
+        options: The options of the subscriber. The publisher uses the same time limits for connecting and for
+            replies.
     """
     if not address.is_cluster:
         subscriber = Subscriber(address, prefix, listener, backlog, options)
@@ -91,7 +110,17 @@ def make_publisher(
     command_timeout_s: float,
     on_failed: Callable[[str], None],
 ) -> tuple[BusPublisher, tuple[Part, ...]]:
-    """Only the way out, and what has to run for it."""
+    """Make a publisher without a subscriber, for a process that receives no publications.
+
+    Args:
+        address: The address of the bus.
+        connect_timeout_s: Time for connecting, in seconds.
+        command_timeout_s: Time from sending a command to its reply, in seconds.
+        on_failed: Called with a reason for the log when the bus cannot be reached, is lost or refuses.
+
+    Returns:
+        The publisher, and the parts whose `run` the caller starts.
+    """
     if not address.is_cluster:
         publisher = Publisher(
             address,

@@ -1,7 +1,7 @@
-"""What a publication looks like on the bus: raw payload, or envelope.
+"""Encode and decode publications as the bytes that travel on the bus: a raw payload or an envelope. Pure.
 
-An envelope starts with 0xC1, which neither JSON, nor UTF-8, nor msgpack can start with, so that any
-bytes at all are a valid raw publication. Then the version, then a msgpack map. Pure.
+An envelope is the byte 0xC1, a byte with the version, and a msgpack map. No JSON, UTF-8 or msgpack text
+starts with 0xC1, so a payload of these forms is never taken for an envelope.
 
 Source: protocols/bus/v1/spec.md, "Envelope".
 """
@@ -22,7 +22,7 @@ _ENCODING_NAMES: Final = {number: name for name, number in _ENCODINGS.items()}
 
 
 class _Envelope(msgspec.Struct, omit_defaults=True, gc=False):
-    """The map behind the head; keys a version does not know are ignored."""
+    """The msgpack map of an envelope, behind mark and version; unknown keys are ignored."""
 
     data: bytes
     encoding: str = "json"
@@ -34,14 +34,15 @@ class _Envelope(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Publication(msgspec.Struct, gc=False):
-    """One item published to a channel.
+    """One publication to a channel, decoded or to be encoded.
 
     Attributes:
-        payload: What subscribers get.
-        user: Who published it, when a client did.
+        payload: The data for the subscribers, with its encoding.
+        user: The user id of the client that published; None: a backend published.
         position: `<epoch>-<offset>`, or None on a channel without history.
-        timestamp_ms: When it was published, Unix time, or None.
-        exclude: The public id of the connection that does not want its own publication back; 0: none.
+        timestamp_ms: The time of publishing, in milliseconds of Unix time, or None.
+        exclude: The public id of the publishing connection, if it must not receive its own publication; else
+            0.
     """
 
     payload: Payload
@@ -56,10 +57,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def decode_publication(data: bytes) -> Publication | None:
-    """What arrived for a channel; None for a broken envelope: dropped and counted, never guessed at.
+    """Decode the bytes of one publication; None when they are a broken envelope, which the caller must drop.
 
-    Broken is: an unknown version, no map, a key of the wrong type, `data` that is not what
-    `encoding` says. What comes from the bus is not trusted: it is checked like any input.
+    Bytes without the mark 0xC1 are a raw payload. An envelope is broken when its version is unknown, when the
+    rest is no msgpack map, when a key has the wrong type, or when `data` does not have the form that
+    `encoding` claims. Bytes from the bus are checked like any other input.
     """
     if not data or data[0] != _MARK:
         return Publication(classify(data))
@@ -87,7 +89,7 @@ def _payload(envelope: _Envelope) -> Payload | None:
 
 
 def encode_publication(publication: Publication) -> bytes:
-    """The envelope of a publication."""
+    """Encode a publication as an envelope: the mark, the version and the msgpack map."""
     return _HEAD + _encode(
         _Envelope(
             publication.payload.data,

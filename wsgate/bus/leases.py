@@ -1,7 +1,7 @@
-"""Sets of leases on the bus. A member belongs to a set until its lease expires or is given up.
+"""Keep sets of members with leases on the bus: a member leaves the set when its lease expires or is deleted.
 
-Two sets exist: the shards of all nodes, and, for a minute, the shards that have carried out one control
-command. A lease runs by the clock of the server that holds the set, so the clocks of nodes do not matter.
+Two kinds of sets exist: the shards of all nodes, and, for a minute, the shards that have carried out one
+control command. The server that stores the set measures the leases, so the clocks of nodes do not matter.
 
 Source: protocols/bus/v1/spec.md, "Keys" and "Control".
 """
@@ -18,29 +18,30 @@ __all__ = ["MEMBER_LIMIT_BYTES", "hold_lease", "read_leases"]
 MEMBER_LIMIT_BYTES: Final = 160
 PAGE_MEMBERS: Final = 64
 PAGES_MOST: Final = 256
-"""Pages of one reading: 16,384 members."""
+"""The most pages that `read_leases` requests: 16,384 members."""
 
 
 def hold_lease(caller: Caller, key: bytes, member: str, ttl_ms: int, done: CallDone) -> None:
-    """Renew the lease of one member, or give the lease up.
+    """Renew the lease of one member of a set, or delete the lease.
 
     Args:
         caller: A `Publisher` or `ClusterPublisher`.
-        key: The set.
-        member: At most `MEMBER_LIMIT_BYTES`, without line feeds.
-        ttl_ms: For how long the lease runs; 0: it is given up.
+        key: The key of the set.
+        member: The member, at most `MEMBER_LIMIT_BYTES`, without line feeds.
+        ttl_ms: How long the lease runs, in milliseconds; 0 deletes the lease.
         done: Called once, later, as by `Publisher.call`.
     """
     LEASE.run(caller, key, (member.encode(), b"%d" % ttl_ms), done)
 
 
 def read_leases(caller: Caller, key: bytes, done: Callable[[PublishOutcome, frozenset[str]], None]) -> None:
-    """Read all members whose lease has not run out, a page at a time.
+    """Read all members of a set whose lease has not expired, one page of 64 members at a time.
 
     Args:
         caller: A `Publisher` or `ClusterPublisher`.
-        key: The set.
-        done: Called once, later, with why it failed and nothing, or with `""` and the members.
+        key: The key of the set.
+        done: Called once, later, with `""` and the members, or with the reason of the failure and an empty
+            set.
     """
     _read_page(caller, key, 0, frozenset(), done)
 

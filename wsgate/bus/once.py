@@ -1,4 +1,4 @@
-"""One publish, or one question, of a program that has nothing else to say, through redis-py."""
+"""Send one command to the bus through redis-py, for code that runs without an event loop."""
 
 import time
 from typing import Any, Final
@@ -20,7 +20,7 @@ __all__ = ["claim_once", "publish_once", "round_trip_once"]
 _PINGS: Final = 5
 _FAULTS: Final = (
     redis.RedisError,
-    RedisClusterException,  # none of the former in redis-py
+    RedisClusterException,  # does not derive from RedisError
     # What redis-py raises when a server answers in a form that redis-py does not expect.
     *(
         OSError,
@@ -36,16 +36,19 @@ _FAULTS: Final = (
 
 
 def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float) -> int:
-    """PUBLISH, or SPUBLISH where the bus is a cluster; how many connections heard it.
+    """Publish once, with PUBLISH or on a cluster with SPUBLISH, and return the number of receivers.
 
     Args:
-        address: Where the bus is.
-        name: The whole name on it.
+        address: The address of the bus.
+        name: The whole pub/sub name.
         data: An envelope or a raw payload.
-        timeout_s: For connecting, and for the answer.
+        timeout_s: Time for connecting, and again for the reply, in seconds.
+
+    Returns:
+        The number of bus connections that receive the publication.
 
     Raises:
-        BackendError: It could not be published, or there was no answer: it may have been heard.
+        BackendError: The publication failed, or there was no reply and it may have been delivered.
     """
     try:
         with _client(address, _limits(timeout_s)) as bus:
@@ -58,20 +61,21 @@ def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float
 
 
 def claim_once(address: BusAddress, key: bytes, holder: str, dead: str, timeout_s: float) -> tuple[str, int]:
-    """Claim the lease of a node's name.
+    """Claim the lease of a node's name on the bus.
 
     Args:
-        address: Where the bus is.
-        key: The name of the lease.
-        holder: Who claims it.
-        dead: A holder that is known to be dead; its lease counts for nothing. Empty: none is known.
-        timeout_s: For connecting, and for the answer.
+        address: The address of the bus.
+        key: The key of the lease.
+        holder: The value that identifies this node.
+        dead: A former holder whose process has ended; its lease is replaced. Empty: none is known.
+        timeout_s: Time for connecting, and again for the reply, in seconds.
 
     Returns:
-        Who else holds it and for how many milliseconds still; an empty text when the claim succeeded.
+        The other holder of the lease, and for how many milliseconds its lease still runs. The holder is an
+        empty text when the claim succeeded.
 
     Raises:
-        BackendError: The bus does not answer, or does not allow it.
+        BackendError: The bus does not reply, or refuses the command.
     """
     arguments = (holder, str(NODE_LEASE_MS), dead)
     try:
@@ -84,14 +88,17 @@ def claim_once(address: BusAddress, key: bytes, holder: str, dead: str, timeout_
 
 
 def round_trip_once(address: BusAddress, timeout_s: float) -> float:
-    """Seconds to the bus and back: the fastest of several PINGs, over a connection that is there already.
+    """Measure the round trip to the bus: the fastest of five PINGs after a first one has connected.
 
     Args:
-        address: Where the bus is.
-        timeout_s: For connecting, and for each answer.
+        address: The address of the bus.
+        timeout_s: Time for connecting, and again for each reply, in seconds.
+
+    Returns:
+        The time of the fastest PING, in seconds.
 
     Raises:
-        BackendError: It does not answer.
+        BackendError: The bus does not reply.
     """
     try:
         with _client(address, _limits(timeout_s)) as bus:
@@ -110,19 +117,19 @@ def _limits(timeout_s: float) -> dict[str, Any]:
     return {
         "socket_connect_timeout": timeout_s,
         "socket_timeout": timeout_s,
-        "retry": Retry(NoBackoff(), 0),  # who runs this says when to try again: it may have been heard
+        "retry": Retry(NoBackoff(), 0),  # the caller decides: a failed publication may have been delivered
     }
 
 
 def _client(address: BusAddress, limits: dict[str, Any]) -> Any:
     options = limits | address.redis_options()
     if address.is_cluster:
-        make_node: Any = ClusterNode  # it has no types
+        make_node: Any = ClusterNode  # redis-py declares no types for it
         nodes = [make_node(host, port) for host, port in address.hosts]
         return redis.RedisCluster(startup_nodes=nodes, **options)
     if address.kind:
         asking = limits | address.redis_options(of_sentinels=True)
-        make: Any = Sentinel  # nor has it
+        make: Any = Sentinel  # redis-py declares no types for it
         return make(list(address.hosts), sentinel_kwargs=asking, **options).master_for(address.master)
     if address.path:
         return redis.Redis(unix_socket_path=address.path, **options)

@@ -1,8 +1,9 @@
-"""Ask one server a question whose answer may have any shape, and read the answer within bounds.
+"""Send a request to one server whose reply is a tree of arrays, and parse the reply within limits.
 
-For finding servers (sentinels, a cluster's slots), where the answer is a tree. A reader that believes a
-count allocates for it, and a tree that is deep enough ends an interpreter; here a number is believed only
-within its limit, and nothing is allocated before it has arrived (S26).
+Finding the servers of a bus needs such replies (the primaries that a sentinel knows, the slots of a cluster).
+A parser that trusts a count allocates memory for all of it, and a deep tree overflows the stack of the
+interpreter. This parser accepts a count or a length only within its limit, and allocates no memory for bytes
+and elements that have not arrived (S26).
 
 Source: redis.io/docs/latest/develop/reference/protocol-spec, RESP2.
 """
@@ -21,26 +22,27 @@ from wsgate.errors import BackendError
 __all__ = ["Answer", "Questioner", "asking"]
 
 Answer = bytes | int | None | list["Answer"]
-"""A string, a number, a null or an array of answers."""
+"""The reply of a server: a string, a number, a null (None), or an array of such replies."""
 
 LINE_LIMIT_BYTES: Final = 1_024
 STRING_LIMIT_BYTES: Final = 64 * 1024
 ANSWER_LIMIT_BYTES: Final = 8 * 1024 * 1024
-"""CLUSTER SLOTS has about 200 bytes for a range with one replica, and 16,384 ranges at most."""
+"""The largest whole reply. CLUSTER SLOTS has about 200 bytes for a range with one replica, and at most 16,384
+ranges."""
 ELEMENTS_MOST: Final = 256 * 1024
 DEPTH_MOST: Final = 6
 DIGITS_MOST: Final = 19
-"""The most digits of a 64-bit number."""
+"""The most digits of a count, a length or an integer: those of a 64-bit number."""
 BUFFER_BYTES: Final = 16 * 1024
-"""Bytes that are read before they are parsed; this also bounds how long one parse takes."""
+"""The limit of the stream's buffer: bytes read and not parsed. This also bounds how long one parse takes."""
 
 
 class _Malformed(Exception):
-    """The server sent no RESP2, or more than an answer may have."""
+    """The bytes of the server are not RESP2, or the reply is over a limit of this module."""
 
 
 class Questioner:
-    """One connection for a question or two; made by `asking`."""
+    """A connection to one server for a few requests, one after the other; `asking` makes it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -49,10 +51,10 @@ class Questioner:
         self._left_elements = 0
 
     async def ask(self, *command: str) -> Answer:
-        """Send a command and read its answer.
+        """Send one command and return its parsed reply.
 
         Raises:
-            BackendError: The answer is an error or malformed, or the connection was lost.
+            BackendError: The reply is an error, malformed or over a limit, or the connection was lost.
         """
         packed: bytes = pack_command(command)  # type: ignore[arg-type] # typed as a tuple of one
         self._left_bytes, self._left_elements = ANSWER_LIMIT_BYTES, ELEMENTS_MOST
@@ -69,7 +71,7 @@ class Questioner:
         if kind == b"+":
             return text
         if kind == b"-":
-            # Show only the code: the rest may repeat arguments of the command, such as a password.
+            # Keep only the error's code: the rest may repeat arguments of the command, such as a password.
             code = text.split(b" ", 1)[0][:32].decode("ascii", "replace")
             raise BackendError(f"refused: {code}", temporary=True)
         number = _number(text)
@@ -105,7 +107,7 @@ class Questioner:
         if count < 0 or count > self._left_elements or depth >= DEPTH_MOST:
             raise _Malformed
         self._left_elements -= count
-        # One by one: nothing is allocated for elements that do not come.
+        # Parse one element after the other, so that elements that never arrive cost no memory.
         return [await self._read(depth + 1) for _ in range(count)]
 
     def _spend(self, size: int) -> None:
@@ -125,13 +127,13 @@ def _number(text: bytes) -> int:
 async def asking(
     address: BusAddress, username: str, password: str, timeout_s: float
 ) -> AsyncIterator[Questioner]:
-    """A connection to one server that takes questions.
+    """Connect to one server, authenticate, and yield a `Questioner`; the connection is closed at the end.
 
     Args:
-        address: Where it is, of kind "".
-        username: "" for the default user.
-        password: "" to say none.
-        timeout_s: For all of it, from the resolver to the last answer.
+        address: The address of the server, of kind "".
+        username: The user for AUTH; "" for the default user.
+        password: The password for AUTH. With neither user nor password no AUTH is sent.
+        timeout_s: Time for the whole block, from the resolver to the last reply, in seconds.
 
     Raises:
         BackendError: The server cannot be reached, refuses, or does not answer in time.
@@ -148,7 +150,7 @@ async def asking(
             yield questioner
     except TimeoutError:
         raise BackendError(f"no answer within {timeout_s:g} s", temporary=True) from None
-    except (OSError, ValueError) as error:  # a name that cannot even be asked for is a ValueError
+    except (OSError, ValueError) as error:  # a host name that is no valid DNS name is a ValueError
         raise BackendError(type(error).__name__, temporary=True) from None
     finally:
         if writer is not None:

@@ -1,4 +1,4 @@
-"""Whom a publication can reach: which names are valid, and how large its data may be.
+"""Check the target of a publication: whether its channel name is valid, and how large its data may be. Pure.
 
 The API and the command line share these rules. They refuse a publication that the shards would drop, so that
 the publisher receives the refusal.
@@ -18,13 +18,13 @@ CHANNEL_LIMIT_BYTES: Final = 200
 USER_LIMIT_BYTES: Final = 128
 
 ANY_NAMESPACE: Final = "*"
-"""In a table of limits: every namespace that has no row of its own. No namespace can be called so."""
+"""The key of a table of limits for all namespaces without a row. No namespace can have this name."""
 
 _DEFAULT: Final = "default"
 
 
 def is_channel(name: str) -> bool:
-    """Whether somebody can be subscribed to this name; `@user` is the inbox of a user."""
+    """Check whether a text is a valid channel name or the inbox `@user` of a valid user."""
     if name.startswith(INBOX_MARK):
         return is_user(name.removeprefix(INBOX_MARK))
     if not 1 <= _size_bytes(name) <= CHANNEL_LIMIT_BYTES:
@@ -33,19 +33,19 @@ def is_channel(name: str) -> bool:
 
 
 def is_user(user: str) -> bool:
-    """Whether the claim `sub` of a token can hold this text."""
+    """Check whether a text is a valid user id, as in the claim `sub` of a token."""
     return 1 <= _size_bytes(user) <= USER_LIMIT_BYTES and not any(map(_is_control, user))
 
 
 def publish_limit_bytes(limits: Mapping[str, int], channel: str) -> int | None:
-    """The largest data that the channel takes, in bytes.
+    """Return the largest data that one publication to a channel may have, in bytes.
 
     Args:
-        limits: The setting `max_publish` by namespace, in bytes, perhaps with `ANY_NAMESPACE`.
-        channel: A valid name. An inbox belongs to no namespace and takes what the strictest one takes.
+        limits: The setting `max_publish` of each namespace, in bytes, perhaps with `ANY_NAMESPACE`.
+        channel: A valid channel name. An inbox belongs to no namespace, so the smallest limit holds for it.
 
     Returns:
-        Bytes, or None when there is no such namespace.
+        The limit in bytes, or None when the namespace of the channel is not configured.
     """
     if channel.startswith(INBOX_MARK):
         return min(limits.values())
@@ -54,7 +54,7 @@ def publish_limit_bytes(limits: Mapping[str, int], channel: str) -> int | None:
 
 
 def _size_bytes(text: str) -> int:
-    """The size of a text in UTF-8; 0 when it holds half a surrogate pair, which UTF-8 cannot."""
+    """Return the size of a text in UTF-8; 0 when it has a lone surrogate, which UTF-8 cannot encode."""
     try:
         return len(text.encode())
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""TLS to the servers of the bus."""
+"""Make the TLS context for connections to the servers of the bus."""
 
 import os
 from functools import lru_cache
@@ -11,23 +11,26 @@ __all__ = ["tls_context"]
 
 
 def tls_context(address: BusAddress) -> Any:
-    """An `ssl.SSLContext` for an address, None where there is no TLS: TLS 1.2 or later, verified.
+    """Return the `ssl.SSLContext` for an address of the bus, or None when the address uses no TLS.
+
+    The context requires TLS 1.2 or later and verifies the certificate and the name of the server. A changed
+    file makes a new context.
 
     Raises:
-        BackendError: A file cannot be read or is not what it should be.
+        BackendError: A file of certificates or keys cannot be read, or its content is not valid.
     """
     if address.tls is None:
         return None
     try:
         files = filter(None, (address.tls.ca_file, address.tls.certificate_file, address.tls.key_file))
         return _context(address.tls, tuple(os.stat(file).st_mtime_ns for file in files))
-    except OSError as error:  # what is wrong with a certificate is one too
+    except OSError as error:  # ssl.SSLError, for a certificate that is not valid, is an OSError too
         raise BackendError(f"TLS files of the bus: {error}", temporary=True) from error
 
 
 @lru_cache(maxsize=4)
 def _context(tls: BusTls, changed_ns: tuple[int, ...]) -> Any:
-    """Made once for each state of the files: the system's authorities take 10 ms to load."""
+    """Make a context, once for each state of the files: loading the system's authorities takes 10 ms."""
     import ssl
 
     context = ssl.create_default_context(cafile=tls.ca_file or None)

@@ -1,11 +1,11 @@
-"""Which servers make up the bus now: the primary that sentinels name, the slots of a cluster.
+"""Find the servers of the bus: the primary that sentinels know, or the owner of each slot of a cluster.
 
-Servers are asked anew for every attempt to connect. Nothing is kept but the nodes that answered, so that a
-cluster is found again when the nodes of the configuration are gone. What they answer is not trusted: an
-answer that makes no sense is no answer, and the next node is asked.
+The primary is looked up again for every attempt to connect. A cluster is first read from the nodes of the
+last map, so that it is found again when the nodes of the configuration no longer exist. Replies are not
+trusted: a reply that is not valid counts as a failure, and the next sentinel or node gets the request.
 
-Source: redis.io/docs, "Sentinel client spec" (ask each sentinel, then ask the server for its role) and
-"Cluster specification", CLUSTER SLOTS.
+Source: redis.io/docs, "Sentinel client spec" (request the primary from each sentinel, then the role from the
+server) and "Cluster specification", CLUSTER SLOTS.
 """
 
 from binascii import crc_hqx
@@ -20,14 +20,19 @@ __all__ = ["SLOTS", "ClusterMap", "Node", "find_primary", "read_cluster", "slot_
 
 SLOTS: Final = 16384
 NODES_MOST: Final = 1_000
-"""The largest cluster that Redis recommends; a connection is made to each node that has slots."""
+"""The most nodes in a map: the largest cluster that Redis recommends. Each node with slots is connected."""
 HOST_LIMIT_BYTES: Final = 255
 Node = tuple[str, int]
-"""Host and port."""
+"""The host and the port of one server."""
 
 
 def slot_of(name: bytes) -> int:
-    """The slot of a key or sharded channel: of what stands between the first braces, or of all of it."""
+    """Compute the cluster slot of a key or sharded channel, 0 to 16,383.
+
+    Only the text between the first pair of braces counts, if there is one that is not empty.
+
+    Source: redis.io/docs, "Cluster specification", "Hash tags".
+    """
     start = name.find(b"{")
     if start >= 0 and (end := name.find(b"}", start + 1)) > start + 1:
         name = name[start + 1 : end]
@@ -36,11 +41,11 @@ def slot_of(name: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ClusterMap:
-    """Who serves which slot; a slot that nobody serves is not in it.
+    """The map of a cluster: which primary serves each slot.
 
     Attributes:
-        owners: The primary of each slot, None where there is none.
-        nodes: Every node that was named, replicas too: where to ask next time.
+        owners: The primary of each slot; None for a slot that no server serves.
+        nodes: All nodes of the reply, replicas included: the next map is read from these first.
     """
 
     owners: tuple[Node | None, ...]
@@ -48,19 +53,22 @@ class ClusterMap:
 
     @property
     def primaries(self) -> set[Node]:
-        """The servers that have slots."""
+        """The servers that serve at least one slot."""
         return {node for node in self.owners if node is not None}
 
 
 async def find_primary(address: BusAddress, timeout_s: float) -> BusAddress:
-    """The server that is the primary of a sentinel address now.
+    """Request the present primary from the sentinels of an address, and check the role of that server.
 
     Args:
-        address: Of kind sentinel.
-        timeout_s: For each sentinel, and for the server's own word.
+        address: An address of kind sentinel.
+        timeout_s: Time for each sentinel, and for the server, in seconds.
+
+    Returns:
+        The address of the primary.
 
     Raises:
-        BackendError: No sentinel names one, or the one they name says that it is none.
+        BackendError: No sentinel knows a primary, or the server that it names is no primary.
     """
     why = "none of the sentinels knows it"
     for node in address.hosts:
@@ -78,7 +86,7 @@ async def find_primary(address: BusAddress, timeout_s: float) -> BusAddress:
             break
     else:
         raise BackendError(f"no primary {address.master!r}: {why}", temporary=True)
-    # A sentinel that was away does not know better; the server does.
+    # A sentinel that was disconnected may still name a former primary; the server knows its own role.
     async with asking(found, found.username, found.password, timeout_s) as questioner:
         role = await questioner.ask("ROLE")
     if not isinstance(role, list) or not role or role[0] != b"master":
@@ -87,7 +95,7 @@ async def find_primary(address: BusAddress, timeout_s: float) -> BusAddress:
 
 
 def _primary(rows: Answer, name: str) -> Node | None:
-    """The primary of this name that a sentinel believes to be well; None: it knows none."""
+    """Find the primary of a name in a reply to SENTINEL MASTERS; None: it is absent, or marked as down."""
     for row in rows if isinstance(rows, list) else []:
         if not isinstance(row, list):
             continue
@@ -104,15 +112,15 @@ def _primary(rows: Answer, name: str) -> Node | None:
 
 
 async def read_cluster(address: BusAddress, known: tuple[Node, ...], timeout_s: float) -> ClusterMap:
-    """The cluster as the first node that answers knows it.
+    """Read the map of a cluster from the first node that sends a valid reply.
 
     Args:
-        address: Of kind cluster.
-        known: Nodes seen before, asked first.
-        timeout_s: For each node.
+        address: An address of kind cluster.
+        known: The nodes of an earlier map; they come before the nodes of the address.
+        timeout_s: Half of the time for each node, in seconds.
 
     Raises:
-        BackendError: None of them answers.
+        BackendError: No node sends a valid map.
     """
     why = ""
     for node in dict.fromkeys((*known, *address.hosts)):
@@ -127,7 +135,15 @@ async def read_cluster(address: BusAddress, known: tuple[Node, ...], timeout_s: 
 
 
 def _map(rows: Answer, asked: str) -> ClusterMap:
-    """The map that an answer of CLUSTER SLOTS draws; BackendError when it draws none."""
+    """Convert a reply to CLUSTER SLOTS into a map.
+
+    Args:
+        rows: The reply.
+        asked: The host of the node that replied, for rows that name no host.
+
+    Raises:
+        BackendError: The reply is malformed, or has more than `NODES_MOST` nodes.
+    """
     owners: list[Node | None] = [None] * SLOTS
     nodes: dict[Node, None] = {}
     for row in rows if isinstance(rows, list) else [None]:
@@ -145,15 +161,18 @@ def _map(rows: Answer, asked: str) -> ClusterMap:
 
 
 def _server(row: Answer, asked: str) -> Node | None:
-    """A server in a row of CLUSTER SLOTS; None when its address makes no sense."""
+    """Convert a server in a row of CLUSTER SLOTS into host and port; None when these are not valid."""
     if not isinstance(row, list) or len(row) < 2:
         return None
-    # A node that does not know its own address leaves it out: it is where we asked.
+    # A node that does not know its own address leaves the host out: use the host that got the request.
     return _node(row[0] or b"", row[1], asked)
 
 
 def _node(host: Answer, port: Answer, asked: str) -> Node | None:
-    """An address, or None; `?` is how a node says that it does not know another one's host."""
+    """Check a host and a port of a reply; None when they are not valid.
+
+    A cluster node sends `?` for the host of another node that it does not know.
+    """
     if isinstance(port, bytes) and port.isdigit() and len(port) <= 5:
         port = int(port)
     if not isinstance(host, bytes) or not isinstance(port, int) or not 0 < port <= 65_535:
