@@ -1,18 +1,19 @@
-"""One connection that appends: XADD out, kept until Redis has answered.
+"""Append events to streams with XADD over one connection, and keep each event until it is confirmed.
 
-At least once. What was sent and not answered when the connection is lost, or refused, is sent again on the
-next one, in its order and before what came later. Nothing waits for it: a caller that wants to know gets a
-callback. What is kept is bounded by number and bytes; beyond that an append is refused at once.
+Delivery is at least once. Events without a reply when the connection is lost are sent again on the next one,
+in their order and before newer events. The caller does not wait; it may pass a callback for the outcome. The
+number and the bytes of unconfirmed events are bounded; at the bound an append is refused at once.
 
-Messages of clients have at most half of that room, and share it fairly (wsgate/turns.py). So there is always
-room for events about connections, which are as many as connections come and go.
+Messages of clients may use at most half of this room, and share it fairly (wsgate/turns.py). So room is left
+for events about connections, whose number depends only on how many connections open and close.
 
-A server that refuses everything (a replica, no memory) is left, and all is sent again. A refusal that is
-about one stream (another type of key, no permission) concerns that stream alone: its events are put aside, in
-order, while those of other streams go on. One of them is tried again from time to time, and when the server
-takes it the rest follows. Messages of clients for such a stream are refused at once.
+When a server refuses everything (a replica, or no memory), its connection is closed and all events are sent
+again. An error that concerns one stream (a key of another type, no permission) affects that stream alone: its
+events are set aside, in order, while the events of other streams are sent. One of them is tried again from
+time to time; when the server accepts it, the others are sent. Messages of clients for such a stream are
+refused at once.
 
-6 us of CPU for a connection that comes and 7 for a message of 150 bytes, making it included:
+6 us of CPU for a new connection's event and 7 for a message of 150 bytes, with encoding:
 python -m loadtest bus_appender
 """
 
@@ -35,44 +36,45 @@ __all__ = ["AppendOutcome", "Appender", "AppenderOptions"]
 
 WRITE_COMMANDS: Final = 256
 WRITE_BYTES: Final = 256 * 1024
-"""What one pass of the loop writes at most."""
+"""The most commands and bytes of one write; the last event may exceed the bytes."""
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 1.0
 IDLE_PING_S: Final = 15.0
 COUNT_DIGITS_MOST: Final = 18
-"""Of a number of events that an answer holds."""
+"""The most digits of the number in a reply to the script `trim_events`."""
 
 ENTRY_BYTES: Final = 400
-"""Memory of an event beside its bytes."""
+"""Memory of an event in addition to its bytes."""
 ASIDE_SHARE: Final = 4
-"""A stream that refuses may keep this part of the room, so that it does not crowd out the others."""
+"""A stream whose events are refused may use one part in so many of the room, so that others keep theirs."""
 SERVER_REFUSALS: Final = frozenset(
     b"ASK BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF MOVED NOAUTH NOREPLICAS OOM READONLY TRYAGAIN".split()
 )
-"""Errors that say nothing about the stream: the server, or another one, takes the same event later."""
+"""Error codes that do not concern the stream: this server, or another one, accepts the same event later."""
 
 AppendOutcome = str
-"""`""` when the stream has it, else why not: `down` and `refused` (it has not), `unknown` (it may)."""
+"""The outcome of an event: `""`: the stream has it; `down`, `refused`: it has not; `unknown`: it may."""
 
 Done = Callable[[AppendOutcome], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppenderOptions:
-    """How to behave; times in seconds, sizes in bytes."""
+    """The times (seconds) and limits of an appender."""
 
     connect_timeout_s: float = 5.0
-    command_timeout_s: float = 5.0  # without an answer for so long, everything unanswered is sent again
-    limit_entries: int = 65_536
-    limit_bytes: int = 16 * 1024 * 1024
-    trimmed_streams: tuple[bytes, ...] = ()  # when the server has no memory left; none: never
-    stream_bytes: int = 0  # what each of those may take; see scripts/trim_events.lua
+    command_timeout_s: float = 5.0  # without a reply for so long, every unanswered event is sent again
+    limit_entries: int = 65_536  # the most events that are kept
+    limit_bytes: int = 16 * 1024 * 1024  # the most bytes of events that are kept
+    trimmed_streams: tuple[bytes, ...] = ()  # streams to trim when the server has no memory left
+    stream_bytes: int = 0  # bytes that each of these streams may take; see scripts/trim_events.lua
 
 
 class _Entry:
-    """One event: its commands, who waits for it, since when, and how many answers it still lacks.
+    """One event: its packed commands, callback, time of acceptance, and the number of missing replies.
 
-    A PING is one without bytes, and so is making room; an event that was given up lacks none.
+    A PING is an entry without bytes, and so is a request to trim a stream. An event that was given up has no
+    missing reply.
     """
 
     __slots__ = (
@@ -106,37 +108,37 @@ class _Entry:
         self.size = len(data)
         self.makes_room = False
         self.stream = stream
-        self.sender = sender  # of a message; None: it is about a connection
+        self.sender = sender  # the client that sent the message; None for other events
         self.is_message = done is not None
-        self.is_refused = False  # one of its commands was, for a reason that is the stream's
+        self.is_refused = False  # one of its commands got an error that concerns the stream
 
 
 class _Aside:
-    """The events of a stream that refuses: those that came back, then those that were not sent."""
+    """The set-aside events of a stream that the server refuses: first those sent before, then new ones."""
 
     __slots__ = ("fresh", "returned", "size", "tried")
 
     def __init__(self) -> None:
         self.returned: deque[_Entry] = deque()
         self.fresh: deque[_Entry] = deque()
-        self.tried: _Entry | None = None  # the first one, which is under way once more
-        self.size = 0  # bytes of the two queues
+        self.tried: _Entry | None = None  # the first event, while it is sent once more
+        self.size = 0  # bytes of the events in the two queues
 
 
 class Appender:
-    """Appends to streams of one server. All calls on its loop.
+    """Append events to streams of one server. Call all methods on the event loop that made the appender.
 
     Args:
-        locate: Where that server is now, asked for every attempt; None: nobody knows, try again later.
-        options: How to behave.
-        on_failed: Told why, for a log, when the bus cannot be reached, is lost or refuses.
-        on_moved: Told when the server says that the stream lives elsewhere.
+        locate: Returns the address of the server; called for every attempt. None: no server is known now.
+        options: The times and limits.
+        on_failed: Called with a reason for the log when the bus cannot be reached, is lost or refuses.
+        on_moved: Called when the server replies that the slot of the stream is on another server.
 
     Attributes:
-        appended: Events Redis has answered for.
-        repeated: Events sent once more.
-        trimmed: Events that were removed from the streams to make room for these.
-        last_trimmed: Of those, the events that were removed the last time.
+        appended: Events that the server has confirmed.
+        repeated: Events that were sent once more.
+        trimmed: Events that were removed from the streams to free memory of the server.
+        last_trimmed: Events that the last such request removed.
     """
 
     def __init__(
@@ -155,34 +157,34 @@ class Appender:
         self._waiting: deque[_Entry] = deque()
         self._sent: deque[_Entry] = deque()
         self._held_bytes = 0
-        self._sent_s = 0.0  # when the oldest unanswered was sent, or an answer came
+        self._sent_s = 0.0  # when the oldest unanswered event was sent, or a reply last came
         self._pinged_s = 0.0
         self._wake = asyncio.Event()
-        self._is_empty = asyncio.Event()  # set with an answer that leaves nothing
+        self._is_empty = asyncio.Event()  # set by a reply after which no event is kept
         self._is_write_scheduled = False
         self.appended = 0
         self.repeated = 0
         self.trimmed = 0
         self.last_trimmed = 0
-        self._is_full = False  # the server was, when it was last asked
-        self._is_refused = False  # the server refused everything, and has taken nothing since
+        self._is_full = False  # the server replied OOM, and no trimming was requested since
+        self._is_refused = False  # the server refused everything, and has confirmed no event since
         self._asides: dict[bytes, _Aside] = {}
         self._aside_count = 0
         self._room = Room(options.limit_entries // 2, options.limit_bytes // 2)
 
     @property
     def held(self) -> int:
-        """Events accepted and not answered."""
+        """The number of accepted events that are not confirmed, with unanswered PING and trim requests."""
         return len(self._waiting) + len(self._sent) + self._aside_count
 
     @property
     def held_bytes(self) -> int:
-        """Their bytes."""
+        """The bytes of the commands of all events that are kept."""
         return self._held_bytes
 
     @property
     def memory_bytes(self) -> int:
-        """The memory that they take, in bytes."""
+        """The estimated memory of all events that are kept, in bytes."""
         return self._held_bytes + self.held * ENTRY_BYTES
 
     def refuses(self, stream: bytes) -> bool:
@@ -192,17 +194,17 @@ class Appender:
     def append(
         self, data: bytes, *, commands: int = 1, done: Done | None = None, stream: bytes = b""
     ) -> bool:
-        """Send packed commands, and again until they are answered.
+        """Queue an event, and send its commands until all are answered.
 
         Args:
-            data: One XADD, or one and what is to go with it.
-            commands: How many that are.
-            done: Called once, later, on the loop. With it the event is given up when it could not be sent
-                within the times for connecting and for an answer together.
-            stream: Where it is appended to; empty: what is refused is taken for the server's refusal.
+            data: The packed commands: an XADD, and perhaps further commands that belong to it.
+            commands: The number of commands in `data`.
+            done: Called once, later, on the loop, with the outcome. An event with `done` is given up when it
+                could not be sent within the times for connecting and for a reply together.
+            stream: The key of the stream. Empty: every error counts as an error of the server.
 
         Returns:
-            False: too much is kept already; it was not accepted, and `done` is not called.
+            False: a limit is reached, so the event is not accepted and `done` is not called.
         """
         options = self._options
         if self.held >= options.limit_entries or self._held_bytes + len(data) > options.limit_bytes:
@@ -216,18 +218,18 @@ class Appender:
     def offer(
         self, data: bytes, sender: Sender, done: Done, *, commands: int = 1, stream: bytes = b""
     ) -> str:
-        """Send a message of a client like `append`, if it has room.
+        """Queue a message of a client as an event, if the client's fair share of the room allows it.
 
         Args:
-            data: As `append`'s.
-            sender: Whose message it is.
-            done: As `append`'s.
-            commands: As `append`'s.
-            stream: As `append`'s.
+            data: The packed commands, see `append`.
+            sender: The client that sent the message.
+            done: Called once, later, see `append`.
+            commands: The number of commands in `data`.
+            stream: The key of the stream, see `append`.
 
         Returns:
-            "" when it was accepted. Else why not, and `done` is not called: `FULL` or `CROWDED` of
-            wsgate.turns, or `refused` (the stream refuses).
+            "" when the message is accepted. Else the reason, and `done` is not called: `FULL` or `CROWDED` of
+            wsgate.turns, or `refused` (the server refuses events of this stream).
         """
         options = self._options
         if self.refuses(stream):
@@ -248,7 +250,7 @@ class Appender:
         )
 
     def _add(self, entry: _Entry, aside: _Aside | None) -> None:
-        """Keep an event, behind all others of its stream."""
+        """Queue an accepted event behind all other events of its stream."""
         self._held_bytes += entry.size
         if aside is None:
             self._waiting.append(entry)
@@ -258,7 +260,7 @@ class Appender:
         self.on_writable()
 
     async def run(self) -> None:
-        """Connect when there is something to say; until cancelled."""
+        """Connect whenever events are queued, send them and receive the replies, until cancelled."""
         attempt = 0
         while True:
             await self._wake.wait()
@@ -274,7 +276,7 @@ class Appender:
             await asyncio.sleep(random.uniform(0, most_s))  # noqa: S311 - spreading, not secrecy
 
     async def flush(self, within_s: float) -> int:
-        """Wait until everything is answered; how much was not when the time was over."""
+        """Wait until every event is confirmed, at most `within_s` seconds; return how many are not."""
         self._is_empty.clear()
         if self.held:
             with contextlib.suppress(TimeoutError):
@@ -285,7 +287,7 @@ class Appender:
     # --- one connection's life ------------------------------------------------------------------------
 
     async def _session(self) -> tuple[str, bool]:
-        """Why it ended, and whether anything was answered."""
+        """Connect once and serve the connection; return why it ended, and whether an event was confirmed."""
         address, before = self._locate(), self.appended
         if address is None:
             return "nobody has the slot of the stream", False
@@ -304,7 +306,7 @@ class Appender:
         finally:
             self._connection = None
             connection.abort("stopped")
-            # What may have arrived goes first once more: the reader knows it by its id.
+            # Events that may have arrived are sent first on the next connection: readers drop repeated ids.
             again = [entry for entry in self._sent if entry.size]
             for entry in again:
                 entry.answers, entry.is_refused = entry.commands, False
@@ -314,9 +316,9 @@ class Appender:
         return connection.why, self.appended > before
 
     def make_room(self) -> None:
-        """Have the server remove what its readers have acknowledged: one that keeps all takes nothing new.
+        """Request that the server trims the configured streams, because it has no memory for new events.
 
-        Nothing is done without a connection, or while an earlier request is not answered.
+        Does nothing without a connection, or while an earlier request is not answered.
         """
         connection = self._connection
         if connection is None or any(entry.makes_room for entry in self._sent):
@@ -332,6 +334,7 @@ class Appender:
             connection.write(pack("EVAL", TRIM_EVENTS.text, "1", stream, b"%d" % self._options.stream_bytes))
 
     async def _watch(self, connection: Connection) -> None:
+        """Watch the connection until it is lost: expire events, retry refused streams, close it when late."""
         timeout_s = self._options.command_timeout_s
         while not connection.closed.done():
             now_s = self._loop.time()
@@ -340,14 +343,14 @@ class Appender:
             if self._sent and now_s - self._sent_s >= timeout_s:
                 connection.abort(f"no answer within {timeout_s:g} s")
             elif not self._sent and now_s - max(connection.heard_s, self._pinged_s) >= IDLE_PING_S:
-                # A connection that was cut is found before the next event needs it.
+                # The PING finds a broken connection before the next event needs it.
                 self._pinged_s = self._sent_s = now_s
                 self._sent.append(_Entry(b"", 1, None, now_s))
                 connection.write(pack("PING"))
             await asyncio.wait((connection.closed,), timeout=timeout_s / 4)
 
     def _expire(self) -> None:
-        """Tell whoever has waited too long, and give up what was not sent."""
+        """Report an outcome for too old events that have a callback, and drop the unsent ones of these."""
         latest_s = self._loop.time() - self._options.command_timeout_s - self._options.connect_timeout_s
         for queue, outcome in ((self._sent, "unknown"), (self._waiting, "down")):
             for entry in queue:
@@ -363,15 +366,15 @@ class Appender:
             self._waiting = deque(entry for entry in self._waiting if entry.answers)
 
     def _release(self, entry: _Entry) -> None:
-        """An event is not kept any more."""
+        """Release the room of an event that is no longer kept."""
         self._held_bytes -= entry.size
         if entry.sender is not None:
             self._room.give(entry.sender, entry.size)
 
-    # --- streams that refuse --------------------------------------------------------------------------
+    # --- streams that the server refuses --------------------------------------------------------------
 
     def _set_aside(self, entry: _Entry) -> None:
-        """Its stream refuses this event: keep it in its place, or say so to the client that sent it."""
+        """Set aside an event that its stream refuses, or report `refused` if it is a message of a client."""
         aside = self._asides.get(entry.stream)
         if aside is None:
             aside = self._asides[entry.stream] = _Aside()
@@ -400,7 +403,7 @@ class Appender:
             queue.append(entry)
 
     def _refuse_asked(self, aside: _Aside) -> None:
-        """Tell clients whose messages were not sent yet; nobody else waits for an answer."""
+        """Report `refused` for the unsent messages of clients; other events have no callback."""
         asked = [entry for entry in aside.fresh if entry.is_message]
         aside.fresh = deque(entry for entry in aside.fresh if not entry.is_message)
         for entry in asked:
@@ -410,7 +413,7 @@ class Appender:
             self._finish(entry, "refused")
 
     def _try_asides(self) -> None:
-        """Send the first event of each stream that refuses once more."""
+        """Send the first event of each refused stream once more, to learn whether it is accepted now."""
         for stream, aside in list(self._asides.items()):
             queue = aside.returned or aside.fresh
             if aside.tried is None and queue:
@@ -419,11 +422,11 @@ class Appender:
                 self._aside_count -= 1
                 self._waiting.append(entry)
             elif aside.tried is None:
-                del self._asides[stream]  # nothing is left to try with: the next event finds out
+                del self._asides[stream]  # no event is left for a try: the next event is one
         self.on_writable()
 
     def _end_aside(self, stream: bytes) -> None:
-        """The stream takes events again: send all of its events, in their order."""
+        """Queue all set-aside events of a stream for sending, in order: the server accepts them again."""
         aside = self._asides.pop(stream, None)
         if aside is not None:
             self._aside_count -= len(aside.returned) + len(aside.fresh)
@@ -434,7 +437,7 @@ class Appender:
     # --- Connection's owner ---------------------------------------------------------------------------
 
     def hand_up(self, replies: list[Reply]) -> int:
-        """Give each answer to the oldest that lacks one."""
+        """Match each reply to the oldest event that lacks one, and settle the event after its last reply."""
         self._sent_s = self._loop.time()
         for kind, text, _ in replies:
             if not self._sent or kind not in (push.REPLY, push.ERROR):
@@ -442,7 +445,7 @@ class Appender:
                 break
             entry = self._sent[0]
             if kind == push.ERROR and not self._is_refusal_of_stream(entry, text):
-                # Full, a replica, a busy one: it, and all behind it, are tried again elsewhere or later.
+                # The server is full, busy or a replica: close, and send this event and all later ones again.
                 if text.startswith(b"MOVED "):
                     self._on_moved()
                 self._is_full = text.startswith(b"OOM ")
@@ -470,9 +473,9 @@ class Appender:
         return bool(entry.stream) and text.partition(b" ")[0] not in SERVER_REFUSALS
 
     def _settle(self, entry: _Entry) -> None:
-        """Every command of an event was answered."""
+        """Confirm, set aside or report an event whose commands have all been answered."""
         if entry.makes_room:
-            return  # a stream that cannot be trimmed makes no room
+            return  # also when the stream could not be trimmed: there is nothing else to do
         if entry.is_refused:
             self._set_aside(entry)
             return
@@ -485,10 +488,10 @@ class Appender:
         self._finish(entry, "")
 
     def on_pass(self) -> None:
-        """Nothing more to do."""
+        """Do nothing at the end of a pass."""
 
     def on_writable(self) -> None:
-        """Write what waits, together with whatever else comes in this pass."""
+        """Schedule one write for all events that are queued in this pass of the loop."""
         if self._connection is not None and self._waiting and not self._is_write_scheduled:
             self._is_write_scheduled = True
             self._loop.call_soon(self._write)
@@ -520,6 +523,6 @@ class Appender:
             return
         try:
             done(outcome)
-        except Exception as error:  # its own fault, and not that of those behind it
+        except Exception as error:  # a fault in one callback must not stop the events behind it
             context = {"message": "what an append led to could not be handled", "exception": error}
             self._loop.call_exception_handler(context)

@@ -1,13 +1,13 @@
-"""Publications that were received and not handed on yet."""
+"""The C interface of the backlog: its fields, and the functions that the reader in push.pyx calls."""
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t
 
-ctypedef struct Chunk:           # one mapping; the records follow
+ctypedef struct Chunk:           # the header of one memory mapping; the records follow
     Chunk *next
-    size_t size                  # of the mapping, this header included
-    size_t start                 # offsets from the beginning of the mapping: the first record,
-    size_t end                   # and where the next one goes
+    size_t size                  # bytes of the mapping, this header included
+    size_t start                 # offset of the oldest record from the beginning of the mapping
+    size_t end                   # offset of the free space behind the newest record
 
 cdef class Backlog:
     cdef Chunk *first

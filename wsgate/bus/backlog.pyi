@@ -1,4 +1,4 @@
-"""Publications that were received from the bus and not handed on yet: a bounded queue of raw bytes."""
+"""A bounded queue of raw publications between the bus connections and the shard that delivers them."""
 
 from typing import final
 
@@ -6,59 +6,62 @@ __all__ = ["Backlog"]
 
 @final
 class Backlog:
-    """One shard's queue of publications, oldest first. Its length is how many wait.
+    """The queue of one shard's publications, oldest first. `len()` returns the number of queued publications.
 
     Args:
-        limit_bytes: Memory that it may hold. When more arrives the oldest are dropped, a sixteenth of it at
-            least; the largest single publication always fits.
+        limit_bytes: The most memory of the queue. When an arriving publication needs more, the oldest chunks
+            are dropped; a chunk is about a sixteenth of a limit from 64 KiB to 4 MiB, and 256 KiB of a larger
+            one. A single publication is always accepted, whatever its size.
     """
 
     def __init__(self, limit_bytes: int) -> None: ...
     def __len__(self) -> int: ...
     @property
     def held_bytes(self) -> int:
-        """Memory that is held: what waits, in whole chunks, and the names of channels in `take_lost`."""
+        """The memory of the queue in bytes: its whole chunks, and the channel names for `take_lost`."""
 
     @property
     def dropped(self) -> int:
-        """Publications that were dropped so far, because more arrived than the limit."""
+        """The number of publications dropped so far because the queue was at its limit."""
 
     def put(self, name: bytes, payload: bytes | None) -> None:
-        """Append a publication.
+        """Append one publication to the queue; O(1), or O(n) of the publications that it displaces.
 
         Args:
-            name: Its channel.
-            payload: None: it was over the limit of one payload, and skipped.
+            name: The name of the channel, without the prefix.
+            payload: The payload; None: it was over the payload limit, and its bytes were skipped.
 
         Raises:
-            MemoryError: There is none.
+            MemoryError: The system refuses memory for another chunk.
         """
 
     def take(self) -> tuple[bytes, bytes | None] | None:
-        """Take the oldest publication, `(name, payload)`; None: there is none.
+        """Remove the oldest publication and return `(name, payload)`; None when the queue is empty. O(1).
 
-        Notify whoever `take_lost` names before, and take nothing while it `is_held`.
+        The caller first notifies the subscribers of every channel that `take_lost` returns, and takes nothing
+        while `is_held`.
         """
 
     @property
     def has_lost(self) -> bool:
-        """Whether subscribers are still to be notified of publications that were dropped."""
+        """Whether the subscribers of dropped publications still have to be notified of a gap."""
 
     def take_lost(self) -> bytes | None:
-        """A channel whose oldest publications were dropped; None: too many channels to name them.
+        """Return one channel that lost its oldest publications; None stands for all channels.
 
-        Only while `has_lost`. The notice belongs before the next publication that is taken.
+        Call it only while `has_lost`. Send the notice to the subscribers before the next `take`, because all
+        queued publications of the channel are younger than the lost ones.
         """
 
     def hold(self) -> None:
-        """Say that something which came before is not dealt with yet: a confirmation, for instance.
+        """Block `take` until an earlier reply of the bus, such as a confirmation, has been handled.
 
-        Each call needs one of `release`.
+        Several connections may hold the queue at once. Each call needs one call of `release`.
         """
 
     def release(self) -> None:
-        """Take one `hold` back."""
+        """Undo one `hold`: the earlier reply of that connection has been handled."""
 
     @property
     def is_held(self) -> bool:
-        """Whether nothing may be taken now."""
+        """Whether a connection holds the queue, so that the caller must not take publications."""

@@ -1,21 +1,22 @@
-"""Publications that were received from the bus and not handed on yet: a bounded queue of raw bytes.
+"""The backlog: a bounded queue of raw publications between the bus connections and the shard that delivers
+them.
 
-A subscriber that stops reading is cut off by its server (Redis: at 32 MiB of output, within 0.3 s of a burst).
-So the bytes of publications are taken from the socket at all times and wait here, and what reads them is not
-in a hurry. One queue serves all connections of a shard, so that publications which come by different servers
-keep the order of their arrival.
+A Redis server disconnects a subscriber that stops reading (at 32 MiB of output, within 0.3 s of a burst). So
+the shard reads its bus sockets at all times and queues the publications here, and delivers them at its own
+pace. One queue serves all bus connections of a shard, so that publications from different servers keep the
+order of their arrival.
 
-Structure: a list of chunks, each a mapping of its own, so that memory goes back to the system as the queue
-shrinks and nothing is copied as it grows. In a chunk stand records one behind the other:
+The queue is a linked list of chunks. Each chunk is a memory mapping of its own: a shrinking queue returns
+memory to the system, and a growing queue copies nothing. A chunk holds records, one behind the other:
 
     size of the name (4 bytes), size of the payload (4 bytes; -1: it was over the limit), name, payload
 
-When a chunk more would exceed the limit, the oldest chunk is dropped, and the names of its channels are kept in
-`take_lost` until somebody has notified their subscribers. All records that are left of a channel are younger
-than those that were lost, so the notice belongs before the next one that is taken. Beyond LOST_MOST names one
-mark stands for all.
+When another chunk would exceed the limit, the oldest chunk is dropped. `take_lost` returns the names of the
+channels in it, so that the shard can notify their subscribers of a gap. All queued records of such a channel
+are younger than the lost ones, so the notice must be sent before the next record is taken. For more than
+LOST_MOST names, one mark stands for all channels.
 
-Put and take are O(1); dropping is O(records dropped).
+`put` and `take` are O(1); dropping a chunk is O(records in it).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -29,10 +30,10 @@ __all__ = ["Backlog"]
 cdef enum:
     PAGE = 4096
     CHUNK_MOST = 256 * 1024
-    CHUNKS_LEAST = 16            # of a queue that is full: dropping one loses this part of it
-    REST_BYTES = 64 * 1024       # a chunk that was used further is not kept when the queue is empty
-    HEADER = 8                   # of a record
-    LOST_MOST = 1024
+    CHUNKS_LEAST = 16            # a full queue has about this many chunks or more; a drop loses one
+    REST_BYTES = 64 * 1024       # when the queue is empty, a chunk that was filled beyond this is unmapped
+    HEADER = 8                   # bytes of the two sizes before each record
+    LOST_MOST = 1024             # channel names kept for `take_lost`; with more, one mark stands for all
 
 
 cdef inline size_t pages(size_t size) noexcept:
@@ -40,7 +41,7 @@ cdef inline size_t pages(size_t size) noexcept:
 
 
 cdef class Backlog:
-    """One shard's queue; see backlog.pyi."""
+    """The queue of one shard's publications, see backlog.pyi; the only owner of its chunks."""
 
     def __init__(self, size_t limit_bytes):
         self.limit = limit_bytes
@@ -56,18 +57,18 @@ cdef class Backlog:
 
     @property
     def held_bytes(self):
-        """Memory that is held."""
+        """The memory of the queue, in bytes."""
         return self.mapped + self.lost_bytes
 
     @property
     def dropped(self):
-        """Publications dropped so far."""
+        """The number of publications dropped so far."""
         return self.dropped_count
 
     # --- in -----------------------------------------------------------------------------------------------
 
     def put(self, bytes name not None, bytes payload):
-        """Append a publication; None: its payload was over the limit."""
+        """Append one publication; a payload of None was over the payload limit."""
         if payload is None:
             self.append(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), NULL, -1)
         else:
@@ -76,7 +77,11 @@ cdef class Backlog:
             )
 
     cdef int append(self, const char *name, Py_ssize_t name_size, const char *data, Py_ssize_t size) except -1:
-        """Copy a record behind the last. The sizes are those of a parser that has bounded them."""
+        """Copy name and payload into a new record at the end of the queue.
+
+        A size of -1 marks a payload that was over the limit. The caller must have bounded both sizes, so
+        that they fit 32 bits.
+        """
         cdef size_t need = HEADER + name_size + max(size, 0)
         cdef int32_t sizes[2]
         cdef char *at
@@ -93,7 +98,11 @@ cdef class Backlog:
         return 0
 
     cdef int add_chunk(self, size_t need) except -1:
-        """A chunk that takes `need` bytes, behind the last. The oldest give way; one record always fits."""
+        """Map a new last chunk with room for `need` bytes, and first drop old chunks while the limit requires
+        it.
+
+        A record that is larger than the limit gets a chunk of its own size once the queue is empty.
+        """
         cdef size_t size = max(self.chunk_bytes, pages(sizeof(Chunk) + need))
         cdef Chunk *chunk
         while self.first != NULL and self.mapped + size > self.limit:
@@ -113,7 +122,7 @@ cdef class Backlog:
         return 0
 
     cdef int drop_first(self) except -1:
-        """Lose everything in the oldest chunk, and keep whose it was."""
+        """Drop all records of the oldest chunk, count them, and keep the names of their channels."""
         cdef Chunk *chunk = self.first
         cdef int32_t sizes[2]
         cdef const char *at
@@ -122,7 +131,7 @@ cdef class Backlog:
         while chunk.start < chunk.end:
             at = <const char *>chunk + chunk.start
             memcpy(sizes, at, HEADER)
-            # A burst is mostly one channel's: its name is looked at once.
+            # A burst is mostly publications of one channel: compare with the previous name before hashing it.
             if before == NULL or sizes[0] != before_size or memcmp(before, at + HEADER, before_size) != 0:
                 before, before_size = at + HEADER, sizes[0]
                 self.note_lost(before, before_size)
@@ -133,6 +142,7 @@ cdef class Backlog:
         return 0
 
     cdef int note_lost(self, const char *name, Py_ssize_t size) except -1:
+        """Keep the name of a channel that lost a publication, or set the mark that stands for all."""
         cdef bytes whole
         if self.everything:
             return 0
@@ -159,7 +169,7 @@ cdef class Backlog:
     # --- out ----------------------------------------------------------------------------------------------
 
     def take(self):
-        """The oldest publication, or None; see backlog.pyi."""
+        """Remove and return the oldest publication, or None; see backlog.pyi."""
         cdef Chunk *chunk = self.first
         cdef int32_t sizes[2]
         cdef const char *at
@@ -174,6 +184,7 @@ cdef class Backlog:
         chunk.start += HEADER + sizes[0] + max(sizes[1], 0)
         self.count -= 1
         if chunk.start == chunk.end:
+            # Reuse the last chunk, so that a queue which is often empty maps no memory for each publication.
             if chunk.next != NULL or chunk.end > REST_BYTES:
                 self.unlink_first()
             else:
@@ -182,11 +193,11 @@ cdef class Backlog:
 
     @property
     def has_lost(self):
-        """Whether subscribers are still to be notified of publications that were dropped."""
+        """Whether the subscribers of dropped publications still have to be notified of a gap."""
         return self.everything or len(self.lost) != 0
 
     def take_lost(self):
-        """One channel that lost publications, or None: every channel did; see backlog.pyi."""
+        """Return one channel that lost publications, or None for all channels; see backlog.pyi."""
         cdef bytes name
         if self.everything:
             self.everything = False
@@ -195,17 +206,17 @@ cdef class Backlog:
         self.lost_bytes -= name.__sizeof__()
         return name
 
-    # --- waiting for what stands before -------------------------------------------------------------------
+    # --- blocked by earlier replies -----------------------------------------------------------------------
 
     def hold(self):
-        """Something that came before what is here is not dealt with yet; see backlog.pyi."""
+        """Block `take` until an earlier reply has been handled; see backlog.pyi."""
         self.holds += 1
 
     def release(self):
-        """It is dealt with."""
+        """Undo one `hold`."""
         self.holds -= 1
 
     @property
     def is_held(self):
-        """Whether nothing may be taken now."""
+        """Whether a connection holds the queue."""
         return self.holds != 0

@@ -1,15 +1,16 @@
-"""A bus that is a cluster: one subscriber and one publisher connection to each server that has slots.
+"""Use a cluster as the bus: one subscriber and one publisher connection to each server that has slots.
 
-Publications are sharded channels (SSUBSCRIBE, SPUBLISH): each lives on the server of its slot, so that a
-cluster carries more than one server can. A *lane* is a connection to one server. What moves a slot:
+Channels are sharded channels (SSUBSCRIBE, SPUBLISH). Each belongs to the server of its slot, so a cluster
+carries more publications than one server can. A *lane* is the connection to one server. A slot changes its
+server in two cases:
 
-- a server says so (an unasked sunsubscribe, MOVED): the map is read again, and the names that were lost
-  are subscribed where they live now;
-- a server dies: its lane is down, the map is read until somebody else has its slots, that one's lane
-  comes up and everything of its slots is subscribed again.
+- The server redirects (an unrequested sunsubscribe, or MOVED): the map is read again, and the lost names are
+  subscribed on the slot's new server.
+- The server fails: its lane is down, and the map is read until another server has its slots. When that
+  server's lane is up, all channels of these slots are subscribed again.
 
-Meanwhile the other lanes notice nothing. A lane whose server has no slots any more is left before another
-takes over, so that no publication comes by two ways.
+The other lanes are not affected. The lane of a server without slots is closed before another lane takes over,
+so that no publication arrives twice.
 """
 
 import asyncio
@@ -32,26 +33,32 @@ __all__ = ["ClusterListener", "ClusterPublisher", "ClusterSubscriber", "Covers",
 
 REFRESH_S: Final = 30.0
 REFRESH_SOON_S: Final = 0.25
-"""After a map that did not help, or could not be read, about so long."""
+"""About the time to the next reading after the map could not be read or a server is still missing."""
 GATHER_S: Final = 0.05
-"""Slots move one by one, and each is heard of many times: one reading serves them all."""
+"""Time from a refresh request to the reading: slots move one by one, and one reading serves many requests."""
 MOVES_MOST: Final = 3
-"""A publication follows so many moves of its slot."""
+"""How many moves of its slot a publication follows before it fails."""
 AGAIN_MOST: Final = 8_192
 AGAIN_BYTES_MOST: Final = 32 * 1024 * 1024
-"""Publications, and their bytes, that wait for a new map because their slot moved."""
+"""The most publications, and their bytes, that wait for a new map because their slot moved."""
 
 Covers = Callable[[bytes], bool]
-"""Whether a channel, by its name without the prefix, is among those that something is about."""
+"""Whether an event concerns a channel, given by its name without the prefix."""
 
 
 class Topology:
-    """The cluster's map, kept up to date. Watchers are told of each new one, in order.
+    """Keep the map of a cluster up to date, and call the watchers with each new map.
 
     Args:
-        address: Of kind cluster.
-        timeout_s: For each node that is asked.
-        on_failed: Told why, for a log, when no node answers.
+        address: An address of kind cluster.
+        timeout_s: Time for each request to a node, in seconds.
+        on_failed: Called with a reason for the log when no node replies.
+
+    Attributes:
+        address: The address of the cluster.
+        map: The last map that was read; before the first one, no slot has an owner.
+        watchers: Called in order with each new map.
+        is_needed: Returns whether a server is missing, so that the map is read again soon.
     """
 
     def __init__(self, address: BusAddress, timeout_s: float, on_failed: Callable[[str], None]) -> None:
@@ -64,7 +71,7 @@ class Topology:
         self._wake = asyncio.Event()
 
     def server_of(self, name: bytes) -> BusAddress | None:
-        """Where a key or sharded channel lives; None while nobody has its slot."""
+        """Return the address of the server that serves a key or sharded channel; None: no server does."""
         node = self.map.owners[slot_of(name)]
         if node is None:
             self.refresh()
@@ -72,16 +79,16 @@ class Topology:
         return self.address.server(*node)
 
     def refresh(self) -> None:
-        """Read the map again, soon."""
+        """Request another reading of the map; it starts after `GATHER_S`."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Read it now, whenever it is asked for, and from time to time; until cancelled."""
+        """Read the map now, after each request, and about every `REFRESH_S`, until cancelled."""
         while True:
             self._wake.clear()
             is_read = await self._read()
             if not is_read or self.is_needed():
-                # Somebody waits for a server: ask again by ourselves, not in step with other shards.
+                # A server is missing: read again without a request, and not in step with other shards.
                 await asyncio.sleep(REFRESH_SOON_S * random.uniform(0.5, 1.5))  # noqa: S311 - spreading
                 continue
             with contextlib.suppress(TimeoutError):
@@ -101,20 +108,20 @@ class Topology:
 
 
 class ClusterListener(SubscriberListener, Protocol):
-    """Who is told by a cluster: which names it is about."""
+    """The listener of a subscriber that may use a cluster: its calls also say which channels they concern."""
 
     def on_up(self, covers: Covers | None = None) -> None:
-        """A server is there; of the channels it covers nothing is subscribed. None: it covers all."""
+        """Subscribe to all channels that `covers` accepts, on a server that is connected; None: to all."""
 
     def on_down(self, covers: Covers | None = None) -> None:
-        """A server is lost, and every subscription with it."""
+        """Note that a server is lost, with all subscriptions that `covers` accepts; None: with all."""
 
     def on_moved(self) -> None:
-        """The map was read again: what was lost may be subscribed anew."""
+        """Subscribe again to the channels reported by `on_lost`: a new map was read."""
 
 
 class _Lane:
-    """The subscriber connection to one server, and what it says passed on with what it is about."""
+    """The subscriber of one server of a cluster; it passes events on, with the channels they concern."""
 
     def __init__(self, owner: "ClusterSubscriber", node: Node) -> None:
         self.node = node
@@ -126,7 +133,7 @@ class _Lane:
         self.task = asyncio.get_running_loop().create_task(self.subscriber.run())
 
     def covers(self, name: bytes) -> bool:
-        """Whether a channel lives there."""
+        """Whether the slot of a channel belongs to the server of this lane."""
         return self.owner.lane_of(self.owner.prefix + name) is self
 
     def on_up(self) -> None:
@@ -156,14 +163,14 @@ class _Lane:
 
 
 class ClusterSubscriber:
-    """As `Subscriber`, over all servers of a cluster; its topology runs beside it.
+    """Subscribe to channels on all servers of a cluster, with the interface of `Subscriber`.
 
     Args:
-        topology: Which servers there are.
-        prefix: What channel names start with on the bus.
-        listener: Who is told.
-        backlog: Where the publications of all servers go, in the order of their arrival.
-        options: For each connection.
+        topology: The map of the cluster; the caller runs it in a task of its own.
+        prefix: The bytes before every channel name on the bus.
+        listener: Receives the events of all connections and subscriptions.
+        backlog: Receives the publications of all servers, in the order of their arrival.
+        options: Times and sizes of each connection.
     """
 
     def __init__(
@@ -189,42 +196,42 @@ class ClusterSubscriber:
 
     @property
     def is_up(self) -> bool:
-        """Whether every channel can be subscribed to."""
+        """Whether every slot has a server, and every lane is connected."""
         owners = self.topology.map.owners
         return None not in owners and all(lane.subscriber.is_up for lane in self._lanes.values())
 
     def lane_of(self, name: bytes) -> _Lane | None:
-        """The lane of a whole name; None while nobody has its slot."""
+        """Return the lane of a whole name; None while no server has its slot."""
         node = self.topology.map.owners[slot_of(name)]
         return None if node is None else self._lanes.get(node)
 
     def is_up_for(self, name: bytes) -> bool:
-        """Whether this channel can be subscribed to now."""
+        """Whether the lane of this channel is connected, so that it can be subscribed to now."""
         lane = self.lane_of(self.prefix + name)
         return lane is not None and lane.subscriber.is_up
 
     @property
     def unsent(self) -> int:
-        """As `Subscriber.unsent`, of all servers."""
+        """The sum of `Subscriber.unsent` over all servers. O(servers)."""
         return sum(lane.subscriber.unsent for lane in self._lanes.values())
 
     @property
     def waiting_bytes(self) -> int:
-        """As `Subscriber.waiting_bytes`, of all servers."""
+        """The sum of `Subscriber.waiting_bytes` over all servers. O(servers)."""
         return sum(lane.subscriber.waiting_bytes for lane in self._lanes.values())
 
     def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
-        """SSUBSCRIBE to channels by names without the prefix, each where it lives; as `Subscriber`'s."""
+        """Queue an SSUBSCRIBE for each channel on the server of its slot, like `Subscriber.subscribe`."""
         lanes = self._by_lane(names).items()
         return [name for lane, some in lanes for name in lane.subscriber.subscribe(some)]
 
     def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
-        """SUNSUBSCRIBE from channels; as `Subscriber.unsubscribe`."""
+        """Queue an SUNSUBSCRIBE for each channel on the server of its slot, like `Subscriber.unsubscribe`."""
         lanes = self._by_lane(names).items()
         return [name for lane, some in lanes for name in lane.subscriber.unsubscribe(some)]
 
     def subscribe_control(self, name: bytes) -> None:
-        """SSUBSCRIBE to a name as it is, now and whenever its server comes up or changes."""
+        """Subscribe to a control name now, and again whenever its server reconnects or its slot moves."""
         if name not in self._control:
             self._control.add(name)
             self._hear_control(name)
@@ -234,7 +241,10 @@ class ClusterSubscriber:
             lane.subscriber.subscribe_control(name)
 
     def reaching(self, name: bytes) -> list[bytes]:
-        """Names made of this one that together reach every server, one each."""
+        """Return names derived from this one (`<name>:<number>`), one for each server of the cluster.
+
+        The search ends after 64 candidates for each server, so a server with few slots may be left out.
+        """
         found: dict[Node, bytes] = {}
         servers, number = len(self.topology.map.primaries), 0
         while len(found) < servers and number < 64 * servers:
@@ -246,19 +256,19 @@ class ClusterSubscriber:
         return list(found.values())
 
     def limit_payload(self, limit_bytes: int) -> None:
-        """Another largest payload, from now on."""
+        """Change the largest payload of a publication, in bytes, on all connections and on later ones."""
         self.options = replace(self.options, payload_limit_bytes=limit_bytes)
         for lane in self._lanes.values():
             lane.subscriber.limit_payload(limit_bytes)
 
     def renew(self, why: str, name: bytes = b"") -> None:
-        """Leave every connection for a new one, or only that of a name. See `Subscriber.renew`."""
+        """Replace the connection of a name's server, or all connections when `name` is empty or unserved."""
         lane = self.lane_of(name) if name else None
         for each in self._lanes.values() if lane is None else (lane,):
             each.subscriber.renew(why)
 
     async def run(self) -> None:
-        """Keep a lane to every server; until cancelled."""
+        """Wait until cancelled, then end all lanes; raise the exception of a lane that ended by itself."""
         self._fault = asyncio.get_running_loop().create_future()
         try:
             await self._fault
@@ -278,10 +288,10 @@ class ClusterSubscriber:
         return found
 
     def _apply(self, fresh: ClusterMap) -> None:
-        """Lanes for exactly the servers that have slots; then whatever was lost is subscribed again."""
+        """Apply a new map: close and open lanes so that each server with slots has one, then resubscribe."""
         inherited = self._inherited(fresh)
         for node in self._lanes.keys() - fresh.primaries:
-            # From here on it says nothing more: its channels are whose the map says they are.
+            # A lane without a server in the map must report nothing more: its channels have other lanes now.
             self._lanes.pop(node).task.cancel()
         for node in fresh.primaries - self._lanes.keys():
             self._lanes[node] = _Lane(self, node)
@@ -299,9 +309,9 @@ class ClusterSubscriber:
     def _inherited(self, fresh: ClusterMap) -> frozenset[int]:
         """Return the slots that moved to a server whose lane was up before, from one that is down or left.
 
-        A slot that had no server counts, too. No lane comes up for these slots, and no server announces the
-        move: what a server says at the end may not be read any more once its lane is left. So only the caller
-        can subscribe again.
+        A slot that had no server counts, too. No lane comes up for these slots, and no server
+        announces the move: the last replies of a server may stay unread once its lane is closed. So only the
+        caller can subscribe again.
         """
         before, self._owners = self._owners, fresh.owners
         lanes = self._lanes.items()
@@ -315,14 +325,14 @@ class ClusterSubscriber:
             self._fault.set_exception(error)
 
     def on_lane_up(self, lane: _Lane) -> None:
-        """Its control names first, then everything else that lives there."""
+        """Subscribe to the control names of a lane that is connected, then notify the listener."""
         for name in self._control:
             if self.lane_of(name) is lane:
                 lane.subscriber.subscribe_control(name)
         self.listener.on_up(lane.covers)
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
-        """A slot moved."""
+        """Handle a name whose slot has moved: keep it if it is a control name, else notify the listener."""
         if name in self._control:
             self._lost_control.add(name)
         else:
@@ -331,13 +341,13 @@ class ClusterSubscriber:
 
 
 class ClusterPublisher:
-    """As `Publisher`, over all servers of a cluster; its topology runs beside it.
+    """Publish and run commands on all servers of a cluster, with the interface of `Publisher`.
 
     Args:
-        topology: Which servers there are.
-        connect_timeout_s: As `Publisher`'s.
-        command_timeout_s: As `Publisher`'s.
-        on_failed: As `Publisher`'s.
+        topology: The map of the cluster; the caller runs it in a task of its own.
+        connect_timeout_s: Time for connecting to each server, see `Publisher`.
+        command_timeout_s: Time from sending a command to its reply, see `Publisher`.
+        on_failed: Called with a reason for the log, see `Publisher`.
     """
 
     def __init__(
@@ -369,10 +379,10 @@ class ClusterPublisher:
         *,
         must_reach: bool = False,
     ) -> None:
-        """SPUBLISH `data`; as `Publisher.publish`.
+        """Queue a publication on the server of its slot; the arguments are those of `Publisher.publish`.
 
-        What follows its slot to another server need not reach anybody there: the subscription may be on its
-        way, too.
+        A publication that follows its slot to another server is sent there without `must_reach`, because the
+        subscription may move at the same time.
         """
         self._publish(name, data, done, sender, MOVES_MOST, must_reach=must_reach)
 
@@ -397,11 +407,11 @@ class ClusterPublisher:
 
     @property
     def waiting_bytes(self) -> int:
-        """As `Publisher.waiting_bytes`, of all servers."""
+        """The bytes of unanswered commands on all servers, and of publications that wait for a new map."""
         return self._again_bytes + sum(publisher.waiting_bytes for publisher, _ in self._lanes.values())
 
     def call(self, key: bytes, command: bytes, done: CallDone) -> None:
-        """As `Publisher.call`, at the server that has the key. One that moved away meanwhile is `down`."""
+        """Queue a command on the server of its key, like `Publisher.call`; if the key moves, it is `down`."""
         node = self._topology.map.owners[slot_of(key)]
         lane = None if node is None else self._lanes.get(node)
         if lane is None:
@@ -432,19 +442,19 @@ class ClusterPublisher:
         done("down" if outcome == "moved" else outcome)
 
     def resume(self) -> None:
-        """As `Publisher.resume`, of every server."""
+        """End the pause after a failure on every server, like `Publisher.resume`."""
         for publisher, _ in self._lanes.values():
             publisher.resume()
 
     def renew(self, why: str, name: bytes = b"") -> None:
-        """Leave every connection, when what was sent is answered, for a new one, or only that of a name."""
+        """Replace every connection after its last reply, or only the connection of a name's server."""
         node = self._topology.map.owners[slot_of(name)] if name else None
         for place, (publisher, _) in self._lanes.items():
             if node is None or place == node:
                 publisher.renew(why)
 
     async def run(self) -> None:
-        """Speak to every server; until cancelled. Then `close`."""
+        """Wait until cancelled, then end the publishers of all servers. Call `close` afterwards."""
         try:
             await asyncio.Event().wait()
         finally:
@@ -453,22 +463,23 @@ class ClusterPublisher:
             await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def close(self) -> None:
-        """Fail what still waits; to be called when `run` has ended."""
+        """Fail the publications that wait for a new map as `down`. Call it after `run` has ended."""
         for _, _, done, _, _ in self._take_again():
             done("down")
 
     def _take_again(self) -> list[tuple[bytes, bytes, Done, Sender | None, int]]:
-        """Everything that waits for the next map; nothing waits any more."""
+        """Remove and return all publications that wait for the next map."""
         again, self._again, self._again_bytes = self._again, [], 0
         return again
 
     def _give_up(self, maps: int) -> None:
-        """No map came in time: those that wait for one have certainly not been published."""
+        """Fail the publications that wait for a map, when none came in time: they were not published."""
         if maps == self._maps:
             for _, _, done, _, _ in self._take_again():
                 done("down")
 
     def _apply(self, fresh: ClusterMap) -> None:
+        """Apply a new map: end and start publishers, and send the waiting publications again."""
         self._maps += 1
         for node in self._lanes.keys() - fresh.primaries:
             self._leave(node)

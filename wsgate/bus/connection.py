@@ -1,14 +1,15 @@
-"""One socket to the bus: connected and greeted, replies up in passes, commands down as bytes.
+"""A connection to one server of the bus: connect and authenticate, parse replies in passes, send commands.
 
-Owns the socket, the reader behind it and the budget of a pass. What replies mean is its owner's
-business. Nothing that comes is trusted: a peer that does not talk like Redis, or says more than it was
-asked while it is greeted, is cut off, and what it can make us hold is one unfinished reply (within the
-reader's limits), `UNREAD_LIMIT_BYTES` of complete ones, and the backlog of its owner, which has a limit.
+This module owns the socket, the parser of its bytes and the budget of a pass. The owner of the connection (a
+subscriber, a publisher or an appender) interprets the replies. Received bytes are not trusted: the connection
+is aborted when the bytes are not valid RESP2, and when an unrequested reply arrives during the greeting. A
+server can use only bounded memory: one unfinished reply (within the parser's limits), about
+`UNREAD_LIMIT_BYTES` of complete replies, and the backlog, which has its own limit.
 
-Everything that was received is sorted in the next pass: publications go to the backlog, all other replies to
-the owner. So the socket is read at all times, and a control command or a confirmation never waits for the
-publications before it. What stands behind a confirmation does wait for it: while the owner has not dealt with
-every reply, the backlog is held.
+Each pass parses everything that was received: publications are appended to the backlog, all other replies are
+given to the owner. So the socket is read at all times, and a control command or a confirmation never waits
+for the publications before it. Publications behind a confirmation do wait for it: the connection holds the
+backlog until the owner has handled every reply.
 """
 
 import asyncio
@@ -33,38 +34,42 @@ __all__ = ["Connection", "Owner", "Reply", "open_connection", "pack"]
 PASS_REPLIES: Final = 256
 PASS_S: Final = 0.002
 STEP_REPLIES: Final = 16
-"""Replies between two looks at the clock: as many as cost 1 to 2 ms when each holds 64 KiB."""
+"""Replies between two checks of the clock: as many as cost 1 to 2 ms when each has 64 KiB."""
 REPLIES_LIMIT: Final = 1024
-"""Replies sorted and not handed up, above which the socket is not read: they are answers to commands."""
+"""The most parsed replies that the owner has not handled; at this limit parsing stops."""
 UNREAD_LIMIT_BYTES: Final = 1024 * 1024
-"""Received in one turn of the loop, above which the socket is read on in the next one. Sorting that much is
-about 1 ms, and at a turn of 4 ms it is 250 MB a second: more than a Redis sends."""
+"""Bytes received in one turn of the loop, above which reading pauses until the next turn. Parsing that much
+takes about 1 ms, and with turns of 4 ms it is 250 MB a second: more than a Redis sends."""
 
 Reply = tuple[int, bytes, bytes | None]
-"""`(kind, name or text, payload)` as `wsgate.bus.push` makes them."""
+"""One reply, `(kind, name or text, payload)`, as `wsgate.bus.push` returns it."""
 
 
 class Owner(Protocol):
-    """Who is told, on the loop."""
+    """The calls from a bus connection to the object that uses it. All come on the event loop."""
 
     def hand_up(self, replies: list[Reply]) -> int:
-        """Replies in order; how many were dealt with. The others come again first in the next pass."""
+        """Handle replies of the bus in their order.
+
+        Returns:
+            How many of the replies were handled. The next pass begins with the others.
+        """
 
     def on_pass(self) -> None:
-        """The replies of one pass were handed up."""
+        """Act at the end of a pass, after the calls of `hand_up`."""
 
     def on_writable(self) -> None:
-        """The socket takes bytes again after `is_writable` was false."""
+        """Continue writing: the socket accepts bytes again after `is_writable` was false."""
 
 
 class Connection(asyncio.Protocol):
-    """See the module; made by `open_connection`.
+    """A connection to one server of the bus, connected and greeted by `open_connection`.
 
     Attributes:
-        closed: Done when it is lost and everything received before was handed up.
-        heard_s: The loop's time when the peer last said something.
-        is_writable: Whether the socket keeps up with what is written.
-        why: Why it was lost, for logs.
+        closed: Done when the socket is lost and every reply received before was given to the owner.
+        heard_s: The loop's time when bytes last arrived, in seconds.
+        is_writable: False while the send buffer of the socket is above its high-water mark.
+        why: The reason why the connection was lost, for logs; empty while it is open.
     """
 
     def __init__(self, reader: push.PushReader) -> None:
@@ -74,11 +79,11 @@ class Connection(asyncio.Protocol):
         self._answers: deque[Reply] = deque()
         self._answered: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
-        self._replies: deque[Reply] = deque()  # sorted, and not dealt with by the owner
-        self._has_unsorted = False
+        self._replies: deque[Reply] = deque()  # parsed, and not handled by the owner
+        self._has_unsorted = False  # the parser may still have complete replies
         self._backlog: Backlog | None = None
-        self._is_holding = False  # the backlog, until the replies are dealt with
-        self._unread_bytes = 0
+        self._is_holding = False  # whether this connection holds the backlog
+        self._unread_bytes = 0  # received since the last pass that parsed everything
         self._is_scheduled = False
         self._is_paused = False
         self._is_broken = False
@@ -89,25 +94,25 @@ class Connection(asyncio.Protocol):
 
     @property
     def held_bytes(self) -> int:
-        """What waits here to be handed up, and room kept for it."""
+        """The size of the parser's buffer for received bytes."""
         return self._reader.buffered
 
     @property
     def is_open(self) -> bool:
-        """Whether what is written may still arrive."""
+        """Whether the socket is connected and was not aborted, so that written bytes may still arrive."""
         return self._transport is not None and not self._is_broken
 
     @property
     def publications(self) -> int:
-        """Publications received so far."""
+        """The number of publications parsed on this connection so far."""
         return self._reader.publications
 
     def start(self, owner: Owner, backlog: Backlog | None = None) -> None:
-        """Hand everything that comes from now on to its owner; once, after the greeting.
+        """Set the owner that receives all further replies; call it once, after the greeting.
 
         Args:
-            owner: Who deals with replies.
-            backlog: Where publications go; None: to the owner, among the replies.
+            owner: Handles the replies.
+            backlog: Receives the publications; None: the owner receives them among the replies.
         """
         self._owner = owner
         self._backlog = backlog
@@ -115,16 +120,16 @@ class Connection(asyncio.Protocol):
             self.abort("the bus says what it was not asked")
 
     def limit_payload(self, limit_bytes: int) -> None:
-        """Another largest payload, for what is read from now on."""
+        """Change the largest payload, in bytes, for publications that are parsed from now on."""
         self._reader.limit_payload(limit_bytes)
 
     def write(self, data: bytes) -> None:
-        """Send; nothing when the connection is lost."""
+        """Send packed commands to the server; do nothing when the connection is lost."""
         if self._transport is not None:
             self._transport.write(data)
 
     def abort(self, why: str) -> None:
-        """Close now; what came and was not handed up is dropped."""
+        """Close the socket now, without a further call of `hand_up`, and keep the first reason in `why`."""
         self.why = self.why or why
         self._is_broken = True
         self._hold(is_needed=False)
@@ -134,12 +139,12 @@ class Connection(asyncio.Protocol):
     # --- asyncio.Protocol -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the socket."""
+        """Store the transport of the new socket."""
         # uvloop's transports do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Keep what came for the next pass: a pass is one turn of the loop, however fast it comes."""
+        """Buffer received bytes and schedule the pass that parses them, at most one in a turn of the loop."""
         self.heard_s = self._loop.time()
         self._reader.feed(data)
         self._unread_bytes += len(data)
@@ -149,17 +154,17 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def pause_writing(self) -> None:
-        """The socket does not keep up."""
+        """Note that the send buffer of the socket is full."""
         self.is_writable = False
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Note that the send buffer of the socket has room again, and notify the owner."""
         self.is_writable = True
         if self._owner is not None:
             self._owner.on_writable()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Hand up what came before, then be closed."""
+        """Keep the reason of the loss, and schedule the last pass, which sets `closed`."""
         self._transport = None
         self.why = self.why or (str(error) if error else "the bus closed the connection")
         self._schedule()
@@ -172,6 +177,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._pass)
 
     def _pass(self) -> None:
+        """Run one pass; then read on, schedule the next pass, or set `closed` when the socket is lost."""
         self._is_scheduled = False
         has_more = False
         if not self._is_broken:
@@ -180,7 +186,7 @@ class Connection(asyncio.Protocol):
             except push.PushError as error:
                 self.abort(str(error))
             except Exception as error:
-                # A fault of ours. Answers belong to commands by their order, which is lost now.
+                # A fault of this program. Replies belong to commands by their order, which is lost now.
                 self.abort("a reply could not be handled")
                 context = {"message": "a reply of the bus could not be handled", "exception": error}
                 self._loop.call_exception_handler(context)
@@ -197,7 +203,7 @@ class Connection(asyncio.Protocol):
             self.closed.set_result(None)
 
     def _hand_up(self) -> bool:
-        """One pass; True when there is more."""
+        """Parse received bytes, and give replies to the owner within the budget; True when more are left."""
         end_s = time.monotonic() + PASS_S
         left = PASS_REPLIES
         self._sort()
@@ -216,7 +222,7 @@ class Connection(asyncio.Protocol):
         return has_more
 
     def _sort(self) -> None:
-        """Tell publications from other replies, in everything that was received."""
+        """Parse received bytes into the backlog (publications) and `_replies` (up to its limit)."""
         room = REPLIES_LIMIT - len(self._replies)
         if room > 0:
             found = self._reader.take(room, self._backlog)
@@ -224,12 +230,13 @@ class Connection(asyncio.Protocol):
             self._has_unsorted = len(found) == room
 
     def _hold(self, *, is_needed: bool) -> None:
-        """Keep what stands in the backlog behind replies that are not dealt with, or let go of it."""
+        """Hold the backlog while replies are not handled (`is_needed`), or release it."""
         if self._backlog is not None and is_needed != self._is_holding:
             self._is_holding = is_needed
             self._backlog.hold() if is_needed else self._backlog.release()
 
     def _deal(self, replies: list[Reply]) -> int:
+        """Give replies to the owner or, during the greeting, to `ask`; return how many were handled."""
         if self._owner is not None:
             return self._owner.hand_up(replies)
         self._answers.extend(replies)
@@ -240,10 +247,10 @@ class Connection(asyncio.Protocol):
     # --- greeting -------------------------------------------------------------------------------------
 
     async def ask(self, *command: str) -> None:
-        """Say something while nobody owns the replies, and await the answer.
+        """Send one command of the greeting and wait for its reply; only before `start`.
 
         Raises:
-            BackendError: It is an error, or the connection was lost before it came.
+            BackendError: The reply is an error or no plain reply, or the connection was lost before it came.
         """
         self.write(pack(*command))
         if not self._answers:
@@ -261,16 +268,21 @@ class Connection(asyncio.Protocol):
 async def open_connection(
     address: BusAddress, prefix: bytes, payload_limit_bytes: int, timeout_s: float
 ) -> Connection:
-    """A connection that is authenticated and answers; its name is resolved anew each time.
+    """Connect to a server of the bus, authenticate, and wait for the reply to a PING.
+
+    The host name is resolved on every call, and for an address with sentinels the primary is looked up.
 
     Args:
-        address: Where to: a server, or sentinels that name one.
-        prefix: What the names of channels start with, see `PushReader`.
-        payload_limit_bytes: Of the largest publication, see `PushReader`.
-        timeout_s: For all of it.
+        address: The address of a server, or of sentinels that know one.
+        prefix: The bytes before every channel name, see `PushReader`.
+        payload_limit_bytes: The largest payload of a publication, see `PushReader`.
+        timeout_s: Time for all steps together, in seconds.
+
+    Returns:
+        The connection, without an owner; call `start` next.
 
     Raises:
-        BackendError: It cannot be had now; the text is for logs and holds no password.
+        BackendError: No connection is possible now. The text is for logs and contains no password.
     """
     connection: Connection | None = None
     try:
@@ -280,7 +292,8 @@ async def open_connection(
             connection = await _connect(
                 address, lambda: Connection(push.PushReader(prefix, payload_limit_bytes))
             )
-            # A server that is full, loads its data or wants another password says so here.
+            # A server at its limit of clients, one that loads its data, or one with another password sends an
+            # error as the reply to AUTH or PING.
             if address.username or address.password:
                 user = [address.username] if address.username else []
                 await connection.ask("AUTH", *user, address.password)
@@ -291,7 +304,7 @@ async def open_connection(
             connection.abort("not greeted")
         if isinstance(error, TimeoutError):
             raise BackendError(f"no answer within {timeout_s:g} s", temporary=True) from None
-        # A name that cannot even be asked for is a ValueError.
+        # A host name that is no valid DNS name is a ValueError.
         if isinstance(error, OSError | ValueError):
             raise BackendError(str(error), temporary=True) from None
         raise
@@ -309,7 +322,7 @@ async def _connect(address: BusAddress, make: Callable[[], Connection]) -> Conne
 
 
 def pack(*command: str | bytes) -> bytes:
-    """A command as Redis reads it: every part literally, whatever bytes it has (S26)."""
+    """Encode a command as RESP2; each part carries its length, so that it may have any bytes (S26)."""
     packed: bytes = pack_command(command)  # type: ignore[arg-type] # typed as a tuple of one; takes any
     return packed
 
@@ -318,8 +331,9 @@ _QUOTE: Final = re.compile(r"['\"`]|, with args")
 
 
 def safe_text(text: bytes) -> str:
-    """A server's complaint for a log: up to the first quote, behind which it repeats what it was told.
+    """Shorten a server's error for a log: cut it at the first quote, and at 80 characters.
 
-    A server without AUTH answers `unknown command 'AUTH', with args beginning with: '<password>'`.
+    Behind a quote an error repeats parts of the command, which may be secret. For example, a server without
+    AUTH replies `unknown command 'AUTH', with args beginning with: '<password>'`.
     """
     return _QUOTE.split(text.decode("latin-1"), maxsplit=1)[0].strip()[:80]

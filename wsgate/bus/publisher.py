@@ -1,27 +1,27 @@
-"""One connection that speaks: PUBLISH and scripts out, an answer for each.
+"""Publish and run commands on one server of the bus, over one connection; report an outcome for each command.
 
-Publications of one pass of the loop leave in one write; answers belong to them in order. Callers get a
-callback instead of an awaitable, so that nobody can cancel a command half-way: the connection has one
-owner, and no reply ever meets another caller (redis-py CVE-2023-28858). What is accepted and not
-answered is bounded; beyond that, and while the bus is away, a publish fails at once, loudly. It is
-never sent twice by itself: that would be a duplicate nobody asked for.
+The commands of one pass of the loop are sent together, and the replies come in the same order. A caller
+passes a callback and gets no awaitable, so it cannot cancel a command that was sent, and no reply is ever
+given to the wrong caller (redis-py CVE-2023-28858). The number and the bytes of unanswered commands are
+bounded. At the bound, and while the bus cannot be reached, a publish fails at once. The publisher never sends
+a publication twice, because the receivers would get a duplicate.
 
 Commands of the gateway itself (counting users, leases, probes, revocations) and publications of clients have
-separate room, so that no flood of clients makes a command of the gateway fail:
+separate limits, so that many publications of clients never make a command of the gateway fail:
 
-    own      first in, first out, before everything else
+    own      commands of the gateway, first in, first out; sent before everything else
     ready    publications of clients that are inside the window: sent next, in this order
     turns    the other publications of clients, by user and then by connection (wsgate/turns.py)
 
-The window bounds the publications of clients that are ready, or sent and not answered. The bus answers in
-order, so whoever comes late waits for at most one window and one round of turns. A client that has much in
-the queue is told so (`crowded`); one that has nothing there finds room.
+The window bounds the publications of clients that are ready, or sent and not answered. The bus replies in
+order, so a new publication waits for at most one window and one round of turns. A client that has many
+publications in the queue is refused with `crowded`, so that room is left for other clients.
 
-Why no client library speaks here: one answer that does not come makes all of a pipeline of redis-py fail
-alike, those the bus has confirmed, those it may have and those it never got; and its reader believes any
-count and any length it is told (S26).
+No client library is used here, for two reasons. When one reply is missing, redis-py fails a whole pipeline
+alike: the commands that the bus has confirmed, those with an unknown outcome and those that were never sent.
+And its parser trusts any count and any length (S26).
 
-1.7 us of CPU a publish with 50 under way together, 1.2 with 200, 14 to 27 one by one; redis-py: 10.8, 9.3
+1.7 us of CPU for a publish with 50 under way together, 1.2 with 200, 14 to 27 one by one; redis-py: 10.8, 9.3
 and 49 to 53: python -m loadtest bus_publisher
 """
 
@@ -41,47 +41,50 @@ __all__ = ["CallDone", "PublishOutcome", "Publisher"]
 
 WRITE_COMMANDS: Final = 256
 WRITE_BYTES: Final = 256 * 1024
-"""What one pass of the loop writes at most; a single publication may be larger."""
+"""The most that one write sends; a single publication may be larger."""
 WAITING_LIMIT: Final = 8_192
 WAITING_LIMIT_BYTES: Final = 32 * 1024 * 1024
-"""Commands of the gateway, and once more publications of clients, that are accepted and not answered."""
+"""The most unanswered commands of the gateway, and separately the most unanswered publications of clients."""
 WINDOW_COMMANDS: Final = 512
 WINDOW_BYTES: Final = 320 * 1024
-"""Publications of clients that the bus has not answered, above which the others wait for their turn. With
-1 ms to the bus and back this is 512,000 publications or 320 MiB a second; a longer window is only a longer
-queue. python -m loadtest publish_fairness"""
+"""The most publications of clients that are ready or sent and not answered; others wait for their turn. With
+a round trip of 1 ms this allows 512,000 publications or 320 MiB a second; a larger window would only make the
+queue longer. python -m loadtest publish_fairness"""
 COMMAND_COST: Final = 4 * 1024
-"""What a publication costs beside its bytes, in bytes: this process and the bus together take 3.9 us of CPU
-for one of 60 bytes, and 74 us for one of 60 KiB."""
+"""The fixed cost of a publication for its turn, in bytes, added to its size: this process and the bus
+together take 3.9 us of CPU for one of 60 bytes, and 74 us for one of 60 KiB."""
 COMMAND_BYTES: Final = 500
-"""Memory of a queued publication beside its bytes: the entry, the callback and the places in the turns."""
+"""Memory of a queued publication in addition to its bytes: entry, callback and its places in `Turns`."""
 FAILING_PAUSE_S: Final = 0.5
-"""After an attempt to connect that failed, publishes fail without another for about so long."""
+"""After a failed attempt to connect, publishes fail at once for about this time, without another attempt."""
 STEADY_S: Final = 1.0
-"""A connection that did not last so long is as good as none: it is not tried again without that pause."""
+"""A connection that was lost sooner than this counts as a failed attempt, and the same pause follows."""
 IDLE_PING_S: Final = 15.0
 SECOND_LOOK_S: Final = 0.05
-"""Before a bus is given up, what waits in the socket is read: the silence may have been our own."""
+"""Time between the first late check and giving a connection up. Bytes that already wait in the socket are
+read in this time: this process may have been blocked, and not the bus."""
 
 _PUBLISH: Final = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _SPUBLISH: Final = _PUBLISH.replace(b"$7\r\nPUBLISH", b"$8\r\nSPUBLISH")
-"""Every part literally, whatever bytes it has (S26)."""
+"""Both commands carry the length of each part, so that a name or a payload may have any bytes (S26)."""
 
 PublishOutcome = str
-"""`""` when the bus has it, else why not: `down`, `full`, `crowded` and `refused` (it has not), `unknown` (it
-may). `full`: there is no room; `crowded`: this client has too much under way.
+"""The outcome of a command: `""` when the bus has executed it, else the reason of the failure.
 
-Of what must reach somebody it is `unheard` when the bus has it and had nobody to hand it to. A server of a
-cluster also says `moved`: it has not, and another one would take it.
+Not executed: `down` (the bus cannot be reached), `full` (the queue has no room left), `crowded` (this client
+has too much in the queue), `refused` (the bus replied with an error), and on a cluster `moved` (another
+server has the slot). Perhaps executed: `unknown` (sent, but no reply). Executed without effect: `unheard` (a
+publication with `must_reach` had no receiver).
 """
 
 Done = Callable[[PublishOutcome], None]
 CallDone = Callable[[PublishOutcome, bytes], None]
-"""Told the outcome of a command and, when that is "", its answer. `unscripted`: no such script is known."""
+"""Called with the outcome of a command and the text of its reply. The text is the result when the outcome is
+"". The outcome `unscripted` says that the server does not know the script of an EVALSHA."""
 
 
 class _Command:
-    """One command: as it is sent, who is told, what it counts for, and since when it is here."""
+    """A queued or sent command: its bytes, callback, charged size, owner, and the time of its last step."""
 
     __slots__ = ("data", "done", "is_call", "must_reach", "sender", "since_s", "size")
 
@@ -96,17 +99,22 @@ class _Command:
         sender: Sender | None = None,
         must_reach: bool = False,
     ) -> None:
-        self.data = data  # nothing any more once it is sent
-        self.done = done  # None: a PING
+        self.data = data  # emptied when the command is sent, to free the memory
+        self.done = done  # None: the command is a PING
         self.size = size
-        self.since_s = since_s  # accepted, then sent
+        self.since_s = since_s  # when the command was accepted; once it is sent, when it was sent
         self.is_call = is_call
-        self.sender = sender  # None: the gateway itself
+        self.sender = sender  # None: a command of the gateway itself
         self.must_reach = must_reach
 
 
 class Publisher:
-    """Publishes to one server. All calls on its loop."""
+    """Publish and run commands on one server. Call all methods on the event loop that made the publisher.
+
+    Attributes:
+        published: Publications that the bus has confirmed.
+        failed: Publications with any other outcome.
+    """
 
     def __init__(
         self,
@@ -117,15 +125,16 @@ class Publisher:
         on_failed: Callable[[str], None] | None = None,
         is_sharded: bool = False,
     ) -> None:
-        """Not connected; the first publish connects.
+        """Start without a connection; the first command connects once `run` is a running task.
 
         Args:
-            address: Where the bus is; names are resolved, and sentinels asked, anew for every attempt.
-            connect_timeout_s: From the resolver to the greeting's last answer.
-            command_timeout_s: From sending to the answer; after that it is `unknown`. What could not be
-                sent within both times together is `down`.
-            on_failed: Told why, for a log, when the bus cannot be reached, is lost or refuses.
-            is_sharded: The server is one of a cluster, and names are those of sharded channels.
+            address: The address of the bus. Its host name is resolved, or its sentinels are queried, for
+                every attempt to connect.
+            connect_timeout_s: Time from the resolver to the last reply of the greeting, in seconds.
+            command_timeout_s: Time from sending a command to its reply, in seconds; later the outcome is
+                `unknown`. A command that could not be sent within both times together is `down`.
+            on_failed: Called with a reason for the log when the bus cannot be reached, is lost or refuses.
+            is_sharded: The server belongs to a cluster: publish with SPUBLISH to sharded channels.
         """
         self._command = _SPUBLISH if is_sharded else _PUBLISH
         self._address = address
@@ -144,19 +153,19 @@ class Publisher:
         self._wake = asyncio.Event()
         self._closed_until_s = 0.0
         self._is_write_scheduled = False
-        self._is_leaving = False  # this connection gets nothing more to send
+        self._is_leaving = False  # send nothing more on this connection; it is closed after its last reply
         self._is_closed = False
         self.published = 0
         self.failed = 0
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of commands accepted and not yet answered; O(1)."""
+        """The bytes of all commands that are accepted and not answered. O(1)."""
         return self._own_bytes + self._room.size
 
     @property
     def _waiting(self) -> int:
-        """Commands that were not sent yet."""
+        """The number of commands that are queued and not sent yet."""
         return len(self._own) + len(self._ready) + len(self._turns)
 
     def publish(
@@ -168,14 +177,15 @@ class Publisher:
         *,
         must_reach: bool = False,
     ) -> None:
-        """PUBLISH `data` to a pub/sub name; `done` is called once, later, on the loop.
+        """Queue a publication for sending; `done` is called once, later, on the loop.
 
         Args:
-            name: The whole name on the bus.
+            name: The whole pub/sub name on the bus.
             data: An envelope or a raw payload.
-            done: Told "" or why it failed. Of those that were sent, in order.
-            sender: The client that publishes; None: the gateway itself, which has room of its own.
-            must_reach: The caller is subscribed to the name: 0 receivers are an outcome, `unheard`.
+            done: Called with "" or the reason of the failure. Calls for commands that were sent come in the
+                order of sending.
+            sender: The client that publishes; None: the gateway itself, which has a limit of its own.
+            must_reach: The caller is subscribed to the name, so 0 receivers are a failure: `unheard`.
         """
         command = self._command % (len(name), name, len(data), data)
         size = len(data) if sender is None else len(command) + COMMAND_BYTES
@@ -186,18 +196,18 @@ class Publisher:
             self._say_for(said, sender)
 
     def call(self, key: bytes, command: bytes, done: CallDone) -> None:
-        """Send a packed command; `done` is called once, later, on the loop.
+        """Queue a packed command of the gateway, such as EVALSHA; `done` is called once, later, on the loop.
 
         Args:
-            key: The one key it is about: on a cluster, where it is sent.
-            command: Answered with a number, a status or a bulk string of at most
-                `push.REPLY_LIMIT_BYTES`; a larger answer ends the connection.
-            done: Told "" and the answer, or why there is none.
+            key: The key that the command uses. `ClusterPublisher` selects the server by this key.
+            command: The packed command. Its reply must be a number, a status or a bulk string of at most
+                `push.REPLY_LIMIT_BYTES`; a larger reply ends the connection.
+            done: Called with "" and the text of the reply, or with the reason of the failure.
         """
         self._enqueue(_Command(command, done, len(command), self._loop.time(), is_call=True))
 
     def _enqueue(self, said: _Command) -> None:
-        """Accept a command of the gateway."""
+        """Queue a command of the gateway itself, or fail it with `down` or `full`."""
         if self._is_closed or self._loop.time() < self._closed_until_s:
             self._loop.call_soon(self._finish, said, "down")
         elif self._own_held >= WAITING_LIMIT or self._own_bytes + said.size > WAITING_LIMIT_BYTES:
@@ -210,7 +220,7 @@ class Publisher:
             self.on_writable()
 
     def _say_for(self, said: _Command, sender: Sender) -> None:
-        """Accept a publication of a client."""
+        """Queue a publication of a client in the window or in the turns, or fail it."""
         if self._is_closed or self._loop.time() < self._closed_until_s:
             self._loop.call_soon(self._finish, said, "down")
         elif outcome := self._room.take(sender, said.size):
@@ -232,7 +242,7 @@ class Publisher:
         self._window_bytes += said.size
 
     def _next(self) -> _Command | None:
-        """Take the command that is to be sent next; None: there is none, or the window is full."""
+        """Remove and return the command to send next; None: the queues are empty, or the window is full."""
         if self._own:
             return self._own.popleft()
         if not self._ready and len(self._turns) and self._has_window():
@@ -240,7 +250,7 @@ class Publisher:
         return self._ready.popleft() if self._ready else None
 
     def _give_back(self, said: _Command) -> None:
-        """A command that was sent, ready or the gateway's own is not held any more."""
+        """Release the room of a command that was sent, ready or the gateway's own."""
         if said.sender is not None:
             self._window -= 1
             self._window_bytes -= said.size
@@ -250,18 +260,26 @@ class Publisher:
             self._own_bytes -= said.size
 
     def resume(self) -> None:
-        """Try to connect again with the next command, because the bus is known to be back."""
+        """End the pause after a failure: the next command may connect at once, because the bus is back."""
         self._closed_until_s = 0.0
 
     def renew(self, why: str, name: bytes = b"") -> None:
-        """Leave this connection, when what was sent is answered, for a new one. See `Subscriber.renew`."""
+        """Replace the connection: send nothing more on it, and close it after the last reply.
+
+        Args:
+            why: The reason, for the log.
+            name: Not used here; see `ClusterPublisher.renew`.
+        """
         if self._connection is not None:
             self._is_leaving = True
             if not self._sent:
                 self._connection.abort(why)
 
     async def run(self) -> None:
-        """Connect when there is something to say, send and hear answers; until cancelled. Then `close`."""
+        """Connect whenever commands are queued, send them and receive their replies, until cancelled.
+
+        Call `close` afterwards.
+        """
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -269,13 +287,14 @@ class Publisher:
                 await self._session()
 
     async def close(self) -> None:
-        """Fail what still waits as `down`; to be called when `run` has ended."""
+        """Fail all queued and all later commands as `down`. Call it after `run` has ended."""
         self._is_closed = True
         self._fail("down")
 
     # --- one connection's life ------------------------------------------------------------------------
 
     async def _session(self) -> None:
+        """Connect once and serve the connection until it is lost; fail or requeue the commands afterwards."""
         started_s = self._loop.time()
         try:
             connection = await open_connection(self._address, b"", 0, self._connect_timeout_s)
@@ -298,18 +317,18 @@ class Publisher:
             self._pause(connection.why)
         elif is_missed:
             self._on_failed(connection.why)
-        if self._waiting:  # not sent yet, so it may be sent now
+        if self._waiting:  # never sent, so sending them on a new connection repeats nothing
             self._wake.set()
 
     def _pause(self, why: str) -> None:
-        """Fail at once what waits, and for a while what comes."""
+        """Fail all queued commands now, and all new ones for about `FAILING_PAUSE_S`."""
         spread = random.uniform(0.5, 1.5)  # noqa: S311 - spreading, not secrecy
         self._closed_until_s = self._loop.time() + FAILING_PAUSE_S * spread
         self._on_failed(why)
         self._fail("down")
 
     async def _watch(self, connection: Connection) -> bool:
-        """Until it is lost, or the oldest answer is overdue: then True."""
+        """Watch the connection until it is lost; True: the oldest reply was overdue, so this closed it."""
         timeout_s, is_suspected, is_overdue = self._command_timeout_s, False, False
         while not connection.closed.done():
             now_s = self._loop.time()
@@ -333,7 +352,7 @@ class Publisher:
     # --- Connection's owner ---------------------------------------------------------------------------
 
     def hand_up(self, replies: list[Reply]) -> int:
-        """Give each answer to the oldest that has none."""
+        """Match each reply to the oldest unanswered command, and report that command's outcome."""
         for kind, text, _ in replies:
             is_error = kind == push.ERROR
             if not self._sent or not (is_error or kind == push.REPLY):
@@ -350,7 +369,7 @@ class Publisher:
                 self._answer("unscripted")
                 continue
             if is_error:
-                # No permission, a wrong state of the server: it has not been published.
+                # The ACL forbids the command, or the server is in a wrong state: nothing was published.
                 self._on_failed("the bus refuses: " + safe_text(text))
             outcome = "refused" if is_error else "unheard" if said.must_reach and text == b"0" else ""
             self._answer(outcome, text)
@@ -358,12 +377,12 @@ class Publisher:
         return len(replies)
 
     def on_pass(self) -> None:
-        """Leave, when that was only waiting for answers."""
+        """Close a connection that is being replaced, once every reply has arrived."""
         if self._is_leaving and not self._sent:
             self._drop("renewed")
 
     def on_writable(self) -> None:
-        """Write what waits, together with whatever else comes in this pass."""
+        """Schedule one write for all commands of this pass of the loop, if there is a command to send."""
         has_next = self._own or self._ready or (len(self._turns) and self._has_window())
         if self._connection is not None and has_next and not self._is_write_scheduled:
             self._is_write_scheduled = True
@@ -374,6 +393,7 @@ class Publisher:
             self._connection.abort(why)
 
     def _write(self) -> None:
+        """Send the next commands in one write, within `WRITE_COMMANDS` and `WRITE_BYTES`."""
         self._is_write_scheduled = False
         connection = self._connection
         if connection is None or self._is_leaving or not (connection.is_open and connection.is_writable):
@@ -392,26 +412,27 @@ class Publisher:
     # --- outcomes -------------------------------------------------------------------------------------
 
     def _answer(self, outcome: PublishOutcome, text: bytes = b"") -> None:
-        """The oldest that was sent has its outcome."""
+        """Report the outcome of the oldest command that was sent and not answered."""
         said = self._sent.popleft()
         self._give_back(said)
         if said.done is not None:
             self._finish(said, outcome, text)
 
     def _fail(self, outcome: PublishOutcome) -> None:
-        """All that wait and were not sent; not what their callbacks publish in turn."""
+        """Fail all commands that were not sent; commands that their callbacks add are not among them."""
         waiting = [*self._own, *self._ready]
         self._own.clear()
         self._ready.clear()
         while len(self._turns):
             said = self._turns.popleft()
+            # `_give_back` subtracts each of these from the window: add it first.
             self._window += 1
             self._window_bytes += said.size
             waiting.append(said)
         self._fail_each(waiting, outcome)
 
     def _expire(self, latest_s: float) -> None:
-        """Fail what was accepted before a time and could not be sent until now."""
+        """Fail the queued own and ready commands that were accepted up to `latest_s` and are not sent yet."""
         waiting: list[_Command] = []
         for queue in (self._own, self._ready):
             while queue and queue[0].since_s <= latest_s:
@@ -435,6 +456,6 @@ class Publisher:
                 cast(CallDone, said.done)(outcome, text)
             else:
                 cast(Done, said.done)(outcome)
-        except Exception as error:  # its own fault, and not that of those behind it
+        except Exception as error:  # a fault in one callback must not stop the commands behind it
             context = {"message": "what a publish led to could not be handled", "exception": error}
             self._loop.call_exception_handler(context)

@@ -1,15 +1,16 @@
-"""The bus reader: what Redis pushes to a subscriber, byte stream in, tuples out.
+"""The compiled RESP2 parser of a bus connection: received bytes in, replies as tuples out.
 
-Owns the framing of RESP2 as far as a subscriber connection can see it: arrays of at most four bulk
-strings and integers, simple strings, errors. Everything else is not Redis talking to a subscriber, and
-ends the connection before anything is allocated for it: a count or a length is believed only within
-its limit (S26). A payload over the limit is skipped as it arrives and reported without its bytes.
+It parses the part of RESP2 that a server sends on the gateway's connections: arrays of at most four bulk
+strings and integers, simple strings, errors, integers and bulk strings. Everything else is a broken stream
+and ends the connection. The parser accepts a count or a length only within its limit, and allocates nothing
+before this check (S26). A payload over the limit is skipped as it arrives; the publication is reported
+without its payload.
 
-Publications are appended to the backlog (backlog.pyx) where there is one; every other reply is handed out at
-once, however much waits there. The bytes of an unfinished reply are kept, and nothing else: `buffered` is what
-they cost.
+With a backlog (backlog.pyx), publications are appended to it. All other replies are returned at once, however
+many publications are queued. The parser keeps only the bytes of replies that are not complete or not taken
+yet; `buffered` is their cost.
 
-0.10 us a message of 150 bytes, where `hiredis.Reader` takes 0.22 and believes any count it is told:
+0.10 us for a publication of 150 bytes; `hiredis.Reader` takes 0.22 us and trusts any count:
 python -m loadtest bus_subscriber
 
 Source: redis.io/docs/latest/develop/reference/protocol-spec, RESP2.
@@ -49,20 +50,20 @@ cdef enum:
     KIND_ERROR = 7
     KIND_TOO_LARGE = 8
     ELEMENTS_MAX = 4
-    LINE_LIMIT = 1024            # of a simple string or an error
-    BULK_LIMIT = 16 * 1024       # of a bulk string that is a whole reply; push.pyi and scripts rely on it
+    LINE_LIMIT = 1024            # bytes of a simple string or an error
+    BULK_LIMIT = 16 * 1024       # bytes of a bulk string that is a whole reply; push.pyi repeats it
     NUMBER_LIMIT = 20            # digits and sign of a length or an integer
     NAME_LIMIT = 2048            # bytes of a channel name with its prefix
-    SKIP_LIMIT = 512 * 1024 * 1024   # of an oversized payload: Redis's own limit of a string
-    FIRST_CAPACITY = 4096
+    SKIP_LIMIT = 512 * 1024 * 1024   # bytes of a payload that is skipped: Redis's own limit of a string
+    FIRST_CAPACITY = 4096        # bytes of the first buffer
 
 cdef enum Outcome:
     INCOMPLETE = 0
     COMPLETE = 1
     BROKEN = 2
 
-# What an element of an array is. Only a PIECE_BULK has bytes: every function below asks for the kind before
-# it looks at `data` or `size`, so that no element of another kind is ever taken for a string.
+# The kind of an element of an array. Only a PIECE_BULK has bytes: every function below checks the kind before
+# it reads `data` or `size`, so that no element of another kind is ever taken for a string.
 cdef enum PieceKind:
     PIECE_NULL = 0
     PIECE_INTEGER = 1            # its value is never used, and therefore not kept
@@ -75,18 +76,18 @@ ctypedef struct Piece:
 
 
 class PushError(WsgateError):
-    """What came is not Redis talking to a subscriber; the connection is of no use any more."""
+    """The received bytes are no valid RESP2 for this connection, which can no longer be used."""
 
 
 cdef class PushReader:
-    """One connection's reader; see push.pyi."""
+    """The parser of one bus connection; see push.pyi. Pieces point into its buffer, until the next `feed`."""
 
     cdef char *buffer
     cdef Py_ssize_t capacity, start, end
     cdef int64_t skip            # bytes of an oversized payload still to come, with its line end
     cdef int64_t limit, count
     cdef bytes prefix
-    cdef Backlog backlog         # of the call of `take` that is under way
+    cdef Backlog backlog         # the argument of the call of `take` that is running, else None
 
     def __init__(self, bytes prefix not None, int64_t limit_bytes):
         self.prefix = prefix
@@ -97,20 +98,20 @@ cdef class PushReader:
 
     @property
     def buffered(self):
-        """Bytes held for a reply that is not complete, or not taken."""
+        """The size of the parser's buffer, in bytes."""
         return self.capacity
 
     @property
     def publications(self):
-        """Publications found so far."""
+        """The number of publications to channels parsed so far."""
         return self.count
 
     def limit_payload(self, int64_t limit_bytes):
-        """Another largest payload, for what is read from now on."""
+        """Change the largest payload, in bytes, for publications that are parsed from now on."""
         self.limit = limit_bytes
 
     def feed(self, data):
-        """Append what was received."""
+        """Append received bytes to the buffer, without the part that belongs to a skipped payload."""
         cdef const unsigned char[::1] view = data
         cdef Py_ssize_t size = view.shape[0], skipped
         cdef const char *source
@@ -118,6 +119,7 @@ cdef class PushReader:
             return
         source = <const char *>&view[0]
         if self.skip and self.start == self.end:
+            # Nothing is buffered before the skipped payload: drop its bytes here and never copy them.
             skipped = <Py_ssize_t>min(self.skip, <int64_t>size)
             self.skip -= skipped
             source += skipped
@@ -127,7 +129,11 @@ cdef class PushReader:
         self.end += size
 
     cdef int reserve(self, Py_ssize_t size) except -1:
-        """Room for `size` more bytes, by moving what is left to the front or by growing."""
+        """Make room for `size` more bytes: move the unparsed bytes to the front, or get a larger buffer.
+
+        Bytes are moved only if at least as many bytes before them are parsed, so moving costs O(1) for each
+        byte.
+        """
         cdef Py_ssize_t left = self.end - self.start, capacity
         cdef char *fresh
         if self.capacity - self.end >= size:
@@ -141,7 +147,7 @@ cdef class PushReader:
             fresh = <char *>malloc(capacity)
             if fresh == NULL:
                 raise MemoryError
-            if left:                          # else there may be no buffer, which memcpy forbids
+            if left:                          # without bytes the buffer may be NULL, which memcpy forbids
                 memcpy(fresh, self.buffer + self.start, left)
             free(self.buffer)
             self.buffer = fresh
@@ -150,7 +156,7 @@ cdef class PushReader:
         return 0
 
     def take(self, Py_ssize_t most, Backlog backlog=None):
-        """At most `most` complete replies, in order; fewer when there are no more. See push.pyi."""
+        """Parse and return at most `most` complete replies in their order; see push.pyi."""
         cdef list taken = []
         cdef Outcome outcome
         self.backlog = backlog
@@ -169,18 +175,20 @@ cdef class PushReader:
         self.backlog = None
         if self.start == self.end:
             self.start = self.end = 0
-            if self.capacity > 16 * FIRST_CAPACITY:   # one large reply does not stay on the books
+            if self.capacity > 16 * FIRST_CAPACITY:   # one large reply must not leave a large buffer behind
                 free(self.buffer)
                 self.buffer = NULL
                 self.capacity = 0
         return taken
 
     cdef void drop_skipped(self) noexcept:
+        """Drop buffered bytes that belong to a skipped payload."""
         cdef Py_ssize_t dropped = <Py_ssize_t>min(self.skip, <int64_t>(self.end - self.start))
         self.start += dropped
         self.skip -= dropped
 
     cdef Outcome take_one(self, list taken) except *:
+        """Parse the next reply and append it to `taken`; leave `start` unchanged unless it is complete."""
         cdef const char *at = self.buffer + self.start
         cdef const char *end = self.buffer + self.end
         cdef const char *line
@@ -229,6 +237,7 @@ cdef class PushReader:
         return COMPLETE
 
     cdef Outcome take_array(self, list taken, const char *at, const char *end) except *:
+        """Parse an array into pieces and append its reply; a payload over the limit starts a skip."""
         cdef Piece pieces[ELEMENTS_MAX]
         cdef int64_t count = 0, length = 0
         cdef int place
@@ -258,6 +267,8 @@ cdef class PushReader:
                 continue
             if length < 0:
                 return BROKEN
+            # The third element of a publication is its payload: only this one may be long, and may be
+            # skipped.
             if length > (self.limit if place == 2 else <int64_t>NAME_LIMIT):
                 if place != 2 or length > SKIP_LIMIT or not is_message(pieces, <int>count):
                     return BROKEN
@@ -282,7 +293,7 @@ cdef class PushReader:
         return outcome
 
     cdef Outcome append(self, list taken, Piece *pieces, int count) except *:
-        """Add the reply that an array of `count` complete elements is."""
+        """Convert an array of `count` complete elements into a publication, a confirmation or a pong."""
         cdef int kind = KIND_REPLY
         if is_message(pieces, count):
             if pieces[2].kind != PIECE_BULK:
@@ -297,10 +308,10 @@ cdef class PushReader:
         if count == 3 and is_kind(&pieces[0], b"subscribe"):
             if pieces[1].kind != PIECE_BULK or pieces[2].kind != PIECE_INTEGER:
                 return BROKEN
-            # A client may name a channel like a control name: what is confirmed must be clear.
+            # The prefix alone decides: a client may give a channel the text of a control name.
             kind = KIND_SUBSCRIBED if self.is_ours(&pieces[1]) else KIND_CONTROL
         elif count == 3 and is_kind(&pieces[0], b"unsubscribe"):
-            # The name is null in the answer to an UNSUBSCRIBE without a subscription.
+            # The server replies with a null name to UNSUBSCRIBE when there is no subscription.
             if pieces[1].kind == PIECE_INTEGER or pieces[2].kind != PIECE_INTEGER:
                 return BROKEN
             kind = KIND_UNSUBSCRIBED
@@ -312,7 +323,10 @@ cdef class PushReader:
         return COMPLETE
 
     cdef int add_publication(self, list taken, const Piece *name, const Piece *payload) except -1:
-        """To the backlog, or among the replies where there is none; without a payload it was too large."""
+        """Count a publication, and append it to the backlog or, without one, to the replies.
+
+        A `payload` of NULL stands for a payload over the limit.
+        """
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.prefix)
         self.count += 1
         if self.backlog is not None and payload == NULL:
@@ -326,7 +340,7 @@ cdef class PushReader:
         return 0
 
     cdef bint is_ours(self, const Piece *name) noexcept:
-        """Whether an element is the name of a channel."""
+        """Whether an element is the name of a channel: a string that begins with the prefix and is longer."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.prefix)
         return (
             name.kind == PIECE_BULK
@@ -335,7 +349,7 @@ cdef class PushReader:
         )
 
     cdef bytes strip(self, const Piece *name):
-        """A channel's name without the prefix, any other name whole; b"" for what is no string."""
+        """Copy a channel name without the prefix, or any other name whole; b"" for a null or an integer."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self.prefix) if self.is_ours(name) else 0
         if name.kind != PIECE_BULK:
             return b""
@@ -343,12 +357,12 @@ cdef class PushReader:
 
 
 cdef bint is_message(const Piece *pieces, int count) noexcept:
-    """Whether the first two of three elements are those of a publication; the third may still come."""
+    """Whether an array is a publication, by the first two of three elements; the third may be incomplete."""
     return count == 3 and is_kind(&pieces[0], b"message") and pieces[1].kind == PIECE_BULK
 
 
 cdef bint is_word(const Piece *piece, const char *word) noexcept:
-    """Whether an element is a string of exactly this text."""
+    """Whether an element is a bulk string that equals this word exactly."""
     cdef int64_t place = 0
     if piece.kind != PIECE_BULK:
         return False
@@ -358,7 +372,7 @@ cdef bint is_word(const Piece *piece, const char *word) noexcept:
 
 
 cdef bint is_kind(const Piece *piece, const char *word) noexcept:
-    """The word, or the word with the `s` before it that sharded channels have."""
+    """Whether an element is this word, or the word with the `s` of sharded channels before it."""
     cdef Piece rest
     if is_word(piece, word):
         return True
@@ -371,7 +385,7 @@ cdef bint is_kind(const Piece *piece, const char *word) noexcept:
 
 
 cdef Outcome read_number(const char **at, const char *end, int64_t *number) noexcept:
-    """The number between a type byte and its line end; moves `at` behind it only when it is complete."""
+    """Parse the number behind a type byte; move `at` behind its line end only when the line is complete."""
     cdef const char *cursor = at[0] + 1
     cdef int64_t value = 0
     cdef bint is_negative = False
@@ -381,7 +395,7 @@ cdef Outcome read_number(const char **at, const char *end, int64_t *number) noex
         cursor += 1
     while cursor < end and c'0' <= cursor[0] <= c'9':
         digits += 1
-        if digits >= NUMBER_LIMIT - 1:      # 18 digits cannot overflow
+        if digits >= NUMBER_LIMIT - 1:      # at most 18 digits are accepted, which cannot overflow
             return BROKEN
         value = value * 10 + (cursor[0] - c'0')
         cursor += 1

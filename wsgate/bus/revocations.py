@@ -1,13 +1,13 @@
-"""Revocations of users' tokens, kept on the bus so that a shard that was away finds them.
+"""Store revocations of users' tokens on the bus, and read them in shards that start or have missed some.
 
-One sorted set holds them all: the user is the member, and the score is the Unix time before which the user's
-tokens must not have been issued. A sorted set is the smallest structure that does everything in one key, and
-therefore on one server of a cluster: a later revocation of a user replaces an earlier one (ZADD GT), those
-that no living token can be covered by are a range of scores, and the newest ones are read first.
+One sorted set stores all revocations: the user is the member, and the score is the Unix time; tokens issued
+before it are not valid. A sorted set needs only one key, and therefore one server of a cluster. A later
+revocation of a user replaces an earlier one (ZADD GT), revocations older than any valid token are a range of
+scores, and the newest ones are read first.
 
-A revocation is kept for `RETENTION_S` after its time, and at most `REVOCATIONS_MOST` users are kept; beyond
-that the users with the oldest time are forgotten, and counted. Nothing that is read is trusted: an entry
-that no revocation can be is skipped.
+A revocation is kept for `RETENTION_S` after its time, and at most `REVOCATIONS_MOST` users are kept. Beyond
+that the users with the oldest times are removed, and counted. The stored entries are not trusted: an entry
+that is no valid revocation is skipped.
 
 Source: protocols/bus/v1/spec.md, "Revocations".
 """
@@ -41,12 +41,12 @@ RETENTION_S: Final = 90 * 86_400
 """How long a revocation is kept after its time. A token without `exp`, or one that lives longer than this,
 is accepted again afterwards by shards that start: withdraw its key."""
 REVOCATIONS_MOST: Final = 65_536
-"""Users on the bus, and in each shard. About 100 bytes each on the bus, 15 MiB with the longest names."""
+"""The most users on the bus, and in each shard. About 100 bytes each on the bus, 15 MiB with longest ids."""
 USER_LIMIT_BYTES: Final = 128
 """The longest `sub` of a token."""
 PAGE_BYTES: Final = REPLY_LIMIT_BYTES - 4 * 1024
 PAGES_MOST: Final = 4_096
-"""Pages of one reading; 65,536 users with the longest names are 830."""
+"""The most pages of one reading; 65,536 users with the longest ids need 830."""
 RELOAD_S: Final = 900.0
 """Time between two readings of all revocations. A reading finds those that were stored while this shard did
 not receive the control channel."""
@@ -63,11 +63,11 @@ _ENTRY: Final = re.compile(rb"([0-9a-z.+-]{1,32}) ([0-9]{1,3}):")
 
 
 class Revocation(NamedTuple):
-    """Tokens of a user that were issued before a time are not valid.
+    """One revocation: tokens of a user that were issued before a time are not valid.
 
     Attributes:
-        user: `sub` of the tokens.
-        before_s: Unix time in seconds, finite and not negative.
+        user: The claim `sub` of the tokens.
+        before_s: The time, in seconds of Unix time, finite and not negative.
     """
 
     user: str
@@ -75,12 +75,13 @@ class Revocation(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A part of all revocations.
+    """One page of stored revocations, decoded.
 
     Attributes:
-        revocations: Those that make sense.
-        last: Where the next page begins, None: this was the end.
-        skipped: Entries that make no sense.
+        revocations: The valid entries.
+        last: The last entry, behind which the next page begins; None: the page is empty, the reading is
+            complete.
+        skipped: The number of entries that are no valid revocation.
     """
 
     revocations: list[Revocation]
@@ -92,9 +93,9 @@ class ReadPosition(NamedTuple):
     """The last entry of a page, as the server sent it.
 
     Attributes:
-        user: Its member; empty: the beginning.
-        score: Its time.
-        number: Its place among those that have the same time.
+        user: The user id of the entry; empty: the reading starts at the beginning.
+        score: The time of the entry.
+        number: The position of the entry among those with the same time.
     """
 
     user: bytes = b""
@@ -110,15 +111,15 @@ def store_revocation(
     *,
     retention_s: int = RETENTION_S,
 ) -> None:
-    """Keep a revocation on the bus. Storing it again changes nothing; the latest time of a user counts.
+    """Store one revocation on the bus. Storing it again changes nothing; the latest time of a user counts.
 
     Args:
         caller: A `Publisher` or `ClusterPublisher`.
         names: The names of keys and channels on the bus.
-        revocation: What to keep.
-        done: Called once, later, as by `Publisher.call`: `("", b"<n>")` when it is kept, with the number of
-            users that were forgotten for it, else why it is not (or, `unknown`, may not be).
-        retention_s: How long after its time it is kept.
+        revocation: The revocation to store.
+        done: Called once, later, as by `Publisher.call`: with `("", b"<n>")` when it is stored, where n is
+            the number of users removed to make room; else with the reason of the failure.
+        retention_s: How long after its time the revocation is kept, in seconds.
     """
     user, before_s = revocation
     arguments = (user.encode(), repr(float(before_s)).encode(), b"%d" % retention_s, b"%d" % REVOCATIONS_MOST)
@@ -126,10 +127,10 @@ def store_revocation(
 
 
 def read_page(text: bytes) -> Page:
-    """Decode the answer of the script `revocations_page`.
+    """Decode the result of the script `revocations_page` into a page.
 
     Raises:
-        ValueError: It is not what the script returns.
+        ValueError: The text does not have the form of such a result.
     """
     found: list[Revocation] = []
     if not text:
@@ -173,20 +174,21 @@ def load_revocations(
     *,
     retention_s: int = RETENTION_S,
 ) -> None:
-    """Read all revocations, a page at a time: one request is under way, whatever there is to read.
+    """Read all revocations from the bus, one page after the other, with one request under way.
 
     Args:
         caller: A `Publisher` or `ClusterPublisher`.
-        names: What things are called on the bus.
-        learn: Called for each, the latest first; the same one may come twice.
-        done: Called once, last: `""` when everything was read, else why not. What was learned stays valid.
-        retention_s: How long after its time a revocation is kept.
+        names: The names of keys and channels on the bus.
+        learn: Called for each revocation, the latest time first; the same revocation may come twice.
+        done: Called once, at the end, with `""` when everything was read, else with the reason of the
+            failure. Revocations passed to `learn` before a failure are valid.
+        retention_s: How long after its time a revocation is kept, in seconds.
     """
     _Reading(caller, names, learn, done, retention_s).ask(ReadPosition())
 
 
 class _Reading:
-    """One reading of all pages."""
+    """The state of one reading of all pages: its callbacks, and how many pages and users are left."""
 
     __slots__ = ("_caller", "_done", "_learn", "_left", "_names", "_pages", "_retention_s")
 
@@ -207,7 +209,7 @@ class _Reading:
         self._left = REVOCATIONS_MOST
 
     def ask(self, last: ReadPosition) -> None:
-        """Request the page behind an entry."""
+        """Request the page that begins behind an entry."""
         numbers = (last.number, self._retention_s, PAGE_BYTES, USER_LIMIT_BYTES)
         arguments = (last.user, last.score, *(b"%d" % each for each in numbers))
         REVOCATIONS_PAGE.run(self._caller, self._names.revoked(), arguments, self._on_page)
@@ -232,22 +234,23 @@ class _Reading:
 
 
 class RevocationKeeper:
-    """Read all revocations from the bus, and store there those that this shard receives.
+    """Keep one shard and the bus in step: read all revocations, and store those that the shard receives.
 
-    Call `on_up` when the bus is there and the control channel is confirmed, `store` for each revocation that
-    arrives on this channel, and `tick` a few times a second. All on the loop of the publisher.
+    Call `on_up` when the bus is connected and the control channel is confirmed, `store` for each revocation
+    that arrives on this channel, and `tick` a few times a second. Call all methods on the loop of the
+    publisher.
 
     Args:
         caller: The shard's `Publisher` or `ClusterPublisher`.
         names: The names of keys and channels on the bus.
-        known: The revocations of this shard, user to time. Those that the bus has lost are stored again.
-        learn: Called for each revocation that is read: keep the later time of a user.
-        count: Adds to a counter by name: `revocations_forgotten`, and `revocations_unread` for each reading
-            that failed.
-        retention_s: How long after its time a revocation is kept.
+        known: The revocations of this shard, user to time. Those missing on the bus are stored again.
+        learn: Called with user and time for each revocation on the bus that is newer than the one in `known`.
+        count: Adds to a counter by name: `revocations_forgotten` for users removed at a limit, and
+            `revocations_unread` for each failed reading.
+        retention_s: How long after its time a revocation is kept, in seconds.
 
     Attributes:
-        has_read: Whether everything was read once since the shard started.
+        has_read: Whether a reading was complete since the shard started.
     """
 
     def __init__(
@@ -268,7 +271,7 @@ class RevocationKeeper:
         self._retention_s = retention_s
         self._unstored: dict[str, float] = {}
         self._under_way = 0
-        self._read_at_s: float | None = None  # when the next reading is due; None: the bus was never there
+        self._read_at_s: float | None = None  # when to read next; None: the bus was never connected
         self._is_reading = False
         self._is_second_due = False
         self._retry_s = RETRY_FIRST_S
@@ -278,13 +281,13 @@ class RevocationKeeper:
 
     @property
     def waiting(self) -> int:
-        """Revocations that the bus has not confirmed yet."""
+        """The number of revocations that the bus has not confirmed yet."""
         return len(self._unstored) + self._under_way
 
     def store(self, user: str, before_s: float) -> None:
-        """Keep a revocation on the bus; it is tried again until the bus has it.
+        """Queue a revocation for storing on the bus; storing is retried until the bus confirms.
 
-        With too many waiting the one that has waited longest is forgotten, and counted.
+        At `REVOCATIONS_MOST` queued revocations the oldest queued one is dropped, and counted.
         """
         if len(self._unstored) >= REVOCATIONS_MOST and user not in self._unstored:
             self._unstored.pop(next(iter(self._unstored)))
@@ -292,18 +295,18 @@ class RevocationKeeper:
         self._unstored[user] = max(before_s, self._unstored.get(user, before_s))
 
     def forget(self, user: str) -> None:
-        """Do not write a revocation of this user to the bus again: it was taken back."""
+        """Drop a user's queued revocation, because it was withdrawn."""
         self._unstored.pop(user, None)
 
     def on_up(self) -> None:
-        """The bus is there, perhaps another one or an empty one: read everything with the next tick."""
+        """Read everything with the next tick: the bus is connected again, and may have lost its data."""
         self._read_at_s = 0.0
         self._is_second_due = True
         self._retry_s = RETRY_FIRST_S
         self._store_at_s = 0.0
 
     def tick(self, now_s: float) -> None:
-        """Store the revocations that wait, and read all revocations when a reading is due."""
+        """Send queued revocations to the bus, and start reading all revocations when a reading is due."""
         if self._read_at_s is not None and now_s >= self._read_at_s and not self._is_reading:
             self._is_reading = True
             self._found.clear()
@@ -357,7 +360,7 @@ class RevocationKeeper:
             self._count("revocations_forgotten", int(text))
 
     def _wait_s(self, outcome: PublishOutcome) -> float:
-        """How long to wait before the next try: the full minute when the server refuses the command."""
+        """Return the seconds before the next try, doubled each time; a full minute if the server refuses."""
         if outcome == "refused":
             return RETRY_MOST_S
         wait_s, self._retry_s = self._retry_s, min(RETRY_MOST_S, self._retry_s * 2)

@@ -1,26 +1,27 @@
-"""One connection that hears: SUBSCRIBE out, publications in.
+"""Subscribe to channels on one server of the bus, and receive their publications over one connection.
 
-Owns its reconnecting and who still has to be answered; knows nothing of what the names mean. Publications
-go to a backlog, from which its owner hands them on at its own pace. Everything else is said to one listener,
-on the loop, never from inside a call to it, and does not wait for the backlog. While the
-connection is down it forgets what was subscribed: whoever owns the subscriptions hears `on_up` and
-subscribes again.
+The subscriber reconnects, and tracks which SUBSCRIBE and UNSUBSCRIBE commands are unanswered. The meaning of
+the names is the business of its listener. Publications are put into a backlog, from which the listener takes
+them at its own pace. All other events are calls of the listener; they come on the event loop, never from
+inside a method that the listener calls, and do not wait for the backlog. A lost connection ends all
+subscriptions: the listener subscribes again when `on_up` is called.
 
-Its memory is bounded, also while the bus stands still: the backlog has a limit, and at most
-`UNANSWERED_LIMIT` names are sent and not answered, the others wait. A name waits for one command only,
-because the opposite command cancels it, so that a client that subscribes and unsubscribes in a loop adds
-nothing.
+The memory is bounded, also while the bus does not reply: the backlog has a limit, at most `UNANSWERED_LIMIT`
+names are sent and unanswered, and the other names are queued. At most one command is queued for a name, and
+the opposite command cancels it, so a client that subscribes and unsubscribes in a loop adds nothing.
 
-A bus that is connected and of no use is left: one that is silent after a PING, one that does not
-confirm what it was asked, one that says no. A bus that forbids a channel is of use: that name is refused and
-nothing else. The server refuses a command as a whole, so the other names in it are sent again, one by one.
+A connection is closed and replaced when the server does not reply to PING, does not confirm a command, or
+replies with an error. Two errors keep the connection: on a cluster, that a slot has moved; and that the
+server's ACL forbids a channel. The latter refuses a whole command, so each other name of the command is sent
+again in a command of its own.
 
-While there is no connection publications are lost. So a connection that worked is followed by another at
-once, after a small random time. Only attempts that fail one after the other are spread further: over
-`QUICK_MOST_S` for the first `QUICK_TRIES`, which last longer than a server takes to restart, then up to a
-ceiling that doubles. So neither a thousand shards nor a bus that cuts everybody off at once makes a storm.
+Publications are lost while there is no connection. So after the loss of a connection that worked, the next
+attempt follows at once, after a small random time. Repeated failed attempts are spread wider: over
+`QUICK_MOST_S` for the first `QUICK_TRIES`, which take longer than a server needs to restart, then over a time
+that doubles up to a ceiling. So a thousand shards do not reconnect at the same moment, and a server that
+closes every connection at once gets few attempts.
 
-0.4 us of CPU a message of 150 bytes, from the socket to the listener, where redis-py's takes 6.7:
+0.4 us of CPU for a publication of 150 bytes, from the socket to the listener; redis-py takes 6.7:
 python -m loadtest bus_subscriber
 """
 
@@ -43,25 +44,26 @@ __all__ = ["Subscriber", "SubscriberListener", "SubscriberOptions"]
 
 NAMES_PER_COMMAND: Final = 512
 UNANSWERED_LIMIT: Final = 2_048
-"""Names sent and not answered, above which further names wait here, where they can still be cancelled."""
+"""The most names sent and not answered. Further names are queued here, where they can still be cancelled."""
 UNSENT_BYTES: Final = 120
-"""What a name that waits takes beside its own bytes: the object's header and its place in the table."""
+"""Memory of a queued name in addition to its bytes: the object's header and its entry in the dictionary."""
 UNANSWERED_BYTES: Final = 256
-"""What a name that was sent may take in the buffer of the socket."""
+"""Memory that a sent name may take in the buffer of the socket."""
 AGAIN_S: Final = 0.05
-"""Within this time a connection that worked is followed by another."""
+"""The longest time from the loss of a connection that worked to the next attempt."""
 QUICK_MOST_S: Final = 0.25
-"""The longest time between the first attempts: a bus that is back serves this shard 300 ms later."""
+"""The longest time between the first attempts: 300 ms after a restart the server has this shard again."""
 QUICK_TRIES: Final = 40
-"""About 5 s of them."""
+"""Attempts with the short pause: about 5 s."""
 BACKOFF_MOST_S: Final = 5.0
 BACKOFF_KNOWN_S: Final = 1.0
-"""The same where somebody else knows when there is a primary again, and says so at once when asked."""
+"""The ceiling with sentinels or a cluster: these reply at once, and know when there is a primary again."""
 STEADY_S: Final = 0.2
-"""A connection that confirmed something and lasted so long has worked. A shorter one counts as a failed
-attempt: a server that cuts everybody off at once is not asked twenty times a second."""
+"""A connection that confirmed a command and lasted this long has worked. A shorter one counts as a failed
+attempt, so that a server that closes every connection at once does not get twenty attempts a second."""
 SECOND_LOOK_S: Final = 0.05
-"""Before a bus is given up, what waits in the socket is read: the silence may have been our own."""
+"""Time between the first late check and giving a connection up. Bytes that already wait in the socket are
+read in this time: this process may have been blocked, and not the bus."""
 _SUBSCRIBE: Final = b"SUBSCRIBE"
 _UNSUBSCRIBE: Final = b"UNSUBSCRIBE"
 _FORBIDDEN: Final = b"NOPERM "
@@ -70,64 +72,80 @@ _ELSEWHERE: Final = (b"MOVED ", b"CLUSTERDOWN ", b"TRYAGAIN ")
 
 @dataclass(frozen=True, slots=True)
 class _PendingSubscribe:
-    """One command, and the names in it that are not answered yet."""
+    """A SUBSCRIBE or UNSUBSCRIBE command that was sent, with the names in it that are not answered yet."""
 
     command: bytes
     names: deque[bytes]
 
 
 class SubscriberListener(Protocol):
-    """Who is told."""
+    """The calls from a subscriber to the object that owns the subscriptions. All come on the event loop."""
 
     def on_up(self) -> None:
-        """Connected and authenticated; nothing is subscribed."""
+        """Subscribe to everything: a new connection is authenticated, and nothing is subscribed on it."""
 
     def on_down(self) -> None:
-        """The connection is lost, and every subscription with it."""
+        """Note that the connection is lost, and with it every subscription."""
 
     def on_failed(self, why: str) -> None:
-        """The connection was lost, or could not be made: why, for a log. After `on_down`."""
+        """Log why the connection was lost or could not be made; called after `on_down`, if it was up."""
 
     def on_control(self, name: bytes, payload: bytes | None) -> None:
-        """A publication to a name outside the channels' prefix, whole; None: from now on it is heard."""
+        """Handle a publication to a control name, or with a payload of None the confirmed subscription to it.
+
+        Args:
+            name: A whole name that does not begin with the prefix of channels.
+            payload: The payload; b"" when it was over the limit; None: the subscription is confirmed.
+        """
 
     def on_subscribed(self, name: bytes) -> bool:
-        """The bus confirmed one SUBSCRIBE of this name: what is published from now on is heard.
+        """Handle the confirmation of one SUBSCRIBE to a channel: publications from now on are received.
 
-        It is called as soon as the confirmation is received, however much waits in the backlog. What was
-        published to the name after it is taken from the backlog after this call.
+        It is called as soon as the confirmation is received, however many publications are in the backlog.
+        Publications to the channel that came after the confirmation are taken from the backlog after this
+        call.
 
         Returns:
-            False: there is more to be done about it than fits a pass. It is called again in the next
-            one, before anything else is handed up or taken from the backlog.
+            False: handling it needs more than one pass. It is called again in the next pass, before any other
+            reply is handled and before anything is taken from the backlog.
         """
 
     def on_pass(self) -> None:
-        """What was received is handed up or in the backlog: a good time to take from that, and to write."""
+        """Take publications from the backlog, and write: a pass over the received bytes has ended."""
 
     def on_refused(self, name: bytes) -> bool:
-        """The server forbids to subscribe to this channel: one SUBSCRIBE of it has no other answer.
+        """Handle a channel that the server's ACL forbids; its SUBSCRIBE gets no other reply.
 
         Returns:
-            False: a connection without this channel is of no use, and is to be left.
+            False: a connection without this channel is useless, and must be replaced.
         """
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
-        """The slot of a sharded channel moved: it is not heard here any more, or (`was_asked`) not yet."""
+        """Handle a sharded channel whose slot has moved to another server.
+
+        Args:
+            name: The name of the channel, without the prefix.
+            was_asked: True: a SUBSCRIBE was redirected. False: the server has ended the subscription.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriberOptions:
-    """How to behave; times in seconds, sizes in bytes."""
+    """The times (seconds) and sizes (bytes) of a subscriber connection."""
 
-    connect_timeout_s: float = 5.0  # from the resolver to the greeting's last answer
-    reply_timeout_s: float = 5.0  # silence after a PING, or no confirmation, that ends the connection
+    connect_timeout_s: float = 5.0  # from the resolver to the last reply of the greeting
+    reply_timeout_s: float = 5.0  # without a reply to PING or a confirmation the connection is closed
     ping_interval_s: float = 5.0
     payload_limit_bytes: int = 1024 * 1024
 
 
 class Subscriber:
-    """A subscriber connection that comes back by itself."""
+    """A subscriber connection to one server, which reconnects by itself.
+
+    Attributes:
+        connects: Connections that were made so far.
+        failures: Connections that were lost, and attempts that failed, so far.
+    """
 
     def __init__(
         self,
@@ -139,15 +157,16 @@ class Subscriber:
         *,
         is_sharded: bool = False,
     ) -> None:
-        """Not connected yet; see `run`.
+        """Start without a connection; `run` connects.
 
         Args:
-            address: Where the bus is; names are resolved, and sentinels asked, anew for every attempt.
-            prefix: What channel names start with on the bus.
-            listener: Who is told.
-            backlog: Where publications go: names without the prefix; a payload over the limit is None.
-            options: Defaults to `SubscriberOptions()`.
-            is_sharded: The server is one of a cluster, and channels are sharded channels of its slots.
+            address: The address of the bus. Its host name is resolved, or its sentinels are queried, for
+                every attempt to connect.
+            prefix: The bytes before every channel name on the bus.
+            listener: Receives the events of the connection and of the subscriptions.
+            backlog: Receives the publications: names without the prefix; a payload over the limit is None.
+            options: Times and sizes; the default is `SubscriberOptions()`.
+            is_sharded: The server belongs to a cluster, and the channels are sharded channels of its slots.
         """
         self._address = address
         self._prefix = prefix
@@ -155,84 +174,91 @@ class Subscriber:
         self._backlog = backlog
         self._options = options or SubscriberOptions()
         self._connection: Connection | None = None
-        self._unsent: dict[bytes, bytes] = {}  # whole name: the one command that waits for it
-        self._unsent_bytes = 0  # of those names
+        self._unsent: dict[bytes, bytes] = {}  # whole name: the one command queued for it
+        self._unsent_bytes = 0  # bytes of the names in `_unsent`
         self._is_write_scheduled = False
         self._most_s = BACKOFF_KNOWN_S if address.kind or is_sharded else BACKOFF_MOST_S
         self._is_sharded = is_sharded
         self._pending: deque[_PendingSubscribe] = deque()  # commands not answered yet
-        self._has_worked = False  # this connection has confirmed something
-        self._has_refused = False  # and refused something
+        self._has_worked = False  # this connection has confirmed a command
+        self._has_refused = False  # this connection has replied with an error that ended it
         self._unanswered = 0  # names sent in commands and not answered
-        self._progress_s = 0.0  # when the last of them was, or the first was sent
-        self._publications = 0  # received on this connection before the last pass
+        self._progress_s = 0.0  # when a reply last came, or the first unanswered command was sent
+        self._publications = 0  # publications of this connection at the end of the last pass
         self.connects = 0
         self.failures = 0
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a connection that can be subscribed on."""
+        """Whether the connection exists, so that channels can be subscribed to."""
         return self._connection is not None
 
     def is_up_for(self, name: bytes) -> bool:
-        """Whether this channel can be subscribed to now: all can, or none."""
+        """Whether this channel can be subscribed to now; with one server the channel makes no difference."""
         return self._connection is not None
 
     def reaching(self, name: bytes) -> list[bytes]:
-        """Names made of this one that together reach every server: there is one."""
+        """Return names derived from this one that together reach every server: with one server, the name."""
         return [name]
 
     @property
     def unsent(self) -> int:
-        """Names that wait until the bus has answered for others."""
+        """The number of names whose command is queued until the bus has answered earlier ones."""
         return len(self._unsent)
 
     @property
     def waiting_bytes(self) -> int:
-        """Estimated memory of the names that are not answered yet, sent or not."""
+        """Estimated memory in bytes of the names whose command is queued or unanswered. O(1)."""
         return self._unsent_bytes + len(self._unsent) * UNSENT_BYTES + self._unanswered * UNANSWERED_BYTES
 
     def subscribe(self, names: Iterable[bytes]) -> list[bytes]:
-        """SUBSCRIBE to channels by names without the prefix; written with the next pass, in batches.
+        """Queue a SUBSCRIBE for each channel; the commands are sent in the next pass, in batches.
 
-        Does nothing while the connection is down: `on_up` is the time to subscribe.
+        While the connection is down this does nothing: subscribe in `on_up`.
+
+        Args:
+            names: Channel names without the prefix.
 
         Returns:
-            The names for which no answer will come, because nothing is sent: their UNSUBSCRIBE was not sent
-            yet and is cancelled, or their SUBSCRIBE waits already.
+            The names for which no reply will come, because nothing is sent: their queued UNSUBSCRIBE is
+            cancelled, or a SUBSCRIBE for them is queued already.
         """
         return [name for name in names if not self._enqueue(_SUBSCRIBE, self._prefix + name)]
 
     def subscribe_control(self, name: bytes) -> None:
-        """SUBSCRIBE to a name as it is; it must not start with the prefix."""
+        """Queue a SUBSCRIBE for a control name: the whole name, which must not begin with the prefix."""
         self._enqueue(_SUBSCRIBE, name)
 
     def unsubscribe(self, names: Iterable[bytes]) -> list[bytes]:
-        """UNSUBSCRIBE from channels; for each name in order with the calls of `subscribe`.
+        """Queue an UNSUBSCRIBE for each channel; it takes effect in order with calls of `subscribe`.
+
+        Args:
+            names: Channel names without the prefix.
 
         Returns:
-            The names whose SUBSCRIBE was not sent yet and is cancelled: no answer will come for it.
+            The names for which no reply will come, because nothing is sent: their queued SUBSCRIBE is
+            cancelled, or an UNSUBSCRIBE for them is queued already.
         """
         return [name for name in names if not self._enqueue(_UNSUBSCRIBE, self._prefix + name)]
 
     def limit_payload(self, limit_bytes: int) -> None:
-        """Another largest payload, from now on."""
+        """Change the largest payload of a publication, in bytes, for this connection and later ones."""
         self._options = replace(self._options, payload_limit_bytes=limit_bytes)
         if self._connection is not None:
             self._connection.limit_payload(limit_bytes)
 
     def renew(self, why: str, name: bytes = b"") -> None:
-        """Leave this connection for a new one: its owner knows that it does not receive what it should.
+        """Close the connection so that a new one replaces it, because expected publications do not arrive.
 
         Args:
-            why: For a log.
-            name: What it should receive, whole; of a cluster only the server of this name is left.
+            why: The reason, for the log.
+            name: The whole name whose publications are missing; only `ClusterSubscriber` uses it.
         """
         if self._connection is not None:
             self._connection.abort(why)
 
     async def run(self) -> None:
-        """Connect, receive, and connect again; until cancelled."""
+        """Connect, serve the connection until it is lost, back off, and connect again, until cancelled."""
         loop, failed = asyncio.get_running_loop(), 0
         while True:
             started_s = loop.time()
@@ -246,11 +272,11 @@ class Subscriber:
             failed = 0 if is_steady else failed + 1
             self.failures += 1
             self._listener.on_failed(why)
-            # Full jitter: a thousand shards whose bus went away do not come back in step.
+            # Full jitter: many shards that lose the same server must not reconnect at the same moments.
             await asyncio.sleep(random.uniform(0, self._most_pause_s(failed)))  # noqa: S311 - spreading
 
     def _most_pause_s(self, failed: int) -> float:
-        """The longest pause after so many attempts in a row that failed."""
+        """Compute the longest pause in seconds after `failed` failed attempts in a row."""
         if failed <= QUICK_TRIES:
             return min(QUICK_MOST_S, self._most_s, AGAIN_S * (1 << min(failed, 10)))
         return min(self._most_s, QUICK_MOST_S * (1 << min(failed - QUICK_TRIES, 10)))
@@ -258,7 +284,7 @@ class Subscriber:
     # --- one connection's life ------------------------------------------------------------------------
 
     async def _session(self) -> str:
-        """Connect and hear until the connection is lost; why it was."""
+        """Connect once and serve the connection until it is lost; return the reason of the loss."""
         options = self._options
         connection = await open_connection(
             self._address, self._prefix, options.payload_limit_bytes, options.connect_timeout_s
@@ -281,7 +307,7 @@ class Subscriber:
         return connection.why
 
     async def _watch(self, connection: Connection) -> None:
-        """Until it is lost; a PING when nothing was heard for a while, and answers within their time."""
+        """Watch the connection until it is lost: send a PING after silence, close it when a reply is late."""
         options, loop = self._options, asyncio.get_running_loop()
         pinged_s, is_suspected = 0.0, False
         while not connection.closed.done():
@@ -301,14 +327,14 @@ class Subscriber:
             due_s = pinged_s + options.reply_timeout_s if is_pinged else heard_s + options.ping_interval_s
             if self._unanswered:
                 due_s = min(due_s, self._progress_s + options.reply_timeout_s)
-            # What is asked and answered meanwhile makes another moment the next one.
+            # Commands and replies in the meantime change the due time, so wake at least once in an interval.
             wait_s = SECOND_LOOK_S if fault else min(max(due_s - now_s, 0) + 0.001, options.ping_interval_s)
             await asyncio.wait((connection.closed,), timeout=wait_s)
 
     # --- Connection's owner ---------------------------------------------------------------------------
 
     def hand_up(self, replies: list[Reply]) -> int:
-        """Tell the listener; a fault of its own costs it one reply and not the connection."""
+        """Pass replies to the listener; an exception of the listener loses one reply, not the connection."""
         listener, place = self._listener, -1
         for place, (kind, name, payload) in enumerate(replies):
             try:
@@ -325,7 +351,7 @@ class Subscriber:
                 elif kind == push.UNSUBSCRIBED:
                     self._on_answer()
                 elif kind == push.ERROR and not (self._is_redirected(name) or self._is_forbidden(name)):
-                    # Nothing heard here can be relied on.
+                    # After an unknown error it is unclear which subscriptions exist: start over.
                     self._has_refused = True
                     self.renew("the bus refuses: " + safe_text(name))
                     break
@@ -334,13 +360,13 @@ class Subscriber:
         return place + 1
 
     def _is_leaving(self, name: bytes) -> bool:
-        """Whether a sharded channel that ended is the next one we left; else the server has ended it."""
+        """Whether a sunsubscribe is the reply to our oldest command; else the server has moved the slot."""
         if not self._pending or self._pending[0].command is not _UNSUBSCRIBE:
             return False
         return self._pending[0].names[0].removeprefix(self._prefix) == name
 
     def _is_redirected(self, text: bytes) -> bool:
-        """Deal with a command whose slot is elsewhere, or nowhere now; False: it is another error."""
+        """Handle the error that a slot is on another server or unserved; False: it is another error."""
         if not text.startswith(_ELSEWHERE) or not self._pending:
             return False
         asked = self._pending.popleft()
@@ -352,10 +378,11 @@ class Subscriber:
         return True
 
     def _is_forbidden(self, text: bytes) -> bool:
-        """Deal with a SUBSCRIBE that the server's ACL forbids; False: it is another error.
+        """Handle the error to a SUBSCRIBE that the server's ACL forbids; False: it is another error.
 
-        The error does not say which name is forbidden. A command with several names is sent again, one name
-        at a time. A name for which a later command was sent or waits needs no answer of this one.
+        The error does not contain the forbidden name. So each name of a command with several names is sent
+        again in a command of its own. A name with a later command, sent or queued, is not sent again: it is
+        refused.
         """
         if not text.startswith(_FORBIDDEN) or not self._pending or self._pending[0].command is not _SUBSCRIBE:
             return False
@@ -367,7 +394,7 @@ class Subscriber:
                 self._send(_SUBSCRIBE, [name])
                 continue
             self._unanswered -= 1
-            if name not in later and self._unsent.pop(name, None) is not None:  # to leave it again
+            if name not in later and self._unsent.pop(name, None) is not None:  # an UNSUBSCRIBE
                 self._unsent_bytes -= len(name)
             is_channel = name.startswith(self._prefix)
             if not is_channel or not self._listener.on_refused(name.removeprefix(self._prefix)):
@@ -377,6 +404,7 @@ class Subscriber:
         return True
 
     def _on_answer(self) -> None:
+        """Count one name of the oldest command as answered, and schedule queued commands."""
         if self._pending:
             self._pending[0].names.popleft()
             if not self._pending[0].names:
@@ -390,10 +418,11 @@ class Subscriber:
             self.renew("the bus confirms what it was not asked")
 
     def on_pass(self) -> None:
-        """Pass it on."""
+        """Notify the listener of the end of a pass, and note progress for the reply timeout."""
         if self._connection is not None:
             if self._unanswered and self._connection.publications != self._publications:
-                # The server sends what it had queued before; the confirmation stands behind that.
+                # The server first sends the publications that it had queued; the confirmation comes behind
+                # them.
                 self._progress_s = asyncio.get_running_loop().time()
             self._publications = self._connection.publications
             try:
@@ -402,12 +431,18 @@ class Subscriber:
                 _report(error)
 
     def on_writable(self) -> None:
-        """Nothing waits for that: commands are few and written as they come."""
+        """Do nothing: commands are few, and are written without regard to the socket's buffer."""
 
     # --- out ------------------------------------------------------------------------------------------
 
     def _enqueue(self, command: bytes, name: bytes) -> bool:
-        """Queue a command for one name; False: it cancels the command that waits, or that one is the same."""
+        """Queue a command for one whole name.
+
+        Returns:
+            False: nothing new is queued, because the opposite command was queued and is cancelled, or the
+                same
+            command is queued already.
+        """
         if self._connection is None:
             return True
         waiting = self._unsent.get(name)
@@ -426,13 +461,14 @@ class Subscriber:
             asyncio.get_running_loop().call_soon(self._write)
 
     def _take_unsent(self, most: int) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Take the names that waited longest, in runs of one command."""
+        """Remove the names queued longest, and yield them in runs that have the same command."""
         taken = [(self._unsent.pop(name), name) for name in list(islice(self._unsent, most))]
         self._unsent_bytes -= sum(len(name) for _, name in taken)
         for command, run in groupby(taken, key=lambda pair: pair[0]):
             yield command, [name for _, name in run]
 
     def _write(self) -> None:
+        """Send queued commands, up to `UNANSWERED_LIMIT` unanswered names."""
         self._is_write_scheduled = False
         if self._connection is None:
             return
@@ -444,7 +480,7 @@ class Subscriber:
                 self._send(command, some)
 
     def _send(self, command: bytes, names: list[bytes]) -> None:
-        """Send one command; its names are counted as unanswered already."""
+        """Send one command with several names; the caller has counted these names as unanswered."""
         if self._connection is not None:
             self._pending.append(_PendingSubscribe(command, deque(names)))
             self._connection.write(pack(b"S" + command if self._is_sharded else command, *names))
@@ -455,7 +491,7 @@ def _in_parts(names: list[bytes]) -> Iterable[list[bytes]]:
 
 
 def _by_slot(names: list[bytes]) -> Iterable[list[bytes]]:
-    """Names that may stand in one command: those of one slot (else CROSSSLOT), in order."""
+    """Group names by slot, in order: a command with names of several slots fails with CROSSSLOT."""
     slots: dict[int, list[bytes]] = {}
     for name in names:
         slots.setdefault(slot_of(name), []).append(name)

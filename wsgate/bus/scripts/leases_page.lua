@@ -1,10 +1,10 @@
--- Return a part of the members of a set whose lease has not expired.
+-- Return one page of the members of a set whose leases have not expired.
 --
 -- KEYS[1]  the leases: a sorted set of members by the time when the lease expires
--- ARGV     the place of the first one, how many at most, the longest member in bytes
+-- ARGV     the position of the first member, the most members to return, the longest member in bytes
 --
--- Returns them separated by line feeds; '' behind the last one. A longer member, or one with a line feed, is
--- no lease and becomes an empty line.
+-- Returns the members, separated by line feeds; '' behind the last member. A longer member, or one with a
+-- line feed, is not valid and becomes an empty line.
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local first = tonumber(ARGV[1])

@@ -5,8 +5,9 @@
 -- ARGV     allowance per second, how much is wanted, how much was used already on credit
 --
 -- Returns how much is granted and, when that is 0, in how many milliseconds a grant will be possible. The use
--- on credit is always charged, so that a shard that ran ahead waits for it. The stored value is not trusted: a
--- value out of range counts as no value, and no value makes a shard wait longer than the depth and MOST_DEBT.
+-- on credit is always charged, so that a shard waits for what it used in advance. The stored value is not
+-- trusted: a value out of range counts as none, and no value makes a shard wait longer than the depth and
+-- MOST_DEBT.
 local MOST_DEBT = 10000000 -- the most that all shards together may use on credit, in microseconds
 
 -- A number in the range of a clock, else nil. (NaN is unequal to itself.)
@@ -28,7 +29,7 @@ if type(stored) == 'string' then
     local first, second = string.match(stored, '^(%S+) ?(%S*)$')
     local said, written = time_of(first), time_of(second)
     if said and written then
-        -- The clock was set back since: what is left to wait is what was left then.
+        -- The clock was set back since the value was written: keep the waiting time that was left then.
         full = written > now and said - (written - now) or said
         full = math.min(full, now + depth + MOST_DEBT)
     elseif said then
@@ -41,8 +42,8 @@ local granted = math.max(0, math.min(tonumber(ARGV[2]), room))
 full = full + granted * cost
 if full > now then
     local value = string.format('%.0f %.0f', full, now)
-    -- A server that has reached its `maxmemory` refuses a script at its first write or not at all, and this one
-    -- needs no memory. Otherwise whoever fills the memory would switch the limit off.
+    -- A server that has reached its `maxmemory` refuses a script at its first write or not at all, and DEL
+    -- needs no memory. Otherwise a client that fills the memory would switch the limit off.
     redis.call('DEL', KEYS[1])
     redis.call('SET', KEYS[1], value, 'PX', math.ceil((full - now) / 1000) + 1)
 end

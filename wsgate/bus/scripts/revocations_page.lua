@@ -1,20 +1,20 @@
--- The next part of all revocations, the newest first.
+-- Return the next page of all revocations, the newest first.
 --
 -- KEYS[1]  revocations: a sorted set of users by a time, in seconds of Unix time
--- ARGV     last user of the part before, its time, and its place among those who have that time (an empty
---          user: from the beginning), how long a token may live in seconds, bytes that the answer may have,
---          bytes that a user may have
+-- ARGV     the last user of the page before, its time, and its position among the users with that time (an
+--          empty user: begin with the newest), how long a revocation is kept in seconds, the most bytes of
+-- the          entries, the most bytes of a user
 --
--- Returns the place of the last entry and "|", then "<time> <bytes of the user>:<user>" for each, one behind
--- the other; "" when there are no more. A user whose revocation exists during the whole reading is returned,
--- whatever changes meanwhile. A user may be returned twice.
+-- Returns the position of the last entry and "|", then "<time> <bytes of the user>:<user>" for each entry
+-- without a separator; "" when there are no more entries. A user whose revocation exists during the whole
+-- reading is returned, whatever changes meanwhile. A user may be returned twice.
 local key, last, top = KEYS[1], ARGV[1], ARGV[2]
 local start = 0
 if last == '' then
     top = '+inf'
 elseif redis.call('ZRANGE', key, top, top, 'BYSCORE', 'REV', 'LIMIT', ARGV[3], 1)[1] == last then
     start = ARGV[3] + 1
-end -- else users with that time were added or removed: begin again with all users of that time
+end -- else users with that time were added or removed: begin again with the first user of that time
 local oldest = redis.call('TIME')[1] - ARGV[4]
 local most, longest = tonumber(ARGV[5]), tonumber(ARGV[6])
 local parts, size = {}, 0

@@ -1,15 +1,16 @@
--- Remember that a user's tokens are revoked if they were issued before a time.
+-- Store a revocation: the tokens of a user that were issued before a time are not valid.
 --
 -- KEYS[1]  revocations: a sorted set of users by that time, in seconds of Unix time
--- ARGV     user, time, how long a token may live in seconds, how many users there may be
+-- ARGV     user, time, how long a revocation is kept in seconds, the most users in the set
 --
--- Returns how many users were forgotten because there are too many. The later time of a user counts, so
--- that the script may run any number of times, from any number of nodes, in any order. It needs no command
--- that the limits of users do not need as well.
+-- Returns how many users were removed because there were too many. The later time of a user counts, so that
+-- the script may run any number of times, from any number of nodes, in any order. It uses only commands that
+-- the limits of users use as well, so it needs no further rights.
 local MOST = 256 -- removed for one reason in one run
 local key = KEYS[1]
--- A server that has reached its `maxmemory` refuses a script at its first write or not at all, and this one needs
--- no memory: a revocation is not to fail because somebody has filled the memory. The time is set anew below.
+-- A server that has reached its `maxmemory` refuses a script at its first write or not at all, and EXPIRE
+-- needs no memory: a revocation must not fail because the memory is full. The time to live is set again
+-- below.
 redis.call('EXPIRE', key, 315360000)
 redis.call('ZADD', key, 'GT', ARGV[2], ARGV[1])
 -- Every token that an older revocation covers has expired by now.
@@ -18,7 +19,7 @@ local old = redis.call('ZRANGE', key, '-inf', '(' .. (now - ARGV[3]), 'BYSCORE',
 if #old > 0 then
     redis.call('ZREM', key, unpack(old))
 end
--- Beyond the limit the users with the oldest time go first: their tokens expire first.
+-- Beyond the limit remove the users with the oldest times: their tokens expire first.
 local forgotten = 0
 local excess = math.min(redis.call('ZCARD', key) - ARGV[4], MOST)
 if excess > 0 then

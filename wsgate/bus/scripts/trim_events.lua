@@ -1,9 +1,12 @@
--- Makes room in a stream of events when the server has no memory left; answers how many entries are gone.
--- KEYS[1] the stream; ARGV[1] the bytes that it may take.
+-- Trim a stream of events when the server has no memory left.
 --
--- What every consumer group has acknowledged goes. What a group has still to read stays, whatever its size. Without
--- any group nobody is known to read: then the oldest half goes, and only of a stream that takes more than it may.
--- A stream that is within its bytes loses nothing it was given to keep, because the memory went elsewhere.
+-- KEYS[1]  the stream
+-- ARGV     the bytes that the stream may take
+--
+-- Returns how many entries were removed. Entries that every consumer group has acknowledged are removed.
+-- Entries that a group still has to read or acknowledge are kept, whatever their size. A stream without a
+-- group loses its oldest half, but only if it takes more than its bytes: otherwise other data has filled the
+-- memory.
 
 local stream = KEYS[1]
 if redis.call('EXISTS', stream) == 0 then

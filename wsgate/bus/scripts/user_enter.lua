@@ -1,16 +1,17 @@
 -- Add a connection of a user. When there are too many, return the oldest connections.
 --
 -- KEYS[1]  the user's connections: a sorted set by the time when each was added
--- ARGV     connection, how many there may be, seconds until an untouched set is forgotten,
---          how many of the oldest to leave out, how many to return at most, >= 1
+-- ARGV     the connection, the most connections, seconds until an unused set expires,
+--          how many of the oldest connections to skip, how many to return at most, >= 1
 --
--- Returns "" when it fits, else how many there are now and the oldest of them behind those left out, the new
--- one included. The script removes no connection, because it does not know whether the shard of the connection
--- still lives. It removes members that cannot be connections, and a key of another type. Times are in
--- microseconds of this server's clock: the clocks of nodes differ, and a new connection could seem the oldest.
+-- Returns "" when the connection fits the limit, else how many there are now and the oldest of them behind
+-- those skipped, the new one included. The script removes no connection, because it does not know whether the
+-- shard of a connection is running. It removes members that cannot be connections, and a key of another type.
+-- Times are in microseconds of this server's clock: the clocks of nodes differ, and a new connection could
+-- seem the oldest.
 --
--- The first write is one that needs no memory: a server that has reached its `maxmemory` refuses a script at its
--- first write or not at all. Otherwise whoever fills the memory would switch the limit off.
+-- The first write needs no memory: a server that has reached its `maxmemory` refuses a script at its first
+-- write or not at all. Otherwise a client that fills the memory would switch the limit off.
 local key = KEYS[1]
 local time = redis.call('time')
 local now = time[1] * 1000000 + time[2]
