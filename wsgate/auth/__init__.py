@@ -1,7 +1,7 @@
-"""Who may come in, and what they may do: tokens, keys, permissions, origins.
+"""Authenticate clients: verify tokens with keys, derive permissions, and check the origins of web pages.
 
-Pure: keys, clock and limits are passed in. Knows no sockets, no settings file and no log; what a peer
-is told comes from `wsgate.reasons`.
+Pure: the caller passes keys, time and limits in. This package uses no sockets, no settings file and no log.
+The texts for peers are in `wsgate.reasons`.
 """
 
 from wsgate.auth.cache import TokenCache

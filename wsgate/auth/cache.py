@@ -1,23 +1,24 @@
-"""Tokens that were verified before, so that a client that returns is not verified again.
+"""Cache the identities of verified tokens, so that a client that reconnects needs no second verification.
 
-Owns what is remembered and for how long. Must not know why a token is valid.
+This module decides which tokens are cached and for how long. The rules for valid tokens are in
+wsgate/auth/tokens.py.
 
-One entry is one packed record: no Python object belongs to it. Records lie in buckets, and a bucket is
-one `bytes`, searched for the token's digest. Buckets are added one at a time by linear hashing: when
-there are more than `_BUCKET_ENTRIES` entries a bucket, one bucket is split in two. So nothing is ever
-rehashed as a whole, and get and put cost O(1).
+An entry is one packed record without any Python object. Records are stored in buckets. A bucket is one
+`bytes` object, which is searched for the token's digest. Linear hashing adds one bucket at a time: when there
+are more than `_BUCKET_ENTRIES` entries a bucket, one bucket is split in two. So the table is never rehashed
+as a whole, and `get` and `put` cost O(1).
 
     digest 16 | put at, s 4 | expires at, s 4 | issued at, s 4 | permission set 4 | length 1 | user
 
-Records of a bucket are in the order in which they were put, so what is too old is at the front. When
-the cache is full, the oldest of the newcomer's bucket goes: nearly first in, first out. When memory is
-short, the oldest of all go first.
+The records of a bucket are in the order of `put`, so old records are at the front. When the cache is full,
+the oldest record of the new record's bucket is evicted: nearly first in, first out. When memory is short, the
+oldest records of all buckets are evicted first.
 
-Time is the wall clock, because `exp` is. A step of the clock can make an entry useless, so that its token
-is verified again. It cannot make an entry serve past `exp`, nor keep its memory.
+All times are wall clock times, because `exp` is one. A step of the clock can make an entry useless, so that
+its token is verified again. It cannot make an entry valid after `exp`, nor keep the entry's memory.
 
-The digest is keyed with a random key of this cache. Nobody can choose tokens that meet in one bucket,
-or a user name that looks like a record; a copy of the memory gives no token away.
+The digest is keyed with a random key of this cache. So an attacker cannot choose tokens that fall into one
+bucket, or a user name that looks like a record, and a copy of the memory reveals no token.
 
 Source: Litwin, "Linear hashing: a new tool for file and table addressing", 1980.
 """
@@ -36,11 +37,12 @@ from wsgate.errors import SettingsError
 __all__ = ["AGE_LIMIT_S", "TokenCache"]
 
 AGE_LIMIT_S: Final = 300
-"""An entry serves at most this long after it was put, whatever the token says: a key that is withdrawn
-works no longer, and idle connections keep no memory here. Longer than any reconnect back-off."""
+"""The longest use of an entry after `put`, in seconds, whatever the token's claims are. So a token of a
+withdrawn key is not accepted longer, and idle connections keep no memory here. Longer than any reconnect
+back-off."""
 
 AGE_STEPS: Final = 6
-"""Under pressure what is older than a half, a quarter, ... of that age goes, then everything."""
+"""`shrink` evicts entries older than a half, a quarter, ... of that age, and in the last step all entries."""
 _DIGEST_BYTES: Final = 16
 _KEY_BYTES: Final = 32
 
@@ -56,17 +58,18 @@ _USER_AT: Final = _DIGEST_BYTES + _FIELDS.size
 _LENGTH_AT: Final = _USER_AT - 1
 _TIME_END_S: Final = 2**32
 _USER_END_BYTES: Final = 2**8
-# A bucket's pointer, the header of its bytes, and what the allocator adds to get to 16.
+# Bytes of a bucket without records: its pointer, the header of `bytes`, and the rounding of the allocator to
+# 16.
 _BUCKET_BYTES: Final = 8 + 33 + 8
 
 
 class TokenCache:
-    """Identities by token, for at most `AGE_LIMIT_S` and never past the token's expiry.
+    """A cache of identities by token, each for at most `AGE_LIMIT_S` and never after the token's expiry.
 
     Args:
-        limit_entries: Most tokens remembered, >= 0; 0: none.
-        permissions: Where the permission sets are held, which connections share.
-        limit_bytes: Most memory, permission sets included; 0: no limit.
+        limit_entries: The most tokens, >= 0; 0: the cache is off.
+        permissions: The table of permission sets, shared with connections; None: a table of its own.
+        limit_bytes: The most memory in bytes, permission sets included; 0: no limit.
 
     Raises:
         SettingsError: The limit is negative.
@@ -94,8 +97,8 @@ class TokenCache:
         self._key = token_bytes(_KEY_BYTES)
         self._numbers = PermissionNumbers(PermissionTable() if permissions is None else permissions)
         self._buckets = [b""]
-        self._mask = 0  # of a digest: reaches every bucket
-        self._hand = 0  # where the sweep is
+        self._mask = 0  # selects the bits of a digest that number the buckets
+        self._hand = 0  # the bucket that `sweep` visited last
         self._entries = 0
         self._bytes = 0
 
@@ -104,24 +107,24 @@ class TokenCache:
 
     @property
     def buckets(self) -> int:
-        """How many buckets there are, for `sweep`."""
+        """The number of buckets, which `sweep` visits in turn."""
         return len(self._buckets)
 
     def bytes_estimate(self) -> int:
-        """Bytes held, permission sets included (each once, even if it is held elsewhere too). O(1)."""
+        """Estimate the memory in bytes, with the permission sets, also those that are shared. O(1)."""
         return self.records_bytes + self._numbers.bytes_held
 
     @property
     def records_bytes(self) -> int:
-        """Bytes held without the permission sets, which are on the account of their table. O(1)."""
+        """The memory of records and buckets in bytes; the table of permission sets counts the sets. O(1)."""
         return self._bytes + len(self._buckets) * _BUCKET_BYTES
 
     def get(self, token: str | bytes, now_s: float) -> Identity | None:
-        """Whose token this is, if it was put and still serves.
+        """Look up the identity of a token that was put and is still usable.
 
         Args:
             token: Any text or bytes.
-            now_s: Seconds since 1970, on the clock of `put`.
+            now_s: The present time in seconds since 1970, from the same clock as in `put`.
 
         Returns:
             An identity equal to the one that was put; None: verify the token.
@@ -134,7 +137,7 @@ class TokenCache:
         if at < 0:
             return None
         put_s, expires_at_s, issued_at_s, number, length = _FIELDS.unpack_from(bucket, at + _DIGEST_BYTES)
-        # A clock that was set back makes an entry from the future: verify again.
+        # The clock was set back if the entry is from the future: verify the token again.
         if not put_s <= now_s < put_s + AGE_LIMIT_S or 0 < expires_at_s <= now_s:
             return None
         at += _USER_AT
@@ -142,10 +145,10 @@ class TokenCache:
         return Identity(user, self._numbers[number], expires_at_s, issued_at_s)
 
     def put(self, token: str | bytes, identity: Identity, now_s: float) -> None:
-        """Remember a token that was verified just now; at the limit, another one is forgotten.
+        """Cache a token that was verified just now; at a limit, other entries are evicted.
 
-        What does not fit a record (`expires_at_s`, `issued_at_s` or `now_s` outside 32 bits, a user of more
-        than 255 bytes) and what is longer than a token may be is not remembered.
+        Nothing is cached if the identity does not fit a record (`expires_at_s`, `issued_at_s` or `now_s`
+        outside 32 bits, a user of more than 255 bytes), or if the token is longer than `TOKEN_LIMIT_BYTES`.
         """
         user = identity.user.encode()
         is_short = len(token) <= TOKEN_LIMIT_BYTES and len(user) < _USER_END_BYTES
@@ -172,13 +175,13 @@ class TokenCache:
             self._evict((place + 1) % len(self._buckets))
 
     def sweep(self, now_s: float, buckets: int) -> None:
-        """Forget what is too old in the next few buckets; called again and again, in all of them.
+        """Drop entries that are too old in the next few buckets; repeated calls visit all buckets in turn.
 
-        Without it, memory of old entries is given back only when new ones come.
+        Without these calls the memory of old entries is freed only when new entries arrive.
 
         Args:
-            now_s: Seconds since 1970.
-            buckets: How many to look at; each costs about 0.2 us, and 0.4 us an entry it forgets.
+            now_s: The present time in seconds since 1970.
+            buckets: How many buckets to visit; each costs about 0.2 us, and each dropped entry 0.4 us.
         """
         for _ in range(min(buckets, len(self._buckets))):
             self._hand = (self._hand + 1) % len(self._buckets)
@@ -187,21 +190,21 @@ class TokenCache:
             self._buckets, self._mask, self._hand = [b""], 0, 0
 
     def clear(self) -> None:
-        """Forget everything. Later entries are kept again."""
+        """Drop all entries; tokens put afterwards are cached again."""
         self._numbers.clear()
         self._buckets, self._mask, self._hand = [b""], 0, 0
         self._entries = self._bytes = 0
 
     def shrink(self, size_bytes: int, now_s: float) -> int:
-        """Forget the oldest entries, because memory is short; the bytes given back.
+        """Evict the oldest entries to free memory, and return how many bytes this freed.
 
-        Verifying a token again costs 10 us, while a newcomer that is refused for want of memory is lost. Half
-        of the ages go at a time, so that the cache is walked at most `AGE_STEPS` times.
+        Verifying a token again costs 10 us, which is better than refusing a new connection for lack of
+        memory. Each step halves the age that is kept, so the cache is walked at most `AGE_STEPS` times.
 
         Args:
-            size_bytes: How much is to be given back. A permission set that connections share as well frees
-                nothing yet, so that it may be less.
-            now_s: Seconds since 1970.
+            size_bytes: The bytes to free. A permission set that connections share is counted as freed
+                although it stays in memory, so the real gain may be smaller.
+            now_s: The present time in seconds since 1970.
         """
         before = self.bytes_estimate()
         for step in range(AGE_STEPS):
@@ -217,17 +220,18 @@ class TokenCache:
         return before - self.bytes_estimate()
 
     def _digest(self, token: str | bytes) -> bytes:
-        # A token in text that is not ASCII is never valid, but may be asked for.
+        """Compute the keyed digest of a token, which identifies its record."""
+        # A text that is not ASCII is never a valid token, but `get` accepts any text.
         raw = token if isinstance(token, bytes) else token.encode("utf-8", "surrogatepass")
         return blake2b(raw, digest_size=_DIGEST_BYTES, key=self._key).digest()
 
     def _place(self, digest: bytes) -> int:
-        """The bucket of a digest. Those from the count to the mask are not split off yet."""
+        """Return the number of a digest's bucket; a bucket that is not split off yet maps to its source."""
         place = int.from_bytes(digest[:4], "little") & self._mask
         return place if place < len(self._buckets) else place & (self._mask >> 1)
 
     def _drop(self, place: int, at: int) -> None:
-        """Forget the record that starts at a byte of a bucket."""
+        """Remove the record that starts at offset `at` of a bucket."""
         bucket = self._buckets[place]
         _, _, _, number, length = _FIELDS.unpack_from(bucket, at + _DIGEST_BYTES)
         end = at + _USER_AT + length
@@ -237,10 +241,10 @@ class TokenCache:
         self._numbers.release(number)
 
     def _drop_old(self, place: int, now_s: float) -> None:
-        """Forget the entries at a bucket's front that serve no more.
+        """Remove the entries at the front of a bucket that are too old, or from the future.
 
-        An entry from the future was put before the machine's clock was set back. No lookup accepts
-        it. If it stayed, the entries behind it would stay too, until the clock reaches that time again.
+        An entry from the future was put before the machine's clock was set back. No lookup accepts it. If it
+        stayed, the entries behind it would stay too, until the clock reaches that time again.
         """
         while bucket := self._buckets[place]:
             put_s, _, _, _, _ = _FIELDS.unpack_from(bucket, _DIGEST_BYTES)
@@ -249,13 +253,13 @@ class TokenCache:
             self._drop(place, 0)
 
     def _evict(self, place: int) -> None:
-        """Forget one entry: the oldest here, or in the next bucket that has any."""
+        """Remove one entry: the oldest of this bucket, or of the next bucket that is not empty."""
         while not self._buckets[place]:
             place = (place + 1) % len(self._buckets)
         self._drop(place, 0)
 
     def _split(self) -> None:
-        """One bucket more: half of the records of one bucket, by one more bit of their digests."""
+        """Add one bucket, and move into it the records of one other bucket whose next digest bit is set."""
         self._buckets.append(b"")
         added = len(self._buckets) - 1
         self._mask = (1 << added.bit_length()) - 1

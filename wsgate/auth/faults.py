@@ -1,7 +1,7 @@
-"""What can be wrong with a token, in words that an operator can act on.
+"""The faults of tokens: a name for the metric, and a sentence for the operator.
 
-Every refusal has a fault, which labels a metric, and a cause, which is finer and has one plain sentence.
-Texts here may be sent to clients in development mode; therefore they repeat no text of a token.
+Every refusal of a token has a fault, which is the label of a metric, and a cause, which is more exact and has
+one sentence. In development mode these texts may be sent to clients, so they repeat no text of a token.
 """
 
 from typing import Final, NamedTuple
@@ -29,13 +29,13 @@ FAULTS: Final = (
     "expired",
     "revoked",
 )
-"""Every name that `TokenError.fault` can have, in the order of the checks."""
+"""Every value of `TokenError.fault`."""
 
 
 class Cause(NamedTuple):
-    """One way in which a token can be wrong."""
+    """One cause of a refusal: the fault that it belongs to, and its sentence."""
 
-    fault: str  # of `FAULTS`
+    fault: str  # one of `FAULTS`
     text: str  # a sentence without its full stop
 
 
@@ -91,7 +91,7 @@ CAUSES: Final[dict[str, Cause]] = {
     "expired": Cause("expired", "the token has expired: see its claim exp"),
     "revoked": Cause("revoked", "the token was issued before its user's tokens were revoked"),
 }
-"""Every cause by its name; a fault other than `bad_claims` has one of its own name."""
+"""Every cause by its name. Each fault has a cause of the same name."""
 
 _REASONS: Final = {
     "expired": Reason.TOKEN_EXPIRED,
@@ -102,22 +102,22 @@ _REASONS: Final = {
 
 
 class TokenError(PeerError):
-    """A token that is not valid here. Neither message nor reason says why, except for expiry.
+    """A token that is refused. Its message to the peer does not give the cause, except for expiry.
 
     Attributes:
-        cause: One of `CAUSES`. For logs and, in development mode, for clients.
-        fault: One of `FAULTS`. For metrics and tests.
-        retry_s: When the token is valid, in seconds from now; only with the fault `not_yet_valid`.
+        cause: A name in `CAUSES`, for logs and, in development mode, for clients.
+        fault: One of `FAULTS`, for metrics and tests.
+        retry_s: The seconds until the token is valid; only with the fault `not_yet_valid`.
     """
 
     def __init__(self, cause: str, *, detail: str = "", retry_s: float = 0.0) -> None:
         """Create an error for one of the causes.
 
         Args:
-            cause: One of `CAUSES`; the name of a fault is one, too.
-            detail: For logs, in place of the cause's text: the same with numbers. It must hold nothing of
-                the token but numbers and names that are known to be harmless.
-            retry_s: See above.
+            cause: A name in `CAUSES`; every fault is also the name of a cause.
+            detail: A sentence for logs that replaces the text of the cause, such as the same with numbers.
+                From the token it may contain only numbers and names of a fixed list.
+            retry_s: The seconds until the token is valid; 0 with every fault but `not_yet_valid`.
         """
         self.cause = cause
         self.fault = CAUSES[cause].fault
@@ -128,25 +128,25 @@ class TokenError(PeerError):
 
     @property
     def text(self) -> str:
-        """The sentence that the registry has for this fault."""
+        """The sentence of the cause, without numbers."""
         return CAUSES[self.cause].text
 
     @property
     def why(self) -> str:
-        """Describe the fault for an operator, with numbers where they help."""
+        """The sentence for an operator: the detail with numbers, or the text of the cause."""
         return self._detail or self.text
 
     @property
     def is_expired(self) -> bool:
-        """Whether a fresh token, otherwise the same, would be valid."""
+        """Whether a new token with the same claims but new times would be valid: it is expired or revoked."""
         return self.fault in ("expired", "revoked")
 
     @property
     def is_awaited(self) -> bool:
-        """Whether the token's key may be fetched in a moment: the same token may be valid then."""
+        """Whether the token's key has not been fetched yet, so that the same token may be valid soon."""
         return self.fault == "awaited_key"
 
     @property
     def is_early(self) -> bool:
-        """Whether the token's time has not come: the same token is valid in `retry_s`."""
+        """Whether the token is not valid yet, so that the same token may be valid after `retry_s`."""
         return self.fault == "not_yet_valid"

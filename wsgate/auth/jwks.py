@@ -1,14 +1,14 @@
 """Parse a JSON Web Key Set into verification keys. Pure: this module fetches nothing.
 
 Rules:
-- Only public keys for signatures are used: RSA, P-256, P-384, P-521 and Ed25519. A key that cannot be used is
-  passed over with a reason, so that the operator can read why and tokens that name the key can be refused for
-  good. Passed over are symmetric and private keys, keys for encryption or other operations, weak keys, and
-  keys without a kid, because a token names its key.
-- The algorithm belongs to the key: it is the key's `alg`, or follows from its type and curve. An `alg` that
-  does not fit the key makes it unusable.
-- A member that is null counts as one that is not there.
-- One bad key spoils no other. Nothing in a key is fetched: `x5u` and `jku` are text.
+- Only public keys for signatures are used: RSA, P-256, P-384, P-521 and Ed25519. An unusable key is skipped
+  with a reason, so that the operator can read the reason, and a token that names the key is refused
+  permanently. Symmetric and private keys, keys for encryption or other operations, weak keys, and keys
+  without a kid are unusable. A key needs a kid because a token names its key.
+- The algorithm belongs to the key: it is the key's `alg`, or follows from its type and curve. A key whose
+  `alg` does not fit its type is unusable.
+- A member that is null counts as absent.
+- An unusable key does not affect the others. URLs in a key (`x5u`, `jku`) are never fetched.
 
 Source: RFC 7517, RFC 7518 section 6, RFC 8037.
 """
@@ -27,14 +27,14 @@ __all__ = ["KEYS_LIMIT", "KID_LIMIT_BYTES", "KeySet", "PassedOver", "parse_jwks"
 
 KEYS_LIMIT: Final = 64
 KID_LIMIT_BYTES: Final = 256
-_SHOWN_CHARACTERS: Final = 64  # of a kid, for people
+_SHOWN_CHARACTERS: Final = 64  # the most characters of a kid in a text for operators
 
 
 class PassedOver(NamedTuple):
-    """A key of a set that cannot verify tokens."""
+    """A key of a key set that cannot verify tokens, with the reason."""
 
-    kid: str | None  # None: it has none that a token could name
-    why: str  # a clause about the key, without any text of the set
+    kid: str | None  # None: the key has no valid kid
+    why: str  # a clause about the key, without any text from the set
 
     def __str__(self) -> str:
         kid = "a key without kid" if self.kid is None else self.kid[:_SHOWN_CHARACTERS]
@@ -57,21 +57,22 @@ _ROWS: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def parse_jwks(document: bytes) -> tuple[VerificationKey, ...]:
-    """The keys of a set that can verify tokens; see `read_jwks`."""
+    """Parse a key set, and return only the keys that can verify tokens; see `read_jwks`."""
     return read_jwks(document).keys
 
 
 def read_jwks(document: bytes) -> KeySet:
-    """The keys of a set that can verify tokens, and the others with why they cannot.
+    """Parse a key set into usable keys, and unusable keys with the reason for each.
 
     Args:
-        document: JSON; the caller has bounded its size.
+        document: The JSON text; the caller has bounded its size.
 
     Returns:
-        Of two usable keys with one kid the first is taken. A kid is passed over only if no key has it.
+        The usable keys; of two with the same kid only the first. The unusable keys whose kid no usable key
+        has.
 
     Raises:
-        SettingsError: It is no key set, or has more than `KEYS_LIMIT` keys.
+        SettingsError: The document is no key set, or has more than `KEYS_LIMIT` keys.
     """
     try:
         rows = _SETS.decode(document).keys
@@ -91,7 +92,7 @@ def read_jwks(document: bytes) -> KeySet:
 
 
 def _key(raw: msgspec.Raw) -> VerificationKey | PassedOver:
-    """One key, or why it cannot be used."""
+    """Convert one key of a set into a verification key, or into the reason why it is unusable."""
     kid = None
     try:
         row = {name: value for name, value in _ROWS.decode(raw).items() if value is not None}
@@ -105,6 +106,7 @@ def _key(raw: msgspec.Raw) -> VerificationKey | PassedOver:
 
 
 def _kid(row: dict[str, Any]) -> str:
+    """Return the kid of a key; raise SettingsError if it is missing, empty or too long."""
     kid = row.get("kid")
     if not isinstance(kid, str) or not 1 <= len(kid.encode()) <= KID_LIMIT_BYTES:
         raise SettingsError(f"a kid must be a string of 1 to {KID_LIMIT_BYTES} bytes")
@@ -130,7 +132,7 @@ def _algorithm(row: dict[str, Any]) -> str:
 
 
 def _usual_algorithm(row: dict[str, Any]) -> str:
-    """The algorithm of a key without `alg`; empty for a type that has none."""
+    """Return the algorithm for a key type and curve, used without `alg`; "" for an unsupported type."""
     kind, curve = row.get("kty"), row.get("crv")
     if kind == "RSA":
         return "RS256"

@@ -1,12 +1,12 @@
-"""Keys that verify tokens: each bound to one algorithm, checked once, when it is made.
+"""Make the keys that verify tokens: each key has one algorithm, and its material is checked when it is made.
 
-Owns what makes key material fit an algorithm. Must not know claims, settings files or JWKS.
+This module decides which key material fits an algorithm. It uses no claims, settings files or key sets.
 
 Rules:
-- The algorithm belongs to the key. A token's header can only agree with it or be refused, so a public
-  key can never be used as an HMAC secret (CVE-2017-11424, CVE-2022-29217) and `none` does not exist.
-- Material is refused at start, by name, rather than found too weak later.
-- No message and no `repr` shows material.
+- The algorithm belongs to the key. A token whose header names another algorithm is refused, so a public key
+  can never be used as an HMAC secret (CVE-2017-11424, CVE-2022-29217), and `none` does not exist.
+- Unsuitable material is refused at start, with the name of the key.
+- No error text and no `repr` shows key material.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["ALGORITHMS", "KeyRing", "KeySource", "VerificationKey", "make_key", 
 
 PublicKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
-# RFC 7518 section 3.2: a key of at least the hash's size.
+# RFC 7518 section 3.2: an HMAC key has at least the size of the hash.
 _SECRET_MIN_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 _HMAC_HASHES: Final = {
     "HS256": HMACAlgorithm.SHA256,
@@ -63,7 +63,7 @@ _KID_SHOWN: Final = 64  # characters
 _URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 
 ALGORITHMS: Final = (*_SECRET_MIN_BYTES, *_PUBLIC)
-"""Every algorithm a key may have."""
+"""The names of all algorithms that a key may have."""
 
 _ALGORITHM_OBJECTS: Final[dict[str, Algorithm]] = {
     name: known for name, known in get_default_algorithms().items() if name in ALGORITHMS
@@ -72,10 +72,10 @@ _ALGORITHM_OBJECTS: Final[dict[str, Algorithm]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VerificationKey:
-    """One key and the one algorithm it is for. Made by `make_key`.
+    """A key that verifies signatures with its one algorithm; `make_key` makes it.
 
     Attributes:
-        kid: Its id in token headers; None: for tokens without one.
+        kid: The id of the key in token headers; None: the key is for tokens without a kid.
         algorithm: One of `ALGORITHMS`.
     """
 
@@ -84,10 +84,10 @@ class VerificationKey:
     _material: bytes | PublicKey = field(repr=False)
 
     def has_signed(self, signing_input: bytes, signature: bytes) -> bool:
-        """Whether the signature over these bytes was made with this key and its one algorithm.
+        """Verify that a signature was made over these bytes with this key and its algorithm.
 
-        The material was prepared by `make_key`, so PyJWT's algorithm object verifies at once. PyJWT's own
-        `decode` looks for PEM, SSH, DER and JWK in a secret again at every token.
+        `make_key` has prepared the material, so PyJWT's algorithm object verifies at once. PyJWT's own
+        `decode` searches the secret for PEM, SSH, DER and JWK again for every token.
 
         Args:
             signing_input: The first two segments of a token in compact form, with the dot between them.
@@ -98,7 +98,7 @@ class VerificationKey:
 
 @dataclass(frozen=True, slots=True)
 class KeySource:
-    """What a key is made of: plain text, so that it can be handed on."""
+    """The plain text that a key is made from, so that another process can make the same key."""
 
     kid: str | None
     algorithm: str
@@ -106,12 +106,15 @@ class KeySource:
     public_key: str = ""
 
     def make(self, *, is_checked: bool = False) -> VerificationKey:
-        """Make the key; raises what `make_key` raises.
+        """Make the verification key from this text.
 
         Args:
-            is_checked: The key was made from this source before, perhaps in another process. Then a secret
-                is taken as it is. The checks read it in every form that a public key can have, and a shard
-                that repeats them copies 0.4 MB of shared pages.
+            is_checked: The key was made from this source before, perhaps in another process, so a secret is
+                used without further checks. The checks parse the secret in every form of a public key, and a
+                shard that repeats them copies 0.4 MB of shared pages.
+
+        Raises:
+            SettingsError: As `make_key`.
         """
         secret = self.secret.encode()
         if is_checked and secret:
@@ -120,13 +123,13 @@ class KeySource:
 
 
 class KeyRing:
-    """All keys in force.
+    """All configured keys, from which a token's header selects one.
 
     Args:
-        keys: In any order. None at all means that no token is ever valid.
+        keys: The keys in any order. Without any key, no token is valid.
 
     Raises:
-        SettingsError: Two keys have one kid, or two have none.
+        SettingsError: Two keys have the same kid, or two keys have none.
     """
 
     __slots__ = ("_keys",)
@@ -142,20 +145,22 @@ class KeyRing:
         return len(self._keys)
 
     def kids_text(self) -> str:
-        """The first kids in the ring, for a log line; no kid of a token is ever in it."""
+        """List the first kids of the ring for a log line; a text from a token is never among them."""
         kids = [kid for kid in self._keys if kid is not None]
         shown = ", ".join(kid[:_KID_SHOWN] for kid in kids[:_KIDS_SHOWN]) or "none"
         return shown if len(kids) <= _KIDS_SHOWN else f"{shown} and {len(kids) - _KIDS_SHOWN} more"
 
     def pick(self, kid: str | None) -> VerificationKey | None:
-        """The one key that a token with this kid may be signed by.
+        """Select the one key that may have signed a token with this kid.
 
         Args:
-            kid: From the token's header; None when it has none.
+            kid: The kid in the token's header; None: the header has none.
 
         Returns:
-            With a kid, only the key of that kid. Without, the key without a kid, or the only key of
-            all. None: no key. Keys are never tried in turn: a token names its key.
+            For a kid, only the key with that kid. For None, the key without a kid, or the only key of the
+            ring.
+            None: there is no such key. Keys are never tried one after the other, because a token names its
+                key.
         """
         found = self._keys.get(kid)
         if found is None and kid is None and len(self._keys) == 1:
@@ -166,19 +171,19 @@ class KeyRing:
 def make_key(
     kid: str | None, algorithm: str, *, secret: bytes = b"", public_key: str = ""
 ) -> VerificationKey:
-    """A key for one algorithm.
+    """Check key material, and make a verification key for one algorithm.
 
     Args:
-        kid: Its id in token headers, not empty; None: for tokens without one.
+        kid: The id of the key in token headers, not empty; None: the key is for tokens without a kid.
         algorithm: One of `ALGORITHMS`.
-        secret: For HS256, HS384, HS512: at least 32, 48, 64 bytes.
-        public_key: For the others, PEM text: RSA of at least 2048 bits for RS and PS, P-256, P-384 and P-521
-            for ES256, ES384 and ES512, Ed25519 for EdDSA.
+        secret: The secret for HS256, HS384 or HS512, with at least 32, 48 or 64 bytes.
+        public_key: The PEM text for the other algorithms: RSA of at least 2048 bits for RS and PS, P-256,
+            P-384 and P-521 for ES256, ES384 and ES512, Ed25519 for EdDSA.
 
     Raises:
-        SettingsError: The material is missing, of the other kind, too short, or does not fit the
-            algorithm. A secret that is the text of a public key (PEM, DER, JWK, SSH, also in base64
-            or hexadecimal) is refused: everybody knows it.
+        SettingsError: The material is missing, of the other kind, too short, or does not fit the algorithm. A
+            secret that is the text of a public key (PEM, DER, JWK, SSH, also in base64 or hexadecimal) is
+            refused, because a public key is no secret.
 
     Source: RFC 8725 sections 3.1, 3.2, 3.5.
     """
@@ -199,6 +204,7 @@ def _name(kid: str | None) -> str:
 
 
 def _secret(name: str, algorithm: str, secret: bytes) -> bytes:
+    """Check a secret for an HMAC algorithm: its size, and that it is no text of a key."""
     least = _SECRET_MIN_BYTES[algorithm]
     if len(secret) < least:
         raise SettingsError(f"{name}: {algorithm} needs a secret of at least {least} bytes")
@@ -213,7 +219,7 @@ def _secret(name: str, algorithm: str, secret: bytes) -> bytes:
 
 
 def _forms(secret: bytes) -> Iterator[bytes]:
-    """The secret as it is and, where that gives anything, read as base64 and as hexadecimal."""
+    """Yield the secret as it is, and decoded from base64 and from hexadecimal where that is possible."""
     yield secret
     base64, hexadecimal = secret.translate(_URL_SAFE) + b"==", b"".join(secret.split())
     for decode, text in ((a2b_base64, base64), (a2b_hex, hexadecimal)):
@@ -226,6 +232,7 @@ def _forms(secret: bytes) -> Iterator[bytes]:
 
 
 def _public(name: str, algorithm: str, public_key: str) -> PublicKey:
+    """Parse the PEM text of a public key, and check that the key fits the algorithm."""
     try:
         key = load_pem_public_key(public_key.encode())
     except (TypeError, ValueError, UnsupportedAlgorithm):
@@ -237,7 +244,7 @@ def _public(name: str, algorithm: str, public_key: str) -> PublicKey:
 
 
 def public_key_of(algorithm: str, key: object) -> PublicKey:
-    """Return the key when it fits the public algorithm; else raise SettingsError with what is needed."""
+    """Return a public key if it fits the algorithm; else raise SettingsError with the kind of key needed."""
     if algorithm in _RSA and isinstance(key, RSAPublicKey) and key.key_size >= _RSA_MIN_BITS:
         return key
     curve = _CURVES.get(algorithm)

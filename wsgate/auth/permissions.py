@@ -1,10 +1,10 @@
-"""What a token lets its bearer do: channels it brings, patterns it may subscribe and publish to.
+"""Decide which channels a token allows: names subscribed on connect, and patterns for other requests.
 
-Owns the grammar of patterns and the sharing of equal sets. Must not know namespaces: what a channel's
-own rules allow is the shard's to add.
+This module has the grammar of patterns and shares equal sets of permissions. The rules of namespaces are not
+here; the shard checks them in addition.
 
-A pattern is a full channel name, or a prefix ending in one `*`. It never reaches an inbox, whose name
-on the bus starts with `@`: not even `*` does.
+A pattern is a full channel name, or a prefix followed by one `*`. No pattern matches an inbox, whose name on
+the bus starts with `@`; not even `*` does.
 
 Source: protocols/client/v1/spec.md, "Permissions".
 """
@@ -28,15 +28,15 @@ __all__ = [
 ]
 
 CHANNEL_LIMIT_BYTES: Final = 200
-"""Bytes of UTF-8 in a channel name or pattern, at most."""
+"""The most bytes of UTF-8 in a channel name or pattern."""
 
-# Control characters (Cc), white space as Unicode has it, braces (hash tags of Redis Cluster), and
-# halves of surrogate pairs, which no UTF-8 has.
+# Control characters (Cc), the white space of Unicode, braces (hash tags of Redis Cluster), and lone
+# surrogates, which UTF-8 cannot encode.
 _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\s{}\ud800-\udfff]")
 
 
 def is_channel_name(name: str) -> bool:
-    """Whether a client may name a channel so (`@me` aside): 1-200 bytes and no odd character."""
+    """Whether a text is a valid channel name: 1 to 200 bytes, no forbidden character, no `@` at the start."""
     return (
         0 < len(name) <= CHANNEL_LIMIT_BYTES
         and name[0] != "@"
@@ -46,29 +46,29 @@ def is_channel_name(name: str) -> bool:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether this is a channel name whose only `*`, if any, is its last character."""
+    """Whether a text is a valid pattern: a channel name with no `*`, or with one as its last character."""
     return "*" not in text[:-1] and is_channel_name(text)
 
 
-_NO_NAMES: Final[frozenset[str]] = frozenset()  # each empty set is an object of its own, of 216 bytes
+_NO_NAMES: Final[frozenset[str]] = frozenset()  # shared, because each empty set is an object of 216 bytes
 
 
 def _in_order(patterns: Iterable[str]) -> tuple[str, ...]:
-    """Sorted, each once: how equal sets become equal tuples."""
+    """Sort patterns and remove duplicates, so that equal sets become equal tuples."""
     return tuple(sorted(set(patterns)))
 
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """What one token allows. Equal sets are equal however their claims were ordered.
+    """The permissions of one token. The order of patterns in the claims does not affect equality.
 
     Args:
-        channels: Names to subscribe on connect, in this order.
-        subscribe: Patterns.
-        publish: Patterns.
+        channels: The names of channels to subscribe to on connect, in this order.
+        subscribe: The patterns of channels that the client may subscribe to.
+        publish: The patterns of channels that the client may publish to.
 
     Raises:
-        ValueError: Something is no name, or no pattern.
+        ValueError: An entry is not a valid name or pattern.
     """
 
     channels: tuple[str, ...]
@@ -86,7 +86,7 @@ class Permissions:
         for text in (*self.subscribe, *self.publish):
             if not is_pattern(text):
                 raise ValueError("not a pattern")
-        put = object.__setattr__  # the dataclass is frozen for everybody else
+        put = object.__setattr__  # the way to set fields of a frozen dataclass
         put(self, "channels", tuple(dict.fromkeys(self.channels)))
         for claim in ("subscribe", "publish"):
             patterns = _in_order(getattr(self, claim))
@@ -96,30 +96,30 @@ class Permissions:
             put(self, f"_{claim}_prefixes", tuple(each[:-1] for each in patterns if each[-1] == "*"))
 
     def may_subscribe(self, channel: str) -> bool:
-        """Whether a `subscribe` pattern matches this channel; never an inbox."""
+        """Whether a pattern of `subscribe` matches this channel; False for an inbox."""
         if channel.startswith("@"):
             return False
         return channel in self._subscribe_names or channel.startswith(self._subscribe_prefixes)
 
     def may_publish(self, channel: str) -> bool:
-        """Whether a `publish` pattern matches this channel; never an inbox."""
+        """Whether a pattern of `publish` matches this channel; False for an inbox."""
         if channel.startswith("@"):
             return False
         return channel in self._publish_names or channel.startswith(self._publish_prefixes)
 
 
 NO_PERMISSIONS: Final = Permissions((), (), ())
-"""A token without claims about channels, and a client without a token."""
+"""The permissions of a token without claims about channels, and of a client without a token."""
 
 
 class PermissionTable:
-    """One shared object for each set of permissions that is held, and the memory of all of them.
+    """A table with one shared object for each set of permissions in use, and the memory of all of them.
 
-    A set is in the table as long as somebody holds it: a connection, or the cache of verified tokens. So the
-    table is as small as its holders are few, and its account falls when connections leave.
+    Connections and the cache of verified tokens are the holders. A set stays in the table while it has a
+    holder, so the memory shrinks when connections close.
 
     Attributes:
-        bytes_held: Estimated memory of the sets that are held; every set once, however many hold it.
+        bytes_held: Estimated memory of the sets in the table, each counted once.
     """
 
     __slots__ = ("_sets", "bytes_held")
@@ -134,12 +134,12 @@ class PermissionTable:
     def intern(
         self, channels: Iterable[str], subscribe: Iterable[str], publish: Iterable[str]
     ) -> Permissions:
-        """The set of these claims: the shared one where somebody holds it, else a new one.
+        """Return the shared set for these claims if the table has it, else a new one that is not registered.
 
-        O(names). Names are checked when the set is new.
+        O(names). Names are checked only for a new set.
 
         Raises:
-            ValueError: Something is no name, or no pattern.
+            ValueError: An entry is not a valid name or pattern.
         """
         key = (tuple(dict.fromkeys(channels)), _in_order(subscribe), _in_order(publish))
         if not any(key):
@@ -148,7 +148,7 @@ class PermissionTable:
         return Permissions(*key) if shared is None else shared.permissions
 
     def hold(self, permissions: Permissions) -> Permissions:
-        """Register one more holder, who is to keep the shared set and to release it once. O(names)."""
+        """Register one more holder of a set, and return the shared set, to be released once. O(names)."""
         key = _claims(permissions)
         if not any(key):
             return NO_PERMISSIONS
@@ -160,7 +160,7 @@ class PermissionTable:
         return shared.permissions
 
     def release(self, permissions: Permissions) -> None:
-        """Register that one holder is gone; with the last one the set leaves the table. O(names)."""
+        """Remove one holder of a set, and remove the set from the table with its last holder. O(names)."""
         key = _claims(permissions)
         if not any(key):
             return
@@ -179,7 +179,7 @@ def _claims(permissions: Permissions) -> _Claims:
 
 
 class _Shared:
-    """A set that is held, its size, and by how many it is held."""
+    """A set in the table, with its size in bytes and the number of its holders."""
 
     __slots__ = ("holders", "permissions", "size_bytes")
 
@@ -190,15 +190,15 @@ class _Shared:
 
 
 class PermissionNumbers:
-    """Small numbers for permission sets, so that a packed record can refer to one.
+    """Assign small numbers to sets of permissions, so that a packed record can refer to a set.
 
-    A number is good while it is held; each `hold` needs one `release`.
+    A number is valid while it has a holder; each `hold` needs one `release`.
 
     Args:
-        table: Where the sets are held meanwhile.
+        table: The table in which each numbered set has one holder.
 
     Attributes:
-        bytes_held: What the held sets take, roughly; every set once, even if others hold it too.
+        bytes_held: Estimated memory of the numbered sets, each once, also if connections hold the same set.
     """
 
     __slots__ = ("_free", "_holders", "_numbers", "_sets", "_table", "bytes_held")
@@ -218,7 +218,7 @@ class PermissionNumbers:
         return self._sets[number]
 
     def hold(self, permissions: Permissions) -> int:
-        """The number of this set, held once more. O(names)."""
+        """Return the number of a set, and add one holder of the number. O(names)."""
         number = self._numbers.get(permissions)
         if number is None:
             number = self._take(permissions)
@@ -226,14 +226,14 @@ class PermissionNumbers:
         return number
 
     def clear(self) -> None:
-        """Release every set."""
+        """Release every set, so that no number is valid any more."""
         for permissions in self._numbers:
             self._table.release(permissions)
         self._numbers, self._sets, self._holders, self._free = {}, [], [], []
         self.bytes_held = 0
 
     def release(self, number: int) -> None:
-        """One holder less; the last one frees the number for another set."""
+        """Remove one holder of a number; without a holder the number is free for another set."""
         self._holders[number] -= 1
         if self._holders[number] == 0:
             permissions = self._sets[number]
@@ -256,12 +256,12 @@ class PermissionNumbers:
         return number
 
 
-# A set without names: its object, five tuples, entries of a dict and of two lists, the number.
+# Bytes of a set without names: its object, five tuples, entries of a dict and of two lists, the number.
 _SET_BYTES: Final = 450
 
 
 def _size_bytes(permissions: Permissions) -> int:
-    # A pattern twice: as it is and as a prefix, or as it is and in the table of the set of names.
+    # A pattern is stored twice: as text and as a prefix, or as text and in the hash table of a set of names.
     patterns = (*permissions.subscribe, *permissions.publish)
     return (
         _SET_BYTES

@@ -1,9 +1,10 @@
-"""Revoked tokens: users, each with the time before which the user's tokens must not have been issued.
+"""Keep the revocations of tokens: for each user the time before which the user's tokens are not valid.
 
-The number of users is bounded. A revocation that no longer fits is not lost in silence: it is taken over by
-one time for all users. No token whose `iat` is earlier than that time is accepted. Only for tokens
-without `iat` such a revocation is lost, because refusing them all would lock out every user of an issuer that
-writes no `iat`. The caller is informed of both and warns the operator.
+The number of users is bounded. When there is no room for another user, the earliest revocation is removed,
+and its time becomes a limit for all users: no token with an earlier `iat` is accepted. For tokens without
+`iat` the removed revocation is lost, because refusing them all would lock out every user of an issuer that
+writes no `iat`. `RevokedUsers.revoke` returns whether this has happened, so that the caller can warn the
+operator.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from typing import Final
 __all__ = ["NOBODY", "RevokedUsers"]
 
 _USER_BYTES: Final = 180
-"""One user beside the bytes of the name: header of the text, the time, entries of table and heap."""
+"""Memory of one user without the bytes of the name: header of the text, time, entries of table and heap."""
 
 
 class RevokedUsers:
-    """The revocations of each user, at most `limit_users` of them.
+    """The revocations of at most `limit_users` users, each with the latest time.
 
     Args:
-        limit_users: Most users remembered, >= 1.
+        limit_users: The most users, >= 1.
 
     Attributes:
-        all_before_s: Tokens of any user issued before this time are refused; 0: no user was displaced yet.
+        all_before_s: Tokens of every user that were issued before this time are refused; 0: no revocation was
+            removed for lack of room yet.
     """
 
     __slots__ = ("_before", "_by_time", "_limit_users", "_name_bytes", "all_before_s")
@@ -35,7 +37,7 @@ class RevokedUsers:
     def __init__(self, limit_users: int) -> None:
         self._limit_users = limit_users
         self._before: dict[str, float] = {}
-        self._by_time: list[tuple[float, str]] = []  # a heap; entries that were overtaken are skipped
+        self._by_time: list[tuple[float, str]] = []  # a heap; replaced entries are skipped
         self._name_bytes = 0
         self.all_before_s = 0.0
 
@@ -52,24 +54,25 @@ class RevokedUsers:
 
     @property
     def users(self) -> Mapping[str, float]:
-        """Each user with its time; a live view that only reads."""
+        """A read-only view of all users and their times in Unix time; it follows later changes."""
         return MappingProxyType(self._before)
 
     def before_s(self, user: str) -> float | None:
-        """The time before which this user's tokens are revoked; None: no entry."""
+        """Return the time before which this user's tokens are revoked; None: the user has no entry."""
         return self._before.get(user)
 
     def is_revoked(self, user: str, iat: float | None) -> bool:
-        """Whether a token of this user that was issued at a time is revoked.
+        """Decide whether a token of this user with this time of issue is revoked.
 
-        Most issuers write `iat` in whole seconds, rounded down. Such an `iat` is compared with the second of
-        the revocation: a token of that same second may have been issued after it, and would be refused for
-        ever. So a token of the same second, issued before the revocation, stays valid.
+        Most issuers write `iat` in whole seconds, rounded down. Such an `iat` is compared with the whole
+        second of the revocation. Otherwise a token that was issued after the revocation, in the same second,
+        would be refused permanently. So a token from before the revocation, in the same second, stays valid
+        too.
 
         Args:
-            user: `sub`.
-            iat: The claim; None: the token has none. It may be of any age then, and is refused if its user
-                has an entry.
+            user: The claim `sub`.
+            iat: The claim `iat`; None: the token has none. Its age is unknown then, so it is revoked if the
+                user has an entry.
         """
         before_s = self._before.get(user)
         if iat is None:
@@ -81,12 +84,12 @@ class RevokedUsers:
         return iat < (math.floor(latest_s) if is_whole else latest_s)
 
     def revoke(self, user: str, before_s: float) -> bool:
-        """Revoke a user's tokens that were issued before a time. O(log users).
+        """Revoke a user's tokens that were issued before a time. Amortised O(log users).
 
-        Of several times the latest counts, so that revocations may come repeated and in any order.
+        The latest time of a user counts, so revocations may come repeatedly and in any order.
 
         Returns:
-            Whether another user, the one with the earliest time, was displaced: see `all_before_s`.
+            Whether the revocation with the earliest time was removed for lack of room: see `all_before_s`.
         """
         known_s = self._before.get(user)
         if known_s is not None and before_s <= known_s:
@@ -104,12 +107,12 @@ class RevokedUsers:
         return True
 
     def forget(self, user: str) -> None:
-        """Forget the revocation of one user. Its entry in the heap is skipped later."""
+        """Remove the revocation of one user, if there is one. Its entry in the heap is skipped later."""
         if self._before.pop(user, None) is not None:
             self._name_bytes -= len(user.encode("utf-8", "surrogatepass"))
 
     def forget_before(self, time_s: float) -> int:
-        """Forget revocations of tokens issued before a time; how many users that were."""
+        """Remove all revocations whose time is earlier than `time_s`; return how many users that were."""
         count = 0
         while self._by_time and self._by_time[0][0] < time_s:
             before_s, user = self._by_time[0]
@@ -121,7 +124,7 @@ class RevokedUsers:
         return count
 
     def _drop_earliest(self) -> float:
-        """Forget the user with the earliest time; that time."""
+        """Remove the revocation with the earliest time, and return this time."""
         while True:
             before_s, user = heappop(self._by_time)
             if self._before.get(user) == before_s:
@@ -131,4 +134,4 @@ class RevokedUsers:
 
 
 NOBODY: Final = RevokedUsers(1)
-"""No revocations. Nothing is ever added to it."""
+"""A set without revocations, for callers that have none. Never add to it."""

@@ -1,26 +1,27 @@
-"""A token and the time in, an identity or a channel grant out.
+"""Verify a JSON Web Token at a given time, and return an identity or a grant for one channel.
 
-Owns every rule about the form, the header and the claims of a token. PyJWT's algorithm objects verify
-the signature; msgspec parses header and claims once each. Must not know sockets, settings files, or who asks.
+This module has every rule about the form, the header and the claims of a token. PyJWT's algorithm objects
+verify the signature; msgspec parses header and claims once each. The module uses no sockets and no settings
+file.
 
 Rules:
 - The cheapest check comes first: size, then the header alone, then the signature, and only then the claims.
-- A token has one spelling. Each segment must be exactly what base64url without padding makes of its bytes:
-  no `=`, no `+` or `/`, no white space, no bits set behind the last byte. Otherwise one token could be
-  written in several ways, and each would be verified and cached as a token of its own.
-- Nothing is accepted that `jwt.decode` refuses. tests/support/token_reference.py holds the rules built on
+- A token has exactly one valid form. Each segment must be exactly the base64url encoding of its bytes without
+  padding: no `=`, no `+` or `/`, no white space, no bits set behind the last byte. Otherwise one token could
+  be written in several ways, and each would be verified and cached as a token of its own.
+- Every token that `jwt.decode` refuses is refused. tests/support/token_reference.py has the rules built on
   `jwt.decode`, and tests compare the two.
-- The header is a claim by a stranger: it may name one of the configured keys, and nothing else in it counts,
-  `typ` included. Critical extensions are refused because none is supported (RFC 7515 section 4.1.11,
+- The header is not trusted: it may select one of the configured keys, and nothing else in it counts, `typ`
+  included. Critical extensions are refused because none is supported (RFC 7515 section 4.1.11,
   CVE-2026-32597).
-- One message for every fault but expiry, whose cure is a fresh token. A token is called expired only
-  when nothing else is wrong with it. What exactly is wrong stands in wsgate/auth/faults.py.
-- A passing fault is never answered as a final one. A token whose key is still to be fetched, or whose time
-  has not come, is refused with a reason that tells its bearer to come back.
-- `iat` tells a token's age and is no reason to refuse it (RFC 7519 section 4.1.6), because the clocks of
+- The peer gets one message for all faults except expiry, because a new token cures expiry. A token counts as
+  expired only when it has no other fault. wsgate/auth/faults.py describes each fault in detail.
+- A temporary fault has a temporary reason. A token whose key has not been fetched yet, or that is not valid
+  yet, is refused with a reason that lets the client try again.
+- `iat` gives a token's age and is no reason to refuse it (RFC 7519 section 4.1.6), because the clocks of
   issuer and gateway differ. Only an `iat` more than `IAT_AHEAD_S` ahead is refused, as not yet valid:
   otherwise a token from the future could never be revoked.
-- Equal claim names twice: the last one counts, as in PyJWT.
+- If a claim name occurs twice, the last one counts, as in PyJWT.
 
 Source: RFC 7515, RFC 7519, RFC 8725; protocols/client/v1/spec.md, "Tokens".
 """
@@ -59,21 +60,21 @@ __all__ = [
 ]
 
 TOKEN_LIMIT_BYTES: Final = 8 * 1024
-"""Longer is refused unread (S18). Half of what a request head may be."""
-_HEADER_LIMIT_BYTES: Final = 2 * 1024  # in base64; with kid and typ it is under 150
+"""The longest token; a longer one is refused without being read (S18). Half of the longest request head."""
+_HEADER_LIMIT_BYTES: Final = 2 * 1024  # in base64; a header with kid and typ has fewer than 150 bytes
 USER_LIMIT_BYTES: Final = 128
-"""Bytes of UTF-8 in `sub`, at most."""
+"""The most bytes of UTF-8 in the claim `sub`."""
 NAMES_LIMIT: Final = 128
-"""Entries in each of `channels`, `subscribe` and `publish`, at most."""
+"""The most entries in each of the claims `channels`, `subscribe` and `publish`."""
 EXPIRY_LIMIT_S: Final = 2**32 - 1
-"""The latest expiry there is, in the year 2106: later ones are brought forward, to fit 32 bits."""
+"""The latest expiry time, in the year 2106: a later `exp` is reduced to it, so that it fits 32 bits."""
 
 IAT_AHEAD_S: Final = 60
-"""How far `iat` may lie in the future, in seconds, however small the leeway is."""
+"""How far `iat` may lie in the future, in seconds; a larger leeway counts instead."""
 RETRY_LIMIT_S: Final = 3_600
-"""The longest retry time, in seconds, that a refusal of a token carries."""
+"""The longest retry time, in seconds, in the refusal of a token."""
 
-# From base64url to base64 and back. "+" and "/" are not in the alphabet of base64url.
+# Tables from base64url to base64 and back. "+" and "/" are not in the alphabet of base64url.
 _FROM_URL_SAFE: Final = bytes.maketrans(b"-_+/", b"+/--")
 _TO_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 # msgspec skips a number of any length and nests deeper than `json.loads`, which gives up at 4,300 digits and
@@ -87,15 +88,15 @@ Names: TypeAlias = Annotated[list[str], msgspec.Meta(max_length=NAMES_LIMIT)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPolicy:
-    """What a token must say, whoever signed it.
+    """The configured rules for the claims of a token, independent of the key that signed it.
 
     Args:
-        audience: Must be in `aud`; "": `aud` is not looked at.
-        issuer: Must be `iss`; "": `iss` is not looked at.
-        leeway_s: How far clocks may be apart when `exp` and `nbf` are judged, >= 0; for `iat` at least
+        audience: The claim `aud` must contain this value; "": `aud` is not checked.
+        issuer: The claim `iss` must equal this value; "": `iss` is not checked.
+        leeway_s: The allowed clock difference for `exp` and `nbf`, in seconds, >= 0; for `iat` at least
             `IAT_AHEAD_S`.
-        require_exp: Whether a token for a connection must expire; one for a channel always must.
-        token_max_life_s: Most seconds from `iat` to `exp`, both of which a token must have then; 0: any life.
+        require_exp: Whether a token for a connection must have `exp`; a token for a channel always must.
+        token_max_life_s: The most seconds from `iat` to `exp`; a token must then have both. 0: no limit.
 
     Raises:
         SettingsError: The leeway or the life is negative.
@@ -114,9 +115,13 @@ class TokenPolicy:
             raise SettingsError("token_max_life must not be negative")
 
     def revocation_ends_at_s(self, before_s: float) -> float | None:
-        """From when on no token issued before a time can be valid, so that its revocation may be forgotten.
+        """Return the time from which a revocation has no effect, because all tokens it covers have expired.
 
-        None: never, because tokens may live for any time.
+        Args:
+            before_s: The time of the revocation, in seconds of Unix time.
+
+        Returns:
+            Seconds of Unix time, or None: never, because the policy does not limit the life of tokens.
         """
         if not self.token_max_life_s:
             return None
@@ -124,14 +129,14 @@ class TokenPolicy:
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
-    """The user of a connection and its permissions: everything that an idle connection keeps.
+    """The user and the permissions of a connection: the part of its identity that is kept while it is open.
 
-    The struct has no garbage collector header, and the user id is kept as UTF-8, because there is one of
-    each per connection: an id of 10 characters takes 48 bytes as `bytes` and 64 as `str`.
+    To save memory on every connection, the struct has no garbage collector header, and the user id is kept as
+    UTF-8: an id of 10 characters takes 48 bytes as `bytes` and 64 as `str`.
 
     Attributes:
-        user_utf8: `sub`, 1 to `USER_LIMIT_BYTES` bytes; empty: anonymous.
-        permissions: Shared with every equal set.
+        user_utf8: The claim `sub`, 1 to `USER_LIMIT_BYTES` bytes; empty: anonymous.
+        permissions: The permissions; equal sets share one object.
     """
 
     user_utf8: bytes
@@ -139,7 +144,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def user(self) -> str:
-        """The user id as text, decoded each time."""
+        """The user id as text; each access decodes it."""
         return self.user_utf8.decode()
 
 
@@ -147,11 +152,11 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     """The contents of a verified token: the user, the permissions, and until when the token is valid.
 
     Attributes:
-        user: `sub`, 1 to `USER_LIMIT_BYTES` bytes in UTF-8; empty: anonymous.
-        permissions: Shared with every equal set.
-        expires_at_s: `exp` in whole seconds since 1970, rounded down, without leeway; 0: never. With
-            leeway it may lie in the past already.
-        issued_at_s: `iat` in whole seconds since 1970, rounded down; 0: the token does not say.
+        user: The claim `sub`, 1 to `USER_LIMIT_BYTES` bytes in UTF-8; empty: anonymous.
+        permissions: The permissions; equal sets share one object.
+        expires_at_s: `exp` in whole seconds since 1970, rounded down, without leeway; 0: never. Because of
+            the leeway it may already lie in the past.
+        issued_at_s: `iat` in whole seconds since 1970, rounded down; 0: the token has no `iat`.
     """
 
     user: str
@@ -160,17 +165,17 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     issued_at_s: int = 0
 
     def member(self) -> Member:
-        """The part that a connection keeps."""
+        """Make the `Member` that the connection keeps: user and permissions, without the times."""
         return Member(self.user.encode(), self.permissions)
 
 
 class ChannelGrant(msgspec.Struct, frozen=True, gc=False):
-    """That one user may subscribe to one channel.
+    """The contents of a verified channel token: one user may subscribe to one channel until it expires.
 
     Attributes:
-        user: `sub`.
-        channel: Its exact name.
-        expires_at_s: As in `Identity`, but never 0.
+        user: The claim `sub`.
+        channel: The exact name of the channel.
+        expires_at_s: `exp` as in `Identity`, but never 0.
     """
 
     user: str
@@ -182,9 +187,9 @@ _NULL: Final = msgspec.Raw(b"null")
 
 
 class _Header(msgspec.Struct):
-    """The members of a token's header that count, before anything is verified.
+    """The members of a token's header that are read, not yet verified.
 
-    A member that is null is ill-typed here: PyJWT refuses null as `kid` and as `crit`.
+    A member that is null has a wrong type here: PyJWT refuses null as `kid` and as `crit`.
     """
 
     alg: str = ""
@@ -194,10 +199,10 @@ class _Header(msgspec.Struct):
 
 
 class _Claims(msgspec.Struct, gc=False):
-    """The claims of a payload that are read. A claim that is null counts as absent.
+    """The claims of a token's payload that are read. A claim that is null counts as absent.
 
-    The exception is `channel`: a token that has it, even as null, was not made to open connections.
-    `aud` and `iss` are looked at only where the operator set them; elsewhere their types do not matter.
+    The exception is `channel`: a token that has this claim, even as null, is no token for connections. `aud`
+    and `iss` are decoded only when the operator has configured a value; otherwise their types do not matter.
     """
 
     sub: str | None = None
@@ -216,7 +221,7 @@ _Part = TypeVar("_Part")
 
 _CLAIM_PATH: Final = re.compile(r"at `\$\.([a-z]+)")
 _SHOWN_ALGORITHMS: Final = frozenset({*ALGORITHMS, "none"})
-_TIME_LIMIT_S: Final = 10**15  # beyond it no time is meant
+_TIME_LIMIT_S: Final = 10**15  # the latest time in texts; a larger number is not meant as a time
 
 _HEADERS: Final = msgspec.json.Decoder(_Header)
 _CLAIMS: Final = msgspec.json.Decoder(_Claims)
@@ -225,12 +230,12 @@ _ISSUERS: Final = msgspec.json.Decoder(str | None)
 
 
 class Verifier:
-    """Decides about tokens.
+    """Verify tokens with a set of keys and a policy.
 
     Args:
-        keys: All keys in force.
-        policy: What a token must say.
-        permissions: Where equal permission sets become one.
+        keys: All configured keys.
+        policy: The rules for claims.
+        permissions: The table in which equal permission sets become one object.
     """
 
     __slots__ = ("_keys", "_permissions", "_policy")
@@ -243,15 +248,15 @@ class Verifier:
     def verify_connection(
         self, token: str | bytes, *, now_s: float, revoked: RevokedUsers = NOBODY
     ) -> Identity:
-        """Whose connection this token opens.
+        """Verify a token for a connection, and return its user, permissions and times.
 
         Args:
-            token: As it came; any text or bytes.
-            now_s: Seconds since 1970.
-            revoked: Whose tokens must not have been issued before which time.
+            token: The token from the peer: any text or bytes.
+            now_s: The present time, in seconds since 1970.
+            revoked: The revocations to check.
 
         Raises:
-            TokenError: It opens none. A token with the claim `channel` never does.
+            TokenError: The token is not valid for a connection. A token with the claim `channel` never is.
         """
         claims = self._claims(token)
         if claims.channel is not UNSET:
@@ -278,18 +283,18 @@ class Verifier:
         now_s: float,
         revoked: RevokedUsers = NOBODY,
     ) -> ChannelGrant:
-        """The grant to subscribe to one channel. Claims about other channels are not looked at.
+        """Verify a token for one channel, and return the grant; its claims about other channels do not count.
 
         Args:
-            token: As it came; any text or bytes.
-            channel: The exact name that was asked for.
-            user: Who asks; None: anybody, so any `sub` will do.
-            now_s: Seconds since 1970.
-            revoked: As above.
+            token: The token from the peer: any text or bytes.
+            channel: The exact name of the requested channel.
+            user: The user of the connection; None: any `sub` is accepted.
+            now_s: The present time, in seconds since 1970.
+            revoked: The revocations to check.
 
         Raises:
-            TokenError: It does not open this channel to this user. A token without the claim
-                `channel` never does.
+            TokenError: The token is not valid for this channel and user. A token without the claim `channel`
+                never is.
         """
         claims = self._claims(token)
         granted = claims.channel
@@ -308,7 +313,13 @@ class Verifier:
         return ChannelGrant(bearer, granted, expires_at_s)
 
     def _claims(self, token: str | bytes) -> _Claims:
-        """The claims of a token that one of the keys has signed. About 6 us for a usual HS256 token."""
+        """Verify the form and the signature of a token, and decode its claims.
+
+        About 6 us for a usual HS256 token.
+
+        Raises:
+            TokenError: The token is malformed, or its signature was not made with a configured key.
+        """
         raw = _raw(token)
         header_segment, payload_segment, signature_segment = _segments(raw)
         key = self._key(_header(header_segment))
@@ -323,7 +334,7 @@ class Verifier:
             raise TokenError("malformed") from None
 
     def _key(self, header: _Header) -> VerificationKey:
-        """The key a header may name: it picks among ours, and cannot pick the algorithm."""
+        """Select the configured key that a header names; the header cannot select the algorithm."""
         if header.crit is not UNSET or not header.b64:
             raise TokenError("critical_header")
         key = self._keys.pick(None if header.kid is UNSET else header.kid)
@@ -340,6 +351,7 @@ class Verifier:
         return key
 
     def _check_parties(self, claims: _Claims) -> None:
+        """Check `aud` and `iss` against the policy."""
         audience, issuer = self._policy.audience, self._policy.issuer
         if audience:
             named = _claim("bad_aud", _AUDIENCES, claims.aud)
@@ -349,7 +361,11 @@ class Verifier:
             raise TokenError("wrong_issuer", detail=f"iss is not the issuer {issuer}")
 
     def _check_times(self, claims: _Claims, now_s: float, *, needs_exp: bool) -> int:
-        """When the token expires; 0: never. The last check, so that only expiry is called expiry."""
+        """Check the times of a token, and return its expiry time; 0: never.
+
+        Expiry is the last of the checks of claims but for revocation, so that only a token without any other
+        fault counts as expired.
+        """
         leeway_s = self._policy.leeway_s
         max_life_s = self._policy.token_max_life_s
         if claims.exp is None and (needs_exp or max_life_s):
@@ -369,7 +385,7 @@ class Verifier:
 
 
 def _check_life(iat: Number | None, exp: Number, max_life_s: int) -> None:
-    """Refuse a token that lives longer than the operator allows, or has no `iat` to compute its life from."""
+    """Refuse a token whose `exp` is too far behind its `iat`, or that has no `iat` for this check."""
     if iat is None:
         raise TokenError("missing_iat")
     if exp > iat + max_life_s:
@@ -378,6 +394,7 @@ def _check_life(iat: Number | None, exp: Number, max_life_s: int) -> None:
 
 
 def _check_start(claim: str, start_s: Number, leeway_s: int, now_s: float) -> None:
+    """Refuse a token as not yet valid when its `nbf` or `iat` lies more than the leeway in the future."""
     if start_s - leeway_s <= now_s:
         return
     start_s = min(start_s, _TIME_LIMIT_S)  # an integer of 300 digits cannot be subtracted from a float
@@ -397,7 +414,7 @@ def _check_revoked(user: str, iat: Number | None, revoked: RevokedUsers) -> None
 
 
 def kid_of(token: str | bytes) -> str | None:
-    """The kid that a token names, unverified; None when it names none or is malformed."""
+    """Return the `kid` in the header of a token, unverified; None when it has none or is malformed."""
     try:
         kid = _header(_segments(_raw(token))[0]).kid
     except TokenError:
@@ -406,7 +423,7 @@ def kid_of(token: str | bytes) -> str | None:
 
 
 def _raw(token: str | bytes) -> bytes:
-    """The token as bytes, none of them read if they are too many."""
+    """Convert a token to bytes, and refuse one that is too long before reading it."""
     if len(token) > TOKEN_LIMIT_BYTES:
         raise TokenError("too_large")
     if isinstance(token, bytes):
@@ -417,7 +434,7 @@ def _raw(token: str | bytes) -> bytes:
 
 
 def _segments(token: bytes) -> list[bytes]:
-    """Header, payload and signature, still encoded."""
+    """Split a token into the encoded header, payload and signature."""
     segments = token.split(b".", 3)
     if len(segments) != 3:
         raise TokenError("malformed")
@@ -425,7 +442,7 @@ def _segments(token: bytes) -> list[bytes]:
 
 
 def _bytes_of(segment: bytes) -> bytes:
-    """Decode a segment; refuse one that is not the one canonical spelling of its bytes."""
+    """Decode a segment; refuse a segment that is not the canonical encoding of its bytes."""
     try:
         decoded = a2b_base64(segment.translate(_FROM_URL_SAFE) + b"==")
     except ValueError:
@@ -436,7 +453,7 @@ def _bytes_of(segment: bytes) -> bytes:
 
 
 def _header(segment: bytes) -> _Header:
-    """Return the header of a token, which is not verified yet."""
+    """Decode the header segment of a token; the signature is not verified at this time."""
     if len(segment) > _HEADER_LIMIT_BYTES:
         raise TokenError("too_large")
     try:
@@ -448,15 +465,16 @@ def _header(segment: bytes) -> _Header:
 
 
 def _parsed(decoder: msgspec.json.Decoder[_Part], raw: bytes) -> _Part:
-    """One JSON object; raises ValueError or RecursionError when msgspec or `json.loads` would refuse it."""
+    """Decode JSON; raise ValueError or RecursionError when msgspec or `json.loads` would refuse it."""
     if not raw.isascii():
-        raw.decode()  # msgspec does not look at the bytes of members that it skips
+        raw.decode()  # msgspec does not check the UTF-8 of members that it skips
     if len(raw) > _PLAIN_JSON_BYTES:
         json.loads(raw)
     return decoder.decode(raw)
 
 
 def _user(claims: _Claims) -> str:
+    """Return the claim `sub`, 1 to `USER_LIMIT_BYTES` bytes without control characters; else refuse."""
     user = claims.sub
     if not user:
         raise TokenError("missing_sub" if user is None else "bad_sub")
@@ -468,30 +486,30 @@ def _user(claims: _Claims) -> str:
 
 
 def _claim(cause: str, decoder: msgspec.json.Decoder[_Part], raw: msgspec.Raw) -> _Part:
-    """Decode a claim that only some policies read. A wrong type raises TokenError with this cause."""
+    """Decode `aud` or `iss`, which only some policies check; a wrong type raises TokenError(cause)."""
     try:
         return decoder.decode(raw)
     except ValueError:
         raise TokenError(cause) from None
 
 
-# --- words for operators ------------------------------------------------------------------------------
+# --- causes and details for operators -----------------------------------------------------------------
 
 
 def _ill_typed(error: msgspec.ValidationError) -> str:
-    """The cause that names the claim of a wrong type. The path in msgspec's text holds known names only."""
+    """Return the cause for a claim of a wrong type. The path in msgspec's text has only known claim names."""
     found = _CLAIM_PATH.search(str(error))
     cause = f"bad_{found[1]}" if found else "bad_claims"
     return cause if cause in CAUSES else "bad_claims"
 
 
 def _odd_names(claims: _Claims) -> str:
-    """The cause that names the claim whose list holds no name, or no pattern."""
+    """Return the cause for the first of `channels`, `subscribe`, `publish` that has an invalid entry."""
     if not all("*" not in name and is_channel_name(name) for name in claims.channels or ()):
         return "bad_channels"
     return "bad_publish" if all(map(is_pattern, claims.subscribe or ())) else "bad_subscribe"
 
 
 def _seconds(time_s: float) -> str:
-    """A time for a log line, in whole seconds, at most 16 characters long."""
+    """Format a time for a log line, in whole seconds, at most 17 characters long."""
     return f"{math.floor(min(max(time_s, -_TIME_LIMIT_S), _TIME_LIMIT_S))}"

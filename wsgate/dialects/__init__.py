@@ -1,8 +1,9 @@
-"""Wire forms that clients speak: bytes to commands, events to bytes. Pure: no I/O, no clock.
+"""Decode the messages of clients into commands, and encode the messages to clients. Pure: no I/O, no clock.
 
-A dialect is one object for all its connections. Its `variant` is the reactor's number for the form of
-publications it takes, its place in `DIALECTS`; a publication is encoded once for each variant that has
-subscribers. `commands` says what a client can ask for, whatever it speaks.
+A dialect is one wire form of the protocol, such as JSON; one object serves all its connections. Its `variant`
+is its index in `DIALECTS` and the reactor's number for publications of this form. A publication is encoded
+once for each variant that has subscribers. `commands` defines the commands of clients, the same for every
+dialect.
 """
 
 from wsgate.dialects import commands

@@ -1,9 +1,9 @@
-"""What a client can ask for: one frozen type per command, the same in every wire form.
+"""Define the commands of clients: one frozen type for each command, the same in every dialect.
 
-Field names are those of the wire, so that a decoder needs no table between. Types and ranges are
-checked while decoding; fields that are not here are ignored, so that a newer client can talk to an older
-gateway, and null counts as not given, because typed languages write it. `data` stays as it came: it is
-relayed, not looked into.
+Fields have the names of the protocol, so that a decoder needs no table. Types and ranges are checked while
+decoding. Unknown fields are ignored, so that a newer client can use an older gateway. A field that is null
+counts as absent, because typed languages write null. `data` keeps its bytes: the gateway relays it without
+parsing.
 
 Source: protocols/client/v1/spec.md, "Commands".
 """
@@ -31,18 +31,18 @@ __all__ = [
 ]
 
 ID_MAX: Final = 2**53 - 1
-"""The largest integer that every JSON parser holds exactly. Source: RFC 8259, section 6."""
+"""The largest integer that every JSON parser represents exactly. Source: RFC 8259, section 6."""
 
 Id = Annotated[int, Meta(ge=0, le=ID_MAX)]
 Token = Annotated[str, Meta(min_length=1)]
 
 
 class _Base(msgspec.Struct, frozen=True, tag_field="op", gc=False):
-    """What all commands share: the field that names them."""
+    """The base of all commands: the field `op` selects the type of the command."""
 
 
 class Auth(_Base, frozen=True, tag="auth"):
-    """Show a token after 101; `positions` are where the client stood, by channel."""
+    """Authenticate with a token after the 101 response; `positions` are the client's positions by channel."""
 
     token: Token
     id: Id | None = None
@@ -50,7 +50,7 @@ class Auth(_Base, frozen=True, tag="auth"):
 
 
 class Subscribe(_Base, frozen=True, tag="sub"):
-    """Subscribe to a channel, with a channel token where the namespace asks for one."""
+    """Subscribe to a channel, with a channel token where the namespace requires one."""
 
     ch: str
     id: Id | None = None
@@ -59,14 +59,14 @@ class Subscribe(_Base, frozen=True, tag="sub"):
 
 
 class Unsubscribe(_Base, frozen=True, tag="unsub"):
-    """Unsubscribe from a channel."""
+    """Unsubscribe the connection from a channel."""
 
     ch: str
     id: Id | None = None
 
 
 class Publish(_Base, frozen=True, tag="pub"):
-    """Publish to a channel; when `echo` is false the publisher's own connection does not get it back."""
+    """Publish to a channel; with `echo` false the publishing connection does not receive the publication."""
 
     ch: str
     data: Raw
@@ -76,14 +76,14 @@ class Publish(_Base, frozen=True, tag="pub"):
 
 
 class Send(_Base, frozen=True, tag="send"):
-    """Say something to the backend."""
+    """Send a message to the backend, as an event."""
 
     data: Raw
     id: Id | None = None
 
 
 class History(_Base, frozen=True, tag="history"):
-    """Ask for what was published to a channel."""
+    """Request earlier publications of a channel."""
 
     ch: str
     limit: Annotated[int, Meta(ge=0, le=10_000)] | None = None
@@ -92,28 +92,28 @@ class History(_Base, frozen=True, tag="history"):
 
 
 class Presence(_Base, frozen=True, tag="presence"):
-    """Ask who is in a channel."""
+    """Request the list of users that are subscribed to a channel."""
 
     ch: str
     id: Id | None = None
 
 
 class PresenceStats(_Base, frozen=True, tag="presence_stats"):
-    """Ask how many are in a channel."""
+    """Request only the numbers of subscribers of a channel."""
 
     ch: str
     id: Id | None = None
 
 
 class Refresh(_Base, frozen=True, tag="refresh"):
-    """Show a fresh token before the old one expires."""
+    """Replace the connection's token with a new one before it expires."""
 
     token: Token
     id: Id | None = None
 
 
 class Ping(_Base, frozen=True, tag="ping"):
-    """Ask for a pong where the native one cannot be seen: in a browser."""
+    """Request a `pong`, for clients that cannot see WebSocket pongs, such as browsers."""
 
     id: Id | None = None
 
@@ -128,14 +128,15 @@ OPS: Final = frozenset(
 
 
 class BadCommand(msgspec.Struct, frozen=True, gc=False):
-    """A message that is no command.
+    """The result of decoding a message that is no valid command.
 
     Attributes:
-        error: Its name in `wsgate.reasons.ERRORS`: `bad_request` or `unknown_op`.
-        is_malformed: Whether nobody who knows the protocol would send it; three in a row end a
-            connection. An op of a later version is unknown but well-formed.
-        id: The message's id, where there was a valid one, so that the answer finds its question.
-        ch: Its channel, likewise.
+        error: The error to send, a name in `wsgate.reasons.ERRORS`: `bad_request` or `unknown_op`.
+        is_malformed: Whether the message violates the protocol; three such messages in a row end a
+            connection. An unknown op is no violation, because a later version of the protocol may define it.
+        id: The id of the message, if it has a valid one, so that the client can match the error to its
+            command.
+        ch: The channel of the message, if it has one that is a string.
     """
 
     error: str

@@ -1,4 +1,4 @@
-"""What the shard asks of a dialect: one method for each thing that is said to a client."""
+"""The interface of a dialect: decode the commands of clients, and encode each kind of message to clients."""
 
 from typing import Protocol
 
@@ -9,12 +9,12 @@ __all__ = ["Dialect"]
 
 
 class Dialect(Protocol):
-    """One wire form. Stateless: one object serves every connection that speaks it.
+    """One wire form of the protocol. It has no state, so one object serves all connections that use it.
 
     Attributes:
-        subprotocol: Its name in the handshake.
-        variant: Its place in `DIALECTS`; the reactor's number for publications of this form.
-        opcode: Of its messages both ways: 1 text, 2 binary.
+        subprotocol: The name of the dialect in the handshake.
+        variant: The index in `DIALECTS`, and the reactor's number for publications of this form.
+        opcode: The opcode of messages in both directions: 1 text, 2 binary.
     """
 
     subprotocol: str
@@ -22,10 +22,10 @@ class Dialect(Protocol):
     opcode: int
 
     def decode(self, message: bytes) -> Command | BadCommand:
-        """What a client said. Never raises, whatever the bytes are."""
+        """Decode the message of a client into a command. Never raises, whatever the bytes are."""
 
     def payload(self, command: Publish | Send) -> Payload | None:
-        """What a command publishes or sends; None when it has a value that JSON cannot hold."""
+        """Convert the `data` of a command into a payload; None when JSON cannot represent its value."""
 
     def publication(
         self,
@@ -35,7 +35,7 @@ class Dialect(Protocol):
         position: str | None = None,
         timestamp_ms: int | None = None,
     ) -> bytes:
-        """`msg`: one publication, as every subscriber of this form gets it."""
+        """Encode a `msg`: one publication, with the same bytes for every subscriber of this dialect."""
 
     def welcome(
         self,
@@ -48,28 +48,38 @@ class Dialect(Protocol):
         has_bus: bool,
         id: int | None = None,
     ) -> bytes:
-        """`welcome`: who the connection is now; `conn` is its public id."""
+        """Encode a `welcome`: the connection is authenticated.
+
+        Args:
+            conn: The public id of the connection.
+            user: The user id; None: anonymous.
+            node: The name of the node.
+            ping_s: The interval of the gateway's pings, in seconds.
+            expires_s: The seconds until the token expires; None: never.
+            has_bus: Whether the bus is connected.
+            id: The id of the command `auth`, if there was one.
+        """
 
     def subscribed(self, ch: str, id: int | None = None, *, recovered: bool | None = None) -> bytes:
-        """`subbed`: what is published from now on is delivered."""
+        """Encode a `subbed`: publications to this channel are delivered from now on."""
 
     def unsubscribed(self, ch: str, id: int | None = None) -> bytes:
-        """`unsubbed`."""
+        """Encode an `unsubbed`: the connection has unsubscribed from this channel."""
 
     def taken(self, ch: str, code: int, reason: str) -> bytes:
-        """`unsubbed`, unasked: the connection holds this channel no more, and must not ask for it again."""
+        """Encode an unrequested `unsubbed`: the gateway ended a subscription; do not subscribe again."""
 
     def ok(self, id: int, *, expires_s: int | None = None) -> bytes:
-        """`ok`: the command with this id was done."""
+        """Encode an `ok`: the command with this id has succeeded."""
 
     def pong(self, id: int | None = None) -> bytes:
-        """`pong`."""
+        """Encode a `pong`, the reply to the command `ping`."""
 
     def gap(self, ch: str | None, *, reason: str, retry_ms: int) -> bytes:
-        """`gap`: publications of this channel are missing; None: perhaps of every channel it holds."""
+        """Encode a `gap`: publications of this channel are lost; None: perhaps those of every channel."""
 
     def refresh(self, within_s: int) -> bytes:
-        """`refresh`: a fresh token is wanted within this time."""
+        """Encode a `refresh`: the client must send a new token within this time, in seconds."""
 
     def error(
         self,
@@ -80,7 +90,15 @@ class Dialect(Protocol):
         retry_ms: int | None = None,
         detail: str = "",
     ) -> bytes:
-        """`err`, by its name in `wsgate.reasons.ERRORS`; a detail is more text, also from a registry."""
+        """Encode an `err`: a command has failed.
+
+        Args:
+            name: The error, a name in `wsgate.reasons.ERRORS`.
+            id: The id of the command, if known.
+            ch: The channel of the command, if known.
+            retry_ms: When the client may try again, in milliseconds; None: the message has no such time.
+            detail: Text after the error's own text. It comes from a registry too, never from a peer.
+        """
 
     def bye(self, code: int, reason: str, *, reconnect: bool, retry_ms: int | None) -> bytes:
-        """`bye`: a Close with this code follows."""
+        """Encode a `bye`, the last message of the gateway before a Close frame with this code."""

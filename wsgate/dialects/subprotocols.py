@@ -1,4 +1,4 @@
-"""Which dialect a connection speaks, by the subprotocols it offers.
+"""Select the dialect of a connection by the subprotocols that its handshake offers.
 
 Source: RFC 6455 section 4.2.2; protocols/client/v1/spec.md, "Opening".
 """
@@ -12,28 +12,32 @@ from wsgate.dialects.wsgate_v1 import JsonDialect, MsgpackDialect
 __all__ = ["BEARER_PREFIX", "DIALECTS", "Selection", "select"]
 
 BEARER_PREFIX: Final = "wsgate.bearer."
-"""Before a token that rides beside the subprotocol, because a browser can set no header."""
+"""The prefix of an offered subprotocol that carries a token, because a browser cannot set headers."""
 
 DIALECTS: Final[tuple[Dialect, ...]] = (JsonDialect(variant=0), MsgpackDialect(variant=1))
-"""All of them; a dialect's place is its variant."""
+"""All dialects; the index of a dialect is its variant."""
 
 _BY_SUBPROTOCOL: Final = {dialect.subprotocol: dialect for dialect in DIALECTS}
 
 
 class Selection(NamedTuple):
-    """What a handshake settles on."""
+    """The result of `select`: the dialect, the subprotocol to confirm, and the token."""
 
     dialect: Dialect
-    subprotocol: str | None  # to be echoed; None: none was offered
-    token: str | None  # never to be echoed
+    subprotocol: str | None  # sent back in the response; None: the client offered none
+    token: str | None  # must never be sent back
 
 
 def select(offered: Iterable[str]) -> Selection | None:
-    """The first dialect offered that is known, and the token that rode along.
+    """Select the first offered dialect that is known, and take the token out of the offers.
+
+    Args:
+        offered: The subprotocols that the client offers, in its order.
 
     Returns:
-        JSON without a subprotocol when none is offered at all; None when only unknown ones are, because
-        a browser would fail the connection without a word.
+        The selection: JSON without a subprotocol when the client offers none at all. None when it offers none
+            that
+        is known: a browser would close a connection whose response confirms no offered subprotocol.
     """
     found: Dialect | None = None
     token: str | None = None

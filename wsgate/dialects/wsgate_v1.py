@@ -1,7 +1,7 @@
-"""`wsgate.v1`: one object per message, as JSON text or as binary msgpack with the same keys.
+"""The two dialects of protocol version 1: one object for each message, as JSON text or as msgpack.
 
-The two forms differ in how values are written, nowhere in what is said: what is said is in `_Wire`.
-JSON publications are put together from bytes, because their `data` is relayed as it came.
+Both have the same keys and differ only in the encoding of values. `_Wire` builds the fields of all messages
+but publications. A publication in JSON is assembled from bytes, because its `data` is relayed unchanged.
 
 Source: protocols/client/v1/spec.md.
 """
@@ -29,13 +29,13 @@ _from_msgpack = msgspec.msgpack.Decoder().decode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
 _FAULTS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
-"""What decoding strangers' bytes raises, all of it the strangers' fault."""
+"""The exceptions of decoding bytes from a peer. All of them mean that the bytes are not valid."""
 
 Fields = dict[str, Any]
 
 
 class _Probe(msgspec.Struct, gc=False):
-    """The fields that help to answer a message that is no command; any of them may be anything."""
+    """The fields read from a message that is no valid command; each may have any value."""
 
     op: Raw = Raw()
     id: Raw = Raw()
@@ -43,7 +43,15 @@ class _Probe(msgspec.Struct, gc=False):
 
 
 class _Wire:
-    """What both forms say, given how a message is read and written."""
+    """The part of both dialects that does not depend on the encoding.
+
+    Args:
+        variant: The index in `DIALECTS`.
+        write: Encodes the fields of a message.
+        read: Decodes a command, or raises one of `_FAULTS`.
+        probe: Decodes the fields of a message that is no command.
+        value: Decodes one raw value.
+    """
 
     subprotocol: str
     opcode: int
@@ -61,19 +69,19 @@ class _Wire:
         self._read = read
         self._probe = probe
         self._value = value
-        self._pong = write({"op": "pong"})  # the most common answer of all
+        self._pong = write({"op": "pong"})  # encoded once, because it is the most frequent reply
 
-    # --- what comes in --------------------------------------------------------------------------------
+    # --- from clients ---------------------------------------------------------------------------------
 
     def decode(self, message: bytes) -> Command | BadCommand:
-        """What a client said. Never raises, whatever the bytes are."""
+        """Decode the message of a client into a command. Never raises, whatever the bytes are."""
         try:
             return self._read(message)
         except _FAULTS:
             return self._explain(message)
 
     def _explain(self, message: bytes) -> BadCommand:
-        """Why it is no command; only ever for what was refused already, so speed is no matter."""
+        """Find out why a message is no command. Only for messages already refused, so it may be slow."""
         try:
             probe = self._probe(message)
         except _FAULTS:
@@ -88,12 +96,13 @@ class _Wire:
         )
 
     def _lenient(self, raw: Raw) -> Any:
+        """Decode a raw value; None when it is absent or not valid."""
         try:
             return self._value(raw)
         except _FAULTS:
             return None
 
-    # --- what goes out --------------------------------------------------------------------------------
+    # --- to clients -----------------------------------------------------------------------------------
 
     def welcome(
         self,
@@ -106,7 +115,7 @@ class _Wire:
         has_bus: bool,
         id: int | None = None,
     ) -> bytes:
-        """`welcome`: who the connection is now; `conn` is its public id."""
+        """Encode a `welcome`: the connection is authenticated. See `Dialect.welcome`."""
         fields: Fields = {"op": "welcome", "conn": f"{conn:016x}"}
         _put(fields, id=id, user=user)
         fields |= {"node": node, "ping_s": ping_s}
@@ -114,32 +123,32 @@ class _Wire:
         return self._write(fields)
 
     def subscribed(self, ch: str, id: int | None = None, *, recovered: bool | None = None) -> bytes:
-        """`subbed`: what is published from now on is delivered."""
+        """Encode a `subbed`: publications to this channel are delivered from now on."""
         return self._write(_put({"op": "subbed", "ch": ch}, id=id, recovered=recovered))
 
     def unsubscribed(self, ch: str, id: int | None = None) -> bytes:
-        """`unsubbed`."""
+        """Encode an `unsubbed`: the connection has unsubscribed from this channel."""
         return self._write(_put({"op": "unsubbed", "ch": ch}, id=id))
 
     def taken(self, ch: str, code: int, reason: str) -> bytes:
-        """`unsubbed`, unasked: the connection holds this channel no more, and must not ask for it again."""
+        """Encode an unrequested `unsubbed`: the gateway ended a subscription; do not subscribe again."""
         fields: Fields = {"op": "unsubbed", "ch": ch, "code": code, "reason": reason, "resubscribe": False}
         return self._write(fields)
 
     def ok(self, id: int, *, expires_s: int | None = None) -> bytes:
-        """`ok`: the command with this id was done."""
+        """Encode an `ok`: the command with this id has succeeded."""
         return self._write(_put({"op": "ok", "id": id}, expires_s=expires_s))
 
     def pong(self, id: int | None = None) -> bytes:
-        """`pong`."""
+        """Encode a `pong`, the reply to the command `ping`."""
         return self._pong if id is None else self._write({"op": "pong", "id": id})
 
     def gap(self, ch: str | None, *, reason: str, retry_ms: int) -> bytes:
-        """`gap`: publications of this channel are missing; None: perhaps of every channel it holds."""
+        """Encode a `gap`: publications of this channel are lost; None: perhaps those of every channel."""
         return self._write(_put({"op": "gap"}, ch=ch) | {"reason": reason, "retry_ms": retry_ms})
 
     def refresh(self, within_s: int) -> bytes:
-        """`refresh`: a fresh token is wanted within this time."""
+        """Encode a `refresh`: the client must send a new token within this time, in seconds."""
         return self._write({"op": "refresh", "within_s": within_s})
 
     def error(
@@ -151,7 +160,7 @@ class _Wire:
         retry_ms: int | None = None,
         detail: str = "",
     ) -> bytes:
-        """`err`, by its name in `wsgate.reasons.ERRORS`; a detail is more text, also from a registry."""
+        """Encode an `err`: a command has failed. See `Dialect.error`."""
         row = ERRORS[name]
         fields: Fields = _put({"op": "err"}, id=id, ch=ch)
         fields |= {
@@ -162,13 +171,13 @@ class _Wire:
         return self._write(_put(fields, retry_ms=retry_ms))
 
     def bye(self, code: int, reason: str, *, reconnect: bool, retry_ms: int | None) -> bytes:
-        """`bye`: a Close with this code follows."""
+        """Encode a `bye`, the last message of the gateway before a Close frame with this code."""
         fields: Fields = {"op": "bye", "code": code, "reason": reason, "reconnect": reconnect}
         return self._write(_put(fields, retry_ms=retry_ms))
 
 
 def _put(fields: Fields, **optional: Any) -> Fields:
-    """The fields with those added that have something to say."""
+    """Add the optional fields that are not None, and return the same dictionary."""
     for name, value in optional.items():
         if value is not None:
             fields[name] = value
@@ -176,13 +185,13 @@ def _put(fields: Fields, **optional: Any) -> Fields:
 
 
 class JsonDialect(_Wire):
-    """`wsgate.v1.json`: text frames, made to be typed by hand."""
+    """The dialect `wsgate.v1.json`: JSON in text frames, which a person can read and type."""
 
     subprotocol = "wsgate.v1.json"
     opcode = _TEXT_FRAME
 
     def __init__(self, *, variant: int) -> None:
-        """With its place among the dialects."""
+        """Set up the JSON encoder and decoders; `variant` is the index in `DIALECTS`."""
         super().__init__(
             variant,
             write=_to_json,
@@ -192,7 +201,7 @@ class JsonDialect(_Wire):
         )
 
     def payload(self, command: Publish | Send) -> Payload | None:
-        """The `data` as it came; None where JSON parsers would disagree about it."""
+        """Return the unchanged `data` of a command; None where JSON parsers would decode it differently."""
         data = bytes(command.data)
         return Payload(JSON, data) if is_json(data) else None
 
@@ -204,7 +213,7 @@ class JsonDialect(_Wire):
         position: str | None = None,
         timestamp_ms: int | None = None,
     ) -> bytes:
-        """`msg`: one publication, as every subscriber of this form gets it."""
+        """Encode a `msg` in JSON: `data` as it was published, as a string, or in base64 as `b64`."""
         if payload.encoding == JSON:
             data = b'"data":' + payload.data
         elif payload.encoding == TEXT:
@@ -223,13 +232,13 @@ class JsonDialect(_Wire):
 
 
 class MsgpackDialect(_Wire):
-    """`wsgate.v1.msgpack`: binary frames; `data` may be binary as well."""
+    """The dialect `wsgate.v1.msgpack`: msgpack in binary frames, in which `data` may also be binary."""
 
     subprotocol = "wsgate.v1.msgpack"
     opcode = _BINARY_FRAME
 
     def __init__(self, *, variant: int) -> None:
-        """With its place among the dialects."""
+        """Set up the msgpack encoder and decoders; `variant` is the index in `DIALECTS`."""
         super().__init__(
             variant,
             write=_to_msgpack,
@@ -239,7 +248,7 @@ class MsgpackDialect(_Wire):
         )
 
     def payload(self, command: Publish | Send) -> Payload | None:
-        """The `data` as JSON, or as it is when it is all binary; None for what JSON cannot hold."""
+        """Convert `data` to JSON, or keep it if it is one binary value; None if JSON cannot represent it."""
         try:
             value = _from_msgpack(command.data)
             if isinstance(value, bytes):
@@ -257,16 +266,17 @@ class MsgpackDialect(_Wire):
         position: str | None = None,
         timestamp_ms: int | None = None,
     ) -> bytes:
-        """`msg`: one publication, as every subscriber of this form gets it."""
+        """Encode a `msg` in msgpack; JSON that msgpack cannot represent is sent as its text."""
         fields: Fields = {"op": "msg", "ch": ch, "data": _value_of(payload)}
         _put(fields, pos=position, user=user, ts=timestamp_ms)
         try:
             return self._write_any(fields)
-        except (OverflowError, RecursionError):  # a number that no double holds; nesting
+        except (OverflowError, RecursionError):  # a number too large for a double, or too deep nesting
             fields["data"] = payload.data.decode()
             return _to_msgpack(fields)
 
     def _write_any(self, fields: Fields) -> bytes:
+        """Encode fields, with integers beyond 64 bits in `data` as doubles."""
         try:
             return _to_msgpack(fields)
         except OverflowError:
@@ -274,18 +284,19 @@ class MsgpackDialect(_Wire):
 
 
 def _value_of(payload: Payload) -> Any:
+    """Return the value of a payload for msgpack: bytes, the decoded JSON, or a text."""
     if payload.encoding == BINARY:
         return payload.data
     if payload.encoding == JSON:
         try:
             return _from_json(payload.data)
-        except (msgspec.MsgspecError, RecursionError):  # a number that no double holds; nesting
+        except (msgspec.MsgspecError, RecursionError):  # a number too large for a double, or too deep nesting
             pass
     return payload.data.decode()
 
 
 def _storable(value: Any) -> Any:
-    """The value, if JSON can hold it; TypeError if not. Binary inside it becomes base64 when written."""
+    """Return a value that JSON can represent, or raise TypeError. Binary parts are written as base64."""
     if value is None or isinstance(value, str | bool | int | bytes):
         return value
     if isinstance(value, float):
@@ -305,7 +316,7 @@ def _storable(value: Any) -> Any:
 
 
 def _in_64_bits(value: Any) -> Any:
-    """Integers msgpack cannot hold as the doubles that JSON parsers of most languages make of them."""
+    """Convert integers beyond 64 bits to doubles, as the JSON parsers of most languages do."""
     if isinstance(value, list):
         return [_in_64_bits(item) for item in value]
     if isinstance(value, dict):
