@@ -1,1 +1,1 @@
-"""One machine: the keeper, what it listens on, and the private bus."""
+"""Start and supervise the processes of one node: keeper, shards, admin process and private bus."""

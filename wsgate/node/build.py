@@ -1,4 +1,4 @@
-"""From a configuration to everything a keeper starts: sockets bound, options made, nothing forked."""
+"""Make the plan of a node from its configuration: bind the sockets and make the options, but fork nothing."""
 
 import os
 import secrets
@@ -45,19 +45,19 @@ __all__ = ["Plan", "Renewed", "make_plan"]
 
 USER_TIMEOUT_MARGIN_MS: Final = 10_000
 CLAIM_MOST_S: Final = 2.0
-"""Longest wait for a bus that does not answer the claim of the name. The node then starts without a claim."""
+"""The longest wait for a reply to the claim of the name. Without a reply the node starts without a claim."""
 PATIENCE_S: Final = 2.0
-"""For ports that a predecessor's children still hold: they end within a second of their keeper."""
+"""How long to wait for ports that a predecessor's children keep open; these end within a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """What a configuration that was read again makes of a running node.
+    """The options of a running node after its configuration was read again.
 
     Attributes:
-        shards: Options of each shard, for those that start later and for those that run.
-        admin: Options of the admin process.
-        ignored: Settings that changed and need a restart.
+        shards: The options of each shard, for running shards and for those started later.
+        admin: The options of the admin process.
+        ignored: The settings that have changed and need a restart.
     """
 
     shards: list[ShardOptions]
@@ -67,7 +67,7 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one keeper starts."""
+    """The sockets, files and options of everything that a keeper starts; `reread` reads the options again."""
 
     listeners: list[socket.socket]
     shards: list[ShardOptions]
@@ -80,17 +80,18 @@ class Plan:
 
 
 def make_plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]) -> Plan:
-    """Bind, lock and prepare.
+    """Lock and bind the ports, claim the node's name, and make the options of all processes.
 
     Args:
-        config: What to start with.
-        environ: Where the runtime directory is.
-        read: Reads the configuration again, from where this one came.
+        config: The configuration of the node.
+        environ: The environment variables, which locate the runtime directory and the server of the private
+            bus.
+        read: Reads the configuration again from the same sources.
 
     Raises:
-        SettingsError: What stops the start: a port in use, no server for the private bus, a key that
-            does not fit its algorithm. Nothing is left behind then.
-        InternalError: The operating system refuses what we need: no space, no memory, no permission.
+        SettingsError: A setting prevents the start: a port in use, no server for the private bus, a key that
+            does not fit its algorithm. No socket, lock or file is left then.
+        InternalError: The operating system refuses a resource: no space, no memory, no permission.
     """
     try:
         with ExitStack() as undo:
@@ -111,7 +112,7 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
     port: int = listeners[0].getsockname()[1]
     admin_listener = _open_admin(config, undo)
     if account is not None:
-        # Every port is bound. From here on nothing needs root, and nothing belongs to root.
+        # Every port is bound. From here on nothing needs root, and no file may belong to root.
         os.fchown(lock_fd, account.uid, account.gid)
         become(account)
         forbid_dumps()
@@ -143,7 +144,7 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
 
     def reread() -> Renewed:
         fresh, ignored = renewable(config, read())
-        with suppress(OSError):  # the file serves our own commands; a renewal does not fail for it
+        with suppress(OSError):  # only our commands read the file, so a reload must not fail because of it
             replace(running, publish_limits=publish_limits(fresh)).write(directory)
         return Renewed(shards_of(fresh), admin_options(fresh, running), ignored)
 
@@ -163,7 +164,7 @@ def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config]
 
 
 def _check_descriptors(config: Config, descriptors: int) -> None:
-    """Refuse a start that cannot succeed: for want of descriptors shards would end again and again."""
+    """Refuse a start with too few descriptors: shards would end at once, again and again."""
     shards = config.server.shards or usable_cores()
     least = descriptors_needed(shards, config.admission.reserve_descriptors)
     if descriptors < least:
@@ -175,11 +176,11 @@ def _check_descriptors(config: Config, descriptors: int) -> None:
 
 
 def _name(config: Config, port: int, former: str) -> tuple[str, str]:
-    """Claim a name for this node.
+    """Choose a name for this node, and claim it when the bus is shared.
 
     Args:
         config: The configuration.
-        port: Where clients connect.
+        port: The client port.
         former: The holder that the predecessor of this node left in the runtime directory; it has ended.
 
     Returns:
@@ -196,7 +197,10 @@ def _name(config: Config, port: int, former: str) -> tuple[str, str]:
 
 
 def _open_listeners(config: Config, directory: Path, undo: ExitStack) -> tuple[list[socket.socket], int]:
-    """Locked first, so that whoever else has the port in use is no gateway of ours that lives."""
+    """Lock the client port and open its listeners; return these and the descriptor of the lock.
+
+    The lock comes first: once it is taken, a port in use does not belong to a running gateway of this user.
+    """
     slowest_ms = max(
         config.limits.write_timeout_ms,
         config.limits.outbox_age_ms,
@@ -212,6 +216,7 @@ def _open_listeners(config: Config, directory: Path, undo: ExitStack) -> tuple[l
 
 
 def _lock(directory: Path, port: int, undo: ExitStack) -> int:
+    """Lock a port against a second gateway of this user; raise SettingsError when it is locked."""
     lock_fd = lock_port(directory, port)
     if lock_fd is None:
         raise SettingsError(f"server.port: {port} is held by another gateway of this user")
@@ -221,6 +226,7 @@ def _lock(directory: Path, port: int, undo: ExitStack) -> int:
 
 
 def _open_admin(config: Config, undo: ExitStack) -> socket.socket:
+    """Open the listener of the admin port."""
     host, port = config.admin.host, config.admin.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -230,7 +236,8 @@ def _open_admin(config: Config, undo: ExitStack) -> socket.socket:
     except UnicodeError as error:
         raise SettingsError(f"admin.host: {host!r} is no address and no name") from error
     except OSError as error:
-        # Without the address, which create_server repeats; a name that is not known has no errno of ours.
+        # create_server repeats the address in its text, so use only the system's text. An unknown name has a
+        # negative errno, with a text of its own.
         text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise SettingsError(f"admin.port: cannot listen on {host}:{port}: {text}") from error
     undo.callback(listener.close)

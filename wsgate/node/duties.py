@@ -19,7 +19,7 @@ _KNOWN: Final = frozenset(DUTIES)
 
 
 class Duties:
-    """Runs the duties of one keeper.
+    """Run the duties of one keeper, and contain their failures.
 
     Args:
         region: The keeper's region of the statistics block, where failures are counted.
@@ -31,11 +31,11 @@ class Duties:
         self._log = log
 
     def run(self, name: str, duty: Callable[[], object]) -> bool:
-        """Run a duty and contain whatever it raises.
+        """Run one duty; catch, count and log its exception.
 
         Args:
             name: One of `wsgate.shard.statistics_layout.DUTIES`; the label of the metric.
-            duty: What to do; its result is ignored.
+            duty: The function to call; its result is ignored.
 
         Returns:
             Whether the duty ended without an exception.
@@ -45,7 +45,8 @@ class Duties:
             duty()
         except Exception as fault:
             self._region.add(f"duty_failed_{name}")
-            # The name is part of the cause, so that one duty that fails all the time hides no other.
+            # The log limits lines by event: with the name in the event, a duty that always fails hides no
+            # other.
             if isinstance(fault, OSError | WsgateError):
                 self._log.warning(f"duty_failed_{name}", why=_why(fault))
             else:
@@ -55,7 +56,7 @@ class Duties:
 
 
 def _why(fault: Exception) -> str:
-    """The text of an error that the operating system or wsgate itself raised."""
+    """Return the text of an expected error: of the operating system, with its file name, or of wsgate."""
     if isinstance(fault, OSError):
         named = f" ({fault.filename})" if fault.filename else ""
         return (fault.strerror or type(fault).__name__) + named

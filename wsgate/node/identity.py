@@ -1,18 +1,19 @@
-"""The name of this node, and the claim to it on the bus.
+"""Choose the name of this node, and claim the name on a bus that several nodes share.
 
-The name is stable: the configured one, else the host name. On a bus that several nodes share, a name belongs
-to one live node at a time. Its lease (a key on the bus) names the holder: the machine's boot, the namespace
-of process ids, the keeper's id and when the keeper was started. A node that finds the lease of another holder
-takes the name in one of these cases:
+The name is stable: it is configured, or else it is the host name. On a shared bus only one running node may
+have a name. Its lease (a key on the bus) identifies the holder: the machine's boot, the namespace of process
+ids, the process id of the keeper and the start time of the keeper. A node that finds the lease of another
+holder takes the name over in one of these cases:
 
-- The process ids of the holder are visible here, and its process has ended: at once. This is the restart on
+- At once, if the process ids of the holder are visible here and its process has ended. This is the restart on
   the same machine, also after kill -9.
-- The holder is the one that this node's predecessor left in the lock file of the runtime directory, and the
-  machine has not been started again since: at once. The lock is free, so the predecessor has ended. This is
-  the restart of a container that keeps its runtime directory.
-- The same, but after another boot: when no shard of the holder has renewed the lease for `REBOOT_WATCH_S`.
-  A copy of the machine's disk has the same lock file, while the original may still run.
-- The lease expires: after at most `NODE_LEASE_MS`.
+- At once, if this node's predecessor wrote this holder into the lock file of the runtime directory, and the
+  machine has not rebooted since. The lock is free, so the predecessor has ended. This is the restart of a
+  container that keeps its runtime directory.
+- After a reboot, if the predecessor wrote this holder, and no shard has renewed the lease for
+  `REBOOT_WATCH_S`. The waiting is needed because a copy of the machine's disk has the same lock file, while
+  the original may still run.
+- When the lease expires, after at most `NODE_LEASE_MS`.
 """
 
 import contextlib
@@ -48,16 +49,16 @@ _STARTED: Final = 19  # of /proc/<pid>/stat after the name: starttime. Source: p
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that holds a node's name, as the lease on the bus names it."""
+    """The holder of a node's name: the identity of a keeper process that is written into the lease."""
 
-    boot: str  # of the machine's kernel; every boot has another
-    namespace: int  # of process ids: a container has its own
+    boot: str  # the boot id of the machine's kernel; each boot has a new one
+    namespace: int  # the inode of the namespace of process ids; a container has its own
     pid: int
-    started: int  # ticks of the kernel between its boot and the start of the process
+    started: int  # the start time of the process, in kernel ticks since the boot
 
     @classmethod
     def here(cls) -> "Holder":
-        """Return the holder that stands for this process."""
+        """Return the holder that identifies this process."""
         return cls(_boot(), _namespace(), os.getpid(), _started(os.getpid()))
 
     @classmethod
@@ -80,24 +81,26 @@ class Holder:
 
     @property
     def lives(self) -> bool:
-        """Whether the process of the holder runs. Only meaningful where `is_of_this_machine`."""
+        """Whether the process of the holder still runs; meaningful only if `is_of_this_machine`."""
         return self.started != 0 and _started(self.pid) == self.started
 
 
 def _boot() -> str:
+    """Read the boot id of the kernel; "" when it cannot be read."""
     with contextlib.suppress(OSError):
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
 def _namespace() -> int:
+    """Read the inode of this process's namespace of process ids; 0 when it cannot be read."""
     with contextlib.suppress(OSError):
         return (_PROC / "self/ns/pid").stat().st_ino
     return 0
 
 
 def _started(pid: int) -> int:
-    """Return when a process was started, in ticks since the boot; 0 when it does not exist or has ended."""
+    """Read the start time of a process, in ticks since the boot; 0 when it does not exist or has ended."""
     try:
         fields = (_PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
         return 0 if fields[0] in "ZX" else int(fields[_STARTED])
@@ -106,7 +109,7 @@ def _started(pid: int) -> int:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process exists that this user may not see, as with `hidepid` in the options of /proc."""
+    """Whether a process exists but is invisible to this user, as with the option `hidepid` of /proc."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -117,9 +120,9 @@ def _is_hidden(pid: int) -> bool:
 
 
 def names_for(configured: str, port: int) -> tuple[str, ...]:
-    """The names to try, in this order: the configured one alone, else the host name and one with the port.
+    """List the names to claim, in order: the configured one alone, or the host name and one with the port.
 
-    The second is for another node on the same machine that has no name of its own either.
+    The name with the port is for a second node on the same machine that has no configured name either.
     """
     if configured:
         return (configured,)
@@ -133,8 +136,8 @@ class Claim:
 
     Attributes:
         name: The last name that was tried.
-        is_ours: Whether this node has the name now.
-        why: Where the other holder runs, or why the bus could not be asked.
+        is_ours: Whether this node may use the name.
+        why: Where the other holder runs, or why the name could not be claimed on the bus.
     """
 
     name: str
@@ -151,20 +154,21 @@ def claim_name(
     *,
     former: str = "",
 ) -> str:
-    """Claim the first of these names that no other live node has.
+    """Claim the first of several names that no other running node has, and return it.
 
-    A bus that does not answer, or does not allow it, stops no start: the shards claim the name later.
+    If the bus does not reply, or refuses the command, the node starts all the same: the shards claim the name
+    later.
 
     Args:
-        names: From `names_for`.
-        address: A bus that other nodes may share.
-        prefix: Of names on it.
-        holder: This node's keeper.
-        timeout_s: For connecting, and for each answer.
+        names: The names from `names_for`.
+        address: The address of a bus that other nodes may share.
+        prefix: The prefix of keys on the bus.
+        holder: The holder that identifies this node's keeper.
+        timeout_s: Time for connecting, and again for each reply, in seconds.
         former: The holder that this node's predecessor left in the runtime directory; it has ended.
 
     Raises:
-        SettingsError: Another live node has the name.
+        SettingsError: Other running nodes have all these names.
     """
     bus_names = Names(prefix)
 
@@ -185,7 +189,7 @@ def claim_name(
 
 
 def _in_a_child(names: Sequence[str], claim_one: Callable[[str], int | None]) -> Claim:
-    """Claim in a process of its own, so that the keeper does not carry a Redis client for ever."""
+    """Run the claim in a child process, so that the keeper never loads a Redis client."""
     read, write = os.pipe()
     keeper_pid = os.getpid()
 
@@ -216,7 +220,7 @@ def _claim(names: Sequence[str], claim_one: Callable[[str], int | None]) -> Clai
             return Claim(name, why=str(error))
         if by is None:
             return Claim(name)
-        if not by:  # the name with the port is unique on this machine alone
+        if not by:  # the name with the port is unique only on this machine, so it does not help
             return Claim(name, is_ours=False, why="on another machine or in another container")
         claim = Claim(name, is_ours=False, why=f"process {by} of this machine")
     return claim
@@ -225,18 +229,18 @@ def _claim(names: Sequence[str], claim_one: Callable[[str], int | None]) -> Clai
 def _claim_one(
     address: BusAddress, key: bytes, holder: Holder, timeout_s: float, *, former: str = ""
 ) -> int | None:
-    """Claim one name. Blocks for at most the time that a lease runs, while another holder may be live.
+    """Claim one name, and block for up to the duration of a lease while another holder may be running.
 
     Args:
-        address: A bus that other nodes may share.
-        key: The lease.
-        holder: This node's keeper.
-        timeout_s: For connecting, and for each answer.
+        address: The address of a bus that other nodes may share.
+        key: The key of the lease.
+        holder: The holder that identifies this node's keeper.
+        timeout_s: Time for connecting, and again for each reply, in seconds.
         former: The holder that this node's predecessor left in the runtime directory; it has ended.
 
     Returns:
-        None when this node has the name now. Else the id of the live process on this machine that has it,
-        or 0 when the holder is elsewhere.
+        None when this node has the name now. Else the id of the process on this machine that has it, or 0
+        when the holder is on another machine or in another container.
     """
     start_s = time.monotonic()
     dead, before_ms = "", math.inf
@@ -247,26 +251,26 @@ def _claim_one(
         other, watched_s = Holder.from_text(held), time.monotonic() - start_s
         if other is not None and other.is_of_this_machine and other.lives:
             return other.pid
-        # A live holder elsewhere renews its lease, which then runs longer than at the last look.
+        # A running holder elsewhere renews its lease, which then runs longer than at the last reading.
         if left_ms > before_ms or watched_s > NODE_LEASE_MS / 1000 + 1:
             return 0
         if dead != held and other is not None and _has_ended(other, held == former, watched_s):
-            dead = held  # it cannot renew its lease any more, so claim the name at once
+            dead = held  # the holder has ended and cannot renew its lease, so claim the name at once
             continue
         before_ms = left_ms
         time.sleep(LIVE_LOOK_S)
 
 
 def _has_ended(other: Holder, is_predecessor: bool, watched_s: float) -> bool:
-    """Whether a holder has ended, by what this machine knows of it; False when this is not known.
+    """Whether it is certain on this machine that a holder has ended; False if it is not known.
 
     Args:
-        other: The holder; no live process that is visible here.
-        is_predecessor: Whether it left its text in the lock file that this node has locked since.
-        watched_s: For how long this node has seen no renewal of the lease.
+        other: The holder, whose process is not visible here.
+        is_predecessor: Whether the holder is in the lock file that this node has locked.
+        watched_s: For how many seconds this node has seen no renewal of the lease.
     """
     if other.is_of_this_machine:
         return not _is_hidden(other.pid)
-    # Within one boot the free lock is proof. After another one, a copy of the disk may hold the same file.
+    # Within one boot the free lock is a proof. After a reboot, a copy of the disk may have the same file.
     is_of_this_boot = bool(other.boot) and other.boot == _boot()
     return is_predecessor and (is_of_this_boot or watched_s > REBOOT_WATCH_S)

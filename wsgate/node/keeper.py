@@ -1,17 +1,19 @@
-"""The keeper: owns the resources that must outlive a crash, forks the processes that do the work, reaps them.
+"""The keeper: the parent process of a node, which owns its sockets, and forks and supervises its processes.
 
-Single thread, no event loop, no HTTP, no Redis client. It owns the listeners, the statistics block, the
-write end of a pipe by which its children see that it lives, and nothing else. Shards are forked, not started
-anew, so that they share the memory of the modules that the keeper imported.
+The keeper has one thread, no event loop, no HTTP and no Redis client. It owns the resources that must survive
+the crash of a shard: the listeners, the statistics block, the channels for handovers, and the write end of a
+pipe whose closing ends its children. Shards are forked without exec, so that they share the memory of the
+imported modules.
 
 Rules:
-- Every child ends when the keeper does: shards and admin by the pipe's end of file, the private bus by
-  the kernel. Nothing is orphaned and no port stays taken, also after kill -9.
-- A dead child is started again with back-off; a dead shard's successor gets the same listener, and its
-  counters are folded, so that nothing goes backwards.
-- Weights are set from what shards publish: 0 for one that is full, draining or silent.
-- Nothing but SIGTERM, SIGINT and the end of the terminal ends the keeper. Forking, reaping and signals keep
-  the node alive; everything else is a duty that may fail (see wsgate.node.duties).
+- Every child ends when the keeper ends: shards and the admin process at the end of file of the pipe, the
+  private bus by a signal of the kernel. So no orphan keeps a port, also after kill -9.
+- A child that has ended is started again with back-off. The successor of a shard gets the same listener, and
+  the counters of the ended shard are kept, so that no counter decreases.
+- The weights for new connections come from the statistics of the shards: 0 for a full, draining or silent
+  shard.
+- Only SIGTERM, SIGINT, the end of the terminal, or a start that cannot succeed ends the keeper. Forking,
+  reaping and signals keep the node running; all other work is a duty that may fail (see wsgate.node.duties).
 """
 
 import contextlib
@@ -60,17 +62,17 @@ __all__ = ["Keeper"]
 TICK_S: Final = 0.25
 SLOTS_MOST: Final = 1 << 24
 UNSERVED_MS: Final = 5_000
-"""A queue nobody has served for so long is answered with 503."""
+"""Connections of a shard that has been silent for this long are refused with 503."""
 EXIT_GRACE_S: Final = 2.0
 OWNER_BYTES: Final = 6
 OWNERS_MOST: Final = 8
-"""A shard and its predecessors whose liveness keys on the bus may still exist. A shard that runs for a second
-has deleted the keys of its predecessors."""
+"""The most owner ids of a shard: its own, and those of predecessors whose liveness keys may still be on the
+bus. A shard that has run for a second has deleted the keys of its predecessors."""
 STARTS_MOST: Final = 5
-"""Starts of a shard that end before it serves, until a node that was never ready gives up: after a second."""
-SEE_SIBLINGS_MS: Final = 300  # a tick of a shard, 250 ms, and some
+"""A node that was never ready gives up when a shard has ended this often before it served: after a second."""
+SEE_SIBLINGS_MS: Final = 300  # a little more than the tick of a shard, 250 ms
 RESTORE_S: Final = 1.0
-"""Between two looks at the runtime directory."""
+"""Time between two checks of the runtime directory."""
 IGNORED: Final = (
     signal.SIGUSR1,
     signal.SIGUSR2,
@@ -80,17 +82,17 @@ IGNORED: Final = (
     signal.SIGIO,
     signal.SIGPWR,
 )
-"""Signals that mean nothing to us and whose default action ends a process. Children ignore them too."""
+"""Signals without a meaning for the gateway, whose default action would end it. Children ignore them too."""
 BUS_HEAD_START_S: Final = 2.0
 BUS_LOOK_S: Final = 0.01
 
 
 class Keeper:
-    """One node's keeper.
+    """The keeper of one node.
 
     Args:
-        plan: What to run, ready to be started.
-        announce: Called once, when every shard accepts and has the bus.
+        plan: The sockets and options of everything to run.
+        announce: Called once, when every shard is ready: it accepts connections and has the bus.
     """
 
     def __init__(self, plan: Plan, announce: Callable[[], None]) -> None:
@@ -101,11 +103,11 @@ class Keeper:
         self._duties = Duties(self._block.keeper, self._log)
         self._boards = Boards()
         self._addresses = SharedAddresses(
-            # As many as there can ever be: a renewed configuration may allow more than this one.
+            # The most there can ever be: a reloaded configuration may allow more connections than this one.
             shards=len(plan.listeners),
             connections=min(SLOTS_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         )
-        # Held here for a successor: what was handed to a shard that died waits for it.
+        # Kept open here, so that connections handed over to a crashed shard wait for its successor.
         self._handovers = _handovers(len(plan.listeners))
         self._owners: list[deque[str]] = [deque(maxlen=OWNERS_MOST) for _ in plan.listeners]
         self._shard_options, self._admin_options = plan.shards, plan.admin
@@ -121,10 +123,10 @@ class Keeper:
         self._weights: list[int] = []
         self._watch = Watch(self._block, plan.embedded_bus.memory_bytes if plan.embedded_bus else 0)
         self._restored_s = 0.0
-        self._has_bus_been_up = False  # since its last start
+        self._has_bus_been_up = False  # whether the private bus has been reachable since its last start
         self._is_ready = False
         self._well_since_ms = 0  # when every shard was first found ready; 0: not yet
-        self._unstarted = [0] * len(plan.listeners)  # starts of each shard that ended before it served
+        self._unstarted = [0] * len(plan.listeners)  # for each shard: starts that ended before it served
         self._is_hopeless = False
         self._is_stopping = False
         self._shards = [Child(f"shard-{n}", partial(self._fork_shard, n)) for n in range(len(plan.listeners))]
@@ -133,11 +135,11 @@ class Keeper:
             self._others.insert(0, Child("bus", self._fork_bus, plan.embedded_bus.log_tail))
 
     def run(self) -> int:
-        """Serve until SIGTERM, SIGINT or the end of the terminal; the exit code."""
+        """Run the node until SIGTERM, SIGINT or the end of the terminal; return the exit code."""
         self._listen_for_signals()
         name_process("wsgate")
-        # What was imported is shared with every shard as long as nobody writes to it: a collector that
-        # walks it would copy it page by page.
+        # The imported modules share their memory with every shard until a page is written. A garbage
+        # collector that walks them would write to every page, and so copy it.
         gc.collect()
         gc.freeze()
         self._block.keeper["pid"] = os.getpid()
@@ -150,12 +152,12 @@ class Keeper:
         return 1 if self._is_hopeless else code
 
     def _rest(self, within_s: float = TICK_S) -> None:
-        """Wait for a signal, at most so long, and take it."""
+        """Wait for a signal, at most `within_s` seconds, and act on it."""
         if self._woken.poll(within_s * 1000):
             self._take_signals()
 
     def _start_bus(self) -> None:
-        """Before the shards, and with a head start: none of them finds it away and has to say so."""
+        """Start the private bus and wait until it is reachable, so that no shard logs a failed connection."""
         if self._plan.embedded_bus is None:
             return
         self._others[0].start_when_due()
@@ -165,7 +167,7 @@ class Keeper:
             self._rest(BUS_LOOK_S)
 
     def _look_at_bus(self) -> None:
-        """Remember that the private bus has been up; start it anew once its socket has been removed."""
+        """Check the private bus: note when it is reachable, and restart it when its socket was removed."""
         bus, child = self._plan.embedded_bus, self._others[0]
         if bus is None or not child.pid:
             self._has_bus_been_up = False
@@ -180,10 +182,10 @@ class Keeper:
     # --- children -------------------------------------------------------------------------------------
 
     def _tend(self) -> None:
-        """One round: reap, start, beat, and do every duty."""
+        """Do one round of work: reap and start children, publish a beat, and run every duty."""
         run = self._duties.run
         self._reap()
-        if time.monotonic() - self._restored_s >= RESTORE_S:  # before a bus is started that needs it
+        if time.monotonic() - self._restored_s >= RESTORE_S:  # before the bus, which needs the files
             self._restored_s = time.monotonic()
             run("runtime_directory", self._restore_files)
             run("bus_probe", self._look_at_bus)
@@ -202,9 +204,10 @@ class Keeper:
             run("announce", self._announce)
 
     def _is_first_ready(self, now_ms: int) -> bool:
-        """Whether the node may be called ready.
+        """Whether the node is ready for the first time.
 
-        Shards need one more tick to see each other. Until then a full shard hands over no connection.
+        After the last shard is ready, the shards need one more tick to read each other's statistics. Until
+        then a full shard hands over no connection.
         """
         if why_not_ready(self._block, now_ms):
             self._well_since_ms = 0
@@ -215,9 +218,9 @@ class Keeper:
         )
 
     def _beat(self) -> int:
-        """Publish that the keeper lives, to its children and the service manager; returns the time in ms.
+        """Publish that the keeper runs, in its statistics and to the service manager; return the time in ms.
 
-        Lines that wait for their reader are written on the same occasion.
+        This also writes buffered log lines whose reader was slow.
         """
         flush_outputs()
         self._block.keeper["log_lines_dropped"] = dropped_lines()
@@ -227,7 +230,7 @@ class Keeper:
         return now_ms
 
     def _restore_files(self) -> None:
-        """Make again what somebody has removed from the runtime directory."""
+        """Make the files of the runtime directory again that were removed, and log their names."""
         missing = self._plan.files.restore()
         if self._plan.embedded_bus is not None and self._plan.embedded_bus.prepare():
             missing.append("bus")
@@ -235,7 +238,7 @@ class Keeper:
             self._log.warning("runtime_files_restored", files=" ".join(missing))
 
     def _reap(self) -> None:
-        """Take the exit status of every child that has ended, and plan its next start."""
+        """Read the exit status of every child that has ended, keep its counters, and plan its next start."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -252,7 +255,7 @@ class Keeper:
                         self._duties.run("fold", partial(self._addresses.retire, number))
 
     def _note_start(self, number: int) -> None:
-        """Give up a start that cannot succeed: the node was never ready, and a shard never serves."""
+        """Count starts of a shard that ended before it served; give up if the node was never ready."""
         has_served = self._block.shard(number)["phase"] != PHASE_STARTING
         self._unstarted[number] = 0 if has_served else self._unstarted[number] + 1
         if self._unstarted[number] >= STARTS_MOST and not (self._is_ready or self._is_stopping):
@@ -260,8 +263,9 @@ class Keeper:
             self._is_hopeless = True
 
     def _fork_shard(self, number: int) -> int:
+        """Fork a shard, with a new owner id for its liveness key; return its pid."""
         options, listener = self._shard_options[number], self._plan.listeners[number]
-        seen = self._boards.configuration.version  # before the fork: what is posted later it has to read
+        seen = self._boards.configuration.version  # read before the fork: the shard must read later versions
         self._owners[number].appendleft(secrets.token_hex(OWNER_BYTES))
         owners = tuple(self._owners[number])
 
@@ -287,7 +291,7 @@ class Keeper:
         return fork_child("wsgate-bus", lambda: bus.become(keeper_pid))
 
     def _give_up(self, keep: socket.socket) -> None:
-        """In a child: close what is the keeper's, and what is other children's."""
+        """In a child, close the descriptors of the keeper and the listeners of other children."""
         os.close(self._alive_write)
         self._wake_read.close()
         self._wake_write.close()
@@ -299,24 +303,24 @@ class Keeper:
     # --- steering -------------------------------------------------------------------------------------
 
     def _steer(self, now_ms: int) -> None:
-        """Deal new connections by the room that each shard offers."""
+        """Set the weights for new connections by the room that each shard reports."""
         fresh = weights(places(self._block, now_ms))
         if len(fresh) > 1 and _differ(fresh, self._weights):
             self._weights = fresh
             try:
                 steer(self._plan.listeners[0], fresh)
-            except OSError as error:  # a kernel without it deals by hash: worse, and no reason to end
+            except OSError as error:  # the kernel then distributes by hash: worse, but it works
                 self._log.warning("connection_steering_failed", error=error.strerror)
 
     def _refuse_unserved(self, now_ms: int) -> None:
-        """Answer 503 to connections that wait for a shard which has been silent for long.
+        """Refuse, with 503, connections that wait for a shard without a beat for `UNSERVED_MS`.
 
-        They wait in its accept queue, or in its channel where siblings have handed them over.
+        They wait in the accept queue of the shard, or in its channel for handovers.
         """
         for number, child in enumerate(self._shards):
             if not child.started_s:
                 continue
-            # Counted from the last sign of life: its last beat or its last start.
+            # The silence begins with the last beat or the last start, whichever is later.
             is_new = now_ms - int(child.started_s * 1000) <= UNSERVED_MS
             if not is_new and not has_beaten(self._block.shard(number)["beat_ms"], now_ms, UNSERVED_MS):
                 refused = refuse_waiting(self._plan.listeners[number])
@@ -327,10 +331,11 @@ class Keeper:
     # --- signals and the end --------------------------------------------------------------------------
 
     def _listen_for_signals(self) -> None:
+        """Install the handlers of all signals, and register the socket that wakes the keeper."""
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._on_signal)
-        # nohup starts the gateway with SIGHUP ignored. A SIGHUP that an operator sends must renew the
-        # configuration all the same, so the handler is installed without regard to that.
+        # nohup starts the gateway with SIGHUP ignored. A SIGHUP from an operator must still reload the
+        # configuration, so the handler is always installed.
         signal.signal(signal.SIGHUP, self._on_signal)
         # A shell ignores SIGINT for a background job (`wsgate serve &` in a script), so that Ctrl-C ends
         # the script and not the job (POSIX, Shell Command Language, 2.11). The gateway respects that.
@@ -339,11 +344,11 @@ class Keeper:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # wakes the loop
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        # Not select: it takes no descriptor above 1,023.
+        # poll and not select, which accepts no descriptor above 1,023.
         self._woken.register(self._wake_read, select.POLLIN)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        """Between any two steps: only remember it."""
+        """Note a signal; the main loop acts on it, because this runs between any two instructions."""
         if number == signal.SIGHUP:
             self._is_hung_up = True
         else:
@@ -352,7 +357,7 @@ class Keeper:
     def _take_signals(self) -> None:
         """Act on a SIGHUP that has arrived.
 
-        A SIGHUP renews the configuration. It ends the gateway if the gateway's terminal has hung up, unless
+        A SIGHUP reloads the configuration. It ends the gateway if the gateway's terminal has hung up, unless
         SIGHUP was ignored at the start.
         """
         with contextlib.suppress(OSError):
@@ -369,7 +374,7 @@ class Keeper:
             self._duties.run("notify", lambda: notify("READY=1"))
 
     def _renew(self) -> None:
-        """Read the configuration again and post it for the shards; what is wrong with it changes nothing."""
+        """Read the configuration again and post it for the shards; if it is not valid, log the reason."""
         try:
             renewed = self._plan.reread()
             self._boards.configuration.post(Renewal.of(renewed.shards[0]).to_bytes())
@@ -383,8 +388,8 @@ class Keeper:
             self._log.info("config_reloaded", needs_restart=" ".join(renewed.ignored) or "nothing")
 
     def _stop(self) -> int:
-        """Drain the shards, then end the rest; a second signal ends it at once."""
-        # Of the settings in effect: the shards have taken over a reloaded timeout too.
+        """Drain the shards, then end the other processes; a second signal kills them at once."""
+        # From the current options, because the shards have taken over a reloaded timeout too.
         drain_timeout_s = self._shard_options[0].drain_timeout_ms / 1000
         self._log.info("draining", timeout_s=drain_timeout_s)
         self._duties.run("notify", lambda: notify("STOPPING=1"))
@@ -397,16 +402,17 @@ class Keeper:
         return 0
 
     def _clean(self) -> None:
-        """Remove what the gateway has left in the runtime directory."""
+        """Remove the gateway's files from the runtime directory."""
         if self._plan.embedded_bus is not None:
             self._plan.embedded_bus.clean()
         self._plan.files.clean()
 
     def _end(self, children: list[Child], within_s: float) -> None:
+        """Send SIGTERM to children and wait until all have ended; after `within_s` seconds send SIGKILL."""
         deadline_s = time.monotonic() + within_s
         for child in children:
             child.signal(signal.SIGTERM)
-        # Their listeners are theirs alone now: when they close them the port is free.
+        # Close the keeper's copies of the listeners: the port is then free when the shards close theirs.
         for listener in self._plan.listeners:
             with contextlib.suppress(OSError):
                 listener.close()
@@ -421,7 +427,7 @@ class Keeper:
 
 
 def _handovers(count: int) -> tuple[tuple[socket.socket, socket.socket], ...]:
-    """For each shard both ends of where siblings hand it connections; none where there are no siblings."""
+    """Make a handover channel for each shard, as (receiving end, sending end); none for a single shard."""
     if count < 2:
         return ()
     pairs = tuple(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count))
@@ -431,7 +437,7 @@ def _handovers(count: int) -> tuple[tuple[socket.socket, socket.socket], ...]:
 
 
 def _has_terminal() -> bool:
-    """Whether there is a terminal that could hang up.
+    """Whether this process has a controlling terminal, which could hang up.
 
     When descriptors or memory are short, the terminal cannot be checked and counts as present.
     """
@@ -443,7 +449,7 @@ def _has_terminal() -> bool:
 
 
 def _differ(weights: list[int], before: list[int]) -> bool:
-    """Whether somebody came or went, or a share moved by an eighth: else the kernel's program stands."""
+    """Whether weights differ enough for a new program: a change from or to 0, or by more than an eighth."""
     if len(weights) != len(before):
         return True
     return any(

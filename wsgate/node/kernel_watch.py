@@ -1,6 +1,6 @@
-"""What the keeper reads of the kernel for the whole node: the machine's sockets and the private bus's memory.
+"""Publish kernel numbers as gauges of the node: memory and drops of sockets, memory of the private bus.
 
-A number that cannot be read now, for instance because no descriptor is free, leaves its gauge as it was.
+A number that cannot be read, for instance because no descriptor is free, leaves its gauge unchanged.
 """
 
 import os
@@ -19,12 +19,12 @@ _PROC: Final = Path("/proc")
 
 
 class Watch:
-    """The watch of one node.
+    """Read the kernel's numbers once a second, and write them into the keeper's statistics.
 
     Args:
-        block: Its keeper's region receives the gauges.
-        bus_limit_bytes: Memory that the private bus may hold; 0: the node has no private bus.
-        read: Reads the socket numbers; another one in tests.
+        block: The statistics block; the keeper's region receives the gauges.
+        bus_limit_bytes: The memory limit of the private bus; 0: the node has no private bus.
+        read: Reads the socket numbers; tests pass another function.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Watch:
         self._count(read())
 
     def look(self, now_ms: int, bus: int) -> None:
-        """Read everything; once a second, however often this is called.
+        """Read all numbers and update the gauges, at most once a second.
 
         Args:
-            now_ms: The machine's monotonic clock.
-            bus: Process id of the private bus; 0: it does not run.
+            now_ms: The machine's monotonic clock, in milliseconds.
+            bus: The process id of the private bus; 0: it does not run.
         """
         if now_ms < self._looked_ms + LOOK_MS:
             return
@@ -63,7 +63,7 @@ class Watch:
             self._region["bus_bytes"] = resident
 
     def _count(self, numbers: SocketNumbers) -> None:
-        """Show how far the kernel's counters have grown; what cannot be read keeps its last value."""
+        """Publish how far the kernel's counters have grown since the start, except unreadable ones."""
         for name, now in (("listen_overflows", numbers.overflows), ("listen_drops", numbers.drops)):
             if now is not None:
                 grown = now - self._since.setdefault(name, now)
@@ -71,7 +71,7 @@ class Watch:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """The resident set size of a process; None when it cannot be read."""
+    """Read the resident set size of a process, in bytes; None when it cannot be read."""
     try:
         return int((_PROC / str(pid) / "statm").read_text().split()[1]) * PAGE_BYTES
     except (OSError, IndexError, ValueError):

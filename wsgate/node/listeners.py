@@ -1,8 +1,9 @@
-"""The client port: one listener per shard, and a program in the kernel that deals connections out.
+"""Open the client port with one listener for each shard, and distribute new connections between these.
 
-All listeners of a port form one SO_REUSEPORT group. By itself the kernel deals by hash, whoever
-sleeps; the program here deals at random by weight, so that a full, draining or hung shard gets nobody.
-The keeper holds every listener open: a crashed shard's successor inherits the same queue.
+All listeners of the port form one SO_REUSEPORT group. The kernel's default distributes connections by hash,
+without regard to the state of shards. The program distributes them at random by weight, so that a full,
+draining or hung shard gets none. The keeper keeps every listener open, so that the successor of a crashed
+shard has the same accept queue.
 
 Source: socket(7), SO_ATTACH_REUSEPORT_CBPF; the kernel's Documentation/networking/filter.rst.
 """
@@ -41,9 +42,9 @@ _RETRY_S: Final = (2, 10)
 
 
 def when_free(open_it: Callable[[], T], within_s: float) -> T:
-    """What `open_it` returns; tried again for a while when the address is in use.
+    """Call `open_it` and return its result; while the address is in use, try again for `within_s` seconds.
 
-    Children of a keeper that was killed end a moment after it, and hold its ports until then.
+    The children of a killed keeper end shortly after it, and keep its ports open until then.
     """
     end_s = time.monotonic() + within_s
     while True:
@@ -58,24 +59,27 @@ def when_free(open_it: Callable[[], T], within_s: float) -> T:
 def open_group(
     host: str, port: int, count: int, options: ListenerOptions, *, patience_s: float = 0.0
 ) -> list[socket.socket]:
-    """`count` listeners on one port; the first one probes, so that no other gateway's group is joined.
+    """Open the listeners of all shards on one port, as one SO_REUSEPORT group.
+
+    A first listener without SO_REUSEPORT checks that the port is free, so that the group of another gateway
+    is not joined.
 
     Args:
-        host: Address to bind.
-        port: 0 lets the kernel choose one for all.
-        count: How many, at least 1.
-        options: For each of them.
-        patience_s: How long to wait for a port in use.
+        host: The address or name to bind.
+        port: The port; 0: the kernel chooses one for all listeners.
+        count: The number of listeners, >= 1.
+        options: The options of each listener.
+        patience_s: How long to wait for a port that is in use, in seconds.
 
     Raises:
-        SettingsError: The port is taken or the address is not ours; says which.
+        SettingsError: The port is in use, or the address cannot be bound.
     """
     try:
         if port:
             probe = replace(options, reuse_port=False, backlog=1)
             when_free(lambda: open_listener(host, port, probe).close(), patience_s)
         group = [open_listener(host, port, replace(options, reuse_port=True))]
-    except UnicodeError as error:  # too long a label for a name, for instance
+    except UnicodeError as error:  # for instance a name with a label that is too long
         raise SettingsError(f"server.host: {host!r} is no address and no name") from error
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {_plainly(error)}") from error
@@ -91,9 +95,13 @@ def _plainly(error: OSError) -> str:
 
 
 def steering_program(weights: Sequence[int]) -> bytes:
-    """The classic BPF program that returns index n with probability weight n / sum.
+    """Assemble the classic BPF program that returns index n with the probability weight n / sum of weights.
 
-    With all weights 0 it deals evenly: then every shard refuses by itself, and says so.
+    If all weights are 0, all shards get the same share: each shard then refuses connections with its own
+    reason.
+
+    Args:
+        weights: The weight of each shard, >= 0, in the order of the listeners.
     """
     if not any(weights):
         weights = [1] * len(weights)
@@ -103,14 +111,14 @@ def steering_program(weights: Sequence[int]) -> bytes:
     bound = 0
     for index, weight in enumerate(scaled):
         bound += weight
-        # Below the bound: this one. Skips its own return otherwise.
+        # A number below the bound selects this index; otherwise jump over the return.
         steps += [(_JUMP_IF_GREATER_OR_EQUAL, 1, 0, bound), (_RETURN, 0, 0, index)]
     steps.append((_RETURN, 0, 0, len(scaled) - 1))
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
 def steer(listener: socket.socket, weights: Sequence[int]) -> None:
-    """Deal new connections of the listener's group by weight, from now on."""
+    """Attach the steering program to the listener's group, so that new connections follow these weights."""
     program = ctypes.create_string_buffer(steering_program(weights))
     steps = (len(program) - 1) // 8
     listener.setsockopt(
@@ -119,7 +127,7 @@ def steer(listener: socket.socket, weights: Sequence[int]) -> None:
 
 
 def refuse_waiting(listener: socket.socket) -> int:
-    """Answer 503 to who waits in a queue that nobody serves; how many were answered, at most 64."""
+    """Refuse connections in an accept queue that no shard serves, with 503; return how many, at most 64."""
     refused = 0
     while refused < _REFUSALS_PER_CALL:
         try:
@@ -132,13 +140,13 @@ def refuse_waiting(listener: socket.socket) -> int:
 
 
 def refuse_handed(channel: socket.socket) -> int:
-    """Answer 503 to connections that siblings handed to a shard that does not take them.
+    """Refuse connections, with 503, that other shards handed over to a shard that does not accept them.
 
     Args:
-        channel: The end of the shard's channel that is read from; it does not block.
+        channel: The receiving end of the shard's handover channel; it does not block.
 
     Returns:
-        How many were answered, at most 64.
+        How many connections were refused, at most 64.
     """
     refused = 0
     while refused < _REFUSALS_PER_CALL:
@@ -155,9 +163,10 @@ def refuse_handed(channel: socket.socket) -> int:
 
 
 def _refuse(peer: socket.socket) -> None:
+    """Send the response 503 to one connection and close it."""
     with peer, contextlib.suppress(OSError):
         peer.setblocking(False)
-        with contextlib.suppress(BlockingIOError):  # a peer that has sent nothing yet is answered too
-            peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
+        with contextlib.suppress(BlockingIOError):  # a peer that has sent nothing yet gets the response too
+            peer.recv(16 * 1024)  # closing with unread bytes would send a reset, and lose the response
         peer.send(_NOBODY_ANSWERS % random.randint(*_RETRY_S))  # noqa: S311 - spreading, not secrecy
         peer.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""What this machine lets us have: descriptors, cores and memory."""
+"""Find out how many descriptors, cores and bytes of memory the machine and its control groups allow."""
 
 import math
 import os
@@ -24,35 +24,35 @@ _NO_LIMIT_BYTES: Final = 1 << 60
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files to the hard one; children inherit it. Returns it."""
+    """Raise the soft limit of open files to the hard limit, and return it. Children inherit the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
-        hard = int((_PROC / "sys/fs/nr_open").read_text())  # the most the kernel takes for a limit
+        hard = int((_PROC / "sys/fs/nr_open").read_text())  # the largest limit that the kernel accepts
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, no more than its control groups pay for; at least 1."""
+    """Return the number of cores that this process may use, by affinity and control groups; at least 1."""
     cores = len(os.sched_getaffinity(0))
     quota = usable_quota()
     return max(1, min(cores, math.ceil(quota))) if quota else cores
 
 
 def usable_quota() -> float:
-    """Cores this process's control groups pay for; 0: no limit."""
+    """Return the CPU quota of this process's control groups, in cores; 0: no limit."""
     return cpu_quota(_PROC / "self/cgroup", _CGROUPS)
 
 
 def cpu_quota(membership: Path, root: Path) -> float:
-    """Cores the control groups of a process let it use; 0: no limit.
+    """Read the CPU quota of a process from its control groups, in cores; 0: no limit.
 
-    The tightest of its own group and those around it holds. In a container the groups around it are
-    not to be seen, and its own may be shown as the root.
+    The smallest quota of the process's group and of the groups around it counts. In a container the outer
+    groups are invisible, and the container's own group may appear as the root.
 
     Args:
-        membership: `/proc/<pid>/cgroup`.
-        root: Where the groups are mounted.
+        membership: The file `/proc/<pid>/cgroup`.
+        root: The folder where the control groups are mounted.
 
     Source: cgroups(7); the kernel's cgroup-v2.rst, cpu.max; cgroup-v1 sched-bwc.rst, cpu.cfs_quota_us.
     """
@@ -61,22 +61,24 @@ def cpu_quota(membership: Path, root: Path) -> float:
 
 
 def usable_memory() -> int:
-    """Bytes that all processes of a node may use together: their control groups' limit, or the machine's."""
+    """Return the bytes that all processes of a node may use together, by control groups and machine."""
     quota = memory_quota(_PROC / "self/cgroup", _CGROUPS)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(quota, total) if quota else total
 
 
 def is_memory_limited() -> bool:
-    """Whether it is a control group, and not the machine, that has the least."""
+    """Whether a control group allows less memory than the machine has."""
     return usable_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_quota(membership: Path, root: Path) -> int:
-    """Bytes the control groups of a process let it use; 0: no limit. Arguments as `cpu_quota`.
+    """Read the memory limit of a process from its control groups, in bytes; 0: no limit.
+
+    The arguments are those of `cpu_quota`.
 
     Source: the kernel's cgroup-v2.rst, memory.max and memory.high; cgroup-v1 memory.rst,
-    memory.limit_in_bytes, which holds the largest multiple of the page size where nothing is limited.
+    memory.limit_in_bytes, which is the largest multiple of the page size when there is no limit.
     """
     quotas = [
         quota
@@ -88,7 +90,7 @@ def memory_quota(membership: Path, root: Path) -> int:
 
 
 def address_space_left() -> int:
-    """Bytes this process, and each that it forks, may still map; 0: no limit (RLIMIT_AS)."""
+    """Return the bytes that this process, and each it forks, may still map (RLIMIT_AS); 0: no limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return 0
@@ -97,7 +99,7 @@ def address_space_left() -> int:
 
 
 def _bytes_of(file: Path) -> int:
-    """What a limit's file says; 0: no limit, or no such file."""
+    """Read the number in a limit's file; 0: the file has no number, or does not exist."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
@@ -105,14 +107,14 @@ def _bytes_of(file: Path) -> int:
 
 
 def _groups(membership: Path, root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the groups that may limit what a controller counts, each with all around it."""
+    """Yield the folders of the groups that may limit a controller, and of the groups around them."""
     try:
         rows = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
         rows = []
     for _, controllers, path in (row for row in rows if len(row) == 3):
         if not controllers:
-            mounts = [root, root / "unified"]  # version 2, alone or beside version 1
+            mounts = [root, root / "unified"]  # version 2, alone or together with version 1
         elif controller in controllers.split(","):
             mounts = [root / controllers, root / controller]
         else:
@@ -123,7 +125,7 @@ def _groups(membership: Path, root: Path, controller: str) -> Iterator[Path]:
 
 
 def _quota_of(folder: Path) -> float:
-    """Cores per period; 0: no limit, or no such file."""
+    """Read the CPU quota in a group's folder, in cores; 0: no limit, or no such file."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""How the memory of a node is divided: its processes, what its own bus may hold, and the rest for shards."""
+"""Divide the memory budget of a node between its processes, its private bus and the clients of its shards."""
 
 from typing import Final
 
@@ -8,25 +8,25 @@ from wsgate.node.machine import address_space_left, usable_memory
 __all__ = ["bus_share", "memory_share"]
 
 FIRST_BYTES: Final = 80 * 1024 * 1024
-"""What a gateway of one shard uses before its first client, the private bus included: measured 68 MB."""
+"""Memory of a gateway with one shard before its first client, the private bus included: measured 68 MB."""
 ONE_MORE_BYTES: Final = 8 * 1024 * 1024
-"""What each further shard uses before its first client: measured 6.9 MB."""
+"""Memory of each further shard before its first client: measured 6.9 MB."""
 LEAST_BYTES: Final = 16 * 1024 * 1024
-"""A shard with less for its clients would refuse them for what it keeps for reuse alone."""
+"""The least memory for the clients of a shard. With less, the memory kept for reuse alone would fill it."""
 BUS_LEAST_BYTES: Final = 8 * 1024 * 1024
-"""The least for what the node's own bus holds beside output: names of channels, events, who is where."""
+"""The least memory of the private bus for its data: channel names, events, and the connections of users."""
 BUS_OUTPUT_BYTES: Final = 8 * 1024 * 1024
-"""The least that may wait there for one shard; see `wsgate.admission.BusShares`."""
+"""The least output that the private bus may buffer for one shard; see `wsgate.admission.BusShares`."""
 BUS_PART: Final = 8
-"""One in so many bytes of the budget is for the node's own bus."""
+"""The private bus gets one part in so many of the budget, if that is more than its minimum."""
 
 
 def bus_share(budget_bytes: int, shards: int) -> int:
-    """Bytes that the node's own bus may hold; whoever would make it hold more is refused.
+    """Compute the memory limit of the private bus, in bytes; clients that would exceed it are refused.
 
     Args:
-        budget_bytes: As `memory_share`'s.
-        shards: As `memory_share`'s.
+        budget_bytes: The memory of the node, see `memory_share`.
+        shards: The number of shards, >= 1.
     """
     return max(BUS_LEAST_BYTES + shards * BUS_OUTPUT_BYTES, _budget(budget_bytes) // BUS_PART)
 
@@ -36,16 +36,16 @@ def _budget(budget_bytes: int) -> int:
 
 
 def memory_share(budget_bytes: int, shards: int, bus_bytes: int = 0) -> int:
-    """Bytes that one of so many shards may use for its clients.
+    """Compute the memory that one shard may use for its clients, in bytes.
 
     Args:
-        budget_bytes: What all processes of the node may use; 0: what the machine lets them.
-        shards: How many share it, >= 1.
-        bus_bytes: What the node's own bus may hold; 0: it has none.
+        budget_bytes: The memory of all processes of the node; 0: nine tenths of what the machine allows.
+        shards: The number of shards, >= 1.
+        bus_bytes: The memory limit of the private bus; 0: the node has none.
 
     Raises:
-        SettingsError: What is left beside the processes themselves is too little to serve anybody, or the
-            budget is more than there is: the kernel would kill what is inside it.
+        SettingsError: The memory left for clients is too small, or the budget is larger than the memory of
+            the machine or its control group, so that the kernel would kill processes within the budget.
     """
     name = "admission.memory_budget"
     budget = _budget(budget_bytes)
@@ -66,7 +66,7 @@ def memory_share(budget_bytes: int, shards: int, bus_bytes: int = 0) -> int:
         )
     left = address_space_left()
     if left:
-        share = min(share, left * 3 // 4)  # the rest is the heap's holes and what is not on the books
+        share = min(share, left * 3 // 4)  # the rest is for heap fragmentation and uncounted memory
     if share < LEAST_BYTES:
         raise SettingsError(
             f"RLIMIT_AS leaves {left >> 20} MiB of address space, and a shard needs {LEAST_BYTES >> 19} MiB"

@@ -1,4 +1,4 @@
-"""What systemd wants to hear. Source: sd_notify(3)."""
+"""Send state notifications to the service manager systemd. Source: sd_notify(3)."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ __all__ = ["notify"]
 
 
 def notify(state: str) -> None:
-    """Send one line to the service manager; nothing without one."""
+    """Send assignments such as `READY=1` to systemd; do nothing if `NOTIFY_SOCKET` is not set."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

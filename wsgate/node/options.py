@@ -1,4 +1,4 @@
-"""From a configuration to what each process of a node is told. Binds nothing, starts nothing."""
+"""Convert a configuration into the options of each process of a node, and select what a reload may change."""
 
 import shlex
 import shutil
@@ -44,16 +44,16 @@ FIXED: Final = {
     "log": (),
     "admin": ("host", "port"),
 }
-"""Settings that a running node keeps, by section; none named: all of the section."""
+"""Settings that need a restart, by section; an empty tuple stands for the whole section."""
 
 BACKLOG_SHARE: Final = 4
-"""The backlog of a shard takes at most so great a part of the shard's memory."""
+"""The backlog of a shard takes at most one part in so many of the shard's memory."""
 BLOCKED_GRACE_MS: Final = 5_000
-"""A socket is also full while its peer's process waits for a processor: on a busy machine for seconds.
+"""After a socket became full, the limit of frames does not count for this long; those of bytes and age do.
 
-Frames are not counted within this time; bytes and age are."""
+A socket is also full while its peer's process waits for a processor: on a busy machine for seconds."""
 BLOCKED_MOVING_MS: Final = 250
-"""A reader whose turn comes later than this is waited for only as one of a crowd.
+"""Publications wait for a slow connection only if its socket took bytes within this time, or in a crowd.
 
 It is one tick of the reactor's timers. On a busy machine a process waits about as long for a processor.
 """
@@ -66,14 +66,15 @@ POLICIES: Final = {
 
 
 def renewable(config: Config, fresh: Config) -> tuple[Config, list[str]]:
-    """What of a fresh configuration a running node can take over.
+    """Merge a new configuration into that of a running node: settings that need a restart keep their value.
 
     Args:
-        config: What it was started with.
-        fresh: What was read now.
+        config: The configuration that the node was started with.
+        fresh: The configuration that was read now.
 
     Returns:
-        The fresh one with everything that needs a restart as it was, and the settings that differ in that.
+        The new configuration with the old values of all settings that need a restart, and the names of those
+        of them that have changed.
     """
     ignored: list[str] = []
     sections: dict[str, Section] = {}
@@ -91,10 +92,14 @@ def renewable(config: Config, fresh: Config) -> tuple[Config, list[str]]:
 
 
 def key_sources(config: Config, development_secret: str = "") -> tuple[KeySource, ...]:
-    """Every key of the configuration, and the one made for development when there is none.
+    """List the sources of all configured keys, and check each by making its key.
+
+    Args:
+        config: The configuration.
+        development_secret: The HS256 secret to use when `auth.hmac_secret` is not set; empty: none.
 
     Raises:
-        SettingsError: One does not fit its algorithm.
+        SettingsError: The material of a key does not fit its algorithm.
     """
     keys = []
     if secret := config.auth.hmac_secret or development_secret:
@@ -107,6 +112,7 @@ def key_sources(config: Config, development_secret: str = "") -> tuple[KeySource
 
 
 def _rules(row: object) -> ChannelRules:
+    """Convert the settings of one namespace into the rules of its channels."""
     return ChannelRules(
         subscribe=row.subscribe,  # type: ignore[attr-defined]
         publish=row.publish,  # type: ignore[attr-defined]
@@ -116,12 +122,12 @@ def _rules(row: object) -> ChannelRules:
 
 
 class Machine(NamedTuple):
-    """What the processes of the node have, from its start to its end.
+    """The resources of the node's processes, which do not change while the node runs.
 
     Attributes:
-        shards: How many.
-        descriptors: Of one process.
-        bus_bytes: What the node's own bus may hold; 0: it has none.
+        shards: The number of shards.
+        descriptors: The limit of open files of one process.
+        bus_bytes: The memory limit of the private bus; 0: the node has none.
     """
 
     shards: int
@@ -130,12 +136,13 @@ class Machine(NamedTuple):
 
 
 def _backlog_bytes(config: Config, machine: Machine) -> int:
-    """What one shard may hold of publications that it has not handed on yet."""
+    """Compute the limit of one shard's backlog of publications, in bytes."""
     share = memory_share(config.admission.memory_budget_bytes, machine.shards, machine.bus_bytes)
     return min(config.bus.backlog_bytes, share // BACKLOG_SHARE)
 
 
 def _settings(config: Config, machine: Machine) -> Settings:
+    """Make the settings of a shard's reactor."""
     limits = config.limits
     return Settings(
         head_timeout_ms=limits.head_timeout_ms,
@@ -161,11 +168,12 @@ def _settings(config: Config, machine: Machine) -> Settings:
 
 
 def descriptors_needed(shards: int, reserved: int) -> int:
-    """The least limit of open files with which the processes of a node can start and serve somebody.
+    """Compute the smallest limit of open files with which a node can start and serve one client per shard.
 
     Args:
-        shards: How many; both ends of each one's channel are open in keeper and shards.
-        reserved: Descriptors that clients never get.
+        shards: The number of shards. Both ends of every handover channel are open in the keeper and in all
+            shards.
+        reserved: The descriptors reserved from clients.
     """
     channels = 2 * shards if shards > 1 else 0
     of_shard = reserved + DESCRIPTORS_OF_OURS + channels + 1  # one client
@@ -174,7 +182,11 @@ def descriptors_needed(shards: int, reserved: int) -> int:
 
 
 def _node_limits(config: Config, machine: Machine) -> NodeLimits:
-    """The numbers of the node that its shards divide."""
+    """Make the limits of the whole node, which its shards divide among themselves.
+
+    Raises:
+        SettingsError: The node may have fewer connections than it has shards.
+    """
     admission = config.admission
     if 0 < admission.max_connections < machine.shards:
         raise SettingsError(f"admission.max_connections: less than one for each of {machine.shards} shards")
@@ -190,7 +202,7 @@ def _node_limits(config: Config, machine: Machine) -> NodeLimits:
 
 
 def _common_gate(config: Config, machine: Machine) -> GateLimits:
-    """What the gates of all shards have in common."""
+    """Make the limits for accepting connections that are the same in all shards."""
     admission = config.admission
     return GateLimits(
         descriptors=machine.descriptors - admission.reserve_descriptors,
@@ -203,11 +215,17 @@ def _common_gate(config: Config, machine: Machine) -> GateLimits:
 
 
 def shard_options(config: Config, running: RunningGateway, number: int, machine: Machine) -> ShardOptions:
-    """What one shard is to be.
+    """Make the options of one shard.
+
+    Args:
+        config: The configuration.
+        running: The description of this gateway, with its ports and the URL of the bus.
+        number: The number of the shard, >= 0.
+        machine: The resources of the node.
 
     Raises:
-        SettingsError: A key does not fit its algorithm, there is too little memory, or fewer connections than
-            shards.
+        SettingsError: A key does not fit its algorithm, there is too little memory, or the node may have
+            fewer connections than shards.
     """
     limits, auth = config.limits, config.auth
     node_limits = _node_limits(config, machine)
@@ -235,7 +253,7 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
         tokens=TokenPolicy(
             audience=auth.audience,
             issuer=auth.issuer,
-            leeway_s=-(-auth.leeway_ms // 1000),  # whole seconds, as token times are; never less than asked
+            leeway_s=-(-auth.leeway_ms // 1000),  # token times are whole seconds: round up
             require_exp=auth.require_exp,
             token_max_life_s=-(-auth.token_max_life_ms // 1000),
         ),
@@ -279,14 +297,14 @@ def shard_options(config: Config, running: RunningGateway, number: int, machine:
 
 
 def _page_origins(config: Config, admin_port: int) -> tuple[str, ...]:
-    """Where the try page is served from, in development; pages of loopback addresses are allowed anyway."""
+    """Return the origin of the try page in development mode, for a host that is no loopback address."""
     if not config.server.dev:
         return ()
     return (f"http://{url_host(config.admin.host).lower()}:{admin_port}",)
 
 
 def admin_options(config: Config, running: RunningGateway) -> AdminOptions:
-    """What the admin process is to be."""
+    """Make the options of the admin process."""
     return AdminOptions(
         node=running.node,
         bus=parse_address(running.bus_url),
@@ -307,24 +325,24 @@ def admin_options(config: Config, running: RunningGateway) -> AdminOptions:
 
 
 def publish_limits(config: Config) -> dict[str, int]:
-    """The largest publication by namespace, in bytes, as `wsgate.bus.receivers` reads it."""
+    """Map each namespace to its largest publication in bytes, in the form for `wsgate.bus.receivers`."""
     limits = {name: row.max_publish_bytes for name, row in config.channels.items()}
     return limits | ({ANY_NAMESPACE: limits["default"]} if config.open_namespaces else {})
 
 
 def publish_command(running: RunningGateway) -> str:
-    """A line to paste into a shell that publishes something; it works there as it stands."""
+    """Return a shell command that publishes to the channel `news` of this gateway."""
     return command_line(running, "publish", "news '{\"hello\":1}'")
 
 
 def command_line(running: RunningGateway, command: str, arguments: str) -> str:
-    """A line to paste into a shell that runs a command of `wsgate` for this gateway."""
+    """Return a shell command that runs a `wsgate` command for this gateway; `--port` only if not 8000."""
     port = "" if running.port == 8000 else f" --port {running.port}"
     return f"{_program()} {command}{port} {arguments}"
 
 
 def _program() -> str:
-    """How a shell starts `wsgate`: by name, or by the path it was started from (`make run`)."""
+    """Return how a shell starts `wsgate`: by name, by path, or with the Python interpreter."""
     if shutil.which("wsgate"):
         return "wsgate"
     started = Path(sys.argv[0])

@@ -1,7 +1,7 @@
-"""From root to an ordinary user, once everything that only root may do is done.
+"""Change this process from root to an ordinary user, after everything that only root may do.
 
-The order matters: groups first, then the group, then the user, because each step takes away the right to do
-the one before it. Source: setuid(2), setgroups(2); POSIX.1 saved set-user-ID.
+The order matters: the supplementary groups first, then the group, then the user, because each step removes
+the right to do the step before it. Source: setuid(2), setgroups(2); POSIX.1 saved set-user-ID.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ _LATER: Final = (
     "wsgate.admin.server",
     "wsgate.bus.once",
 )
-"""Modules that are otherwise imported only when they are needed. After the change of the user that may fail,
-because the new user may not be allowed to read the folder where Python or wsgate is installed."""
+"""Modules that are otherwise imported when they are first used. After the change of the user such an import
+may fail, because the new user may have no right to read the folder where Python or wsgate is installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Account:
 
 
 def account_for(name: str) -> Account | None:
-    """The account that `server.user` names; None: the process stays what it is.
+    """Look up the account that `server.user` names; None: no change is needed.
 
     Raises:
-        SettingsError: There is no such user, or we are neither root nor that user.
+        SettingsError: There is no such user, or this process runs neither as root nor as that user.
     """
     if not name:
         return None
@@ -60,11 +60,11 @@ def account_for(name: str) -> Account | None:
 
 
 def become(account: Account) -> None:
-    """Become another user for good. Call as root, with a single thread.
+    """Change this process to another user permanently. Call it as root, with a single thread.
 
     Raises:
-        OSError: The kernel refuses it.
-        InternalError: We could still return to root.
+        OSError: The kernel refuses the change.
+        InternalError: The process could still become root again.
     """
     for module in _LATER:
         importlib.import_module(module)

@@ -1,7 +1,8 @@
-"""The runtime directory: where a running gateway leaves what its own commands need to find it.
+"""Manage the runtime directory, with the files by which the `wsgate` commands find a running gateway.
 
-One directory per user, mode 0700; in it one file per gateway, named by its port, and the private bus's
-socket. Nothing here outlives the gateway except by kill -9, and a file whose process is gone is ignored.
+Each user has one directory, with mode 0700. It contains a description and a lock file for each gateway, named
+by its port, and the files of the private bus. A gateway removes its files when it ends. After kill -9 they
+stay; a description whose process has ended is ignored.
 """
 
 import contextlib
@@ -34,22 +35,22 @@ _LOCK_LIMIT_BYTES: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """What a gateway says of itself."""
+    """The description of a running gateway, for the `wsgate` commands on the same machine."""
 
     pid: int
     node: str
     port: int
-    url: str  # where its own commands connect as clients
+    url: str  # the WebSocket URL for the client commands
     admin_port: int
-    bus_url: str = field(repr=False)  # it may hold a password
+    bus_url: str = field(repr=False)  # it may contain a password
     prefix: str
-    # With which `wsgate token` signs; empty when the configuration has its own.
+    # The secret with which `wsgate token` signs; empty when the configuration has a key.
     secret: str = field(repr=False)
-    # The largest publication by namespace, as `wsgate.bus.receivers` reads it; empty: not known.
+    # The largest publication by namespace, see `wsgate.bus.receivers`; empty: not known.
     publish_limits: dict[str, int] = field(default_factory=dict)
 
     def write(self, directory: Path) -> Path:
-        """Leave it in the runtime directory, readable by its owner only."""
+        """Write the description into the runtime directory atomically, readable only by its owner."""
         target = _file_of(directory, self.port)
         draft = target.with_suffix(f".{os.getpid()}")
         draft.touch(mode=0o600)
@@ -59,7 +60,7 @@ class RunningGateway:
 
 
 def url_host(host: str) -> str:
-    """How to name, in a URL on this machine, what listens on `host`."""
+    """Return the host for a URL that reaches, from this machine, a listener on `host`."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - no bind
     return f"[{host}]" if ":" in host else host
 
@@ -71,18 +72,19 @@ def _file_of(directory: Path, port: int) -> Path:
 def runtime_directory(
     environ: Mapping[str, str], *, owner: tuple[int, int] | None = None, is_only_read: bool = False
 ) -> Path:
-    """The directory, made when it is not there.
+    """Find the runtime directory, and make it if it is missing.
 
-    `$RUNTIME_DIRECTORY` (systemd makes it), else `wsgate` below `$XDG_RUNTIME_DIR`, else `wsgate-<uid>`
+    It is `$RUNTIME_DIRECTORY` (made by systemd), else `wsgate` below `$XDG_RUNTIME_DIR`, else `wsgate-<uid>`
     in the system's temporary folder.
 
     Args:
         environ: The environment of this process.
-        owner: User and group that it is to belong to, as root gives it; None: this process's own.
-        is_only_read: Nothing is written there: then root may look into the directory of anybody.
+        owner: The user and group that own the directory, set by root; None: those of this process.
+        is_only_read: Nothing will be written, so root may use the directory of any user.
 
     Raises:
-        SettingsError: It belongs to somebody else or others may write to it: secrets would leak.
+        SettingsError: The directory belongs to another user, or others may write to it, so that secrets could
+            leak; or it cannot be made.
     """
     uid = os.getuid() if owner is None else owner[0]
     if given := environ.get("RUNTIME_DIRECTORY", "").split(":")[0]:
@@ -108,12 +110,16 @@ def runtime_directory(
 
 
 def lock_file(directory: Path, port: int) -> Path:
-    """What `lock_port` locks."""
+    """Return the path of the file that `lock_port` locks."""
     return directory / f"port-{port}.lock"
 
 
 def lock_port(directory: Path, port: int) -> int | None:
-    """Lock a port against a second gateway of this user; the descriptor holds it, None: it is taken."""
+    """Lock a port against a second gateway of this user.
+
+    Returns:
+        The descriptor that keeps the lock while it is open; None: another process has the lock.
+    """
     descriptor = os.open(lock_file(directory, port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,7 +133,7 @@ def write_lock_holder(lock_fd: int, holder: str) -> None:
     """Write the holder of the node's name into the locked file of its port.
 
     Args:
-        lock_fd: From `lock_port`.
+        lock_fd: The descriptor from `lock_port`.
         holder: The text of the lease on the bus; empty when the node has no lease.
     """
     os.ftruncate(lock_fd, 0)
@@ -137,7 +143,7 @@ def write_lock_holder(lock_fd: int, holder: str) -> None:
 
 
 def read_lock_holder(lock_fd: int) -> str:
-    """Return what `write_lock_holder` wrote into this file; empty when there is nothing of this kind.
+    """Return the holder that `write_lock_holder` wrote into this file; empty if there is none.
 
     The caller has locked the file. A holder that another process wrote has therefore ended: the kernel
     keeps the lock of a process until it ends, in whatever namespace of process ids it runs.
@@ -148,14 +154,14 @@ def read_lock_holder(lock_fd: int) -> str:
 
 
 class RuntimeFiles:
-    """What a running gateway keeps in the runtime directory, and makes again when somebody removes it.
+    """The files of a running gateway in the runtime directory, which are made again when they are removed.
 
-    The default directory lies in the temporary folder, where cleaners remove what is old.
+    The default directory is in the temporary folder, where cleaning programs remove old files.
 
     Args:
-        locate: Returns the directory and makes it when it is missing.
+        locate: Returns the directory, and makes it if it is missing.
         running: The description of the running gateway.
-        lock_fd: Holds the lock of the gateway's port.
+        lock_fd: The descriptor that has the lock of the gateway's port.
     """
 
     def __init__(self, locate: Callable[[], Path], running: RunningGateway, lock_fd: int) -> None:
@@ -166,14 +172,14 @@ class RuntimeFiles:
         running.write(self._directory)
 
     def restore(self) -> list[str]:
-        """Make again whatever is missing.
+        """Make the directory and the files that are missing.
 
         Returns:
             The names of the files that were missing.
 
         Raises:
-            SettingsError: The directory cannot be made, or it is somebody else's.
-            InternalError: Another gateway has locked the port meanwhile.
+            SettingsError: The directory cannot be made, or belongs to another user.
+            InternalError: Another gateway has locked the port in the meantime.
             OSError: A file cannot be made.
         """
         self._directory = self._locate()
@@ -188,7 +194,7 @@ class RuntimeFiles:
         return missing
 
     def clean(self) -> None:
-        """Remove the files; what cannot be removed is left."""
+        """Remove the description and the lock file; ignore a file that cannot be removed."""
         for file in (_file_of(self._directory, self._running.port), self._lock):
             with contextlib.suppress(OSError):
                 file.unlink()
@@ -198,13 +204,14 @@ class RuntimeFiles:
         return lock_file(self._directory, self._running.port)
 
     def _is_ours(self, lock: Path) -> bool:
-        """Whether the lock file is the very one that we hold."""
+        """Whether the lock file at this path is the same file as the locked descriptor."""
         try:
             return os.path.samestat(lock.stat(), os.fstat(self.lock_fd))
         except FileNotFoundError:
             return False
 
     def _lock_again(self, lock: Path) -> None:
+        """Make and lock a new lock file, with the holder of the old one."""
         fresh = lock_port(self._directory, self._running.port)
         if fresh is None:
             raise InternalError(f"{lock} was removed, and another gateway holds the one in its place")
@@ -214,7 +221,7 @@ class RuntimeFiles:
 
 
 def running_gateways(directory: Path) -> list[RunningGateway]:
-    """The gateways of this user whose keeper lives."""
+    """List the gateways in a runtime directory whose keeper process exists."""
     found = []
     for file in sorted(directory.glob("gateway-*.json")):
         try:

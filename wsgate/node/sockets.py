@@ -1,4 +1,4 @@
-"""What the kernel says of all sockets of this machine: memory, and accept queues that ran over."""
+"""Read the kernel's numbers about all TCP sockets of this machine: memory, and overflowed accept queues."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,18 +8,19 @@ __all__ = ["SocketNumbers", "TcpMemory", "read_sockets"]
 
 _PROC: Final = Path("/proc")
 HIGH_SHARE: Final = 0.6
-"""Of tcp_mem's last number: from here on newcomers are refused."""
+"""The share of tcp_mem's last number above which TCP memory is short, so that connections are refused."""
 LOW_SHARE: Final = 0.5
+"""The share at which TCP memory no longer counts as short."""
 
 
 class SocketNumbers(NamedTuple):
-    """Since the machine (or its network namespace) began. None: the kernel did not say.
+    """The kernel's TCP numbers; counters run since the start of the network namespace. None: not readable.
 
     Attributes:
-        pages: Of memory that TCP uses now.
-        pages_limit: tcp_mem's last number: beyond it the kernel drops what arrives.
+        pages: The pages of memory that TCP uses now.
+        pages_limit: The last number of tcp_mem; above it the kernel drops arriving data.
         overflows: Connections that found an accept queue full.
-        drops: Connections dropped on the way to one, for that or another reason.
+        drops: Connections dropped before they reached an accept queue, for this or another reason.
     """
 
     pages: int | None
@@ -29,13 +30,13 @@ class SocketNumbers(NamedTuple):
 
 
 class TcpMemory:
-    """Whether the machine has memory for more sockets, without flapping."""
+    """Decide whether TCP memory is short, with two thresholds so that the state does not flap."""
 
     def __init__(self) -> None:
         self.is_short = False
 
     def judge(self, numbers: SocketNumbers) -> bool:
-        """Short from three fifths of what the kernel allows on, until half of it.
+        """Return whether TCP memory is short: from `HIGH_SHARE` of the kernel's limit until `LOW_SHARE`.
 
         Numbers that could not be read change nothing.
         """
@@ -46,7 +47,7 @@ class TcpMemory:
 
 
 def read_sockets(proc: Path = _PROC) -> SocketNumbers:
-    """As of now; None for each number that cannot be read, for instance because no descriptor is free.
+    """Read the present numbers; a number that cannot be read, for lack of descriptors for example, is None.
 
     Source: tcp(7), tcp_mem; the kernel's Documentation/networking/snmp_counter.rst, TcpExtListenOverflows.
     """
@@ -73,13 +74,13 @@ def _number(text: str) -> int | None:
 
 
 def _numbers(names: Iterable[str], values: Iterable[str]) -> Mapping[str, int]:
-    """Names and their values; a name whose value is no number is left out."""
+    """Map names to their values; a name whose value is no number is left out."""
     pairs = zip(names, map(_number, values), strict=False)
     return {name: value for name, value in pairs if value is not None}
 
 
 def _pairs(text: str, name: str) -> Mapping[str, int]:
-    """`name: key value key value`."""
+    """Parse the line of a file that has the form `name: key value key value`."""
     for line in text.splitlines():
         if line.startswith(name):
             words = line.split()[1:]
@@ -88,6 +89,6 @@ def _pairs(text: str, name: str) -> Mapping[str, int]:
 
 
 def _table(text: str, name: str) -> Mapping[str, int]:
-    """Two lines: the names, then the values."""
+    """Parse two lines that begin with the same name: first the keys, then the values."""
     rows = [line.split()[1:] for line in text.splitlines() if line.startswith(name)]
     return _numbers(rows[0], rows[1]) if len(rows) == 2 else {}
