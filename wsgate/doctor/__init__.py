@@ -1,4 +1,4 @@
-"""What limits this machine as a gateway, in plain words, and how to change it."""
+"""Examine a machine: how many connections it can serve, which resource is the limit, and how to change it."""
 
 from wsgate.doctor.checks import examine
 from wsgate.doctor.demand import Demand, Resources

@@ -1,4 +1,4 @@
-"""How many connections each resource bears. The smallest number names what binds."""
+"""Compute how many connections each resource of the machine allows; the smallest number is the limit."""
 
 from typing import Final
 
@@ -9,18 +9,20 @@ from wsgate.doctor.kernel import Kernel
 __all__ = ["FILES_OF_OTHERS", "USER_BYTES", "capacities", "queued_bytes"]
 
 USER_BYTES: Final = 600
-"""Of the gateway, for an authenticated connection with its inbox and a shared channel: 534 measured with
-500,000 (`make machine`)."""
+"""Memory of the gateway for an authenticated connection with its inbox and a shared channel: 534 bytes
+measured with 500,000 connections (`make machine`)."""
 KERNEL_BYTES: Final = 3_900
-"""Of the kernel, for an idle socket: what the gateway books for one, measured in a memory group
-(`python -m loadtest memory_accounting`)."""
+"""Memory of the kernel for an idle socket: the number that the gateway accounts for one, measured in a memory
+group (`python -m loadtest memory_accounting`)."""
 SEGMENT_OVERHEAD_BYTES: Final = 768
-"""The kernel's own for a queued segment: its descriptor and headers, rounded up to its size class."""
+"""Memory of the kernel for a queued segment in addition to its data: descriptor and headers, rounded up to a
+size class."""
 FILES_OF_OTHERS: Final = 4_096
+"""Open files that are left for other processes of the machine."""
 
 
 def capacities(kernel: Kernel, resources: Resources, demand: Demand) -> tuple[Capacity, ...]:
-    """Every resource that has an end, the tightest first."""
+    """Compute the connections that each limited resource allows, the smallest number first."""
     found = [
         Capacity("descriptors", resources.shards * (resources.descriptors - resources.reserve_descriptors)),
         Capacity("memory", _memory(resources, demand)),
@@ -34,15 +36,15 @@ def capacities(kernel: Kernel, resources: Resources, demand: Demand) -> tuple[Ca
 
 
 def _memory(resources: Resources, demand: Demand) -> int:
-    """What is left when one publication waits in the kernel for everybody it goes to."""
+    """Compute the connections that memory allows while one publication is queued for all its receivers."""
     each = USER_BYTES + KERNEL_BYTES
     queued = queued_bytes(resources, demand)
     if not demand.fanout:
         return resources.memory_bytes // (each + queued)
-    few = resources.memory_bytes // (each + queued)  # as many as all of them hear it
+    few = resources.memory_bytes // (each + queued)  # if every connection receives it
     return few if few <= demand.fanout else (resources.memory_bytes - demand.fanout * queued) // each
 
 
 def queued_bytes(resources: Resources, demand: Demand) -> int:
-    """Of kernel memory for one publication that waits in one socket; never more than its send buffer."""
+    """Compute the kernel memory of one publication queued in one socket, in bytes."""
     return min(2 * resources.send_buffer_bytes, demand.message_bytes + SEGMENT_OVERHEAD_BYTES)

@@ -1,4 +1,4 @@
-"""What every check is given, and how it says its line."""
+"""Define the input of every check, and the function that makes its finding."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ __all__ = ["Case", "Check", "judged"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What there is, and what is wanted of it."""
+    """The input of a check: the numbers of the machine, and the demand on it."""
 
     kernel: Kernel
     have: Resources
-    want: Demand  # with the number of connections that is judged
+    want: Demand  # `connections` is the number that is checked
     capacities: tuple[Capacity, ...]
 
     @property
     def fanout(self) -> int:
-        """Connections that one publication goes to."""
+        """The number of connections that receive one publication."""
         return min(self.want.fanout or self.want.connections, self.want.connections)
 
 
 Check = Callable[[Case], Iterator[Finding]]
-"""Lines about one thing; none when there is nothing to read."""
+"""A check: it yields findings about one resource, or none when its number cannot be read."""
 
 
 def judged(
     name: str, bad: Severity, *, is_good: bool, now: str, why: str, needed: str, fix: str
 ) -> Iterator[Finding]:
-    """The line: as it is when it is good, with what to do when it is not."""
+    """Yield one finding: OK when `is_good`, else of severity `bad`, with the needed value and the fix."""
     if is_good:
         yield Finding(name=name, severity=Severity.OK, now=now, why=why)
     else:

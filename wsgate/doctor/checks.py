@@ -1,4 +1,4 @@
-"""All checks together: what binds, and the findings, the worst first."""
+"""Run all checks on a machine, and combine their findings into a diagnosis."""
 
 from dataclasses import replace
 from typing import Final
@@ -17,15 +17,15 @@ _ORDER: Final = (Severity.BLOCKING, Severity.WARNING, Severity.ADVICE, Severity.
 
 
 def examine(kernel: Kernel, resources: Resources, demand: Demand) -> Diagnosis:
-    """Judge the machine.
+    """Run every check for a demand.
 
     Args:
-        kernel: What it says of itself.
-        resources: What the node's processes may use.
-        demand: With `connections` 0 as many are judged as the tightest resource bears.
+        kernel: The numbers of the kernel.
+        resources: The resources of the node's processes.
+        demand: The demand. With `connections` 0 the number is checked that the tightest resource allows.
 
     Returns:
-        The findings, the worst first; good ones too, so that one sees what was looked at.
+        The diagnosis, with the worst findings first. Good findings are included, to show what was checked.
     """
     found = capacities(kernel, resources, demand)
     want = replace(demand, connections=demand.connections or found[0].connections)

@@ -1,4 +1,4 @@
-"""What is wanted of a node, and what the node has for it. Numbers only; whoever asks finds them out."""
+"""Define the demand on a node and the resources of its processes, as plain numbers."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ __all__ = ["Demand", "Resources"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What the node is to bear.
+    """The load that the node should serve.
 
     Attributes:
-        connections: Held at once; 0: as many as fit.
-        rate_per_s: New connections a second, when everybody comes back.
-        message_bytes: Of one publication.
-        fanout: Connections that one publication goes to; 0: all.
+        connections: Open connections at the same time; 0: as many as possible.
+        rate_per_s: New connections a second, when all clients reconnect.
+        message_bytes: The size of one publication.
+        fanout: The connections that receive one publication; 0: all.
     """
 
     connections: int = 0
@@ -24,21 +24,21 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What the processes of the node may use.
+    """The resources that the processes of the node may use.
 
     Attributes:
-        shards: How many.
-        cores: That they may run on, no more than the control groups pay for.
-        descriptors: Of one process: the hard limit.
-        reserve_descriptors: Of those, not for connections.
-        memory_bytes: For the connections of all shards together.
-        backlog: Of each listener, as the gateway asks for it.
-        send_buffer_bytes: Of each connection, as the gateway sets it.
-        drain_s: How long leaving may take.
-        stop_timeout_s: After which whoever stops the service kills it; None: not known.
-        bus_round_trip_s: Measured; None: there was no bus to ask.
-        cpu_quota: Cores that the control groups pay for; 0: no limit.
-        memory_source: What the memory is a part of: a setting, a control group, the machine.
+        shards: The number of shards.
+        cores: The cores that the shards may use, by affinity and control groups.
+        descriptors: The limit of open files of one process.
+        reserve_descriptors: The descriptors of one process that are not for connections.
+        memory_bytes: The memory for the connections of all shards together.
+        backlog: The length of each accept queue that the gateway requests.
+        send_buffer_bytes: The send buffer that the gateway sets for each connection.
+        drain_s: The longest time for draining, in seconds.
+        stop_timeout_s: The time after which the service manager kills a stopping service; None: not known.
+        bus_round_trip_s: The measured round trip to the bus; None: the bus is private, and was not measured.
+        cpu_quota: The CPU quota of the control groups, in cores; 0: no limit.
+        memory_source: The origin of the memory limit: a setting, a control group, the machine.
     """
 
     shards: int

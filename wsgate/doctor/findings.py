@@ -1,4 +1,4 @@
-"""What is found: lines with a severity, what each resource bears, and which of them binds."""
+"""Define the result of an examination: findings with a severity, and the capacity of each resource."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,25 +7,25 @@ __all__ = ["Capacity", "Diagnosis", "Finding", "Severity"]
 
 
 class Severity(StrEnum):
-    """How bad it is."""
+    """The severity of a finding, from good to impossible."""
 
     OK = "ok"
-    ADVICE = "advice"  # better otherwise
-    WARNING = "warning"  # will hurt under load
-    BLOCKING = "blocking"  # what is wanted cannot be had
+    ADVICE = "advice"  # another value would be better
+    WARNING = "warning"  # causes trouble under load
+    BLOCKING = "blocking"  # the demand cannot be served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line.
+    """The result of a check of one setting, counter or resource.
 
     Attributes:
-        name: Of the setting or the counter.
-        severity: How bad it is.
-        now: What it is.
-        needed: What it should be; empty when it is good.
-        why: What it is good for, or what happens.
-        fix: The command or the line of configuration that changes it; empty when it is good.
+        name: The name of the setting, counter or resource.
+        severity: The severity.
+        now: The present value.
+        needed: The value that is needed; empty when the present one is good.
+        why: The purpose of the setting, or the consequence of the value.
+        fix: The command or the line of configuration that changes the value; empty when it is good.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many connections one resource bears."""
+    """The number of connections that one resource allows."""
 
     resource: str
     connections: int
@@ -46,12 +46,12 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All of it.
+    """The complete result of an examination.
 
     Attributes:
-        connections: That were judged: what was asked for, or what fits.
-        capacities: Of every resource that has an end, the tightest first: that one binds.
-        findings: The worst first.
+        connections: The number of connections that was checked: the demand, or as many as possible.
+        capacities: The capacity of every limited resource, the smallest first.
+        findings: The findings, the worst first.
     """
 
     connections: int
@@ -60,10 +60,10 @@ class Diagnosis:
 
     @property
     def binding(self) -> Capacity:
-        """What ends first."""
+        """The capacity of the resource that is exhausted first."""
         return self.capacities[0]
 
     @property
     def is_blocked(self) -> bool:
-        """Whether what is wanted cannot be had."""
+        """Whether a finding says that the demand cannot be served."""
         return any(finding.severity is Severity.BLOCKING for finding in self.findings)

@@ -1,7 +1,7 @@
-"""What the kernel says of itself: limits, and what it has counted since it was started.
+"""Read the kernel's limits and counters from /proc and /sys, without judging them.
 
-Reads files and judges nothing. A file that is not there (an older kernel, a module that is not loaded, a
-container that does not see it) gives None, and its check is left out.
+A file that does not exist (an older kernel, a module that is not loaded, a container that does not see the
+file) gives None, and its check is left out.
 
 Source: proc(5), proc_sys(5); the kernel's networking/ip-sysctl.rst and admin-guide/sysctl/net.rst.
 """
@@ -20,7 +20,7 @@ _LOOPBACK: Final = "lo"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """Names are the kernel's own; a triple is least, default and most, or low, pressure and high."""
+    """The kernel's numbers, under its own names; a triple is least, default, most or low, pressure, high."""
 
     nr_open: int | None = None
     file_max: int | None = None
@@ -49,11 +49,11 @@ class Kernel:
 
 
 def read_kernel(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Kernel:
-    """Read everything once; a few milliseconds.
+    """Read all numbers once, in a few milliseconds.
 
     Args:
-        proc: Where proc is mounted.
-        sys: Where sysfs is mounted.
+        proc: The folder where proc is mounted.
+        sys: The folder where sysfs is mounted.
     """
     net, ipv4 = proc / "sys/net", proc / "sys/net/ipv4"
     sockets = _try(lambda: _sockstat((proc / "net/sockstat").read_text())) or {}
@@ -78,7 +78,7 @@ def read_kernel(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Kernel:
         wmem_max=_number(net / "core/wmem_max"),
         tcp_rmem=_try(lambda: _triple((ipv4 / "tcp_rmem").read_text())),
         tcp_wmem=_try(lambda: _triple((ipv4 / "tcp_wmem").read_text())),
-        tcp_ehash_entries=_positive(_number(ipv4 / "tcp_ehash_entries")),  # negative: another namespace's
+        tcp_ehash_entries=_positive(_number(ipv4 / "tcp_ehash_entries")),  # negative in another namespace
         nf_conntrack_max=_number(net / "netfilter/nf_conntrack_max"),
         nf_conntrack_count=_number(net / "netfilter/nf_conntrack_count"),
         transparent_hugepage=_try(
@@ -89,7 +89,7 @@ def read_kernel(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Kernel:
 
 
 def _try(read: Callable[[], _T]) -> _T | None:
-    """What it reads; None when there is no such file or it says something else."""
+    """Call a reading function; None when its file is missing or has another form."""
     try:
         return read()
     except (OSError, ValueError, IndexError):
@@ -115,29 +115,29 @@ def _triple(text: str) -> tuple[int, int, int]:
 
 
 def _sockstat(text: str) -> dict[str, int]:
-    """The row of TCP: `TCP: inuse 5 orphan 0 tw 2 alloc 8 mem 1`."""
+    """Parse the row of TCP in sockstat: `TCP: inuse 5 orphan 0 tw 2 alloc 8 mem 1`."""
     row = next((line for line in text.splitlines() if line.startswith("TCP:")), "").split()[1:]
     return dict(zip(row[::2], map(int, row[1::2]), strict=True))
 
 
 def _netstat(text: str) -> dict[str, int]:
-    """Two rows of TcpExt: names, then values."""
+    """Parse the two rows of TcpExt in netstat: first the names, then the values."""
     names, values = (line.split()[1:] for line in text.splitlines() if line.startswith("TcpExt:"))
     return dict(zip(names, map(int, values), strict=True))
 
 
 def _softnet_dropped(text: str) -> int:
-    """The second column of each processor's row, in hexadecimal."""
+    """Add up the drops in softnet_stat: the second column of each processor's row, in hexadecimal."""
     return sum(int(line.split()[1], 16) for line in text.splitlines())
 
 
 def _chosen(text: str) -> str:
-    """`always [madvise] never` is madvise."""
+    """Return the chosen word of a list: of `always [madvise] never` it is `madvise`."""
     return text[text.index("[") + 1 : text.index("]")]
 
 
 def _fastest(interfaces: Path) -> int | None:
-    """Mbit/s of the fastest interface that is up; virtual ones tell no speed."""
+    """Return the Mbit/s of the fastest interface that is up; virtual interfaces have no speed."""
     speeds = [
         speed
         for interface in _try(lambda: sorted(interfaces.iterdir())) or []

@@ -1,4 +1,4 @@
-"""What the kernel has for connections: queues, tables, ports, buffers, and the link below them."""
+"""Check the kernel's resources for connections: queues, tables, ports, buffers, and the speed of the link."""
 
 import math
 from collections.abc import Iterator
@@ -11,29 +11,32 @@ from wsgate.doctor.findings import Finding, Severity
 __all__ = ["NETWORK_CHECKS"]
 
 ACCEPT_PAUSE_S: Final = 0.8
-"""A listener's queue must hold what comes while its shard does something else: rate <= queue / 0.8 s.
-A published measurement: 65,535 entries took 79,420 connections a second without an overflow; this says
-81,918."""
+"""An accept queue must hold the connections that arrive while its shard is busy: rate <= queue / 0.8 s.
+A published measurement: 65,535 entries took 79,420 connections a second without an overflow; this formula
+gives 81,918."""
 SYN_SHARE: Final = 0.4
-"""Of the rate. The same source: with 4,096 entries 0.3 % of 10,000 SYNs were lost, with 1,024 8.1 %."""
+"""Entries of the SYN queue for each connection a second. The same source: with 4,096 entries 0.3 % of 10,000
+SYNs were lost, with 1,024 entries 8.1 %."""
 PACKETS_LEAST: Final = 1_000
-"""The same source: at 10 Gbit/s none were dropped; with 400 a few."""
+"""The least length of a processor's packet queue. The same source: no drops at 10 Gbit/s; with 400 a few."""
 HEADERS_BYTES: Final = 70
-"""Of a message on the link: frame, TCP with timestamps, IP, Ethernet."""
+"""Bytes of all headers of a message on the link: frame, TCP with timestamps, IP, Ethernet."""
 BROADCAST_SLOW_S: Final = 1.0
+"""A publication to all receivers should need the link no longer than this."""
 RECEIVE_LEAST_BYTES: Final = 4_096
 RECEIVE_MOST_BYTES: Final = 1 << 20
 SEND_MOST_BYTES: Final = 1 << 20
 
 
 def accept_queue(case: Case) -> Iterator[Finding]:
+    """Check that the accept queues hold the new connections of a busy shard."""
     if case.kernel.somaxconn is None:
         return
     queue = min(case.kernel.somaxconn, case.have.backlog)
     needed = math.ceil(case.want.rate_per_s * ACCEPT_PAUSE_S / case.have.shards)
     bears = int(queue * case.have.shards / ACCEPT_PAUSE_S)
     fix = f"sysctl -w net.core.somaxconn={needed}"
-    if needed > case.have.backlog:  # ours ends there: more listeners are the way
+    if needed > case.have.backlog:  # the gateway's queues are no longer: more shards help
         fix = (
             f"{math.ceil(case.want.rate_per_s * ACCEPT_PAUSE_S / case.have.backlog)} shards, each has a queue"
         )
@@ -51,6 +54,7 @@ def accept_queue(case: Case) -> Iterator[Finding]:
 
 
 def overflows(case: Case) -> Iterator[Finding]:
+    """Check that no accept queue of the machine has overflowed so far."""
     overflows, drops = case.kernel.listen_overflows, case.kernel.listen_drops
     if overflows is None or drops is None:
         return
@@ -66,6 +70,7 @@ def overflows(case: Case) -> Iterator[Finding]:
 
 
 def syn_backlog(case: Case) -> Iterator[Finding]:
+    """Check the queue of half-open connections, and that SYN cookies are on."""
     kernel = case.kernel
     if kernel.tcp_max_syn_backlog is None:
         return
@@ -93,6 +98,7 @@ def syn_backlog(case: Case) -> Iterator[Finding]:
 
 
 def packets(case: Case) -> Iterator[Finding]:
+    """Check the length and the drops of the processors' queues of received packets."""
     if case.kernel.netdev_max_backlog is not None:
         yield from judged(
             "net.core.netdev_max_backlog",
@@ -116,6 +122,7 @@ def packets(case: Case) -> Iterator[Finding]:
 
 
 def hash_table(case: Case) -> Iterator[Finding]:
+    """Check the size of the kernel's hash table of connections."""
     if case.kernel.tcp_ehash_entries is None:
         return
     needed = 1 << max(0, case.want.connections - 1).bit_length()
@@ -131,10 +138,11 @@ def hash_table(case: Case) -> Iterator[Finding]:
 
 
 def connection_tracking(case: Case) -> Iterator[Finding]:
+    """Check that the firewall's table of tracked connections is large enough, if it is used."""
     kernel = case.kernel
     if kernel.nf_conntrack_max is None or kernel.nf_conntrack_count is None:
         return
-    is_used = kernel.nf_conntrack_count > 0  # loaded, and no rule asks for it: nothing is tracked
+    is_used = kernel.nf_conntrack_count > 0  # at 0 the module is loaded, but no rule uses it
     needed = kernel.nf_conntrack_count + case.want.connections
     yield from judged(
         "nf_conntrack_max",
@@ -148,6 +156,7 @@ def connection_tracking(case: Case) -> Iterator[Finding]:
 
 
 def ports(case: Case) -> Iterator[Finding]:
+    """Check the local ports for outgoing connections, which proxies and load generators need."""
     kernel = case.kernel
     if kernel.ip_local_port_range is None:
         return
@@ -176,6 +185,7 @@ def ports(case: Case) -> Iterator[Finding]:
 
 
 def tcp_memory(case: Case) -> Iterator[Finding]:
+    """Check that the kernel's memory for TCP holds one publication to all its receivers."""
     kernel = case.kernel
     if kernel.tcp_mem_pages is None:
         return
@@ -195,6 +205,7 @@ def tcp_memory(case: Case) -> Iterator[Finding]:
 
 
 def send_buffer(case: Case) -> Iterator[Finding]:
+    """Check that the kernel allows the send buffer that the gateway sets."""
     if case.kernel.wmem_max is None:
         return
     needed = case.have.send_buffer_bytes
@@ -210,6 +221,7 @@ def send_buffer(case: Case) -> Iterator[Finding]:
 
 
 def receive_buffer(case: Case) -> Iterator[Finding]:
+    """Check the least and the default receive buffer of TCP sockets."""
     if case.kernel.tcp_rmem is None:
         return
     least, default, most = case.kernel.tcp_rmem
@@ -225,7 +237,10 @@ def receive_buffer(case: Case) -> Iterator[Finding]:
 
 
 def write_memory(case: Case) -> Iterator[Finding]:
-    """Source: __sk_mem_raise_allocated of the kernel: the least is let through under pressure."""
+    """Check the least and the default send buffer of TCP sockets.
+
+    Source: __sk_mem_raise_allocated of the kernel: the least is allowed also under memory pressure.
+    """
     if case.kernel.tcp_wmem is None:
         return
     least, default, most = case.kernel.tcp_wmem
@@ -242,6 +257,7 @@ def write_memory(case: Case) -> Iterator[Finding]:
 
 
 def link(case: Case) -> Iterator[Finding]:
+    """Check that the network link carries a publication to all its receivers in `BROADCAST_SLOW_S`."""
     speed = case.kernel.link_mbit_per_s
     if speed is None:
         return

@@ -1,4 +1,4 @@
-"""What the node's processes have: descriptors, memory, cores, the bus, and time to leave."""
+"""Check the resources of the node's processes: descriptors, memory, cores, the bus, and time for draining."""
 
 import math
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ __all__ = ["NODE_CHECKS"]
 
 BUS_SLOW_S: Final = 0.005
 STOP_GRACE_S: Final = 10.0
-"""After the drain: lingering sockets, the last events, the end of the processes."""
+"""Time needed after the drain for lingering sockets, the last events and the end of the processes."""
 
 
 def descriptors(case: Case) -> Iterator[Finding]:
+    """Check that each shard has a descriptor for each of its connections."""
     have, want = case.have, case.want.connections
     free = have.descriptors - have.reserve_descriptors
     needed = math.ceil(want / have.shards) + have.reserve_descriptors
@@ -37,6 +38,7 @@ def descriptors(case: Case) -> Iterator[Finding]:
 
 
 def file_max(case: Case) -> Iterator[Finding]:
+    """Check the limit of open files of the whole machine."""
     kernel = case.kernel
     if kernel.file_max is None or kernel.files_open is None:
         return
@@ -53,6 +55,7 @@ def file_max(case: Case) -> Iterator[Finding]:
 
 
 def memory(case: Case) -> Iterator[Finding]:
+    """Check that the memory allows the demanded number of connections."""
     bears = next(each.connections for each in case.capacities if each.resource == "memory")
     have = case.have.memory_bytes
     needed = math.ceil(have * case.want.connections / bears) if bears else 0
@@ -69,6 +72,7 @@ def memory(case: Case) -> Iterator[Finding]:
 
 
 def processors(case: Case) -> Iterator[Finding]:
+    """Check that there are no more shards than cores."""
     have = case.have
     yield from judged(
         "shards",
@@ -82,6 +86,7 @@ def processors(case: Case) -> Iterator[Finding]:
 
 
 def cpu_quota(case: Case) -> Iterator[Finding]:
+    """Check that the control groups allow a whole core for each shard."""
     have = case.have
     if not have.cpu_quota:
         return
@@ -97,6 +102,7 @@ def cpu_quota(case: Case) -> Iterator[Finding]:
 
 
 def huge_pages(case: Case) -> Iterator[Finding]:
+    """Check that transparent huge pages are not always on."""
     if case.kernel.transparent_hugepage is None:
         return
     yield from judged(
@@ -111,6 +117,7 @@ def huge_pages(case: Case) -> Iterator[Finding]:
 
 
 def bus(case: Case) -> Iterator[Finding]:
+    """Check the measured round trip to the bus."""
     took_s = case.have.bus_round_trip_s
     if took_s is None:
         return
@@ -126,6 +133,7 @@ def bus(case: Case) -> Iterator[Finding]:
 
 
 def stopping(case: Case) -> Iterator[Finding]:
+    """Check that the service manager waits long enough for a node to drain."""
     have = case.have
     if have.stop_timeout_s is None:
         return

@@ -1,4 +1,4 @@
-"""A diagnosis for people, and for programs."""
+"""Format a diagnosis as text for people, or as JSON for programs."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _INDENT: Final = " " * 10
 
 
 def as_text(diagnosis: Diagnosis) -> str:
-    """What limits, then a paragraph for whatever is not good, then a line for whatever is."""
+    """Format the limits, a paragraph for each finding that is not good, and a line for each good one."""
     binding = diagnosis.binding
     bears = ", ".join(f"{each.resource} {each.connections:,}" for each in diagnosis.capacities)
     lines = [f"judged for {diagnosis.connections:,} connections", f"bears: {bears}"]
@@ -38,7 +38,7 @@ def _paragraph(finding: Finding) -> Iterator[str]:
 
 
 def as_json(diagnosis: Diagnosis) -> str:
-    """One object: `connections`, `binding`, `capacities`, `is_blocked`, `findings` with all their fields."""
+    """Format one JSON object: `connections`, `binding`, `capacities`, `is_blocked` and `findings`."""
     told = {
         "connections": diagnosis.connections,
         "binding": asdict(diagnosis.binding),

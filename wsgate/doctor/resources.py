@@ -1,4 +1,4 @@
-"""What a node of this configuration would have here. The only file of the doctor that knows the node."""
+"""Find out the resources of a node with a given configuration on this machine."""
 
 import re
 import shutil
@@ -33,11 +33,11 @@ _UNITS_S: Final = {
 
 
 def resources(config: Config, stop_timeout_s: float | None) -> Resources:
-    """Ask the machine, the service manager and the bus.
+    """Read the resources from the machine, the service manager and the bus.
 
     Args:
-        config: Of the gateway.
-        stop_timeout_s: After which the service is killed; None: the service manager is asked.
+        config: The configuration of the gateway.
+        stop_timeout_s: The time after which a stopping service is killed; None: read it from systemd.
 
     Raises:
         SettingsError: There is too little memory for any gateway of this configuration.
@@ -65,7 +65,7 @@ def resources(config: Config, stop_timeout_s: float | None) -> Resources:
 
 
 def _descriptors(unit: Mapping[str, str]) -> int:
-    """What the service has, where there is one: whoever asks may have more or less."""
+    """Return the limit of open files of the service if it exists, else the limit of this process."""
     ours, told = raise_descriptor_limit(), unit.get("LimitNOFILE", "")
     return int(told) if told.isdigit() else ours
 
@@ -77,7 +77,7 @@ def _memory_source(budget_bytes: int) -> str:
 
 
 def _round_trip_s(config: Config) -> float | None:
-    """None where the bus is the gateway's own: it is on this machine. Infinite when it does not answer."""
+    """Measure the round trip to the bus; None for a private bus, infinity if the bus does not reply."""
     if not config.bus.url:
         return None
     address = parse_address(with_password(config.bus.url, config.bus.password))
@@ -88,7 +88,7 @@ def _round_trip_s(config: Config) -> float | None:
 
 
 def unit_properties() -> dict[str, str]:
-    """What systemd says of a service of ours; nothing where there is none."""
+    """Read properties of the service `UNIT` from systemd; empty when there is no such service."""
     systemctl = shutil.which("systemctl")
     if systemctl is None:
         return {}
@@ -104,7 +104,7 @@ def unit_properties() -> dict[str, str]:
 
 
 def span_s(text: str) -> float | None:
-    """Seconds of a span as systemd writes it, "1min 30s"; None of what is none.
+    """Convert a time span of systemd, such as "1min 30s", into seconds; None if it is none.
 
     Source: systemd.time(7), "Parsing Time Spans".
     """
