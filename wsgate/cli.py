@@ -1,4 +1,4 @@
-"""The command line: thin. Every command is one function; exit 2 for configuration, 1 for the rest."""
+"""The command line of `wsgate`: parse the arguments and run one command, each a function of this module."""
 
 import argparse
 import os
@@ -27,16 +27,21 @@ __all__ = ["main"]
 BUS_TIMEOUT_S = 5.0
 OWN_INBOX = "@me"
 SHOWN_LIMIT = 60
-"""Characters of a wrong argument that a message shows."""
+"""The most characters of a wrong argument that an error text shows."""
 TTL_LIMIT_MS = 100 * 365 * 24 * 3_600_000
-"""The longest life of a token, a hundred years."""
+"""The longest life of a token: a hundred years."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run the command that the arguments select.
+
+    Args:
+        arguments: The arguments without the program's name; None: those of this process.
 
     Returns:
-        0: done; 1: it failed; 2: the configuration or the command line is wrong.
+        The exit code: 0: the command succeeded; 1: it failed; 2: the configuration or the command line is not
+            valid;
+        130: Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -48,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WsgateError as error:
         print(f"wsgate: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # who read our output is gone, as `head` is after ten lines
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does after ten lines
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -103,7 +108,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _flags(options: argparse.Namespace) -> dict[str, Any]:
-    """Only what was given."""
+    """Convert the flags that were given into nested settings."""
     rows = {
         ("server", "host"): options.host,
         ("server", "port"): options.port,
@@ -121,14 +126,15 @@ def _flags(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    # Only here: the other commands need none of it, and start faster without.
+    """Run a gateway until it is stopped."""
+    # Imported here, because the other commands do not need these modules, and start faster without them.
     from wsgate.log import Log, set_up_logging
     from wsgate.node.build import make_plan
     from wsgate.node.keeper import Keeper
     from wsgate.node.privacy import forbid_dumps, hide_variables
 
     forbid_dumps()  # before anything secret is read
-    environ = dict(os.environ)  # settings are read from it again at SIGHUP
+    environ = dict(os.environ)  # a reload reads the settings from this copy again
     hide_variables(os.environ)
     config = _configuration(options, _flags(options), environ)
     set_up_logging(level=config.log.level, is_json=config.log.format == "json")
@@ -145,8 +151,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    """Print in one write, so that a program that waits for the last line has the other lines, too."""
-    sys.stdout.write(text)  # without waiting for its reader, since logging was set up
+    """Print a text in one write, so that a program that waits for the last line gets all lines with it."""
+    sys.stdout.write(text)  # this does not wait for the reader, because logging is set up
 
 
 def _admin_url(config: Config, running: RunningGateway) -> str:
@@ -154,7 +160,7 @@ def _admin_url(config: Config, running: RunningGateway) -> str:
 
 
 def _banner(config: Config, running: RunningGateway) -> str:
-    """The rows of the banner, a name and a value each: addresses, commands to paste, how to stop."""
+    """Format the rows of the banner, each a name and a value: addresses, commands to try, how to stop."""
     from wsgate.bus import parse_address
     from wsgate.node.options import command_line, publish_command
 
@@ -193,12 +199,13 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
+    """Check the configuration, and print all settings with secrets masked."""
     from wsgate.node.options import key_sources
 
     config = _configuration(options)
     if ignored := ignored_variables(os.environ):
         print(f"wsgate: {ignored}", file=sys.stderr)
-    key_sources(config)  # a key that does not fit its algorithm is a mistake too
+    key_sources(config)  # raises SettingsError for a key that does not fit its algorithm
     print(effective(config), end="")
     return 0
 
@@ -219,9 +226,10 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    """Examine this machine and print the diagnosis; exit code 1 if the demand cannot be served."""
     from wsgate.doctor import Demand, as_json, as_text, examine, read_kernel, resources
 
-    # As in development, where a configuration without a secret is none to complain of.
+    # In development mode a configuration without a secret is valid.
     flags: dict[str, Any] = {"server": {"dev": True}}
     if options.shards is not None:
         flags["server"]["shards"] = options.shards
@@ -239,6 +247,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _natural(number: int, name: str) -> int:
+    """Return a number that is 0 or more; else raise SettingsError with the name of its flag."""
     if number < 0:
         raise SettingsError(f"{name}: {number} is less than nothing")
     return number
@@ -266,6 +275,7 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
 
 
 def _token(options: argparse.Namespace) -> int:
+    """Make an HS256 token with the given claims, and print it."""
     import jwt
 
     now_s = int(time.time())
@@ -284,16 +294,16 @@ def _token(options: argparse.Namespace) -> int:
         "publish": options.publish,
         "channel": options.for_channel,
     }
-    # As in development, where a configuration without a secret is none to complain of.
+    # In development mode a configuration without a secret is valid.
     config = _configuration(options, {"server": {"dev": True}})
-    given |= {"aud": config.auth.audience, "iss": config.auth.issuer}  # or the gateway would refuse the token
+    given |= {"aud": config.auth.audience, "iss": config.auth.issuer}  # the gateway requires these if set
     claims |= {claim: value for claim, value in given.items() if value}
     print(jwt.encode(claims, _signing_secret(options, config), algorithm="HS256"))
     return 0
 
 
 def _check_claims(options: argparse.Namespace) -> None:
-    """Refuse what the gateway refuses in a token, before somebody has the token."""
+    """Refuse names and patterns that the gateway would refuse in a token."""
     from wsgate.auth.permissions import is_channel_name, is_pattern
     from wsgate.bus.receivers import is_user
 
@@ -313,7 +323,7 @@ def _check_claims(options: argparse.Namespace) -> None:
 
 
 def _signing_secret(options: argparse.Namespace, config: Config) -> str:
-    """The configured secret, else the one the running development gateway made."""
+    """Return the configured secret, else the secret that the running gateway made in development mode."""
     if secret := config.auth.hmac_secret or _running(options).secret:
         return secret
     raise SettingsError(
@@ -329,6 +339,7 @@ def _add_port(parser: argparse.ArgumentParser) -> None:
 
 
 def _running(options: argparse.Namespace) -> RunningGateway:
+    """Find the one running gateway of this user, or the one with `--port`."""
     found = running_gateways(runtime_directory(os.environ, is_only_read=True))
     if options.port is not None:
         found = [gateway for gateway in found if gateway.port == options.port]
@@ -352,6 +363,7 @@ def _add_publish(parser: argparse.ArgumentParser) -> None:
 
 
 def _publish(options: argparse.Namespace) -> int:
+    """Publish data to a channel on the bus, and print how many shards received it."""
     from wsgate.bus import Names, parse_address
     from wsgate.bus.once import publish_once
 
@@ -362,9 +374,9 @@ def _publish(options: argparse.Namespace) -> int:
         running = _running(options)
         url, prefix, limits = running.bus_url, running.prefix, running.publish_limits
     else:
-        # The configuration judges them as it judges bus.url and bus.prefix.
+        # Check both like the settings bus.url and bus.prefix.
         load(None, {}, {"server": {"dev": True}, "bus": {"url": url, "prefix": prefix}})
-    # fsencode gives the bytes that were typed, also those that are no text.
+    # fsencode returns the bytes of the argument, also bytes that are no valid text.
     data = sys.stdin.buffer.read() if options.data == "-" else os.fsencode(options.data)
     _check_publication(channel, len(data), limits)
     heard = publish_once(parse_address(url), Names(prefix).channel(channel.encode()), data, BUS_TIMEOUT_S)
@@ -374,7 +386,7 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _check_receiver(channel: str) -> None:
-    """Refuse a name that no client can subscribe to, as the API does."""
+    """Refuse a channel name that no client can subscribe to, as the API does."""
     from wsgate.bus.receivers import is_channel
 
     if channel == OWN_INBOX:
@@ -387,7 +399,7 @@ def _check_receiver(channel: str) -> None:
 
 
 def _check_publication(channel: str, size_bytes: int, limits: Mapping[str, int]) -> None:
-    """Refuse what the gateway would drop. Without limits, as of a gateway elsewhere, nothing is refused."""
+    """Refuse a publication that the gateway would drop; nothing if its limits are not known here."""
     from wsgate.bus.receivers import publish_limit_bytes
 
     if not limits:
@@ -403,7 +415,7 @@ def _check_publication(channel: str, size_bytes: int, limits: Mapping[str, int])
 
 
 def _quoted(text: str) -> str:
-    """A text of the command line as a message shows it: short, and printable whatever it holds."""
+    """Format an argument for an error text: shortened, quoted and printable."""
     return repr(text if len(text) <= SHOWN_LIMIT else text[:SHOWN_LIMIT] + "...")
 
 
@@ -417,6 +429,7 @@ def _add_listen(parser: argparse.ArgumentParser) -> None:
 
 
 def _listen(options: argparse.Namespace) -> int:
+    """Subscribe to a channel as a client, and print each message as a line of JSON."""
     from wsgate.client import listen
 
     _natural(options.count, "--count")

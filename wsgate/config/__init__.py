@@ -1,7 +1,8 @@
-"""The configuration: every setting once, read at the start and handed down as frozen values.
+"""The configuration of a gateway: its settings, read from file, environment and flags into frozen values.
 
-`settings` is the manual (what there is), `sources` reads (TOML file, then environment, then flags),
-`units` knows durations and sizes. Read by the command line and the node alone.
+`settings` defines every setting and is the manual. `sources` reads the TOML file, then the environment, then
+the flags. `units` parses durations and sizes. Only the command line, the node and the doctor use this
+package.
 """
 
 from wsgate.config.settings import (

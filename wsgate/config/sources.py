@@ -1,15 +1,15 @@
-"""Where settings come from: a TOML file, over it the environment, over that flags.
+"""Read the configuration from a TOML file, the environment and flags; later sources override earlier ones.
 
-Each source becomes one flat table, path to value, checked on the way; a later table overlays an
-earlier one setting by setting. Every mistake is collected, so that one start shows them all. No message
-holds a secret, nor the path given as `<name>_file`: people put the secret itself there.
+Each source becomes one flat table from path to value, and each value is checked. The tables are merged
+setting by setting. All mistakes are collected, so that one start reports all of them. No error text contains
+a secret, nor the path given as `<name>_file`, because a user may put the secret itself there by mistake.
 
-Source for the environment's names: architecture, section 11. A name in it is `WSGATE_` and the path in
-upper case joined by `__`; names of keys and namespaces are lower-cased. A variable without `__` names no
-section and is no setting: the platform writes such names (Kubernetes makes `WSGATE_PORT` for a Service that
-is called wsgate), and so do commands of this package. A name that Kubernetes makes for a Service is no
-setting either when it has a `__`, as `WSGATE_A__B_SERVICE_HOST` for a Service that is called wsgate-a--b.
-Such variables are ignored; `ignored_variables` names them.
+The name of an environment variable is `WSGATE_` and the path of the setting in upper case, joined by `__`;
+names of keys and namespaces become lower case. A variable without `__` has no section and is no setting:
+Kubernetes makes `WSGATE_PORT` for a Service called wsgate, and commands of this package use such variables. A
+name that Kubernetes makes for a Service is no setting even if it has a `__`, such as
+`WSGATE_A__B_SERVICE_HOST` for a Service called wsgate-a--b. These variables are ignored, and
+`ignored_variables` lists them.
 """
 
 import os
@@ -32,10 +32,10 @@ __all__ = ["effective", "ignored_variables", "load"]
 _PREFIX: Final = "WSGATE_"
 _SEPARATOR: Final = "__"
 _CONFIG_VARIABLE: Final = "WSGATE_CONFIG"
-# Names without a section that this package reads or is built with: no reason for a warning.
+# Variables without a section that this package reads, or that its build uses: they cause no warning.
 _OWN_VARIABLES: Final = frozenset({_CONFIG_VARIABLE, "WSGATE_TOKEN", "WSGATE_SANITIZE"})
 _IGNORED_SHOWN: Final = 8  # names in the warning; Kubernetes makes seven for each port of a Service
-# What Kubernetes writes for a Service: such a value was never meant as a setting.
+# The value of a variable that Kubernetes makes for a Service: it is never meant as a setting.
 _SERVICE_URL: Final = re.compile(r"(?:tcp|udp|sctp)://")
 # The names that Kubernetes makes for a Service. The name of a Service ends with a letter or a digit, so that
 # WSGATE_SERVER__PORT cannot come from one. A name that ends with _PORT needs the value of a Service as well:
@@ -47,21 +47,21 @@ _SERVICE_NAME: Final = re.compile(
 )
 _SERVICE_PORT: Final = re.compile(r"[A-Z0-9_]*[A-Z0-9]_PORT")
 _FILE_SUFFIX: Final = "_file"
-_FILE_LIMIT_BYTES: Final = 64 * 1024  # no key is longer; /dev/zero is
-_ANY: Final = "*"  # stands for a name in a path of the schema
+_FILE_LIMIT_BYTES: Final = 64 * 1024  # longer than any key; an endless file such as /dev/zero is refused
+_ANY: Final = "*"  # stands for any name in a path of the schema
 _SHOWN_CHARACTERS: Final = 5
 _CUT_CHARACTERS: Final = 60  # as units.py shows a long text
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
-# Path to value. An empty table that exists, such as [channels.chat], is an empty dict. None stands for
-# a value that was wrong: it is reported, and nothing is built.
+# A table maps a path to a value. An empty table of the source, such as [channels.chat], is an empty dict.
+# None stands for a value that is not valid: the mistake is reported, and no configuration is built.
 _Path = tuple[str, ...]
 _Table = dict[_Path, Any]
 
 
 class _Setting(NamedTuple):
-    """One setting of the schema. `kind` is that of its text, or the name of its type."""
+    """The schema of one setting: its kind, range and choices. `kind` is the form of its text, or its type."""
 
     kind: str
     low: int = 0
@@ -71,29 +71,29 @@ class _Setting(NamedTuple):
 
 
 class _FromFile(NamedTuple):
-    """A setting whose value is what a file holds."""
+    """A reference to a file whose content is the value of a setting."""
 
     file: str
     is_secret: bool
 
 
 def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
-    """Read the configuration.
+    """Read all sources, check every setting, and build the configuration.
 
     Args:
-        path: The TOML file. None: the one that `WSGATE_CONFIG` names, or none at all.
+        path: The TOML file. None: the file that `WSGATE_CONFIG` names, or no file.
         environ: The environment. Every variable that begins with `WSGATE_` and has a `__` must be a setting,
             unless its name is one that Kubernetes makes for a Service.
-        flags: Settings of the command line, nested like the file; a None is a flag not given.
+        flags: The settings from the command line, nested like the file; None: the flag is not given.
 
     Returns:
-        The configuration. Of a setting given twice the later source counts: file, environment, flags. A
+        The configuration. If several sources give a setting, the last one counts: file, environment, flags. A
         value and its `_file` form are one setting.
 
     Raises:
-        SettingsError: Something is missing, unknown, ill-typed, out of range or contradicts the rest.
-            One line per mistake, each with the path of the setting. What must hold between settings is
-            judged once each is right by itself.
+        SettingsError: A setting is missing, unknown, of a wrong type, out of range, or contradicts another
+            one. The text has one line for each mistake, with the path of the setting. Rules between settings
+            are checked only when each setting is valid by itself.
     """
     mistakes: list[str] = []
     given: _Table = {("channels", "default"): {}}
@@ -118,9 +118,9 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
 
 
 def ignored_variables(environ: Mapping[str, str]) -> str:
-    """One line that names the variables that look like settings and were ignored; empty: there are none.
+    """Describe the variables that look like settings but are ignored, in one line; empty if there are none.
 
-    A value is never shown, but for the form that Kubernetes gives it no setting is suggested.
+    The line contains no values. For a value in the form that Kubernetes writes, no setting is suggested.
     """
     names = sorted(name for name in environ if _is_ours(name) and not _names_section(name, environ[name]))
     names = [name for name in names if name not in _OWN_VARIABLES]
@@ -145,7 +145,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _names_section(name: str, value: str) -> bool:
-    """Whether a variable must be a setting: its name has a section and was not made for a Service."""
+    """Whether a variable must be a setting: its name has a section, and Kubernetes did not make it."""
     if _SEPARATOR not in name.removeprefix(_PREFIX):
         return False
     has_port_of_service = _SERVICE_PORT.fullmatch(name) and _SERVICE_URL.match(value)
@@ -154,27 +154,32 @@ def _names_section(name: str, value: str) -> bool:
 
 
 def effective(config: Config) -> str:
-    """Every setting in effect, as TOML text that `load` reads.
+    """Format all settings of a configuration as TOML text that `load` can read.
 
-    Secrets are `***`, the bus URL lacks its password: with these put back, `load` gives the same again.
+    Secrets are replaced by `***`, and the bus URL has no password. With these put back, `load` builds an
+    equal configuration.
     """
     return "\n\n".join(_tables(config, ())) + "\n"
 
 
 class _Reader:
-    """Turns one source into a table and notes what is wrong with it."""
+    """Convert one source into a table, and collect its mistakes.
+
+    Args:
+        mistakes: Receives one text for each mistake.
+    """
 
     def __init__(self, mistakes: list[str]) -> None:
         self._mistakes = mistakes
         self._table: _Table = {}
 
     def tree(self, tree: Mapping[str, Any]) -> _Table:
-        """The table of nested mappings: a TOML file or flags."""
+        """Convert nested mappings, from a TOML file or from flags, into a table."""
         self._branch(tree, (), ())
         return self._table
 
     def environment(self, environ: Mapping[str, str]) -> _Table:
-        """The table of all variables that name a section."""
+        """Convert all environment variables that must be settings into a table."""
         for name in sorted(
             name for name in environ if _is_ours(name) and _names_section(name, environ[name])
         ):
@@ -216,9 +221,9 @@ class _Reader:
 
 
 def _without_value(text: str, value: str) -> str:
-    """A message about a variable without what stands in the variable: a secret may be in the wrong one.
+    """Remove the value of a variable from an error text, because a secret may be in the wrong variable.
 
-    Very short texts are shown. They are mistakes of typing, and no secret.
+    Values of at most `_SHOWN_CHARACTERS` stay, because they are typing mistakes and no secrets.
     """
     for each in sorted({value, *value.split()}, key=len, reverse=True):
         if len(each) > _SHOWN_CHARACTERS:
@@ -229,13 +234,13 @@ def _without_value(text: str, value: str) -> str:
 
 @cache
 def _schema() -> Mapping[_Path, _Setting]:
-    """Every setting by path, where `*` stands for a name; `_file` forms as well. Derived from `Config`."""
+    """Derive the schema from `Config`: each setting and `_file` form by path; `*` stands for any name."""
     return dict(_settings(Config, ()))
 
 
 @cache
 def _known() -> frozenset[_Path]:
-    """Every path of the schema and every table on the way to it."""
+    """List the paths of all settings and of all tables that contain them."""
     return frozenset(path[:length] for path in _schema() for length in range(1, len(path) + 1))
 
 
@@ -273,7 +278,7 @@ def _setting(info: inspect.Field) -> _Setting:
 
 
 def _from_text(setting: _Setting, text: str) -> Any:
-    """What a variable's text means for this setting; text that means nothing stays text."""
+    """Convert the text of a variable into a bool, an int or a list, by the kind of its setting."""
     match setting.kind:
         case "bool":
             value: Any = _BOOLEANS.get(text.lower())
@@ -290,7 +295,7 @@ def _from_text(setting: _Setting, text: str) -> Any:
 
 
 def _value(setting: _Setting, raw: Any) -> Any:
-    """The value as `Config` holds it. SettingsError without the path of the setting."""
+    """Check a value and convert it into the form of `Config`; the text of SettingsError has no path."""
     match setting.kind:
         case "bool":
             return _typed(raw, bool)
@@ -313,7 +318,8 @@ def _value(setting: _Setting, raw: Any) -> Any:
 
 
 def _typed(raw: Any, wanted: type) -> Any:
-    # Exactly: to Python a bool is an int, to whoever wrote `port = true` it is not.
+    """Return a value that has exactly the wanted type; else raise SettingsError."""
+    # The exact type, because a bool is an int in Python, but `port = true` is a mistake.
     if type(raw) is not wanted:
         raise SettingsError(f"expected {wanted.__name__}, got {_type_name(raw)}")
     return raw
@@ -353,7 +359,7 @@ def _named_file(environ: Mapping[str, str]) -> Path | None:
 def _parsed(path: Path | None) -> Mapping[str, Any]:
     if path is None:
         return {}
-    import tomllib  # here, because a start without a file need not pay for it
+    import tomllib  # imported here, so that a start without a file is faster
 
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -361,15 +367,15 @@ def _parsed(path: Path | None) -> Mapping[str, Any]:
         raise SettingsError(f"config: cannot read {path}: {fault.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"config: {path} is not UTF-8 text") from None
-    except RecursionError:  # tomllib takes values apart recursively; no setting needs more than two levels
+    except RecursionError:  # tomllib parses recursively; no setting needs more than two levels
         raise SettingsError(f"config: {path}: arrays or tables are nested too deeply") from None
     except ValueError as fault:
-        # What tomllib says is a place and a rule, never what is written there.
+        # The text of tomllib has a position and a rule, and never a value of the file.
         raise SettingsError(f"config: {path}: {fault}") from None
 
 
 def _variable_path(name: str) -> tuple[_Path, _Path] | None:
-    """Path and schema path of a variable; None when no setting has this name."""
+    """Find the path of the setting that a variable names, and its schema path; None if there is none."""
     parts = tuple(name.removeprefix(_PREFIX).lower().split("__"))
     if name != name.upper():
         return None
@@ -378,7 +384,7 @@ def _variable_path(name: str) -> tuple[_Path, _Path] | None:
     for pattern in _schema():
         if _ANY not in pattern or len(parts) < len(pattern):
             continue
-        # A name may hold "__" itself: it is whatever stands between the section and the key.
+        # A name may contain "__" itself: it is everything between the section and the key.
         head, tail = pattern.index(_ANY), pattern.index(_ANY) - len(pattern) + 1
         middle = "__".join(parts[head:tail])
         path = (*parts[:head], middle, *parts[tail:])
@@ -398,7 +404,7 @@ def _variable_hint(name: str) -> str:
 
 
 def _hint(path: _Path, pattern: _Path) -> str:
-    """What may have been meant: a neighbour with nearly this name, else this name in another section."""
+    """Suggest a setting for an unknown one: a similar name in its section, or its name in another section."""
     beside = [known[-1] for known in _known() if known[:-1] == pattern and known[-1] != _ANY]
     near = _nearest(path[-1], beside)
     if near:
@@ -409,13 +415,13 @@ def _hint(path: _Path, pattern: _Path) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    import difflib  # here, because only mistakes need it
+    import difflib  # imported here, because only mistakes need it
 
     return next(iter(difflib.get_close_matches(name, sorted(names), 1)), "")
 
 
 def _spelled_once(table: _Table, mistakes: list[str]) -> _Table:
-    """The table of one source with each `_file` form under its setting's own path."""
+    """Move each `_file` form in the table of one source to the path of its setting."""
     once: _Table = {}
     for path, value in table.items():
         pattern = path if path in _schema() else _pattern(path)
@@ -434,7 +440,7 @@ def _spelled_once(table: _Table, mistakes: list[str]) -> _Table:
 
 
 def _pattern(path: _Path) -> _Path:
-    """The schema path of a path that holds a name."""
+    """Find the schema path of a path, in which `*` replaces a name; () if there is none."""
     for pattern in _schema():
         named = tuple(_ANY if wanted == _ANY else key for wanted, key in zip(pattern, path, strict=False))
         if len(pattern) == len(path) and named == pattern:
@@ -443,6 +449,7 @@ def _pattern(path: _Path) -> _Path:
 
 
 def _read_files(given: _Table, mistakes: list[str]) -> None:
+    """Replace each reference to a file in a table by the content of the file."""
     for path, value in given.items():
         if isinstance(value, _FromFile):
             try:
@@ -452,6 +459,7 @@ def _read_files(given: _Table, mistakes: list[str]) -> None:
 
 
 def _file_text(source: _FromFile) -> str:
+    """Read the file of a setting, check it, and remove one line end at its end."""
     try:
         with open(source.file, "rb", opener=_open_at_once) as file:
             _check_file(os.fstat(file.fileno()), is_secret=source.is_secret)
@@ -472,20 +480,24 @@ def _file_text(source: _FromFile) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    # Opening a pipe without a writer would block the start.
+    # Opening a pipe without a writer would otherwise block the start.
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_file(status: os.stat_result, *, is_secret: bool) -> None:
-    """Refuse what is no regular file, and a secret that others can read or change.
+    """Refuse a file that is not regular, and the file of a secret that other users can read or change.
 
-    The rule is PostgreSQL's for its private key: the file belongs to root or to us, its group may read it,
-    and nobody else may do anything. So the platforms can hand a secret over: Kubernetes and systemd by root
-    and a group, Docker by owner.
+    The rule is that of PostgreSQL for its private key: the file belongs to root or to this user, its group
+    may read it, and other users have no rights. So platforms can provide secrets: Kubernetes and systemd with
+    owner root and a group, Docker with the user as owner.
 
     Args:
-        status: Of the opened file, behind all symbolic links: Kubernetes swaps secrets by a link.
-        is_secret: Whether the file holds a secret; every user may read the file of a public key.
+        status: The status of the opened file, after all symbolic links: Kubernetes replaces secrets by a
+            link.
+        is_secret: Whether the file contains a secret; every user may read the file of a public key.
+
+    Raises:
+        SettingsError: The file is refused.
     """
     if not stat.S_ISREG(status.st_mode):
         raise SettingsError("this is not a regular file")
@@ -504,7 +516,7 @@ def _check_file(status: os.stat_result, *, is_secret: bool) -> None:
 
 
 def _holds_secret(table: _Table) -> bool:
-    """Whether a secret stands in the clear in one source."""
+    """Whether the table of a source contains the text of a secret."""
     for path, value in table.items():
         kind = _schema()[pattern].kind if (pattern := _pattern(path)) else ""
         if isinstance(value, str) and kind in ("secret", "secret_url") and masked(kind, value) != value:
@@ -513,10 +525,10 @@ def _holds_secret(table: _Table) -> bool:
 
 
 def _faults_of_mode(path: Path) -> Iterator[str]:
-    """A configuration file that holds a secret is judged like the file of a secret."""
+    """Check the mode of a configuration file that contains a secret, like the file of a secret."""
     try:
         status = path.stat()
-        if stat.S_ISREG(status.st_mode):  # a pipe has no other readers
+        if stat.S_ISREG(status.st_mode):  # a pipe has only one reader
             _check_file(status, is_secret=True)
     except OSError as fault:
         yield f"{path}: {fault.strerror}"
@@ -525,7 +537,7 @@ def _faults_of_mode(path: Path) -> Iterator[str]:
 
 
 def _missing(given: _Table) -> Iterator[str]:
-    """Settings without a default that a named table lacks."""
+    """Yield a mistake for each required setting that is absent from a named table."""
     required = {pattern: setting for pattern, setting in _schema().items() if setting.is_required}
     for table in [path for path, value in given.items() if value == {}]:
         for pattern, setting in required.items():
@@ -535,6 +547,7 @@ def _missing(given: _Table) -> Iterator[str]:
 
 
 def _apply_dev_defaults(given: _Table) -> None:
+    """Add the defaults of development mode for settings that no source gives."""
     given.setdefault(("server", "host"), "127.0.0.1")
     given.setdefault(("auth", "allow_anonymous"), True)
     for path in [path for path in given if path[0] == "channels"]:

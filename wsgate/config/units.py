@@ -1,7 +1,7 @@
-"""Durations and sizes as people write them: text in, whole milliseconds or bytes out, and back.
+"""Parse and format durations and sizes in settings: text to whole milliseconds or bytes, and back. Pure.
 
-One number and one unit, no fractions, no sums, no spaces: what is written is what holds. Sizes are
-powers of 1024 and say so (KiB); KB is refused because half of the world reads it as 1000.
+A quantity is one number and one unit, without fractions, sums or spaces. Sizes are powers of 1024 and have
+the units KiB, MiB and GiB; KB is refused because many people read it as 1000.
 """
 
 import json
@@ -16,13 +16,13 @@ __all__ = ["format_duration", "format_size", "parse_duration_ms", "parse_size_by
 _DURATIONS_MS: Final = {"h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 _SIZES_BYTES: Final = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 
-# Fifteen digits are more than any setting takes, and keep int() far from its own limit on digits.
+# Fifteen digits are more than any setting needs, and far fewer than int() accepts.
 _QUANTITY: Final = re.compile(r"([0-9]{1,15})([A-Za-z]*)")
 _SHOWN_LIMIT: Final = 60
 
 
 def parse_duration_ms(text: str) -> int:
-    """Whole milliseconds, >= 0, of a duration such as "250ms", "25s", "5m", "1h" or "0".
+    """Parse a duration such as "250ms", "25s", "5m", "1h" or "0" into whole milliseconds, >= 0.
 
     Raises:
         SettingsError: The text is anything else; the message quotes it and names no setting.
@@ -35,7 +35,7 @@ def parse_duration_ms(text: str) -> int:
 
 
 def parse_size_bytes(text: str) -> int:
-    """Bytes, >= 0, of a size such as "512B", "64KiB", "1MiB", "1GiB"; a bare number is bytes.
+    """Parse a size such as "512B", "64KiB", "1MiB" or "1GiB" into bytes, >= 0; a bare number is bytes.
 
     Raises:
         SettingsError: The text is anything else; the message quotes it and names no setting.
@@ -48,17 +48,17 @@ def parse_size_bytes(text: str) -> int:
 
 
 def format_duration(duration_ms: int) -> str:
-    """The shortest text that parses back to `duration_ms` (>= 0); zero is "0s"."""
+    """Format a duration in milliseconds, >= 0, with its largest exact unit; zero is "0s"."""
     return _format(duration_ms, _DURATIONS_MS) if duration_ms else "0s"
 
 
 def format_size(size_bytes: int) -> str:
-    """The shortest text that parses back to `size_bytes` (>= 0); zero is "0B"."""
+    """Format a size in bytes, >= 0, with its largest exact unit; zero is "0B"."""
     return _format(size_bytes, _SIZES_BYTES) if size_bytes else "0B"
 
 
 def quote(text: str) -> str:
-    """A TOML basic string that holds `text`.
+    """Write a text as a TOML basic string, in double quotes and with escapes.
 
     Source: TOML 1.0, "String": JSON's escapes are valid, and DEL must be escaped as well.
     """
