@@ -1,8 +1,8 @@
-"""The process with HTTP: health, metrics, the API for backends, and a page to try the gateway.
+"""The admin process, which serves HTTP: health, metrics, the API for backends, and a page to try the gateway.
 
-It reads the statistics block and publishes to the bus, and nothing hangs on it: clients are served as
-well while it is dead. What it is built with (starlette, uvicorn, prometheus_client) is imported when it
-starts, in its own process, so that the keeper and the shards never carry it.
+It reads the statistics block and publishes to the bus. The shards do not depend on it: they serve clients
+also when it does not run. Its libraries (starlette, uvicorn, prometheus_client) are imported only in this
+process, so that they use no memory in the keeper and the shards.
 """
 
 import socket
@@ -17,25 +17,26 @@ __all__ = ["AdminOptions", "run_admin"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdminOptions:
-    """What an admin process is told at its start.
+    """The options of an admin process, fixed at its start.
 
     Attributes:
-        node: The node's name.
-        bus: Where the API publishes to.
-        prefix: Of names on the bus.
-        api_key: What callers of the API must show; empty: nobody can, except in development.
-        is_dev: Development: no key is asked for unless one is set, and the try page is served.
+        node: The name of the node.
+        bus: The address of the bus to which the API publishes.
+        prefix: The prefix of names on the bus.
+        api_key: The key that callers of the API must send; empty: all are refused, except in development
+            mode.
+        is_dev: Development mode: the API needs no key unless one is set, and the try page is served.
         is_loopback: Whether only this machine can reach the listener; then metrics need no key.
-        client_port: Where clients connect to, for the try page.
-        path: The path clients ask for, for the try page.
-        connect_timeout_s: For a connection to the bus.
-        command_timeout_s: For an answer of the bus.
-        publish_command: A line to paste into a shell, for the try page.
-        max_publish_bytes: The largest payload the API publishes.
-        publish_limits: The largest payload by namespace, as `wsgate.bus.receivers` reads it; empty: it is
+        client_port: The port for clients, for the try page.
+        path: The path of the WebSocket URL, for the try page.
+        connect_timeout_s: Time for connecting to the bus, in seconds.
+        command_timeout_s: Time for a reply of the bus, in seconds.
+        publish_command: A shell command that publishes, for the try page.
+        max_publish_bytes: The largest payload that the API publishes.
+        publish_limits: The largest payload by namespace, see `wsgate.bus.receivers`; empty:
             `max_publish_bytes` for every channel.
         log_level: `debug`, `info`, `warning` or `error`.
-        jwks_url: Where the issuer's key set is; empty: nowhere.
+        jwks_url: The URL of the issuer's key set; empty: there is none.
     """
 
     node: str
@@ -58,14 +59,15 @@ class AdminOptions:
 def run_admin(
     options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int, key_set: Board
 ) -> None:
-    """Be the admin process until SIGTERM or until the keeper is gone; both end it within a second.
+    """Run the admin process until SIGTERM, or until the keeper has ended; both end it within a second.
 
     Args:
-        options: What to be.
-        block: The node's numbers; only read.
-        listener: A listening socket; closed here at the end, the keeper's copy stays open.
-        alive: The read end of a pipe whose other end the keeper holds: its end of file is the keeper's.
-        key_set: Where the issuer's key set is posted for the shards.
+        options: The options of the process.
+        block: The statistics of the node, which are only read.
+        listener: The listening socket. It is closed here at the end; the keeper's copy stays open.
+        alive: The read end of a pipe whose write end only the keeper has: at its end of file the keeper has
+            ended.
+        key_set: The board on which the issuer's key set is posted for the shards.
     """
     from wsgate.admin.server import serve
 

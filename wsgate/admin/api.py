@@ -1,9 +1,9 @@
-"""What backends ask over HTTP: `POST /api/<method>`, a JSON object in, a JSON object out.
+"""The HTTP API for backends: `POST /api/<method>` with a JSON object as request and as response.
 
-Every answered method is HTTP 200 with `result` or `error`; anything else means that no method was asked.
-The numbers of errors are those that users of Centrifugo know.
+A method that was called has the HTTP status 200, and a body with `result` or `error`. Any other status means
+that no method was called. The error codes are those of Centrifugo.
 
-Source: https://centrifugal.dev/docs/server/server_api for the form and the numbers.
+Source: https://centrifugal.dev/docs/server/server_api for the form and the codes.
 """
 
 import base64
@@ -32,12 +32,12 @@ from wsgate.payload import BINARY, JSON, Payload, classify
 __all__ = ["Api", "ApiKey", "Publish", "is_local_host", "is_own_origin"]
 
 Publish = Callable[[bytes, bytes], Awaitable[str]]
-"""Publishes an envelope under a name on the bus; tells what `PublishOutcome` tells."""
+"""Publishes an envelope under a name on the bus, and returns a `PublishOutcome`."""
 
 BODY_LIMIT_BYTES: Final = 1024 * 1024
 ENVELOPE_ROOM_BYTES: Final = 64 * 1024
 DISCARD_LIMIT_BYTES: Final = 16 * 1024 * 1024
-"""So much of a body that is too large is read and thrown away, so that the refusal arrives."""
+"""How much of a body that is too large is read and discarded, so that the client receives the refusal."""
 
 WITHIN_MOST_S: Final = 3_600
 _BEARER: Final = "bearer "
@@ -56,7 +56,7 @@ def _error(code: int, message: str) -> _Answer:
     return {"error": {"code": code, "message": message}}
 
 
-# What was not answered as a method, by its HTTP status.
+# The bodies of refusals without a method call, by HTTP status.
 _REFUSALS: Final = {
     400: _error(_BAD_REQUEST, "the body is not a JSON object"),
     401: _error(_UNAUTHORIZED, "unauthorized"),
@@ -69,19 +69,19 @@ _HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 405: {"Allow": "POST"}, 
 
 
 class ApiKey:
-    """The key callers must show.
+    """The API key that callers must send.
 
     Args:
-        key: Empty: no key fits.
+        key: The configured key; empty: every key is refused.
     """
 
     def __init__(self, key: str) -> None:
         self._digest = sha256(key.encode()).digest() if key else b""
 
     def is_shown(self, headers: Headers) -> bool:
-        """Whether `X-API-Key` or `Authorization: Bearer` holds the key.
+        """Whether the header `X-API-Key` or `Authorization: Bearer` has the key.
 
-        Digests are compared, so that the time it takes says nothing about the key or its length.
+        Digests are compared, so that the time of the comparison reveals neither the key nor its length.
         """
         shown = headers.get("x-api-key")
         authorization = headers.get("authorization", "")
@@ -93,12 +93,12 @@ class ApiKey:
 
 
 def is_own_origin(headers: Headers, *, only_loopback: bool) -> bool:
-    """Whether a request comes from no browser, or from a page of this very server.
+    """Whether a request comes from a page of this server, or has no Origin header because it is no browser's.
 
     Args:
-        headers: The request's.
-        only_loopback: Besides, the server must have been asked for by a name of this machine: a foreign
-            name that was made to point here has the right origin and is foreign all the same.
+        headers: The headers of the request.
+        only_loopback: Whether the host of the origin must also be localhost or a loopback address. A foreign
+            name that points to this machine (DNS rebinding) has an equal origin and host.
     """
     origins = headers.getlist("origin")
     if not origins:
@@ -118,14 +118,14 @@ _HOST: Final = re.compile(r"(?:(?P<name>[a-z0-9._-]+)|\[(?P<address>[0-9a-f:.]+)
 
 
 def is_local_host(headers: Headers, *, only_loopback: bool) -> bool:
-    """Whether a request was sent to a host that nobody else can let point to this machine.
+    """Whether the Host header of a request is an address or localhost, and not a name.
 
-    A page of a foreign name that was rebound to this machine reads answers as its own, and sends no Origin
-    when it does. The Host header still holds the foreign name.
+    A page of a foreign name that points to this machine (DNS rebinding) can read responses as its own, and
+    sends no Origin header with such requests. The Host header still contains the foreign name.
 
     Args:
-        headers: The request's.
-        only_loopback: Whether only localhost and loopback addresses count, not every IP address.
+        headers: The headers of the request.
+        only_loopback: Whether only localhost and loopback addresses are allowed, and no other IP address.
     """
     match = _HOST.fullmatch(headers.get("host", "").lower())
     name = (match["name"] or match["address"]) if match else ""
@@ -140,7 +140,7 @@ def _is_address(name: str) -> bool:
 
 
 def _is_loopback(name: str) -> bool:
-    """Whether a name can mean this machine only; `127.0.0.1.evil.example` is a name like any other."""
+    """Whether a host is localhost or a loopback address; `127.0.0.1.evil.example` is neither."""
     try:
         return name == "localhost" or ip_address(name).is_loopback
     except ValueError:
@@ -148,18 +148,24 @@ def _is_loopback(name: str) -> bool:
 
 
 class Api:
-    """The ASGI application behind `/api/{method}`."""
+    """The ASGI application for `/api/{method}`, which checks a request and calls its method.
+
+    Args:
+        options: The key, the limits and the prefix.
+        publish: Sends publications to the bus.
+        controller: Sends control commands to all shards.
+    """
 
     def __init__(self, options: AdminOptions, publish: Publish, controller: Controller) -> None:
-        """With the ways to the bus: of publications, and of what every shard is to do."""
-        # Development asks for no key, unless one was set: what is set explicitly stays.
+        """Set up the key, the limits and the table of methods."""
+        # Development mode needs no key, but a key that is set is required there too.
         self._key = None if options.is_dev and not options.api_key else ApiKey(options.api_key)
         self._only_loopback = options.is_dev and options.is_loopback
         self._publish_to_bus = publish
         self._controller = controller
         self._names = Names(options.prefix)
         self._publish_limits = options.publish_limits or {ANY_NAMESPACE: options.max_publish_bytes}
-        # base64 in JSON is a third longer than what it holds.
+        # base64 in JSON is a third longer than its data.
         self._body_limit = max(BODY_LIMIT_BYTES, 2 * options.max_publish_bytes) + ENVELOPE_ROOM_BYTES
         self._methods: Final = {
             "publish": self._publish,
@@ -170,14 +176,14 @@ class Api:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one HTTP request: refuse it, or call its method, and send the response."""
         request = Request(scope, receive)
         status = self._refuse(request)
         response = _refusal(status) if status else await self._run(request)
         await response(scope, receive, send)
 
     def _refuse(self, request: Request) -> int:
-        """The HTTP status that ends it before a byte of the body is read, or 0."""
+        """Return the HTTP status of a refusal that does not depend on the body; 0: the request is allowed."""
         if not is_own_origin(request.headers, only_loopback=self._only_loopback):
             return 403
         if request.method != "POST":
@@ -187,16 +193,17 @@ class Api:
         return 0 if request.path_params["method"] in self._methods else 404
 
     async def _run(self, request: Request) -> Response:
+        """Read the body of a request, decode its fields, and call the method."""
         try:
             body = await self._read(request)
         except ClientDisconnect:
-            return Response()  # nobody reads it
+            return Response()  # the client has disconnected
         if body is None:
             return _refusal(413)
         try:
-            body.decode()  # the fields are taken apart unchecked below
+            body.decode()  # raw fields are not checked for valid UTF-8 below
             fields = _FIELDS.decode(body)
-            # As in tokens, a member that is null counts as missing; but null can be published.
+            # As in tokens, a member that is null counts as absent; but null can be published.
             is_given = {name: name == "data" or bytes(raw) != b"null" for name, raw in fields.items()}
             fields = {name: raw for name, raw in fields.items() if is_given[name]}
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -204,10 +211,10 @@ class Api:
         return JSONResponse(await self._methods[request.path_params["method"]](fields))
 
     async def _read(self, request: Request) -> bytes | None:
-        """The body, or None when it is too large."""
+        """Read the body of a request; None when it is too large."""
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._body_limit and "expect" in request.headers:
-            return None  # it waits for leave to send, and gets none
+            return None  # the client waits for 100 Continue, so the refusal saves sending the body
         body, size = bytearray(), 0
         async for chunk in request.stream():
             size += len(chunk)
@@ -218,14 +225,15 @@ class Api:
         return bytes(body) if size <= self._body_limit else None
 
     async def _publish(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
-        """`{"channel", "data" | "b64data"}`: publish to a channel, or to the inbox `@user`."""
+        """Method `publish`, `{"channel", "data" | "b64data"}`: publish to a channel or an inbox `@user`."""
         channel = _text(fields.get("channel"))
         if channel is None or not is_channel(channel):
             return _error(_BAD_REQUEST, "bad request: channel")
         payload = _payload(fields)
         if payload is None:
             return _error(_BAD_REQUEST, "bad request: either data, or b64data in base64")
-        # The shards would drop it: nobody is in a channel of no namespace, nor gets more than its limit.
+        # The shards would drop a publication to an unknown namespace, or one above the limit of its
+        # namespace.
         limit_bytes = publish_limit_bytes(self._publish_limits, channel)
         if limit_bytes is None:
             return _error(_UNKNOWN_CHANNEL, "unknown channel")
@@ -235,7 +243,7 @@ class Api:
         return await self._say(self._names.channel(channel.encode()), encode_publication(publication))
 
     async def _disconnect(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
-        """`{"user", "conn"}`, one or both: end these connections for good, on every node."""
+        """Method `disconnect`, `{"user", "conn"}`, one or both: close these connections on every node."""
         user, conn = _text(fields.get("user")), _text(fields.get("conn"))
         if ("user" in fields) != (user is not None and is_user(user)) or not (user or conn):
             return _error(_BAD_REQUEST, "bad request: user")
@@ -244,14 +252,14 @@ class Api:
         return await self._control({"op": "disconnect", "user": user, "conn": conn})
 
     async def _refresh(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
-        """`{"user", "within_s"}`: have a user's connections show fresh tokens."""
+        """Method `refresh`, `{"user", "within_s"}`: require new tokens from a user's connections."""
         return await self._about_user("refresh", fields, {"within_s": _seconds(fields.get("within_s"), 30)})
 
     async def _revoke(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
-        """`{"user", "before", "within_s"}`: refuse tokens issued before a time, now by default.
+        """Method `revoke`, `{"user", "before", "within_s"}`: refuse tokens issued before a time, default now.
 
-        The answer has that time. Repeat a call that was not confirmed with it: the time of the repetition
-        would revoke tokens that were issued meanwhile.
+        The response contains that time. Use it to repeat a call that was not confirmed: the time of the
+        repetition would also revoke tokens that were issued in between.
         """
         before = _number(fields.get("before"), time.time())
         more = {"before": before, "within_s": _seconds(fields.get("within_s"), 0)}
@@ -262,12 +270,13 @@ class Api:
         return answer
 
     async def _unrevoke(self, fields: Mapping[str, msgspec.Raw]) -> _Answer:
-        """`{"user"}`: take the revocation of a user back; its tokens are accepted again."""
+        """Method `unrevoke`, `{"user"}`: withdraw the revocation of a user, whose tokens are valid again."""
         return await self._about_user("unrevoke", fields, {})
 
     async def _about_user(
         self, op: str, fields: Mapping[str, msgspec.Raw], more: Mapping[str, object]
     ) -> _Answer:
+        """Send a control command about one user, or report a field that is not valid."""
         user = _text(fields.get("user"))
         if user is None or not is_user(user):
             return _error(_BAD_REQUEST, "bad request: user")
@@ -277,7 +286,7 @@ class Api:
         return await self._control({"op": op, "user": user, **more})
 
     async def _control(self, command: Mapping[str, object]) -> _Answer:
-        """Have every shard of every node carry it out; an error names those that did not."""
+        """Send a control command to every shard of every node; an error lists the shards without a reply."""
         given = {name: value for name, value in command.items() if value is not None}
         try:
             await self._controller.send(given)
@@ -289,6 +298,7 @@ class Api:
         return {"result": {}}
 
     async def _say(self, name: bytes, data: bytes) -> _Answer:
+        """Publish to the bus, and convert the outcome into a response."""
         outcome = await self._publish_to_bus(name, data)
         if outcome == "unknown":
             return _error(_INTERNAL, "no answer in time: it may have been published")
@@ -306,7 +316,7 @@ def _refusal(status: int) -> Response:
 
 
 def _text(raw: msgspec.Raw | None) -> str | None:
-    """A field that must be text; None when it is not there or is none. Half a character is none."""
+    """Decode a field that must be a text; None when it is absent, of another type or not valid text."""
     try:
         return None if raw is None else _TEXT.decode(raw)
     except msgspec.MsgspecError:
@@ -314,7 +324,7 @@ def _text(raw: msgspec.Raw | None) -> str | None:
 
 
 def _number(raw: msgspec.Raw | None, default: float) -> float | None:
-    """A field that must be a number, 0 or more; None when it is none."""
+    """Decode a field that must be a number of 0 or more; None when it is not valid."""
     try:
         value = default if raw is None else _NUMBER.decode(raw)
     except msgspec.MsgspecError:
@@ -323,13 +333,13 @@ def _number(raw: msgspec.Raw | None, default: float) -> float | None:
 
 
 def _seconds(raw: msgspec.Raw | None, default: int) -> int | None:
-    """As `_number`, of whole seconds, an hour at most."""
+    """Decode a field that must be whole seconds, 0 to 3,600; None when it is not valid."""
     value = _number(raw, default)
     return int(value) if value is not None and value == int(value) and value <= WITHIN_MOST_S else None
 
 
 def _payload(fields: Mapping[str, msgspec.Raw]) -> Payload | None:
-    """What is published: `data` is the JSON document as it was sent, `b64data` bytes as they are."""
+    """Make the payload from `data` (its JSON text, unchanged) or `b64data` (bytes); None if not valid."""
     if ("data" in fields) == ("b64data" in fields):
         return None
     if "data" in fields:

@@ -1,11 +1,13 @@
-"""The admin's URLs: which path is answered by what, and who may ask.
+"""Route the URLs of the admin port to their handlers, and check which callers may use them.
 
-`/healthz` and `/readyz` are for anybody, `/metrics` for this machine or whoever has the key, `/api` for
-whoever has the key. `/status` is for people, with numbers for whoever may read the metrics; `/` is the same
-page, in development one to try the gateway with, and no key is asked for.
+`/healthz` and `/readyz` are open to all callers. `/metrics` needs the key, unless only this machine can reach
+the listener. `/api` needs the key. `/status` is a page for people, which shows numbers only to callers that may
+read the metrics. `/` is the same page.
 
-Where no key is asked for, the Host header must name this machine: a page of a foreign name that was rebound
-to it (DNS rebinding) could read the answers otherwise.
+In development mode `/` is a page to try the gateway, and nothing needs a key, except `/api` if a key is set.
+
+Where no key is needed, the Host header must be an address or localhost. Otherwise a page of a foreign name
+that points to this machine (DNS rebinding) could read the responses.
 """
 
 import time
@@ -34,7 +36,7 @@ RESPONSE_HEADERS: Final = (
     ("Referrer-Policy", "no-referrer"),
     ("Cache-Control", "no-store"),
 )
-"""On every answer. Nothing is loaded from elsewhere; the try page connects to another port."""
+"""Headers of every response. Pages load nothing from other servers; the try page connects to another port."""
 
 FOREIGN_HOST: Final = (
     "Forbidden: this page is for this machine, and the request names another host. "
@@ -47,20 +49,20 @@ _FILES: Final = {"index.html": "text/html", "page.css": "text/css", "page.js": "
 
 
 def now_ms() -> int:
-    """The clock of the statistics block: monotonic milliseconds."""
+    """Read the clock that the statistics block uses: monotonic milliseconds."""
     return time.monotonic_ns() // 1_000_000
 
 
 def make_app(
     options: AdminOptions, block: StatisticsBlock, api: Api, fetcher: KeySetFetcher | None = None
 ) -> Starlette:
-    """The whole application.
+    """Make the application of the admin port with all its routes.
 
     Args:
-        options: Who may ask for what, and what the page is told.
-        block: The node's numbers.
-        api: Behind `/api/<method>`.
-        fetcher: Of the issuer's keys, for the metrics; None: there is none.
+        options: The options of the admin process.
+        block: The statistics of the node.
+        api: The application for `/api/<method>`.
+        fetcher: The fetcher of the issuer's keys, whose counters are metrics; None: there is none.
     """
     is_open = options.is_dev or options.is_loopback
     status = _guarded(options, _status(options, block, is_open=is_open))
@@ -82,13 +84,13 @@ def make_app(
     else:
         routes.append(Route("/", status))
     app = Starlette(routes=routes)
-    # A redirect would name whatever host the request named.
+    # A redirect would repeat the Host header of the request, which is not trusted.
     app.router.redirect_slashes = False
     return app
 
 
 def _guarded(options: AdminOptions, endpoint: Endpoint) -> Endpoint:
-    """The endpoint; where it asks for no key, only for requests to this machine or with the key."""
+    """Wrap an endpoint that needs no key: refuse a request to a foreign host, unless it has the key."""
     key = ApiKey(options.api_key)
 
     async def answer(request: Request) -> Response:
@@ -101,6 +103,8 @@ def _guarded(options: AdminOptions, endpoint: Endpoint) -> Endpoint:
 
 
 def _judged(judge: Callable[[], HealthAnswer]) -> Endpoint:
+    """Make an endpoint that responds with the status and the JSON body of a health check."""
+
     async def answer(request: Request) -> Response:
         status, body = judge()
         return JSONResponse(body, status)
@@ -111,6 +115,7 @@ def _judged(judge: Callable[[], HealthAnswer]) -> Endpoint:
 def _metrics(
     options: AdminOptions, block: StatisticsBlock, fetcher: KeySetFetcher | None, *, is_open: bool
 ) -> Endpoint:
+    """Make the endpoint of `/metrics`."""
     key = ApiKey(options.api_key)
     registry = make_registry(block, options.node, now_ms)
     if fetcher is not None:
@@ -126,6 +131,7 @@ def _metrics(
 
 
 def _file(name: str) -> Endpoint:
+    """Make an endpoint that responds with a file of the page, read once."""
     content = resources.files("wsgate.admin").joinpath("page", name).read_bytes()
 
     async def answer(request: Request) -> Response:
@@ -135,6 +141,7 @@ def _file(name: str) -> Endpoint:
 
 
 def _page_settings(options: AdminOptions) -> Endpoint:
+    """Make the endpoint of `/page.json`, from which the try page reads its settings."""
     settings = {
         "port": options.client_port,
         "path": options.path,
@@ -150,6 +157,7 @@ def _page_settings(options: AdminOptions) -> Endpoint:
 
 
 def _status(options: AdminOptions, block: StatisticsBlock, *, is_open: bool) -> Endpoint:
+    """Make the endpoint of the status page."""
     key = ApiKey(options.api_key)
 
     async def answer(request: Request) -> Response:
@@ -160,5 +168,5 @@ def _status(options: AdminOptions, block: StatisticsBlock, *, is_open: bool) -> 
 
 
 async def _nothing(request: Request) -> Response:
-    """There is no icon; browsers ask for it all the same."""
+    """Respond with 204 to the request for an icon, which browsers send although there is none."""
     return Response(status_code=204)

@@ -1,11 +1,13 @@
-"""HTTP connections of the admin port: which may stay, and what a request may be.
+"""Limit the HTTP connections of the admin port: their number, their time, and the requests handled at once.
 
 Rules:
-- A newcomer takes the place of the oldest connection that has not sent a whole request, or does not take its
-  answer, or has sent requests ahead of its answers. So sockets that send half a request, or many, cannot keep
-  a health check out.
-- Only so many requests are worked on at a time, and health checks do not count: they wait for nothing.
-- Requests that are worked on are never cut for a newcomer. They are fewer than there are places.
+- At the limit of connections, a new connection replaces the oldest one that has not sent a whole request,
+  does not read its response, or has sent requests ahead of its responses. So clients that send incomplete
+  requests, or many, cannot keep a health check out.
+- At most `CONCURRENCY_LIMIT` requests are handled at a time. Health checks do not count, because they never
+  wait.
+- A new connection never replaces one whose request is being handled. There are fewer such requests than
+  places.
 """
 
 import asyncio
@@ -26,15 +28,15 @@ __all__ = ["CONCURRENCY_LIMIT", "HEAD_LIMIT_BYTES", "Connection", "with_limit"]
 
 HEAD_LIMIT_BYTES: Final = 16 * 1024
 CONCURRENCY_LIMIT: Final = 128
-"""Requests that are worked on, above which others are answered 503."""
+"""The most requests handled at a time; further requests are refused with 503."""
 CONNECTIONS_LIMIT: Final = 256
-"""Connections, above which a new one takes the place of another."""
+"""The most connections; a further connection replaces another one."""
 ANSWER_S: Final = 10.0
-"""How long a connection may take for one answer: to ask for it, and to take it."""
+"""The longest time for one exchange: to send a request and to read its response."""
 HEALTH_PATHS: Final = frozenset({"/healthz", "/readyz"})
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
-_HEAD_END: Final = re.compile(rb"\n\r?\n")  # as lenient as h11 is
+_HEAD_END: Final = re.compile(rb"\n\r?\n")  # accepts the same line ends as h11
 _DISPLACED: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 33\r\n"
     b"Connection: close\r\n\r\nThe request came in too slowly.\r\n"
@@ -42,7 +44,7 @@ _DISPLACED: Final = (
 
 
 def with_limit(app: ASGIApp) -> ASGIApp:
-    """The application with at most `CONCURRENCY_LIMIT` requests at a time; health checks do not count."""
+    """Wrap an application so that it handles at most `CONCURRENCY_LIMIT` requests, health checks excepted."""
     under_way = 0
 
     async def limited(scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,17 +66,18 @@ def with_limit(app: ASGIApp) -> ASGIApp:
 
 
 class Connection(H11Protocol):
-    """An HTTP connection that must get an answer through from time to time.
+    """An HTTP connection that must complete a response within `ANSWER_S`, again and again.
 
-    uvicorn itself waits for ever for a head that does not end, and for a peer that does not read.
+    Without this, uvicorn waits without limit for the end of a request head, and for a peer that does not
+    read.
     """
 
     _deadline: asyncio.TimerHandle | None = None
     _turns: ClassVar[Iterator[int]] = itertools.count(1)
-    turn = 0  # of all that connected or got an answer: a clock would not tell apart who came together
+    turn = 0  # a number and not a time, so that connections of the same moment have an order
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin, in the place of another connection where there are too many."""
+        """Start a new connection; above `CONNECTIONS_LIMIT` it replaces the oldest replaceable one."""
         super().connection_made(transport)
         self._renew()
         if len(self.connections) > CONNECTIONS_LIMIT:
@@ -84,7 +87,7 @@ class Connection(H11Protocol):
             oldest.give_way()
 
     def handle_events(self) -> None:
-        """Refuse a head that is complete and too long; h11 looks only at those that are not complete."""
+        """Refuse a complete request head that is too long; h11 limits only incomplete heads."""
         if self.conn.their_state is h11.IDLE:
             waiting, _ = self.conn.trailing_data
             end = _HEAD_END.search(waiting)
@@ -94,7 +97,7 @@ class Connection(H11Protocol):
         super().handle_events()
 
     def on_response_complete(self) -> None:
-        """An answer is through: time for the next one."""
+        """Start the deadline of the next exchange, because a response is complete."""
         self._renew()
         super().on_response_complete()
 
@@ -106,13 +109,13 @@ class Connection(H11Protocol):
 
     @property
     def is_replaceable(self) -> bool:
-        """Whether a newcomer may have its place: unless exactly one whole request is being worked on."""
+        """Whether a new connection may replace this one: unless just one whole request is being handled."""
         is_whole = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
-        # Reading is paused while a request waits behind the one that is worked on.
+        # Reading is paused while a second request waits behind the one that is being handled.
         return not is_whole or self.flow.read_paused or self.transport.get_write_buffer_size() > 0
 
     def give_way(self) -> None:
-        """End at once for a newcomer; a peer whose head is not whole is told."""
+        """Close this connection for a new one; send 408 first if the request head is incomplete."""
         if self.conn.our_state is h11.IDLE and not self.transport.get_write_buffer_size():
             self.transport.write(_DISPLACED)
             if not self.transport.get_write_buffer_size():
@@ -122,7 +125,7 @@ class Connection(H11Protocol):
         self.reset()
 
     def reset(self) -> None:
-        """End it at once. What the kernel still holds for a peer that does not read is dropped too."""
+        """Close the connection with a TCP reset, so that the kernel drops unsent data too."""
         peer = self.transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
@@ -130,12 +133,14 @@ class Connection(H11Protocol):
         self.connections.discard(self)
 
     def _refuse(self, status: int, reason: bytes) -> None:
+        """Send a response without a body, and close the connection."""
         headers = [("Content-Length", "0"), ("Connection", "close")]
         for event in (h11.Response(status_code=status, headers=headers, reason=reason), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def _renew(self) -> None:
+        """Restart the deadline, and give the connection the newest turn."""
         if self._deadline is not None:
             self._deadline.cancel()
         self.turn = next(self._turns)

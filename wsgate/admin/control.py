@@ -1,13 +1,13 @@
-"""Sends control commands of backends and waits until every shard has confirmed them.
+"""Send control commands of backends to all shards, and wait until every shard has confirmed them.
 
-A command is published on the control channel with the number of a request. Each shard carries it out and
-then enters the set of replies to that request. The call succeeds when every shard that is known is in it:
-the members of the set of all shards on the bus, and the shards of this node whatever the bus says of them.
-A shard that is stopped, or does not hear the control channel, is named in the answer. Repeating a command is
+A command is published on the control channel with the id of a request. Each shard executes it and then adds
+itself to the set of replies to that request. The call succeeds when all known shards are in this set: the
+members of the set of shards on the bus, and always the shards of this node. The error names each shard
+without a reply, such as one that has stopped or does not receive the control channel. Repeating a command is
 harmless.
 
-A revocation is kept on the bus before it is published, so that a shard that is away finds it when it comes
-back.
+A revocation is stored on the bus before it is published, so that a disconnected shard reads it when it
+reconnects.
 
 Source: protocols/bus/v1/spec.md, "Control".
 """
@@ -24,7 +24,7 @@ from wsgate.bus import BusPublisher, Names, Revocation, pack, read_leases, store
 __all__ = ["Controller", "Unreached"]
 
 WAIT_S: Final = 3.0
-"""How long a call waits for the replies of all shards."""
+"""How long a call waits for the replies of all shards, in seconds."""
 POLL_S: Final = 0.02
 NAMED_MOST: Final = 20
 
@@ -32,11 +32,11 @@ Result = TypeVar("Result")
 
 
 class Unreached(Exception):
-    """The command was not carried out everywhere, as far as is known.
+    """A control command is not confirmed by all shards, or the bus has failed.
 
     Args:
         text: One line for the caller of the API.
-        shards: The shards that have not said that they carried it out.
+        shards: The shards that have not confirmed the command.
     """
 
     def __init__(self, text: str, shards: Iterable[str] = ()) -> None:
@@ -46,13 +46,13 @@ class Unreached(Exception):
 
 
 class Controller:
-    """Sends control commands and waits for the shards.
+    """The sender of control commands in the admin process.
 
     Args:
-        publisher: The way to the bus.
-        names: What things are called there.
-        own: The labels of this node's shards, `<node>/<number>`.
-        wait_s: How long to wait for all replies.
+        publisher: Sends commands and publications to the bus.
+        names: The names of keys and channels on the bus.
+        own: Returns the labels of this node's shards, `<node>/<number>`.
+        wait_s: How long to wait for all replies, in seconds.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Controller:
         self._wait_s: Final = wait_s
 
     async def send(self, command: Mapping[str, object]) -> None:
-        """Have every shard of every node carry out a command.
+        """Send a command to every shard of every node, and wait for all confirmations.
 
         Args:
-            command: As in protocols/bus/v1, "Control", without `request`.
+            command: The fields as in protocols/bus/v1, "Control", without `request`.
 
         Raises:
-            Unreached: The bus refused it, or some shard has not said in time that it carried it out.
+            Unreached: The bus has failed, or a shard did not confirm in time.
         """
         if command["op"] == "revoke":
             await self._keep(Revocation(str(command["user"]), float(str(command["before"]))))
@@ -88,7 +88,7 @@ class Controller:
         missing = expected
         try:
             async with asyncio.timeout(self._wait_s):
-                # The replies are on the bus, where nothing wakes who waits for them.
+                # The bus does not notify about new members of a set, so poll it.
                 while True:
                     missing = expected - await self._members(self._names.replies(request))
                     if not missing:
@@ -103,10 +103,11 @@ class Controller:
             )
             raise Unreached(text, missing) from None
         if command["op"] == "unrevoke":
-            # Once more: a shard may have written it back before it received the command.
+            # Remove it again: a shard may have stored it once more before it received the command.
             await self._remove(str(command["user"]))
 
     async def _remove(self, user: str) -> None:
+        """Remove a user's revocation from the bus."""
         key = self._names.revoked()
 
         def begin(done: Callable[[str, bytes], None]) -> None:
@@ -117,6 +118,8 @@ class Controller:
             raise Unreached(_why(outcome, "the revocation was not removed from the bus"))
 
     async def _keep(self, revocation: Revocation) -> None:
+        """Store a revocation on the bus."""
+
         def begin(done: Callable[[str, bytes], None]) -> None:
             store_revocation(self._publisher, self._names, revocation, done)
 
@@ -125,6 +128,8 @@ class Controller:
             raise Unreached(_why(outcome, "the revocation was not stored on the bus"))
 
     async def _members(self, key: bytes) -> frozenset[str]:
+        """Read the members of a set of leases."""
+
         def begin(done: Callable[[str, frozenset[str]], None]) -> None:
             read_leases(self._publisher, key, done)
 
@@ -134,6 +139,8 @@ class Controller:
         return members
 
     async def _publish(self, name: bytes, data: bytes) -> None:
+        """Publish a command on the control channel."""
+
         def begin(done: Callable[[str, bytes], None]) -> None:
             self._publisher.publish(name, data, lambda outcome: done(outcome, b""))
 
@@ -143,11 +150,11 @@ class Controller:
 
 
 async def _answered(begin: Callable[[Callable[[str, Result], None]], None]) -> tuple[str, Result]:
-    """A call with a callback, as something to wait for."""
+    """Call a function that takes a callback, and wait for the callback's arguments."""
     answered: asyncio.Future[tuple[str, Result]] = asyncio.get_running_loop().create_future()
 
     def done(outcome: str, result: Result) -> None:
-        if not answered.done():  # who waited may be gone
+        if not answered.done():  # the waiting task may be cancelled
             answered.set_result((outcome, result))
 
     begin(done)
@@ -155,6 +162,7 @@ async def _answered(begin: Callable[[Callable[[str, Result], None]], None]) -> t
 
 
 def _why(outcome: str, text: str) -> str:
+    """Return the text for the caller of the API about a failure of the bus."""
     if outcome == "unknown":
         return "no answer of the bus in time: it may have been done"
     return f"unavailable: {text}"

@@ -1,7 +1,7 @@
-"""How full the node is, drawn for people: what is used, of how much, what binds, when it is full.
+"""Render the headroom of the node as HTML: used and allowed resources, the tightest one, and when it is full.
 
-From the block alone, like everything here; no script and no style of its own, so that it also shows in a
-browser that allows neither.
+All numbers come from the statistics block. The HTML has no script and no style of its own, so that a strict
+content security policy does not hide it.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ $machine
 
 
 def headroom_card(block: StatisticsBlock) -> str:
-    """A section of HTML: the node in a sentence, then a row for each shard, then the machine's own limits."""
+    """Render the section: a sentence about the node, a row for each shard, and the limits of the machine."""
     shards = [block.shard(number) for number in range(block.shards)]
     return _CARD.substitute(
         room=f"{sum(_room(shard) for shard in shards):,}",
@@ -51,14 +51,14 @@ def _row(number: int, shard: Region) -> str:
         _meter(shard["listen_queue"], shard["listen_queue_limit"], ""),
         f"{_room(shard):,}",
     )
-    number_of_state = shard["admission_state"]  # of a shard that may have written anything
+    number_of_state = shard["admission_state"]  # not trusted: a faulty shard may have written any number
     state = _STATES[number_of_state] if number_of_state < len(_STATES) else "unknown"
     row = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr><th scope="row">{number}</th><td data-admission="{state}">{state}</td>{row}</tr>'
 
 
 def _meter(used: int, limit: int, unit: str) -> str:
-    """A bar that turns amber from three quarters on, red from fifteen sixteenths on, where newcomers end."""
+    """Render a bar: amber from three quarters of the limit, red from fifteen sixteenths."""
     if limit <= 0:
         return f"{used:,} {unit}"
     text = f"{used:,} of {limit:,} {unit}".rstrip()
@@ -72,7 +72,7 @@ def _room(shard: Region) -> int:
 
 
 def _binding(shards: Sequence[Region]) -> str:
-    """What ends first, in most of them."""
+    """Name the resource that is exhausted first in most shards."""
     votes = {name: sum(shard["binds_" + name] for shard in shards) for name in _RESOURCES}
     most = max(_RESOURCES, key=lambda name: votes[name])
     if not votes[most]:
@@ -86,6 +86,7 @@ def _binding(shards: Sequence[Region]) -> str:
 
 
 def _outlook(shards: Sequence[Region]) -> str:
+    """Describe how fast the connections grow in number, and when the first shard is full."""
     growth = sum(shard["growth_per_1000_s"] for shard in shards) / 1000
     if growth < 0.01:
         return "They are not growing in number."
@@ -102,7 +103,7 @@ def _span(seconds: int) -> str:
 
 
 def _machine(keeper: Region) -> str:
-    """Of all processes of the machine: memory for sockets, and accept queues that overflowed."""
+    """Render the numbers outside of shards: memory of sockets and of the private bus, full accept queues."""
     limit = keeper["tcp_memory_limit_bytes"] // _MIB
     rows = []
     if limit:

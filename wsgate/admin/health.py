@@ -1,7 +1,7 @@
-"""Whether the node lives and can work, told to machines and to people.
+"""Decide whether the node is alive and ready, as JSON for `/healthz` and `/readyz` and as a page for people.
 
-Judged from the block alone: nothing here waits, and a dead bus or a hung shard cannot hold an answer
-back.
+The decision uses only the statistics block. So nothing here waits, and a failed bus or a hung shard cannot
+delay a response.
 """
 
 from collections.abc import Sequence
@@ -16,24 +16,24 @@ from wsgate.statistics.readiness import why_not_alive
 __all__ = ["HealthAnswer", "connections_by_state", "judge_liveness", "judge_readiness", "status_page"]
 
 HealthAnswer = tuple[int, dict[str, object]]
-"""An HTTP status, 200 or 503, and the body to answer with."""
+"""The HTTP status, 200 or 503, and the JSON body of the response."""
 
 _STATE_MARK: Final = "now_"
 _STATES: Final = ("head", "deciding", "open", "failing", "closing", "lingering", "gone")
 
 
 def judge_liveness(block: StatisticsBlock, now_ms: int) -> HealthAnswer:
-    """`{"alive": true}`, or false and `why`: keeper and every shard must beat.
+    """Decide about `/healthz`: `{"alive": true}` if keeper and shards publish beats, else false and `why`.
 
     Args:
-        block: The node's numbers.
-        now_ms: The machine's monotonic clock.
+        block: The statistics of the node.
+        now_ms: The machine's monotonic clock, in milliseconds.
     """
     return _verdict("alive", why_not_alive(block, now_ms))
 
 
 def judge_readiness(block: StatisticsBlock, now_ms: int) -> HealthAnswer:
-    """`{"ready": true}`, or false and `why`: every shard must accept and hear the bus. As above."""
+    """Decide about `/readyz`: `{"ready": true}` if all shards accept and have the bus, else `why` not."""
     return _verdict("ready", why_not_ready(block, now_ms))
 
 
@@ -42,7 +42,7 @@ def _verdict(claim: str, why: list[str]) -> HealthAnswer:
 
 
 def connections_by_state(block: StatisticsBlock) -> dict[str, int]:
-    """Connections of all shards by state, in the order of a connection's life."""
+    """Count the connections of all shards by state, in the order in which a connection has these states."""
     shards = [block.shard(number) for number in range(block.shards)]
     return {name: sum(shard[_STATE_MARK + name] for shard in shards) for name in _STATES}
 
@@ -75,13 +75,13 @@ $numbers
 
 
 def status_page(node: str, block: StatisticsBlock, now_ms: int, *, has_numbers: bool) -> str:
-    """A page that says what `/readyz` says.
+    """Render the status page, with the result of `/readyz`.
 
     Args:
-        node: The node's name.
-        block: Its numbers.
-        now_ms: The machine's monotonic clock.
-        has_numbers: Whether connection counts are shown; they are for whoever may read the metrics.
+        node: The name of the node.
+        block: The statistics of the node.
+        now_ms: The machine's monotonic clock, in milliseconds.
+        has_numbers: Whether the page shows the headroom and the counts of connections, as the metrics do.
     """
     why = why_not_ready(block, now_ms)
     return _PAGE.substitute(

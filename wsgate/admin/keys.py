@@ -1,9 +1,9 @@
-"""The key set of the issuer, fetched here so that no shard ever waits for HTTP, and posted for all of them.
+"""Fetch the key set of the issuer over HTTP, and post it for all shards, so that no shard waits for HTTP.
 
-One fetch at a time: at the start, every five minutes, and when a shard has met a kid that no key has, but
-not more than once in `COOLDOWN_S`, whatever strangers put into their tokens. What was fetched last stays in
-force while the issuer is away. The URL is the operator's and nothing else's; a redirect is a failure, and
-so is an answer that is too large, too slow or no key set.
+One fetch runs at a time: at the start, every five minutes, and when a shard has seen a kid that no key has,
+but at most once in `COOLDOWN_S`, whatever clients put into their tokens. The last fetched set stays in use
+while the issuer cannot be reached. The URL comes only from the configuration. A redirect is a failure, and so
+is a response that is too large, too slow or no key set.
 
 Source: RFC 7517; S19 in docs/security.md for what others got wrong here.
 """
@@ -39,22 +39,22 @@ RETRY_MOST_S: Final = 30.0
 FETCH_S: Final = 10.0
 DOCUMENT_LIMIT_BYTES: Final = 256 * 1024
 LOOK_S: Final = 0.25
-_LISTED: Final = 16  # keys in a log line
+_LISTED: Final = 16  # the most unusable keys in a log line
 _CHUNK_BYTES: Final = 16 * 1024
 
 
 class KeySetFetcher:
-    """Keeps the board of the key set up to date.
+    """Fetch the key set again and again, and keep the board up to date.
 
     Args:
-        url: Where the set is: https, or http on this machine.
-        block: Where shards count the kids they want.
-        board: Where the set is posted.
-        get: Fetches; in a thread.
+        url: The URL of the set: https, or http on this machine.
+        block: The statistics, in which shards count the unknown kids that they have seen.
+        board: The board for the shards.
+        get: Fetches the document at a URL; called in a thread. None: `fetch`.
 
     Attributes:
-        fetched: Sets that were posted.
-        failed: Attempts that gave none.
+        fetched: Key sets with a usable key that were posted.
+        failed: Failed attempts.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class KeySetFetcher:
         self._board = board
         self._get = get or fetch
         self._log = Log("admin")
-        self._passed_over: tuple[PassedOver, ...] = ()  # what was logged last
+        self._passed_over: tuple[PassedOver, ...] = ()  # the keys of the last log line
         self.fetched = 0
         self.failed = 0
 
     async def run(self) -> None:
-        """Fetch when it is time; until cancelled."""
+        """Fetch the key set whenever a fetch is due, until cancelled."""
         loop, retry_s = asyncio.get_running_loop(), RETRY_FIRST_S
         due_s = asked_s = loop.time()
         wanted = self._wanted()
@@ -83,7 +83,7 @@ class KeySetFetcher:
                 await asyncio.sleep(LOOK_S)
                 if self._wanted() > wanted:
                     due_s = min(due_s, asked_s + COOLDOWN_S)
-            # A kid that is wanted after this moment may be missing from the document of this fetch.
+            # A kid that a shard requests after this moment may be missing from the document of this fetch.
             asked_s, wanted = loop.time(), self._wanted()
             try:
                 document = await asyncio.to_thread(self._get, self._url)
@@ -100,10 +100,11 @@ class KeySetFetcher:
             due_s = loop.time() + REFRESH_S * random.uniform(0.9, 1.1)  # noqa: S311 - spreading
 
     def _judge(self, document: bytes) -> None:
-        """Log which keys of a set cannot be used; raise SettingsError when it is no set with a usable key.
+        """Log the unusable keys of a set; raise SettingsError if no key is usable.
 
-        A set without one replaces no other. If there is none to keep, shards get it all the same: a token
-        that names one of its keys is then refused for good instead of being told to come back for ever.
+        A set without a usable key does not replace a set that has one. If no set with a usable key is posted,
+        the new set is posted, so that shards refuse a token that names one of its keys permanently. Otherwise
+        such a token would be refused as temporary, again and again.
         """
         found = read_jwks(document)
         if found.passed_over != self._passed_over:
@@ -118,20 +119,20 @@ class KeySetFetcher:
         raise SettingsError("no key in it verifies tokens")
 
     def _wanted(self) -> int:
-        """Kids that shards have asked for, ever."""
+        """Count the fetches that shards have requested for unknown kids, since the start of the node."""
         regions = [self._block.shard(number) for number in range(self._block.shards)]
         return sum(region["unknown_key_ids_requested"] for region in (*regions, self._block.retired))
 
 
 def _listed(found: KeySet) -> str:
-    """Return the keys that were passed over, each with its reason, for one log line."""
+    """List the unusable keys of a set, each with its reason, for one log line."""
     rows = [str(each) for each in found.passed_over[:_LISTED]]
     more = len(found.passed_over) - len(rows)
     return "; ".join(rows) + (f"; and {more} more" if more else "")
 
 
 class KeySetCollector(Collector):
-    """Report the fetches of the key set by their outcome, for Prometheus."""
+    """Report the number of fetches of the key set by outcome, as a Prometheus metric."""
 
     def __init__(self, fetcher: KeySetFetcher) -> None:
         self._fetcher = fetcher
@@ -146,14 +147,15 @@ class KeySetCollector(Collector):
 
 
 def fetch(url: str) -> bytes:
-    """The document at a URL. Blocks for at most `FETCH_S` in all, whatever the server does.
+    """Fetch the document at a URL. Blocks for at most `FETCH_S` in all, whatever the server does.
 
-    The deadline is absolute: names, connecting, TLS, headers and body together. A time-out for each single
-    receive, which is what http.client offers, never passes while a byte a second arrives. No proxy is used
-    and no redirect followed.
+    The deadline is absolute: for the resolver, connecting, TLS, headers and body together. The timeout of
+    http.client is for each single receive, and never expires while one byte a second arrives. No proxy is
+    used, and no redirect is followed.
 
     Raises:
-        BackendError: The document cannot be had; the text holds nothing that was answered.
+        BackendError: The document could not be fetched. The text contains nothing of the response but its
+            status.
     """
     end_s = time.monotonic() + FETCH_S
     headers = {
@@ -202,17 +204,17 @@ def _body(response: http.client.HTTPResponse) -> bytes:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection that is given up at a time of the monotonic clock.
+    """An HTTP connection with one absolute deadline for all its operations.
 
     Args:
-        host: Name or address.
-        port: None for the port of the scheme.
-        end_s: The deadline.
-        is_tls: Whether to speak TLS; certificates and host name are checked.
+        host: The name or address of the server.
+        port: The port; None: the default port of the scheme.
+        end_s: The deadline, in seconds of the monotonic clock.
+        is_tls: Whether to use TLS; the certificate and the host name are verified.
     """
 
     def __init__(self, host: str, port: int | None, end_s: float, *, is_tls: bool) -> None:
-        self.default_port = 443 if is_tls else 80  # which http.client leaves out of the header Host
+        self.default_port = 443 if is_tls else 80  # http.client leaves this port out of the Host header
         super().__init__(host, port or self.default_port)
         self._end_s = end_s
         self._connected: socket.socket | None = None
@@ -239,14 +241,14 @@ class _Connection(http.client.HTTPConnection):
                 plain.close()
                 fault = error
                 continue
-            # http.client asks it for no more than what `_TimedSocket` has.
+            # http.client uses only the methods that `_TimedSocket` has.
             self.sock = cast(socket.socket, _TimedSocket(plain, self._end_s))
             self._connected = plain
             return
         raise fault
 
     def give_up(self) -> None:
-        """Close the socket, whatever is left in it."""
+        """Close the socket, also with unread data."""
         if self._connected is not None:
             self._connected.close()
 
@@ -268,10 +270,12 @@ class _TimedSocket:
         return io.BufferedReader(_TimedReader(self._connected, self._end_s))
 
     def close(self) -> None:
-        """Do nothing: http.client closes before it has read the body, as files of sockets allow it to."""
+        """Do nothing: http.client closes the socket before it has read the body from the file."""
 
 
 class _TimedReader(io.RawIOBase):
+    """A raw file that reads from a socket until the deadline."""
+
     def __init__(self, connected: socket.socket, end_s: float) -> None:
         super().__init__()
         self._connected = connected
@@ -288,6 +292,7 @@ class _TimedReader(io.RawIOBase):
 
 
 def _left_s(end_s: float) -> float:
+    """Return the seconds until a deadline; raise TimeoutError when it has passed."""
     left_s = end_s - time.monotonic()
     if left_s <= 0:
         raise TimeoutError

@@ -1,8 +1,8 @@
-"""The admin process itself: a loop, uvicorn on the keeper's listener, one publisher to the bus.
+"""Run the admin process: an event loop, uvicorn on the keeper's listener, and one publisher to the bus.
 
-Every request is bounded: its head and body in bytes, a connection in the time it may take to get one
-answer through, and the number of connections (see `wsgate.admin.connections`). A peer that sends slowly, or
-reads nothing, is cut; it costs a socket buffer until then.
+The resources of requests are bounded: the bytes of head and body, the time for one exchange, and the number
+of connections (see `wsgate.admin.connections`). A peer that sends slowly, or does not read, is disconnected;
+until then it costs one socket buffer.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ __all__ = ["serve"]
 KEEP_ALIVE_S: Final = 5
 BACKLOG: Final = 128
 GRACE_S: Final = 0.5
-"""How long answers under way may take when the process ends."""
+"""How long responses under way may take when the process ends, in seconds."""
 
 
 def serve(
     options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int, key_set: Board
 ) -> None:
-    """Be the admin process; see `wsgate.admin.run_admin`."""
+    """Set up logging, and run the event loop of the admin process; see `wsgate.admin.run_admin`."""
     _route_logs(options.log_level)
     uvloop.run(_serve(options, block, listener, alive, key_set))
 
@@ -46,12 +46,13 @@ def serve(
 async def _serve(
     options: AdminOptions, block: StatisticsBlock, listener: socket.socket, alive: int, key_set: Board
 ) -> None:
+    """Start the publisher and uvicorn, serve until stopped, and end both."""
     loop = asyncio.get_running_loop()
     publisher, parts = make_publisher(
         options.bus,
         connect_timeout_s=options.connect_timeout_s,
         command_timeout_s=options.command_timeout_s,
-        on_failed=lambda why: None,  # the shards say it
+        on_failed=lambda why: None,  # the shards log a failure of the bus
     )
     fetcher = KeySetFetcher(options.jwks_url, block, key_set) if options.jwks_url else None
     own = [f"{options.node}/{number}" for number in range(block.shards)]
@@ -60,10 +61,10 @@ async def _serve(
     server = _Server(with_limit(make_app(options, block, api, fetcher)))
     sending = [loop.create_task(part.run()) for part in (*parts, *([fetcher] if fetcher else []))]
     for task in sending:
-        # It ends by itself by a fault of ours only: then the whole process ends, and is started again.
+        # Such a task ends by itself only after a fault of this program: end the process, which is restarted.
         task.add_done_callback(lambda task: server.stop())
     loop.add_signal_handler(signal.SIGTERM, server.stop)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; the keeper decides
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # sent by a terminal; only the keeper acts
     loop.add_reader(alive, _keeper_is_gone, loop, alive, server)
     await server.serve(sockets=[listener])
     for task in sending:
@@ -78,18 +79,19 @@ async def _serve(
 
 
 def _keeper_is_gone(loop: asyncio.AbstractEventLoop, alive: int, server: "_Server") -> None:
+    """Stop the server, because the keeper has ended."""
     loop.remove_reader(alive)
     server.stop()
 
 
 def _awaitable(publisher: BusPublisher) -> Publish:
-    """Its callback as something to wait for."""
+    """Make a coroutine function of `publish`, which returns the outcome instead of calling back."""
 
     async def publish(name: bytes, data: bytes) -> str:
         answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def done(outcome: str) -> None:
-            if not answered.done():  # who waited may be gone
+            if not answered.done():  # the waiting task may be cancelled
                 answered.set_result(outcome)
 
         publisher.publish(name, data, done)
@@ -122,16 +124,16 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Nothing: the loop has the handlers, and a graceful end is no death by a signal."""
+        """Install no signal handlers: the loop has them, and uvicorn's raise the signal again at the end."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Write log lines that wait for their reader, ten times a second."""
+        """Write buffered log lines whose reader was slow; uvicorn calls this ten times a second."""
         flush_outputs()
         return await super().on_tick(counter)
 
     def stop(self) -> None:
-        """Answer what is under way, then end; after the grace whatever is left is cut."""
+        """Complete the responses under way and end; after `GRACE_S` reset the remaining connections."""
         if not self.should_exit:
             self.should_exit = True
             asyncio.get_running_loop().call_later(GRACE_S, self._cut)
@@ -147,14 +149,14 @@ class _Server(uvicorn.Server):
 
 
 class _Forward(logging.Handler):
-    """uvicorn's lines under the rules of ours: one per cause and second, and never a request's bytes."""
+    """Forward log lines of uvicorn to our log, which writes one line for an event and second."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._log = Log("admin")
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it; a fault of the application with its traceback."""
+        """Log a record of uvicorn, with the traceback if it has an exception."""
         text = record.getMessage().strip()
         if record.exc_info:
             self._log.exception("request_failed", text=text)

@@ -1,11 +1,11 @@
-// The try page: one connection that speaks wsgate.v1 in JSON, and everything said on it.
+// The try page: it opens one connection with the dialect wsgate.v1.json, and shows every frame of it.
 //
-// What comes from outside is only ever put into the page as text.
-// Source: protocols/client/v1/spec.md for the messages and for who comes back after which code.
+// Data from the network is added to the page only as text, never as HTML.
+// Source: protocols/client/v1/spec.md, for the messages and the close codes after which a client reconnects.
 
 const LOG_ROWS = 500;
-const SHOWN_SIGNS = 4000; // of one frame
-const ONE_LINE_SIGNS = 110; // a frame that is no longer stays on one line
+const SHOWN_SIGNS = 4000; // the most characters of a frame that are shown
+const ONE_LINE_SIGNS = 110; // the most characters of a frame that is shown on one line
 const BACKOFF_FIRST_MS = 500;
 const BACKOFF_MOST_MS = 30_000;
 const STANDARD_COMES_BACK = new Set([1000, 1001, 1005, 1006, 1011, 1012, 1013]);
@@ -20,27 +20,28 @@ const element = (id) => document.getElementById(id);
 
 let url = "";
 let socket = null;
-let isWanted = true; // false: the person on the page ended it
-let attempts = 0; // since the last welcome
+let isWanted = true; // false: the user of the page has disconnected
+let attempts = 0; // failed attempts since the last welcome
 let reconnectTimer = 0;
-let goodbye = null; // the `bye` that came before a Close
-let number = 0; // the last id
-const asked = new Map(); // id to what it was, until it is answered
+let goodbye = null; // the message `bye` that came before a Close frame
+let number = 0; // the last command id
+const asked = new Map(); // command id to the command, until its reply arrives
 const wanted = new Set(); // channels to subscribe to again after a reconnect
-const live = new Set(); // channels the server says we have
+const live = new Set(); // channels whose subscription the server has confirmed
 const counts = { sent: 0, received: 0, publications: 0, reconnects: 0 };
 
-/** Whether to connect again after a close code. */
+/** Whether the page reconnects after this close code. */
 function comesBack(code) {
   return code >= 4000 ? code < 4500 : STANDARD_COMES_BACK.has(code);
 }
 
-/** How long to wait: what the server asked for, and full jitter on top, so that not all come at once. */
+/** The delay before a reconnect: the time that the server sent, and a random time, so that clients spread. */
 function delayMs() {
   const ceiling = Math.min(BACKOFF_MOST_MS, BACKOFF_FIRST_MS * 2 ** attempts);
   return Math.round((goodbye?.retry_ms ?? 0) + Math.random() * ceiling);
 }
 
+/** Open a connection now, without a delay. */
 function connect() {
   clearTimeout(reconnectTimer);
   isWanted = true;
@@ -54,6 +55,7 @@ function connect() {
   opened.onclose = (event) => opened === socket && onClose(event.code, event.reason);
 }
 
+/** Close the connection, or stop reconnecting. */
 function disconnect() {
   isWanted = false;
   clearTimeout(reconnectTimer);
@@ -64,7 +66,7 @@ function disconnect() {
   }
 }
 
-/** End the old connection without waiting for its end, and begin another. */
+/** Close the connection and open another one at once, without waiting for the close handshake. */
 function reconnect() {
   const old = socket;
   socket = null;
@@ -74,6 +76,7 @@ function reconnect() {
   connect();
 }
 
+/** Clear the state of a connection that has ended. */
 function forget() {
   live.clear();
   asked.clear();
@@ -110,7 +113,7 @@ function onClose(code, text) {
   }
 }
 
-/** Send a message; `shown` stands in the log in its place when it holds a secret. */
+/** Send a message. The log shows `shown` in its place if it contains a secret. */
 function send(message, shown) {
   if (socket?.readyState !== WebSocket.OPEN) {
     fault("Not connected.");
@@ -122,7 +125,7 @@ function send(message, shown) {
   log("out", opOf(shown ?? text), shown ?? text);
 }
 
-/** Remember a command until its answer comes; its id. */
+/** Register a command until its reply arrives, and return its new id. */
 function ask(op, ch) {
   number += 1;
   asked.set(number, { op, ch, since: performance.now() });
@@ -143,8 +146,9 @@ function unsubscribe(ch) {
   }
 }
 
-// --- what the server says ----------------------------------------------------------------------------
+// --- messages of the server --------------------------------------------------------------------------
 
+/** Log a frame, match it to its command, and call the handler of its op. */
 function onFrame(text) {
   counts.received += 1;
   if (typeof text !== "string") {
@@ -174,7 +178,7 @@ const HANDLERS = {
     show("open", message.bus === false ? "Open, but the bus is away" : "Open");
     fault("");
     if (element("token").value.trim() && !message.user) {
-      return; // welcome as nobody; the one with a name follows the token
+      return; // an anonymous welcome; the welcome of the user follows after the token
     }
     for (const ch of wanted) {
       if (!live.has(ch)) {
@@ -210,6 +214,7 @@ const HANDLERS = {
   },
 };
 
+/** Handle an error to `sub`: retry later if the error has a time for it. */
 function onNotSubscribed(message, ch) {
   if (message.error === "already_subscribed") {
     live.add(ch);
@@ -226,9 +231,9 @@ function onNotSubscribed(message, ch) {
   drawSubscriptions();
 }
 
-// --- showing -----------------------------------------------------------------------------------------
+// --- state on the page -------------------------------------------------------------------------------
 
-// What the button does in each state; else it connects.
+// The text of the button in each state. In any other state it connects.
 const BUTTONS = { open: "Disconnect", connecting: "Disconnect", waiting: "Stop trying" };
 
 function show(state, text) {
@@ -266,7 +271,7 @@ function chip(name) {
 // --- the log -----------------------------------------------------------------------------------------
 
 const WAYS = { in: ["↓", "received"], out: ["↑", "sent"], note: ["·", "note"] };
-let rows = []; // not drawn yet
+let rows = []; // rows that are not drawn yet
 
 function opOf(text) {
   try {
@@ -280,7 +285,8 @@ function note(op, text) {
   log("note", op, text);
 }
 
-/** Rows are drawn once a frame of the screen: a flood of messages must not stall the page. */
+/** Add a row to the log. Rows are drawn once for each frame of the screen, so that many messages do not block
+it. */
 function log(way, op, text) {
   if (rows.length === 0) {
     requestAnimationFrame(draw);
@@ -291,6 +297,7 @@ function log(way, op, text) {
   }
 }
 
+/** Draw the new rows, and remove the oldest ones beyond `LOG_ROWS`. */
 function draw() {
   const list = element("log");
   const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
@@ -337,8 +344,8 @@ function span(name, text) {
 }
 
 /**
- * JSON with spaces and lines, as text and spans. Works on the signs themselves: parsing and writing
- * again would round large numbers, and the log must show what was said.
+ * Format JSON with spaces and line breaks, as texts and spans. It splits the text into tokens without parsing
+ values, * because parsing would round large numbers, and the log must show what was sent.
  */
 function pretty(text) {
   const tokens = text.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+|"/g) ?? [];
@@ -402,7 +409,7 @@ element("data").addEventListener("keydown", (event) => {
   }
 });
 
-/** The document is sent as it was typed, not as it would be written again. */
+/** Publish the text of the form. JSON is sent as it was typed, without parsing and formatting it again. */
 function publish() {
   const text = element("data").value;
   const isJson = document.querySelector("input[name=form]:checked").value === "json";
@@ -449,15 +456,16 @@ element("copy").addEventListener("click", async () => {
   }
 });
 
-// A network that is back need not wait for its turn.
+// When the network is back, reconnect at once and skip the rest of the delay.
 addEventListener("online", () => {
   if (element("state").dataset.state === "waiting") {
     connect();
   }
 });
 
-// --- the beginning -----------------------------------------------------------------------------------
+// --- start -------------------------------------------------------------------------------------------
 
+/** Read the settings of the page and connect. */
 async function begin() {
   const settings = await (await fetch("/page.json")).json();
   const scheme = location.protocol === "https:" ? "wss" : "ws";
