@@ -1,7 +1,7 @@
 """Route the URLs of the admin port to their handlers, and check which callers may use them.
 
 `/healthz` and `/readyz` are open to all callers. `/metrics` needs the key, unless only this machine can reach
-the listener. `/api` needs the key. `/status` is a page for people, which shows numbers only to callers that may
+the listener. `/api` needs the key. `/status` is a page for people, with numbers only for callers that may
 read the metrics. `/` is the same page.
 
 In development mode `/` is a page to try the gateway, and nothing needs a key, except `/api` if a key is set.
