@@ -388,7 +388,7 @@ def test_a_name_that_hangs_holds_nobody_and_one_that_moved_is_followed_r22(
             first.stop()
             wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
             wait_until(
-                "it hangs", lambda: any("no answer within" in line for line in gateway.lines), WITHIN_S
+                "it hangs", lambda: any("no reply within" in line for line in gateway.lines), WITHIN_S
             )
             for number in range(20):  # the loop turns: it answers, and welcomes
                 assert next_answer(client, "ping", number) == {"op": "pong", "id": number}

@@ -205,7 +205,7 @@ def test_a_stopped_server_may_have_it_r7(valkey: Valkey) -> None:
             with valkey.paused():
                 assert await asked.say() == "unknown"
                 assert await asked.say() == "down"  # nobody waits for a bus that does not answer
-                assert asked.why == ["no answer within 0.3 s"]
+                assert asked.why == ["no reply within 0.3 s"]
             await until("it answers again", lambda: asked.outcomes[-1][1] == "" or asked.publish() == 0)
 
     run(main())

@@ -313,8 +313,8 @@ def test_a_stopped_server_is_noticed_by_its_silence_r7(valkey: Valkey) -> None:
             await until("confirmed", lambda: heard.confirmed)
             with valkey.paused():
                 await until("down", lambda: heard.downs == 1)
-                assert heard.why[0] == "no answer to PING"
-                await until("not greeted", lambda: "no answer within 0.3 s" in heard.why)
+                assert heard.why[0] == "no reply to PING"
+                await until("not greeted", lambda: "no reply within 0.3 s" in heard.why)
             await until("up again", lambda: len(heard.confirmed) == 2)
 
     run(main())
@@ -512,7 +512,7 @@ async def lost(bus: FakeBus, heard: Heard) -> str:
 def test_a_bus_that_accepts_and_never_answers_is_left() -> None:
     async def main() -> None:
         async with fake_bus(lambda talk, parts: b"") as bus, hearing(bus.address, options=SHORT) as heard:
-            assert await lost(bus, heard) == "no answer within 0.3 s"
+            assert await lost(bus, heard) == "no reply within 0.3 s"
             assert heard.ups == heard.downs == 0
 
     run(main())
@@ -524,7 +524,7 @@ def test_a_bus_that_pings_and_never_confirms_is_left() -> None:
             fake_bus(saying(b"SUBSCRIBE", b"")) as bus,
             hearing(bus.address, b"news", options=SHORT) as heard,
         ):
-            assert await lost(bus, heard) == "no answer to SUBSCRIBE"
+            assert await lost(bus, heard) == "no reply to SUBSCRIBE"
             assert len(bus.said(b"PING")) > 1
 
     run(main())

@@ -290,7 +290,7 @@ class Appender:
         """Connect once and serve the connection; return why it ended, and whether an event was confirmed."""
         address, before = self._locate(), self.appended
         if address is None:
-            return "nobody has the slot of the stream", False
+            return "no server has the slot of the stream", False
         try:
             connection = await open_connection(address, b"", 0, self._options.connect_timeout_s)
         except BackendError as error:
@@ -341,7 +341,7 @@ class Appender:
             self._expire()
             self._try_asides()
             if self._sent and now_s - self._sent_s >= timeout_s:
-                connection.abort(f"no answer within {timeout_s:g} s")
+                connection.abort(f"no reply within {timeout_s:g} s")
             elif not self._sent and now_s - max(connection.heard_s, self._pinged_s) >= IDLE_PING_S:
                 # The PING finds a broken connection before the next event needs it.
                 self._pinged_s = self._sent_s = now_s
@@ -441,7 +441,7 @@ class Appender:
         self._sent_s = self._loop.time()
         for kind, text, _ in replies:
             if not self._sent or kind not in (push.REPLY, push.ERROR):
-                self._drop("the bus says what it was not asked")
+                self._drop("the bus sent an unrequested reply")
                 break
             entry = self._sent[0]
             if kind == push.ERROR and not self._is_refusal_of_stream(entry, text):
@@ -457,7 +457,7 @@ class Appender:
                 self._on_failed(f"the stream {entry.stream.decode('latin-1')} refuses: {safe_text(text)}")
             elif entry.makes_room:
                 if not text.isdigit() or len(text) > COUNT_DIGITS_MOST:
-                    self._drop("the bus answers what is no answer to XTRIM")
+                    self._drop("the bus replied to trim_events without a number")
                     break
                 self.trimmed += int(text)
                 self.last_trimmed += int(text)
@@ -524,5 +524,5 @@ class Appender:
         try:
             done(outcome)
         except Exception as error:  # a fault in one callback must not stop the events behind it
-            context = {"message": "what an append led to could not be handled", "exception": error}
+            context = {"message": "the callback of an append has failed", "exception": error}
             self._loop.call_exception_handler(context)

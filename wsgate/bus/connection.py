@@ -117,7 +117,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._backlog = backlog
         if self._answers:
-            self.abort("the bus says what it was not asked")
+            self.abort("the bus sent an unrequested reply")
 
     def limit_payload(self, limit_bytes: int) -> None:
         """Change the largest payload, in bytes, for publications that are parsed from now on."""
@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
         if kind == push.ERROR:
             raise BackendError("the bus refuses: " + safe_text(text), temporary=True)
         if kind != push.REPLY:
-            raise BackendError("the bus says what it was not asked", temporary=True)
+            raise BackendError("the bus sent an unrequested reply", temporary=True)
 
 
 async def open_connection(
@@ -301,9 +301,9 @@ async def open_connection(
             return connection
     except BaseException as error:
         if connection is not None:
-            connection.abort("not greeted")
+            connection.abort("the greeting failed")
         if isinstance(error, TimeoutError):
-            raise BackendError(f"no answer within {timeout_s:g} s", temporary=True) from None
+            raise BackendError(f"no reply within {timeout_s:g} s", temporary=True) from None
         # A host name that is no valid DNS name is a ValueError.
         if isinstance(error, OSError | ValueError):
             raise BackendError(str(error), temporary=True) from None

@@ -54,7 +54,7 @@ def publish_once(address: BusAddress, name: bytes, data: bytes, timeout_s: float
         with _client(address, _limits(timeout_s)) as bus:
             heard: object = bus.spublish(name, data) if address.is_cluster else bus.publish(name, data)
             if not isinstance(heard, int):
-                raise BackendError(f"the bus at {address}: no answer to PUBLISH", temporary=True)
+                raise BackendError(f"the bus at {address}: no valid reply to PUBLISH", temporary=True)
             return heard
     except _FAULTS as error:
         raise BackendError(f"the bus at {address}: {error}", temporary=True) from error

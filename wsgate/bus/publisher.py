@@ -336,7 +336,7 @@ class Publisher:
             self._expire(now_s - timeout_s - self._connect_timeout_s)
             if is_late and is_suspected:
                 is_overdue = True
-                connection.abort(f"no answer within {timeout_s:g} s")
+                connection.abort(f"no reply within {timeout_s:g} s")
             elif not self._sent and now_s - connection.heard_s >= IDLE_PING_S and not self._is_leaving:
                 self._sent.append(_Command(b"", None, 0, now_s))
                 connection.write(pack("PING"))
@@ -356,11 +356,11 @@ class Publisher:
         for kind, text, _ in replies:
             is_error = kind == push.ERROR
             if not self._sent or not (is_error or kind == push.REPLY):
-                self._drop("the bus says what it was not asked")
+                self._drop("the bus sent an unrequested reply")
                 break
             said = self._sent[0]
             if not is_error and said.done is not None and not said.is_call and not text.isdigit():
-                self._drop("the bus answers what is no answer to PUBLISH")
+                self._drop("the bus replied to PUBLISH without a number")
                 break
             if is_error and text.startswith(b"MOVED "):
                 self._answer("moved")
@@ -379,7 +379,7 @@ class Publisher:
     def on_pass(self) -> None:
         """Close a connection that is being replaced, once every reply has arrived."""
         if self._is_leaving and not self._sent:
-            self._drop("renewed")
+            self._drop("the connection is replaced")
 
     def on_writable(self) -> None:
         """Schedule one write for all commands of this pass of the loop, if there is a command to send."""
@@ -457,5 +457,5 @@ class Publisher:
             else:
                 cast(Done, said.done)(outcome)
         except Exception as error:  # a fault in one callback must not stop the commands behind it
-            context = {"message": "what a publish led to could not be handled", "exception": error}
+            context = {"message": "the callback of a publish has failed", "exception": error}
             self._loop.call_exception_handler(context)

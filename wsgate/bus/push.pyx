@@ -169,7 +169,7 @@ cdef class PushReader:
                 break
             outcome = self.take_one(taken)
             if outcome == BROKEN:
-                raise PushError("the bus sent what no subscriber is sent")
+                raise PushError("the bus sent bytes that are not valid RESP2")
             if outcome == INCOMPLETE:
                 break
         self.backlog = None

@@ -63,7 +63,7 @@ class Questioner:
             await self._writer.drain()
             return await self._read(0)
         except (_Malformed, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError) as error:
-            raise BackendError(f"no answer to {command[0]}: {type(error).__name__}", temporary=True) from None
+            raise BackendError(f"no reply to {command[0]}: {type(error).__name__}", temporary=True) from None
 
     async def _read(self, depth: int) -> Answer:
         line = await self._line()
@@ -149,7 +149,7 @@ async def asking(
                 await questioner.ask("AUTH", *([username] if username else []), password)
             yield questioner
     except TimeoutError:
-        raise BackendError(f"no answer within {timeout_s:g} s", temporary=True) from None
+        raise BackendError(f"no reply within {timeout_s:g} s", temporary=True) from None
     except (OSError, ValueError) as error:  # a host name that is no valid DNS name is a ValueError
         raise BackendError(type(error).__name__, temporary=True) from None
     finally:

@@ -137,17 +137,17 @@ def read_page(text: bytes) -> Page:
         return Page(found, None, 0)
     start = _START.match(text)
     if start is None or start.end() == len(text):
-        raise ValueError("no page of revocations")
+        raise ValueError("the result of revocations_page is not valid")
     place, skipped = start.end(), 0
     last = ReadPosition()
     while place < len(text):
         head = _ENTRY.match(text, place)
         if head is None:
-            raise ValueError("no page of revocations")
+            raise ValueError("the result of revocations_page is not valid")
         end = head.end() + int(head[2])
         user = text[head.end() : end]
         if not 1 <= len(user) == int(head[2]) <= USER_LIMIT_BYTES:
-            raise ValueError("no page of revocations")
+            raise ValueError("the result of revocations_page is not valid")
         place, last = end, ReadPosition(user, head[1], int(start[1]))
         revocation = _revocation(user, head[1])
         if revocation is None:

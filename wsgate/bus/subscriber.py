@@ -315,9 +315,9 @@ class Subscriber:
             is_pinged = pinged_s > heard_s
             fault = ""
             if is_pinged and now_s - pinged_s >= options.reply_timeout_s:
-                fault = "no answer to PING"
+                fault = "no reply to PING"
             elif self._unanswered and now_s - self._progress_s >= options.reply_timeout_s:
-                fault = "no answer to SUBSCRIBE"
+                fault = "no reply to SUBSCRIBE"
             if fault and is_suspected:
                 connection.abort(fault)
             elif not fault and not is_pinged and now_s - heard_s >= options.ping_interval_s:
@@ -415,7 +415,7 @@ class Subscriber:
         if self._unsent and self._unanswered <= UNANSWERED_LIMIT // 2:
             self._schedule_write()
         if self._unanswered < 0:
-            self.renew("the bus confirms what it was not asked")
+            self.renew("the bus confirmed an unrequested command")
 
     def on_pass(self) -> None:
         """Notify the listener of the end of a pass, and note progress for the reply timeout."""

@@ -70,7 +70,7 @@ async def find_primary(address: BusAddress, timeout_s: float) -> BusAddress:
     Raises:
         BackendError: No sentinel knows a primary, or the server that it names is no primary.
     """
-    why = "none of the sentinels knows it"
+    why = "no sentinel knows it"
     for node in address.hosts:
         try:
             sentinel = address.server(*node)
@@ -90,7 +90,7 @@ async def find_primary(address: BusAddress, timeout_s: float) -> BusAddress:
     async with asking(found, found.username, found.password, timeout_s) as questioner:
         role = await questioner.ask("ROLE")
     if not isinstance(role, list) or not role or role[0] != b"master":
-        raise BackendError(f"{found} is no primary any more", temporary=True)
+        raise BackendError(f"{found} is no longer the primary", temporary=True)
     return found
 
 
@@ -131,7 +131,7 @@ async def read_cluster(address: BusAddress, known: tuple[Node, ...], timeout_s: 
             return _map(rows, node[0])
         except BackendError as error:
             why = str(error)
-    raise BackendError(f"no node of the cluster answers: {why}", temporary=True)
+    raise BackendError(f"no node of the cluster replies: {why}", temporary=True)
 
 
 def _map(rows: Answer, asked: str) -> ClusterMap:
@@ -148,15 +148,15 @@ def _map(rows: Answer, asked: str) -> ClusterMap:
     nodes: dict[Node, None] = {}
     for row in rows if isinstance(rows, list) else [None]:
         if not isinstance(row, list) or len(row) < 3:
-            raise BackendError("no map of a cluster", temporary=True)
+            raise BackendError("the reply to CLUSTER SLOTS is not valid", temporary=True)
         first, last, *servers = row
         if not (isinstance(first, int) and isinstance(last, int) and 0 <= first <= last < SLOTS):
-            raise BackendError("no map of a cluster", temporary=True)
+            raise BackendError("the reply to CLUSTER SLOTS is not valid", temporary=True)
         named = [_server(each, asked) for each in servers]
         nodes.update(dict.fromkeys(filter(None, named)))
         owners[first : last + 1] = [named[0]] * (last - first + 1)
         if len(nodes) > NODES_MOST:
-            raise BackendError("a cluster of too many nodes", temporary=True)
+            raise BackendError("the cluster has too many nodes", temporary=True)
     return ClusterMap(tuple(owners), tuple(nodes))
 
 
