@@ -186,7 +186,7 @@ def _listen_address(config: Config, port: int) -> str:
     if is_loopback(host):
         return f"{address} (this machine only)"
     where = f"{address} (every address of this machine)" if host in ("0.0.0.0", "::") else address  # noqa: S104 - no bind
-    risk = "; development mode: whoever reaches it may read and publish everything"
+    risk = "; development mode: every client that reaches it may read and publish everything"
     return f"{where}{risk}" if config.server.dev else where
 
 
@@ -345,7 +345,7 @@ def _running(options: argparse.Namespace) -> RunningGateway:
         found = [gateway for gateway in found if gateway.port == options.port]
     if not found:
         raise BackendError(
-            "no gateway of yours runs here; start one with: wsgate serve --dev", temporary=True
+            "no gateway of this user runs here; start one with: wsgate serve --dev", temporary=True
         )
     if len(found) > 1:
         ports = ", ".join(str(gateway.port) for gateway in found)

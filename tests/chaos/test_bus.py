@@ -387,9 +387,7 @@ def test_a_name_that_hangs_holds_nobody_and_one_that_moved_is_followed_r22(
             resolve("hang")
             first.stop()
             wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
-            wait_until(
-                "it hangs", lambda: any("no reply within" in line for line in gateway.lines), WITHIN_S
-            )
+            wait_until("it hangs", lambda: any("no reply within" in line for line in gateway.lines), WITHIN_S)
             for number in range(20):  # the loop turns: it answers, and welcomes
                 assert next_answer(client, "ping", number) == {"op": "pong", "id": number}
                 with connected(gateway.ws_url) as [newcomer]:

@@ -616,7 +616,7 @@ def test_a_second_gateway_on_the_port_is_refused_with_a_clear_line(tmp_path: Pat
     with running_gateway() as gateway:
         own = serve_on(gateway.port, 0, gateway.directory)
         assert (own.returncode, own.stdout) == (2, "")
-        assert own.stderr == f"wsgate: server.port: {gateway.port} is held by another gateway of this user\n"
+        assert own.stderr == f"wsgate: server.port: {gateway.port} is used by another gateway of this user\n"
         other = serve_on(gateway.port, 0, tmp_path)
         assert (other.returncode, other.stdout) == (2, "")
         assert f"127.0.0.1:{gateway.port}: the port is in use, perhaps by another gateway" in other.stderr

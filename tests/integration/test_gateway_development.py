@@ -82,7 +82,7 @@ def test_a_host_that_is_asked_for_is_taken_and_named() -> None:
         assert listening_addresses(open_to_all.port) == {"00000000"}
         [line] = [line for line in open_to_all.lines if line.startswith("  listens ")]
         assert f"0.0.0.0:{open_to_all.port} (every address of this machine)" in line
-        assert "whoever reaches it may read and publish" in line
+        assert "every client that reaches it may read and publish" in line
 
 
 @pytest.mark.parametrize(

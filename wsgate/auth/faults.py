@@ -46,7 +46,7 @@ def _names(claim: str, what: str) -> str:
 CAUSES: Final[dict[str, Cause]] = {
     "too_large": Cause("too_large", "the token is longer than 8 KiB, or its header is longer than 2 KiB"),
     "malformed": Cause(
-        "malformed", "the token is not three base64url segments without padding that hold JSON in UTF-8"
+        "malformed", "the token is not three base64url segments without padding with JSON in UTF-8"
     ),
     "bad_header": Cause("malformed", "the header must be a JSON object; its alg and kid are strings"),
     "critical_header": Cause("critical_header", "the header has crit or b64, and no extension is supported"),
@@ -85,7 +85,7 @@ CAUSES: Final[dict[str, Cause]] = {
     "no_channel": Cause("bad_claims", "the claim channel is missing: this token opens no channel"),
     "wrong_channel": Cause("wrong_channel", "the claim channel names another channel"),
     "wrong_user": Cause("wrong_user", "the claim sub names another user than the connection's"),
-    "wrong_audience": Cause("wrong_audience", "the claim aud does not hold the configured audience"),
+    "wrong_audience": Cause("wrong_audience", "the claim aud does not contain the configured audience"),
     "wrong_issuer": Cause("wrong_issuer", "the claim iss is not the configured issuer"),
     "not_yet_valid": Cause("not_yet_valid", "the token is not valid yet: see its claims nbf and iat"),
     "expired": Cause("expired", "the token has expired: see its claim exp"),

@@ -77,9 +77,9 @@ def read_jwks(document: bytes) -> KeySet:
     try:
         rows = _SETS.decode(document).keys
     except (ValueError, RecursionError):
-        raise SettingsError("this is no JSON Web Key Set") from None
+        raise SettingsError("the document is not a JSON Web Key Set") from None
     if len(rows) > KEYS_LIMIT:
-        raise SettingsError(f"a key set of more than {KEYS_LIMIT} keys")
+        raise SettingsError(f"the key set has more than {KEYS_LIMIT} keys")
     found: dict[str | None, VerificationKey] = {}
     passed_over = []
     for row in rows:
@@ -124,10 +124,10 @@ def _algorithm(row: dict[str, Any]) -> str:
         raise SettingsError("its use is not sig")
     operations = row.get("key_ops", ["verify"])
     if not isinstance(operations, list) or "verify" not in operations:
-        raise SettingsError("its key_ops do not hold verify")
+        raise SettingsError("its key_ops do not contain verify")
     algorithm = row.get("alg", usual)
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS or algorithm.startswith("HS"):
-        raise SettingsError("its alg is no algorithm with a public key that is supported")
+        raise SettingsError("its alg is not a supported algorithm with a public key")
     return algorithm
 
 

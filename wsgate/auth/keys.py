@@ -138,7 +138,7 @@ class KeyRing:
         self._keys: dict[str | None, VerificationKey] = {}
         for key in keys:
             if key.kid in self._keys:
-                raise SettingsError(f"{_name(key.kid)} is there twice")
+                raise SettingsError(f"{_name(key.kid)} exists twice")
             self._keys[key.kid] = key
 
     def __len__(self) -> int:

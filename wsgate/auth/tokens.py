@@ -356,7 +356,7 @@ class Verifier:
         if audience:
             named = _claim("bad_aud", _AUDIENCES, claims.aud)
             if named is None or audience not in ([named] if isinstance(named, str) else named):
-                raise TokenError("wrong_audience", detail=f"aud does not hold the audience {audience}")
+                raise TokenError("wrong_audience", detail=f"aud does not contain the audience {audience}")
         if issuer and _claim("bad_iss", _ISSUERS, claims.iss) != issuer:
             raise TokenError("wrong_issuer", detail=f"iss is not the issuer {issuer}")
 

@@ -219,7 +219,7 @@ def _lock(directory: Path, port: int, undo: ExitStack) -> int:
     """Lock a port against a second gateway of this user; raise SettingsError when it is locked."""
     lock_fd = lock_port(directory, port)
     if lock_fd is None:
-        raise SettingsError(f"server.port: {port} is held by another gateway of this user")
+        raise SettingsError(f"server.port: {port} is used by another gateway of this user")
     undo.callback(os.close, lock_fd)
     undo.callback(lock_file(directory, port).unlink, missing_ok=True)
     return lock_fd
@@ -234,7 +234,7 @@ def _open_admin(config: Config, undo: ExitStack) -> socket.socket:
             lambda: socket.create_server((host, port), family=family, backlog=128), PATIENCE_S
         )
     except UnicodeError as error:
-        raise SettingsError(f"admin.host: {host!r} is no address and no name") from error
+        raise SettingsError(f"admin.host: {host!r} is neither an address nor a name") from error
     except OSError as error:
         # create_server repeats the address in its text, so use only the system's text. An unknown name has a
         # negative errno, with a text of its own.

@@ -73,7 +73,7 @@ class EmbeddedBus:
         self._shards = shards
         self.socket_path = directory / f"bus-{port}.sock"
         if len(str(self.socket_path)) > _SOCKET_PATH_LIMIT:
-            raise SettingsError(f"runtime directory {directory}: too long a path for a Unix socket")
+            raise SettingsError(f"runtime directory {directory}: the path is too long for a Unix socket")
         # A process is shown under the name of the file that it was started from, so start it by a link.
         self._link = directory / f"{port}" / _NAME
         self._server = find_server(environ)

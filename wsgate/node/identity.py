@@ -207,7 +207,7 @@ def _in_a_child(names: Sequence[str], claim_one: Callable[[str], int | None]) ->
     try:
         return Claim(**json.loads(text))
     except (ValueError, TypeError):
-        return Claim(names[0], why="the process that asks the bus failed")
+        return Claim(names[0], why="the process that claims the name has failed")
 
 
 def _claim(names: Sequence[str], claim_one: Callable[[str], int | None]) -> Claim:

@@ -80,7 +80,7 @@ def open_group(
             when_free(lambda: open_listener(host, port, probe).close(), patience_s)
         group = [open_listener(host, port, replace(options, reuse_port=True))]
     except UnicodeError as error:  # for instance a name with a label that is too long
-        raise SettingsError(f"server.host: {host!r} is no address and no name") from error
+        raise SettingsError(f"server.host: {host!r} is neither an address nor a name") from error
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {_plainly(error)}") from error
     chosen = group[0].getsockname()[1]

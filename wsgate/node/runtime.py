@@ -104,7 +104,7 @@ def runtime_directory(
     is_ours = found.st_uid == uid or (is_only_read and os.getuid() == 0)
     if not stat.S_ISDIR(found.st_mode) or not is_ours or found.st_mode & 0o022:
         raise SettingsError(
-            f"runtime directory {directory}: must be a directory of yours that nobody else may write to"
+            f"runtime directory {directory}: must be a directory of your own, to which no other user may write"
         )
     return directory
 
@@ -214,7 +214,7 @@ class RuntimeFiles:
         """Make and lock a new lock file, with the holder of the old one."""
         fresh = lock_port(self._directory, self._running.port)
         if fresh is None:
-            raise InternalError(f"{lock} was removed, and another gateway holds the one in its place")
+            raise InternalError(f"{lock} was removed, and another gateway has locked its replacement")
         write_lock_holder(fresh, read_lock_holder(self.lock_fd))
         os.close(self.lock_fd)
         self.lock_fd = fresh

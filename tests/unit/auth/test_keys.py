@@ -220,5 +220,5 @@ def test_a_kid_never_falls_back_to_the_nameless_key() -> None:
 
 @pytest.mark.parametrize("kid", ["one", None])
 def test_two_keys_of_one_kid_are_refused(kid: str | None) -> None:
-    with pytest.raises(SettingsError, match="is there twice"):
+    with pytest.raises(SettingsError, match="exists twice"):
         KeyRing([make_key(kid, "HS256", secret=SECRET), make_key(kid, "RS256", public_key=pem(PUBLIC))])

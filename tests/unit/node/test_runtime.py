@@ -205,7 +205,7 @@ def test_a_server_is_looked_for_on_the_path_and_then_among_our_packages(tmp_path
 def test_too_long_a_path_for_a_socket_is_said_before_the_start(tmp_path: Path) -> None:
     directory = tmp_path / ("x" * 100)
     directory.mkdir(mode=0o700)
-    with pytest.raises(SettingsError, match="too long a path for a Unix socket"):
+    with pytest.raises(SettingsError, match="the path is too long for a Unix socket"):
         EmbeddedBus(directory, 8000, os.environ, 1 << 24, 1)
 
 

@@ -163,7 +163,7 @@ def test_no_line_and_no_text_holds_what_a_token_says(cause: str, caplog: pytest.
         (EIGHT["wrong_algorithm"], {}, "the header's alg is HS512, the key's is HS256"),
         (forge({"alg": CANARY}, {}, SECRET), {}, "the header's alg is another one, the key's is HS256"),
         (EIGHT["unknown_key"], {}, "no key has the kid that the header names; known are rsa"),
-        (signed(aud="x"), STRICT, "aud does not hold the audience shop"),
+        (signed(aud="x"), STRICT, "aud does not contain the audience shop"),
         (signed(aud="shop"), STRICT, "iss is not the issuer me"),
     ],
 )
