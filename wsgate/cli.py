@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands.add_parser("check-config", help="print the settings in effect, secrets masked"))
     _add_token(commands.add_parser("token", help="make a token for a user"))
     _add_publish(commands.add_parser("publish", help="publish to a channel"))
-    _add_listen(commands.add_parser("listen", help="print what is published to a channel"))
-    _add_doctor(commands.add_parser("doctor", help="say what limits this machine, and how to change it"))
+    _add_listen(commands.add_parser("listen", help="print the publications of a channel"))
+    _add_doctor(commands.add_parser("doctor", help="examine this machine and its limits"))
     return parser
 
 
@@ -102,7 +102,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dev",
         action="store_true",
-        help="for development: this machine alone, anonymous clients, open channels, no admin key, try page",
+        help="development mode: this machine only, anonymous clients, open channels, no admin key, try page",
     )
     parser.set_defaults(run=_serve)
 
@@ -215,13 +215,13 @@ def _check(options: argparse.Namespace) -> int:
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     _add_configuration(parser)
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--connections", type=int, default=0, help="held at once (as many as fit)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--connections", type=int, default=0, help="open connections (as many as possible)")
     parser.add_argument("--rate", type=int, default=1_000, help="new connections a second (1000)")
-    parser.add_argument("--message-bytes", type=int, default=1_024, help="of one publication (1024)")
-    parser.add_argument("--fanout", type=int, default=0, help="connections it goes to (all)")
+    parser.add_argument("--message-bytes", type=int, default=1_024, help="size of one publication (1024)")
+    parser.add_argument("--fanout", type=int, default=0, help="connections that receive a publication (all)")
     parser.add_argument("--shards", type=int, help="processes with sockets (one per usable core)")
-    parser.add_argument("--stop-timeout", help="after which the service is killed (systemd is asked)")
+    parser.add_argument("--stop-timeout", help="time until a stopping service is killed (from systemd)")
     parser.set_defaults(run=_doctor)
 
 
@@ -249,7 +249,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _natural(number: int, name: str) -> int:
     """Return a number that is 0 or more; else raise SettingsError with the name of its flag."""
     if number < 0:
-        raise SettingsError(f"{name}: {number} is less than nothing")
+        raise SettingsError(f"{name}: {number} must be 0 or more")
     return number
 
 
@@ -259,17 +259,23 @@ def _natural(number: int, name: str) -> int:
 def _add_token(parser: argparse.ArgumentParser) -> None:
     _add_configuration(parser)
     _add_port(parser)
-    parser.add_argument("--user", required=True, help="who it is for: the claim sub")
-    parser.add_argument("--ttl", default="1h", help="how long it holds (1h)")
+    parser.add_argument("--user", required=True, help="user of the token: the claim sub")
+    parser.add_argument("--ttl", default="1h", help="time until the token expires (1h)")
     parser.add_argument(
-        "--channel", action="append", default=[], help="subscribed on connect; may be repeated"
+        "--channel", action="append", default=[], help="channel to subscribe to on connect; may be repeated"
     )
     parser.add_argument(
-        "--subscribe", action="append", default=[], metavar="PATTERN", help="may subscribe to"
+        "--subscribe",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="the user may subscribe to",
     )
-    parser.add_argument("--publish", action="append", default=[], metavar="PATTERN", help="may publish to")
     parser.add_argument(
-        "--for-channel", metavar="CHANNEL", help="a channel token: opens this channel, no connection"
+        "--publish", action="append", default=[], metavar="PATTERN", help="the user may publish to"
+    )
+    parser.add_argument(
+        "--for-channel", metavar="CHANNEL", help="make a channel token: for this channel, not for connections"
     )
     parser.set_defaults(run=_token)
 
@@ -309,17 +315,17 @@ def _check_claims(options: argparse.Namespace) -> None:
 
     if not is_user(options.user):
         wanted = "1 to 128 bytes without control characters"
-        raise SettingsError(f"--user: {_quoted(options.user)} is no user: {wanted}")
+        raise SettingsError(f"--user: {_quoted(options.user)} is not a valid user: {wanted}")
     if options.for_channel is not None and not is_channel_name(options.for_channel):
-        raise SettingsError(f"--for-channel: {_quoted(options.for_channel)} is no name of a channel")
+        raise SettingsError(f"--for-channel: {_quoted(options.for_channel)} is not a valid channel name")
     for name in options.channel:
         if not is_channel_name(name) or "*" in name:
-            raise SettingsError(f"--channel: {_quoted(name)} is no name of a channel")
+            raise SettingsError(f"--channel: {_quoted(name)} is not a valid channel name")
     for flag, patterns in (("--subscribe", options.subscribe), ("--publish", options.publish)):
         for pattern in patterns:
             if not is_pattern(pattern):
-                wanted = 'a channel, or the beginning of one with a "*" at its end'
-                raise SettingsError(f"{flag}: {_quoted(pattern)} is no pattern: {wanted}")
+                wanted = 'a channel, or a prefix with a "*" at its end'
+                raise SettingsError(f"{flag}: {_quoted(pattern)} is not a valid pattern: {wanted}")
 
 
 def _signing_secret(options: argparse.Namespace, config: Config) -> str:
@@ -327,7 +333,7 @@ def _signing_secret(options: argparse.Namespace, config: Config) -> str:
     if secret := config.auth.hmac_secret or _running(options).secret:
         return secret
     raise SettingsError(
-        "auth.hmac_secret: the gateway has its own: give --config, or WSGATE_AUTH__HMAC_SECRET"
+        "auth.hmac_secret: the gateway has a configured key: pass --config, or WSGATE_AUTH__HMAC_SECRET"
     )
 
 
@@ -335,7 +341,7 @@ def _signing_secret(options: argparse.Namespace, config: Config) -> str:
 
 
 def _add_port(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, help="which gateway, when several run here")
+    parser.add_argument("--port", type=int, help="port of the gateway, if several run here")
 
 
 def _running(options: argparse.Namespace) -> RunningGateway:
@@ -356,7 +362,7 @@ def _running(options: argparse.Namespace) -> RunningGateway:
 def _add_publish(parser: argparse.ArgumentParser) -> None:
     _add_port(parser)
     parser.add_argument("--redis", metavar="URL", help="the bus, instead of the running gateway's")
-    parser.add_argument("--prefix", default="wsgate", help="of names on that bus (wsgate)")
+    parser.add_argument("--prefix", default="wsgate", help="prefix of names on that bus (wsgate)")
     parser.add_argument("channel", help="a channel, or @user for a user's inbox")
     parser.add_argument("data", help="JSON, or any text; - reads standard input")
     parser.set_defaults(run=_publish)
@@ -390,11 +396,11 @@ def _check_receiver(channel: str) -> None:
     from wsgate.bus.receivers import is_channel
 
     if channel == OWN_INBOX:
-        raise SettingsError(f"{OWN_INBOX} is what a client calls its own inbox: publish to @<user>")
+        raise SettingsError(f"{OWN_INBOX} is the name of a client's own inbox: publish to @<user>")
     if not is_channel(channel):
         raise SettingsError(
-            f"{_quoted(channel)} is no channel: a name has 1 to 200 bytes of UTF-8, without spaces, control "
-            "characters and braces, and the inbox of a user is @ and 1 to 128 bytes"
+            f"{_quoted(channel)} is not a channel: a name has 1 to 200 bytes of UTF-8, without spaces, "
+            "control characters and braces, and the inbox of a user is @ and 1 to 128 bytes"
         )
 
 
@@ -423,7 +429,7 @@ def _add_listen(parser: argparse.ArgumentParser) -> None:
     _add_port(parser)
     parser.add_argument("--url", help="ws://host:port/ws, instead of the running gateway's")
     parser.add_argument("--token", default=os.environ.get("WSGATE_TOKEN", ""), help="also $WSGATE_TOKEN")
-    parser.add_argument("--count", type=int, default=0, help="stop after so many publications")
+    parser.add_argument("--count", type=int, default=0, help="stop after this number of publications")
     parser.add_argument("channel", help="a channel, or @me for the token's own inbox")
     parser.set_defaults(run=_listen)
 

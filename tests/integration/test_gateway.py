@@ -179,7 +179,9 @@ def test_commands_say_when_no_gateway_runs(tmp_path: Path) -> None:
     for command in (["publish", "news", "1"], ["listen", "news"], ["token", "--user", "1"]):
         done = run_command(*command, directory=tmp_path, check=False)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == "wsgate: no gateway of this user runs here; start one with: wsgate serve --dev\n"
+        assert (
+            done.stderr == "wsgate: no gateway of this user runs here; start one with: wsgate serve --dev\n"
+        )
 
 
 def test_commands_ask_which_of_several_is_meant(gateway: Gateway) -> None:

@@ -95,7 +95,7 @@ def status_page(node: str, block: StatisticsBlock, now_ms: int, *, has_numbers: 
 
 def _list(rows: Sequence[str]) -> str:
     items = "".join(f"<li><code>{escape(row)}</code></li>" for row in rows)
-    return f"<ul>{items}</ul>" if rows else "<p>Every shard accepts connections and hears the bus.</p>"
+    return f"<ul>{items}</ul>" if rows else "<p>Every shard accepts connections and has the bus.</p>"
 
 
 def _table(counts: dict[str, int]) -> str:

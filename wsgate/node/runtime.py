@@ -104,7 +104,7 @@ def runtime_directory(
     is_ours = found.st_uid == uid or (is_only_read and os.getuid() == 0)
     if not stat.S_ISDIR(found.st_mode) or not is_ours or found.st_mode & 0o022:
         raise SettingsError(
-            f"runtime directory {directory}: must be a directory of your own, to which no other user may write"
+            f"runtime directory {directory}: must be a directory of yours to which no other user may write"
         )
     return directory
 
