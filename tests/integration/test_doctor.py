@@ -27,7 +27,7 @@ def doctor(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 def test_a_small_demand_is_met_and_a_huge_one_blocks() -> None:
     small = doctor("--connections", "10", "--shards", "1")
     assert small.returncode == 0, small.stdout + small.stderr
-    assert "what binds:" in small.stdout
+    assert "limit:" in small.stdout
     huge = doctor("--connections", "900000000")
     assert huge.returncode == 1
     assert "BLOCKING  RLIMIT_NOFILE" in huge.stdout
@@ -48,10 +48,10 @@ def test_the_bus_is_asked_and_one_that_is_away_is_said() -> None:
         return found
 
     with running_server() as server:
-        assert line(f"redis://127.0.0.1:{server.port}")["now"].endswith("ms there and back")
+        assert line(f"redis://127.0.0.1:{server.port}")["now"].endswith("ms round trip")
     for url in ("redis://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/main", "redis+cluster://127.0.0.1:1"):
         away = line(url)
-        assert (away["now"], away["fix"]) == ("does not answer", "start it, or mend [bus] url")
+        assert (away["now"], away["fix"]) == ("no reply", "start the bus, or correct [bus] url")
 
 
 @pytest.mark.parametrize(

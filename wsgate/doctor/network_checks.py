@@ -46,8 +46,8 @@ def accept_queue(case: Case) -> Iterator[Finding]:
         "net.core.somaxconn",
         Severity.WARNING,
         is_good=queue >= needed,
-        now=f"{case.kernel.somaxconn:,}; the queues of {case.have.shards} shards hold {queue:,} each",
-        why=f"bears {bears:,} new connections a second while a shard is busy for {ACCEPT_PAUSE_S} s",
+        now=f"{case.kernel.somaxconn:,}; the accept queues of {case.have.shards} shards hold {queue:,} each",
+        why=f"allows {bears:,} new connections a second while a shard is busy for {ACCEPT_PAUSE_S} s",
         needed=f"{needed:,} in each",
         fix=fix,
     )
@@ -63,9 +63,9 @@ def overflows(case: Case) -> Iterator[Finding]:
         Severity.WARNING,
         is_good=overflows + drops == 0,
         now=f"{overflows:,} overflows and {drops:,} drops of listeners since the start of the machine",
-        why="connections that came while the queue of some listener was full",
+        why="connections that arrived while the accept queue of a listener was full",
         needed="none while a gateway runs",
-        fix="see whether they grow (nstat -z TcpExtListenOverflows); then net.core.somaxconn or more shards",
+        fix="check whether they grow (nstat -z TcpExtListenOverflows); then somaxconn or more shards",
     )
 
 
@@ -81,7 +81,7 @@ def syn_backlog(case: Case) -> Iterator[Finding]:
         Severity.ADVICE if has_cookies else Severity.WARNING,
         is_good=kernel.tcp_max_syn_backlog >= needed,
         now=f"{kernel.tcp_max_syn_backlog:,}, with{'' if has_cookies else 'out'} SYN cookies",
-        why="half-open connections; more are answered by cookies, or dropped without them",
+        why="the queue of half-open connections; when it is full, SYN cookies are used, or SYNs are dropped",
         needed=f"{needed:,}",
         fix=f"sysctl -w net.ipv4.tcp_max_syn_backlog={needed}",
     )
@@ -91,7 +91,7 @@ def syn_backlog(case: Case) -> Iterator[Finding]:
             Severity.WARNING,
             is_good=has_cookies,
             now=str(kernel.tcp_syncookies),
-            why="without them a flood of SYNs shuts everybody out",
+            why="without SYN cookies a flood of SYNs prevents all new connections",
             needed="1",
             fix="sysctl -w net.ipv4.tcp_syncookies=1",
         )
@@ -105,7 +105,7 @@ def packets(case: Case) -> Iterator[Finding]:
             Severity.ADVICE,
             is_good=case.kernel.netdev_max_backlog >= PACKETS_LEAST,
             now=f"{case.kernel.netdev_max_backlog:,} packets",
-            why="what a processor keeps that comes faster than it is taken",
+            why="the queue of a processor for packets that arrive faster than they are handled",
             needed=f"{PACKETS_LEAST:,}",
             fix=f"sysctl -w net.core.netdev_max_backlog={PACKETS_LEAST}",
         )
@@ -115,9 +115,9 @@ def packets(case: Case) -> Iterator[Finding]:
             Severity.WARNING,
             is_good=case.kernel.softnet_dropped == 0,
             now=f"{case.kernel.softnet_dropped:,} packets dropped since the start of the machine",
-            why="they came while that queue was full",
+            why="these packets arrived while that queue was full",
             needed="none",
-            fix="see whether they grow; then a longer net.core.netdev_max_backlog, or more receive queues",
+            fix="check whether they grow; then a longer net.core.netdev_max_backlog, or more receive queues",
         )
 
 
@@ -131,7 +131,7 @@ def hash_table(case: Case) -> Iterator[Finding]:
         Severity.ADVICE,
         is_good=case.kernel.tcp_ehash_entries * 2 >= case.want.connections,
         now=f"{case.kernel.tcp_ehash_entries:,}",
-        why="the table of all connections; with several in a row each packet searches longer",
+        why="the hash table of all connections; with several in one row each packet is slower",
         needed=f"{needed:,}",
         fix=f"thash_entries={needed} on the kernel's command line",
     )
@@ -149,7 +149,7 @@ def connection_tracking(case: Case) -> Iterator[Finding]:
         Severity.BLOCKING,
         is_good=not is_used or kernel.nf_conntrack_max >= needed,
         now=f"{kernel.nf_conntrack_max:,}, {kernel.nf_conntrack_count:,} in use",
-        why="a firewall that tracks connections drops what it has no entry for",
+        why="a firewall that tracks connections drops new ones when its table is full",
         needed=f"{needed:,}",
         fix=f"sysctl -w net.netfilter.nf_conntrack_max={needed}, or do not track the client port",
     )
@@ -167,7 +167,7 @@ def ports(case: Case) -> Iterator[Finding]:
         Severity.ADVICE,
         is_good=ports >= min(case.want.connections, 64_000),
         now=f"{first} {last}: {ports:,} ports",
-        why="only for who connects from here: a proxy or a load generator has so many connections for each"
+        why="only for connections from this machine: a proxy or a load generator has this many for each"
         " pair of addresses",
         needed="1024 65535, and more addresses above 64,512 connections",
         fix="sysctl -w net.ipv4.ip_local_port_range='1024 65535'",
@@ -178,7 +178,7 @@ def ports(case: Case) -> Iterator[Finding]:
             Severity.WARNING,
             is_good=kernel.time_wait * 2 <= ports or kernel.tcp_tw_reuse == 1,
             now=f"{kernel.time_wait:,} sockets, tcp_tw_reuse {kernel.tcp_tw_reuse}",
-            why="each holds a port of who connected from here for a minute",
+            why="each keeps a local port of an outgoing connection busy for a minute",
             needed=f"below {ports // 2:,}",
             fix="sysctl -w net.ipv4.tcp_tw_reuse=1 (outgoing connections only; needs timestamps)",
         )
@@ -197,8 +197,8 @@ def tcp_memory(case: Case) -> Iterator[Finding]:
         Severity.BLOCKING if pages > high else Severity.WARNING,
         is_good=pages <= pressure,
         now=f"{low} {pressure} {high} pages, {kernel.tcp_pages_used or 0} in use",
-        why=f"one publication to {case.fanout:,} connections waits in {queued:,} pages; above the second"
-        " number the kernel shrinks buffers, above the third it drops",
+        why=f"one publication to {case.fanout:,} connections needs {queued:,} pages; above the second"
+        " number the kernel shrinks buffers, above the third it drops data",
         needed=f"{pages} {2 * pages} {3 * pages}",
         fix=f"sysctl -w net.ipv4.tcp_mem='{pages} {2 * pages} {3 * pages}'",
     )
@@ -214,7 +214,7 @@ def send_buffer(case: Case) -> Iterator[Finding]:
         Severity.WARNING,
         is_good=case.kernel.wmem_max >= needed,
         now=f"{case.kernel.wmem_max:,} bytes",
-        why="the send buffer of a connection is set on the listener, and silently cut to this",
+        why="the send buffer that the gateway sets is limited to this without an error",
         needed=f"{needed:,}",
         fix=f"sysctl -w net.core.wmem_max={needed}",
     )
@@ -230,7 +230,7 @@ def receive_buffer(case: Case) -> Iterator[Finding]:
         Severity.WARNING,
         is_good=least >= RECEIVE_LEAST_BYTES and default <= RECEIVE_MOST_BYTES,
         now=f"{least} {default} {most} bytes",
-        why="where the gateway sets no receive buffer, a sender that is not read may fill the second number",
+        why="if the gateway sets no receive buffer, data that is not read may fill the second number",
         needed="4096 131072 6291456",
         fix="sysctl -w net.ipv4.tcp_rmem='4096 131072 6291456'",
     )
@@ -250,7 +250,7 @@ def write_memory(case: Case) -> Iterator[Finding]:
         is_good=least <= case.have.send_buffer_bytes and default <= SEND_MOST_BYTES,
         now=f"{least} {default} {most} bytes",
         why="a socket that is not read may take the first number even while the kernel is short of memory;"
-        " the gateway sets its own send buffer, proxies and load generators beside it begin with the second",
+        " the gateway sets its own send buffer, other programs of this machine start with the second number",
         needed="4096 16384 4194304",
         fix="sysctl -w net.ipv4.tcp_wmem='4096 16384 4194304'",
     )
@@ -268,7 +268,7 @@ def link(case: Case) -> Iterator[Finding]:
         Severity.WARNING,
         is_good=broadcast_s <= BROADCAST_SLOW_S,
         now=f"{speed:,} Mbit/s: {int(speed * 1e6 / bits):,} messages a second",
-        why=f"one publication to {case.fanout:,} connections takes {broadcast_s:.2f} s of it",
+        why=f"one publication to {case.fanout:,} connections takes {broadcast_s:.2f} s of the link",
         needed=f"{math.ceil(case.fanout * bits / BROADCAST_SLOW_S / 1e6):,} Mbit/s",
         fix="smaller messages, compression, a faster link, or more machines",
     )

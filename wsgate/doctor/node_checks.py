@@ -31,7 +31,7 @@ def descriptors(case: Case) -> Iterator[Finding]:
         Severity.BLOCKING,
         is_good=have.descriptors >= needed,
         now=f"{have.descriptors:,} for each of {have.shards} shards",
-        why="a connection is a descriptor of its shard",
+        why="each connection needs a descriptor in its shard",
         needed=f"{needed:,}",
         fix=raising,
     )
@@ -48,7 +48,7 @@ def file_max(case: Case) -> Iterator[Finding]:
         Severity.BLOCKING,
         is_good=kernel.file_max >= needed,
         now=f"{kernel.file_max:,}, {kernel.files_open:,} of them open",
-        why="all descriptors of the machine together",
+        why="the limit of all descriptors of the machine",
         needed=f"{needed:,}",
         fix=f"sysctl -w fs.file-max={needed}",
     )
@@ -64,8 +64,8 @@ def memory(case: Case) -> Iterator[Finding]:
         Severity.BLOCKING,
         is_good=bears >= case.want.connections,
         now=f"{have / 1e6:,.0f} MB for connections, out of {case.have.memory_source}",
-        why=f"bears {bears:,} connections with one publication of {case.want.message_bytes:,} bytes queued"
-        " for each that hears it",
+        why=f"allows {bears:,} connections with one publication of {case.want.message_bytes:,} bytes queued"
+        " for each receiver",
         needed=f"{needed / 1e6:,.0f} MB" if needed else "more than there is",
         fix="[admission] memory_budget, a larger control group, or more machines",
     )
@@ -79,7 +79,7 @@ def processors(case: Case) -> Iterator[Finding]:
         Severity.WARNING,
         is_good=have.shards <= have.cores,
         now=f"{have.shards} on {have.cores} cores",
-        why="shards that wait for a core make every delivery wait (54 processes on 2 cores: twice the cost)",
+        why="a shard that waits for a core delays its deliveries (54 processes on 2 cores: twice the cost)",
         needed=f"at most {have.cores}",
         fix=f"[server] shards = {have.cores}, where descriptors allow it",
     )
@@ -94,8 +94,8 @@ def cpu_quota(case: Case) -> Iterator[Finding]:
         "cpu quota",
         Severity.WARNING,
         is_good=have.cpu_quota >= have.shards,
-        now=f"the control group pays for {have.cpu_quota:g} cores, {have.shards} shards",
-        why="who has used up its share stands still for the rest of a period, and so do all its clients",
+        now=f"the control group allows {have.cpu_quota:g} cores, {have.shards} shards",
+        why="a shard without quota stops for the rest of a period, and its clients wait",
         needed=f"{have.shards}",
         fix=f"cpu.max = '{have.shards}00000 100000' (--cpus {have.shards}, limits.cpu: {have.shards})",
     )
@@ -110,7 +110,7 @@ def huge_pages(case: Case) -> Iterator[Finding]:
         Severity.ADVICE,
         is_good=case.kernel.transparent_hugepage != "always",
         now=case.kernel.transparent_hugepage,
-        why="2 MB pages for memory that is used in small pieces: shards take more than they are charged",
+        why="2 MB pages for small allocations: shards use more memory than they account for",
         needed="madvise",
         fix="echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
     )
@@ -125,10 +125,10 @@ def bus(case: Case) -> Iterator[Finding]:
         "bus",
         Severity.WARNING,
         is_good=took_s <= BUS_SLOW_S,
-        now=f"{took_s * 1e3:.2f} ms there and back" if math.isfinite(took_s) else "does not answer",
-        why="every publication travels there once",
+        now=f"{took_s * 1e3:.2f} ms round trip" if math.isfinite(took_s) else "no reply",
+        why="every publication is sent to the bus once",
         needed=f"{BUS_SLOW_S * 1e3:.0f} ms",
-        fix="a bus in the same zone" if math.isfinite(took_s) else "start it, or mend [bus] url",
+        fix="a bus in the same zone" if math.isfinite(took_s) else "start the bus, or correct [bus] url",
     )
 
 
@@ -143,7 +143,7 @@ def stopping(case: Case) -> Iterator[Finding]:
         Severity.WARNING,
         is_good=have.stop_timeout_s >= needed,
         now=f"{have.stop_timeout_s:g} s, drain_timeout {have.drain_s:g} s",
-        why="a node that is killed while it drains tells nobody when to come back",
+        why="a node that is killed while it drains cannot send its clients a time to reconnect",
         needed=f"{needed} s",
         fix=f"TimeoutStopSec={needed} in the unit, or terminationGracePeriodSeconds: {needed}",
     )

@@ -22,8 +22,8 @@ def as_text(diagnosis: Diagnosis) -> str:
     """Format the limits, a paragraph for each finding that is not good, and a line for each good one."""
     binding = diagnosis.binding
     bears = ", ".join(f"{each.resource} {each.connections:,}" for each in diagnosis.capacities)
-    lines = [f"judged for {diagnosis.connections:,} connections", f"bears: {bears}"]
-    lines += [f"what binds: {binding.resource}, at {binding.connections:,} connections", ""]
+    lines = [f"checked for {diagnosis.connections:,} connections", f"allows: {bears}"]
+    lines += [f"limit: {binding.resource}, at {binding.connections:,} connections", ""]
     for finding in diagnosis.findings:
         lines += _paragraph(finding)
     return "\n".join(lines) + "\n"
