@@ -71,7 +71,7 @@ def test_one_that_others_may_write_to_is_refused(tmp_path: Path, permissions: in
     directory = tmp_path / "open"
     directory.mkdir()
     directory.chmod(permissions)
-    with pytest.raises(SettingsError, match="nobody else may write to"):
+    with pytest.raises(SettingsError, match="no other user may write"):
         runtime_directory({"RUNTIME_DIRECTORY": str(directory)})
 
 
