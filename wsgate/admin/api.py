@@ -60,7 +60,7 @@ def _error(code: int, message: str) -> _Answer:
 _REFUSALS: Final = {
     400: _error(_BAD_REQUEST, "the body is not a JSON object"),
     401: _error(_UNAUTHORIZED, "unauthorized"),
-    403: _error(_PERMISSION_DENIED, "browsers may call this from its own pages only"),
+    403: _error(_PERMISSION_DENIED, "a browser may call this only from a page of this server"),
     404: _error(_METHOD_NOT_FOUND, "method not found"),
     405: _error(_BAD_REQUEST, "methods are called by POST"),
     413: _error(_LIMIT_EXCEEDED, "the body is too large"),
@@ -301,7 +301,7 @@ class Api:
         """Publish to the bus, and convert the outcome into a response."""
         outcome = await self._publish_to_bus(name, data)
         if outcome == "unknown":
-            return _error(_INTERNAL, "no answer in time: it may have been published")
+            return _error(_INTERNAL, "no reply of the bus in time: it may have been published")
         return _error(_INTERNAL, "unavailable") if outcome else {"result": {}}
 
 

@@ -99,7 +99,7 @@ class Controller:
             more = f" and {len(missing) - NAMED_MOST} more" if len(missing) > NAMED_MOST else ""
             text = (
                 f"{len(missing)} of {len(expected)} shards did not confirm within {self._wait_s:g} s:"
-                f" {named}{more}; the others have done it, and repeating the call is harmless"
+                f" {named}{more}; the others have confirmed, and repeating the call is harmless"
             )
             raise Unreached(text, missing) from None
         if command["op"] == "unrevoke":
@@ -164,5 +164,5 @@ async def _answered(begin: Callable[[Callable[[str, Result], None]], None]) -> t
 def _why(outcome: str, text: str) -> str:
     """Return the text for the caller of the API about a failure of the bus."""
     if outcome == "unknown":
-        return "no answer of the bus in time: it may have been done"
+        return "no reply of the bus in time: the command may have been executed"
     return f"unavailable: {text}"

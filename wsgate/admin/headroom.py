@@ -76,11 +76,11 @@ def _binding(shards: Sequence[Region]) -> str:
     votes = {name: sum(shard["binds_" + name] for shard in shards) for name in _RESOURCES}
     most = max(_RESOURCES, key=lambda name: votes[name])
     if not votes[most]:
-        return "nothing was measured yet"
+        return "nothing is measured yet"
     named = {
-        "connections": "the configured number of connections ends first",
-        "descriptors": "descriptors end first",
-        "memory": "memory ends first",
+        "connections": "the configured number of connections is the limit",
+        "descriptors": "descriptors are the limit",
+        "memory": "memory is the limit",
     }
     return named[most]
 
@@ -89,10 +89,10 @@ def _outlook(shards: Sequence[Region]) -> str:
     """Describe how fast the connections grow in number, and when the first shard is full."""
     growth = sum(shard["growth_per_1000_s"] for shard in shards) / 1000
     if growth < 0.01:
-        return "They are not growing in number."
+        return "The number of connections does not grow."
     soonest = min((shard["full_in_s"] for shard in shards), default=_NEVER_S)
     when = "" if soonest >= _NEVER_S else f", and the first shard is full in {_span(soonest)}"
-    return f"They grow by {growth:,.1f} a second{when}."
+    return f"The number of connections grows by {growth:,.1f} a second{when}."
 
 
 def _span(seconds: int) -> str:
@@ -108,10 +108,10 @@ def _machine(keeper: Region) -> str:
     rows = []
     if limit:
         used = _meter(keeper["tcp_memory_bytes"] // _MIB, limit, "MiB")
-        rows.append(f"<dt>Socket buffers of the machine</dt><dd>{used}</dd>")
+        rows.append(f"<dt>TCP memory of the machine</dt><dd>{used}</dd>")
     if keeper["bus_limit_bytes"]:
         used = _meter(keeper["bus_bytes"] // _MIB, keeper["bus_limit_bytes"] // _MIB, "MiB")
-        rows.append(f"<dt>The node's own bus</dt><dd>{used}</dd>")
+        rows.append(f"<dt>Private bus of the node</dt><dd>{used}</dd>")
     lost = keeper["listen_overflows"]
-    rows.append(f"<dt>Accept queues found full since the start</dt><dd>{lost:,}</dd>")
+    rows.append(f"<dt>Overflows of accept queues since the start</dt><dd>{lost:,}</dd>")
     return f'<dl class="machine">{"".join(rows)}</dl>'

@@ -116,7 +116,7 @@ class KeySetFetcher:
         posted = self._board.read()
         if found.passed_over and (posted is None or (posted[1] != document and not parse_jwks(posted[1]))):
             self._board.post(document)
-        raise SettingsError("no key in it verifies tokens")
+        raise SettingsError("no key of the set can verify tokens")
 
     def _wanted(self) -> int:
         """Count the fetches that shards have requested for unknown kids, since the start of the node."""
@@ -139,7 +139,7 @@ class KeySetCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the counter of fetches, by outcome."""
-        text = "Attempts to fetch the key set of auth.jwks_url. The label outcome is fetched or failed."
+        text = "Attempts to fetch the issuer's key set, by outcome: fetched or failed."
         family = CounterMetricFamily("wsgate_key_set_fetches", text, labels=["outcome"])
         family.add_metric(["fetched"], self._fetcher.fetched)
         family.add_metric(["failed"], self._fetcher.failed)
@@ -166,7 +166,7 @@ def fetch(url: str) -> bytes:
     try:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BackendError("is no URL of http or https", temporary=True)
+            raise BackendError("is not a URL of http or https", temporary=True)
         target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
         connection = _Connection(parts.hostname, parts.port, end_s, is_tls=parts.scheme == "https")
     except (http.client.HTTPException, ValueError) as error:

@@ -84,7 +84,7 @@ def test_revocation_is_kept_before_it_is_published() -> None:
     ("step", "outcome", "says"),
     [
         ("store", "down", "not stored"),
-        ("store", "unknown", "may have been done"),
+        ("store", "unknown", "may have been executed"),
         ("publish", "down", "not published"),
         ("read", "refused", "cannot be read"),
     ],

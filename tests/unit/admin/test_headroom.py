@@ -46,8 +46,11 @@ def test_a_node_in_a_sentence_and_each_shard_in_a_row() -> None:
     block.shard(0)["growth_per_1000_s"], block.shard(0)["full_in_s"] = 12_500, 7_300
     block.shard(1)["admission_state"] = 1
     page = Page(headroom_card(block))
-    assert "4,000 more connections fit; memory ends first." in page.words
-    assert "They grow by 12.5 a second, and the first shard is full in 2 hours." in page.words
+    assert "4,000 more connections fit; memory is the limit." in page.words
+    assert (
+        "The number of connections grows by 12.5 a second, and the first shard is full in 2 hours."
+        in page.words
+    )
     assert "refusing" in page.words
     assert page.words.count("1,000 of 4,000 connections") == 4, "the bar's own text, and beside it"
     found = [(meter["value"], meter["max"], meter["low"], meter["high"]) for meter in page.meters]
@@ -55,7 +58,7 @@ def test_a_node_in_a_sentence_and_each_shard_in_a_row() -> None:
 
 
 def test_without_growth_nothing_is_foretold() -> None:
-    assert "They are not growing in number." in Page(headroom_card(block_of(1))).words
+    assert "The number of connections does not grow." in Page(headroom_card(block_of(1))).words
 
 
 def test_the_machine_s_own_limits() -> None:
@@ -64,10 +67,10 @@ def test_the_machine_s_own_limits() -> None:
     block.keeper["listen_overflows"] = 7
     words = Page(headroom_card(block)).words
     assert "5 of 50 MiB" in words
-    assert "Accept queues found full since the start7" in words
+    assert "Overflows of accept queues since the start7" in words
 
 
 def test_a_shard_that_has_told_nothing_yet_has_no_limits_to_draw() -> None:
     page = Page(headroom_card(StatisticsBlock.create(LAYOUT, 1)))
     assert page.meters == []
-    assert "0 more connections fit; nothing was measured yet" in page.words
+    assert "0 more connections fit; nothing is measured yet" in page.words

@@ -86,7 +86,7 @@ function forget() {
 }
 
 function onOpen() {
-  show("connecting", "Connected, not welcomed yet");
+  show("connecting", "Connected, waiting for welcome");
   const token = element("token").value.trim();
   if (token) {
     send({ op: "auth", token }, JSON.stringify({ op: "auth", token: "…" }));
@@ -101,7 +101,7 @@ function onClose(code, text) {
   if (!isWanted) {
     show("closed", what);
   } else if (!comesBack(code)) {
-    show("stopped", `${what}: this one does not come back`);
+    show("stopped", `${what}, no reconnect after this code`);
   } else {
     const wait = delayMs();
     attempts += 1;
@@ -175,7 +175,7 @@ const HANDLERS = {
     attempts = 0;
     element("conn").textContent = message.conn ?? "–";
     element("user").textContent = message.user ?? "anonymous";
-    show("open", message.bus === false ? "Open, but the bus is away" : "Open");
+    show("open", message.bus === false ? "Open, but the bus is not connected" : "Open");
     fault("");
     if (element("token").value.trim() && !message.user) {
       return; // an anonymous welcome; the welcome of the user follows after the token
@@ -418,7 +418,7 @@ function publish() {
       JSON.parse(text);
     }
   } catch (error) {
-    element("data-fault").textContent = `This is no JSON: ${error.message}`;
+    element("data-fault").textContent = `This is not valid JSON: ${error.message}`;
     element("data").focus();
     return;
   }
@@ -477,4 +477,4 @@ async function begin() {
   connect();
 }
 
-begin().catch((error) => show("stopped", `This page cannot begin: ${error.message}`));
+begin().catch((error) => show("stopped", `This page cannot start: ${error.message}`));
