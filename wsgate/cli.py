@@ -386,8 +386,8 @@ def _publish(options: argparse.Namespace) -> int:
     data = sys.stdin.buffer.read() if options.data == "-" else os.fsencode(options.data)
     _check_publication(channel, len(data), limits)
     heard = publish_once(parse_address(url), Names(prefix).channel(channel.encode()), data, BUS_TIMEOUT_S)
-    nobody = f": nobody is subscribed to {channel}" if heard == 0 else ""
-    print(f"heard by {heard} shard{'' if heard == 1 else 's'}{nobody}")
+    nobody = f": no client is subscribed to {channel}" if heard == 0 else ""
+    print(f"received by {heard} shard{'' if heard == 1 else 's'}{nobody}")
     return 0
 
 

@@ -258,7 +258,7 @@ def test_r3_a_successor_in_the_same_runtime_directory_takes_over() -> None:
         same = {"RUNTIME_DIRECTORY": str(gateway.directory)}
         port = str(gateway.port)
         with running_gateway("--port", port, environ=same, directory=gateway.directory) as successor:
-            assert successor.run("publish", "news", "1").stdout.startswith("heard by 0 shards: nobody")
+            assert successor.run("publish", "news", "1").stdout.startswith("received by 0 shards: no client")
             successor.stop()
         assert [file.name for file in gateway.directory.iterdir()] == []
 
@@ -358,7 +358,7 @@ def test_a_runtime_directory_that_disappears_is_made_again_with_everything_in_it
         gateway.await_ready()
         wait_until(
             "its own commands reach it",
-            lambda: "heard by 1" in gateway.run("publish", "news", "1", check=False).stdout,
+            lambda: "received by 1" in gateway.run("publish", "news", "1", check=False).stdout,
             WITHIN_S,
         )
         assert 1 in client.heard(1)

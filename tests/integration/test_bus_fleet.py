@@ -43,7 +43,7 @@ def subscribe(client: Client, *channels: str) -> None:
 def published(gateway: Gateway, channel: str = "news") -> int:
     """How many shards heard one publication of the command line; 0: it failed, and says so."""
     done = gateway.run("publish", "--port", str(gateway.port), channel, "1", check=False)
-    return int(done.stdout.removeprefix("heard by ").split()[0]) if done.returncode == 0 else 0
+    return int(done.stdout.removeprefix("received by ").split()[0]) if done.returncode == 0 else 0
 
 
 def is_said(gateway: Gateway, words: str) -> bool:

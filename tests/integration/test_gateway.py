@@ -144,7 +144,7 @@ def lines_of(process: subprocess.Popen[str]) -> list[Any]:
 
 def test_listen_prints_what_publish_says(gateway: Gateway) -> None:
     listener = listening(gateway, "--count", "2", "news")
-    assert gateway.run("publish", "news", '{"hello":1}').stdout == "heard by 1 shard\n"
+    assert gateway.run("publish", "news", '{"hello":1}').stdout == "received by 1 shard\n"
     gateway.run("publish", "news", "no JSON at all")
     assert lines_of(listener) == [
         {"op": "msg", "ch": "news", "data": {"hello": 1}},

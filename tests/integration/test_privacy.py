@@ -120,7 +120,7 @@ def test_root_with_a_user_binds_its_ports_and_becomes_the_user_with_everything_i
             os.kill(gateway.pid_of(name), signal.SIGKILL)
         wait_until("all are back", lambda: len(gateway.children()) == 4, 30)
         gateway.await_ready()
-        assert "heard by" in gateway.run("publish", "news", "1").stdout
+        assert "received by" in gateway.run("publish", "news", "1").stdout
         with connected(gateway.ws_url) as (client,):
             assert client.ask("ping") == {"op": "pong"}
         gateway.process.kill()

@@ -109,7 +109,7 @@ def test_the_commands_know_the_renewed_namespaces_and_their_limits(node: Node) -
     refused = node.gateway.run(*publish, check=False)
     assert refused.returncode == 2 and "no such namespace" in refused.stderr
     node.renew(BASE + "[channels.chat]\n")
-    assert node.gateway.run(*publish).stdout.startswith("heard by 0 shards")
+    assert node.gateway.run(*publish).stdout.startswith("received by 0 shards")
     node.renew(BASE + '[channels.chat]\nmax_publish = "11B"\n')
     refused = node.gateway.run(*publish, check=False)
     assert refused.returncode == 2 and "too large: the data has 12 bytes" in refused.stderr
