@@ -101,7 +101,7 @@ def _awaitable(publisher: BusPublisher) -> Publish:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn on a listener of somebody else's, ended by `stop` and not by signals of its own."""
+    """A uvicorn server on the keeper's listener, which `stop` ends and no signal handler of its own."""
 
     def __init__(self, app: object) -> None:
         super().__init__(

@@ -106,7 +106,7 @@ class KeySource:
     public_key: str = ""
 
     def make(self, *, is_checked: bool = False) -> VerificationKey:
-        """Make the verification key from this text.
+        """Make the verification key from the secret or the public key of this source.
 
         Args:
             is_checked: The key was made from this source before, perhaps in another process, so a secret is

@@ -230,7 +230,7 @@ _ISSUERS: Final = msgspec.json.Decoder(str | None)
 
 
 class Verifier:
-    """Verify tokens with a set of keys and a policy.
+    """The verifier of all tokens, for connections and for channels, with a set of keys and a policy.
 
     Args:
         keys: All configured keys.

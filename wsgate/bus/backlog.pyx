@@ -1,5 +1,4 @@
-"""The backlog: a bounded queue of raw publications between the bus connections and the shard that delivers
-them.
+"""The backlog: a bounded queue of raw publications from the bus connections, until the shard delivers them.
 
 A Redis server disconnects a subscriber that stops reading (at 32 MiB of output, within 0.3 s of a burst). So
 the shard reads its bus sockets at all times and queues the publications here, and delivers them at its own
@@ -98,8 +97,7 @@ cdef class Backlog:
         return 0
 
     cdef int add_chunk(self, size_t need) except -1:
-        """Map a new last chunk with room for `need` bytes, and first drop old chunks while the limit requires
-        it.
+        """Map a new last chunk with room for `need` bytes; first drop old chunks if the limit requires it.
 
         A record that is larger than the limit gets a chunk of its own size once the queue is empty.
         """

@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
     """A connection to one server of the bus, connected and greeted by `open_connection`.
 
     Attributes:
-        closed: Done when the socket is lost and every reply received before was given to the owner.
+        closed: Done when the socket is lost and no received reply is left to give to the owner.
         heard_s: The loop's time when bytes last arrived, in seconds.
         is_writable: False while the send buffer of the socket is above its high-water mark.
         why: The reason why the connection was lost, for logs; empty while it is open.

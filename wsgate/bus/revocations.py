@@ -75,7 +75,7 @@ class Revocation(NamedTuple):
 
 
 class Page(NamedTuple):
-    """One page of stored revocations, decoded.
+    """One decoded page of the revocations that are stored on the bus.
 
     Attributes:
         revocations: The valid entries.

@@ -83,7 +83,7 @@ class Send(_Base, frozen=True, tag="send"):
 
 
 class History(_Base, frozen=True, tag="history"):
-    """Request earlier publications of a channel."""
+    """Request earlier publications of a channel; not implemented, so the reply is `not_available`."""
 
     ch: str
     limit: Annotated[int, Meta(ge=0, le=10_000)] | None = None
@@ -92,14 +92,14 @@ class History(_Base, frozen=True, tag="history"):
 
 
 class Presence(_Base, frozen=True, tag="presence"):
-    """Request the list of users that are subscribed to a channel."""
+    """Request the users of a channel; not implemented, so the reply is `not_available`."""
 
     ch: str
     id: Id | None = None
 
 
 class PresenceStats(_Base, frozen=True, tag="presence_stats"):
-    """Request only the numbers of subscribers of a channel."""
+    """Request how many users a channel has; not implemented, so the reply is `not_available`."""
 
     ch: str
     id: Id | None = None

@@ -17,7 +17,7 @@ _ORDER: Final = (Severity.BLOCKING, Severity.WARNING, Severity.ADVICE, Severity.
 
 
 def examine(kernel: Kernel, resources: Resources, demand: Demand) -> Diagnosis:
-    """Run every check for a demand.
+    """Run every check of a machine for a demand, and return the diagnosis.
 
     Args:
         kernel: The numbers of the kernel.
