@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line with all its commands."""
     parser = argparse.ArgumentParser(
         prog="wsgate", description="A WebSocket gateway for very many connections."
     )
@@ -84,6 +85,7 @@ def _configuration(
     flags: dict[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
+    """Load the configuration from the file of the options, the environment and the flags."""
     named = options.config or environ.get("WSGATE_CONFIG")
     return load(Path(named) if named else None, environ, flags or {})
 

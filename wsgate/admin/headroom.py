@@ -44,6 +44,7 @@ def headroom_card(block: StatisticsBlock) -> str:
 
 
 def _row(number: int, shard: Region) -> str:
+    """Render the row of one shard: its state, its used and allowed resources, and its room."""
     held = sum(shard[name] for name in shard.layout.gauges if name.startswith(_HELD_MARK))
     cells = (
         _meter(shard["now_connections"], shard["connections_limit"], "connections"),
@@ -68,6 +69,7 @@ def _meter(used: int, limit: int, unit: str) -> str:
 
 
 def _room(shard: Region) -> int:
+    """Return how many more connections a shard can accept: the least of its resources."""
     return min(shard["room_" + resource] for resource in _RESOURCES)
 
 
@@ -96,6 +98,7 @@ def _outlook(shards: Sequence[Region]) -> str:
 
 
 def _span(seconds: int) -> str:
+    """Format a time span with its largest unit that gives a number of 2 or more."""
     for unit, length_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * length_s:
             return f"{seconds // length_s:,} {unit}"

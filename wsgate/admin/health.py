@@ -38,6 +38,7 @@ def judge_readiness(block: StatisticsBlock, now_ms: int) -> HealthAnswer:
 
 
 def _verdict(claim: str, why: list[str]) -> HealthAnswer:
+    """Make the response of a health check: 503 with the reasons, or 200."""
     return (503, {claim: False, "why": why}) if why else (200, {claim: True})
 
 
@@ -94,11 +95,13 @@ def status_page(node: str, block: StatisticsBlock, now_ms: int, *, has_numbers: 
 
 
 def _list(rows: Sequence[str]) -> str:
+    """Render the reasons why the node is not ready as a list."""
     items = "".join(f"<li><code>{escape(row)}</code></li>" for row in rows)
     return f"<ul>{items}</ul>" if rows else "<p>Every shard accepts connections and has the bus.</p>"
 
 
 def _table(counts: dict[str, int]) -> str:
+    """Render the numbers of connections by state as a table."""
     row = '<tr><th scope="row">{}</th><td>{:,}</td></tr>'
     rows = "".join(row.format(escape(name), count) for name, count in counts.items())
     return f'<section class="card"><h2>Connections</h2><table>{rows}</table></section>'

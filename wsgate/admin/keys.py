@@ -192,6 +192,7 @@ def fetch(url: str) -> bytes:
 
 
 def _body(response: http.client.HTTPResponse) -> bytes:
+    """Read the body of a response; raise BackendError above `DOCUMENT_LIMIT_BYTES`."""
     body = bytearray()
     while chunk := response.read1(_CHUNK_BYTES):
         body += chunk

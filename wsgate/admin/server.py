@@ -139,6 +139,7 @@ class _Server(uvicorn.Server):
             asyncio.get_running_loop().call_later(GRACE_S, self._cut)
 
     def _cut(self) -> None:
+        """Reset all connections that are still open, and let the server end at once."""
         self.force_exit = True
         for connection in list(self.server_state.connections):
             if isinstance(connection, Connection):
@@ -165,6 +166,7 @@ class _Forward(logging.Handler):
 
 
 def _route_logs(level: str) -> None:
+    """Send the log lines of uvicorn to our log, from this level on."""
     logger = logging.getLogger("uvicorn")
     logger.handlers[:] = [_Forward()]
     logger.setLevel(level.upper())

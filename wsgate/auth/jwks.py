@@ -49,6 +49,8 @@ class KeySet(NamedTuple):
 
 
 class _Document(msgspec.Struct):
+    """The members of a key set that are read: the list of keys, each still encoded."""
+
     keys: list[msgspec.Raw] = []
 
 

@@ -244,6 +244,7 @@ class PermissionNumbers:
             self._free.append(number)
 
     def _take(self, permissions: Permissions) -> int:
+        """Assign a free or a new number to a set, and hold the set in the table."""
         if self._free:
             number = self._free.pop()
         else:
@@ -261,6 +262,7 @@ _SET_BYTES: Final = 450
 
 
 def _size_bytes(permissions: Permissions) -> int:
+    """Estimate the memory of a set of permissions, in bytes."""
     # A pattern is stored twice: as text and as a prefix, or as text and in the hash table of a set of names.
     patterns = (*permissions.subscribe, *permissions.publish)
     return (

@@ -404,6 +404,7 @@ def _check_start(claim: str, start_s: Number, leeway_s: int, now_s: float) -> No
 
 
 def _check_revoked(user: str, iat: Number | None, revoked: RevokedUsers) -> None:
+    """Refuse a token that a revocation covers, with its times in the detail."""
     if not revoked.is_revoked(user, iat):
         return
     if iat is None:

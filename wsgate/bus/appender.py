@@ -242,6 +242,7 @@ class Appender:
         return ""
 
     def _has_aside_room(self, aside: _Aside, size: int) -> bool:
+        """Whether the part of the room for a refused stream has room for another event."""
         options = self._options
         entries = len(aside.returned) + len(aside.fresh)
         return (
@@ -395,6 +396,7 @@ class Appender:
     def _put_aside(
         self, queue: deque[_Entry], aside: _Aside, entry: _Entry, *, is_first: bool = False
     ) -> None:
+        """Add an event to one of the queues of a refused stream, and count it."""
         aside.size += entry.size
         self._aside_count += 1
         if is_first:
@@ -470,6 +472,7 @@ class Appender:
         return len(replies)
 
     def _is_refusal_of_stream(self, entry: _Entry, text: bytes) -> bool:
+        """Whether an error concerns the stream of an event, and not the whole server."""
         return bool(entry.stream) and text.partition(b" ")[0] not in SERVER_REFUSALS
 
     def _settle(self, entry: _Entry) -> None:
@@ -501,6 +504,7 @@ class Appender:
             self._connection.abort(why)
 
     def _write(self) -> None:
+        """Send the next events in one write, within `WRITE_COMMANDS` and `WRITE_BYTES`."""
         self._is_write_scheduled = False
         connection = self._connection
         if connection is None or not (connection.is_open and connection.is_writable):
@@ -518,6 +522,7 @@ class Appender:
         self.on_writable()
 
     def _finish(self, entry: _Entry, outcome: AppendOutcome) -> None:
+        """Call the callback of an event with the outcome, at most once."""
         done, entry.done = entry.done, None
         if done is None:
             return

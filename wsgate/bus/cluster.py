@@ -97,6 +97,7 @@ class Topology:
                     await asyncio.sleep(GATHER_S)
 
     async def _read(self) -> bool:
+        """Read the map once and call the watchers; False: no node sent a valid map."""
         try:
             self.map = await read_cluster(self.address, self.map.nodes, self._timeout_s)
         except BackendError as error:
@@ -237,6 +238,7 @@ class ClusterSubscriber:
             self._hear_control(name)
 
     def _hear_control(self, name: bytes) -> None:
+        """Subscribe to a control name on its lane; do nothing while no server has its slot."""
         if lane := self.lane_of(name):
             lane.subscriber.subscribe_control(name)
 
@@ -281,6 +283,7 @@ class ClusterSubscriber:
     # --- lanes ----------------------------------------------------------------------------------------
 
     def _by_lane(self, names: Iterable[bytes]) -> dict[_Lane, list[bytes]]:
+        """Group channel names by lane; names without a lane are left out."""
         found: dict[_Lane, list[bytes]] = {}
         for name in names:
             if lane := self.lane_of(self.prefix + name):
@@ -396,6 +399,7 @@ class ClusterPublisher:
         *,
         must_reach: bool = False,
     ) -> None:
+        """Queue a publication that may follow this many moves of its slot; `down` without a server."""
         node = self._topology.map.owners[slot_of(name)]
         lane = None if node is None else self._lanes.get(node)
         if lane is None:
@@ -421,6 +425,7 @@ class ClusterPublisher:
             lane[0].call(key, command, partial(self._on_answer, done))
 
     def _on_answer(self, done: CallDone, outcome: str, text: bytes) -> None:
+        """Report the outcome of a command; a moved slot counts as `down`, and the map is read again."""
         if outcome in ("moved", "down"):
             self._topology.refresh()
             outcome = "down"
@@ -429,6 +434,7 @@ class ClusterPublisher:
     def _on_outcome(
         self, name: bytes, data: bytes, done: Done, moves: int, outcome: str, *, sender: Sender | None = None
     ) -> None:
+        """Report the outcome of a publication, or keep it for the next map if its slot has moved."""
         has_room = len(self._again) < AGAIN_MOST and self._again_bytes + len(data) <= AGAIN_BYTES_MOST
         if outcome == "moved" and moves and has_room:
             if not self._again:
@@ -496,6 +502,7 @@ class ClusterPublisher:
             self._publish(name, data, done, sender, moves)
 
     def _leave(self, node: Node) -> None:
+        """End the publisher of a server; its queued commands fail as `down`."""
         publisher, task = self._lanes.pop(node)
         task.cancel()
         closing = self._loop.create_task(_end(publisher, task))
@@ -504,5 +511,6 @@ class ClusterPublisher:
 
 
 async def _end(publisher: Publisher, task: "asyncio.Task[None]") -> None:
+    """Wait until the task of a publisher has ended, then fail its queued commands."""
     await asyncio.gather(task, return_exceptions=True)
     await publisher.close()

@@ -172,6 +172,7 @@ class Connection(asyncio.Protocol):
     # --- passes ---------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
+        """Schedule a pass for the next turn of the loop, unless one is scheduled."""
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._pass)
@@ -311,6 +312,7 @@ async def open_connection(
 
 
 async def _connect(address: BusAddress, make: Callable[[], Connection]) -> Connection:
+    """Open the Unix or TCP socket of an address, with TLS if the address has it."""
     loop = asyncio.get_running_loop()
     if address.path:
         _, connection = await loop.create_unix_connection(make, address.path)

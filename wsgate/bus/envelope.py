@@ -78,6 +78,7 @@ def decode_publication(data: bytes) -> Publication | None:
 
 
 def _payload(envelope: _Envelope) -> Payload | None:
+    """Check that the data of an envelope has the claimed encoding; None if it has not."""
     claimed = _ENCODINGS.get(envelope.encoding)
     if claimed == BINARY:
         return Payload(BINARY, envelope.data)

@@ -53,6 +53,7 @@ def _read_page(
     found: frozenset[str],
     done: Callable[[PublishOutcome, frozenset[str]], None],
 ) -> None:
+    """Request one page of members; `found` has the members of earlier pages."""
     numbers = (page * PAGE_MEMBERS, PAGE_MEMBERS, MEMBER_LIMIT_BYTES)
     on_page = partial(_on_page, caller, key, page, found, done)
     LEASES_PAGE.run(caller, key, tuple(b"%d" % each for each in numbers), on_page)
@@ -67,6 +68,7 @@ def _on_page(
     outcome: PublishOutcome,
     text: bytes,
 ) -> None:
+    """Add the members of a page, and request the next page or report the result."""
     if outcome:
         done(outcome, frozenset())
         return

@@ -114,6 +114,7 @@ def round_trip_once(address: BusAddress, timeout_s: float) -> float:
 
 
 def _limits(timeout_s: float) -> dict[str, Any]:
+    """Return the options of redis-py for the time limits, without retries."""
     return {
         "socket_connect_timeout": timeout_s,
         "socket_timeout": timeout_s,
@@ -122,6 +123,7 @@ def _limits(timeout_s: float) -> dict[str, Any]:
 
 
 def _client(address: BusAddress, limits: dict[str, Any]) -> Any:
+    """Make a redis-py client for an address of any kind."""
     options = limits | address.redis_options()
     if address.is_cluster:
         make_node: Any = ClusterNode  # redis-py declares no types for it

@@ -237,6 +237,7 @@ class Publisher:
         return self._window < WINDOW_COMMANDS and self._window_bytes < WINDOW_BYTES
 
     def _enter_window(self, said: _Command) -> None:
+        """Put a publication into the window, to be sent next."""
         self._ready.append(said)
         self._window += 1
         self._window_bytes += said.size
@@ -440,11 +441,13 @@ class Publisher:
         self._fail_each(waiting, "down")
 
     def _fail_each(self, waiting: list[_Command], outcome: PublishOutcome) -> None:
+        """Release and finish each of several queued commands with one outcome."""
         for said in waiting:
             self._give_back(said)
             self._finish(said, outcome)
 
     def _finish(self, said: _Command, outcome: PublishOutcome, text: bytes = b"") -> None:
+        """Count a publication, and call the callback of a command with its outcome."""
         if said.is_call:
             pass
         elif outcome:

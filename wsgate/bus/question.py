@@ -66,6 +66,7 @@ class Questioner:
             raise BackendError(f"no reply to {command[0]}: {type(error).__name__}", temporary=True) from None
 
     async def _read(self, depth: int) -> Answer:
+        """Read one reply, or one element of an array at this depth."""
         line = await self._line()
         kind, text = line[:1], line[1:]
         if kind == b"+":
@@ -84,6 +85,7 @@ class Questioner:
         raise _Malformed
 
     async def _line(self) -> bytes:
+        """Read one line and charge its bytes."""
         line = await self._reader.readuntil(b"\r\n")
         if len(line) > LINE_LIMIT_BYTES:
             raise _Malformed
@@ -91,6 +93,7 @@ class Questioner:
         return line[:-2]
 
     async def _string(self, size: int) -> bytes | None:
+        """Read the bytes of a bulk string of this size; None for -1."""
         if size == -1:
             return None
         if not 0 <= size <= STRING_LIMIT_BYTES:
@@ -102,6 +105,7 @@ class Questioner:
         return data[:-2]
 
     async def _array(self, count: int, depth: int) -> Answer:
+        """Read the elements of an array; None for -1."""
         if count == -1:
             return None
         if count < 0 or count > self._left_elements or depth >= DEPTH_MOST:
@@ -111,12 +115,14 @@ class Questioner:
         return [await self._read(depth + 1) for _ in range(count)]
 
     def _spend(self, size: int) -> None:
+        """Charge bytes to the limit of the whole reply; raise `_Malformed` above it."""
         self._left_bytes -= size
         if self._left_bytes < 0:
             raise _Malformed
 
 
 def _number(text: bytes) -> int:
+    """Parse a number of a reply; raise `_Malformed` for anything else."""
     digits = text[1:] if text[:1] in (b"-", b"+") else text
     if not digits.isdigit() or len(digits) > DIGITS_MOST:
         raise _Malformed

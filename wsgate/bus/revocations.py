@@ -158,6 +158,7 @@ def read_page(text: bytes) -> Page:
 
 
 def _revocation(user: bytes, score: bytes) -> Revocation | None:
+    """Convert an entry into a revocation; None if its time or its user is not valid."""
     try:
         before_s = float(score)
         name = user.decode()
@@ -215,6 +216,7 @@ class _Reading:
         REVOCATIONS_PAGE.run(self._caller, self._names.revoked(), arguments, self._on_page)
 
     def _on_page(self, outcome: PublishOutcome, text: bytes) -> None:
+        """Pass the revocations of a page on, and request the next page or report the end."""
         if outcome:
             self._done(outcome)
             return
@@ -325,11 +327,13 @@ class RevocationKeeper:
             )
 
     def _on_found(self, revocation: Revocation) -> None:
+        """Note a revocation of the bus, and pass it to `learn` if it is newer than the known one."""
         self._found[revocation.user] = max(revocation.before_s, self._found.get(revocation.user, 0.0))
         if self._known.get(revocation.user, -1.0) < revocation.before_s:
             self._learn(revocation.user, revocation.before_s)
 
     def _on_read(self, asked_s: float, outcome: PublishOutcome) -> None:
+        """Plan the next reading, and after a complete one store what the bus does not have."""
         self._is_reading = False
         found, self._found = self._found, {}
         if outcome:
@@ -351,6 +355,7 @@ class RevocationKeeper:
     def _on_stored(
         self, asked_s: float, revocation: Revocation, outcome: PublishOutcome, text: bytes
     ) -> None:
+        """Queue a revocation again if storing failed, else count the users removed for it."""
         self._under_way -= 1
         if outcome:
             self.store(*revocation)

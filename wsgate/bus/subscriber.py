@@ -456,6 +456,7 @@ class Subscriber:
         return waiting is None
 
     def _schedule_write(self) -> None:
+        """Schedule a write, if names are queued and the limit of unanswered names allows it."""
         if self._unsent and not self._is_write_scheduled and self._unanswered < UNANSWERED_LIMIT:
             self._is_write_scheduled = True
             asyncio.get_running_loop().call_soon(self._write)
@@ -487,6 +488,7 @@ class Subscriber:
 
 
 def _in_parts(names: list[bytes]) -> Iterable[list[bytes]]:
+    """Split names into parts of at most `NAMES_PER_COMMAND`."""
     return (names[start : start + NAMES_PER_COMMAND] for start in range(0, len(names), NAMES_PER_COMMAND))
 
 
@@ -499,5 +501,6 @@ def _by_slot(names: list[bytes]) -> Iterable[list[bytes]]:
 
 
 def _report(error: Exception) -> None:
+    """Report an exception of the listener to the event loop's handler."""
     context = {"message": "a reply of the bus could not be handled", "exception": error}
     asyncio.get_running_loop().call_exception_handler(context)

@@ -193,6 +193,7 @@ class _Reader:
         return self._table
 
     def _branch(self, tree: Mapping[str, Any], path: _Path, pattern: _Path) -> None:
+        """Convert a mapping of the source: read its settings, and follow its tables."""
         for key, value in tree.items():
             below = (*pattern, key)
             if below not in _known():
@@ -211,6 +212,7 @@ class _Reader:
                 self._branch(value, here, below)
 
     def _leaf(self, path: _Path, setting: _Setting, raw: Any, *, variable: str = "") -> None:
+        """Check one value of the source and put it into the table, or note its mistake."""
         self._table[path] = None
         try:
             self._table[path] = _value(setting, _from_text(setting, raw) if variable else raw)
@@ -245,6 +247,7 @@ def _known() -> frozenset[_Path]:
 
 
 def _settings(section: type[msgspec.Struct], path: _Path) -> Iterator[tuple[_Path, _Setting]]:
+    """Yield the path and the schema of each setting of a section and of its sections."""
     for info in fields_of(section):
         here = (*path, info.encode_name)
         if isinstance(info.type, inspect.StructType):
@@ -259,6 +262,7 @@ def _settings(section: type[msgspec.Struct], path: _Path) -> Iterator[tuple[_Pat
 
 
 def _setting(info: inspect.Field) -> _Setting:
+    """Derive the schema of one setting from its type, range and default."""
     plain = info.type.type if isinstance(info.type, inspect.Metadata) else info.type
     kind, is_required = kind_of(info), info.required
     match plain:
@@ -326,6 +330,7 @@ def _typed(raw: Any, wanted: type) -> Any:
 
 
 def _text(raw: Any) -> str:
+    """Return a value that is a text and can be written as UTF-8; else raise SettingsError."""
     text: str = _typed(raw, str)
     try:
         text.encode()
@@ -335,6 +340,7 @@ def _text(raw: Any) -> str:
 
 
 def _ranged(setting: _Setting, number: int, shown: Any) -> int:
+    """Return a number within the range of its setting; else raise SettingsError."""
     if not setting.low <= number <= setting.high:
         low, high = shown(setting.low), shown(setting.high)
         raise SettingsError(f"must be {low} to {high}, got {shown(number)}")
@@ -342,6 +348,7 @@ def _ranged(setting: _Setting, number: int, shown: Any) -> int:
 
 
 def _chosen(setting: _Setting, text: str) -> str:
+    """Return a text that is one of the choices of its setting; else raise SettingsError."""
     if text not in setting.choices:
         raise SettingsError(f"expected one of {', '.join(map(quote, setting.choices))}, got {quote(text)}")
     return text
@@ -357,6 +364,7 @@ def _named_file(environ: Mapping[str, str]) -> Path | None:
 
 
 def _parsed(path: Path | None) -> Mapping[str, Any]:
+    """Parse the TOML file; empty without a file."""
     if path is None:
         return {}
     import tomllib  # imported here, so that a start without a file is faster
@@ -394,6 +402,7 @@ def _variable_path(name: str) -> tuple[_Path, _Path] | None:
 
 
 def _variable_hint(name: str) -> str:
+    """Suggest the name of a similar variable for an unknown one."""
     parts = name.removeprefix(_PREFIX).lower().split("__")
     near = (
         [parts[place] if key == _ANY and place < len(parts) else key for place, key in enumerate(pattern)]
@@ -415,6 +424,7 @@ def _hint(path: _Path, pattern: _Path) -> str:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
+    """Return the name that is most similar to a mistyped one; "" if none is."""
     import difflib  # imported here, because only mistakes need it
 
     return next(iter(difflib.get_close_matches(name, sorted(names), 1)), "")
@@ -556,6 +566,7 @@ def _apply_dev_defaults(given: _Table) -> None:
 
 
 def _built(given: _Table) -> Config:
+    """Build the configuration from a table of checked values."""
     tree: dict[str, Any] = {}
     for path, value in given.items():
         branch = tree
@@ -569,12 +580,14 @@ def _built(given: _Table) -> Config:
 
 
 def _raise_any(mistakes: Iterable[str]) -> None:
+    """Raise SettingsError with one line for each mistake, if there is one."""
     lines = [f"config: {mistake}" for mistake in mistakes]
     if lines:
         raise SettingsError("\n".join(lines))
 
 
 def _tables(section: msgspec.Struct, path: _Path) -> Iterator[str]:
+    """Yield the TOML text of a section and of its sections, one table at a time."""
     lines = [f"[{dotted(*path)}]"] if path else []
     tables: list[tuple[_Path, msgspec.Struct]] = []
     for info in fields_of(type(section)):
@@ -592,6 +605,7 @@ def _tables(section: msgspec.Struct, path: _Path) -> Iterator[str]:
 
 
 def _toml(kind: str, value: Any) -> str:
+    """Write a value in TOML, with its unit, and with secrets masked."""
     match masked(kind, value):
         case bool(truth):
             return "true" if truth else "false"

@@ -30,6 +30,7 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 
 def _paragraph(finding: Finding) -> Iterator[str]:
+    """Format one finding; a finding that is not good also has its reason and its fix."""
     yield f"{_MARKS[finding.severity]:<9} {finding.name}: {finding.now}"
     if finding.severity is not Severity.OK:
         yield f"{_INDENT}{finding.why}"

@@ -71,6 +71,7 @@ def _descriptors(unit: Mapping[str, str]) -> int:
 
 
 def _memory_source(budget_bytes: int) -> str:
+    """Name the origin of the memory limit."""
     if budget_bytes:
         return "[admission] memory_budget"
     return "the control group's limit" if is_memory_limited() else "the machine's memory"

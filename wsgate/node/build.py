@@ -103,6 +103,7 @@ def make_plan(config: Config, environ: Mapping[str, str], read: Callable[[], Con
 
 
 def _plan(config: Config, environ: Mapping[str, str], read: Callable[[], Config], undo: ExitStack) -> Plan:
+    """Do the work of `make_plan`; `undo` releases what was made if a later step fails."""
     account = account_for(config.server.user)
     owner = None if account is None else (account.uid, account.gid)
     directory = runtime_directory(environ, owner=owner)

@@ -277,6 +277,7 @@ class Keeper:
         return fork_child(f"wsgate-shard-{number}", work)
 
     def _fork_admin(self) -> int:
+        """Fork the admin process, and return its pid."""
         options, listener = self._admin_options, self._plan.admin_listener
 
         def work() -> None:
@@ -286,6 +287,7 @@ class Keeper:
         return fork_child("wsgate-admin", work)
 
     def _fork_bus(self) -> int:
+        """Fork the process that becomes the private bus, and return its pid."""
         bus, keeper_pid = self._plan.embedded_bus, os.getpid()
         assert bus is not None
         return fork_child("wsgate-bus", lambda: bus.become(keeper_pid))

@@ -89,6 +89,7 @@ def open_group(
 
 
 def _plainly(error: OSError) -> str:
+    """Describe an error of binding a port in words for the operator."""
     if error.errno == errno.EADDRINUSE:
         return "the port is in use, perhaps by another gateway"
     return error.strerror or str(error)

@@ -32,6 +32,7 @@ def bus_share(budget_bytes: int, shards: int) -> int:
 
 
 def _budget(budget_bytes: int) -> int:
+    """Return the memory budget of the node in bytes; if it is not set, nine tenths of the memory."""
     return budget_bytes or usable_memory() * 9 // 10
 
 

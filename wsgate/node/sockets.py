@@ -63,6 +63,7 @@ def read_sockets(proc: Path = _PROC) -> SocketNumbers:
 
 
 def _text(file: Path) -> str:
+    """Read a file of /proc; "" when it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
