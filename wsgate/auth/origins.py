@@ -12,7 +12,7 @@ Rules:
   `app://obsidian.md`). The app decides its form, so it is compared as text, exactly as it is sent.
 - In development mode the pages of this machine are allowed, and a host name that anyone can register is not.
 
-Source: RFC 6454 sections 4 and 6, RFC 6455 section 10.2; architecture, section 6.
+Source: RFC 6454 sections 4 and 6, RFC 6455 section 10.2.
 """
 
 from __future__ import annotations
