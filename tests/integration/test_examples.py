@@ -112,4 +112,4 @@ def test_a_name_that_is_none(chat: str) -> None:
         browser.evaluate("document.querySelector('#login').noValidate = true")
         browser.fill("#name", "a b")
         browser.click("#login button")
-        browser.wait_for("document.querySelector('#wrong').textContent.includes('did not work')")
+        browser.wait_for("document.querySelector('#wrong').textContent.includes('The login failed')")
