@@ -21,7 +21,7 @@ Rules:
 from libc.stdint cimport uint32_t, uint64_t
 
 from wsgate.reactor.channels cimport is_subscribed
-from wsgate.reactor.closing cimport deliver
+from wsgate.reactor.delivery cimport deliver
 from wsgate.reactor.outbox cimport outbox_has_notice, outbox_mark_notice
 from wsgate.reactor.structs cimport (
     CHUNK_SLOTS, CLASS_CONTROL, CLASS_PUBLICATION, Connection, Core, Frame, NONE, STATE_OPEN, VARIANTS_MAX,
