@@ -2,9 +2,8 @@
 
 from typing import Final
 
-from wsgate.doctor.demand import Demand, Resources
-from wsgate.doctor.findings import Capacity
 from wsgate.doctor.kernel import Kernel
+from wsgate.doctor.model import Capacity, Demand, Resources
 
 __all__ = ["FILES_OF_OTHERS", "USER_BYTES", "capacities", "queued_bytes"]
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from wsgate.doctor.capacity import FILES_OF_OTHERS
-from wsgate.doctor.case import Case, Check, judged
-from wsgate.doctor.findings import Finding, Severity
+from wsgate.doctor.model import Case, Check, Finding, Severity, judged
 
 __all__ = ["NODE_CHECKS"]
 

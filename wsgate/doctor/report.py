@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
-from wsgate.doctor.findings import Diagnosis, Finding, Severity
+from wsgate.doctor.model import Diagnosis, Finding, Severity
 
 __all__ = ["as_json", "as_text"]
 

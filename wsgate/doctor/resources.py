@@ -10,7 +10,7 @@ from wsgate.bus import parse_address
 from wsgate.bus.once import round_trip_once
 from wsgate.bus_address import with_password
 from wsgate.config import Config
-from wsgate.doctor.demand import Resources
+from wsgate.doctor.model import Resources
 from wsgate.errors import BackendError
 from wsgate.node.machine import is_memory_limited, raise_descriptor_limit, usable_cores, usable_quota
 from wsgate.node.memory import bus_share, memory_share

@@ -4,10 +4,8 @@ from dataclasses import replace
 from typing import Final
 
 from wsgate.doctor.capacity import capacities
-from wsgate.doctor.case import Case
-from wsgate.doctor.demand import Demand, Resources
-from wsgate.doctor.findings import Diagnosis, Severity
 from wsgate.doctor.kernel import Kernel
+from wsgate.doctor.model import Case, Demand, Diagnosis, Resources, Severity
 from wsgate.doctor.network_checks import NETWORK_CHECKS
 from wsgate.doctor.node_checks import NODE_CHECKS
 
