@@ -12,7 +12,6 @@ name that Kubernetes makes for a Service is no setting even if it has a `__`, su
 `ignored_variables` lists them.
 """
 
-import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import inspect
 
+from wsgate.config.setting_files import SettingFile, check_file, file_text
 from wsgate.config.settings import Config, dotted, faults, fields_of, kind_of, masked
 from wsgate.config.units import format_duration, format_size, parse_duration_ms, parse_size_bytes, quote
 from wsgate.errors import InternalError, SettingsError
@@ -47,7 +47,6 @@ _SERVICE_NAME: Final = re.compile(
 )
 _SERVICE_PORT: Final = re.compile(r"[A-Z0-9_]*[A-Z0-9]_PORT")
 _FILE_SUFFIX: Final = "_file"
-_FILE_LIMIT_BYTES: Final = 64 * 1024  # longer than any key; an endless file such as /dev/zero is refused
 _ANY: Final = "*"  # stands for any name in a path of the schema
 _SHOWN_CHARACTERS: Final = 5
 _CUT_CHARACTERS: Final = 60  # as units.py shows a long text
@@ -68,13 +67,6 @@ class _Setting(NamedTuple):
     high: int = 0
     choices: tuple[str, ...] = ()
     is_required: bool = False
-
-
-class _FromFile(NamedTuple):
-    """A reference to a file whose content is the value of a setting."""
-
-    file: str
-    is_secret: bool
 
 
 def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
@@ -443,7 +435,7 @@ def _spelled_once(table: _Table, mistakes: list[str]) -> _Table:
         if value and table.get(own):
             mistakes.append(f"{dotted(*path)}: {dotted(*own)} is given as well; only one of them can count")
         elif value:
-            once[own] = _FromFile(value, is_secret=kind.startswith("secret"))
+            once[own] = SettingFile(value, is_secret=kind.startswith("secret"))
         elif value is None:
             once[own] = None
     return once
@@ -461,68 +453,11 @@ def _pattern(path: _Path) -> _Path:
 def _read_files(given: _Table, mistakes: list[str]) -> None:
     """Replace each reference to a file in a table by the content of the file."""
     for path, value in given.items():
-        if isinstance(value, _FromFile):
+        if isinstance(value, SettingFile):
             try:
-                given[path] = _file_text(value)
+                given[path] = file_text(value)
             except SettingsError as fault:
                 mistakes.append(f"{dotted(*path)}{_FILE_SUFFIX}: {fault}")
-
-
-def _file_text(source: _FromFile) -> str:
-    """Read the file of a setting, check it, and remove one line end at its end."""
-    try:
-        with open(source.file, "rb", opener=_open_at_once) as file:
-            _check_file(os.fstat(file.fileno()), is_secret=source.is_secret)
-            content = file.read(_FILE_LIMIT_BYTES + 1)
-        text = content.decode()
-    except OSError as fault:
-        raise SettingsError(f"cannot read the file: {fault.strerror}") from None
-    except UnicodeDecodeError:
-        raise SettingsError("the file is not UTF-8 text") from None
-    except ValueError:
-        raise SettingsError("cannot read the file: a path holds no NUL") from None
-    if len(content) > _FILE_LIMIT_BYTES:
-        raise SettingsError(f"the file is larger than {format_size(_FILE_LIMIT_BYTES)}")
-    text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-    if not text:
-        raise SettingsError("the file is empty")
-    return text
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # Opening a pipe without a writer would otherwise block the start.
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _check_file(status: os.stat_result, *, is_secret: bool) -> None:
-    """Refuse a file that is not regular, and the file of a secret that other users can read or change.
-
-    The rule is that of PostgreSQL for its private key: the file belongs to root or to this user, its group
-    may read it, and other users have no rights. So platforms can provide secrets: Kubernetes and systemd with
-    owner root and a group, Docker with the user as owner.
-
-    Args:
-        status: The status of the opened file, after all symbolic links: Kubernetes replaces secrets by a
-            link.
-        is_secret: Whether the file contains a secret; every user may read the file of a public key.
-
-    Raises:
-        SettingsError: The file is refused.
-    """
-    if not stat.S_ISREG(status.st_mode):
-        raise SettingsError("this is not a regular file")
-    if not is_secret:
-        return
-    if status.st_uid not in (0, os.geteuid()):
-        raise SettingsError(
-            f"the file belongs to user {status.st_uid}, who could change it: it must belong to root or to "
-            f"the user of this process ({os.geteuid()})"
-        )
-    if status.st_mode & 0o037:
-        raise SettingsError(
-            f"others can use the file (mode {status.st_mode & 0o777:04o}): chmod 640 or 600 it; in "
-            "Kubernetes set defaultMode: 0440 on the secret's volume and fsGroup in the pod's securityContext"
-        )
 
 
 def _holds_secret(table: _Table) -> bool:
@@ -539,7 +474,7 @@ def _faults_of_mode(path: Path) -> Iterator[str]:
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):  # a pipe has only one reader
-            _check_file(status, is_secret=True)
+            check_file(status, is_secret=True)
     except OSError as fault:
         yield f"{path}: {fault.strerror}"
     except SettingsError as fault:

@@ -49,8 +49,7 @@ cdef extern from *:
     static inline struct wsgate_block_header *wsgate_block_check(void *block, uint64_t size, int kind) {
         struct wsgate_block_header *header = (struct wsgate_block_header *)block - 1;
         if (header->size != size || header->kind != (uint64_t)kind) {
-            fprintf(stderr, "wsgate: a block of %llu bytes of kind %llu was given back as %llu bytes of kind
-            %d\\n",
+            fprintf(stderr, "wsgate: a block of %llu bytes of kind %llu was given back as %llu bytes of kind %d\\n",
                     (unsigned long long)header->size, (unsigned long long)header->kind,
                     (unsigned long long)size, kind);
             abort();

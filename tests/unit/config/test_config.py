@@ -33,6 +33,7 @@ from wsgate.config import (
     load,
     parse_duration_ms,
     parse_size_bytes,
+    setting_files,
     settings,
     sources,
     units,
@@ -474,6 +475,7 @@ def test_importing_it_brings_no_event_loop_no_redis_and_nothing_else_of_wsgate()
         "wsgate.bus_address",
         "wsgate.config",
         "wsgate.config.settings",
+        "wsgate.config.setting_files",
         "wsgate.config.sources",
         "wsgate.config.units",
         "wsgate.errors",
@@ -1272,11 +1274,11 @@ def test_a_secret_must_belong_to_root_or_to_us(
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
     if is_taken:
-        sources._check_file(status, is_secret=True)
+        setting_files.check_file(status, is_secret=True)
     else:
         with pytest.raises(SettingsError, match="belongs to user 4321"):
-            sources._check_file(status, is_secret=True)
-    sources._check_file(status, is_secret=False)
+            setting_files.check_file(status, is_secret=True)
+    setting_files.check_file(status, is_secret=False)
 
 
 @pytest.mark.parametrize(("tree", "path"), FILES)
