@@ -18,10 +18,10 @@ from wsgate.dialects import BadCommand, Dialect, commands
 from wsgate.payload import Payload
 from wsgate.reasons import Reason
 from wsgate.shard.byes import RETRY_MS
-from wsgate.shard.hub import Watch
 from wsgate.shard.login import LoginParts, Logins
 from wsgate.shard.options import ANONYMOUS_MEMBER, ShardOptions
 from wsgate.shard.pausing import Pauser
+from wsgate.shard.publish_watches import PublishWatch
 from wsgate.shard.replies import display_name
 from wsgate.shard.welcome import ConnectRequest
 from wsgate.turns import CROWDED, Sender
@@ -373,7 +373,7 @@ class Commands:
         id: int | None,
         name: bytes,
         size: int,
-        watch: Watch | None,
+        watch: PublishWatch | None,
         outcome: str,
     ) -> None:
         """Answer a publish: `ok` only when the bus has it and this shard receives from the bus."""

@@ -27,14 +27,12 @@ Rules:
   marked, and its subscribers are notified (`wsgate.shard.gaps`). So is a channel that loses one publication.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from enum import Enum, IntEnum
-from itertools import islice
+from enum import Enum
 from typing import Final
 
-from wsgate.bus import BusSubscriber, Publication, decode_publication
-from wsgate.bus.cluster import Covers
+from wsgate.bus import BusSubscriber, Covers, Publication, decode_publication
 from wsgate.bus.names import INBOX_MARK
 from wsgate.bus.subscriber import NAMES_PER_COMMAND
 from wsgate.dialects import Dialect
@@ -42,20 +40,10 @@ from wsgate.reactor import Reactor
 from wsgate.shard.access import Access
 from wsgate.shard.gaps import GapReason, Gaps
 from wsgate.shard.publication_encoder import PublicationEncoder
+from wsgate.shard.publish_watches import PublishWatch, PublishWatches
+from wsgate.shard.unconfirmed import Confirmation, UnconfirmedCharges, Waiter, Waiters
 
-__all__ = ["Confirmation", "Hub", "Joined", "Waiter"]
-
-
-class Confirmation(IntEnum):
-    """What became of a subscription that waited for the bus."""
-
-    LOST = 0  # the bus was lost before it confirmed the subscription
-    LIVE = 1  # the bus confirmed it
-    REFUSED = 2  # the bus forbids the channel
-
-
-Waiter = Callable[[bytes, Confirmation], None]
-"""Told the name of a channel, and what became of the subscription."""
+__all__ = ["Hub", "Joined"]
 
 ASKED_LIMIT: Final = 4 * NAMES_PER_COMMAND
 """Names unanswered above which subscribing again waits."""
@@ -70,8 +58,6 @@ MARKED_PER_STEP: Final = 64
 """Channels whose loss is noted between two publications, when all are concerned: about 0.1 ms."""
 TAKEN_PER_PASS: Final = 1_024
 """Connections looked at in one pass, for whether they hold a channel that the bus forbids."""
-TOLD_PER_PASS: Final = 512
-"""Waiters told in one pass: about 2 ms."""
 
 _INBOX: Final = INBOX_MARK.encode()
 _SHOWN_INBOX: Final = "@me"
@@ -88,16 +74,6 @@ class Joined(Enum):
     REFUSED = "refused"  # the bus forbids the channel
     FULL = "full"  # the bus has no memory for one more name
     GONE = "gone"
-
-
-class Watch:
-    """Whether a channel has stayed confirmed while publishes of this shard to it are under way."""
-
-    __slots__ = ("is_unbroken", "under_way")
-
-    def __init__(self) -> None:
-        self.is_unbroken = True
-        self.under_way = 0
 
 
 class Hub:
@@ -127,18 +103,15 @@ class Hub:
         self._bus: BusSubscriber | None = None
         self._unconfirmed: dict[bytes, int] = {}  # name: answers still to come
         self._returning: set[bytes] = set()  # of those: subscribed again after a loss
-        self._watches: dict[bytes, Watch] = {}  # of channels with publishes of this shard under way
+        self._watches = PublishWatches()
         self._was_up = False
         self._has_lost = False  # before the bus was lost for the first time nobody has missed anything
-        self._causes: dict[bytes, int] = {}  # of those: the connection that it was asked for
-        self._caused: dict[int, int] = {}  # how many by connection
+        self._charges = UnconfirmedCharges()
         self.takes_name: Callable[[], bool] = lambda: (
             True
         )  # whether the bus has memory for a name of a client
         self.unconfirmed_limit = UNCONFIRMED_DEFAULT  # of one connection
-        self._waiters: dict[bytes, dict[int, list[Waiter]]] = {}  # by connection, so that it can go
-        self._waits: dict[int, set[bytes]] = {}  # the same, by connection
-        self._losing: deque[tuple[bytes, int]] = deque()  # who is still to be told of a loss
+        self._waiters = Waiters()
         self._lost: set[bytes] = (
             set()
         )  # of a cluster: live somewhere else, asked again when it is known where
@@ -190,7 +163,7 @@ class Hub:
 
     # --- proof that the bus hands on --------------------------------------------------------------------
 
-    def watch(self, name: bytes) -> Watch | None:
+    def watch(self, name: bytes) -> PublishWatch | None:
         """Begin a publish to a channel; None: the bus has not confirmed that this shard is subscribed to it.
 
         As long as the watch is unbroken the bus has to hand the publication to this shard at least. Give it
@@ -198,23 +171,11 @@ class Hub:
         """
         if not self._reactor.subscribers(name) or name in self._unconfirmed or not self.receives(name):
             return None
-        watch = self._watches.get(name)
-        if watch is None:
-            watch = self._watches[name] = Watch()
-        watch.under_way += 1
-        return watch
+        return self._watches.begin(name)
 
-    def unwatch(self, name: bytes, watch: Watch) -> bool:
+    def unwatch(self, name: bytes, watch: PublishWatch) -> bool:
         """End a publish; whether the channel has been confirmed all the while."""
-        watch.under_way -= 1
-        if watch.is_unbroken and not watch.under_way:
-            del self._watches[name]
-        return watch.is_unbroken
-
-    def _end_watch(self, name: bytes) -> None:
-        watch = self._watches.pop(name, None)
-        if watch is not None:
-            watch.is_unbroken = False
+        return self._watches.end(name, watch)
 
     # --- subscribing ----------------------------------------------------------------------------------
 
@@ -248,31 +209,14 @@ class Hub:
             self._lost.discard(name)
             self._ask_once(name)
             if is_counted and name in self._unconfirmed:
-                self._note_cause(conn, name)
+                self._charges.charge(conn, name)
         return self.confirm(conn, name, waiter)
 
     def _is_behind(self, conn: int) -> bool:
         """Whether too much that was asked before is unanswered to ask for one more new name."""
-        if self._caused.get(conn, 0) >= self.unconfirmed_limit:
+        if self._charges.count(conn) >= self.unconfirmed_limit:
             return True
         return self._bus is not None and self._bus.unsent >= UNSENT_LIMIT
-
-    def _note_cause(self, conn: int, name: bytes) -> None:
-        """Count an unconfirmed name for the connection that it was asked for, also after it has left it."""
-        self._drop_cause(name)
-        self._causes[name] = conn
-        self._caused[conn] = self._caused.get(conn, 0) + 1
-
-    def _drop_cause(self, name: bytes) -> None:
-        """The name is confirmed, or will never be."""
-        conn = self._causes.pop(name, None)
-        if conn is None:
-            return
-        left = self._caused.get(conn, 0) - 1
-        if left > 0:
-            self._caused[conn] = left
-        else:
-            self._caused.pop(conn, None)
 
     def confirm(self, conn: int, name: bytes, waiter: Waiter) -> Joined:
         """As `join`, of a name that is subscribed here: `LIVE` when what is published to it is heard."""
@@ -286,21 +230,17 @@ class Hub:
 
     def wait(self, conn: int, name: bytes, waiter: Waiter) -> None:
         """Be told when a name that is subscribed here is confirmed again."""
-        self._waiters.setdefault(name, {}).setdefault(conn, []).append(waiter)
-        self._waits.setdefault(conn, set()).add(name)
+        self._waiters.add(conn, name, waiter)
 
     def leave(self, conn: int, name: bytes) -> bool:
         """Unsubscribe a connection, its waiter untold; False when it was not subscribed."""
-        self._take_waiters(conn, name)
+        self._waiters.drop(conn, name)
         return self._reactor.unsubscribe(conn, name) >= 0
 
     def forget(self, conn: int) -> None:
         """The connection is gone: nobody waits there any more."""
-        if self._caused:
-            self._caused.pop(conn, None)
-        if self._waits:
-            for name in list(self._waits.get(conn, ())):
-                self._take_waiters(conn, name)
+        self._charges.forget(conn)
+        self._waiters.forget(conn)
 
     def tidy(self) -> bool:
         """Do a part of what is left to do; call once in each pass of the loop.
@@ -312,14 +252,13 @@ class Hub:
         Returns:
             True when there is more of it than fits a pass.
         """
-        self._tell_lost()
+        self._waiters.notify_losses()
         self._take_refused()
         self.resubscribe()
         has_notices = self._gaps.step(is_settled=self._is_settled)
         vacated = self._leave_vacated()
-        has_more = (
-            bool(self._losing) or bool(self._refused) or vacated == NAMES_PER_COMMAND or self._may_resubscribe
-        )
+        has_more = self._waiters.has_losses or bool(self._refused)
+        has_more = has_more or vacated == NAMES_PER_COMMAND or self._may_resubscribe
         return has_more or has_notices
 
     def _leave_vacated(self, covers: Covers | None = None, *, is_new: bool = False) -> int:
@@ -331,9 +270,7 @@ class Hub:
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
         if self._lost:
             self._lost.difference_update(vacated)
-        if self._watches:
-            for name in vacated:
-                self._end_watch(name)
+        self._watches.break_off(vacated)
         if is_new:
             held = [] if covers is None else [name for name in vacated if not covers(name)]
         else:
@@ -342,20 +279,6 @@ class Hub:
             for name in self._bus.unsubscribe(held):
                 self._drop_answer(name)
         return len(vacated)
-
-    def _take_waiters(self, conn: int, name: bytes) -> list[Waiter]:
-        waiting = self._waiters.get(name)
-        if waiting is None:
-            return []
-        taken = waiting.pop(conn, [])
-        if not waiting:
-            del self._waiters[name]
-        if taken:
-            names = self._waits[conn]
-            names.discard(name)
-            if not names:
-                del self._waits[conn]
-        return taken
 
     def _ask_again(self, names: list[bytes]) -> None:
         """Subscribe again: until the bus confirms it, what is published there is lost."""
@@ -391,7 +314,7 @@ class Hub:
             self._unconfirmed[name] = answers - 1
         else:
             self._unconfirmed.pop(name, None)
-            self._drop_cause(name)
+            self._charges.release(name)
 
     # --- what the bus says ----------------------------------------------------------------------------
 
@@ -406,7 +329,7 @@ class Hub:
         while self._leave_vacated(covers, is_new=True) == NAMES_PER_COMMAND:
             pass
         self._asked_early.clear()
-        self._losing = deque(each for each in self._losing if covers is not None and not covers(each[0]))
+        self._waiters.cancel_losses(covers)
         self._resubscribe = [*self._resubscribe, covers] if self._resubscribe_from is not None else [covers]
         self._resubscribe_from = 0
         self.resubscribe()
@@ -434,20 +357,15 @@ class Hub:
         if covers is None:
             self._resubscribe_from = None
             self._asked_early.clear()
-        self._losing.extend(
-            (name, conn)
-            for name, waiting in self._waiters.items()
-            if covers is None or covers(name)
-            for conn in waiting
-        )
-        self._tell_lost()
+        self._waiters.lose(covers)
+        self._waiters.notify_losses()
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
         """A slot of the cluster moved: this channel is heard no more, or its SUBSCRIBE was refused."""
         if was_asked:
             self._drop_answer(name)
         self._returning.discard(name)
-        self._end_watch(name)
+        self._watches.break_off([name])
         self._has_lost = True
         if self._reactor.subscribers(name) or self._reactor.is_vacated(name):
             self._lost.add(name)
@@ -459,7 +377,7 @@ class Hub:
         if not is_last:
             return
         self._returning.discard(name)
-        self._end_watch(name)
+        self._watches.break_off([name])
         subscribers = self._reactor.subscribers(name)
         if subscribers or self._reactor.is_vacated(name):
             self._lost.add(name)  # the bus does not have it, whoever joins before it is left
@@ -471,10 +389,7 @@ class Hub:
         if not self._refused:
             return
         name, place = next(iter(self._refused.items()))
-        for conn in islice(list(self._waiters.get(name, ())), TOLD_PER_PASS):
-            for waiter in self._take_waiters(conn, name):
-                waiter(name, Confirmation.REFUSED)
-        if name in self._waiters:
+        if not self._waiters.notify(name, Confirmation.REFUSED):
             return
         conns, place = self._reactor.connections(place, TAKEN_PER_PASS)
         for conn in conns:
@@ -493,8 +408,7 @@ class Hub:
 
     def _drop_unconfirmed(self, covers: Covers | None) -> None:
         """Answers that will not come any more."""
-        for name in [name for name in self._watches if covers is None or covers(name)]:
-            self._end_watch(name)
+        self._watches.break_covered(covers)
         for names in (self._unconfirmed, self._returning, self._lost):
             if covers is None:
                 names.clear()
@@ -503,12 +417,7 @@ class Hub:
                 names.pop(name) if isinstance(names, dict) else names.discard(name)
         for name in [name for name in self._refused if covers is None or covers(name)]:
             del self._refused[name]  # whoever still holds it is subscribed again, and refused again
-        if covers is None:
-            self._causes.clear()
-            self._caused.clear()
-        else:
-            for name in [name for name in self._causes if covers(name)]:
-                self._drop_cause(name)
+        self._charges.release_covered(covers)
 
     def _is_covered(self, name: bytes) -> bool:
         return any(covers is None or covers(name) for covers in self._resubscribe)
@@ -522,13 +431,6 @@ class Hub:
         """Whether the walk that subscribes again has still to come by this name, or may have."""
         return self._resubscribe_from is not None and self._is_covered(name)
 
-    def _tell_lost(self) -> None:
-        """Notify a part of those whose channel was lost while they waited for it."""
-        for _ in range(min(len(self._losing), TOLD_PER_PASS)):
-            name, conn = self._losing.popleft()
-            for waiter in self._take_waiters(conn, name):
-                waiter(name, Confirmation.LOST)
-
     def on_subscribed(self, name: bytes) -> bool:
         """One SUBSCRIBE was answered; False: not everybody is told yet, call again with the next pass."""
         answers = self._unconfirmed.get(name, 0)
@@ -536,20 +438,13 @@ class Hub:
             self._unconfirmed[name] = answers - 1
         if answers != 1:
             return True
-        if self._returning and len(self._waiters.get(name, ())) >= self._reactor.subscribers(name):
+        if self._returning and self._waiters.count(name) >= self._reactor.subscribers(name):
             # Whoever is told now that the channel is live loads its state after that. Nobody else is here.
             self._returning.discard(name)
-        for _ in range(TOLD_PER_PASS):
-            waiting = self._waiters.get(name)
-            if waiting is None:
-                break
-            conn = next(reversed(waiting))
-            for waiter in self._take_waiters(conn, name):
-                waiter(name, Confirmation.LIVE)
-        if name in self._waiters:
+        if not self._waiters.notify(name, Confirmation.LIVE):
             return False
         del self._unconfirmed[name]
-        self._drop_cause(name)
+        self._charges.release(name)
         if self._returning and name in self._returning:
             self._returning.discard(name)
             self._gaps.mark(name)
@@ -593,7 +488,7 @@ class Hub:
 
         What then comes was published before they subscribed, and waited in the backlog.
         """
-        return len(self._waiters.get(name, ())) >= self._reactor.subscribers(name)
+        return self._waiters.count(name) >= self._reactor.subscribers(name)
 
     # --- losses ---------------------------------------------------------------------------------------
 

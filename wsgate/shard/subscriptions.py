@@ -18,10 +18,11 @@ from wsgate.reactor import Reactor
 from wsgate.shard.access import Access
 from wsgate.shard.backend_events import Events
 from wsgate.shard.byes import RETRY_MS
-from wsgate.shard.hub import Confirmation, Hub, Joined
+from wsgate.shard.hub import Hub, Joined
 from wsgate.shard.options import ShardOptions
 from wsgate.shard.publication_encoder import DIALECT_OF
 from wsgate.shard.replies import Replies, display_name
+from wsgate.shard.unconfirmed import Confirmation
 
 __all__ = ["Subscriptions"]
 

@@ -11,9 +11,10 @@ from typing import Final, NamedTuple
 from wsgate.auth import Identity
 from wsgate.dialects import Dialect
 from wsgate.shard.handshakes import Entry
-from wsgate.shard.hub import Confirmation, Hub, Joined
+from wsgate.shard.hub import Hub, Joined
 from wsgate.shard.replies import Replies, display_name
 from wsgate.shard.subscriptions import Subscriptions
+from wsgate.shard.unconfirmed import Confirmation
 
 __all__ = ["NO_REQUEST", "ConnectRequest", "Login", "Welcome"]
 

@@ -22,14 +22,13 @@ from wsgate.shard.gaps import SETTLE_MS, Gaps
 from wsgate.shard.hub import (
     ASKED_LIMIT,
     TAKEN_PER_PASS,
-    TOLD_PER_PASS,
     UNSENT_LIMIT,
-    Confirmation,
     Hub,
     Joined,
 )
 from wsgate.shard.options import ChannelRules
 from wsgate.shard.publication_encoder import PublicationEncoder
+from wsgate.shard.unconfirmed import NOTIFIED_PER_PASS, Confirmation
 
 SETTINGS = Settings(
     report_vacated=True,
@@ -271,21 +270,22 @@ def test_who_leaves_or_is_gone_is_told_nothing_and_costs_nothing(bench: Bench) -
             bench.hub.wait(peer.conn, b"news", bench.waiter)
         bench.hub.leave(left.conn, b"news")
         bench.hub.forget(gone.conn)
-    assert len(bench.hub._waits) == 1 and len(bench.hub._waiters[b"news"]) == 1
+    waiters = bench.hub._waiters
+    assert len(waiters._by_connection) == len(waiters) == waiters.count(b"news") == 1
     bench.up()
     bench.confirm()
     assert bench.told == [(b"news", True)]
-    assert not bench.hub._waits and not bench.hub._waiters
+    assert not waiters and not waiters._by_connection
 
 
 def test_many_waiters_are_told_a_part_per_pass_and_nobody_twice(bench: Bench) -> None:
-    peers = [bench.connect() for _ in range(TOLD_PER_PASS + 100)]
+    peers = [bench.connect() for _ in range(NOTIFIED_PER_PASS + 100)]
     for peer in peers:
         bench.join(peer, b"news")
     bench.up()
     assert bench.bus.commands == [("subscribe", b"news")]
     assert bench.hub.on_subscribed(b"news") is False
-    assert len(bench.told) == TOLD_PER_PASS
+    assert len(bench.told) == NOTIFIED_PER_PASS
     late = bench.connect()
     assert bench.join(late, b"news") is Joined.WAITS  # not before those who were here first
     assert bench.hub.on_subscribed(b"news") is True
@@ -310,7 +310,7 @@ def test_connection_that_leaves_every_name_unanswered_is_refused_at_its_limit(li
     assert live.hub.pending == 64
     assert live.join(quiet, b"news") is Joined.WAITS  # the limit is of one connection
     live.confirm()
-    assert live.hub.pending == 0 and not live.hub._causes and not live.hub._caused
+    assert live.hub.pending == 0 and not live.hub._charges
     assert live.join(loud, b"again") is Joined.WAITS
     assert live.bus.held == {b"news"}
 
@@ -323,7 +323,7 @@ def test_name_left_before_it_was_sent_is_not_sent_and_does_not_count(live: Bench
         live.hub.leave(peer.conn, b"%d" % number)
         live.hub.tidy()
         assert live.bus.unsent == 0 and live.hub.pending == 0
-    assert not live.bus.commands and not live.hub._causes
+    assert not live.bus.commands and not live.hub._charges._conns
 
 
 def test_unsubscribe_that_was_not_sent_is_cancelled_and_the_channel_is_live_at_once(live: Bench) -> None:
@@ -397,11 +397,11 @@ def test_many_who_lose_the_bus_are_told_a_part_per_pass(live: Bench) -> None:
             if not is_live:
                 live.hub.wait(self.conn, name, self)
 
-    waiters = [Again(live.connect().conn) for _ in range(TOLD_PER_PASS + 10)]
+    waiters = [Again(live.connect().conn) for _ in range(NOTIFIED_PER_PASS + 10)]
     for waiter in waiters:
         live.hub.join(waiter.conn, b"news", 0, waiter)
     live.down()
-    assert sum(waiter.told for waiter in waiters) == TOLD_PER_PASS
+    assert sum(waiter.told for waiter in waiters) == NOTIFIED_PER_PASS
     assert live.hub.tidy() is False
     assert [waiter.told for waiter in waiters] == [1] * len(waiters)
     live.up()
@@ -411,26 +411,26 @@ def test_many_who_lose_the_bus_are_told_a_part_per_pass(live: Bench) -> None:
 
 def test_who_asks_again_after_the_bus_came_back_is_not_told_of_the_loss_before(live: Bench) -> None:
     """The loss is told in parts; whoever has not been told when the bus is back is subscribed again."""
-    peers = [live.connect() for _ in range(3 * TOLD_PER_PASS)]
+    peers = [live.connect() for _ in range(3 * NOTIFIED_PER_PASS)]
     for peer in peers:
         assert live.join(peer, b"news") is Joined.WAITS
     live.down()
-    assert live.told == [(b"news", False)] * TOLD_PER_PASS
+    assert live.told == [(b"news", False)] * NOTIFIED_PER_PASS
     live.up()
     last = peers[-1]
     assert live.join(last, b"news") is Joined.ALREADY
     assert live.hub.confirm(last.conn, b"news", live.waiter) is Joined.WAITS
     for _ in range(5):
         live.hub.tidy()
-    assert live.told.count((b"news", False)) == TOLD_PER_PASS
+    assert live.told.count((b"news", False)) == NOTIFIED_PER_PASS
     live.confirm()
-    assert live.told.count((b"news", True)) == 2 * TOLD_PER_PASS + 1
+    assert live.told.count((b"news", True)) == 2 * NOTIFIED_PER_PASS + 1
     assert live.hub.pending == 0
-    assert not live.hub._waiters and not live.hub._waits
+    assert not live.hub._waiters and not live.hub._waiters._by_connection
 
 
 def test_of_two_servers_that_are_lost_the_one_that_is_not_back_is_told_of(live: Bench) -> None:
-    peers = [live.connect() for _ in range(4 * TOLD_PER_PASS)]
+    peers = [live.connect() for _ in range(4 * NOTIFIED_PER_PASS)]
     for peer in peers:
         live.join(peer, b"a")
         live.join(peer, b"b")
@@ -744,7 +744,7 @@ def test_whatever_happens_all_that_is_held_is_heard_in_the_end(
     held = {name for name in names if bench.reactor.subscribers(name)}
     assert bench.bus.held == held
     assert not waiting and bench.hub.pending == 0
-    assert not bench.hub._causes and not bench.hub._caused
+    assert not bench.hub._charges
     bench.close()
 
 
