@@ -107,14 +107,12 @@ class Hub:
         self._was_up = False
         self._has_lost = False  # before the bus was lost for the first time nobody has missed anything
         self._charges = UnconfirmedCharges()
-        self.takes_name: Callable[[], bool] = lambda: (
-            True
-        )  # whether the bus has memory for a name of a client
-        self.unconfirmed_limit = UNCONFIRMED_DEFAULT  # of one connection
+        self.takes_name: Callable[[], bool] = lambda: True
+        """Returns whether the bus has memory for one more channel of a client."""
+        self.unconfirmed_limit = UNCONFIRMED_DEFAULT
+        """Unconfirmed channels that one connection may cause."""
         self._waiters = Waiters()
-        self._lost: set[bytes] = (
-            set()
-        )  # of a cluster: live somewhere else, asked again when it is known where
+        self._lost: set[bytes] = set()  # lost with a moved slot; subscribed again when the new map is known
         self._resubscribe_from: int | None = None  # place in the reactor's directory; None: done
         self._resubscribe: list[Covers | None] = []  # what the walk is about; None: everything
         self._asked_early: set[bytes] = set()  # while it is under way: names asked for before it came by
