@@ -1,30 +1,29 @@
-"""The shard's table of local subscriptions, and its two ends: reactor below, bus above.
+"""Subscribe the shard to channels on the bus, and deliver the publications of the bus to the reactor.
 
-Owns no table of its own. Who is subscribed to what is in the reactor; what is here is only what the
+The reactor keeps which connection is subscribed to which channel. The hub keeps only the channels that the
 bus has not confirmed yet, so that a million resting subscriptions cost Python nothing.
 
 Rules:
-- The bus is asked for a channel with its first subscriber, and told to stop when the reactor reports
-  it empty. Both go out in order on one connection, in batches. A name that was left before its SUBSCRIBE
-  was sent is not sent at all.
-- A subscription is confirmed when every SUBSCRIBE sent for its name was answered: after a quick
-  unsubscribe and subscribe the first answer belongs to the first one.
-- A name that is new to the bus is asked for only while its connection has few unanswered names, and while
-  the bus has memory for it. Inboxes are not asked these questions: the gate refuses their connections.
-- After a lost connection everything is unconfirmed, and all names are sent again: a part per pass, and
-  no more while many are unanswered, so that a bus of any speed is asked at its own.
-- What has to be told to many at once is told a part per pass too, and no publication is handed on meanwhile:
-  none overtakes the answer to a subscription.
-- A subscription is confirmed as soon as the bus has confirmed it, also while older publications wait in the
-  backlog: a client does not wait for what others were sent. A new subscriber then also receives what was
-  published to the channel before and still waits, in order; a channel that nobody was subscribed to meanwhile
-  receives nothing of it before its first `subbed`.
-- Whoever loses a publication here is sent a gap: see `gap`.
+- The first subscriber of a channel makes the hub send SUBSCRIBE for its name. UNSUBSCRIBE is sent when the
+  reactor reports that the channel has no subscriber left. The bus receives both in order, in batches. For a
+  channel that is left before its SUBSCRIBE was sent, nothing is sent.
+- A channel is confirmed when the bus has answered every SUBSCRIBE that was sent for its name. After a quick
+  unsubscribe and subscribe, the first answer belongs to the first SUBSCRIBE.
+- A connection may add a channel that is new to the bus only while few of its channels are unconfirmed, and
+  while the bus has memory for one more. Inboxes are exempt: the gate refuses their connections instead.
+- When a connection to the bus is lost, all its channels are unconfirmed. Their names are sent again, a part
+  in each pass, and none while many are unanswered: the bus sets the pace.
+- If a channel has many waiters, each pass notifies a part of them. No publication is delivered meanwhile, so
+  that none arrives before the answer to a subscription.
+- A channel is confirmed as soon as the bus has answered, also while older publications wait in the backlog:
+  a client does not wait for them. A new subscriber then receives, in order, the older publications of the
+  channel that still wait. While all subscribers of a channel are unconfirmed, its publications are discarded.
+- The subscribers of a channel that loses a publication are sent a gap: see `gap`.
 - Every publication comes over the bus, also for subscribers on the same shard: one order for all.
-- A channel that the bus forbids is refused for good, and nothing else with it. Its waiters are told so, and
-  the channel is taken from those that held it before: a walk over the connections, a part per pass.
-- A channel that was live, and is confirmed again after a loss, may have missed publications until then: it is
-  marked, and its subscribers are notified (`wsgate.shard.gaps`). So is a channel that loses one publication.
+- A channel that the bus forbids is refused, and no other channel with it. Its waiters are notified, and every
+  connection that has the channel is unsubscribed: a walk over the connections, a part in each pass.
+- A channel that was confirmed before a loss may have missed publications until it is confirmed again. It is
+  marked then, and its subscribers are notified (`wsgate.shard.gaps`).
 """
 
 from collections import Counter
@@ -46,45 +45,46 @@ from wsgate.shard.unconfirmed import Confirmation, UnconfirmedCharges, Waiter, W
 __all__ = ["Hub", "Joined"]
 
 ASKED_LIMIT: Final = 4 * NAMES_PER_COMMAND
-"""Names unanswered above which subscribing again waits."""
+"""Unconfirmed channels above which the walk that subscribes again waits."""
 UNSENT_LIMIT: Final = 32_768
-"""Names of this shard that wait to be sent to the bus, above which clients may add no new ones."""
+"""Names of this shard that wait to be sent to the bus, from which on clients may add no new channel."""
 UNCONFIRMED_DEFAULT: Final = 1_024
-"""Names of one connection that the bus has not confirmed, where there is no limit of subscriptions."""
+"""Unconfirmed channels that one connection may cause, where no limit of subscriptions is configured."""
 UNCONFIRMED_LEAST: Final = 64
+"""Unconfirmed channels that one connection may always cause, however few subscriptions it may have."""
 UNCONFIRMED_BYTES: Final = 300
-"""What an unconfirmed name takes in the tables here, beside what waits for it: measured 210 to 390."""
+"""Memory of an unconfirmed channel in the hub's tables, without its waiters: measured 210 to 390."""
 MARKED_PER_STEP: Final = 64
-"""Channels whose loss is noted between two publications, when all are concerned: about 0.1 ms."""
+"""Channels that are marked in one step, when every channel has lost publications: about 0.1 ms."""
 TAKEN_PER_PASS: Final = 1_024
-"""Connections looked at in one pass, for whether they hold a channel that the bus forbids."""
+"""Connections that one pass unsubscribes from a channel that the bus forbids, at most."""
 
 _INBOX: Final = INBOX_MARK.encode()
 _SHOWN_INBOX: Final = "@me"
 
 
 class Joined(Enum):
-    """What became of a wish to subscribe."""
+    """The result of subscribing a connection to a channel."""
 
-    LIVE = "live"  # what is published from now on is delivered
-    WAITS = "waits"  # subscribed here; the waiter is told when the bus has confirmed it
-    ALREADY = "already"
-    TOO_MANY = "too_many"
-    BEHIND = "behind"  # the bus has not answered what this connection, or this shard, asked before
+    LIVE = "live"  # publications from now on are delivered
+    WAITS = "waits"  # subscribed in the reactor; the waiter is called when the bus has answered
+    ALREADY = "already"  # the connection was subscribed before
+    TOO_MANY = "too_many"  # the connection has as many subscriptions as it may
+    BEHIND = "behind"  # the bus is late with the answers that this connection, or this shard, waits for
     REFUSED = "refused"  # the bus forbids the channel
-    FULL = "full"  # the bus has no memory for one more name
-    GONE = "gone"
+    FULL = "full"  # the bus has no memory for one more channel
+    GONE = "gone"  # the connection is not open
 
 
 class Hub:
-    """Subscriptions and publications of one shard.
+    """Keeps one shard subscribed to its clients' channels, and delivers the publications of the bus.
 
     Args:
-        reactor: With `report_vacated` on.
-        access: For the largest publication a channel takes.
-        forms: Makes what each variant gets.
-        gaps: Notifies subscribers of what is lost.
-        count: Adds to a counter by name.
+        reactor: Holds the connections and their subscriptions; its setting `report_vacated` is on.
+        access: Knows the largest publication that each channel allows.
+        forms: Encodes a publication for each variant.
+        gaps: Notifies subscribers of lost publications.
+        count: Adds to a counter of the shard, by its name.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class Hub:
         self._gaps = gaps
         self._count = count
         self._bus: BusSubscriber | None = None
-        self._unconfirmed: dict[bytes, int] = {}  # name: answers still to come
-        self._returning: set[bytes] = set()  # of those: subscribed again after a loss
+        self._unconfirmed: dict[bytes, int] = {}  # how many answers are still to come, by channel
+        self._returning: set[bytes] = set()  # the unconfirmed ones that were subscribed again after a loss
         self._watches = PublishWatches()
         self._was_up = False
-        self._has_lost = False  # before the bus was lost for the first time nobody has missed anything
+        self._has_lost = False  # False: the bus was never lost, so no channel can have missed publications
         self._charges = UnconfirmedCharges()
         self.takes_name: Callable[[], bool] = lambda: True
         """Returns whether the bus has memory for one more channel of a client."""
@@ -113,85 +113,93 @@ class Hub:
         """Unconfirmed channels that one connection may cause."""
         self._waiters = Waiters()
         self._lost: set[bytes] = set()  # lost with a moved slot; subscribed again when the new map is known
-        self._resubscribe_from: int | None = None  # place in the reactor's directory; None: done
-        self._resubscribe: list[Covers | None] = []  # what the walk is about; None: everything
-        self._asked_early: set[bytes] = set()  # while it is under way: names asked for before it came by
-        self._refused: dict[bytes, int] = {}  # channels the bus forbids: place in the table of connections
-        self.on_taken: Callable[[int, bytes], None] = lambda conn, name: None  # a channel was taken from it
-        self._gap_from: int | None = None  # place in the reactor's directory; None: no walk is under way
+        # The walk that subscribes again, over the reactor's directory of channels:
+        self._resubscribe_from: int | None = None  # the next place; None: no walk is under way
+        self._resubscribe: list[Covers | None] = []  # which channels it is for; None: all channels
+        self._asked_early: set[bytes] = set()  # channels that were subscribed again before the walk met them
+        self._refused: dict[bytes, int] = {}  # channels that the bus forbids: next place among connections
+        self.on_taken: Callable[[int, bytes], None] = lambda conn, name: None
+        """Called with each connection that has lost a channel because the bus forbids it, and the channel."""
+        self._gap_from: int | None = None  # next place of the walk that marks all channels; None: no walk
 
     def attach(self, bus: BusSubscriber) -> None:
-        """Set the subscriber connection; once, before anything else."""
+        """Set the subscriber connection to the bus; call this once, before everything else."""
         self._bus = bus
 
     @property
     def is_live(self) -> bool:
-        """Whether the bus can be subscribed on now, all of it."""
+        """Whether every server of the bus accepts subscriptions now."""
         return self._bus is not None and self._bus.is_up
 
     def is_live_for(self, name: bytes) -> bool:
-        """Whether this channel can be subscribed to now."""
+        """Return whether the bus server of this channel accepts subscriptions now."""
         return self._bus is not None and self._bus.is_up_for(name)
 
     @property
     def pending(self) -> int:
-        """Channels the bus has not confirmed yet."""
+        """How many channels the bus has not confirmed yet."""
         return len(self._unconfirmed) + len(self._lost)
 
     @property
     def waiting_bytes(self) -> int:
-        """Estimated memory of what the bus was asked and has not answered."""
+        """Estimated memory of all channels that the bus has not confirmed, in bytes."""
         return self.pending * UNCONFIRMED_BYTES + (self._bus.waiting_bytes if self._bus is not None else 0)
 
     def limit_unconfirmed(self, subscriptions: int) -> None:
-        """Let a connection have as many unconfirmed names as it may have subscriptions; 0: the default."""
+        """Let a connection cause as many unconfirmed channels as it may have subscriptions, at least 64.
+
+        Args:
+            subscriptions: The limit of subscriptions of one connection; 0: none, so the default applies.
+        """
         self.unconfirmed_limit = (
             max(UNCONFIRMED_LEAST, subscriptions) if subscriptions else UNCONFIRMED_DEFAULT
         )
 
     def receives(self, name: bytes) -> bool:
-        """Whether what is published to this channel now reaches its subscribers here, if there are any.
+        """Return whether a publication of this channel now reaches its subscribers on this shard, if any.
 
-        Without that a publish is not answered `ok`.
+        A publish is answered `ok` only if this is true.
         """
         if not self.is_live_for(name):
             return False
         is_behind = name in self._lost or name in self._returning or self._awaits_its_turn(name)
         return not is_behind or not self._reactor.subscribers(name)
 
-    # --- proof that the bus hands on --------------------------------------------------------------------
+    # --- proof that the bus delivers ------------------------------------------------------------------
 
     def watch(self, name: bytes) -> PublishWatch | None:
-        """Begin a publish to a channel; None: the bus has not confirmed that this shard is subscribed to it.
+        """Begin a publish to a channel that this shard has subscribers of, and watch its subscription.
 
-        As long as the watch is unbroken the bus has to hand the publication to this shard at least. Give it
-        back with `unwatch`.
+        Returns:
+            The watch, to be passed to `unwatch` when the publish is answered. As long as the watch is
+            unbroken, the bus has to deliver the publication to this shard at least. None: the channel has no
+            subscriber here, or the bus has not confirmed it.
         """
         if not self._reactor.subscribers(name) or name in self._unconfirmed or not self.receives(name):
             return None
         return self._watches.begin(name)
 
     def unwatch(self, name: bytes, watch: PublishWatch) -> bool:
-        """End a publish; whether the channel has been confirmed all the while."""
+        """End a publish that `watch` began; return whether the channel was confirmed all the time."""
         return self._watches.end(name, watch)
 
     # --- subscribing ----------------------------------------------------------------------------------
 
     def join(self, conn: int, name: bytes, policy: int, waiter: Waiter) -> Joined:
-        """Subscribe a connection.
+        """Subscribe a connection to a channel, and the shard too if the channel is new to the bus.
 
-        While the bus is away the connection is subscribed all the same and waits: whoever does not want
-        that asks `is_live_for` first, or leaves when its waiter is told.
+        While the bus is not connected, the connection is subscribed in the reactor and waits. A caller that
+        does not want this checks `is_live_for` first, or unsubscribes when its waiter is called.
 
         Args:
             conn: An open connection.
-            name: The channel as the bus knows it.
-            policy: What a slow consumer loses, `wsgate.reactor.event_kinds.POLICY_`.
-            waiter: Called later, once or several times, only when the answer is `WAITS`.
+            name: The channel, by its name on the bus.
+            policy: What a slow consumer loses, one of `wsgate.reactor.event_kinds.POLICY_`.
+            waiter: If `WAITS` is returned, called once with the outcome, unless the connection leaves before.
         """
-        # An inbox is the backend's way to its user: no limit of the client's own subscriptions may refuse it.
+        # Backends reach a user through its inbox: no limit of the client's own subscriptions may refuse it.
         is_counted = not name.startswith(_INBOX)
-        # The bus still has a name that was left in this very pass, unless it has lost it since.
+        # The bus still has a channel that was left in this very pass, unless the bus has lost it since.
         is_known = self._reactor.is_vacated(name) and name not in self._lost
         if name in self._refused:
             return Joined.REFUSED
@@ -211,13 +219,19 @@ class Hub:
         return self.confirm(conn, name, waiter)
 
     def _is_behind(self, conn: int) -> bool:
-        """Whether too much that was asked before is unanswered to ask for one more new name."""
+        """Return whether too many channels of this connection, or of the shard, still wait for the bus."""
         if self._charges.count(conn) >= self.unconfirmed_limit:
             return True
         return self._bus is not None and self._bus.unsent >= UNSENT_LIMIT
 
     def confirm(self, conn: int, name: bytes, waiter: Waiter) -> Joined:
-        """As `join`, of a name that is subscribed here: `LIVE` when what is published to it is heard."""
+        """Return `LIVE` if the channel of a subscribed connection is confirmed, else register the waiter.
+
+        Args:
+            conn: A connection that is subscribed to the channel in the reactor.
+            name: The channel, by its name on the bus.
+            waiter: If `WAITS` is returned, called once with the outcome, unless the connection leaves before.
+        """
         if self.is_live_for(name) and name not in self._lost:
             if name not in self._unconfirmed and self._awaits_its_turn(name):
                 self._ask_once(name)
@@ -227,28 +241,28 @@ class Hub:
         return Joined.WAITS
 
     def wait(self, conn: int, name: bytes, waiter: Waiter) -> None:
-        """Be told when a name that is subscribed here is confirmed again."""
+        """Register a waiter for the next confirmation of a channel that the connection is subscribed to."""
         self._waiters.add(conn, name, waiter)
 
     def leave(self, conn: int, name: bytes) -> bool:
-        """Unsubscribe a connection, its waiter untold; False when it was not subscribed."""
+        """Unsubscribe a connection without calling its waiters; return False if it was not subscribed."""
         self._waiters.drop(conn, name)
         return self._reactor.unsubscribe(conn, name) >= 0
 
     def forget(self, conn: int) -> None:
-        """The connection is gone: nobody waits there any more."""
+        """Drop the waiters of a connection that is closed, and its count of unconfirmed channels."""
         self._charges.forget(conn)
         self._waiters.forget(conn)
 
     def tidy(self) -> bool:
-        """Do a part of what is left to do; call once in each pass of the loop.
+        """Continue every walk and notice that is under way by one part; call this once in each pass.
 
-        Unsubscribe from what nobody here listens to any more, notify waiters of what was lost, and subscribe
-        again. The last is not left to the replies of the bus alone: a part that asks for nothing, because
-        none of its names is of the server that came up, has no reply.
+        Notify waiters of losses and refusals, subscribe again, send gaps, and unsubscribe from channels that
+        have no subscriber. Answers of the bus alone do not drive the walk that subscribes again: a part of it
+        that has no channel of the server that came up sends nothing, and is not answered.
 
         Returns:
-            True when there is more of it than fits a pass.
+            True if more is left to do at once.
         """
         self._waiters.notify_losses()
         self._take_refused()
@@ -260,10 +274,16 @@ class Hub:
         return has_more or has_notices
 
     def _leave_vacated(self, covers: Covers | None = None, *, is_new: bool = False) -> int:
-        """Unsubscribe from a part of what nobody here listens to any more; how many names that were.
+        """Unsubscribe from up to `NAMES_PER_COMMAND` channels that have no subscriber here any more.
 
-        A new connection has none of the names that it covers. It is not asked to leave them: a SUBSCRIBE of a
-        name that is joined again would cancel that, and nobody would have subscribed.
+        Args:
+            covers: Which channels a new bus connection covers; None: all channels.
+            is_new: Send no UNSUBSCRIBE for the covered channels, because the new connection has none of
+                them. An unsent one would be cancelled by the SUBSCRIBE of a channel that is joined again, so
+                that neither would be sent.
+
+        Returns:
+            How many channels the reactor reported, 0 to `NAMES_PER_COMMAND`.
         """
         vacated = self._reactor.take_vacated(NAMES_PER_COMMAND)
         if self._lost:
@@ -279,16 +299,16 @@ class Hub:
         return len(vacated)
 
     def _ask_again(self, names: list[bytes]) -> None:
-        """Subscribe again: until the bus confirms it, what is published there is lost."""
+        """Request channels whose publications may be lost until the bus confirms the channels again."""
         if self._has_lost:
             self._returning.update(names)
         self._ask(names)
 
     def _ask(self, names: list[bytes]) -> None:
-        """Ask for names that the bus does not have, and has not been asked for since it came up.
+        """Send SUBSCRIBE for channels that were not requested since the bus came up; count answers to come.
 
-        An UNSUBSCRIBE cancels a SUBSCRIBE that was not sent, so a second one for the same name would be the
-        one that is cancelled, and the first would stay.
+        A channel must not be requested twice: an UNSUBSCRIBE would cancel only the second SUBSCRIBE while it
+        is unsent, and the first one would keep the channel.
         """
         assert self._bus is not None
         unanswered = Counter(names)
@@ -298,15 +318,15 @@ class Hub:
                 self._unconfirmed[name] = self._unconfirmed.get(name, 0) + answers
 
     def _ask_once(self, name: bytes) -> None:
-        """Ask for a name, and not again when the walk that subscribes again comes by it."""
+        """Request one channel now, and let the walk that subscribes again skip it."""
         if self._resubscribe_from is None:
             self._ask([name])
         else:
             self._asked_early.add(name)
-            self._ask_again([name])  # somebody may have been subscribed to it before the loss
+            self._ask_again([name])  # the channel may have had a subscriber before the loss
 
     def _drop_answer(self, name: bytes) -> None:
-        """One answer fewer is to come for a name that nobody here is subscribed to."""
+        """Expect one answer fewer for a channel; after the last one the channel is unconfirmed no more."""
         answers = self._unconfirmed.get(name, 0)
         if answers > 1:
             self._unconfirmed[name] = answers - 1
@@ -314,13 +334,16 @@ class Hub:
             self._unconfirmed.pop(name, None)
             self._charges.release(name)
 
-    # --- what the bus says ----------------------------------------------------------------------------
+    # --- events of the bus ----------------------------------------------------------------------------
 
     def on_up(self, covers: Covers | None = None) -> None:
-        """Subscribe to everything it covers again, a part now and a part with every pass.
+        """Begin to subscribe again to all channels that a new bus connection covers; the first part now.
 
-        Whoever was still to be notified of a loss is notified of the confirmation instead: a client that
-        began to wait after the loss must not be answered for the one that did before.
+        Waiters that were still to be notified of a loss are notified of the confirmation instead. The table
+        of waiters cannot tell them from clients that began to wait after the loss.
+
+        Args:
+            covers: Which channels the connection covers; None: all channels.
         """
         self._drop_unconfirmed(covers)
         self._has_lost, self._was_up = self._has_lost or self._was_up, True
@@ -333,7 +356,7 @@ class Hub:
         self.resubscribe()
 
     def resubscribe(self) -> None:
-        """The next part, when one is due and the bus has answered most of those before."""
+        """Request the next part of the channels that are subscribed again, if few are unconfirmed now."""
         if self._resubscribe_from is None or not self._may_resubscribe:
             return
         names, place = self._reactor.channels(self._resubscribe_from, NAMES_PER_COMMAND)
@@ -345,11 +368,15 @@ class Hub:
 
     @property
     def _may_resubscribe(self) -> bool:
-        """Whether the next part of subscribing again is due now."""
+        """Whether the walk that subscribes again is under way and need not wait for answers of the bus."""
         return self._resubscribe_from is not None and len(self._unconfirmed) <= ASKED_LIMIT
 
     def on_down(self, covers: Covers | None = None) -> None:
-        """Nothing it covers is live any more; who waits is told, and may wait again."""
+        """Notify the waiters of all channels that a lost bus connection covered; they may wait again.
+
+        Args:
+            covers: Which channels the connection covered; None: all channels.
+        """
         self._drop_unconfirmed(covers)
         self._has_lost = True
         if covers is None:
@@ -359,7 +386,12 @@ class Hub:
         self._waiters.notify_losses()
 
     def on_lost(self, name: bytes, *, was_asked: bool) -> None:
-        """A slot of the cluster moved: this channel is heard no more, or its SUBSCRIBE was refused."""
+        """Note a channel whose slot of the cluster has moved, to subscribe again when the new map is known.
+
+        Args:
+            name: The channel, by its name on the bus.
+            was_asked: Its SUBSCRIBE was refused; False: its confirmed subscription has ended.
+        """
         if was_asked:
             self._drop_answer(name)
         self._returning.discard(name)
@@ -369,7 +401,7 @@ class Hub:
             self._lost.add(name)
 
     def on_refused(self, name: bytes) -> None:
-        """The bus forbids one SUBSCRIBE of this channel; what becomes of a later one decides."""
+        """Begin to refuse a channel that the bus forbids, unless a later SUBSCRIBE of it is unanswered."""
         is_last = self._unconfirmed.get(name, 0) <= 1
         self._drop_answer(name)
         if not is_last:
@@ -378,12 +410,12 @@ class Hub:
         self._watches.break_off([name])
         subscribers = self._reactor.subscribers(name)
         if subscribers or self._reactor.is_vacated(name):
-            self._lost.add(name)  # the bus does not have it, whoever joins before it is left
+            self._lost.add(name)  # so that a connection which joins before it is left is not confirmed
         if subscribers:
             self._refused[name] = 0
 
     def _take_refused(self) -> None:
-        """Do the next part of a refusal: answer those that wait, then take the channel from the others."""
+        """Continue to refuse one forbidden channel: notify its waiters, then unsubscribe its subscribers."""
         if not self._refused:
             return
         name, place = next(iter(self._refused.items()))
@@ -399,13 +431,14 @@ class Hub:
             del self._refused[name]
 
     def on_moved(self) -> None:
-        """It is known again where everything lives."""
+        """Request the channels of moved slots again, after the map of the cluster was read."""
         found = [name for name in self._lost if self.is_live_for(name)]
-        self._lost.difference_update(found)  # the others while nobody serves them: no lane comes up for them
+        # The other channels stay: as long as no server serves their slot, no connection comes up for them.
+        self._lost.difference_update(found)
         self._ask_again(found)
 
     def _drop_unconfirmed(self, covers: Covers | None) -> None:
-        """Answers that will not come any more."""
+        """Stop to expect answers for the channels that a bus connection covers, and break their watches."""
         self._watches.break_covered(covers)
         for names in (self._unconfirmed, self._returning, self._lost):
             if covers is None:
@@ -414,7 +447,7 @@ class Hub:
             for name in [name for name in names if covers(name)]:
                 names.pop(name) if isinstance(names, dict) else names.discard(name)
         for name in [name for name in self._refused if covers is None or covers(name)]:
-            del self._refused[name]  # whoever still holds it is subscribed again, and refused again
+            del self._refused[name]  # if it still has subscribers, it is requested again, and refused again
         self._charges.release_covered(covers)
 
     def _is_covered(self, name: bytes) -> bool:
@@ -422,22 +455,27 @@ class Hub:
 
     @property
     def _is_settled(self) -> bool:
-        """Whether everything that was lost with the bus is subscribed again."""
+        """Whether the bus is up and has confirmed every channel that was lost with it."""
         return self._resubscribe_from is None and not self._returning and self.is_live
 
     def _awaits_its_turn(self, name: bytes) -> bool:
-        """Whether the walk that subscribes again has still to come by this name, or may have."""
+        """Return whether the walk that subscribes again has this channel still to do, or may have."""
         return self._resubscribe_from is not None and self._is_covered(name)
 
     def on_subscribed(self, name: bytes) -> bool:
-        """One SUBSCRIBE was answered; False: not everybody is told yet, call again with the next pass."""
+        """Note an answer to SUBSCRIBE; after the last one for the channel, notify its waiters.
+
+        Returns:
+            False if waiters are left over: call this again in the next pass.
+        """
         answers = self._unconfirmed.get(name, 0)
         if answers > 1:
             self._unconfirmed[name] = answers - 1
         if answers != 1:
             return True
         if self._returning and self._waiters.count(name) >= self._reactor.subscribers(name):
-            # Whoever is told now that the channel is live loads its state after that. Nobody else is here.
+            # Every subscriber is a waiter. The client of each loads its state after this answer, so that
+            # none needs a gap.
             self._returning.discard(name)
         if not self._waiters.notify(name, Confirmation.LIVE):
             return False
@@ -449,9 +487,13 @@ class Hub:
         return True
 
     def on_message(self, name: bytes, data: bytes | None) -> None:
-        """One publication: checked once, encoded once per variant that has subscribers here.
+        """Deliver one publication to its subscribers, or mark its channel if that fails.
 
-        One that cannot be handed on, for want of memory or through a fault of ours, is a loss like others.
+        The publication is checked once, and encoded once for each variant that has subscribers here.
+
+        Args:
+            name: The channel, by its name on the bus.
+            data: The publication in its envelope; None: it was larger than the bus reader takes.
         """
         try:
             self._take(name, data)
@@ -470,11 +512,11 @@ class Hub:
             return
         publication = decode_publication(data)
         if publication is None:
-            # No gap: nobody can load what only its publisher could have meant. A faulty publisher would make
-            # every client load again and again.
+            # No gap: there is no state to load for a malformed publication, and a faulty publisher would make
+            # every client load its state again and again.
             self._count("publications_malformed", 1)
             return
-        channel = name.decode()  # somebody subscribed to it, so it is valid
+        channel = name.decode()  # cannot fail: the channel has subscribers, so its name was checked
         size = len(publication.payload.data)
         if size > self._access.smallest_max_publish_bytes and size > self._access.max_publish_bytes(channel):
             self._skip_too_large(name)
@@ -482,20 +524,20 @@ class Hub:
         self._deliver(name, channel, publication, variants)
 
     def _is_nobody_live(self, name: bytes) -> bool:
-        """Whether all subscribers of a channel still wait for its confirmation.
+        """Return whether all subscribers of a channel still wait for its confirmation.
 
-        What then comes was published before they subscribed, and waited in the backlog.
+        A publication that comes then was published before they subscribed, and waited in the backlog.
         """
         return self._waiters.count(name) >= self._reactor.subscribers(name)
 
-    # --- losses ---------------------------------------------------------------------------------------
+    # --- lost publications ----------------------------------------------------------------------------
 
     def gap(self, name: bytes, reason: GapReason) -> None:
-        """Notify the subscribers of a channel that a publication of it is lost.
+        """Notify the subscribers of one channel that a publication of it is lost.
 
         Args:
-            name: The channel as the bus knows it.
-            reason: Why; see protocols/client/v1/spec.md, "Gaps".
+            name: The channel, by its name on the bus.
+            reason: Why it is lost; see protocols/client/v1/spec.md, "Gaps".
         """
         self._gaps.gap(name, reason)
 
@@ -504,7 +546,7 @@ class Hub:
         self.gap(name, "too_large")
 
     def on_dropped(self, name: bytes | None) -> None:
-        """The backlog dropped publications of a channel, or (None) of so many that all are notified."""
+        """Notify the subscribers of a channel, or of all (None), that the backlog dropped publications."""
         if name is None:
             self._gap_from = 0
         else:
@@ -512,11 +554,11 @@ class Hub:
 
     @property
     def has_gaps(self) -> bool:
-        """Whether the walk over all channels, whose subscribers are notified, is under way."""
+        """Whether the walk that marks all channels, after the backlog dropped of many, is under way."""
         return self._gap_from is not None
 
     def gap_step(self) -> None:
-        """Mark the next channels, where all are notified."""
+        """Mark the next part of all channels, if the walk over them is under way."""
         if self._gap_from is not None:
             names, place = self._reactor.channels(self._gap_from, MARKED_PER_STEP)
             self._gap_from = place or None
