@@ -1,7 +1,7 @@
-"""What a client's command does: one table from command to handler.
+"""Run the commands that clients send: one table leads from the type of a command to its handler.
 
 A handler is called with `(conn, dialect, member, command)`. It answers at once, or later if it waits for the
-bus. A connection that has shown no token yet may send `auth` and `ping`, and nothing else.
+bus or for the turn of a token. A connection that is not admitted yet may send only `auth` and `ping`.
 
 Source: protocols/client/v1/spec.md, "Commands".
 """
@@ -30,27 +30,27 @@ __all__ = ["Commands"]
 
 UNDER_WAY_LIMIT: Final = 64
 UNDER_WAY_LIMIT_BYTES: Final = 256 * 1024
-"""Commands of one connection that await the bus, and their bytes, above which it is not read."""
+"""Commands of one connection that wait for the bus, and their bytes, from which on reading is paused."""
 
 UNDER_WAY_BYTES: Final = 250
-"""Memory of what is remembered about a connection of which something is under way."""
+"""Memory of the entry of one connection that has commands waiting for the bus."""
 
 Handler = Callable[[int, Dialect, Member, Any], None]
 
 
 class _UnderWay:
-    """What of one connection awaits the bus, and from how little of it on the connection is read again."""
+    """Counts the commands of one connection that wait for the bus, and their bytes."""
 
     __slots__ = ("commands", "resume_at", "size")
 
     def __init__(self) -> None:
         self.commands = 0
         self.size = 0
-        self.resume_at = -1  # commands; -1: it is read
+        self.resume_at = -1  # reading is paused until so few commands wait; -1: it is not paused
 
 
 class Commands:
-    """Runs the commands of one shard's clients."""
+    """Runs the commands of one shard's clients, and pauses reading from clients that send too many."""
 
     def __init__(
         self,
@@ -64,17 +64,18 @@ class Commands:
         wake: Callable[[], None],
         unheard: Callable[[bytes], None],
     ) -> None:
-        """Use the parts of one shard.
+        """Connect the commands with the parts of one shard that they use.
 
         Args:
             options: Of the shard.
             parts: The parts that commands share with logins.
-            logins: Admits connections, and buffers what they send before.
-            publisher: Sends commands to the bus.
+            logins: Admits connections, and buffers what they send before they are admitted.
+            publisher: Sends publications to the bus.
             names: The names of channels on the bus.
             count: Adds to a counter of the shard, by its name.
             wake: Requests a pass, because a reply of the bus arrives between two passes.
-            unheard: Called with a channel this shard is subscribed to, when the bus had no receiver for it.
+            unheard: Called with a channel that this shard is subscribed to, when the bus had no receiver for
+                a publication of it.
         """
         self._reactor = parts.reactor
         self._hub = parts.hub
@@ -94,7 +95,7 @@ class Commands:
         self._unheard = unheard
         self._under_way: dict[int, _UnderWay] = {}
         self._rates: PublishRates | None = None
-        self._rate = 0, 0  # publishes per second, and at once
+        self._rate = 0, 0  # publishes of one connection: per second, and in a burst
         self.renew(options)
         self._handlers: dict[type, tuple[str, Handler]] = {
             commands.Auth: ("command_auth", self._auth),
@@ -110,13 +111,13 @@ class Commands:
         }
 
     def run(self, conn: int, dialect: Dialect, message: bytes, opcode: int) -> None:
-        """Run one message of a connection.
+        """Decode one message of a connection and call the handler of its command.
 
         Args:
-            conn: Its handle.
-            dialect: What it speaks.
-            message: As it came.
-            opcode: 1 text, 2 binary.
+            conn: The connection.
+            dialect: The dialect of the connection.
+            message: The payload of the message.
+            opcode: 1 for a text message, 2 for a binary one.
         """
         replies, logins = self._replies, self._logins
         if replies.ended and conn in replies.ended:
@@ -152,7 +153,7 @@ class Commands:
 
     def renew(self, options: ShardOptions) -> None:
         """Use these options from now on."""
-        self.budget = ByteBudget(options.byte_rates)  # of bytes that clients put onto the bus
+        self.budget = ByteBudget(options.byte_rates)  # for the bytes that clients send to the bus
         rate, burst = options.publish_rate_per_s, options.publish_burst or options.publish_rate_per_s
         if (rate, burst) != self._rate:  # else the buckets stay as they are
             self._rate = rate, burst
@@ -160,11 +161,11 @@ class Commands:
 
     @property
     def waiting_bytes(self) -> int:
-        """Memory of what is remembered about connections that publish, in bytes."""
+        """Memory of the commands that wait for the bus and of the publish rates, in bytes."""
         return len(self._under_way) * UNDER_WAY_BYTES + (self._rates.bytes_estimate if self._rates else 0)
 
     def forget(self, conn: int) -> None:
-        """The connection is gone."""
+        """Drop the waiting commands, the publish rate and the byte budget of a connection that is closed."""
         if self._under_way:
             self._under_way.pop(conn, None)
         if self._rates is not None:
@@ -174,18 +175,18 @@ class Commands:
     def _is_over_budget(
         self, conn: int, dialect: Dialect, size: int, id: int | None, channel: str | None
     ) -> bool:
-        """Whether a client has put too many bytes onto the bus; it is told when to try again."""
+        """Charge bytes to a connection's budget; if it has too few left, send the error and return True."""
         wait_ms = self.budget.take(conn, size, time.monotonic())
         if wait_ms:
             self._count("publishes_over_bytes", 1)
             self._replies.error(conn, dialect, "rate_limited", id=id, channel=channel, retry_ms=wait_ms)
         return wait_ms > 0
 
-    # --- who somebody is ------------------------------------------------------------------------------
+    # --- users and their tokens -----------------------------------------------------------------------
 
     def _auth(self, conn: int, dialect: Dialect, member: Member, command: commands.Auth) -> None:
         if member.user_utf8:
-            # A new token comes by `refresh`.
+            # The connection has a user already. A client sends a new token with `refresh`.
             self._replies.error(conn, dialect, "bad_request", id=command.id)
             return
         token = command.token
@@ -199,7 +200,7 @@ class Commands:
         )
 
     def _refresh(self, conn: int, dialect: Dialect, member: Member, command: commands.Refresh) -> None:
-        """A later end for the connection, and the permissions of the new token."""
+        """Give a connection the expiry and the permissions of a new token, at once if the token is known."""
         known = self._tokens.recall(command.token, time.time())
         if known is not None:
             self._refreshed(conn, dialect, command, known)
@@ -208,7 +209,7 @@ class Commands:
         self._logins.await_token(conn, dialect, command.token, act)
 
     def _verify_refresh(self, conn: int, dialect: Dialect, command: commands.Refresh) -> bool:
-        """Judge a `refresh` whose token was not seen before; whether the token was good."""
+        """Verify the token of a `refresh` that is not in the cache; return whether the token was valid."""
         try:
             fresh = self._tokens.connection(command.token, time.time())
         except TokenError as error:
@@ -218,10 +219,10 @@ class Commands:
         return True
 
     def _refreshed(self, conn: int, dialect: Dialect, command: commands.Refresh, fresh: Identity) -> None:
-        """The token of a `refresh` is good: it counts from now on if it is of the same user."""
+        """Use the valid token of a `refresh` from now on, if it belongs to the user of the connection."""
         member: Member | None = self._reactor.meta(conn)
         if member is None:
-            return  # gone meanwhile
+            return  # the connection has closed meanwhile
         if fresh.user != member.user:
             self._replies.error(conn, dialect, "permission_denied", id=command.id)
             return
@@ -250,11 +251,14 @@ class Commands:
     def _verify_subscribe(
         self, conn: int, dialect: Dialect, command: commands.Subscribe, token: str, name: bytes
     ) -> bool:
-        """Judge a `sub` with a token of the channel, which no cache holds; whether the token was good."""
+        """Verify the channel token of a `sub`, then subscribe; return whether the token was valid.
+
+        Channel tokens are not cached.
+        """
         channel = command.ch
         member: Member | None = self._reactor.meta(conn)
         if member is None:
-            return True  # gone meanwhile
+            return True  # the connection has closed meanwhile
         try:
             self._tokens.channel(token, channel, member.user, time.time())
         except TokenError as error:
@@ -269,7 +273,7 @@ class Commands:
     def _unsubscribe(
         self, conn: int, dialect: Dialect, member: Member, command: commands.Unsubscribe
     ) -> None:
-        """Leave a channel; leaving one that was not held is answered the same: it is not held."""
+        """Unsubscribe from a channel; the answer is the same if the connection was not subscribed."""
         name = self._subscriptions.name_of(member, command.ch)
         if name is None:
             self._replies.error(conn, dialect, "bad_request", id=command.id, channel=command.ch)
@@ -278,9 +282,10 @@ class Commands:
         self._reactor.send(conn, dialect.unsubscribed(display_name(name), command.id), dialect.opcode)
 
     def _ask(self, conn: int, dialect: Dialect, member: Member, command: Any) -> None:
-        """Answer `not_available` to a client that may subscribe to the channel: neither is built yet.
+        """Answer `history` and `presence` with `not_available`, because no channel has them yet.
 
-        It is final and no matter of permissions, so that nobody looks for one.
+        A client that may not subscribe to the channel receives that error instead, so that `not_available`
+        never means a missing permission.
         """
         name = self._subscriptions.name_of(member, command.ch)
         fault = "bad_request" if name is None else None
@@ -289,7 +294,7 @@ class Commands:
         self._replies.error(conn, dialect, fault or "not_available", id=command.id, channel=command.ch)
 
     def _send(self, conn: int, dialect: Dialect, member: Member, command: commands.Send) -> None:
-        """To the backend's event stream, where one listens."""
+        """Append a client's message to the backends' event stream; an error if no backend wants messages."""
         events = self._events
         if not events.takes_messages:
             self._replies.error(conn, dialect, "permission_denied", id=command.id)
@@ -307,6 +312,7 @@ class Commands:
             done(refused)
 
     def _sent(self, conn: int, dialect: Dialect, id: int | None, size: int, outcome: str) -> None:
+        """Answer a `send` when the event stream has taken its message, or has not (`outcome`)."""
         self._release(conn, size)
         self._wake()
         self._count("events_refused" if outcome else "events_taken", 1)
@@ -318,6 +324,7 @@ class Commands:
     # --- publishing -----------------------------------------------------------------------------------
 
     def _publish(self, conn: int, dialect: Dialect, member: Member, command: commands.Publish) -> None:
+        """Send a client's publication to the bus, if its permissions, rate and budget allow that."""
         channel = command.ch
         name = self._subscriptions.name_of(member, channel)
         fault = "bad_request" if name is None else None
@@ -356,10 +363,11 @@ class Commands:
         self._publisher.publish(self._names.channel(name), data, done, sender, must_reach=watch is not None)
 
     def _sender(self, conn: int, member: Member) -> Sender:
-        """Whose turn it takes: a user's, or, without one, its address's."""
+        """Return the sender that a command to the bus takes its turn as: the user, else the address."""
         return Sender(member.user or self._reactor.origin(conn), conn)
 
     def _payload_fault(self, channel: str, payload: Payload | None) -> str | None:
+        """Return the error for a payload that cannot be decoded or is too large; None: it is in order."""
         if payload is None:
             return "bad_request"
         if len(payload.data) > self._access.max_publish_bytes(channel):
@@ -376,7 +384,17 @@ class Commands:
         watch: PublishWatch | None,
         outcome: str,
     ) -> None:
-        """Answer a publish: `ok` only when the bus has it and this shard receives from the bus."""
+        """Answer a `pub`: `ok` only if the bus has the publication and this shard receives the channel.
+
+        Args:
+            conn: The connection that published.
+            dialect: The dialect of the connection.
+            id: The id of the command; None: the client wants no `ok`.
+            name: The channel, by its name on the bus.
+            size: Bytes that the publication was counted with.
+            watch: The watch of the publish; None: this shard has no confirmed subscription to the channel.
+            outcome: Empty if the bus took the publication, else the publisher's word for the failure.
+        """
         hub = self._hub
         self._release(conn, size)
         self._wake()
@@ -385,7 +403,7 @@ class Commands:
             if is_unbroken:
                 self._unheard(self._names.channel(name))
             else:
-                outcome = ""  # the last subscriber here left meanwhile
+                outcome = ""  # this shard's subscription ended meanwhile, so that no receiver proves nothing
         if outcome or not hub.receives(name):
             self._not_published(conn, dialect, id, name.decode(), outcome)
             return
@@ -400,7 +418,7 @@ class Commands:
         self._fail(conn, dialect, id, channel, outcome)
 
     def _fail(self, conn: int, dialect: Dialect, id: int | None, channel: str | None, outcome: str) -> None:
-        """Answer what the bus does not have. Who has too much under way is not read until it has less."""
+        """Send the error for a command that the bus did not take; pause reading if the sender is crowded."""
         name = "rate_limited" if outcome == CROWDED else "unavailable"
         self._replies.error(conn, dialect, name, id=id, channel=channel, retry_ms=RETRY_MS)
         under_way = self._under_way.get(conn)
@@ -410,7 +428,7 @@ class Commands:
     # --- backpressure ---------------------------------------------------------------------------------
 
     def _hold(self, conn: int, size: int) -> None:
-        """One more command of this connection awaits the bus; too many, and it is not read."""
+        """Count one more command that waits for the bus; pause reading from its connection at the limit."""
         under_way = self._under_way.get(conn)
         if under_way is None:
             under_way = self._under_way[conn] = _UnderWay()
@@ -422,13 +440,15 @@ class Commands:
             self._pause(conn, under_way)
 
     def _pause(self, conn: int, under_way: _UnderWay) -> None:
+        """Pause reading from a connection until half of its commands that wait now are answered."""
         under_way.resume_at = under_way.commands // 2
         self._pauses.pause(conn, Pauser.COMMANDS)
 
     def _release(self, conn: int, size: int) -> None:
+        """Count one command less that waits for the bus, and resume reading when few enough are left."""
         under_way = self._under_way.get(conn)
         if under_way is None:
-            return  # the connection is gone
+            return  # the connection is closed
         under_way.commands -= 1
         under_way.size -= size
         if under_way.commands <= under_way.resume_at:
