@@ -1,8 +1,8 @@
-"""What backends may ask of every shard: end a user's connections, ask for a fresh token, revoke old ones.
+"""Run the control commands of backends: end a user's connections, request fresh tokens, revoke old ones.
 
-Commands come over the bus as JSON on the control names (protocols/bus/v1, "Control"). Who may publish
-there is the bus's to say. A command that makes no sense is counted and changes nothing; one that does is run
-a part per pass, however many connections a user has.
+Commands come over the bus as JSON on the control names (protocols/bus/v1, "Control"). The access rules of the
+bus decide who may publish there. A malformed command is counted and changes nothing. A command for many
+connections is run a part in each pass.
 """
 
 import random
@@ -22,10 +22,13 @@ from wsgate.shard.publication_encoder import DIALECT_OF
 __all__ = ["Control"]
 
 CONTROL_LIMIT_BYTES: Final = 4 * 1024
+"""Size of a command, above which it counts as malformed."""
 PER_PASS: Final = 256
+"""Connections that one pass applies commands to, at most."""
 WITHIN_MOST_S: Final = 3_600
 ISSUED_MOST_S: Final = 2**32
 REFRESH_S: Final = 30
+"""Time for a fresh token, where the command does not name one."""
 USER_LIMIT_BYTES: Final = 128
 User = Annotated[str, msgspec.Meta(min_length=1, max_length=USER_LIMIT_BYTES)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=WITHIN_MOST_S)] | None
@@ -44,21 +47,37 @@ class _ControlCommand(msgspec.Struct):
 
 
 class _Disconnect(_ControlCommand, tag_field="op", tag="disconnect"):
-    """End connections for good: 4520. `conn` or `user`, or both."""
+    """A command that ends connections with 4520, so that their clients do not reconnect.
+
+    Attributes:
+        user: End the connections of this user.
+        conn: End only the connection with this public id; with `user` too, only if it belongs to that user.
+    """
 
     user: User | None = None
     conn: Id | None = None
 
 
 class _Refresh(_ControlCommand, tag_field="op", tag="refresh", kw_only=True):
-    """Have a user's connections show fresh tokens."""
+    """A command that requests fresh tokens from a user's connections.
+
+    Attributes:
+        user: The user.
+        within_s: How long a client has to send one; 0: end the connections now; None: 30 s.
+    """
 
     user: User
     within_s: Seconds = None
 
 
 class _Revoke(_ControlCommand, tag_field="op", tag="revoke", kw_only=True):
-    """Refuse tokens of a user that were issued before a time; their connections show a fresh one."""
+    """A command that refuses a user's tokens that were issued before a time.
+
+    Attributes:
+        user: The user.
+        before: The time, in seconds since 1970.
+        within_s: Time that connections with such a token have to send a fresh one; 0 or None: end them now.
+    """
 
     user: User
     before: Annotated[float, msgspec.Meta(ge=0)]
@@ -66,13 +85,19 @@ class _Revoke(_ControlCommand, tag_field="op", tag="revoke", kw_only=True):
 
 
 class _Unrevoke(_ControlCommand, tag_field="op", tag="unrevoke", kw_only=True):
-    """Take the revocation of a user back."""
+    """A command that removes the revocation of a user."""
 
     user: User
 
 
 class _Replace(msgspec.Struct, tag_field="op", tag="replace"):
-    """End one connection because its user has a newer one: 4509. Of shards to the shard that owns it."""
+    """A command of one shard to another: end a connection with 4509, because its user has a newer one.
+
+    Attributes:
+        user: The user of the connection.
+        conn: The public id of the connection.
+        owner: The shard that has the connection; every other shard ignores the command.
+    """
 
     user: User
     conn: Id
@@ -84,17 +109,17 @@ _COMMANDS: Final = msgspec.json.Decoder(_Command)
 
 
 class Keeper(Protocol):
-    """Keeps revocations beyond the life of this shard; see `wsgate.bus.RevocationKeeper`."""
+    """Stores revocations on the bus, where they outlive this shard; see `wsgate.bus.RevocationKeeper`."""
 
     def store(self, user: str, before_s: float) -> None:
-        """Keep a revocation on the bus."""
+        """Store a revocation on the bus."""
 
     def forget(self, user: str) -> None:
         """Do not write a revocation to the bus again."""
 
 
 class Control:
-    """Runs control commands of one shard.
+    """Runs the control commands that one shard receives from the bus.
 
     Args:
         parts: The parts of the shard that commands of backends act on.
@@ -102,7 +127,7 @@ class Control:
         count: Adds to a counter of the shard, by its name.
         owner: The name by which other shards address this one.
         reply: Called with the request of a command that was carried out.
-        keeper: Keeps the revocations that are received; None: nothing does.
+        keeper: Stores the revocations that are received; None: they are not stored.
     """
 
     def __init__(
@@ -127,18 +152,22 @@ class Control:
         self._under_way: deque[tuple[_Command, list[int]]] = deque()
 
     def run(self, payload: bytes) -> None:
-        """One command as it came."""
+        """Decode a command and queue it for the connections that it is about; revoke tokens at once.
+
+        Args:
+            payload: The JSON text of the command, as it came over the bus.
+        """
         try:
             if len(payload) > CONTROL_LIMIT_BYTES:
                 raise ValueError
             command = _COMMANDS.decode(payload)
             if command.user is not None and len(command.user.encode()) > USER_LIMIT_BYTES:
                 raise ValueError
-        except (ValueError, RecursionError):  # msgspec's are ValueErrors, and so is text that is not UTF-8
+        except (ValueError, RecursionError):  # errors of msgspec are ValueErrors, also for text not in UTF-8
             self._count("controls_malformed", 1)
             return
         if isinstance(command, _Replace) and command.owner != self._owner:
-            return  # another shard's
+            return  # the command is for another shard
         self._count("controls_run", 1)
         if isinstance(command, _Revoke):
             self._tokens.revoke(command.user, command.before)
@@ -151,13 +180,16 @@ class Control:
         self._under_way.append((command, self._whose(command)))
 
     def learn(self, user: str, before_s: float) -> None:
-        """Apply a revocation that was read from the bus; send no reply."""
+        """Apply a revocation that was read from the bus, without a reply to a backend."""
         self._tokens.revoke(user, before_s)
         command = _Revoke(user=user, before=before_s)
         self._under_way.append((command, self._whose(command)))
 
     def step(self) -> bool:
-        """The next part of what is under way; True when there is more."""
+        """Apply the queued commands to up to `PER_PASS` connections; return whether more are left.
+
+        A command that was applied to all its connections is replied to, if its sender wants that.
+        """
         left = PER_PASS
         while self._under_way and left:
             command, conns = self._under_way[0]
@@ -173,10 +205,10 @@ class Control:
         return bool(self._under_way)
 
     def _whose(self, command: _Command) -> list[int]:
-        """The handles of the connections that a command is about.
+        """Return the connections that a command is about.
 
-        They are found by the reactor's index of users, which nothing a client says can change: one that left
-        its inbox, or waits for its welcome, is found like any other.
+        A user's connections are found in the reactor's index by user, which a client cannot change. So a
+        connection that has left its inbox, or that waits for its welcome, is found like any other.
         """
         if isinstance(command, _Disconnect | _Replace) and command.conn is not None:
             conn = self._reactor.find_public(int(command.conn, 16))
@@ -187,23 +219,25 @@ class Control:
             return []
         issued_before_s = 0
         if isinstance(command, _Revoke):
-            # Connections with a token that is still accepted stay. 1: at least those that do not say when.
+            # Connections with a token that is still accepted stay. At least 1, because with 0 the reactor
+            # would return every connection; with 1 it returns those whose token has no time of issue.
             issued_before_s = max(1, min(int(command.before), ISSUED_MOST_S))
         user = command.user.encode()
         conns = self._reactor.user_connections(user, issued_before_s=issued_before_s)
         return [conn for conn in conns if self._is_of(conn, user)]
 
     def _is_of(self, conn: int, user: bytes) -> bool:
-        """Whether a connection is this user's: the index tells users apart by a hash only."""
+        """Return whether a connection belongs to this user; the index compares hashes only."""
         member: Member | None = self._reactor.meta(conn)
         return member is not None and member.user_utf8 == user
 
     def _apply(self, command: _Command, conn: int) -> None:
+        """Apply a command to one connection, or defer that until its 101 was sent."""
         if self._logins.defer(conn, partial(self._apply, command, conn)):
-            return  # its 101 is still to come: nothing can be said to it before
+            return  # the 101 is still to be sent, and no message may come before it
         variant = self._reactor.variant(conn)
         if variant < 0:
-            return  # gone since the command came
+            return  # the connection has closed since the command came
         dialect = DIALECT_OF[variant]
         if isinstance(command, _Disconnect):
             self._replies.end(conn, dialect, Reason.KICKED)
@@ -217,6 +251,6 @@ class Control:
             self._members.request_refresh(conn, dialect, command.within_s or REFRESH_S)
 
     def _spread_ms(self) -> int:
-        """When a connection may come back that ends with others: a thousand of them a second."""
+        """Draw a `retry_ms` for one of many connections that end, so that about 1,000 return in a second."""
         others = len(self._under_way[0][1]) if self._under_way else 0
         return RETRY_MS + random.randint(0, others)  # noqa: S311 - spreading, not secrecy

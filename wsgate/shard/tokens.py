@@ -1,4 +1,8 @@
-"""Verified tokens of one shard: the cache in front, the verifier behind, both counted."""
+"""Verify the tokens of one shard's clients, and cache the result.
+
+The keys come from the configuration and from a key set that the admin process fetches. Revocations are kept
+here too. Everything is counted, and each refusal is logged with its cause, never with the token.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -21,24 +25,24 @@ from wsgate.log import Log
 __all__ = ["Tokens"]
 
 UNKNOWN_LIMIT = 256
-"""Unknown kids remembered: whoever makes up more of them is told to come back, and gets no more fetches."""
+"""Unknown key ids that are remembered; beyond them the oldest is dropped for each new one."""
 SWEEP_TICKS = 60
-"""Calls of `tick` in which the whole cache is looked at."""
+"""Calls of `tick` in which the whole cache is searched for expired tokens once."""
 REVOKED_LIMIT = 65_536
 """Users remembered as revoked, about 20 MiB a shard at most; then the earliest revocation holds for all."""
 
 
 class Tokens:
-    """Token text in, identity out.
+    """Turns the text of a token into an identity, or raises the reason why the token is refused.
 
     Args:
         keys: All configured keys.
-        policy: What a token must say.
-        cache_entries: How many verified tokens are remembered; 0: none.
-        count: Adds to a counter by name.
-        cache_bytes: Memory that those may take, their permission sets included; 0: no limit.
-        is_fetching: Whether more keys come from a key set that somebody fetches.
-        log: Where operators read why a token was refused: one line per cause and second, never the token.
+        policy: The claims that a token must have.
+        cache_entries: How many verified tokens are cached; 0: none.
+        count: Adds to a counter of the shard, by its name.
+        cache_bytes: Memory that the cache may take, permission sets included, in bytes; 0: no limit.
+        is_fetching: Whether more keys come from a key set that the admin process fetches.
+        log: Records why a token was refused: one line for each cause and second, never the token.
     """
 
     def __init__(
@@ -56,9 +60,9 @@ class Tokens:
         self._log = log
         self._is_fetching = is_fetching
         self._fetched: tuple[VerificationKey, ...] = ()
-        self._unusable: dict[str, str] = {}  # kid: why
+        self._unusable: dict[str, str] = {}  # why a key of the set cannot be used, by kid
         self._fetches = 0
-        self._unknown: dict[str, tuple[int, int]] = {}  # kid: fetches when it was asked for, how often
+        self._unknown: dict[str, tuple[int, int]] = {}  # by kid: fetches at its last request, and requests
         self._revoked = RevokedUsers(REVOKED_LIMIT)
         self.permissions = PermissionTable()
         self._cache: TokenCache | None = None
@@ -66,7 +70,7 @@ class Tokens:
         self.renew(keys, policy, cache_entries)
 
     def renew(self, keys: tuple[VerificationKey, ...], policy: TokenPolicy, cache_entries: int) -> None:
-        """Other keys, another policy: nothing is remembered of what was verified by the former."""
+        """Use these keys and this policy from now on, and drop every cached token."""
         self._configured = keys
         self._policy = policy
         self._cache_entries = cache_entries
@@ -75,11 +79,11 @@ class Tokens:
     def renew_fetched(
         self, keys: tuple[VerificationKey, ...], passed_over: Iterable[PassedOver] = ()
     ) -> None:
-        """Take over a key set that was fetched. A kid of the configuration outranks one of the set.
+        """Use a key set that was fetched; where both have a kid, the key of the configuration is used.
 
         Args:
             keys: The keys of the set.
-            passed_over: Keys of the set that cannot be used. Tokens that name one are refused for good.
+            passed_over: Keys of the set that cannot be used; a token that names one is refused as such.
         """
         self._fetches += 1
         self._unusable = {each.kid: each.why for each in passed_over if each.kid is not None}
@@ -87,15 +91,16 @@ class Tokens:
         self._fetched = keys
         if named != {(key.kid, key.algorithm) for key in keys}:
             self._make()
-        else:  # the same again, perhaps with other material: what is remembered stays for its 5 minutes
+        else:  # the same kids, perhaps with other key material: cached tokens stay until their 5 minutes end
             self._verifier = self._verifier_now()
 
     def _make(self) -> None:
+        """Make a verifier of the keys that are known now, and an empty cache."""
         self._verifier = self._verifier_now()
         self._renew_cache()
 
     def _renew_cache(self) -> None:
-        """Start an empty cache; what the former one held is released."""
+        """Start an empty cache, and release the permission sets of the former one."""
         if self._cache is not None:
             self._cache.clear()
         self._cache = None
@@ -103,21 +108,26 @@ class Tokens:
             self._cache = TokenCache(self._cache_entries, self.permissions, self._cache_bytes)
 
     def _verifier_now(self) -> Verifier:
+        """Make a verifier of the configured keys and of the fetched ones with another kid."""
         ours = {key.kid for key in self._configured}
         fetched = (key for key in self._fetched if key.kid not in ours)
         ring = KeyRing((*self._configured, *fetched))
         return Verifier(ring, self._policy, self.permissions)
 
     def revoke(self, user: str, before_s: float) -> None:
-        """From now on refuse tokens of this user that were issued before a time.
+        """Refuse from now on the tokens of one user that were issued before a time.
 
-        May be called repeatedly and in any order: of several times the latest counts. Beyond
-        `REVOKED_LIMIT` users the earliest revocation becomes one for all, see `wsgate.auth.revoked`.
+        Calls may be repeated and come in any order: of several times the latest counts. Beyond
+        `REVOKED_LIMIT` users the earliest revocation holds for all users, see `wsgate.auth.revoked`.
+
+        Args:
+            user: The user.
+            before_s: Seconds since 1970.
         """
         if not self._revoked.revoke(user, before_s):
             return
         self._count("revocations_forgotten", 1)
-        # Which of the cached tokens were issued before the time for all is not known.
+        # The cache does not know which of its tokens were issued before the time for all users.
         self._renew_cache()
         if self._log is not None:
             self._log.error(
@@ -129,15 +139,21 @@ class Tokens:
             )
 
     def unrevoke(self, user: str) -> None:
-        """Take the revocation of a user back, whatever its time."""
+        """Remove the revocation of a user, whatever its time."""
         self._revoked.forget(user)
 
     def revocation_ends_at_s(self, before_s: float) -> float | None:
-        """Until when a revocation of tokens issued before a time matters; None: until it is removed."""
+        """Return the time until which a revocation has an effect; None: until it is removed.
+
+        Args:
+            before_s: Tokens that were issued before this time are revoked. Both times in seconds since 1970.
+        """
         return self._policy.revocation_ends_at_s(before_s)
 
     def tick(self, now_s: float) -> None:
-        """Forget cached tokens and revocations that are over; called once a second.
+        """Drop expired tokens from a part of the cache, and revocations that have no effect any more.
+
+        Call this once a second.
 
         Args:
             now_s: Seconds since 1970.
@@ -148,12 +164,10 @@ class Tokens:
             self._cache.sweep(now_s, 1 + self._cache.buckets // SWEEP_TICKS)
 
     def shrink(self, size_bytes: int, now_s: float) -> int:
-        """Give memory back because it is short, and count the entries; about how many bytes.
-
-        The oldest entries of the cache go. Revocations stay.
+        """Evict the oldest tokens from the cache, because memory is short; return about how many bytes.
 
         Args:
-            size_bytes: How much is wanted.
+            size_bytes: How many bytes are wanted.
             now_s: Seconds since 1970.
         """
         if self._cache is None or not len(self._cache):
@@ -165,12 +179,12 @@ class Tokens:
 
     @property
     def is_awaiting(self) -> bool:
-        """Whether keys are to be fetched and none that can be used have been."""
+        """Whether a key set is to be fetched, and no usable key has come from it yet."""
         return self._is_fetching and not self._fetched
 
     @property
     def cached_bytes(self) -> int:
-        """What the cache holds, without the permission sets."""
+        """Memory of the cached tokens without their permission sets, in bytes."""
         return 0 if self._cache is None else self._cache.records_bytes
 
     @property
@@ -190,15 +204,18 @@ class Tokens:
 
     @property
     def cached(self) -> int:
-        """Entries in the cache."""
+        """Number of tokens in the cache."""
         return 0 if self._cache is None else len(self._cache)
 
     def knows(self, token: str, now_s: float) -> bool:
-        """Whether the cache holds this token, so that to verify it costs next to nothing."""
+        """Return whether the cache has this token, so that verifying it costs almost nothing."""
         return self._cache is not None and self._cache.get(token, now_s) is not None
 
     def recall(self, token: str, now_s: float) -> Identity | None:
-        """Whose connection this token opens, if that is known from before; None: verify it."""
+        """Return the identity of a connection token from the cache; None: the token must be verified.
+
+        A cached token of a revoked user must be verified too.
+        """
         identity = None if self._cache is None else self._cache.get(token, now_s)
         if identity is None or identity.user in self._revoked:
             return None
@@ -206,10 +223,10 @@ class Tokens:
         return identity
 
     def connection(self, token: str, now_s: float) -> Identity:
-        """Whose connection this token opens.
+        """Verify a connection token, unless the cache has it; return its identity.
 
         Raises:
-            TokenError: It opens none; `is_expired` tells whether a fresh one would.
+            TokenError: The token is refused; the error has the cause.
         """
         if (known := self.recall(token, now_s)) is not None:
             return known
@@ -223,7 +240,11 @@ class Tokens:
         return identity
 
     def channel(self, token: str, channel: str, user: str, now_s: float) -> ChannelGrant:
-        """The channel this token opens to this user; raises TokenError when it does not."""
+        """Verify a token that opens one channel to one user; return what it grants. It is never cached.
+
+        Raises:
+            TokenError: The token is refused, or it is for another channel or user.
+        """
         try:
             grant = self._verifier.verify_channel(
                 token, channel=channel, user=user, now_s=now_s, revoked=self._revoked
@@ -234,7 +255,7 @@ class Tokens:
         return grant
 
     def _refused(self, token: str, error: TokenError) -> TokenError:
-        """Count a refusal. What is raised: another error when the key may still be fetched."""
+        """Count and log a refused token; return the error to raise, which says if its key may be fetched."""
         if error.fault == "unknown_key":
             error = self._without_key(token, error)
         self._count("tokens_refused", 1)
@@ -244,18 +265,17 @@ class Tokens:
         return error
 
     def _without_key(self, token: str, error: TokenError) -> TokenError:
-        """Why the token's key is not there: it may still come, or it is there and cannot be used."""
+        """Return the error for a token whose key is not known: it may be fetched, is unusable or unknown."""
         kid = kid_of(token)
         if kid is not None and (why := self._unusable.get(kid)) is not None:
             return TokenError("unusable_key", detail=f"the key set's key cannot be used: {why}")
         return TokenError("awaited_key") if self._is_wanted(kid) else error
 
     def _is_wanted(self, kid: str | None) -> bool:
-        """Whether the next fetch may bring an unknown key; if so, ask for a fetch.
+        """Return whether the next fetch may bring an unknown key, and request a fetch at its first two tries.
 
-        A key that is still missing two fetches later is unknown for good: the first fetch may have been under
-        way already when the key was asked for. Before the first fetch any key may come, also the one for
-        tokens that name none.
+        A key that is still missing after two fetches stays unknown: the first fetch may have begun before the
+        key was requested. Before the first usable key set, a token without a kid waits for it too.
         """
         if not self._is_fetching:
             return False
