@@ -1,18 +1,18 @@
-"""What a user may have on all nodes together: connections, and messages per second.
+"""Enforce the limits of one user on all nodes together: connections, and messages per second.
 
-Asks the bus and does what the answers lead to; who gives way is judged in wsgate/admission. While the bus
-is away everybody is let in, and that is counted: an outage is no reason to turn people away, and a walk
-through who is here puts them on the books again. A bus that has reached its `maxmemory` is not away: the
-scripts count all the same, so that no client can switch a limit off by filling the memory.
+This module counts on the bus and acts on the answers; `wsgate.admission` decides which connection gives way.
+While the bus does not answer, every connection is admitted, and that is counted. A walk over the shard's
+connections registers them later. A bus that has reached its `maxmemory` still answers: the scripts count all
+the same, so that no client can switch a limit off by filling the memory.
 
-On the bus (protocols/bus/v1, "Keys"): a sorted set per user, a key per shard that says it lives, a bucket
-per user. All of them expire by themselves.
+On the bus (protocols/bus/v1, "Keys") are a sorted set of connections for each user, a liveness key for each
+shard, and a token bucket for each user. All of them expire by themselves.
 
-From the bus's being there on:
+The states of a shard, each time the bus comes up:
 
-    begin   nothing known of other shards; say that we live and that our predecessors do not
-    alive   the bus has heard it: walk through who is here, a part in each tick
-    rest    everybody is on the books; the walk begins again within 15 minutes, or in 5 s after a miss
+    begin   nothing is known of other shards; set our liveness key, delete those of the processes before us
+    alive   the bus has our liveness key: register the connections in a walk, a part in each tick
+    rest    all connections are registered; the next walk begins within 15 minutes, or 5 s after a failure
 """
 
 import json
@@ -36,34 +36,36 @@ __all__ = ["Users"]
 ALIVE_TTL_S: Final = 60
 ALIVE_EVERY_S: Final = 15.0
 KNOWN_S: Final = 5.0
-"""For so long another shard is believed to live, or not, without asking again."""
+"""How long the liveness of another shard is cached."""
 KNOWN_MOST: Final = 1_024
 SET_TTL_S: Final = 3_600
 WALK_S: Final = 900.0
-"""From one walk through all connections to the next, at most: who stays is not to expire."""
+"""Longest time from one walk to the next, well below `SET_TTL_S`, so that no connection's entry expires."""
 AGAIN_S: Final = 5.0
-"""Somebody was let in without being counted: the next walk comes so soon."""
+"""Time to the next walk after a connection was admitted without being counted."""
 TRUST_S: Final = 10.0
-"""After the bus was away nobody is held for dead for so long: all of them say that they live at once."""
+"""How long every other shard counts as alive after an outage, because liveness keys may have expired."""
 UNFORGOTTEN_MOST: Final = 65_536
+"""Removals that wait to be repeated; beyond them the oldest are dropped and counted."""
 AGAIN_PER_TICK: Final = 256
+"""Removals, and counts, that one tick repeats at most."""
 SHOWN_MOST: Final = 240
 """Connections in one answer: with 64 bytes each they are within the bus reader's limit."""
 PAGES_MOST: Final = 16
-"""Parts of a user's set that are looked at before a verdict: 3,840 connections, and 1,000 may be allowed."""
+"""Answers that are read before a decision: 3,840 connections, where a user may have 1,000 at most."""
 WAIT_MOST_MS: Final = 60_000
-"""How long a user may be told to wait for its allowance."""
+"""Longest time that the bus can make a user wait for its next lease of messages."""
 CROWDED_WAIT_MS: Final = 250
-"""How long a user waits for its allowance when the way to the bus has no room."""
+"""How long a user waits for its next lease when the publisher's queue is full."""
 WALK_LEAST: Final = 64
-"""Connections looked at in one tick, at least."""
+"""Connections that a walk registers in one tick, at least."""
 
 Told = Callable[[bool], None]
-"""Told whether a connection may stay."""
+"""Called once with whether a connection may stay."""
 
 
 class _Entry:
-    """A connection that is being counted, and what is known of the user's others so far."""
+    """A connection that is being counted, with the user's older connections that are known so far."""
 
     __slots__ = ("alive", "limits", "member", "pages", "told", "user")
 
@@ -71,22 +73,23 @@ class _Entry:
         self.user = user
         self.member = member
         self.told = told
-        self.limits = limits  # of when it came
-        self.alive: list[str] = []  # the oldest, without those that count for nothing
-        self.pages = 0  # parts looked at
+        self.limits = limits  # the limits at the time when the connection came
+        self.alive: list[str] = []  # the user's oldest connections, without those that do not count
+        self.pages = 0  # answers read
 
 
 class Users:
-    """The users of one shard.
+    """Counts the connections of users on the bus, and leases their messages from it.
 
     Args:
-        limits: What a user may have.
-        reactor: Who is here.
-        publisher: The way to the bus.
-        names: What things are called there.
-        owners: What this shard calls itself there, and what those did whose place it takes; none: anything.
-        count: The shard's counters.
-        wake: Asks for a pass, because an answer of the bus comes between two.
+        limits: How many connections and messages a user may have.
+        reactor: Holds the connections of this shard.
+        publisher: Sends commands to the bus.
+        names: The names of keys on the bus.
+        owners: The name of this shard as an owner on the bus, then those of the processes that it replaces;
+            empty: a random name, and no process before.
+        count: Adds to a counter of the shard, by its name.
+        wake: Requests a pass, because an answer of the bus arrives between two passes.
     """
 
     def __init__(
@@ -106,30 +109,30 @@ class Users:
         self._wake = wake
         self.owner: Final = owners[0] if owners else secrets.token_hex(6)
         self._dead: Final = frozenset(owners[1:])
-        self._former = list(owners[1:])  # of whom the bus may still believe that they live
-        self._known: dict[str, tuple[bool, float]] = {}
-        self._alive_s = 0.0  # when we last said that we live
-        self._is_alive = False  # and the bus has heard it
+        self._former = list(owners[1:])  # owners whose liveness key may still be on the bus
+        self._known: dict[str, tuple[bool, float]] = {}  # by owner: alive or not, and until when that holds
+        self._alive_s = 0.0  # when our liveness key was last sent
+        self._is_alive = False  # the bus has our liveness key
         self._refused_s = 0.0  # when refused removals were last repeated
         self._has_been_up = False
-        self._trusting_s = 0.0  # until then nobody is held for dead
+        self._trusting_s = 0.0  # until then every owner counts as alive
         self._now_s = 0.0  # of the last tick
-        self._walked = 0
-        self._walk_s = 0.0
-        self._is_missing = False  # somebody was not put on the books by the walk under way
+        self._walked = 0  # where the walk goes on; 0: no walk is under way
+        self._walk_s = 0.0  # when the next walk begins
+        self._is_missing = False  # the walk under way could not register a connection
         self._unforgotten: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
         self._refused: deque[tuple[str, str]] = deque(maxlen=UNFORGOTTEN_MOST)
         self._unasked: deque[_Entry] = (
             deque()
-        )  # the way to the bus had no room: asked again with the next tick
+        )  # connections that are counted again with the next tick, because the publisher's queue was full
         self.has_counted = False
         self._limits = NO_USER_LIMITS
         self.renew(limits)
 
     def renew(self, limits: UserLimits) -> None:
-        """Other limits, from now on."""
+        """Use these limits from now on; the connections of users are counted again if that was off."""
         if limits.connections and not self._limits.connections:
-            self._begin()  # who came before is to be counted as well
+            self._begin()  # the connections that came before are to be counted as well
         self._limits = limits
         self.is_counting = limits.connections > 0
         self.has_counted = self.has_counted or self.is_counting
@@ -140,32 +143,44 @@ class Users:
     # --- connections ----------------------------------------------------------------------------------
 
     def enter(self, conn: int, user: str, told: Told) -> None:
-        """Count one more connection of a user; `told` is called once, later."""
+        """Count one more connection of a user; `told` is called once, later, with whether it may stay."""
         self._ask_who_is_there(_Entry(user, self._member(conn), told, self._limits))
 
     def leave(self, conn: int, user: str) -> None:
-        """A connection is gone, or is not to stay."""
+        """Remove a connection from its user's set on the bus, because it has closed or may not stay."""
         self._forget(user, [self._member(conn)])
 
     def _member(self, conn: int) -> str:
+        """Return a connection's name in the set of its user: its public id and its owner."""
         return f"{self._reactor.public_id(conn):016x}@{self.owner}"
 
     def _enter(self, user: str, member: str, left_out: int, most: int, done: CallDone) -> None:
-        """Count a connection, and request up to `most` of those that are there when that is too many."""
+        """Run the script that counts a connection and returns the user's oldest ones if they are too many.
+
+        Args:
+            user: The user.
+            member: The connection's name in the set of the user.
+            left_out: How many of the oldest connections the answer leaves out.
+            most: How many connections the answer has at most.
+            done: Called with the outcome and the answer.
+        """
         numbers = (b"%d" % each for each in (self._limits.connections, SET_TTL_S, left_out, most))
         USER_ENTER.run(self._publisher, self._names.user(user), (member.encode(), *numbers), done)
 
     def _is_here(self, member: str) -> bool:
+        """Return whether a member of a user's set is an open connection of this shard."""
         return self._reactor.find_public(int(member.partition("@")[0], 16)) != 0
 
     def _ask_who_is_there(self, entry: "_Entry") -> None:
+        """Count a connection on the bus, and request the next part of its user's other connections."""
         done = partial(self._on_entered, entry)
         self._enter(entry.user, entry.member, len(entry.alive), SHOWN_MOST, done)
 
     def _on_entered(self, entry: "_Entry", outcome: str, text: bytes) -> None:
+        """Admit a connection if its user's set has room or the bus did not answer; else judge the set."""
         if outcome == FULL:
-            # The bus is well and our own queue is full, which is no reason to leave a limit unchecked. As
-            # many wait here as connections wait for their verdict.
+            # The bus answers and only our own queue is full, so the limit is still enforced. At most as many
+            # wait here as connections are being counted.
             self._unasked.append(entry)
             return
         try:
@@ -182,9 +197,10 @@ class Users:
         self._wake()
 
     def _judge(self, entry: "_Entry", crowd: UserConnections) -> None:
-        """Decide once enough of those who are there are known; request the next part until then.
+        """Decide whether a connection may stay, once enough of its user's other connections are known.
 
-        By the limits of when the connection came, as long as there still are any.
+        Until then the next part of the user's set is requested. The limits are those of the time when the
+        connection came; if counting was switched off since, it may stay.
         """
         user, member, limits = entry.user, entry.member, entry.limits
         dead = {owner for owner in crowd.owners() if not self._lives(owner)}
@@ -194,8 +210,8 @@ class Users:
         total = crowd.total - len(gone)
         is_more = bool(crowd.oldest) and total > len(entry.alive) and entry.pages < PAGES_MOST
         if total > limits.connections and is_more and self.is_counting:
-            # Behind those that were shown there may be some that count for nothing: look at all of them
-            # before anybody is closed or refused.
+            # The rest of the set may have connections that do not count: read all of it before a connection
+            # is closed or refused.
             self._forget(user, gone)
             self._ask_who_is_there(entry)
             return
@@ -208,26 +224,27 @@ class Users:
         for each in verdict.replaced:
             conn, _, owner = each.partition("@")
             command = json.dumps({"op": "replace", "user": user, "conn": conn, "owner": owner}).encode()
-            # Its owner takes it off the books when it is gone; one that has not heard this is told again when
-            # the next one comes, because it is still the oldest.
+            # The owner removes the replaced connection from the set when it has closed. If the command is
+            # lost, the next connection sends it again, because the replaced one is still the oldest.
             self._publisher.publish(self._names.control("")[0], command, _take_no_note)
         entry.told(not verdict.is_refused)
         self._wake()
 
     def _is_ghost(self, member: str) -> bool:
-        """Whether a member is no connection at all, or one of this shard that is gone."""
+        """Return whether a member is not well-formed, or is a connection of this shard that has closed."""
         return not is_member(member) or (owner_of(member) == self.owner and not self._is_here(member))
 
     def _forget(self, user: str, members: list[str]) -> None:
+        """Remove members from a user's set on the bus."""
         if members:
             key = self._names.user(user)
             self._publisher.call(key, pack("ZREM", key, *members), partial(self._on_forgotten, user, members))
 
     def _on_forgotten(self, user: str, members: list[str], outcome: str, _: bytes) -> None:
-        """Repeat a removal that the bus does not have: this owner lives, so nobody else removes its members.
+        """Queue a removal that failed, to be repeated: no other shard removes members of a live owner.
 
-        The next tick repeats it, but a removal that the server refused (a key of another type, no permission)
-        waits for the next sign of life: it may be refused for good.
+        The next tick repeats it. A removal that the server refused (a key of another type, no permission) is
+        repeated only every `ALIVE_EVERY_S`, because it may always be refused.
         """
         if outcome:
             queue = self._refused if outcome == "refused" else self._unforgotten
@@ -235,10 +252,13 @@ class Users:
             self._count("user_deregistrations_lost", max(0, lost))
             queue.extend((user, each) for each in members)
 
-    # --- who lives ------------------------------------------------------------------------------------
+    # --- liveness of owners ---------------------------------------------------------------------------
 
     def _look(self, crowd: UserConnections, then: Callable[[], None]) -> None:
-        """Find out which owners live, then go on. What cannot be found out lives."""
+        """Request the liveness keys of all owners whose state is not known, then call `then`.
+
+        An owner whose key cannot be read counts as alive.
+        """
         now_s = time.monotonic()
         if len(self._known) > KNOWN_MOST:
             self._known.clear()
@@ -262,6 +282,7 @@ class Users:
             self._publisher.call(key, pack("EXISTS", key), partial(on_answer, owner))
 
     def _lives(self, owner: str) -> bool:
+        """Return whether an owner is alive, as far as this shard knows."""
         if owner in self._dead:
             return False
         if owner == self.owner or time.monotonic() < self._trusting_s:
@@ -269,7 +290,11 @@ class Users:
         return self._known.get(owner, (True, 0.0))[0]
 
     def tick(self, now_s: float) -> None:
-        """Four times a second: say that we live, and walk on."""
+        """Repeat what has failed, renew the liveness key, and continue the walk; call this 4 times a second.
+
+        Args:
+            now_s: A monotonic clock.
+        """
         self._now_s = now_s
         if not self.has_counted:
             return
@@ -295,26 +320,31 @@ class Users:
             self._walk(now_s)
 
     def _on_alive(self, outcome: str, _: bytes) -> None:
-        """Who is not known to live has nobody on the books for long: no walk before that."""
+        """Note whether the bus has our liveness key; the walk waits for it.
+
+        Other shards remove the connections of an owner that has no liveness key.
+        """
         self._is_alive = not outcome
         if outcome:
             self._alive_s = 0.0
 
     def _mourn(self) -> None:
-        """Say that those before us live no more, which they had no time to."""
+        """Delete the liveness keys of the processes that this shard replaces."""
         former, self._former = self._former, []
         for owner in former:
             key = self._names.alive(owner)
             self._publisher.call(key, pack("DEL", key), partial(self._on_mourned, owner))
 
     def _on_mourned(self, owner: str, outcome: str, _: bytes) -> None:
+        """Keep an owner for the next try if the bus did not delete its liveness key."""
         if outcome:
             self._former.append(owner)
 
     def on_up(self) -> None:
-        """The bus is there, perhaps another one, or an empty one: say that we live, and who is here.
+        """Begin again with the liveness key and the walk, because the bus may be another or an empty one.
 
-        After an outage others say it too, as soon as they can: until then none of them is held for dead.
+        After an outage every shard sets its key again. Until `TRUST_S` have passed, every other one counts as
+        alive.
         """
         if self._has_been_up:
             self._trusting_s = time.monotonic() + TRUST_S
@@ -322,13 +352,18 @@ class Users:
         self._begin()
 
     def _begin(self) -> None:
+        """Go to the state "begin": the next tick sends the liveness key, and a walk follows."""
         self._alive_s = self._walk_s = 0.0
         self._walked = 0
         self._is_alive = False
         self._known.clear()
 
     def close(self, done: Callable[[], None]) -> None:
-        """Say that we live no more: nobody is to be refused for those we leave behind."""
+        """Delete our liveness key, so that no user is refused for connections of a shard that has ended.
+
+        Args:
+            done: Called when the bus has answered, or at once if nothing was counted.
+        """
         if not self.has_counted:
             done()
             return
@@ -336,7 +371,10 @@ class Users:
         self._publisher.call(key, pack("DEL", key), lambda *_: done())
 
     def _walk(self, now_s: float) -> None:
-        """Put everybody on the books again, a few in each tick."""
+        """Register the next part of the shard's connections on the bus, and plan the next walk at the end.
+
+        A walk takes half of `WALK_S`, unless `WALK_LEAST` in each tick are done sooner.
+        """
         most = max(WALK_LEAST, int(self._reactor.counters()["now_connections"] / (WALK_S * 4 / 2)))
         conns, self._walked = self._reactor.connections(self._walked, most)
         if not self._walked:
@@ -350,7 +388,11 @@ class Users:
                 self._enter(found.user, member, 0, 1, partial(self._on_walked, found.user, member))
 
     def _on_walked(self, user: str, member: str, outcome: str, _: bytes) -> None:
-        """Who is here and could not be put on the books, or is there and gone. A walk throws nobody out."""
+        """Handle the result of registering a connection again; it is never closed for that.
+
+        If the bus did not answer, the next walk comes soon. If the connection has closed meanwhile, its entry
+        is removed.
+        """
         if outcome:
             self._is_missing = True
             self._walk_s = min(self._walk_s, self._now_s + AGAIN_S)
@@ -360,11 +402,20 @@ class Users:
     # --- messages -------------------------------------------------------------------------------------
 
     def _lease(self, user: str, want: int, debt: int, grant: Callable[[int, int], None]) -> None:
+        """Lease messages of a user from its bucket on the bus.
+
+        Args:
+            user: The user.
+            want: How many messages to lease.
+            debt: How many messages the user has already sent without a lease.
+            grant: Called with the number of messages, and the milliseconds to wait before the next lease.
+        """
         arguments = (b"%d" % self._limits.rate_per_s, b"%d" % want, b"%d" % debt)
         done = partial(self._on_lease, want, grant)
         RATE_LEASE.run(self._publisher, self._names.rate(user), arguments, done)
 
     def _on_lease(self, want: int, grant: Callable[[int, int], None], outcome: str, text: bytes) -> None:
+        """Grant what the bus has leased; all that is wanted if the bus did not answer or not correctly."""
         granted, _, wait_ms = text.partition(b" ")
         is_sound = all(part.isdigit() and len(part) <= 18 for part in (granted, wait_ms))
         if outcome == FULL:
@@ -377,4 +428,4 @@ class Users:
 
 
 def _take_no_note(outcome: str) -> None:
-    """Of a command whose loss is noticed elsewhere."""
+    """Ignore the outcome of a publish, because the loss of a `replace` command is noticed elsewhere."""
