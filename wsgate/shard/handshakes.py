@@ -36,14 +36,14 @@ _SHOWN_LIMIT: Final = 120
 """Characters of a header that a log line or an answer shows."""
 _UNSHOWN: Final = re.compile(r"[^A-Za-z0-9._~:/\[\]%+-]")
 _OTHERS_PATH: Final = (405, 426)
-"""Statuses that say how to ask for a WebSocket; on a path that does not exist the answer is 404 instead."""
+"""Statuses that explain how to request a WebSocket; on a path that does not exist, 404 is sent instead."""
 _BAD_EXTENSIONS: Final = handshake.refusal(400, "bad_extensions")
 _BAD_QUERY: Final = handshake.refusal(400, "bad_query")
 _NO_COMMON_SUBPROTOCOL: Final = handshake.refusal(400, "no_common_subprotocol")
 _INVALID_TOKEN: Final = handshake.refusal(
     401, "invalid_token", extra_headers=(("WWW-Authenticate", "Bearer"),)
 )
-# RFC 6750 section 3 has a place for what is wrong with a token. It is used in development mode only.
+# RFC 6750 section 3: the challenge may name the fault of the token. It does so in development mode only.
 _CHALLENGES: Final = {
     name: f'Bearer error="invalid_token", error_description="{cause.text}"' for name, cause in CAUSES.items()
 }
@@ -57,29 +57,41 @@ _ADDRESS_REFUSALS: Final = {
 }
 _BEARER: Final = "bearer"
 AWAITED_MOST_S: Final = 5
-"""A key that was asked for is there by then, or is not."""
+"""Largest random part of Retry-After, for a token whose key is being fetched or that is not valid yet."""
 QUERY_FIELDS_LIMIT: Final = 64
-"""Each may become a subscription."""
+"""Fields of a query, because each may become a subscription; a query with more is refused."""
 NAME_LIMIT: Final = CHANNEL_LIMIT_BYTES
 POSITION_LIMIT: Final = 64
-"""Signs of a name, and of a position, that are kept of a URL."""
+"""Characters of a channel's name, and of a position, that are accepted from a URL."""
 
 
 Claim = Callable[[handshake.Request], handshake.Refusal | None]
+"""Counts a request for the address that its proxy names; returns a refusal if that has too many."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """A connection that may come in."""
+    """A handshake that is accepted so far.
+
+    Attributes:
+        response: The 101 response that completes the handshake.
+        dialect: The dialect that the client and the gateway have in common.
+        variant: The reactor's number for the dialect and compression of the connection.
+        identity: From the verified token in the header, or from a late token that `admit` has verified.
+        header_token: A token in the header that is still to be verified.
+        late_token: A token in the subprotocol or the query, whose refusal is sent after the 101.
+        channels: The channels of `?ch=`, to be subscribed as if the client had sent `sub`.
+        positions: The positions of `?from=`, by channel.
+    """
 
     response: bytes
     dialect: Dialect
-    variant: int  # the reactor's number for what it is sent
-    identity: Identity | None = None  # from a token in the header
-    header_token: str | None = field(default=None, repr=False)  # one that is still to be verified
-    late_token: str | None = field(default=None, repr=False)  # from a carrier whose fault is told after 101
-    channels: tuple[str, ...] = ()  # `?ch=`, subscribed as if the client had sent `sub`
-    positions: Mapping[str, str] = field(default_factory=dict)  # `?from=`, by channel
+    variant: int
+    identity: Identity | None = None
+    header_token: str | None = field(default=None, repr=False)
+    late_token: str | None = field(default=None, repr=False)
+    channels: tuple[str, ...] = ()
+    positions: Mapping[str, str] = field(default_factory=dict)
 
 
 class HandshakePolicy:
@@ -94,7 +106,7 @@ class HandshakePolicy:
     def __init__(
         self, options: ShardOptions, tokens: Tokens, log: Callable[..., None] = lambda event, **fields: None
     ) -> None:
-        """For one shard."""
+        """Accept handshakes by the options of one shard; without `log`, nothing is logged."""
         self._tokens = tokens
         self._log = log
         self.is_draining = False
@@ -102,7 +114,7 @@ class HandshakePolicy:
         self.renew(options)
 
     def renew(self, options: ShardOptions) -> None:
-        """Other options, from now on."""
+        """Use these options from now on."""
         self._path = options.path
         self._origins = options.origins
         self._allow_query_token = options.allow_query_token
@@ -111,24 +123,36 @@ class HandshakePolicy:
         self._unauthenticated_limit = options.unauthenticated_limit
 
     def judge(self, head: bytes, now_s: float, claim: Claim | None = None) -> Entry | handshake.Refusal:
-        """What to answer a request head with: `examine` and `verify` in one.
+        """Examine a request head and verify its token: `examine` and `verify` in one call.
 
         Args:
-            head: As the reactor hands it up.
-            now_s: Unix time, for tokens.
-            claim: Counts a well-formed request for whom its proxy names, before costly work is done for it.
+            head: The complete request head.
+            now_s: Seconds since 1970, for tokens.
+            claim: Counts a well-formed request for the address that its proxy names, before costly work is
+                done for it; returns a refusal if that address has too many connections.
+
+        Returns:
+            The accepted handshake, or the refusal to send.
         """
         entry = self.examine(head, now_s, claim)
         return entry if isinstance(entry, handshake.Refusal) else self.verify(entry, now_s)
 
     def is_known(self, entry: Entry, now_s: float) -> bool:
-        """Whether judging this entry costs next to nothing: it has no token, or one that was seen before."""
+        """Return whether a handshake needs no costly verification: it has no token or a cached one."""
         if entry.header_token is not None:
             return False
         return entry.late_token is None or self._tokens.knows(entry.late_token, now_s)
 
     def verify(self, entry: Entry, now_s: float) -> Entry | handshake.Refusal:
-        """Judge a token in the header that was not seen before."""
+        """Verify the token in the header of an examined handshake, if it is not verified yet.
+
+        Args:
+            entry: The handshake; it receives the identity of the token.
+            now_s: Seconds since 1970.
+
+        Returns:
+            The same handshake, or the refusal to send.
+        """
         token, entry.header_token = entry.header_token, None
         if token is not None:
             try:
@@ -138,12 +162,15 @@ class HandshakePolicy:
         return entry
 
     def examine(self, head: bytes, now_s: float, claim: Claim | None = None) -> Entry | handshake.Refusal:
-        """Judge a request head as far as that is cheap: all but tokens that were not seen before.
+        """Check everything in a request head except a token that is not in the cache.
 
         Args:
-            head: As `judge`'s.
-            now_s: As `judge`'s.
-            claim: As `judge`'s.
+            head: The complete request head.
+            now_s: Seconds since 1970.
+            claim: Counts the request for the address that its proxy names; see `judge`.
+
+        Returns:
+            The handshake, whose token may still be to be verified, or the refusal to send.
         """
         request = handshake.parse_head(head)
         if isinstance(request, handshake.Refusal):
@@ -180,7 +207,7 @@ class HandshakePolicy:
 
         Args:
             entry: The handshake, whose token in the header is verified.
-            now_s: Unix time, for tokens.
+            now_s: Seconds since 1970, for tokens.
             unauthenticated: How many upgraded connections of the shard have shown no token yet.
         """
         if self.is_draining:
@@ -190,7 +217,7 @@ class HandshakePolicy:
         return entry
 
     def _has_valid_token(self, entry: Entry, now_s: float) -> bool:
-        """Return whether a valid token came with the head; one of a browser's carriers is verified now."""
+        """Return whether the handshake carries a valid token; a late one is verified now."""
         if entry.identity is None and entry.late_token is not None:
             with suppress(TokenError):
                 entry.identity = self._tokens.connection(entry.late_token, now_s)
@@ -198,9 +225,9 @@ class HandshakePolicy:
         return entry.identity is not None
 
     def _refuse_origin(self, request: handshake.Request) -> handshake.Refusal:
-        """Say which origin is refused and where to allow it: in the log, in development also to the peer.
+        """Log which origin is refused and which setting allows it; in development the response says so too.
 
-        A browser shows its page no more than "1006", so that the log is where an operator finds the cause.
+        A browser shows its page only the code 1006, so that an operator finds the cause in the log alone.
         """
         origin, host = _shown(request.origin or ""), _shown(request.host)
         self._log(
@@ -218,13 +245,13 @@ class HandshakePolicy:
         return handshake.refusal(403, "forbidden_origin", detail=detail)
 
     def _read_query(self, query: str, entry: Entry) -> bool:
-        """What the URL asks for; False when it asks for too much."""
+        """Read channels, positions and a token from the query of the URL; return False if it is not valid."""
         try:
-            # Bytes that are not UTF-8 stay what they are, so that a channel named so is refused, not renamed.
+            # Bytes that are not UTF-8 are kept, so that a channel with such a name is refused, not renamed.
             fields = parse_qs(query, max_num_fields=QUERY_FIELDS_LIMIT, errors="surrogateescape")
         except ValueError:
             return False
-        # What is too long for a name is none, and need not be kept to be refused.
+        # A name that is too long becomes the empty one: it is refused all the same, and needs no memory.
         entry.channels = tuple(name if len(name) <= NAME_LIMIT else "" for name in fields.get("ch", ()))
         if "from" in fields:
             # A position has no colon, a channel may have several.
@@ -239,14 +266,17 @@ class HandshakePolicy:
         return True
 
     def _read_header(self, request: handshake.Request, entry: Entry, now_s: float) -> None:
-        """A token in the header outranks the others: only programs can send it, and they see a 401."""
+        """Read a token from the Authorization header, which is used instead of any other token.
+
+        Only programs can send this header, and they see a 401.
+        """
         authorization = request.authorization
         if authorization is None:
             return
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != _BEARER:
-            return  # a proxy's own, perhaps
-        # "Bearer" with nothing behind it is a bad token: who meant to show one is not anonymous.
+            return  # the header may be meant for a proxy
+        # "Bearer" without a token is a bad token: a client that means to show one is not anonymous.
         # Only spaces and tabs: str.strip would also remove 0x85 and 0xA0, which are part of the value.
         token = token.strip(" \t")
         entry.late_token = None
@@ -294,10 +324,10 @@ def spread_s(most_s: int) -> int:
 
 
 def _refusal_of(error: TokenError, *, is_dev: bool) -> handshake.Refusal:
-    """What a program is answered whose token in the header is refused.
+    """Return the response for a refused token in the header.
 
-    A passing fault is a 503 with Retry-After, because the same token is good later, while clients with one
-    token take a 401 as final. The reason is told in development mode, where the challenge is, too.
+    A fault that passes is a 503 with Retry-After: the same token is valid later, but clients take a 401 as
+    final. In development mode the challenge names the cause.
     """
     spread_s = random.randint(1, AWAITED_MOST_S)  # noqa: S311 - spreading, not secrecy
     headers = (("WWW-Authenticate", _CHALLENGES[error.cause]),) if is_dev else ()
@@ -312,7 +342,7 @@ def _refusal_of(error: TokenError, *, is_dev: bool) -> handshake.Refusal:
 
 
 def _path_asked(head: bytes) -> str | None:
-    """The path of an HTTP/1.1 request line, whatever its method; None when it names none."""
+    """Return the path of an HTTP/1.1 request line, whatever its method; None if the line has no path."""
     _, _, rest = head[: head.find(b"\r\n")].partition(b" ")
     target, _, version = rest.rpartition(b" ")
     if version != b"HTTP/1.1" or not target.startswith(b"/") or b" " in target or not target.isascii():
@@ -321,6 +351,6 @@ def _path_asked(head: bytes) -> str | None:
 
 
 def _shown(text: str) -> str:
-    """What a header says, short and without a character that a shell, a page or a log could act on."""
+    """Return the text of a header, shortened, with `?` for characters a shell, page or log could act on."""
     shown = _UNSHOWN.sub("?", text[:_SHOWN_LIMIT])
     return shown if len(text) <= _SHOWN_LIMIT else shown + "..."
