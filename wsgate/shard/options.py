@@ -1,4 +1,7 @@
-"""What a shard is told at its start, frozen. Made by the node from the configuration."""
+"""Define the options of a shard, and the memory that the processes of a node share.
+
+The node makes both before it forks a shard. Options are frozen: a reload of the configuration makes new ones.
+"""
 
 import socket
 from collections.abc import Mapping
@@ -29,28 +32,35 @@ __all__ = [
 ANONYMOUS = Identity(user="", permissions=NO_PERMISSIONS, expires_at_s=0)
 """The identity of a client without a token, where none is needed. One object for all such clients."""
 ANONYMOUS_MEMBER = ANONYMOUS.member()
-"""What a connection of such a client keeps; also one object."""
+"""The meta object of the connection of such a client; also one object for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelRules:
-    """One namespace: who may do what, and what a slow consumer of it loses."""
+    """The rules of one namespace of channels.
 
-    subscribe: str = "token"  # anyone, authenticated, token or nobody
+    Attributes:
+        subscribe: Which clients may subscribe: `anyone`, `authenticated`, `token` or `nobody`.
+        publish: Which clients may publish: the same words.
+        slow_consumer: What a slow consumer loses, one of `wsgate.reactor.event_kinds.POLICY_`.
+        max_publish_bytes: The largest payload of a publication.
+    """
+
+    subscribe: str = "token"
     publish: str = "nobody"
-    slow_consumer: int = 0  # wsgate.reactor.event_kinds.POLICY_
+    slow_consumer: int = 0
     max_publish_bytes: int = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventOptions:
-    """What backends are told, and where.
+    """Which events are recorded for backends, and in which streams.
 
     Attributes:
-        enabled: Of `wsgate.shard.backend_events.EVENT_TYPES`; none: no backend listens.
+        enabled: The types of `wsgate.shard.backend_events.EVENT_TYPES` that are recorded; empty: none.
         partitions: Number of streams.
-        maxlen: Entries a stream is trimmed to, about; 0: never.
-        pubsub: Whether each is published besides.
+        maxlen: Entries that a stream is trimmed to, approximately; 0: it is never trimmed.
+        pubsub: Whether each event is also published.
     """
 
     enabled: frozenset[str] = frozenset()
@@ -64,17 +74,23 @@ NO_EVENTS = EventOptions()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserLimits:
-    """What one user may have on all nodes of a bus; 0 switches a limit off."""
+    """Limits of one user on all nodes of a bus together; 0 switches a limit off.
+
+    Attributes:
+        connections: Connections at once.
+        replaces: Whether one more connection replaces the oldest; else it is refused.
+        rate_per_s: Messages per second.
+    """
 
     connections: int = 0
-    replaces: bool = True  # one more replaces the oldest; else it is refused
-    rate_per_s: int = 0  # of messages
+    replaces: bool = True
+    rate_per_s: int = 0
 
 
 NO_USER_LIMITS = UserLimits()
 
 DESCRIPTORS_OF_OURS: Final = 32
-"""What a shard opens besides clients: epoll sets, bus, pipes, standard streams."""
+"""Descriptors that a shard opens besides clients: epoll sets, bus, pipes, standard streams."""
 
 CONFIGURATION_BYTES: Final = 4 * 1024 * 1024
 KEY_SET_BYTES: Final = 256 * 1024
@@ -82,7 +98,7 @@ KEY_SET_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Boards:
-    """What a running shard is told anew, in memory it shares: made before it is forked."""
+    """Shared memory through which a running shard receives a new configuration and a new key set."""
 
     configuration: Board = field(default_factory=lambda: Board(CONFIGURATION_BYTES))
     """A `Renewal`, posted by the keeper."""
@@ -92,35 +108,35 @@ class Boards:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Memory that a node's processes share, made before any of them is forked."""
+    """Memory and sockets that the processes of a node share, made before any of them is forked."""
 
     block: StatisticsBlock
     boards: Boards = field(default_factory=Boards)
     addresses: SharedAddresses | None = None
-    """Where connections of an address are counted; None: nowhere, and the gate has no limit of it."""
+    """Where the connections of each address are counted; None: they are not counted, nor limited."""
     handovers: tuple[tuple[socket.socket, socket.socket], ...] = ()
     """See `wsgate.shard.handover.Handovers`."""
     owners: tuple[str, ...] = ()
-    """What this shard calls itself on the bus, and what those called themselves whose place it takes."""
+    """The name of this shard as an owner of connections on the bus, then those of the processes before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardOptions:
-    """One shard of a node. Times in the unit their name ends with."""
+    """The options of one shard of a node; names of quantities end with their unit."""
 
     node: str
-    node_lease: str = ""  # what the lease of the node's name holds; empty: there is none
+    node_lease: str = ""  # the value of the lease on the node's name; empty: there is no lease
     number: int
     reactor: Settings
     gate: GateLimits
-    node_limits: NodeLimits = NO_NODE_LIMITS  # what `gate` and `unauthenticated_limit` are computed from
+    node_limits: NodeLimits = NO_NODE_LIMITS  # from these, `gate` and `unauthenticated_limit` are computed
     bus: BusAddress
     bus_prefix: str = "wsgate"
     bus_connect_timeout_s: float = 5.0
     bus_command_timeout_s: float = 5.0
-    bus_backlog_bytes: int = 32 * 1024 * 1024  # publications received and not handed on
+    bus_backlog_bytes: int = 32 * 1024 * 1024  # publications that were received and are not delivered yet
     path: str = "/ws"
-    page_url: str = ""  # of the try page; empty: there is none
+    page_url: str = ""  # the address of the try page; empty: there is none
     origins: OriginPolicy
     keys: tuple[KeySource, ...] = ()
     tokens: TokenPolicy
@@ -136,14 +152,14 @@ class ShardOptions:
     any_channel: ChannelRules | None = None  # rules of namespaces not listed; None: there are no others
     inbox_slow_consumer: int = 0
     drain_timeout_ms: int = 30_000
-    has_private_bus: bool = False  # the bus is this node's own: no other node can take its clients
-    bus_shares: BusShares = field(default_factory=lambda: BusShares.of(0, 1))  # of the node's own bus
+    has_private_bus: bool = False  # the bus is this node's own: no other node can take over its clients
+    bus_shares: BusShares = field(default_factory=lambda: BusShares.of(0, 1))  # memory of the private bus
     probe_interval_ms: int = 5_000
-    gap_spread_ms: int = 0  # within which the node's clients load anew what they missed; 0: by their number
+    gap_spread_ms: int = 0  # time over which the node's clients spread their loads; 0: by their number
     events: EventOptions = NO_EVENTS
     user_limits: UserLimits = NO_USER_LIMITS
-    publish_rate_per_s: int = 0  # of one connection; 0: any
-    publish_burst: int = 0  # publishes of one connection at once; 0: what a second allows
-    byte_rates: ByteRates = NO_BYTE_RATES  # of what clients put onto the bus
+    publish_rate_per_s: int = 0  # publishes of one connection; 0: no limit
+    publish_burst: int = 0  # publishes of one connection at once; 0: as many as in one second
+    byte_rates: ByteRates = NO_BYTE_RATES  # for the bytes that clients send to the bus
     is_fetching_keys: bool = False  # the admin process posts a key set
-    is_dev: bool = False  # causes of refusals are told to the peer, and `/` leads to the try page
+    is_dev: bool = False  # a refusal names its cause to the peer, and `/` leads to the try page
