@@ -1,8 +1,10 @@
-"""What backends are told: who came, who went, what clients said. Source: protocols/backend/v1/spec.md.
+"""Record events for backends: connects, disconnects, subscriptions and messages of clients.
 
-Owns the form of an event and its name, and which types are told. How it gets to its stream, at least
-once, is the appender's business. With no type enabled nothing here costs anything, and a connection's
-meta stays what it was; else it also holds since when the connection is welcome.
+This module encodes an event, names it and chooses its stream. The appender sends it to the stream, at least
+once. If no type is enabled, nothing is encoded and a connection keeps a plain `Member`; otherwise its member
+also has the time of its admission.
+
+Source: protocols/backend/v1/spec.md.
 """
 
 import secrets
@@ -29,22 +31,22 @@ _ENCODINGS: Final = {JSON: b"json", TEXT: b"text", BINARY: b"binary"}
 
 
 class Tracked(Member, frozen=True, gc=False):
-    """A member with since when it is welcome, for the duration in `disconnected`."""
+    """A member with the time of its admission, for the duration in `disconnected`."""
 
     since_ms: int
 
 
 class Events:
-    """The events of one shard.
+    """Encodes the events of one shard and appends them to the streams of backends.
 
     Args:
-        options: What is told.
-        node: This node's name.
-        streams: The key of each partition.
-        appenders: How to append to each.
-        public_id: The id of a connection as its peer knows it.
-        count: Adds to a counter by name.
-        is_sharded: The bus is a cluster: what is published besides goes by SPUBLISH.
+        options: Which types are recorded, and how.
+        node: The name of this node.
+        streams: The stream of each partition, by its name on the bus.
+        appenders: The appender of each stream.
+        public_id: Returns the id of a connection as its client knows it.
+        count: Adds to a counter of the shard, by its name.
+        is_sharded: Whether the bus is a cluster, where events are published with SPUBLISH.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class Events:
         self.is_on = bool(options.enabled)
         self.tells_subscriptions = bool(options.enabled & {"subscribed", "unsubscribed"})
         self.takes_messages = "message" in options.enabled
-        self.has_room: Callable[[], bool] = lambda: True  # whether the bus may keep one more message
+        self.has_room: Callable[[], bool] = lambda: True
+        """Returns whether the bus has memory for one more message of a client."""
         self._enabled = options.enabled
         self._node = node.encode()
         self._streams = streams
@@ -75,58 +78,81 @@ class Events:
 
     @property
     def appenders(self) -> tuple[Appender, ...]:
-        """Each once, however many streams it serves."""
+        """Every appender once, however many streams it serves."""
         return tuple(dict.fromkeys(self._appenders))
 
     @property
     def refusing_streams(self) -> int:
-        """How many of the streams refuse events now."""
+        """How many streams refuse events now."""
         pairs = zip(self._streams, self._appenders, strict=True)
         return sum(appender.refuses(stream) for stream, appender in pairs) if self.is_on else 0
 
     async def flush(self, within_s: float) -> int:
-        """Wait until everything is told; how much was not when the time was over."""
+        """Wait until all events are in their streams; return how many were not when the time was over.
+
+        Args:
+            within_s: How long to wait, in seconds.
+        """
         end_s = time.monotonic() + within_s
         return sum([await each.flush(max(0.0, end_s - time.monotonic())) for each in self.appenders])
 
-    # --- what happens -----------------------------------------------------------------------------------
+    # --- recording --------------------------------------------------------------------------------------
 
     def member(self, identity: Identity, since_ms: int) -> Member:
-        """What is kept of somebody: with the time where events are told, the plain form where not."""
+        """Make the member of a connection; with the time of its admission if events are on.
+
+        Args:
+            identity: From the token of the connection.
+            since_ms: When the connection was admitted, in monotonic milliseconds.
+        """
         if not self.is_on:
             return identity.member()
         return Tracked(identity.user.encode(), identity.permissions, since_ms)
 
     def connected(self, conn: int, member: Member) -> None:
-        """A connection was welcomed."""
+        """Record that a connection was admitted."""
         if "connected" in self._enabled:
             self._tell(b"connected", conn, member.user_utf8)
 
     def disconnected(self, conn: int, reason: int, member: Member | None, now_ms: int) -> None:
-        """It is gone; nothing is told of who was never welcome."""
+        """Record that an admitted connection has closed, with the reason and the duration.
+
+        Args:
+            conn: The connection.
+            reason: Why it closed, a number of `Reason`.
+            member: Of the connection; one that was never admitted has none, and is not recorded.
+            now_ms: Monotonic milliseconds.
+        """
         if isinstance(member, Tracked) and "disconnected" in self._enabled:
             name = Reason(reason).name.lower().encode()
             more = {b"reason": name, b"duration_ms": b"%d" % max(0, now_ms - member.since_ms)}
             self._tell(b"disconnected", conn, member.user_utf8, more)
 
     def subscribed(self, conn: int, member: Member | None, name: bytes) -> None:
-        """Its subscription was confirmed."""
+        """Record that a connection's subscription to a channel was confirmed."""
         if member is not None and "subscribed" in self._enabled:
             self._tell(b"subscribed", conn, member.user_utf8, {b"ch": name})
 
     def unsubscribed(self, conn: int, member: Member | None, name: bytes) -> None:
-        """It left a channel."""
+        """Record that a connection is no longer subscribed to a channel."""
         if member is not None and "unsubscribed" in self._enabled:
             self._tell(b"unsubscribed", conn, member.user_utf8, {b"ch": name})
 
     def message(
         self, conn: int, member: Member, payload: Payload, sender: Sender, done: Callable[[str], None]
     ) -> str:
-        """It said something to the backend; `done` is told what `AppendOutcome` tells.
+        """Append the message of a client to its stream, if there is room for it.
+
+        Args:
+            conn: The connection that sent the message.
+            member: Of the connection.
+            payload: The message.
+            sender: The party whose turn the message takes.
+            done: Called later with the outcome, an `AppendOutcome`.
 
         Returns:
-            "" when it was accepted; else why not, as `Appender.offer` says, and `done` is not called. `full`
-            also when the bus has no memory for it.
+            "" if the message waits for its stream. Otherwise the reason why not, as `Appender.offer` returns,
+            and `done` is not called; `full` also if the bus has no memory for the message.
         """
         if not self.has_room():
             return FULL
@@ -136,9 +162,10 @@ class Events:
             data, sender, done, commands=commands, stream=self._streams[place]
         )
 
-    # --- its form ---------------------------------------------------------------------------------------
+    # --- encoding ---------------------------------------------------------------------------------------
 
     def _tell(self, kind: bytes, conn: int, user: bytes, more: Mapping[bytes, bytes] | None = None) -> None:
+        """Append an event to its stream; if too many wait, drop and count it."""
         place, data, commands = self._form(kind, conn, user, more)
         if not self._appenders[place].append(data, commands=commands, stream=self._streams[place]):
             self._count("events_dropped", 1)
@@ -146,7 +173,20 @@ class Events:
     def _form(
         self, kind: bytes, conn: int, user: bytes, more: Mapping[bytes, bytes] | None = None
     ) -> tuple[int, bytes, int]:
-        """Which stream an event belongs to, its commands packed, and how many they are."""
+        """Encode an event as commands to the bus.
+
+        The stream is chosen by the user, or by the connection where there is no user, so that all events of
+        one user are in order.
+
+        Args:
+            kind: The type of the event.
+            conn: The connection.
+            user: Its user; empty: none.
+            more: Fields of this type.
+
+        Returns:
+            The index of the stream, the packed commands, and the number of commands.
+        """
         self._number += 1
         public = b"%016x" % self._public_id(conn)
         fields = {
@@ -171,7 +211,7 @@ class Events:
 
 
 def _as_json(fields: Mapping[bytes, bytes]) -> bytes:
-    """An event as one JSON object, for those who listen without a stream."""
+    """Encode an event as one JSON object, for backends that subscribe and do not read the stream."""
     shown: dict[str, Any] = {
         name.decode(): value.decode() for name, value in fields.items() if name != b"data"
     }
@@ -212,7 +252,7 @@ def make_events(
     timing = AppenderOptions(
         connect_timeout_s=options.bus_connect_timeout_s,
         command_timeout_s=options.bus_command_timeout_s,
-        # The private bus has a fixed amount of memory, and only the gateway knows what it is for.
+        # The private bus has a fixed amount of memory, so the gateway trims the streams when it is short.
         trimmed_streams=tuple(streams) if options.has_private_bus else (),
         stream_bytes=(shares.maxmemory_bytes - shares.names_bytes) * 3 // 4 // enabled.partitions,
     )
