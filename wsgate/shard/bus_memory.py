@@ -1,8 +1,8 @@
-"""What the node's own bus holds: read from the bus, counted by the shards, and the account judged by both.
+"""Account the memory of the node's own bus, and refuse channels and messages before it is full.
 
-The bus is asked once a second, and four times where names came since. Between two answers each shard adds
-what it has counted itself, so that nobody outruns the account. The names of the other shards stand in their
-regions.
+Each shard requests INFO from the bus once a second, and up to four times if its channels have grown since.
+Between two answers a shard adds the channel names that it has counted itself, so that no client adds channels
+faster than they are accounted. The other shards write the bytes of their names into the statistics block.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ __all__ = ["BusMemory"]
 
 LOOK_S: Final = 1.0
 GROWN_BYTES: Final = 256 * 1024
-"""The bus is asked sooner when the names have grown by so much."""
+"""INFO is requested at once when the channel names of the node have grown or shrunk by so much."""
 _INFO: Final = pack("INFO", "memory")
 
 
 class BusMemory:
-    """The account of the node's own bus in one shard; of another bus there is none.
+    """Keeps one shard's account of the private bus; without a private bus it accepts everything.
 
     Args:
-        ledger: Judges.
-        reactor: Whose channels are names on the bus.
-        publisher: The way to the bus.
-        block: Where every shard publishes what its names take.
-        number: Which shard this is.
-        prefix: What channel names start with on the bus.
-        log: Where a change is said.
+        ledger: Decides from the account whether the bus has memory left.
+        reactor: Holds the channels of this shard, which are names on the bus.
+        publisher: Sends INFO to the bus.
+        block: The statistics, where every shard writes how many bytes its names take.
+        number: The number of this shard.
+        prefix: The prefix of channel names on the bus.
+        log: Records when the bus becomes full, and when it no longer is.
     """
 
     def __init__(
@@ -57,15 +57,18 @@ class BusMemory:
         self._looked_s = 0.0
         self._looked_at_bytes = 0
         self._is_asking = False
-        self.is_full = False  # newcomers are refused
-        self.appenders: Sequence[Appender] = ()  # who makes room in the streams
+        self.is_full = False
+        """Whether the bus has no memory for more connections, so that newcomers are refused."""
+        self.appenders: Sequence[Appender] = ()
+        """The appenders that trim the streams when the bus is nearly full."""
 
     @property
     def is_there(self) -> bool:
-        """Whether the node has a bus of its own."""
+        """Whether the node has a private bus, which is accounted."""
         return self._ledger.shares.total_bytes > 0
 
     def _own_bytes(self) -> int:
+        """Return the memory that this shard's channel names take on the bus, in bytes."""
         count, size = self._reactor.channel_names()
         return names_bytes(count, size + count * self._prefix_bytes)
 
@@ -74,19 +77,19 @@ class BusMemory:
         return self._own_bytes() + self._others_bytes
 
     def takes_name(self) -> bool:
-        """Whether a client may add a channel name."""
+        """Return whether the bus has memory for one more channel of a client."""
         return not self.is_there or self._ledger.takes_name(self._counted)
 
     def takes_message(self) -> bool:
-        """Whether a client may have the bus keep one more message.
+        """Return whether the bus has memory for one more message of a client in its streams.
 
-        Not while the bus is nearly full and nothing can be removed from its streams, because backends have
-        not read it yet.
+        It has none while it is nearly full and the last trim of every appender removed nothing, because
+        backends have not read the entries yet.
         """
         return not self._ledger.is_nearly_full or any(each.last_trimmed for each in self.appenders)
 
     def tick(self, now_s: float) -> None:
-        """Judge, publish what this shard's names take, and ask the bus when it is time.
+        """Write this shard's share, decide whether the bus is full, and request INFO if it is time.
 
         Args:
             now_s: A monotonic clock.
@@ -115,7 +118,10 @@ class BusMemory:
         return self._ledger.reading.used
 
     def _on_info(self, outcome: str, text: bytes) -> None:
-        """The bus has answered, or has not: then the last answer and the shards' own counts stand."""
+        """Read the answer to INFO, and trim the streams if the bus is nearly full.
+
+        If the bus did not answer, the last answer and the counts of the shards stay in use.
+        """
         self._is_asking = False
         if outcome:
             return
