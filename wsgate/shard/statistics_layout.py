@@ -1,8 +1,8 @@
-"""What a shard counts: the layout of its region of the statistics block.
+"""Define the layout of a process's region of the statistics block: counters, gauges and histograms.
 
-The reactor's own numbers keep their names. Before the others stands what they are about:
-`handshake_` a refusal over HTTP by name, `error_` an error a command was answered with, `command_` a
-command by op, `held_` bytes by kind, `now_` connections by state.
+The reactor's numbers keep their names. Other families have a prefix: `ended_` for ended connections by
+reason, `handshake_` for refused handshakes by name, `error_` for errors sent to clients, `command_` for
+commands, `held_` for accounted bytes by kind, `now_` for connections by state.
 """
 
 from typing import Final
@@ -30,9 +30,9 @@ SHARD_REFUSALS: Final = {
     "unknown_path": 404,
     "unserved": 503,
 }
-"""Handshakes refused beside those in `handshake.REFUSALS`, with their HTTP status.
+"""Refusals of handshakes by a shard, by name with their HTTP status; others are in `handshake.REFUSALS`.
 
-`unserved` is the keeper's answer in the queue of a shard that hangs.
+The keeper sends `unserved` to the connections in the queue of a shard that hangs.
 """
 
 COMMANDS: Final = (
@@ -58,11 +58,11 @@ DUTIES: Final = (
     "reload",
     "runtime_directory",
     "steer",
-    "tend",  # a round of the keeper as a whole: nothing but an unforeseen fault
+    "tend",  # a round of the keeper as a whole: counts faults that no other duty has contained
     "unserved",
     "watch",
 )
-"""What the keeper does beside forking, reaping and signals; a failure of one is counted by its name."""
+"""Duties of the keeper besides forking, reaping and signals; a failure is counted by the duty's name."""
 
 LAYOUT: Final = Layout(
     counters=(
@@ -71,107 +71,107 @@ LAYOUT: Final = Layout(
         *(f"handshake_{name}" for name in (*REFUSALS, *SHARD_REFUSALS)),
         *(f"error_{name}" for name in ERRORS),
         *(f"command_{name}" for name in COMMANDS),
-        "publications_received",  # came over the bus for a channel
-        "publications_malformed",  # broken envelope: dropped
-        "publications_too_large",  # over the channel's max_publish: dropped
-        "publications_unheard",  # nobody subscribed any more
-        "publications_dropped",  # oldest of the backlog: more arrived than it holds
-        "gaps_slow",  # notices to connections: publications that the shard could not keep
-        "gaps_bus",  # the bus was lost
-        "gaps_too_large",  # a publication was too large
-        "publications_deflated",  # compressions, not subscribers
+        "publications_received",  # from the bus, for a channel with subscribers here
+        "publications_malformed",  # dropped: the envelope cannot be decoded
+        "publications_too_large",  # dropped: over the channel's max_publish
+        "publications_unheard",  # discarded: the channel has no confirmed subscriber here
+        "publications_dropped",  # the oldest of the backlog, because more arrived than it may hold
+        "gaps_slow",  # gap notices sent to connections: the shard could not keep publications
+        "gaps_bus",  # the same: the bus was lost
+        "gaps_too_large",  # the same: a publication was too large
+        "publications_deflated",  # compressions; one serves many subscribers
         "deflate_bytes_in",
         "deflate_bytes_out",
-        "subscriptions_behind",  # refused: the bus has not answered what was asked before
-        "subscriptions_bus_memory",  # refused: the node's own bus has no memory for one more name
-        "subscriptions_forbidden",  # refused or taken: the bus does not let the gateway hear the channel
-        "publishes_sent",  # by clients, and the bus has them
-        "publishes_failed",  # by clients, answered with an error
-        "publishes_crowded",  # of those failed: the client had too much under way
-        "publishes_over_rate",  # by clients, answered with an error and not counted as failed
-        "publishes_over_bytes",  # publishes and messages of clients over their budget, answered likewise
+        "subscriptions_behind",  # refused: the bus has not answered earlier SUBSCRIBE commands
+        "subscriptions_bus_memory",  # refused: the node's own bus has no memory for one more channel
+        "subscriptions_forbidden",  # refused or ended: the bus forbids the gateway the channel
+        "publishes_sent",  # publishes of clients that the bus has taken
+        "publishes_failed",  # publishes of clients that were answered with an error
+        "publishes_crowded",  # failed publishes of clients that had too many commands waiting
+        "publishes_over_rate",  # publishes over the client's rate; not counted as failed
+        "publishes_over_bytes",  # publishes and messages over the client's byte budget; not counted as failed
         "tokens_verified",
-        "tokens_cached",  # seen before, not verified again
+        "tokens_cached",  # tokens found in the cache and not verified again
         "tokens_refused",
-        *(f"token_fault_{name}" for name in FAULTS),  # the same ones, by what was wrong
-        "tokens_evicted",  # cached ones, because memory was short
-        "unknown_key_ids_requested",  # kids that no key has, asked of whoever fetches the key set
-        "keys_fetched",  # key sets taken over
-        "revocations_forgotten",  # too many users: from then on one time counts for all of them
-        "revocations_unread",  # readings of the bus that failed
+        *(f"token_fault_{name}" for name in FAULTS),  # refused tokens by fault
+        "tokens_evicted",  # tokens removed from the cache because memory was short
+        "unknown_key_ids_requested",  # kids that no key has, for which a fetch of the key set was requested
+        "keys_fetched",  # key sets that were taken into use
+        "revocations_forgotten",  # too many users: the earliest revocation became one for all users
+        "revocations_unread",  # failed attempts to read revocations from the bus
         "controls_run",  # commands of backends on the control channel
         "controls_malformed",
-        "config_reloads",  # configurations taken over
+        "config_reloads",  # configurations that were taken into use
         "bus_connects",
         "bus_failures",
         "probes_echoed",
-        "events_appended",  # to a stream, and answered
-        "events_repeated",  # sent once more: it was not known whether the stream has them
-        "events_dropped",  # too many waited
-        "events_trimmed",  # by us, of a stream: the node's own bus was full
-        "events_taken",  # of those appended: messages of clients
-        "events_refused",  # messages of clients, answered with an error
-        "addresses_unnamed",  # a listed proxy did not say for whom it speaks
-        "users_unchecked",  # connections of users let in because the bus did not answer
-        "messages_of_reset_connections",  # received whole from a connection that was reset in the same turn
-        "user_deregistrations_lost",  # gone, and still counted: the bus was away too long
-        "rates_unchecked",  # leases of messages, likewise
-        "admission_open",  # times the state became this one
+        "events_appended",  # events that a stream has confirmed
+        "events_repeated",  # events sent again, because it was not known whether the stream has them
+        "events_dropped",  # events dropped because too many waited
+        "events_trimmed",  # entries that the gateway removed from a stream of its own full bus
+        "events_taken",  # messages of clients that were appended
+        "events_refused",  # messages of clients that were answered with an error
+        "addresses_unnamed",  # connections whose trusted proxy named no client address
+        "users_unchecked",  # connections of users that were admitted because the bus did not answer
+        "messages_of_reset_connections",  # complete messages of a connection that was reset in the same turn
+        "user_deregistrations_lost",  # closed connections that the bus still counts after a long outage
+        "rates_unchecked",  # leases of messages granted because the bus did not answer
+        "admission_open",  # how often the admission state became this one
         "admission_refusing",
         "admission_shedding",
-        "handovers_lost",  # by a sibling, and there was no descriptor to take it with
-        "listen_overflows",  # accept queues that were full, on the whole machine; the keeper's
+        "handovers_lost",  # connections handed over by another shard that no descriptor was free for
+        "listen_overflows",  # full accept queues on the whole machine; of the keeper
         "listen_drops",
         "client_asked",  # GET /client.js on the client port
         "readiness_asked",  # GET /readyz on the client port
-        "restarts",  # of a child; the keeper's
-        "log_lines_dropped",  # the reader of standard error was too slow; the keeper's and the shards'
-        *(f"duty_failed_{name}" for name in DUTIES),  # exceptions contained; the keeper's
+        "restarts",  # of child processes; of the keeper
+        "log_lines_dropped",  # the reader of standard error was too slow; of the keeper and the shards
+        *(f"duty_failed_{name}" for name in DUTIES),  # contained exceptions; of the keeper
     ),
     gauges=(
         "phase",  # statistics.readiness.PHASE_
         "pid",
-        "beat_ms",  # monotonic clock, when it last beat
-        "room",  # how many more connections fit; the weight of its listener
+        "beat_ms",  # monotonic time of the last heartbeat
+        "room",  # how many more connections fit; the keeper distributes connections by it
         "admission_state",  # admission.State
         "connections_limit",
         "descriptors_limit",
-        "room_connections",  # how many more fit as far as each resource goes
+        "room_connections",  # how many more connections each resource has room for
         "room_descriptors",
         "room_memory",
-        "binds_connections",  # 1: it is the one that goes least far
+        "binds_connections",  # 1: this resource has the least room
         "binds_descriptors",
         "binds_memory",
-        "growth_per_1000_s",  # connections, mean of about the last 20 s; 0: they do not grow
-        "full_in_s",  # at that growth; 2**31: never
-        "memory_accounted_bytes",  # on the books for memory of the process itself
-        "memory_growth_bytes",  # what the process has really grown by since it started
-        "memory_unaccounted_bytes",  # of that on no account: newcomers are refused for it, nobody is cut
+        "growth_per_1000_s",  # growth of connections, mean of about the last 20 s; 0: no growth
+        "full_in_s",  # when the shard is full at that growth; 2**31: never
+        "memory_accounted_bytes",  # accounted memory of the process itself
+        "memory_growth_bytes",  # resident memory that the process has gained since it started
+        "memory_unaccounted_bytes",  # growth that no account explains; newcomers are refused, none is closed
         "listen_queue",  # connections that wait to be accepted
         "listen_queue_limit",
-        "sockets_short",  # 1: the machine has no memory for more sockets; the keeper's
-        "tcp_memory_bytes",  # of all sockets of the machine; the keeper's
+        "sockets_short",  # 1: the machine has no memory for more sockets; of the keeper
+        "tcp_memory_bytes",  # memory of all TCP sockets of the machine; of the keeper
         "tcp_memory_limit_bytes",
-        "bus_bytes",  # resident, of the node's own bus; the keeper's
-        "bus_limit_bytes",  # what that may hold; 0: the node has none
-        "bus_names_bytes",  # what the channels of a shard take there, by the shard's own count
-        "bus_used_bytes",  # all that it uses, as it told a shard last
-        "bus_buffers_bytes",  # of that, what waits for shards
-        "proportional_set_bytes",  # of a shard's process, weighed once a minute by itself
+        "bus_bytes",  # resident memory of the node's own bus; of the keeper
+        "bus_limit_bytes",  # memory that the node's own bus may take; 0: there is none
+        "bus_names_bytes",  # memory of a shard's channel names on the node's own bus, by the shard's count
+        "bus_used_bytes",  # memory that the node's own bus uses, from its last answer to the shard
+        "bus_buffers_bytes",  # the part of it that waits to be sent to clients of the bus
+        "proportional_set_bytes",  # of a shard's process, which measures it once a minute
         "bus_up",
-        "probe_due_ms",  # monotonic clock, when the bus must have echoed the next probe
-        "backlog_publications",  # received from the bus and not handed on
-        "backlog_bytes",  # held for them
-        "subscriptions_pending",  # channels the bus has not confirmed yet
+        "probe_due_ms",  # monotonic time by which the bus must have echoed the next probe
+        "backlog_publications",  # received from the bus and not delivered yet
+        "backlog_bytes",  # memory of these publications
+        "subscriptions_pending",  # channels that the bus has not confirmed yet
         "token_cache_entries",
-        "permission_sets",  # different ones, of connections and cached tokens
+        "permission_sets",  # different permission sets of connections and cached tokens
         "permission_sets_bytes",
         "revoked_users",
-        "key_set_missing",  # 1: a key set is to be fetched and none was yet
+        "key_set_missing",  # 1: a key set is to be fetched, and none has come yet
         "events_waiting",
         "events_waiting_bytes",
         "events_streams_refusing",
-        "python_blocks",  # memory blocks CPython's allocator has given out
+        "python_blocks",  # memory blocks that CPython's allocator has allocated
         *(f"now_{name}" for name in STATE_NAMES[1:]),
         "now_connections",
         "now_blocked",
@@ -185,10 +185,10 @@ LAYOUT: Final = Layout(
         "held_pool",
         "held_outside",
         "held_kernel_queued",
-        "held_kernel_orphans",  # of sockets closed with data that their peers have not taken
+        "held_kernel_orphans",  # for closed sockets with data that their peers have not taken
         "held_connections",
-        "memory_budget_bytes",  # what all of held_ together may come to
+        "memory_budget_bytes",  # limit of the sum of all `held_` gauges
     ),
     histograms=("loop_lag_us", "probe_us"),
 )
-"""One layout for every region of a node; the keeper uses the few that fit it."""
+"""The one layout of all regions of a node; the keeper uses the few numbers that apply to it."""
