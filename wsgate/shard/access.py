@@ -1,4 +1,4 @@
-"""Who may subscribe and publish where. Pure: names and rules in, an error's name or None out.
+"""Decide which channels a client may subscribe to and publish to. Pure: no state but the rules.
 
 Source: protocols/client/v1/spec.md, "Permissions".
 """
@@ -13,37 +13,49 @@ __all__ = ["Access"]
 
 
 class Access:
-    """The rules of one node.
+    """Applies the rules of namespaces and the permissions of a token to the channels of clients.
 
     Args:
-        channels: Rules by namespace; `default` for names without one.
-        any_channel: Rules of every other namespace; None: there are no others.
+        channels: Rules by namespace; `default` for channels without a namespace.
+        any_channel: Rules of every other namespace; None: channels of other namespaces do not exist.
     """
 
     def __init__(self, channels: Mapping[str, ChannelRules], any_channel: ChannelRules | None) -> None:
         self.renew(channels, any_channel)
 
     def renew(self, channels: Mapping[str, ChannelRules], any_channel: ChannelRules | None) -> None:
-        """Other rules, from now on."""
+        """Use these rules from now on."""
         self._channels = channels
         self._any = any_channel
         rules = [*channels.values(), *([any_channel] if any_channel else [])]
         self.smallest_max_publish_bytes = min((each.max_publish_bytes for each in rules), default=0)
 
     def rules(self, channel: str) -> ChannelRules | None:
-        """The rules of a channel's namespace: what stands before the first colon."""
+        """Return the rules of a channel's namespace, which is the text before the first colon; None: none."""
         namespace, colon, _ = channel.partition(":")
         return self._channels.get(namespace if colon else "default", self._any)
 
     def max_publish_bytes(self, channel: str) -> int:
-        """The largest payload a channel takes; an inbox has the rules of no namespace, but a limit too."""
+        """Return the largest payload of a publication on a channel, in bytes.
+
+        An inbox belongs to no namespace; its limit is the smallest of all namespaces.
+        """
         rules = None if channel.startswith(INBOX_MARK) else self.rules(channel)
         return rules.max_publish_bytes if rules else self.smallest_max_publish_bytes
 
     def may_subscribe(self, member: Member, channel: str, *, has_channel_token: bool = False) -> str | None:
-        """None, or the name of the error: `unknown_channel`, `permission_denied`."""
+        """Return the error for a client that may not subscribe to a channel; None: it may.
+
+        Args:
+            member: Of the connection.
+            channel: The name of a channel, not of an inbox.
+            has_channel_token: Whether the client showed a valid token for this channel.
+
+        Returns:
+            `unknown_channel`, `permission_denied` or None.
+        """
         if channel in member.permissions.channels:
-            return None  # it was subscribed on connect, whatever the namespace says
+            return None  # a channel of the token is subscribed on connect, whatever its namespace permits
         rules = self.rules(channel)
         if rules is None:
             return "unknown_channel"
@@ -52,7 +64,10 @@ class Access:
         return _judge(rules.subscribe, member, Permissions.may_subscribe, channel)
 
     def may_publish(self, member: Member, channel: str) -> str | None:
-        """As `may_subscribe`."""
+        """Return the error for a client that may not publish to a channel; None: it may.
+
+        The arguments and errors are those of `may_subscribe`.
+        """
         rules = self.rules(channel)
         if rules is None:
             return "unknown_channel"
@@ -62,7 +77,10 @@ class Access:
 def _judge(
     level: str, member: Member, by_claim: Callable[[Permissions, str], bool], channel: str
 ) -> str | None:
-    """Claims add, never remove: what the namespace grants needs no claim."""
+    """Return the error if neither the level of the namespace nor the claims of the token permit an action.
+
+    Claims only add permissions: an action that the namespace permits needs no claim.
+    """
     if level == "anyone" or (level == "authenticated" and member.user_utf8):
         return None
     if level != "nobody" and by_claim(member.permissions, channel):

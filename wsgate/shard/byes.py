@@ -14,25 +14,25 @@ from wsgate.reasons import REASONS, Reason
 __all__ = ["EXPIRY_RANKS", "RETRY_MS", "bye", "comes_back", "common_byes"]
 
 RETRY_MS: Final = 2_000
-"""Advised to clients that may come back; their own jitter comes on top."""
+"""Milliseconds that clients are asked to wait before they retry; they add a random time of their own."""
 EXPIRY_RANKS: Final = 30
-"""Tokens that expire in one second bring their clients back in this many seconds, a thousand in each."""
+"""Seconds over which clients return whose tokens expire in the same second, a thousand in each."""
 
 
 def comes_back(close_code: int) -> bool:
-    """Whether a client should reconnect after this code. Source: protocols/codes.json."""
+    """Return whether a client should reconnect after this Close code. Source: protocols/codes.json."""
     if close_code >= 4000:
         return close_code < 4500
     return close_code in (1000, 1001, 1006, 1011, 1012, 1013)
 
 
 def bye(dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
-    """Encode the `bye` of a reason.
+    """Encode the `bye` message for a reason in one dialect.
 
     Args:
         dialect: The dialect of the connection.
         reason: Why the connection is closed.
-        retry_ms: How long the client should wait; not sent when the client should not come back.
+        retry_ms: How long the client should wait; not sent if the client should not reconnect.
     """
     code = REASONS[reason].close_code
     returns = comes_back(code)
@@ -40,6 +40,7 @@ def bye(dialect: Dialect, reason: Reason, retry_ms: int = RETRY_MS) -> bytes:
 
 
 def _all() -> Iterator[tuple[Reason, int, int]]:
+    """Yield the reason, the rank and the `retry_ms` of every message that is encoded in advance."""
     for row in REASONS.values():
         if row.close_code >= 4000:
             yield row.reason, 0, RETRY_MS
@@ -54,5 +55,5 @@ _COMMON: Final = tuple(
 
 
 def common_byes() -> Iterator[tuple[Reason, int, dict[Dialect, bytes]]]:
-    """Yield the reason, the rank for `Reactor.set_bye` and the message in each dialect."""
+    """Yield each encoded `bye`: its reason, its rank for `Reactor.set_bye`, and the message by dialect."""
     return iter(_COMMON)

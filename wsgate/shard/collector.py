@@ -1,8 +1,8 @@
-"""How long Python's cycle collector took, which no client is charged for.
+"""Measure the time of Python's cycle collector, so that no client is charged for it.
 
-The collector runs in the middle of whichever message is handled when it is due. One run takes milliseconds in
-a full shard. A client that publishes 40 times a second was charged with it, and for seconds it had its turns
-after clients that flood.
+The collector runs in the middle of the message that is handled when it is due. One run takes milliseconds in
+a full shard. Before, a client that published 40 times a second was charged for it, and for seconds it had its
+turns after clients that flood.
 """
 
 import gc
@@ -21,16 +21,16 @@ class CollectorClock:
         self._callback: Final = self._on_phase  # one bound method, so that it can be removed again
 
     def start(self) -> None:
-        """Begin to count."""
+        """Begin to measure the runs of the collector."""
         gc.callbacks.append(self._callback)
 
     def stop(self) -> None:
-        """Count no more. Harmless where it was not started."""
+        """Stop to measure; this may be called without `start`."""
         if self._callback in gc.callbacks:
             gc.callbacks.remove(self._callback)
 
     def take_ns(self) -> int:
-        """Return the nanoseconds since the call before, and begin anew."""
+        """Return the nanoseconds that the collector has taken since the last call, and reset them."""
         spent_ns, self._spent_ns = self._spent_ns, 0
         return spent_ns
 
