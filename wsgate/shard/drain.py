@@ -1,11 +1,11 @@
-"""Leaving in order: every client told, at a rate its successors can bear, and none kept waiting.
+"""Drain a shard: answer its accept queue, then close its connections in batches before the process ends.
 
-With no clients there is no delay. Otherwise connections are closed in batches, each with its own jittered
-`retry_ms`, so that those who come back do not come together. What is still there at the deadline is cut.
+With no clients there is no delay. Otherwise each client receives a `bye` with a random `retry_ms`, so that
+the clients do not reconnect together. The connections that are left at the deadline are not closed here.
 
-Who has peers behind the same bus takes half of the time to close, because each that goes is somebody else's
-newcomer at once. Who is alone (its bus is its own) closes fast and tells everybody to stay away until it can
-be back: before, with 2,000 clients, each tried four times in vain.
+A shard that shares its bus with other nodes spreads the closes over half of the timeout, because each client
+connects to another node at once. A shard with a private bus closes fast, and its clients wait until it can be
+back: before, with 2,000 clients, each tried four times in vain.
 """
 
 import asyncio
@@ -32,33 +32,45 @@ ANSWERS_S: Final = 0.5
 """Maximum time for these answers to be written, and read by clients that are still sending."""
 ANSWER_STEP_S: Final = 0.01
 RETRY_AFTER_S: Final = 5
+"""Retry-After of the refusals that are sent one by one, without the reactor."""
 STEP_S: Final = 0.1
+"""Time between two batches of closes."""
 BATCH_LEAST: Final = 20
 RETRY_LEAST_MS: Final = 500
 RETRY_PER_CLIENT_MS: Final = 1
 RETRY_SPREAD_MOST_MS: Final = 30_000
-ALONE_CLOSES_PER_MS: Final = 5  # an event for each goes to the backend: a quarter of what that bears
-RESTART_MS: Final = 2_000  # from the last Close: lingering, the last events, and a process that starts
+ALONE_CLOSES_PER_MS: Final = 5
+"""Closes of a shard with a private bus; each is an event for backends, which can take four times as many."""
+RESTART_MS: Final = 2_000
+"""Time from the last Close to the first return: lingering, the last events, and the start of a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast to close, and when those who were told may come back."""
+    """How fast a shard closes its connections, and when their clients may return.
+
+    Attributes:
+        closing_ms: Time over which the closes are spread.
+        batch: Connections that are closed every `STEP_S`.
+        retry_least_ms: Least `retry_ms` of the clients that are closed last.
+        retry_spread_ms: Range of the random part of `retry_ms`.
+        has_private_bus: Whether no other node can take over the clients.
+    """
 
     closing_ms: int
-    batch: int  # in one STEP_S
-    retry_least_ms: int  # for the last ones
+    batch: int
+    retry_least_ms: int
     retry_spread_ms: int
     has_private_bus: bool
 
     @classmethod
     def of(cls, clients: int, timeout_ms: int, *, has_private_bus: bool) -> Self:
-        """The pace for so many clients.
+        """Compute the pace for a number of clients.
 
         Args:
-            clients: Of this shard.
-            timeout_ms: For all of it.
-            has_private_bus: No other node can take them.
+            clients: Connections of this shard.
+            timeout_ms: Time for the whole drain.
+            has_private_bus: Whether no other node can take over the clients.
         """
         closing_ms = timeout_ms // 2
         if has_private_bus:
@@ -72,7 +84,12 @@ class Pace:
         )
 
     def retry_ms(self, passed_ms: float, random_share: float) -> int:
-        """When one may come back that is told now; `random_share` is from 0 up to 1."""
+        """Return the `retry_ms` for a client that is closed now.
+
+        Args:
+            passed_ms: Time since the drain began.
+            random_share: Part of the random range to use, from 0 up to 1.
+        """
         still_ms = max(0.0, self.closing_ms - passed_ms) if self.has_private_bus else 0.0
         return self.retry_least_ms + int(still_ms + random_share * self.retry_spread_ms)
 
@@ -86,17 +103,18 @@ async def empty_queue(
     empty, for at most `QUEUE_S`.
 
     Args:
-        reactor: Refuses newcomers by itself already, and accepts without a rate.
-        listener_fd: Its listener.
-        run_pass: Runs a pass of the loop.
-        spare_fd: Closed here: where no descriptor is free, this one takes a connection after the other.
+        reactor: Refuses newcomers already, and accepts without a rate limit.
+        listener_fd: The listener of the reactor.
+        run_pass: Runs a pass of the shard.
+        spare_fd: A descriptor that is closed here. If no other is free, the connections are accepted with it,
+            one after the other.
     """
     loop = asyncio.get_running_loop()
     end_s = loop.time() + QUEUE_S
     is_exhausted = False
     while loop.time() < end_s:
         before = reactor.counters()["accept_exhausted"]
-        # Whatever the reactor has paused accepting for: it begins anew.
+        # The reactor may have paused accepting. To listen again ends the pause.
         reactor.stop_listening()
         reactor.listen(listener_fd)
         run_pass()
@@ -120,7 +138,13 @@ def _unanswered(reactor: Reactor) -> int:
 
 
 def _refuse_one_by_one(listener_fd: int, end_s: float, now_s: Callable[[], float]) -> None:
-    """Accept, answer 503 and close, with the one descriptor that is free."""
+    """Accept queued connections one after the other with the one free descriptor, and answer each with 503.
+
+    Args:
+        listener_fd: The listener; it stays open.
+        end_s: When to stop, by `now_s`.
+        now_s: Returns monotonic seconds.
+    """
     listener = socket.socket(fileno=listener_fd)
     response = refusal(503, "draining", retry_after_s=RETRY_AFTER_S).response
     try:
@@ -132,24 +156,24 @@ def _refuse_one_by_one(listener_fd: int, end_s: float, now_s: Callable[[], float
             with peer, contextlib.suppress(OSError):
                 peer.setblocking(False)
                 with contextlib.suppress(BlockingIOError):
-                    peer.recv(16 * 1024)  # a close with unread bytes would reset the answer away
+                    peer.recv(16 * 1024)  # a close with unread bytes sends a reset, and the answer is lost
                 peer.send(response)
                 peer.shutdown(socket.SHUT_WR)
     finally:
-        listener.detach()  # the caller's
+        listener.detach()  # the caller owns the descriptor
 
 
 async def drain(
     reactor: Reactor, replies: Replies, timeout_ms: int, wake: Callable[[], None], *, has_private_bus: bool
 ) -> int:
-    """Close every connection; returns how many were still there at the deadline.
+    """Close every connection in batches; return how many connections were left at the deadline.
 
     Args:
-        reactor: Accepting nothing any more.
+        reactor: Holds the connections, and does not accept any more.
         replies: Sends bye and Close.
-        timeout_ms: For all of it.
-        wake: Makes the loop flush.
-        has_private_bus: No other node can take them.
+        timeout_ms: Time for the whole drain.
+        wake: Requests a pass, which sends what is queued.
+        has_private_bus: Whether no other node can take over the clients.
     """
     loop = asyncio.get_running_loop()
     began_s = loop.time()
@@ -158,7 +182,7 @@ async def drain(
         passed_ms = (loop.time() - began_s) * 1000
         if passed_ms >= timeout_ms:
             return clients
-        # From the first slot on each time: a connection told to go is not listed again.
+        # Begin at the first slot each time: a connection whose Close is queued is not listed again.
         for conn in reactor.connections(0, pace.batch)[0]:
             retry_ms = pace.retry_ms(passed_ms, random.random())  # noqa: S311 - spreading, not secrecy
             replies.end(conn, DIALECT_OF[reactor.variant(conn)], Reason.DRAIN, retry_ms=retry_ms)
@@ -168,6 +192,6 @@ async def drain(
 
 
 def _clients(reactor: Reactor) -> int:
-    """Who was let in and is not gone. Half a request head is nobody yet."""
+    """Count the connections that were upgraded and have not ended; unfinished handshakes do not count."""
     counted = reactor.counters()
     return sum(counted[f"now_{state}"] for state in ("open", "failing", "closing", "lingering"))
