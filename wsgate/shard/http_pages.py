@@ -1,7 +1,7 @@
-"""What the client port serves beside connections: the JavaScript client, and whether the node is ready.
+"""Recognise and build the HTTP responses of the client port: the JavaScript client, readiness, a redirect.
 
-In development it also leads a browser to the try page. The JavaScript client is rendered once, when this
-module is imported, so that all shards share it.
+The redirect leads a browser to the try page in development. The response with the JavaScript client is built
+once, when this module is imported, so that all shards share it.
 """
 
 from http import HTTPStatus
@@ -23,32 +23,39 @@ _CLIENT: Final = (b"GET /client.js ", b"GET /client.js?")
 
 
 def is_readiness_request(head: bytes) -> bool:
-    """Whether a request head asks for `/readyz`."""
+    """Return whether a request head is for `/readyz`."""
     return head.startswith(_READY)
 
 
 def is_client_request(head: bytes) -> bool:
-    """Whether a request head asks for `/client.js`."""
+    """Return whether a request head is for `/client.js`."""
     return head.startswith(_CLIENT)
 
 
 def is_page_request(head: bytes) -> bool:
-    """Whether a request head asks for `/` as a browser's address bar does, not as a WebSocket."""
+    """Return whether a request head is for `/` and is no WebSocket handshake."""
     return head.startswith(_PAGE) and b"\r\nsec-websocket-key:" not in head.lower()
 
 
 def page_redirect(url: str) -> bytes:
-    """The answer that leads a browser to the try page, which the admin port serves.
+    """Build the response that redirects a browser to the try page, which the admin port serves.
 
     Args:
-        url: From the configuration: an answer never repeats the host that a request names.
+        url: From the configuration; the host that a request names is never repeated.
     """
     body = f"This is the port for WebSocket clients. The page to try the gateway is {url}\n"
     return answer(302, body.encode(), "text/plain", f"Location: {url}", "Cache-Control: no-store")
 
 
 def answer(status: int, body: bytes, content_type: str = "application/json", *more: str) -> bytes:
-    """A whole HTTP answer, after which the connection ends."""
+    """Build a complete HTTP response, after which the connection is closed.
+
+    Args:
+        status: The status code.
+        body: The body.
+        content_type: The media type of the body.
+        more: Further header lines, without their line ends.
+    """
     lines = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         "Connection: close",
@@ -60,8 +67,11 @@ def answer(status: int, body: bytes, content_type: str = "application/json", *mo
 
 
 def _client_page() -> bytes:
-    """Any page may import it: it holds no secret, and who may connect is judged when it does."""
-    # Not by the package's name: it would be imported, with everything the Python client is built on.
+    """Build the response with the JavaScript client.
+
+    Pages of any origin may import it: it has no secret in it, and the origin is checked in the handshake.
+    """
+    # `files` imports the package it is called with, and `wsgate.client` would import the Python client.
     body = resources.files("wsgate").joinpath("client", "js", "wsgate.js").read_bytes()
     return answer(
         200,
@@ -74,3 +84,4 @@ def _client_page() -> bytes:
 
 
 CLIENT_PAGE: Final = _client_page()
+"""The complete HTTP response to a request for `/client.js`."""

@@ -1,7 +1,7 @@
-"""The lease of the node's name on the bus: renewed by every shard, so that it lives while one of them does.
+"""Renew the lease on the node's name; every shard does, so that it lasts as long as one shard runs.
 
-The name was claimed before the node started (wsgate.node.identity). A lease that another node holds all the
-same, after an outage of the bus, is an error that an operator must hear of; clients are served on.
+The name was claimed before the node started (wsgate.node.identity). If another node has the lease all the
+same, after an outage of the bus, an error is logged for the operator; clients are still served.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ RENEW_S: Final = 5.0
 
 
 class NodeLease:
-    """The lease as one shard renews it.
+    """Renews and releases the lease on the node's name for one shard.
 
     Args:
-        publisher: Sends the scripts.
-        key: The name of the lease on the bus.
-        holder: What this node writes into it; empty: the bus is the node's own, and there is no lease.
-        log: The log of the shard.
+        publisher: Sends the scripts to the bus.
+        key: The key of the lease on the bus.
+        holder: The value that this node writes; empty: the bus is the node's own, and there is no lease.
+        log: Records that another node has the name.
     """
 
     def __init__(self, publisher: BusPublisher, key: bytes, holder: str, log: Log) -> None:
@@ -34,7 +34,7 @@ class NodeLease:
         self._is_released = False
 
     def tick(self, now_s: float) -> None:
-        """Renew the lease when its time has come.
+        """Renew the lease every `RENEW_S` seconds until it is released.
 
         Args:
             now_s: A monotonic clock.
@@ -45,13 +45,14 @@ class NodeLease:
             NODE_CLAIM.run(self._publisher, self._key, arguments, self._on_claimed)
 
     def _on_claimed(self, outcome: str, text: bytes) -> None:
+        """Log an error if the answer names another holder of the lease."""
         if not outcome and text:
             self._log.error(
                 "node_name_taken", setting="server.node", by=text.partition(b" ")[2].decode("latin-1")
             )
 
     def release(self, done: Callable[[], None]) -> None:
-        """Give the lease up, because the node ends; `done` is called when the bus has answered."""
+        """Release the lease because the node ends; `done` is called when the bus has answered."""
         if not self._holder or self._is_released:
             done()
             return

@@ -1,4 +1,4 @@
-"""Registers this shard on the bus, and its replies to control commands."""
+"""Register this shard on the bus as one that control commands reach, and register its replies to them."""
 
 from collections.abc import Callable
 from typing import Final
@@ -10,20 +10,19 @@ __all__ = ["REPLY_TTL_S", "Membership"]
 LEASE_S: Final = 60
 RENEW_S: Final = 15.0
 REPLY_TTL_S: Final = 60
-"""For so long the bus remembers that a shard has carried out a command; its sender waits much shorter."""
+"""How long the bus keeps the reply of a shard to a command; the sender waits much shorter."""
 
 
 class Membership:
-    """One shard in the set of all shards on the bus.
+    """Keeps one shard a member of the set of all shards on the bus.
 
-    Whoever sends a control command waits for the reply of every member. So a shard is a member while it
-    lives, also while it is stopped or has lost its subscriber: the command is then known not to have reached
-    it.
+    A backend that sends a control command waits for the reply of every member. So a shard stays a member also
+    while it is suspended or has lost its subscriber: the backend then learns that a reply is missing.
 
     Args:
-        publisher: The way to the bus.
-        names: What things are called there.
-        label: What this shard is called: `<node>/<number>`.
+        publisher: Sends commands to the bus.
+        names: The names of keys on the bus.
+        label: The name of this shard in the set: `<node>/<number>`.
     """
 
     def __init__(self, publisher: BusPublisher, names: Names, label: str) -> None:
@@ -34,11 +33,11 @@ class Membership:
         self._has_left = False
 
     def on_up(self) -> None:
-        """The bus is there, perhaps an empty one: join with the next tick."""
+        """Renew the lease with the next tick, because the bus may be a new, empty one."""
         self._renewed_s = None
 
     def tick(self, now_s: float) -> None:
-        """Renew the lease when it is time.
+        """Renew this shard's lease in the set every `RENEW_S` seconds, and after a failure at once.
 
         Args:
             now_s: A monotonic clock.
@@ -49,19 +48,20 @@ class Membership:
         hold_lease(self._publisher, self._names.shards(), self._label, LEASE_S * 1000, self._on_renewed)
 
     def _on_renewed(self, outcome: str, _: bytes) -> None:
+        """Let the next tick try again if the bus did not take the renewal."""
         if outcome:
             self._renewed_s = None
 
     def reply(self, request: str) -> None:
-        """Register that this shard has carried out a command."""
+        """Register on the bus that this shard has carried out the command of a request."""
         key = self._names.replies(request)
         hold_lease(self._publisher, key, self._label, REPLY_TTL_S * 1000, _ignore)
 
     def leave(self, done: Callable[[], None]) -> None:
-        """Remove this shard from the set, so that no control call waits for it; then call `done`."""
+        """Remove this shard from the set, so that no backend waits for its reply; then call `done`."""
         self._has_left = True
         hold_lease(self._publisher, self._names.shards(), self._label, 0, lambda *_: done())
 
 
 def _ignore(outcome: str, text: bytes) -> None:
-    """A reply that is lost makes the command look undone, and repeating it is harmless."""
+    """Ignore the outcome: a lost reply makes a command seem not carried out, and repeating it is harmless."""
