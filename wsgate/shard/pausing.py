@@ -1,4 +1,4 @@
-"""Counts the parts of a shard that have paused reading of a connection."""
+"""Pause and resume reading from connections for several parts of a shard, each with its own reason."""
 
 from enum import IntFlag
 from typing import Final
@@ -9,34 +9,34 @@ __all__ = ["Pauser", "Pauses"]
 
 
 class Pauser(IntFlag):
-    """A part of the shard that pauses reading for a reason of its own."""
+    """The parts of a shard that pause reading, as bits; each has one reason."""
 
-    LOGIN = 1  # the bus counts the user's connections
-    COMMANDS = 2  # too many commands of the connection await the bus
-    TOKEN = 4  # a token that it has sent waits to be verified
+    LOGIN = 1  # the bus is counting the user's connections
+    COMMANDS = 2  # too many commands of the connection wait for the bus
+    TOKEN = 4  # a token that the connection has sent waits to be verified
 
 
 class Pauses:
-    """Pauses and resumes reading; resumes only when no part wants the pause any more.
+    """Keeps the reasons for pauses by connection, and resumes reading when the last reason is dropped.
 
-    The reactor has one switch for each connection. Without this, the part that is ready first would
-    resume a connection that another part still holds back.
+    The reactor has one switch for each connection. Without this table, the part that is ready first would
+    resume a connection that another part still pauses.
     """
 
     def __init__(self, reactor: Reactor) -> None:
-        """For the connections of this reactor."""
+        """Begin without a pause; `reactor` holds the connections."""
         self._reactor: Final = reactor
         self._held: dict[int, Pauser] = {}
 
     def pause(self, conn: int, pauser: Pauser) -> None:
-        """Stop reading the connection for this reason; harmless when it is paused for it already."""
+        """Stop reading from a connection for this reason; a second call for the same reason has no effect."""
         held = self._held.get(conn)
         self._held[conn] = pauser if held is None else held | pauser
         if held is None:
             self._reactor.pause_reading(conn)
 
     def resume(self, conn: int, pauser: Pauser) -> None:
-        """Drop one reason for a pause; read the connection again if no other reason is left."""
+        """Drop one reason for a pause; read from the connection again if no other reason is left."""
         held = self._held.get(conn)
         if held is None:
             return
@@ -47,6 +47,6 @@ class Pauses:
         self._reactor.resume_reading(conn)
 
     def forget(self, conn: int) -> None:
-        """Forget the pauses of a connection that is closed."""
+        """Drop the reasons of a connection that is closed."""
         if self._held:
             self._held.pop(conn, None)
