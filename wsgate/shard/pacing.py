@@ -1,12 +1,11 @@
-"""Hands publications on from the backlog, as fast as the outboxes of connections that read allow.
+"""Deliver publications from the backlog as fast as the outboxes of connections that read allow.
 
-A publication is handed on when no connection that is not judged by its limits is over half of them
-(`Reactor.is_full`). So a burst of up to the backlog's size reaches every reader, in order and complete, at
-the pace of the readers; and a connection that is judged, because its peer does not read, delays nobody.
+Publications wait while `Reactor.is_full`: in short, while the outbox of a connection that keeps up is more
+than half full. So a burst up to the size of the backlog reaches every reader, in order and complete, at the
+pace of the readers. A connection whose peer does not read delays no other one.
 
-When the backlog drops its oldest publications, the subscribers of their channels are sent a gap; losses of a
-channel within two seconds of such a notice are told by the next one. Nothing is handed on while a
-confirmation that was received before it is not dealt with yet.
+When the backlog drops its oldest publications, the subscribers of their channels are sent a gap. No
+publication is delivered while a confirmation that was received before it still has waiters to notify.
 """
 
 import time
@@ -19,36 +18,38 @@ from wsgate.reactor import Reactor
 __all__ = ["Pacer"]
 
 PASS_PUBLICATIONS: Final = 256
+"""Publications that one pass delivers at most."""
 PASS_S: Final = 0.002
+"""Time after which a pass stops to deliver."""
 STEP: Final = 16
-"""Publications between two looks at the clock: as many as cost 1 to 2 ms when each holds 64 KiB."""
+"""Publications between two readings of the clock: as many as take 1 to 2 ms if each has 64 KiB."""
 
 
 class Receiver(Protocol):
-    """Takes publications; see `wsgate.shard.hub.Hub`."""
+    """Delivers publications and sends gaps; implemented by `wsgate.shard.hub.Hub`."""
 
     def on_message(self, name: bytes, data: bytes | None) -> None:
-        """One publication."""
+        """Deliver one publication; None: it was larger than the bus reader takes."""
 
     def on_dropped(self, name: bytes | None) -> None:
-        """Publications of a channel, or (None) of any channel, were dropped before they came here."""
+        """Notify the subscribers of a channel, or of all (None), that the backlog dropped publications."""
 
     @property
     def has_gaps(self) -> bool:
-        """Whether a notice to all channels is under way."""
+        """Whether the walk that marks all channels is under way."""
 
     def gap_step(self) -> None:
-        """Do the next part of it."""
+        """Mark the next part of all channels."""
 
 
 class Pacer:
-    """The way from one shard's backlog to its hub.
+    """Takes publications out of one shard's backlog and gives them to the hub, a part in each pass.
 
     Args:
-        backlog: Where publications wait.
-        receiver: The hub.
-        reactor: Says when outboxes are full.
-        on_fault: Called with an exception of the receiver; it costs that one publication.
+        backlog: The publications that wait.
+        receiver: The hub, which delivers them.
+        reactor: Reports when outboxes are full.
+        on_fault: Called with an exception of the receiver; only that one publication is lost.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class Pacer:
 
     @property
     def is_ready(self) -> bool:
-        """Whether something waits that need not wait for outboxes or confirmations."""
+        """Whether a publication or notice waits, and neither full outboxes nor a confirmation stop it."""
         backlog, reactor = self._backlog, self._reactor
         if backlog.is_held or reactor.is_full:
             return False
         return len(backlog) > 0 or backlog.has_lost or self._receiver.has_gaps
 
     def step(self) -> None:
-        """Hand on what a pass of the loop allows. Call again soon while `is_ready`."""
+        """Deliver publications for the time of one pass; call this again soon while `is_ready`."""
         end_s = time.monotonic() + PASS_S
         for count in range(PASS_PUBLICATIONS):
             if not self.is_ready:
@@ -81,7 +82,7 @@ class Pacer:
                 return
 
     def _hand_on(self) -> None:
-        """One publication, or one notice."""
+        """Give the hub one step of a walk, else one loss, else one publication."""
         backlog, receiver = self._backlog, self._receiver
         if receiver.has_gaps:
             receiver.gap_step()

@@ -1,12 +1,12 @@
-"""Proof that the bus delivers: a shard publishes to itself and listens for it.
+"""Probe that the bus delivers: a shard publishes a number to itself and waits for it.
 
-A connection that is up says little: a bus that accepts and forgets, a subscriber cut off behind a
-firewall, both look well. So every few seconds a number goes out through the publisher and must come
-back through the subscriber; readiness and the histogram `probe_us` are made of that.
+An open connection proves little: the bus may accept publications and not deliver them, or a firewall may have
+cut the subscriber off. So every few seconds a number is published, and must come back through the subscriber.
+Readiness and the histogram `probe_us` depend on that.
 
-A number that the bus took and that does not come back says that the two connections do not meet: a name
-that was moved to another server while one of them lived on. Then both are made anew. The bus may say so
-itself, when it answers that nobody received the number.
+If the bus took a number that does not come back, the publisher and the subscriber are connected to different
+servers, for example because a slot has moved. Then both reconnect. The bus may also report this itself, when
+it answers that the number had no receiver.
 """
 
 import asyncio
@@ -21,19 +21,23 @@ from wsgate.bus import BusPublisher, BusSubscriber
 __all__ = ["Probe"]
 
 TIMEOUT_MS = 5_000
-"""How long a probe may be under way before the bus counts as not delivering."""
+"""How long a probe may take before the bus counts as not delivering."""
 AGAIN_S = 1.0
-"""After a probe the bus did not take: it says nothing of a bus that is back a moment later."""
+"""Time to the next probe after one that the bus did not take, because the bus may be back soon."""
 
 
 class Probe:
-    """One shard's probe.
+    """Publishes the probes of one shard, and takes them when they come back.
 
     Args:
-        name: Its pub/sub name, this shard's alone; in a cluster what its names begin with, one a server.
-        interval_ms: Between two probes.
-        unheard: Called with a name that this shard is subscribed to, when the bus had nobody to hand it to.
-        echoed: Called as `(took_us, due_ms)`: how long it took, and until when the next one is due.
+        name: The name on the bus that this shard publishes to; in a cluster the prefix of one name for each
+            server. No other shard uses it.
+        publisher: Publishes the probes.
+        subscriber: Receives the probes.
+        interval_ms: Time between two probes.
+        echoed: Called as `(took_us, due_ms)` when a probe has come back: how long it took, and the monotonic
+            time by which the next one is due.
+        unheard: Called with the name of a probe that had no receiver on the bus.
     """
 
     def __init__(
@@ -46,23 +50,24 @@ class Probe:
         unheard: Callable[[bytes], None],
     ) -> None:
         self._base = name
-        self._names = [name]  # each reaches another server; probed in turn
+        self._names = [name]  # one name for each server of the bus; probed in turn
         self._publisher = publisher
         self._subscriber = subscriber
         self._interval_ms = interval_ms
         self._echoed = echoed
         self._unheard = unheard
-        self._sent: tuple[bytes, bytes, int] | None = None  # name, what, and since when, in ns
-        self._is_accepted = False  # the bus has said that it has it
-        self._is_refused = asyncio.Event()  # the last one could not be published
+        self._sent: tuple[bytes, bytes, int] | None = None  # name, payload and time in ns of the last probe
+        self._is_accepted = False  # the bus has confirmed the publish of the last probe
+        self._is_refused = asyncio.Event()  # the last probe could not be published
         self._number = 0
-        # Nobody else's number proves anything: another process may have had this name.
+        # Part of each payload: another process may have used this name before, and its probes prove nothing.
         self._incarnation = secrets.token_hex(4).encode()
 
     def on_up(self) -> None:
-        """The subscriber is up: listen, and probe as soon as that is confirmed.
+        """Subscribe to the names of the probes, because the subscriber has connected.
 
-        Not before: the publisher is another connection, and what it sends may overtake the subscription.
+        The first probe is sent when its subscription is confirmed. The publisher is another connection, so
+        that an earlier probe could reach the bus before the subscription.
         """
         self._names = self._subscriber.reaching(self._base)
         self._sent = None
@@ -70,7 +75,12 @@ class Probe:
             self._subscriber.subscribe_control(name)
 
     def on_control(self, name: bytes, payload: bytes | None) -> None:
-        """Something came for this name, or (None) it is heard now."""
+        """Take a probe that came back, or begin to probe a name whose subscription is confirmed.
+
+        Args:
+            name: The name on the bus.
+            payload: What was published to the name; None: the subscription is confirmed.
+        """
         if payload is None:
             if self._sent is None and name == self._next():
                 self._send()
@@ -82,9 +92,11 @@ class Probe:
         self._echoed(took_us, now_ns // 1_000_000 + self._interval_ms + TIMEOUT_MS)
 
     def _next(self) -> bytes:
+        """Return the name of the next probe; empty if there is none."""
         return self._names[(self._number + 1) % len(self._names)] if self._names else b""
 
     def _send(self) -> None:
+        """Publish the next probe."""
         name = self._next()
         self._number += 1
         if not name:
@@ -92,19 +104,24 @@ class Probe:
         text = b"%b-%d" % (self._incarnation, self._number)
         self._sent, self._is_accepted = (name, text, time.monotonic_ns()), False
         done = partial(self._on_outcome, self._number, name)
-        self._publisher.publish(name, text, done, must_reach=True)  # it is subscribed to, and confirmed
+        self._publisher.publish(name, text, done, must_reach=True)  # the subscription is confirmed
 
     def _on_outcome(self, number: int, name: bytes, outcome: str) -> None:
+        """Note whether the bus took the last probe; one that failed is repeated after `AGAIN_S`."""
         if number == self._number:
             self._is_accepted = not outcome
             if outcome == "unheard":
                 self._unheard(name)
             if outcome:
-                self._sent = None  # it will not come back: the next one may go
+                self._sent = None  # this probe will not come back, so the next one may be sent
                 self._is_refused.set()
 
     def check(self, now_ns: int) -> None:
-        """Send the next one; one that is still under way has its time first."""
+        """Send the next probe unless one is under way; reconnect if that one was taken and did not come back.
+
+        Args:
+            now_ns: Monotonic nanoseconds.
+        """
         if not self._subscriber.is_up:
             return
         if self._sent is not None:
@@ -117,7 +134,7 @@ class Probe:
         self._send()
 
     async def run(self) -> None:
-        """Probe at intervals; until cancelled."""
+        """Send a probe after each interval, or soon after one that failed, until the task is cancelled."""
         interval_s = self._interval_ms / 1000
         while True:
             with contextlib.suppress(TimeoutError):
