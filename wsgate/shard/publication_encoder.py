@@ -1,9 +1,9 @@
-"""The forms in which a publication leaves a shard: a dialect, deflated or not.
+"""Encode publications for their subscribers: once for each dialect, and compressed where clients want that.
 
-A variant is the reactor's number for one form, its place in VARIANTS. Those of the dialects come first
-and keep the dialects' numbers; behind them each stands once more for every window class of
-permessage-deflate. A publication is encoded once per dialect and deflated at most once per dialect and
-class, whatever number of subscribers shares it.
+A variant is a dialect with or without compression; its number in the reactor is its index in `VARIANTS`. The
+variants without compression come first and have the numbers of their dialects. After them, each dialect comes
+once more for every window size of permessage-deflate. A publication is compressed at most once for each
+dialect and window size, however many subscribers share it.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,15 @@ __all__ = [
 
 
 class Variant(NamedTuple):
-    """One form."""
+    """A dialect with or without compression, for which publications are encoded.
+
+    Attributes:
+        dialect: The dialect.
+        window_bits: The window size of the compression, as the exponent of 2; 0: no compression.
+    """
 
     dialect: Dialect
     window_bits: int
-    """What it is deflated with; 0: it is not."""
 
 
 VARIANTS: Final = tuple(
@@ -38,16 +42,20 @@ VARIANTS: Final = tuple(
 DIALECT_OF: Final = tuple(variant.dialect for variant in VARIANTS)
 """The dialect of a connection, by `Reactor.variant`."""
 PLAIN_VARIANTS: Final = (1 << len(DIALECTS)) - 1
-"""Those that are not deflated, as bits of `Reactor.variants`."""
+"""The variants without compression, as bits of `Reactor.variants`."""
 
 
 def variant_of(dialect: Dialect, window_bits: int) -> int:
-    """The number of a form."""
+    """Return the reactor's number for a dialect with a window size; 0 bits: without compression."""
     return VARIANTS.index(Variant(dialect, window_bits))
 
 
 def opcodes(*, is_compressing: bool) -> tuple[int, ...]:
-    """What the reactor is told about every variant; only the plain ones without compression."""
+    """Return the opcode of every variant for the reactor, with the flag `DEFLATED` where it is compressed.
+
+    Args:
+        is_compressing: Whether the variants with compression are included.
+    """
     return tuple(
         variant.dialect.opcode | (event_kinds.DEFLATED if variant.window_bits else 0)
         for variant in VARIANTS
@@ -56,11 +64,11 @@ def opcodes(*, is_compressing: bool) -> tuple[int, ...]:
 
 
 class PublicationEncoder:
-    """Makes the forms of publications.
+    """Encodes publications for the variants that have subscribers.
 
     Args:
-        threshold_bytes: Publications below are never deflated.
-        count: Adds to a counter by name.
+        threshold_bytes: Publications below this size are never compressed.
+        count: Adds to a counter of the shard, by its name.
     """
 
     def __init__(self, threshold_bytes: int, count: Callable[[str, int], None]) -> None:
@@ -68,17 +76,21 @@ class PublicationEncoder:
         self._count = count
 
     def make(self, variants: int, encode: Callable[[Dialect], bytes]) -> list[bytes | int | None]:
-        """One publication for `Reactor.publish`.
+        """Encode one publication for every variant that has subscribers.
 
         Args:
-            variants: Which have subscribers, as `Reactor.variants` says.
-            encode: The content in a dialect; called once for each that is needed.
+            variants: The variants that have subscribers, as bits of `Reactor.variants`.
+            encode: Returns the message in a dialect; called once for each dialect that is needed.
+
+        Returns:
+            The argument of `Reactor.publish`, by variant: the payload; the number of an earlier variant whose
+            frame is shared; or None, if the variant has no subscribers.
         """
         if not variants & ~PLAIN_VARIANTS:
             return [encode(dialect) if variants >> dialect.variant & 1 else None for dialect in DIALECTS]
         forms: list[bytes | int | None] = [None] * len(VARIANTS)
         contents: dict[int, bytes] = {}
-        made: dict[tuple[int, bool], int] = {}  # by dialect and whether both classes share it: its variant
+        made: dict[tuple[int, bool], int] = {}  # by dialect and whether both window sizes share: the variant
         for number, (dialect, window_bits) in enumerate(VARIANTS):
             if not variants >> number & 1:
                 continue
@@ -95,7 +107,7 @@ class PublicationEncoder:
                 continue
             deflated = self._deflate(content, window_bits)
             if deflated is None:
-                forms[plain] = content  # nobody may want it plain: it is still the frame that is shared
+                forms[plain] = content  # even without plain subscribers, because its frame is shared
                 forms[number] = plain
             else:
                 forms[number] = deflated
@@ -103,7 +115,7 @@ class PublicationEncoder:
         return forms
 
     def _deflate(self, content: bytes, window_bits: int) -> bytes | None:
-        """None when it is not worth it."""
+        """Compress a message and count it; None: it is below the threshold, or would not become smaller."""
         if len(content) < self.threshold_bytes:
             return None
         deflated = deflate(content, window_bits)
