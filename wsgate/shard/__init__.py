@@ -1,1 +1,1 @@
-"""One process: an event loop, a reactor, a hub, and one table from op to handler."""
+"""Run one shard: a process with an event loop, a reactor, the parts that serve clients, and the bus."""

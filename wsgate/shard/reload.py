@@ -1,7 +1,7 @@
-"""What a running shard may be told anew without dropping anyone: keys, rules, limits.
+"""Define which options a running shard reloads without closing a connection: keys, rules and limits.
 
-The keeper posts it on the board of the configuration as JSON; nothing in it needs more than plain text and
-numbers. Everything else of `ShardOptions` belongs to what a shard was started with.
+The keeper posts them as JSON on the board of the configuration. All other options of `ShardOptions` stay as
+they were at the start of the shard.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ __all__ = ["Renewal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal:
-    """The part of `ShardOptions` that may change, by the same names; origins as they are written.
+    """The options that a reload may change, under their names in `ShardOptions`; the same for every shard.
 
-    It is the same for every shard. What differs from shard to shard is computed by each from `node_limits`:
-    of `gate` only what all have in common counts, and `unauthenticated_limit` is not sent at all.
+    `origins` has the texts of the setting. Each shard computes its own limits from `node_limits`: from `gate`
+    it uses only what all shards have in common, and `unauthenticated_limit` is not included at all.
     """
 
     reactor: Settings
@@ -51,17 +51,17 @@ class Renewal:
 
     @classmethod
     def of(cls, options: ShardOptions) -> "Renewal":
-        """What there is to renew in these options."""
+        """Take the options that a reload may change out of all options of a shard."""
         names = (each.name for each in fields(cls))
         values = {name: getattr(options, name) for name in names if name != "origins"}
         return cls(origins=options.origins.allowed, **values)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Renewal":
-        """What `to_bytes` made.
+        """Decode a renewal that `to_bytes` has encoded.
 
         Raises:
-            InternalError: It is not.
+            InternalError: The data is not such a renewal.
         """
         try:
             return _DECODER.decode(data)
@@ -69,11 +69,15 @@ class Renewal:
             raise InternalError(f"the renewed configuration cannot be read: {error}") from error
 
     def to_bytes(self) -> bytes:
-        """As JSON."""
+        """Encode this renewal as JSON for the board of the configuration."""
         return msgspec.json.encode(self)
 
     def applied(self, options: ShardOptions) -> ShardOptions:
-        """The options with this in place of what they had, and with this shard's own share of the node."""
+        """Return a shard's options with the renewed ones in place, and its part of the node's new limits.
+
+        Args:
+            options: The options that the shard uses now.
+        """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["origins"] = replace(options.origins, allowed=self.origins)
         values["gate"] = self.node_limits.gate(self.gate, options.number)

@@ -1,7 +1,7 @@
-"""What of the node's limits is one shard's: the one place where a number of the node is divided.
+"""Divide the limits of a node among its shards.
 
-A shard divides at its start and again when the settings are reloaded, each time from the node's numbers, so
-that all shards together never have more than was asked for.
+A shard takes its part at its start and again when the settings are reloaded, each time from the numbers of
+the node, so that no rounding adds up.
 """
 
 from dataclasses import dataclass, replace
@@ -34,11 +34,11 @@ class NodeLimits:
     partial_bytes: int = 0
 
     def gate(self, common: GateLimits, number: int) -> GateLimits:
-        """The gate of one shard.
+        """Return the limits of one shard's gate.
 
         Args:
-            common: What is the same for every shard; its divided limits are replaced.
-            number: Which shard, from 0.
+            common: The limits that are the same for every shard; the divided ones in it are replaced.
+            number: The number of the shard, from 0.
         """
         return replace(
             common,
@@ -49,10 +49,15 @@ class NodeLimits:
         )
 
     def unauthenticated_limit(self, number: int) -> int:
-        """How many upgraded connections of one shard may have shown no token yet."""
+        """Return how many upgraded connections of one shard may have shown no token yet.
+
+        Args:
+            number: The number of the shard, from 0.
+        """
         return self.handshakes_in_progress or self._connections(number)
 
     def _connections(self, number: int) -> int:
+        """Return the limit of connections of one shard: its part of the node, or what descriptors allow."""
         share = self.connections // self.shards + (number < self.connections % self.shards)
         return min(share or self.connections_of_shard, self.connections_of_shard) or share
 

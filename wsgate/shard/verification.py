@@ -1,15 +1,14 @@
-"""Tokens that were not seen before: verified in turns by address, a little in each pass.
+"""Verify the tokens that are not in the cache, in turns by address, for a short time in each pass.
 
-Verifying a token costs 50 us, and with 8 KiB of claims half a millisecond, and a stranger needs no account
-to make the gateway do it. So a token that the cache knows is never kept waiting. The others wait here,
-whether they came with a handshake or in a message (`auth`, `refresh`, `sub`), and addresses take turns: a
-flood from one address delays nobody from another one. An address whose tokens have been refused lately pays
-more for each turn, so it goes last. Nothing is refused for it, because behind a load balancer or a carrier's
-network all clients have one address.
+Verifying a token takes 50 us, and half a millisecond with 8 KiB of claims; a peer needs no account to cause
+that. So a token in the cache never waits. All others wait here, whether they came with a handshake or in a
+message (`auth`, `refresh`, `sub`), and addresses take turns: a flood from one address does not delay the
+others. A turn of an address whose tokens were refused lately costs more, so it comes later. No token is
+refused for its address, because all clients behind a load balancer or a carrier's network have the same one.
 
-As many handshakes wait as may be in progress. When that is much, a pass verifies for longer, because a place
-that is not given back would keep newcomers out. A message takes no place: its connection, of which one token
-waits at most, is not read meanwhile, and is charged what verifying took.
+As many handshakes wait as may be in progress. When many wait, a pass verifies for longer, so that places for
+new handshakes become free. A token in a message takes no place. Its connection is not read meanwhile, so that
+it has one waiting token at most, and is charged the time of the verification.
 """
 
 import time
@@ -21,23 +20,30 @@ from wsgate.turns import Sender, Turns
 __all__ = ["Verification"]
 
 PASS_NS: Final = 1_000_000
-"""What one pass verifies for; one token at least."""
+"""How long one pass verifies; it verifies one token at least."""
 WAITING_MOST: Final = 256
 CROWDED_PASS_NS: Final = 4_000_000
-"""With more handshakes than this a pass verifies for so long, or until so many are left."""
+"""How long a pass verifies while more than `WAITING_MOST` handshakes wait."""
 FAILURES_MOST: Final = 63
-"""How much more a turn of an address costs at most, in turns."""
+"""Refused tokens that make the next turn of an address costlier, at most; each adds the cost of one turn."""
 ADDRESSES_MOST: Final = 4_096
 FORGET_S: Final = 10.0
-"""Addresses whose tokens were refused that are remembered, and for how long, once or twice."""
+"""Addresses with refused tokens that are remembered; an entry is dropped after one to two such times."""
 ENTRY_BYTES: Final = 1_500
-"""Memory of a handshake or command that waits, beside its token."""
+"""Memory of a handshake or command that waits, without its token."""
 
 Item = TypeVar("Item")
 
 
 class _Waiting(NamedTuple, Generic[Item]):
-    """A token that waits."""
+    """A token that waits to be verified, with the address it came from.
+
+    Attributes:
+        origin: The address, as `Reactor.origin` returns it.
+        item: What the verification is called with.
+        size: Memory of the token and its entry, in bytes.
+        is_handshake: Whether the token came with a handshake.
+    """
 
     origin: int
     item: Item
@@ -46,13 +52,13 @@ class _Waiting(NamedTuple, Generic[Item]):
 
 
 class Verification(Generic[Item]):
-    """The tokens of one shard that wait for their turn.
+    """Queues the tokens of one shard that wait for their turn, and verifies them.
 
     Args:
-        verify: Verifies the token of a connection and goes on with what it came for. It returns whether the
-            token was good.
-        charge: Told what a token that came in a message cost: the connection, and nanoseconds.
-        clock_ns: A monotonic clock.
+        verify: Verifies the token of a connection and continues its handshake or command. It returns whether
+            the token was valid.
+        charge: Called with the connection and the nanoseconds that the token of a message took.
+        clock_ns: Returns monotonic nanoseconds.
     """
 
     def __init__(
@@ -77,18 +83,18 @@ class Verification(Generic[Item]):
 
     @property
     def waiting_bytes(self) -> int:
-        """Memory of what waits, in bytes."""
+        """Memory of all tokens that wait, in bytes."""
         return self._bytes
 
     def add(self, conn: int, origin: int, item: Item, size: int, *, is_handshake: bool) -> None:
-        """Let a token wait for its turn.
+        """Queue the token of a connection until it is the turn of its address.
 
         Args:
-            conn: Its connection, which must not wait already.
-            origin: Where it comes from, `Reactor.origin`.
+            conn: The connection; none of its tokens may be queued already.
+            origin: The address of the connection, from `Reactor.origin`.
             item: What `verify` is called with.
             size: Bytes of the token.
-            is_handshake: It came with a handshake, not in a message.
+            is_handshake: Whether the token came with a handshake, and not in a message.
         """
         self._waiting[conn] = _Waiting(origin, item, size + ENTRY_BYTES, is_handshake)
         self._bytes += size + ENTRY_BYTES
@@ -96,12 +102,12 @@ class Verification(Generic[Item]):
         self._turns.push(Sender(origin, conn), conn, 1 + min(self._failures(origin), FAILURES_MOST))
 
     def forget(self, conn: int) -> None:
-        """The connection is gone; harmless when it does not wait."""
+        """Drop the token of a connection that is closed, if one is queued."""
         if self._waiting:
             self._take(conn)
 
     def step(self) -> bool:
-        """Verify those whose turn it is, for one pass; whether more wait."""
+        """Verify the tokens whose turn it is, for the time of one pass; return whether more wait."""
         if not self._waiting:
             return False
         began_ns = before_ns = self._clock_ns()
@@ -109,7 +115,7 @@ class Verification(Generic[Item]):
             conn = self._turns.popleft()
             found = self._take(conn)
             if found is None:
-                continue  # gone meanwhile
+                continue  # the connection has closed meanwhile
             if not self._verify(conn, found.item):
                 self._note_failure(found.origin)
             now_ns = self._clock_ns()
@@ -121,7 +127,7 @@ class Verification(Generic[Item]):
         return bool(self._waiting)
 
     def _take(self, conn: int) -> _Waiting[Item] | None:
-        """What waits of a connection, which waits no longer; None: nothing does."""
+        """Take the token of a connection out of the queue; None: none is queued."""
         found = self._waiting.pop(conn, None)
         if found is not None:
             self._bytes -= found.size
@@ -129,9 +135,11 @@ class Verification(Generic[Item]):
         return found
 
     def _failures(self, origin: int) -> int:
+        """Return how many tokens of an address were refused lately."""
         return self._young.get(origin, 0) + self._old.get(origin, 0)
 
     def _note_failure(self, origin: int) -> None:
+        """Count a refused token of an address; begin a new table and drop the oldest one if it is time."""
         now_ns = self._clock_ns()
         if now_ns - self._turned_ns >= FORGET_S * 1e9 or len(self._young) >= ADDRESSES_MOST // 2:
             self._young, self._old = {}, self._young
