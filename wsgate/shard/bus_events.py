@@ -156,10 +156,10 @@ class BusEvents:
     def on_unheard(self, name: bytes) -> None:
         """Reconnect, because the bus reports no receiver for a name that this shard is subscribed to.
 
-        Both connections are made anew, at most once a second, even if the bus always reports this.
+        Both connections reconnect, at most once a second, even if the bus always reports this.
         """
         if self._clock_s() < self._renew_after_s or not self._subscriber.is_up:
-            return  # the connections are being made anew
+            return  # both connections reconnect already
         self._renew_after_s = self._clock_s() + RENEW_S
         self._log.warning("bus_silent", bus=self._bus)
         self._publisher.renew("the bus has no receiver", name)

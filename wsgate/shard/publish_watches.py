@@ -1,7 +1,7 @@
 """Watch whether a channel stays confirmed while this shard publishes to it.
 
 As long as a watch is unbroken, the bus has to deliver the publication to this shard at least. A publish that
-the bus reports as received by nobody then shows a fault of the bus, and not that the channel is empty.
+the bus reports without a receiver then shows a fault of the bus, and not that the channel is empty.
 """
 
 from collections.abc import Iterable

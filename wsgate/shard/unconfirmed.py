@@ -35,7 +35,7 @@ class Waiters:
 
     def __init__(self) -> None:
         self._by_channel: dict[bytes, dict[int, list[Waiter]]] = {}
-        self._by_connection: dict[int, set[bytes]] = {}  # the same, so that a connection can be forgotten
+        self._by_connection: dict[int, set[bytes]] = {}  # the same channels, to forget a connection
         self._lost: deque[tuple[bytes, int]] = deque()  # channels and connections to be notified of a loss
 
     def __len__(self) -> int:

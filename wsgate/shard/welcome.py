@@ -185,7 +185,7 @@ class Welcome:
     def _send(self, confirmed: bytes = b"") -> None:
         """Send the welcome, then the channels that are live, then subscribe to those of the URL.
 
-        The hub is asked for each channel whether it is still live. It was live when it was confirmed, but its
+        The hub confirms again that each channel is live. It was live when it was confirmed before, but its
         server may be lost since, and the servers of a cluster come and go one by one. A channel that is not
         live waits to be confirmed again. One that is live must not wait, because nothing would confirm it.
         """
