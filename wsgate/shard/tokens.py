@@ -134,8 +134,9 @@ class Tokens:
                 "revocations_full",
                 users=REVOKED_LIMIT,
                 all_before_s=int(self._revoked.all_before_s),
-                why="too many users are revoked: everybody's tokens issued before all_before_s are refused;"
-                " tokens without iat of users no longer remembered are valid again; set auth.token_max_life",
+                why="too many users are revoked: every token issued before all_before_s is refused;"
+                " tokens without iat of users that are no longer remembered are valid again;"
+                " set auth.token_max_life",
             )
 
     def unrevoke(self, user: str) -> None:
@@ -268,7 +269,7 @@ class Tokens:
         """Return the error for a token whose key is not known: it may be fetched, is unusable or unknown."""
         kid = kid_of(token)
         if kid is not None and (why := self._unusable.get(kid)) is not None:
-            return TokenError("unusable_key", detail=f"the key set's key cannot be used: {why}")
+            return TokenError("unusable_key", detail=f"the key of the key set cannot be used: {why}")
         return TokenError("awaited_key") if self._is_wanted(kid) else error
 
     def _is_wanted(self, kid: str | None) -> bool:
