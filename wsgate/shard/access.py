@@ -31,7 +31,7 @@ class Access:
         self.smallest_max_publish_bytes = min((each.max_publish_bytes for each in rules), default=0)
 
     def rules(self, channel: str) -> ChannelRules | None:
-        """Return the rules of a channel's namespace, which is the text before the first colon; None: none."""
+        """Return the rules of a channel's namespace, the text before the first colon; None: no rules."""
         namespace, colon, _ = channel.partition(":")
         return self._channels.get(namespace if colon else "default", self._any)
 

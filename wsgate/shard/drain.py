@@ -65,7 +65,7 @@ class Pace:
 
     @classmethod
     def of(cls, clients: int, timeout_ms: int, *, has_private_bus: bool) -> Self:
-        """Compute the pace for a number of clients.
+        """Compute how fast to close a number of clients, and when they may return.
 
         Args:
             clients: Connections of this shard.

@@ -62,7 +62,7 @@ QUERY_FIELDS_LIMIT: Final = 64
 """Fields of a query, because each may become a subscription; a query with more is refused."""
 NAME_LIMIT: Final = CHANNEL_LIMIT_BYTES
 POSITION_LIMIT: Final = 64
-"""Characters of a channel's name, and of a position, that are accepted from a URL."""
+"""Longest name of a channel and longest position in a URL: longer names are not used, positions are cut."""
 
 
 Claim = Callable[[handshake.Request], handshake.Refusal | None]

@@ -16,8 +16,8 @@ REPLY_TTL_S: Final = 60
 class Membership:
     """Keeps one shard a member of the set of all shards on the bus.
 
-    A backend that sends a control command waits for the reply of every member. So a shard stays a member also
-    while it is suspended or has lost its subscriber: the backend then learns that a reply is missing.
+    A backend that sends a control command waits for the reply of every member. So a shard stays a member
+    until its lease ends, also if it is suspended or has lost its subscriber: its reply is then missed.
 
     Args:
         publisher: Sends commands to the bus.

@@ -32,7 +32,7 @@ __all__ = [
 ANONYMOUS = Identity(user="", permissions=NO_PERMISSIONS, expires_at_s=0)
 """The identity of a client without a token, where none is needed. One object for all such clients."""
 ANONYMOUS_MEMBER = ANONYMOUS.member()
-"""The meta object of the connection of such a client; also one object for all."""
+"""The meta object of the connection of such a client, where events are off; also one object for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

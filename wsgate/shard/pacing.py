@@ -82,7 +82,7 @@ class Pacer:
                 return
 
     def _hand_on(self) -> None:
-        """Give the hub one step of a walk, else one loss, else one publication."""
+        """Let the hub do one step of its walk, else notify of one loss, else deliver one publication."""
         backlog, receiver = self._backlog, self._receiver
         if receiver.has_gaps:
             receiver.gap_step()

@@ -130,7 +130,7 @@ class Users:
         self.renew(limits)
 
     def renew(self, limits: UserLimits) -> None:
-        """Use these limits from now on; the connections of users are counted again if that was off."""
+        """Use these limits from now on; if connections were not limited before, count all that are open."""
         if limits.connections and not self._limits.connections:
             self._begin()  # the connections that came before are to be counted as well
         self._limits = limits
@@ -257,7 +257,7 @@ class Users:
     def _look(self, crowd: UserConnections, then: Callable[[], None]) -> None:
         """Request the liveness keys of all owners whose state is not known, then call `then`.
 
-        An owner whose key cannot be read counts as alive.
+        An owner whose key cannot be read keeps the state that was read last; without one it counts as alive.
         """
         now_s = time.monotonic()
         if len(self._known) > KNOWN_MOST:

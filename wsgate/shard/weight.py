@@ -61,7 +61,7 @@ class Weight:
         self._looks += 1
 
     def _read(self) -> None:
-        """Read the file and write the gauge; runs in the thread."""
+        """Read `smaps_rollup` and write the proportional set size into the gauge; runs in the thread."""
         with contextlib.suppress(OSError):
             length = os.preadv(self._fd, [self._answer], 0)
             if found := proportional_set_bytes(self._answer, length):
