@@ -1,4 +1,4 @@
-"""Memory accounts of the reactor: what is taken for an object is given back with the same size."""
+"""Check that the reactor frees each object with the size that it was allocated with."""
 
 import pytest
 
@@ -6,14 +6,16 @@ from tests.support.reactor_rig import rig
 from wsgate.reactor import Settings
 
 CLASS_BOUNDS = (24, 32, 64, 128, 256, 512, 1_024)
-"""Where a channel name moves into a block of its own, and where that block's size class ends."""
+"""Sizes at which a name moves into its own block, and at which the size class of that block ends."""
 NAME_SIZES = sorted(
     {size for bound in CLASS_BOUNDS for size in range(bound - 1, bound + 2)} & set(range(1, 1_025))
 )
 
 
 @pytest.mark.parametrize("size", NAME_SIZES)
-def test_channel_account_returns_to_its_start_after_names_of_this_size(size: int) -> None:
+def test_channel_memory_account_is_unchanged_after_subscribing_and_unsubscribing_a_name_of_any_size(
+    size: int,
+) -> None:
     with rig() as bench:
         peer = bench.connect()
         bench.reactor.subscribe(peer.conn, b"first")
@@ -28,7 +30,7 @@ def test_channel_account_returns_to_its_start_after_names_of_this_size(size: int
 
 
 def test_blocks_of_long_names_are_not_reused_for_longer_ones() -> None:
-    """A block that went back into a larger class than its own would be written behind its end."""
+    """A block that was freed into a larger class than its own would be written beyond its end."""
     with rig() as bench:
         peer = bench.connect()
         for size in (30, 64):
@@ -40,7 +42,7 @@ def test_blocks_of_long_names_are_not_reused_for_longer_ones() -> None:
                 assert bench.reactor.unsubscribe(peer.conn, name) == 0
 
 
-def test_names_of_channels_are_counted_until_the_last_trace_of_each_is_gone() -> None:
+def test_channel_name_is_counted_until_the_caller_takes_its_vacancy() -> None:
     with rig(Settings(report_vacated=True)) as bench:
         one, two = bench.connect(), bench.connect()
         for peer in (one, two):
@@ -48,10 +50,10 @@ def test_names_of_channels_are_counted_until_the_last_trace_of_each_is_gone() ->
         bench.reactor.subscribe(one.conn, b"news")
         assert bench.reactor.channel_names() == (2, 104)
         bench.reactor.unsubscribe(one.conn, b"n" * 100)
-        assert not bench.reactor.is_vacated(b"n" * 100), "somebody is still there"
+        assert not bench.reactor.is_vacated(b"n" * 100), "one subscriber is left"
         bench.reactor.unsubscribe(two.conn, b"n" * 100)
         assert bench.reactor.is_vacated(b"n" * 100) and not bench.reactor.is_vacated(b"other")
-        assert bench.reactor.channel_names() == (2, 104), "its owner has not been told"
+        assert bench.reactor.channel_names() == (2, 104), "the caller has not taken the vacancy yet"
         bench.reactor.subscribe(two.conn, b"n" * 100)
         assert not bench.reactor.is_vacated(b"n" * 100)
         bench.reactor.unsubscribe(two.conn, b"n" * 100)
