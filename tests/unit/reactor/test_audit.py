@@ -1,4 +1,4 @@
-"""The audit of the reactor's accounts: silent while they are right, and it notices each wrong one."""
+"""Check that the audit finds no fault in correct accounts and finds each account that is wrong."""
 
 from collections.abc import Iterator
 
@@ -50,7 +50,7 @@ OF_A_CONNECTION = (
 
 @pytest.fixture(params=[True, False], ids=["pool", "no_pool"])
 def bench(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, Peer]]:
-    """A reactor in which something is on every account, and the connection that has most of it."""
+    """Return a reactor with an amount on every account, and the connection that has most of them."""
     settings = Settings(variant_opcodes=(1,), walk_at_once=2, pool_enabled=request.param, ping_interval_ms=0)
     made = Rig(settings)
     peer = made.connect(send_buffer_bytes=4_096)
@@ -67,20 +67,22 @@ def bench(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, Peer]]:
     made.reactor.flush(made.now_ms)
     made.reactor.publish(b"a channel with a name of its own block", [b"news"])
     yield made, peer
-    # Without the rig's own end: it audits, and what was tampered with may be wrong still.
+    # Do not close the rig: that audits, and an account may still be wrong.
     for each in made.peers:
         each.close()
     made.reactor.shutdown()
 
 
-def test_audit_of_sound_accounts_finds_nothing(bench: tuple[Rig, Peer]) -> None:
+def test_audit_of_correct_accounts_finds_no_fault(bench: tuple[Rig, Peer]) -> None:
     made, _ = bench
     assert audit(made.reactor) == []
 
 
 @pytest.mark.parametrize("account", OF_THE_REACTOR)
 @pytest.mark.parametrize("by", [1, -1, 64])
-def test_wrong_account_of_the_reactor_is_noticed(bench: tuple[Rig, Peer], account: str, by: int) -> None:
+def test_audit_finds_each_wrong_account_of_the_reactor(
+    bench: tuple[Rig, Peer], account: str, by: int
+) -> None:
     made, _ = bench
     tamper(made.reactor, account, by)
     faults = audit(made.reactor)
@@ -90,7 +92,7 @@ def test_wrong_account_of_the_reactor_is_noticed(bench: tuple[Rig, Peer], accoun
 
 
 @pytest.mark.parametrize("account", OF_A_CONNECTION)
-def test_wrong_account_of_a_connection_is_noticed(bench: tuple[Rig, Peer], account: str) -> None:
+def test_audit_finds_each_wrong_account_of_a_connection(bench: tuple[Rig, Peer], account: str) -> None:
     made, peer = bench
     tamper(made.reactor, account, 1, peer.conn)
     faults = audit(made.reactor)
@@ -99,7 +101,7 @@ def test_wrong_account_of_a_connection_is_noticed(bench: tuple[Rig, Peer], accou
     assert audit(made.reactor) == []
 
 
-def test_account_that_is_none_is_refused(bench: tuple[Rig, Peer]) -> None:
+def test_tampering_with_an_unknown_account_raises_value_error(bench: tuple[Rig, Peer]) -> None:
     made, _ = bench
     with pytest.raises(ValueError, match="nonsense"):
         tamper(made.reactor, "nonsense", 1)
