@@ -1,4 +1,4 @@
-"""Expiry of tokens: wall-clock time, never forgiven, and followed when that clock is set."""
+"""Check expiry of tokens: in wall-clock time, never extended by a stall, moved when the wall clock is set."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def ended(bench: Rig, peer: Peer) -> bool:
 
 @pytest.mark.parametrize("stall_ms", [2_500, 20_000, 3_600_000])
 @pytest.mark.parametrize("is_wall_time", [False, True])
-def test_stall_of_the_process_does_not_prolong_a_token(stall_ms: int, is_wall_time: bool) -> None:
+def test_stall_of_the_process_does_not_extend_the_life_of_a_token(stall_ms: int, is_wall_time: bool) -> None:
     with rig(QUIET) as bench:
         expired, later, other = bench.connect(), bench.connect(), bench.connect()
         tick(bench, WALL_MS)
@@ -44,8 +44,8 @@ def test_stall_of_the_process_does_not_prolong_a_token(stall_ms: int, is_wall_ti
 
 
 @pytest.mark.parametrize("step_ms", [1_000, 3_600_000, 40 * 86_400_000])
-def test_expiry_follows_a_step_of_the_wall_clock(step_ms: int) -> None:
-    """Forward: it ends within a tick. Back: it lives as much longer. The monotonic clock does not step."""
+def test_wall_clock_step_forward_expires_the_token_within_one_tick(step_ms: int) -> None:
+    """The monotonic clock does not step, so no other connection is affected."""
     with rig(QUIET) as bench:
         forward, bystander = bench.connect(), bench.connect()
         tick(bench, WALL_MS)
@@ -60,7 +60,7 @@ def test_expiry_follows_a_step_of_the_wall_clock(step_ms: int) -> None:
         assert not bench.of(bystander)
 
 
-def test_expiry_follows_a_step_back_of_the_wall_clock() -> None:
+def test_wall_clock_step_backward_delays_the_expiry_by_the_same_time() -> None:
     with rig(QUIET) as bench:
         peer = bench.connect()
         tick(bench, WALL_MS)
@@ -75,7 +75,7 @@ def test_expiry_follows_a_step_back_of_the_wall_clock() -> None:
         assert ended(bench, peer)
 
 
-def test_expiry_that_is_set_before_the_wall_clock_is_known_is_kept() -> None:
+def test_expiry_set_before_the_first_tick_with_wall_time_takes_effect() -> None:
     with rig(QUIET) as bench:
         past, future = bench.connect(), bench.connect()
         bench.reactor.set_expiry(past.conn, WALL_MS - 1, 4001)
@@ -86,7 +86,7 @@ def test_expiry_that_is_set_before_the_wall_clock_is_known_is_kept() -> None:
         assert not bench.of(future)
 
 
-def test_expiry_replaces_and_clears_as_a_deadline_does() -> None:
+def test_deadline_zero_clears_an_expiry_and_only_sooner_keeps_the_earlier_one() -> None:
     with rig(QUIET) as bench:
         peer, sooner = bench.connect(), bench.connect()
         tick(bench, WALL_MS)
@@ -102,15 +102,15 @@ def test_expiry_replaces_and_clears_as_a_deadline_does() -> None:
 
 
 @pytest.mark.parametrize("wall_ms", [0, -1])
-def test_expiry_that_is_no_time_is_refused(wall_ms: int) -> None:
+def test_expiry_of_zero_or_less_raises_value_error(wall_ms: int) -> None:
     with rig(QUIET) as bench:
         peer = bench.connect()
         with pytest.raises(ValueError, match="wall clock"):
             bench.reactor.set_expiry(peer.conn, wall_ms, 4001)
 
 
-def test_more_than_a_thousand_expiries_a_second_come_back_spread() -> None:
-    """Each further thousand of one second is told a later time; the next second begins anew."""
+def test_each_thousand_expiries_of_one_second_gets_a_later_retry_message() -> None:
+    """The next second begins with the first message again."""
     with rig(Settings(ping_interval_ms=0)) as bench:
         for rank in range(4):
             bench.reactor.set_bye(4001, [b"come back in %d" % rank], reason=Reason.TOKEN_EXPIRED, rank=rank)
@@ -123,15 +123,15 @@ def test_more_than_a_thousand_expiries_a_second_come_back_spread() -> None:
                 bench.reactor.set_expiry(peer.conn, WALL_MS, 4001)
             bench.now_ms = bench.now_ms // 1_000 * 1_000 + 1_000
             tick(bench, WALL_MS + 1_000)
-            said = [peer.frames()[0].payload for peer in peers]
+            goodbyes = [peer.frames()[0].payload for peer in peers]
             for peer in peers:
                 peer.close()
                 bench.peers.remove(peer)
             bench.turn()
-            return said
+            return goodbyes
 
         assert set(expire(900)) == {b"come back in 0"}
-        said = expire(4_500)
-        counts = [said.count(b"come back in %d" % rank) for rank in range(4)]
+        goodbyes = expire(4_500)
+        counts = [goodbyes.count(b"come back in %d" % rank) for rank in range(4)]
         assert counts == [1_000, 1_000, 1_000, 1_500]
         assert set(expire(10)) == {b"come back in 0"}
