@@ -1,4 +1,4 @@
-"""The program in the kernel that deals connections out: run here, instruction by instruction, and there."""
+"""Check the BPF program that distributes connections over shards, interpreted here and run by the kernel."""
 
 import errno
 import random
@@ -17,7 +17,7 @@ QUICK = ListenerOptions(defer_accept_s=0)
 
 
 def run_program(program: bytes, drawn: int) -> int:
-    """What a classic BPF program returns when the random number is `drawn`."""
+    """Return the result of a classic BPF program when the random number is `drawn`."""
     steps = [struct.unpack_from("=HBBI", program, place) for place in range(0, len(program), 8)]
     place, value = 0, 0
     while True:
@@ -38,7 +38,7 @@ def run_program(program: bytes, drawn: int) -> int:
 @pytest.mark.parametrize(
     "weights", [[1], [1, 1], [5, 0, 5], [0, 0, 7], [0, 0], [1, 1_000_000], [20_000] * 64, [3, 2, 1, 0, 4]]
 )
-def test_every_shard_gets_its_share(weights: list[int]) -> None:
+def test_steering_program_distributes_connections_in_proportion_to_the_weights(weights: list[int]) -> None:
     chance = random.Random(7)
     dealt = Counter(run_program(steering_program(weights), chance.getrandbits(32)) for _ in range(DEALS))
     wanted = weights if any(weights) else [1] * len(weights)
@@ -50,7 +50,7 @@ def test_every_shard_gets_its_share(weights: list[int]) -> None:
 
 
 def waiting(group: list[socket.socket]) -> list[int]:
-    """How many connections each listener has queued; takes them."""
+    """Accept all queued connections and return how many each listener had."""
     counts = []
     for listener in group:
         count = 0
@@ -64,7 +64,7 @@ def waiting(group: list[socket.socket]) -> list[int]:
     return counts
 
 
-def test_the_kernel_deals_as_it_is_told() -> None:
+def test_kernel_gives_connections_only_to_listeners_with_a_weight() -> None:
     group = open_group("127.0.0.1", 0, 3, QUICK)
     port = group[0].getsockname()[1]
     try:
@@ -81,7 +81,7 @@ def test_the_kernel_deals_as_it_is_told() -> None:
             listener.close()
 
 
-def test_a_port_in_use_is_refused_with_a_clear_line() -> None:
+def test_opening_a_port_in_use_raises_a_settings_error_with_the_address() -> None:
     group = open_group("127.0.0.1", 0, 2, QUICK)
     port = group[0].getsockname()[1]
     try:
@@ -92,11 +92,11 @@ def test_a_port_in_use_is_refused_with_a_clear_line() -> None:
             listener.close()
 
 
-def test_who_waits_where_nobody_serves_is_answered_503() -> None:
+def test_connections_queued_at_an_unserved_listener_are_answered_503() -> None:
     group = open_group("127.0.0.1", 0, 1, QUICK)
     try:
         clients = [socket.create_connection(group[0].getsockname()) for _ in range(70)]
-        for client in clients[:60]:  # the others have said nothing yet
+        for client in clients[:60]:  # the others have sent nothing yet
             client.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n")
         assert refuse_waiting(group[0]) == 64
         assert refuse_waiting(group[0]) == 6
@@ -110,7 +110,7 @@ def test_who_waits_where_nobody_serves_is_answered_503() -> None:
         group[0].close()
 
 
-def test_a_port_that_becomes_free_is_taken() -> None:
+def test_opening_is_retried_until_the_port_is_free() -> None:
     tries = iter([OSError(errno.EADDRINUSE, "in use")] * 3)
 
     def open_it() -> str:
@@ -121,7 +121,7 @@ def test_a_port_that_becomes_free_is_taken() -> None:
     assert when_free(open_it, within_s=60) == "open"
 
 
-def test_only_a_port_in_use_is_waited_for_and_not_for_ever() -> None:
+def test_opening_is_not_retried_for_other_errors_nor_after_the_time_limit() -> None:
     tries: list[int] = []
 
     def refuse(number: int) -> None:
@@ -136,12 +136,12 @@ def test_only_a_port_in_use_is_waited_for_and_not_for_ever() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64])
-def test_what_is_no_host_is_refused_with_its_setting(host: str) -> None:
+def test_invalid_host_raises_a_settings_error_with_the_host(host: str) -> None:
     with pytest.raises(SettingsError, match=host):
         open_group(host, 0, 1, QUICK)
 
 
-def test_a_group_on_ipv6_has_one_port_as_well() -> None:
+def test_group_of_ipv6_listeners_shares_one_port_and_obeys_the_weights() -> None:
     group = open_group("::1", 0, 3, QUICK)
     try:
         assert len({listener.getsockname()[1] for listener in group}) == 1
