@@ -1,4 +1,4 @@
-"""Compressed messages of clients: RFC 7692 in the reactor, and what a bomb may cost (S7)."""
+"""Check compressed messages of clients: RFC 7692 in the reactor, and the cost of a bomb (S7)."""
 
 import tracemalloc
 import zlib
@@ -35,7 +35,7 @@ def whole(content: bytes, opcode: int = TEXT) -> bytes:
 
 
 def ended(bench: Rig, peer: Peer) -> tuple[int, int]:
-    """The close code its peer saw, and the reason counted."""
+    """Return the close code that the peer read, and the counted reason."""
     frames = peer.frames()
     assert frames[-1].opcode == CLOSE
     peer.close()
@@ -43,7 +43,7 @@ def ended(bench: Rig, peer: Peer) -> tuple[int, int]:
     return close_code(frames[-1]), int(bench.of(peer)[-1][1])
 
 
-def test_a_message_is_inflated_and_validated() -> None:
+def test_compressed_messages_are_inflated_and_counted_by_their_content() -> None:
     with rig(deflating()) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(whole(b"Hello") + whole("Grüße".encode()) + whole(b"\xff\x00", BINARY) + whole(b""))
@@ -58,7 +58,7 @@ def test_a_message_is_inflated_and_validated() -> None:
         assert bench.count("message_bytes_in") == 5 + 7 + 2
 
 
-def test_plain_messages_may_come_between() -> None:
+def test_plain_message_between_compressed_ones_is_delivered_in_order() -> None:
     with rig(deflating()) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(whole(b"a" * 500) + client_frame(TEXT, b"plain") + whole(b"b" * 500))
@@ -67,8 +67,8 @@ def test_plain_messages_may_come_between() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 60, 5_000, 65_536])
-def test_however_it_is_cut(size: int) -> None:
-    """In fragments with pings between, and byte by byte: the same message."""
+def test_compressed_message_in_fragments_and_small_pieces_is_inflated_whole(size: int) -> None:
+    """A ping lies between two fragments; the stream is sent byte by byte or in pieces of 611 bytes."""
     content = bytes(97 + index * index % 26 for index in range(size))
     data = deflate(content, WIDE_BITS)
     third = len(data) // 3
@@ -98,7 +98,7 @@ EXAMPLES: Final = {
 
 
 @pytest.mark.parametrize("payload", EXAMPLES.values(), ids=EXAMPLES)
-def test_the_examples_of_the_specification(payload: bytes) -> None:
+def test_examples_of_rfc_7692_section_7_2_3_are_inflated(payload: bytes) -> None:
     with rig(deflating()) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(client_frame(TEXT, payload, rsv=RSV1))
@@ -107,7 +107,7 @@ def test_the_examples_of_the_specification(payload: bytes) -> None:
 
 
 def _unfinished() -> bytes:
-    """Cut inside a block."""
+    """Return a deflated stream that is cut inside a block."""
     return deflate(bytes(range(256)) * 8, WIDE_BITS)[:-40]
 
 
@@ -124,7 +124,7 @@ UNSOUND: Final = {
 
 
 @pytest.mark.parametrize("payload", UNSOUND.values(), ids=UNSOUND)
-def test_s8_what_cannot_be_inflated_closes_1002(payload: bytes) -> None:
+def test_s8_invalid_deflate_data_closes_1002_and_only_that_connection(payload: bytes) -> None:
     with rig(deflating()) as bench:
         peer, neighbour = bench.connect(variant=DEFLATING), bench.connect(variant=DEFLATING)
         peer.send(whole(b"before") + client_frame(TEXT, payload, rsv=RSV1) + whole(b"after"))
@@ -148,7 +148,9 @@ BAD_BITS: Final = {
 
 
 @pytest.mark.parametrize(("variant", "stream"), BAD_BITS.values(), ids=BAD_BITS)
-def test_s8_reserved_bits_where_they_do_not_belong(variant: int, stream: bytes) -> None:
+def test_s8_reserved_bit_without_agreement_or_on_a_wrong_frame_closes_1002(
+    variant: int, stream: bytes
+) -> None:
     with rig(deflating()) as bench:
         peer = bench.connect(variant=variant)
         peer.send(stream)
@@ -157,7 +159,7 @@ def test_s8_reserved_bits_where_they_do_not_belong(variant: int, stream: bytes) 
         assert ended(bench, peer) == (1002, Reason.PROTOCOL_ERROR)
 
 
-def test_text_is_judged_when_it_is_whole() -> None:
+def test_inflated_text_that_is_invalid_utf8_closes_1007() -> None:
     with rig(deflating()) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(whole(b"caf\xc3"))
@@ -165,7 +167,7 @@ def test_text_is_judged_when_it_is_whole() -> None:
         assert ended(bench, peer) == (1007, Reason.INVALID_UTF8)
 
 
-def test_the_rates_count_what_a_message_holds() -> None:
+def test_byte_rate_counts_the_inflated_size_of_messages() -> None:
     with rig(deflating(byte_rate_per_s=1_000)) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(whole(b"a" * 900) * 2)
@@ -180,7 +182,7 @@ LIMIT: Final = 256 * 1024
 
 
 @pytest.mark.parametrize("over", [0, 1])
-def test_s7_the_limit_is_one_of_content(over: int) -> None:
+def test_s7_message_size_limit_applies_to_the_inflated_content(over: int) -> None:
     with rig(deflating(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(whole(b"x" * (LIMIT + over)))
@@ -192,8 +194,8 @@ def test_s7_the_limit_is_one_of_content(over: int) -> None:
 
 
 @pytest.mark.parametrize("fragments", [1, 200])
-def test_s7_a_bomb_costs_its_limit_and_64_kib(fragments: int) -> None:
-    """1000:1. What was made is let go; nothing of it stays."""
+def test_s7_inflating_a_bomb_takes_at_most_the_message_limit_and_64_kib(fragments: int) -> None:
+    """The bomb inflates to 64 times the limit. The inflated bytes are freed when the connection is closed."""
     bomb = deflate(bytes(64 * LIMIT), WIDE_BITS)
     assert len(bomb) < 64 * LIMIT / 200
     size = -(-len(bomb) // fragments)
@@ -222,8 +224,8 @@ def test_s7_a_bomb_costs_its_limit_and_64_kib(fragments: int) -> None:
         assert bench.held()["partial"] == 0
 
 
-def test_s7_a_message_is_too_big_on_the_wire_before_it_is_kept() -> None:
-    """What cannot shrink may be a little longer than its content; much longer it is never collected."""
+def test_s7_compressed_frame_header_beyond_the_limit_closes_1009_before_its_payload() -> None:
+    """Incompressible data may be slightly longer than its content; a much longer message is not collected."""
     with rig(deflating(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect(variant=DEFLATING)
         peer.send(
@@ -234,7 +236,7 @@ def test_s7_a_message_is_too_big_on_the_wire_before_it_is_kept() -> None:
         assert ended(bench, peer) == (1009, Reason.MESSAGE_TOO_BIG)
 
 
-def test_s7_what_cannot_shrink_passes_at_the_limit() -> None:
+def test_s7_incompressible_message_at_the_size_limit_is_delivered() -> None:
     content = b"".join(zlib.crc32(b"%d" % index).to_bytes(4, "big") for index in range(16 * 1024))
     data = deflate(content, WIDE_BITS)
     assert len(data) > len(content)
@@ -247,7 +249,7 @@ def test_s7_what_cannot_shrink_passes_at_the_limit() -> None:
         assert bench.messages(peer) == [content]
 
 
-def test_what_inflating_may_take_is_on_the_books() -> None:
+def test_memory_account_includes_the_inflater_only_if_deflate_is_configured() -> None:
     with rig(deflating(max_message_bytes=LIMIT)) as bench:
         assert bench.held()["deflate"] >= LIMIT + 64 * 1024
     with rig(Settings(max_message_bytes=LIMIT)) as bench:
@@ -257,7 +259,7 @@ def test_what_inflating_may_take_is_on_the_books() -> None:
 # --- publications -----------------------------------------------------------------------------------
 
 
-def test_a_deflated_publication_is_marked_and_a_shared_frame_is_not() -> None:
+def test_deflated_publication_has_rsv1_and_a_shared_plain_frame_has_not() -> None:
     with rig(deflating()) as bench:
         peers = [bench.connect(variant=variant) for variant in (PLAIN, DEFLATING)]
         for peer in peers:
