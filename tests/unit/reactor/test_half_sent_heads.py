@@ -1,4 +1,4 @@
-"""Which half-sent head gives way to a newcomer when every place for a handshake is taken."""
+"""Check which half-sent head is displaced by a new connection when every handshake place is taken."""
 
 import socket
 
@@ -8,7 +8,7 @@ from wsgate.reactor import GateLimits, Settings
 
 HALF = HEAD[:40]
 KEY = bytes(range(16))
-"""With this key the addresses of these tests are in groups of their own."""
+"""With this key each address of these tests hashes into a group of its own."""
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
 SETTINGS = Settings(head_timeout_response=TIMEOUT)
 CROWD = "127.0.0.66"
@@ -18,7 +18,7 @@ LOCAL = b"\0" * 10 + b"\xff\xff" + socket.inet_aton("127.0.0.1")
 
 
 def begin(bench: Hall, count: int, source: str) -> list[Peer]:
-    """So many clients of one address, each with half a head that the reactor has read."""
+    """Connect clients of one address, each with half a head that the reactor has read."""
     crowd = []
     for _ in range(count):
         before = bench.count("accepted")
@@ -29,13 +29,13 @@ def begin(bench: Hall, count: int, source: str) -> list[Peer]:
 
 
 def displaced(bench: Hall, peers: list[Peer]) -> list[int]:
-    """Which of these clients were answered 408, by their places in the list."""
+    """Return the places in the list of the clients that were answered 408."""
     for peer in peers:
         peer.receive()
     return [place for place, peer in enumerate(peers) if bytes(peer.received) == TIMEOUT]
 
 
-def test_many_half_heads_of_one_address_displace_each_other_and_no_head_of_another_address() -> None:
+def test_half_heads_of_one_address_displace_each_other_and_no_other_address() -> None:
     with hall(SETTINGS, limits=GateLimits(handshakes_in_progress=8), hash_key=KEY) as bench:
         others = begin(bench, 3, OTHER)
         crowd = begin(bench, 30, CROWD)
@@ -50,7 +50,7 @@ def test_many_half_heads_of_one_address_displace_each_other_and_no_head_of_anoth
             bench.meet(peer)
 
 
-def test_newcomers_of_any_address_come_in_beside_the_half_heads_of_one() -> None:
+def test_complete_heads_are_accepted_while_one_address_fills_all_places_with_half_heads() -> None:
     with hall(SETTINGS, limits=GateLimits(handshakes_in_progress=8), hash_key=KEY) as bench:
         crowd = begin(bench, 8, CROWD)
         for source in (OTHER, CROWD, THIRD, CROWD):
@@ -60,7 +60,7 @@ def test_newcomers_of_any_address_come_in_beside_the_half_heads_of_one() -> None
         assert bench.count("ended_refused_handshakes") == 0
 
 
-def test_of_addresses_with_equally_many_half_heads_the_oldest_gives_way() -> None:
+def test_oldest_half_head_is_displaced_when_all_addresses_have_equally_many() -> None:
     with hall(SETTINGS, limits=GateLimits(handshakes_in_progress=6), hash_key=KEY) as bench:
         peers = [begin(bench, 1, source)[0] for source in (OTHER, THIRD, CROWD) * 2]
         begin(bench, 1, "127.0.0.5")
@@ -69,7 +69,7 @@ def test_of_addresses_with_equally_many_half_heads_the_oldest_gives_way() -> Non
         settle(bench, lambda: displaced(bench, peers) == [0, 1])
 
 
-def test_half_heads_behind_a_proxy_count_for_the_addresses_that_it_names() -> None:
+def test_half_heads_behind_a_proxy_count_for_the_address_in_the_proxy_header() -> None:
     limits = GateLimits(handshakes_in_progress=6, trusted_networks=((LOCAL, 128),), reads_proxy_header=True)
     with hall(SETTINGS, limits=limits, hash_key=KEY) as bench:
         named = [b"192.0.2.1", *[b"192.0.2.9"] * 5]
