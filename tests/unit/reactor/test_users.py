@@ -1,4 +1,4 @@
-"""The index by user: whose connection one is, whatever it is subscribed to and whatever its state."""
+"""Check the index by user: it finds the connections of a user in every state of a connection."""
 
 import random
 
@@ -13,7 +13,7 @@ QUIET = Settings(ping_interval_ms=0)
 SIZES = (1, 23, 24, 25, 31, 32, 33, 63, 64, 65, 127, 128)
 
 
-def test_connections_of_a_user_are_found_the_newest_first() -> None:
+def test_connections_of_a_user_are_listed_newest_first() -> None:
     with rig(QUIET) as bench:
         first, second, other = (bench.connect().conn for _ in range(3))
         for conn, user in ((first, b"ann"), (second, b"ann"), (other, b"bob")):
@@ -25,7 +25,7 @@ def test_connections_of_a_user_are_found_the_newest_first() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_users_of_every_length_are_told_apart(size: int) -> None:
+def test_users_with_equally_long_names_are_kept_apart_at_every_length(size: int) -> None:
     with rig(QUIET) as bench:
         users = [(b"%d" % number).rjust(size, b"u")[-size:] for number in range(10)]
         conns = [bench.connect().conn for _ in users]
@@ -35,7 +35,7 @@ def test_users_of_every_length_are_told_apart(size: int) -> None:
         assert [bench.reactor.user_connections(user) for user in users] == [[conn] for conn in conns]
 
 
-def test_connection_that_changes_or_drops_its_user_leaves_the_list() -> None:
+def test_connection_leaves_the_list_when_its_user_changes_or_is_cleared() -> None:
     with rig(QUIET) as bench:
         conn = bench.connect().conn
         bench.reactor.set_user(conn, b"ann")
@@ -49,7 +49,7 @@ def test_connection_that_changes_or_drops_its_user_leaves_the_list() -> None:
         bench.turn()
 
 
-def test_connection_is_found_while_its_handshake_is_decided_and_while_it_closes() -> None:
+def test_connection_is_listed_from_set_user_in_the_handshake_until_the_socket_is_closed() -> None:
     with rig(QUIET) as bench:
         peer = bench.connect(upgraded=False)
         peer.send(HEAD)
@@ -70,8 +70,8 @@ def test_connection_is_found_while_its_handshake_is_decided_and_while_it_closes(
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_index_equals_a_plain_dictionary_after_random_steps(seed: int) -> None:
-    """Few users with many connections, and many with one: lists, table growth and holes are all walked."""
+def test_user_index_equals_a_plain_dictionary_after_random_steps(seed: int) -> None:
+    """With few users the lists are long, and with many users the table grows and has holes."""
     dice = random.Random(seed)
     users = [b"user-%d" % number for number in range(dice.choice((3, 40, 400)))]
     with rig(QUIET) as bench:
@@ -105,7 +105,7 @@ def _compare(bench: Rig, users: list[bytes], model: dict[int, bytes]) -> None:
         assert sorted(bench.reactor.user_connections(user)) == expected
 
 
-def test_subscription_that_is_not_counted_never_meets_the_limit() -> None:
+def test_uncounted_subscription_neither_meets_nor_uses_the_subscription_limit() -> None:
     with rig(Settings(max_subscriptions=4, ping_interval_ms=0)) as bench:
         peer = bench.connect()
         names = [b"c%d" % number for number in range(4)]
