@@ -1,7 +1,7 @@
-"""One registry, two languages: what Python says of reasons and events is what the reactor believes.
+"""Check that the Python lists of reasons and events agree with the compiled reactor.
 
-And what the registry promises a peer is what a peer sees: every reason the reactor finds by itself is
-provoked, and its close code or HTTP status read from the wire.
+For every reason that the reactor finds by itself, a test provokes the reason and reads its close code or HTTP
+status from the wire.
 """
 
 import importlib
@@ -31,7 +31,7 @@ from wsgate.reasons import REASONS, Reason
 TURNS = 10  # enough for a peer to read what a tiny send buffer held back
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
-# Every module that other rooms may import from, and all that they may import.
+# Every module that other packages may import from, and all names that they may import.
 PUBLIC = {
     "wsgate": {"__version__"},
     "wsgate.admin": {"AdminOptions", "run_admin"},
@@ -170,17 +170,17 @@ PUBLIC = {
 # --- two lists of the same things -------------------------------------------------------------------
 
 
-def test_reasons_have_the_numbers_the_reactor_uses() -> None:
+def test_reason_enum_has_the_same_numbers_as_the_compiled_reactor() -> None:
     assert {reason.name.lower(): int(reason) for reason in Reason} == {
         name: number for number, name in enumerate(names.REASON_NAMES)
     }
     assert loop.ENUMERATIONS["reasons"] == len(Reason)
-    # The compiled side shows its last one by itself.
+    # The compiled module exports the number of its last reason.
     assert loop.ENUMERATIONS["reason_last"] == max(Reason)
     assert sorted(Reason) == list(range(len(Reason)))
 
 
-def test_every_reason_has_one_row() -> None:
+def test_every_reason_has_one_registry_row_with_valid_codes_and_ascii_text() -> None:
     assert list(REASONS) == list(Reason)
     for reason, row in REASONS.items():
         assert row.reason is reason
@@ -190,7 +190,7 @@ def test_every_reason_has_one_row() -> None:
         assert row.text and row.text.isascii()
 
 
-def test_every_event_and_policy_has_the_number_the_reactor_uses() -> None:
+def test_event_kinds_and_policies_have_the_same_numbers_as_the_compiled_reactor() -> None:
     numbers = {
         name.lower(): getattr(event_kinds, name)
         for name in event_kinds.__all__
@@ -198,14 +198,14 @@ def test_every_event_and_policy_has_the_number_the_reactor_uses() -> None:
     }
     compiled = {name: loop.ENUMERATIONS[name] for name in numbers}
     assert numbers == compiled
-    # And the other way: nothing the compiled side numbers is missing in event_kinds.py.
+    # In the other direction: event_kinds.py has every number of the compiled module.
     sizes = {name for name in loop.ENUMERATIONS if name.endswith("_bytes")}
     counts = {"states", "kinds", "reasons", "counters", "reason_last", "has_exact_blocks"}
     assert set(loop.ENUMERATIONS) - sizes - counts == set(numbers)
     assert (event_kinds.TEXT, event_kinds.BINARY) == (TEXT, BINARY), "an echo needs no translation"
 
 
-def test_names_are_as_many_as_the_reactor_counts() -> None:
+def test_lists_of_metric_names_are_as_long_as_the_compiled_enumerations() -> None:
     for listed, count in (
         (names.STATE_NAMES, "states"),
         (names.KIND_NAMES, "kinds"),
@@ -215,7 +215,7 @@ def test_names_are_as_many_as_the_reactor_counts() -> None:
         assert len(listed) == len(set(listed)) == loop.ENUMERATIONS[count]
 
 
-def test_counters_carry_every_name_once() -> None:
+def test_counters_and_bytes_held_return_exactly_the_listed_metric_names() -> None:
     with rig() as bench:
         counters = bench.reactor.counters()
         held = bench.reactor.bytes_held()
@@ -235,8 +235,11 @@ def test_counters_carry_every_name_once() -> None:
     }
 
 
-def test_state_names_are_those_a_connection_goes_through() -> None:
-    """The names are in the order of the numbers: each is seen once, by number and in the census."""
+def test_each_state_name_matches_the_state_that_a_connection_is_in() -> None:
+    """The names are in the order of the numbers.
+
+    The test reaches each state and compares number and counter.
+    """
     seen: dict[str, str] = {}
 
     def look(bench: Rig, peer: Peer) -> None:
@@ -268,11 +271,11 @@ def test_state_names_are_those_a_connection_goes_through() -> None:
     assert seen == {name: name for name in names.STATE_NAMES[1:]}
 
 
-def test_a_connection_is_two_cache_lines() -> None:
+def test_connection_struct_has_128_bytes_and_other_structs_fit_their_size_classes() -> None:
     assert loop.ENUMERATIONS["connection_bytes"] == 128
     assert loop.ENUMERATIONS["user_link_bytes"] == 16
     assert loop.ENUMERATIONS["entry_bytes"] == 16
-    # With its bookkeeping a control slot fills one pooled kilobyte, and so costs no more than it must.
+    # A control slot and the header of its block fit into one pooled block of 1,024 bytes.
     assert 512 < loop.ENUMERATIONS["control_slot_bytes"] <= 1024
     assert loop.ENUMERATIONS["outbox_bytes"] <= 128
     with rig() as bench:
@@ -284,7 +287,7 @@ def test_a_connection_is_two_cache_lines() -> None:
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_public_names_are_pinned(module: str) -> None:
+def test_public_names_of_each_module_are_exactly_those_listed_here(module: str) -> None:
     loaded = importlib.import_module(module)
     exported = list(loaded.__all__)
     assert set(exported) == PUBLIC[module]
@@ -297,8 +300,8 @@ def test_public_names_are_pinned(module: str) -> None:
 Drive = Callable[[Rig, Peer], None]
 
 
-def say(*frames: bytes) -> Drive:
-    """The peer says this and no more."""
+def peer_sends(*frames: bytes) -> Drive:
+    """Return a step in which the peer sends these frames."""
 
     def drive(bench: Rig, peer: Peer) -> None:
         peer.send(b"".join(frames))
@@ -307,8 +310,8 @@ def say(*frames: bytes) -> Drive:
     return drive
 
 
-def wait(duration_ms: int, *frames: bytes) -> Drive:
-    """The peer says this and then nothing for a while."""
+def peer_sends_and_waits(duration_ms: int, *frames: bytes) -> Drive:
+    """Return a step in which the peer sends these frames and then nothing for a while."""
 
     def drive(bench: Rig, peer: Peer) -> None:
         peer.send(b"".join(frames))
@@ -366,38 +369,41 @@ def raise_error(variant: int, channel: bytes, first: int, last: int) -> bytes:
 
 
 def run_out_of_memory(bench: Rig, peer: Peer) -> None:
-    say(client_header(BINARY, 5000), bytes(4000))(bench, peer)
+    peer_sends(client_header(BINARY, 5000), bytes(4000))(bench, peer)
     bench.reactor.set_gate(GateLimits(memory_bytes=1), b"")
     bench.pass_ms(250)
 
 
 def limit_partial_bytes(bench: Rig, peer: Peer) -> None:
     bench.reactor.set_gate(GateLimits(partial_bytes=1024), b"")
-    say(client_header(BINARY, 5000), bytes(4000))(bench, peer)
+    peer_sends(client_header(BINARY, 5000), bytes(4000))(bench, peer)
 
 
 QUIET = {"ping_interval_ms": 0}
 CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
-    Reason.PEER_CLOSED: ({}, say(client_close(1000))),
-    Reason.PROTOCOL_ERROR: ({}, say(client_frame(3))),
-    Reason.INVALID_UTF8: ({}, say(client_frame(TEXT, b"\xff"))),
-    Reason.MESSAGE_TOO_BIG: ({"max_message_bytes": 10}, say(client_frame(BINARY, bytes(11)))),
+    Reason.PEER_CLOSED: ({}, peer_sends(client_close(1000))),
+    Reason.PROTOCOL_ERROR: ({}, peer_sends(client_frame(3))),
+    Reason.INVALID_UTF8: ({}, peer_sends(client_frame(TEXT, b"\xff"))),
+    Reason.MESSAGE_TOO_BIG: ({"max_message_bytes": 10}, peer_sends(client_frame(BINARY, bytes(11)))),
     Reason.TOO_MANY_FRAGMENTS: (
         {"max_fragments": 2},
-        say(client_frame(TEXT, final=False), *[client_frame(CONTINUATION, final=False)] * 2),
+        peer_sends(client_frame(TEXT, final=False), *[client_frame(CONTINUATION, final=False)] * 2),
     ),
     Reason.CONTROL_RATE: (
         {"control_rate_per_s": 1, "control_burst": 2},
-        say(*[client_frame(PING)] * 3),
+        peer_sends(*[client_frame(PING)] * 3),
     ),
     Reason.MESSAGE_TIMEOUT: (
         {"message_timeout_ms": 1_000, **QUIET},
-        wait(2_000, client_frame(TEXT, b"a", final=False)),
+        peer_sends_and_waits(2_000, client_frame(TEXT, b"a", final=False)),
     ),
-    Reason.MESSAGE_RATE: ({"message_rate_per_s": 2}, say(*[client_frame(TEXT, b"a")] * 3)),
-    Reason.BYTE_RATE: ({"byte_rate_per_s": 10}, say(*[client_frame(TEXT, b"0123456")] * 2)),
-    Reason.HEARTBEAT_TIMEOUT: ({"ping_interval_ms": 1_000, "pong_timeout_ms": 1_000}, wait(5_000)),
-    Reason.IDLE_TIMEOUT: ({"idle_timeout_ms": 1_000, **QUIET}, wait(2_000)),
+    Reason.MESSAGE_RATE: ({"message_rate_per_s": 2}, peer_sends(*[client_frame(TEXT, b"a")] * 3)),
+    Reason.BYTE_RATE: ({"byte_rate_per_s": 10}, peer_sends(*[client_frame(TEXT, b"0123456")] * 2)),
+    Reason.HEARTBEAT_TIMEOUT: (
+        {"ping_interval_ms": 1_000, "pong_timeout_ms": 1_000},
+        peer_sends_and_waits(5_000),
+    ),
+    Reason.IDLE_TIMEOUT: ({"idle_timeout_ms": 1_000, **QUIET}, peer_sends_and_waits(2_000)),
     Reason.TOKEN_EXPIRED: ({}, late),
     Reason.AUTH_TIMEOUT: ({}, late_to_authenticate),
     Reason.SLOW_CONSUMER: ({"outbox_frames": 1}, overflow),
@@ -406,16 +412,16 @@ CLOSED_WITH: dict[Reason, tuple[dict[str, Any], Drive]] = {
     Reason.SHED: ({}, run_out_of_memory),
     Reason.INVALID_DEFLATE: (
         {"variant_opcodes": (TEXT | event_kinds.DEFLATED,)},
-        say(client_frame(TEXT | event_kinds.DEFLATED, b"\xff")),
+        peer_sends(client_frame(TEXT | event_kinds.DEFLATED, b"\xff")),
     ),
     Reason.INTERNAL: ({"outbox_frames": 2}, break_the_encoder),
 }
 
-# What no test can make the reactor find: it is ours to say, or there is nobody to say it to.
+# Reasons without a close code that a test here could provoke: the shard sets them, or no peer can read them.
 NOT_FOUND_BY_THE_REACTOR = {
-    Reason.WRITE_STALL,  # reset: a Close would not leave either; driven below
+    Reason.WRITE_STALL,  # a reset, because a Close could not be written either; tested below
     Reason.APPLICATION,  # the application's own code
-    Reason.SHUTDOWN,  # likewise, as are the shard's own
+    Reason.SHUTDOWN,  # set by the application too, as the following ones are by the shard
     Reason.INVALID_TOKEN,
     Reason.BAD_MESSAGES,
     Reason.UNSUPPORTED_DATA,
@@ -429,13 +435,13 @@ NOT_FOUND_BY_THE_REACTOR = {
 }
 
 
-def test_every_close_code_of_the_registry_is_driven() -> None:
+def test_every_reason_with_a_close_code_has_a_test_or_an_exception() -> None:
     promised = {reason for reason, row in REASONS.items() if row.close_code}
     assert promised == set(CLOSED_WITH) | NOT_FOUND_BY_THE_REACTOR
 
 
 @pytest.mark.parametrize("reason", CLOSED_WITH, ids=lambda reason: reason.name.lower())
-def test_the_peer_sees_the_close_code_of_the_registry(
+def test_peer_reads_the_close_code_that_the_registry_has_for_the_reason(
     reason: Reason, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes, drive = CLOSED_WITH[reason]
@@ -450,12 +456,12 @@ def test_the_peer_sees_the_close_code_of_the_registry(
             frames += peer.frames()
         peer.close()
         bench.turn()
-        told = [(kind, value) for kind, value in bench.of(peer) if kind not in (TEXT, BINARY)]
+        reported = [(kind, value) for kind, value in bench.of(peer) if kind not in (TEXT, BINARY)]
         counters = bench.reactor.counters()
     code = REASONS[reason].close_code
     assert frames[-1].opcode == CLOSE
     assert close_code(frames[-1]) == code
-    assert told == [
+    assert reported == [
         (event_kinds.PEER_CLOSED if reason is Reason.PEER_CLOSED else event_kinds.FAILING, code),
         (event_kinds.CLOSED, reason),
     ]
@@ -465,7 +471,7 @@ def test_the_peer_sees_the_close_code_of_the_registry(
     assert unraisable == ([ArithmeticError] if reason is Reason.INTERNAL else [])
 
 
-def test_a_stalled_write_is_reset_and_named() -> None:
+def test_write_stall_resets_the_connection_without_a_close_frame_and_is_counted() -> None:
     with rig(Settings(write_timeout_ms=2_000, outbox_age_ms=60_000, ping_interval_ms=0)) as bench:
         peer = bench.connect(send_buffer_bytes=1)
         bench.reactor.send(peer.conn, bytes(100_000))
@@ -477,14 +483,14 @@ def test_a_stalled_write_is_reset_and_named() -> None:
 
 
 ANSWERED_WITH: dict[Reason, tuple[dict[str, int], Drive]] = {
-    Reason.HEAD_TIMEOUT: ({"head_timeout_ms": 1_000}, wait(2_000, HEAD[:-2])),
-    Reason.HEAD_TOO_LARGE: ({"head_limit_bytes": 64}, say(b"GET /", b"a" * 100)),
-    Reason.UPGRADE_TIMEOUT: ({"upgrade_timeout_ms": 1_000}, wait(2_000, HEAD)),
+    Reason.HEAD_TIMEOUT: ({"head_timeout_ms": 1_000}, peer_sends_and_waits(2_000, HEAD[:-2])),
+    Reason.HEAD_TOO_LARGE: ({"head_limit_bytes": 64}, peer_sends(b"GET /", b"a" * 100)),
+    Reason.UPGRADE_TIMEOUT: ({"upgrade_timeout_ms": 1_000}, peer_sends_and_waits(2_000, HEAD)),
 }
 
 
 @pytest.mark.parametrize("reason", ANSWERED_WITH, ids=lambda reason: reason.name.lower())
-def test_the_peer_sees_the_http_status_of_the_registry(reason: Reason) -> None:
+def test_peer_reads_the_http_status_that_the_registry_has_for_the_reason(reason: Reason) -> None:
     changes, drive = ANSWERED_WITH[reason]
     with rig(Settings(**changes)) as bench:  # type: ignore[arg-type]
         peer = bench.connect(upgraded=False)
