@@ -1,4 +1,4 @@
-"""Reading: pausing at every moment, early frames, token buckets, budgets of one connection."""
+"""Check reading: pauses at every moment, frames before the upgrade, rate limits, limits of partial bytes."""
 
 import pytest
 
@@ -29,8 +29,8 @@ def numbers(bench: Rig, peer: Peer) -> list[int]:
 # --- pausing ----------------------------------------------------------------------------------------
 
 
-def test_paused_before_anything_came() -> None:
-    """Nothing is delivered, nothing spins; all comes with resume, in order."""
+def test_messages_sent_during_a_pause_are_delivered_in_order_after_resume() -> None:
+    """While reading is paused, no event is delivered and the epoll descriptor is not readable."""
     with rig() as bench:
         peer = bench.connect()
         assert bench.reactor.pause_reading(peer.conn)
@@ -45,18 +45,18 @@ def test_paused_before_anything_came() -> None:
 
 
 @pytest.mark.parametrize("polls", [1, 2, 3, 5, 10, 23])
-def test_paused_with_a_backlog(polls: int) -> None:
-    """Paused between two turns of a backlog: at most what was parsed is delivered; the rest waits whole."""
+def test_pause_with_unparsed_messages_in_the_buffer_delivers_the_rest_after_resume(polls: int) -> None:
+    """Each poll delivers at most 64 messages; after the pause no further one is delivered."""
     with rig() as bench:
         peer = bench.connect()
         peer.send(numbered(1400))
         for _ in range(polls):
             bench.step()
-        heard = len(bench.messages(peer))
-        assert heard == min(64 * polls, 1400)
+        delivered_count = len(bench.messages(peer))
+        assert delivered_count == min(64 * polls, 1400)
         bench.reactor.pause_reading(peer.conn)
         bench.turn()
-        assert len(bench.messages(peer)) == heard
+        assert len(bench.messages(peer)) == delivered_count
         assert not bench.reactor.more
         assert not is_readable(bench)
         bench.reactor.resume_reading(peer.conn)
@@ -64,7 +64,7 @@ def test_paused_with_a_backlog(polls: int) -> None:
         assert numbers(bench, peer) == list(range(1400))
 
 
-def test_paused_and_resumed_at_every_message() -> None:
+def test_pausing_and_resuming_at_every_batch_delivers_each_message_once_in_order() -> None:
     """Paused in the batch, resumed after it, over and over: every message once, in order."""
     with rig() as bench:
         peer = bench.connect()
@@ -80,8 +80,7 @@ def test_paused_and_resumed_at_every_message() -> None:
         assert numbers(bench, peer) == list(range(500))
 
 
-def test_resume_before_the_flush() -> None:
-    """Pause and resume with nothing between is nothing."""
+def test_pause_followed_directly_by_resume_has_no_effect() -> None:
     with rig() as bench:
         peer = bench.connect()
         bench.reactor.pause_reading(peer.conn)
@@ -92,8 +91,7 @@ def test_resume_before_the_flush() -> None:
         assert numbers(bench, peer) == [0, 1, 2]
 
 
-def test_paused_inside_a_frame_and_a_character() -> None:
-    """The unfinished frame waits with its state."""
+def test_pause_inside_a_frame_or_utf8_character_keeps_the_parser_state() -> None:
     text = "aä€😀".encode() * 20
     frame = client_frame(TEXT, text)
     for cut in range(1, len(frame), 7):
@@ -110,8 +108,8 @@ def test_paused_inside_a_frame_and_a_character() -> None:
             assert bench.messages(peer) == [text]
 
 
-def test_a_full_outbox_pauses_by_itself() -> None:
-    """Over half its limit the peer is not read; once it has taken its answers it is, in order, all."""
+def test_reading_stops_while_the_outbox_is_over_half_full_and_then_continues() -> None:
+    """All messages are delivered in order after the peer has read its replies."""
     with rig(Settings(outbox_bytes=100_000)) as bench:
         peer = bench.connect(send_buffer_bytes=4096)
         bench.reactor.send(peer.conn, bytes(90_000))
@@ -126,8 +124,8 @@ def test_a_full_outbox_pauses_by_itself() -> None:
         assert numbers(bench, peer) == list(range(10))
 
 
-def test_both_pauses_at_once() -> None:
-    """Application and outbox both paused: reading begins only when both are over, in either order."""
+def test_reading_resumes_only_after_both_application_and_outbox_pauses_end() -> None:
+    """The order in which the two pauses end makes no difference."""
     for application_first in (True, False):
         with rig(Settings(outbox_bytes=100_000)) as bench:
             peer = bench.connect(send_buffer_bytes=4096)
@@ -150,8 +148,7 @@ def test_both_pauses_at_once() -> None:
             assert numbers(bench, peer) == [0, 1, 2]
 
 
-def test_paused_while_deciding() -> None:
-    """Paused before the upgrade: frames wait until both upgrade and resume."""
+def test_pause_before_the_upgrade_holds_back_frames_until_upgrade_and_resume() -> None:
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         peer.send(HEAD + numbered(3))
@@ -165,8 +162,7 @@ def test_paused_while_deciding() -> None:
         assert numbers(bench, peer) == [0, 1, 2]
 
 
-def test_what_came_before_a_fault_is_delivered_after_a_pause() -> None:
-    """Messages, then a fault, all behind a pause: order kept."""
+def test_messages_before_a_close_frame_are_delivered_first_after_a_pause() -> None:
     with rig() as bench:
         peer = bench.connect()
         bench.reactor.pause_reading(peer.conn)
@@ -178,8 +174,7 @@ def test_what_came_before_a_fault_is_delivered_after_a_pause() -> None:
         assert bench.of(peer)[-1] == (event_kinds.PEER_CLOSED, 1000)
 
 
-def test_stale_handles() -> None:
-    """Refused and counted."""
+def test_calls_with_a_stale_handle_return_false_and_are_counted() -> None:
     with rig() as bench:
         peer = bench.connect()
         peer.close()
@@ -197,8 +192,8 @@ def test_stale_handles() -> None:
 
 
 @pytest.mark.parametrize("cut", ["whole", "behind its first byte", "before its last byte"])
-def test_messages_of_every_size_up_to_the_limit_are_read(cut: str) -> None:
-    """Every size class of a block and every form of a frame's length; the account is zero after each."""
+def test_messages_around_every_size_class_up_to_the_limit_are_read(cut: str) -> None:
+    """The memory account returns to its start after each message, and one byte more closes 1009."""
     with rig(Settings(max_message_bytes=LIMIT_BYTES, control_rate_per_s=0)) as bench:
         peer = bench.connect()
         at_rest = bench.held()
@@ -222,8 +217,7 @@ def test_messages_of_every_size_up_to_the_limit_are_read(cut: str) -> None:
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 4))
-def test_early_frames_in_any_cut(cut: int) -> None:
-    """Head and frames in one stream, cut anywhere around the border."""
+def test_frames_sent_before_the_upgrade_survive_any_split_around_the_head(cut: int) -> None:
     stream = HEAD + client_frame(TEXT, b"early") + client_frame(BINARY, b"bird")
     place = len(HEAD) - 30 + cut
     with rig() as bench:
@@ -239,8 +233,8 @@ def test_early_frames_in_any_cut(cut: int) -> None:
         assert bench.held()["partial"] == 0
 
 
-def test_early_frames_beyond_one_receive() -> None:
-    """More early frames than one receive holds: at most one receive is kept, nothing is lost."""
+def test_5000_frames_sent_before_the_upgrade_are_all_delivered_within_bounded_memory() -> None:
+    """The reactor keeps the bytes of at most one receive before the upgrade; the socket holds the others."""
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         peer.send(HEAD + numbered(5000))
@@ -255,8 +249,8 @@ def test_early_frames_beyond_one_receive() -> None:
 
 
 @pytest.mark.parametrize("rate", [1, 3, 7, 10, 64, 1000])
-def test_message_rate_is_exact(rate: int) -> None:
-    """A second's worth at once passes, one more is 4029, and it is not delivered."""
+def test_one_message_above_the_rate_of_a_second_closes_4029(rate: int) -> None:
+    """The message above the rate is not delivered."""
     with rig(Settings(message_rate_per_s=rate)) as bench:
         good, bad = bench.connect(), bench.connect()
         good.send(client_frame(TEXT, b"m") * rate)
@@ -269,8 +263,8 @@ def test_message_rate_is_exact(rate: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [1, 4, 10, 100])
-def test_message_rate_refills_at_the_boundary(rate: int) -> None:
-    """The next token is there exactly 1/rate later: a millisecond before it 4029, on it a message."""
+def test_message_rate_credit_is_refilled_exactly_one_interval_later(rate: int) -> None:
+    """A message 1 ms before the interval has passed closes 4029; a message at that time is delivered."""
     step_ms = 1000 // rate
     for early_ms in (0, 1):
         with rig(Settings(message_rate_per_s=rate)) as bench:
@@ -290,8 +284,7 @@ def test_message_rate_refills_at_the_boundary(rate: int) -> None:
             )
 
 
-def test_messages_in_fragments_count_once() -> None:
-    """A message is counted when it is whole, control frames never."""
+def test_message_rate_counts_a_fragmented_message_once_and_control_frames_never() -> None:
     with rig(Settings(message_rate_per_s=1)) as bench:
         peer = bench.connect()
         peer.send(client_frame(TEXT, b"a", final=False) + client_frame(CONTINUATION, b"b") * 1)
@@ -300,8 +293,7 @@ def test_messages_in_fragments_count_once() -> None:
         assert bench.of(peer) == [(event_kinds.TEXT, b"ab")]
 
 
-def test_byte_rate_is_exact() -> None:
-    """A second's worth of payload passes, one byte more is 4029."""
+def test_one_payload_byte_above_the_byte_rate_closes_4029() -> None:
     with rig(Settings(byte_rate_per_s=1000)) as bench:
         good, bad = bench.connect(), bench.connect()
         good.send(client_frame(BINARY, bytes(600)) + client_frame(BINARY, bytes(400)))
@@ -319,8 +311,8 @@ def test_byte_rate_is_exact() -> None:
         assert bench.of(good)[-1] == (event_kinds.FAILING, 4029)
 
 
-def test_a_message_larger_than_a_second_is_paid_off() -> None:
-    """It passes when the bucket is full, and the next must wait until it is paid."""
+def test_message_larger_than_the_byte_rate_passes_and_delays_the_next_one() -> None:
+    """The message passes while the bucket is full. The next one has to wait until the debt is refilled."""
     with rig(Settings(byte_rate_per_s=1000)) as bench:
         patient, hasty = bench.connect(), bench.connect()
         for peer in (patient, hasty):
@@ -337,8 +329,7 @@ def test_a_message_larger_than_a_second_is_paid_off() -> None:
         assert len(bench.messages(patient)) == 2
 
 
-def test_empty_messages_cost_no_bytes() -> None:
-    """Only payload counts against the byte rate."""
+def test_byte_rate_counts_no_empty_messages() -> None:
     with rig(Settings(byte_rate_per_s=1)) as bench:
         peer = bench.connect()
         peer.send(client_frame(BINARY) * 500 + client_frame(BINARY, b"1"))
@@ -346,8 +337,7 @@ def test_empty_messages_cost_no_bytes() -> None:
         assert len(bench.messages(peer)) == 501
 
 
-def test_rates_do_not_count_against_others() -> None:
-    """A bucket is a connection's own."""
+def test_message_rate_of_one_connection_does_not_affect_other_connections() -> None:
     with rig(Settings(message_rate_per_s=5)) as bench:
         crowd = [bench.connect() for _ in range(50)]
         for peer in crowd:
@@ -359,8 +349,8 @@ def test_rates_do_not_count_against_others() -> None:
 # --- partial bytes ----------------------------------------------------------------------------------
 
 
-def test_partial_bytes_are_bounded_by_the_gate() -> None:
-    """S3: unfinished messages of all together obey `partial_bytes`: beyond it 1013, and the others go on."""
+def test_s3_unfinished_messages_of_all_connections_are_bounded_by_partial_bytes() -> None:
+    """S3: beyond `partial_bytes` connections are closed with 1013, and the others continue."""
     limit = 256 * 1024
     with rig() as bench:
         bench.reactor.set_gate(GateLimits(partial_bytes=limit), b"")
@@ -378,8 +368,8 @@ def test_partial_bytes_are_bounded_by_the_gate() -> None:
         assert bench.messages(good) == [b"small"]
 
 
-def test_message_deadline_restarts_with_each_message() -> None:
-    """Slow messages one after the other: each has its own thirty seconds."""
+def test_message_timeout_starts_anew_with_each_message() -> None:
+    """Each of four slow messages, one after the other, has the whole 30 s."""
     with rig() as bench:
         peer = bench.connect()
         for _ in range(4):
