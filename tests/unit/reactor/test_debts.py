@@ -1,7 +1,7 @@
-"""The loop is shared by cost: who is costly waits for who is not, and nobody waits for ever.
+"""Check that connections share the loop by cost: a costly one waits for cheap ones, but not without end.
 
-The clock is the test's own: a turn in the compiled code costs 5 us a message, and each test says what its
-messages cost beyond that. So everything here counts turns and messages.
+The test moves the clock: a turn in the compiled code costs 5 us for each message, and each test states what
+its messages cost beyond that. So the tests count turns and messages.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ class Loop:
         self.rig = Rig(Settings(ping_interval_ms=0), on_event=self._on_event)
         self.rig.reactor.set_gate(GateLimits(), b"")
         self.costs: dict[int, int] = {}  # of a message, by connection
-        self.order: list[int] = []  # whose messages came
+        self.order: list[int] = []  # the connections of the messages, in order
         self._spent_ns = 0
 
     def _on_event(self, bench: Rig, event: Event) -> None:
@@ -53,7 +53,7 @@ class Loop:
         return peer
 
     def costly(self, count: int, *, messages: int = 500) -> list[Peer]:
-        """Connections with costly messages, of which two of each are known already."""
+        """Connect peers with costly messages; the reactor has measured two of each already."""
         peers = [self.come(COSTLY_NS) for _ in range(count)]
         for peer in peers * 2:
             peer.send(client_frame(1, b"x"))
@@ -84,7 +84,7 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.mark.parametrize("count", [1, 30, 300])
-def test_cheap_message_waits_for_one_pass_however_many_costly_connections_flood(count: int) -> None:
+def test_cheap_message_waits_for_at_most_two_passes_during_floods_of_costly_messages(count: int) -> None:
     with loop() as at:
         at.costly(count)
         cheap = at.come()
@@ -93,7 +93,7 @@ def test_cheap_message_waits_for_one_pass_however_many_costly_connections_flood(
             cheap.send(client_frame(1, b"ping"))
             while cheap.conn not in at.order[before:]:
                 at.steps(1)
-                # Two passes: epoll is asked every 2 ms. Each ends when its costly messages are worth 2 ms.
+                # Two passes: the reactor polls epoll every 2 ms. Each pass ends after 2 ms of messages.
                 assert len(at.order) - before <= 2 * PASS_NS // COSTLY_NS + 1
 
 
@@ -118,8 +118,8 @@ def test_turn_of_a_costly_connection_takes_one_message() -> None:
         assert set(at.order) == {peer.conn for peer in peers}
 
 
-def test_first_messages_of_many_unknown_costly_connections_delay_a_cheap_one_by_one_turn_each() -> None:
-    """After the first surprise an unknown connection has turns of one message, until all are known."""
+def test_unmeasured_costly_connections_delay_a_cheap_one_by_one_message_each() -> None:
+    """After the first costly message, unmeasured connections have turns of one message."""
     count = 200
     with loop() as at:
         peers = [at.come(COSTLY_NS) for _ in range(count)]
@@ -130,11 +130,11 @@ def test_first_messages_of_many_unknown_costly_connections_delay_a_cheap_one_by_
         cheap.send(client_frame(1, b"ping"))
         while cheap.conn not in at.order:
             at.steps(1)
-        # A pass of 256 messages came before anything was known.
+        # A pass of 256 messages came before any cost was measured.
         assert len(at.order) <= count + 256
 
 
-def test_cheap_unknown_connections_soon_have_full_turns_again_after_a_surprise() -> None:
+def test_unmeasured_connections_get_full_turns_again_after_100_cheap_messages() -> None:
     with loop() as at:
         surprise = at.come(COSTLY_NS)
         surprise.send(client_frame(1, b"x"))
@@ -151,7 +151,7 @@ def test_cheap_unknown_connections_soon_have_full_turns_again_after_a_surprise()
         assert len(at.order) - before == 64
 
 
-def test_two_connections_of_equal_cost_alternate() -> None:
+def test_turns_of_two_connections_of_equal_cost_alternate() -> None:
     with loop() as at:
         first, second = (peer.conn for peer in at.costly(2))
         at.steps(40)
@@ -159,7 +159,7 @@ def test_two_connections_of_equal_cost_alternate() -> None:
         assert at.order[1:60:2] in ([first] * 30, [second] * 30)
 
 
-def test_shares_are_equal_by_time_and_not_by_messages() -> None:
+def test_connection_with_messages_of_a_quarter_cost_is_served_four_times_as_many() -> None:
     with loop() as at:
         costly, other = at.costly(2, messages=2_000)
         at.costs[other.conn] = COSTLY_NS // 4
@@ -171,8 +171,8 @@ def test_shares_are_equal_by_time_and_not_by_messages() -> None:
 
 
 @pytest.mark.parametrize("cost_ns", [0, COSTLY_NS])
-def test_connections_of_one_user_have_one_share_however_many_they_are(cost_ns: int) -> None:
-    """Two users flood, one of them on 99 connections. Costly messages: each has half of the time."""
+def test_99_connections_of_one_user_have_one_share_together(cost_ns: int) -> None:
+    """Two users flood, one of them on 99 connections. With costly messages each user has half of the time."""
     with loop() as at:
         peers = [at.come(cost_ns) for _ in range(100)]
         for peer in peers[:99]:
@@ -190,7 +190,7 @@ def test_connections_of_one_user_have_one_share_however_many_they_are(cost_ns: i
             assert of_one >= 600, "a turn of 8 messages in nearly every pass, and not in every third"
 
 
-def test_user_that_comes_back_on_a_new_connection_still_owes() -> None:
+def test_debt_of_a_user_applies_to_a_new_connection_of_that_user() -> None:
     with loop() as at:
         peer = at.costly(1)[0]
         at.rig.reactor.set_user(peer.conn, b"back")
@@ -204,7 +204,7 @@ def test_user_that_comes_back_on_a_new_connection_still_owes() -> None:
         assert at.debt_ns(again) > 0
 
 
-def test_connection_that_uses_little_is_not_costly_although_one_message_was_slow_by_chance() -> None:
+def test_cheap_connection_with_one_slightly_slow_message_is_still_served_first() -> None:
     with loop() as at:
         at.costly(30)
         good = at.come()
@@ -217,8 +217,8 @@ def test_connection_that_uses_little_is_not_costly_although_one_message_was_slow
             assert at.order[0] == good.conn
 
 
-def test_one_slow_message_makes_nobody_costly_and_a_second_one_does() -> None:
-    """The first may be chance: another process, or a page that had to be read."""
+def test_connection_becomes_costly_with_its_second_slow_message_and_not_with_the_first() -> None:
+    """The first slow message may be chance: another process ran, or a page had to be read."""
     with loop() as at:
         at.costly(30)
         client = at.come(QUANTUM_NS - 100_000)
@@ -232,7 +232,7 @@ def test_one_slow_message_makes_nobody_costly_and_a_second_one_does() -> None:
         assert positions[:2] == [0, 0] and positions[2] != 0
 
 
-def test_connection_in_debt_that_is_alone_is_served_in_every_pass() -> None:
+def test_single_connection_in_debt_is_served_in_every_pass() -> None:
     with loop() as at:
         at.costly(1)
         for _ in range(50):
@@ -241,7 +241,7 @@ def test_connection_in_debt_that_is_alone_is_served_in_every_pass() -> None:
             assert len(at.order) > before
 
 
-def test_connection_in_debt_has_a_turn_although_others_use_up_every_pass() -> None:
+def test_connection_in_debt_gets_a_reserved_turn_although_others_fill_every_pass() -> None:
     with loop() as at:
         (costly,) = at.costly(1)
         cheap = [at.come() for _ in range(4)]
@@ -253,10 +253,10 @@ def test_connection_in_debt_has_a_turn_although_others_use_up_every_pass() -> No
             for event in at.rig.reactor.poll(at.rig.now_ms, len(cheap)):
                 at._on_event(at.rig, event)
         turns = at.order.count(costly.conn)
-        assert 12 <= turns <= 20, "one in every so many passes, and not more"
+        assert 12 <= turns <= 20, "one turn in every four passes, and not more"
 
 
-def test_debt_is_bounded_and_forgiven() -> None:
+def test_debt_is_capped_at_50_ms_and_decays_with_time() -> None:
     with loop() as at:
         peer = at.come()
         at.rig.reactor.charge(peer.conn, 3_600_000 * MS_NS)
@@ -269,7 +269,7 @@ def test_debt_is_bounded_and_forgiven() -> None:
         assert at.debt_ns(peer) == 0
 
 
-def test_debt_of_a_connection_does_not_pass_on_to_the_next_one_in_its_slot() -> None:
+def test_new_connection_does_not_inherit_the_debt_of_its_slot() -> None:
     with loop() as at:
         before = at.come()
         at.rig.reactor.charge(before.conn, 10 * MS_NS)
@@ -281,19 +281,19 @@ def test_debt_of_a_connection_does_not_pass_on_to_the_next_one_in_its_slot() -> 
         assert at.debt_ns(after) == 0
 
 
-def test_end_of_a_connection_in_debt_is_reported_within_one_round() -> None:
+def test_abort_of_a_connection_in_debt_is_reported_within_one_round() -> None:
     with loop() as at:
         peers = at.costly(30)
         leaving = peers[7]
         at.steps(40)
         at.rig.reactor.charge(leaving.conn, DEBT_MOST_NS)
-        at.steps(20)  # it waits among those in debt
+        at.steps(20)  # the connection waits among those in debt
         at.rig.reactor.abort(leaving.conn)
         at.steps(30)
         assert at.rig.of(leaving)[-1][0] == event_kinds.CLOSED
 
 
-def test_close_frame_behind_costly_messages_comes_after_them() -> None:
+def test_close_frame_after_costly_messages_is_reported_after_all_of_them() -> None:
     with loop() as at:
         peer = at.come(COSTLY_NS)
         peer.send(client_frame(1, b"x") * 40 + client_close(1000))
@@ -303,7 +303,7 @@ def test_close_frame_behind_costly_messages_comes_after_them() -> None:
         ]
 
 
-def test_ordinary_connections_have_no_row_and_take_no_memory() -> None:
+def test_connections_with_cheap_messages_take_no_memory_in_the_debt_table() -> None:
     with loop() as at:
         peers = [at.come() for _ in range(50)]
         table = at.rig.reactor.bytes_held()["table"]
@@ -314,7 +314,7 @@ def test_ordinary_connections_have_no_row_and_take_no_memory() -> None:
         assert at.rig.reactor.bytes_held()["table"] == table
 
 
-def test_table_of_debts_is_bounded_however_many_connections_are_charged() -> None:
+def test_debt_table_has_at_most_8192_rows_for_10192_charged_connections() -> None:
     count = DEBT_ROWS + 2_000
     with loop() as at, socket(AF_INET, SOCK_DGRAM) as sink:
         sink.connect(("127.0.0.1", 9))
