@@ -330,7 +330,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "unverified": ((*_PYTEST, "tests/unit/shard/test_turns.py"),),
     "unnamed": ((*_PYTEST, "tests/unit/bus/test_backlog.py"),),
     "newcomer": ((*_PYTEST, "tests/unit/reactor/test_turns.py", "-k", "newcomers_are_read"),),
-    "listener": ((*_PYTEST, "tests/unit/reactor/test_turns.py", "-k", "listener_is_asked"),),
+    "listener": ((*_PYTEST, "tests/unit/reactor/test_turns.py", "-k", "listener_is_polled"),),
     "batches": ((*_PYTEST, "tests/unit/reactor/test_turns.py", "-k", "full_socket"),),
 }
 """For each defect that needs no sanitizer, the commands each of which must notice it."""

@@ -1,4 +1,4 @@
-"""Turns under pressure: who must not wait for a round of talkers, and a turn that fails alone."""
+"""Check turns under load: no connection waits too long, and a failed turn ends one connection."""
 
 import contextlib
 import resource
@@ -18,14 +18,14 @@ US_PER_MESSAGE = 50
 
 
 def busy_poll(bench: Rig, clock_us: int) -> int:
-    """One poll whose messages take the caller 50 us each; the caller's clock after it, in microseconds."""
+    """Poll once with messages that take the caller 50 us each; return the caller's clock after that in us."""
     clock_us += len(bench.reactor.poll(bench.now_ms, 64)) * US_PER_MESSAGE + 1
     bench.now_ms = 1_000_000 + clock_us // 1_000
     bench.reactor.flush(bench.now_ms)
     return clock_us
 
 
-def talkers(bench: Rig, count: int, messages: int) -> list[Peer]:
+def connect_flooding(bench: Rig, count: int, messages: int) -> list[Peer]:
     peers = [bench.connect() for _ in range(count)]
     bench.turn()
     for peer in peers:
@@ -33,11 +33,11 @@ def talkers(bench: Rig, count: int, messages: int) -> list[Peer]:
     return peers
 
 
-def test_reader_is_written_to_while_a_round_of_talkers_lasts() -> None:
-    """A round of 400 talkers takes far longer than the write deadline; the reader takes whatever comes."""
+def test_slow_reader_is_written_to_while_400_other_connections_flood() -> None:
+    """A round of the 400 takes far longer than the write timeout, and the reader takes whatever is sent."""
     with rig(Settings(outbox_age_ms=60_000, write_timeout_ms=150)) as bench:
         victim = bench.connect(send_buffer_bytes=4_096)
-        talkers(bench, 400, 2_000)
+        connect_flooding(bench, 400, 2_000)
         bench.reactor.send(victim.conn, b"v" * 100_000)
         bench.reactor.flush(bench.now_ms)
         clock_us = ticked_us = 0
@@ -52,9 +52,9 @@ def test_reader_is_written_to_while_a_round_of_talkers_lasts() -> None:
         assert bench.reactor.inspect(victim.conn) is not None
 
 
-def test_newcomer_is_noticed_while_a_round_of_talkers_lasts() -> None:
+def test_new_connection_is_read_before_a_round_of_400_flooding_connections_ends() -> None:
     with rig(Settings(message_rate_per_s=0)) as bench:
-        talkers(bench, 400, 2_000)
+        connect_flooding(bench, 400, 2_000)
         clock_us = busy_poll(bench, 0)
         late = bench.connect()
         late.send(client_frame(1, b"late"))
@@ -64,16 +64,16 @@ def test_newcomer_is_noticed_while_a_round_of_talkers_lasts() -> None:
             if bench.reactor.inspect(late.conn) is None:
                 break
         assert clock_us > before_us
-        # A whole round is 400 talkers of 8 messages at least; the newcomer is on the queue long before.
+        # A whole round is at least 8 messages of 400 connections; the newcomer is queued long before its end.
         assert bench.count("receives") < 2_000
 
 
 HEAD = b"GET /ws HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
-def test_newcomers_are_read_before_a_round_of_talkers_and_in_order() -> None:
+def test_newcomers_are_read_before_flooding_connections_and_in_order_of_arrival() -> None:
     with rig() as bench, contextlib.ExitStack() as held:
-        talkers(bench, 400, 2_000)
+        connect_flooding(bench, 400, 2_000)
         busy_poll(bench, 0)
         for _ in range(5):
             held.enter_context(_offer(bench)).send(HEAD)
@@ -83,10 +83,10 @@ def test_newcomers_are_read_before_a_round_of_talkers_and_in_order() -> None:
         assert handles == sorted(handles), "slots are given in the order of arrival"
 
 
-def test_talkers_are_read_while_more_newcomers_come_than_a_pass_takes() -> None:
-    """The newcomers of one pass are bounded; the others keep their places for the next."""
+def test_newcomers_of_one_pass_are_limited_to_32_and_flooding_connections_follow() -> None:
+    """The newcomers beyond the limit keep their places for the next pass."""
     with rig() as bench, contextlib.ExitStack() as held:
-        talkers(bench, 40, 2_000)
+        connect_flooding(bench, 40, 2_000)
         busy_poll(bench, 0)
         for _ in range(40):
             held.enter_context(_offer(bench)).send(HEAD)
@@ -95,7 +95,7 @@ def test_talkers_are_read_while_more_newcomers_come_than_a_pass_takes() -> None:
             batch = bench.reactor.poll(bench.now_ms)
             found = sum(event[0] == event_kinds.OPEN for event in batch)
             opened += found
-            assert found or not batch, "newcomers come before talkers"
+            assert found or not batch, "newcomers are read before flooding connections"
             assert found <= 32
             bench.audit()
         assert any(
@@ -103,11 +103,11 @@ def test_talkers_are_read_while_more_newcomers_come_than_a_pass_takes() -> None:
         )
 
 
-def test_listener_is_asked_though_more_connections_are_ready_than_epoll_reports_at_once() -> None:
+def test_listener_is_polled_although_2500_other_connections_are_ready() -> None:
     with rig() as bench, contextlib.ExitStack() as held:
         listener = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
         listener.setblocking(False)
-        talkers(bench, 2_500, 100)
+        connect_flooding(bench, 2_500, 100)
         bench.reactor.listen(listener.fileno())
         bench.reactor.poll(bench.now_ms, 64)
         late = held.enter_context(socket.create_connection(listener.getsockname()))
@@ -118,10 +118,10 @@ def test_listener_is_asked_though_more_connections_are_ready_than_epoll_reports_
         assert bench.reactor.counters()["accepted"] == 1
 
 
-def test_full_socket_is_noticed_though_more_connections_are_ready_than_epoll_reports_at_once() -> None:
+def test_full_socket_is_written_to_again_although_1200_other_connections_are_ready() -> None:
     with rig(Settings(outbox_age_ms=60_000, write_timeout_ms=60_000)) as bench:
         victim = bench.connect(send_buffer_bytes=4_096)
-        talkers(bench, 1_200, 500)
+        connect_flooding(bench, 1_200, 500)
         bench.reactor.send(victim.conn, b"v" * 100_000)
         bench.reactor.flush(bench.now_ms)
         bench.reactor.poll(bench.now_ms, 64)
@@ -134,7 +134,7 @@ def test_full_socket_is_noticed_though_more_connections_are_ready_than_epoll_rep
 
 
 def test_stalled_peer_whose_socket_takes_bytes_again_is_not_reset() -> None:
-    """The socket became writable while nobody asked epoll: it is looked at once before the reset."""
+    """The socket became writable after the last poll: the reactor checks the socket once before it resets."""
     with rig(Settings(write_timeout_ms=1_000, outbox_age_ms=60_000, ping_interval_ms=0)) as bench:
         peer = bench.connect(send_buffer_bytes=4_096)
         bench.reactor.send(peer.conn, b"v" * 60_000)
@@ -151,7 +151,7 @@ def test_stalled_peer_whose_socket_takes_bytes_again_is_not_reset() -> None:
 
 
 @pytest.mark.parametrize("setting", ["write_timeout_ms", "outbox_age_ms"])
-def test_stalled_peer_that_takes_no_byte_is_still_ended(setting: str) -> None:
+def test_stalled_peer_that_takes_no_byte_is_closed_after_its_timeout(setting: str) -> None:
     limits = Settings(ping_interval_ms=0, write_timeout_ms=20_000, outbox_age_ms=20_000)
     limits = replace(limits, write_timeout_ms=1_000) if setting == "write_timeout_ms" else limits
     limits = replace(limits, outbox_age_ms=1_000) if setting == "outbox_age_ms" else limits
@@ -170,8 +170,11 @@ def test_stalled_peer_that_takes_no_byte_is_still_ended(setting: str) -> None:
 @pytest.mark.skipif(
     bool(loop.ENUMERATIONS["has_exact_blocks"]), reason="AddressSanitizer reserves more than the limit leaves"
 )
-def test_failed_allocation_ends_only_the_connection_it_was_for() -> None:
-    """In a process of its own: what other tests have freed would serve the allocation that must fail."""
+def test_failed_allocation_closes_only_the_connection_whose_message_needed_the_memory() -> None:
+    """The test runs in its own process.
+
+    In a shared process, memory that other tests have freed would serve the allocation that must fail.
+    """
     done = subprocess.run(
         [sys.executable, "-c", "from tests.unit.reactor.test_turns import fail_an_allocation as run; run()"],
         capture_output=True,
@@ -182,7 +185,7 @@ def test_failed_allocation_ends_only_the_connection_it_was_for() -> None:
 
 
 def fail_an_allocation() -> None:
-    """The body of the test above."""
+    """Run the body of the test above."""
     with rig(Settings(max_message_bytes=40 << 20)) as bench:
         big, other = bench.connect(), bench.connect()
         bench.turn()
@@ -215,7 +218,7 @@ def fail_an_allocation() -> None:
         assert bench.reactor.inspect(other.conn) is not None
 
 
-def test_publication_without_frames_into_a_large_channel_lets_it_go() -> None:
+def test_large_channel_is_freed_after_a_publication_without_frames() -> None:
     with rig(Settings(walk_at_once=2, ping_interval_ms=0)) as bench:
         peers = [bench.connect() for _ in range(6)]
         for peer in peers:
@@ -228,7 +231,7 @@ def test_publication_without_frames_into_a_large_channel_lets_it_go() -> None:
         assert bench.reactor.counters()["now_channels"] == 0
 
 
-def test_resume_of_a_connection_that_was_not_paused_gives_its_message_no_time() -> None:
+def test_resuming_an_unpaused_connection_does_not_extend_its_message_timeout() -> None:
     with rig(Settings(message_timeout_ms=4_000, ping_interval_ms=0)) as bench:
         peer = bench.connect()
         peer.send(client_header(2, 10) + b"12345")
@@ -239,24 +242,24 @@ def test_resume_of_a_connection_that_was_not_paused_gives_its_message_no_time() 
         assert bench.of(peer)[0] == (event_kinds.FAILING, 1008)
 
 
-def test_rate_after_a_long_pause_is_credited_for_what_sockets_hold_and_no_more() -> None:
-    """An hour of pause is no permission for an hour of messages at once."""
+def test_byte_rate_credit_is_bounded_after_an_hour_without_messages() -> None:
+    """An hour without messages does not permit an hour's worth of bytes at once."""
     with rig(Settings(byte_rate_per_s=1_000_000, max_message_bytes=1 << 20, ping_interval_ms=0)) as bench:
         peer = bench.connect()
         bench.turn()
         bench.now_ms += 3_600_000
         bench.reactor.tick(bench.now_ms)
         frame = client_frame(2, bytes(60_000))
-        said = 0
-        while said < 20_000_000 and bench.reactor.inspect(peer.conn) is not None:
+        offered = 0
+        while offered < 20_000_000 and bench.reactor.inspect(peer.conn) is not None:
             sent = 0
             while sent < len(frame):
                 sent += peer.send(frame[sent:])
                 bench.step()
-            said += 60_000
+            offered += 60_000
             if (event_kinds.FAILING, 4029) in bench.of(peer):
                 break
-        assert 8_000_000 <= said <= 10_500_000
+        assert 8_000_000 <= offered <= 10_500_000
 
 
 @pytest.mark.parametrize("silent", [b"", b"G", b"GET /ws HTTP/1.1\r\nHost: h\r\n"])
@@ -306,7 +309,7 @@ def test_newcomer_is_refused_when_every_handshake_waits_for_a_decision() -> None
 
 
 def _offer(bench: Rig) -> socket.socket:
-    """A socket that goes through the gate, as one that a sibling handed over."""
+    """Return the peer of a socket that passes through the gate like one that a sibling shard handed over."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     bench.reactor.accept_handover(ours.detach(), now_ms=bench.now_ms)
