@@ -1,7 +1,7 @@
-"""Who is judged by the limits of an outbox, and for whom publications wait.
+"""Check which connections the outbox limits apply to, and for which of them publications wait.
 
-A connection is behind from a write that its socket took in part until everything is taken that waited then.
-Time is the bench's own: nothing here is timed.
+A connection is behind from a write that its socket took in part until all bytes are taken that waited then.
+The test moves the clock; nothing here is timed.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ PAYLOAD = bytes(50)
 
 @contextmanager
 def crowd(count: int, **changes: Any) -> Iterator[tuple[Rig, list[Peer]]]:
-    """So many subscribers of one channel, with outboxes of 8 frames, and no deadline but the grace."""
+    """Connect `count` subscribers of one channel, with outboxes of 8 frames and no deadline but the grace."""
     chosen: dict[str, Any] = {
         "outbox_frames": 8,
         "outbox_bytes": 64 * 1024,
@@ -49,8 +49,8 @@ def fill(bench: Rig, peer: Peer) -> None:
         bench.reactor.flush(bench.now_ms)
 
 
-def test_a_connection_that_is_not_behind_is_never_judged() -> None:
-    """A burst of 2,000 publications before the next write: far over the limits, and every one arrives."""
+def test_outbox_limits_do_not_apply_to_a_connection_that_is_not_behind() -> None:
+    """A burst of 2,000 publications before the next write is far above the limits, and every one arrives."""
     with crowd(3) as (bench, peers):
         for number in range(2_000):
             assert bench.reactor.publish(NEWS, [b"%04d" % number]) == 3
@@ -65,7 +65,7 @@ def test_a_connection_that_is_not_behind_is_never_judged() -> None:
         bench.audit()
 
 
-def test_a_reader_over_half_makes_publications_wait_until_it_is_written_to() -> None:
+def test_outbox_over_half_full_makes_publications_wait_until_the_next_write() -> None:
     with crowd(3) as (bench, peers):
         for _ in range(4):
             bench.reactor.publish(NEWS, [PAYLOAD])
@@ -84,7 +84,7 @@ def test_a_reader_over_half_makes_publications_wait_until_it_is_written_to() -> 
 
 
 @pytest.mark.parametrize("end", ["close", "fail", "reset"])
-def test_a_connection_that_ends_makes_nothing_wait(end: str) -> None:
+def test_publications_do_not_wait_for_a_connection_that_has_ended(end: str) -> None:
     with crowd(2) as (bench, peers):
         for _ in range(5):
             bench.reactor.send(peers[0].conn, PAYLOAD)
@@ -102,8 +102,8 @@ def test_a_connection_that_ends_makes_nothing_wait(end: str) -> None:
         bench.audit()
 
 
-def test_a_peer_that_takes_little_stays_behind_between_its_reads() -> None:
-    """R16: its socket takes bytes again and again, and never all that waited: it is judged all the time."""
+def test_r16_peer_that_never_empties_its_outbox_stays_behind_between_its_reads() -> None:
+    """R16: the socket takes bytes again and again, but never all that waited, so the limits keep applying."""
     with crowd(1, outbox_frames=64) as (bench, [peer]):
         fill(bench, peer)
         for _ in range(30):
@@ -123,7 +123,7 @@ def test_a_peer_that_takes_little_stays_behind_between_its_reads() -> None:
         assert bench.of(peer) == [(event_kinds.FAILING, 4010)]
 
 
-def test_whoever_takes_everything_that_waited_is_not_judged_any_more() -> None:
+def test_outbox_limits_stop_applying_after_the_peer_has_read_all_waiting_bytes() -> None:
     with crowd(1) as (bench, [peer]):
         fill(bench, peer)
         while look(bench, peer)["owed_bytes"]:
@@ -139,7 +139,7 @@ def test_whoever_takes_everything_that_waited_is_not_judged_any_more() -> None:
 GRACE = {"blocked_grace_ms": GRACE_MS}
 
 
-def test_nobody_waits_for_one_that_is_behind() -> None:
+def test_publications_do_not_wait_for_one_slow_peer_within_its_grace() -> None:
     with crowd(3, **GRACE) as (bench, peers):
         slow, *quick = peers
         fill(bench, slow)
@@ -153,7 +153,7 @@ def test_nobody_waits_for_one_that_is_behind() -> None:
         assert look(bench, slow)["outbox_frames"] > 100, "within its grace frames are not counted"
         assert set(got.values()) == {100}
         bench.pass_ms(GRACE_MS + 500)
-        assert not bench.of(slow), "nothing came that was too much since"
+        assert not bench.of(slow), "no publication came after the grace"
         bench.reactor.publish(NEWS, [PAYLOAD])
         bench.turn()
         assert bench.of(slow) == [(event_kinds.FAILING, 4010)]
@@ -162,8 +162,8 @@ def test_nobody_waits_for_one_that_is_behind() -> None:
 
 @pytest.mark.parametrize("frames", [8, 1_000])
 @pytest.mark.parametrize("behind", [1, 4, 35])
-def test_the_limit_of_bytes_knows_no_grace(behind: int, frames: int) -> None:
-    """No connection that is behind, however many there are, holds more bytes than the limit."""
+def test_byte_limit_of_an_outbox_holds_within_the_grace_too(behind: int, frames: int) -> None:
+    """No connection that is behind buffers more than the limit, whatever their number."""
     limit_bytes = 16 * 1024
     limits = {"outbox_bytes": limit_bytes, "outbox_frames": frames}
     with crowd(70, **GRACE | limits) as (bench, peers):
@@ -185,7 +185,9 @@ def test_the_limit_of_bytes_knows_no_grace(behind: int, frames: int) -> None:
 
 @pytest.mark.parametrize("frames", [8, 1_000])
 @pytest.mark.parametrize("size", [0, 1_000, 12_000])
-def test_a_crowd_holds_one_message_more_than_half_of_the_bytes(size: int, frames: int) -> None:
+def test_outboxes_of_a_slow_majority_exceed_half_the_byte_limit_by_one_message_at_most(
+    size: int, frames: int
+) -> None:
     limit_bytes = 16 * 1024
     limits = {"outbox_bytes": limit_bytes, "outbox_frames": frames}
     with crowd(70, **GRACE | limits) as (bench, peers):
@@ -202,7 +204,7 @@ def test_a_crowd_holds_one_message_more_than_half_of_the_bytes(size: int, frames
             assert look(bench, peer)["outbox_bytes"] <= limit_bytes // 2 + size + 10
 
 
-def test_one_more_frame_within_a_grace_counts_with_its_entry() -> None:
+def test_within_the_grace_each_frame_is_charged_16_bytes_for_its_entry() -> None:
     with crowd(3, **GRACE | {"outbox_bytes": 10_000}) as (bench, peers):
         slow = peers[0]
         fill(bench, slow)
@@ -219,7 +221,7 @@ def test_one_more_frame_within_a_grace_counts_with_its_entry() -> None:
 
 
 def publish_to_crowd(bench: Rig, slow: list[Peer], others: list[Peer]) -> None:
-    """Publish until publications wait, which they do before any outbox is over its limits by much."""
+    """Publish until publications wait, which happens before any outbox is far above its limits."""
     for peer in slow:
         fill(bench, peer)
     for _ in range(10):
@@ -229,10 +231,10 @@ def publish_to_crowd(bench: Rig, slow: list[Peer], others: list[Peer]) -> None:
         bench.turn()
         for peer in others:
             peer.receive()
-    raise AssertionError("publications wait for nobody")
+    raise AssertionError("publications never wait")
 
 
-def test_publications_wait_a_second_for_a_crowd_of_which_nobody_reads() -> None:
+def test_publications_wait_one_second_for_a_slow_majority_that_reads_nothing() -> None:
     with crowd(3, **GRACE) as (bench, peers):
         publish_to_crowd(bench, peers[:2], peers[2:])
         bench.audit()
@@ -248,8 +250,8 @@ def test_publications_wait_a_second_for_a_crowd_of_which_nobody_reads() -> None:
         assert sorted(bench.events) == sorted((event_kinds.FAILING, peer.conn, 4010) for peer in peers[:2])
 
 
-def test_publications_wait_for_the_last_of_a_crowd_whose_turn_to_read_comes_late() -> None:
-    """One process reads for all, one after the other: each is read less often than its grace is long."""
+def test_publications_wait_for_a_slow_majority_whose_peers_read_in_turn() -> None:
+    """One process reads for all peers in turn, so each peer reads less often than once in its grace."""
     with crowd(10, **GRACE) as (bench, peers):
         publish_to_crowd(bench, peers, [])
         published = dict.fromkeys((peer.conn for peer in peers), 0)
@@ -264,7 +266,7 @@ def test_publications_wait_for_the_last_of_a_crowd_whose_turn_to_read_comes_late
         assert min(published.values()) > 0
 
 
-def test_publications_wait_10_s_at_once_for_a_crowd_that_takes_almost_nothing() -> None:
+def test_publications_wait_at_most_10_s_at_once_for_a_slow_majority_that_reads_little() -> None:
     with crowd(3, **GRACE | {"outbox_bytes": 1 << 20}) as (bench, peers):
         for peer in peers[:2]:
             fill(bench, peer)
@@ -281,14 +283,14 @@ def test_publications_wait_10_s_at_once_for_a_crowd_that_takes_almost_nothing() 
         assert bench.events == []
 
 
-def test_crowd_begins_above_half_of_all_connections_and_ends_below_an_eighth() -> None:
+def test_slow_majority_begins_above_half_of_all_connections_and_ends_below_an_eighth() -> None:
     with crowd(33, **GRACE) as (bench, peers):
         for peer in peers[:16]:
             fill(bench, peer)
         for _ in range(20):
             bench.reactor.publish(NEWS, [PAYLOAD])
             bench.turn()
-            assert not bench.reactor.is_full, "16 of 33 are no crowd"
+            assert not bench.reactor.is_full, "16 of 33 are no majority"
             for peer in peers[16:]:
                 peer.receive()
         fill(bench, peers[16])
@@ -300,8 +302,8 @@ def test_crowd_begins_above_half_of_all_connections_and_ends_below_an_eighth() -
             bench.audit()
 
 
-def test_a_crowd_that_reads_is_never_judged() -> None:
-    """All sockets are full most of the time, because the peers' process takes its turns slowly."""
+def test_slow_majority_that_keeps_reading_loses_no_publication_and_stays_open() -> None:
+    """All sockets are full most of the time, because the process of the peers takes its turns slowly."""
     with crowd(4, **GRACE) as (bench, peers):
         got = dict.fromkeys((peer.conn for peer in peers), 0)
         was_full = published = 0
@@ -322,14 +324,14 @@ def test_a_crowd_that_reads_is_never_judged() -> None:
         assert not bench.events
 
 
-# --- what moves ---------------------------------------------------------------------------------------
+# --- progress -----------------------------------------------------------------------------------------
 
 MOVING_MS = 500
 MOVING = {"blocked_grace_ms": 60_000, "blocked_moving_ms": MOVING_MS}
 
 
 def publish_until_full(bench: Rig, others: list[Peer], payload: bytes = PAYLOAD) -> int:
-    """Publish until publications have to wait for one that is behind; how many were published."""
+    """Publish until publications have to wait for a slow peer; return the number of publications."""
     for published in range(1, 1_000):
         bench.reactor.publish(NEWS, [payload])
         bench.turn()
@@ -337,11 +339,11 @@ def publish_until_full(bench: Rig, others: list[Peer], payload: bytes = PAYLOAD)
             peer.receive()
         if bench.reactor.is_full:
             return published
-    raise AssertionError("publications wait for nobody")
+    raise AssertionError("publications never wait")
 
 
-def test_publications_wait_for_one_reader_of_many_that_is_behind_and_takes_bytes() -> None:
-    """Far fewer than a crowd: it reads a little every time it is waited for, and loses nothing."""
+def test_publications_wait_for_one_slow_peer_of_ten_that_keeps_taking_bytes() -> None:
+    """The peer reads a little each time that publications wait, and loses nothing."""
     with crowd(10, **MOVING) as (bench, [slow, *others]):
         fill(bench, slow)
         published = 0
@@ -357,7 +359,7 @@ def test_publications_wait_for_one_reader_of_many_that_is_behind_and_takes_bytes
         assert bench.events == []
 
 
-def test_peer_that_takes_nothing_delays_publications_once() -> None:
+def test_peer_that_takes_no_byte_delays_publications_only_once() -> None:
     with crowd(10, **MOVING) as (bench, [slow, *others]):
         fill(bench, slow)
         publish_until_full(bench, others)
@@ -370,8 +372,8 @@ def test_peer_that_takes_nothing_delays_publications_once() -> None:
                 peer.receive()
 
 
-def test_peer_that_is_slow_on_purpose_delays_publications_a_second_and_a_twentieth_of_the_time() -> None:
-    """It takes one small buffer every 250 ms, and is never done."""
+def test_deliberately_slow_peer_delays_publications_by_1_s_and_a_twentieth_of_the_time() -> None:
+    """The peer takes 600 bytes every 250 ms and never empties its outbox."""
     with crowd(10, **MOVING | {"outbox_bytes": 1 << 20}) as (bench, [slow, *others]):
         fill(bench, slow)
         for _ in range(100):
@@ -389,13 +391,13 @@ def test_peer_that_is_slow_on_purpose_delays_publications_a_second_and_a_twentie
         assert 1_000 <= waited_ms <= 1_000 + 100_000 // 20 + 2_000
 
 
-def test_only_the_message_that_makes_publications_wait_may_exceed_the_bytes() -> None:
+def test_one_message_may_exceed_the_byte_limit_and_the_next_one_closes_the_connection() -> None:
     large = bytes(60_000)
     with crowd(10, **MOVING) as (bench, [slow, *_]):
         fill(bench, slow)
         assert bench.reactor.publish(NEWS, [large]) == 10
         assert bench.reactor.is_full
-        assert bench.reactor.publish(NEWS, [large]) == 9, "whoever does not wait loses what is over the limit"
+        assert bench.reactor.publish(NEWS, [large]) == 9, "a publication above the limit is not queued"
         bench.turn()
         assert bench.of(slow) == [(event_kinds.FAILING, 4010)]
 
@@ -403,7 +405,7 @@ def test_only_the_message_that_makes_publications_wait_may_exceed_the_bytes() ->
 # --- more grace ---------------------------------------------------------------------------------------
 
 
-def test_whoever_takes_64_kib_within_its_grace_earns_another() -> None:
+def test_slow_peer_that_takes_64_kib_within_its_grace_gets_another_grace() -> None:
     with crowd(2, **GRACE | {"outbox_bytes": 1 << 20}) as (bench, [peer, _]):
         fill(bench, peer)
         for _ in range(200):
@@ -417,4 +419,4 @@ def test_whoever_takes_64_kib_within_its_grace_earns_another() -> None:
             assert look(bench, peer)["in_grace"]
             assert look(bench, peer)["owed_bytes"]
         bench.pass_ms(GRACE_MS + 500)
-        assert not look(bench, peer)["in_grace"], "it took nothing in this one"
+        assert not look(bench, peer)["in_grace"], "the peer took nothing within this grace"
