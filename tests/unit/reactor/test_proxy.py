@@ -1,4 +1,4 @@
-"""The PROXY protocol, both versions: whole, split at every byte, and everything that is not it."""
+"""Check the PROXY protocol in both versions: whole headers, every prefix of a header, and invalid input."""
 
 import socket
 import struct
@@ -73,7 +73,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_header_names_whom_it_names_however_it_comes(name: str) -> None:
+def test_valid_proxy_header_yields_its_address_and_each_prefix_asks_for_more(name: str) -> None:
     header, address = GOOD[name]
     assert read_proxy_header(header) == (len(header), address)
     assert read_proxy_header(header + b"GET / HTTP/1.1\r\n") == (len(header), address)
@@ -82,16 +82,16 @@ def test_a_header_names_whom_it_names_however_it_comes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_anything_else_is_refused_and_never_later_taken(name: str) -> None:
+def test_invalid_proxy_header_is_refused_and_stays_refused_with_more_bytes(name: str) -> None:
     data = BAD[name]
     assert read_proxy_header(data) == (-1, None)
     verdicts = [read_proxy_header(data[:size])[0] for size in range(len(data))]
     assert set(verdicts) <= {0, -1}
-    assert verdicts == sorted(verdicts, reverse=True), "once refused, refused whatever follows"
+    assert verdicts == sorted(verdicts, reverse=True), "a refused prefix stays refused with more bytes"
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_make_it_read_beyond_them(data: bytes) -> None:
+def test_proxy_reader_never_consumes_more_than_the_given_bytes(data: bytes) -> None:
     for start in (b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21\x11"):
         size, address = read_proxy_header(start + data)
         assert -1 <= size <= len(start + data)
