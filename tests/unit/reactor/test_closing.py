@@ -1,4 +1,4 @@
-"""The way out: order of events and answers, the close handshake, lingering."""
+"""Check the end of connections: order of events and replies, the close handshake, lingering, goodbyes."""
 
 import contextlib
 import socket
@@ -57,10 +57,10 @@ def frames_until_end(bench: Rig, peer: Peer) -> list[ServerFrame]:
         (client_frame(CONTINUATION), event_kinds.FAILING, 1002, Reason.PROTOCOL_ERROR),
     ],
 )
-def test_answers_first_then_close(
+def test_replies_are_written_before_the_close_and_closed_is_the_last_event(
     ending: bytes, kind: int, value: int, reason: Reason, is_split: bool
 ) -> None:
-    """Messages, the fault once, `CLOSED` once and last; the answers arrive before the Close."""
+    """A fault is reported once; what follows the fault is ignored."""
     with rig(on_event=echo) as bench:
         peer = bench.connect()
         stream = client_frame(TEXT, b"one") + client_frame(BINARY, b"two") + ending
@@ -84,8 +84,8 @@ def test_answers_first_then_close(
         assert not bench.reactor.send(peer.conn, b"stale")
 
 
-def test_many_answers_larger_than_a_visit_before_the_close() -> None:
-    """300 answers, more than one write takes, all before the Close that the peer asked for."""
+def test_300_replies_are_written_before_the_close_that_answers_the_peer() -> None:
+    """One write does not take all of the replies."""
     with rig(Settings(outbox_frames=1000), on_event=echo) as bench:
         peer = bench.connect()
         peer.send(b"".join(client_frame(TEXT, b"%03d" % index) for index in range(300)) + client_close())
@@ -94,8 +94,7 @@ def test_many_answers_larger_than_a_visit_before_the_close() -> None:
         assert close_code(frames[-1]) == 1000
 
 
-def test_nothing_is_sent_after_close() -> None:
-    """Once the application has closed: no message, publication, pong or ping leaves behind it."""
+def test_no_message_publication_pong_or_ping_is_written_after_our_close() -> None:
     with rig() as bench:
         peer = bench.connect()
         bench.reactor.subscribe(peer.conn, b"c")
@@ -108,8 +107,8 @@ def test_nothing_is_sent_after_close() -> None:
         assert peer.frames() == [ServerFrame(CLOSE, b"\x0f\xa0done")]
 
 
-def test_while_closing_messages_are_discarded_and_close_completes() -> None:
-    """RFC 6455 section 7.1.2: what still comes is nothing, until the peer's Close."""
+def test_messages_received_after_our_close_are_discarded_until_the_close_of_the_peer() -> None:
+    """Source: RFC 6455 section 7.1.2."""
     with rig() as bench:
         peer = bench.connect()
         bench.reactor.close(peer.conn, 1001)
@@ -126,8 +125,7 @@ def test_while_closing_messages_are_discarded_and_close_completes() -> None:
         assert bench.held()["partial"] == 0
 
 
-def test_closing_inside_a_message() -> None:
-    """Closed by us between two fragments: the rest is discarded, the handshake completes."""
+def test_our_close_between_two_fragments_discards_the_message_and_frees_its_bytes() -> None:
     with rig() as bench:
         peer = bench.connect()
         peer.send(client_frame(TEXT, b"a" * 5000, final=False))
@@ -141,8 +139,7 @@ def test_closing_inside_a_message() -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff", client_close(1006), client_frame(CONTINUATION)])
-def test_garbage_instead_of_the_close_that_is_awaited(garbage: bytes) -> None:
-    """There is nothing left to wait for: linger, and the first reason stays."""
+def test_invalid_frame_after_our_close_leads_to_linger_and_keeps_the_first_reason(garbage: bytes) -> None:
     with rig() as bench:
         peer = bench.connect()
         bench.reactor.close(peer.conn, 1000)
@@ -157,12 +154,12 @@ def test_garbage_instead_of_the_close_that_is_awaited(garbage: bytes) -> None:
 
 
 @pytest.mark.parametrize("unread", [b"", client_frame(TEXT, b"unread"), client_frame(TEXT, b"m") * 200])
-def test_closing_a_paused_connection_completes(unread: bytes) -> None:
-    """Paused, then closed by us: the peer's Close is read all the same, and no reset follows."""
+def test_closing_a_paused_connection_still_reads_the_close_of_the_peer(unread: bytes) -> None:
+    """No reset follows."""
     with rig() as bench:
         peer = bench.connect(tcp=True)
         if len(unread) > 100:
-            # Paused in the middle of a backlog.
+            # The connection is paused while messages are buffered.
             peer.send(unread)
             bench.events += bench.reactor.poll(bench.now_ms)
             unread = b""
@@ -182,8 +179,8 @@ def test_closing_a_paused_connection_completes(unread: bytes) -> None:
         assert bench.of(peer)[-1] == (event_kinds.CLOSED, Reason.APPLICATION)
 
 
-def test_a_peer_that_never_answers_our_close() -> None:
-    """Reset after the write deadline; until then no spin."""
+def test_connection_is_reset_after_the_write_timeout_if_the_peer_never_answers_our_close() -> None:
+    """Until then the epoll descriptor is not readable, so the loop does not spin."""
     with rig() as bench:
         peer = bench.connect(tcp=True)
         bench.reactor.close(peer.conn, 1000)
@@ -195,8 +192,7 @@ def test_a_peer_that_never_answers_our_close() -> None:
         assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
 
 
-def test_both_close_at_once() -> None:
-    """Our Close and the peer's cross: one Close each, one event."""
+def test_crossing_closes_send_one_close_frame_and_report_one_event() -> None:
     with rig() as bench:
         peer = bench.connect()
         peer.send(client_close(1001))
@@ -208,10 +204,10 @@ def test_both_close_at_once() -> None:
         assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
 
 
-def test_close_inside_a_batch() -> None:
-    """The application closes the connection at the first message of a batch.
+def test_close_at_the_first_message_of_a_batch_sends_one_close_and_one_fault_at_most() -> None:
+    """Later messages of the batch were received before the close.
 
-    Later messages of the batch were received before that. No fault of the batch is announced twice or lost.
+    No fault of the batch is reported twice.
     """
 
     def close_at_once(bench: Rig, event: Event) -> None:
@@ -233,9 +229,7 @@ def test_close_inside_a_batch() -> None:
             assert kinds.count(event_kinds.FAILING) + kinds.count(event_kinds.PEER_CLOSED) <= 1
 
 
-def test_abort_inside_a_batch() -> None:
-    """Aborted at its first message: `CLOSED` once and last, with or without a fault before it."""
-
+def test_abort_at_the_first_event_of_a_batch_reports_closed_once_and_last() -> None:
     def abort_at_once(bench: Rig, event: Event) -> None:
         if event[0] != event_kinds.CLOSED:
             bench.reactor.abort(event[1])
@@ -252,8 +246,8 @@ def test_abort_inside_a_batch() -> None:
 
 
 @pytest.mark.parametrize("upgraded", [True, False])
-def test_a_connection_that_was_never_open_has_no_events(upgraded: bool) -> None:
-    """Gone before its head: nothing. Adopted as upgraded: `CLOSED`."""
+def test_peer_that_leaves_before_its_head_causes_no_event(upgraded: bool) -> None:
+    """A connection that was adopted as upgraded gets `CLOSED`."""
     with rig() as bench:
         peer = bench.connect(upgraded=upgraded)
         peer.close()
@@ -262,8 +256,8 @@ def test_a_connection_that_was_never_open_has_no_events(upgraded: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4000, 300_000])
-def test_refuse_arrives_whole(size: int) -> None:
-    """The answer, then the end of the stream, although the peer said more than its head."""
+def test_refused_handshake_gets_the_whole_response_and_then_the_end_of_stream(size: int) -> None:
+    """The peer has sent more bytes than its head."""
     with rig() as bench:
         peer = bench.connect(upgraded=False, tcp=True)
         peer.send(HEAD + b"x" * 5000)
@@ -295,8 +289,7 @@ def lingering(bench: Rig, *, tcp: bool = False) -> Peer:
     return peer
 
 
-def test_linger_ends_after_its_second() -> None:
-    """One second, then closed; silent meanwhile."""
+def test_linger_of_a_silent_peer_ends_after_one_second() -> None:
     with rig() as bench:
         peer = lingering(bench)
         bench.pass_ms(750)
@@ -305,8 +298,7 @@ def test_linger_ends_after_its_second() -> None:
         assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.PEER_CLOSED)]
 
 
-def test_linger_discards_a_bounded_number_of_bytes() -> None:
-    """256 KiB, then closed, although the peer talks on."""
+def test_linger_ends_after_256_kib_although_the_peer_keeps_sending() -> None:
     with rig() as bench:
         peer = lingering(bench)
         before = bench.count("bytes_in")
@@ -320,8 +312,8 @@ def test_linger_discards_a_bounded_number_of_bytes() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 16, 65_536, 1 << 19])
-def test_linger_limit_is_kept(limit: int) -> None:
-    """Any limit that may be set, to one receive; in small pieces as in large ones."""
+def test_linger_byte_limit_is_exceeded_by_one_receive_at_most(limit: int) -> None:
+    """The limit holds for small pieces as well as for large ones."""
     for piece in (100, 16_384):
         with rig(Settings(linger_limit_bytes=limit, linger_timeout_ms=1_000_000)) as bench:
             peer = lingering(bench)
@@ -335,8 +327,7 @@ def test_linger_limit_is_kept(limit: int) -> None:
             assert bench.count("bytes_in") - before <= limit + 16_384
 
 
-def test_linger_is_bounded_in_number() -> None:
-    """Beyond the limit of sockets: closed at once, and counted."""
+def test_connections_beyond_the_limit_of_lingering_sockets_are_closed_at_once() -> None:
     with rig(Settings(linger_limit_sockets=3)) as bench:
         crowd = [bench.connect() for _ in range(10)]
         for peer in crowd:
@@ -350,8 +341,7 @@ def test_linger_is_bounded_in_number() -> None:
         assert Settings().linger_limit_bytes == 256 * 1024
 
 
-def test_linger_lets_the_reason_arrive() -> None:
-    """The peer keeps talking after its fault: it still reads its Close, and no reset, over real TCP."""
+def test_linger_lets_a_peer_that_keeps_sending_read_its_close_without_a_reset() -> None:
     with rig() as bench:
         peer = bench.connect(tcp=True)
         peer.send(b"\xff\xff" + bytes(100_000))
@@ -369,8 +359,8 @@ SLOW_AND_FEW = Settings(
 )
 
 
-def cut_for_slowness(bench: Rig) -> Peer:
-    """Make a peer that was closed for slowness and has not read its Close, which the kernel holds."""
+def close_for_slowness(bench: Rig) -> Peer:
+    """Return a peer that was closed for slowness and has not read its Close, which the kernel holds."""
     peer = bench.connect(tcp=True, send_buffer_bytes=65_536)
     lingering = bench.count("now_lingering")
     while bench.reactor.send(peer.conn, bytes(50_000)):
@@ -385,7 +375,7 @@ def cut_for_slowness(bench: Rig) -> Peer:
 
 
 def codes(peer: Peer) -> list[int]:
-    """The codes of the Closes among what the peer can read, from the middle of a frame on."""
+    """Return the code of the Close at the end of all bytes that the peer can read."""
     rest = b""
     with contextlib.suppress(BlockingIOError):
         while piece := peer.sock.recv(1 << 16):
@@ -393,10 +383,10 @@ def codes(peer: Peer) -> list[int]:
     return [4010] if rest.endswith(b"\x88\x02" + (4010).to_bytes(2)) else []
 
 
-def test_peer_cut_for_slowness_has_the_write_timeout_to_read_a_close_that_fits_into_its_socket() -> None:
-    """The linger timeout of a second is for others."""
+def test_peer_closed_for_slowness_may_read_its_close_within_the_write_timeout() -> None:
+    """The linger timeout of one second applies to other reasons."""
     with rig(SLOW) as bench:
-        peer = cut_for_slowness(bench)
+        peer = close_for_slowness(bench)
         bench.pass_ms(9_000)
         assert bench.count("now_lingering") == 1
         assert codes(peer) == [4010]
@@ -404,26 +394,25 @@ def test_peer_cut_for_slowness_has_the_write_timeout_to_read_a_close_that_fits_i
         assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
 
 
-def test_peer_cut_for_slowness_that_does_not_read_its_close_is_reset_after_the_write_timeout() -> None:
+def test_peer_closed_for_slowness_is_reset_after_the_write_timeout_if_it_does_not_read() -> None:
     with rig(SLOW) as bench:
-        peer = cut_for_slowness(bench)
+        peer = close_for_slowness(bench)
         bench.pass_ms(10_500)
         assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
         assert bench.reactor.bytes_held()["kernel_queued"] == 0
         assert bench.reactor.bytes_held()["kernel_orphans"] == 0
 
 
-def test_slow_peers_linger_for_a_second_when_half_the_places_are_taken() -> None:
+def test_slow_peers_linger_for_one_second_when_half_the_linger_places_are_taken() -> None:
     with rig(SLOW_AND_FEW) as bench:
-        crowd = [cut_for_slowness(bench) for _ in range(2)]
+        crowd = [close_for_slowness(bench) for _ in range(2)]
         bench.pass_ms(1_500)
         assert bench.count("now_lingering") == 1  # the first to end made room for the other
         assert bench.count("lingers_skipped") == 0
         assert sum(bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.SLOW_CONSUMER)] for peer in crowd) == 1
 
 
-def test_the_answer_to_a_ping_goes_before_close() -> None:
-    """Answered in order: pong, then Close."""
+def test_pong_is_written_before_the_close_that_answers_the_peer() -> None:
     with rig() as bench:
         peer = bench.connect()
         peer.send(client_frame(PING, b"p") + client_close())
@@ -434,25 +423,27 @@ def test_the_answer_to_a_ping_goes_before_close() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
         (Settings(message_rate_per_s=1), b"message_rate"),
         (Settings(byte_rate_per_s=1), b"byte_rate"),
     ],
 )
-def test_p9_reasons_of_one_code_have_each_their_own_goodbye(settings: Settings, said: bytes) -> None:
+def test_p9_two_reasons_with_one_close_code_send_different_goodbyes(
+    settings: Settings, expected: bytes
+) -> None:
     with rig(settings) as bench:
         bench.reactor.set_bye(4029, [b"message_rate"], reason=Reason.MESSAGE_RATE)
         bench.reactor.set_bye(4029, [b"byte_rate"], reason=Reason.BYTE_RATE)
         peer = bench.connect()
         peer.send(client_frame(TEXT, b"ab") * 2)
         frames = frames_until_end(bench, peer)
-        assert [frame.payload for frame in frames[:-1]] == [said]
+        assert [frame.payload for frame in frames[:-1]] == [expected]
         assert close_code(frames[-1]) == 4029
 
 
 @pytest.mark.parametrize("is_general_first", [False, True])
-def test_a_goodbye_of_the_reason_outranks_the_codes_own(is_general_first: bool) -> None:
+def test_goodbye_of_the_reason_is_sent_rather_than_that_of_its_code(is_general_first: bool) -> None:
     with rig(Settings(message_rate_per_s=1)) as bench:
         byes = [(b"any", 0), (b"rate", int(Reason.MESSAGE_RATE)), (b"other", int(Reason.BYTE_RATE))]
         for text, reason in byes if is_general_first else reversed(byes):
@@ -463,6 +454,6 @@ def test_a_goodbye_of_the_reason_outranks_the_codes_own(is_general_first: bool) 
 
 
 @pytest.mark.parametrize("reason", [-1, 255])
-def test_a_goodbye_for_what_is_no_reason_is_refused(reason: int) -> None:
+def test_goodbye_for_an_unknown_reason_raises_an_error(reason: int) -> None:
     with rig() as bench, pytest.raises((ValueError, OverflowError)):
         bench.reactor.set_bye(4029, [b"bye"], reason=reason)
