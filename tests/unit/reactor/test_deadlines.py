@@ -1,4 +1,4 @@
-"""Every deadline of a connection is absolute: however lively a peer is in a way that does not count."""
+"""Check that every deadline of a connection is absolute, however much the peer sends that does not count."""
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -21,13 +21,13 @@ LATER: Final[dict[str, Any]] = {
     "outbox_age_ms": 60_000,
     "ping_interval_ms": 0,
 }
-"""All other deadlines lie beyond the one that is looked at."""
+"""All deadlines other than the tested one lie far beyond it."""
 
 
 class Row(NamedTuple):
     """One deadline."""
 
-    setting: str  # of the reactor; empty: set for each connection
+    setting: str  # of the reactor; empty if the deadline is set for each connection
     begin: Callable[[Rig], Peer]
     live: Callable[[Rig, Peer], object]  # what the peer does at every tick
     reason: Reason
@@ -44,7 +44,7 @@ def has_sent_its_head(bench: Rig) -> Peer:
     return peer
 
 
-def is_in(bench: Rig) -> Peer:
+def is_open(bench: Rig) -> Peer:
     return bench.connect()
 
 
@@ -71,24 +71,24 @@ def is_behind(bench: Rig) -> Peer:
     return peer
 
 
-def is_told_to_go(bench: Rig) -> Peer:
+def is_closing(bench: Rig) -> Peer:
     peer = is_behind(bench)
     bench.reactor.close(peer.conn, 1000)
     bench.turn()
     return peer
 
 
-def says(data: bytes) -> Callable[[Rig, Peer], object]:
+def sends(data: bytes) -> Callable[[Rig, Peer], object]:
     return lambda bench, peer: peer.send(data)
 
 
 def reads_a_little(bench: Rig, peer: Peer) -> None:
-    """Twice what the kernel needs to take more: there is progress at every tick."""
+    """Read twice what the kernel needs to take more, so that there is progress at every tick."""
     peer.sock.recv(8_192)
 
 
-def test_who_makes_us_pause_again_and_again_gains_no_time_for_its_message() -> None:
-    """By not reading: with its outbox over half full it is not read either, and that time does not count."""
+def test_message_timeout_counts_only_the_time_in_which_the_connection_is_read() -> None:
+    """A peer that does not read fills its outbox over half, and is not read in that time."""
     settings = LATER | {"message_timeout_ms": LIMIT_MS, "outbox_bytes": 20_000}
     with rig(Settings(**settings)) as bench:
         peer = bench.connect(send_buffer_bytes=4_096)
@@ -100,7 +100,7 @@ def test_who_makes_us_pause_again_and_again_gains_no_time_for_its_message() -> N
                 bench.reactor.send(peer.conn, bytes(4_000))
                 bench.turn()
             bench.pass_ms(1_000)
-            assert not bench.of(peer), "a clock of the peer's ran while it was not read"
+            assert not bench.of(peer), "a deadline ran while the connection was not read"
             while bench.reactor.inspect(peer.conn)["paused"]:  # type: ignore[index]
                 peer.receive()
                 bench.turn()
@@ -113,36 +113,36 @@ def test_who_makes_us_pause_again_and_again_gains_no_time_for_its_message() -> N
 
 
 ROWS: Final = {
-    "head_timeout": Row("head_timeout_ms", begins_a_head, says(b"G"), Reason.HEAD_TIMEOUT),
-    "upgrade": Row("upgrade_timeout_ms", has_sent_its_head, says(b"x"), Reason.UPGRADE_TIMEOUT),
+    "head_timeout": Row("head_timeout_ms", begins_a_head, sends(b"G"), Reason.HEAD_TIMEOUT),
+    "upgrade": Row("upgrade_timeout_ms", has_sent_its_head, sends(b"x"), Reason.UPGRADE_TIMEOUT),
     "message_timeout": Row(
         "message_timeout_ms",
         begins_a_message,
-        says(client_frame(CONTINUATION, b"a", final=False) + client_frame(PING)),
+        sends(client_frame(CONTINUATION, b"a", final=False) + client_frame(PING)),
         Reason.MESSAGE_TIMEOUT,
     ),
-    "idle_timeout": Row("idle_timeout_ms", is_in, says(client_frame(PONG)), Reason.IDLE_TIMEOUT),
-    "auth_timeout": Row("", until(4002), says(client_frame(TEXT, b"a")), Reason.AUTH_TIMEOUT),
-    "token": Row("", until(4001), says(client_frame(TEXT, b"a")), Reason.TOKEN_EXPIRED),
+    "idle_timeout": Row("idle_timeout_ms", is_open, sends(client_frame(PONG)), Reason.IDLE_TIMEOUT),
+    "auth_timeout": Row("", until(4002), sends(client_frame(TEXT, b"a")), Reason.AUTH_TIMEOUT),
+    "token": Row("", until(4001), sends(client_frame(TEXT, b"a")), Reason.TOKEN_EXPIRED),
     "outbox_age": Row("outbox_age_ms", is_behind, reads_a_little, Reason.OUTBOX_AGE),
-    "write_timeout": Row("write_timeout_ms", is_behind, says(client_frame(TEXT, b"a")), Reason.WRITE_STALL),
-    "closing": Row("write_timeout_ms", is_told_to_go, reads_a_little, Reason.APPLICATION),
+    "write_timeout": Row("write_timeout_ms", is_behind, sends(client_frame(TEXT, b"a")), Reason.WRITE_STALL),
+    "closing": Row("write_timeout_ms", is_closing, reads_a_little, Reason.APPLICATION),
 }
 ELSEWHERE: Final = {
-    "drain_timeout": "of a node: tests/unit/shard/test_drain.py",
-    "ping_interval": "no end: tests/unit/reactor/test_timers.py",
-    "pong_timeout": "any byte is life: tests/unit/reactor/test_timers.py",
+    "drain_timeout": "a deadline of a node: tests/unit/shard/test_drain.py",
+    "ping_interval": "ends no connection: tests/unit/reactor/test_timers.py",
+    "pong_timeout": "any byte meets this deadline: tests/unit/reactor/test_timers.py",
 }
 
 
-def test_every_deadline_of_the_configuration_is_here() -> None:
+def test_every_deadline_setting_has_a_row_in_this_file() -> None:
     names = {info.encode_name for section in (Server, Heartbeat, Limits) for info in fields_of(section)}
     found = {name for name in names if name.endswith(("_timeout", "_age", "_interval"))}
     assert found == (set(ROWS) | set(ELSEWHERE)) - {"upgrade", "token", "closing"}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_lively_peer_does_not_move_it(name: str) -> None:
+def test_deadline_is_absolute_although_the_peer_keeps_sending_or_reading(name: str) -> None:
     row = ROWS[name]
     settings = LATER | ({row.setting: LIMIT_MS} if row.setting else {})
     with rig(Settings(**settings)) as bench:
