@@ -291,7 +291,7 @@ _PYTEST: Final = ("-m", "pytest", *QUIET)
 _FUZZ: Final = ("-m", "tests.fuzz.run", "--seed", "1", "--seconds", "30")
 
 PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
-    "block": ((*_PYTEST, "tests/unit/reactor/test_channels.py", "-k", "model_says"),),
+    "block": ((*_PYTEST, "tests/unit/reactor/test_channels.py", "-k", "agree_with_a_plain_model"),),
     "drift": ((*_PYTEST, "tests/unit/reactor/test_outbox.py", "-k", "over_half"),),
     "index": ((*_PYTEST, "tests/unit/reactor/test_users.py"),),
     "charge": ((*_PYTEST, "tests/unit/auth/test_permissions.py", "-k", "held"),),

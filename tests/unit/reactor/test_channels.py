@@ -1,4 +1,4 @@
-"""Channels against a plain model: who is subscribed, who gets what, and that all of it is given back.
+"""Check channels against a plain model: subscribers, deliveries, and that all memory is freed.
 
 Names are hostile: shared prefixes, one byte apart, zero bytes, and every length around a size class.
 """
@@ -171,7 +171,7 @@ class ChannelMachine(RuleBasedStateMachine):
             member.expected.clear()
 
     @rule(name=names)
-    def ask_the_dead(self, name: bytes) -> None:
+    def use_stale_handles(self, name: bytes) -> None:
         before = self.bench.count("stale")
         for conn in self.stale:
             assert self.bench.reactor.subscribe(conn, name) == 0
@@ -241,7 +241,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
 
 class ReportingMachine(ChannelMachine):
-    """As above, and channels that lost their last subscriber wait to be taken note of, once each."""
+    """Check in addition that a channel without subscribers is reported exactly once."""
 
     def __init__(self) -> None:
         super().__init__(REPORTING_SETTINGS)
@@ -252,7 +252,7 @@ class ReportingMachine(ChannelMachine):
         return len(self.emptied - occupied)
 
     def directory_agrees(self, occupied: set[bytes]) -> None:
-        # No rule empties a channel and fills it again, so that what was missed is what is missing now.
+        # No rule both empties and refills a channel, so a comparison with the last step finds each.
         self.emptied |= self.before - occupied
         self.before = occupied
         super().directory_agrees(occupied)
@@ -271,11 +271,11 @@ MACHINE_RUN = settings(
 )
 
 
-def test_channels_do_what_the_model_says() -> None:
+def test_channels_agree_with_a_plain_model_after_random_steps() -> None:
     run_state_machine_as_test(ChannelMachine, settings=MACHINE_RUN)
 
 
-def test_channels_that_empty_are_reported_once() -> None:
+def test_vacated_channels_are_reported_exactly_once_after_random_steps() -> None:
     run_state_machine_as_test(ReportingMachine, settings=MACHINE_RUN)
 
 
@@ -283,8 +283,8 @@ def forgets_one(machine: ChannelMachine, name: bytes) -> list[Member]:
     return [member for member in machine.members[1:] if name in member.channels]
 
 
-def test_the_machine_notices_a_wrong_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect planted in the model must turn the machine red."""
+def test_channel_machine_fails_if_its_model_forgets_a_subscriber(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect planted in the model must make the machine fail."""
     monkeypatch.setattr(ChannelMachine, "subscribed", forgets_one)
     once = settings(
         MACHINE_RUN, phases=[Phase.generate], database=None, derandomize=True, report_multiple_bugs=False
@@ -297,7 +297,7 @@ def test_the_machine_notices_a_wrong_count(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("size", [size for size in sizes_up_to(1 << 17) if not 1 <= size <= LONGEST])
-def test_a_name_has_1_to_1024_bytes(size: int) -> None:
+def test_channel_name_outside_1_to_1024_bytes_is_refused(size: int) -> None:
     with rig() as bench:
         peer = bench.connect()
         with pytest.raises(ValueError, match="1 to 1024"):
@@ -309,7 +309,7 @@ def test_a_name_has_1_to_1024_bytes(size: int) -> None:
 
 
 @pytest.mark.parametrize("policy", [-1, 3])
-def test_a_policy_is_one_of_three(policy: int) -> None:
+def test_unknown_policy_of_a_channel_raises_value_error(policy: int) -> None:
     with rig() as bench:
         peer = bench.connect()
         with pytest.raises(ValueError, match="POLICY"):
@@ -317,7 +317,7 @@ def test_a_policy_is_one_of_three(policy: int) -> None:
         assert bench.count("now_channels") == 0
 
 
-def test_there_are_no_more_payloads_than_variants() -> None:
+def test_more_payloads_than_variants_and_an_unknown_variant_raise_value_error() -> None:
     with rig(Settings(variant_opcodes=(1, 2))) as bench:
         peer = bench.connect()
         bench.reactor.subscribe(peer.conn, b"a")
@@ -330,7 +330,7 @@ def test_there_are_no_more_payloads_than_variants() -> None:
 
 
 def loses_publications(bench: Rig, peer: Peer, name: bytes) -> bool:
-    """Whether the outbox of a connection that is behind drops this channel's publications."""
+    """Return whether the outbox of a slow connection drops publications of this channel."""
     while not (found := bench.reactor.inspect(peer.conn)) or not found["blocked"]:
         bench.reactor.send(peer.conn, bytes(60_000))
         bench.turn()
@@ -339,7 +339,7 @@ def loses_publications(bench: Rig, peer: Peer, name: bytes) -> bool:
     return bench.count("dropped_policy") > 0 and bench.reactor.inspect(peer.conn) is not None
 
 
-def test_the_first_subscriber_sets_the_policy() -> None:
+def test_first_subscriber_sets_the_policy_of_a_channel() -> None:
     with rig(Settings(outbox_frames=2)) as bench:
         first, second = bench.connect(), bench.connect()
         bench.reactor.subscribe(first.conn, b"a", policy=OLDEST)
@@ -353,8 +353,8 @@ def test_the_first_subscriber_sets_the_policy() -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_a_channel_without_subscribers_forgets_its_policy(waits: bool) -> None:
-    """Also while a publication of it still waits somewhere."""
+def test_vacated_channel_takes_the_policy_of_its_next_subscriber(waits: bool) -> None:
+    """The rule holds too while a publication of the channel still waits in an outbox."""
     with rig(Settings(outbox_frames=2)) as bench:
         first, second = bench.connect(), bench.connect()
         bench.reactor.subscribe(first.conn, b"a", policy=CLOSES)
@@ -366,7 +366,7 @@ def test_a_channel_without_subscribers_forgets_its_policy(waits: bool) -> None:
         assert loses_publications(bench, second, b"a")
 
 
-def test_a_connection_has_so_many_subscriptions_and_no_more() -> None:
+def test_subscription_beyond_max_subscriptions_is_refused_until_another_one_ends() -> None:
     with rig(Settings(max_subscriptions=2)) as bench:
         peer = bench.connect()
         answers = [bench.reactor.subscribe(peer.conn, name) for name in (b"a", b"b", b"c", b"b")]
@@ -376,16 +376,16 @@ def test_a_connection_has_so_many_subscriptions_and_no_more() -> None:
         assert bench.reactor.subscribe(peer.conn, b"c") == 1
 
 
-def test_public_ids_are_one_to_one_and_tell_nothing() -> None:
+def test_public_ids_map_back_to_their_handles_and_do_not_reveal_them() -> None:
     with rig() as bench, rig() as other:
         conns = [bench.connect().conn for _ in range(200)]
         ids = [bench.reactor.public_id(conn) for conn in conns]
         assert [bench.reactor.find_public(public_id) for public_id in ids] == conns
         assert len(set(ids)) == len(ids)
-        # Neighbours differ in about half of their bits: the handle is not to be read from it.
+        # Ids of neighbouring handles differ in about half of their bits, so an id does not reveal its handle.
         changed = [(one ^ two).bit_count() for one, two in itertools.pairwise(ids)]
         assert 28 < sum(changed) / len(changed) < 36
-        # Another process has another key; a connection that is gone has no id any more.
+        # Another reactor has another key. The id of a connection that has ended is not found any more.
         assert [other.reactor.find_public(public_id) for public_id in ids] == [0] * len(ids)
         bench.reactor.abort(conns[0])
         bench.turn()
@@ -393,7 +393,7 @@ def test_public_ids_are_one_to_one_and_tell_nothing() -> None:
         assert bench.reactor.find_public(0) == bench.reactor.find_public(2**64 - 1) == 0
 
 
-def test_names_come_back_byte_for_byte() -> None:
+def test_hostile_channel_names_are_kept_byte_for_byte() -> None:
     with rig() as bench:
         peer = bench.connect()
         for name in NAMES:
@@ -405,19 +405,19 @@ def test_names_come_back_byte_for_byte() -> None:
         assert [bytes.fromhex(frame.payload.decode()) for frame in peer.frames()] == list(NAMES)
 
 
-def crowd_and_leave_by_unsubscribing(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
+def leave_by_unsubscribing(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
     for peer in peers:
         for name in names:
             assert bench.reactor.unsubscribe(peer.conn, name) >= 0
 
 
-def crowd_and_leave_backwards(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
+def leave_in_reverse_order(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
     for name in reversed(names):
         for peer in reversed(peers):
             assert bench.reactor.unsubscribe(peer.conn, name) >= 0
 
 
-def crowd_and_leave_by_closing(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
+def leave_by_closing(bench: Rig, peers: list[Peer], names: list[bytes]) -> None:
     for peer in peers:
         peer.close()
     bench.turn()
@@ -426,11 +426,9 @@ def crowd_and_leave_by_closing(bench: Rig, peers: list[Peer], names: list[bytes]
 Leave = Callable[[Rig, list[Peer], list[bytes]], None]
 
 
-@pytest.mark.parametrize(
-    "leave", [crowd_and_leave_by_unsubscribing, crowd_and_leave_backwards, crowd_and_leave_by_closing]
-)
-def test_a_crowd_gives_back_what_it_took(leave: Leave) -> None:
-    """150 connections in 100 channels: arrays, tables and the directory have grown several times."""
+@pytest.mark.parametrize("leave", [leave_by_unsubscribing, leave_in_reverse_order, leave_by_closing])
+def test_memory_of_15000_subscriptions_is_freed_when_all_of_them_end(leave: Leave) -> None:
+    """With 150 connections in 100 channels, arrays, tables and the directory have grown several times."""
     with rig() as bench:
         names = [b"crowd %d" % number for number in range(100)]
         remains = []
@@ -451,11 +449,11 @@ def test_a_crowd_gives_back_what_it_took(leave: Leave) -> None:
             bench.turn()
             remains.append(bench.held())
         assert remains[0]["subscription"] == 0
-        assert remains[0] == remains[1] == remains[2], "only the directory stays, and does not grow"
+        assert remains[0] == remains[1] == remains[2], "only the directory stays, and it does not grow"
         assert remains[0]["channel"] <= 16_384
 
 
-def test_a_crowd_that_left_is_not_on_the_books() -> None:
+def test_channel_memory_shrinks_after_990_of_1000_subscribers_leave() -> None:
     with rig() as bench:
         peers = [bench.connect() for _ in range(1_000)]
         for peer in peers:
@@ -469,8 +467,7 @@ def test_a_crowd_that_left_is_not_on_the_books() -> None:
         assert [peer for peer in peers[:10] if not bench.turn() and len(peer.frames()) == 1] == peers[:10]
 
 
-def test_an_excluded_handle_that_is_gone_excludes_nobody() -> None:
-    """Its slot may belong to another by now."""
+def test_stale_excluded_handle_does_not_exclude_the_new_connection_in_its_slot() -> None:
     with rig() as bench:
         gone = bench.connect()
         bench.reactor.abort(gone.conn)
@@ -482,7 +479,7 @@ def test_an_excluded_handle_that_is_gone_excludes_nobody() -> None:
         assert bench.reactor.publish(b"a", [b"x"], exclude=successor.conn) == 0
 
 
-def test_variants_have_their_opcode() -> None:
+def test_each_variant_gets_its_own_payload_with_its_own_opcode() -> None:
     with rig(Settings(variant_opcodes=VARIANTS)) as bench:
         peers = [bench.connect(variant=variant) for variant in range(3)]
         for peer in peers:
