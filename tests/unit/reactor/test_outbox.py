@@ -1,10 +1,11 @@
-"""The outbox against a plain model of its rules, and every rule once by hand.
+"""Check the outbox against a plain model of its rules, and each rule once with a test of its own.
 
 The machine drives real sockets with the smallest buffers the kernel gives, so that partial writes,
-blocking and half-written frames happen all the time, and asks the kernel how many bytes it took. All
-else the model predicts: bytes and frames waiting, what gives way, each gap, every byte of the wire.
+blocking and half-written frames happen all the time, and asks the kernel how many bytes it took. The
+model predicts the rest: bytes and frames waiting, dropped entries, each gap, every byte of the wire.
 
-`test_the_machine_notices` plants a defect in the model for each rule, and must see it.
+`test_outbox_machine_fails_with_each_planted_defect` plants a
+defect in the model for each rule; the machine must fail with each of them.
 """
 
 import array
@@ -57,7 +58,7 @@ CLOSES, OLDEST, LATEST = (
 
 
 def unread_bytes(sock: socket.socket) -> int:
-    """Bytes that wait to be read; on a socket pair that is all the other end wrote."""
+    """Return the bytes that wait to be read; on a socket pair, all bytes that the other end wrote."""
     number = array.array("i", [0])
     fcntl.ioctl(sock.fileno(), termios.FIONREAD, number)
     return number[0]
@@ -71,7 +72,7 @@ def gap_payload(variant: int, channel: bytes, first: int, last: int) -> bytes:
 
 LIMIT_BYTES, LIMIT_FRAMES, AGE_MS, STEP_MS = 6_000, 8, 3_500, 1_000
 BYE = b"bye 4010"
-PINGS_MAX = 7  # so few that one poll can overflow the slot once
+PINGS_MAX = 7  # so few that one poll can overflow the slot for pongs only once
 POLICIES = {b"strict": CLOSES, b"news": OLDEST, b"chat": OLDEST, b"price": LATEST, b"score": LATEST}
 MACHINE_SETTINGS = Settings(
     outbox_bytes=LIMIT_BYTES,
@@ -95,7 +96,7 @@ seats = st.integers(0, 2)
 
 
 class Consumer:
-    """One connection: its peer, its model, and what the test knows it was told."""
+    """One connection: its peer, its model, and everything that was sent to the peer."""
 
     def __init__(self, peer: Peer, model: OutboxModel) -> None:
         self.peer = peer
@@ -111,11 +112,11 @@ class Consumer:
         self.is_gone = False
 
     def learn(self) -> int:
-        """How many bytes the socket took that the model does not know of."""
+        """Return how many bytes the socket took that the model does not know of."""
         return len(self.read) + unread_bytes(self.peer.sock) - len(self.model.wire)
 
     def take(self, limit: int) -> None:
-        """Read some bytes, which must be those that were predicted."""
+        """Read some bytes; they must be those that the model predicted."""
         try:
             self.read += self.peer.sock.recv(limit)
         except BlockingIOError:
@@ -140,7 +141,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @property
     def present(self) -> list[Consumer]:
-        """Those whose peer is still there."""
+        """The consumers whose peer is still connected."""
         return [consumer for consumer in self.consumers if not consumer.is_gone]
 
     @property
@@ -152,7 +153,7 @@ class OutboxMachine(RuleBasedStateMachine):
         names=st.sets(channels, min_size=1),
     )
     def begin(self, buffers: list[int], names: set[bytes]) -> None:
-        # The directory of channels is made with the first one and stays.
+        # The directory of channels is made with the first channel and stays.
         visitor = self.bench.connect()
         self.reactor.subscribe(visitor.conn, b"first")
         visitor.close()
@@ -215,7 +216,7 @@ class OutboxMachine(RuleBasedStateMachine):
                 else:
                     consumer.reason = Reason.SLOW_CONSUMER
             assert self.reactor.publish(name, [payload, payload], position=position) == queued
-        self.bury()
+        self.replace_failed()
 
     @rule(seat=seats, size=sizes)
     def send(self, seat: int, size: int) -> None:
@@ -229,7 +230,7 @@ class OutboxMachine(RuleBasedStateMachine):
             consumer.replies.append(payload)
         else:
             consumer.reason = Reason.SLOW_CONSUMER
-        self.bury()
+        self.replace_failed()
 
     @rule(
         seat=seats,
@@ -275,7 +276,7 @@ class OutboxMachine(RuleBasedStateMachine):
         for consumer in self.present:
             if consumer.model.blocked and self.takes_bytes(consumer):
                 consumer.model.blocked = False
-        told = self.reactor.poll(self.bench.now_ms)
+        events = self.reactor.poll(self.bench.now_ms)
         for consumer in self.present:
             self.answer_pings(consumer)
         expected = []
@@ -283,8 +284,8 @@ class OutboxMachine(RuleBasedStateMachine):
             if not consumer.model.is_open and not consumer.is_announced:
                 consumer.is_announced = True
                 expected.append((event_kinds.FAILING, consumer.peer.conn, 4010))
-        self.ended |= {conn: value for kind, conn, value in told if kind == event_kinds.CLOSED}
-        assert sorted(event for event in told if event[0] != event_kinds.CLOSED) == sorted(expected)
+        self.ended |= {conn: value for kind, conn, value in events if kind == event_kinds.CLOSED}
+        assert sorted(event for event in events if event[0] != event_kinds.CLOSED) == sorted(expected)
 
     @rule()
     def grow_older(self) -> None:
@@ -295,9 +296,9 @@ class OutboxMachine(RuleBasedStateMachine):
         for consumer in self.present:
             if consumer.model.blocked and not consumer.model.grow_old(self.bench.now_ms):
                 consumer.reason = Reason.OUTBOX_AGE
-        self.bury()
+        self.replace_failed()
 
-    # --- what the rules share ---------------------------------------------------------------------
+    # --- shared by the rules ----------------------------------------------------------------------
 
     def takes_bytes(self, consumer: Consumer) -> bool:
         """Whether the kernel would report the reactor's end as writable."""
@@ -308,7 +309,7 @@ class OutboxMachine(RuleBasedStateMachine):
         return bool(poller.poll(0))
 
     def visited(self, consumer: Consumer) -> None:
-        """One visit, if there was reason for it."""
+        """Let the model make one visit, if the reactor has a reason for it."""
         model = consumer.model
         if model.blocked or model.is_empty:
             assert consumer.learn() == 0
@@ -320,7 +321,7 @@ class OutboxMachine(RuleBasedStateMachine):
             model.owed = model.all_bytes_waiting
 
     def answer_pings(self, consumer: Consumer) -> None:
-        """The reactor reads unless the outbox is over half; a full slot is flushed if it can be."""
+        """Answer pings unless the outbox is over half full; flush a full slot for pongs if possible."""
         model = consumer.model
         if model.paused or not model.is_open:
             return
@@ -331,8 +332,8 @@ class OutboxMachine(RuleBasedStateMachine):
             model.push_pong(pong)
         consumer.pings.clear()
 
-    def bury(self) -> None:
-        """Read what the failed ones are still told, to the end, and put others in their seats."""
+    def replace_failed(self) -> None:
+        """Read the rest of each failed connection to its end and put a new one into its seat."""
         for seat, consumer in enumerate(self.consumers):
             if not consumer.model.is_open:
                 self.drain(consumer)
@@ -349,7 +350,7 @@ class OutboxMachine(RuleBasedStateMachine):
                 return
         raise AssertionError("never empty")
 
-    # --- what must hold ---------------------------------------------------------------------------
+    # --- invariants -------------------------------------------------------------------------------
 
     @invariant()
     def numbers_agree(self) -> None:
@@ -374,11 +375,11 @@ class OutboxMachine(RuleBasedStateMachine):
             assert past + sum(getattr(consumer.model, name) for consumer in self.present) == counters[name]
 
     def check_end(self, consumer: Consumer) -> None:
-        """What one consumer read makes sense by itself, whatever the model thought."""
+        """Check that the bytes of one consumer are consistent on their own, without the model."""
         model = consumer.model
         assert bytes(consumer.read) == bytes(model.wire)
         frames = FrameReader().receive_data(bytes(consumer.read))
-        check_story(consumer, frames)
+        check_sequence(consumer, frames)
         conn = consumer.peer.conn
         if consumer.reason is not None:
             assert [frame.payload for frame in frames[-2:]] == [BYE, (4010).to_bytes(2, "big")]
@@ -394,7 +395,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            # Without the hypothesis of a failure: a broken run must not be judged twice.
+            # A run that has failed already is not checked again.
             if sys.exc_info()[0] is None and self.consumers:
                 for consumer in self.present:
                     self.drain(consumer)
@@ -407,8 +408,8 @@ class OutboxMachine(RuleBasedStateMachine):
             self.bench.close()
 
 
-def check_story(consumer: Consumer, frames: list[ServerFrame]) -> None:
-    """Replies in order; of every channel each position once, read or in a gap; the newest last."""
+def check_sequence(consumer: Consumer, frames: list[ServerFrame]) -> None:
+    """Check replies in order, each position of a channel read or in a gap once, and the newest last."""
     replies, read, gaps = [], defaultdict(list), defaultdict(list)
     for frame in frames:
         name, _, rest = frame.payload.partition(b" ")
@@ -446,11 +447,11 @@ MACHINE_RUN = settings(
 )
 
 
-def test_the_outbox_does_what_the_model_says() -> None:
+def test_outbox_agrees_with_a_plain_model_after_random_steps() -> None:
     run_state_machine_as_test(OutboxMachine, settings=MACHINE_RUN)
 
 
-# --- defects planted in the model: the machine must notice each -------------------------------------
+# --- defects planted in the model: the machine must fail with each -------------------------------------
 
 
 class ChargesGapsMore(OutboxModel):
@@ -476,7 +477,7 @@ class DropsTheNewest(OutboxModel):
 
 
 class DropsWhatIsHalfWritten(OutboxModel):
-    """Rule 2: never an entry whose first byte is written."""
+    """Rule 2: an entry whose first byte is written is never dropped."""
 
     def is_droppable(self, index: int, newcomer: Waiting | None) -> bool:
         written, self.head_written = self.head_written, 0
@@ -512,7 +513,7 @@ class NeverMergesGaps(OutboxModel):
 
 
 class LosesTheEndOfGaps(OutboxModel):
-    """Rule 5: a gap says what is missing."""
+    """Rule 5: a gap covers all positions that are missing."""
 
     def widen(self, gap: Waiting, position: int) -> None:
         pass
@@ -543,14 +544,14 @@ class SendsPongsLast(OutboxModel):
 
 
 class ForgetsToPause(OutboxModel):
-    """Over half: whoever does not take answers may not ask more."""
+    """Reading pauses while the outbox is over half full."""
 
     def pause_if_over_half(self) -> None:
         pass
 
 
 class KeepsWhatWaits(OutboxModel):
-    """4010: whole unsent entries go."""
+    """A connection that fails with 4010 drops all entries of which nothing is written."""
 
     def fail(self) -> None:
         self.is_open = False
@@ -574,7 +575,7 @@ DEFECTS = (
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
-def test_the_machine_notices(defect: type[OutboxModel]) -> None:
+def test_outbox_machine_fails_with_each_planted_defect(defect: type[OutboxModel]) -> None:
     machine = type("PlantedMachine", (OutboxMachine,), {"model_type": defect})
     once = settings(
         MACHINE_RUN,
@@ -582,22 +583,22 @@ def test_the_machine_notices(defect: type[OutboxModel]) -> None:
         database=None,
         derandomize=True,
         report_multiple_bugs=False,
-        max_examples=10_000,  # ends with the first one that notices
+        max_examples=10_000,  # ends with the first example that fails
     )
     with pytest.raises((AssertionError, IndexError)):
         run_state_machine_as_test(machine, settings=once)
 
 
-# --- every rule once, by hand -----------------------------------------------------------------------
-# Nothing is written before a flush: what was pushed waits, and can be looked at.
+# --- each rule once ----------------------------------------------------------------------------------
+# Nothing is written before a flush: entries that were pushed wait and can be inspected.
 
 LONG = 1_000_000_000
 FILLING = b"fill" + bytes(100)
 
 
 @contextmanager
-def desk(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
-    """A bench with one open connection, its outbox small, no heartbeat, and gaps that can be read."""
+def open_rig(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
+    """Return a rig and one open connection with a small outbox, no heartbeat and readable gaps."""
     chosen: dict[str, Any] = {
         "outbox_bytes": 4_096,
         "outbox_frames": 8,
@@ -613,19 +614,19 @@ def desk(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
 
 
 @contextmanager
-def full_desk(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
-    """As `desk`, with a full socket: the connection is behind. The limits are those beside what fills it."""
+def blocked_rig(**changes: Any) -> Iterator[tuple[Rig, Peer]]:
+    """Return the same with a full socket. The limits are those for entries beyond the filling."""
     filling = len(server_frame(TEXT, FILLING))
     changes["outbox_frames"] = changes.get("outbox_frames", 8) + 1
     changes["outbox_bytes"] = changes.get("outbox_bytes", 4_096) + filling
-    with desk(**changes) as (bench, peer):
+    with open_rig(**changes) as (bench, peer):
         fill(bench, peer)
         assert numbers(bench, peer)["outbox_bytes"] == filling
         yield bench, peer
 
 
 def waiting(bench: Rig, peer: Peer) -> dict[str, int]:
-    """Frames and bytes that wait beside what fills the socket of a `full_desk`."""
+    """Return the frames and bytes that wait in addition to the filling of a `blocked_rig`."""
     found = numbers(bench, peer)
     if found["outbox_frames"] == 0:
         return found
@@ -643,7 +644,7 @@ def numbers(bench: Rig, peer: Peer) -> dict[str, int]:
 
 
 def publish(bench: Rig, name: bytes, *positions: int, size: int = 0) -> list[int]:
-    """Publish one after the other; for how many each was queued."""
+    """Publish one after the other; return for how many connections each was queued."""
     return [
         bench.reactor.publish(name, [b"%s %d " % (name, position) + b"." * size], position=position)
         for position in positions
@@ -651,7 +652,7 @@ def publish(bench: Rig, name: bytes, *positions: int, size: int = 0) -> list[int
 
 
 def fill(bench: Rig, peer: Peer, size: int = 100) -> int:
-    """Reply until the socket refuses a reply whole; how many were sent, the refused one included."""
+    """Reply until the socket takes no byte of a reply; return the number of replies, that one included."""
     count = 0
     while not numbers(bench, peer)["blocked"]:
         assert bench.reactor.send(peer.conn, b"fill" + bytes(size))
@@ -661,13 +662,13 @@ def fill(bench: Rig, peer: Peer, size: int = 100) -> int:
 
 
 def read_all(bench: Rig, peer: Peer) -> list[bytes]:
-    """The payloads of all frames there are, the filling apart; a Close as its code, a pong as `pong`."""
+    """Return the payloads of all frames but the filling; a Close as its code, a pong as `pong`."""
     frames: list[ServerFrame] = []
     for _ in range(200):
-        came = peer.frames()
-        frames += came
+        arrived = peer.frames()
+        frames += arrived
         bench.turn()
-        if not came and not unread_bytes(peer.sock):
+        if not arrived and not unread_bytes(peer.sock):
             break
     shown = []
     for frame in frames:
@@ -680,8 +681,8 @@ def read_all(bench: Rig, peer: Peer) -> list[bytes]:
     return shown
 
 
-def test_control_entries_are_taken_beyond_the_limits() -> None:
-    with desk(outbox_frames=2) as (bench, peer):
+def test_goodbye_and_close_are_queued_beyond_the_outbox_limits() -> None:
+    with open_rig(outbox_frames=2) as (bench, peer):
         bench.reactor.set_bye(4010, [b"bye"])
         for text in (b"one", b"two"):
             assert bench.reactor.send(peer.conn, text)
@@ -692,8 +693,8 @@ def test_control_entries_are_taken_beyond_the_limits() -> None:
         assert read_all(bench, peer) == [b"one", b"two", b"bye", b"close 4010"]
 
 
-def test_the_oldest_droppable_gives_way_to_frames() -> None:
-    with full_desk(outbox_frames=4) as (bench, peer):
+def test_oldest_droppable_publication_is_dropped_at_the_frame_limit() -> None:
+    with blocked_rig(outbox_frames=4) as (bench, peer):
         publish(bench, b"strict", 1)
         publish(bench, b"news", 1, 2)
         publish(bench, b"chat", 1)
@@ -701,17 +702,17 @@ def test_the_oldest_droppable_gives_way_to_frames() -> None:
         # News 1 became a gap, which frees no frame; news 2 merged into it, which does.
         assert waiting(bench, peer)["outbox_frames"] == 4
         assert bench.reactor.send(peer.conn, b"reply")
-        assert publish(bench, b"strict", 2) == [0], "nothing is left that may give way"
+        assert publish(bench, b"strict", 2) == [0], "no droppable entry is left"
         assert bench.count("dropped_policy") == 4
-    with full_desk(outbox_frames=4) as (bench, peer):
+    with blocked_rig(outbox_frames=4) as (bench, peer):
         publish(bench, b"strict", 1)
         publish(bench, b"news", 1, 2)
         publish(bench, b"chat", 1, 2)
         assert read_all(bench, peer) == [b"strict 1", b"gap 0 news 1-2", b"chat 1", b"chat 2"]
 
 
-def test_the_oldest_droppable_gives_way_to_bytes() -> None:
-    with full_desk(outbox_bytes=2_000) as (bench, peer):
+def test_oldest_droppable_publication_is_dropped_at_the_byte_limit() -> None:
+    with blocked_rig(outbox_bytes=2_000) as (bench, peer):
         publish(bench, b"news", 1, 2, 3, size=600)
         before = waiting(bench, peer)["outbox_bytes"]
         assert bench.reactor.send(peer.conn, b"r" * 600)
@@ -722,23 +723,23 @@ def test_the_oldest_droppable_gives_way_to_bytes() -> None:
         assert read_all(bench, peer) == [b"gap 0 news 1-1", b"news 2", b"news 3", b"r" * 600]
 
 
-def test_the_newest_of_latest_only_never_gives_way() -> None:
-    with full_desk(outbox_frames=4) as (bench, peer):
+def test_newest_publication_of_a_latest_only_channel_is_never_dropped() -> None:
+    with blocked_rig(outbox_frames=4) as (bench, peer):
         publish(bench, b"price", 1, 2)
         publish(bench, b"score", 1)
         publish(bench, b"price", 3)
         assert publish(bench, b"price", 4, 5) == [1, 1]
         # Score 1 is its channel's newest, price 5 too. All before price 5 is one gap.
         assert read_all(bench, peer) == [b"gap 0 price 1-3", b"score 1", b"price 4", b"price 5"]
-    with full_desk(outbox_frames=2) as (bench, peer):
+    with blocked_rig(outbox_frames=2) as (bench, peer):
         publish(bench, b"price", 1)
         publish(bench, b"score", 1)
         assert bench.reactor.send(peer.conn, b"reply") is False
         assert read_all(bench, peer) == [b"close 4010"]
 
 
-def test_what_is_half_written_never_gives_way() -> None:
-    with desk(outbox_frames=2, outbox_bytes=10_000) as (bench, peer):
+def test_half_written_publication_is_never_dropped() -> None:
+    with open_rig(outbox_frames=2, outbox_bytes=10_000) as (bench, peer):
         publish(bench, b"news", 1, size=8_000)
         bench.turn()
         assert 0 < numbers(bench, peer)["head_written"] < 8_000
@@ -749,8 +750,8 @@ def test_what_is_half_written_never_gives_way() -> None:
         assert read_all(bench, peer) == [b"news 1", b"close 4010"]
 
 
-def test_a_newcomer_of_drop_oldest_gives_way_itself() -> None:
-    with full_desk(outbox_frames=4) as (bench, peer):
+def test_new_publication_of_drop_oldest_becomes_a_gap_when_only_replies_wait() -> None:
+    with blocked_rig(outbox_frames=4) as (bench, peer):
         for text in (b"a", b"b", b"c"):
             assert bench.reactor.send(peer.conn, text)
         assert publish(bench, b"news", 1, 2, 3) == [1, 1, 1]
@@ -762,33 +763,33 @@ def test_a_newcomer_of_drop_oldest_gives_way_itself() -> None:
 
 
 @pytest.mark.parametrize("name", [b"strict", b"price", b"chat"])
-def test_nothing_left_to_give_way_ends_the_connection(name: bytes) -> None:
-    """Rule 4; for DROP_OLDEST when not even the gap has room."""
-    with full_desk(outbox_frames=2) as (bench, peer):
+def test_full_outbox_without_droppable_entries_closes_4010(name: bytes) -> None:
+    """Rule 4. With DROP_OLDEST this applies when not even the gap has room."""
+    with blocked_rig(outbox_frames=2) as (bench, peer):
         bench.reactor.set_bye(4010, [b"bye"])
         for text in (b"a", b"b"):
             assert bench.reactor.send(peer.conn, text)
         assert publish(bench, name, 1) == [0]
         assert waiting(bench, peer)["outbox_frames"] == 0
-        assert bench.count("dropped_closing") == 3, "with what filled the socket"
+        assert bench.count("dropped_closing") == 3, "the filling of the socket included"
         assert read_all(bench, peer) == [b"bye", b"close 4010"]
         peer.close()
         bench.turn()
         assert bench.of(peer) == [(event_kinds.FAILING, 4010), (event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
 
 
-def test_a_message_larger_than_the_outbox_ends_the_connection() -> None:
-    with full_desk(outbox_bytes=1_024) as (bench, peer):
+def test_message_larger_than_the_outbox_limit_closes_4010() -> None:
+    with blocked_rig(outbox_bytes=1_024) as (bench, peer):
         assert not bench.reactor.send(peer.conn, bytes(1_021))
         assert read_all(bench, peer) == [b"close 4010"]
-    with full_desk(outbox_bytes=1_024) as (bench, peer):
+    with blocked_rig(outbox_bytes=1_024) as (bench, peer):
         assert bench.reactor.send(peer.conn, bytes(1_020)), "exactly the limit"
         assert read_all(bench, peer) == [bytes(1_020)]
 
 
-def test_nothing_is_taken_after_an_overflow() -> None:
-    """What was queued before was discarded: a later reply would be a reply after a hole."""
-    with full_desk(outbox_frames=2) as (bench, peer):
+def test_sends_after_an_overflow_return_false() -> None:
+    """The entries before were discarded, so a later reply would follow a hole."""
+    with blocked_rig(outbox_frames=2) as (bench, peer):
         assert [bench.reactor.send(peer.conn, b"reply %d" % number) for number in range(4)] == [
             True,
             True,
@@ -798,9 +799,9 @@ def test_nothing_is_taken_after_an_overflow() -> None:
         assert read_all(bench, peer) == [b"close 4010"]
 
 
-def test_an_outbox_is_never_over_its_bytes() -> None:
-    """A gap is never charged more than what gave way: many tiny publications must not add up."""
-    with full_desk(outbox_bytes=1_024, outbox_frames=1_000) as (bench, peer):
+def test_gaps_of_many_tiny_publications_stay_within_the_byte_limit() -> None:
+    """A gap is never charged more than the publication that it replaces."""
+    with blocked_rig(outbox_bytes=1_024, outbox_frames=1_000) as (bench, peer):
         names = [b"tiny %d" % number for number in range(40)]
         for name in names:
             bench.reactor.subscribe(peer.conn, name, policy=OLDEST)
@@ -810,8 +811,8 @@ def test_an_outbox_is_never_over_its_bytes() -> None:
             assert waiting(bench, peer)["outbox_bytes"] <= 1_024
 
 
-def test_a_gap_says_zero_where_no_position_was_given() -> None:
-    with full_desk(outbox_frames=3) as (bench, peer):
+def test_gap_of_publications_without_positions_has_position_zero() -> None:
+    with blocked_rig(outbox_frames=3) as (bench, peer):
         publish(bench, b"news", 0, 0)
         publish(bench, b"chat", 0, 5, 6, 0)
         publish(bench, b"strict", 0)
@@ -819,8 +820,8 @@ def test_a_gap_says_zero_where_no_position_was_given() -> None:
         assert read_all(bench, peer) == [b"gap 0 news 0-0", b"gap 0 chat 5-6", b"strict 0"]
 
 
-def test_a_gap_keeps_its_channel_alive() -> None:
-    with full_desk(outbox_frames=2) as (bench, peer):
+def test_waiting_gap_keeps_its_channel_after_the_last_unsubscribe() -> None:
+    with blocked_rig(outbox_frames=2) as (bench, peer):
         start = bench.count("now_channels")
         publish(bench, b"news", 1, 2, 3)
         for name in POLICIES:
@@ -836,7 +837,7 @@ OLD = {"outbox_age_ms": 3_000, "outbox_frames": 200, "outbox_bytes": 1 << 20}
 
 
 def publish_until_blocked(bench: Rig, peer: Peer, name: bytes) -> int:
-    """Publish one at a time until one is refused whole; its position."""
+    """Publish until the socket takes no byte of a publication; return the position of that one."""
     position = 0
     while not numbers(bench, peer)["blocked"]:
         position += 1
@@ -846,8 +847,8 @@ def publish_until_blocked(bench: Rig, peer: Peer, name: bytes) -> int:
     return position
 
 
-def test_what_is_too_old_gives_way_and_a_gap_has_no_age() -> None:
-    with desk(**OLD) as (bench, peer):
+def test_publications_above_the_outbox_age_become_a_gap_and_gaps_never_age() -> None:
+    with open_rig(**OLD) as (bench, peer):
         refused = publish_until_blocked(bench, peer, b"news")
         publish(bench, b"news", refused + 1)
         bench.pass_ms(2_750)
@@ -861,8 +862,8 @@ def test_what_is_too_old_gives_way_and_a_gap_has_no_age() -> None:
 
 
 @pytest.mark.parametrize("name", [b"strict", b"price", b"reply"])
-def test_what_is_too_old_and_must_stay_ends_the_connection(name: bytes) -> None:
-    with desk(**OLD) as (bench, peer):
+def test_undroppable_entry_above_the_outbox_age_closes_4010(name: bytes) -> None:
+    with open_rig(**OLD) as (bench, peer):
         if name == b"reply":
             fill(bench, peer)
         else:
@@ -877,9 +878,9 @@ def test_what_is_too_old_and_must_stay_ends_the_connection(name: bytes) -> None:
         assert bench.count("ended_outbox_age") == 1
 
 
-def test_age_holds_for_what_comes_while_the_socket_is_blocked_already() -> None:
-    """The timer must know of it also when nothing that has an age waited before."""
-    with desk(**OLD) as (bench, peer):
+def test_outbox_age_applies_to_a_reply_queued_while_the_socket_is_blocked() -> None:
+    """The timer must start although only a gap, which has no age, waited before."""
+    with open_rig(**OLD) as (bench, peer):
         publish_until_blocked(bench, peer, b"news")
         bench.pass_ms(4_000)
         assert bench.count("dropped_policy") == 1, "only a gap waits now"
@@ -889,8 +890,8 @@ def test_age_holds_for_what_comes_while_the_socket_is_blocked_already() -> None:
         assert bench.of(peer) == [(event_kinds.FAILING, 4010)]
 
 
-def test_a_gap_that_was_turned_into_a_message_has_no_age() -> None:
-    """The message is made when a visit reaches the gap, also when the socket then takes only a part of it."""
+def test_encoded_gap_message_that_is_partly_written_has_no_age() -> None:
+    """A gap is encoded when a visit reaches it, even if the socket then takes only a part of the message."""
     long = b"gap".ljust(100_000, b".")
     with rig(
         Settings(outbox_age_ms=3_000, ping_interval_ms=0, write_timeout_ms=LONG), gap_encoder=lambda *_: long
@@ -913,7 +914,7 @@ def test_a_gap_that_was_turned_into_a_message_has_no_age() -> None:
 
 
 def lose(bench: Rig, *names: bytes) -> Peer:
-    """Make a peer whose socket is full and that lost publications of each channel.
+    """Return a peer with a full socket that lost publications of each channel.
 
     The limit of frames must be one more than there are channels.
     """
@@ -926,7 +927,7 @@ def lose(bench: Rig, *names: bytes) -> Peer:
     return peer
 
 
-def test_without_an_encoder_nothing_is_said() -> None:
+def test_gap_without_an_encoder_sends_no_frame() -> None:
     with rig(Settings(outbox_frames=2)) as bench:
         peer = lose(bench, b"news")
         assert numbers(bench, peer)["outbox_frames"] == 2
@@ -937,7 +938,7 @@ def test_without_an_encoder_nothing_is_said() -> None:
 
 
 @pytest.mark.parametrize("broken", [b"first", b"second", b"both"])
-def test_an_encoder_that_raises_is_our_fault(broken: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gap_encoder_that_raises_closes_4050(broken: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda info: unraisable.append(info.exc_type))
 
@@ -954,7 +955,7 @@ def test_an_encoder_that_raises_is_our_fault(broken: bytes, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("answer", [None, "text", 7])
-def test_an_encoder_that_returns_no_bytes_is_our_fault(
+def test_gap_encoder_that_returns_no_bytes_object_closes_4050(
     answer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unraisable: list[object] = []
@@ -966,8 +967,8 @@ def test_an_encoder_that_returns_no_bytes_is_our_fault(
         assert unraisable == [TypeError]
 
 
-def test_a_payload_that_is_no_bytes_is_refused() -> None:
-    with desk() as (bench, peer):
+def test_payload_that_is_no_bytes_object_raises_an_error() -> None:
+    with open_rig() as (bench, peer):
         wrong: Any = None
         with pytest.raises(TypeError):
             bench.reactor.send(peer.conn, wrong)
@@ -978,11 +979,11 @@ def test_a_payload_that_is_no_bytes_is_refused() -> None:
             with pytest.raises(ValueError if wrong == 7 else TypeError):
                 bench.reactor.publish(b"news", [wrong])
         assert numbers(bench, peer)["outbox_frames"] == 0
-        assert bench.held()["frame"] == desk_frames()
+        assert bench.held()["frame"] == idle_frame_bytes()
 
 
-def desk_frames() -> int:
-    """Bytes of the frames an idle reactor keeps: the ping and three answers."""
+def idle_frame_bytes() -> int:
+    """Return the bytes of the frames that an idle reactor keeps: the ping and three responses."""
     with rig() as bench:
         return bench.held()["frame"]
 
@@ -996,8 +997,8 @@ def ping(bench: Rig, peer: Peer, *payloads: bytes) -> None:
         bench.step()
 
 
-def test_pongs_go_between_a_half_written_entry_and_the_next() -> None:
-    with desk(outbox_bytes=1 << 20) as (bench, peer):
+def test_pongs_are_written_after_a_half_written_entry_and_before_the_next() -> None:
+    with open_rig(outbox_bytes=1 << 20) as (bench, peer):
         bench.reactor.send(peer.conn, b"one " + b"1" * 8_000)
         bench.turn()
         assert numbers(bench, peer)["head_written"]
@@ -1007,8 +1008,8 @@ def test_pongs_go_between_a_half_written_entry_and_the_next() -> None:
         assert [shown[:6] for shown in read_all(bench, peer)] == [b"one 11", b"pong a", b"pong b", b"two"]
 
 
-def test_pongs_go_before_entries_of_which_nothing_is_written() -> None:
-    with desk() as (bench, peer):
+def test_pong_is_written_before_a_reply_of_which_nothing_is_written() -> None:
+    with open_rig() as (bench, peer):
         bench.reactor.send(peer.conn, b"one")
         peer.send(client_frame(PING, b"a"))
         bench.turn()
@@ -1016,7 +1017,7 @@ def test_pongs_go_before_entries_of_which_nothing_is_written() -> None:
 
 
 def first_cut(**how: Any) -> int:
-    """How many bytes a fresh socket of this kind takes of a long message."""
+    """Return how many bytes a new socket of this kind takes of a long message."""
     with rig() as bench:
         probe = bench.connect(**how)
         assert bench.reactor.send(probe.conn, bytes(900_000))
@@ -1025,7 +1026,7 @@ def first_cut(**how: Any) -> int:
 
 
 @pytest.mark.parametrize("rest", [*around((1 << 16, 1 << 17))[1:], 200_000])
-def test_pongs_never_cut_a_message_that_takes_several_visits(rest: int) -> None:
+def test_pong_is_never_written_inside_a_message_that_takes_several_visits(rest: int) -> None:
     """A visit ends after 64 KiB, which may be in the middle of the half-written entry."""
     with rig(Settings(max_message_bytes=1 << 20)) as bench:
         peer = bench.connect()
@@ -1043,8 +1044,8 @@ def test_pongs_never_cut_a_message_that_takes_several_visits(rest: int) -> None:
         assert frames[0].payload == payload
 
 
-def test_sixteen_pongs_wait_and_the_oldest_give_way_to_a_blocked_socket() -> None:
-    with desk() as (bench, peer):
+def test_blocked_socket_buffers_16_pongs_and_drops_the_oldest_beyond() -> None:
+    with open_rig() as (bench, peer):
         fill(bench, peer)
         ping(bench, peer, *[b"%d" % number for number in range(16)])
         assert numbers(bench, peer)["pongs"] == 16
@@ -1057,9 +1058,9 @@ def test_sixteen_pongs_wait_and_the_oldest_give_way_to_a_blocked_socket() -> Non
         assert bench.held()["outbox"] == 0
 
 
-def test_968_bytes_of_pongs_wait() -> None:
+def test_blocked_socket_buffers_968_bytes_of_pongs_and_drops_the_oldest_beyond() -> None:
     sizes = [125] * 7 + [77]  # 7 * 127 + 79 = 968
-    with desk() as (bench, peer):
+    with open_rig() as (bench, peer):
         fill(bench, peer)
         ping(bench, peer, *[bytes(size) for size in sizes])
         assert numbers(bench, peer)["pongs"] == 8
@@ -1070,7 +1071,7 @@ def test_968_bytes_of_pongs_wait() -> None:
         assert read_all(bench, peer) == [b"pong " + bytes(size) for size in [*sizes[1:], 0]]
 
 
-def test_no_pong_gives_way_while_the_socket_takes_bytes() -> None:
+def test_no_pong_is_dropped_while_the_socket_takes_bytes() -> None:
     with rig(Settings(control_rate_per_s=0)) as bench:
         peer = bench.connect()
         payloads = [b"%d" % number for number in range(200)]
@@ -1080,16 +1081,15 @@ def test_no_pong_gives_way_while_the_socket_takes_bytes() -> None:
         assert bench.count("pongs_dropped") == 0
 
 
-def test_a_half_written_pong_is_finished() -> None:
-    """Also when all others give way, and when the connection is closed for its outbox."""
-    with desk(outbox_bytes=1 << 20) as (bench, peer):
+def test_half_written_pong_is_completed_at_an_overflow_of_pongs_or_outbox() -> None:
+    with open_rig(outbox_bytes=1 << 20) as (bench, peer):
         pongs = half_write_a_pong(bench, peer)
         ping(bench, peer, *[bytes(125)] * 20)
         assert bench.count("pongs_dropped") > 0
         shown = read_all(bench, peer)
         assert shown[1] == b"pong " + pongs[0]
         assert shown[2:] == [b"pong " + bytes(125)] * 6
-    with desk(outbox_bytes=1 << 16) as (bench, peer):
+    with open_rig(outbox_bytes=1 << 16) as (bench, peer):
         pongs = half_write_a_pong(bench, peer)
         assert not bench.reactor.send(peer.conn, bytes(1 << 16))
         assert numbers(bench, peer)["pongs"] == 1
@@ -1097,7 +1097,7 @@ def test_a_half_written_pong_is_finished() -> None:
 
 
 def half_write_a_pong(bench: Rig, peer: Peer) -> list[bytes]:
-    """A message, then pongs; the socket takes all but the end of the message, then cuts the first pong."""
+    """Queue a message and pongs; the socket takes the message and a part of the first pong."""
     taken = first_cut(send_buffer_bytes=1)
     assert bench.reactor.send(peer.conn, b"m" + bytes(2 * taken - 60 - 5))
     bench.turn()
@@ -1115,7 +1115,7 @@ def half_write_a_pong(bench: Rig, peer: Peer) -> list[bytes]:
 # --- visits -----------------------------------------------------------------------------------------
 
 
-def test_all_that_waits_leaves_in_one_call() -> None:
+def test_ten_waiting_frames_are_written_with_one_send_call() -> None:
     with rig() as bench:
         peer = bench.connect()
         before = bench.reactor.counters()
@@ -1129,7 +1129,7 @@ def test_all_that_waits_leaves_in_one_call() -> None:
 
 
 @pytest.mark.parametrize(("frames", "calls"), [(1, 1), (64, 1), (65, 2), (128, 2), (129, 3), (256, 4)])
-def test_a_visit_takes_64_frames(frames: int, calls: int) -> None:
+def test_one_send_call_writes_at_most_64_frames(frames: int, calls: int) -> None:
     with rig() as bench:
         peer = bench.connect()
         for _ in range(frames):
@@ -1151,8 +1151,8 @@ def test_a_visit_takes_64_frames(frames: int, calls: int) -> None:
         ([131_062], 2),
     ],
 )
-def test_a_visit_takes_64_kib(sizes: list[int], calls: int) -> None:
-    """Headers are 2 bytes to 125, 4 to 65,535 and 10 above."""
+def test_one_send_call_writes_at_most_64_kib_of_frames(sizes: list[int], calls: int) -> None:
+    """Frame headers have 2 bytes up to 125, 4 up to 65,535 and 10 above."""
     wire = sum(len(server_frame(TEXT, bytes(size))) for size in sizes)
     with rig() as bench:
         peer = bench.connect()
@@ -1164,11 +1164,8 @@ def test_a_visit_takes_64_kib(sizes: list[int], calls: int) -> None:
         assert [len(frame.payload) for frame in peer.frames()] == sizes
 
 
-def test_urgent_goes_before_bulk() -> None:
-    """A reply queued after a publication to many is written before it.
-
-    The order in which sockets became readable is the order in which an epoll set lists them.
-    """
+def test_reply_is_written_before_a_publication_to_70_connections() -> None:
+    """The order in which sockets became readable is the order in which an epoll set lists them."""
     with rig() as bench:
         crowd = [bench.connect() for _ in range(70)]
         asker, both = bench.connect(), crowd[-1]
@@ -1185,10 +1182,12 @@ def test_urgent_goes_before_bulk() -> None:
         watch.close()
         assert order[:2] == [asker.sock.fileno(), both.sock.fileno()]
         assert order[2:] == [peer.sock.fileno() for peer in crowd[:-1]]
-        assert [frame.payload for frame in both.frames()] == [b"news 1 ", b"reply"], "its order is kept"
+        assert [frame.payload for frame in both.frames()] == [b"news 1 ", b"reply"], (
+            "one connection keeps its order"
+        )
 
 
-def test_a_publication_to_few_is_urgent() -> None:
+def test_publication_to_64_connections_is_written_before_an_earlier_one_to_70() -> None:
     with rig() as bench:
         crowd = [bench.connect() for _ in range(70)]
         few = [bench.connect() for _ in range(64)]
@@ -1211,10 +1210,10 @@ def test_a_publication_to_few_is_urgent() -> None:
 
 
 @pytest.mark.parametrize("by", ["bytes", "frames"])
-def test_over_half_pauses_reading_until_enough_is_written(by: str) -> None:
+def test_outbox_over_half_full_pauses_reading_until_enough_is_written(by: str) -> None:
     limits = {"outbox_bytes": 100_000, "outbox_frames": 20}
     size = 12_000 if by == "bytes" else 0
-    with desk(**limits) as (bench, peer):
+    with open_rig(**limits) as (bench, peer):
         count = fill(bench, peer)
         asked = b"".join(client_frame(TEXT, b"ask %d" % number) for number in range(3))
         half = 4 if by == "bytes" else 9
@@ -1235,20 +1234,20 @@ def test_over_half_pauses_reading_until_enough_is_written(by: str) -> None:
         assert count > 0
 
 
-def test_the_application_and_the_outbox_pause_apart() -> None:
-    with desk(outbox_frames=4) as (bench, peer):
+def test_pauses_of_application_and_outbox_are_independent() -> None:
+    with open_rig(outbox_frames=4) as (bench, peer):
         fill(bench, peer)
         bench.reactor.send(peer.conn, b"fill")
         bench.reactor.send(peer.conn, b"fill")
         bench.reactor.pause_reading(peer.conn)
         peer.send(client_frame(TEXT, b"ask"))
         read_all(bench, peer)
-        assert bench.messages(peer) == [], "the application still does not want to read"
+        assert bench.messages(peer) == [], "the application has not resumed reading"
         fill(bench, peer)
         bench.reactor.send(peer.conn, b"fill")
         bench.reactor.send(peer.conn, b"fill")
         bench.reactor.resume_reading(peer.conn)
         bench.turn()
-        assert bench.messages(peer) == [], "the outbox is over half again"
+        assert bench.messages(peer) == [], "the outbox is over half full again"
         read_all(bench, peer)
         assert bench.messages(peer) == [b"ask"]
