@@ -1,4 +1,4 @@
-"""Whom a backend's control commands reach: every connection of the user, whatever it did or waits for."""
+"""Check that control commands of a backend reach every connection of the user, in every state."""
 
 import json
 import time
@@ -27,20 +27,20 @@ COMMANDS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 class CountingUsers:
-    """User limits that answer when the test says so."""
+    """User limits that answer when the test calls the callback."""
 
     is_counting = True
     rates = None
 
     def __init__(self) -> None:
-        self.told: dict[int, Callable[[bool], None]] = {}
+        self.callbacks: dict[int, Callable[[bool], None]] = {}
 
-    def enter(self, conn: int, user: str, told: Callable[[bool], None]) -> None:
-        self.told[conn] = told
+    def enter(self, conn: int, user: str, callbacks: Callable[[bool], None]) -> None:
+        self.callbacks[conn] = callbacks
 
 
-class Reach(Shard):
-    """A shard with its control commands, and user limits if wished."""
+class ControlledShard(Shard):
+    """A shard with its control commands, and with user limits if `is_counting`."""
 
     def __init__(self, *, is_counting: bool = False, allow_anonymous: bool = False) -> None:
         super().__init__(allow_anonymous=allow_anonymous)
@@ -55,34 +55,34 @@ class Reach(Shard):
             pass
 
     def offer(self, user: str) -> Peer:
-        """A connection whose token came with its head: its 101 waits for the bus."""
+        """Return a connection whose token came with its head and whose 101 waits for the bus."""
         peer = self.rig.connect(upgraded=False)
         peer.send(HEAD)
         self.rig.turn()
         identity = Identity(user, Permissions((), (), ()), int(time.time()) + 600)
         self.logins.enter(peer.conn, Entry(RESPONSE, JSON, 0, identity=identity))
-        assert peer.conn in self.users.told
+        assert peer.conn in self.users.callbacks
         return peer
 
     def ops(self, peer: Peer) -> list[str]:
-        """What was said after 101, by op; a Close by its code."""
+        """Return the operations of all messages after the 101, and the code of a Close."""
         self.hub.tidy()
         self.rig.turn()
         data = peer.receive()
         _, _, data = data.rpartition(b"\r\n\r\n") if data.startswith(b"HTTP/") else (b"", b"", data)
-        said = []
+        received = []
         for frame in peer.reader.receive_data(data):
             if frame.opcode == 8:
-                said.append(str(int.from_bytes(frame.payload[:2], "big")))
+                received.append(str(int.from_bytes(frame.payload[:2], "big")))
             else:
-                said.append(json.loads(frame.payload)["op"])
-        return said
+                received.append(json.loads(frame.payload)["op"])
+        return received
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_connection_that_left_its_inbox_is_reached(name: str) -> None:
+def test_command_closes_connections_that_unsubscribed_from_their_inbox(name: str) -> None:
     command, code = COMMANDS[name]
-    shard = Reach()
+    shard = ControlledShard()
     bad, good, other = shard.enter("ann"), shard.enter("ann"), shard.enter("bob")
     shard.confirm("@ann", "@bob")
     shard.say(bad, {"op": "unsub", "ch": "@me", "id": 1})
@@ -96,9 +96,9 @@ def test_connection_that_left_its_inbox_is_reached(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_anonymous_connection_at_its_subscription_limit_gets_its_inbox_and_is_reached(name: str) -> None:
+def test_command_closes_a_connection_that_authenticated_at_its_subscription_limit(name: str) -> None:
     command, code = COMMANDS[name]
-    shard = Reach(allow_anonymous=True)
+    shard = ControlledShard(allow_anonymous=True)
     limit = 5
     shard.rig.reactor.renew(
         Settings(**{**_settings_of(shard), "max_subscriptions": limit})  # type: ignore[arg-type]
@@ -122,37 +122,37 @@ def _settings_of(shard: Shard) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_connection_whose_101_waits_for_the_bus_is_reached(name: str) -> None:
-    """Revoked while its user is counted: it is told so as soon as it can be told anything."""
+def test_command_closes_a_connection_whose_101_waits_for_the_user_count(name: str) -> None:
+    """The close is sent as soon as the connection can receive messages."""
     command, code = COMMANDS[name]
-    shard = Reach(is_counting=True)
+    shard = ControlledShard(is_counting=True)
     peer = shard.offer("ann")
     shard.run(command)
     assert shard.rig.reactor.inspect(peer.conn) is not None
-    shard.users.told[peer.conn](True)
+    shard.users.callbacks[peer.conn](True)
     assert shard.ops(peer) == ["bye", str(code)]
     assert "welcome" not in shard.ops(peer)
     shard.rig.close()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_connection_whose_user_is_counted_after_101_is_reached(name: str) -> None:
+def test_command_closes_a_connection_whose_user_is_counted_after_the_101(name: str) -> None:
     command, code = COMMANDS[name]
-    shard = Reach(is_counting=True)
+    shard = ControlledShard(is_counting=True)
     peer = shard.enter("ann")
     shard.say(peer, {"op": "ping", "id": 1})
     shard.run(command)
-    shard.users.told[peer.conn](True)
+    shard.users.callbacks[peer.conn](True)
     assert shard.ops(peer) == ["bye", str(code)]
     shard.rig.close()
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_refresh_that_comes_while_the_user_is_counted_keeps_its_deadline(is_first: bool) -> None:
-    shard = Reach(is_counting=True)
+def test_refresh_command_during_the_user_count_keeps_its_deadline(is_first: bool) -> None:
+    shard = ControlledShard(is_counting=True)
     peer = shard.offer("ann") if is_first else shard.enter("ann")
     shard.run({"op": "refresh", "user": "ann", "within_s": 5})
-    shard.users.told[peer.conn](True)
+    shard.users.callbacks[peer.conn](True)
     shard.confirm("@ann")
     assert sorted(shard.ops(peer)) == ["refresh", "subbed", "welcome"]
     begun_ms = int(time.time() * 1000)
@@ -164,8 +164,8 @@ def test_refresh_that_comes_while_the_user_is_counted_keeps_its_deadline(is_firs
     shard.rig.close()
 
 
-def test_replace_ends_the_one_connection_that_it_names() -> None:
-    shard = Reach()
+def test_replace_command_closes_only_the_named_connection() -> None:
+    shard = ControlledShard()
     first, second = shard.enter("ann"), shard.enter("ann")
     shard.confirm("@ann")
     for peer in (first, second):
@@ -177,8 +177,8 @@ def test_replace_ends_the_one_connection_that_it_names() -> None:
     shard.rig.close()
 
 
-def test_more_commands_than_a_waiting_connection_may_keep_end_it() -> None:
-    shard = Reach(is_counting=True)
+def test_too_many_commands_for_a_waiting_connection_end_that_connection() -> None:
+    shard = ControlledShard(is_counting=True)
     peer = shard.offer("ann")
     for _ in range(40):
         shard.run({"op": "refresh", "user": "ann", "within_s": 5})
@@ -192,9 +192,9 @@ def test_more_commands_than_a_waiting_connection_may_keep_end_it() -> None:
 # --- pauses -------------------------------------------------------------------------------------------
 
 
-def test_connection_is_read_again_only_when_no_part_wants_it_paused() -> None:
-    """64 commands under way, then `auth` while users are counted: their answers must not resume it."""
-    shard = Reach(is_counting=True, allow_anonymous=True)
+def test_connection_is_read_again_only_after_its_last_pause_has_ended() -> None:
+    """The outcomes of 64 publishes must not resume a connection whose `auth` waits for the user count."""
+    shard = ControlledShard(is_counting=True, allow_anonymous=True)
     peer = shard.enter()
     for number in range(64):
         shard.say(peer, {"op": "pub", "ch": "news", "data": number})
@@ -203,13 +203,13 @@ def test_connection_is_read_again_only_when_no_part_wants_it_paused() -> None:
     for done in shard.bus.published:
         done("")
     assert _is_paused(shard, peer)
-    shard.users.told[peer.conn](True)
+    shard.users.callbacks[peer.conn](True)
     assert not _is_paused(shard, peer)
     shard.rig.close()
 
 
 def test_pauses_of_two_parts_end_in_either_order() -> None:
-    shard = Reach()
+    shard = ControlledShard()
     peer = shard.enter("ann")
     pauses = shard.parts.pauses
     for first, second in ((Pauser.LOGIN, Pauser.COMMANDS), (Pauser.COMMANDS, Pauser.LOGIN)):
@@ -230,15 +230,15 @@ def _is_paused(shard: Shard, peer: Peer) -> bool:
     return bool(numbers["paused"])
 
 
-def test_fault_in_a_buffered_message_ends_the_connection_and_leaves_nothing_paused() -> None:
-    shard = Reach(is_counting=True)
+def test_exception_in_a_buffered_message_leaves_no_buffered_message_behind() -> None:
+    shard = ControlledShard(is_counting=True)
     peer = shard.enter("ann")
     shard.say(peer, {"op": "ping", "id": 1})
 
     def fails(conn: int, dialect: Dialect, message: bytes, opcode: int) -> None:
         raise RuntimeError("planted")
 
-    shard.users.told[peer.conn](True)
+    shard.users.callbacks[peer.conn](True)
     assert not _is_paused(shard, peer)
     shard.commands.run = fails  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="planted"):
@@ -263,11 +263,11 @@ def test_fault_in_a_buffered_message_ends_the_connection_and_leaves_nothing_paus
     ],
 )
 @pytest.mark.parametrize("is_read", [False, True])
-def test_revocation_ends_only_connections_whose_token_it_covers(
+def test_revocation_closes_only_connections_with_a_token_issued_before(
     issued_at_s: int, before: float, is_ended: bool, is_read: bool
 ) -> None:
-    """A token of the same second, or a later one, is still accepted: its connection stays."""
-    shard = Reach()
+    """A token of the same second or of a later one is still accepted, so its connection stays open."""
+    shard = ControlledShard()
     peer = shard.rig.connect()
     identity = Identity("ann", Permissions((), (), ()), 0, issued_at_s)
     shard.logins.begin(peer.conn, Entry(b"", JSON, 0, identity=identity))
@@ -283,8 +283,8 @@ def test_revocation_ends_only_connections_whose_token_it_covers(
     shard.rig.close()
 
 
-def test_revocation_that_is_taken_back_is_forgotten_by_both_who_know_it() -> None:
-    shard = Reach()
+def test_unrevoke_command_deletes_the_stored_revocation() -> None:
+    shard = ControlledShard()
     forgotten: list[tuple[str, str]] = []
 
     class Keeper:
@@ -302,20 +302,20 @@ def test_revocation_that_is_taken_back_is_forgotten_by_both_who_know_it() -> Non
 
 
 @pytest.mark.parametrize("user", ["\u00e4" * 65, "\U0001f600" * 33, "x" * 129])
-def test_user_of_more_bytes_than_a_token_may_name_is_malformed(user: str) -> None:
-    shard = Reach()
+def test_command_for_a_user_of_more_than_128_bytes_counts_as_malformed(user: str) -> None:
+    shard = ControlledShard()
     shard.run({"op": "revoke", "user": user, "before": 5})
     assert shard.counts["controls_malformed"] == 1
     shard.rig.close()
 
 
-def test_connection_whose_101_waits_is_refused_when_the_shard_ends() -> None:
-    shard = Reach(is_counting=True)
+def test_waiting_101_is_answered_503_when_the_shard_drains() -> None:
+    shard = ControlledShard(is_counting=True)
     peer = shard.offer("ann")
     shard.logins.refuse_waiting(lambda: b"HTTP/1.1 503 draining\r\n\r\n")
     shard.rig.turn()
     assert peer.receive().startswith(b"HTTP/1.1 503 ")
-    shard.users.told[peer.conn](True)
+    shard.users.callbacks[peer.conn](True)
     shard.rig.turn()
     assert peer.receive() == b""
     shard.rig.close()
