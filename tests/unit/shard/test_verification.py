@@ -1,4 +1,4 @@
-"""Unseen tokens are verified in turns by address, a bounded part in each pass."""
+"""Check that new tokens are verified in turns by address, a bounded number in each pass."""
 
 from wsgate.shard.verification import ADDRESSES_MOST, CROWDED_PASS_NS, PASS_NS, WAITING_MOST, Verification
 
@@ -6,8 +6,8 @@ COST_NS = PASS_NS // 4
 HOSTILE, GOOD = 666, 1
 
 
-class Desk:
-    """Tokens that are numbered, what was verified in which order, and who was charged."""
+class VerificationRig:
+    """A verification with numbered connections, the order of its tokens, and the charged connections."""
 
     def __init__(self) -> None:
         self.now_ns = 0
@@ -32,94 +32,94 @@ class Desk:
         return [each for each, _ in self.done].index(conn)
 
 
-def test_a_newcomer_goes_before_the_flood_of_another_address() -> None:
-    desk = Desk()
+def test_tokens_of_other_addresses_are_verified_before_a_flood_of_200() -> None:
+    rig = VerificationRig()
     for _ in range(200):
-        desk.come(HOSTILE, "bad")
-    assert desk.verification.step()
-    before = len(desk.done)
-    newcomers = [desk.come(GOOD + number) for number in range(5)]
-    while desk.verification.step():
+        rig.come(HOSTILE, "bad")
+    assert rig.verification.step()
+    before = len(rig.done)
+    newcomers = [rig.come(GOOD + number) for number in range(5)]
+    while rig.verification.step():
         pass
-    assert max(map(desk.place, newcomers)) <= before + 6
-    assert len(desk.done) == 205, "and everybody is served"
-    assert desk.verification.waiting_bytes == 0
+    assert max(map(rig.place, newcomers)) <= before + 6
+    assert len(rig.done) == 205, "and every token is verified"
+    assert rig.verification.waiting_bytes == 0
 
 
-def test_one_pass_does_a_bounded_amount_of_work() -> None:
-    desk = Desk()
+def test_one_pass_verifies_no_longer_than_its_time_budget() -> None:
+    rig = VerificationRig()
     for _ in range(WAITING_MOST):
-        desk.come(HOSTILE, "bad")
-    desk.verification.step()
-    assert len(desk.done) == 4
+        rig.come(HOSTILE, "bad")
+    rig.verification.step()
+    assert len(rig.done) == 4
 
 
-def test_pass_verifies_for_longer_while_more_handshakes_wait_than_usual() -> None:
-    desk = Desk()
+def test_pass_verifies_for_longer_while_too_many_handshakes_wait() -> None:
+    rig = VerificationRig()
     for _ in range(WAITING_MOST + 5):
-        desk.come(HOSTILE, "bad")
-    desk.verification.step()
-    assert len(desk.verification) == WAITING_MOST
+        rig.come(HOSTILE, "bad")
+    rig.verification.step()
+    assert len(rig.verification) == WAITING_MOST
     for _ in range(100):
-        desk.come(HOSTILE, "bad")
-    desk.done.clear()
-    desk.verification.step()
-    assert len(desk.done) == CROWDED_PASS_NS // COST_NS
+        rig.come(HOSTILE, "bad")
+    rig.done.clear()
+    rig.verification.step()
+    assert len(rig.done) == CROWDED_PASS_NS // COST_NS
 
 
-def test_tokens_of_messages_take_no_place_so_their_pass_is_never_longer() -> None:
-    desk = Desk()
+def test_waiting_tokens_of_messages_never_lengthen_the_pass() -> None:
+    rig = VerificationRig()
     for _ in range(4 * WAITING_MOST):
-        desk.come(HOSTILE, "bad", is_handshake=False)
-    desk.verification.step()
-    assert len(desk.done) == PASS_NS // COST_NS
+        rig.come(HOSTILE, "bad", is_handshake=False)
+    rig.verification.step()
+    assert len(rig.done) == PASS_NS // COST_NS
 
 
-def test_verifying_is_charged_to_the_connection_whose_message_brought_the_token() -> None:
-    desk = Desk()
-    desk.come(HOSTILE, "bad")
-    second, third = desk.come(GOOD, is_handshake=False), desk.come(GOOD, "bad", is_handshake=False)
-    while desk.verification.step():
+def test_verification_time_is_charged_to_the_connection_of_the_message() -> None:
+    rig = VerificationRig()
+    rig.come(HOSTILE, "bad")
+    second, third = rig.come(GOOD, is_handshake=False), rig.come(GOOD, "bad", is_handshake=False)
+    while rig.verification.step():
         pass
-    assert sorted(desk.charged) == [(second, COST_NS), (third, COST_NS)]
+    assert sorted(rig.charged) == [(second, COST_NS), (third, COST_NS)]
 
 
-def test_an_address_with_many_failures_goes_last() -> None:
-    desk = Desk()
+def test_address_with_many_failures_has_its_second_turn_after_all_others() -> None:
+    rig = VerificationRig()
     for _ in range(100):
-        desk.come(HOSTILE, "bad")
-    while desk.verification.step():
+        rig.come(HOSTILE, "bad")
+    while rig.verification.step():
         pass
-    desk.done.clear()
-    flood = [desk.come(HOSTILE, "bad") for _ in range(50)]
-    crowd = [desk.come(GOOD) for _ in range(50)]
-    while desk.verification.step():
+    rig.done.clear()
+    flood = [rig.come(HOSTILE, "bad") for _ in range(50)]
+    crowd = [rig.come(GOOD) for _ in range(50)]
+    while rig.verification.step():
         pass
-    assert desk.place(flood[0]) == 0, "its first turn comes as everybody's"
-    assert desk.place(flood[1]) == 51, "its second one behind those that do not fail"
-    assert max(map(desk.place, crowd)) == 50
-    assert len(desk.done) == 100
+    assert rig.place(flood[0]) == 0, "the first turn of the address comes as for all others"
+    assert rig.place(flood[1]) == 51, "the second turn comes behind addresses without failures"
+    assert max(map(rig.place, crowd)) == 50
+    assert len(rig.done) == 100
 
 
-def test_failures_are_forgiven_and_only_so_many_addresses_remembered() -> None:
-    desk = Desk()
+def test_failures_are_remembered_for_a_bounded_number_of_addresses() -> None:
+    rig = VerificationRig()
     for _ in range(10):
-        desk.come(HOSTILE, "bad")
-    while desk.verification.step():
+        rig.come(HOSTILE, "bad")
+    while rig.verification.step():
         pass
     for origin in range(3 * ADDRESSES_MOST):
-        desk.come(1_000 + origin, "bad")
-        desk.verification.step()
-    assert len(desk.verification._young) + len(desk.verification._old) <= ADDRESSES_MOST
-    assert desk.verification._failures(HOSTILE) == 0
+        rig.come(1_000 + origin, "bad")
+        rig.verification.step()
+    assert len(rig.verification._young) + len(rig.verification._old) <= ADDRESSES_MOST
+    assert rig.verification._failures(HOSTILE) == 0
 
 
-def test_a_connection_that_is_gone_is_not_verified() -> None:
-    desk = Desk()
-    first, second = desk.come(HOSTILE), desk.come(HOSTILE)
-    desk.verification.forget(first)
-    desk.verification.forget(12_345)
-    while desk.verification.step():
+def test_token_of_a_forgotten_connection_is_not_verified() -> None:
+    rig = VerificationRig()
+    first, second = rig.come(HOSTILE), rig.come(HOSTILE)
+    rig.verification.forget(first)
+    rig.verification.forget(12_345)
+    while rig.verification.step():
         pass
-    assert [conn for conn, _ in desk.done] == [second]
-    assert desk.verification.waiting_bytes == 0
+    assert [conn for conn, _ in rig.done] == [second]
+    assert rig.verification.waiting_bytes == 0
