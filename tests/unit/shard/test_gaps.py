@@ -1,4 +1,4 @@
-"""Notices of loss of one shard: after what, to whom, how many, and how much is done in a pass."""
+"""Check notices of loss of one shard: their causes, recipients and number, and the work of one pass."""
 
 import json
 from collections import Counter
@@ -51,16 +51,16 @@ class Bench(Rig):
         return peer
 
     def run(self, *, is_settled: bool = True) -> int:
-        """Passes until there is no more to do now; how many."""
+        """Run passes until none has more to do; return the number of passes."""
         for number in range(1, 5_000):
             has_more = self.gaps.step(is_settled=is_settled)
             self.turn()
             if not has_more:
                 return number
-        raise AssertionError("it does not end")
+        raise AssertionError("the passes do not end")
 
-    def told(self, peer: Peer) -> list[dict[str, Any]]:
-        """The gaps that a peer received since the last time."""
+    def gaps_received(self, peer: Peer) -> list[dict[str, Any]]:
+        """Return the gaps that a peer received since the last call."""
         self.turn()
         frames = [frame for frame in peer.frames() if frame.opcode in (1, 2)]
         return [
@@ -81,94 +81,98 @@ def bench() -> Iterator[Bench]:
 # --- a break of the bus -------------------------------------------------------------------------------
 
 
-def test_each_connection_receives_one_gap_of_all_its_channels(bench: Bench) -> None:
+def test_loss_of_two_channels_sends_each_subscriber_one_gap_without_a_channel(bench: Bench) -> None:
     peers = [bench.subscriber(b"a", b"b", variant=number % 2) for number in range(4)]
     idle = bench.connect()
     for name in (b"a", b"b"):
         bench.gaps.mark(name)
     bench.run()
     for peer in peers:
-        [gap] = bench.told(peer)
+        [gap] = bench.gaps_received(peer)
         assert (gap["op"], gap["reason"], "ch" in gap) == ("gap", "bus", False)
         assert 0 <= gap["retry_ms"] <= SPREAD_MS
-    assert bench.told(idle) == []
+    assert bench.gaps_received(idle) == []
     assert bench.counts["gaps_bus"] == 4
 
 
-def test_the_clients_are_spread_over_the_time_in_which_they_load_anew(bench: Bench) -> None:
+def test_retry_times_of_gaps_are_spread_over_the_whole_spread_time(bench: Bench) -> None:
     peers = [bench.subscriber(b"a") for _ in range(64)]
     for _ in range(4):
         bench.gaps.mark(b"a")
         bench.run()
         bench.time_ms += MERGE_MS
-    times = [gap["retry_ms"] for peer in peers for gap in bench.told(peer)]
+    times = [gap["retry_ms"] for peer in peers for gap in bench.gaps_received(peer)]
     assert len(times) == 4 * 64
     assert len(set(times)) >= 32, "16 in each of 4 rounds, but for coincidences"
     assert min(times) < SPREAD_MS / 2 < max(times)
 
 
-def test_the_time_grows_with_the_number_of_clients() -> None:
+def test_spread_time_grows_with_the_number_of_clients() -> None:
     assert [spread_ms_for(number) for number in (0, 10_000, 1_000_000)] == [2_000, 2_000, 200_000]
 
 
-def test_the_notices_wait_until_everything_is_subscribed_again_but_not_for_ever(bench: Bench) -> None:
+def test_gap_is_sent_after_the_settle_time_although_channels_are_not_resubscribed(bench: Bench) -> None:
     peer = bench.subscriber(b"a")
     bench.gaps.mark(b"a")
     bench.run(is_settled=False)
     bench.time_ms += SETTLE_MS - 1
     bench.run(is_settled=False)
-    assert bench.told(peer) == []
+    assert bench.gaps_received(peer) == []
     bench.time_ms += 1
     bench.run(is_settled=False)
-    assert len(bench.told(peer)) == 1
+    assert len(bench.gaps_received(peer)) == 1
 
 
-def test_breaks_in_quick_succession_are_merged_and_the_last_one_is_notified(bench: Bench) -> None:
+def test_losses_in_quick_succession_send_one_gap_in_2_s_and_a_last_one(bench: Bench) -> None:
     peer = bench.subscriber(b"a")
     received = []
     for number in range(20):  # one every 300 ms
         bench.gaps.mark(b"a")
         bench.run()
-        received += [(number, gap["reason"]) for gap in bench.told(peer)]
+        received += [(number, gap["reason"]) for gap in bench.gaps_received(peer)]
         bench.time_ms += 300
     assert received == [(0, "bus"), (7, "bus"), (14, "bus")], "one in 2 s"
     bench.time_ms += MERGE_MS
     bench.run()
-    assert len(bench.told(peer)) == 1, "what was lost after the last notice"
+    assert len(bench.gaps_received(peer)) == 1, "the loss after the last notice"
     bench.time_ms += MERGE_MS
     bench.run()
-    assert bench.told(peer) == []
+    assert bench.gaps_received(peer) == []
 
 
-def test_a_loss_during_a_walk_is_notified_after_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_during_a_walk_is_notified_after_the_walk_and_the_merge_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gaps, "SLOTS_PER_PASS", 1)
     first, second = bench.subscriber(b"a"), bench.subscriber(b"b")
     bench.gaps.mark(b"a")
     bench.gaps.mark(b"b")
     assert bench.gaps.step(is_settled=True)
-    assert (len(bench.told(first)), len(bench.told(second))) == (1, 0)
+    assert (len(bench.gaps_received(first)), len(bench.gaps_received(second))) == (1, 0)
     bench.gaps.mark(b"a")
     bench.run()
-    assert (len(bench.told(first)), len(bench.told(second))) == (0, 1)
+    assert (len(bench.gaps_received(first)), len(bench.gaps_received(second))) == (0, 1)
     bench.time_ms += MERGE_MS
     bench.run()
-    assert (len(bench.told(first)), len(bench.told(second))) == (1, 0)
+    assert (len(bench.gaps_received(first)), len(bench.gaps_received(second))) == (1, 0)
 
 
-def test_a_pass_looks_at_a_bounded_number_of_slots(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_visits_at_most_the_configured_number_of_slots(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gaps, "SLOTS_PER_PASS", 8)
     peers = [bench.subscriber(b"a") for _ in range(40)]
     bench.gaps.mark(b"a")
     passes, most = 0, 0
     while bench.gaps.step(is_settled=True):
         passes += 1
-        received = sum(len(bench.told(peer)) for peer in peers)
+        received = sum(len(bench.gaps_received(peer)) for peer in peers)
         most = max(most, received)
     assert (passes, most) == (1_024 // 8 - 1, 8)
     assert bench.counts["gaps_bus"] == 40
 
 
-def test_a_round_costs_as_many_encodings_as_passes_whatever_the_number_of_connections(
+def test_number_of_gap_encodings_depends_on_passes_and_not_on_connections(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(200):
@@ -191,67 +195,69 @@ def test_a_round_costs_as_many_encodings_as_passes_whatever_the_number_of_connec
 # --- one publication ----------------------------------------------------------------------------------
 
 
-def test_a_skipped_publication_is_a_gap_of_its_channel(bench: Bench) -> None:
+def test_skipped_publication_sends_a_gap_with_its_channel_and_reason(bench: Bench) -> None:
     news, inbox = bench.subscriber(b"news"), bench.subscriber(b"@ann", variant=1)
     bench.gaps.gap(b"news", "too_large")
     bench.gaps.gap(b"@ann", "slow")
     bench.gaps.gap(b"nobody", "slow")
-    [of_news], [of_inbox] = bench.told(news), bench.told(inbox)
+    [of_news], [of_inbox] = bench.gaps_received(news), bench.gaps_received(inbox)
     assert (of_news["ch"], of_news["reason"]) == ("news", "too_large")
     assert (of_inbox["ch"], of_inbox["reason"]) == ("@me", "slow")
     assert (bench.counts["gaps_too_large"], bench.counts["gaps_slow"]) == (1, 1)
 
 
-def test_many_skipped_publications_of_a_channel_are_two_gaps(bench: Bench) -> None:
+def test_1000_skipped_publications_of_a_channel_send_two_gaps(bench: Bench) -> None:
     peer = bench.subscriber(b"news")
     for _ in range(1_000):
         bench.gaps.gap(b"news", "too_large")
         bench.run()
-    assert len(bench.told(peer)) == 1
+    assert len(bench.gaps_received(peer)) == 1
     bench.time_ms += MERGE_MS
     bench.run()
-    assert len(bench.told(peer)) == 1, "what was lost after the first"
+    assert len(bench.gaps_received(peer)) == 1, "the losses after the first gap"
     bench.time_ms += MERGE_MS
     bench.run()
-    assert bench.told(peer) == []
+    assert bench.gaps_received(peer) == []
     bench.gaps.gap(b"news", "too_large")
-    assert len(bench.told(peer)) == 1, "at once, after a quiet time"
+    assert len(bench.gaps_received(peer)) == 1, "at once, after a quiet time"
 
 
-def test_a_large_channel_is_walked_in_passes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gap_of_a_large_channel_is_sent_by_passes_and_not_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gaps, "AT_ONCE", 10)
     monkeypatch.setattr(gaps, "SLOTS_PER_PASS", 16)
     peers = [bench.subscriber(b"news") for _ in range(40)]
     other = bench.subscriber(b"other")
     bench.gaps.gap(b"news", "too_large")
-    assert [bench.told(peer) for peer in peers] == [[]] * 40
+    assert [bench.gaps_received(peer) for peer in peers] == [[]] * 40
     bench.run()
-    received = [bench.told(peer) for peer in peers]
+    received = [bench.gaps_received(peer) for peer in peers]
     assert [len(each) for each in received] == [1] * 40
     assert {each[0]["ch"] for each in received} == {"news"}
     assert len({each[0]["retry_ms"] for each in received}) > 10
-    assert bench.told(other) == []
+    assert bench.gaps_received(other) == []
 
 
-def test_more_channels_than_are_kept_apart_are_notified_as_all_channels(bench: Bench) -> None:
+def test_gaps_beyond_the_channel_limit_are_merged_into_one_for_all_channels(bench: Bench) -> None:
     names = [b"c%d" % number for number in range(CHANNELS_MOST + 50)]
     peer = bench.subscriber(*names)
     received = []
     for name in names:
         bench.gaps.gap(name, "slow")
-        received += bench.told(peer)
+        received += bench.gaps_received(peer)
     bench.run()
-    received += bench.told(peer)
+    received += bench.gaps_received(peer)
     assert [each.get("ch") for each in received[:-1]] == [name.decode() for name in names[:CHANNELS_MOST]]
     assert "ch" not in received[-1]
     assert received[-1]["reason"] == "slow"
     for _ in range(CHANNELS_MOST):
         bench.time_ms += MERGE_MS
         bench.run()
-    assert not bench.gaps._told, "nothing is kept for ever"
+    assert not bench.gaps._told, "the state of each channel is dropped in the end"
 
 
-def test_a_slow_consumer_is_given_a_reason_and_a_time(bench: Bench) -> None:
+def test_gap_of_a_slow_consumer_has_reason_slow_and_a_retry_time(bench: Bench) -> None:
     bench.spread_ms = 7
     for dialect in DIALECTS:
         text = bench.gaps.encode_slow(dialect.variant, b"@ann", 0, 0)
@@ -260,7 +266,7 @@ def test_a_slow_consumer_is_given_a_reason_and_a_time(bench: Bench) -> None:
         assert gap == {"op": "gap", "ch": "@me", "reason": "slow"}
 
 
-def test_deflated_variants_receive_notices_too() -> None:
+def test_connections_with_compressed_variants_receive_gaps() -> None:
     from wsgate.shard.publication_encoder import VARIANTS, opcodes
 
     reactor_settings = Settings(variant_opcodes=opcodes(is_compressing=True))
