@@ -1,4 +1,4 @@
-"""A shard whose settings were reloaded is as one that was started with them, for every setting and shard."""
+"""Check that a shard with reloaded settings equals one that was started with them, for every setting."""
 
 import contextlib
 from collections.abc import Iterator
@@ -77,7 +77,7 @@ def changes() -> Iterator[tuple[tuple[str, ...], object, Config]]:
                 yield path, value, load(None, {}, merged(path, value))
 
 
-def test_after_a_reload_every_shard_has_what_a_fresh_start_would_give_it() -> None:
+def test_reloaded_options_of_every_shard_equal_those_of_a_fresh_start() -> None:
     base, acted = load(None, {}, BASE), set[str]()
     for path, value, config in changes():
         fresh, _ = renewable(base, config)
@@ -98,19 +98,19 @@ def test_after_a_reload_every_shard_has_what_a_fresh_start_would_give_it() -> No
 
 @pytest.mark.parametrize("shards", SHARDS)
 @pytest.mark.parametrize("connections", [5, 6, 7, 11, 100, 101, 10_000])
-def test_the_shares_of_all_shards_are_the_number_of_the_node(shards: int, connections: int) -> None:
+def test_connection_limits_of_all_shards_add_up_to_that_of_the_node(shards: int, connections: int) -> None:
     limits = NodeLimits(shards=shards, connections=connections, connections_of_shard=20_000)
     shares = [limits.gate(GateLimits(), number).connections for number in range(shards)]
     assert sum(shares) == connections and max(shares) - min(shares) <= 1
 
 
-def test_a_share_is_never_more_than_the_descriptors_of_a_shard_allow() -> None:
+def test_connection_limit_of_a_shard_is_capped_by_its_descriptors() -> None:
     limits = NodeLimits(shards=2, connections=1_000, connections_of_shard=300)
     assert [limits.gate(GateLimits(), number).connections for number in range(2)] == [300, 300]
     without = NodeLimits(shards=2, connections_of_shard=300)
     assert [without.gate(GateLimits(), number).connections for number in range(2)] == [300, 300]
 
 
-def test_without_a_limit_of_handshakes_in_progress_the_unauthenticated_are_the_connections() -> None:
+def test_unauthenticated_limit_equals_the_connection_limit_without_a_handshake_limit() -> None:
     limits = NodeLimits(shards=3, connections=4, connections_of_shard=300, handshakes_in_progress=0)
     assert [limits.unauthenticated_limit(number) for number in range(3)] == [2, 1, 1]
