@@ -1,7 +1,7 @@
-"""Users, channels and positions of every size around a bound, through the parts of a shard.
+"""Check users, channels and positions of every size around a bound, through the parts of a shard.
 
-A user's id is part of the name of its inbox, and both the id and each name have blocks of memory of their
-own. The rig compares every account with its structures, so a wrong size of a block is seen here.
+The id of a user is part of the name of its inbox, and the id and each name have memory blocks of their own.
+The rig compares every account with its structures, so it finds a wrong size of a block.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ USERS = [str(size).ljust(size, "u")[:size] for size in sizes_up_to(USER_LIMIT_BY
 CHANNELS = [str(size).ljust(size, "c")[:size] for size in sizes_up_to(CHANNEL_LIMIT_BYTES, least=1)]
 WIDE = ["c" * (len(name) % 2) + "\u00e4" * (len(name) // 2) for name in CHANNELS]
 AT_ONCE = 3
-"""Subscriptions that stand at the same time; the shard of these tests allows four, the inbox included."""
+"""Subscriptions that exist at the same time; the shard of these tests allows four with the inbox."""
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def shard() -> Iterator[Shard]:
     made.rig.close()
 
 
-def test_users_of_every_size_are_welcomed_found_and_forgotten(shard: Shard) -> None:
+def test_user_ids_of_every_size_are_welcomed_indexed_and_freed(shard: Shard) -> None:
     for user in USERS:
         peer = shard.enter(user)
         shard.confirm(f"@{user}")
-        assert [said["op"] for said in shard.heard(peer)][:1] == ["welcome"], len(user)
+        assert [reply["op"] for reply in shard.heard(peer)][:1] == ["welcome"], len(user)
         assert shard.rig.reactor.user_connections(user.encode()) == [peer.conn]
         peer.close()
         shard.rig.turn()
@@ -61,12 +61,12 @@ def test_channels_of_every_size_are_subscribed_to_and_left(shard: Shard, names: 
     assert shard.rig.count("now_channels") == 1
 
 
-def test_a_channel_name_over_its_limit_is_refused_in_whatever_bytes_it_comes(shard: Shard) -> None:
+def test_channel_name_that_is_empty_or_over_its_byte_limit_is_answered_400(shard: Shard) -> None:
     peer = shard.enter("ann")
     shard.confirm("@ann")
     shard.heard(peer)
     over = [size for size in sizes_up_to(1 << 13) if size > CHANNEL_LIMIT_BYTES]
     for name in ("", *("c" * size for size in over), "\u00e4" * (CHANNEL_LIMIT_BYTES // 2) + "c"):
         shard.say(peer, {"op": "sub", "ch": name, "id": 1})
-        [said] = shard.heard(peer)
-        assert (said["op"], said["code"]) == ("err", 400), len(name)
+        [reply] = shard.heard(peer)
+        assert (reply["op"], reply["code"]) == ("err", 400), len(name)
