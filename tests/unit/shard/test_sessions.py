@@ -1,4 +1,4 @@
-"""What a client is told and when, with a bus that answers when the test says: in order, and once."""
+"""Check order and number of the replies to clients, with a bus that answers when the test lets it."""
 
 import json
 from collections import Counter
@@ -77,7 +77,7 @@ class Bus:
 
 
 class FakeTokens:
-    """A token is its user, and the channels behind a colon."""
+    """Fake tokens: the text of a token is its user, and the channels behind a colon."""
 
     def __init__(self) -> None:
         self.permissions = PermissionTable()
@@ -99,7 +99,7 @@ class FakeTokens:
 
 
 class Shard:
-    """The parts of a shard that decide what is said."""
+    """The parts of a shard that decide about its replies."""
 
     def __init__(
         self, *, allow_anonymous: bool = False, publish_rate_per_s: int = 0, publish_burst: int = 0
@@ -178,12 +178,12 @@ class Shard:
         return self.logins.waiting_bytes + self.subscriptions.waiting_bytes
 
     def forget(self, peer: Peer) -> None:
-        """The connection is closed."""
+        """Forget the connection as after its end."""
         for part in (self.logins, self.subscriptions, self.replies, self.commands):
             part.forget(peer.conn)
 
     def run_released(self) -> None:
-        """What the pass of a shard does with messages that a login has released."""
+        """Run messages that a login has released, as the pass of a shard does."""
         for opcode, conn, message in self.logins.take_released():
             self.commands.run(conn, JSON, message, opcode)
 
@@ -206,7 +206,7 @@ class Shard:
             self.run_released()
 
     def confirm(self, *names: str) -> None:
-        """The bus answers one SUBSCRIBE for each of these."""
+        """Let the bus confirm one SUBSCRIBE of each of these names."""
         for name in names:
             assert self.hub.on_subscribed(name.encode())
         self.run_released()
@@ -221,16 +221,16 @@ class Shard:
         self.hub.on_up()
 
     def heard(self, peer: Peer) -> list[dict[str, Any]]:
-        """What was said since the last time, without what differs from run to run."""
+        """Return the messages since the last call, without the fields that differ from run to run."""
         self.run_released()
         self.hub.tidy()
         self.rig.turn()
-        said = [json.loads(frame.payload) for frame in peer.frames()]
+        received = [json.loads(frame.payload) for frame in peer.frames()]
         dropped = ("conn", "node", "ping_s", "message", "retry_ms")
-        return [{key: value for key, value in each.items() if key not in dropped} for each in said]
+        return [{key: value for key, value in each.items() if key not in dropped} for each in received]
 
     def kept(self) -> int:
-        """Objects held for connections beside what the reactor holds."""
+        """Return the number of objects and bytes kept for connections outside the reactor."""
         logins, replies, hub = self.logins, self.replies, self.hub
         tables: list[Sized] = [logins.unauthenticated, logins._welcomes, self.subscriptions._pending]
         tables += [replies._bad_messages, replies.ended, hub._waiters, hub._unconfirmed]
@@ -254,7 +254,7 @@ def failed(code: int, error: str, **fields: Any) -> dict[str, Any]:
     return {"op": "err", **fields, "code": code, "error": error}
 
 
-def test_welcome_waits_for_the_bus_and_nothing_is_kept_afterwards(shard: Shard) -> None:
+def test_welcome_is_sent_after_all_channels_are_confirmed_and_leaves_no_state(shard: Shard) -> None:
     peer = shard.enter("ann:a,b")
     assert shard.heard(peer) == []
     shard.confirm("@ann", "b")
@@ -269,7 +269,7 @@ def test_welcome_waits_for_the_bus_and_nothing_is_kept_afterwards(shard: Shard) 
     assert shard.kept() == 0
 
 
-def test_channels_of_the_url_follow_welcome_even_where_they_are_live_already(shard: Shard) -> None:
+def test_url_channels_are_confirmed_after_the_welcome_even_if_already_live(shard: Shard) -> None:
     other = shard.enter("bob", ("news",))
     shard.confirm("@bob", "news")
     assert len(shard.heard(other)) == 3
@@ -281,31 +281,31 @@ def test_channels_of_the_url_follow_welcome_even_where_they_are_live_already(sha
     assert shard.kept() == 0
 
 
-def test_what_waits_is_on_the_books_by_what_it_takes(shard: Shard) -> None:
-    """Text counts as it is kept: one sign beyond the first plane makes all of them four bytes."""
-    books = shard
+def test_waiting_logins_and_subscriptions_are_accounted_with_their_memory(shard: Shard) -> None:
+    """One character beyond the basic multilingual plane makes all characters of a text four bytes wide."""
+    parts = shard
     plain = shard.enter(None, ("n" * 200,), **{"n" * 200: "Qz-1"})
-    took = books.waiting_bytes
+    took = parts.waiting_bytes
     assert took > 400
     wide = shard.enter(None, ("n" * 199 + "😀",))
-    assert books.waiting_bytes - took > 800
+    assert parts.waiting_bytes - took > 800
     for peer in (plain, wide):
         shard.forget(peer)
-    assert books.waiting_bytes == 0
-    # A welcome that waits, with every channel that comes with it; then subs that wait, each as often.
+    assert parts.waiting_bytes == 0
+    # First a waiting welcome with all its channels, then several waiting subs of one channel.
     peer = shard.enter("ann:a,b")
-    assert books.waiting_bytes > 3_000
+    assert parts.waiting_bytes > 3_000
     shard.confirm("@ann", "a", "b")
-    assert books.waiting_bytes == 0
+    assert parts.waiting_bytes == 0
     shard.say(peer, {"op": "sub", "ch": "x", "id": 1})
-    once = books.waiting_bytes
+    once = parts.waiting_bytes
     shard.say(peer, *[{"op": "sub", "ch": "x", "id": 2, "from": "Qz-1"}] * 3)
-    assert books.waiting_bytes == 4 * once > 0
+    assert parts.waiting_bytes == 4 * once > 0
     shard.confirm("x")
-    assert books.waiting_bytes == 0
+    assert parts.waiting_bytes == 0
 
 
-def test_channels_of_the_url_wait_for_the_token(shard: Shard) -> None:
+def test_url_channels_are_subscribed_only_after_the_auth_message(shard: Shard) -> None:
     peer = shard.enter(None, ("news",), **{"@me": "Qz-1", "news": "Qz-2"})
     assert shard.heard(peer) == []
     shard.say(peer, {"op": "auth", "token": "ann", "id": 7, "from": {"news": "Qz-9"}})
@@ -318,7 +318,7 @@ def test_channels_of_the_url_wait_for_the_token(shard: Shard) -> None:
     assert shard.kept() == 0
 
 
-def test_unsub_before_the_bus_has_answered_takes_nothing_from_the_sub_before_it(shard: Shard) -> None:
+def test_unsub_before_the_confirmation_still_answers_the_earlier_sub(shard: Shard) -> None:
     peer = shard.enter("ann")
     shard.confirm("@ann")
     shard.heard(peer)
@@ -335,7 +335,7 @@ def test_unsub_before_the_bus_has_answered_takes_nothing_from_the_sub_before_it(
     assert shard.kept() == 0
 
 
-def test_who_leaves_what_the_welcome_waits_for_is_welcome_all_the_same(shard: Shard) -> None:
+def test_unsub_of_an_unconfirmed_inbox_does_not_hold_back_the_welcome(shard: Shard) -> None:
     peer = shard.enter("ann:a")
     shard.confirm("a")
     shard.say(peer, {"op": "unsub", "ch": "@me", "id": 1})
@@ -349,7 +349,7 @@ def test_who_leaves_what_the_welcome_waits_for_is_welcome_all_the_same(shard: Sh
     assert shard.kept() == 0
 
 
-def test_every_sub_that_waits_is_answered_once_by_its_own_id(shard: Shard) -> None:
+def test_each_waiting_sub_is_answered_once_with_its_own_id(shard: Shard) -> None:
     peer = shard.enter("ann")
     shard.confirm("@ann")
     shard.heard(peer)
@@ -368,7 +368,7 @@ def test_every_sub_that_waits_is_answered_once_by_its_own_id(shard: Shard) -> No
     assert shard.kept() == 0
 
 
-def test_with_the_bus_lost_a_welcome_is_said_and_all_its_channels_follow(shard: Shard) -> None:
+def test_welcome_is_sent_without_the_bus_and_its_channels_are_confirmed_later(shard: Shard) -> None:
     other = shard.enter("bob:a")
     shard.confirm("@bob", "a")
     shard.heard(other)
@@ -381,12 +381,12 @@ def test_with_the_bus_lost_a_welcome_is_said_and_all_its_channels_follow(shard: 
     *follow, gap = shard.heard(peer)
     assert sorted(each["ch"] for each in follow) == ["@me", "a", "b"]
     assert {each["op"] for each in follow} == {"subbed"}
-    assert gap == GAP, "as for everybody in `a`"
+    assert gap == GAP, "as for all subscribers of `a`"
     assert [each["op"] for each in shard.heard(other)] == ["gap"]
     assert shard.kept() == 0
 
 
-def test_with_the_bus_lost_a_sub_fails_and_is_taken_back(shard: Shard) -> None:
+def test_waiting_and_new_subs_fail_with_503_when_the_bus_is_lost(shard: Shard) -> None:
     peer = shard.enter("ann")
     shard.confirm("@ann")
     shard.heard(peer)
@@ -401,12 +401,12 @@ def test_with_the_bus_lost_a_sub_fails_and_is_taken_back(shard: Shard) -> None:
     assert shard.kept() == 0
 
 
-def test_with_the_bus_lost_a_recovery_fails_and_what_was_held_stays(shard: Shard) -> None:
+def test_recovery_fails_with_503_when_the_bus_is_lost_and_the_subscription_stays(shard: Shard) -> None:
     peer = shard.enter("ann:a")
     shard.confirm("@ann", "a")
     shard.heard(peer)
     shard.lose()
-    shard.regain()  # everything is asked for anew
+    shard.regain()  # every channel is requested again
     shard.say(peer, {"op": "sub", "ch": "a", "id": 1, "from": "Qz-5"})
     shard.lose()
     assert shard.heard(peer) == [failed(503, "unavailable", id=1, ch="a")]
@@ -415,24 +415,24 @@ def test_with_the_bus_lost_a_recovery_fails_and_what_was_held_stays(shard: Shard
     shard.say(peer, {"op": "sub", "ch": "a", "id": 2, "from": "Qz-5"})
     assert shard.heard(peer) == []
     shard.confirm("@ann", "a")
-    told, gap = shard.heard(peer)
-    assert told == {"op": "subbed", "ch": "a", "id": 2, "recovered": False}
+    replies, gap = shard.heard(peer)
+    assert replies == {"op": "subbed", "ch": "a", "id": 2, "recovered": False}
     assert gap == GAP, "of the inbox"
     assert shard.kept() == 0
 
 
-def test_channels_of_a_token_over_the_limit_are_told(shard: Shard) -> None:
-    """The inbox is there whatever the limit says, and takes no place of theirs."""
+def test_token_channel_beyond_the_subscription_limit_is_answered_429(shard: Shard) -> None:
+    """The inbox does not count for the limit."""
     peer = shard.enter("ann:a,b,c,d,e")
     shard.confirm("@ann", "a", "b", "c", "d")
-    said = shard.heard(peer)
-    assert said[0] == WELCOME
-    assert ME in said
-    assert said[-1] == failed(429, "rate_limited", ch="e")
-    assert len(said) == 7
+    received = shard.heard(peer)
+    assert received[0] == WELCOME
+    assert ME in received
+    assert received[-1] == failed(429, "rate_limited", ch="e")
+    assert len(received) == 7
 
 
-def test_an_anonymous_client_that_shows_a_token_is_told_of_all_its_channels() -> None:
+def test_auth_of_an_anonymous_client_confirms_all_channels_of_its_token() -> None:
     shard = Shard(allow_anonymous=True)
     peer = shard.enter()
     assert shard.heard(peer) == [{"op": "welcome"}]
@@ -440,17 +440,17 @@ def test_an_anonymous_client_that_shows_a_token_is_told_of_all_its_channels() ->
     shard.confirm("a")
     shard.say(peer, {"op": "auth", "token": "ann:a"})
     shard.confirm("@ann")
-    said = shard.heard(peer)
-    assert said[:2] == [{"op": "subbed", "ch": "a", "id": 1}, WELCOME]
-    assert sorted(each["ch"] for each in said[2:]) == ["@me", "a"]
+    received = shard.heard(peer)
+    assert received[:2] == [{"op": "subbed", "ch": "a", "id": 1}, WELCOME]
+    assert sorted(each["ch"] for each in received[2:]) == ["@me", "a"]
     assert shard.kept() == 0
     shard.rig.close()
 
 
-def test_what_is_gone_is_forgotten_wherever_it_stood(shard: Shard) -> None:
+def test_forget_drops_the_state_of_a_connection_at_every_stage(shard: Shard) -> None:
     waiting, asking, odd = shard.enter("ann"), shard.enter("bob"), shard.enter()
     nobody = shard.enter(None, ("a",))
-    bad = shard.enter("")  # invalid: told, and closing
+    bad = shard.enter("")  # invalid: refused, and closing
     shard.confirm("@bob")
     shard.say(asking, {"op": "sub", "ch": "x", "id": 1})
     shard.say(odd, {"x": 1})
@@ -461,7 +461,7 @@ def test_what_is_gone_is_forgotten_wherever_it_stood(shard: Shard) -> None:
     assert shard.kept() == 0
 
 
-def test_a_publish_is_answered_as_soon_as_the_bus_has_it(shard: Shard) -> None:
+def test_publish_is_answered_and_the_pass_woken_when_its_bus_command_completes(shard: Shard) -> None:
     peer = shard.enter("ann")
     shard.confirm("@ann")
     shard.heard(peer)
@@ -471,7 +471,7 @@ def test_a_publish_is_answered_as_soon_as_the_bus_has_it(shard: Shard) -> None:
     for outcome, done in zip(["", "down", "", "unknown"], shard.bus.published, strict=True):
         before = shard.wakes
         done(outcome)
-        assert shard.wakes == before + 1  # else it would lie there until the next tick
+        assert shard.wakes == before + 1  # otherwise the reply would wait until the next tick
     assert shard.heard(peer) == [
         {"op": "ok", "id": 1},
         failed(503, "unavailable", id=2, ch="a"),
@@ -479,7 +479,7 @@ def test_a_publish_is_answered_as_soon_as_the_bus_has_it(shard: Shard) -> None:
     ]
 
 
-def test_a_client_with_too_many_publishes_under_way_is_not_read(shard: Shard) -> None:
+def test_client_is_not_read_at_the_limit_of_unanswered_publishes(shard: Shard) -> None:
     peer = shard.enter("ann")
     shard.confirm("@ann")
     for _ in range(UNDER_WAY_LIMIT):
@@ -494,7 +494,7 @@ def test_a_client_with_too_many_publishes_under_way_is_not_read(shard: Shard) ->
     assert shard.rig.messages(peer) == [b'{"op":"ping"}']
 
 
-def test_a_client_is_not_read_while_many_bytes_of_it_are_under_way(shard: Shard) -> None:
+def test_client_is_not_read_above_the_byte_limit_of_unanswered_publishes(shard: Shard) -> None:
     peer = shard.enter("ann")
     shard.confirm("@ann")
     for _ in range(UNDER_WAY_LIMIT_BYTES // 60_000):
@@ -508,7 +508,7 @@ def test_a_client_is_not_read_while_many_bytes_of_it_are_under_way(shard: Shard)
     assert shard.commands.waiting_bytes == 0
 
 
-def test_a_client_with_too_much_in_the_queue_is_told_when_to_try_again_and_not_read(shard: Shard) -> None:
+def test_crowded_publish_is_answered_429_and_pauses_reading_until_half_are_answered(shard: Shard) -> None:
     peer = shard.enter("ann")
     shard.confirm("@ann")
     shard.heard(peer)
@@ -520,12 +520,12 @@ def test_a_client_with_too_much_in_the_queue_is_told_when_to_try_again_and_not_r
     shard.bus.published[0]("")
     assert inspected(shard, peer)["paused"]
     shard.bus.published[1]("")
-    assert not inspected(shard, peer)["paused"], "half of what was under way is answered"
+    assert not inspected(shard, peer)["paused"], "half of the publishes are answered"
     shard.bus.published[2]("")
     assert (shard.counts["publishes_crowded"], shard.counts["publishes_failed"]) == (1, 1)
 
 
-def test_a_publish_takes_the_turn_of_its_user_or_of_its_address() -> None:
+def test_publish_takes_its_turn_by_user_or_for_guests_by_address() -> None:
     shard = Shard(allow_anonymous=True)
     try:
         known, other, guest = shard.enter("ann"), shard.enter("ann"), shard.enter()
@@ -553,9 +553,9 @@ def test_publishes_over_the_rate_are_answered_429_and_never_with_a_close() -> No
         shard.say(other, {"op": "pub", "ch": "a", "data": 1})
         assert 4 <= len(shard.bus.published) <= 20, "a slow machine lets one more pass each second"
         shard.rig.turn()
-        told = [json.loads(frame.payload) for frame in peer.frames()]
-        assert told[-1]["error"] == "bad_request", "what is final is not answered with a time to come back"
-        limited = [each for each in told if each.get("error") == "rate_limited"]
+        replies = [json.loads(frame.payload) for frame in peer.frames()]
+        assert replies[-1]["error"] == "bad_request", "a final error has no retry time"
+        limited = [each for each in replies if each.get("error") == "rate_limited"]
         assert len(limited) == shard.counts["publishes_over_rate"] >= 30
         assert all(each["code"] == 429 and 0 < each["retry_ms"] <= 1_000 for each in limited)
         assert inspected(shard, peer)["state"] == inspected(shard, other)["state"]
@@ -571,7 +571,7 @@ def starts_with(letter: bytes) -> Covers:
     return lambda name: name[:1] == letter
 
 
-def test_a_channel_of_a_server_that_is_there_is_told_at_once_though_another_is_away(shard: Shard) -> None:
+def test_channel_of_a_reachable_cluster_server_is_confirmed_while_another_is_down(shard: Shard) -> None:
     away: set[bytes] = set()
     shard.bus.is_up_for = lambda name: name[:1] not in away  # type: ignore[method-assign]
     bob = shard.enter("bob:a")
@@ -590,10 +590,10 @@ def test_a_channel_of_a_server_that_is_there_is_told_at_once_though_another_is_a
     shard.hub.on_up(starts_with(b"b"))
     shard.confirm("b")
     assert shard.heard(ann) == [{"op": "subbed", "ch": "b"}]
-    assert not shard.logins._welcomes, "nothing is kept of a welcome that is done"
+    assert not shard.logins._welcomes, "the completed welcome is not kept"
 
 
-def test_a_channel_that_was_live_and_is_lost_before_the_welcome_waits_to_be_confirmed_again(
+def test_channel_lost_before_the_welcome_is_confirmed_only_after_resubscription(
     shard: Shard,
 ) -> None:
     away: set[bytes] = set()
@@ -617,7 +617,7 @@ def test_a_channel_that_was_live_and_is_lost_before_the_welcome_waits_to_be_conf
     assert not shard.logins._welcomes
 
 
-# --- what a connection may do is shared and accounted -------------------------------------------------
+# --- permissions are shared and accounted -------------------------------------------------
 
 
 def test_connections_with_equal_permissions_share_one_set_until_the_last_has_changed(shard: Shard) -> None:
@@ -635,7 +635,7 @@ def test_connections_with_equal_permissions_share_one_set_until_the_last_has_cha
     assert (len(table), table.bytes_held) == (0, 0)
 
 
-def test_set_of_a_connection_that_is_gone_already_is_not_held(shard: Shard) -> None:
+def test_permission_set_of_an_ended_connection_is_not_kept(shard: Shard) -> None:
     peer = shard.rig.connect()
     shard.rig.reactor.abort(peer.conn)
     shard.rig.turn()
@@ -655,7 +655,7 @@ def raw(shard: Shard, peer: Peer) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("cause", "code", "error"), [("behind", 429, "rate_limited"), ("bus_memory", 503, "unavailable")]
 )
-def test_subscription_refused_for_now_says_when_to_come_back(
+def test_temporarily_refused_subscription_has_a_retry_time(
     shard: Shard, cause: str, code: int, error: str
 ) -> None:
     peer = shard.enter("ann")
@@ -672,7 +672,7 @@ def test_subscription_refused_for_now_says_when_to_come_back(
     assert shard.counts[f"subscriptions_{cause}"] == 1
 
 
-def test_channel_of_a_token_refused_for_now_does_not_hold_up_the_welcome(shard: Shard) -> None:
+def test_temporarily_refused_token_channel_does_not_delay_the_welcome(shard: Shard) -> None:
     shard.hub.takes_name = lambda: False
     peer = shard.enter("ann:news")
     shard.confirm("@ann")
@@ -697,7 +697,7 @@ def subscribed(shard: Shard) -> Peer:
     return peer
 
 
-def test_without_the_receiving_connection_a_publish_is_refused(shard: Shard, subscribed: Peer) -> None:
+def test_publish_is_answered_503_until_its_channel_is_resubscribed(shard: Shard, subscribed: Peer) -> None:
     shard.lose()
     shard.say(subscribed, PUBLISH)
     assert (shard.heard(subscribed), shard.bus.published) == ([REFUSED], [])
@@ -706,21 +706,21 @@ def test_without_the_receiving_connection_a_publish_is_refused(shard: Shard, sub
     assert shard.heard(subscribed) == [REFUSED], "`a` is not subscribed again"
     shard.say(subscribed, PUBLISH | {"ch": "nobody-here"})
     shard.bus.published.pop()("")
-    assert shard.heard(subscribed) == [{"op": "ok", "id": 7}], "nobody here misses anything there"
+    assert shard.heard(subscribed) == [{"op": "ok", "id": 7}], "no local subscriber can miss it"
     shard.confirm("@ann", "a")
     shard.say(subscribed, PUBLISH)
     shard.bus.published.pop()("")
     assert {"op": "ok", "id": 7} in shard.heard(subscribed)
 
 
-def test_a_publish_whose_answer_comes_after_the_loss_is_refused(shard: Shard, subscribed: Peer) -> None:
+def test_publish_whose_outcome_comes_after_a_bus_loss_is_answered_503(shard: Shard, subscribed: Peer) -> None:
     shard.say(subscribed, PUBLISH)
     shard.lose()
     shard.bus.published.pop()("")
     assert shard.heard(subscribed) == [REFUSED]
 
 
-def test_a_publish_that_nobody_received_proves_that_the_shard_does_not(
+def test_publish_without_any_receiver_is_answered_503_and_reports_the_channel(
     shard: Shard, subscribed: Peer
 ) -> None:
     shard.say(subscribed, PUBLISH)
@@ -730,23 +730,27 @@ def test_a_publish_that_nobody_received_proves_that_the_shard_does_not(
     assert shard.unheard == [b"wsgate:ch:a"]
 
 
-def test_nobody_need_receive_what_nobody_here_is_subscribed_to(shard: Shard, subscribed: Peer) -> None:
+def test_publish_needs_no_receiver_without_a_confirmed_local_subscriber(
+    shard: Shard, subscribed: Peer
+) -> None:
     shard.say(subscribed, PUBLISH | {"ch": "b"})
     shard.say(subscribed, {"op": "sub", "ch": "c", "id": 1}, PUBLISH | {"ch": "c"})  # not confirmed yet
     assert shard.bus.must_reach == [False, False]
 
 
-def test_a_channel_that_was_left_meanwhile_proves_nothing(shard: Shard, subscribed: Peer) -> None:
+def test_publish_without_receiver_is_answered_ok_if_the_channel_was_left_meanwhile(
+    shard: Shard, subscribed: Peer
+) -> None:
     shard.say(subscribed, PUBLISH, {"op": "unsub", "ch": "a"})
     shard.heard(subscribed)
     shard.say(subscribed, {"op": "sub", "ch": "a", "id": 1})
-    shard.confirm("a")  # the publish was between the two, so there was nobody
+    shard.confirm("a")  # the publish came between the two, when the channel had no subscriber
     shard.bus.published.pop()("unheard")
     assert {"op": "ok", "id": 7} in shard.heard(subscribed)
     assert shard.unheard == []
 
 
-def test_a_break_meanwhile_proves_nothing_more(shard: Shard, subscribed: Peer) -> None:
+def test_publish_without_receiver_reports_no_channel_after_a_bus_loss(shard: Shard, subscribed: Peer) -> None:
     shard.say(subscribed, PUBLISH)
     shard.lose()
     shard.regain()
@@ -754,10 +758,10 @@ def test_a_break_meanwhile_proves_nothing_more(shard: Shard, subscribed: Peer) -
     shard.bus.published.pop()("unheard")
     assert shard.unheard == []
     assert shard.kept() == 0
-    assert not shard.hub._watches, "nothing is kept when all is answered"
+    assert not shard.hub._watches, "no state is kept when all is answered"
 
 
-def test_publish_and_send_over_the_budget_of_bytes_are_told_when_to_try_again(shard: Shard) -> None:
+def test_publish_over_the_byte_budget_is_answered_429_with_a_retry_time(shard: Shard) -> None:
     shard.commands.budget = ByteBudget(ByteRates(connection_per_s=2_000))
     peer, other = shard.enter("ann"), shard.enter("bob")
     shard.confirm("@ann", "@bob")
