@@ -1,4 +1,4 @@
-"""The time of the cycle collector is counted, from start to stop."""
+"""Check that the time of the cycle collector is counted from its start to its stop."""
 
 import gc
 from collections.abc import Iterator
