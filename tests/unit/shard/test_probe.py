@@ -1,4 +1,4 @@
-"""The probe: what comes back makes the shard ready, what does not makes both connections new."""
+"""Check the probe: an echo makes the shard ready, and a missing echo renews both bus connections."""
 
 from collections.abc import Callable
 from typing import cast
@@ -10,7 +10,7 @@ NAME = b"wsgate:probe:n:0"
 
 
 class Ends:
-    """Both ends of a bus, and what they were told."""
+    """Both ends of a bus, and a record of every call."""
 
     def __init__(self) -> None:
         self.is_up = True
@@ -46,18 +46,18 @@ class Ends:
         self.renewed.append(why)
 
     def come_up(self) -> None:
-        """The subscriber is up, and everything it asked for is confirmed."""
+        """Report the subscriber as up and confirm everything that it requested."""
         self.probe.on_up()
         for name in self.reaching(NAME):
             self.probe.on_control(name, None)
 
     def check_after(self, ms: int) -> None:
-        """Its interval is over, so long after the last one was sent."""
+        """Check the probe so many milliseconds after the last one was sent."""
         assert self.probe._sent is not None
         self.probe.check(self.probe._sent[2] + ms * 1_000_000)
 
 
-def test_an_echo_says_how_long_it_took_and_when_the_next_is_due() -> None:
+def test_echo_reports_its_duration_and_when_the_next_probe_is_due() -> None:
     ends = Ends()
     ends.come_up()
     assert ends.subscribed == [NAME]
@@ -67,13 +67,13 @@ def test_an_echo_says_how_long_it_took_and_when_the_next_is_due() -> None:
     ends.probe.on_control(b"another", data)
     assert ends.echoes == []
     ends.probe.on_control(name, data)
-    ends.probe.on_control(name, data)  # of no use twice
+    ends.probe.on_control(name, data)  # a repeated echo is ignored
     [(took_us, due_ms)] = ends.echoes
     assert took_us >= 0 and due_ms > TIMEOUT_MS
 
 
-def test_nothing_is_sent_before_it_would_be_heard() -> None:
-    """The publisher's connection may be up already: what it sends overtakes a subscription on the other."""
+def test_probe_is_sent_only_after_its_subscription_is_confirmed() -> None:
+    """The connection of the publisher may be up already, and its command would overtake the subscription."""
     ends = Ends()
     ends.probe.on_up()
     ends.probe.on_control(b"another", None)
@@ -83,17 +83,17 @@ def test_nothing_is_sent_before_it_would_be_heard() -> None:
     assert len(ends.sent) == 1
 
 
-def test_one_that_is_under_way_has_its_time_before_the_next_goes() -> None:
+def test_no_second_probe_is_sent_before_the_timeout_of_the_first() -> None:
     ends = Ends()
     ends.come_up()
     ends.sent[0][2]("")
     ends.check_after(TIMEOUT_MS - 1)
     assert len(ends.sent) == 1 and ends.renewed == []
-    ends.probe.on_control(NAME, ends.sent[0][1])  # late is not lost
+    ends.probe.on_control(NAME, ends.sent[0][1])  # a late echo still counts
     assert len(ends.echoes) == 1
 
 
-def test_one_that_the_bus_took_and_did_not_bring_makes_both_ends_new() -> None:
+def test_accepted_probe_without_an_echo_renews_both_bus_connections() -> None:
     ends = Ends()
     ends.come_up()
     ends.sent[0][2]("")
@@ -103,7 +103,7 @@ def test_one_that_the_bus_took_and_did_not_bring_makes_both_ends_new() -> None:
     assert len(ends.sent) == 2
 
 
-def test_one_that_the_bus_did_not_take_is_followed_by_another() -> None:
+def test_probe_that_the_bus_did_not_accept_is_followed_by_another() -> None:
     ends = Ends()
     for outcome in ("down", "unknown", "full", "refused"):
         ends.come_up()
@@ -111,11 +111,11 @@ def test_one_that_the_bus_did_not_take_is_followed_by_another() -> None:
         sent = len(ends.sent)
         ends.probe.check(0)
         assert len(ends.sent) == sent + 1
-    ends.check_after(TIMEOUT_MS)  # nobody knows yet whether this one was taken
+    ends.check_after(TIMEOUT_MS)  # the outcome of this probe is not known yet
     assert ends.renewed == []
 
 
-def test_an_outcome_of_an_earlier_one_says_nothing_about_this_one() -> None:
+def test_outcome_of_an_earlier_probe_does_not_count_for_the_current_one() -> None:
     ends = Ends()
     ends.come_up()
     ends.come_up()
@@ -124,14 +124,14 @@ def test_an_outcome_of_an_earlier_one_says_nothing_about_this_one() -> None:
     assert ends.renewed == []
 
 
-def test_nothing_is_sent_while_nobody_hears() -> None:
+def test_no_probe_is_sent_while_the_subscriber_is_down() -> None:
     ends = Ends()
     ends.is_up = False
     ends.probe.check(0)
     assert ends.sent == []
 
 
-def test_every_server_of_a_cluster_is_reached_in_turn() -> None:
+def test_probes_reach_every_server_of_a_cluster_in_turn() -> None:
     ends = Ends()
     ends.servers = [b":0", b":4", b":1"]
     ends.come_up()
@@ -139,7 +139,7 @@ def test_every_server_of_a_cluster_is_reached_in_turn() -> None:
     for _ in range(3):
         name, data, done = ends.sent[-1]
         done("")
-        ends.probe.on_control(NAME + b":9", data)  # of another server: not this one
+        ends.probe.on_control(NAME + b":9", data)  # the echo of another server does not count
         ends.probe.on_control(name, data)
         ends.probe.check(ends.now_ns)
     assert {name for name, _, _ in ends.sent[:3]} == set(ends.subscribed)
@@ -153,7 +153,7 @@ def test_a_cluster_without_servers_is_not_probed() -> None:
     assert ends.sent == []
 
 
-def test_a_probe_that_nobody_received_is_reported_at_once_and_followed_by_another() -> None:
+def test_probe_without_a_receiver_is_reported_at_once_and_followed_by_another() -> None:
     ends = Ends()
     ends.come_up()
     [(name, _, done)] = ends.sent
@@ -162,4 +162,4 @@ def test_a_probe_that_nobody_received_is_reported_at_once_and_followed_by_anothe
     ends.probe.check(ends.now_ns)
     assert len(ends.sent) == 2
     done("unheard")
-    assert ends.unheard == [name], "an answer to an earlier one says nothing of now"
+    assert ends.unheard == [name], "the outcome of an earlier probe is ignored"
