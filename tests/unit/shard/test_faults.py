@@ -1,4 +1,4 @@
-"""What a fault of ours costs: one connection, which is told so, and nobody else's."""
+"""Check that an internal fault closes one connection with its reason and affects no other."""
 
 import asyncio
 import json
@@ -32,11 +32,11 @@ OPTIONS = ShardOptions(
 
 
 class Broken(Exception):
-    """With the client's words in it."""
+    """An exception whose text contains the message of the client."""
 
 
 async def _converse(monkeypatch: pytest.MonkeyPatch) -> tuple[list[ServerFrame], list[ServerFrame], float]:
-    """One client whose command breaks, and one beside it that only says ping."""
+    """Serve one client whose command raises, and another client that sends a ping."""
     shard = Shard(OPTIONS, -1, Shared(StatisticsBlock.create(LAYOUT, 1)), -1)
     shard._build(asyncio.get_running_loop())
     run = shard._parts.commands.run
@@ -58,18 +58,18 @@ async def _converse(monkeypatch: pytest.MonkeyPatch) -> tuple[list[ServerFrame],
     beside.sendall(client_frame(TEXT, b'{"op":"ping"}'))
     for _ in range(3):
         shard._pump()
-    heard = [FrameReader().receive_data(each.recv(1 << 16)) for each in (broken, beside)]
+    received = [FrameReader().receive_data(each.recv(1 << 16)) for each in (broken, beside)]
     broken.close()
     beside.close()
     for _ in range(3):
         shard._pump()
     ended = shard._reactor.counters()["ended_internal"]
-    shard._is_over = True  # whatever is scheduled finds nothing to do
+    shard._is_over = True  # scheduled callbacks find nothing to do
     shard._reactor.shutdown()
-    return heard[0], heard[1], ended
+    return received[0], received[1], ended
 
 
-def test_p9_a_fault_of_ours_is_told_by_bye_and_4050_and_counted(
+def test_p9_internal_fault_sends_bye_and_close_4050_and_is_counted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger("wsgate"), "propagate", True)
@@ -81,7 +81,7 @@ def test_p9_a_fault_of_ours_is_told_by_bye_and_4050_and_counted(
         "reconnect": True,
         "retry_ms": 2000,
     }
-    assert [frame.opcode for frame in broken] == [TEXT, CLOSE]  # what came behind it is not run
+    assert [frame.opcode for frame in broken] == [TEXT, CLOSE]  # the message behind it is not run
     assert close_code(broken[1]) == 4050
     assert ended == 1
     assert [json.loads(frame.payload) for frame in beside] == [{"op": "pong"}]
