@@ -1,4 +1,4 @@
-"""What a client is told about a refused token: a passing fault comes back, a final one does not."""
+"""Check the replies to refused tokens: clients reconnect after a passing fault and not after a final one."""
 
 import json
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from wsgate.shard.byes import RETRY_MS, comes_back
 from wsgate.shard.tokens import Tokens
 
 PASSING: Final = {"awaited_key", "not_yet_valid"}
-"""The same token is good later."""
+"""Faults with which the same token is valid later."""
 FRESH: Final = {"expired", "revoked"}
-"""A fresh token is good."""
+"""Faults with which a fresh token is accepted."""
 RETRY_S: Final = 90.5
 
 
 class Refusing:
-    """Tokens that are refused with the fault they name; any other token is its user."""
+    """Fake tokens that are refused with the fault that they name; any other token is its user."""
 
     def recall(self, token: str, now_s: float) -> Identity | None:
         return None
@@ -45,7 +45,7 @@ def shard() -> Iterator[Shard]:
 
 
 def told(shard: Shard, peer: Peer) -> list[dict[str, Any]]:
-    """All text that a client was sent, whole."""
+    """Return all text messages that a client received, with all fields."""
     shard.hub.tidy()
     shard.rig.turn()
     return [json.loads(frame.payload) for frame in peer.frames() if frame.opcode == 1]
@@ -56,7 +56,7 @@ def is_wait_until_valid(retry_ms: int) -> bool:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_passing_fault_closes_with_a_code_that_comes_back_and_a_final_one_does_not(
+def test_refused_login_token_closes_with_reconnect_only_for_a_temporary_fault(
     fault: str, shard: Shard
 ) -> None:
     peer = shard.enter(fault)
@@ -75,7 +75,7 @@ def test_a_passing_fault_closes_with_a_code_that_comes_back_and_a_final_one_does
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("op", ["refresh", "sub"])
-def test_a_command_with_a_refused_token_says_whether_the_same_token_is_good_later(
+def test_refused_token_in_a_command_has_a_retry_time_only_for_a_passing_fault(
     fault: str, op: str, shard: Shard
 ) -> None:
     peer = shard.enter("ann")
@@ -90,6 +90,6 @@ def test_a_command_with_a_refused_token_says_whether_the_same_token_is_good_late
         assert is_wait_until_valid(error["retry_ms"])
 
 
-def test_bearers_of_early_tokens_come_back_spread(shard: Shard) -> None:
+def test_retry_times_for_tokens_not_yet_valid_are_spread(shard: Shard) -> None:
     waits = {told(shard, shard.enter("not_yet_valid"))[-1]["retry_ms"] for _ in range(20)}
     assert len(waits) > 10
