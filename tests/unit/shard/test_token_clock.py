@@ -1,4 +1,4 @@
-"""Tokens of a shard and the machine's clock: a step of the clock mutes nobody and prolongs nothing."""
+"""Check tokens of a shard after steps of the wall clock: none is refused too early or accepted too long."""
 
 from collections import Counter
 from typing import Final
@@ -19,7 +19,7 @@ def token(*, ttl_s: int = 600, user: str = "42", iat_s: float = NOW_S) -> str:
 
 
 class Bench:
-    """A shard's tokens and what they count."""
+    """The tokens of a shard and their counters."""
 
     def __init__(self, *, leeway_s: int = 0) -> None:
         self.counts: Counter[str] = Counter()
@@ -30,7 +30,7 @@ class Bench:
         self.counts[name] += amount
 
     def outcome(self, token: str, now_s: float) -> str:
-        """`verified`, `cached`, or the fault."""
+        """Return `verified`, `cached`, or the fault."""
         before = self.counts.copy()
         try:
             self.tokens.connection(token, now_s)
@@ -42,10 +42,10 @@ class Bench:
 
 @pytest.mark.parametrize("leeway_s", [0, 5])
 @pytest.mark.parametrize("step_s", [-86_400, -3_600, -59, -1, 0, 1, 59, 3_600, 86_400])
-def test_a_cached_token_is_judged_by_the_wall_clock_as_one_that_is_not_cached(
+def test_cached_token_has_the_same_outcome_as_a_new_one_after_a_clock_step(
     step_s: int, leeway_s: int
 ) -> None:
-    """After any step, a shard that knows the token and one that does not answer alike."""
+    """A shard that has cached the token and one that has not agree after any step."""
     for ttl_s in (30, 600, 100_000):
         shown = token(ttl_s=ttl_s)
         bench = Bench(leeway_s=leeway_s)
@@ -57,7 +57,7 @@ def test_a_cached_token_is_judged_by_the_wall_clock_as_one_that_is_not_cached(
             assert known == fresh or (known, fresh) == ("cached", "verified"), (ttl_s, later_s)
 
 
-def test_when_memory_is_short_the_cache_gives_back_what_is_wanted_and_tokens_are_verified_again() -> None:
+def test_shrink_frees_the_wanted_bytes_and_evicted_tokens_are_verified_again() -> None:
     bench = Bench()
     empty = bench.tokens.cached_bytes
     shown = [token(user=str(number)) for number in range(200)]
@@ -74,14 +74,14 @@ def test_when_memory_is_short_the_cache_gives_back_what_is_wanted_and_tokens_are
     assert [bench.outcome(shown[0], NOW_S) for _ in range(2)] == ["verified", "cached"]
 
 
-def test_a_token_is_verified_once_after_a_step_back_and_then_cached_again() -> None:
+def test_token_is_verified_once_after_a_clock_step_back_and_then_cached_again() -> None:
     bench, shown = Bench(), token(iat_s=NOW_S - 100)
     assert bench.outcome(shown, NOW_S) == "verified"
     assert [bench.outcome(shown, NOW_S - 50) for _ in range(3)] == ["verified", "cached", "cached"]
     assert bench.outcome(shown, NOW_S - 50 + 301) == "verified"
 
 
-def test_tokens_that_serve_no_more_give_their_memory_back_without_any_newcomer() -> None:
+def test_ticks_free_outdated_cache_entries_without_any_new_token() -> None:
     bench = Bench()
     empty = bench.tokens.cached_bytes
     for number in range(500):
