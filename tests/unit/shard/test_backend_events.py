@@ -1,4 +1,4 @@
-"""The form of an event, by the vectors that backends test with; and what is kept until a stream has it."""
+"""Check the form of events against the vectors for backends, and which events the appender gets."""
 
 import json
 import time
@@ -26,7 +26,7 @@ CONN: Final = 7
 
 
 class Kept:
-    """An appender that only keeps."""
+    """An appender that only keeps its data."""
 
     def __init__(self) -> None:
         self.data: list[tuple[bytes, int]] = []
@@ -44,7 +44,7 @@ class Kept:
 
 
 def commands_of(data: bytes) -> list[list[bytes]]:
-    """RESP arrays of bulk strings."""
+    """Parse RESP arrays of bulk strings."""
     found = []
     while data:
         count, _, data = data.removeprefix(b"*").partition(b"\r\n")
@@ -76,8 +76,8 @@ class Bench:
     def _count(self, name: str, amount: int) -> None:
         self.counts[name] += amount
 
-    def tell(self, fields: dict[str, str]) -> None:
-        """Make what happened from what is to be told of it."""
+    def emit(self, fields: dict[str, str]) -> None:
+        """Cause the event that these fields describe."""
         member = self.events.member(Identity(fields.get("user", ""), NO_PERMISSIONS, 0), 1_000)
         match fields["type"]:
             case "connected":
@@ -106,7 +106,7 @@ def at_a_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_event_has_the_form_of_its_vector(vector: dict[str, Any], is_sharded: bool) -> None:
     options = EventOptions(enabled=frozenset(EVENT_TYPES), maxlen=9, pubsub=True)
     bench = Bench(options, is_sharded=is_sharded)
-    bench.tell(vector["fields"])
+    bench.emit(vector["fields"])
     ((data, count),) = bench.kept[0].data
     append, publish = commands_of(data)
     assert count == 2
@@ -121,18 +121,18 @@ def test_every_event_has_the_form_of_its_vector(vector: dict[str, Any], is_shard
 
 
 @pytest.mark.parametrize("enabled", EVENT_TYPES)
-def test_only_what_is_enabled_is_told(enabled: str) -> None:
+def test_only_enabled_event_types_are_appended(enabled: str) -> None:
     bench = Bench(EventOptions(enabled=frozenset({enabled})))
     for vector in VECTORS:
         if vector["fields"]["type"] != "message" or enabled == "message":
-            bench.tell(vector["fields"])
+            bench.emit(vector["fields"])
     appends = [append for data, _ in bench.kept[0].data for append in commands_of(data)]
-    told = {append[append.index(b"type") + 1] for append in appends}
-    assert told == {enabled.encode()}
+    types = {append[append.index(b"type") + 1] for append in appends}
+    assert types == {enabled.encode()}
     assert bench.events.takes_messages is (enabled == "message")
 
 
-def test_with_nothing_enabled_a_member_is_as_small_as_ever() -> None:
+def test_disabled_events_append_nothing_and_keep_the_member_object_small() -> None:
     bench = Bench(NO_EVENTS)
     identity = Identity("42", NO_PERMISSIONS, 5)
     assert bench.events.member(identity, 1) == identity.member()
@@ -142,17 +142,17 @@ def test_with_nothing_enabled_a_member_is_as_small_as_ever() -> None:
     assert bench.kept[0].data == []
 
 
-def test_who_was_never_welcome_is_not_told_of() -> None:
+def test_connection_without_a_welcome_causes_no_event() -> None:
     bench = Bench(EventOptions(enabled=frozenset(EVENT_TYPES)))
     bench.events.disconnected(CONN, Reason.AUTH_TIMEOUT, None, 5)
     bench.events.subscribed(CONN, None, b"news")
     assert bench.kept[0].data == []
 
 
-def test_an_events_partition_is_its_users_and_ids_are_never_the_same() -> None:
+def test_partition_of_an_event_follows_its_user_and_event_ids_are_unique() -> None:
     bench = Bench(EventOptions(enabled=frozenset({"connected"}), partitions=4))
     for number in range(40):
-        bench.tell({"type": "connected", "user": f"user-{number}"})
+        bench.emit({"type": "connected", "user": f"user-{number}"})
     ids = set()
     for place, kept in enumerate(bench.kept):
         for data, _ in kept.data:
@@ -163,7 +163,7 @@ def test_an_events_partition_is_its_users_and_ids_are_never_the_same() -> None:
     assert len(ids) == 40
 
 
-def test_what_is_too_much_is_dropped_and_counted_or_said_to_who_asked() -> None:
+def test_full_appender_drops_and_counts_events_and_refuses_client_messages() -> None:
     bench = Bench(EventOptions(enabled=frozenset(EVENT_TYPES)))
     bench.kept[0].is_full = True
     member = bench.events.member(Identity("42", NO_PERMISSIONS, 0), 0)
@@ -171,4 +171,4 @@ def test_what_is_too_much_is_dropped_and_counted_or_said_to_who_asked() -> None:
     assert bench.counts == {"events_dropped": 1}
     sender = Sender("42", CONN)
     assert bench.events.message(CONN, member, Payload(JSON, b"1"), sender, lambda outcome: None) == FULL
-    assert bench.counts == {"events_dropped": 1}, "whoever sent it is told instead"
+    assert bench.counts == {"events_dropped": 1}, "the sender gets the outcome instead"
