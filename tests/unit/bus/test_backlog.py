@@ -1,4 +1,4 @@
-"""The backlog of publications against a plain list, and its way through the reader and to the hub."""
+"""Check the backlog of publications against a plain list, and the way of publications from reader to hub."""
 
 import random
 from collections import deque
@@ -33,8 +33,8 @@ def drain(backlog: Backlog) -> list[tuple[bytes, bytes | None]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_queue_does_what_a_list_does(seed: int) -> None:
-    """Names and payloads of every size, in and out by chance: no byte changes, its memory is accounted."""
+def test_backlog_agrees_with_a_plain_list_after_random_steps(seed: int) -> None:
+    """Names and payloads have every size. No byte changes, and the memory of all entries is accounted."""
     dice = random.Random(seed)
     backlog, model = Backlog(64 * MIB), deque[tuple[bytes, bytes | None]]()
     for _ in range(3_000):
@@ -53,7 +53,7 @@ def test_the_queue_does_what_a_list_does(seed: int) -> None:
     assert not backlog.has_lost and backlog.dropped == 0
 
 
-def test_memory_goes_as_the_queue_shrinks() -> None:
+def test_memory_of_the_backlog_is_freed_as_the_backlog_shrinks() -> None:
     backlog = Backlog(64 * MIB)
     for _ in range(20_000):
         backlog.put(b"news", bytes(1_000))
@@ -66,7 +66,7 @@ def test_memory_goes_as_the_queue_shrinks() -> None:
     assert backlog.held_bytes <= 256 * 1024, "a chunk that was hardly used is kept"
 
 
-def test_beyond_the_limit_the_oldest_are_dropped_and_their_channels_named() -> None:
+def test_full_backlog_drops_the_oldest_publications_and_names_their_channels() -> None:
     backlog = Backlog(MIB)
     for number in range(3_000):
         backlog.put(b"old" if number < 10 else b"news", b"%04d" % number + bytes(1_000))
@@ -80,7 +80,7 @@ def test_beyond_the_limit_the_oldest_are_dropped_and_their_channels_named() -> N
     assert len(numbers) > 900
 
 
-def test_a_publication_larger_than_the_limit_takes_its_place_alone() -> None:
+def test_publication_larger_than_the_limit_replaces_all_others_in_the_backlog() -> None:
     backlog = Backlog(64 * 1024)
     backlog.put(b"a", b"small")
     backlog.put(b"b", bytes(300_000))
@@ -91,7 +91,7 @@ def test_a_publication_larger_than_the_limit_takes_its_place_alone() -> None:
     assert backlog.held_bytes <= 64 * 1024
 
 
-def test_more_channels_than_are_named_are_all_lost() -> None:
+def test_losses_of_too_many_channels_are_reported_as_one_loss_of_all_channels() -> None:
     backlog = Backlog(64 * 1024)
     most = 0
     for number in range(200_000):
@@ -107,7 +107,7 @@ def test_more_channels_than_are_named_are_all_lost() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 64, 10_000])
-def test_the_reader_puts_publications_aside_and_hands_out_all_else(step: int) -> None:
+def test_reader_puts_publications_into_the_backlog_and_returns_other_replies(step: int) -> None:
     reader, backlog = PushReader(PREFIX, 100), Backlog(MIB)
     wire = (
         message(PREFIX + b"a", b"1")
@@ -126,7 +126,7 @@ def test_the_reader_puts_publications_aside_and_hands_out_all_else(step: int) ->
     assert reader.publications == 3
 
 
-def test_an_oversized_publication_is_skipped_in_constant_memory() -> None:
+def test_oversized_publication_of_50_mb_is_skipped_within_512_kib() -> None:
     reader, backlog = PushReader(PREFIX, 100), Backlog(MIB)
     size = 50_000_000
     reader.feed(b"*3\r\n$7\r\nmessage\r\n$11\r\nwsgate:ch:a\r\n$%d\r\n" % size)
@@ -155,22 +155,22 @@ class Room:
         return self.room <= 0
 
 
-class Heard:
-    """A hub that keeps what it is handed."""
+class FakeHub:
+    """A hub that records its calls."""
 
     def __init__(self, room: Room) -> None:
         self.room = room
-        self.told: list[object] = []
+        self.calls: list[object] = []
         self.gaps_left = 0
 
     def on_message(self, name: bytes, data: bytes | None) -> None:
         self.room.room -= 1
         if data == b"poison":
             raise ValueError("planted")
-        self.told.append(data)
+        self.calls.append(data)
 
     def on_dropped(self, name: bytes | None) -> None:
-        self.told.append(("gap", name))
+        self.calls.append(("gap", name))
         self.gaps_left += 2 * (name is None)
 
     @property
@@ -179,81 +179,81 @@ class Heard:
 
     def gap_step(self) -> None:
         self.gaps_left -= 1
-        self.told.append("gap step")
+        self.calls.append("gap step")
 
 
-def pacer(limit: int = MIB, room: int = 1_000_000) -> tuple[Backlog, Room, Heard, Pacer, list[Exception]]:
+def pacer(limit: int = MIB, room: int = 1_000_000) -> tuple[Backlog, Room, FakeHub, Pacer, list[Exception]]:
     backlog, space, faults = Backlog(limit), Room(room), list[Exception]()
-    heard = Heard(space)
-    return backlog, space, heard, Pacer(backlog, heard, cast(Reactor, space), faults.append), faults
+    hub = FakeHub(space)
+    return backlog, space, hub, Pacer(backlog, hub, cast(Reactor, space), faults.append), faults
 
 
-def test_publications_are_handed_on_while_there_is_room_and_no_further() -> None:
-    backlog, space, heard, paced, _ = pacer(room=3)
+def test_pacer_passes_on_only_as_many_publications_as_the_reactor_has_room_for() -> None:
+    backlog, space, hub, paced, _ = pacer(room=3)
     for number in range(8):
         backlog.put(b"a", b"%d" % number)
     paced.step()
     assert not paced.is_ready
-    assert heard.told == [b"0", b"1", b"2"]
+    assert hub.calls == [b"0", b"1", b"2"]
     space.room = 2
     paced.step()
     space.room = 100
     paced.step()
-    assert heard.told == [b"%d" % number for number in range(8)]
+    assert hub.calls == [b"%d" % number for number in range(8)]
 
 
-def test_nothing_is_handed_on_while_what_came_before_is_not_dealt_with() -> None:
-    backlog, _, heard, paced, _ = pacer()
+def test_pacer_passes_on_no_publication_while_the_backlog_is_held() -> None:
+    backlog, _, hub, paced, _ = pacer()
     backlog.put(b"a", b"1")
     backlog.hold()
     paced.step()
     assert not paced.is_ready
-    assert heard.told == []
+    assert hub.calls == []
     backlog.release()
     paced.step()
-    assert heard.told == [b"1"]
+    assert hub.calls == [b"1"]
 
 
-def test_a_loss_is_told_before_what_is_younger() -> None:
-    backlog, _, heard, paced, _ = pacer(limit=64 * 1024)
+def test_loss_of_a_channel_is_reported_before_later_publications() -> None:
+    backlog, _, hub, paced, _ = pacer(limit=64 * 1024)
     for number in range(200):
         backlog.put(b"a", b"%03d" % number + bytes(1_000))
     while paced.is_ready:
         paced.step()
-    assert heard.told[0] == ("gap", b"a")
-    assert [cast(bytes, data)[:3] for data in heard.told[1:]] == [
+    assert hub.calls[0] == ("gap", b"a")
+    assert [cast(bytes, data)[:3] for data in hub.calls[1:]] == [
         b"%03d" % number for number in range(backlog.dropped, 200)
     ]
 
 
-def test_a_loss_of_all_channels_is_told_in_steps_before_what_is_younger() -> None:
-    backlog, _, heard, paced, _ = pacer(limit=64 * 1024)
+def test_loss_of_all_channels_is_notified_in_steps_before_later_publications() -> None:
+    backlog, _, hub, paced, _ = pacer(limit=64 * 1024)
     for number in range(100_000):
         backlog.put(b"channel %d" % number, b"")
     while paced.is_ready:
         paced.step()
-    assert heard.told[:3] == [("gap", None), "gap step", "gap step"]
-    assert set(heard.told[3:]) == {b""}
+    assert hub.calls[:3] == [("gap", None), "gap step", "gap step"]
+    assert set(hub.calls[3:]) == {b""}
 
 
-def test_a_pass_is_bounded_by_count_and_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    backlog, _, heard, paced, _ = pacer()
+def test_one_pass_is_bounded_by_number_of_publications_and_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    backlog, _, hub, paced, _ = pacer()
     for _ in range(1_000):
         backlog.put(b"a", b"1")
     paced.step()
-    assert len(heard.told) <= pacing.PASS_PUBLICATIONS
+    assert len(hub.calls) <= pacing.PASS_PUBLICATIONS
     clock = iter(range(1_000_000))
     times: Callable[[], float] = lambda: next(clock) / 1000  # noqa: E731
     monkeypatch.setattr(pacing, "time", type("Clock", (), {"monotonic": staticmethod(times)}))
-    before = len(heard.told)
+    before = len(hub.calls)
     paced.step()
-    assert len(heard.told) - before <= 3 * pacing.STEP
+    assert len(hub.calls) - before <= 3 * pacing.STEP
 
 
-def test_a_fault_of_the_hub_costs_one_publication() -> None:
-    backlog, _, heard, paced, faults = pacer()
+def test_exception_in_the_hub_loses_only_that_publication() -> None:
+    backlog, _, hub, paced, faults = pacer()
     for payload in (b"1", b"poison", b"2"):
         backlog.put(b"a", payload)
     paced.step()
-    assert heard.told == [b"1", b"2"]
+    assert hub.calls == [b"1", b"2"]
     assert [type(fault) for fault in faults] == [ValueError]
