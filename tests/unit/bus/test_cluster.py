@@ -1,4 +1,4 @@
-"""What a cluster's publisher and subscriber do about maps: which lane, and what waits for the next one."""
+"""Check what publisher and subscriber of a cluster do with slot maps: their lanes, and commands that wait."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -16,7 +16,7 @@ NAME: Final = b"wsgate:ch:news"
 
 
 class Listener:
-    """Hears nothing: no server is there."""
+    """A listener that ignores every call, because no server is there."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments, **options: True
@@ -26,8 +26,8 @@ def topology() -> Topology:
     return Topology(parse_address("redis+cluster://127.0.0.1:1"), 0.1, lambda why: None)
 
 
-def tell(where: Topology, *owners: Node | None) -> None:
-    """A new map: the slots in equal parts."""
+def set_map(where: Topology, *owners: Node | None) -> None:
+    """Set a new map with the slots in equal parts and notify the watchers."""
     rows = tuple(owners[slot * len(owners) // SLOTS] for slot in range(SLOTS))
     where.map = ClusterMap(rows, tuple(filter(None, owners)))
     for watch in where.watchers:
@@ -42,13 +42,13 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(bounded())
 
 
-def speaking(where: Topology) -> ClusterPublisher:
+def make_publisher(where: Topology) -> ClusterPublisher:
     return ClusterPublisher(where, connect_timeout_s=0.1, command_timeout_s=0.1, on_failed=lambda why: None)
 
 
-def test_a_publication_that_met_a_moved_slot_fails_when_no_map_comes() -> None:
+def test_publication_to_a_moved_slot_fails_if_no_new_map_arrives() -> None:
     async def main() -> None:
-        publisher, outcomes = speaking(topology()), list[str]()
+        publisher, outcomes = make_publisher(topology()), list[str]()
         for _ in range(3):
             publisher._on_outcome(NAME, b"1", outcomes.append, 3, "moved")
         assert outcomes == []
@@ -59,39 +59,39 @@ def test_a_publication_that_met_a_moved_slot_fails_when_no_map_comes() -> None:
     run(main())
 
 
-def test_a_publication_follows_its_slot_so_often_and_no_further() -> None:
+def test_publication_follows_a_moved_slot_only_as_often_as_allowed() -> None:
     async def main() -> None:
         where = topology()
-        publisher, outcomes = speaking(where), list[str]()
+        publisher, outcomes = make_publisher(where), list[str]()
         running = asyncio.ensure_future(publisher.run())
         await asyncio.sleep(0)
         publisher._on_outcome(NAME, b"1", outcomes.append, 1, "moved")
-        tell(where, ONE)
+        set_map(where, ONE)
         lane = publisher._lanes[ONE][0]
         assert [NAME in entry.data for entry in lane._own] == [True]
         publisher._on_outcome(NAME, b"1", outcomes.append, 0, "moved")
         assert outcomes == ["down"]
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert outcomes == ["down", "down"], "nobody is left without an answer"
+        assert outcomes == ["down", "down"], "every publication has an outcome"
 
     run(main())
 
 
-def test_lanes_are_to_exactly_those_who_have_slots() -> None:
+def test_lanes_exist_for_exactly_the_servers_that_own_slots() -> None:
     async def main() -> None:
         where = topology()
         subscriber = ClusterSubscriber(where, b"wsgate:ch:", Listener(), Backlog(1 << 20))
         running = asyncio.ensure_future(subscriber.run())
         await asyncio.sleep(0)
-        tell(where, ONE, OTHER)
+        set_map(where, ONE, OTHER)
         assert subscriber._lanes.keys() == {ONE, OTHER}
         owner = where.map.owners[slot_of(NAME)]
         lane = subscriber.lane_of(NAME)
         assert lane is not None and lane.node == owner and lane.covers(b"news")
-        tell(where, OTHER)
+        set_map(where, OTHER)
         assert subscriber._lanes.keys() == {OTHER}
-        tell(where, OTHER, None)
+        set_map(where, OTHER, None)
         assert not subscriber.is_up and not subscriber.is_up_for(b"news")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -100,12 +100,12 @@ def test_lanes_are_to_exactly_those_who_have_slots() -> None:
     run(main())
 
 
-def test_names_that_reach_every_server_are_one_each() -> None:
+def test_reaching_returns_one_name_for_each_server() -> None:
     async def main() -> None:
         where = topology()
         subscriber = ClusterSubscriber(where, b"wsgate:ch:", Listener(), Backlog(1 << 20))
         assert subscriber.reaching(b"probe") == []
-        tell(where, ONE, OTHER)
+        set_map(where, ONE, OTHER)
         names = subscriber.reaching(b"probe")
         assert {where.map.owners[slot_of(name)] for name in names} == {ONE, OTHER}
         assert len(names) == 2
@@ -117,10 +117,10 @@ def test_names_that_reach_every_server_are_one_each() -> None:
     run(main())
 
 
-def test_slots_that_a_server_inherits_which_was_there_before_are_subscribed_again() -> None:
-    """No lane comes up for them, and the server that had them can say nothing any more."""
+def test_slots_that_move_to_a_connected_server_are_subscribed_again() -> None:
+    """No lane comes up for these slots, and the former server may be unreachable."""
 
-    class Told(Listener):
+    class RecordingListener(Listener):
         def __init__(self) -> None:
             self.covers: list[Any] = []
 
@@ -128,11 +128,11 @@ def test_slots_that_a_server_inherits_which_was_there_before_are_subscribed_agai
             self.covers.append(covers)
 
     async def main() -> None:
-        where, told = topology(), Told()
-        subscriber = ClusterSubscriber(where, b"wsgate:ch:", cast(Any, told), Backlog(1 << 20))
+        where, listener = topology(), RecordingListener()
+        subscriber = ClusterSubscriber(where, b"wsgate:ch:", cast(Any, listener), Backlog(1 << 20))
         running = asyncio.ensure_future(subscriber.run())
         await asyncio.sleep(0)
-        tell(where, ONE, OTHER)
+        set_map(where, ONE, OTHER)
         asked: list[bytes] = []
         lane = subscriber._lanes[OTHER].subscriber
         lane._connection = cast(Any, object())
@@ -143,20 +143,20 @@ def test_slots_that_a_server_inherits_which_was_there_before_are_subscribed_agai
             subscriber.subscribe_control(name)
         asked.clear()
         for former, is_up in ((ONE, False), (None, False), (ONE, True)):
-            tell(where, former, OTHER)
-            if is_up:  # it is left, and what it says at the end is not read any more
+            set_map(where, former, OTHER)
+            if is_up:  # this lane is closed, and its last replies are not read
                 subscriber._lanes[ONE].subscriber._connection = cast(Any, object())
-            told.covers.clear()
+            listener.covers.clear()
             asked.clear()
             moved = {name for name in names if slot_of(b"wsgate:ch:" + name) < SLOTS // 2}
-            tell(where, OTHER, OTHER)
-            (covers,) = told.covers
+            set_map(where, OTHER, OTHER)
+            (covers,) = listener.covers
             assert {name for name in names if covers(name)} == moved
             assert 0 < len(moved) < len(names)
             assert set(asked) == {name for name in controls if slot_of(name) < SLOTS // 2}
-        told.covers.clear()
-        tell(where, OTHER, OTHER)
-        assert told.covers == [], "nothing moved"
+        listener.covers.clear()
+        set_map(where, OTHER, OTHER)
+        assert listener.covers == [], "nothing moved"
         lane._connection = None
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
