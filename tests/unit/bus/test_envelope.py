@@ -1,4 +1,4 @@
-"""Publications on the bus: every vector of the contract, and nothing a backend publishes raises (S24)."""
+"""Check publications on the bus: every vector of the contract, and that no published bytes raise (S24)."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ HEAD = b"\xc1\x01"
 
 
 def seen(publication: Publication, dialect: Any) -> bytes:
-    """What subscribers of channel `c` get."""
+    """Return the frame that subscribers of channel `c` receive."""
     frame: bytes = dialect.publication(
         "c", publication.payload, publication.user, publication.position, publication.timestamp_ms
     )
@@ -33,7 +33,7 @@ def as_json(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
-def test_every_vector_of_the_contract(vector: dict[str, Any]) -> None:
+def test_every_publication_vector_decodes_to_its_json_and_msgpack_frame(vector: dict[str, Any]) -> None:
     publication = decode_publication(bytes.fromhex(vector["bus"]))
     if vector["json"] is None:
         assert publication is None
@@ -48,19 +48,19 @@ def test_every_vector_of_the_contract(vector: dict[str, Any]) -> None:
     assert fields == {key: value for key, value in shown.items() if key not in ("data", "b64")}
 
 
-def test_vectors_are_named_once_and_tell_dropped_from_null() -> None:
+def test_vectors_have_unique_names_and_bytes_and_over_20_dropped_ones() -> None:
     assert len({vector["name"] for vector in VECTORS}) == len(VECTORS)
     assert len({vector["bus"] for vector in VECTORS}) == len(VECTORS)
     assert sum(vector["json"] is None for vector in VECTORS) > 20
 
 
-def test_an_envelope_says_the_payloads_encoding_even_where_it_looks_like_another() -> None:
+def test_envelope_keeps_the_encoding_of_a_payload_that_looks_like_json() -> None:
     for payload in (Payload(JSON, b"{}"), Payload(TEXT, b"{}"), Payload(BINARY, b"{}")):
         sent = Publication(payload, "42", "Qz-5", 1_700_000_000_123, 2**64 - 1)
         assert decode_publication(encode_publication(sent)) == sent
 
 
-def test_an_envelope_leaves_out_what_is_not_there() -> None:
+def test_envelope_omits_fields_without_a_value() -> None:
     wire = encode_publication(Publication(Payload(JSON, b"1")))
     assert wire == HEAD + msgpack.packb({"data": b"1"})
 
@@ -73,7 +73,7 @@ def test_an_envelope_leaves_out_what_is_not_there() -> None:
     st.integers(0, 2**64 - 1) | st.sampled_from([size for size in around(BOUNDS) if size < 2**64]),
     st.text(max_size=20) | st.sampled_from(["x" * size for size in sizes_up_to(1 << 17)]),
 )
-def test_what_was_encoded_is_decoded(
+def test_decoding_an_encoded_publication_returns_the_same_publication(
     encoding: int, user: str | None, position: str | None, ts: int | None, exclude: int, text: str
 ) -> None:
     data = json.dumps(text).encode() if encoding == JSON else text.encode()
@@ -105,7 +105,7 @@ ENVELOPES = st.dictionaries(
 @example(b"[" * 500 + b"9" * 30 + b"]" * 500)
 @example(b"[" + b"-" + b"9" * 4_300 + b"]")
 @example(b"9" * 1_000_000)
-def test_s24_whatever_is_published_is_delivered_or_dropped_and_never_raises(data: bytes) -> None:
+def test_s24_any_published_bytes_are_delivered_or_dropped_and_never_raise(data: bytes) -> None:
     publication = decode_publication(data)
     if not data.startswith(b"\xc1"):
         assert publication is not None  # raw bytes are always a publication
@@ -116,7 +116,7 @@ def test_s24_whatever_is_published_is_delivered_or_dropped_and_never_raises(data
     assert msgpack.unpackb(seen(publication, MSGPACK_DIALECT), strict_map_key=False)["op"] == "msg"
 
 
-def test_a_document_accepted_at_the_limit_of_nesting_is_not_dropped_behind_it() -> None:
+def test_deeply_nested_document_is_decoded_under_a_deeper_call_stack_too() -> None:
     def deeper(frames: int, wire: bytes) -> Publication | None:
         return deeper(frames - 1, wire) if frames else decode_publication(wire)
 
