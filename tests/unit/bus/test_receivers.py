@@ -1,4 +1,4 @@
-"""Whom a publication can reach, and the commands that refuse what the gateway would drop or refuse later."""
+"""Check names and size limits of publications, and that the commands refuse what the gateway would refuse."""
 
 import json
 from pathlib import Path
@@ -35,19 +35,19 @@ NO_CHANNELS = [
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_a_valid_name_is_a_channel(name: str) -> None:
+def test_valid_channel_name_is_accepted(name: str) -> None:
     assert is_channel(name)
 
 
 @pytest.mark.parametrize("name", NO_CHANNELS)
-def test_a_name_that_no_client_can_subscribe_to_is_no_channel(name: str) -> None:
+def test_name_that_no_client_can_subscribe_to_is_refused(name: str) -> None:
     assert not is_channel(name)
 
 
 @pytest.mark.parametrize(
     ("user", "is_valid"), [("7", True), ("é" * 64, True), ("é" * 65, False), ("", False)]
 )
-def test_a_user_has_1_to_128_bytes(user: str, is_valid: bool) -> None:
+def test_user_id_is_valid_with_1_to_128_bytes(user: str, is_valid: bool) -> None:
     assert is_user(user) is is_valid
 
 
@@ -63,11 +63,11 @@ def test_a_user_has_1_to_128_bytes(user: str, is_valid: bool) -> None:
         (":x", None),
     ],
 )
-def test_the_limit_is_that_of_the_namespace(channel: str, limit_bytes: int | None) -> None:
+def test_size_limit_of_a_channel_is_that_of_its_namespace(channel: str, limit_bytes: int | None) -> None:
     assert publish_limit_bytes(LIMITS, channel) == limit_bytes
 
 
-def test_in_development_a_namespace_without_a_row_has_the_common_limit() -> None:
+def test_unconfigured_namespace_has_the_common_size_limit_in_development() -> None:
     assert publish_limit_bytes({**LIMITS, "*": 7}, "nope:1") == 7
 
 
@@ -76,7 +76,7 @@ def test_in_development_a_namespace_without_a_row_has_the_common_limit() -> None
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The runtime directory of a gateway that lives as long as this process; its bus is nowhere."""
+    """Return the runtime directory of a gateway that exists as long as this process and has no bus."""
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     monkeypatch.setenv("WSGATE_AUTH__HMAC_SECRET", SECRET)
     monkeypatch.setenv("WSGATE_TOKEN", "ignored")
@@ -96,14 +96,14 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
+    """Return exit code, standard output and standard error of a command."""
     code = cli.main(arguments)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 @pytest.mark.parametrize("channel", [*(name for name in NO_CHANNELS if "\x00" not in name), "@me", "nope:1"])
-def test_publish_refuses_a_channel_that_no_client_can_subscribe_to(
+def test_publish_command_refuses_an_invalid_or_unconfigured_channel(
     directory: Path, capsys: pytest.CaptureFixture[str], channel: str
 ) -> None:
     code, out, err = run(capsys, "publish", "--", channel, "1")
@@ -115,7 +115,7 @@ def test_publish_refuses_a_channel_that_no_client_can_subscribe_to(
 @pytest.mark.parametrize(
     ("channel", "size_bytes"), [("news", 101), ("chat:1", 21), ("@7", 21), ("news", 100_000)]
 )
-def test_publish_refuses_data_that_the_channel_does_not_take(
+def test_publish_command_refuses_data_above_the_size_limit_of_the_channel(
     directory: Path, capsys: pytest.CaptureFixture[str], channel: str, size_bytes: int
 ) -> None:
     code, out, err = run(capsys, "publish", channel, "x" * size_bytes)
@@ -124,17 +124,17 @@ def test_publish_refuses_data_that_the_channel_does_not_take(
 
 
 @pytest.mark.parametrize(("channel", "size_bytes"), [("news", 100), ("chat:1", 20), ("@7", 20)])
-def test_publish_sends_what_the_channel_takes(
+def test_publish_command_sends_data_at_the_size_limit_of_the_channel(
     directory: Path, capsys: pytest.CaptureFixture[str], channel: str, size_bytes: int
 ) -> None:
-    """The bus is nowhere, so that the command gets as far as the bus and no further."""
+    """No bus exists, so the command fails at the connection to the bus."""
     code, _, err = run(capsys, "publish", channel, "x" * size_bytes)
     assert code == 1
     assert "the bus at unix://" in err
 
 
 @pytest.mark.parametrize("flags", [("--prefix", ""), ("--prefix", "a b"), ("--prefix", "x" * 33)])
-def test_publish_refuses_a_prefix_that_no_gateway_can_have(
+def test_publish_command_refuses_an_invalid_bus_prefix(
     directory: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
 ) -> None:
     code, _, err = run(capsys, "publish", "--redis", "unix:///nowhere", *flags, "news", "1")
@@ -165,7 +165,7 @@ def test_publish_refuses_a_prefix_that_no_gateway_can_have(
         (("--user", "7", "--for-channel", "a b"), "--for-channel"),
     ],
 )
-def test_token_refuses_what_the_gateway_would_refuse(
+def test_token_command_refuses_flags_that_would_make_an_invalid_token(
     directory: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], named: str
 ) -> None:
     code, out, err = run(capsys, "token", *flags)
@@ -173,7 +173,7 @@ def test_token_refuses_what_the_gateway_would_refuse(
     assert err.startswith(f"wsgate: {named}: ") and err.count("\n") == 1
 
 
-def test_a_token_has_the_audience_and_issuer_that_the_configuration_wants(
+def test_token_command_adds_the_configured_audience_and_issuer(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WSGATE_AUTH__AUDIENCE", "app")
@@ -190,11 +190,13 @@ def test_a_token_has_the_audience_and_issuer_that_the_configuration_wants(
     assert (claims["subscribe"], claims["channels"]) == (["chat:*"], ["news"])
 
 
-def test_listen_refuses_a_count_below_zero(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listen_command_refuses_a_count_below_zero(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, _, err = run(capsys, "listen", "--count", "-1", "news")
     assert code == 2 and "--count" in err
 
 
-def test_the_limits_of_a_running_gateway_are_read_back(directory: Path) -> None:
+def test_size_limits_are_written_to_the_file_of_a_running_gateway(directory: Path) -> None:
     [file] = directory.glob("gateway-*.json")
     assert json.loads(file.read_text())["publish_limits"] == LIMITS
