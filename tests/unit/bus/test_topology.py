@@ -1,4 +1,4 @@
-"""Finding servers: what sentinels and a cluster answer is read within bounds, and is a map or no answer."""
+"""Check how servers are found: replies of sentinels and clusters are read within bounds or are errors."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ from wsgate.errors import BackendError
 
 
 class Writer:
-    """Takes what is written."""
+    """A stream writer that ignores all bytes."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -23,7 +23,7 @@ class Writer:
 
 
 def answer_to(wire: bytes, *, is_over: bool = True) -> Answer:
-    """What a question is answered with when a server sends these bytes."""
+    """Return the reply that is read when a server sends these bytes."""
 
     async def main() -> Answer:
         reader = asyncio.StreamReader(limit=question.BUFFER_BYTES)
@@ -36,7 +36,7 @@ def answer_to(wire: bytes, *, is_over: bool = True) -> Answer:
     return asyncio.run(main())
 
 
-def test_an_answer_of_any_shape_is_read() -> None:
+def test_nested_reply_with_every_resp_type_is_read() -> None:
     wire = b"*5\r\n$1\r\na\r\n:-7\r\n$-1\r\n*-1\r\n*2\r\n+OK\r\n*1\r\n$2\r\n\r\n\r\n"
     assert answer_to(wire, is_over=False) == [b"a", -7, None, None, [b"OK", [b"\r\n"]]]
 
@@ -69,18 +69,18 @@ def test_an_answer_of_any_shape_is_read() -> None:
         *(b":%d\r\n" % number for number in (1 << 64, -(1 << 64), 10**30)),
     ],
 )
-def test_an_answer_beyond_a_bound_is_a_backend_error_s26(wire: bytes) -> None:
+def test_reply_that_is_malformed_or_exceeds_a_bound_raises_backend_error_s26(wire: bytes) -> None:
     with pytest.raises(BackendError):
         answer_to(wire)
 
 
-def test_a_refusal_names_its_code_and_repeats_nothing_else() -> None:
+def test_error_reply_raises_backend_error_with_only_the_error_code() -> None:
     with pytest.raises(BackendError, match=r"^refused: NOAUTH$"):
         answer_to(b"-NOAUTH with args beginning with: 'secret'\r\n")
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_hostile_replies_are_answers_or_backend_errors(seed: int) -> None:
+def test_generated_hostile_replies_are_read_or_raise_backend_error(seed: int) -> None:
     dice = random.Random(seed)
     for _ in range(200):
         try:
@@ -91,7 +91,7 @@ def test_hostile_replies_are_answers_or_backend_errors(seed: int) -> None:
 
 
 def _judge(answer: Answer) -> None:
-    """Whatever an answer is, it is a map or a primary, or it is none: nothing else is raised."""
+    """Check that any reply yields a valid map or primary, or none, and raises nothing else."""
     try:
         found = _map(answer, "asked")
         assert len(found.owners) == SLOTS
@@ -123,7 +123,7 @@ TREES: list[Answer] = [None, [], [[]], [None], [b"10.0.0.1"], [None, None], [b"h
 ODD: list[Answer] = [*WORDS, *TREES, [b"?", 7001], *NUMBERS]
 
 
-def test_a_map_and_a_primary_are_found() -> None:
+def test_slot_map_and_primary_are_read_from_valid_replies() -> None:
     assert _map([ROW], "asked").nodes == (("10.0.0.1", 7001), ("10.0.0.2", 7002))
     assert _map([[0, 5, [b"", 7001]], [6, 6, [None, 7002]]], "asked").owners[5:7] == (
         ("asked", 7001),
@@ -137,7 +137,7 @@ def test_a_map_and_a_primary_are_found() -> None:
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_an_odd_part_anywhere_in_an_answer_raises_nothing_but_a_backend_error(odd: Answer) -> None:
+def test_odd_value_at_each_place_of_a_reply_raises_only_backend_error(odd: Answer) -> None:
     _judge(odd)
     for place in range(len(ROW) + 1):
         _judge([[*ROW[:place], odd, *ROW[place + 1 :]]])
@@ -150,7 +150,7 @@ def test_an_odd_part_anywhere_in_an_answer_raises_nothing_but_a_backend_error(od
         _judge([[*MASTER[:place], odd, *MASTER[place + 1 :]], odd])
 
 
-def test_a_map_of_more_nodes_than_a_cluster_has_is_refused() -> None:
+def test_slot_map_with_too_many_nodes_raises_backend_error() -> None:
     rows: Answer = [[slot, slot, [b"10.0.0.1", 1 + slot]] for slot in range(NODES_MOST + 1)]
     with pytest.raises(BackendError, match="too many"):
         _map(rows, "asked")
@@ -168,5 +168,5 @@ def test_a_map_of_more_nodes_than_a_cluster_has_is_refused() -> None:
         (b"", 0),
     ],
 )
-def test_the_slot_of_a_name_is_that_of_the_cluster_specification(name: bytes, slot: int) -> None:
+def test_slot_of_a_name_follows_the_cluster_specification(name: bytes, slot: int) -> None:
     assert slot_of(name) == slot
