@@ -1,4 +1,4 @@
-"""A client that lets its connection go for a while: connect() goes on, close() stays final."""
+"""Check `disconnect`: the client may connect again afterwards, and `close` stays final."""
 
 import asyncio
 from collections import deque
@@ -46,7 +46,7 @@ STATES: list[tuple[str, Callable[[], MemoryGateway], object]] = [
 
 
 @pytest.mark.parametrize(("name", "gateway", "reach"), STATES, ids=[name for name, *_ in STATES])
-def test_a_client_that_was_let_go_in_any_state_connects_again(
+def test_client_disconnected_in_any_state_stays_idle_and_can_connect_again(
     name: str, gateway: Callable[[], MemoryGateway], reach: Callable[[World], object]
 ) -> None:
     async def main() -> None:
@@ -62,7 +62,7 @@ def test_a_client_that_was_let_go_in_any_state_connects_again(
             for _ in range(50):
                 here.clock.advance(60)
                 await asyncio.sleep(0)
-            assert len(here.gateway.openings) == count, "nothing happens meanwhile"
+            assert len(here.gateway.openings) == count, "no attempt while the client is disconnected"
             here.gateway.silent.clear()
             await here.client.connect()
             await chat.ready()
@@ -72,7 +72,7 @@ def test_a_client_that_was_let_go_in_any_state_connects_again(
     run(main())
 
 
-def test_subscriptions_positions_and_iterators_are_kept() -> None:
+def test_subscriptions_positions_and_iterators_survive_a_disconnect() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         gateway = MemoryGateway(positions={"chat": "e-1"})
@@ -103,7 +103,7 @@ def test_subscriptions_positions_and_iterators_are_kept() -> None:
     run(main())
 
 
-def test_connect_disconnect_connect_in_quick_succession_ends_connected() -> None:
+def test_rapid_disconnects_and_connects_end_with_one_open_connection() -> None:
     async def main() -> None:
         async with world() as here:
             tasks = []
@@ -119,7 +119,7 @@ def test_connect_disconnect_connect_in_quick_succession_ends_connected() -> None
     run(main())
 
 
-def test_commands_that_were_sent_fail_and_others_wait_for_the_next_connection() -> None:
+def test_sent_commands_fail_at_disconnect_and_later_ones_wait_for_connect() -> None:
     async def main() -> None:
         async with world(MemoryGateway(silent={"pub"})) as here:
             link = await here.opened(1)
@@ -142,7 +142,7 @@ def test_commands_that_were_sent_fail_and_others_wait_for_the_next_connection() 
     run(main())
 
 
-def test_the_time_that_the_gateway_asked_for_is_kept_through_a_disconnect() -> None:
+def test_retry_time_of_a_bye_is_kept_across_a_disconnect() -> None:
     async def main() -> None:
         async with world(random=lambda: 0.0) as here:
             link = await here.opened(1)
