@@ -1,4 +1,4 @@
-"""Token providers are somebody else's code: whatever they do is a failed attempt and nothing more."""
+"""Check token providers, which are code of the application: any fault of theirs is one failed attempt."""
 
 import asyncio
 import threading
@@ -52,12 +52,12 @@ def made_on_the_loop() -> Awaitable[str]:
         made_on_the_loop,
     ],
 )
-def test_any_kind_of_provider_is_asked(source: TokenSource) -> None:
+def test_token_is_taken_from_every_kind_of_provider(source: TokenSource) -> None:
     assert get(source) == "fresh"
     assert Token(source, 1).can_renew
 
 
-def test_a_text_and_nothing_at_all() -> None:
+def test_fixed_text_is_stripped_and_an_empty_one_counts_as_no_token() -> None:
     assert (get("fixed"), get(" fixed\n"), get(None), get("")) == ("fixed", "fixed", None, None)
     assert not Token("fixed", 1).can_renew
 
@@ -90,7 +90,7 @@ async def exceeds_its_own_time() -> str:
         lambda: raises(),
     ],
 )
-def test_one_that_fails_is_a_token_error_that_tells_no_secret(source: Any) -> None:
+def test_faulty_provider_raises_temporary_token_error_without_the_secret(source: Any) -> None:
     with pytest.raises(TokenError) as caught:
         get(source)
     assert "secret" not in str(caught.value)
@@ -106,7 +106,7 @@ def test_one_that_fails_is_a_token_error_that_tells_no_secret(source: Any) -> No
         (StopIteration(), "RuntimeError: the provider raised StopIteration"),
     ],
 )
-def test_a_provider_that_raises_is_quoted_with_its_message(error: Exception, text: str) -> None:
+def test_token_error_contains_the_shortened_message_of_the_provider(error: Exception, text: str) -> None:
     def provider() -> str:
         raise error
 
@@ -116,7 +116,7 @@ def test_a_provider_that_raises_is_quoted_with_its_message(error: Exception, tex
     assert isinstance(error, StopIteration) or caught.value.__cause__ is error
 
 
-def test_a_provider_may_say_that_there_will_be_no_token() -> None:
+def test_unauthorized_error_of_a_provider_is_raised_as_final() -> None:
     async def asynchronous() -> str:
         raise UnauthorizedError("the user has logged out")
 
@@ -129,13 +129,13 @@ def test_a_provider_may_say_that_there_will_be_no_token() -> None:
         assert not caught.value.temporary
 
 
-def test_a_fixed_text_that_is_no_token_will_never_be_one() -> None:
+def test_fixed_text_that_is_no_token_raises_unauthorized_error() -> None:
     with pytest.raises(UnauthorizedError) as caught:
         get("two secret words")
     assert "secret" not in str(caught.value)
 
 
-def test_one_that_hangs_is_given_up_and_cancelled() -> None:
+def test_provider_that_hangs_is_cancelled_after_the_timeout() -> None:
     seen: list[str] = []
 
     async def hangs() -> str:
@@ -153,8 +153,8 @@ def test_one_that_hangs_is_given_up_and_cancelled() -> None:
     run(main())
 
 
-def test_one_that_blocks_holds_up_nobody() -> None:
-    """It runs in a thread of its own: the loop goes on meanwhile, and its late answer is dropped."""
+def test_blocking_provider_does_not_block_the_event_loop() -> None:
+    """The provider runs in a thread of its own, and its late token is dropped."""
     release = threading.Event()
 
     def blocks() -> str:
@@ -176,7 +176,7 @@ def test_one_that_blocks_holds_up_nobody() -> None:
         release.set()
 
 
-def test_a_function_sees_the_context_of_who_asks() -> None:
+def test_provider_function_runs_in_the_context_of_the_caller() -> None:
     name: ContextVar[str] = ContextVar("name")
 
     async def main() -> None:
@@ -186,7 +186,7 @@ def test_a_function_sees_the_context_of_who_asks() -> None:
     run(main())
 
 
-def test_who_is_cancelled_while_asking_cancels_the_provider() -> None:
+def test_cancelling_the_caller_cancels_the_provider() -> None:
     async def main() -> None:
         begun = asyncio.Event()
 
