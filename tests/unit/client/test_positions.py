@@ -1,4 +1,4 @@
-"""Where a reader stands: within an epoch nothing is read twice, and another epoch is another stream."""
+"""Check stream positions: within an epoch no offset is read twice, and another epoch is another stream."""
 
 import pytest
 from hypothesis import given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from wsgate.client.positions import Position, Track, parse_position
 
 
-def test_a_position_is_an_epoch_and_an_offset() -> None:
+def test_valid_position_is_parsed_into_epoch_and_offset() -> None:
     assert parse_position("Qz9-5") == Position("Qz9", 5)
     assert parse_position(f"a-{2**64}") == Position("a", 2**64)
 
@@ -30,11 +30,11 @@ def test_a_position_is_an_epoch_and_an_offset() -> None:
         "Qz-" + "1" * 21,
     ],
 )
-def test_what_is_none(text: str | None) -> None:
+def test_malformed_position_is_parsed_as_none(text: str | None) -> None:
     assert parse_position(text) is None
 
 
-def test_what_was_seen_is_no_news() -> None:
+def test_track_accepts_only_offsets_above_the_last_one() -> None:
     track = Track()
     assert [track.advance(each) for each in ("a-1", "a-2", "a-2", "a-1", "a-4", "a-3")] == [
         True,
@@ -47,7 +47,7 @@ def test_what_was_seen_is_no_news() -> None:
     assert track.last == "a-4"
 
 
-def test_another_epoch_begins_anew_and_what_has_no_position_moves_nothing() -> None:
+def test_track_starts_over_at_another_epoch_and_ignores_missing_positions() -> None:
     track = Track("a-9")
     assert track.advance(None)
     assert track.advance("nonsense")
@@ -63,7 +63,7 @@ def test_another_epoch_begins_anew_and_what_has_no_position_moves_nothing() -> N
 
 
 @given(st.lists(st.integers(0, 30)))
-def test_in_any_order_each_offset_is_read_at_most_once_and_they_rise(offsets: list[int]) -> None:
+def test_accepted_offsets_rise_in_any_order_of_arrival(offsets: list[int]) -> None:
     track = Track()
     read = [offset for offset in offsets if track.advance(f"e-{offset}")]
     assert read == sorted(set(read))
