@@ -1,4 +1,4 @@
-"""The client's codec: every example of the contract is read, every command is one, nothing else raises."""
+"""Check the codec of the client against the examples and the schema of the protocol, and its only error."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: each["name"])
-def test_every_example_of_the_contract_is_read(example: dict[str, Any]) -> None:
+def test_every_example_of_the_protocol_is_decoded_to_its_fields(example: dict[str, Any]) -> None:
     value: dict[str, Any] = msgpack.unpackb(bytes.fromhex(example["msgpack"]))
     found = decode(bytes.fromhex(example["msgpack"]))
     assert type(found) is KINDS[value["op"]]
@@ -59,24 +59,24 @@ def test_every_example_of_the_contract_is_read(example: dict[str, Any]) -> None:
             assert getattr(found, names.get(key, key)) == expected, key
 
 
-def test_there_are_examples_of_everything_that_is_read() -> None:
+def test_examples_cover_every_operation_that_the_client_decodes() -> None:
     shown = {each["value"]["op"] for each in EXAMPLES if "value" in each}
     assert shown >= KINDS.keys()
 
 
-def test_an_op_of_a_later_version_and_fields_of_one_are_ignored() -> None:
+def test_unknown_operations_and_fields_are_ignored() -> None:
     assert decode(encode({"op": "later", "x": 1})) is None
     assert decode(encode({"op": "gap", "ch": "c", "later": [1]})) == Dropped("c")
     assert decode(encode({"op": "gap", "retry_ms": -5, "reason": "later"})) == Dropped(None, reason="later")
 
 
-def test_null_counts_as_not_given_except_as_data() -> None:
-    said = {"op": "msg", "ch": "c", "data": None, "user": None, "pos": None, "ts": None}
-    assert decode(encode(said)) == Publication("c", None)
+def test_null_field_counts_as_missing_except_for_data() -> None:
+    sent = {"op": "msg", "ch": "c", "data": None, "user": None, "pos": None, "ts": None}
+    assert decode(encode(sent)) == Publication("c", None)
 
 
 @pytest.mark.parametrize("within_s", [30, 2.5])
-def test_a_forced_refresh(within_s: float) -> None:
+def test_refresh_message_is_decoded_with_its_time(within_s: float) -> None:
     assert decode(encode({"op": "refresh", "within_s": within_s})) == RefreshAsked(within_s)
 
 
@@ -103,19 +103,19 @@ def test_a_forced_refresh(within_s: float) -> None:
     ],
     ids=repr,
 )
-def test_what_breaks_the_contract_is_a_bad_message(message: object) -> None:
+def test_map_with_missing_or_wrong_fields_raises_bad_message(message: object) -> None:
     with pytest.raises(BadMessage):
         decode(msgpack.packb(message))
 
 
 @pytest.mark.parametrize("frame", ["{}", b"", b"\xc1", b"\x81\xa2op", b"\x80\x80", b"\x81\x90\x01", None])
-def test_what_is_no_map_at_all_is_a_bad_message(frame: object) -> None:
+def test_frame_that_is_no_map_raises_bad_message(frame: object) -> None:
     with pytest.raises(BadMessage):
         decode(frame)
 
 
 @given(st.binary(max_size=40))
-def test_no_bytes_raise_anything_else(frame: bytes) -> None:
+def test_random_bytes_raise_only_a_temporary_bad_message(frame: bytes) -> None:
     try:
         decode(frame)
     except BadMessage as error:
@@ -135,7 +135,7 @@ FIELDS = ["ch", "id", "data", "pos", "user", "ts", "code", "error", "conn", "pin
 
 
 @given(st.sampled_from(sorted(KINDS)), st.dictionaries(st.sampled_from(FIELDS), VALUES))
-def test_no_fields_raise_anything_else(op: str, fields: dict[str, Any]) -> None:
+def test_random_fields_raise_only_bad_message(op: str, fields: dict[str, Any]) -> None:
     try:
         found = decode(encode({**fields, "op": op}))
     except BadMessage:
@@ -154,7 +154,7 @@ def test_no_fields_raise_anything_else(op: str, fields: dict[str, Any]) -> None:
     ],
     ids=lambda each: each["op"],
 )
-def test_what_the_client_says_is_in_the_schema(command: dict[str, Any]) -> None:
+def test_encoded_command_is_valid_by_the_schema(command: dict[str, Any]) -> None:
     schema = {**SCHEMA, "anyOf": [{"$ref": "#/$defs/client"}]}
     jsonschema.Draft202012Validator(schema).validate(msgpack.unpackb(encode(command)))
 
@@ -175,8 +175,8 @@ SERVER_NUMBERS: dict[str, tuple[dict[str, Any], str, int]] = {
 
 
 @pytest.mark.parametrize("name", SERVER_NUMBERS)
-def test_every_number_that_a_client_waits_for_has_bounds(name: str) -> None:
+def test_waiting_times_from_the_server_are_limited_to_their_bounds(name: str) -> None:
     message, field, most = SERVER_NUMBERS[name]
-    for said in (-(2**63), -1, 0, 1, most - 1, most, most + 1, 2**31, 2**32, 2**53, 2**64 - 1):
-        read = decode(msgpack.packb({**message, field: said}))
-        assert getattr(read, field) == min(max(said, 0), most), said
+    for sent in (-(2**63), -1, 0, 1, most - 1, most, most + 1, 2**31, 2**32, 2**53, 2**64 - 1):
+        read = decode(msgpack.packb({**message, field: sent}))
+        assert getattr(read, field) == min(max(sent, 0), most), sent
