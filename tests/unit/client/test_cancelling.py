@@ -1,4 +1,4 @@
-"""Cancelled at every await there is: the client still works, and no task is left.
+"""Check cancellation at every await: the client still works, and no task is left.
 
 A scenario runs in a wrapper that counts how often it waits, and is cancelled at the k-th time, for every k.
 """
@@ -16,7 +16,7 @@ Scenario = Callable[[World], Coroutine[Any, Any, None]]
 
 
 class CancelledAtWait:
-    """Awaits something, and has the task that does so cancelled at its k-th wait, as `Task.cancel` would."""
+    """Await a coroutine and cancel its task at the k-th wait, as `Task.cancel` would."""
 
     def __init__(self, work: Coroutine[Any, Any, None], k: int) -> None:
         self._work = work
@@ -44,7 +44,7 @@ class CancelledAtWait:
 
 
 async def outcome(work: Awaitable[None]) -> bool:
-    """Whether it was cancelled; anything else it raises is a failure."""
+    """Return whether the work was cancelled; any other exception of the work is a failure."""
     task = asyncio.ensure_future(_run(work))
     await asyncio.wait({task})
     if task.cancelled():
@@ -102,7 +102,7 @@ async def two_readers(here: World) -> None:
 
 
 async def still_works(here: World) -> None:
-    """Everything a user may want, in a client that somebody was cancelled in."""
+    """Use every function of a client in which a task was cancelled."""
 
     def is_back() -> bool:
         if here.client.state is ClientState.WAITING:
@@ -129,7 +129,7 @@ async def provider() -> str:
 
 
 async def cancelled_at(scenario: Scenario, k: int) -> bool:
-    """Whether there was a k-th wait to be cancelled at."""
+    """Return whether there was a k-th wait at which to cancel."""
     async with world(MemoryGateway(positions={"a": "e-1"}), token=provider) as here:
         wrapper = CancelledAtWait(scenario(here), k)
         was_cancelled = await outcome(wrapper)
@@ -140,19 +140,19 @@ async def cancelled_at(scenario: Scenario, k: int) -> bool:
 
 
 @pytest.mark.parametrize("scenario", [commands, subscribing, across_a_reconnect, two_readers])
-def test_a_user_cancelled_at_any_await_leaves_a_client_that_works(scenario: Scenario) -> None:
+def test_client_still_works_after_a_caller_is_cancelled_at_any_await(scenario: Scenario) -> None:
     async def main() -> None:
         k = 1
         while await cancelled_at(scenario, k):
             k += 1
-        assert k > 3, "there was nothing to cancel"
+        assert k > 3, "the scenario has too few waits"
 
     run(main())
 
 
 @pytest.mark.parametrize("wants", [[], ["a"], ["a", "b", "@me"]])
-def test_a_client_whose_own_life_is_cancelled_at_any_await_leaves_nothing(wants: list[str]) -> None:
-    """The whole of it: starting, connecting, a reconnect, closing; `run` sees that no task is left."""
+def test_client_cancelled_at_any_await_of_its_life_leaves_no_task_or_link(wants: list[str]) -> None:
+    """The life includes starting, connecting, a reconnect and closing."""
 
     async def life(here: World) -> None:
         async with here.client:
@@ -171,7 +171,7 @@ def test_a_client_whose_own_life_is_cancelled_at_any_await_leaves_nothing(wants:
             here = unstarted()
             if not await outcome(CancelledAtWait(life(here), k)):
                 break
-            # Cancelled within its closing it ends by itself, soon.
+            # A client that is cancelled while it closes ends by itself soon.
             await here.client.closed()
             await until(lambda: len(asyncio.all_tasks()) == 1)
             assert all(link.is_closed for link in here.gateway.links)
@@ -187,8 +187,8 @@ def test_a_client_whose_own_life_is_cancelled_at_any_await_leaves_nothing(wants:
     run(main())
 
 
-def test_closing_at_any_moment_ends_every_task() -> None:
-    """Not cancelled but closed, by another task, after any number of turns of the loop."""
+def test_closing_the_client_at_any_moment_ends_every_task() -> None:
+    """Another task closes the client after any number of turns of the loop."""
 
     async def busy(here: World) -> None:
         gaps: list[Gap] = []
@@ -218,7 +218,7 @@ def test_closing_at_any_moment_ends_every_task() -> None:
     run(main())
 
 
-def test_the_wrapper_cancels_where_it_says() -> None:
+def test_wrapper_cancels_exactly_at_the_chosen_wait() -> None:
     async def main() -> None:
         seen: list[int] = []
 
