@@ -1,4 +1,4 @@
-"""Which addresses a client takes, which of them are this machine, and what errors show of them."""
+"""Check which URLs a client accepts, which of them are on this machine, and what errors show of them."""
 
 import pytest
 
@@ -23,7 +23,7 @@ LONG_LABEL = "a" * 64
         "ws://my_host/ws",
     ],
 )
-def test_an_address_of_a_websocket_is_accepted(url: str) -> None:
+def test_valid_websocket_url_is_accepted(url: str) -> None:
     check_url(url)
 
 
@@ -54,7 +54,7 @@ def test_an_address_of_a_websocket_is_accepted(url: str) -> None:
         "ws://\ud800/ws",
     ],
 )
-def test_an_address_that_can_never_be_opened_is_refused_when_the_client_is_created(url: str) -> None:
+def test_invalid_url_is_refused_when_the_client_is_created(url: str) -> None:
     with pytest.raises(SettingsError, match=r"^url: must be ws://"):
         Client(url)
 
@@ -79,7 +79,7 @@ def test_an_address_that_can_never_be_opened_is_refused_when_the_client_is_creat
         "user:password@localhost",
     ],
 )
-def test_addresses_of_this_machine_are_loopback(host: str) -> None:
+def test_url_of_this_machine_is_loopback(host: str) -> None:
     assert is_loopback(f"ws://{host}/ws")
     assert is_loopback(f"wss://{host}:8000/ws")
 
@@ -99,15 +99,15 @@ def test_addresses_of_this_machine_are_loopback(host: str) -> None:
         "127.0.0.1.example",
     ],
 )
-def test_other_addresses_are_not_loopback(host: str) -> None:
+def test_url_of_another_machine_is_not_loopback(host: str) -> None:
     assert not is_loopback(f"ws://{host}/ws")
 
 
-def test_an_address_is_shown_without_its_secrets() -> None:
+def test_url_is_shown_without_password_and_query() -> None:
     assert shown_url("wss://user:secret@h:8000/ws?token=secret") == "wss://h:8000/ws"
     assert shown_url("ws://[::1]:8000/ws") == "ws://[::1]:8000/ws"
 
 
-def test_a_token_in_the_query_is_found() -> None:
+def test_token_in_the_query_of_a_url_is_detected() -> None:
     assert carries_token("ws://h/ws?ch=a&token=x")
     assert not carries_token("ws://h/ws?token=&ch=token")
