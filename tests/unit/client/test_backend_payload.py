@@ -1,4 +1,4 @@
-"""What a backend publishes is what the gateway reads: an envelope only where one is needed, none broken."""
+"""Check publications of a backend: the gateway reads the same payload, with an envelope only where needed."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ CONN = "9f2c000000000001"
         (b"", b""),
     ],
 )
-def test_without_more_to_say_the_payload_goes_as_it_is(data: Any, wire: bytes) -> None:
+def test_payload_without_user_or_exclude_is_published_without_an_envelope(data: Any, wire: bytes) -> None:
     assert encode_publication(data) == wire
 
 
@@ -52,7 +52,7 @@ def test_without_more_to_say_the_payload_goes_as_it_is(data: Any, wire: bytes) -
     ],
     ids=lambda each: repr(each)[:20],
 )
-def test_with_more_to_say_it_goes_in_an_envelope_that_the_gateway_takes(
+def test_payload_with_user_and_exclude_is_read_from_its_envelope(
     data: Any, encoding: int, payload: bytes
 ) -> None:
     found = decode_publication(encode_publication(data, user="7", exclude=CONN))
@@ -61,14 +61,14 @@ def test_with_more_to_say_it_goes_in_an_envelope_that_the_gateway_takes(
     assert (found.user, found.exclude) == ("7", int(CONN, 16))
 
 
-def test_bytes_that_look_like_an_envelope_are_wrapped_in_one() -> None:
+def test_bytes_that_begin_like_an_envelope_are_wrapped_in_one() -> None:
     for data in (b"\xc1", b"\xc1\x01\x80", encode_publication(1, user="7")):
         found = decode_publication(encode_publication(data))
         assert found is not None
         assert (found.payload.encoding, found.payload.data, found.user) == (BINARY, data, None)
 
 
-def test_a_connection_is_named_as_in_its_welcome_or_by_its_number() -> None:
+def test_excluded_connection_is_given_as_hexadecimal_text_or_number() -> None:
     for exclude in (CONN, int(CONN, 16), "f" * 16, 0):
         found = decode_publication(encode_publication(1, exclude=exclude))
         assert found is not None
@@ -79,7 +79,7 @@ def test_a_connection_is_named_as_in_its_welcome_or_by_its_number() -> None:
 
 
 @pytest.mark.parametrize("data", [object(), {1, 2}, float("nan"), float("inf"), "\ud800", {"a": b"bytes"}])
-def test_what_json_cannot_hold_is_told_before_anything_is_published(data: Any) -> None:
+def test_value_that_json_cannot_represent_raises_before_publishing(data: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         encode_publication(data)
 
@@ -89,7 +89,7 @@ def test_what_json_cannot_hold_is_told_before_anything_is_published(data: Any) -
     | st.text(max_size=10).map(str.encode)
     | st.text(alphabet='[]{}",:\\ud8Dcab019.eE+-NaIty ', max_size=14).map(str.encode)
 )
-def test_any_bytes_mean_the_same_in_an_envelope_as_without(data: bytes) -> None:
+def test_bytes_have_the_same_encoding_with_and_without_an_envelope(data: bytes) -> None:
     wrapped = decode_publication(encode_publication(data, user="7"))
     assert wrapped is not None
     assert wrapped.payload == classify(data)
@@ -100,7 +100,7 @@ def test_any_bytes_mean_the_same_in_an_envelope_as_without(data: bytes) -> None:
         st.none() | st.booleans() | st.integers() | st.text(), lambda each: st.lists(each), max_leaves=5
     )
 )
-def test_any_value_is_the_json_it_was(value: Any) -> None:
+def test_json_value_is_unchanged_after_encoding_and_decoding(value: Any) -> None:
     for more in ({}, {"user": "7"}):
         found = decode_publication(encode_publication(value, **more))
         assert found is not None
