@@ -1,4 +1,4 @@
-"""Tasks end with their owner, however long they take, and none fails unheard."""
+"""Check that tasks end with their owner, however long they take, and that each failure is reported."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ async def fails() -> None:
     raise ValueError
 
 
-def test_when_cancelling_returns_none_runs() -> None:
+def test_cancel_returns_only_after_every_task_has_ended() -> None:
     async def main() -> None:
         ended: list[str] = []
         tasks = Tasks(lambda error: ended.append("failed"))
@@ -34,20 +34,20 @@ def test_when_cancelling_returns_none_runs() -> None:
     run(main())
 
 
-def test_one_that_fails_is_told_and_one_that_is_cancelled_is_not() -> None:
+def test_failure_of_a_task_is_reported_and_cancellation_is_not() -> None:
     async def main() -> None:
-        told: list[Exception] = []
-        tasks = Tasks(told.append)
+        reported: list[Exception] = []
+        tasks = Tasks(reported.append)
         failing = tasks.start(fails())
         await asyncio.wait({failing})
         tasks.start(asyncio.sleep(60)).cancel()
         await tasks.cancel()
-        assert [type(each) for each in told] == [ValueError]
+        assert [type(each) for each in reported] == [ValueError]
 
     run(main())
 
 
-def test_one_of_them_may_end_the_others() -> None:
+def test_task_may_cancel_all_other_tasks() -> None:
     async def main() -> None:
         ended: list[str] = []
         tasks = Tasks(lambda error: None)
