@@ -1,4 +1,4 @@
-"""What the client's packages promise to export, and that it is all there."""
+"""Check the names that the packages of the client export."""
 
 import wsgate.client
 import wsgate.client.backend
@@ -33,12 +33,12 @@ CLIENT = {
 BACKEND = {"BusError", "ConsumerOptions", "Event", "EventConsumer", "MalformedEvent", "Publisher"}
 
 
-def test_the_names_are_these() -> None:
+def test_client_packages_export_exactly_the_listed_names() -> None:
     assert set(wsgate.client.__all__) == CLIENT
     assert set(wsgate.client.backend.__all__) == BACKEND
 
 
-def test_every_name_is_there() -> None:
+def test_every_exported_name_exists_and_the_lists_are_sorted() -> None:
     for package in (wsgate.client, wsgate.client.backend):
         assert all(hasattr(package, name) for name in package.__all__)
         assert package.__all__ == sorted(package.__all__)
