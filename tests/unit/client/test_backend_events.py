@@ -1,4 +1,4 @@
-"""Entries of event streams as values; which of them are known already; and where the bus is."""
+"""Check entries of event streams as values, the window of known events, and the URLs of the bus."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def event(**more: bytes) -> Event:
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda each: each["name"])
-def test_every_vector_of_the_contract(vector: dict[str, Any]) -> None:
+def test_every_event_vector_of_the_protocol_is_parsed_to_its_fields(vector: dict[str, Any]) -> None:
     fields = {
         name.encode(): bytes.fromhex(value) if name == "data" else value.encode()
         for name, value in vector["fields"].items()
@@ -62,7 +62,7 @@ def test_every_vector_of_the_contract(vector: dict[str, Any]) -> None:
     )
 
 
-def test_what_every_event_has() -> None:
+def test_event_has_the_common_fields_and_ignores_unknown_ones() -> None:
     assert event(user=b"42", later=b"x") == Event(
         type="connected",
         id="8f14e45fceea167a-12",
@@ -76,7 +76,7 @@ def test_what_every_event_has() -> None:
     assert event().user is None
 
 
-def test_what_some_have() -> None:
+def test_event_has_the_fields_of_its_own_type() -> None:
     ended = event(type=b"disconnected", reason=b"peer_closed", duration_ms=b"1500")
     assert (ended.type, ended.reason, ended.duration_ms) == ("disconnected", "peer_closed", 1500)
     assert event(type=b"subscribed", ch="chat:é".encode()).channel == "chat:é"
@@ -93,7 +93,7 @@ def test_what_some_have() -> None:
         (b"binary", b"\xff\x00", b"\xff\x00"),
     ],
 )
-def test_data_is_what_encoding_says(encoding: bytes, data: bytes, value: Any) -> None:
+def test_data_of_an_event_is_decoded_by_its_encoding(encoding: bytes, data: bytes, value: Any) -> None:
     found = event(type=b"message", data=data, encoding=encoding)
     assert (found.data, found.encoding) == (value, encoding.decode())
 
@@ -119,13 +119,13 @@ def test_data_is_what_encoding_says(encoding: bytes, data: bytes, value: Any) ->
     ],
     ids=repr,
 )
-def test_what_is_no_event_is_malformed(more: dict[str, bytes]) -> None:
+def test_event_with_an_invalid_field_raises_malformed_event(more: dict[str, bytes]) -> None:
     with pytest.raises(MalformedEvent):
         event(**more)
 
 
 @pytest.mark.parametrize("name", sorted(COMMON))
-def test_what_lacks_a_field_is_malformed(name: bytes) -> None:
+def test_event_without_a_required_field_raises_malformed_event(name: bytes) -> None:
     with pytest.raises(MalformedEvent):
         parse_event(STREAM, ENTRY, {key: value for key, value in COMMON.items() if key != name})
 
@@ -133,17 +133,17 @@ def test_what_lacks_a_field_is_malformed(name: bytes) -> None:
 @given(
     st.dictionaries(st.sampled_from([*COMMON, b"data", b"encoding", b"duration_ms"]), st.binary(max_size=9))
 )
-def test_no_entry_raises_anything_else(fields: dict[bytes, bytes]) -> None:
+def test_random_entry_raises_only_a_final_malformed_event(fields: dict[bytes, bytes]) -> None:
     try:
         parse_event(STREAM, ENTRY, COMMON | fields)
     except MalformedEvent as error:
         assert not error.temporary
 
 
-# --- which are known ----------------------------------------------------------------------------------
+# --- known events ----------------------------------------------------------------------------------
 
 
-def test_a_window_forgets_who_was_not_met_for_longest() -> None:
+def test_window_forgets_the_event_that_was_not_met_for_longest() -> None:
     window = Window(3)
     for name in ("a", "b", "c"):
         window.add(name)
@@ -157,10 +157,10 @@ def test_a_window_forgets_who_was_not_met_for_longest() -> None:
     assert "a" not in nothing
 
 
-# --- where the bus is ---------------------------------------------------------------------------------
+# --- URLs of the bus ---------------------------------------------------------------------------------
 
 
-def test_a_url_chooses_the_kind_of_client() -> None:
+def test_scheme_of_a_url_selects_the_kind_of_redis_client() -> None:
     async def main() -> None:
         for url, kind in (
             ("redis://u:p@h:1", Redis),
@@ -202,13 +202,13 @@ def test_a_url_chooses_the_kind_of_client() -> None:
         "redis+cluster://u:hunter2@a,,b",
     ],
 )
-def test_what_is_no_url_is_refused_and_never_repeated(url: str) -> None:
+def test_invalid_bus_url_raises_settings_error_without_the_password(url: str) -> None:
     with pytest.raises(SettingsError) as caught:
         open_client(url)
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_client_that_decodes_is_refused_because_data_may_be_binary() -> None:
+def test_redis_client_that_decodes_responses_is_refused_by_the_consumer() -> None:
     async def handle(_: Event) -> None:
         return
 
