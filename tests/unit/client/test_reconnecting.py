@@ -1,4 +1,4 @@
-"""A client that comes back: when, how often, with which token, and when it does not."""
+"""Check reconnecting of a client: when, how often, with which token, and when not."""
 
 import asyncio
 import time
@@ -46,7 +46,7 @@ def unreachable() -> Disconnected:
 
 
 class Tokens:
-    """A provider that gives a new one each time, or raises."""
+    """A provider that returns a new token each time, or raises."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -62,10 +62,10 @@ class Tokens:
         return f"token-{self.asked}"
 
 
-# --- coming and going ---------------------------------------------------------------------------------
+# --- start and close ---------------------------------------------------------------------------------
 
 
-def test_a_client_connects_in_the_background_and_says_goodbye() -> None:
+def test_client_connects_in_the_background_and_closes_with_its_context() -> None:
     async def main() -> None:
         async with world(token="fixed") as here:
             states = [here.client.state]
@@ -85,7 +85,7 @@ def test_a_client_connects_in_the_background_and_says_goodbye() -> None:
     run(main())
 
 
-def test_closing_in_any_state_ends_it() -> None:
+def test_close_in_any_state_ends_the_client() -> None:
     async def main() -> None:
         never_started = Client("ws://gateway/ws")
         await never_started.close()
@@ -105,7 +105,7 @@ def test_closing_in_any_state_ends_it() -> None:
     run(main())
 
 
-def test_it_is_started_once_and_only_with_a_url_of_a_websocket() -> None:
+def test_second_start_and_invalid_urls_raise_an_error() -> None:
     async def main() -> None:
         async with world() as here:
             with pytest.raises(InternalError):
@@ -117,7 +117,7 @@ def test_it_is_started_once_and_only_with_a_url_of_a_websocket() -> None:
             Client(url)
 
 
-def test_the_table_has_every_state_and_closed_is_final() -> None:
+def test_transitions_cover_every_state_and_closed_is_final() -> None:
     assert TRANSITIONS.keys() == set(ClientState)
     assert TRANSITIONS[ClientState.CLOSED] == set()
     assert all(ClientState.CLOSED in TRANSITIONS[state] for state in set(ClientState) - {ClientState.CLOSED})
@@ -126,7 +126,7 @@ def test_the_table_has_every_state_and_closed_is_final() -> None:
 # --- back-off -----------------------------------------------------------------------------------------
 
 
-def test_attempts_that_fail_wait_longer_each_time_and_a_connection_that_lasted_begins_anew() -> None:
+def test_backoff_grows_with_failed_attempts_and_resets_after_a_lasting_connection() -> None:
     async def main() -> None:
         gateway = MemoryGateway(refusals=deque(unreachable() for _ in range(8)))
         async with world(gateway, random=lambda: 1.0) as here:
@@ -145,7 +145,7 @@ def test_attempts_that_fail_wait_longer_each_time_and_a_connection_that_lasted_b
     run(main())
 
 
-def test_a_gateway_that_welcomes_and_cuts_at_once_is_not_hammered() -> None:
+def test_backoff_grows_if_connections_end_right_after_the_welcome() -> None:
     async def main() -> None:
         async with world(random=lambda: 1.0) as here:
             for count, window_s in enumerate((0.5, 1, 2, 4), 1):
@@ -158,7 +158,7 @@ def test_a_gateway_that_welcomes_and_cuts_at_once_is_not_hammered() -> None:
 
 
 @pytest.mark.parametrize("random", [0.0, 0.5, 0.999])
-def test_bye_says_how_long_to_wait_at_least_and_jitter_comes_on_top(random: float) -> None:
+def test_retry_time_of_a_bye_is_the_least_wait_and_jitter_is_added(random: float) -> None:
     async def main() -> None:
         async with world(random=lambda: random) as here:
             link = await here.opened(1)
@@ -173,7 +173,7 @@ def test_bye_says_how_long_to_wait_at_least_and_jitter_comes_on_top(random: floa
     run(main())
 
 
-def test_a_503_says_how_long_to_wait_at_least() -> None:
+def test_retry_after_of_a_503_or_429_is_the_least_wait() -> None:
     async def main() -> None:
         async with world(MemoryGateway(refusals=deque([refused(503, "7"), refused(429, "3")]))) as here:
             for expected_s in (7 + 0.25, 3 + 0.5):
@@ -186,11 +186,11 @@ def test_a_503_says_how_long_to_wait_at_least() -> None:
     run(main())
 
 
-# --- who stays away -----------------------------------------------------------------------------------
+# --- final codes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1005, 1006, 1011, 1012, 1013, 4001, 4012, 4029, 4050, 4499])
-def test_codes_that_come_back(code: int) -> None:
+def test_client_reconnects_after_a_temporary_close_code(code: int) -> None:
     async def main() -> None:
         async with world(token=Tokens()) as here:
             (await here.opened(1)).end(code)
@@ -200,7 +200,7 @@ def test_codes_that_come_back(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [1002, 1003, 1007, 1008, 1009, 1010, 4500, 4501, 4503, 4520, 4999])
-def test_codes_that_do_not(code: int) -> None:
+def test_final_close_code_ends_the_client_and_all_its_calls(code: int) -> None:
     async def main() -> None:
         async with world(token=Tokens()) as here:
             chat, inbox = here.client.subscribe("chat"), here.client.inbox()
@@ -209,11 +209,11 @@ def test_codes_that_do_not(code: int) -> None:
             publishing = asyncio.create_task(here.client.publish("silent", 1))
             here.gateway.silent.add("silent")
             await until(lambda: link.commands("pub"))
-            link.publish("chat", "last words")
+            link.publish("chat", "last message")
             link.end(code, "why")
             ending = await here.client.closed()
             assert ending == Ending(code, "why", may_return=False)
-            assert (await anext(chat)).data == "last words"
+            assert (await anext(chat)).data == "last message"
             for ended in (chat, inbox):
                 with pytest.raises(ClosedError) as caught:
                     await anext(ended)
@@ -227,7 +227,7 @@ def test_codes_that_do_not(code: int) -> None:
     run(main())
 
 
-def test_what_bye_said_counts_when_its_close_is_lost() -> None:
+def test_bye_decides_when_its_close_frame_is_lost() -> None:
     async def main() -> None:
         async with world() as here:
             link = await here.opened(1)
@@ -239,7 +239,7 @@ def test_what_bye_said_counts_when_its_close_is_lost() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 426, 431, 501])
-def test_a_handshake_that_can_never_succeed_ends_it(status: int) -> None:
+def test_final_handshake_status_ends_the_client(status: int) -> None:
     async def main() -> None:
         async with world(MemoryGateway(refusals=deque([refused(status)]))) as here:
             assert (await here.client.closed()).code == status
@@ -252,7 +252,7 @@ def test_a_handshake_that_can_never_succeed_ends_it(status: int) -> None:
 # --- tokens -------------------------------------------------------------------------------------------
 
 
-def test_every_attempt_asks_for_a_token_so_one_that_expired_is_followed_by_a_fresh_one() -> None:
+def test_every_attempt_requests_a_new_token_from_the_provider() -> None:
     async def main() -> None:
         async with world(token=Tokens()) as here:
             link = await here.opened(1)
@@ -265,7 +265,7 @@ def test_every_attempt_asks_for_a_token_so_one_that_expired_is_followed_by_a_fre
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_fixed_token_that_is_refused_is_not_shown_again(status: int) -> None:
+def test_refused_fixed_token_ends_the_client_after_one_attempt(status: int) -> None:
     async def main() -> None:
         for token in ("fixed", None):
             async with world(MemoryGateway(refusals=deque([refused(status)])), token=token) as here:
@@ -276,7 +276,7 @@ def test_a_fixed_token_that_is_refused_is_not_shown_again(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_provider_is_asked_a_bounded_number_of_times(status: int) -> None:
+def test_refused_tokens_of_a_provider_end_the_client_at_the_limit(status: int) -> None:
     async def main() -> None:
         gateway = MemoryGateway(refusals=deque(refused(status) for _ in range(9)))
         async with world(gateway, token=Tokens(), options=ClientOptions(unauthorized_limit=3)) as here:
@@ -290,7 +290,7 @@ def test_a_provider_is_asked_a_bounded_number_of_times(status: int) -> None:
 
 @pytest.mark.parametrize("reason", ["token_expired", "closed", "why"])
 @pytest.mark.parametrize("url", ["ws://gateway/ws", "ws://gateway/ws?token=fixed"])
-def test_a_fixed_token_that_has_expired_ends_the_client(reason: str, url: str) -> None:
+def test_expired_fixed_token_ends_the_client(reason: str, url: str) -> None:
     async def main() -> None:
         token = None if "token=" in url else "fixed"
         async with world(token=token, url=url) as here:
@@ -305,7 +305,7 @@ def test_a_fixed_token_that_has_expired_ends_the_client(reason: str, url: str) -
 
 
 @pytest.mark.parametrize("reason", ["key_awaited", "token_not_yet_valid"])
-def test_a_fixed_token_that_will_be_good_later_is_shown_again(reason: str) -> None:
+def test_fixed_token_that_is_valid_later_is_sent_again(reason: str) -> None:
     async def main() -> None:
         async with world(token="fixed") as here:
             link = await here.opened(1)
@@ -316,7 +316,7 @@ def test_a_fixed_token_that_will_be_good_later_is_shown_again(reason: str) -> No
     run(main())
 
 
-def test_a_fixed_text_that_is_no_token_ends_the_client_at_once() -> None:
+def test_invalid_fixed_token_ends_the_client_without_an_attempt() -> None:
     async def main() -> None:
         async with world(token="no token at all") as here:
             with pytest.raises(
@@ -328,7 +328,7 @@ def test_a_fixed_text_that_is_no_token_ends_the_client_at_once() -> None:
     run(main())
 
 
-def test_a_missing_token_is_an_error_as_soon_as_the_gateway_says_so(
+def test_missing_token_ends_the_client_when_the_gateway_requires_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(session, "PROBE_S", 0.01)
@@ -348,7 +348,7 @@ def test_a_missing_token_is_an_error_as_soon_as_the_gateway_says_so(
     run(main())
 
 
-def test_a_session_that_is_welcomed_in_time_sends_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_with_a_welcome_in_time_sends_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "PROBE_S", 0.0)
 
     async def main() -> None:
@@ -360,7 +360,7 @@ def test_a_session_that_is_welcomed_in_time_sends_no_probe(monkeypatch: pytest.M
     run(main())
 
 
-def test_an_absurd_retry_time_is_an_hour() -> None:
+def test_retry_time_is_limited_to_one_hour() -> None:
     async def main() -> None:
         async with world(MemoryGateway(silent={"c"}), random=lambda: 0.0) as here:
             here.client.subscribe("c")
@@ -377,7 +377,7 @@ def test_an_absurd_retry_time_is_an_hour() -> None:
     run(main())
 
 
-def test_refusals_count_in_a_row_only() -> None:
+def test_only_consecutive_refusals_count_for_the_unauthorized_limit() -> None:
     async def main() -> None:
         gateway = MemoryGateway(refusals=deque([refused(401), refused(401)]))
         async with world(gateway, token=Tokens(), options=ClientOptions(unauthorized_limit=3)) as here:
@@ -393,7 +393,7 @@ def test_refusals_count_in_a_row_only() -> None:
     run(main())
 
 
-def test_a_provider_that_raises_is_a_failed_attempt_and_is_told() -> None:
+def test_exception_of_a_provider_is_a_failed_attempt_and_is_reported() -> None:
     async def main() -> None:
         tokens = Tokens()
         tokens.failing = True
@@ -412,7 +412,7 @@ def test_a_provider_that_raises_is_a_failed_attempt_and_is_told() -> None:
     run(main())
 
 
-def test_a_provider_that_hangs_is_a_failed_attempt_and_is_told() -> None:
+def test_provider_timeout_is_a_failed_attempt_and_is_reported() -> None:
     async def main() -> None:
         asked = 0
 
@@ -436,7 +436,7 @@ def test_a_provider_that_hangs_is_a_failed_attempt_and_is_told() -> None:
 
 
 @pytest.mark.parametrize(("random", "part"), [(0.0, 0.8), (0.5, 0.85), (1.0, 0.9)])
-def test_a_token_is_refreshed_ahead_of_its_end_each_time(random: float, part: float) -> None:
+def test_token_is_refreshed_at_80_to_90_percent_of_its_life_each_time(random: float, part: float) -> None:
     async def main() -> None:
         gateway = MemoryGateway(welcome={"user": "42", "expires_s": 100})
         async with world(gateway, token=Tokens(), random=lambda: random) as here:
@@ -458,7 +458,7 @@ def test_a_token_is_refreshed_ahead_of_its_end_each_time(random: float, part: fl
 
 
 @pytest.mark.parametrize(("random", "delay_s"), [(0.0, 0.0), (0.5, 7.5), (0.99, 14.85)])
-def test_a_forced_refresh_comes_within_the_first_half_of_its_time(random: float, delay_s: float) -> None:
+def test_requested_refresh_is_sent_within_the_first_half_of_its_time(random: float, delay_s: float) -> None:
     async def main() -> None:
         gateway = MemoryGateway(welcome={"user": "42", "expires_s": 3600})
         async with world(gateway, token=Tokens(), random=lambda: random) as here:
@@ -476,7 +476,7 @@ def test_a_forced_refresh_comes_within_the_first_half_of_its_time(random: float,
     run(main())
 
 
-def test_a_forced_refresh_never_comes_later_than_the_one_that_was_due() -> None:
+def test_requested_refresh_does_not_delay_a_refresh_that_is_due_earlier() -> None:
     async def main() -> None:
         gateway = MemoryGateway(welcome={"user": "42", "expires_s": 100})
         async with world(gateway, token=Tokens(), random=lambda: 0.5) as here:
@@ -492,7 +492,7 @@ def test_a_forced_refresh_never_comes_later_than_the_one_that_was_due() -> None:
     run(main())
 
 
-def test_a_refresh_that_fails_is_told_and_tried_again() -> None:
+def test_failed_refresh_is_reported_and_repeated_after_one_second() -> None:
     async def main() -> None:
         gateway = MemoryGateway(
             welcome={"user": "42", "expires_s": 3600}, faults={"refresh": (401, "unauthorized")}
@@ -515,7 +515,7 @@ def test_a_refresh_that_fails_is_told_and_tried_again() -> None:
 
 
 async def refreshes(here: World, link: MemoryLink, seconds: int) -> int:
-    """Let so much time pass, in steps of 100 ms, and count the refreshes."""
+    """Let so many seconds pass in steps of 100 ms and return the number of refreshes."""
     for _ in range(seconds * 10):
         for _ in range(20):
             await asyncio.sleep(0)
@@ -538,7 +538,7 @@ def test_a_token_that_is_always_expired_is_refreshed_once_a_second(random: float
 
 
 @pytest.mark.parametrize("random", [0.0, 0.5, 0.999])
-def test_a_gateway_that_asks_again_and_again_gets_one_refresh_a_second(random: float) -> None:
+def test_repeated_refresh_requests_cause_at_most_one_refresh_a_second(random: float) -> None:
     async def main() -> None:
         gateway = MemoryGateway(welcome={"user": "42", "expires_s": 3600})
         async with world(gateway, token=Tokens(), random=lambda: random) as here:
@@ -553,7 +553,7 @@ def test_a_gateway_that_asks_again_and_again_gets_one_refresh_a_second(random: f
     run(main())
 
 
-def test_a_refresh_that_is_under_way_is_not_put_off_by_another_question() -> None:
+def test_refresh_in_progress_is_not_delayed_by_further_requests() -> None:
     async def main() -> None:
         asked = 0
         answer = asyncio.Event()
@@ -585,7 +585,7 @@ def test_a_refresh_that_is_under_way_is_not_put_off_by_another_question() -> Non
 
 
 @pytest.mark.parametrize("random", [0.0, 0.5, 0.999])
-def test_the_same_token_again_is_a_failed_try_unless_the_gateway_asked(random: float) -> None:
+def test_unchanged_token_is_a_failed_refresh_unless_the_gateway_requested_one(random: float) -> None:
     async def main() -> None:
         asked = 0
 
@@ -607,7 +607,7 @@ def test_the_same_token_again_is_a_failed_try_unless_the_gateway_asked(random: f
     run(main())
 
 
-def test_a_provider_that_says_stop_ends_the_client_with_its_cause() -> None:
+def test_unauthorized_error_of_a_provider_ends_the_client_with_its_text() -> None:
     async def main() -> None:
         tokens = Tokens()
         gateway = MemoryGateway(welcome={"user": "42", "expires_s": 100})
@@ -627,7 +627,7 @@ def test_a_provider_that_says_stop_ends_the_client_with_its_cause() -> None:
     run(main())
 
 
-def test_a_fixed_token_that_was_refreshed_by_hand_is_the_one_that_is_shown_next() -> None:
+def test_token_passed_to_refresh_is_used_for_the_next_connection() -> None:
     async def main() -> None:
         async with world(token="first") as here:
             link = await here.opened(1)
@@ -639,7 +639,7 @@ def test_a_fixed_token_that_was_refreshed_by_hand_is_the_one_that_is_shown_next(
     run(main())
 
 
-def test_without_a_provider_a_forced_refresh_is_told_and_nothing_is_refreshed() -> None:
+def test_requested_refresh_without_a_provider_is_reported_and_not_sent() -> None:
     async def main() -> None:
         gateway = MemoryGateway(welcome={"user": "42", "expires_s": 100})
         async with world(gateway, token="fixed") as here:
@@ -656,10 +656,10 @@ def test_without_a_provider_a_forced_refresh_is_told_and_nothing_is_refreshed() 
     run(main())
 
 
-# --- whether the gateway lives ------------------------------------------------------------------------
+# --- liveness of the gateway ------------------------------------------------------------------------
 
 
-def test_a_gateway_that_vanished_is_noticed_and_one_that_only_pings_is_alive() -> None:
+def test_silent_gateway_is_left_after_the_silence_time_but_not_one_that_pings() -> None:
     async def main() -> None:
         async with world() as here:
             link = await here.opened(1)
@@ -679,7 +679,7 @@ def test_a_gateway_that_vanished_is_noticed_and_one_that_only_pings_is_alive() -
     run(main())
 
 
-def test_where_the_gateway_does_not_ping_the_client_does() -> None:
+def test_client_sends_pings_if_the_gateway_does_not() -> None:
     async def main() -> None:
         async with world(MemoryGateway(welcome={"ping_s": 0})) as here:
             link = await here.opened(1)
@@ -697,7 +697,7 @@ def test_where_the_gateway_does_not_ping_the_client_does() -> None:
 
 
 @pytest.mark.parametrize("step_s", [-86_400.0, 86_400.0])
-def test_a_wall_clock_that_is_set_changes_nothing(step_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_of_the_wall_clock_changes_no_timer(step_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.time
 
     async def main() -> None:
@@ -717,7 +717,7 @@ def test_a_wall_clock_that_is_set_changes_nothing(step_s: float, monkeypatch: py
     run(main())
 
 
-def test_who_is_not_welcomed_in_time_tries_again() -> None:
+def test_missing_welcome_is_a_failed_attempt_after_the_open_timeout() -> None:
     async def main() -> None:
         gateway = MemoryGateway(silent={"welcome"})
         async with world(gateway, options=ClientOptions(open_timeout_s=0.01)) as here:
@@ -733,11 +733,11 @@ def test_who_is_not_welcomed_in_time_tries_again() -> None:
     run(main())
 
 
-# --- what should not happen ---------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("frame", [b"\xc1", b"\x81\xa2op\x01", "{}"])
-def test_a_gateway_that_talks_nonsense_is_left_and_tried_again(frame: bytes | str) -> None:
+def test_undecodable_frame_ends_the_connection_and_the_client_reconnects(frame: bytes | str) -> None:
     async def main() -> None:
         async with world() as here:
             (await here.opened(1)).say_raw(frame)
@@ -747,7 +747,7 @@ def test_a_gateway_that_talks_nonsense_is_left_and_tried_again(frame: bytes | st
     run(main())
 
 
-def test_a_fault_of_a_library_costs_an_attempt_and_not_the_client() -> None:
+def test_unexpected_exception_is_a_failed_attempt_and_the_client_continues() -> None:
     async def main() -> None:
         async with world(MemoryGateway(refusals=deque([RuntimeError("a bug"), KeyError("x")]))) as here:
             for _ in range(2):
@@ -760,7 +760,7 @@ def test_a_fault_of_a_library_costs_an_attempt_and_not_the_client() -> None:
     run(main())
 
 
-def test_callbacks_that_raise_are_their_owners_business(caplog: pytest.LogCaptureFixture) -> None:
+def test_exception_in_on_error_is_logged_and_the_client_continues(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         def on_error(_: Exception) -> None:
             raise ValueError("in on_error")
@@ -776,7 +776,7 @@ def test_callbacks_that_raise_are_their_owners_business(caplog: pytest.LogCaptur
     assert "on_error raised" in caplog.text
 
 
-def test_without_on_error_the_log_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_are_logged_without_an_on_error_callback(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         clock, gateway = ManualClock(), MemoryGateway(refusals=deque([unreachable()]))
         environment = Environment(clock=clock, random=lambda: 0.5, connect=gateway.connect)
@@ -787,7 +787,7 @@ def test_without_on_error_the_log_is_told(caplog: pytest.LogCaptureFixture) -> N
     assert [record.levelname for record in caplog.records if record.name == "wsgate.client"] == ["WARNING"]
 
 
-def test_a_second_bye_or_welcome_and_unknown_messages_do_no_harm() -> None:
+def test_unexpected_messages_of_the_gateway_do_not_disturb_the_client() -> None:
     async def main() -> None:
         async with world() as here:
             link = await here.opened(1)
