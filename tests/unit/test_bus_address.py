@@ -1,4 +1,4 @@
-"""Where the bus is: what a URL names, what is refused, and that the configuration says the same."""
+"""Check bus URLs: their parsed address, refused ones, and that the configuration agrees."""
 
 import pytest
 
@@ -71,7 +71,7 @@ REFUSED = [
 
 
 def configured(url: str) -> str:
-    """What the configuration says to a bus URL: nothing when it takes it."""
+    """Return the error of the configuration about a bus URL, or an empty text."""
     try:
         load(None, {}, {"server": {"dev": True}, "bus": {"url": url}})
     except SettingsError as error:
@@ -80,13 +80,15 @@ def configured(url: str) -> str:
 
 
 @pytest.mark.parametrize(("url", "address"), TAKEN)
-def test_what_is_taken_is_taken_by_the_configuration_too(url: str, address: BusAddress) -> None:
+def test_valid_bus_url_is_parsed_and_accepted_by_the_configuration(url: str, address: BusAddress) -> None:
     assert parse_address(url) == address
     assert configured(url) == ""
 
 
 @pytest.mark.parametrize(("url", "said"), REFUSED)
-def test_what_is_refused_is_refused_by_both_and_not_shown(url: str, said: str) -> None:
+def test_invalid_bus_url_is_refused_by_parser_and_configuration_without_its_password(
+    url: str, said: str
+) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_address(url)
     for line in (str(caught.value), configured(url)):
@@ -108,12 +110,12 @@ def test_what_is_refused_is_refused_by_both_and_not_shown(url: str, said: str) -
         (parse_address("rediss+cluster://:hunter2@a,b"), "rediss+cluster://a:6379,b:6379"),
     ],
 )
-def test_people_are_shown_neither_user_nor_password(address: BusAddress, shown: str) -> None:
+def test_text_of_an_address_contains_neither_user_nor_password(address: BusAddress, shown: str) -> None:
     assert str(address) == shown
     assert "hunter2" not in repr(address)
 
 
-def test_names_are_the_prefix_and_the_name_as_it_is_s26() -> None:
+def test_bus_names_are_the_prefix_and_the_unchanged_channel_name_s26() -> None:
     names = Names("wsgate")
     assert names.channel(b"a\r\n b*\x00{}") == b"wsgate:ch:a\r\n b*\x00{}"
     assert names.probe("n", 3) == b"wsgate:probe:n:3"
@@ -134,7 +136,7 @@ def test_names_are_the_prefix_and_the_name_as_it_is_s26() -> None:
         ("", ""),
     ],
 )
-def test_a_url_is_shown_without_its_passwords(url: str, masked: str) -> None:
+def test_passwords_in_a_bus_url_are_masked(url: str, masked: str) -> None:
     assert mask_password(url) == masked
 
 
@@ -148,13 +150,13 @@ def test_a_url_is_shown_without_its_passwords(url: str, masked: str) -> None:
         ("unix:///run/r.sock?password=old", "unix://:p%40ss@/run/r.sock"),
     ],
 )
-def test_a_password_from_elsewhere_takes_its_place(url: str, whole: str) -> None:
+def test_separate_password_replaces_the_password_of_the_url(url: str, whole: str) -> None:
     assert with_password(url, "p@ss") == whole
     assert parse_address(whole).password == "p@ss"
     assert with_password(url, "") == url
 
 
-def test_a_server_that_was_found_is_asked_with_the_same_credentials() -> None:
+def test_address_of_a_cluster_server_keeps_credentials_and_tls() -> None:
     address = parse_address("rediss+cluster://u:p@a,b")
     assert address.is_cluster
     assert address.server("c", 9) == BusAddress("c", 9, username="u", password="p", tls=BusTls())
