@@ -1,4 +1,4 @@
-"""The codes are one thing in three places: the registry, the data for clients, the specification (P9)."""
+"""Check that the codes agree in registry, data for clients, and specification (P9)."""
 
 import json
 import re
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def differences(expected: Mapping[Key, Any], found: Mapping[Key, Any]) -> list[str]:
-    """What is missing, extra or different, each in words; empty when the two agree."""
+    """Return each missing, extra or different entry in words; nothing if the two agree."""
     return [
         *(f"missing: {key}" for key in expected if key not in found),
         *(f"extra: {key}" for key in found if key not in expected),
@@ -31,7 +31,7 @@ def differences(expected: Mapping[Key, Any], found: Mapping[Key, Any]) -> list[s
 
 
 def by(key: str, rows: list[Row]) -> dict[Any, Row]:
-    """Rows by one of their fields, which no two may share."""
+    """Return rows by one of their fields, which must be unique."""
     found = {row[key]: row for row in rows}
     assert len(found) == len(rows)
     return found
@@ -73,12 +73,14 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("part", "key", "registry"), PARTS)
-def test_the_data_for_clients_is_the_registry(part: str, key: str, registry: list[Row]) -> None:
+def test_codes_json_equals_the_registry(part: str, key: str, registry: list[Row]) -> None:
     assert differences(by(key, registry), by(key, CODES[part])) == []
 
 
 @pytest.mark.parametrize(("part", "key", "registry"), PARTS)
-def test_a_planted_difference_of_each_kind_is_found(part: str, key: str, registry: list[Row]) -> None:
+def test_planted_difference_between_codes_json_and_registry_is_found(
+    part: str, key: str, registry: list[Row]
+) -> None:
     rows = CODES[part]
     first = rows[0][key]
     assert differences(by(key, registry), by(key, rows[1:])) == [f"missing: {first}"]
@@ -90,7 +92,7 @@ def test_a_planted_difference_of_each_kind_is_found(part: str, key: str, registr
             assert differences(by(key, registry), by(key, [changed, *rows[1:]])) == [f"different: {first}"]
 
 
-def test_the_data_has_no_other_part() -> None:
+def test_codes_json_has_exactly_the_four_known_parts() -> None:
     assert set(CODES) == {"about", "reasons", "errors", "handshake"}
     assert not {each.reason for each in REFUSALS.values()} & set(SHARD_REFUSALS)
 
@@ -99,12 +101,12 @@ def test_the_data_has_no_other_part() -> None:
 
 
 def section(spec: str, title: str) -> str:
-    """The text under one heading."""
+    """Return the text under one heading."""
     return re.split(r"^## ", spec.partition(f"\n## {title}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def table(text: str) -> list[list[str]]:
-    """The cells of the rows of the one table in a text, without its head."""
+    """Return the cells of the rows of the only table in a text, without its head."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
@@ -117,7 +119,7 @@ def spec_errors(spec: str) -> dict[str, int]:
 
 
 def spec_closes(spec: str) -> set[tuple[int, str]]:
-    """Code and reason of every Close; where a row has several codes, each has its reason in order."""
+    """Return code and reason of every Close; a row with several codes has its reasons in the same order."""
     found = set()
     for codes, reasons, _ in table(section(spec, "Closing")):
         names = re.findall(r"`(\w+)`", reasons)
@@ -139,13 +141,13 @@ def test_p9_the_specification_names_exactly_the_errors_of_the_registry() -> None
     assert spec_errors(SPEC) == {name: entry.code for name, entry in ERRORS.items()}
 
 
-def test_p9_the_specification_names_exactly_the_refusals_over_http() -> None:
+def test_p9_the_specification_names_exactly_the_http_statuses_of_refusals() -> None:
     sentence = section(SPEC, "Opening").partition("Refusals over HTTP:")[2].partition("with `Retry-After`")[0]
     statuses = {row["http_status"] for row in (*registry_refusals(), *registry_reasons())} - {0}
     assert {int(number) for number in re.findall(r"\b\d{3}\b", sentence)} == statuses
 
 
-def test_p9_the_specification_says_which_closes_come_back() -> None:
+def test_p9_the_specification_states_after_which_closes_clients_reconnect() -> None:
     advice = section(SPEC, "Closing").partition("|")[0]
     come, _, stay = advice.partition("reconnect; ")
     come_back = {int(code) for code in re.findall(r"\b1\d{3}\b", come)}
