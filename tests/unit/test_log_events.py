@@ -1,4 +1,4 @@
-"""Every event that the gateway logs has one row in `wsgate.log_events`, and every row is logged somewhere."""
+"""Check that every logged event has one row in `wsgate.log_events`, and that every row is logged."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 
 def calls(path: str, text: str) -> Iterator[Call]:
-    """Every call of a log in a file, and the record that `wsgate.log` makes by itself."""
+    """Yield every log call in a file, and the record that `wsgate.log` makes by itself."""
     tree = ast.parse(text)
     values = {
         target.id: node.value
@@ -69,7 +69,7 @@ def calls(path: str, text: str) -> Iterator[Call]:
 
 
 def name(node: ast.expr, values: dict[str, ast.expr]) -> str:
-    """The name of an event, with * for what is only known when the code runs."""
+    """Return the name of an event, with * for each part that is known only at run time."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -82,7 +82,10 @@ def name(node: ast.expr, values: dict[str, ast.expr]) -> str:
 
 
 def found() -> list[Call]:
-    """Every call in the gateway. `wsgate/client` runs in other programs and logs by the standard library."""
+    """Return every log call in the gateway.
+
+    `wsgate/client` runs in other programs and logs by the standard library.
+    """
     files = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] != "client"]
     return [
         call
@@ -102,7 +105,7 @@ def test_every_logged_event_has_a_row_with_its_level_and_fields(call: Call) -> N
     assert call.fields <= set(row.fields)
 
 
-def test_no_row_has_an_event_or_a_level_or_a_field_that_nothing_logs() -> None:
+def test_every_row_level_and_field_of_the_table_is_logged() -> None:
     levels: defaultdict[str, set[str]] = defaultdict(set)
     fields: defaultdict[str, set[str]] = defaultdict(set)
     is_open: set[str] = set()
@@ -115,8 +118,8 @@ def test_no_row_has_an_event_or_a_level_or_a_field_that_nothing_logs() -> None:
         assert event in is_open or set(row.fields) == fields[event], event
 
 
-def test_every_way_to_log_is_found() -> None:
-    """A method of a log that is passed on would be called where this test does not look."""
+def test_methods_of_a_log_are_passed_on_only_at_known_places() -> None:
+    """A method of a log that is passed on would be called where these tests do not look."""
     text = {path: (PACKAGE / path).read_text(encoding="utf-8") for path in PASSED_ON}
     passed = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -136,7 +139,7 @@ def test_every_way_to_log_is_found() -> None:
 
 
 @pytest.mark.parametrize("row", EVENTS, ids=lambda row: row.name)
-def test_a_row_can_be_read_alone(row: object) -> None:
+def test_row_of_an_event_has_a_valid_name_and_whole_sentences(row: object) -> None:
     assert row in EVENTS
     [event] = [each for each in EVENTS if each == row]
     assert re.fullmatch(r"[a-z0-9_]+(?:<[a-z]+>)?", event.name)
@@ -151,7 +154,7 @@ def test_no_event_has_two_rows() -> None:
     assert len(ROWS) == len(EVENTS)
 
 
-def test_families_are_filled_by_tables_and_never_by_a_client() -> None:
+def test_inserted_parts_of_event_names_come_from_tables() -> None:
     assert all(re.fullmatch("[a-z_]+", duty) for duty in DUTIES)
     assert all(re.fullmatch("[a-z_]+", cause) for cause in faults.CAUSES)
 
@@ -164,6 +167,6 @@ def test_families_are_filled_by_tables_and_never_by_a_client() -> None:
         ("cause = 'a_' + b\n_process_log.warning(cause)", "a_*", "warning"),
     ],
 )
-def test_a_call_is_found(text: str, event: str, level: str) -> None:
+def test_log_call_is_found_with_event_and_level(text: str, event: str, level: str) -> None:
     [call] = calls("x.py", text)
     assert (call.event, call.levels) == (event, [level])
