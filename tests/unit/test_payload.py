@@ -1,4 +1,4 @@
-"""Payloads: what bytes are, decided once and the same everywhere; nothing a stranger sends raises."""
+"""Check the encoding of payloads: one decision for all bytes, and no bytes raise an error."""
 
 import json
 from typing import Any
@@ -77,31 +77,31 @@ BINARIES = [
 ]
 
 
-def test_the_room_offers_these_names() -> None:
+def test_payload_module_exports_exactly_the_listed_names() -> None:
     assert wsgate.payload.__all__ == ["BINARY", "JSON", "TEXT", "Payload", "classify", "is_json", "is_text"]
 
 
 @pytest.mark.parametrize("data", DOCUMENTS)
-def test_a_document_is_json_and_stays_as_it_is(data: bytes) -> None:
+def test_valid_json_document_is_classified_as_json_unchanged(data: bytes) -> None:
     assert classify(data) == Payload(JSON, data)
     assert is_json(data)
     assert is_json(data, has_margin=False)
 
 
 @pytest.mark.parametrize("data", TEXTS)
-def test_what_no_json_parser_takes_is_text(data: bytes) -> None:
+def test_utf_8_that_is_no_json_is_classified_as_text(data: bytes) -> None:
     assert classify(data) == Payload(TEXT, data)
     assert not is_json(data, has_margin=False)
 
 
 @pytest.mark.parametrize("data", BINARIES)
-def test_what_is_not_utf_8_is_binary(data: bytes) -> None:
+def test_bytes_that_are_not_utf_8_are_classified_as_binary(data: bytes) -> None:
     assert classify(data) == Payload(BINARY, data)
     assert not is_text(data)
 
 
 def strict(data: bytes) -> bool:
-    """What another parser thinks, made as strict as RFC 8259 and RFC 3629 are."""
+    """Return whether another parser, made as strict as RFC 8259 and RFC 3629, accepts the bytes."""
 
     def refuse(name: str) -> Any:
         raise ValueError(name)
@@ -111,7 +111,7 @@ def strict(data: bytes) -> bool:
         if text.startswith("\ufeff"):
             return False
         value = json.loads(text, parse_constant=refuse, parse_int=str)
-        # Half a surrogate pair is grammar to RFC 8259 (section 8.2), and no text to anybody.
+        # Half a surrogate pair is valid by the grammar of RFC 8259 (section 8.2), but is no text.
         json.dumps(value, ensure_ascii=False).encode()
     except ValueError:
         return False
@@ -127,7 +127,7 @@ VALUES = st.recursive(
 
 @st.composite
 def nearly_json(draw: st.DrawFn) -> bytes:
-    """A document with some of its bytes changed, left out or said twice."""
+    """Draw a document with some of its bytes changed, left out or repeated."""
     data = bytearray(json.dumps(draw(VALUES), ensure_ascii=draw(st.booleans())).encode())
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.integers(0, len(data) - 1))
@@ -142,7 +142,7 @@ SIGNS = [b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b"\\u", b"-", b"0", b"
 
 @given(nearly_json() | st.binary(max_size=40))
 @example(b'"\x7f"')
-def test_json_is_what_another_parser_says_it_is(data: bytes) -> None:
+def test_is_json_agrees_with_a_strict_reference_parser(data: bytes) -> None:
     assert is_json(data) is is_json(data, has_margin=False) is strict(data)
 
 
@@ -154,7 +154,7 @@ def test_classifying_never_raises_and_never_changes_a_byte(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("open_, close", [(b"[", b"]"), (b'{"a":', b"}")])
-def test_s22_nesting_is_read_as_far_as_parsers_go_and_is_text_beyond(open_: bytes, close: bytes) -> None:
+def test_s22_json_nested_500_deep_is_json_and_100000_deep_is_text(open_: bytes, close: bytes) -> None:
     def nested(levels: int) -> bytes:
         return open_ * levels + b"1" + close * levels
 
@@ -164,14 +164,14 @@ def test_s22_nesting_is_read_as_far_as_parsers_go_and_is_text_beyond(open_: byte
     assert classify(nested(500)[:-1]).encoding == TEXT
 
 
-def test_many_brackets_side_by_side_are_no_nesting() -> None:
+def test_many_brackets_side_by_side_do_not_count_as_nesting() -> None:
     assert is_json(b"[" + b",".join([b'{"a":[]}'] * 2_000) + b"]")
-    # What closes the brackets of somebody else is no document, however it is looked at.
+    # A document must not close brackets that it has not opened.
     assert not is_json(b"1" + b",[]" * 300)
     assert not is_json(b"1]" + b",[]" * 300 + b",[1")
 
 
-def test_what_one_process_accepts_is_read_from_a_deeper_stack_elsewhere() -> None:
+def test_accepted_nesting_is_read_from_a_deeper_call_stack_too() -> None:
     def deeper(frames: int, data: bytes) -> bool:
         return deeper(frames - 1, data) if frames else is_json(data, has_margin=False)
 
@@ -179,5 +179,5 @@ def test_what_one_process_accepts_is_read_from_a_deeper_stack_elsewhere() -> Non
     assert deeper(60, b"[" * accepted + b"]" * accepted)
 
 
-def test_s22_a_number_of_a_million_digits_is_a_document_nobody_computes() -> None:
+def test_s22_number_of_a_million_digits_is_json() -> None:
     assert classify(b"[-" + b"9" * 1_000_000 + b"]").encoding == JSON
