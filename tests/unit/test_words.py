@@ -1,4 +1,4 @@
-"""The check of the words finds what it is there for."""
+"""Check that the check of the words finds the faults that it looks for."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from tests.support.check_words import faults_of_docstrings, faults_of_helps, fir
         "What a peer may still send to us.",
     ],
 )
-def test_a_first_line_that_needs_the_code_is_poor(line: str) -> None:
+def test_first_line_without_a_subject_is_poor(line: str) -> None:
     assert is_poor(line)
 
 
