@@ -1,4 +1,4 @@
-"""Children of the keeper: when they are started again, and how they are forked."""
+"""Check children of the keeper: when they are restarted, and how they are forked."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ from wsgate.node.children import BACKOFF_MOST_S, LIVED_WELL_S, Child, fork_child
 
 
 class Clock:
-    """In place of the module `time`."""
+    """A clock that stands in for the module `time`."""
 
     now_s = 1_000.0
 
@@ -34,18 +34,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What is said, whatever another test has set up."""
+    """Capture log lines, whatever logging another test has set up."""
     monkeypatch.setattr(logging.getLogger("wsgate"), "propagate", True)
     caplog.set_level(logging.INFO, "wsgate")
     return caplog
 
 
-def said(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+def logged(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [(record.levelname, record.getMessage()) for record in log.records]
 
 
 def seconds_until_restart(child: Child, clock: Clock) -> float:
-    """How long it waits after a death, to a tenth of a second."""
+    """Return how long the child waits after a crash, to a tenth of a second."""
     child.ended(1, is_asked=False)
     died_s = clock.now_s
     while not child.pid:
@@ -56,7 +56,7 @@ def seconds_until_restart(child: Child, clock: Clock) -> float:
     return round(clock.now_s - died_s, 1)
 
 
-def test_who_dies_young_waits_twice_as_long_each_time_and_never_too_long(clock: Clock) -> None:
+def test_restart_delay_doubles_with_each_early_crash_up_to_its_limit(clock: Clock) -> None:
     child = Child("shard-0", lambda: 7)
     child.start_when_due()
     waits = [seconds_until_restart(child, clock) for _ in range(9)]
@@ -65,7 +65,7 @@ def test_who_dies_young_waits_twice_as_long_each_time_and_never_too_long(clock: 
     assert child.restarts == 9
 
 
-def test_who_has_lived_well_is_started_again_at_once(clock: Clock) -> None:
+def test_child_that_crashes_after_a_long_run_is_restarted_at_once(clock: Clock) -> None:
     child = Child("shard-0", lambda: 7)
     child.start_when_due()
     for _ in range(5):
@@ -74,7 +74,7 @@ def test_who_has_lived_well_is_started_again_at_once(clock: Clock) -> None:
     assert seconds_until_restart(child, clock) == 0
 
 
-def test_who_runs_is_not_started_twice(clock: Clock) -> None:
+def test_running_child_is_not_started_again(clock: Clock) -> None:
     starts: list[float] = []
 
     def start() -> int:
@@ -88,7 +88,7 @@ def test_who_runs_is_not_started_twice(clock: Clock) -> None:
     assert len(starts) == 1
 
 
-def test_a_fork_that_fails_is_tried_again_later_and_is_no_restart(
+def test_failed_fork_is_repeated_after_a_delay_and_counts_as_no_restart(
     clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     tries: list[float] = []
@@ -106,10 +106,10 @@ def test_a_fork_that_fails_is_tried_again_later_and_is_no_restart(
     assert len(tries) == 4
     assert tries[3] - tries[0] >= 0.3 - 0.001
     assert child.restarts == 0
-    assert ("ERROR", "not_started") in said(log)
+    assert ("ERROR", "not_started") in logged(log)
 
 
-def test_a_death_is_a_warning_with_last_words_and_an_end_that_was_asked_for_is_none(
+def test_crash_is_logged_as_warning_with_the_log_tail_and_a_requested_end_as_info(
     clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     child = Child("bus", lambda: 7, lambda: "out of memory")
@@ -122,18 +122,18 @@ def test_a_death_is_a_warning_with_last_words_and_an_end_that_was_asked_for_is_n
     clock.now_s += 1
     child.start_when_due()
     child.ended(0, is_asked=True)
-    assert said(log)[-1] == ("INFO", "ended")
+    assert logged(log)[-1] == ("INFO", "ended")
     assert child.restarts == 1
 
 
-def test_every_childs_death_is_said_also_when_all_die_at_once(
+def test_crashes_of_eight_children_at_once_write_eight_log_lines(
     clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     shards = [Child(f"shard-{number}", lambda: 7) for number in range(8)]
     for child in shards:
         child.start_when_due()
         child.ended(1, is_asked=False)
-    assert said(log).count(("WARNING", "died")) == 8
+    assert logged(log).count(("WARNING", "died")) == 8
 
 
 # --- forking ------------------------------------------------------------------------------------------
@@ -143,12 +143,12 @@ def outcome_of(name: str, work: Callable[[], int | None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(fork_child(name, work), 0)[1])
 
 
-def test_a_child_ends_with_what_its_work_returns() -> None:
+def test_exit_code_of_a_child_is_the_return_value_of_its_work() -> None:
     assert outcome_of("child", lambda: 7) == 7
     assert outcome_of("child", lambda: None) == 0
 
 
-def test_a_child_that_fails_never_returns_into_its_parents_code() -> None:
+def test_exception_in_a_child_ends_the_child_with_exit_code_1() -> None:
     def fail() -> int:
         raise SystemExit(0)
 
@@ -175,7 +175,7 @@ def test_no_signal_is_lost_between_a_fork_and_the_childs_own_handlers(
     def fork_into_a_signal() -> int:
         pid = real_fork()
         if not pid:
-            os.kill(os.getpid(), signal.SIGTERM)  # the keeper was told to stop just now
+            os.kill(os.getpid(), signal.SIGTERM)  # the keeper has received SIGTERM at this moment
         return pid
 
     monkeypatch.setattr(os, "fork", fork_into_a_signal)
@@ -187,7 +187,7 @@ def test_no_signal_is_lost_between_a_fork_and_the_childs_own_handlers(
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
-def test_a_child_ignores_what_a_terminal_sends_to_all_and_blocks_nothing() -> None:
+def test_child_ignores_sigint_and_sighup_and_blocks_no_signal() -> None:
     def work() -> int:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -196,7 +196,7 @@ def test_a_child_ignores_what_a_terminal_sends_to_all_and_blocks_nothing() -> No
     assert outcome_of("child", work) == 7
 
 
-def test_a_child_shows_its_name(tmp_path: Path) -> None:
+def test_child_process_shows_its_name_in_comm_and_cmdline(tmp_path: Path) -> None:
     shown = tmp_path / "shown"
 
     def work() -> None:
@@ -209,9 +209,9 @@ def test_a_child_shows_its_name(tmp_path: Path) -> None:
     assert Path("/proc/self/cmdline").read_bytes() == here
 
 
-def test_a_signal_for_a_child_that_is_gone_goes_to_nobody() -> None:
+def test_signal_to_a_child_that_is_not_started_is_not_sent() -> None:
     child = Child("shard-0", lambda: fork_child("child", lambda: time.sleep(60)))
-    child.signal(signal.SIGKILL)  # not started: pid 0 would be our whole group
+    child.signal(signal.SIGKILL)  # not started: pid 0 would mean the whole process group
     child.start_when_due()
     child.signal(signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == -signal.SIGTERM
