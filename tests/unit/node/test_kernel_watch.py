@@ -1,4 +1,4 @@
-"""What the keeper reads of the kernel for the whole node, and what a shard reads of itself."""
+"""Check what the keeper reads of the kernel for the node, and what a shard reads of its own memory."""
 
 import errno
 import os
@@ -17,13 +17,13 @@ NOTHING = SocketNumbers(None, None, None, None)
 NAMES = ("tcp_memory_bytes", "tcp_memory_limit_bytes", "listen_overflows", "listen_drops", "bus_bytes")
 
 
-def test_resident_memory_of_a_process_that_is_gone_is_unknown() -> None:
+def test_resident_memory_is_none_for_a_process_that_does_not_exist() -> None:
     own = resident_bytes(os.getpid())
     assert own is not None and MIB < own < 4096 * MIB
     assert resident_bytes(2**22 + 1) is None
 
 
-def test_everything_is_read_once_a_second() -> None:
+def test_kernel_numbers_are_read_once_a_second() -> None:
     block = StatisticsBlock.create(LAYOUT, 3)
     readings = iter([SocketNumbers(1, 100, 7, 8), SocketNumbers(2, 100, 9, 8), SocketNumbers(3, 100, 9, 9)])
     watch = Watch(block, 16 * MIB, lambda: next(readings))
@@ -49,7 +49,7 @@ def test_numbers_that_cannot_be_read_leave_their_gauges_as_they_were() -> None:
     assert seen == [[70 * PAGE_BYTES, 100 * PAGE_BYTES, 5, 6, 1]] * 4
 
 
-def test_counters_that_could_not_be_read_at_first_count_from_their_first_reading() -> None:
+def test_counters_unreadable_at_the_start_count_from_their_first_reading() -> None:
     block = StatisticsBlock.create(LAYOUT, 1)
     readings = iter([NOTHING, SocketNumbers(1, 1, 1_000, 2_000), SocketNumbers(1, 1, 1_003, 2_004)])
     watch = Watch(block, 0, lambda: next(readings))
@@ -59,7 +59,7 @@ def test_counters_that_could_not_be_read_at_first_count_from_their_first_reading
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENOENT, errno.ENOMEM])
-def test_a_kernel_file_that_cannot_be_opened_is_nothing_read(
+def test_kernel_file_that_cannot_be_opened_is_read_as_none(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object, **options: object) -> str:
@@ -83,14 +83,14 @@ def test_a_kernel_file_that_cannot_be_opened_is_nothing_read(
         "\xff\x00",
     ],
 )
-def test_kernel_text_of_another_form_is_nothing_read(text: str, tmp_path: Path) -> None:
+def test_malformed_kernel_file_is_read_as_none(text: str, tmp_path: Path) -> None:
     for name in ("net/sockstat", "net/netstat", "sys/net/ipv4/tcp_mem"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="latin-1")
     assert read_sockets(tmp_path) == NOTHING
 
 
-def test_memory_that_is_unknown_for_a_moment_changes_no_judgement() -> None:
+def test_missing_reading_of_socket_memory_keeps_the_last_state() -> None:
     memory = TcpMemory()
     assert memory.judge(SocketNumbers(700, 1_000, 0, 0))
     assert memory.judge(NOTHING) and memory.judge(SocketNumbers(None, 1_000, 0, 0))
@@ -98,10 +98,10 @@ def test_memory_that_is_unknown_for_a_moment_changes_no_judgement() -> None:
     assert not memory.judge(NOTHING)
 
 
-# --- a shard weighs itself ----------------------------------------------------------------------------
+# --- memory of a shard --------------------------------------------------------------------------------
 
 
-def test_a_process_weighs_itself_soon_and_then_once_a_minute() -> None:
+def test_proportional_set_size_is_read_soon_and_then_once_a_minute() -> None:
     region = StatisticsBlock.create(LAYOUT, 1).shard(0)
     weight, seen = Weight(region), []
     for _ in range(EVERY_LOOKS + FIRST_LOOK + 1):
@@ -116,12 +116,12 @@ def test_a_process_weighs_itself_soon_and_then_once_a_minute() -> None:
     ]
 
 
-def test_what_a_process_weighs_is_at_most_what_it_has_resident() -> None:
+def test_proportional_set_size_is_at_most_the_resident_size() -> None:
     rollup = bytearray(Path("/proc/self/smaps_rollup").read_bytes())
     own = resident_bytes(os.getpid())
     assert own is not None and MIB < proportional_set_bytes(rollup, len(rollup)) <= own + MIB
 
 
 @pytest.mark.parametrize("text", [b"", b"\nPss:", b"\nPss: \n", b"\nPss: x kB\n", b"Rss: 7 kB\n"])
-def test_a_rollup_without_the_number_weighs_nothing(text: bytes) -> None:
+def test_rollup_without_the_pss_number_is_read_as_zero(text: bytes) -> None:
     assert proportional_set_bytes(bytearray(text), len(text)) == 0
