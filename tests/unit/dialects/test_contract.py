@@ -1,4 +1,4 @@
-"""protocols/client/v1: schema, examples and codec say the same about every message."""
+"""Check that schema, examples and codec of protocols/client/v1 agree about every message."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def with_bytes(value: Any) -> Any:
 
 
 def is_accepted(message: dict[str, Any]) -> list[BadCommand | None]:
-    """What the codec makes of an example, in each form it has."""
+    """Return the codec's error or None for each form of an example."""
     wires = [(JSON_DIALECT, message["json"].encode())] if "json" in message else []
     if "msgpack" in message:
         wires.append((MSGPACK_DIALECT, bytes.fromhex(message["msgpack"])))
@@ -47,12 +47,12 @@ def is_accepted(message: dict[str, Any]) -> list[BadCommand | None]:
     return [each if isinstance(each, BadCommand) else None for each in found]
 
 
-def test_the_schema_is_a_schema() -> None:
+def test_protocol_schema_is_a_valid_json_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=NAMES)
-def test_an_example_means_the_same_in_both_forms(message: dict[str, Any]) -> None:
+def test_json_and_msgpack_forms_of_an_example_have_the_same_value(message: dict[str, Any]) -> None:
     assert {"json", "msgpack"} & message.keys()
     if "value" not in message:
         return
@@ -63,7 +63,7 @@ def test_an_example_means_the_same_in_both_forms(message: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=NAMES)
-def test_an_example_is_to_the_schema_and_to_the_codec_what_it_says(message: dict[str, Any]) -> None:
+def test_schema_and_codec_accept_or_refuse_an_example_as_marked(message: dict[str, Any]) -> None:
     if "error" not in message:
         mine, others = (CLIENT, SERVER) if message["from"] == "client" else (SERVER, CLIENT)
         mine.validate(message["value"])
@@ -81,11 +81,11 @@ def test_an_example_is_to_the_schema_and_to_the_codec_what_it_says(message: dict
     assert not CLIENT.is_valid(value) or message["name"] in BEYOND_A_SCHEMA
 
 
-# What a parser hides: a schema sees values, no text.
+# Faults that a parser hides: a schema sees values and no text.
 BEYOND_A_SCHEMA = {"op twice", "id written with a fraction", "NaN", "half a surrogate pair"}
 
 
-def test_every_message_there_is_has_examples() -> None:
+def test_every_message_and_field_of_the_schema_has_an_example() -> None:
     for side in ("client", "server"):
         ops = {name.partition(".")[2] for name in SCHEMA["$defs"] if name.startswith(side + ".")}
         shown = [each["value"] for each in MESSAGES if each["from"] == side and "value" in each]
@@ -97,7 +97,7 @@ def test_every_message_there_is_has_examples() -> None:
     assert len(set(NAMES)) == len(NAMES)
 
 
-def test_the_schema_knows_the_errors_and_closes_of_the_registry() -> None:
+def test_schema_has_the_errors_and_close_codes_of_the_registry() -> None:
     rows = [each["properties"] for each in SCHEMA["$defs"]["server.err"]["oneOf"]]
     found = {(row["code"]["const"], row["error"]["const"]) for row in rows}
     assert found == {(entry.code, entry.name) for entry in ERRORS.values()}
@@ -110,7 +110,7 @@ def test_the_schema_knows_the_errors_and_closes_of_the_registry() -> None:
                 assert not SERVER.is_valid(json.loads(bye) | {"reconnect": not comes})
 
 
-def test_schema_and_codec_know_the_same_names_whatever_the_character() -> None:
+def test_schema_and_codec_accept_the_same_characters_in_channel_names() -> None:
     channel = validator("channel")
     planes = [*range(0xD800), *range(0xE000, 0x11000), *range(0x11000, sys.maxunicode, 257)]
     for sign in map(chr, planes[::3] + planes[:0x100] + [0x1680, 0x2028, 0x202F, 0x205F, 0x3000, 0xFEFF]):
@@ -148,12 +148,12 @@ FIELDS = {
 
 @st.composite
 def commands(draw: st.DrawFn) -> dict[str, Any]:
-    """Mostly right, each field sometimes of any type."""
+    """Draw mostly valid commands in which each field sometimes has any type."""
     names = draw(st.sets(st.sampled_from(sorted(FIELDS)), min_size=3)) | {"op"}
     return {name: draw(VALUES if draw(st.integers(0, 9)) == 0 else FIELDS[name]) for name in sorted(names)}
 
 
 @given(commands())
-def test_s22_what_the_schema_allows_is_what_the_codec_takes(message: dict[str, Any]) -> None:
+def test_s22_codec_accepts_exactly_the_commands_that_the_schema_allows(message: dict[str, Any]) -> None:
     found = JSON_DIALECT.decode(json.dumps(message).encode())
     assert CLIENT.is_valid(message) is (not isinstance(found, BadCommand))
