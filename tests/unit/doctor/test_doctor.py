@@ -1,4 +1,4 @@
-"""The doctor: every check turns from good to bad at its mark, and what binds is named."""
+"""Check the doctor: every check turns from good to bad at its limit, and the report names the first limit."""
 
 import json
 from dataclasses import replace
@@ -70,7 +70,7 @@ def bad(diagnosis: Diagnosis) -> dict[str, Finding]:
     return {each.name: each for each in diagnosis.findings if each.severity is not Severity.OK}
 
 
-def test_a_healthy_machine_has_nothing_to_complain_of_and_says_what_was_looked_at() -> None:
+def test_healthy_machine_has_only_ok_findings_for_all_checks() -> None:
     diagnosis = diagnose()
     assert not bad(diagnosis)
     assert not diagnosis.is_blocked
@@ -141,7 +141,7 @@ def test_a_healthy_machine_has_nothing_to_complain_of_and_says_what_was_looked_a
         (
             "nf_conntrack_max",
             "blocking",
-            {"nf_conntrack_max": 10, "nf_conntrack_count": 0},  # loaded, and asked by nobody
+            {"nf_conntrack_max": 10, "nf_conntrack_count": 0},  # loaded and not used
             {"nf_conntrack_max": 10, "nf_conntrack_count": 1},
         ),
         (
@@ -153,7 +153,7 @@ def test_a_healthy_machine_has_nothing_to_complain_of_and_says_what_was_looked_a
         ("link", "warning", {"link_mbit_per_s": 876}, {"link_mbit_per_s": 875}),
     ],
 )
-def test_the_mark_of_every_check_of_the_kernel(
+def test_kernel_check_turns_bad_exactly_at_its_limit(
     name: str, severity: str, worst_good: dict[str, Any], first_bad: dict[str, Any]
 ) -> None:
     assert name not in bad(diagnose(**worst_good))
@@ -175,20 +175,20 @@ def test_the_mark_of_every_check_of_the_kernel(
         ("stop timeout", "warning", {"stop_timeout_s": float("inf")}, {"stop_timeout_s": 0.0}),
     ],
 )
-def test_the_mark_of_every_check_of_the_node(
+def test_node_check_turns_bad_exactly_at_its_limit(
     name: str, severity: str, worst_good: dict[str, Any], first_bad: dict[str, Any]
 ) -> None:
     assert name not in bad(diagnose(have=worst_good))
     assert bad(diagnose(have=first_bad))[name].severity == severity
 
 
-def test_a_limit_above_the_kernels_own_says_both() -> None:
+def test_fix_for_a_descriptor_limit_above_nr_open_names_both_settings() -> None:
     found = bad(diagnose(Demand(connections=3_000_000, rate_per_s=1), file_max=9_000_000))
     assert "fs.nr_open=1500096" in found["RLIMIT_NOFILE"].fix
     assert "30 shards" in found["RLIMIT_NOFILE"].fix
 
 
-def test_what_binds_is_the_smallest_and_as_many_are_judged_when_nobody_asked() -> None:
+def test_binding_resource_is_the_smallest_and_sets_the_default_demand() -> None:
     diagnosis = diagnose(Demand())
     assert (diagnosis.binding.resource, diagnosis.binding.connections) == ("descriptors", 200_000)
     assert diagnosis.connections == 200_000
@@ -197,14 +197,14 @@ def test_what_binds_is_the_smallest_and_as_many_are_judged_when_nobody_asked() -
     assert not tight.is_blocked
 
 
-def test_memory_counts_a_publication_for_those_who_hear_it_only() -> None:
+def test_memory_capacity_counts_a_publication_only_for_its_receivers() -> None:
     everybody = diagnose(Demand(message_bytes=10_000), {"memory_bytes": 100_000_000})
     few = diagnose(Demand(message_bytes=10_000, fanout=10), {"memory_bytes": 100_000_000})
     bears = {each.capacities[0].connections for each in (everybody, few)}
     assert bears == {100_000_000 // (4_500 + 10_768), (100_000_000 - 10 * 10_768) // 4_500}
 
 
-def test_a_kernel_that_says_nothing_is_judged_by_what_is_left() -> None:
+def test_unreadable_kernel_leaves_only_the_checks_of_the_node() -> None:
     diagnosis = examine(Kernel(), ENOUGH, WANTED)
     assert {each.name for each in diagnosis.findings} == {
         "RLIMIT_NOFILE",
@@ -215,21 +215,21 @@ def test_a_kernel_that_says_nothing_is_judged_by_what_is_left() -> None:
     }
 
 
-def test_nothing_at_all_is_no_division_by_nothing() -> None:
+def test_diagnosis_without_memory_descriptors_or_rate_raises_no_error() -> None:
     diagnosis = diagnose(Demand(rate_per_s=0), {"memory_bytes": 0, "descriptors": 10}, link_mbit_per_s=1)
     assert diagnosis.connections == 0
     assert as_text(diagnosis)
 
 
-def test_the_worst_comes_first_and_both_reports_say_the_same() -> None:
+def test_findings_are_sorted_by_severity_and_equal_in_text_and_json() -> None:
     diagnosis = diagnose(somaxconn=1, transparent_hugepage="always", file_max=1_000)
     order = [finding.severity for finding in diagnosis.findings]
     assert order[:3] == [Severity.BLOCKING, Severity.WARNING, Severity.ADVICE]
-    told = json.loads(as_json(diagnosis))
-    assert told["is_blocked"] is True
-    assert told["binding"] == {"resource": "fs.file-max", "connections": 0}
+    report = json.loads(as_json(diagnosis))
+    assert report["is_blocked"] is True
+    assert report["binding"] == {"resource": "fs.file-max", "connections": 0}
     text = as_text(diagnosis)
-    for finding in told["findings"]:
+    for finding in report["findings"]:
         assert finding["name"] in text
         assert finding["now"] in text
     assert text.index("BLOCKING") < text.index("warning") < text.index("advice")
@@ -256,7 +256,7 @@ FILES: Final = {
 }
 
 
-def test_what_the_kernel_says_is_read(tmp_path: Path) -> None:
+def test_kernel_files_are_read_into_their_fields(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -280,7 +280,7 @@ def test_what_the_kernel_says_is_read(tmp_path: Path) -> None:
     )
 
 
-def test_files_that_are_not_there_or_say_something_else_are_left_out(tmp_path: Path) -> None:
+def test_missing_or_malformed_kernel_files_leave_their_fields_empty(tmp_path: Path) -> None:
     assert read_kernel(tmp_path, tmp_path) == Kernel(page_bytes=read_kernel().page_bytes)
     for name in FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +289,7 @@ def test_files_that_are_not_there_or_say_something_else_are_left_out(tmp_path: P
     assert nonsense == Kernel(page_bytes=nonsense.page_bytes)
 
 
-def test_this_kernel_says_most_of_it() -> None:
+def test_kernel_of_this_machine_yields_the_main_numbers() -> None:
     kernel = read_kernel()
     assert kernel.somaxconn and kernel.file_max and kernel.tcp_mem_pages and kernel.listen_drops is not None
 
@@ -305,5 +305,5 @@ def test_this_kernel_says_most_of_it() -> None:
         ("soon", None),
     ],
 )
-def test_spans_of_systemd(text: str, seconds: float | None) -> None:
+def test_systemd_time_span_is_parsed_into_seconds(text: str, seconds: float | None) -> None:
     assert span_s(text) == seconds
