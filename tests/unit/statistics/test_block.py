@@ -1,4 +1,4 @@
-"""The shared block: what one process writes another reads, and nothing ever goes backwards."""
+"""Check the shared statistics block: values reach other processes, and no counter goes backwards."""
 
 import mmap
 import os
@@ -23,7 +23,7 @@ SMALL = Layout(("came", "went"), GAUGES, ("lag_us",))
 NOW_MS = 1_000_000
 
 
-def test_a_slot_has_one_owner() -> None:
+def test_layout_with_one_name_as_counter_and_gauge_is_refused() -> None:
     with pytest.raises(InternalError):
         Layout(("a",), ("a",))
 
@@ -39,7 +39,7 @@ def test_no_two_names_share_a_slot(layout: Layout) -> None:
     assert len(taken) == layout.slots
 
 
-def test_a_layout_is_read_back_from_the_header() -> None:
+def test_layout_is_parsed_back_from_its_bytes() -> None:
     assert Layout.from_bytes(LAYOUT.to_bytes()) == LAYOUT
 
 
@@ -57,7 +57,7 @@ def test_regions_do_not_touch_each_other() -> None:
         block.shard(-1)
 
 
-def test_a_child_writes_and_the_parent_reads() -> None:
+def test_value_written_by_a_child_process_is_read_by_the_parent() -> None:
     block = StatisticsBlock.create(SMALL, 1)
     pid = os.fork()
     if pid == 0:
@@ -78,7 +78,7 @@ def test_memory_of_another_kind_or_version_is_refused(header: bytes) -> None:
 @pytest.mark.parametrize(
     ("value", "bucket"), [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (2**24, 25), (2**60, HISTOGRAM_BUCKETS - 1)]
 )
-def test_a_histogram_counts_by_powers_of_two(value: int, bucket: int) -> None:
+def test_histogram_counts_a_value_in_the_bucket_of_its_power_of_two(value: int, bucket: int) -> None:
     region = StatisticsBlock.create(SMALL, 1).shard(0)
     region.observe("lag_us", value)
     buckets, total = region.histogram("lag_us")
@@ -86,7 +86,7 @@ def test_a_histogram_counts_by_powers_of_two(value: int, bucket: int) -> None:
     assert total == value
 
 
-def test_counters_of_the_dead_are_kept_and_their_gauges_are_not() -> None:
+def test_retiring_a_shard_keeps_its_counters_and_clears_its_gauges() -> None:
     block = StatisticsBlock.create(SMALL, 2)
     for came in (5, 7):
         region = block.shard(1)
@@ -100,7 +100,7 @@ def test_counters_of_the_dead_are_kept_and_their_gauges_are_not() -> None:
     assert block.retired.histogram("lag_us")[1] == 200
 
 
-def test_a_snapshot_is_of_one_moment_between_folds() -> None:
+def test_sum_over_a_snapshot_is_equal_before_and_after_a_fold() -> None:
     block = StatisticsBlock.create(SMALL, 1)
     block.shard(0).add("came", 3)
     before = sum(region[SMALL.index["came"]] for region in block.snapshot())
@@ -108,7 +108,7 @@ def test_a_snapshot_is_of_one_moment_between_folds() -> None:
     assert sum(region[SMALL.index["came"]] for region in block.snapshot()) == before == 3
 
 
-def test_a_keeper_that_died_in_a_fold_does_not_stop_readers() -> None:
+def test_snapshot_is_readable_after_a_keeper_crash_during_a_fold() -> None:
     block = StatisticsBlock.create(SMALL, 1)
     block._header[2] += 1
     assert len(block.snapshot()) == 3
@@ -124,7 +124,7 @@ def well(block: StatisticsBlock) -> StatisticsBlock:
     return block
 
 
-def test_a_node_is_ready_when_all_its_shards_are() -> None:
+def test_node_is_ready_and_alive_when_all_its_shards_are() -> None:
     block = well(StatisticsBlock.create(SMALL, 2))
     assert why_not_ready(block, NOW_MS) == why_not_alive(block, NOW_MS) == []
     assert why_not_ready(StatisticsBlock.create(SMALL, 1), NOW_MS) != []
@@ -140,14 +140,14 @@ def test_a_node_is_ready_when_all_its_shards_are() -> None:
         ("beat_ms", NOW_MS - SILENT_MS - 1, "shard_1_silent"),
     ],
 )
-def test_each_fault_of_a_shard_is_named(name: str, value: int, why: str) -> None:
+def test_readiness_names_each_fault_of_a_shard(name: str, value: int, why: str) -> None:
     block = well(StatisticsBlock.create(SMALL, 2))
     block.shard(1)[name] = value
     assert why_not_ready(block, NOW_MS) == [why]
     assert why_not_alive(block, NOW_MS) == ([why] if why.endswith("silent") else [])
 
 
-def test_draining_and_a_silent_keeper_are_named() -> None:
+def test_readiness_names_draining_and_a_silent_keeper() -> None:
     block = well(StatisticsBlock.create(SMALL, 1))
     block.keeper["phase"] = PHASE_DRAINING
     assert why_not_ready(block, NOW_MS) == ["draining"]
