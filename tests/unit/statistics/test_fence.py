@@ -1,4 +1,4 @@
-"""Shared memory is seen in the order in which it was written, on every machine."""
+"""Check that readers see shared memory in the order in which it was written, on every machine."""
 
 import os
 import signal
@@ -11,7 +11,9 @@ from wsgate.statistics import Board, Layout, StatisticsBlock, block, board
 LAYOUT = Layout(("came", "went"), ("room",))
 
 
-def test_a_post_fences_the_data_off_from_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_post_and_read_of_a_board_have_a_fence_on_both_sides_of_the_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
     made = Board(8)
     monkeypatch.setattr(
@@ -22,10 +24,12 @@ def test_a_post_fences_the_data_off_from_both_versions(monkeypatch: pytest.Monke
     assert seen == [(1, bytes(3)), (1, b"old"), (1, b"old"), (1, b"new")]
     seen.clear()
     assert made.read() == (made.version, b"new")
-    assert len(seen) == 2, "after the first look at the version, and before the second"
+    assert len(seen) == 2, "after the first read of the version and before the second"
 
 
-def test_a_fold_fences_the_sums_off_from_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fold_and_snapshot_of_a_block_have_a_fence_on_both_sides_of_the_sums(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
     made = StatisticsBlock.create(LAYOUT, 1)
     monkeypatch.setattr(block, "fence", lambda: seen.append((made._header[2] % 2, made.retired["came"])))
@@ -37,7 +41,7 @@ def test_a_fold_fences_the_sums_off_from_both_numbers(monkeypatch: pytest.Monkey
     assert len(seen) == 2
 
 
-def test_a_reader_beside_a_writer_never_takes_half_of_a_post_for_a_whole_one() -> None:
+def test_reader_never_gets_a_partial_post_while_another_process_posts() -> None:
     made = Board(4096)
     made.post(b"a" * 4096)
     pid = os.fork()
@@ -61,8 +65,8 @@ def test_a_reader_beside_a_writer_never_takes_half_of_a_post_for_a_whole_one() -
         os.waitpid(pid, 0)
 
 
-def test_no_file_of_shared_memory_is_without_a_fence() -> None:
-    """Whoever adds a version to shared memory is to think of the order in which it is seen."""
+def test_only_board_and_block_use_a_fence() -> None:
+    """A new version number in shared memory needs a decision about the order of its writes."""
     folder = Path(board.__file__).parent
     with_versions = {"board.py", "block.py"}
     for file in folder.glob("*.py"):
