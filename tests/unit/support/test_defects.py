@@ -1,4 +1,4 @@
-"""The planted defects fit the source as it is: each line that one replaces is there exactly once."""
+"""Check that the planted defects fit the source: each line that a defect replaces exists exactly once."""
 
 from pathlib import Path
 
@@ -16,6 +16,6 @@ def test_line_that_a_defect_replaces_is_in_its_file_exactly_once(name: str) -> N
     assert defect.right != defect.wrong
 
 
-def test_every_defect_has_a_command_that_must_notice_it() -> None:
+def test_every_defect_has_a_command_that_must_fail_with_that_defect() -> None:
     noticed = set(PLAIN).union(*(names for _, names in SUITES.values()))
     assert noticed == set(DEFECTS)
