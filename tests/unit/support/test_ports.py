@@ -1,4 +1,4 @@
-"""Reservations of ports for the servers of tests."""
+"""Check reservations of ports for the servers of tests."""
 
 import socket
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_reserved_port_is_free_and_below_the_range_of_the_kernel() -> None:
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Leave only two neighbouring ports to reserve, both free; the first of them."""
+    """Leave only two neighbouring free ports to reserve; return the first of them."""
     with reserved_ports(1, also_at=1) as (number,):
         pass
     monkeypatch.setattr(ports, "FIRST", number)
