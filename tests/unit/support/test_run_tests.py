@@ -1,4 +1,4 @@
-"""What `make test` counts, and when it fails."""
+"""Check what `make test` counts and when it fails."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def write(path: Path, *numbers: int) -> Path:
     return path
 
 
-def test_reports_are_merged_and_counted(tmp_path: Path) -> None:
+def test_counts_of_merged_reports_are_their_sums(tmp_path: Path) -> None:
     first, second = write(tmp_path / "1.xml", 10, 1, 2, 3), write(tmp_path / "2.xml", 5, 0, 0, 1)
     merged = tmp_path / "merged.xml"
     expected = {"tests": 15, "failures": 1, "errors": 2, "skipped": 4}
@@ -34,13 +34,13 @@ def test_reports_are_merged_and_counted(tmp_path: Path) -> None:
         ((0, (8, 0, 0, 1)), (5, (0, 0, 0, 0)), 0),  # no test that runs alone was selected
         ((1, (8, 1, 0, 1)), (0, (2, 0, 0, 0)), 1),
         ((0, (8, 0, 0, 1)), (1, (2, 0, 1, 0)), 1),
-        ((0, (8, 1, 0, 1)), (0, (2, 0, 0, 0)), 1),  # the report knows of a failure
+        ((0, (8, 1, 0, 1)), (0, (2, 0, 0, 0)), 1),  # the report contains a failure
         ((3, None), (0, (2, 0, 0, 0)), 1),  # the first part ended without a report
         ((5, (0, 0, 0, 0)), (5, (0, 0, 0, 0)), 1),  # nothing ran
         ((0, (4, 0, 0, 4)), (0, (1, 0, 0, 1)), 1),  # everything was skipped
     ],
 )
-def test_it_fails_when_a_part_fails_or_when_nothing_ran(
+def test_test_run_fails_if_a_part_fails_or_no_test_ran(
     parallel: tuple[int, tuple[int, ...] | None],
     alone: tuple[int, tuple[int, ...] | None],
     code: int,
