@@ -1,4 +1,4 @@
-"""The processes that tests start have the default action for every signal, also under nohup."""
+"""Check that processes started by tests have the default action for every signal, also under nohup."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=Tr
 """
 
 
-def test_children_have_default_signals_even_where_the_tests_were_started_with_ignored_ones() -> None:
+def test_children_have_default_signal_actions_although_the_test_run_ignores_them() -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNDER_NOHUP], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
     )
