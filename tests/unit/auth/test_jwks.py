@@ -1,4 +1,4 @@
-"""A key set gives the keys that verify tokens and no others (S19); a token may be earlier than its key."""
+"""Check that a key set yields the usable keys only (S19), and that a token may arrive before its key."""
 
 import json
 import time
@@ -41,7 +41,7 @@ def has_signed(key: VerificationKey, token: str) -> bool:
     return key.has_signed(signing_input, urlsafe_b64decode(signature + b"=="))
 
 
-def test_public_keys_of_every_kind_are_taken() -> None:
+def test_key_set_yields_public_keys_of_every_kind() -> None:
     keys = parse_jwks(key_set(EC, ED, RSA))
     assert [(key.kid, key.algorithm) for key in keys] == [("ec", "ES256"), ("ed", "EdDSA"), ("rsa", "RS256")]
     for key, source in zip(keys, (EC, ED, RSA), strict=True):
@@ -49,7 +49,7 @@ def test_public_keys_of_every_kind_are_taken() -> None:
 
 
 def private(key: SigningKey) -> dict[str, Any]:
-    """What its owner must never publish: the whole pair."""
+    """Return the whole key pair as JWK, which an owner must never publish."""
     found: dict[str, Any] = json.loads(jwt.get_algorithm_by_name(key.algorithm).to_jwk(key.private))
     return found | {"kid": "leaked"}
 
@@ -84,7 +84,7 @@ def private(key: SigningKey) -> dict[str, Any]:
         {},
     ],
 )
-def test_a_key_that_is_none_for_tokens_is_passed_over_and_spoils_no_other(row: Any) -> None:
+def test_unusable_key_of_a_set_is_skipped_and_the_other_key_is_used(row: Any) -> None:
     assert [key.kid for key in parse_jwks(key_set(row, ED))] == ["ed"]
 
 
@@ -111,7 +111,7 @@ def test_a_token_of_every_algorithm_is_verified_with_a_key_of_a_set(algorithm: s
         ("EdDSA", "EdDSA"),
     ],
 )
-def test_a_key_without_alg_has_the_usual_one_of_its_type_and_curve(algorithm: str, usual: str) -> None:
+def test_key_without_alg_has_the_usual_algorithm_of_its_type_and_curve(algorithm: str, usual: str) -> None:
     key = SigningKey("k", algorithm)
     for row in (key.jwk(alg=None), key.jwk() | {"alg": None}):
         (found,) = parse_jwks(key_set(row))
@@ -160,14 +160,14 @@ PASSED_OVER: Final = {
 
 
 @pytest.mark.parametrize("name", PASSED_OVER)
-def test_a_key_that_is_passed_over_says_why_and_its_tokens_are_refused_for_good(name: str) -> None:
+def test_skipped_key_has_a_cause_and_its_tokens_are_refused_as_final(name: str) -> None:
     row, why = PASSED_OVER[name]
     found = read_jwks(key_set(row, ED))
     assert [key.kid for key in found.keys] == ["ed"]
-    ((kid, said),) = found.passed_over
+    ((kid, shown),) = found.passed_over
     assert kid == "odd"
-    assert said == why or (why == "it cannot be read" and " needs a" in said)
-    assert "odd" not in said
+    assert shown == why or (why == "it cannot be read" and " needs a" in shown)
+    assert "odd" not in shown
     bench = Bench()
     bench.tokens.renew_fetched(*found)
     for _ in range(3):
@@ -175,18 +175,18 @@ def test_a_key_that_is_passed_over_says_why_and_its_tokens_are_refused_for_good(
             bench.tokens.connection(EC.token(kid="odd"), time.time() + 1)
         assert refused.value.fault == "unusable_key"
         assert refused.value.reason == Reason.INVALID_TOKEN
-        assert said in refused.value.why
-    assert bench.counts["unknown_key_ids_requested"] == 0, "the key has come: no fetch helps"
+        assert shown in refused.value.why
+    assert bench.counts["unknown_key_ids_requested"] == 0, "the key has arrived, so no fetch helps"
 
 
-def test_a_kid_of_a_usable_and_an_unusable_key_is_usable() -> None:
+def test_kid_of_a_usable_and_an_unusable_key_yields_the_usable_key() -> None:
     for rows in ((EC.jwk(use="enc"), EC), (EC, EC.jwk(use="enc"))):
         found = read_jwks(key_set(*rows))
         assert [key.kid for key in found.keys] == ["ec"]
         assert found.passed_over == ()
 
 
-def test_a_key_that_becomes_usable_serves_its_tokens_again() -> None:
+def test_tokens_of_a_key_are_accepted_only_while_the_key_is_usable() -> None:
     bench = Bench()
     bench.tokens.renew_fetched(*read_jwks(key_set(EC.jwk(use="enc"), ED)))
     assert bench.fault(EC.token()) == "unusable_key"
@@ -196,7 +196,7 @@ def test_a_key_that_becomes_usable_serves_its_tokens_again() -> None:
     assert bench.fault(EC.token()) == "unusable_key"
 
 
-def test_a_set_without_a_usable_key_is_still_awaited_but_its_own_kids_are_final() -> None:
+def test_set_without_usable_keys_is_still_awaited_and_its_unusable_kids_are_final() -> None:
     bench = Bench()
     bench.tokens.renew_fetched(*read_jwks(key_set(WEAK)))
     assert bench.tokens.is_awaiting
@@ -204,7 +204,7 @@ def test_a_set_without_a_usable_key_is_still_awaited_but_its_own_kids_are_final(
     assert bench.fault(EC.token()) == "awaited_key"
 
 
-def test_rows_that_name_no_key_are_passed_over_without_a_kid() -> None:
+def test_rows_of_a_set_without_a_valid_kid_are_skipped_without_a_kid() -> None:
     found = read_jwks(key_set("text", 7, [], {}, EC.jwk(kid=None), EC.jwk() | {"kid": None}, EC.jwk(kid=7)))
     assert {each.kid for each in found.passed_over} == {None}
     assert len(found.passed_over) == 7
@@ -222,7 +222,7 @@ TOO_MANY: Final = b'{"keys":[' + b"7," * 70 + b"7]}"
 
 
 @pytest.mark.parametrize("document", [b"", b"[]", b"\xff", b"<html>", b'{"keys":7}', TOO_DEEP, TOO_MANY])
-def test_what_is_no_key_set_is_refused(document: bytes) -> None:
+def test_malformed_key_set_raises_settings_error(document: bytes) -> None:
     with pytest.raises(SettingsError):
         parse_jwks(document)
 
@@ -233,7 +233,7 @@ def test_an_empty_set_has_no_keys_and_too_many_are_refused() -> None:
         parse_jwks(key_set(*[EC] * (KEYS_LIMIT + 1)))
 
 
-def test_nothing_a_key_names_is_fetched() -> None:
+def test_urls_in_a_key_are_not_fetched() -> None:
     url = "http://127.0.0.1:1/never"
     (key,) = parse_jwks(key_set(EC.jwk(x5u=url, jku=url, x5c=["AAAA"])))
     assert key.kid == "ec"
@@ -268,7 +268,7 @@ class Bench:
         self.tokens.renew_fetched(parse_jwks(key_set(*keys)))
 
     def fault(self, token: str) -> str:
-        """Why it is refused; empty: it is not."""
+        """Return the fault of a refused token, or an empty text."""
         try:
             self.tokens.connection(token, time.time() + 1)
         except TokenError as error:
@@ -279,18 +279,18 @@ class Bench:
 EC_NOW_S: Final = time.time()
 
 
-def test_a_key_that_was_just_published_is_awaited_once_and_then_known_or_not() -> None:
+def test_unknown_kid_is_awaited_for_two_fetches_and_is_then_final() -> None:
     bench = Bench()
     assert bench.tokens.is_awaiting
     bench.fetch(ED)
     assert not bench.tokens.is_awaiting
     assert [bench.fault(EC.token()) for _ in range(3)] == ["awaited_key"] * 3
-    assert bench.counts["unknown_key_ids_requested"] == 1, "it is asked for once"
+    assert bench.counts["unknown_key_ids_requested"] == 1, "the kid is requested once"
     bench.fetch(ED)
-    assert bench.fault(EC.token()) == "awaited_key", "that fetch may have been under way already"
-    assert bench.counts["unknown_key_ids_requested"] == 2, "so it is asked for again"
+    assert bench.fault(EC.token()) == "awaited_key", "that fetch may have begun before the request"
+    assert bench.counts["unknown_key_ids_requested"] == 2, "so the kid is requested again"
     bench.fetch(ED)
-    assert bench.fault(EC.token()) == "unknown_key", "it did not come"
+    assert bench.fault(EC.token()) == "unknown_key", "the key did not arrive"
     bench.fetch(ED)
     assert bench.fault(EC.token()) == "unknown_key"
     bench.fetch(ED, EC)
@@ -298,8 +298,8 @@ def test_a_key_that_was_just_published_is_awaited_once_and_then_known_or_not() -
     assert bench.counts["unknown_key_ids_requested"] == 2
 
 
-def test_before_the_first_set_a_token_without_kid_awaits_its_key_and_then_has_it_or_not() -> None:
-    """A set of one key serves tokens that name none, so that such a token is early, not wrong."""
+def test_token_without_kid_is_awaited_before_the_first_key_set() -> None:
+    """A set of one key verifies tokens without kid, so such a token is early and not wrong."""
     bench = Bench()
     bench.tokens.renew((), TokenPolicy(issuer=ISSUER), 100)
     nameless = EC.token(kid=None)
@@ -308,10 +308,10 @@ def test_before_the_first_set_a_token_without_kid_awaits_its_key_and_then_has_it
     bench.fetch(EC)
     assert bench.fault(nameless) == ""
     bench.fetch(EC, ED)
-    assert bench.fault(nameless) == "unknown_key", "with two keys a token must name one"
+    assert bench.fault(nameless) == "unknown_key", "with two keys a token must have a kid"
 
 
-def test_a_channel_token_whose_key_is_not_there_yet_awaits_it_as_a_connection_token_does() -> None:
+def test_channel_token_with_an_unknown_kid_is_awaited_like_a_connection_token() -> None:
     bench = Bench()
     token = EC.token(channel="chat:42")
     bench.fetch(ED)
@@ -324,14 +324,14 @@ def test_a_channel_token_whose_key_is_not_there_yet_awaits_it_as_a_connection_to
     assert bench.tokens.channel(token, "chat:42", "42", time.time() + 1).channel == "chat:42"
 
 
-def test_without_a_key_set_nothing_is_awaited() -> None:
+def test_unknown_kid_is_final_without_a_key_set_url() -> None:
     bench = Bench(is_fetching=False)
     assert not bench.tokens.is_awaiting
     assert bench.fault(EC.token()) == "unknown_key"
     assert bench.counts["unknown_key_ids_requested"] == 0
 
 
-def test_made_up_kids_are_remembered_within_bounds() -> None:
+def test_number_of_remembered_unknown_kids_is_bounded() -> None:
     bench = Bench()
     for number in range(UNKNOWN_LIMIT + 50):
         key = SigningKey.__new__(SigningKey)
@@ -340,7 +340,7 @@ def test_made_up_kids_are_remembered_within_bounds() -> None:
     assert len(bench.tokens._unknown) == UNKNOWN_LIMIT
 
 
-def test_a_kid_of_the_configuration_outranks_one_of_the_set() -> None:
+def test_configured_key_takes_precedence_over_a_set_key_with_the_same_kid() -> None:
     bench = Bench()
     own = SigningKey("own")
     bench.fetch(own)
@@ -354,7 +354,7 @@ def test_the_same_kid_of_another_issuer_is_not_the_key() -> None:
     assert bench.fault(SigningKey("ec").token()) == "bad_signature"
 
 
-def test_a_key_that_left_the_set_takes_what_was_remembered_along() -> None:
+def test_cached_tokens_of_a_key_that_left_the_set_are_refused() -> None:
     bench = Bench()
     bench.fetch(EC, ED)
     token = EC.token()
@@ -366,7 +366,7 @@ def test_a_key_that_left_the_set_takes_what_was_remembered_along() -> None:
     assert bench.fault(token) in ("unknown_key", "awaited_key")
 
 
-def test_a_revoked_users_older_tokens_are_over_remembered_or_not_and_newer_ones_good() -> None:
+def test_revocation_refuses_older_tokens_of_the_user_and_accepts_newer_ones() -> None:
     bench = Bench()
     bench.fetch(EC)
     old, timeless = EC.token(iat=int(EC_NOW_S) - 100), EC.token(iat=None)
@@ -376,10 +376,10 @@ def test_a_revoked_users_older_tokens_are_over_remembered_or_not_and_newer_ones_
     assert [bench.fault(each) for each in (old, timeless, fresh, other)] == ["revoked", "revoked", "", ""]
     with pytest.raises(TokenError) as refused:
         bench.tokens.connection(old, EC_NOW_S)
-    assert refused.value.is_expired, "a fresh one is the cure"
+    assert refused.value.is_expired, "a fresh token is accepted"
 
 
-def test_revoked_users_are_remembered_within_bounds_and_the_loss_is_counted() -> None:
+def test_number_of_revoked_users_is_bounded_and_forgotten_ones_are_counted() -> None:
     bench = Bench()
     for number in range(REVOKED_LIMIT + 3):
         bench.tokens.revoke(f"user-{number}", NOW_S)
@@ -388,7 +388,7 @@ def test_revoked_users_are_remembered_within_bounds_and_the_loss_is_counted() ->
     assert bench.tokens.revoked_bytes < 20 * 1024 * 1024
 
 
-def test_a_revocation_that_no_longer_fits_holds_for_all_users_and_for_tokens_that_are_cached(
+def test_displaced_revocation_applies_to_all_users_and_to_cached_tokens(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("wsgate.shard.tokens.REVOKED_LIMIT", 2)
@@ -404,7 +404,9 @@ def test_a_revocation_that_no_longer_fits_holds_for_all_users_and_for_tokens_tha
     assert [bench.fault(each) for each in (old, fresh)] == ["", ""]
     bench.tokens.revoke("user-2", now_s - 10)
     assert [bench.fault(each) for each in (old, fresh)] == ["revoked", ""]
-    assert bench.fault(EC.token("user-0", iat=now_s - 51)) == "revoked", "its own is not lost"
+    assert bench.fault(EC.token("user-0", iat=now_s - 51)) == "revoked", (
+        "the revocation of the user is not lost"
+    )
     assert bench.fault(EC.token("user-2", iat=now_s - 20)) == "revoked"
     (line,) = [record for record in caplog.records if record.message == "revocations_full"]
     assert vars(line)["fields"]["all_before_s"] == now_s - 50
@@ -421,7 +423,7 @@ def test_a_revocation_is_idempotent_and_keeps_the_latest_time() -> None:
     assert bench.tokens.revoked == 1
 
 
-def test_with_a_limited_life_a_revocation_is_forgotten_when_no_token_can_be_that_old() -> None:
+def test_revocation_is_forgotten_after_the_longest_life_of_a_token() -> None:
     bench = Bench()
     assert bench.tokens.revocation_ends_at_s(NOW_S) is None
     bench.tokens.revoke("42", NOW_S)
