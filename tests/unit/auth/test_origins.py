@@ -1,4 +1,4 @@
-"""S17: which origins may connect. Two Origin headers are the handshake's to refuse."""
+"""Check which origins may connect (S17). The handshake refuses two Origin headers."""
 
 import pytest
 from hypothesis import given
@@ -135,12 +135,12 @@ NOT_ORIGINS = [
 
 
 @pytest.mark.parametrize(("origin", "host"), SAME_HOST)
-def test_s17_the_same_host_is_allowed(origin: str, host: str) -> None:
+def test_s17_origin_with_the_same_host_and_port_is_allowed(origin: str, host: str) -> None:
     assert DEFAULT.allows(origin, host)
 
 
 @pytest.mark.parametrize(("origin", "host"), SAME_HOST)
-def test_s17_the_same_host_is_refused_where_that_rule_is_off(origin: str, host: str) -> None:
+def test_s17_same_host_is_refused_when_that_rule_is_disabled(origin: str, host: str) -> None:
     assert not OriginPolicy((), same_host=False).allows(origin, host)
 
 
@@ -151,19 +151,19 @@ def test_s17_another_host_or_port_is_refused(origin: str, host: str) -> None:
 
 @pytest.mark.parametrize("origin", NOT_ORIGINS)
 @pytest.mark.parametrize("policy", [DEFAULT, LISTED], ids=["default", "listed"])
-def test_s17_what_is_no_origin_is_refused(policy: OriginPolicy, origin: str) -> None:
+def test_s17_malformed_origin_is_refused(policy: OriginPolicy, origin: str) -> None:
     assert not policy.allows(origin, "a.example")
     assert not policy.allows(origin, origin.partition("://")[2])
 
 
 @pytest.mark.parametrize("origin", NOT_ORIGINS)
-def test_s17_what_is_no_origin_cannot_be_listed(origin: str) -> None:
+def test_s17_malformed_origin_in_the_list_raises_settings_error(origin: str) -> None:
     with pytest.raises(SettingsError, match="is not scheme://host"):
         OriginPolicy((origin,))
 
 
 @pytest.mark.parametrize("policy", [DEFAULT, LISTED, OriginPolicy((), same_host=False)])
-def test_s17_a_missing_origin_is_no_browser(policy: OriginPolicy) -> None:
+def test_s17_request_without_an_origin_is_allowed(policy: OriginPolicy) -> None:
     assert policy.allows(None, "a.example")
 
 
@@ -209,7 +209,7 @@ def test_s17_a_neighbour_of_a_listed_origin_is_refused(origin: str) -> None:
     assert not LISTED.allows(origin, "gate.example")
 
 
-def test_s17_a_list_does_not_switch_the_same_host_off() -> None:
+def test_s17_list_of_origins_does_not_disable_the_same_host_rule() -> None:
     assert LISTED.allows("https://gate.example", "gate.example")
 
 
@@ -219,7 +219,7 @@ def test_s17_no_text_makes_the_policy_fail(origin: str, host: str) -> None:
 
 
 @given(st.text(st.sampled_from("a.:/@[]%\\ #?é\n-_1"), max_size=20))
-def test_s17_what_surrounds_an_allowed_origin_makes_it_another(text: str) -> None:
+def test_s17_allowed_origin_with_any_text_around_it_is_refused(text: str) -> None:
     policy = OriginPolicy(("https://a.example",), same_host=False)
     for origin in (f"https://a.example{text}", f"https://{text}a.example", f"{text}https://a.example"):
         assert policy.allows(origin, "a.example") is (text == "")
@@ -262,7 +262,7 @@ PAGES_OF_THIS_MACHINE = [
 
 @pytest.mark.parametrize("origin", PAGES_OF_THIS_MACHINE)
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "gate.example"])
-def test_in_development_any_page_of_this_machine_is_allowed(origin: str, host: str) -> None:
+def test_page_of_this_machine_is_allowed_in_development(origin: str, host: str) -> None:
     assert DEVELOPMENT.allows(origin, host)
     assert not OriginPolicy((), same_host=False).allows(origin, host)
 
@@ -286,10 +286,10 @@ def test_in_development_any_page_of_this_machine_is_allowed(origin: str, host: s
         "app://localhost",
     ],
 )
-def test_in_development_no_other_page_is_allowed(origin: str) -> None:
-    """A name that was rebound to this machine has an origin and a Host that agree."""
+def test_page_of_another_machine_is_refused_in_development(origin: str) -> None:
+    """A name that was rebound to this machine has an Origin and a Host that agree."""
     host = origin.partition("://")[2]
     assert not DEVELOPMENT.allows(origin, "localhost:8000")
-    allowed = origin in ("http://128.0.0.1:8000", "http://[::2]:8000")  # no name: nobody can rebind it
+    allowed = origin in ("http://128.0.0.1:8000", "http://[::2]:8000")  # an address, which cannot be rebound
     assert DEVELOPMENT.allows(origin, host) is allowed
     assert OriginPolicy((origin,), is_dev=True).allows(origin, host)
