@@ -1,4 +1,4 @@
-"""Keys: what material fits an algorithm, and which key a header may name. S18's rows about keys."""
+"""Check which material makes a key for an algorithm, and which key a header selects (the key rows of S18)."""
 
 import json
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
@@ -51,7 +51,9 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("algorithm", "secret", "public_key"), GOOD)
-def test_fitting_material_makes_a_key(algorithm: str, secret: bytes, public_key: str) -> None:
+def test_suitable_material_makes_a_key_for_each_algorithm(
+    algorithm: str, secret: bytes, public_key: str
+) -> None:
     key = make_key("k1", algorithm, secret=secret, public_key=public_key)
     assert (key.kid, key.algorithm) == ("k1", algorithm)
 
@@ -92,7 +94,7 @@ KEY_TEXTS = {
 
 
 @pytest.mark.parametrize("name", KEY_TEXTS)
-def test_s18_the_text_of_a_key_is_no_secret(name: str) -> None:
+def test_s18_text_of_a_key_is_refused_as_an_hmac_secret(name: str) -> None:
     assert len(KEY_TEXTS[name]) >= 64, "would be refused for its size"
     with pytest.raises(SettingsError, match="text of a key"):
         make_key("k1", "HS256", secret=KEY_TEXTS[name])
@@ -102,7 +104,7 @@ def test_s18_the_text_of_a_key_is_no_secret(name: str) -> None:
     "secret",
     [b"0" * 64, b"correct horse battery staple, and then some", b64encode(SECRET), SECRET.hex().encode()],
 )
-def test_other_text_may_be_a_secret(secret: bytes) -> None:
+def test_other_long_text_is_accepted_as_an_hmac_secret(secret: bytes) -> None:
     assert make_key("k1", "HS256", secret=secret).algorithm == "HS256"
 
 
@@ -140,12 +142,12 @@ def test_s18_a_public_key_of_another_kind_is_refused(algorithm: str, public_key:
         ED25519.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
     ],
 )
-def test_what_is_not_pem_of_a_public_key_is_refused(algorithm: str, text: str) -> None:
+def test_text_that_is_no_pem_of_a_public_key_is_refused(algorithm: str, text: str) -> None:
     with pytest.raises(SettingsError, match="not the PEM text of a public key"):
         make_key(None, algorithm, public_key=text)
 
 
-def test_material_of_the_other_kind_is_refused() -> None:
+def test_public_key_for_hmac_and_secret_for_other_algorithms_are_refused() -> None:
     with pytest.raises(SettingsError, match="HS256 takes a secret, no public_key"):
         make_key("k1", "HS256", secret=SECRET, public_key=pem(PUBLIC))
     for algorithm in (*RSA_ALGORITHMS, "ES256", "ES384", "ES512", "EdDSA"):
@@ -166,7 +168,7 @@ def test_an_empty_kid_is_refused() -> None:
         make_key("", "HS256", secret=SECRET)
 
 
-def test_no_repr_and_no_message_shows_material() -> None:
+def test_repr_and_error_messages_contain_no_secret() -> None:
     secret = b"a canary that nobody may ever see in a log"
     key = make_key("k1", "HS256", secret=secret)
     assert "canary" not in repr(key)
@@ -185,7 +187,7 @@ def test_a_key_is_frozen() -> None:
         key.algorithm = "HS512"  # type: ignore[misc]
 
 
-def test_a_key_knows_what_it_has_signed_and_nothing_else() -> None:
+def test_has_signed_is_true_only_for_the_exact_input_signature_and_key() -> None:
     signing_input, _, encoded = jwt.encode({"sub": "42"}, SECRET, "HS256").encode().rpartition(b".")
     signature = urlsafe_b64decode(encoded + b"==")
     assert make_key(None, "HS256", secret=SECRET).has_signed(signing_input, signature)
