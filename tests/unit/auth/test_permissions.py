@@ -1,4 +1,4 @@
-"""Permissions: the grammar of names and patterns, what matches, and the sharing of equal sets."""
+"""Check permissions: the grammar of names and patterns, matching, and the sharing of equal sets."""
 
 from random import Random
 
@@ -34,12 +34,12 @@ NOT_NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_good_channel_name_passes(name: str) -> None:
+def test_valid_channel_name_is_accepted(name: str) -> None:
     assert is_channel_name(name)
 
 
 @pytest.mark.parametrize("name", NOT_NAMES)
-def test_an_odd_channel_name_is_refused(name: str) -> None:
+def test_invalid_channel_name_is_refused_as_name_and_pattern(name: str) -> None:
     assert not is_channel_name(name)
     assert not is_pattern(name)
     for claims in ((name,), (), ()), ((), (name,), ()), ((), (), (name,)):
@@ -75,7 +75,7 @@ def test_no_permissions_allow_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["@me", "@42", "@"])
-def test_a_star_reaches_no_inbox(name: str) -> None:
+def test_star_pattern_matches_no_inbox(name: str) -> None:
     everything = Permissions((), ("*",), ("*",))
     assert everything.may_subscribe("news")
     assert everything.may_publish("news")
@@ -88,19 +88,19 @@ PATTERNS = st.lists(st.builds(str.__add__, LETTERS, st.sampled_from(["", "*"])),
 
 
 @given(PATTERNS, PATTERNS, LETTERS)
-def test_a_name_matches_as_a_slow_reader_of_the_rule_would_say(
+def test_matching_of_patterns_agrees_with_a_plain_model(
     subscribe: tuple[str, ...], publish: tuple[str, ...], name: str
 ) -> None:
-    def says(patterns: tuple[str, ...]) -> bool:
+    def matches(patterns: tuple[str, ...]) -> bool:
         return any(p == name or (p[-1] == "*" and name[: len(p) - 1] == p[:-1]) for p in patterns)
 
     permissions = Permissions((), subscribe, publish)
-    assert permissions.may_subscribe(name) == says(subscribe)
-    assert permissions.may_publish(name) == says(publish)
+    assert permissions.may_subscribe(name) == matches(subscribe)
+    assert permissions.may_publish(name) == matches(publish)
 
 
 @given(st.text(max_size=210))
-def test_a_name_is_judged_as_the_rule_is_written(name: str) -> None:
+def test_validity_of_random_channel_names_agrees_with_a_plain_model(name: str) -> None:
     raw = name.encode("utf-8", "surrogatepass")
     odd = any(
         ch.isspace() or ch in "{}" or ord(ch) < 32 or 127 <= ord(ch) < 160 or 0xD800 <= ord(ch) < 0xE000
@@ -110,7 +110,9 @@ def test_a_name_is_judged_as_the_rule_is_written(name: str) -> None:
 
 
 @given(PATTERNS, st.randoms(use_true_random=False))
-def test_order_and_repetition_make_no_difference(patterns: tuple[str, ...], random: Random) -> None:
+def test_permission_sets_are_equal_in_any_order_and_with_repetitions(
+    patterns: tuple[str, ...], random: Random
+) -> None:
     again = [*patterns, *patterns]
     random.shuffle(again)
     table = PermissionTable()
@@ -119,12 +121,12 @@ def test_order_and_repetition_make_no_difference(patterns: tuple[str, ...], rand
     assert table.intern([], again, patterns) is first
 
 
-def test_channels_keep_their_order_and_come_once() -> None:
+def test_channels_keep_their_order_without_repetitions() -> None:
     assert Permissions(("b", "a", "b"), (), ()).channels == ("b", "a")
     assert PermissionTable().intern(["b", "a", "b"], [], []).channels == ("b", "a")
 
 
-def test_equal_sets_that_are_held_are_one_object_and_empty_ones_the_constant() -> None:
+def test_equal_held_sets_are_one_object_and_empty_ones_the_constant() -> None:
     table = PermissionTable()
     first = table.hold(table.intern(["news"], ["chat:*"], ["chat:42"]))
     assert table.intern(["news"], ["chat:*"], ["chat:42"]) is first
@@ -134,14 +136,14 @@ def test_equal_sets_that_are_held_are_one_object_and_empty_ones_the_constant() -
     assert len(table) == 1
 
 
-def test_claims_are_not_mixed_up() -> None:
+def test_channels_subscribe_and_publish_patterns_are_kept_apart() -> None:
     table = PermissionTable()
     one, two, three = table.intern(["a"], [], []), table.intern([], ["a"], []), table.intern([], [], ["a"])
     assert (one.channels, two.subscribe, three.publish) == (("a",), ("a",), ("a",))
     assert (one.subscribe, two.publish, three.channels) == ((), (), ())
 
 
-def test_table_holds_what_is_held_and_its_account_returns_to_nothing() -> None:
+def test_memory_account_of_held_sets_returns_to_zero_after_all_releases() -> None:
     table = PermissionTable()
     sets = [
         table.hold(table.intern([f"room:{number}"], [f"p{each}:*" for each in range(256)], []))
@@ -160,7 +162,7 @@ def test_table_holds_what_is_held_and_its_account_returns_to_nothing() -> None:
     assert (len(table), table.bytes_held) == (0, 0)
 
 
-def test_a_refused_set_leaves_nothing_in_the_table() -> None:
+def test_invalid_set_leaves_no_entry_in_the_table() -> None:
     table = PermissionTable()
     with pytest.raises(ValueError, match="not a pattern"):
         table.intern([], ["a b"], [])
@@ -172,7 +174,7 @@ def test_a_set_cannot_be_changed() -> None:
         NO_PERMISSIONS.subscribe = ("*",)  # type: ignore[misc]
 
 
-def test_numbers_are_shared_held_and_given_back() -> None:
+def test_numbers_of_sets_are_shared_while_held_and_reused_after_release() -> None:
     table = PermissionTable()
     numbers = PermissionNumbers(table)
     one, two = Permissions((), ("a",), ()), Permissions((), ("b",), ())
