@@ -1,4 +1,4 @@
-"""The cache of verified tokens: never past expiry (S20), bounded, small, and nothing made up."""
+"""Check the cache of verified tokens: no entry past its expiry (S20), a bounded number, and small entries."""
 
 import sys
 import tracemalloc
@@ -22,7 +22,7 @@ def identity(user: str = "42", expires_at_s: int = 0, permissions: Permissions =
     return Identity(user, permissions, expires_at_s)
 
 
-def test_what_was_put_comes_back_equal_with_shared_permissions() -> None:
+def test_cached_identity_is_returned_with_shared_permissions() -> None:
     cache = TokenCache(10)
     cache.put("token", identity("日本", 1_800_000_600), NOW)
     found = cache.get("token", NOW)
@@ -33,7 +33,7 @@ def test_what_was_put_comes_back_equal_with_shared_permissions() -> None:
     assert cache.get("", NOW) is None
 
 
-def test_text_and_bytes_of_a_token_are_one_token() -> None:
+def test_text_and_bytes_of_a_token_share_one_entry() -> None:
     cache = TokenCache(10)
     cache.put("token", identity("1"), NOW)
     assert cache.get(b"token", NOW) == identity("1")
@@ -42,7 +42,7 @@ def test_text_and_bytes_of_a_token_are_one_token() -> None:
     assert len(cache) == 1
 
 
-def test_s20_nothing_is_served_past_its_expiry() -> None:
+def test_s20_no_entry_is_returned_past_its_expiry() -> None:
     cache = TokenCache(10)
     cache.put("token", identity(expires_at_s=1_800_000_010), NOW)
     assert cache.get("token", 1_800_000_009.999) is not None
@@ -50,20 +50,20 @@ def test_s20_nothing_is_served_past_its_expiry() -> None:
     assert cache.get("token", 1_800_000_011) is None
 
 
-def test_s20_what_was_put_within_its_leeway_is_not_served() -> None:
+def test_s20_token_cached_after_its_expiry_is_not_returned() -> None:
     cache = TokenCache(10)
     cache.put("token", identity(expires_at_s=1_800_000_000), NOW)
     assert cache.get("token", NOW) is None
 
 
-def test_s20_nothing_is_served_longer_than_the_age_limit() -> None:
+def test_s20_no_entry_is_returned_after_the_age_limit() -> None:
     cache = TokenCache(10)
     cache.put("token", identity(), NOW)
     assert cache.get("token", int(NOW) + AGE_LIMIT_S - 0.001) is not None
     assert cache.get("token", int(NOW) + AGE_LIMIT_S) is None
 
 
-def test_s20_a_hit_does_not_prolong_and_a_new_put_does() -> None:
+def test_s20_hit_does_not_extend_an_entry_but_a_new_put_does() -> None:
     cache = TokenCache(10)
     cache.put("token", identity(), NOW)
     assert cache.get("token", NOW + 200) is not None
@@ -73,13 +73,13 @@ def test_s20_a_hit_does_not_prolong_and_a_new_put_does() -> None:
     assert len(cache) == 1
 
 
-def test_an_entry_from_the_future_is_not_served() -> None:
+def test_entry_from_the_future_is_not_returned() -> None:
     cache = TokenCache(10)
     cache.put("token", identity(), NOW)
     assert cache.get("token", NOW - 3600) is None
 
 
-def test_a_token_put_again_has_its_last_identity() -> None:
+def test_second_put_of_a_token_replaces_its_identity() -> None:
     cache = TokenCache(10)
     cache.put("token", identity("1", 1_800_000_100), NOW)
     cache.put("token", identity("1", 1_800_000_200, NO_PERMISSIONS), NOW + 1)
@@ -88,7 +88,7 @@ def test_a_token_put_again_has_its_last_identity() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 8, 9, 100])
-def test_the_bound_holds_and_the_newest_is_always_there(limit: int) -> None:
+def test_cache_never_exceeds_its_limit_and_keeps_the_newest_entry(limit: int) -> None:
     cache = TokenCache(limit)
     for number in range(limit * 5 + 20):
         cache.put(f"token{number}", identity(str(number)), NOW)
@@ -96,7 +96,7 @@ def test_the_bound_holds_and_the_newest_is_always_there(limit: int) -> None:
         assert cache.get(f"token{number}", NOW) == identity(str(number))
 
 
-def test_the_bound_holds_for_a_newcomer_to_an_empty_bucket() -> None:
+def test_entry_in_an_empty_bucket_evicts_one_of_a_full_bucket_at_the_limit() -> None:
     cache = TokenCache(9)  # one more than a bucket is meant to hold, so there are two
     tokens: tuple[list[str], list[str]] = ([], [])
     for number in range(200):
@@ -108,7 +108,7 @@ def test_the_bound_holds_for_a_newcomer_to_an_empty_bucket() -> None:
     assert cache.get(tokens[1][0], NOW) == identity()
 
 
-def test_when_full_mostly_the_oldest_have_gone() -> None:
+def test_full_cache_has_evicted_mostly_the_oldest_entries() -> None:
     cache = TokenCache(1000)
     for number in range(3000):
         cache.put(f"token{number}", identity(), NOW)
@@ -119,7 +119,7 @@ def test_when_full_mostly_the_oldest_have_gone() -> None:
     assert sum(number < 1000 for number in kept) < 150
 
 
-def test_a_limit_of_nothing_remembers_nothing() -> None:
+def test_cache_with_limit_zero_keeps_no_entry() -> None:
     cache = TokenCache(0)
     cache.put("token", identity(), NOW)
     assert cache.get("token", NOW) is None
@@ -131,7 +131,7 @@ def test_a_negative_limit_is_refused() -> None:
         TokenCache(-1)
 
 
-def test_every_entry_is_found_whatever_the_number_of_buckets() -> None:
+def test_every_entry_is_found_while_the_number_of_buckets_grows() -> None:
     cache = TokenCache(5000)
     for number in range(2000):
         cache.put(f"token{number}", identity(f"user{number}", 1_900_000_000 + number), NOW)
@@ -141,7 +141,7 @@ def test_every_entry_is_found_whatever_the_number_of_buckets() -> None:
     assert cache.get("token2000", NOW) is None
 
 
-def test_what_does_not_fit_a_record_is_not_remembered() -> None:
+def test_identity_or_token_too_large_for_a_record_is_not_cached() -> None:
     cache = TokenCache(10)
     cache.put("token", identity("x" * 256), NOW)
     cache.put("token", identity(expires_at_s=EXPIRY_LIMIT_S + 1), NOW)
@@ -152,13 +152,13 @@ def test_what_does_not_fit_a_record_is_not_remembered() -> None:
     assert len(cache) == 0
 
 
-def test_what_is_longer_than_a_token_is_not_even_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_longer_than_a_token_is_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = TokenCache(10)
     monkeypatch.delattr(TokenCache, "_digest")
     assert cache.get("t" * (TOKEN_LIMIT_BYTES + 1), NOW) is None
 
 
-def test_what_just_fits_a_record_is_remembered() -> None:
+def test_largest_and_empty_identities_that_fit_a_record_are_cached() -> None:
     cache = TokenCache(10)
     largest = identity("x" * 255, EXPIRY_LIMIT_S)
     cache.put("t" * TOKEN_LIMIT_BYTES, largest, NOW)
@@ -169,14 +169,14 @@ def test_what_just_fits_a_record_is_remembered() -> None:
 
 @given(st.one_of(st.text(), st.binary()))
 @example("\ud800")
-def test_any_token_may_be_asked_for_and_put(token: str | bytes) -> None:
+def test_any_text_or_bytes_can_be_cached_and_found(token: str | bytes) -> None:
     cache = TokenCache(4)
     assert cache.get(token, NOW) is None
     cache.put(token, identity(), NOW)
     assert cache.get(token, NOW) == identity()
 
 
-def test_a_user_that_looks_like_records_makes_none() -> None:
+def test_user_name_that_looks_like_records_creates_no_entry() -> None:
     cache = TokenCache(10)
     cache.put("token1", identity("a" * 100), NOW)
     cache.put("token2", identity("b" * 29 + "\x00" * 40), NOW)
@@ -184,7 +184,7 @@ def test_a_user_that_looks_like_records_makes_none() -> None:
     assert cache.get("token2", NOW) == identity("b" * 29 + "\x00" * 40)
 
 
-def test_two_caches_share_no_digest() -> None:
+def test_two_caches_have_different_digests_of_one_token() -> None:
     one, two = TokenCache(10), TokenCache(10)
     assert one._digest("token") != two._digest("token")
     assert one._digest("token") == one._digest(b"token")
@@ -195,7 +195,7 @@ def sweep_all(cache: TokenCache, now_s: float) -> None:
         cache.sweep(now_s, 64)
 
 
-def test_a_sweep_gives_back_what_is_too_old_and_nothing_else() -> None:
+def test_sweep_frees_exactly_the_entries_above_the_age_limit() -> None:
     cache = TokenCache(10_000)
     empty = cache.bytes_estimate()
     for number in range(1000):
@@ -214,7 +214,7 @@ def test_a_sweep_gives_back_what_is_too_old_and_nothing_else() -> None:
     assert cache.get("token", NOW + 502) == identity()
 
 
-def test_after_the_clock_was_set_back_no_entry_keeps_its_memory() -> None:
+def test_sweep_frees_all_entries_after_the_clock_was_set_back() -> None:
     """Entries from before the step stand in front of younger ones in their bucket."""
     cache = TokenCache(10_000)
     empty = cache.bytes_estimate()
@@ -232,7 +232,7 @@ def test_after_the_clock_was_set_back_no_entry_keeps_its_memory() -> None:
     assert cache.bytes_estimate() == empty
 
 
-def test_after_the_clock_was_set_back_a_token_is_cached_anew_and_serves() -> None:
+def test_token_cached_after_a_step_of_the_clock_is_returned() -> None:
     cache = TokenCache(10)
     cache.put("token", identity(expires_at_s=int(NOW) + 600), NOW)
     for step_s in (-1, -100, -86_400, 86_400, 200):
@@ -246,7 +246,7 @@ def test_after_the_clock_was_set_back_a_token_is_cached_anew_and_serves() -> Non
         assert len(cache) == 1
 
 
-def test_no_step_of_the_clock_makes_an_entry_serve_past_its_expiry() -> None:
+def test_no_entry_is_returned_past_its_expiry_after_steps_of_the_clock() -> None:
     cache = TokenCache(10)
     cache.put("token", identity(expires_at_s=int(NOW) + 60), NOW)
     for step_s in (0, -50, 59, -3600, 60, 61, 299, 3600, -86_400, 86_400):
@@ -254,7 +254,7 @@ def test_no_step_of_the_clock_makes_an_entry_serve_past_its_expiry() -> None:
         assert (found is not None) is (0 <= step_s < 59.5)
 
 
-def test_a_sweep_looks_at_no_more_buckets_than_asked() -> None:
+def test_sweep_visits_at_most_the_given_number_of_buckets() -> None:
     cache = TokenCache(10_000)
     for number in range(2000):
         cache.put(f"token{number}", identity(), NOW)
@@ -262,7 +262,7 @@ def test_a_sweep_looks_at_no_more_buckets_than_asked() -> None:
     assert 1900 < len(cache) < 2000
 
 
-def test_old_entries_make_room_before_anything_newer_goes() -> None:
+def test_new_entry_in_a_full_cache_evicts_entries_above_the_age_limit() -> None:
     cache = TokenCache(8)
     for number in range(8):
         cache.put(f"old{number}", identity(), NOW)
@@ -272,7 +272,7 @@ def test_old_entries_make_room_before_anything_newer_goes() -> None:
 
 
 def recomputed(cache: TokenCache) -> tuple[int, int]:
-    """Entries and bytes, summed over the buckets. A permission set is held as often as it is named."""
+    """Return entries and bytes summed over the buckets; check the number of holders of each set."""
     entries, held, holders = 0, 0, Counter[int]()
     for place, bucket in enumerate(cache._buckets):
         at = 0
@@ -304,7 +304,7 @@ ACCOUNT_STEPS = st.lists(
 
 @settings(max_examples=200)
 @given(ACCOUNT_STEPS, st.sampled_from([1, 7, 8, 9, 1000]))
-def test_the_account_is_exact_after_any_operations(
+def test_memory_account_of_the_cache_is_exact_after_random_operations(
     steps: list[tuple[str, int, int, int]], limit: int
 ) -> None:
     cache, now_s = TokenCache(limit), int(NOW)
@@ -324,7 +324,7 @@ def test_the_account_is_exact_after_any_operations(
         assert (len(cache), cache.bytes_estimate()) == recomputed(cache)
 
 
-def test_a_cache_that_was_emptied_remembers_again() -> None:
+def test_cache_keeps_entries_again_after_it_was_emptied() -> None:
     cache = TokenCache(1000)
     for number in range(500):
         cache.put(f"token{number}", identity(permissions=Permissions((f"r:{number}",), (), ())), NOW)
@@ -336,7 +336,7 @@ def test_a_cache_that_was_emptied_remembers_again() -> None:
     assert all(cache.get(f"token{number}", NOW) == identity(str(number)) for number in range(500))
 
 
-def test_oldest_entries_give_way_first_and_no_more_than_is_wanted() -> None:
+def test_shrink_evicts_the_oldest_entries_first_and_only_as_many_as_wanted() -> None:
     cache = TokenCache(1000)
     for number in range(400):
         cache.put(f"token{number}", identity(), NOW + number // 2)
@@ -345,11 +345,11 @@ def test_oldest_entries_give_way_first_and_no_more_than_is_wanted() -> None:
     assert held // 4 <= freed < held // 2
     kept = [number for number in range(400) if cache.get(f"token{number}", NOW + 200) is not None]
     assert len(kept) == len(cache) > 200
-    assert not set(range(98)) & set(kept), "what is older than half of the age limit goes first"
-    assert set(range(252, 400)) <= set(kept), "what is younger than a quarter of it stays"
+    assert not set(range(98)) & set(kept), "entries older than half of the age limit are evicted first"
+    assert set(range(252, 400)) <= set(kept), "entries younger than a quarter of the age limit stay"
 
 
-def test_cache_keeps_within_its_bytes_and_remembers_the_newcomer() -> None:
+def test_cache_stays_within_its_byte_limit_and_keeps_the_newest_entry() -> None:
     cache = TokenCache(1000, limit_bytes=20_000)
     for number in range(300):
         patterns = tuple(f"room:{number}:{each}" for each in range(20))
@@ -374,7 +374,7 @@ def test_cache_and_connections_share_one_table_of_permission_sets() -> None:
     assert (len(table), table.bytes_held) == (0, 0)
 
 
-def test_permission_sets_are_let_go_with_their_last_entry() -> None:
+def test_permission_set_is_freed_with_its_last_cache_entry() -> None:
     cache = TokenCache(8)
     empty = cache.bytes_estimate()
     for number in range(100):
@@ -388,7 +388,7 @@ def test_permission_sets_are_let_go_with_their_last_entry() -> None:
     assert cache.bytes_estimate() == empty
 
 
-def test_an_entry_owns_no_object_and_the_estimate_is_near() -> None:
+def test_entries_own_no_python_objects_and_the_byte_estimate_is_close() -> None:
     entries = 4000
     tracemalloc.start()
     try:
@@ -407,7 +407,7 @@ def test_an_entry_owns_no_object_and_the_estimate_is_near() -> None:
 
 
 @pytest.mark.parametrize("patterns", [1, 5, 40])
-def test_the_estimate_counts_permission_sets_of_ones_own(patterns: int) -> None:
+def test_byte_estimate_includes_permission_sets_of_single_entries(patterns: int) -> None:
     tracemalloc.start()
     try:
         cache = TokenCache(1000)
@@ -434,7 +434,7 @@ STEPS = st.lists(
 
 @settings(max_examples=150)
 @given(STEPS, st.sampled_from([3, 1000]))
-def test_s20_it_serves_what_a_plain_model_would_and_never_anything_else(
+def test_s20_cache_agrees_with_a_plain_model_after_random_steps(
     steps: list[tuple[str, int, int, int]], limit: int
 ) -> None:
     cache, model, now_s = TokenCache(limit), dict[int, tuple[int, Identity]](), int(NOW)
