@@ -1,4 +1,4 @@
-"""Revoked users: bounded, idempotent, and no revocation is lost in silence."""
+"""Check the table of revoked users: bounded, idempotent, and without a silent loss of revocations."""
 
 import random
 import tracemalloc
@@ -16,7 +16,7 @@ def test_no_user_is_revoked_at_first() -> None:
         assert not any(revoked.is_revoked("42", iat) for iat in (None, 0, -5, -1e300, 1e300))
 
 
-def test_of_several_times_the_latest_counts_in_whatever_order_they_come() -> None:
+def test_latest_of_several_revocation_times_counts_in_any_order() -> None:
     times = [100.0, 300.0, 200.0, 300.0, 50.0]
     for seed in range(10):
         random.Random(seed).shuffle(times)
@@ -27,7 +27,7 @@ def test_of_several_times_the_latest_counts_in_whatever_order_they_come() -> Non
         assert len(revoked) == 1
 
 
-def test_beyond_the_bound_the_earliest_becomes_one_for_all() -> None:
+def test_earliest_revocation_beyond_the_limit_applies_to_all_users() -> None:
     revoked = RevokedUsers(3)
     assert [revoked.revoke(f"user-{time_s}", time_s) for time_s in (30, 10, 20)] == [False] * 3
     assert revoked.revoke("user-40", 40)
@@ -37,12 +37,12 @@ def test_beyond_the_bound_the_earliest_becomes_one_for_all() -> None:
         assert revoked.is_revoked(user, 9)
         assert not revoked.is_revoked(user, 10)
     assert revoked.is_revoked("user-30", 29) and not revoked.is_revoked("user-30", 30)
-    # Without `iat` the time for all would lock everybody out for ever.
+    # The time for all does not apply to tokens without `iat`, which could never be accepted again.
     assert not revoked.is_revoked("anybody", None)
     assert revoked.is_revoked("user-30", None)
 
 
-def test_one_that_is_earlier_than_all_the_others_is_the_one_that_is_displaced() -> None:
+def test_new_revocation_earlier_than_all_others_is_displaced_itself() -> None:
     revoked = RevokedUsers(2)
     for user, before_s in (("a", 100), ("b", 200), ("late", 50)):
         revoked.revoke(user, before_s)
@@ -50,7 +50,7 @@ def test_one_that_is_earlier_than_all_the_others_is_the_one_that_is_displaced() 
     assert revoked.is_revoked("late", 49) and not revoked.is_revoked("late", 50)
 
 
-def test_a_user_revoked_again_and_again_takes_one_place_and_no_more_memory() -> None:
+def test_user_revoked_10000_times_takes_one_entry_and_bounded_memory() -> None:
     revoked = RevokedUsers(100)
     for number in range(10_000):
         revoked.revoke("42", float(number))
@@ -59,7 +59,7 @@ def test_a_user_revoked_again_and_again_takes_one_place_and_no_more_memory() -> 
     assert revoked.before_s("42") == 9_999
 
 
-def test_what_is_over_is_forgotten() -> None:
+def test_forget_before_removes_exactly_the_earlier_revocations() -> None:
     revoked = RevokedUsers(10)
     for number in range(10):
         revoked.revoke(f"user-{number}", float(number))
@@ -68,17 +68,17 @@ def test_what_is_over_is_forgotten() -> None:
     assert len(revoked) == 6 and revoked.before_s("user-0") == 100.0 and "user-5" in revoked
     assert revoked.forget_before(1_000.0) == 6
     assert len(revoked) == 0 and revoked.bytes_estimate == 0 and not revoked._by_time
-    assert revoked.all_before_s == 0, "what is over by itself becomes nobody's"
+    assert revoked.all_before_s == 0, "a forgotten revocation does not become one for all users"
 
 
 STEPS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 50), st.booleans()), max_size=60)
 
 
 @given(STEPS, st.integers(1, 5))
-def test_no_revocation_is_ever_lost_for_a_token_with_iat(
+def test_bounded_table_refuses_every_token_that_an_unbounded_one_refuses(
     steps: list[tuple[int, int, bool]], limit: int
 ) -> None:
-    """Compared with a table without a bound; what was forgotten as over need not be known."""
+    """The tokens have `iat`. Revocations that were forgotten as over need not be known."""
     revoked, model, over_s = RevokedUsers(limit), dict[str, float](), 0
     for number, time_s, forgets in steps:
         if forgets:
@@ -97,7 +97,7 @@ def test_no_revocation_is_ever_lost_for_a_token_with_iat(
 
 
 @pytest.mark.parametrize("size", [8, 36, 128])
-def test_the_estimate_is_near_what_is_held(size: int) -> None:
+def test_byte_estimate_of_revoked_users_is_close_to_the_traced_memory(size: int) -> None:
     tracemalloc.start()
     try:
         revoked = RevokedUsers(10_000)
