@@ -1,4 +1,4 @@
-"""The accounts of the node's own bus: its parts, what each holds, and who is refused."""
+"""Check the memory accounts of a private bus: its parts, their sizes, and the refusals near the limit."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def test_parts_of_the_bus_fit_its_memory(
     assert shares == BusShares(total * MIB, output * MIB, names * MIB, maxmemory * MIB)
 
 
-def test_reading_of_a_bus_is_checked() -> None:
+def test_memory_reading_of_the_bus_is_parsed_and_malformed_text_is_refused() -> None:
     reading = BusReading.from_bytes(INFO % (5_000, 1_000, 500))
     assert reading == (5_000, 1_000, 500) and reading.data == 3_500
     for text in (b"", b"used_memory:x\r\n", b"used_memory:5", INFO.replace(b"startup", b"start") % (1, 2, 3)):
@@ -41,24 +41,24 @@ def test_reading_of_a_bus_is_checked() -> None:
             BusReading.from_bytes(text)
 
 
-def test_names_of_clients_are_refused_before_newcomers_and_both_pass() -> None:
+def test_channel_names_are_refused_before_new_connections_and_both_recover() -> None:
     ledger = BusLedger(SHARES)
     assert ledger.takes_name(3 * MIB - 1) and not ledger.takes_name(3 * MIB)
     assert not ledger.judge(4 * MIB - 1) and ledger.judge(4 * MIB)
-    assert ledger.judge(4 * MIB - 1), "not before an eighth is free again"
+    assert ledger.judge(4 * MIB - 1), "new connections are accepted only when an eighth is free again"
     assert not ledger.judge(3 * MIB) and ledger.takes_name(2 * MIB)
 
 
-def test_names_count_for_no_more_than_the_bus_can_hold_of_them() -> None:
-    """A name that four shards are subscribed to is counted four times, and the bus has it once."""
+def test_bytes_of_names_are_limited_by_the_last_reading_of_the_bus() -> None:
+    """A name that four shards are subscribed to is counted four times, and the bus has the name once."""
     ledger = BusLedger(SHARES)
     ledger.read(BusReading(3 * MIB, MIB, 0), 8 * MIB)
     assert ledger.names(8 * MIB) == 2 * MIB
-    assert ledger.names(9 * MIB) == 3 * MIB, "what came since the reading is added"
+    assert ledger.names(9 * MIB) == 3 * MIB, "names since the reading are added"
     assert ledger.names(1 * MIB) == 1 * MIB
 
 
-def test_bus_that_uses_all_of_its_memory_takes_no_newcomers() -> None:
+def test_bus_at_its_memory_limit_refuses_new_connections_and_names() -> None:
     ledger = BusLedger(SHARES)
     ledger.read(BusReading(16 * MIB, MIB, 8 * MIB), 0)
     assert ledger.judge(0) and not ledger.takes_name(0)
@@ -66,14 +66,14 @@ def test_bus_that_uses_all_of_its_memory_takes_no_newcomers() -> None:
     assert not ledger.judge(0) and ledger.takes_name(0)
 
 
-def test_without_a_bus_of_its_own_nobody_is_refused() -> None:
+def test_shared_bus_refuses_no_connection_for_memory() -> None:
     ledger = BusLedger(BusShares.of(0, 1))
     ledger.read(BusReading(1 << 40, 0, 0), 0)
     assert ledger.takes_name(1 << 40) and not ledger.judge(1 << 40) and not ledger.is_nearly_full
 
 
 class Bench:
-    """One of two shards, and a bus that answers when the test says so."""
+    """One of two shards, and a bus that answers when the test lets it."""
 
     def __init__(self) -> None:
         self.rig = Rig()
@@ -93,7 +93,7 @@ class Bench:
         self.asked.pop()("", INFO % (used, MIB, buffers))
 
 
-def test_own_names_count_at_once_and_those_of_other_shards_with_the_next_tick() -> None:
+def test_own_names_count_at_once_and_names_of_other_shards_at_the_next_tick() -> None:
     bench = Bench()
     peer = bench.rig.connect()
     number = 0
@@ -114,7 +114,7 @@ def test_own_names_count_at_once_and_those_of_other_shards_with_the_next_tick() 
     bench.rig.close()
 
 
-def test_bus_is_asked_once_a_second_and_one_answer_is_awaited_at_a_time() -> None:
+def test_memory_of_the_bus_is_read_once_a_second_with_one_request_at_a_time() -> None:
     bench = Bench()
     for tick in range(8):
         bench.memory.tick(10 + tick / 4)
@@ -126,11 +126,11 @@ def test_bus_is_asked_once_a_second_and_one_answer_is_awaited_at_a_time() -> Non
     bench.asked.pop()("down", b"")
     bench.memory.tick(21)
     bench.asked.pop()("", b"nonsense")
-    assert bench.block.shard(0)["bus_used_bytes"] == 2 * MIB, "the last answer stands"
+    assert bench.block.shard(0)["bus_used_bytes"] == 2 * MIB, "the last valid reading stays"
     bench.rig.close()
 
 
-def test_nearly_full_bus_has_room_made_and_takes_messages_only_if_that_helps() -> None:
+def test_nearly_full_bus_trims_streams_and_refuses_messages_unless_trimming_helps() -> None:
     bench = Bench()
 
     class Appender:
