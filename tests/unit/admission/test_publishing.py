@@ -1,4 +1,4 @@
-"""Publishes per connection: a burst, then the rate; forgotten when the bucket is full, and never before."""
+"""Check the publish rate of a connection: first a burst, then the rate; full buckets are forgotten."""
 
 import random
 
@@ -11,14 +11,14 @@ def taken(rates: PublishRates, conn: int, count: int, now_s: float) -> int:
     return sum(not rates.take(conn, now_s) for _ in range(count))
 
 
-def test_a_burst_passes_and_then_the_rate() -> None:
+def test_connection_may_publish_its_burst_and_then_its_rate() -> None:
     rates = PublishRates(1_000, 2_000, 100.0)
     assert taken(rates, 1, 5_000, 100.0) == 2_000
     assert taken(rates, 1, 5_000, 100.5) == 500
     assert taken(rates, 2, 10, 100.5) == 10, "another connection has a bucket of its own"
 
 
-def test_the_time_that_is_told_is_enough_and_not_much_too_long() -> None:
+def test_publish_is_accepted_after_the_returned_retry_time() -> None:
     rates = PublishRates(10, 5, 0.0)
     assert taken(rates, 1, 6, 50.0) == 5
     wait_ms = rates.take(1, 50.0)
@@ -26,14 +26,14 @@ def test_the_time_that_is_told_is_enough_and_not_much_too_long() -> None:
     assert rates.take(1, 50.0 + wait_ms / 1000) == 0
 
 
-def test_refused_publishes_cost_nothing() -> None:
+def test_refused_publishes_do_not_reduce_the_credit() -> None:
     rates = PublishRates(10, 5, 0.0)
     taken(rates, 1, 1_000, 1.0)
     assert taken(rates, 1, 5, 1.6) == 5
 
 
 @pytest.mark.parametrize("burst", [1, 7, 1_000])
-def test_nobody_gains_from_being_forgotten(burst: int) -> None:
+def test_forgotten_bucket_never_allows_more_than_burst_and_rate(burst: int) -> None:
     dice, rates = random.Random(burst), PublishRates(100, burst, 0.0)
     now_s, passed = 0.0, 0
     for _ in range(20_000):
@@ -42,7 +42,7 @@ def test_nobody_gains_from_being_forgotten(burst: int) -> None:
         assert passed <= burst + 100 * now_s + 1
 
 
-def test_connections_that_rest_are_forgotten() -> None:
+def test_buckets_of_idle_connections_are_freed() -> None:
     rates = PublishRates(1_000, 2_000, 0.0)
     for conn in range(1_000):
         rates.take(conn, 1.0)
