@@ -1,4 +1,4 @@
-"""Who gives way when a user has one connection too many (A4)."""
+"""Check which connections are replaced or refused when a user has too many (A4)."""
 
 import pytest
 from hypothesis import given
@@ -15,16 +15,16 @@ MINE = "00000000000000aa@me"
         (["1@a", "2@b", MINE], 2, set(), True, LimitDecision([], ["1@a"], is_refused=False)),
         (["1@a", "2@b", MINE], 2, set(), False, LimitDecision([], [], is_refused=True)),
         (["1@a", "2@b", MINE], 1, set(), True, LimitDecision([], ["1@a", "2@b"], is_refused=False)),
-        # Who was left behind by a dead shard gives way first, and nobody else then.
+        # Connections of a dead shard are removed first, and then no other one.
         (["1@a", "2@b", MINE], 2, {"b"}, True, LimitDecision(["2@b"], [], is_refused=False)),
         (["1@a", "2@b", MINE], 2, {"b"}, False, LimitDecision(["2@b"], [], is_refused=False)),
         (["1@a", "2@b", MINE], 1, {"b"}, True, LimitDecision(["2@b"], ["1@a"], is_refused=False)),
-        # One of our own is replaced like any other, and the new one never by itself.
+        # A connection of the same shard is replaced like any other, but never the new one.
         (["0@me", MINE], 1, set(), True, LimitDecision([], ["0@me"], is_refused=False)),
         ([MINE, "1@a"], 1, set(), True, LimitDecision([], ["1@a"], is_refused=False)),
     ],
 )
-def test_a_verdict(
+def test_limit_decision_lists_dead_replaced_and_refused_connections(
     members: list[str], limit: int, dead: set[str], replaces: bool, verdict: LimitDecision
 ) -> None:
     text = f"{len(members)} {' '.join(members)}".encode()
@@ -39,7 +39,7 @@ def test_a_verdict(
     st.sets(st.sampled_from("abcd")),
     st.booleans(),
 )
-def test_what_is_left_fits_and_no_more_than_that_is_taken(
+def test_limit_decision_leaves_as_many_connections_as_the_limit_allows(
     others: list[tuple[int, str]], limit: int, dead: set[str], replaces: bool
 ) -> None:
     members = [f"{number:016x}@{owner}" for number, owner in others] + [MINE]
@@ -57,6 +57,6 @@ def test_what_is_left_fits_and_no_more_than_that_is_taken(
 
 
 @pytest.mark.parametrize("text", [b"", b"x", b"x 1@a", b"\xff"])
-def test_an_answer_that_is_none(text: bytes) -> None:
+def test_malformed_count_of_connections_raises_value_error(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         UserConnections.from_bytes(text)
