@@ -1,4 +1,4 @@
-"""What a call of the control API waits for, and what it says when some shard has not confirmed."""
+"""Check which replies a call of the control API waits for, and its error when a shard has not confirmed."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ NAMES = Names("wsgate")
 
 
 class Bus:
-    """Answers the calls of a controller: leases by key, and what each published command leads to."""
+    """Answer the calls of a controller: leases by key, and the effects of each published command."""
 
     def __init__(self) -> None:
         self.leases: dict[bytes, set[str]] = {NAMES.shards(): {"a/0", "a/1", "b/0"}}
@@ -36,7 +36,7 @@ class Bus:
             done(self.outcomes.get("remove", ""), b"1")
             return
         if key == NAMES.revoked():
-            assert not self.published, "a revocation is kept before it is published"
+            assert not self.published, "a revocation is stored before it is published"
             self.stored += 1
             done(self.outcomes.get("store", ""), b"0")
             return
@@ -57,7 +57,7 @@ def test_call_succeeds_when_every_known_shard_has_replied() -> None:
 
 
 @pytest.mark.parametrize("silent", ["a/1", "b/0"])
-def test_shard_that_does_not_reply_is_named(silent: str) -> None:
+def test_error_names_the_shard_that_does_not_reply(silent: str) -> None:
     bus = Bus()
     bus.replying.discard(silent)
     with pytest.raises(Unreached, match=silent) as raised:
@@ -65,8 +65,8 @@ def test_shard_that_does_not_reply_is_named(silent: str) -> None:
     assert raised.value.shards == (silent,)
 
 
-def test_own_shard_that_is_no_member_on_the_bus_is_waited_for() -> None:
-    """Its lease ran out while it was stopped, and it still holds connections."""
+def test_call_waits_for_an_own_shard_that_is_no_member_on_the_bus() -> None:
+    """The lease of the shard ran out while the shard was stopped, and the shard still has connections."""
     bus = Bus()
     bus.leases[NAMES.shards()].discard("a/1")
     bus.replying.discard("a/1")
@@ -74,7 +74,7 @@ def test_own_shard_that_is_no_member_on_the_bus_is_waited_for() -> None:
         send(bus, {"op": "disconnect", "user": "ann"})
 
 
-def test_revocation_is_kept_before_it_is_published() -> None:
+def test_revocation_is_stored_before_it_is_published() -> None:
     bus = Bus()
     send(bus, {"op": "revoke", "user": "ann", "before": 5.0, "within_s": 0})
     assert bus.stored == 1
@@ -89,14 +89,14 @@ def test_revocation_is_kept_before_it_is_published() -> None:
         ("read", "refused", "cannot be read"),
     ],
 )
-def test_failure_of_the_bus_is_said_by_its_step(step: str, outcome: str, says: str) -> None:
+def test_error_of_the_bus_names_the_failed_step(step: str, outcome: str, says: str) -> None:
     bus = Bus()
     bus.outcomes[step] = outcome
     with pytest.raises(Unreached, match=says):
         send(bus, {"op": "revoke", "user": "ann", "before": 5.0})
 
 
-def test_many_silent_shards_are_named_up_to_a_number() -> None:
+def test_error_names_at_most_20_silent_shards_and_counts_the_rest() -> None:
     bus = Bus()
     bus.leases[NAMES.shards()] = {f"n{number}/0" for number in range(30)}
     with pytest.raises(Unreached, match="and 10 more") as raised:
@@ -104,8 +104,8 @@ def test_many_silent_shards_are_named_up_to_a_number() -> None:
     assert len(raised.value.shards) == 30
 
 
-def test_revocation_is_removed_before_and_after_every_shard_has_forgotten_it() -> None:
-    """A shard that still knows it may write it back in between."""
+def test_revocation_is_removed_before_and_after_the_unrevoke_command() -> None:
+    """A shard that still knows the revocation may store it again in between."""
     bus = Bus()
     send(bus, {"op": "unrevoke", "user": "ann"})
     assert bus.removed == [0, 1]
