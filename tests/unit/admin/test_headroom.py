@@ -1,4 +1,4 @@
-"""How full a node is, as its status page draws it."""
+"""Check the headroom of a node as its status page shows it."""
 
 from html.parser import HTMLParser
 
@@ -8,7 +8,7 @@ from wsgate.statistics import StatisticsBlock
 
 
 class Page(HTMLParser):
-    """Its meters, its text, and what it must not have."""
+    """The meters and the text of a page without scripts and styles."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag not in ("script", "style")
-        assert "style" not in dict(attrs), "the policy for content would not let it through"
+        assert "style" not in dict(attrs), "the content security policy would block a style"
         if tag == "meter":
             self.meters.append(dict(attrs))
 
@@ -41,7 +41,7 @@ def block_of(*rooms: int) -> StatisticsBlock:
     return block
 
 
-def test_a_node_in_a_sentence_and_each_shard_in_a_row() -> None:
+def test_headroom_card_has_sentences_for_the_node_and_meters_for_each_shard() -> None:
     block = block_of(1_500, 2_500)
     block.shard(0)["growth_per_1000_s"], block.shard(0)["full_in_s"] = 12_500, 7_300
     block.shard(1)["admission_state"] = 1
@@ -52,16 +52,16 @@ def test_a_node_in_a_sentence_and_each_shard_in_a_row() -> None:
         in page.words
     )
     assert "refusing" in page.words
-    assert page.words.count("1,000 of 4,000 connections") == 4, "the bar's own text, and beside it"
+    assert page.words.count("1,000 of 4,000 connections") == 4, "once inside the meter and once beside it"
     found = [(meter["value"], meter["max"], meter["low"], meter["high"]) for meter in page.meters]
     assert found == [("1000", "4000", "3000", "3750"), ("4", "16", "12", "15")] * 2
 
 
-def test_without_growth_nothing_is_foretold() -> None:
-    assert "The number of connections does not grow." in Page(headroom_card(block_of(1))).words
+def test_headroom_card_without_growth_has_no_forecast() -> None:
+    assert "They are not growing in number." in Page(headroom_card(block_of(1))).words
 
 
-def test_the_machine_s_own_limits() -> None:
+def test_headroom_card_shows_socket_memory_and_listen_overflows_of_the_machine() -> None:
     block = block_of(1)
     block.keeper["tcp_memory_bytes"], block.keeper["tcp_memory_limit_bytes"] = 5 << 20, 50 << 20
     block.keeper["listen_overflows"] = 7
@@ -70,7 +70,7 @@ def test_the_machine_s_own_limits() -> None:
     assert "Overflows of accept queues since the start7" in words
 
 
-def test_a_shard_that_has_told_nothing_yet_has_no_limits_to_draw() -> None:
+def test_headroom_card_of_a_shard_without_numbers_has_no_meters() -> None:
     page = Page(headroom_card(StatisticsBlock.create(LAYOUT, 1)))
     assert page.meters == []
     assert "0 more connections fit; nothing is measured yet" in page.words
