@@ -1,4 +1,4 @@
-"""What a scrape says: every number once, in Prometheus' terms, and never a counter that goes back."""
+"""Check a scrape: every number once, in the terms of Prometheus, and no counter that goes backwards."""
 
 import re
 
@@ -60,7 +60,7 @@ def test_every_counter_is_shown_in_exactly_one_series(block: StatisticsBlock, sl
     assert list(moved.values()) == [7]
 
 
-def test_a_refused_head_is_counted_by_its_name_and_not_twice(block: StatisticsBlock) -> None:
+def test_refused_head_is_counted_once_by_its_own_reason(block: StatisticsBlock) -> None:
     before = scrape(block)
     block.shard(0).add("ended_head_refused", 5)
     assert scrape(block) == before
@@ -83,13 +83,13 @@ def test_every_gauge_is_shown_in_exactly_one_series_of_its_shard(block: Statisti
     assert after[moved[0]] == 7
 
 
-def test_every_slot_of_today_has_a_name_and_a_help_of_its_own(block: StatisticsBlock) -> None:
+def test_every_slot_of_the_layout_has_its_own_help(block: StatisticsBlock) -> None:
     text = scrape_text(block)
     for stand_in in ("What the node counts as", "What a shard shows as", "What the shards observe as"):
         assert stand_in not in text
 
 
-def test_a_slot_nobody_named_is_shown_all_the_same() -> None:
+def test_slot_without_a_configured_name_is_exposed_under_its_slot_name() -> None:
     layout = Layout(("brand_new",), ("beat_ms", "fresh_level"), ("novelty_us",))
     block = StatisticsBlock.create(layout, 1)
     block.shard(0)["brand_new"] = 3
@@ -126,7 +126,9 @@ def test_every_family_has_a_help_and_a_valid_name(block: StatisticsBlock) -> Non
         ("restarts", series("restarts_total")),
     ],
 )
-def test_counters_have_the_names_operators_know(block: StatisticsBlock, slot: str, shown: Series) -> None:
+def test_counter_slot_is_exposed_under_its_documented_series(
+    block: StatisticsBlock, slot: str, shown: Series
+) -> None:
     block.keeper[slot] = 2
     block.shard(0)[slot] = 3
     block.retired[slot] = 5
@@ -144,28 +146,28 @@ def test_counters_have_the_names_operators_know(block: StatisticsBlock, slot: st
         ("python_blocks", "python_blocks", {}),
     ],
 )
-def test_gauges_have_the_names_operators_know(
+def test_gauge_slot_is_exposed_under_its_documented_series(
     block: StatisticsBlock, slot: str, name: str, labels: dict[str, str]
 ) -> None:
     block.shard(1)[slot] = 9
     assert scrape(block)[series(name, shard="1", **labels)] == 9
 
 
-def test_what_the_keeper_reads_is_of_the_node_and_no_shard_s(block: StatisticsBlock) -> None:
-    """They had the label of a shard once, and every shard had 0."""
+def test_gauges_of_the_keeper_have_no_shard_label(block: StatisticsBlock) -> None:
+    """These gauges once had the label of a shard, and every shard had 0."""
     for number, slot in enumerate(sorted(OF_NODE)):
         block.keeper[slot] = 5 + number
         assert scrape(block)[series(slot.replace("bus_", "bus_memory_"))] == 5 + number
 
 
-def test_drift_has_a_sign(block: StatisticsBlock) -> None:
+def test_ledger_drift_is_negative_or_positive(block: StatisticsBlock) -> None:
     block.shard(0)["memory_growth_bytes"], block.shard(0)["memory_accounted_bytes"] = 10, 30
     block.shard(1)["memory_growth_bytes"], block.shard(1)["memory_accounted_bytes"] = 30, 10
     numbers = scrape(block)
     assert [numbers[series("ledger_drift_bytes", shard=shard)] for shard in "01"] == [-20, 20]
 
 
-def test_a_reason_of_both_doors_is_one_series(block: StatisticsBlock) -> None:
+def test_reason_counted_by_reactor_and_handshake_is_one_series(block: StatisticsBlock) -> None:
     block.shard(0)["ended_head_too_large"] = 2
     block.shard(0)["handshake_head_too_large"] = 3
     assert scrape(block)[series("refusals_total", reason="head_too_large")] == 5
@@ -174,7 +176,7 @@ def test_a_reason_of_both_doors_is_one_series(block: StatisticsBlock) -> None:
 # --- nothing goes backwards, nothing grows ------------------------------------------------------------
 
 
-def test_no_counter_goes_back_when_a_shard_dies(block: StatisticsBlock) -> None:
+def test_no_counter_goes_backwards_when_a_shard_is_retired(block: StatisticsBlock) -> None:
     for number, slot in enumerate(LAYOUT.counters):
         block.shard(0)[slot] = 1_000 + number
         block.shard(1)[slot] = 10
@@ -185,26 +187,26 @@ def test_no_counter_goes_back_when_a_shard_dies(block: StatisticsBlock) -> None:
     assert scrape(block)[series("accepts_total")] == before[series("accepts_total")] + 1
 
 
-def test_delivered_is_what_was_received_and_not_dropped(block: StatisticsBlock) -> None:
+def test_delivered_counts_received_publications_without_dropped_ones(block: StatisticsBlock) -> None:
     block.shard(0)["publications_received"] = 10
     block.shard(0)["publications_malformed"] = 2
     block.shard(1)["publications_too_large"] = 1
-    block.shard(1)["publications_unheard"] = 50  # never received by anybody
+    block.shard(1)["publications_unheard"] = 50  # received by no subscriber
     assert scrape(block)[series("publications_total", outcome="delivered")] == 7
 
 
-def test_delivered_does_not_go_back_while_a_shard_is_writing(block: StatisticsBlock) -> None:
+def test_delivered_does_not_go_backwards_while_a_shard_writes_its_numbers(block: StatisticsBlock) -> None:
     registry = make_registry(block, "n1", lambda: NOW_MS)
     shown = series("publications_total", outcome="delivered")
     block.shard(0)["publications_received"] = 10
     assert parse(expose(registry, "")[0].decode())[shown] == 10
-    block.shard(0)["publications_malformed"] = 3  # the other half of what is being written is still to come
+    block.shard(0)["publications_malformed"] = 3  # the shard has written only a part of its numbers
     assert parse(expose(registry, "")[0].decode())[shown] == 10
     block.shard(0)["publications_received"] = 15
     assert parse(expose(registry, "")[0].decode())[shown] == 12
 
 
-def test_the_series_are_the_same_whatever_happens(block: StatisticsBlock) -> None:
+def test_set_of_series_does_not_depend_on_the_values(block: StatisticsBlock) -> None:
     before = set(scrape(block))
     for region in (block.keeper, block.shard(0), block.shard(1), block.retired):
         for place in range(LAYOUT.slots):
@@ -242,7 +244,7 @@ def test_buckets_are_cumulative_and_in_seconds(block: StatisticsBlock) -> None:
 
 
 @pytest.mark.parametrize("value_us", [0, 1, 2, 3, 4, 1_023, 1_024, 2**24 - 1, 2**24, 2**25, 2**60])
-def test_every_value_is_in_the_buckets_above_it_and_in_no_other(
+def test_value_is_counted_in_exactly_the_buckets_above_the_value(
     block: StatisticsBlock, value_us: int
 ) -> None:
     block.shard(0).observe("loop_lag_us", value_us)
@@ -250,30 +252,30 @@ def test_every_value_is_in_the_buckets_above_it_and_in_no_other(
         assert count == (value_us < bound * 1e6)
 
 
-def test_a_shards_histogram_begins_anew_with_its_successor(block: StatisticsBlock) -> None:
+def test_histogram_of_a_retired_shard_starts_at_zero(block: StatisticsBlock) -> None:
     block.shard(0).observe("loop_lag_us", 5)
     block.retire(0)
     assert scrape(block)[series("loop_lag_seconds_count", shard="0")] == 0
 
 
-# --- what is not of the counters ----------------------------------------------------------------------
+# --- other numbers ------------------------------------------------------------------------------------
 
 
-def test_the_age_of_a_beat_is_shown_and_none_for_who_never_beat(block: StatisticsBlock) -> None:
+def test_beat_age_is_exposed_only_for_processes_with_a_beat(block: StatisticsBlock) -> None:
     block.keeper["beat_ms"] = NOW_MS - 250
-    block.shard(1)["beat_ms"] = NOW_MS + 3  # between our clock and the snapshot it beat again
+    block.shard(1)["beat_ms"] = NOW_MS + 3  # the shard beat again between the clock and the snapshot
     found = scrape(block)
     assert found[series("beat_age_seconds", process="keeper")] == 0.25
     assert found[series("beat_age_seconds", process="shard-1")] == 0
     assert series("beat_age_seconds", process="shard-0") not in found
 
 
-def test_the_phase_is_a_number(block: StatisticsBlock) -> None:
+def test_phase_of_a_shard_is_exposed_as_a_number(block: StatisticsBlock) -> None:
     block.shard(0)["phase"] = PHASE_DRAINING
     assert scrape(block)[series("phase", shard="0")] == 2
 
 
-def test_the_node_is_named_and_may_have_any_name() -> None:
+def test_info_metric_escapes_any_node_name() -> None:
     block = StatisticsBlock.create(LAYOUT, 1)
     node = 'a"b\\c\n# TYPE'
     text = expose(make_registry(block, node, lambda: NOW_MS), "")[0].decode()
@@ -286,7 +288,7 @@ def test_the_node_is_named_and_may_have_any_name() -> None:
 
 def test_registering_does_not_read_the_block(block: StatisticsBlock, monkeypatch: pytest.MonkeyPatch) -> None:
     def read() -> list[list[int]]:
-        raise AssertionError("it was read")
+        raise AssertionError("the block was read")
 
     monkeypatch.setattr(block, "snapshot", read)
     assert list(BlockCollector(block, "n1", lambda: NOW_MS).describe()) == []
@@ -295,7 +297,9 @@ def test_registering_does_not_read_the_block(block: StatisticsBlock, monkeypatch
         expose(registry, "")
 
 
-def test_a_scrape_reads_snapshots_only(block: StatisticsBlock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scrape_reads_the_block_only_through_snapshots(
+    block: StatisticsBlock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     collector = BlockCollector(block, "n1", lambda: NOW_MS)
 
     def read(self: Region, name: str) -> int:
@@ -305,7 +309,7 @@ def test_a_scrape_reads_snapshots_only(block: StatisticsBlock, monkeypatch: pyte
     assert list(collector.collect())
 
 
-def test_open_metrics_is_spoken_to_who_asks_for_it(block: StatisticsBlock) -> None:
+def test_open_metrics_format_is_returned_if_requested(block: StatisticsBlock) -> None:
     registry = make_registry(block, "n1", lambda: NOW_MS)
     text, content_type = expose(registry, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
     assert content_type.startswith("application/openmetrics-text")
@@ -317,7 +321,7 @@ def test_open_metrics_is_spoken_to_who_asks_for_it(block: StatisticsBlock) -> No
 @pytest.mark.parametrize(
     "accept", ["", "text/plain;version=abc", "*/*", "text/plain;version=;;=", "\xff" * 9_000]
 )
-def test_nonsense_in_accept_gets_the_plain_format(block: StatisticsBlock, accept: str) -> None:
+def test_invalid_accept_header_gets_the_plain_format(block: StatisticsBlock, accept: str) -> None:
     text, content_type = expose(make_registry(block, "n1", lambda: NOW_MS), accept)
     assert content_type.startswith("text/plain; version=0.0.4")
     assert parse(text.decode())
