@@ -1,4 +1,4 @@
-"""Publications to large channels: queued in steps, while subscribers come and go."""
+"""Check publications to large channels, which are queued in steps while subscribers come and go."""
 
 import socket
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ STEPS: Final = Settings(walk_at_once=0)  # every channel is a large one
 
 
 def served(bench: Rig, peers: list[Peer]) -> list[list[bytes]]:
-    """What each got, when all is done."""
+    """Finish all walks; return the payloads that each peer received."""
     bench.turn()
     return [[frame.payload for frame in peer.frames()] for peer in peers]
 
 
 @contextmanager
-def crowd(count: int, settings: Settings = STEPS) -> Iterator[tuple[Rig, list[Peer]]]:
+def subscribed_peers(count: int, settings: Settings = STEPS) -> Iterator[tuple[Rig, list[Peer]]]:
     with rig(settings) as bench:
         peers = [bench.connect() for _ in range(count)]
         for peer in peers:
@@ -33,8 +33,8 @@ def crowd(count: int, settings: Settings = STEPS) -> Iterator[tuple[Rig, list[Pe
         yield bench, peers
 
 
-def test_a_flush_ends_what_is_under_way() -> None:
-    with crowd(5) as (bench, peers):
+def test_flush_completes_a_walk_that_is_in_progress() -> None:
+    with subscribed_peers(5) as (bench, peers):
         assert bench.reactor.publish(CHANNEL, [b"1"]) == 5
         assert bench.count("now_walks") == 1
         assert bench.count("deliveries") == 0
@@ -44,8 +44,8 @@ def test_a_flush_ends_what_is_under_way() -> None:
         assert bench.held()["outbox"] == 0
 
 
-def test_a_small_channel_is_served_at_once_and_does_not_wait() -> None:
-    with crowd(5, Settings(walk_at_once=4)) as (bench, peers):
+def test_publication_to_a_small_channel_is_queued_at_once_ahead_of_a_walk() -> None:
+    with subscribed_peers(5, Settings(walk_at_once=4)) as (bench, peers):
         bench.reactor.publish(CHANNEL, [b"large"])
         bench.reactor.subscribe(peers[0].conn, b"small")
         bench.reactor.publish(b"small", [b"small"])
@@ -53,8 +53,8 @@ def test_a_small_channel_is_served_at_once_and_does_not_wait() -> None:
         assert served(bench, peers) == [[b"small", b"large"], *[[b"large"]] * 4]
 
 
-def test_who_subscribes_later_does_not_get_it_and_the_next_one_waits_behind() -> None:
-    with crowd(3) as (bench, peers):
+def test_subscriber_added_during_a_walk_gets_only_later_publications() -> None:
+    with subscribed_peers(3) as (bench, peers):
         bench.reactor.publish(CHANNEL, [b"1"])
         assert step_walks(bench.reactor, 1)
         late = bench.connect()
@@ -65,20 +65,20 @@ def test_who_subscribes_later_does_not_get_it_and_the_next_one_waits_behind() ->
 
 @pytest.mark.parametrize("steps", range(6))
 @pytest.mark.parametrize("leaver", range(5))
-def test_whoever_leaves_whenever_all_others_are_served_once(steps: int, leaver: int) -> None:
-    with crowd(5) as (bench, peers):
+def test_unsubscribing_at_any_step_of_a_walk_serves_all_others_exactly_once(steps: int, leaver: int) -> None:
+    with subscribed_peers(5) as (bench, peers):
         bench.reactor.publish(CHANNEL, [b"1"])
         bench.reactor.publish(CHANNEL, [b"2"])
         for _ in range(steps):
             step_walks(bench.reactor, 1)
         bench.reactor.unsubscribe(peers[leaver].conn, CHANNEL)
-        heard = served(bench, peers)
-        assert heard.pop(leaver) in ([], [b"1", b"2"])  # those at the end are served first, with both
-        assert heard == [[b"1", b"2"]] * 4
+        received = served(bench, peers)
+        assert received.pop(leaver) in ([], [b"1", b"2"])  # the last subscribers are served first
+        assert received == [[b"1", b"2"]] * 4
 
 
-def test_the_last_who_leaves_ends_the_channel_when_nothing_is_under_way() -> None:
-    with crowd(2, Settings(walk_at_once=0, report_vacated=True)) as (bench, peers):
+def test_channel_vacated_during_a_walk_is_reported_and_freed_after_the_walk() -> None:
+    with subscribed_peers(2, Settings(walk_at_once=0, report_vacated=True)) as (bench, peers):
         bench.reactor.publish(CHANNEL, [b"1"])
         for peer in peers:
             bench.reactor.unsubscribe(peer.conn, CHANNEL)
@@ -87,8 +87,8 @@ def test_the_last_who_leaves_ends_the_channel_when_nothing_is_under_way() -> Non
         assert bench.count("now_walks") == bench.count("now_channels") == 0
 
 
-def test_more_than_fit_are_walked_at_once_in_order() -> None:
-    with crowd(3) as (bench, peers):
+def test_publications_beyond_64_walks_complete_the_oldest_at_once_in_order() -> None:
+    with subscribed_peers(3) as (bench, peers):
         for number in range(200):
             bench.reactor.publish(CHANNEL, [b"%d" % number])
             assert bench.count("now_walks") <= 64
@@ -96,13 +96,13 @@ def test_more_than_fit_are_walked_at_once_in_order() -> None:
         assert served(bench, peers) == [[b"%d" % number for number in range(200)]] * 3
 
 
-def test_an_excluded_connection_stays_excluded() -> None:
-    with crowd(3) as (bench, peers):
+def test_walk_skips_the_excluded_connection() -> None:
+    with subscribed_peers(3) as (bench, peers):
         bench.reactor.publish(CHANNEL, [b"1"], exclude=peers[1].conn)
         assert served(bench, peers) == [[b"1"], [], [b"1"]]
 
 
-def test_a_reactor_that_ends_meanwhile_gives_everything_back() -> None:
+def test_reactor_shut_down_during_a_walk_frees_all_memory() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         reactor = Reactor(STEPS, now_ms=0)
@@ -116,8 +116,8 @@ def test_a_reactor_that_ends_meanwhile_gives_everything_back() -> None:
         assert sum(reactor.bytes_held().values()) == 0
 
 
-class ComingAndGoing(RuleBasedStateMachine):
-    """Against a list of who is owed what: all that was published since they came, until they leave."""
+class SubscribersDuringWalks(RuleBasedStateMachine):
+    """Compare deliveries with a list of the publications from the subscription of each peer to its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class ComingAndGoing(RuleBasedStateMachine):
 
     @initialize(count=st.integers(1, 9))
     def begin(self, count: int) -> None:
-        self.bench, self.peers = self.stack.enter_context(crowd(count))
+        self.bench, self.peers = self.stack.enter_context(subscribed_peers(count))
         self.since: list[int | None] = [0] * count
         self.not_theirs: list[set[int]] = [set() for _ in self.peers]
 
@@ -161,22 +161,24 @@ class ComingAndGoing(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.published:
             for number, messages in enumerate(served(self.bench, self.peers)):
-                heard, since = [int(message) for message in messages], self.since[number]
-                assert heard == sorted(set(heard)), "once each, in order"
-                assert self.not_theirs[number].isdisjoint(heard)
+                received, since = [int(message) for message in messages], self.since[number]
+                assert received == sorted(set(received)), "each publication once, in order"
+                assert self.not_theirs[number].isdisjoint(received)
                 if since is not None:
-                    assert set(range(since + 1, self.published + 1)) <= set(heard)
+                    assert set(range(since + 1, self.published + 1)) <= set(received)
         self.stack.close()
 
 
-TestComingAndGoing = ComingAndGoing.TestCase
-TestComingAndGoing.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSubscribersDuringWalks = SubscribersDuringWalks.TestCase
+TestSubscribersDuringWalks.settings = hypothesis_settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)
 
 
 # --- more slots than descriptors ----------------------------------------------------------------------
 
 
-def test_slots_that_share_sinks_are_served_like_any_others() -> None:
+def test_50_slots_that_share_one_socket_get_one_publication_each() -> None:
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with receiver, sender:
         sender.setblocking(False)
