@@ -1,4 +1,4 @@
-"""A pass of a shard: unseen tokens are verified in turns, and the others never wait."""
+"""Check the passes of a shard: new tokens are verified in turns by address, and others never wait."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ HEAD = (
 
 
 class FakeTokens:
-    """Tokens that begin with "known" are cached, those that begin with "good" are new; all others are bad."""
+    """Fake tokens: "known..." is cached, "good..." is new and valid, and any other one is invalid."""
 
     def __init__(self, count: Any) -> None:
         self.count = count
@@ -51,7 +51,7 @@ class FakeTokens:
         return Identity("", NO_PERMISSIONS, 0)
 
 
-class Hall:
+class ShardRig:
     """A shard and clients of several addresses, without a bus."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Hall:
         return sock
 
     def status(self, sock: socket.socket) -> bytes:
-        """The status a handshake was answered with; nothing while it waits."""
+        """Return the status that a handshake was answered with, or nothing while it waits."""
         try:
             return sock.recv(4_096)[9:12]
         except BlockingIOError:
@@ -87,8 +87,8 @@ class Hall:
 
 
 @contextmanager
-def hall() -> Iterator[Hall]:
-    made = Hall()
+def shard_rig() -> Iterator[ShardRig]:
+    made = ShardRig()
     try:
         yield made
     finally:
@@ -107,7 +107,7 @@ def test_bad_tokens_of_one_address_do_not_delay_newcomers_of_another(
     monkeypatch.setattr(verification, "PASS_NS", 0)  # one in each pass
 
     async def main() -> None:
-        with hall() as at:
+        with shard_rig() as at:
             for number in range(40):
                 at.ask("127.0.0.2", way.format(f"bad{number}"))
             for _ in range(4):
@@ -121,17 +121,19 @@ def test_bad_tokens_of_one_address_do_not_delay_newcomers_of_another(
             assert at.status(good) == b"101"
             for _ in range(60):
                 at.shard._pump()
-            assert len(at.tokens.verified) == 41, "and nobody is refused unheard"
+            assert len(at.tokens.verified) == 41, "and every token is verified"
             assert at.shard._parts.newcomers._verification.waiting_bytes == 0
 
     asyncio.run(main())
 
 
-def test_a_token_that_was_seen_before_and_no_token_at_all_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handshake_with_a_cached_token_or_without_a_token_is_answered_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(verification, "PASS_NS", 0)
 
     async def main() -> None:
-        with hall() as at:
+        with shard_rig() as at:
             for number in range(20):
                 at.ask("127.0.0.2", f"Authorization: Bearer bad{number}")
             at.shard._pump()
@@ -144,11 +146,13 @@ def test_a_token_that_was_seen_before_and_no_token_at_all_never_wait(monkeypatch
     asyncio.run(main())
 
 
-def test_a_handshake_that_left_while_it_waited_is_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_of_a_handshake_that_ended_while_waiting_is_not_verified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(verification, "PASS_NS", 0)
 
     async def main() -> None:
-        with hall() as at:
+        with shard_rig() as at:
             socks = [at.ask("127.0.0.2", f"Authorization: Bearer bad{number}") for number in range(10)]
             at.shard._pump()
             for conn in list(at.shard._parts.newcomers._verification._waiting):
@@ -163,13 +167,13 @@ def test_a_handshake_that_left_while_it_waited_is_not_verified(monkeypatch: pyte
     asyncio.run(main())
 
 
-def said(*messages: dict[str, Any]) -> bytes:
-    """What a client sends: one text frame for each message."""
+def as_frames(*messages: dict[str, Any]) -> bytes:
+    """Return the bytes that a client sends: one text frame for each message."""
     return b"".join(client_frame(1, json.dumps(message).encode()) for message in messages)
 
 
-def told(sock: socket.socket) -> list[str]:
-    """What a client was told: the name of each message, and the reason of a Close."""
+def received_ops(sock: socket.socket) -> list[str]:
+    """Return the operation of each message that a client received, and `Close` for a Close."""
     try:
         data = sock.recv(1 << 16)
     except BlockingIOError:
@@ -182,19 +186,21 @@ def test_unseen_tokens_in_messages_are_verified_in_turns_by_address(monkeypatch:
     monkeypatch.setattr(verification, "PASS_NS", 0)  # one in each pass
 
     async def main() -> None:
-        with hall() as at:
+        with shard_rig() as at:
             for number in range(40):
-                at.come("127.0.0.2", upgraded=True).sendall(said({"op": "auth", "token": f"bad{number}"}))
+                at.come("127.0.0.2", upgraded=True).sendall(
+                    as_frames({"op": "auth", "token": f"bad{number}"})
+                )
             for _ in range(4):
                 at.shard._pump()
             before = len(at.tokens.verified)
             assert 1 <= before <= 4
             good = at.come("127.0.0.3", upgraded=True)
-            good.sendall(said({"op": "auth", "token": "good"}))
+            good.sendall(as_frames({"op": "auth", "token": "good"}))
             for _ in range(60):
                 at.shard._pump()
             assert at.tokens.verified.index("good") <= before + 5
-            assert len(at.tokens.verified) == 41, "and nobody is refused unheard"
+            assert len(at.tokens.verified) == 41, "and every token is verified"
             assert (
                 at.shard._parts.newcomers._verification.waiting_bytes
                 == at.shard._parts.logins._buffered_bytes
@@ -204,37 +210,43 @@ def test_unseen_tokens_in_messages_are_verified_in_turns_by_address(monkeypatch:
     asyncio.run(main())
 
 
-def test_token_in_a_message_that_was_seen_before_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auth_message_with_a_cached_token_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "PASS_NS", 0)
 
     async def main() -> None:
-        with hall() as at:
+        with shard_rig() as at:
             for number in range(20):
-                at.come("127.0.0.2", upgraded=True).sendall(said({"op": "auth", "token": f"bad{number}"}))
+                at.come("127.0.0.2", upgraded=True).sendall(
+                    as_frames({"op": "auth", "token": f"bad{number}"})
+                )
             at.shard._pump()
             known = at.come("127.0.0.2", upgraded=True)
-            known.sendall(said({"op": "auth", "token": "known"}))
-            heard: list[str] = []
+            known.sendall(as_frames({"op": "auth", "token": "known"}))
+            received: list[str] = []
             for _ in range(5):  # a slow machine may need a second pass to read it
                 at.shard._pump()
-                heard += told(known)
-            assert heard == ["welcome"]
+                received += received_ops(known)
+            assert received == ["welcome"]
             assert len(at.shard._parts.newcomers._verification) > 10
 
     asyncio.run(main())
 
 
-def test_what_follows_a_token_that_waits_is_answered_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_behind_a_waiting_token_are_answered_in_order_after_the_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(verification, "PASS_NS", 0)
 
     async def main() -> None:
-        with hall() as at:
+        with shard_rig() as at:
             for number in range(20):
-                at.come("127.0.0.2", upgraded=True).sendall(said({"op": "auth", "token": f"bad{number}"}))
+                at.come("127.0.0.2", upgraded=True).sendall(
+                    as_frames({"op": "auth", "token": f"bad{number}"})
+                )
             at.shard._pump()
             talker = at.come("127.0.0.2", upgraded=True)
             talker.sendall(
-                said(
+                as_frames(
                     {"op": "ping"},
                     {"op": "auth", "token": "good"},
                     {"op": "ping"},
@@ -242,26 +254,28 @@ def test_what_follows_a_token_that_waits_is_answered_after_it(monkeypatch: pytes
                     {"op": "ping"},
                 )
             )
-            heard = []
+            received = []
             for _ in range(60):
                 at.shard._pump()
-                heard += told(talker)
-            assert heard == ["pong", "welcome", "pong", "err", "pong"]
-            talker.sendall(said({"op": "ping"}))
+                received += received_ops(talker)
+            assert received == ["pong", "welcome", "pong", "err", "pong"]
+            talker.sendall(as_frames({"op": "ping"}))
             at.shard._pump()
-            assert told(talker) == ["pong"], "it is read again"
+            assert received_ops(talker) == ["pong"], "the connection is read again"
 
     asyncio.run(main())
 
 
-def test_connection_that_left_while_its_token_waited_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_that_ends_while_its_token_waits_leaves_no_buffered_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(verification, "PASS_NS", 0)
 
     async def main() -> None:
-        with hall() as at:
+        with shard_rig() as at:
             socks = [at.come("127.0.0.2", upgraded=True) for _ in range(10)]
             for sock in socks:
-                sock.sendall(said({"op": "auth", "token": "bad"}, {"op": "ping"}))
+                sock.sendall(as_frames({"op": "auth", "token": "bad"}, {"op": "ping"}))
             while len(at.tokens.verified) + len(at.shard._parts.newcomers._verification) < len(socks):
                 at.shard._pump()
             before = len(at.tokens.verified)
@@ -281,13 +295,13 @@ def test_connection_that_left_while_its_token_waited_leaves_nothing(monkeypatch:
     asyncio.run(main())
 
 
-def test_message_that_took_long_is_charged_to_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of the test moves while a message is handled; the reactor takes its word for it."""
+def test_time_of_a_costly_message_is_charged_to_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the test moves while a message is handled, and the reactor trusts the charge."""
     clock_ns = [0]
     monkeypatch.setattr("wsgate.shard.process.time.perf_counter_ns", lambda: clock_ns[0])
 
     async def main() -> None:
-        with hall() as at:
+        with shard_rig() as at:
             trust_charges(at.shard._reactor)
             costly, cheap = at.come("127.0.0.2", upgraded=True), at.come("127.0.0.2", upgraded=True)
             run = at.shard._parts.commands.run
@@ -297,8 +311,8 @@ def test_message_that_took_long_is_charged_to_its_connection(monkeypatch: pytest
                 run(conn, dialect, message, opcode)
 
             monkeypatch.setattr(at.shard._parts.commands, "run", slowly)
-            costly.sendall(said({"op": "ping", "x": "costly"}))
-            cheap.sendall(said({"op": "ping"}))
+            costly.sendall(as_frames({"op": "ping", "x": "costly"}))
+            cheap.sendall(as_frames({"op": "ping"}))
             at.shard._pump()
             handles, _ = at.shard._reactor.connections(0, 10)
             found = [at.shard._reactor.inspect(conn) for conn in handles]
