@@ -1,4 +1,4 @@
-"""Connections that siblings hand to a shard that is just ending: answered, not dropped with their channel."""
+"""Check handovers between shards: the target, lost descriptors, and handovers to an ending shard."""
 
 import asyncio
 import os
@@ -21,15 +21,15 @@ HEAD += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA
 
 
 def _read(client: socket.socket) -> bytes:
-    said = bytearray()
+    received = bytearray()
     while data := client.recv(4096):
-        said += data
+        received += data
     client.close()
-    return bytes(said)
+    return bytes(received)
 
 
 async def _end_with(connection: socket.socket, client: socket.socket) -> bytes:
-    """What is said to who is in the channel of a shard that has nobody else any more."""
+    """Return the bytes that a connection receives from an ending shard that it is handed to."""
     pairs = tuple(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
     pairs[0][0].setblocking(False)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -46,14 +46,14 @@ async def _end_with(connection: socket.socket, client: socket.socket) -> bytes:
     reading = asyncio.create_task(asyncio.to_thread(_read, client))
     assert await shard._leave() == 0
     assert shard._counts["handshake_draining"] == 1
-    said = await reading
+    received = await reading
     for each in (listener, *pairs[0], *pairs[1]):
         each.close()
     shard._reactor.shutdown()
-    return said
+    return received
 
 
-def test_who_has_most_room_and_who_is_next_in_the_ring() -> None:
+def test_handover_target_is_the_roomiest_or_the_next_shard_with_room() -> None:
     offers = [
         ShardOffer(5, State.OPEN),
         ShardOffer(0, State.REFUSING),
@@ -65,7 +65,7 @@ def test_who_has_most_room_and_who_is_next_in_the_ring() -> None:
     assert roomiest(offers[1:2], 0) is next_with_room(offers[1:2], 0) is None
 
 
-def test_who_does_not_serve_or_is_silent_offers_nothing() -> None:
+def test_shard_that_is_not_ready_or_has_no_recent_beat_offers_no_room() -> None:
     block = StatisticsBlock.create(LAYOUT, 3)
     for number, (phase, beat_ms) in enumerate([(PHASE_READY, 9_500), (PHASE_READY, 9_000), (0, 9_900)]):
         shard = block.shard(number)
@@ -73,13 +73,13 @@ def test_who_does_not_serve_or_is_silent_offers_nothing() -> None:
     assert [place.room for place in places(block, 10_000)] == [7, 0, 0]
 
 
-def test_a_connection_there_is_no_descriptor_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel has closed it already when the message is read."""
-    told: Iterator[tuple[bytes, list[int], int, None]] = iter([(b"\1", [], socket.MSG_CTRUNC, None)])
+def test_handover_message_without_a_descriptor_is_counted_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has closed the descriptor already when the message is read."""
+    messages: Iterator[tuple[bytes, list[int], int, None]] = iter([(b"\1", [], socket.MSG_CTRUNC, None)])
 
     def receive(*_: object) -> object:
         try:
-            return next(told)
+            return next(messages)
         except StopIteration:
             raise BlockingIOError from None
 
@@ -96,10 +96,10 @@ def test_a_connection_there_is_no_descriptor_for_is_counted(monkeypatch: pytest.
     assert asyncio.run(take()) == 1
 
 
-def test_who_is_handed_over_at_the_very_end_is_answered() -> None:
+def test_connection_handed_over_to_an_ending_shard_is_answered_503() -> None:
     server = socket.create_server(("127.0.0.1", 0))
     with server, socket.create_connection(server.getsockname(), timeout=5) as client:
         client.sendall(HEAD)
         accepted, _ = server.accept()
-        said = asyncio.run(_end_with(accepted, client))
-    assert said.startswith(b"HTTP/1.1 503 ")
+        received = asyncio.run(_end_with(accepted, client))
+    assert received.startswith(b"HTTP/1.1 503 ")
