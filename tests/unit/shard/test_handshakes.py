@@ -1,4 +1,4 @@
-"""Which answer a request head gets: the path, the origin and the credentials, judged without a socket."""
+"""Check the response to a request head: path, origin and credentials, decided without a socket."""
 
 from base64 import b64encode
 
@@ -26,8 +26,8 @@ class FakeTokens:
         return Identity("ann", Permissions((), (), ()), 0)
 
 
-def front(**changes: object) -> HandshakePolicy:
-    """A front with default options."""
+def make_policy(**changes: object) -> HandshakePolicy:
+    """Return a policy with default options."""
     options = ShardOptions(
         node="n",
         number=0,
@@ -63,21 +63,21 @@ def head(*lines: bytes, request_line: bytes = b"GET /ws HTTP/1.1", is_upgrade: b
         "Content-Length: 0",
     ],
 )
-def test_s15_s16_a_legal_header_of_others_does_not_refuse_the_handshake(line: str) -> None:
-    assert isinstance(front().judge(head(line.encode()), 0), Entry)
+def test_s15_s16_handshake_with_a_legal_unrelated_header_is_accepted(line: str) -> None:
+    assert isinstance(make_policy().judge(head(line.encode()), 0), Entry)
 
 
 @pytest.mark.parametrize("space", [b"", b" ", b"\t "])
 def test_spaces_and_tabs_around_a_bearer_token_are_ignored(space: bytes) -> None:
-    entry = front().judge(head(b"Authorization: Bearer " + space + b"good" + space), 0)
+    entry = make_policy().judge(head(b"Authorization: Bearer " + space + b"good" + space), 0)
     assert isinstance(entry, Entry)
     assert entry.identity is not None
 
 
 @pytest.mark.parametrize("byte", [b"\x80", b"\x85", b"\xa0", b"\xff"])
 @pytest.mark.parametrize("place", [b"%bgood", b"good%b", b"go%bod", b"%b"])
-def test_a_bearer_token_with_a_high_byte_is_refused_and_not_repaired(byte: bytes, place: bytes) -> None:
-    refused = front().judge(head(b"Authorization: Bearer " + place % byte), 0)
+def test_bearer_token_with_a_byte_above_127_is_answered_400(byte: bytes, place: bytes) -> None:
+    refused = make_policy().judge(head(b"Authorization: Bearer " + place % byte), 0)
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.reason) == (400, "bad_header_value")
 
@@ -88,11 +88,9 @@ def test_a_bearer_token_with_a_high_byte_is_refused_and_not_repaired(byte: bytes
 @pytest.mark.parametrize("path", [b"/", b"/wsx", b"/ws/", b"/WS", b"/chat?ch=news", b"/%77s"])
 @pytest.mark.parametrize("is_upgrade", [True, False])
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD"])
-def test_any_other_path_is_404_whatever_else_is_asked_of_it(
-    path: bytes, method: bytes, is_upgrade: bool
-) -> None:
+def test_unknown_path_is_answered_404_for_every_method(path: bytes, method: bytes, is_upgrade: bool) -> None:
     asked = head(request_line=method + b" " + path + b" HTTP/1.1", is_upgrade=is_upgrade)
-    refused = front().judge(asked, 0)
+    refused = make_policy().judge(asked, 0)
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.reason) == (404, "unknown_path")
 
@@ -110,10 +108,10 @@ def test_any_other_path_is_404_whatever_else_is_asked_of_it(
         (b"POST", b"/\xff", "wrong_method"),
     ],
 )
-def test_on_its_own_path_and_on_none_the_refusal_says_how_to_ask(
+def test_request_without_upgrade_or_with_a_wrong_method_is_refused_for_that_reason(
     method: bytes, path: bytes, reason: str
 ) -> None:
-    refused = front().judge(head(request_line=method + b" " + path + b" HTTP/1.1", is_upgrade=False), 0)
+    refused = make_policy().judge(head(request_line=method + b" " + path + b" HTTP/1.1", is_upgrade=False), 0)
     assert isinstance(refused, Refusal)
     assert refused.reason == reason
 
@@ -122,7 +120,7 @@ def test_on_its_own_path_and_on_none_the_refusal_says_how_to_ask(
 
 
 def refused_origin(origin: bytes, *, is_dev: bool) -> tuple[Refusal, dict[str, object]]:
-    """The refusal of this origin, and the fields of its log line."""
+    """Return the refusal of this origin and the fields of its log line."""
     lines: list[tuple[str, dict[str, object]]] = []
     options = ShardOptions(
         node="n",
@@ -154,14 +152,16 @@ ORIGINS = [
 
 
 @pytest.mark.parametrize(("origin", "shown"), ORIGINS)
-def test_a_refused_origin_is_named_with_its_setting_in_the_log(origin: bytes, shown: str) -> None:
+def test_refused_origin_and_its_setting_are_logged_and_not_sent_to_the_client(
+    origin: bytes, shown: str
+) -> None:
     refused, fields = refused_origin(origin, is_dev=False)
     assert (fields["origin"], fields["setting"]) == (shown, "server.allowed_origins")
     assert refused.response.endswith(b"\r\n\r\nForbidden\n")
 
 
 @pytest.mark.parametrize(("origin", "shown"), ORIGINS)
-def test_in_development_the_answer_names_it_too(origin: bytes, shown: str) -> None:
+def test_response_names_the_refused_origin_and_its_setting_in_development(origin: bytes, shown: str) -> None:
     refused, _ = refused_origin(origin, is_dev=True)
     body = refused.response.partition(b"\r\n\r\n")[2].decode()
     assert body.startswith("Forbidden: ")
@@ -169,9 +169,9 @@ def test_in_development_the_answer_names_it_too(origin: bytes, shown: str) -> No
     assert "server.allowed_origins" in body
 
 
-def test_an_allowed_origin_writes_no_line() -> None:
+def test_allowed_origin_writes_no_log_line() -> None:
     lines: list[str] = []
-    options = front()
+    options = make_policy()
     options._log = lambda event, **fields: lines.append(event)
     assert isinstance(options.judge(head(b"Origin: https://gate.example"), 0), Entry)
     assert not lines
