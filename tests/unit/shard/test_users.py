@@ -1,4 +1,4 @@
-"""What a shard does about a bus that answers late, wrongly or not at all: no ghosts, nobody forgotten."""
+"""Check the user limits of a shard with a bus that answers late, wrongly or not at all."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,17 +24,17 @@ class Bus:
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Done]] = []
-        self.told: list[bytes] = []
+        self.published: list[bytes] = []
 
     def call(self, key: bytes, command: bytes, done: Done) -> None:
         self.sent.append((command, done))
 
     def publish(self, name: bytes, data: bytes, done: Callable[[str], None]) -> None:
-        self.told.append(data)
+        self.published.append(data)
         done("")
 
     def answer(self, word: bytes, outcome: str = "", text: bytes = b"") -> int:
-        """Answer every command that holds this word; how many there were."""
+        """Answer every command that contains this word; return their number."""
         meant = [each for each in self.sent if word in each[0]]
         self.sent = [each for each in self.sent if word not in each[0]]
         for _, done in meant:
@@ -42,8 +42,8 @@ class Bus:
         return len(meant)
 
 
-class Desk:
-    """One shard's users, its bus and its reactor."""
+class UsersRig:
+    """The user limits of one shard, with its bus and its reactor."""
 
     def __init__(self, bench: Rig, limits: UserLimits, owners: Sequence[str]) -> None:
         self.bench, self.bus, self.counts = bench, Bus(), Counter[str]()
@@ -70,13 +70,13 @@ class Desk:
 
 
 @contextmanager
-def desk(limits: UserLimits = LIMITS, owners: Sequence[str] = ()) -> Iterator[Desk]:
+def users_rig(limits: UserLimits = LIMITS, owners: Sequence[str] = ()) -> Iterator[UsersRig]:
     with rig() as bench:
-        yield Desk(bench, limits, owners)
+        yield UsersRig(bench, limits, owners)
 
 
-def test_a_removal_that_the_bus_has_not_heard_is_said_again() -> None:
-    with desk() as at:
+def test_failed_removal_of_a_connection_is_sent_again_at_each_tick() -> None:
+    with users_rig() as at:
         peer = at.come()
         at.bus.answer(ENTER)
         at.users.leave(peer.conn, "ann")
@@ -89,9 +89,9 @@ def test_a_removal_that_the_bus_has_not_heard_is_said_again() -> None:
         assert at.bus.answer(b"ZREM") == 0
 
 
-def test_who_left_while_it_was_counted_is_taken_off() -> None:
-    """A script that the server did not know is sent once more, behind the removal of who has left."""
-    with desk() as at:
+def test_connection_that_left_during_its_count_is_removed_after_the_repeated_script() -> None:
+    """A script that the server did not know is sent once more, behind the removal of the connection."""
+    with users_rig() as at:
         peer = at.come()
         member = at.member(peer)
         at.bench.reactor.abort(peer.conn)
@@ -102,54 +102,54 @@ def test_who_left_while_it_was_counted_is_taken_off() -> None:
         assert [member in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
 
 
-def test_our_own_who_are_gone_count_for_nothing() -> None:
-    with desk() as at:
+def test_ended_connection_of_the_same_shard_is_removed_and_does_not_count() -> None:
+    with users_rig() as at:
         gone = at.come()
-        ghost = at.member(gone)
+        stale = at.member(gone)
         at.bench.reactor.abort(gone.conn)
         peer = at.come()
         at.bus.sent = at.bus.sent[-1:]
-        at.bus.answer(ENTER, "", b"2 " + ghost + b" " + at.member(peer))
+        at.bus.answer(ENTER, "", b"2 " + stale + b" " + at.member(peer))
         assert at.verdicts == [True]
-        assert [ghost in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
+        assert [stale in command for command, _ in at.bus.sent if b"ZREM" in command] == [True]
 
 
-def test_those_whose_place_it_takes_are_dead_and_the_bus_is_told_so() -> None:
-    with desk(owners=("new", "old", "older")) as at:
+def test_predecessors_of_the_shard_count_as_dead_and_their_liveness_keys_are_deleted() -> None:
+    with users_rig(owners=("new", "old", "older")) as at:
         assert at.users.owner == "new"
         peer = at.come()
         crowd = b"2 0000000000000001@old " + at.member(peer)
         at.bus.answer(ENTER, "", crowd)
-        assert at.verdicts == [True], "not even asked for"
+        assert at.verdicts == [True], "without a query for the liveness key"
         assert at.bus.answer(b"EXISTS") == 0
         at.users.on_up()
         at.tick(100.0)
-        told = [command for command, _ in at.bus.sent if b"DEL" in command]
-        assert [b"w:alive:old\r" in told[0], b"w:alive:older\r" in told[1]] == [True, True]
+        published = [command for command, _ in at.bus.sent if b"DEL" in command]
+        assert [b"w:alive:old\r" in published[0], b"w:alive:older\r" in published[1]] == [True, True]
         assert at.bus.answer(b"alive:older", "down") == 1
         assert at.bus.answer(b"alive:old", "", b"1") == 1
         at.tick(116.0)
-        assert at.bus.answer(b"DEL") == 1, "said again, as often as it takes"
+        assert at.bus.answer(b"DEL") == 1, "the failed deletion is sent again"
 
 
-def test_a_full_queue_of_ours_lets_nobody_in_uncounted() -> None:
-    with desk() as at:
+def test_full_command_queue_delays_the_count_and_admits_no_connection() -> None:
+    with users_rig() as at:
         first, second = at.come(), at.come("bob")
         at.tick(1.0)
         assert at.bus.answer(ENTER, "full") == 2
         assert at.verdicts == [] and at.counts["users_unchecked"] == 0
-        assert at.bus.answer(ENTER) == 0, "not at once: there is no room"
+        assert at.bus.answer(ENTER) == 0, "not at once, because the queue is full"
         at.bench.reactor.abort(second.conn)
         at.bench.turn()
         at.tick(1.25)
         crowd = b"2 0000000000000001@other " + at.member(first)
-        assert at.bus.answer(ENTER, "", crowd) == 1, "who is gone is not asked for"
+        assert at.bus.answer(ENTER, "", crowd) == 1, "the ended connection is not counted"
         at.bus.answer(b"EXISTS", "", b"1")
         assert at.verdicts == [False]
 
 
-def test_a_full_queue_of_ours_grants_no_messages() -> None:
-    with desk(UserLimits(rate_per_s=100)) as at:
+def test_full_command_queue_grants_no_further_messages_of_the_user_rate() -> None:
+    with users_rig(UserLimits(rate_per_s=100)) as at:
         rates = at.users.rates
         assert rates is not None
         assert rates.take("ann", 1.0) == 0
@@ -158,8 +158,8 @@ def test_a_full_queue_of_ours_grants_no_messages() -> None:
         assert 0 < rates.take("ann", 0.0) <= 1_000_000_000
 
 
-def test_a_removal_too_many_to_remember_is_counted() -> None:
-    with desk() as at:
+def test_failed_removal_beyond_the_limit_is_counted_as_lost() -> None:
+    with users_rig() as at:
         at.users._unforgotten.extend([("ann", "x")] * UNFORGOTTEN_MOST)
         peer = at.come()
         at.users.leave(peer.conn, "ann")
@@ -168,49 +168,49 @@ def test_a_removal_too_many_to_remember_is_counted() -> None:
         assert len(at.users._unforgotten) == UNFORGOTTEN_MOST
 
 
-def test_more_dead_ones_than_an_answer_shows_lock_nobody_out() -> None:
-    with desk(owners=("new", "old")) as at:
+def test_50_stale_entries_are_removed_after_two_replies_and_the_connection_is_admitted() -> None:
+    with users_rig(owners=("new", "old")) as at:
         peer = at.come()
-        ghosts = [b"%016x@old" % number for number in range(1, 51)]
-        at.bus.answer(ENTER, "", b" ".join([b"51", *ghosts[:30]]))
+        stale_count = [b"%016x@old" % number for number in range(1, 51)]
+        at.bus.answer(ENTER, "", b" ".join([b"51", *stale_count[:30]]))
         assert at.verdicts == []
         assert at.bus.answer(b"ZREM", "", b"30") == 1
-        assert at.bus.answer(ENTER, "", b" ".join([b"21", *ghosts[30:], at.member(peer)])) == 1
+        assert at.bus.answer(ENTER, "", b" ".join([b"21", *stale_count[30:], at.member(peer)])) == 1
         assert at.verdicts == [True]
         assert at.bus.answer(b"ZREM", "", b"20") == 1
 
 
-def test_who_is_replaced_is_on_the_books_until_its_owner_takes_it_off() -> None:
-    """Its owner may not have heard of it: then the next one has it told again."""
-    with desk(UserLimits(connections=1, replaces=True)) as at:
+def test_replaced_connection_stays_registered_until_its_own_shard_removes_the_entry() -> None:
+    """The other shard may have missed the command; then the next connection sends the command again."""
+    with users_rig(UserLimits(connections=1, replaces=True)) as at:
         peer = at.come()
         at.bus.answer(ENTER, "", b"2 0000000000000001@other " + at.member(peer))
         at.bus.answer(b"EXISTS", "", b"1")
         assert at.verdicts == [True]
-        assert len(at.bus.told) == 1 and b"0000000000000001" in at.bus.told[0]
+        assert len(at.bus.published) == 1 and b"0000000000000001" in at.bus.published[0]
         assert at.bus.answer(b"ZREM") == 0
 
 
-def test_limits_switched_off_while_a_verdict_is_out_harm_nobody() -> None:
-    with desk(UserLimits(connections=1, replaces=True)) as at:
+def test_limits_disabled_during_a_count_admit_all_and_replace_none() -> None:
+    with users_rig(UserLimits(connections=1, replaces=True)) as at:
         first, second = at.come(), at.come()
         crowd = b"2 " + at.member(first) + b" " + at.member(second)
         at.users.renew(UserLimits())
         at.bus.answer(ENTER, "", crowd)
         assert at.verdicts == [True, True]
-        assert at.bus.told == []
+        assert at.bus.published == []
 
 
-def test_a_crowd_that_makes_no_sense_lets_in_and_is_counted() -> None:
-    with desk() as at:
+def test_unparsable_reply_admits_the_connection_as_unchecked() -> None:
+    with users_rig() as at:
         at.come()
         at.bus.answer(ENTER, "", b"\xff")
         assert at.verdicts == [True]
         assert at.counts["users_unchecked"] == 1
 
 
-def test_nobody_walks_before_the_bus_knows_that_we_live() -> None:
-    with desk() as at:
+def test_reregistration_starts_only_after_the_liveness_key_is_confirmed() -> None:
+    with users_rig() as at:
         at.come()
         at.bus.answer(ENTER)
         at.users.on_up()
@@ -219,15 +219,15 @@ def test_nobody_walks_before_the_bus_knows_that_we_live() -> None:
         assert at.bus.answer(SIGN, "down") == 1
         at.tick(100.25)
         assert at.bus.answer(ENTER) == 0
-        assert at.bus.answer(SIGN, "", b"OK") == 1, "said again at once"
+        assert at.bus.answer(SIGN, "", b"OK") == 1, "the liveness key is sent again at once"
         at.tick(100.5)
         assert at.bus.answer(ENTER, "down") == 1
         at.tick(107.0)
-        assert at.bus.answer(ENTER) == 1, "somebody is missing: again soon"
+        assert at.bus.answer(ENTER) == 1, "one connection is missing, so the walk is repeated soon"
 
 
-def test_a_walk_under_way_begins_anew_when_the_bus_is_back() -> None:
-    with desk() as at:
+def test_reregistration_in_progress_starts_over_when_the_bus_is_back() -> None:
+    with users_rig() as at:
         for number in range(100):
             at.come(f"u{number}")
         at.bus.answer(ENTER)
@@ -256,8 +256,8 @@ ODD = [
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("owner", ["self", "other"])
-def test_an_odd_member_counts_for_nothing_and_is_removed(odd: bytes, owner: str) -> None:
-    with desk() as at:
+def test_malformed_member_does_not_count_and_is_removed(odd: bytes, owner: str) -> None:
+    with users_rig() as at:
         peer = at.come()
         member = odd.replace(b"%b", at.users.owner.encode() if owner == "self" else b"other")
         at.bus.answer(ENTER, "", b"2 " + member + b" " + at.member(peer))
@@ -282,8 +282,8 @@ def test_an_odd_member_counts_for_nothing_and_is_removed(odd: bytes, owner: str)
     ],
 )
 @pytest.mark.parametrize("replaces", [True, False])
-def test_any_answer_to_counting_leads_to_a_verdict(text: bytes, replaces: bool) -> None:
-    with desk(UserLimits(connections=1, replaces=replaces)) as at:
+def test_any_reply_to_a_count_leads_to_exactly_one_verdict(text: bytes, replaces: bool) -> None:
+    with users_rig(UserLimits(connections=1, replaces=replaces)) as at:
         at.come()
         for _ in range(2 * PAGES_MOST):
             at.bus.answer(ENTER, "", text)
@@ -294,14 +294,16 @@ def test_any_answer_to_counting_leads_to_a_verdict(text: bytes, replaces: bool) 
 
 
 @pytest.mark.parametrize("replaces", [True, False])
-@pytest.mark.parametrize("ghosts", [1, 5, 400])
-def test_ghosts_behind_many_who_live_lock_nobody_out(ghosts: int, replaces: bool) -> None:
-    """Whoever reads the oldest only finds nobody who is dead there, however often."""
+@pytest.mark.parametrize("stale_count", [1, 5, 400])
+def test_stale_entries_behind_299_live_ones_are_removed_and_the_connection_is_admitted(
+    stale_count: int, replaces: bool
+) -> None:
+    """Reading only the oldest entries would never find the stale ones."""
     limit = 300
-    with desk(UserLimits(connections=limit, replaces=replaces), owners=("new", "old")) as at:
+    with users_rig(UserLimits(connections=limit, replaces=replaces), owners=("new", "old")) as at:
         peer = at.come()
-        books = [b"%016x@other" % number for number in range(limit - 1)]
-        books += [b"%016x@old" % number for number in range(ghosts)] + [at.member(peer)]
+        entries = [b"%016x@other" % number for number in range(limit - 1)]
+        entries += [b"%016x@old" % number for number in range(stale_count)] + [at.member(peer)]
         for _ in range(20):
             if at.verdicts:
                 break
@@ -309,24 +311,24 @@ def test_ghosts_behind_many_who_live_lock_nobody_out(ghosts: int, replaces: bool
             command, done = at.bus.sent.pop()
             left_out, most = (int(part) for part in command.split(b"\r\n")[-4:-1:2])
             assert most == SHOWN_MOST
-            shown = books[left_out : left_out + most]
-            done("", b" ".join([b"%d" % len(books), *shown]))
+            shown = entries[left_out : left_out + most]
+            done("", b" ".join([b"%d" % len(entries), *shown]))
             at.bus.answer(b"EXISTS", "", b"1")
             for removal, _ in at.bus.sent:
-                books = [each for each in books if b"ZREM" not in removal or each not in removal]
+                entries = [each for each in entries if b"ZREM" not in removal or each not in removal]
             at.bus.answer(b"ZREM", "", b"1")
         assert at.verdicts == [True]
-        assert at.bus.told == [], "nobody is replaced"
-        assert len(books) == limit
+        assert at.bus.published == [], "no connection is replaced"
+        assert len(entries) == limit
 
 
-def test_a_user_that_really_has_too_many_is_refused_after_all_were_looked_at() -> None:
+def test_user_with_300_live_connections_is_refused_after_all_entries_are_checked() -> None:
     limit = 300
-    with desk(UserLimits(connections=limit, replaces=False)) as at:
+    with users_rig(UserLimits(connections=limit, replaces=False)) as at:
         peer = at.come()
-        books = [b"%016x@other" % number for number in range(limit)] + [at.member(peer)]
+        entries = [b"%016x@other" % number for number in range(limit)] + [at.member(peer)]
         for start in (0, SHOWN_MOST):
-            at.bus.answer(ENTER, "", b" ".join([b"%d" % len(books), *books[start : start + SHOWN_MOST]]))
+            at.bus.answer(ENTER, "", b" ".join([b"%d" % len(entries), *entries[start : start + SHOWN_MOST]]))
             at.bus.answer(b"EXISTS", "", b"1")
         assert at.verdicts == [False]
         assert [at.member(peer) in command for command, _ in at.bus.sent] == [True]
@@ -345,18 +347,16 @@ def test_a_user_that_really_has_too_many_is_refused_after_all_were_looked_at() -
         ),
     ],
 )
-def test_any_answer_about_an_allowance_is_a_grant_within_bounds(
-    text: bytes, granted: int, wait_ms: int
-) -> None:
-    with desk() as at:
+def test_any_reply_to_a_rate_lease_is_a_grant_within_bounds(text: bytes, granted: int, wait_ms: int) -> None:
+    with users_rig() as at:
         grants: list[tuple[int, int]] = []
         at.users._lease("ann", 4, 0, lambda *each: grants.append(each))
         at.bus.answer(RATE_LEASE.digest, "", text)
         assert grants == [(granted, wait_ms)]
 
 
-def test_a_removal_that_the_server_refuses_is_not_repeated_with_every_tick() -> None:
-    with desk() as at:
+def test_removal_that_the_server_refuses_is_repeated_about_every_15_s() -> None:
+    with users_rig() as at:
         at.tick(100.0)
         peer = at.come()
         at.bus.answer(ENTER)
