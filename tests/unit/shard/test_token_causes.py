@@ -1,4 +1,4 @@
-"""Why a token is refused reaches the operator, and in development mode the client; never the token itself."""
+"""Check that the operator, and in development the client, gets the cause of a refused token."""
 
 import logging
 import re
@@ -32,7 +32,7 @@ CANARY: Final = "canary"
 
 
 class Bench:
-    """A shard's tokens, with what they count and log."""
+    """The tokens of a shard, with everything that they count and log."""
 
     def __init__(self, part: str = "test", **policy: Any) -> None:
         self.counts: Counter[str] = Counter()
@@ -92,19 +92,21 @@ STRICT: Final = {"audience": "shop", "issuer": "me"}
 
 
 def _policy(cause: str) -> dict[str, str]:
-    """Where `aud` and `iss` are looked at, when the cause is about them."""
+    """Return a policy that checks `aud` and `iss` if the cause is about them."""
     return STRICT if cause in ("wrong_audience", "wrong_issuer", "bad_aud", "bad_iss") else {}
 
 
 @pytest.mark.parametrize("cause", EIGHT)
-def test_the_eight_tokens_of_a_beginner_have_eight_causes(cause: str) -> None:
+def test_each_frequent_token_fault_has_its_own_cause(cause: str) -> None:
     bench = Bench()
     error = bench.refuse(EIGHT[cause])
     assert error.cause == cause
     assert bench.counts == {"tokens_refused": 1, f"token_fault_{error.fault}": 1}
 
 
-def test_the_eight_causes_are_eight_lines_with_eight_texts(caplog: pytest.LogCaptureFixture) -> None:
+def test_eight_refused_tokens_write_eight_log_lines_with_different_texts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     bench = Bench("eight")
     with caplog.at_level(logging.INFO):
         for token in EIGHT.values():
@@ -116,11 +118,11 @@ def test_the_eight_causes_are_eight_lines_with_eight_texts(caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("cause", OTHERS)
-def test_every_other_cause_is_found_too(cause: str) -> None:
+def test_each_rare_token_fault_has_its_own_cause(cause: str) -> None:
     assert Bench(**_policy(cause)).refuse(OTHERS[cause]).cause == cause
 
 
-def test_one_line_a_second_and_cause_however_many_tokens_are_refused(
+def test_refused_tokens_write_one_log_line_for_each_second_and_cause(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock_s = 100.0
@@ -138,14 +140,16 @@ def test_one_line_a_second_and_cause_however_many_tokens_are_refused(
 
 
 @pytest.mark.parametrize("cause", [*EIGHT, *OTHERS])
-def test_no_line_and_no_text_holds_what_a_token_says(cause: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_line_and_error_text_contain_no_part_of_the_token(
+    cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
     token = {**EIGHT, **OTHERS}[cause]
     with caplog.at_level(logging.DEBUG):
         error = Bench(f"canary {cause}", **_policy(cause)).refuse(token)
     assert len(caplog.records) == 1
-    for said in (error.why, error.text, str(error), repr(error)):
-        assert CANARY not in said and token.decode() not in said
-        assert said.isprintable() and len(said) < 200
+    for output in (error.why, error.text, str(error), repr(error)):
+        assert CANARY not in output and token.decode() not in output
+        assert output.isprintable() and len(output) < 200
     lines = "".join(str([record.message, vars(record)["fields"]]) for record in caplog.records)
     assert lines.count(CANARY) == 0
     assert not any(part and part in lines for part in token.decode().split(".") if len(part) > 20)
@@ -167,11 +171,13 @@ def test_no_line_and_no_text_holds_what_a_token_says(cause: str, caplog: pytest.
         (signed(aud="shop"), STRICT, "iss is not the issuer me"),
     ],
 )
-def test_an_operator_reads_the_numbers_that_help(token: bytes, policy: dict[str, Any], why: str) -> None:
+def test_refusal_text_for_the_operator_contains_times_and_expected_values(
+    token: bytes, policy: dict[str, Any], why: str
+) -> None:
     assert Bench(**policy).refuse(token).why == why
 
 
-def test_an_operator_reads_when_a_revoked_token_was_issued() -> None:
+def test_refusal_text_of_a_revoked_token_contains_both_times() -> None:
     bench = Bench()
     bench.tokens.revoke("42", NOW_S - 5)
     revoked = bench.refuse(signed(iat=NOW_S - 60))
@@ -184,17 +190,17 @@ def test_an_operator_reads_when_a_revoked_token_was_issued() -> None:
 # --- the registry ---------------------------------------------------------------------------------------
 
 
-def test_every_cause_has_a_fault_and_a_text_of_its_own_that_may_stand_in_a_header() -> None:
+def test_every_cause_has_a_fault_and_a_unique_text_that_is_valid_in_a_header() -> None:
     assert {cause.fault for cause in CAUSES.values()} == set(FAULTS)
     assert len({cause.text for cause in CAUSES.values()}) == len(CAUSES)
     for name, cause in CAUSES.items():
         assert re.fullmatch(r"[a-z_]+", name)
-        # RFC 6750 section 3: what error_description may hold.
+        # RFC 6750 section 3: the characters of error_description.
         assert re.fullmatch(r"[\x20\x21\x23-\x5b\x5d-\x7e]+", cause.text)
     assert all(CAUSES[fault].fault == fault for fault in FAULTS)
 
 
-def test_every_fault_is_a_label_of_the_metric_and_nothing_else_is() -> None:
+def test_metric_of_token_refusals_has_exactly_the_faults_as_labels() -> None:
     block = StatisticsBlock.create(LAYOUT, 1)
     block.shard(0).add("token_fault_expired")
     (family,) = [
@@ -214,7 +220,7 @@ def test_every_fault_is_a_label_of_the_metric_and_nothing_else_is() -> None:
 
 @pytest.mark.parametrize("is_dev", [True, False])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_only_in_development_a_client_is_told_the_cause(fault: str, is_dev: bool) -> None:
+def test_error_message_contains_the_cause_only_in_development(fault: str, is_dev: bool) -> None:
     shard = Shard()
     try:
         shard.attach(tokens=cast(Tokens, Refusing()))
@@ -253,7 +259,7 @@ HEAD: Final = (
 
 
 @pytest.mark.parametrize("cause", EIGHT)
-def test_a_program_is_told_the_cause_in_the_header_only_in_development(cause: str) -> None:
+def test_401_response_contains_the_cause_only_in_development(cause: str) -> None:
     for is_dev in (True, False):
         answer = HandshakePolicy(_options(is_dev=is_dev), Bench().tokens).judge(HEAD % EIGHT[cause], NOW_S)
         assert isinstance(answer, Refusal)
@@ -262,13 +268,13 @@ def test_a_program_is_told_the_cause_in_the_header_only_in_development(cause: st
         assert CANARY.encode() not in answer.response
 
 
-def test_the_eight_answers_outside_development_are_one() -> None:
+def test_401_responses_for_all_faults_are_equal_outside_development() -> None:
     front = HandshakePolicy(_options(is_dev=False), Bench().tokens)
     answers = {cast(Refusal, front.judge(HEAD % token, NOW_S)).response for token in EIGHT.values()}
     assert len(answers) == 1
 
 
-def test_the_text_of_a_public_key_as_a_secret_has_the_cause_of_its_algorithm() -> None:
+def test_hs256_token_signed_with_a_public_key_text_has_cause_wrong_algorithm() -> None:
     token = forge({"alg": "HS256", "kid": "rsa"}, {"sub": "42", "exp": EXP}, PUBLIC_TEXTS["pem"])
     assert Bench().refuse(token).cause == "wrong_algorithm"
     unsigned = encoded(text({"alg": "none"})) + b"." + encoded(text({"sub": "42"})) + b"."
@@ -276,7 +282,7 @@ def test_the_text_of_a_public_key_as_a_secret_has_the_cause_of_its_algorithm() -
 
 
 @pytest.mark.parametrize("is_dev", [True, False])
-def test_a_token_that_is_not_valid_yet_is_503_with_the_time_to_wait(is_dev: bool) -> None:
+def test_token_not_yet_valid_is_answered_503_with_retry_after(is_dev: bool) -> None:
     front = HandshakePolicy(_options(is_dev=is_dev), Bench().tokens)
     answer = front.judge(HEAD % signed(nbf=NOW_S + 600), NOW_S)
     assert isinstance(answer, Refusal)
