@@ -1,4 +1,4 @@
-"""The hub between a real reactor and a bus that confirms when a test says so."""
+"""Check the hub between a real reactor and a bus that confirms when a test lets it."""
 
 import json
 from collections import Counter
@@ -40,7 +40,7 @@ RULES = {"default": ChannelRules(max_publish_bytes=1_000), "big": ChannelRules(m
 
 
 class Bus:
-    """What a Redis with one connection does: commands in order, one confirmation for each name.
+    """Act as a Redis with one connection: commands in order, one confirmation for each name.
 
     Beyond `sent_limit` commands the others wait, and opposite ones cancel each other, as in `Subscriber`.
     """
@@ -112,13 +112,13 @@ class Bench(Rig):
         )
         self.hub.attach(cast(Subscriber, self.bus))
         self.hub.limit_unconfirmed(SETTINGS.max_subscriptions)
-        self.told: list[tuple[bytes, int]] = []
+        self.outcomes_seen: list[tuple[bytes, int]] = []
 
     def _count(self, name: str, amount: int) -> None:
         self.counts[name] += amount
 
     def waiter(self, name: bytes, is_live: int) -> None:
-        self.told.append((name, is_live))
+        self.outcomes_seen.append((name, is_live))
 
     def join(self, peer: Peer, name: bytes) -> Joined:
         return self.hub.join(peer.conn, name, 0, self.waiter)
@@ -135,7 +135,7 @@ class Bench(Rig):
         self.hub.on_down()
 
     def confirm(self, most: int = 1_000_000) -> int:
-        """At most so many commands are carried out and confirmed, in passes of 256; how many were."""
+        """Let the bus carry out and confirm commands in passes of 256; return their number."""
         done = 0
         while done < most and self.bus.commands:
             for _ in range(min(256, most - done, len(self.bus.commands))):
@@ -152,7 +152,7 @@ class Bench(Rig):
         return done
 
     def texts(self, peer: Peer) -> list[bytes]:
-        """The publications a peer got."""
+        """Return the publications that a peer received."""
         self.turn()
         return [bytes(frame.payload) for frame in peer.frames() if frame.opcode in (1, 2)]
 
@@ -175,19 +175,19 @@ def live(bench: Bench) -> Bench:
 # --- confirmations ------------------------------------------------------------------------------------
 
 
-def test_the_first_subscriber_waits_for_the_bus_and_the_next_is_live_at_once(live: Bench) -> None:
+def test_first_subscribers_wait_for_the_bus_and_a_later_one_is_live_at_once(live: Bench) -> None:
     first, second = live.connect(), live.connect()
     assert live.join(first, b"news") is Joined.WAITS
     assert live.join(second, b"news") is Joined.WAITS
-    assert live.told == [] and live.hub.pending == 1
+    assert live.outcomes_seen == [] and live.hub.pending == 1
     live.confirm()
-    assert live.told == [(b"news", True)] * 2 and live.hub.pending == 0
+    assert live.outcomes_seen == [(b"news", True)] * 2 and live.hub.pending == 0
     assert live.join(live.connect(), b"news") is Joined.LIVE
     assert live.join(first, b"news") is Joined.ALREADY
     assert live.bus.asked == {b"news": 1}
 
 
-def test_who_is_gone_and_who_has_too_many_joins_nothing() -> None:
+def test_join_fails_for_an_ended_connection_and_beyond_the_subscription_limit() -> None:
     bench = Bench()
     bench.up()
     peer = bench.connect()
@@ -210,7 +210,7 @@ def test_who_is_gone_and_who_has_too_many_joins_nothing() -> None:
     with_limit.close()
 
 
-def test_after_a_quick_leave_and_join_the_first_answer_is_the_first_ones(live: Bench) -> None:
+def test_first_confirmation_after_leave_and_join_belongs_to_the_abandoned_subscribe(live: Bench) -> None:
     peer = live.connect()
     assert live.join(peer, b"news") is Joined.WAITS
     assert live.hub.leave(peer.conn, b"news")
@@ -218,14 +218,14 @@ def test_after_a_quick_leave_and_join_the_first_answer_is_the_first_ones(live: B
     assert live.join(peer, b"news") is Joined.WAITS
     assert [kind for kind, _ in live.bus.commands] == ["subscribe", "unsubscribe", "subscribe"]
     live.confirm(1)  # of the subscription that was given up
-    assert live.told == []
+    assert live.outcomes_seen == []
     live.confirm(1)
-    assert live.told == [] and live.bus.held == set()
+    assert live.outcomes_seen == [] and live.bus.held == set()
     live.confirm(1)
-    assert live.told == [(b"news", True)] and live.bus.held == {b"news"}
+    assert live.outcomes_seen == [(b"news", True)] and live.bus.held == {b"news"}
 
 
-def test_a_leave_that_was_not_told_yet_is_taken_back(live: Bench) -> None:
+def test_join_directly_after_a_leave_needs_no_command_to_the_bus(live: Bench) -> None:
     first, second = live.connect(), live.connect()
     live.join(first, b"news")
     live.confirm()
@@ -236,7 +236,7 @@ def test_a_leave_that_was_not_told_yet_is_taken_back(live: Bench) -> None:
     assert live.bus.held == {b"news"} and live.bus.asked == {b"news": 1}
 
 
-def test_channels_nobody_holds_any_more_are_given_up_in_parts(live: Bench) -> None:
+def test_channels_without_subscribers_are_unsubscribed_in_batches(live: Bench) -> None:
     peer = live.connect()
     names = [b"%d" % number for number in range(NAMES_PER_COMMAND * 2 + 5)]
     for name in names:
@@ -252,15 +252,15 @@ def test_channels_nobody_holds_any_more_are_given_up_in_parts(live: Bench) -> No
     assert live.bus.held == set()
 
 
-def test_a_confirmation_nobody_asked_for_confirms_nothing(bench: Bench) -> None:
+def test_unrequested_confirmation_notifies_no_waiter(bench: Bench) -> None:
     peer = bench.connect()
     assert bench.join(peer, b"news") is Joined.WAITS  # the bus is away
     bench.bus.is_up = True
     assert bench.hub.on_subscribed(b"news") is True
-    assert bench.told == []
+    assert bench.outcomes_seen == []
 
 
-def test_who_leaves_or_is_gone_is_told_nothing_and_costs_nothing(bench: Bench) -> None:
+def test_connection_that_left_or_ended_is_not_notified_and_leaves_no_state(bench: Bench) -> None:
     stays = bench.connect()
     bench.join(stays, b"news")
     for _ in range(50):
@@ -274,30 +274,30 @@ def test_who_leaves_or_is_gone_is_told_nothing_and_costs_nothing(bench: Bench) -
     assert len(waiters._by_connection) == len(waiters) == waiters.count(b"news") == 1
     bench.up()
     bench.confirm()
-    assert bench.told == [(b"news", True)]
-    assert not waiters and not waiters._by_connection
+    assert bench.outcomes_seen == [(b"news", True)]
+    assert not bench.hub._waits and not bench.hub._waiters
 
 
-def test_many_waiters_are_told_a_part_per_pass_and_nobody_twice(bench: Bench) -> None:
-    peers = [bench.connect() for _ in range(NOTIFIED_PER_PASS + 100)]
+def test_many_waiters_are_notified_in_batches_and_each_only_once(bench: Bench) -> None:
+    peers = [bench.connect() for _ in range(TOLD_PER_PASS + 100)]
     for peer in peers:
         bench.join(peer, b"news")
     bench.up()
     assert bench.bus.commands == [("subscribe", b"news")]
     assert bench.hub.on_subscribed(b"news") is False
-    assert len(bench.told) == NOTIFIED_PER_PASS
+    assert len(bench.outcomes_seen) == TOLD_PER_PASS
     late = bench.connect()
-    assert bench.join(late, b"news") is Joined.WAITS  # not before those who were here first
+    assert bench.join(late, b"news") is Joined.WAITS  # not before the earlier waiters
     assert bench.hub.on_subscribed(b"news") is True
-    assert bench.told == [(b"news", True)] * (len(peers) + 1)
+    assert bench.outcomes_seen == [(b"news", True)] * (len(peers) + 1)
     assert bench.hub.on_subscribed(b"news") is True
-    assert len(bench.told) == len(peers) + 1
+    assert len(bench.outcomes_seen) == len(peers) + 1
 
 
-# --- a bus that does not answer -----------------------------------------------------------------------
+# --- a bus that does not confirm ----------------------------------------------------------------------
 
 
-def test_connection_that_leaves_every_name_unanswered_is_refused_at_its_limit(live: Bench) -> None:
+def test_connection_is_refused_new_names_at_its_limit_of_unconfirmed_ones(live: Bench) -> None:
     live.hub.limit_unconfirmed(64)
     loud, quiet = live.connect(), live.connect()
     outcomes = Counter[Joined]()
@@ -315,7 +315,7 @@ def test_connection_that_leaves_every_name_unanswered_is_refused_at_its_limit(li
     assert live.bus.held == {b"news"}
 
 
-def test_name_left_before_it_was_sent_is_not_sent_and_does_not_count(live: Bench) -> None:
+def test_name_left_before_its_subscribe_is_sent_is_neither_sent_nor_counted(live: Bench) -> None:
     live.bus.sent_limit = 0
     peer = live.connect()
     for number in range(1_000):
@@ -326,7 +326,7 @@ def test_name_left_before_it_was_sent_is_not_sent_and_does_not_count(live: Bench
     assert not live.bus.commands and not live.hub._charges._conns
 
 
-def test_unsubscribe_that_was_not_sent_is_cancelled_and_the_channel_is_live_at_once(live: Bench) -> None:
+def test_join_cancels_a_queued_unsubscribe_and_is_live_at_once(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     live.confirm()
@@ -340,7 +340,7 @@ def test_unsubscribe_that_was_not_sent_is_cancelled_and_the_channel_is_live_at_o
     assert live.bus.held == {b"news"} and live.bus.asked == {b"news": 1}
 
 
-def test_shard_with_too_many_unsent_names_takes_no_new_ones_but_inboxes(live: Bench) -> None:
+def test_join_is_refused_while_too_many_names_are_unsent_except_for_inboxes(live: Bench) -> None:
     live.bus.sent_limit = 0
     live.bus.waiting = {b"%d" % number: "subscribe" for number in range(UNSENT_LIMIT)}
     peer = live.connect()
@@ -348,7 +348,7 @@ def test_shard_with_too_many_unsent_names_takes_no_new_ones_but_inboxes(live: Be
     assert live.join(peer, b"@ann") is Joined.WAITS
 
 
-def test_bus_without_memory_for_names_is_asked_for_no_new_ones_but_inboxes(live: Bench) -> None:
+def test_join_of_a_new_name_is_refused_without_bus_memory_except_for_inboxes(live: Bench) -> None:
     live.hub.takes_name = lambda: False
     peer = live.connect()
     assert live.join(peer, b"news") is Joined.FULL
@@ -360,40 +360,40 @@ def test_bus_without_memory_for_names_is_asked_for_no_new_ones_but_inboxes(live:
     assert live.join(live.connect(), b"news") is Joined.WAITS  # the name costs the bus nothing more
 
 
-# --- the bus goes and comes ---------------------------------------------------------------------------
+# --- loss of the bus ----------------------------------------------------------------------------------
 
 
-def test_while_the_bus_is_away_one_waits_and_is_told_when_it_is_back(bench: Bench) -> None:
+def test_join_before_the_bus_is_up_is_confirmed_afterwards(bench: Bench) -> None:
     peer = bench.connect()
     assert not bench.hub.is_live
     assert bench.join(peer, b"news") is Joined.WAITS
     bench.up()
-    assert bench.told == []
+    assert bench.outcomes_seen == []
     bench.confirm()
-    assert bench.told == [(b"news", True)] and bench.bus.held == {b"news"}
+    assert bench.outcomes_seen == [(b"news", True)] and bench.bus.held == {b"news"}
 
 
-def test_who_waited_when_the_bus_was_lost_is_told_so_and_may_wait_again(live: Bench) -> None:
+def test_waiter_is_notified_of_a_bus_loss_and_may_wait_again(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     live.down()
-    assert live.told == [(b"news", False)] and live.hub.pending == 0
+    assert live.outcomes_seen == [(b"news", False)] and live.hub.pending == 0
     assert not live.hub.is_live
     live.hub.wait(peer.conn, b"news", live.waiter)
     live.up()
     live.confirm()
-    assert live.told == [(b"news", False), (b"news", True)]
+    assert live.outcomes_seen == [(b"news", False), (b"news", True)]
 
 
-def test_many_who_lose_the_bus_are_told_a_part_per_pass(live: Bench) -> None:
+def test_many_waiters_are_notified_of_a_bus_loss_in_batches(live: Bench) -> None:
     class Again:
-        """Waits anew whenever it is told of a loss, as a welcome does."""
+        """A waiter that waits again after each loss, as a welcome does."""
 
         def __init__(self, conn: int) -> None:
-            self.conn, self.told = conn, 0
+            self.conn, self.outcomes_seen = conn, 0
 
         def __call__(self, name: bytes, is_live: int) -> None:
-            self.told += 1
+            self.outcomes_seen += 1
             if not is_live:
                 live.hub.wait(self.conn, name, self)
 
@@ -401,50 +401,50 @@ def test_many_who_lose_the_bus_are_told_a_part_per_pass(live: Bench) -> None:
     for waiter in waiters:
         live.hub.join(waiter.conn, b"news", 0, waiter)
     live.down()
-    assert sum(waiter.told for waiter in waiters) == NOTIFIED_PER_PASS
+    assert sum(waiter.outcomes_seen for waiter in waiters) == TOLD_PER_PASS
     assert live.hub.tidy() is False
-    assert [waiter.told for waiter in waiters] == [1] * len(waiters)
+    assert [waiter.outcomes_seen for waiter in waiters] == [1] * len(waiters)
     live.up()
     live.confirm()
-    assert [waiter.told for waiter in waiters] == [2] * len(waiters)
+    assert [waiter.outcomes_seen for waiter in waiters] == [2] * len(waiters)
 
 
-def test_who_asks_again_after_the_bus_came_back_is_not_told_of_the_loss_before(live: Bench) -> None:
-    """The loss is told in parts; whoever has not been told when the bus is back is subscribed again."""
-    peers = [live.connect() for _ in range(3 * NOTIFIED_PER_PASS)]
+def test_waiter_not_yet_notified_of_a_loss_is_resubscribed_when_the_bus_is_back(live: Bench) -> None:
+    """Waiters are notified of a loss in batches; the others are not notified of it after the reconnect."""
+    peers = [live.connect() for _ in range(3 * TOLD_PER_PASS)]
     for peer in peers:
         assert live.join(peer, b"news") is Joined.WAITS
     live.down()
-    assert live.told == [(b"news", False)] * NOTIFIED_PER_PASS
+    assert live.outcomes_seen == [(b"news", False)] * TOLD_PER_PASS
     live.up()
     last = peers[-1]
     assert live.join(last, b"news") is Joined.ALREADY
     assert live.hub.confirm(last.conn, b"news", live.waiter) is Joined.WAITS
     for _ in range(5):
         live.hub.tidy()
-    assert live.told.count((b"news", False)) == NOTIFIED_PER_PASS
+    assert live.outcomes_seen.count((b"news", False)) == TOLD_PER_PASS
     live.confirm()
-    assert live.told.count((b"news", True)) == 2 * NOTIFIED_PER_PASS + 1
+    assert live.outcomes_seen.count((b"news", True)) == 2 * TOLD_PER_PASS + 1
     assert live.hub.pending == 0
     assert not live.hub._waiters and not live.hub._waiters._by_connection
 
 
-def test_of_two_servers_that_are_lost_the_one_that_is_not_back_is_told_of(live: Bench) -> None:
-    peers = [live.connect() for _ in range(4 * NOTIFIED_PER_PASS)]
+def test_loss_is_notified_only_for_the_cluster_server_that_is_still_down(live: Bench) -> None:
+    peers = [live.connect() for _ in range(4 * TOLD_PER_PASS)]
     for peer in peers:
         live.join(peer, b"a")
         live.join(peer, b"b")
     live.hub.on_down(lambda name: name[:1] == b"a")
     live.hub.on_down(lambda name: name[:1] == b"b")
-    live.told.clear()
+    live.outcomes_seen.clear()
     live.hub.on_up(lambda name: name[:1] == b"b")
     for _ in range(10):
         live.hub.tidy()
-    assert {name for name, is_live in live.told if not is_live} == {b"a"}
+    assert {name for name, is_live in live.outcomes_seen if not is_live} == {b"a"}
 
 
-def test_subscribing_again_goes_on_without_any_reply_of_the_bus(live: Bench) -> None:
-    """None of the first names is of the server that came up, so that nothing is asked and nothing replies."""
+def test_resubscription_continues_past_names_of_other_servers_without_a_reply(live: Bench) -> None:
+    """None of the first names belongs to the server that came up, so no command is sent for them."""
     peer = live.connect()
     others = [b"b:%d" % number for number in range(4 * NAMES_PER_COMMAND)]
     for name in others:
@@ -462,7 +462,7 @@ def test_subscribing_again_goes_on_without_any_reply_of_the_bus(live: Bench) -> 
     assert live.bus.asked == {b"a:last": 1}
 
 
-def test_answers_of_a_lost_connection_do_not_count_for_the_next(live: Bench) -> None:
+def test_confirmations_missing_at_a_loss_are_not_awaited_after_the_reconnect(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     live.down()
@@ -472,7 +472,7 @@ def test_answers_of_a_lost_connection_do_not_count_for_the_next(live: Bench) -> 
     assert live.join(live.connect(), b"news") is Joined.LIVE
 
 
-def test_twenty_thousand_names_are_subscribed_again_in_parts_and_at_the_bus_s_pace(live: Bench) -> None:
+def test_20000_names_are_resubscribed_once_each_with_a_bounded_number_unconfirmed(live: Bench) -> None:
     peer = live.connect()
     names = {b"%d" % number for number in range(20_000)}
     for name in names:
@@ -490,63 +490,63 @@ def test_twenty_thousand_names_are_subscribed_again_in_parts_and_at_the_bus_s_pa
     assert live.join(live.connect(), b"7") is Joined.LIVE
 
 
-def test_a_bus_that_confirms_nothing_is_not_asked_without_end(live: Bench) -> None:
+def test_resubscription_stops_while_the_bus_confirms_nothing(live: Bench) -> None:
     peer = live.connect()
     for number in range(10_000):
         live.join(peer, b"%d" % number)
     live.down()
     live.up()
     for _ in range(1_000):
-        live.hub.resubscribe()  # publications come and make passes
+        live.hub.resubscribe()  # publications arrive and cause passes
     assert len(live.bus.commands) <= ASKED_LIMIT + NAMES_PER_COMMAND
 
 
-def test_who_joins_while_all_is_subscribed_again_is_asked_for_at_once(live: Bench) -> None:
+def test_join_of_a_new_name_during_resubscription_is_sent_and_confirmed(live: Bench) -> None:
     peer, other = live.connect(), live.connect()
     for number in range(2_000):
         live.join(peer, b"%d" % number)
     live.confirm()
     live.down()
     live.up()
-    live.told.clear()
+    live.outcomes_seen.clear()
     assert live.join(other, b"1999") is Joined.WAITS  # its turn has not come yet
     assert live.join(other, b"fresh") is Joined.WAITS
     live.confirm()
-    assert sorted(live.told) == [(b"1999", True), (b"fresh", True)]
+    assert sorted(live.outcomes_seen) == [(b"1999", True), (b"fresh", True)]
     assert live.bus.held == {b"fresh", *(b"%d" % number for number in range(2_000))}
 
 
-# --- what only a cluster does -------------------------------------------------------------------------
+# --- clusters -----------------------------------------------------------------------------------------
 
 
 def is_on_a(name: bytes) -> bool:
     return name.startswith(b"a")
 
 
-def test_a_server_that_is_lost_takes_only_its_own_channels_along(live: Bench) -> None:
+def test_loss_of_one_cluster_server_affects_only_its_own_channels(live: Bench) -> None:
     peer, late = live.connect(), live.connect()
     for name in (b"a1", b"b1"):
         live.join(peer, name)
     live.confirm()
     live.join(peer, b"a2")
     live.join(peer, b"b2")
-    live.told.clear()
+    live.outcomes_seen.clear()
     live.bus.commands = [each for each in live.bus.commands if not is_on_a(each[1])]
     live.hub.on_down(is_on_a)
-    assert live.told == [(b"a2", False)], "it waited for a server that is gone"
+    assert live.outcomes_seen == [(b"a2", False)], "a2 waited for the lost server"
     assert live.join(late, b"b1") is Joined.LIVE
     live.confirm()
-    assert live.told == [(b"a2", False), (b"b2", True)]
+    assert live.outcomes_seen == [(b"a2", False), (b"b2", True)]
     live.bus.asked.clear()
     live.hub.on_up(is_on_a)
     assert live.join(late, b"a1") is Joined.WAITS
     assert set(live.bus.asked) == {b"a1", b"a2"}
     live.confirm()
-    assert live.told[-1] == (b"a1", True)
+    assert live.outcomes_seen[-1] == (b"a1", True)
     assert live.hub.pending == 0
 
 
-def test_two_servers_that_come_up_together_are_both_served(live: Bench) -> None:
+def test_two_cluster_servers_that_come_up_together_are_both_resubscribed(live: Bench) -> None:
     peer = live.connect()
     names = [b"%s%d" % (server, number) for server in (b"a", b"b") for number in range(700)]
     for name in names:
@@ -562,7 +562,7 @@ def test_two_servers_that_come_up_together_are_both_served(live: Bench) -> None:
     assert live.hub.pending == 0
 
 
-def test_a_channel_whose_slot_moved_is_live_again_when_it_was_asked_for_anew(live: Bench) -> None:
+def test_channel_of_a_moved_slot_is_live_again_after_its_new_subscription(live: Bench) -> None:
     peer, late, gone = live.connect(), live.connect(), live.connect()
     for each, name in ((peer, b"moved"), (gone, b"left"), (peer, b"asked")):
         live.join(each, name)
@@ -573,20 +573,20 @@ def test_a_channel_whose_slot_moved_is_live_again_when_it_was_asked_for_anew(liv
     live.hub.on_lost(b"asked", was_asked=True)
     live.hub.on_lost(b"nobody's", was_asked=False)
     assert live.hub.pending == 3
-    assert live.join(late, b"moved") is Joined.WAITS, "it is not heard now"
+    assert live.join(late, b"moved") is Joined.WAITS, "the channel is not subscribed now"
     live.hub.leave(gone.conn, b"left")
     live.hub.tidy()
     live.bus.commands.clear()
     live.bus.asked.clear()
     live.hub.on_moved()
     assert live.bus.asked == {b"moved": 1, b"asked": 1}
-    live.told.clear()
+    live.outcomes_seen.clear()
     live.confirm()
-    assert set(live.told) == {(b"moved", True), (b"asked", True)}
+    assert set(live.outcomes_seen) == {(b"moved", True), (b"asked", True)}
     assert live.hub.pending == 0
 
 
-def test_forbidden_channel_is_refused_for_good_and_the_others_are_confirmed(live: Bench) -> None:
+def test_channel_forbidden_by_the_bus_is_refused_and_other_channels_are_confirmed(live: Bench) -> None:
     first, second = live.connect(), live.connect()
     live.join(first, b"secret")
     live.join(second, b"secret")
@@ -597,7 +597,7 @@ def test_forbidden_channel_is_refused_for_good_and_the_others_are_confirmed(live
     live.confirm()
     while live.hub.tidy():
         pass
-    assert sorted(live.told) == [
+    assert sorted(live.outcomes_seen) == [
         (b"open", Confirmation.LIVE),
         (b"secret", Confirmation.REFUSED),
         (b"secret", Confirmation.REFUSED),
@@ -606,7 +606,7 @@ def test_forbidden_channel_is_refused_for_good_and_the_others_are_confirmed(live
     assert live.hub.pending == 0
 
 
-def test_channel_that_is_forbidden_later_is_taken_from_all_that_hold_it(live: Bench) -> None:
+def test_channel_forbidden_after_a_reconnect_is_removed_from_all_subscribers(live: Bench) -> None:
     peers = [live.connect() for _ in range(TAKEN_PER_PASS + 10)]
     for peer in peers:
         live.join(peer, b"news")
@@ -617,18 +617,18 @@ def test_channel_that_is_forbidden_later_is_taken_from_all_that_hold_it(live: Be
     live.hub.on_taken = lambda conn, name: taken.append((conn, name))
     live.bus.commands.remove(("subscribe", b"news"))
     live.hub.on_refused(b"news")
-    assert live.hub.tidy(), "a part in each pass"
+    assert live.hub.tidy(), "one batch in each pass"
     assert 0 < len(taken) <= TAKEN_PER_PASS
     while live.hub.tidy():
         pass
     assert sorted(taken) == sorted((peer.conn, b"news") for peer in peers)
     assert live.reactor.subscribers(b"news") == 0
     live.bus.asked.clear()
-    assert live.join(peers[0], b"news") is Joined.WAITS, "it may be allowed again"
+    assert live.join(peers[0], b"news") is Joined.WAITS, "the channel may be allowed again"
     assert live.bus.asked == {b"news": 1}
 
 
-def test_later_subscribe_of_a_refused_name_decides(live: Bench) -> None:
+def test_second_subscribe_of_a_refused_name_may_still_be_confirmed(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     live.hub.leave(peer.conn, b"news")
@@ -637,10 +637,10 @@ def test_later_subscribe_of_a_refused_name_decides(live: Bench) -> None:
     live.bus.commands.remove(("subscribe", b"news"))  # the first of the two
     live.hub.on_refused(b"news")
     live.confirm()
-    assert live.told == [(b"news", Confirmation.LIVE)]
+    assert live.outcomes_seen == [(b"news", Confirmation.LIVE)]
 
 
-def test_a_channel_whose_slot_nobody_serves_is_asked_for_when_somebody_does(live: Bench) -> None:
+def test_channel_of_an_unserved_slot_is_subscribed_when_a_server_takes_the_slot(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"homeless")
     live.confirm()
@@ -655,19 +655,19 @@ def test_a_channel_whose_slot_nobody_serves_is_asked_for_when_somebody_does(live
     assert live.hub.pending == 0
 
 
-def test_a_recovery_in_place_is_live_only_when_it_is_heard(live: Bench) -> None:
+def test_recovery_of_an_existing_subscription_waits_for_its_confirmation(live: Bench) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
     live.confirm()
-    assert live.told == [(b"news", True)] * 2
+    assert live.outcomes_seen == [(b"news", True)] * 2
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.LIVE
     live.down()
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
 
 
-def test_name_that_was_left_before_a_break_is_asked_for_when_it_is_joined_after_it(live: Bench) -> None:
-    """The new connection has no such name, so nothing that waits to leave it may cancel the SUBSCRIBE."""
+def test_name_left_before_a_bus_loss_is_subscribed_when_joined_after_the_loss(live: Bench) -> None:
+    """The new bus connection has no such name, so no unsent UNSUBSCRIBE may cancel the SUBSCRIBE."""
     live.bus.sent_limit = 1
     peer = live.connect()
     for name in (b"a", b"b"):
@@ -685,8 +685,8 @@ def test_name_that_was_left_before_a_break_is_asked_for_when_it_is_joined_after_
     assert live.bus.held == {b"a", b"b"}
 
 
-def told_once(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: int) -> None:
-    """Once for each wait, never for who has left; live only when the bus has it."""
+def note_outcome(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: int) -> None:
+    """Check that each wait has one outcome, none after a leave, and live only if the bus has the channel."""
     assert (conn, name) in waiting
     assert not is_live or name in bench.bus.held
     waiting.discard((conn, name))
@@ -702,7 +702,7 @@ def told_once(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: by
     ),
     st.sampled_from([1, 2, 5, 1_000]),
 )
-def test_whatever_happens_all_that_is_held_is_heard_in_the_end(
+def test_bus_subscriptions_equal_the_local_channels_after_random_steps(
     steps: list[tuple[str, int, int]], sent_limit: int
 ) -> None:
     bench = Bench()
@@ -715,7 +715,7 @@ def test_whatever_happens_all_that_is_held_is_heard_in_the_end(
         name = names[channel]
         if what == "join":
             peer = peers[which]
-            joined = bench.hub.join(peer.conn, name, 0, partial(told_once, bench, waiting, peer.conn))
+            joined = bench.hub.join(peer.conn, name, 0, partial(note_outcome, bench, waiting, peer.conn))
             if joined is Joined.WAITS:
                 waiting.add((peer.conn, name))
             if joined is Joined.LIVE:
@@ -751,8 +751,8 @@ def test_whatever_happens_all_that_is_held_is_heard_in_the_end(
 # --- publications -------------------------------------------------------------------------------------
 
 
-def heard(bench: Bench, name: bytes = b"news", *, variant: int = 0) -> Peer:
-    """A peer that is subscribed."""
+def subscribed_peer(bench: Bench, name: bytes = b"news", *, variant: int = 0) -> Peer:
+    """Return a peer that is subscribed."""
     peer = bench.connect(variant=variant)
     bench.join(peer, name)
     bench.confirm()
@@ -760,7 +760,7 @@ def heard(bench: Bench, name: bytes = b"news", *, variant: int = 0) -> Peer:
 
 
 def test_one_publication_reaches_every_dialect_in_its_own_form(live: Bench) -> None:
-    peers = [heard(live, variant=dialect.variant) for dialect in DIALECTS]
+    peers = [subscribed_peer(live, variant=dialect.variant) for dialect in DIALECTS]
     live.hub.on_message(b"news", b'{"a": 1}')
     texts = [live.texts(peer) for peer in peers]
     assert texts[0] == [b'{"op":"msg","ch":"news","data":{"a": 1}}']
@@ -770,14 +770,14 @@ def test_one_publication_reaches_every_dialect_in_its_own_form(live: Bench) -> N
     assert live.counts == {"publications_received": 1}
 
 
-def test_an_inbox_is_shown_to_its_owner_as_me(live: Bench) -> None:
-    peer = heard(live, b"@42")
+def test_inbox_publication_names_its_channel_me(live: Bench) -> None:
+    peer = subscribed_peer(live, b"@42")
     live.hub.on_message(b"@42", b"1")
     assert [json.loads(text)["ch"] for text in live.texts(peer)] == ["@me"]
 
 
-def test_who_published_may_be_left_out(live: Bench) -> None:
-    own, other = heard(live), heard(live)
+def test_publication_is_not_sent_to_its_excluded_publisher(live: Bench) -> None:
+    own, other = subscribed_peer(live), subscribed_peer(live)
     publication = Publication(Payload(JSON, b"1"), user="u", exclude=live.reactor.public_id(own.conn))
     live.hub.on_message(b"news", encode_publication(publication))
     assert live.texts(own) == []
@@ -808,7 +808,7 @@ BROKEN_ENVELOPES = [
 def test_a_broken_envelope_is_dropped_and_counted_and_a_good_one_follows_s24(
     live: Bench, data: bytes
 ) -> None:
-    peer = heard(live)
+    peer = subscribed_peer(live)
     before = live.held()
     live.hub.on_message(b"news", data)
     assert live.texts(peer) == []
@@ -819,15 +819,15 @@ def test_a_broken_envelope_is_dropped_and_counted_and_a_good_one_follows_s24(
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b'{"a":', b"", b"\x00" * 999, b"[" * 999, b"1e999", b"NaN"])
-def test_garbage_has_a_defined_form_in_every_dialect_s24(live: Bench, data: bytes) -> None:
-    peers = [heard(live, variant=dialect.variant) for dialect in DIALECTS]
+def test_garbage_payload_is_delivered_as_one_message_in_every_dialect_s24(live: Bench, data: bytes) -> None:
+    peers = [subscribed_peer(live, variant=dialect.variant) for dialect in DIALECTS]
     live.hub.on_message(b"news", data)
     assert [len(live.texts(peer)) for peer in peers] == [1, 1]
     assert live.counts["publications_malformed"] == 0
 
 
-def test_what_is_larger_than_its_channel_takes_is_dropped_and_its_subscribers_are_told(live: Bench) -> None:
-    small, big = heard(live), heard(live, b"big:1")
+def test_publication_over_the_channel_size_limit_is_dropped_and_sends_a_gap(live: Bench) -> None:
+    small, big = subscribed_peer(live), subscribed_peer(live, b"big:1")
     for name, size in [(b"news", 1_000), (b"news", 1_001), (b"big:1", 50_000), (b"big:1", 50_001)]:
         live.hub.on_message(name, b"x" * size)
     live.hub.on_message(b"news", None)  # larger than the bus reader takes at all
@@ -842,8 +842,8 @@ def test_what_is_larger_than_its_channel_takes_is_dropped_and_its_subscribers_ar
     assert live.counts == {"publications_received": 7, "publications_too_large": 4, "gaps_too_large": 2}
 
 
-def test_what_the_backlog_dropped_is_told_to_the_subscribers_of_its_channel(live: Bench) -> None:
-    here, other = heard(live), heard(live, b"other")
+def test_backlog_drop_of_one_channel_sends_a_gap_to_its_subscribers(live: Bench) -> None:
+    here, other = subscribed_peer(live), subscribed_peer(live, b"other")
     live.hub.on_dropped(b"news")
     live.hub.on_dropped(b"nobody is here")
     live.hub.on_message(b"news", b"1")
@@ -852,8 +852,8 @@ def test_what_the_backlog_dropped_is_told_to_the_subscribers_of_its_channel(live
     assert live.counts["gaps_slow"] == 1
 
 
-def test_what_the_backlog_dropped_of_all_channels_is_told_to_all_connections(live: Bench) -> None:
-    peers = [heard(live, name) for name in (b"a", b"b", b"c")]
+def test_backlog_drop_of_all_channels_sends_a_gap_to_all_connections(live: Bench) -> None:
+    peers = [subscribed_peer(live, name) for name in (b"a", b"b", b"c")]
     live.hub.on_dropped(None)
     while live.hub.has_gaps:
         live.hub.gap_step()
@@ -862,40 +862,40 @@ def test_what_the_backlog_dropped_of_all_channels_is_told_to_all_connections(liv
     assert [[(gap.get("ch"), gap["reason"]) for gap in each] for each in gaps] == [[(None, "slow")]] * 3
 
 
-def test_what_was_published_before_a_channel_had_subscribers_is_not_sent_to_them(live: Bench) -> None:
-    """It waited in the backlog while the last subscriber left and another one came."""
+def test_publication_before_the_confirmation_is_not_sent_to_new_subscribers(live: Bench) -> None:
+    """The publication waited in the backlog while the last subscriber left and a new one joined."""
     peer = live.connect()
     live.join(peer, b"news")
     live.hub.on_message(b"news", b"1")
     live.confirm()
     live.hub.on_message(b"news", b"2")
     assert live.texts(peer) == [b'{"op":"msg","ch":"news","data":2}']
-    # Asked once more while somebody is live: who is live goes on, whatever others wait for.
+    # Live subscribers receive publications also while a further SUBSCRIBE is unconfirmed.
     live.hub.resubscribe()
     live.hub._unconfirmed[b"news"] = 1
     live.hub.on_message(b"news", b"3")
     assert live.texts(peer) == [b'{"op":"msg","ch":"news","data":3}']
 
 
-def test_what_nobody_here_listens_to_is_not_even_looked_at(live: Bench) -> None:
+def test_publication_without_local_subscribers_is_counted_and_not_decoded(live: Bench) -> None:
     for name in (b"news", b"\xff", b"", b"wsgate:probe:n:0"):
         live.hub.on_message(name, b"\xc1")
         live.hub.on_message(name, None)
     assert live.counts == {"publications_unheard": 8}
 
 
-# --- what is lost is told -----------------------------------------------------------------------------
+# --- gaps ---------------------------------------------------------------------------------------------
 
 
 def gaps_of(bench: Bench, peer: Peer) -> list[dict[str, object]]:
-    """The gaps that a peer received, after what is left to do is done."""
+    """Return the gaps that a peer received after all pending work is done."""
     while bench.hub.tidy():
         bench.turn()
     return [each for each in map(json.loads, bench.texts(peer)) if each["op"] == "gap"]
 
 
-def test_after_a_break_each_subscriber_receives_one_gap_when_all_is_subscribed_again(live: Bench) -> None:
-    peers = [heard(live), heard(live)]
+def test_each_subscriber_gets_one_gap_after_all_channels_are_resubscribed(live: Bench) -> None:
+    peers = [subscribed_peer(live), subscribed_peer(live)]
     for name in (b"a", b"b"):
         for peer in peers:
             live.join(peer, name)
@@ -915,7 +915,7 @@ def test_after_a_break_each_subscriber_receives_one_gap_when_all_is_subscribed_a
     ]
 
 
-def test_a_subscription_that_never_was_confirmed_has_missed_nothing(bench: Bench) -> None:
+def test_subscription_not_confirmed_before_a_loss_gets_no_gap(bench: Bench) -> None:
     peer = bench.connect()
     assert bench.join(peer, b"a") is Joined.WAITS
     bench.up()  # for the first time
@@ -929,16 +929,16 @@ def test_a_subscription_that_never_was_confirmed_has_missed_nothing(bench: Bench
     assert (len(gaps_of(bench, peer)), gaps_of(bench, late)) == (1, [])
 
 
-def test_a_slot_that_moved_is_told_to_those_of_its_channels_alone(live: Bench) -> None:
-    moved, stays = heard(live, b"a"), heard(live, b"b")
+def test_moved_slot_sends_a_gap_only_to_subscribers_of_its_channels(live: Bench) -> None:
+    moved, stays = subscribed_peer(live, b"a"), subscribed_peer(live, b"b")
     live.hub.on_lost(b"a", was_asked=False)
     live.hub.on_moved()
     live.confirm()
     assert (len(gaps_of(live, moved)), gaps_of(live, stays)) == (1, [])
 
 
-def test_a_subscription_that_is_refused_on_the_way_is_told_when_it_succeeds(live: Bench) -> None:
-    peer = heard(live, b"a")
+def test_gap_is_sent_when_a_redirected_resubscription_succeeds(live: Bench) -> None:
+    peer = subscribed_peer(live, b"a")
     live.down()
     live.up()
     live.bus.commands.clear()
@@ -949,8 +949,8 @@ def test_a_subscription_that_is_refused_on_the_way_is_told_when_it_succeeds(live
     assert len(gaps_of(live, peer)) == 1
 
 
-def test_a_break_before_everything_is_subscribed_again_is_told_once_and_after_it(live: Bench) -> None:
-    peer = heard(live, b"a")
+def test_repeated_losses_during_resubscription_send_one_gap_at_the_end(live: Bench) -> None:
+    peer = subscribed_peer(live, b"a")
     live.join(peer, b"b")
     live.confirm()
     for _ in range(5):
@@ -962,8 +962,8 @@ def test_a_break_before_everything_is_subscribed_again_is_told_once_and_after_it
     assert len(gaps_of(live, peer)) == 1
 
 
-def test_a_publication_that_cannot_be_handed_on_is_told(live: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    peer = heard(live, b"a")
+def test_publication_whose_delivery_fails_sends_a_gap(live: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = subscribed_peer(live, b"a")
 
     def fail(*arguments: object) -> None:
         raise MemoryError
