@@ -1,4 +1,4 @@
-"""The bus reader: whole and split anywhere it says the same, and it believes no number it cannot check."""
+"""Check the bus reader: split replies read like whole ones, and lengths are checked before their use."""
 
 import itertools
 import random
@@ -101,7 +101,9 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("wire", "expected"), CASES)
-def test_each_reply_whole(wire: bytes, expected: tuple[int, bytes, bytes | None]) -> None:
+def test_each_whole_reply_is_read_as_its_expected_kind(
+    wire: bytes, expected: tuple[int, bytes, bytes | None]
+) -> None:
     reader = PushReader(PREFIX, LIMIT)
     reader.feed(wire)
     assert reader.take(PASS) == [expected]
@@ -109,7 +111,9 @@ def test_each_reply_whole(wire: bytes, expected: tuple[int, bytes, bytes | None]
 
 
 @pytest.mark.parametrize(("wire", "expected"), [case for case in CASES if len(case[0]) < 2_000])
-def test_each_reply_split_at_every_byte(wire: bytes, expected: tuple[int, bytes, bytes | None]) -> None:
+def test_each_reply_split_at_every_byte_is_read_as_when_whole(
+    wire: bytes, expected: tuple[int, bytes, bytes | None]
+) -> None:
     for cut in range(1, len(wire)):
         reader = PushReader(PREFIX, LIMIT)
         taken = []
@@ -120,7 +124,7 @@ def test_each_reply_split_at_every_byte(wire: bytes, expected: tuple[int, bytes,
 
 
 @pytest.mark.parametrize("wire", BROKEN)
-def test_what_no_subscriber_is_sent_ends_it_s26(wire: bytes) -> None:
+def test_reply_invalid_for_a_subscriber_raises_push_error_within_bounded_memory_s26(wire: bytes) -> None:
     for size in (1, len(wire)):
         reader = PushReader(PREFIX, LIMIT)
         with pytest.raises(PushError):
@@ -135,7 +139,7 @@ def test_what_no_subscriber_is_sent_ends_it_s26(wire: bytes) -> None:
     cuts=st.lists(st.integers(1, 2_000), max_size=40),
     most=st.integers(1, 5),
 )
-def test_any_stream_cut_anywhere_says_the_same(
+def test_stream_of_replies_in_random_pieces_is_read_as_when_whole(
     order: list[tuple[bytes, tuple[int, bytes, bytes | None]]], cuts: list[int], most: int
 ) -> None:
     wire = b"".join(each for each, _ in order)
@@ -152,7 +156,7 @@ def test_any_stream_cut_anywhere_says_the_same(
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_replies_or_broken(wire: bytes) -> None:
+def test_random_bytes_are_read_as_replies_or_raise_push_error(wire: bytes) -> None:
     reader = PushReader(PREFIX, LIMIT)
     reader.feed(wire)
     try:
@@ -164,7 +168,7 @@ def test_any_bytes_are_replies_or_broken(wire: bytes) -> None:
 
 
 def read_all(wire: bytes, cuts: list[int]) -> tuple[list[tuple[int, bytes, bytes | None]], bool]:
-    """The replies that a reader finds in a stream that arrives cut, and whether the stream broke."""
+    """Return the replies of a stream that arrives in pieces, and whether the stream broke."""
     reader = PushReader(PREFIX, LIMIT)
     taken: list[tuple[int, bytes, bytes | None]] = []
     try:
@@ -186,7 +190,7 @@ ELEMENTS = [
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("word", [b"message", b"smessage", b"subscribe", b"unsubscribe", b"pong"])
-def test_any_element_at_any_place_is_read_or_ends_the_stream(word: bytes, place: int) -> None:
+def test_odd_element_at_each_place_of_an_array_is_read_or_breaks_the_stream(word: bytes, place: int) -> None:
     texts = {word, b"x", PREFIX + b"n", b""}
     for element, third in itertools.product(ELEMENTS, (bulk(b"x"), b":1\r\n", b"$-1\r\n", b"$2000\r\n")):
         parts = [bulk(word), bulk(PREFIX + b"n"), third]
@@ -202,7 +206,7 @@ def test_any_element_at_any_place_is_read_or_ends_the_stream(word: bytes, place:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_hostile_replies_are_read_or_end_the_stream(seed: int) -> None:
+def test_generated_hostile_replies_are_read_or_break_the_stream(seed: int) -> None:
     dice = random.Random(seed)
     for _ in range(1_000):
         wire = b"".join(hostile_reply(dice, (PREFIX + b"n", b"other")) for _ in range(dice.choice((1, 1, 3))))
@@ -214,7 +218,7 @@ def test_hostile_replies_are_read_or_end_the_stream(seed: int) -> None:
             assert type(name) is bytes and type(payload) in (bytes, type(None))
 
 
-def test_an_oversized_payload_is_not_kept_while_it_comes() -> None:
+def test_oversized_payload_is_not_buffered_and_the_next_message_is_read() -> None:
     reader = PushReader(PREFIX, LIMIT)
     head = b"*3\r\n" + bulk(b"message") + bulk(PREFIX + b"n") + b"$50000000\r\n"
     reader.feed(head)
@@ -227,7 +231,7 @@ def test_an_oversized_payload_is_not_kept_while_it_comes() -> None:
     assert reader.take(PASS) == [(push.MESSAGE, b"n", b"good")]
 
 
-def test_one_large_reply_does_not_stay_on_the_books() -> None:
+def test_buffer_of_one_large_message_is_freed_after_reading() -> None:
     reader = PushReader(PREFIX, 10_000_000)
     reader.feed(message(PREFIX + b"n", b"x" * 5_000_000))
     assert len(reader.take(PASS)) == 1
