@@ -1,4 +1,4 @@
-"""Revocations on the bus: what is read is checked, what is not stored is tried again, all of it bounded."""
+"""Check revocations on the bus: replies are validated, failed commands repeated, and all work bounded."""
 
 import random
 import time
@@ -34,7 +34,7 @@ def page(*entries: tuple[bytes, bytes]) -> bytes:
 
 
 class Bus:
-    """Commands as they are sent, in order; the test answers them."""
+    """Record commands in their order; the test answers them."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Done]] = []
@@ -44,14 +44,14 @@ class Bus:
         self.sent.append((command, done))
 
     def answer(self, outcome: str = "", text: bytes = b"") -> bytes:
-        """Answer the oldest command, which is returned."""
+        """Answer the oldest command and return it."""
         command, done = self.sent.pop(0)
         done(outcome, text)
         return command
 
 
-class Desk:
-    """One keeper, what its shard knows, and what was counted."""
+class KeeperRig:
+    """One keeper of revocations, the revocations that its shard knows, and its counters."""
 
     def __init__(self, known: dict[str, float] | None = None) -> None:
         self.bus, self.counts, self.known = Bus(), Counter[str](), dict(known or {})
@@ -92,7 +92,7 @@ class Desk:
         *(b"1 %d:a" % bound for bound in BOUNDS if bound != 1),
     ],
 )
-def test_a_page_that_the_script_does_not_return_is_refused(text: bytes) -> None:
+def test_malformed_page_of_revocations_raises_value_error(text: bytes) -> None:
     for whole in (text, b"7|" + text):
         with pytest.raises(ValueError, match="page"):
             read_page(whole)
@@ -100,12 +100,12 @@ def test_a_page_that_the_script_does_not_return_is_refused(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"|", b"7", b"7|", b"-1|", b"x|", b"9999999999|", b"7 |"])
-def test_a_page_that_does_not_say_where_it_ends_is_refused(start: bytes) -> None:
+def test_page_without_a_valid_end_position_raises_value_error(start: bytes) -> None:
     with pytest.raises(ValueError, match="page"):
         read_page(start if start == b"7|" else start + b"1 1:a")
 
 
-def test_an_entry_that_is_no_revocation_is_skipped_and_reading_goes_on_behind_it() -> None:
+def test_invalid_entries_of_a_page_are_skipped_and_counted() -> None:
     odd = [
         (b"\xff", b"5"),
         (b"a", b"inf"),
@@ -123,7 +123,7 @@ def test_an_entry_that_is_no_revocation_is_skipped_and_reading_goes_on_behind_it
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_page_of_any_bytes_is_read_or_refused(seed: int) -> None:
+def test_randomly_changed_page_is_read_or_raises_value_error(seed: int) -> None:
     dice = random.Random(seed)
     good = page((b"ann", b"1732600000.25"), (b"b o:b 1", b"5"), (b"\xff", b"1"))
     for _ in range(2_000):
@@ -138,7 +138,7 @@ def test_a_page_of_any_bytes_is_read_or_refused(seed: int) -> None:
         assert all(0 <= each.before_s < float("inf") and each.user for each in found.revocations)
 
 
-def test_pages_are_read_one_after_the_other_until_one_is_empty() -> None:
+def test_pages_of_revocations_are_requested_until_an_empty_one() -> None:
     bus, learned, outcomes = Bus(), list[Revocation](), list[str]()
     load_revocations(bus, Names("w"), learned.append, outcomes.append)
     assert b"$0\r\n\r\n$0\r\n\r\n$1\r\n0\r\n" in bus.answer("", page((b"ann", b"9"), (b"bob", b"8")))
@@ -150,7 +150,7 @@ def test_pages_are_read_one_after_the_other_until_one_is_empty() -> None:
     assert not bus.sent
 
 
-def test_a_bus_that_always_has_one_more_page_is_read_within_a_bound() -> None:
+def test_reading_stops_after_the_most_pages_although_the_bus_has_more() -> None:
     bus, learned, outcomes = Bus(), list[Revocation](), list[str]()
     load_revocations(bus, Names("w"), learned.append, outcomes.append)
     text = page(*((b"u%d" % number, b"5") for number in range(8)))
@@ -163,102 +163,102 @@ def test_a_bus_that_always_has_one_more_page_is_read_within_a_bound() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["down", "full", "unknown", "refused"])
-def test_a_reading_that_fails_is_counted_and_tried_again(outcome: str) -> None:
-    desk = Desk()
-    desk.keeper.tick(NOW_S)
-    assert not desk.bus.sent, "the bus was never there"
-    desk.keeper.on_up()
-    desk.keeper.tick(NOW_S)
-    desk.keeper.tick(NOW_S)
-    assert len(desk.bus.sent) == 1, "one reading at a time"
-    desk.bus.answer(outcome)
-    assert desk.counts["revocations_unread"] == 1
-    desk.keeper.tick(NOW_S + 0.5)
-    assert not desk.bus.sent
-    desk.keeper.tick(NOW_S + revocations.RETRY_MOST_S)
-    desk.bus.answer("", b"nonsense")
-    assert desk.counts["revocations_unread"] == 2
-    desk.keeper.tick(NOW_S + 3 * revocations.RETRY_MOST_S)
-    desk.bus.answer("", page((b"ann", b"5")))
-    assert not desk.keeper.has_read
-    desk.bus.answer("", b"")
-    assert desk.keeper.has_read
-    assert desk.learned == [("ann", 5.0)]
+def test_failed_reading_of_revocations_is_counted_and_repeated_later(outcome: str) -> None:
+    rig = KeeperRig()
+    rig.keeper.tick(NOW_S)
+    assert not rig.bus.sent, "the bus has not been up yet"
+    rig.keeper.on_up()
+    rig.keeper.tick(NOW_S)
+    rig.keeper.tick(NOW_S)
+    assert len(rig.bus.sent) == 1, "one reading at a time"
+    rig.bus.answer(outcome)
+    assert rig.counts["revocations_unread"] == 1
+    rig.keeper.tick(NOW_S + 0.5)
+    assert not rig.bus.sent
+    rig.keeper.tick(NOW_S + revocations.RETRY_MOST_S)
+    rig.bus.answer("", b"nonsense")
+    assert rig.counts["revocations_unread"] == 2
+    rig.keeper.tick(NOW_S + 3 * revocations.RETRY_MOST_S)
+    rig.bus.answer("", page((b"ann", b"5")))
+    assert not rig.keeper.has_read
+    rig.bus.answer("", b"")
+    assert rig.keeper.has_read
+    assert rig.learned == [("ann", 5.0)]
 
 
-def test_everything_is_read_again_soon_after_the_bus_came_back_and_then_seldom() -> None:
-    desk = Desk()
-    desk.keeper.on_up()
-    desk.keeper.tick(NOW_S)
-    desk.bus.answer()
-    desk.keeper.tick(NOW_S + SECOND_READING_S - 1)
-    assert not desk.bus.sent
-    desk.keeper.tick(NOW_S + SECOND_READING_S)
-    desk.bus.answer()
-    desk.keeper.tick(NOW_S + SECOND_READING_S + RELOAD_S / 2)
-    assert not desk.bus.sent
-    desk.keeper.tick(NOW_S + SECOND_READING_S + RELOAD_S * 2)
-    assert len(desk.bus.sent) == 1
+def test_revocations_are_read_again_soon_after_a_reconnect_and_then_rarely() -> None:
+    rig = KeeperRig()
+    rig.keeper.on_up()
+    rig.keeper.tick(NOW_S)
+    rig.bus.answer()
+    rig.keeper.tick(NOW_S + SECOND_READING_S - 1)
+    assert not rig.bus.sent
+    rig.keeper.tick(NOW_S + SECOND_READING_S)
+    rig.bus.answer()
+    rig.keeper.tick(NOW_S + SECOND_READING_S + RELOAD_S / 2)
+    assert not rig.bus.sent
+    rig.keeper.tick(NOW_S + SECOND_READING_S + RELOAD_S * 2)
+    assert len(rig.bus.sent) == 1
 
 
-def test_only_a_later_time_is_learned() -> None:
-    desk = Desk({"ann": 9.0, "bob": 3.0})
-    desk.keeper.on_up()
-    desk.keeper.tick(NOW_S)
-    desk.bus.answer("", page((b"ann", b"8"), (b"bob", b"4"), (b"bob", b"4")))
-    assert desk.learned == [("bob", 4.0)]
+def test_revocation_from_the_bus_is_applied_only_if_later_than_the_known_one() -> None:
+    rig = KeeperRig({"ann": 9.0, "bob": 3.0})
+    rig.keeper.on_up()
+    rig.keeper.tick(NOW_S)
+    rig.bus.answer("", page((b"ann", b"8"), (b"bob", b"4"), (b"bob", b"4")))
+    assert rig.learned == [("bob", 4.0)]
 
 
-def test_what_the_bus_has_lost_is_written_back_while_a_token_may_live() -> None:
+def test_revocation_missing_on_the_bus_is_stored_again_unless_past_its_retention() -> None:
     now_s = time.time()
     kept, old = now_s - 60, now_s - RETENTION_S - 60
-    desk = Desk({"ann": kept, "bob": kept, "cy": old})
-    desk.keeper.on_up()
-    desk.keeper.tick(NOW_S)
-    desk.bus.answer("", page((b"bob", repr(kept).encode())))
-    desk.bus.answer()
-    desk.keeper.tick(NOW_S + 1)
-    assert [b"\r\nann\r\n" in command for command, _ in desk.bus.sent] == [True]
-    assert desk.keeper.waiting == 1
-    desk.bus.answer("", b"0")
-    assert desk.keeper.waiting == 0
+    rig = KeeperRig({"ann": kept, "bob": kept, "cy": old})
+    rig.keeper.on_up()
+    rig.keeper.tick(NOW_S)
+    rig.bus.answer("", page((b"bob", repr(kept).encode())))
+    rig.bus.answer()
+    rig.keeper.tick(NOW_S + 1)
+    assert [b"\r\nann\r\n" in command for command, _ in rig.bus.sent] == [True]
+    assert rig.keeper.waiting == 1
+    rig.bus.answer("", b"0")
+    assert rig.keeper.waiting == 0
 
 
 @pytest.mark.parametrize("outcome", ["down", "full", "unknown", "refused"])
-def test_a_revocation_is_stored_until_the_bus_has_it(outcome: str) -> None:
-    desk = Desk()
-    desk.keeper.store("ann", 5.0)
-    desk.keeper.store("ann", 4.0)
-    desk.keeper.tick(NOW_S)
-    assert b"\r\nann\r\n$3\r\n5.0\r\n" in desk.bus.answer(outcome)
-    assert desk.keeper.waiting == 1
-    desk.keeper.tick(NOW_S + 0.5)
-    assert not desk.bus.sent
-    desk.keeper.tick(NOW_S + revocations.RETRY_MOST_S)
-    desk.bus.answer("", b"3")
-    assert desk.keeper.waiting == 0
-    assert desk.counts["revocations_forgotten"] == 3
-    desk.keeper.tick(NOW_S + 10_000)
-    assert not desk.bus.sent
+def test_failed_store_of_a_revocation_is_repeated_until_the_bus_accepts(outcome: str) -> None:
+    rig = KeeperRig()
+    rig.keeper.store("ann", 5.0)
+    rig.keeper.store("ann", 4.0)
+    rig.keeper.tick(NOW_S)
+    assert b"\r\nann\r\n$3\r\n5.0\r\n" in rig.bus.answer(outcome)
+    assert rig.keeper.waiting == 1
+    rig.keeper.tick(NOW_S + 0.5)
+    assert not rig.bus.sent
+    rig.keeper.tick(NOW_S + revocations.RETRY_MOST_S)
+    rig.bus.answer("", b"3")
+    assert rig.keeper.waiting == 0
+    assert rig.counts["revocations_forgotten"] == 3
+    rig.keeper.tick(NOW_S + 10_000)
+    assert not rig.bus.sent
 
 
 @pytest.mark.parametrize("text", [b"", b"x", b"-1", b"9" * 5_000, b"\xb2"])
-def test_an_odd_answer_to_storing_raises_nothing(text: bytes) -> None:
-    desk = Desk()
-    desk.keeper.store("ann", 5.0)
-    desk.keeper.tick(NOW_S)
-    desk.bus.answer("", text)
-    assert desk.keeper.waiting == 0
-    assert not desk.counts
+def test_malformed_reply_to_a_store_is_accepted_without_an_error(text: bytes) -> None:
+    rig = KeeperRig()
+    rig.keeper.store("ann", 5.0)
+    rig.keeper.tick(NOW_S)
+    rig.bus.answer("", text)
+    assert rig.keeper.waiting == 0
+    assert not rig.counts
 
 
-def test_storing_is_bounded_in_each_tick_and_in_all() -> None:
-    desk = Desk()
+def test_stores_are_bounded_in_each_tick_in_progress_and_in_total() -> None:
+    rig = KeeperRig()
     for number in range(REVOCATIONS_MOST + 2):
-        desk.keeper.store(f"u{number}", 5.0)
-    assert desk.keeper.waiting == REVOCATIONS_MOST
-    assert desk.counts["revocations_forgotten"] == 2
+        rig.keeper.store(f"u{number}", 5.0)
+    assert rig.keeper.waiting == REVOCATIONS_MOST
+    assert rig.counts["revocations_forgotten"] == 2
     for tick in range(20):
-        desk.keeper.tick(NOW_S + tick)
-        assert len(desk.bus.sent) == min(STORES_PER_TICK * (tick + 1), revocations.STORES_UNDER_WAY)
+        rig.keeper.tick(NOW_S + tick)
+        assert len(rig.bus.sent) == min(STORES_PER_TICK * (tick + 1), revocations.STORES_UNDER_WAY)
     assert PAGE_BYTES < REPLY_LIMIT_BYTES
