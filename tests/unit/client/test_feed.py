@@ -1,4 +1,4 @@
-"""One channel's queue: each publication once, and every loss is told and counted."""
+"""Check the queue of one channel: each publication once, and every loss reported and counted."""
 
 import asyncio
 from itertools import product
@@ -14,8 +14,8 @@ from wsgate.client.tokens import Token
 
 
 def feed(gaps: list[Gap] | None = None, *, limit: int = 3, since: str | None = None) -> Feed:
-    told = gaps if gaps is not None else []
-    return Feed("c", Token(None, 1), queue_limit=limit, on_gap=told.append, since=since)
+    reported = gaps if gaps is not None else []
+    return Feed("c", Token(None, 1), queue_limit=limit, on_gap=reported.append, since=since)
 
 
 def publication(data: Any, position: str | None = None) -> Publication:
@@ -23,7 +23,7 @@ def publication(data: Any, position: str | None = None) -> Publication:
 
 
 async def everything(source: Feed) -> list[Any]:
-    """What can be taken until it ends."""
+    """Return everything that can be taken until the feed ends."""
     taken = []
     while True:
         try:
@@ -32,7 +32,7 @@ async def everything(source: Feed) -> list[Any]:
             return taken
 
 
-def test_what_is_not_confirmed_takes_nothing_in() -> None:
+def test_feed_queues_publications_only_while_the_subscription_is_confirmed() -> None:
     async def main() -> None:
         source = feed()
         source.offer(publication(1))
@@ -49,7 +49,7 @@ def test_what_is_not_confirmed_takes_nothing_in() -> None:
     run(main())
 
 
-def test_the_oldest_go_when_nobody_takes_and_it_is_told_at_once_and_in_the_end() -> None:
+def test_full_queue_drops_the_oldest_and_reports_gaps_at_begin_and_end() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         source = feed(gaps)
@@ -68,17 +68,17 @@ def test_the_oldest_go_when_nobody_takes_and_it_is_told_at_once_and_in_the_end()
             source.offer(publication(number))
         assert gaps[2:] == [Gap("c", "e-8", None, GapReason.OVERFLOW, 1)]
         assert (await source.take()).data == 10
-        assert len(gaps) == 3, "one that did not grow is not told twice"
+        assert len(gaps) == 3, "a gap that did not grow is reported once"
         assert source.dropped == 5
 
     run(main())
 
 
-def test_who_comes_back_is_told_what_cannot_be_proven() -> None:
+def test_resubscription_without_recovery_reports_a_gap() -> None:
     gaps: list[Gap] = []
     source = feed(gaps)
     source.confirm("e-5", recovered=None)
-    assert gaps == [], "who comes for the first time misses nothing"
+    assert gaps == [], "the first subscription misses nothing"
     source.suspend()
     source.confirm("e-5", recovered=True)
     assert gaps == []
@@ -100,14 +100,14 @@ def test_who_comes_back_is_told_what_cannot_be_proven() -> None:
     ]
 
 
-def test_what_is_recovered_is_news_and_what_comes_twice_is_not() -> None:
+def test_recovered_publications_are_delivered_once_each_in_order() -> None:
     async def main() -> None:
         source = feed(limit=10)
         source.confirm("e-5", recovered=None)
         source.offer(publication("old", "e-5"))
         source.offer(publication(6, "e-6"))
         source.suspend()
-        source.confirm("e-8", recovered=True)  # the head: what was missed follows
+        source.confirm("e-8", recovered=True)  # the newest position: the missed publications follow
         for number in (6, 7, 8, 9, 8):
             source.offer(publication(number, f"e-{number}"))
         source.end(None)
@@ -116,7 +116,7 @@ def test_what_is_recovered_is_news_and_what_comes_twice_is_not() -> None:
     run(main())
 
 
-def test_an_application_may_say_where_it_stood_in_an_earlier_life() -> None:
+def test_feed_starts_from_the_position_that_the_application_passes() -> None:
     gaps: list[Gap] = []
     source = feed(gaps, since="e-3")
     assert source.track.last == "e-3"
@@ -124,18 +124,18 @@ def test_an_application_may_say_where_it_stood_in_an_earlier_life() -> None:
     assert gaps == [Gap("c", "e-3", "f-1", GapReason.NOT_RECOVERED)]
 
 
-def test_a_loss_of_the_gateways_is_told_as_it_says() -> None:
+def test_gap_of_the_gateway_is_reported_with_its_fields_once_confirmed() -> None:
     gaps: list[Gap] = []
     source = feed(gaps)
-    told = Gap.told(Dropped("c", "e-1", "e-2", "slow", 40))
-    source.tell_gap(told)
+    lost = Gap.told(Dropped("c", "e-1", "e-2", "slow", 40))
+    source.tell_gap(lost)
     assert gaps == []
     source.confirm(None, recovered=None)
-    source.tell_gap(told)
+    source.tell_gap(lost)
     assert gaps == [Gap("c", "e-1", "e-2", GapReason.SLOW, retry_ms=40)]
 
 
-def test_a_gap_for_an_unknown_reason_is_one_that_was_dropped_and_no_wait_is_longer_than_an_hour() -> None:
+def test_gap_with_an_unknown_reason_becomes_dropped_and_its_retry_time_is_limited() -> None:
     for reason in (None, "later", "overflow", "not_recovered"):
         assert Gap.told(Dropped("c", reason=reason)).reason is GapReason.DROPPED
     assert [Gap.told(Dropped(None, reason=each)).reason.value for each in ("slow", "bus", "too_large")] == [
@@ -146,7 +146,7 @@ def test_a_gap_for_an_unknown_reason_is_one_that_was_dropped_and_no_wait_is_long
     assert Gap.told(Dropped(None, retry_ms=2**53)).retry_ms == 3_600_000
 
 
-def test_what_is_queued_is_taken_before_the_error_is_raised_to_everybody() -> None:
+def test_queued_publication_is_taken_before_the_error_is_raised_to_all_takers() -> None:
     async def main() -> None:
         source = feed()
         source.confirm(None, recovered=None)
@@ -164,7 +164,7 @@ def test_what_is_queued_is_taken_before_the_error_is_raised_to_everybody() -> No
     run(main())
 
 
-def test_ready_waits_for_the_confirmation() -> None:
+def test_ready_waits_until_the_subscription_is_confirmed_or_ended() -> None:
     async def main() -> None:
         source = feed()
         waiting = asyncio.create_task(source.ready())
@@ -183,7 +183,7 @@ def test_ready_waits_for_the_confirmation() -> None:
     run(main())
 
 
-def test_a_cancelled_take_loses_nothing_to_whoever_takes_next() -> None:
+def test_publication_of_a_cancelled_take_goes_to_the_next_taker() -> None:
     async def main() -> None:
         source = feed()
         source.confirm(None, recovered=None)
@@ -199,7 +199,7 @@ def test_a_cancelled_take_loses_nothing_to_whoever_takes_next() -> None:
 
 
 @pytest.mark.parametrize("calls", list(product(["confirm", "suspend", "end"], repeat=3)))
-def test_any_order_of_what_may_happen_stays_within_the_table(calls: tuple[str, ...]) -> None:
+def test_any_order_of_calls_follows_the_table_of_transitions(calls: tuple[str, ...]) -> None:
     source = feed()
     for call in calls:
         before = source.state
