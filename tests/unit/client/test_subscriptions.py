@@ -1,4 +1,4 @@
-"""Channels across connections: subscribed anew from where they stood, each once, every loss told."""
+"""Check channels across connections: resubscription from positions, no duplicates, reported losses."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from wsgate.client import (
 LOST = GapReason.NOT_RECOVERED
 
 
-def test_a_subscription_is_an_iterator_of_publications() -> None:
+def test_subscription_iterates_over_the_publications_of_its_channel() -> None:
     async def main() -> None:
         async with world() as here, here.client.subscribe("chat:42") as chat:
             link = here.gateway.link
@@ -40,7 +40,7 @@ def test_a_subscription_is_an_iterator_of_publications() -> None:
     run(main())
 
 
-def test_what_was_wanted_before_there_was_a_connection_is_subscribed_on_it() -> None:
+def test_channels_requested_before_the_connection_are_subscribed_on_it_in_order() -> None:
     async def main() -> None:
         async with world() as here:
             subscriptions = [here.client.subscribe(f"c{number}") for number in range(5)]
@@ -50,7 +50,7 @@ def test_what_was_wanted_before_there_was_a_connection_is_subscribed_on_it() -> 
     run(main())
 
 
-def test_a_channel_is_held_once_and_may_be_taken_again_after_it_was_left() -> None:
+def test_second_subscription_of_a_channel_fails_until_the_first_is_closed() -> None:
     async def main() -> None:
         async with world() as here:
             first = here.client.subscribe("c")
@@ -59,7 +59,7 @@ def test_a_channel_is_held_once_and_may_be_taken_again_after_it_was_left() -> No
             await first.ready()
             await first.close()
             second = here.client.subscribe("c")
-            await first.close()  # harmless, and none of the second's business
+            await first.close()  # without effect on the second subscription
             await second.ready()
             link = here.gateway.link
             assert [each["op"] for each in link.said] == ["sub", "unsub", "sub"]
@@ -70,7 +70,7 @@ def test_a_channel_is_held_once_and_may_be_taken_again_after_it_was_left() -> No
     run(main())
 
 
-def test_one_that_is_left_before_it_was_confirmed_does_not_hear_for_the_next() -> None:
+def test_confirmation_of_a_closed_subscription_does_not_confirm_the_next_one() -> None:
     async def main() -> None:
         gateway = MemoryGateway(silent={"c"})
         async with world(gateway) as here:
@@ -91,7 +91,7 @@ def test_one_that_is_left_before_it_was_confirmed_does_not_hear_for_the_next() -
     run(main())
 
 
-def test_one_that_is_left_while_its_token_is_awaited_is_never_subscribed() -> None:
+def test_subscription_closed_while_its_token_is_awaited_is_never_sent() -> None:
     async def main() -> None:
         asked, answered = asyncio.Event(), asyncio.Event()
 
@@ -115,7 +115,7 @@ def test_one_that_is_left_while_its_token_is_awaited_is_never_subscribed() -> No
 # --- reconnecting -------------------------------------------------------------------------------------
 
 
-def test_a_channel_with_history_is_recovered_from_where_it_stood_and_nothing_comes_twice() -> None:
+def test_channel_with_positions_is_recovered_after_a_reconnect_without_duplicates() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         gateway = MemoryGateway(positions={"c": "e-5"}, recovered=True)
@@ -139,7 +139,7 @@ def test_a_channel_with_history_is_recovered_from_where_it_stood_and_nothing_com
     run(main())
 
 
-def test_what_could_not_be_recovered_is_told_with_both_ends() -> None:
+def test_failed_recovery_reports_a_gap_with_both_positions() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         gateway = MemoryGateway(positions={"c": "e-5"})
@@ -158,7 +158,7 @@ def test_what_could_not_be_recovered_is_told_with_both_ends() -> None:
     run(main())
 
 
-def test_of_a_live_channel_nothing_can_be_proven_after_a_reconnect() -> None:
+def test_channel_without_positions_reports_a_gap_after_a_reconnect() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         async with world() as here:
@@ -173,7 +173,7 @@ def test_of_a_live_channel_nothing_can_be_proven_after_a_reconnect() -> None:
     run(main())
 
 
-def test_a_place_from_an_earlier_life_is_where_it_begins() -> None:
+def test_subscription_begins_at_the_position_in_since() -> None:
     async def main() -> None:
         gateway = MemoryGateway(positions={"c": "e-9"}, recovered=True)
         async with world(gateway) as here:
@@ -186,7 +186,7 @@ def test_a_place_from_an_earlier_life_is_where_it_begins() -> None:
     run(main())
 
 
-def test_a_gap_of_the_gateways_is_told() -> None:
+def test_gap_message_of_the_gateway_is_reported_to_its_subscription() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         async with world() as here:
@@ -222,20 +222,20 @@ def test_a_gap_of_all_channels_calls_each_function_once() -> None:
             here.gateway.link.say("gap", reason="bus", retry_ms=40)
             here.gateway.link.say("gap", reason="bus", retry_ms=50)
             await until(lambda: len(own["e"]) >= 2)
-            told = [Gap(None, None, None, GapReason.BUS, retry_ms=ms) for ms in (40, 50)]
-            assert (whole, own) == (told, {"d": told, "e": told, "later": []})
+            reported = [Gap(None, None, None, GapReason.BUS, retry_ms=ms) for ms in (40, 50)]
+            assert (whole, own) == (reported, {"d": reported, "e": reported, "later": []})
             assert here.errors == []
 
     run(main())
 
 
-def test_an_application_that_is_too_slow_is_told_and_one_that_keeps_up_misses_nothing() -> None:
+def test_queue_overflow_is_reported_and_an_application_that_keeps_up_loses_nothing() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         async with world(options=ClientOptions(queue_limit=100)) as here:
             chat = here.client.subscribe("c", on_gap=gaps.append)
             await chat.ready()
-            for number in range(1_000):  # one breath of the gateway, ten times the queue
+            for number in range(1_000):  # one burst of the gateway, ten times the queue
                 here.gateway.link.publish("c", number)
             assert [(await anext(chat)).data for _ in range(1_000)] == list(range(1_000))
             assert (gaps, chat.dropped) == ([], 0)
@@ -250,20 +250,20 @@ def test_an_application_that_is_too_slow_is_told_and_one_that_keeps_up_misses_no
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine function", "one that raises"])
-def test_on_gap_may_be_a_coroutine_function_and_may_fail(kind: str) -> None:
+def test_on_gap_may_be_a_function_or_coroutine_function_and_may_raise(kind: str) -> None:
     async def main() -> None:
-        told: list[Gap] = []
+        reported: list[Gap] = []
 
         async def later(gap: Gap) -> None:
             await asyncio.sleep(0)
-            told.append(gap)
+            reported.append(gap)
 
         def fails(gap: Gap) -> None:
-            told.append(gap)
+            reported.append(gap)
             raise ValueError
 
         callbacks: dict[str, Callable[[Gap], object]] = {
-            "function": told.append,
+            "function": reported.append,
             "coroutine function": later,
             "one that raises": fails,
         }
@@ -271,7 +271,7 @@ def test_on_gap_may_be_a_coroutine_function_and_may_fail(kind: str) -> None:
             chat = here.client.subscribe("c", on_gap=callbacks[kind])
             await chat.ready()
             here.gateway.link.say("gap", ch="c")
-            await until(lambda: told)
+            await until(lambda: reported)
             assert [type(each) for each in here.errors] == ([ValueError] if kind == "one that raises" else [])
 
     run(main())
@@ -280,7 +280,7 @@ def test_on_gap_may_be_a_coroutine_function_and_may_fail(kind: str) -> None:
 # --- the inbox ----------------------------------------------------------------------------------------
 
 
-def test_the_inbox_is_the_gateways_to_subscribe_and_is_recovered_through_the_url() -> None:
+def test_inbox_is_never_subscribed_and_is_recovered_through_the_url() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         gateway = MemoryGateway(positions={"@me": "e-1"}, recovered=True)
@@ -306,7 +306,7 @@ def test_the_inbox_is_the_gateways_to_subscribe_and_is_recovered_through_the_url
     run(main())
 
 
-def test_an_inbox_that_is_asked_for_late_is_there_at_once() -> None:
+def test_inbox_requested_after_the_welcome_is_ready_at_once() -> None:
     async def main() -> None:
         async with world() as here:
             link = await here.opened(1)
@@ -319,7 +319,7 @@ def test_an_inbox_that_is_asked_for_late_is_there_at_once() -> None:
     run(main())
 
 
-def test_who_is_anonymous_has_no_inbox() -> None:
+def test_inbox_of_an_anonymous_client_fails_with_bad_request() -> None:
     async def main() -> None:
         async with world(MemoryGateway(welcome={})) as here:
             early = here.client.inbox()
@@ -346,7 +346,7 @@ def test_who_is_anonymous_has_no_inbox() -> None:
         (501, "not_available"),
     ],
 )
-def test_what_is_refused_for_good_ends_that_subscription_alone(code: int, error: str) -> None:
+def test_finally_refused_subscription_ends_without_affecting_others(code: int, error: str) -> None:
     async def main() -> None:
         async with world(MemoryGateway(faults={"c": (code, error)})) as here:
             refused, other = here.client.subscribe("c"), here.client.subscribe("other")
@@ -361,12 +361,12 @@ def test_what_is_refused_for_good_ends_that_subscription_alone(code: int, error:
     run(main())
 
 
-def test_what_is_refused_on_entering_is_left() -> None:
+def test_subscription_refused_at_its_context_may_be_subscribed_again() -> None:
     async def main() -> None:
         async with world(MemoryGateway(faults={"c": (403, "permission_denied")})) as here:
             with pytest.raises(CommandError):
                 async with here.client.subscribe("c"):
-                    raise AssertionError("it must not be entered")
+                    raise AssertionError("the context must not be entered")
             here.gateway.faults.clear()
             async with here.client.subscribe("c"):
                 pass
@@ -375,7 +375,7 @@ def test_what_is_refused_on_entering_is_left() -> None:
 
 
 @pytest.mark.parametrize("fault", [(503, "unavailable"), (429, "rate_limited"), (500, "unknown_to_us")])
-def test_what_is_refused_for_the_moment_is_tried_again(fault: tuple[int, str]) -> None:
+def test_temporarily_refused_subscription_is_repeated_until_confirmed(fault: tuple[int, str]) -> None:
     async def main() -> None:
         async with world(MemoryGateway(faults={"c": fault}), random=lambda: 0.0) as here:
             chat = here.client.subscribe("c")
@@ -388,7 +388,7 @@ def test_what_is_refused_for_the_moment_is_tried_again(fault: tuple[int, str]) -
     run(main())
 
 
-def test_a_refusal_with_a_time_is_tried_again_after_it() -> None:
+def test_refused_subscription_is_repeated_after_its_retry_time() -> None:
     async def main() -> None:
         async with world(MemoryGateway(silent={"c"})) as here:
             chat = here.client.subscribe("c")
@@ -405,7 +405,7 @@ def test_a_refusal_with_a_time_is_tried_again_after_it() -> None:
     run(main())
 
 
-def test_a_channel_token_is_asked_for_anew_where_it_was_refused() -> None:
+def test_new_channel_token_is_requested_after_a_refused_one() -> None:
     async def main() -> None:
         asked: list[str] = []
 
@@ -430,7 +430,7 @@ def test_a_channel_token_is_asked_for_anew_where_it_was_refused() -> None:
     run(main())
 
 
-def test_a_channel_token_that_is_always_refused_ends_it() -> None:
+def test_always_refused_channel_token_ends_the_subscription_at_the_limit() -> None:
     async def main() -> None:
         gateway = MemoryGateway(faults={"c": (401, "unauthorized")})
         async with world(gateway, random=lambda: 0.0, options=ClientOptions(unauthorized_limit=3)) as here:
@@ -442,7 +442,7 @@ def test_a_channel_token_that_is_always_refused_ends_it() -> None:
     run(main())
 
 
-def test_a_channel_that_came_with_the_token_is_held_already() -> None:
+def test_channel_subscribed_by_the_token_is_ready_and_recovered_after_a_reconnect() -> None:
     async def main() -> None:
         gaps: list[Gap] = []
         gateway = MemoryGateway(faults={"c": (409, "already_subscribed")})
@@ -454,7 +454,7 @@ def test_a_channel_that_came_with_the_token_is_held_already() -> None:
             link.publish("c", "old", "e-3")
             link.publish("c", "new", "e-4")
             assert (await anext(chat)).data == "new"
-            # On the next connection it is recovered in place, whatever the gateway told unasked.
+            # On the next connection the channel is recovered, although the gateway confirmed it before.
             gateway.faults.clear()
             gateway.recovered = True
             gateway.silent.add("c")
@@ -470,10 +470,10 @@ def test_a_channel_that_came_with_the_token_is_held_already() -> None:
     run(main())
 
 
-# --- taken by the gateway -----------------------------------------------------------------------------
+# --- unsubscribed by the gateway ----------------------------------------------------------------------
 
 
-def test_a_channel_the_gateway_took_is_subscribed_again_where_it_says_so() -> None:
+def test_unsubbed_with_resubscribe_subscribes_again_from_the_position() -> None:
     async def main() -> None:
         gateway = MemoryGateway(positions={"c": "e-5"}, recovered=True)
         async with world(gateway) as here:
@@ -490,14 +490,14 @@ def test_a_channel_the_gateway_took_is_subscribed_again_where_it_says_so() -> No
     run(main())
 
 
-def test_a_channel_the_gateway_took_for_good_ends() -> None:
+def test_unsubbed_without_resubscribe_ends_the_subscription() -> None:
     async def main() -> None:
         async with world() as here:
             chat = here.client.subscribe("c")
             await chat.ready()
-            here.gateway.link.publish("c", "last words")
+            here.gateway.link.publish("c", "last message")
             here.gateway.link.say("unsubbed", ch="c", code=4503, reason="forbidden", resubscribe=False)
-            assert (await anext(chat)).data == "last words"
+            assert (await anext(chat)).data == "last message"
             with pytest.raises(CommandError, match="4503 forbidden"):
                 await anext(chat)
             here.gateway.link.end(1001)
@@ -509,7 +509,7 @@ def test_a_channel_the_gateway_took_for_good_ends() -> None:
 # --- commands -----------------------------------------------------------------------------------------
 
 
-def test_publish_says_what_it_was_told_to_and_returns_the_position() -> None:
+def test_publish_sends_all_its_options_and_returns_the_position() -> None:
     async def main() -> None:
         async with world(MemoryGateway(silent={"pub"})) as here:
             publishing = asyncio.create_task(here.client.publish("c", {"x": 1}, key="k", echo=False))
@@ -528,7 +528,7 @@ def test_publish_says_what_it_was_told_to_and_returns_the_position() -> None:
     run(main())
 
 
-def test_an_error_carries_its_code_its_name_and_whether_a_retry_may_help() -> None:
+def test_command_error_has_code_name_and_temporary_flag() -> None:
     async def main() -> None:
         async with world() as here:
             for code, name, temporary in (
@@ -546,7 +546,7 @@ def test_an_error_carries_its_code_its_name_and_whether_a_retry_may_help() -> No
     run(main())
 
 
-def test_what_cannot_be_packed_is_never_sent() -> None:
+def test_data_that_msgpack_cannot_encode_raises_and_is_not_sent() -> None:
     async def main() -> None:
         async with world() as here:
             link = await here.opened(1)
@@ -559,7 +559,7 @@ def test_what_cannot_be_packed_is_never_sent() -> None:
     run(main())
 
 
-def test_a_command_waits_for_a_connection_and_for_its_answer_no_longer_than_its_time() -> None:
+def test_command_times_out_without_a_connection_and_without_a_reply() -> None:
     async def main() -> None:
         options = ClientOptions(command_timeout_s=0.01)
         async with world(MemoryGateway(silent={"welcome"}), options=options) as here:
@@ -570,14 +570,14 @@ def test_a_command_waits_for_a_connection_and_for_its_answer_no_longer_than_its_
             with pytest.raises(CommandTimeout) as caught:
                 await here.client.publish("c", 1)
             assert caught.value.temporary
-            link.say("ok", id=link.said[-1]["id"])  # too late for anybody
+            link.say("ok", id=link.said[-1]["id"])  # too late for any caller
             here.gateway.silent.clear()
             await here.client.publish("c", 2)
 
     run(main())
 
 
-def test_a_command_whose_connection_ends_is_told_and_the_next_waits_for_the_next_one() -> None:
+def test_command_fails_with_its_connection_and_the_next_waits_for_the_reconnect() -> None:
     async def main() -> None:
         async with world(MemoryGateway(silent={"pub"})) as here:
             link = await here.opened(1)
@@ -596,7 +596,7 @@ def test_a_command_whose_connection_ends_is_told_and_the_next_waits_for_the_next
     run(main())
 
 
-def test_answers_find_their_commands_in_whatever_order_they_come() -> None:
+def test_replies_in_reverse_order_reach_their_commands() -> None:
     async def main() -> None:
         async with world(MemoryGateway(silent={"pub"})) as here:
             link = await here.opened(1)
@@ -609,7 +609,7 @@ def test_answers_find_their_commands_in_whatever_order_they_come() -> None:
     run(main())
 
 
-def test_closing_ends_whoever_waits() -> None:
+def test_close_ends_all_waiting_calls_of_the_client() -> None:
     async def main() -> None:
         async with world(MemoryGateway(silent={"pub", "c"})) as here:
             chat = here.client.subscribe("c")
@@ -633,7 +633,7 @@ def test_closing_ends_whoever_waits() -> None:
     run(main())
 
 
-def test_a_callback_that_hangs_ends_with_the_client() -> None:
+def test_hanging_gap_callback_ends_with_the_client() -> None:
     async def main() -> None:
         begun = asyncio.Event()
 
@@ -650,7 +650,7 @@ def test_a_callback_that_hangs_ends_with_the_client() -> None:
     run(main())
 
 
-def test_a_callback_may_close_the_client() -> None:
+def test_gap_callback_may_close_the_client() -> None:
     async def main() -> None:
         async with world() as here:
 
