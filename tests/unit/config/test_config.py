@@ -1,4 +1,4 @@
-"""The configuration: what there is, where it comes from, and what is said of mistakes."""
+"""Check the configuration: all settings, their sources, and the error text of each mistake."""
 
 import ast
 import contextlib
@@ -261,7 +261,7 @@ def mistakes(
     environ: Mapping[str, str] | None = None,
     path: Path | None = None,
 ) -> list[str]:
-    """The lines load complains with, without their common beginning."""
+    """Return the lines of the error of `load`, without their common beginning."""
     with pytest.raises(SettingsError) as caught:
         load(path, environ or {}, flags or {})
     lines = str(caught.value).split("\n")
@@ -280,7 +280,7 @@ def anonymous(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str]
     ("text", "duration_ms"),
     [("250ms", 250), ("25s", 25_000), ("5m", 300_000), ("1h", 3_600_000), ("0", 0), ("00", 0), ("0h", 0)],
 )
-def test_a_duration_is_read(text: str, duration_ms: int) -> None:
+def test_valid_duration_is_parsed_into_milliseconds(text: str, duration_ms: int) -> None:
     assert parse_duration_ms(text) == duration_ms
 
 
@@ -304,7 +304,7 @@ def test_a_duration_is_read(text: str, duration_ms: int) -> None:
         "9" * 5000,
     ],
 )
-def test_a_duration_that_is_none_is_refused(text: str) -> None:
+def test_invalid_duration_raises_settings_error(text: str) -> None:
     with pytest.raises(SettingsError, match=r'is not a duration such as "250ms", "25s", "5m", "1h"$'):
         parse_duration_ms(text)
 
@@ -313,26 +313,26 @@ def test_a_duration_that_is_none_is_refused(text: str) -> None:
     ("text", "size_bytes"),
     [("512B", 512), ("64KiB", 65_536), ("1MiB", 1 << 20), ("2GiB", 2 << 30), ("0", 0), ("1000", 1000)],
 )
-def test_a_size_is_read(text: str, size_bytes: int) -> None:
+def test_valid_size_is_parsed_into_bytes(text: str, size_bytes: int) -> None:
     assert parse_size_bytes(text) == size_bytes
 
 
 @pytest.mark.parametrize(
     "text", ["", "64KB", "64kib", "64K", "1.5MiB", "-1", "1 MiB", "KiB", "1TiB", "9" * 5000]
 )
-def test_a_size_that_is_none_is_refused(text: str) -> None:
+def test_invalid_size_raises_settings_error(text: str) -> None:
     with pytest.raises(SettingsError, match=r'is not a size such as "512B", "64KiB", "1MiB"$'):
         parse_size_bytes(text)
 
 
-def test_a_long_text_is_not_repeated_whole() -> None:
+def test_error_repeats_only_a_part_of_a_long_text() -> None:
     with pytest.raises(SettingsError) as caught:
         parse_duration_ms("x" * 10_000)
     assert len(str(caught.value)) < 200
 
 
 @given(st.integers(min_value=0, max_value=10**12))
-def test_what_is_formatted_parses_back(quantity: int) -> None:
+def test_formatted_durations_and_sizes_parse_back_to_the_same_quantity(quantity: int) -> None:
     assert parse_duration_ms(format_duration(quantity)) == quantity
     assert parse_size_bytes(format_size(quantity)) == quantity
 
@@ -341,27 +341,27 @@ def test_what_is_formatted_parses_back(quantity: int) -> None:
     ("duration_ms", "text"),
     [(0, "0s"), (250, "250ms"), (1_500, "1500ms"), (60_000, "1m"), (86_400_000, "24h")],
 )
-def test_a_duration_is_written_in_its_largest_whole_unit(duration_ms: int, text: str) -> None:
+def test_duration_is_formatted_in_its_largest_whole_unit(duration_ms: int, text: str) -> None:
     assert format_duration(duration_ms) == text
 
 
 @given(st.text())
-def test_a_quoted_text_is_toml(text: str) -> None:
+def test_quoted_text_is_valid_toml_of_the_same_text(text: str) -> None:
     assert tomllib.loads(f"a = {units.quote(text)}") == {"a": text}
 
 
 # Defaults and the manual
 
 
-def test_every_default_is_the_documented_one() -> None:
+def test_effective_defaults_equal_the_documented_ones() -> None:
     assert tomllib.loads(effective(Config())) == DEFAULTS
 
 
-def test_loading_nothing_gives_the_defaults() -> None:
+def test_load_without_sources_returns_the_defaults() -> None:
     assert load(None, {}, {"auth": {"hmac_secret": SECRET}}) == Config(auth=Auth(hmac_secret=SECRET))
 
 
-def test_the_attribute_carries_the_unit() -> None:
+def test_attribute_names_of_settings_carry_their_unit() -> None:
     config = Config()
     assert config.heartbeat.ping_interval_ms == 25_000
     assert config.limits.max_message_bytes == 65_536
@@ -404,7 +404,7 @@ def comment_above(section: type, field: str) -> str:
     return " ".join(above)
 
 
-def test_every_section_is_looked_at() -> None:
+def test_number_of_sections_and_fields_is_as_expected() -> None:
     assert len(SECTIONS) == len(DEFAULTS) + 3  # and Section, Config, Key
     assert len(FIELDS) == 80
 
@@ -415,7 +415,7 @@ def test_every_section_has_a_comment_above_it(info: msgspec.inspect.Field) -> No
 
 
 @pytest.mark.parametrize(("section", "info"), FIELDS, ids=lambda each: getattr(each, "name", each.__class__))
-def test_the_comment_above_a_setting_says_what_it_means_and_its_default(
+def test_comment_above_a_setting_has_its_meaning_and_default(
     section: type, info: msgspec.inspect.Field
 ) -> None:
     comment = comment_above(section, info.name)
@@ -430,9 +430,7 @@ def test_the_comment_above_a_setting_says_what_it_means_and_its_default(
 
 
 @pytest.mark.parametrize(("section", "info"), FIELDS, ids=lambda each: getattr(each, "name", each.__class__))
-def test_the_comment_above_a_number_says_its_range_and_unit(
-    section: type, info: msgspec.inspect.Field
-) -> None:
+def test_comment_above_a_number_has_its_range_and_unit(section: type, info: msgspec.inspect.Field) -> None:
     setting = next(
         (setting for path, setting in every_setting() if path == (section, info.encode_name)), None
     )
@@ -451,23 +449,23 @@ def every_setting() -> list[tuple[tuple[type, str], sources._Setting]]:
     ]
 
 
-def test_every_name_a_module_offers_exists() -> None:
+def test_every_exported_name_of_a_config_module_exists() -> None:
     for module in (wsgate.config, settings, sources, units):
         assert sorted(module.__all__) == list(module.__all__)
         assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
 
-def test_the_configuration_cannot_be_changed() -> None:
+def test_configuration_is_immutable() -> None:
     with pytest.raises(AttributeError, match="immutable"):
         Config().server.port = 1  # type: ignore[misc]
 
 
-def test_sections_take_keywords_only() -> None:
+def test_sections_accept_keyword_arguments_only() -> None:
     with pytest.raises(TypeError, match="positional"):
         Bus("redis://localhost")  # type: ignore[call-arg]
 
 
-def test_importing_it_brings_no_event_loop_no_redis_and_nothing_else_of_wsgate() -> None:
+def test_import_of_config_loads_no_event_loop_no_redis_and_few_modules() -> None:
     code = "import sys, wsgate.config; print(*sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     loaded = set(output.split())
@@ -486,18 +484,20 @@ def test_importing_it_brings_no_event_loop_no_redis_and_nothing_else_of_wsgate()
 # Where values come from
 
 
-def test_flags_win_over_the_environment_and_that_over_the_file(toml: Callable[[str], Path]) -> None:
+def test_flags_override_the_environment_and_the_environment_overrides_the_file(
+    toml: Callable[[str], Path],
+) -> None:
     path = toml('[server]\nport = 1\nshards = 1\nhost = "a"\n[auth]\nallow_anonymous = true')
     config = load(path, {"WSGATE_SERVER__PORT": "2", "WSGATE_SERVER__SHARDS": "2"}, {"server": {"port": 3}})
     assert (config.server.port, config.server.shards, config.server.host) == (3, 2, "a")
 
 
-def test_a_flag_that_was_not_given_changes_nothing() -> None:
+def test_flag_with_value_none_changes_no_setting() -> None:
     config = anonymous({"server": {"port": None}, "bus": None}, {"WSGATE_SERVER__PORT": "2"})
     assert config.server.port == 2
 
 
-def test_every_key_can_be_set_in_the_file(toml: Callable[[str], Path]) -> None:
+def test_every_setting_can_be_set_in_the_file(toml: Callable[[str], Path]) -> None:
     config = load(toml(EVERYTHING), {}, {})
     written = tomllib.loads(effective(config))
     changed = tomllib.loads(EVERYTHING)
@@ -510,8 +510,8 @@ def test_every_key_can_be_set_in_the_file(toml: Callable[[str], Path]) -> None:
     assert config.channels["Chat-1"].max_publish_bytes == 1
 
 
-def test_every_key_can_be_set_in_the_environment() -> None:
-    # Keys and namespaces are lower-cased, and their names hold what a variable's may.
+def test_every_setting_can_be_set_in_the_environment() -> None:
+    # Keys and namespaces become lower-case, and their names contain only characters of a variable name.
     tree = tomllib.loads(EVERYTHING.replace("2026/11", "y_2026__11").replace("Chat-1", "chat_1"))
     environ: dict[str, str] = {}
 
@@ -532,7 +532,7 @@ def test_every_key_can_be_set_in_the_environment() -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("true", True), ("1", True), ("True", True), ("false", False), ("0", False)]
 )
-def test_a_boolean_in_the_environment(text: str, value: bool) -> None:
+def test_boolean_in_the_environment_is_parsed(text: str, value: bool) -> None:
     assert anonymous(environ={"WSGATE_AUTH__ALLOW_QUERY_TOKEN": text}).auth.allow_query_token is value
 
 
@@ -540,35 +540,35 @@ def test_a_boolean_in_the_environment(text: str, value: bool) -> None:
     ("text", "origins"),
     [("", ()), ("null", ("null",)), (" https://a.example  null ", ("https://a.example", "null"))],
 )
-def test_a_list_in_the_environment_is_parted_by_spaces(text: str, origins: tuple[str, ...]) -> None:
+def test_list_in_the_environment_is_separated_by_spaces(text: str, origins: tuple[str, ...]) -> None:
     assert anonymous(environ={"WSGATE_SERVER__ALLOWED_ORIGINS": text}).server.allowed_origins == origins
 
 
-def test_a_number_as_text_in_the_environment_stays_text_where_text_is_wanted() -> None:
+def test_digits_in_the_environment_stay_text_for_a_text_setting() -> None:
     assert anonymous(environ={"WSGATE_AUTH__AUDIENCE": "17"}).auth.audience == "17"
 
 
-def test_other_variables_are_nobody_s_business() -> None:
+def test_variables_without_the_wsgate_prefix_are_ignored() -> None:
     assert (
         anonymous(environ={"PATH": "/bin", "wsgate_x": "1", "XWSGATE_Y": "1", "WSGATE": "2"}) == anonymous()
     )
 
 
-def test_the_environment_may_name_the_file(toml: Callable[[str], Path]) -> None:
+def test_variable_wsgate_config_names_the_file(toml: Callable[[str], Path]) -> None:
     path = toml("[server]\nport = 7\n[auth]\nallow_anonymous = true")
     assert load(None, {"WSGATE_CONFIG": str(path)}, {}).server.port == 7
 
 
-def test_an_empty_name_of_the_file_is_none() -> None:
+def test_empty_variable_wsgate_config_names_no_file() -> None:
     assert anonymous(environ={"WSGATE_CONFIG": ""}) == anonymous()
 
 
-def test_the_file_given_wins_over_the_one_the_environment_names(toml: Callable[[str], Path]) -> None:
+def test_given_file_overrides_the_file_of_wsgate_config(toml: Callable[[str], Path]) -> None:
     path = toml("[server]\nport = 7\n[auth]\nallow_anonymous = true")
     assert load(path, {"WSGATE_CONFIG": "/nowhere"}, {}).server.port == 7
 
 
-def test_the_default_namespace_is_always_there(toml: Callable[[str], Path]) -> None:
+def test_default_namespace_exists_without_being_configured(toml: Callable[[str], Path]) -> None:
     config = load(toml("[channels.chat]\n[auth]\nallow_anonymous = true"), {}, {})
     assert config.channels == {"default": settings.Namespace(), "chat": settings.Namespace()}
 
@@ -651,7 +651,7 @@ def test_the_default_namespace_is_always_there(toml: Callable[[str], Path]) -> N
         ),
     ],
 )
-def test_a_mistake_is_told_with_its_path(flags: dict[str, Any], said: str) -> None:
+def test_mistake_in_one_setting_is_reported_with_its_path(flags: dict[str, Any], said: str) -> None:
     assert mistakes(flags) == [said]
 
 
@@ -673,11 +673,11 @@ def as_written(kind: str, number: int) -> Any:
 
 
 @pytest.mark.parametrize(("path", "setting"), NUMBERS, ids=lambda each: ".".join(map(str, each)))
-def test_a_number_may_be_all_of_its_range_and_nothing_else(
+def test_number_is_accepted_at_both_ends_of_its_range_and_refused_beyond(
     path: tuple[str, ...], setting: sources._Setting
 ) -> None:
     shown: Callable[[int], str] = {"duration": format_duration, "size": format_size}.get(setting.kind, str)
-    # A heartbeat without patience contradicts itself; that is another test's matter.
+    # A heartbeat without a pong timeout is a contradiction, which another test checks.
     steady = {"WSGATE_HEARTBEAT__PING_INTERVAL": "0s"} if path[-1] == "pong_timeout" else {}
     for number in (setting.low, setting.high):
         anonymous(nested(path, as_written(setting.kind, number)), steady)
@@ -688,7 +688,7 @@ def test_a_number_may_be_all_of_its_range_and_nothing_else(
         assert said.startswith(f"{named}: must be {shown(setting.low)} to {shown(setting.high)}, got ")
 
 
-def test_all_mistakes_of_all_sources_are_told_at_once(toml: Callable[[str], Path]) -> None:
+def test_mistakes_of_all_sources_are_reported_at_once(toml: Callable[[str], Path]) -> None:
     path = toml('[server]\nprot = 1\nport = "x"')
     assert mistakes({"log": {"format": "xml"}}, {"WSGATE_SERVER__SHARDS": "many"}, path) == [
         "server.prot: unknown setting (did you mean server.port?)",
@@ -718,14 +718,14 @@ def test_all_mistakes_of_all_sources_are_told_at_once(toml: Callable[[str], Path
         ("WSGATE_AUTH__KEYS__MAIN", None),
     ],
 )
-def test_an_unknown_variable_is_a_mistake_and_its_value_is_not_told(name: str, said: str | None) -> None:
+def test_unknown_variable_is_a_mistake_reported_without_its_value(name: str, said: str | None) -> None:
     [line] = mistakes(environ={**ALLOWED, name: "hunter2"})
     assert line.startswith(f"{name}: unknown variable") if said is None else line == f"{name}: {said}"
     assert "hunter2" not in line
 
 
 def service_links(service: str, *ports: tuple[str, int]) -> dict[str, str]:
-    """What Kubernetes writes into every container of a namespace for a Service of this name."""
+    """Return the variables that Kubernetes writes into every container for a Service of this name."""
     prefix = service.upper().replace("-", "_")
     first = ports[0][1]
     links = {
@@ -762,7 +762,7 @@ def service_links(service: str, *ports: tuple[str, int]) -> dict[str, str]:
         "wsgate-a---b",
     ],
 )
-def test_what_kubernetes_writes_for_a_service_is_ignored_with_one_line(service: str) -> None:
+def test_variables_of_a_kubernetes_service_are_ignored_with_one_warning(service: str) -> None:
     links = service_links(service, ("ws", 8000), ("admin-http", 9000))
     assert anonymous(environ=links) == anonymous()
     said = sources.ignored_variables({**links, **ALLOWED, "PATH": "/bin"})
@@ -786,15 +786,13 @@ def test_what_kubernetes_writes_for_a_service_is_ignored_with_one_line(service: 
         ("WSGATE_a__b_SERVICE_HOST", "10.96.0.7"),
     ],
 )
-def test_a_mistyped_setting_that_resembles_the_variable_of_a_service_is_a_mistake(
-    name: str, text: str
-) -> None:
+def test_mistyped_setting_similar_to_a_service_variable_is_a_mistake(name: str, text: str) -> None:
     [line] = mistakes(environ={**ALLOWED, name: text})
     assert line.startswith(f"{name}: unknown variable")
     assert not sources.ignored_variables({name: text})
 
 
-def test_a_real_setting_is_read_although_its_name_resembles_the_variable_of_a_service() -> None:
+def test_setting_is_read_although_its_name_is_similar_to_a_service_variable() -> None:
     assert anonymous(environ={"WSGATE_SERVER__PORT": "8001"}).server.port == 8001
     [line] = mistakes(environ={**ALLOWED, "WSGATE_SERVER__PORT": "tcp://10.96.0.7:8000"})
     assert line.startswith("server.port: expected int")
@@ -803,7 +801,7 @@ def test_a_real_setting_is_read_although_its_name_resembles_the_variable_of_a_se
 @pytest.mark.parametrize(
     "name", ["WSGATE_", "WSGATE_PORT", "WSGATE_SERVER", "WSGATE_QQQQ", "WSGATE_IMAGE_TAG", "WSGATE_secret"]
 )
-def test_a_variable_that_names_no_section_is_ignored_with_a_warning(name: str) -> None:
+def test_variable_without_a_section_is_ignored_with_a_warning(name: str) -> None:
     assert anonymous(environ={name: "hunter2"}) == anonymous()
     said = sources.ignored_variables({name: "hunter2"})
     assert name in said and "WSGATE_<SECTION>__<KEY>" in said
@@ -811,13 +809,13 @@ def test_a_variable_that_names_no_section_is_ignored_with_a_warning(name: str) -
 
 
 @pytest.mark.parametrize("name", ["WSGATE_TOKEN", "WSGATE_CONFIG", "WSGATE_SANITIZE"])
-def test_a_variable_of_our_own_commands_is_no_reason_for_a_warning(name: str) -> None:
+def test_variable_of_the_commands_of_wsgate_causes_no_warning(name: str) -> None:
     assert not sources.ignored_variables({name: "x", **ALLOWED, "WSGATEWAY": "x"})
     if name != "WSGATE_CONFIG":
         assert anonymous(environ={name: "x"}) == anonymous()
 
 
-def test_a_setting_with_one_underscore_is_ignored_and_the_right_name_is_suggested() -> None:
+def test_variable_with_one_underscore_is_ignored_and_the_right_name_suggested() -> None:
     said = sources.ignored_variables({"WSGATE_AUTH_HMAC_SECRET": "hunter2", "WSGATE_ADMIN_PORT": "9001"})
     assert "did you mean WSGATE_ADMIN__PORT, WSGATE_AUTH__HMAC_SECRET?" in said
     assert "hunter2" not in said
@@ -834,7 +832,7 @@ def test_a_setting_with_one_underscore_is_ignored_and_the_right_name_is_suggeste
         ".".join(["channels"] * 5_000) + " = 1",
     ],
 )
-def test_nesting_is_a_mistake_like_any_other(text: str, toml: Callable[[str], Path]) -> None:
+def test_deeply_nested_toml_is_reported_as_one_mistake(text: str, toml: Callable[[str], Path]) -> None:
     [said] = mistakes(path=toml(text))
     assert said
 
@@ -854,19 +852,19 @@ def test_a_mistake_in_the_environment_names_setting_and_variable(name: str, text
     assert mistakes(environ={f"WSGATE_{name}": text}) == [f"{said} (from WSGATE_{name})"]
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_reported_with_its_path(tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
     assert mistakes(path=path) == [f"cannot read {path}: No such file or directory"]
 
 
-def test_a_file_that_is_not_toml_is_named_with_the_place(toml: Callable[[str], Path]) -> None:
+def test_malformed_toml_file_is_reported_with_path_and_line(toml: Callable[[str], Path]) -> None:
     path = toml("[server]\nport = \n")
     [said] = mistakes(path=path)
     assert said.startswith(f"{path}: ")
     assert "line 2" in said
 
 
-def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_utf_8_is_reported_with_its_path(tmp_path: Path) -> None:
     path = tmp_path / "latin.toml"
     path.write_bytes(b'[server]\nhost = "\xe9"')
     assert mistakes(path=path) == [f"{path} is not UTF-8 text"]
@@ -920,7 +918,7 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         ({"channels": {"a\n": {}}}, 'channels."a\\n": a namespace is made of letters'),
     ],
 )
-def test_a_contradiction_is_told_with_its_path(flags: dict[str, Any], said: str) -> None:
+def test_contradiction_between_settings_is_reported_with_its_path(flags: dict[str, Any], said: str) -> None:
     flags = {**flags, "auth": {"allow_anonymous": True, **flags.get("auth", {})}}
     [line] = mistakes(flags)
     assert line.startswith(said)
@@ -959,7 +957,7 @@ def test_a_contradiction_is_told_with_its_path(flags: dict[str, Any], said: str)
         "://localhost",
     ],
 )
-def test_an_origin_that_no_browser_sends_is_refused_with_its_place(origin: str) -> None:
+def test_origin_that_no_browser_sends_is_reported_with_its_index(origin: str) -> None:
     [line] = mistakes({"auth": {"allow_anonymous": True}, "server": {"allowed_origins": ["null", origin]}})
     assert line.startswith("server.allowed_origins[1]: ")
 
@@ -985,22 +983,21 @@ def test_an_origin_that_no_browser_sends_is_refused_with_its_place(origin: str) 
         "com.example.app://localhost:8080",
     ],
 )
-def test_an_exact_origin_is_taken(origin: str) -> None:
-    """What the configuration takes is what the policy lets in, exactly as it is written."""
+def test_valid_origin_is_accepted_by_configuration_and_origin_policy(origin: str) -> None:
     assert anonymous({"server": {"allowed_origins": [origin]}}).server.allowed_origins == (origin,)
     assert OriginPolicy((origin,), same_host=False).allows(origin, "gate.example")
     assert not OriginPolicy((), same_host=False).allows(origin, "gate.example")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
-def test_the_admin_port_needs_no_key_on_loopback(host: str) -> None:
+def test_admin_port_on_loopback_needs_no_api_key(host: str) -> None:
     assert anonymous({"admin": {"host": host}}).admin.host == host
 
 
-def test_the_admin_port_may_be_reached_with_a_key() -> None:
+def test_admin_port_on_other_addresses_is_accepted_with_an_api_key() -> None:
     key = "0123456789abcdef"
     assert anonymous({"admin": {"host": "0.0.0.0", "api_key": key}}).admin.api_key == key
-    assert anonymous({"admin": {"api_key": "k"}}).admin.api_key == "k", "from this machine alone"
+    assert anonymous({"admin": {"api_key": "k"}}).admin.api_key == "k", "reachable only from this machine"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "gateway.example", "10.0.0.7"])
@@ -1013,7 +1010,7 @@ def test_the_admin_port_may_be_reached_with_a_key() -> None:
         ("abcdefg" * 9, "guessed"),
     ],
 )
-def test_an_api_key_that_can_be_guessed_from_outside_is_refused(host: str, key: str, said: str) -> None:
+def test_weak_api_key_is_refused_if_the_admin_port_is_reachable(host: str, key: str, said: str) -> None:
     (line,) = mistakes({"auth": {"hmac_secret": SECRET}, "admin": {"host": host, "api_key": key}})
     assert line.startswith("admin.api_key: ") and said in line and key not in line.partition(": ")[2].split()
 
@@ -1033,9 +1030,7 @@ WEAK: Final = (
 
 @pytest.mark.parametrize("text", WEAK)
 @pytest.mark.parametrize(("algorithm", "least"), [("HS256", 32), ("HS384", 48), ("HS512", 64)])
-def test_a_secret_that_is_a_short_text_over_and_over_is_refused(
-    text: str, algorithm: str, least: int
-) -> None:
+def test_secret_that_repeats_a_short_text_is_refused(text: str, algorithm: str, least: int) -> None:
     for length in (least, least + 1, least + 7, 200):
         secret = (text * 200)[:length]
         keys = {"k": {"algorithm": algorithm, "secret": secret}}
@@ -1047,7 +1042,7 @@ def test_a_secret_that_is_a_short_text_over_and_over_is_refused(
 
 @given(st.binary(min_size=32, max_size=64), st.sampled_from(["hex", "base64"]))
 @settings_of_hypothesis(max_examples=200)
-def test_a_secret_of_random_bytes_is_never_taken_for_weak(secret: bytes, form: str) -> None:
+def test_secret_of_random_bytes_is_never_refused_as_weak(secret: bytes, form: str) -> None:
     text = hashlib.sha256(secret).hexdigest() if form == "hex" else secrets.token_urlsafe(32)
     assert load(None, {}, {"auth": {"hmac_secret": text}}).auth.hmac_secret == text
 
@@ -1063,7 +1058,7 @@ def test_a_secret_of_random_bytes_is_never_taken_for_weak(secret: bytes, form: s
         f'[auth.keys.k]\nalgorithm = "HS256"\nsecret = "{SECRET}"\n',
     ],
 )
-def test_a_file_with_a_secret_that_others_may_use_is_refused_like_the_file_of_a_secret(
+def test_configuration_file_with_a_secret_that_others_may_use_is_refused(
     toml: Callable[[str], Path], text: str, mode: int
 ) -> None:
     path = toml(text)
@@ -1076,7 +1071,7 @@ def test_a_file_with_a_secret_that_others_may_use_is_refused_like_the_file_of_a_
     load(path, {}, {})
 
 
-def test_a_file_without_a_secret_may_be_readable_by_every_user(
+def test_configuration_file_without_a_secret_may_be_readable_by_all(
     toml: Callable[[str], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "secret").write_text(SECRET)
@@ -1090,7 +1085,7 @@ def test_a_file_without_a_secret_may_be_readable_by_every_user(
 @pytest.mark.parametrize(
     "value", [SECRET, "hunter2", "s3cret", "secret words", "123456789012345678", "x" * 300]
 )
-def test_a_value_that_is_in_the_wrong_variable_is_not_repeated(value: str) -> None:
+def test_error_does_not_repeat_a_value_in_the_wrong_variable(value: str) -> None:
     for path, setting in sources._schema().items():
         if setting.kind in ("str", "secret", "secret_url", "public_key") or setting.kind.endswith("_file"):
             continue
@@ -1121,7 +1116,7 @@ def test_a_value_that_is_in_the_wrong_variable_is_not_repeated(value: str) -> No
         "redis+cluster://h1,h2",
     ],
 )
-def test_a_bus_url_is_taken(url: str) -> None:
+def test_valid_bus_url_is_accepted(url: str) -> None:
     assert anonymous({"bus": {"url": url}}).bus.url == url
 
 
@@ -1147,7 +1142,7 @@ def test_a_bus_url_is_taken(url: str) -> None:
         ("unix://:hunter2/x@/run/redis.sock", "bus.url: this is not a URL"),
     ],
 )
-def test_a_bus_url_of_another_kind_is_refused_without_showing_it(url: str, said: str) -> None:
+def test_invalid_bus_url_is_refused_without_showing_the_url(url: str, said: str) -> None:
     [line] = mistakes({"auth": {"allow_anonymous": True}, "bus": {"url": url}})
     assert line.startswith(said)
     assert "hunter2" not in line
@@ -1176,12 +1171,14 @@ def test_a_bus_url_of_another_kind_is_refused_without_showing_it(url: str, said:
         ),
     ],
 )
-def test_a_key_needs_what_its_algorithm_takes_and_nothing_else(key: dict[str, str], said: list[str]) -> None:
+def test_key_without_the_exact_material_of_its_algorithm_is_refused(
+    key: dict[str, str], said: list[str]
+) -> None:
     assert mistakes({"auth": {"keys": {"k": key}}}) == [f"auth.keys.k.{line}" for line in said]
 
 
 @pytest.mark.parametrize(("algorithm", "length"), [("HS256", 32), ("HS384", 48), ("HS512", 64)])
-def test_a_secret_as_long_as_the_hash_is_enough_and_bytes_count(algorithm: str, length: int) -> None:
+def test_secret_length_is_counted_in_bytes_and_the_hash_length_suffices(algorithm: str, length: int) -> None:
     letters = "éàèùâêîôûëïüçœæÿñöäßåøþðÉÀÈÙÂÊÎÔ"
     key = {"algorithm": algorithm, "secret": letters[: length // 2]}
     assert load(None, {}, {"auth": {"keys": {"k": key}}}).auth.keys["k"].algorithm == algorithm
@@ -1196,11 +1193,11 @@ def test_a_secret_as_long_as_the_hash_is_enough_and_bytes_count(algorithm: str, 
         {"server": {"dev": True}, "auth": {"allow_anonymous": False}},
     ],
 )
-def test_one_way_in_is_enough(flags: dict[str, Any]) -> None:
+def test_configuration_with_one_way_to_authenticate_is_accepted(flags: dict[str, Any]) -> None:
     load(None, {}, flags)
 
 
-def test_all_contradictions_are_told_at_once() -> None:
+def test_contradictions_are_reported_all_at_once() -> None:
     assert len(mistakes({"server": {"host": "", "path": "x"}, "bus": {"prefix": ""}})) == 4
 
 
@@ -1230,7 +1227,9 @@ def secret_at(config: Config, path: str) -> str:
 
 
 @pytest.mark.parametrize(("tree", "path"), FILES)
-def test_a_secret_may_be_in_a_file(tree: dict[str, Any], path: str, secret_file: Callable[..., str]) -> None:
+def test_secret_is_read_from_its_file(
+    tree: dict[str, Any], path: str, secret_file: Callable[..., str]
+) -> None:
     secret = "unix://u:p@/run/redis.sock-and-more" if "url" in path else SECRET
     config = load(None, ALLOWED, with_file(tree, secret_file(secret + "\n")))
     assert secret_at(config, path) == secret
@@ -1238,7 +1237,7 @@ def test_a_secret_may_be_in_a_file(tree: dict[str, Any], path: str, secret_file:
 
 @pytest.mark.parametrize(("tree", "path"), FILES)
 @pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
-def test_a_secret_in_a_file_that_its_group_may_read_is_taken(
+def test_secret_file_readable_by_its_group_is_accepted(
     tree: dict[str, Any], path: str, mode: int, secret_file: Callable[..., str]
 ) -> None:
     secret = "unix://u:p@/run/redis.sock-and-more" if "url" in path else SECRET
@@ -1247,10 +1246,10 @@ def test_a_secret_in_a_file_that_its_group_may_read_is_taken(
 
 
 @pytest.mark.parametrize(("tree", "path"), FILES)
-def test_a_secret_behind_the_links_of_kubernetes_is_taken(
+def test_secret_file_behind_kubernetes_symbolic_links_is_accepted(
     tree: dict[str, Any], path: str, tmp_path: Path
 ) -> None:
-    """A secret volume: `secret` -> `..data/secret`, `..data` -> a folder that is swapped as a whole."""
+    """A secret volume has `secret` -> `..data/secret` and `..data` -> a folder that is replaced whole."""
     secret = "unix://u:p@/run/redis.sock-and-more" if "url" in path else SECRET
     for version, text in (("..2026_01", secret), ("..2026_02", "x" + secret[1:])):
         (tmp_path / version).mkdir()
@@ -1267,10 +1266,10 @@ def test_a_secret_behind_the_links_of_kubernetes_is_taken(
 
 @pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
 @pytest.mark.parametrize(("owner", "is_taken"), [(0, True), (1234, True), (4321, False)])
-def test_a_secret_must_belong_to_root_or_to_us(
+def test_secret_file_must_belong_to_root_or_the_own_user(
     mode: int, owner: int, is_taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever owns a file can change it."""
+    """The owner of a file can change the file."""
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
     if is_taken:
@@ -1283,7 +1282,7 @@ def test_a_secret_must_belong_to_root_or_to_us(
 
 @pytest.mark.parametrize(("tree", "path"), FILES)
 @pytest.mark.parametrize("mode", [0o644, 0o444, 0o604, 0o620, 0o602, 0o601, 0o610, 0o660, 0o777])
-def test_a_secret_in_a_file_that_others_can_use_is_refused(
+def test_secret_file_that_others_can_use_is_refused(
     tree: dict[str, Any], path: str, mode: int, secret_file: Callable[..., str]
 ) -> None:
     [said] = mistakes(with_file(tree, secret_file(SECRET, mode=mode)), ALLOWED)
@@ -1291,7 +1290,7 @@ def test_a_secret_in_a_file_that_others_can_use_is_refused(
     assert "defaultMode" in said and "fsGroup" in said
 
 
-def test_a_public_key_in_a_file_may_be_seen_by_all(secret_file: Callable[..., str]) -> None:
+def test_public_key_file_may_be_readable_by_all(secret_file: Callable[..., str]) -> None:
     key = {"algorithm": "RS256", "public_key_file": secret_file(PEM, mode=0o644)}
     config = load(None, {}, {"auth": {"keys": {"k": key}}})
     assert config.auth.keys["k"].public_key == PEM.rstrip("\n")
@@ -1300,7 +1299,7 @@ def test_a_public_key_in_a_file_may_be_seen_by_all(secret_file: Callable[..., st
 @pytest.mark.parametrize(
     ("end", "kept"), [("", ""), ("\n", ""), ("\r\n", ""), ("\n\n", "\n"), (" \n", " "), ("\r", "\r")]
 )
-def test_one_trailing_newline_is_not_part_of_a_secret(
+def test_one_trailing_newline_of_a_secret_file_is_removed(
     end: str, kept: str, secret_file: Callable[..., str]
 ) -> None:
     config = load(None, {"WSGATE_AUTH__HMAC_SECRET_FILE": secret_file(SECRET + end)}, {})
@@ -1316,25 +1315,25 @@ def test_one_trailing_newline_is_not_part_of_a_secret(
         (b"x" * 65_537, "the file is larger than 64KiB"),
     ],
 )
-def test_a_file_that_holds_no_secret_is_refused(
+def test_secret_file_that_is_empty_too_large_or_no_text_is_refused(
     content: bytes, said: str, secret_file: Callable[..., str]
 ) -> None:
     flags = {"auth": {"hmac_secret_file": secret_file(content)}}
     assert mistakes(flags) == [f"auth.hmac_secret_file: {said}"]
 
 
-def test_an_unreadable_file_is_told_by_the_setting_and_not_by_what_was_given() -> None:
-    # Who mistakes the one setting for the other has the secret here.
+def test_unreadable_secret_file_is_reported_by_its_setting_without_the_path() -> None:
+    # An operator who confuses the two settings has written the secret here.
     [said] = mistakes(environ={"WSGATE_AUTH__HMAC_SECRET_FILE": SECRET})
     assert said == "auth.hmac_secret_file: cannot read the file: No such file or directory"
 
 
-def test_a_path_with_a_nul_is_a_mistake_like_any_other() -> None:
+def test_secret_path_with_a_zero_byte_is_reported_as_a_mistake() -> None:
     [said] = mistakes({"auth": {"hmac_secret_file": "a\0b"}})
     assert said.startswith("auth.hmac_secret_file: cannot read the file: ")
 
 
-def test_what_is_no_regular_file_is_refused_and_hangs_nobody(tmp_path: Path) -> None:
+def test_secret_path_that_is_no_regular_file_is_refused_without_blocking(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
     said = "auth.hmac_secret_file: this is not a regular file"
@@ -1344,7 +1343,7 @@ def test_what_is_no_regular_file_is_refused_and_hangs_nobody(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("tree", "path"), FILES)
-def test_a_secret_given_both_ways_is_refused(
+def test_secret_given_as_value_and_file_is_refused(
     tree: dict[str, Any], path: str, secret_file: Callable[..., str]
 ) -> None:
     own = path.removesuffix("_file")
@@ -1357,7 +1356,7 @@ def test_a_secret_given_both_ways_is_refused(
     assert mistakes(environ=environ) == [f"{path}: {own} is given as well; only one of them can count"]
 
 
-def test_an_empty_secret_is_not_given(secret_file: Callable[..., str]) -> None:
+def test_empty_secret_or_secret_file_counts_as_not_given(secret_file: Callable[..., str]) -> None:
     file = secret_file(SECRET)
     for auth in (
         {"hmac_secret": "", "hmac_secret_file": file},
@@ -1369,12 +1368,12 @@ def test_an_empty_secret_is_not_given(secret_file: Callable[..., str]) -> None:
     )
 
 
-def test_a_later_source_replaces_either_form_and_the_file_is_not_read() -> None:
+def test_secret_of_a_later_source_replaces_a_secret_file_unread() -> None:
     environ = {"WSGATE_AUTH__HMAC_SECRET_FILE": "/nowhere"}
     assert load(None, environ, {"auth": {"hmac_secret": SECRET}}).auth.hmac_secret == SECRET
 
 
-def test_a_file_in_a_later_source_replaces_the_secret(
+def test_secret_file_of_a_later_source_replaces_a_secret(
     toml: Callable[[str], Path], secret_file: Callable[..., str]
 ) -> None:
     path = toml(f'[auth]\nhmac_secret = "{SECRET}, again"')
@@ -1382,7 +1381,7 @@ def test_a_file_in_a_later_source_replaces_the_secret(
     assert load(path, environ, {}).auth.hmac_secret == SECRET
 
 
-def test_a_short_secret_is_not_shown() -> None:
+def test_error_about_a_short_secret_does_not_show_the_secret() -> None:
     flags = {"auth": {"hmac_secret": "hunter2", "keys": {"k": {"algorithm": "HS512", "secret": "hunter2"}}}}
     assert "hunter2" not in "".join(mistakes(flags))
 
@@ -1403,14 +1402,14 @@ def secretive() -> Config:
 
 
 @pytest.mark.parametrize("show", [effective, repr, str, lambda config: repr(config.__rich_repr__())])
-def test_no_secret_is_ever_shown(show: Callable[[Config], str]) -> None:
+def test_effective_configuration_and_repr_show_no_secret(show: Callable[[Config], str]) -> None:
     shown = show(secretive())
     assert "hunter2" not in shown
     assert "redis://user:***@redis.example:6380/0?password=***&db=0" in shown
     assert shown.count("***") == 5
 
 
-def test_a_config_made_by_hand_shows_no_secret_of_a_malformed_url() -> None:
+def test_repr_of_a_malformed_bus_url_shows_no_secret() -> None:
     assert "hunter2" not in repr(Bus(url="redis://:1/hunter2@h"))
 
 
@@ -1428,7 +1427,7 @@ def test_a_config_made_by_hand_shows_no_secret_of_a_malformed_url() -> None:
         ("unix:///run/r.sock?username=u&password=p@q", "unix:///run/r.sock?username=u&password=***"),
     ],
 )
-def test_only_the_password_of_a_bus_url_is_hidden(url: str, shown: str) -> None:
+def test_masking_of_a_bus_url_hides_only_the_password(url: str, shown: str) -> None:
     assert settings.masked("secret_url", url) == shown
 
 
@@ -1436,7 +1435,7 @@ def test_only_the_password_of_a_bus_url_is_hidden(url: str, shown: str) -> None:
     st.text(st.sampled_from("ab1:/@?#&=%[]. "), max_size=12),
     st.text(st.sampled_from("ab1:/@?#&=% "), max_size=12),
 )
-def test_no_password_of_any_shape_is_shown(before: str, after: str) -> None:
+def test_repr_of_a_bus_url_hides_passwords_with_any_characters(before: str, after: str) -> None:
     for url in (f"redis://u:{before}XYZ{after}@host:1/0", f"unix://:{before}XYZ{after}@/run/redis.sock"):
         assert "XYZ" not in repr(Bus(url=url))
 
@@ -1444,14 +1443,14 @@ def test_no_password_of_any_shape_is_shown(before: str, after: str) -> None:
 # Development mode
 
 
-def test_development_mode_opens_what_was_not_set() -> None:
+def test_development_mode_opens_settings_that_were_not_set() -> None:
     config = load(None, {"WSGATE_CHANNELS__CHAT__MAX_PUBLISH": "1KiB"}, {"server": {"dev": True}})
     assert config.auth.allow_anonymous
     assert {(each.subscribe, each.publish) for each in config.channels.values()} == {("anyone", "anyone")}
     assert set(config.channels) == {"default", "chat"}
 
 
-def test_development_mode_leaves_what_was_set(toml: Callable[[str], Path]) -> None:
+def test_development_mode_keeps_settings_that_were_set(toml: Callable[[str], Path]) -> None:
     path = toml('[auth]\nallow_anonymous = false\n[channels.default]\nsubscribe = "token"\n[channels.chat]')
     config = load(path, {"WSGATE_SERVER__DEV": "1", "WSGATE_CHANNELS__CHAT__PUBLISH": "nobody"}, {})
     assert not config.auth.allow_anonymous
@@ -1460,7 +1459,7 @@ def test_development_mode_leaves_what_was_set(toml: Callable[[str], Path]) -> No
 
 
 @pytest.mark.parametrize("dev", [True, False])
-def test_namespaces_that_are_not_listed_are_open_in_development_mode_only(dev: bool) -> None:
+def test_unlisted_namespaces_are_open_only_in_development_mode(dev: bool) -> None:
     assert anonymous({"server": {"dev": dev}}).open_namespaces is dev
 
 
@@ -1475,13 +1474,13 @@ def test_namespaces_that_are_not_listed_are_open_in_development_mode_only(dev: b
         ({}, {"dev": False}, "0.0.0.0"),
     ],
 )
-def test_development_mode_listens_on_this_machine_unless_a_host_is_set(
+def test_development_mode_listens_on_loopback_unless_a_host_is_set(
     environ: dict[str, str], flags: dict[str, Any], host: str
 ) -> None:
     assert anonymous({"server": flags}, environ).server.host == host
 
 
-def test_development_mode_changes_nothing_else() -> None:
+def test_development_mode_changes_no_other_settings() -> None:
     flags: dict[str, Any] = {"channels": {"default": {"subscribe": "token", "publish": "nobody"}}}
     dev = anonymous({**flags, "server": {"dev": True}})
     assert msgspec.structs.replace(dev, server=settings.Server()) == anonymous(flags)
@@ -1490,7 +1489,7 @@ def test_development_mode_changes_nothing_else() -> None:
 # There and back
 
 
-def test_what_is_in_effect_loads_to_the_same_once_its_secrets_are_put_back(
+def test_effective_configuration_with_its_secrets_loads_to_an_equal_one(
     toml: Callable[[str], Path],
 ) -> None:
     config = load(toml(EVERYTHING), {}, {})
@@ -1502,12 +1501,14 @@ def test_what_is_in_effect_loads_to_the_same_once_its_secrets_are_put_back(
     assert load(toml(text), {}, {}) == config
 
 
-def test_what_is_in_effect_in_development_mode_loads_to_the_same(toml: Callable[[str], Path]) -> None:
+def test_effective_configuration_of_development_mode_loads_to_an_equal_one(
+    toml: Callable[[str], Path],
+) -> None:
     config = load(None, {}, {"server": {"dev": True}, "channels": {"chat": {"publish": "nobody"}}})
     assert load(toml(effective(config)), {}, {}) == config
 
 
-def test_what_is_in_effect_with_its_masks_is_right_but_for_the_length_of_secrets(
+def test_masked_effective_configuration_has_only_the_mistake_of_short_secrets(
     toml: Callable[[str], Path],
 ) -> None:
     said = mistakes(path=toml(effective(secretive())))
@@ -1516,7 +1517,7 @@ def test_what_is_in_effect_with_its_masks_is_right_but_for_the_length_of_secrets
 
 
 @given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"), min_size=1))
-def test_any_text_survives_the_way_there_and_back(audience: str, kid: str) -> None:
+def test_any_text_is_unchanged_after_formatting_and_loading(audience: str, kid: str) -> None:
     keys = {kid: Key(algorithm="ES256", public_key=PEM)}
     config = Config(auth=Auth(audience=audience, keys=keys))
     assert load(None, {}, tomllib.loads(effective(config))) == config
