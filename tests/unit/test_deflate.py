@@ -1,4 +1,4 @@
-"""permessage-deflate: what is agreed on (S8, S14), what a publication is deflated to, and how often."""
+"""Check permessage-deflate: negotiation (S8, S14), and how often a publication is deflated."""
 
 import zlib
 from collections import Counter
@@ -36,15 +36,15 @@ NARROW: Final = Agreement(NARROW_BITS, f"{BASE}; server_max_window_bits=9")
 
 OFFERS: Final = {
     "permessage-deflate": WIDE,
-    "permessage-deflate; client_max_window_bits": WIDE,  # what browsers say
-    "permessage-deflate; client_max_window_bits=8": WIDE,  # of theirs: any window can be inflated
+    "permessage-deflate; client_max_window_bits": WIDE,  # the offer of browsers
+    "permessage-deflate; client_max_window_bits=8": WIDE,  # the client's window: any can be inflated
     'permessage-deflate; client_max_window_bits="15"': WIDE,
     BASE: WIDE,
     "permessage-deflate; server_max_window_bits=15": WIDE_SAID,
     "permessage-deflate; server_max_window_bits=14": NARROW,
     "permessage-deflate;server_max_window_bits=9": NARROW,
     "\tpermessage-deflate ;\tserver_max_window_bits = 9 , ": NARROW,
-    # Declined: no, or the next one.
+    # Declined: no agreement, or the next offer.
     "": None,
     ", ,": None,
     "permessage-bzip2": None,
@@ -86,17 +86,17 @@ MALFORMED: Final = (
 
 
 @pytest.mark.parametrize(("offers", "agreement"), OFFERS.items(), ids=OFFERS)
-def test_s8_what_is_agreed_on(offers: str, agreement: Agreement | None) -> None:
+def test_s8_offers_lead_to_the_expected_agreement_or_none(offers: str, agreement: Agreement | None) -> None:
     assert agree(offers) == agreement
 
 
 @pytest.mark.parametrize("offers", MALFORMED)
-def test_s8_what_breaks_the_grammar_is_refused(offers: str) -> None:
+def test_s8_malformed_offers_raise_extension_error(offers: str) -> None:
     with pytest.raises(ExtensionError):
         agree(offers)
 
 
-def test_s8_a_header_of_500_offers_is_refused() -> None:
+def test_s8_more_offers_than_the_limit_raise_extension_error() -> None:
     declined = "permessage-deflate; server_max_window_bits=8"
     most = [declined] * (OFFERS_LIMIT - 1) + ["permessage-deflate"]
     assert agree(", ".join(most)) == WIDE
@@ -105,7 +105,7 @@ def test_s8_a_header_of_500_offers_is_refused() -> None:
 
 
 @given(st.text(alphabet='permsag-dflt;,=" \t9\\é', max_size=200))
-def test_s14_hostile_values_have_one_of_three_ends(offers: str) -> None:
+def test_s14_random_offers_lead_to_an_agreement_none_or_extension_error(offers: str) -> None:
     try:
         assert agree(offers) in (None, WIDE, WIDE_SAID, NARROW)
     except ExtensionError as error:
@@ -116,13 +116,13 @@ def test_s14_hostile_values_have_one_of_three_ends(offers: str) -> None:
 
 
 @given(st.binary(max_size=3_000), st.sampled_from([NARROW_BITS, WIDE_BITS]))
-def test_a_window_no_larger_than_agreed_inflates_it(content: bytes, bits: int) -> None:
+def test_deflated_content_inflates_with_the_agreed_window(content: bytes, bits: int) -> None:
     inflater = zlib.decompressobj(-bits)
     assert inflater.decompress(deflate(content, bits) + b"\0\0\xff\xff") == content
     assert not inflater.eof
 
 
-def test_a_large_message_needs_no_larger_window_than_agreed() -> None:
+def test_deflated_content_larger_than_the_window_inflates_with_that_window() -> None:
     noise = b"".join(zlib.crc32(b"%d" % index).to_bytes(4, "big") for index in range(500))
     content = noise * 20  # it repeats further back than the narrow window reaches
     for bits in (NARROW_BITS, WIDE_BITS):
@@ -130,7 +130,7 @@ def test_a_large_message_needs_no_larger_window_than_agreed() -> None:
     assert len(deflate(content, WIDE_BITS)) < len(deflate(content, NARROW_BITS))
 
 
-def test_what_fits_the_narrow_window_is_the_same_for_both() -> None:
+def test_content_within_the_narrow_window_deflates_equally_for_both_windows() -> None:
     for size in (0, 1, 250, 251, 512):
         content = bytes(index % 251 for index in range(size))
         assert is_shared(content)
@@ -168,7 +168,7 @@ class Maker:
         return self.forms.make(bits_of(*variants), self.encode)
 
 
-def test_the_dialects_keep_their_numbers() -> None:
+def test_variants_begin_with_the_plain_dialects_and_have_their_opcodes() -> None:
     assert VARIANTS[: len(DIALECTS)] == tuple((dialect, 0) for dialect in DIALECTS)
     assert DIALECT_OF == DIALECTS * 3
     assert bits_of(JSON, MSGPACK) == PLAIN_VARIANTS
@@ -177,13 +177,13 @@ def test_the_dialects_keep_their_numbers() -> None:
     assert opcodes(is_compressing=True) == (event_kinds.TEXT, event_kinds.BINARY, *deflated, *deflated)
 
 
-def test_without_deflated_subscribers_nothing_is_deflated() -> None:
+def test_publication_without_compressing_subscribers_is_not_deflated() -> None:
     maker = Maker(2_000)
     assert maker.make(MSGPACK) == [None, maker.encode(DIALECTS[1])]
     assert not maker.counted
 
 
-def test_one_compression_a_class_and_one_encoding_a_dialect() -> None:
+def test_publication_is_encoded_once_a_dialect_and_deflated_once_a_window() -> None:
     maker = Maker(2_000)
     forms = maker.make(JSON, JSON_WIDE, JSON_NARROW, MSGPACK_WIDE)
     assert sorted(maker.encoded) == sorted(dialect.subprotocol for dialect in DIALECTS)
@@ -196,14 +196,14 @@ def test_one_compression_a_class_and_one_encoding_a_dialect() -> None:
     assert forms[MSGPACK] is None
 
 
-def test_small_ones_share_one_form_of_both_classes() -> None:
+def test_small_publication_has_one_deflated_form_for_both_windows() -> None:
     maker = Maker(512)
     forms = maker.make(JSON_WIDE, JSON_NARROW)
     assert forms[JSON_NARROW] == JSON_WIDE
     assert maker.counted["publications_deflated"] == 1
 
 
-def test_below_the_threshold_all_share_the_plain_frame() -> None:
+def test_publication_below_the_threshold_is_sent_plain_to_all() -> None:
     maker = Maker(511)
     forms = maker.make(JSON_WIDE, JSON_NARROW)
     assert forms[JSON] == maker.encode(DIALECTS[0])
@@ -211,7 +211,7 @@ def test_below_the_threshold_all_share_the_plain_frame() -> None:
     assert not maker.counted
 
 
-def test_what_does_not_shrink_goes_out_plain() -> None:
+def test_incompressible_publication_is_sent_plain() -> None:
     noise = b"".join(zlib.crc32(b"%d" % index).to_bytes(4, "big") for index in range(200))
     forms = PublicationEncoder(0, Maker(1).count).make(bits_of(JSON_WIDE), lambda _: noise)
     assert (forms[JSON], forms[JSON_WIDE]) == (noise, JSON)
