@@ -1,4 +1,4 @@
-"""Turns and room: each party has one share, and one that has nothing queued waits for nobody's queue."""
+"""Check turns and room: each party has one share, and one without queued items never waits for a queue."""
 
 import random
 from collections import Counter, deque
@@ -9,7 +9,7 @@ from wsgate.turns import CROWDED, FULL, Room, Sender, Turns
 
 
 def served(turns: Turns[Sender], count: int) -> Counter[object]:
-    """Take some items; how many of each party they were."""
+    """Take some items and return how many each party had."""
     return Counter(turns.popleft().party for _ in range(count))
 
 
@@ -18,7 +18,7 @@ def fill(turns: Turns[Sender], sender: Sender, count: int, cost: int = 1) -> Non
         turns.push(sender, sender, cost)
 
 
-def test_a_party_with_a_thousand_connections_has_one_share() -> None:
+def test_party_with_1000_connections_has_one_share() -> None:
     turns: Turns[Sender] = Turns()
     for conn in range(1_000):
         fill(turns, Sender("many", conn), 10)
@@ -27,7 +27,7 @@ def test_a_party_with_a_thousand_connections_has_one_share() -> None:
     assert served(turns, 300) == {"many": 100, "one": 100, "other": 100}
 
 
-def test_a_newcomer_waits_for_one_item_of_each_other_party_at_most() -> None:
+def test_new_party_waits_for_at_most_one_item_of_each_other_party() -> None:
     turns: Turns[Sender] = Turns()
     for party in range(250):
         fill(turns, Sender(party, party), 64)
@@ -43,7 +43,7 @@ def test_connections_of_one_party_take_turns() -> None:
     assert Counter(turns.popleft().conn for _ in range(10)) == {1: 5, 2: 5}
 
 
-def test_shares_are_by_cost_and_not_by_number() -> None:
+def test_shares_of_parties_are_equal_by_cost_and_not_by_items() -> None:
     turns: Turns[Sender] = Turns()
     fill(turns, Sender("costly", 1), 100, cost=50)
     fill(turns, Sender("cheap", 1), 1_000, cost=1)
@@ -52,18 +52,18 @@ def test_shares_are_by_cost_and_not_by_number() -> None:
     assert taken["cheap"] >= 499
 
 
-def test_one_item_at_a_time_gains_nothing_over_a_queue() -> None:
-    """A party that sends the next item only when the last one was taken has its share and no more."""
+def test_party_that_queues_one_item_at_a_time_gets_one_share() -> None:
+    """The party queues its next item only when the last one was taken."""
     turns: Turns[Sender] = Turns()
     for party in range(9):
         fill(turns, Sender(party, 0), 200)
-    fill(turns, Sender("sly", 0), 1)
-    sly = 0
+    fill(turns, Sender("single", 0), 1)
+    single = 0
     for _ in range(1_000):
-        if turns.popleft().party == "sly":
-            sly += 1
-            fill(turns, Sender("sly", 0), 1)
-    assert 90 <= sly <= 110
+        if turns.popleft().party == "single":
+            single += 1
+            fill(turns, Sender("single", 0), 1)
+    assert 90 <= single <= 110
 
 
 def test_items_of_a_connection_keep_their_order_and_none_is_lost() -> None:
@@ -86,7 +86,7 @@ def test_items_of_a_connection_keep_their_order_and_none_is_lost() -> None:
         turns.popleft()
 
 
-def test_parties_that_left_are_not_remembered() -> None:
+def test_parties_without_queued_items_take_no_memory() -> None:
     turns: Turns[Sender] = Turns()
     fill(turns, Sender("stays", 0), 100_000, cost=10)
     for party in range(1_000):
@@ -98,7 +98,7 @@ def test_parties_that_left_are_not_remembered() -> None:
     assert not turns._level._flows and not turns._level._heap
 
 
-def test_a_greedy_party_leaves_room_for_whoever_comes() -> None:
+def test_one_party_may_take_a_quarter_of_the_room() -> None:
     room = Room(1_000, 1 << 30)
     taken = 0
     while not room.take(Sender("greedy", taken), 1):
@@ -110,7 +110,7 @@ def test_a_greedy_party_leaves_room_for_whoever_comes() -> None:
 
 @pytest.mark.parametrize("parties", [1, 2, 10, 100, 250])
 @pytest.mark.parametrize("size", [1, 2_048, 60_000])
-def test_however_greedy_the_others_are_a_party_with_nothing_finds_room(parties: int, size: int) -> None:
+def test_party_without_entries_finds_room_after_all_others_took_theirs(parties: int, size: int) -> None:
     room = Room(8_192, 32 << 20)
     for party in range(parties):  # one after another: the first ones find everything free
         while not room.take(Sender(party, 0), size):
@@ -120,7 +120,7 @@ def test_however_greedy_the_others_are_a_party_with_nothing_finds_room(parties: 
     assert room.take(Sender("other", 0), 1_000) == ""
 
 
-def test_room_is_of_bytes_as_well_and_bounded_whatever_happens() -> None:
+def test_room_is_limited_in_bytes_too() -> None:
     room = Room(1_000, 10_000)
     assert room.take(Sender("big", 0), 10_001) == FULL
     assert room.take(Sender("big", 0), 10_000) == ""
@@ -138,7 +138,7 @@ def test_one_connection_leaves_room_for_the_others_of_its_party() -> None:
     assert room.take(Sender("ann", 2), 1) == ""
 
 
-def test_room_is_given_back_to_whom_it_was_taken_from() -> None:
+def test_room_agrees_with_a_plain_model_after_random_takes_and_returns() -> None:
     dice = random.Random(3)
     room = Room(50, 5_000)
     held: list[tuple[Sender, int]] = []
