@@ -1,4 +1,4 @@
-"""Lines never wait for their reader: they are kept, dropped, counted, and reported when they flow again."""
+"""Check that a log line never waits for its reader: lines are kept, dropped, counted, and reported later."""
 
 import contextlib
 import fcntl
@@ -24,7 +24,7 @@ WITHIN_S = 60.0
 
 
 def does_not_wait(work: Callable[[], object]) -> None:
-    """Run it in a thread, so that a write that waits for its reader fails the test and does not hang it."""
+    """Run the work in a thread, so that a write that waits for its reader fails and does not hang."""
     ended = threading.Event()
 
     def run() -> None:
@@ -32,7 +32,7 @@ def does_not_wait(work: Callable[[], object]) -> None:
         ended.set()
 
     threading.Thread(target=run, daemon=True).start()
-    assert ended.wait(WITHIN_S), "it waits for the reader"
+    assert ended.wait(WITHIN_S), "the write waits for the reader"
 
 
 def write_all(out: Output, lines: Iterable[bytes]) -> None:
@@ -42,7 +42,7 @@ def write_all(out: Output, lines: Iterable[bytes]) -> None:
 
 @contextlib.contextmanager
 def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe of one page, in blocking mode like the one a shell makes: the end to read, the end to write."""
+    """Make a pipe of one page in blocking mode, as a shell does: the end to read and the end to write."""
     read, write = os.pipe()
     fcntl.fcntl(write, F_SETPIPE_SZ, PIPE_BYTES)
     try:
@@ -54,7 +54,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def take(read: int, most: int = 1 << 20) -> bytes:
-    """What is in the pipe now."""
+    """Return the bytes that are in the pipe now."""
     found = b""
     while len(found) < most and select.select([read], [], [], 0)[0]:
         if not (piece := os.read(read, min(65_536, most - len(found)))):
@@ -69,7 +69,7 @@ def outputs_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe or a terminal of another user."""
+    """Refuse to open, as a pipe or a terminal of another user does."""
 
     def refuse(path: str, *arguments: object, **others: object) -> int:
         raise PermissionError(13, "Permission denied", path)
@@ -102,7 +102,7 @@ def test_full_pipe_delays_no_writer_and_loses_no_line_within_the_limits(
 
 def test_other_writers_of_the_same_pipe_stay_in_blocking_mode() -> None:
     with pipe() as (_, write):
-        shared = os.dup(write)  # what another program holds
+        shared = os.dup(write)  # the descriptor of another program
         try:
             Output(write)
             assert os.get_blocking(shared)
@@ -147,7 +147,7 @@ def test_line_longer_than_the_pipe_arrives_whole_and_before_the_next_one() -> No
         assert found + take(read) == long + LINE
 
 
-def test_reader_that_is_gone_costs_the_lines_and_nothing_else() -> None:
+def test_lines_for_a_closed_reader_are_dropped_without_an_error() -> None:
     with pipe() as (read, write):
         out = Output(write, lambda count: b"dropped %d\n" % count)
         os.close(read)
@@ -174,7 +174,7 @@ def test_full_socket_delays_no_writer() -> None:
         assert found == LINE * 20_000
 
 
-def test_file_is_appended_to_where_the_shell_left_it(tmp_path: Path) -> None:
+def test_lines_are_appended_to_a_file_at_its_current_position(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("wb") as file:
         file.write(b"before\n")
@@ -184,14 +184,14 @@ def test_file_is_appended_to_where_the_shell_left_it(tmp_path: Path) -> None:
     assert path.read_bytes() == b"before\n" + LINE + b"after\n"
 
 
-def test_full_disk_is_no_error(tmp_path: Path) -> None:
+def test_line_on_a_full_disk_is_dropped_without_an_error(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb", buffering=0) as file:
         out = Output(file.fileno())
         out.write(LINE)
         assert out.dropped == 1
 
 
-def test_descriptor_that_was_closed_is_taken_so_that_no_socket_gets_its_number() -> None:
+def test_closed_descriptor_is_replaced_by_dev_null() -> None:
     code = (
         "import os; os.close(2); from wsgate.output import Output; Output(2).write(b'x\\n');"
         "print(os.readlink('/proc/self/fd/2'))"
@@ -200,7 +200,7 @@ def test_descriptor_that_was_closed_is_taken_so_that_no_socket_gets_its_number()
     assert done.stdout == "/dev/null\n"
 
 
-def test_forked_child_does_not_write_again_what_its_parent_keeps() -> None:
+def test_forked_child_does_not_write_the_waiting_lines_of_its_parent() -> None:
     with pipe() as (read, write):
         out = Output(write, lambda count: b"dropped %d\n" % count, lines_limit=2)
         does_not_wait(lambda: write_all(out, (LINE for _ in range(PIPE_BYTES // len(LINE) + 5))))
@@ -228,10 +228,10 @@ def test_finish_waits_for_a_reader_that_reads_and_not_for_one_that_hangs() -> No
         reader.start()
         does_not_wait(lambda: out.finish(WITHIN_S))
         assert out.waiting_bytes == 0
-        reader.join()  # or it would read from the next test's pipe, which gets this one's number
+        reader.join()  # otherwise it would read from the pipe of the next test, which gets the same number
 
 
-def test_writer_in_the_middle_of_another_write_leaves_its_line_to_it() -> None:
+def test_nested_write_leaves_its_line_to_the_outer_write() -> None:
     with pipe() as (read, write):
 
         def report(count: int) -> bytes:
@@ -246,7 +246,7 @@ def test_writer_in_the_middle_of_another_write_leaves_its_line_to_it() -> None:
         assert take(read) == LINE + b"within\n" + b"dropped 1\n"
 
 
-def test_stream_writes_whole_lines_and_escapes_what_utf8_cannot_say() -> None:
+def test_stream_writes_whole_lines_and_escapes_surrogates() -> None:
     with pipe() as (read, write):
         stream = LineStream(Output(write))
         print("one", "two\nthree", file=stream, end="")
@@ -258,7 +258,7 @@ def test_stream_writes_whole_lines_and_escapes_what_utf8_cannot_say() -> None:
         assert stream.fileno() == write and not stream.isatty() and stream.writable()
 
 
-# --- logging over it ----------------------------------------------------------------------------------
+# --- logging ------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import logging, os, sys, threading, warnings
@@ -279,7 +279,7 @@ raise RuntimeError("of nobody")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_everything_python_reports_becomes_lines_of_the_log(form: str) -> None:
+def test_warnings_and_uncaught_errors_of_python_become_log_lines(form: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, form], capture_output=True, text=True, timeout=WITHIN_S, check=False
     )
@@ -300,7 +300,7 @@ def test_everything_python_reports_becomes_lines_of_the_log(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_line_about_dropped_lines_is_a_line_of_the_log(form: str, tmp_path: Path) -> None:
+def test_report_about_dropped_lines_has_the_format_of_the_log(form: str, tmp_path: Path) -> None:
     script = """
 import fcntl, os, sys
 read, write = os.pipe()
@@ -327,8 +327,8 @@ with open(sys.argv[2], "wb") as file:
     subprocess.run(
         [sys.executable, "-c", script, form, str(path)], capture_output=True, timeout=WITHIN_S, check=True
     )
-    *lines, report, told = path.read_text().splitlines()
-    dropped = int(told.removeprefix("dropped "))
+    *lines, report, dropped_text = path.read_text().splitlines()
+    dropped = int(dropped_text.removeprefix("dropped "))
     assert dropped > 0 and len(lines) + dropped == 1500
     if form == "json":
         row = json.loads(report)
@@ -337,7 +337,7 @@ with open(sys.argv[2], "wb") as file:
         assert f"warning keeper log_lines_dropped lines={dropped} " in report
 
 
-def test_no_descriptor_is_kept_for_it() -> None:
+def test_output_keeps_no_descriptor_of_its_own() -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pipe() as (_, write):
         Output(write)
