@@ -1,4 +1,4 @@
-"""The table "passing or final" has a row for everything that the registry knows, and agrees with it."""
+"""Check that the table "passing or final" has a row for each registry entry and agrees with it."""
 
 import json
 from pathlib import Path
@@ -26,12 +26,12 @@ ACTIONS = {
 
 
 def kind_of(close_code: int, http_status: int) -> str:
-    """How a client meets a reason."""
+    """Return how a client meets a reason."""
     return "close" if close_code else "http" if http_status else "lost"
 
 
 def registry() -> dict[tuple[str, str], int]:
-    """Everything that a gateway can answer or end a connection with: kind and name to code."""
+    """Return the code of each reason, refusal and error of the registry by kind and name."""
     found = {
         (kind_of(row.close_code, row.http_status), row.reason.name.lower()): row.close_code
         or row.http_status
@@ -45,7 +45,7 @@ def registry() -> dict[tuple[str, str], int]:
 
 
 def data() -> dict[tuple[str, str], int]:
-    """The same from the data for clients."""
+    """Return the same from the data for clients."""
     found = {
         (kind_of(row["close_code"], row["http_status"]), row["name"]): row["close_code"]
         or row["http_status"]
@@ -62,19 +62,19 @@ def rows(table: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
     return found
 
 
-def test_every_reason_refusal_and_error_has_a_row_and_no_row_is_left_over() -> None:
+def test_table_has_exactly_one_row_for_each_reason_refusal_and_error() -> None:
     assert rows(ROWS) == registry()
     assert rows(ROWS) == data()
 
 
-def test_a_reason_without_a_row_is_found() -> None:
+def test_table_with_a_missing_row_differs_from_the_registry() -> None:
     for missing in range(0, len(ROWS), 7):
         short = [row for number, row in enumerate(ROWS) if number != missing]
         assert ROWS[missing]["kind"] == "client" or rows(short) != registry()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['kind']}-{row['name']}")
-def test_a_row_is_complete_and_consistent(row: dict[str, Any]) -> None:
+def test_row_of_the_table_is_complete_and_its_actions_fit_its_state(row: dict[str, Any]) -> None:
     assert set(row) - {"clients"} == FIELDS
     assert row["why"].endswith(".")
     actions = [row[token] for token in ("provider", "fixed", "none")]
@@ -83,25 +83,25 @@ def test_a_row_is_complete_and_consistent(row: dict[str, Any]) -> None:
     if state == "passing":
         assert set(actions) <= {"reconnect", "retry"}, "a passing state must not end a client"
     elif state == "final":
-        assert not set(actions) & {"reconnect", "retry"}, "a final state must not be tried for ever"
-        assert not row["retry"], "who is told for good is not told when to come back"
+        assert not set(actions) & {"reconnect", "retry"}, "a final state must not be retried"
+        assert not row["retry"], "a final state has no retry time"
     else:
         assert state == "token"
-        assert "end" in actions, "a client whose token cannot change must not come back for ever"
+        assert "end" in actions, "a client with a fixed token must end"
         assert row["provider"] != "end"
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["kind"] == "close"], ids=lambda row: row["name"])
-def test_what_the_gateway_says_in_bye_agrees_with_the_state(row: dict[str, Any]) -> None:
+def test_reconnect_and_retry_of_a_close_agree_with_the_state_of_its_row(row: dict[str, Any]) -> None:
     assert comes_back(row["code"]) is (row["state"] != "final")
     assert row["retry"] is (row["code"] >= 4000 and row["state"] != "final")
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["kind"] == "http"], ids=lambda row: row["name"])
-def test_a_status_means_the_same_in_every_row(row: dict[str, Any]) -> None:
+def test_http_status_has_the_same_state_in_every_row(row: dict[str, Any]) -> None:
     is_passing = row["code"] in (408, 425, 429) or (row["code"] >= 500 and row["code"] != 501)
     assert (row["state"] == "passing") is is_passing
 
 
-def test_the_page_is_written_from_the_data() -> None:
+def test_page_equals_the_rendered_table() -> None:
     assert PAGE.read_text() == render(TABLE), "run: python -m tests.support.passing_table"
