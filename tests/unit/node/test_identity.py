@@ -1,4 +1,4 @@
-"""The name of a node: where it comes from, and who may have it."""
+"""Check the name of a node: its source, and the process that may have it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ADDRESS = parse_address("redis://127.0.0.1:1")
 KEY = Names("wsgate").node("n")
 
 
-def test_the_configured_name_is_the_only_one() -> None:
+def test_configured_node_name_is_the_only_candidate() -> None:
     assert names_for("gate-1", 8000) == ("gate-1",)
 
 
@@ -32,7 +32,7 @@ def test_the_configured_name_is_the_only_one() -> None:
         ("x" * 300, "x" * 58),
     ],
 )
-def test_without_a_configured_name_it_is_the_host_name_and_then_one_with_the_port(
+def test_node_name_candidates_are_the_host_name_and_one_with_the_port(
     host: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: host)
@@ -40,13 +40,13 @@ def test_without_a_configured_name_it_is_the_host_name_and_then_one_with_the_por
     assert all(len(each) <= 64 for each in names_for("", 65_535))
 
 
-def test_a_holder_is_read_back_and_this_process_lives_here() -> None:
+def test_holder_text_is_parsed_back_and_the_own_process_is_alive() -> None:
     here = Holder.here()
     assert Holder.from_text(here.to_text()) == here
     assert here.is_of_this_machine and here.lives
 
 
-def test_a_process_that_ended_and_one_that_took_its_number_are_not_the_holder() -> None:
+def test_ended_process_and_a_later_one_with_its_pid_do_not_count_as_alive() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         there = replace(Holder.here(), pid=child.pid, started=identity._started(child.pid))
         assert there.lives
@@ -58,7 +58,7 @@ def test_a_process_that_ended_and_one_that_took_its_number_are_not_the_holder() 
 
 
 @pytest.mark.parametrize("other", [{"boot": "another"}, {"namespace": 1}])
-def test_a_process_of_another_boot_or_namespace_is_not_judged_by_its_number(other: dict[str, object]) -> None:
+def test_holder_of_another_boot_or_namespace_is_not_of_this_machine(other: dict[str, object]) -> None:
     assert not replace(Holder.here(), **other).is_of_this_machine  # type: ignore[arg-type]
 
 
@@ -68,7 +68,7 @@ def test_a_lease_with_other_text_names_no_holder(text: str) -> None:
 
 
 class Lease:
-    """The lease of one name on a bus, in place of `claim_once`; its clock is the number of calls."""
+    """The lease of one name on a bus, in place of `claim_once`; the number of calls is its clock."""
 
     def __init__(self, held: str, left_ms: list[int]) -> None:
         self.held, self.left_ms = held, left_ms
@@ -100,8 +100,8 @@ ELSEWHERE = '{"boot":"another","namespace":1,"pid":1,"started":1}'
             [1],
             -1,
         ),
-        (ELSEWHERE, [9_000, 8_500, 8_000, 500, 0], None),  # nobody renews it: it expires
-        (ELSEWHERE, [9_000, 8_500, 14_900], 0),  # somebody does
+        (ELSEWHERE, [9_000, 8_500, 8_000, 500, 0], None),  # the lease is not renewed and expires
+        (ELSEWHERE, [9_000, 8_500, 14_900], 0),  # the lease is renewed
         ("not ours", [9_000, 8_500, 15_000], 0),
         ("not ours", [9_000, 500], None),
     ],
@@ -115,7 +115,7 @@ ELSEWHERE = '{"boot":"another","namespace":1,"pid":1,"started":1}'
         "foreign_expires",
     ),
 )
-def test_a_name_is_taken_from_a_holder_that_ended_and_left_to_a_live_one(
+def test_node_name_is_claimed_unless_its_holder_is_alive(
     held: str, left_ms: list[int], by: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = claim(Lease(held, left_ms), monkeypatch)
@@ -136,7 +136,7 @@ OTHER_CONTAINER = replace(Holder.here(), namespace=1, pid=1).to_text()
     ],
     ids=("same_boot", "another_predecessor", "no_predecessor", "another_boot_renews", "foreign"),
 )
-def test_a_predecessor_of_the_same_boot_in_another_namespace_gives_its_name_back_at_the_first_look(
+def test_name_of_a_predecessor_in_another_namespace_is_claimed_at_once(
     held: str, former: str, left_ms: list[int], by: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = Lease(held, left_ms)
@@ -145,7 +145,7 @@ def test_a_predecessor_of_the_same_boot_in_another_namespace_gives_its_name_back
     assert (lease.held == Holder.here().to_text()) == (by is None)
 
 
-def test_a_live_process_of_this_machine_keeps_its_name_although_the_lock_file_names_it(
+def test_live_process_keeps_its_node_name_although_the_lock_file_names_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parent = replace(Holder.here(), pid=os.getppid(), started=identity._started(os.getppid())).to_text()
@@ -157,7 +157,7 @@ def test_a_live_process_of_this_machine_keeps_its_name_although_the_lock_file_na
     [(PermissionError, 0), (ProcessLookupError, None), (OverflowError, None)],
     ids=("hidden", "ended", "no_process_id"),
 )
-def test_a_process_that_another_user_hides_in_proc_is_not_taken_for_ended(
+def test_process_hidden_in_proc_by_permissions_counts_as_alive(
     fault: type[Exception], by: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill(pid: int, number: int) -> None:
@@ -170,7 +170,7 @@ def test_a_process_that_another_user_hides_in_proc_is_not_taken_for_ended(
     assert claim(Lease(held, [9_000, 8_500, 14_900]), monkeypatch, held) == by
 
 
-def test_after_a_reboot_a_predecessor_gives_its_name_back_when_no_shard_has_renewed_the_lease(
+def test_name_of_a_predecessor_is_claimed_after_a_reboot_if_not_renewed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from wsgate.shard.lease import RENEW_S
@@ -182,7 +182,7 @@ def test_after_a_reboot_a_predecessor_gives_its_name_back_when_no_shard_has_rene
     assert left_ms == [8_500]
 
 
-def test_a_second_node_of_this_machine_without_a_name_takes_the_one_with_its_port(
+def test_second_unnamed_node_of_a_machine_takes_the_name_with_its_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = {"host": 77, "host-8001": None}
@@ -201,12 +201,14 @@ def test_a_second_node_of_this_machine_without_a_name_takes_the_one_with_its_por
         claim_name(names, ADDRESS, "wsgate", Holder.here(), 1.0)
 
 
-def test_a_bus_that_does_not_answer_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_bus_does_not_prevent_the_start_with_the_first_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*arguments: object, **more: object) -> int:
-        raise BackendError("it is away", temporary=True)
+        raise BackendError("the bus is down", temporary=True)
 
     monkeypatch.setattr(identity, "_claim_one", refuse)
-    assert identity._claim(("a", "b"), refuse) == Claim("a", why="it is away")
+    assert identity._claim(("a", "b"), refuse) == Claim("a", why="the bus is down")
     assert claim_name(("a", "b"), ADDRESS, "wsgate", Holder.here(), 1.0) == "a"
 
     def fail(*arguments: object, **more: object) -> int:
@@ -216,7 +218,7 @@ def test_a_bus_that_does_not_answer_stops_no_start(monkeypatch: pytest.MonkeyPat
     assert claim_name(("a", "b"), ADDRESS, "wsgate", Holder.here(), 1.0) == "a"
 
 
-def test_a_lease_outlives_two_renewals_that_are_late() -> None:
+def test_lease_of_a_name_lasts_at_least_three_renewal_intervals() -> None:
     from wsgate.shard.lease import RENEW_S
 
     assert NODE_LEASE_MS >= 3 * RENEW_S * 1000
