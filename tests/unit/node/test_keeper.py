@@ -1,4 +1,4 @@
-"""The keeper goes on: whatever a duty raises, whatever bytes a shard has left in shared memory."""
+"""Check that the keeper continues whatever a duty raises and whatever bytes a shard writes."""
 
 import errno
 import logging
@@ -42,7 +42,7 @@ NOBODY = 2**22 + 1  # no process has this id
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What is said, whatever another test has set up."""
+    """Capture log lines, whatever logging another test has set up."""
     monkeypatch.setattr(logging.getLogger("wsgate"), "propagate", True)
     caplog.set_level(logging.INFO, "wsgate")
     return caplog
@@ -79,15 +79,15 @@ def test_an_exception_of_a_duty_is_counted_by_its_name_and_logged(
         "watch": 3,
         "steer": 1,
     }
-    said = [record.getMessage() for record in log.records]
-    assert said == ["duty_failed_watch", "duty_failed_steer"], "one line a second for each cause"
+    logged = [record.getMessage() for record in log.records]
+    assert logged == ["duty_failed_watch", "duty_failed_steer"], "one line a second for each cause"
     text, _ = expose(make_registry(block, "node-1", lambda: NOW_MS), "")
     assert b'wsgate_keeper_duty_failures_total{duty="watch"} 3.0' in text
 
 
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
-    """A keeper of two shards whose children do nothing; nothing is forked until a test does it."""
+    """Return a keeper of two shards whose children do nothing; only a test forks."""
     listeners = open_group("127.0.0.1", 0, 2, ListenerOptions(defer_accept_s=0))
     plan = SimpleNamespace(
         listeners=listeners,
@@ -115,7 +115,7 @@ def fail(*arguments: object, **options: object) -> Any:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-def test_a_keeper_whose_every_duty_fails_beats_on_and_starts_its_children(
+def test_keeper_with_failing_duties_still_beats_and_starts_its_children(
     keeper: Keeper, fault: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> Any:
@@ -137,7 +137,9 @@ def test_a_keeper_whose_every_duty_fails_beats_on_and_starts_its_children(
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-def test_a_reload_that_fails_in_any_way_is_contained(keeper: Keeper, fault: Exception) -> None:
+def test_exception_in_a_reload_is_contained_and_counted_if_unexpected(
+    keeper: Keeper, fault: Exception
+) -> None:
     def fail() -> Any:
         raise fault
 
@@ -149,7 +151,7 @@ def test_a_reload_that_fails_in_any_way_is_contained(keeper: Keeper, fault: Exce
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-def test_a_child_that_cannot_be_started_for_any_reason_is_tried_again(fault: Exception) -> None:
+def test_child_whose_start_raises_is_started_again_later(fault: Exception) -> None:
     tries = iter([fault, None])
 
     def start() -> int:
@@ -175,7 +177,7 @@ def test_a_child_whose_last_output_cannot_be_read_is_started_again() -> None:
 
 
 @pytest.mark.parametrize("number", IGNORED)
-def test_signals_that_mean_nothing_to_us_are_ignored_by_the_keeper_and_its_children(
+def test_unused_signals_are_ignored_by_the_children(
     number: signal.Signals,
 ) -> None:
     assert number not in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -193,7 +195,7 @@ def test_signals_that_mean_nothing_to_us_are_ignored_by_the_keeper_and_its_child
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
-def test_want_of_descriptors_is_no_terminal_that_hung_up(
+def test_missing_descriptors_or_memory_do_not_count_as_a_lost_terminal(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> int:
@@ -212,12 +214,12 @@ def scribble(block: StatisticsBlock, number: int, chance: random.Random) -> None
     extremes = (0, 1, 2, 3, 7, MOST, MOST - 1, 1 << 63, 1 << 32, NOW_MS, NOW_MS - 1, NOW_MS + 1)
     for place in range(len(slots)):
         slots[place] = chance.choice(extremes) if chance.random() < 0.7 else chance.getrandbits(64)
-    if chance.random() < 0.5:  # one that seems to be well, so that the rest of it is looked at
+    if chance.random() < 0.5:  # a shard that seems ready, so that its other slots are read
         block.shard(number)["phase"], block.shard(number)["beat_ms"] = PHASE_READY, NOW_MS
 
 
 def read_everywhere(block: StatisticsBlock) -> None:
-    """Everything that any process does with what shards have written."""
+    """Read everything that any process reads of the shards."""
     offers = places(block, NOW_MS)
     assert all(0 <= place.room <= 1 << 24 for place in offers)
     dealt = weights(offers)
@@ -233,7 +235,7 @@ def read_everywhere(block: StatisticsBlock) -> None:
     expose(make_registry(block, "node-1", lambda: NOW_MS), "")
 
 
-def test_random_bytes_in_the_regions_of_shards_stop_no_reader_and_no_fold() -> None:
+def test_random_bytes_in_the_regions_of_shards_break_no_reader_and_no_fold() -> None:
     for seed in range(60):
         chance = random.Random(seed)
         block = StatisticsBlock.create(LAYOUT, 3)
@@ -252,7 +254,7 @@ def test_random_bytes_in_the_regions_of_shards_stop_no_reader_and_no_fold() -> N
             read_everywhere(block)
 
 
-def test_a_shard_that_writes_an_invalid_state_or_room_is_dealt_no_connection() -> None:
+def test_shard_with_an_invalid_state_room_beat_or_phase_gets_no_connections() -> None:
     block = StatisticsBlock.create(LAYOUT, 2)
     for number in range(2):
         region = block.shard(number)
@@ -267,7 +269,7 @@ def test_a_shard_that_writes_an_invalid_state_or_room_is_dealt_no_connection() -
         block.shard(0)[name] = kept
 
 
-def test_a_fold_number_that_was_overwritten_is_put_right_by_the_next_fold_and_by_the_keeper() -> None:
+def test_overwritten_fold_number_is_repaired_by_the_next_fold_or_the_keeper() -> None:
     for found in (1, 2, MOST, MOST - 1, 1 << 63 | 1):
         block = StatisticsBlock.create(LAYOUT, 1)
         block._header[2] = found
@@ -278,7 +280,7 @@ def test_a_fold_number_that_was_overwritten_is_put_right_by_the_next_fold_and_by
         assert block._header[2] % 2 == 0
 
 
-def test_a_fold_that_fails_half_way_leaves_an_even_number() -> None:
+def test_fold_that_raises_leaves_an_even_fold_number() -> None:
     block = StatisticsBlock.create(LAYOUT, 1)
     block.retired.slots = memoryview(bytes(LAYOUT.slots * 8)).cast("Q")  # it cannot be written to
     with pytest.raises(TypeError):
@@ -287,7 +289,7 @@ def test_a_fold_that_fails_half_way_leaves_an_even_number() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, -(1 << 70), MOST, MOST + 1, 1 << 80])
-def test_no_write_to_a_region_raises(value: int) -> None:
+def test_writes_of_any_value_to_a_region_are_clamped_or_wrapped(value: int) -> None:
     region = StatisticsBlock.create(LAYOUT, 1).shard(0)
     region["room"] = value
     assert region["room"] == min(max(value, 0), MOST)
@@ -301,7 +303,7 @@ def test_no_write_to_a_region_raises(value: int) -> None:
     assert region.histogram("probe_us")[1] == 4
 
 
-def test_random_bytes_on_a_board_are_read_as_bytes_and_posted_over() -> None:
+def test_random_bytes_on_a_board_are_read_safely_and_overwritten_by_a_post() -> None:
     for seed in range(200):
         chance = random.Random(seed)
         board = Board(1_000)
@@ -317,7 +319,7 @@ def test_random_bytes_on_a_board_are_read_as_bytes_and_posted_over() -> None:
         assert board.read() == (board.version, b"again") and board.version
 
 
-def test_a_keeper_whose_shards_scribble_and_die_folds_and_steers_on(keeper: Keeper) -> None:
+def test_keeper_folds_and_steers_after_shards_write_random_bytes_and_crash(keeper: Keeper) -> None:
     chance = random.Random(11)
 
     def start(number: int) -> Callable[[], int]:
@@ -339,7 +341,7 @@ def test_a_keeper_whose_shards_scribble_and_die_folds_and_steers_on(keeper: Keep
     assert [keeper._block.keeper[f"duty_failed_{name}"] for name in DUTIES] == [0] * len(DUTIES)
 
 
-def test_connections_for_a_silent_shard_are_answered_from_its_queue_and_its_channel(keeper: Keeper) -> None:
+def test_connections_handed_to_a_silent_shard_are_answered_503_by_the_keeper(keeper: Keeper) -> None:
     now_ms = 1_000_000
     for child in keeper._shards:
         child.started_s = now_ms / 1000 - 6
@@ -355,7 +357,7 @@ def test_connections_for_a_silent_shard_are_answered_from_its_queue_and_its_chan
     assert ends[0].recv(1_000).startswith(b"HTTP/1.1 503 ")
     with pytest.raises(BlockingIOError):
         ends[1].recv(1_000)
-    keeper._block.shard(1)["beat_ms"] = MOST  # rubbish is no sign of life
+    keeper._block.shard(1)["beat_ms"] = MOST  # an invalid beat is no sign of life
     keeper._refuse_unserved(now_ms)
     assert ends[1].recv(1_000).startswith(b"HTTP/1.1 503 ")
     assert keeper._block.keeper["handshake_unserved"] == 2
@@ -363,13 +365,13 @@ def test_connections_for_a_silent_shard_are_answered_from_its_queue_and_its_chan
         client.close()
 
 
-def test_the_queue_of_a_listener_that_is_closed_or_no_tcp_socket_is_unknown(tmp_path: Path) -> None:
+def test_queue_length_of_a_closed_or_non_tcp_listener_is_zero(tmp_path: Path) -> None:
     assert queue_length(-1) == (0, 0)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{tmp_path}/listener")
         listener.listen()
         assert queue_length(listener.fileno()) == (0, 0)
-        assert listener.getsockname() == f"{tmp_path}/listener", "it is open still"
+        assert listener.getsockname() == f"{tmp_path}/listener", "the listener is still open"
     read, write = os.pipe()
     assert queue_length(read) == (0, 0)
     os.close(read)
@@ -380,17 +382,17 @@ def test_the_queue_of_a_listener_that_is_closed_or_no_tcp_socket_is_unknown(tmp_
             assert queue_length(server.fileno()) == (1, 7)
 
 
-# --- what siblings handed to a shard that hangs -------------------------------------------------------
+# --- handovers to a shard that hangs ------------------------------------------------------------------
 
 
-def test_connections_handed_to_a_shard_that_hangs_are_answered_503() -> None:
+def test_refuse_handed_answers_503_to_at_most_64_connections_a_call() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     assert refuse_handed(ours) == 0
     ends = []
     for number in range(70):
         server, client = socket.socketpair()
-        if number % 2:  # the others have said nothing yet
+        if number % 2:  # the others have sent nothing yet
             client.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n")
         socket.send_fds(theirs, [b"\x01"], [server.fileno()])
         server.close()
