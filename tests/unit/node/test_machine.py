@@ -1,4 +1,4 @@
-"""What the machine lets us have, read from files that are made up here."""
+"""Check the resources that the machine grants, read from files that the tests write."""
 
 import os
 import resource
@@ -41,18 +41,18 @@ def quota(root: Path, membership: str) -> float:
         ("", 0),
     ],
 )
-def test_the_quota_of_a_version_2_group_is_read(tmp_path: Path, text: str, cores: float) -> None:
+def test_cpu_quota_of_a_version_2_control_group_is_read(tmp_path: Path, text: str, cores: float) -> None:
     write(tmp_path / "groups/app/cpu.max", text)
     assert quota(tmp_path, "0::/app\n") == cores
 
 
-def test_a_container_that_sees_its_group_as_the_root(tmp_path: Path) -> None:
+def test_cpu_quota_of_a_container_is_read_from_the_root_group(tmp_path: Path) -> None:
     write(tmp_path / "groups/cpu.max", "200000 100000\n")
     assert quota(tmp_path, "0::/\n") == 2
     assert quota(tmp_path, "0::/../outside/what/is/seen\n") == 2
 
 
-def test_the_tightest_group_around_it_holds(tmp_path: Path) -> None:
+def test_cpu_quota_is_the_smallest_of_all_enclosing_groups(tmp_path: Path) -> None:
     write(tmp_path / "groups/system.slice/cpu.max", "300000 100000\n")
     write(tmp_path / "groups/system.slice/wsgate.service/cpu.max", "max 100000\n")
     assert quota(tmp_path, "0::/system.slice/wsgate.service\n") == 3
@@ -61,7 +61,7 @@ def test_the_tightest_group_around_it_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mount", ["cpu,cpuacct", "cpu"])
-def test_the_quota_of_a_version_1_group_is_read(tmp_path: Path, mount: str) -> None:
+def test_cpu_quota_of_a_version_1_control_group_is_read(tmp_path: Path, mount: str) -> None:
     write(tmp_path / f"groups/{mount}/docker/x/cpu.cfs_quota_us", "250000\n")
     write(tmp_path / f"groups/{mount}/docker/x/cpu.cfs_period_us", "100000\n")
     rows = "12:cpuset:/elsewhere\n4:cpu,cpuacct:/docker/x\n1:name=systemd:/docker/x\n0::/\n"
@@ -70,18 +70,18 @@ def test_the_quota_of_a_version_1_group_is_read(tmp_path: Path, mount: str) -> N
     assert quota(tmp_path, rows) == 0
 
 
-def test_a_group_for_processor_sets_is_none_for_quotas(tmp_path: Path) -> None:
+def test_cpuset_group_is_not_read_for_a_cpu_quota(tmp_path: Path) -> None:
     write(tmp_path / "groups/cpuset/x/cpu.max", "100000 100000\n")
     assert quota(tmp_path, "12:cpuset:/x\n") == 0
 
 
-def test_no_groups_are_no_limit(tmp_path: Path) -> None:
+def test_missing_control_groups_mean_no_cpu_quota(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path / "none", tmp_path) == 0
     assert quota(tmp_path, "not a row\n") == 0
 
 
 @pytest.mark.parametrize(("paid", "cores"), [(0.0, 4), (0.2, 1), (1.0, 1), (1.5, 2), (3.0, 3), (64.0, 4)])
-def test_cores_are_what_we_may_run_on_and_pay_for(
+def test_usable_cores_are_limited_by_affinity_and_rounded_quota(
     monkeypatch: pytest.MonkeyPatch, paid: float, cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
@@ -89,7 +89,7 @@ def test_cores_are_what_we_may_run_on_and_pay_for(
     assert usable_cores() == cores
 
 
-def test_the_limit_of_descriptors_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descriptor_limit_is_raised_to_the_hard_limit_or_nr_open(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append(pair))
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1_024, 20_000))
@@ -100,7 +100,7 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_it_goes(monkeypatch: pytes
     assert limits == [(20_000, 20_000), (most, most)]
 
 
-def test_the_tightest_memory_limit_holds_whichever_version_says_it(tmp_path: Path) -> None:
+def test_memory_quota_is_the_smallest_limit_of_either_group_version(tmp_path: Path) -> None:
     root, membership = tmp_path / "groups", tmp_path / "membership"
     write(membership, "0::/a.slice/b.service\n")
     write(root / "a.slice/b.service/memory.max", "max\n")
@@ -117,7 +117,7 @@ def test_the_tightest_memory_limit_holds_whichever_version_says_it(tmp_path: Pat
     assert memory_quota(tmp_path / "none", root) == 0
 
 
-def test_memory_is_the_groups_or_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_memory_is_the_smaller_of_group_limit_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "memory_quota", lambda membership, root: 0)
     total = usable_memory()
     assert total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -127,7 +127,7 @@ def test_memory_is_the_groups_or_the_machines(monkeypatch: pytest.MonkeyPatch) -
     assert usable_memory() == total
 
 
-def test_address_space_is_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_space_left_follows_rlimit_as(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert address_space_left() == 0
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 40, resource.RLIM_INFINITY))
@@ -147,7 +147,7 @@ def test_address_space_is_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch)
         (188 * MIB, 1000 * MIB, 0, 2, 20 * MIB, 40 * MIB),
     ],
 )
-def test_a_shards_part_of_the_memory(
+def test_memory_share_of_a_shard_follows_budget_machine_and_bus(
     monkeypatch: pytest.MonkeyPatch, budget: int, usable: int, left: int, shards: int, bus: int, share: int
 ) -> None:
     monkeypatch.setattr(memory, "usable_memory", lambda: usable)
@@ -155,7 +155,7 @@ def test_a_shards_part_of_the_memory(
     assert memory.memory_share(budget, shards, bus) == share
 
 
-def test_what_the_node_s_own_bus_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_share_of_the_private_bus_follows_budget_and_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "usable_memory", lambda: 1000 * MIB)
     assert memory.bus_share(800 * MIB, 2) == 100 * MIB
     assert memory.bus_share(0, 1) == 1000 * MIB * 9 // 10 // 8
@@ -164,7 +164,7 @@ def test_what_the_node_s_own_bus_may_hold(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("budget", "usable", "left", "said"),
+    ("budget", "usable", "left", "message"),
     [
         (
             90 * MIB,
@@ -177,10 +177,10 @@ def test_what_the_node_s_own_bus_may_hold(monkeypatch: pytest.MonkeyPatch) -> No
         (0, 1000 * MIB, 20 * MIB, "RLIMIT_AS leaves 20 MiB of address space"),
     ],
 )
-def test_too_little_memory_stops_the_start(
-    monkeypatch: pytest.MonkeyPatch, budget: int, usable: int, left: int, said: str
+def test_too_small_or_too_large_memory_budget_raises_settings_error(
+    monkeypatch: pytest.MonkeyPatch, budget: int, usable: int, left: int, message: str
 ) -> None:
     monkeypatch.setattr(memory, "usable_memory", lambda: usable)
     monkeypatch.setattr(memory, "address_space_left", lambda: left)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         memory.memory_share(budget, 1)
