@@ -1,4 +1,4 @@
-"""Peers that vanish, half-close or never read, in every state (S27, S28)."""
+"""End connections in every state: peers that vanish, half-close or never read (S27, S28)."""
 
 import socket
 import struct
@@ -15,7 +15,7 @@ from wsgate.reasons import Reason
 REFUSED = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-# --- how a connection gets into each state ----------------------------------------------------------
+# --- functions that bring a connection into each state ----------------------------------------------
 
 
 def silent(bench: Hall) -> Peer:
@@ -157,7 +157,7 @@ STATES: dict[str, Callable[[Hall], Peer]] = {
     )
 }
 
-# A half-close says nothing to somebody who does not read: these stay, quietly, until they read or end.
+# The reactor does not read in these states, so it does not see a half-close until it reads or the state ends.
 NOT_READING = {
     "undecided",
     "undecided_and_talking",
@@ -167,12 +167,12 @@ NOT_READING = {
     "closing_and_blocked",
     "failed_and_blocked",
 }
-# The peer's end also stays unseen behind bytes that nobody reads: no HUP before our own side is shut.
+# A FIN also stays unseen behind unread bytes: the kernel reports no HUP before our own side is shut.
 FIN_UNSEEN = NOT_READING
 
 
 ORPHANS_MS = 2_250
-"""After so long the kernel has given up what a closed peer has not taken."""
+"""Time after which the kernel has discarded the data that a closed peer did not take."""
 
 
 def is_clean(bench: Rig) -> bool:
@@ -180,7 +180,7 @@ def is_clean(bench: Rig) -> bool:
 
 
 def assert_quiet(bench: Rig) -> None:
-    """Nothing to do, and no event loop would be woken: a spin would show in both."""
+    """Assert that nothing is left to do and that no event loop would be woken; a spin would show in both."""
     bench.turn()
     assert not bench.reactor.more
     assert not is_readable(bench)
@@ -189,7 +189,7 @@ def assert_quiet(bench: Rig) -> None:
 def assert_given_back(bench: Rig, descriptors: int) -> None:
     assert_quiet(bench)
     assert open_descriptors() <= descriptors
-    if bench.held()["kernel_orphans"]:  # the peer has not taken everything, and the kernel tries for a while
+    if bench.held()["kernel_orphans"]:  # the kernel still tries to send what the peer has not taken
         bench.pass_ms(ORPHANS_MS)
     held = bench.held()
     assert sum(held.values()) == held["frame"]
@@ -200,10 +200,11 @@ def assert_given_back(bench: Rig, descriptors: int) -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_s27_reset(state: str) -> None:
-    """S27: RST: everything is given back without any clock, whatever the state, and nothing spins.
+def test_s27_reset_in_any_state_returns_everything_without_a_timer(state: str) -> None:
+    """S27: nothing spins, and memory and descriptors return at once.
 
-    But for a handshake that is not decided in its own batch: it is watched from the next tick on.
+    The exception is a handshake that is not decided in its own batch: the reactor watches it from the next
+    tick on.
     """
     with hall() as bench:
         descriptors = open_descriptors()
@@ -216,8 +217,8 @@ def test_s27_reset(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_s27_fin(state: str) -> None:
-    """S27: the peer closes: given back at once where we read, else at the state's own deadline; no spin."""
+def test_s27_fin_in_any_state_returns_everything_at_once_or_at_the_deadline_of_the_state(state: str) -> None:
+    """S27: at once where the reactor reads, otherwise at the deadline of the state; nothing spins."""
     with hall() as bench:
         descriptors = open_descriptors()
         peer = STATES[state](bench)
@@ -232,8 +233,8 @@ def test_s27_fin(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_s27_half_close(state: str) -> None:
-    """S27: the peer ends only its sending side: as FIN, and no byte of ours makes it spin."""
+def test_s27_half_close_in_any_state_ends_like_a_fin_although_the_peer_still_reads(state: str) -> None:
+    """S27: the peer ends only its sending side, and nothing that the reactor sends makes it spin."""
     with hall() as bench:
         descriptors = open_descriptors()
         peer = STATES[state](bench)
@@ -249,8 +250,8 @@ def test_s27_half_close(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_s27_nothing_at_all(state: str) -> None:
-    """S27: the peer just falls silent: no spin while the deadlines run, and it is over within 50 s."""
+def test_s27_silent_peer_in_any_state_is_gone_within_52_s_without_a_spin(state: str) -> None:
+    """S27: the peer neither sends nor closes; the deadlines of the states end the connection."""
     with hall() as bench:
         peer = STATES[state](bench)
         assert_quiet(bench)
@@ -262,8 +263,8 @@ def test_s27_nothing_at_all(state: str) -> None:
         assert is_clean(bench)
 
 
-def test_s27_a_reset_between_the_events_and_the_flush() -> None:
-    """S27: failing was announced, the peer resets, the Close is queued only then."""
+def test_s27_reset_between_the_failing_event_and_its_flush_still_ends_in_closed() -> None:
+    """S27: the failure was announced, then the peer resets, and the Close is queued only after that."""
     with hall() as bench:
         peer = opened(bench)
         peer.send(b"\xff\xff")
@@ -274,16 +275,16 @@ def test_s27_a_reset_between_the_events_and_the_flush() -> None:
 
 
 def settle_announced(bench: Hall) -> None:
-    """Poll without a flush until the fault is announced."""
+    """Poll without a flush until the failure is announced."""
     for _ in range(1000):
         bench.events += bench.reactor.poll(bench.now_ms)
         if bench.events[-1][0] == event_kinds.FAILING:
             return
-    raise AssertionError("no fault found")
+    raise AssertionError("no failure was announced")
 
 
-def test_s27_a_crowd_that_resets_at_once() -> None:
-    """S27: 200 resets in one pass: bounded passes, all given back."""
+def test_s27_200_simultaneous_resets_close_every_connection_in_under_200_polls() -> None:
+    """S27: 200 peers reset in one pass."""
     with hall() as bench:
         crowd = [bench.dial(HEAD) for _ in range(200)]
         settle(bench, lambda: bench.count("now_open") == 200)
@@ -304,7 +305,7 @@ GRACE_MS = 2_000
 
 
 def until_gone(bench: Rig, peer: Peer, most_ms: int) -> int:
-    """Milliseconds until the connection's descriptor is closed."""
+    """Return the milliseconds until the descriptor of the connection is closed."""
     start_ms = bench.now_ms
     while bench.reactor.inspect(peer.conn) is not None:
         assert bench.now_ms - start_ms <= most_ms, bench.of(peer)
@@ -313,7 +314,7 @@ def until_gone(bench: Rig, peer: Peer, most_ms: int) -> int:
 
 
 def stuck(bench: Rig, size: int = 300_000) -> Peer:
-    """A peer that never reads, with bytes queued behind a full socket."""
+    """Connect a peer that never reads, with bytes queued behind its full socket."""
     peer = bench.connect(tcp=True, send_buffer_bytes=4096)
     bench.reactor.send(peer.conn, bytes(size))
     bench.turn()
@@ -321,8 +322,8 @@ def stuck(bench: Rig, size: int = 300_000) -> Peer:
     return peer
 
 
-def test_s28_close() -> None:
-    """S28: the application closes; the peer takes nothing: hard close within the write deadline + 2 s."""
+def test_s28_close_by_the_application_of_a_peer_that_does_not_read_ends_in_time() -> None:
+    """S28: the peer takes nothing, so the hard close comes within the write deadline plus 2 s."""
     with rig(Settings(outbox_age_ms=60_000)) as bench:
         peer = stuck(bench)
         assert bench.reactor.close(peer.conn, 1000)
@@ -332,8 +333,8 @@ def test_s28_close() -> None:
         assert bench.held() == {**bench.held(), "outbox": 0, "kernel_queued": 0}
 
 
-def test_s28_close_although_a_little_is_read() -> None:
-    """S28: a peer that takes a few bytes now and then does not move the deadline of its Close."""
+def test_s28_peer_that_reads_a_little_does_not_move_the_deadline_of_its_close() -> None:
+    """S28: the peer takes a few bytes per tick after the Close was queued."""
     with rig(Settings(outbox_age_ms=60_000)) as bench:
         peer = stuck(bench, 3_000_000 // 4)
         assert bench.reactor.close(peer.conn, 1000)
@@ -357,8 +358,10 @@ def test_s28_close_although_a_little_is_read() -> None:
         (Settings(write_timeout_ms=10_000, outbox_age_ms=20_000), 10_000, Reason.WRITE_STALL),
     ],
 )
-def test_s28_a_timeout_falls_due(settings: Settings, due_ms: int, reason: Reason) -> None:
-    """S28: idle, age, stall: gone within the write deadline + 2 s after it fell due."""
+def test_s28_idle_age_and_stall_timeouts_close_a_peer_that_does_not_read(
+    settings: Settings, due_ms: int, reason: Reason
+) -> None:
+    """S28: the connection is gone within the write deadline plus 2 s after the timeout was due."""
     with rig(settings) as bench:
         peer = stuck(bench)
         until_gone(bench, peer, due_ms + settings.write_timeout_ms + GRACE_MS)
@@ -367,8 +370,8 @@ def test_s28_a_timeout_falls_due(settings: Settings, due_ms: int, reason: Reason
         assert bench.count("now_blocked") == 0
 
 
-def test_s28_the_application_deadline_falls_due() -> None:
-    """S28: so does a deadline of the application."""
+def test_s28_application_deadline_closes_a_peer_that_does_not_read() -> None:
+    """S28: `set_deadline` with code 4001 has the same bound as the other timeouts."""
     with rig(Settings(outbox_age_ms=60_000)) as bench:
         peer = stuck(bench)
         bench.reactor.set_deadline(peer.conn, bench.now_ms + 5_000, 4001)
@@ -377,8 +380,8 @@ def test_s28_the_application_deadline_falls_due() -> None:
         assert bench.of(peer) == [(event_kinds.FAILING, 4001), (event_kinds.CLOSED, Reason.TOKEN_EXPIRED)]
 
 
-def test_s28_the_heartbeat_falls_due() -> None:
-    """S28: a peer that stopped reading and talking, its socket not yet full when the ping left."""
+def test_s28_missing_pong_closes_a_peer_that_stopped_reading_after_the_ping() -> None:
+    """S28: the socket was not full when the ping left; the peer neither reads nor sends after it."""
     with rig() as bench:
         peer = bench.connect(tcp=True, send_buffer_bytes=4096)
         start_ms = bench.now_ms
@@ -390,8 +393,8 @@ def test_s28_the_heartbeat_falls_due() -> None:
         assert bench.now_ms - start_ms <= 25_000 + 10_000 + 2 * WRITE_MS + GRACE_MS
 
 
-def test_s28_a_protocol_error_of_a_peer_that_does_not_read() -> None:
-    """S28: its Close cannot leave either."""
+def test_s28_protocol_error_of_a_peer_that_does_not_read_ends_within_the_write_deadline() -> None:
+    """S28: the Close with 1002 cannot leave either."""
     with rig(Settings(outbox_age_ms=60_000)) as bench:
         peer = stuck(bench)
         peer.send(b"\xff\xff")
@@ -401,8 +404,8 @@ def test_s28_a_protocol_error_of_a_peer_that_does_not_read() -> None:
         assert bench.of(peer) == [(event_kinds.FAILING, 1002), (event_kinds.CLOSED, Reason.PROTOCOL_ERROR)]
 
 
-def test_s28_a_refusal_that_is_not_read() -> None:
-    """S28: an HTTP answer larger than the socket: over at the write deadline, with its reason."""
+def test_s28_unread_http_refusal_ends_within_the_write_deadline_with_its_reason() -> None:
+    """S28: the HTTP answer is larger than the socket takes."""
     with rig() as bench:
         peer = bench.connect(tcp=True, upgraded=False, send_buffer_bytes=4096)
         peer.send(HEAD)
@@ -414,8 +417,8 @@ def test_s28_a_refusal_that_is_not_read() -> None:
         assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.HEAD_REFUSED)]
 
 
-def test_s28_hard_close_is_a_reset() -> None:
-    """S28: the kernel keeps nothing for a peer that was given up: it is reset."""
+def test_s28_hard_close_sends_a_reset_so_that_the_kernel_keeps_nothing() -> None:
+    """S28: the socket of the peer is in the state TCP_CLOSE and has an error."""
     with rig() as bench:
         peer = stuck(bench)
         until_gone(bench, peer, WRITE_MS + GRACE_MS)
@@ -424,8 +427,8 @@ def test_s28_hard_close_is_a_reset() -> None:
         assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
-def test_s28_close_in_the_linger_state_is_bounded_too() -> None:
-    """S28: a peer that neither reads nor ends: lingering ends after its second."""
+def test_s28_lingering_ends_after_a_second_when_the_peer_neither_reads_nor_closes() -> None:
+    """S28: the peer completed the closing handshake and keeps its socket open."""
     with rig() as bench:
         peer = bench.connect(tcp=True)
         peer.send(client_close())
