@@ -26,19 +26,19 @@ LIMIT = 64 * 1024
 
 
 def header_64(opcode: int, length: int, *, final: bool = True) -> bytes:
-    """A header with the 64-bit form of a length, also where that form is wrong."""
+    """Return a frame header with the 64-bit form of the length, also where that form is not allowed."""
     return struct.pack("!BBQ", final << 7 | opcode, 0x80 | 127, length) + MASK
 
 
-def verdict(bench: Rig, peer: Peer) -> int:
-    """The one code this connection fails with; it is the code of the Close that is sent, too."""
+def close_code_of_failure(bench: Rig, peer: Peer) -> int:
+    """Return the code of the connection's only failure; the Close that is sent carries the same code."""
     bench.turn()
     failing = [value for kind, value in bench.of(peer) if kind == event_kinds.FAILING]
     assert len(failing) == 1
     frames = peer.frames()
-    assert frames, "a Close is owed"
+    assert frames, "no Close was sent"
     assert close_code(frames[-1]) == failing[0]
-    assert peer.ended, "the server half-closes after its Close"
+    assert peer.ended, "the server did not end its side after its Close"
     assert isinstance(failing[0], int)
     return failing[0]
 
@@ -61,8 +61,10 @@ def verdict(bench: Rig, peer: Peer) -> int:
         (PING, 1 << 62, 1002),
     ],
 )
-def test_s1_length(opcode: int, length: int, code: int, is_split: bool) -> None:
-    """S1: refused by the header alone, before a byte is allocated for the payload."""
+def test_s1_wrong_or_too_large_length_is_refused_by_the_header_alone(
+    opcode: int, length: int, code: int, is_split: bool
+) -> None:
+    """S1: the reactor refuses the frame by its header, before it allocates memory for the payload."""
     header = header_64(opcode, length)
     with rig(Settings(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect()
@@ -72,23 +74,23 @@ def test_s1_length(opcode: int, length: int, code: int, is_split: bool) -> None:
             peer.send(piece)
             bench.step()
             assert bench.held()["partial"] <= 1024
-        assert verdict(bench, peer) == code
+        assert close_code_of_failure(bench, peer) == code
 
 
 @pytest.mark.parametrize("back", [1, 2, 9, 10, 11, 100])
 @pytest.mark.parametrize("start_bytes", [1, 10, 4096])
-def test_s1_sum_of_lengths_that_would_overflow(start_bytes: int, back: int) -> None:
-    """S1: an unfinished message plus a continuation whose length wraps a signed or unsigned sum."""
+def test_s1_fragment_length_that_overflows_the_sum_is_1009(start_bytes: int, back: int) -> None:
+    """S1: an unfinished message plus a continuation whose length would wrap a signed or unsigned sum."""
     with rig(Settings(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect()
         peer.send(client_frame(BINARY, bytes(start_bytes), final=False))
         peer.send(header_64(CONTINUATION, (1 << 63) - back, final=False))
         bench.turn()
-        assert verdict(bench, peer) == 1009
+        assert close_code_of_failure(bench, peer) == 1009
 
 
-def test_s1_the_limit_itself_passes() -> None:
-    """S1: the limit is the largest message, in one frame and in several."""
+def test_s1_message_of_exactly_the_limit_is_delivered_and_one_byte_more_is_1009() -> None:
+    """S1: the limit is the size of the largest message, in one frame or in several."""
     with rig(Settings(max_message_bytes=LIMIT)) as bench:
         peer = bench.connect()
         peer.send(client_frame(BINARY, bytes(LIMIT)))
@@ -99,15 +101,18 @@ def test_s1_the_limit_itself_passes() -> None:
         assert [len(message) for message in bench.messages(peer)] == [LIMIT, LIMIT]
         peer.send(client_frame(BINARY, bytes(LIMIT + 1)))
         bench.turn()
-        assert verdict(bench, peer) == 1009
+        assert close_code_of_failure(bench, peer) == 1009
 
 
 # --- S2 ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_s2_declared_and_not_sent(opcode: int) -> None:
-    """S2: 2,000 peers declare the largest frame and send one byte: under 4 KiB each, by both measures."""
+def test_s2_declared_payload_that_never_comes_costs_under_4_kib_per_peer(opcode: int) -> None:
+    """S2: 2,000 peers declare the largest frame and send one byte of it.
+
+    The accounts and the process memory both grow by less than 4 KiB per peer.
+    """
     limit = 1 << 20
     peers = raise_descriptors(4000) // 2
     assert peers >= 400, "too few descriptors for a measurement"
@@ -133,8 +138,8 @@ def test_s2_declared_and_not_sent(opcode: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("opcode", [BINARY, TEXT])
-def test_s4_one_byte_per_segment(opcode: int) -> None:
-    """S4: 1 MiB (text: a quarter of it) byte by byte: at most twice the payload, no object per read."""
+def test_s4_message_sent_byte_by_byte_costs_at_most_twice_its_size(opcode: int) -> None:
+    """S4: 1 MiB (for text a quarter of it) arrives byte by byte; no read leaves a Python object."""
     size = 1 << 20 if opcode == BINARY else 1 << 18
     with rig(Settings(max_message_bytes=1 << 20, pool_idle_limit_bytes=0)) as bench:
         peer = bench.connect()
@@ -158,8 +163,8 @@ def test_s4_one_byte_per_segment(opcode: int) -> None:
         assert bench.held()["partial"] == 0
 
 
-def test_s4_growth_stays_within_twice() -> None:
-    """S4: at every size on the way, what is held is at most twice what has come, plus one small block."""
+def test_s4_unfinished_message_uses_at_most_twice_the_received_bytes_at_every_size() -> None:
+    """S4: the buffer of an unfinished message is at most twice what was received, plus 1 KiB."""
     size = 1 << 20
     with rig(Settings(max_message_bytes=1 << 20, pool_idle_limit_bytes=0)) as bench:
         peer = bench.connect()
@@ -176,8 +181,8 @@ def test_s4_growth_stays_within_twice() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"x"])
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_s5_endless_fragments(opcode: int, payload: bytes) -> None:
-    """S5: exactly the limit of fragments may come (1,024); one more is 1008, although FIN never came."""
+def test_s5_fragment_1025_is_1008_although_the_message_is_unfinished(opcode: int, payload: bytes) -> None:
+    """S5: 1,024 fragments are allowed; one more is 1008, although no fragment had FIN."""
     with rig() as bench:
         peer = bench.connect()
         peer.send(client_frame(opcode, payload, final=False))
@@ -189,13 +194,13 @@ def test_s5_endless_fragments(opcode: int, payload: bytes) -> None:
         assert bench.held()["partial"] <= 4096
         peer.send(client_frame(CONTINUATION, payload, final=False))
         bench.turn()
-        assert verdict(bench, peer) == 1008
+        assert close_code_of_failure(bench, peer) == 1008
         bench.pass_ms(1500)
         assert bench.of(peer)[-1] == (event_kinds.CLOSED, Reason.TOO_MANY_FRAGMENTS)
 
 
-def test_s5_the_last_allowed_fragment_may_be_final() -> None:
-    """S5: a message of exactly the limit of fragments is delivered, and the count starts anew."""
+def test_s5_message_of_exactly_the_fragment_limit_is_delivered_and_the_count_restarts() -> None:
+    """S5: five messages in a row have exactly the allowed number of fragments."""
     with rig(Settings(max_fragments=3)) as bench:
         peer = bench.connect()
         message = (
@@ -209,8 +214,8 @@ def test_s5_the_last_allowed_fragment_may_be_final() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1024])
-def test_s5_message_deadline_is_absolute(limit: int) -> None:
-    """S5: fragments that keep coming do not move the deadline of their message (30 s, 1008)."""
+def test_s5_fragments_that_keep_arriving_do_not_move_the_message_deadline(limit: int) -> None:
+    """S5: the message ends with 1008 after 30 s, however many fragments arrive until then."""
     with rig(Settings(max_fragments=limit)) as bench:
         peer = bench.connect()
         start_ms = bench.now_ms
@@ -221,14 +226,14 @@ def test_s5_message_deadline_is_absolute(limit: int) -> None:
             bench.pass_ms(250)
             assert bench.now_ms - start_ms < 40_000
         assert 30_000 <= bench.now_ms - start_ms <= 30_500
-        assert verdict(bench, peer) == 1008
+        assert close_code_of_failure(bench, peer) == 1008
         bench.pass_ms(1500)
         assert bench.of(peer)[-1] == (event_kinds.CLOSED, Reason.MESSAGE_TIMEOUT)
 
 
 @pytest.mark.parametrize("start", [b"\x82", b"\x82\xfe", client_header(BINARY, 4000), client_header(TEXT, 5)])
-def test_s5_message_deadline_counts_from_the_first_byte(start: bytes) -> None:
-    """S5: a header that never gets whole, or a payload that never comes, is a message begun."""
+def test_s5_message_deadline_counts_from_the_first_byte_of_the_frame_header(start: bytes) -> None:
+    """S5: an incomplete header, or a payload that never comes, counts as a message that has begun."""
     with rig(Settings(ping_interval_ms=0)) as bench:
         peer = bench.connect()
         peer.send(start)
@@ -239,8 +244,8 @@ def test_s5_message_deadline_counts_from_the_first_byte(start: bytes) -> None:
         assert bench.of(peer) == [(event_kinds.FAILING, 1008)]
 
 
-def test_s5_the_deadline_ends_with_the_message() -> None:
-    """S5: a message that came in pieces, and control frames in pieces, leave no deadline behind."""
+def test_s5_complete_messages_and_control_frames_in_pieces_leave_no_deadline() -> None:
+    """S5: a message and control frames arrive byte by byte; 80 s later the connection is still open."""
     with rig() as bench:
         peer = bench.connect()
         for frame in (client_frame(TEXT, b"hello"), client_frame(PING, b"abc"), client_frame(PONG, b"abc")):
@@ -257,8 +262,8 @@ def test_s5_the_deadline_ends_with_the_message() -> None:
 # --- S6 ---------------------------------------------------------------------------------------------
 
 
-def test_s6_sum_of_small_fragments() -> None:
-    """S6: 1009 at the header by which the sum passes the limit; before FIN, before its payload."""
+def test_s6_header_that_takes_the_sum_of_fragments_over_the_limit_is_1009() -> None:
+    """S6: the Close comes at that header, before its payload and before FIN."""
     with rig(Settings(max_message_bytes=10_000)) as bench:
         peer = bench.connect()
         peer.send(client_frame(BINARY, bytes(1000), final=False))
@@ -271,7 +276,7 @@ def test_s6_sum_of_small_fragments() -> None:
         assert not bench.of(peer)
         peer.send(client_header(CONTINUATION, 1, final=False))
         bench.turn()
-        assert verdict(bench, peer) == 1009
+        assert close_code_of_failure(bench, peer) == 1009
         assert bench.held()["partial"] == 0
 
 
@@ -280,8 +285,10 @@ def test_s6_sum_of_small_fragments() -> None:
 
 @pytest.mark.parametrize("is_split", [False, True])
 @pytest.mark.parametrize("opcode", [TEXT, BINARY, PING, PONG, CLOSE])
-def test_s32_unmasked_frame(opcode: int, is_split: bool) -> None:
-    """S32: 1002 for whatever is not masked; what was whole before it is delivered, nothing after."""
+def test_s32_unmasked_frame_is_1002_and_only_the_messages_before_it_are_delivered(
+    opcode: int, is_split: bool
+) -> None:
+    """S32: this holds for every opcode, whole or byte by byte."""
     unmasked = bytes([0x80 | opcode, 4]) + struct.pack("!H", 1000) + b"ab"
     with rig() as bench:
         peer = bench.connect()
@@ -291,16 +298,16 @@ def test_s32_unmasked_frame(opcode: int, is_split: bool) -> None:
             bench.step()
         bench.turn()
         assert bench.of(peer)[:2] == [(event_kinds.TEXT, b"before"), (event_kinds.FAILING, 1002)]
-        assert verdict(bench, peer) == 1002
+        assert close_code_of_failure(bench, peer) == 1002
         bench.pass_ms(1500)
         assert bench.of(peer)[2:] == [(event_kinds.CLOSED, Reason.PROTOCOL_ERROR)]
 
 
-def test_s32_unmasked_continuation() -> None:
-    """S32: inside a message too."""
+def test_s32_unmasked_continuation_frame_is_1002_and_its_message_is_not_delivered() -> None:
+    """S32: the first fragment was masked, the continuation is not."""
     with rig() as bench:
         peer = bench.connect()
         peer.send(client_frame(TEXT, b"a", final=False) + b"\x80\x01b")
         bench.turn()
         assert not bench.messages(peer)
-        assert verdict(bench, peer) == 1002
+        assert close_code_of_failure(bench, peer) == 1002
