@@ -1,4 +1,4 @@
-"""Out of descriptors (R18), each in a child process with a low limit of its own."""
+"""Use up the file descriptors of a reactor (R18), in child processes with low limits of their own."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ bench = Hall()
 clients = [socket.create_connection(bench.listener.getsockname()) for _ in range(8)]
 good = bench.meet(bench.dial(HEAD))
 late = [socket.create_connection(bench.listener.getsockname()) for _ in range(8)]
-# The whole queue is taken up to here; now the process fills up, to the last descriptor.
+# The reactor has accepted the whole queue. Now the process uses its last descriptor.
 settle(bench, lambda: bench.count("accepted") == 17)
 more = [socket.create_connection(bench.listener.getsockname()) for _ in range(8)]
 probe = os.dup(0)
@@ -30,23 +30,23 @@ first = bench.count("accept_exhausted")
 polls = 0
 for _ in range(1000):
     bench.step()
-assert bench.count("accept_exhausted") == first == before + 1, "tried again without a tick"
+assert bench.count("accept_exhausted") == first == before + 1, "accepted again without a tick"
 assert not bench.reactor.more
 resource.setrlimit(resource.RLIMIT_NOFILE, (probe + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 outer = select.epoll()
 outer.register(bench.reactor.fileno(), select.EPOLLIN)
-assert not outer.poll(0), "a full process spins on its queue"
+assert not outer.poll(0), "a process without descriptors spins on its accept queue"
 outer.close()
 resource.setrlimit(resource.RLIMIT_NOFILE, (probe, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-# Each tick tries once.
+# Each tick tries to accept once.
 for round_ in range(8):
     bench.pass_ms(250)
     assert bench.count("accept_exhausted") == first + round_ + 1
-# The good connection is served all the while.
+# The open connection is served all the time.
 bench.reactor.send(good.conn, b"still")
 bench.turn()
 assert [frame.payload for frame in good.frames()] == [b"still"]
-# Descriptors come free: the next tick accepts.
+# Descriptors are free again: the next tick accepts.
 for client in clients:
     client.close()
 bench.turn()
@@ -57,8 +57,8 @@ print("recovered")
 """
 
 
-def test_r18_emfile_at_accept() -> None:
-    """R18: EMFILE: counted once a tick, no spin in between, the good go on, recovery at the next tick."""
+def test_r18_emfile_is_counted_once_per_tick_and_accepting_resumes_without_a_spin() -> None:
+    """R18: between ticks the reactor does not try again; the open connection is served meanwhile."""
     child = run_child(EXHAUSTED)
     assert child.returncode == 0, child.stderr
     assert child.stdout == "recovered\n"
@@ -88,15 +88,15 @@ print("refused before the limit")
 """
 
 
-def test_r18_the_gate_refuses_before_the_limit() -> None:
-    """R18: with `descriptors` below the process's limit, EMFILE never happens: refused, with an answer."""
+def test_r18_gate_with_a_lower_descriptor_limit_answers_503_before_emfile() -> None:
+    """R18: with `descriptors` below the limit of the process, accept never fails with EMFILE."""
     child = run_child(GATED)
     assert child.returncode == 0, child.stderr
     assert child.stdout == "refused before the limit\n"
 
 
-def test_r18_names_without_a_descriptor_to_spare() -> None:
-    """R18: `peer` answers, or says nothing; a full process is no exception to serve."""
+def test_r18_peer_address_without_a_free_descriptor_is_right_or_empty() -> None:
+    """R18: `peer` returns the address or an empty text, and raises nothing."""
     with hall() as bench:
         peer = bench.meet(bench.dial(HEAD))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -111,8 +111,8 @@ def test_r18_names_without_a_descriptor_to_spare() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_r18_an_absurd_gate_refuses_everybody(limit: int) -> None:
-    """R18: below what the process itself has open, all are refused, none is lost."""
+def test_r18_gate_limit_below_the_open_descriptors_refuses_every_peer_with_503(limit: int) -> None:
+    """R18: the process itself has more descriptors open than the gate allows."""
     with hall(limits=GateLimits(descriptors=limit)) as bench:
         crowd = [bench.dial(HEAD) for _ in range(20)]
         settle(bench, lambda: bench.count("ended_refused_descriptors") == 20)
@@ -122,8 +122,8 @@ def test_r18_an_absurd_gate_refuses_everybody(limit: int) -> None:
             assert peer.received.startswith(b"HTTP/1.1 503 ")
 
 
-def test_r18_an_adopted_socket_is_not_judged() -> None:
-    """R18: adopting is the caller's decision: the gate counts it, and does not refuse it."""
+def test_r18_adopted_sockets_pass_a_full_gate_but_count_for_later_peers() -> None:
+    """R18: the caller of `adopt` decides, so the gate counts the socket and does not refuse it."""
     with hall(limits=GateLimits(connections=1)) as bench:
         pairs = [socket.socketpair() for _ in range(2)]
         for ours, _ in pairs:
