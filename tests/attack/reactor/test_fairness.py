@@ -1,4 +1,4 @@
-"""A control group beside peers that talk without pause. Passes are counted, never time."""
+"""Serve a control group beside peers that send without pause. Passes are counted, never time."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from tests.support.reactor_rig import Peer, Rig, rig
 from tests.support.tcp_rig import raise_descriptors
 from wsgate.reactor import Settings, event_kinds
 
-BURST = client_frame(BINARY, b"a") * 2340  # one receive full of one-byte messages
+BURST = client_frame(BINARY, b"a") * 2340  # one-byte messages that fill one receive
 PASS_MESSAGES = 256
 TURN_MESSAGES = 64
 
 
-def passes_until_heard(bench: Rig, speaker: Peer, floods: list[Peer], most: int) -> int:
-    """Polls from the moment a control message is sent until it is delivered; floods go on meanwhile."""
+def passes_until_delivered(bench: Rig, speaker: Peer, floods: list[Peer], most: int) -> int:
+    """Return the polls until a control message is delivered while the floods continue."""
     speaker.send(client_frame(TEXT, b"control"))
     for count in range(1, most + 1):
         batch = bench.reactor.poll(bench.now_ms)
@@ -24,28 +24,28 @@ def passes_until_heard(bench: Rig, speaker: Peer, floods: list[Peer], most: int)
         bench.reactor.flush(bench.now_ms)
         for flood in floods:
             flood.send(BURST)
-    raise AssertionError(f"not heard within {most} passes")
+    raise AssertionError(f"not delivered within {most} passes")
 
 
-def test_ten_floods_and_a_control_group() -> None:
-    """Control group: with ten peers at one-byte messages, every control message is heard in 5 passes."""
+def test_control_message_beside_ten_floods_is_delivered_within_five_passes() -> None:
+    """Ten peers send one-byte messages without pause beside ten peers of a control group."""
     with rig() as bench:
         floods = [bench.connect() for _ in range(10)]
         control = [bench.connect() for _ in range(10)]
         for flood in floods:
             flood.send(BURST)
         bench.step()
-        # Ten floods take 64 messages each before the round is over: 640 messages, 2.5 passes.
-        worst = max(passes_until_heard(bench, speaker, floods, 50) for speaker in control * 5)
+        # Ten floods have 64 messages each in one round: 640 messages, 2.5 passes.
+        worst = max(passes_until_delivered(bench, speaker, floods, 50) for speaker in control * 5)
         assert worst <= 5
         assert bench.count("now_open") == 20
 
 
 @pytest.mark.parametrize("crowd", [200, 400])
-def test_many_floods_do_not_shut_the_others_out(crowd: int) -> None:
-    """Control group: behind N floods a message waits for one round of N turns, not for all their backlogs.
+def test_control_message_behind_many_floods_waits_for_one_round_of_turns(crowd: int) -> None:
+    """The message does not wait until the backlogs of the floods are empty.
 
-    One round is N * 64 messages, which is N / 4 passes. Twice that is allowed, and the first looks.
+    One round is N * 64 messages, which is N / 4 passes. Twice that is allowed, plus 20 passes.
     """
     assert raise_descriptors(2 * crowd + 20) >= 2 * crowd
     with rig() as bench:
@@ -54,11 +54,11 @@ def test_many_floods_do_not_shut_the_others_out(crowd: int) -> None:
         for flood in floods:
             flood.send(BURST)
         bench.step()
-        passes_until_heard(bench, speaker, floods, crowd // 2 + 20)
+        passes_until_delivered(bench, speaker, floods, crowd // 2 + 20)
 
 
-def test_a_newcomer_is_let_in_beside_floods() -> None:
-    """Control group: a head among 400 floods becomes `OPEN` within one round and is not starved."""
+def test_request_head_among_400_floods_becomes_open_within_two_rounds() -> None:
+    """A new connection is not starved by 400 peers that send without pause."""
     crowd = 400
     assert raise_descriptors(2 * crowd + 20) >= 2 * crowd
     with rig() as bench:
@@ -77,8 +77,8 @@ def test_a_newcomer_is_let_in_beside_floods() -> None:
             raise AssertionError("starved")
 
 
-def test_a_blocked_socket_is_reported_beside_floods() -> None:
-    """Control group: a reader that drained its socket gets the rest of its message among 400 floods."""
+def test_drained_socket_among_400_floods_receives_the_rest_of_its_message() -> None:
+    """A reader empties its full socket, and the reactor notices that beside the floods."""
     crowd = 400
     assert raise_descriptors(2 * crowd + 20) >= 2 * crowd
     with rig() as bench:
@@ -101,8 +101,8 @@ def test_a_blocked_socket_is_reported_beside_floods() -> None:
             raise AssertionError("starved")
 
 
-def test_order_of_each_connection_is_kept() -> None:
-    """Control group: whatever the interleaving, each connection's messages come in its order, all."""
+def test_messages_of_each_of_ten_floods_arrive_complete_and_in_order() -> None:
+    """The order of one connection is kept, however the connections are interleaved."""
     with rig() as bench:
         floods = [bench.connect() for _ in range(10)]
         for flood in floods:
@@ -112,8 +112,8 @@ def test_order_of_each_connection_is_kept() -> None:
             assert bench.messages(flood) == [b"%04d" % index for index in range(1500)]
 
 
-def test_no_pass_takes_more_than_its_budget() -> None:
-    """A pass: 256 messages, 64 of one connection, 32 opens, and `more` as long as something waits."""
+def test_pass_takes_at_most_256_messages_64_per_connection_and_32_opens() -> None:
+    """`more` is true as long as something waits."""
     with rig() as bench:
         for _ in range(10):
             bench.connect().send(BURST)
@@ -139,8 +139,8 @@ def test_no_pass_takes_more_than_its_budget() -> None:
         assert not bench.reactor.more
 
 
-def test_a_pass_ends_after_a_mebibyte() -> None:
-    """A pass: large messages end it by their bytes."""
+def test_pass_ends_after_one_mebibyte_of_large_messages() -> None:
+    """40 peers send 64 KiB each; one pass takes at most 1 MiB and one more message."""
     with rig(Settings(max_message_bytes=1 << 20)) as bench:
         peers = [bench.connect() for _ in range(40)]
         for peer in peers:
@@ -152,8 +152,8 @@ def test_a_pass_ends_after_a_mebibyte() -> None:
             assert batch or bench.reactor.more or left == 40
 
 
-def test_pings_without_end_are_shared_fairly() -> None:
-    """Control group: control frames are no messages, but a turn has an end for them too."""
+def test_control_message_beside_ten_ping_floods_is_delivered_within_12_passes() -> None:
+    """Control frames are not messages, but the turn of a connection has a limit for them too."""
     with rig(Settings(control_rate_per_s=0)) as bench:
         floods = [bench.connect(send_buffer_bytes=4096) for _ in range(10)]
         speaker = bench.connect()
@@ -168,11 +168,11 @@ def test_pings_without_end_are_shared_fairly() -> None:
             for flood in floods:
                 flood.send(ping)
         else:
-            raise AssertionError("not heard within 12 passes")
+            raise AssertionError("not delivered within 12 passes")
 
 
-def test_a_publication_to_many_leaves_replies_in_front() -> None:
-    """Control group: while a publication walks 2,000 sockets, a reply leaves with the next slice."""
+def test_reply_leaves_with_the_next_flush_while_a_publication_goes_to_2000_sockets() -> None:
+    """The delivery of a publication is cut into slices, and a reply goes first."""
     count = raise_descriptors(4200) // 2 - 100
     assert count >= 200
     with rig() as bench:
@@ -190,8 +190,8 @@ def test_a_publication_to_many_leaves_replies_in_front() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 16, 100, 256, 4_000_000_000])
-def test_a_pass_takes_no_more_than_its_caller_can_handle(limit: int) -> None:
-    """What is left over comes with the next passes, every message once and in order."""
+def test_poll_returns_at_most_the_limit_of_its_caller_and_loses_no_message(limit: int) -> None:
+    """What is left over comes with the next polls, every message once and in order."""
     with rig() as bench:
         peers = [bench.connect() for _ in range(3)]
         for peer in peers:
