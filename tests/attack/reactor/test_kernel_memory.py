@@ -1,4 +1,4 @@
-"""What the kernel keeps for a peer that does not read is on an account until it is free, even once closed."""
+"""Account for the memory that the kernel keeps for a peer that does not read, also after its close."""
 
 import socket
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from wsgate.reactor import Settings
 
 SENT = bytes(60_000)
 LEAST = 30_000
-"""Of those bytes, what cannot be in the peer's window."""
+"""The part of those bytes that does not fit into the window of the peer."""
 BROKEN = b"\xff\x80\x00\x00\x00\x00"
 UNREAD = client_frame(2, bytes(1_000))
 
 
 def connect(bench: Rig) -> Peer:
-    """A peer with a tiny window, and a send buffer that takes all of SENT at once."""
+    """Connect a peer with a tiny window, and with a send buffer that takes all of SENT at once."""
     with socket.socket() as listener, socket.socket() as theirs:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -32,7 +32,7 @@ def connect(bench: Rig) -> Peer:
 
 
 def kernel(bench: Rig) -> tuple[int, int]:
-    """Bytes on the accounts of open sockets and of closed ones; every account is compared first."""
+    """Return the bytes on the accounts of open and of closed sockets, after an audit of every account."""
     bench.audit()
     held = bench.reactor.bytes_held()
     return held["kernel_queued"], held["kernel_orphans"]
@@ -45,7 +45,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Rig]:
     made.close()
 
 
-def test_peer_that_takes_nothing_is_on_the_account_a_second_after_the_write(bench: Rig) -> None:
+def test_unread_bytes_are_on_the_account_two_seconds_after_the_write(bench: Rig) -> None:
     peer = connect(bench)
     bench.reactor.send(peer.conn, SENT)
     bench.turn()
@@ -54,10 +54,10 @@ def test_peer_that_takes_nothing_is_on_the_account_a_second_after_the_write(benc
     assert kernel(bench)[0] > LEAST
 
 
-def test_peer_that_was_sent_little_before_is_on_the_account_a_second_after_the_large_write(
+def test_unread_large_write_is_on_the_account_although_the_peer_was_sent_little_before(
     bench: Rig,
 ) -> None:
-    """As a client is sent its welcome, and what it does not take later."""
+    """The first write is as small as the welcome of a client. The peer does not take the second one."""
     peer = connect(bench)
     bench.reactor.send(peer.conn, b"welcome")
     bench.turn()
@@ -67,7 +67,7 @@ def test_peer_that_was_sent_little_before_is_on_the_account_a_second_after_the_l
     assert kernel(bench)[0] > LEAST
 
 
-def test_lingering_peer_stays_on_the_account_and_is_reset_when_it_ends(bench: Rig) -> None:
+def test_lingering_peer_stays_on_the_account_until_it_ends_with_a_reset(bench: Rig) -> None:
     peer = connect(bench)
     bench.reactor.send(peer.conn, SENT)
     bench.turn()
@@ -77,7 +77,7 @@ def test_lingering_peer_stays_on_the_account_and_is_reset_when_it_ends(bench: Ri
     assert kernel(bench)[0] > LEAST
     peer.sock.send(UNREAD)
     bench.turn()
-    assert kernel(bench)[0] > LEAST, "what the peer sends meanwhile changes nothing"
+    assert kernel(bench)[0] > LEAST, "bytes that the peer sends meanwhile must not change the account"
     bench.pass_ms(1_500)
     assert bench.count("now_connections") == 0
     assert kernel(bench) == (0, 0)
@@ -91,7 +91,7 @@ def test_lingering_peer_stays_on_the_account_and_is_reset_when_it_ends(bench: Ri
 @pytest.mark.parametrize(
     "bench", [Settings(ping_interval_ms=0, linger_limit_sockets=0)], indirect=True, ids=["none may linger"]
 )
-def test_peer_that_may_not_linger_is_on_the_account_of_orphans_until_the_kernel_gives_up(bench: Rig) -> None:
+def test_peer_that_may_not_linger_is_on_the_orphan_account_until_the_kernel_gives_up(bench: Rig) -> None:
     peer = connect(bench)
     bench.reactor.send(peer.conn, SENT)
     bench.turn()
@@ -106,7 +106,7 @@ def test_peer_that_may_not_linger_is_on_the_account_of_orphans_until_the_kernel_
     assert kernel(bench) == (0, 0)
 
 
-def test_peer_that_has_read_everything_leaves_nothing_behind(bench: Rig) -> None:
+def test_peer_that_read_everything_before_its_close_leaves_both_accounts_empty(bench: Rig) -> None:
     peer = bench.connect(tcp=True)
     bench.reactor.send(peer.conn, SENT)
     bench.turn()
