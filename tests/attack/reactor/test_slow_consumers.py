@@ -1,4 +1,4 @@
-"""Consumers that read slowly or not at all: cut, bounded, and harmless to the others (R16, S28)."""
+"""Bound consumers that read slowly or not at all, without harm to the others (R16, S28)."""
 
 import select
 import socket
@@ -21,10 +21,10 @@ WMEM_QUEUED = 5
 
 
 @pytest.mark.parametrize("policy", [POLICY_CLOSE, POLICY_DROP_OLDEST])
-def test_r16_one_in_a_hundred_reads_slowly(policy: int) -> None:
-    """R16: 1 % take 1 KB a second: with `close` they are cut with 4010, the others get all, in order.
+def test_r16_one_percent_of_slow_readers_are_cut_or_lose_and_the_others_receive_all(policy: int) -> None:
+    """R16: slow readers take 1 KB a second; the policy `close` cuts them with 4010.
 
-    With `drop_oldest` nobody is cut for the outbox; the slow ones lose what they cannot take.
+    With `drop_oldest` the outbox closes no connection; the slow readers lose what they cannot take.
     """
     with rig(Settings(outbox_frames=64, outbox_age_ms=60_000, write_timeout_ms=60_000)) as bench:
         slow = [bench.connect(send_buffer_bytes=4096) for _ in range(2)]
@@ -55,8 +55,8 @@ def test_r16_one_in_a_hundred_reads_slowly(policy: int) -> None:
         assert bench.held()["outbox"] <= 2 * 8192
 
 
-def test_r16_a_slow_one_reads_why() -> None:
-    """R16: who reads on after being cut finds whole frames and then the Close 4010."""
+def test_r16_cut_slow_reader_that_reads_on_finds_whole_frames_and_then_close_4010() -> None:
+    """R16: nothing of a frame is missing before the Close."""
     with rig(Settings(outbox_frames=16)) as bench:
         peer = bench.connect(send_buffer_bytes=4096)
         bench.reactor.subscribe(peer.conn, b"news")
@@ -74,11 +74,11 @@ def test_r16_a_slow_one_reads_why() -> None:
         assert bench.of(peer) == [(event_kinds.FAILING, 4010), (event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
 
 
-# --- what waits, whole ------------------------------------------------------------------------------
+# --- frames stay whole while they wait --------------------------------------------------------------
 
 
 def until_blocked(bench: Rig, peer: Peer, size: int) -> list[bytes]:
-    """Messages of this size, each told from the others, until the last is only partly written."""
+    """Send messages of this size, all different, until the last one is only partly written."""
     sent: list[bytes] = []
     while bench.count("now_blocked") == 0:
         sent.append((b"%08d" % len(sent)) * (size // 8))
@@ -90,10 +90,12 @@ def until_blocked(bench: Rig, peer: Peer, size: int) -> list[bytes]:
 @pytest.mark.parametrize("drain_bytes", [1 << 20, 100_000, 8_192])
 @pytest.mark.parametrize("size", [8_000, 72_000, 320_000, 800_000])
 @pytest.mark.parametrize("is_tcp", [False, True], ids=["unix", "tcp"])
-def test_a_pong_does_not_get_into_a_frame(size: int, drain_bytes: int, is_tcp: bool) -> None:
-    """A ping that comes while a large message is half sent: its pong goes behind it, not into it.
+def test_pong_to_a_ping_during_a_half_sent_message_goes_behind_the_message(
+    size: int, drain_bytes: int, is_tcp: bool
+) -> None:
+    """The pong is never written into the frame of the message.
 
-    The socket is drained in different steps, so that writes begin anywhere and take any length.
+    The socket is drained in different steps, so that writes begin anywhere and have any length.
     """
     with rig() as bench:
         peer = bench.connect(tcp=is_tcp)
@@ -108,7 +110,7 @@ def test_a_pong_does_not_get_into_a_frame(size: int, drain_bytes: int, is_tcp: b
                 frames += peer.reader.receive_data(peer.sock.recv(drain_bytes))
                 idle = 0
             except BlockingIOError:
-                # What was written may wait in the kernel for the window to open again.
+                # Written bytes may wait in the kernel until the window opens again.
                 if number >= 50 and not select.select([peer.sock], [], [], 0.02)[0]:
                     idle += 1
                 if idle == 10:
@@ -120,8 +122,8 @@ def test_a_pong_does_not_get_into_a_frame(size: int, drain_bytes: int, is_tcp: b
         assert pongs[-1] == 49
 
 
-def test_nothing_goes_before_the_101() -> None:
-    """A ping behind the head: the answer to the head is the first thing on the wire, the pong the next."""
+def test_pong_to_a_ping_behind_the_request_head_follows_the_101() -> None:
+    """The peer sends the ping before it has an answer to its head."""
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         peer.send(HEAD + client_frame(PING, b"early"))
@@ -136,7 +138,7 @@ def test_nothing_goes_before_the_101() -> None:
 
 
 def kernel_bytes(descriptor: int) -> int:
-    """What the kernel's send queue of a socket holds, overhead and all."""
+    """Return the size of the kernel's send queue of a socket, with the overhead of the kernel."""
     duplicate = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
     with duplicate:
         values: tuple[int, ...] = struct.unpack("9I", duplicate.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
@@ -144,8 +146,8 @@ def kernel_bytes(descriptor: int) -> int:
 
 
 @pytest.mark.parametrize("size", [20, 125, 512, 4_096, 24_000, 31_000, 100_000])
-def test_peers_that_never_read_stay_within_the_booked_amount(size: int) -> None:
-    """S28: what non-readers take of the kernel's send memory is at most `kernel_queued`."""
+def test_kernel_memory_of_blocked_peers_is_at_most_kernel_queued(size: int) -> None:
+    """S28: 50 peers never read; the account covers the send memory that they use in the kernel."""
     count = 50
     with hall(Settings(outbox_bytes=1 << 26, outbox_frames=1 << 16)) as bench:
         for _ in range(count):
@@ -171,8 +173,12 @@ def test_peers_that_never_read_stay_within_the_booked_amount(size: int) -> None:
         assert taken <= booked, f"{taken / count:.0f} bytes each, {booked / count:.0f} booked"
 
 
-def test_what_lies_in_sockets_that_are_not_full_is_booked_at_the_next_look() -> None:
-    """S28: peers that do not read, and say enough to live: their sockets refuse nothing, and hold 19 KB."""
+def test_unread_bytes_in_sockets_that_are_not_full_are_on_kernel_queued() -> None:
+    """S28: the peers do not read, but send pongs, so that no deadline ends them.
+
+    Their sockets refuse nothing. The account covers the bytes of each, and is at most 8 KiB per peer too
+    high.
+    """
     with hall(Settings(ping_interval_ms=5_000, outbox_age_ms=600_000)) as bench:
         peers = [bench.meet(bench.dial(HEAD, receive_buffer_bytes=2_048)) for _ in range(50)]
         for peer in peers:
@@ -189,7 +195,7 @@ def test_what_lies_in_sockets_that_are_not_full_is_booked_at_the_next_look() -> 
         real = sum(kernel_bytes(state["fd"]) for state in states if state is not None)
         assert real > 50 * 6_000
         assert real <= booked <= real + 50 * 8_192
-        # Read at last: off the books at the look after that.
+        # After the peers have read everything, the account is empty at the next measurement.
         for peer in peers:
             settle(bench, lambda peer=peer: len(peer.received + peer.receive()) >= 12_000)  # type: ignore[misc]
         for _ in range(30):
@@ -199,8 +205,8 @@ def test_what_lies_in_sockets_that_are_not_full_is_booked_at_the_next_look() -> 
         assert bench.reactor.bytes_held()["kernel_queued"] == 0
 
 
-def test_what_a_paused_peer_sends_is_booked_too() -> None:
-    """Commands that await the bus pause reading: what comes then waits in the kernel, up to its buffer."""
+def test_bytes_that_a_paused_peer_sends_are_on_kernel_queued_until_its_abort() -> None:
+    """While commands wait for the bus, reading is paused, and the kernel keeps what the peer sends."""
     with hall(Settings(ping_interval_ms=5_000)) as bench:
         peer = bench.meet(bench.dial(HEAD))
         bench.reactor.pause_reading(peer.conn)
@@ -216,8 +222,8 @@ def test_what_a_paused_peer_sends_is_booked_too() -> None:
         assert bench.reactor.bytes_held()["kernel_queued"] == 0
 
 
-def test_booking_is_given_back() -> None:
-    """A socket that takes bytes again, or is gone, is charged no more."""
+def test_kernel_queued_returns_to_zero_when_blocked_peers_read_close_or_are_aborted() -> None:
+    """One of three blocked peers drains its socket, one closes, and one is aborted."""
     with rig() as bench:
         crowd: list[Peer] = []
         for _ in range(3):
@@ -237,14 +243,14 @@ def test_booking_is_given_back() -> None:
 
 
 def drain(bench: Rig, peer: Peer) -> None:
-    """Read until nothing comes."""
+    """Read until nothing more arrives."""
     for _ in range(100):
         peer.receive()
         bench.turn()
 
 
-def test_500_that_never_read_leave_the_others_alone() -> None:
-    """Control group: 500 blocked sockets; a reader's replies leave with every flush, and nothing spins."""
+def test_reader_beside_500_blocked_sockets_receives_each_reply_with_the_next_flush() -> None:
+    """The reactor does not try to write to the blocked sockets again."""
     with rig(Settings(write_timeout_ms=60_000, outbox_age_ms=60_000)) as bench:
         for _ in range(500):
             stuck = bench.connect(send_buffer_bytes=4096)
@@ -260,4 +266,4 @@ def test_500_that_never_read_leave_the_others_alone() -> None:
             bench.reactor.send(good.conn, b"%d" % index)
             assert not bench.reactor.flush(bench.now_ms)
             assert [frame.payload for frame in good.frames()] == [b"%d" % index]
-        assert bench.count("sends") - sends == 100, "blocked sockets are not tried again"
+        assert bench.count("sends") - sends == 100, "the reactor tried a blocked socket again"
