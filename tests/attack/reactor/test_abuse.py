@@ -1,4 +1,4 @@
-"""Calls no sane caller makes: each must be refused or harmless. What may crash runs in a child."""
+"""Make wrong calls to the reactor: each is refused or harmless. Code that may crash runs in a child."""
 
 import os
 import socket
@@ -19,8 +19,8 @@ from wsgate.reasons import Reason
 REFUSED: tuple[type[Exception], ...] = (WsgateError, ValueError, OverflowError, TypeError, AttributeError)
 
 
-def survive(code: str) -> str:
-    """What a child prints that runs this code with checked memory; its crash is our failure."""
+def output_of_child(code: str) -> str:
+    """Run code in a child with checked memory and return its output; a crash fails the test."""
     child = run_child(code, debug_malloc=True)
     assert child.returncode == 0, child.stderr[-2000:]
     return child.stdout
@@ -69,8 +69,8 @@ def pair(reactor):
         "__import__('pickle').dumps(reactor)",
     ],
 )
-def test_wrong_types_are_refused(call: str) -> None:
-    """An exception that names the fault: no crash, and no byte of foreign memory on the wire."""
+def test_call_with_a_wrong_type_raises_and_sends_no_byte(call: str) -> None:
+    """The exception names the fault; nothing crashes, and no foreign memory goes to the peer."""
     with rig() as bench:
         peer = bench.connect()
         bench.reactor.subscribe(peer.conn, b"c")
@@ -100,8 +100,8 @@ def test_wrong_types_are_refused(call: str) -> None:
         "Reactor.__new__(Reactor).send(1, b'x')",
     ],
 )
-def test_a_reactor_that_could_not_be_made_leaves_the_process_as_it_was(make: str) -> None:
-    """A constructor that fails, or was never called: no descriptor of anybody else is closed."""
+def test_failed_constructor_closes_no_descriptor_of_the_process(make: str) -> None:
+    """The constructor raises or was never called, and then the object is collected."""
     code = f"""{PRELUDE}
 import os
 taken = [os.dup(2) for _ in range(20)]
@@ -110,7 +110,7 @@ except Exception as fault: print("refused")
 import gc; gc.collect()
 for fd in [0, 1, 2, *taken]: os.fstat(fd)
 """
-    assert survive(code) == "refused\n"
+    assert output_of_child(code) == "refused\n"
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ for fd in [0, 1, 2, *taken]: os.fstat(fd)
         "self.reactor.tick(10**9)",
     ],
 )
-def test_a_meta_object_that_calls_back_at_shutdown(action: str) -> None:
-    """`shutdown` drops the caller's objects; one whose `__del__` calls the reactor finds it shut down."""
+def test_meta_object_that_calls_the_reactor_in_del_finds_it_shut_down(action: str) -> None:
+    """`shutdown` drops the objects of the caller, and their `__del__` calls the reactor."""
     code = f"""{PRELUDE}
 class Meta:
     def __init__(self, reactor): self.reactor = reactor
@@ -144,11 +144,11 @@ reactor.shutdown()
 assert reactor.fileno() == -1
 assert not any(reactor.bytes_held().values()), reactor.bytes_held()
 """
-    assert set(survive(code).split()) <= {"InternalError"}
+    assert set(output_of_child(code).split()) <= {"InternalError"}
 
 
-def test_a_sequence_that_lies_about_its_length() -> None:
-    """`variants` says 1 and holds 200: refused, not written past the end."""
+def test_variants_sequence_with_a_wrong_length_is_refused_without_a_write_past_the_end() -> None:
+    """The `__len__` of the sequence returns 1, but it yields 200 items."""
     code = f"""{PRELUDE}
 class Liar(list):
     def __len__(self): return 1
@@ -160,11 +160,11 @@ with rig() as bench:
         try: call()
         except (ValueError, IndexError): print("refused")
 """
-    assert survive(code) == "refused\nrefused\n"
+    assert output_of_child(code) == "refused\nrefused\n"
 
 
-def test_variants_that_change_the_channel_while_they_are_read() -> None:
-    """A generator-like sequence unsubscribes the last one in the middle of a publication."""
+def test_variants_that_unsubscribe_the_channel_while_they_are_read_reach_no_connection() -> None:
+    """Iterating over the variants unsubscribes every connection in the middle of a publication."""
     code = f"""{PRELUDE}
 class Trickster(list):
     def __iter__(self):
@@ -181,18 +181,18 @@ with rig(Settings(variant_opcodes=(1, 2))) as bench:
     except Exception:
         reached = 0
     bench.turn()
-    assert reached == 0, "nobody is subscribed any more"
+    assert reached == 0, "no connection is subscribed any more"
     for peer in peers: peer.close()
     bench.turn()
     assert bench.count("now_channels") == 0
     assert bench.held()["frame"] <= 512
 """
-    survive(code)
+    output_of_child(code)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_fuzz(seed: int) -> None:
-    """Random bytes and calls, checked memory: every promise about events kept, all given back."""
+def test_random_bytes_and_calls_keep_every_promise_about_events_and_memory(seed: int) -> None:
+    """The child runs with checked memory; all memory is returned at the end."""
     code = f"""
 import sys
 sys.unraisablehook = lambda unraisable: None
@@ -200,12 +200,12 @@ from tests.support.reactor_fuzz import Fuzz
 Fuzz({seed}).run(4000)
 print("sound")
 """
-    assert survive(code) == "sound\n"
+    assert output_of_child(code) == "sound\n"
 
 
-def test_the_interpreter_ends_with_connections_open() -> None:
-    """No shutdown, cycles, metas that call back: the end of the process is orderly."""
-    survive(f"""{PRELUDE}
+def test_interpreter_exit_with_open_connections_and_cycles_does_not_crash() -> None:
+    """The reactor is not shut down, and a meta object in a cycle calls it at the end."""
+    output_of_child(f"""{PRELUDE}
 class Meta:
     def __del__(self):
         try: self.reactor.poll(0)
@@ -225,8 +225,8 @@ reactor.flush(0)
 @pytest.mark.parametrize(
     "handle", [0, 1, 0xFFFFFFFF, 2**32, 2**32 + 1023, 2**32 + 1024, 2**63, 2**64 - 1, 2**64 - 2]
 )
-def test_made_up_handles(handle: int) -> None:
-    """Refused by every call, and counted."""
+def test_every_call_with_an_invented_handle_is_refused_and_counted_as_stale(handle: int) -> None:
+    """The handles are of free slots, of former connections, or outside of the table."""
     with rig() as bench:
         bench.connect()  # has the handle 2**32
         if handle == 2**32:
@@ -255,14 +255,14 @@ def test_made_up_handles(handle: int) -> None:
 
 
 @pytest.mark.parametrize("handle", [-1, 2**64, 10**30])
-def test_handles_that_do_not_fit(handle: int) -> None:
-    """An exception, or as a stale one."""
+def test_handle_outside_of_64_bits_raises_overflow_error(handle: int) -> None:
+    """A handle is an unsigned number of 64 bits."""
     with rig() as bench, pytest.raises(OverflowError):
         bench.reactor.send(handle, b"x")
 
 
-def test_a_slot_used_again_refuses_the_former_handle() -> None:
-    """A thousand connections through one slot: no former handle reaches a successor."""
+def test_former_handle_of_a_reused_slot_never_reaches_its_successor() -> None:
+    """A thousand connections use one slot, one after the other."""
     with rig() as bench:
         former: list[int] = []
         for _ in range(1000):
@@ -282,7 +282,7 @@ def test_a_slot_used_again_refuses_the_former_handle() -> None:
 
 
 def odd_descriptor(name: str) -> int:
-    """A descriptor that is no connected socket, of the caller."""
+    """Open a descriptor that is not a connected socket; the caller owns it."""
     if name == "pipe":
         read_end, write_end = os.pipe()
         os.close(write_end)
@@ -295,8 +295,8 @@ def odd_descriptor(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["pipe", "file", "null", "unconnected"])
-def test_adopting_what_is_no_connected_socket(name: str) -> None:
-    """Refused with an OSError, and still the caller's; or taken, and found gone at once."""
+def test_adopting_a_file_or_unconnected_socket_raises_or_closes_the_connection_at_once(name: str) -> None:
+    """After an OSError the descriptor still belongs to the caller."""
     descriptor = odd_descriptor(name)
     with rig() as bench:
         try:
@@ -314,14 +314,14 @@ def test_adopting_what_is_no_connected_socket(name: str) -> None:
 
 
 @pytest.mark.parametrize("descriptor", [-1, 999_999, -(2**31)])
-def test_adopting_what_is_not_open(descriptor: int) -> None:
-    """An OSError."""
+def test_adopting_a_descriptor_that_is_not_open_raises_os_error(descriptor: int) -> None:
+    """The numbers are negative or belong to no open file."""
     with rig() as bench, pytest.raises(OSError):
         bench.reactor.adopt(descriptor, now_ms=bench.now_ms, upgraded=True)
 
 
-def test_adopting_one_socket_twice() -> None:
-    """The second time is an error that says so, and the first goes on."""
+def test_second_adoption_of_a_socket_raises_and_the_first_connection_continues() -> None:
+    """The error is an OSError."""
     with rig() as bench:
         peer = bench.connect()
         state = bench.reactor.inspect(peer.conn)
@@ -334,8 +334,8 @@ def test_adopting_one_socket_twice() -> None:
         assert bench.count("now_connections") == 1
 
 
-def test_adopting_beyond_the_table() -> None:
-    """No slot is an error; the descriptor is still the caller's."""
+def test_adopting_without_a_free_slot_raises_and_leaves_the_socket_with_the_caller() -> None:
+    """The table has one slot, and it is in use."""
     with rig(Settings(max_connections=1)) as bench:
         bench.connect()
         ours, theirs = socket.socketpair()
@@ -348,8 +348,8 @@ def test_adopting_beyond_the_table() -> None:
 
 
 @pytest.mark.parametrize("variant", [-1, 1, 8, 255, 256, 2**31])
-def test_adopting_with_a_variant_that_is_not_configured(variant: int) -> None:
-    """Refused before the descriptor is taken."""
+def test_adopting_with_an_unknown_variant_raises_before_the_descriptor_is_taken(variant: int) -> None:
+    """The reactor has one variant, with the number 0."""
     with rig() as bench:
         ours, theirs = socket.socketpair()
         with ours, theirs, pytest.raises((ValueError, OverflowError)):
@@ -360,8 +360,8 @@ def test_adopting_with_a_variant_that_is_not_configured(variant: int) -> None:
 # --- calls at the wrong moment ----------------------------------------------------------------------
 
 
-def test_upgrade_twice() -> None:
-    """The second is refused, and nothing of it is sent."""
+def test_second_upgrade_is_refused_and_sends_nothing() -> None:
+    """An upgrade before the request head, and a refusal after the upgrade, are refused too."""
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         assert not bench.reactor.upgrade(peer.conn, b"too early")
@@ -374,8 +374,8 @@ def test_upgrade_twice() -> None:
         assert peer.receive() == b"101"
 
 
-def test_an_empty_answer_does_not_spin() -> None:
-    """`upgrade` with no bytes: nothing waits to be written, so `flush` says so."""
+def test_upgrade_with_an_empty_answer_leaves_nothing_to_flush() -> None:
+    """`flush` reports that nothing waits to be written."""
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         peer.send(HEAD)
@@ -387,8 +387,8 @@ def test_an_empty_answer_does_not_spin() -> None:
         assert peer.frames() == [ServerFrame(TEXT, b"m")]
 
 
-def test_sending_before_the_upgrade() -> None:
-    """No frame may go before the 101: refused, as are subscriptions and Close."""
+def test_send_close_and_subscribe_before_the_upgrade_are_refused() -> None:
+    """No frame may go to the peer before the 101."""
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         for step in (b"", HEAD):
@@ -400,8 +400,8 @@ def test_sending_before_the_upgrade() -> None:
         assert peer.receive() == b""
 
 
-def test_everything_after_shutdown() -> None:
-    """Refused or empty; asked twice too; and no loop is told to come again."""
+def test_every_call_after_shutdown_raises_or_returns_nothing() -> None:
+    """The second `shutdown` raises too, and `more` is false."""
     bench = Rig()
     peer = bench.connect()
     bench.reactor.send(peer.conn, bytes(1_000))
@@ -429,8 +429,8 @@ def test_everything_after_shutdown() -> None:
             call()
 
 
-def test_a_gap_encoder_that_misbehaves() -> None:
-    """It raises, returns nonsense, or calls back: that connection ends with 4050, the others go on."""
+def test_failed_gap_encoder_closes_only_its_own_connection_with_4050() -> None:
+    """The encoder raises, returns nonsense, or calls the reactor."""
 
     def encoder(variant: int, channel: bytes, first: int, last: int) -> Any:
         calls.append((variant, channel, first, last))
@@ -482,8 +482,8 @@ def test_a_gap_encoder_that_misbehaves() -> None:
         sys.unraisablehook = hook
 
 
-def test_a_meta_object_that_calls_back_when_its_connection_ends() -> None:
-    """Dropped inside `poll`: its call is refused, and the events are all there."""
+def test_meta_object_that_calls_the_reactor_when_its_connection_ends_loses_no_event() -> None:
+    """The object is dropped inside `poll`, so its calls are refused."""
     refused: list[Exception] = []
 
     class Meta:
@@ -512,8 +512,8 @@ def test_a_meta_object_that_calls_back_when_its_connection_ends() -> None:
         assert bench.count("now_connections") == 0
 
 
-def test_replacing_a_meta_object_that_ends_its_own_connection() -> None:
-    """The former object's `__del__` aborts the connection that is just given another one."""
+def test_replaced_meta_object_that_aborts_its_connection_in_del_closes_it() -> None:
+    """The connection has just received another object."""
 
     class Meta:
         def __init__(self, reactor: Reactor, conn: int) -> None:
@@ -530,8 +530,8 @@ def test_replacing_a_meta_object_that_ends_its_own_connection() -> None:
         assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
 
 
-def test_numbers_beyond_all_reason() -> None:
-    """Deadlines, clocks and positions at the ends of their range: refused, or nothing happens to others."""
+def test_deadlines_and_positions_at_the_ends_of_their_range_are_refused_or_exact() -> None:
+    """No such number changes another connection or makes the timers run without end."""
     with rig() as bench:
         peers = [bench.connect() for _ in range(6)]
         for peer, at_ms in zip(peers, (2**63 - 1, -(2**62), -1, 2**62, 2**63 - 250, 2**40), strict=True):
@@ -549,8 +549,8 @@ def test_numbers_beyond_all_reason() -> None:
             assert bench.reactor.publish(b"c", [b"x"], position=position) == 1
 
 
-def test_time_that_runs_backwards_or_leaps() -> None:
-    """An earlier time is taken for now; a leap of a century is a stall, once, and the process lives."""
+def test_clock_that_runs_backwards_or_jumps_a_century_closes_no_connection() -> None:
+    """An earlier time counts as the present one, and the jump counts as one stall."""
     with rig() as bench:
         peer = bench.connect()
         for now_ms in (0, -1, -(2**63), bench.now_ms - 1):
@@ -568,8 +568,8 @@ def test_time_that_runs_backwards_or_leaps() -> None:
         assert bench.messages(peer) == [b"alive"]
 
 
-def test_a_descriptor_held_elsewhere_does_not_make_us_spin() -> None:
-    """A copy of the descriptor (a forked child's) keeps the socket alive after we closed ours: no wake-up."""
+def test_copy_of_a_closed_descriptor_does_not_wake_the_reactor() -> None:
+    """A copy, as in a forked child, keeps the socket open after the reactor has closed its own."""
     with rig() as bench:
         peer = bench.connect()
         state = bench.reactor.inspect(peer.conn)
@@ -584,8 +584,8 @@ def test_a_descriptor_held_elsewhere_does_not_make_us_spin() -> None:
             os.close(copy)
 
 
-def test_many_closes_in_one_batch_leave_nothing() -> None:
-    """Each way out at once, in one batch, for a hundred connections: all descriptors and bytes back."""
+def test_hundred_connections_that_end_in_every_way_in_one_batch_return_all_memory() -> None:
+    """All descriptors are closed as well, and each connection has exactly one `CLOSED`."""
     before = open_descriptors()
     with rig(Settings(linger_limit_sockets=10)) as bench:
         crowd = [bench.connect(upgraded=index % 5 != 0) for index in range(100)]
