@@ -1,4 +1,4 @@
-"""Hostile request heads, end to end: listener, reactor and `wsgate.handshake` (S11, S12, S13, S15, S16)."""
+"""Send hostile request heads through listener, reactor and `wsgate.handshake` (S11, S12, S13, S15, S16)."""
 
 import pytest
 
@@ -13,7 +13,7 @@ CAP = 16 * 1024
 
 
 def answer_of(bench: Rig, peer: Peer) -> bytes:
-    """The whole HTTP answer; it must arrive, and the stream must end without a reset."""
+    """Return the whole HTTP answer; the stream must end after it without a reset."""
 
     def is_over() -> bool:
         while not peer.ended:
@@ -30,7 +30,7 @@ def answer_of(bench: Rig, peer: Peer) -> bytes:
 
 
 def status_of(bench: Rig, peer: Peer) -> int:
-    """The status of the answer, which is complete."""
+    """Return the status of the answer, and check that the answer is complete."""
     answer = answer_of(bench, peer)
     head, separator, body = answer.partition(b"\r\n\r\n")
     assert separator, answer
@@ -41,8 +41,8 @@ def status_of(bench: Rig, peer: Peer) -> int:
     return int(lines[0].split(b" ")[1])
 
 
-def refused(data: bytes, settings: Settings | None = None) -> int:
-    """The status these bytes are answered with at once: the clock does not move."""
+def status_at_once(data: bytes, settings: Settings | None = None) -> int:
+    """Return the status of the answer to these bytes; the clock does not move."""
     with hall(settings) as bench:
         peer = bench.dial(data)
         status = status_of(bench, peer)
@@ -57,7 +57,7 @@ def refused(data: bytes, settings: Settings | None = None) -> int:
 
 
 def deadline_of(bench: Hall, peer: Peer, drip: bytes) -> int:
-    """After how many milliseconds from accept a peer that sends `drip` bit by bit is answered 408."""
+    """Return the milliseconds from accept to 408 for a peer that sends `drip` a byte per tick."""
     settle(bench, lambda: bench.count("now_head") == 1)
     start_ms = bench.now_ms
     place = 0
@@ -74,8 +74,8 @@ def deadline_of(bench: Hall, peer: Peer, drip: bytes) -> int:
 
 
 @pytest.mark.parametrize("drip", [b"", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 100], ids=["silent", "trickle"])
-def test_s11_head_deadline_is_absolute(drip: bytes) -> None:
-    """S11: silent, or a byte every 250 ms: 408 ten seconds after accept, not after the last byte."""
+def test_s11_silent_or_trickling_head_is_408_ten_seconds_after_accept(drip: bytes) -> None:
+    """S11: a byte every 250 ms does not move the deadline."""
     with hall() as bench:
         assert 10_000 <= deadline_of(bench, bench.dial(), drip) <= 10_250
         assert bench.events == []
@@ -85,8 +85,8 @@ def test_s11_head_deadline_is_absolute(drip: bytes) -> None:
         assert bench.count("now_connections") == 0
 
 
-def test_s11_one_byte_before_the_deadline() -> None:
-    """S11: a byte at the last moment gains nothing; the rest after it is too late."""
+def test_s11_byte_just_before_the_head_deadline_does_not_extend_it() -> None:
+    """S11: the last byte of the head comes after the deadline and is too late."""
     with hall() as bench:
         peer = bench.dial(HEAD[:-2])
         settle(bench, lambda: bench.count("now_head") == 1)
@@ -98,8 +98,8 @@ def test_s11_one_byte_before_the_deadline() -> None:
         assert bench.events == []
 
 
-def test_s11_a_head_just_in_time() -> None:
-    """S11: whole before the deadline, it is answered 101, and the head's deadline is over."""
+def test_s11_head_completed_just_before_the_deadline_is_upgraded_and_stays_open() -> None:
+    """S11: the deadline of the head ends with the 101."""
     with hall() as bench:
         peer = bench.dial(HEAD[:-1])
         bench.pass_ms(9_750)
@@ -109,13 +109,13 @@ def test_s11_a_head_just_in_time() -> None:
         assert bench.count("now_open") == 1
 
 
-def test_s11_deferred_accept_does_not_hide_the_silent() -> None:
-    """S11: the kernel holds a silent peer back for about a second, then the reactor sees it."""
+def test_s11_deferred_accept_with_a_silent_peer_does_not_spin() -> None:
+    """S11: the kernel keeps a silent peer back for about a second, before the reactor may accept it."""
     with hall(options=ListenerOptions(defer_accept_s=1)) as bench:
         bench.dial()
         bench.dial(HEAD)
         settle(bench, lambda: bench.count("now_open") == 1)
-        # Whether and when the silent one comes is the kernel's business; that no turn spins is ours.
+        # The kernel decides if and when the silent peer is accepted; the reactor must not spin until then.
         bench.turn()
         assert bench.count("now_head") <= 1
 
@@ -138,8 +138,8 @@ def test_s11_deferred_accept_does_not_hide_the_silent() -> None:
     ],
     ids=["endless", "64k", "64k-whole", "10000", "3000", "uri-endless", "uri", "nul", "empty-lines"],
 )
-def test_s12_too_large(data: bytes, status: int) -> None:
-    """S12: refused within the cap and at once, the answer whole although more was sent than is read."""
+def test_s12_too_large_head_is_refused_at_once_within_the_memory_limit(data: bytes, status: int) -> None:
+    """S12: the answer arrives whole, although the peer sent more than the reactor reads."""
     with hall() as bench:
         peer = bench.dial()
         settle(bench, lambda: bench.count("now_head") == 1)
@@ -161,14 +161,14 @@ def test_s12_too_large(data: bytes, status: int) -> None:
 
 
 def sized_head(size: int) -> bytes:
-    """A sound head of exactly this many bytes."""
+    """Return a valid head of exactly this many bytes."""
     return HEAD[:-2] + b"X: " + b"a" * (size - len(HEAD) - 5) + b"\r\n\r\n"
 
 
 @pytest.mark.parametrize("cut", [1000, 16_383, 20_000])
 @pytest.mark.parametrize(("size", "is_taken"), [(CAP - 1, True), (CAP, True), (CAP + 1, False)])
-def test_s12_exactly_the_cap(size: int, is_taken: bool, cut: int) -> None:
-    """S12: 16 KiB is taken, one byte more is 431, however it was cut."""
+def test_s12_head_of_16_kib_is_taken_and_one_byte_more_is_431(size: int, is_taken: bool, cut: int) -> None:
+    """S12: the cuts of the stream do not matter."""
     head = sized_head(size)
     assert len(head) == size
     with rig(on_event=None) as bench:
@@ -183,8 +183,8 @@ def test_s12_exactly_the_cap(size: int, is_taken: bool, cut: int) -> None:
             assert peer.receive().startswith(b"HTTP/1.1 431 ")
 
 
-def test_s12_the_head_is_handed_up_once() -> None:
-    """S12: byte by byte, one `OPEN`, with the whole head."""
+def test_s12_head_sent_byte_by_byte_yields_one_open_with_the_whole_head() -> None:
+    """S12: the number of receives stays in proportion to the bytes."""
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         for index in range(len(HEAD)):
@@ -196,8 +196,8 @@ def test_s12_the_head_is_handed_up_once() -> None:
         assert bench.held()["partial"] == 0
 
 
-def test_s12_without_a_configured_answer() -> None:
-    """S12, S11: an empty answer means none: the peer is closed at once."""
+def test_s12_peer_is_closed_without_an_answer_where_the_configured_one_is_empty() -> None:
+    """S12, S11: a head that is too large, a head that is too slow, and a decision that does not come."""
     settings = Settings(head_too_large_response=b"", head_timeout_response=b"", upgrade_timeout_response=b"")
     with rig(settings) as bench:
         large, slow, undecided = (bench.connect(upgraded=False) for _ in range(3))
@@ -256,12 +256,12 @@ def with_line(line: bytes) -> bytes:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     ],
 )
-def test_s15_bad_bytes_are_400_at_once(data: bytes) -> None:
-    """S13, S15, S16: folded lines, control characters, bare line feeds, bodies: 400, no clock needed."""
-    assert refused(data) == 400
+def test_s15_folded_lines_control_characters_and_bodies_are_400_at_once(data: bytes) -> None:
+    """S13, S15, S16: no clock is needed for the answer; bare line feeds are status_at_once too."""
+    assert status_at_once(data) == 400
 
 
-def test_s15_a_high_byte_in_a_value_is_no_line_end() -> None:
+def test_s15_byte_85_in_a_header_value_is_not_a_line_end() -> None:
     r"""S15: \x85 in a value is allowed (RFC 9110 obs-text) and splits nothing."""
     seen: list[bytes] = []
 
@@ -278,13 +278,13 @@ def test_s15_a_high_byte_in_a_value_is_no_line_end() -> None:
 
 
 @pytest.mark.parametrize("data", [b"a: b\r\n" * 5000, b"Cookie: a=b\r\n" * 5000])
-def test_s13_a_header_five_thousand_times(data: bytes) -> None:
-    """S13: beyond the cap: 431."""
-    assert refused(b"GET / HTTP/1.1\r\n" + data + b"\r\n") == 431
+def test_s13_header_repeated_five_thousand_times_is_431(data: bytes) -> None:
+    """S13: the head is larger than the limit."""
+    assert status_at_once(b"GET / HTTP/1.1\r\n" + data + b"\r\n") == 431
 
 
-def test_s16_early_frames_wait_for_the_101() -> None:
-    """S16: frames behind the head are parsed after 101, and before it nothing of them is seen."""
+def test_s16_frames_behind_the_head_are_delivered_only_after_the_101() -> None:
+    """S16: the reactor parses no frame before the upgrade."""
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         peer.send(HEAD + client_frame(TEXT, b"early") + client_frame(PING, b"p"))
@@ -300,8 +300,8 @@ def test_s16_early_frames_wait_for_the_101() -> None:
         assert peer.reader.receive_data(received[4:]) == [ServerFrame(10, b"p")]
 
 
-def test_s16_a_second_request_is_read_as_frames() -> None:
-    """S16: a pipelined request after the head is no HTTP any more: 1002, and one `OPEN` only."""
+def test_s16_second_request_behind_the_head_is_read_as_a_frame_and_is_1002() -> None:
+    """S16: a pipelined request causes no second `OPEN`."""
     with hall() as bench:
         peer = bench.dial(HEAD + HEAD)
         settle(bench, lambda: peer.ended or (bool(peer.receive()) and peer.ended))
@@ -311,14 +311,14 @@ def test_s16_a_second_request_is_read_as_frames() -> None:
         assert rest == b"\x88\x02\x03\xea"
 
 
-def test_s16_early_frames_behind_a_refused_head_are_nothing() -> None:
-    """S16: refused: what followed is discarded, and the answer still arrives."""
-    assert refused(HEAD.replace(b"13", b"12") + client_frame(TEXT, b"x") * 500) == 426
+def test_s16_frames_behind_a_refused_head_are_discarded_and_the_answer_arrives() -> None:
+    """S16: the head has a wrong version, so the answer is 426."""
+    assert status_at_once(HEAD.replace(b"13", b"12") + client_frame(TEXT, b"x") * 500) == 426
 
 
 @pytest.mark.parametrize("size", [1, 16_000, 200_000])
-def test_s16_talking_on_before_the_answer_costs_nothing(size: int) -> None:
-    """S16: what comes while the application decides stays in the kernel, and does not spin."""
+def test_s16_bytes_sent_while_the_handshake_is_undecided_stay_in_the_kernel(size: int) -> None:
+    """S16: they use no memory of the reactor and do not make it spin."""
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         peer.send(HEAD)
