@@ -1,4 +1,4 @@
-"""Control frames as a weapon (S10)."""
+"""Flood a reactor with control frames (S10)."""
 
 import pytest
 
@@ -13,12 +13,12 @@ UNLIMITED = Settings(control_rate_per_s=0)
 
 
 def numbered(start: int, count: int, size: int = 8) -> bytes:
-    """Pings whose payloads are numbers, for order."""
+    """Return pings whose payloads are consecutive numbers, so that their order can be checked."""
     return b"".join(client_frame(PING, b"%0*d" % (size, number)) for number in range(start, start + count))
 
 
-def push(bench: Rig, peer: Peer, data: bytes) -> None:
-    """Send all of it, one pass of the reactor whenever the kernel takes no more; nothing is read."""
+def send_all_unread(bench: Rig, peer: Peer, data: bytes) -> None:
+    """Send all of the data and read nothing; the reactor makes a pass whenever the kernel takes no more."""
     view = memoryview(data)
     while view:
         view = view[peer.send(bytes(view[:65536])) :]
@@ -26,8 +26,8 @@ def push(bench: Rig, peer: Peer, data: bytes) -> None:
     bench.turn()
 
 
-def test_s10_flood_is_1008_at_the_rate_limit() -> None:
-    """S10: 100k pings of 125 bytes, nothing read: 1008 after the burst; everything is given back."""
+def test_s10_ping_flood_is_1008_after_the_burst_and_returns_all_memory() -> None:
+    """S10: the peer sends up to 100,000 pings of 125 bytes and reads nothing."""
     with rig() as bench:
         peer = bench.connect()
         before = bench.held()
@@ -44,13 +44,13 @@ def test_s10_flood_is_1008_at_the_rate_limit() -> None:
         assert bench.held() == before
 
 
-def test_s10_blocked_keeps_16_pongs_and_968_bytes() -> None:
-    """S10: without the rate limit, 100k pings unread: the newest few wait, in order, and no more."""
+def test_s10_blocked_socket_keeps_only_the_newest_16_pongs_or_968_bytes() -> None:
+    """S10: the rate limit is off, 100,000 pings are sent, and the waiting pongs stay in order."""
     with rig(UNLIMITED) as bench:
         peer = bench.connect(send_buffer_bytes=4096)
         before = bench.held()
         for start in range(0, 100_000, 2000):
-            push(bench, peer, numbered(start, 2000, 125))
+            send_all_unread(bench, peer, numbered(start, 2000, 125))
             state = bench.reactor.inspect(peer.conn)
             assert state is not None
             assert state["pongs"] <= PONGS_MAX
@@ -64,21 +64,21 @@ def test_s10_blocked_keeps_16_pongs_and_968_bytes() -> None:
             bench.turn()
         numbers = [int(frame.payload) for frame in pongs]
         assert {frame.opcode for frame in pongs} == {PONG}
-        assert numbers == sorted(set(numbers)), "pongs are in order, none twice"
-        assert numbers[-7:] == list(range(99_993, 100_000)), "the newest survive"
+        assert numbers == sorted(set(numbers)), "pongs are out of order or repeated"
+        assert numbers[-7:] == list(range(99_993, 100_000)), "the newest pongs were dropped"
         assert bench.count("pongs_out") == len(pongs)
         assert bench.count("pongs_dropped") == 100_000 - len(pongs)
         assert bench.held() == before
         assert not bench.of(peer)
 
 
-def test_s10_small_pongs_are_bounded_by_number() -> None:
-    """S10: sixteen empty ones, although 968 bytes would hold hundreds."""
+def test_s10_blocked_socket_keeps_at_most_16_small_pongs() -> None:
+    """S10: 968 bytes would have room for more of them."""
     with rig(UNLIMITED) as bench:
         peer = bench.connect(send_buffer_bytes=4096)
         bench.reactor.send(peer.conn, bytes(200_000))
         bench.turn()
-        push(bench, peer, numbered(0, 1000, 3))
+        send_all_unread(bench, peer, numbered(0, 1000, 3))
         state = bench.reactor.inspect(peer.conn)
         assert state is not None
         assert state["pongs"] == PONGS_MAX
@@ -91,8 +91,8 @@ def test_s10_small_pongs_are_bounded_by_number() -> None:
 
 
 @pytest.mark.parametrize("size", [3, 60, 125])
-def test_s10_every_ping_is_answered_while_the_socket_takes_it(size: int) -> None:
-    """S10: 3,000 pings sent in one go to a socket that is not blocked: 3,000 pongs, in order."""
+def test_s10_3000_pings_to_a_socket_that_is_not_blocked_have_3000_pongs_in_order(size: int) -> None:
+    """S10: no pong is dropped while the socket takes them."""
     with rig(UNLIMITED) as bench:
         peer = bench.connect()
         pongs = []
@@ -104,8 +104,8 @@ def test_s10_every_ping_is_answered_while_the_socket_takes_it(size: int) -> None
         assert bench.count("pongs_dropped") == 0
 
 
-def test_s10_unsolicited_pongs_are_counted_and_ignored() -> None:
-    """S10: RFC 6455 section 5.5.3: a pong nobody asked for is not answered."""
+def test_s10_unsolicited_pongs_are_counted_and_have_no_answer() -> None:
+    """S10: RFC 6455 section 5.5.3 expects no response to them."""
     with rig(UNLIMITED) as bench:
         peer = bench.connect()
         peer.send(client_frame(PONG, b"x" * 125) * 500)
@@ -115,8 +115,8 @@ def test_s10_unsolicited_pongs_are_counted_and_ignored() -> None:
         assert bench.count("pongs_in") == 500
 
 
-def test_s10_ping_inside_a_message() -> None:
-    """S10: a ping between fragments is answered before the message is whole, and does not break it."""
+def test_s10_ping_between_fragments_is_answered_before_the_message_is_complete() -> None:
+    """S10: the ping does not break the message."""
     with rig() as bench:
         peer = bench.connect()
         peer.send(client_frame(TEXT, b"a", final=False) + client_frame(PING, b"in"))
@@ -136,10 +136,10 @@ def test_s10_ping_inside_a_message() -> None:
     "now_ms",
     [0, 1_000_000, 2**28 - 1, 2**28 - 1000, 2**28 + 1, 2**32 - 1000, 2**32, 10**12],
 )
-def test_control_burst_is_exact_at_any_time(now_ms: int) -> None:
-    """S10: a new connection has its whole burst, whatever the clock says; one more is 1008.
+def test_new_connection_has_its_exact_control_burst_at_any_clock_value(now_ms: int) -> None:
+    """S10: 200 control frames are allowed, and one more is 1008.
 
-    The bucket lives in 32 bits of a clock in sixteenths of milliseconds: it must not wrap into a fault.
+    The bucket is in 32 bits of a clock in sixteenths of milliseconds, and its overflow must not be a fault.
     """
     with rig(now_ms=now_ms) as bench:
         peer = bench.connect()
@@ -152,8 +152,8 @@ def test_control_burst_is_exact_at_any_time(now_ms: int) -> None:
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(100, 200), (1, 1), (10, 5), (1000, 1)])
-def test_control_rate_refills_exactly(rate: int, burst: int) -> None:
-    """S10: after the burst, exactly `rate` more a second: one early is 1008, all in time pass."""
+def test_control_rate_refills_exactly_and_one_early_frame_is_1008(rate: int, burst: int) -> None:
+    """S10: after the burst, exactly `rate` more control frames per second are allowed."""
     with rig(Settings(control_rate_per_s=rate, control_burst=burst, ping_interval_ms=0)) as bench:
         good, early = bench.connect(), bench.connect()
         for peer in (good, early):
@@ -173,8 +173,8 @@ def test_control_rate_refills_exactly(rate: int, burst: int) -> None:
         assert not bench.of(good)
 
 
-def test_control_rate_after_days_of_silence() -> None:
-    """S10: a bucket that was not touched for days is full, not wrapped (32 bits last three days)."""
+def test_control_bucket_is_full_after_days_without_frames() -> None:
+    """S10: the 32 bits of the bucket cover three days, and must not overflow."""
     with rig(Settings(ping_interval_ms=0)) as bench:
         peer = bench.connect()
         tick = bench.reactor.tick
@@ -192,8 +192,8 @@ def test_control_rate_after_days_of_silence() -> None:
         assert bench.count("stalls_forgiven") == 0
 
 
-def test_close_after_pings_answers_them_first() -> None:
-    """S10: what was pinged before Close is answered before Close."""
+def test_pings_before_a_close_are_answered_before_the_close() -> None:
+    """S10: the peer sends two pings, a message between them, and then its Close."""
     with rig() as bench:
         peer = bench.connect()
         peer.send(client_frame(PING, b"1") + client_frame(BINARY, b"m") + client_frame(PING, b"2"))
