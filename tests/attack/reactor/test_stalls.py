@@ -1,4 +1,4 @@
-"""A pause of our own must kill nobody (R27), at numbers."""
+"""Pause the gateway itself, with many connections: the pause must close none of them (R27)."""
 
 import pytest
 
@@ -18,28 +18,28 @@ def answer_pings(peers: list[Peer]) -> int:
             data = peer.sock.recv(4096)
         except BlockingIOError:
             continue
-        assert data == b"\x89\x00", "nothing but a ping"
+        assert data == b"\x89\x00", "expected only a ping"
         peer.send(pong)
         answered += 1
     return answered
 
 
 @pytest.mark.slow
-def test_r27_a_stall_of_ten_seconds_kills_nobody() -> None:
-    """R27: thousands of connections, some waiting for their pong, ten seconds nobody calls: no one dies.
+def test_r27_stall_of_ten_seconds_closes_none_of_thousands_of_connections() -> None:
+    """R27: the reactor is not called for ten seconds while some connections wait for their pong.
 
-    The stall is forgiven once, and after it every deadline is where it was, ten seconds later.
+    The stall is forgiven once: every deadline is moved by ten seconds.
     """
     count = min(CROWD, raise_descriptors(2 * CROWD + 20) // 2)
     assert count >= 400
     with rig(Settings(idle_timeout_ms=300_000)) as bench:
         crowd = [bench.connect() for _ in range(count)]
-        # Into the first round of pings: half are waiting for their pong.
+        # In the middle of the first round of pings, half of the connections wait for their pong.
         bench.pass_ms(18_000)
         waiting = bench.count("pings_out")
         assert count // 4 < waiting < count
         bench.now_ms += 10_000
-        # The loop comes back: ticks and polls, and answers come only now.
+        # The loop runs again, and the pongs come only now.
         bench.reactor.tick(bench.now_ms)
         bench.turn()
         assert bench.count("stalls_forgiven") == 1
@@ -50,7 +50,7 @@ def test_r27_a_stall_of_ten_seconds_kills_nobody() -> None:
             answer_pings(crowd)
         assert not bench.events
         assert bench.count("now_open") == count
-        # A second one within the minute is not forgiven, and still kills nobody whose byte lies unread.
+        # A second stall within the minute is not forgiven, and still closes no peer that has sent a byte.
         for peer in crowd:
             peer.send(client_frame(TEXT, b"here"))
         bench.now_ms += 36_000
@@ -61,8 +61,8 @@ def test_r27_a_stall_of_ten_seconds_kills_nobody() -> None:
         assert bench.count("now_open") == count
 
 
-def test_r27_a_second_stall_does_kill_the_dead() -> None:
-    """R27: forgiven once a minute: a peer that is really gone is found in spite of stalls."""
+def test_r27_dead_peer_is_closed_although_the_reactor_stalls_again_and_again() -> None:
+    """R27: a stall is forgiven once a minute, so a peer that is gone is found in spite of stalls."""
     with rig() as bench:
         dead = bench.connect()
         for _ in range(6):
@@ -74,14 +74,14 @@ def test_r27_a_second_stall_does_kill_the_dead() -> None:
         assert bench.of(dead)[0] == (event_kinds.FAILING, 4008)
 
 
-def test_r27_who_kept_to_the_rate_is_not_punished_for_our_pause() -> None:
-    """R27: half the allowed rate all along; what gathered during our ten seconds is no flood."""
+def test_r27_input_collected_during_a_stall_does_not_exceed_the_rate_limits() -> None:
+    """R27: both peers send at half the allowed rate all the time, also during the stall of ten seconds."""
     settings = Settings(message_rate_per_s=10, control_rate_per_s=10, control_burst=20)
     with rig(settings) as bench:
         talker, pinger = bench.connect(), bench.connect()
         for second in range(11):
             if second == 10:
-                # Ten seconds in which nobody calls, and they talk on.
+                # The reactor is not called for ten seconds, and both peers continue to send.
                 for _ in range(10):
                     talker.send(client_frame(TEXT, b"m") * 5)
                     pinger.send(client_frame(PING) * 5)
@@ -107,8 +107,8 @@ def heartbeat_load(bench: Rig, ticks: int, crowd: list[Peer]) -> list[int]:
 
 
 @pytest.mark.slow
-def test_r27_after_a_stall_pings_are_spread_as_before() -> None:
-    """R27: the stall does not gather the crowd's pings in one tick."""
+def test_r27_pings_after_a_stall_are_spread_over_the_ticks_as_before() -> None:
+    """R27: the stall does not gather the pings of all connections in one tick."""
     count = min(2000, raise_descriptors(4100) // 2)
     with rig() as bench:
         crowd = [bench.connect() for _ in range(count)]
