@@ -1,8 +1,8 @@
-"""R19: the memory budget is used up, by clients that do not finish and by clients that do not read.
+"""R19: use up the memory budget with clients that do not finish messages or do not read.
 
-Newcomers are refused first, then the slow are cut; the kernel kills nobody, and who behaves notices
-nothing. Once inside a control group that allows a tenth more than the budget, where one can be made; once
-with RLIMIT_AS.
+New connections are refused first, then slow ones are closed. The kernel kills no process, and the control
+group notices nothing. The tests run inside a cgroup that allows a tenth more than the budget, where one can
+be made, and once with RLIMIT_AS.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ pytestmark = pytest.mark.slow
 
 MIB: Final = 1024 * 1024
 BUDGET: Final = 128 * MIB  # 32 for the clients of one shard
-FIXED: Final = 96 * MIB  # for the processes themselves, and what the private bus may hold
+FIXED: Final = 96 * MIB  # for the processes themselves and the memory of the private bus
 MESSAGE: Final = client_frame(BINARY, bytes(60_000))[:-100]
-UNFINISHED: Final = 600  # 39 MB booked
-DEAF: Final = 500  # with 120 KB each of their own waiting, 60 MB
+UNFINISHED: Final = 600  # 39 MB on the accounts
+DEAF: Final = 500  # 120 KB wait for each of them, 60 MB together
 ADDRESS_SPACE: Final = 384 * MIB
 CROWD: Final = 5_000
 SHED: Final = 'wsgate_closes_total{reason="shed"}'
@@ -46,12 +46,12 @@ LIMIT: Final = 'wsgate_memory_budget_bytes{shard="0"}'
 
 
 class NoGroup:
-    """Where none can be made the books alone are looked at."""
+    """Stand in for a cgroup where none can be made; then the test checks only the accounts."""
 
     prefix: tuple[str, ...] = ()
 
     def killed(self) -> int:
-        """Nobody, for want of a limit."""
+        """Return 0, because no limit can kill a process."""
         return 0
 
 
@@ -72,23 +72,23 @@ def gateway(group: MemoryGroup | NoGroup, tmp_path_factory: pytest.TempPathFacto
     assert group.killed() == 0
 
 
-def booked(numbers: dict[str, float]) -> float:
+def accounted_bytes(numbers: dict[str, float]) -> float:
     return sum(value for name, value in numbers.items() if name.startswith("wsgate_memory_bytes{"))
 
 
 def join(gateway: Gateway, stack: ExitStack, user: str, *, receive_buffer_bytes: int = 0) -> RawClient | None:
-    """One more client, or None when the gate refuses it."""
+    """Connect one more client; return None when the gate refuses it."""
     client = stack.enter_context(RawClient(gateway, receive_buffer_bytes=receive_buffer_bytes))
     try:
         status = client.ask(request(headers=[bearer(make_token(user))])).status
-    except (OSError, EOFError):  # refused without an answer: every drain is busy
+    except (OSError, EOFError):  # refused without an answer: every place for draining is in use
         return None
     assert status in (101, 503), status
     return client if status == 101 else None
 
 
-def recovers(gateway: Gateway, before: dict[str, float]) -> None:
-    """Newcomers are welcome again, and all is given back."""
+def wait_for_recovery(gateway: Gateway, before: dict[str, float]) -> None:
+    """Wait until new connections are accepted again and all memory is returned."""
     wait_until("there is room again", lambda: scrape(gateway)[SHORT] == 0, LIMIT_S)
     with ExitStack() as stack:
         assert join(gateway, stack, "late") is not None
@@ -96,7 +96,7 @@ def recovers(gateway: Gateway, before: dict[str, float]) -> None:
     wait_until("all are gone", lambda: scrape(gateway)[held] == before[held], 2 * LIMIT_S)
 
 
-def test_r19_who_does_not_finish_is_cut_and_nobody_is_killed(
+def test_r19_unfinished_messages_over_the_budget_close_clients_and_kill_no_process(
     gateway: Gateway, group: MemoryGroup | NoGroup
 ) -> None:
     before = fresh_counters(gateway)
@@ -104,21 +104,21 @@ def test_r19_who_does_not_finish_is_cut_and_nobody_is_killed(
     with besieged(gateway) as control, ExitStack() as stack:
         clients = [join(gateway, stack, f"slow-{number}") for number in range(UNFINISHED)]
         for number, client in enumerate(clients):
-            assert client is not None, "their sockets alone are no reason"
+            assert client is not None, "their sockets alone must not use up the budget"
             with contextlib.suppress(OSError):
                 client.sock.sendall(MESSAGE)
             if number % 100 == 99:
                 control.is_answered()
-                assert booked(scrape(gateway)) <= before[LIMIT]
+                assert accounted_bytes(scrape(gateway)) <= before[LIMIT]
         assert join(gateway, stack, "newcomer") is None
         after = fresh_counters(gateway)
         assert after[REFUSED] > before[REFUSED]
         assert after[SHED] + after[PARTIAL] > before[SHED] + before[PARTIAL]
-    recovers(gateway, before)
+    wait_for_recovery(gateway, before)
     assert group.killed() == 0
 
 
-def test_r19_who_does_not_read_is_cut_and_nobody_is_killed(
+def test_r19_unread_publications_over_the_budget_shed_clients_and_kill_no_process(
     gateway: Gateway, group: MemoryGroup | NoGroup
 ) -> None:
     before = fresh_counters(gateway)
@@ -127,7 +127,7 @@ def test_r19_who_does_not_read_is_cut_and_nobody_is_killed(
         for number in range(DEAF):
             client = join(gateway, stack, f"deaf-{number}", receive_buffer_bytes=4_096)
             if client is None:
-                break  # the kernel's part of idle sockets alone may come to the high mark
+                break  # the kernel memory of idle sockets alone may reach the high mark
             client.say(op="sub", ch=f"open:{number}", id=1)
             client.hear_answer(1)
             deaf += 1
@@ -136,15 +136,15 @@ def test_r19_who_does_not_read_is_cut_and_nobody_is_killed(
                 bus.publish(f"wsgate:ch:open:{number % deaf}", b"x" * 60_000)
                 if number % 50 == 0:
                     control.is_answered()
-        wait_until("some are cut", lambda: fresh_counters(gateway)[SHED] > before[SHED], LIMIT_S)
+        wait_until("some clients are shed", lambda: fresh_counters(gateway)[SHED] > before[SHED], LIMIT_S)
         assert fresh_counters(gateway)[SHED] - before[SHED] < deaf
         control.is_answered()
-    recovers(gateway, before)
+    wait_for_recovery(gateway, before)
     assert group.killed() == 0
 
 
-def test_r19_with_little_address_space_no_call_of_a_neighbour_fails(tmp_path: Path) -> None:
-    """The books stop before malloc does."""
+def test_r19_small_address_space_refuses_clients_before_an_allocation_fails(tmp_path: Path) -> None:
+    """The accounts reach their limit before malloc fails, and the control group is answered."""
     prefix = ["sh", "-c", f'ulimit -v {ADDRESS_SPACE // 1024} && exec "$@"', "sh"]
     with configured_gateway(tmp_path, "", prefix=prefix) as gateway:
         before = fresh_counters(gateway)
