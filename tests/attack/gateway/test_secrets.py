@@ -1,4 +1,4 @@
-"""Tokens go in and never come out: not in a log, a metric, an answer, a file, or a `repr`."""
+"""Search for tokens in all that a gateway writes: logs, metrics, answers, files, and texts of `repr`."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ FORMATS: Final = ["json", "text"]
 
 @pytest.fixture(scope="module", params=FORMATS)
 def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One with everything on: the query carrier, every log line, both formats in turn."""
+    """Start a gateway with the query carrier and debug logs, once in each log format."""
     settings = f"""
 [auth]
 allow_query_token = true
@@ -58,8 +58,8 @@ def tokens_in_every_state() -> list[str]:
     ]
 
 
-def walk_in(gateway: Gateway, head: bytes) -> bytes:
-    """What a client hears that connects like this and then says nonsense."""
+def bytes_received_after(gateway: Gateway, head: bytes) -> bytes:
+    """Return the bytes that a client receives that sends this head and then malformed messages."""
     with RawClient(gateway) as client:
         if client.ask(head).status == 101:
             for _ in range(3):
@@ -69,7 +69,7 @@ def walk_in(gateway: Gateway, head: bytes) -> bytes:
 
 
 def carry_everywhere(gateway: Gateway, token: str) -> bytes:
-    """A token by every carrier, right and wrong; everything the gateway answered."""
+    """Send a token by every carrier, in the right and in wrong forms; return all answers."""
     offer = ("Sec-WebSocket-Protocol", f"wsgate.v1.json, wsgate.bearer.{token}")
     heads = [
         request(headers=[bearer(token)]),
@@ -91,11 +91,11 @@ def carry_everywhere(gateway: Gateway, token: str) -> bytes:
         request(f"/readyz?token={token}"),
         token.encode() + b"\r\n\r\n",
     ]
-    return b"".join(walk_in(gateway, head) for head in heads)
+    return b"".join(bytes_received_after(gateway, head) for head in heads)
 
 
-def say_everywhere(gateway: Gateway, token: str) -> bytes:
-    """A token in every field of commands that takes one, and in some that do not."""
+def send_in_every_field(gateway: Gateway, token: str) -> bytes:
+    """Send a token in every field of a command, whether or not the field takes one; return all answers."""
     heard = b""
     for fields in (
         {"op": "auth", "token": token},
@@ -144,16 +144,16 @@ def ask_admin(gateway: Gateway, path: str, token: str) -> bytes:
 
 
 def traces(text: str, tokens: list[str]) -> list[str]:
-    """Which parts of which tokens a text holds; a header alone says nothing."""
+    """Return the parts of tokens that a text contains, without the headers, which are no secret."""
     parts = {part for token in tokens for part in token.split(".")[1:] if len(part) > 8}
     return [part for part in {*parts, CANARY} if part in text]
 
 
-def test_s21_no_token_is_in_anything_a_gateway_writes(gateway: Gateway) -> None:
+def test_s21_no_token_appears_in_answers_metrics_files_or_logs(gateway: Gateway) -> None:
     tokens = tokens_in_every_state()
     with besieged(gateway):
         answers = b"".join(
-            carry_everywhere(gateway, token) + say_everywhere(gateway, token) for token in tokens
+            carry_everywhere(gateway, token) + send_in_every_field(gateway, token) for token in tokens
         )
         # The others may be closed before the bus has confirmed their inbox and they are welcomed.
         with RawClient.welcomed(gateway, tokens[0]) as client:
@@ -169,14 +169,14 @@ def test_s21_no_token_is_in_anything_a_gateway_writes(gateway: Gateway) -> None:
             if file.is_file()
         }
     heard = answers.decode("latin-1")
-    # Who shows a good token is told whose it is, and who names a channel is told its name: no more.
+    # The answers may repeat only the user of a valid token and the name of a channel.
     assert f'"user":"{CANARY}"' in heard
     for own in (f'"user":"{CANARY}"', *(f'"ch":"{token}"' for token in tokens)):
         heard = heard.replace(own, "")
     assert traces(heard, tokens) == []
     assert traces(metrics, tokens) == []
     assert traces(json.dumps(files), tokens) == []
-    assert files  # something was looked at
+    assert files  # the search covered some files
     log = "\n".join(gateway.lines)
     assert traces(log, tokens) == []
     for text in (heard, metrics, log, json.dumps(files)):
@@ -184,15 +184,15 @@ def test_s21_no_token_is_in_anything_a_gateway_writes(gateway: Gateway) -> None:
         assert API_KEY not in text
 
 
-def test_s21_no_process_shows_a_secret_in_its_arguments(gateway: Gateway) -> None:
+def test_s21_no_process_of_the_gateway_has_a_secret_in_its_arguments(gateway: Gateway) -> None:
     pids = [gateway.process.pid, *(pid for group in gateway.children().values() for pid in group)]
     for pid in pids:
         with open(f"/proc/{pid}/cmdline", "rb") as arguments:
             assert SECRET.encode() not in arguments.read()
 
 
-def test_s21_what_is_written_when_a_process_dies_holds_no_token(gateway: Gateway) -> None:
-    """A shard that is killed with a token in its hands leaves a line, and no token in it."""
+def test_s21_log_of_a_killed_shard_contains_no_token(gateway: Gateway) -> None:
+    """The shard is killed while a connection with the token is open."""
     token = make_token(CANARY)
     with RawClient.welcomed(gateway, token):
         pid = shard_pid(gateway)
@@ -214,7 +214,7 @@ def is_served(gateway: Gateway, former: int) -> bool:
 # --- what a traceback or a debugger would print --------------------------------------------------------
 
 
-def test_s21_no_repr_of_options_shows_a_secret() -> None:
+def test_s21_repr_and_str_of_options_contain_no_secret() -> None:
     bus = parse_address(f"redis://wsgate:{BUS_PASSWORD}@127.0.0.1:6379")
     shard = ShardOptions(
         node="node-1",
