@@ -1,4 +1,4 @@
-"""The admin port of a whole gateway: who reaches it, who may publish, what it says while a shard hangs."""
+"""Attack the admin port of a whole gateway: access, publishing, and readiness while a shard hangs."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 def ask(url: str, body: object = None, **headers: str) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and JSON body; a body is posted."""
+    """Return the status, headers and JSON body of an answer; a body is posted."""
     data = None if body is None else json.dumps(body).encode()
     asked = urllib.request.Request(
         url, data, {name.replace("_", "-"): value for name, value in headers.items()}
@@ -59,7 +59,7 @@ def lowered(headers: Message) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def test_s33_it_listens_on_loopback_and_nowhere_else(gateway: Gateway) -> None:
+def test_s33_admin_port_listens_only_on_the_loopback_address(gateway: Gateway) -> None:
     ends = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -70,7 +70,7 @@ def test_s33_it_listens_on_loopback_and_nowhere_else(gateway: Gateway) -> None:
     assert ends == [LOOPBACK]
 
 
-def test_s33_only_the_key_opens_the_api(gateway: Gateway) -> None:
+def test_s33_api_request_without_the_exact_key_in_its_header_is_401(gateway: Gateway) -> None:
     url = f"{gateway.admin_url}/api/publish"
     body = {"channel": "open:1", "data": 1}
     assert ask(url, body, X_API_Key=KEY)[::2] == (200, {"result": {}})
@@ -89,7 +89,7 @@ def test_s33_only_the_key_opens_the_api(gateway: Gateway) -> None:
     assert ask(f"{url}?api_key={quote(KEY)}", body)[0] == 401
 
 
-def test_s33_a_page_of_another_origin_is_refused_even_with_the_key(gateway: Gateway) -> None:
+def test_s33_request_with_an_origin_is_403_even_with_the_key(gateway: Gateway) -> None:
     url = f"{gateway.admin_url}/api/publish"
     for origin in ("http://evil.example", "null", gateway.ws_url.replace("ws:", "http:").removesuffix("/ws")):
         status, answered, _ = ask(url, {"channel": "open:1", "data": 1}, X_API_Key=KEY, Origin=origin)
@@ -97,8 +97,8 @@ def test_s33_a_page_of_another_origin_is_refused_even_with_the_key(gateway: Gate
         assert not [name for name in answered if name.startswith("access-control-")]
 
 
-def test_s33_keys_are_compared_as_digests_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the comparison takes depends on no byte and no length of what was shown."""
+def test_s33_api_keys_are_compared_as_digests_of_32_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the time of the comparison depends on no byte and no length of the key in the request."""
     compared: list[tuple[bytes, bytes]] = []
     compare = api.hmac.compare_digest  # type: ignore[attr-defined]
 
@@ -115,34 +115,34 @@ def test_s33_keys_are_compared_as_digests_of_one_length(monkeypatch: pytest.Monk
     assert not [digest for pair in compared for digest in pair if KEY.encode() in digest]
 
 
-def test_readiness_says_which_shard_hangs_and_hangs_itself_never(gateway: Gateway) -> None:
-    """On both ports; whoever asks a shard that answers is told of the one that does not."""
+def test_readiness_on_both_ports_is_503_while_one_shard_is_stopped_and_names_it(gateway: Gateway) -> None:
+    """The admin port answers at once; a shard that answers reports the shard that does not."""
     pid = shard_pid(gateway, 1)
     os.kill(pid, signal.SIGSTOP)
     try:
         url = f"{gateway.admin_url}/readyz"
-        wait_until("it is not ready", lambda: ask(url)[0] == 503, LIMIT_S)
+        wait_until("the admin port is not ready", lambda: ask(url)[0] == 503, LIMIT_S)
         status, _, said = ask(url)
         assert (status, said["ready"]) == (503, False)
         assert any("1" in reason for reason in said["why"])
         assert ask(f"{gateway.admin_url}/healthz")[0] == 503
         assert scrape(gateway)['wsgate_beat_age_seconds{process="shard-1"}'] > 0
-        # The keeper lets nobody into the queue of a shard that is silent.
-        wait_until("the client port says so too", lambda: client_port_status(gateway) == 503, LIMIT_S)
+        # The keeper puts no new connection into the queue of a stopped shard.
+        wait_until("the client port is not ready", lambda: client_port_status(gateway) == 503, LIMIT_S)
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_until("it is ready again", lambda: ask(url)[0] == 200, LIMIT_S)
-    wait_until("the client port too", lambda: client_port_status(gateway) == 200, LIMIT_S)
+    wait_until("the admin port is ready again", lambda: ask(url)[0] == 200, LIMIT_S)
+    wait_until("the client port is ready again", lambda: client_port_status(gateway) == 200, LIMIT_S)
 
 
 def client_port_status(gateway: Gateway) -> int:
-    """0: it fell into the queue of the shard that is stopped, where it waits; ask again."""
+    """Return 0 if the connection waits in the queue of the stopped shard; then try again."""
     with contextlib.suppress(TimeoutError), RawClient(gateway, limit_s=2.0) as client:
         return client.ask(b"GET /readyz HTTP/1.1\r\nHost: gate.example\r\n\r\n").status
     return 0
 
 
-def test_o7_no_name_that_a_stranger_makes_up_becomes_a_label(gateway: Gateway) -> None:
+def test_o7_names_in_requests_commands_and_paths_create_no_metric_label(gateway: Gateway) -> None:
     before = set(scrape(gateway))
     group = ControlGroup(gateway)
     group.start()
@@ -168,8 +168,8 @@ def test_o7_no_name_that_a_stranger_makes_up_becomes_a_label(gateway: Gateway) -
     assert not [name for name in after if "made-up" in name]
 
 
-def test_what_it_is_sent_leaves_it_and_its_log_alone(gateway: Gateway) -> None:
-    """Heads and bodies that confuse parsers: an answer or the end, never a traceback."""
+def test_malformed_admin_requests_cause_no_500_no_traceback_and_no_restart(gateway: Gateway) -> None:
+    """The heads and bodies are of the kinds that confuse parsers."""
     key = f"Host: x\r\nX-API-Key: {KEY}\r\nConnection: close\r\n".encode()
     post = b"POST /api/publish HTTP/1.1\r\n" + key
     pid = gateway.children()["wsgate-admin"]
