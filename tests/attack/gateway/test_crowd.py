@@ -1,4 +1,4 @@
-"""Connections that never say who they are: bounded, told to come later, and nobody else's trouble."""
+"""Open connections that never show a token: they have a quota and a deadline and harm no other client."""
 
 import contextlib
 import threading
@@ -40,9 +40,11 @@ handshakes_in_progress = {QUOTA}
 
 @pytest.fixture
 def quota(gateway: Gateway) -> int:
-    """All of it, when the crowd before is gone."""
+    """Wait until the connections of the test before are gone, and return the whole quota."""
     held = 'wsgate_connections_held{shard="0"}'
-    wait_until("the crowd before is gone", lambda: fresh_counters(gateway)[held] == 0, LIMIT_S)
+    wait_until(
+        "the connections of the test before are gone", lambda: fresh_counters(gateway)[held] == 0, LIMIT_S
+    )
     return QUOTA
 
 
@@ -61,7 +63,7 @@ def is_let_in(gateway: Gateway, head: bytes) -> bool:
 
 
 def fill(gateway: Gateway, held: ExitStack, head: bytes, most: int) -> list[RawClient]:
-    """Connect until one is turned away; those who were let in."""
+    """Connect until a connection is refused; return the connections that were admitted."""
     inside: list[RawClient] = []
     for _ in range(most):
         client = held.enter_context(RawClient(gateway))
@@ -70,10 +72,12 @@ def fill(gateway: Gateway, held: ExitStack, head: bytes, most: int) -> list[RawC
             assert answer.status == 503
             return inside
         inside.append(client)
-    raise AssertionError("nobody was turned away")
+    raise AssertionError("no connection was refused")
 
 
-def test_s9_a_crowd_that_shows_no_token_has_a_quota_and_a_deadline_and_harms_nobody(gateway: Gateway) -> None:
+def test_s9_connections_without_a_token_are_refused_over_the_quota_and_closed_at_the_deadline(
+    gateway: Gateway,
+) -> None:
     if raise_descriptors(CROWD + 200) < CROWD + 200:
         pytest.skip("this machine allows too few descriptors")
     before = fresh_counters(gateway)
@@ -105,9 +109,7 @@ def test_s9_a_crowd_that_shows_no_token_has_a_quota_and_a_deadline_and_harms_nob
     assert after[TURNED_AWAY] - before[TURNED_AWAY] >= turned_away
 
 
-def test_s9_whoever_shows_a_good_token_with_the_head_comes_in_however_full_it_is(
-    gateway: Gateway, quota: int
-) -> None:
+def test_s9_valid_token_in_the_head_is_admitted_while_the_quota_is_full(gateway: Gateway, quota: int) -> None:
     with ExitStack() as held:
         assert len(fill(gateway, held, request(), 2 * quota)) == quota
         good = make_token("late")
@@ -118,12 +120,14 @@ def test_s9_whoever_shows_a_good_token_with_the_head_comes_in_however_full_it_is
         ]
         for head in heads:
             assert is_welcome(gateway, head)
-        # A bad one vouches for nobody.
+        # An invalid token does not pass the quota.
         assert held.enter_context(RawClient(gateway)).ask(request(headers=[offer("x")])).status == 503
 
 
-def test_s9_bad_tokens_do_not_pass_by_the_quota(gateway: Gateway, quota: int) -> None:
-    """Each is told 4501 at once, and counts as long as it stays."""
+def test_s9_connections_with_invalid_tokens_count_for_the_quota_until_their_4501(
+    gateway: Gateway, quota: int
+) -> None:
+    """Each is closed with 4501 at once, and counts as long as it is open."""
     with ExitStack() as held:
         inside = fill(gateway, held, request(headers=[offer("x")]), 2 * quota)
         assert len(inside) == quota
@@ -131,7 +135,7 @@ def test_s9_bad_tokens_do_not_pass_by_the_quota(gateway: Gateway, quota: int) ->
         assert {client.ending().code for client in inside} == {4501}
 
 
-def test_s9_nothing_but_a_token_moves_the_deadline(gateway: Gateway) -> None:
+def test_s9_commands_and_pings_do_not_move_the_authentication_deadline(gateway: Gateway) -> None:
     pace = threading.Event()
     said: dict[str, Any] = {}
     rounds = 0
@@ -151,5 +155,5 @@ def test_s9_nothing_but_a_token_moves_the_deadline(gateway: Gateway) -> None:
     assert rounds > 1
 
 
-def test_s9_the_crowd_leaves_nothing_behind(gateway: Gateway) -> None:
+def test_s9_connections_without_a_token_caused_no_internal_close(gateway: Gateway) -> None:
     assert fresh_counters(gateway)['wsgate_closes_total{reason="internal"}'] == 0
