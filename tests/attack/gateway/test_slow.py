@@ -1,4 +1,4 @@
-"""One in a hundred reads a kilobyte a second: cut with its reason, and nobody else waits for it (R16)."""
+"""Let one client in a hundred read a kilobyte a second: it is closed, and no other client waits (R16)."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ CUT: Final = [
 
 
 class Slow(threading.Thread):
-    """Reads a kilobyte a second until it is over."""
+    """Read a kilobyte a second from a client until the test ends."""
 
     def __init__(self, client: RawClient) -> None:
         super().__init__(daemon=True)
@@ -35,7 +35,7 @@ class Slow(threading.Thread):
         self.is_over = threading.Event()
 
     def run(self) -> None:
-        """Until told."""
+        """Read until `is_over` is set or the connection ends."""
         while not self.is_over.wait(1.0):
             try:
                 if not self.client.sock.recv(SLICE):
@@ -51,7 +51,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         yield running
 
 
-def test_r16_the_slow_are_cut_and_the_others_get_everything_in_order(gateway: Gateway) -> None:
+def test_r16_slow_readers_are_closed_and_198_others_receive_all_publications_in_order(
+    gateway: Gateway,
+) -> None:
     before = fresh_counters(gateway)
     with besieged(gateway) as control, ExitStack() as held:
         readers = []
@@ -74,7 +76,7 @@ def test_r16_the_slow_are_cut_and_the_others_get_everything_in_order(gateway: Ga
                 bus.publish("wsgate:ch:open:all", b'{"n":%d,"x":%b}' % (number, PAYLOAD))
                 if number % 40 == 0:
                     control.is_answered()
-                for client in readers:  # as it comes: they are not to be slow as well
+                for client in readers:  # read at once, so that these clients are not slow too
                     assert client.hear()["data"]["n"] == number
                 time.sleep(0.005)
 
@@ -82,7 +84,7 @@ def test_r16_the_slow_are_cut_and_the_others_get_everything_in_order(gateway: Ga
             numbers = fresh_counters(gateway)
             return sum(numbers[name] - before[name] for name in CUT)
 
-        wait_until("the slow are cut", lambda: cut() == SLOW, LIMIT_S)
+        wait_until("the slow readers are closed", lambda: cut() == SLOW, LIMIT_S)
         control.is_answered()
         for client in readers:
             client.say(op="ping", id=2)
