@@ -1,4 +1,4 @@
-"""Clients that never finish what they begin: held in bounds together, and gone without a trace."""
+"""Send unfinished messages, bombs and bad handshakes: memory stays bounded and all of it is returned."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from wsgate.deflate import WIDE_BITS, deflate
 pytestmark = pytest.mark.slow
 
 BUDGET_BYTES: Final = 2 * 1024 * 1024
-MESSAGE_BYTES: Final = 60_000  # just below the limit of one
+MESSAGE_BYTES: Final = 60_000  # just below the limit of one message
 CROWD: Final = 120  # 7 MB
 HELD: Final = 'wsgate_memory_bytes{kind="partial",shard="0"}'
 CLOSED: Final = 'wsgate_closes_total{reason="partial_bytes"}'
@@ -53,7 +53,9 @@ def descriptors(gateway: Gateway) -> int:
 
 
 @pytest.mark.parametrize("rsv", [0, 4], ids=["plain", "compressed"])
-def test_s3_unfinished_messages_of_all_clients_stay_within_one_budget(gateway: Gateway, rsv: int) -> None:
+def test_s3_unfinished_messages_of_all_clients_together_stay_within_the_partial_budget(
+    gateway: Gateway, rsv: int
+) -> None:
     before, start = fresh_counters(gateway), proportional_bytes_of(shard_pid(gateway))
     opened = descriptors(gateway)
     message = client_frame(BINARY if rsv else TEXT, b"x" * MESSAGE_BYTES, rsv=rsv)
@@ -64,7 +66,7 @@ def test_s3_unfinished_messages_of_all_clients_stay_within_one_budget(gateway: G
             head = request(headers=[bearer(make_token(f"slow-{number}")), offer])
             client = stack.enter_context(RawClient(gateway))
             if client.ask(head).status != 101:
-                continue  # the gate refuses while the budget is used
+                continue  # the gate refuses while the budget is used up
             try:
                 client.sock.sendall(message[:-100])
             except OSError:
@@ -80,8 +82,8 @@ def test_s3_unfinished_messages_of_all_clients_stay_within_one_budget(gateway: G
     wait_until("their descriptors are closed", lambda: descriptors(gateway) <= opened + 1, LIMIT_S)
 
 
-def test_s3_three_times_the_same_attack_costs_no_more_than_once(gateway: Gateway) -> None:
-    """I7: what the first round cost is kept for reuse; the next ones find it."""
+def test_s3_repeated_rounds_of_unfinished_messages_do_not_increase_process_memory(gateway: Gateway) -> None:
+    """I7: memory of the first round is kept for reuse, and the next rounds use it."""
     message = client_frame(TEXT, b"x" * MESSAGE_BYTES)[:-100]
     held_before = fresh_counters(gateway)[HELD]
     sizes = []
@@ -99,8 +101,10 @@ def test_s3_three_times_the_same_attack_costs_no_more_than_once(gateway: Gateway
 
 @pytest.mark.parametrize("fragments", [1, 50])
 @pytest.mark.parametrize("has_token", [True, False])
-def test_s7_bombs_end_with_1009_and_cost_one_limit(gateway: Gateway, has_token: bool, fragments: int) -> None:
-    """8 MiB in 37 KB, before and after a token was shown."""
+def test_s7_decompression_bombs_are_1009_and_use_less_memory_than_the_partial_budget(
+    gateway: Gateway, has_token: bool, fragments: int
+) -> None:
+    """S7: 8 MiB of zeros in less than 60 KB, with a token and before one."""
     bomb = deflate(bytes(8 * 1024 * 1024), WIDE_BITS)
     assert len(bomb) < MESSAGE_BYTES
     size = -(-len(bomb) // fragments)
@@ -126,14 +130,14 @@ def test_s7_bombs_end_with_1009_and_cost_one_limit(gateway: Gateway, has_token: 
     assert after[HELD] == before[HELD]
 
 
-def test_s29_ten_thousand_bad_handshakes_leave_nothing(gateway: Gateway) -> None:
+def test_s29_ten_thousand_bad_handshakes_leave_no_memory_and_no_descriptor(gateway: Gateway) -> None:
     before, opened = fresh_counters(gateway), descriptors(gateway)
     with besieged(gateway) as group:
         for number in range(BAD_HANDSHAKES):
             with RawClient(gateway) as client:
                 client.sock.sendall(BAD_HEADS[number % len(BAD_HEADS)])
                 if number % 7 == 0 and number % len(BAD_HEADS) in (0, 2, 3):
-                    client.answer()  # some wait for it, most do not
+                    client.answer()  # some clients wait for the answer, most do not
         group.is_answered()
     held = 'wsgate_connections_held{shard="0"}'
     wait_until("all are gone", lambda: fresh_counters(gateway)[held] == before[held], LIMIT_S)
