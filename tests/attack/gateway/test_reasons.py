@@ -1,7 +1,7 @@
-"""Every reason to end a connection that can be provoked from outside: what a peer sees, what is counted.
+"""Provoke every reason to end a connection that a peer can cause: its code, its text and its counter.
 
-All provocations of one gateway run first, then its counters are compared: each reason went up by exactly
-what was provoked, and no other moved. The table is protocols/codes.json.
+All provocations of one gateway run first, then its counters are compared: each reason was counted exactly as
+often as it was provoked, and no other one. The table is protocols/codes.json.
 """
 
 import json
@@ -72,10 +72,10 @@ ELSEWHERE: Final = {
     "kicked": "by a backend: tests/integration/test_control.py",
     "invalid_deflate": "needs compression: tests/unit/reactor/test_inflate.py",
     "head_refused": "shown by the name of each refusal: tests/attack/gateway/test_refusals.py",
-    "upgrade_timeout": "a shard decides at once or after the bus has: tests/unit/reactor/test_timers.py",
+    "upgrade_timeout": "a shard decides at once or after the bus: tests/unit/reactor/test_timers.py",
     "out_of_memory": "needs a process without memory",
-    "internal": "a fault of ours",
-    "shutdown": "told by nobody who drains in time",
+    "internal": "a fault of the gateway",
+    "shutdown": "only when a drain takes too long",
 }
 
 Seen = Ending | Answer
@@ -83,7 +83,7 @@ Provocation = Callable[[Gateway], Seen]
 
 
 class Outcome(NamedTuple):
-    """What every provocation of one gateway led to, and by how much each reason went up."""
+    """The result of every provocation of one gateway, and the difference of each counter."""
 
     seen: Mapping[str, Seen]
     counted: Counter[str]
@@ -93,8 +93,8 @@ def welcomed(gateway: Gateway, user: str = "cut", *, receive_buffer_bytes: int =
     return RawClient.welcomed(gateway, make_token(user), receive_buffer_bytes=receive_buffer_bytes)
 
 
-def said(*frames: bytes) -> Provocation:
-    """Let in, these bytes, and then only pongs."""
+def after_welcome(*frames: bytes) -> Provocation:
+    """Return a provocation that sends these bytes after the welcome, and then only pongs."""
 
     def provoke(gateway: Gateway) -> Seen:
         with welcomed(gateway) as client:
@@ -156,7 +156,7 @@ def resets(gateway: Gateway) -> Seen:
 
 
 def publish_unread(gateway: Gateway, client: RawClient, user: str, size: int, count: int) -> None:
-    """Publications to an inbox whose owner does not read."""
+    """Publish to the inbox of a user whose client does not read."""
     with redis.Redis.from_url(gateway.bus_url) as bus, bus.pipeline(transaction=False) as pipeline:
         for _ in range(count):
             pipeline.publish(f"wsgate:ch:@{user}", b'"' + b"x" * size + b'"')
@@ -164,7 +164,7 @@ def publish_unread(gateway: Gateway, client: RawClient, user: str, size: int, co
 
 
 def reads_too_slowly(gateway: Gateway) -> Seen:
-    """So much at once that no outbox holds it; it reads only when it has been given up."""
+    """Publish more at once than the outbox takes; the client reads only after the outbox is given up."""
     with welcomed(gateway, "slow", receive_buffer_bytes=4096) as client:
         name = 'wsgate_drops_total{cause="closing"}'
         before = scrape(gateway)[name]
@@ -174,12 +174,12 @@ def reads_too_slowly(gateway: Gateway) -> Seen:
 
 
 def reads_nothing_for_a_while(gateway: Gateway) -> Seen:
-    """Less than its outbox holds, for longer than its outbox keeps it."""
+    """Publish less than the outbox takes, and read nothing for longer than the outbox keeps it."""
     with welcomed(gateway, "late", receive_buffer_bytes=4096) as client:
         publish_unread(gateway, client, "late", 8_000, 60)
 
         def is_given_up() -> bool:
-            client.sock.sendall(client_frame(10))  # life, so that no heartbeat is missed
+            client.sock.sendall(client_frame(10))  # a pong, so that the heartbeat does not end the connection
             numbers = scrape(gateway)
             return numbers['wsgate_connections{shard="0",state="closing"}'] > 0
 
@@ -188,11 +188,11 @@ def reads_nothing_for_a_while(gateway: Gateway) -> Seen:
 
 
 def never_reads(gateway: Gateway) -> Seen:
-    """Not a byte for a whole write deadline: no Close would leave either, so there is none."""
+    """Read nothing for a whole write deadline, so that the connection ends without a Close."""
     with welcomed(gateway, "stone", receive_buffer_bytes=4096) as client:
         publish_unread(gateway, client, "stone", 8_000, 60)
         name = 'wsgate_closes_total{reason="write_stall"}'
-        wait_until("it is cut", lambda: scrape(gateway)[name] > 0, LIMIT_S)
+        wait_until("the connection is closed", lambda: scrape(gateway)[name] > 0, LIMIT_S)
         return client.ending()
 
 
@@ -201,24 +201,24 @@ COMMAND: Final = client_frame(TEXT, b'{"op":"ping"}')
 BIG: Final = client_frame(TEXT, b'{"op":"ping","padding":"' + b"x" * 4_000 + b'"}')
 
 AT_ONCE: Final[dict[str, Provocation]] = {
-    "peer_closed": said(client_frame(CLOSE, b"\x03\xe8")),
+    "peer_closed": after_welcome(client_frame(CLOSE, b"\x03\xe8")),
     "peer_gone": goes_without_a_word,
     "peer_reset": resets,
-    "protocol_error": said(client_frame(3)),
-    "invalid_utf8": said(client_frame(TEXT, b"\xff")),
-    "message_too_big": said(client_header(TEXT, 4097)),
-    "too_many_fragments": said(client_frame(TEXT, b"x", final=False), FRAGMENT * 20),
-    "control_rate": said(client_frame(PING) * 400),
-    "message_timeout": said(client_frame(TEXT, b"x", final=False)),
-    "message_rate": said(COMMAND * 400),
-    "byte_rate": said(BIG * 100),
+    "protocol_error": after_welcome(client_frame(3)),
+    "invalid_utf8": after_welcome(client_frame(TEXT, b"\xff")),
+    "message_too_big": after_welcome(client_header(TEXT, 4097)),
+    "too_many_fragments": after_welcome(client_frame(TEXT, b"x", final=False), FRAGMENT * 20),
+    "control_rate": after_welcome(client_frame(PING) * 400),
+    "message_timeout": after_welcome(client_frame(TEXT, b"x", final=False)),
+    "message_rate": after_welcome(COMMAND * 400),
+    "byte_rate": after_welcome(BIG * 100),
     "heartbeat_timeout": is_silent,
-    "idle_timeout": said(),
+    "idle_timeout": after_welcome(),
     "token_expired": has_a_short_token,
     "auth_timeout": shows_no_token,
     "invalid_token": shows_a_bad_token,
-    "bad_messages": said(client_frame(TEXT, b"{") * 3),
-    "unsupported_data": said(client_frame(BINARY, b"{}")),
+    "bad_messages": after_welcome(client_frame(TEXT, b"{") * 3),
+    "unsupported_data": after_welcome(client_frame(BINARY, b"{}")),
     "slow_consumer": reads_too_slowly,
     "head_timeout": sends_half_a_head,
     "head_too_large": sends_a_long_head,
@@ -227,7 +227,7 @@ AT_ONCE: Final[dict[str, Provocation]] = {
 ALONE: Final[dict[str, Provocation]] = {"outbox_age": reads_nothing_for_a_while}
 
 NO_CLOSE: Final = {"peer_gone", "peer_reset", "write_stall"}
-"""The peer is not there to be told, or does not read it."""
+"""Reasons without a Close frame: the peer is gone, or does not read."""
 
 
 def counters_by_reason(numbers: Mapping[str, float]) -> Counter[str]:
@@ -239,8 +239,8 @@ def counters_by_reason(numbers: Mapping[str, float]) -> Counter[str]:
     return found
 
 
-def is_as_documented(reason: str, seen: Seen) -> None:
-    """The wire says what the table says."""
+def assert_as_documented(reason: str, seen: Seen) -> None:
+    """Assert that the peer saw the code, the text and the retry hint of the table."""
     row = REASONS[reason]
     if isinstance(seen, Answer):
         assert seen.status == (row["http_status"] or 200)
@@ -256,7 +256,7 @@ def is_as_documented(reason: str, seen: Seen) -> None:
     assert ("retry_ms" in seen.bye) is row["reconnect"]
 
 
-def test_p9_every_reason_is_provoked_here_or_elsewhere() -> None:
+def test_p9_every_documented_reason_has_a_provocation_or_a_reference_to_another_test() -> None:
     here = {*AT_ONCE, *ALONE, *IN_A_CROWD, "refused_rate", "drain"}
     assert here | set(ELSEWHERE) == set(REASONS)
     assert not here & set(ELSEWHERE)
@@ -279,12 +279,14 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
 
 
 @pytest.mark.parametrize("reason", [*AT_ONCE, *ALONE])
-def test_p9_a_reason_has_its_code_its_goodbye_and_its_counter(reason: str, strict: Outcome) -> None:
-    is_as_documented(reason, strict.seen[reason])
+def test_p9_provoked_reason_has_its_documented_code_and_bye_and_is_counted_once(
+    reason: str, strict: Outcome
+) -> None:
+    assert_as_documented(reason, strict.seen[reason])
     assert strict.counted[reason] == 1
 
 
-def test_p9_no_other_reason_was_counted(strict: Outcome) -> None:
+def test_p9_only_the_provoked_reasons_were_counted(strict: Outcome) -> None:
     assert {reason for reason, count in strict.counted.items() if count} == set(strict.seen)
 
 
@@ -292,14 +294,14 @@ def test_p9_no_other_reason_was_counted(strict: Outcome) -> None:
 
 
 def one_handshake_too_many(gateway: Gateway) -> Seen:
-    """The newcomer is let in, and the oldest incomplete head is answered in its place."""
+    """Admit a new connection; the oldest incomplete head is answered to make room for it."""
     with ExitStack() as held:
         halves = [held.enter_context(RawClient(gateway)) for _ in range(8)]
         for half in halves:
             half.sock.sendall(request()[:-2])
-        # Deferred accepts are over, and each of them is a handshake in progress.
+        # The deferred accepts are done, and each connection is a handshake in progress.
         name = 'wsgate_connections{shard="0",state="head"}'
-        wait_until("they are in progress", lambda: scrape(gateway)[name] == 8, LIMIT_S)
+        wait_until("eight handshakes are in progress", lambda: scrape(gateway)[name] == 8, LIMIT_S)
         with RawClient(gateway) as client:
             assert client.ask(request()).status == 101
             return halves[0].answer()
@@ -312,7 +314,7 @@ def one_connection_too_many(gateway: Gateway) -> Seen:
             answer = client.ask(request(headers=[bearer(make_token())]))
             if answer.status != 101:
                 return answer
-    raise AssertionError("nobody was refused")
+    raise AssertionError("no connection was refused")
 
 
 HELD: Final = 'wsgate_connections_held{shard="0"}'
@@ -332,22 +334,28 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
             seen = {}
             for reason, provoke in IN_A_CROWD.items():
                 seen[reason] = provoke(gateway)
-                wait_until("the crowd is gone", lambda: fresh_counters(gateway)[HELD] == residents, LIMIT_S)
+                wait_until(
+                    "the connections of the provocation are gone",
+                    lambda: fresh_counters(gateway)[HELD] == residents,
+                    LIMIT_S,
+                )
             after = counters_by_reason(scrape(gateway))
         after.subtract(before)
         yield Outcome(seen, after)
 
 
 @pytest.mark.parametrize("reason", IN_A_CROWD)
-def test_p9_a_full_node_refuses_by_name(reason: str, crowded: Outcome) -> None:
+def test_p9_full_node_refuses_or_closes_with_the_documented_reason(reason: str, crowded: Outcome) -> None:
     seen = crowded.seen[reason]
-    is_as_documented(reason, seen)
+    assert_as_documented(reason, seen)
     assert crowded.counted[reason] == 1
     if isinstance(seen, Answer) and seen.status == 503:
         assert 1 <= int(seen.headers["retry-after"]) <= 10
 
 
-def test_p9_too_many_in_a_second_are_refused_by_name(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_p9_connections_over_the_handshake_rate_are_refused_as_refused_rate(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     with configured_gateway(tmp_path_factory.mktemp("rated"), RATED) as gateway:
         seen: list[Answer] = []
         for _ in range(200):
@@ -355,18 +363,20 @@ def test_p9_too_many_in_a_second_are_refused_by_name(tmp_path_factory: pytest.Te
                 seen.append(client.ask(request(headers=[bearer("x")])))
         refused = [answer for answer in seen if answer.status == 503]
         assert len(refused) > 100
-        is_as_documented("refused_rate", refused[0])
+        assert_as_documented("refused_rate", refused[0])
         assert counters_by_reason(fresh_counters(gateway))["refused_rate"] == len(refused)
 
 
-def test_p9_a_drain_is_told_and_counted(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Two clients: one leaves as it is told, the other keeps the shard waiting while it is asked."""
+def test_p9_drain_closes_clients_with_its_documented_code_and_is_counted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """One client leaves at once; the other keeps the shard alive, so that its counter can be read."""
     with configured_gateway(tmp_path_factory.mktemp("drained")) as gateway:
         with welcomed(gateway) as client, welcomed(gateway) as stubborn:
             gateway.process.terminate()
             closed = client.ending()
-            is_as_documented("drain", closed)
+            assert_as_documented("drain", closed)
             name = 'wsgate_closes_total{reason="drain"}'
-            wait_until("it is counted", lambda: scrape(gateway)[name] == 1, LIMIT_S)
-            is_as_documented("drain", stubborn.ending())
+            wait_until("the drain is counted", lambda: scrape(gateway)[name] == 1, LIMIT_S)
+            assert_as_documented("drain", stubborn.ending())
         assert gateway.stop() == 0
