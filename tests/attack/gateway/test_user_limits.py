@@ -1,4 +1,4 @@
-"""Limits of users hold while others flood: no flood of publishes leaves a connection uncounted."""
+"""Check the limits of users while other clients flood the node with publishes."""
 
 import threading
 from collections import Counter
@@ -50,7 +50,7 @@ def flood(crowd: Crowd, is_over: threading.Event) -> None:
 
 @contextmanager
 def flooded(gateway: Gateway) -> Iterator[None]:
-    """While this lasts, 250 clients flood the gateway with publishes."""
+    """Flood the gateway with publishes of 250 clients while the context is open."""
     is_over = threading.Event()
     with Crowd(gateway.port) as crowd:
         crowd.open([make_token(f"flood-{number}") for number in range(FLOOD)])
@@ -59,7 +59,7 @@ def flooded(gateway: Gateway) -> Iterator[None]:
         thread.start()
         try:
             yield
-            assert all(client.is_open for client in crowd.clients), "a flood is answered, not cut"
+            assert all(client.is_open for client in crowd.clients), "a flooding client was closed"
         finally:
             is_over.set()
             thread.join()
@@ -71,7 +71,7 @@ def published(gateway: Gateway) -> float:
 
 
 def enter(gateway: Gateway, stack: ExitStack, user: str, count: int) -> Counter[str]:
-    """Open so many connections of one user at once; how many heard what first."""
+    """Open this many connections of one user at once; count the first message or reason of each."""
     clients = [stack.enter_context(RawClient(gateway, limit_s=PATIENT_S)) for _ in range(count)]
     for client in clients:
         client.sock.sendall(request(headers=[bearer(make_token(user))]))
@@ -82,11 +82,11 @@ def enter(gateway: Gateway, stack: ExitStack, user: str, count: int) -> Counter[
     return Counter(each.get("reason", each["op"]) for each in said)
 
 
-def test_no_user_has_more_connections_than_the_limit_while_250_clients_flood_publishes(
+def test_user_connection_limit_holds_while_250_clients_flood_publishes(
     tmp_path: Path,
 ) -> None:
     with configured_gateway(tmp_path, SETTINGS) as gateway, ExitStack() as stack, flooded(gateway):
-        wait_until("the flood is there", lambda: published(gateway) > 5_000, PATIENT_S)
+        wait_until("the flood has begun", lambda: published(gateway) > 5_000, PATIENT_S)
         for number in range(8):
             first = enter(gateway, stack, f"user-{number}", 5)
             assert first == {"welcome": LIMIT, "user_connections": 5 - LIMIT}
@@ -94,5 +94,5 @@ def test_no_user_has_more_connections_than_the_limit_while_250_clients_flood_pub
         wait_until("the flood goes on", lambda: published(gateway) > before + 5_000, PATIENT_S)
         for number in range(8):
             again = enter(gateway, stack, f"user-{number}", 2)
-            assert again == {"user_connections": 2}, "the places are still taken"
+            assert again == {"user_connections": 2}, "a place of the user became free"
         assert fresh_counters(gateway)[UNCHECKED] == 0
