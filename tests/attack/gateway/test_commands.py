@@ -1,4 +1,4 @@
-"""Commands no client should send: each is answered, none is fatal, and three in a row are enough."""
+"""Send commands that no client should send: each is answered, and three malformed ones in a row close."""
 
 import json
 import random
@@ -40,8 +40,8 @@ def client(gateway: Gateway) -> Iterator[RawClient]:
 DEEP: Final = 20_000
 DIGITS: Final = 50_000
 
-# Each is answered by an error and breaks nothing. In these a message is a document that lies.
-LYING_JSON: Final = [
+# Each of these messages is answered by an error and leaves the connection open.
+BAD_JSON: Final = [
     b"",
     b" ",
     b"null",
@@ -125,9 +125,9 @@ LYING_JSON: Final = [
     b'{"constructor":1,"op":"toString"}',
 ]
 
-WELL_MEANT_JSON: Final = [
-    (b'{"op":"ping","id":1,"id":6}', {"op": "pong", "id": 6}),  # the last one counts
-    (b'{"op":"ping","id":7,"n":1e999}', {"op": "pong", "id": 7}),  # fields nobody knows are not looked at
+ODD_JSON: Final = [
+    (b'{"op":"ping","id":1,"id":6}', {"op": "pong", "id": 6}),  # the last of two equal fields counts
+    (b'{"op":"ping","id":7,"n":1e999}', {"op": "pong", "id": 7}),  # unknown fields are ignored
     (b'{"op":"ping","id":8,"n":' + b"9" * DIGITS + b"}", {"op": "pong", "id": 8}),
     (b'{"op":"ping","id":0}', {"op": "pong", "id": 0}),
     (b'{"op":"ping","id":9007199254740991}', {"op": "pong", "id": 2**53 - 1}),
@@ -141,7 +141,7 @@ def packed(**fields: Any) -> bytes:
     return bytes(msgpack.packb(fields))
 
 
-LYING_MSGPACK: Final = [
+BAD_MSGPACK: Final = [
     b"",
     b"\xc1",
     b"\xc0",
@@ -181,8 +181,8 @@ LYING_MSGPACK: Final = [
 ]
 
 
-def answered_and_alive(client: RawClient, message: bytes, number: int) -> None:
-    """One error for the message, and a pong for what comes after it."""
+def assert_answered_and_open(client: RawClient, message: bytes, number: int) -> None:
+    """Assert that the message has one error, and that a ping after it has its pong."""
     client.say_raw(message)
     client.say(op="ping", id=number)
     said = client.hear()
@@ -191,29 +191,29 @@ def answered_and_alive(client: RawClient, message: bytes, number: int) -> None:
     assert client.hear() == {"op": "pong", "id": number}, message[:60]
 
 
-@pytest.mark.parametrize(("headers", "messages"), [((), LYING_JSON), ((MSGPACK,), LYING_MSGPACK)])
-def test_s22_what_is_no_command_is_an_error_and_the_connection_goes_on(
+@pytest.mark.parametrize(("headers", "messages"), [((), BAD_JSON), ((MSGPACK,), BAD_MSGPACK)])
+def test_s22_message_that_is_no_command_is_answered_with_an_error_and_the_connection_stays_open(
     gateway: Gateway, headers: Sequence[tuple[str, str]], messages: list[bytes]
 ) -> None:
     with besieged(gateway), RawClient.welcomed(gateway, make_token("teller"), *headers) as client:
         for number, message in enumerate(messages):
-            answered_and_alive(client, message, number)
+            assert_answered_and_open(client, message, number)
         heard = bytes(client.heard)
     assert b"Traceback" not in heard and b"msgspec" not in heard and b"wsgate/" not in heard
 
 
-def test_s22_odd_but_well_meant_commands_are_run(client: RawClient) -> None:
-    for message, answer in WELL_MEANT_JSON:
+def test_s22_unusual_but_valid_json_commands_are_executed(client: RawClient) -> None:
+    for message, answer in ODD_JSON:
         client.say_raw(message)
         assert client.hear() == answer
 
 
 @pytest.mark.parametrize("headers", [(), (MSGPACK,)])
-def test_s22_three_malformed_messages_in_a_row_close_4500(
+def test_s22_only_three_malformed_messages_in_a_row_close_with_4500(
     gateway: Gateway, headers: Sequence[tuple[str, str]]
 ) -> None:
     with RawClient.welcomed(gateway, make_token("teller"), *headers) as client:
-        for _ in range(3):  # never three in a row
+        for _ in range(3):  # an unknown command ends each row before its third message
             client.say_raw(b"\xc1" if headers else b"{")
             client.say_raw(b"\xc1" if headers else b"{")
             client.say(op="a later version's")
@@ -225,7 +225,7 @@ def test_s22_three_malformed_messages_in_a_row_close_4500(
     assert (closed.code, closed.bye["reason"], closed.bye["reconnect"]) == (4500, "bad_messages", False)
 
 
-def test_s22_what_is_said_behind_the_third_malformed_message_is_not_run(gateway: Gateway) -> None:
+def test_s22_command_behind_the_third_malformed_message_is_not_executed(gateway: Gateway) -> None:
     with RawClient.welcomed(gateway, make_token("hearer")) as hearer:
         hearer.say(op="sub", ch="open:behind", id=1)
         hearer.hear_answer(1)
@@ -240,7 +240,7 @@ def test_s22_what_is_said_behind_the_third_malformed_message_is_not_run(gateway:
 
 
 @pytest.mark.parametrize(("headers", "opcode"), [((), BINARY), ((MSGPACK,), TEXT)])
-def test_s22_the_wrong_kind_of_frame_closes_1003(
+def test_s22_frame_with_the_opcode_of_the_other_dialect_closes_with_1003(
     gateway: Gateway, headers: Sequence[tuple[str, str]], opcode: int
 ) -> None:
     with RawClient.welcomed(gateway, make_token("teller"), *headers) as client:
@@ -249,7 +249,7 @@ def test_s22_the_wrong_kind_of_frame_closes_1003(
         assert client.ending() == (1003, [])
 
 
-def test_s22_text_that_is_not_utf8_closes_1007(client: RawClient) -> None:
+def test_s22_text_message_that_is_not_utf8_closes_with_1007(client: RawClient) -> None:
     client.say_raw(b'{"op":"pub","ch":"open:1","data":"\xff"}')
     assert client.ending() == (1007, [])
 
@@ -285,7 +285,7 @@ ODD: Final[list[Any]] = [
 
 
 def mutated(chance: random.Random) -> dict[str, Any]:
-    """A command with one or two fields that are something else, or gone, or new."""
+    """Return a command with one or two fields replaced, removed or added."""
     fields: dict[str, Any] = dict(chance.choice(GRAMMAR))
     for _ in range(chance.randint(1, 2)):
         name = chance.choice([*fields, "op", "id", "ch", "__class__"])
@@ -297,7 +297,7 @@ def mutated(chance: random.Random) -> dict[str, Any]:
 
 
 def cut(chance: random.Random, message: bytes) -> bytes:
-    """Sometimes with a byte changed, missing or more."""
+    """Return the message, in half of the cases with a byte changed, removed or added."""
     if chance.random() < 0.5 or not message:
         return message
     place = chance.randrange(len(message))
@@ -309,10 +309,10 @@ def cut(chance: random.Random, message: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("headers", [(), (MSGPACK,)])
-def test_s22_two_thousand_mutated_commands_kill_nothing(
+def test_s22_two_thousand_mutated_commands_leave_the_connection_open(
     gateway: Gateway, headers: Sequence[tuple[str, str]]
 ) -> None:
-    """Each is followed by a ping, whose pong proves that it was survived."""
+    """A ping follows each command; its pong proves that the gateway still answers."""
     chance = random.Random(SEED)
     pack: Callable[[Any], Any] = msgpack.packb if headers else (lambda fields: json.dumps(fields).encode())
     with besieged(gateway), RawClient.welcomed(gateway, make_token("fuzz"), *headers) as client:
@@ -320,7 +320,7 @@ def test_s22_two_thousand_mutated_commands_kill_nothing(
             for _ in range(100):
                 fields = mutated(chance)
                 if headers and 2**70 in [value for value in fields.values() if type(value) is int]:
-                    continue  # msgpack cannot say it
+                    continue  # MessagePack has no number of this size
                 client.say_raw(cut(chance, bytes(pack(fields))))
                 client.say(op="ping", id=1000 + number)
             client.say(op="ping", id=2000 + number)
