@@ -1,4 +1,4 @@
-"""Clients that fill the node's own bus with messages nobody takes: it keeps to its part of the memory."""
+"""Fill the private bus of a node with messages that no backend takes: its memory stays bounded."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def gateway() -> Iterator[Gateway]:
     environ = {
         "WSGATE_EVENTS__ENABLED": "message",
         "WSGATE_ADMISSION__MEMORY_BUDGET": f"{BUDGET}B",
-        # One connection fills the bus here; by default these would slow it down first.
+        # One connection fills the bus here; the default limits would slow it down first.
         "WSGATE_LIMITS__PUBLISH_BYTE_RATE": "0B",
         "WSGATE_LIMITS__NODE_PUBLISH_BYTE_RATE": "0B",
     }
@@ -34,14 +34,14 @@ def gateway() -> Iterator[Gateway]:
         yield running
 
 
-def test_it_is_told_what_it_may_hold_and_what_is_new_outlives_what_is_old(gateway: Gateway) -> None:
+def test_full_private_bus_trims_the_oldest_events_and_keeps_its_memory_limit(gateway: Gateway) -> None:
     said: Counter[str] = Counter()
     with (
         redis.Redis.from_url(gateway.bus_url) as bus,
         RawClient(gateway) as speaker,
         RawClient(gateway) as other,
     ):
-        # A half is for what waits for the shard, and a half of the rest for names.
+        # One half is for output that waits for the shard, and half of the rest is for names.
         assert bus.config_get("maxmemory")["maxmemory"] == str(BUS_BYTES // 2)
         for client in (speaker, other):
             assert client.ask(request()).status == 101
@@ -57,12 +57,14 @@ def test_it_is_told_what_it_may_hold_and_what_is_new_outlives_what_is_old(gatewa
                 speaker.say(op="pub", ch="room", data=number, id=COUNT)
                 assert speaker.hear_answer(COUNT)["op"] == "ok"
                 heard = other.hear()
-                assert heard.get("data") == number, f"who is live goes on: {heard}"
-        # Who was told OK while it was full had room made for it; nobody heard anything but that or 503.
+                assert heard.get("data") == number, f"the subscriber did not receive the publication: {heard}"
+        # Each message was answered with ok, after older ones were trimmed, or with unavailable.
         assert set(said) <= {"ok", "unavailable"}
         assert said["ok"] > COUNT * 9 // 10, said
         [(_, last)] = bus.xrevrange("wsgate:events:0", count=1)
         assert last[b"data"].startswith(b'"%d ' % (COUNT - 1))
         kept = bus.xlen("wsgate:events:0")
-        wait_until("it is counted", lambda: scrape(gateway)[TRIMMED] >= said["ok"] - kept, LIMIT_S)
+        wait_until(
+            "the trimmed events are counted", lambda: scrape(gateway)[TRIMMED] >= said["ok"] - kept, LIMIT_S
+        )
         assert scrape(gateway)[TRIMMED] > 0
