@@ -1,4 +1,4 @@
-"""Publications no backend should make: dropped and counted, or told in a form that everybody can read."""
+"""Publish on the bus what no backend should: the gateway drops and counts it, or sends a valid form."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -90,7 +90,7 @@ def publish_all(bus: redis.Redis, channel: str, payloads: Sequence[bytes]) -> No
         assert set(pipeline.execute()) == {1}
 
 
-def test_s24_every_broken_envelope_is_dropped_and_counted_and_the_next_one_delivered(
+def test_s24_broken_envelope_is_dropped_and_counted_and_the_next_publication_delivered(
     gateway: Gateway, bus: redis.Redis
 ) -> None:
     before = fresh_counters(gateway)
@@ -120,14 +120,14 @@ def test_s24_every_broken_envelope_is_dropped_and_counted_and_the_next_one_deliv
         b"\xed\xa0\x80",
         b'"\\ud800"',
         b"[" * 30_000,
-        b"9" * 4_000,  # more than most parsers take
+        b"9" * 4_000,  # more digits than most parsers accept
         b"1e999",
         b"NaN",
         bytes(range(256)),
     ],
 )
 @pytest.mark.parametrize("headers", [(), (MSGPACK,)])
-def test_s24_garbage_has_a_form_for_everybody(
+def test_s24_payload_that_is_not_json_is_delivered_as_data_or_base64_in_both_dialects(
     gateway: Gateway, bus: redis.Redis, payload: bytes, headers: Sequence[tuple[str, str]]
 ) -> None:
     with RawClient.welcomed(gateway, make_token("hearer"), *headers) as client:
@@ -147,10 +147,10 @@ def pour(bus: redis.Redis, client: RawClient, flood: list[bytes]) -> None:
     assert client.hear()["data"] == "good"
 
 
-def test_s24_a_flood_of_broken_envelopes_does_not_make_a_shard_grow(
+def test_s24_flood_of_broken_envelopes_does_not_increase_shard_memory(
     gateway: Gateway, bus: redis.Redis
 ) -> None:
-    """A leak of 64 bytes a publication would be 3 MB by the end."""
+    """A leak of 64 bytes per publication would be 3 MB at the end."""
     pid = shard_pid(gateway)
     flood = (BROKEN_ENVELOPES[:-2] * 160)[:5_000]
 
