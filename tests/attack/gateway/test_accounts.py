@@ -1,7 +1,7 @@
-"""Whatever a client makes the gateway or its bus keep is accounted, limited, and given back.
+"""Check that memory that a client causes in the gateway or its bus is accounted, limited and returned.
 
-Names of channels on the node's own bus, commands that the bus does not answer, permission sets and the cache
-of tokens, the kernel's memory of peers that were closed.
+The memory is that of channel names on the private bus, commands that the bus does not answer, permission
+sets, the cache of tokens, and closed peers in the kernel.
 """
 
 import os
@@ -38,7 +38,7 @@ def gateway() -> Iterator[Gateway]:
         "WSGATE_EVENTS__ENABLED": "message",
         "WSGATE_ADMISSION__MEMORY_BUDGET": f"{BUDGET}B",
         "WSGATE_BUS__COMMAND_TIMEOUT": "5m",
-        "WSGATE_HEARTBEAT__PING_INTERVAL": "10m",  # nobody here answers pings while others are looked after
+        "WSGATE_HEARTBEAT__PING_INTERVAL": "10m",  # these clients do not always answer pings
     }
     with running_gateway(environ=environ) as running:
         yield running
@@ -56,18 +56,20 @@ def refused(counters: dict[str, float], cause: str) -> float:
 
 
 def ask_for_names(client: RawClient, place: int, outcomes: Counter[Any], said: dict[Any, Any]) -> None:
-    """Subscribe to as many long names as one may, and count the answers."""
+    """Subscribe to as many long names as a connection may, and count the answers."""
     for number in range(NAMES):
         client.say(op="sub", ch=f"{place}-{number}-".ljust(200, "x"), id=number)
     for _ in range(NAMES):
-        answer = client.hear()  # a refusal comes before the confirmations that wait for the bus
+        answer = client.hear()  # refusals come before the confirmations, which wait for the bus
         outcome = answer.get("error", "ok")
         outcomes[outcome] += 1
         said[outcome] = answer
 
 
-def test_names_are_refused_for_now_and_no_message_that_was_answered_ok_is_given_up(gateway: Gateway) -> None:
-    """Messages that were stored for a backend outlive any number of names that clients ask for."""
+def test_channel_names_over_the_bus_memory_are_unavailable_and_push_out_no_accepted_message(
+    gateway: Gateway,
+) -> None:
+    """Messages that are stored for a backend stay, however many names clients subscribe to."""
     before = fresh_counters(gateway)
     with redis.Redis.from_url(gateway.bus_url) as bus, ExitStack() as stack:
         sender = enter(gateway, stack)
@@ -84,25 +86,27 @@ def test_names_are_refused_for_now_and_no_message_that_was_answered_ok_is_given_
         assert refused(counters, "bus_memory") - refused(before, "bus_memory") == outcomes["unavailable"]
         for number in range(KEPT, KEPT + 100):
             sender.say(op="send", data=f"{number}", id=number)
-            assert sender.hear_answer(number)["op"] == "ok", "there is room for messages all the same"
+            assert sender.hear_answer(number)["op"] == "ok", "no room was left for messages"
         assert bus.info("memory")["used_memory"] < BUDGET // 8
         assert bus.xlen(STREAM) == KEPT + 100
-        # Who comes has an inbox, for which there is room.
+        # A new connection still has room for its inbox.
         late = enter(gateway, stack)
         late.say(op="sub", ch="shared", id=1)
         assert late.hear_answer(1)["error"] == "unavailable"
     names = 'wsgate_bus_names_bytes{shard="0"}'
-    wait_until("the account falls when they are gone", lambda: scrape(gateway)[names] < MIB // 4, PATIENT_S)
+    wait_until(
+        "the account falls after the clients have left", lambda: scrape(gateway)[names] < MIB // 4, PATIENT_S
+    )
     with ExitStack() as stack:
         client = enter(gateway, stack)
         client.say(op="sub", ch="shared", id=1)
         assert client.hear_answer(1)["op"] == "subbed"
 
 
-def test_clients_that_subscribe_and_leave_while_the_bus_stands_still_are_refused_and_accounted(
+def test_subscribing_and_leaving_while_the_bus_is_stopped_is_rate_limited_and_accounted(
     gateway: Gateway,
 ) -> None:
-    """What they make the shard keep is bounded for each connection, and returns when the bus answers."""
+    """The memory is bounded for each connection and is returned when the bus answers."""
     outside = 'wsgate_memory_bytes{kind="outside",shard="0"}'
     bus = gateway.pid_of("wsgate-bus")
     outcomes: Counter[str] = Counter()
@@ -118,7 +122,7 @@ def test_clients_that_subscribe_and_leave_while_the_bus_stands_still_are_refused
                     client.say(op="sub", ch=f"{place}-{turn}".ljust(200, "y"), id=1)
                     client.say(op="ping", id=3)
                     answer = client.hear()
-                    if answer["op"] == "pong":  # the name is on its way to the bus: leave it
+                    if answer["op"] == "pong":  # the name was sent to the bus: unsubscribe it
                         client.say(op="unsub", ch=f"{place}-{turn}".ljust(200, "y"), id=2)
                         answer = client.hear_answer(1)
                         client.hear_answer(2)
@@ -133,16 +137,16 @@ def test_clients_that_subscribe_and_leave_while_the_bus_stands_still_are_refused
         finally:
             os.kill(bus, signal.SIGCONT)
         assert set(outcomes) == {"ok", "rate_limited"}
-        # As many as one may be subscribed to, and those few that were left before they were sent.
+        # The limit of subscriptions, and a few names that were left before they were sent to the bus.
         assert RESTLESS * 128 <= outcomes["ok"] < RESTLESS * 140
         assert refused(held, "behind") - refused(before, "behind") == outcomes["rate_limited"]
-        # 1,024 names and as many commands to leave them, and nothing of those that were refused.
+        # 1,024 names and as many commands to leave them; refused names are not part of the account.
         assert RESTLESS * 128 * 200 < held[outside] - before[outside] < RESTLESS * MIB // 2
         wait_until("the bus has answered", lambda: scrape(gateway)[PENDING] == 0, PATIENT_S)
-        most = before[outside] + 25_000  # a probe may be under way
+        most = before[outside] + 25_000  # a liveness probe may be waiting for its reply
         wait_until("the account has returned", lambda: scrape(gateway)[outside] <= most, PATIENT_S)
         names = 'wsgate_bus_names_bytes{shard="0"}'
-        wait_until("no name stays", lambda: scrape(gateway)[names] <= before[names], PATIENT_S)
+        wait_until("no name is left", lambda: scrape(gateway)[names] <= before[names], PATIENT_S)
         clients[0].say(op="sub", ch="again", id=3)
         assert clients[0].hear_answer(3)["op"] == "subbed"
 
@@ -154,7 +158,7 @@ CACHED: Final = 'wsgate_token_cache_entries{shard="0"}'
 
 
 def rich_token(user: str) -> str:
-    """A token of some 5 KB with 256 patterns that no other has."""
+    """Return a token of about 5 KB with 256 patterns that no other token has."""
     patterns = [f"{user}:{number}:*" for number in range(256)]
     return make_token(user, subscribe=patterns[:128], publish=patterns[128:])
 
@@ -164,10 +168,10 @@ def visit(gateway: Gateway, stack: ExitStack, user: str) -> int:
     return client.ask(request(headers=[bearer(rich_token(user))])).status
 
 
-def test_permission_sets_are_accounted_while_connections_have_them_and_no_longer(tmp_path: Path) -> None:
+def test_permission_sets_are_accounted_only_while_their_connections_are_open(tmp_path: Path) -> None:
     with configured_gateway(tmp_path, "[auth]\ntoken_cache = 0\n") as gateway:
         outside = 'wsgate_memory_bytes{kind="outside",shard="0"}'
-        # Not zero where a command to the bus is under way, which may be answered later.
+        # The account is not zero while a command to the bus waits for its reply.
         assert fresh_counters(gateway)[outside] < 25_000
         with ExitStack() as stack:
             for number in range(500):
@@ -175,11 +179,11 @@ def test_permission_sets_are_accounted_while_connections_have_them_and_no_longer
             held = fresh_counters(gateway)
             assert 500 * 25_000 < held[SETS] < 500 * 60_000
             assert held[outside] >= held[SETS]
-        wait_until("nothing is held", lambda: scrape(gateway)[SETS] == 0, PATIENT_S)
+        wait_until("the account of permission sets is empty", lambda: scrape(gateway)[SETS] == 0, PATIENT_S)
 
 
-def test_newcomers_come_in_although_the_cache_of_tokens_would_fill_the_memory(tmp_path: Path) -> None:
-    """1,500 visitors come and leave; what the cache keeps of them is more than the shard's whole budget."""
+def test_token_cache_stays_within_its_part_so_that_1500_visitors_are_admitted(tmp_path: Path) -> None:
+    """An unlimited cache of their tokens would need more than the whole budget of the shard."""
     with configured_gateway(tmp_path, f'[admission]\nmemory_budget = "{BUDGET}B"\n') as gateway:
         before = fresh_counters(gateway)
         for number in range(1_500):
@@ -189,14 +193,14 @@ def test_newcomers_come_in_although_the_cache_of_tokens_would_fill_the_memory(tm
         refusals = 'wsgate_refusals_total{reason="refused_memory"}'
         assert after[refusals] == before[refusals]
         assert 0 < after[CACHED] < 1_500
-        assert after[SETS] <= (BUDGET - 96 * MIB) // 8, "the cache keeps within its part"
+        assert after[SETS] <= (BUDGET - 96 * MIB) // 8, "the cache exceeds its part of the budget"
 
 
 # --- the kernel's memory of peers that were closed -----------------------------------------------------
 
 
 def unsent_sockets(port: int) -> int:
-    """Sockets of this port for which the kernel holds bytes that their peers have not taken."""
+    """Count the sockets of this port for which the kernel has bytes that their peers have not taken."""
     found = 0
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
@@ -205,8 +209,11 @@ def unsent_sockets(port: int) -> int:
     return found
 
 
-def test_kernel_forgets_what_closed_peers_did_not_take(tmp_path: Path) -> None:
-    """Peers with tiny windows are sent 14 KB, break the protocol and stay; more of them than may linger."""
+def test_kernel_memory_of_1500_closed_peers_that_read_nothing_is_freed(tmp_path: Path) -> None:
+    """Peers with tiny windows are sent 14 KB, break the protocol and stay.
+
+    They are more than may linger.
+    """
     settings = '[limits]\nwrite_timeout = "10m"\n[heartbeat]\nping_interval = "10m"\n'
     with configured_gateway(tmp_path, settings) as gateway, ExitStack() as stack:
         held = 'wsgate_connections_held{shard="0"}'
@@ -225,12 +232,12 @@ def test_kernel_forgets_what_closed_peers_did_not_take(tmp_path: Path) -> None:
             )
             for number in range(1_500):
                 bus.publish(f"wsgate:ch:@d{number}", b"x" * 14_000)
-        wait_until("it was sent", lambda: unsent_sockets(gateway.port) > 1_000, PATIENT_S)
+        wait_until("the publications were sent", lambda: unsent_sockets(gateway.port) > 1_000, PATIENT_S)
         for client in deaf:
             with suppress(OSError):
                 client.sock.sendall(b"\xff\x80\x00\x00\x00\x00")
         wait_until("all are closed", lambda: scrape(gateway)[held] == before[held], PATIENT_S)
-        # The listener's own time for unanswered data is longer than this waits.
-        wait_until("the kernel holds nothing", lambda: unsent_sockets(gateway.port) == 0, PATIENT_S)
+        # The TCP user timeout of the listener is longer than this wait.
+        wait_until("the kernel has no unsent bytes", lambda: unsent_sockets(gateway.port) == 0, PATIENT_S)
         orphans = 'wsgate_memory_bytes{kind="kernel_orphans",shard="0"}'
         wait_until("the account is empty", lambda: scrape(gateway)[orphans] == 0, PATIENT_S)
