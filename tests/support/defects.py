@@ -320,7 +320,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "grace": ((*_PYTEST, "tests/unit/reactor/test_pacing.py"),),
     "moving": ((*_PYTEST, "tests/unit/reactor/test_pacing.py"),),
     "pacing": ((*_PYTEST, "tests/unit/bus/test_backlog.py"),),
-    "backlog": ((*_PYTEST, "tests/attack/gateway/test_burst.py", "-k", "on_the_books"),),
+    "backlog": ((*_PYTEST, "tests/attack/gateway/test_burst.py", "-k", "on_the_account"),),
     "turns": (
         (*_PYTEST, "tests/unit/reactor/test_debts.py"),
         (*_PYTEST, "tests/unit/shard/test_turns.py", "-k", "charged"),
