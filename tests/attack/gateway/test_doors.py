@@ -1,4 +1,4 @@
-"""Who is let in: origins, tokens by every carrier, and tokens that end while their connection is open."""
+"""Check admission: origins, tokens by every carrier, and tokens that expire on an open connection."""
 
 import base64
 import hashlib
@@ -76,13 +76,13 @@ ORIGINS: Final = {
     "HTTP://Gate.Example:8000": 101,
     **dict.fromkeys(LISTED, 101),
     "https://APP.example": 101,
-    "https://app.example:443": 101,  # the same origin, spelt out
+    "https://app.example:443": 101,  # the same origin with its default port
     # Another host.
     "http://evil.example": 403,
     "http://evil.example:8000": 403,
     "http://example:8000": 403,
     "http://gate.example.:8000": 403,
-    # Tricks with what stands before and after.
+    # A known host with text before or after it.
     "http://gate.example:8000.evil.example": 403,
     "http://gate.example.evil.example:8000": 403,
     "http://evilgate.example:8000": 403,
@@ -107,7 +107,7 @@ ORIGINS: Final = {
     "file://": 403,
     "javascript:alert(1)": 403,
     "chrome-extension://gate.example:8000": 403,
-    # No origins at all.
+    # Values that are not an origin.
     "null": 403,
     "NULL": 403,
     "gate.example:8000": 403,
@@ -129,7 +129,7 @@ def refusals_of(gateway: Gateway, *, token: str) -> dict[str, int]:
     }
 
 
-def test_s17_an_origin_is_its_own_host_or_listed_and_everything_else_is_refused(gateway: Gateway) -> None:
+def test_s17_only_the_own_host_and_listed_origins_are_accepted(gateway: Gateway) -> None:
     token = make_token()
     got = {
         origin: ask(gateway, request(host=HOST, headers=[("Origin", origin), bearer(token)])).status
@@ -139,7 +139,7 @@ def test_s17_an_origin_is_its_own_host_or_listed_and_everything_else_is_refused(
     assert got | refusals_of(gateway, token=token) == ORIGINS
 
 
-def test_s17_no_origin_is_no_browser(gateway: Gateway) -> None:
+def test_s17_request_without_an_origin_is_accepted(gateway: Gateway) -> None:
     assert ask(gateway, request(host=HOST, headers=[bearer(make_token())])).status == 101
 
 
@@ -155,14 +155,14 @@ def test_s17_no_origin_is_no_browser(gateway: Gateway) -> None:
         [("Origin", "http://evil.example http://gate.example:8000")],
     ],
 )
-def test_s17_an_origin_that_two_readers_could_read_in_two_ways_is_malformed(
+def test_s17_repeated_empty_or_ambiguous_origin_header_is_400(
     gateway: Gateway, headers: list[tuple[str, str]]
 ) -> None:
     head = request(host=HOST, headers=[*headers, bearer(make_token())])
     assert ask(gateway, head).status == 400
 
 
-def test_s17_an_origin_is_judged_before_any_token_and_before_the_bus(gateway: Gateway) -> None:
+def test_s17_forbidden_origin_is_refused_before_the_token_and_the_bus_are_used(gateway: Gateway) -> None:
     """A bad token would be a 401, and a good one would be counted."""
     with redis.Redis.from_url(gateway.bus_url) as bus:
         channels = bus.pubsub_channels()
@@ -181,7 +181,7 @@ def test_s17_an_origin_is_judged_before_any_token_and_before_the_bus(gateway: Ga
 
 @pytest.fixture(scope="module")
 def foreign_page() -> Iterator[str]:
-    """A page from another port of the same machine, which is another origin."""
+    """Serve a page from another port of the same machine, which is another origin."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -191,7 +191,7 @@ def foreign_page() -> Iterator[str]:
             self.wfile.write(b"<!doctype html><title>elsewhere</title>")
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Write no log."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -202,7 +202,7 @@ def foreign_page() -> Iterator[str]:
 
 
 def dialogue(gateway: Gateway, token: str) -> str:
-    """A script that connects as a page does and tells the first message, or that there was none."""
+    """Return a script that connects as a page does, and yields the first message or the close code."""
     return f"""new Promise((resolve) => {{
         const offered = ["wsgate.v1.json", "wsgate.bearer.{token}"];
         const socket = new WebSocket({json.dumps(gateway.ws_url)}, offered);
@@ -211,7 +211,7 @@ def dialogue(gateway: Gateway, token: str) -> str:
     }})"""
 
 
-def test_s17_a_browser_reaches_the_gateway_from_its_own_host_and_from_nowhere_else(
+def test_s17_chromium_can_connect_only_from_a_page_of_the_gateway_itself(
     gateway: Gateway, foreign_page: str
 ) -> None:
     chromium = find_chromium()
@@ -244,7 +244,7 @@ def unsigned(alg: str) -> str:
 
 
 def signed_with_hmac(secret: bytes, headers: dict[str, Any]) -> str:
-    """As PyJWT would not sign it: any bytes as a secret, any header."""
+    """Sign as PyJWT would not: any bytes as a secret, any header."""
     claims = {"sub": "42", "aud": AUDIENCE, "exp": int(time.time()) + 600}
     text = f"{encoded(headers)}.{encoded(claims)}"
     return f"{text}.{encoded(hmac.digest(secret, text.encode(), hashlib.sha256))}"
@@ -264,7 +264,7 @@ def jwk_of(key: RSAPrivateKey) -> bytes:
 HS: Final = {"alg": "HS256", "typ": "JWT"}
 DEEP: Final = b'{"sub":' + b"[" * 3000 + b"]" * 3000 + b"}"
 
-# What is wrong, to a token of it. All are told the same.
+# From a name of the fault to a token with it. The answer to all of them is the same.
 BAD_TOKENS: Final[dict[str, Callable[[RSAPrivateKey], str]]] = {
     "none": lambda _: unsigned("none"),
     "None": lambda _: unsigned("None"),
@@ -319,9 +319,7 @@ def ending(gateway: Gateway, carry: Callable[[RawClient, str], None], token: str
         return client.ending(), bytes(client.heard)
 
 
-def test_s18_a_bad_token_in_the_header_is_401_and_says_nothing_else(
-    gateway: Gateway, rsa: RSAPrivateKey
-) -> None:
+def test_s18_every_bad_token_in_the_header_is_the_same_401(gateway: Gateway, rsa: RSAPrivateKey) -> None:
     with_good = ask(gateway, request(headers=[bearer(make_token())]))
     assert with_good.status == 101
     signed = make_token(secret=rsa, algorithm="RS256", headers={"kid": "rsa"})
@@ -334,13 +332,13 @@ def test_s18_a_bad_token_in_the_header_is_401_and_says_nothing_else(
 
 
 @pytest.mark.parametrize("carry", LATE_CARRIERS)
-def test_s18_a_bad_token_by_another_carrier_is_closed_4501_and_told_nothing_else(
+def test_s18_every_bad_token_by_a_late_carrier_has_the_same_error_and_4501(
     gateway: Gateway, rsa: RSAPrivateKey, carry: Callable[[RawClient, str], None]
 ) -> None:
     first = b""
     for name, make in BAD_TOKENS.items():
         if carry is by_query and name == "over the cap":
-            continue  # no URL is so long
+            continue  # a URL of this length is refused
         closed, heard = ending(gateway, carry, make(rsa))
         message, bye = closed.messages
         assert (name, closed.code) == (name, 4501)
@@ -351,7 +349,7 @@ def test_s18_a_bad_token_by_another_carrier_is_closed_4501_and_told_nothing_else
 
 
 @pytest.mark.parametrize("carry", LATE_CARRIERS)
-def test_s18_an_expired_token_comes_back_with_a_fresh_one(
+def test_s18_expired_token_by_a_late_carrier_is_4001_and_asks_to_reconnect(
     gateway: Gateway, carry: Callable[[RawClient, str], None]
 ) -> None:
     closed, _ = ending(gateway, carry, make_token(ttl_s=-1))
@@ -375,14 +373,14 @@ def signed_claims(claims: dict[str, Any]) -> str:
     return f"{text}.{encoded(hmac.digest(SECRET.encode(), text.encode(), hashlib.sha256))}"
 
 
-def test_the_operator_reads_why_each_token_was_refused_and_a_client_does_not(tmp_path: Path) -> None:
+def test_cause_of_a_refused_token_is_in_the_log_and_metrics_but_not_in_the_answer(tmp_path: Path) -> None:
     with configured_gateway(tmp_path) as fresh:
         before = fresh_counters(fresh)
         tokens = {cause: make() for cause, make in BEGINNERS_TOKENS.items()}
         answers = {ask(fresh, request(headers=[bearer(token)])).raw for token in tokens.values()}
         assert len(answers) == 1
         after = fresh_counters(fresh)
-        wait_until("all lines are there", lambda: len(lines_about_tokens(fresh)) == len(tokens))
+        wait_until("all are logged", lambda: len(lines_about_tokens(fresh)) == len(tokens))
         log = lines_about_tokens(fresh)
     for cause in tokens:
         (line,) = [line for line in log if f" token_refused_{cause} " in line]
@@ -401,7 +399,7 @@ def lines_about_tokens(gateway: Gateway) -> list[str]:
     return [line for line in gateway.lines if " token_refused_" in line]
 
 
-def test_in_development_a_client_is_told_what_is_wrong_with_its_token() -> None:
+def test_cause_of_a_refused_token_is_in_the_answer_in_development() -> None:
     with running_gateway(environ={"WSGATE_AUTH__HMAC_SECRET": SECRET}) as fresh:
         for cause in ("missing_exp", "wrong_algorithm", "expired"):
             token = BEGINNERS_TOKENS[cause]()
@@ -413,7 +411,7 @@ def test_in_development_a_client_is_told_what_is_wrong_with_its_token() -> None:
 
 @pytest.mark.parametrize("carry", LATE_CARRIERS)
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
-def test_a_token_that_is_not_valid_yet_is_told_to_come_back_when_it_is(
+def test_token_that_is_not_valid_yet_closes_4005_with_the_time_to_wait(
     gateway: Gateway, carry: Callable[[RawClient, str], None], claim: str
 ) -> None:
     later: dict[str, Any] = {claim: int(time.time()) + 600}
@@ -425,7 +423,7 @@ def test_a_token_that_is_not_valid_yet_is_told_to_come_back_when_it_is(
     assert "retry_ms" not in message
 
 
-def test_a_token_that_is_not_valid_yet_is_401_with_the_time_to_wait_and_101_when_it_is(
+def test_token_in_the_header_that_is_not_valid_yet_is_503_until_its_time_and_then_101(
     gateway: Gateway,
 ) -> None:
     answer = ask(gateway, request(headers=[bearer(make_token(nbf=int(time.time()) + 600))]))
@@ -434,22 +432,22 @@ def test_a_token_that_is_not_valid_yet_is_401_with_the_time_to_wait_and_101_when
     soon_s = int(time.time()) + 2
     soon = make_token(nbf=soon_s)
     assert ask(gateway, request(headers=[bearer(soon)])).status == 503
-    wait_until("its time has come", lambda: time.time() >= soon_s, 10)
+    wait_until("the token is valid", lambda: time.time() >= soon_s, 10)
     assert ask(gateway, request(headers=[bearer(soon)])).status == 101
 
 
-def test_a_token_of_an_issuer_whose_clock_is_a_little_ahead_is_let_in(gateway: Gateway) -> None:
+def test_token_with_an_issue_time_up_to_five_seconds_ahead_is_accepted(gateway: Gateway) -> None:
     for ahead_s in (0.4, 5):
         token = make_token(iat=time.time() + ahead_s)
         assert ask(gateway, request(headers=[bearer(token)])).status == 101
 
 
 @pytest.mark.parametrize("value", ["Bearer", "Bearer ", "bearer", "Bearer \t", "Bearer a b"])
-def test_s18_a_header_that_means_to_show_a_token_and_shows_none_is_401(gateway: Gateway, value: str) -> None:
+def test_s18_bearer_header_without_exactly_one_token_is_401(gateway: Gateway, value: str) -> None:
     assert ask(gateway, request(headers=[("Authorization", value)])).status == 401
 
 
-def test_s18_a_token_of_a_megabyte_is_never_read(gateway: Gateway) -> None:
+def test_s18_token_of_a_megabyte_is_refused_by_its_size_on_every_carrier(gateway: Gateway) -> None:
     token = make_token(padding="x" * 750_000)
     assert len(token) > 1_000_000
     assert ask(gateway, request(headers=[bearer(token)])).status == 431
@@ -459,19 +457,19 @@ def test_s18_a_token_of_a_megabyte_is_never_read(gateway: Gateway) -> None:
     with RawClient(gateway) as client:
         assert client.ask(request()).status == 101
         message = client_frame(TEXT, json.dumps({"op": "auth", "token": token}).encode())
-        client.sock.sendall(message[:4096])  # its length is declared; who sends the rest is cut off
+        client.sock.sendall(message[:4096])  # the header declares the length, so the rest is not needed
         assert client.ending().code == 1009
 
 
-def test_s18_a_good_token_beside_a_bad_one_in_the_header_is_a_401(gateway: Gateway) -> None:
-    """The header outranks the others: no carrier can overrule another's refusal."""
+def test_s18_bad_token_in_the_header_is_401_although_other_carriers_have_a_good_one(gateway: Gateway) -> None:
+    """The header outranks the other carriers, and none of them can override a refusal."""
     good = make_token()
     offered = ("Sec-WebSocket-Protocol", f"wsgate.v1.json, wsgate.bearer.{good}")
     assert ask(gateway, request(f"/ws?token={good}", headers=[offered, bearer("x")])).status == 401
 
 
-def test_s18_what_is_said_after_a_bad_token_is_not_run(gateway: Gateway) -> None:
-    """Tokens tried in one breath: the first that is refused is the last that is looked at."""
+def test_s18_tokens_sent_behind_a_refused_token_are_not_verified(gateway: Gateway) -> None:
+    """The connection ends with the first token that is refused."""
     before = fresh_counters(gateway)
     with RawClient(gateway) as client:
         assert client.ask(request()).status == 101
@@ -496,7 +494,7 @@ def let_in(gateway: Gateway, token: str) -> tuple[RawClient, dict[str, Any]]:
     return client, client.hear()
 
 
-def test_s20_a_token_that_expires_closes_its_connection_and_a_refresh_extends(gateway: Gateway) -> None:
+def test_s20_connection_closes_with_4001_when_its_token_expires_unless_refreshed(gateway: Gateway) -> None:
     with besieged(gateway):
         short = make_token("short", ttl_s=3)
         expires_at_s = jwt.decode(short, options={"verify_signature": False})["exp"]
@@ -508,12 +506,12 @@ def test_s20_a_token_that_expires_closes_its_connection_and_a_refresh_extends(ga
             assert 0 <= welcome["expires_s"] <= 3
             refreshed.say(op="refresh", token=make_token("short"), id=1)
             assert refreshed.hear_answer(1) == {"op": "ok", "id": 1, "expires_s": pytest.approx(3590, abs=10)}
-            # A refusal leaves the old end as it is.
+            # A refused refresh leaves the old expiry.
             kept.say(op="refresh", token=make_token("other"), id=1)
             assert kept.hear_answer(1)["error"] == "permission_denied"
             kept.say(op="refresh", token=make_token("short", ttl_s=-1), id=2)
             assert kept.hear_answer(2)["error"] == "unauthorized"
-            # A refresh may also bring the end nearer.
+            # A refresh may also shorten the time.
             shortened.say(op="refresh", token=make_token("short", ttl_s=3), id=1)
             assert shortened.hear_answer(1)["op"] == "ok"
             for client in (ended, kept, shortened):
@@ -521,7 +519,7 @@ def test_s20_a_token_that_expires_closes_its_connection_and_a_refresh_extends(ga
                 assert (closed.code, closed.bye["reason"]) == (4001, "token_expired")
                 assert closed.bye["reconnect"] is True
                 assert time.time() >= expires_at_s
-            # It worked a moment ago and is remembered: it serves nobody any more.
+            # The token was accepted before, and is refused after its expiry.
             assert ask(gateway, request(headers=[bearer(short)])).status == 401
             assert ending(gateway, by_subprotocol, short)[0].code == 4001
             refreshed.say(op="ping", id=2)
