@@ -1,4 +1,4 @@
-"""Every refusal of a request head that can be provoked from outside: its HTTP status, and its counter."""
+"""Provoke every refusal of a request head that a peer can cause: its HTTP status and its counter."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -44,11 +44,11 @@ ELSEWHERE: Final = {
     "address_connections": "needs a proxy: tests/integration/test_gateway_addresses.py",
     "address_rate": "likewise",
     "bad_extensions": "needs compression: tests/integration/test_compression.py",
-    "head_too_large": "the reactor's own cap is the same and comes first",
-    "draining": "only in the queue of a shard that is told to stop: tests of the drain",
+    "head_too_large": "the reactor has the same limit and checks it first",
+    "draining": "only in the queue of a shard that stops: tests of the drain",
     "too_many_unauthenticated": "tests/attack/gateway/test_crowd.py",
     "key_awaited": "needs an issuer: tests/integration/test_key_set.py",
-    "unserved": "the keeper's, in the queue of a shard that hangs: tests of the node",
+    "unserved": "from the keeper, in the queue of a shard that hangs: tests of the node",
 }
 
 
@@ -60,7 +60,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def answers(gateway: Gateway) -> Mapping[str, tuple[Answer, dict[str, float]]]:
-    """Every head asked once; each answer with the counters as they had changed by the end."""
+    """Send every head once; return each answer with the changes of all counters at the end."""
     before = fresh_counters(gateway)
     given: dict[str, Answer] = {}
     with besieged(gateway):
@@ -72,13 +72,13 @@ def answers(gateway: Gateway) -> Mapping[str, tuple[Answer, dict[str, float]]]:
     return {name: (answer, grown) for name, answer in given.items()}
 
 
-def test_p9_every_refusal_is_provoked_here_or_elsewhere() -> None:
+def test_p9_every_handshake_refusal_has_a_provocation_or_a_reference_to_another_test() -> None:
     assert set(HEADS) | set(ELSEWHERE) == set(STATUSES)
     assert not set(HEADS) & set(ELSEWHERE)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_p9_a_refusal_has_its_status_and_is_counted_once_by_its_name(
+def test_p9_refusal_of_a_head_has_its_documented_status_and_is_counted_once(
     name: str, answers: Mapping[str, tuple[Answer, dict[str, float]]]
 ) -> None:
     answer, grown = answers[name]
@@ -91,14 +91,16 @@ def test_p9_a_refusal_has_its_status_and_is_counted_once_by_its_name(
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_p9_nothing_else_was_counted(answers: Mapping[str, tuple[Answer, dict[str, float]]]) -> None:
+def test_p9_only_the_provoked_refusals_were_counted_and_no_close(
+    answers: Mapping[str, tuple[Answer, dict[str, float]]],
+) -> None:
     _, grown = answers["unknown_path"]
     refused = {name: value for name, value in grown.items() if name.startswith("wsgate_refusals_total")}
     assert refused == {f'wsgate_refusals_total{{reason="{name}"}}': 1 for name in HEADS}
     assert not [name for name in grown if name.startswith("wsgate_closes_total")]
 
 
-def test_a_good_head_comes_in_after_all_that(gateway: Gateway) -> None:
+def test_valid_head_is_accepted_after_all_refusals(gateway: Gateway) -> None:
     with RawClient.welcomed(gateway, make_token()) as client:
         client.say(op="ping", id=1)
         assert client.hear_answer(1) == {"op": "pong", "id": 1}
