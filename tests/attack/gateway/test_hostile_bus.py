@@ -1,4 +1,4 @@
-"""A bus that answers every command of a gateway with bent RESP: nobody is harmed, and it comes back (S26)."""
+"""Answer every command of a gateway with malformed RESP: no client is harmed, and it recovers (S26)."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 HOSTILE_S: Final = 6.0
 REPLIES_LEAST: Final = 40
 ACCEPTED_MOST: Final = 600
-"""Connections in all of it: two shards with some four each, which back off."""
+"""Connections in the whole test: two shards with about four each, which back off."""
 WITHIN_S: Final = 40.0
 ENVIRON: Final = {
     "WSGATE_BUS__CONNECT_TIMEOUT": "1s",
@@ -47,15 +47,15 @@ def valkey() -> Iterator[Valkey]:
 
 
 def publish(gateway: Gateway) -> None:
-    """Through the API; answered in any case."""
+    """Publish through the API and check that there is an answer of any kind."""
     body = json.dumps({"channel": "news", "data": 1}).encode()
     request = urllib.request.Request(f"{gateway.admin_url}/api/publish", body)
     with urllib.request.urlopen(request, timeout=WITHIN_S) as answer:
         assert set(json.loads(answer.read())) & {"result", "error"}
 
 
-def answered(client: Client, number: int) -> None:
-    """A ping comes back; whatever else was said before is an answer or a publication."""
+def assert_ping_answered(client: Client, number: int) -> None:
+    """Assert that a ping has its pong; all messages before it are answers or publications."""
     client.send("ping", id=number)
     end_s = time.monotonic() + WITHIN_S
     while (said := client.receive(WITHIN_S)) != {"op": "pong", "id": number}:
@@ -63,8 +63,8 @@ def answered(client: Client, number: int) -> None:
         assert time.monotonic() < end_s
 
 
-def suffer(gateway: Gateway, bus: HostileBus, clients: list[Client], token: str) -> None:
-    """Commands of every kind while the bus is hostile, for a while and until enough was answered wrongly."""
+def use_hostile_bus(gateway: Gateway, bus: HostileBus, clients: list[Client], token: str) -> None:
+    """Send commands of every kind while the bus is hostile, until it sent enough wrong replies."""
     end_s, number = time.monotonic() + HOSTILE_S, 0
     while time.monotonic() < end_s or (bus.commands.total() < REPLIES_LEAST and number < 200):
         number += 1
@@ -72,9 +72,9 @@ def suffer(gateway: Gateway, bus: HostileBus, clients: list[Client], token: str)
             client.send("pub", ch="news", data=number, id=3 * number)
             client.send("sub" if number % 2 else "unsub", ch=f"c:{place}:{number // 2}", id=3 * number + 1)
             client.send("send", data=number, id=3 * number + 2)
-            answered(client, number)
+            assert_ping_answered(client, number)
         publish(gateway)
-        # Newcomers are let in, refused or told to come back: they are not left without an answer.
+        # New connections are accepted or refused; they always have an answer.
         with contextlib.suppress(ConnectionClosed, InvalidStatus, TimeoutError):
             with connected(gateway.ws_url, token=token):
                 pass
@@ -82,7 +82,7 @@ def suffer(gateway: Gateway, bus: HostileBus, clients: list[Client], token: str)
 
 @pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_hostile_bus_harms_nobody_and_a_sane_one_is_used_again(
+def test_gateway_survives_malformed_replies_of_the_bus_and_uses_it_again_when_it_is_sane(
     valkey: Valkey, kind: str, seed: int
 ) -> None:
     with (
@@ -95,33 +95,35 @@ def test_a_hostile_bus_harms_nobody_and_a_sane_one_is_used_again(
             clients = [stack.enter_context(connected(gateway.ws_url, token=each))[0] for each in tokens]
             processes = gateway.children()
             bus.turn(is_hostile=True)
-            suffer(gateway, bus, clients, gateway.token("newcomer"))
-            assert bus.accepted >= 5, "the connection is cut, and tried again"
-            assert bus.commands.keys() >= ASKED | ASKED_BY_KIND[kind], "each was answered"
-            assert bus.accepted <= ACCEPTED_MOST, "not without a pause"
+            use_hostile_bus(gateway, bus, clients, gateway.token("newcomer"))
+            assert bus.accepted >= 5, "the gateway did not reconnect"
+            assert bus.commands.keys() >= ASKED | ASKED_BY_KIND[kind], "a command was not sent"
+            assert bus.accepted <= ACCEPTED_MOST, "the gateway reconnected without a pause"
             bus.turn(is_hostile=False)
             gateway.await_ready(WITHIN_S)
             with redis.Redis(port=valkey.port) as backend:
                 for place, client in enumerate(clients):
-                    answered(client, 1_000_000 + place)
+                    assert_ping_answered(client, 1_000_000 + place)
                     client.send("sub", ch="after", id=9)
                     wait_until("subscribed", lambda client=client: _is_subbed(client), WITHIN_S)  # type: ignore[misc]
                 backend.execute_command(
                     "SPUBLISH" if kind == "cluster" else "PUBLISH", "wsgate:ch:after", "7"
                 )
                 assert [_next(client, "msg")["data"] for client in clients] == [7, 7, 7]
-            assert gateway.children() == processes, "no process died"
+            assert gateway.children() == processes, "a process died"
         assert not [line for line in gateway.lines if any(fault in line for fault in FAULTS)]
 
 
 @pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
-def test_a_gateway_that_starts_on_a_hostile_bus_is_ready_once_it_is_sane(valkey: Valkey, kind: str) -> None:
+def test_gateway_started_on_a_hostile_bus_is_ready_when_the_bus_is_sane(valkey: Valkey, kind: str) -> None:
     with hostile_bus((valkey.host, valkey.port), 3) as bus:
         bus.turn(is_hostile=True)
         with running_gateway(
             "--redis", bus.url(kind), "--shards", "1", environ=ENVIRON, wait=False
         ) as gateway:
-            wait_until("it was answered", lambda: bus.commands.total() >= 10, WITHIN_S)
+            wait_until(
+                "the bus has assert_ping_answered ten commands", lambda: bus.commands.total() >= 10, WITHIN_S
+            )
             processes = gateway.children()
             bus.turn(is_hostile=False)
             gateway.await_ready(WITHIN_S)
