@@ -1,7 +1,7 @@
-"""A whole gateway filled to the last descriptor and the last byte of its budget (A1, R18).
+"""Fill a whole gateway to its last descriptor and the last byte of its memory budget (A1, R18).
 
-Refusals begin where they were set to, each answered and with a time to come back; who is in notices
-nothing; and where one leaves and one comes the state stays what it is.
+Refusals begin at the configured limits and have an answer with a time to retry. Admitted clients notice
+nothing, and the state does not flap when one client leaves and another comes.
 """
 
 import resource
@@ -34,7 +34,7 @@ RESERVE: Final = 64
 ROOM: Final = DESCRIPTORS - RESERVE - DESCRIPTORS_OF_OURS
 BUDGET: Final = 114 * MIB  # 18 for the clients of one shard
 SHARE: Final = BUDGET - 96 * MIB
-CROWD: Final = 8_000  # more than fit
+CROWD: Final = 8_000  # more than the budget allows
 CONTROL: Final = 3
 ALL_LIMITS: Final = """
 handshake_rate = 5_000
@@ -54,13 +54,13 @@ EXHAUSTED: Final = 'wsgate_accept_failures_total{cause="exhausted"}'
 OPEN, REFUSING = 0, 1
 
 
-def come(gateway: Gateway, held: ExitStack, number: int = 0) -> RawClient:
-    """One who is let in."""
+def admit(gateway: Gateway, held: ExitStack, number: int = 0) -> RawClient:
+    """Connect one client, which must be welcomed."""
     return held.enter_context(RawClient.welcomed(gateway, make_token(f"user-{number}")))
 
 
-def is_turned_away(gateway: Gateway) -> bool:
-    """One more: whether it is told to come later; who is let in leaves again."""
+def is_refused(gateway: Gateway) -> bool:
+    """Connect one more client: whether it is refused with a time to retry. An admitted one leaves again."""
     with RawClient(gateway) as late:
         answer = late.ask(request())
         if answer.status == 101:
@@ -70,51 +70,55 @@ def is_turned_away(gateway: Gateway) -> bool:
         return True
 
 
-def becomes(gateway: Gateway, state: int) -> None:
+def wait_for_state(gateway: Gateway, state: int) -> None:
     wait_until(f"the state is {state}", lambda: scrape(gateway)[STATE] == state, LIMIT_S)
 
 
 @pytest.fixture
 def narrow(tmp_path: Path) -> Iterator[Gateway]:
-    """One with few descriptors, and every limit there is."""
+    """Start a gateway with few descriptors and with every limit set."""
     prefix = ["sh", "-c", f'ulimit -n {DESCRIPTORS} && exec "$@"', "sh"]
     settings = f"[admission]\nreserve_descriptors = {RESERVE}\n{ALL_LIMITS}"
     with configured_gateway(tmp_path, settings, prefix=prefix) as gateway:
         yield gateway
 
 
-def test_a1_the_last_descriptor_that_is_for_clients(narrow: Gateway) -> None:
+def test_a1_clients_beyond_the_last_descriptor_are_refused_and_the_state_does_not_flap(
+    narrow: Gateway,
+) -> None:
     with besieged(narrow, CONTROL) as control, ExitStack() as held:
-        clients = [come(narrow, held, number % 50) for number in range(ROOM - CONTROL)]
-        becomes(narrow, REFUSING)
-        assert all(is_turned_away(narrow) for _ in range(20))
+        clients = [admit(narrow, held, number % 50) for number in range(ROOM - CONTROL)]
+        wait_for_state(narrow, REFUSING)
+        assert all(is_refused(narrow) for _ in range(20))
         control.is_answered()
         numbers = fresh_counters(narrow)
         assert numbers[HELD] == ROOM
-        # Those that are still being told so hold descriptors of the reserve.
+        # Connections that are being refused use descriptors of the reserve.
         assert sum(numbers[REFUSED % f"refused_{name}"] for name in ("connections", "descriptors")) == 20
         assert numbers[EXHAUSTED] == 0
-        # At the mark: one leaves, one comes. Nothing flaps.
+        # At the limit one client leaves and one comes, and the state does not change.
         for _ in range(10):
             clients.pop().sock.close()
-            wait_until("it is gone", lambda: scrape(narrow)[HELD] < ROOM, LIMIT_S)
-            clients.append(come(narrow, held))
-        becomes(narrow, REFUSING)
+            wait_until("the client is gone", lambda: scrape(narrow)[HELD] < ROOM, LIMIT_S)
+            clients.append(admit(narrow, held))
+        wait_for_state(narrow, REFUSING)
         numbers = fresh_counters(narrow)
         assert [numbers[BECAME % name] for name in ("refusing", "open")] == [1, 0]
-        # More than a sixty-fourth: it is open again, once.
+        # After more than a sixty-fourth has left, the state wait_for_state open once.
         for client in clients[: ROOM // 64 + 1]:
             client.sock.close()
-        becomes(narrow, OPEN)
-        assert not is_turned_away(narrow)
+        wait_for_state(narrow, OPEN)
+        assert not is_refused(narrow)
         numbers = fresh_counters(narrow)
         assert [numbers[BECAME % name] for name in ("refusing", "open")] == [1, 1]
 
 
-def test_a1_the_last_byte_that_is_for_newcomers(tmp_path: Path) -> None:
+def test_a1_clients_beyond_the_memory_budget_are_refused_until_an_eighth_of_it_is_free(
+    tmp_path: Path,
+) -> None:
     if raise_descriptors(CROWD + 200) < CROWD + 200:
         pytest.skip("this machine allows too few descriptors")
-    # Nobody here answers pings, however long it takes to fill.
+    # These clients do not answer pings.
     settings = f'[admission]\nmemory_budget = "{BUDGET}B"\n[heartbeat]\nping_interval = "10m"\n'
     with configured_gateway(tmp_path, settings) as gateway, besieged(gateway, CONTROL) as control:
         with ExitStack() as held:
@@ -123,29 +127,32 @@ def test_a1_the_last_byte_that_is_for_newcomers(tmp_path: Path) -> None:
                 client = held.enter_context(RawClient(gateway))
                 if client.ask(request(headers=[bearer_of(len(clients))])).status != 101:
                     break
-                assert [client.hear()["op"] for _ in range(2)] == ["welcome", "subbed"]  # no welcome waits
+                assert [client.hear()["op"] for _ in range(2)] == [
+                    "welcome",
+                    "subbed",
+                ]  # read, so that nothing waits
                 clients.append(client)
             numbers = fresh_counters(gateway)
             booked = sum(value for name, value in numbers.items() if name.startswith("wsgate_memory_bytes{"))
-            # Refusals begin at fifteen sixteenths, to a hundredth: what comes then is not let in. Earlier
-            # only where the process has grown by more than its books say.
+            # Refusals begin at fifteen sixteenths of the budget, to within a hundredth of it; earlier only if
+            # the process has grown by more than its accounts explain.
             spare = numbers['wsgate_memory_unaccounted_bytes{shard="0"}'] + SHARE / 100
             assert SHARE * 15 / 16 - spare < booked < SHARE * 15 / 16 + SHARE / 100, numbers
-            becomes(gateway, REFUSING)
-            assert all(is_turned_away(gateway) for _ in range(20))
+            wait_for_state(gateway, REFUSING)
+            assert all(is_refused(gateway) for _ in range(20))
             control.is_answered()
             for client in clients[:: len(clients) // 50]:
                 client.say(op="ping", id=1)
-                assert client.hear_answer(1) == {"op": "pong", "id": 1}, "who is in is served"
-            # A few leave: not yet. An eighth of it has to be free.
+                assert client.hear_answer(1) == {"op": "pong", "id": 1}, "an admitted client was not served"
+            # A few clients that leave are not enough: an eighth of the budget has to be free.
             for client in clients[:20]:
                 client.sock.close()
-            wait_until("they are gone", lambda: scrape(gateway)[HELD] <= len(clients) - 20 + CONTROL, LIMIT_S)
-            assert is_turned_away(gateway)
+            wait_until("20 have left", lambda: scrape(gateway)[HELD] <= len(clients) - 20 + CONTROL, LIMIT_S)
+            assert is_refused(gateway)
             for client in clients[20 : len(clients) // 4]:
                 client.sock.close()
-            becomes(gateway, OPEN)
-            assert not is_turned_away(gateway)
+            wait_for_state(gateway, OPEN)
+            assert not is_refused(gateway)
             numbers = fresh_counters(gateway)
             assert [numbers[BECAME % name] for name in ("refusing", "open", "shedding")] == [1, 1, 0]
             assert numbers['wsgate_closes_total{reason="shed"}'] == 0
@@ -155,12 +162,14 @@ def bearer_of(number: int) -> tuple[str, str]:
     return "Authorization", f"Bearer {make_token(f'user-{number}')}"
 
 
-def test_r18_descriptors_that_are_taken_away_while_it_runs(narrow: Gateway) -> None:
+def test_r18_shard_that_loses_its_free_descriptors_serves_on_and_retries_once_per_tick(
+    narrow: Gateway,
+) -> None:
     pid = shard_pid(narrow)
     descriptors = Path(f"/proc/{pid}/fd")
     hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
     with besieged(narrow, CONTROL) as control, ExitStack() as held:
-        clients = [come(narrow, held, number) for number in range(20)]
+        clients = [admit(narrow, held, number) for number in range(20)]
         before = scrape(narrow)[EXHAUSTED]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(list(descriptors.iterdir())), hard))
         late = [held.enter_context(RawClient(narrow)) for _ in range(5)]
@@ -169,11 +178,11 @@ def test_r18_descriptors_that_are_taken_away_while_it_runs(narrow: Gateway) -> N
         wait_until("accept fails", lambda: scrape(narrow)[EXHAUSTED] > before, LIMIT_S)
         control.is_answered()
         since_s, seen = time.monotonic(), scrape(narrow)[EXHAUSTED]
-        wait_until("and fails on", lambda: scrape(narrow)[EXHAUSTED] >= seen + 12, LIMIT_S)
-        # Once a tick, not as fast as it can; and that costs nothing (`besieged` waits for rest, too).
+        wait_until("accept fails again and again", lambda: scrape(narrow)[EXHAUSTED] >= seen + 12, LIMIT_S)
+        # It fails once a tick and does not spin (`besieged` also waits until the processes are idle).
         assert scrape(narrow)[EXHAUSTED] - seen <= 4 * (time.monotonic() - since_s) + 6
         said = [line for line in narrow.lines if "accept_exhausted" in line]
-        assert 1 <= len(said) <= time.monotonic() - since_s + 3, "a line a second"
+        assert 1 <= len(said) <= time.monotonic() - since_s + 3, "more than one line per second"
         control.is_answered()
         for client in clients[:10]:
             client.sock.close()
