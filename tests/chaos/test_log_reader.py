@@ -1,4 +1,4 @@
-"""The reader of the log hangs, is slow or goes away: the gateway serves on, and counts what is lost."""
+"""Let the reader of the log hang, be slow or go away: the gateway serves on and counts lost lines."""
 
 import contextlib
 import fcntl
@@ -29,21 +29,21 @@ ERRORS_ONLY = 'exec "$@" 2>"$0"'
 
 @dataclass
 class Reader:
-    """The end of a pipe of one page that standard error of a gateway goes to."""
+    """The read end of a pipe of one page that is the standard error of a gateway."""
 
     path: Path
     fd: int
 
     def fill(self) -> None:
-        """Leave no room, as a reader does that hangs while others write."""
+        """Fill the pipe, as when the reader hangs while other processes write."""
         writer = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
         with contextlib.suppress(BlockingIOError):
             while True:
-                os.write(writer, b".")  # a piece that does not fit would leave its room free
+                os.write(writer, b".")  # single bytes: a longer piece that does not fit would leave room
         os.close(writer)
 
     def read_until(self, *words: str) -> str:
-        """Read until each of these words was read."""
+        """Read until each of these words was read; return everything read."""
         found: list[str] = []
 
         def has_come() -> bool:
@@ -67,7 +67,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 def make_all_log(gateway: Gateway) -> None:
-    """Give keeper, shard and admin process something to log, in this order."""
+    """Make the keeper, a shard and the admin process write log lines, in this order."""
     for name in ("wsgate-bus", "wsgate-shard-1"):
         before = gateway.pid_of(name)
         os.kill(before, signal.SIGKILL)
@@ -79,7 +79,9 @@ def make_all_log(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_reader_of_the_log_that_hangs_stops_no_process(reader: Reader, form: str) -> None:
+def test_log_reader_that_hangs_blocks_no_process_and_finds_every_line_afterwards(
+    reader: Reader, form: str
+) -> None:
     environ = {"WSGATE_LOG__FORMAT": form}
     prefix = ("sh", "-c", ERRORS_ONLY, str(reader.path))
     with running_gateway("--shards", "2", environ=environ, prefix=prefix) as gateway:
@@ -92,21 +94,21 @@ def test_reader_of_the_log_that_hangs_stops_no_process(reader: Reader, form: str
             gateway.await_ready(WITHIN_S)
             assert gateway.get("/healthz")
             for client in clients:
-                with contextlib.suppress(ConnectionClosed):  # of the shard that was killed
+                with contextlib.suppress(ConnectionClosed):  # its shard was killed
                     assert client.ask("ping", id=1)["op"] == "pong"
         with connected(gateway.ws_url, 8):
             pass
         log = reader.read_until("bus_failed", "config_reloaded", "http", "died")
         log += reader.read_until("drained") if gateway.stop() == 0 else ""
         assert "died child=shard-1" in log or '"cause": "died", "child": "shard-1"' in log
-        # Each is about another process or another start. Of two deaths within a second one line is held back.
+        # Each line is about another process or start. Of two deaths within a second only one is logged.
         of_processes = [line for line in log.splitlines() if re.search(r'\bpid("?: |=)\d', line)]
         assert len(set(of_processes)) == len(of_processes), "a forked child wrote its parent's line again"
         if form == "json":
             assert all(json.loads(line.lstrip(".")) for line in log.splitlines() if line.strip("."))
 
 
-def test_node_starts_and_ends_while_nobody_reads_what_it_prints(reader: Reader) -> None:
+def test_node_starts_and_stops_while_its_output_pipe_is_full(reader: Reader) -> None:
     reader.fill()
     prefix = ("sh", "-c", BANNER_TOO, str(reader.path))
     with running_gateway(prefix=prefix, wait=False) as gateway:
@@ -115,7 +117,7 @@ def test_node_starts_and_ends_while_nobody_reads_what_it_prints(reader: Reader) 
             assert gateway.stop() == 0
 
 
-def test_lines_that_nobody_will_read_are_counted(reader: Reader) -> None:
+def test_log_lines_after_the_reader_closed_its_pipe_are_counted_as_dropped(reader: Reader) -> None:
     prefix = ("sh", "-c", ERRORS_ONLY, str(reader.path))
     with running_gateway("--shards", "2", prefix=prefix) as gateway:
         os.close(reader.fd)
@@ -124,7 +126,7 @@ def test_lines_that_nobody_will_read_are_counted(reader: Reader) -> None:
         wait_until("counted", lambda: gateway.metric("wsgate_log_lines_dropped_total") > 0, WITHIN_S)
 
 
-def test_slow_reader_gets_every_line_once(reader: Reader) -> None:
+def test_slow_log_reader_receives_every_line_and_none_is_dropped(reader: Reader) -> None:
     """The reader takes a few bytes at a time while three processes write."""
     taken = bytearray()
     is_over = threading.Event()
@@ -140,7 +142,7 @@ def test_slow_reader_gets_every_line_once(reader: Reader) -> None:
         thread.start()
         make_all_log(gateway)
         gateway.await_ready(WITHIN_S)
-        wait_until("renewed twice", lambda: taken.count(b" config_reloaded") >= 2, WITHIN_S)
+        wait_until("two reloads", lambda: taken.count(b" config_reloaded") >= 2, WITHIN_S)
         assert gateway.metric("wsgate_log_lines_dropped_total") == 0
         is_over.set()
         thread.join()
