@@ -1,4 +1,4 @@
-"""Nothing is lost unseen: what was answered and did not arrive is covered by a `gap` that comes later."""
+"""Lose no publication without notice: each answered one arrives or is covered by a later `gap`."""
 
 import contextlib
 import json
@@ -24,19 +24,19 @@ pytestmark = pytest.mark.slow
 WITHIN_S: Final = 60.0
 CHANNEL: Final = "room"
 PAUSE_S: Final = 0.004
-"""Between two publications of one publisher: several fall into each break."""
+"""Pause between two publications of one publisher, so that several fall into each break."""
 KILLS: Final = 20
 EVERY_S: Final = 0.3
 
 
 @dataclass
 class Listener:
-    """A subscriber that notes what arrives; a thread of its own reads."""
+    """A subscriber that records all that arrives; a thread of its own reads."""
 
     client: Client
     arrived: set[str] = field(default_factory=set)
     twice: int = 0
-    gaps: list[tuple[float, dict[str, Any]]] = field(default_factory=list)  # and when they came
+    gaps: list[tuple[float, dict[str, Any]]] = field(default_factory=list)  # with the time of arrival
     ended: str = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -55,24 +55,24 @@ class Listener:
                 self.arrived.add(item["data"])
 
     def uncovered(self, answered: dict[str, float]) -> list[str]:
-        """What was answered, did not arrive, and no later gap tells of."""
+        """Return the answered publications that did not arrive and that no later gap covers."""
         last_s = self.gaps[-1][0] if self.gaps else 0.0
         return [text for text, at_s in answered.items() if text not in self.arrived and at_s > last_s]
 
 
 @dataclass
 class Traffic:
-    """Publishers and subscribers of one channel, all at work."""
+    """The publishers and subscribers of one channel, all active."""
 
     listeners: list[Listener]
-    answered: dict[str, float] = field(default_factory=dict)  # and when
+    answered: dict[str, float] = field(default_factory=dict)  # with the time
     refused: int = 0
     others: list[dict[str, Any]] = field(default_factory=list)  # answers of any other kind
     stop: threading.Event = field(default_factory=threading.Event)
-    silence: threading.Event = field(default_factory=threading.Event)  # publishers end
+    silence: threading.Event = field(default_factory=threading.Event)  # set when the publishers must end
 
-    def speak(self, client: Client) -> None:
-        """A client publishes one after the other, and notes what is answered `ok`."""
+    def publish_from_client(self, client: Client) -> None:
+        """Publish from a client, one after the other, and record the publications that are answered `ok`."""
         number = 0
         while not self.silence.is_set():
             number += 1
@@ -89,7 +89,7 @@ class Traffic:
             time.sleep(PAUSE_S)
 
     def publish(self, publish: Callable[[str, str], object]) -> None:
-        """A backend does, and notes what the bus takes."""
+        """Publish as a backend does, and record the publications that the bus accepts."""
         number = 0
         while not self.silence.is_set():
             number += 1
@@ -111,13 +111,13 @@ class Traffic:
 def traffic(
     gateway: Gateway, publish: Callable[[str, str], object] | None, listeners: int = 4
 ) -> Iterator[Traffic]:
-    """Traffic while the block runs; then everything that was answered has arrived, or a gap covers it."""
+    """Run traffic during the block; then wait until each answered publication arrived or is covered."""
     with connected(gateway.ws_url, listeners + 1) as (speaker, *others):
         for client in others:
             client.subscribe(CHANNEL)
         made = Traffic([Listener(client) for client in others])
         readers = [threading.Thread(target=each.run, args=(made.stop,)) for each in made.listeners]
-        talkers = [threading.Thread(target=made.speak, args=(speaker,))]
+        talkers = [threading.Thread(target=made.publish_from_client, args=(speaker,))]
         if publish is not None:
             talkers.append(threading.Thread(target=made.publish, args=(publish,)))
         for thread in (*readers, *talkers):
@@ -138,7 +138,7 @@ def traffic(
 
 
 def check_gaps(made: Traffic, breaks: int) -> None:
-    """Each is of all channels and complete; no client is told more often than there were breaks."""
+    """Assert that each gap is complete and of all channels, and that there is at most one per break."""
     for listener in made.listeners:
         assert listener.twice == 0
         assert 0 < len(listener.gaps) <= breaks
@@ -147,7 +147,7 @@ def check_gaps(made: Traffic, breaks: int) -> None:
             assert 0 <= gap["retry_ms"] <= 2_000
 
 
-def test_a_bus_that_cuts_its_subscribers_twenty_times_loses_nothing_unseen() -> None:
+def test_bus_that_cuts_its_subscribers_twenty_times_causes_a_gap_for_every_loss() -> None:
     with running_valkey() as valkey, running_gateway("--redis", valkey.url) as gateway:
         backend, killer = redis.Redis(port=valkey.port), redis.Redis(port=valkey.port)
         with backend, killer, traffic(gateway, backend.publish) as made:
@@ -157,7 +157,7 @@ def test_a_bus_that_cuts_its_subscribers_twenty_times_loses_nothing_unseen() -> 
                 kills += killer.client_kill_filter(_type="pubsub")
             assert kills >= KILLS // 2
             gateway.await_ready()
-        assert made.lost > 0, "the backend published into the breaks"
+        assert made.lost > 0, "no publication fell into a break"
         check_gaps(made, kills)
         told = sum(len(each.gaps) for each in made.listeners)
         wait_until(
@@ -167,7 +167,7 @@ def test_a_bus_that_cuts_its_subscribers_twenty_times_loses_nothing_unseen() -> 
         )
 
 
-def test_a_private_bus_that_is_killed_again_and_again_loses_nothing_unseen() -> None:
+def test_private_bus_that_is_killed_three_times_causes_a_gap_for_every_loss() -> None:
     kills = 3
     with running_gateway() as gateway, traffic(gateway, None) as made:
         for _ in range(kills):
@@ -178,10 +178,10 @@ def test_a_private_bus_that_is_killed_again_and_again_loses_nothing_unseen() -> 
             wait_until("another bus", lambda: gateway.children().get("wsgate-bus", [bus]) != [bus], WITHIN_S)  # noqa: B023
             gateway.await_ready()
     check_gaps(made, kills)
-    assert made.refused > 0, "while there was no bus"
+    assert made.refused > 0, "no publish was refused while there was no bus"
 
 
-def test_a_server_of_a_cluster_that_cuts_its_subscribers_is_told_to_its_channels_alone() -> None:
+def test_cluster_server_that_cuts_its_subscribers_causes_gaps_only_on_its_own_channels() -> None:
     with running_cluster() as cluster, running_gateway(environ={"WSGATE_BUS__URL": cluster.url}) as gateway:
         owner = cluster.owner_of(f"wsgate:ch:{CHANNEL}")
         elsewhere = next(
@@ -199,4 +199,4 @@ def test_a_server_of_a_cluster_that_cuts_its_subscribers_is_told_to_its_channels
                     killer.client_kill_filter(_type="pubsub")
             assert all(each.gaps for each in made.listeners)
             other.send("ping", id=9)
-            assert other.receive() == {"op": "pong", "id": 9}, "it was told of a break of another server"
+            assert other.receive() == {"op": "pong", "id": 9}, "a gap for another server arrived"
