@@ -1,7 +1,7 @@
-"""A gateway and its bus on two hosts, and a cable between them that fails: R12, R13.
+"""Put a gateway and its bus on two hosts, and let the cable between them fail: R12, R13.
 
-The bus lives in a network namespace; the backend reaches it through its Unix socket all the while, so what it
-publishes during a partition is really published. `PARTITION_S="30 120"` adds longer silences.
+The bus is in a network namespace. The backend reaches it through its Unix socket all the time, so its
+publications during a partition really are on the bus. `PARTITION_S="30 120"` adds longer silences.
 """
 
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 PORT = 6_379
 WITHIN_S = 30.0
-# The probe's interval, the time limit of an answer, and what a busy machine may add.
+# The interval of the probe, the timeout of its reply, and time for a busy machine.
 DETECTED_WITHIN_S = 1.0 + 1.0 + 4.0
 ENVIRON = {
     "WSGATE_BUS__CONNECT_TIMEOUT": "1s",
@@ -37,7 +37,7 @@ CHANNELS = [*(f"own:{number}" for number in range(8)), "room"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Both hosts."""
+    """The far host, the gateway, and a client of the bus for the backend."""
 
     far: FarHost
     gateway: Gateway
@@ -76,7 +76,7 @@ def _bus(far: FarHost) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def clients(stage: Stage) -> Iterator[list[Client]]:
-    """Each on a channel of its own and on one that all share."""
+    """Subscribe each client to a channel of its own and to one shared channel."""
     stage.gateway.await_ready()
     with connected(stage.gateway.ws_url, len(CHANNELS) - 1) as there:
         for client, name in zip(there, CHANNELS, strict=False):
@@ -85,7 +85,7 @@ def clients(stage: Stage) -> Iterator[list[Client]]:
         yield there
 
 
-def _say(stage: Stage, numbers: Sequence[int]) -> None:
+def _publish_to_all(stage: Stage, numbers: Sequence[int]) -> None:
     for number in numbers:
         for name in CHANNELS:
             stage.backend.publish(f"wsgate:ch:{name}", str(number))
@@ -95,13 +95,13 @@ def _is_away(stage: Stage) -> bool:
     return any("bus_down" in why or "probe_late" in why for why in stage.gateway.why_not_ready())
 
 
-def _is_whole(stage: Stage) -> bool:
+def _is_recovered(stage: Stage) -> bool:
     gateway = stage.gateway
     return gateway.metric("wsgate_bus_up") == 2 and gateway.metric("wsgate_subscriptions_pending") == 0
 
 
 def _read(client: Client, last: int) -> tuple[dict[str, list[int]], list[tuple[object, ...]]]:
-    """What came until `last` has on both of its channels: publications by channel, and answers."""
+    """Read until `last` arrived on both channels; return publications by channel, and answers."""
     heard: dict[str, list[int]] = {}
     told: list[tuple[object, ...]] = []
     while sum(numbers[-1] == last for numbers in heard.values()) < 2:
@@ -113,22 +113,24 @@ def _read(client: Client, last: int) -> tuple[dict[str, list[int]], list[tuple[o
     return heard, told
 
 
-def _part(stage: Stage, clients: list[Client], duration_s: float, impair: Callable[[], None]) -> None:
-    """While it is impaired: it is noticed, everybody is answered; then heal it: all is heard again, once."""
-    failures = stage.gateway.metric("wsgate_bus_failures_total")  # before the first that this test causes
+def _check_partition(
+    stage: Stage, clients: list[Client], duration_s: float, impair: Callable[[], None]
+) -> None:
+    """Impair the network, check that clients are answered, heal it, and check that all is delivered once."""
+    failures = stage.gateway.metric("wsgate_bus_failures_total")  # before this test causes any
     impair()
     ends_s = time.monotonic() + duration_s
-    _say(stage, range(100, 110))
+    _publish_to_all(stage, range(100, 110))
     wait_until("noticed", lambda: _is_away(stage), DETECTED_WITHIN_S)
     clients[0].send("pub", id=7, ch="nobody", data=7)
     for client in clients:
         client.send("ping", id=9)
-    _say(stage, range(110, 120))
+    _publish_to_all(stage, range(110, 120))
     time.sleep(max(0.0, ends_s - time.monotonic()))
     stage.far.heal()
     stage.gateway.await_ready()
-    wait_until("subscribed again", lambda: _is_whole(stage), WITHIN_S)
-    _say(stage, [1_000])
+    wait_until("subscribed again", lambda: _is_recovered(stage), WITHIN_S)
+    _publish_to_all(stage, [1_000])
     is_lossless = True
     for client in clients:
         heard, told = _read(client, 1_000)
@@ -136,7 +138,7 @@ def _part(stage: Stage, clients: list[Client], duration_s: float, impair: Callab
         for numbers in heard.values():  # D6: at most once, in order
             assert numbers == sorted(set(numbers))
             is_lossless = is_lossless and numbers == [*range(100, 120), 1_000]
-    # A silence shorter than the subscriber's patience is TCP's to repair. Any loss can be seen.
+    # TCP repairs a silence that is shorter than the timeout of the subscriber. A loss must be counted.
     if not is_lossless:
         wait_until(
             "counted", lambda: stage.gateway.metric("wsgate_bus_failures_total") > failures, DETECTED_WITHIN_S
@@ -145,30 +147,38 @@ def _part(stage: Stage, clients: list[Client], duration_s: float, impair: Callab
 
 
 @pytest.mark.parametrize("silence_s", SILENCES_S)
-def test_a_bus_that_is_cut_off_silently_r12(stage: Stage, clients: list[Client], silence_s: float) -> None:
-    """Nothing arrives and nothing says so: it is noticed, every socket stays, and it comes back."""
-    _part(stage, clients, silence_s, stage.far.vanish)
+def test_silent_partition_from_the_bus_is_noticed_and_closes_no_client_r12(
+    stage: Stage, clients: list[Client], silence_s: float
+) -> None:
+    """No packet arrives, and nothing reports it."""
+    _check_partition(stage, clients, silence_s, stage.far.vanish)
 
 
-def test_a_bus_behind_a_wall_that_resets_r13(stage: Stage, clients: list[Client]) -> None:
+def test_bus_behind_a_firewall_that_resets_is_used_again_and_closes_no_client_r13(
+    stage: Stage, clients: list[Client]
+) -> None:
     rule = f"tcp dport {PORT} reject with tcp reset"
-    _part(stage, clients, 3.0, lambda: stage.far.impair(rule, hooks=["input"]))
+    _check_partition(stage, clients, 3.0, lambda: stage.far.impair(rule, hooks=["input"]))
 
 
 @pytest.mark.parametrize("hook", ["input", "output"])
-def test_a_cable_that_works_one_way_r13(stage: Stage, clients: list[Client], hook: str) -> None:
-    """Commands do not arrive, or their answers and the publications do not."""
-    _part(stage, clients, 3.0, lambda: stage.far.impair("drop", hooks=[hook]))
+def test_network_to_the_bus_that_works_in_one_direction_closes_no_client_r13(
+    stage: Stage, clients: list[Client], hook: str
+) -> None:
+    """Either commands do not arrive, or replies and publications do not."""
+    _check_partition(stage, clients, 3.0, lambda: stage.far.impair("drop", hooks=[hook]))
 
 
-def test_a_cable_that_loses_five_of_a_hundred_r13(stage: Stage, clients: list[Client]) -> None:
-    """TCP repairs it: everything is heard, once and in order; every command is answered."""
+def test_network_that_loses_five_percent_delivers_everything_once_and_in_order_r13(
+    stage: Stage, clients: list[Client]
+) -> None:
+    """TCP repairs the loss, and every command is answered."""
     stage.far.impair("numgen random mod 100 < 5 drop")
     try:
         for number in range(200):
-            _say(stage, [number])
+            _publish_to_all(stage, [number])
             clients[0].send("ping", id=number)
-        _say(stage, [1_000])
+        _publish_to_all(stage, [1_000])
         for client in clients:
             heard, told = _read(client, 1_000)
             assert list(heard.values()) == [[*range(200), 1_000]] * 2
