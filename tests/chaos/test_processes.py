@@ -1,4 +1,4 @@
-"""Processes that hang, die and are told to leave: a real gateway each time, and what is left of it."""
+"""Stop, kill and drain the processes of a real gateway, and check what is left of them."""
 
 import contextlib
 import itertools
@@ -25,13 +25,13 @@ from wsgate.shard.statistics_layout import LAYOUT
 
 pytestmark = pytest.mark.slow
 
-WITHIN_S = 30.0  # nothing is expected to take this long
-LONG_DRAIN = {"WSGATE_SERVER__DRAIN_TIMEOUT": "10m"}  # whoever waits for its end fails
+WITHIN_S = 30.0  # a limit that no healthy run reaches
+LONG_DRAIN = {"WSGATE_SERVER__DRAIN_TIMEOUT": "10m"}  # a test that waits for its end fails
 
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A process that hangs."""
+    """Stop a process while the context is open."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -40,7 +40,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def kill(gateway: Gateway, name: str) -> None:
-    """A crash; returns when another process has the name."""
+    """Kill a child and return when another process has its name."""
     before = gateway.pid_of(name)
     os.kill(before, signal.SIGKILL)
     wait_until(
@@ -65,7 +65,7 @@ def died(gateway: Gateway, child: str) -> list[str]:
 # --- a shard that hangs -------------------------------------------------------------------------------
 
 
-def test_r2_a_stopped_shard_gets_no_new_clients_and_keeps_its_own() -> None:
+def test_r2_stopped_shard_receives_no_new_connections_and_keeps_its_own() -> None:
     with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 16) as before:
         for client in before:
             client.subscribe("news")
@@ -80,15 +80,15 @@ def test_r2_a_stopped_shard_gets_no_new_clients_and_keeps_its_own() -> None:
         alone = held_by(gateway, 0)
         with contextlib.ExitStack() as stack:
 
-            def is_served_by_it() -> bool:
+            def has_new_connection() -> bool:
                 stack.enter_context(connected(gateway.ws_url, 4))
                 return held_by(gateway, 0) > alone
 
-            wait_until("the shard that goes on gets clients again", is_served_by_it, WITHIN_S)
+            wait_until("the continued shard accepts connections again", has_new_connection, WITHIN_S)
         assert not died(gateway, "shard-0")
 
 
-def test_who_waits_at_a_shard_that_hangs_for_long_is_answered_503() -> None:
+def test_connection_in_the_queue_of_a_stopped_shard_is_answered_503() -> None:
     with running_gateway() as gateway, stopped(gateway.pid_of("wsgate-shard-0")):
         with socket.create_connection(("127.0.0.1", gateway.port), WITHIN_S) as peer:
             peer.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -100,7 +100,7 @@ def test_who_waits_at_a_shard_that_hangs_for_long_is_answered_503() -> None:
 
 
 class Publishing:
-    """A backend that publishes numbers, one after the other, until it is left."""
+    """A backend that publishes numbers, one after the other, while the context is open."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -123,8 +123,8 @@ class Publishing:
         self._thread.join(WITHIN_S)
 
 
-def hear_until(client: Client, number: int) -> list[int] | None:
-    """The numbers heard up to and with this one; None when the connection was cut before."""
+def numbers_until(client: Client, number: int) -> list[int] | None:
+    """Return the numbers received up to this one; None when the connection was closed before."""
     found: list[int] = []
     try:
         while not found or found[-1] < number:
@@ -138,7 +138,7 @@ def is_unbroken(numbers: list[int]) -> bool:
     return numbers == list(range(numbers[0], numbers[-1] + 1))
 
 
-def test_r1_a_shard_killed_at_load_takes_only_its_own_clients_and_is_back() -> None:
+def test_r1_killed_shard_closes_only_its_own_connections_and_has_a_successor() -> None:
     with (
         running_gateway("--shards", "2") as gateway,
         connected(gateway.ws_url, 30, max_queue=None) as clients,
@@ -150,7 +150,7 @@ def test_r1_a_shard_killed_at_load_takes_only_its_own_clients_and_is_back() -> N
         kill(gateway, "wsgate-shard-0")
         gateway.await_ready()
         goal = backend.published + 50
-        heard = [hear_until(client, goal) for client in clients]
+        heard = [numbers_until(client, goal) for client in clients]
         survivors = [numbers for numbers in heard if numbers is not None]
         assert len(survivors) == had[1] > 0
         assert all(is_unbroken(numbers) for numbers in survivors)
@@ -158,20 +158,20 @@ def test_r1_a_shard_killed_at_load_takes_only_its_own_clients_and_is_back() -> N
             for client in returned:
                 client.subscribe("news")
             goal = backend.published + 20
-            assert all(is_unbroken(hear_until(client, goal) or [0, 2]) for client in returned)
+            assert all(is_unbroken(numbers_until(client, goal) or [0, 2]) for client in returned)
             everybody = {client.welcome["conn"] for client in (*clients, *returned)}
-            assert len(everybody) == 30 + had[0]  # a fork repeats no identity
+            assert len(everybody) == 30 + had[0]  # no connection id is repeated
         assert len(died(gateway, "shard-0")) == 1 and "status=-9" in died(gateway, "shard-0")[0]
         assert not died(gateway, "shard-1")
 
 
 def held_by_both(gateway: Gateway, count: int) -> list[float]:
-    """Connections of each shard, once all are on the books."""
+    """Return the connections of each shard, once all of them are counted."""
     wait_until("all are counted", lambda: held_by(gateway, 0) + held_by(gateway, 1) == count, WITHIN_S)
     return [held_by(gateway, 0), held_by(gateway, 1)]
 
 
-def test_counters_never_go_backwards_over_a_crash_of_a_shard() -> None:
+def test_counters_never_decrease_when_a_shard_crashes_and_is_replaced() -> None:
     with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 20) as clients:
         for client in clients:
             client.subscribe("news")
@@ -186,7 +186,7 @@ def test_counters_never_go_backwards_over_a_crash_of_a_shard() -> None:
         os.kill(gateway.pid_of("wsgate-shard-0"), signal.SIGKILL)
         wait_until("its death is noticed", lambda: died(gateway, "shard-0"), WITHIN_S)
         gateway.await_ready()
-        with connected(gateway.ws_url, 20) as newcomers:  # so that its successor has something to say
+        with connected(gateway.ws_url, 20) as newcomers:  # so that the successor counts something
             for client in newcomers:
                 client.ask("ping")
             wait_until("the new pings are counted as well", all_pings_are_counted)
@@ -197,18 +197,18 @@ def test_counters_never_go_backwards_over_a_crash_of_a_shard() -> None:
         assert gateway.metric("wsgate_restarts_total") == 1
 
 
-def test_clients_are_served_while_the_admin_process_is_dead_and_it_comes_back() -> None:
+def test_dead_admin_process_interrupts_no_client_and_is_replaced() -> None:
     with running_gateway() as gateway, connected(gateway.ws_url) as (client,):
         client.subscribe("news")
         kill(gateway, "wsgate-admin")
         publish(gateway, "news", "1")
         assert client.heard(1) == [1]
         gateway.await_ready()
-        wait_until("it shows its client", lambda: gateway.metric("wsgate_connections_held") == 1)
+        wait_until("the client is counted", lambda: gateway.metric("wsgate_connections_held") == 1)
         assert len(died(gateway, "admin")) == 1
 
 
-def test_subscriptions_hear_again_after_the_private_bus_was_killed() -> None:
+def test_subscriptions_and_publishes_work_again_after_the_private_bus_was_killed() -> None:
     # A probe that fails while the bus comes back must not leave the node unready until the next one.
     rarely = {"WSGATE_HEALTH__CANARY_INTERVAL": "10m"}
     with (
@@ -226,24 +226,24 @@ def test_subscriptions_hear_again_after_the_private_bus_was_killed() -> None:
         assert len(died(gateway, "bus")) == 1
 
 
-def test_what_a_private_bus_that_cannot_run_says_is_in_the_log(tmp_path: Path) -> None:
+def test_output_of_a_private_bus_that_cannot_start_is_in_the_log(tmp_path: Path) -> None:
     server = tmp_path / "valkey-server"
     server.write_text('#!/bin/sh\nwhile [ "$1" != --logfile ]; do shift; done\necho "no room for it" >"$2"\n')
     server.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     with running_gateway(environ=path, wait=False) as gateway:
-        wait_until("it is tried again", lambda: len(died(gateway, "bus")) > 1, WITHIN_S)
+        wait_until("the start is tried again", lambda: len(died(gateway, "bus")) > 1, WITHIN_S)
         assert all("no room for it" in line for line in died(gateway, "bus"))
         assert "shard_0_bus_down" in gateway.why_not_ready()
 
 
-def test_r3_nothing_outlives_a_killed_keeper_and_its_ports_are_free_at_once() -> None:
+def test_r3_killed_keeper_leaves_no_process_and_its_ports_are_free_at_once() -> None:
     with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 4) as clients:
         ports = "--port", str(gateway.port), "--admin-port", str(gateway.admin_port)
         assert len(gateway.processes()) == 5
         gateway.process.kill()
         gateway.process.wait(WITHIN_S)
-        # At once: what was its children's may still be ending.
+        # Start at once, while the children of the killed keeper may still be ending.
         with running_gateway(*ports) as successor, connected(successor.ws_url) as (newcomer,):
             assert newcomer.ask("ping") == {"op": "pong"}
             assert successor.port == gateway.port
@@ -251,7 +251,7 @@ def test_r3_nothing_outlives_a_killed_keeper_and_its_ports_are_free_at_once() ->
         assert all(client.end()[1] == 1006 for client in clients)
 
 
-def test_r3_a_successor_in_the_same_runtime_directory_takes_over() -> None:
+def test_r3_new_gateway_takes_over_the_runtime_directory_of_a_killed_one() -> None:
     with running_gateway() as gateway:
         gateway.process.kill()
         gateway.process.wait(WITHIN_S)
@@ -267,11 +267,11 @@ def test_r3_a_successor_in_the_same_runtime_directory_takes_over() -> None:
 
 
 def beats(gateway: Gateway) -> bool:
-    """Whether the keeper is alive and has beaten lately."""
+    """Whether the keeper is alive and has updated its beat in time."""
     return gateway.process.poll() is None and "keeper_silent" not in gateway.why_not_ready()
 
 
-def test_a_keeper_without_a_free_descriptor_goes_on_and_recovers() -> None:
+def test_keeper_without_a_free_descriptor_continues_and_recovers() -> None:
     with running_gateway("--shards", "2") as gateway, connected(gateway.ws_url, 8) as clients:
         pid = gateway.process.pid
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -287,7 +287,7 @@ def test_a_keeper_without_a_free_descriptor_goes_on_and_recovers() -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
         gateway.await_ready()
         survivors = [client for client in clients if client_answers(client)]
-        assert survivors, "the other shard's clients have noticed nothing"
+        assert survivors, "the clients of the other shard were closed"
         with connected(gateway.ws_url, 4) as newcomers:
             assert all(client.ask("ping") == {"op": "pong"} for client in newcomers)
         assert gateway.process.poll() is None
@@ -304,12 +304,12 @@ def has_successor(gateway: Gateway, name: str, pid: int) -> bool:
     return gateway.children().get(name, [pid]) not in ([], [pid])
 
 
-def test_bytes_that_a_shard_writes_into_its_numbers_do_not_end_the_node() -> None:
+def test_garbage_in_the_statistics_of_a_shard_does_not_end_the_node() -> None:
     with running_gateway("--shards", "2") as gateway:
         victim = gateway.pid_of("wsgate-shard-1")
         for _ in range(3):
             with stopped_until_it_dies(victim):
-                overwrite_numbers(victim, 2)
+                overwrite_statistics(victim, 2)
                 gateway.get("/metrics")
                 gateway.get("/status")
                 assert beats(gateway)
@@ -324,8 +324,8 @@ def test_bytes_that_a_shard_writes_into_its_numbers_do_not_end_the_node() -> Non
         assert not any("duty_failed" in line for line in gateway.lines)
 
 
-def overwrite_numbers(pid: int, region: int) -> None:
-    """Set every byte of one region of the statistics block, as a wild pointer of that process may."""
+def overwrite_statistics(pid: int, region: int) -> None:
+    """Set every byte of one region of the statistics block, as a wild pointer of that process may do."""
     size = -(-LAYOUT.slots * 8 // 4096) * 4096
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
@@ -341,14 +341,14 @@ def overwrite_numbers(pid: int, region: int) -> None:
     raise AssertionError("the statistics block was not found")
 
 
-def test_a_runtime_directory_that_disappears_is_made_again_with_everything_in_it() -> None:
+def test_deleted_runtime_directory_is_created_again_with_all_its_files() -> None:
     with running_gateway() as gateway, connected(gateway.ws_url) as (client,):
         client.subscribe("news")
         before = {file.name for file in gateway.directory.iterdir()}
         token = gateway.token("42")
         shutil.rmtree(gateway.directory)
         wait_until(
-            "it is there again",
+            "the directory is complete again",
             lambda: (
                 gateway.directory.exists() and {file.name for file in gateway.directory.iterdir()} == before
             ),
@@ -357,8 +357,8 @@ def test_a_runtime_directory_that_disappears_is_made_again_with_everything_in_it
         assert gateway.directory.stat().st_mode & 0o777 == 0o700
         gateway.await_ready()
         wait_until(
-            "its own commands reach it",
-            lambda: "received by 1" in gateway.run("publish", "news", "1", check=False).stdout,
+            "the command line reaches the gateway",
+            lambda: "heard by 1" in gateway.run("publish", "news", "1", check=False).stdout,
             WITHIN_S,
         )
         assert 1 in client.heard(1)
@@ -371,7 +371,7 @@ def test_a_runtime_directory_that_disappears_is_made_again_with_everything_in_it
         assert [file.name for file in gateway.directory.iterdir()] == []
 
 
-# --- told to leave ------------------------------------------------------------------------------------
+# --- signals and drains -------------------------------------------------------------------------------
 
 
 ON_A_TERMINAL = """
@@ -385,12 +385,12 @@ os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_a_terminal_that_hangs_up_ends_it_and_a_signal_alone_does_not() -> None:
+def test_gateway_drains_when_its_terminal_hangs_up_but_only_reloads_on_sighup() -> None:
     terminal, far_end = os.openpty()
     prefix = [sys.executable, "-c", ON_A_TERMINAL, os.ttyname(far_end)]
     with running_gateway(prefix=prefix) as gateway, connected(gateway.ws_url, 3) as clients:
         gateway.process.send_signal(signal.SIGHUP)
-        wait_until("it is renewed", lambda: any("keeper config_reloaded" in line for line in gateway.lines))
+        wait_until("it is reloaded", lambda: any("keeper config_reloaded" in line for line in gateway.lines))
         for client in clients:
             assert client.ask("ping") == {"op": "pong"}
         os.close(far_end)
@@ -400,23 +400,23 @@ def test_a_terminal_that_hangs_up_ends_it_and_a_signal_alone_does_not() -> None:
         assert gateway.process.wait(30) == 0
 
 
-def test_under_nohup_a_signal_renews_the_configuration_and_the_end_of_the_terminal_ends_nothing() -> None:
+def test_gateway_under_nohup_reloads_on_sighup_and_when_its_terminal_hangs_up() -> None:
     terminal, far_end = os.openpty()
     prefix = [sys.executable, "-c", ON_A_TERMINAL, os.ttyname(far_end), "nohup"]
     with running_gateway(prefix=prefix) as gateway, connected(gateway.ws_url, 3) as clients:
         gateway.process.send_signal(signal.SIGHUP)
         config_reloads = partial(gateway.metric, "wsgate_config_reloads_total")
-        wait_until("the configuration is renewed", lambda: config_reloads() == 1, WITHIN_S)
+        wait_until("the first reload is counted", lambda: config_reloads() == 1, WITHIN_S)
         os.close(far_end)
         os.close(terminal)
-        wait_until("the keeper gets the terminal's SIGHUP", lambda: config_reloads() == 2, WITHIN_S)
+        wait_until("the SIGHUP of the terminal causes a reload", lambda: config_reloads() == 2, WITHIN_S)
         for client in clients:
             assert client.ask("ping") == {"op": "pong"}
         assert gateway.stop() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_drain_tells_every_client_when_to_come_back(number: signal.Signals) -> None:
+def test_drain_sends_every_client_a_bye_with_a_spread_time_to_retry(number: signal.Signals) -> None:
     with (
         running_gateway("--shards", "2") as gateway,
         connected(gateway.ws_url, 25) as clients,
@@ -438,7 +438,7 @@ def test_a_drain_tells_every_client_when_to_come_back(number: signal.Signals) ->
 
 
 def queued(gateway: Gateway, count: int) -> list[socket.socket]:
-    """So many complete handshakes in the accept queue of a shard that is stopped."""
+    """Put this many complete handshakes into the accept queue of a stopped shard."""
     peers = []
     for _ in range(count):
         peer = socket.create_connection(("127.0.0.1", gateway.port), WITHIN_S)
@@ -451,29 +451,31 @@ def queued(gateway: Gateway, count: int) -> list[socket.socket]:
 
 
 def answers_of(peers: list[socket.socket]) -> Counter[str]:
-    """What each was answered with: a status, or how it was cut."""
+    """Count the statuses of the answers, and the errors of connections that were closed."""
     found = Counter[str]()
     for peer in peers:
         with peer:
             peer.settimeout(WITHIN_S)
             try:
                 said = peer.recv(1_000)
-                found[said[9:12].decode() if said else "closed without a word"] += 1
+                found[said[9:12].decode() if said else "closed without an answer"] += 1
             except OSError as error:
                 found[type(error).__name__] += 1
     return found
 
 
-DOOR = {
+LIMITS_OF_HANDSHAKES = {
     "plain": {},
     "with a rate": {"WSGATE_ADMISSION__HANDSHAKE_RATE": "5"},
     "with few places": {"WSGATE_ADMISSION__HANDSHAKES_IN_PROGRESS": "20"},
 }
 
 
-@pytest.mark.parametrize("door", DOOR)
-def test_everybody_in_the_accept_queue_is_answered_before_a_drain_closes_it(door: str) -> None:
-    with running_gateway(environ=DOOR[door]) as gateway:
+@pytest.mark.parametrize("door", LIMITS_OF_HANDSHAKES)
+def test_every_connection_in_the_accept_queue_is_answered_before_a_drain_closes_the_listener(
+    door: str,
+) -> None:
+    with running_gateway(environ=LIMITS_OF_HANDSHAKES[door]) as gateway:
         shard = gateway.pid_of("wsgate-shard-0")
         with stopped(shard):
             peers = queued(gateway, 300)
@@ -485,7 +487,7 @@ def test_everybody_in_the_accept_queue_is_answered_before_a_drain_closes_it(door
         assert gateway.stop() == 0
 
 
-def test_a_drain_without_a_free_descriptor_answers_the_accept_queue_too() -> None:
+def test_drain_without_a_free_descriptor_answers_the_accept_queue_with_503() -> None:
     with running_gateway() as gateway:
         shard = gateway.pid_of("wsgate-shard-0")
         with stopped(shard):
@@ -504,18 +506,18 @@ def test_a_drain_without_a_free_descriptor_answers_the_accept_queue_too() -> Non
         gateway.process.wait(WITHIN_S)
 
 
-def test_without_clients_the_end_is_at_once_and_a_handshake_under_way_does_not_hold_it() -> None:
+def test_drain_without_clients_ends_at_once_in_spite_of_an_incomplete_handshake() -> None:
     patient = LONG_DRAIN | {"WSGATE_LIMITS__HEAD_TIMEOUT": "10m"}
     with running_gateway("--shards", "2", environ=patient) as gateway:
         with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
             peer.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\n")
-            wait_until("it is accepted", lambda: gateway.metric("wsgate_connections_held") == 1)
+            wait_until("the connection is accepted", lambda: gateway.metric("wsgate_connections_held") == 1)
             assert gateway.stop() == 0
         assert gateway.processes() == []
         assert gateway.warnings() == []
 
 
-def test_a_second_signal_ends_it_at_once() -> None:
+def test_second_signal_during_a_drain_ends_the_gateway_at_once() -> None:
     with running_gateway("--shards", "2", environ=LONG_DRAIN) as gateway:
         with stopped_until_it_dies(gateway.pid_of("wsgate-shard-0")):
             gateway.process.terminate()
@@ -536,18 +538,18 @@ def stopped_until_it_dies(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_what_is_not_gone_at_the_deadline_is_cut() -> None:
+def test_shard_that_hangs_in_a_drain_is_ended_at_the_deadline() -> None:
     with running_gateway("--shards", "2", environ={"WSGATE_SERVER__DRAIN_TIMEOUT": "1s"}) as gateway:
         with stopped_until_it_dies(gateway.pid_of("wsgate-shard-0")):
             assert gateway.stop() == 0
         assert gateway.processes() == []
 
 
-# --- how they are set up ------------------------------------------------------------------------------
+# --- how the processes are set up ---------------------------------------------------------------------
 
 
 def listening(pid: int) -> list[int]:
-    """Ports a process holds listening TCP sockets of, one for each socket."""
+    """Return the ports of the listening TCP sockets of a process, one for each socket."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ports = {row[9]: int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A"}
     links = [link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir()]
@@ -555,7 +557,7 @@ def listening(pid: int) -> list[int]:
 
 
 def writable_pipes(pid: int) -> set[str]:
-    """Pipes of which a process holds the end that is written to."""
+    """Return the pipes whose write end a process has open."""
     found = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         target = str(link.readlink())
@@ -565,9 +567,9 @@ def writable_pipes(pid: int) -> set[str]:
     return found
 
 
-def test_a_child_holds_nothing_of_the_keepers_and_nothing_of_its_siblings() -> None:
+def test_child_inherits_no_listener_of_a_sibling_and_no_pipe_of_the_keeper() -> None:
     with running_gateway("--shards", "3") as gateway:
-        kill(gateway, "wsgate-shard-1")  # its successor is forked from a keeper that holds everything
+        kill(gateway, "wsgate-shard-1")  # the keeper has all descriptors open when it forks the successor
         gateway.await_ready()
         shards = [gateway.pid_of(f"wsgate-shard-{number}") for number in range(3)]
         assert [listening(pid) for pid in shards] == [[gateway.port]] * 3
@@ -580,7 +582,7 @@ def test_a_child_holds_nothing_of_the_keepers_and_nothing_of_its_siblings() -> N
             assert not writable_pipes(pid) & alive
 
 
-def test_every_process_is_shown_by_its_name() -> None:
+def test_every_process_has_its_own_name_in_comm_and_cmdline() -> None:
     names = {"wsgate-bus", "wsgate-admin", "wsgate-shard-0"}
     with running_gateway() as gateway:
         assert set(gateway.children()) == names
@@ -589,7 +591,7 @@ def test_every_process_is_shown_by_its_name() -> None:
         assert {line.strip(b"\0 ").decode() for line in shown} == names
 
 
-def test_64_shards_work_on_any_machine() -> None:
+def test_node_with_64_shards_starts_serves_and_drains() -> None:
     with running_gateway("--shards", "64") as gateway:
         shards = [name for name in gateway.children() if name.startswith("wsgate-shard-")]
         assert len(shards) == 64
@@ -604,7 +606,7 @@ def test_64_shards_work_on_any_machine() -> None:
         assert gateway.warnings() == []
 
 
-# --- a second one -------------------------------------------------------------------------------------
+# --- a second gateway ---------------------------------------------------------------------------------
 
 
 def serve_on(port: int, admin_port: int, directory: Path) -> subprocess.CompletedProcess[str]:
@@ -612,7 +614,7 @@ def serve_on(port: int, admin_port: int, directory: Path) -> subprocess.Complete
     return run_command("serve", "--dev", "--shards", "1", *where, directory=directory, check=False)
 
 
-def test_a_second_gateway_on_the_port_is_refused_with_a_clear_line(tmp_path: Path) -> None:
+def test_second_gateway_on_a_used_port_exits_with_2_and_a_line_that_names_the_port(tmp_path: Path) -> None:
     with running_gateway() as gateway:
         own = serve_on(gateway.port, 0, gateway.directory)
         assert (own.returncode, own.stdout) == (2, "")
@@ -623,8 +625,8 @@ def test_a_second_gateway_on_the_port_is_refused_with_a_clear_line(tmp_path: Pat
         admin = serve_on(0, gateway.admin_port, tmp_path)
         assert (admin.returncode, admin.stdout) == (2, "")
         assert admin.stderr.startswith("wsgate: admin.port: cannot listen on 127.0.0.1:")
-        assert list(tmp_path.iterdir()) == []  # who is refused leaves nothing
-        with connected(gateway.ws_url, 10) as clients:  # and nobody's connection goes to it
+        assert list(tmp_path.iterdir()) == []  # the refused gateway leaves no file
+        with connected(gateway.ws_url, 10) as clients:  # and receives no connection
             assert all(client.ask("ping") == {"op": "pong"} for client in clients)
         assert len(gateway.run("publish", "news", "1").stdout) > 0
 
@@ -633,8 +635,8 @@ def test_a_second_gateway_on_the_port_is_refused_with_a_clear_line(tmp_path: Pat
 
 OUTBOX_BYTES = 256 * 1024
 ENTRIES_BYTES = 32 * 1024
-"""The most that an outbox of 566 entries takes for itself."""
-# Only what is queued may end it, however slow the machine; and when it reads at last it is to find out why.
+"""The largest memory of an outbox with 566 entries, without the frames."""
+# Only the size of its outbox may end the client, however slow the machine; it reads its Close at last.
 PATIENT = {
     "WSGATE_LIMITS__WRITE_TIMEOUT": "5m",
     "WSGATE_LIMITS__OUTBOX_AGE": "5m",
@@ -646,12 +648,12 @@ PATIENT = {
     ("size", "rounds", "each", "limits"),
     [
         (60_000, 80, 2, {"WSGATE_LIMITS__OUTBOX_BYTES": "256KiB"}),
-        # In its first seconds behind it is judged by their bytes.
+        # In the first seconds only the bytes of its outbox count.
         (500, 80, 40, {"WSGATE_LIMITS__OUTBOX_BYTES": "256KiB", "WSGATE_LIMITS__OUTBOX_FRAMES": "64"}),
     ],
     ids=["large frames", "many frames in one write"],
 )
-def test_s31_a_big_fan_out_to_a_non_reader_stays_bounded(
+def test_s31_outbox_of_a_client_that_does_not_read_stays_bounded_and_is_closed_4010(
     size: int, rounds: int, each: int, limits: dict[str, str]
 ) -> None:
     with (
@@ -674,18 +676,18 @@ def test_s31_a_big_fan_out_to_a_non_reader_stays_bounded(
                 most_held = max(most_held, held_for_clients(gateway))
         # The socket may be full, so the close ends, and is counted, only when the client reads at last.
         said, code = sleeper.end()
-        wait_until("it is cut", lambda: gateway.metric("wsgate_closes_total", reason="slow_consumer") == 1)
+        wait_until("it is closed", lambda: gateway.metric("wsgate_closes_total", reason="slow_consumer") == 1)
         assert code == 4010
         assert (said[-1]["op"], said[-1]["code"], said[-1]["reason"]) == ("bye", 4010, "slow_consumer")
         assert len(said) < rounds * each
-        # The frames of a full outbox and those that were just published to the others. The limit counts the
-        # lengths of frames; a frame of 500 bytes takes a block of 1,024.
+        # The memory is that of a full outbox and of the frames just published to the other clients. The limit
+        # counts the lengths of frames; a frame of 500 bytes uses a block of 1,024.
         block_bytes = 1 << (size + 64).bit_length()
         assert most_held <= (OUTBOX_BYTES // size + each + 2) * block_bytes + ENTRIES_BYTES
 
 
 def small_receiver(port: int) -> socket.socket:
-    """Connect a socket whose receive buffer the kernel does not enlarge, lest it takes all that is sent."""
+    """Connect a socket whose receive buffer the kernel does not enlarge, so that it stays small."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
     sock.connect(("127.0.0.1", port))
@@ -697,8 +699,8 @@ def held_for_clients(gateway: Gateway) -> float:
     return sum(held["wsgate_memory_bytes", (("kind", kind), ("shard", "0"))] for kind in ("frame", "outbox"))
 
 
-def test_client_that_does_not_close_in_a_drain_is_cut_and_reported_and_the_exit_code_is_0() -> None:
-    """Some clients of any crowd are dead: a drain that cuts them is no failure for a service manager."""
+def test_drain_that_cuts_a_dead_client_logs_it_and_exits_with_0() -> None:
+    """Some clients are always dead, so cutting them is no failure for a service manager."""
     with running_gateway(environ={"WSGATE_SERVER__DRAIN_TIMEOUT": "1s"}) as gateway:
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=WITHIN_S) as dead:
             dead.sendall(
