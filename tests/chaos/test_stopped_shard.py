@@ -1,4 +1,4 @@
-"""One of four shards stands still: it misses what is published, and nobody else notices."""
+"""Stop one of four shards: it misses publications, and no other part of the node notices."""
 
 import os
 import signal
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.slow
 SHARDS: Final = 4
 BIG: Final = "x" * 60_000
 COUNT: Final = 500
-"""Publications: 30 MB, more than the 8 MiB that may wait in the bus for one shard."""
+"""Number of publications: 30 MB, more than the 8 MiB that may wait in the bus for one shard."""
 
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
     environ = {
         "WSGATE_ADMISSION__MEMORY_BUDGET": f"{256 << 20}B",
-        "WSGATE_HEARTBEAT__PING_INTERVAL": "10m",  # nobody answers pings while the others are looked after
+        "WSGATE_HEARTBEAT__PING_INTERVAL": "10m",  # these clients do not always answer pings
         "WSGATE_LIMITS__PUBLISH_BYTE_RATE": "0",
         "WSGATE_LIMITS__NODE_PUBLISH_BYTE_RATE": "0",
     }
@@ -42,7 +42,7 @@ def enter(gateway: Gateway, stack: ExitStack) -> RawClient:
 
 
 def shard_of(gateway: Gateway, client: RawClient) -> int:
-    """Which shard has the other end of a client's socket, as the kernel shows it."""
+    """Return the shard that has the other end of a client's socket, as the kernel shows it."""
     ports = gateway.port, client.sock.getsockname()[1]
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
@@ -54,18 +54,18 @@ def shard_of(gateway: Gateway, client: RawClient) -> int:
             with suppress(FileNotFoundError):
                 if os.readlink(file) == f"socket:[{fields[9]}]":
                     return number
-    raise AssertionError("no shard has it")
+    raise AssertionError("no shard has the socket")
 
 
 def one_of_each(gateway: Gateway, stack: ExitStack) -> list[RawClient]:
-    """A client on each shard."""
+    """Return a client on each shard."""
     found: dict[int, RawClient] = {}
     for _ in range(200):
         client = enter(gateway, stack)
         found.setdefault(shard_of(gateway, client), client)
         if len(found) == SHARDS:
             return [found[place] for place in range(SHARDS)]
-    raise AssertionError("the kernel never chose one of them")
+    raise AssertionError("the kernel never chose one of the shards")
 
 
 def publications(client: RawClient, count: int) -> list[Any]:
@@ -77,15 +77,17 @@ def publications(client: RawClient, count: int) -> list[Any]:
     return heard
 
 
-def hear_until(client: RawClient, last: str, heard: list[str]) -> None:
-    """Read until a publication holds `last`, or until `bye`; add the operation of every message before."""
+def read_until(client: RawClient, last: str, heard: list[str]) -> None:
+    """Read until a publication has `last`, or until `bye`; record the operation of every message before."""
     while (said := client.hear()).get("data") != last:
         heard.append(said["op"])
         if said["op"] == "bye":
             return
 
 
-def test_stopped_shard_slows_no_publisher_and_no_other_shard(gateway: Gateway) -> None:
+def test_stopped_shard_delays_no_publisher_and_its_client_receives_all_or_a_gap_afterwards(
+    gateway: Gateway,
+) -> None:
     with ExitStack() as stack, redis.Redis.from_url(gateway.bus_url) as bus:
         clients = one_of_each(gateway, stack)
         for client in clients:
@@ -102,13 +104,13 @@ def test_stopped_shard_slows_no_publisher_and_no_other_shard(gateway: Gateway) -
                 for other in others:
                     (data,) = publications(other, 1)
                     assert data.startswith(f"{number} ")
-            # Whatever the bus holds for the stopped shard, it keeps within its memory.
+            # The output that waits in the bus for the stopped shard stays within the memory of the bus.
             assert bus.info("memory")["used_memory"] < 40 << 20
         finally:
             os.kill(pid, signal.SIGCONT)
         gateway.await_ready()
         heard: list[str] = []
-        reader = Thread(target=hear_until, args=(victim, "again", heard), daemon=True)
+        reader = Thread(target=read_until, args=(victim, "again", heard), daemon=True)
         reader.start()
 
         def is_heard_again() -> bool:
@@ -117,7 +119,7 @@ def test_stopped_shard_slows_no_publisher_and_no_other_shard(gateway: Gateway) -
             reader.join(0.2)
             return not reader.is_alive()
 
-        wait_until("its client is heard of again", is_heard_again, 3 * LIMIT_S)
-        # The server may cut the shard, the shard may drop what its backlog does not hold, and its client may
-        # be too slow for all that comes at once. What it misses it is told.
+        wait_until("the client of the shard receives again", is_heard_again, 3 * LIMIT_S)
+        # The server may cut the shard, the backlog may drop publications, and the client may be too slow for
+        # all that arrives at once. A `gap` or `bye` reports each loss.
         assert heard.count("msg") == COUNT or {"gap", "bye"} & set(heard), heard.count("msg")
