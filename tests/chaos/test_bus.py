@@ -1,4 +1,4 @@
-"""A whole gateway whose bus is killed, slowed, filled, cut off and moved: sockets stay, and it comes back."""
+"""Kill, slow, fill, cut off and move the bus of a whole gateway: client sockets stay, and it recovers."""
 
 import os
 import shutil
@@ -18,12 +18,12 @@ from tests.support.valkey import Valkey, running_valkey
 
 pytestmark = pytest.mark.slow
 
-WITHIN_S = 30.0  # nothing is expected to take this long
+WITHIN_S = 30.0  # a limit that no healthy run reaches
 QUICK = {
     "WSGATE_BUS__CONNECT_TIMEOUT": "1s",
     "WSGATE_BUS__COMMAND_TIMEOUT": "1s",
     "WSGATE_HEALTH__CANARY_INTERVAL": "1s",
-    "WSGATE_LIMITS__PUBLISH_RATE": "0",  # a client asks as fast as it is answered
+    "WSGATE_LIMITS__PUBLISH_RATE": "0",  # clients publish as fast as they are answered
 }
 SHIM = Path(__file__).resolve().parents[1] / "support" / "resolver_shim.c"
 MARK = "wsgate:ch:"
@@ -37,7 +37,7 @@ def valkey() -> Iterator[Valkey]:
 
 @pytest.fixture(scope="module")
 def gateway(valkey: Valkey) -> Iterator[Gateway]:
-    """One on a Valkey that tests kill; each leaves both ready."""
+    """Start a gateway on a Valkey that tests kill; each test leaves both ready."""
     with running_gateway("--redis", valkey.url, "--shards", "2", environ=QUICK) as running:
         yield running
 
@@ -54,12 +54,12 @@ def bus_is_down(gateway: Gateway) -> bool:
 
 
 def channels(backend: redis.Redis) -> set[str]:
-    """What the shards are subscribed to."""
+    """Return the channels that the shards are subscribe_all to."""
     return {str(name) for name in backend.pubsub_channels(MARK + "*")}
 
 
-def subscribed(clients: list[Client], names: list[str]) -> None:
-    """Client by client to a channel of its own, and all to the last one."""
+def subscribe_all(clients: list[Client], names: list[str]) -> None:
+    """Subscribe each client to a channel of its own, and all clients to the last channel."""
     for client, name in zip(clients, names, strict=False):
         client.subscribe(name)
         client.subscribe(names[-1])
@@ -69,16 +69,18 @@ def say(backend: redis.Redis, channel: str, data: int) -> None:
     backend.publish(MARK + channel, str(data))
 
 
-def everything_is_heard(backend: redis.Redis, clients: list[Client], names: list[str], data: int) -> None:
-    wait_until("subscribed again", lambda: channels(backend) >= {MARK + name for name in names}, WITHIN_S)
+def assert_all_channels_deliver(
+    backend: redis.Redis, clients: list[Client], names: list[str], data: int
+) -> None:
+    wait_until("subscribe_all again", lambda: channels(backend) >= {MARK + name for name in names}, WITHIN_S)
     for name in names:
         say(backend, name, data)
     for client in clients:
         assert client.heard(2) == [data, data]
 
 
-def next_answer(client: Client, op: str, number: int, **fields: object) -> dict[str, object]:
-    """The answer to a command by its id; what else comes may only be publications and gaps."""
+def answer_to(client: Client, op: str, number: int, **fields: object) -> dict[str, object]:
+    """Send a command and return its answer; before it only publications and gaps may arrive."""
     client.send(op, id=number, **fields)
     while (said := client.receive()).get("op") in ("msg", "gap"):
         pass
@@ -86,57 +88,57 @@ def next_answer(client: Client, op: str, number: int, **fields: object) -> dict[
     return said
 
 
-def publishes_again(client: Client, channel: str) -> None:
-    """Within a few attempts: a client that is told 503 tries again."""
+def wait_for_publish(client: Client, channel: str) -> None:
+    """Publish until it succeeds; a client that receives 503 tries again."""
     numbers = iter(range(10_000, 11_000))
     wait_until(
-        "a publish gets through",
-        lambda: next_answer(client, "pub", next(numbers), ch=channel, data=0)["op"] == "ok",
+        "a publish succeeds",
+        lambda: answer_to(client, "pub", next(numbers), ch=channel, data=0)["op"] == "ok",
         WITHIN_S,
     )
 
 
-# --- gone and back ------------------------------------------------------------------------------------
+# --- the bus is gone and returns ----------------------------------------------------------------------
 
 
-def test_a_bus_killed_and_restarted_empty_under_clients_costs_no_socket(
+def test_bus_that_is_killed_and_restarted_empty_closes_no_client_and_is_resubscribed(
     gateway: Gateway, valkey: Valkey, backend: redis.Redis
 ) -> None:
     names = [*(f"own:{number}" for number in range(12)), "room"]
     with connected(gateway.ws_url, 12) as clients:
-        subscribed(clients, names)
-        everything_is_heard(backend, clients, names, 1)
+        subscribe_all(clients, names)
+        assert_all_channels_deliver(backend, clients, names, 1)
         before = channels(backend)
         valkey.stop()
         wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
         for client in clients:
-            # A publish that was under way may end otherwise; this one was not.
-            said = next_answer(client, "pub", 3, ch="room", data=1)
+            # A publish that was sent before the bus died may have another outcome; this one is sent after.
+            said = answer_to(client, "pub", 3, ch="room", data=1)
             assert (said["op"], said["code"], said["error"]) == ("err", 503, "unavailable")
             assert isinstance(said["retry_ms"], int) and said["retry_ms"] > 0
-            said = next_answer(client, "sub", 4, ch="elsewhere")
+            said = answer_to(client, "sub", 4, ch="elsewhere")
             assert (said["code"], said["error"], said["ch"]) == (503, "unavailable", "elsewhere")
-            assert next_answer(client, "ping", 5) == {"op": "pong", "id": 5}
-        # A newcomer is welcome.
+            assert answer_to(client, "ping", 5) == {"op": "pong", "id": 5}
+        # A new connection is accepted.
         with connected(gateway.ws_url) as [newcomer]:
             assert newcomer.welcome.get("bus") is False
         valkey.restart()
         gateway.await_ready()
         wait_until("as before", lambda: channels(backend) == before, WITHIN_S)
-        everything_is_heard(backend, clients, names, 2)
+        assert_all_channels_deliver(backend, clients, names, 2)
         for client in clients[:2]:
-            publishes_again(client, "nobody:listens")
+            wait_for_publish(client, "nobody:listens")
     wait_until("given up", lambda: not channels(backend), WITHIN_S)
     assert any(" bus_failed bus=" in line for line in gateway.lines)
 
 
-def test_subscribers_killed_again_and_again_hear_everything_in_the_end_r6(
+def test_subscriber_connections_killed_again_and_again_recover_without_a_storm_r6(
     gateway: Gateway, backend: redis.Redis
 ) -> None:
     names = [*(f"own:{number}" for number in range(40)), "room"]
     with connected(gateway.ws_url, 40) as clients:
-        subscribed(clients, names)
-        everything_is_heard(backend, clients, names, 1)
+        subscribe_all(clients, names)
+        assert_all_channels_deliver(backend, clients, names, 1)
         backend.config_resetstat()
         kills = 0
         end_s = time.monotonic() + 3
@@ -145,30 +147,30 @@ def test_subscribers_killed_again_and_again_hear_everything_in_the_end_r6(
             time.sleep(0.05)
         assert kills >= 4
         gateway.await_ready()
-        everything_is_heard(backend, clients, names, 2)
+        assert_all_channels_deliver(backend, clients, names, 2)
         calls = backend.info("commandstats")["cmdstat_subscribe"]["calls"]
-        # For each connection one batch and one probe, and one connection for each that was killed: a storm
-        # would be a command for each name, or a connection each 50 ms.
+        # Each connection sends one batch and one probe, and each killed connection has one successor. A storm
+        # would be one command per name, or one connection every 50 ms.
         assert calls <= 4 * (kills + 2)
         assert kills <= 2 * 40
-    # Numbers are written once a second.
+    # Metrics are published once a second.
     wait_until("counted", lambda: gateway.metric("wsgate_bus_failures_total") >= kills, WITHIN_S)
 
 
-def test_a_stopped_bus_may_have_a_publish_and_holds_nobody_r7(
+def test_publish_to_a_stopped_bus_is_unavailable_and_delays_no_other_client_r7(
     gateway: Gateway, valkey: Valkey, backend: redis.Redis
 ) -> None:
     with connected(gateway.ws_url, 2) as [speaker, other]:
         with valkey.paused():
-            said = next_answer(speaker, "pub", 3, ch="room", data=1)
+            said = answer_to(speaker, "pub", 3, ch="room", data=1)
             assert (said["code"], said["error"]) == (503, "unavailable")
-            assert next_answer(other, "ping", 5) == {"op": "pong", "id": 5}
+            assert answer_to(other, "ping", 5) == {"op": "pong", "id": 5}
             wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
         gateway.await_ready()
-        publishes_again(speaker, "room")
+        wait_for_publish(speaker, "room")
 
 
-def test_recoveries_repeated_while_the_bus_is_silent_are_bounded_and_each_answered(
+def test_100_recoveries_while_the_bus_is_silent_are_all_answered_and_84_rate_limited(
     gateway: Gateway, valkey: Valkey, backend: redis.Redis
 ) -> None:
     with connected(gateway.ws_url) as [client]:
@@ -182,7 +184,7 @@ def test_recoveries_repeated_while_the_bus_is_silent_are_bounded_and_each_answer
         assert (found.count("rate_limited"), found.count("unavailable")) == (84, 16)
 
 
-# --- slow, and in pieces ------------------------------------------------------------------------------
+# --- a slow bus, and replies in pieces ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +195,8 @@ def behind_proxy(valkey: Valkey) -> Iterator[tuple[FaultProxy, Gateway]]:
             yield proxy, running
 
 
-def all_answered(client: Client, first: int, count: int) -> set[str]:
-    """Publishes at once, to nobody; every id is answered once and in order. How they were."""
+def outcomes_of_publishing(client: Client, first: int, count: int) -> set[str]:
+    """Publish at once to a channel without subscribers; each id is answered once and in order."""
     for number in range(first, first + count):
         client.send("pub", id=number, ch="nobody", data=number)
     answers = [client.receive() for _ in range(count)]
@@ -202,7 +204,7 @@ def all_answered(client: Client, first: int, count: int) -> set[str]:
     return {answer["op"] for answer in answers}
 
 
-def test_a_slow_bus_and_one_byte_at_a_time_poison_nothing_r8(
+def test_slow_bus_with_replies_in_single_bytes_mixes_up_no_reply_and_keeps_connections_r8(
     behind_proxy: tuple[FaultProxy, Gateway], valkey: Valkey
 ) -> None:
     proxy, gateway = behind_proxy
@@ -210,46 +212,46 @@ def test_a_slow_bus_and_one_byte_at_a_time_poison_nothing_r8(
     with connected(gateway.ws_url, 2) as [speaker, other], redis.Redis(port=valkey.port) as backend:
         proxy.faults.slice_bytes = 1
         other.subscribe("room")
-        assert all_answered(speaker, 0, 200) == {"ok"}
+        assert outcomes_of_publishing(speaker, 0, 200) == {"ok"}
         backend.publish("slow:ch:room", b'{"text":"' + b"x" * 2_000 + b'"}')
         assert other.heard(1) == [{"text": "x" * 2_000}]
         proxy.faults.delay_s = 0.2
-        assert all_answered(speaker, 1_000, 200) == {"ok"}
+        assert outcomes_of_publishing(speaker, 1_000, 200) == {"ok"}
         speaker.subscribe("lobby")
         speaker.send("pub", id=7, ch="room", data=7)
         assert other.heard(1) == [7]
         assert speaker.receive() == {"op": "ok", "id": 7}
         gateway.await_ready()
-        assert proxy.accepted == before  # slow is not dead
+        assert proxy.accepted == before  # slow connections are not replaced
         proxy.faults.delay_s, proxy.faults.slice_bytes = 0.0, 0
 
 
-def test_a_bus_that_stalls_and_resets_answers_every_id_once_r8(
+def test_every_publish_is_answered_once_while_the_bus_stalls_and_resets_r8(
     behind_proxy: tuple[FaultProxy, Gateway], valkey: Valkey
 ) -> None:
     proxy, gateway = behind_proxy
     with connected(gateway.ws_url) as [client], redis.Redis(port=valkey.port) as backend:
         client.subscribe("room")
         proxy.faults.is_stalled = True
-        assert all_answered(client, 0, 50) == {"err"}
+        assert outcomes_of_publishing(client, 0, 50) == {"err"}
         wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
         proxy.faults.is_stalled = False
         gateway.await_ready()
         proxy.faults.reset_chance = 0.3
         for first in range(100, 1_100, 50):
-            assert all_answered(client, first, 50) <= {"ok", "err"}
+            assert outcomes_of_publishing(client, first, 50) <= {"ok", "err"}
         proxy.faults.reset_chance = 0.0
         gateway.await_ready()
-        publishes_again(client, "nobody")
-        wait_until("subscribed", lambda: backend.pubsub_numsub("slow:ch:room")[0][1] == 1, WITHIN_S)
+        wait_for_publish(client, "nobody")
+        wait_until("subscribe_all", lambda: backend.pubsub_numsub("slow:ch:room")[0][1] == 1, WITHIN_S)
         backend.publish("slow:ch:room", "8")
         assert client.heard(1) == [8]
 
 
-# --- full, locked, read-only --------------------------------------------------------------------------
+# --- a bus that is full, locked or read-only ----------------------------------------------------------
 
 
-def test_a_server_that_lets_nobody_in_is_asked_seldom_and_come_back_to_r10(
+def test_bus_that_accepts_no_client_is_tried_seldom_and_used_again_r10(
     gateway: Gateway, valkey: Valkey, backend: redis.Redis
 ) -> None:
     with connected(gateway.ws_url) as [client]:
@@ -261,34 +263,34 @@ def test_a_server_that_lets_nobody_in_is_asked_seldom_and_come_back_to_r10(
         wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
         started_s, elapsed_s = time.monotonic(), 0.0
         while elapsed_s < 1.5:
-            said = next_answer(client, "pub", 3, ch="room", data=1)
+            said = answer_to(client, "pub", 3, ch="room", data=1)
             assert (said["op"], said["error"]) == ("err", "unavailable")
             elapsed_s = time.monotonic() - started_s
-        # Two shards with two connections each; hundreds of publishes meanwhile are no reason to hurry.
+        # Two shards with two connections each; hundreds of publishes must not cause more attempts.
         rejected = backend.info("stats")["rejected_connections"]
         assert 2 <= rejected <= 40 * (elapsed_s + 1)
-        wait_until("it is said", lambda: any("max number of clients" in line for line in gateway.lines))
+        wait_until("it is logged", lambda: any("max number of clients" in line for line in gateway.lines))
         backend.config_set("maxclients", most or 10_000)
         gateway.await_ready()
-        everything_is_heard(backend, [client], ["room", "room"], 2)
-        publishes_again(client, "nobody")
+        assert_all_channels_deliver(backend, [client], ["room", "room"], 2)
+        wait_for_publish(client, "nobody")
 
 
-def test_a_password_that_was_set_meanwhile_is_named_in_the_log_r10(
+def test_password_set_on_a_running_bus_is_logged_as_noauth_and_publishes_are_unavailable_r10(
     gateway: Gateway, valkey: Valkey, backend: redis.Redis
 ) -> None:
     with connected(gateway.ws_url) as [client]:
         backend.config_set("requirepass", "s3cret")
         backend.client_kill_filter(skipme=True)
         wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
-        assert next_answer(client, "pub", 3, ch="room", data=1)["error"] == "unavailable"
-        wait_until("it is said", lambda: any("NOAUTH" in line for line in gateway.lines), WITHIN_S)
+        assert answer_to(client, "pub", 3, ch="room", data=1)["error"] == "unavailable"
+        wait_until("it is logged", lambda: any("NOAUTH" in line for line in gateway.lines), WITHIN_S)
         backend.config_set("requirepass", "")
         gateway.await_ready()
-        publishes_again(client, "room")
+        wait_for_publish(client, "room")
 
 
-def test_full_memory_and_read_only_stop_no_live_publication_r10(
+def test_publish_works_on_a_bus_without_memory_and_on_a_read_only_replica_r10(
     gateway: Gateway, backend: redis.Redis
 ) -> None:
     with connected(gateway.ws_url, 2) as [speaker, hearer]:
@@ -297,7 +299,7 @@ def test_full_memory_and_read_only_stop_no_live_publication_r10(
         try:
             with pytest.raises(redis.exceptions.OutOfMemoryError):
                 backend.set("a", "x")
-            assert next_answer(speaker, "pub", 3, ch="room", data=3)["op"] == "ok"
+            assert answer_to(speaker, "pub", 3, ch="room", data=3)["op"] == "ok"
             assert hearer.heard(1) == [3]
         finally:
             backend.config_set("maxmemory", 0)
@@ -305,17 +307,17 @@ def test_full_memory_and_read_only_stop_no_live_publication_r10(
         try:
             with pytest.raises(redis.exceptions.ReadOnlyError):
                 backend.set("a", "x")
-            assert next_answer(speaker, "pub", 4, ch="room", data=4)["op"] == "ok"
+            assert answer_to(speaker, "pub", 4, ch="room", data=4)["op"] == "ok"
             assert hearer.heard(1) == [4]
         finally:
             backend.replicaof("NO", "ONE")
         assert gateway.why_not_ready() == []
 
 
-# --- poison -------------------------------------------------------------------------------------------
+# --- malformed publications ---------------------------------------------------------------------------
 
 
-def test_poisoned_publications_close_nobody_and_a_good_one_follows_s24(
+def test_malformed_publications_close_no_client_and_the_next_one_is_delivered_s24(
     gateway: Gateway, backend: redis.Redis
 ) -> None:
     poison = [
@@ -342,7 +344,7 @@ def test_poisoned_publications_close_nobody_and_a_good_one_follows_s24(
         assert msgpack_client.heard(3) == [b"\xff\xfe", '{"half":', "good"]
         for client in (json_client, msgpack_client):
             assert [(gap["ch"], gap["reason"]) for gap in client.gaps] == [("room", "too_large")]
-        # Numbers are written once a second; each shard counts what it dropped.
+        # Metrics are published once a second; each shard counts the publications that it dropped.
         wait_until(
             "counted",
             lambda: (
@@ -353,7 +355,7 @@ def test_poisoned_publications_close_nobody_and_a_good_one_follows_s24(
         )
 
 
-# --- names that hang and move -------------------------------------------------------------------------
+# --- a bus name whose resolution hangs or changes -----------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +368,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_a_name_that_hangs_holds_nobody_and_one_that_moved_is_followed_r22(
+def test_hanging_resolution_of_the_bus_name_blocks_no_client_and_a_new_address_is_used_r22(
     shim: Path, tmp_path: Path
 ) -> None:
     book = tmp_path / "address"
@@ -387,22 +389,26 @@ def test_a_name_that_hangs_holds_nobody_and_one_that_moved_is_followed_r22(
             resolve("hang")
             first.stop()
             wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
-            wait_until("it hangs", lambda: any("no reply within" in line for line in gateway.lines), WITHIN_S)
-            for number in range(20):  # the loop turns: it answers, and welcomes
-                assert next_answer(client, "ping", number) == {"op": "pong", "id": number}
+            wait_until(
+                "the resolution hangs",
+                lambda: any("no answer within" in line for line in gateway.lines),
+                WITHIN_S,
+            )
+            for number in range(20):  # the shard still answers and welcomes
+                assert answer_to(client, "ping", number) == {"op": "pong", "id": number}
                 with connected(gateway.ws_url) as [newcomer]:
                     assert newcomer.welcome["bus"] is False
-            assert next_answer(client, "pub", 3, ch="room", data=1)["error"] == "unavailable"
+            assert answer_to(client, "pub", 3, ch="room", data=1)["error"] == "unavailable"
             resolve("127.0.0.2")
             gateway.await_ready()
             with redis.Redis(host=second.host, port=second.port) as backend:
                 wait_until("there", lambda: backend.pubsub_numsub("wsgate:ch:room")[0][1] == 1, WITHIN_S)
                 backend.publish("wsgate:ch:room", "5")
             assert client.heard(1) == [5]
-            publishes_again(client, "nobody")
+            wait_for_publish(client, "nobody")
 
 
-def test_a_name_that_moved_while_one_connection_lived_on_is_followed_by_both_r22(
+def test_both_bus_connections_follow_a_new_address_when_only_the_publisher_was_cut_r22(
     shim: Path, tmp_path: Path
 ) -> None:
     book = tmp_path / "address"
@@ -416,7 +422,7 @@ def test_a_name_that_moved_while_one_connection_lived_on_is_followed_by_both_r22
             client.subscribe("room")
             book.write_text("127.0.0.2")
             with redis.Redis(host=first.host, port=first.port) as old:
-                old.client_kill_filter(_type="normal", skipme=True)  # the publisher's alone
+                old.client_kill_filter(_type="normal", skipme=True)  # only those of publishers
             with redis.Redis(host=second.host, port=second.port) as backend:
                 wait_until("there", lambda: backend.pubsub_numsub("wsgate:ch:room")[0][1] == 1, WITHIN_S)
                 gateway.await_ready()
@@ -424,11 +430,11 @@ def test_a_name_that_moved_while_one_connection_lived_on_is_followed_by_both_r22
             assert client.heard(1) == [6]
 
 
-# --- another time of day ------------------------------------------------------------------------------
+# --- a wall clock that jumps --------------------------------------------------------------------------
 
 
 def faketime_library() -> str:
-    """The path of the library that shifts the wall clock for one process alone."""
+    """Return the path of the library that shifts the wall clock of one process."""
 
     def find() -> str | None:
         return next((str(path) for path in Path("/usr/lib").glob("**/libfaketimeMT.so.1")), None)
@@ -441,7 +447,7 @@ def pings(gateway: Gateway) -> float:
     return gateway.metric("wsgate_pings_total", direction="out")
 
 
-def test_a_wall_clock_that_jumps_moves_no_timer_and_only_tokens_r21(tmp_path: Path, valkey: Valkey) -> None:
+def test_wall_clock_jump_moves_no_timer_and_expires_only_tokens_r21(tmp_path: Path, valkey: Valkey) -> None:
     offset = tmp_path / "offset"
     offset.write_text("+0")
     environ = QUICK | {
@@ -474,17 +480,17 @@ def test_a_wall_clock_that_jumps_moves_no_timer_and_only_tokens_r21(tmp_path: Pa
                 said = anonymous.receive()
                 assert said["data"] == 2
                 stamps.append(said["ts"] / 1000 - time.time())
-                # Pings and deadlines go on by the clock that does not jump: no beat is missed.
+                # Pings and deadlines use the monotonic clock, so no ping is missed.
                 beats = pings(gateway) + 4
                 wait_until("two pings each", lambda: pings(gateway) >= beats, WITHIN_S)  # noqa: B023
-                assert next_answer(anonymous, "ping", 7) == {"op": "pong", "id": 7}
+                assert answer_to(anonymous, "ping", 7) == {"op": "pong", "id": 7}
                 if hours == "+0":
-                    assert next_answer(known, "refresh", 8, token=token)["op"] == "ok"
+                    assert answer_to(known, "refresh", 8, token=token)["op"] == "ok"
                 elif hours == "+1h":
-                    # Expiry is wall-clock time: the token has half an hour, and the clock says it is over.
+                    # Expiry uses the wall clock: the token had half an hour, and an hour has passed.
                     assert known.end()[1] == 4001
             assert [round(stamp / 3600) for stamp in stamps] == [0, 1, -1]
 
 
-def test_the_real_clock_of_this_machine_was_left_alone() -> None:
+def test_clock_library_is_not_loaded_into_the_tests_themselves() -> None:
     assert "LD_PRELOAD" not in os.environ
