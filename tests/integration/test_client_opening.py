@@ -1,4 +1,4 @@
-"""What a Python client does when a connection cannot be opened: its own errors, with address and cause."""
+"""Open connections of the Python client that fail: it reports its own error, with address and cause."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ from wsgate.errors import BackendError, SettingsError
 
 WITHIN_S = 30.0
 NAMES = ("ws", "wss", "http", "https", "socks", "all", "no")
-ELSEWHERE = "ws://gateway.invalid/ws"  # RFC 6761: no resolver knows it
+ELSEWHERE = "ws://gateway.invalid/ws"  # RFC 6761: no resolver has this name
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,8 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def speaking(answer: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A server that answers every connection with these bytes and ends it; its port, and what it read."""
+async def server_answering(answer: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """Run a server that answers every connection with these bytes; yield its port and the heads it read."""
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,7 +60,7 @@ async def speaking(answer: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
 
 
 async def first_error(url: str, **options: Any) -> Disconnected:
-    """What the client reports first; a final error has ended the client."""
+    """Return the first error that the client reports, and check that a final one has ended the client."""
     reported: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     def on_error(error: Exception) -> None:
@@ -92,7 +92,7 @@ def refused(status: str) -> bytes:
 @pytest.mark.parametrize("name", ["ws_proxy", "http_proxy", "https_proxy", "socks_proxy", "HTTP_PROXY"])
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5h://127.0.0.1:9", "nonsense", "http://h:x"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_loopback_address_is_reached_whatever_the_environment_says(
+def test_loopback_address_is_reached_directly_although_a_proxy_is_set(
     name: str, proxy: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, proxy)
@@ -108,11 +108,11 @@ def test_a_loopback_address_is_reached_whatever_the_environment_says(
     run(main())
 
 
-def test_another_address_goes_through_the_proxy_unless_that_is_switched_off(
+def test_other_address_goes_through_the_proxy_unless_no_proxy_or_the_option_excludes_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def main() -> None:
-        async with speaking(refused("503 Busy")) as (port, heads):
+        async with server_answering(refused("503 Busy")) as (port, heads):
             monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
             error = await first_error(ELSEWHERE)
             assert error.ending == Ending(0, "proxy_failed")
@@ -142,7 +142,7 @@ def test_another_address_goes_through_the_proxy_unless_that_is_switched_off(
         "http://h/secret",
     ],
 )
-def test_a_proxy_that_cannot_be_used_ends_the_client_with_one_error(
+def test_unusable_proxy_ends_the_client_with_a_final_error_that_hides_the_password(
     proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if proxy.startswith("socks"):
@@ -170,9 +170,11 @@ def test_a_proxy_that_cannot_be_used_ends_the_client_with_one_error(
         (b"nonsense\r\n\r\n", "proxy_failed", False),
     ],
 )
-def test_what_a_proxy_answers_is_passing_or_final(answer: bytes, reason: str, *, is_final: bool) -> None:
+def test_4xx_of_a_proxy_is_final_and_other_failures_of_it_are_temporary(
+    answer: bytes, reason: str, *, is_final: bool
+) -> None:
     async def main() -> None:
-        async with speaking(answer) as (port, _):
+        async with server_answering(answer) as (port, _):
             error = await first_error(ELSEWHERE, proxy=f"http://user:secret@127.0.0.1:{port}")
             assert error.ending == Ending(0, reason, may_return=not is_final)
             assert "secret" not in str(error)
@@ -199,7 +201,7 @@ FAILURES = [
     (ImportError("needs python-socks"), "proxy_unusable"),
 ]
 ELSEWHERE_TESTED = {
-    "proxy_refused": "below, with a proxy",
+    "proxy_refused": "above, with a proxy",
     "welcome_timeout": "tests/unit/client/test_reconnecting.py",
     "silence": "tests/unit/client/test_reconnecting.py",
     "bad_message": "tests/unit/client/test_reconnecting.py",
@@ -210,18 +212,18 @@ ELSEWHERE_TESTED = {
 
 
 @pytest.mark.parametrize(("error", "name"), FAILURES, ids=lambda value: getattr(value, "args", value))
-def test_every_error_of_a_library_is_an_ending_of_the_table(error: Exception, name: str) -> None:
+def test_every_error_of_a_library_maps_to_the_documented_ending(error: Exception, name: str) -> None:
     found = failure_of(error)
     (row,) = [row for row in ROWS if (row["kind"], row["name"]) == ("client", name)]
     assert found == Ending(0, name, may_return=row["state"] == "passing")
 
 
-def test_every_row_of_the_table_for_this_client_is_tested() -> None:
+def test_every_documented_ending_of_the_python_client_has_a_test() -> None:
     rows = {row["name"] for row in ROWS if row["kind"] == "client" and "python" in row["clients"]}
     assert rows == {name for _, name in FAILURES} | set(ELSEWHERE_TESTED)
 
 
-# --- the rest -----------------------------------------------------------------------------------------
+# --- other failures -----------------------------------------------------------------------------------
 
 
 def unused_port() -> int:
@@ -231,7 +233,7 @@ def unused_port() -> int:
         return port
 
 
-def test_nobody_listens_a_name_is_unknown_or_the_answer_is_nonsense_and_the_error_says_so() -> None:
+def test_closed_port_unknown_name_and_malformed_answer_have_errors_that_name_the_cause() -> None:
     async def main() -> None:
         url = f"ws://127.0.0.1:{unused_port()}/ws"
         error = await first_error(f"{url}?token=secret")
@@ -241,20 +243,20 @@ def test_nobody_listens_a_name_is_unknown_or_the_answer_is_nonsense_and_the_erro
         error = await first_error(ELSEWHERE)
         assert error.ending == Ending(0, "unreachable")
         assert "Name or service not known" in str(error) or "Temporary failure" in str(error)
-        async with speaking(b"nonsense\r\n\r\n") as (port, _):
+        async with server_answering(b"nonsense\r\n\r\n") as (port, _):
             assert (await first_error(f"ws://127.0.0.1:{port}/")).ending == Ending(0, "handshake_failed")
-        async with speaking(b"HTTP/1.1 302 Found\r\nLocation: http://h/\r\n\r\n") as (port, _):
+        async with server_answering(b"HTTP/1.1 302 Found\r\nLocation: http://h/\r\n\r\n") as (port, _):
             assert (await first_error(f"ws://127.0.0.1:{port}/")).ending == Ending(0, "handshake_failed")
-        async with speaking(refused("404 Not Found")) as (port, _):
+        async with server_answering(refused("404 Not Found")) as (port, _):
             error = await first_error(f"ws://127.0.0.1:{port}/nowhere")
             assert str(error.ending) == f"404 refused: ws://127.0.0.1:{port}/nowhere: answered 404"
 
     run(main())
 
 
-def test_a_server_without_tls_is_tried_again_and_named() -> None:
+def test_wss_to_a_server_without_tls_is_a_temporary_tls_failure() -> None:
     async def main() -> None:
-        async with speaking(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (port, _):
+        async with server_answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (port, _):
             error = await first_error(f"wss://127.0.0.1:{port}/")
             assert error.ending == Ending(0, "tls_failed")
             assert f"wss://127.0.0.1:{port}/: [SSL" in str(error)
@@ -262,7 +264,7 @@ def test_a_server_without_tls_is_tried_again_and_named() -> None:
     run(main())
 
 
-def test_a_certificate_that_nobody_vouches_for_is_tried_again_and_named(tmp_path: Path) -> None:
+def test_self_signed_certificate_is_a_temporary_tls_failure_that_names_the_cause(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
         f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {key} "
@@ -284,7 +286,7 @@ def test_a_certificate_that_nobody_vouches_for_is_tried_again_and_named(tmp_path
         assert error.ending == Ending(0, "tls_failed")
         assert "certificate verify failed" in str(error)
 
-    asyncio.run(main())  # the server's own task complains about the handshake that failed
+    asyncio.run(main())  # the task of the server reports the failed handshake
 
 
 # --- wsgate listen ------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def test_a_certificate_that_nobody_vouches_for_is_tried_again_and_named(tmp_path
 
 @pytest.fixture
 def served() -> Iterator[str]:
-    """The address of a scripted gateway that runs in a thread of its own."""
+    """Run a scripted gateway in a thread of its own; yield its address."""
     ready, end = threading.Event(), asyncio.Event()
     found: dict[str, Any] = {}
 
@@ -311,7 +313,9 @@ def served() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5h://127.0.0.1:9", "nonsense"])
-def test_listen_never_uses_a_proxy(served: str, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listen_reaches_a_loopback_gateway_although_proxies_are_set(
+    served: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("http_proxy", "https_proxy", "socks_proxy"):
         monkeypatch.setenv(name, proxy)
 
@@ -326,7 +330,7 @@ def test_listen_never_uses_a_proxy(served: str, proxy: str, monkeypatch: pytest.
         listen(served, "news", show)
 
 
-def test_a_client_without_a_loop_lets_go_and_connects_again(served: str) -> None:
+def test_sync_client_can_disconnect_and_connect_again_but_not_after_its_end(served: str) -> None:
     client = SyncClient(served)
     client.disconnect()  # harmless before
     with client:
@@ -339,7 +343,7 @@ def test_a_client_without_a_loop_lets_go_and_connects_again(served: str) -> None
         client.connect(WITHIN_S)
 
 
-def test_listen_raises_errors_of_ours_alone_with_address_and_cause() -> None:
+def test_listen_raises_only_errors_of_wsgate_with_address_and_cause() -> None:
     for url in ("http://localhost:8000/ws", "localhost:8000", "", "ws://a..b/", "ws://u@h/"):
         with pytest.raises(SettingsError, match=r"^url: must be ws://"):
             listen(url, "news", print)
@@ -353,8 +357,8 @@ def test_listen_raises_errors_of_ours_alone_with_address_and_cause() -> None:
 
     async def main() -> None:
         for answer in (b"nonsense\r\n\r\n", b"HTTP/1.1 101 Switching\r\n\r\n"):
-            async with speaking(answer) as (port, _):
-                with pytest.raises(BackendError, match="is not a gateway"):
+            async with server_answering(answer) as (port, _):
+                with pytest.raises(BackendError, match="is no gateway"):
                     await asyncio.to_thread(listen, f"ws://127.0.0.1:{port}/", "news", print)
 
     run(main())
