@@ -1,4 +1,4 @@
-"""The way in, against a real Valkey and against servers that are not what they should be."""
+"""Run the bus subscriber against a real Valkey and against servers that break the protocol."""
 
 import asyncio
 import contextlib
@@ -38,22 +38,22 @@ ODD_NAMES = [
 
 
 @dataclass
-class Heard:
-    """A listener that keeps what it is told."""
+class Recorder:
+    """A listener of the subscriber that records every call."""
 
-    names: list[bytes] = field(default_factory=list)  # to be subscribed to whenever it is up
+    names: list[bytes] = field(default_factory=list)  # subscribed whenever the connection is up
     messages: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     controls: list[tuple[bytes, bytes]] = field(default_factory=list)
     confirmed: list[bytes] = field(default_factory=list)
-    passes: list[int] = field(default_factory=list)  # replies of each
+    passes: list[int] = field(default_factory=list)  # number of replies per pass
     refused: list[bytes] = field(default_factory=list)
-    is_strict: bool = False  # a channel that is refused makes the connection useless
+    is_strict: bool = False  # a refused channel makes the connection useless
     ups: int = 0
     downs: int = 0
     why: list[str] = field(default_factory=list)
     replies: int = 0
-    put_off: int = 0  # how often on_subscribed says that it is not done
-    heard_before: list[int] = field(default_factory=list)  # messages before each call of it
+    put_off: int = 0  # how often on_subscribed returns False
+    messages_before: list[int] = field(default_factory=list)  # number of messages at each of its calls
 
     def on_up(self) -> None:
         self.ups += 1
@@ -74,7 +74,7 @@ class Heard:
 
     def on_subscribed(self, name: bytes) -> bool:
         self.replies += 1
-        self.heard_before.append(len(self.messages))
+        self.messages_before.append(len(self.messages))
         if self.put_off:
             self.put_off -= 1
             return False
@@ -99,14 +99,14 @@ class Heard:
 
 
 @contextlib.asynccontextmanager
-async def hearing(
+async def running_subscriber(
     address: BusAddress, *names: bytes, options: SubscriberOptions = PATIENT
-) -> AsyncIterator[Heard]:
-    heard = Heard(list(names))
-    heard.subscriber = Subscriber(address, PREFIX, heard, heard.backlog, options)
-    task = asyncio.ensure_future(heard.subscriber.run())
+) -> AsyncIterator[Recorder]:
+    recorder = Recorder(list(names))
+    recorder.subscriber = Subscriber(address, PREFIX, recorder, recorder.backlog, options)
+    task = asyncio.ensure_future(recorder.subscriber.run())
     try:
-        yield heard
+        yield recorder
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -123,8 +123,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nobody waits between attempts; the ceilings of the waits that were drawn."""
+def wait_ceilings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Replace the waits between attempts by short ones; record the ceilings of the random waits."""
     ceilings: list[float] = []
 
     def uniform(least: float, most: float) -> float:
@@ -148,90 +148,98 @@ def backend(valkey: Valkey) -> Iterator[redis.Redis]:
         yield client
 
 
-# --- a real one ---------------------------------------------------------------------------------------
+# --- a real server ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["url", "unix_url"])
-def test_what_is_published_after_the_confirmation_is_heard(
+def test_publications_after_the_confirmation_arrive_completely_and_in_order(
     valkey: Valkey, backend: redis.Redis, way: str
 ) -> None:
     async def main() -> None:
-        async with hearing(parse_address(getattr(valkey, way)), b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed == [b"news"])
+        async with running_subscriber(parse_address(getattr(valkey, way)), b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed == [b"news"])
             for number in range(100):
                 assert backend.publish("wsgate:ch:news", b"%d" % number) == 1
-            await until("heard", lambda: len(heard.messages) == 100)
-            assert heard.messages == [(b"news", b"%d" % number) for number in range(100)]
+            await until("delivered", lambda: len(recorder.messages) == 100)
+            assert recorder.messages == [(b"news", b"%d" % number) for number in range(100)]
 
     run(main())
 
 
-def test_odd_names_go_literally_and_match_nothing_else_s26(valkey: Valkey, backend: redis.Redis) -> None:
+def test_channel_names_with_patterns_and_line_ends_are_taken_literally_s26(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
     async def main() -> None:
-        async with hearing(parse_address(valkey.url), *ODD_NAMES) as heard:
-            await until("confirmed", lambda: heard.confirmed == ODD_NAMES)
+        async with running_subscriber(parse_address(valkey.url), *ODD_NAMES) as recorder:
+            await until("confirmed", lambda: recorder.confirmed == ODD_NAMES)
             for name in [b"newsroom", b"b", b"ab", *ODD_NAMES]:
                 backend.publish(PREFIX + name, name)
-            await until("heard", lambda: len(heard.messages) == len(ODD_NAMES))
-            assert heard.messages == [(name, name) for name in ODD_NAMES]
+            await until("delivered", lambda: len(recorder.messages) == len(ODD_NAMES))
+            assert recorder.messages == [(name, name) for name in ODD_NAMES]
             assert ask(backend, "PUBSUB", "NUMPAT") == 0
-            heard.subscriber.unsubscribe(ODD_NAMES)
+            recorder.subscriber.unsubscribe(ODD_NAMES)
             await until("gone", lambda: not backend.pubsub_channels(b"wsgate:ch:*"))
 
     run(main())
 
 
-def test_twelve_thousand_names_are_confirmed_in_passes(valkey: Valkey, backend: redis.Redis) -> None:
+def test_twelve_thousand_subscriptions_are_confirmed_in_bounded_passes(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
     names = [b"%d" % number for number in range(12_000)]
 
     async def main() -> None:
-        async with hearing(parse_address(valkey.url), *names) as heard:
-            await until("confirmed", lambda: len(heard.confirmed) == len(names))
-            assert heard.confirmed == names
-            assert max(heard.passes) <= PASS_REPLIES
+        async with running_subscriber(parse_address(valkey.url), *names) as recorder:
+            await until("confirmed", lambda: len(recorder.confirmed) == len(names))
+            assert recorder.confirmed == names
+            assert max(recorder.passes) <= PASS_REPLIES
             assert ask(backend, "PUBSUB", "NUMSUB", b"wsgate:ch:11999") == [b"wsgate:ch:11999", 1]
 
     run(main())
 
 
-def test_a_quick_unsubscribe_and_subscribe_keep_their_order(valkey: Valkey, backend: redis.Redis) -> None:
+def test_unsubscribe_and_subscribe_before_a_reply_keep_their_order(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
     async def main() -> None:
-        async with hearing(parse_address(valkey.url), b"last") as heard:
-            await until("confirmed", lambda: heard.confirmed == [b"last"])
+        async with running_subscriber(parse_address(valkey.url), b"last") as recorder:
+            await until("confirmed", lambda: recorder.confirmed == [b"last"])
             for _ in range(50):
-                assert heard.subscriber.subscribe([b"a", b"b"]) == []
-                await asyncio.sleep(0)  # sent, and not answered yet
-                assert heard.subscriber.unsubscribe([b"a"]) == []
+                assert recorder.subscriber.subscribe([b"a", b"b"]) == []
+                await asyncio.sleep(0)  # sent, and not yet answered
+                assert recorder.subscriber.unsubscribe([b"a"]) == []
                 await asyncio.sleep(0)
-            heard.subscriber.subscribe([b"end"])
-            await until("confirmed", lambda: heard.confirmed[-1] == b"end")
-            assert heard.confirmed[1:-1] == [b"a", b"b"] * 50
+            recorder.subscriber.subscribe([b"end"])
+            await until("confirmed", lambda: recorder.confirmed[-1] == b"end")
+            assert recorder.confirmed[1:-1] == [b"a", b"b"] * 50
             listed = sorted(backend.pubsub_channels("wsgate:ch:*"))
             assert listed == [b"wsgate:ch:b", b"wsgate:ch:end", b"wsgate:ch:last"]
 
     run(main())
 
 
-def test_a_name_that_is_left_before_it_is_sent_is_not_sent(valkey: Valkey, backend: redis.Redis) -> None:
+def test_name_that_is_unsubscribed_before_it_is_sent_is_never_sent(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
     async def main() -> None:
-        async with hearing(parse_address(valkey.url), b"last") as heard:
-            await until("confirmed", lambda: heard.confirmed == [b"last"])
-            assert heard.subscriber.subscribe([b"a", b"b"]) == []
+        async with running_subscriber(parse_address(valkey.url), b"last") as recorder:
+            await until("confirmed", lambda: recorder.confirmed == [b"last"])
+            assert recorder.subscriber.subscribe([b"a", b"b"]) == []
             for _ in range(50):
-                assert heard.subscriber.unsubscribe([b"a"]) == [b"a"]
-                assert heard.subscriber.subscribe([b"a", b"b"]) == [b"b"]
-            assert heard.subscriber.unsubscribe([b"a"]) == [b"a"]
-            heard.subscriber.subscribe([b"end"])
-            await until("confirmed", lambda: heard.confirmed[-1] == b"end")
-            assert heard.confirmed == [b"last", b"b", b"end"]
+                assert recorder.subscriber.unsubscribe([b"a"]) == [b"a"]
+                assert recorder.subscriber.subscribe([b"a", b"b"]) == [b"b"]
+            assert recorder.subscriber.unsubscribe([b"a"]) == [b"a"]
+            recorder.subscriber.subscribe([b"end"])
+            await until("confirmed", lambda: recorder.confirmed[-1] == b"end")
+            assert recorder.confirmed == [b"last", b"b", b"end"]
             listed = sorted(backend.pubsub_channels("wsgate:ch:*"))
             assert listed == [b"wsgate:ch:b", b"wsgate:ch:end", b"wsgate:ch:last"]
 
     run(main())
 
 
-def silent_to_names(talk: Talk, parts: list[bytes]) -> bytes | None:
-    """As a server that stands still answers: with nothing, once it has been greeted."""
+def ignore_subscriptions(talk: Talk, parts: list[bytes]) -> bytes | None:
+    """Answer SUBSCRIBE and UNSUBSCRIBE with nothing, as a server that stands still after its greeting."""
     return b"" if parts[0] in (b"SUBSCRIBE", b"UNSUBSCRIBE") else None
 
 
@@ -239,25 +247,25 @@ def names_in(bus: FakeBus) -> int:
     return sum(len(names) for word in (b"SUBSCRIBE", b"UNSUBSCRIBE") for names in bus.said(word))
 
 
-def test_server_that_stands_still_is_sent_few_names_and_the_rest_is_accounted_and_cancelled() -> None:
+def test_server_that_stands_still_is_sent_few_names_and_waiting_ones_are_accounted() -> None:
     async def main() -> None:
-        async with fake_bus(silent_to_names) as bus, hearing(bus.address) as heard:
-            await until("up", lambda: heard.ups == 1)
-            subscriber_ = heard.subscriber
+        async with fake_bus(ignore_subscriptions) as bus, running_subscriber(bus.address) as recorder:
+            await until("up", lambda: recorder.ups == 1)
+            subscriber_ = recorder.subscriber
             most_bytes = 0
             for turn in range(200):
                 names = [b"%d-%d" % (turn, number) + b"x" * 180 for number in range(100)]
                 for name in names:
                     subscriber_.subscribe([name])
                 if turn % 2:
-                    await asyncio.sleep(0)  # what may be sent is sent now
+                    await asyncio.sleep(0)  # the names that may be sent are sent now
                 most_bytes = max(most_bytes, subscriber_.waiting_bytes)
                 for name in names:
                     subscriber_.unsubscribe([name])
                 if turn % 2:
                     await asyncio.sleep(0)
-            await until("all that may be sent has come", lambda: names_in(bus) == UNANSWERED_LIMIT)
-            # Names that were sent before they were left have an UNSUBSCRIBE that may still wait.
+            await until("all names that may be sent have arrived", lambda: names_in(bus) == UNANSWERED_LIMIT)
+            # Names that were sent before they were unsubscribed have an UNSUBSCRIBE that may still wait.
             assert subscriber_.unsent <= UNANSWERED_LIMIT
             assert UNANSWERED_LIMIT * 100 < most_bytes < 4 * UNANSWERED_LIMIT * 256
             kept = [b"kept-%d" % number for number in range(5_000)]
@@ -270,68 +278,75 @@ def test_server_that_stands_still_is_sent_few_names_and_the_rest_is_accounted_an
     run(main())
 
 
-def test_many_names_are_confirmed_once_a_server_that_stood_still_answers(
+def test_waiting_names_are_confirmed_when_a_stopped_server_continues(
     valkey: Valkey, backend: redis.Redis
 ) -> None:
     async def main() -> None:
-        async with hearing(parse_address(valkey.url)) as heard:
-            await until("up", lambda: heard.ups == 1)
+        async with running_subscriber(parse_address(valkey.url)) as recorder:
+            await until("up", lambda: recorder.ups == 1)
             valkey.process.send_signal(signal.SIGSTOP)
             try:
                 kept = [b"kept-%d" % number for number in range(3 * UNANSWERED_LIMIT)]
                 left = [b"left-%d" % number for number in range(3 * UNANSWERED_LIMIT)]
-                assert heard.subscriber.subscribe(kept + left) == []
+                assert recorder.subscriber.subscribe(kept + left) == []
                 await asyncio.sleep(0.01)
-                cancelled = heard.subscriber.unsubscribe(left)
-                assert len(cancelled) == len(left)  # the kept ones fill what may be sent
+                cancelled = recorder.subscriber.unsubscribe(left)
+                assert len(cancelled) == len(left)  # the kept names use the whole limit of sent names
             finally:
                 valkey.process.send_signal(signal.SIGCONT)
-            await until("all are confirmed", lambda: len(heard.confirmed) == len(kept))
-            assert heard.confirmed == kept
-            assert heard.subscriber.waiting_bytes == 0
+            await until("all are confirmed", lambda: len(recorder.confirmed) == len(kept))
+            assert recorder.confirmed == kept
+            assert recorder.subscriber.waiting_bytes == 0
 
     run(main())
 
 
-def test_who_was_killed_comes_back_and_hears_everything(valkey: Valkey, backend: redis.Redis) -> None:
+def test_subscriber_whose_connection_is_killed_subscribes_again_each_time(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
     async def main() -> None:
-        async with hearing(parse_address(valkey.url), b"news") as heard:
+        async with running_subscriber(parse_address(valkey.url), b"news") as recorder:
             for times in range(1, 6):
-                await until("up", lambda: len(heard.confirmed) == times)  # noqa: B023
+                await until("up", lambda: len(recorder.confirmed) == times)  # noqa: B023
                 assert backend.publish("wsgate:ch:news", b"%d" % times) == 1
-                await until("heard", lambda: heard.messages[-1:] == [(b"news", b"%d" % times)])  # noqa: B023
+                await until("delivered", lambda: recorder.messages[-1:] == [(b"news", b"%d" % times)])  # noqa: B023
                 backend.client_kill_filter(_type="pubsub")
-            await until("up", lambda: heard.ups == 6)
-            assert (heard.downs, len(heard.why), heard.subscriber.failures) == (5, 5, 5)
+            await until("up", lambda: recorder.ups == 6)
+            assert (recorder.downs, len(recorder.why), recorder.subscriber.failures) == (5, 5, 5)
 
     run(main())
 
 
-def test_a_stopped_server_is_noticed_by_its_silence_r7(valkey: Valkey) -> None:
+def test_stopped_server_is_noticed_by_its_missing_reply_to_ping_r7(valkey: Valkey) -> None:
     async def main() -> None:
-        async with hearing(parse_address(valkey.url), b"news", options=SHORT) as heard:
-            await until("confirmed", lambda: heard.confirmed)
+        async with running_subscriber(parse_address(valkey.url), b"news", options=SHORT) as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
             with valkey.paused():
-                await until("down", lambda: heard.downs == 1)
-                assert heard.why[0] == "no reply to PING"
-                await until("not greeted", lambda: "no reply within 0.3 s" in heard.why)
-            await until("up again", lambda: len(heard.confirmed) == 2)
+                await until("down", lambda: recorder.downs == 1)
+                assert recorder.why[0] == "no answer to PING"
+                await until("not greeted", lambda: "no answer within 0.3 s" in recorder.why)
+            await until("up again", lambda: len(recorder.confirmed) == 2)
 
     run(main())
 
 
-def test_a_resting_connection_that_answers_pings_stays() -> None:
+def test_idle_connection_that_answers_pings_is_kept() -> None:
     async def main() -> None:
         options = replace(SHORT, reply_timeout_s=20, ping_interval_s=0.01)
-        for names in ([], [b"news"]):  # PING is answered in two ways
-            async with fake_bus() as bus, hearing(bus.address, *names, options=options) as heard:
+        for names in ([], [b"news"]):  # the reply to PING has two forms
+            async with (
+                fake_bus() as bus,
+                running_subscriber(bus.address, *names, options=options) as recorder,
+            ):
                 await until("asked", lambda: len(bus.said(b"PING")) >= 10)
-                assert (heard.ups, heard.downs) == (1, 0)
+                assert (recorder.ups, recorder.downs) == (1, 0)
 
     run(main())
 
 
-def test_users_passwords_and_their_absence_r10(valkey: Valkey, backend: redis.Redis) -> None:
+def test_wrong_user_or_password_is_reported_without_the_password_r10(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
     ask(backend, "ACL", "SETUSER", "gate", "on", ">s3cret word", "&wsgate:*", "+@all")
     address = parse_address(valkey.url)
     cases = [
@@ -343,28 +358,28 @@ def test_users_passwords_and_their_absence_r10(valkey: Valkey, backend: redis.Re
 
     async def main() -> None:
         for tried, said in cases:
-            async with hearing(tried, b"news") as heard:
-                await until("answered", lambda: heard.confirmed or heard.why)
-                assert bool(heard.confirmed) == (not said)
-                assert all(said in why and "hunter2" not in why for why in heard.why)
+            async with running_subscriber(tried, b"news") as recorder:
+                await until("answered", lambda: recorder.confirmed or recorder.why)
+                assert bool(recorder.confirmed) == (not said)
+                assert all(said in why and "hunter2" not in why for why in recorder.why)
 
     run(main())
 
 
-def test_a_server_with_a_password_refuses_who_has_none_r10() -> None:
+def test_subscriber_without_a_password_reports_noauth_r10() -> None:
     async def main() -> None:
         with running_valkey(requirepass="s3cret") as server:
-            async with hearing(parse_address(server.url)) as heard:
-                await until("refused", lambda: heard.why)
-                assert "NOAUTH" in heard.why[0]
-                assert heard.ups == 0
+            async with running_subscriber(parse_address(server.url)) as recorder:
+                await until("refused", lambda: recorder.why)
+                assert "NOAUTH" in recorder.why[0]
+                assert recorder.ups == 0
 
     run(main())
 
 
 @pytest.fixture
 def narrow(valkey: Valkey, backend: redis.Redis) -> BusAddress:
-    """The server, for a user that may subscribe to a few channels."""
+    """Return the server with a user that may subscribe to a few channels."""
     rights = ("resetchannels", f"&{PREFIX.decode()}open*", "&ours", "+@all")
     ask(backend, "ACL", "SETUSER", "narrow", "on", ">s3cret", *rights)
     return replace(parse_address(valkey.url), username="narrow", password="s3cret")
@@ -376,210 +391,217 @@ def test_forbidden_channel_is_refused_and_the_others_of_its_command_are_confirme
     names = [b"open1", b"news", b"open2", b"secret", b"open3"]
 
     async def main() -> None:
-        async with hearing(narrow, *names) as heard:
-            await until("answered", lambda: len(heard.confirmed) == 3 and len(heard.refused) == 2)
-            assert heard.confirmed == [b"open1", b"open2", b"open3"]
-            assert heard.refused == [b"news", b"secret"]
-            heard.subscriber.subscribe([b"secret"])  # alone in its command
-            await until("refused again", lambda: len(heard.refused) == 3)
+        async with running_subscriber(narrow, *names) as recorder:
+            await until("answered", lambda: len(recorder.confirmed) == 3 and len(recorder.refused) == 2)
+            assert recorder.confirmed == [b"open1", b"open2", b"open3"]
+            assert recorder.refused == [b"news", b"secret"]
+            recorder.subscriber.subscribe([b"secret"])  # the only name of its command
+            await until("refused again", lambda: len(recorder.refused) == 3)
             backend.publish(PREFIX + b"open3", b"one")
-            await until("heard", lambda: heard.messages)
-            assert (heard.ups, heard.downs, heard.why) == (1, 0, [])
-            assert heard.subscriber.waiting_bytes == 0, "nothing is waited for"
+            await until("delivered", lambda: recorder.messages)
+            assert (recorder.ups, recorder.downs, recorder.why) == (1, 0, [])
+            assert recorder.subscriber.waiting_bytes == 0, "a name still waits for its reply"
 
     run(main())
 
 
-def test_name_that_was_left_meanwhile_is_not_subscribed_again_beside_a_forbidden_one(
+def test_name_unsubscribed_before_the_refusal_of_a_forbidden_one_is_not_subscribed_again(
     narrow: BusAddress, backend: redis.Redis
 ) -> None:
     async def main() -> None:
-        async with hearing(narrow) as heard:
-            await until("up", lambda: heard.ups)
-            subscriber = heard.subscriber
+        async with running_subscriber(narrow) as recorder:
+            await until("up", lambda: recorder.ups)
+            subscriber = recorder.subscriber
             subscriber.subscribe([b"open1", b"secret", b"open2", b"open3"])
-            await asyncio.sleep(0)  # written, and not answered
+            await asyncio.sleep(0)  # sent, and not answered
             subscriber.unsubscribe([b"open1"])
             subscriber.unsubscribe([b"open2"])
-            subscriber.subscribe([b"open2"])  # cancels the one before
-            await until("answered", lambda: b"secret" in heard.refused and len(heard.confirmed) == 2)
-            assert sorted(heard.confirmed) == [b"open2", b"open3"]
+            subscriber.subscribe([b"open2"])  # cancels the unsubscribe
+            await until("answered", lambda: b"secret" in recorder.refused and len(recorder.confirmed) == 2)
+            assert sorted(recorder.confirmed) == [b"open2", b"open3"]
             await until("answered", lambda: subscriber.waiting_bytes == 0)
             held = backend.pubsub_channels(PREFIX + b"open*")
             assert sorted(held) == [PREFIX + b"open2", PREFIX + b"open3"]
-            assert heard.downs == 0
+            assert recorder.downs == 0
 
     run(main())
 
 
-def test_connection_is_left_when_its_owner_needs_the_forbidden_channel(narrow: BusAddress) -> None:
+def test_connection_is_closed_when_its_listener_requires_the_forbidden_channel(narrow: BusAddress) -> None:
     async def main() -> None:
-        async with hearing(narrow) as heard:
-            await until("up", lambda: heard.ups)
-            heard.is_strict = True
-            heard.subscriber.subscribe([b"news"])
-            await until("refused", lambda: heard.why)
-            assert heard.why[0].startswith("the bus refuses: NOPERM")
+        async with running_subscriber(narrow) as recorder:
+            await until("up", lambda: recorder.ups)
+            recorder.is_strict = True
+            recorder.subscriber.subscribe([b"news"])
+            await until("refused", lambda: recorder.why)
+            assert recorder.why[0].startswith("the bus refuses: NOPERM")
 
     run(main())
 
 
-def test_connection_is_left_when_a_control_name_is_forbidden(narrow: BusAddress) -> None:
+def test_connection_is_closed_when_a_control_name_is_forbidden(narrow: BusAddress) -> None:
     async def main() -> None:
-        async with hearing(narrow, b"open1") as heard:
-            await until("up", lambda: heard.ups)
-            heard.subscriber.subscribe_control(b"ours")
-            heard.subscriber.subscribe_control(b"theirs")
-            await until("refused", lambda: heard.why)
-            assert heard.why[0].startswith("the bus refuses: NOPERM")
-            assert heard.refused == []
+        async with running_subscriber(narrow, b"open1") as recorder:
+            await until("up", lambda: recorder.ups)
+            recorder.subscriber.subscribe_control(b"ours")
+            recorder.subscriber.subscribe_control(b"theirs")
+            await until("refused", lambda: recorder.why)
+            assert recorder.why[0].startswith("the bus refuses: NOPERM")
+            assert recorder.refused == []
 
     run(main())
 
 
-def test_a_full_server_is_come_back_to_when_there_is_room_r10(at_once: list[float]) -> None:
+def test_server_without_free_clients_is_retried_with_back_off_until_it_has_room_r10(
+    wait_ceilings: list[float],
+) -> None:
     async def main() -> None:
         with running_valkey() as server, redis.Redis(port=server.port) as backend:
             backend.config_set("maxclients", 1)
-            async with hearing(parse_address(server.url), b"news") as heard:
-                await until("refused", lambda: len(heard.why) >= 3)
-                # Its reason is lost where the reset overtakes it.
-                assert any("max number of clients" in why or "reset" in why.lower() for why in heard.why)
+            async with running_subscriber(parse_address(server.url), b"news") as recorder:
+                await until("refused", lambda: len(recorder.why) >= 3)
+                # A reset may arrive before the cause is read.
+                assert any("max number of clients" in why or "reset" in why.lower() for why in recorder.why)
                 backend.config_set("maxclients", 100)
-                await until("up", lambda: heard.confirmed == [b"news"])
-        assert at_once[:3] == [0.1, 0.2, 0.25]
+                await until("up", lambda: recorder.confirmed == [b"news"])
+        assert wait_ceilings[:3] == [0.1, 0.2, 0.25]
 
     run(main())
 
 
-def test_who_is_cut_for_a_full_output_buffer_comes_back_r11(valkey: Valkey, backend: redis.Redis) -> None:
+def test_subscriber_cut_for_its_output_buffer_reconnects_and_receives_again_r11(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
     before = str(backend.config_get("client-output-buffer-limit")["client-output-buffer-limit"])
 
     async def main() -> None:
-        async with hearing(parse_address(valkey.url), b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed)
+        async with running_subscriber(parse_address(valkey.url), b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
             backend.config_set("client-output-buffer-limit", "pubsub 65536 65536 1")
             for _ in range(200):
-                # All of it in one turn of the loop: nobody reads meanwhile.
+                # All in one turn of the loop, so that the subscriber does not read meanwhile.
                 if not backend.publish("wsgate:ch:news", b"x" * 500_000):
                     break
             else:
-                raise AssertionError("never cut")
+                raise AssertionError("the subscriber was never cut")
             backend.config_set("client-output-buffer-limit", before)
-            await until("up again", lambda: len(heard.confirmed) == 2)
+            await until("up again", lambda: len(recorder.confirmed) == 2)
             assert backend.publish("wsgate:ch:news", b"good") == 1
             # Valkey delivers some of the large messages before it cuts, Redis 7.0 none.
-            await until("heard", lambda: heard.messages[-1:] == [(b"news", b"good")])
+            await until("delivered", lambda: recorder.messages[-1:] == [(b"news", b"good")])
 
     run(main())
 
 
-def test_a_server_that_is_not_there_is_asked_ever_more_seldom(at_once: list[float]) -> None:
+def test_waits_between_attempts_on_an_absent_server_grow_to_five_seconds(wait_ceilings: list[float]) -> None:
     async def main() -> None:
         for address in (BusAddress("127.0.0.1", 1), BusAddress(path="/nowhere/bus.sock")):
-            at_once.clear()
-            async with hearing(address) as heard:
-                await until("tried", lambda: len(heard.why) >= 47)
-                assert heard.ups == 0
-            assert at_once[:46] == [0.1, 0.2, *[0.25] * 38, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+            wait_ceilings.clear()
+            async with running_subscriber(address) as recorder:
+                await until("tried", lambda: len(recorder.why) >= 47)
+                assert recorder.ups == 0
+            assert wait_ceilings[:46] == [0.1, 0.2, *[0.25] * 38, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
     run(main())
 
 
 @pytest.mark.parametrize("address", [BusAddress("a..b"), BusAddress(path="/a\0b"), BusAddress("x" * 300)])
-def test_an_address_that_cannot_be_asked_for_is_a_failure_like_others(address: BusAddress) -> None:
+def test_address_that_cannot_be_resolved_is_retried_like_other_failures(address: BusAddress) -> None:
     async def main() -> None:
-        async with hearing(address) as heard:
-            await until("tried", lambda: len(heard.why) >= 2)
+        async with running_subscriber(address) as recorder:
+            await until("tried", lambda: len(recorder.why) >= 2)
 
     run(main())
 
 
-# --- one that is not what it should be ----------------------------------------------------------------
+# --- a server that breaks the protocol ----------------------------------------------------------------
 
 
-def saying(word: bytes, said: bytes) -> Answer:
-    """Answers one command with these bytes, the others well."""
+def answering(word: bytes, said: bytes) -> Answer:
+    """Answer one command with these bytes, and the others correctly."""
     return lambda talk, parts: said if parts[0] == word else None
 
 
-async def lost(bus: FakeBus, heard: Heard) -> str:
-    """Wait until it is left and come back to; why it was left."""
-    await until("left", lambda: heard.why and bus.accepted >= 2)
-    return heard.why[0]
+async def cause_of_loss(bus: FakeBus, recorder: Recorder) -> str:
+    """Wait until the connection is closed and opened again; return the cause."""
+    await until("closed", lambda: recorder.why and bus.accepted >= 2)
+    return recorder.why[0]
 
 
-def test_a_bus_that_accepts_and_never_answers_is_left() -> None:
+def test_bus_that_accepts_and_never_answers_is_left_after_the_connect_timeout() -> None:
     async def main() -> None:
-        async with fake_bus(lambda talk, parts: b"") as bus, hearing(bus.address, options=SHORT) as heard:
-            assert await lost(bus, heard) == "no reply within 0.3 s"
-            assert heard.ups == heard.downs == 0
+        async with (
+            fake_bus(lambda talk, parts: b"") as bus,
+            running_subscriber(bus.address, options=SHORT) as recorder,
+        ):
+            assert await cause_of_loss(bus, recorder) == "no answer within 0.3 s"
+            assert recorder.ups == recorder.downs == 0
 
     run(main())
 
 
-def test_a_bus_that_pings_and_never_confirms_is_left() -> None:
+def test_bus_that_answers_pings_and_never_confirms_is_left_after_the_reply_timeout() -> None:
     async def main() -> None:
         async with (
-            fake_bus(saying(b"SUBSCRIBE", b"")) as bus,
-            hearing(bus.address, b"news", options=SHORT) as heard,
+            fake_bus(answering(b"SUBSCRIBE", b"")) as bus,
+            running_subscriber(bus.address, b"news", options=SHORT) as recorder,
         ):
-            assert await lost(bus, heard) == "no reply to SUBSCRIBE"
+            assert await cause_of_loss(bus, recorder) == "no answer to SUBSCRIBE"
             assert len(bus.said(b"PING")) > 1
 
     run(main())
 
 
-def test_a_bus_that_loads_its_data_is_come_back_to_r10() -> None:
+def test_bus_that_is_loading_its_data_is_retried_until_it_confirms_r10() -> None:
     async def main() -> None:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return b"-LOADING server is loading the dataset\r\n" if bus.accepted < 3 else None
 
-        async with fake_bus(answer) as bus, hearing(bus.address, b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed == [b"news"])
-            assert heard.why == ["the bus refuses: LOADING server is loading the dataset"] * 2
+        async with fake_bus(answer) as bus, running_subscriber(bus.address, b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed == [b"news"])
+            assert recorder.why == ["the bus refuses: LOADING server is loading the dataset"] * 2
 
     run(main())
 
 
-def test_a_bus_that_cuts_everybody_off_makes_no_storm_r6(at_once: list[float]) -> None:
+def test_bus_that_cuts_every_connection_is_retried_with_growing_waits_r6(wait_ceilings: list[float]) -> None:
     async def main() -> None:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             if parts[0] == b"SUBSCRIBE":
                 talk.cut()
             return None
 
-        async with fake_bus(answer) as bus, hearing(bus.address, b"news") as heard:
-            await until("cut", lambda: heard.downs >= 47)
-        assert at_once[:40] == [0.1, 0.2, *[0.25] * 38]
-        assert at_once[40:46] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+        async with fake_bus(answer) as bus, running_subscriber(bus.address, b"news") as recorder:
+            await until("cut", lambda: recorder.downs >= 47)
+        assert wait_ceilings[:40] == [0.1, 0.2, *[0.25] * 38]
+        assert wait_ceilings[40:46] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
     run(main())
 
 
-def test_a_connection_that_lasted_is_come_back_to_at_once(
-    at_once: list[float], monkeypatch: pytest.MonkeyPatch
+def test_bus_connection_that_lasted_is_replaced_with_the_shortest_wait(
+    wait_ceilings: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscriber, "STEADY_S", 0.0)
 
     async def main() -> None:
-        async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
+        async with fake_bus() as bus, running_subscriber(bus.address, b"news") as recorder:
             for times in range(1, 5):
-                await until("up", lambda: len(heard.confirmed) == times and bus.talks)  # noqa: B023
+                await until("up", lambda: len(recorder.confirmed) == times and bus.talks)  # noqa: B023
                 bus.talks[0].cut()
-        assert set(at_once) == {0.05}
+        assert set(wait_ceilings) == {0.05}
 
     run(main())
 
 
-def test_a_password_that_a_server_repeats_is_in_no_log() -> None:
+def test_password_that_the_server_repeats_in_its_error_is_not_reported() -> None:
     said = b"-ERR unknown command 'AUTH', with args beginning with: 'gate' 'hunter2' \r\n"
 
     async def main() -> None:
-        async with fake_bus(saying(b"AUTH", said)) as bus:
+        async with fake_bus(answering(b"AUTH", said)) as bus:
             address = replace(bus.address, username="gate", password="hunter2")
-            async with hearing(address) as heard:
-                assert await lost(bus, heard) == "the bus refuses: ERR unknown command"
+            async with running_subscriber(address) as recorder:
+                assert await cause_of_loss(bus, recorder) == "the bus refuses: ERR unknown command"
 
     run(main())
 
@@ -600,11 +622,14 @@ EVIL = {
 
 @pytest.mark.parametrize("word", [b"PING", b"SUBSCRIBE"])
 @pytest.mark.parametrize("wire", EVIL.values(), ids=EVIL.keys())
-def test_who_does_not_talk_like_redis_is_cut_off_s26(wire: bytes, word: bytes) -> None:
+def test_server_that_sends_malformed_or_oversized_resp_is_disconnected_s26(wire: bytes, word: bytes) -> None:
     async def main() -> None:
-        async with fake_bus(saying(word, wire)) as bus, hearing(bus.address, b"news") as heard:
-            await lost(bus, heard)
-            assert heard.messages == [] and heard.confirmed == []
+        async with (
+            fake_bus(answering(word, wire)) as bus,
+            running_subscriber(bus.address, b"news") as recorder,
+        ):
+            await cause_of_loss(bus, recorder)
+            assert recorder.messages == [] and recorder.confirmed == []
 
     run(main())
 
@@ -619,48 +644,51 @@ def test_who_does_not_talk_like_redis_is_cut_off_s26(wire: bytes, word: bytes) -
         (b"SUBSCRIBE", (b"*3\r\n" + bulk(b"unsubscribe") + bulk(PREFIX + b"news") + b":0\r\n") * 50_000),
     ],
 )
-def test_who_answers_what_was_not_asked_is_cut_off_s26(word: bytes, said: bytes) -> None:
+def test_server_that_sends_replies_without_a_command_is_disconnected_s26(word: bytes, said: bytes) -> None:
     async def main() -> None:
-        async with fake_bus(saying(word, said)) as bus, hearing(bus.address, b"news") as heard:
-            assert "not asked" in await lost(bus, heard)
-            assert len(heard.confirmed) <= 2 * heard.ups
+        async with (
+            fake_bus(answering(word, said)) as bus,
+            running_subscriber(bus.address, b"news") as recorder,
+        ):
+            assert "not asked" in await cause_of_loss(bus, recorder)
+            assert len(recorder.confirmed) <= 2 * recorder.ups
 
     run(main())
 
 
-def test_a_payload_over_the_limit_is_skipped_and_the_next_one_heard_s24() -> None:
+def test_payload_over_the_limit_is_delivered_as_none_and_the_next_one_whole_s24() -> None:
     options = replace(PATIENT, payload_limit_bytes=1_000)
 
     async def main() -> None:
-        async with fake_bus() as bus, hearing(bus.address, b"news", options=options) as heard:
-            await until("confirmed", lambda: heard.confirmed)
+        async with fake_bus() as bus, running_subscriber(bus.address, b"news", options=options) as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
             bus.publish(PREFIX + b"news", b"x" * 5_000_000)
             bus.publish(PREFIX + b"news", b"good")
-            await until("heard", lambda: heard.messages == [(b"news", None), (b"news", b"good")])
-            assert heard.downs == 0
+            await until("delivered", lambda: recorder.messages == [(b"news", None), (b"news", b"good")])
+            assert recorder.downs == 0
 
     run(main())
 
 
-def test_a_listener_that_fails_loses_one_command_and_nothing_else() -> None:
+def test_listener_that_raises_loses_only_that_control_command() -> None:
     async def main() -> None:
         faults: list[object] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, context: faults.append(context.get("exception")))
-        async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed)
-            heard.subscriber.subscribe_control(b"control")
+        async with fake_bus() as bus, running_subscriber(bus.address, b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
+            recorder.subscriber.subscribe_control(b"control")
             await until("asked", lambda: b"control" in bus.talks[0].names)
             for payload in (b"1", b"poison", b"2"):
                 bus.publish(b"control", payload)
-            await until("heard", lambda: heard.controls == [(b"control", b"1"), (b"control", b"2")])
+            await until("delivered", lambda: recorder.controls == [(b"control", b"1"), (b"control", b"2")])
             assert [type(fault) for fault in faults] == [ValueError]
-            assert heard.downs == 0
+            assert recorder.downs == 0
 
     run(main())
 
 
-def test_a_confirmation_that_needs_more_passes_comes_before_what_is_behind_it() -> None:
+def test_confirmation_that_needs_several_passes_is_delivered_before_the_messages_behind_it() -> None:
     async def main() -> None:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             if parts[0] != b"SUBSCRIBE":
@@ -668,18 +696,18 @@ def test_a_confirmation_that_needs_more_passes_comes_before_what_is_behind_it() 
             return bus._good(talk, parts) + message(PREFIX + b"news", b"1")
 
         async with fake_bus(answer) as bus:
-            async with hearing(bus.address, b"news") as heard:
-                heard.put_off = 5
-                await until("heard", lambda: heard.messages)
-                assert heard.confirmed == [b"news"]
-                assert heard.put_off == 0 and heard.heard_before == [0] * 6
-                assert len(heard.passes) >= 6
+            async with running_subscriber(bus.address, b"news") as recorder:
+                recorder.put_off = 5
+                await until("delivered", lambda: recorder.messages)
+                assert recorder.confirmed == [b"news"]
+                assert recorder.put_off == 0 and recorder.messages_before == [0] * 6
+                assert len(recorder.passes) >= 6
 
     run(main())
 
 
-def test_a_flood_is_taken_at_once_and_what_is_not_a_publication_does_not_wait_for_it() -> None:
-    """20 MB that nobody hands on: all of it is in the backlog, and a command in its middle is handed up."""
+def test_control_command_inside_a_20_mb_flood_is_delivered_before_the_publications() -> None:
+    """No publication leaves the backlog meanwhile; all of them are in it, and arrive in order."""
     order = random.Random(7)
     payloads = [b"x" * order.choice((10, 1_000, 64_000)) for _ in range(900)]
     first, last = (
@@ -688,99 +716,99 @@ def test_a_flood_is_taken_at_once_and_what_is_not_a_publication_does_not_wait_fo
     )
 
     async def main() -> None:
-        async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed)
-            heard.backlog.hold()
+        async with fake_bus() as bus, running_subscriber(bus.address, b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
+            recorder.backlog.hold()
             bus.talks[0].writer.write(first + message(b"control", b"now") + last)
-            await until("received", lambda: len(heard.backlog) == len(payloads))
-            assert heard.controls == [(b"control", b"now")]
-            assert heard.messages == []
-            assert sum(map(len, payloads)) < heard.backlog.held_bytes < 32 << 20
-            heard.backlog.release()
-            heard.on_pass()
-            assert [payload for _, payload in heard.messages] == payloads
+            await until("received", lambda: len(recorder.backlog) == len(payloads))
+            assert recorder.controls == [(b"control", b"now")]
+            assert recorder.messages == []
+            assert sum(map(len, payloads)) < recorder.backlog.held_bytes < 32 << 20
+            recorder.backlog.release()
+            recorder.on_pass()
+            assert [payload for _, payload in recorder.messages] == payloads
 
     run(main())
 
 
-def test_a_connection_holds_no_more_than_one_turn_of_a_flood() -> None:
-    """20 MB at once, small and large messages mixed: what is not sorted yet is bounded."""
+def test_unparsed_bytes_of_a_20_mb_flood_stay_bounded() -> None:
+    """Small and large messages are mixed."""
     order = random.Random(7)
     payloads = [b"x" * order.choice((10, 1_000, 64_000)) for _ in range(900)]
     wire = b"".join(message(PREFIX + b"news", payload) for payload in payloads)
 
     async def main() -> None:
-        async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed)
-            held_by = heard.subscriber._connection
-            assert held_by is not None
+        async with fake_bus() as bus, running_subscriber(bus.address, b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
+            connection_ = recorder.subscriber._connection
+            assert connection_ is not None
             sizes: list[int] = []
-            hand_over = heard.on_pass
+            hand_over = recorder.on_pass
 
             def on_pass() -> None:
-                sizes.append(held_by.held_bytes)
+                sizes.append(connection_.held_bytes)
                 hand_over()
 
-            heard.on_pass = on_pass  # type: ignore[method-assign]
+            recorder.on_pass = on_pass  # type: ignore[method-assign]
             bus.talks[0].writer.write(wire)
-            await until("heard", lambda: len(heard.messages) == len(payloads))
-            assert [payload for _, payload in heard.messages] == payloads
-            # Two reads of uvloop's, one unfinished reply, and room to the next power of two.
+            await until("delivered", lambda: len(recorder.messages) == len(payloads))
+            assert [payload for _, payload in recorder.messages] == payloads
+            # Two reads of uvloop, one unfinished reply, and room to the next power of two.
             assert max(sizes) <= 4 * (UNREAD_LIMIT_BYTES + 256_000)
 
     run(main())
 
 
-def test_a_pass_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pass_over_replies_ends_when_its_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     clock = type("Clock", (), {"monotonic": staticmethod(lambda: next(ticks) / 1000)})
-    monkeypatch.setattr(connection, "time", clock)  # a ms goes by between two looks at it
+    monkeypatch.setattr(connection, "time", clock)  # each reading of the clock is 1 ms later
 
     async def main() -> None:
-        async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed)
+        async with fake_bus() as bus, running_subscriber(bus.address, b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
             bus.talks[0].writer.write(message(b"control", b"1") * 3_000)
-            await until("heard", lambda: len(heard.controls) == 3_000)
-            assert max(heard.passes) <= 3 * connection.STEP_REPLIES
+            await until("delivered", lambda: len(recorder.controls) == 3_000)
+            assert max(recorder.passes) <= 3 * connection.STEP_REPLIES
 
     run(main())
 
 
-def test_the_loop_is_not_held_while_a_thousand_passes_wait() -> None:
+def test_other_callbacks_of_the_loop_run_between_the_passes_of_a_flood() -> None:
     async def main() -> None:
-        async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed)
+        async with fake_bus() as bus, running_subscriber(bus.address, b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
             wire = message(b"control", b"1") * 50_000
             turns: list[int] = []
 
             def turn() -> None:
-                turns.append(len(heard.controls))
-                if len(heard.controls) < 50_000:
+                turns.append(len(recorder.controls))
+                if len(recorder.controls) < 50_000:
                     asyncio.get_running_loop().call_soon(turn)
 
             bus.talks[0].writer.write(wire)
             turn()
-            await until("heard", lambda: len(heard.controls) == 50_000)
-            # Whoever else is on the loop has a turn after every pass.
+            await until("delivered", lambda: len(recorder.controls) == 50_000)
+            # Other callbacks of the loop have a turn after every pass.
             steps = [after - before for before, after in itertools.pairwise(turns)]
             assert max(steps) <= PASS_REPLIES
 
     run(main())
 
 
-def test_names_that_are_no_channels_are_told_apart_from_channels_called_alike() -> None:
+def test_message_on_a_control_name_is_delivered_as_control_and_not_as_publication() -> None:
     control = b"wsgate:probe:n:0"
 
     async def main() -> None:
-        async with fake_bus() as bus, hearing(bus.address, b"news") as heard:
-            await until("confirmed", lambda: heard.confirmed)
-            heard.subscriber.subscribe_control(control)
+        async with fake_bus() as bus, running_subscriber(bus.address, b"news") as recorder:
+            await until("confirmed", lambda: recorder.confirmed)
+            recorder.subscriber.subscribe_control(control)
             await until("subscribed", lambda: control in bus.talks[0].names)
             bus.publish(control, b"7")
-            await until("heard", lambda: heard.controls == [(control, b"7")])
-            assert heard.confirmed == [b"news"]
-            heard.subscriber.renew("somebody said so")
-            await until("new", lambda: heard.ups == 2)
-            assert heard.why == ["somebody said so"]
+            await until("delivered", lambda: recorder.controls == [(control, b"7")])
+            assert recorder.confirmed == [b"news"]
+            recorder.subscriber.renew("somebody said so")
+            await until("new", lambda: recorder.ups == 2)
+            assert recorder.why == ["somebody said so"]
 
     run(main())
