@@ -1,4 +1,4 @@
-"""A gateway on every kind of bus: sentinels, a cluster, TLS, a user that may do little. All of it real."""
+"""Run a gateway on every real kind of bus: sentinels, a cluster, TLS, and a user with few rights."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ from tests.support.raw_client import RawClient
 pytestmark = pytest.mark.slow
 
 WITHIN_S: Final = 30.0
-CHANNELS: Final = [f"fleet:{number}" for number in range(60)]  # in slots of every server
+CHANNELS: Final = [f"fleet:{number}" for number in range(60)]  # in the slots of every server
 EVERYBODY: Final = {"WSGATE_LIMITS__MAX_SUBSCRIPTIONS": "1000"}
 
 
@@ -41,17 +41,17 @@ def subscribe(client: Client, *channels: str) -> None:
 
 
 def published(gateway: Gateway, channel: str = "news") -> int:
-    """How many shards heard one publication of the command line; 0: it failed, and says so."""
+    """Publish on the command line; return how many shards received it, or 0 when it failed."""
     done = gateway.run("publish", "--port", str(gateway.port), channel, "1", check=False)
     return int(done.stdout.removeprefix("received by ").split()[0]) if done.returncode == 0 else 0
 
 
-def is_said(gateway: Gateway, words: str) -> bool:
+def is_logged(gateway: Gateway, words: str) -> bool:
     return any(words in line for line in gateway.lines)
 
 
-def hears(client: Client, publish: Any, channel: str) -> None:
-    """What is published to a channel arrives, from now on: earlier ones may be lost, none comes twice."""
+def assert_delivers(client: Client, publish: Any, channel: str) -> None:
+    """Publish until a publication arrives: earlier ones may be lost, none arrives twice."""
     sent: list[str] = []
     seen: list[str] = []
     end_s = time.monotonic() + WITHIN_S
@@ -77,7 +77,7 @@ def sentinels() -> Iterator[Sentinels]:
         yield fleet
 
 
-def test_a_failover_moves_the_bus_and_no_client_notices(sentinels: Sentinels) -> None:
+def test_sentinel_failover_moves_the_bus_and_closes_no_client(sentinels: Sentinels) -> None:
     with (
         running_gateway(environ={"WSGATE_BUS__URL": sentinels.url}) as gateway,
         connected(gateway.ws_url, 2) as clients,
@@ -87,22 +87,22 @@ def test_a_failover_moves_the_bus_and_no_client_notices(sentinels: Sentinels) ->
         make: Any = Sentinel
         backend = make(hosts, socket_timeout=1).master_for(sentinels.name, socket_timeout=1)
         subscribe(listener, "news")
-        hears(listener, backend.publish, "news")
+        assert_delivers(listener, backend.publish, "news")
         former = sentinels.primary()
         former.kill()
         sentinels.await_primary_other_than(former)
         new_s = time.monotonic()
-        hears(listener, backend.publish, "news")
+        assert_delivers(listener, backend.publish, "news")
         assert time.monotonic() - new_s < 5.0, "promised within 2 s"
         gateway.await_ready()
         speaker.send(op="pub", ch="news", data="through the new one", id=7)
         assert speaker.receive(WITHIN_S) == {"op": "ok", "id": 7}
         assert listener.receive(WITHIN_S)["data"] == "through the new one"
-        # Not every sentinel knows the new one at once, and a command tries once.
-        wait_until("the command finds it", lambda: published(gateway) == 1, WITHIN_S)
+        # Not every sentinel has the new primary at once, and the command line tries once.
+        wait_until("the command line finds the new primary", lambda: published(gateway) == 1, WITHIN_S)
 
 
-def test_a_primary_that_hangs_is_left_for_the_next_one(sentinels: Sentinels) -> None:
+def test_primary_that_hangs_is_replaced_and_not_used_again_as_a_replica(sentinels: Sentinels) -> None:
     environ = {"WSGATE_BUS__URL": sentinels.url, "WSGATE_BUS__COMMAND_TIMEOUT": "1s"}
     with running_gateway(environ=environ) as gateway, connected(gateway.ws_url, 1) as (listener,):
         subscribe(listener, "news")
@@ -110,20 +110,20 @@ def test_a_primary_that_hangs_is_left_for_the_next_one(sentinels: Sentinels) -> 
         former.pause()
         try:
             fresh = sentinels.await_primary_other_than(former)
-            hears(listener, fresh.client().publish, "news")
+            assert_delivers(listener, fresh.client().publish, "news")
         finally:
             former.resume()
-        # It wakes up as what it was, is told that it is a replica now, and nobody goes back to it.
-        wait_until("it is a replica", lambda: former.role() == "slave", WITHIN_S)
-        hears(listener, fresh.client().publish, "news")
+        # It continues as a primary, becomes a replica, and no client returns to it.
+        wait_until("the former primary is a replica", lambda: former.role() == "slave", WITHIN_S)
+        assert_delivers(listener, fresh.client().publish, "news")
 
 
-def test_sentinels_that_are_away_or_wrong_are_said_in_the_log() -> None:
+def test_absent_sentinels_are_logged_without_the_password() -> None:
     url = f"redis+sentinel://:hunter2@{HOST}:1,{HOST}:2/main"
     with running_gateway(environ={"WSGATE_BUS__URL": url}, wait=False) as gateway:
-        wait_until("it is said", partial(is_said, gateway, "no primary 'main'"), WITHIN_S)
+        wait_until("it is logged", partial(is_logged, gateway, "no primary 'main'"), WITHIN_S)
         assert gateway.why_not_ready()
-        assert not is_said(gateway, "hunter2")
+        assert not is_logged(gateway, "hunter2")
 
 
 # --- a cluster ----------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def listener(gateway: Gateway) -> Iterator[Client]:
         yield client
 
 
-def test_every_channel_is_heard_wherever_it_lives(
+def test_cluster_delivers_channels_in_the_slots_of_every_server(
     cluster: Cluster, gateway: Gateway, listener: Client
 ) -> None:
     assert {cluster.owner_of(f"wsgate:ch:{channel}").port for channel in CHANNELS} == {
@@ -167,7 +167,7 @@ def test_every_channel_is_heard_wherever_it_lives(
     assert listener.receive(WITHIN_S)["data"] == 1
 
 
-def test_what_nobody_listens_to_any_more_is_left(
+def test_cluster_channels_without_subscribers_are_unsubscribed_on_every_server(
     cluster: Cluster, gateway: Gateway, listener: Client
 ) -> None:
     def subscribed() -> set[bytes]:
@@ -179,46 +179,50 @@ def test_what_nobody_listens_to_any_more_is_left(
     assert subscribed() == {f"wsgate:ch:{channel}".encode() for channel in CHANNELS}
     for channel in CHANNELS[1:]:
         listener.send(op="unsub", ch=channel)
-    wait_until("they are left", lambda: subscribed() == {f"wsgate:ch:{CHANNELS[0]}".encode()}, WITHIN_S)
+    wait_until(
+        "they are unsubscribed", lambda: subscribed() == {f"wsgate:ch:{CHANNELS[0]}".encode()}, WITHIN_S
+    )
 
 
-def test_a_slot_that_moves_takes_its_channels_along(cluster: Cluster, listener: Client) -> None:
+def test_channels_of_a_moved_cluster_slot_are_delivered_from_the_new_server(
+    cluster: Cluster, listener: Client
+) -> None:
     bus = cluster.client()
     for channel in CHANNELS[:3]:
         name = f"wsgate:ch:{channel}"
         source = cluster.owner_of(name)
         target = next(server for server in cluster.servers[:3] if server is not source)
         cluster.move(key_slot(name.encode()), target)
-        hears(listener, bus.spublish, channel)
+        assert_delivers(listener, bus.spublish, channel)
         listener.send(op="pub", ch=channel, data="after the move", id=4)
         rows = [listener.receive(WITHIN_S), listener.receive(WITHIN_S)]
         assert sorted(row["op"] for row in rows) == ["msg", "ok"]
         cluster.move(key_slot(name.encode()), source)
-        hears(listener, bus.spublish, channel)
+        assert_delivers(listener, bus.spublish, channel)
 
 
-def test_a_server_that_dies_takes_nobody_elses_channels_along(
+def test_channels_of_living_cluster_servers_are_delivered_while_another_server_is_dead(
     cluster: Cluster, gateway: Gateway, listener: Client
 ) -> None:
     dead = cluster.owner_of(f"wsgate:ch:{CHANNELS[0]}")
     others = [name for name in CHANNELS if cluster.owner_of(f"wsgate:ch:{name}") is not dead]
     direct = cluster.owner_of(f"wsgate:ch:{others[0]}").client()
     dead.kill()
-    hears(listener, direct.spublish, others[0])
+    assert_delivers(listener, direct.spublish, others[0])
     slot = key_slot(f"wsgate:ch:{CHANNELS[0]}".encode())
-    wait_until("its replica takes over", lambda: cluster.owner(slot) not in (None, dead), WITHIN_S)
+    wait_until("the replica takes over", lambda: cluster.owner(slot) not in (None, dead), WITHIN_S)
     new_s = time.monotonic()
-    hears(listener, cluster.client().spublish, CHANNELS[0])
+    assert_delivers(listener, cluster.client().spublish, CHANNELS[0])
     assert time.monotonic() - new_s < 5.0, "promised within 2 s"
     for channel in CHANNELS:
-        hears(listener, cluster.client().spublish, channel)
+        assert_delivers(listener, cluster.client().spublish, channel)
     gateway.await_ready()
 
 
 # --- TLS and users ------------------------------------------------------------------------------------
 
 
-def test_a_bus_behind_tls_with_a_private_authority(tmp_path: Path) -> None:
+def test_bus_behind_tls_works_only_with_its_authority_and_a_client_certificate(tmp_path: Path) -> None:
     files, others = tls_files(tmp_path), tls_files(tmp_path, "stranger")
     with running_server(tls=files) as server:
         address = f"rediss://{HOST}:{server.settings['tls-port']}"
@@ -230,15 +234,17 @@ def test_a_bus_behind_tls_with_a_private_authority(tmp_path: Path) -> None:
             client.send(op="pub", ch="news", data="sealed", id=1)
             assert sorted(client.receive(WITHIN_S)["op"] for _ in range(2)) == ["msg", "ok"]
             assert published(gateway) == 1
-        # Nobody's authority, a stranger's, the right one without a certificate of ours, none at all.
+        # No authority, another authority, the right one without a client certificate, a missing file.
         for authority in ("", others.authority, files.authority, "/none"):
             url = address + (f"?ssl_ca_certs={authority}" if authority else "")
             with running_gateway(environ={"WSGATE_BUS__URL": url}, wait=False) as refused:
-                wait_until("it is said", partial(is_said, refused, "bus_failed"), WITHIN_S)
+                wait_until("it is logged", partial(is_logged, refused, "bus_failed"), WITHIN_S)
                 assert refused.why_not_ready()
 
 
-def test_a_user_of_the_bus_needs_no_more_than_its_prefix(tmp_path: Path) -> None:
+def test_bus_user_with_rights_on_its_prefix_only_is_enough_and_its_password_stays_hidden(
+    tmp_path: Path,
+) -> None:
     password = tmp_path / "password"
     password.write_text("a password from a file\n")
     password.chmod(0o600)
@@ -257,20 +263,20 @@ def test_a_user_of_the_bus_needs_no_more_than_its_prefix(tmp_path: Path) -> None
         }
         with running_gateway(environ=environ) as gateway, connected(gateway.ws_url, 1) as (client,):
             subscribe(client, "news")
-            hears(client, server.client().publish, "news")
+            assert_delivers(client, server.client().publish, "news")
             gateway.await_ready()
-            assert not is_said(gateway, "a password")
+            assert not is_logged(gateway, "a password")
             assert published(gateway) == 1
             with RawClient.welcomed(gateway, gateway.token("ann")) as first:
                 first.say_at_once(
                     *({"op": "pub", "ch": "news", "data": number, "id": number} for number in range(1, 10))
                 )
                 answers = [first.hear()["op"] for _ in range(1, 10)]
-                assert "err" in answers, "a second's worth is five"
+                assert "err" in answers, "no command exceeded the rate of five per second"
                 with RawClient.welcomed(gateway, gateway.token("ann")):
                     assert first.ending().code == 4509
             assert gateway.stop() == 0
             refused = server.client().execute_command("ACL", "LOG")
-            assert refused == [], "it asked for more than it may"
+            assert refused == [], "the gateway sent a command that it may not use"
     environ["WSGATE_SERVER__DEV"] = "true"
     assert "a password" not in run_command("check-config", directory=tmp_path, environ=environ).stdout
