@@ -1,4 +1,4 @@
-"""What a backend may ask of every shard: kick, fresh tokens, revoke. By Redis, and by the API."""
+"""Send control commands to every shard, by Redis and by the API: disconnect, refresh, revoke."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def greeted(clients: list[Client]) -> list[Client]:
 
 
 def ask(bus: Any, **command: Any) -> None:
-    assert bus.publish("wsgate:ctl", json.dumps(command)) == 2, "each shard hears it"
+    assert bus.publish("wsgate:ctl", json.dumps(command)) == 2, "not every shard received the command"
 
 
 def api(gateway: Gateway, method: str, **fields: Any) -> dict[str, Any]:
@@ -56,7 +56,9 @@ def api(gateway: Gateway, method: str, **fields: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_user_is_kicked_from_every_shard_and_nobody_else_is(gateway: Gateway, bus: Any) -> None:
+def test_disconnect_of_a_user_closes_its_connections_on_every_shard_and_no_others(
+    gateway: Gateway, bus: Any
+) -> None:
     with visit(gateway, "bad") as bad, visit(gateway, "good") as good:
         greeted(bad), greeted(good)
         ask(bus, op="disconnect", user="bad")
@@ -66,20 +68,24 @@ def test_a_user_is_kicked_from_every_shard_and_nobody_else_is(gateway: Gateway, 
             assert said[-1] == {"op": "bye", "code": 4520, "reason": "kicked", "reconnect": False}
         for client in good:
             assert client.ask("ping") == {"op": "pong"}
-    wait_until("it is counted", lambda: gateway.metric("wsgate_closes_total", reason="kicked") >= 4, WITHIN_S)
+    wait_until("4 are counted", lambda: gateway.metric("wsgate_closes_total", reason="kicked") >= 4, WITHIN_S)
 
 
-def test_one_connection_is_kicked_by_its_public_id(gateway: Gateway, bus: Any) -> None:
+def test_disconnect_by_connection_id_closes_only_that_connection_of_that_user(
+    gateway: Gateway, bus: Any
+) -> None:
     with visit(gateway, "two", 2) as clients:
         first, second = greeted(clients)
         ask(bus, op="disconnect", user="someone else", conn=first.welcome["conn"])
-        assert first.ask("ping") == {"op": "pong"}, "it is not theirs"
+        assert first.ask("ping") == {"op": "pong"}, "a connection of another user was closed"
         ask(bus, op="disconnect", conn=first.welcome["conn"])
         assert first.end()[1] == 4520
         assert second.ask("ping") == {"op": "pong"}
 
 
-def test_who_shows_a_fresh_token_in_time_stays_and_who_does_not_goes(gateway: Gateway, bus: Any) -> None:
+def test_refresh_request_closes_the_connection_that_shows_no_new_token_in_time(
+    gateway: Gateway, bus: Any
+) -> None:
     with visit(gateway, "42", 2) as clients:
         prompt, idle = greeted(clients)
         ask(bus, op="refresh", user="42", within_s=1)
@@ -92,7 +98,7 @@ def test_who_shows_a_fresh_token_in_time_stays_and_who_does_not_goes(gateway: Ga
         assert prompt.ask("ping") == {"op": "pong"}
 
 
-def test_a_refresh_never_gives_a_token_more_time_than_it_has(gateway: Gateway, bus: Any) -> None:
+def test_refresh_request_does_not_extend_the_expiry_of_a_token(gateway: Gateway, bus: Any) -> None:
     token = gateway.token("short", "--ttl", "2s")
     with connected(gateway.ws_url, 1, token=token) as (client,):
         client.receive()
@@ -100,11 +106,11 @@ def test_a_refresh_never_gives_a_token_more_time_than_it_has(gateway: Gateway, b
         assert client.end(10.0)[1] == 4001
 
 
-def test_revoked_tokens_open_nothing_any_more_and_newer_ones_do(gateway: Gateway, bus: Any) -> None:
+def test_revoked_tokens_are_closed_and_refused_and_later_ones_accepted(gateway: Gateway, bus: Any) -> None:
     old = gateway.token("leaked")
     with connected(gateway.ws_url, 3, token=old) as clients:
         greeted(clients)
-        time.sleep(1.1)  # tokens say when they were issued in whole seconds
+        time.sleep(1.1)  # tokens have their issue time in whole seconds
         ask(bus, op="revoke", user="leaked", before=time.time())
         for client in clients:
             assert client.end()[1] == 4001
@@ -133,7 +139,7 @@ def test_revoked_tokens_open_nothing_any_more_and_newer_ones_do(gateway: Gateway
         b'{"op":"disconnect","user":"' + b"x" * 5_000 + b'"}',
     ],
 )
-def test_what_is_no_command_is_counted_and_changes_nothing(
+def test_malformed_control_command_is_counted_by_each_shard_and_closes_no_client(
     gateway: Gateway, bus: Any, command: bytes
 ) -> None:
     before = gateway.metric("wsgate_controls_total", outcome="malformed")
@@ -141,14 +147,14 @@ def test_what_is_no_command_is_counted_and_changes_nothing(
         (client,) = greeted(clients)
         bus.publish("wsgate:ctl", command)
         wait_until(
-            "it is counted",
+            "both shards have counted it",
             lambda: gateway.metric("wsgate_controls_total", outcome="malformed") == before + 2,
             WITHIN_S,
         )
         assert client.ask("ping") == {"op": "pong"}
 
 
-def test_a_command_for_one_node_is_heard_by_its_shards(gateway: Gateway, bus: Any) -> None:
+def test_control_command_on_the_channel_of_a_node_reaches_its_shards(gateway: Gateway, bus: Any) -> None:
     with visit(gateway, "42", 1) as clients:
         (client,) = greeted(clients)
         name = f"wsgate:ctl:{client.welcome['node']}"
@@ -156,7 +162,7 @@ def test_a_command_for_one_node_is_heard_by_its_shards(gateway: Gateway, bus: An
         assert client.end()[1] == 4520
 
 
-def test_a_disconnect_without_anybody_named_disconnects_nobody(gateway: Gateway, bus: Any) -> None:
+def test_disconnect_without_a_user_or_connection_closes_no_client(gateway: Gateway, bus: Any) -> None:
     with visit(gateway, "42", 1) as clients:
         (client,) = greeted(clients)
         ask(bus, op="disconnect")
@@ -166,7 +172,7 @@ def test_a_disconnect_without_anybody_named_disconnects_nobody(gateway: Gateway,
 # --- by the API ---------------------------------------------------------------------------------------
 
 
-def test_the_api_says_the_same(gateway: Gateway) -> None:
+def test_api_methods_disconnect_refresh_and_revoke_act_like_control_commands(gateway: Gateway) -> None:
     with visit(gateway, "api", 3) as clients:
         first, second, third = greeted(clients)
         assert api(gateway, "disconnect", conn=first.welcome["conn"]) == {"result": {}}
@@ -194,11 +200,13 @@ def test_the_api_says_the_same(gateway: Gateway) -> None:
         ("revoke", {"user": "a\nb"}, "user"),
     ],
 )
-def test_a_bad_request_is_named(gateway: Gateway, method: str, fields: dict[str, Any], what: str) -> None:
+def test_api_control_request_with_a_bad_field_is_error_107_that_names_the_field(
+    gateway: Gateway, method: str, fields: dict[str, Any], what: str
+) -> None:
     assert api(gateway, method, **fields) == {"error": {"code": 107, "message": f"bad request: {what}"}}
 
 
-# --- who was reached ------------------------------------------------------------------------------------
+# --- shards that were not reached -----------------------------------------------------------------------
 
 
 def _node(gateway: Gateway) -> str:
@@ -207,8 +215,10 @@ def _node(gateway: Gateway) -> str:
 
 
 @pytest.mark.parametrize("method", ["disconnect", "refresh", "revoke"])
-def test_a_stopped_shard_is_named_and_repeating_the_call_is_harmless(gateway: Gateway, method: str) -> None:
-    """A call is answered as done only when every shard has said so."""
+def test_api_control_call_names_a_stopped_shard_and_succeeds_when_repeated(
+    gateway: Gateway, method: str
+) -> None:
+    """The answer is a success only when every shard has replied."""
     node, stopped = _node(gateway), gateway.pid_of("wsgate-shard-1")
     fields = {"user": f"stopped-{method}"} | ({"before": 1} if method == "revoke" else {})
     os.kill(stopped, signal.SIGSTOP)
@@ -219,11 +229,13 @@ def test_a_stopped_shard_is_named_and_repeating_the_call_is_harmless(gateway: Ga
     assert answer["shards"] == [f"{node}/1"]
     assert f"{node}/1" in answer["error"]["message"]
     assert answer["error"]["code"] == 100
-    wait_until("it goes on", lambda: "result" in api(gateway, method, **fields), WITHIN_S)
+    wait_until("the shard continues", lambda: "result" in api(gateway, method, **fields), WITHIN_S)
 
 
-def test_a_shard_without_its_subscriber_is_named(gateway: Gateway, bus: Any) -> None:
-    """It holds connections and publishes, but hears nobody: its connections were not disconnected."""
+def test_api_control_call_names_the_shards_that_have_no_subscriber_connection(
+    gateway: Gateway, bus: Any
+) -> None:
+    """Such shards publish but receive nothing, so their connections were not closed."""
     node = _node(gateway)
     bus.execute_command("ACL", "SETUSER", "default", "resetchannels")
     bus.client_kill_filter(_type="pubsub")
@@ -234,11 +246,11 @@ def test_a_shard_without_its_subscriber_is_named(gateway: Gateway, bus: Any) -> 
     shards = [f"{node}/0", f"{node}/1"]
     assert answer.get("shards", shards) == shards
     assert answer["error"]["code"] == 100
-    wait_until("it is back", lambda: api(gateway, "disconnect", user="deaf") == {"result": {}}, WITHIN_S)
+    wait_until("it succeeds", lambda: api(gateway, "disconnect", user="deaf") == {"result": {}}, WITHIN_S)
 
 
 def kill_shards(gateway: Gateway) -> None:
-    """Kill both shards and wait until their successors are ready, not until the node has not noticed yet."""
+    """Kill both shards and wait until their successors are ready."""
     killed = {gateway.pid_of(f"wsgate-shard-{number}") for number in (0, 1)}
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
@@ -253,24 +265,22 @@ def kill_shards(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("is_by_api", [True, False])
-def test_a_revocation_holds_for_a_shard_that_is_started_later(
-    gateway: Gateway, bus: Any, is_by_api: bool
-) -> None:
+def test_revocation_is_loaded_by_shards_that_start_later(gateway: Gateway, bus: Any, is_by_api: bool) -> None:
     user = f"outlives-{is_by_api}"
     token = gateway.token(user)
     before = int(time.time()) + 1
-    time.sleep(1.1)  # tokens are dated in whole seconds: one of the next second is not revoked
+    time.sleep(1.1)  # tokens have their issue time in whole seconds: one of the next second is not revoked
     if is_by_api:
         assert api(gateway, "revoke", user=user, before=before) == {"result": {"before": before}}
     else:
         ask(bus, op="revoke", user=user, before=before)
-    wait_until("it is kept", lambda: bus.zscore("wsgate:revoked", user) == before, WITHIN_S)
+    wait_until("it is stored", lambda: bus.zscore("wsgate:revoked", user) == before, WITHIN_S)
     kill_shards(gateway)
     # The other shard may still start while the first one refuses.
-    known = "every shard knows it again"
+    known = "every shard has loaded it"
     wait_until(known, lambda: all(_is_refused(gateway, token) for _ in range(6)), WITHIN_S)
     with connected(gateway.ws_url, 1, token=gateway.token(user)) as (client,):
-        assert client.receive()["ch"] == "@me", "a token that was issued later is good"
+        assert client.receive()["ch"] == "@me", "a token that was issued later was refused"
 
 
 def _is_refused(gateway: Gateway, token: str) -> bool:
@@ -284,7 +294,7 @@ def _is_refused(gateway: Gateway, token: str) -> bool:
         return False
 
 
-def test_a_revocation_can_be_taken_back(gateway: Gateway, bus: Any) -> None:
+def test_unrevoke_deletes_the_revocation_and_the_token_is_accepted_again(gateway: Gateway, bus: Any) -> None:
     token = gateway.token("forgiven")
     answer = api(gateway, "revoke", user="forgiven", before=int(time.time()) + 5)
     assert answer == {"result": {"before": int(answer["result"]["before"])}}
@@ -296,14 +306,14 @@ def test_a_revocation_can_be_taken_back(gateway: Gateway, bus: Any) -> None:
             assert client.receive()["ch"] == "@me"
 
 
-def test_replies_of_shards_are_kept_for_a_minute(gateway: Gateway, bus: Any) -> None:
+def test_reply_keys_of_a_control_call_expire_within_62_seconds(gateway: Gateway, bus: Any) -> None:
     assert api(gateway, "disconnect", user="nobody-here") == {"result": {}}
     keys = list(bus.scan_iter("wsgate:reply:*"))
     assert keys
     assert all(0 < bus.pttl(key) <= 62_000 for key in keys)
 
 
-def test_a_connection_with_a_later_token_outlives_the_reading_of_a_revocation(
+def test_connection_with_a_token_later_than_the_revocation_stays_open_when_shards_load_it(
     gateway: Gateway, bus: Any
 ) -> None:
     assert "result" in api(gateway, "revoke", user="renewed", before=int(time.time()) - 5)
