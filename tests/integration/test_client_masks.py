@@ -1,4 +1,4 @@
-"""What our client masks its frames with comes from the system's randomness, and from nothing else (S32)."""
+"""Compare the masks of the Python client with the randomness of the system (S32)."""
 
 import asyncio
 import random
@@ -11,11 +11,11 @@ from wsgate.client.protocol import SUBPROTOCOL
 from wsgate.client.transport import Opening, open_websocket
 
 MESSAGES = 500
-SIZE = 8  # of a frame of ours: header 2, mask 4, payload 2
+SIZE = 8  # of one frame of the client: header 2, mask 4, payload 2
 
 
 async def masks_on_the_wire() -> list[bytes]:
-    """The masks of some messages, as a server reads them."""
+    """Return the masks of some messages, as a server reads them."""
     seen: list[bytes] = []
     is_done = asyncio.Event()
 
@@ -29,7 +29,7 @@ async def masks_on_the_wire() -> list[bytes]:
         )
         for _ in range(MESSAGES):
             frame = await reader.readexactly(SIZE)
-            assert frame[:2] == b"\x82\x82", "final, binary, masked, two bytes"
+            assert frame[:2] == b"\x82\x82", "expected a final, binary, masked frame of two bytes"
             assert bytes(a ^ b for a, b in zip(frame[6:], frame[2:], strict=False)) == b"hi"
             seen.append(frame[2:6])
         is_done.set()
@@ -55,27 +55,29 @@ async def masks_on_the_wire() -> list[bytes]:
     return seen
 
 
-def test_masks_are_what_the_system_hands_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    handed_out: list[bytes] = []
+def test_masks_of_the_client_are_exactly_the_bytes_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from_system: list[bytes] = []
     original = secrets.token_bytes
 
     def token_bytes(size: int | None = None) -> bytes:
-        handed_out.append(original(size))
-        return handed_out[-1]
+        from_system.append(original(size))
+        return from_system[-1]
 
     monkeypatch.setattr(secrets, "token_bytes", token_bytes)
     seen = asyncio.run(masks_on_the_wire())
-    assert seen == [mask for mask in handed_out if len(mask) == 4][:MESSAGES]
+    assert seen == [mask for mask in from_system if len(mask) == 4][:MESSAGES]
 
 
-def test_a_seed_of_the_program_does_not_repeat_them() -> None:
+def test_seeded_random_module_does_not_repeat_the_masks() -> None:
     runs = []
     for _ in range(2):
         random.seed(7)
         runs.append(asyncio.run(masks_on_the_wire()))
     assert not set(runs[0]) & set(runs[1])
     for mask_list in runs:
-        assert len(set(mask_list)) >= MESSAGES - 1, "two of 500 are the same once in 34,000 runs"
+        assert len(set(mask_list)) >= MESSAGES - 1, (
+            "too many equal masks; two of 500 are equal once in 34,000 runs"
+        )
         for bit in range(32):
             share = sum(int.from_bytes(mask, "big") >> bit & 1 for mask in mask_list) / MESSAGES
             assert 0.3 < share < 0.7
