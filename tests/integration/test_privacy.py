@@ -1,4 +1,4 @@
-"""What a running node shows of its secrets to other processes, and which user it runs as."""
+"""Check which secrets a running node shows to other processes, and which user it runs as."""
 
 import os
 import pwd
@@ -21,13 +21,13 @@ NOBODY = "nobody"
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 
 
-def everybody(gateway: Gateway) -> dict[str, int]:
-    """Every process of a node by its name."""
+def all_processes(gateway: Gateway) -> dict[str, int]:
+    """Return every process of a node by its name."""
     found = {name: pid for name, (pid,) in gateway.children().items()}
     return found | {"wsgate": gateway.process.pid}
 
 
-def test_no_process_that_crashes_leaves_a_core_with_a_secret(tmp_path: Path) -> None:
+def test_crashed_processes_leave_no_core_file(tmp_path: Path) -> None:
     prefix = ["sh", "-c", f'ulimit -c unlimited; cd {tmp_path}; exec "$@"', "sh"]
     environ = SECRETS | {"PYTHONPATH": str(ROOT)}
     with running_gateway(prefix=prefix, environ=environ) as gateway:
@@ -41,7 +41,7 @@ def test_no_process_that_crashes_leaves_a_core_with_a_secret(tmp_path: Path) -> 
                 30,
             )
         gateway.await_ready()
-        assert any("status=-11" in line for line in gateway.lines), "they did crash"
+        assert any("status=-11" in line for line in gateway.lines), "no process crashed"
         os.kill(gateway.process.pid, signal.SIGSEGV)
         assert gateway.process.wait(10) == -signal.SIGSEGV
         wait_until("all have ended", lambda: not gateway.processes())
@@ -49,9 +49,9 @@ def test_no_process_that_crashes_leaves_a_core_with_a_secret(tmp_path: Path) -> 
     assert cores == []
 
 
-def test_no_limit_and_no_environment_of_a_process_gives_a_secret_away() -> None:
+def test_environment_and_arguments_of_every_process_contain_no_secret_and_cores_are_off() -> None:
     with running_gateway("--shards", "2", environ=SECRETS) as gateway:
-        found = everybody(gateway)
+        found = all_processes(gateway)
         assert len(found) == 5
         for name, pid in found.items():
             assert resource.prlimit(pid, resource.RLIMIT_CORE)[0] <= 1, name
@@ -66,12 +66,12 @@ def test_no_limit_and_no_environment_of_a_process_gives_a_secret_away() -> None:
             "settings are read again", lambda: any("keeper config_reloaded" in line for line in gateway.lines)
         )
         assert not any("config_reload_failed" in line for line in gateway.lines), (
-            "the variables are known still"
+            "the reload did not find the environment variables"
         )
 
 
 @needs_root
-def test_root_without_a_user_is_one_warning_and_runs() -> None:
+def test_root_without_server_user_logs_one_warning_and_runs() -> None:
     with running_gateway() as gateway:
         assert sum("runs_as_root" in line for line in gateway.lines) == 1
         assert any("server.user" in line for line in gateway.lines)
@@ -89,14 +89,14 @@ def privileged_port() -> int:
 
 
 @needs_root
-def test_root_with_a_user_binds_its_ports_and_becomes_the_user_with_everything_it_starts() -> None:
+def test_root_binds_a_low_port_and_then_every_process_runs_as_server_user() -> None:
     account = pwd.getpwnam(NOBODY)
     environ = SECRETS | {"WSGATE_SERVER__USER": NOBODY}
     port = str(privileged_port())
     with running_gateway("--shards", "2", "--port", port, environ=environ) as gateway:
         assert gateway.port < 1_024
         assert not any("runs_as_root" in line for line in gateway.lines)
-        for pid in everybody(gateway).values():
+        for pid in all_processes(gateway).values():
             rows = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             assert rows["Uid"].split() == [str(account.pw_uid)] * 4
             assert rows["Gid"].split() == [str(account.pw_gid)] * 4
@@ -104,13 +104,15 @@ def test_root_with_a_user_binds_its_ports_and_becomes_the_user_with_everything_i
                 str(each) for each in os.getgrouplist(NOBODY, account.pw_gid)
             }
             assert int(rows["CapEff"], 16) == int(rows["CapPrm"], 16) == 0
-        for name, pid in everybody(gateway).items():  # a file of the user's where it is dumpable, else root's
+        for name, pid in all_processes(
+            gateway
+        ).items():  # owned by the user if the process is dumpable, otherwise by root
             owner = os.stat(f"/proc/{pid}/maps").st_uid
             assert owner == (account.pw_uid if name == "wsgate-bus" else 0), name
         for file in (gateway.directory, *gateway.directory.rglob("*")):
             assert file.lstat().st_uid == account.pw_uid, file
         wait_until(
-            "every shard has weighed itself",
+            "every shard has measured its memory",
             lambda: all(
                 gateway.metric("wsgate_proportional_set_bytes", shard=str(n)) > 1 << 20 for n in range(2)
             ),
@@ -118,24 +120,24 @@ def test_root_with_a_user_binds_its_ports_and_becomes_the_user_with_everything_i
         assert gateway.metric("wsgate_bus_memory_bytes") > 1 << 20
         for name in ("wsgate-admin", "wsgate-bus", "wsgate-shard-0"):
             os.kill(gateway.pid_of(name), signal.SIGKILL)
-        wait_until("all are back", lambda: len(gateway.children()) == 4, 30)
+        wait_until("all children are replaced", lambda: len(gateway.children()) == 4, 30)
         gateway.await_ready()
         assert "received by" in gateway.run("publish", "news", "1").stdout
         with connected(gateway.ws_url) as (client,):
             assert client.ask("ping") == {"op": "pong"}
         gateway.process.kill()
         gateway.process.wait(10)
-        wait_until("nothing outlives the keeper", lambda: not gateway.processes())
+        wait_until("no process is left", lambda: not gateway.processes())
 
 
-def test_a_user_that_cannot_be_become_stops_the_start(tmp_path: Path) -> None:
+def test_unknown_server_user_stops_the_start_with_exit_code_2(tmp_path: Path) -> None:
     flags = ("--dev", "--port", "0", "--admin-port", "0")
     environ = {"WSGATE_SERVER__USER": "no-such-user-here"}
     done = run_command("serve", *flags, directory=tmp_path, environ=environ, check=False)
     assert done.returncode == 2 and "server.user" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_address_of_the_admin_port_is_a_flag(tmp_path: Path) -> None:
+def test_admin_host_flag_sets_the_address_and_requires_a_key_beyond_loopback(tmp_path: Path) -> None:
     with running_gateway("--admin-host", "127.0.0.2") as gateway, socket.socket() as probe:
         probe.connect(("127.0.0.2", gateway.admin_port))
         assert any(f"http://127.0.0.2:{gateway.admin_port}" in line for line in gateway.lines)
