@@ -1,4 +1,4 @@
-"""Behind Debian's nginx and haproxy, and over a bad network: what is passed on has one meaning (S16, R17)."""
+"""Run behind Debian's nginx and haproxy, and over a bad network: requests keep one meaning (S16, R17)."""
 
 import json
 import socket
@@ -78,7 +78,7 @@ def is_listening(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """The port for the proxy."""
+    """Return the port for the proxy."""
     with reserved_port() as number:
         yield number
 
@@ -87,7 +87,7 @@ def port() -> Iterator[int]:
 def proxy(
     request: pytest.FixtureRequest, gateway: Gateway, port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[int]:
-    """The port of a proxy in front of the gateway."""
+    """Run a proxy in front of the gateway; yield its port."""
     name: str = request.param
     packages = {"nginx": ["nginx-light", "nginx"], "haproxy": ["haproxy"]}[name]
     program = find_or_install(lambda: find_program(name), packages)
@@ -114,7 +114,7 @@ def proxy(
 
 
 def answer_of(port: int, stream: bytes, *, most: int = 4_096) -> bytes:
-    """What comes back until the stream ends or rests for a second."""
+    """Return the bytes received until the stream ends or is silent for a second."""
     heard = bytearray()
     with socket.create_connection(("127.0.0.1", port), WITHIN_S) as client:
         client.sendall(stream)
@@ -127,7 +127,7 @@ def answer_of(port: int, stream: bytes, *, most: int = 4_096) -> bytes:
     return bytes(heard)
 
 
-def test_a_client_behind_a_proxy_hears_and_publishes(gateway: Gateway, proxy: int) -> None:
+def test_client_behind_a_proxy_receives_publications_and_publishes(gateway: Gateway, proxy: int) -> None:
     url = f"ws://127.0.0.1:{proxy}/ws?ch=proxied"
     with connect(url, open_timeout=WITHIN_S) as client, redis.Redis.from_url(gateway.bus_url) as bus:
         assert [json.loads(client.recv(WITHIN_S))["op"] for _ in range(2)] == ["welcome", "subbed"]
@@ -138,8 +138,10 @@ def test_a_client_behind_a_proxy_hears_and_publishes(gateway: Gateway, proxy: in
         assert {json.loads(client.recv(WITHIN_S))["op"] for _ in range(2)} == {"msg", "ok"}
 
 
-def test_s16_an_upgrade_with_a_body_opens_nothing(gateway: Gateway, proxy: int) -> None:
-    """Neither a length nor chunks: what stands in the body is never a request of its own."""
+def test_s16_upgrade_with_a_body_through_a_proxy_is_refused_and_opens_no_connection(
+    gateway: Gateway, proxy: int
+) -> None:
+    """The body has a length or chunks, and its content is never read as a request."""
     before = fresh_counters(gateway)["wsgate_upgrades_total"]
     for extra in (
         b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
@@ -151,13 +153,15 @@ def test_s16_an_upgrade_with_a_body_opens_nothing(gateway: Gateway, proxy: int) 
     assert fresh_counters(gateway)["wsgate_upgrades_total"] == before
 
 
-def test_s16_what_follows_an_upgrade_is_frames_and_never_a_request(gateway: Gateway, proxy: int) -> None:
+def test_s16_bytes_behind_an_upgrade_through_a_proxy_are_frames_and_never_a_request(
+    gateway: Gateway, proxy: int
+) -> None:
     before = fresh_counters(gateway)
     early = client_frame(TEXT, b'{"op":"ping","id":7}')
     answer = answer_of(proxy, UPGRADE + b"\r\n" + early)
     assert answer.startswith(b"HTTP/1.1 101 ")
     assert b'{"op":"pong","id":7}' in answer or b'"id":7' in answer
-    # A second request is bytes of the first connection: no second answer, and its end.
+    # A second request is bytes of the first connection: it has no answer and ends the connection.
     answer = answer_of(proxy, UPGRADE + b"\r\n" + SMUGGLED)
     assert answer.count(b"HTTP/1.1 ") == 1
     after = fresh_counters(gateway)
@@ -174,10 +178,10 @@ def test_s16_what_follows_an_upgrade_is_frames_and_never_a_request(gateway: Gate
         pytest.param(0.1, 0.1, 125_000, 100, id="1Mbit"),
     ],
 )
-def test_r17_a_slow_and_sliced_network_costs_nobody_the_connection(
+def test_r17_slow_network_with_split_writes_closes_no_connection_and_keeps_the_order(
     gateway: Gateway, delay_s: float, jitter_s: float, rate_bytes_per_s: int, slice_bytes: int
 ) -> None:
-    """For several heartbeats: nobody is given up, all is in order."""
+    """The test lasts several heartbeats."""
     before = fresh_counters(gateway)
     with fault_proxy("127.0.0.1", gateway.port, seed=17) as network:
         network.faults.delay_s, network.faults.jitter_s = delay_s, jitter_s
