@@ -1,7 +1,7 @@
-"""The rights that protocols/bus/v1 gives the gateway's user: the lines of the page, on every server there is.
+"""Give the user of the bus the rights that protocols/bus/v1 documents, on every kind of server.
 
-Each line is taken from the page and executed as it stands there; the gateway then does everything it can do,
-and the server's log of refused commands stays empty.
+Each line is taken from the page and executed as it is. The gateway then uses all its features, and the log of
+refused commands of the server stays empty.
 """
 
 import asyncio
@@ -39,23 +39,23 @@ FEATURES: Final = {
 
 
 def allow(client: Any, *lines: str) -> None:
-    """Execute lines of the page; the log of what was refused begins anew."""
+    """Execute lines of the page, and clear the log of refused commands."""
     for line in lines:
         client.execute_command(*line.replace("PASSWORD", PASSWORD).split())
     client.execute_command("ACL", "LOG", "RESET")
 
 
 def refused(client: Any) -> list[Any]:
-    """What the user was not allowed to do.
+    """Return the commands that the server refused to the user.
 
-    The library that claims the node's name tries two commands about itself, which it does without.
+    The library that claims the node name tries two commands about itself, and does not need them.
     """
     rows: list[Any] = client.execute_command("ACL", "LOG")
     return [row for row in rows if row[b"object"] not in (b"command", b"client|setinfo")]
 
 
 def with_user(url: str) -> str:
-    """A bus URL with the gateway's user."""
+    """Return a bus URL with the user of the gateway."""
     return url.replace("://", f"://wsgate:{PASSWORD}@", 1)
 
 
@@ -70,13 +70,13 @@ def running(kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_sent(client: RawClient) -> bool:
-    """Send one message to backends; whether it was taken."""
+    """Send one message to backends; return whether it was accepted."""
     client.say(op="send", data="event", id=99)
     return bool(client.hear_answer(99)["op"] == "ok")
 
 
 def use_everything(gateway: Gateway, client: Client, publish: Any) -> None:
-    """Subscribe, publish, send, be limited, be controlled: whatever leads to a command on the bus."""
+    """Subscribe, publish, send, exceed a limit, be disconnected: use every feature that needs the bus."""
     gateway.await_ready()
     client.subscribe("news")
     publish("wsgate:ch:news", "1")
@@ -88,16 +88,16 @@ def use_everything(gateway: Gateway, client: Client, publish: Any) -> None:
             *({"op": "pub", "ch": "news", "data": number, "id": number} for number in range(1, 41))
         )
         answers = [first.hear()["op"] for _ in range(40)]
-        assert "err" in answers and "ok" in answers, "the rate is asked for"
-        wait_until("a message is taken when the allowance is back", partial(is_sent, first), WITHIN_S)
+        assert "err" in answers and "ok" in answers, "the rate limit was not checked"
+        wait_until("a message is accepted when the rate allows it", partial(is_sent, first), WITHIN_S)
         with RawClient.welcomed(gateway, gateway.token("ann")) as second:
-            assert first.ending().code == 4509, "connections are counted"
+            assert first.ending().code == 4509, "connections were not counted"
             publish("wsgate:ctl", '{"op":"disconnect","user":"ann"}')
-            assert second.ending().code == 4520, "control is heard"
+            assert second.ending().code == 4520, "the control command had no effect"
 
 
-async def keep_a_revocation(url: str) -> None:
-    """Store one and read it, as the gateway's user."""
+async def store_and_load_a_revocation(url: str) -> None:
+    """Store a revocation and read it, as the user of the gateway."""
     publisher, parts = make_publisher(
         parse_address(url), connect_timeout_s=20, command_timeout_s=20, on_failed=lambda why: None
     )
@@ -105,7 +105,7 @@ async def keep_a_revocation(url: str) -> None:
     names, outcomes, found = Names("wsgate"), list[str](), list[Revocation]()
     revocation = Revocation("revoked", 4_000_000_000.0)
     try:
-        await until("there", lambda: _is_there(publisher, names, revocation, outcomes))
+        await until("there", lambda: _is_stored(publisher, names, revocation, outcomes))
         done: list[str] = []
         load_revocations(publisher, names, found.append, done.append)
         await until("read", lambda: done)
@@ -118,8 +118,8 @@ async def keep_a_revocation(url: str) -> None:
         await publisher.close()
 
 
-def _is_there(publisher: Any, names: Names, revocation: Revocation, outcomes: list[str]) -> bool:
-    """Ask once at a time: of a cluster the map may not be read yet."""
+def _is_stored(publisher: Any, names: Names, revocation: Revocation, outcomes: list[str]) -> bool:
+    """Store once at a time; the map of a cluster may not be loaded yet."""
     if "" in outcomes:
         return True
     assert "refused" not in outcomes
@@ -131,35 +131,35 @@ def _is_there(publisher: Any, names: Names, revocation: Revocation, outcomes: li
     return False
 
 
-def test_the_line_has_a_form_that_redis_6_2_takes() -> None:
-    """A pattern behind "all channels" is an error there; permissions with `%` and selectors came with 7.0."""
+def test_acl_line_of_the_specification_has_the_syntax_of_redis_6_2() -> None:
+    """Redis 6.2 refuses a pattern behind "all channels", and has no permissions with `%` and no selectors."""
     parts = EVERYWHERE.split()
     patterns = [place for place, part in enumerate(parts) if part.startswith("&")]
     assert patterns and parts.index("resetchannels") < min(patterns)
     assert not [part for part in parts if part.startswith(("%", "(")) or "|" in part]
     assert parts.index("-@all") < min(place for place, part in enumerate(parts) if part.startswith("+"))
     sharded = {"+spublish", "+ssubscribe", "+sunsubscribe"}
-    assert not sharded & set(parts), "6.2 does not know them"
+    assert not sharded & set(parts), "Redis 6.2 has no sharded channels"
     assert sharded < set(OF_CLUSTERS.split())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
-def test_the_rights_of_the_page_are_enough_on_one_server(kind: str) -> None:
+def test_documented_rights_suffice_for_every_feature_on_one_server(kind: str) -> None:
     with running(kind) as (url, client):
         allow(client, EVERYWHERE, EVERYWHERE)
         environ = FEATURES | {"WSGATE_BUS__URL": with_user(url)}
         with running_gateway(environ=environ) as gateway, connected(gateway.ws_url) as (peer,):
             use_everything(gateway, peer, client.publish)
-            uvloop.run(keep_a_revocation(with_user(url)))
-            wait_until("events are there", lambda: client.xlen("wsgate:events:0") >= 4, WITHIN_S)
+            uvloop.run(store_and_load_a_revocation(with_user(url)))
+            wait_until("events are stored", lambda: client.xlen("wsgate:events:0") >= 4, WITHIN_S)
             assert gateway.stop() == 0
         assert refused(client) == []
         assert not [line for line in gateway.lines if "refuses" in line]
 
 
-def test_every_right_of_the_page_is_used() -> None:
-    """A right that nothing in the source asks for is not given."""
+def test_every_documented_right_is_used_in_the_source() -> None:
+    """A right that the source does not use must not be documented."""
     folder = SPEC.parents[3] / "wsgate"
     files = [*folder.glob("bus/*.py"), *folder.glob("bus/scripts/*.lua"), *folder.glob("shard/*.py")]
     source = "\n".join(file.read_text(encoding="utf-8") for file in files).lower()
@@ -172,13 +172,13 @@ def test_every_right_of_the_page_is_used() -> None:
 
 
 @pytest.mark.slow
-def test_the_rights_of_the_page_are_enough_behind_sentinels() -> None:
+def test_documented_rights_suffice_for_every_feature_behind_sentinels() -> None:
     with running_sentinels() as fleet:
         _use_fleet(fleet, [server.client() for server in fleet.servers], OF_SENTINELS)
 
 
 @pytest.mark.slow
-def test_the_rights_of_the_page_are_enough_on_a_cluster() -> None:
+def test_documented_rights_suffice_for_every_feature_on_a_cluster() -> None:
     with running_cluster() as fleet:
         _use_fleet(fleet, [server.client() for server in fleet.servers], OF_CLUSTERS)
 
@@ -197,7 +197,7 @@ def _use_fleet(fleet: Sentinels | Cluster, clients: list[Any], line: str) -> Non
     environ = FEATURES | {"WSGATE_BUS__URL": url}
     with running_gateway(environ=environ) as gateway, connected(gateway.ws_url) as (peer,):
         use_everything(gateway, peer, publish)
-        uvloop.run(keep_a_revocation(url))
+        uvloop.run(store_and_load_a_revocation(url))
         assert gateway.stop() == 0
     assert [refused(client) for client in clients] == [[]] * len(clients)
 
@@ -207,8 +207,8 @@ OURS: Final = "&wsgate:ctl* &wsgate:probe:* &wsgate:ch:@*"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["valkey", "redis"])
-def test_channel_that_the_bus_forbids_is_refused_for_good_and_the_others_go_on(kind: str) -> None:
-    """One client that asks for a forbidden channel takes the bus from nobody, and hears why."""
+def test_channel_that_the_bus_forbids_is_refused_finally_and_others_stay_subscribed(kind: str) -> None:
+    """A client that requests a forbidden channel receives the cause and interrupts no other client."""
     with running(kind) as (url, client):
         allow(client, EVERYWHERE, f"ACL SETUSER wsgate resetchannels {OURS} &wsgate:ch:open*")
         environ = {"WSGATE_BUS__URL": with_user(url)}
@@ -222,7 +222,7 @@ def test_channel_that_the_bus_forbids_is_refused_for_good_and_the_others_go_on(k
                 assert answers[1]["op"] == "subbed"
                 assert {answers[number].get("error") for number in (0, 2)} <= {
                     "permission_denied",
-                    "already_subscribed",  # the first one is not answered yet
+                    "already_subscribed",  # the first request is not answered yet
                 }
                 assert (answers[0]["code"], answers[0]["ch"], "retry_ms" in answers[0]) == (
                     403,
@@ -233,9 +233,9 @@ def test_channel_that_the_bus_forbids_is_refused_for_good_and_the_others_go_on(k
             assert good.heard(1, WITHIN_S) == [1]
             assert gateway.metric("wsgate_bus_failures_total") == 0
             name = "wsgate_subscriptions_refused_total"
-            wait_until("it is counted", lambda: gateway.metric(name, cause="forbidden") >= 1, WITHIN_S)
+            wait_until("it is in the metrics", lambda: gateway.metric(name, cause="forbidden") >= 1, WITHIN_S)
             assert [line for line in gateway.lines if "bus_forbids_channel" in line]
-            # Forbidden while it is held: the server cuts the shard, which subscribes to all the rest again.
+            # A channel that becomes forbidden: the server cuts the shard, which subscribes to the rest again.
             allow(client, f"ACL SETUSER wsgate resetchannels {OURS} &wsgate:ch:open2")
             while (said := good.receive(WITHIN_S))["op"] != "unsubbed":
                 assert said["op"] == "gap"
