@@ -1,4 +1,4 @@
-"""SIGHUP: keys, namespaces and limits anew, nobody dropped; what is wrong or needs a restart is said."""
+"""Send SIGHUP: keys, namespaces and limits change, no client is closed, and faults are logged."""
 
 import contextlib
 import os
@@ -48,21 +48,21 @@ class Node:
         self.gateway = gateway
         self.file = file
 
-    def renew(self, text: str, said: str = "config_reloaded needs_restart=nothing") -> None:
-        """Write the file, send the signal, wait until every shard has said so."""
+    def apply_file(self, text: str, said: str = "config_reloaded needs_restart=nothing") -> None:
+        """Write the file, send the signal, and wait until every shard has reloaded."""
         before = self.gateway.metric("wsgate_config_reloads_total")
         self.file.write_text(text)
         self.gateway.process.send_signal(signal.SIGHUP)
         wait_until(said, lambda: any(said in line for line in self.gateway.lines), WITHIN_S)
         if "config_reload_failed" not in said:
-            wait_until("all shards have it", lambda: self._renewals() == before + 2, WITHIN_S)
+            wait_until("all shards have reloaded", lambda: self._renewals() == before + 2, WITHIN_S)
 
     def _renewals(self) -> float:
-        with contextlib.suppress(OSError):  # the admin process may be on its way back
+        with contextlib.suppress(OSError):  # the admin process may be starting again
             return self.gateway.metric("wsgate_config_reloads_total")
         return -1.0
 
-    def is_let_in(self, shown: str) -> bool:
+    def is_accepted(self, shown: str) -> bool:
         try:
             with connect(self.gateway.ws_url, additional_headers={"Authorization": f"Bearer {shown}"}):
                 return True
@@ -81,7 +81,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 @contextlib.contextmanager
 def clients(node: Node, count: int = 6) -> Iterator[list[Client]]:
-    """Some on each shard, who must still be there at the end."""
+    """Connect clients to both shards; they must still be connected at the end."""
     with connected(node.gateway.ws_url, count, token=token("first", FIRST)) as made:
         for client in made:
             assert client.receive()["ch"] == "@me"
@@ -94,28 +94,28 @@ def clients(node: Node, count: int = 6) -> Iterator[list[Client]]:
             assert said == {"op": "pong"}
 
 
-def test_keys_are_added_and_withdrawn_while_everybody_stays(node: Node) -> None:
+def test_reload_adds_and_removes_token_keys_and_closes_no_client(node: Node) -> None:
     with clients(node):
-        assert not node.is_let_in(token("second", SECOND))
-        node.renew(BOTH)
-        assert node.is_let_in(token("second", SECOND)) and node.is_let_in(token("first", FIRST))
-        node.renew(BOTH.replace("keys.first", "keys.third"))
-        assert node.is_let_in(token("second", SECOND))
-        assert not node.is_let_in(token("first", FIRST)), "also one that was remembered"
+        assert not node.is_accepted(token("second", SECOND))
+        node.apply_file(BOTH)
+        assert node.is_accepted(token("second", SECOND)) and node.is_accepted(token("first", FIRST))
+        node.apply_file(BOTH.replace("keys.first", "keys.third"))
+        assert node.is_accepted(token("second", SECOND))
+        assert not node.is_accepted(token("first", FIRST)), "a cached token was accepted"
 
 
-def test_the_commands_know_the_renewed_namespaces_and_their_limits(node: Node) -> None:
+def test_publish_command_uses_reloaded_namespaces_and_their_size_limits(node: Node) -> None:
     publish = ("publish", "chat:1", '"1234567890"')
     refused = node.gateway.run(*publish, check=False)
     assert refused.returncode == 2 and "no such namespace" in refused.stderr
-    node.renew(BASE + "[channels.chat]\n")
-    assert node.gateway.run(*publish).stdout.startswith("received by 0 shards")
-    node.renew(BASE + '[channels.chat]\nmax_publish = "11B"\n')
+    node.apply_file(BASE + "[channels.chat]\n")
+    assert node.gateway.run(*publish).stdout.startswith("heard by 0 shards")
+    node.apply_file(BASE + '[channels.chat]\nmax_publish = "11B"\n')
     refused = node.gateway.run(*publish, check=False)
     assert refused.returncode == 2 and "too large: the data has 12 bytes" in refused.stderr
 
 
-def test_a_renewal_keeps_the_origins_of_development_mode() -> None:
+def test_reload_message_keeps_the_origins_of_development_mode() -> None:
     origins = OriginPolicy(("https://a.example", "file://"), same_host=False, is_dev=True)
     options = ShardOptions(
         node="n",
@@ -130,13 +130,13 @@ def test_a_renewal_keeps_the_origins_of_development_mode() -> None:
     assert renewal.applied(options).origins == origins
 
 
-def test_namespaces_and_limits_hold_for_who_is_here_too(node: Node) -> None:
+def test_reloaded_namespaces_and_limits_apply_to_open_connections(node: Node) -> None:
     with clients(node) as (client, *_):
         assert client.ask("sub", ch="chat:1", id=1)["error"] == "unknown_channel"
         assert client.ask("pub", ch="news:1", data=1, id=2)["error"] == "permission_denied"
         more = '[channels.chat]\nsubscribe = "authenticated"\n'
         limits = '[limits]\nmax_subscriptions = 4\nmax_message = "1KiB"\n'
-        node.renew(BASE.replace('"nobody"', '"authenticated"') + more + limits)
+        node.apply_file(BASE.replace('"nobody"', '"authenticated"') + more + limits)
         client.subscribe("chat:1")
         assert client.ask("sub", ch="chat:2", id=3)["op"] == "subbed"
         assert client.ask("sub", ch="chat:4", id=6)["op"] == "subbed"
@@ -149,11 +149,11 @@ def test_namespaces_and_limits_hold_for_who_is_here_too(node: Node) -> None:
         assert loud.end()[1] == 1009
 
 
-def test_a_larger_publication_comes_over_the_bus_once_it_is_allowed(node: Node) -> None:
+def test_reloaded_publication_size_is_accepted_from_the_bus_too(node: Node) -> None:
     large = "x" * 100_000
     limits = '[limits]\nmax_message = "1MiB"\n'
     with clients(node) as (client, other, *_):
-        node.renew(BASE.replace('"nobody"', '"authenticated"\nmax_publish = "512KiB"') + limits)
+        node.apply_file(BASE.replace('"nobody"', '"authenticated"\nmax_publish = "512KiB"') + limits)
         client.send("pub", ch="news:1", data=large, id=1)
         assert sorted(client.receive()["op"] for _ in range(2)) == ["msg", "ok"]
         assert other.receive()["data"] == large
@@ -169,47 +169,49 @@ def test_a_larger_publication_comes_over_the_bus_once_it_is_allowed(node: Node) 
         ("", "auth: no client can connect"),
     ],
 )
-def test_what_is_wrong_changes_nothing_and_is_said(node: Node, text: str, said: str) -> None:
+def test_reload_of_a_wrong_file_changes_nothing_and_logs_the_setting(
+    node: Node, text: str, said: str
+) -> None:
     with clients(node):
-        node.renew(text, "config_reload_failed")
+        node.apply_file(text, "config_reload_failed")
         assert any(said in line and "config_reload_failed" in line for line in node.gateway.lines)
         assert not any(FIRST in line for line in node.gateway.lines)
-        assert node.is_let_in(token("first", FIRST))
-        node.renew(BOTH)
-        assert node.is_let_in(token("second", SECOND))
+        assert node.is_accepted(token("first", FIRST))
+        node.apply_file(BOTH)
+        assert node.is_accepted(token("second", SECOND))
 
 
-def test_what_needs_a_restart_is_named_and_stays_as_it_was(node: Node) -> None:
+def test_reload_logs_the_settings_that_need_a_restart_and_keeps_their_values(node: Node) -> None:
     with clients(node):
         fixed = '[server]\npath = "/other"\nshards = 7\n[bus]\nprefix = "other"\n[log]\nlevel = "error"\n'
-        node.renew(BOTH + fixed, "server.path bus.prefix log.level")
-        assert node.is_let_in(token("second", SECOND))
+        node.apply_file(BOTH + fixed, "server.path bus.prefix log.level")
+        assert node.is_accepted(token("second", SECOND))
         assert len([name for name in node.gateway.children() if "shard" in name]) == 2
 
 
-def test_shards_and_admin_that_start_later_have_it_too(node: Node) -> None:
+def test_shards_and_admin_process_that_restart_use_the_reloaded_file(node: Node) -> None:
     with clients(node):
-        node.renew(BOTH + '[admin]\napi_key = "a key"\n')
-        wait_until("the admin is back", lambda: not node.gateway.why_not_ready(), WITHIN_S)
+        node.apply_file(BOTH + '[admin]\napi_key = "a key"\n')
+        wait_until("the admin process is ready", lambda: not node.gateway.why_not_ready(), WITHIN_S)
     for name in ("wsgate-shard-0", "wsgate-shard-1"):
         os.kill(node.gateway.pid_of(name), signal.SIGKILL)
-    wait_until("its successors serve", lambda: not node.gateway.why_not_ready(), WITHIN_S)
+    wait_until("the successors serve", lambda: not node.gateway.why_not_ready(), WITHIN_S)
     for _ in range(6):
-        assert node.is_let_in(token("second", SECOND))
+        assert node.is_accepted(token("second", SECOND))
     assert not [line for line in node.gateway.warnings() if "admin" in line and "died" in line]
 
 
-def test_many_signals_are_as_good_as_one(node: Node) -> None:
+def test_fifty_reload_signals_at_once_reload_the_file_and_the_node_stops_normally(node: Node) -> None:
     with clients(node):
         node.file.write_text(BOTH)
         for _ in range(50):
             node.gateway.process.send_signal(signal.SIGHUP)
-        wait_until("it is renewed", lambda: node.is_let_in(token("second", SECOND)), WITHIN_S)
+        wait_until("it is reloaded", lambda: node.is_accepted(token("second", SECOND)), WITHIN_S)
     assert node.gateway.stop() == 0
 
 
-def test_what_is_posted_is_what_is_applied(tmp_path: Path) -> None:
-    """Every field that may change goes through the board as it is."""
+def test_every_reloadable_field_survives_the_message_to_a_shard(tmp_path: Path) -> None:
+    """Each field that may change must arrive at the shard with its value."""
     from wsgate.config import load
     from wsgate.node.options import Machine, shard_options
     from wsgate.node.runtime import RunningGateway
@@ -229,7 +231,7 @@ def test_what_is_posted_is_what_is_applied(tmp_path: Path) -> None:
     assert Renewal.from_bytes(Renewal.of(after).to_bytes()).applied(before) == after
 
 
-def test_a_reload_keeps_the_limits_of_the_node_in_sum(tmp_path: Path) -> None:
+def test_reloaded_connection_limit_of_the_node_is_divided_among_its_shards(tmp_path: Path) -> None:
     file = tmp_path / "wsgate.toml"
     file.write_text(BASE + "[admission]\nmax_connections = 4\nhandshake_rate = 30\n")
     file.chmod(0o600)
@@ -239,13 +241,13 @@ def test_a_reload_keeps_the_limits_of_the_node_in_sum(tmp_path: Path) -> None:
             rows = gateway.metrics()
             return [rows["wsgate_connections_limit", (("shard", str(number)),)] for number in range(3)]
 
-        wait_until("each shard shows its part", lambda: limits() == [2, 1, 1])
+        wait_until("each shard has its part", lambda: limits() == [2, 1, 1])
         for most, shares in ((4, [2, 1, 1]), (8, [3, 3, 2]), (4, [2, 1, 1])):
             before = gateway.metric("wsgate_config_reloads_total")
             file.write_text(BASE + f"[admission]\nmax_connections = {most}\n")
             gateway.process.send_signal(signal.SIGHUP)
             wait_until(
-                "all have taken it over",
+                "all shards have reloaded",
                 lambda before=before: gateway.metric("wsgate_config_reloads_total") == before + 3,  # type: ignore[misc]
             )
-            wait_until("each shows its part again", lambda shares=shares: limits() == shares)  # type: ignore[misc]
+            wait_until("each shard has its new part", lambda shares=shares: limits() == shares)  # type: ignore[misc]
