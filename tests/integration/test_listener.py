@@ -1,4 +1,4 @@
-"""What an accepted socket inherits from the listener."""
+"""Check the options that an accepted socket inherits from the listener."""
 
 import socket
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ USER_TIMEOUT = 18
 def accepted(
     options: ListenerOptions | None = None, host: str = "127.0.0.1"
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A listener and the server's end of one connection; the client speaks first, for deferred accept."""
+    """Open a listener and one connection to it; the client sends first, because of deferred accept."""
     with open_listener(host, 0, options) as listener:
         listener.setblocking(True)
         listener.settimeout(5)
@@ -32,8 +32,8 @@ def tcp(sock: socket.socket, option: int) -> int:
     return sock.getsockopt(socket.IPPROTO_TCP, option)
 
 
-def test_defaults_are_inherited() -> None:
-    """Buffers (doubled by the kernel), NODELAY, NOTSENT_LOWAT, USER_TIMEOUT; DEFER_ACCEPT on the listener."""
+def test_accepted_socket_inherits_the_default_options_of_the_listener() -> None:
+    """The kernel doubles the sizes of buffers; DEFER_ACCEPT is an option of the listener."""
     with accepted() as (listener, server):
         assert server.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 32 * 1024
         assert server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 32 * 1024
@@ -45,7 +45,7 @@ def test_defaults_are_inherited() -> None:
         assert not listener.get_inheritable()
 
 
-def test_chosen_options_are_inherited() -> None:
+def test_accepted_socket_inherits_every_chosen_option() -> None:
     """Every option that can be chosen arrives as chosen."""
     options = ListenerOptions(
         send_buffer_bytes=64 * 1024,
@@ -64,8 +64,8 @@ def test_chosen_options_are_inherited() -> None:
         assert tcp(listener, DEFER_ACCEPT) == 0
 
 
-def test_zero_leaves_the_kernels_choice() -> None:
-    """0 sets nothing."""
+def test_option_of_zero_leaves_the_default_of_the_kernel() -> None:
+    """A size or time of 0 sets nothing."""
     options = ListenerOptions(
         send_buffer_bytes=0, receive_buffer_bytes=0, not_sent_low_water_bytes=0, user_timeout_ms=0
     )
@@ -74,14 +74,14 @@ def test_zero_leaves_the_kernels_choice() -> None:
         assert tcp(server, USER_TIMEOUT) == 0
 
 
-def test_the_listener_does_not_block() -> None:
-    """Accepting from an empty queue says so."""
+def test_accept_from_an_empty_queue_raises_instead_of_blocking() -> None:
+    """The listener is not blocking."""
     with open_listener("127.0.0.1", 0) as listener, pytest.raises(BlockingIOError):
         listener.accept()
 
 
-def test_deferred_accept_waits_for_bytes() -> None:
-    """A connection without a byte is not in the queue yet; with its first byte it is."""
+def test_deferred_accept_queues_a_connection_only_after_its_first_byte() -> None:
+    """A connection without a byte is not in the queue yet."""
     with (
         open_listener("127.0.0.1", 0) as listener,
         socket.create_connection(listener.getsockname()) as client,
@@ -95,8 +95,8 @@ def test_deferred_accept_waits_for_bytes() -> None:
         server.close()
 
 
-def test_ipv6() -> None:
-    """An IPv6 address listens on IPv6, with the same options."""
+def test_ipv6_address_listens_on_ipv6_with_the_same_options() -> None:
+    """The test is skipped where there is no IPv6 loopback."""
     try:
         probe = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
@@ -107,8 +107,8 @@ def test_ipv6() -> None:
         assert tcp(server, NOTSENT_LOWAT) == 16 * 1024
 
 
-def test_two_shards_share_a_port_only_when_both_ask() -> None:
-    """`reuse_port` on both: shared. Without it a second listener is refused, and nothing leaks."""
+def test_two_listeners_share_a_port_only_with_reuse_port_on_both() -> None:
+    """Without it on one of them the second listener is refused."""
     shared = ListenerOptions(reuse_port=True)
     with open_listener("127.0.0.1", 0, shared) as first:
         port = first.getsockname()[1]
@@ -120,13 +120,13 @@ def test_two_shards_share_a_port_only_when_both_ask() -> None:
 
 
 @pytest.mark.parametrize(("host", "port"), [("256.256.256.256", 0), ("192.0.2.1", 0)])
-def test_an_address_that_is_not_ours(host: str, port: int) -> None:
-    """An address that cannot be had is an OSError."""
+def test_listening_on_a_foreign_or_invalid_address_raises_os_error(host: str, port: int) -> None:
+    """The address is malformed, or no interface has it."""
     with pytest.raises(OSError):
         open_listener(host, port)
 
 
-def test_every_address() -> None:
-    """An empty host listens on every address."""
+def test_empty_host_listens_on_every_address() -> None:
+    """A connection to the loopback address succeeds."""
     with open_listener("", 0, ListenerOptions(defer_accept_s=0)) as listener:
         socket.create_connection(("127.0.0.1", listener.getsockname()[1])).close()
