@@ -1,4 +1,4 @@
-"""The fault proxy does to a stream what it was told, the same for the same seed."""
+"""Check that the fault proxy causes the chosen faults, and the same ones for the same seed."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ TEXT = bytes(range(256)) * 40
 
 @contextmanager
 def echo(seed: int = 1) -> Iterator[tuple[FaultProxy, socket.socket]]:
-    """A client whose bytes come back through the proxy."""
+    """Connect a client through the proxy to a server that returns its bytes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -33,7 +33,7 @@ def echo(seed: int = 1) -> Iterator[tuple[FaultProxy, socket.socket]]:
             yield proxy, client
 
 
-def heard(client: socket.socket, size: int) -> bytes:
+def received(client: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size and (piece := client.recv(size - len(data))):
         data += piece
@@ -44,35 +44,35 @@ def corrupted(seed: int) -> bytes:
     with echo(seed) as (proxy, client):
         proxy.faults.corrupt_chance = 1.0
         client.sendall(b"a" * 100)
-        return heard(client, 100)
+        return received(client, 100)
 
 
-def test_slices_and_delays_change_nothing_but_time() -> None:
+def test_proxy_with_slices_and_delays_changes_no_byte() -> None:
     with echo() as (proxy, client):
         proxy.faults.slice_bytes, proxy.faults.delay_s, proxy.faults.jitter_s = 7, 0.01, 0.02
         client.sendall(TEXT)
-        assert heard(client, len(TEXT)) == TEXT
+        assert received(client, len(TEXT)) == TEXT
 
 
-def test_a_rate_is_kept() -> None:
+def test_proxy_with_a_rate_takes_at_least_the_time_of_that_rate() -> None:
     with echo() as (proxy, client):
         proxy.faults.rate_bytes_per_s = 20 * len(TEXT)
         began_s = time.monotonic()
         client.sendall(TEXT)
-        assert heard(client, len(TEXT)) == TEXT
-        assert time.monotonic() - began_s >= 0.05, "a floor that no machine can be too slow for"
+        assert received(client, len(TEXT)) == TEXT
+        assert time.monotonic() - began_s >= 0.05, "the stream was faster than the rate"
 
 
-def test_one_bit_is_corrupted_the_same_for_the_same_seed() -> None:
+def test_proxy_corrupts_one_bit_which_depends_only_on_the_seed() -> None:
     one, same, other = corrupted(3), corrupted(3), corrupted(4)
     assert one == same != other
     assert sum((a ^ ord("a")).bit_count() for a in one) == 1
 
 
-def test_a_half_closed_stream_ends_for_the_client_only() -> None:
+def test_proxy_half_close_ends_the_stream_to_the_client_only() -> None:
     with echo() as (proxy, client):
         client.sendall(b"before")
-        assert heard(client, 6) == b"before"
+        assert received(client, 6) == b"before"
         proxy.half_close_all()
         assert client.recv(10) == b""
-        client.sendall(b"it still takes what is said")
+        client.sendall(b"the proxy still accepts bytes")
