@@ -1,4 +1,4 @@
-"""A full shard is no full node: what it has no room for goes to a sibling, as it is (A1)."""
+"""Hand connections over: a full shard passes a new connection to a sibling that has room (A1)."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ def channel() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def take(bench: Hall, ours: socket.socket) -> int:
-    """What a sibling handed over, as the shard takes it."""
+def accept_handovers(bench: Hall, ours: socket.socket) -> int:
+    """Accept the connections that a sibling handed over, as the shard does; return their number."""
     count = 0
     while True:
         try:
@@ -34,7 +34,7 @@ def take(bench: Hall, ours: socket.socket) -> int:
             count += 1
 
 
-def test_who_finds_no_room_is_served_by_another() -> None:
+def test_connections_beyond_the_limit_of_a_full_shard_are_served_by_its_sibling() -> None:
     ours, theirs = channel()
     limits = GateLimits(connections=2)
     with closing(ours), closing(theirs), hall(limits=limits) as full, hall(limits=limits) as other:
@@ -43,21 +43,21 @@ def test_who_finds_no_room_is_served_by_another() -> None:
             full.meet(full.dial(HEAD))
         peers = [full.dial(HEAD) for _ in range(3)]
         settle(full, lambda: full.count("handovers") == 3)
-        assert take(other, ours) == 3
+        assert accept_handovers(other, ours) == 3
         settle(other, lambda: other.count("now_open") == 2)
         answers = []
         for peer in peers:
             settle(other, lambda peer=peer: bool(peer.receive() or peer.received))  # type: ignore[misc]
             answers.append(bytes(peer.received).partition(b"\r\n")[0])
-        # It is judged there like anybody else, and there is nobody it could be handed on to.
+        # The sibling checks each connection like its own, and has no shard to hand the last one to.
         welcome, refusal = b"HTTP/1.1 101 Switching Protocols", b"HTTP/1.1 503 Service Unavailable"
         assert sorted(answers) == [welcome, welcome, refusal]
         assert other.count("ended_refused_connections") == 1
         assert full.count("ended_refused_connections") == 0
-        assert other.count("accepted") == 0, "it was counted where it was accepted"
+        assert other.count("accepted") == 0, "a handover was counted as accepted"
 
 
-def test_who_finds_the_sibling_full_meanwhile_is_handed_on() -> None:
+def test_connection_handed_to_a_full_sibling_is_handed_to_the_next_one() -> None:
     (second_ours, second_theirs), (third_ours, third_theirs) = channel(), channel()
     one_slot, three = GateLimits(connections=1), GateLimits(connections=3)
     with ExitStack() as stack:
@@ -70,16 +70,16 @@ def test_who_finds_the_sibling_full_meanwhile_is_handed_on() -> None:
         first.meet(first.dial(HEAD))
         peers = [first.dial(HEAD) for _ in range(4)]
         settle(first, lambda: first.count("handovers") == 4)
-        assert take(second, second_ours) == 4
-        assert take(third, third_ours) == 3
+        assert accept_handovers(second, second_ours) == 4
+        assert accept_handovers(third, third_ours) == 3
         settle(third, lambda: third.count("now_open") == 3)
         settle(second, lambda: second.count("now_open") == 1)
         assert len(peers) == 4
         assert second.count("handovers") == 3
 
 
-def test_a_connection_nobody_has_room_for_goes_round_a_few_times_only() -> None:
-    """Two full ones that believe in each other: after so many handovers it is refused, with an answer."""
+def test_connection_between_two_full_shards_is_refused_after_eight_handovers() -> None:
+    """Each shard believes that the other one has room; the refusal has an answer."""
     (first_ours, first_theirs), (second_ours, second_theirs) = channel(), channel()
     limits = GateLimits(connections=1)
     with ExitStack() as stack:
@@ -93,14 +93,16 @@ def test_a_connection_nobody_has_room_for_goes_round_a_few_times_only() -> None:
         late = first.dial(HEAD)
         settle(first, lambda: first.count("handovers") == 1)
         handovers = 1
-        while (take(second, second_ours) if handovers % 2 else take(first, first_ours)) and handovers < 20:
+        while (
+            accept_handovers(second, second_ours) if handovers % 2 else accept_handovers(first, first_ours)
+        ) and handovers < 20:
             handovers += 1
         settle(first, lambda: bool(late.receive() or late.received))
         assert late.received.startswith(REFUSAL)
         assert first.count("handovers") + second.count("handovers") == 8
 
 
-def test_nobody_to_hand_to_and_a_full_channel_are_refusals() -> None:
+def test_full_shard_refuses_connections_when_the_handover_channel_is_full_or_closed() -> None:
     ours, theirs = channel()
     with closing(ours), closing(theirs), hall(limits=GateLimits(connections=1)) as full:
         full.meet(full.dial(HEAD))
@@ -119,7 +121,7 @@ def test_nobody_to_hand_to_and_a_full_channel_are_refusals() -> None:
         assert len(peers) == 60
 
 
-def test_a_rate_is_no_reason_to_hand_over() -> None:
+def test_connection_over_the_handshake_rate_is_refused_and_not_handed_over() -> None:
     ours, theirs = channel()
     with closing(ours), closing(theirs), hall(limits=GateLimits(handshake_rate_per_s=1)) as bench:
         bench.reactor.set_handover(theirs.fileno())
@@ -130,7 +132,7 @@ def test_a_rate_is_no_reason_to_hand_over() -> None:
         assert bench.count("handovers") == 0
 
 
-def test_an_address_counts_where_it_was_handed_to() -> None:
+def test_handed_over_connection_counts_once_for_its_address() -> None:
     ours, theirs = channel()
     addresses = SharedAddresses(shards=2, connections=64)
     limits = GateLimits(connections=1, per_address_connections=2)
@@ -144,13 +146,13 @@ def test_an_address_counts_where_it_was_handed_to() -> None:
         full.meet(full.dial(HEAD))
         full.dial(HEAD)
         settle(full, lambda: full.count("handovers") == 1)
-        assert take(other, ours) == 1
+        assert accept_handovers(other, ours) == 1
         settle(other, lambda: other.count("now_open") == 1)
         assert addresses.connections() == 2
 
 
 @pytest.mark.slow
-def test_those_who_return_after_a_crash_go_to_the_empty_successor() -> None:
+def test_clients_that_reconnect_after_a_shard_crash_are_distributed_to_its_successor() -> None:
     environ = {"WSGATE_ADMISSION__MAX_CONNECTIONS": "400"}
     with running_gateway("--shards", "2", environ=environ) as gateway, ExitStack() as held:
         clients = [held.enter_context(RawClient(gateway)) for _ in range(200)]
@@ -158,13 +160,13 @@ def test_those_who_return_after_a_crash_go_to_the_empty_successor() -> None:
         names = [f'wsgate_connections_held{{shard="{number}"}}' for number in range(2)]
         wait_until("all are told", lambda: sum(scrape(gateway)[name] for name in names) == 200, LIMIT_S)
         survivors = scrape(gateway)[names[1]]
-        assert 60 < survivors < 140, "dealt alike while they are alike"
+        assert 60 < survivors < 140, "equal shards did not receive equal shares"
         os.kill(shard_pid(gateway, 0), signal.SIGKILL)
         ready, room = 'wsgate_phase{shard="0"}', 'wsgate_room{shard="0"}'
-        wait_until("it is there again", lambda: scrape(gateway)[ready] == 1, LIMIT_S)
-        wait_until("it has room", lambda: scrape(gateway)[room] == 200, LIMIT_S)
-        wait_until("the keeper deals by it", lambda: gateway.why_not_ready() == [], LIMIT_S)
-        time.sleep(0.5)  # two of the keeper's ticks
+        wait_until("the successor serves", lambda: scrape(gateway)[ready] == 1, LIMIT_S)
+        wait_until("the successor reports its room", lambda: scrape(gateway)[room] == 200, LIMIT_S)
+        wait_until("the node is ready", lambda: gateway.why_not_ready() == [], LIMIT_S)
+        time.sleep(0.5)  # two ticks of the keeper
         returning = int(200 - survivors)
         back = [held.enter_context(RawClient(gateway)) for _ in range(returning)]
         assert {client.ask(request()).status for client in back} == {101}
@@ -173,13 +175,13 @@ def test_those_who_return_after_a_crash_go_to_the_empty_successor() -> None:
 
 
 def refusals(gateway: Gateway) -> dict[str, float]:
-    """The counters of refusals that are not 0."""
+    """Return the counters of refusals that are not 0."""
     return {name: value for name, value in scrape(gateway).items() if "_refusals_total" in name and value}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("shares", "rate"), [([60, 60], 0), ([34, 33, 33], 0), ([60, 60], 2_000)])
-def test_a_node_refuses_when_all_its_shards_are_full_and_not_before(shares: list[int], rate: int) -> None:
+def test_node_refuses_connections_only_when_all_its_shards_are_full(shares: list[int], rate: int) -> None:
     most = sum(shares)
     environ = {
         "WSGATE_ADMISSION__MAX_CONNECTIONS": str(most),
@@ -187,7 +189,7 @@ def test_a_node_refuses_when_all_its_shards_are_full_and_not_before(shares: list
     }
     shards = range(len(shares))
     with running_gateway("--shards", str(len(shares)), environ=environ) as gateway, ExitStack() as held:
-        # As fast as it goes: the keeper, which deals by room, cannot follow.
+        # All at once, so that the keeper, which distributes by room, cannot follow.
         clients = [held.enter_context(RawClient(gateway)) for _ in range(most)]
         for client in clients:
             client.sock.sendall(request())
@@ -202,14 +204,16 @@ def test_a_node_refuses_when_all_its_shards_are_full_and_not_before(shares: list
         wait_until("the refusal is counted", lambda: refusals(gateway), LIMIT_S)
         assert set(refusals(gateway)) == {'wsgate_refusals_total{reason="refused_connections"}'}
         state = 'wsgate_admission_state{shard="%d"}'
-        wait_until("all say so", lambda: all(scrape(gateway)[state % number] for number in shards), LIMIT_S)
-        # One leaves: there is room for one, wherever it lands.
+        wait_until(
+            "all shards refuse", lambda: all(scrape(gateway)[state % number] for number in shards), LIMIT_S
+        )
+        # One client leaves, so there is room for one on any shard.
         clients[0].sock.close()
-        wait_until("it is gone", lambda: sum(scrape(gateway)[name] for name in names) < most, LIMIT_S)
+        wait_until("the client is gone", lambda: sum(scrape(gateway)[name] for name in names) < most, LIMIT_S)
 
-        def is_let_in() -> bool:
+        def is_accepted() -> bool:
             return held.enter_context(RawClient(gateway)).ask(request()).status == 101
 
-        # Within a tick of the shard that has it, of the keeper that deals and of the others that hand over.
-        wait_until("there is room for one", is_let_in, LIMIT_S)
-        assert not is_let_in()
+        # It takes a tick of the shard with the room, of the keeper, and of the shards that hand over.
+        wait_until("there is room for one", is_accepted, LIMIT_S)
+        assert not is_accepted()
