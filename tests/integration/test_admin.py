@@ -1,4 +1,4 @@
-"""The admin process over real HTTP, with a real block and a real bus."""
+"""Run the admin process over real HTTP, with a real statistics block and a real bus."""
 
 import base64
 import contextlib
@@ -30,8 +30,8 @@ from wsgate.statistics import PHASE_DRAINING, PHASE_READY, PHASE_STARTING, Board
 KEY = "a key nobody guesses"
 WITH_KEY = {"X-API-Key": KEY}
 FAR_MS = 50_000
-"""As far ahead as a beat is believed: see `wsgate.statistics.readiness.AHEAD_MS`."""
-LIMIT_S = 20.0  # nothing is expected to take this long
+"""The furthest time ahead that a beat may have: see `wsgate.statistics.readiness.AHEAD_MS`."""
+LIMIT_S = 20.0  # a limit that no healthy run reaches
 MIB = 1024 * 1024
 
 OPTIONS = AdminOptions(
@@ -56,7 +56,7 @@ def now_ms() -> int:
 
 
 def healthy_block(shards: int = 2) -> StatisticsBlock:
-    """A block whose processes beat far into the future, so that no test depends on its own speed."""
+    """Return a block whose beats are far in the future, so that no test depends on its own speed."""
     block = StatisticsBlock.create(LAYOUT, shards)
     for region in regions_of(block):
         region["phase"] = PHASE_READY
@@ -87,13 +87,13 @@ class Answer:
 
 @dataclass
 class Admin:
-    """One admin process, and the keeper's ends of what it was given."""
+    """One admin process, and the keeper's ends of its listener, block and pipe."""
 
     options: AdminOptions
     block: StatisticsBlock
     listener: socket.socket
     pid: int = 0
-    alive: list[int] = field(default_factory=list)  # the pipe's write end, until it is closed
+    alive: list[int] = field(default_factory=list)  # the write end of the pipe, until it is closed
 
     @property
     def port(self) -> int:
@@ -118,12 +118,12 @@ class Admin:
         os.close(self.alive.pop())
 
     def wait(self) -> int:
-        """Its exit code; below 0: the signal that killed it."""
+        """Return its exit code; a negative one is the signal that killed it."""
         pid, self.pid = self.pid, 0
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def connect(self, *, receive_buffer_bytes: int = 0) -> socket.socket:
-        """A window set later would be smaller than what was promised: a reset beyond it is not heard."""
+        """Connect with a receive buffer that is set before, because a later one would break the window."""
         client = socket.socket()
         if receive_buffer_bytes:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
@@ -175,7 +175,7 @@ def admin_of_all(valkey: Valkey) -> Iterator[Admin]:
 
 @pytest.fixture
 def admin(admin_of_all: Admin) -> Admin:
-    """One for the module, whose processes have just beaten."""
+    """Return the admin process of the module, with fresh beats."""
     beat(admin_of_all.block)
     return admin_of_all
 
@@ -188,7 +188,7 @@ def dev_of_all(valkey: Valkey) -> Iterator[Admin]:
 
 @pytest.fixture
 def dev(dev_of_all: Admin) -> Admin:
-    """Likewise."""
+    """Return the admin process of the module in development mode, with fresh beats."""
     beat(dev_of_all.block)
     return dev_of_all
 
@@ -196,7 +196,7 @@ def dev(dev_of_all: Admin) -> Admin:
 # --- health -------------------------------------------------------------------------------------------
 
 
-def test_a_healthy_node_is_alive_and_ready(admin: Admin) -> None:
+def test_healthy_node_answers_200_on_healthz_and_readyz(admin: Admin) -> None:
     alive, ready = admin.get("/healthz"), admin.get("/readyz")
     assert (alive.status, alive.json) == (200, {"alive": True})
     assert (ready.status, ready.json) == (200, {"ready": True})
@@ -214,7 +214,9 @@ def test_a_healthy_node_is_alive_and_ready(admin: Admin) -> None:
         ("shard", "probe_due_ms", 0, "shard_1_probe_late", False),
     ],
 )
-def test_what_is_wrong_is_said(whose: str, slot: str, value: int, why: str, is_dead: bool) -> None:
+def test_each_fault_of_a_process_is_503_on_readyz_with_its_cause(
+    whose: str, slot: str, value: int, why: str, is_dead: bool
+) -> None:
     block = healthy_block()
     with running_admin(block) as admin:
         region = block.keeper if whose == "keeper" else block.shard(1)
@@ -229,32 +231,32 @@ def test_what_is_wrong_is_said(whose: str, slot: str, value: int, why: str, is_d
         assert admin.get("/readyz").status == 200
 
 
-def test_health_is_answered_while_a_publish_waits_for_a_bus_that_says_nothing() -> None:
-    with MuteBus() as bus:
+def test_health_paths_are_answered_while_a_publish_waits_for_a_silent_bus() -> None:
+    with SilentBus() as bus:
         with running_admin(bus=bus.address, command_timeout_s=LIMIT_S) as admin, admin.connect() as waiting:
             waiting.sendall(raw_publish())
-            bus.await_question()
+            bus.await_command()
             assert admin.get("/healthz").status == 200
             assert admin.get("/readyz").status == 200
             assert admin.get("/metrics").status == 200
 
 
-class MuteBus(contextlib.ExitStack):
-    """A bus that takes what is sent and answers nothing."""
+class SilentBus(contextlib.ExitStack):
+    """A bus that accepts commands and answers nothing."""
 
-    def __enter__(self) -> "MuteBus":
+    def __enter__(self) -> "SilentBus":
         self._listener = self.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.address = parse_address(f"redis://127.0.0.1:{self._listener.getsockname()[1]}")
         return self
 
-    def await_question(self) -> None:
-        """Wait until somebody has asked something, and leave it unanswered."""
+    def await_command(self) -> None:
+        """Wait until a command has arrived, and leave it unanswered."""
         self._listener.settimeout(LIMIT_S)
         asking = self.enter_context(self._listener.accept()[0])
         assert asking.recv(1)
 
-    def greet(self) -> None:
-        """Answer the first question of the first who comes, and nothing else."""
+    def answer_once(self) -> None:
+        """Answer the first command of the first connection, and nothing else."""
 
         def answer() -> None:
             asking = self.enter_context(self._listener.accept()[0])
@@ -276,7 +278,7 @@ def raw_publish() -> bytes:
 @pytest.mark.parametrize(
     "line", ["Cookie: city=Ålesund", "X-Town: Århus", "Cookie: w=光明", "Content-Length: 0"]
 )
-def test_a_legal_header_of_others_is_no_fault_on_the_admin_port_either(admin: Admin, line: str) -> None:
+def test_header_with_bytes_beyond_ascii_is_accepted_on_the_admin_port(admin: Admin, line: str) -> None:
     with admin.connect() as client:
         client.sendall(
             b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + line.encode() + b"\r\nConnection: close\r\n\r\n"
@@ -287,7 +289,7 @@ def test_a_legal_header_of_others_is_no_fault_on_the_admin_port_either(admin: Ad
 # --- metrics ------------------------------------------------------------------------------------------
 
 
-def test_metrics_are_what_prometheus_reads() -> None:
+def test_metrics_are_parsed_by_the_prometheus_client_library() -> None:
     block = healthy_block()
     block.shard(0)["now_open"] = 41
     with running_admin(block) as admin:
@@ -299,13 +301,13 @@ def test_metrics_are_what_prometheus_reads() -> None:
     assert [s.value for s in samples if s.labels == {"shard": "0", "state": "open"}] == [41]
 
 
-def test_open_metrics_is_negotiated(admin: Admin) -> None:
+def test_metrics_are_in_openmetrics_format_when_the_client_accepts_it(admin: Admin) -> None:
     answer = admin.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.body.endswith(b"# EOF\n")
 
 
-def test_where_others_can_connect_metrics_need_the_key() -> None:
+def test_metrics_require_the_key_when_the_port_is_not_on_loopback() -> None:
     with running_admin(is_loopback=False) as admin:
         refused = admin.get("/metrics")
         assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
@@ -316,11 +318,11 @@ def test_where_others_can_connect_metrics_need_the_key() -> None:
         assert admin.get("/healthz").status == admin.get("/readyz").status == 200
 
 
-# --- the API: what is published -----------------------------------------------------------------------
+# --- the API: publishing ------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def heard(valkey: Valkey, name: str) -> Iterator[redis.client.PubSub]:
+def subscribed_to(valkey: Valkey, name: str) -> Iterator[redis.client.PubSub]:
     with redis.Redis.from_url(valkey.url) as client, client.pubsub() as subscription:
         subscription.subscribe(name)
         assert subscription.get_message(timeout=LIMIT_S)
@@ -346,9 +348,9 @@ DOCUMENTS = [
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_a_document_is_published_as_it_was_sent(admin: Admin, valkey: Valkey, document: bytes) -> None:
+def test_api_publishes_a_json_document_byte_for_byte(admin: Admin, valkey: Valkey, document: bytes) -> None:
     body = b'{"channel":"news","data":%b}' % document
-    with heard(valkey, "wsgate:ch:news") as subscription:
+    with subscribed_to(valkey, "wsgate:ch:news") as subscription:
         answer = admin.ask("POST", "/api/publish", body, WITH_KEY)
         assert (answer.status, answer.json) == (200, {"result": {}})
         publication = next_publication(subscription)
@@ -358,21 +360,23 @@ def test_a_document_is_published_as_it_was_sent(admin: Admin, valkey: Valkey, do
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"looks":"like JSON"}'])
-def test_bytes_are_published_as_bytes(admin: Admin, valkey: Valkey, content: bytes) -> None:
-    with heard(valkey, "wsgate:ch:news") as subscription:
+def test_api_publishes_base64_data_as_binary(admin: Admin, valkey: Valkey, content: bytes) -> None:
+    with subscribed_to(valkey, "wsgate:ch:news") as subscription:
         answer = admin.publish(channel="news", b64data=base64.b64encode(content).decode())
         assert answer.json == {"result": {}}
         assert next_publication(subscription).payload == (BINARY, content)
 
 
 @pytest.mark.parametrize("channel", ["chat:42", "@42", "@Jo Ann", "@me", "é" * 100, "x" * 200])
-def test_channels_and_inboxes_have_their_name_on_the_bus(admin: Admin, valkey: Valkey, channel: str) -> None:
-    with heard(valkey, f"wsgate:ch:{channel}") as subscription:
+def test_api_publishes_to_channels_and_inboxes_under_their_bus_names(
+    admin: Admin, valkey: Valkey, channel: str
+) -> None:
+    with subscribed_to(valkey, f"wsgate:ch:{channel}") as subscription:
         assert admin.publish(channel=channel, data=1).json == {"result": {}}
         assert next_publication(subscription).payload.data == b"1"
 
 
-def test_unknown_fields_are_ignored(admin: Admin) -> None:
+def test_api_publish_ignores_unknown_fields(admin: Admin) -> None:
     assert admin.publish(channel="news", data=1, skip_history=True).json == {"result": {}}
 
 
@@ -397,12 +401,12 @@ BAD_CHANNELS = [
 
 
 @pytest.mark.parametrize("channel", BAD_CHANNELS)
-def test_a_name_no_client_can_subscribe_to_is_a_bad_request(admin: Admin, channel: object) -> None:
+def test_api_publish_to_an_invalid_channel_name_is_error_107(admin: Admin, channel: object) -> None:
     answer = admin.publish(channel=channel, data=1)
     assert (answer.status, answer.json["error"]["code"]) == (200, 107)
 
 
-def test_what_the_shards_would_drop_is_an_error_of_the_publish(valkey: Valkey) -> None:
+def test_api_publish_over_the_size_of_its_namespace_is_error_106(valkey: Valkey) -> None:
     limits = {"default": 100, "chat": 20}
     with running_admin(bus=parse_address(valkey.unix_url), publish_limits=limits) as admin:
         for channel, size, code in (
@@ -419,22 +423,22 @@ def test_what_the_shards_would_drop_is_an_error_of_the_publish(valkey: Valkey) -
 
 
 @pytest.mark.parametrize("fields", [{}, {"data": 1, "b64data": "AA=="}])
-def test_a_publish_needs_exactly_one_payload(admin: Admin, fields: dict[str, Any]) -> None:
+def test_api_publish_with_no_payload_or_two_is_error_107(admin: Admin, fields: dict[str, Any]) -> None:
     answer = admin.publish(channel="news", **fields)
     assert (answer.status, answer.json["error"]["code"]) == (200, 107)
 
 
 @pytest.mark.parametrize("text", ["A", "A A=", "AA", "AA==\n", "é", 7, None])
-def test_base64_that_is_none_is_a_bad_request(admin: Admin, text: object) -> None:
+def test_api_publish_with_malformed_base64_is_error_107(admin: Admin, text: object) -> None:
     answer = admin.publish(channel="news", b64data=text)
     assert (answer.status, answer.json["error"]["code"]) == (200, 107)
 
 
-def test_a_publish_without_a_channel_is_a_bad_request(admin: Admin) -> None:
+def test_api_publish_without_a_channel_is_error_107(admin: Admin) -> None:
     assert admin.publish(data=1).json["error"]["code"] == 107
 
 
-def test_the_largest_payload_is_published_and_one_byte_more_is_not(admin: Admin) -> None:
+def test_api_publishes_the_largest_payload_and_refuses_one_byte_more(admin: Admin) -> None:
     most = OPTIONS.max_publish_bytes
     assert admin.publish(channel="news", data="x" * (most - 2)).json == {"result": {}}
     assert admin.publish(channel="news", data="x" * (most - 1)).json["error"]["code"] == 106
@@ -445,7 +449,7 @@ def test_the_largest_payload_is_published_and_one_byte_more_is_not(admin: Admin)
     assert admin.publish(channel="news", b64data=too_large).json["error"]["code"] == 106
 
 
-def test_a_bus_that_went_away_is_an_error_of_the_method() -> None:
+def test_api_publish_to_a_stopped_bus_is_error_100() -> None:
     with running_valkey() as valkey, running_admin(bus=parse_address(valkey.url)) as admin:
         assert admin.publish(channel="news", data=1).json == {"result": {}}
         valkey.stop()
@@ -453,25 +457,25 @@ def test_a_bus_that_went_away_is_an_error_of_the_method() -> None:
         assert (answer.status, answer.json) == (200, {"error": {"code": 100, "message": "unavailable"}})
 
 
-def test_a_bus_that_does_not_answer_may_have_published() -> None:
-    with MuteBus() as bus, running_admin(bus=bus.address, command_timeout_s=0.1) as admin:
-        bus.greet()
+def test_api_publish_without_a_reply_of_the_bus_says_that_it_may_have_been_published() -> None:
+    with SilentBus() as bus, running_admin(bus=bus.address, command_timeout_s=0.1) as admin:
+        bus.answer_once()
         answer = admin.publish(channel="news", data=1)
     assert (answer.status, answer.json["error"]["code"]) == (200, 100)
     assert "may have been published" in answer.json["error"]["message"]
 
 
-def test_a_bus_that_does_not_even_greet_has_published_nothing() -> None:
-    with MuteBus() as bus, running_admin(bus=bus.address, connect_timeout_s=0.1) as admin:
+def test_api_publish_to_a_bus_that_never_greets_is_unavailable() -> None:
+    with SilentBus() as bus, running_admin(bus=bus.address, connect_timeout_s=0.1) as admin:
         answer = admin.publish(channel="news", data=1)
     assert (answer.status, answer.json["error"]) == (200, {"code": 100, "message": "unavailable"})
 
 
-# --- the API: who may ask, and how --------------------------------------------------------------------
+# --- the API: keys and requests -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["X-API-Key", "Authorization", "authorization"])
-def test_the_key_may_come_in_two_headers(admin: Admin, name: str) -> None:
+def test_api_key_is_accepted_in_either_of_two_headers(admin: Admin, name: str) -> None:
     scheme = {"X-API-Key": "", "Authorization": "Bearer ", "authorization": "bearer "}[name]
     assert admin.publish({name: scheme + KEY}, channel="news", data=1).json == {"result": {}}
 
@@ -490,8 +494,10 @@ def test_the_key_may_come_in_two_headers(admin: Admin, name: str) -> None:
         {"X-API-Key": "wrong", "Authorization": f"Bearer {KEY}"},
     ],
 )
-def test_without_the_key_nothing_is_run(admin: Admin, valkey: Valkey, headers: dict[str, str]) -> None:
-    with heard(valkey, "wsgate:ch:secret") as subscription:
+def test_api_publish_without_the_exact_key_is_401_and_publishes_nothing(
+    admin: Admin, valkey: Valkey, headers: dict[str, str]
+) -> None:
+    with subscribed_to(valkey, "wsgate:ch:secret") as subscription:
         answer = admin.publish(headers, channel="secret", data=1)
         assert (answer.status, answer.json["error"]["code"]) == (401, 101)
         assert admin.publish(channel="secret", data="mine").status == 200
@@ -499,17 +505,17 @@ def test_without_the_key_nothing_is_run(admin: Admin, valkey: Valkey, headers: d
 
 
 @pytest.mark.parametrize("shown", ["", "anything"])
-def test_no_key_fits_where_none_is_set(shown: str) -> None:
+def test_api_refuses_every_key_where_none_is_configured(shown: str) -> None:
     with running_admin(api_key="") as admin:
         assert admin.publish({"X-API-Key": shown}, channel="news", data=1).status == 401
 
 
-def test_development_asks_for_a_key_that_was_set() -> None:
+def test_api_in_development_requires_a_configured_key() -> None:
     with running_admin(is_dev=True) as admin:
         assert admin.publish({"Accept": "*/*"}, channel="news", data=1).status == 401
 
 
-def test_development_asks_for_no_key(dev: Admin) -> None:
+def test_api_in_development_needs_no_key_where_none_is_configured(dev: Admin) -> None:
     assert dev.publish({"Accept": "*/*"}, channel="news", data=1).json == {"result": {}}
 
 
@@ -530,7 +536,7 @@ BAD_BODIES = [
 
 
 @pytest.mark.parametrize("body", BAD_BODIES)
-def test_a_body_that_is_no_object_is_400(admin: Admin, body: bytes) -> None:
+def test_api_body_that_is_not_a_json_object_is_400(admin: Admin, body: bytes) -> None:
     answer = admin.ask("POST", "/api/publish", body, WITH_KEY)
     assert (answer.status, answer.json["error"]["code"]) == (400, 107)
 
@@ -539,38 +545,38 @@ DEEP = b'{"channel":"news","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
 @pytest.mark.parametrize("body", [DEEP, b'{"channel":"news","data":"\x01"}', b'{"channel":"news","data":01}'])
-def test_data_that_is_no_document_is_refused(admin: Admin, body: bytes) -> None:
+def test_api_data_that_is_not_valid_json_is_error_107(admin: Admin, body: bytes) -> None:
     answer = admin.ask("POST", "/api/publish", body, WITH_KEY)
     assert answer.status in (200, 400)
     assert answer.json["error"]["code"] == 107
 
 
 @pytest.mark.parametrize("path", ["/api/", "/api/unknown", "/api/publish/", "/api/_publish", "/api/__call__"])
-def test_an_unknown_method_is_404(admin: Admin, path: str) -> None:
+def test_unknown_api_method_is_404(admin: Admin, path: str) -> None:
     assert admin.ask("POST", path, b"{}", WITH_KEY).status == 404
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_methods_are_called_by_post_only(admin: Admin, method: str) -> None:
+def test_api_method_called_without_post_is_405(admin: Admin, method: str) -> None:
     answer = admin.ask(method, "/api/publish", headers=WITH_KEY)
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
-def test_a_body_over_the_limit_is_413_and_one_under_it_is_read(admin: Admin) -> None:
+def test_api_body_over_the_limit_is_413_and_closes_the_connection(admin: Admin) -> None:
     assert admin.ask("POST", "/api/publish", b" " * MIB, WITH_KEY).status == 400
     answer = admin.ask("POST", "/api/publish", b" " * (2 * MIB), WITH_KEY)
     assert (answer.status, answer.json["error"]["code"]) == (413, 106)
     assert answer.headers["connection"] == "close"
 
 
-def test_a_body_that_asks_first_is_not_sent(admin: Admin) -> None:
+def test_too_large_body_with_expect_continue_is_413_before_it_is_sent(admin: Admin) -> None:
     head = f"POST /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: {2 * MIB}\r\n"
     with admin.connect() as client:
         client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_chunked_body_has_the_same_limit(admin: Admin) -> None:
+def test_chunked_api_body_over_the_limit_is_413(admin: Admin) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", admin.port, timeout=LIMIT_S)
     with contextlib.closing(connection):
         chunks = (b" " * 65_536 for _ in range(32))
@@ -582,7 +588,7 @@ def test_a_chunked_body_has_the_same_limit(admin: Admin) -> None:
 
 
 def origins(port: int) -> dict[str, int]:
-    """Origin, with {port} as it is, to the status it gets where the server was asked as 127.0.0.1."""
+    """Map each origin to its status when the request names the host 127.0.0.1."""
     return {
         f"http://127.0.0.1:{port}": 200,
         f"https://127.0.0.1:{port}": 200,
@@ -599,7 +605,7 @@ def origins(port: int) -> dict[str, int]:
     }
 
 
-def test_a_page_from_elsewhere_is_refused_and_told_nothing(admin: Admin, dev: Admin) -> None:
+def test_api_request_of_another_origin_is_403_without_cors_headers(admin: Admin, dev: Admin) -> None:
     for asked in (admin, dev):
         for origin, status in origins(asked.port).items():
             answer = asked.publish(WITH_KEY | {"Origin": origin}, channel="news", data=1)
@@ -607,14 +613,14 @@ def test_a_page_from_elsewhere_is_refused_and_told_nothing(admin: Admin, dev: Ad
             assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-def test_a_preflight_is_refused(dev: Admin) -> None:
+def test_cors_preflight_to_the_api_is_403(dev: Admin) -> None:
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     answer = dev.ask("OPTIONS", "/api/publish", headers=headers)
     assert answer.status == 403
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-def test_a_foreign_name_that_points_here_opens_nothing_in_development(dev: Admin) -> None:
+def test_api_in_development_accepts_only_loopback_host_names(dev: Admin) -> None:
     for host in ("evil.example", "127.0.0.1.evil.example", "127.evil", "localhost.evil.example", "127.1"):
         name = f"{host}:{dev.port}"
         answer = dev.publish({"Host": name, "Origin": f"http://{name}"}, channel="news", data=1)
@@ -625,7 +631,7 @@ def test_a_foreign_name_that_points_here_opens_nothing_in_development(dev: Admin
         assert (host, answer.status) == (host, 200)
 
 
-def test_behind_a_proxy_the_key_is_what_counts(admin: Admin) -> None:
+def test_api_with_another_host_name_requires_only_the_key(admin: Admin) -> None:
     headers = {"Host": "admin.example", "Origin": "https://admin.example"}
     assert admin.publish(headers | WITH_KEY, channel="news", data=1).status == 200
     assert admin.publish(headers, channel="news", data=1).status == 401
@@ -653,8 +659,8 @@ FOREIGN_HOSTS = [
 
 @pytest.mark.parametrize("path", ["/metrics", "/status", "/", "/page.json"])
 @pytest.mark.parametrize("is_dev", [True, False])
-def test_o5_pages_without_a_key_are_for_requests_that_name_this_machine(path: str, is_dev: bool) -> None:
-    """A page of a name that was rebound to this machine sends no Origin, but its Host."""
+def test_o5_pages_without_a_key_require_a_host_header_of_this_machine(path: str, is_dev: bool) -> None:
+    """A page on a name that was rebound to this machine sends no Origin, but its own Host."""
     with running_admin(is_dev=is_dev, api_key=KEY) as admin:
         found = 404 if path == "/page.json" and not is_dev else 200
         for host in (
@@ -675,14 +681,16 @@ def test_o5_pages_without_a_key_are_for_requests_that_name_this_machine(path: st
         assert admin.get("/readyz", Host="evil.example").status == 200
 
 
-def test_o5_in_development_on_another_address_an_ip_address_is_no_foreign_name() -> None:
+def test_o5_development_page_beyond_loopback_accepts_ip_addresses_but_no_foreign_name() -> None:
     with running_admin(is_dev=True, is_loopback=False) as admin:
         assert admin.get("/page.json", Host="192.0.2.7:9000").status == 200
         assert admin.get("/page.json", Host="[2001:db8::1]:9000").status == 200
         assert admin.get("/page.json", Host="evil.example:9000").status == 403
 
 
-def test_development_serves_the_try_page_and_what_it_needs(dev: Admin, valkey: Valkey) -> None:
+def test_development_serves_the_try_page_with_its_script_style_and_settings(
+    dev: Admin, valkey: Valkey
+) -> None:
     page = dev.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert b"/page.js" in page.body and b"/page.css" in page.body
@@ -697,20 +705,20 @@ def test_development_serves_the_try_page_and_what_it_needs(dev: Admin, valkey: V
     }
 
 
-def test_the_page_is_never_told_the_buss_password() -> None:
+def test_page_settings_contain_the_bus_address_without_its_password() -> None:
     bus = parse_address("redis://joe:hunter2@bus.example:6380")
     with running_admin(bus=bus, is_dev=True) as admin:
         assert admin.get("/page.json").json["bus"] == "redis://bus.example:6380"
 
 
 @pytest.mark.parametrize("path", ["/", "/page.css", "/page.js"])
-def test_the_page_loads_nothing_from_elsewhere_and_takes_no_text_for_markup(dev: Admin, path: str) -> None:
+def test_page_files_contain_no_foreign_url_and_no_insertion_of_markup(dev: Admin, path: str) -> None:
     code = dev.get(path).body
     for written in (b"http://", b"https://", b"url(", b"@import", b"innerHTML", b"insertAdjacent", b"eval("):
         assert written not in code
 
 
-def test_outside_development_there_is_a_status_page_only(admin: Admin) -> None:
+def test_node_outside_development_serves_a_status_page_without_scripts(admin: Admin) -> None:
     page = admin.get("/")
     assert page.status == 200
     assert b">Ready<" in page.body and b"/metrics" in page.body and b"node-1" in page.body
@@ -719,7 +727,7 @@ def test_outside_development_there_is_a_status_page_only(admin: Admin) -> None:
     assert admin.get("/page.js").status == admin.get("/page.json").status == 404
 
 
-def test_the_status_page_says_what_is_wrong_and_counts_connections() -> None:
+def test_status_page_shows_the_fault_and_the_connections_and_escapes_the_node_name() -> None:
     block = healthy_block()
     block.shard(0)["now_open"], block.shard(1)["now_open"] = 1_000, 234
     block.shard(1)["bus_up"] = 0
@@ -730,7 +738,7 @@ def test_the_status_page_says_what_is_wrong_and_counts_connections() -> None:
     assert "&lt;b&gt;&amp;" in text and "<b>" not in text
 
 
-def test_where_others_can_connect_the_status_page_counts_nothing() -> None:
+def test_status_page_beyond_loopback_shows_numbers_only_with_the_key() -> None:
     with running_admin(is_loopback=False) as admin:
         assert b"<table" not in admin.get("/").body
         assert b"<table" not in admin.get("/status").body
@@ -738,7 +746,7 @@ def test_where_others_can_connect_the_status_page_counts_nothing() -> None:
         assert b"<table" in admin.ask("GET", "/status", headers=WITH_KEY).body
 
 
-def test_the_status_page_draws_how_full_the_node_is_and_development_leads_to_it(dev: Admin) -> None:
+def test_status_page_shows_the_free_room_and_the_development_page_links_to_it(dev: Admin) -> None:
     page = dev.get("/status")
     assert page.status == 200
     assert b"more connections fit" in page.body
@@ -746,7 +754,7 @@ def test_the_status_page_draws_how_full_the_node_is_and_development_leads_to_it(
 
 
 @pytest.mark.parametrize("path", ["/", "/status", "/healthz", "/metrics", "/nothing/here", "/api/publish"])
-def test_every_answer_carries_the_headers_that_protect_browsers(admin: Admin, path: str) -> None:
+def test_every_admin_answer_has_the_security_headers_for_browsers(admin: Admin, path: str) -> None:
     headers = admin.get(path).headers
     assert headers["content-security-policy"] == "default-src 'self'; connect-src *"
     assert headers["x-content-type-options"] == "nosniff"
@@ -758,7 +766,7 @@ def test_every_answer_carries_the_headers_that_protect_browsers(admin: Admin, pa
 @pytest.mark.parametrize(
     "path", ["/nothing", "/healthz/", "/page/index.html", "/../health.py", "//evil.example"]
 )
-def test_other_paths_are_404_and_lead_nowhere(admin: Admin, path: str) -> None:
+def test_unknown_admin_path_is_404_without_a_redirect(admin: Admin, path: str) -> None:
     answer = admin.get(path)
     assert answer.status == 404
     assert "location" not in answer.headers
@@ -777,7 +785,7 @@ def ended(client: socket.socket) -> bool:
 PIPELINED = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 200
 
 
-def test_pipelined_requests_that_nobody_reads_hold_up_nobody(admin: Admin) -> None:
+def test_unread_answers_to_pipelined_requests_delay_no_other_client(admin: Admin) -> None:
     with admin.connect(receive_buffer_bytes=4_096) as client:
         client.sendall(PIPELINED)
         for _ in range(20):
@@ -785,7 +793,7 @@ def test_pipelined_requests_that_nobody_reads_hold_up_nobody(admin: Admin) -> No
             assert admin.publish(channel="news", data=1).json == {"result": {}}
 
 
-def test_who_reads_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admin_client_that_reads_no_answer_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "ANSWER_S", 0.3)
     with running_admin() as admin, admin.connect(receive_buffer_bytes=4_096) as client:
         client.sendall(PIPELINED)
@@ -800,14 +808,16 @@ def test_who_reads_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         b"POST /api/publish HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
     ],
 )
-def test_who_does_not_finish_a_request_is_cut(monkeypatch: pytest.MonkeyPatch, beginning: bytes) -> None:
+def test_admin_client_that_does_not_finish_its_request_is_closed(
+    monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
     monkeypatch.setattr(connections, "ANSWER_S", 0.3)
     with running_admin(is_dev=True) as admin, admin.connect() as client:
         client.sendall(beginning)
         assert ended(client)
 
 
-def test_an_endless_head_is_refused(admin: Admin) -> None:
+def test_admin_request_head_of_20_kb_is_400(admin: Admin) -> None:
     with admin.connect() as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 20_000)
         assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
@@ -817,7 +827,7 @@ HALF = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-"
 HALF_BODY = (
     f"POST /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: 9\r\n\r\n{{".encode()
 )
-ANSWERED = (200, 503)  # a block of a test is healthy for a minute only
+ANSWERED = (200, 503)  # the block of a test is healthy for less than a minute
 
 
 @pytest.mark.parametrize(
@@ -829,7 +839,7 @@ ANSWERED = (200, 503)  # a block of a test is healthy for a minute only
         pytest.param(PIPELINED, 16, id="answers not read"),
     ],
 )
-def test_health_is_answered_while_many_sockets_hold_the_port(
+def test_health_paths_are_answered_while_idle_clients_use_every_connection_of_the_admin_port(
     monkeypatch: pytest.MonkeyPatch, beginning: bytes, limit: int
 ) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", limit)
@@ -843,7 +853,7 @@ def test_health_is_answered_while_many_sockets_hold_the_port(
                 assert admin.get("/readyz").status in ANSWERED
 
 
-def test_head_that_is_not_whole_gives_its_place_to_a_newcomer_and_is_told(
+def test_oldest_incomplete_head_is_408_when_a_new_connection_needs_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", 2)
@@ -856,10 +866,10 @@ def test_head_that_is_not_whole_gives_its_place_to_a_newcomer_and_is_told(
         assert second.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_heads_that_come_together_with_the_newcomer_give_way_in_their_order_and_are_told(
+def test_incomplete_heads_that_connect_at_the_same_time_are_408_in_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None of them has been read, and all connect at one reading of the clock."""
+    """The process has read none of them, and all connect at one reading of the clock."""
     monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", 8)
     with running_admin() as admin, contextlib.ExitStack() as stack:
         os.kill(admin.pid, signal.SIGSTOP)
@@ -871,32 +881,36 @@ def test_heads_that_come_together_with_the_newcomer_give_way_in_their_order_and_
             os.kill(admin.pid, signal.SIGCONT)
         for client in clients[:8]:
             assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
-            assert client.recv(4096) == b"", "a reset would take the answer away from many peers"
+            assert client.recv(4096) == b"", "a reset could discard the answer"
         for client in clients[8:]:
             client.sendall(b"Y: 1\r\n\r\n")
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_requests_that_are_worked_on_are_never_cut_for_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_connection_is_closed_when_every_place_has_a_request_in_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", 2)
-    with MuteBus() as bus, running_admin(bus=bus.address) as admin:
+    with SilentBus() as bus, running_admin(bus=bus.address) as admin:
         with admin.connect() as one, admin.connect() as two:
             for client in (one, two):
                 client.sendall(raw_publish())
-            bus.await_question()
+            bus.await_command()
             with admin.connect() as late:
                 assert ended(late)
             for client in (one, two):
-                assert client.recv(4096).startswith(b"HTTP/1.1 200 ")  # with the error that the bus is away
+                assert client.recv(4096).startswith(
+                    b"HTTP/1.1 200 "
+                )  # the body is an error, because the bus is away
 
 
-def test_only_so_many_requests_are_worked_on_beside_health_checks(
+def test_request_over_the_concurrency_limit_is_503_but_health_checks_are_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "CONCURRENCY_LIMIT", 1)
-    with MuteBus() as bus, running_admin(bus=bus.address) as admin, admin.connect() as waiting:
+    with SilentBus() as bus, running_admin(bus=bus.address) as admin, admin.connect() as waiting:
         waiting.sendall(raw_publish())
-        bus.await_question()
+        bus.await_command()
         busy = admin.get("/metrics")
         assert busy.status == 503 and busy.headers["retry-after"] == "1"
         assert admin.get("/healthz").status == 200
@@ -906,18 +920,20 @@ def test_only_so_many_requests_are_worked_on_beside_health_checks(
 
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("above", [0, 1])
-def test_head_has_one_limit_whether_it_is_whole_or_not(admin: Admin, above: int, pieces: int) -> None:
+def test_head_of_exactly_the_limit_is_200_and_one_byte_more_is_431_also_when_pipelined(
+    admin: Admin, above: int, pieces: int
+) -> None:
     start = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: "
     end = b"\r\n\r\n"
     head = start + b"x" * (connections.HEAD_LIMIT_BYTES + above - len(start) - len(end)) + end
     with admin.connect() as client:
-        for _ in range(pieces):  # the second is pipelined behind the first
+        for _ in range(pieces):  # a second head is pipelined behind the first one
             client.sendall(head)
         status = client.recv(12)
         assert status == (b"HTTP/1.1 431" if above else b"HTTP/1.1 200")
 
 
-def test_head_that_is_too_long_is_refused_behind_one_that_is_not(admin: Admin) -> None:
+def test_too_long_head_pipelined_behind_a_valid_one_is_431_after_the_200(admin: Admin) -> None:
     good = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     long = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long:" + b" " * 20_000 + b"x\r\n\r\n"
     with admin.connect() as client:
@@ -928,7 +944,7 @@ def test_head_that_is_too_long_is_refused_behind_one_that_is_not(admin: Admin) -
         assert found.startswith(b"HTTP/1.1 200 ") and found.count(b"HTTP/1.1 431 ") == 1
 
 
-def test_connection_that_has_its_answer_gives_way_to_a_newcomer(
+def test_idle_keep_alive_connection_is_closed_when_a_new_connection_needs_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_LIMIT", 3)
@@ -944,7 +960,7 @@ def test_connection_that_has_its_answer_gives_way_to_a_newcomer(
         assert admin.get("/healthz").status == 200
 
 
-def test_rubbish_is_answered_400(admin: Admin) -> None:
+def test_tls_hello_on_the_plain_admin_port_is_400(admin: Admin) -> None:
     with admin.connect() as client:
         client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
@@ -953,14 +969,14 @@ def test_rubbish_is_answered_400(admin: Admin) -> None:
 # --- beginning and end --------------------------------------------------------------------------------
 
 
-def test_it_ends_when_the_keeper_is_gone() -> None:
+def test_admin_process_exits_when_the_keeper_is_gone() -> None:
     with running_admin() as admin:
         assert admin.get("/healthz").status == 200
         admin.keeper_dies()
         assert admin.wait() == 0
 
 
-def test_it_ends_by_sigterm_and_not_by_the_terminals_sigint() -> None:
+def test_admin_process_exits_on_sigterm_and_ignores_sigint() -> None:
     with running_admin() as admin:
         assert admin.get("/healthz").status == 200
         os.kill(admin.pid, signal.SIGINT)
@@ -969,18 +985,18 @@ def test_it_ends_by_sigterm_and_not_by_the_terminals_sigint() -> None:
         assert admin.wait() == 0
 
 
-def test_it_ends_although_peers_do_not_read_and_the_bus_does_not_answer() -> None:
-    with MuteBus() as bus, running_admin(bus=bus.address, command_timeout_s=3600.0) as admin:
+def test_admin_process_exits_although_a_client_does_not_read_and_the_bus_is_silent() -> None:
+    with SilentBus() as bus, running_admin(bus=bus.address, command_timeout_s=3600.0) as admin:
         with admin.connect() as waiting, admin.connect() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.sendall(PIPELINED)
             waiting.sendall(raw_publish())
-            bus.await_question()
+            bus.await_command()
             os.kill(admin.pid, signal.SIGTERM)
             assert admin.wait() == 0
 
 
-def test_its_successor_gets_the_same_listener() -> None:
+def test_restarted_admin_process_serves_on_the_same_listener() -> None:
     with running_admin() as admin:
         assert admin.get("/healthz").status == 200
         os.kill(admin.pid, signal.SIGKILL)
@@ -991,7 +1007,7 @@ def test_its_successor_gets_the_same_listener() -> None:
         assert admin.get("/healthz").status == 200
 
 
-def test_who_imports_it_does_not_carry_what_it_is_built_with() -> None:
+def test_importing_the_admin_package_loads_no_web_framework() -> None:
     probe = "import sys, wsgate.admin; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
