@@ -1,9 +1,9 @@
-"""Zero leaks: 100,000 connections come and go in every way, and the counters return to their start.
+"""Open and end 100,000 connections in every way: the counters return to their start, and nothing leaks.
 
-Every way in and out of the diagram in structs.pxd is one function. Each runs by itself first, so that
-a leak is named; then all run in turn, mixed, over loopback TCP and socket pairs, until 100,000 have
-gone. What must return: descriptors, bytes of every kind, the census of states, references to the
-application's objects. What must add up: each connection has ended for one reason.
+Every way in and out of the diagram in structs.pxd is one function. Each one runs alone first, so that a leak
+has a name. Then all run in turn, over loopback TCP and socket pairs, until 100,000 connections have ended.
+Descriptors, bytes of every kind, counts of states and references to objects of the application must return;
+each connection must have ended for one reason.
 """
 
 import gc
@@ -33,7 +33,7 @@ from wsgate.reasons import Reason
 TOTAL = 100_000
 BATCH = 100
 TABLE_BYTES = (1024 * 144, 1024 * 144 + 8192 * 16)
-"""Of the connections; a reactor in which one was costly has a table of debts too."""
+"""Bytes of the table of connections; after a costly connection there is a table of debts too."""
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 NO = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
@@ -54,7 +54,7 @@ SETTINGS = Settings(
 
 
 class Meta:
-    """The application's object; how many are alive is counted."""
+    """The object of the application; the number of living ones is counted."""
 
     alive = 0
 
@@ -65,8 +65,8 @@ class Meta:
         Meta.alive -= 1
 
 
-class Station:
-    """One reactor with a listener, its clock, and every client that is still here."""
+class Rig:
+    """One reactor with a listener, its clock, and every client that is still connected."""
 
     def __init__(self) -> None:
         self.now_ms = 1_000_000
@@ -76,17 +76,17 @@ class Station:
         self.reactor.listen(self.listener.fileno())
         self.open_gate()
         self.clients: list[socket.socket] = []
-        self.first = 0  # of the clients of the way that is under way
+        self.first = 0  # index of the first client of the present way
         self.events: list[event_kinds.Event] = []
         self.came = 0
         self.batches = 0
-        self.passed: list[int] = []  # handles of those that were open and are gone
+        self.passed: list[int] = []  # handles of connections that were open and have ended
         self.decide: Callable[[int], object] = self.welcome
         self.failing: Callable[[int], object] = lambda _: None
-        # The directory of channels is made with the first one and stays.
+        # The directory of channels is made with the first channel and stays.
         visitor = self.pairs(1)[0]
         self.reactor.subscribe(visitor, b"first")
-        self.leave()
+        self.close_clients()
         self.start = self.held()
 
     def open_gate(self, limits: GateLimits | None = None) -> None:
@@ -99,10 +99,10 @@ class Station:
         held = self.reactor.bytes_held()
         return {kind: size for kind, size in held.items() if kind not in ("pool", "table")}
 
-    # --- coming -----------------------------------------------------------------------------------
+    # --- connecting -------------------------------------------------------------------------------
 
     def pairs(self, count: int = BATCH, *, upgraded: bool = True) -> list[int]:
-        """So many connections over socket pairs, with the smallest buffers; their handles."""
+        """Open this many connections over socket pairs with the smallest buffers; return their handles."""
         conns = []
         for _ in range(count):
             ours, theirs = socket.socketpair()
@@ -117,7 +117,7 @@ class Station:
         return conns
 
     def dial(self, count: int = BATCH, say: bytes = b"") -> None:
-        """So many clients over loopback TCP, who say this and are accepted."""
+        """Connect this many clients over loopback TCP, which send `say` after they are accepted."""
         address = self.listener.getsockname()
         fresh = []
         for _ in range(count):
@@ -137,13 +137,13 @@ class Station:
         if say:
             self.say(say, fresh)
 
-    def strangers(self) -> None:
-        """A batch over TCP and over socket pairs, of whom no head has come."""
+    def connect_without_head(self) -> None:
+        """Connect a batch over TCP and over socket pairs; no head is sent."""
         self.dial(BATCH // 2)
         self.pairs(BATCH // 2, upgraded=False)
 
-    def guests(self) -> list[int]:
-        """A batch over TCP and over socket pairs, all open; their handles."""
+    def open_batch(self) -> list[int]:
+        """Open a batch over TCP and over socket pairs; return the handles."""
         before = len(self.events)
         self.dial(BATCH // 2, HEAD)
         self.turn()
@@ -151,21 +151,21 @@ class Station:
         assert len(conns) == BATCH // 2
         for conn in conns:
             self.reactor.set_meta(conn, Meta())
-        self.listen_to(BATCH // 2)
+        self.read_all(BATCH // 2)
         return conns + self.pairs(BATCH // 2)
 
-    # --- being there ------------------------------------------------------------------------------
+    # --- while connected --------------------------------------------------------------------------
 
     def say(self, data: bytes, clients: list[socket.socket] | None = None) -> None:
         for client in self.clients[self.first :] if clients is None else clients:
             client.send(data)
 
-    def lingers(self) -> None:
-        """The close handshakes of this way are over: only the peers' end of stream is awaited."""
+    def assert_lingering(self) -> None:
+        """Assert that the close handshakes are over and only the ends of streams are missing."""
         assert self.reactor.counters()["now_lingering"] == len(self.clients) - self.first
 
-    def listen_to(self, count: int | None = None) -> None:
-        """Read all that came to the last so many clients."""
+    def read_all(self, count: int | None = None) -> None:
+        """Read all that arrived at the last `count` clients."""
         for client in self.clients[-count:] if count else self.clients:
             try:
                 while client.recv(1 << 16):
@@ -193,7 +193,7 @@ class Station:
             quiet = 0 if self.step() else quiet + 1
             if quiet == 3:
                 return
-        raise AssertionError("never quiet")
+        raise AssertionError("the reactor never became idle")
 
     def pass_ms(self, duration_ms: int) -> None:
         for _ in range(duration_ms // 250):
@@ -201,10 +201,10 @@ class Station:
             self.reactor.tick(self.now_ms)
             self.turn()
 
-    # --- going ------------------------------------------------------------------------------------
+    # --- ending -----------------------------------------------------------------------------------
 
-    def leave(self) -> None:
-        """Every client closes, and nobody is left."""
+    def close_clients(self) -> None:
+        """Close every client, and wait until no connection is left."""
         for client in self.clients:
             client.close()
         self.clients.clear()
@@ -214,7 +214,7 @@ class Station:
             if self.is_empty():
                 return
             self.pass_ms(250)
-        raise AssertionError(f"still here: {self.census()}")
+        raise AssertionError(f"connections left: {self.census()}")
 
     def is_empty(self) -> bool:
         counters = self.reactor.counters()
@@ -225,16 +225,16 @@ class Station:
         return {name: number for name, number in counters.items() if name.startswith("now_") and number}
 
     def check(self) -> None:
-        """Everything is as it was at the start."""
+        """Assert that everything is as it was at the start."""
         assert self.census() == {}
         assert self.held() == self.start
         assert Meta.alive == 0
         counters = self.reactor.counters()
         ended = sum(number for name, number in counters.items() if name.startswith("ended_"))
-        assert ended == self.came, "each ended for one reason"
+        assert ended == self.came, "a connection has no reason or two"
 
     def check_stale(self, conns: list[int]) -> None:
-        """A handle of one who is gone is refused by every call, and counted."""
+        """Assert that every call with a handle of an ended connection is refused and counted."""
         calls: list[tuple[Callable[[int], object], object]] = [
             (lambda conn: self.reactor.send(conn, b"x"), False),
             (lambda conn: self.reactor.close(conn, 1000), False),
@@ -267,279 +267,279 @@ class Station:
         self.listener.close()
 
 
-# --- the ways: each brings one batch and says for what reasons it must have ended --------------------
+# --- the ways to end: each function connects one batch, and a table has its reasons ------------------
 
 
-def refused_at_the_gate(station: Station) -> None:
-    station.open_gate(GateLimits(connections=1))
-    stays = station.pairs(1)[0]
-    station.dial(BATCH - 1)
-    station.reactor.abort(stays)
-    station.open_gate(GateLimits(handshakes_in_progress=1024))
+def refused_at_the_gate(rig: Rig) -> None:
+    rig.open_gate(GateLimits(connections=1))
+    stays = rig.pairs(1)[0]
+    rig.dial(BATCH - 1)
+    rig.reactor.abort(stays)
+    rig.open_gate(GateLimits(handshakes_in_progress=1024))
 
 
-def refused_for_descriptors(station: Station) -> None:
-    station.open_gate(GateLimits(descriptors=1))
-    station.dial(BATCH, HEAD)
-    station.open_gate()
+def refused_for_descriptors(rig: Rig) -> None:
+    rig.open_gate(GateLimits(descriptors=1))
+    rig.dial(BATCH, HEAD)
+    rig.open_gate()
 
 
-def gone_before_the_head(station: Station) -> None:
-    station.strangers()
+def gone_before_the_head(rig: Rig) -> None:
+    rig.connect_without_head()
 
 
-def half_a_head(station: Station) -> None:
-    station.strangers()
-    station.say(HEAD[:-3])
-    station.turn()
+def half_a_head(rig: Rig) -> None:
+    rig.connect_without_head()
+    rig.say(HEAD[:-3])
+    rig.turn()
 
 
-def late_head(station: Station) -> None:
-    station.strangers()
-    station.say(HEAD[:-3])
-    station.pass_ms(4_000)
+def late_head(rig: Rig) -> None:
+    rig.connect_without_head()
+    rig.say(HEAD[:-3])
+    rig.pass_ms(4_000)
 
 
-def head_too_large(station: Station) -> None:
-    station.strangers()
-    station.say(b"GET /" + b"a" * 500)
-    station.turn()
+def head_too_large(rig: Rig) -> None:
+    rig.connect_without_head()
+    rig.say(b"GET /" + b"a" * 500)
+    rig.turn()
 
 
-def head_refused(station: Station) -> None:
-    station.decide = lambda conn: station.reactor.refuse(conn, NO)
-    station.strangers()
-    station.say(HEAD + b"and more")
-    station.turn()
+def head_refused(rig: Rig) -> None:
+    rig.decide = lambda conn: rig.reactor.refuse(conn, NO)
+    rig.connect_without_head()
+    rig.say(HEAD + b"and more")
+    rig.turn()
 
 
-def head_refused_without_a_word(station: Station) -> None:
-    station.decide = lambda conn: station.reactor.refuse(conn, b"")
-    station.strangers()
-    station.say(HEAD)
-    station.turn()
+def head_refused_without_an_answer(rig: Rig) -> None:
+    rig.decide = lambda conn: rig.reactor.refuse(conn, b"")
+    rig.connect_without_head()
+    rig.say(HEAD)
+    rig.turn()
 
 
-def never_decided(station: Station) -> None:
-    station.decide = lambda _: None
-    station.strangers()
-    station.say(HEAD)
-    station.pass_ms(4_000)
+def never_decided(rig: Rig) -> None:
+    rig.decide = lambda _: None
+    rig.connect_without_head()
+    rig.say(HEAD)
+    rig.pass_ms(4_000)
 
 
-def gone_while_undecided(station: Station) -> None:
-    station.decide = lambda conn: station.reactor.set_meta(conn, Meta())
-    station.strangers()
-    station.say(HEAD + client_frame(TEXT, b"early"))
-    station.turn()
+def gone_while_undecided(rig: Rig) -> None:
+    rig.decide = lambda conn: rig.reactor.set_meta(conn, Meta())
+    rig.connect_without_head()
+    rig.say(HEAD + client_frame(TEXT, b"early"))
+    rig.turn()
 
 
-def aborted_while_undecided(station: Station) -> None:
-    station.decide = lambda conn: station.reactor.abort(conn)
-    station.strangers()
-    station.say(HEAD)
-    station.turn()
+def aborted_while_undecided(rig: Rig) -> None:
+    rig.decide = lambda conn: rig.reactor.abort(conn)
+    rig.connect_without_head()
+    rig.say(HEAD)
+    rig.turn()
 
 
-def gone_when_open(station: Station) -> None:
-    station.guests()
+def gone_when_open(rig: Rig) -> None:
+    rig.open_batch()
 
 
-def half_closed(station: Station) -> None:
-    station.guests()
-    for client in station.clients:
+def half_closed(rig: Rig) -> None:
+    rig.open_batch()
+    for client in rig.clients:
         client.shutdown(socket.SHUT_WR)
-    station.turn()
+    rig.turn()
 
 
-def peer_closes(station: Station) -> None:
-    station.guests()
-    station.say(client_close(1000))
-    station.turn()
-    station.lingers()
+def peer_closes(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_close(1000))
+    rig.turn()
+    rig.assert_lingering()
 
 
-def peer_closes_and_is_gone(station: Station) -> None:
-    station.guests()
-    station.say(client_close(1000))
+def peer_closes_and_is_gone(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_close(1000))
 
 
-def application_closes(station: Station) -> None:
-    for conn in station.guests():
-        assert station.reactor.close(conn, 1000, b"bye")
-    station.turn()
-    station.say(client_close(1000))
-    station.turn()
-    station.lingers()
+def application_closes(rig: Rig) -> None:
+    for conn in rig.open_batch():
+        assert rig.reactor.close(conn, 1000, b"bye")
+    rig.turn()
+    rig.say(client_close(1000))
+    rig.turn()
+    rig.assert_lingering()
 
 
-def application_closes_and_nobody_answers(station: Station) -> None:
-    for conn in station.guests():
-        assert station.reactor.close(conn, 4000)
-    station.turn()
-    station.say(client_frame(TEXT, b"not a close"))
-    station.pass_ms(7_000)
+def application_closes_without_an_answer(rig: Rig) -> None:
+    for conn in rig.open_batch():
+        assert rig.reactor.close(conn, 4000)
+    rig.turn()
+    rig.say(client_frame(TEXT, b"not a close"))
+    rig.pass_ms(7_000)
 
 
-def application_closes_in_the_middle(station: Station) -> None:
-    conns = station.guests()
-    station.say(client_header(BINARY, 1_000) + bytes(10))
-    station.turn()
+def application_closes_in_the_middle(rig: Rig) -> None:
+    conns = rig.open_batch()
+    rig.say(client_header(BINARY, 1_000) + bytes(10))
+    rig.turn()
     for conn in conns:
-        assert station.reactor.close(conn, 1000)
-    station.turn()
-    station.say(bytes(990) + client_close())
-    station.turn()
-    station.lingers()
+        assert rig.reactor.close(conn, 1000)
+    rig.turn()
+    rig.say(bytes(990) + client_close())
+    rig.turn()
+    rig.assert_lingering()
 
 
-def application_closes_while_paused(station: Station) -> None:
-    conns = station.guests()
+def application_closes_while_paused(rig: Rig) -> None:
+    conns = rig.open_batch()
     for conn in conns:
-        station.reactor.pause_reading(conn)
-    station.say(client_frame(TEXT, b"unread"))
-    station.turn()
+        rig.reactor.pause_reading(conn)
+    rig.say(client_frame(TEXT, b"unread"))
+    rig.turn()
     for conn in conns:
-        station.reactor.close(conn, 1000)
-    station.turn()
-    station.say(client_close())
-    station.turn()
-    station.lingers()
+        rig.reactor.close(conn, 1000)
+    rig.turn()
+    rig.say(client_close())
+    rig.turn()
+    rig.assert_lingering()
 
 
-def application_aborts(station: Station) -> None:
-    for conn in station.guests():
-        station.reactor.subscribe(conn, b"news")
-        station.reactor.send(conn, b"never written")
-        assert station.reactor.abort(conn)
+def application_aborts(rig: Rig) -> None:
+    for conn in rig.open_batch():
+        rig.reactor.subscribe(conn, b"news")
+        rig.reactor.send(conn, b"never written")
+        assert rig.reactor.abort(conn)
 
 
-def protocol_error(station: Station) -> None:
-    station.guests()
-    station.say(client_frame(TEXT, b"good") + client_frame(3) + bytes(50))
-    station.turn()
-    station.lingers()
+def protocol_error(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_frame(TEXT, b"good") + client_frame(3) + bytes(50))
+    rig.turn()
+    rig.assert_lingering()
 
 
-def protocol_error_answered(station: Station) -> None:
-    station.failing = lambda conn: station.reactor.send(conn, b"last words")
-    protocol_error(station)
+def protocol_error_answered(rig: Rig) -> None:
+    rig.failing = lambda conn: rig.reactor.send(conn, b"last words")
+    protocol_error(rig)
 
 
-def bad_text(station: Station) -> None:
-    station.guests()
-    station.say(client_frame(TEXT, b"\xc3", final=False) + client_frame(CONTINUATION, b"\x28"))
-    station.turn()
-    station.lingers()
+def bad_text(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_frame(TEXT, b"\xc3", final=False) + client_frame(CONTINUATION, b"\x28"))
+    rig.turn()
+    rig.assert_lingering()
 
 
-def too_big(station: Station) -> None:
-    station.guests()
-    station.say(client_header(BINARY, 1 << 40))
-    station.turn()
+def too_big(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_header(BINARY, 1 << 40))
+    rig.turn()
 
 
-def half_a_header(station: Station) -> None:
-    station.guests()
-    station.say(client_header(BINARY, 1_000)[:3])
-    station.turn()
+def half_a_header(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_header(BINARY, 1_000)[:3])
+    rig.turn()
 
 
-def half_a_frame(station: Station) -> None:
-    station.guests()
-    station.say(client_header(BINARY, 1_000) + bytes(100))
-    station.turn()
+def half_a_frame(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_header(BINARY, 1_000) + bytes(100))
+    rig.turn()
 
 
-def half_a_message(station: Station) -> None:
-    station.guests()
-    station.say(client_frame(TEXT, b"a" * 500, final=False) + client_frame(PING, b"between"))
-    station.turn()
+def half_a_message(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_frame(TEXT, b"a" * 500, final=False) + client_frame(PING, b"between"))
+    rig.turn()
 
 
-def undelivered_messages(station: Station) -> None:
-    station.guests()
-    station.say(client_frame(TEXT, b"a") * 150)
-    station.reactor.poll(station.now_ms)
+def undelivered_messages(rig: Rig) -> None:
+    rig.open_batch()
+    rig.say(client_frame(TEXT, b"a") * 150)
+    rig.reactor.poll(rig.now_ms)
 
 
-def paused_with_a_backlog(station: Station) -> None:
-    conns = station.guests()
-    station.say(client_frame(TEXT, b"a") * 150)
-    station.reactor.poll(station.now_ms)
+def paused_with_a_backlog(rig: Rig) -> None:
+    conns = rig.open_batch()
+    rig.say(client_frame(TEXT, b"a") * 150)
+    rig.reactor.poll(rig.now_ms)
     for conn in conns:
-        station.reactor.pause_reading(conn)
-    station.turn()
+        rig.reactor.pause_reading(conn)
+    rig.turn()
 
 
-def subscribed(station: Station) -> None:
-    for number, conn in enumerate(station.guests()):
+def subscribed(rig: Rig) -> None:
+    for number, conn in enumerate(rig.open_batch()):
         for name in range(number % 40):
-            station.reactor.subscribe(conn, b"room %d" % name)
+            rig.reactor.subscribe(conn, b"room %d" % name)
 
 
-def outbox_pending(station: Station) -> None:
-    conns = station.guests()
+def outbox_pending(rig: Rig) -> None:
+    conns = rig.open_batch()
     for conn in conns:
-        station.reactor.subscribe(conn, b"news", policy=event_kinds.POLICY_DROP_OLDEST)
+        rig.reactor.subscribe(conn, b"news", policy=event_kinds.POLICY_DROP_OLDEST)
     for position in range(1, 12):
-        station.reactor.publish(b"news", [b"n" * 1_200], position=position)
+        rig.reactor.publish(b"news", [b"n" * 1_200], position=position)
         if position % 3 == 0:
-            station.turn()
+            rig.turn()
     for conn in conns[::2]:
-        station.reactor.unsubscribe(conn, b"news")
-    station.say(client_frame(PING, b"p" * 50) * 5)
-    station.turn()
+        rig.reactor.unsubscribe(conn, b"news")
+    rig.say(client_frame(PING, b"p" * 50) * 5)
+    rig.turn()
 
 
-def slow_consumer(station: Station) -> None:
-    for conn in station.guests():
-        station.reactor.subscribe(conn, b"news")
+def slow_consumer(rig: Rig) -> None:
+    for conn in rig.open_batch():
+        rig.reactor.subscribe(conn, b"news")
         for _ in range(200):
-            if not station.reactor.send(conn, b"r" * 4_000):
+            if not rig.reactor.send(conn, b"r" * 4_000):
                 break
-            station.reactor.flush(station.now_ms)
+            rig.reactor.flush(rig.now_ms)
         else:
-            raise AssertionError("never slow")
-    station.turn()
+            raise AssertionError("no outbox became full")
+    rig.turn()
 
 
-def slow_consumer_who_reads_why(station: Station) -> None:
-    slow_consumer(station)
+def slow_consumer_that_reads_its_close(rig: Rig) -> None:
+    slow_consumer(rig)
     for _ in range(20):
-        station.listen_to()
-        station.turn()
+        rig.read_all()
+        rig.turn()
 
 
-def write_stall(station: Station) -> None:
-    for conn in station.pairs():
-        station.reactor.send(conn, b"r" * 12_000)
-    station.pass_ms(7_000)
+def write_stall(rig: Rig) -> None:
+    for conn in rig.pairs():
+        rig.reactor.send(conn, b"r" * 12_000)
+    rig.pass_ms(7_000)
 
 
-def never_pongs(station: Station) -> None:
-    station.guests()
-    station.pass_ms(9_000)
+def never_pongs(rig: Rig) -> None:
+    rig.open_batch()
+    rig.pass_ms(9_000)
 
 
-def deadline(station: Station) -> None:
-    for conn in station.guests():
-        station.reactor.set_deadline(conn, station.now_ms + 100, 4001)
-    station.pass_ms(500)
-    station.lingers()
+def deadline(rig: Rig) -> None:
+    for conn in rig.open_batch():
+        rig.reactor.set_deadline(conn, rig.now_ms + 100, 4001)
+    rig.pass_ms(500)
+    rig.assert_lingering()
 
 
-def metas_replaced(station: Station) -> None:
-    for conn in station.guests():
+def metas_replaced(rig: Rig) -> None:
+    for conn in rig.open_batch():
         for _ in range(3):
-            station.reactor.set_meta(conn, Meta())
-        assert isinstance(station.reactor.meta(conn), Meta)
+            rig.reactor.set_meta(conn, Meta())
+        assert isinstance(rig.reactor.meta(conn), Meta)
 
 
 class Way(NamedTuple):
-    """One way to come and go, and the reasons that must be counted for a whole batch."""
+    """One way to connect and end, and the reasons that must be counted for a whole batch."""
 
-    bring: Callable[[Station], None]
+    bring: Callable[[Rig], None]
     reasons: tuple[Reason, ...]
 
 
@@ -552,17 +552,17 @@ WAYS = (
     Way(late_head, (Reason.HEAD_TIMEOUT,)),
     Way(head_too_large, (Reason.HEAD_TOO_LARGE,)),
     Way(head_refused, (Reason.HEAD_REFUSED,)),
-    Way(head_refused_without_a_word, (Reason.HEAD_REFUSED,)),
+    Way(head_refused_without_an_answer, (Reason.HEAD_REFUSED,)),
     Way(never_decided, (Reason.UPGRADE_TIMEOUT,)),
     Way(gone_while_undecided, GONE),
     Way(aborted_while_undecided, (Reason.APPLICATION,)),
     Way(gone_when_open, GONE),
     Way(half_closed, GONE),
     Way(peer_closes, (Reason.PEER_CLOSED,)),
-    # A reset overtakes what was said before it.
+    # A reset may arrive before the Close.
     Way(peer_closes_and_is_gone, (Reason.PEER_CLOSED, *GONE)),
     Way(application_closes, (Reason.APPLICATION,)),
-    Way(application_closes_and_nobody_answers, (Reason.APPLICATION,)),
+    Way(application_closes_without_an_answer, (Reason.APPLICATION,)),
     Way(application_closes_in_the_middle, (Reason.APPLICATION,)),
     Way(application_closes_while_paused, (Reason.APPLICATION,)),
     Way(application_aborts, (Reason.APPLICATION,)),
@@ -578,7 +578,7 @@ WAYS = (
     Way(subscribed, GONE),
     Way(outbox_pending, GONE),
     Way(slow_consumer, (Reason.SLOW_CONSUMER,)),
-    Way(slow_consumer_who_reads_why, (Reason.SLOW_CONSUMER,)),
+    Way(slow_consumer_that_reads_its_close, (Reason.SLOW_CONSUMER,)),
     Way(write_stall, (Reason.WRITE_STALL,)),
     Way(never_pongs, (Reason.HEARTBEAT_TIMEOUT,)),
     Way(deadline, (Reason.TOKEN_EXPIRED,)),
@@ -586,41 +586,41 @@ WAYS = (
 )
 
 
-def run_batch(station: Station, way: Way) -> None:
-    """One batch comes and goes; it ended for the reasons it must have."""
-    station.decide, station.failing = station.welcome, lambda _: None
-    station.events.clear()
-    station.passed.clear()
-    before = station.reactor.counters()
-    came = station.came
-    way.bring(station)
-    station.leave()
-    after = station.reactor.counters()
+def run_batch(rig: Rig, way: Way) -> None:
+    """Run one batch, and check the reasons for which its connections ended."""
+    rig.decide, rig.failing = rig.welcome, lambda _: None
+    rig.events.clear()
+    rig.passed.clear()
+    before = rig.reactor.counters()
+    came = rig.came
+    way.bring(rig)
+    rig.close_clients()
+    after = rig.reactor.counters()
     ended = {
         name: after[name] - before[name]
         for name in after
         if name.startswith("ended_") and after[name] != before[name]
     }
     assert set(ended) <= {f"ended_{reason.name.lower()}" for reason in way.reasons}
-    assert sum(ended.values()) == station.came - came == BATCH
-    closed = [(conn, value) for kind, conn, value in station.events if kind == event_kinds.CLOSED]
-    assert len(closed) == len({conn for conn, _ in closed}), "closed is given once"
+    assert sum(ended.values()) == rig.came - came == BATCH
+    closed = [(conn, value) for kind, conn, value in rig.events if kind == event_kinds.CLOSED]
+    assert len(closed) == len({conn for conn, _ in closed}), "a connection has two CLOSED events"
     assert {value for _, value in closed} <= set(way.reasons)
 
 
 def descriptors() -> int:
-    gc.collect()  # what tests before this one forgot is not to go meanwhile
+    gc.collect()  # so that objects of earlier tests are not collected later
     return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
-def station() -> Iterator[Station]:
+def rig() -> Iterator[Rig]:
     wanted = BATCH * 4 + 64
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
     before = descriptors()
-    made = Station()
+    made = Rig()
     try:
         yield made
     finally:
@@ -630,113 +630,113 @@ def station() -> Iterator[Station]:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.bring.__name__)
-def test_one_way_leaves_nothing_behind(station: Station, way: Way) -> None:
+def test_each_way_to_end_returns_memory_descriptors_and_states(rig: Rig, way: Way) -> None:
     before = descriptors()
     for _ in range(3):
-        run_batch(station, way)
-    station.check()
+        run_batch(rig, way)
+    rig.check()
     assert descriptors() == before
-    station.check_stale(station.passed[:5])
-    assert station.reactor.bytes_held()["table"] in TABLE_BYTES, "slots are reused"
+    rig.check_stale(rig.passed[:5])
+    assert rig.reactor.bytes_held()["table"] in TABLE_BYTES, "slots were not reused"
 
 
 @pytest.mark.slow
-def test_100_000_come_and_go_in_every_way(station: Station) -> None:
+def test_100_000_connections_that_end_in_every_way_leak_nothing(rig: Rig) -> None:
     for way in WAYS:
-        run_batch(station, way)
+        run_batch(rig, way)
     gc.collect()
     before, blocks = descriptors(), sys.getallocatedblocks()
-    pool = station.reactor.bytes_held()["pool"]
-    slow = {late_head, never_decided, application_closes_and_nobody_answers, write_stall, never_pongs}
-    slow |= {slow_consumer, slow_consumer_who_reads_why, outbox_pending, deadline, subscribed}
+    pool = rig.reactor.bytes_held()["pool"]
+    slow = {late_head, never_decided, application_closes_without_an_answer, write_stall, never_pongs}
+    slow |= {slow_consumer, slow_consumer_that_reads_its_close, outbox_pending, deadline, subscribed}
     number = 0
-    while station.came < TOTAL:
+    while rig.came < TOTAL:
         way = WAYS[number % len(WAYS)]
         number += 1
-        # Those that wait for deadlines take their turn less often.
+        # Ways that wait for deadlines run less often.
         if way.bring not in slow or number // len(WAYS) % 3 == 0:
-            run_batch(station, way)
-    station.check()
-    assert station.reactor.counters()["accepted"] > TOTAL // 3, "over TCP"
-    station.events.clear()
-    station.passed.clear()
+            run_batch(rig, way)
+    rig.check()
+    assert rig.reactor.counters()["accepted"] > TOTAL // 3, "too few connections were over TCP"
+    rig.events.clear()
+    rig.passed.clear()
     gc.collect()
     assert descriptors() == before
-    assert station.reactor.bytes_held()["table"] in TABLE_BYTES, "never more than 1,024 at once"
-    assert station.reactor.bytes_held()["pool"] <= max(pool * 2, 1 << 20)
-    assert sys.getallocatedblocks() - blocks < 1_000, "nothing of Python's grows with connections"
+    assert rig.reactor.bytes_held()["table"] in TABLE_BYTES, "the table has grown"
+    assert rig.reactor.bytes_held()["pool"] <= max(pool * 2, 1 << 20)
+    assert sys.getallocatedblocks() - blocks < 1_000, "Python objects are left behind"
 
 
-# --- the end of everything --------------------------------------------------------------------------
+# --- the end of a reactor ---------------------------------------------------------------------------
 
 
-def everyone_at_once(station: Station) -> None:
-    """Some of every state are there, none further than this."""
-    station.open_gate(GateLimits(connections=1))
-    station.pairs(1)
-    station.dial(20, HEAD)
-    assert station.reactor.counters()["now_draining"] == 20
-    station.open_gate()
+def connections_in_every_state(rig: Rig) -> None:
+    """Bring connections into every state, and close_clients them there."""
+    rig.open_gate(GateLimits(connections=1))
+    rig.pairs(1)
+    rig.dial(20, HEAD)
+    assert rig.reactor.counters()["now_draining"] == 20
+    rig.open_gate()
     for way in (subscribed, paused_with_a_backlog, half_a_message, outbox_pending, peer_closes):
-        station.first = len(station.clients)
-        way(station)
-    station.first = len(station.clients)
-    half_a_head(station)
-    station.first = len(station.clients)
-    gone_while_undecided(station)
-    station.decide = station.welcome
-    for conn in station.guests():
-        assert station.reactor.close(conn, 1000)
-    station.turn()
-    station.first = len(station.clients)
-    station.guests()
-    station.say(client_frame(3))
+        rig.first = len(rig.clients)
+        way(rig)
+    rig.first = len(rig.clients)
+    half_a_head(rig)
+    rig.first = len(rig.clients)
+    gone_while_undecided(rig)
+    rig.decide = rig.welcome
+    for conn in rig.open_batch():
+        assert rig.reactor.close(conn, 1000)
+    rig.turn()
+    rig.first = len(rig.clients)
+    rig.open_batch()
+    rig.say(client_frame(3))
     for _ in range(2):
-        station.events += station.reactor.poll(station.now_ms)
-    for conn in station.pairs():
-        station.reactor.abort(conn)
+        rig.events += rig.reactor.poll(rig.now_ms)
+    for conn in rig.pairs():
+        rig.reactor.abort(conn)
 
 
-def test_shutdown_gives_everything_back(station: Station) -> None:
+def test_shutdown_with_connections_in_every_state_returns_everything(rig: Rig) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4_096), hard), hard))
     before = descriptors()
-    everyone_at_once(station)
+    connections_in_every_state(rig)
     for state in ("head", "deciding", "open", "failing", "closing", "lingering", "gone"):
-        assert station.reactor.counters()[f"now_{state}"] == BATCH or state in ("open", "lingering"), state
-    held = station.reactor.bytes_held()
+        assert rig.reactor.counters()[f"now_{state}"] == BATCH or state in ("open", "lingering"), state
+    held = rig.reactor.bytes_held()
     assert all(held[kind] for kind in ("table", "frame", "outbox", "partial", "channel", "subscription"))
     assert Meta.alive > BATCH
-    station.reactor.shutdown()
+    rig.reactor.shutdown()
     assert Meta.alive == 0
-    assert station.reactor.fileno() == -1
-    assert set(station.reactor.bytes_held().values()) == {0}
-    for client in station.clients:
+    assert rig.reactor.fileno() == -1
+    assert set(rig.reactor.bytes_held().values()) == {0}
+    for client in rig.clients:
         client.close()
-    station.clients.clear()
-    assert descriptors() == before - 1, "the epoll set is closed too"
-    counters = station.reactor.counters()
+    rig.clients.clear()
+    assert descriptors() == before - 1, "the epoll descriptor is still open"
+    counters = rig.reactor.counters()
     ended = sum(number for name, number in counters.items() if name.startswith("ended_"))
-    assert ended == station.came
-    assert station.census() == {}, "nothing is there any more"
+    assert ended == rig.came
+    assert rig.census() == {}, "a state still has connections"
 
 
-def test_a_reactor_that_is_forgotten_gives_everything_back() -> None:
+def test_collected_reactor_without_shutdown_returns_everything() -> None:
     before = descriptors()
-    station = Station()
-    for conn in station.guests():
-        station.reactor.subscribe(conn, b"news")
-        station.reactor.send(conn, b"x" * 10_000)
-    for client in station.clients:
+    rig = Rig()
+    for conn in rig.open_batch():
+        rig.reactor.subscribe(conn, b"news")
+        rig.reactor.send(conn, b"x" * 10_000)
+    for client in rig.clients:
         client.close()
-    station.listener.close()
-    del station, conn
+    rig.listener.close()
+    del rig, conn
     gc.collect()
     assert Meta.alive == 0
     assert descriptors() == before
 
 
-def test_a_meta_has_one_reference_more() -> None:
+def test_meta_object_has_exactly_one_reference_until_the_closed_event() -> None:
     reactor = Reactor(now_ms=0)
     ours, theirs = socket.socketpair()
     conn = reactor.adopt(ours.detach(), now_ms=0, upgraded=True)
@@ -755,14 +755,14 @@ def test_a_meta_has_one_reference_more() -> None:
     reactor.set_meta(conn, second)
     reactor.abort(conn)
     assert reactor.meta(conn) is None
-    assert sys.getrefcount(second) == at_second + 1, "held until the closed event"
+    assert sys.getrefcount(second) == at_second + 1, "the object was released before the CLOSED event"
     assert reactor.poll(0) == [(event_kinds.CLOSED, conn, Reason.APPLICATION)]
     assert sys.getrefcount(second) == at_second
     theirs.close()
     reactor.shutdown()
 
 
-# What is made wrongly must not touch descriptors that are not its own.
+# A reactor that was not constructed must not close descriptors of others.
 BROKEN = {
     "without a clock": "Reactor()",
     "with a short key": "Reactor(now_ms=0, hash_key=b'short')",
@@ -772,7 +772,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_reactor_that_failed_to_start_closes_nothing(how: str) -> None:
+def test_reactor_that_failed_to_start_leaves_standard_input_open(how: str) -> None:
     script = (
         "import os\n"
         "from wsgate.reactor import Reactor, Settings\n"
