@@ -1,4 +1,4 @@
-"""The JavaScript client: its own tests, its types, and real gateways from Node and from a browser."""
+"""Test the JavaScript client: its own tests, its types, and real gateways from Node and from Chromium."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ COMPILER_OPTIONS: Final = {
     "moduleDetection": "force",
     "types": [],
 }
-# A client with all its defaults, and everything that happens to it.
+# A client with its defaults, which records all its events.
 START: Final = """(async (url) => {
     // A command may wait for a gateway that starts, and on a busy machine that takes more than ten seconds.
     globalThis.client = new wsgate.Client(url, { token: () => token, commandTimeoutMs: 60_000 });
@@ -60,7 +60,7 @@ START: Final = """(async (url) => {
 
 
 class Runtime(Protocol):
-    """Where scripts are evaluated: Node, or a page in a browser."""
+    """A place where scripts are evaluated: Node, or a page in a browser."""
 
     def evaluate(self, script: str) -> Any: ...
 
@@ -75,31 +75,33 @@ def node() -> Node:
 # --- without a gateway --------------------------------------------------------------------------------
 
 
-def test_there_are_tests_for_node() -> None:
+def test_at_least_four_test_files_for_node_exist() -> None:
     assert len(NODE_TESTS) >= 4
 
 
 @pytest.mark.parametrize("file", NODE_TESTS, ids=lambda file: file.name.removesuffix(".test.mjs"))
-def test_under_node(node: Node, file: Path) -> None:
+def test_every_test_of_the_javascript_client_passes_under_node(node: Node, file: Path) -> None:
     done = node.run("--test", "--test-reporter=tap", str(file))
     counts = {word: int(count) for word, count in re.findall(r"^# (\w+) (\d+)$", done.stdout, re.MULTILINE)}
     assert done.returncode == 0 and counts["fail"] == counts["cancelled"] == 0, done.stdout + done.stderr
-    assert counts["pass"] == counts["tests"] > 0, "a file that ran no tests proves nothing"
+    assert counts["pass"] == counts["tests"] > 0, "the file ran no tests"
 
 
-def test_the_types_are_those_of_the_module(node: Node, tmp_path: Path) -> None:
+def test_type_declarations_match_the_javascript_module(node: Node, tmp_path: Path) -> None:
     done = compile_types(node, tmp_path)
     assert done == ""
 
 
-def test_types_that_say_something_else_are_found(node: Node, tmp_path: Path) -> None:
+def test_type_declaration_that_differs_from_the_module_is_a_compiler_error(
+    node: Node, tmp_path: Path
+) -> None:
     types = (CLIENT / "wsgate.d.ts").read_text()
     done = compile_types(node, tmp_path, types.replace("  close(): void;", "  close(): number;"))
     assert "implementation" in done
 
 
 def compile_types(node: Node, folder: Path, types: str | None = None) -> str:
-    """What the compiler says of the module, of its types and of a program that uses them."""
+    """Return what the compiler reports about the module, its types, and a program that uses them."""
     shutil.copy(CLIENT / "wsgate.js", folder / "implementation.js")
     (folder / "wsgate.d.ts").write_text(types or (CLIENT / "wsgate.d.ts").read_text())
     shutil.copy(ROOT / "tests" / "support" / "client_types.ts", folder)
@@ -110,12 +112,12 @@ def compile_types(node: Node, folder: Path, types: str | None = None) -> str:
     return node.run(str(compiler), "--project", str(folder), "--pretty", "false").stdout
 
 
-# --- with one, from Node and from a page --------------------------------------------------------------
+# --- with a gateway, from Node and from a page --------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def page_url() -> Iterator[str]:
-    """A site that has the client: another origin than the gateway's."""
+    """Serve a site with the client, on another origin than the gateway."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -141,7 +143,7 @@ def page_url() -> Iterator[str]:
 def serve(
     page_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., contextlib.AbstractContextManager[Gateway]]:
-    """Starts a gateway that lets the page in; always with the same secret."""
+    """Return a function that starts a gateway with the same secret, which accepts the origin of the page."""
     config = tmp_path_factory.mktemp("config") / "wsgate.toml"
     config.write_text(f'[server]\nallowed_origins = ["{page_url}"]\n[auth]\nhmac_secret = "{SECRET}"\n')
     return lambda *flags: running_gateway("--config", str(config), *flags)
@@ -155,11 +157,11 @@ def gateway(serve: Callable[..., contextlib.AbstractContextManager[Gateway]]) ->
 
 @pytest.fixture(params=["node", "chromium"])
 def runtime(request: pytest.FixtureRequest, node: Node, page_url: str) -> Iterator[Runtime]:
-    """Where the client runs; at the end nothing that nobody caught must have failed there."""
+    """Yield the place where the client runs; an uncaught error in it fails the test."""
     if request.param == "node":
         with node.process() as process:
             yield process
-            process.evaluate("0")  # what nobody caught would have ended it
+            process.evaluate("0")  # an uncaught error would have ended it
         return
     chromium = find_chromium()
     if chromium is None:
@@ -169,7 +171,7 @@ def runtime(request: pytest.FixtureRequest, node: Node, page_url: str) -> Iterat
         browser.wait_for("globalThis.wsgate")
         yield browser
         browser.evaluate("0")
-        # That a gateway is away is no fault of a script.
+        # A failed connection is not an error of a script.
         assert [fault for fault in browser.faults if not fault.startswith("WebSocket connection to")] == []
 
 
@@ -178,7 +180,7 @@ def token(user: str, ttl_s: int = 3600) -> str:
 
 
 def start(runtime: Runtime, gateway: Gateway, shown: str = "") -> None:
-    """A client that is open."""
+    """Start a client and wait until it is open."""
     runtime.evaluate(f"globalThis.token = {json.dumps(shown)}")
     runtime.evaluate(f"{START}({json.dumps(gateway.ws_url)})")
     runtime.evaluate("client.connect()")
@@ -189,30 +191,34 @@ def publish(gateway: Gateway, channel: str, data: str | bytes) -> None:
         assert bus.publish(f"wsgate:ch:{channel}", data) == 1
 
 
-def hears(runtime: Runtime, channel: str, data: Any, encoding: str = "json") -> None:
+def wait_for_publication(runtime: Runtime, channel: str, data: Any, encoding: str = "json") -> None:
     runtime.wait_for(f"heard.some((each) => JSON.stringify(each) === `{dump([channel, encoding, data])}`)")
 
 
 def dump(value: Any) -> str:
-    """JSON as JSON.stringify writes it."""
+    """Return JSON as JSON.stringify writes it."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def test_it_subscribes_publishes_and_hears(runtime: Runtime, gateway: Gateway) -> None:
+def test_js_client_subscribes_publishes_and_receives_json_and_binary(
+    runtime: Runtime, gateway: Gateway
+) -> None:
     start(runtime, gateway)
     runtime.evaluate("Promise.all([subscribe('news'), subscribe('chat:42')])")
     assert runtime.evaluate("client.publish('news', { text: 'h\\u00e9', n: [1, null] })") == {}
-    hears(runtime, "news", {"text": "h\u00e9", "n": [1, None]})
+    wait_for_publication(runtime, "news", {"text": "h\u00e9", "n": [1, None]})
     runtime.evaluate("client.publish('news', 'not to me', { echo: false, key: 'k' })")
     publish(gateway, "chat:42", '"from a backend"')
     publish(gateway, "chat:42", b"\xff\xfe\x00")
-    hears(runtime, "chat:42", "from a backend")
-    hears(runtime, "chat:42", [255, 254, 0], "binary")
+    wait_for_publication(runtime, "chat:42", "from a backend")
+    wait_for_publication(runtime, "chat:42", [255, 254, 0], "binary")
     assert runtime.evaluate("heard.length") == 3
     assert runtime.evaluate("[happened.error.length, happened.gap.length]") == [0, 0]
 
 
-def test_it_reads_with_for_await(runtime: Runtime, gateway: Gateway) -> None:
+def test_js_subscription_can_be_read_with_for_await_until_it_is_unsubscribed(
+    runtime: Runtime, gateway: Gateway
+) -> None:
     start(runtime, gateway)
     read = """(async () => {
         const subscription = client.subscribe("loop");
@@ -228,8 +234,8 @@ def test_it_reads_with_for_await(runtime: Runtime, gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["chromium"], indirect=True)
-def test_it_works_where_a_page_has_no_events_and_little_else(runtime: Runtime, gateway: Gateway) -> None:
-    """As in React Native: what the module may not need is gone before the module is loaded."""
+def test_js_client_works_without_event_url_atob_and_performance(runtime: Runtime, gateway: Gateway) -> None:
+    """React Native lacks them. The test deletes them before the module is loaded."""
     gone = ("Event", "EventTarget", "URL", "atob", "performance", "structuredClone", "AbortController")
     runtime.evaluate(f"for (const name of {json.dumps(gone)}) delete globalThis[name]")
     assert runtime.evaluate("typeof EventTarget + typeof URL + typeof performance") == "undefined" * 3
@@ -244,7 +250,9 @@ def test_it_works_where_a_page_has_no_events_and_little_else(runtime: Runtime, g
     assert runtime.evaluate("[client.state, happened.open.length]") == ["open", 2]
 
 
-def test_it_lets_go_and_connects_again(runtime: Runtime, gateway: Gateway) -> None:
+def test_js_client_can_disconnect_and_connect_again_and_keeps_its_subscriptions(
+    runtime: Runtime, gateway: Gateway
+) -> None:
     start(runtime, gateway)
     runtime.evaluate("subscribe('kept')")
     runtime.evaluate("""(async () => {
@@ -255,15 +263,15 @@ def test_it_lets_go_and_connects_again(runtime: Runtime, gateway: Gateway) -> No
             await client.connect();
         }
     })()""")
-    runtime.wait_for(
-        "happened.gap.length > 0"
-    )  # the channel is held again, and live: what was missed is told
+    runtime.wait_for("happened.gap.length > 0")  # the channel is subscribed again, and the loss is reported
     publish(gateway, "kept", '"still here"')
-    hears(runtime, "kept", "still here")
+    wait_for_publication(runtime, "kept", "still here")
     wait_until("one connection is left", lambda: gateway.metric("wsgate_connections_held") == 1, 20)
 
 
-def test_a_missing_token_is_an_error_and_no_loop(runtime: Runtime, tmp_path: Path, page_url: str) -> None:
+def test_js_client_without_a_required_token_ends_with_401_and_does_not_retry(
+    runtime: Runtime, tmp_path: Path, page_url: str
+) -> None:
     config = tmp_path / "wsgate.toml"
     config.write_text(f'[server]\nallowed_origins = ["{page_url}"]\n[auth]\nhmac_secret = "{SECRET}"\n')
     with running_gateway("--config", str(config), is_dev=False) as strict:
@@ -277,15 +285,17 @@ def test_a_missing_token_is_an_error_and_no_loop(runtime: Runtime, tmp_path: Pat
         assert runtime.evaluate("[client.state, faults]") == ["closed", [caught[1]]]
 
 
-def test_its_inbox(runtime: Runtime, gateway: Gateway) -> None:
+def test_js_client_receives_publications_to_the_inbox_of_its_user(runtime: Runtime, gateway: Gateway) -> None:
     start(runtime, gateway, token("42"))
     runtime.evaluate("subscribe('@me')")
     assert runtime.evaluate("happened.open[0].user") == "42"
     publish(gateway, "@42", '{"n":1}')
-    hears(runtime, "@me", {"n": 1})
+    wait_for_publication(runtime, "@me", {"n": 1})
 
 
-def test_refusals(runtime: Runtime, gateway: Gateway) -> None:
+def test_js_client_reports_refused_commands_as_command_errors_and_stays_open(
+    runtime: Runtime, gateway: Gateway
+) -> None:
     start(runtime, gateway)
     caught = "(error) => [error.constructor === wsgate.CommandError, error.code, error.error]"
     assert runtime.evaluate(f"client.publish('{{no}}', 1).catch({caught})") == [True, 400, "bad_request"]
@@ -293,7 +303,9 @@ def test_refusals(runtime: Runtime, gateway: Gateway) -> None:
     assert runtime.evaluate("client.state") == "open"
 
 
-def test_a_token_that_is_none_ends_it_for_good(runtime: Runtime, gateway: Gateway) -> None:
+def test_js_client_with_an_invalid_token_is_closed_4501_and_does_not_return(
+    runtime: Runtime, gateway: Gateway
+) -> None:
     with pytest.raises(AssertionError, match="4501"):
         start(runtime, gateway, "no.token.at-all")
     assert runtime.evaluate("client.state") == "closed"
@@ -301,14 +313,14 @@ def test_a_token_that_is_none_ends_it_for_good(runtime: Runtime, gateway: Gatewa
 
 
 @pytest.mark.parametrize("runtime", ["node"], indirect=True)
-def test_a_token_is_refreshed_before_it_expires(runtime: Runtime, gateway: Gateway) -> None:
+def test_js_client_refreshes_its_token_before_it_expires(runtime: Runtime, gateway: Gateway) -> None:
     start(runtime, gateway, token("42", ttl_s=5))
     runtime.evaluate(f"globalThis.token = {json.dumps(token('42'))}")
     runtime.evaluate("new Promise((resolve) => setTimeout(resolve, 6000))")
     assert runtime.evaluate("[client.state, happened.open.length, happened.error.length]") == ["open", 1, 0]
 
 
-def test_it_comes_back_after_a_restart(
+def test_js_client_reconnects_and_subscribes_again_after_a_gateway_restart(
     runtime: Runtime, serve: Callable[..., contextlib.AbstractContextManager[Gateway]], port: int
 ) -> None:
     with serve("--port", str(port)) as gateway:
@@ -318,25 +330,25 @@ def test_it_comes_back_after_a_restart(
         gateway.stop()
         runtime.wait_for("client.state === 'waiting'")
         assert runtime.evaluate("[happened.close[0].code, happened.close[0].willReconnect]") == [4012, True]
-        # Said while nobody is there: it waits for the connection, though not for the subscription.
+        # A publish without a connection waits for the connection, but not for the subscription.
         publishing = "client.publish('news', 'said meanwhile').then(() => 'ok', ({ error }) => error)"
         runtime.evaluate(f"globalThis.publishing = {publishing}, 0")
     with serve("--port", str(port)) as gateway:
         runtime.wait_for("client.state === 'open'")
         # The shard may accept the client before the bus accepts the shard.
         assert runtime.evaluate("publishing") in ("ok", "unavailable")
-        runtime.wait_for("happened.gap.length === 2")  # both are held again
+        runtime.wait_for("happened.gap.length === 2")  # both are subscribed again
         publish(gateway, "news", '"to all"')
         publish(gateway, "@42", '"for you"')
-        hears(runtime, "news", "to all")
-        hears(runtime, "@me", "for you")
+        wait_for_publication(runtime, "news", "to all")
+        wait_for_publication(runtime, "@me", "for you")
         gaps = runtime.evaluate("happened.gap.map(({ channel, reason }) => [channel, reason])")
         assert sorted(gaps) == [["@me", "not_recovered"], ["news", "not_recovered"]]
         runtime.evaluate("client.close()")
         assert runtime.evaluate("happened.close.at(-1).code") == 1000
 
 
-def test_the_gateway_serves_it_and_any_page_may_import_it() -> None:
+def test_gateway_serves_the_js_client_to_pages_of_any_origin() -> None:
     with running_gateway() as gateway:
         url = f"http://127.0.0.1:{gateway.port}/client.js"
         for _ in range(3):
@@ -344,5 +356,7 @@ def test_the_gateway_serves_it_and_any_page_may_import_it() -> None:
                 assert answer.read() == (ROOT / "wsgate" / "client" / "js" / "wsgate.js").read_bytes()
             assert answer.headers["Content-Type"] == "text/javascript; charset=utf-8"
             assert answer.headers["Access-Control-Allow-Origin"] == "*"
-        wait_until("it is counted", lambda: gateway.metric("wsgate_client_requests_total") == 3, 20)
-        wait_until("nothing is held", lambda: gateway.metric("wsgate_connections_held") == 0, 20)
+        wait_until(
+            "the requests are counted", lambda: gateway.metric("wsgate_client_requests_total") == 3, 20
+        )
+        wait_until("no connection is left", lambda: gateway.metric("wsgate_connections_held") == 0, 20)
