@@ -1,4 +1,4 @@
-"""`wsgate doctor` on the machine the tests run on."""
+"""Run `wsgate doctor` on the machine of the tests."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def doctor(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_small_demand_is_met_and_a_huge_one_blocks() -> None:
+def test_doctor_exits_0_for_a_small_demand_and_1_with_the_blocking_limit_for_a_huge_one() -> None:
     small = doctor("--connections", "10", "--shards", "1")
     assert small.returncode == 0, small.stdout + small.stderr
     assert "limit:" in small.stdout
@@ -33,7 +33,7 @@ def test_a_small_demand_is_met_and_a_huge_one_blocks() -> None:
     assert "BLOCKING  RLIMIT_NOFILE" in huge.stdout
 
 
-def test_programs_read_json_and_the_configuration_counts() -> None:
+def test_doctor_prints_json_and_uses_the_configured_limits_and_timeouts() -> None:
     told = json.loads(doctor("--json", WSGATE_ADMISSION__MAX_CONNECTIONS="77").stdout)
     assert told["connections"] == 77
     assert told["capacities"][0] == told["binding"]
@@ -41,7 +41,7 @@ def test_programs_read_json_and_the_configuration_counts() -> None:
     assert next(row for row in late["findings"] if row["name"] == "stop timeout")["needed"] == "30 s"
 
 
-def test_the_bus_is_asked_and_one_that_is_away_is_said() -> None:
+def test_doctor_measures_the_bus_and_reports_a_bus_that_does_not_answer() -> None:
     def line(url: str) -> dict[str, str]:
         rows = json.loads(doctor("--json", WSGATE_BUS__URL=url).stdout)["findings"]
         found: dict[str, str] = next(row for row in rows if row["name"] == "bus")
@@ -57,14 +57,14 @@ def test_the_bus_is_asked_and_one_that_is_away_is_said() -> None:
 @pytest.mark.parametrize(
     "arguments", [("--rate", "-1"), ("--stop-timeout", "soon"), ("--shards", "0x"), ("--connections", "-5")]
 )
-def test_nonsense_is_refused(arguments: tuple[str, str]) -> None:
+def test_doctor_with_a_wrong_argument_exits_with_2_and_no_traceback(arguments: tuple[str, str]) -> None:
     done = doctor(*arguments)
     assert done.returncode == 2
     assert done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_what_the_service_has_counts_and_not_what_the_shell_has(tmp_path: Path) -> None:
+def test_doctor_uses_the_limits_of_the_systemd_service_only_if_it_is_loaded(tmp_path: Path) -> None:
     systemctl = tmp_path / "systemctl"
     systemctl.write_text("#!/bin/sh\necho LoadState=loaded\necho TimeoutStopUSec=5s\necho LimitNOFILE=1000\n")
     systemctl.chmod(0o755)
