@@ -1,4 +1,4 @@
-"""Development mode as a newcomer meets it: safe on an office network, and open to pages of this machine."""
+"""Use development mode as a newcomer: safe on an office network, and open to pages of this machine."""
 
 import http.client
 import os
@@ -31,8 +31,8 @@ def production() -> Iterator[Gateway]:
         yield running
 
 
-def asked(gateway: Gateway, path: str, **headers: str) -> tuple[int, dict[str, str], str]:
-    """Status, headers and body of a GET on the client port."""
+def get(gateway: Gateway, path: str, **headers: str) -> tuple[int, dict[str, str], str]:
+    """Return the status, headers and body of a GET on the client port."""
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=LIMIT_S)
     try:
         connection.request("GET", path, headers=headers)
@@ -42,8 +42,8 @@ def asked(gateway: Gateway, path: str, **headers: str) -> tuple[int, dict[str, s
         connection.close()
 
 
-def shaken(gateway: Gateway, origin: str, host: str) -> str:
-    """The whole answer to the handshake of a page of this origin."""
+def handshake_answer(gateway: Gateway, origin: str, host: str) -> str:
+    """Return the whole answer to the handshake of a page of this origin."""
     lines = [
         "GET /ws HTTP/1.1",
         f"Host: {host}",
@@ -62,7 +62,7 @@ def shaken(gateway: Gateway, origin: str, host: str) -> str:
 
 
 def listening_addresses(port: int) -> set[str]:
-    """The addresses, in hexadecimal as the kernel shows them, on which somebody listens on this port."""
+    """Return the addresses that have a listener on this port, in hexadecimal as the kernel shows them."""
     rows = (
         line.split()
         for name in ("tcp", "tcp6")
@@ -72,12 +72,12 @@ def listening_addresses(port: int) -> set[str]:
     return {address for address, number in local if int(number, 16) == port}
 
 
-def test_it_listens_on_this_machine_alone(gateway: Gateway) -> None:
+def test_development_gateway_listens_only_on_loopback(gateway: Gateway) -> None:
     assert listening_addresses(gateway.port) == {"0100007F"}
     assert listening_addresses(gateway.admin_port) == {"0100007F"}
 
 
-def test_a_host_that_is_asked_for_is_taken_and_named() -> None:
+def test_development_gateway_with_a_host_flag_listens_there_and_prints_a_warning() -> None:
     with running_gateway(host="0.0.0.0") as open_to_all:
         assert listening_addresses(open_to_all.port) == {"00000000"}
         [line] = [line for line in open_to_all.lines if line.startswith("  listens ")]
@@ -88,23 +88,27 @@ def test_a_host_that_is_asked_for_is_taken_and_named() -> None:
 @pytest.mark.parametrize(
     "origin", ["http://localhost:5173", "https://127.0.0.1", "http://[::1]:3000", "http://127.9.9.9:1"]
 )
-def test_any_page_of_this_machine_may_connect(gateway: Gateway, production: Gateway, origin: str) -> None:
+def test_loopback_origin_may_connect_in_development_but_not_in_production(
+    gateway: Gateway, production: Gateway, origin: str
+) -> None:
     for host in (f"localhost:{gateway.port}", f"127.0.0.1:{gateway.port}"):
-        assert shaken(gateway, origin, host).startswith("HTTP/1.1 101 ")
-    assert shaken(production, origin, f"gate.example:{production.port}").startswith("HTTP/1.1 403 ")
+        assert handshake_answer(gateway, origin, host).startswith("HTTP/1.1 101 ")
+    assert handshake_answer(production, origin, f"gate.example:{production.port}").startswith("HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize(
     "origin", ["null", "file://", "http://evil.example:%d", "https://localhost.evil.example"]
 )
-def test_no_other_page_may_connect_and_the_cause_is_named(gateway: Gateway, origin: str) -> None:
-    """The last but one is a foreign name that was rebound to this machine: origin and Host agree."""
+def test_foreign_origin_is_403_in_development_and_the_answer_and_log_name_the_setting(
+    gateway: Gateway, origin: str
+) -> None:
+    """One case is a foreign name that was rebound to this machine, so that Origin and Host agree."""
     origin = origin % gateway.port if "%d" in origin else origin
     host = origin.partition("://")[2] or f"localhost:{gateway.port}"
-    wait_until(  # a cause is logged once a second, so that an earlier refusal may hold this one back
+    wait_until(  # a cause is logged once a second, so an earlier refusal may suppress the line
         "a log line names the origin and the setting",
         lambda: (
-            _is_refused_with_cause(shaken(gateway, origin, host), origin)
+            _is_refused_with_cause(handshake_answer(gateway, origin, host), origin)
             and any(
                 "origin_refused" in line and f"origin={origin} " in line and "server.allowed_origins" in line
                 for line in gateway.lines
@@ -121,23 +125,27 @@ def _is_refused_with_cause(answer: str, origin: str) -> bool:
     return True
 
 
-def test_the_root_of_the_client_port_leads_to_the_page(gateway: Gateway, production: Gateway) -> None:
+def test_root_of_the_client_port_redirects_to_the_admin_page_only_in_development(
+    gateway: Gateway, production: Gateway
+) -> None:
     for path in ("/", "/?a=b"):
-        status, headers, body = asked(gateway, path, Host="evil.example")
+        status, headers, body = get(gateway, path, Host="evil.example")
         assert (status, headers["location"]) == (302, f"{gateway.admin_url}/")
         assert gateway.admin_url in body
-        assert asked(production, path)[0] == 404
+        assert get(production, path)[0] == 404
 
 
-def test_wrong_paths_are_not_found(gateway: Gateway, production: Gateway) -> None:
+def test_unknown_path_on_the_client_port_is_404_and_known_ones_are_served(
+    gateway: Gateway, production: Gateway
+) -> None:
     for running in (gateway, production):
         for path in ("/nothing", "/ws/", "/index.html", "/favicon.ico"):
-            assert (path, asked(running, path)[0]) == (path, 404)
-        assert asked(running, "/ws")[0] == 426
-        assert asked(running, "/readyz")[0] == asked(running, "/client.js")[0] == 200
+            assert (path, get(running, path)[0]) == (path, 404)
+        assert get(running, "/ws")[0] == 426
+        assert get(running, "/readyz")[0] == get(running, "/client.js")[0] == 200
 
 
-def test_the_start_ends_with_addresses_commands_and_how_to_stop(gateway: Gateway) -> None:
+def test_start_in_development_prints_addresses_commands_and_the_way_to_stop(gateway: Gateway) -> None:
     place = gateway.lines.index("ready")
     rows = dict(line.strip().split(None, 1) for line in gateway.lines[place - 8 : place])
     assert list(rows) == ["listens", "socket", "page", "bus", "publish", "listen", "token", "stop"]
@@ -150,8 +158,8 @@ def test_the_start_ends_with_addresses_commands_and_how_to_stop(gateway: Gateway
 
 
 @pytest.mark.parametrize("row", ["publish", "token"])
-def test_the_commands_that_are_shown_work_as_they_stand(gateway: Gateway, row: str) -> None:
-    """Also where `wsgate` is on no path, as after `make run`."""
+def test_printed_command_runs_unchanged_in_a_shell(gateway: Gateway, row: str) -> None:
+    """They also work where `wsgate` is not on the path, as after `make run`."""
     rows = dict(line.strip().split(None, 1) for line in gateway.lines if line.startswith("  "))
     environ = os.environ | {"RUNTIME_DIRECTORY": str(gateway.directory)}
     done = subprocess.run(
@@ -168,7 +176,7 @@ def test_the_commands_that_are_shown_work_as_they_stand(gateway: Gateway, row: s
     assert sys.executable in rows[row] or rows[row].startswith(("wsgate ", ".venv/bin/wsgate "))
 
 
-def test_without_wsgate_on_the_path_the_commands_name_the_program_that_was_started(tmp_path: Path) -> None:
+def test_printed_commands_name_the_started_program_when_wsgate_is_not_on_the_path(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("wsgate")
     environ = {"PATH": "/usr/bin:/bin", "RUNTIME_DIRECTORY": str(tmp_path)}
     started = subprocess.Popen(
