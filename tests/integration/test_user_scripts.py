@@ -1,4 +1,4 @@
-"""The scripts for users' limits on real servers: whatever somebody else wrote there locks nobody out."""
+"""Run the scripts for the limits of users on real servers: foreign entries refuse no connection."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ HOUR_US = 3_600_000_000
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
 def server(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A client of a real server."""
+    """Yield a client of a real server."""
     if request.param == "valkey":
         with running_valkey() as valkey, redis.Redis(port=valkey.port) as client:
             yield client
@@ -36,7 +36,7 @@ def bus(server: Any) -> Any:
 
 
 def enter(bus: Any, member: str, limit: int, left_out: int = 0, most: int = 240) -> list[str]:
-    """How many there are and those that are shown; nothing when it fits."""
+    """Register a connection; return the number and the members shown, or nothing when it fits the limit."""
     text: bytes = bus.eval(USER_ENTER.text, 1, KEY, member, limit, 3_600, left_out, most)
     return text.decode().split()
 
@@ -51,7 +51,7 @@ def now_us() -> int:
     return time.time_ns() // 1_000
 
 
-def test_what_can_be_no_connection_counts_for_nothing_and_is_removed(bus: Any) -> None:
+def test_malformed_members_do_not_count_for_the_limit_and_are_removed(bus: Any) -> None:
     odd = [
         *(
             b"nothex@me",
@@ -72,7 +72,7 @@ def test_what_can_be_no_connection_counts_for_nothing_and_is_removed(bus: Any) -
     assert bus.zrange(KEY, 0, -1) == [MINE.encode()]
 
 
-def test_more_odd_members_than_an_answer_shows_hide_no_connection(bus: Any) -> None:
+def test_thousand_malformed_members_do_not_hide_the_valid_ones(bus: Any) -> None:
     bus.zadd(KEY, {f"odd{number}": number for number in range(1_000)})
     others = [f"{number:016x}@other" for number in range(3)]
     bus.zadd(KEY, {each: 2_000 + place for place, each in enumerate(others)})
@@ -80,7 +80,7 @@ def test_more_odd_members_than_an_answer_shows_hide_no_connection(bus: Any) -> N
     assert bus.zcard(KEY) == 4
 
 
-def test_the_oldest_are_shown_in_parts_within_the_limit_of_an_answer(bus: Any) -> None:
+def test_oldest_members_are_returned_in_parts_of_at_most_240(bus: Any) -> None:
     others = [f"{number:016x}@{'f' * 47}" for number in range(500)]
     bus.zadd(KEY, {each: place for place, each in enumerate(others)})
     shown = enter(bus, MINE, 10)
@@ -92,7 +92,7 @@ def test_the_oldest_are_shown_in_parts_within_the_limit_of_an_answer(bus: Any) -
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "set", "hash", "stream"])
-def test_a_key_of_another_type_is_replaced(bus: Any, kind: str) -> None:
+def test_user_key_of_another_type_is_replaced_by_both_scripts(bus: Any, kind: str) -> None:
     fill = {
         "string": lambda: bus.set(KEY, "1"),
         "list": lambda: bus.lpush(KEY, "1"),
@@ -110,7 +110,9 @@ def test_a_key_of_another_type_is_replaced(bus: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("ahead_us", [1, HOUR_US, 10**15, 9 * 10**15, float("inf")])
-def test_a_clock_that_was_set_back_makes_a_newcomer_no_elder(bus: Any, ahead_us: float) -> None:
+def test_new_connection_is_registered_as_the_newest_although_the_clock_was_set_back(
+    bus: Any, ahead_us: float
+) -> None:
     first = "0000000000000001@other"
     bus.zadd(KEY, {first: now_us() + ahead_us})
     shown = enter(bus, MINE, 1)
@@ -119,7 +121,7 @@ def test_a_clock_that_was_set_back_makes_a_newcomer_no_elder(bus: Any, ahead_us:
         assert shown[1:] == [first, MINE]
 
 
-def test_an_allowance_goes_on_where_it_was_when_the_clock_was_set_back(bus: Any) -> None:
+def test_message_allowance_continues_after_the_clock_was_set_back_two_hours(bus: Any) -> None:
     assert lease(bus, 10, 10) == (10, 0)
     full, written = (int(part) for part in bus.get(KEY).split())
     # As if this had been written before the clock was set back by two hours.
@@ -129,7 +131,7 @@ def test_an_allowance_goes_on_where_it_was_when_the_clock_was_set_back(bus: Any)
 
 
 @pytest.mark.parametrize("rate", [1, 10, 1_000])
-def test_no_value_makes_a_user_wait_for_long(bus: Any, rate: int) -> None:
+def test_malformed_rate_value_delays_a_user_by_at_most_12_seconds(bus: Any, rate: int) -> None:
     now = now_us()
     for value in [
         *(str(now + 2 * HOUR_US), f"{now + 2 * HOUR_US} {now}", f"{now + 2 * HOUR_US} x", f"x {now}"),
@@ -147,14 +149,14 @@ def test_no_value_makes_a_user_wait_for_long(bus: Any, rate: int) -> None:
         assert bus.pttl(KEY) != -1 and bus.pttl(KEY) <= 15_000, value
 
 
-def test_what_was_used_on_credit_is_charged_by_all_shards_together(bus: Any) -> None:
-    """The bound of a wait must not forgive what many shards have let pass."""
+def test_messages_sent_on_credit_by_20_leases_are_all_charged_to_the_wait(bus: Any) -> None:
+    """The limit of a wait must not cancel the debt of many shards."""
     for _ in range(20):
         lease(bus, 10, 1, 2)
     assert 3_000 <= lease(bus, 10, 1)[1] <= 3_600
 
 
-def test_an_older_value_is_read(bus: Any) -> None:
+def test_rate_value_in_the_older_format_is_read(bus: Any) -> None:
     bus.set(KEY, str(now_us() + 600_000))
     assert lease(bus, 10, 10)[0] in (3, 4)
 
@@ -164,7 +166,7 @@ def test_an_older_value_is_read(bus: Any) -> None:
 
 @contextlib.contextmanager
 def full(bus: Any) -> Iterator[None]:
-    """While this lasts, the server refuses every command that needs memory."""
+    """Make the server refuse every command that needs memory, while the context is open."""
     bus.set("w:fill", "x" * 2_000_000)
     bus.config_set("maxmemory", "1mb")
     try:
@@ -200,7 +202,7 @@ def test_messages_of_a_user_are_counted_although_the_server_has_reached_its_memo
         pytest.param(REVOKE, ("ann", int(time.time()), 3_600, 100), id="revocation"),
     ],
 )
-def test_what_the_gateway_itself_says_is_kept_although_the_server_has_reached_its_memory(
+def test_keys_of_the_gateway_itself_are_stored_although_the_server_has_reached_its_memory(
     bus: Any, script: Script, arguments: tuple[Any, ...]
 ) -> None:
     with full(bus):
