@@ -1,4 +1,4 @@
-"""The examples, run as their commands run them."""
+"""Run the examples with the commands that their documents name."""
 
 import contextlib
 import os
@@ -20,11 +20,11 @@ _END_S = 60
 
 @contextlib.contextmanager
 def running_example(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """`python -m examples...` in a session of its own; nothing of it is left behind."""
+    """Run `python -m examples...` in a session of its own, and wait for its end."""
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    watchdog = threading.Timer(_START_S, process.kill)  # a test that waits for a line must not wait for ever
+    watchdog = threading.Timer(_START_S, process.kill)  # ends the test if the expected line never comes
     watchdog.start()
     try:
         yield process
@@ -37,8 +37,8 @@ def running_example(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
         process.wait(_END_S)
 
 
-def test_push_to_a_phone_that_goes_away() -> None:
-    """Every notification is shown once, also those that came while it was away; nobody is left behind."""
+def test_push_example_shows_each_notification_once_although_the_phone_was_away() -> None:
+    """Notifications that were sent while the phone was away are shown after its return."""
     with running_example("examples.push", "--count", "9", "--every", "0.1") as process:
         assert process.stdout is not None
         told = process.stdout.read()
@@ -49,7 +49,7 @@ def test_push_to_a_phone_that_goes_away() -> None:
 
 @pytest.fixture(scope="module")
 def chat() -> Iterator[str]:
-    """The page's address."""
+    """Run the chat example; yield the address of its page."""
     with running_example("examples.chat", "--port", "0", "--gateway-port", "0") as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -61,7 +61,7 @@ def chat() -> Iterator[str]:
 
 
 def _is_anything_left(session: int) -> bool:
-    """Whether a process group of this leader lives on."""
+    """Whether the process group of this leader still exists."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(session, 0)
         return True
@@ -80,8 +80,8 @@ def _say(browser: Browser, text: str) -> None:
     browser.click("#say button")
 
 
-def test_two_people_chat(chat: str) -> None:
-    """They see each other and what is said, before and after one of them came; text stays text."""
+def test_chat_example_shows_two_people_each_other_and_all_lines_as_plain_text(chat: str) -> None:
+    """The second one also sees the lines from before its login."""
     chromium = find_chromium()
     if chromium is None:
         pytest.skip("no Chromium here, and none could be installed")
@@ -102,8 +102,8 @@ def test_two_people_chat(chat: str) -> None:
         assert ann.faults == []
 
 
-def test_a_name_that_is_none(chat: str) -> None:
-    """The page says so, and nobody comes in."""
+def test_chat_example_refuses_an_invalid_name_with_a_message(chat: str) -> None:
+    """The page shows the fault and stays at the login."""
     chromium = find_chromium()
     if chromium is None:
         pytest.skip("no Chromium here, and none could be installed")
