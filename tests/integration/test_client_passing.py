@@ -1,6 +1,6 @@
-"""The Python client does after every refusal, error and Close what the table "passing or final" says.
+"""Compare the Python client with the table "passing or final" after every refusal, error and Close.
 
-The gateway follows a script on real sockets; the time of the client's back-off is moved by hand.
+The gateway assert_follows a script on real sockets; the test moves the clock of the client's back-off.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ def cases(*kinds: str) -> list[Any]:
     ]
 
 
-class Told:
-    """A client, and what it reported."""
+class Observed:
+    """A client and the errors that it reported."""
 
     def __init__(self, url: str, token: str) -> None:
         self.clock = ManualClock()
@@ -63,12 +63,12 @@ class Told:
         self._reported.set()
 
     async def has_slept(self, count: int) -> None:
-        """Wait until so many tasks of the client sleep. Answers come over sockets, so turns do not count."""
+        """Wait until this many tasks of the client sleep; answers come over sockets and need real time."""
         while len(self.clock.sleeping) < count:  # noqa: ASYNC110 - the clock has no event
             await asyncio.sleep(0)
 
     async def reported(self, count: int) -> None:
-        """Wait until so many errors were reported, and the client has dealt with the last one."""
+        """Wait until this many errors were reported, and the client has handled the last one."""
         async with asyncio.timeout(WITHIN_S):
             while len(self.errors) < count:
                 self._reported.clear()
@@ -76,28 +76,28 @@ class Told:
         await until(lambda: self.client.state not in (ClientState.CONNECTING, ClientState.OPEN))
 
 
-async def follows(
-    told: Told, gateway: ScriptedGateway, action: str, row: dict[str, Any], least_s: float
+async def assert_follows(
+    observed: Observed, gateway: ScriptedGateway, action: str, row: dict[str, Any], least_s: float
 ) -> None:
-    """Assert that the client, which has met this row once, does what the row says."""
-    client = told.client
-    await told.reported(1)
+    """Assert that the client, which has met this row once, acts as the row states."""
+    client = observed.client
+    await observed.reported(1)
     if action == "end":
         async with asyncio.timeout(WITHIN_S):
             ending = await client.closed()
         assert (ending.code, ending.may_return) == (row["code"], False)
         with pytest.raises(ClosedError, match=str(row["code"])):
             await client.connected()
-        assert [error.temporary for error in told.errors if isinstance(error, Disconnected)] == [False]
-        assert not told.clock.sleeping
+        assert [error.temporary for error in observed.errors if isinstance(error, Disconnected)] == [False]
+        assert not observed.clock.sleeping
         return
     assert client.state is ClientState.WAITING
-    await until(lambda: told.clock.sleeping)
-    assert told.clock.sleeping == [pytest.approx(least_s + JITTER_S)]
+    await until(lambda: observed.clock.sleeping)
+    assert observed.clock.sleeping == [pytest.approx(least_s + JITTER_S)]
     for count in range(2, LIMIT + 1 if action == "limited" else 2):
-        told.clock.advance(3600)
-        await told.reported(count)
-    told.clock.advance(3600)
+        observed.clock.advance(3600)
+        await observed.reported(count)
+    observed.clock.advance(3600)
     async with asyncio.timeout(WITHIN_S):
         if action == "limited":
             assert (await client.closed()).code == row["code"]
@@ -108,15 +108,17 @@ async def follows(
 
 
 @pytest.mark.parametrize(("row", "token"), cases("close"))
-def test_after_a_close(row: dict[str, Any], token: str) -> None:
+def test_client_after_each_close_code_reconnects_or_ends_as_the_table_states(
+    row: dict[str, Any], token: str
+) -> None:
     async def main() -> None:
         async with scripted_gateway() as gateway:
-            told = Told(gateway.url, token)
-            async with told.client:
+            observed = Observed(gateway.url, token)
+            async with observed.client:
                 visit = await gateway.visit(1)
                 retry_ms = RETRY_S * 1000 if row["retry"] else None
                 await visit.close(row["code"], row["name"], retry_ms)
-                await follows(told, gateway, row[token], row, RETRY_S if row["retry"] else 0)
+                await assert_follows(observed, gateway, row[token], row, RETRY_S if row["retry"] else 0)
                 if row[token] == "reconnect" and token == "provider":
                     assert (await gateway.visit(2)).token == "token-2"
 
@@ -124,33 +126,37 @@ def test_after_a_close(row: dict[str, Any], token: str) -> None:
 
 
 @pytest.mark.parametrize(("row", "token"), cases("http"))
-def test_after_a_refused_handshake(row: dict[str, Any], token: str) -> None:
+def test_client_after_each_http_refusal_retries_or_ends_as_the_table_states(
+    row: dict[str, Any], token: str
+) -> None:
     async def main() -> None:
         headers = {"Retry-After": str(RETRY_S)} if row["retry"] else {}
         times = LIMIT if row[token] == "limited" else 1
         gateway = ScriptedGateway(refusals=deque([(row["code"], headers)] * times))
         async with scripted_gateway(gateway):
-            told = Told(gateway.url, token)
-            async with told.client:
-                await follows(told, gateway, row[token], row, RETRY_S if row["retry"] else 0)
+            observed = Observed(gateway.url, token)
+            async with observed.client:
+                await assert_follows(observed, gateway, row[token], row, RETRY_S if row["retry"] else 0)
 
     run(main())
 
 
 @pytest.mark.parametrize(("row", "token"), cases("lost"))
-def test_after_a_connection_that_is_lost(row: dict[str, Any], token: str) -> None:
+def test_client_after_a_lost_connection_reconnects_as_the_table_states(
+    row: dict[str, Any], token: str
+) -> None:
     async def main() -> None:
         async with scripted_gateway() as gateway:
-            told = Told(gateway.url, token)
-            async with told.client:
+            observed = Observed(gateway.url, token)
+            async with observed.client:
                 (await gateway.visit(1)).socket.transport.abort()
-                await follows(told, gateway, row[token], row, 0)
+                await assert_follows(observed, gateway, row[token], row, 0)
 
     run(main())
 
 
 class Refusing(ScriptedGateway):
-    """Answers the command with one error, so many times."""
+    """A gateway that answers a command with one error, a limited number of times."""
 
     def __init__(self, row: dict[str, Any]) -> None:
         super().__init__()
@@ -168,22 +174,24 @@ class Refusing(ScriptedGateway):
 
 
 @pytest.mark.parametrize(("row", "token"), cases("error"))
-def test_after_an_error(row: dict[str, Any], token: str) -> None:
+def test_subscription_after_each_error_is_retried_or_fails_as_the_table_states(
+    row: dict[str, Any], token: str
+) -> None:
     async def main() -> None:
         gateway = Refusing(row)
         async with scripted_gateway(gateway):
-            told = Told(gateway.url, "none")
-            channel_token: Any = {"provider": told._token, "fixed": "fixed", "none": None}[token]
-            async with told.client as client, asyncio.timeout(WITHIN_S):
+            observed = Observed(gateway.url, "none")
+            channel_token: Any = {"provider": observed._token, "fixed": "fixed", "none": None}[token]
+            async with observed.client as client, asyncio.timeout(WITHIN_S):
                 chat = client.subscribe("chat", token=channel_token)
                 visit = await gateway.visit(1)
                 action = row[token]
                 tries = {"retry": LIMIT + 1, "limited": LIMIT}.get(action, 1)
                 for count in range(2, tries + 1):
-                    # One sleeps until silence is noticed, one until the next try.
-                    await told.has_slept(2)
-                    assert told.clock.sleeping[0] > (RETRY_S if row["retry"] else 0)
-                    told.clock.advance(told.clock.sleeping[0])
+                    # One task sleeps until silence is noticed, one until the next attempt.
+                    await observed.has_slept(2)
+                    assert observed.clock.sleeping[0] > (RETRY_S if row["retry"] else 0)
+                    observed.clock.advance(observed.clock.sleeping[0])
                     await visit.heard("sub", count)
                 if action in ("retry", "held"):
                     await chat.ready()
