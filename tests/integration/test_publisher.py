@@ -1,4 +1,4 @@
-"""The way out: every publish has one outcome, the right one, whatever becomes of the bus meanwhile."""
+"""Run the publisher: every publish has exactly one correct outcome, however the bus fails meanwhile."""
 
 import asyncio
 import contextlib
@@ -26,16 +26,16 @@ NAME = b"wsgate:ch:news"
 
 
 @dataclass
-class Asked:
-    """A publisher that runs, and what it said to each publish."""
+class Recorder:
+    """A running publisher and the outcomes that it reported."""
 
     publisher: Publisher
-    outcomes: list[tuple[int, str]] = field(default_factory=list)  # in the order they came
+    outcomes: list[tuple[int, str]] = field(default_factory=list)  # in the order of their arrival
     why: list[str] = field(default_factory=list)
     number: int = 0
 
     def publish(self, data: bytes | None = None, name: bytes = NAME, *, must_reach: bool = False) -> int:
-        """Publish its own number, or something else; the number."""
+        """Publish the next number, or other data; return the number of the publish."""
         self.number += 1
         payload = b"%d" % self.number if data is None else data
         done = partial(self._done, self.number)
@@ -51,22 +51,22 @@ class Asked:
 
     @property
     def counted(self) -> dict[str, int]:
-        """How often each outcome came."""
+        """Return how often each outcome occurred."""
         return dict(Counter(outcome for _, outcome in self.outcomes))
 
     async def say(self, data: bytes | None = None, name: bytes = NAME) -> str:
-        """Publish and await the outcome."""
+        """Publish and wait for the outcome."""
         number = self.publish(data, name)
         await until("answered", lambda: any(each == number for each, _ in self.outcomes))
         return dict(self.outcomes)[number]
 
 
 @contextlib.asynccontextmanager
-async def speaking(
+async def running_publisher(
     address: BusAddress, *, connect_timeout_s: float = 20, command_timeout_s: float = 20
-) -> AsyncIterator[Asked]:
+) -> AsyncIterator[Recorder]:
     why: list[str] = []
-    asked = Asked(
+    recorder = Recorder(
         Publisher(
             address,
             connect_timeout_s=connect_timeout_s,
@@ -75,19 +75,19 @@ async def speaking(
         ),
         why=why,
     )
-    task = asyncio.ensure_future(asked.publisher.run())
+    task = asyncio.ensure_future(recorder.publisher.run())
     try:
-        yield asked
+        yield recorder
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled()
-        await asked.publisher.close()
+        await recorder.publisher.close()
         await asyncio.sleep(0)
-        assert sorted(number for number, _ in asked.outcomes) == list(range(1, asked.number + 1))
-        assert asked.publisher.waiting_bytes == 0
-        assert asked.publisher.published == asked.counted.get("", 0)
-        assert asked.publisher.failed == asked.number - asked.publisher.published
+        assert sorted(number for number, _ in recorder.outcomes) == list(range(1, recorder.number + 1))
+        assert recorder.publisher.waiting_bytes == 0
+        assert recorder.publisher.published == recorder.counted.get("", 0)
+        assert recorder.publisher.failed == recorder.number - recorder.publisher.published
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -104,8 +104,8 @@ def ask(client: redis.Redis, *command: object) -> object:
 
 
 @pytest.fixture
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who failed may try again at once, and a connection need not last."""
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let attempts follow at once, and accept connections that do not last."""
     monkeypatch.setattr(publisher, "FAILING_PAUSE_S", 0.0)
     monkeypatch.setattr(publisher, "STEADY_S", 0.0)
 
@@ -122,11 +122,11 @@ def backend(valkey: Valkey) -> Iterator[redis.Redis]:
         yield client
 
 
-# --- a real one ---------------------------------------------------------------------------------------
+# --- a real server ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["url", "unix_url"])
-def test_ten_thousand_are_heard_in_order_and_answered_in_order(
+def test_ten_thousand_publishes_arrive_and_are_confirmed_in_order(
     valkey: Valkey, backend: redis.Redis, way: str
 ) -> None:
     heard = listening(backend)
@@ -134,14 +134,14 @@ def test_ten_thousand_are_heard_in_order_and_answered_in_order(
     assert (heard.get_message(timeout=20) or {})["type"] == "subscribe"
 
     async def main() -> None:
-        async with speaking(parse_address(getattr(valkey, way))) as asked:
+        async with running_publisher(parse_address(getattr(valkey, way))) as recorder:
             for _ in range(20):
                 for _ in range(500):
-                    asked.publish()
+                    recorder.publish()
                 await asyncio.sleep(0)
-                await until("there is room", lambda: asked.number - len(asked.outcomes) < 5_000)
-            await until("answered", lambda: asked.is_done)
-            assert asked.outcomes == [(number, "") for number in range(1, 10_001)]
+                await until("there is room", lambda: recorder.number - len(recorder.outcomes) < 5_000)
+            await until("answered", lambda: recorder.is_done)
+            assert recorder.outcomes == [(number, "") for number in range(1, 10_001)]
 
     run(main())
     for number in range(1, 10_001):
@@ -149,7 +149,9 @@ def test_ten_thousand_are_heard_in_order_and_answered_in_order(
     heard.close()
 
 
-def test_odd_names_and_payloads_go_literally_s26(valkey: Valkey, backend: redis.Redis) -> None:
+def test_channel_names_and_payloads_with_line_ends_are_sent_literally_s26(
+    valkey: Valkey, backend: redis.Redis
+) -> None:
     odd = [
         b"a\r\nb",
         b"a b",
@@ -165,9 +167,9 @@ def test_odd_names_and_payloads_go_literally_s26(valkey: Valkey, backend: redis.
     assert (heard.get_message(timeout=20) or {})["type"] == "psubscribe"
 
     async def main() -> None:
-        async with speaking(parse_address(valkey.url)) as asked:
+        async with running_publisher(parse_address(valkey.url)) as recorder:
             for each in odd:
-                assert await asked.say(each, b":" + each) == ""
+                assert await recorder.say(each, b":" + each) == ""
 
     run(main())
     for each in odd:
@@ -176,103 +178,107 @@ def test_odd_names_and_payloads_go_literally_s26(valkey: Valkey, backend: redis.
     heard.close()
 
 
-def test_a_server_that_went_away_fails_them_at_once_and_is_found_again(
+def test_publishes_fail_as_down_while_the_server_is_stopped_and_work_after_its_restart(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher, "FAILING_PAUSE_S", 0.05)
 
     async def main() -> None:
-        async with speaking(parse_address(valkey.url)) as asked:
-            assert await asked.say() == ""
+        async with running_publisher(parse_address(valkey.url)) as recorder:
+            assert await recorder.say() == ""
             valkey.stop()
-            assert await asked.say() in ("down", "unknown")
-            await until("down", lambda: "down" in asked.counted or asked.publish() == 0)
-            assert asked.why
+            assert await recorder.say() in ("down", "unknown")
+            await until("down", lambda: "down" in recorder.counted or recorder.publish() == 0)
+            assert recorder.why
             valkey.restart()
             for _ in range(1_000):
-                if await asked.say() == "":
+                if await recorder.say() == "":
                     break
             else:
-                raise AssertionError("not found again")
+                raise AssertionError("no publish succeeded after the restart")
 
     run(main())
 
 
-def test_a_stopped_server_may_have_it_r7(valkey: Valkey) -> None:
+def test_publish_to_a_stopped_server_is_unknown_and_the_next_one_down_r7(valkey: Valkey) -> None:
     async def main() -> None:
-        async with speaking(parse_address(valkey.url), command_timeout_s=0.3, connect_timeout_s=0.3) as asked:
-            assert await asked.say() == ""
+        async with running_publisher(
+            parse_address(valkey.url), command_timeout_s=0.3, connect_timeout_s=0.3
+        ) as recorder:
+            assert await recorder.say() == ""
             with valkey.paused():
-                assert await asked.say() == "unknown"
-                assert await asked.say() == "down"  # nobody waits for a bus that does not answer
-                assert asked.why == ["no reply within 0.3 s"]
-            await until("it answers again", lambda: asked.outcomes[-1][1] == "" or asked.publish() == 0)
+                assert await recorder.say() == "unknown"
+                assert await recorder.say() == "down"  # no publish waits for a bus that does not answer
+                assert recorder.why == ["no answer within 0.3 s"]
+            await until("it answers again", lambda: recorder.outcomes[-1][1] == "" or recorder.publish() == 0)
 
     run(main())
 
 
-def test_what_a_user_may_not_publish_is_refused_with_the_reason_r10(
+def test_publish_without_permission_is_refused_and_the_password_is_not_reported_r10(
     valkey: Valkey, backend: redis.Redis
 ) -> None:
     ask(backend, "ACL", "SETUSER", "gate", "on", ">s3cret", "resetchannels", "&wsgate:*", "+@all")
     address = replace(parse_address(valkey.url), username="gate", password="s3cret")
 
     async def main() -> None:
-        async with speaking(address) as asked:
-            assert [await asked.say(b"x", name) for name in (NAME, b"other", NAME)] == ["", "refused", ""]
-            assert "NOPERM" in asked.why[0]
-        async with speaking(replace(address, password="hunter2")) as asked:
-            assert await asked.say() == "down"
-            assert "WRONGPASS" in asked.why[0] and "hunter2" not in asked.why[0]
+        async with running_publisher(address) as recorder:
+            assert [await recorder.say(b"x", name) for name in (NAME, b"other", NAME)] == ["", "refused", ""]
+            assert "NOPERM" in recorder.why[0]
+        async with running_publisher(replace(address, password="hunter2")) as recorder:
+            assert await recorder.say() == "down"
+            assert "WRONGPASS" in recorder.why[0] and "hunter2" not in recorder.why[0]
 
     run(main())
 
 
-def test_a_full_memory_stops_no_publication_and_a_full_server_is_down_r10() -> None:
+def test_publish_works_without_free_memory_and_is_down_without_free_clients_r10() -> None:
     async def main() -> None:
         # An empty Valkey 9 uses more than 1 MB, an empty Redis 7.0 less: one byte is too little for each.
         with running_valkey(maxmemory="1", maxmemory_policy="noeviction") as server:
             with redis.Redis(port=server.port) as backend:
                 with pytest.raises(redis.exceptions.OutOfMemoryError):
                     backend.set("a", "x")
-                async with speaking(parse_address(server.url)) as asked:
-                    assert await asked.say() == ""
+                async with running_publisher(parse_address(server.url)) as recorder:
+                    assert await recorder.say() == ""
                     backend.config_set("maxclients", 2)
-                    async with speaking(parse_address(server.url)) as another:
+                    async with running_publisher(parse_address(server.url)) as another:
                         assert await another.say() == "down"
-                    assert await asked.say() == ""
+                    assert await recorder.say() == ""
 
     run(main())
 
 
-def test_slow_and_sliced_answers_are_nobody_elses_r8(valkey: Valkey) -> None:
+def test_replies_in_single_bytes_and_with_a_delay_are_assigned_to_the_right_publish_r8(
+    valkey: Valkey,
+) -> None:
     async def main() -> None:
         with fault_proxy("127.0.0.1", valkey.port) as proxy:
-            async with speaking(parse_address(proxy.url)) as asked:
+            async with running_publisher(parse_address(proxy.url)) as recorder:
                 proxy.faults.slice_bytes = 1
                 for _ in range(500):
-                    asked.publish()
-                await until("answered", lambda: asked.is_done)
+                    recorder.publish()
+                await until("answered", lambda: recorder.is_done)
                 proxy.faults.delay_s = 0.2
                 for _ in range(500):
-                    asked.publish()
-                await until("answered", lambda: asked.is_done)
-                assert asked.outcomes == [(number, "") for number in range(1, 1_001)]
+                    recorder.publish()
+                await until("answered", lambda: recorder.is_done)
+                assert recorder.outcomes == [(number, "") for number in range(1, 1_001)]
 
     run(main())
 
 
-# --- one that is not what it should be ----------------------------------------------------------------
+# --- a server that breaks the protocol ----------------------------------------------------------------
 
 
 def is_refused(number: int) -> bool:
-    """Which ones the fake refuses: an answer that met another caller shows."""
+    """Whether the fake refuses this number, so that a reply to the wrong caller shows."""
     return random.Random(number).random() < 0.3
 
 
 @dataclass
 class Cutting:
-    """A bus that answers by number and cuts the connection in the middle of an answer, now and then."""
+    """A bus that answers by number, and now and then cuts the connection in the middle of a reply."""
 
     seed: int
     got: set[int] = field(default_factory=set)
@@ -292,7 +298,7 @@ class Cutting:
         if self._random.random() < 0.003:
             self.cuts += 1
             talk.writer.write(said[: self._random.randrange(len(said) + 1)])
-            # An orderly end, so that what was answered before arrives; or a reset, which may lose it.
+            # A FIN, after which earlier replies arrive, or a reset, which may discard them.
             if self._random.random() < 0.5:
                 talk.cut()
             else:
@@ -303,22 +309,22 @@ class Cutting:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_ten_thousand_publishes_cut_anywhere_have_one_right_outcome_each_s25(
-    seed: int, no_pause: None
+def test_ten_thousand_publishes_over_connections_cut_anywhere_have_one_correct_outcome_s25(
+    seed: int, without_pauses: None
 ) -> None:
     order = random.Random(seed)
 
     async def main() -> None:
         cutting = Cutting(seed)
-        async with fake_bus(cutting.answer) as bus, speaking(bus.address) as asked:
-            while asked.number < 10_000:
+        async with fake_bus(cutting.answer) as bus, running_publisher(bus.address) as recorder:
+            while recorder.number < 10_000:
                 for _ in range(order.randrange(1, 60)):
-                    asked.publish()
+                    recorder.publish()
                 for _ in range(order.randrange(3)):
                     await asyncio.sleep(0)
-                await until("there is room", lambda: asked.number - len(asked.outcomes) < 100)
-            await until("answered", lambda: asked.is_done)
-            for number, outcome in asked.outcomes:
+                await until("there is room", lambda: recorder.number - len(recorder.outcomes) < 100)
+            await until("answered", lambda: recorder.is_done)
+            for number, outcome in recorder.outcomes:
                 if outcome == "":
                     assert number in cutting.got and not is_refused(number)
                 elif outcome == "refused":
@@ -327,37 +333,39 @@ def test_ten_thousand_publishes_cut_anywhere_have_one_right_outcome_each_s25(
                     assert number not in cutting.got
                 else:
                     assert outcome == "unknown"
-            counted = asked.counted
-            # Not vacuous, and not lazily unknown: a cut costs what was under way, no more.
+            counted = recorder.counted
+            # The cuts really happen, and only publishes in flight at a cut are unknown.
             assert cutting.cuts > 10 and counted["unknown"] >= cutting.cuts / 2
             assert counted[""] > 4_000 and counted["refused"] > 1_500
-            sent = [number for number, outcome in asked.outcomes if outcome != "down"]
+            sent = [number for number, outcome in recorder.outcomes if outcome != "down"]
             assert sent == sorted(sent)
 
     run(main())
 
 
 @pytest.mark.parametrize("turns", range(12))
-def test_stopping_at_any_moment_leaves_no_publish_without_an_outcome_s25(turns: int) -> None:
+def test_publisher_stopped_at_any_moment_gives_every_publish_an_outcome_s25(turns: int) -> None:
     async def main() -> None:
         async with fake_bus() as bus:
-            async with speaking(bus.address) as asked:
+            async with running_publisher(bus.address) as recorder:
                 for _ in range(300):
-                    asked.publish()
+                    recorder.publish()
                 for _ in range(turns):
                     await asyncio.sleep(0)
-            assert set(asked.counted) <= {"", "unknown", "down"}
-            done = [number for number, outcome in asked.outcomes if outcome == ""]
+            assert set(recorder.counted) <= {"", "unknown", "down"}
+            done = [number for number, outcome in recorder.outcomes if outcome == ""]
             assert len(bus.said(b"PUBLISH")) >= len(done)
-            asked.publish()
+            recorder.publish()
             await asyncio.sleep(0)
-            assert asked.outcomes[-1][1] == "down"
+            assert recorder.outcomes[-1][1] == "down"
 
     run(main())
 
 
-def test_answers_that_came_before_the_end_count(no_pause: None) -> None:
-    """Sixty answered, then the end: sixty are published, and only the rest is unknown."""
+def test_publishes_answered_before_the_connection_ends_are_published_and_the_rest_unknown(
+    without_pauses: None,
+) -> None:
+    """The server answers 60 of 100 publishes and then closes."""
 
     async def main() -> None:
         answered = 0
@@ -371,16 +379,18 @@ def test_answers_that_came_before_the_end_count(no_pause: None) -> None:
                 talk.writer.close()
             return b":1\r\n" if answered <= 60 else b""
 
-        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
+        async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
             for _ in range(100):
-                asked.publish()
-            await until("answered", lambda: asked.is_done)
-            assert asked.counted == {"": 60, "unknown": 40}
+                recorder.publish()
+            await until("answered", lambda: recorder.is_done)
+            assert recorder.counted == {"": 60, "unknown": 40}
 
     run(main())
 
 
-def test_a_bus_that_never_answers_holds_nobody_longer_than_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishes_to_a_bus_that_never_answers_end_at_the_timeout_and_over_the_limit_as_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(publisher, "WRITE_COMMANDS", 10)
     monkeypatch.setattr(publisher, "STEADY_S", 0.0)
 
@@ -388,22 +398,22 @@ def test_a_bus_that_never_answers_holds_nobody_longer_than_its_time(monkeypatch:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return b"" if parts[0] == b"PUBLISH" else None
 
-        async with fake_bus(answer) as bus, speaking(bus.address, command_timeout_s=0.3) as asked:
+        async with fake_bus(answer) as bus, running_publisher(bus.address, command_timeout_s=0.3) as recorder:
             for _ in range(WAITING_LIMIT):
-                asked.publish()
-            assert asked.outcomes == []
-            asked.publish()
-            await until("answered", lambda: asked.outcomes)
-            assert asked.outcomes == [(WAITING_LIMIT + 1, "full")]
-            await until("answered", lambda: asked.is_done)
-            assert set(asked.counted) <= {"unknown", "down", "full"}
-            assert asked.counted["unknown"] == len(bus.said(b"PUBLISH"))
+                recorder.publish()
+            assert recorder.outcomes == []
+            recorder.publish()
+            await until("answered", lambda: recorder.outcomes)
+            assert recorder.outcomes == [(WAITING_LIMIT + 1, "full")]
+            await until("answered", lambda: recorder.is_done)
+            assert set(recorder.counted) <= {"unknown", "down", "full"}
+            assert recorder.counted["unknown"] == len(bus.said(b"PUBLISH"))
             assert bus.accepted == 1
 
     run(main())
 
 
-def test_a_bus_that_does_not_read_bounds_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_waiting_for_a_bus_that_does_not_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "STEADY_S", 0.0)
     accepted: list[int] = []
 
@@ -411,17 +421,17 @@ def test_a_bus_that_does_not_read_bounds_what_waits(monkeypatch: pytest.MonkeyPa
         listener = await asyncio.start_server(greet_and_stall, "127.0.0.1", 0)
         async with listener:
             address = BusAddress("127.0.0.1", listener.sockets[0].getsockname()[1])
-            async with speaking(address, command_timeout_s=0.5) as asked:
+            async with running_publisher(address, command_timeout_s=0.5) as recorder:
                 size = 1024 * 1024
                 for _ in range(WAITING_LIMIT_BYTES // size):
-                    asked.publish(bytes(size))
-                asked.publish(bytes(size))
-                await until("full", lambda: asked.outcomes)
-                assert asked.outcomes == [(asked.number, "full")]
-                await until("answered", lambda: asked.is_done)
-                # What never left our memory for the connection is known not to have been published.
-                assert asked.counted["down"] > 0 and asked.counted["unknown"] > 0
-                assert len(accepted) == 1  # nobody waits for another attempt after that
+                    recorder.publish(bytes(size))
+                recorder.publish(bytes(size))
+                await until("full", lambda: recorder.outcomes)
+                assert recorder.outcomes == [(recorder.number, "full")]
+                await until("answered", lambda: recorder.is_done)
+                # A publish that was never written to the connection is certainly not published.
+                assert recorder.counted["down"] > 0 and recorder.counted["unknown"] > 0
+                assert len(accepted) == 1  # no publish waits for another attempt
         greeted.set()
 
     greeted = asyncio.Event()
@@ -446,17 +456,17 @@ def test_a_bus_that_does_not_read_bounds_what_waits(monkeypatch: pytest.MonkeyPa
         b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
     ],
 )
-def test_an_error_is_a_refusal_of_this_one_and_says_why_r10(said: bytes) -> None:
+def test_error_reply_refuses_only_its_own_publish_and_reports_the_cause_r10(said: bytes) -> None:
     async def main() -> None:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return said if parts[0] == b"PUBLISH" and parts[2] == b"2" else None
 
-        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
+        async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
             for _ in range(3):
-                asked.publish()
-            await until("answered", lambda: asked.is_done)
-            assert asked.outcomes == [(1, ""), (2, "refused"), (3, "")]
-            [why] = asked.why
+                recorder.publish()
+            await until("answered", lambda: recorder.is_done)
+            assert recorder.outcomes == [(1, ""), (2, "refused"), (3, "")]
+            [why] = recorder.why
             assert why.startswith("the bus refuses: " + said[1:7].decode().strip())
             assert bus.accepted == 1
 
@@ -477,62 +487,66 @@ EVIL = {
 
 
 @pytest.mark.parametrize("wire", EVIL.values(), ids=EVIL.keys())
-def test_who_does_not_answer_like_redis_is_cut_off_s26(wire: bytes, no_pause: None) -> None:
+def test_bus_that_answers_a_publish_with_malformed_resp_is_disconnected_s26(
+    wire: bytes, without_pauses: None
+) -> None:
     async def main() -> None:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return wire if parts[0] == b"PUBLISH" and bus.accepted == 1 else None
 
-        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
-            assert await asked.say() == "unknown"
-            assert await asked.say() == ""
+        async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
+            assert await recorder.say() == "unknown"
+            assert await recorder.say() == ""
             assert bus.accepted == 2
 
     run(main())
 
 
-def test_who_answers_more_than_was_asked_is_cut_off(no_pause: None) -> None:
+def test_bus_that_sends_an_extra_reply_to_a_publish_is_disconnected(without_pauses: None) -> None:
     async def main() -> None:
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return b":1\r\n:1\r\n" if parts[0] == b"PUBLISH" else None
 
-        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
-            assert await asked.say() == ""
-            await until("left", lambda: not bus.talks)
-            assert await asked.say() == ""
+        async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
+            assert await recorder.say() == ""
+            await until("closed", lambda: not bus.talks)
+            assert await recorder.say() == ""
             assert bus.accepted == 2
 
     run(main())
 
 
-def test_what_was_not_sent_when_the_connection_was_lost_is_sent_on_the_next(no_pause: None) -> None:
+def test_publish_not_yet_sent_when_the_connection_is_lost_is_sent_on_the_next_one(
+    without_pauses: None,
+) -> None:
     async def main() -> None:
-        async with fake_bus() as bus, speaking(bus.address) as asked:
-            assert await asked.say() == ""
-            assert asked.publisher._connection is not None
-            asked.publisher._connection.abort("lost")
-            assert await asked.say() == ""  # accepted before that was known
+        async with fake_bus() as bus, running_publisher(bus.address) as recorder:
+            assert await recorder.say() == ""
+            assert recorder.publisher._connection is not None
+            recorder.publisher._connection.abort("lost")
+            assert await recorder.say() == ""  # accepted before the loss was noticed
             assert bus.accepted == 2
 
     run(main())
 
 
-def test_a_connection_closed_while_it_rested_costs_no_publish(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connection_closed_by_the_bus_fails_no_publish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "STEADY_S", 0.0)
 
     async def main() -> None:
-        async with fake_bus() as bus, speaking(bus.address) as asked:
+        async with fake_bus() as bus, running_publisher(bus.address) as recorder:
             for times in range(1, 5):
-                assert await asked.say() == ""
+                assert await recorder.say() == ""
                 bus.talks[0].writer.close()
-                await until("closed", lambda: not bus.talks and asked.publisher._connection is None)
+                await until("closed", lambda: not bus.talks and recorder.publisher._connection is None)
                 assert bus.accepted == times
-            assert asked.why == []
+            assert recorder.why == []
 
     run(main())
 
 
-def test_a_resting_connection_is_asked_whether_it_lives(
-    monkeypatch: pytest.MonkeyPatch, no_pause: None
+def test_idle_connection_is_pinged_and_replaced_when_it_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, without_pauses: None
 ) -> None:
     monkeypatch.setattr(publisher, "IDLE_PING_S", 0.01)
 
@@ -542,17 +556,17 @@ def test_a_resting_connection_is_asked_whether_it_lives(
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return b"" if is_mute and bus.accepted == 1 else None
 
-        async with fake_bus(answer) as bus, speaking(bus.address, command_timeout_s=0.2) as asked:
-            assert await asked.say() == ""
-            await until("asked", lambda: len(bus.said(b"PING")) >= 3)
+        async with fake_bus(answer) as bus, running_publisher(bus.address, command_timeout_s=0.2) as recorder:
+            assert await recorder.say() == ""
+            await until("pinged", lambda: len(bus.said(b"PING")) >= 3)
             is_mute = True
-            await until("left", lambda: asked.publisher._connection is None)
-            assert await asked.say() == ""  # it did not have to find out
+            await until("closed", lambda: recorder.publisher._connection is None)
+            assert await recorder.say() == ""  # the publish did not have to fail first
 
     run(main())
 
 
-def test_a_renewed_connection_loses_nothing_that_was_under_way() -> None:
+def test_renewing_the_connection_keeps_the_outcome_of_a_publish_in_flight() -> None:
     async def main() -> None:
         gate: list[Callable[[], None]] = []
 
@@ -562,24 +576,24 @@ def test_a_renewed_connection_loses_nothing_that_was_under_way() -> None:
                 return b""
             return None
 
-        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
-            asked.publish()
+        async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
+            recorder.publish()
             await until("sent", lambda: gate)
-            asked.publisher.renew("somebody said so")
-            asked.publish()
+            recorder.publisher.renew("somebody said so")
+            recorder.publish()
             await asyncio.sleep(0.02)
-            assert asked.outcomes == [] and len(gate) == 1  # nothing more goes out on the old one
-            publisher_pause = asked.publisher
+            assert recorder.outcomes == [] and len(gate) == 1  # nothing more is sent on the old connection
+            publisher_pause = recorder.publisher
             gate[0]()
-            await until("answered", lambda: asked.outcomes)
-            assert asked.outcomes[0] == (1, "")
-            await until("answered", lambda: asked.is_done)
-            assert publisher_pause is asked.publisher
+            await until("answered", lambda: recorder.outcomes)
+            assert recorder.outcomes[0] == (1, "")
+            await until("answered", lambda: recorder.is_done)
+            assert publisher_pause is recorder.publisher
 
     run(main())
 
 
-def test_a_caller_that_fails_harms_nobody_behind_it() -> None:
+def test_callback_that_raises_does_not_affect_the_next_publish() -> None:
     async def main() -> None:
         faults: list[object] = []
         loop = asyncio.get_running_loop()
@@ -588,42 +602,42 @@ def test_a_caller_that_fails_harms_nobody_behind_it() -> None:
         def fail(outcome: str) -> None:
             raise ValueError(outcome)
 
-        async with fake_bus() as bus, speaking(bus.address) as asked:
-            asked.publish()
-            await until("answered", lambda: asked.is_done)
-            asked.publisher.publish(NAME, b"x", fail)
-            assert await asked.say() == ""
+        async with fake_bus() as bus, running_publisher(bus.address) as recorder:
+            recorder.publish()
+            await until("answered", lambda: recorder.is_done)
+            recorder.publisher.publish(NAME, b"x", fail)
+            assert await recorder.say() == ""
             assert [type(fault) for fault in faults] == [ValueError]
-            asked.publisher.published -= 1  # of the one that is not in `outcomes`
+            recorder.publisher.published -= 1  # this publish is not in `outcomes`
 
     run(main())
 
 
-def test_who_publishes_from_a_callback_is_answered_too(no_pause: None) -> None:
+def test_publish_from_inside_a_callback_has_an_outcome(without_pauses: None) -> None:
     async def main() -> None:
-        async with fake_bus() as bus, speaking(bus.address) as asked:
+        async with fake_bus() as bus, running_publisher(bus.address) as recorder:
             again: list[str] = []
 
             def once_more(outcome: str) -> None:
                 again.append(outcome)
                 if len(again) < 3:
-                    asked.publisher.publish(NAME, b"x", once_more)
+                    recorder.publisher.publish(NAME, b"x", once_more)
 
-            asked.publisher.publish(NAME, b"x", once_more)
+            recorder.publisher.publish(NAME, b"x", once_more)
             await until("answered", lambda: len(again) == 3)
             assert again == ["", "", ""]
-            asked.publisher.published -= 3
+            recorder.publisher.published -= 3
 
     run(main())
 
 
-def test_many_publishes_of_a_pass_leave_together(valkey: Valkey) -> None:
+def test_600_publishes_of_one_pass_leave_in_three_writes(valkey: Valkey) -> None:
     async def main() -> None:
-        async with fake_bus() as bus, speaking(bus.address) as asked:
-            assert await asked.say() == ""
+        async with fake_bus() as bus, running_publisher(bus.address) as recorder:
+            assert await recorder.say() == ""
             assert isinstance(bus, FakeBus)
             writes: list[int] = []
-            connection = asked.publisher._connection
+            connection = recorder.publisher._connection
             assert connection is not None
             write = connection.write
 
@@ -633,15 +647,17 @@ def test_many_publishes_of_a_pass_leave_together(valkey: Valkey) -> None:
 
             connection.write = counted  # type: ignore[method-assign]
             for _ in range(600):
-                asked.publish()
-            await until("answered", lambda: asked.is_done)
+                recorder.publish()
+            await until("answered", lambda: recorder.is_done)
             assert writes == [256, 256, 88]
 
     run(main())
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_hostile_answers_end_the_connection_and_every_command_has_an_outcome(seed: int) -> None:
+def test_hostile_replies_to_the_publisher_end_the_connection_and_every_command_has_an_outcome(
+    seed: int,
+) -> None:
     async def scenario() -> None:
         dice, faults = random.Random(seed), list[object]()
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
@@ -650,71 +666,73 @@ def test_hostile_answers_end_the_connection_and_every_command_has_an_outcome(see
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return hostile_reply(dice) if parts[0] != b"PING" or dice.random() < 0.2 else None
 
-        async with fake_bus(answer) as bus, speaking(bus.address, command_timeout_s=0.1) as asked:
+        async with fake_bus(answer) as bus, running_publisher(bus.address, command_timeout_s=0.1) as recorder:
             for turn in range(1, 31):
-                asked.publish()
-                asked.publisher.call(b"k", pack("EXISTS", "k"), lambda *each: answers.append(each))
-                await until("answered", lambda: asked.is_done and len(answers) == turn)  # noqa: B023
-            assert {outcome for _, outcome in asked.outcomes} <= OUTCOMES
+                recorder.publish()
+                recorder.publisher.call(b"k", pack("EXISTS", "k"), lambda *each: answers.append(each))
+                await until("answered", lambda: recorder.is_done and len(answers) == turn)  # noqa: B023
+            assert {outcome for _, outcome in recorder.outcomes} <= OUTCOMES
             assert {outcome for outcome, _ in answers} <= OUTCOMES | {"unscripted"}
         assert not faults
 
     uvloop.run(scenario())
 
 
-def test_what_must_reach_somebody_and_reaches_nobody_says_so(valkey: Valkey) -> None:
+def test_publish_that_must_reach_a_subscriber_and_reaches_none_is_unheard(valkey: Valkey) -> None:
     async def main() -> None:
-        async with speaking(parse_address(valkey.url)) as asked:
+        async with running_publisher(parse_address(valkey.url)) as recorder:
             for must_reach in (True, False):
-                asked.publish(must_reach=must_reach)
-            await until("answered", lambda: asked.is_done)
-            assert asked.outcomes == [(1, "unheard"), (2, "")]
+                recorder.publish(must_reach=must_reach)
+            await until("answered", lambda: recorder.is_done)
+            assert recorder.outcomes == [(1, "unheard"), (2, "")]
 
     run(main())
 
 
-def test_a_bus_that_is_known_to_be_back_is_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_ends_the_pause_after_a_failure_so_that_the_next_publish_connects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(publisher, "FAILING_PAUSE_S", 3_600.0)
 
     async def main() -> None:
         async with fake_bus() as bus:
             address = bus.address
-        async with speaking(address) as asked:
-            assert await asked.say() == "down"
+        async with running_publisher(address) as recorder:
+            assert await recorder.say() == "down"
             async with fake_bus(port=address.port) as back:
-                assert await asked.say() == "down", "it is not tried"
-                asked.publisher.resume()
-                assert await asked.say() == ""
+                assert await recorder.say() == "down", "the bus was tried during the pause"
+                recorder.publisher.resume()
+                assert await recorder.say() == ""
                 assert [parts[1] for parts in back.said(b"PUBLISH")] == [b"3"]
 
     run(main())
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_023, 1_024, 1_025, 4_096, REPLY_LIMIT_BYTES - 1, REPLY_LIMIT_BYTES])
-def test_a_call_may_be_answered_with_all_that_is_promised(size: int) -> None:
+def test_call_with_a_reply_of_up_to_the_limit_returns_it_whole(size: int) -> None:
     async def scenario() -> None:
         told: list[tuple[str, bytes]] = []
 
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return bulk(b"x" * size) if parts[0] == b"GET" else None
 
-        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
-            asked.publisher.call(b"k", pack("GET", "k"), lambda *each: told.append(each))
+        async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
+            recorder.publisher.call(b"k", pack("GET", "k"), lambda *each: told.append(each))
             await until("answered", lambda: told)
             assert told == [("", b"x" * size)]
 
     uvloop.run(scenario())
 
 
-def test_a_larger_answer_to_a_call_ends_the_connection() -> None:
+def test_call_with_a_reply_over_the_limit_is_unknown() -> None:
     async def scenario() -> None:
         told: list[tuple[str, bytes]] = []
 
         def answer(talk: Talk, parts: list[bytes]) -> bytes | None:
             return bulk(b"x" * (REPLY_LIMIT_BYTES + 1)) if parts[0] == b"GET" else None
 
-        async with fake_bus(answer) as bus, speaking(bus.address) as asked:
-            asked.publisher.call(b"k", pack("GET", "k"), lambda *each: told.append(each))
+        async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
+            recorder.publisher.call(b"k", pack("GET", "k"), lambda *each: told.append(each))
             await until("answered", lambda: told)
             assert told == [("unknown", b"")]
 
