@@ -1,4 +1,4 @@
-"""The issuer's key set, fetched by one process for all shards: well, badly, and while keys rotate (S19)."""
+"""Fetch the key set of an issuer in one process for all shards: well, badly, and during rotation (S19)."""
 
 import asyncio
 import contextlib
@@ -42,12 +42,12 @@ NEW: Final = SigningKey("new", "EdDSA")
 # --- one fetch ------------------------------------------------------------------------------------------
 
 
-def test_a_document_is_fetched_as_it_is() -> None:
+def test_fetch_returns_the_key_set_document_unchanged() -> None:
     with issuer(OLD, NEW) as served:
         assert fetch(served.url) == served.document()
 
 
-def test_a_redirect_is_not_followed() -> None:
+def test_fetch_fails_on_every_redirect_and_does_not_follow_it() -> None:
     with issuer(OLD) as served, issuer(NEW) as elsewhere:
         for status in (301, 302, 303, 307, 308):
             served.status, served.headers = status, {"Location": elsewhere.url}
@@ -57,7 +57,7 @@ def test_a_redirect_is_not_followed() -> None:
 
 
 @pytest.mark.parametrize("status", [201, 204, 401, 404, 500])
-def test_any_other_answer_is_a_failure(status: int) -> None:
+def test_fetch_fails_on_every_status_other_than_200(status: int) -> None:
     with issuer(OLD) as served:
         served.status = status
         with pytest.raises(BackendError):
@@ -67,19 +67,21 @@ def test_any_other_answer_is_a_failure(status: int) -> None:
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "data:application/json,{}", "ftp://127.0.0.1/", "nonsense"]
 )
-def test_no_other_scheme_is_opened(url: str) -> None:
+def test_fetch_opens_no_file_data_or_ftp_url(url: str) -> None:
     with pytest.raises(BackendError):
         fetch(url)
 
 
-def test_a_huge_answer_is_not_read_to_its_end() -> None:
+def test_fetch_of_a_document_over_the_size_limit_fails() -> None:
     with issuer() as served:
         served.body = bytes(64 * DOCUMENT_LIMIT_BYTES)
         with pytest.raises(BackendError, match="larger than"):
             fetch(served.url)
 
 
-def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_of_a_document_that_arrives_too_slowly_fails_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fetching, "FETCH_S", 0.5)
     with issuer(OLD) as served:
         served.pause_s = 0.02
@@ -90,12 +92,12 @@ def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 TRICKLE_S: Final = 0.05
 TRICKLED: Final = 200
-"""A stub gives up after so many bytes, so that a fetch without a deadline ends in another error."""
+"""The stub closes after this many bytes, so that a fetch without a deadline has another error."""
 
 
 @contextlib.contextmanager
 def trickling(first: bytes, rest: bytes, *, pause_s: float = TRICKLE_S) -> Iterator[int]:
-    """The port of a server that answers at once with `first`, and then a byte of `rest` now and then."""
+    """Run a server that sends `first` at once and then single bytes of `rest`; yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         done = threading.Event()
 
@@ -136,7 +138,7 @@ HEAD_OF_ANSWER: Final = b"HTTP/1.1 200 OK\r\n"
         pytest.param("https", b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x00", id="TLS handshake"),
     ],
 )
-def test_a_server_that_trickles_is_given_up_at_one_deadline(
+def test_fetch_from_a_server_that_trickles_at_any_stage_fails_at_one_deadline(
     scheme: str, first: bytes, rest: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "FETCH_S", 0.4)
@@ -146,7 +148,7 @@ def test_a_server_that_trickles_is_given_up_at_one_deadline(
             fetch(f"{scheme}://127.0.0.1:{port}/keys")
 
 
-def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_with_a_resolver_that_hangs_fails_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(fetching, "FETCH_S", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(WITHIN_S) and [])
@@ -157,7 +159,7 @@ def test_a_resolver_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         release.set()
 
 
-def test_the_request_names_its_user_agent_and_the_media_types_it_accepts() -> None:
+def test_fetch_request_has_user_agent_host_accept_and_the_query_of_the_url() -> None:
     with issuer(OLD) as served:
         fetch(served.url.replace("/keys.json", "/keys.json?tenant=7"))
     assert served.asked == ["/keys.json?tenant=7"]
@@ -167,7 +169,7 @@ def test_the_request_names_its_user_agent_and_the_media_types_it_accepts() -> No
     assert "jwk-set" in sent["Accept"]
 
 
-def test_the_second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_tries_the_second_address_when_the_first_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     with issuer(OLD) as served:
         port = int(served.url.split(":")[2].split("/")[0])
         row = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
@@ -178,7 +180,7 @@ def test_the_second_address_is_tried_when_the_first_refuses(monkeypatch: pytest.
 
 @contextlib.contextmanager
 def unreachable() -> Iterator[int]:
-    """A port where no connection is established: the accept queue is full, so Linux drops each new SYN."""
+    """Yield a port that accepts no connection: its accept queue is full, so Linux drops each new SYN."""
     with contextlib.ExitStack() as opened:
         listener = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -189,7 +191,7 @@ def unreachable() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("dead", [1, 3])
-def test_addresses_that_never_answer_leave_time_for_the_one_that_does(
+def test_fetch_leaves_time_for_an_address_behind_ones_that_never_answer(
     dead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetching, "FETCH_S", 4.0)
@@ -201,7 +203,7 @@ def test_addresses_that_never_answer_leave_time_for_the_one_that_does(
         assert fetch(served.url) == served.document()
 
 
-def test_an_address_that_never_completes_tls_leaves_time_for_the_one_that_answers(
+def test_fetch_leaves_time_for_an_address_behind_one_that_never_completes_tls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fetching, "FETCH_S", 2.0)
@@ -213,7 +215,9 @@ def test_an_address_that_never_completes_tls_leaves_time_for_the_one_that_answer
             fetch("https://issuer.example/keys")
 
 
-def test_addresses_that_never_answer_are_given_up_at_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_from_three_addresses_that_never_answer_fails_at_one_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fetching, "FETCH_S", 0.4)
     with unreachable() as silent:
         row = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
@@ -223,14 +227,14 @@ def test_addresses_that_never_answer_are_given_up_at_one_deadline(monkeypatch: p
             fetch("http://issuer.example/keys")
 
 
-def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_uses_no_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with issuer(OLD) as served:
         assert fetch(served.url) == served.document()
 
 
-def test_a_certificate_of_no_trusted_authority_is_refused(tmp_path: Path) -> None:
+def test_fetch_refuses_a_self_signed_certificate(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -247,7 +251,7 @@ def test_a_certificate_of_no_trusted_authority_is_refused(tmp_path: Path) -> Non
 
 
 def self_signed(directory: Path) -> Path:
-    """A certificate of its own making for 127.0.0.1, and its key, in one file."""
+    """Write a self-signed certificate for 127.0.0.1 and its key into one file; return the file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -270,7 +274,7 @@ def self_signed(directory: Path) -> Path:
     return file
 
 
-def test_who_is_away_is_a_failure_and_nothing_of_the_answer_is_repeated() -> None:
+def test_fetch_error_repeats_nothing_of_the_answer() -> None:
     with pytest.raises(BackendError, match="cannot be reached"):
         fetch("http://127.0.0.1:1/")
     with issuer() as served:
@@ -281,11 +285,11 @@ def test_who_is_away_is_a_failure_and_nothing_of_the_answer_is_repeated() -> Non
         assert "hunter2" not in str(refused.value)
 
 
-# --- when it is fetched ---------------------------------------------------------------------------------
+# --- the times of fetches -------------------------------------------------------------------------------
 
 
-class Bench:
-    """A fetcher whose fetches are the test's."""
+class FetcherRig:
+    """A fetcher whose HTTP requests are replaced by a function of the test."""
 
     def __init__(self) -> None:
         self.block = StatisticsBlock.create(LAYOUT, 2)
@@ -301,7 +305,7 @@ class Bench:
         return self.answer()
 
     def run(self, main: Callable[[], Any]) -> None:
-        """Run it while `main` does."""
+        """Run the fetcher while `main` runs."""
 
         async def both() -> None:
             running = asyncio.ensure_future(self.fetcher.run())
@@ -339,63 +343,63 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_it_is_fetched_at_once_and_then_only_when_it_is_wanted_and_not_too_often() -> None:
-    bench = Bench()
+def test_key_set_is_fetched_at_the_start_and_then_at_most_once_per_cooldown() -> None:
+    rig = FetcherRig()
 
     async def main() -> None:
-        await bench.until(lambda: bench.fetcher.fetched == 1)
-        assert bench.board.read() == (bench.board.version, bench.issuer.document())
-        for _ in range(50):  # a flood of made-up kids
-            bench.block.shard(1).add("unknown_key_ids_requested")
+        await rig.until(lambda: rig.fetcher.fetched == 1)
+        assert rig.board.read() == (rig.board.version, rig.issuer.document())
+        for _ in range(50):  # a flood of invented key ids
+            rig.block.shard(1).add("unknown_key_ids_requested")
             await asyncio.sleep(0.02)
-        assert 3 <= bench.asked <= 6, "a second of it costs no more than the cooldown allows"
+        assert 3 <= rig.asked <= 6, "the flood caused more fetches than the cooldown allows"
 
-    bench.run(main)
+    rig.run(main)
 
 
 @pytest.mark.usefixtures("quick")
-def test_while_the_issuer_is_away_what_was_fetched_stays_and_it_is_asked_again() -> None:
-    bench = Bench()
+def test_failed_fetches_keep_the_last_key_set_and_are_retried() -> None:
+    rig = FetcherRig()
 
     def fail() -> bytes:
         raise BackendError("away", temporary=True)
 
     async def main() -> None:
-        await bench.until(lambda: bench.fetcher.fetched == 1)
-        posted = bench.board.read()
+        await rig.until(lambda: rig.fetcher.fetched == 1)
+        posted = rig.board.read()
         for answer in (fail, lambda: b"<html>", lambda: b"{}", symmetric_only):
-            failed = bench.fetcher.failed
-            bench.answer = answer
-            bench.block.shard(0).add("unknown_key_ids_requested")
-            await bench.until(partial(bench.has_failed_since, failed))
-            assert bench.board.read() == posted
-        bench.issuer.keys = [NEW]
-        bench.answer = bench.issuer.document
-        await bench.until(lambda: bench.fetcher.fetched == 2)
-        assert bench.board.read() == (bench.board.version, bench.issuer.document())
+            failed = rig.fetcher.failed
+            rig.answer = answer
+            rig.block.shard(0).add("unknown_key_ids_requested")
+            await rig.until(partial(rig.has_failed_since, failed))
+            assert rig.board.read() == posted
+        rig.issuer.keys = [NEW]
+        rig.answer = rig.issuer.document
+        await rig.until(lambda: rig.fetcher.fetched == 2)
+        assert rig.board.read() == (rig.board.version, rig.issuer.document())
 
-    bench.run(main)
+    rig.run(main)
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_fetch_that_hangs_is_the_only_one() -> None:
-    bench, release = Bench(), threading.Event()
+def test_no_second_fetch_starts_while_one_hangs() -> None:
+    rig, release = FetcherRig(), threading.Event()
 
     def hang() -> bytes:
         release.wait(WITHIN_S)
-        return bench.issuer.document()
+        return rig.issuer.document()
 
-    bench.answer = hang
+    rig.answer = hang
 
     async def main() -> None:
         for _ in range(50):
-            bench.block.shard(0).add("unknown_key_ids_requested")
+            rig.block.shard(0).add("unknown_key_ids_requested")
             await asyncio.sleep(0.01)
-        assert bench.asked == 1
+        assert rig.asked == 1
         release.set()
-        await bench.until(lambda: bench.fetcher.fetched >= 1)
+        await rig.until(lambda: rig.fetcher.fetched >= 1)
 
-    bench.run(main)
+    rig.run(main)
 
 
 def passed_over_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -407,55 +411,55 @@ def passed_over_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_keys_that_cannot_be_used_are_logged_once_for_each_set(caplog: pytest.LogCaptureFixture) -> None:
-    bench = Bench()
+def test_unusable_keys_are_logged_once_per_key_set(caplog: pytest.LogCaptureFixture) -> None:
+    rig = FetcherRig()
     encryption = NEW.jwk(kid="for-encryption", use="enc")
-    bench.issuer.keys = [OLD, encryption]
+    rig.issuer.keys = [OLD, encryption]
 
     async def fetched(times: int) -> None:
         for _ in range(times):
-            wanted = bench.fetcher.fetched + 1
-            bench.block.shard(0).add("unknown_key_ids_requested")
-            await bench.until(partial(bench.has_fetched, wanted))
+            wanted = rig.fetcher.fetched + 1
+            rig.block.shard(0).add("unknown_key_ids_requested")
+            await rig.until(partial(rig.has_fetched, wanted))
 
     async def main() -> None:
-        await bench.until(lambda: bench.fetcher.fetched == 1)
+        await rig.until(lambda: rig.fetcher.fetched == 1)
         await fetched(2)
         assert passed_over_lines(caplog) == ["for-encryption: its use is not sig"]
-        bench.fetcher._log = Log("admin-test")  # another second, as far as the log is concerned
-        bench.issuer.keys = [OLD, encryption, symmetric("shared\nkey", b"x" * 32)]
+        rig.fetcher._log = Log("admin-test")  # a new log, without the limit of one line a second
+        rig.issuer.keys = [OLD, encryption, symmetric("shared\nkey", b"x" * 32)]
         await fetched(2)
 
     with caplog.at_level("INFO"):
-        bench.run(main)
+        rig.run(main)
     first, second = passed_over_lines(caplog)
     assert second == first + "; shared\nkey: its kty is not RSA, EC or OKP"
     assert OLD.kid not in second
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_first_set_without_a_usable_key_is_posted_and_never_replaces_one_that_has_some() -> None:
-    bench = Bench()
+def test_key_set_without_usable_keys_is_posted_only_if_there_was_none_before() -> None:
+    rig = FetcherRig()
     weak = SigningKey("weak", "RS256", rsa_bits=1024)
-    bench.issuer.keys = [weak]
+    rig.issuer.keys = [weak]
 
     async def main() -> None:
-        await bench.until(lambda: bench.fetcher.failed >= 2)
-        posted = bench.board.read()
-        assert posted is not None and posted[1] == bench.issuer.document()
-        assert bench.fetcher.fetched == 0
-        await bench.until(lambda: bench.fetcher.failed >= 3)
-        assert bench.board.version == posted[0], "the same set is posted once"
-        bench.issuer.keys = [OLD]
-        await bench.until(lambda: bench.fetcher.fetched == 1)
-        good = bench.board.read()
-        failed = bench.fetcher.failed
-        bench.issuer.keys = [weak]
-        bench.block.shard(0).add("unknown_key_ids_requested")
-        await bench.until(partial(bench.has_failed_since, failed))
-        assert bench.board.read() == good
+        await rig.until(lambda: rig.fetcher.failed >= 2)
+        posted = rig.board.read()
+        assert posted is not None and posted[1] == rig.issuer.document()
+        assert rig.fetcher.fetched == 0
+        await rig.until(lambda: rig.fetcher.failed >= 3)
+        assert rig.board.version == posted[0], "the same set was posted twice"
+        rig.issuer.keys = [OLD]
+        await rig.until(lambda: rig.fetcher.fetched == 1)
+        good = rig.board.read()
+        failed = rig.fetcher.failed
+        rig.issuer.keys = [weak]
+        rig.block.shard(0).add("unknown_key_ids_requested")
+        await rig.until(partial(rig.has_failed_since, failed))
+        assert rig.board.read() == good
 
-    bench.run(main)
+    rig.run(main)
 
 
 # --- a whole gateway ------------------------------------------------------------------------------------
@@ -469,7 +473,7 @@ def gateway_of(served: Issuer, *flags: str) -> Iterator[Gateway]:
 
 
 def status_of(gateway: Gateway, token: str) -> int:
-    """What a handshake with this token is answered with."""
+    """Return the status of the answer to a handshake with this token."""
     try:
         with connect(gateway.ws_url, additional_headers={"Authorization": f"Bearer {token}"}):
             return 101
@@ -480,24 +484,24 @@ def status_of(gateway: Gateway, token: str) -> int:
 
 
 @pytest.mark.slow
-def test_keys_rotate_and_nobody_is_turned_away_for_good() -> None:
+def test_rotated_keys_are_503_until_fetched_and_open_connections_stay() -> None:
     with issuer(OLD) as served, gateway_of(served, "--shards", "2") as gateway:
         assert status_of(gateway, OLD.token()) == 101
         with connected(gateway.ws_url, 1, token=OLD.token()) as (client,):
             assert client.receive()["ch"] == "@me"
             served.keys = [OLD, NEW]
-            assert status_of(gateway, NEW.token()) == 503, "its key is not here yet: come back"
-            wait_until("it is", lambda: status_of(gateway, NEW.token()) == 101, WITHIN_S)
+            assert status_of(gateway, NEW.token()) == 503, "a token with a new key was not answered 503"
+            wait_until("the new key is fetched", lambda: status_of(gateway, NEW.token()) == 101, WITHIN_S)
             served.keys = [NEW]
             assert status_of(gateway, SigningKey("other").token()) == 503
-            wait_until("the old one is gone", lambda: status_of(gateway, OLD.token("43")) != 101, WITHIN_S)
-            assert client.ask("ping") == {"op": "pong"}, "who is here stays"
+            wait_until("the old key is gone", lambda: status_of(gateway, OLD.token("43")) != 101, WITHIN_S)
+            assert client.ask("ping") == {"op": "pong"}, "an open connection was closed"
         assert gateway.metric("wsgate_key_set_fetches_total", outcome="fetched") >= 3
         assert set(served.asked) == {"/keys.json"}
 
 
 @pytest.mark.slow
-def test_tokens_of_every_algorithm_come_in_and_one_that_names_an_unusable_key_is_refused_for_good() -> None:
+def test_tokens_of_each_algorithm_are_accepted_and_one_with_an_unusable_key_is_refused_finally() -> None:
     strong = [SigningKey(name.lower(), name) for name in ("RS512", "PS384", "ES384", "ES512")]
     weak = SigningKey("weak", "RS256", rsa_bits=1024)
     with issuer(*strong, weak) as served, gateway_of(served) as gateway:
@@ -515,7 +519,7 @@ def test_tokens_of_every_algorithm_come_in_and_one_that_names_an_unusable_key_is
 
 
 @pytest.mark.slow
-def test_a_browsers_token_with_a_new_key_comes_back_and_is_not_told_to_stay_away() -> None:
+def test_token_of_a_browser_with_an_unknown_key_is_closed_4001_and_may_reconnect() -> None:
     with issuer(OLD) as served, gateway_of(served) as gateway:
         protocols = ["wsgate.v1.json", f"wsgate.bearer.{NEW.token()}"]
         with connect(gateway.ws_url, subprotocols=protocols) as socket:  # type: ignore[arg-type]
@@ -525,12 +529,16 @@ def test_a_browsers_token_with_a_new_key_comes_back_and_is_not_told_to_stay_away
 
 
 @pytest.mark.slow
-def test_until_the_first_set_is_there_the_node_is_not_ready_and_it_outlives_the_admin() -> None:
+def test_node_is_ready_after_the_first_key_set_which_survives_restarts_of_shard_and_admin() -> None:
     with issuer(OLD) as served:
         served.status = 500
         environ = {"WSGATE_AUTH__JWKS_URL": served.url, "WSGATE_AUTH__ISSUER": ISSUER}
         with running_gateway(environ=environ, is_dev=False, wait=False) as gateway:
-            wait_until("it says so", lambda: gateway.why_not_ready() == ["shard_0_keys_awaited"], WITHIN_S)
+            wait_until(
+                "the node waits for keys",
+                lambda: gateway.why_not_ready() == ["shard_0_keys_awaited"],
+                WITHIN_S,
+            )
             assert status_of(gateway, OLD.token()) == 503
             served.status = 200
             gateway.await_ready()
@@ -538,7 +546,7 @@ def test_until_the_first_set_is_there_the_node_is_not_ready_and_it_outlives_the_
             served.status = 500
             os.kill(gateway.pid_of("wsgate-shard-0"), signal.SIGKILL)
             os.kill(gateway.pid_of("wsgate-admin"), signal.SIGKILL)
-            wait_until("the successors have it", lambda: not gateway.why_not_ready(), WITHIN_S)
+            wait_until("the successors have the keys", lambda: not gateway.why_not_ready(), WITHIN_S)
             assert status_of(gateway, OLD.token()) == 101
 
 
@@ -553,7 +561,9 @@ def test_until_the_first_set_is_there_the_node_is_not_ready_and_it_outlives_the_
         ("https://a b/", "this is not a URL"),
     ],
 )
-def test_a_url_that_is_not_for_this_stops_the_start(tmp_path: Path, url: str, said: str) -> None:
+def test_invalid_key_set_url_stops_the_start_and_hides_its_password(
+    tmp_path: Path, url: str, said: str
+) -> None:
     environ = {"WSGATE_AUTH__JWKS_URL": url, "WSGATE_AUTH__ISSUER": ISSUER}
     done = run_command("check-config", directory=tmp_path, environ=environ, check=False)
     assert done.returncode == 2
@@ -561,7 +571,7 @@ def test_a_url_that_is_not_for_this_stops_the_start(tmp_path: Path, url: str, sa
     assert "hunter2" not in done.stderr
 
 
-def test_a_key_set_needs_an_issuer(tmp_path: Path) -> None:
+def test_key_set_url_without_an_issuer_stops_the_start(tmp_path: Path) -> None:
     environ = {"WSGATE_AUTH__JWKS_URL": "https://issuer.example/keys"}
     done = run_command("check-config", directory=tmp_path, environ=environ, check=False)
     assert "auth.issuer: required with auth.jwks_url" in done.stderr
