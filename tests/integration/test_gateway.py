@@ -1,4 +1,4 @@
-"""A gateway end to end, with clients and backends that nobody here wrote, as its users start it."""
+"""Use a whole gateway as its users start it, with independent clients and backends."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.support.valkey import Valkey, running_valkey
 
 pytestmark = pytest.mark.slow
 
-WITHIN_S = 30.0  # nothing is expected to take this long
+WITHIN_S = 30.0  # a limit that no healthy run reaches
 SECRET = "a secret for these tests, and long enough"
 
 
@@ -38,7 +38,7 @@ def valkey() -> Iterator[Valkey]:
 
 @pytest.fixture(scope="module")
 def nodes(valkey: Valkey) -> Iterator[tuple[Gateway, Gateway]]:
-    """Two gateways on one bus."""
+    """Start two gateways on one bus."""
     with (
         running_gateway("--redis", valkey.url) as one,
         running_gateway("--redis", valkey.unix_url, "--shards", "2") as two,
@@ -48,13 +48,13 @@ def nodes(valkey: Valkey) -> Iterator[tuple[Gateway, Gateway]]:
 
 @pytest.fixture(scope="module")
 def redis_cli() -> str:
-    """The path of a redis-cli; one is installed when there is none and it may be."""
+    """Return the path of a redis-cli, which is installed where there is none and that is allowed."""
     found = find_or_install(lambda: find_program("redis-cli", "valkey-cli"), ["redis-tools", "valkey-tools"])
     return found or pytest.skip("no redis-cli here, and none could be installed")
 
 
 def cli_publish(redis_cli: str, gateway: Gateway, channel: str, payload: bytes) -> int:
-    """`redis-cli PUBLISH`, the payload on its standard input as it is."""
+    """Run `redis-cli PUBLISH` with the payload unchanged on its standard input."""
     path = gateway.bus_url.removeprefix("unix://")
     done = subprocess.run(
         [redis_cli, "-s", path, "-x", "PUBLISH", f"wsgate:ch:{channel}"],
@@ -70,7 +70,9 @@ def cli_publish(redis_cli: str, gateway: Gateway, channel: str, payload: bytes) 
 
 
 @pytest.mark.parametrize("dialect", ["json", "msgpack"])
-def test_what_redis_cli_publishes_is_heard(gateway: Gateway, redis_cli: str, dialect: str) -> None:
+def test_publication_of_redis_cli_is_delivered_in_both_dialects(
+    gateway: Gateway, redis_cli: str, dialect: str
+) -> None:
     with connected(gateway.ws_url, dialect=dialect) as (client,):
         client.subscribe("news")
         assert cli_publish(redis_cli, gateway, "news", b'{"hello":1}') == 1
@@ -78,19 +80,19 @@ def test_what_redis_cli_publishes_is_heard(gateway: Gateway, redis_cli: str, dia
 
 
 @pytest.mark.parametrize("dialect", ["json", "msgpack"])
-def test_what_redis_py_publishes_is_heard(gateway: Gateway, dialect: str) -> None:
+def test_publication_of_redis_py_is_delivered_to_every_subscriber(gateway: Gateway, dialect: str) -> None:
     with (
         connected(gateway.ws_url, 6, dialect=dialect) as clients,
         redis.Redis.from_url(gateway.bus_url) as bus,
     ):
         for client in clients:
             client.subscribe("chat:42")
-        assert bus.publish("wsgate:ch:chat:42", "[1, 2]") in (1, 2)  # shards, not clients
+        assert bus.publish("wsgate:ch:chat:42", "[1, 2]") in (1, 2)  # the number of shards, not of clients
         for client in clients:
             assert client.receive() == {"op": "msg", "ch": "chat:42", "data": [1, 2]}
 
 
-def test_both_dialects_hear_each_other(gateway: Gateway) -> None:
+def test_publications_of_each_dialect_are_delivered_equally_in_the_other(gateway: Gateway) -> None:
     with connected(gateway.ws_url) as (text,), connected(gateway.ws_url, dialect="msgpack") as (packed,):
         for client in (text, packed):
             client.subscribe("room")
@@ -100,7 +102,7 @@ def test_both_dialects_hear_each_other(gateway: Gateway) -> None:
         assert text.heard(1) == packed.heard(1) == [[2**53, 0.5]]
 
 
-def test_a_user_hears_the_inbox_on_every_device_and_nobody_else_does(gateway: Gateway) -> None:
+def test_inbox_publication_reaches_every_connection_of_its_user_and_no_other_user(gateway: Gateway) -> None:
     mine, other = gateway.token("42"), gateway.token("43")
     with (
         connected(gateway.ws_url, 4, token=mine) as devices,
@@ -120,7 +122,7 @@ def test_a_user_hears_the_inbox_on_every_device_and_nobody_else_does(gateway: Ga
 
 
 def listening(gateway: Gateway, *arguments: str) -> subprocess.Popen[str]:
-    """`wsgate listen`, once it is subscribed."""
+    """Start `wsgate listen` and wait until it is subscribed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "wsgate", "listen", *arguments],
         env=os.environ | {"RUNTIME_DIRECTORY": str(gateway.directory)},
@@ -136,13 +138,13 @@ def listening(gateway: Gateway, *arguments: str) -> subprocess.Popen[str]:
 
 
 def lines_of(process: subprocess.Popen[str]) -> list[Any]:
-    """What it prints until it ends by itself, well."""
+    """Return the lines that the process prints until it exits with 0."""
     output, _ = process.communicate(timeout=WITHIN_S)
     assert process.returncode == 0
     return [json.loads(line) for line in output.splitlines()]
 
 
-def test_listen_prints_what_publish_says(gateway: Gateway) -> None:
+def test_listen_command_prints_publications_of_the_publish_command(gateway: Gateway) -> None:
     listener = listening(gateway, "--count", "2", "news")
     assert gateway.run("publish", "news", '{"hello":1}').stdout == "received by 1 shard\n"
     gateway.run("publish", "news", "no JSON at all")
@@ -152,14 +154,14 @@ def test_listen_prints_what_publish_says(gateway: Gateway) -> None:
     ]
 
 
-def test_a_token_of_the_command_opens_the_inbox(gateway: Gateway) -> None:
+def test_token_of_the_token_command_gives_access_to_the_inbox(gateway: Gateway) -> None:
     token = gateway.run("token", "--user", "7", "--ttl", "5m").stdout.strip()
     listener = listening(gateway, "--count", "1", "--token", token, "@me")
     gateway.run("publish", "@7", "1")
     assert lines_of(listener) == [{"op": "msg", "ch": "@me", "data": 1}]
 
 
-def test_what_serve_prints_can_be_pasted(gateway: Gateway) -> None:
+def test_addresses_and_publish_command_printed_by_serve_work_unchanged(gateway: Gateway) -> None:
     rows = dict(line.strip().split(None, 1) for line in gateway.lines if line.startswith("  "))
     assert rows["socket"] == gateway.ws_url
     assert rows["page"] == f"{gateway.admin_url}/"
@@ -167,7 +169,9 @@ def test_what_serve_prints_can_be_pasted(gateway: Gateway) -> None:
     with connected(rows["socket"]) as (client,):
         client.subscribe("news")
         environ = os.environ | {"RUNTIME_DIRECTORY": str(gateway.directory)}
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as in the shell it was started from
+        path = (
+            f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as in the shell that started the gateway
+        )
         subprocess.run(
             rows["publish"], shell=True, check=True, env=environ | {"PATH": path}, cwd=ROOT, timeout=WITHIN_S
         )
@@ -175,7 +179,7 @@ def test_what_serve_prints_can_be_pasted(gateway: Gateway) -> None:
     assert "<html" in gateway.get("/")
 
 
-def test_commands_say_when_no_gateway_runs(tmp_path: Path) -> None:
+def test_commands_without_a_running_gateway_exit_with_1_and_name_the_start_command(tmp_path: Path) -> None:
     for command in (["publish", "news", "1"], ["listen", "news"], ["token", "--user", "1"]):
         done = run_command(*command, directory=tmp_path, check=False)
         assert (done.returncode, done.stdout) == (1, "")
@@ -184,7 +188,7 @@ def test_commands_say_when_no_gateway_runs(tmp_path: Path) -> None:
         )
 
 
-def test_commands_ask_which_of_several_is_meant(gateway: Gateway) -> None:
+def test_commands_with_several_running_gateways_require_the_port_flag(gateway: Gateway) -> None:
     with running_gateway(directory=gateway.directory) as second:
         done = gateway.run("publish", "news", "1", check=False)
         assert done.returncode == 2 and "choose one with --port" in done.stderr
@@ -192,7 +196,7 @@ def test_commands_ask_which_of_several_is_meant(gateway: Gateway) -> None:
         assert gateway.run("publish", "--port", str(second.port), "news", "1").returncode == 0
 
 
-def test_a_bus_that_is_away_is_said(tmp_path: Path) -> None:
+def test_publish_command_with_an_absent_bus_exits_with_1_and_hides_the_password(tmp_path: Path) -> None:
     where = f"unix://{tmp_path}/none.sock"
     url = where.replace("//", "//user:hidden@", 1)
     done = run_command("publish", "--redis", url, "news", "1", directory=tmp_path, check=False)
@@ -200,13 +204,13 @@ def test_a_bus_that_is_away_is_said(tmp_path: Path) -> None:
     assert "hidden" not in done.stderr
 
 
-def test_a_refused_listener_is_told_why(gateway: Gateway) -> None:
+def test_listen_command_with_an_invalid_token_exits_with_1_and_the_status(gateway: Gateway) -> None:
     done = gateway.run("listen", "--token", "no.real.token", "news", check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "wsgate: the gateway answered 401\n"
 
 
-def test_check_config_prints_what_holds_and_no_secret(tmp_path: Path) -> None:
+def test_check_config_prints_the_effective_settings_without_secrets(tmp_path: Path) -> None:
     file = tmp_path / "wsgate.toml"
     file.write_text(f'[auth]\nhmac_secret = "{SECRET}"\n[bus]\nurl = "redis://u:pass%2Fword@host:1/0"\n')
     file.chmod(0o600)
@@ -221,12 +225,14 @@ def test_check_config_prints_what_holds_and_no_secret(tmp_path: Path) -> None:
     assert 'ping_interval = "25s"' in done.stdout
     output = done.stdout + done.stderr
     assert SECRET not in output and SECRET[::-1] not in output and ":pass" not in output
-    # What it prints is a configuration again, up to the secrets.
+    # The output is a configuration file again, except for the secrets.
     assert "[auth]" in done.stdout and "hmac_secret" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["check-config", "serve"])
-def test_a_mistake_stops_the_start_with_its_path(tmp_path: Path, command: str) -> None:
+def test_unknown_setting_stops_each_command_with_exit_code_2_and_one_line(
+    tmp_path: Path, command: str
+) -> None:
     file = tmp_path / "wsgate.toml"
     file.write_text("[server]\nprot = 8000\n")
     done = run_command(command, "--config", str(file), directory=tmp_path, check=False)
@@ -234,15 +240,15 @@ def test_a_mistake_stops_the_start_with_its_path(tmp_path: Path, command: str) -
     assert "server.prot" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_serve_refuses_an_address_that_is_none(tmp_path: Path) -> None:
-    for host in ("a..b", "203.0.113.77"):  # no name at all, and an address of somebody else's
+def test_serve_with_an_invalid_or_foreign_host_exits_with_2_and_names_it(tmp_path: Path) -> None:
+    for host in ("a..b", "203.0.113.77"):  # an invalid name, and an address of another machine
         done = run_command("serve", "--dev", "--host", host, directory=tmp_path, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.splitlines()) == 1 and host in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_port_0_takes_a_free_port_that_all_shards_share() -> None:
+def test_port_0_uses_one_free_port_for_all_shards() -> None:
     ports = "--port", "0", "--admin-port", "0"
     with running_gateway(*ports, "--shards", "2") as gateway, connected(gateway.ws_url, 20) as clients:
         assert 0 not in (gateway.port, gateway.admin_port)
@@ -253,7 +259,7 @@ def test_port_0_takes_a_free_port_that_all_shards_share() -> None:
             wait_until(f"shard {number} holds some of them", held)
 
 
-def test_a_gateway_on_ipv6_names_itself_in_brackets() -> None:
+def test_gateway_on_ipv6_prints_its_addresses_in_brackets() -> None:
     with running_gateway("--host", "::1", environ={"WSGATE_ADMIN__HOST": "::1"}) as gateway:
         url = f"ws://[::1]:{gateway.port}/ws"
         assert f"  socket   {url}" in gateway.lines
@@ -268,7 +274,7 @@ def test_a_gateway_on_ipv6_names_itself_in_brackets() -> None:
 MANY = 400
 
 
-def test_what_one_node_publishes_is_heard_on_the_other_in_order(nodes: tuple[Gateway, Gateway]) -> None:
+def test_publications_of_one_node_arrive_in_order_on_both_nodes(nodes: tuple[Gateway, Gateway]) -> None:
     one, two = nodes
     with (
         connected(one.ws_url, 2, max_queue=None) as here,
@@ -279,12 +285,12 @@ def test_what_one_node_publishes_is_heard_on_the_other_in_order(nodes: tuple[Gat
         publisher, *_ = here
         for number in range(MANY):
             publisher.send("pub", ch="shared", data=number)
-        for client in (*here, *there):  # its own come back to it the same way
+        for client in (*here, *there):  # also to the publisher itself
             assert client.heard(MANY) == list(range(MANY))
         assert here[0].welcome["node"] != there[0].welcome["node"]
 
 
-def test_both_nodes_publishers_are_heard_everywhere_each_in_its_order(nodes: tuple[Gateway, Gateway]) -> None:
+def test_publications_of_two_nodes_arrive_in_one_order_at_all_clients(nodes: tuple[Gateway, Gateway]) -> None:
     one, two = nodes
     with (
         connected(one.ws_url, 2, max_queue=None, dialect="msgpack") as here,
@@ -299,10 +305,12 @@ def test_both_nodes_publishers_are_heard_everywhere_each_in_its_order(nodes: tup
         for name in ("one", "two"):
             wanted = list(range(MANY // 2))
             assert all([number for who, number in order if who == name] == wanted for order in orders)
-        assert all(order == orders[0] for order in orders)  # one bus, one order for all
+        assert all(order == orders[0] for order in orders)  # the bus has one order for all
 
 
-def test_a_publisher_that_wants_no_echo_gets_none_and_the_others_do(nodes: tuple[Gateway, Gateway]) -> None:
+def test_publication_without_echo_reaches_all_clients_but_its_publisher(
+    nodes: tuple[Gateway, Gateway],
+) -> None:
     one, two = nodes
     with connected(one.ws_url, 2) as here, connected(two.ws_url) as (far,):
         for client in (*here, far):
@@ -313,7 +321,7 @@ def test_a_publisher_that_wants_no_echo_gets_none_and_the_others_do(nodes: tuple
         assert here[1].heard(2) == far.heard(2) == [1, 2]
 
 
-def test_a_node_that_leaves_takes_nothing_with_it(valkey: Valkey) -> None:
+def test_node_that_stops_unsubscribes_and_closes_no_client_of_the_other_node(valkey: Valkey) -> None:
     with (
         running_gateway("--redis", valkey.url) as stays,
         connected(stays.ws_url) as (client,),
@@ -325,11 +333,11 @@ def test_a_node_that_leaves_takes_nothing_with_it(valkey: Valkey) -> None:
             assert bus.publish("wsgate:ch:leaving", "1") == 2
             assert leaves.stop(signal.SIGTERM) == 0
             assert other.end()[1] == 4012
-        wait_until("the bus has forgotten it", lambda: bus.publish("wsgate:ch:leaving", "2") == 1)
+        wait_until("the bus has one subscriber less", lambda: bus.publish("wsgate:ch:leaving", "2") == 1)
         assert client.heard(2) == [1, 2]
 
 
-# --- poison -------------------------------------------------------------------------------------------
+# --- malformed publications ---------------------------------------------------------------------------
 
 BROKEN_ENVELOPES = {
     "another version": bytes.fromhex("c10281a464617461c4027b7d"),
@@ -343,7 +351,7 @@ HALF = b'{"a":'
 TOO_LARGE = b'"' + b"x" * (2 * 1024 * 1024) + b'"'
 
 
-def test_s24_poison_reaches_subscribers_as_defined_and_closes_nobody(
+def test_s24_malformed_publications_are_delivered_or_dropped_as_documented_and_close_no_client(
     gateway: Gateway, redis_cli: str
 ) -> None:
     def counted(outcome: str) -> float:
@@ -375,7 +383,7 @@ def test_s24_poison_reaches_subscribers_as_defined_and_closes_nobody(
         assert packed.receive()["op"] == "gap"
         assert packed.heard(1) == [{"good": True}]
         wait_until(
-            "what was dropped is counted, by every shard that heard it",
+            "every subscribed shard has counted the drops",
             lambda: (
                 (counted("malformed"), counted("too_large"))
                 == (before[0] + heard * len(BROKEN_ENVELOPES), before[1] + heard)
@@ -387,7 +395,7 @@ def test_s24_poison_reaches_subscribers_as_defined_and_closes_nobody(
     assert not [line for line in gateway.lines if "Traceback" in line]
 
 
-def test_the_largest_publication_is_delivered_and_one_byte_more_is_dropped(gateway: Gateway) -> None:
+def test_largest_publication_is_delivered_and_one_byte_more_is_dropped(gateway: Gateway) -> None:
     largest = b'"' + b"x" * (64 * 1024 - 2) + b'"'
     with connected(gateway.ws_url) as (client,), redis.Redis.from_url(gateway.bus_url) as bus:
         client.subscribe("large")
@@ -396,7 +404,7 @@ def test_the_largest_publication_is_delivered_and_one_byte_more_is_dropped(gatew
         assert client.heard(1) == [json.loads(largest)]
 
 
-def test_a_channel_in_the_url_needs_nothing_typed(gateway: Gateway) -> None:
+def test_channel_in_the_url_is_subscribed_without_a_command(gateway: Gateway) -> None:
     with connected(f"{gateway.ws_url}?ch=typed") as (client,):
         assert client.receive() == {"op": "subbed", "ch": "typed"}
         gateway.run("publish", "typed", "1")
