@@ -1,4 +1,4 @@
-"""The try page in a real browser, against a real gateway."""
+"""Use the try page in Chromium with a real gateway."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ SMALLEST_PX = 360
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    """The browser's path; one is installed when there is none and it may be."""
+    """Return the path of Chromium, which is installed where there is none and that is allowed."""
     found = find_chromium()
     if found is None:
         pytest.skip("no Chromium here, and none could be installed")
@@ -32,11 +32,11 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def page(chromium: str, gateway: Gateway) -> Iterator[Browser]:
-    """The page, connected; at the end nothing must have failed on it."""
+    """Open the page, connected; at the end it must have no errors."""
     with running_browser(chromium) as browser:
         open_page(browser, gateway)
         yield browser
-        browser.evaluate("0")  # what the browser noted comes before its answer
+        browser.evaluate("0")  # errors arrive before this answer
         assert browser.faults == []
 
 
@@ -56,7 +56,7 @@ def chip(channel: str) -> str:
 
 
 def shown(op: str, way: str, text: str) -> str:
-    """Whether the log has a frame: its op, its way and a part of it."""
+    """Return a script: whether the log has a frame with this op, direction and part of its text."""
     rows = f"[...document.querySelectorAll('#log li.{way}[data-op={op}] pre')]"
     return f"{rows}.some((row) => row.textContent.includes({json.dumps(text)}))"
 
@@ -71,10 +71,10 @@ def publish(gateway: Gateway, channel: str, data: str) -> None:
         assert bus.publish(f"wsgate:ch:{channel}", data) == 1
 
 
-# --- speaking and hearing -----------------------------------------------------------------------------
+# --- publishing and receiving -------------------------------------------------------------------------
 
 
-def test_it_connects_and_says_where(page: Browser, gateway: Gateway) -> None:
+def test_page_connects_and_shows_url_user_and_connection(page: Browser, gateway: Gateway) -> None:
     assert page.text("#state-text") == "Open"
     assert page.text("#url") == gateway.ws_url
     assert page.text("#user") == "anonymous"
@@ -82,7 +82,7 @@ def test_it_connects_and_says_where(page: Browser, gateway: Gateway) -> None:
     page.wait_for(shown("welcome", "in", page.text("#conn")))
 
 
-def test_what_is_published_from_the_page_is_heard_on_it(page: Browser) -> None:
+def test_page_shows_its_own_json_publication_with_exact_numbers_and_no_markup(page: Browser) -> None:
     subscribe(page, "news")
     page.fill("#data", '{"n": 12345678901234567890, "text": "<b>\\"hi\\"</b>"}')
     page.click("#publish")
@@ -95,7 +95,7 @@ def test_what_is_published_from_the_page_is_heard_on_it(page: Browser) -> None:
     assert page.text("#last-answer").endswith(" ms")
 
 
-def test_text_is_published_as_a_string(page: Browser) -> None:
+def test_page_publishes_text_as_a_json_string(page: Browser) -> None:
     subscribe(page, "news")
     page.click("input[value=text]")
     page.fill("#data", "no {json}")
@@ -103,13 +103,13 @@ def test_text_is_published_as_a_string(page: Browser) -> None:
     page.wait_for(shown("msg", "in", '"data": "no {json}"'))
 
 
-def test_what_a_backend_publishes_is_heard(page: Browser, gateway: Gateway) -> None:
+def test_page_shows_a_publication_of_a_backend(page: Browser, gateway: Gateway) -> None:
     subscribe(page, "news")
     publish(gateway, "news", '{"hello":1}')
     page.wait_for(shown("msg", "in", '"hello": 1'))
 
 
-def test_several_channels_are_held_and_let_go(page: Browser, gateway: Gateway) -> None:
+def test_page_subscribes_and_unsubscribes_several_channels(page: Browser, gateway: Gateway) -> None:
     subscribe(page, "news")
     subscribe(page, "chat:42")
     publish(gateway, "chat:42", '"first"')
@@ -121,7 +121,9 @@ def test_several_channels_are_held_and_let_go(page: Browser, gateway: Gateway) -
     page.wait_for(shown("unsubbed", "in", "news"))
 
 
-def test_a_token_makes_somebody_of_the_page(page: Browser, gateway: Gateway) -> None:
+def test_page_with_a_token_shows_the_user_and_its_inbox_and_hides_the_token(
+    page: Browser, gateway: Gateway
+) -> None:
     page.fill("#token", gateway.token("42"))
     page.click("#token-form button")
     page.wait_for("document.querySelector('#user').textContent === '42'")
@@ -134,7 +136,7 @@ def test_a_token_makes_somebody_of_the_page(page: Browser, gateway: Gateway) -> 
 # --- mistakes -----------------------------------------------------------------------------------------
 
 
-def test_json_that_is_none_is_not_sent(page: Browser) -> None:
+def test_page_refuses_malformed_json_and_sends_nothing(page: Browser) -> None:
     page.fill("#data", "{oops")
     page.click("#publish")
     assert "This is no JSON" in page.text("#data-fault")
@@ -144,14 +146,14 @@ def test_json_that_is_none_is_not_sent(page: Browser) -> None:
     assert frames(page, "pub") == 0
 
 
-def test_an_error_is_shown(page: Browser) -> None:
+def test_page_shows_the_error_of_a_refused_subscription(page: Browser) -> None:
     page.fill("#channel", "{no}")
     page.click("#subscribe")
     page.wait_for("document.querySelector('#fault').textContent.includes('400 bad_request')")
     page.wait_for("document.querySelectorAll('#subscriptions li').length === 0")
 
 
-def test_a_token_that_is_none_ends_it_for_good(page: Browser) -> None:
+def test_page_with_an_invalid_token_stops_with_4501_until_connect_is_clicked(page: Browser) -> None:
     page.fill("#token", "no.token.at-all")
     page.click("#token-form button")
     page.wait_for(f"{STATE} === 'stopped'")
@@ -162,10 +164,10 @@ def test_a_token_that_is_none_ends_it_for_good(page: Browser) -> None:
     page.wait_for(f"{STATE} === 'open'")
 
 
-# --- coming and going ---------------------------------------------------------------------------------
+# --- disconnecting and reconnecting -------------------------------------------------------------------
 
 
-def test_who_leaves_stays_away_until_asked_back(page: Browser) -> None:
+def test_page_disconnected_by_its_button_stays_closed_until_the_next_click(page: Browser) -> None:
     subscribe(page, "news")
     page.click("#connect")
     page.wait_for(f"{STATE} === 'closed'")
@@ -176,7 +178,7 @@ def test_who_leaves_stays_away_until_asked_back(page: Browser) -> None:
     page.wait_for(f"document.querySelector({json.dumps(chip('news') + '[data-live=true]')})")
 
 
-def test_a_server_that_stops_is_shown_and_waited_for(chromium: str) -> None:
+def test_page_shows_a_stopped_gateway_and_tries_to_reconnect(chromium: str) -> None:
     with running_browser(chromium) as browser:
         with running_gateway() as gateway:
             open_page(browser, gateway)
@@ -191,7 +193,7 @@ def test_a_server_that_stops_is_shown_and_waited_for(chromium: str) -> None:
         browser.wait_for(f"{STATE} === 'closed'")
 
 
-# Sockets the test speaks for, in place of real ones.
+# Replaces WebSocket by sockets that the test controls.
 PUPPETS = """
     window.puppets = [];
     window.WebSocket = class {
@@ -222,7 +224,7 @@ RETURNS = (1000, 1001, 1005, 1006, 1011, 1012, 1013, 4000, 4001, 4010, 4012, 449
 STAYS_AWAY = (1002, 1003, 1007, 1008, 1009, 1010, 4500, 4501, 4509, 4999)
 
 
-def test_codes_say_who_comes_back(puppets: Browser) -> None:
+def test_page_waits_after_temporary_close_codes_and_stops_after_final_ones(puppets: Browser) -> None:
     # One script without a pause, so that no reconnect comes in between.
     end = """(code) => {
         puppets.at(-1).ends(code, "why");
@@ -236,15 +238,15 @@ def test_codes_say_who_comes_back(puppets: Browser) -> None:
     assert found == [["waiting", True]] * len(RETURNS) + [["stopped", True]] * len(STAYS_AWAY)
 
 
-def test_who_comes_back_does_so_by_itself_and_others_do_not(puppets: Browser) -> None:
+def test_page_reconnects_by_itself_after_4012_and_not_after_4500(puppets: Browser) -> None:
     puppets.evaluate("puppets[0].ends(4012)")
     puppets.wait_for("puppets.length === 2")
     puppets.evaluate("Math.random = () => 0; puppets[1].ends(4500)")
-    puppets.evaluate("new Promise((done) => setTimeout(done, 0))")  # a timer of 0 ms has run before it
+    puppets.evaluate("new Promise((done) => setTimeout(done, 0))")  # a timer of 0 ms would have run before
     assert puppets.evaluate("puppets.length") == 2
 
 
-def test_the_page_waits_as_long_as_it_is_asked_to(puppets: Browser) -> None:
+def test_page_waits_for_the_retry_time_of_bye(puppets: Browser) -> None:
     bye = '{"op": "bye", "code": 4012, "reason": "drain", "reconnect": true, "retry_ms": 60000}'
     puppets.evaluate(
         f"puppets[0].opens(); puppets[0].says({WELCOME}); puppets[0].says({bye}); puppets[0].ends(4012)"
@@ -252,8 +254,8 @@ def test_the_page_waits_as_long_as_it_is_asked_to(puppets: Browser) -> None:
     assert "Closed 4012 drain, next try in 60." in puppets.text("#state-text")
 
 
-def test_the_page_waits_longer_each_time_until_it_is_welcome(puppets: Browser) -> None:
-    # With the dice at their highest the wait is the ceiling.
+def test_page_waits_grow_to_30_s_and_start_again_after_a_welcome(puppets: Browser) -> None:
+    # With the largest random number the wait is the ceiling.
     waits = puppets.evaluate(f"""(() => {{
         Math.random = () => 1;
         const again = () => dispatchEvent(new Event("online"));
@@ -268,7 +270,7 @@ def test_the_page_waits_longer_each_time_until_it_is_welcome(puppets: Browser) -
     assert waits == ["0.5", "1.0", "2.0", "4.0", "8.0", "16.0", "30.0", "30.0", "0.5"]
 
 
-def test_subscriptions_come_back_with_the_connection(puppets: Browser) -> None:
+def test_page_subscribes_again_after_it_has_reconnected(puppets: Browser) -> None:
     puppets.evaluate(f"puppets[0].opens(); puppets[0].says({WELCOME})")
     puppets.click("#subscribe")
     puppets.evaluate("puppets[0].says({op: 'subbed', ch: 'news', id: 1}); puppets[0].ends(1006)")
@@ -279,7 +281,7 @@ def test_subscriptions_come_back_with_the_connection(puppets: Browser) -> None:
     assert puppets.evaluate("puppets[1].protocols") == ["wsgate.v1.json"]
 
 
-def test_a_subscription_refused_for_now_is_asked_for_again(puppets: Browser) -> None:
+def test_page_retries_a_subscription_that_is_unavailable(puppets: Browser) -> None:
     refused = """{"op": "err", "id": 1, "ch": "news", "code": 503, "error": "unavailable", "message": "later",
         "retry_ms": 1}"""
     puppets.evaluate(f"puppets[0].opens(); puppets[0].says({WELCOME})")
@@ -289,10 +291,12 @@ def test_a_subscription_refused_for_now_is_asked_for_again(puppets: Browser) -> 
     assert json.loads(puppets.evaluate("puppets[0].sent[1]")) == {"op": "sub", "ch": "news", "id": 2}
 
 
-def test_the_log_keeps_the_newest_rows_only(page: Browser, gateway: Gateway) -> None:
+def test_page_log_keeps_the_newest_500_rows_and_scrolls_to_the_end(page: Browser, gateway: Gateway) -> None:
     subscribe(page, "news")
     with redis.Redis.from_url(gateway.bus_url) as bus, bus.pipeline(transaction=False) as pipeline:
-        for start in range(0, 700, 100):  # not more at once than an outbox takes, however slow the browser is
+        for start in range(
+            0, 700, 100
+        ):  # not more at once than an outbox takes, because the browser may be slow
             for number in range(start, start + 100):
                 pipeline.publish("wsgate:ch:news", f'"number {number}"')
             pipeline.execute()
@@ -300,15 +304,19 @@ def test_the_log_keeps_the_newest_rows_only(page: Browser, gateway: Gateway) -> 
     assert page.evaluate("document.querySelectorAll('#log li').length") == 500
     assert page.text("#count-publications") == "700"
     log = "document.querySelector('#log')"
-    assert page.evaluate(f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight < 2"), "it follows"
+    assert page.evaluate(f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight < 2"), (
+        "the log is not scrolled to its end"
+    )
 
 
-# --- looks --------------------------------------------------------------------------------------------
+# --- appearance ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [SMALLEST_PX, 800, 1280, 2560])
 @pytest.mark.parametrize("is_dark", [False, True])
-def test_nothing_sticks_out_at_any_width(page: Browser, gateway: Gateway, width: int, is_dark: bool) -> None:
+def test_page_has_no_horizontal_scrolling_at_any_width(
+    page: Browser, gateway: Gateway, width: int, is_dark: bool
+) -> None:
     page.show_as(width=width, height=800, is_dark=is_dark)
     subscribe(page, "x" * 200)
     publish(gateway, "x" * 200, json.dumps({"long": "y" * 3_000}))
@@ -318,7 +326,7 @@ def test_nothing_sticks_out_at_any_width(page: Browser, gateway: Gateway, width:
     assert page.evaluate("document.querySelector('#log').scrollLeft") == 0
 
 
-def test_both_themes_are_drawn(page: Browser) -> None:
+def test_page_has_a_light_and_a_dark_theme(page: Browser) -> None:
     colours = set()
     for is_dark in (False, True):
         page.show_as(width=1280, height=800, is_dark=is_dark)
@@ -326,7 +334,7 @@ def test_both_themes_are_drawn(page: Browser) -> None:
     assert len(colours) == 2
 
 
-def test_everything_has_a_name_and_can_be_reached_by_keyboard(page: Browser) -> None:
+def test_every_control_of_the_page_has_an_accessible_name(page: Browser) -> None:
     nameless = page.evaluate("""[...document.querySelectorAll("input, textarea, button")]
         .filter((each) => !(each.labels?.length || each.textContent.trim() || each.ariaLabel))
         .map((each) => each.outerHTML)""")
