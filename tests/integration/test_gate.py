@@ -1,4 +1,4 @@
-"""The gate before real TCP clients: every limit, and refusals that arrive."""
+"""Test the gate with real TCP clients: every limit, and refusals that arrive."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ EXTRA = client_frame(TEXT, b"early frames") * 20
 
 
 def answer(bench: Hall, peer: Peer) -> bytes:
-    """All that a client reads to the end of the stream; a reset fails the test."""
+    """Return all bytes that a client reads to the end of the stream; a reset fails the test."""
 
     def is_over() -> bool:
         while not peer.ended:
@@ -33,7 +33,7 @@ def answer(bench: Hall, peer: Peer) -> bytes:
 
 
 def fill(bench: Hall, count: int) -> list[Peer]:
-    """So many open connections."""
+    """Open this many connections."""
     crowd = [bench.dial(HEAD) for _ in range(count)]
     settle(bench, lambda: bench.count("now_open") == count)
     return [bench.meet(peer) for peer in crowd]
@@ -42,7 +42,7 @@ def fill(bench: Hall, count: int) -> list[Peer]:
 def at_descriptors(bench: Hall) -> str:
     lowest_free = os.dup(0)
     os.close(lowest_free)
-    # The client's end takes that number, ours the next.
+    # The end of the client has that number, and ours the next one.
     bench.reactor.set_gate(GateLimits(descriptors=lowest_free + 1), REFUSAL)
     return "refused_descriptors"
 
@@ -69,7 +69,9 @@ def at_rate(bench: Hall) -> str:
 
 
 def at_partial_bytes(bench: Hall) -> str:
-    bench.reactor.set_gate(GateLimits(partial_bytes=4096 + 256 + 100), REFUSAL)  # one input, its message
+    bench.reactor.set_gate(
+        GateLimits(partial_bytes=4096 + 256 + 100), REFUSAL
+    )  # one input buffer and its message
     greedy = bench.dial(HEAD)
     settle(bench, lambda: bench.count("now_open") == 3)
     bench.meet(greedy).send(client_frame(BINARY, bytes(3500))[:-1])
@@ -82,10 +84,10 @@ LIMITS = [at_descriptors, at_connections, at_handshakes, at_rate, at_partial_byt
 
 @pytest.mark.parametrize("said", [b"", HEAD, HEAD + EXTRA, HEAD + HEAD, HEAD[:50]])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_each_limit_is_refused_by_name_and_the_answer_arrives(
+def test_connection_over_each_limit_receives_the_whole_answer_and_is_counted_by_its_reason(
     limit: Callable[[Hall], str], said: bytes
 ) -> None:
-    """Whole answer, no reset, whatever the client said; counted by its reason; the good ones unaffected."""
+    """There is no reset, whatever the client sent, and open connections are not affected."""
     with hall() as bench:
         good = fill(bench, 2)
         reason = limit(bench)
@@ -108,8 +110,8 @@ def test_each_limit_is_refused_by_name_and_the_answer_arrives(
         assert good[0].frames() == [ServerFrame(TEXT, b"reply")]
 
 
-def test_the_limit_itself_is_let_in() -> None:
-    """Exactly `connections` are let in; when one leaves, the next is let in again."""
+def test_exactly_the_limit_of_connections_is_accepted_and_one_more_after_a_close() -> None:
+    """Five connections are the limit, and the sixth is refused."""
     with hall(limits=GateLimits(connections=5)) as bench:
         crowd = fill(bench, 5)
         assert answer(bench, bench.dial(HEAD)) == REFUSAL
@@ -119,8 +121,8 @@ def test_the_limit_itself_is_let_in() -> None:
         assert bench.count("refused") == 1
 
 
-def test_handshakes_in_progress_counts_undecided_and_incomplete_ones() -> None:
-    """A newcomer takes the place of the oldest incomplete head, until all wait for a decision."""
+def test_new_handshake_displaces_the_oldest_incomplete_head_until_all_are_undecided() -> None:
+    """Both incomplete and undecided handshakes count for the limit."""
     with hall(limits=GateLimits(handshakes_in_progress=3), on_event=None) as bench:
         bench.dial(HEAD)
         oldest = bench.dial(HEAD[:20])
@@ -145,8 +147,8 @@ def test_handshakes_in_progress_counts_undecided_and_incomplete_ones() -> None:
         assert bench.count("ended_refused_handshakes") == 1
 
 
-def test_accepts_per_second_is_exact() -> None:
-    """A second's worth at once, then one for each share of a second, on the clock of the caller."""
+def test_handshake_rate_accepts_one_second_at_once_and_then_exactly_the_rate() -> None:
+    """The rate uses the clock of the caller."""
     with hall(limits=GateLimits(handshake_rate_per_s=10, refusal_drains=0)) as bench:
         for _ in range(15):
             bench.dial()
@@ -167,23 +169,23 @@ def test_accepts_per_second_is_exact() -> None:
         assert bench.count("now_head") == 27
 
 
-def test_no_answer_configured() -> None:
-    """Without refusal bytes the stream just ends, in order."""
+def test_refusal_without_configured_bytes_ends_the_stream_without_a_reset() -> None:
+    """The peer reads nothing but the end of the stream."""
     with hall(limits=GateLimits(connections=1), refusal=b"") as bench:
         fill(bench, 1)
         assert answer(bench, bench.dial(HEAD)) == b""
 
 
-def test_a_limit_of_zero_is_off() -> None:
-    """All off: everybody is let in."""
+def test_gate_limit_of_zero_accepts_100_handshakes() -> None:
+    """A limit of 0 is no limit."""
     with hall(limits=GateLimits(handshakes_in_progress=0)) as bench:
         for _ in range(100):
             bench.dial()
         settle(bench, lambda: bench.count("now_head") == 100)
 
 
-def test_max_connections_of_the_table_is_a_limit_too() -> None:
-    """Without any gate, the directory of slots is the last limit, refused as `refused_connections`."""
+def test_connection_beyond_the_table_of_slots_is_refused_as_refused_connections() -> None:
+    """There is no gate, so that the table is the only limit."""
     with hall(Settings(max_connections=2)) as bench:
         fill(bench, 2)
         assert answer(bench, bench.dial(HEAD)) == REFUSAL
@@ -193,8 +195,8 @@ def test_max_connections_of_the_table_is_a_limit_too() -> None:
 # --- drains -----------------------------------------------------------------------------------------
 
 
-def test_drains_are_bounded_in_number() -> None:
-    """32 at once; beyond that a peer whose head is there is answered all the same, a silent one is not."""
+def test_refusals_beyond_32_drains_are_answered_only_if_the_head_has_arrived() -> None:
+    """A silent peer is closed without an answer."""
     with hall(limits=GateLimits(connections=1)) as bench:
         fill(bench, 1)
         for _ in range(32):
@@ -215,8 +217,8 @@ def test_drains_are_bounded_in_number() -> None:
         assert bench.count("ended_refused_connections") == 35
 
 
-def test_a_drain_ends_after_its_second() -> None:
-    """A refused peer that neither reads nor ends is closed at its deadline, and the drain is free."""
+def test_drain_of_a_refused_peer_ends_after_one_second() -> None:
+    """The peer neither reads nor closes."""
     with hall(limits=GateLimits(connections=1)) as bench:
         fill(bench, 1)
         descriptors = open_descriptors()
@@ -230,8 +232,8 @@ def test_a_drain_ends_after_its_second() -> None:
         assert answer(bench, peer) == REFUSAL
 
 
-def test_a_drain_ends_after_its_bytes() -> None:
-    """16 KiB are read from a refused peer, and one receive at most beyond."""
+def test_drain_of_a_refused_peer_that_keeps_sending_ends_after_16_kib() -> None:
+    """The reactor reads 16 KiB, and at most one receive more."""
     with hall(limits=GateLimits(connections=1)) as bench:
         fill(bench, 1)
         peer = bench.dial(HEAD)
@@ -252,8 +254,8 @@ def test_a_drain_ends_after_its_bytes() -> None:
 
 
 @pytest.mark.parametrize("drains", [-1, 257, 1 << 31])
-def test_drains_that_cannot_be(drains: int) -> None:
-    """Out of range is an error, and the gate stays as it was."""
+def test_number_of_drains_out_of_range_raises_and_leaves_the_gate_unchanged(drains: int) -> None:
+    """The former limits and the former answer stay."""
     with hall(limits=GateLimits(connections=1)) as bench:
         with pytest.raises((WsgateError, ValueError, OverflowError)):
             bench.reactor.set_gate(GateLimits(refusal_drains=drains), b"other")
@@ -271,8 +273,8 @@ def test_drains_that_cannot_be(drains: int) -> None:
         GateLimits(refusal_drain_ms=1 << 40),
     ],
 )
-def test_limits_that_cannot_be_change_nothing(limits: GateLimits) -> None:
-    """All or nothing: a gate that is refused leaves the former limits and the former answer."""
+def test_gate_limits_out_of_range_raise_and_leave_the_gate_unchanged(limits: GateLimits) -> None:
+    """One bad limit refuses all of them."""
     with hall(limits=GateLimits(connections=1)) as bench:
         with pytest.raises((WsgateError, ValueError, OverflowError)):
             bench.reactor.set_gate(limits, b"other")
@@ -280,14 +282,14 @@ def test_limits_that_cannot_be_change_nothing(limits: GateLimits) -> None:
         assert answer(bench, bench.dial(HEAD)) == REFUSAL
 
 
-def test_a_fast_accept_rate_is_not_unlimited() -> None:
-    """A rate above one a nanosecond makes no sense; the largest that can be set lets people in."""
+def test_largest_handshake_rate_accepts_connections() -> None:
+    """The largest rate that can be set must not overflow."""
     with hall(limits=GateLimits(handshake_rate_per_s=(1 << 32) - 1)) as bench:
         fill(bench, 3)
 
 
-def test_peers_that_are_gone_before_they_are_refused() -> None:
-    """A peer that went away in the queue costs no answer and no drain."""
+def test_peer_that_closed_in_the_queue_is_refused_without_an_answer_and_a_drain() -> None:
+    """Five peers close before the reactor accepts them."""
     with hall(limits=GateLimits(connections=1)) as bench:
         fill(bench, 1)
         for _ in range(5):
@@ -297,8 +299,8 @@ def test_peers_that_are_gone_before_they_are_refused() -> None:
         assert bench.count("refused_silent") == 5
 
 
-def test_refusing_a_crowd_does_not_disturb_the_good() -> None:
-    """500 are refused while one talks: every message of it is answered, in order, within the same turns."""
+def test_open_connection_is_answered_in_order_while_500_others_are_refused() -> None:
+    """Its messages are answered within the same turns."""
 
     def on_event(bench: object, event: tuple[int, int, bytes | int]) -> None:
         del bench
@@ -322,8 +324,8 @@ def test_refusing_a_crowd_does_not_disturb_the_good() -> None:
         assert front.count("refused") + front.count("refused_silent") == 500
 
 
-def test_accepting_stops_and_goes_on() -> None:
-    """After `stop_listening` the queue is left alone; another `listen` takes it up."""
+def test_stop_listening_leaves_the_queue_alone_until_the_next_listen() -> None:
+    """A second `stop_listening` does nothing."""
     with hall() as bench:
         bench.reactor.stop_listening()
         bench.reactor.stop_listening()
@@ -335,8 +337,8 @@ def test_accepting_stops_and_goes_on() -> None:
         bench.meet(waiting)
 
 
-def test_a_listener_that_was_shut_down_does_not_spin() -> None:
-    """Somebody shuts the listening socket down: the reactor must not be woken for it for ever."""
+def test_listener_that_was_shut_down_does_not_wake_the_reactor_forever() -> None:
+    """The listening socket is shut down outside of the reactor."""
     with hall() as bench:
         bench.listener.shutdown(socket.SHUT_RDWR)
         for _ in range(20):
@@ -345,8 +347,8 @@ def test_a_listener_that_was_shut_down_does_not_spin() -> None:
         assert bench.count("accept_failed") <= 64
 
 
-def test_above_four_times_the_rate_accepting_waits_for_the_next_tick() -> None:
-    """A thousand are always looked at; what comes then stays in the kernel's queue, and is served later."""
+def test_accepting_pauses_until_the_next_tick_at_four_times_the_handshake_rate() -> None:
+    """Later connections stay in the queue of the kernel and are accepted afterwards."""
     with hall(limits=GateLimits(handshake_rate_per_s=300, refusal_drains=0)) as bench:
         offered = 0
         while offered < 1_300:
