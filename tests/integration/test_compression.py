@@ -1,4 +1,4 @@
-"""Compression end to end: clients nobody here wrote, with and without it, on one channel."""
+"""Use compression end to end: independent clients with and without it on one channel."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def gateway() -> Iterator[Gateway]:
 
 @contextlib.contextmanager
 def joined(gateway: Gateway, window_bits: int | None) -> Iterator[ClientConnection]:
-    """A subscriber of `news`; its window, 0: whatever, None: no compression."""
+    """Subscribe to `news` with this window; 0 lets the server choose, None means no compression."""
     offers = None
     if window_bits is not None:
         bits = window_bits or None
@@ -41,7 +41,7 @@ def joined(gateway: Gateway, window_bits: int | None) -> Iterator[ClientConnecti
         yield client
 
 
-def test_one_publication_is_deflated_once_for_all_of_a_class(gateway: Gateway) -> None:
+def test_publication_is_compressed_once_per_window_class_and_arrives_at_all(gateway: Gateway) -> None:
     windows = [None, None, 0, 0, 0, 15, 9, 9, 12]
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(joined(gateway, bits)) for bits in windows]
@@ -58,21 +58,21 @@ def test_one_publication_is_deflated_once_for_all_of_a_class(gateway: Gateway) -
         *(f'deflate_bytes_total{{direction="{way}"}}' for way in ("in", "out")),
     )
     count, content, wire = (after[f"wsgate_{name}"] - before[f"wsgate_{name}"] for name in names)
-    assert count == 4, "two classes, two large publications"
+    assert count == 4, "expected two classes and two large publications"
     assert content > 3 * wire
 
 
-def test_what_a_client_deflates_is_understood(gateway: Gateway) -> None:
+def test_compressed_messages_of_a_client_are_decompressed_without_context_takeover(gateway: Gateway) -> None:
     with joined(gateway, 0) as client, joined(gateway, None) as plain:
         before = fresh_counters(gateway)
-        for number in range(3):  # a second one would need the window of the first, were it taken over
+        for number in range(3):  # with context takeover the second message would need the window of the first
             client.send(json.dumps({"op": "pub", "ch": "news", "data": LARGE, "id": number}))
             assert json.loads(plain.recv(WITHIN_S))["data"] == LARGE
         after = fresh_counters(gateway)
         assert after["wsgate_messages_inflated_total"] - before["wsgate_messages_inflated_total"] == 3
 
 
-def test_a_bad_offer_is_refused_and_one_that_is_declined_is_not(gateway: Gateway) -> None:
+def test_malformed_compression_offer_is_400_and_an_unsupported_one_is_declined(gateway: Gateway) -> None:
     before = fresh_counters(gateway)
     with RawClient(gateway) as client:
         offer = ("Sec-WebSocket-Extensions", 'permessage-deflate; server_max_window_bits="9')
@@ -87,7 +87,7 @@ def test_a_bad_offer_is_refused_and_one_that_is_declined_is_not(gateway: Gateway
     assert after[name] - before[name] == 1
 
 
-def test_a_browser_hears_what_is_deflated(gateway: Gateway) -> None:
+def test_chromium_receives_a_compressed_publication(gateway: Gateway) -> None:
     chromium = find_chromium()
     if chromium is None:
         pytest.skip("no Chromium here, and none could be installed")
