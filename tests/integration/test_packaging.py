@@ -1,4 +1,4 @@
-"""What a stranger gets: the sdist holds what is needed to build, the wheel what is needed to run."""
+"""Check the packages: the sdist has all that a build needs, the wheel all that a run needs."""
 
 import itertools
 import subprocess
@@ -24,7 +24,7 @@ PAGE = sorted(
 pytestmark = pytest.mark.slow
 START_S = 60
 
-# Run by the interpreter that has the wheel, from a directory that has nothing.
+# Runs in the interpreter that has the wheel, from an empty directory.
 ECHO = """
 import socket, sys, time
 import wsgate.reactor, wsgate.reactor.loop
@@ -70,12 +70,12 @@ def wheel_names(built: InstalledWheel) -> list[PurePosixPath]:
 
 
 def sdist_names(built: InstalledWheel) -> list[PurePosixPath]:
-    """Paths in the sdist, below its one top folder."""
+    """Return the paths in the sdist below its top folder."""
     with tarfile.open(built.sdist) as archive:
         return [PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()]
 
 
-def test_the_installed_wheel_echoes_from_another_directory(built: InstalledWheel, tmp_path: Path) -> None:
+def test_installed_wheel_runs_a_reactor_from_another_directory(built: InstalledWheel, tmp_path: Path) -> None:
     done = subprocess.run(
         [built.python, "-c", ECHO],
         cwd=tmp_path,
@@ -91,7 +91,7 @@ def test_the_installed_wheel_echoes_from_another_directory(built: InstalledWheel
     assert status_line == "HTTP/1.1 101 Switching Protocols"
 
 
-def test_the_installed_wheel_serves_its_page_from_another_directory(
+def test_installed_wheel_serves_its_page_from_another_directory(
     built: InstalledWheel, tmp_path: Path
 ) -> None:
     command = [str(built.python.parent / "wsgate"), "serve", "--dev", "--port", "0", "--admin-port", "0"]
@@ -115,13 +115,15 @@ def test_the_installed_wheel_serves_its_page_from_another_directory(
             process.terminate()
 
 
-def test_the_wheel_holds_wsgate_and_nothing_else(built: InstalledWheel) -> None:
+def test_wheel_contains_only_the_wsgate_package_and_no_sources_of_compiled_modules(
+    built: InstalledWheel,
+) -> None:
     tops = {name.parts[0] for name in wheel_names(built)}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"wsgate"}
     assert not [name for name in wheel_names(built) if name.suffix in (".c", ".pyx", ".o", ".pyc")]
 
 
-def test_the_wheel_holds_every_compiled_module_and_its_types(built: InstalledWheel) -> None:
+def test_wheel_contains_every_compiled_module_its_types_and_the_page(built: InstalledWheel) -> None:
     names = [str(name) for name in wheel_names(built)]
     compiled = {PurePosixPath(name).name.partition(".")[0] for name in names if name.endswith(".so")}
     assert compiled == set(MODULES)
@@ -130,7 +132,7 @@ def test_the_wheel_holds_every_compiled_module_and_its_types(built: InstalledWhe
         assert str(path.relative_to(ROOT)) in names
 
 
-def test_the_sdist_holds_the_sources_and_no_generated_c(built: InstalledWheel) -> None:
+def test_sdist_contains_all_sources_and_no_generated_file(built: InstalledWheel) -> None:
     names = {str(name) for name in sdist_names(built)}
     for path in (ROOT / "wsgate").rglob("*"):
         if path.suffix in (".py", ".pyx", ".pxd", ".pyi", ".typed"):
@@ -140,12 +142,12 @@ def test_the_sdist_holds_the_sources_and_no_generated_c(built: InstalledWheel) -
     assert not [name for name in names if name.partition("/")[0] in ("tests", "loadtest", "build", ".cache")]
 
 
-def test_nothing_generated_lies_beside_the_sources() -> None:
+def test_source_folders_contain_no_generated_c_or_html() -> None:
     assert not list((ROOT / "wsgate").rglob("*.c"))
     assert not [path for path in (ROOT / "wsgate").rglob("*.html") if str(path.relative_to(ROOT)) not in PAGE]
 
 
-def test_the_version_has_one_source(built: InstalledWheel) -> None:
+def test_version_of_the_module_equals_that_of_the_package_metadata(built: InstalledWheel) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "version" not in project
     probe = "import wsgate, importlib.metadata as m; print(wsgate.__version__, m.version('wsgate'))"
