@@ -1,4 +1,4 @@
-"""Revocations on real servers: what was stored anywhere is read everywhere, whatever changes meanwhile."""
+"""Store revocations on real servers: every shard reads all of them, also while they change."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ KEY = "w:revoked"
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
-    """The URL of a single server, and a client of it."""
+    """Yield the URL of a single server, and a client of it."""
     if request.param == "valkey":
         with running_valkey() as valkey, redis.Redis(port=valkey.port) as client:
             yield valkey.url, client
@@ -47,7 +47,7 @@ def bus(server: tuple[str, Any]) -> tuple[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def speaking(url: str) -> AsyncIterator[BusPublisher]:
+async def running_publisher(url: str) -> AsyncIterator[BusPublisher]:
     publisher, parts = make_publisher(
         parse_address(url), connect_timeout_s=20, command_timeout_s=20, on_failed=lambda why: None
     )
@@ -82,10 +82,10 @@ async def run_script(publisher: BusPublisher, script: Any, *arguments: bytes) ->
     return told[0]
 
 
-def test_the_later_time_of_a_user_counts_in_any_order(bus: tuple[str, Any]) -> None:
+def test_latest_revocation_time_of_a_user_is_kept_in_any_order(bus: tuple[str, Any]) -> None:
     async def scenario() -> None:
         now_s = time.time()
-        async with speaking(bus[0]) as publisher:
+        async with running_publisher(bus[0]) as publisher:
             for before_s in (now_s, now_s + 2.25, now_s + 1, now_s + 2.25):
                 assert await store(publisher, "a b:c\u00e9 1 ", before_s) == ("", b"0")
             assert await store(publisher, "always", 99_999_999_999.0) == ("", b"0")
@@ -98,10 +98,10 @@ def test_the_later_time_of_a_user_counts_in_any_order(bus: tuple[str, Any]) -> N
     uvloop.run(scenario())
 
 
-def test_a_revocation_is_kept_for_as_long_as_a_token_may_live(bus: tuple[str, Any]) -> None:
+def test_revocation_expires_after_the_longest_life_of_a_token(bus: tuple[str, Any]) -> None:
     async def scenario() -> None:
         now_s = time.time()
-        async with speaking(bus[0]) as publisher:
+        async with running_publisher(bus[0]) as publisher:
             assert await load(publisher) == ([], "")
             bus[1].zadd(KEY, {"old": now_s - RETENTION_S - 10})
             assert await load(publisher) == ([], "")
@@ -115,10 +115,12 @@ def test_a_revocation_is_kept_for_as_long_as_a_token_may_live(bus: tuple[str, An
     uvloop.run(scenario())
 
 
-def test_too_many_users_drive_out_those_with_the_oldest_time_and_are_counted(bus: tuple[str, Any]) -> None:
+def test_revocation_over_the_limit_removes_the_oldest_ones_and_returns_their_number(
+    bus: tuple[str, Any],
+) -> None:
     async def scenario() -> None:
         now_s = int(time.time())
-        async with speaking(bus[0]) as publisher:
+        async with running_publisher(bus[0]) as publisher:
             bus[1].zadd(KEY, {f"u{number}": now_s + number for number in range(12)})
             arguments = (b"new", b"%d" % (now_s + 50), b"%d" % RETENTION_S, b"10")
             assert await run_script(publisher, REVOKE, *arguments) == ("", b"3")
@@ -127,11 +129,11 @@ def test_too_many_users_drive_out_those_with_the_oldest_time_and_are_counted(bus
     uvloop.run(scenario())
 
 
-def test_all_of_many_pages_are_read_with_equal_times_among_them(bus: tuple[str, Any]) -> None:
+def test_5000_revocations_with_equal_times_are_all_read_over_many_pages(bus: tuple[str, Any]) -> None:
     async def scenario() -> None:
         now_s = int(time.time())
         users = {f"{number:0100d}": now_s + number // 1_000 for number in range(5_000)}
-        async with speaking(bus[0]) as publisher:
+        async with running_publisher(bus[0]) as publisher:
             bus[1].zadd(KEY, users)
             found, outcome = await load(publisher)
             assert outcome == ""
@@ -141,13 +143,13 @@ def test_all_of_many_pages_are_read_with_equal_times_among_them(bus: tuple[str, 
     uvloop.run(scenario())
 
 
-def test_a_user_who_changes_between_two_pages_hides_no_other_user(bus: tuple[str, Any]) -> None:
-    """The last user of a page goes, gets a later time, or others of the same time come and go."""
+def test_revocation_removed_or_moved_between_two_pages_hides_no_other(bus: tuple[str, Any]) -> None:
+    """The last user of a page is removed or has a later time, or earlier ones of the same time are."""
 
     async def scenario() -> None:
         now_s = int(time.time())
         users = {f"{number:0100d}": now_s for number in range(600)}
-        async with speaking(bus[0]) as publisher:
+        async with running_publisher(bus[0]) as publisher:
             for change in ("remove", "later", "earlier ones removed", "earlier ones later"):
                 bus[1].delete(KEY)
                 bus[1].zadd(KEY, users)
@@ -173,16 +175,16 @@ def test_a_user_who_changes_between_two_pages_hides_no_other_user(bus: tuple[str
     uvloop.run(scenario())
 
 
-def test_odd_entries_and_types_hide_no_user_and_raise_nothing(bus: tuple[str, Any]) -> None:
+def test_malformed_revocations_are_removed_and_a_key_of_another_type_is_refused(bus: tuple[str, Any]) -> None:
     async def scenario() -> None:
         now_s = int(time.time())
-        async with speaking(bus[0]) as publisher:
+        async with running_publisher(bus[0]) as publisher:
             odd = {b"x" * 129 + b"%d" % number: now_s + 1 for number in range(1_100)}
             bus[1].zadd(KEY, odd | {b"": now_s + 1, b"y" * 70_000: now_s + 1, b"\xff": now_s + 1})
             bus[1].zadd(KEY, {"ann": now_s, "inf": float("inf"), "minus": float("-inf")})
             found, outcome = await load(publisher)
             assert (found, outcome) == ([Revocation("ann", now_s)], "")
-            assert bus[1].zcard(KEY) == 4, "what can be no user is removed"
+            assert bus[1].zcard(KEY) == 4, "an impossible user was not removed"
             bus[1].set(KEY, "1")
             assert (await load(publisher)) == ([], "refused")
             assert (await store(publisher, "bob", now_s))[0] == "refused"
@@ -192,13 +194,13 @@ def test_odd_entries_and_types_hide_no_user_and_raise_nothing(bus: tuple[str, An
 
 @pytest.mark.slow
 @pytest.mark.parametrize("running", [running_cluster, running_sentinels])
-def test_revocations_are_kept_on_every_kind_of_bus(running: Any) -> None:
+def test_revocations_are_stored_and_loaded_on_a_cluster_and_behind_sentinels(running: Any) -> None:
     async def scenario(url: str) -> None:
         now_s = time.time()
-        async with speaking(url) as publisher:
+        async with running_publisher(url) as publisher:
             loop = asyncio.get_running_loop()
             end_s = loop.time() + 20
-            while await store(publisher, "ann", now_s) != ("", b"0"):  # the map is not read yet
+            while await store(publisher, "ann", now_s) != ("", b"0"):  # the map is not loaded yet
                 assert loop.time() < end_s
                 await asyncio.sleep(0.05)
             assert await load(publisher) == ([Revocation("ann", now_s)], "")
