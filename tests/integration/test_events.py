@@ -1,4 +1,4 @@
-"""What backends are told, through a real stream: every type, in order, and while the bus goes away."""
+"""Read the events for backends from a real stream: every type, in order, and while the bus is away."""
 
 import json
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def decoded(fields: dict[bytes, bytes]) -> Event:
 
 
 class Stream:
-    """What was appended since it was made."""
+    """The events that were appended since this object was made."""
 
     def __init__(self, bus: Any, key: str = "wsgate:events:0") -> None:
         self.bus = bus
@@ -52,7 +52,7 @@ class Stream:
         self.last = (bus.xrevrange(key, count=1) or [(b"0-0", {})])[0][0]
 
     def take(self, count: int) -> list[Event]:
-        """The next `count` events, in order."""
+        """Return the next `count` events, in order."""
         found: list[Event] = []
 
         def are_there() -> bool:
@@ -72,7 +72,9 @@ def stream(valkey: Valkey) -> Iterator[Stream]:
         yield Stream(bus)
 
 
-def test_a_whole_visit_is_told_in_order(gateway: Gateway, stream: Stream) -> None:
+def test_connection_causes_events_of_every_type_in_order_with_all_fields(
+    gateway: Gateway, stream: Stream
+) -> None:
     token = gateway.token("42", "--channel", "auto")
     with connected(gateway.ws_url, 1, token=token) as (client,):
         assert sorted(client.receive()["ch"] for _ in range(2)) == ["@me", "auto"]
@@ -106,27 +108,27 @@ def test_a_whole_visit_is_told_in_order(gateway: Gateway, stream: Stream) -> Non
         ("msgpack", b"\x00\xff", (b"\x00\xff", "binary")),
     ],
 )
-def test_a_message_comes_as_it_was_sent(
+def test_message_event_has_the_data_and_encoding_that_the_client_sent(
     gateway: Gateway, stream: Stream, dialect: str, data: Any, sent: tuple[bytes, str]
 ) -> None:
     with connected(gateway.ws_url, 1, dialect=dialect) as (client,):
         assert client.ask("send", data=data, id=0) == {"op": "ok", "id": 0}
-        client.send("send", data=data)  # without an id nothing is answered
+        client.send("send", data=data)  # without an id there is no answer
         assert client.ask("ping") == {"op": "pong"}
     told = stream.take(4)
     assert [(event["data"], event["encoding"]) for event in told[1:3]] == [sent, sent]
-    assert all("user" not in event for event in told), "it is anonymous"
+    assert all("user" not in event for event in told), "an anonymous connection has a user"
 
 
-def test_what_json_cannot_hold_is_no_message(gateway: Gateway, stream: Stream) -> None:
+def test_message_that_json_cannot_represent_is_a_bad_request_without_an_event(
+    gateway: Gateway, stream: Stream
+) -> None:
     with connected(gateway.ws_url, 1, dialect="msgpack") as (client,):
         assert client.ask("send", data={1: float("nan")}, id=1)["error"] == "bad_request"
     assert [event["type"] for event in stream.take(2)] == ["connected", "disconnected"]
 
 
-def test_who_is_never_welcome_is_not_told_and_who_shows_a_token_late_is_told_again(
-    gateway: Gateway, stream: Stream
-) -> None:
+def test_late_token_causes_a_second_connected_event_with_the_user(gateway: Gateway, stream: Stream) -> None:
     with connected(gateway.ws_url, 1) as (client,):
         client.send("auth", token=gateway.token("late"), id=1)
         assert [client.receive()["op"] for _ in range(2)] == ["welcome", "subbed"]
@@ -139,14 +141,16 @@ def test_who_is_never_welcome_is_not_told_and_who_shows_a_token_late_is_told_aga
     ]
 
 
-def test_a_recovery_in_place_is_no_new_subscription(gateway: Gateway, stream: Stream) -> None:
+def test_recovery_of_a_subscribed_channel_causes_no_second_subscribed_event(
+    gateway: Gateway, stream: Stream
+) -> None:
     with connected(gateway.ws_url, 1) as (client,):
         client.subscribe("news")
         assert client.ask("sub", ch="news", id=2, **{"from": "Qz-5"})["recovered"] is False
     assert [event["type"] for event in stream.take(3)] == ["connected", "subscribed", "disconnected"]
 
 
-def test_a_drain_tells_of_everybody_who_left(valkey: Valkey, stream: Stream) -> None:
+def test_drain_appends_a_disconnected_event_for_each_of_20_clients(valkey: Valkey, stream: Stream) -> None:
     with running_gateway(environ=environ(valkey.url)) as gateway, connected(gateway.ws_url, 20):
         stream.take(20)
         assert gateway.stop() == 0
@@ -154,7 +158,7 @@ def test_a_drain_tells_of_everybody_who_left(valkey: Valkey, stream: Stream) -> 
     assert {(event["type"], event["reason"]) for event in told} == {("disconnected", "drain")}
 
 
-def test_partitions_are_by_user_and_by_connection_for_who_has_none(valkey: Valkey) -> None:
+def test_event_partition_is_chosen_by_user_or_by_connection_without_a_user(valkey: Valkey) -> None:
     more = environ(valkey.url, WSGATE_EVENTS__PARTITIONS="3", WSGATE_BUS__PREFIX="parts")
     with redis.Redis.from_url(valkey.url) as bus, running_gateway(environ=more) as gateway:
         streams = [Stream(bus, f"parts:events:{number}") for number in range(3)]
@@ -168,7 +172,7 @@ def test_partitions_are_by_user_and_by_connection_for_who_has_none(valkey: Valke
             part.take(count)
 
 
-def test_events_are_published_besides_where_that_is_asked_for(valkey: Valkey) -> None:
+def test_events_are_also_published_when_pubsub_is_enabled(valkey: Valkey) -> None:
     more = environ(valkey.url, WSGATE_EVENTS__PUBSUB="true", WSGATE_BUS__PREFIX="both")
     with redis.Redis.from_url(valkey.url) as bus, bus.pubsub() as listening:
         listening.subscribe("both:events:0")
@@ -192,7 +196,7 @@ def test_events_are_published_besides_where_that_is_asked_for(valkey: Valkey) ->
     assert all(isinstance(event["ts"], int) for event in heard)
 
 
-def test_a_stream_is_trimmed(valkey: Valkey) -> None:
+def test_event_stream_is_trimmed_to_its_configured_length(valkey: Valkey) -> None:
     more = environ(valkey.url, WSGATE_EVENTS__MAXLEN="50", WSGATE_BUS__PREFIX="trim")
     with redis.Redis.from_url(valkey.url) as bus, running_gateway(environ=more) as gateway:
         with connected(gateway.ws_url, 1) as (client,):
@@ -201,7 +205,7 @@ def test_a_stream_is_trimmed(valkey: Valkey) -> None:
         assert 50 <= bus.xlen("trim:events:0") <= 300
 
 
-def test_with_no_type_enabled_nothing_is_told_and_nothing_taken(valkey: Valkey) -> None:
+def test_events_without_an_enabled_type_create_no_stream_and_refuse_messages(valkey: Valkey) -> None:
     more = environ(valkey.url, WSGATE_BUS__PREFIX="none", WSGATE_EVENTS__ENABLED="")
     with redis.Redis.from_url(valkey.url) as bus, running_gateway(environ=more) as gateway:
         with connected(gateway.ws_url, 1) as (client,):
@@ -217,7 +221,7 @@ def send_numbers(client: Client, count: int, first: int = 0) -> None:
         client.send("send", data=number, id=number)
 
 
-def test_while_the_bus_is_away_messages_fail_and_other_events_wait_for_it() -> None:
+def test_messages_fail_and_other_events_are_buffered_while_the_bus_is_away() -> None:
     with running_valkey(appendonly="yes") as valkey:
         more = environ(valkey.url, WSGATE_BUS__CONNECT_TIMEOUT="500ms", WSGATE_BUS__COMMAND_TIMEOUT="500ms")
         with running_gateway(environ=more) as gateway:
@@ -233,19 +237,19 @@ def test_while_the_bus_is_away_messages_fail_and_other_events_wait_for_it() -> N
                 def told() -> list[Event]:
                     return [decoded(fields) for _, fields in bus.xrange("wsgate:events:0")]
 
-                # At least once: what was under way when the bus went may stand there twice, under one id.
+                # At least once: an event in flight when the bus stopped may be stored twice under one id.
                 def kinds_by_id() -> dict[str, str]:
                     return {event["id"]: event["type"] for event in told()}
 
-                wait_until("all is told", lambda: len(kinds_by_id()) >= 2 + 11, WITHIN_S)
+                wait_until("all are stored", lambda: len(kinds_by_id()) >= 2 + 11, WITHIN_S)
                 kinds = list(kinds_by_id().values())
             assert kinds.count("disconnected") == 6
             assert kinds.count("connected") == 6
-            assert "message" not in kinds, "it was answered with an error"
+            assert "message" not in kinds, "a message that failed was stored"
 
 
-def test_a_primary_that_is_killed_costs_no_message_that_was_answered() -> None:
-    """At least once, each under one id, the first appearances in order."""
+def test_every_message_answered_ok_is_stored_although_the_bus_is_killed_three_times() -> None:
+    """Messages are stored at least once under one id, and their first appearances are in order."""
     with running_valkey(appendonly="yes", appendfsync="always") as valkey:
         more = environ(valkey.url, WSGATE_EVENTS__ENABLED="message")
         with running_gateway(environ=more) as gateway, connected(gateway.ws_url, 1) as (client,):
@@ -261,36 +265,36 @@ def test_a_primary_that_is_killed_costs_no_message_that_was_answered() -> None:
                         answered.append(row["id"])
             with redis.Redis.from_url(valkey.url) as bus:
                 told = [decoded(fields) for _, fields in bus.xrange("wsgate:events:0")]
-    assert len(answered) > 100, "most of them, whatever was killed"
+    assert len(answered) > 100, "too few messages were answered"
     seen = {event["id"]: int(event["data"]) for event in told}
     assert set(answered) <= set(seen.values())
-    assert len(set(seen.values())) == len(seen), "a message has one id"
+    assert len(set(seen.values())) == len(seen), "a message has two ids"
     first = list(dict.fromkeys(int(event["data"]) for event in told))
     assert first == sorted(first)
 
 
-def test_a_bus_that_does_not_take_them_is_said_and_tried_again(valkey: Valkey) -> None:
+def test_stream_key_of_another_type_is_logged_and_events_are_retried_until_it_is_gone(valkey: Valkey) -> None:
     more = environ(valkey.url, WSGATE_BUS__PREFIX="wrong", WSGATE_BUS__COMMAND_TIMEOUT="500ms")
     with redis.Redis.from_url(valkey.url) as bus, running_gateway(environ=more) as gateway:
         bus.set("wrong:events:0", "no stream")
         with connected(gateway.ws_url, 1) as (client,):
-            wait_until("it is said", lambda: any("WRONGTYPE" in line for line in gateway.lines), WITHIN_S)
+            wait_until("it is logged", lambda: any("WRONGTYPE" in line for line in gateway.lines), WITHIN_S)
             assert client.ask("send", data=1, id=1)["error"] == "unavailable"
             bus.delete("wrong:events:0")
             said: list[str] = []
 
-            def is_taken() -> bool:
-                """Messages are refused until the event that was kept has been tried again and taken."""
+            def is_accepted() -> bool:
+                """Messages are refused until the buffered event has been retried and appended."""
                 said.append(client.ask("send", data=2, id=2).get("error", "ok"))
                 return said[-1] == "ok"
 
-            wait_until("messages are taken again", is_taken, WITHIN_S)
+            wait_until("messages are accepted again", is_accepted, WITHIN_S)
             assert set(said[:-1]) <= {"unavailable"}
 
         def told() -> list[Event]:
             return [decoded(fields) for _, fields in bus.xrange("wrong:events:0")]
 
-        wait_until("all is told", lambda: "disconnected" in [event["type"] for event in told()], WITHIN_S)
+        wait_until("all are stored", lambda: "disconnected" in [event["type"] for event in told()], WITHIN_S)
         assert {event["type"] for event in told()} >= {"connected", "message", "disconnected"}
         assert [event["data"] for event in told() if event["type"] == "message"][-1] == b"2"
 
@@ -304,7 +308,9 @@ def cluster() -> Iterator[Cluster]:
         yield fleet
 
 
-def test_on_a_cluster_every_partition_lives_where_its_slot_does(cluster: Cluster) -> None:
+def test_messages_are_stored_on_a_cluster_also_after_a_server_of_some_partitions_died(
+    cluster: Cluster,
+) -> None:
     more = environ(cluster.url, WSGATE_EVENTS__PARTITIONS="8", WSGATE_EVENTS__ENABLED="message")
     names = [f"wsgate:events:{number}" for number in range(8)]
     with running_gateway(environ=more) as gateway, connected(gateway.ws_url, 40) as clients:
@@ -316,9 +322,9 @@ def test_on_a_cluster_every_partition_lives_where_its_slot_does(cluster: Cluster
         for number, client in enumerate(clients):
             client.send("send", data=100 + number, id=2)
         outcomes = [client.receive(WITHIN_S)["op"] for client in clients]
-        assert outcomes.count("ok") >= 10, "those on other servers at least"
+        assert outcomes.count("ok") >= 10, "messages for living servers failed"
         wait_until(
-            "the replica takes them",
+            "the replica accepts all messages",
             lambda: all(client.ask("send", data=0, id=3)["op"] == "ok" for client in clients),
             60.0,
         )
