@@ -1,4 +1,4 @@
-"""A start that cannot succeed ends, and says what is missing."""
+"""Start a node that cannot work: the start ends, and names what is missing."""
 
 import re
 import resource
@@ -19,13 +19,13 @@ RESERVED = 64  # admission.reserve_descriptors
 
 
 def limited(descriptors: int) -> list[str]:
-    """A command that lowers the limit of open files, soft and hard, and becomes what follows."""
+    """Return a command that lowers both limits of open files and then runs its arguments."""
     return ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
 @pytest.mark.parametrize("descriptors", [20, 40, 64, 0])
-def test_too_few_descriptors_end_the_start_with_the_number_that_is_needed(
+def test_start_with_too_few_descriptors_exits_with_1_and_names_the_number_needed(
     shards: int, descriptors: int, tmp_path: Path
 ) -> None:
     needed = descriptors_needed(shards, RESERVED)
@@ -55,7 +55,7 @@ def test_too_few_descriptors_end_the_start_with_the_number_that_is_needed(
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
-def test_with_the_number_that_is_needed_a_node_serves(shards: int) -> None:
+def test_node_with_exactly_the_needed_descriptors_serves_without_warnings(shards: int) -> None:
     prefix = limited(descriptors_needed(shards, RESERVED))
     with running_gateway("--shards", str(shards), prefix=prefix) as gateway:
         assert resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE)[1] < 200
@@ -64,7 +64,7 @@ def test_with_the_number_that_is_needed_a_node_serves(shards: int) -> None:
         assert gateway.warnings() == []
 
 
-def test_shards_that_end_before_they_serve_end_a_node_that_was_never_ready(tmp_path: Path) -> None:
+def test_node_whose_shards_fail_before_they_are_ready_exits_with_1_and_the_cause(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import wsgate.shard.process as process\n"
         "def fail(*arguments, **options):\n    raise RuntimeError('broken on purpose')\n"
