@@ -1,4 +1,4 @@
-"""Limits of one address on a whole gateway: over all its shards, behind proxies, and past a crash (A4)."""
+"""Limit one address on a whole gateway: over all shards, behind proxies, and after a crash (A4)."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def limited(*flags: str, **settings: str) -> Iterator[Gateway]:
 def status(
     gateway: Gateway, *headers: tuple[str, str], before: bytes = b"", source: str = "127.0.0.1"
 ) -> int:
-    """The status an asker is answered with; the connection is closed again."""
+    """Return the status of the answer to a new connection, which is closed again."""
     with RawClient(gateway, source=source) as client:
         return client.ask(before + request(headers=headers)).status
 
@@ -59,7 +59,7 @@ def counted(gateway: Gateway, kind: str, reason: str) -> float:
     return scrape(gateway).get(f'wsgate_{kind}_total{{reason="{reason}"}}', 0.0)
 
 
-def test_an_address_s_share_is_that_of_all_shards_and_comes_back_after_a_crash() -> None:
+def test_address_limit_covers_all_shards_and_a_crash_frees_exactly_the_lost_connections() -> None:
     with (
         limited("--shards", "2", wsgate_admission__per_address_connections="6") as gateway,
         ExitStack() as held,
@@ -70,13 +70,13 @@ def test_an_address_s_share_is_that_of_all_shards_and_comes_back_after_a_crash()
             answer = late.ask(request())
         assert answer.status == 429
         assert 1 <= int(answer.headers["retry-after"]) <= 10
-        # A shard dies with some of them: they are not counted any more, and exactly they.
+        # A shard dies with some of the connections: only these no longer count.
         names = [f'wsgate_connections{{shard="{number}",state="open"}}' for number in range(2)]
-        wait_until("all are told", lambda: sum(scrape(gateway)[name] for name in names) == 6, LIMIT_S)
+        wait_until("all are counted", lambda: sum(scrape(gateway)[name] for name in names) == 6, LIMIT_S)
         lost = scrape(gateway)[names[0]]
         os.kill(shard_pid(gateway, 0), signal.SIGKILL)
-        wait_until("its end is noticed", lambda: scrape(gateway)["wsgate_restarts_total"] == 1, LIMIT_S)
-        wait_until("it is there again", lambda: scrape(gateway)['wsgate_phase{shard="0"}'] == 1, LIMIT_S)
+        wait_until("the crash is noticed", lambda: scrape(gateway)["wsgate_restarts_total"] == 1, LIMIT_S)
+        wait_until("the successor serves", lambda: scrape(gateway)['wsgate_phase{shard="0"}'] == 1, LIMIT_S)
         room = 0
         while room <= 6:
             client = held.enter_context(RawClient(gateway, source="127.0.0.5"))
@@ -85,11 +85,11 @@ def test_an_address_s_share_is_that_of_all_shards_and_comes_back_after_a_crash()
             room += 1
         assert room == lost
         name = "refused_address_connections"
-        wait_until("it is counted", lambda: counted(gateway, "refusals", name) == 2, LIMIT_S)
+        wait_until("two are counted", lambda: counted(gateway, "refusals", name) == 2, LIMIT_S)
 
 
-def test_more_connections_for_all_are_not_more_for_one(tmp_path: Path) -> None:
-    """SIGHUP raises max_connections: those beyond what there was at the start are counted like the others."""
+def test_reload_that_raises_max_connections_keeps_the_limit_of_one_address(tmp_path: Path) -> None:
+    """Connections beyond the first limit of the node count for their address like the others."""
     file = tmp_path / "wsgate.toml"
     text = "[admission]\nper_address_connections = 6\nmax_connections = {}\n"
     file.write_text(text.format(4))
@@ -99,7 +99,7 @@ def test_more_connections_for_all_are_not_more_for_one(tmp_path: Path) -> None:
         assert status(gateway, source="127.0.0.6") == 503
         file.write_text(text.format(50))
         gateway.process.send_signal(signal.SIGHUP)
-        wait_until("it is renewed", lambda: scrape(gateway)["wsgate_config_reloads_total"] == 1, LIMIT_S)
+        wait_until("it is reloaded", lambda: scrape(gateway)["wsgate_config_reloads_total"] == 1, LIMIT_S)
         wait_until("there is room", lambda: status(gateway, source="127.0.0.7") == 101, LIMIT_S)
         for _ in range(6):
             stay(held, gateway, source="127.0.0.6")
@@ -109,18 +109,18 @@ def test_more_connections_for_all_are_not_more_for_one(tmp_path: Path) -> None:
         assert status(gateway, source="127.0.0.5") == 429
 
 
-def test_an_address_s_rate() -> None:
+def test_address_rate_refuses_connections_with_429_and_not_those_of_another_address() -> None:
     with limited(wsgate_admission__per_address_rate="3") as gateway:
         began_s = time.monotonic()
         answers = [status(gateway, source="127.0.0.5") for _ in range(30)]
         assert answers[:3] == [101] * 3
-        # Three at once, then three a second: whatever this machine needed for thirty of them.
+        # Three at once, then three a second, for the time that thirty attempts took on this machine.
         assert answers.count(101) <= 3 + 3 * (time.monotonic() - began_s) + 1
         assert set(answers) == {101, 429}
         assert status(gateway, source="127.0.0.6") == 101
 
 
-def test_a_listed_proxy_is_believed_and_nobody_else() -> None:
+def test_x_forwarded_for_counts_only_from_a_listed_proxy_and_only_its_last_address() -> None:
     settings = {
         "wsgate_admission__per_address_connections": "1",
         "wsgate_server__trusted_proxies": "127.0.0.9/32",
@@ -130,13 +130,13 @@ def test_a_listed_proxy_is_believed_and_nobody_else() -> None:
         stay(held, gateway, named, source="127.0.0.9")
         stay(held, gateway, ("X-Forwarded-For", "203.0.113.8"), source="127.0.0.9")
         assert status(gateway, named, source="127.0.0.9") == 429
-        # What stands before is the client's own invention: another one does not make another client.
+        # The client can invent the earlier addresses, so they do not count.
         forged = ("X-Forwarded-For", "198.51.100.2, 203.0.113.7")
         assert status(gateway, forged, source="127.0.0.9") == 429
-        # Who is not listed is who it is.
+        # A peer that is not listed counts with its own address.
         stay(held, gateway, ("X-Forwarded-For", "203.0.113.9"), source="127.0.0.5")
         assert status(gateway, ("X-Forwarded-For", "203.0.113.10"), source="127.0.0.5") == 429
-        # A proxy that names nobody is let in and counted.
+        # A proxy that names no address is accepted and counted.
         stay(held, gateway, source="127.0.0.9")
         stay(held, gateway, source="127.0.0.9")
         name = 'wsgate_addresses_missed_total{cause="unnamed"}'
@@ -145,7 +145,9 @@ def test_a_listed_proxy_is_believed_and_nobody_else() -> None:
 
 
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
-def test_haproxy_says_whom_it_brings(option: str, tmp_path: Path) -> None:
+def test_proxy_protocol_of_haproxy_counts_connections_for_the_client_address(
+    option: str, tmp_path: Path
+) -> None:
     program = find_or_install(lambda: find_program("haproxy"), ["haproxy"])
     if program is None:
         pytest.skip("no haproxy here, and it could not be installed")
@@ -169,14 +171,14 @@ def test_haproxy_says_whom_it_brings(option: str, tmp_path: Path) -> None:
             stay(held, gateway, source=source, port=port)
         with RawClient(gateway, source="127.0.0.5", port=port) as late:
             assert late.ask(request()).status == 429
-        # Without the proxy a header is no request, and a listed one without a header is cut.
+        # A header from an unlisted peer is no request, and a listed peer without a header is closed.
         header = b"PROXY TCP4 203.0.113.1 127.0.0.1 1 2\r\n"
         assert status(gateway, before=header) == 405
         with RawClient(gateway, source="127.0.0.9") as bare:
             bare.sock.sendall(request())
             assert bare.sock.recv(100) == b""
         name = "bad_proxy_header"
-        wait_until("it is counted", lambda: counted(gateway, "closes", name) >= 1, LIMIT_S)
+        wait_until("one is counted", lambda: counted(gateway, "closes", name) >= 1, LIMIT_S)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_haproxy_says_whom_it_brings(option: str, tmp_path: Path) -> None:
         ({"admission": {"memory_budget": "60MiB"}}, "admission.memory_budget: 60 MiB leave too little"),
     ],
 )
-def test_a_mistake_stops_the_start_with_its_path(
+def test_invalid_address_or_proxy_setting_stops_the_start_and_is_named(
     settings: dict[str, object], path: str, tmp_path: Path
 ) -> None:
     lines = []
