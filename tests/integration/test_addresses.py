@@ -1,4 +1,4 @@
-"""What one address may have, counted by all shards together; whom a listed proxy names (A4)."""
+"""Limit the connections and the rate of one address over all shards, and trust listed proxies (A4)."""
 
 import multiprocessing
 import multiprocessing.queues
@@ -20,7 +20,7 @@ PROXY = ((LOCAL, 128),)
 
 
 def answer(bench: Hall, peer: Peer) -> bytes:
-    """All that a refused peer hears."""
+    """Return all bytes that a refused peer receives."""
 
     def is_over() -> bool:
         peer.receive()
@@ -38,14 +38,14 @@ def v6(text: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6, text)
 
 
-def test_an_address_has_so_many_and_another_has_its_own() -> None:
+def test_connection_over_the_address_limit_is_refused_until_one_of_that_address_closes() -> None:
     with hall(limits=GateLimits(per_address_connections=2), addresses=shared()) as bench:
         first, second = (bench.meet(bench.dial(HEAD, source="127.0.0.2")) for _ in range(2))
         third = bench.dial(HEAD, source="127.0.0.2")
         assert answer(bench, third) == TOO_MANY
         assert bench.count("ended_refused_address_connections") == 1
         bench.meet(bench.dial(HEAD, source="127.0.0.3"))
-        # Who leaves makes room for one.
+        # A connection that closes makes room for one.
         first.close()
         settle(bench, lambda: bench.count("now_connections") == 2)
         bench.meet(bench.dial(HEAD, source="127.0.0.2"))
@@ -53,12 +53,12 @@ def test_an_address_has_so_many_and_another_has_its_own() -> None:
         second.send(b"")
 
 
-def test_who_came_before_there_was_a_limit_counts_as_well() -> None:
+def test_connections_open_before_the_address_limit_was_set_count_for_it() -> None:
     addresses = shared()
     with hall(addresses=addresses) as bench:
         early = [bench.meet(bench.dial(HEAD, source="127.0.0.2")) for _ in range(3)]
         bench.meet(bench.dial(HEAD, source="127.0.0.3"))
-        bench.meet(bench.dial(HEAD))  # a proxy, since the limit was set: for whom it spoke is not known
+        bench.meet(bench.dial(HEAD))  # from a proxy once the limit is set: the client behind it is not known
         limits = GateLimits(per_address_connections=2, trusted_networks=PROXY)
         bench.reactor.set_gate(limits, REFUSAL, TOO_MANY)
         bench.pass_ms(250)
@@ -69,15 +69,15 @@ def test_who_came_before_there_was_a_limit_counts_as_well() -> None:
         settle(bench, lambda: addresses.connections() == 2)
         bench.meet(bench.dial(HEAD, source="127.0.0.2"))
         assert answer(bench, bench.dial(HEAD, source="127.0.0.2")) == TOO_MANY
-        # Switched off and on again: nobody counts twice.
+        # The limit is removed and set again: no connection counts twice.
         bench.reactor.set_gate(GateLimits(), REFUSAL, TOO_MANY)
         bench.reactor.set_gate(limits, REFUSAL, TOO_MANY)
         bench.pass_ms(500)
         assert addresses.connections() == 3
 
 
-def test_one_address_over_its_limit_keeps_nobody_waiting() -> None:
-    """Twelve hundred of everybody's would make accepting wait; those of one address are its own affair."""
+def test_1300_refusals_of_one_address_do_not_pause_accepting_for_others() -> None:
+    """As many refusals for the rate of the node would pause accepting."""
     limits = GateLimits(handshake_rate_per_s=300, per_address_connections=1, refusal_drains=0)
     with hall(limits=limits, addresses=shared()) as bench:
         bench.meet(bench.dial(HEAD, source="127.0.0.2"))
@@ -99,7 +99,7 @@ def two_halls(limits: GateLimits, addresses: SharedAddresses) -> Iterator[tuple[
         yield one, two
 
 
-def test_shards_count_together() -> None:
+def test_address_limit_counts_the_connections_of_two_shards_together() -> None:
     addresses = shared(shards=2)
     limits = GateLimits(per_address_connections=3)
     with (
@@ -114,7 +114,7 @@ def test_shards_count_together() -> None:
         assert addresses.connections() == 3
 
 
-def test_a_dead_shard_s_are_taken_back() -> None:
+def test_retired_shard_returns_its_counts_of_an_address() -> None:
     addresses = shared(shards=2)
     limits = GateLimits(per_address_connections=2)
     with (
@@ -124,15 +124,15 @@ def test_a_dead_shard_s_are_taken_back() -> None:
         two.meet(two.dial(HEAD))
         one.meet(one.dial(HEAD))
         assert answer(two, two.dial(HEAD)) == TOO_MANY
-        assert addresses.retire(0) == 1  # as the keeper does when it has buried it
+        assert addresses.retire(0) == 1  # as the keeper does after the shard has died
         assert addresses.retire(0) == 0
         two.meet(two.dial(HEAD))
 
 
 @pytest.mark.parametrize("way", ["closed", "reset", "refused"])
-def test_however_one_ends_it_is_not_counted_any_more(way: str) -> None:
+def test_closed_reset_or_refused_connection_no_longer_counts_for_its_address(way: str) -> None:
     addresses = shared()
-    # With one descriptor's worth of rate the second is judged, counted, and refused for the rate.
+    # With a rate of one per second the second connection is counted and then refused for the rate.
     limits = GateLimits(per_address_connections=5, handshake_rate_per_s=1 if way == "refused" else 0)
     with hall(limits=limits, addresses=addresses) as bench:
         peer = bench.meet(bench.dial(HEAD))
@@ -148,10 +148,10 @@ def test_however_one_ends_it_is_not_counted_any_more(way: str) -> None:
             bench.reactor.abort(peer.conn)
             assert addresses.connections() == 0
             bench.meet(bench.dial(HEAD))
-    assert addresses.connections() == 0, "the reactor's end is everybody's"
+    assert addresses.connections() == 0, "connections still count after the end of the reactor"
 
 
-def test_an_address_opens_so_many_a_second() -> None:
+def test_address_rate_allows_one_second_of_connections_at_once_and_then_the_rate() -> None:
     with hall(limits=GateLimits(per_address_rate_per_s=4), addresses=shared()) as bench:
         for _ in range(4):
             bench.meet(bench.dial(HEAD, source="127.0.0.2"))
@@ -161,14 +161,14 @@ def test_an_address_opens_so_many_a_second() -> None:
         bench.now_ms += 250
         bench.meet(bench.dial(HEAD, source="127.0.0.2"))
         assert answer(bench, bench.dial(HEAD, source="127.0.0.2")) == TOO_MANY
-        # A second's worth gathers, and no more.
+        # At most the connections of one second accumulate.
         bench.now_ms += 60_000
         for _ in range(4):
             bench.meet(bench.dial(HEAD, source="127.0.0.2"))
         assert answer(bench, bench.dial(HEAD, source="127.0.0.2")) == TOO_MANY
 
 
-def test_who_asks_too_often_does_not_use_up_the_rate_of_all() -> None:
+def test_refusals_for_the_address_rate_do_not_use_the_rate_of_the_node() -> None:
     with hall(
         limits=GateLimits(per_address_rate_per_s=1, handshake_rate_per_s=3), addresses=shared()
     ) as bench:
@@ -179,8 +179,8 @@ def test_who_asks_too_often_does_not_use_up_the_rate_of_all() -> None:
         bench.meet(bench.dial(HEAD, source="127.0.0.4"))
 
 
-def test_the_clock_s_forty_bits_turn_over() -> None:
-    """Twelve days are one turn: a place used long ago must not look like one that is far ahead."""
+def test_address_rate_is_right_when_its_clock_of_40_bits_overflows() -> None:
+    """The clock overflows every twelve days; a time long ago must not look like one far ahead."""
     with hall(limits=GateLimits(per_address_rate_per_s=1), addresses=shared(), now_ms=1_000) as bench:
         for days in (0, 3, 6, 7, 9, 12, 13, 19, 25):
             bench.now_ms = 1_000 + days * 86_400_000
@@ -188,7 +188,7 @@ def test_the_clock_s_forty_bits_turn_over() -> None:
             assert answer(bench, bench.dial(HEAD)) == TOO_MANY
 
 
-def test_an_ipv6_customer_is_one_address() -> None:
+def test_ipv6_addresses_of_one_64_bit_prefix_share_a_limit() -> None:
     limits = GateLimits(per_address_connections=2, trusted_networks=PROXY)
     with hall(limits=limits, addresses=shared()) as bench:
         conns = [bench.meet(bench.dial(HEAD)).conn for _ in range(5)]
@@ -197,11 +197,11 @@ def test_an_ipv6_customer_is_one_address() -> None:
             bench.reactor.claim_address(conn, v6(text)) for conn, text in zip(conns, claims, strict=False)
         ]
         assert [bool(each) for each in outcomes] == [False, False, True, False]
-        # An IPv4 address counts whole, also where it comes as IPv6.
+        # An IPv4 address counts whole, also when it is written as IPv6.
         assert bench.reactor.claim_address(conns[4], LOCAL[:12] + b"\x01\x01\x01\x01") == 0
 
 
-def test_a_proxy_s_own_address_is_not_counted() -> None:
+def test_connections_of_a_listed_proxy_do_not_count_for_its_own_address() -> None:
     limits = GateLimits(per_address_connections=1, per_address_rate_per_s=1, trusted_networks=PROXY)
     with hall(limits=limits, addresses=shared()) as bench:
         peers = [bench.meet(bench.dial(HEAD)) for _ in range(5)]
@@ -214,7 +214,7 @@ def test_a_proxy_s_own_address_is_not_counted() -> None:
 HEADER = b"PROXY TCP4 203.0.113.%d 127.0.0.1 4711 443\r\n"
 
 
-def test_a_proxy_header_is_counted_and_taken_off() -> None:
+def test_proxy_header_counts_for_its_address_and_is_removed_before_the_head() -> None:
     limits = GateLimits(per_address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
     addresses = shared()
     with hall(limits=limits, addresses=addresses) as bench:
@@ -225,14 +225,14 @@ def test_a_proxy_header_is_counted_and_taken_off() -> None:
         bench.meet(bench.dial(HEADER % 2 + HEAD))
         assert addresses.connections() == 2
         settle(bench, lambda: bench.count("ended_refused_address_connections") == 1)
-        # Nobody is named: a health check of its own.
+        # The header names no address: a health check of the proxy.
         for _ in range(3):
             bench.meet(bench.dial(b"PROXY UNKNOWN\r\n" + HEAD))
         assert addresses.connections() == 2
 
 
 @pytest.mark.parametrize("size", range(1, len(HEADER % 1) + 3))
-def test_a_proxy_header_comes_in_two_pieces(size: int) -> None:
+def test_proxy_header_split_at_any_byte_is_accepted(size: int) -> None:
     limits = GateLimits(per_address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
     with hall(limits=limits, addresses=shared()) as bench:
         whole = HEADER % 1 + HEAD
@@ -243,7 +243,7 @@ def test_a_proxy_header_comes_in_two_pieces(size: int) -> None:
         assert bench.held()["partial"] == 0
 
 
-def test_a_proxy_header_byte_by_byte() -> None:
+def test_proxy_header_sent_byte_by_byte_is_accepted() -> None:
     limits = GateLimits(per_address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
     with hall(limits=limits, addresses=shared()) as bench:
         peer = bench.dial()
@@ -255,22 +255,22 @@ def test_a_proxy_header_byte_by_byte() -> None:
 
 
 @pytest.mark.parametrize("said", [HEAD, b"PROXY TCP4 nobody\r\n" + HEAD, b"\r\n\r\n\0\r\nQUIX\n" + HEAD])
-def test_a_proxy_without_its_header_is_cut(said: bytes) -> None:
+def test_listed_proxy_without_a_valid_proxy_header_is_closed(said: bytes) -> None:
     limits = GateLimits(trusted_networks=PROXY, reads_proxy_header=True)
     with hall(limits=limits, addresses=shared()) as bench:
         assert answer(bench, bench.dial(said)) == b""
         assert bench.count("ended_bad_proxy_header") == 1
 
 
-def test_anybody_else_s_header_is_no_request() -> None:
-    """From a peer that is not listed it is read as what it is: a malformed head."""
+def test_proxy_header_from_an_unlisted_peer_is_405() -> None:
+    """The reactor does not remove it, so it is read as a request line with an unknown method."""
     limits = GateLimits(per_address_connections=1, trusted_networks=PROXY, reads_proxy_header=True)
     with hall(limits=limits, addresses=shared()) as bench:
         assert answer(bench, bench.dial(HEADER % 1 + HEAD, source="127.0.0.2")).startswith(b"HTTP/1.1 405 ")
         bench.meet(bench.dial(HEAD, source="127.0.0.3"))
 
 
-def test_a_proxy_s_header_has_the_head_s_deadline() -> None:
+def test_incomplete_proxy_header_ends_at_the_head_deadline() -> None:
     limits = GateLimits(trusted_networks=PROXY, reads_proxy_header=True)
     with hall(limits=limits, addresses=shared()) as bench:
         peer = bench.dial(HEADER[:9])
@@ -281,8 +281,8 @@ def test_a_proxy_s_header_has_the_head_s_deadline() -> None:
         assert bench.count("ended_head_timeout") == 1
 
 
-def test_a_full_table_lets_in_and_says_so() -> None:
-    """Sixteen places for a key: a table of 64 rows holds far more than the slots it was made for."""
+def test_full_table_of_addresses_accepts_the_connection_and_counts_it_as_uncounted() -> None:
+    """The table is made for one connection, so that the second address finds no place."""
     addresses = shared(connections=1)
     limits = GateLimits(per_address_connections=1, trusted_networks=PROXY)
     with hall(limits=limits, addresses=addresses) as bench:
@@ -294,14 +294,16 @@ def test_a_full_table_lets_in_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(("shards", "connections"), [(0, 1), (1, 0), (5_000, 1), (1, (1 << 24) + 1)])
-def test_a_table_nobody_can_make(shards: int, connections: int) -> None:
+def test_table_of_addresses_with_sizes_out_of_range_raises_settings_error(
+    shards: int, connections: int
+) -> None:
     with pytest.raises(SettingsError):
         SharedAddresses(shards=shards, connections=connections)
     with pytest.raises(SettingsError):
         SharedAddresses(shards=1, connections=1, key=b"short")
 
 
-def test_a_limit_without_its_memory_is_refused() -> None:
+def test_address_limit_without_a_table_raises_settings_error() -> None:
     reactor = Reactor(now_ms=0)
     with pytest.raises(SettingsError, match="memory"):
         reactor.set_gate(GateLimits(per_address_connections=1), b"")
@@ -315,13 +317,13 @@ ROUNDS = 3_000
 AT_MOST = 8
 
 
-def come_and_go(addresses: SharedAddresses, shard: int, seed: int, results: "Results[int]") -> None:
-    """Claim and leave at random; tells how many it held at once at most."""
+def claim_and_leave(addresses: SharedAddresses, shard: int, seed: int, results: "Results[int]") -> None:
+    """Claim and leave at random; report the most connections that were open at once."""
     chance = random.Random(seed)
     limits = GateLimits(per_address_connections=AT_MOST, trusted_networks=PROXY)
     with hall(limits=limits, addresses=addresses, shard=shard) as bench:
         held: list[int] = []
-        theirs: list[socket.socket] = []  # open to the end: the reactor is not to let go by itself
+        theirs: list[socket.socket] = []  # open to the end, so that the reactor does not close by itself
         most = 0
         for _ in range(ROUNDS):
             if held and chance.random() < 0.5:
@@ -343,13 +345,13 @@ def come_and_go(addresses: SharedAddresses, shard: int, seed: int, results: "Res
         results.put(most)
 
 
-def test_two_processes_at_one_address_never_exceed_it_and_lose_no_count() -> None:
+def test_two_processes_with_one_address_never_exceed_its_limit_and_lose_no_count() -> None:
     addresses = shared(shards=2, connections=1024)
     context = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[int] = context.Queue()
     seed = int.from_bytes(os.urandom(4))
     workers = [
-        context.Process(target=come_and_go, args=(addresses, shard, seed + shard, results))
+        context.Process(target=claim_and_leave, args=(addresses, shard, seed + shard, results))
         for shard in range(2)
     ]
     for worker in workers:
@@ -362,25 +364,25 @@ def test_two_processes_at_one_address_never_exceed_it_and_lose_no_count() -> Non
     assert addresses.connections() == 0, f"seed {seed}"
 
 
-def test_a_shard_whose_clock_is_a_little_behind_gives_nobody_a_new_bucket() -> None:
-    """Each looks at the clock when its own pass begins: a bucket another shard has just emptied is empty."""
+def test_shard_whose_clock_is_3_ms_behind_does_not_refill_the_rate_of_an_address() -> None:
+    """Each shard reads the clock when its pass begins; a bucket that another shard emptied stays empty."""
     addresses = shared(shards=2)
     limits = GateLimits(per_address_rate_per_s=20, trusted_networks=PROXY)
     with two_halls(limits, addresses) as (ahead, behind):
         ahead.now_ms = behind.now_ms + 3
         ahead.turn()
-        let_in = 0
+        claimed = 0
         for number in range(200):
             bench = (ahead, behind)[number % 2]
             ours, theirs = socket.socketpair()
             conn = bench.reactor.adopt(ours.detach(), now_ms=bench.now_ms, upgraded=True)
-            let_in += bench.reactor.claim_address(conn, v6("2001:db8::1")) == 0
+            claimed += bench.reactor.claim_address(conn, v6("2001:db8::1")) == 0
             bench.reactor.abort(conn)
             theirs.close()
-        assert let_in <= 21
+        assert claimed <= 21
 
 
-def test_who_counted_before_it_was_listed_counts_once() -> None:
+def test_connection_counted_before_its_proxy_was_listed_counts_once_afterwards() -> None:
     addresses = shared()
     with hall(limits=GateLimits(per_address_connections=4), addresses=addresses) as bench:
         peer = bench.meet(bench.dial(HEAD))
