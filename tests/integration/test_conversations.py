@@ -1,7 +1,7 @@
-"""Every conversation of protocols/client/v1, held with real gateways by a library nobody here wrote.
+"""Run every conversation of protocols/client/v1 against real gateways with an independent library.
 
-Covers S20 (a token that expires, refresh), S22 (what a client says wrong) and P9 (the closes that the
-dialect gives) end to end.
+It covers S20 (a token that expires, and refresh), S22 (malformed messages of clients) and P9 (the closes of
+the dialect) end to end.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ Find = Callable[[str], Gateway]
 
 @pytest.fixture(scope="module")
 def find(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Find]:
-    """A gateway by its name in the file, started when it is first asked for."""
+    """Return a function that starts the gateway of a name in the file, at most once."""
     folder = tmp_path_factory.mktemp("conversations")
     with contextlib.ExitStack() as stack:
         running: dict[str, Gateway] = {}
@@ -58,7 +58,7 @@ def find(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Find]:
 
 @pytest.fixture(scope="module")
 def bus(find: Find) -> Iterator[Callable[[str], Redis]]:
-    """Where the backends of a gateway publish; one that has no bus has none."""
+    """Return a function that connects to the bus of a gateway as its backends do."""
     with contextlib.ExitStack() as stack:
         open_: dict[str, Redis] = {}
 
@@ -74,7 +74,7 @@ def bus(find: Find) -> Iterator[Callable[[str], Redis]]:
 @pytest.mark.parametrize(
     ("conversation", "form"), CASES, ids=[f"{each['name']}-{form}" for each, form in CASES]
 )
-def test_a_conversation_goes_as_written(
+def test_conversation_of_the_protocol_runs_as_written_with_a_real_gateway(
     find: Find, bus: Callable[[str], Redis], conversation: dict[str, Any], form: str
 ) -> None:
     name = conversation.get("gateway", "closed")
@@ -84,7 +84,7 @@ def test_a_conversation_goes_as_written(
         SERVER.validate(message)
 
 
-def test_no_conversation_disturbed_a_gateway(find: Find) -> None:
+def test_gateways_logged_no_error_and_restarted_no_shard_in_the_conversations(find: Find) -> None:
     for name in BOOK["gateways"]:
         gateway = find(name)
         assert gateway.process.poll() is None
@@ -103,12 +103,12 @@ def expected_messages() -> list[dict[str, Any]]:
     return [*steps("get"), *(each for group in steps("get_in_any_order") for each in group)]
 
 
-def test_conversations_are_named_once_and_each_ends_known() -> None:
+def test_conversations_have_unique_names_and_every_gateway_is_used() -> None:
     assert len({each["name"] for each in CONVERSATIONS}) == len(CONVERSATIONS)
     assert {each.get("gateway", "closed") for each in CONVERSATIONS} == set(BOOK["gateways"])
 
 
-def test_every_error_every_op_and_every_close_of_the_dialect_is_in_some_conversation() -> None:
+def test_conversations_contain_every_error_operation_status_and_close_code() -> None:
     said = expected_messages()
     assert {each["error"] for each in said if each["op"] == "err"} == set(ERRORS)
     closes = {each["code"] for each in steps("close")}
@@ -130,7 +130,7 @@ def test_every_error_every_op_and_every_close_of_the_dialect_is_in_some_conversa
     }
 
 
-def test_every_token_of_the_file_is_used() -> None:
+def test_conversations_use_every_token_of_the_file() -> None:
     text = json.dumps(CONVERSATIONS)
     assert [name for name in BOOK["tokens"] if f"<token {name}>" not in text] == []
 
@@ -153,7 +153,9 @@ def test_every_token_of_the_file_is_used() -> None:
         ({"data": None}, {"data": None}, True),
     ],
 )
-def test_a_message_that_is_not_as_written_is_told_apart(expected: Any, found: Any, verdict: bool) -> None:
+def test_comparison_of_messages_notices_every_kind_of_difference(
+    expected: Any, found: Any, verdict: bool
+) -> None:
     assert fits(expected, found) is verdict
 
 
@@ -181,7 +183,7 @@ PLANTED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=range(len(PLANTED)))
-def test_a_conversation_that_goes_otherwise_is_found(
+def test_conversation_with_a_planted_fault_fails(
     find: Find, bus: Callable[[str], Redis], planted: dict[str, Any]
 ) -> None:
     wrong = {"clients": {"a": {"authorization": "Bearer <token ann>"}}, **planted}
