@@ -1,4 +1,4 @@
-"""The Python client against a real gateway, and on real sockets against one that follows a script."""
+"""Run the Python client against a real gateway, and on real sockets against a scripted one."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def gateway() -> Iterator[Gateway]:
 
 
 class Tokens:
-    """A provider over a list of tokens, the last one again and again."""
+    """A token provider that returns a list of tokens, and then the last one again and again."""
 
     def __init__(self, *tokens: str) -> None:
         self.asked = 0
@@ -64,7 +64,7 @@ class Tokens:
 
 
 class Errors(list[Exception]):
-    """What a client reports, and when it has."""
+    """The errors that a client reports, with a way to wait for them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Errors(list[Exception]):
         self._came.set()
 
     async def until(self, claim: Callable[[Exception], object]) -> Exception:
-        """The first of which it is true."""
+        """Wait for the first error of which the claim is true; return it."""
         async with asyncio.timeout(WITHIN_S):
             while not (found := [error for error in self if claim(error)]):
                 self._came.clear()
@@ -90,7 +90,7 @@ def has_reason(reason: str) -> Callable[[Exception], bool]:
 # --- a real gateway -----------------------------------------------------------------------------------
 
 
-def test_what_is_published_is_heard_whoever_publishes_it(gateway: Gateway) -> None:
+def test_client_receives_publications_of_clients_and_backends_with_user_and_data(gateway: Gateway) -> None:
     async def main() -> None:
         token = await asyncio.to_thread(gateway.token, "42")
         async with (
@@ -107,7 +107,9 @@ def test_what_is_published_is_heard_whoever_publishes_it(gateway: Gateway) -> No
                 assert (heard.data, heard.user, heard.channel) == ({"a": [1, None, 2.5]}, "42", "chat:1")
                 assert heard.timestamp_ms is not None
                 await other.publish("chat:1", b"\x00\xff")
-                assert (await anext(chat)).data == b"\x00\xff", "the first was not for its own publisher"
+                assert (await anext(chat)).data == b"\x00\xff", (
+                    "a publication without echo reached its publisher"
+                )
                 assert await publisher.publish("chat:1", "é", user="backend", exclude=other.conn) == 1
                 heard = await anext(chat)
                 assert (heard.data, heard.user) == ("é", "backend")
@@ -121,7 +123,7 @@ def test_what_is_published_is_heard_whoever_publishes_it(gateway: Gateway) -> No
     run(main())
 
 
-def test_what_the_gateway_refuses_has_its_name() -> None:
+def test_command_error_has_the_code_and_name_of_the_refusal() -> None:
     async def main(gateway: Gateway) -> None:
         async with Client(gateway.ws_url) as client:
             for work, code, error in (
@@ -136,12 +138,12 @@ def test_what_the_gateway_refuses_has_its_name() -> None:
                 assert (caught.value.code, caught.value.error) == (code, error)
             await client.publish("c", 1)
 
-    # Larger than a payload may be, but no larger than a message: that would close the connection.
+    # Larger than a payload, but not than a message, because that would close the connection.
     with running_gateway(environ={"WSGATE_LIMITS__MAX_MESSAGE": "1MiB"}) as gateway:
         run(main(gateway))
 
 
-def test_what_a_client_sends_reaches_the_backend_and_back(gateway: Gateway) -> None:
+def test_message_sent_by_a_client_reaches_the_backend_and_its_answer_the_inbox(gateway: Gateway) -> None:
     async def main() -> None:
         token = await asyncio.to_thread(gateway.token, "sender")
         async with (
@@ -170,7 +172,7 @@ def test_what_a_client_sends_reaches_the_backend_and_back(gateway: Gateway) -> N
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_a_gateway_that_is_restarted_finds_its_clients_again(
+def test_client_reconnects_and_subscribes_again_after_a_gateway_restart_and_reports_a_gap(
     end: signal.Signals, port: int, tmp_path: Path
 ) -> None:
     environ = ENVIRON | {"WSGATE_AUTH__HMAC_SECRET": "a secret that outlives a restart"}
@@ -203,7 +205,7 @@ def test_a_gateway_that_is_restarted_finds_its_clients_again(
     run(main())
 
 
-def test_a_backend_that_throws_somebody_out_is_obeyed(gateway: Gateway) -> None:
+def test_client_disconnected_by_the_backend_ends_with_4520_and_does_not_return(gateway: Gateway) -> None:
     async def main() -> None:
         token = await asyncio.to_thread(gateway.token, "thrown")
         async with Redis.from_url(gateway.bus_url) as bus, Client(gateway.ws_url, token=token) as client:
@@ -215,8 +217,8 @@ def test_a_backend_that_throws_somebody_out_is_obeyed(gateway: Gateway) -> None:
     run(main())
 
 
-def test_a_token_that_expires_is_followed_by_a_fresh_one_and_the_connection_goes_on(gateway: Gateway) -> None:
-    """Refreshed ahead of its end; the connection is still the same after that."""
+def test_client_refreshes_its_token_before_the_expiry_on_the_same_connection(gateway: Gateway) -> None:
+    """The provider is called a second time before the first token expires."""
 
     async def main() -> None:
         short = await asyncio.to_thread(gateway.token, "42", "--ttl", "3s")
@@ -226,7 +228,7 @@ def test_a_token_that_expires_is_followed_by_a_fresh_one_and_the_connection_goes
             await client.connected()
             conn = client.conn
             async with asyncio.timeout(WITHIN_S):
-                while tokens.asked < 2:  # noqa: ASYNC110 - the gateway's clock decides when
+                while tokens.asked < 2:  # noqa: ASYNC110 - the clock of the gateway decides the time
                     await asyncio.sleep(0.01)
             expires_s = await client.refresh()
             assert expires_s is not None and expires_s > 3000
@@ -235,8 +237,8 @@ def test_a_token_that_expires_is_followed_by_a_fresh_one_and_the_connection_goes
     run(main())
 
 
-def test_a_token_that_expired_leads_to_a_fresh_one(gateway: Gateway) -> None:
-    """The provider has none in time: the gateway ends it with 4001, and the next attempt has another."""
+def test_client_whose_token_expired_reconnects_with_a_new_one(gateway: Gateway) -> None:
+    """The provider fails until the expiry, so the gateway closes with 4001."""
 
     async def main() -> None:
         long = await asyncio.to_thread(gateway.token, "42", "--ttl", "1h")
@@ -249,7 +251,7 @@ def test_a_token_that_expired_leads_to_a_fresh_one(gateway: Gateway) -> None:
                 raise ValueError("no fresh one yet")
             if asked > 1:
                 return long
-            # Signed here and now, so that on a busy machine the token does not expire before it is shown.
+            # Signed just before its use, so that the token does not expire earlier on a busy machine.
             return jwt.encode({"sub": "42", "exp": int(time.time()) + 3}, gateway.secret)
 
         async with Client(gateway.ws_url, token=provider, options=QUICK, on_error=errors.append) as client:
@@ -268,7 +270,7 @@ def is_expired(error: Exception) -> bool:
     return isinstance(error, Disconnected) and error.ending.code == 4001
 
 
-def test_a_backend_that_wants_fresh_tokens_gets_them(gateway: Gateway) -> None:
+def test_refresh_request_of_a_backend_renews_the_token_only_with_a_provider(gateway: Gateway) -> None:
     async def main() -> None:
         first = await asyncio.to_thread(gateway.token, "fresh")
         tokens, errors = Tokens(first), Errors()
@@ -281,7 +283,7 @@ def test_a_backend_that_wants_fresh_tokens_gets_them(gateway: Gateway) -> None:
             await fixed.connected()
             conn = client.conn
             await bus.publish("wsgate:ctl", json.dumps({"op": "refresh", "user": "fresh", "within_s": 1}))
-            # Who has no provider cannot, is told so, and is closed when the time is over; who has is not.
+            # A client without a provider reports an error and is closed after the time; the other one stays.
             await errors.until(lambda error: isinstance(error, TokenError))
             await errors.until(is_expired)
             assert tokens.asked == 2
@@ -291,8 +293,8 @@ def test_a_backend_that_wants_fresh_tokens_gets_them(gateway: Gateway) -> None:
     run(main())
 
 
-def test_a_gateway_that_vanished_without_a_word_is_noticed(gateway: Gateway) -> None:
-    """Not a byte comes any more, and no FIN: only silence tells."""
+def test_client_notices_a_silent_connection_and_reconnects(gateway: Gateway) -> None:
+    """No byte and no FIN arrives, so only the silence shows the loss."""
 
     async def main() -> None:
         with fault_proxy("127.0.0.1", gateway.port) as proxy:
@@ -313,10 +315,10 @@ def test_a_gateway_that_vanished_without_a_word_is_noticed(gateway: Gateway) -> 
     run(main())
 
 
-def test_a_gateway_that_only_pings_is_alive_whatever_the_wall_clock_says(
+def test_wall_clock_jump_does_not_make_the_client_notice_a_silence(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Longer than the silence that would be too long, and the wall clock jumps meanwhile."""
+    """The clock of the client advances by 11 s of the 12 s that are allowed, three times."""
     real = time.time
 
     async def main() -> None:
@@ -328,14 +330,14 @@ def test_a_gateway_that_only_pings_is_alive_whatever_the_wall_clock_says(
             conn = client.conn
             for step_s in (86_400.0, -86_400.0, 0.0):
                 monkeypatch.setattr(time, "time", lambda step_s=step_s: real() + step_s)
-                clock.advance(11.0)  # of the twelve that are allowed
-                await client.publish("c", 1)  # a byte is heard
+                clock.advance(11.0)  # of the 12 s that are allowed
+                await client.publish("c", 1)  # a byte arrives
             assert (client.conn, client.state, list(errors)) == (conn, ClientState.OPEN, [])
 
     run(main())
 
 
-def test_a_network_that_cuts_and_slices_loses_no_subscription(gateway: Gateway) -> None:
+def test_client_keeps_20_subscriptions_over_a_network_that_splits_and_resets(gateway: Gateway) -> None:
     async def main() -> None:
         with fault_proxy("127.0.0.1", gateway.port) as proxy:
             proxy.faults.slice_bytes = 3
@@ -356,11 +358,11 @@ def test_a_network_that_cuts_and_slices_loses_no_subscription(gateway: Gateway) 
     run(main())
 
 
-# --- one that follows a script ------------------------------------------------------------------------
+# --- a scripted gateway -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013, 4000, 4001, 4010, 4012, 4029, 4050, 4499])
-def test_who_is_closed_with_these_comes_back(code: int) -> None:
+def test_client_closed_with_a_temporary_code_reconnects_and_subscribes_again(code: int) -> None:
     async def main() -> None:
         async with scripted_gateway() as gateway:
             async with Client(gateway.url, options=QUICK, on_error=lambda _: None) as client:
@@ -377,7 +379,7 @@ def test_who_is_closed_with_these_comes_back(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [1002, 1003, 1007, 1008, 1009, 1010, 4500, 4501, 4503, 4520, 4999])
-def test_who_is_closed_with_these_stays_away(code: int) -> None:
+def test_client_closed_with_a_final_code_does_not_reconnect(code: int) -> None:
     async def main() -> None:
         async with scripted_gateway() as gateway:
             async with Client(gateway.url, options=QUICK, on_error=lambda _: None) as client:
@@ -392,7 +394,7 @@ def test_who_is_closed_with_these_stays_away(code: int) -> None:
     run(main())
 
 
-def test_a_503_is_obeyed_and_so_is_what_bye_said() -> None:
+def test_client_waits_for_the_time_of_retry_after_and_of_bye() -> None:
     async def main() -> None:
         gateway = ScriptedGateway(refusals=deque([(503, {"Retry-After": "7"})]))
         async with scripted_gateway(gateway):
@@ -413,7 +415,7 @@ def test_a_503_is_obeyed_and_so_is_what_bye_said() -> None:
     run(main())
 
 
-def test_a_401_asks_the_provider_again_and_a_fixed_token_is_given_up() -> None:
+def test_client_after_401_uses_a_new_token_of_its_provider_but_gives_up_a_fixed_one() -> None:
     async def main() -> None:
         gateway = ScriptedGateway(refusals=deque([(401, {}), (403, {})]))
         async with scripted_gateway(gateway):
@@ -428,7 +430,7 @@ def test_a_401_asks_the_provider_again_and_a_fixed_token_is_given_up() -> None:
     run(main())
 
 
-def test_a_gateway_of_another_kind_is_not_asked_twice() -> None:
+def test_client_refused_with_404_or_426_does_not_retry() -> None:
     async def main() -> None:
         async with scripted_gateway() as gateway:
             for status in (404, 426):
@@ -440,7 +442,7 @@ def test_a_gateway_of_another_kind_is_not_asked_twice() -> None:
     run(main())
 
 
-def test_nobody_at_the_port_is_waited_for() -> None:
+def test_client_keeps_trying_a_closed_port() -> None:
     async def main() -> None:
         async with scripted_gateway() as gateway:
             url = gateway.url
@@ -452,7 +454,7 @@ def test_nobody_at_the_port_is_waited_for() -> None:
     run(main())
 
 
-def test_a_message_that_is_too_large_ends_it_because_it_would_come_again() -> None:
+def test_client_ends_finally_when_it_receives_a_too_large_message() -> None:
     async def main() -> None:
         async with scripted_gateway() as gateway:
             options = ClientOptions(max_message_bytes=1_000)
@@ -468,7 +470,7 @@ def test_a_message_that_is_too_large_ends_it_because_it_would_come_again() -> No
     run(main())
 
 
-def test_a_provider_that_fails_and_then_hangs_costs_attempts_only() -> None:
+def test_token_provider_that_fails_and_then_hangs_is_reported_and_called_again() -> None:
     async def main() -> None:
         asked = 0
 
@@ -494,7 +496,7 @@ def test_a_provider_that_fails_and_then_hangs_costs_attempts_only() -> None:
 # --- without an event loop ----------------------------------------------------------------------------
 
 
-def test_a_program_without_a_loop_has_it_all(gateway: Gateway) -> None:
+def test_sync_client_subscribes_publishes_sends_and_reports_errors(gateway: Gateway) -> None:
     token = gateway.token("42")
     with SyncClient(gateway.ws_url, token=lambda: token) as client:
         inbox = client.inbox()
@@ -518,7 +520,7 @@ def test_a_program_without_a_loop_has_it_all(gateway: Gateway) -> None:
     assert list(inbox) == []
 
 
-def test_closing_wakes_up_whoever_waits_in_another_thread(gateway: Gateway) -> None:
+def test_close_of_the_sync_client_ends_an_iteration_in_another_thread(gateway: Gateway) -> None:
     client = SyncClient(gateway.ws_url)
     client.connect(WITHIN_S)
     chat = client.subscribe("c")
@@ -532,7 +534,7 @@ def test_closing_wakes_up_whoever_waits_in_another_thread(gateway: Gateway) -> N
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("wsgate")]
 
 
-def test_connecting_to_nobody_ends_in_time() -> None:
+def test_sync_client_connect_to_a_closed_port_raises_timeout_error() -> None:
     client = SyncClient("ws://127.0.0.1:9/ws", options=QUICK, on_error=lambda _: None)
     with pytest.raises(TimeoutError):
         client.connect(0.05)
