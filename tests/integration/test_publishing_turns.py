@@ -1,6 +1,6 @@
-"""Publications of clients leave in turns, and the gateway's own commands before all of them.
+"""Send publications of clients in turns, and commands of the gateway before all of them.
 
-The bus answers when the test says so, and what is counted is commands: how many went before whose.
+The bus answers when the test allows it. The tests count how many commands went before another.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ GOOD = Sender("good", 0)
 
 @dataclass
 class Slow:
-    """A bus that answers only as many commands as it is allowed to."""
+    """A bus that answers only as many commands as the test allows."""
 
     allowed: int = 0
     unanswered: list[tuple[Talk, bytes]] = field(default_factory=list)
@@ -48,8 +48,8 @@ class Slow:
 
 
 @dataclass
-class Floor:
-    """A publisher, the bus that it speaks to, and what became of every publication."""
+class Scene:
+    """A publisher, its bus, and the outcomes of all publications."""
 
     bus: FakeBus
     slow: Slow
@@ -65,18 +65,18 @@ class Floor:
         self.outcomes.setdefault(party, Counter())[outcome] += 1
 
     def sent(self) -> list[bytes]:
-        """The names that came on the bus, in order."""
+        """Return the names that arrived on the bus, in order."""
         return [parts[1] for parts in self.bus.commands if parts[0] != b"PING"]
 
 
 @contextlib.asynccontextmanager
-async def floor() -> AsyncIterator[Floor]:
+async def running_scene() -> AsyncIterator[Scene]:
     slow = Slow()
     async with fake_bus(slow.answer) as bus:
         speaking = Publisher(bus.address, connect_timeout_s=60, command_timeout_s=60)
         task = asyncio.ensure_future(speaking.run())
         try:
-            yield Floor(bus, slow, speaking)
+            yield Scene(bus, slow, speaking)
         finally:
             slow.allow(1_000_000)
             await until("everything is answered", lambda: speaking.waiting_bytes == 0)
@@ -85,9 +85,9 @@ async def floor() -> AsyncIterator[Floor]:
             await speaking.close()
 
 
-def test_a_good_client_beside_250_publishers_is_never_refused_and_waits_for_a_bounded_number() -> None:
+def test_publish_of_a_quiet_client_beside_250_busy_ones_waits_for_a_bounded_number() -> None:
     async def main() -> None:
-        async with floor() as at:
+        async with running_scene() as at:
             for party in range(250):
                 at.publish(Sender(party, party), 64, size=2_048)
             await until("the window is full", lambda: len(at.sent()) >= WINDOW_BYTES // 4_096)
@@ -97,7 +97,7 @@ def test_a_good_client_beside_250_publishers_is_never_refused_and_waits_for_a_bo
                 at.slow.allow(1_000)
                 for party in range(250):
                     at.publish(Sender(party, party), 8, size=2_048)
-                await until("it is sent", lambda: b"good" in at.sent()[before:])  # noqa: B023
+                await until("the publish is sent", lambda: b"good" in at.sent()[before:])  # noqa: B023
                 foreign = at.sent()[before:].index(b"good")
                 assert foreign <= WINDOW_COMMANDS + 250, f"publish {number}"
             at.slow.allow(1_000_000)
@@ -108,9 +108,9 @@ def test_a_good_client_beside_250_publishers_is_never_refused_and_waits_for_a_bo
     uvloop.run(main())
 
 
-def test_a_user_with_a_thousand_connections_has_one_share() -> None:
+def test_user_with_1000_connections_has_the_same_share_as_users_with_one() -> None:
     async def main() -> None:
-        async with floor() as at:
+        async with running_scene() as at:
             for conn in range(1_000):
                 at.publish(Sender("crowd", conn), 4)
             for _ in range(2_000):
@@ -124,9 +124,9 @@ def test_a_user_with_a_thousand_connections_has_one_share() -> None:
     uvloop.run(main())
 
 
-def test_commands_of_the_gateway_have_room_and_go_first_while_clients_flood() -> None:
+def test_commands_of_the_gateway_are_sent_before_waiting_publications_of_clients() -> None:
     async def main() -> None:
-        async with floor() as at:
+        async with running_scene() as at:
             for party in range(WAITING_LIMIT + 100):
                 at.publish(Sender(party, party))
             told: list[str] = []
@@ -141,11 +141,11 @@ def test_commands_of_the_gateway_have_room_and_go_first_while_clients_flood() ->
 
 
 @pytest.mark.parametrize("sizes", [(60, 512), (64 * 1024, 6)])
-def test_what_is_under_way_to_the_bus_is_bounded_in_commands_and_bytes(sizes: tuple[int, int]) -> None:
+def test_unanswered_publications_on_the_bus_are_bounded_in_commands_and_bytes(sizes: tuple[int, int]) -> None:
     size, most = sizes
 
     async def main() -> None:
-        async with floor() as at:
+        async with running_scene() as at:
             for party in range(100):
                 at.publish(Sender(party, party), 10, size=size)
             await until("some are sent", lambda: len(at.sent()) >= most - 1)
@@ -156,17 +156,19 @@ def test_what_is_under_way_to_the_bus_is_bounded_in_commands_and_bytes(sizes: tu
     uvloop.run(main())
 
 
-def test_everything_that_waits_fails_when_the_bus_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publications_sent_are_unknown_and_waiting_ones_down_when_the_bus_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(publisher, "STEADY_S", 60.0)
 
     async def main() -> None:
-        async with floor() as at:
+        async with running_scene() as at:
             for party in range(100):
                 at.publish(Sender(party, party), 40)
             await until("the window is full", lambda: len(at.sent()) == WINDOW_COMMANDS)
             for talk in list(at.bus.talks):
                 talk.cut()
-            await until("all are told", lambda: sum(map(Counter.total, at.outcomes.values())) == 4_000)
+            await until("all have outcomes", lambda: sum(map(Counter.total, at.outcomes.values())) == 4_000)
             total: Counter[str] = sum(at.outcomes.values(), Counter())
             assert total == {"unknown": WINDOW_COMMANDS, "down": 4_000 - WINDOW_COMMANDS}
             assert at.publisher.waiting_bytes == 0
@@ -174,9 +176,9 @@ def test_everything_that_waits_fails_when_the_bus_is_lost(monkeypatch: pytest.Mo
     uvloop.run(main())
 
 
-def test_a_publisher_that_was_told_crowded_may_go_on_when_the_bus_has_answered() -> None:
+def test_client_refused_as_crowded_may_publish_after_the_bus_has_answered() -> None:
     async def main() -> None:
-        async with floor() as at:
+        async with running_scene() as at:
             at.publish(GOOD, WAITING_LIMIT)
             await asyncio.sleep(0)
             await until("some are refused", lambda: at.outcomes["good"][CROWDED] > 0)
