@@ -1,4 +1,4 @@
-"""A backend's consumer against real servers: whatever is killed, and whenever, no event is lost."""
+"""Run the consumer of a backend against real servers: no event is lost, whatever is killed and when."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def valkey() -> Iterator[Valkey]:
 
 
 @contextlib.asynccontextmanager
-async def hall(server: Valkey) -> AsyncIterator[Hall]:
+async def empty_stream(server: Valkey) -> AsyncIterator[Hall]:
     async with Redis.from_url(server.url) as client:
         await client.flushall()
         yield Hall(client)
@@ -48,18 +48,18 @@ async def ask(client: Any, *command: object) -> Any:
     return await client.execute_command(*command)
 
 
-def with_hall(server: Valkey, scenario: Any) -> None:
+def with_stream(server: Valkey, scenario: Any) -> None:
     async def main() -> None:
-        async with hall(server) as here:
+        async with empty_stream(server) as here:
             await scenario(here)
 
     run(main())
 
 
-# --- the ordinary -------------------------------------------------------------------------------------
+# --- normal operation ---------------------------------------------------------------------------------
 
 
-def test_events_are_handled_and_acknowledged(valkey: Valkey) -> None:
+def test_json_binary_and_empty_events_are_handled_and_acknowledged(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         async with consuming(valkey.url, here.handle):
             await here.append(type="message", data=b'{"a":1}', encoding="json")
@@ -72,11 +72,11 @@ def test_events_are_handled_and_acknowledged(valkey: Valkey) -> None:
         assert {event.stream for event in here.handled} == {"wsgate:events:0"}
         assert await here.dead() == []
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_a_client_of_the_applications_own_is_used_and_left_open(valkey: Valkey, protocol: int) -> None:
+def test_redis_client_of_the_application_is_used_and_not_closed(valkey: Valkey, protocol: int) -> None:
     async def scenario(here: Hall) -> None:
         async with Redis.from_url(valkey.url, protocol=protocol) as client:
             async with consuming(client, here.handle):
@@ -84,10 +84,10 @@ def test_a_client_of_the_applications_own_is_used_and_left_open(valkey: Valkey, 
                 await here.heard(lambda: len(here.handled) == 3)
             assert await client.ping()
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_a_group_begins_with_what_comes_from_now_on_and_keeps_its_place(valkey: Valkey) -> None:
+def test_new_group_starts_at_the_end_and_continues_at_its_place_after_a_restart(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         await here.append(3)
         async with consuming(valkey.url, here.handle, start_at="$"):
@@ -96,10 +96,10 @@ def test_a_group_begins_with_what_comes_from_now_on_and_keeps_its_place(valkey: 
         async with consuming(valkey.url, here.handle, start_at="$"):
             await here.heard(lambda: here.ids == missed)
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_every_partition_is_read(valkey: Valkey) -> None:
+def test_consumer_reads_and_acknowledges_every_partition(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         async with consuming(valkey.url, here.handle, partitions=3):
             for partition in range(3):
@@ -109,10 +109,10 @@ def test_every_partition_is_read(valkey: Valkey) -> None:
                 await here.settled(partition)
         assert Counter(event.stream[-1] for event in here.handled) == {"0": 4, "1": 4, "2": 4}
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_two_processes_share_the_work(valkey: Valkey) -> None:
+def test_two_consumers_of_a_group_share_the_events_equally(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         by: Counter[str] = Counter()
         both = asyncio.Barrier(2)
@@ -136,10 +136,10 @@ def test_two_processes_share_the_work(valkey: Valkey) -> None:
         assert sorted(here.ids) == sorted(ids)
         assert by["first"] == by["second"] == 5
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_one_users_events_come_in_order_and_different_users_side_by_side_within_the_bound(
+def test_events_of_one_user_are_handled_in_order_and_of_four_users_concurrently(
     valkey: Valkey,
 ) -> None:
     async def scenario(here: Hall) -> None:
@@ -152,7 +152,7 @@ def test_one_users_events_come_in_order_and_different_users_side_by_side_within_
             assert event.user is not None
             running[event.user] += 1
             most = max(most, sum(running.values()))
-            assert running[event.user] == 1, "two of one user at once"
+            assert running[event.user] == 1, "two events of one user were handled at once"
             if int(event.id.rpartition("-")[2]) <= 4:
                 await all_in.wait()  # four users, all handled at the same time
             await asyncio.sleep(0)
@@ -169,10 +169,10 @@ def test_one_users_events_come_in_order_and_different_users_side_by_side_within_
             mine = [int(each.id.rpartition("-")[2]) for each in here.handled if each.user == user]
             assert mine == sorted(mine)
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_stop_finishes_what_is_in_hand_and_reads_no_more(valkey: Valkey) -> None:
+def test_stop_waits_for_running_handlers_and_reads_no_more_events(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         begun, release = asyncio.Event(), asyncio.Event()
 
@@ -196,13 +196,13 @@ def test_stop_finishes_what_is_in_hand_and_reads_no_more(valkey: Valkey) -> None
         with pytest.raises(InternalError):
             await consumer.run()
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-# --- what fails ---------------------------------------------------------------------------------------
+# --- handlers that fail -------------------------------------------------------------------------------
 
 
-def test_a_handler_that_fails_is_called_again_and_what_always_fails_is_a_dead_letter(valkey: Valkey) -> None:
+def test_failed_event_is_retried_and_becomes_a_dead_letter_after_three_attempts(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         calls: Counter[str] = Counter()
 
@@ -226,10 +226,10 @@ def test_a_handler_that_fails_is_called_again_and_what_always_fails_is_a_dead_le
         assert letter == fields | why
         assert b"secret" not in str(letter).encode()
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_what_is_no_event_is_a_dead_letter_at_once(valkey: Valkey) -> None:
+def test_malformed_event_is_a_dead_letter_without_an_attempt(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         errors: list[Exception] = []
         async with consuming(valkey.url, here.handle, errors=errors):
@@ -241,10 +241,10 @@ def test_what_is_no_event_is_a_dead_letter_at_once(valkey: Valkey) -> None:
         assert (letter[b"error"], letter[b"attempts"], letter[b"x"]) == (b"MalformedEvent", b"0", b"\xff")
         assert isinstance(errors[0], MalformedEvent)
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_repetitions_are_acknowledged_and_handled_once(valkey: Valkey) -> None:
+def test_repeated_event_is_acknowledged_and_handled_once(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         begun, release = asyncio.Event(), asyncio.Event()
 
@@ -256,7 +256,7 @@ def test_repetitions_are_acknowledged_and_handled_once(valkey: Valkey) -> None:
         async with consuming(valkey.url, handle):
             for _ in range(3):
                 await here.append(id="same-1")
-            await begun.wait()  # the other two are in hand, or to be read, while the first is handled
+            await begun.wait()  # the other two were read or wait to be read while the first is handled
             release.set()
             await here.append(id="same-2")
             await here.append(id="same-1")
@@ -264,11 +264,11 @@ def test_repetitions_are_acknowledged_and_handled_once(valkey: Valkey) -> None:
             await here.settled()
         assert here.ids == ["same-1", "same-2"]
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_a_repetition_of_what_failed_is_handled(valkey: Valkey) -> None:
-    """Only what was dealt with is known."""
+def test_repetition_of_an_event_whose_handler_failed_is_handled(valkey: Valkey) -> None:
+    """Only an event that was handled counts as known."""
 
     async def scenario(here: Hall) -> None:
         failing = asyncio.Event()
@@ -286,13 +286,13 @@ def test_a_repetition_of_what_failed_is_handled(valkey: Valkey) -> None:
             await here.settled()
         assert here.ids == ["same"]
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-# --- who dies -----------------------------------------------------------------------------------------
+# --- consumers that die -------------------------------------------------------------------------------
 
 
-def test_what_was_in_hand_when_it_was_cancelled_is_taken_over(valkey: Valkey) -> None:
+def test_events_of_a_cancelled_consumer_are_taken_over_by_another(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         begun = asyncio.Event()
 
@@ -312,10 +312,10 @@ def test_what_was_in_hand_when_it_was_cancelled_is_taken_over(valkey: Valkey) ->
             await here.settled()
         assert sorted(here.ids) == sorted(ids)
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_cancelled_after_any_number_of_turns_nothing_is_lost(valkey: Valkey) -> None:
+def test_consumer_cancelled_after_any_number_of_turns_loses_no_event(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         ids = []
         for turns in range(0, 80, 2):
@@ -323,7 +323,7 @@ def test_cancelled_after_any_number_of_turns_nothing_is_lost(valkey: Valkey) -> 
             consumer = EventConsumer(valkey.url, GROUP, here.handle, options=options(), on_error=print)
             running = asyncio.create_task(consumer.run())
             for _ in range(turns):
-                await asyncio.sleep(0.0002)  # the other side of a socket needs time, not turns
+                await asyncio.sleep(0.0002)  # the server needs time, not turns of the loop
             running.cancel()
             await asyncio.wait({running})
             assert running.cancelled()
@@ -331,7 +331,7 @@ def test_cancelled_after_any_number_of_turns_nothing_is_lost(valkey: Valkey) -> 
             await here.heard(lambda: set(here.ids) == set(ids))
             await here.settled()
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
 KILLED = """
@@ -347,7 +347,7 @@ asyncio.run(EventConsumer("URL", "backend", handle, options=options).run())
 """
 
 
-def test_what_a_killed_process_had_is_taken_over(valkey: Valkey) -> None:
+def test_events_of_a_killed_process_are_taken_over_in_order(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         ids = await here.append(3, user="a")
         with running_program(KILLED.replace("URL", valkey.url)) as process:
@@ -360,10 +360,10 @@ def test_what_a_killed_process_had_is_taken_over(valkey: Valkey) -> None:
             await here.heard(lambda: here.ids == ids)
             await here.settled()
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_what_others_hold_is_not_taken_before_its_time(valkey: Valkey) -> None:
+def test_pending_events_of_another_consumer_are_not_taken_over_before_the_idle_time(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         ids = await here.append(2)
         await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
@@ -373,11 +373,11 @@ def test_what_others_hold_is_not_taken_before_its_time(valkey: Valkey) -> None:
         assert here.ids == ids[1:]
         assert await here.pending() == 1
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_what_was_given_to_it_and_never_arrived_is_read_again_without_waiting(valkey: Valkey) -> None:
-    """Its own name, from an earlier life: no takeover is needed."""
+def test_pending_events_of_the_same_consumer_name_are_read_again_at_once(valkey: Valkey) -> None:
+    """The consumer has the name of a former process, so no takeover is needed."""
 
     async def scenario(here: Hall) -> None:
         ids = await here.append(3)
@@ -388,10 +388,10 @@ def test_what_was_given_to_it_and_never_arrived_is_read_again_without_waiting(va
             await here.settled()
         assert here.ids == ids
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_an_entry_that_takes_every_process_with_it_is_a_dead_letter_in_the_end(valkey: Valkey) -> None:
+def test_event_delivered_too_often_without_an_acknowledgement_is_a_dead_letter(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         await here.append()
         await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
@@ -399,22 +399,22 @@ def test_an_entry_that_takes_every_process_with_it_is_a_dead_letter_in_the_end(v
         for name in ("two", "three"):
             await here.redis.xautoclaim("wsgate:events:0", GROUP, name, 0)
         async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0):
-            await until("it is dead", here.dead)
+            await until("the letter is dead", here.dead)
             await here.settled()
         assert here.handled == []
         assert (await here.dead())[0][b"error"] == b"Abandoned"
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
 @pytest.mark.parametrize("is_lookup_first", [False, True])
-def test_a_dead_letter_that_is_claimed_again_before_its_acknowledgement_is_not_handled(
+def test_dead_letter_claimed_again_before_its_acknowledgement_is_not_handled(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch, is_lookup_first: bool
 ) -> None:
     """The second claim reads the entry; the count of its deliveries is looked up before or after the XACK."""
     lookups = 0
     count, move_to_dead_letters = Bus.deliveries, Bus.move_to_dead_letters
-    claimed_again, buried = asyncio.Event(), asyncio.Event()
+    claimed_again, moved = asyncio.Event(), asyncio.Event()
 
     async def count_late(self: Bus, reader: Reader, entries: Sequence[Entry]) -> dict[str, int]:
         nonlocal lookups
@@ -422,9 +422,9 @@ def test_a_dead_letter_that_is_claimed_again_before_its_acknowledgement_is_not_h
         if lookups != 2:
             return await count(self, reader, entries)
         claimed_again.set()
-        await buried.wait()
+        await moved.wait()
         for _ in range(10):
-            await asyncio.sleep(0)  # whoever waited for the acknowledgement goes on
+            await asyncio.sleep(0)  # tasks that waited for the acknowledgement continue
         if is_lookup_first:
             return dict.fromkeys((entry.id for entry in entries), 1)
         return await count(self, reader, entries)
@@ -432,7 +432,7 @@ def test_a_dead_letter_that_is_claimed_again_before_its_acknowledgement_is_not_h
     async def move_late(self: Bus, *arguments: Any, **more: Any) -> None:
         await claimed_again.wait()
         await move_to_dead_letters(self, *arguments, **more)
-        buried.set()
+        moved.set()
 
     async def scenario(here: Hall) -> None:
         monkeypatch.setattr(Bus, "deliveries", count_late)
@@ -443,17 +443,17 @@ def test_a_dead_letter_that_is_claimed_again_before_its_acknowledgement_is_not_h
         for name in ("two", "three"):
             await here.redis.xautoclaim("wsgate:events:0", GROUP, name, 0)
         async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0):
-            await buried.wait()
+            await moved.wait()
             (after,) = await here.append()
             await here.heard(lambda: after in here.ids)
             await here.settled()
         assert here.ids == [after]
         assert len(await here.dead()) == 1
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_deliveries_are_counted_beyond_one_reply_and_not_for_acknowledged_entries(
+def test_delivery_counts_cover_several_replies_and_leave_out_acknowledged_entries(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsgate.client.backend.bus._PENDING_LIMIT", 2)
@@ -468,10 +468,10 @@ def test_deliveries_are_counted_beyond_one_reply_and_not_for_acknowledged_entrie
         expected = {entry.id: 1 for entry in entries if entry != entries[3]}
         assert await bus.deliveries(reader, entries) == expected
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_an_entry_that_was_trimmed_away_holds_up_nobody(valkey: Valkey) -> None:
+def test_pending_entry_that_was_trimmed_does_not_delay_later_events(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         await here.append(2)
         await here.redis.xgroup_create("wsgate:events:0", GROUP, id="0")
@@ -483,7 +483,7 @@ def test_an_entry_that_was_trimmed_away_holds_up_nobody(valkey: Valkey) -> None:
             await here.heard(lambda: len(here.handled) == 1)
         assert await here.dead() == []
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
 async def _is_zero(number: Coroutine[Any, Any, int]) -> bool:
@@ -493,7 +493,7 @@ async def _is_zero(number: Coroutine[Any, Any, int]) -> bool:
 # --- the bus goes away --------------------------------------------------------------------------------
 
 
-def test_a_primary_that_is_restarted_in_the_middle_of_the_work_costs_nothing(valkey: Valkey) -> None:
+def test_bus_restarted_while_events_are_handled_loses_no_event(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         begun, release = asyncio.Event(), asyncio.Event()
 
@@ -509,7 +509,7 @@ def test_a_primary_that_is_restarted_in_the_middle_of_the_work_costs_nothing(val
             ids = await here.append(10)
             await begun.wait()
             await asyncio.to_thread(valkey.stop)
-            release.set()  # handled while nobody can be told
+            release.set()  # handled while no acknowledgement can be sent
             await here.heard(lambda: here.handled)
             await until("it was noticed", lambda: _has(errors, BusError))
             await asyncio.to_thread(valkey.restart)
@@ -517,10 +517,10 @@ def test_a_primary_that_is_restarted_in_the_middle_of_the_work_costs_nothing(val
             ids += await here.append(10)
             await here.heard(lambda: set(here.ids) == set(ids))
             await here.settled()
-        assert len(here.ids) == len(ids), "in this process each was handled once"
+        assert len(here.ids) == len(ids), "an event was handled twice in this process"
         assert all(isinstance(error, BusError) for error in errors)
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
 async def _has(errors: list[Exception], kind: type[Exception]) -> bool:
@@ -533,7 +533,7 @@ async def _answers(client: Any) -> bool:
     return False
 
 
-def test_a_bus_that_was_emptied_gets_its_group_again_and_what_came_before_that_is_read(
+def test_group_is_created_again_on_an_emptied_bus_and_reads_earlier_events(
     valkey: Valkey,
 ) -> None:
     async def scenario(here: Hall) -> None:
@@ -550,10 +550,10 @@ def test_a_bus_that_was_emptied_gets_its_group_again_and_what_came_before_that_i
             await here.heard(lambda: here.ids[-1] == "new")
             await here.settled()
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-def test_a_bus_that_is_away_at_the_start_is_waited_for() -> None:
+def test_consumer_started_without_the_bus_reads_events_when_it_returns() -> None:
     async def main() -> None:
         with running_valkey() as server:
             await asyncio.to_thread(server.stop)
@@ -569,7 +569,7 @@ def test_a_bus_that_is_away_at_the_start_is_waited_for() -> None:
     run(main())
 
 
-def test_a_bus_that_hangs_is_left(valkey: Valkey) -> None:
+def test_consumer_leaves_a_bus_that_hangs_and_continues_afterwards(valkey: Valkey) -> None:
     async def scenario(here: Hall) -> None:
         errors: list[Exception] = []
         async with consuming(valkey.url, here.handle, errors=errors, backoff=SOON, timeout_s=0.2):
@@ -581,15 +581,15 @@ def test_a_bus_that_hangs_is_left(valkey: Valkey) -> None:
             await here.heard(lambda: len(here.handled) == 2)
             await here.settled()
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
 
 
-# --- fleets -------------------------------------------------------------------------------------------
+# --- clusters and sentinels ---------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
 async def one_node_cluster() -> AsyncIterator[Valkey]:
-    """All slots on one server: what may not be in one transaction is refused as anywhere."""
+    """Run a cluster with all slots on one server, which refuses transactions over several slots."""
     with running_valkey(cluster_enabled="yes") as server:
         async with Redis.from_url(server.url) as client:
             await ask(client, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -601,7 +601,7 @@ async def one_node_cluster() -> AsyncIterator[Valkey]:
             yield server
 
 
-def test_a_cluster_has_events_dead_letters_and_sharded_channels() -> None:
+def test_consumer_and_publisher_work_on_a_cluster_with_dead_letters_and_sharded_channels() -> None:
     async def main() -> None:
         async with one_node_cluster() as server:
             url = f"redis+cluster://127.0.0.1:{server.port}"
@@ -639,7 +639,7 @@ def test_a_cluster_has_events_dead_letters_and_sharded_channels() -> None:
 
 @contextlib.contextmanager
 def sentinel(primary: Valkey) -> Iterator[int]:
-    """A sentinel that knows this primary as `main`; its port."""
+    """Run a sentinel that watches this primary as `main`; yield its port."""
     with tempfile.TemporaryDirectory(prefix="wsgate-sentinel-") as name, running_valkey() as placeholder:
         port = placeholder.port
         placeholder.stop()
@@ -657,7 +657,7 @@ def sentinel(primary: Valkey) -> Iterator[int]:
             process.wait(10)
 
 
-def test_a_failover_in_the_middle_of_the_work_is_followed() -> None:
+def test_consumer_follows_a_sentinel_failover_while_events_are_handled() -> None:
     async def main() -> None:
         with (
             running_valkey() as primary,
@@ -695,7 +695,7 @@ def test_a_failover_in_the_middle_of_the_work_is_followed() -> None:
                     release.set()
 
                     async def is_primary() -> bool:
-                        with contextlib.suppress(RedisError):  # it cuts its connections when it is promoted
+                        with contextlib.suppress(RedisError):  # a promoted replica closes its connections
                             return bool((await ask(new, "ROLE"))[0] in (b"master", "master"))
                         return False
 
@@ -713,7 +713,7 @@ def test_a_failover_in_the_middle_of_the_work_is_followed() -> None:
 # --- the page -----------------------------------------------------------------------------------------
 
 
-def test_the_first_backend_works_as_written(valkey: Valkey) -> None:
+def test_first_backend_of_the_documents_runs_as_written(valkey: Valkey) -> None:
     (text,) = re.findall(r"```python\n# answer\.py\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert "redis://localhost:6379" in text
 
@@ -737,4 +737,4 @@ def test_the_first_backend_works_as_written(valkey: Valkey) -> None:
             assert process.wait(20) is not None
         await heard.aclose()
 
-    with_hall(valkey, scenario)
+    with_stream(valkey, scenario)
