@@ -1,4 +1,4 @@
-"""Limits of a user on a cluster and behind sentinels: counted right, also when the bus moves (A4)."""
+"""Count the limits of a user on a cluster and behind sentinels, also when the bus moves (A4)."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ USERS: Final = (
     "carl:rate",
     "dora",
 )
-"""On several servers, with a hash tag, with what only looks like one, and without."""
+"""User names on several servers: with a hash tag, with one that is incomplete, and without."""
 UNCHECKED: Final = ("connections", "messages")
 
 Fleet = Cluster | Sentinels
@@ -35,15 +35,15 @@ Fleet = Cluster | Sentinels
 
 @pytest.fixture(params=["cluster", "sentinels"], scope="module")
 def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
-    """One of each kind; the tests have users of their own, and the one that breaks it is the last."""
+    """Start one bus of each kind; the tests have users of their own, and the last test breaks the bus."""
     start: Callable[[], contextlib.AbstractContextManager[Fleet]]
     start = running_cluster if request.param == "cluster" else running_sentinels
     with start() as running:
         yield running
 
 
-def books(fleet: Fleet) -> Any:
-    """Where the keys are, whatever moves."""
+def client_of(fleet: Fleet) -> Any:
+    """Return a client of the server that has the keys, after every move."""
     return fleet.client() if isinstance(fleet, Cluster) else fleet.primary().client()
 
 
@@ -57,14 +57,16 @@ def enter(stack: ExitStack, gateway: Gateway, user: str) -> RawClient:
 
 
 def is_refused(gateway: Gateway, user: str) -> bool:
-    """Whether one more is sent away; one that was let in leaves again."""
+    """Connect once more; return whether it is refused. An admitted connection is closed again."""
     with contextlib.suppress(AssertionError), RawClient.welcomed(gateway, make_token(user)) as late:
         late.sock.close()
         return False
     return True
 
 
-def test_two_nodes_count_together(fleet: Fleet, tmp_path: Path) -> None:
+def test_user_limits_count_the_connections_and_messages_of_two_nodes_together(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     with nodes(tmp_path, fleet.url, REFUSE) as gateways, ExitStack() as stack:
         users = [f"{user}-count" for user in USERS]
         for user in users:
@@ -72,8 +74,8 @@ def test_two_nodes_count_together(fleet: Fleet, tmp_path: Path) -> None:
             enter(stack, gateways[1], user)
             assert is_refused(gateways[0], user), user
             assert is_refused(gateways[1], user), user
-            assert books(fleet).zcard(f"wsgate:user:{user}") == 2
-            # Four messages a second, and what a shard may be ahead.
+            assert client_of(fleet).zcard(f"wsgate:user:{user}") == 2
+            # Four messages a second, and the credit that a shard may have in advance.
             first.say_at_once(
                 *({"op": "pub", "ch": "open:1", "data": number, "id": number} for number in range(1, 20))
             )
@@ -82,7 +84,9 @@ def test_two_nodes_count_together(fleet: Fleet, tmp_path: Path) -> None:
         assert unchecked(gateways) == 0
 
 
-def test_the_oldest_gives_way_wherever_it_is(fleet: Fleet, tmp_path: Path) -> None:
+def test_connection_over_the_user_limit_replaces_the_oldest_one_on_a_fleet(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     with nodes(tmp_path, fleet.url, REPLACE) as gateways, ExitStack() as stack:
         users = [f"{user}-oldest" for user in USERS]
         for user in users:
@@ -93,13 +97,13 @@ def test_the_oldest_gives_way_wherever_it_is(fleet: Fleet, tmp_path: Path) -> No
         assert unchecked(gateways) == 0
 
 
-def test_after_a_failover_everybody_is_on_the_books_again(fleet: Fleet, tmp_path: Path) -> None:
+def test_connections_are_registered_again_after_a_failover(fleet: Fleet, tmp_path: Path) -> None:
     with nodes(tmp_path, fleet.url, REFUSE) as gateways, ExitStack() as stack:
         users = [f"{user}-failover" for user in USERS]
         for user in users:
             enter(stack, gateways[0], user)
             enter(stack, gateways[1], user)
-        # What the replica has not is what the walk is for: it is held back.
+        # The shards register again the entries that the replica does not have.
         if isinstance(fleet, Cluster):
             fleet.owner_of(f"wsgate:user:{users[0]}").kill()
         else:
@@ -109,27 +113,27 @@ def test_after_a_failover_everybody_is_on_the_books_again(fleet: Fleet, tmp_path
 
         def counted() -> bool:
             with contextlib.suppress(Exception):
-                return all(books(fleet).zcard(f"wsgate:user:{user}") == 2 for user in users)
+                return all(client_of(fleet).zcard(f"wsgate:user:{user}") == 2 for user in users)
             return False
 
-        wait_until("all are on the books", counted, LIMIT_S)
+        wait_until("all are registered", counted, LIMIT_S)
         for user in users:
             wait_until("one more is refused", lambda user=user: is_refused(gateways[0], user), LIMIT_S)  # type: ignore[misc]
 
 
-def test_a_user_whose_slot_moves_is_counted_where_it_is_then(tmp_path: Path) -> None:
+def test_user_limit_holds_after_the_cluster_slot_of_the_user_has_moved(tmp_path: Path) -> None:
     with running_cluster() as fleet, nodes(tmp_path, fleet.url, REFUSE) as gateways, ExitStack() as stack:
         slot = key_slot(b"wsgate:user:ann")
-        # Empty, as `move` wants it: the bus is not asked for her before.
+        # `move` requires an empty slot, so that no client of this user connects before.
         target = next(each for each in fleet.servers[:3] if each is not fleet.owner(slot))
         fleet.move(slot, target)
         kept = [enter(stack, gateways[0], "ann"), enter(stack, gateways[1], "ann")]
 
-        def on_the_books() -> bool:
+        def are_registered() -> bool:
             return int(fleet.client().zcard("wsgate:user:ann")) == 2
 
-        # Who asked the former owner was let in, uncounted; the walk that follows puts it on the books.
-        wait_until("both are on the books", on_the_books, LIMIT_S)
+        # A connection checked by the former owner was admitted without a count, and is registered later.
+        wait_until("both are registered", are_registered, LIMIT_S)
         assert unchecked(gateways) <= 2 * len(kept)
         assert is_refused(gateways[0], "ann")
         assert is_refused(gateways[1], "ann")
