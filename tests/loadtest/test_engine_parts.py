@@ -1,4 +1,4 @@
-"""The load engine's measuring parts against plain models: histogram, sequence ledger, stamps, plans."""
+"""Compare the measuring parts of the load engine with plain models: histogram, sequences, stamps, plans."""
 
 import math
 import random
@@ -29,12 +29,12 @@ def exact(values: list[int], percent: float) -> int:
 
 
 @given(st.lists(st.one_of(st.integers(0, 5_000), st.integers(0, 2**42 - 1)), min_size=1, max_size=300))
-def test_percentiles_are_those_of_the_sorted_samples(values: list[int]) -> None:
+def test_histogram_percentiles_match_sorted_samples_within_a_thousandth(values: list[int]) -> None:
     histogram = Histogram()
     histogram.record_many(values)
     for percent in PERCENTS:
         want = exact(values, percent)
-        # Rounded up inside a bucket, and a bucket is at most 1/1024 of its values wide.
+        # A value is rounded up inside its bucket, and a bucket is at most 1/1024 of its values wide.
         assert want <= histogram.percentile(percent) <= want + want // 1_000
     summary = histogram.to_dict()
     assert (summary["count"], summary["min"], summary["max"]) == (len(values), min(values), max(values))
@@ -42,7 +42,7 @@ def test_percentiles_are_those_of_the_sorted_samples(values: list[int]) -> None:
     assert len(histogram) == len(values)
 
 
-def test_every_bucket_edge_is_in_order_and_in_bounds() -> None:
+def test_histogram_is_exact_within_a_thousandth_around_every_power_of_two() -> None:
     for power in range(42):
         for value in {max(0, 2**power + delta) for delta in (-2, -1, 0, 1, 2)}:
             histogram = Histogram()
@@ -52,7 +52,7 @@ def test_every_bucket_edge_is_in_order_and_in_bounds() -> None:
 
 
 @given(st.lists(st.integers(0, 10**10), max_size=100), st.lists(st.integers(0, 10**10), max_size=100))
-def test_merged_is_as_if_recorded_in_one(first: list[int], second: list[int]) -> None:
+def test_merged_histograms_equal_one_histogram_of_all_values(first: list[int], second: list[int]) -> None:
     left, right, whole = Histogram(), Histogram(), Histogram()
     left.record_many(first)
     right.record_many(second)
@@ -63,7 +63,7 @@ def test_merged_is_as_if_recorded_in_one(first: list[int], second: list[int]) ->
     assert merged | {"mean": 0.0} == wanted | {"mean": 0.0}
 
 
-def test_values_outside_the_range_are_kept_and_told() -> None:
+def test_histogram_clamps_values_out_of_range_and_counts_them() -> None:
     histogram = Histogram()
     histogram.record(-5)
     histogram.record(2**50)
@@ -74,7 +74,7 @@ def test_values_outside_the_range_are_kept_and_told() -> None:
 
 
 class Model:
-    """What the ledger's words mean, said with sets."""
+    """A model of the sequence ledger that uses sets."""
 
     def __init__(self, first: int | None) -> None:
         self.first = first
@@ -110,7 +110,9 @@ class Model:
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=120), st.one_of(st.none(), st.just(0)))
-def test_the_ledger_is_the_model(arrivals: list[int], first: int | None) -> None:
+def test_sequence_ledger_counts_gaps_duplicates_and_reordering_like_the_model(
+    arrivals: list[int], first: int | None
+) -> None:
     ledger, model = SequenceLedger(first), Model(first)
     for sequence in arrivals:
         ledger.receive(3, sequence)
@@ -121,7 +123,7 @@ def test_the_ledger_is_the_model(arrivals: list[int], first: int | None) -> None
     assert ledger.missing_between(4, 0, 9) == 10
 
 
-def test_streams_are_apart_and_a_reset_forgets_only_counts() -> None:
+def test_sequence_ledger_separates_streams_and_a_reset_clears_only_the_counts() -> None:
     ledger = SequenceLedger()
     for stream in range(5):
         ledger.receive(stream, 10 * stream)
@@ -135,7 +137,7 @@ def test_streams_are_apart_and_a_reset_forgets_only_counts() -> None:
     assert ledger.missing_between(0, 0, 3) == 1
 
 
-def test_holes_beyond_the_limit_are_forgotten_and_told() -> None:
+def test_sequence_ledger_forgets_holes_over_its_limit_and_counts_them() -> None:
     ledger = SequenceLedger()
     for sequence in range(0, 4_000, 2):
         ledger.receive(0, sequence)
@@ -145,7 +147,7 @@ def test_holes_beyond_the_limit_are_forgotten_and_told() -> None:
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1), st.integers(48, 200))
-def test_a_stamp_is_read_back_wherever_it_stands(
+def test_stamp_is_parsed_at_any_place_in_a_message(
     stream: int, sequence: int, intended_ns: int, size: int
 ) -> None:
     made = stamp(stream, sequence, intended_ns, size)
@@ -156,7 +158,7 @@ def test_a_stamp_is_read_back_wherever_it_stands(
 
 
 @pytest.mark.parametrize("arguments", [(2**31, 0, 0), (-1, 0, 0), (0, -1, 0), (0, 0, 2**63), (0, 0, 0, 47)])
-def test_a_stamp_out_of_range_is_refused(arguments: tuple[int, ...]) -> None:
+def test_stamp_with_a_number_out_of_range_raises_value_error(arguments: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must be"):
         stamp(*arguments)
 
@@ -188,19 +190,19 @@ def test_a_stamp_out_of_range_is_refused(arguments: tuple[int, ...]) -> None:
         (EngineSettings, {"close_timeout_s": 0}),
     ],
 )
-def test_a_plan_out_of_range_is_refused(plan: Any, fields: dict[str, Any]) -> None:
+def test_plan_or_settings_out_of_range_raise_value_error(plan: Any, fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         plan(**fields)
 
 
-def test_more_connections_than_descriptors_is_an_error_that_says_so() -> None:
+def test_engine_with_more_connections_than_descriptors_or_sources_raises() -> None:
     with pytest.raises(EngineLimitError, match="hard limit"):
         Engine(EngineSettings(max_connections=1_000_000))
     with pytest.raises(ValueError, match=r"127\.0\.0\.0/8"):
         Engine(EngineSettings(max_connections=10, first_source="10.0.0.1"))
 
 
-def test_random_samples_of_every_scale() -> None:
+def test_histogram_percentiles_of_20000_random_samples_are_exact_within_a_thousandth() -> None:
     source = random.Random(7)
     values = [int(source.lognormvariate(12, 4)) for _ in range(20_000)]
     histogram = Histogram()
