@@ -1,4 +1,4 @@
-"""Storms, small: fresh tokens, and a restart under our own clients. How long they took is not tested."""
+"""Run small storms of token refreshes and of reconnecting clients. Their durations are not tested."""
 
 import pytest
 
@@ -10,8 +10,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("is_spread", [True, False])
-def test_a_small_storm(*, is_spread: bool) -> None:
-    """Everybody is answered, in each storm, and the prober too."""
+def test_refresh_storm_of_200_clients_is_answered_completely_twice(*, is_spread: bool) -> None:
+    """Every client has its answer in each storm, and so has the prober."""
     with GatewayProcess() as gateway:
         outcome = measure(gateway, 200, 2, is_spread=is_spread)
         assert outcome.answers_s
@@ -19,9 +19,9 @@ def test_a_small_storm(*, is_spread: bool) -> None:
         assert not gateway.faults()
 
 
-@pytest.mark.alone  # the gateway says when it is back, and must have a core to be back by then
-def test_a_small_restart_is_one_attempt_each() -> None:
-    """Whose bus is its own says when it is back: nobody tries in vain before that."""
+@pytest.mark.alone  # the gateway announces its return, and needs a core to be back by then
+def test_restart_of_a_node_with_a_private_bus_costs_each_client_one_attempt() -> None:
+    """The drain tells the clients when the node returns, so that no client tries before that."""
     attempts, began_s, _ = node_restart.measure(40, 2, is_killed=False)
     assert len(attempts) == 40
     assert min(attempt.due_s for attempt in attempts) >= began_s + 2.0
