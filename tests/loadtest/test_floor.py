@@ -1,4 +1,4 @@
-"""The floor probe builds, counts what it says it counts, and fails where it must. Nothing is timed here."""
+"""Build and run the floor probe: its counts agree, and it fails where it must. Nothing is timed."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from loadtest.harness import floor_probe
 
 SOCKETS = 64
 ROUNDS = 2
-# Scenario: the figure whose value the bench takes, and the figures that must agree with the counts given.
+# From a scenario to the figure that the bench uses, and to the figures that must agree with the counts.
 SCENARIOS = {
     "fanout": (
         "cpu_us_per_delivery",
@@ -50,12 +50,12 @@ def results(program: Path) -> Results:
     return floor_probe.run("all", sockets=SOCKETS, rounds=ROUNDS, window=16)
 
 
-def test_every_scenario_is_there(results: Results) -> None:
+def test_floor_probe_runs_every_scenario(results: Results) -> None:
     assert set(results) == set(SCENARIOS)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_counts_agree(results: Results, name: str) -> None:
+def test_floor_scenario_counts_what_it_was_given(results: Results, name: str) -> None:
     result = results[name]
     if result["unavailable"]:
         pytest.skip(str(result["unavailable"]))
@@ -69,19 +69,19 @@ def test_counts_agree(results: Results, name: str) -> None:
     ("name", "calls"),
     [("fanout", 1.0), ("coalesced16", 1 / 16), ("coalesced64", 1 / 64)],
 )
-def test_one_system_call_per_socket(results: Results, name: str, calls: float) -> None:
+def test_floor_fan_out_uses_one_system_call_per_socket(results: Results, name: str, calls: float) -> None:
     assert results[name]["system_calls_each"] == pytest.approx(calls)
 
 
-def test_refusing_at_once_saves_the_drain(results: Results) -> None:
-    # Refusing properly adds shutdown, epoll_ctl and the recv that sees the peer's FIN.
+def test_floor_of_refusing_at_once_uses_fewer_system_calls_than_with_a_drain(results: Results) -> None:
+    # A refusal with a drain adds shutdown, epoll_ctl and the recv that returns the FIN of the peer.
     extra = float(results["refuse"]["system_calls_each"]) - float(
         results["refuse_at_once"]["system_calls_each"]
     )
     assert extra > 2
 
 
-def test_table_is_printed_without_json(program: Path) -> None:
+def test_floor_probe_prints_a_table_without_the_json_flag(program: Path) -> None:
     done = subprocess.run(
         [program, "fanout", "--sockets=4", "--rounds=1"], capture_output=True, text=True, check=True
     )
@@ -99,17 +99,19 @@ def test_table_is_printed_without_json(program: Path) -> None:
         ["--what"],
     ],
 )
-def test_wrong_arguments_are_refused(program: Path, arguments: list[str]) -> None:
+def test_floor_probe_with_wrong_arguments_exits_with_2_and_its_usage(
+    program: Path, arguments: list[str]
+) -> None:
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "usage: floor" in done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(SCENARIOS.keys() - {"refuse", "refuse_at_once"}))
-def test_too_few_descriptors_fail_loudly(program: Path, name: str) -> None:
-    """The planted defect: a run that could not hold its connections must not report a figure as good.
+def test_floor_scenario_with_too_few_descriptors_reports_an_error(program: Path, name: str) -> None:
+    """A run that could not open its connections must not report a figure as good.
 
-    The two refusals hold none: with few descriptors they take longer and are right all the same.
+    The two refusals keep no connections open: with few descriptors they take longer and are right.
     """
     command = ["sh", "-c", 'ulimit -n 40 && exec "$0" "$@"', str(program), name, "--sockets=64", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -119,8 +121,8 @@ def test_too_few_descriptors_fail_loudly(program: Path, name: str) -> None:
         assert result["error"]
 
 
-def test_a_failing_scenario_raises(program: Path) -> None:
+def test_floor_scenario_that_exceeds_its_time_limit_raises_floor_error(program: Path) -> None:
     assert program.is_file()
     with pytest.raises(floor_probe.FloorError, match="fanout"):
-        # A million fan-outs do not fit into a second: the deadline must end them.
+        # A million fan-outs take longer than a second, so the deadline must end them.
         floor_probe.run("fanout", sockets=16, rounds=1_000_000, timeout_s=1)
