@@ -1,4 +1,4 @@
-"""The bench: its arithmetic, its report, its eye for losses, and the servers it drives. Nothing is timed."""
+"""Test the bench: its arithmetic, its report, its detection of losses, and its servers. Nothing is timed."""
 
 import dataclasses
 import json
@@ -35,28 +35,28 @@ ECHOING = ("reactor_server", "websockets_server", "uvloop_server")
 # ---- arithmetic
 
 
-def test_per_unit() -> None:
+def test_cost_per_unit_is_in_microseconds_and_raises_for_no_units() -> None:
     assert per_unit_us(0.5, 100_000) == pytest.approx(5.0)
     with pytest.raises(ValueError, match="no unit of work"):
         per_unit_us(0.5, 0)
 
 
-def test_per_second() -> None:
+def test_units_per_second_are_the_inverse_of_microseconds_per_unit() -> None:
     assert per_second(0.5) == pytest.approx(2_000_000)
 
 
-def test_hit_rate() -> None:
+def test_hit_rate_is_the_share_of_hits_or_none_without_a_lookup() -> None:
     assert hit_rate(99, 1) == pytest.approx(0.99)
     assert hit_rate(0, 0) is None
 
 
-def test_ratios_pair_neighbours() -> None:
-    # A machine that is twice as slow in the second run changes nothing.
+def test_ratios_compare_each_run_with_the_floor_of_the_same_run() -> None:
+    # A machine that is twice as slow in the second run does not change the ratio.
     assert ratios([6.0, 12.0], [8.0, 16.0]) == [0.75, 0.75]
     assert ratios([6.0, 12.0, 6.0], [8.0]) == [0.75]
 
 
-def test_summary() -> None:
+def test_summary_has_median_least_most_and_runs() -> None:
     assert summarize([3.0, 1.0, 2.0]) == Summary(median=2.0, least=1.0, most=3.0, runs=[3.0, 1.0, 2.0])
     with pytest.raises(ValueError, match="no run"):
         summarize([])
@@ -92,14 +92,14 @@ def _result(lost: dict[str, list[str]] | None = None) -> dict[str, Any]:
     return report.assemble(floor, servers, lost or {})
 
 
-def test_json_has_exactly_these_keys() -> None:
+def test_bench_json_has_exactly_the_documented_keys() -> None:
     result = json.loads(json.dumps(_result()))
     keys = {"machine", "kernel", "commit", "floor_us", "reactor", "gateway", "peers", "pool_off", "failures"}
     assert set(result) == keys
     assert set(result["peers"]) == {"websockets", "uvloop"}
 
 
-def test_derived_figures() -> None:
+def test_report_derives_ratios_rates_and_heartbeats_from_the_runs() -> None:
     reactor = _result()["reactor"]
     assert reactor["fanout_ratio"] == pytest.approx(0.75)  # of 0.75, 0.9 and 0.5
     assert reactor["spread"]["fanout_ratio"] == pytest.approx([0.5, 0.9])
@@ -112,13 +112,13 @@ def test_derived_figures() -> None:
     assert "handshake_multiple" not in reactor
 
 
-def test_floor_with_the_same_client_joins_the_floor() -> None:
+def test_floor_measured_with_the_same_client_is_reported_beside_the_floor() -> None:
     floor = _result()["floor_us"]
     assert floor["fanout"] == pytest.approx(6.0)
     assert floor["fanout_same_client"] == pytest.approx(9.0)
 
 
-def test_table_shows_figures_budgets_and_losses() -> None:
+def test_bench_table_shows_figures_budgets_and_losses() -> None:
     text = tables.table(_result({"reactor": ["echo: 1 of 2 came back"]}), Sizes())
     lines = text.splitlines()
     assert any(line.startswith("fan-out to 15,000") and "6.00" in line and "10.00" in line for line in lines)
@@ -128,7 +128,7 @@ def test_table_shows_figures_budgets_and_losses() -> None:
     assert "no message and no connection was lost" in tables.table(_result(), Sizes())
 
 
-def test_a_busy_engine_voids_the_run() -> None:
+def test_bench_table_marks_a_run_void_when_the_load_engine_was_busy() -> None:
     result = _result()
     result["reactor"]["fanout_engine_share"] = 0.9
     assert "VOID reactor" in tables.table(result, Sizes())
@@ -138,7 +138,7 @@ def test_a_busy_engine_voids_the_run() -> None:
     ("lost", "failures", "status"),
     [([], [], 0), (["echo: 1 of 2 came back"], [], 1), ([], ["walk, uvloop, run 1: it broke"], 1)],
 )
-def test_exit_status_tells_of_losses_and_failures(
+def test_bench_exits_with_1_after_a_loss_or_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: list[str], failures: list[str], status: int
 ) -> None:
     def run(self: bench.Bench) -> None:
@@ -153,7 +153,7 @@ def test_exit_status_tells_of_losses_and_failures(
     assert result["failures"] == failures
 
 
-def test_nothing_measured_is_no_crash() -> None:
+def test_bench_table_without_any_measurement_is_printed() -> None:
     result = report.assemble({}, {}, {})
     assert "lost" in tables.table(result, Sizes())
 
@@ -162,7 +162,7 @@ def test_nothing_measured_is_no_crash() -> None:
 
 
 class _Engine:
-    """Answers as an engine would; `found` and `counted` say how the run went."""
+    """Answer as an engine; `found` and `counted` are the results of its run."""
 
     def __init__(self, found: dict[str, int], counted: dict[str, int]) -> None:
         self._found = found
@@ -187,13 +187,15 @@ class _Engine:
             {"complete": 11, "incomplete": 4, "silent": 4},
             {},
             True,
-        ),  # one that did not subscribe got everything
+        ),  # a client without a subscription got everything
         ({}, {"duplicates": 1}, True),
         ({}, {"reordered": 1}, True),
         ({}, {"unexpected_disconnects": 1}, True),
     ],
 )
-def test_a_loss_is_noted(found: dict[str, int], counted: dict[str, int], is_lost: bool) -> None:
+def test_fan_out_result_with_a_missing_repeated_or_misdirected_message_is_a_loss(
+    found: dict[str, int], counted: dict[str, int], is_lost: bool
+) -> None:
     engine = cast(EngineProcess, _Engine(found, counted))
     contender = Contender(
         name="x", server=cast(ServerProcess, None), engine=engine, next_sequences={MANY: 10}
@@ -202,20 +204,22 @@ def test_a_loss_is_noted(found: dict[str, int], counted: dict[str, int], is_lost
     assert bool(contender.lost) is is_lost
 
 
-# ---- what breaks down
+# ---- parts that fail
 
 TINY: Final = dataclasses.replace(
     Sizes.quick(), few=8, handshakes=20, echo_connections=4, echo_s=0.05, floor_echoes=5
 )
 
 
-def test_what_breaks_down_costs_its_own_results_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_failed_server_or_scenario_leaves_the_results_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     measured: list[str] = []
 
     def measure(contender: Contender, visitor: EngineProcess, sizes: Sizes) -> Figures:
         measured.append(contender.name)
         if contender.name == "uvloop":
-            visitor.kill()  # whatever it did to the visitors must not last
+            visitor.kill()  # a killed visitor must not affect the next server
             raise RuntimeError("it broke")
         assert ECHO.measure is not None
         return ECHO.measure(contender, visitor, sizes)
@@ -230,7 +234,7 @@ def test_what_breaks_down_costs_its_own_results_only(monkeypatch: pytest.MonkeyP
     arguments = ["--quick", "--runs=2", "--only=echo", "--only=handshake", *names, f"--output={output}"]
     assert bench.main(arguments) == 1
     result = json.loads(output.read_text())
-    assert measured == ["uvloop", "reactor", "reactor"]  # what failed is not tried again
+    assert measured == ["uvloop", "reactor", "reactor"]  # a failed pair is not tried again
     assert len(result["failures"]) == 2
     assert result["failures"][0].startswith("websockets, starting: ServerError: no_such_server")
     assert result["failures"][1] == "echo, uvloop, run 1: RuntimeError: it broke"
@@ -241,9 +245,7 @@ def test_what_breaks_down_costs_its_own_results_only(monkeypatch: pytest.MonkeyP
     assert result["reactor"]["lost"] == result["peers"]["uvloop"]["lost"] == []
 
 
-def test_a_scenario_without_a_floor_to_compare_with_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_scenario_whose_floor_fails_has_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def floor(_sizes: Sizes, _processors: tuple[int, int] | None) -> Figures:
         raise floor_probe.FloorError("no floor")
 
@@ -260,7 +262,7 @@ def test_a_scenario_without_a_floor_to_compare_with_is_given_up(
     assert len(result["reactor"]["runs"]["handshake_us"]) == 2
 
 
-def test_scenarios_have_names_of_their_own() -> None:
+def test_bench_scenarios_have_unique_names() -> None:
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
 
 
@@ -286,14 +288,16 @@ def _await_subscribers(server: ServerProcess, channel: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("server", sorted(ECHOING), indirect=True)
-def test_echo(server: ServerProcess) -> None:
+def test_echo_server_of_the_bench_returns_text_and_binary_messages(server: ServerProcess) -> None:
     with _connect(server) as client:
         for message in ("ä text", b"\x00 binary", "x" * 200):
             client.send(message)
             assert client.recv(timeout=5) == message
 
 
-def test_publish(server: ServerProcess) -> None:
+def test_bench_server_publishes_stamped_messages_in_order_to_its_subscribers_only(
+    server: ServerProcess,
+) -> None:
     with _connect(server) as first, _connect(server) as second, _connect(server) as outsider:
         for client in (first, second):
             client.send("subscribe:news")
@@ -315,7 +319,9 @@ def test_publish(server: ServerProcess) -> None:
     _await_subscribers(server, "news", 0)
 
 
-def test_gate(server: ServerProcess) -> None:
+def test_bench_server_with_a_gate_of_one_connection_refuses_the_second_with_503(
+    server: ServerProcess,
+) -> None:
     with _connect(server):
         server.call("gate", connections=1)
         with pytest.raises(InvalidStatus) as refused, _connect(server):
@@ -326,7 +332,7 @@ def test_gate(server: ServerProcess) -> None:
             pass
 
 
-def test_measures_itself(server: ServerProcess) -> None:
+def test_bench_server_reports_processor_time_memory_and_loop_lag(server: ServerProcess) -> None:
     assert server.cpu_s() > 0
     memory = server.call("memory")
     assert memory["pss_bytes"] > 1_000_000
@@ -335,7 +341,7 @@ def test_measures_itself(server: ServerProcess) -> None:
     assert server.call("watch_lag", is_on=False)["lag_ms"] >= 0
 
 
-def test_a_wrong_command_is_told(server: ServerProcess) -> None:
+def test_bench_server_answers_a_wrong_command_with_the_name_of_the_error(server: ServerProcess) -> None:
     with pytest.raises(ServerError, match="KeyError"):
         server.call("nonsense")
     with pytest.raises(ServerError, match="TypeError"):
@@ -343,7 +349,7 @@ def test_a_wrong_command_is_told(server: ServerProcess) -> None:
     assert server.call("hello")["port"] == server.port
 
 
-def test_a_server_that_does_not_start_is_told() -> None:
+def test_bench_server_that_does_not_start_raises_server_error() -> None:
     with pytest.raises(ServerError, match="ended"):
         ServerProcess("no_such_server")
 
@@ -351,7 +357,7 @@ def test_a_server_that_does_not_start_is_told() -> None:
 # ---- frames of the minimal peers
 
 
-def test_split_frame_whole_and_partial() -> None:
+def test_split_frame_returns_a_whole_frame_and_none_for_a_part() -> None:
     # RFC 6455 section 5.7: a masked text frame "Hello", and a second one behind it.
     hello = bytes.fromhex("818537fa213d7f9f4d5158")
     data = hello * 2
@@ -363,12 +369,12 @@ def test_split_frame_whole_and_partial() -> None:
     assert frames.split_frame(b"\x81\x80\x01\x02\x03\x04", 0, 6) == (frames.TEXT, b"", 6)
 
 
-def test_header_of_134_bytes() -> None:
+def test_frame_headers_of_130_bytes_and_of_an_empty_ping() -> None:
     assert frames.header(frames.TEXT, 130) == b"\x81\x7e\x00\x82"
     assert frames.header(frames.PING, 0) == b"\x89\x00"
 
 
-def test_switching_has_the_rfcs_accept() -> None:
+def test_upgrade_answer_has_the_accept_key_of_the_rfc_example() -> None:
     # RFC 6455 section 1.3.
     response = frames.switching(b"GET / HTTP/1.1\r\nSEC-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
     assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in response
