@@ -1,4 +1,4 @@
-"""The load engine as a child process: the JSON protocol, and that the child never outlives its parent."""
+"""Run the load engine as a child process: its JSON protocol, and its end with the parent."""
 
 import os
 import signal
@@ -50,7 +50,9 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-def test_everything_in_turn(server: LossyServer, child: EngineProcess) -> None:
+def test_engine_process_connects_echoes_sends_counts_and_closes(
+    server: LossyServer, child: EngineProcess
+) -> None:
     opened = child.connect(plan(server, 20, headers=(("X-Token", "{token}"),), tokens=("a", "b")))
     assert opened["opened"] == 20
     assert {head.headers["X-Token"] for head in server.heads} == {"a", "b"}
@@ -67,7 +69,9 @@ def test_everything_in_turn(server: LossyServer, child: EngineProcess) -> None:
     assert child.close("close") == {"closed": 20, "timed_out": 0, "remaining": 0}
 
 
-def test_commands_are_answered_while_a_long_one_runs(server: LossyServer, child: EngineProcess) -> None:
+def test_engine_process_answers_commands_while_a_long_one_runs(
+    server: LossyServer, child: EngineProcess
+) -> None:
     child.connect(plan(server, 10))
     running = child.start("run", duration_s=0.5)
     echoing = child.start("echo", duration_s=0.4, rate_per_s=1_000.0, in_flight=0)
@@ -77,7 +81,9 @@ def test_commands_are_answered_while_a_long_one_runs(server: LossyServer, child:
     assert running.result(WAIT_S) == 400
 
 
-def test_it_serves_its_connections_without_being_asked(server: LossyServer, child: EngineProcess) -> None:
+def test_engine_process_answers_pings_of_servers_between_commands(
+    server: LossyServer, child: EngineProcess
+) -> None:
     child.connect(plan(server, 2, "/ping?count=10"))
     end = time.monotonic() + WAIT_S
     while server.seen["pongs"] < 20:
@@ -85,7 +91,7 @@ def test_it_serves_its_connections_without_being_asked(server: LossyServer, chil
         time.sleep(0.01)
 
 
-def test_errors_come_back_by_name_and_leave_the_child_alive(
+def test_engine_process_raises_errors_by_name_and_continues(
     server: LossyServer, child: EngineProcess
 ) -> None:
     with pytest.raises(EngineLimitError):
@@ -99,7 +105,7 @@ def test_errors_come_back_by_name_and_leave_the_child_alive(
     assert child.stats()["open"] == 0
 
 
-def test_quit_and_kill_end_it_by_its_own_pid() -> None:
+def test_quit_and_kill_end_the_engine_process_and_may_be_repeated() -> None:
     for end in (EngineProcess.quit, EngineProcess.kill):
         child = EngineProcess(EngineSettings(max_connections=5), cpus=(min(os.sched_getaffinity(0)),))
         assert os.sched_getaffinity(child.pid) == {min(os.sched_getaffinity(0))}
@@ -110,19 +116,19 @@ def test_quit_and_kill_end_it_by_its_own_pid() -> None:
             child.stats()
 
 
-def test_those_who_wait_are_told_when_the_child_dies(child: EngineProcess) -> None:
+def test_waiting_command_raises_when_the_engine_process_is_killed(child: EngineProcess) -> None:
     waiting = child.start("run", duration_s=60)
     os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="ended"):
         waiting.result(WAIT_S)
 
 
-def test_bad_settings_are_an_error_of_the_parent() -> None:
+def test_engine_process_with_settings_out_of_range_raises_in_the_parent() -> None:
     with pytest.raises(EngineError, match="ended"):
         EngineProcess(EngineSettings(max_connections=999_999))
 
 
-def test_the_child_ends_with_a_parent_that_is_killed() -> None:
+def test_engine_process_ends_when_its_parent_is_killed() -> None:
     script = (
         "from loadtest.engine import EngineProcess, EngineSettings; import time;"
         "child = EngineProcess(EngineSettings(max_connections=5));"
