@@ -1,7 +1,4 @@
-"""The bench of the whole gateway: that every figure comes out, and that nothing lost goes unseen.
-
-Small sizes, and nothing is timed: what is proved is that each number is made, and of what.
-"""
+"""Run the bench of the whole gateway, small: every figure is measured, and every loss is noticed."""
 
 import dataclasses
 import json
@@ -48,7 +45,7 @@ TINY: Final = dataclasses.replace(
     resting_shards=2,
     resting_s=0.1,
 )
-# What the gateway has a budget for.
+# The figures of the gateway that have a budget.
 JUDGED: Final = {
     "bytes_per_conn",
     "allocatedblocks_per_conn",
@@ -69,12 +66,12 @@ JUDGED: Final = {
 FLOORS: Final = {"accept", "fanout", "fanout_few", "coalesced16", "coalesced16_few", "coalesced64_few"}
 
 
-# ---- the whole of it
+# ---- the whole bench of the gateway
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
-    """What a run of everything of the gateway came to: its status and its JSON."""
+    """Return the exit status and the JSON of a bench of the gateway with every scenario."""
     output = tmp_path_factory.mktemp("bench") / "bench.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Sizes, "quick", lambda: TINY)
@@ -83,7 +80,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, An
     return status, json.loads(output.read_text())
 
 
-def test_every_figure_of_the_gateway_is_there(outcome: tuple[int, dict[str, Any]]) -> None:
+def test_bench_of_the_gateway_has_every_figure_in_every_run(outcome: tuple[int, dict[str, Any]]) -> None:
     status, result = outcome
     assert (result["failures"], result["gateway"]["lost"], status) == ([], [], 0)
     gateway = result["gateway"]
@@ -99,7 +96,9 @@ def test_every_figure_of_the_gateway_is_there(outcome: tuple[int, dict[str, Any]
     assert "bytes_per_conn" not in result["reactor"]
 
 
-def test_the_report_shows_every_figure_and_every_budget(outcome: tuple[int, dict[str, Any]]) -> None:
+def test_table_of_the_gateway_shows_every_figure_and_a_verdict_for_every_budget(
+    outcome: tuple[int, dict[str, Any]],
+) -> None:
     lines = tables.table(outcome[1], TINY).splitlines()
     assert lines[0].split() == ["whole", "gateway", "floor", "gateway"]
     for label, _, name, _ in tables._GATEWAY_ROWS:
@@ -114,7 +113,7 @@ def test_the_report_shows_every_figure_and_every_budget(outcome: tuple[int, dict
     assert f"{outcome[1]['gateway']['fanout_us']:,.2f}" in fanout
 
 
-def test_the_gateway_has_a_table_of_its_own_beside_the_same_floor() -> None:
+def test_gateway_has_its_own_table_with_ratios_to_the_same_floor() -> None:
     floor = summarize_all({"accept": [10.0], "fanout": [6.0, 9.0]})
     servers = {
         "reactor": summarize_all({"fanout_us": [6.0, 9.0]}),
@@ -134,7 +133,7 @@ def test_the_gateway_has_a_table_of_its_own_beside_the_same_floor() -> None:
     assert lines[-2:] == ["FAILED walk: it broke", "LOST gateway: handshake: one of two"]
 
 
-def test_turns_of_the_gateway_are_chosen_by_name() -> None:
+def test_gateway_scenarios_can_be_chosen_by_name_and_unknown_ones_are_refused() -> None:
     assert {"fanout", "gateway_fanout", "gateway_idle", "gateway_resting", "gateway_walk"} <= set(
         bench._TURNS
     )
@@ -171,7 +170,7 @@ def _heard(client: "redis.client.PubSub", count: int) -> list[tuple[str, bytes]]
 
 
 @pytest.mark.parametrize("manner", ["flood", "pace"])
-def test_the_backend_publishes_in_turn_and_counts_who_heard(
+def test_bench_backend_publishes_to_its_channels_in_turn_and_counts_the_deliveries(
     valkey: Valkey, backend: ServerProcess, manner: str
 ) -> None:
     plan: dict[str, Any] = {"channels": ["a", "b"], "stream": 7, "first_sequence": 5, "count": 300}
@@ -195,7 +194,7 @@ def test_the_backend_publishes_in_turn_and_counts_who_heard(
     assert (due == sorted(due)) and (len(set(due)) == (1 if manner == "flood" else 600))
 
 
-def test_the_backend_tells_what_nobody_heard_and_what_is_refused(
+def test_bench_backend_reports_publications_without_subscribers_and_refused_ones(
     valkey: Valkey, backend: ServerProcess
 ) -> None:
     result = backend.call("publish", channel="nobody", stream=1, first_sequence=1, count=2, frames=3)
@@ -209,7 +208,7 @@ def test_the_backend_tells_what_nobody_heard_and_what_is_refused(
             server.acl_setuser("default", enabled=True, nopass=True, commands=["+publish"])
 
 
-# ---- one gateway for the rest
+# ---- one gateway for the following tests
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +224,7 @@ def engine() -> Iterator[EngineProcess]:
     engine.quit()
 
 
-def test_a_message_has_the_size_of_the_floors(gateway: GatewayProcess) -> None:
+def test_messages_of_the_gateway_bench_have_the_payload_size_of_the_floor(gateway: GatewayProcess) -> None:
     with connect(f"ws://127.0.0.1:{gateway.port}/ws?ch=many", compression=None) as client:
         assert [json.loads(client.recv(timeout=10))["op"] for _ in range(2)] == ["welcome", "subbed"]
         result = gateway.call("publish", channel="many", stream=3, first_sequence=9, count=1, frames=2)
@@ -238,13 +237,13 @@ def test_a_message_has_the_size_of_the_floors(gateway: GatewayProcess) -> None:
 
 
 def bench_floor_payload() -> int:
-    """The payload of the floor's frame, as its source has it."""
+    """Return the payload size of the frame in the source of the floor."""
     source = (floor_probe.FLOOR / "floor.h").read_text()
     frame = int(source.partition("FRAME_BYTES = ")[2].partition(",")[0])
     return frame - 4
 
 
-def test_it_is_measured_from_outside(gateway: GatewayProcess) -> None:
+def test_gateway_bench_measures_processor_time_and_memory_of_every_process(gateway: GatewayProcess) -> None:
     names = processes.children(gateway._keeper.pid)
     assert set(names) == {"wsgate-admin", "wsgate-bus", "wsgate-shard-0"}
     before_s, bus_before_s = gateway.cpu_s(), gateway.bus_cpu_s()
@@ -258,14 +257,16 @@ def test_it_is_measured_from_outside(gateway: GatewayProcess) -> None:
         *(pid for name, pids in names.items() if name != "wsgate-bus" for pid in pids),
     ]
     assert abs(held["private_bytes"] - sum(processes.memory(pid).private_bytes for pid in own)) < bus / 2
-    # Of the interpreter alone there are tens of thousands.
+    # The interpreter alone has tens of thousands of blocks.
     assert held["allocated_blocks"] > 20_000
     assert gateway.metric("python_blocks", shard="0") > 20_000
     assert gateway.metric("python_blocks", shard="1") == 0
     assert gateway.faults() == []
 
 
-def test_every_client_is_somebody_else_and_is_counted(gateway: GatewayProcess, engine: EngineProcess) -> None:
+def test_gateway_bench_clients_are_different_users_and_a_lost_one_is_a_fault(
+    gateway: GatewayProcess, engine: EngineProcess
+) -> None:
     contender = GatewayContender(name="gateway", server=gateway, engine=engine)
     contender.open(12)
     contender.subscribe(dataclasses.replace(TINY, many=12, few=5))
@@ -275,7 +276,7 @@ def test_every_client_is_somebody_else_and_is_counted(gateway: GatewayProcess, e
     assert contender.faults() == ["2 held connections ended"]
 
 
-def test_tokens_differ() -> None:
+def test_gateway_bench_tokens_differ_by_user_and_by_run() -> None:
     users = ["a", "b"]
     assert len({*make_tokens(users, "1"), *make_tokens(users, "2")}) == 4
 
@@ -287,16 +288,16 @@ def test_tokens_differ() -> None:
         ("/ws?ch=no:such", {"welcome": 1, "subbed": 1}),  # an error
     ],
 )
-def test_who_is_told_something_else_is_noticed(
+def test_unexpected_message_to_a_bench_client_raises(
     gateway: GatewayProcess, engine: EngineProcess, path: str, told: dict[str, int]
 ) -> None:
     open_connections(engine, gateway, 1, path=path)
-    with pytest.raises(RuntimeError, match="clients received"):
-        for _ in range(1_000):  # what is wrong may come after what was wanted
+    with pytest.raises(RuntimeError, match="were told"):
+        for _ in range(1_000):  # the unexpected message may come after the expected ones
             await_told(engine, **told)
 
 
-def test_who_is_not_told_is_noticed(
+def test_missing_message_to_a_bench_client_raises_at_the_deadline(
     monkeypatch: pytest.MonkeyPatch, gateway: GatewayProcess, engine: EngineProcess
 ) -> None:
     monkeypatch.setattr("loadtest.scenarios.members._TOLD_S", 0.2)
@@ -305,7 +306,7 @@ def test_who_is_not_told_is_noticed(
         await_told(engine, welcome=2)
 
 
-def test_a_dead_shard_is_a_loss(engine: EngineProcess) -> None:
+def test_killed_shard_is_a_fault_of_the_gateway_bench(engine: EngineProcess) -> None:
     with GatewayProcess() as gateway:
         contender = GatewayContender(name="gateway", server=gateway, engine=engine)
         contender.open(5)
@@ -316,7 +317,7 @@ def test_a_dead_shard_is_a_loss(engine: EngineProcess) -> None:
         assert "a process of the gateway ended" in faults and "5 held connections ended" in faults
 
 
-def test_a_gateway_that_does_not_start_is_told() -> None:
+def test_gateway_of_the_bench_that_does_not_start_raises_with_the_setting() -> None:
     with (
         pytest.raises(ServerError, match=r"server\.shards"),
         GatewayProcess(config="[server]\nshards = -1\n"),
@@ -324,7 +325,9 @@ def test_a_gateway_that_does_not_start_is_told() -> None:
         pass
 
 
-def test_nothing_is_left_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gateway_of_the_bench_leaves_no_process_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with GatewayProcess() as gateway:
         pids = [pid for pids in processes.children(gateway._keeper.pid).values() for pid in pids]
@@ -337,7 +340,7 @@ def test_nothing_is_left_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 class _Visitor:
-    """Answers as an engine would after 10 messages."""
+    """Answer as an engine does after 10 messages."""
 
     def __init__(self, **counted: int) -> None:
         self._counted = counted
@@ -351,16 +354,18 @@ class _Visitor:
     ("counted", "reached", "is_lost"),
     [
         ({}, 10, False),
-        ({}, 9, True),  # a publication that no shard heard
+        ({}, 9, True),  # a publication that reached no shard
         ({"messages": 9, "stamped": 9}, 10, True),
-        ({"messages": 10, "stamped": 9}, 10, True),  # something else was said
+        ({"messages": 10, "stamped": 9}, 10, True),  # another message arrived
         ({"missing": 1}, 10, True),
         ({"duplicates": 1}, 10, True),
         ({"reordered": 1}, 10, True),
         ({"unexpected_disconnects": 1}, 10, True),
     ],
 )
-def test_a_publication_that_is_lost_is_noted(counted: dict[str, int], reached: int, is_lost: bool) -> None:
+def test_lost_repeated_or_reordered_publication_is_noted_as_a_loss(
+    counted: dict[str, int], reached: int, is_lost: bool
+) -> None:
     contender = GatewayContender(
         name="gateway", server=cast(GatewayProcess, None), engine=cast(EngineProcess, None)
     )
@@ -381,13 +386,13 @@ def _echoed(**found: int) -> EchoResult:
         ({}, 0, False, False),
         ({}, 10, True, False),
         ({}, 9, True, True),  # one publish was never answered
-        ({}, 1, False, True),  # one was answered unasked
+        ({}, 1, False, True),  # an answer without a publish
         ({"received": 9}, 0, False, True),
         ({"connections": 2}, 0, False, True),
         ({"sent": 0, "received": 0}, 0, False, True),
     ],
 )
-def test_a_publish_that_is_lost_is_noted(
+def test_unanswered_or_missing_client_publish_is_noted_as_a_loss(
     found: dict[str, int], answered: int, is_answered: bool, is_lost: bool
 ) -> None:
     losses = publishing._losses("x", _echoed(**found), answered, TINY, is_answered=is_answered)
