@@ -1,4 +1,4 @@
-"""The attacks on memory, small: the program drives a gateway in a control group and can find a fault."""
+"""Run the attacks on memory, small: the program drives a gateway in a cgroup and can find a fault."""
 
 import pytest
 
@@ -10,7 +10,7 @@ MIB = float(1 << 20)
 
 
 def weight(accounts: float, used: float, *, pool: float = 0.0) -> Weight:
-    """A growth, in MiB: half of the accounts are the bus's, half of the memory is the kernel's."""
+    """Return a growth in MiB: half of the accounts are of the bus, half of the memory is of the kernel."""
     return Weight(accounts * MIB / 2, accounts * MIB / 2, used * MIB / 2, used * MIB / 2, pool * MIB)
 
 
@@ -18,14 +18,16 @@ def weight(accounts: float, used: float, *, pool: float = 0.0) -> Weight:
     ("accounts", "used", "is_explained"),
     [(100, 100, True), (100, 116, True), (200, 240, False), (240, 200, False), (1, 16, True), (1, 60, False)],
 )
-def test_accounts_explain_what_differs_by_little(accounts: float, used: float, is_explained: bool) -> None:
+def test_memory_growth_is_explained_when_the_accounts_differ_by_little(
+    accounts: float, used: float, is_explained: bool
+) -> None:
     assert weight(accounts, used).is_explained is is_explained
 
 
 @pytest.mark.parametrize(
     ("left", "pool", "is_returned"), [(0, 0, True), (15, 0, True), (40, 0, False), (40, 30, True)]
 )
-def test_accounts_have_returned_when_little_but_the_pool_is_left(
+def test_memory_has_returned_when_little_more_than_the_pool_is_left(
     left: float, pool: float, is_returned: bool
 ) -> None:
     assert has_returned(weight(left, left, pool=pool), weight(200, 200)) is is_returned
@@ -33,7 +35,7 @@ def test_accounts_have_returned_when_little_but_the_pool_is_left(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ["F8", "F11"])
-def test_small_attack_is_explained_and_returns(attack: str) -> None:
+def test_small_attack_on_memory_is_explained_by_accounts_and_memory_returns(attack: str) -> None:
     try:
         with memory_group(1 << 30):
             pass
