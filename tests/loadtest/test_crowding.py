@@ -1,4 +1,7 @@
-"""The crowd scenario: its peers, its eye for losses, and what it asks of the kernel. Nothing is timed."""
+"""Test the crowd scenario: its peers, its detection of losses, and its measuring of kernel memory.
+
+Nothing is timed.
+"""
 
 import dataclasses
 import json
@@ -48,13 +51,15 @@ def _echoed(**found: int) -> EchoResult:
     [
         ({}, 3, 0),
         ({"received": 9, "unanswered": 1}, 3, 1),
-        ({"unsent": 1}, 3, 1),  # it was due: a connection that takes nothing is no quick one
+        ({"unsent": 1}, 3, 1),  # a due message was not sent, because the socket took nothing
         ({"sent": 0, "received": 0}, 3, 1),
         ({}, 2, 1),
         ({"received": 9}, 2, 2),
     ],
 )
-def test_losses_of_the_control_group(found: dict[str, int], alive: int, count: int) -> None:
+def test_unanswered_unsent_or_ended_control_connections_are_losses(
+    found: dict[str, int], alive: int, count: int
+) -> None:
     assert len(crowding._losses("flood", _echoed(**found), alive=alive, expected=3)) == count
 
 
@@ -65,7 +70,7 @@ def _result(figures: dict[str, list[float]]) -> dict[str, Any]:
     return report.assemble({}, {"reactor": summarize_all(figures)}, {})
 
 
-def test_json_of_the_control_group() -> None:
+def test_json_of_the_crowd_scenario_has_the_figures_of_the_control_group() -> None:
     figures = {
         "control_quiet_p99_ms": [0.1, 0.3, 0.2],
         "control_flood_p99_ms": [2.0],
@@ -85,12 +90,12 @@ def test_json_of_the_control_group() -> None:
     assert _result({})["reactor"]["control_group"] == {}
 
 
-def test_table_tells_when_more_is_held_than_booked() -> None:
+def test_table_marks_a_miss_when_kernel_memory_exceeds_its_account() -> None:
     lines = tables.table(_result({"nonreaders_kernel_share": [1.01]}), Sizes()).splitlines()
     assert any(line.startswith("MISS their kernel send memory") for line in lines)
 
 
-# ---- what the kernel holds
+# ---- memory of the kernel
 
 
 @pytest.fixture
@@ -102,7 +107,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
                 yield client, accepted
 
 
-def test_send_memory_sees_what_is_not_read(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_send_memory_counts_the_unread_bytes_of_a_blocked_socket(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
     writer, _ = pair
     before = send_memory()
     writer.setblocking(False)
@@ -113,11 +120,11 @@ def test_send_memory_sees_what_is_not_read(pair: tuple[socket.socket, socket.soc
     assert after["queued_sockets"] - before["queued_sockets"] == 1
     assert after["queued_most_bytes"] >= 1 << 14
     assert after["queued_bytes"] - before["queued_bytes"] >= 1 << 14
-    assert writer.fileno() >= 0  # still ours, and still open
+    assert writer.fileno() >= 0  # the measurement did not close it
     writer.getpeername()
 
 
-def test_stats_tell_it_only_when_asked() -> None:
+def test_stats_of_the_bench_server_have_send_memory_only_on_request() -> None:
     with ServerProcess("reactor_server", {"ping_interval_ms": 0}) as server:
         assert "send_memory" not in server.call("stats")
         stats = server.call("stats", with_send_memory=True)
@@ -131,17 +138,17 @@ def test_stats_tell_it_only_when_asked() -> None:
 # ---- the flood
 
 
-def test_flood_frames_are_masked_text() -> None:
+def test_flood_frames_are_one_byte_text_frames_with_different_masks() -> None:
     data = frames(5, seed=1)
     assert len(data) == 5 * FRAME_BYTES
     for at in range(0, len(data), FRAME_BYTES):
         assert data[at + 1] & 0x80
         assert split_frame(data, at, len(data)) == (TEXT, b"x", at + FRAME_BYTES)
-    assert data[2:6] != data[9:13]  # a mask of its own each
+    assert data[2:6] != data[9:13]  # each has its own mask
 
 
 def _flood_until(server: ServerProcess, messages: int) -> int:
-    """Flood until the server has counted so many messages; return how many answers came."""
+    """Flood until the server has counted this many messages; return the number of answers."""
     with FloodProcess(server.port, 2, limit_s=30.0) as flood:
         flood.begin()
         while server.call("stats")["counters"]["messages_in"] < messages:
@@ -152,15 +159,15 @@ def _flood_until(server: ServerProcess, messages: int) -> int:
     return result["answered"]
 
 
-def test_flood_is_answered() -> None:
+def test_flood_of_40000_messages_is_answered_without_a_protocol_error() -> None:
     with ServerProcess("reactor_server", {"ping_interval_ms": 0}) as server:
-        # More than one ring of frames each: what follows a partial send begins where that ended.
+        # More than one ring of frames each: after a partial send the next one must begin at its end.
         assert 0 < _flood_until(server, 40_000)
         counters = server.call("stats")["counters"]
         assert counters["ended_protocol_error"] == counters["ended_invalid_utf8"] == 0
 
 
-def test_a_flood_tells_of_ended_peers() -> None:
+def test_flood_reports_peers_that_were_closed_by_the_server() -> None:
     def upgrade_and_leave(listener: socket.socket) -> None:
         for _ in range(2):
             accepted, _address = listener.accept()
@@ -172,11 +179,11 @@ def test_a_flood_tells_of_ended_peers() -> None:
         thread.start()
         with FloodProcess(listener.getsockname()[1], 2, limit_s=30.0) as flood:
             flood.begin()
-            assert flood.wait()["ended"] == 2  # not told to: nobody is left
+            assert flood.wait()["ended"] == 2  # it ends by itself when no peer is left
         thread.join()
 
 
-def test_a_flood_that_cannot_begin_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_flood_to_a_closed_port_raises_and_prints_the_error(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(RuntimeError, match="could not open"):
@@ -193,7 +200,7 @@ def visitor() -> Iterator[EngineProcess]:
         yield engine
 
 
-def test_the_reactor_keeps_its_control_group(visitor: EngineProcess) -> None:
+def test_crowd_scenario_with_the_reactor_has_no_loss_and_every_figure(visitor: EngineProcess) -> None:
     with ServerProcess("reactor_server", {"ping_interval_ms": 0}) as server:
         contender = Contender(name="reactor", server=server, engine=visitor)
         figures = crowding._measure(contender, visitor, TINY)
@@ -207,7 +214,7 @@ def test_the_reactor_keeps_its_control_group(visitor: EngineProcess) -> None:
     assert visitor.stats()["open"] == 0
 
 
-def test_a_peer_is_shown_once_and_not_judged(visitor: EngineProcess) -> None:
+def test_crowd_scenario_measures_another_server_once_without_account_figures(visitor: EngineProcess) -> None:
     with ServerProcess("uvloop_server") as server:
         contender = Contender(name="uvloop", server=server, engine=visitor)
         contender.add(crowding._measure(contender, visitor, TINY))
