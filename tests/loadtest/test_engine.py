@@ -1,4 +1,4 @@
-"""The load engine against a server that does wrong by seed: it must report just what was done."""
+"""Run the load engine against a server with seeded faults: it must report exactly these faults."""
 
 import dataclasses
 import json
@@ -85,7 +85,7 @@ def assert_inflicted(server: LossyServer, stats: Stats) -> None:
     assert stats["reordered"] == server.inflicted.reordered
 
 
-# Opening
+# Opening connections
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,15 @@ def assert_inflicted(server: LossyServer, stats: Stats) -> None:
         ("/hang-up", {"eof": 3}),
     ],
 )
-def test_a_wrong_response_is_a_failure_by_name(rig: Rig, path: str, wanted: dict[str, int]) -> None:
+def test_engine_counts_each_wrong_handshake_response_by_its_name(
+    rig: Rig, path: str, wanted: dict[str, int]
+) -> None:
     result = rig.connect(path, 3)
     assert (result["opened"], result["refused"], result["failed"]) == (0, {}, wanted)
     assert rig.engine.stats()["connects_failed"] == wanted
 
 
-def test_refusals_are_counted_by_status(rig: Rig) -> None:
+def test_engine_counts_refusals_by_http_status(rig: Rig) -> None:
     for status, count in ((503, 3), (429, 2), (200, 1)):
         result = rig.connect(f"/status/{status}", count, is_refusal_reset=status == 429)
         assert (result["opened"], result["refused"], result["failed"]) == (0, {str(status): count}, {})
@@ -115,18 +117,18 @@ def test_refusals_are_counted_by_status(rig: Rig) -> None:
     assert stats["connect_latency"]["count"] == 0
 
 
-def test_silence_ends_at_the_deadline(rig: Rig) -> None:
+def test_engine_counts_a_silent_handshake_as_a_timeout(rig: Rig) -> None:
     assert rig.connect("/silent", 3, timeout_s=0.1)["failed"] == {"timeout": 3}
 
 
-def test_a_closed_port_is_refused_by_errno() -> None:
+def test_engine_counts_a_closed_port_by_its_errno() -> None:
     with socket.socket() as closed, Engine(EngineSettings(max_connections=4)) as engine:
         closed.bind(("127.0.0.1", 0))
         result = engine.connect(ConnectPlan(count=4, host="127.0.0.1", port=closed.getsockname()[1]))
     assert result["failed"] == {"ECONNREFUSED": 4}
 
 
-def test_a_head_in_single_bytes_and_frames_glued_to_a_head(rig: Rig) -> None:
+def test_engine_accepts_a_response_head_in_single_bytes_and_frames_behind_it(rig: Rig) -> None:
     rig.opened("/split-head", 2)
     rig.opened("/glued", 2)
     assert_clean(rig.until("messages", 6))
@@ -135,7 +137,7 @@ def test_a_head_in_single_bytes_and_frames_glued_to_a_head(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "rig", [EngineSettings(max_connections=9, first_source="127.9.0.1", source_count=3)], indirect=True
 )
-def test_sources_rotate_and_the_table_has_an_end(rig: Rig) -> None:
+def test_engine_rotates_source_addresses_and_limits_connections_to_its_table(rig: Rig) -> None:
     rig.opened("/hold", 9)
     assert rig.server.sources == {"127.9.0.1": 3, "127.9.0.2": 3, "127.9.0.3": 3}
     with pytest.raises(EngineLimitError, match="0 slots"):
@@ -144,12 +146,12 @@ def test_sources_rotate_and_the_table_has_an_end(rig: Rig) -> None:
     rig.engine.close("reset", count=1)
     rig.opened("/hold")
     rig.engine.close("reset")
-    # A storm of refusals may be larger than the table: refused slots are used again.
+    # More refusals than slots are possible, because refused slots are used again.
     storm = rig.connect("/status/503", 40, window=9, is_overcommitted=True, is_refusal_reset=True)
     assert storm["refused"] == {"503": 40}
 
 
-def test_requests_carry_headers_tokens_and_indexes(rig: Rig) -> None:
+def test_engine_requests_have_headers_rotating_tokens_and_indexes(rig: Rig) -> None:
     headers = (("Authorization", "Bearer {token}"), ("Sec-WebSocket-Protocol", "other, wsgate.v1"))
     rig.opened("/subprotocol", 3, headers=headers, tokens=("aa", "b"), first_index=7)
     rig.opened("/hold?n={index}", 1, first_index=2)
@@ -164,7 +166,7 @@ def test_requests_carry_headers_tokens_and_indexes(rig: Rig) -> None:
     assert len(keys) == 4
 
 
-def test_an_open_loop_of_connects_starts_by_the_clock(rig: Rig) -> None:
+def test_engine_connects_of_an_open_loop_start_at_their_rate(rig: Rig) -> None:
     result = rig.connect("/hold", 40, rate_per_s=400)
     assert result["opened"] == 40 and result["elapsed_s"] >= 39 / 400
     stats = rig.engine.stats()
@@ -175,7 +177,7 @@ def test_an_open_loop_of_connects_starts_by_the_clock(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTY_FRAMES))
-def test_a_faulty_frame_is_counted_by_name_and_ends_the_connection(rig: Rig, fault: str) -> None:
+def test_engine_counts_a_faulty_frame_by_name_and_closes_with_1002(rig: Rig, fault: str) -> None:
     rig.opened(f"/fault/{fault}", 2)
     rig.until("close 1002", 2)
     stats = rig.engine.stats()
@@ -185,7 +187,9 @@ def test_a_faulty_frame_is_counted_by_name_and_ends_the_connection(rig: Rig, fau
 
 @pytest.mark.parametrize("most", [1, 2, 7, 1_000])
 @pytest.mark.parametrize("size", [48, 126, 700])
-def test_an_honest_server_is_clean_however_the_bytes_are_cut(rig: Rig, most: int, size: int) -> None:
+def test_engine_reports_no_fault_of_a_correct_server_however_its_bytes_are_cut(
+    rig: Rig, most: int, size: int
+) -> None:
     count = 20 if most < 7 else 100
     rig.opened(f"/publish?count={count}&size={size}&most={most}&fragments=1&json=1&streams=2", 3)
     stats = rig.until("messages", 6 * count)
@@ -197,7 +201,7 @@ def test_an_honest_server_is_clean_however_the_bytes_are_cut(rig: Rig, most: int
     assert stats["memory_bytes"]["partials"] == stats["memory_bytes"]["holes"] == 0
 
 
-def test_long_messages_are_counted_whole(rig: Rig) -> None:
+def test_engine_counts_messages_of_200_kb_completely(rig: Rig) -> None:
     rig.opened("/publish?count=3&size=200000")
     stats = rig.until("messages", 3)
     assert_clean(stats)
@@ -205,7 +209,7 @@ def test_long_messages_are_counted_whole(rig: Rig) -> None:
     assert stats["memory_bytes"]["partials"] == 0
 
 
-def test_every_ping_is_answered_with_its_payload(rig: Rig) -> None:
+def test_engine_answers_every_ping_with_its_payload(rig: Rig) -> None:
     rig.opened("/ping?count=20&size=60", 2)
     rig.until("pongs", 40)
     assert rig.engine.stats()["pings_answered"] == 40
@@ -213,11 +217,11 @@ def test_every_ping_is_answered_with_its_payload(rig: Rig) -> None:
     assert {name: count for name, count in rig.server.seen.items() if name.startswith("pong ")} == wanted
 
 
-# Loss, doubles, order, time
+# Losses, duplicates, order and time
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_faults_of_a_publication_are_reported_exactly(rig: Rig, seed: int) -> None:
+def test_engine_reports_exactly_the_dropped_repeated_and_reordered_publications(rig: Rig, seed: int) -> None:
     rig.server.seed = 100 * seed
     rig.opened("/publish?count=150&faults=1&streams=3&most=900", 4)
     rig.until("published", 4)
@@ -230,7 +234,7 @@ def test_faults_of_a_publication_are_reported_exactly(rig: Rig, seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_faults_of_an_echo_are_reported_exactly(rig: Rig, seed: int) -> None:
+def test_engine_reports_exactly_the_dropped_repeated_and_reordered_echoes(rig: Rig, seed: int) -> None:
     rig.server.seed = 100 * seed
     rig.opened("/echo?faults=1&count=123&tail=3", 4)
     result = rig.engine.echo(EchoPlan(messages_per_connection=123, in_flight=200, drain_s=0.2))
@@ -240,7 +244,7 @@ def test_faults_of_an_echo_are_reported_exactly(rig: Rig, seed: int) -> None:
     assert result["unanswered"] == rig.server.inflicted.dropped + 4 * 3
 
 
-def test_an_honest_echo_is_clean_and_complete(rig: Rig) -> None:
+def test_engine_reports_no_fault_of_a_correct_echo_for_every_kind_of_plan(rig: Rig) -> None:
     rig.opened("/echo", 50)
     plans = (
         EchoPlan(messages_per_connection=20, in_flight=4, is_text=True),
@@ -254,11 +258,11 @@ def test_an_honest_echo_is_clean_and_complete(rig: Rig) -> None:
     stats = rig.engine.stats()
     assert_clean(stats)
     assert stats["echo_latency"]["count"] == stats["echoes_received"] == stats["echoes_sent"] == 1_620
-    # Only an open loop can lag behind itself.
+    # Only an open loop has a lag.
     assert stats["send_lag"]["count"] == 600
 
 
-def test_a_message_is_wrapped_and_carries_its_index(rig: Rig) -> None:
+def test_engine_messages_are_wrapped_with_the_index_of_their_connection(rig: Rig) -> None:
     rig.opened("/hold", 3, first_index=9)
     message = '{"op":"pub","ch":"own:{index}","data":"{stamp}"}'
     plan = EchoPlan(messages_per_connection=2, in_flight=2, is_text=True, message=message, drain_s=0.05)
@@ -276,8 +280,8 @@ def test_a_message_is_wrapped_and_carries_its_index(rig: Rig) -> None:
     assert_clean(rig.engine.stats())
 
 
-def test_an_answer_without_a_stamp_belongs_to_the_oldest_message(rig: Rig) -> None:
-    """A pause of 300 ms at 500/s delays 150 of 300, as of stamped ones."""
+def test_engine_matches_answers_without_a_stamp_to_the_oldest_message(rig: Rig) -> None:
+    """A pause of 300 ms at 500/s delays 150 of 300 messages, as with stamped ones."""
     rig.opened("/echo?pause_at=75&pause_ms=300", 4)
     plan = EchoPlan(
         duration_s=0.6, rate_per_s=500, in_flight=0, is_text=True, message='{"op":"p"}', answer='{"op":"p'
@@ -292,7 +296,7 @@ def test_an_answer_without_a_stamp_belongs_to_the_oldest_message(rig: Rig) -> No
     assert_clean(rig.engine.stats())
 
 
-def test_what_begins_otherwise_is_no_answer(rig: Rig) -> None:
+def test_engine_counts_a_message_with_another_beginning_as_no_answer(rig: Rig) -> None:
     rig.opened("/echo", 2)
     plan = EchoPlan(
         messages_per_connection=5,
@@ -310,7 +314,7 @@ def test_what_begins_otherwise_is_no_answer(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "rig", [EngineSettings(max_connections=9, counted=('{"op":"wel', '{"op":"sub', "never"))], indirect=True
 )
-def test_messages_without_a_stamp_are_counted_by_how_they_begin(rig: Rig) -> None:
+def test_engine_counts_messages_without_a_stamp_by_their_beginning(rig: Rig) -> None:
     rig.opened("/echo", 3)
     rig.engine.send(b'{"op":"welcome"}')
     rig.engine.send(b'{"op":"subbed"}', count=2)
@@ -322,7 +326,7 @@ def test_messages_without_a_stamp_are_counted_by_how_they_begin(rig: Rig) -> Non
     assert set(rig.engine.stats()["counted"].values()) == {0}
 
 
-def test_answers_of_another_connection_are_misrouted(rig: Rig) -> None:
+def test_engine_counts_answers_to_another_connection_as_misrouted(rig: Rig) -> None:
     rig.opened("/misroute", 2)
     result = rig.engine.echo(EchoPlan(messages_per_connection=5, in_flight=5, drain_s=0.1))
     assert (result["received"], result["unanswered"]) == (0, 10)
@@ -330,27 +334,27 @@ def test_answers_of_another_connection_are_misrouted(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("in_flight", [0, 1])
-def test_latency_counts_from_the_intended_time(rig: Rig, in_flight: int) -> None:
+def test_engine_latency_of_an_open_loop_counts_from_the_intended_time(rig: Rig, in_flight: int) -> None:
     """A pause of 300 ms at 500/s delays 150 of 300 messages; a closed loop would see it in 4."""
     rig.opened("/echo?pause_at=75&pause_ms=300", 4)
     result = rig.engine.echo(EchoPlan(duration_s=0.6, rate_per_s=500, in_flight=in_flight))
     assert result["sent"] == result["received"] == 300
     latency = rig.engine.stats()["echo_latency"]
     assert latency["p99"] > 250_000_000
-    # The delayed ones are spread evenly from 300 ms down: a third of all waited 100 ms or more.
+    # The delays are spread evenly from 300 ms to 0: a third of all messages waited 100 ms or more.
     assert latency["p90"] > 150_000_000
 
 
-def test_a_closed_loop_shows_a_pause_once_per_connection(rig: Rig) -> None:
+def test_engine_latency_of_a_closed_loop_shows_a_pause_once_per_connection(rig: Rig) -> None:
     rig.opened("/echo?pause_at=75&pause_ms=300", 4)
     rig.engine.echo(EchoPlan(duration_s=0.5))
     latency = rig.engine.stats(with_counts=True)["echo_latency"]
-    # 200 ms lie in bucket 18,933.
+    # 200 ms are in bucket 18,933.
     slow = sum(count for bucket, count in latency["counts"].items() if int(bucket) > 18_933)
     assert latency["max"] > 250_000_000 and 1 <= slow <= 4
 
 
-def test_joining_late_is_no_loss_unless_the_start_is_known(rig: Rig) -> None:
+def test_engine_counts_missing_first_publications_only_if_the_first_number_is_known(rig: Rig) -> None:
     rig.opened("/publish?count=10&first=5", 2)
     assert_clean(rig.until("messages", 20))
     whole = rig.engine.reconcile(0, first=5, last=14)
@@ -367,10 +371,10 @@ def test_joining_late_is_no_loss_unless_the_start_is_known(rig: Rig) -> None:
         assert (known.stats()["gaps"], known.stats()["missing"]) == (1, 5)
 
 
-# Readers that do not read, sockets that do not take
+# Readers that do not read, and full sockets
 
 
-def test_slow_readers_never_read(rig: Rig) -> None:
+def test_engine_slow_readers_read_nothing_while_the_others_read_all(rig: Rig) -> None:
     rig.opened("/flood?bytes=20000000", 4, slow_share=0.5, receive_buffer_bytes=8_192)
     rig.until("flooded", 2)
     stuck, before = [1], [0]
@@ -378,24 +382,24 @@ def test_slow_readers_never_read(rig: Rig) -> None:
         rig.engine.hold(0.1)
         stuck, before = sorted(rig.server.written)[:2], stuck
     assert 0 < min(stuck) <= max(stuck) < 20_000_000
-    # Of the two at most what came in one segment with the response head.
+    # The slow readers have at most the data that came in one segment with the response head.
     stats = rig.engine.stats()
     assert stats["slow"] == 2 and 40_000 <= stats["messages"] <= 40_000 + 2 * 16
     rig.engine.close("reset")
 
 
-def test_timed_slow_readers_read_at_their_rate(rig: Rig) -> None:
+def test_engine_slow_readers_with_a_rate_read_at_that_rate(rig: Rig) -> None:
     rig.opened("/flood?bytes=20000000", 2, slow_share=1, slow_bytes_per_s=20_000, receive_buffer_bytes=8_192)
     rig.engine.hold(0.25)
     rig.engine.reset_stats()
     rig.engine.hold(0.5)
-    # Five sweeps of 2,000 bytes each, one more or less at the edges; a second is the most that is ever made
+    # Five sweeps of 2,000 bytes each, one more or less at the edges; a delay of at most one second is made
     # up for.
     assert 2 * 2_000 <= rig.engine.stats()["bytes_received"] <= 2 * 20_000
     rig.engine.close("reset")
 
 
-def test_what_a_socket_does_not_take_is_sent_later_and_whole(rig: Rig) -> None:
+def test_engine_sends_messages_completely_after_a_full_socket_drains(rig: Rig) -> None:
     rig.opened("/deaf")
     sent = 0
     while rig.engine.stats()["memory_bytes"]["blocks"] == 0 and sent < 1_000:
@@ -412,7 +416,7 @@ def test_what_a_socket_does_not_take_is_sent_later_and_whole(rig: Rig) -> None:
     assert rig.engine.stats()["memory_bytes"]["blocks"] == 0
 
 
-def test_send_goes_to_some_with_their_index(rig: Rig) -> None:
+def test_engine_send_reaches_a_range_of_connections_with_their_indexes(rig: Rig) -> None:
     rig.opened("/hold", 5, first_index=10)
     assert rig.engine.send(b'{"op":"sub","id":{index}}', first=1, count=3) == 3
     end = time.monotonic() + WAIT_S
@@ -422,10 +426,10 @@ def test_send_goes_to_some_with_their_index(rig: Rig) -> None:
     assert sorted(rig.server.texts) == [f'{{"op":"sub","id":{n}}}' for n in (11, 12, 13)]
 
 
-# Ending
+# Ending connections
 
 
-def test_closes_of_the_server_are_answered_and_counted_by_code(rig: Rig) -> None:
+def test_engine_answers_closes_of_the_server_and_counts_them_by_code(rig: Rig) -> None:
     for code in (1000, 1005, 4010):
         rig.opened(f"/close/{code}", 2)
     stats = rig.until("ended_clean", 6)
@@ -434,7 +438,7 @@ def test_closes_of_the_server_are_answered_and_counted_by_code(rig: Rig) -> None
     assert (stats["closes_sent"], stats["unexpected_disconnects"], stats["open"]) == (6, 0, 0)
 
 
-def test_ends_without_a_close_are_unexpected(rig: Rig) -> None:
+def test_engine_counts_ends_without_a_close_as_unexpected(rig: Rig) -> None:
     rig.opened("/eof", 2)
     rig.opened("/abort", 2)
     stats = rig.until("unexpected_disconnects", 4)
@@ -442,7 +446,7 @@ def test_ends_without_a_close_are_unexpected(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(("mode", "seen"), [("close", "close 1000"), ("reset", "reset"), ("fin", "eof")])
-def test_the_ways_to_close(rig: Rig, mode: str, seen: str) -> None:
+def test_engine_closes_connections_with_a_close_a_reset_or_a_fin(rig: Rig, mode: str, seen: str) -> None:
     rig.opened("/hold", 4, slow_share=0.5)
     assert rig.engine.close(mode, count=1) == {"closed": 1, "timed_out": 0, "remaining": 3}  # type: ignore[arg-type]
     assert rig.engine.close(mode) == {"closed": 3, "timed_out": 0, "remaining": 0}  # type: ignore[arg-type]
@@ -451,13 +455,13 @@ def test_the_ways_to_close(rig: Rig, mode: str, seen: str) -> None:
     assert (stats["open"], stats["slow"], stats["unexpected_disconnects"]) == (0, 0, 0)
 
 
-def test_a_close_nobody_answers_ends_at_its_deadline(rig: Rig) -> None:
+def test_engine_close_without_an_answer_ends_at_its_deadline(rig: Rig) -> None:
     rig.opened("/deaf", 2)
     assert rig.engine.close(timeout_s=0.1) == {"closed": 0, "timed_out": 2, "remaining": 0}
     assert rig.engine.stats()["close_timeouts"] == 2
 
 
-def test_what_ends_during_an_echo_is_accounted_for(rig: Rig) -> None:
+def test_engine_counts_echoes_of_connections_that_end_as_unanswered_or_unsent(rig: Rig) -> None:
     rig.opened("/deaf", 3)
     rig.engine.begin_echo(EchoPlan(messages_per_connection=5, in_flight=2, drain_s=WAIT_S))
     rig.engine.close("reset")
@@ -469,7 +473,7 @@ def test_what_ends_during_an_echo_is_accounted_for(rig: Rig) -> None:
     assert result["unanswered"] == result["sent"]
 
 
-def test_nothing_is_left_when_connections_came_and_went(rig: Rig) -> None:
+def test_engine_returns_its_memory_after_connections_have_ended(rig: Rig) -> None:
     for mode in ("close", "reset", "fin"):
         rig.opened("/publish?count=20&faults=1&most=50", 100, first_index=3)
         rig.engine.hold(0.02)
@@ -479,15 +483,15 @@ def test_nothing_is_left_when_connections_came_and_went(rig: Rig) -> None:
     memory = stats["memory_bytes"]
     assert (stats["open"], stats["connecting"], stats["closing"]) == (0, 0, 0)
     assert memory["trackers"] == memory["holes"] == memory["partials"] == memory["blocks"] == 0
-    # Slots are reused, and one with a tracked stream stays below the promised 200 bytes.
+    # Slots are reused, and a slot with a tracked stream stays below 200 bytes.
     assert stats["slots_used_most"] <= 150
     assert memory["table"] / stats["slots_used_most"] + 40 < 200
 
 
-# The face
+# The interface
 
 
-def test_one_job_of_a_kind_at_a_time(rig: Rig) -> None:
+def test_engine_refuses_a_second_job_of_a_kind_and_every_call_after_shut(rig: Rig) -> None:
     plan = ConnectPlan(count=1, host="127.0.0.1", port=rig.server.port, path="/hold")
     rig.engine.begin_connect(plan)
     assert rig.engine.take_connect() is None
@@ -501,7 +505,7 @@ def test_one_job_of_a_kind_at_a_time(rig: Rig) -> None:
         rig.engine.stats()
 
 
-def test_a_signal_gets_through_a_long_hold(rig: Rig) -> None:
+def test_signal_handler_runs_during_a_long_hold_of_the_engine(rig: Rig) -> None:
     class Alarm(Exception):
         pass
 
@@ -518,7 +522,7 @@ def test_a_signal_gets_through_a_long_hold(rig: Rig) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_the_loop_lets_other_threads_run(rig: Rig) -> None:
+def test_other_threads_run_during_a_hold_of_the_engine(rig: Rig) -> None:
     held = threading.Thread(target=rig.engine.hold, args=(0.2,))
     held.start()
     turns = 0
@@ -528,7 +532,7 @@ def test_the_loop_lets_other_threads_run(rig: Rig) -> None:
     assert turns > 100
 
 
-def test_reset_stats_zeroes_counters_and_keeps_connections(rig: Rig) -> None:
+def test_engine_reset_stats_clears_counters_and_keeps_connections(rig: Rig) -> None:
     rig.opened("/echo", 3)
     rig.engine.echo(EchoPlan(messages_per_connection=2))
     rig.engine.reset_stats()
