@@ -54,7 +54,7 @@ def bus_is_down(gateway: Gateway) -> bool:
 
 
 def channels(backend: redis.Redis) -> set[str]:
-    """Return the channels that the shards are subscribe_all to."""
+    """Return the channels that the shards are subscribed to."""
     return {str(name) for name in backend.pubsub_channels(MARK + "*")}
 
 
@@ -72,7 +72,7 @@ def say(backend: redis.Redis, channel: str, data: int) -> None:
 def assert_all_channels_deliver(
     backend: redis.Redis, clients: list[Client], names: list[str], data: int
 ) -> None:
-    wait_until("subscribe_all again", lambda: channels(backend) >= {MARK + name for name in names}, WITHIN_S)
+    wait_until("subscribed again", lambda: channels(backend) >= {MARK + name for name in names}, WITHIN_S)
     for name in names:
         say(backend, name, data)
     for client in clients:
@@ -243,7 +243,7 @@ def test_every_publish_is_answered_once_while_the_bus_stalls_and_resets_r8(
         proxy.faults.reset_chance = 0.0
         gateway.await_ready()
         wait_for_publish(client, "nobody")
-        wait_until("subscribe_all", lambda: backend.pubsub_numsub("slow:ch:room")[0][1] == 1, WITHIN_S)
+        wait_until("subscribed", lambda: backend.pubsub_numsub("slow:ch:room")[0][1] == 1, WITHIN_S)
         backend.publish("slow:ch:room", "8")
         assert client.heard(1) == [8]
 

@@ -1,6 +1,6 @@
 """Compare the Python client with the table "passing or final" after every refusal, error and Close.
 
-The gateway assert_follows a script on real sockets; the test moves the clock of the client's back-off.
+The gateway follows a script on real sockets; the test moves the clock of the client's back-off.
 """
 
 import asyncio

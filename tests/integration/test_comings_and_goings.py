@@ -671,7 +671,7 @@ def test_100_000_connections_that_end_in_every_way_leak_nothing(rig: Rig) -> Non
 
 
 def connections_in_every_state(rig: Rig) -> None:
-    """Bring connections into every state, and close_clients them there."""
+    """Bring connections into every state, and leave them there."""
     rig.open_gate(GateLimits(connections=1))
     rig.pairs(1)
     rig.dial(20, HEAD)

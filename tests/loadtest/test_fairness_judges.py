@@ -1,7 +1,4 @@
-"""How the load programs about shared resources judge what they measured: each promise can be broken.
-
-Numbers are given, nothing is measured here.
-"""
+"""Judge given numbers as the load programs about shared resources do: each broken promise is a miss."""
 
 from typing import Any, Final
 
@@ -17,12 +14,12 @@ from loadtest.experiments.soak.record import Lost, Published, Session
 MISSING: Final = Lost("room", "client", 1, "missing without a notice")
 
 
-def broken(checks: dict[str, bool]) -> list[str]:
-    """The promises that were not kept."""
+def missed_checks(checks: dict[str, bool]) -> list[str]:
+    """Return the checks that did not pass."""
     return [text for text, is_true in checks.items() if not is_true]
 
 
-# --- what a subscriber missed -------------------------------------------------------------------------
+# --- publications that a subscriber missed ------------------------------------------------------------
 
 
 def test_loss_is_covered_by_a_gap_that_arrives_after_it_was_published() -> None:
@@ -56,21 +53,21 @@ BREAK: Final = Break(began_s=10.0, up_s=12.0, deaf_until_s=13.0)
 @pytest.mark.parametrize(
     ("sent_s", "answered_s", "count"),
     [
-        (9.9, 10.1, 0),  # sent before the break: the bus may have handed it on
+        (9.9, 10.1, 0),  # sent before the break: the bus may have delivered it
         (10.1, 10.2, 1),
         (12.5, 13.0, 1),  # the bus is back and has no subscriber
-        (12.5, 13.1, 0),  # answered when there may have been one again
+        (12.5, 13.1, 0),  # answered when there may have been a subscriber again
         (14.0, 14.1, 0),
     ],
 )
-def test_ok_counts_as_given_while_deaf_only_when_all_of_the_publish_was(
+def test_publish_counts_as_answered_while_deaf_only_if_it_was_sent_and_answered_in_the_break(
     sent_s: float, answered_s: float, count: int
 ) -> None:
     assert bus_faults.answered_while_deaf([BREAK], [(sent_s, answered_s)]) == count
 
 
 def test_hole_ends_with_the_first_publication_that_was_sent_after_the_break() -> None:
-    first = [(9.0, 12.1), (10.5, 12.25), (12.3, 12.4)]  # the first one had waited somewhere
+    first = [(9.0, 12.1), (10.5, 12.25), (12.3, 12.4)]  # the first one waited in a queue
     last = [(12.3, 12.5)]
     ((first_s, last_s),) = bus_faults.holes_s([BREAK], [first, last])
     assert (first_s, last_s) == pytest.approx((0.25, 0.5))
@@ -96,7 +93,7 @@ def outcome(**changes: Any) -> Outcome:
 
 
 def test_breaks_without_an_uncovered_loss_pass() -> None:
-    assert broken(bus_faults.judge("cuts", 1, outcome())) == []
+    assert missed_checks(bus_faults.judge("cuts", 1, outcome())) == []
 
 
 @pytest.mark.parametrize(
@@ -114,7 +111,7 @@ def test_breaks_without_an_uncovered_loss_pass() -> None:
     ],
 )
 def test_each_broken_promise_of_the_bus_is_a_miss(changes: dict[str, Any]) -> None:
-    assert len(broken(bus_faults.judge("cuts", 1, outcome(**changes)))) == 1
+    assert len(missed_checks(bus_faults.judge("cuts", 1, outcome(**changes)))) == 1
 
 
 # --- a good client beside floods ----------------------------------------------------------------------
@@ -137,10 +134,10 @@ def test_percentile_is_the_value_that_the_share_does_not_exceed() -> None:
     ],
 )
 def test_good_client_that_is_late_refused_or_not_answered_is_a_miss(during: Sample, misses: int) -> None:
-    assert len(broken(publish_fairness.judge("250 clients", during))) == misses
+    assert len(missed_checks(publish_fairness.judge("250 clients", during))) == misses
 
 
-def test_one_user_with_many_connections_is_named_so() -> None:
+def test_case_name_states_users_connections_and_size() -> None:
     assert Case(1_000, 1, 60).name == "one user on 1,000 connections x 60 B"
     assert Case(250, 250, 2_048).name == "250 clients x 2 KB"
 
@@ -155,9 +152,11 @@ def test_one_user_with_many_connections_is_named_so() -> None:
         ({"accepted_s": [], "served_s": []}, 2),
     ],
 )
-def test_newcomer_or_full_socket_that_waits_too_long_is_a_miss(changes: dict[str, Any], misses: int) -> None:
+def test_new_connection_or_full_socket_that_waits_too_long_is_a_miss(
+    changes: dict[str, Any], misses: int
+) -> None:
     good = Waits([0.01] * 10, [0.001] * 10, [1.0] * 10, [0.02] * 10, [0.001] * 10, 0)
-    assert len(broken(frequent_senders.judge(good._replace(**changes)))) == misses
+    assert len(missed_checks(frequent_senders.judge(good._replace(**changes)))) == misses
 
 
 # --- bursts -------------------------------------------------------------------------------------------
@@ -178,9 +177,9 @@ def test_newcomer_or_full_socket_that_waits_too_long_is_a_miss(changes: dict[str
 def test_large_burst_that_breaks_a_promise_is_a_miss(changes: dict[str, Any], misses: int) -> None:
     good = Burst(50, 0, 0, 0, 0, 0.2, 40 << 20)
     found = good._replace(**changes)
-    assert len(broken(publication_burst.judge(found, fits=False, is_large=True))) == misses
+    assert len(missed_checks(publication_burst.judge(found, fits=False, is_large=True))) == misses
 
 
 def test_burst_that_fits_the_backlog_must_reach_every_reader() -> None:
     found = Burst(50, 49, 0, 0, 0, None, 0)
-    assert len(broken(publication_burst.judge(found, fits=True, is_large=False))) == 1
+    assert len(missed_checks(publication_burst.judge(found, fits=True, is_large=False))) == 1

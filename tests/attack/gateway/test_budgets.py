@@ -104,7 +104,7 @@ def test_a1_clients_beyond_the_last_descriptor_are_refused_and_the_state_does_no
         wait_for_state(narrow, REFUSING)
         numbers = fresh_counters(narrow)
         assert [numbers[BECAME % name] for name in ("refusing", "open")] == [1, 0]
-        # After more than a sixty-fourth has left, the state wait_for_state open once.
+        # After more than a sixty-fourth has left, the state becomes open once.
         for client in clients[: ROOM // 64 + 1]:
             client.sock.close()
         wait_for_state(narrow, OPEN)

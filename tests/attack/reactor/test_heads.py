@@ -257,7 +257,7 @@ def with_line(line: bytes) -> bytes:
     ],
 )
 def test_s15_folded_lines_control_characters_and_bodies_are_400_at_once(data: bytes) -> None:
-    """S13, S15, S16: no clock is needed for the answer; bare line feeds are status_at_once too."""
+    """S13, S15, S16: no clock is needed for the answer; bare line feeds are refused too."""
     assert status_at_once(data) == 400
 
 
