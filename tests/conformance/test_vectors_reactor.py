@@ -1,10 +1,9 @@
-"""The vectors of protocols/websocket against the reactor, over real sockets, in every cut (P5).
+"""Run the vectors of protocols/websocket against the reactor, over real sockets, in every cut (P5).
 
-What is asserted beyond the outcome of a vector, for every cut:
-- events come in the order messages, then at most one `FAILING` or `PEER_CLOSED`, then `CLOSED` once;
-- what the application answers to messages of a batch arrives before the Close that ends it;
-- the server sends nothing after Close, and ends the stream;
-- a handle is refused once `CLOSED` was given.
+Beyond the outcome of a vector these tests assert for every cut: messages come first, then at most one
+`FAILING` or `PEER_CLOSED`, then `CLOSED` once; answers of the application to messages of a batch arrive
+before the Close that ends it; the server sends nothing after its Close and ends the stream; a handle is
+refused after `CLOSED`.
 """
 
 import select
@@ -34,15 +33,15 @@ from tests.support.vectors import Message, Outcome, Vector, load_vectors
 from wsgate.reactor import Reactor, Settings, event_kinds
 
 VECTORS = list(load_vectors())
-SHORT_BYTES = 64  # streams up to this are also cut in two at every place
-ROUNDS_LIMIT = 10_000  # a reactor that says `more` for ever fails instead of hanging
+SHORT_BYTES = 64  # streams up to this size are also cut in two at every place
+ROUNDS_LIMIT = 10_000  # a reactor that sets `more` without end fails the test instead of hanging
 LINGER_ROUNDS = 100  # ticks of 250 ms: more than any linger or write deadline
 
 Ending = tuple[int, int]
 
 
 class EchoServer:
-    """One reactor with an echo for an application, driven by hand on a clock of its own."""
+    """A reactor with an echo as its application, and with a clock that the test moves."""
 
     def __init__(self, vector_settings: dict[str, int]) -> None:
         self.now_ms = 1_000
@@ -52,12 +51,12 @@ class EchoServer:
         self.waiter.register(self.reactor.fileno(), select.POLLIN)
 
     def outcome(self, pieces: Iterable[bytes]) -> Outcome:
-        """What becomes of one connection whose peer sends these pieces, each read before the next."""
+        """Return the outcome of a connection whose peer sends these pieces, each read before the next."""
         return Connection(self).run(pieces)
 
 
 class Connection:
-    """One adopted socket, its peer, and all that happens on both ends."""
+    """An adopted socket, its peer, and all events on both ends."""
 
     def __init__(self, server: EchoServer) -> None:
         self.server = server
@@ -73,7 +72,7 @@ class Connection:
         self.is_ended = False
 
     def run(self, pieces: Iterable[bytes]) -> Outcome:
-        """Send, settle, judge, leave."""
+        """Send the pieces, let the reactor settle, check the outcome, and close."""
         try:
             for piece in pieces:
                 self.send(piece)
@@ -85,7 +84,7 @@ class Connection:
         return outcome
 
     def send(self, data: bytes) -> None:
-        """All of it, unless the server ended the connection meanwhile."""
+        """Send all of the data, unless the server has ended the connection."""
         while data:
             try:
                 data = data[self.peer.send(data) :]
@@ -96,7 +95,7 @@ class Connection:
             self.turn()
 
     def turn(self) -> None:
-        """What an event loop does while the reactor is readable or says `more`."""
+        """Poll and flush as an event loop does, until the reactor is idle."""
         reactor, now_ms = self.server.reactor, self.server.now_ms
         for _ in range(ROUNDS_LIMIT):
             for event in reactor.poll(now_ms):
@@ -105,10 +104,10 @@ class Connection:
             self.receive()
             if not is_unfinished and not reactor.more and not self.server.waiter.poll(0):
                 return
-        raise AssertionError("the reactor never comes to rest")
+        raise AssertionError("the reactor never became idle")
 
     def on_event(self, kind: int, conn: int, value: bytes | int) -> None:
-        """Record, check the order, echo."""
+        """Record the event, check the order, and echo a message."""
         assert conn == self.conn
         assert not self.closed, "an event after CLOSED"
         if kind in (event_kinds.TEXT, event_kinds.BINARY):
@@ -126,7 +125,7 @@ class Connection:
             self.endings.append((kind, value))
 
     def receive(self) -> None:
-        """Whatever the server has sent."""
+        """Read all that the server has sent."""
         while not self.is_ended:
             try:
                 data = self.peer.recv(256 * 1024)
@@ -138,31 +137,33 @@ class Connection:
             self.frames += self.reader.receive_data(data)
 
     def outcome(self) -> Outcome:
-        """What application and peer have seen, checked against each other."""
+        """Compare the records of application and peer, and return the outcome."""
         pongs = tuple(frame.payload for frame in self.frames if frame.opcode == PONG)
         echoes = [Message(*frame) for frame in self.frames if frame.opcode in (TEXT, BINARY)]
         closes = [frame for frame in self.frames if frame.opcode == CLOSE]
-        assert echoes == self.messages, "an answer is missing, late or doubled"
-        assert len(self.frames) == len(pongs) + len(echoes) + len(closes), "a frame nobody asked for"
+        assert echoes == self.messages, "an answer is missing, late or repeated"
+        assert len(self.frames) == len(pongs) + len(echoes) + len(closes), "an unexpected frame"
         assert not self.reader.pending
         if not self.endings:
             assert not closes
             assert not self.closed
             return Outcome(tuple(self.messages), pongs, "open", None)
         kind, code = self.endings[0]
-        assert closes == self.frames[-1:], "Close is sent once and last"
+        assert closes == self.frames[-1:], "the Close is not the last frame, or there are two"
         assert close_code(closes[0]) == code
         state = "failed" if kind == event_kinds.FAILING else "peer_closed"
         return Outcome(tuple(self.messages), pongs, state, code)
 
     def leave(self) -> None:
-        """End the peer's side too: one CLOSED, and a handle that is dead."""
+        """Close the peer's side too, and check for one CLOSED and a refused handle."""
         frames_before = len(self.frames)
         for _ in range(LINGER_ROUNDS):
             if not self.endings or self.is_ended:
                 break
             self.wait()
-        assert self.is_ended == bool(self.endings), "a stream that failed or closed ends, no other does"
+        assert self.is_ended == bool(self.endings), (
+            "a stream without a failure or Close has ended, or one with them has not"
+        )
         assert len(self.frames) == frames_before
         self.peer.close()
         self.is_ended = True
@@ -177,7 +178,7 @@ class Connection:
         assert reactor.inspect(self.conn) is None
 
     def wait(self) -> None:
-        """A tick of the clock."""
+        """Move the clock by one tick."""
         self.server.now_ms += 250
         self.server.reactor.tick(self.server.now_ms)
         self.turn()
@@ -187,7 +188,7 @@ SERVERS: dict[tuple[tuple[str, int], ...], EchoServer] = {}
 
 
 def server_for(vector_settings: dict[str, int]) -> EchoServer:
-    """One server per set of settings: the vectors also check that connections leave no trace."""
+    """Return one server per set of settings, so that connections that leave a trace are noticed."""
     key = tuple(sorted(vector_settings.items()))
     if key not in SERVERS:
         SERVERS[key] = EchoServer(vector_settings)
@@ -195,7 +196,7 @@ def server_for(vector_settings: dict[str, int]) -> EchoServer:
 
 
 def cut(stream: bytes, places: Iterable[int]) -> Iterator[bytes]:
-    """The stream in pieces, cut at these places, in order."""
+    """Yield the stream in pieces, cut at these places in order."""
     start = 0
     for place in [*places, len(stream)]:
         yield stream[start:place]
@@ -203,14 +204,14 @@ def cut(stream: bytes, places: Iterable[int]) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.name)
-def test_whole(vector: Vector) -> None:
-    """The stream in one piece, as far as the socket takes it."""
+def test_reactor_has_the_outcome_of_each_vector_for_the_whole_stream(vector: Vector) -> None:
+    """The stream is sent in one piece, as far as the socket takes it."""
     assert server_for(vector.settings).outcome([vector.stream]) == vector.outcome
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.name)
-def test_p5_byte_by_byte(vector: Vector) -> None:
-    """P5: every byte alone, with a poll and a flush between."""
+def test_p5_reactor_has_the_outcome_of_each_vector_byte_by_byte(vector: Vector) -> None:
+    """P5: each byte is sent alone, with a poll and a flush after it."""
     pieces = cut(vector.stream, range(1, len(vector.stream)))
     assert server_for(vector.settings).outcome(pieces) == vector.outcome
 
@@ -218,8 +219,8 @@ def test_p5_byte_by_byte(vector: Vector) -> None:
 @pytest.mark.parametrize(
     "vector", [each for each in VECTORS if len(each.stream) <= SHORT_BYTES], ids=lambda vector: vector.name
 )
-def test_p5_cut_in_two_everywhere(vector: Vector) -> None:
-    """P5: two pieces, for every place between them."""
+def test_p5_reactor_has_the_outcome_of_short_vectors_cut_in_two_at_every_place(vector: Vector) -> None:
+    """P5: two pieces, for each place between them."""
     server = server_for(vector.settings)
     for place in range(1, len(vector.stream)):
         assert server.outcome(cut(vector.stream, [place])) == vector.outcome, place
@@ -227,8 +228,8 @@ def test_p5_cut_in_two_everywhere(vector: Vector) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_p5_vectors_in_random_pieces(data: st.DataObject) -> None:
-    """P5: any cut of a vector has the vector's outcome."""
+def test_p5_reactor_has_the_outcome_of_vectors_in_random_pieces(data: st.DataObject) -> None:
+    """P5: no cut changes the outcome of a vector."""
     vector = data.draw(st.sampled_from(VECTORS))
     places = data.draw(st.lists(st.integers(0, len(vector.stream)), max_size=12).map(sorted))
     assert server_for(vector.settings).outcome(cut(vector.stream, places)) == vector.outcome
@@ -236,7 +237,7 @@ def test_p5_vectors_in_random_pieces(data: st.DataObject) -> None:
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    """Frames that mostly follow each other properly, with a fault here and there."""
+    """Draw frames that are mostly in a valid order, with a fault here and there."""
     opcodes = st.sampled_from([TEXT, TEXT, BINARY, CONTINUATION, CONTINUATION, PING, PONG, CLOSE, 3, 11])
     payloads = st.text(max_size=40).map(str.encode) | st.binary(max_size=300)
     masks = st.binary(min_size=4, max_size=4)
@@ -259,8 +260,8 @@ def streams(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=300, deadline=None)
 @given(streams(), st.lists(st.integers(0, 3_000), max_size=12))
-def test_p5_random_streams_in_random_pieces(stream: bytes, places: list[int]) -> None:
-    """P5: a stream of any kind has one outcome, however it is cut."""
+def test_p5_random_stream_has_one_outcome_however_it_is_cut(stream: bytes, places: list[int]) -> None:
+    """P5: whole, in random pieces and byte by byte."""
     server = server_for({})
     whole = server.outcome([stream])
 
