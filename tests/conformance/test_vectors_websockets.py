@@ -1,8 +1,8 @@
-"""The vectors of protocols/websocket against the parser of `websockets`: are they right?
+"""Check the vectors of protocols/websocket with the parser of `websockets`.
 
-A vector that an independent, widely used implementation contradicts is either wrong or a choice. The
-choices are listed below, each with what that implementation does instead; the list is exact, so that
-a difference which goes away has to go from the list.
+A vector that an independent and widely used implementation contradicts is either wrong or a choice. The
+choices are listed below, each with the behaviour of that implementation. The list is exact, so a difference
+that disappears has to be removed from the list.
 """
 
 import logging
@@ -20,7 +20,7 @@ from tests.support.vectors import DIRECTORY, Message, Outcome, Vector, load_vect
 VECTORS = list(load_vectors())
 BY_NAME = {vector.name: vector for vector in VECTORS}
 
-# What the reactor allows where a vector does not say (README, "settings").
+# The limit of the reactor where a vector has none (README, "settings").
 MESSAGE_LIMIT_BYTES = 64 * 1024
 
 LOGGER = logging.getLogger("tests.judge")
@@ -28,7 +28,7 @@ LOGGER.disabled = True
 
 
 class Judge:
-    """A server connection of `websockets`, open, with the text decoding its front ends do."""
+    """An open server connection of `websockets`, which decodes text like its front ends."""
 
     def __init__(self, max_message_bytes: int) -> None:
         self.protocol = ServerProtocol(state=State.OPEN, max_size=max_message_bytes, logger=LOGGER)
@@ -40,7 +40,7 @@ class Judge:
         self.is_text_broken = False
 
     def receive_data(self, data: bytes) -> None:
-        """Bytes of the client."""
+        """Give bytes of the client to the parser, and record its answers."""
         self.protocol.receive_data(data)
         for event in self.protocol.events_received():
             assert isinstance(event, Frame)
@@ -71,7 +71,7 @@ class Judge:
             self.messages.append(self.partial)
 
     def outcome(self) -> Outcome:
-        """Where it stands now."""
+        """Return the present outcome."""
         if self.code is None:
             state = "open"
         elif self.protocol.close_rcvd is not None and self.protocol.parser_exc is None:
@@ -82,7 +82,7 @@ class Judge:
 
 
 def judged(vector: Vector, pieces: Iterable[bytes]) -> Outcome:
-    """What `websockets` makes of a stream that arrives in these pieces."""
+    """Return the outcome of `websockets` for a stream that arrives in these pieces."""
     judge = Judge(vector.settings.get("max_message_bytes", MESSAGE_LIMIT_BYTES))
     for piece in pieces:
         judge.receive_data(piece)
@@ -96,7 +96,7 @@ TOP_BIT = "takes 64-bit lengths as unsigned: too big, where section 5.2 says the
 CLOSE_INSIDE = "refuses a Close inside a fragmented message; section 5.4 allows control frames there"
 NO_FRAGMENTS_LIMIT = "does not count fragments"
 
-# Vector -> state and code of `websockets`, and why. Messages and pongs may differ along with them.
+# From a vector to the state and code of `websockets`, and the reason. Messages and pongs may differ too.
 DIFFERENCES: dict[str, tuple[str, int | None, str]] = {
     **{name: ("open", None, LATE_TEXT) for name in BY_NAME if name.endswith("-fail-fast")},
     **{name: ("open", None, LATE_TEXT) for name in BY_NAME if "/broken-by-next-fragment-" in name},
@@ -124,38 +124,38 @@ DIFFERENCES: dict[str, tuple[str, int | None, str]] = {
 
 
 def one_by_one(stream: bytes) -> Iterator[bytes]:
-    """Every byte alone."""
+    """Return every byte alone."""
     return (stream[place : place + 1] for place in range(len(stream)))
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.name)
-def test_websockets_agrees(vector: Vector) -> None:
-    """Whole and byte by byte: the vector's outcome, or exactly the difference listed."""
+def test_websockets_has_the_outcome_of_each_vector_or_a_listed_difference(vector: Vector) -> None:
+    """The stream is sent whole and byte by byte."""
     outcome = judged(vector, [vector.stream])
 
     assert judged(vector, one_by_one(vector.stream)) == outcome
     if vector.name in DIFFERENCES:
         state, code, _ = DIFFERENCES[vector.name]
         assert (outcome.state, outcome.code) == (state, code)
-        assert outcome != vector.outcome, "no longer a difference: take it off the list"
+        assert outcome != vector.outcome, "this is no longer a difference: remove it from the list"
     else:
         assert outcome == vector.outcome
 
 
-def test_differences_name_vectors() -> None:
-    """No difference is listed for a vector that is gone."""
+def test_every_listed_difference_belongs_to_an_existing_vector() -> None:
+    """Otherwise the list would keep differences of deleted vectors."""
     assert DIFFERENCES.keys() <= BY_NAME.keys()
 
 
-def test_vectors_are_many_and_named_once() -> None:
-    """An empty directory must not pass for a good one."""
+def test_more_than_300_vectors_with_unique_names_cover_every_state_and_code() -> None:
+    """An empty directory must not pass."""
     assert len(BY_NAME) == len(VECTORS) > 300
     assert {vector.outcome.state for vector in VECTORS} == {"open", "failed", "peer_closed"}
     assert {vector.outcome.code for vector in VECTORS} >= {None, 1000, 1002, 1005, 1007, 1008, 1009}
 
 
-def test_files_are_what_the_generator_writes() -> None:
-    """`make_vectors.py` and the committed files say the same."""
+def test_vector_files_equal_the_output_of_their_generator() -> None:
+    """`make_vectors.py` and the committed files must agree."""
     generator = DIRECTORY.parents[1] / "tools" / "make_vectors.py"
     rendered: dict[str, str] = runpy.run_path(str(generator))["rendered"]()
     committed = {path.name: path.read_text(encoding="ascii") for path in (DIRECTORY / "vectors").iterdir()}
