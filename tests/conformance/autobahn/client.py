@@ -1,13 +1,13 @@
-"""Runs Autobahn|Testsuite's fuzzing server against the connection of `wsgate.client`.
+"""Run the fuzzing server of Autobahn|Testsuite against the connection of `wsgate.client`.
 
     python -m tests.conformance.autobahn.client [--profile quick|full]
 
-The suite listens on every address it finds, so it runs in a network namespace of its own; where none can be
-made this says so and is no verdict. The client is the shipped transport (`wsgate.client.transport`) without
-its subprotocol, which the suite does not know, in a loop that echoes what comes. It offers compression, so
-the sections about compression are judged too.
+The suite listens on every address, so it runs in a network namespace of its own. Where none can be made, the
+program reports this and gives no verdict. The client is the shipped transport (`wsgate.client.transport`)
+without its subprotocol, which the suite does not have, in a loop that echoes each message. It offers
+compression, so the sections about compression are judged too.
 
-The framing is that of the library `websockets`: what it is known to do otherwise is in known-websockets.txt.
+The framing is that of the library `websockets`; its known differences are in known-websockets.txt.
 """
 
 import argparse
@@ -41,7 +41,7 @@ MESSAGE_LIMIT_BYTES: Final = 32 * 1024 * 1024  # section 9 sends 16 MiB
 
 @contextmanager
 def fuzzing_server(host: FarHost, sections: tuple[str, ...], report: Path) -> Iterator[str]:
-    """The suite's server in the namespace; its URL."""
+    """Run the server of the suite in the namespace; yield its URL."""
     suite = provision()
     report.mkdir(parents=True, exist_ok=True)
     (report / "index.json").unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def fuzzing_server(host: FarHost, sections: tuple[str, ...], report: Path) -> It
 
 
 async def connect(url: str) -> Any:
-    """The shipped transport, without a subprotocol."""
+    """Open the shipped transport without a subprotocol."""
     opening = transport.Opening(
         url=url, token=None, within_s=10.0, max_message_bytes=MESSAGE_LIMIT_BYTES, now_s=time.monotonic
     )
@@ -74,7 +74,7 @@ async def connect(url: str) -> Any:
 
 
 async def ask(url: str) -> Any:
-    """What the suite says on a connection of its own."""
+    """Return the answer of the suite on a connection of its own."""
     until_s = time.monotonic() + START_LIMIT_S
     while True:
         try:
@@ -91,13 +91,13 @@ async def ask(url: str) -> Any:
 
 
 async def run_case(url: str) -> None:
-    """Echo until the suite ends it."""
+    """Echo each message until the suite ends the connection."""
     try:
         socket = await connect(url)
         while True:
             message = await socket.receive()
             if isinstance(message, str):
-                await socket._connection.send(message)  # the client itself never says text
+                await socket._connection.send(message)  # the client itself never sends text
             else:
                 await socket.send(message)
     except (Disconnected, ConnectionClosed):
@@ -105,7 +105,7 @@ async def run_case(url: str) -> None:
 
 
 async def run_all(url: str) -> None:
-    """Every case in turn, then let the suite write its report."""
+    """Run every case in turn, then let the suite write its report."""
     count = await ask(f"{url}/getCaseCount")
     for case in range(1, count + 1):
         await run_case(f"{url}/runCase?case={case}&agent={AGENT}")
@@ -115,11 +115,11 @@ async def run_all(url: str) -> None:
 
 
 def run(profile: str) -> Verdict:
-    """Start the suite, be its client, judge and print.
+    """Start the suite, run its client, judge and print.
 
     Raises:
-        NamespaceError: No namespace can be made here.
-        TimeoutError: It did not end in time.
+        NamespaceError: This machine cannot make a namespace.
+        TimeoutError: The suite did not end in time.
     """
     sections, report = PROFILES[profile], REPORTS / AGENT
     with far_host() as host, fuzzing_server(host, sections, report) as url:
@@ -133,7 +133,7 @@ def run(profile: str) -> Verdict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; 0 only if all is as it must be, or no namespace can be made."""
+    """Run from the command line; return 0 only if all results conform, or no namespace can be made."""
     parser = argparse.ArgumentParser(prog="tests.conformance.autobahn.client")
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     options = parser.parse_args(arguments)
