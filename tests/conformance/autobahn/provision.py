@@ -1,12 +1,11 @@
-"""Puts Autobahn|Testsuite, and the CPython 2.7 it needs, under .cache/autobahn; once.
+"""Install Autobahn|Testsuite and the CPython 2.7 that it needs under .cache/autobahn, once.
 
-Owns where the old interpreter comes from and what is installed for it. Rules: nothing is installed on
-the system; every package has a pinned version and hash; a second call finds the first one's result
-and takes no time.
+This module owns the source of the old interpreter and the packages for it. Nothing is installed on the
+system, every package has a pinned version and hash, and a second call uses the result of the first one.
 
-The suite is Python 2 only. Where it is looked for, in this order: WSGATE_PYTHON27, `python2.7` on
-PATH, pyenv's versions, and last the packages of Debian 11, fetched from the mirror this machine's apt
-already uses and unpacked into a private folder.
+The suite needs Python 2. The module looks for one in this order: WSGATE_PYTHON27, `python2.7` on PATH, the
+versions of pyenv, and the packages of Debian 11, which it downloads from the mirror that apt uses on this
+machine and unpacks into a private folder.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ CACHE: Final = ROOT / ".cache" / "autobahn"
 TOOL: Final = HERE / "requirements-tool.txt"
 SUITE: Final = HERE / "requirements-suite.txt"
 
-# Only `site` reads the .pth files that make namespace packages of folders on Python 2.
+# On Python 2 only `site` reads the .pth files that make namespace packages of folders.
 LAUNCH: Final = (
     "import site, sys; site.addsitedir(sys.argv.pop(1)); sys.argv[0] = 'wstest';"
     "from autobahntestsuite.wstest import run; run()"
@@ -49,7 +48,7 @@ DEBIAN_PACKAGES: Final = (
 
 
 class ProvisionError(Exception):
-    """The suite cannot be had on this machine; the message says what to do."""
+    """The suite cannot be installed on this machine; the message names the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +56,28 @@ class Suite:
     """An installed Autobahn|Testsuite."""
 
     digest: str
-    """Of everything that decides what is installed."""
+    """Hash of every file that decides which packages are installed."""
     python: str
     """The CPython 2.7 that runs it."""
     site: str
-    """The folder its packages are in."""
+    """The folder of its packages."""
     environment: dict[str, str]
-    """What this interpreter needs in its environment."""
+    """Environment variables that the interpreter needs."""
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line of `wstest` with these arguments."""
+        """Return the command line of `wstest` with these arguments."""
         return [self.python, "-s", "-c", LAUNCH, self.site, *arguments]
 
     def environ(self) -> dict[str, str]:
-        """The environment to run it in: ours, without what is meant for our own Python."""
+        """Return the present environment without the variables for the present Python."""
         return _without_python(os.environ) | self.environment
 
 
 def provision() -> Suite:
-    """The suite, installed if it is not yet there; about 20 s the first time, nothing after.
+    """Return the suite, which the first call installs in about 20 s.
 
     Raises:
-        ProvisionError: There is no CPython 2.7 to be had, or an installation failed.
+        ProvisionError: No CPython 2.7 was found, or an installation failed.
     """
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in (Path(__file__), TOOL, SUITE))).hexdigest()
     record = CACHE / "suite.json"
@@ -96,7 +95,7 @@ def provision() -> Suite:
 
 
 def _find_python27() -> tuple[str, dict[str, str]]:
-    """The path of a working CPython 2.7 and the environment it needs."""
+    """Return the path of a working CPython 2.7 and the environment that it needs."""
     for candidate in _candidates():
         path = _python27_path(candidate)
         if path is not None:
@@ -105,7 +104,7 @@ def _find_python27() -> tuple[str, dict[str, str]]:
 
 
 def _candidates() -> Iterator[str]:
-    """Where CPython 2.7 may be, best first; none of them need exist."""
+    """Yield the places where CPython 2.7 may be, the best first; a place may not exist."""
     if chosen := os.environ.get("WSGATE_PYTHON27"):
         yield chosen
     yield shutil.which("python2.7") or ""
@@ -123,7 +122,7 @@ def _python27_path(candidate: str) -> str | None:
 
 
 def _output(*command: str) -> str:
-    """What a command prints, stripped; empty if it fails or does not exist."""
+    """Return the stripped output of a command; empty if it fails or does not exist."""
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, env=_without_python(os.environ)
@@ -138,7 +137,7 @@ def _without_python(environment: "os._Environ[str]") -> dict[str, str]:
 
 
 def _debian_python27() -> tuple[str, dict[str, str]]:
-    """CPython 2.7 out of Debian 11's packages, unpacked below the cache."""
+    """Unpack CPython 2.7 from the packages of Debian 11 below the cache."""
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
         raise ProvisionError(
@@ -181,7 +180,7 @@ def _download_packages(work: Path) -> list[Path]:
 
 
 def _debian_mirror() -> str:
-    """The mirror this machine takes Debian from."""
+    """Return the Debian mirror of this machine."""
     targets = _output("apt-get", "indextargets", "--format", "$(SITE)|$(ORIGIN)|$(LABEL)")
     for line in targets.splitlines():
         site, origin, label = line.split("|", 2)
@@ -212,7 +211,7 @@ def _install(suite: Suite) -> None:
 
 
 def _run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
-    """Run to the end, silently if it succeeds."""
+    """Run a command to its end; print its output only if it fails."""
     result = subprocess.run(
         command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
