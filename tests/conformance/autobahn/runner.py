@@ -1,15 +1,15 @@
-"""Runs Autobahn|Testsuite against a server and judges the results itself.
+"""Run Autobahn|Testsuite against a server, and judge the results.
 
     python -m tests.conformance.autobahn.runner                     the installed wheel, 247 cases
     python -m tests.conformance.autobahn.runner --profile full      all 517 cases; --deflate: with compression
-    python -m tests.conformance.autobahn.runner --against websockets  the yardstick: is the suite sound?
+    python -m tests.conformance.autobahn.runner --against websockets  a known server: does the suite work?
     python -m tests.conformance.autobahn.runner --prove             planted defects must turn it red
 
-Owns the child processes and the report; what conforms is decided in judge.py. The suite itself cannot
-be asked: it exits with 0 when cases failed and when the server was down, and with an empty selection
-it hangs. So there is a time limit, and exactly the expected number of results is required. The server
-runs in an environment that holds the built wheel and is started from another directory, and says
-which compiled module it runs. It runs with default settings, unless sections 9, 12 or 13 are among the
+This module owns the child processes and the report; judge.py decides which results conform. The exit code of
+the suite has no meaning: it is 0 also when cases failed or the server was down. With an empty selection the
+suite hangs. So there is a time limit, and exactly the expected number of results is required. The server
+runs in an environment with the built wheel, is started from another directory, and prints the path of its
+compiled module. It runs with default settings, unless sections 9, 12 or 13 are among the
 cases: those echo up to 16 MiB and need higher limits (`--roomy` of the echo server).
 """
 
@@ -53,7 +53,7 @@ STOP_LIMIT_S: Final = 10
 
 
 class RunError(Exception):
-    """The run could not be made or was not sound; there is no verdict on the server."""
+    """The run was impossible or not valid, so that there is no verdict on the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +62,29 @@ class Server:
 
     port: int
     module: Path
-    """The file it says its WebSocket code is in."""
+    """The file of its WebSocket code, as the server prints it."""
 
 
 @contextmanager
 def echo_server(against: str, defect: str, *, roomy: bool, is_deflating: bool) -> Iterator[Server]:
-    """The server under test as a child process; stopped at the end, which must be an orderly one.
+    """Run the server under test as a child process; it must stop in an orderly way at the end.
 
     Args:
         against: `wheel`, `tree` (the development build), `sanitized` (a copy of it, see sanitize.sh) or
             `websockets`.
         defect: One of the echo server's defects, or `none`.
-        roomy: Limits above the defaults, as some sections need them.
-        is_deflating: It agrees to permessage-deflate.
+        roomy: Whether limits are above the defaults, as some sections need.
+        is_deflating: Whether the server agrees to permessage-deflate.
 
     Raises:
-        RunError: It does not start, runs other code than meant, or died before it was stopped.
+        RunError: The server does not start, runs the wrong code, or died before it was stopped.
     """
     script = "websockets_echo_server.py" if against == "websockets" else "echo_server.py"
     python = [str(installed_wheel().python) if against == "wheel" else sys.executable]
     if against == "sanitized":
         python = ["sh", str(SUPPORT / "sanitize.sh"), *python]
     options = [] if defect == "none" else ["--defect", defect]
-    if against != "websockets":  # which has neither flag, and agrees to everything
+    if against != "websockets":  # this server has neither flag, and agrees to everything
         options += ["--roomy"] * roomy + ["--deflate"] * is_deflating
     source = {"tree": ROOT, "sanitized": SANITIZED}.get(against)
     environment = clean_environment() | ({"PYTHONPATH": str(source)} if source else {})
@@ -124,13 +124,13 @@ def echo_server(against: str, defect: str, *, roomy: bool, is_deflating: bool) -
 def run_suite(
     port: int, sections: Iterable[str], *, report: Path, time_limit_s: float
 ) -> dict[str, CaseResult]:
-    """The results of the suite's client against a server on this machine, by case id.
+    """Run the client of the suite against a server on this machine; return the results by case id.
 
     Args:
-        port: Where the server listens; nobody there gives no results, and that is not an error here.
-        sections: Never empty: the suite would hang.
-        report: Folder for the suite's pages and its log.
-        time_limit_s: The suite is killed after this long.
+        port: The port of the server; without a listener there are no results, which is no error here.
+        sections: The sections to run; an empty selection would make the suite hang.
+        report: Folder for the pages and the log of the suite.
+        time_limit_s: The suite is killed after this time.
 
     Raises:
         RunError: The time limit was reached, or the suite left no index.
@@ -171,7 +171,7 @@ def run_suite(
 
 
 def print_verdict(title: str, verdict: Verdict, report: Path) -> None:
-    """One line of counts, one line for each fault, one with the report's place."""
+    """Print a line of counts, a line for each fault, and the path of the report."""
     counts = ", ".join(f"{count} {name}" for name, count in sorted(verdict.counts.items())) or "no results"
     state = "pass" if verdict.conforms else "FAIL"
     print(f"autobahn {title}: {state}: {sum(verdict.counts.values())} cases: {counts}")
@@ -194,7 +194,7 @@ def run(
     is_deflating: bool = False,
     time_limit_s: float,
 ) -> Verdict:
-    """Start a server, run the suite against it, judge and print."""
+    """Start a server, run the suite against it, judge the results and print the verdict."""
     name = "-".join([against, *[defect] * (defect != "none"), *["deflate"] * is_deflating])
     report = REPORTS / name
     roomy = not ROOMY.isdisjoint(sections)
@@ -226,9 +226,9 @@ def prove(against: str) -> list[str]:
 
 
 def server_down() -> Verdict:
-    """The verdict when nobody listens."""
+    """Return the verdict on a port without a listener."""
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound but not listening: nobody else can take the port
+        unused.bind(("127.0.0.1", 0))  # bound but not listening, so that no other process can use the port
         results = run_suite(unused.getsockname()[1], ("1",), report=REPORTS / "down", time_limit_s=60)
     verdict = judge(results, ("1",), {})
     print_verdict("server-down", verdict, REPORTS / "down")
@@ -236,7 +236,7 @@ def server_down() -> Verdict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; 0 only if everything asked for is as it must be."""
+    """Run from the command line; return 0 only if every chosen run has its expected verdict."""
     parser = argparse.ArgumentParser(prog="tests.conformance.autobahn.runner")
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="instead of a profile's")
