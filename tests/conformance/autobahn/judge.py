@@ -1,7 +1,7 @@
-"""What counts as conforming: the results of Autobahn|Testsuite in, a verdict out; pure.
+"""Decide whether results of Autobahn|Testsuite conform; this module is pure.
 
-The suite exits with 0 whether cases failed or nothing ran at all, so nothing of it is believed but
-the results themselves: every expected case must be there, and each must be OK.
+The suite exits with 0 also if cases failed or nothing ran. So only the results count: every expected case
+must be present, and each must be OK.
 """
 
 from collections import Counter
@@ -32,16 +32,16 @@ SECTIONS: Final[Mapping[str, int]] = {
     "12": 90,  # compression, payloads
     "13": 126,  # compression, parameters
 }
-"""How many cases each section has."""
+"""Number of cases in each section."""
 
 PROFILES: Final[Mapping[str, tuple[str, ...]]] = {
     "quick": tuple(section for section in SECTIONS if section not in ("9", "12", "13")),
     "full": tuple(SECTIONS),
 }
 
-# The suite judges these for information only: RFC 6455 leaves the behaviour open.
+# The suite gives these results for information only: RFC 6455 leaves the behaviour open.
 INFORMATIONAL: Final = frozenset({"7.1.6", "7.13.1", "7.13.2"})
-# Without permessage-deflate the suite finds nothing to judge here.
+# Without permessage-deflate the suite has nothing to judge in these sections.
 COMPRESSION: Final = frozenset({"12", "13"})
 
 Deviation = tuple[str, str]
@@ -49,7 +49,7 @@ Deviation = tuple[str, str]
 
 
 class CaseResult(TypedDict):
-    """One entry of the suite's index.json."""
+    """One entry of the index.json of the suite."""
 
     behavior: str
     behaviorClose: str
@@ -57,16 +57,16 @@ class CaseResult(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the results amount to."""
+    """The verdict on the results of one run."""
 
     counts: Mapping[str, int]
-    """How many cases had each behavior."""
+    """Number of cases with each behavior."""
     faults: tuple[str, ...]
-    """One line for each thing that is wrong, in the order of the cases; empty means conforming."""
+    """One line for each fault, in the order of the cases; empty if the run conforms."""
 
     @property
     def conforms(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no fault."""
         return not self.faults
 
 
@@ -77,13 +77,13 @@ def judge(
     *,
     is_deflating: bool = False,
 ) -> Verdict:
-    """The verdict on one server's results.
+    """Return the verdict on the results of one server.
 
     Args:
-        results: By case id, as index.json has them.
-        sections: The sections that were meant to run; each must be there with all its cases.
-        deviations: Cases that may differ from OK, and must do it in exactly the way listed.
-        is_deflating: The server was told to agree to permessage-deflate.
+        results: The results by case id, as in index.json.
+        sections: The sections that were chosen; each must be present with all its cases.
+        deviations: Cases that may differ from OK, and must have exactly the listed result.
+        is_deflating: Whether the server agrees to permessage-deflate.
     """
     chosen = tuple(sections)
     faults = _count_faults(results, chosen)
@@ -103,7 +103,7 @@ def judge(
 
 
 def parse_deviations(text: str) -> dict[str, Deviation]:
-    """The allow-list: a case a line with behavior, behaviorClose and a reason, or a `#` comment.
+    """Parse the allow-list: one case per line with behavior, behaviorClose and a reason, or a `#` comment.
 
     Raises:
         ValueError: A line is not of that form; a deviation without a reason is not accepted.
@@ -121,7 +121,7 @@ def parse_deviations(text: str) -> dict[str, Deviation]:
 
 
 def _count_faults(results: Mapping[str, CaseResult], sections: tuple[str, ...]) -> list[str]:
-    """Cases that are missing, or that nobody asked for."""
+    """Return a line for each section with missing or extra results."""
     found = Counter(map(_section, results))
     expected = {section: SECTIONS[section] for section in sections}
     return [
