@@ -1,1 +1,1 @@
-"""Random input for everything that reads what strangers send; see run.py."""
+"""Random input for every reader of foreign bytes; see run.py."""
