@@ -1,8 +1,8 @@
-"""The readers that are fuzzed with coverage feedback: where each begins, and how one input is judged.
+"""Define the readers that are fuzzed with coverage feedback: the entry point and the check of each.
 
 Inputs of libFuzzer are plain bytes. Where a reader needs a choice beside the stream (compression, a proxy),
-the first byte of the input makes it. Where the stream is cut depends on its length alone, so that a fault
-comes again with the same input.
+the first byte of the input makes it. The cuts of the stream depend only on its length, so that the same input
+repeats a fault.
 """
 
 import random
@@ -22,14 +22,14 @@ __all__ = ["READERS", "Reader"]
 
 GENERATED: Final = 300
 ROUND: Final = 200
-"""Inputs for one target object; then its `close` compares what is still held."""
+"""Number of inputs for one target object; then its `close` checks that all memory is returned."""
 HEAD_LIMIT_BYTES: Final = 1_200
 """Inputs of a guided fuzzer are short, so the limit for heads is low."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One reader of strangers' bytes.
+    """One reader of foreign bytes.
 
     Attributes:
         modules: The compiled modules that are instrumented, as a pattern below the repository.
@@ -59,7 +59,7 @@ def _judge_proxy(data: bytes) -> None:
 def _judge_with(
     make: Callable[[], FramesTarget | HeadsTarget], check: Callable[..., None]
 ) -> Callable[[bytes], None]:
-    """One target object for a round of inputs; then it is closed, which finds what is still held."""
+    """Give a round of inputs to one target object, then close it, which finds memory that is not returned."""
     targets, count = [make()], 0
 
     def judge(data: bytes) -> None:
