@@ -1,7 +1,7 @@
-"""The Python side of a guided fuzzer: `run` judges one input. Started by tests/fuzz/guided.py.
+"""Run the Python side of a guided fuzzer: `run` checks one input. tests/fuzz/guided.py starts it.
 
-The instrumented modules stand in for the ordinary ones. They must be found before anything imports one of
-those, so this module installs its finder first and imports the readers behind it.
+The instrumented modules replace the ordinary ones. They must be found before any import of an ordinary one,
+so this module installs its finder first and imports the readers after it.
 """
 
 import importlib.machinery
@@ -17,7 +17,7 @@ MODULES = Path(os.environ["GUIDED_MODULES"])
 
 
 class _Finder:
-    """Finds the instrumented build of a module, where there is one."""
+    """Find the instrumented build of a module, where there is one."""
 
     @staticmethod
     def find_spec(
