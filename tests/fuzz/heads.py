@@ -1,7 +1,7 @@
-"""Request heads through a real reactor and then through the handshake, against a slow reader of heads.
+"""Give request heads to a real reactor and then to the handshake, and compare with a slow reader.
 
-The reactor finds where a head ends, keeps to its limit and gives the head up once, however it was cut. The
-handshake then accepts or refuses it. A connection may first have to show a PROXY header, as one that a
+The reactor must find the end of a head, keep its limit, and deliver the head once, however it was cut. The
+handshake then accepts or refuses it. A connection may first have to send a PROXY header, like one that a
 trusted proxy opened.
 """
 
@@ -38,11 +38,11 @@ HEAD_END: Final = re.compile(rb"(?<!\r)\n|\r\n\r\n")
 CONNECTIONS_MAX: Final = 500
 """Connections of one reactor; then a new one takes its place."""
 WAIT_ROUNDS: Final = 2_000
-"""Rounds of 1 ms in which the kernel hands over what was sent on this machine."""
+"""Rounds of 1 ms in which the kernel delivers data that was sent on this machine."""
 
 
 def check_head(head: bytes) -> None:
-    """A request or a refusal, whole either way; what is accepted has one meaning."""
+    """Check that a head is a request or a refusal, and that an accepted one has one meaning."""
     request = parse_head(head)
     if isinstance(request, Refusal):
         assert request.response.startswith(b"HTTP/1.1 4")
@@ -64,13 +64,13 @@ def find_head_end_slowly(data: bytes) -> int:
 
 
 def sized_head(size: int) -> bytes:
-    """A good head of exactly so many bytes; of its least size, if that is more."""
+    """Return a valid head of exactly this many bytes, or of its least size if that is more."""
     least = len(head_of((*GOOD, b"X: ")))
     return head_of((*GOOD, b"X: " + b"x" * max(0, size - least)))
 
 
 def head_seeds() -> list[bytes]:
-    """Heads to begin with: good ones, refused ones, and a head with frames behind it."""
+    """Return the first examples: valid heads, refused heads, and a head with frames behind it."""
     early = BROWSER_HEAD + client_frame(TEXT, b"early")
     return [BROWSER_HEAD, early, *(row.head for row in REFUSED if len(row.head) < 2_000)]
 
@@ -79,7 +79,7 @@ class HeadsTarget:
     """One reactor for many connections; a listener for those that a proxy opens.
 
     Args:
-        limit_bytes: The reactor's limit for a head.
+        limit_bytes: The limit of the reactor for a head.
     """
 
     def __init__(self, limit_bytes: int = HEAD_LIMIT_BYTES) -> None:
@@ -96,14 +96,14 @@ class HeadsTarget:
         self.connections = 0
 
     def close(self) -> None:
-        """Give everything back; nothing may be left."""
+        """Shut the reactor down; it must have returned all memory."""
         held = self.rig.held()
         self.rig.close()
         self.listener.close()
         assert held == self.at_rest, "something is still held"
 
     def run(self, dice: random.Random) -> bytes:
-        """One head, bent or of a size around the limit, and sometimes frames behind it."""
+        """Send one head, mutated or of a size around the limit, and sometimes frames behind it."""
         if dice.random() < 0.3:
             data = sized_head(draw_size(dice, self.limit_bytes + 1))
             data += client_frame(TEXT, dice.randbytes(draw_size(dice, 300)))
@@ -119,7 +119,7 @@ class HeadsTarget:
         """Send the bytes as the dice cut them, and compare what the reactor does with the slow readers.
 
         Raises:
-            AssertionError: The head that the reactor gave up, or the reason of its refusal, is another one.
+            AssertionError: The head that the reactor delivered, or the reason of its refusal, differs.
         """
         self.connections += 1
         if self.connections > CONNECTIONS_MAX:
@@ -152,7 +152,7 @@ class HeadsTarget:
             except OSError:  # the reactor has refused what came before
                 return True
             if peer.sock.family == socket.AF_UNIX:
-                unsent = b""  # sent is received; what is counted there are bytes that nobody has read yet
+                unsent = b""  # sent is received; the difference is the number of unread bytes
             peer.receive()
             return peer.ended or bool(self.rig.events) or not (data or any(unsent))
 
@@ -163,7 +163,7 @@ class HeadsTarget:
         """Turn until the condition is true.
 
         Raises:
-            AssertionError: It is still false when the kernel has had ample time.
+            AssertionError: The condition is still false after the bounded wait.
         """
         for number in range(WAIT_ROUNDS):
             self.rig.turn()
@@ -184,7 +184,7 @@ class HeadsTarget:
         return peer.ended
 
     def _compare(self, peer: Peer, data: bytes, *, is_proxied: bool) -> None:
-        """Compare what happened with what the slow readers expect, and answer a head that was given up."""
+        """Compare the events with the result of the slow readers, and answer a delivered head."""
         seen = list(self.rig.events)
         peer.receive()
         may_be_too_large = False
