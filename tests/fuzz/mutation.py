@@ -1,4 +1,4 @@
-"""Bytes that are nearly right: good examples, cut, repeated, spliced and bent."""
+"""Make bytes that are nearly right: examples that are cut, repeated, joined and changed."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ NUMBERS: Final = (
     *(b"-1", b"00", b"-0", b"1e999", b"1.5"),
 )
 PART_BYTES: Final = 65
-"""A part of an example that is cut out, repeated or put in has at most so many bytes."""
+"""Most bytes of a part of an example that is cut out, repeated or inserted."""
 LARGEST_BYTES: Final = 8_192
 
 
@@ -70,7 +70,7 @@ OPERATIONS: Final[tuple[Callable[[random.Random, bytearray], None], ...]] = (
 
 
 def mutate(dice: random.Random, examples: Sequence[bytes]) -> bytes:
-    """One example, or two spliced, bent in up to six places; every tenth is left as it is."""
+    """Return one example, or two joined ones, changed in up to six places; every tenth stays unchanged."""
     data = bytearray(dice.choice(examples))
     if dice.random() < 0.1:
         return bytes(data)
@@ -83,7 +83,7 @@ def mutate(dice: random.Random, examples: Sequence[bytes]) -> bytes:
 
 
 def pieces(dice: random.Random, data: bytes) -> list[bytes]:
-    """The same bytes as they might arrive."""
+    """Return the same bytes in pieces, as they might arrive."""
     if dice.random() < 0.5:
         return [data]
     cuts = sorted(dice.randrange(len(data) + 1) for _ in range(dice.randint(1, 6)))
