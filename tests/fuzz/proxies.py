@@ -1,4 +1,4 @@
-"""The PROXY header's reader against a slow one that is easy to read: the same size and the same address.
+"""Compare the reader of the PROXY header with a slow one that is easy to read: size and address must agree.
 
 The slow reader follows the specification line by line and slices; it never looks at memory.
 
@@ -34,7 +34,7 @@ Answer = tuple[int, bytes | None]
 
 
 def read_proxy_slowly(data: bytes) -> Answer:
-    """Return the header's size (0: not whole, -1: none) and the address that the header names."""
+    """Return the size of the header (0: incomplete, -1: none) and the address that it names."""
     if SIGNATURE.startswith(data[:12]):
         return MORE if len(data) < FIXED else _binary(data)
     if data[:1] != b"\r" and WORD.startswith(data[:6]):
@@ -59,11 +59,11 @@ def _text(data: bytes) -> Answer:
 
 
 def _address(family: bytes, text: bytes) -> bytes | None:
-    """The 16 bytes of an address, IPv4 mapped; None for text that is no address of this family."""
+    """Return the 16 bytes of an address, IPv4 mapped; None for text that is no address of this family."""
     try:
         if family == b"4":
             return MAPPED + ipaddress.IPv4Address(text.decode("ascii")).packed
-        # A zone, which `ipaddress` takes, is no part of the format.
+        # The format has no zone, although `ipaddress` accepts one.
         return ipaddress.IPv6Address(text.decode("ascii")).packed if IPV6.fullmatch(text) else None
     except ValueError:
         return None
@@ -87,7 +87,7 @@ def _binary(data: bytes) -> Answer:
 
 
 def check_proxy(dice: random.Random, data: bytes) -> None:
-    """The answer of the slow reader, for the whole and for a few beginnings of the same bytes."""
+    """Compare with the slow reader, for the whole bytes and for a few beginnings of them."""
     for size in (len(data), *(dice.randrange(len(data) + 1) for _ in range(3))):
         part = data[:size]
         found, expected = read_proxy_header(part), read_proxy_slowly(part)
@@ -95,12 +95,12 @@ def check_proxy(dice: random.Random, data: bytes) -> None:
 
 
 def proxy_seeds() -> list[bytes]:
-    """Headers to begin with: good ones and bad ones."""
+    """Return the first examples: valid and invalid headers."""
     return [*(wire for wire, _ in GOOD.values()), *BAD.values()]
 
 
 class ProxiesTarget:
-    """Headers that are bent, or built with sizes and numbers around every bound."""
+    """Headers that are mutated, or built with sizes and numbers around every bound."""
 
     def __init__(self) -> None:
         self._examples = proxy_seeds()
@@ -124,4 +124,4 @@ class ProxiesTarget:
         return data
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing, because the target keeps nothing."""
