@@ -1,7 +1,7 @@
-"""The bus reader against a slow one that is easy to read: the same replies, and broken at the same place.
+"""Compare the bus reader with a slow one that is easy to read: replies and faults must agree.
 
-The slow reader slices and never looks at memory. Whatever the compiled one makes of bytes that were not
-sent, or of an element of the wrong kind, differs from it.
+The slow reader slices and never looks at memory. A result that the compiled one makes of bytes that were not
+sent, or of an element of the wrong kind, therefore differs.
 """
 
 import random
@@ -35,7 +35,7 @@ class _Incomplete(Exception):
 
 
 class _TooLarge(Exception):
-    """A payload over the limit: its channel, and where its bytes begin and end."""
+    """A payload over the limit: its channel, and the places where its bytes begin and end."""
 
     def __init__(self, name: bytes, end: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _TooLarge(Exception):
 
 
 def read_slowly(data: bytes) -> tuple[list[Reply], bool]:
-    """The replies in a stream, and whether the stream broke behind them."""
+    """Return the replies in a stream, and whether the stream was broken behind them."""
     replies: list[Reply] = []
     place = 0
     while place < len(data):
@@ -89,7 +89,7 @@ def _reply(data: bytes, place: int) -> tuple[Reply, int]:
 
 
 def _number(data: bytes, place: int) -> tuple[int, int]:
-    """The number behind a type byte, and where its line ends."""
+    """Return the number behind a type byte, and the place where its line ends."""
     start = place + 1
     digits = start + 1 if data[start : start + 1] == b"-" else start
     end = digits
@@ -169,7 +169,7 @@ def _is(element: Element, word: bytes) -> bool:
 
 
 def _is_ours(name: bytes) -> bool:
-    """Whether a name is that of a channel."""
+    """Whether a name is the name of a channel."""
     return len(name) > len(PREFIX) and name.startswith(PREFIX)
 
 
@@ -181,7 +181,7 @@ def _bare(name: bytes) -> bytes:
 
 
 def read_compiled(parts: list[bytes]) -> tuple[list[Reply], bool]:
-    """What the reader makes of a stream that comes in these parts, and whether it broke."""
+    """Return the result of the compiled reader for a stream in these parts, and whether it was broken."""
     reader = push.PushReader(PREFIX, LIMIT_BYTES)
     taken: list[Reply] = []
     try:
@@ -196,7 +196,7 @@ def read_compiled(parts: list[bytes]) -> tuple[list[Reply], bool]:
 
 
 def read_into_backlog(parts: list[bytes]) -> tuple[list[Reply], list[tuple[bytes, bytes | None]], bool]:
-    """The same with a backlog: the other replies, the publications, and whether the stream broke."""
+    """Read with a backlog; return the other replies, the publications, and whether the stream was broken."""
     reader, backlog = push.PushReader(PREFIX, LIMIT_BYTES), Backlog(1 << 20)
     taken: list[Reply] = []
     is_broken = False
@@ -214,7 +214,7 @@ def read_into_backlog(parts: list[bytes]) -> tuple[list[Reply], list[tuple[bytes
 
 
 def check_pushes(dice: random.Random, stream: bytes) -> None:
-    """However it is cut, the replies of the slow reader, and broken or not as it says."""
+    """Compare with the slow reader for every kind of cut: the same replies, and broken or not."""
     expected = read_slowly(stream)
     assert read_compiled([stream]) == expected
     assert read_compiled(pieces(dice, stream)) == expected
@@ -226,12 +226,12 @@ def check_pushes(dice: random.Random, stream: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    """Streams to begin with: good ones, broken ones."""
+    """Return the first examples: valid and broken streams."""
     return [wire for wire in (*(wire for wire, _ in CASES), *BROKEN) if len(wire) < LARGEST_EXAMPLE_BYTES]
 
 
 class PushesTarget:
-    """Streams of replies: built from the grammar with numbers at every bound, or good ones that are bent."""
+    """Streams of replies, built from the grammar with numbers at every bound, or mutated."""
 
     def __init__(self) -> None:
         self._examples = seeds()
@@ -249,4 +249,4 @@ class PushesTarget:
         return stream
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing, because the target keeps nothing."""
