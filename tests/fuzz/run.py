@@ -1,11 +1,11 @@
-"""Fuzzes every reader of strangers' bytes for a while.
+"""Fuzz every reader of foreign bytes for a while.
 
     python -m tests.fuzz.run                            all targets, 60 s in all
     python -m tests.fuzz.run --seconds 3600 frames      one of them for an hour
     python -m tests.fuzz.run --seed 7 frames            the same inputs again
 
-Says what it has done every few seconds. A fault ends it with 1 and the seed that shows it again, and the
-input is kept in reports/fuzz.
+The program prints its progress every few seconds. After a fault it exits with 1, prints the seed that repeats
+the fault, and keeps the input in reports/fuzz.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TELL_S: Final = 10.0
 
 
 def fuzz(name: str, seed: int, seconds: float, *, rounds: int = 0) -> int:
-    """Run one target; how many inputs it took.
+    """Run one target; return the number of inputs.
 
     Args:
         name: One of `TARGETS`.
@@ -62,7 +62,7 @@ def fuzz(name: str, seed: int, seconds: float, *, rounds: int = 0) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fuzz what was asked for; 0 when nothing was found."""
+    """Fuzz the chosen targets; return 0 when no fault was found."""
     parser = argparse.ArgumentParser(prog="tests.fuzz.run")
     parser.add_argument("targets", nargs="*", choices=[[], *TARGETS], help="all by default")
     parser.add_argument("--seconds", type=float, default=60.0, help="over all targets")
