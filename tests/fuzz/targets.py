@@ -1,7 +1,7 @@
-"""What is fuzzed: one object per reader of strangers' bytes, each with its own idea of what is sound.
+"""Define the fuzzed readers of foreign bytes: one object each, with its own check of the result.
 
-A target's `run` makes one input, gives it to the reader and returns it; an AssertionError, or an exception
-that the reader does not document, is a fault. `close` says whether anything is left over.
+The `run` of a target makes one input, gives it to the reader and returns it. An AssertionError, or an
+exception that the reader does not document, is a fault. `close` checks that nothing is left over.
 """
 
 import json
@@ -29,17 +29,17 @@ REACTOR_STEPS: Final = 300
 
 
 class Target(Protocol):
-    """One reader under test."""
+    """One reader under test, with a generator of inputs."""
 
     def run(self, dice: random.Random) -> bytes:
-        """One input, made and read; returned so that it can be kept."""
+        """Make and read one input; return it, so that it can be kept."""
 
     def close(self) -> None:
-        """The end: nothing may be left over."""
+        """End the target; nothing may be left over."""
 
 
 class Pure:
-    """A reader without state: examples to bend, and what must hold of every answer."""
+    """A reader without state: examples to mutate, and the claims that hold for every result."""
 
     def __init__(self, examples: list[bytes], check: Callable[[random.Random, bytes], None]) -> None:
         self.examples, self.check = examples, check
@@ -51,11 +51,11 @@ class Pure:
         return data
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing, because the target keeps nothing."""
 
 
 class Reactor:
-    """Random calls beside random bytes: every promise about events, and all given back."""
+    """Random calls and random bytes for a reactor: every promise about events, and all memory returned."""
 
     def run(self, dice: random.Random) -> bytes:
         """See `Target`."""
@@ -64,11 +64,11 @@ class Reactor:
         return b"seed %d" % seed
 
     def close(self) -> None:
-        """Every run closed its own."""
+        """Do nothing, because every run closes its own reactor."""
 
 
 def check_extensions(_dice: random.Random, value: bytes) -> None:
-    """Agreed, declined or refused."""
+    """Check that an offer of extensions is agreed to, declined or refused."""
     try:
         agreement = agree(value.decode("latin-1"))
     except ExtensionError:
@@ -79,7 +79,7 @@ def check_extensions(_dice: random.Random, value: bytes) -> None:
 
 
 def check_command(_dice: random.Random, message: bytes) -> None:
-    """A command or a bad one in either form, and what is published can be told to both."""
+    """Check that bytes are a command or an error in either form, and can be encoded for both dialects."""
     for dialect in DIALECTS:
         command = dialect.decode(message)
         if isinstance(command, BadCommand) or not isinstance(command, Publish):
@@ -91,7 +91,7 @@ def check_command(_dice: random.Random, message: bytes) -> None:
 
 
 def check_publication(_dice: random.Random, data: bytes) -> None:
-    """Dropped, or something every subscriber can be told.
+    """Check that a publication is dropped, or can be encoded for every subscriber.
 
     JSON numbers have any number of digits, and the interpreter converts 4,300 of them at most.
     """
