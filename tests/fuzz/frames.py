@@ -1,7 +1,7 @@
-"""Frames of a client, mostly wrong ones, for the reactor and for the parser of `websockets` (P6).
+"""Give frames of a client, mostly wrong ones, to the reactor and to the parser of `websockets` (P6).
 
-Both must hand up the same messages and end with the same code. Where they may differ is listed in
-`explained`, each difference with its reason; any other is a fault.
+Both must deliver the same messages and end with the same code. Function `explained` lists the allowed
+differences, each with its reason; any other difference is a fault.
 """
 
 import random
@@ -41,11 +41,11 @@ TEXTS: Final = (
     *(b"x" * size for size in around((125, 126, LIMIT_BYTES)) if size),
 )
 CODES: Final = (0, 999, 1000, 1004, 1005, 1006, 1011, 1014, 1015, 1016, 2999, 3000, 4999, 5000, 65_535)
-CONNECTIONS_MAX: Final = 500  # of one reactor, then a new one
+CONNECTIONS_MAX: Final = 500  # connections of one reactor, then a new one replaces it
 
 
 def make_stream(dice: random.Random, *, is_deflating: bool) -> bytes:
-    """A few frames; most are allowed where they stand, some are not, some bytes are bent."""
+    """Make a few frames: most are allowed at their place, some are not, and some bytes are changed."""
     stream = bytearray()
     in_message = False
     for _ in range(dice.randint(1, 8)):
@@ -92,21 +92,21 @@ def _payload(dice: random.Random, opcode: int, rsv: int) -> bytes:
 
 @dataclass
 class Seen:
-    """What became of a stream."""
+    """The outcome of a stream in one of the two parsers."""
 
     messages: list[tuple[int, bytes]] = field(default_factory=list)
     code: int | None = None
-    """Of the Close the server sent; None: the connection is open."""
+    """Code of the Close that the server sent; None while the connection is open."""
     reason: Reason | None = None
     is_deflating: bool = False
     has_long_length: bool = False
-    """Some frame's length could have been written shorter."""
+    """Whether the length of some frame has a shorter form."""
     fault: str = ""
-    """What the other parser says is wrong."""
+    """The fault that the other parser reports."""
 
 
 class FramesTarget:
-    """One reactor for many connections, and a new parser of the other kind for each."""
+    """One reactor for many connections, and a new parser of the other kind for each connection."""
 
     def __init__(self) -> None:
         self.rig = Rig(SETTINGS)
@@ -114,13 +114,13 @@ class FramesTarget:
         self.connections = 0
 
     def close(self) -> None:
-        """Give everything back; nothing may be left."""
+        """Shut the reactor down; it must have returned all memory."""
         held = self.rig.held()
         self.rig.close()
         assert held == self.at_rest, "something is still held"
 
     def run(self, dice: random.Random) -> bytes:
-        """One stream through both; returns it. Raises AssertionError where they differ without a reason."""
+        """Give one stream to both and return it; raise AssertionError for an unexplained difference."""
         is_deflating = dice.random() < 0.5
         stream = make_stream(dice, is_deflating=is_deflating)
         self.check(dice, stream, is_deflating=is_deflating)
@@ -135,7 +135,7 @@ class FramesTarget:
         ours = self.through_the_reactor(pieces(dice, stream), is_deflating=is_deflating)
         theirs = through_websockets(stream, is_deflating=is_deflating)
         if (ours.code is None) != (theirs.code is None):
-            # The stream ends inside a frame. Here a header's bytes are judged one by one, and its length
+            # The stream ends inside a frame. Here a header is checked byte by byte, and its length
             # with its mask; there the length first and the rest when the whole frame is there.
             stream += bytes(2 * LIMIT_BYTES + 16)
             ours = self.through_the_reactor([stream], is_deflating=is_deflating)
@@ -145,7 +145,7 @@ class FramesTarget:
             assert explained(ours, theirs), f"{stream.hex()}\nreactor:    {ours}\nwebsockets: {theirs}"
 
     def through_the_reactor(self, parts: list[bytes], *, is_deflating: bool) -> Seen:
-        """One connection, with its end."""
+        """Give a stream to one connection of the reactor; return the outcome, with its end."""
         self.connections += 1
         if self.connections > CONNECTIONS_MAX:
             self.close()
@@ -177,7 +177,7 @@ class FramesTarget:
 
 
 def has_long_length(stream: bytes) -> bool:
-    """Whether a length is not minimal, in the frames up to and including the first such one."""
+    """Whether a length is not minimal, in the frames up to and including the first such frame."""
     place = 0
     while place + 2 <= len(stream):
         size, place = stream[place + 1] & 0x7F, place + 2
@@ -192,7 +192,7 @@ def has_long_length(stream: bytes) -> bool:
 
 
 def through_websockets(stream: bytes, *, is_deflating: bool) -> Seen:
-    """The same stream through the other parser."""
+    """Give the same stream to the other parser; return the outcome."""
     judge = Judge(LIMIT_BYTES)
     if is_deflating:
         judge.protocol.extensions = [PerMessageDeflate(True, True, 15, 15)]
@@ -202,13 +202,13 @@ def through_websockets(stream: bytes, *, is_deflating: bool) -> Seen:
 
 
 def explained(ours: Seen, theirs: Seen) -> bool:
-    """Whether a difference is one of those that are meant."""
+    """Whether a difference is one of the allowed ones."""
     is_same = ours.messages == theirs.messages
     is_open_or_closed_by_peer = ours.reason in (Reason.PEER_GONE, Reason.PEER_CLOSED)
     more = ours.messages[len(theirs.messages) :]
     return any(
         (
-            # Text is judged byte by byte here and as a whole there, and a message that ends inside a deflate
+            # Text is checked byte by byte here and as a whole there, and a message that ends inside a deflate
             # block, or goes on behind the last one, is refused here only.
             ours.reason in (Reason.INVALID_UTF8, Reason.INVALID_DEFLATE)
             and theirs.messages[: len(ours.messages)] == ours.messages,
@@ -226,7 +226,7 @@ def explained(ours: Seen, theirs: Seen) -> bool:
             ours.reason == Reason.PROTOCOL_ERROR
             and is_same
             and ("exceeds limit" in theirs.fault or theirs.fault.startswith("'utf-8' codec")),
-            # Likewise: deflated bytes that are broken, but not before they have become too many.
+            # Also wrong in two ways: deflated bytes that are invalid, but only after the size limit.
             ours.reason == Reason.MESSAGE_TOO_BIG and is_same and theirs.fault == "decompression failed",
             # The other parser adds control frames to the message they interrupt.
             is_open_or_closed_by_peer and is_same and "after reading" in theirs.fault,

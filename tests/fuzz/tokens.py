@@ -1,4 +1,4 @@
-"""Random tokens, judged by the verifier and by an oracle built on `jwt.decode`."""
+"""Make random tokens, and compare the verifier with an oracle built on `jwt.decode`."""
 
 import hmac
 import json
@@ -29,7 +29,7 @@ KEYS: Final = KeyRing([make_key(None, "HS256", secret=SECRET)])
 
 
 def signed(header: bytes, claims: bytes, *, secret: bytes = SECRET, digest: str = "sha256") -> bytes:
-    """A token of any bytes as header and claims, with a good signature."""
+    """Return a token of any bytes as header and claims, with a valid signature."""
     signing_input = urlsafe_b64encode(header).rstrip(b"=") + b"." + urlsafe_b64encode(claims).rstrip(b"=")
     return signing_input + b"." + urlsafe_b64encode(hmac.digest(secret, signing_input, digest)).rstrip(b"=")
 
@@ -78,9 +78,9 @@ def _asked(ask: Any, *arguments: Any) -> Any:
 
 
 class TokensTarget:
-    """Tokens with odd headers, odd claims, odd spelling, or bytes bent anywhere.
+    """Tokens with odd headers, odd claims, odd spelling, or changed bytes.
 
-    `close` checks that some of them were accepted and some refused: else the generator tests nothing.
+    `close` checks that some of them were accepted and some refused; otherwise nothing is tested.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class TokensTarget:
         return token
 
     def close(self) -> None:
-        """Both outcomes were seen."""
+        """Check that both outcomes occurred."""
         assert self.accepted and self.refused
 
 
@@ -146,7 +146,7 @@ def _member(dice: random.Random, good: Any) -> Any:
 
 
 def _json(dice: random.Random, members: list[tuple[str, Any]]) -> bytes:
-    """An object in text, so that a name can stand in it twice."""
+    """Return an object as text, so that a name can occur twice in it."""
     if dice.random() < 0.2:
         members.append((dice.choice(members)[0], _value(dice)))
     if dice.random() < 0.3:
@@ -186,13 +186,13 @@ def _claims(dice: random.Random) -> bytes:
     if dice.random() < 0.3:
         members.append(("channel", _member(dice, CHANNEL)))
     if dice.random() < 0.1:
-        # Three quarters of a token are its bytes: the whole token ends up around its limit.
+        # Base64 makes a token a third longer, so that the whole token has a size around its limit.
         members.append(("filler", "x" * (TOKEN_LIMIT_BYTES * 3 // 4 - dice.randrange(400))))
     return _json(dice, members)
 
 
 def _text(dice: random.Random, limit: int) -> str:
-    """A name of a size around a bound, up to one byte over its limit; one sign in it may take two bytes."""
+    """Return a name of a size around a bound, up to one byte over its limit; one sign may have two bytes."""
     return dice.choice(("x", "é")) + "x" * (draw_size(dice, limit + 1, least=1) - 1)
 
 
