@@ -1,7 +1,8 @@
-"""A whole gateway under attack: its counters, and a control group that must not notice.
+"""Run a whole gateway under attack, with its counters and with a control group that must not notice.
 
-An attack runs inside `besieged`: meanwhile well-behaved clients publish and hear themselves, and at the
-end they are all still there, answered, in order; no process has died and nothing has a traceback.
+An attack runs inside `besieged`. Meanwhile the clients of the control group publish and receive their own
+publications. At the end they must still be connected and have had every answer in order; no process may have
+died, and no log line may have a traceback.
 """
 
 import contextlib
@@ -46,13 +47,13 @@ OPEN_TO_USERS = 'subscribe = "authenticated"\npublish = "authenticated"\n'
 def configured_gateway(
     directory: Path, settings: str = "", *flags: str, prefix: Sequence[str] = ()
 ) -> Iterator[Gateway]:
-    """A gateway outside development: tokens are needed, `control` and `open` are for all who have one.
+    """Run a gateway outside development: tokens are required, and every user may use `control` and `open`.
 
     Args:
-        directory: Where its configuration file is put.
-        settings: More TOML.
-        flags: More of `serve`'s.
-        prefix: As `running_gateway`'s.
+        directory: The directory for its configuration file.
+        settings: More settings, in TOML.
+        flags: More flags of `serve`.
+        prefix: As for `running_gateway`.
     """
     file = directory / "wsgate.toml"
     file.write_text(f"{settings}\n[channels.control]\n{OPEN_TO_USERS}[channels.open]\n{OPEN_TO_USERS}")
@@ -64,7 +65,7 @@ def configured_gateway(
 
 @contextlib.contextmanager
 def nodes(directory: Path, bus_url: str, settings: str, count: int = 2) -> Iterator[list[Gateway]]:
-    """So many nodes of one shard each, on one bus."""
+    """Run this many nodes of one shard each on one bus."""
     with contextlib.ExitStack() as stack:
         found = []
         for number in range(count):
@@ -84,30 +85,30 @@ def make_token(
     headers: dict[str, Any] | None = None,
     **claims: Any,
 ) -> str:
-    """A token that the gateway accepts unless it is made otherwise; a claim that is None is left out."""
+    """Return a token that the gateway accepts unless arguments change it; a claim of None is left out."""
     claims = {"sub": user, "aud": AUDIENCE, "exp": int(time.time() + ttl_s)} | claims
     claims = {name: value for name, value in claims.items() if value is not None}
     return jwt.encode(claims, secret, algorithm=algorithm, headers=headers)
 
 
 def shard_pid(gateway: Gateway, number: int = 0) -> int:
-    """The process of one shard."""
+    """Return the process id of one shard."""
     return gateway.children()[f"wsgate-shard-{number}"][0]
 
 
 def proportional_bytes_of(pid: int) -> int:
-    """The proportional set size of a process."""
+    """Return the proportional set size of a process."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("the kernel does not say")
 
 
-# --- its counters -------------------------------------------------------------------------------------
+# --- counters -----------------------------------------------------------------------------------------
 
 
 def scrape(gateway: Gateway) -> dict[str, float]:
-    """Every sample of /metrics by its name and labels as they are written there."""
+    """Return every sample of /metrics by its name and labels as they are written there."""
     with urllib.request.urlopen(f"{gateway.admin_url}/metrics", timeout=LIMIT_S) as answer:
         lines = answer.read().decode().splitlines()
     rows = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
@@ -115,16 +116,16 @@ def scrape(gateway: Gateway) -> dict[str, float]:
 
 
 def fresh_counters(gateway: Gateway) -> dict[str, float]:
-    """A scrape that holds everything that the only shard of a gateway had counted before the call."""
+    """Return a scrape that includes all that the only shard of a gateway counted before the call."""
     seen: list[float] = []
 
     def is_written() -> bool:
         polls = scrape(gateway)["wsgate_polls_total"]
         if polls not in seen:
             seen.append(polls)
-        return len(seen) > 2  # the first change may have been under way already
+        return len(seen) > 2  # the first change may have begun before the call
 
-    wait_until("the shard writes its numbers", is_written, LIMIT_S)
+    wait_until("the shard publishes its counters", is_written, LIMIT_S)
     return scrape(gateway)
 
 
@@ -132,11 +133,11 @@ def fresh_counters(gateway: Gateway) -> dict[str, float]:
 
 
 class ControlGroup(threading.Thread):
-    """Well-behaved clients: each publishes numbers to a channel of its own and hears every one of them.
+    """Clients of which each publishes numbers to a channel of its own and must receive all of them.
 
     Attributes:
-        rounds: How often all of them were answered.
-        fault: What went wrong, once something has.
+        rounds: How often all clients were answered.
+        fault: The first fault, or None.
     """
 
     def __init__(self, gateway: Gateway, clients: int = 3) -> None:
@@ -152,7 +153,7 @@ class ControlGroup(threading.Thread):
             assert client.hear() == {"op": "subbed", "ch": f"control:{number}", "id": 0}
 
     def run(self) -> None:
-        """Ask and listen until told to stop."""
+        """Publish and receive until the group has to stop."""
         try:
             while not self._is_over.wait(0.02):
                 self._ask_all(self.rounds + 1)
@@ -170,14 +171,14 @@ class ControlGroup(threading.Thread):
             assert heard[1] == {"op": "ok", "id": number}, heard
 
     def is_answered(self) -> None:
-        """Wait until every one has been answered something that was said after this call."""
+        """Wait until every client has an answer to a command that was sent after this call."""
         wanted = self.rounds + 2
         wait_until("the control group is answered", lambda: self.rounds >= wanted or self.fault, LIMIT_S)
         if self.fault is not None:
             raise AssertionError("the control group was harmed") from self.fault
 
     def leave(self) -> None:
-        """Stop, and close the connections as one should."""
+        """Stop, and close the connections with a Close."""
         self._is_over.set()
         self.join(LIMIT_S)
         for client in self._clients:
@@ -188,7 +189,7 @@ class ControlGroup(threading.Thread):
 
 @contextlib.contextmanager
 def besieged(gateway: Gateway, clients: int = 3) -> Iterator[ControlGroup]:
-    """A control group while an attack runs; afterwards it was answered and every process is still there.
+    """Run a control group during an attack; afterwards check its answers and every process.
 
     Raises:
         AssertionError: The control group was harmed, a process ended, or a traceback was written.
@@ -204,12 +205,12 @@ def besieged(gateway: Gateway, clients: int = 3) -> Iterator[ControlGroup]:
         group.leave()
     assert _descendants(gateway.process.pid) == pids
     everybody = [gateway.process.pid, *(pid for group in pids.values() for pid in group)]
-    wait_until("every process rests (I10)", lambda: _rest(everybody), REST_S)
+    wait_until("every process is idle (I10)", lambda: _rest(everybody), REST_S)
     assert not [line for line in gateway.lines if "Traceback" in line or "command_failed" in line]
 
 
 def _rest(pids: list[int]) -> bool:
-    """Whether none of these takes as much as a fiftieth of a core for a while."""
+    """Whether each of these processes uses less than a fiftieth of a core for a while."""
     before = [_busy_ns(pid) for pid in pids]
     time.sleep(REST_WINDOW_S)
     return all(_busy_ns(pid) - was < REST_WINDOW_S * 1e9 / 50 for pid, was in zip(pids, before, strict=True))
