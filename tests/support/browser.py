@@ -1,4 +1,4 @@
-"""A headless Chromium for one test, driven over the DevTools protocol.
+"""Drive a headless Chromium for one test over the DevTools protocol.
 
 Source: https://chromedevtools.github.io/devtools-protocol/ for the commands.
 """
@@ -31,14 +31,14 @@ class BrowserError(AssertionError):
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium, installed if it may be; None when there is none."""
+    """Return the path of a Chromium, which is installed if that is allowed; None without one."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return find_or_install(lambda: find_program(*names), ["chromium"])
 
 
 @dataclass
 class Browser:
-    """One tab."""
+    """One tab of a browser, with methods for its page."""
 
     process: subprocess.Popen[str]
     connection: ClientConnection
@@ -47,7 +47,7 @@ class Browser:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One DevTools command and its answer."""
+        """Send one DevTools command and return its answer."""
         number = next(self._numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
         if self.session:
@@ -77,7 +77,7 @@ class Browser:
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression, awaited when it is a promise."""
+        """Return the value of a JavaScript expression, which is awaited when it is a promise."""
         answer = self.command(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
         )
@@ -87,7 +87,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, claim: str, within_ms: int = 15_000) -> None:
-        """Wait until an expression is true; the page itself looks, each time it is drawn or 20 ms later."""
+        """Wait until an expression is true; the page checks it at each drawing or 20 ms later."""
         script = f"""new Promise((resolve) => {{
             const until = performance.now() + {within_ms};
             (function look() {{
@@ -100,21 +100,21 @@ class Browser:
             raise BrowserError(f"never true: {claim}\n{self.evaluate('document.body.innerText')}")
 
     def click(self, selector: str) -> None:
-        """Click as a person would."""
+        """Click an element as a person would."""
         self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     def fill(self, selector: str, text: str) -> None:
-        """Put text into a field in place of what is there."""
+        """Replace the text of a field."""
         self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
         self.command("Input.insertText", text=text)
 
     def text(self, selector: str) -> str:
-        """What an element shows."""
+        """Return the text that an element shows."""
         shown: str = self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
         return shown
 
     def show_as(self, *, width: int, height: int, is_dark: bool = False) -> None:
-        """Size of the window, in CSS pixels, and the theme the system asks for."""
+        """Set the size of the window in CSS pixels, and the theme that the system prefers."""
         self.command(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -128,17 +128,17 @@ class Browser:
         )
 
     def screenshot(self, path: Path) -> None:
-        """Save what the window shows as PNG."""
+        """Save the content of the window as PNG."""
         path.write_bytes(base64.b64decode(self.command("Page.captureScreenshot", format="png")["data"]))
 
 
 @contextlib.contextmanager
 def running_browser(chromium: str) -> Iterator[Browser]:
-    """A browser with one empty tab and a profile of its own; gone afterwards, the profile too."""
+    """Run a browser with one empty tab and a profile of its own; remove both afterwards."""
     with tempfile.TemporaryDirectory(prefix="wsgate-browser-", ignore_cleanup_errors=True) as profile:
         process = _launch(chromium, profile)
         assert process.stderr is not None
-        # Whatever it has to say after its address: a full pipe would stop it.
+        # Read its output after the address, because a full pipe would stop it.
         rest = threading.Thread(target=process.stderr.read, daemon=True)
         try:
             address = _address(process)
@@ -169,7 +169,7 @@ def _launch(chromium: str, profile: str) -> subprocess.Popen[str]:
 
 
 def _address(process: subprocess.Popen[str]) -> str:
-    """Where it can be spoken to: it says so on standard error."""
+    """Return the DevTools address, which the browser prints on standard error."""
     assert process.stderr is not None
     for line in process.stderr:
         if "DevTools listening on " in line:
