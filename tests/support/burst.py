@@ -1,7 +1,7 @@
-"""Many readers in one thread, and publications in one pipeline: what a burst does to a gateway.
+"""Publish bursts in one pipeline, and read them with many readers in one thread.
 
 Every publication is a JSON string that begins with its number. A reader keeps no bytes: it checks that the
-numbers of what it reads go up by one, and notes where they do not and what it was told.
+numbers increase by one, and records missing numbers, gaps and the bye.
 """
 
 import itertools
@@ -26,18 +26,18 @@ _MESSAGE: Final = re.compile(rb'"data":"(\d{6})')
 _GAP: Final = b'"op":"gap"'
 _BYE: Final = re.compile(rb'"op":"bye","code":(\d+)|"code":(\d+),"op":"bye"')
 _TAIL: Final = 64
-"""Bytes kept for the next read: a marker is shorter, also with the head of its message."""
+"""Bytes kept for the next read; a marker with the head of its message is shorter."""
 RECEIVE_BYTES: Final = 1 << 18
 _USERS: Final = itertools.count()
 
 
 def publication(number: int, size: int = 50) -> bytes:
-    """Number `number` of a burst, of so many bytes."""
+    """Return publication `number` of a burst, with this many bytes."""
     return b'"%06d %b"' % (number, b"x" * (size - 9))
 
 
 def publish(bus: Redis, channel: str, payloads: Iterable[bytes]) -> None:
-    """Publish all of them in one pipeline."""
+    """Publish all payloads in one pipeline."""
     pipeline = bus.pipeline(transaction=False)
     for payload in payloads:
         pipeline.publish("wsgate:ch:" + channel, payload)
@@ -45,13 +45,13 @@ def publish(bus: Redis, channel: str, payloads: Iterable[bytes]) -> None:
 
 
 def memory_bytes(pid: int, name: str) -> int:
-    """`VmRSS` or `VmHWM` of a process."""
+    """Return `VmRSS` or `VmHWM` of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 1024
 
 
 def join(gateway: Gateway, channel: str, *, receive_buffer_bytes: int = 0) -> RawClient:
-    """A client that is subscribed to a channel, with a user of its own."""
+    """Connect a client with a user of its own, and subscribe it to a channel."""
     client = RawClient.welcomed(
         gateway,
         make_token(f"reader-{next(_USERS)}"),
@@ -65,21 +65,21 @@ def join(gateway: Gateway, channel: str, *, receive_buffer_bytes: int = 0) -> Ra
 
 @dataclass(slots=True)
 class Reader:
-    """What one reader got."""
+    """The record of one reader."""
 
     sock: socket.socket
     got: int = 0
     next: int = 0
-    holes: int = 0  # times that numbers were missing without a gap before
-    untold: int = 0  # of those, the ones that no gap followed yet
+    holes: int = 0  # how often numbers were missing without an earlier gap
+    untold: int = 0  # the number of these that no gap has followed yet
     gaps: int = 0
-    is_told: bool = False  # of a gap, since the last message
-    code: int = 0  # of the bye
+    is_told: bool = False  # whether a gap came since the last message
+    code: int = 0  # code of the bye
     is_ended: bool = False
     tail: bytes = b""
 
     def take(self, data: bytes) -> None:
-        """Look at what came."""
+        """Check the bytes that arrived."""
         data = self.tail + data
         # A gap stands where publications are missing, so the text between two gaps has none.
         parts = data.split(_GAP)
@@ -91,7 +91,7 @@ class Reader:
             self._count([int(number) for number in _MESSAGE.findall(part)])
         if found := _BYE.search(parts[-1]):
             self.code = int(found[1] or found[2])
-        # What was looked at is cut off, what may be the beginning of a marker is kept.
+        # Remove the bytes that were checked, and keep those that may be the beginning of a marker.
         rest = parts[-1][-_TAIL:]
         ends = [match.end() for match in _MESSAGE.finditer(rest)]
         self.tail = rest[ends[-1] :] if ends else rest
@@ -109,7 +109,7 @@ class Reader:
 
 
 class Readers(threading.Thread):
-    """Reads from all of them, as fast as one thread can, until it is left."""
+    """Read from all clients as fast as one thread can, while the context is open."""
 
     def __init__(self, clients: Sequence[RawClient]) -> None:
         super().__init__(daemon=True)
@@ -126,7 +126,7 @@ class Readers(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Until `__exit__`."""
+        """Read until `__exit__` is called."""
         with select.epoll() as poll:
             for fd, reader in self._by_fd.items():
                 reader.sock.setblocking(False)
@@ -148,7 +148,7 @@ class Readers(threading.Thread):
         return bool(data)
 
     def wait(self, last: int, within_s: float = 600.0) -> None:
-        """Until everybody has read publication number `last`, or ended."""
+        """Wait until every reader has publication number `last`, or has ended."""
         wait_until(
             f"all have read {last}",
             lambda: all(reader.next > last or reader.is_ended for reader in self.readers),
