@@ -1,6 +1,6 @@
-"""Real Redis in every shape a bus can have: sentinels with replicas, a cluster, TLS.
+"""Run a real Redis as every kind of bus: sentinels with replicas, a cluster, TLS.
 
-Debian's Redis: its one binary is in `redis-tools`, where it is called after one of its uses.
+This is the Redis of Debian. Its one binary is in `redis-tools`, under the name of one of its uses.
 """
 
 import contextlib
@@ -44,17 +44,17 @@ SLOTS = 16384
 
 @dataclass
 class Server:
-    """One process; a test may kill it and start it again where it was, empty."""
+    """One process; a test may kill it and start it again at the same address, empty."""
 
     program: Path
     directory: Path
     port: int
     settings: dict[str, str] = field(default_factory=dict)
-    config: str = ""  # lines of a configuration file that the server writes on
+    config: str = ""  # lines of a configuration file that the server changes
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        """Run it; `client().ping()` answers."""
+        """Start the process and wait until `client().ping()` answers."""
         self.directory.mkdir(exist_ok=True)
         file = self.directory / "server.conf"
         file.write_text(self.config)
@@ -83,33 +83,33 @@ class Server:
         return self.port or int(self.settings["tls-port"])
 
     def client(self, **options: Any) -> Any:
-        """A redis-py client of this one server."""
+        """Return a redis-py client of this one server."""
         return redis.Redis(host=HOST, port=self.port, socket_timeout=5, **options)
 
     def role(self) -> str:
-        """`master` or `slave`, as it says itself."""
+        """Return `master` or `slave`, as the server answers."""
         found: bytes = self.client().execute_command("ROLE")[0]
         return found.decode()
 
     def kill(self) -> None:
-        """As a crash would."""
+        """Kill the process, as in a crash."""
         if self.process is not None:
             self.process.kill()
             self.process.wait(STOP_S)
 
     def pause(self) -> None:
-        """It keeps its connections and does nothing."""
+        """Stop the process; it keeps its connections and does nothing."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """It goes on."""
+        """Continue the stopped process."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
 
 def _program(directory: Path) -> Path:
-    """Redis under the name it looks at to know what it is to be."""
+    """Return the path of Redis under the name that selects its use."""
     found = find_or_install(lambda: find_program("redis-check-rdb"), ["redis-tools"])
     assert found is not None, "no redis-tools here, and they could not be installed"
     link = directory / "redis-server"
@@ -131,7 +131,7 @@ def _fleet(make: Callable[[Path, Path], list[Server]]) -> Iterator[list[Server]]
 def running_server(
     settings: dict[str, str] | None = None, *, tls: "TlsFiles | None" = None
 ) -> Iterator[Server]:
-    """One server; with TLS on its only port, and clients that must show a certificate."""
+    """Run one server; with TLS on its only port, clients must have a certificate."""
 
     def make(program: Path, root: Path) -> list[Server]:
         more = dict(settings or {})
@@ -155,7 +155,7 @@ def running_server(
 
 @dataclass
 class Sentinels:
-    """A primary, its replicas, and three who watch."""
+    """A primary, its replicas, and three sentinels."""
 
     servers: list[Server]
     watchers: list[Server]
@@ -167,12 +167,12 @@ class Sentinels:
         return f"redis+sentinel://{hosts}/{self.name}"
 
     def primary(self) -> Server:
-        """Who the first sentinel says it is."""
+        """Return the primary, as the first sentinel names it."""
         row = self.watchers[0].client().execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self.name)
         return next(server for server in self.servers if server.port == int(row[1]))
 
     def await_primary_other_than(self, former: Server) -> Server:
-        """The next one, once it says so itself."""
+        """Wait until another server is the primary, as it answers itself; return it."""
 
         def has_changed() -> bool:
             now = self.primary()
@@ -184,7 +184,7 @@ class Sentinels:
 
 @contextlib.contextmanager
 def running_sentinels(replicas: int = 2) -> Iterator[Sentinels]:
-    """Failure is noticed after half a second."""
+    """Run sentinels that notice a failure after half a second."""
     with reserved_ports(1 + replicas + 3) as ports:
         yield from _sentinels(replicas, ports)
 
@@ -232,22 +232,22 @@ class Cluster:
         return "redis+cluster://" + ",".join(f"{HOST}:{server.port}" for server in self.servers[:2])
 
     def client(self) -> Any:
-        """redis-py's."""
+        """Return a cluster client of redis-py."""
         return redis.RedisCluster(host=HOST, port=next(self.living()).port, socket_timeout=5)
 
     def living(self) -> Iterator[Server]:
-        """Servers that run."""
+        """Return the servers that run."""
         return (server for server in self.servers if server.process and server.process.poll() is None)
 
     def owner(self, slot: int) -> Server | None:
-        """Who has a slot, as the first that lives knows; None while nobody has."""
+        """Return the owner of a slot, as the first living server has it; None while there is none."""
         for first, last, *nodes in _slots(next(self.living())):
             if first <= slot <= last:
                 return next(server for server in self.servers if server.port == nodes[0][1])
         return None
 
     def owner_of(self, name: str) -> Server:
-        """Where a sharded channel lives."""
+        """Return the server that has a sharded channel."""
         found = self.owner(key_slot(name.encode()))
         assert found is not None
         return found
@@ -272,7 +272,7 @@ def _slots(server: Server) -> Any:
 
 @contextlib.contextmanager
 def running_cluster(primaries: int = 3) -> Iterator[Cluster]:
-    """With one replica a primary; failure is noticed after a second."""
+    """Run a cluster with one replica per primary; a failure is noticed after a second."""
     with reserved_ports(2 * primaries, also_at=CLUSTER_BUS_OFFSET) as ports:
         yield from _cluster(primaries, ports)
 
@@ -306,7 +306,7 @@ def _cluster(primaries: int, ports: list[int]) -> Iterator[Cluster]:
 
 
 def _knows(one: Server, other: Server) -> bool:
-    """By its id: while they shake hands it has another one."""
+    """Whether a server has another one in its table, by id: during the handshake the id is different."""
     rows = one.client().execute_command("CLUSTER NODES")
     return any(
         node.partition("@")[0].endswith(f":{other.port}") and "handshake" not in row["flags"]
@@ -327,12 +327,12 @@ class TlsFiles:
 
     @property
     def options(self) -> str:
-        """Behind the `?` of a bus URL."""
+        """Return the options behind the `?` of a bus URL."""
         return f"ssl_ca_certs={self.authority}&ssl_certfile={self.certificate}&ssl_keyfile={self.key}"
 
 
 def tls_files(directory: Path, name: str = "authority") -> TlsFiles:
-    """Made by openssl, valid for a day, for 127.0.0.1."""
+    """Make an authority and a certificate for 127.0.0.1 with openssl, valid for a day."""
     authority, authority_key = directory / f"{name}.pem", directory / f"{name}.key"
     certificate, key, request = (
         directory / f"{name}-{each}" for each in ("server.pem", "server.key", "request")
