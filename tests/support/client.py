@@ -1,4 +1,4 @@
-"""A client that nobody here wrote: the `websockets` library, with one command or answer per call."""
+"""Provide an independent client: the `websockets` library, with one command or answer per call."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from websockets.typing import Subprotocol
 
 __all__ = ["ANSWER_S", "Client", "connected"]
 
-ANSWER_S = 30.0  # nothing is expected to take this long
+ANSWER_S = 30.0  # a limit that no healthy run reaches
 
 
 @dataclass
@@ -24,31 +24,31 @@ class Client:
     is_msgpack: bool = False
     welcome: dict[str, Any] = field(default_factory=dict)
     gaps: list[dict[str, Any]] = field(default_factory=list)
-    """Notices of loss that `heard` came across."""
+    """Gaps that `heard` received between publications."""
 
     def send(self, op: str, **fields: Any) -> None:
-        """One command."""
+        """Send one command."""
         command = {"op": op, **fields}
         self.socket.send(msgpack.packb(command) if self.is_msgpack else json.dumps(command))
 
     def receive(self, within_s: float = ANSWER_S) -> dict[str, Any]:
-        """The next message."""
+        """Return the next message."""
         message = self.socket.recv(within_s)
         assert isinstance(message, bytes) is self.is_msgpack
         found: dict[str, Any] = msgpack.unpackb(message) if self.is_msgpack else json.loads(message)
         return found
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
-        """One command and the next message, which is its answer where nothing else is said."""
+        """Send one command and return the next message, which is its answer if nothing else arrives."""
         self.send(op, **fields)
         return self.receive()
 
     def subscribe(self, channel: str) -> None:
-        """Subscribe, and wait until it is confirmed."""
+        """Subscribe, and wait until the subscription is confirmed."""
         assert self.ask("sub", ch=channel, id=1) == {"op": "subbed", "ch": channel, "id": 1}
 
     def heard(self, count: int, within_s: float = ANSWER_S) -> list[Any]:
-        """The payloads of the next `count` publications; notices of loss between them are kept."""
+        """Return the payloads of the next `count` publications; gaps between them are kept."""
         found: list[Any] = []
         while len(found) < count:
             item = self.receive(within_s)
@@ -60,7 +60,7 @@ class Client:
         return found
 
     def end(self, within_s: float = ANSWER_S) -> tuple[list[dict[str, Any]], int]:
-        """What is said until the connection ends, and the code it ends with."""
+        """Return the messages until the connection ends, and its close code."""
         said = []
         while True:
             try:
@@ -73,14 +73,14 @@ class Client:
 def connected(
     url: str, count: int = 1, *, dialect: str = "json", token: str = "", **options: Any
 ) -> Iterator[list[Client]]:
-    """`count` clients that have been welcomed; closed at the end.
+    """Connect `count` clients and wait for their welcome; close them at the end.
 
     Args:
         url: `ws://host:port/ws`.
-        count: How many.
+        count: The number of clients.
         dialect: `json` or `msgpack`.
-        token: Sent in the header when given.
-        options: More for `websockets`.
+        token: The token for the header, or an empty text for none.
+        options: More options of `websockets`.
     """
     settings: dict[str, Any] = {
         "subprotocols": [Subprotocol(f"wsgate.v1.{dialect}")],
