@@ -1,4 +1,4 @@
-"""Holds the conversations of protocols/client/v1 with a gateway, as a client that knows only that file.
+"""Run the conversations of protocols/client/v1 with a gateway, as a client that uses only that file.
 
 Source: protocols/client/v1/conversations.json, "about".
 """
@@ -23,14 +23,14 @@ from websockets.typing import Origin, Subprotocol
 __all__ = ["Dialogue", "fits", "to_toml"]
 
 PUBLISHED_S = 0.05
-"""For a publication to reach the shard, also on a machine that is busy."""
+"""Time for a publication to reach the shard, also on a busy machine."""
 
-ANSWER_S = 30.0  # nothing is expected to take this long
+ANSWER_S = 30.0  # a limit that no healthy run reaches
 LAST = {"op": "ping", "id": 2**40}
 
 
 def to_toml(config: Mapping[str, Any], path: str = "") -> str:
-    """A configuration as text; scalars and lists of JSON are those of TOML."""
+    """Return a configuration as text; scalars and lists of JSON have the same form in TOML."""
     plain = {key: value for key, value in config.items() if not isinstance(value, dict)}
     lines = [f"[{path}]"] if plain else []
     lines += [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
@@ -41,7 +41,7 @@ def to_toml(config: Mapping[str, Any], path: str = "") -> str:
 
 
 def fits(expected: Any, found: Any) -> bool:
-    """Whether a message is what was written: "*" is anything, the rest exact, types of numbers included."""
+    """Whether a message is the written one: "*" is any value, all else is exact, with types of numbers."""
     if expected == "*":
         return True
     if isinstance(expected, dict) and expected.keys() == {"bin"}:
@@ -98,8 +98,8 @@ class Dialogue:
         conversation: One of it.
         form: `json` or `msgpack`.
         host: Of the gateway, with its port.
-        bus: Where backends publish.
-        heard: Takes every message that came as JSON.
+        bus: The bus on which backends publish.
+        heard: Every message that arrived, as JSON.
     """
 
     book: Mapping[str, Any]
@@ -112,7 +112,7 @@ class Dialogue:
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def hold(self) -> None:
-        """All of it; AssertionError where the gateway says something else."""
+        """Run all steps; raise AssertionError where the gateway answers otherwise."""
         for name, settings in self.conversation["clients"].items():
             form = settings.get("form", self.form)
             self.clients[name] = _Client(self._filled(settings, f"wsgate.v1.{form}"), form)
@@ -129,7 +129,7 @@ class Dialogue:
                     found = self._next(client)
                     assert found == {"op": "pong", "id": LAST["id"]}, f"at the end it said {found}"
 
-    # --- what strings stand for -----------------------------------------------------------------------
+    # --- placeholders ---------------------------------------------------------------------------------
 
     def _filled(self, value: Any, subprotocol: str) -> Any:
         if isinstance(value, str):
@@ -148,7 +148,7 @@ class Dialogue:
         secret = row.get("secret", self.book["config"]["auth"]["hmac_secret"])
         return jwt.encode(claims, secret, row.get("algorithm", "HS256"))
 
-    # --- coming in ------------------------------------------------------------------------------------
+    # --- connecting -----------------------------------------------------------------------------------
 
     def _connect(self, client: _Client) -> ClientConnection:
         settings = client.settings
@@ -189,7 +189,7 @@ class Dialogue:
     def _publish(self, what: Mapping[str, str]) -> None:
         payload = bytes.fromhex(what["hex"]) if "hex" in what else what["data"].encode()
         self.bus.publish(f"wsgate:ch:{what['channel']}", payload)
-        # The client's next step takes another way to the shard, and must not overtake this one.
+        # The next step of the client uses another way to the shard, and must not arrive before this one.
         time.sleep(PUBLISHED_S)
 
     def _opened(self, client: _Client, connection: ClientConnection, subprotocol: str | None) -> None:
@@ -205,7 +205,7 @@ class Dialogue:
         connection.send(bytes.fromhex(text))
 
     def _send_together(self, client: _Client, connection: ClientConnection, messages: list[Any]) -> None:
-        # The kernel keeps them back until all are there.
+        # The kernel sends them when all are written.
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
         for message in messages:
             connection.send(client.write(message))
