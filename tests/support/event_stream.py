@@ -1,4 +1,4 @@
-"""Event streams as a gateway writes them, and a consumer of them in this process or in one of its own."""
+"""Write event streams as a gateway does, and run a consumer of them in this process or another one."""
 
 import asyncio
 import contextlib
@@ -23,12 +23,12 @@ QUICK: dict[str, Any] = {"start_at": "0", "block_s": 0.05, "takeover_every_s": 0
 
 
 def options(**more: Any) -> ConsumerOptions:
-    """Settings that wait for nothing long."""
+    """Return settings with short waits."""
     return ConsumerOptions(**{**QUICK, **more})
 
 
 async def until(what: str, claim: Callable[[], Awaitable[object]]) -> None:
-    """Ask again and again until it is true; AssertionError naming `what` when it never is."""
+    """Poll until the claim is true; raise AssertionError with `what` when it never is."""
     end_s = asyncio.get_running_loop().time() + WITHIN_S
     while not await claim():
         assert asyncio.get_running_loop().time() < end_s, what
@@ -37,7 +37,7 @@ async def until(what: str, claim: Callable[[], Awaitable[object]]) -> None:
 
 @dataclass
 class Hall:
-    """One Redis, what is appended to its streams, and what becomes of that."""
+    """One Redis with event streams, the events that a test appends, and those that a handler received."""
 
     redis: Any
     prefix: str = "wsgate"
@@ -47,7 +47,7 @@ class Hall:
     stirred: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def append(self, count: int = 1, *, partition: int = 0, **fields: Any) -> list[str]:
-        """Events, as a shard appends them; their ids."""
+        """Append events as a shard does; return their ids."""
         ids = []
         for _ in range(count):
             self.appended += 1
@@ -65,7 +65,7 @@ class Hall:
         return ids
 
     async def handle(self, event: Event) -> None:
-        """A handler that deals with everything."""
+        """Record an event; this handler never fails."""
         self.handled.append(event)
         self.stirred.set()
 
@@ -74,19 +74,19 @@ class Hall:
         return [event.id for event in self.handled]
 
     async def heard(self, claim: Callable[[], object]) -> None:
-        """Until what was handled makes it true."""
+        """Wait until the handled events make the claim true."""
         async with asyncio.timeout(WITHIN_S):
             while not claim():
                 self.stirred.clear()
                 await self.stirred.wait()
 
     async def pending(self, partition: int = 0) -> int:
-        """How many entries were given to somebody and not acknowledged."""
+        """Return the number of entries that were delivered and not acknowledged."""
         found = await self.redis.xpending(f"{self.prefix}:events:{partition}", self.group)
         return int(found["pending"])
 
     async def settled(self, partition: int = 0) -> None:
-        """Until nothing is pending, and nothing is left to be read."""
+        """Wait until nothing is pending and nothing is left to be read."""
 
         async def is_settled() -> bool:
             (group,) = await self.redis.xinfo_groups(f"{self.prefix}:events:{partition}")
@@ -95,14 +95,14 @@ class Hall:
         await until("nothing is pending", is_settled)
 
     async def has_group(self) -> bool:
-        """Whether a consumer has begun."""
+        """Whether a consumer has created its group."""
         try:
             return bool(await self.redis.xinfo_groups(f"{self.prefix}:events:0"))
-        except ResponseError:  # not even a stream
+        except ResponseError:  # there is no stream
             return False
 
     async def dead(self) -> list[dict[bytes, bytes]]:
-        """The dead letters."""
+        """Return the dead letters."""
         return [fields for _, fields in await self.redis.xrange(f"{self.prefix}:events:dead")]
 
 
@@ -114,7 +114,7 @@ async def consuming(
     errors: list[Exception] | None = None,
     **more: Any,
 ) -> AsyncIterator[EventConsumer]:
-    """A consumer that runs; stopped at the end, and if it was cancelled, then cancelled."""
+    """Run a consumer in this process; stop it at the end and wait for it."""
     told = errors if errors is not None else []
     group = more.pop("group", GROUP)
     consumer = EventConsumer(where, group, handle, options=options(**more), on_error=told.append)
@@ -129,7 +129,7 @@ async def consuming(
 
 @contextlib.contextmanager
 def running_program(text: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python program in a process of its own; killed at the end if it still runs."""
+    """Run a Python program in a process of its own; kill it at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-c", text],
         cwd=ROOT,
