@@ -1,7 +1,7 @@
-"""A small Redis on loopback that says what a test wants, also what no Redis says.
+"""Run a small Redis on loopback that answers as a test wants, also as no Redis answers.
 
-Lives on the loop of the test. By default it is a good one: it answers PING, AUTH, SUBSCRIBE,
-UNSUBSCRIBE and PUBLISH, and delivers. A test's `answer` may answer any command otherwise.
+It runs on the loop of the test. By default it behaves correctly: it answers PING, AUTH, SUBSCRIBE,
+UNSUBSCRIBE and PUBLISH, and delivers. The `answer` of a test may answer any command otherwise.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from wsgate.bus import BusAddress
 __all__ = ["Answer", "FakeBus", "Talk", "bulk", "fake_bus", "message", "until"]
 
 READ_BYTES = 1 << 16
-LIMIT_S = 20.0  # nothing is expected to take this long
+LIMIT_S = 20.0  # a limit that no healthy run reaches
 
 
 async def until(what: str, claim: Callable[[], object], within_s: float = LIMIT_S) -> None:
-    """Let the loop run until `claim()` is true; AssertionError naming `what` when it never is."""
+    """Let the loop run until `claim()` is true; raise AssertionError with `what` when it never is."""
     loop = asyncio.get_running_loop()
     end_s = loop.time() + within_s
     while not claim():
@@ -29,47 +29,47 @@ async def until(what: str, claim: Callable[[], object], within_s: float = LIMIT_
 
 
 def bulk(data: bytes) -> bytes:
-    """A bulk string."""
+    """Return a bulk string."""
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 def message(name: bytes, payload: bytes) -> bytes:
-    """What a subscriber is sent."""
+    """Return the bytes of a publication to a subscriber."""
     return b"*3\r\n" + bulk(b"message") + bulk(name) + bulk(payload)
 
 
 @dataclass(eq=False)
 class Talk:
-    """One connection to it."""
+    """One connection to the fake bus."""
 
     writer: asyncio.StreamWriter
-    names: set[bytes] = field(default_factory=set)  # what it is subscribed to
+    names: set[bytes] = field(default_factory=set)  # its subscriptions
 
     def cut(self) -> None:
-        """Reset it."""
+        """Reset the connection."""
         self.writer.transport.abort()
 
 
 Answer = Callable[[Talk, list[bytes]], bytes | None]
-"""What a command is answered with; `b""` is silence, None what a good one would say."""
+"""Return the reply to a command; `b""` is no reply, None the reply of a correct server."""
 
 
 @dataclass(eq=False)
 class FakeBus:
-    """The server."""
+    """The server, with a record of its connections and commands."""
 
     answer: Answer
     address: BusAddress = field(default_factory=BusAddress)
-    talks: list[Talk] = field(default_factory=list)  # those that are open
+    talks: list[Talk] = field(default_factory=list)  # the open connections
     accepted: int = 0
     commands: list[list[bytes]] = field(default_factory=list)
 
     def said(self, word: bytes) -> list[list[bytes]]:
-        """The commands of one kind that came, without the word."""
+        """Return the received commands of one kind, without the command word."""
         return [parts[1:] for parts in self.commands if parts[0] == word]
 
     def publish(self, name: bytes, payload: bytes) -> int:
-        """Deliver; to how many."""
+        """Deliver a publication; return the number of subscribers."""
         heard = [talk for talk in self.talks if name in talk.names]
         for talk in heard:
             talk.writer.write(message(name, payload))
@@ -114,7 +114,7 @@ class FakeBus:
 
 @contextlib.asynccontextmanager
 async def fake_bus(answer: Answer = lambda talk, parts: None, *, port: int = 0) -> AsyncIterator[FakeBus]:
-    """A `FakeBus` that listens while the block runs."""
+    """Run a `FakeBus` while the context is open."""
     bus = FakeBus(answer)
     server = await asyncio.start_server(bus._serve, "127.0.0.1", port)
     bus.address = BusAddress("127.0.0.1", server.sockets[0].getsockname()[1])
