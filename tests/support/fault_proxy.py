@@ -1,7 +1,7 @@
-"""A TCP proxy that makes a network bad: it delays, slows, slices, stalls, corrupts and resets. Seeded.
+"""Make a network bad with a TCP proxy: it delays, slows, splits, stalls, corrupts and resets, by a seed.
 
-Runs on a loop of its own in a thread, so that what is behind it may be a whole gateway in another
-process. What goes towards the server passes as it is; the answers are what is made bad.
+It runs on a loop of its own in a thread, so that a whole gateway in another process may be behind it. Bytes
+to the server pass unchanged; only the answers have faults.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ READ_BYTES = 1 << 16
 
 @dataclass
 class Faults:
-    """What happens to answers; changed while it runs, it counts from the next piece on."""
+    """The faults of answers; a change applies from the next piece on."""
 
-    delay_s: float = 0.0  # before each piece that was read
-    jitter_s: float = 0.0  # up to so much more, differently each time
-    rate_bytes_per_s: int = 0  # 0: as fast as it goes
-    slice_bytes: int = 0  # the largest piece that is written at once, 0: as it came
-    is_stalled: bool = False  # nothing passes
-    reset_chance: float = 0.0  # of each piece
-    corrupt_chance: float = 0.0  # of each piece: one bit of it
+    delay_s: float = 0.0  # delay before each piece that was read
+    jitter_s: float = 0.0  # random extra delay of up to this much
+    rate_bytes_per_s: int = 0  # 0: no limit
+    slice_bytes: int = 0  # largest piece of one write; 0: unchanged
+    is_stalled: bool = False  # while true, nothing passes
+    reset_chance: float = 0.0  # for each piece
+    corrupt_chance: float = 0.0  # for each piece: one bit changes
 
 
 class FaultProxy:
-    """One proxy."""
+    """One proxy in front of one server."""
 
     def __init__(self, host: str, port: int, seed: int) -> None:
         self.faults = Faults()
@@ -40,7 +40,7 @@ class FaultProxy:
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._answering: set[asyncio.StreamWriter] = set()  # those towards clients
+        self._answering: set[asyncio.StreamWriter] = set()  # the writers to clients
         self._is_up = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
 
@@ -49,20 +49,20 @@ class FaultProxy:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """In a thread of its own; listens when it returns."""
+        """Start a thread of its own, and return when the proxy listens."""
         self._thread.start()
         assert self._is_up.wait(10)
 
     def reset_all(self) -> None:
-        """Reset what is connected now."""
+        """Reset the present connections."""
         self._loop.call_soon_threadsafe(self._reset)
 
     def half_close_all(self) -> None:
-        """End the stream of answers of what is connected now; what clients say still passes."""
+        """End the stream of answers of the present connections; bytes of clients still pass."""
         self._loop.call_soon_threadsafe(self._half_close)
 
     def stop(self) -> None:
-        """Reset everything and end."""
+        """Reset all connections and end."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
         self._loop.close()
@@ -119,10 +119,10 @@ class FaultProxy:
             while data := await reader.read(READ_BYTES):
                 writer.write(data)
                 await writer.drain()
-        writer.transport.abort()  # the other direction sees it too
+        writer.transport.abort()  # this ends the other direction too
 
     async def _spoil(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: half-closed meanwhile
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the stream was half-closed
             while data := await reader.read(READ_BYTES):
                 faults = self.faults
                 if faults.delay_s or faults.jitter_s:
@@ -151,7 +151,7 @@ class FaultProxy:
 
 @contextlib.contextmanager
 def fault_proxy(host: str, port: int, *, seed: int = 1) -> Iterator[FaultProxy]:
-    """A proxy in front of a server, gone after the block."""
+    """Run a proxy in front of a server while the context is open."""
     proxy = FaultProxy(host, port, seed)
     proxy.start()
     try:
