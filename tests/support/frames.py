@@ -1,7 +1,7 @@
-"""Frames as the two ends of a WebSocket see them, in the fewest lines that can be right.
+"""Make and read WebSocket frames as both ends of a connection, in few lines.
 
-Shares nothing with the reactor: it is what the reactor is checked with. Refuses what a server may
-not send, so that every test which reads with it also checks that.
+This module shares no code with the reactor, because the tests compare the reactor with it. The reader
+refuses every frame that a server may not send, so each test that reads with it checks this too.
 
 Source: RFC 6455 section 5.2.
 """
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-MASK = bytes.fromhex("37fa213d")  # any will do; this is the RFC's
+MASK = bytes.fromhex("37fa213d")  # any mask is possible; this one is from the RFC
 
 
 def client_header(opcode: int, length: int, *, final: bool = True, rsv: int = 0, mask: bytes = MASK) -> bytes:
-    """Header of a client's frame with its mask, whatever payload follows or does not."""
+    """Return the header of a client's frame with its mask, for any payload."""
     first = final << 7 | rsv << 4 | opcode
     if length < 126:
         return bytes([first, 0x80 | length]) + mask
@@ -42,7 +42,7 @@ def client_header(opcode: int, length: int, *, final: bool = True, rsv: int = 0,
 def client_frame(
     opcode: int, payload: bytes = b"", *, final: bool = True, rsv: int = 0, mask: bytes = MASK
 ) -> bytes:
-    """A whole masked frame. O(len(payload))."""
+    """Return a whole masked frame. O(len(payload))."""
     size = len(payload)
     key = (mask * (size // 4 + 1))[:size]
     masked = int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")
@@ -50,7 +50,7 @@ def client_frame(
 
 
 def client_close(code: int | None = 1000, reason: bytes = b"") -> bytes:
-    """A Close frame; None for one with no payload."""
+    """Return a Close frame; a code of None means no payload."""
     return client_frame(CLOSE, b"" if code is None else struct.pack("!H", code) + reason)
 
 
@@ -62,7 +62,7 @@ class ServerFrame(NamedTuple):
 
 
 def close_code(frame: ServerFrame) -> int:
-    """The code of a Close frame; 1005 when it has none."""
+    """Return the code of a Close frame; 1005 when it has none."""
     assert frame.opcode == CLOSE
     assert len(frame.payload) != 1
     if not frame.payload:
@@ -73,22 +73,22 @@ def close_code(frame: ServerFrame) -> int:
 
 
 class FrameReader:
-    """Bytes from a server in, its frames out, in any cut."""
+    """Parse the bytes of a server into frames, for any cut."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
 
     @property
     def pending(self) -> bytes:
-        """What has come of a frame that is not complete."""
+        """The bytes of a frame that is not complete."""
         return bytes(self._pending)
 
     def receive_data(self, data: bytes) -> list[ServerFrame]:
-        """The frames these bytes complete. O(bytes).
+        """Return the frames that these bytes complete. O(bytes).
 
         Raises:
             AssertionError: The server broke RFC 6455: mask, reserved bits, opcode, length encoding, a
-                fragment (ours never sends one), or a control frame over 125 bytes.
+                fragment (the gateway never sends one), or a control frame over 125 bytes.
         """
         self._pending += data
         frames = []
@@ -103,7 +103,7 @@ class FrameReader:
         return frames
 
     def _frame_end(self, start: int) -> tuple[int, int] | None:
-        """Where the payload of the frame at `start` begins and ends; None when it is not complete."""
+        """Return the start and end of the payload of the frame at `start`; None when it is incomplete."""
         if len(self._pending) < start + 2:
             return None
         first, second = self._pending[start : start + 2]
