@@ -1,8 +1,8 @@
-"""A bus that answers every command of a gateway wrongly, as long as a test wants; else a proxy of a real one.
+"""Run a bus that answers the commands of a gateway wrongly while a test wants it; otherwise it is a proxy.
 
-It stands in for a single server, for sentinels and the primary that they name, or for a cluster of one
-server. It runs on a loop of its own in a thread, and what it answers is drawn from a seed: correct answers
-are mixed in, so that a gateway gets past its greeting and meets the wrong ones everywhere behind it.
+It acts as a single server, as sentinels with the primary that they name, or as a cluster of one server. It
+runs on a loop of its own in a thread, and its answers depend on a seed. Some answers are correct, so that a
+gateway gets past its greeting and receives wrong answers in every later state.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ MASTER = "main"
 
 
 def bulk(data: bytes) -> bytes:
-    """A bulk string."""
+    """Return a bulk string."""
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 class HostileBus:
-    """One such server.
+    """One server that is hostile or a proxy.
 
     Attributes:
-        is_hostile: Whether connections that are made from now on meet wrong answers; `turn` changes it.
+        is_hostile: Whether new connections receive wrong answers; `turn` changes it.
         commands: How often each command was answered while the bus was hostile.
         accepted: Connections that were accepted while the bus was hostile.
     """
@@ -52,7 +52,7 @@ class HostileBus:
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
 
     def url(self, kind: str) -> str:
-        """Its address as one of the kinds that a gateway knows: `single`, `sentinel`, `cluster`."""
+        """Return its address as `single`, `sentinel` or `cluster`, the kinds of bus of a gateway."""
         host = f"127.0.0.1:{self.port}"
         return {
             "single": f"redis://{host}",
@@ -61,17 +61,17 @@ class HostileBus:
         }[kind]
 
     def start(self) -> None:
-        """Listens when it returns."""
+        """Start the thread, and return when the server listens."""
         self._thread.start()
         assert self._is_up.wait(10)
 
     def turn(self, *, is_hostile: bool) -> None:
-        """Be hostile, or sane, and cut all who are connected."""
+        """Become hostile or sane, and cut all present connections."""
         self.is_hostile = is_hostile
         self._loop.call_soon_threadsafe(self._cut)
 
     def stop(self) -> None:
-        """Cut everybody and end."""
+        """Cut all connections and end."""
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(10)
         self._loop.close()
@@ -107,7 +107,7 @@ class HostileBus:
     # --- sane -----------------------------------------------------------------------------------------
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """To the real server and back; what only sentinels and clusters are asked is answered here."""
+        """Pass bytes to the real server and back; answer the commands for sentinels and clusters here."""
         far_reader, far_writer = await asyncio.open_connection(*self._target)
         self._writers.add(far_writer)
 
@@ -153,7 +153,7 @@ class HostileBus:
         self.accepted += 1
         dice = self._dice
         honesty = dice.choice((0.0, 0.5, 0.9, 0.97))
-        greets = dice.random() < 0.7  # correctly, so that what follows is reached
+        greets = dice.random() < 0.7  # correctly, so that later states are reached
         names: list[bytes] = []
         parser = hiredis.Reader()
         while data := await reader.read(READ_BYTES):
@@ -197,11 +197,11 @@ class HostileBus:
 
 @contextlib.contextmanager
 def hostile_bus(target: tuple[str, int], seed: int) -> Iterator[HostileBus]:
-    """A `HostileBus` that is sane until it is told otherwise.
+    """Run a `HostileBus` that is sane until `turn` changes it.
 
     Args:
         target: The real server.
-        seed: Of every wrong answer.
+        seed: The seed of all wrong answers.
     """
     bus = HostileBus(target, seed)
     bus.start()
