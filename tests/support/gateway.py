@@ -1,6 +1,6 @@
-"""A whole gateway as its users start it: `wsgate serve` in a process of its own, on free ports.
+"""Run a whole gateway as its users start it: `wsgate serve` in a process of its own, on free ports.
 
-Everything it prints is kept; it is told to stop by its own pid, and what it leaves behind is looked at.
+All its output is kept. It is stopped by its own pid, and it must leave no process behind.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from wsgate.config import parse_duration_ms
 __all__ = ["Gateway", "children_of", "run_command", "running_gateway", "wait_until"]
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 90.0  # a busy machine has needed more than half a minute
+START_S = 90.0  # a busy machine needs more than half a minute
 STOP_S = 45.0
 
 
 def wait_until(what: str, claim: Callable[[], object], within_s: float = 10.0) -> None:
-    """Poll until `claim()` is true; AssertionError naming `what` when it never is."""
+    """Poll until `claim()` is true; raise AssertionError with `what` when it never is."""
     end_s = time.monotonic() + within_s
     while not claim():
         if time.monotonic() > end_s:
@@ -42,7 +42,7 @@ def wait_until(what: str, claim: Callable[[], object], within_s: float = 10.0) -
 
 
 def children_of(pid: int) -> dict[str, list[int]]:
-    """Name to pids of a process's children, as ps shows them."""
+    """Map the names of a process's children, as ps shows them, to their pids."""
     found: dict[str, list[int]] = {}
     with contextlib.suppress(OSError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -53,7 +53,7 @@ def children_of(pid: int) -> dict[str, list[int]]:
 
 @dataclass
 class Gateway:
-    """One running gateway."""
+    """One running gateway, with its ports, output and processes."""
 
     process: subprocess.Popen[str]
     directory: Path
@@ -62,7 +62,7 @@ class Gateway:
     bus_url: str = ""
     lines: list[str] = field(default_factory=list)  # standard output and error
     secret: str = ""
-    neighbours: frozenset[int] = frozenset()  # processes in its directory that were there before it
+    neighbours: frozenset[int] = frozenset()  # earlier processes in its directory
 
     @property
     def ws_url(self) -> str:
@@ -73,11 +73,11 @@ class Gateway:
         return f"http://127.0.0.1:{self.admin_port}"
 
     def children(self) -> dict[str, list[int]]:
-        """Its processes by name."""
+        """Return its processes by name."""
         return children_of(self.process.pid)
 
     def processes(self) -> list[int]:
-        """Every process that was started for it and lives, whoever its parent is now."""
+        """Return every living process that was started for this gateway, whatever its parent is now."""
         entry = f"RUNTIME_DIRECTORY={self.directory}".encode()
         pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
         group = self.process.pid
@@ -85,17 +85,17 @@ class Gateway:
         return [pid for pid in found if pid not in self.neighbours]
 
     def pid_of(self, name: str) -> int:
-        """The one child of this name, such as `wsgate-shard-0`."""
+        """Return the pid of the one child of this name, such as `wsgate-shard-0`."""
         (pid,) = self.children()[name]
         return pid
 
     def warnings(self) -> list[str]:
-        """Lines of the log that say that something went wrong; that a test runs as root is nothing wrong."""
+        """Return the log lines about faults; the warning about running as root is not one."""
         found = [line for line in self.lines if "Z warning " in line or "Z error " in line]
         return [line for line in found if " keeper runs_as_root " not in line]
 
     def why_not_ready(self) -> list[str]:
-        """What `/readyz` names, empty when it is ready; `admin_away` when nobody answers."""
+        """Return the causes that `/readyz` names; empty when ready, `admin_away` without an answer."""
         try:
             self.get("/readyz")
             return []
@@ -107,17 +107,17 @@ class Gateway:
             return ["admin_away"]
 
     def await_ready(self, within_s: float = START_S) -> None:
-        """Until `/readyz` says that it is."""
+        """Wait until `/readyz` reports that the gateway is ready."""
         wait_until("ready", lambda: not self.why_not_ready(), within_s)
 
     def get(self, path: str) -> str:
-        """A page of the admin port."""
+        """Return a page of the admin port."""
         with urllib.request.urlopen(f"{self.admin_url}{path}", timeout=START_S) as answer:
             text: str = answer.read().decode()
             return text
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Every sample by its name and its labels, sorted."""
+        """Return every sample by its name and its sorted labels."""
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(self.get("/metrics"))
@@ -125,7 +125,7 @@ class Gateway:
         }
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples of this name that have these labels."""
+        """Return the sum of the samples of this name that have these labels."""
         return sum(
             value
             for (found, has), value in self.metrics().items()
@@ -133,7 +133,7 @@ class Gateway:
         )
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """One of its commands, in its runtime directory."""
+        """Run a command of wsgate in the runtime directory of this gateway."""
         return run_command(*arguments, directory=self.directory, **options)
 
     def token(self, user: str, *arguments: str) -> str:
@@ -149,7 +149,7 @@ class Gateway:
         return self.run("token", "--port", str(self.port), "--user", user, *arguments).stdout.strip()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Tell it to stop and wait; its exit code."""
+        """Send a signal, wait for the end, and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(STOP_S)
@@ -158,7 +158,7 @@ class Gateway:
 def run_command(
     *arguments: str, directory: Path, environ: Mapping[str, str] | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """One run of `wsgate` to its end."""
+    """Run a command of `wsgate` to its end."""
     return subprocess.run(
         [sys.executable, "-m", "wsgate", *arguments],
         env=os.environ | {"RUNTIME_DIRECTORY": str(directory)} | dict(environ or {}),
@@ -180,18 +180,18 @@ def running_gateway(
     prefix: Sequence[str] = (),
     host: str | None = "127.0.0.1",
 ) -> Iterator[Gateway]:
-    """A gateway with `serve --dev`, one shard unless told otherwise, ready when it is yielded.
+    """Run a gateway with `serve --dev` and one shard by default; it is ready when it is yielded.
 
     Its ports are reserved while the block lasts, so that a test may start a successor on them.
 
     Args:
-        flags: More of `serve`'s.
-        environ: More environment.
+        flags: More flags of `serve`.
+        environ: More environment variables.
         is_dev: Whether to give --dev.
-        wait: Whether to wait until it says "ready".
-        directory: Its runtime directory; a new one by default.
+        wait: Whether to wait until the gateway prints "ready".
+        directory: The runtime directory; a new one by default.
         prefix: A command that limits something and becomes the gateway by exec.
-        host: Where clients connect to; None: the gateway's own default.
+        host: The address for clients; None for the default of the gateway.
     """
     with contextlib.ExitStack() as stack:
         if directory is None:
@@ -249,7 +249,7 @@ def _await(gateway: Gateway, word: str) -> None:
 
 
 def _described(gateway: Gateway) -> list[dict[str, Any]]:
-    """What the gateway has written about itself in its runtime directory; nothing until it listens."""
+    """Return the description that the gateway writes into its runtime directory when it listens."""
     rows = [json.loads(file.read_text()) for file in gateway.directory.glob("gateway-*.json")]
     return [row for row in rows if row["pid"] == gateway.process.pid]
 
@@ -261,7 +261,7 @@ def _describe(gateway: Gateway) -> None:
 
 
 def _end(gateway: Gateway) -> None:
-    """However the test left it: the keeper and every child gone, or it has failed."""
+    """End the keeper and every child, in whatever state the test left them."""
     if gateway.process.poll() is None:
         gateway.process.terminate()
         try:
@@ -271,7 +271,9 @@ def _end(gateway: Gateway) -> None:
             gateway.process.wait(5)
     for pid in gateway.processes():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)  # one a test had stopped sees now that its keeper is gone
+            os.kill(
+                pid, signal.SIGCONT
+            )  # a child that a test had stopped can now notice that its keeper is gone
     try:
         wait_until("its children are gone", lambda: not gateway.processes())
     finally:
@@ -281,10 +283,10 @@ def _end(gateway: Gateway) -> None:
 
 
 def _belongs(process: Path, entry: bytes, directory: Path, group: int) -> bool:
-    """By its process group, its environment or where it works: the private bus has a group of its own.
+    """Whether a process belongs to the gateway, by its group, its environment or its working directory.
 
-    The environment of a process that is not dumpable is shown to root alone. A process that ended has none of
-    these.
+    The private bus has a group of its own. Only root can read the environment of a process that is not
+    dumpable. A process that has ended has none of these.
     """
     with contextlib.suppress(OSError, IndexError):
         state, _, its_group = (process / "stat").read_text().rsplit(")", 1)[1].split()[:3]
