@@ -1,4 +1,4 @@
-"""An issuer of tokens: keys that rotate, and a small HTTP server that publishes them, well or badly."""
+"""Run an issuer of tokens: keys that rotate, and a small HTTP server that publishes them, well or badly."""
 
 import base64
 import contextlib
@@ -19,11 +19,11 @@ ISSUER = "https://issuer.example"
 
 
 class SigningKey:
-    """One key pair under a kid.
+    """One key pair with a key id.
 
     Args:
-        kid: Its id.
-        algorithm: Any with a public key.
+        kid: The key id.
+        algorithm: An algorithm with a public key.
         rsa_bits: Size of an RSA key.
     """
 
@@ -42,14 +42,14 @@ class SigningKey:
         self.private: Any = make[algorithm]()
 
     def jwk(self, **changes: Any) -> dict[str, Any]:
-        """The public half as a row of a key set; a change to None leaves a member out."""
+        """Return the public half as a row of a key set; a change to None leaves a member out."""
         algorithm = jwt.get_algorithm_by_name(self.algorithm)
         row: dict[str, Any] = json.loads(algorithm.to_jwk(self.private.public_key()))
         row |= {"kid": self.kid, "alg": self.algorithm, "use": "sig"} | changes
         return {name: value for name, value in row.items() if value is not None}
 
     def token(self, user: str = "42", **claims: Any) -> str:
-        """A token that lasts an hour unless claims say otherwise; `kid` among them replaces the kid."""
+        """Return a token that lasts an hour unless claims change it; a `kid` in them replaces the key id."""
         now_s = int(time.time())
         kid = claims.pop("kid", self.kid)
         given = {"sub": user, "iss": ISSUER, "iat": now_s, "exp": now_s + 3600} | claims
@@ -62,15 +62,15 @@ class SigningKey:
 
 
 class Issuer:
-    """What its server answers, changed while it runs.
+    """The answers of the server, which a test changes while it runs.
 
     Attributes:
-        keys: What the set holds; rows made by hand may be among them.
-        status: Of every answer.
-        headers: More of them.
-        body: In place of the set.
-        pause_s: Between the bytes of the body; 0: at once.
-        asked: How often it was asked, by path.
+        keys: The keys of the set; rows made by hand may be among them.
+        status: The status of every answer.
+        headers: More headers of every answer.
+        body: A body that replaces the set.
+        pause_s: The pause between the bytes of the body; 0 for none.
+        asked: The paths of all requests.
         sent: The headers of each request.
     """
 
@@ -85,19 +85,19 @@ class Issuer:
         self.url = ""
 
     def document(self) -> bytes:
-        """The set as it is published."""
+        """Return the set as it is published."""
         rows = [key.jwk() if isinstance(key, SigningKey) else key for key in self.keys]
         return json.dumps({"keys": rows}).encode()
 
 
 def symmetric(kid: str, secret: bytes) -> dict[str, Any]:
-    """A row that nobody should publish."""
+    """Return a row with a symmetric key, which no issuer should publish."""
     return {"kty": "oct", "kid": kid, "k": base64.urlsafe_b64encode(secret).decode().rstrip("=")}
 
 
 @contextlib.contextmanager
 def issuer(*keys: SigningKey | dict[str, Any]) -> Iterator[Issuer]:
-    """An issuer whose set can be fetched at its `url` while the block runs."""
+    """Run an issuer whose set can be fetched at its `url` while the context is open."""
     served = Issuer()
     served.keys = list(keys)
 
@@ -120,7 +120,7 @@ def issuer(*keys: SigningKey | dict[str, Any]) -> Iterator[Issuer]:
                     time.sleep(served.pause_s)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing."""
+            """Write no log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.url = f"http://127.0.0.1:{server.server_port}/keys.json"
