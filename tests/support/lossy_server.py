@@ -1,9 +1,9 @@
-"""A WebSocket server that does wrong on request, and remembers exactly what it did.
+"""Run a WebSocket server with faults on request, which records exactly the faults that it caused.
 
-The path says what a connection gets (see `_serve`). Faults on stamped messages come from a seed and are laid
-so that they do not touch each other, so what a client must report is known to the message. Input is parsed by
-the `websockets` library's own strict protocol, an independent judge of what the client sends; output is
-written raw, so that it can be wrong, split anywhere, and badly timed.
+The path selects the behaviour of a connection (see `_serve`). Faults on stamped messages come from a seed and
+do not overlap, so the expected report of a client is exact. The strict protocol of the library `websockets`
+parses the input, as an independent check of the client. Output is written raw, so that it can be wrong, split
+anywhere, and badly timed.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from websockets.server import ServerProtocol
 
 from loadtest.engine.stamps import parse_stamp, stamp
 
-# What a faulty frame looks like, by the name the engine must count it under.
+# From the name under which the engine must count a faulty frame to its bytes.
 FAULTY_FRAMES = {
     "masked": b"\x82\x81\x00\x00\x00\x00a",
     "rsv": b"\xc2\x01a",
@@ -37,12 +37,12 @@ FAULTY_FRAMES = {
     "interleaved": b"\x01\x01a\x81\x01b",
     "close_payload": b"\x88\x01\x03",
 }
-BLOCK = 10  # one fault at most in each run of so many messages
+BLOCK = 10  # at most one fault in this many consecutive messages
 
 
 @dataclass(slots=True)
 class Inflicted:
-    """What was done to the messages of all connections."""
+    """The counts of faults in the messages of all connections."""
 
     dropped: int = 0
     duplicated: int = 0
@@ -50,7 +50,7 @@ class Inflicted:
     lost_tail: int = 0
 
     def add(self, other: "Inflicted") -> None:
-        """Add another's counts."""
+        """Add the counts of another object."""
         self.dropped += other.dropped
         self.duplicated += other.duplicated
         self.reordered += other.reordered
@@ -58,7 +58,7 @@ class Inflicted:
 
 
 def inflict(count: int, source: random.Random) -> tuple[list[int], Inflicted]:
-    """Return the sequence numbers 0 to count-1 as a faulty server delivers them, and what was done."""
+    """Return the sequence numbers 0 to count-1 as a faulty server delivers them, and the faults."""
     order: list[int] = []
     done = Inflicted()
     for start in range(0, count, BLOCK):
@@ -120,20 +120,20 @@ def pieces(raw: bytes, source: random.Random, most: int) -> Iterable[bytes]:
 
 @dataclass
 class LossyServer:
-    """Serves from a thread of its own while the block lasts.
+    """A server in a thread of its own, while the context is open.
 
     Attributes:
-        seed: Of every fault; connection n uses seed + n.
-        port: Where it listens, on 127.0.0.1.
-        inflicted: What was done to stamped messages.
+        seed: The seed of all faults; connection n uses seed + n.
+        port: Its port on 127.0.0.1.
+        inflicted: The faults in stamped messages.
         seen: Connections, pongs, messages, client faults, closes by code ("close 1000"), ends ("reset",
             "eof").
         sources: Client addresses by connections.
         heads: Request heads.
         texts: Messages received on a path without behaviour of its own.
         written: Bytes written per connection of /flood.
-        errors: What broke in the server itself; leaving the block fails on any.
-        release: Set to end what waits in /silent and /deaf.
+        errors: Errors of the server itself; the end of the context fails if there are any.
+        release: A test sets this to end the waits in /silent and /deaf.
     """
 
     seed: int = 0
@@ -151,7 +151,7 @@ class LossyServer:
     _thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Listen."""
+        """Start the thread and listen."""
         ready = threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._main(ready)), name="lossy", daemon=True
@@ -161,7 +161,7 @@ class LossyServer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Stop, whatever the connections are doing."""
+        """Stop the server, whatever its connections do."""
         assert self._loop is not None and self._stop is not None and self._thread is not None
         self.release.set()
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -193,7 +193,7 @@ class LossyServer:
 
 
 class _Peer:
-    """One connection."""
+    """One connection of a client."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class _Peer:
         return request
 
     async def _messages(self) -> AsyncIterator[Frame]:
-        """Yield what the client says, while the library judges and answers it, until the end."""
+        """Yield the messages of the client until the end, while the library checks and answers it."""
         while True:
             for event in self.protocol.events_received():
                 assert isinstance(event, Frame)
@@ -269,7 +269,7 @@ class _Peer:
             pass
 
     def _accept(self, request: Request, path: str) -> Response:
-        """Answer 101, with one thing wrong if the path says so."""
+        """Answer 101, with one fault if the path selects one."""
         response = self.protocol.accept(request)
         self.protocol.send_response(response)
         self.protocol.data_to_send()
@@ -344,7 +344,7 @@ class _Peer:
             self.writer.transport.abort()
 
     async def _echo(self, options: dict[str, int]) -> None:
-        """Echo; `faults=1` does to the answers what `inflict` does, and swallows the last `tail` of `count`.
+        """Echo; `faults=1` does to the answers what `inflict` does, and drops the last `tail` of `count`.
 
         `pause_at` stops the whole server once for `pause_ms`.
         """
@@ -392,7 +392,7 @@ class _Peer:
                 raw += fragments(text, self.source) if options.get("fragments") else frame(text)
         for piece in pieces(raw, self.source, options["most"]) if "most" in options else [raw]:
             self.writer.write(piece)
-            # A turn of the loop lets the client run; nodelay, asyncio's default, makes it a segment.
+            # A turn of the loop lets the client run; with nodelay, the default of asyncio, it is a segment.
             await asyncio.sleep(0)
         self.server.seen["published"] += 1
         await self._until_end()
