@@ -1,4 +1,4 @@
-"""A gateway in memory for the Python client: no socket, a clock moved by hand, and chance by choice."""
+"""Run a gateway in memory for the Python client: no socket, a manual clock, and chosen random numbers."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,11 @@ __all__ = ["ManualClock", "MemoryGateway", "MemoryLink", "World", "run", "until"
 
 TURNS = 2_000
 PING_S = 25
-WITHIN_S = 60.0  # what hangs fails
+WITHIN_S = 60.0  # a test that hangs fails after this time
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a test to its end; whatever it leaves behind, or hides in a task, fails it."""
+    """Run a test to its end; a task that is left, or an error in a task, fails it."""
     complaints: list[str] = []
 
     async def watched() -> None:
@@ -36,7 +36,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def until(claim: Callable[[], object]) -> None:
-    """Let others run until `claim()` is true; AssertionError when it never is."""
+    """Let other tasks run until `claim()` is true; raise AssertionError when it never is."""
     for _ in range(TURNS):
         if claim():
             return
@@ -45,7 +45,7 @@ async def until(claim: Callable[[], object]) -> None:
 
 
 class ManualClock:
-    """Time that stands until it is moved."""
+    """A clock that moves only when a test advances it."""
 
     def __init__(self) -> None:
         self._now_s = 1_000.0
@@ -56,7 +56,7 @@ class ManualClock:
 
     @property
     def sleeping(self) -> list[float]:
-        """How long each sleeper still sleeps, the shortest first."""
+        """Return the remaining time of each sleeper, the shortest first."""
         return sorted(due_s - self._now_s for due_s, _ in self._sleepers)
 
     async def sleep(self, seconds: float) -> None:
@@ -71,7 +71,7 @@ class ManualClock:
             self._sleepers.remove(sleeper)
 
     def advance(self, seconds: float) -> None:
-        """Wake up who is due, on the next turn of the loop."""
+        """Move the clock, and wake the sleepers that are due on the next turn of the loop."""
         self._now_s += seconds
         for due_s, waiting in self._sleepers:
             if due_s <= self._now_s + 1e-9 and not waiting.done():
@@ -79,12 +79,12 @@ class ManualClock:
 
 
 class MemoryLink:
-    """One connection: the client's `Transport` on one side, what the gateway says on the other."""
+    """One connection: the `Transport` of the client on one side, messages of the gateway on the other."""
 
     def __init__(self, gateway: "MemoryGateway", opening: Opening) -> None:
         self.opening = opening
         self.heard_s = opening.now_s()
-        self.said: list[dict[str, Any]] = []  # by the client
+        self.said: list[dict[str, Any]] = []  # commands of the client
         self.pings = 0
         self.is_closed = False
         self._gateway = gateway
@@ -100,7 +100,7 @@ class MemoryLink:
         command: dict[str, Any] = msgpack.unpackb(data)
         self.said.append(command)
         self._gateway.answer(self, command)
-        await asyncio.sleep(0)  # a real one may wait here, and be cancelled
+        await asyncio.sleep(0)  # a real transport may wait here, and be cancelled
 
     async def receive(self) -> object:
         while not self._coming:
@@ -129,11 +129,11 @@ class MemoryLink:
     # --- the gateway's side ---------------------------------------------------------------------------
 
     def hear(self) -> None:
-        """Some byte came, such as a ping's."""
+        """Note that a byte arrived, such as one of a ping."""
         self.heard_s = self.opening.now_s()
 
     def say(self, op: str, **fields: Any) -> None:
-        """One message to the client."""
+        """Send one message to the client."""
         self.say_raw(msgpack.packb({"op": op, **{name.rstrip("_"): value for name, value in fields.items()}}))
 
     def say_raw(self, frame: bytes | str) -> None:
@@ -145,12 +145,12 @@ class MemoryLink:
         self.say("msg", ch=channel, data=data, **({} if pos is None else {"pos": pos}))
 
     def end(self, code: int, reason: str = "") -> None:
-        """What was said before still arrives."""
+        """End the connection; earlier messages still arrive."""
         self._ending = self._ending or after_close(code, reason)
         self._stirred.set()
 
     def commands(self, op: str) -> list[dict[str, Any]]:
-        """What the client said, of one kind, without the ids."""
+        """Return the commands of one kind that the client sent, without the ids."""
         return [
             {key: value for key, value in each.items() if key not in ("op", "id")}
             for each in self.said
@@ -160,14 +160,14 @@ class MemoryLink:
 
 @dataclass
 class MemoryGateway:
-    """Welcomes everybody and grants everything, unless told otherwise."""
+    """A gateway that accepts every connection and command, unless a test sets otherwise."""
 
     welcome: dict[str, Any] = field(default_factory=lambda: {"user": "42"})
-    positions: dict[str, str] = field(default_factory=dict)  # of channels with history, at `subbed`
+    positions: dict[str, str] = field(default_factory=dict)  # positions in `subbed` of channels with history
     recovered: bool = False
-    refusals: deque[Exception] = field(default_factory=deque)  # of the next handshakes
-    faults: dict[str, tuple[int, str]] = field(default_factory=dict)  # op or channel to the error it meets
-    silent: set[str] = field(default_factory=set)  # ops that are not answered
+    refusals: deque[Exception] = field(default_factory=deque)  # errors of the next handshakes
+    faults: dict[str, tuple[int, str]] = field(default_factory=dict)  # from an op or channel to its error
+    silent: set[str] = field(default_factory=set)  # ops without an answer
     openings: list[Opening] = field(default_factory=list)
     links: list[MemoryLink] = field(default_factory=list)
 
@@ -219,21 +219,21 @@ class MemoryGateway:
 
 @dataclass
 class World:
-    """A client in it, and what it was told."""
+    """A client of a gateway in memory, and the errors that it reported."""
 
     client: Client
     gateway: MemoryGateway
     clock: ManualClock
     errors: list[Exception]
-    failed: asyncio.Event  # set when there is one
+    failed: asyncio.Event  # set at the first error
 
     async def opened(self, count: int) -> MemoryLink:
-        """The link of the `count`th connection, once it was welcomed."""
+        """Wait until the `count`th connection is welcomed; return its link."""
         await until(lambda: len(self.gateway.links) >= count and self.client.state.value == "open")
         return self.gateway.links[count - 1]
 
     async def comes_back(self) -> MemoryLink:
-        """Pass the time of the back-off; the next connection."""
+        """Advance the clock by the back-off; return the link of the next connection."""
         count = len(self.gateway.links)
         await until(lambda: self.client.state.value == "waiting" and self.clock.sleeping)
         self.clock.advance(self.clock.sleeping[0])
@@ -249,7 +249,7 @@ async def world(
     random: Callable[[], float] = lambda: 0.5,
     url: str = "ws://gateway/ws",
 ) -> AsyncIterator[World]:
-    """A started client that is not connected yet; closed at the end, with every link of it."""
+    """Yield a started client that is not connected yet; close it and all its links at the end."""
     gateway = gateway or MemoryGateway()
     clock, errors, failed = ManualClock(), list[Exception](), asyncio.Event()
 
