@@ -1,4 +1,4 @@
-"""Node for tests: found or installed, with the packages they need, and a process that evaluates scripts."""
+"""Find or install Node with the packages of the tests, and run a process that evaluates scripts."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ __all__ = ["Node", "NodeError", "NodeProcess", "provide_node"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = ROOT / ".cache" / "node"
 PACKAGES: Final = {"ws": "8", "typescript": "5"}
-OLDEST: Final = (20, 19)  # the first that loads a module called .js without a package.json
+OLDEST: Final = (20, 19)  # the first version that loads a module with the suffix .js without a package.json
 INSTALL_S = 180
 ANSWER_S = 30.0
 STOP_S = 10
@@ -31,7 +31,7 @@ class NodeError(AssertionError):
 
 @dataclass(frozen=True)
 class Node:
-    """An interpreter, and the folder with its packages."""
+    """An interpreter, and the folder of its packages."""
 
     program: str
     modules: Path
@@ -39,7 +39,7 @@ class Node:
     def run(
         self, *arguments: str, environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """One run to its end, without the colours that a terminal would get."""
+        """Run Node to its end, without colours in the output."""
         return subprocess.run(
             [self.program, *arguments],
             cwd=ROOT,
@@ -52,7 +52,7 @@ class Node:
 
     @contextlib.contextmanager
     def process(self) -> Iterator["NodeProcess"]:
-        """A process that evaluates what it is told; gone afterwards."""
+        """Run a process that evaluates scripts; end it at the end of the context."""
         peer = Path(__file__).with_name("node_peer.mjs")
         with subprocess.Popen(
             [self.program, str(peer), str(self.modules)],
@@ -80,26 +80,26 @@ class Node:
 
 @dataclass
 class NodeProcess:
-    """One process; `wsgate` and `WebSocket` are global in it."""
+    """One process, in which `wsgate` and `WebSocket` are global."""
 
     process: subprocess.Popen[str]
     complaints: list[str] = field(default_factory=list)  # standard error
     _answers: "queue.Queue[dict[str, Any] | None]" = field(default_factory=queue.Queue)
 
     def read_answers(self) -> None:
-        """What it says, until it ends."""
+        """Read its answers until it ends."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._answers.put(json.loads(line))
         self._answers.put(None)
 
     def read_complaints(self) -> None:
-        """Its standard error: a full pipe would stop it."""
+        """Read its standard error, because a full pipe would stop it."""
         assert self.process.stderr is not None
         self.complaints.extend(self.process.stderr)
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression, awaited when it is a promise."""
+        """Return the value of a JavaScript expression, which is awaited when it is a promise."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(script) + "\n")
@@ -114,7 +114,7 @@ class NodeProcess:
         return answer.get("value")
 
     def wait_for(self, claim: str, within_ms: int = 15_000) -> None:
-        """Wait until an expression is true; looked at every 20 ms."""
+        """Poll an expression every 20 ms until it is true."""
         is_true = self.evaluate(f"""(async () => {{
             const until = performance.now() + {within_ms};
             while (!({claim})) {{
@@ -128,10 +128,10 @@ class NodeProcess:
 
 
 def provide_node() -> Node:
-    """Node with its packages, installed once if need be.
+    """Return Node with its packages, which are installed once if they are missing.
 
     Raises:
-        NodeError: Something is missing and cannot be installed; the message says what.
+        NodeError: Node or a package is missing and cannot be installed; the message names it.
     """
     program = find_or_install(lambda: find_program("node", "nodejs"), ["nodejs"])
     if program is None:
@@ -145,7 +145,7 @@ def provide_node() -> Node:
     if _missing(modules):
         npm = _find_npm()
         with installation_lock():
-            if missing := _missing(modules):  # another process may have installed them meanwhile
+            if missing := _missing(modules):  # another process may have installed them in the meantime
                 _install(npm, [f"{name}@{PACKAGES[name]}" for name in missing])
     return Node(program, modules)
 
