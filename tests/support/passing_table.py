@@ -1,6 +1,6 @@
-"""The table of temporary and final refusals, errors and Closes, as data and as a Markdown page.
+"""Read the table of temporary and final errors, and write it as a page for readers.
 
-Usage: python -m tests.support.passing_table    writes the page from the data
+Usage: python -m tests.support.passing_table    writes the page again from the data
 """
 
 import json
@@ -58,7 +58,7 @@ PARTS: Final = {
 
 
 def render(table: dict[str, Any]) -> str:
-    """Return the Markdown page for a table of `passing.json`."""
+    """Return the page of a table."""
     parts = [HEAD]
     for kind, (title, text) in PARTS.items():
         rows = [row for row in table["rows"] if row["kind"] == kind]
