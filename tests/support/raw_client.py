@@ -1,4 +1,4 @@
-"""A client that does nothing by itself: raw bytes on a socket to a gateway's client port."""
+"""Send raw bytes on a socket to the client port of a gateway; this client does nothing by itself."""
 
 import contextlib
 import json
@@ -15,12 +15,12 @@ from tests.support.gateway import Gateway
 
 __all__ = ["LIMIT_S", "Answer", "Ending", "RawClient", "bearer", "request"]
 
-LIMIT_S = 30.0  # for any one answer; nothing is expected to take so long
+LIMIT_S = 30.0  # for any one answer; no healthy run needs so long
 _KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
 
 class Answer(NamedTuple):
-    """What a request head was answered."""
+    """The answer to a request head."""
 
     status: int
     headers: Mapping[str, str]
@@ -28,14 +28,14 @@ class Answer(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a connection ended: what was said last, and the code of the Close; 1006 without one."""
+    """The end of a connection: the last messages, and the code of the Close; 1006 without one."""
 
     code: int
     messages: list[dict[str, Any]]
 
     @property
     def bye(self) -> dict[str, Any]:
-        """The goodbye, which is the last message; empty when there is none."""
+        """Return the `bye`, which is the last message; empty when there is none."""
         is_there = bool(self.messages) and self.messages[-1].get("op") == "bye"
         return self.messages[-1] if is_there else {}
 
@@ -43,7 +43,7 @@ class Ending(NamedTuple):
 def request(
     path: str = "/ws", *, host: str = "gate.example", headers: Sequence[tuple[str, str]] = ()
 ) -> bytes:
-    """An opening handshake with more headers."""
+    """Return an opening handshake with these additional headers."""
     lines = [
         f"GET {path} HTTP/1.1",
         f"Host: {host}",
@@ -57,12 +57,12 @@ def request(
 
 
 def bearer(token: str) -> tuple[str, str]:
-    """A token as a header."""
+    """Return the header with a token."""
     return "Authorization", f"Bearer {token}"
 
 
 class RawClient:
-    """One TCP connection to the client port; nothing is done for it that it does not do itself."""
+    """One TCP connection to the client port; it sends only the bytes that a test gives it, and pongs."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class RawClient:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         self.sock.connect(("127.0.0.1", port or gateway.port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.heard = bytearray()  # every byte that came
+        self.heard = bytearray()  # all received bytes
         self.answers_pings = True
         self._reader = FrameReader()
         self._frames: list[ServerFrame] = []
@@ -97,7 +97,7 @@ class RawClient:
     def welcomed(
         cls, gateway: Gateway, token: str, *headers: tuple[str, str], path: str = "/ws", **options: Any
     ) -> Self:
-        """A client that was let in by a token in the header and has heard `welcome` and its inbox."""
+        """Connect a client with a token in the header; return after `welcome` and its inbox."""
         client = cls(gateway, **options)
         try:
             assert client.ask(request(path, headers=(bearer(token), *headers))).status == 101
@@ -109,13 +109,13 @@ class RawClient:
         return client
 
     def ask(self, head: bytes) -> Answer:
-        """Send a request head; its answer. After a refusal the stream has ended."""
+        """Send a request head and return its answer; after a refusal the stream must have ended."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.sock.sendall(head)
         return self.answer()
 
     def answer(self) -> Answer:
-        """The answer to a head."""
+        """Return the answer to a request head."""
         while b"\r\n\r\n" not in self.heard:
             self._receive()
         head, _, rest = bytes(self.heard).partition(b"\r\n\r\n")
@@ -132,7 +132,7 @@ class RawClient:
         return Answer(status, headers, bytes(self.heard))
 
     def say(self, **fields: Any) -> None:
-        """One command, in whatever form was agreed on."""
+        """Send one command in the dialect of the connection."""
         payload = msgpack.packb(fields) if self._is_binary else json.dumps(fields).encode()
         self.say_raw(payload)
 
@@ -141,15 +141,15 @@ class RawClient:
         self.sock.sendall(b"".join(client_frame(TEXT, json.dumps(each).encode()) for each in commands))
 
     def say_raw(self, payload: bytes, opcode: int = 0) -> None:
-        """One message, whatever it holds."""
+        """Send one message with any content."""
         self.sock.sendall(client_frame(opcode or (BINARY if self._is_binary else TEXT), payload))
 
     def frame(self) -> ServerFrame:
-        """The next frame that is no ping, which is answered, and no pong.
+        """Return the next frame that is no ping and no pong; pings are answered.
 
         Raises:
             EOFError: The stream has ended.
-            TimeoutError: There was none in time, however many pings there were.
+            TimeoutError: No such frame came in time, however many pings came.
         """
         end_s = time.monotonic() + self._limit_s
         while time.monotonic() < end_s:
@@ -163,7 +163,7 @@ class RawClient:
         raise TimeoutError("nothing but pings")
 
     def hear(self) -> dict[str, Any]:
-        """The next message as an object."""
+        """Return the next message as an object."""
         frame = self.frame()
         assert frame.opcode != CLOSE, code_of(frame)
         said = msgpack.unpackb(frame.payload) if self._is_binary else json.loads(frame.payload)
@@ -171,13 +171,13 @@ class RawClient:
         return said
 
     def hear_answer(self, id: int) -> dict[str, Any]:
-        """The answer with this id; what comes before it is passed over."""
+        """Return the answer with this id; earlier messages are skipped."""
         while (said := self.hear()).get("id") != id:
             pass
         return said
 
     def ending(self) -> Ending:
-        """Hear everything up to the end of the stream; a Close is answered, as RFC 6455 has it."""
+        """Read to the end of the stream, and answer a Close as RFC 6455 requires."""
         messages: list[dict[str, Any]] = []
         code = 1006
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
