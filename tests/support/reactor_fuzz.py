@@ -1,12 +1,12 @@
-"""Random bytes and random calls against two reactors, with every promise about events checked.
+"""Send random bytes and random calls to two reactors, and check every promise about events.
 
-Run as a child, so that a crash is an exit status and not the end of the tests::
+The program runs as a child, so that a crash is an exit status and not the end of the tests::
 
     python -m tests.support.reactor_fuzz <seed> <steps>
     python -m tests.support.reactor_fuzz --seeds 50 --steps 20000       one child for each seed, with progress
 
 After every step each account of both reactors is compared with its structures. The second reactor is
-the sibling that sockets are handed over to. Prints `sound` when nothing was broken and everything was
+the sibling that receives handed-over sockets. It prints `sound` when no promise was broken and all memory was
 given back.
 """
 
@@ -68,7 +68,7 @@ NAME_LIMIT_BYTES = 1_024
 NAMES = 12
 USERS = 8
 DICE = random.Random()
-"""Seeded as the module's own is; sizes are drawn from it."""
+"""Random numbers for sizes, with the same seed as the module `random`."""
 PEERS_MAX = 120
 
 
@@ -83,7 +83,7 @@ class Client:
         self.is_open = is_open
 
     def receive(self) -> None:
-        """Read some, and parse it strictly: the reactor may write nothing that is no frame."""
+        """Read some bytes and parse them strictly: after the handshake the reactor may send only frames."""
         try:
             data = self.sock.recv(random.choice([100, 5000, 1 << 20]))
         except OSError:
@@ -99,7 +99,7 @@ class Client:
 
 
 class Watcher:
-    """A meta object that calls the reactor when it is dropped, wherever that happens."""
+    """A meta object that calls the reactor when it is dropped, at any time."""
 
     def __init__(self, reactor: Reactor, conn: int) -> None:
         self.reactor, self.conn = reactor, conn
@@ -112,10 +112,10 @@ class Watcher:
 
 
 class Fuzz:
-    """One reactor, its peers, and the history of every handle."""
+    """One reactor with a sibling, its peers, and the history of every handle."""
 
     def __init__(self, seed: int) -> None:
-        """Same seed, same calls; what the kernel does with them may differ."""
+        """Start with a seed: the calls are the same for it, but the kernel may act differently."""
         random.seed(seed)
         DICE.seed(seed)
         self.now_ms = random.choice([0, 1, 1_000_003, 2**28 - 9_000, 2**32 - 9_000, 10**12])
@@ -143,7 +143,7 @@ class Fuzz:
         self.operations = self.weighted()
 
     def weighted(self) -> list[Callable[[], object]]:
-        """What may happen next, as often as it is listed."""
+        """Return the operations, each as often as its weight."""
         often = [self.talk, self.call, self.poll]
         usual = [self.read, self.publish, self.flush]
         return [
@@ -164,7 +164,7 @@ class Fuzz:
         ]
 
     def join(self) -> None:
-        """One that is open subscribes to a few."""
+        """Subscribe one open connection to a few channels."""
         if self.handles:
             conn = random.choice(self.handles)
             for _ in range(4):
@@ -172,13 +172,13 @@ class Fuzz:
                 self.reactor.subscribe(conn, self.names[number], policy=number % 3, is_counted=number != 0)
 
     def rename(self) -> None:
-        """Another name in one of the places: names of every length come and go."""
+        """Replace one of the channel names, so that names of every length are used and left."""
         self.names[random.randrange(NAMES)] = random.randbytes(draw_size(DICE, NAME_LIMIT_BYTES, least=1))
         with contextlib.suppress(*REFUSED_CALLS):
             self.reactor.take_vacated(random.choice([0, 1, 100]))
 
     def renew(self) -> None:
-        """Other limits for everybody, some of them below what is in use."""
+        """Apply other limits to all connections, some of them below the present use."""
         self.settings = replace(
             self.settings,
             outbox_bytes=draw_size(DICE, 200_000, least=1_024),
@@ -193,7 +193,7 @@ class Fuzz:
         self.reactor.renew(self.settings)
 
     def shed(self) -> None:
-        """A memory budget around what is counted, so that some are cut; then none again."""
+        """Set a memory budget near the counted use, so that some connections are shed; then remove it."""
         held = sum(self.reactor.bytes_held().values())
         budget = random.choice([held // 2, held, held + held // 16, held * 2, 0])
         self.reactor.set_gate(
@@ -205,7 +205,7 @@ class Fuzz:
             self.reactor.set_gate(GateLimits(), b"HTTP/1.1 503 x\r\n\r\n")
 
     def hand_over(self) -> None:
-        """No room here: what is accepted goes to the sibling, or to nobody who listens any more."""
+        """Leave no room, so that accepted sockets go to the sibling, or to a closed channel."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -229,7 +229,7 @@ class Fuzz:
         theirs.close()
 
     def serve_sibling(self) -> None:
-        """The sibling's own turn; it upgrades, subscribes and answers."""
+        """Run a turn of the sibling, which upgrades, subscribes and answers."""
         self.sibling.tick(self.now_ms)
         for kind, conn, value in self.sibling.poll(self.now_ms):
             if kind == event_kinds.OPEN:
@@ -242,7 +242,7 @@ class Fuzz:
         self.sibling.flush(self.now_ms)
 
     def encode_gap(self, variant: int, channel: bytes, first: int, last: int) -> bytes:
-        """Fail, lie, or call back, now and then."""
+        """Encode a gap; sometimes fail, return nonsense, or call the reactor."""
         choice = random.random()
         if choice < 0.05:
             raise RuntimeError("planted")
@@ -252,11 +252,11 @@ class Fuzz:
             self.call()
             with contextlib.suppress(*REFUSED_CALLS):
                 self.reactor.shutdown()
-                os._exit(3)  # it must refuse
+                os._exit(3)  # the reactor must refuse it
         return b"gap %d %b %d %d" % (variant, channel, first, last)
 
     def handle(self) -> int:
-        """Mostly a live one; sometimes gone, made up or absurd."""
+        """Return a handle: mostly a live one, sometimes a former, an invented or an impossible one."""
         choice = random.random()
         if choice < 0.8 and self.handles:
             return random.choice(self.handles)
@@ -265,7 +265,7 @@ class Fuzz:
         return random.choice([0, 1, -1, 2**63, 2**64 - 1, 2**64, random.getrandbits(64), 0xFFFFFFFF])
 
     def connect(self) -> None:
-        """A socket pair, as upgraded or with a head to come."""
+        """Connect a socket pair, upgraded or with a head to come."""
         ours, theirs = socket.socketpair()
         if random.random() < 0.5:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -285,13 +285,13 @@ class Fuzz:
         self.clients.append(Client(theirs, is_open=is_open))
 
     def dial(self) -> None:
-        """A TCP client."""
+        """Connect a TCP client."""
         if len(self.clients) < PEERS_MAX:
             sock = socket.create_connection(self.listener.getsockname())
             self.clients.append(Client(sock, is_open=False))
 
     def talk(self) -> None:
-        """Something sound or something broken, whole or cut."""
+        """Send valid or invalid bytes from a client, whole or cut."""
         if not self.clients:
             return
         client = random.choice(self.clients)
@@ -326,7 +326,7 @@ class Fuzz:
             client.sock.send(data)
 
     def leave(self) -> None:
-        """FIN, RST or half of it."""
+        """End a client with FIN, with RST, or only its sending side."""
         if not self.clients or random.random() < 0.8:
             return
         client = random.choice(self.clients)
@@ -341,12 +341,12 @@ class Fuzz:
         self.clients.remove(client)
 
     def read(self) -> None:
-        """One client reads."""
+        """Let one client read."""
         if self.clients:
             random.choice(self.clients).receive()
 
     def call(self) -> None:
-        """One call with arguments between plausible and absurd."""
+        """Make one call with arguments that are plausible or impossible."""
         reactor, conn = self.reactor, self.handle()
         number = random.choice([0, 1, 2, 999, 1000, 1006, 4000, 5000, -1, 2**31, 2**63, 10**30])
         payload = bytes(draw_size(DICE, 140_000))
@@ -396,7 +396,7 @@ class Fuzz:
             random.choice(calls)()
 
     def regulate(self) -> None:
-        """Change the gate, or who listens."""
+        """Change the gate, or the listener."""
         limits = GateLimits(
             connections=random.choice([0, 0, 30]),
             handshakes_in_progress=random.choice([0, 5]),
@@ -410,7 +410,7 @@ class Fuzz:
             self.reactor.listen(self.listener.fileno())
 
     def publish(self) -> None:
-        """To a channel that may or may not be."""
+        """Publish to a channel that may not exist."""
         channel = random.choice(self.names)
         variants: list[bytes | int | None] = random.choice(
             [
@@ -429,7 +429,7 @@ class Fuzz:
         self.reactor.publish(channel, variants, position=position, exclude=abs(self.handle()) % 2**64)
 
     def notify(self) -> None:
-        """Some channels lost something: a part of a walk of notices, or one channel's."""
+        """Announce a loss: a part of a walk of notices, or of one channel."""
         for _ in range(random.randrange(3)):
             self.reactor.mark_lost(random.choice(self.names), random.randrange(1, 4))
         count, size = random.choice((1, 2, 31, 32)), draw_size(DICE, 1_000)
@@ -439,7 +439,7 @@ class Fuzz:
         self.reactor.send_notices(start, random.choice((0, 1, 64, 2**31)), forms, round=2, channel=channel)
 
     def poll(self) -> None:
-        """Poll, check the promises, and now and then call something in the middle of the batch."""
+        """Poll, check the promises, and sometimes make a call in the middle of the batch."""
         for kind, conn, value in self.reactor.poll(self.now_ms):
             self.check(kind, conn, value)
             if kind == event_kinds.OPEN:
@@ -458,7 +458,7 @@ class Fuzz:
             self.flush()
 
     def check(self, kind: int, conn: int, value: bytes | int) -> None:
-        """Order of events of one handle."""
+        """Check the order of the events of one handle."""
         past = self.history.setdefault(conn, [])
         assert event_kinds.CLOSED not in past, "an event after `CLOSED`"
         if kind == event_kinds.OPEN:
@@ -475,15 +475,15 @@ class Fuzz:
             if conn in self.handles:
                 self.handles.remove(conn)
                 if random.random() < 0.2:
-                    self.handles.append(conn)  # and go on using it
+                    self.handles.append(conn)  # and continue to use it
         past.append(kind)
 
     def flush(self) -> None:
-        """Flush."""
+        """Flush the reactor."""
         self.reactor.flush(self.now_ms)
 
     def tick(self) -> None:
-        """Time passes: usually a step, sometimes a stall, once in a while backwards."""
+        """Advance the clock: usually by a step, sometimes by a stall, sometimes backwards."""
         self.now_ms += random.choice([0, 1, 60, 250, 250, 250, 250, 300, 500, 1000])
         if random.random() < 0.02:
             self.now_ms += random.choice([3_000, 10_000, 70_000])
@@ -491,7 +491,7 @@ class Fuzz:
         self.reactor.tick(self.now_ms - random.choice([0, 0, 0, 500]), random.choice([None, self.wall_ms]))
 
     def settle(self) -> None:
-        """Everybody leaves; time passes; all is given back."""
+        """Close all clients, let time pass, and check that all memory is returned."""
         for client in self.clients:
             client.sock.close()
         self.reactor.stop_listening()
@@ -513,7 +513,7 @@ class Fuzz:
         census = {name: count for name, count in counters.items() if name.startswith("now_") and count}
         assert not census, census
         assert not self.reactor.more
-        self.audit("after everybody left")
+        self.audit("after all clients have left")
         held = self.reactor.bytes_held()
         for account in ("outbox", "partial", "subscription", "kernel_queued"):
             assert held[account] == 0, (account, held)
@@ -521,7 +521,7 @@ class Fuzz:
         assert not unfinished, "no `CLOSED`"
 
     def run(self, steps: int) -> None:
-        """Everything."""
+        """Run this many random operations, settle, and shut down."""
         descriptors = len(os.listdir("/proc/self/fd"))
         for number in range(steps):
             operation = random.choice(self.operations)
@@ -529,7 +529,7 @@ class Fuzz:
             self.audit(f"step {number}, {operation.__name__}")
         self.settle()
         assert len(os.listdir("/proc/self/fd")) <= descriptors
-        # All kinds are compared before `shutdown`, which sets them to nothing whatever they said.
+        # All accounts are compared before `shutdown`, which sets them to zero.
         self.audit("at the end")
         self.reactor.shutdown()
         self.sibling.shutdown()
@@ -543,7 +543,7 @@ class Fuzz:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one seed here, or many seeds as children; 0 when all were sound."""
+    """Run one seed here, or many seeds as children; return 0 when all were sound."""
     parser = argparse.ArgumentParser(prog="tests.support.reactor_fuzz")
     parser.add_argument("seed", type=int, nargs="?", default=0, help="of the run, or of the first of several")
     parser.add_argument("steps", type=int, nargs="?", default=5_000)
@@ -561,7 +561,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run_seeds(seeds: range, steps: int) -> int:
-    """Run one child for each seed, two at a time; says which seed failed and how to see it again."""
+    """Run one child for each seed, two at a time; print each seed that failed and how to repeat it."""
     began_s, failed, waiting = time.monotonic(), 0, list(seeds)
     children: dict[int, subprocess.Popen[str]] = {}
     done = 0
