@@ -1,4 +1,4 @@
-"""A control group with a memory limit, for what is started in it. Needs root."""
+"""Make a control group with a memory limit, and start processes in it. It needs root."""
 
 import contextlib
 import os
@@ -15,22 +15,22 @@ EMPTY_S = 10.0
 
 
 class MemoryGroupError(Exception):
-    """None can be made here; the message says why."""
+    """No control group can be made on this machine; the message names the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryGroup:
-    """One group; a process started behind `prefix` is in it, and so is all that it starts."""
+    """One control group; a process that is started with `prefix` is in it, with all its children."""
 
     folder: Path
 
     @property
     def prefix(self) -> list[str]:
-        """What goes before a command."""
+        """Return the words before a command that start it in the group."""
         return ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(self.folder)]
 
     def killed(self) -> int:
-        """How many of its processes the kernel has killed for want of memory."""
+        """Return how many of its processes the kernel has killed for lack of memory."""
         file = "memory.events" if (self.folder / "memory.events").exists() else "memory.oom_control"
         rows = dict(line.split() for line in (self.folder / file).read_text().splitlines())
         return int(rows["oom_kill"])
@@ -38,10 +38,10 @@ class MemoryGroup:
 
 @contextlib.contextmanager
 def memory_group(limit_bytes: int) -> Iterator[MemoryGroup]:
-    """A group whose processes may use so many bytes together, of either version of control groups.
+    """Make a group with this limit for all its processes, with either version of control groups.
 
     Raises:
-        MemoryGroupError: Not root, or there is no memory controller to be had.
+        MemoryGroupError: The user is not root, or no memory controller is available.
     """
     if (ROOT / "memory").is_dir():
         folder, limit = ROOT / "memory", "memory.limit_in_bytes"
@@ -63,7 +63,7 @@ def memory_group(limit_bytes: int) -> Iterator[MemoryGroup]:
 
 
 def _remove(folder: Path) -> None:
-    """It can go only when its last process has."""
+    """Remove the group, which is possible only after its last process has ended."""
     until_s = time.monotonic() + EMPTY_S
     while True:
         try:

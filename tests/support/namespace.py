@@ -1,7 +1,8 @@
-"""A network namespace with one cable to this one: a host of its own that can vanish.
+"""Make a network namespace with one cable to the present one: a host of its own that can vanish.
 
-Needs root, `ip` and `nft`. Where that may not be, `far_host` says why, for a test to skip aloud. Everything
-it makes has a name of its own and is gone after the block; nothing else is touched.
+This needs root, `ip` and `nft`. Where that is not possible, `far_host` raises with the cause, so that a test
+is skipped with it. Everything that it makes has a name of its own and is removed at the end; nothing else
+changes.
 """
 
 import contextlib
@@ -19,22 +20,22 @@ PREFIX_BITS = 30
 
 
 class NamespaceError(Exception):
-    """None can be made here; the message says why."""
+    """No namespace can be made on this machine; the message names the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class FarHost:
-    """A host at the other end of a cable."""
+    """The host at the other end of the cable."""
 
     namespace: str
     ours: str
-    """Our address, as it sees us."""
+    """The address of this host on the cable."""
     theirs: str
-    """Its address, as we see it."""
+    """The address of the far host on the cable."""
     nft: str
 
     def start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
-        """A process there, with a pipe for its standard output."""
+        """Start a process on the far host, with a pipe for its standard output."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, *command],
             stdin=subprocess.DEVNULL,
@@ -43,11 +44,11 @@ class FarHost:
         )
 
     def vanish(self) -> None:
-        """From now on nothing comes from it and nothing reaches it; no FIN, no reset, no ICMP."""
+        """Drop all packets from and to the far host from now on; there is no FIN, reset or ICMP."""
         self.impair("drop")
 
     def impair(self, *rules: str, hooks: Sequence[str] = ("input", "output")) -> None:
-        """Let every packet that comes to it (`input`) or leaves it (`output`) meet these rules of nft."""
+        """Apply these nft rules to every packet that reaches (`input`) or leaves (`output`) the far host."""
         table = "add table inet impaired"
         for hook in hooks:
             table += f"; add chain inet impaired {hook} {{ type filter hook {hook} priority 0; }}"
@@ -55,7 +56,7 @@ class FarHost:
         self._nft(table)
 
     def heal(self) -> None:
-        """As if nothing had been impaired."""
+        """Remove every impairment."""
         self._nft("delete table inet impaired")
 
     def _nft(self, commands: str) -> None:
@@ -70,10 +71,10 @@ def _run(*command: str) -> None:
 
 @contextlib.contextmanager
 def far_host() -> Iterator[FarHost]:
-    """A namespace, a pair of interfaces, an address at each end.
+    """Make a namespace, a pair of interfaces, and an address at each end.
 
     Raises:
-        NamespaceError: Not root, no `ip` or `nft`, or the kernel does not allow it.
+        NamespaceError: The user is not root, `ip` or `nft` is missing, or the kernel does not allow it.
     """
     if os.geteuid() != 0:
         raise NamespaceError("only root may make a network namespace")
@@ -82,12 +83,12 @@ def far_host() -> Iterator[FarHost]:
         raise NamespaceError("no ip or no nft here, and they could not be installed")
     mark = secrets.token_hex(3)
     name, near, far = f"wsgate-{mark}", f"wsg{mark}a", f"wsg{mark}b"
-    # A network of two addresses, out of the range kept for tests of equipment (RFC 2544).
+    # A network of two addresses from the range for tests of equipment (RFC 2544).
     third, fourth = secrets.randbelow(256), 4 * secrets.randbelow(64)
     ours, theirs = f"198.18.{third}.{fourth + 1}", f"198.18.{third}.{fourth + 2}"
     with contextlib.ExitStack() as undo:
         _run("ip", "netns", "add", name)
-        undo.callback(_run, "ip", "netns", "delete", name)  # and the cable with it
+        undo.callback(_run, "ip", "netns", "delete", name)  # this removes the cable too
         _run("ip", "link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
         _run("ip", "address", "add", f"{ours}/{PREFIX_BITS}", "dev", near)
         _run("ip", "link", "set", near, "up")
