@@ -279,13 +279,13 @@ def test_connection_that_left_or_ended_is_not_notified_and_leaves_no_state(bench
 
 
 def test_many_waiters_are_notified_in_batches_and_each_only_once(bench: Bench) -> None:
-    peers = [bench.connect() for _ in range(TOLD_PER_PASS + 100)]
+    peers = [bench.connect() for _ in range(NOTIFIED_PER_PASS + 100)]
     for peer in peers:
         bench.join(peer, b"news")
     bench.up()
     assert bench.bus.commands == [("subscribe", b"news")]
     assert bench.hub.on_subscribed(b"news") is False
-    assert len(bench.outcomes_seen) == TOLD_PER_PASS
+    assert len(bench.outcomes_seen) == NOTIFIED_PER_PASS
     late = bench.connect()
     assert bench.join(late, b"news") is Joined.WAITS  # not before the earlier waiters
     assert bench.hub.on_subscribed(b"news") is True
@@ -401,7 +401,7 @@ def test_many_waiters_are_notified_of_a_bus_loss_in_batches(live: Bench) -> None
     for waiter in waiters:
         live.hub.join(waiter.conn, b"news", 0, waiter)
     live.down()
-    assert sum(waiter.outcomes_seen for waiter in waiters) == TOLD_PER_PASS
+    assert sum(waiter.outcomes_seen for waiter in waiters) == NOTIFIED_PER_PASS
     assert live.hub.tidy() is False
     assert [waiter.outcomes_seen for waiter in waiters] == [1] * len(waiters)
     live.up()
@@ -411,26 +411,26 @@ def test_many_waiters_are_notified_of_a_bus_loss_in_batches(live: Bench) -> None
 
 def test_waiter_not_yet_notified_of_a_loss_is_resubscribed_when_the_bus_is_back(live: Bench) -> None:
     """Waiters are notified of a loss in batches; the others are not notified of it after the reconnect."""
-    peers = [live.connect() for _ in range(3 * TOLD_PER_PASS)]
+    peers = [live.connect() for _ in range(3 * NOTIFIED_PER_PASS)]
     for peer in peers:
         assert live.join(peer, b"news") is Joined.WAITS
     live.down()
-    assert live.outcomes_seen == [(b"news", False)] * TOLD_PER_PASS
+    assert live.outcomes_seen == [(b"news", False)] * NOTIFIED_PER_PASS
     live.up()
     last = peers[-1]
     assert live.join(last, b"news") is Joined.ALREADY
     assert live.hub.confirm(last.conn, b"news", live.waiter) is Joined.WAITS
     for _ in range(5):
         live.hub.tidy()
-    assert live.outcomes_seen.count((b"news", False)) == TOLD_PER_PASS
+    assert live.outcomes_seen.count((b"news", False)) == NOTIFIED_PER_PASS
     live.confirm()
-    assert live.outcomes_seen.count((b"news", True)) == 2 * TOLD_PER_PASS + 1
+    assert live.outcomes_seen.count((b"news", True)) == 2 * NOTIFIED_PER_PASS + 1
     assert live.hub.pending == 0
     assert not live.hub._waiters and not live.hub._waiters._by_connection
 
 
 def test_loss_is_notified_only_for_the_cluster_server_that_is_still_down(live: Bench) -> None:
-    peers = [live.connect() for _ in range(4 * TOLD_PER_PASS)]
+    peers = [live.connect() for _ in range(4 * NOTIFIED_PER_PASS)]
     for peer in peers:
         live.join(peer, b"a")
         live.join(peer, b"b")
