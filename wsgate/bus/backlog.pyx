@@ -211,7 +211,7 @@ cdef class Backlog:
         self.holds += 1
 
     def release(self):
-        """Undo one `hold`."""
+        """Undo one call of `hold`; see backlog.pyi."""
         self.holds -= 1
 
     @property
