@@ -96,7 +96,7 @@ class Probe:
         return self._names[(self._number + 1) % len(self._names)] if self._names else b""
 
     def _send(self) -> None:
-        """Publish the next probe."""
+        """Publish the next probe on the bus."""
         name = self._next()
         self._number += 1
         if not name:
