@@ -1,4 +1,4 @@
-"""What keeps secrets inside of a process: variables that are overwritten, users that are left for good."""
+"""Check how a process protects its secrets: overwritten variables, no dumps, a final change of user."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ print("done")
         {"WSGATE_AUTH__HMAC_SECRET": "s3cret", "WSGATE_ODD": "s3cret\n\u00e9=WSGATE_s3cret"},
     ],
 )
-def test_settings_are_gone_from_the_environment_and_nothing_else_is(secrets: dict[str, str]) -> None:
+def test_settings_are_removed_from_the_environment_and_other_variables_stay(secrets: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HIDING],
         env={"KEPT": "here", "PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()} | secrets,
@@ -74,13 +74,13 @@ def test_end_with_parent_reports_a_parent_that_has_already_ended() -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-user-here", "\0", "x" * 10_000])
-def test_a_user_that_does_not_exist_is_named_by_its_setting_and_not_repeated(name: str) -> None:
+def test_unknown_user_raises_settings_error_without_repeating_the_name(name: str) -> None:
     with pytest.raises(SettingsError, match=r"^server.user: there is no such user") as caught:
         account_for(name)
     assert name not in str(caught.value)
 
 
-def test_only_root_becomes_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_to_another_user_is_allowed_only_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
     import pwd
 
     own, other = pwd.getpwuid(os.getuid()), pwd.getpwnam("nobody")
@@ -95,7 +95,7 @@ def test_only_root_becomes_somebody_else(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_process_that_left_root_cannot_return() -> None:
+def test_process_that_gave_up_root_cannot_become_root_again() -> None:
     def work() -> int:
         become(Account("nobody", 65_534, 65_534, (65_534,)))
         for name in ("setuid", "seteuid", "setgid"):
