@@ -1,4 +1,4 @@
-"""The runtime directory: who may see it, what is left in it, who is found by it; and the manager's socket."""
+"""Check the runtime directory, its files and locks, the private bus, and the service manager socket."""
 
 import contextlib
 import json
@@ -48,18 +48,18 @@ def mode(path: Path) -> int:
 # --- the directory ------------------------------------------------------------------------------------
 
 
-def test_it_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_runtime_directory_is_made_with_mode_0700(tmp_path: Path) -> None:
     made = runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)})
     assert made == tmp_path / "wsgate" and mode(made) == 0o700
     assert runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)}) == made
 
 
-def test_the_managers_directory_comes_first_and_of_several_the_first(tmp_path: Path) -> None:
+def test_first_runtime_directory_of_the_service_manager_is_used(tmp_path: Path) -> None:
     environ = {"RUNTIME_DIRECTORY": f"{tmp_path}/a:{tmp_path}/b", "XDG_RUNTIME_DIR": str(tmp_path)}
     assert runtime_directory(environ) == tmp_path / "a"
 
 
-def test_without_either_it_is_below_the_temporary_folder(
+def test_runtime_directory_is_below_the_temporary_folder_without_environment_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
@@ -67,7 +67,7 @@ def test_without_either_it_is_below_the_temporary_folder(
 
 
 @pytest.mark.parametrize("permissions", [0o770, 0o707, 0o777])
-def test_one_that_others_may_write_to_is_refused(tmp_path: Path, permissions: int) -> None:
+def test_runtime_directory_that_others_may_write_to_is_refused(tmp_path: Path, permissions: int) -> None:
     directory = tmp_path / "open"
     directory.mkdir()
     directory.chmod(permissions)
@@ -75,40 +75,42 @@ def test_one_that_others_may_write_to_is_refused(tmp_path: Path, permissions: in
         runtime_directory({"RUNTIME_DIRECTORY": str(directory)})
 
 
-def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
+def test_symbolic_link_as_runtime_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "wsgate").symlink_to(tmp_path / "real")
     with pytest.raises(SettingsError, match="a directory of yours"):
         runtime_directory({"XDG_RUNTIME_DIR": str(tmp_path)})
 
 
-def test_one_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runtime_directory_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(SettingsError, match="a directory of yours"):
         runtime_directory({"RUNTIME_DIRECTORY": str(tmp_path)})
 
 
-def test_a_place_where_none_can_be_is_named(tmp_path: Path) -> None:
+def test_error_names_a_runtime_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=f"runtime directory {tmp_path}/file/wsgate: "):
         runtime_directory({"XDG_RUNTIME_DIR": f"{tmp_path}/file"})
 
 
-# --- what is left in it -------------------------------------------------------------------------------
+# --- files of gateways --------------------------------------------------------------------------------
 
 
-def test_what_a_gateway_leaves_is_for_its_owner_and_found_again(tmp_path: Path) -> None:
+def test_file_of_a_running_gateway_has_mode_0600_and_is_found(tmp_path: Path) -> None:
     file = gateway().write(tmp_path)
     assert mode(file) == 0o600
     assert running_gateways(tmp_path) == [gateway()]
     assert list(tmp_path.iterdir()) == [file]  # no draft
 
 
-def test_a_secret_is_in_no_representation() -> None:
+def test_repr_of_a_running_gateway_contains_no_secret() -> None:
     assert "s3cret" not in repr(gateway())
 
 
-def test_a_gateway_that_is_gone_is_not_found(tmp_path: Path) -> None:
+def test_file_of_an_ended_gateway_or_malformed_file_is_ignored(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     gateway(8001, pid=ended.pid).write(tmp_path)
@@ -117,7 +119,7 @@ def test_a_gateway_that_is_gone_is_not_found(tmp_path: Path) -> None:
     assert running_gateways(tmp_path) == []
 
 
-def test_a_port_is_locked_once(tmp_path: Path) -> None:
+def test_port_can_be_locked_only_once_at_a_time(tmp_path: Path) -> None:
     held = lock_port(tmp_path, 8000)
     assert held is not None
     try:
@@ -144,7 +146,7 @@ def locked(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def test_the_holder_in_a_lock_file_is_read_by_the_next_process_that_locks_it(tmp_path: Path) -> None:
+def test_holder_in_a_lock_file_is_read_by_the_next_lock_of_the_file(tmp_path: Path) -> None:
     for before, after in (("", "a" * 200), ("a" * 200, "b"), ("b", ""), ("", "")):
         with locked(tmp_path) as descriptor:
             assert read_lock_holder(descriptor) == before
@@ -162,7 +164,7 @@ def test_a_copy_of_a_lock_file_and_other_text_name_no_holder(tmp_path: Path) -> 
             assert not read_lock_holder(descriptor)
 
 
-def test_a_lock_file_that_was_removed_is_made_again_with_its_holder(tmp_path: Path) -> None:
+def test_removed_lock_file_is_restored_with_its_holder(tmp_path: Path) -> None:
     descriptor = lock_port(tmp_path, 8000)
     assert descriptor is not None
     write_lock_holder(descriptor, "a")
@@ -186,30 +188,30 @@ def test_a_lock_file_that_was_removed_is_made_again_with_its_holder(tmp_path: Pa
         ("gateway.internal", "gateway.internal"),
     ],
 )
-def test_a_host_is_named_in_a_url(host: str, named: str) -> None:
+def test_host_setting_is_shown_as_a_reachable_host_in_the_url(host: str, named: str) -> None:
     assert url_host(host) == named
 
 
 # --- the private bus ----------------------------------------------------------------------------------
 
 
-def test_a_server_is_looked_for_on_the_path_and_then_among_our_packages(tmp_path: Path) -> None:
+def test_bus_server_is_searched_on_the_path_and_then_in_the_package(tmp_path: Path) -> None:
     carried = find_server({"PATH": str(tmp_path)})
     assert Path(carried).name == "valkey-server" and os.access(carried, os.X_OK)
-    for name in ("redis-server", "valkey-server"):  # the one is taken, the other preferred
+    for name in ("redis-server", "valkey-server"):  # redis-server is accepted, valkey-server is preferred
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
         assert find_server({"PATH": str(tmp_path)}) == str(tmp_path / name)
 
 
-def test_too_long_a_path_for_a_socket_is_said_before_the_start(tmp_path: Path) -> None:
+def test_too_long_path_of_the_bus_socket_raises_settings_error(tmp_path: Path) -> None:
     directory = tmp_path / ("x" * 100)
     directory.mkdir(mode=0o700)
     with pytest.raises(SettingsError, match="the path is too long for a Unix socket"):
         EmbeddedBus(directory, 8000, os.environ, 1 << 24, 1)
 
 
-def test_its_last_words_are_the_end_of_its_log_and_it_leaves_nothing(tmp_path: Path) -> None:
+def test_private_bus_returns_the_tail_of_its_log_and_removes_its_files(tmp_path: Path) -> None:
     bus = EmbeddedBus(tmp_path, 8000, os.environ, 1 << 24, 1)
     assert bus.log_tail() == ""
     lines = [f"line {number}" for number in range(1_000)]
@@ -220,7 +222,7 @@ def test_its_last_words_are_the_end_of_its_log_and_it_leaves_nothing(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-# --- what the service manager hears -------------------------------------------------------------------
+# --- the service manager ------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -231,7 +233,7 @@ def manager(address: str) -> Iterator[socket.socket]:
         yield channel
 
 
-def test_the_manager_hears_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_manager_receives_each_notification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with manager(f"{tmp_path}/notify") as channel:
         monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
         notify("READY=1")
@@ -239,7 +241,9 @@ def test_the_manager_hears_every_line(tmp_path: Path, monkeypatch: pytest.Monkey
         assert [channel.recv(100), channel.recv(100)] == [b"READY=1", b"WATCHDOG=1"]
 
 
-def test_the_managers_address_may_have_no_place_in_the_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notification_reaches_an_abstract_socket_of_the_service_manager(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     name = f"wsgate-test-{os.getpid()}"
     with manager(f"\0{name}") as channel:
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
@@ -247,7 +251,7 @@ def test_the_managers_address_may_have_no_place_in_the_file_system(monkeypatch: 
         assert channel.recv(100) == b"STOPPING=1"
 
 
-def test_a_manager_that_is_away_or_not_there_stops_nothing(
+def test_notification_without_a_service_manager_raises_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/nobody")
