@@ -1,4 +1,4 @@
-"""The native protocol: every command and every bad field in both forms; decoding never raises (S22)."""
+"""Check the native protocol: all commands and invalid fields in both forms; decoding never raises (S22)."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ ABSENT = object()
 
 
 def written(dialect: Dialect, message: Any) -> bytes:
-    """A message as a client of this dialect writes it."""
+    """Encode a message as a client of this dialect does."""
     if dialect is JSON_DIALECT:
         return json.dumps(message).encode()
     packed: bytes = msgpack.packb(message)
@@ -41,7 +41,7 @@ def read(dialect: Dialect, frame: bytes) -> Any:
 both = pytest.mark.parametrize("dialect", DIALECTS, ids=[dialect.subprotocol for dialect in DIALECTS])
 
 
-def test_the_room_offers_these_names() -> None:
+def test_dialects_package_exports_exactly_the_listed_names() -> None:
     assert wsgate.dialects.__all__ == [
         "DIALECTS",
         "BadCommand",
@@ -54,7 +54,7 @@ def test_the_room_offers_these_names() -> None:
     ]
 
 
-def test_a_dialects_place_is_its_variant() -> None:
+def test_variant_of_a_dialect_is_its_index_with_subprotocol_and_opcode() -> None:
     assert [dialect.variant for dialect in DIALECTS] == list(range(len(DIALECTS)))
     assert [(dialect.subprotocol, dialect.opcode) for dialect in DIALECTS] == [
         ("wsgate.v1.json", 1),
@@ -62,7 +62,7 @@ def test_a_dialects_place_is_its_variant() -> None:
     ]
 
 
-# --- what comes in ------------------------------------------------------------------------------------
+# --- decoding -----------------------------------------------------------------------------------------
 
 FULL: list[tuple[dict[str, Any], Any]] = [
     (
@@ -92,13 +92,13 @@ FULL: list[tuple[dict[str, Any], Any]] = [
 @pytest.mark.parametrize(("message", "command"), FULL)
 def test_each_command_is_decoded_in_both_forms(dialect: Dialect, message: Any, command: Any) -> None:
     assert dialect.decode(written(dialect, message)) == command
-    # Neither the order of keys nor what nobody knows changes anything.
+    # The order of keys and unknown keys change nothing.
     odd = {"__class__": "os.system", "x": [{}], **dict(reversed(message.items()))}
     assert dialect.decode(written(dialect, odd)) == command
 
 
 @both
-def test_pub_and_send_keep_their_data_as_it_came(dialect: Dialect) -> None:
+def test_data_of_pub_and_send_is_kept_byte_for_byte(dialect: Dialect) -> None:
     data = written(dialect, {"a": [1, "é"]})
     message = {"op": "pub", "ch": "a", "data": {"a": [1, "é"]}, "id": 1, "key": "k", "echo": False}
     publish = dialect.decode(written(dialect, message))
@@ -111,7 +111,7 @@ def test_pub_and_send_keep_their_data_as_it_came(dialect: Dialect) -> None:
 
 
 @both
-def test_null_counts_as_not_given_except_for_data(dialect: Dialect) -> None:
+def test_null_field_counts_as_missing_except_for_data(dialect: Dialect) -> None:
     nulls = {"id": None, "from": None, "token": None, "limit": None, "key": None, "echo": None}
     assert dialect.decode(written(dialect, {"op": "sub", "ch": "a", **nulls})) == commands.Subscribe("a")
     assert dialect.decode(written(dialect, {"op": "history", "ch": "a", **nulls})) == commands.History("a")
@@ -165,7 +165,7 @@ BAD += [
 ]
 
 
-def test_every_command_is_among_those_that_are_spoilt() -> None:
+def test_tables_of_invalid_fields_cover_every_command() -> None:
     assert {good["op"] for good in COMMANDS} == OPS
     for good in COMMANDS:
         for dialect in DIALECTS:
@@ -174,7 +174,7 @@ def test_every_command_is_among_those_that_are_spoilt() -> None:
 
 @both
 @pytest.mark.parametrize(("message", "field"), BAD)
-def test_each_bad_field_is_a_bad_request_that_finds_its_question(
+def test_invalid_field_is_a_bad_request_with_the_id_of_its_command(
     dialect: Dialect, message: Any, field: str
 ) -> None:
     found = dialect.decode(written(dialect, message))
@@ -186,7 +186,7 @@ def test_each_bad_field_is_a_bad_request_that_finds_its_question(
 
 @both
 @pytest.mark.parametrize("message", [None, 5, "ping", [], ["ping"], [{"op": "ping"}], {}, {"ping": 1}, True])
-def test_no_object_or_no_op_is_malformed(dialect: Dialect, message: Any) -> None:
+def test_message_that_is_no_object_or_has_no_op_is_malformed(dialect: Dialect, message: Any) -> None:
     assert dialect.decode(written(dialect, message)) == BadCommand("bad_request", is_malformed=True)
 
 
@@ -194,7 +194,7 @@ def test_no_object_or_no_op_is_malformed(dialect: Dialect, message: Any) -> None
 @pytest.mark.parametrize(
     "op", ["", "PING", "ping ", "subscribe", "no\x00such", "ö", "__class__", "x" * 10_000]
 )
-def test_an_unknown_op_is_well_formed_whatever_its_fields_are(dialect: Dialect, op: str) -> None:
+def test_unknown_op_is_not_malformed_with_any_fields(dialect: Dialect, op: str) -> None:
     unknown = BadCommand("unknown_op", is_malformed=False, id=0, ch="a")
     assert dialect.decode(written(dialect, {"op": op, "id": 0, "ch": "a", "data": {}})) == unknown
     odd = {"op": op, "id": "x", "ch": 5, "token": []}
@@ -203,7 +203,7 @@ def test_an_unknown_op_is_well_formed_whatever_its_fields_are(dialect: Dialect, 
 
 @both
 @pytest.mark.parametrize("id", [id for id in around((*BOUNDS, ID_MAX)) if id <= ID_MAX])
-def test_ids_from_0_to_2_53_are_answered_as_they_came(dialect: Dialect, id: int) -> None:
+def test_ids_from_0_to_2_53_are_repeated_unchanged_in_replies(dialect: Dialect, id: int) -> None:
     assert dialect.decode(written(dialect, {"op": "ping", "id": id})) == commands.Ping(id)
     for frame in (
         dialect.ok(id),
@@ -283,7 +283,7 @@ def test_s22_bytes_that_are_no_command_are_malformed(wire: bytes) -> None:
     assert (found.error, found.is_malformed) == ("bad_request", True)
 
 
-def test_s22_of_a_repeated_key_the_last_counts_and_each_is_checked() -> None:
+def test_s22_last_value_of_a_repeated_key_counts_and_each_is_checked() -> None:
     assert JSON_DIALECT.decode(b'{"op":"sub","ch":"a","ch":"b"}') == commands.Subscribe("b")
     assert JSON_DIALECT.decode(b'{"op":"ping","id":1,"id":2}') == commands.Ping(2)
     assert isinstance(JSON_DIALECT.decode(b'{"op":"sub","ch":5,"ch":"a"}'), BadCommand)
@@ -326,7 +326,7 @@ def assert_is_verdict(dialect: Dialect, wire: bytes) -> None:
 
 
 @given(GRAMMAR)
-def test_s22_no_command_however_spoilt_raises(message: dict[str, Any]) -> None:
+def test_s22_decoding_randomly_changed_commands_raises_no_error(message: dict[str, Any]) -> None:
     assert_is_verdict(JSON_DIALECT, json.dumps(message).encode())
     try:
         packed = msgpack.packb(message)
@@ -337,7 +337,7 @@ def test_s22_no_command_however_spoilt_raises(message: dict[str, Any]) -> None:
 
 @given(st.binary(max_size=200), st.integers(0, 200), st.sampled_from(COMMANDS))
 @example(b"\xff", 0, COMMANDS[0])
-def test_s22_no_bytes_at_all_raise(noise: bytes, place: int, good: dict[str, Any]) -> None:
+def test_s22_decoding_random_bytes_raises_no_error(noise: bytes, place: int, good: dict[str, Any]) -> None:
     for dialect in DIALECTS:
         assert_is_verdict(dialect, noise)
         wire = written(dialect, good)
@@ -349,7 +349,7 @@ def test_s22_no_bytes_at_all_raise(noise: bytes, place: int, good: dict[str, Any
 
 
 def payload_of(dialect: Dialect, data: bytes) -> Payload | None:
-    """What `pub` with these bytes as its data publishes."""
+    """Return the payload that `pub` with these bytes as its data publishes."""
     return dialect.payload(commands.Publish("a", msgspec.Raw(data)))
 
 
@@ -359,7 +359,7 @@ def test_json_data_is_relayed_byte_for_byte(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b'"\\ud800"', b'"\xff"', b'{"\\udfff":1}', b"[" * 100_000 + b"]" * 100_000])
-def test_json_data_that_parsers_disagree_about_is_refused(data: bytes) -> None:
+def test_json_data_with_surrogates_invalid_utf8_or_deep_nesting_is_refused(data: bytes) -> None:
     assert payload_of(JSON_DIALECT, data) is None
 
 
@@ -397,7 +397,7 @@ NO_JSON: list[Any] = [
 
 
 @pytest.mark.parametrize("value", [*NO_JSON, {1: 2}, {None: 1}, {b"a": 1}, {True: 1}, {1.5: 1}])
-def test_what_json_cannot_hold_is_refused_wherever_it_stands(value: Any) -> None:
+def test_msgpack_value_that_json_cannot_represent_is_refused_at_any_depth(value: Any) -> None:
     for data in (value, [value], {"a": value}, {"a": [1, {"b": value}]}):
         assert payload_of(MSGPACK_DIALECT, msgpack.packb(data)) is None
 
@@ -415,7 +415,7 @@ def test_what_json_cannot_hold_is_refused_wherever_it_stands(value: Any) -> None
         b"",
     ],
 )
-def test_msgpack_data_of_no_sense_is_refused(data: bytes) -> None:
+def test_malformed_msgpack_data_is_refused(data: bytes) -> None:
     assert payload_of(MSGPACK_DIALECT, data) is None
 
 
@@ -433,7 +433,9 @@ PUBLICATIONS = [
 
 
 @pytest.mark.parametrize(("payload", "to_json", "to_msgpack"), PUBLICATIONS)
-def test_a_publication_of_each_kind_in_each_form(payload: Payload, to_json: Any, to_msgpack: Any) -> None:
+def test_publication_of_each_encoding_has_its_form_in_each_dialect(
+    payload: Payload, to_json: Any, to_msgpack: Any
+) -> None:
     assert value_to(JSON_DIALECT, payload) == {"op": "msg", "ch": "a", **to_json}
     assert value_to(MSGPACK_DIALECT, payload) == {"op": "msg", "ch": "a", "data": to_msgpack}
     rest = {"pos": "Qz-5", "user": "4\n2", "ts": 1_700_000_000_123}
@@ -443,7 +445,7 @@ def test_a_publication_of_each_kind_in_each_form(payload: Payload, to_json: Any,
         assert frame["ch"] == "@me"
 
 
-def test_a_publication_to_json_clients_holds_the_document_as_it_came() -> None:
+def test_json_publication_contains_the_document_byte_for_byte() -> None:
     document = b' { "a" : 1.50 , "a":"\\u00e9" }'
     assert JSON_DIALECT.publication("a", Payload(JSON, document)) == (
         b'{"op":"msg","ch":"a","data":' + document + b"}"
@@ -463,7 +465,7 @@ def test_a_publication_to_json_clients_holds_the_document_as_it_came() -> None:
         (b"[" + b"7" * 5_000 + b"]", "[" + "7" * 5_000 + "]"),
     ],
 )
-def test_numbers_no_double_holds_are_text_to_msgpack_clients(document: bytes, value: Any) -> None:
+def test_msgpack_clients_get_numbers_beyond_64_bits_as_double_or_text(document: bytes, value: Any) -> None:
     assert value_to(MSGPACK_DIALECT, Payload(JSON, document))["data"] == value
 
 
@@ -474,12 +476,12 @@ def test_s22_a_deep_document_with_a_large_integer_is_still_a_publication() -> No
             assert dialect.publication("a", Payload(JSON, document))
 
 
-# --- what goes out ------------------------------------------------------------------------------------
+# --- encoding -----------------------------------------------------------------------------------------
 
 
 @both
-def test_what_is_said_is_the_same_in_both_forms(dialect: Dialect) -> None:
-    said: list[tuple[bytes, dict[str, Any]]] = [
+def test_encoded_messages_have_the_same_fields_in_both_dialects(dialect: Dialect) -> None:
+    frames: list[tuple[bytes, dict[str, Any]]] = [
         (
             dialect.welcome(0x9F2C, "42", "node", 25, 3600, has_bus=True),
             {
@@ -518,18 +520,18 @@ def test_what_is_said_is_the_same_in_both_forms(dialect: Dialect) -> None:
             {"op": "bye", "code": 4501, "reason": "invalid_token", "reconnect": False},
         ),
     ]
-    for frame, message in said:
+    for frame, message in frames:
         assert read(dialect, frame) == message
 
 
 @both
 @pytest.mark.parametrize("name", ERRORS)
-def test_every_error_says_its_number_its_name_and_a_sentence(dialect: Dialect, name: str) -> None:
+def test_error_message_has_code_name_and_text_of_the_registry(dialect: Dialect, name: str) -> None:
     row = ERRORS[name]
-    told = {"op": "err", "code": row.code, "error": name, "message": row.text}
-    assert read(dialect, dialect.error(name)) == told
+    expected = {"op": "err", "code": row.code, "error": name, "message": row.text}
+    assert read(dialect, dialect.error(name)) == expected
     full = read(dialect, dialect.error(name, id=0, ch="a", retry_ms=2_000))
-    assert full == {**told, "id": 0, "ch": "a", "retry_ms": 2_000}
+    assert full == {**expected, "id": 0, "ch": "a", "retry_ms": 2_000}
 
 
 # --- names and subprotocols ---------------------------------------------------------------------------
@@ -566,25 +568,25 @@ NO_NAMES += [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: f"{len(name)}-{name[:9]!a}")
-def test_names_a_channel_can_have(name: str) -> None:
+def test_valid_channel_name_is_accepted_in_commands_and_tokens(name: str) -> None:
     assert is_channel(name)
     assert is_channel_name(name)
 
 
 @pytest.mark.parametrize("name", NO_NAMES, ids=lambda name: f"{len(name)}-{name[:9]!a}")
-def test_names_no_channel_has(name: str) -> None:
+def test_invalid_channel_name_is_refused_in_commands_and_tokens(name: str) -> None:
     assert not is_channel(name)
     assert not is_channel_name(name)
 
 
-def test_a_name_may_be_asked_to_be_shorter() -> None:
+def test_channel_name_is_checked_against_a_given_byte_limit() -> None:
     assert is_channel("abc", 3)
     assert not is_channel("abcd", 3)
     assert not is_channel("éé", 3)
     assert CHANNEL_LIMIT_BYTES == 200
 
 
-def test_client_and_token_name_channels_by_the_same_rule_whatever_the_character() -> None:
+def test_commands_and_tokens_accept_the_same_characters_in_channel_names() -> None:
     for sign in map(chr, range(sys.maxunicode + 1)):
         name = f"a{sign}"
         expected = not (0xD800 <= ord(sign) <= 0xDFFF or sign.isspace() or sign in "{}")
@@ -613,7 +615,7 @@ SELECTIONS: list[tuple[list[str], tuple[Dialect, str | None, str | None] | None]
 
 
 @pytest.mark.parametrize(("offered", "expected"), SELECTIONS)
-def test_the_first_known_subprotocol_is_taken_and_a_token_beside_it(
+def test_first_known_subprotocol_is_selected_with_the_first_bearer_token(
     offered: list[str], expected: Any
 ) -> None:
     found = select(offered)
