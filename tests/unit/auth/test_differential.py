@@ -1,4 +1,4 @@
-"""The verifier accepts nothing that `jwt.decode` refuses, and reads what it accepts in the same way."""
+"""Check that the verifier accepts no token that `jwt.decode` refuses, and reads the others alike."""
 
 import hmac
 import json
@@ -20,21 +20,20 @@ GOOD: Final = signed(HEADER, CLAIMS)
 ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
-def test_the_good_token_is_accepted_by_both() -> None:
+def test_valid_token_is_accepted_by_verifier_and_reference() -> None:
     assert agree(GOOD) is True
     assert Oracle(SECRET).connection(GOOD, NOW_S) == ("42", set(), set(), set(), EXP)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_random_tokens_are_judged_alike_or_more_strictly(seed: int) -> None:
+def test_random_tokens_have_the_same_outcome_as_the_reference_or_are_refused(seed: int) -> None:
     target, dice = TokensTarget(), random.Random(seed)
     for _ in range(100):
         target.run(dice)
     target.close()
 
 
-def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verifier that skips the signature is found by the fuzz target."""
+def test_fuzz_target_fails_if_the_verifier_skips_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsgate.auth.keys.VerificationKey.has_signed", lambda *_: True)
     target, dice = TokensTarget(), random.Random(1)
     with pytest.raises(AssertionError):
@@ -42,11 +41,11 @@ def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
             target.run(dice)
 
 
-# --- one spelling ---------------------------------------------------------------------------------------
+# --- one spelling -----------------------------------------------------------------------------------------
 
 
 def respelled(segment: bytes) -> Iterator[bytes]:
-    """Other texts that some decoder of base64 reads as the same bytes, or nearly."""
+    """Yield other texts that some base64 decoder reads as the same bytes, or nearly."""
     yield segment + b"="
     yield segment + b"=="
     yield segment + b"==="
@@ -66,8 +65,8 @@ def respelled(segment: bytes) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("size", range(42, 50))
-def test_no_other_spelling_of_a_segment_is_accepted(place: int, size: int) -> None:
-    """The spelling is signed over again where it can be, so that only the spelling is wrong."""
+def test_token_with_another_base64_spelling_of_a_segment_is_refused(place: int, size: int) -> None:
+    """The changed token is signed again where possible, so that only the spelling is wrong."""
     claims = CLAIMS.ljust(size)
     good = signed(HEADER.ljust(size), claims)
     assert is_accepted(good)
@@ -171,7 +170,7 @@ MEMBERS: Final = "sub exp nbf iat aud iss channel channels subscribe publish jti
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_odd_values_are_read_alike_or_refused(value: bytes) -> None:
+def test_odd_values_of_claims_and_headers_are_read_as_by_the_reference_or_refused(value: bytes) -> None:
     for name in MEMBERS:
         member = b'"%s":%s' % (name.encode(), value)
         for claims in (
@@ -188,12 +187,12 @@ def test_odd_values_are_read_alike_or_refused(value: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [b'{"alg":"HS256","x":"\xff"}', b'{"alg":"HS256","\xff":1}'])
-def test_a_header_with_a_member_that_is_not_read_and_not_utf8_is_refused(raw: bytes) -> None:
+def test_unread_header_member_with_invalid_utf8_is_refused(raw: bytes) -> None:
     assert not is_accepted(signed(raw, CLAIMS))
 
 
 @pytest.mark.parametrize("extra", [b'"x":"\xff"', b'"\xff":1', b'"x":[{"y":"\xc3"}]'])
-def test_claims_that_are_not_read_and_not_utf8_are_refused(extra: bytes) -> None:
+def test_unread_claim_with_invalid_utf8_is_refused(extra: bytes) -> None:
     assert not is_accepted(signed(HEADER, b'{"sub":"42","exp":%d,%s}' % (EXP, extra)))
 
 
@@ -221,7 +220,7 @@ def test_only_the_algorithm_of_the_key_is_accepted(alg: str | None, digest: str)
     assert agree(token) is (alg == "HS256" and digest == "sha256")
 
 
-def test_what_pyjwt_encodes_is_accepted() -> None:
+def test_tokens_encoded_by_pyjwt_are_accepted() -> None:
     every: dict[str, Any] = {
         "sub": "42",
         "exp": EXP,
@@ -239,7 +238,7 @@ def test_what_pyjwt_encodes_is_accepted() -> None:
         assert agree(jwt.encode(claims, SECRET, "HS256").encode()) is True
 
 
-def test_the_oracle_refuses_what_another_secret_signed() -> None:
+def test_reference_refuses_a_token_signed_with_another_secret() -> None:
     token = signed(HEADER, CLAIMS, secret=b"another secret of more than 32 bytes")
     with pytest.raises(Refused):
         Oracle(SECRET).connection(token, NOW_S)
@@ -256,11 +255,11 @@ STRICTER_EXAMPLES: Final = {
 }
 
 
-def test_every_difference_is_listed_with_its_reason() -> None:
+def test_every_listed_difference_to_the_reference_has_an_example() -> None:
     assert STRICTER.keys() == STRICTER_EXAMPLES.keys()
 
 
 @pytest.mark.parametrize("name", STRICTER_EXAMPLES)
-def test_each_listed_difference_is_real(name: str) -> None:
+def test_example_of_each_difference_is_accepted_by_the_reference_only(name: str) -> None:
     assert Oracle(SECRET).connection(STRICTER_EXAMPLES[name], NOW_S)[0] == "42"
     assert not is_accepted(STRICTER_EXAMPLES[name])
