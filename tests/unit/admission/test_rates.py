@@ -1,4 +1,4 @@
-"""Leases of a user's messages: nobody waits for the first, nobody gets more than there is for long."""
+"""Check leases of the message rate of a user: no wait for the first messages, and no lasting excess."""
 
 import itertools
 import random
@@ -9,7 +9,7 @@ from wsgate.admission.rates import FORGET_S, Grant, UserRates
 
 
 class Bucket:
-    """What the bus grants, by the rule of its script, on a clock of its own; answers come later, or never."""
+    """Grant like the script on the bus, with a clock of its own; replies come later or never."""
 
     def __init__(self, rate_per_s: int) -> None:
         self.now_s = 100.0
@@ -42,7 +42,7 @@ class Bucket:
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
 @pytest.mark.parametrize("rate", [1, 3, 20, 1_000])
-def test_a_flood_gets_its_rate_and_no_more(rate: int, shards: int) -> None:
+def test_flooding_user_gets_exactly_the_rate_over_several_shards(rate: int, shards: int) -> None:
     bucket = Bucket(rate)
     held = [UserRates(rate, bucket.ask, bucket.clock) for _ in range(shards)]
     passed, seconds = 0, 20
@@ -53,13 +53,13 @@ def test_a_flood_gets_its_rate_and_no_more(rate: int, shards: int) -> None:
         for _ in range(max(1, 3 * rate // steps)):
             passed += held[chance.randrange(shards)].take("u", bucket.now_s) == 0
         bucket.answer()
-    # A second's worth at once, then the rate; ahead by an eighth of a second on each shard.
+    # One second of the rate at once, then the rate, and an eighth of a second in advance on each shard.
     ahead = shards * max(1, rate // 8)
     assert passed <= rate * (seconds + 1) + ahead + 1
     assert passed >= 0.9 * rate * seconds
 
 
-def test_who_stays_below_is_never_told_to_wait() -> None:
+def test_user_below_the_rate_never_waits() -> None:
     bucket = Bucket(50)
     rates = UserRates(50, bucket.ask, bucket.clock)
     for _ in range(2_000):
@@ -68,17 +68,17 @@ def test_who_stays_below_is_never_told_to_wait() -> None:
         bucket.answer()
 
 
-def test_one_user_s_flood_is_nothing_to_another() -> None:
+def test_flood_of_one_user_does_not_delay_another_user() -> None:
     bucket = Bucket(8)
     rates = UserRates(8, bucket.ask, bucket.clock)
     for _ in range(100):
-        rates.take("loud", bucket.now_s)
+        rates.take("flooding", bucket.now_s)
         bucket.answer()
-    assert rates.take("loud", bucket.now_s) > 0
+    assert rates.take("flooding", bucket.now_s) > 0
     assert [rates.take("quiet", bucket.now_s) for _ in range(1)] == [0]
 
 
-def test_a_lease_saves_asking() -> None:
+def test_leases_keep_requests_to_the_bus_rare() -> None:
     bucket = Bucket(8_000)
     rates = UserRates(8_000, bucket.ask, bucket.clock)
     for _ in range(4_000):
@@ -88,32 +88,32 @@ def test_a_lease_saves_asking() -> None:
     assert bucket.calls <= 20
 
 
-def test_a_bus_that_never_answers_is_not_waited_for_for_ever() -> None:
+def test_unanswered_lease_request_is_repeated_after_a_timeout() -> None:
     bucket = Bucket(80)
     rates = UserRates(80, bucket.ask, bucket.clock)
-    # The one that asks, and an eighth of a second's on credit.
+    # The message that requests the lease, and an eighth of a second on credit.
     assert [rates.take("u", bucket.now_s) for _ in range(20)].count(0) == 11
     assert len(bucket.asked) == 1
     bucket.now_s += 1.5
     assert rates.take("u", bucket.now_s) > 0
-    assert len(bucket.asked) == 2, "asked again"
+    assert len(bucket.asked) == 2, "requested again"
     bucket.answer()
     assert rates.take("u", bucket.now_s) == 0
 
 
-def test_what_is_said_to_wait_is_enough() -> None:
+def test_message_is_accepted_after_the_returned_wait() -> None:
     bucket = Bucket(2)
     rates = UserRates(2, bucket.ask, bucket.clock)
     for _ in range(50):
         wait_ms = rates.take("u", bucket.now_s)
         bucket.answer()
-        if wait_ms > 100:  # told by the bus, not while its answer is out
+        if wait_ms > 100:  # from the bus, and not because its reply is missing
             bucket.now_s += wait_ms / 1000
             assert rates.take("u", bucket.now_s) == 0
             bucket.answer()
 
 
-def test_users_who_rest_are_forgotten() -> None:
+def test_rates_of_idle_users_are_freed() -> None:
     bucket = Bucket(10)
     rates = UserRates(10, bucket.ask, bucket.clock)
     for number in itertools.count():
@@ -126,7 +126,7 @@ def test_users_who_rest_are_forgotten() -> None:
     assert number > 4_000
 
 
-def test_an_absent_bus_lets_pass() -> None:
+def test_messages_are_accepted_while_the_bus_is_down() -> None:
     bucket = Bucket(10)
     bucket.is_away = True
     rates = UserRates(10, bucket.ask, bucket.clock)
@@ -140,7 +140,7 @@ def test_a_small_burst_passes_before_the_bus_has_answered(rate: int) -> None:
     bucket = Bucket(rate)
     rates = UserRates(rate, bucket.ask, bucket.clock)
     passed = [rates.take("u", bucket.now_s) for _ in range(2 * rate + 5)].count(0)
-    assert passed >= min(rate, 10), "a client says so much in one packet"
+    assert passed >= min(rate, 10), "a client sends as many in one packet"
     assert passed <= max(2, min(rate, 10), rate // 8 + 1)
     bucket.answer()
     # All of it is charged: what passes within the first second is a second's worth, and the credit.
