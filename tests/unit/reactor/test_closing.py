@@ -204,7 +204,7 @@ def test_crossing_closes_send_one_close_frame_and_report_one_event() -> None:
         assert bench.of(peer) == [(event_kinds.CLOSED, Reason.APPLICATION)]
 
 
-def test_close_at_the_first_message_of_a_batch_sends_one_close_and_one_fault_at_most() -> None:
+def test_close_at_the_first_message_of_a_batch_sends_one_close_frame() -> None:
     """Later messages of the batch were received before the close.
 
     No fault of the batch is reported twice.
@@ -394,7 +394,7 @@ def test_peer_closed_for_slowness_may_read_its_close_within_the_write_timeout() 
         assert bench.of(peer)[1:] == [(event_kinds.CLOSED, Reason.SLOW_CONSUMER)]
 
 
-def test_peer_closed_for_slowness_is_reset_after_the_write_timeout_if_it_does_not_read() -> None:
+def test_peer_closed_for_slowness_is_reset_after_the_write_timeout_without_a_read() -> None:
     with rig(SLOW) as bench:
         peer = close_for_slowness(bench)
         bench.pass_ms(10_500)
