@@ -286,7 +286,7 @@ def test_application_deadline_in_the_past_ends_the_connection_at_the_next_tick()
         assert bench.of(peer) == [(event_kinds.FAILING, 4001)]
 
 
-def test_application_deadline_set_before_the_upgrade_applies_after_it() -> None:
+def test_application_deadline_set_before_the_upgrade_applies_after_the_upgrade() -> None:
     with rig() as bench:
         peer = bench.connect(upgraded=False)
         peer.send(HEAD)
