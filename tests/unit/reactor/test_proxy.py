@@ -73,7 +73,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_valid_proxy_header_yields_its_address_and_each_prefix_asks_for_more(name: str) -> None:
+def test_valid_proxy_header_yields_its_address_and_each_prefix_needs_more_bytes(name: str) -> None:
     header, address = GOOD[name]
     assert read_proxy_header(header) == (len(header), address)
     assert read_proxy_header(header + b"GET / HTTP/1.1\r\n") == (len(header), address)
