@@ -33,7 +33,7 @@ def test_collection_that_began_before_the_start_is_not_counted() -> None:
     assert made.take_ns() == 0
 
 
-def test_nothing_is_counted_after_the_stop_and_the_callback_is_gone(clock: CollectorClock) -> None:
+def test_nothing_is_counted_after_the_stop_and_the_callback_is_removed(clock: CollectorClock) -> None:
     callbacks = len(gc.callbacks)
     clock.stop()
     clock.stop()
