@@ -27,7 +27,7 @@ RESERVE_PASSES = 4
 
 
 class Loop:
-    """A rig whose caller charges messages, and whose clock moves by what they cost."""
+    """A rig whose caller charges messages, and whose clock moves by the cost of these messages."""
 
     def __init__(self) -> None:
         self.rig = Rig(Settings(ping_interval_ms=0), on_event=self._on_event)
@@ -103,7 +103,7 @@ def test_cheap_message_goes_first_in_a_pass_that_also_serves_costly_connections(
         cheap = at.come()
         for _ in range(10):
             cheap.send(client_frame(1, b"ping"))
-            at.rig.now_ms += 5  # epoll is asked in the next pass
+            at.rig.now_ms += 5  # the next pass polls epoll
             at.order.clear()
             at.steps(1)
             assert at.order[0] == cheap.conn
