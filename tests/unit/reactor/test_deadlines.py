@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
     setting: str  # of the reactor; empty if the deadline is set for each connection
     begin: Callable[[Rig], Peer]
-    live: Callable[[Rig, Peer], object]  # what the peer does at every tick
+    live: Callable[[Rig, Peer], object]  # the act of the peer at every tick
     reason: Reason
 
 
