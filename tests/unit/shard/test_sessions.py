@@ -41,7 +41,7 @@ ME = {"op": "subbed", "ch": "@me"}
 
 
 class Bus:
-    """The two ends of the bus: what was asked, and answers only when the test gives them."""
+    """The two ends of the bus: requested names, and replies only when the test gives them."""
 
     def __init__(self) -> None:
         self.is_up = True
@@ -563,7 +563,7 @@ def test_publishes_over_the_rate_are_answered_429_and_never_with_a_close() -> No
         shard.rig.close()
 
 
-# --- a cluster, one of whose servers is away ----------------------------------------------------------
+# --- a cluster with one server down -------------------------------------------------------------------
 
 
 def starts_with(letter: bytes) -> Covers:
@@ -617,7 +617,7 @@ def test_channel_lost_before_the_welcome_is_confirmed_only_after_resubscription(
     assert not shard.logins._welcomes
 
 
-# --- permissions are shared and accounted -------------------------------------------------
+# --- permissions are shared and accounted -------------------------------------------------------------
 
 
 def test_connections_with_equal_permissions_share_one_set_until_the_last_has_changed(shard: Shard) -> None:
