@@ -62,7 +62,7 @@ class Tokens:
         return f"token-{self.asked}"
 
 
-# --- start and close ---------------------------------------------------------------------------------
+# --- start and close ----------------------------------------------------------------------------------
 
 
 def test_client_connects_in_the_background_and_closes_with_its_context() -> None:
@@ -186,7 +186,7 @@ def test_retry_after_of_a_503_or_429_is_the_least_wait() -> None:
     run(main())
 
 
-# --- final codes -----------------------------------------------------------------------------------
+# --- final codes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1005, 1006, 1011, 1012, 1013, 4001, 4012, 4029, 4050, 4499])
@@ -656,10 +656,10 @@ def test_requested_refresh_without_a_provider_is_reported_and_not_sent() -> None
     run(main())
 
 
-# --- liveness of the gateway ------------------------------------------------------------------------
+# --- liveness of the gateway --------------------------------------------------------------------------
 
 
-def test_silent_gateway_is_left_after_the_silence_time_but_not_one_that_pings() -> None:
+def test_silent_gateway_is_disconnected_after_the_silence_time_but_not_a_pinging_one() -> None:
     async def main() -> None:
         async with world() as here:
             link = await here.opened(1)
@@ -733,7 +733,7 @@ def test_missing_welcome_is_a_failed_attempt_after_the_open_timeout() -> None:
     run(main())
 
 
-# --- faults ---------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("frame", [b"\xc1", b"\x81\xa2op\x01", "{}"])
