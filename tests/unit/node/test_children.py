@@ -109,7 +109,7 @@ def test_failed_fork_is_repeated_after_a_delay_and_counts_as_no_restart(
     assert ("ERROR", "not_started") in logged(log)
 
 
-def test_crash_is_logged_as_warning_with_the_log_tail_and_a_requested_end_as_info(
+def test_crash_is_logged_as_warning_with_the_log_tail_and_a_requested_end_is_not(
     clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     child = Child("bus", lambda: 7, lambda: "out of memory")
