@@ -11,7 +11,7 @@ from wsgate.statistics import Board, Layout, StatisticsBlock, block, board
 LAYOUT = Layout(("came", "went"), ("room",))
 
 
-def test_post_and_read_of_a_board_have_a_fence_on_both_sides_of_the_data(
+def test_post_and_read_of_a_board_fence_both_sides_of_the_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
@@ -27,7 +27,7 @@ def test_post_and_read_of_a_board_have_a_fence_on_both_sides_of_the_data(
     assert len(seen) == 2, "after the first read of the version and before the second"
 
 
-def test_fold_and_snapshot_of_a_block_have_a_fence_on_both_sides_of_the_sums(
+def test_fold_and_snapshot_of_a_block_fence_both_sides_of_the_sums(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
