@@ -114,7 +114,7 @@ def test_own_names_count_at_once_and_names_of_other_shards_at_the_next_tick() ->
     bench.rig.close()
 
 
-def test_memory_of_the_bus_is_read_once_a_second_with_one_request_at_a_time() -> None:
+def test_bus_memory_is_read_once_a_second_by_one_request_at_a_time() -> None:
     bench = Bench()
     for tick in range(8):
         bench.memory.tick(10 + tick / 4)
