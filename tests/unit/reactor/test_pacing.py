@@ -134,7 +134,7 @@ def test_outbox_limits_stop_applying_after_the_peer_has_read_all_waiting_bytes()
         assert not bench.reactor.send(peer.conn, PAYLOAD) or not bench.events
 
 
-# --- the grace --------------------------------------------------------------------------------------
+# --- the grace ----------------------------------------------------------------------------------------
 
 GRACE = {"blocked_grace_ms": GRACE_MS}
 
@@ -185,9 +185,7 @@ def test_byte_limit_of_an_outbox_holds_within_the_grace_too(behind: int, frames:
 
 @pytest.mark.parametrize("frames", [8, 1_000])
 @pytest.mark.parametrize("size", [0, 1_000, 12_000])
-def test_outboxes_of_a_slow_majority_exceed_half_the_byte_limit_by_one_message_at_most(
-    size: int, frames: int
-) -> None:
+def test_outboxes_of_a_slow_majority_exceed_half_the_limit_by_one_message(size: int, frames: int) -> None:
     limit_bytes = 16 * 1024
     limits = {"outbox_bytes": limit_bytes, "outbox_frames": frames}
     with crowd(70, **GRACE | limits) as (bench, peers):
@@ -234,7 +232,7 @@ def publish_to_crowd(bench: Rig, slow: list[Peer], others: list[Peer]) -> None:
     raise AssertionError("publications never wait")
 
 
-def test_publications_wait_one_second_for_a_slow_majority_that_reads_nothing() -> None:
+def test_publications_wait_at_most_1_s_for_a_slow_majority_that_reads_nothing() -> None:
     with crowd(3, **GRACE) as (bench, peers):
         publish_to_crowd(bench, peers[:2], peers[2:])
         bench.audit()
@@ -266,7 +264,7 @@ def test_publications_wait_for_a_slow_majority_whose_peers_read_in_turn() -> Non
         assert min(published.values()) > 0
 
 
-def test_publications_wait_at_most_10_s_at_once_for_a_slow_majority_that_reads_little() -> None:
+def test_publications_wait_at_most_10_s_for_a_slow_majority_that_reads_little() -> None:
     with crowd(3, **GRACE | {"outbox_bytes": 1 << 20}) as (bench, peers):
         for peer in peers[:2]:
             fill(bench, peer)
