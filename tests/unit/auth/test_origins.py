@@ -205,7 +205,7 @@ def test_s17_a_listed_origin_is_allowed_whatever_the_host(origin: str) -> None:
         "moz-extension://abc",
     ],
 )
-def test_s17_a_neighbour_of_a_listed_origin_is_refused(origin: str) -> None:
+def test_s17_origin_similar_to_a_listed_one_is_refused(origin: str) -> None:
     assert not LISTED.allows(origin, "gate.example")
 
 
@@ -214,7 +214,7 @@ def test_s17_list_of_origins_does_not_disable_the_same_host_rule() -> None:
 
 
 @given(st.text(), st.text())
-def test_s17_no_text_makes_the_policy_fail(origin: str, host: str) -> None:
+def test_s17_random_texts_raise_no_error_in_the_policy(origin: str, host: str) -> None:
     assert LISTED.allows(origin, host) in (True, False)
 
 
