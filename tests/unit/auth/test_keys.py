@@ -58,7 +58,7 @@ def test_suitable_material_makes_a_key_for_each_algorithm(
     assert (key.kid, key.algorithm) == ("k1", algorithm)
 
 
-def test_every_algorithm_has_a_good_row() -> None:
+def test_table_of_suitable_keys_covers_every_algorithm() -> None:
     assert tuple(row[0] for row in GOOD) == ALGORITHMS
 
 
@@ -158,7 +158,7 @@ def test_public_key_for_hmac_and_secret_for_other_algorithms_are_refused() -> No
 @pytest.mark.parametrize(
     "algorithm", ["none", "None", "nOnE", "", "hs256", "HS1", "ps256", "ES256K", "RS1", "RSA-OAEP", "Ed25519"]
 )
-def test_s18_another_algorithm_makes_no_key(algorithm: str) -> None:
+def test_s18_unsupported_algorithm_raises_settings_error(algorithm: str) -> None:
     with pytest.raises(SettingsError, match="algorithm must be one of HS256"):
         make_key("k1", algorithm, secret=SECRET)
 
