@@ -93,10 +93,10 @@ ALL_PUBLIC: Final = [name for name in ALGORITHMS if not name.startswith("HS")]
 
 @pytest.mark.parametrize("algorithm", ALL_PUBLIC)
 def test_a_token_of_every_algorithm_is_verified_with_a_key_of_a_set(algorithm: str) -> None:
-    bench, key = Bench(), SigningKey("k", algorithm)
-    bench.fetch(key)
-    assert bench.fault(key.token()) == ""
-    assert bench.fault(SigningKey("k", algorithm).token()) == "bad_signature"
+    rig, key = TokensRig(), SigningKey("k", algorithm)
+    rig.fetch(key)
+    assert rig.fault(key.token()) == ""
+    assert rig.fault(SigningKey("k", algorithm).token()) == "bad_signature"
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_key_without_alg_has_the_usual_algorithm_of_its_type_and_curve(algorithm
 
 
 def test_the_token_does_not_choose_the_algorithm_of_a_key_without_alg() -> None:
-    bench, key = Bench(), SigningKey("k", "PS256")
-    bench.tokens.renew_fetched(parse_jwks(key_set(key.jwk(alg=None))))
-    assert bench.fault(key.token()) == "wrong_algorithm"
+    rig, key = TokensRig(), SigningKey("k", "PS256")
+    rig.tokens.renew_fetched(parse_jwks(key_set(key.jwk(alg=None))))
+    assert rig.fault(key.token()) == "wrong_algorithm"
 
 
 @pytest.mark.parametrize("member", ["alg", "use", "key_ops", "x5c", "x5u", "d", "oth", "ext"])
@@ -168,15 +168,15 @@ def test_skipped_key_has_a_cause_and_its_tokens_are_refused_as_final(name: str) 
     assert kid == "odd"
     assert shown == why or (why == "it cannot be read" and " needs a" in shown)
     assert "odd" not in shown
-    bench = Bench()
-    bench.tokens.renew_fetched(*found)
+    rig = TokensRig()
+    rig.tokens.renew_fetched(*found)
     for _ in range(3):
         with pytest.raises(TokenError) as refused:
-            bench.tokens.connection(EC.token(kid="odd"), time.time() + 1)
+            rig.tokens.connection(EC.token(kid="odd"), time.time() + 1)
         assert refused.value.fault == "unusable_key"
         assert refused.value.reason == Reason.INVALID_TOKEN
         assert shown in refused.value.why
-    assert bench.counts["unknown_key_ids_requested"] == 0, "the key has arrived, so no fetch helps"
+    assert rig.counts["unknown_key_ids_requested"] == 0, "the key has arrived, so no fetch helps"
 
 
 def test_kid_of_a_usable_and_an_unusable_key_yields_the_usable_key() -> None:
@@ -187,21 +187,21 @@ def test_kid_of_a_usable_and_an_unusable_key_yields_the_usable_key() -> None:
 
 
 def test_tokens_of_a_key_are_accepted_only_while_the_key_is_usable() -> None:
-    bench = Bench()
-    bench.tokens.renew_fetched(*read_jwks(key_set(EC.jwk(use="enc"), ED)))
-    assert bench.fault(EC.token()) == "unusable_key"
-    bench.fetch(EC, ED)
-    assert bench.fault(EC.token()) == ""
-    bench.tokens.renew_fetched(*read_jwks(key_set(EC.jwk(use="enc"), ED)))
-    assert bench.fault(EC.token()) == "unusable_key"
+    rig = TokensRig()
+    rig.tokens.renew_fetched(*read_jwks(key_set(EC.jwk(use="enc"), ED)))
+    assert rig.fault(EC.token()) == "unusable_key"
+    rig.fetch(EC, ED)
+    assert rig.fault(EC.token()) == ""
+    rig.tokens.renew_fetched(*read_jwks(key_set(EC.jwk(use="enc"), ED)))
+    assert rig.fault(EC.token()) == "unusable_key"
 
 
 def test_set_without_usable_keys_is_still_awaited_and_its_unusable_kids_are_final() -> None:
-    bench = Bench()
-    bench.tokens.renew_fetched(*read_jwks(key_set(WEAK)))
-    assert bench.tokens.is_awaiting
-    assert bench.fault(EC.token(kid="weak")) == "unusable_key"
-    assert bench.fault(EC.token()) == "awaited_key"
+    rig = TokensRig()
+    rig.tokens.renew_fetched(*read_jwks(key_set(WEAK)))
+    assert rig.tokens.is_awaiting
+    assert rig.fault(EC.token(kid="weak")) == "unusable_key"
+    assert rig.fault(EC.token()) == "awaited_key"
 
 
 def test_rows_of_a_set_without_a_valid_kid_are_skipped_without_a_kid() -> None:
@@ -211,7 +211,7 @@ def test_rows_of_a_set_without_a_valid_kid_are_skipped_without_a_kid() -> None:
     assert all(str(each).startswith("a key without kid: ") for each in found.passed_over)
 
 
-def test_of_two_keys_with_one_kid_the_first_counts() -> None:
+def test_first_of_two_keys_with_one_kid_is_used() -> None:
     other = SigningKey("ec")
     (key,) = parse_jwks(key_set(EC, other))
     assert has_signed(key, EC.token()) and not has_signed(key, other.token())
@@ -248,7 +248,7 @@ def test_a_token_that_names_no_key_has_no_kid(token: str) -> None:
 # --- in a shard -----------------------------------------------------------------------------------------
 
 
-class Bench:
+class TokensRig:
     """A shard's tokens."""
 
     def __init__(self, *, is_fetching: bool = True) -> None:
@@ -280,158 +280,158 @@ EC_NOW_S: Final = time.time()
 
 
 def test_unknown_kid_is_awaited_for_two_fetches_and_is_then_final() -> None:
-    bench = Bench()
-    assert bench.tokens.is_awaiting
-    bench.fetch(ED)
-    assert not bench.tokens.is_awaiting
-    assert [bench.fault(EC.token()) for _ in range(3)] == ["awaited_key"] * 3
-    assert bench.counts["unknown_key_ids_requested"] == 1, "the kid is requested once"
-    bench.fetch(ED)
-    assert bench.fault(EC.token()) == "awaited_key", "that fetch may have begun before the request"
-    assert bench.counts["unknown_key_ids_requested"] == 2, "so the kid is requested again"
-    bench.fetch(ED)
-    assert bench.fault(EC.token()) == "unknown_key", "the key did not arrive"
-    bench.fetch(ED)
-    assert bench.fault(EC.token()) == "unknown_key"
-    bench.fetch(ED, EC)
-    assert bench.fault(EC.token()) == ""
-    assert bench.counts["unknown_key_ids_requested"] == 2
+    rig = TokensRig()
+    assert rig.tokens.is_awaiting
+    rig.fetch(ED)
+    assert not rig.tokens.is_awaiting
+    assert [rig.fault(EC.token()) for _ in range(3)] == ["awaited_key"] * 3
+    assert rig.counts["unknown_key_ids_requested"] == 1, "the kid is requested once"
+    rig.fetch(ED)
+    assert rig.fault(EC.token()) == "awaited_key", "that fetch may have begun before the request"
+    assert rig.counts["unknown_key_ids_requested"] == 2, "so the kid is requested again"
+    rig.fetch(ED)
+    assert rig.fault(EC.token()) == "unknown_key", "the key did not arrive"
+    rig.fetch(ED)
+    assert rig.fault(EC.token()) == "unknown_key"
+    rig.fetch(ED, EC)
+    assert rig.fault(EC.token()) == ""
+    assert rig.counts["unknown_key_ids_requested"] == 2
 
 
 def test_token_without_kid_is_awaited_before_the_first_key_set() -> None:
     """A set of one key verifies tokens without kid, so such a token is early and not wrong."""
-    bench = Bench()
-    bench.tokens.renew((), TokenPolicy(issuer=ISSUER), 100)
+    rig = TokensRig()
+    rig.tokens.renew((), TokenPolicy(issuer=ISSUER), 100)
     nameless = EC.token(kid=None)
     assert kid_of(nameless) is None
-    assert bench.fault(nameless) == "awaited_key"
-    bench.fetch(EC)
-    assert bench.fault(nameless) == ""
-    bench.fetch(EC, ED)
-    assert bench.fault(nameless) == "unknown_key", "with two keys a token must have a kid"
+    assert rig.fault(nameless) == "awaited_key"
+    rig.fetch(EC)
+    assert rig.fault(nameless) == ""
+    rig.fetch(EC, ED)
+    assert rig.fault(nameless) == "unknown_key", "with two keys a token must have a kid"
 
 
 def test_channel_token_with_an_unknown_kid_is_awaited_like_a_connection_token() -> None:
-    bench = Bench()
+    rig = TokensRig()
     token = EC.token(channel="chat:42")
-    bench.fetch(ED)
+    rig.fetch(ED)
     for _ in range(2):
         with pytest.raises(TokenError) as refused:
-            bench.tokens.channel(token, "chat:42", "42", time.time() + 1)
+            rig.tokens.channel(token, "chat:42", "42", time.time() + 1)
         assert refused.value.is_awaited
-    assert (bench.counts["unknown_key_ids_requested"], bench.counts["tokens_refused"]) == (1, 2)
-    bench.fetch(ED, EC)
-    assert bench.tokens.channel(token, "chat:42", "42", time.time() + 1).channel == "chat:42"
+    assert (rig.counts["unknown_key_ids_requested"], rig.counts["tokens_refused"]) == (1, 2)
+    rig.fetch(ED, EC)
+    assert rig.tokens.channel(token, "chat:42", "42", time.time() + 1).channel == "chat:42"
 
 
 def test_unknown_kid_is_final_without_a_key_set_url() -> None:
-    bench = Bench(is_fetching=False)
-    assert not bench.tokens.is_awaiting
-    assert bench.fault(EC.token()) == "unknown_key"
-    assert bench.counts["unknown_key_ids_requested"] == 0
+    rig = TokensRig(is_fetching=False)
+    assert not rig.tokens.is_awaiting
+    assert rig.fault(EC.token()) == "unknown_key"
+    assert rig.counts["unknown_key_ids_requested"] == 0
 
 
 def test_number_of_remembered_unknown_kids_is_bounded() -> None:
-    bench = Bench()
+    rig = TokensRig()
     for number in range(UNKNOWN_LIMIT + 50):
         key = SigningKey.__new__(SigningKey)
         key.kid, key.algorithm, key.private = f"kid-{number}", EC.algorithm, EC.private
-        assert bench.fault(key.token()) == "awaited_key"
-    assert len(bench.tokens._unknown) == UNKNOWN_LIMIT
+        assert rig.fault(key.token()) == "awaited_key"
+    assert len(rig.tokens._unknown) == UNKNOWN_LIMIT
 
 
 def test_configured_key_takes_precedence_over_a_set_key_with_the_same_kid() -> None:
-    bench = Bench()
+    rig = TokensRig()
     own = SigningKey("own")
-    bench.fetch(own)
-    assert bench.fault(own.token()) == "wrong_algorithm"
+    rig.fetch(own)
+    assert rig.fault(own.token()) == "wrong_algorithm"
 
 
 def test_the_same_kid_of_another_issuer_is_not_the_key() -> None:
-    bench = Bench()
-    bench.fetch(EC)
-    assert bench.fault(EC.token(iss="https://other.example")) == "wrong_issuer"
-    assert bench.fault(SigningKey("ec").token()) == "bad_signature"
+    rig = TokensRig()
+    rig.fetch(EC)
+    assert rig.fault(EC.token(iss="https://other.example")) == "wrong_issuer"
+    assert rig.fault(SigningKey("ec").token()) == "bad_signature"
 
 
 def test_cached_tokens_of_a_key_that_left_the_set_are_refused() -> None:
-    bench = Bench()
-    bench.fetch(EC, ED)
+    rig = TokensRig()
+    rig.fetch(EC, ED)
     token = EC.token()
-    assert [bench.fault(token), bench.fault(token)] == ["", ""]
-    assert bench.counts["tokens_cached"] == 1
-    bench.fetch(EC, ED)
-    assert bench.fault(token) == "" and bench.counts["tokens_cached"] == 2
-    bench.fetch(ED)
-    assert bench.fault(token) in ("unknown_key", "awaited_key")
+    assert [rig.fault(token), rig.fault(token)] == ["", ""]
+    assert rig.counts["tokens_cached"] == 1
+    rig.fetch(EC, ED)
+    assert rig.fault(token) == "" and rig.counts["tokens_cached"] == 2
+    rig.fetch(ED)
+    assert rig.fault(token) in ("unknown_key", "awaited_key")
 
 
 def test_revocation_refuses_older_tokens_of_the_user_and_accepts_newer_ones() -> None:
-    bench = Bench()
-    bench.fetch(EC)
+    rig = TokensRig()
+    rig.fetch(EC)
     old, timeless = EC.token(iat=int(EC_NOW_S) - 100), EC.token(iat=None)
     fresh, other = EC.token(iat=int(EC_NOW_S)), EC.token("43", iat=int(EC_NOW_S) - 100)
-    assert [bench.fault(each) for each in (old, timeless, fresh, other)] == [""] * 4
-    bench.tokens.revoke("42", int(EC_NOW_S) - 50)
-    assert [bench.fault(each) for each in (old, timeless, fresh, other)] == ["revoked", "revoked", "", ""]
+    assert [rig.fault(each) for each in (old, timeless, fresh, other)] == [""] * 4
+    rig.tokens.revoke("42", int(EC_NOW_S) - 50)
+    assert [rig.fault(each) for each in (old, timeless, fresh, other)] == ["revoked", "revoked", "", ""]
     with pytest.raises(TokenError) as refused:
-        bench.tokens.connection(old, EC_NOW_S)
+        rig.tokens.connection(old, EC_NOW_S)
     assert refused.value.is_expired, "a fresh token is accepted"
 
 
 def test_number_of_revoked_users_is_bounded_and_forgotten_ones_are_counted() -> None:
-    bench = Bench()
+    rig = TokensRig()
     for number in range(REVOKED_LIMIT + 3):
-        bench.tokens.revoke(f"user-{number}", NOW_S)
-    assert bench.tokens.revoked == REVOKED_LIMIT
-    assert bench.counts["revocations_forgotten"] == 3
-    assert bench.tokens.revoked_bytes < 20 * 1024 * 1024
+        rig.tokens.revoke(f"user-{number}", NOW_S)
+    assert rig.tokens.revoked == REVOKED_LIMIT
+    assert rig.counts["revocations_forgotten"] == 3
+    assert rig.tokens.revoked_bytes < 20 * 1024 * 1024
 
 
 def test_displaced_revocation_applies_to_all_users_and_to_cached_tokens(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("wsgate.shard.tokens.REVOKED_LIMIT", 2)
-    bench = Bench()
-    bench.tokens._log = Log("full")
-    bench.fetch(EC)
+    rig = TokensRig()
+    rig.tokens._log = Log("full")
+    rig.fetch(EC)
     now_s = int(time.time())
     old, fresh = EC.token(iat=now_s - 100), EC.token(iat=now_s)
-    assert [bench.fault(each) for each in (old, fresh, old, fresh)] == [""] * 4
-    assert bench.counts["tokens_cached"] == 2
+    assert [rig.fault(each) for each in (old, fresh, old, fresh)] == [""] * 4
+    assert rig.counts["tokens_cached"] == 2
     for number in range(2):
-        bench.tokens.revoke(f"user-{number}", now_s - 50 + number)
-    assert [bench.fault(each) for each in (old, fresh)] == ["", ""]
-    bench.tokens.revoke("user-2", now_s - 10)
-    assert [bench.fault(each) for each in (old, fresh)] == ["revoked", ""]
-    assert bench.fault(EC.token("user-0", iat=now_s - 51)) == "revoked", (
+        rig.tokens.revoke(f"user-{number}", now_s - 50 + number)
+    assert [rig.fault(each) for each in (old, fresh)] == ["", ""]
+    rig.tokens.revoke("user-2", now_s - 10)
+    assert [rig.fault(each) for each in (old, fresh)] == ["revoked", ""]
+    assert rig.fault(EC.token("user-0", iat=now_s - 51)) == "revoked", (
         "the revocation of the user is not lost"
     )
-    assert bench.fault(EC.token("user-2", iat=now_s - 20)) == "revoked"
+    assert rig.fault(EC.token("user-2", iat=now_s - 20)) == "revoked"
     (line,) = [record for record in caplog.records if record.message == "revocations_full"]
     assert vars(line)["fields"]["all_before_s"] == now_s - 50
 
 
 def test_a_revocation_is_idempotent_and_keeps_the_latest_time() -> None:
-    bench = Bench()
-    bench.fetch(EC)
+    rig = TokensRig()
+    rig.fetch(EC)
     now_s = int(time.time())
     for before_s in (now_s - 10, now_s - 1_000, now_s - 10):
-        bench.tokens.revoke("42", before_s)
-    assert bench.fault(EC.token(iat=now_s - 11)) == "revoked"
-    assert bench.fault(EC.token(iat=now_s - 9)) == ""
-    assert bench.tokens.revoked == 1
+        rig.tokens.revoke("42", before_s)
+    assert rig.fault(EC.token(iat=now_s - 11)) == "revoked"
+    assert rig.fault(EC.token(iat=now_s - 9)) == ""
+    assert rig.tokens.revoked == 1
 
 
 def test_revocation_is_forgotten_after_the_longest_life_of_a_token() -> None:
-    bench = Bench()
-    assert bench.tokens.revocation_ends_at_s(NOW_S) is None
-    bench.tokens.revoke("42", NOW_S)
-    bench.tokens.tick(NOW_S + 1e9)
-    assert bench.tokens.revoked == 1, "tokens may live for any time"
-    bench.tokens.renew((), TokenPolicy(issuer=ISSUER, token_max_life_s=3600, leeway_s=5), 100)
-    assert bench.tokens.revocation_ends_at_s(NOW_S) == NOW_S + 3605
-    bench.tokens.tick(NOW_S + 3605)
-    assert bench.tokens.revoked == 1
-    bench.tokens.tick(NOW_S + 3605.5)
-    assert bench.tokens.revoked == 0
+    rig = TokensRig()
+    assert rig.tokens.revocation_ends_at_s(NOW_S) is None
+    rig.tokens.revoke("42", NOW_S)
+    rig.tokens.tick(NOW_S + 1e9)
+    assert rig.tokens.revoked == 1, "tokens may live for any time"
+    rig.tokens.renew((), TokenPolicy(issuer=ISSUER, token_max_life_s=3600, leeway_s=5), 100)
+    assert rig.tokens.revocation_ends_at_s(NOW_S) == NOW_S + 3605
+    rig.tokens.tick(NOW_S + 3605)
+    assert rig.tokens.revoked == 1
+    rig.tokens.tick(NOW_S + 3605.5)
+    assert rig.tokens.revoked == 0
