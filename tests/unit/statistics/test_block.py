@@ -43,7 +43,7 @@ def test_layout_is_parsed_back_from_its_bytes() -> None:
     assert Layout.from_bytes(LAYOUT.to_bytes()) == LAYOUT
 
 
-def test_regions_do_not_touch_each_other() -> None:
+def test_regions_of_the_block_do_not_overlap_and_unknown_shards_raise() -> None:
     block = StatisticsBlock.create(SMALL, 3)
     regions = [block.keeper, *(block.shard(number) for number in range(3)), block.retired]
     for number, region in enumerate(regions):
