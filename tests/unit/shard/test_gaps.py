@@ -23,7 +23,7 @@ SETTINGS = Settings(
 )
 
 
-class Bench(Rig):
+class GapsRig(Rig):
     """A rig with the notices of a shard on it, and a clock that the test moves."""
 
     def __init__(self) -> None:
@@ -70,8 +70,8 @@ class Bench(Rig):
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench()
+def bench() -> Iterator[GapsRig]:
+    made = GapsRig()
     try:
         yield made
     finally:
@@ -81,7 +81,7 @@ def bench() -> Iterator[Bench]:
 # --- a break of the bus -------------------------------------------------------------------------------
 
 
-def test_loss_of_two_channels_sends_each_subscriber_one_gap_without_a_channel(bench: Bench) -> None:
+def test_loss_of_two_channels_sends_each_subscriber_one_gap_without_a_channel(bench: GapsRig) -> None:
     peers = [bench.subscriber(b"a", b"b", variant=number % 2) for number in range(4)]
     idle = bench.connect()
     for name in (b"a", b"b"):
@@ -95,7 +95,7 @@ def test_loss_of_two_channels_sends_each_subscriber_one_gap_without_a_channel(be
     assert bench.counts["gaps_bus"] == 4
 
 
-def test_retry_times_of_gaps_are_spread_over_the_whole_spread_time(bench: Bench) -> None:
+def test_retry_times_of_gaps_are_spread_over_the_whole_spread_time(bench: GapsRig) -> None:
     peers = [bench.subscriber(b"a") for _ in range(64)]
     for _ in range(4):
         bench.gaps.mark(b"a")
@@ -111,7 +111,7 @@ def test_spread_time_grows_with_the_number_of_clients() -> None:
     assert [spread_ms_for(number) for number in (0, 10_000, 1_000_000)] == [2_000, 2_000, 200_000]
 
 
-def test_gap_is_sent_after_the_settle_time_although_channels_are_not_resubscribed(bench: Bench) -> None:
+def test_gap_is_sent_after_the_settle_time_although_channels_are_not_resubscribed(bench: GapsRig) -> None:
     peer = bench.subscriber(b"a")
     bench.gaps.mark(b"a")
     bench.run(is_settled=False)
@@ -123,7 +123,7 @@ def test_gap_is_sent_after_the_settle_time_although_channels_are_not_resubscribe
     assert len(bench.gaps_received(peer)) == 1
 
 
-def test_losses_in_quick_succession_send_one_gap_in_2_s_and_a_last_one(bench: Bench) -> None:
+def test_losses_in_quick_succession_send_one_gap_in_2_s_and_a_last_one(bench: GapsRig) -> None:
     peer = bench.subscriber(b"a")
     received = []
     for number in range(20):  # one every 300 ms
@@ -141,7 +141,7 @@ def test_losses_in_quick_succession_send_one_gap_in_2_s_and_a_last_one(bench: Be
 
 
 def test_loss_during_a_walk_is_notified_after_the_walk_and_the_merge_time(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: GapsRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gaps, "SLOTS_PER_PASS", 1)
     first, second = bench.subscriber(b"a"), bench.subscriber(b"b")
@@ -158,7 +158,7 @@ def test_loss_during_a_walk_is_notified_after_the_walk_and_the_merge_time(
 
 
 def test_one_pass_visits_at_most_the_configured_number_of_slots(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: GapsRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gaps, "SLOTS_PER_PASS", 8)
     peers = [bench.subscriber(b"a") for _ in range(40)]
@@ -173,7 +173,7 @@ def test_one_pass_visits_at_most_the_configured_number_of_slots(
 
 
 def test_number_of_gap_encodings_depends_on_passes_and_not_on_connections(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: GapsRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(200):
         bench.subscriber(b"a")
@@ -195,7 +195,7 @@ def test_number_of_gap_encodings_depends_on_passes_and_not_on_connections(
 # --- one publication ----------------------------------------------------------------------------------
 
 
-def test_skipped_publication_sends_a_gap_with_its_channel_and_reason(bench: Bench) -> None:
+def test_skipped_publication_sends_a_gap_with_its_channel_and_reason(bench: GapsRig) -> None:
     news, inbox = bench.subscriber(b"news"), bench.subscriber(b"@ann", variant=1)
     bench.gaps.gap(b"news", "too_large")
     bench.gaps.gap(b"@ann", "slow")
@@ -206,7 +206,7 @@ def test_skipped_publication_sends_a_gap_with_its_channel_and_reason(bench: Benc
     assert (bench.counts["gaps_too_large"], bench.counts["gaps_slow"]) == (1, 1)
 
 
-def test_1000_skipped_publications_of_a_channel_send_two_gaps(bench: Bench) -> None:
+def test_1000_skipped_publications_of_a_channel_send_two_gaps(bench: GapsRig) -> None:
     peer = bench.subscriber(b"news")
     for _ in range(1_000):
         bench.gaps.gap(b"news", "too_large")
@@ -223,7 +223,7 @@ def test_1000_skipped_publications_of_a_channel_send_two_gaps(bench: Bench) -> N
 
 
 def test_gap_of_a_large_channel_is_sent_by_passes_and_not_at_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: GapsRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gaps, "AT_ONCE", 10)
     monkeypatch.setattr(gaps, "SLOTS_PER_PASS", 16)
@@ -239,7 +239,7 @@ def test_gap_of_a_large_channel_is_sent_by_passes_and_not_at_once(
     assert bench.gaps_received(other) == []
 
 
-def test_gaps_beyond_the_channel_limit_are_merged_into_one_for_all_channels(bench: Bench) -> None:
+def test_gaps_beyond_the_channel_limit_are_merged_into_one_for_all_channels(bench: GapsRig) -> None:
     names = [b"c%d" % number for number in range(CHANNELS_MOST + 50)]
     peer = bench.subscriber(*names)
     received = []
@@ -257,7 +257,7 @@ def test_gaps_beyond_the_channel_limit_are_merged_into_one_for_all_channels(benc
     assert not bench.gaps._told, "the state of each channel is dropped in the end"
 
 
-def test_gap_of_a_slow_consumer_has_reason_slow_and_a_retry_time(bench: Bench) -> None:
+def test_gap_of_a_slow_consumer_has_reason_slow_and_a_retry_time(bench: GapsRig) -> None:
     bench.spread_ms = 7
     for dialect in DIALECTS:
         text = bench.gaps.encode_slow(dialect.variant, b"@ann", 0, 0)
