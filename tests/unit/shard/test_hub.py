@@ -91,7 +91,7 @@ class Bus:
                 self.most_waiting = max(self.most_waiting, len(self.commands))
 
 
-class Bench(Rig):
+class HubRig(Rig):
     """A rig with a hub on it."""
 
     def __init__(self) -> None:
@@ -112,13 +112,13 @@ class Bench(Rig):
         )
         self.hub.attach(cast(Subscriber, self.bus))
         self.hub.limit_unconfirmed(SETTINGS.max_subscriptions)
-        self.outcomes_seen: list[tuple[bytes, int]] = []
+        self.confirmations: list[tuple[bytes, int]] = []
 
     def _count(self, name: str, amount: int) -> None:
         self.counts[name] += amount
 
     def waiter(self, name: bytes, is_live: int) -> None:
-        self.outcomes_seen.append((name, is_live))
+        self.confirmations.append((name, is_live))
 
     def join(self, peer: Peer, name: bytes) -> Joined:
         return self.hub.join(peer.conn, name, 0, self.waiter)
@@ -158,8 +158,8 @@ class Bench(Rig):
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench()
+def bench() -> Iterator[HubRig]:
+    made = HubRig()
     try:
         yield made
     finally:
@@ -167,7 +167,7 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.fixture
-def live(bench: Bench) -> Bench:
+def live(bench: HubRig) -> HubRig:
     bench.up()
     return bench
 
@@ -175,20 +175,20 @@ def live(bench: Bench) -> Bench:
 # --- confirmations ------------------------------------------------------------------------------------
 
 
-def test_first_subscribers_wait_for_the_bus_and_a_later_one_is_live_at_once(live: Bench) -> None:
+def test_first_subscribers_wait_for_the_bus_and_a_later_one_is_live_at_once(live: HubRig) -> None:
     first, second = live.connect(), live.connect()
     assert live.join(first, b"news") is Joined.WAITS
     assert live.join(second, b"news") is Joined.WAITS
-    assert live.outcomes_seen == [] and live.hub.pending == 1
+    assert live.confirmations == [] and live.hub.pending == 1
     live.confirm()
-    assert live.outcomes_seen == [(b"news", True)] * 2 and live.hub.pending == 0
+    assert live.confirmations == [(b"news", True)] * 2 and live.hub.pending == 0
     assert live.join(live.connect(), b"news") is Joined.LIVE
     assert live.join(first, b"news") is Joined.ALREADY
     assert live.bus.asked == {b"news": 1}
 
 
 def test_join_fails_for_an_ended_connection_and_beyond_the_subscription_limit() -> None:
-    bench = Bench()
+    bench = HubRig()
     bench.up()
     peer = bench.connect()
     bench.reactor.abort(peer.conn)
@@ -210,22 +210,22 @@ def test_join_fails_for_an_ended_connection_and_beyond_the_subscription_limit() 
     with_limit.close()
 
 
-def test_first_confirmation_after_leave_and_join_belongs_to_the_abandoned_subscribe(live: Bench) -> None:
+def test_first_confirmation_after_leave_and_join_belongs_to_the_abandoned_subscribe(live: HubRig) -> None:
     peer = live.connect()
     assert live.join(peer, b"news") is Joined.WAITS
     assert live.hub.leave(peer.conn, b"news")
     live.hub.tidy()
     assert live.join(peer, b"news") is Joined.WAITS
     assert [kind for kind, _ in live.bus.commands] == ["subscribe", "unsubscribe", "subscribe"]
-    live.confirm(1)  # of the subscription that was given up
-    assert live.outcomes_seen == []
+    live.confirm(1)  # the confirmation of the abandoned subscription
+    assert live.confirmations == []
     live.confirm(1)
-    assert live.outcomes_seen == [] and live.bus.held == set()
+    assert live.confirmations == [] and live.bus.held == set()
     live.confirm(1)
-    assert live.outcomes_seen == [(b"news", True)] and live.bus.held == {b"news"}
+    assert live.confirmations == [(b"news", True)] and live.bus.held == {b"news"}
 
 
-def test_join_directly_after_a_leave_needs_no_command_to_the_bus(live: Bench) -> None:
+def test_join_directly_after_a_leave_needs_no_command_to_the_bus(live: HubRig) -> None:
     first, second = live.connect(), live.connect()
     live.join(first, b"news")
     live.confirm()
@@ -236,7 +236,7 @@ def test_join_directly_after_a_leave_needs_no_command_to_the_bus(live: Bench) ->
     assert live.bus.held == {b"news"} and live.bus.asked == {b"news": 1}
 
 
-def test_channels_without_subscribers_are_unsubscribed_in_batches(live: Bench) -> None:
+def test_channels_without_subscribers_are_unsubscribed_in_batches(live: HubRig) -> None:
     peer = live.connect()
     names = [b"%d" % number for number in range(NAMES_PER_COMMAND * 2 + 5)]
     for name in names:
@@ -252,15 +252,15 @@ def test_channels_without_subscribers_are_unsubscribed_in_batches(live: Bench) -
     assert live.bus.held == set()
 
 
-def test_unrequested_confirmation_notifies_no_waiter(bench: Bench) -> None:
+def test_unrequested_confirmation_notifies_no_waiter(bench: HubRig) -> None:
     peer = bench.connect()
     assert bench.join(peer, b"news") is Joined.WAITS  # the bus is away
     bench.bus.is_up = True
     assert bench.hub.on_subscribed(b"news") is True
-    assert bench.outcomes_seen == []
+    assert bench.confirmations == []
 
 
-def test_connection_that_left_or_ended_is_not_notified_and_leaves_no_state(bench: Bench) -> None:
+def test_connection_that_left_or_ended_is_not_notified_and_leaves_no_state(bench: HubRig) -> None:
     stays = bench.connect()
     bench.join(stays, b"news")
     for _ in range(50):
@@ -274,30 +274,30 @@ def test_connection_that_left_or_ended_is_not_notified_and_leaves_no_state(bench
     assert len(waiters._by_connection) == len(waiters) == waiters.count(b"news") == 1
     bench.up()
     bench.confirm()
-    assert bench.outcomes_seen == [(b"news", True)]
-    assert not bench.hub._waiters._by_connection and not bench.hub._waiters
+    assert bench.confirmations == [(b"news", True)]
+    assert not bench.hub._waits and not bench.hub._waiters
 
 
-def test_many_waiters_are_notified_in_batches_and_each_only_once(bench: Bench) -> None:
-    peers = [bench.connect() for _ in range(NOTIFIED_PER_PASS + 100)]
+def test_many_waiters_are_notified_in_batches_and_each_only_once(bench: HubRig) -> None:
+    peers = [bench.connect() for _ in range(TOLD_PER_PASS + 100)]
     for peer in peers:
         bench.join(peer, b"news")
     bench.up()
     assert bench.bus.commands == [("subscribe", b"news")]
     assert bench.hub.on_subscribed(b"news") is False
-    assert len(bench.outcomes_seen) == NOTIFIED_PER_PASS
+    assert len(bench.confirmations) == TOLD_PER_PASS
     late = bench.connect()
     assert bench.join(late, b"news") is Joined.WAITS  # not before the earlier waiters
     assert bench.hub.on_subscribed(b"news") is True
-    assert bench.outcomes_seen == [(b"news", True)] * (len(peers) + 1)
+    assert bench.confirmations == [(b"news", True)] * (len(peers) + 1)
     assert bench.hub.on_subscribed(b"news") is True
-    assert len(bench.outcomes_seen) == len(peers) + 1
+    assert len(bench.confirmations) == len(peers) + 1
 
 
 # --- a bus that does not confirm ----------------------------------------------------------------------
 
 
-def test_connection_is_refused_new_names_at_its_limit_of_unconfirmed_ones(live: Bench) -> None:
+def test_connection_is_refused_new_names_at_its_limit_of_unconfirmed_ones(live: HubRig) -> None:
     live.hub.limit_unconfirmed(64)
     loud, quiet = live.connect(), live.connect()
     outcomes = Counter[Joined]()
@@ -315,7 +315,7 @@ def test_connection_is_refused_new_names_at_its_limit_of_unconfirmed_ones(live: 
     assert live.bus.held == {b"news"}
 
 
-def test_name_left_before_its_subscribe_is_sent_is_neither_sent_nor_counted(live: Bench) -> None:
+def test_name_left_before_its_subscribe_is_sent_is_neither_sent_nor_counted(live: HubRig) -> None:
     live.bus.sent_limit = 0
     peer = live.connect()
     for number in range(1_000):
@@ -326,7 +326,7 @@ def test_name_left_before_its_subscribe_is_sent_is_neither_sent_nor_counted(live
     assert not live.bus.commands and not live.hub._charges._conns
 
 
-def test_join_cancels_a_queued_unsubscribe_and_is_live_at_once(live: Bench) -> None:
+def test_join_cancels_a_queued_unsubscribe_and_is_live_at_once(live: HubRig) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     live.confirm()
@@ -340,7 +340,7 @@ def test_join_cancels_a_queued_unsubscribe_and_is_live_at_once(live: Bench) -> N
     assert live.bus.held == {b"news"} and live.bus.asked == {b"news": 1}
 
 
-def test_join_is_refused_while_too_many_names_are_unsent_except_for_inboxes(live: Bench) -> None:
+def test_join_is_refused_while_too_many_names_are_unsent_except_for_inboxes(live: HubRig) -> None:
     live.bus.sent_limit = 0
     live.bus.waiting = {b"%d" % number: "subscribe" for number in range(UNSENT_LIMIT)}
     peer = live.connect()
@@ -348,7 +348,7 @@ def test_join_is_refused_while_too_many_names_are_unsent_except_for_inboxes(live
     assert live.join(peer, b"@ann") is Joined.WAITS
 
 
-def test_join_of_a_new_name_is_refused_without_bus_memory_except_for_inboxes(live: Bench) -> None:
+def test_join_of_a_new_name_is_refused_without_bus_memory_except_for_inboxes(live: HubRig) -> None:
     live.hub.takes_name = lambda: False
     peer = live.connect()
     assert live.join(peer, b"news") is Joined.FULL
@@ -363,37 +363,37 @@ def test_join_of_a_new_name_is_refused_without_bus_memory_except_for_inboxes(liv
 # --- loss of the bus ----------------------------------------------------------------------------------
 
 
-def test_join_before_the_bus_is_up_is_confirmed_afterwards(bench: Bench) -> None:
+def test_join_before_the_bus_is_up_is_confirmed_afterwards(bench: HubRig) -> None:
     peer = bench.connect()
     assert not bench.hub.is_live
     assert bench.join(peer, b"news") is Joined.WAITS
     bench.up()
-    assert bench.outcomes_seen == []
+    assert bench.confirmations == []
     bench.confirm()
-    assert bench.outcomes_seen == [(b"news", True)] and bench.bus.held == {b"news"}
+    assert bench.confirmations == [(b"news", True)] and bench.bus.held == {b"news"}
 
 
-def test_waiter_is_notified_of_a_bus_loss_and_may_wait_again(live: Bench) -> None:
+def test_waiter_is_notified_of_a_bus_loss_and_may_wait_again(live: HubRig) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     live.down()
-    assert live.outcomes_seen == [(b"news", False)] and live.hub.pending == 0
+    assert live.confirmations == [(b"news", False)] and live.hub.pending == 0
     assert not live.hub.is_live
     live.hub.wait(peer.conn, b"news", live.waiter)
     live.up()
     live.confirm()
-    assert live.outcomes_seen == [(b"news", False), (b"news", True)]
+    assert live.confirmations == [(b"news", False), (b"news", True)]
 
 
-def test_many_waiters_are_notified_of_a_bus_loss_in_batches(live: Bench) -> None:
+def test_many_waiters_are_notified_of_a_bus_loss_in_batches(live: HubRig) -> None:
     class Again:
         """A waiter that waits again after each loss, as a welcome does."""
 
         def __init__(self, conn: int) -> None:
-            self.conn, self.outcomes_seen = conn, 0
+            self.conn, self.confirmations = conn, 0
 
         def __call__(self, name: bytes, is_live: int) -> None:
-            self.outcomes_seen += 1
+            self.confirmations += 1
             if not is_live:
                 live.hub.wait(self.conn, name, self)
 
@@ -401,49 +401,49 @@ def test_many_waiters_are_notified_of_a_bus_loss_in_batches(live: Bench) -> None
     for waiter in waiters:
         live.hub.join(waiter.conn, b"news", 0, waiter)
     live.down()
-    assert sum(waiter.outcomes_seen for waiter in waiters) == NOTIFIED_PER_PASS
+    assert sum(waiter.confirmations for waiter in waiters) == TOLD_PER_PASS
     assert live.hub.tidy() is False
-    assert [waiter.outcomes_seen for waiter in waiters] == [1] * len(waiters)
+    assert [waiter.confirmations for waiter in waiters] == [1] * len(waiters)
     live.up()
     live.confirm()
-    assert [waiter.outcomes_seen for waiter in waiters] == [2] * len(waiters)
+    assert [waiter.confirmations for waiter in waiters] == [2] * len(waiters)
 
 
-def test_waiter_not_yet_notified_of_a_loss_is_resubscribed_when_the_bus_is_back(live: Bench) -> None:
+def test_waiter_not_yet_notified_of_a_loss_is_resubscribed_when_the_bus_is_back(live: HubRig) -> None:
     """Waiters are notified of a loss in batches; the others are not notified of it after the reconnect."""
     peers = [live.connect() for _ in range(3 * NOTIFIED_PER_PASS)]
     for peer in peers:
         assert live.join(peer, b"news") is Joined.WAITS
     live.down()
-    assert live.outcomes_seen == [(b"news", False)] * NOTIFIED_PER_PASS
+    assert live.confirmations == [(b"news", False)] * TOLD_PER_PASS
     live.up()
     last = peers[-1]
     assert live.join(last, b"news") is Joined.ALREADY
     assert live.hub.confirm(last.conn, b"news", live.waiter) is Joined.WAITS
     for _ in range(5):
         live.hub.tidy()
-    assert live.outcomes_seen.count((b"news", False)) == NOTIFIED_PER_PASS
+    assert live.confirmations.count((b"news", False)) == TOLD_PER_PASS
     live.confirm()
-    assert live.outcomes_seen.count((b"news", True)) == 2 * NOTIFIED_PER_PASS + 1
+    assert live.confirmations.count((b"news", True)) == 2 * TOLD_PER_PASS + 1
     assert live.hub.pending == 0
     assert not live.hub._waiters and not live.hub._waiters._by_connection
 
 
-def test_loss_is_notified_only_for_the_cluster_server_that_is_still_down(live: Bench) -> None:
-    peers = [live.connect() for _ in range(4 * NOTIFIED_PER_PASS)]
+def test_loss_is_notified_only_for_the_cluster_server_that_is_still_down(live: HubRig) -> None:
+    peers = [live.connect() for _ in range(4 * TOLD_PER_PASS)]
     for peer in peers:
         live.join(peer, b"a")
         live.join(peer, b"b")
     live.hub.on_down(lambda name: name[:1] == b"a")
     live.hub.on_down(lambda name: name[:1] == b"b")
-    live.outcomes_seen.clear()
+    live.confirmations.clear()
     live.hub.on_up(lambda name: name[:1] == b"b")
     for _ in range(10):
         live.hub.tidy()
-    assert {name for name, is_live in live.outcomes_seen if not is_live} == {b"a"}
+    assert {name for name, is_live in live.confirmations if not is_live} == {b"a"}
 
 
-def test_resubscription_continues_past_names_of_other_servers_without_a_reply(live: Bench) -> None:
+def test_resubscription_continues_past_names_of_other_servers_without_a_reply(live: HubRig) -> None:
     """None of the first names belongs to the server that came up, so no command is sent for them."""
     peer = live.connect()
     others = [b"b:%d" % number for number in range(4 * NAMES_PER_COMMAND)]
@@ -462,7 +462,7 @@ def test_resubscription_continues_past_names_of_other_servers_without_a_reply(li
     assert live.bus.asked == {b"a:last": 1}
 
 
-def test_confirmations_missing_at_a_loss_are_not_awaited_after_the_reconnect(live: Bench) -> None:
+def test_confirmations_missing_at_a_loss_are_not_awaited_after_the_reconnect(live: HubRig) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     live.down()
@@ -472,7 +472,7 @@ def test_confirmations_missing_at_a_loss_are_not_awaited_after_the_reconnect(liv
     assert live.join(live.connect(), b"news") is Joined.LIVE
 
 
-def test_20000_names_are_resubscribed_once_each_with_a_bounded_number_unconfirmed(live: Bench) -> None:
+def test_20000_names_are_resubscribed_once_each_with_a_bounded_number_unconfirmed(live: HubRig) -> None:
     peer = live.connect()
     names = {b"%d" % number for number in range(20_000)}
     for name in names:
@@ -490,7 +490,7 @@ def test_20000_names_are_resubscribed_once_each_with_a_bounded_number_unconfirme
     assert live.join(live.connect(), b"7") is Joined.LIVE
 
 
-def test_resubscription_stops_while_the_bus_confirms_nothing(live: Bench) -> None:
+def test_resubscription_stops_while_the_bus_confirms_nothing(live: HubRig) -> None:
     peer = live.connect()
     for number in range(10_000):
         live.join(peer, b"%d" % number)
@@ -501,18 +501,18 @@ def test_resubscription_stops_while_the_bus_confirms_nothing(live: Bench) -> Non
     assert len(live.bus.commands) <= ASKED_LIMIT + NAMES_PER_COMMAND
 
 
-def test_join_of_a_new_name_during_resubscription_is_sent_and_confirmed(live: Bench) -> None:
+def test_join_of_a_new_name_during_resubscription_is_sent_and_confirmed(live: HubRig) -> None:
     peer, other = live.connect(), live.connect()
     for number in range(2_000):
         live.join(peer, b"%d" % number)
     live.confirm()
     live.down()
     live.up()
-    live.outcomes_seen.clear()
-    assert live.join(other, b"1999") is Joined.WAITS  # its turn has not come yet
+    live.confirmations.clear()
+    assert live.join(other, b"1999") is Joined.WAITS  # the name is not resubscribed yet
     assert live.join(other, b"fresh") is Joined.WAITS
     live.confirm()
-    assert sorted(live.outcomes_seen) == [(b"1999", True), (b"fresh", True)]
+    assert sorted(live.confirmations) == [(b"1999", True), (b"fresh", True)]
     assert live.bus.held == {b"fresh", *(b"%d" % number for number in range(2_000))}
 
 
@@ -523,30 +523,30 @@ def is_on_a(name: bytes) -> bool:
     return name.startswith(b"a")
 
 
-def test_loss_of_one_cluster_server_affects_only_its_own_channels(live: Bench) -> None:
+def test_loss_of_one_cluster_server_affects_only_its_own_channels(live: HubRig) -> None:
     peer, late = live.connect(), live.connect()
     for name in (b"a1", b"b1"):
         live.join(peer, name)
     live.confirm()
     live.join(peer, b"a2")
     live.join(peer, b"b2")
-    live.outcomes_seen.clear()
+    live.confirmations.clear()
     live.bus.commands = [each for each in live.bus.commands if not is_on_a(each[1])]
     live.hub.on_down(is_on_a)
-    assert live.outcomes_seen == [(b"a2", False)], "a2 waited for the lost server"
+    assert live.confirmations == [(b"a2", False)], "a2 waited for the lost server"
     assert live.join(late, b"b1") is Joined.LIVE
     live.confirm()
-    assert live.outcomes_seen == [(b"a2", False), (b"b2", True)]
+    assert live.confirmations == [(b"a2", False), (b"b2", True)]
     live.bus.asked.clear()
     live.hub.on_up(is_on_a)
     assert live.join(late, b"a1") is Joined.WAITS
     assert set(live.bus.asked) == {b"a1", b"a2"}
     live.confirm()
-    assert live.outcomes_seen[-1] == (b"a1", True)
+    assert live.confirmations[-1] == (b"a1", True)
     assert live.hub.pending == 0
 
 
-def test_two_cluster_servers_that_come_up_together_are_both_resubscribed(live: Bench) -> None:
+def test_two_cluster_servers_that_come_up_together_are_both_resubscribed(live: HubRig) -> None:
     peer = live.connect()
     names = [b"%s%d" % (server, number) for server in (b"a", b"b") for number in range(700)]
     for name in names:
@@ -562,7 +562,7 @@ def test_two_cluster_servers_that_come_up_together_are_both_resubscribed(live: B
     assert live.hub.pending == 0
 
 
-def test_channel_of_a_moved_slot_is_live_again_after_its_new_subscription(live: Bench) -> None:
+def test_channel_of_a_moved_slot_is_live_again_after_its_new_subscription(live: HubRig) -> None:
     peer, late, gone = live.connect(), live.connect(), live.connect()
     for each, name in ((peer, b"moved"), (gone, b"left"), (peer, b"asked")):
         live.join(each, name)
@@ -580,13 +580,13 @@ def test_channel_of_a_moved_slot_is_live_again_after_its_new_subscription(live: 
     live.bus.asked.clear()
     live.hub.on_moved()
     assert live.bus.asked == {b"moved": 1, b"asked": 1}
-    live.outcomes_seen.clear()
+    live.confirmations.clear()
     live.confirm()
-    assert set(live.outcomes_seen) == {(b"moved", True), (b"asked", True)}
+    assert set(live.confirmations) == {(b"moved", True), (b"asked", True)}
     assert live.hub.pending == 0
 
 
-def test_channel_forbidden_by_the_bus_is_refused_and_other_channels_are_confirmed(live: Bench) -> None:
+def test_channel_forbidden_by_the_bus_is_refused_and_other_channels_are_confirmed(live: HubRig) -> None:
     first, second = live.connect(), live.connect()
     live.join(first, b"secret")
     live.join(second, b"secret")
@@ -597,7 +597,7 @@ def test_channel_forbidden_by_the_bus_is_refused_and_other_channels_are_confirme
     live.confirm()
     while live.hub.tidy():
         pass
-    assert sorted(live.outcomes_seen) == [
+    assert sorted(live.confirmations) == [
         (b"open", Confirmation.LIVE),
         (b"secret", Confirmation.REFUSED),
         (b"secret", Confirmation.REFUSED),
@@ -606,7 +606,7 @@ def test_channel_forbidden_by_the_bus_is_refused_and_other_channels_are_confirme
     assert live.hub.pending == 0
 
 
-def test_channel_forbidden_after_a_reconnect_is_removed_from_all_subscribers(live: Bench) -> None:
+def test_channel_forbidden_after_a_reconnect_is_removed_from_all_subscribers(live: HubRig) -> None:
     peers = [live.connect() for _ in range(TAKEN_PER_PASS + 10)]
     for peer in peers:
         live.join(peer, b"news")
@@ -628,7 +628,7 @@ def test_channel_forbidden_after_a_reconnect_is_removed_from_all_subscribers(liv
     assert live.bus.asked == {b"news": 1}
 
 
-def test_second_subscribe_of_a_refused_name_may_still_be_confirmed(live: Bench) -> None:
+def test_second_subscribe_of_a_refused_name_may_still_be_confirmed(live: HubRig) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     live.hub.leave(peer.conn, b"news")
@@ -637,10 +637,10 @@ def test_second_subscribe_of_a_refused_name_may_still_be_confirmed(live: Bench) 
     live.bus.commands.remove(("subscribe", b"news"))  # the first of the two
     live.hub.on_refused(b"news")
     live.confirm()
-    assert live.outcomes_seen == [(b"news", Confirmation.LIVE)]
+    assert live.confirmations == [(b"news", Confirmation.LIVE)]
 
 
-def test_channel_of_an_unserved_slot_is_subscribed_when_a_server_takes_the_slot(live: Bench) -> None:
+def test_channel_of_an_unserved_slot_is_subscribed_when_a_server_takes_the_slot(live: HubRig) -> None:
     peer = live.connect()
     live.join(peer, b"homeless")
     live.confirm()
@@ -655,18 +655,18 @@ def test_channel_of_an_unserved_slot_is_subscribed_when_a_server_takes_the_slot(
     assert live.hub.pending == 0
 
 
-def test_recovery_of_an_existing_subscription_waits_for_its_confirmation(live: Bench) -> None:
+def test_recovery_of_an_existing_subscription_waits_for_its_confirmation(live: HubRig) -> None:
     peer = live.connect()
     live.join(peer, b"news")
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
     live.confirm()
-    assert live.outcomes_seen == [(b"news", True)] * 2
+    assert live.confirmations == [(b"news", True)] * 2
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.LIVE
     live.down()
     assert live.hub.confirm(peer.conn, b"news", live.waiter) is Joined.WAITS
 
 
-def test_name_left_before_a_bus_loss_is_subscribed_when_joined_after_the_loss(live: Bench) -> None:
+def test_name_left_before_a_bus_loss_is_subscribed_when_joined_after_the_loss(live: HubRig) -> None:
     """The new bus connection has no such name, so no unsent UNSUBSCRIBE may cancel the SUBSCRIBE."""
     live.bus.sent_limit = 1
     peer = live.connect()
@@ -685,7 +685,9 @@ def test_name_left_before_a_bus_loss_is_subscribed_when_joined_after_the_loss(li
     assert live.bus.held == {b"a", b"b"}
 
 
-def note_outcome(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: int) -> None:
+def note_outcome(
+    bench: HubRig, waiting: set[tuple[int, bytes]], conn: int, name: bytes, is_live: int
+) -> None:
     """Check that each wait has one outcome, none after a leave, and live only if the bus has the channel."""
     assert (conn, name) in waiting
     assert not is_live or name in bench.bus.held
@@ -705,7 +707,7 @@ def note_outcome(bench: Bench, waiting: set[tuple[int, bytes]], conn: int, name:
 def test_bus_subscriptions_equal_the_local_channels_after_random_steps(
     steps: list[tuple[str, int, int]], sent_limit: int
 ) -> None:
-    bench = Bench()
+    bench = HubRig()
     bench.bus.sent_limit = sent_limit
     bench.up()
     peers = [bench.connect() for _ in range(3)]
@@ -751,7 +753,7 @@ def test_bus_subscriptions_equal_the_local_channels_after_random_steps(
 # --- publications -------------------------------------------------------------------------------------
 
 
-def subscribed_peer(bench: Bench, name: bytes = b"news", *, variant: int = 0) -> Peer:
+def subscribed_peer(bench: HubRig, name: bytes = b"news", *, variant: int = 0) -> Peer:
     """Return a peer that is subscribed."""
     peer = bench.connect(variant=variant)
     bench.join(peer, name)
@@ -759,7 +761,7 @@ def subscribed_peer(bench: Bench, name: bytes = b"news", *, variant: int = 0) ->
     return peer
 
 
-def test_one_publication_reaches_every_dialect_in_its_own_form(live: Bench) -> None:
+def test_one_publication_reaches_every_dialect_in_its_own_form(live: HubRig) -> None:
     peers = [subscribed_peer(live, variant=dialect.variant) for dialect in DIALECTS]
     live.hub.on_message(b"news", b'{"a": 1}')
     texts = [live.texts(peer) for peer in peers]
@@ -770,13 +772,13 @@ def test_one_publication_reaches_every_dialect_in_its_own_form(live: Bench) -> N
     assert live.counts == {"publications_received": 1}
 
 
-def test_inbox_publication_names_its_channel_me(live: Bench) -> None:
+def test_inbox_publication_names_its_channel_me(live: HubRig) -> None:
     peer = subscribed_peer(live, b"@42")
     live.hub.on_message(b"@42", b"1")
     assert [json.loads(text)["ch"] for text in live.texts(peer)] == ["@me"]
 
 
-def test_publication_is_not_sent_to_its_excluded_publisher(live: Bench) -> None:
+def test_publication_is_not_sent_to_its_excluded_publisher(live: HubRig) -> None:
     own, other = subscribed_peer(live), subscribed_peer(live)
     publication = Publication(Payload(JSON, b"1"), user="u", exclude=live.reactor.public_id(own.conn))
     live.hub.on_message(b"news", encode_publication(publication))
@@ -806,7 +808,7 @@ BROKEN_ENVELOPES = [
 
 @pytest.mark.parametrize("data", BROKEN_ENVELOPES)
 def test_a_broken_envelope_is_dropped_and_counted_and_a_good_one_follows_s24(
-    live: Bench, data: bytes
+    live: HubRig, data: bytes
 ) -> None:
     peer = subscribed_peer(live)
     before = live.held()
@@ -819,14 +821,14 @@ def test_a_broken_envelope_is_dropped_and_counted_and_a_good_one_follows_s24(
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b'{"a":', b"", b"\x00" * 999, b"[" * 999, b"1e999", b"NaN"])
-def test_garbage_payload_is_delivered_as_one_message_in_every_dialect_s24(live: Bench, data: bytes) -> None:
+def test_garbage_payload_is_delivered_as_one_message_in_every_dialect_s24(live: HubRig, data: bytes) -> None:
     peers = [subscribed_peer(live, variant=dialect.variant) for dialect in DIALECTS]
     live.hub.on_message(b"news", data)
     assert [len(live.texts(peer)) for peer in peers] == [1, 1]
     assert live.counts["publications_malformed"] == 0
 
 
-def test_publication_over_the_channel_size_limit_is_dropped_and_sends_a_gap(live: Bench) -> None:
+def test_publication_over_the_channel_size_limit_is_dropped_and_sends_a_gap(live: HubRig) -> None:
     small, big = subscribed_peer(live), subscribed_peer(live, b"big:1")
     for name, size in [(b"news", 1_000), (b"news", 1_001), (b"big:1", 50_000), (b"big:1", 50_001)]:
         live.hub.on_message(name, b"x" * size)
@@ -842,7 +844,7 @@ def test_publication_over_the_channel_size_limit_is_dropped_and_sends_a_gap(live
     assert live.counts == {"publications_received": 7, "publications_too_large": 4, "gaps_too_large": 2}
 
 
-def test_backlog_drop_of_one_channel_sends_a_gap_to_its_subscribers(live: Bench) -> None:
+def test_backlog_drop_of_one_channel_sends_a_gap_to_its_subscribers(live: HubRig) -> None:
     here, other = subscribed_peer(live), subscribed_peer(live, b"other")
     live.hub.on_dropped(b"news")
     live.hub.on_dropped(b"nobody is here")
@@ -852,7 +854,7 @@ def test_backlog_drop_of_one_channel_sends_a_gap_to_its_subscribers(live: Bench)
     assert live.counts["gaps_slow"] == 1
 
 
-def test_backlog_drop_of_all_channels_sends_a_gap_to_all_connections(live: Bench) -> None:
+def test_backlog_drop_of_all_channels_sends_a_gap_to_all_connections(live: HubRig) -> None:
     peers = [subscribed_peer(live, name) for name in (b"a", b"b", b"c")]
     live.hub.on_dropped(None)
     while live.hub.has_gaps:
@@ -862,7 +864,7 @@ def test_backlog_drop_of_all_channels_sends_a_gap_to_all_connections(live: Bench
     assert [[(gap.get("ch"), gap["reason"]) for gap in each] for each in gaps] == [[(None, "slow")]] * 3
 
 
-def test_publication_before_the_confirmation_is_not_sent_to_new_subscribers(live: Bench) -> None:
+def test_publication_before_the_confirmation_is_not_sent_to_new_subscribers(live: HubRig) -> None:
     """The publication waited in the backlog while the last subscriber left and a new one joined."""
     peer = live.connect()
     live.join(peer, b"news")
@@ -877,7 +879,7 @@ def test_publication_before_the_confirmation_is_not_sent_to_new_subscribers(live
     assert live.texts(peer) == [b'{"op":"msg","ch":"news","data":3}']
 
 
-def test_publication_without_local_subscribers_is_counted_and_not_decoded(live: Bench) -> None:
+def test_publication_without_local_subscribers_is_counted_and_not_decoded(live: HubRig) -> None:
     for name in (b"news", b"\xff", b"", b"wsgate:probe:n:0"):
         live.hub.on_message(name, b"\xc1")
         live.hub.on_message(name, None)
@@ -887,14 +889,14 @@ def test_publication_without_local_subscribers_is_counted_and_not_decoded(live: 
 # --- gaps ---------------------------------------------------------------------------------------------
 
 
-def gaps_of(bench: Bench, peer: Peer) -> list[dict[str, object]]:
+def gaps_of(bench: HubRig, peer: Peer) -> list[dict[str, object]]:
     """Return the gaps that a peer received after all pending work is done."""
     while bench.hub.tidy():
         bench.turn()
     return [each for each in map(json.loads, bench.texts(peer)) if each["op"] == "gap"]
 
 
-def test_each_subscriber_gets_one_gap_after_all_channels_are_resubscribed(live: Bench) -> None:
+def test_each_subscriber_gets_one_gap_after_all_channels_are_resubscribed(live: HubRig) -> None:
     peers = [subscribed_peer(live), subscribed_peer(live)]
     for name in (b"a", b"b"):
         for peer in peers:
@@ -915,7 +917,7 @@ def test_each_subscriber_gets_one_gap_after_all_channels_are_resubscribed(live: 
     ]
 
 
-def test_subscription_not_confirmed_before_a_loss_gets_no_gap(bench: Bench) -> None:
+def test_subscription_not_confirmed_before_a_loss_gets_no_gap(bench: HubRig) -> None:
     peer = bench.connect()
     assert bench.join(peer, b"a") is Joined.WAITS
     bench.up()  # for the first time
@@ -929,7 +931,7 @@ def test_subscription_not_confirmed_before_a_loss_gets_no_gap(bench: Bench) -> N
     assert (len(gaps_of(bench, peer)), gaps_of(bench, late)) == (1, [])
 
 
-def test_moved_slot_sends_a_gap_only_to_subscribers_of_its_channels(live: Bench) -> None:
+def test_moved_slot_sends_a_gap_only_to_subscribers_of_its_channels(live: HubRig) -> None:
     moved, stays = subscribed_peer(live, b"a"), subscribed_peer(live, b"b")
     live.hub.on_lost(b"a", was_asked=False)
     live.hub.on_moved()
@@ -937,7 +939,7 @@ def test_moved_slot_sends_a_gap_only_to_subscribers_of_its_channels(live: Bench)
     assert (len(gaps_of(live, moved)), gaps_of(live, stays)) == (1, [])
 
 
-def test_gap_is_sent_when_a_redirected_resubscription_succeeds(live: Bench) -> None:
+def test_gap_is_sent_when_a_redirected_resubscription_succeeds(live: HubRig) -> None:
     peer = subscribed_peer(live, b"a")
     live.down()
     live.up()
@@ -949,7 +951,7 @@ def test_gap_is_sent_when_a_redirected_resubscription_succeeds(live: Bench) -> N
     assert len(gaps_of(live, peer)) == 1
 
 
-def test_repeated_losses_during_resubscription_send_one_gap_at_the_end(live: Bench) -> None:
+def test_repeated_losses_during_resubscription_send_one_gap_at_the_end(live: HubRig) -> None:
     peer = subscribed_peer(live, b"a")
     live.join(peer, b"b")
     live.confirm()
@@ -962,7 +964,7 @@ def test_repeated_losses_during_resubscription_send_one_gap_at_the_end(live: Ben
     assert len(gaps_of(live, peer)) == 1
 
 
-def test_publication_whose_delivery_fails_sends_a_gap(live: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publication_whose_delivery_fails_sends_a_gap(live: HubRig, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = subscribed_peer(live, b"a")
 
     def fail(*arguments: object) -> None:
