@@ -31,7 +31,7 @@ EXP: Final = int(NOW_S) + 600
 CANARY: Final = "canary"
 
 
-class Bench:
+class TokensRig:
     """The tokens of a shard, with everything that they count and log."""
 
     def __init__(self, part: str = "test", **policy: Any) -> None:
@@ -98,19 +98,19 @@ def _policy(cause: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("cause", EIGHT)
 def test_each_frequent_token_fault_has_its_own_cause(cause: str) -> None:
-    bench = Bench()
-    error = bench.refuse(EIGHT[cause])
+    rig = TokensRig()
+    error = rig.refuse(EIGHT[cause])
     assert error.cause == cause
-    assert bench.counts == {"tokens_refused": 1, f"token_fault_{error.fault}": 1}
+    assert rig.counts == {"tokens_refused": 1, f"token_fault_{error.fault}": 1}
 
 
 def test_eight_refused_tokens_write_eight_log_lines_with_different_texts(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    bench = Bench("eight")
+    rig = TokensRig("eight")
     with caplog.at_level(logging.INFO):
         for token in EIGHT.values():
-            bench.refuse(token)
+            rig.refuse(token)
     fields = [vars(record)["fields"] for record in caplog.records]
     assert [record.message for record in caplog.records] == [f"token_refused_{cause}" for cause in EIGHT]
     assert len({field["why"] for field in fields}) == 8
@@ -119,7 +119,7 @@ def test_eight_refused_tokens_write_eight_log_lines_with_different_texts(
 
 @pytest.mark.parametrize("cause", OTHERS)
 def test_each_rare_token_fault_has_its_own_cause(cause: str) -> None:
-    assert Bench(**_policy(cause)).refuse(OTHERS[cause]).cause == cause
+    assert TokensRig(**_policy(cause)).refuse(OTHERS[cause]).cause == cause
 
 
 def test_refused_tokens_write_one_log_line_for_each_second_and_cause(
@@ -127,14 +127,14 @@ def test_refused_tokens_write_one_log_line_for_each_second_and_cause(
 ) -> None:
     clock_s = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: clock_s)
-    bench = Bench("flood")
+    rig = TokensRig("flood")
     with caplog.at_level(logging.INFO):
         for _ in range(100):
             for token in EIGHT.values():
-                bench.refuse(token)
+                rig.refuse(token)
         assert len(caplog.records) == 8
         clock_s = 101.0
-        bench.refuse(EIGHT["expired"])
+        rig.refuse(EIGHT["expired"])
     assert len(caplog.records) == 9
     assert vars(caplog.records[-1])["fields"]["held_back"] == 99
 
@@ -145,7 +145,7 @@ def test_log_line_and_error_text_contain_no_part_of_the_token(
 ) -> None:
     token = {**EIGHT, **OTHERS}[cause]
     with caplog.at_level(logging.DEBUG):
-        error = Bench(f"canary {cause}", **_policy(cause)).refuse(token)
+        error = TokensRig(f"canary {cause}", **_policy(cause)).refuse(token)
     assert len(caplog.records) == 1
     for output in (error.why, error.text, str(error), repr(error)):
         assert CANARY not in output and token.decode() not in output
@@ -174,17 +174,17 @@ def test_log_line_and_error_text_contain_no_part_of_the_token(
 def test_refusal_text_for_the_operator_contains_times_and_expected_values(
     token: bytes, policy: dict[str, Any], why: str
 ) -> None:
-    assert Bench(**policy).refuse(token).why == why
+    assert TokensRig(**policy).refuse(token).why == why
 
 
 def test_refusal_text_of_a_revoked_token_contains_both_times() -> None:
-    bench = Bench()
-    bench.tokens.revoke("42", NOW_S - 5)
-    revoked = bench.refuse(signed(iat=NOW_S - 60))
+    rig = TokensRig()
+    rig.tokens.revoke("42", NOW_S - 5)
+    revoked = rig.refuse(signed(iat=NOW_S - 60))
     assert revoked.why == (
         "the token was issued before the revocation (iat 1764422352, revoked before 1764422407)"
     )
-    assert bench.refuse(signed()).why == "the user's tokens were revoked, and this one has no iat"
+    assert rig.refuse(signed()).why == "the user's tokens were revoked, and this one has no iat"
 
 
 # --- the registry ---------------------------------------------------------------------------------------
@@ -261,7 +261,9 @@ HEAD: Final = (
 @pytest.mark.parametrize("cause", EIGHT)
 def test_401_response_contains_the_cause_only_in_development(cause: str) -> None:
     for is_dev in (True, False):
-        answer = HandshakePolicy(_options(is_dev=is_dev), Bench().tokens).judge(HEAD % EIGHT[cause], NOW_S)
+        answer = HandshakePolicy(_options(is_dev=is_dev), TokensRig().tokens).judge(
+            HEAD % EIGHT[cause], NOW_S
+        )
         assert isinstance(answer, Refusal)
         assert (answer.status, answer.reason) == (401, "invalid_token")
         assert (CAUSES[cause].text.encode() in answer.response) is is_dev
@@ -269,21 +271,21 @@ def test_401_response_contains_the_cause_only_in_development(cause: str) -> None
 
 
 def test_401_responses_for_all_faults_are_equal_outside_development() -> None:
-    front = HandshakePolicy(_options(is_dev=False), Bench().tokens)
+    front = HandshakePolicy(_options(is_dev=False), TokensRig().tokens)
     answers = {cast(Refusal, front.judge(HEAD % token, NOW_S)).response for token in EIGHT.values()}
     assert len(answers) == 1
 
 
 def test_hs256_token_signed_with_a_public_key_text_has_cause_wrong_algorithm() -> None:
     token = forge({"alg": "HS256", "kid": "rsa"}, {"sub": "42", "exp": EXP}, PUBLIC_TEXTS["pem"])
-    assert Bench().refuse(token).cause == "wrong_algorithm"
+    assert TokensRig().refuse(token).cause == "wrong_algorithm"
     unsigned = encoded(text({"alg": "none"})) + b"." + encoded(text({"sub": "42"})) + b"."
-    assert Bench().refuse(unsigned).why == "the header's alg is none, the key's is HS256"
+    assert TokensRig().refuse(unsigned).why == "the header's alg is none, the key's is HS256"
 
 
 @pytest.mark.parametrize("is_dev", [True, False])
 def test_token_not_yet_valid_is_answered_503_with_retry_after(is_dev: bool) -> None:
-    front = HandshakePolicy(_options(is_dev=is_dev), Bench().tokens)
+    front = HandshakePolicy(_options(is_dev=is_dev), TokensRig().tokens)
     answer = front.judge(HEAD % signed(nbf=NOW_S + 600), NOW_S)
     assert isinstance(answer, Refusal)
     assert (answer.status, answer.reason) == (503, "token_not_yet_valid")
