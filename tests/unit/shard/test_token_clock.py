@@ -18,7 +18,7 @@ def token(*, ttl_s: int = 600, user: str = "42", iat_s: float = NOW_S) -> str:
     return jwt.encode(claims, SECRET, "HS256")
 
 
-class Bench:
+class TokensRig:
     """The tokens of a shard and their counters."""
 
     def __init__(self, *, leeway_s: int = 0) -> None:
@@ -48,49 +48,49 @@ def test_cached_token_has_the_same_outcome_as_a_new_one_after_a_clock_step(
     """A shard that has cached the token and one that has not agree after any step."""
     for ttl_s in (30, 600, 100_000):
         shown = token(ttl_s=ttl_s)
-        bench = Bench(leeway_s=leeway_s)
-        assert [bench.outcome(shown, NOW_S) for _ in range(2)] == ["verified", "cached"]
+        rig = TokensRig(leeway_s=leeway_s)
+        assert [rig.outcome(shown, NOW_S) for _ in range(2)] == ["verified", "cached"]
         for later_s in (0, 1, 29, 31, 36, 301, 601):
             now_s = NOW_S + step_s + later_s
-            fresh = Bench(leeway_s=leeway_s).outcome(shown, now_s)
-            known = bench.outcome(shown, now_s)
+            fresh = TokensRig(leeway_s=leeway_s).outcome(shown, now_s)
+            known = rig.outcome(shown, now_s)
             assert known == fresh or (known, fresh) == ("cached", "verified"), (ttl_s, later_s)
 
 
 def test_shrink_frees_the_wanted_bytes_and_evicted_tokens_are_verified_again() -> None:
-    bench = Bench()
-    empty = bench.tokens.cached_bytes
+    rig = TokensRig()
+    empty = rig.tokens.cached_bytes
     shown = [token(user=str(number)) for number in range(200)]
-    assert {bench.outcome(each, NOW_S) for each in shown} == {"verified"}
-    held = bench.tokens.cached_bytes
-    bench.tokens.revoke("7", NOW_S - 1_000)
-    assert held // 2 <= bench.tokens.shrink(held // 2, NOW_S) < held
-    assert 0 < bench.tokens.cached < 120
-    assert bench.tokens.shrink(2 * held, NOW_S) > 0
-    assert bench.tokens.cached_bytes == empty
-    assert (bench.tokens.cached, bench.tokens.revoked) == (0, 1)
-    assert bench.tokens.shrink(held, NOW_S) == 0
-    assert bench.counts["tokens_evicted"] == 200
-    assert [bench.outcome(shown[0], NOW_S) for _ in range(2)] == ["verified", "cached"]
+    assert {rig.outcome(each, NOW_S) for each in shown} == {"verified"}
+    held = rig.tokens.cached_bytes
+    rig.tokens.revoke("7", NOW_S - 1_000)
+    assert held // 2 <= rig.tokens.shrink(held // 2, NOW_S) < held
+    assert 0 < rig.tokens.cached < 120
+    assert rig.tokens.shrink(2 * held, NOW_S) > 0
+    assert rig.tokens.cached_bytes == empty
+    assert (rig.tokens.cached, rig.tokens.revoked) == (0, 1)
+    assert rig.tokens.shrink(held, NOW_S) == 0
+    assert rig.counts["tokens_evicted"] == 200
+    assert [rig.outcome(shown[0], NOW_S) for _ in range(2)] == ["verified", "cached"]
 
 
 def test_token_is_verified_once_after_a_clock_step_back_and_then_cached_again() -> None:
-    bench, shown = Bench(), token(iat_s=NOW_S - 100)
-    assert bench.outcome(shown, NOW_S) == "verified"
-    assert [bench.outcome(shown, NOW_S - 50) for _ in range(3)] == ["verified", "cached", "cached"]
-    assert bench.outcome(shown, NOW_S - 50 + 301) == "verified"
+    rig, shown = TokensRig(), token(iat_s=NOW_S - 100)
+    assert rig.outcome(shown, NOW_S) == "verified"
+    assert [rig.outcome(shown, NOW_S - 50) for _ in range(3)] == ["verified", "cached", "cached"]
+    assert rig.outcome(shown, NOW_S - 50 + 301) == "verified"
 
 
 def test_ticks_free_outdated_cache_entries_without_any_new_token() -> None:
-    bench = Bench()
-    empty = bench.tokens.cached_bytes
+    rig = TokensRig()
+    empty = rig.tokens.cached_bytes
     for number in range(500):
-        bench.outcome(token(user=str(number)), NOW_S)
-    assert bench.tokens.cached == 500
+        rig.outcome(token(user=str(number)), NOW_S)
+    assert rig.tokens.cached == 500
     for tick in range(SWEEP_TICKS):
-        bench.tokens.tick(NOW_S + 200 + tick)
-    assert bench.tokens.cached == 500
+        rig.tokens.tick(NOW_S + 200 + tick)
+    assert rig.tokens.cached == 500
     for tick in range(2 * SWEEP_TICKS):
-        bench.tokens.tick(NOW_S + 300 + tick)
-    assert bench.tokens.cached == 0
-    assert bench.tokens.cached_bytes == empty
+        rig.tokens.tick(NOW_S + 300 + tick)
+    assert rig.tokens.cached == 0
+    assert rig.tokens.cached_bytes == empty
