@@ -57,7 +57,7 @@ def commands_of(data: bytes) -> list[list[bytes]]:
     return found
 
 
-class Bench:
+class EventsRig:
     """Events of one shard, all in memory."""
 
     def __init__(self, options: EventOptions, *, is_sharded: bool = False) -> None:
@@ -105,9 +105,9 @@ def at_a_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("is_sharded", [False, True])
 def test_every_event_has_the_form_of_its_vector(vector: dict[str, Any], is_sharded: bool) -> None:
     options = EventOptions(enabled=frozenset(EVENT_TYPES), maxlen=9, pubsub=True)
-    bench = Bench(options, is_sharded=is_sharded)
-    bench.emit(vector["fields"])
-    ((data, count),) = bench.kept[0].data
+    rig = EventsRig(options, is_sharded=is_sharded)
+    rig.emit(vector["fields"])
+    ((data, count),) = rig.kept[0].data
     append, publish = commands_of(data)
     assert count == 2
     assert append[:6] == [b"XADD", b"wsgate:events:0", b"MAXLEN", b"~", b"9", b"*"]
@@ -122,39 +122,39 @@ def test_every_event_has_the_form_of_its_vector(vector: dict[str, Any], is_shard
 
 @pytest.mark.parametrize("enabled", EVENT_TYPES)
 def test_only_enabled_event_types_are_appended(enabled: str) -> None:
-    bench = Bench(EventOptions(enabled=frozenset({enabled})))
+    rig = EventsRig(EventOptions(enabled=frozenset({enabled})))
     for vector in VECTORS:
         if vector["fields"]["type"] != "message" or enabled == "message":
-            bench.emit(vector["fields"])
-    appends = [append for data, _ in bench.kept[0].data for append in commands_of(data)]
+            rig.emit(vector["fields"])
+    appends = [append for data, _ in rig.kept[0].data for append in commands_of(data)]
     types = {append[append.index(b"type") + 1] for append in appends}
     assert types == {enabled.encode()}
-    assert bench.events.takes_messages is (enabled == "message")
+    assert rig.events.takes_messages is (enabled == "message")
 
 
 def test_disabled_events_append_nothing_and_keep_the_member_object_small() -> None:
-    bench = Bench(NO_EVENTS)
+    rig = EventsRig(NO_EVENTS)
     identity = Identity("42", NO_PERMISSIONS, 5)
-    assert bench.events.member(identity, 1) == identity.member()
-    assert not (bench.events.is_on or bench.events.takes_messages or bench.events.tells_subscriptions)
-    bench.events.connected(CONN, identity.member())
-    bench.events.disconnected(CONN, Reason.DRAIN, identity.member(), 5)
-    assert bench.kept[0].data == []
+    assert rig.events.member(identity, 1) == identity.member()
+    assert not (rig.events.is_on or rig.events.takes_messages or rig.events.tells_subscriptions)
+    rig.events.connected(CONN, identity.member())
+    rig.events.disconnected(CONN, Reason.DRAIN, identity.member(), 5)
+    assert rig.kept[0].data == []
 
 
 def test_connection_without_a_welcome_causes_no_event() -> None:
-    bench = Bench(EventOptions(enabled=frozenset(EVENT_TYPES)))
-    bench.events.disconnected(CONN, Reason.AUTH_TIMEOUT, None, 5)
-    bench.events.subscribed(CONN, None, b"news")
-    assert bench.kept[0].data == []
+    rig = EventsRig(EventOptions(enabled=frozenset(EVENT_TYPES)))
+    rig.events.disconnected(CONN, Reason.AUTH_TIMEOUT, None, 5)
+    rig.events.subscribed(CONN, None, b"news")
+    assert rig.kept[0].data == []
 
 
 def test_partition_of_an_event_follows_its_user_and_event_ids_are_unique() -> None:
-    bench = Bench(EventOptions(enabled=frozenset({"connected"}), partitions=4))
+    rig = EventsRig(EventOptions(enabled=frozenset({"connected"}), partitions=4))
     for number in range(40):
-        bench.emit({"type": "connected", "user": f"user-{number}"})
+        rig.emit({"type": "connected", "user": f"user-{number}"})
     ids = set()
-    for place, kept in enumerate(bench.kept):
+    for place, kept in enumerate(rig.kept):
         for data, _ in kept.data:
             (append,) = commands_of(data)
             assert append[1] == b"wsgate:events:%d" % place
@@ -164,11 +164,11 @@ def test_partition_of_an_event_follows_its_user_and_event_ids_are_unique() -> No
 
 
 def test_full_appender_drops_and_counts_events_and_refuses_client_messages() -> None:
-    bench = Bench(EventOptions(enabled=frozenset(EVENT_TYPES)))
-    bench.kept[0].is_full = True
-    member = bench.events.member(Identity("42", NO_PERMISSIONS, 0), 0)
-    bench.events.connected(CONN, member)
-    assert bench.counts == {"events_dropped": 1}
+    rig = EventsRig(EventOptions(enabled=frozenset(EVENT_TYPES)))
+    rig.kept[0].is_full = True
+    member = rig.events.member(Identity("42", NO_PERMISSIONS, 0), 0)
+    rig.events.connected(CONN, member)
+    assert rig.counts == {"events_dropped": 1}
     sender = Sender("42", CONN)
-    assert bench.events.message(CONN, member, Payload(JSON, b"1"), sender, lambda outcome: None) == FULL
-    assert bench.counts == {"events_dropped": 1}, "the sender gets the outcome instead"
+    assert rig.events.message(CONN, member, Payload(JSON, b"1"), sender, lambda outcome: None) == FULL
+    assert rig.counts == {"events_dropped": 1}, "the sender gets the outcome instead"
