@@ -20,7 +20,7 @@ LIMITS = UserLimits(connections=1, replaces=False)
 
 
 class Bus:
-    """Commands as they are sent; each is answered when the test says so."""
+    """Record commands; each is answered when the test calls `answer`."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Done]] = []
