@@ -72,7 +72,7 @@ def test_shared_bus_refuses_no_connection_for_memory() -> None:
     assert ledger.takes_name(1 << 40) and not ledger.judge(1 << 40) and not ledger.is_nearly_full
 
 
-class Bench:
+class BusMemoryRig:
     """One of two shards, and a bus that answers when the test lets it."""
 
     def __init__(self) -> None:
@@ -94,44 +94,44 @@ class Bench:
 
 
 def test_own_names_count_at_once_and_names_of_other_shards_at_the_next_tick() -> None:
-    bench = Bench()
-    peer = bench.rig.connect()
+    shard = BusMemoryRig()
+    peer = shard.rig.connect()
     number = 0
-    while bench.memory.takes_name():
-        bench.rig.reactor.subscribe(peer.conn, b"%d" % number + b"x" * 180)
+    while shard.memory.takes_name():
+        shard.rig.reactor.subscribe(peer.conn, b"%d" % number + b"x" * 180)
         number += 1
     assert number == pytest.approx(3 * MIB / names_bytes(1, 195), rel=0.02)
-    bench.memory.tick(1.0)
-    assert bench.block.shard(0)["bus_names_bytes"] >= 3 * MIB and not bench.memory.is_full
-    bench.block.shard(1)["bus_names_bytes"] = MIB
-    bench.memory.tick(1.25)
-    assert bench.memory.is_full
-    bench.block.shard(1)["bus_names_bytes"] = 0
-    bench.rig.reactor.abort(peer.conn)
-    bench.rig.turn()
-    bench.memory.tick(1.5)
-    assert not bench.memory.is_full and bench.memory.takes_name()
-    bench.rig.close()
+    shard.memory.tick(1.0)
+    assert shard.block.shard(0)["bus_names_bytes"] >= 3 * MIB and not shard.memory.is_full
+    shard.block.shard(1)["bus_names_bytes"] = MIB
+    shard.memory.tick(1.25)
+    assert shard.memory.is_full
+    shard.block.shard(1)["bus_names_bytes"] = 0
+    shard.rig.reactor.abort(peer.conn)
+    shard.rig.turn()
+    shard.memory.tick(1.5)
+    assert not shard.memory.is_full and shard.memory.takes_name()
+    shard.rig.close()
 
 
 def test_bus_memory_is_read_once_a_second_by_one_request_at_a_time() -> None:
-    bench = Bench()
+    shard = BusMemoryRig()
     for tick in range(8):
-        bench.memory.tick(10 + tick / 4)
-    assert len(bench.asked) == 1
-    bench.answer(2 * MIB, buffers=500)
-    assert bench.block.shard(0)["bus_used_bytes"] == 2 * MIB
-    assert bench.block.shard(0)["bus_buffers_bytes"] == 500
-    bench.memory.tick(20)
-    bench.asked.pop()("down", b"")
-    bench.memory.tick(21)
-    bench.asked.pop()("", b"nonsense")
-    assert bench.block.shard(0)["bus_used_bytes"] == 2 * MIB, "the last valid reading stays"
-    bench.rig.close()
+        shard.memory.tick(10 + tick / 4)
+    assert len(shard.asked) == 1
+    shard.answer(2 * MIB, buffers=500)
+    assert shard.block.shard(0)["bus_used_bytes"] == 2 * MIB
+    assert shard.block.shard(0)["bus_buffers_bytes"] == 500
+    shard.memory.tick(20)
+    shard.asked.pop()("down", b"")
+    shard.memory.tick(21)
+    shard.asked.pop()("", b"nonsense")
+    assert shard.block.shard(0)["bus_used_bytes"] == 2 * MIB, "the last valid reading stays"
+    shard.rig.close()
 
 
 def test_nearly_full_bus_trims_streams_and_refuses_messages_unless_trimming_helps() -> None:
-    bench = Bench()
+    shard = BusMemoryRig()
 
     class Appender:
         last_trimmed = 0
@@ -141,13 +141,13 @@ def test_nearly_full_bus_trims_streams_and_refuses_messages_unless_trimming_help
             self.rooms += 1
 
     appender = Appender()
-    bench.memory.appenders = cast(Any, [appender, appender])
-    bench.memory.tick(1)
-    bench.answer(5 * MIB)
-    assert bench.memory.takes_message() and appender.rooms == 0
-    bench.memory.tick(2)
-    bench.answer(8 * MIB)
-    assert appender.rooms == 1 and not bench.memory.takes_message()
+    shard.memory.appenders = cast(Any, [appender, appender])
+    shard.memory.tick(1)
+    shard.answer(5 * MIB)
+    assert shard.memory.takes_message() and appender.rooms == 0
+    shard.memory.tick(2)
+    shard.answer(8 * MIB)
+    assert appender.rooms == 1 and not shard.memory.takes_message()
     appender.last_trimmed = 5
-    assert bench.memory.takes_message()
-    bench.rig.close()
+    assert shard.memory.takes_message()
+    shard.rig.close()
