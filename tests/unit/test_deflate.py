@@ -124,7 +124,7 @@ def test_deflated_content_inflates_with_the_agreed_window(content: bytes, bits: 
 
 def test_deflated_content_larger_than_the_window_inflates_with_that_window() -> None:
     noise = b"".join(zlib.crc32(b"%d" % index).to_bytes(4, "big") for index in range(500))
-    content = noise * 20  # it repeats further back than the narrow window reaches
+    content = noise * 20  # the content repeats beyond the reach of the narrow window
     for bits in (NARROW_BITS, WIDE_BITS):
         assert zlib.decompressobj(-bits).decompress(deflate(content, bits) + b"\0\0\xff\xff") == content
     assert len(deflate(content, WIDE_BITS)) < len(deflate(content, NARROW_BITS))
