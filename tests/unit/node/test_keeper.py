@@ -282,7 +282,7 @@ def test_overwritten_fold_number_is_repaired_by_the_next_fold_or_the_keeper() ->
 
 def test_fold_that_raises_leaves_an_even_fold_number() -> None:
     block = StatisticsBlock.create(LAYOUT, 1)
-    block.retired.slots = memoryview(bytes(LAYOUT.slots * 8)).cast("Q")  # it cannot be written to
+    block.retired.slots = memoryview(bytes(LAYOUT.slots * 8)).cast("Q")  # a read-only memory
     with pytest.raises(TypeError):
         block.retire(0)
     assert block._header[2] % 2 == 0
