@@ -49,7 +49,7 @@ OF_A_CONNECTION = (
 
 
 @pytest.fixture(params=[True, False], ids=["pool", "no_pool"])
-def bench(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, Peer]]:
+def rig_and_peer(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, Peer]]:
     """Return a reactor with an amount on every account, and the connection that has most of them."""
     settings = Settings(variant_opcodes=(1,), walk_at_once=2, pool_enabled=request.param, ping_interval_ms=0)
     made = Rig(settings)
@@ -73,17 +73,17 @@ def bench(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, Peer]]:
     made.reactor.shutdown()
 
 
-def test_audit_of_correct_accounts_finds_no_fault(bench: tuple[Rig, Peer]) -> None:
-    made, _ = bench
+def test_audit_of_correct_accounts_finds_no_fault(rig_and_peer: tuple[Rig, Peer]) -> None:
+    made, _ = rig_and_peer
     assert audit(made.reactor) == []
 
 
 @pytest.mark.parametrize("account", OF_THE_REACTOR)
 @pytest.mark.parametrize("by", [1, -1, 64])
 def test_audit_finds_each_wrong_account_of_the_reactor(
-    bench: tuple[Rig, Peer], account: str, by: int
+    rig_and_peer: tuple[Rig, Peer], account: str, by: int
 ) -> None:
-    made, _ = bench
+    made, _ = rig_and_peer
     tamper(made.reactor, account, by)
     faults = audit(made.reactor)
     tamper(made.reactor, account, -by)
@@ -92,8 +92,8 @@ def test_audit_finds_each_wrong_account_of_the_reactor(
 
 
 @pytest.mark.parametrize("account", OF_A_CONNECTION)
-def test_audit_finds_each_wrong_account_of_a_connection(bench: tuple[Rig, Peer], account: str) -> None:
-    made, peer = bench
+def test_audit_finds_each_wrong_account_of_a_connection(rig_and_peer: tuple[Rig, Peer], account: str) -> None:
+    made, peer = rig_and_peer
     tamper(made.reactor, account, 1, peer.conn)
     faults = audit(made.reactor)
     tamper(made.reactor, account, -1, peer.conn)
@@ -101,7 +101,7 @@ def test_audit_finds_each_wrong_account_of_a_connection(bench: tuple[Rig, Peer],
     assert audit(made.reactor) == []
 
 
-def test_tampering_with_an_unknown_account_raises_value_error(bench: tuple[Rig, Peer]) -> None:
-    made, _ = bench
+def test_tampering_with_an_unknown_account_raises_value_error(rig_and_peer: tuple[Rig, Peer]) -> None:
+    made, _ = rig_and_peer
     with pytest.raises(ValueError, match="nonsense"):
         tamper(made.reactor, "nonsense", 1)
