@@ -68,7 +68,7 @@ def gap_payload(variant: int, channel: bytes, first: int, last: int) -> bytes:
     return b"gap %d %s %d-%d" % (variant, channel, first, last)
 
 
-# --- the machine ------------------------------------------------------------------------------------
+# --- the machine ---------------------------------------------------------------------------------------
 
 LIMIT_BYTES, LIMIT_FRAMES, AGE_MS, STEP_MS = 6_000, 8, 3_500, 1_000
 BYE = b"bye 4010"
@@ -301,7 +301,7 @@ class OutboxMachine(RuleBasedStateMachine):
     # --- shared by the rules ----------------------------------------------------------------------
 
     def takes_bytes(self, consumer: Consumer) -> bool:
-        """Whether the kernel would report the reactor's end as writable."""
+        """Return whether the kernel would report the reactor's end as writable."""
         numbers = self.reactor.inspect(consumer.peer.conn)
         assert numbers is not None
         poller = select.poll()
@@ -589,7 +589,7 @@ def test_outbox_machine_fails_with_each_planted_defect(defect: type[OutboxModel]
         run_state_machine_as_test(machine, settings=once)
 
 
-# --- each rule once ----------------------------------------------------------------------------------
+# --- each rule once ------------------------------------------------------------------------------------
 # Nothing is written before a flush: entries that were pushed wait and can be inspected.
 
 LONG = 1_000_000_000
@@ -746,7 +746,9 @@ def test_half_written_publication_is_never_dropped() -> None:
         assert publish(bench, b"news", 2, 3, 4) == [1, 1, 1]
         assert bench.count("dropped_policy") == 3
         assert publish(bench, b"strict", 1) == [0]
-        assert numbers(bench, peer)["outbox_frames"] == 1, "its rest must leave before Close"
+        assert numbers(bench, peer)["outbox_frames"] == 1, (
+            "the rest of the publication must be written before the Close"
+        )
         assert read_all(bench, peer) == [b"news 1", b"close 4010"]
 
 
@@ -831,7 +833,7 @@ def test_waiting_gap_keeps_its_channel_after_the_last_unsubscribe() -> None:
         assert (start, bench.count("now_channels")) == (len(POLICIES), 0)
 
 
-# --- age --------------------------------------------------------------------------------------------
+# --- age -----------------------------------------------------------------------------------------------
 
 OLD = {"outbox_age_ms": 3_000, "outbox_frames": 200, "outbox_bytes": 1 << 20}
 
@@ -910,7 +912,7 @@ def test_encoded_gap_message_that_is_partly_written_has_no_age() -> None:
         assert read_all(bench, peer) == [b"gap"]
 
 
-# --- gaps and their encoder -------------------------------------------------------------------------
+# --- gaps and their encoder ----------------------------------------------------------------------------
 
 
 def lose(bench: Rig, *names: bytes) -> Peer:
@@ -988,7 +990,7 @@ def idle_frame_bytes() -> int:
         return bench.held()["frame"]
 
 
-# --- pongs and the order of the wire ----------------------------------------------------------------
+# --- pongs and the order of the wire -------------------------------------------------------------------
 
 
 def ping(bench: Rig, peer: Peer, *payloads: bytes) -> None:
@@ -1112,7 +1114,7 @@ def half_write_a_pong(bench: Rig, peer: Peer) -> list[bytes]:
     return pongs
 
 
-# --- visits -----------------------------------------------------------------------------------------
+# --- visits --------------------------------------------------------------------------------------------
 
 
 def test_ten_waiting_frames_are_written_with_one_send_call() -> None:
@@ -1206,7 +1208,7 @@ def test_publication_to_64_connections_is_written_before_an_earlier_one_to_70() 
         assert order == [peer.sock.fileno() for peer in (*few, *crowd)]
 
 
-# --- backpressure -----------------------------------------------------------------------------------
+# --- backpressure --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["bytes", "frames"])
