@@ -159,7 +159,7 @@ def test_turns_of_two_connections_of_equal_cost_alternate() -> None:
         assert at.order[1:60:2] in ([first] * 30, [second] * 30)
 
 
-def test_connection_with_messages_of_a_quarter_cost_is_served_four_times_as_many() -> None:
+def test_connection_with_messages_of_a_quarter_cost_is_served_four_times_as_often() -> None:
     with loop() as at:
         costly, other = at.costly(2, messages=2_000)
         at.costs[other.conn] = COSTLY_NS // 4
