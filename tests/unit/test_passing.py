@@ -1,4 +1,4 @@
-"""Check that the table "passing or final" has a row for each registry entry and agrees with it."""
+"""Check that the table "passing or final" has one row for each registry entry, with the same code."""
 
 import json
 from pathlib import Path
