@@ -1,4 +1,4 @@
-"""Check that the verifier accepts no token that `jwt.decode` refuses, and reads the others alike."""
+"""Check that the verifier accepts only tokens that `jwt.decode` accepts, and reads these in the same way."""
 
 import hmac
 import json
