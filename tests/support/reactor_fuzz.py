@@ -193,7 +193,7 @@ class Fuzz:
         self.reactor.renew(self.settings)
 
     def shed(self) -> None:
-        """Set a memory budget near the counted use, so that some connections are shed; then remove it."""
+        """Set a memory budget near the counted use, so that some connections are shed; mostly remove it."""
         held = sum(self.reactor.bytes_held().values())
         budget = random.choice([held // 2, held, held + held // 16, held * 2, 0])
         self.reactor.set_gate(
@@ -205,7 +205,7 @@ class Fuzz:
             self.reactor.set_gate(GateLimits(), b"HTTP/1.1 503 x\r\n\r\n")
 
     def hand_over(self) -> None:
-        """Leave no room, so that accepted sockets go to the sibling, or to a closed channel."""
+        """Leave no room, so that accepted sockets are handed to the sibling, or back to the reactor."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -396,7 +396,7 @@ class Fuzz:
             random.choice(calls)()
 
     def regulate(self) -> None:
-        """Change the gate, or the listener."""
+        """Change the gate, and sometimes stop and start listening."""
         limits = GateLimits(
             connections=random.choice([0, 0, 30]),
             handshakes_in_progress=random.choice([0, 5]),
