@@ -1,8 +1,7 @@
-"""What a connection's outbox should do, in plain Python and from its rules alone.
+"""Model the outbox of a connection in plain Python, from its rules alone.
 
-The rules are those at the head of `wsgate/reactor/outbox.pyx`. Everything is a list and recomputed
-when asked for: slow, and simple enough to be believed. The one thing a model cannot know is how many
-bytes a socket took; whoever drives it says so.
+The rules are at the head of `wsgate/reactor/outbox.pyx`. Everything is a list and is computed again at each
+use: slow, but simple. A model cannot know how many bytes a socket took, so the test gives this number.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ PONG_SLOT_BYTES = 968
 
 
 def server_frame(opcode: int, payload: bytes) -> bytes:
-    """One final, unmasked frame."""
+    """Return one final, unmasked frame."""
     size = len(payload)
     if size < 126:
         return bytes([0x80 | opcode, size]) + payload
@@ -28,7 +27,7 @@ def server_frame(opcode: int, payload: bytes) -> bytes:
 
 
 class Kind(Enum):
-    """What an entry is, as far as the rules tell entries apart."""
+    """The kinds of entries that the rules distinguish."""
 
     CONTROL = "control"
     REPLY = "reply"
@@ -38,7 +37,7 @@ class Kind(Enum):
 
 @dataclass
 class Waiting:
-    """One entry. A gap has no `wire` until it is turned into a message."""
+    """One entry of the outbox; a gap has no `wire` until it becomes a message."""
 
     kind: Kind
     wire: bytes
@@ -47,12 +46,12 @@ class Waiting:
     position: int = 0
     first: int = 0
     last: int = 0
-    charge: int = 0  # of a gap
+    charge: int = 0  # charge of a gap
 
 
 @dataclass
 class OutboxModel:
-    """One connection's outbox: what waits, what was written, what was dropped."""
+    """The outbox of one connection: waiting entries, written bytes, and counts of drops."""
 
     limit_bytes: int
     limit_frames: int
@@ -63,9 +62,9 @@ class OutboxModel:
     head_written: int = 0
     pongs: list[bytes] = field(default_factory=list)
     pong_written: int = 0
-    wire: bytearray = field(default_factory=bytearray)  # everything written so far
+    wire: bytearray = field(default_factory=bytearray)  # all bytes written so far
     blocked: bool = False
-    owed: int = 0  # bytes to be taken of what waited when the last write was short
+    owed: int = 0  # bytes that waited at the last short write and are not yet taken
     paused: bool = False
     is_open: bool = True
     dropped_policy: int = 0
@@ -76,12 +75,12 @@ class OutboxModel:
     # --- accounts ---------------------------------------------------------------------------------
 
     def size_of(self, entry: Waiting) -> int:
-        """What an entry is charged."""
+        """Return the bytes that an entry is charged."""
         return entry.charge if entry.kind is Kind.GAP else len(entry.wire)
 
     @property
     def bytes_waiting(self) -> int:
-        """What all entries are charged, less what is written of the first."""
+        """Return the charge of all entries, without the written part of the first one."""
         return sum(self.size_of(entry) for entry in self.entries) - self.head_written
 
     @property
@@ -91,11 +90,11 @@ class OutboxModel:
 
     @property
     def all_bytes_waiting(self) -> int:
-        """The same with the pongs."""
+        """Return the charge of all entries and pongs, without the written parts."""
         return self.bytes_waiting + sum(map(len, self.pongs)) - self.pong_written
 
     def is_over(self, size: int) -> bool:
-        """Whether one more entry of this size would be too much, for a connection that is behind."""
+        """Whether another entry of this size exceeds a limit, for a connection that is behind."""
         if not self.owed:
             return False
         return self.bytes_waiting + size > self.limit_bytes or len(self.entries) + 1 > self.limit_frames
@@ -103,7 +102,7 @@ class OutboxModel:
     # --- rules 1 to 4 -----------------------------------------------------------------------------
 
     def push(self, entry: Waiting) -> bool:
-        """Queue an entry by the rules; False when that ends the connection instead."""
+        """Queue an entry by the rules; return False when the connection fails instead."""
         if entry.kind is not Kind.CONTROL:
             while self.is_over(len(entry.wire)):
                 index = self.oldest_droppable(entry)
@@ -122,7 +121,7 @@ class OutboxModel:
         return True
 
     def is_droppable(self, index: int, newcomer: Waiting | None) -> bool:
-        """Rule 2, with the entry that arrives as one that may be newer."""
+        """Apply rule 2 to an entry, where the arriving entry may be the newer one."""
         entry = self.entries[index]
         if entry.kind is not Kind.PUBLICATION or (index == 0 and self.head_written):
             return False
@@ -135,13 +134,13 @@ class OutboxModel:
         )
 
     def oldest_droppable(self, newcomer: Waiting) -> int | None:
-        """The first entry that may give way to this one."""
+        """Return the first entry that may be dropped for the arriving one."""
         return next((i for i in range(len(self.entries)) if self.is_droppable(i, newcomer)), None)
 
     # --- rule 5 -----------------------------------------------------------------------------------
 
     def drop(self, index: int) -> None:
-        """One entry gives way: into its channel's gap before it, or a gap in its place."""
+        """Drop one entry: its position goes into an earlier gap of its channel, or into a new gap there."""
         entry = self.entries[index]
         gap = self.gap_of(entry.channel, index)
         self.dropped_policy += 1
@@ -152,7 +151,7 @@ class OutboxModel:
             self.entries[index] = self.new_gap(entry)
 
     def drop_newcomer(self, entry: Waiting) -> bool:
-        """Rule 3: the publication that arrives gives way."""
+        """Apply rule 3: drop the arriving publication."""
         gap = self.gap_of(entry.channel, len(self.entries))
         if gap is not None:
             self.widen(gap, entry.position)
@@ -166,26 +165,26 @@ class OutboxModel:
         return True
 
     def gap_of(self, channel: bytes, end: int) -> Waiting | None:
-        """The last pending gap of a channel before an index."""
+        """Return the last waiting gap of a channel before an index."""
         for entry in reversed(self.entries[:end]):
             if entry.kind is Kind.GAP and entry.channel == channel:
                 return entry
         return None
 
     def new_gap(self, entry: Waiting) -> Waiting:
-        """A gap that says one publication is missing; never charged more than that."""
+        """Return a gap for one missing publication; its charge is never above that of the publication."""
         charge = min(len(entry.wire), GAP_BYTES)
         return Waiting(Kind.GAP, b"", None, entry.channel, 0, entry.position, entry.position, charge)
 
     def widen(self, gap: Waiting, position: int) -> None:
-        """A gap takes in a later publication."""
+        """Add a later publication to a gap."""
         gap.first = gap.first or position
         gap.last = position or gap.last
 
     # --- age --------------------------------------------------------------------------------------
 
     def grow_old(self, now_ms: int) -> bool:
-        """Drop what is too old; False when an entry that is must stay, which ends the connection."""
+        """Drop too old entries; return False if one may not be dropped, which fails the connection."""
         index = 0
         while index < len(self.entries):
             queued_ms = self.entries[index].queued_ms
@@ -206,20 +205,20 @@ class OutboxModel:
         return len(self.pongs) < PONG_SLOT_FRAMES and waiting + len(pong) <= PONG_SLOT_BYTES
 
     def push_pong(self, pong: bytes) -> None:
-        """Queue a pong at a blocked socket, or into a slot with room: older ones give way."""
+        """Queue a pong at a blocked socket, or in a slot with room; older pongs are dropped for it."""
         while not self.pong_fits(pong):
             self.drop_pong()
         self.pongs.append(pong)
 
     def drop_pong(self) -> None:
-        """The oldest pong that is not half-written gives way."""
+        """Drop the oldest pong that is not half-written."""
         del self.pongs[1 if self.pong_written else 0]
         self.pongs_dropped += 1
 
     # --- writing ----------------------------------------------------------------------------------
 
     def render(self) -> None:
-        """A visit turns every gap it reaches into a message. A gap has no age, before and after."""
+        """Turn every gap into a message, as a visit does. A gap has no age, before and after."""
         for entry in self.entries:
             if entry.kind is Kind.GAP:
                 entry.kind = Kind.CONTROL
@@ -227,12 +226,12 @@ class OutboxModel:
                 self.gaps += 1
 
     def gap_wire(self, gap: Waiting) -> bytes:
-        """The message that stands for a gap."""
+        """Return the message of a gap."""
         payload = b"gap %d %s %d-%d" % (self.variant, gap.channel, gap.first, gap.last)
         return server_frame(1 + self.variant, payload)
 
     def write(self, count: int) -> None:
-        """The socket took so many bytes of what was offered."""
+        """Note that the socket took this many bytes."""
         progressed, taken = count > 0, count
         while count:
             if self.pongs and not self.head_written:
@@ -244,7 +243,7 @@ class OutboxModel:
             self.paused = False
 
     def write_pong(self, count: int) -> int:
-        """Bytes left after the first pong took its share."""
+        """Write from the first pong; return the number of bytes that are left."""
         taken = self.pongs[0][self.pong_written :][:count]
         self.wire += taken
         self.pong_written += len(taken)
@@ -254,9 +253,9 @@ class OutboxModel:
         return count - len(taken)
 
     def write_entry(self, count: int) -> int:
-        """Bytes left after the first entry took its share."""
+        """Write from the first entry; return the number of bytes that are left."""
         taken = self.entries[0].wire[self.head_written :][:count]
-        assert taken, "more was written than waited"
+        assert taken, "more bytes were written than waited"
         self.wire += taken
         self.head_written += len(taken)
         if self.head_written == len(self.entries[0].wire):
@@ -264,18 +263,18 @@ class OutboxModel:
             self.head_written = 0
         return count - len(taken)
 
-    # --- the rest ---------------------------------------------------------------------------------
+    # --- pausing and failing ----------------------------------------------------------------------
 
     def is_over_half(self) -> bool:
-        """Whether whoever does not take answers may not ask more."""
+        """Whether the outbox is more than half full, so that reading from the peer pauses."""
         return self.bytes_waiting * 2 > self.limit_bytes or len(self.entries) * 2 > self.limit_frames
 
     def pause_if_over_half(self) -> None:
-        """After every push."""
+        """Pause reading if the outbox is more than half full; called after every push."""
         self.paused = self.paused or self.is_over_half()
 
     def fail(self) -> None:
-        """4010: whole unsent entries and pongs go."""
+        """Fail with 4010: drop all entries and pongs that are not half-written."""
         kept = 1 if self.head_written else 0
         self.dropped_closing += len(self.entries) - kept
         del self.entries[kept:]
