@@ -1,10 +1,10 @@
-"""A reactor on a bench: socket pairs, a clock that the test moves, and every event kept.
+"""Drive a reactor in a test: socket pairs, a clock that the test moves, and a record of every event.
 
 Every account of the reactor is compared with its structures after each turn and at the end.
 
 A turn of a connection costs 5 us a message, however fast the machine is.
 
-Nothing sleeps: `turn` runs poll and flush until nothing moves any more, `pass_ms` moves the clock in
+Nothing sleeps: `turn` runs poll and flush until nothing happens any more, `pass_ms` moves the clock in
 steps of the wheel. What the reactor does in real time (slices of 2 ms) is the only real time here.
 """
 
@@ -20,11 +20,11 @@ from wsgate.reactor.testing import audit, trust_charges
 __all__ = ["Peer", "Rig", "rig"]
 
 TICK_MS = 250
-TURNS_MAX = 2000  # a rig that is not quiet by then spins
+TURNS_MAX = 2000  # a rig that is not idle by then spins
 
 
 class Peer:
-    """The client's end of one connection: a blocking-free socket and what was read from it."""
+    """The client's end of one connection: a socket that does not block, and the bytes read from it."""
 
     def __init__(self, sock: socket.socket, conn: int) -> None:
         """Wrap the socket; `conn` is the handle of the other end."""
@@ -36,14 +36,14 @@ class Peer:
         self.ended = False
 
     def send(self, data: bytes) -> int:
-        """Bytes the kernel took of `data`; 0 when it takes none."""
+        """Send data and return the number of bytes that the kernel took; 0 when it takes none."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
             return 0
 
     def receive(self) -> bytes:
-        """Everything that waits, raw; sets `ended` at the end of the stream."""
+        """Return all waiting bytes; set `ended` at the end of the stream."""
         taken = bytearray()
         while True:
             try:
@@ -61,7 +61,7 @@ class Peer:
         return bytes(taken)
 
     def frames(self) -> list[ServerFrame]:
-        """The frames that came since the last call."""
+        """Return the frames that arrived since the last call."""
         return self.reader.receive_data(self.receive())
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Peer:
 
 
 class Rig:
-    """One reactor, its clock and its peers."""
+    """One reactor with its clock, its peers and its events."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Rig:
         shard: int = 0,
         hash_key: bytes | None = None,
     ) -> None:
-        """Start empty; `on_event` sees every event inside its batch, before the flush."""
+        """Start without peers; `on_event` receives every event inside its batch, before the flush."""
         self.now_ms = now_ms
         self.reactor = Reactor(
             settings or Settings(),
@@ -93,7 +93,7 @@ class Rig:
             addresses=addresses,
             shard=shard,
         )
-        trust_charges(self.reactor)  # what a turn takes on this machine decides nothing
+        trust_charges(self.reactor)  # the speed of this machine must not change the result
         self.events: list[Event] = []
         self.on_event = on_event
         self.peers: list[Peer] = []
@@ -101,7 +101,7 @@ class Rig:
     def connect(
         self, *, upgraded: bool = True, variant: int = 0, send_buffer_bytes: int = 0, tcp: bool = False
     ) -> Peer:
-        """A new connection; `send_buffer_bytes` > 0 makes the reactor's side block early."""
+        """Make a connection; `send_buffer_bytes` > 0 makes the reactor's side block early."""
         ours, theirs = _tcp_pair() if tcp else socket.socketpair()
         if send_buffer_bytes:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
@@ -112,7 +112,7 @@ class Rig:
         return peer
 
     def step(self) -> list[Event]:
-        """One poll, its events handled, one flush."""
+        """Poll once, handle the events, and flush once."""
         batch = self.reactor.poll(self.now_ms)
         self.events += batch
         if self.on_event:
@@ -122,7 +122,7 @@ class Rig:
         return batch
 
     def turn(self) -> list[Event]:
-        """Poll and flush until nothing moves; the events of all passes."""
+        """Poll and flush until nothing happens; return the events of all passes."""
         seen: list[Event] = []
         quiet = 0
         for _ in range(TURNS_MAX):
@@ -133,10 +133,10 @@ class Rig:
             if quiet == 2:
                 self.audit()
                 return seen
-        raise AssertionError(f"not quiet after {TURNS_MAX} turns")
+        raise AssertionError(f"not idle after {TURNS_MAX} turns")
 
     def pass_ms(self, duration_ms: int, *, turns: bool = True) -> list[Event]:
-        """Let time pass in steps of the wheel, with a turn after each tick."""
+        """Advance the clock in steps of the wheel, with a turn after each tick."""
         seen: list[Event] = []
         end = self.now_ms + duration_ms
         while self.now_ms < end:
@@ -152,11 +152,11 @@ class Rig:
         assert not faults, "\n".join(faults)
 
     def of(self, peer: Peer) -> list[tuple[int, bytes | int]]:
-        """All events of one connection so far, as (kind, value)."""
+        """Return all events of one connection so far, as (kind, value)."""
         return [(kind, value) for kind, conn, value in self.events if conn == peer.conn]
 
     def messages(self, peer: Peer) -> list[bytes]:
-        """All messages of one connection so far."""
+        """Return all messages of one connection so far."""
         return [
             value
             for kind, value in self.of(peer)
@@ -164,16 +164,16 @@ class Rig:
         ]
 
     def count(self, name: str) -> int:
-        """One counter."""
+        """Return one counter of the reactor."""
         return self.reactor.counters()[name]
 
     def held(self) -> dict[str, int]:
-        """Bytes held, without the pool, slabs of slots (which stay) and what connections cost elsewhere."""
+        """Return bytes held, without the pool, the table of slots and the account "connections"."""
         held = self.reactor.bytes_held()
         return {kind: size for kind, size in held.items() if kind not in ("pool", "table", "connections")}
 
     def close(self) -> None:
-        """Close both sides of everything."""
+        """Audit the reactor, close every peer, and shut the reactor down."""
         try:
             self.audit()
         finally:
@@ -190,7 +190,7 @@ def rig(
     gap_encoder: Callable[[int, bytes, int, int], bytes] | None = None,
     on_event: Callable[[Rig, Event], None] | None = None,
 ) -> Iterator[Rig]:
-    """A `Rig` that is closed at the end."""
+    """Yield a `Rig` that is closed at the end."""
     bench = Rig(settings, now_ms=now_ms, gap_encoder=gap_encoder, on_event=on_event)
     try:
         yield bench
@@ -199,7 +199,7 @@ def rig(
 
 
 def _tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of one loopback TCP connection."""
+    """Return the two ends of one loopback TCP connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         theirs = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
