@@ -1,7 +1,7 @@
-"""RESP2 replies as a hostile or broken bus may send them: seeded, with numbers around every bound.
+"""Make RESP2 replies as a hostile or broken bus may send them, from a seed, with numbers around every bound.
 
 A reply is built from its grammar, so that it gets past the first checks of a reader, and then one of its
-numbers, elements or bytes is wrong. What comes out may also be a correct reply.
+numbers, elements or bytes is wrong. The result may also be a correct reply.
 """
 
 import random
@@ -26,11 +26,11 @@ _LINES: Final = (
     *(b"-ASK 1 127.0.0.1:1", b"-WRONGTYPE wrong", b"-NOPERM no", b"-LOADING", b"_", b"#t", b",1.5", b"(1"),
 )
 _CONTENT_MOST: Final = 70_000
-"""Bytes that are really sent for a length; a longer one stays a promise."""
+"""Most bytes that are sent for a length; of a longer string the rest is missing."""
 
 
 def number_text(dice: random.Random) -> bytes:
-    """A number as a reply has it, or what is none."""
+    """Return a number as a reply has it, or text that is no number."""
     if dice.random() < 0.1:
         return dice.choice(
             (b"", b"-", b"+1", b"1e3", b"0x10", b" 1", b"1 ", b"--1", b"1" * 40, b"\xb2", b"nan")
@@ -40,13 +40,13 @@ def number_text(dice: random.Random) -> bytes:
 
 
 def _string(dice: random.Random, content: bytes) -> bytes:
-    """A bulk string, mostly with its own length."""
+    """Return a bulk string, mostly with its correct length."""
     length = b"%d" % len(content) if dice.random() < 0.8 else number_text(dice)
     return b"$" + length + b"\r\n" + content + dice.choice((b"\r\n",) * 9 + (b"", b"\n", b"\r", b"xx"))
 
 
 def _sized_string(dice: random.Random) -> bytes:
-    """A bulk string of a length at a bound; a long one is only begun."""
+    """Return a bulk string with a length at a bound; a long one is incomplete."""
     size = dice.choice(BOUNDS)
     if not 0 <= size <= _CONTENT_MOST:
         return b"$%d\r\n" % size
@@ -69,11 +69,11 @@ def _element(dice: random.Random, names: tuple[bytes, ...]) -> bytes:
 
 
 def hostile_reply(dice: random.Random, names: tuple[bytes, ...] = ()) -> bytes:
-    """One reply, whole or cut.
+    """Return one reply, whole or cut.
 
     Args:
-        dice: Randomness; the same state makes the same reply.
-        names: Names that the reader knows, to be used in it.
+        dice: Random numbers; the same state makes the same reply.
+        names: Names of the reader, for use in the reply.
     """
     kind = dice.randrange(8)
     if kind == 0:
