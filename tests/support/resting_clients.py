@@ -1,4 +1,4 @@
-"""Open many clients that send nothing but answers to pings. The program needs nothing but Python.
+"""Open many clients that send only answers to pings. The program needs only Python.
 
 Usage: python tests/support/resting_clients.py <host> <port> <count>
 
@@ -15,7 +15,7 @@ LIFE_S = 600.0
 
 
 class Clients:
-    """All of them, and which were told something."""
+    """All clients, and the ones that have received something."""
 
     def __init__(self, host: str, port: int) -> None:
         self.address = host, port
@@ -28,14 +28,14 @@ class Clients:
         self.told: set[int] = set()
 
     def join(self) -> None:
-        """One more."""
+        """Connect one more client."""
         client = socket.create_connection(self.address, 30)
         client.sendall(self.head)
         self.open[client.fileno()] = client
         self.poller.register(client.fileno(), select.EPOLLIN)
 
     def answer(self, wait_s: float) -> None:
-        """Read what came and answer pings."""
+        """Read the received bytes and answer pings."""
         for descriptor, _ in self.poller.poll(wait_s, 1_024):
             self.told.add(descriptor)
             if PING in self.open[descriptor].recv(65_536):
@@ -43,7 +43,7 @@ class Clients:
 
 
 def main() -> None:
-    """Open all, then answer."""
+    """Open all clients, then answer pings until the end."""
     clients, count = Clients(sys.argv[1], int(sys.argv[2])), int(sys.argv[3])
     until_s = time.monotonic() + LIFE_S
     for _ in range(count):
