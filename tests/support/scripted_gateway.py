@@ -1,4 +1,4 @@
-"""A gateway that does what a test tells it to, on real sockets: `websockets`, in the loop of the test."""
+"""Run a scripted gateway on real sockets: the library `websockets`, in the loop of the test."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ class Visit:
         await self.socket.send(msgpack.packb({"op": op, **fields}))
 
     async def heard(self, op: str, count: int = 1) -> dict[str, Any]:
-        """The `count`th command of this kind, once it was said."""
+        """Wait for the `count`th command of this kind and return it."""
         async with asyncio.timeout(WITHIN_S):
             while len(found := [each for each in self.said if each["op"] == op]) < count:
                 self.stirred.clear()
@@ -49,7 +49,7 @@ class Visit:
         return found[count - 1]
 
     async def close(self, code: int, reason: str = "", retry_ms: int | None = None) -> None:
-        """`bye` where the contract has one, and the Close."""
+        """Send `bye` for a code from 4000 on, and the Close."""
         if code >= 4000:
             more = {"retry_ms": retry_ms or 0} if code < 4500 else {}
             await self.say("bye", code=code, reason=reason or "why", reconnect=code < 4500, **more)
@@ -58,11 +58,13 @@ class Visit:
 
 @dataclass
 class ScriptedGateway:
-    """Welcomes everybody and grants everything, unless told otherwise."""
+    """A gateway that accepts every connection and command, unless a test sets otherwise."""
 
     port: int = 0
     welcome: dict[str, Any] = field(default_factory=lambda: {"user": "42"})
-    refusals: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)  # status, headers
+    refusals: deque[tuple[int, dict[str, str]]] = field(
+        default_factory=deque
+    )  # status and headers of the next refusals
     requests: list[Request] = field(default_factory=list)
     visits: list[Visit] = field(default_factory=list)
     came: asyncio.Event = field(default_factory=asyncio.Event)
@@ -72,7 +74,7 @@ class ScriptedGateway:
         return f"ws://127.0.0.1:{self.port}/ws"
 
     async def visit(self, count: int) -> Visit:
-        """The `count`th connection, once it is there."""
+        """Wait for the `count`th connection and return it."""
         async with asyncio.timeout(WITHIN_S):
             while len(self.visits) < count:
                 self.came.clear()
@@ -80,7 +82,7 @@ class ScriptedGateway:
         return self.visits[count - 1]
 
     def judge(self, socket: ServerConnection, request: Request) -> Response | None:
-        """Refuse a handshake, or let it pass."""
+        """Refuse a handshake if a refusal is set; otherwise accept it."""
         self.requests.append(request)
         if not self.refusals:
             return None
@@ -90,7 +92,7 @@ class ScriptedGateway:
         return response
 
     async def serve(self, socket: ServerConnection) -> None:
-        """One connection."""
+        """Serve one connection: welcome it, record its commands and answer them."""
         visit = Visit(socket)
         with contextlib.suppress(ConnectionClosed):
             fields = {"conn": f"{len(self.visits) + 1:016x}", "node": "n", "ping_s": 25, **self.welcome}
@@ -117,7 +119,7 @@ class ScriptedGateway:
 
 @contextlib.asynccontextmanager
 async def scripted_gateway(gateway: ScriptedGateway | None = None) -> AsyncIterator[ScriptedGateway]:
-    """One that listens; closed at the end, with whoever is still there."""
+    """Run a scripted gateway; close it and its connections at the end."""
     gateway = gateway or ScriptedGateway()
     async with serve(
         gateway.serve,
