@@ -1,8 +1,8 @@
-"""Sizes that find faults: around every class bound and every limit, never a hand-made list.
+"""Draw sizes that find faults: around every class bound and every limit, never from a hand-made list.
 
-A block of memory comes in classes (powers of two from 32 bytes to 64 KiB), a short name lives inside its
-channel, and every wire format changes its shape at some lengths. A fault sits at such a bound or one
-beside it, so generators draw from here.
+Blocks of memory come in classes (powers of two from 32 bytes to 64 KiB), a short name is stored inside its
+channel, and every wire format changes its form at some lengths. Faults are at such a bound or one beside it,
+so generators draw sizes from here.
 """
 
 import random
@@ -15,21 +15,21 @@ BOUNDS: Final = (
     *(24, 32, 64, 125, 126, 128, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768, 65_535, 65_536),
     *(1 << 31, 1 << 32, 1 << 63),
 )
-"""Ends of size classes, of a name inside its channel, of frame lengths, and of 16, 32 and 64 bits."""
+"""Bounds of size classes, of a name inside its channel, of frame lengths, and of 16, 32 and 64 bits."""
 
 
 def around(bounds: Iterable[int]) -> list[int]:
-    """0, 1, and each bound with both its neighbours, in order."""
+    """Return 0, 1, and each bound with both its neighbours, in order."""
     return sorted({0, 1, *(bound + step for bound in bounds for step in (-1, 0, 1))})
 
 
 def sizes_up_to(limit: int, *, least: int = 0) -> list[int]:
-    """Every size around a bound from `least` to `limit`, and the limit itself."""
+    """Return every size around a bound from `least` to `limit`, and the limit itself."""
     return [size for size in around((*BOUNDS, limit)) if least <= size <= limit]
 
 
 def draw_size(dice: random.Random, limit: int, *, least: int = 0) -> int:
-    """A size around a bound, mostly; sometimes any size at all."""
+    """Draw a size, mostly around a bound, and sometimes any size."""
     if dice.random() < 0.8:
         return dice.choice(sizes_up_to(limit, least=least))
     return dice.randint(least, limit)
