@@ -1,9 +1,9 @@
-"""A rig with a real door: a TCP listener, real clients, and the real handshake behind it.
+"""Drive a reactor with a TCP listener, real clients, and the real handshake.
 
-What `rig` does with socket pairs, for what only a listener shows: accepting, refusing, heads, resets.
-Loopback TCP delivers in its own time, so `settle` waits for a condition, bounded, and never for a
-duration. Also here, because attacks need them: how many descriptors this process may open and has
-open, its proportional set size, and a Python child whose death is the finding.
+This module is `reactor_rig` for things that need a listener: accepting, refusing, heads and resets.
+Loopback TCP needs time to deliver, so `settle` waits for a condition within a bound, and never for a
+duration. Attacks also use its functions for descriptors, for the proportional set size, and for a
+Python child that may crash.
 """
 
 import contextlib
@@ -54,7 +54,9 @@ REFUSAL: Final = (
 TOO_MANY: Final = (
     b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n"
 )
-WAIT_ROUNDS: Final = 3000  # of a millisecond: what a busy machine may take to deliver a loopback packet
+WAIT_ROUNDS: Final = (
+    3000  # of a millisecond: the time that a busy machine may need to deliver a loopback packet
+)
 
 
 def shake_hands(bench: Rig, event: Event) -> None:
@@ -71,7 +73,7 @@ def shake_hands(bench: Rig, event: Event) -> None:
 
 
 class Hall(Rig):
-    """A rig that listens."""
+    """A rig with a listener, a gate and the handshake."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Hall(Rig):
         shard: int = 0,
         hash_key: bytes | None = None,
     ) -> None:
-        """Listen on a free port; no deferred accept unless `options` ask for it."""
+        """Listen on a free port, without deferred accept unless `options` set it."""
         super().__init__(
             settings, now_ms=now_ms, on_event=on_event, addresses=addresses, shard=shard, hash_key=hash_key
         )
@@ -95,7 +97,7 @@ class Hall(Rig):
         self.reactor.listen(self.listener.fileno())
 
     def dial(self, data: bytes = b"", *, receive_buffer_bytes: int = 0, source: str = "127.0.0.1") -> Peer:
-        """A connected client that has sent `data`; its `conn` is 0 until `meet`."""
+        """Return a connected client that has sent `data`; its `conn` is 0 until `meet`."""
         sock = socket.socket()
         sock.bind((source, 0))
         if receive_buffer_bytes:
@@ -109,7 +111,7 @@ class Hall(Rig):
         return peer
 
     def meet(self, peer: Peer) -> Peer:
-        """Turn until this client is open for frames; its answer is taken off, its handle known."""
+        """Turn until this client is open; remove the HTTP answer and set the handle."""
         name = "{}:{}".format(*peer.sock.getsockname())
 
         def look() -> bool:
@@ -126,7 +128,7 @@ class Hall(Rig):
         return peer
 
     def close(self) -> None:
-        """Close all, the door too."""
+        """Close all peers, the reactor and the listener."""
         super().close()
         self.listener.close()
 
@@ -144,7 +146,7 @@ def hall(
     shard: int = 0,
     hash_key: bytes | None = None,
 ) -> Iterator[Hall]:
-    """A `Hall` that is closed at the end."""
+    """Yield a `Hall` that is closed at the end."""
     bench = Hall(
         settings,
         limits=limits,
@@ -163,35 +165,35 @@ def hall(
 
 
 def settle(bench: Rig, condition: Callable[[], bool]) -> None:
-    """Turn until the condition holds; fails when the kernel has had ample time and it does not."""
+    """Turn until the condition holds; fail after a bounded number of rounds."""
     for _ in range(WAIT_ROUNDS):
         bench.turn()
         if condition():
             return
         time.sleep(0.001)
-    raise AssertionError("it did not come about")
+    raise AssertionError("the condition never became true")
 
 
 def is_readable(bench: Rig) -> bool:
-    """Whether an event loop would call the reactor now: what a spinning reactor is seen by."""
+    """Whether an event loop would call the reactor now; a reactor that spins is always readable."""
     with select.epoll() as outer:
         outer.register(bench.reactor.fileno(), select.EPOLLIN)
         return bool(outer.poll(0))
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with RST."""
+    """Close the socket with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has open."""
+    """Return how many descriptors this process has open."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def raise_descriptors(wanted: int) -> int:
-    """Raise the soft limit as far as allowed; how many more may be opened, `wanted` at most."""
+    """Raise the soft limit as far as allowed; return how many more may be opened, at most `wanted`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = wanted + open_descriptors() + 64
     if soft < need:
@@ -202,7 +204,7 @@ def raise_descriptors(wanted: int) -> int:
 
 
 def proportional_set_bytes() -> int:
-    """The proportional set size of this process."""
+    """Return the proportional set size of this process."""
     rollup = Path("/proc/self/smaps_rollup").read_text()
     found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
     assert found is not None
@@ -210,7 +212,7 @@ def proportional_set_bytes() -> int:
 
 
 def run_child(code: str, *, debug_malloc: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a child of the tree's root; a signal that ends it is in `returncode`."""
+    """Run Python code in a child in the root of the tree; a signal that ends it is in `returncode`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
     if debug_malloc:
         environment["PYTHONMALLOC"] = "debug"
