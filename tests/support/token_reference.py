@@ -1,6 +1,6 @@
-"""The rules about tokens once more, built on `jwt.decode`: an oracle for wsgate/auth/tokens.py.
+"""Implement the rules about tokens again with `jwt.decode`, as an oracle for wsgate/auth/tokens.py.
 
-This code is slow and plain on purpose. It shares nothing with the verifier but the grammar of channel names.
+This code is slow and simple on purpose. It shares only the grammar of channel names with the verifier.
 The verifier must accept nothing that the oracle refuses. It may refuse more, for the reasons in `STRICTER`.
 """
 
@@ -25,7 +25,7 @@ STRICTER = {
     "a member that is there twice, first with a wrong type": "msgspec checks both; the last one counts",
     "the header member b64 is no boolean": "RFC 7797 section 3 wants a boolean",
 }
-"""What the verifier refuses although `jwt.decode` accepts it, and why that is right."""
+"""Tokens that the verifier refuses although `jwt.decode` accepts them, and the reasons."""
 
 _ONLY_THE_SIGNATURE: Options = {
     "verify_exp": False,
@@ -54,7 +54,7 @@ class Oracle:
     require_exp: bool = True
 
     def connection(self, token: bytes, now_s: float) -> tuple[str, set[str], set[str], set[str], int]:
-        """User, channels, subscribe, publish and expiry of a connection token; raises Refused."""
+        """Return user, channels, subscribe, publish and expiry of a connection token, or raise Refused."""
         claims = self._claims(token)
         self._need("channel" not in claims, "a channel token")
         user = self._user(claims)
@@ -65,7 +65,7 @@ class Oracle:
         return user, set(names[0]), set(names[1]), set(names[2]), expires_at_s
 
     def channel(self, token: bytes, channel: str, now_s: float) -> tuple[str, int]:
-        """User and expiry of a token for this channel; raises Refused."""
+        """Return user and expiry of a token for this channel; raise Refused otherwise."""
         claims = self._claims(token)
         self._need(claims.get("channel") == channel and is_channel_name(channel), "another channel")
         return self._user(claims), self._times(claims, now_s, needs_exp=True)
