@@ -1,4 +1,4 @@
-"""A real Valkey (or Redis) for one test: on a TCP port and a Unix socket, with nothing on disk."""
+"""Run a real Valkey (or Redis) for one test, on a TCP port and a Unix socket, with nothing on disk."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ class Valkey:
         return f"unix://{self.socket_path}"
 
     def stop(self) -> None:
-        """Kill it, as a crash would; nothing when it is gone."""
+        """Kill the server, as in a crash; do nothing when it is gone."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(STOP_S)
@@ -44,7 +44,7 @@ class Valkey:
             self.process.stdout.close()
 
     def restart(self) -> None:
-        """Start it again, empty, where it was; when it accepts connections."""
+        """Start the server again at the same address, empty; return when it accepts connections."""
         self.stop()
         self.process = _launch(self.socket_path.parent, self.host, self.port, self.settings)
         said: list[str] = []
@@ -52,7 +52,7 @@ class Valkey:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """It keeps its connections and does nothing meanwhile."""
+        """Stop the process while the context is open; it keeps its connections and does nothing."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -62,12 +62,12 @@ class Valkey:
 
 @contextlib.contextmanager
 def running_valkey(host: str = "127.0.0.1", port: int = 0, **settings: str) -> Iterator[Valkey]:
-    """A server that accepts connections when it is yielded and is gone afterwards.
+    """Run a server that accepts connections when it is yielded; end it afterwards.
 
     Args:
-        host: The address it listens on.
+        host: The address of its port.
         port: 0 for a free one.
-        settings: More of its configuration, `_` for `-`.
+        settings: More settings of the server, `_` for `-`.
     """
     # A server of a cluster listens on a second port.
     also_at = CLUSTER_BUS_OFFSET if "cluster_enabled" in settings else 0
@@ -112,7 +112,7 @@ def _is_ready(process: subprocess.Popen[str], said: list[str]) -> bool:
 
     Args:
         process: The server, with a pipe for its standard output.
-        said: Gets every line that was read.
+        said: Every line that was read is appended to this list.
     """
     assert process.stdout is not None
     for line in process.stdout:
