@@ -1,4 +1,4 @@
-"""The vectors of protocols/websocket, read into Python; the format is in the README there."""
+"""Read the vectors of protocols/websocket into Python; the README there describes the format."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ DIRECTORY = Path(__file__).parents[2] / "protocols" / "websocket"
 
 
 class Message(NamedTuple):
-    """One complete message the application is given."""
+    """One complete message for the application."""
 
     opcode: int
     payload: bytes
 
 
 class Outcome(NamedTuple):
-    """What a server makes of a stream."""
+    """The outcome of a stream in a server."""
 
     messages: tuple[Message, ...]
     pongs: tuple[bytes, ...]
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 class Vector(NamedTuple):
-    """One stream and its right outcome."""
+    """One stream and its correct outcome."""
 
     name: str
     settings: dict[str, int]
@@ -44,7 +44,7 @@ def _bytes(parts: list[Any]) -> bytes:
 
 
 def load_vectors() -> Iterator[Vector]:
-    """Every vector, its name prefixed with its theme."""
+    """Yield every vector, with its theme as a prefix of its name."""
     for path in sorted((DIRECTORY / "vectors").glob("*.json")):
         for raw in json.loads(path.read_text(encoding="ascii")):
             yield Vector(
