@@ -1,7 +1,7 @@
-"""A trivial echo server on the `websockets` library: the conformance runner's yardstick.
+"""Run a trivial echo server on the library `websockets`, as a reference for the conformance runner.
 
-What Autobahn|Testsuite says of it is known case by case
-(tests/conformance/autobahn/known-websockets.txt), so a run against it proves the installation of the suite.
+Its results in Autobahn|Testsuite are known case by case (tests/conformance/autobahn/known-websockets.txt), so
+a run against it proves the installation of the suite.
 Prints its port, then the file of the library, and serves until it is terminated.
 """
 
@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 
 async def echo(connection: ServerConnection) -> None:
-    """Send every message back as it came."""
+    """Send every message back unchanged."""
     with contextlib.suppress(websockets.ConnectionClosed):
         async for message in connection:
             await connection.send(message)
