@@ -1,7 +1,7 @@
-"""The wheel as a stranger gets it: built from the sdist, installed into an environment of its own.
+"""Build the wheel from the sdist and install it into an environment of its own, as a user gets it.
 
-What is tested against it cannot lean on the source tree by accident. Everything lives under
-.cache/wheel and is made again only when a file that goes into the wheel has changed.
+Tests of this wheel cannot use the source tree by accident. Everything is under .cache/wheel and is made
+again only when a file of the wheel has changed.
 """
 
 import fcntl
@@ -24,22 +24,22 @@ PACKAGING: Final = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "REA
 
 @dataclass(frozen=True, slots=True)
 class InstalledWheel:
-    """One build of the tree and where it is installed."""
+    """One build of the tree, and the environment with it."""
 
     sdist: Path
     wheel: Path
     python: Path
-    """The interpreter of an environment that holds the wheel and its dependencies; no more."""
+    """The interpreter of an environment with only the wheel and its dependencies."""
 
 
 def installed_wheel() -> InstalledWheel:
-    """The wheel of the tree as it is now, installed.
+    """Build and install the wheel of the present tree.
 
     Costs a full compilation when the sources changed since the last call, else a few milliseconds.
     One process builds at a time; others wait for it.
 
     Raises:
-        RuntimeError: It does not build or does not install; carries what the tools printed.
+        RuntimeError: The build or the installation failed; the text is the output of the tools.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
@@ -55,12 +55,12 @@ def installed_wheel() -> InstalledWheel:
 
 
 def clean_environment() -> dict[str, str]:
-    """Our environment variables without those that would lead a child's Python to the source tree."""
+    """Return the environment without variables that would lead a child's Python to the source tree."""
     return {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
 
 def _digest() -> str:
-    """Names the state of everything that goes into the wheel, and the interpreter it is for."""
+    """Return the hash of all files of the wheel and of the interpreter."""
     digest = hashlib.sha256(f"{sys.version} {sys.executable}".encode())
     sources = (p for p in (ROOT / "wsgate").rglob("*") if p.suffix in SUFFIXES)
     packaging = (p for p in map(ROOT.joinpath, PACKAGING) if p.exists())
@@ -71,11 +71,11 @@ def _digest() -> str:
 
 
 def _make(home: Path) -> None:
-    """Build and install into `home`; older builds go, since nothing will ask for them again."""
+    """Build and install into `home`; delete older builds, which no call uses again."""
     for old in CACHE.iterdir():
         if old.is_dir():
             shutil.rmtree(old)
-    # Without isolation: the tools are those of the development environment, nothing is downloaded.
+    # No isolation: the tools are those of the development environment, so nothing is downloaded.
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(home / "dist"), str(ROOT))
     _run(sys.executable, "-m", "venv", str(home / "environment"))
     wheel = _only(home / "dist", "*.whl")
