@@ -1,12 +1,12 @@
-"""The reactor with default settings and an echo handler: what Autobahn|Testsuite is run against.
+"""Run the reactor with default settings and an echo handler, as the server for Autobahn|Testsuite.
 
-Not part of wsgate, which never echoes. Run it with the interpreter of the environment whose wsgate is
-meant; it imports nothing else of this tree::
+This server is not part of wsgate, which never echoes. The interpreter selects the installed wsgate; the
+program imports nothing else of this tree::
 
     python tests/support/echo_server.py [--port 0] [--defect corrupt-payload] [--roomy] [--deflate]
 
-Prints the port on the first line and the file of the compiled loop on the second, then serves until
-it is terminated.
+It prints the port on the first line and the file of the compiled loop on the second, then serves until it
+is terminated.
 """
 
 import argparse
@@ -34,20 +34,20 @@ ROOMY = Settings(
     outbox_bytes=64 * 1024 * 1024,
 )
 
-# What each variant's messages are deflated with; 0: not at all.
+# Window bits for the messages of each variant; 0 for no compression.
 WINDOW_BITS = (0, WIDE_BITS, NARROW_BITS)
 
-# Planted to prove that the conformance runner turns red.
+# Planted defects, which the conformance runner must notice.
 DEFECTS = ("none", "corrupt-payload", "swap-opcode", "drop-message")
 
 
 def now_ms() -> int:
-    """Milliseconds of the monotonic clock."""
+    """Return the milliseconds of the monotonic clock."""
     return time.monotonic_ns() // 1_000_000
 
 
 class EchoServer:
-    """Sends every message back as it came."""
+    """Send every message back unchanged."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class EchoServer:
             port: 0 lets the kernel choose.
             settings: The defaults if not given.
             defect: One of `DEFECTS`.
-            is_deflating: Agree to permessage-deflate, and deflate every message to who has.
+            is_deflating: Whether to agree to permessage-deflate and compress every message for such peers.
         """
         self._loop = loop
         self._defect = defect
@@ -83,13 +83,13 @@ class EchoServer:
         loop.call_later(TICK_S, self._tick)
 
     def close(self) -> None:
-        """Drop every connection and give back what was opened."""
+        """Drop every connection and close the listener."""
         self._loop.remove_reader(self._reactor.fileno())
         self._reactor.shutdown()
         self._listener.close()
 
     def _pass(self) -> None:
-        """One turn: take events, act on them, write; come again at once if there is more to do."""
+        """Make one pass: poll, act on the events, flush; schedule the next pass if there is more to do."""
         reactor = self._reactor
         for kind, conn, value in reactor.poll(now_ms()):
             if kind < OPEN:
