@@ -1,8 +1,8 @@
-"""Planted defects: does each suite turn red?
+"""Plant defects, and check that each suite fails.
 
-    python -m tests.support.defects                    every defect; 1 when one went unnoticed
+    python -m tests.support.defects                    every defect; 1 when one was not noticed
     python -m tests.support.defects drift padding      some of them
-    python -m tests.support.defects --plant length     change the source in this directory: a copy, mind
+    python -m tests.support.defects --plant length     change the source in this directory, a copy
 
 Each defect is one change in a copy of the source, never a switch in what is shipped. A line that is not
 there exactly once any more is a fault here, so that no defect rots unnoticed.
@@ -26,11 +26,11 @@ __all__ = ["DEFECTS", "PLAIN", "SUITES", "Defect", "main", "plant"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 COPY: Final = ROOT / "build" / "defect"
 BUILT: Final = ("build/cython", "build/inplace", "build/inplace-objects")
-"""What the development build left, so that only the changed module is compiled anew."""
+"""Folders of the development build, so that only the changed module is compiled again."""
 
 
 class Defect(NamedTuple):
-    """One wrong line."""
+    """One wrong line that replaces a right one in a file."""
 
     text: str
     file: str
