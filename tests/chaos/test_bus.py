@@ -368,7 +368,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_hanging_resolution_of_the_bus_name_blocks_no_client_and_a_new_address_is_used_r22(
+def test_hanging_bus_name_blocks_no_client_and_its_new_address_is_used_r22(
     shim: Path, tmp_path: Path
 ) -> None:
     book = tmp_path / "address"

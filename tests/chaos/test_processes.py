@@ -209,7 +209,7 @@ def test_dead_admin_process_interrupts_no_client_and_is_replaced() -> None:
 
 
 def test_subscriptions_and_publishes_work_again_after_the_private_bus_was_killed() -> None:
-    # A probe that fails while the bus comes back must not leave the node unready until the next one.
+    # A probe that fails while the bus restarts must not leave the node unready until the next one.
     rarely = {"WSGATE_HEALTH__CANARY_INTERVAL": "10m"}
     with (
         running_gateway("--shards", "2", environ=rarely) as gateway,
@@ -614,7 +614,7 @@ def serve_on(port: int, admin_port: int, directory: Path) -> subprocess.Complete
     return run_command("serve", "--dev", "--shards", "1", *where, directory=directory, check=False)
 
 
-def test_second_gateway_on_a_used_port_exits_with_2_and_a_line_that_names_the_port(tmp_path: Path) -> None:
+def test_second_gateway_on_a_used_port_exits_with_2_and_names_the_port(tmp_path: Path) -> None:
     with running_gateway() as gateway:
         own = serve_on(gateway.port, 0, gateway.directory)
         assert (own.returncode, own.stdout) == (2, "")

@@ -209,7 +209,7 @@ def explained(ours: Seen, theirs: Seen) -> bool:
     return any(
         (
             # Text is checked byte by byte here and as a whole there, and a message that ends inside a deflate
-            # block, or goes on behind the last one, is refused here only.
+            # block, or continues behind the last one, is refused here only.
             ours.reason in (Reason.INVALID_UTF8, Reason.INVALID_DEFLATE)
             and theirs.messages[: len(ours.messages)] == ours.messages,
             # A compressed message is inflated when it is whole here, and frame by frame there.

@@ -920,7 +920,7 @@ def test_request_over_the_concurrency_limit_is_503_but_health_checks_are_answere
 
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("above", [0, 1])
-def test_head_of_exactly_the_limit_is_200_and_one_byte_more_is_431_also_when_pipelined(
+def test_head_of_exactly_the_limit_is_200_and_one_byte_more_is_431(
     admin: Admin, above: int, pieces: int
 ) -> None:
     start = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: "

@@ -143,9 +143,7 @@ def test_event_without_a_reply_is_sent_again_but_a_waiting_caller_receives_unkno
     asyncio.run(main())
 
 
-def test_events_without_a_server_fail_for_waiting_callers_and_are_buffered_for_others_up_to_the_limit() -> (
-    None
-):
+def test_events_without_a_server_fail_for_waiting_callers_and_are_buffered_otherwise() -> None:
     async def main() -> None:
         options = replace(FAST, limit_entries=10)
         async with fake_bus(good) as bus:

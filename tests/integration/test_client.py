@@ -415,7 +415,7 @@ def test_client_waits_for_the_time_of_retry_after_and_of_bye() -> None:
     run(main())
 
 
-def test_client_after_401_uses_a_new_token_of_its_provider_but_gives_up_a_fixed_one() -> None:
+def test_client_after_401_retries_with_a_token_provider_but_not_with_a_fixed_token() -> None:
     async def main() -> None:
         gateway = ScriptedGateway(refusals=deque([(401, {}), (403, {})]))
         async with scripted_gateway(gateway):

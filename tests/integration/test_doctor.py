@@ -24,7 +24,7 @@ def doctor(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_doctor_exits_0_for_a_small_demand_and_1_with_the_blocking_limit_for_a_huge_one() -> None:
+def test_doctor_exits_0_for_a_small_demand_and_1_for_a_huge_one() -> None:
     small = doctor("--connections", "10", "--shards", "1")
     assert small.returncode == 0, small.stdout + small.stderr
     assert "limit:" in small.stdout

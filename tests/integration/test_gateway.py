@@ -351,7 +351,7 @@ HALF = b'{"a":'
 TOO_LARGE = b'"' + b"x" * (2 * 1024 * 1024) + b'"'
 
 
-def test_s24_malformed_publications_are_delivered_or_dropped_as_documented_and_close_no_client(
+def test_s24_malformed_publications_are_delivered_or_dropped_and_close_no_client(
     gateway: Gateway, redis_cli: str
 ) -> None:
     def counted(outcome: str) -> float:

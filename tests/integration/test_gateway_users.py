@@ -135,7 +135,7 @@ def test_connections_without_the_bus_are_accepted_and_registered_when_it_returns
         wait_until("they are counted", lambda: scrape(one)[name] == 3, LIMIT_S)
         bus.server.restart()
         # The shard registers its open connections again, and closes none of them.
-        wait_until("they are on the books", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 3, LIMIT_S)
+        wait_until("they are registered", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 3, LIMIT_S)
         assert all(map(is_open, clients))
 
 
@@ -249,7 +249,7 @@ def test_connection_that_unsubscribes_its_inbox_is_still_registered_after_a_bus_
             client.say(op="unsub", ch="@me", id=1)
             client.hear_answer(1)
         bus.server.restart()
-        wait_until("they are on the books", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 2, LIMIT_S)
+        wait_until("they are registered", lambda: bus.ask("ZCARD", "wsgate:user:ann") == 2, LIMIT_S)
         assert all(map(is_open, clients))
 
 
@@ -263,7 +263,7 @@ def test_node_that_stops_unregisters_connections_that_do_not_close(tmp_path: Pat
 
 
 def test_300_users_are_registered_again_after_a_bus_restart(tmp_path: Path) -> None:
-    """They are more than one step of the registration, and one was under way when the bus stopped."""
+    """They are more than one step of the registration, and one had begun when the bus stopped."""
     with two_nodes(tmp_path, REFUSE) as (bus, one, _), ExitStack() as stack:
         for number in range(300):
             enter(stack, one, f"user-{number}")

@@ -158,7 +158,7 @@ def test_clients_that_reconnect_after_a_shard_crash_are_distributed_to_its_succe
         clients = [held.enter_context(RawClient(gateway)) for _ in range(200)]
         assert [client.ask(request()).status for client in clients] == [101] * 200
         names = [f'wsgate_connections_held{{shard="{number}"}}' for number in range(2)]
-        wait_until("all are told", lambda: sum(scrape(gateway)[name] for name in names) == 200, LIMIT_S)
+        wait_until("all are counted", lambda: sum(scrape(gateway)[name] for name in names) == 200, LIMIT_S)
         survivors = scrape(gateway)[names[1]]
         assert 60 < survivors < 140, "equal shards did not receive equal shares"
         os.kill(shard_pid(gateway, 0), signal.SIGKILL)
@@ -170,7 +170,7 @@ def test_clients_that_reconnect_after_a_shard_crash_are_distributed_to_its_succe
         returning = int(200 - survivors)
         back = [held.enter_context(RawClient(gateway)) for _ in range(returning)]
         assert {client.ask(request()).status for client in back} == {101}
-        wait_until("all are told", lambda: sum(scrape(gateway)[name] for name in names) == 200, LIMIT_S)
+        wait_until("all are counted", lambda: sum(scrape(gateway)[name] for name in names) == 200, LIMIT_S)
         assert scrape(gateway)[names[0]] > returning * 0.75
 
 

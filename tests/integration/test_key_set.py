@@ -501,7 +501,7 @@ def test_rotated_keys_are_503_until_fetched_and_open_connections_stay() -> None:
 
 
 @pytest.mark.slow
-def test_tokens_of_each_algorithm_are_accepted_and_one_with_an_unusable_key_is_refused_finally() -> None:
+def test_tokens_of_each_algorithm_are_accepted_and_an_unusable_key_is_refused_finally() -> None:
     strong = [SigningKey(name.lower(), name) for name in ("RS512", "PS384", "ES384", "ES512")]
     weak = SigningKey("weak", "RS256", rsa_bits=1024)
     with issuer(*strong, weak) as served, gateway_of(served) as gateway:

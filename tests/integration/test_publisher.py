@@ -388,7 +388,7 @@ def test_publishes_answered_before_the_connection_ends_are_published_and_the_res
     run(main())
 
 
-def test_publishes_to_a_bus_that_never_answers_end_at_the_timeout_and_over_the_limit_as_full(
+def test_publishes_without_a_reply_end_at_the_timeout_and_over_the_limit_as_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(publisher, "WRITE_COMMANDS", 10)
@@ -579,7 +579,7 @@ def test_renewing_the_connection_keeps_the_outcome_of_a_publish_in_flight() -> N
         async with fake_bus(answer) as bus, running_publisher(bus.address) as recorder:
             recorder.publish()
             await until("sent", lambda: gate)
-            recorder.publisher.renew("somebody said so")
+            recorder.publisher.renew("renewed by the test")
             recorder.publish()
             await asyncio.sleep(0.02)
             assert recorder.outcomes == [] and len(gate) == 1  # nothing more is sent on the old connection
@@ -655,7 +655,7 @@ def test_600_publishes_of_one_pass_leave_in_three_writes(valkey: Valkey) -> None
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_hostile_replies_to_the_publisher_end_the_connection_and_every_command_has_an_outcome(
+def test_every_command_has_an_outcome_when_the_replies_are_hostile(
     seed: int,
 ) -> None:
     async def scenario() -> None:

@@ -807,8 +807,8 @@ def test_message_on_a_control_name_is_delivered_as_control_and_not_as_publicatio
             bus.publish(control, b"7")
             await until("delivered", lambda: recorder.controls == [(control, b"7")])
             assert recorder.confirmed == [b"news"]
-            recorder.subscriber.renew("somebody said so")
+            recorder.subscriber.renew("renewed by the test")
             await until("new", lambda: recorder.ups == 2)
-            assert recorder.why == ["somebody said so"]
+            assert recorder.why == ["renewed by the test"]
 
     run(main())

@@ -60,7 +60,7 @@ BREAK: Final = Break(began_s=10.0, up_s=12.0, deaf_until_s=13.0)
         (14.0, 14.1, 0),
     ],
 )
-def test_publish_counts_as_answered_while_deaf_only_if_it_was_sent_and_answered_in_the_break(
+def test_publish_counts_as_answered_while_deaf_only_if_it_lies_inside_the_break(
     sent_s: float, answered_s: float, count: int
 ) -> None:
     assert bus_faults.answered_while_deaf([BREAK], [(sent_s, answered_s)]) == count

@@ -214,7 +214,7 @@ def _sentinels(replicas: int, ports: list[int]) -> Iterator[Sentinels]:
                 int(row["num-slaves"]) == replicas and int(row["num-other-sentinels"]) == 2 for row in rows
             )
 
-        wait_until("the sentinels know everybody", is_known, START_S)
+        wait_until("the sentinels have found all servers", is_known, START_S)
         yield fleet
 
 

@@ -481,7 +481,7 @@ def main() -> int:
             _wait_for_turn()
             os.environ[SHARED] = "1"
         command = [*prefix, *command]
-        os.execvp(command[0], command)  # so that whoever stops this process stops the session
+        os.execvp(command[0], command)  # so that the end of this process ends the session
     choose_server(os.environ.get("TEST_SERVER", "valkey"))
     if SHARED not in os.environ:
         _start_loopback()

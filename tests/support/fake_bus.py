@@ -124,5 +124,5 @@ async def fake_bus(answer: Answer = lambda talk, parts: None, *, port: int = 0) 
         server.close()
         for talk in bus.talks:
             talk.cut()
-        await until("everybody is gone", lambda: not bus.talks)
+        await until("all connections are closed", lambda: not bus.talks)
         await server.wait_closed()

@@ -39,7 +39,7 @@ def find_or_install(find: Callable[[], str | None], packages: Sequence[str]) -> 
     if found := find():
         return found
     with installation_lock():
-        found = find()  # another process may have installed the package meanwhile
+        found = find()  # another process may have installed the package in the meantime
         for package in packages:
             if found:
                 break

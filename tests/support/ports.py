@@ -1,4 +1,4 @@
-"""Reserve TCP ports for servers that a test starts, so that no other test takes them meanwhile.
+"""Reserve TCP ports for servers that a test starts, so that no other test takes them in the meantime.
 
 A port that the kernel chose (port 0) and that was closed again may be taken by any other process before the
 server binds it, also by an outgoing connection. The ports here lie below the kernel's range for that, and
@@ -20,7 +20,7 @@ LAST: Final = 32_767
 """Linux takes ephemeral ports from 32,768 on (net.ipv4.ip_local_port_range)."""
 TRIES: Final = 10_000
 CLUSTER_BUS_OFFSET: Final = 10_000
-"""From the port of a server of a cluster to the port at which it hears the other servers."""
+"""From the port of a server of a cluster to the port for the connections of the other servers."""
 ANY_ADDRESS: Final = "0.0.0.0"
 
 
@@ -56,7 +56,7 @@ def reserved_port() -> Iterator[int]:
 
 
 def _reserve(stack: ExitStack, port: int) -> bool:
-    """Return whether the port is reserved now: nobody else has reserved it, and nobody uses it."""
+    """Return whether the port is reserved now: no other process has reserved or uses it."""
     claim = stack.enter_context(socket.socket(socket.AF_UNIX))
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

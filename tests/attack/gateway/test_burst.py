@@ -51,7 +51,7 @@ def test_burst_of_10000_publications_reaches_every_reader_completely_and_in_orde
             assert (reader.got, reader.holes, reader.gaps, reader.is_ended) == (COUNT, 0, 0, False)
 
 
-def test_burst_is_complete_for_99_readers_and_the_one_that_does_not_read_is_closed_4010(
+def test_burst_is_complete_for_99_readers_and_a_non_reader_is_closed_4010(
     gateway: Gateway,
 ) -> None:
     """The readers receive everything in order, and no notice of a loss."""

@@ -192,7 +192,7 @@ def assert_answered_and_open(client: RawClient, message: bytes, number: int) -> 
 
 
 @pytest.mark.parametrize(("headers", "messages"), [((), BAD_JSON), ((MSGPACK,), BAD_MSGPACK)])
-def test_s22_message_that_is_no_command_is_answered_with_an_error_and_the_connection_stays_open(
+def test_s22_message_that_is_no_command_is_an_error_and_the_connection_stays_open(
     gateway: Gateway, headers: Sequence[tuple[str, str]], messages: list[bytes]
 ) -> None:
     with besieged(gateway), RawClient.welcomed(gateway, make_token("teller"), *headers) as client:

@@ -75,7 +75,7 @@ def fill(gateway: Gateway, held: ExitStack, head: bytes, most: int) -> list[RawC
     raise AssertionError("no connection was refused")
 
 
-def test_s9_connections_without_a_token_are_refused_over_the_quota_and_closed_at_the_deadline(
+def test_s9_connections_without_a_token_have_a_quota_and_a_deadline(
     gateway: Gateway,
 ) -> None:
     if raise_descriptors(CROWD + 200) < CROWD + 200:

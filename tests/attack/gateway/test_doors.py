@@ -373,7 +373,7 @@ def signed_claims(claims: dict[str, Any]) -> str:
     return f"{text}.{encoded(hmac.digest(SECRET.encode(), text.encode(), hashlib.sha256))}"
 
 
-def test_cause_of_a_refused_token_is_in_the_log_and_metrics_but_not_in_the_answer(tmp_path: Path) -> None:
+def test_cause_of_a_refused_token_is_in_log_and_metrics_but_not_in_the_answer(tmp_path: Path) -> None:
     with configured_gateway(tmp_path) as fresh:
         before = fresh_counters(fresh)
         tokens = {cause: make() for cause, make in BEGINNERS_TOKENS.items()}
@@ -423,7 +423,7 @@ def test_token_that_is_not_valid_yet_closes_4005_with_the_time_to_wait(
     assert "retry_ms" not in message
 
 
-def test_token_in_the_header_that_is_not_valid_yet_is_503_until_its_time_and_then_101(
+def test_token_in_the_header_is_503_before_its_time_and_101_afterwards(
     gateway: Gateway,
 ) -> None:
     answer = ask(gateway, request(headers=[bearer(make_token(nbf=int(time.time()) + 600))]))

@@ -217,7 +217,7 @@ def test_s27_reset_in_any_state_returns_everything_without_a_timer(state: str) -
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_s27_fin_in_any_state_returns_everything_at_once_or_at_the_deadline_of_the_state(state: str) -> None:
+def test_s27_fin_in_any_state_returns_everything_at_once_or_at_its_deadline(state: str) -> None:
     """S27: at once where the reactor reads, otherwise at the deadline of the state; nothing spins."""
     with hall() as bench:
         descriptors = open_descriptors()

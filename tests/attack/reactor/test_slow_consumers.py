@@ -170,7 +170,7 @@ def test_kernel_memory_of_blocked_peers_is_at_most_kernel_queued(size: int) -> N
             assert state is not None
             taken += kernel_bytes(state["fd"])
         booked = bench.reactor.bytes_held()["kernel_queued"]
-        assert taken <= booked, f"{taken / count:.0f} bytes each, {booked / count:.0f} booked"
+        assert taken <= booked, f"{taken / count:.0f} bytes each, {booked / count:.0f} on the account"
 
 
 def test_unread_bytes_in_sockets_that_are_not_full_are_on_kernel_queued() -> None:
