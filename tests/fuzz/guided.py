@@ -1,22 +1,22 @@
-"""Coverage-guided fuzzing of the compiled readers: libFuzzer and AddressSanitizer around Python.
+"""Fuzz the compiled readers guided by coverage, with libFuzzer and AddressSanitizer around Python.
 
     python -m tests.fuzz.guided                        every reader, 60 s each; 1 when one has a fault
     python -m tests.fuzz.guided --seconds 600 codec    one of them for ten minutes
     python -m tests.fuzz.guided codec --again reports/fuzz/codec-crash-...      a fault's input once more
 
 The readers: `pushes` (replies of the bus), `codec` (frames, through a whole reactor), `proxy` (the PROXY
-header) and `head` (request heads, through a reactor and the handshake). Each input is compared with a slow
-reader that is easy to believe, and the accounts of the reactor with its structures.
+header) and `head` (request heads, through a reactor and the handshake). The result of each input is compared
+with that of a slow and simple reader, and the accounts of the reactor with its structures.
 
 The modules under test are compiled once more with clang and instrumented, below build/guided; the
-development build stays as it is. The inputs that reached something new stay in build/guided/corpus and are
-where the next run begins. A fault's input is kept in reports/fuzz.
+development build does not change. Inputs that reached new code stay in build/guided/corpus, where the next run
+begins. The input of a fault is kept in reports/fuzz.
 
-Needs clang and its runtime (Debian: clang-14 and libclang-rt-14-dev), which are installed where that is
-allowed. Without them a run fails, or says that it is skipped with `--if-available`.
+The program needs clang and its runtime (Debian: clang-14 and libclang-rt-14-dev), which are installed where
+that is allowed. Without them a run fails; with `--if-available` it prints that it is skipped.
 
-Why not atheris: an extension that is instrumented for coverage finds what it calls only when the library of
-atheris is loaded for everybody, and then atheris starts without its fuzzer (3.0 on CPython 3.11).
+The program does not use atheris: an extension that is instrumented for coverage finds its functions only when
+the library of atheris is loaded globally, and then atheris starts without its fuzzer (3.0 on CPython 3.11).
 """
 
 import argparse
@@ -50,7 +50,7 @@ MODULE_FLAGS: Final = (
 
 
 def find_clang(*, may_install: bool = True) -> str | None:
-    """A clang with libFuzzer's runtime, installed when there is none and that is allowed; else None."""
+    """Return a clang with the runtime of libFuzzer, installed if that is allowed; None without one."""
     for name in CLANGS:
         program = find_program(name)
         if program is not None and _can_fuzz(program):
@@ -69,7 +69,7 @@ def _can_fuzz(program: str) -> bool:
 
 
 def build_driver(clang: str) -> Path:
-    """Compile libFuzzer's program around a Python interpreter; its path."""
+    """Compile the program of libFuzzer around a Python interpreter; return its path."""
     BUILD.mkdir(parents=True, exist_ok=True)
     fuzzer, library = BUILD / "fuzzer", Path(sysconfig.get_config_var("LIBDIR"))
     link = [f"-L{library}", f"-Wl,-rpath,{library}", "-lpython" + sysconfig.get_config_var("LDVERSION")]
@@ -81,7 +81,7 @@ def build_driver(clang: str) -> Path:
 
 
 def build_modules(clang: str, pattern: str) -> Path:
-    """Compile the modules that match the pattern, where their C changed; the directory they are in.
+    """Compile the modules that match the pattern, where their C changed; return their directory.
 
     The C is the one that the development build was made of, which is brought up to date first.
     """
@@ -111,7 +111,7 @@ def build_modules(clang: str, pattern: str) -> Path:
 
 
 def fuzz(clang: str, name: str, seconds: int, *, again: Path | None = None, seed: int = 0) -> int:
-    """Fuzz one reader; 0 when nothing was found.
+    """Fuzz one reader; return 0 when no fault was found.
 
     Args:
         clang: From `find_clang`.
@@ -149,7 +149,7 @@ def fuzz(clang: str, name: str, seconds: int, *, again: Path | None = None, seed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fuzz each reader for a while, or run one input again; 0 when nothing was found."""
+    """Fuzz each reader for a while, or run one input again; return 0 without a fault."""
     parser = argparse.ArgumentParser(prog="tests.fuzz.guided")
     parser.add_argument("readers", nargs="*", choices=[[], *READERS], help="all by default")
     parser.add_argument("--seconds", type=int, default=60, help="for each reader")

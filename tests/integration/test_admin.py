@@ -123,7 +123,7 @@ class Admin:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def connect(self, *, receive_buffer_bytes: int = 0) -> socket.socket:
-        """Connect with a receive buffer that is set before, because a later one would break the window."""
+        """Connect with the receive buffer set first; a window that shrinks later could hide a reset."""
         client = socket.socket()
         if receive_buffer_bytes:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)

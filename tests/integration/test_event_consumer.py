@@ -399,7 +399,7 @@ def test_event_delivered_too_often_without_an_acknowledgement_is_a_dead_letter(v
         for name in ("two", "three"):
             await here.redis.xautoclaim("wsgate:events:0", GROUP, name, 0)
         async with consuming(valkey.url, here.handle, deliveries_limit=3, takeover_idle_s=0):
-            await until("the letter is dead", here.dead)
+            await until("it is a dead letter", here.dead)
             await here.settled()
         assert here.handled == []
         assert (await here.dead())[0][b"error"] == b"Abandoned"

@@ -45,7 +45,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Rig]:
     made.close()
 
 
-def test_unread_bytes_are_on_the_account_two_seconds_after_the_write(bench: Rig) -> None:
+def test_unread_bytes_are_on_the_account_1500_ms_after_the_write(bench: Rig) -> None:
     peer = connect(bench)
     bench.reactor.send(peer.conn, SENT)
     bench.turn()
