@@ -64,19 +64,19 @@ DEFECTS: Final = {
         "        if walk.channel == index and position > walk.left:",
     ),
     "element": Defect(
-        "an element of an array whose kind is not looked at",
+        "an element of an array whose kind is not checked",
         "wsgate/bus/push.pyx",
         '    return count == 3 and is_kind(&pieces[0], b"message") and pieces[1].kind == PIECE_BULK',
         '    return count == 3 and is_kind(&pieces[0], b"message")',
     ),
     "inflate": Defect(
-        "an inflater that does not ask whether a block was whole",
+        "an inflater that does not check whether a block was complete",
         "wsgate/reactor/inflate.pyx",
         "            if not inflater.eof or inflater.unused_data:",
         "            if inflater.unused_data:",
     ),
     "block": Defect(
-        "a block that is given back with another size than it was taken with",
+        "a block that is freed with another size than it was allocated with",
         "wsgate/reactor/channels.pyx",
         "        memory_give(core, channel.name.there, channel.name_length, KIND_CHANNEL)",
         "        memory_give(core, channel.name.there, (channel.name_length + 63) & ~63, KIND_CHANNEL)",
@@ -100,7 +100,7 @@ DEFECTS: Final = {
         "        shared.holders += 1\n",
     ),
     "cancel": Defect(
-        "a name that was left before it was sent to the bus, and that is sent all the same",
+        "a name that was unsubscribed before it was sent to the bus, and that is sent nevertheless",
         "wsgate/bus/subscriber.py",
         "            del self._unsent[name]\n            self._unsent_bytes -= len(name)\n",
         "            self._unsent[name] = command\n",
@@ -112,7 +112,7 @@ DEFECTS: Final = {
         "        release(core, slot, 0, False)\n",
     ),
     "unasked": Defect(
-        "a large write after a small one, after which the kernel is not asked what it holds",
+        "a large write after a small one, after which the memory of the kernel is not measured",
         "wsgate/reactor/writer.pyx",
         "    if written >= ASK_BYTES:\n",
         "    if written >= ASK_BYTES and not c.units & SENT_SINCE:\n",
@@ -130,7 +130,7 @@ DEFECTS: Final = {
         "    if end > core.limits.head_limit_bytes + 1 or (",
     ),
     "crowded": Defect(
-        "a half-sent head that gives way although another address has more of them",
+        "a half-sent head that is displaced although another address has more of them",
         "wsgate/reactor/table.pyx",
         "        if group.list.count > core.heads[largest].list.count or (",
         "        if 0 < group.list.count < core.heads[largest].list.count or (",
@@ -142,7 +142,7 @@ DEFECTS: Final = {
         "redis.call('zadd'",
     ),
     "forbidden": Defect(
-        "a channel that the bus forbids, and for which the whole connection is given up",
+        "a channel that the bus forbids, and for which the whole connection is closed",
         "wsgate/bus/subscriber.py",
         "not (self._is_redirected(name) or self._is_forbidden(name)):",
         "not self._is_redirected(name):",
@@ -160,19 +160,19 @@ DEFECTS: Final = {
         "        flags = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC",
     ),
     "places": Defect(
-        "a newcomer of the admin port that is cut while half requests hold all places",
+        "a new connection of the admin port that is closed while half requests use all places",
         "wsgate/admin/connections.py",
         "            replaceable = [each for each in others if each.is_replaceable]",
         "            replaceable = [each for each in others if each.conn.their_state is h11.CLOSED]",
     ),
     "passing": Defect(
-        "a refusal that passes, and that the client takes for final",
+        "a temporary refusal that the client treats as final",
         "wsgate/client/close_info.py",
         "_PASSING: Final = frozenset({408, 425, 429})",
         "_PASSING: Final = frozenset({408, 425})",
     ),
     "final": Defect(
-        "a shard that drains, and says so with a code that forbids to come back",
+        "a shard that drains, and closes with a code that forbids to reconnect",
         "wsgate/reasons.py",
         "    ReasonEntry(Reason.DRAIN, 4012, 0,",
         "    ReasonEntry(Reason.DRAIN, 4512, 0,",
@@ -305,7 +305,7 @@ PLAIN: Final[dict[str, tuple[Sequence[str], ...]]] = {
     "forbidden": ((*_PYTEST, "tests/integration/test_subscriber.py", "-k", "forbidden"),),
     "duty": ((*_PYTEST, "tests/unit/node/test_keeper.py"),),
     "log": ((*_PYTEST, "tests/unit/test_output.py"),),
-    "places": ((*_PYTEST, "tests/integration/test_admin.py", "-k", "many_sockets"),),
+    "places": ((*_PYTEST, "tests/integration/test_admin.py", "-k", "every_connection_of_the_admin_port"),),
     "passing": ((*_PYTEST, "tests/unit/client/test_close_info.py"),),
     "final": ((*_PYTEST, "tests/unit/test_passing.py"), (*_PYTEST, "tests/unit/test_codes.py")),
     "unseen": (
