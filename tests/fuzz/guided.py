@@ -9,8 +9,8 @@ header) and `head` (request heads, through a reactor and the handshake). The res
 with that of a slow and simple reader, and the accounts of the reactor with its structures.
 
 The modules under test are compiled once more with clang and instrumented, below build/guided; the
-development build does not change. Inputs that reached new code stay in build/guided/corpus, where the next run
-begins. The input of a fault is kept in reports/fuzz.
+development build does not change. Inputs that reached new code stay in build/guided/corpus, and the next run
+begins with them. The input of a fault is kept in reports/fuzz.
 
 The program needs clang and its runtime (Debian: clang-14 and libclang-rt-14-dev), which are installed where
 that is allowed. Without them a run fails; with `--if-available` it prints that it is skipped.
@@ -83,7 +83,7 @@ def build_driver(clang: str) -> Path:
 def build_modules(clang: str, pattern: str) -> Path:
     """Compile the modules that match the pattern, where their C changed; return their directory.
 
-    The C is the one that the development build was made of, which is brought up to date first.
+    The C files are those of the development build, which is updated first.
     """
     translate = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     subprocess.run(translate, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
@@ -116,9 +116,9 @@ def fuzz(clang: str, name: str, seconds: int, *, again: Path | None = None, seed
     Args:
         clang: From `find_clang`.
         name: One of `READERS`.
-        seconds: How long, without the time that compiling takes.
+        seconds: The duration, without the time for compiling.
         again: One input to run instead.
-        seed: Of libFuzzer; 0: another one each time.
+        seed: The seed of libFuzzer; 0 for a new one each time.
     """
     reader = READERS[name]
     modules, fuzzer = build_modules(clang, reader.modules), build_driver(clang)

@@ -1,7 +1,7 @@
 /**
- * A clock and sockets that a test moves and speaks for: no time passes and nothing is sent.
+ * A clock that the test moves, and sockets that the test controls: no time passes and nothing is sent.
  *
- * Importing it also fails the file when a promise's rejection was handled by nobody.
+ * A file that imports this module also fails on a promise whose rejection is not handled.
  */
 import assert from 'node:assert/strict';
 import { after } from 'node:test';
@@ -22,7 +22,7 @@ after(async () => {
   assert.deepEqual(unhandled, [], 'rejections that nobody handled');
 });
 
-/** When every promise that can go on has gone on. */
+/** Resolve after every promise that can continue has continued. */
 export const settled = () => new Promise((resolve) => setImmediate(resolve));
 
 /** A random source that repeats itself. Source: mulberry32, public domain. */
@@ -36,11 +36,11 @@ export function seededRandom(seed) {
   };
 }
 
-/** Timers that fire when a test says how much time has passed: a binary heap, because crowds have many. */
+/** Timers that fire when a test advances the clock: a binary heap, because some tests have many of them. */
 export class FakeClock {
   nowMs = 1_000_000; // no clock begins at 0
   timerCount = 0;
-  #heap = []; // the next one first; those that were cleared stay until their moment
+  #heap = []; // the next timer first; cleared timers stay until their time
   #lastNumber = 0;
 
   now = () => this.nowMs;
@@ -62,7 +62,7 @@ export class FakeClock {
     if (timer) timer.run = null;
   };
 
-  /** Let time pass; each timer fires at its moment, and promises go on before the next one. */
+  /** Advance the clock; each timer fires at its time, and promises continue before the next one. */
   async advance(byMs) {
     const endMs = this.nowMs + byMs;
     await settled();
@@ -95,13 +95,13 @@ export class FakeClock {
 
 const isBefore = (one, other) => one.atMs < other.atMs || (one.atMs === other.atMs && one.number < other.number);
 
-/** A WebSocket class whose sockets the test speaks for, and the sockets made of it. */
+/** A WebSocket class whose sockets the test controls, and the sockets made of it. */
 export function fakeNetwork() {
   const sockets = [];
   class FakeSocket {
     readyState = CONNECTING;
     sent = []; // messages of the client
-    closedWith; // what the client said to close()
+    closedWith; // the arguments of close() by the client
 
     constructor(url, protocols) {
       Object.assign(this, { url, protocols });
@@ -118,7 +118,7 @@ export function fakeNetwork() {
       if (this.readyState < CLOSING) this.readyState = CLOSING;
     }
 
-    /** The server lets the client in. */
+    /** The server accepts the client. */
     welcomes(fields = {}) {
       this.readyState = OPEN;
       this.onopen?.({});
@@ -139,7 +139,7 @@ export function fakeNetwork() {
       this.onclose?.({ code, reason });
     }
 
-    /** The commands of this kind. */
+    /** Return the commands of this kind. */
     said(op) {
       return this.sent.filter((message) => message.op === op);
     }
@@ -147,7 +147,7 @@ export function fakeNetwork() {
   return { sockets, FakeSocket };
 }
 
-/** A client on a fake network, with everything that it told in `events`. */
+/** A client on a fake network, with all its events in `events`. */
 export function makeRig(options = {}) {
   const clock = options.clock ?? new FakeClock();
   const { sockets, FakeSocket } = fakeNetwork();
@@ -174,21 +174,21 @@ export function makeRig(options = {}) {
     get socket() {
       return sockets.at(-1);
     },
-    /** Events of one kind without their type. */
+    /** Return the events of one kind without their type. */
     told: (wanted) => events.filter(({ type }) => type === wanted).map(({ type: _, ...fields }) => fields),
-    /** Connect, until there is a socket. */
+    /** Connect, and wait until there is a socket. */
     async connects() {
       client.connect();
       await settled();
       return rig.socket;
     },
-    /** Connect, and be welcome. */
+    /** Connect, and receive the welcome. */
     async opens(fields) {
       const socket = await rig.connects();
       socket.welcomes(fields);
       return socket;
     },
-    /** Wait for the next try, and be welcome there. */
+    /** Wait for the next attempt, and receive its welcome. */
     async reopens(fields) {
       await clock.advance(rig.told('close').at(-1).delayMs);
       rig.socket.welcomes(fields);

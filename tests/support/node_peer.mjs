@@ -1,6 +1,6 @@
 /**
- * Evaluates what it is told: each line of standard input is an expression as a JSON string, each line of standard
- * output its value. `wsgate` is the client's module and `WebSocket` the class of the package `ws`.
+ * Evaluate expressions: each line of standard input is an expression as a JSON string, and each line of standard
+ * output is its value. `wsgate` is the module of the client and `WebSocket` the class of the package `ws`.
  *
  * Usage: node node_peer.mjs FOLDER_WITH_MODULES
  */
