@@ -1,6 +1,6 @@
-// libFuzzer in a process that is a Python interpreter: each input goes to `run` of the module that
-// GUIDED_MODULE names. An exception that it lets out is a fault, and ends the process by abort, so that
-// libFuzzer keeps the input. See tests/fuzz/guided.py, which compiles and starts this.
+// Run libFuzzer in a process that is a Python interpreter: each input goes to `run` of the module that
+// GUIDED_MODULE names. An exception from it is a fault and ends the process by abort, so that libFuzzer
+// keeps the input. tests/fuzz/guided.py compiles and starts this program.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <signal.h>
@@ -19,8 +19,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc;
     (void)argv;
     PyConfig_InitPythonConfig(&config);
-    config.parse_argv = 0; // the arguments are libFuzzer's
-    config.install_signal_handlers = 0; // and so are the signals
+    config.parse_argv = 0; // the arguments are for libFuzzer
+    config.install_signal_handlers = 0; // libFuzzer handles signals
     signal(SIGPIPE, SIG_IGN);           // as Python does: a write to a closed socket is an error, not the end
     PyStatus status = PyConfig_SetBytesString(&config, &config.program_name, getenv("GUIDED_PYTHON"));
     if (!PyStatus_Exception(status)) {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs Debian packages where that is allowed (root, or sudo that asks nothing); else one line says what to
-# install, and it fails. Says what it does on standard error.
+# Install Debian packages where that is allowed (root, or sudo without a password). Otherwise print one line with
+# the packages to install, and fail. Progress goes to standard error.
 # Usage: install_packages.sh PACKAGE...
 set -eu
 

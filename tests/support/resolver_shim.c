@@ -1,7 +1,7 @@
-/* A stub resolver: `getaddrinfo` of one name, preloaded in front of the C library's.
+/* A stub resolver: `getaddrinfo` for one name, preloaded before the one of the C library.
 
-   `bus.test` is whatever address the file that RESOLVER_FILE names holds at the moment; while it holds
-   `hang`, whoever asks waits, as for a name server that does not answer. Other names go on as ever. */
+   `bus.test` has the address that is in the file RESOLVER_FILE at the time of the call. While the file has
+   `hang`, the caller waits, as for a name server that does not answer. Other names are resolved normally. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,12 +1,13 @@
 #!/bin/sh
-# Runs Python with the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Run Python with the compiled modules under AddressSanitizer and UndefinedBehaviorSanitizer.
 #
 #     sh tests/support/sanitize.sh <python> -m pytest tests/unit
 #     WSGATE_DEFECT=length sh tests/support/sanitize.sh <python> ...      one planted, see defects.py
 #
-# In a copy of what git knows, so that the development build stays as it is. CPython allocates with malloc
-# here: its own allocator would hide an access behind the end of an object from the sanitizer. Leaks are
-# not asked for, because the interpreter leaves much at its end; the tests count what the reactor holds.
+# It runs in a copy of the files of git, so that the development build does not change. CPython allocates with
+# malloc here, because its own allocator would hide an access behind the end of an object from the sanitizer.
+# Leaks are not detected, because the interpreter leaves much memory at its end; the tests count the memory of
+# the reactor.
 set -eu
 python=$1
 shift
@@ -40,7 +41,7 @@ WSGATE_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace >build.log 2>&1
 export PYTHONMALLOC=malloc LD_PRELOAD="$asan $ubsan"
 export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:handle_segv=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:abort_on_error=1
-# The modules must be these, or nothing was tested.
+# The modules must be the sanitized ones, or nothing was tested.
 "$python" -c "
 import pathlib, wsgate.reactor.loop
 file = pathlib.Path(wsgate.reactor.loop.__file__)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes sure that the interpreter given can make environments and compile: a C compiler, the C library's
-# headers, Python's own headers, the venv module. What is missing is installed with apt-get where that
-# is allowed (root, or sudo that asks nothing); else one line says what to install, and it fails.
+# Ensure that the given interpreter can make environments and compile: it needs a C compiler, the headers of the C
+# library and of Python, and the module venv. Missing packages are installed with apt-get where that is allowed
+# (root, or sudo without a password). Otherwise print one line with the packages to install, and fail.
 # Usage: system_packages.sh PYTHON
 set -eu
 python=$1
@@ -18,7 +18,7 @@ missing_packages() {
     headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     test -f "$headers/Python.h" || packages="$packages python$version-dev"
     command -v "${CC:-cc}" >/dev/null || packages="$packages gcc"
-    # gcc alone does not bring the C library's headers.
+    # gcc alone does not install the headers of the C library.
     echo '#include <stdlib.h>' | "${CC:-cc}" -E - >/dev/null 2>&1 || packages="$packages libc6-dev"
     echo $packages
 }
@@ -26,7 +26,7 @@ missing_packages() {
 missing=$(missing_packages)
 test -n "$missing" || exit 0
 
-# Debian's packages serve Debian's interpreter only.
+# Packages of Debian are for the interpreter of Debian only.
 base=$("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')
 case "$missing" in
 *python*)
