@@ -391,7 +391,7 @@ def test_hanging_bus_name_blocks_no_client_and_its_new_address_is_used_r22(
             wait_until("not ready", lambda: bus_is_down(gateway), WITHIN_S)
             wait_until(
                 "the resolution hangs",
-                lambda: any("no answer within" in line for line in gateway.lines),
+                lambda: any("no reply within" in line for line in gateway.lines),
                 WITHIN_S,
             )
             for number in range(20):  # the shard still answers and welcomes

@@ -358,7 +358,7 @@ def test_deleted_runtime_directory_is_created_again_with_all_its_files() -> None
         gateway.await_ready()
         wait_until(
             "the command line reaches the gateway",
-            lambda: "heard by 1" in gateway.run("publish", "news", "1", check=False).stdout,
+            lambda: "received by 1" in gateway.run("publish", "news", "1", check=False).stdout,
             WITHIN_S,
         )
         assert 1 in client.heard(1)

@@ -358,7 +358,7 @@ def test_listen_raises_only_errors_of_wsgate_with_address_and_cause() -> None:
     async def main() -> None:
         for answer in (b"nonsense\r\n\r\n", b"HTTP/1.1 101 Switching\r\n\r\n"):
             async with server_answering(answer) as (port, _):
-                with pytest.raises(BackendError, match="is no gateway"):
+                with pytest.raises(BackendError, match="is not a gateway"):
                     await asyncio.to_thread(listen, f"ws://127.0.0.1:{port}/", "news", print)
 
     run(main())

@@ -139,7 +139,7 @@ def test_page_with_a_token_shows_the_user_and_its_inbox_and_hides_the_token(
 def test_page_refuses_malformed_json_and_sends_nothing(page: Browser) -> None:
     page.fill("#data", "{oops")
     page.click("#publish")
-    assert "This is no JSON" in page.text("#data-fault")
+    assert "This is not valid JSON" in page.text("#data-fault")
     assert page.evaluate("document.activeElement.id") == "data"
     page.fill("#data", "1")
     assert page.text("#data-fault") == ""

@@ -209,7 +209,7 @@ def test_publish_to_a_stopped_server_is_unknown_and_the_next_one_down_r7(valkey:
             with valkey.paused():
                 assert await recorder.say() == "unknown"
                 assert await recorder.say() == "down"  # no publish waits for a bus that does not answer
-                assert recorder.why == ["no answer within 0.3 s"]
+                assert recorder.why == ["no reply within 0.3 s"]
             await until("it answers again", lambda: recorder.outcomes[-1][1] == "" or recorder.publish() == 0)
 
     run(main())

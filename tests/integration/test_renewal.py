@@ -109,7 +109,7 @@ def test_publish_command_uses_reloaded_namespaces_and_their_size_limits(node: No
     refused = node.gateway.run(*publish, check=False)
     assert refused.returncode == 2 and "no such namespace" in refused.stderr
     node.apply_file(BASE + "[channels.chat]\n")
-    assert node.gateway.run(*publish).stdout.startswith("heard by 0 shards")
+    assert node.gateway.run(*publish).stdout.startswith("received by 0 shards")
     node.apply_file(BASE + '[channels.chat]\nmax_publish = "11B"\n')
     refused = node.gateway.run(*publish, check=False)
     assert refused.returncode == 2 and "too large: the data has 12 bytes" in refused.stderr

@@ -323,8 +323,8 @@ def test_stopped_server_is_noticed_by_its_missing_reply_to_ping_r7(valkey: Valke
             await until("confirmed", lambda: recorder.confirmed)
             with valkey.paused():
                 await until("down", lambda: recorder.downs == 1)
-                assert recorder.why[0] == "no answer to PING"
-                await until("not greeted", lambda: "no answer within 0.3 s" in recorder.why)
+                assert recorder.why[0] == "no reply to PING"
+                await until("not greeted", lambda: "no reply within 0.3 s" in recorder.why)
             await until("up again", lambda: len(recorder.confirmed) == 2)
 
     run(main())
@@ -534,7 +534,7 @@ def test_bus_that_accepts_and_never_answers_is_left_after_the_connect_timeout() 
             fake_bus(lambda talk, parts: b"") as bus,
             running_subscriber(bus.address, options=SHORT) as recorder,
         ):
-            assert await cause_of_loss(bus, recorder) == "no answer within 0.3 s"
+            assert await cause_of_loss(bus, recorder) == "no reply within 0.3 s"
             assert recorder.ups == recorder.downs == 0
 
     run(main())
@@ -546,7 +546,7 @@ def test_bus_that_answers_pings_and_never_confirms_is_left_after_the_reply_timeo
             fake_bus(answering(b"SUBSCRIBE", b"")) as bus,
             running_subscriber(bus.address, b"news", options=SHORT) as recorder,
         ):
-            assert await cause_of_loss(bus, recorder) == "no answer to SUBSCRIBE"
+            assert await cause_of_loss(bus, recorder) == "no reply to SUBSCRIBE"
             assert len(bus.said(b"PING")) > 1
 
     run(main())
@@ -650,7 +650,7 @@ def test_server_that_sends_replies_without_a_command_is_disconnected_s26(word: b
             fake_bus(answering(word, said)) as bus,
             running_subscriber(bus.address, b"news") as recorder,
         ):
-            assert "not asked" in await cause_of_loss(bus, recorder)
+            assert "unrequested" in await cause_of_loss(bus, recorder)
             assert len(recorder.confirmed) <= 2 * recorder.ups
 
     run(main())

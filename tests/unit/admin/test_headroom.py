@@ -58,7 +58,7 @@ def test_headroom_card_has_sentences_for_the_node_and_meters_for_each_shard() ->
 
 
 def test_headroom_card_without_growth_has_no_forecast() -> None:
-    assert "They are not growing in number." in Page(headroom_card(block_of(1))).words
+    assert "The number of connections does not grow." in Page(headroom_card(block_of(1))).words
 
 
 def test_headroom_card_shows_socket_memory_and_listen_overflows_of_the_machine() -> None:

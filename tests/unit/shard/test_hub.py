@@ -279,13 +279,13 @@ def test_connection_that_left_or_ended_is_not_notified_and_leaves_no_state(bench
 
 
 def test_many_waiters_are_notified_in_batches_and_each_only_once(bench: HubRig) -> None:
-    peers = [bench.connect() for _ in range(TOLD_PER_PASS + 100)]
+    peers = [bench.connect() for _ in range(NOTIFIED_PER_PASS + 100)]
     for peer in peers:
         bench.join(peer, b"news")
     bench.up()
     assert bench.bus.commands == [("subscribe", b"news")]
     assert bench.hub.on_subscribed(b"news") is False
-    assert len(bench.confirmations) == TOLD_PER_PASS
+    assert len(bench.confirmations) == NOTIFIED_PER_PASS
     late = bench.connect()
     assert bench.join(late, b"news") is Joined.WAITS  # not before the earlier waiters
     assert bench.hub.on_subscribed(b"news") is True
@@ -401,7 +401,7 @@ def test_many_waiters_are_notified_of_a_bus_loss_in_batches(live: HubRig) -> Non
     for waiter in waiters:
         live.hub.join(waiter.conn, b"news", 0, waiter)
     live.down()
-    assert sum(waiter.confirmations for waiter in waiters) == TOLD_PER_PASS
+    assert sum(waiter.confirmations for waiter in waiters) == NOTIFIED_PER_PASS
     assert live.hub.tidy() is False
     assert [waiter.confirmations for waiter in waiters] == [1] * len(waiters)
     live.up()
@@ -415,22 +415,22 @@ def test_waiter_not_yet_notified_of_a_loss_is_resubscribed_when_the_bus_is_back(
     for peer in peers:
         assert live.join(peer, b"news") is Joined.WAITS
     live.down()
-    assert live.confirmations == [(b"news", False)] * TOLD_PER_PASS
+    assert live.confirmations == [(b"news", False)] * NOTIFIED_PER_PASS
     live.up()
     last = peers[-1]
     assert live.join(last, b"news") is Joined.ALREADY
     assert live.hub.confirm(last.conn, b"news", live.waiter) is Joined.WAITS
     for _ in range(5):
         live.hub.tidy()
-    assert live.confirmations.count((b"news", False)) == TOLD_PER_PASS
+    assert live.confirmations.count((b"news", False)) == NOTIFIED_PER_PASS
     live.confirm()
-    assert live.confirmations.count((b"news", True)) == 2 * TOLD_PER_PASS + 1
+    assert live.confirmations.count((b"news", True)) == 2 * NOTIFIED_PER_PASS + 1
     assert live.hub.pending == 0
     assert not live.hub._waiters and not live.hub._waiters._by_connection
 
 
 def test_loss_is_notified_only_for_the_cluster_server_that_is_still_down(live: HubRig) -> None:
-    peers = [live.connect() for _ in range(4 * TOLD_PER_PASS)]
+    peers = [live.connect() for _ in range(4 * NOTIFIED_PER_PASS)]
     for peer in peers:
         live.join(peer, b"a")
         live.join(peer, b"b")
