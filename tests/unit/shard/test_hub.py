@@ -275,7 +275,7 @@ def test_connection_that_left_or_ended_is_not_notified_and_leaves_no_state(bench
     bench.up()
     bench.confirm()
     assert bench.confirmations == [(b"news", True)]
-    assert not bench.hub._waits and not bench.hub._waiters
+    assert not bench.hub._waiters._by_connection and not bench.hub._waiters
 
 
 def test_many_waiters_are_notified_in_batches_and_each_only_once(bench: HubRig) -> None:
