@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
@@ -325,12 +326,13 @@ def test_gateway_of_the_bench_that_does_not_start_raises_with_the_setting() -> N
         pass
 
 
-def test_bench_leaves_no_process_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with GatewayProcess() as gateway:
-        pids = [pid for pids in processes.children(gateway._keeper.pid).values() for pid in pids]
-        gateway.call("publish", channel="x", stream=1, first_sequence=1, count=1)
-    assert list(tmp_path.iterdir()) == []
+def test_bench_leaves_no_process_and_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="wsgate-") as directory:  # short: it holds a Unix socket
+        monkeypatch.setattr("tempfile.tempdir", directory)
+        with GatewayProcess() as gateway:
+            pids = [pid for pids in processes.children(gateway._keeper.pid).values() for pid in pids]
+            gateway.call("publish", channel="x", stream=1, first_sequence=1, count=1)
+        assert list(Path(directory).iterdir()) == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
