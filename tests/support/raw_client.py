@@ -100,7 +100,8 @@ class RawClient:
         """Connect a client with a token in the header; return after `welcome` and its inbox."""
         client = cls(gateway, **options)
         try:
-            assert client.ask(request(path, headers=(bearer(token), *headers))).status == 101
+            answer = client.ask(request(path, headers=(bearer(token), *headers)))
+            assert answer.status == 101, answer
             assert client.hear()["op"] == "welcome"
             assert client.hear() == {"op": "subbed", "ch": "@me"}
         except BaseException:
